@@ -1,0 +1,34 @@
+"""Local text generation: `lm = gptcli.load()`, then `lm.generate("In a small town")`.
+
+Importing this costs nothing; torch is imported when a model is loaded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gptcli.errors import GptcliError
+    from gptcli.generation.events import Finished, TextDelta
+    from gptcli.language_model import LanguageModel, load
+    from gptcli.session import Session
+
+__version__ = "0.1.0"
+__all__ = ["Finished", "GptcliError", "LanguageModel", "Session", "TextDelta", "load"]
+
+_HOME = {
+    "Finished": "gptcli.generation.events",
+    "GptcliError": "gptcli.errors",
+    "LanguageModel": "gptcli.language_model",
+    "Session": "gptcli.session",
+    "TextDelta": "gptcli.generation.events",
+    "load": "gptcli.language_model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'gptcli' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOME[name]), name)

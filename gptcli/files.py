@@ -1,0 +1,64 @@
+"""Reading files that strangers wrote: strict JSON with a size limit, and regular files only."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+from gptcli.errors import BrokenCheckpoint, InputError
+
+JSON_LIMIT = 8 << 20  # no config is near this; tokenizers are read with a limit of their own
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Opens a regular file for reading; a pipe, device or directory is InputError at once, never a hang."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        raise InputError(f"cannot open: {path}: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(f"cannot open: {path}: not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
+    """A JSON object from a file of at most `limit` bytes.
+
+    Raises BrokenCheckpoint for anything but one well-formed object without duplicate keys, NaN or infinity.
+    """
+    with open_regular(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise BrokenCheckpoint(f"cannot read: {path}: larger than {limit >> 20} MB")
+    return parse_json(data, str(path))
+
+
+def parse_json(data: bytes, where: str) -> dict[str, Any]:
+    """A JSON object from bytes; `where` names them in the error. Raises BrokenCheckpoint as `read_json` does."""
+
+    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"duplicate key {next(name for name in names if names.count(name) > 1)[:60]!r}")
+        return result
+
+    def refuse_constant(name: str) -> None:
+        raise ValueError(f"{name} is not a JSON number")
+
+    try:
+        value = json.loads(
+            data.decode("utf-8-sig"), object_pairs_hook=without_duplicates, parse_constant=refuse_constant
+        )
+    except RecursionError:
+        raise BrokenCheckpoint(f"cannot read: {where}: nested too deeply") from None
+    except ValueError as error:
+        raise BrokenCheckpoint(f"cannot read: {where}: {error}") from None
+    if not isinstance(value, dict):
+        raise BrokenCheckpoint(f"cannot read: {where}: not a JSON object")
+    return value

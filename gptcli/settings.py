@@ -1,0 +1,114 @@
+"""What a user can set about a run, as frozen records that check their own ranges. Knows nothing of models."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Self, get_args
+
+from gptcli.errors import UsageError
+
+Overflow = Literal["error", "stop", "shift"]
+Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+Quantize = Literal["auto", "none", "int8", "int4"]
+
+# Below this a softmax over logits / temperature is one-hot in fp32.
+GREEDY_BELOW = 1e-5
+
+
+def _check(name: str, value: float, low: float, high: float, meaning: str = "") -> None:
+    if not (isinstance(value, int | float) and math.isfinite(value) and low <= value <= high):
+        bounds = f"between {low:g} and {high:g}" if math.isfinite(high) else f"at least {low:g}"
+        raise UsageError(f"{name} must be {bounds}{meaning}, not {value}")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageError(f"{name} must be one of {', '.join(choices)}, not {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How a token is drawn from the model's distribution."""
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check("temperature", self.temperature, 0, math.inf, " (0 is greedy)")
+        _check("top-k", self.top_k, 0, math.inf, " (0 is off)")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top-p must be above 0 and at most 1, not {self.top_p}")
+        _check("min-p", self.min_p, 0, 1)
+        if not 0 < self.repeat_penalty < math.inf:
+            raise UsageError(f"repeat-penalty must be above 0 (1 is off), not {self.repeat_penalty}")
+        _check("repeat-last-n", self.repeat_last_n, -1, math.inf, " (0 is off, -1 the whole context)")
+        _check("presence-penalty", self.presence_penalty, -100, 100)
+        _check("frequency-penalty", self.frequency_penalty, -100, 100)
+        for token, bias in self.logit_bias:
+            _check("logit-bias id", token, 0, math.inf)
+            if math.isnan(bias):
+                raise UsageError(f"logit-bias of token {token} must be a number, not {bias}")
+        if self.seed is not None:
+            _check("seed", self.seed, 0, 2**64 - 1)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most probable token is always taken."""
+        return self.temperature < GREEDY_BELOW
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether recent tokens are made less likely."""
+        return self.repeat_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+    @classmethod
+    def resolve(cls, given: dict[str, Any], model_defaults: dict[str, Any]) -> Self:
+        """The value of each field: given by the user, else by the model, else our own default. None is not given."""
+        names = {field.name for field in fields(cls)}
+        chosen = {name: value for name, value in model_defaults.items() if name in names}
+        chosen |= {name: value for name, value in given.items() if name in names and value is not None}
+        return replace(cls(), **chosen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopConfig:
+    """When a generation ends. `max_tokens` -1 means when the context is full."""
+
+    max_tokens: int = 256
+    strings: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    overflow: Overflow = "stop"
+
+    def __post_init__(self) -> None:
+        _check("max-tokens", self.max_tokens, -1, math.inf, " (-1 is until the context is full)")
+        if "" in self.strings:
+            raise UsageError("a stop text must not be empty")
+        _check_choice("overflow", self.overflow, get_args(Overflow))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """Where and in which precision a model runs."""
+
+    device: str = "auto"
+    dtype: Dtype = "auto"
+    quantize: Quantize = "auto"
+    ctx_size: int | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("dtype", self.dtype, get_args(Dtype))
+        _check_choice("quantize", self.quantize, get_args(Quantize))
+        if self.ctx_size is not None:
+            _check("ctx-size", self.ctx_size, 1, math.inf)
+        if self.threads is not None:
+            _check("threads", self.threads, 1, 1024)
