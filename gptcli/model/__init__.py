@@ -1,0 +1,1 @@
+"""The decoder itself, written once for all families."""

@@ -1,0 +1,67 @@
+"""Rotary position embeddings (Su et al., 2021) and the schemes that stretch them to longer contexts."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gptcli.model.config import LinearScaling, Llama3Scaling, RopeConfig, YarnScaling
+
+
+def rotary_table(rope: RopeConfig, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin for positions 0 to length - 1, each (length, 1, dim), in the layout that `rotate` wants.
+
+    Angles are computed in fp32 whatever the dtype. The first half of sin is negated.
+    """
+    frequencies, magnitude = _frequencies(rope, device)
+    angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequencies)
+    cos, sin = angles.cos() * magnitude, angles.sin() * magnitude  # (length, dim / 2)
+    return (
+        torch.cat([cos, cos], -1).to(dtype).unsqueeze(1),
+        torch.cat([-sin, sin], -1).to(dtype).unsqueeze(1),
+    )
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns each head's channel pairs (i, i + dim / 2) by their position's angle. x: (B, T, heads, dim)."""
+    first, second = x.chunk(2, -1)
+    return torch.addcmul(x * cos, torch.cat([second, first], -1), sin)
+
+
+def _frequencies(rope: RopeConfig, device: torch.device) -> tuple[Tensor, float]:
+    """Radians a position for each channel pair, (dim / 2,), and what multiplies cos and sin."""
+    exponents = torch.arange(0, rope.dim, 2, device=device, dtype=torch.float32) / rope.dim
+    frequencies = 1.0 / rope.theta**exponents
+    match rope.scaling:
+        case None:
+            return frequencies, 1.0
+        case LinearScaling(factor=factor):
+            return frequencies / factor, 1.0
+        case Llama3Scaling() as scaling:
+            return _llama3(frequencies, scaling), 1.0
+        case YarnScaling() as scaling:
+            return _yarn(frequencies, rope, scaling), scaling.magnitude
+
+
+def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
+    turns = scaling.original_context * frequencies / (2 * math.pi)  # within the original context
+    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    keep = keep.clamp(0, 1)
+    return frequencies * keep + frequencies / scaling.factor * (1 - keep)
+
+
+def _yarn(frequencies: Tensor, rope: RopeConfig, scaling: YarnScaling) -> Tensor:
+    def channel(turns: float) -> float:
+        """The channel pair that makes this many turns within the original context."""
+        return rope.dim * math.log(scaling.original_context / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low, high = channel(scaling.beta_fast), channel(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.dim - 1)
+    if low == high:
+        high += 0.001  # a step, without dividing by zero
+    stretch = ((torch.arange(rope.dim // 2, device=frequencies.device) - low) / (high - low)).clamp(0, 1)
+    return frequencies * (1 - stretch) + frequencies / scaling.factor * stretch
