@@ -1,0 +1,1 @@
+"""Checkpoints on disk: what they hold and how it becomes a decoder."""

@@ -1,0 +1,1 @@
+"""Model families as data: one module each."""
