@@ -1,0 +1,1 @@
+"""Text, tokens and chat templates, without torch."""
