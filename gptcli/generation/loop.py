@@ -1,0 +1,139 @@
+"""The generation loop: prefill, draw, decode, stop. Knows nothing of terminals or conversations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from torch import Tensor
+
+from gptcli.errors import ContextOverflow
+from gptcli.generation.context import check_prompt
+from gptcli.generation.events import Finished, FinishReason, StepLogprobs, TextDelta, TokenLogprob, Usage
+from gptcli.generation.sampling import Sampler
+from gptcli.generation.stopping import StopMatcher
+from gptcli.model.cache import KVCache
+from gptcli.runtime.engine import Engine
+from gptcli.settings import SamplingConfig, StopConfig
+from gptcli.text.detokenizer import Detokenizer
+from gptcli.text.tokenizer import Tokenizer
+
+Event = TextDelta | Finished
+
+
+def generate(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    *,
+    sampling: SamplingConfig,
+    stop: StopConfig,
+    stop_ids: frozenset[int],
+    cache: KVCache | None = None,
+    logprobs: int | None = None,
+    on_prefill: Callable[[int, int], None] = lambda done, total: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[Event]:
+    """Continues a prompt of one or more token ids; yields text as it comes, then one Finished.
+
+    cache: what it shares with the prompt's beginning is not run again; it is left holding what was run.
+    logprobs: records each token's log-probability and that of this many alternatives.
+    cancelled: asked before every token and chunk; once true, the generation finishes with reason "interrupt".
+    Raises ContextOverflow where the prompt does not fit, or at the context's end where `stop.overflow` is "error".
+    """
+    check_prompt(len(prompt), engine.ctx_size)
+    started = time.perf_counter()
+    cache = engine.new_cache() if cache is None else cache
+    sampler = Sampler(sampling, engine.plan.device)
+    detokenizer, matcher = Detokenizer(), StopMatcher(stop.strings)
+    history, ids, steps = list(prompt), list[int](), list[StepLogprobs]()
+    reason: FinishReason = "length"
+    stopped_by = first_token = None
+
+    # The last token is run even where the cache holds it: its logits are what the first draw needs.
+    cache.keep_common(prompt[:-1])
+    prefilled = len(prompt) - cache.length
+    logits = engine.prefill(prompt[cache.length :], cache, on_prefill, cancelled)
+    prefill_s = time.perf_counter() - started
+    while len(ids) != stop.max_tokens:
+        if logits is None or cancelled():
+            reason = "interrupt"
+            break
+        logits = _drawable(logits, tokenizer, stop_ids if stop.ignore_eos else frozenset())
+        token = int(sampler(logits, history))
+        first_token = first_token or time.perf_counter()
+        if token in stop_ids:
+            reason, stopped_by = "stop", tokenizer.token_name(token)
+            break
+        ids.append(token)
+        history.append(token)
+        if logprobs is not None:
+            steps.append(_step_logprobs(logits, token, logprobs, tokenizer))
+        text = b"" if tokenizer.is_control(token) else tokenizer.token_bytes(token)
+        if data := matcher.push(detokenizer.push(text)):
+            yield TextDelta(data)
+        if matcher.matched is not None:
+            reason, stopped_by = "stop", matcher.matched
+            break
+        if len(ids) == stop.max_tokens:
+            break
+        if len(history) < engine.ctx_size:
+            logits = engine.decode(token, cache)
+        elif stop.overflow == "shift":
+            history = _shifted(history, tokenizer)
+            cache.truncate(0)
+            logits = engine.prefill(history, cache, cancelled=cancelled)
+        elif stop.overflow == "error":
+            raise ContextOverflow(f"the context of {engine.ctx_size} tokens is full")
+        else:
+            break
+    if matcher.matched is None and (data := matcher.push(detokenizer.flush()) + matcher.flush()):
+        yield TextDelta(data)
+
+    ended = time.perf_counter()
+    decode_s = ended - (first_token or ended)
+    yield Finished(
+        reason=reason,
+        ids=tuple(ids),
+        stop=stopped_by,
+        seed=sampler.seed,
+        usage=Usage(
+            prompt_tokens=len(prompt),
+            completion_tokens=len(ids),
+            load_s=engine.load_s,
+            prefill_s=prefill_s,
+            ttft_s=(first_token or ended) - started,
+            decode_s=decode_s,
+            prefill_tokens_per_s=prefilled / prefill_s,
+            decode_tokens_per_s=max(0, len(ids) - 1) / decode_s if decode_s else 0.0,
+        ),
+        logprobs=None if logprobs is None else tuple(steps),
+    )
+
+
+def _drawable(logits: Tensor, tokenizer: Tokenizer, forbidden: frozenset[int]) -> Tensor:
+    """Logits (vocab,) without the rows that pad the vocabulary, and with -inf for what must not be drawn."""
+    logits = logits[: tokenizer.size]
+    if forbidden:
+        logits = logits.clone()
+        logits[[token for token in forbidden if token < len(logits)]] = float("-inf")
+    return logits
+
+
+def _step_logprobs(logits: Tensor, token: int, alternatives: int, tokenizer: Tokenizer) -> StepLogprobs:
+    logprobs = logits.log_softmax(0)
+
+    def record(id: int, logprob: float) -> TokenLogprob:
+        return TokenLogprob(id, tokenizer.token_bytes(id), logprob)
+
+    top = logprobs.topk(min(alternatives, len(logprobs)))
+    return StepLogprobs(
+        chosen=record(token, float(logprobs[token])),
+        top=tuple(map(record, top.indices.tolist(), top.values.tolist())),
+    )
+
+
+def _shifted(history: list[int], tokenizer: Tokenizer) -> list[int]:
+    """The newer half of a full context, behind the control token that began it, if one did."""
+    head = history[:1] if tokenizer.is_control(history[0]) else []
+    return head + history[len(history) // 2 + len(head) :]

@@ -1,0 +1,98 @@
+"""Picks device, precision and packing for a model, from what was asked and what this machine has."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.load import Packing
+from gptcli.errors import NoSuchDevice, OutOfMemory, UsageError
+from gptcli.settings import RuntimeConfig
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """Where a model will run, in which precision, and what becomes of packed weights."""
+
+    device: torch.device
+    dtype: torch.dtype
+    packing: Packing
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype as the command line spells it."""
+        return next(name for name, dtype in _DTYPES.items() if dtype == self.dtype)
+
+
+def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
+    """The plan for one model.
+
+    `auto` runs on CUDA in the checkpoint's own precision, else on the CPU in fp32, or in the checkpoint's own where
+    fp32 would not fit. Packed weights are expanded where that fits easily, for torch alone multiplies dense ones
+    faster. Raises NoSuchDevice, UsageError or OutOfMemory.
+    """
+    device = _device(runtime.device)
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
+    free = _free_bytes(device)
+    parameters = sum(math.prod(folder.parameter_shape(recipe)) for recipe in folder.architecture.parameters.values())
+    if runtime.dtype != "auto":
+        dtype = _DTYPES[runtime.dtype]
+    elif device.type == "cpu" and parameters * 4 < free * 0.8:
+        dtype = torch.float32
+    else:
+        dtype = _stored_dtype(folder)
+    dense_bytes = parameters * dtype.itemsize
+    packing: Packing
+    match runtime.quantize:
+        case "none":
+            packing, needed = "expand", dense_bytes
+        case "int8" | "int4":
+            packing, needed = runtime.quantize, parameters
+        case "auto":
+            expand = not folder.affine or dense_bytes < free / 4
+            packing, needed = ("expand", dense_bytes) if expand else ("keep", folder.weight_bytes)
+    if needed > free:
+        raise OutOfMemory(
+            f"the model needs {needed / 1e9:.1f} GB on {device}, {free / 1e9:.1f} GB are free",
+            hint="try --quantize int4, a smaller --dtype or a smaller model",
+        )
+    return DevicePlan(device, dtype, packing)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"device must be auto, cpu, cuda or cuda:N, not {name}") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise NoSuchDevice(f"no such device: {name}: this machine has {count} CUDA devices", "use --device cpu")
+    elif device.type != "cpu":
+        raise UsageError(f"device must be auto, cpu, cuda or cuda:N, not {name}")
+    return device
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def _stored_dtype(folder: ModelFolder) -> torch.dtype:
+    """The precision most of the dense weights are stored in; fp16 for packed ones, whose scales are."""
+    sizes = {"BF16": 0, "F16": 0, "F32": 0}
+    for tensor in folder.tensors.values():
+        if tensor.dtype in sizes:
+            sizes[tensor.dtype] += tensor.size
+    stored = max(sizes, key=lambda name: sizes[name])
+    return {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[stored]
