@@ -1,0 +1,1 @@
+"""Commands, options and everything that reaches a terminal."""

@@ -1,0 +1,95 @@
+"""The Typer app and the one error boundary: what goes wrong becomes a line, perhaps a hint, and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from gptcli import __version__
+from gptcli.cli import generate, models
+from gptcli.cli.render import print_error
+from gptcli.errors import ExitCode, GptcliError, OutputError
+
+app = typer.Typer(
+    name="gptcli",
+    help="Local text generation for a terminal, a pipe and a Python program.",
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+app.command("generate")(generate.generate)
+app.add_typer(models.app, name="models")
+
+
+@app.callback()
+def _gptcli(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"gptcli {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs the command line and returns its exit code. KeyboardInterrupt and BrokenPipeError pass through."""
+    if "_GPTCLI_COMPLETE" in os.environ:  # a shell asks for completions
+        app(prog_name="gptcli")
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    try:
+        _program(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return ExitCode.OK
+    except typer.Exit as exit:
+        return exit.exit_code
+    except typer.TyperException as error:
+        return _report(error.format_message(), _usage_hint(error), error.exit_code, error)
+    except GptcliError as error:
+        return _report(error.message, error.hint, error.exit_code, error)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.filename is None:  # no file of ours: the terminal, the pipe or the disk behind stdout
+            failure = OutputError(f"cannot write: standard output: {error.strerror}")
+            return _report(failure.message, None, failure.exit_code, error)
+        return _report_bug(error)
+    except Exception as error:
+        return _report_bug(error)
+
+
+def _program(arguments: Sequence[str]) -> None:
+    command = typer.main.get_command(app)
+    with command.make_context("gptcli", _with_plain_stats(arguments)) as context:
+        command.invoke(context)
+
+
+def _with_plain_stats(arguments: Sequence[str]) -> list[str]:
+    """`--stats=json` as the two options it is to Typer, which has no options with an optional value."""
+    ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    replaced = ["--stats-json" if argument == "--stats=json" else argument for argument in ours]
+    return replaced + list(arguments[len(ours) :])
+
+
+def _usage_hint(error: typer.TyperException) -> str | None:
+    context = getattr(error, "ctx", None)
+    return f"run `{context.command_path} --help`" if context else None
+
+
+def _report(message: str, hint: str | None, code: int, error: BaseException) -> int:
+    if os.environ.get("GPTCLI_DEBUG") == "1":
+        raise error
+    print_error(message, hint)
+    return code
+
+
+def _report_bug(error: Exception) -> int:
+    message = f"internal error: {type(error).__name__}: {error}"
+    return _report(message, "this is a bug; GPTCLI_DEBUG=1 shows where it is", ExitCode.BUG, error)

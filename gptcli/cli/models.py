@@ -1,0 +1,291 @@
+"""`gptcli models`: which models are here, what is in them, and how they come and go."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.registry import FAMILIES
+from gptcli.cli import options
+from gptcli.cli.render import Activity, megabytes, print_note
+from gptcli.cli.sink import Sink
+from gptcli.errors import BrokenCheckpoint, GptcliError, ModelNotFound, NoTemplate
+from gptcli.language_model import LanguageModel
+from gptcli.settings import RuntimeConfig, SamplingConfig
+from gptcli.store.catalog import DEFAULT_MODEL, LocalModel, find, local_models
+from gptcli.text.conversation import Message
+
+if TYPE_CHECKING:
+    from gptcli.store.catalog import FetchProgress
+
+app = typer.Typer(
+    help="List, inspect, fetch and remove local models.",
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A name that `gptcli models` lists, or a directory.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a model of the same name.")]
+
+
+@app.callback()
+def models(
+    context: typer.Context,
+    supported: Annotated[bool, typer.Option("--supported", help="List the model types that can be run.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """List local models."""
+    if context.invoked_subcommand:
+        return
+    if supported:
+        types = [{"model_type": name, "about": _first_line(family.__doc__)} for name, family in FAMILIES.items()]
+        _print_records(types, as_json)
+        return
+    found = [_list_entry(model) for model in local_models()]
+    _print_records(found, as_json)
+    if not found and not as_json:
+        print_note(f"no models yet; `gptcli models pull {DEFAULT_MODEL}` fetches the default one")
+
+
+@app.command()
+def show(name: Name = DEFAULT_MODEL, as_json: options.Json = False) -> None:
+    """Show what a model is: shapes, context, template, defaults and where each comes from, memory it will need."""
+    lm = LanguageModel(name, ModelFolder.open(_path(name)), RuntimeConfig())
+    facts = _facts(lm)
+    if as_json:
+        _print_records([facts], as_json=True)
+        return
+    rows = []
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            rows += [{"": f"{key}.{inner}", "value": _spelled(item)} for inner, item in value.items()]
+        else:
+            rows.append({"": key, "value": _spelled(value)})
+    _print_records(rows, as_json=False, header=False)
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(metavar="NAME", help=f"{DEFAULT_MODEL}, or OWNER/NAME on the hub.")],
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.")] = None,
+    force: Force = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Fetch a model; prints the directory it is in."""
+    from gptcli.store.pull import pull_default, pull_hub
+
+    def fetch(on_progress: FetchProgress) -> Path:
+        return pull_default(on_progress) if name == DEFAULT_MODEL else pull_hub(name, revision, on_progress)
+
+    _install(name, force, quiet, fetch)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="A llama-architecture GGUF file.")],
+    name: Annotated[str | None, typer.Option("--name", help="(default: the file's name)")] = None,
+    force: Force = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Convert a GGUF file into a model directory, keeping quantized values exactly; prints the directory."""
+    from gptcli.store.pull import import_gguf
+
+    name = name or file.stem.lower()
+    _install(name, force, quiet, partial(import_gguf, file, name))
+
+
+@app.command()
+def rm(name: Name, quiet: options.Quiet = False) -> None:
+    """Remove a model that gptcli installed."""
+    from gptcli.store.install import remove
+
+    path = remove(name)
+    if not quiet:
+        print_note(f"removed {path}")
+
+
+@app.command()
+def verify(name: Name = DEFAULT_MODEL, quiet: options.Quiet = False) -> None:
+    """Check a model from end to end: checksums, headers, shapes, tokenizer, template, and every weight for NaN."""
+    model = find(name) or LocalModel(name, _path(name))
+    sink = Sink()
+
+    def passed(check: str) -> None:
+        if not quiet:
+            sink.write(f"ok  {check}\n".encode())
+
+    with Activity(quiet=quiet) as activity:
+        from gptcli.store.install import changed_files
+
+        checksums = model.record.get("sha256", {})
+        if changed := changed_files(model.path, model.record):
+            raise BrokenCheckpoint(f"changed since it was installed: {model.path}: {', '.join(changed)}")
+        lm = LanguageModel(name, ModelFolder.open(model.path), RuntimeConfig())
+        activity.bytes("checking weights", 0, 0)
+        from gptcli.checkpoint.load import empty_decoder
+        from gptcli.checkpoint.tensors import non_finite_tensors
+
+        empty_decoder(lm.folder)
+        if damaged := non_finite_tensors(lm.folder):
+            raise BrokenCheckpoint(f"NaN or infinity: {lm.folder.path}: {', '.join(damaged[:5])}")
+        template = _template_state(lm)
+        lm.sampling_defaults  # noqa: B018  raises where they are out of range
+    passed(f"{len(checksums)} files are as installed" if checksums else "no checksums were recorded")
+    passed(f"{len(lm.folder.tensors)} tensors are well-formed, as {lm.folder.config['model_type']} wants them, finite")
+    passed(f"tokenizer: {lm.tokenizer.size} tokens")
+    passed(f"chat template: {template}")
+
+
+def _install(name: str, force: bool, quiet: bool, fetch: Any) -> None:
+    existing = find(name)
+    if existing and not force:
+        if not quiet:
+            print_note(f"{name} is already here; --force replaces it")
+        path = existing.path
+    else:
+        with Activity(quiet=quiet) as activity:
+            path = fetch(activity.bytes)
+            ModelFolder.open(path)
+    Sink().write(f"{path}\n".encode())
+
+
+def _path(name: str) -> Path:
+    model = find(name)
+    if model is None:
+        raise ModelNotFound(f"no such model: {name}", hint="run `gptcli models` to see which are")
+    return model.path
+
+
+def _list_entry(model: LocalModel) -> dict[str, Any]:
+    try:
+        folder = ModelFolder.open(model.path)
+        kind, parameters = str(folder.config.get("model_type")), _parameters(folder)
+    except GptcliError as error:
+        kind, parameters = f"broken: {error.message}", 0
+    return {
+        "name": model.name,
+        "type": kind,
+        "parameters": parameters,
+        "bytes": model.size,
+        "path": str(model.path),
+    }
+
+
+def _parameters(folder: ModelFolder) -> int:
+    """How many weights a model has, packed ones counted one by one."""
+    return sum(math.prod(folder.parameter_shape(recipe)) for recipe in folder.architecture.parameters.values())
+
+
+def _facts(lm: LanguageModel) -> dict[str, Any]:
+    folder, config = lm.folder, lm.folder.architecture.config
+    parameters = _parameters(folder)
+    first = config.blocks[0]
+    dtypes: dict[str, int] = {}
+    for tensor in folder.tensors.values():
+        dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + 1
+    sampling = SamplingConfig.resolve({}, lm.sampling_defaults)
+    packed = sorted({f"{spec.bits} bits in groups of {spec.group_size}" for spec in folder.affine.values()})
+    return {
+        "name": lm.name,
+        "path": str(folder.path),
+        "type": folder.config["model_type"],
+        "parameters": parameters,
+        "layers": len(config.blocks),
+        "hidden_size": config.hidden_size,
+        "heads": first.attention.heads,
+        "kv_heads": first.attention.kv_heads,
+        "head_dim": first.attention.head_dim,
+        "mlp_width": first.mlp.width,
+        "vocabulary": config.vocab_size,
+        "tokens": lm.tokenizer.size,
+        "tied_head": config.tied_head,
+        "context": config.max_context,
+        "tensors": dtypes,
+        "quantization": packed,
+        "stop_ids": {where: list(ids) for where, ids in _stop_sources(lm).items()},
+        "chat_template": _template_state(lm),
+        "sampling": {
+            field: {"value": getattr(sampling, field), "from": _origin(field, lm)}
+            for field in ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n")
+        },
+        "bytes": {
+            "on_disk": LocalModel(lm.name, folder.path).size,
+            "weights_as_stored": folder.weight_bytes,
+            "weights_in_fp32": 4 * parameters,
+            "cache_a_token_in_fp32": config.cache_bytes(1, 4),
+            "cache_of_full_context_in_fp32": config.cache_bytes(config.max_context, 4),
+        },
+    }
+
+
+def _stop_sources(lm: LanguageModel) -> dict[str, Sequence[int]]:
+    own = {"tokenizer_config.json": lm.tokenizer.stop_ids} if lm.tokenizer.stop_ids else {}
+    return {**lm.folder.stop_ids, **own}
+
+
+def _origin(field: str, lm: LanguageModel) -> str:
+    return "generation_config.json" if field in lm.sampling_defaults else "gptcli"
+
+
+def _template_state(lm: LanguageModel) -> str:
+    """Where the template is, or `none`; one that fails is an error."""
+    try:
+        template = lm.template
+    except NoTemplate:
+        return "none"
+    template.render([Message("user", "Hello")], lm.tokenizer)
+    return Path(template.where).name
+
+
+def _first_line(docstring: str | None) -> str:
+    return (docstring or "").partition("\n")[0]
+
+
+def _spelled(value: Any) -> str:
+    match value:
+        case {"value": inner, "from": origin}:
+            return f"{inner:g} ({origin})"
+        case list():
+            return ", ".join(map(str, value)) or "none"
+        case bool():
+            return "yes" if value else "no"
+        case int() if value >= 100_000:
+            return f"{value:,}"
+    return str(value)
+
+
+def _print_records(records: Iterable[dict[str, Any]], as_json: bool, header: bool = True) -> None:
+    """A table on a terminal; in a pipe, JSON or the bare values between tabs, a record a line."""
+    sink = Sink()
+    if as_json:
+        for record in records:
+            sink.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        return
+    if not sink.is_terminal:
+        for record in records:
+            sink.write("\t".join(str(value) for value in record.values()).encode() + b"\n")
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from gptcli.cli.sink import clean
+
+    rows = list(records)
+    if not rows:
+        return
+    table = Table(box=None, show_header=header, pad_edge=False, header_style="bold")
+    for key, value in rows[0].items():
+        number = isinstance(value, int)
+        table.add_column(key, justify="right" if number else "left", overflow="fold", style=None if key else "cyan")
+    for row in rows:
+        cells = [megabytes(value) if key == "bytes" else _spelled(value) for key, value in row.items()]
+        table.add_row(*(Text(clean(cell)) for cell in cells))
+    Console().print(table)

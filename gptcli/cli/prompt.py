@@ -1,0 +1,80 @@
+"""Reads prompts: from the argument, a file, a pipe. Bytes are taken as they are and must be UTF-8."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from gptcli.errors import InputError, UsageError
+from gptcli.files import open_regular
+
+DecodingErrors = Literal["strict", "replace"]
+
+
+def read_prompt(argument: str | None, file: Path | None, errors: DecodingErrors, max_input: int) -> str:
+    """The whole prompt: a file or piped stdin, a blank line, and the argument; whatever of it there is.
+
+    `-` stands for stdin, as argument or file. Raises UsageError where there is no prompt at all, InputError for what
+    is no UTF-8 text or larger than `max_input` bytes.
+    """
+    if argument == "-" or str(file) == "-":
+        given = _read_stdin(errors, max_input)
+    elif file is not None:
+        with open_regular(file) as stream:
+            given = _decode(stream, str(file), errors, max_input)
+    elif sys.stdin is not None and not sys.stdin.isatty():
+        given = _read_stdin(errors, max_input)
+    else:
+        given = ""
+    own = "" if argument in (None, "-") else argument_text(argument or "")
+    if not given and not own:
+        raise UsageError(
+            "there is no prompt",
+            hint='give one as an argument, with --file, or through a pipe: echo "Once" | gptcli ...',
+        )
+    if not given or not own:
+        return given or own
+    return given + "\n" * max(0, 2 - _trailing_newlines(given)) + own
+
+
+def argument_text(argument: str) -> str:
+    """A command-line argument as UTF-8, whatever the locale. Raises UsageError where it is none."""
+    try:
+        return os.fsencode(argument).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"an argument is not UTF-8 at byte {error.start}") from None
+
+
+def read_text(file: Path, errors: DecodingErrors, max_input: int) -> str:
+    """A whole text file. Raises InputError as `read_prompt` does."""
+    with open_regular(file) as stream:
+        return _decode(stream, str(file), errors, max_input)
+
+
+def _read_stdin(errors: DecodingErrors, max_input: int) -> str:
+    if sys.stdin is None:
+        raise InputError("cannot read: standard input is closed")
+    return _decode(sys.stdin.buffer, "standard input", errors, max_input)
+
+
+def _decode(stream: BinaryIO, where: str, errors: DecodingErrors, max_input: int) -> str:
+    try:
+        data = stream.read(max_input + 1)
+    except OSError as error:
+        raise InputError(f"cannot read: {where}: {error.strerror}") from None
+    if len(data) > max_input:
+        raise InputError(f"too large: {where}: more than {max_input} bytes", hint="raise the limit with --max-input")
+    if b"\0" in data:
+        raise InputError(f"not a text: {where}: a NUL byte at {data.index(0)}; it looks binary")
+    try:
+        return data.decode("utf-8", errors)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"not UTF-8: {where}: byte {error.start}", hint="--errors replace takes it with U+FFFD in its place"
+        ) from None
+
+
+def _trailing_newlines(text: str) -> int:
+    return len(text) - len(text.rstrip("\n"))
