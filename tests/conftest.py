@@ -1,0 +1,53 @@
+"""Fixtures: a tiny checkpoint made on the spot, and the real default model, fetched once into a cache directory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import platformdirs
+import pytest
+
+import gptcli
+from gptcli import LanguageModel
+from gptcli.store.catalog import DEFAULT_MODEL, locate
+from tests.tiny import make_model
+
+
+@pytest.fixture(autouse=True)
+def _a_home_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the models, caches or settings of whoever runs it."""
+    monkeypatch.setenv("GPTCLI_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
+    for name in ("GPTCLI_MODEL", "GPTCLI_DEBUG", "HF_HUB_CACHE", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a tiny llama."""
+    return make_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_model: Path) -> LanguageModel:
+    """The tiny llama, loaded in fp32 on the CPU."""
+    return gptcli.load(tiny_model, device="cpu", dtype="fp32")
+
+
+@pytest.fixture(scope="session")
+def real_weights() -> Iterator[Path]:
+    """GPTCLI_WEIGHTS with the default model in it; fetched the first time, then kept between runs."""
+    root = Path(os.environ.get("GPTCLI_TEST_WEIGHTS") or platformdirs.user_cache_path("gptcli") / "test-weights")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPTCLI_WEIGHTS", str(root))
+        locate(DEFAULT_MODEL)
+    yield root
+
+
+@pytest.fixture(scope="session")
+def real(real_weights: Path) -> LanguageModel:
+    """The default model, dense in fp32 on the CPU."""
+    return gptcli.load(real_weights / DEFAULT_MODEL, device="cpu", dtype="fp32", quantize="none")
