@@ -1,6 +1,17 @@
 from __future__ import annotations
 
+import inspect
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import gptcli
 from gptcli import Finished, LanguageModel, TextDelta
+from gptcli.cli.generate import generate as command
+from gptcli.errors import ContextOverflow, ModelNotFound, UsageError
+from tests.tiny import make_model
 
 
 def test_a_generation_is_text_and_then_how_it_ended(tiny: LanguageModel) -> None:
@@ -9,4 +20,72 @@ def test_a_generation_is_text_and_then_how_it_ended(tiny: LanguageModel) -> None
     assert isinstance(finished, Finished)
     assert len(finished.ids) == 8
     assert finished.reason == "length"
-    assert b"".join(delta.data for delta in deltas) == tiny.tokenizer.decode(finished.ids)
+    assert finished.usage.completion_tokens == 8
+    assert b"".join(delta.data for delta in deltas if isinstance(delta, TextDelta)) == tiny.tokenizer.decode(
+        finished.ids
+    )
+
+
+def test_names_and_defaults_are_the_command_lines() -> None:
+    ours = inspect.signature(LanguageModel.generate).parameters
+    theirs = inspect.signature(command).parameters
+    for name in set(ours) - {"self", "prompt", "stop"}:
+        assert ours[name].default == theirs[name].default, name
+    for name in set(inspect.signature(gptcli.load).parameters) - {"model"}:
+        assert inspect.signature(gptcli.load).parameters[name].default == theirs[name].default, name
+
+
+def test_logits_have_a_row_a_token(tiny: LanguageModel) -> None:
+    logits = tiny.logits([3, 4, 5])
+    assert logits.shape == (3, 320)
+    assert logits.dtype == torch.float32
+
+
+def test_a_score_is_the_log_probability_of_each_token(tiny: LanguageModel) -> None:
+    text = "In a small town"
+    score = tiny.score(text)
+    ids = tiny.tokenizer.encode(text)
+    wanted = tiny.logits(ids).double().log_softmax(-1)
+    assert score.ids == tuple(ids)
+    assert score.logprobs[0] is None
+    assert score.logprobs[1:] == pytest.approx([wanted[i, id].item() for i, id in enumerate(ids[1:])], abs=1e-5)
+    assert score.perplexity == pytest.approx(math.exp(score.nll / (len(ids) - 1)))
+    assert score.bits_per_byte == pytest.approx(score.nll / math.log(2) / len(text))
+
+
+def test_a_text_longer_than_the_context_is_not_scored_in_part(tiny: LanguageModel) -> None:
+    with pytest.raises(ContextOverflow, match="the context holds 256"):
+        tiny.score("x " * 300)
+
+
+def test_an_unknown_model_and_a_bad_value_are_errors_that_say_so(tiny: LanguageModel) -> None:
+    with pytest.raises(ModelNotFound, match="no such model: nothing"):
+        gptcli.load("nothing")
+    with pytest.raises(UsageError, match="dtype must be one of"):
+        gptcli.load("nothing", dtype="fp8")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="top-p"):
+        tiny.generate("x", top_p=0.0)
+
+
+def test_a_context_beyond_the_models_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(UsageError, match="beyond the model's context of 256"):
+        gptcli.load(tiny_model, ctx_size=257)
+
+
+def test_the_models_sampling_defaults_hold_unless_overridden(tmp_path: Path) -> None:
+    path = make_model(
+        tmp_path, generation_config={"do_sample": False, "repetition_penalty": 1.3, "eos_token_id": [0, 7]}
+    )
+    lm = gptcli.load(path)
+    assert lm.sampling_defaults == {"temperature": 0.0, "repeat_penalty": 1.3, "repeat_last_n": -1}
+    assert lm.stop_ids == {0, 2, 7}
+    first, second = ([*lm.generate("In a", max_tokens=9)][-1] for _ in range(2))
+    assert isinstance(first, Finished) and isinstance(second, Finished)
+    assert first.ids == second.ids and first.seed != second.seed
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_half_precision_stays_near_fp32(tiny_model: Path, tiny: LanguageModel, dtype: str) -> None:
+    ids = list(range(3, 60))
+    logits, wanted = gptcli.load(tiny_model, dtype=dtype).logits(ids), tiny.logits(ids)  # type: ignore[arg-type]
+    assert 0 < (logits - wanted).abs().max() / wanted.abs().max() < 0.05

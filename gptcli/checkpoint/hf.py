@@ -32,7 +32,8 @@ HARMLESS = frozenset(
     """.split()
 )
 
-_MAX_COUNT = 1 << 24  # beyond any width, depth or vocabulary there is
+_MAX_COUNT = 1 << 24  # beyond any width or vocabulary there is
+_MAX_LAYERS = 4096
 
 
 class HfConfig:
@@ -66,6 +67,11 @@ class HfConfig:
         if type(value) is not int or not low <= value <= high:
             raise self._wrong(name, f"a whole number between {low} and {high}", value)
         return value
+
+    @property
+    def layers(self) -> int:
+        """How many layers there are."""
+        return self.whole("num_hidden_layers", high=_MAX_LAYERS)
 
     def optional_whole(self, name: str) -> int | None:
         """A whole number of at least 1, or None where it is absent or null."""

@@ -55,7 +55,7 @@ class Engine:
         """Runs one token behind those in the cache; its logits (vocab,) in fp32. Raises as `prefill` does."""
         return self._logits(self._run([token], cache)[:, -1], cache)[0]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: the caller may change what it gets
     def logits(self, tokens: Sequence[int]) -> Tensor:
         """Logits at every position of a text, (T, vocab) in fp32. Raises as `prefill` does."""
         cache = self.new_cache()

@@ -22,7 +22,7 @@ def llama(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 def mistral(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Mistral 7B and its kin: a sliding window on every layer unless it is null."""
-    layers = hf.whole("num_hidden_layers")
+    layers = hf.layers
     window = hf.optional_whole("sliding_window")
     return llama_like(hf, tensors, windows=[window] * layers)
 
@@ -41,7 +41,7 @@ def qwen3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 def smollm3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """SmolLM 3: no rotation on every fourth layer."""
-    layers = hf.whole("num_hidden_layers")
+    layers = hf.layers
     interval = hf.whole("no_rope_layer_interval", 4)
     rotated = hf.per_layer("no_rope_layers", layers)  # 1 is a layer with RoPE, despite the name
     if rotated is None:
@@ -84,7 +84,7 @@ def llama_like(
 
     `windows` and `rotated` have one entry a layer: its attention window, and whether it has RoPE.
     """
-    layers, hidden = hf.whole("num_hidden_layers"), hf.whole("hidden_size")
+    layers, hidden = hf.layers, hf.whole("hidden_size")
     heads = hf.whole("num_attention_heads")
     kv_heads = hf.whole("num_key_value_heads", heads)
     if heads % kv_heads:
@@ -155,7 +155,7 @@ def llama_parameters(config: DecoderConfig, tensors: Collection[str]) -> dict[st
 
 
 def _qwen_windows(hf: HfConfig) -> list[int | None]:
-    layers = hf.whole("num_hidden_layers")
+    layers = hf.layers
     first = hf.whole("max_window_layers", 28, low=0)
     window = hf.optional_whole("sliding_window")
     if not hf.flag("use_sliding_window", False):

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptcli.errors import UsageError
+from gptcli.generation.sampling import Sampler, add_bias, keep_min_p, keep_top_k, keep_top_p, penalize
+from gptcli.settings import SamplingConfig
+
+OFF: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+CPU = torch.device("cpu")
+
+logit_lists = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=60)
+
+
+def descending(values: list[float]) -> torch.Tensor:
+    return torch.tensor(sorted(values, reverse=True))
+
+
+def draws(logits: torch.Tensor, count: int, **config: Any) -> torch.Tensor:
+    """How often each token was drawn."""
+    sampler = Sampler(SamplingConfig(**(OFF | config), seed=0), CPU)
+    tokens = torch.cat([sampler(logits, []) for _ in range(count)])
+    return torch.bincount(tokens, minlength=len(logits))
+
+
+@given(logit_lists, st.floats(0.01, 1.0))
+def test_top_p_keeps_the_fewest_that_reach_p_and_never_none(values: list[float], p: float) -> None:
+    ordered = descending(values)
+    kept = keep_top_p(ordered, p, ordered.logsumexp(0))
+    probabilities = ordered.double().softmax(0)
+    assert 1 <= len(kept) <= len(ordered)
+    assert kept.equal(ordered[: len(kept)])
+    slack = 1e-5
+    assert probabilities[: len(kept)].sum() >= p - slack or len(kept) == len(ordered)
+    assert probabilities[: len(kept) - 1].sum() < p + slack
+
+
+@given(logit_lists, st.floats(0.0, 1.0))
+def test_min_p_keeps_what_is_within_its_share_of_the_best(values: list[float], p: float) -> None:
+    ordered = descending(values)
+    kept = len(keep_min_p(ordered, p))
+    share = (ordered.double() - ordered[0].double()).exp()
+    assert kept >= 1
+    assert (share[:kept] >= p - 1e-5).all()
+    assert (share[kept:] <= p + 1e-5).all()
+
+
+@given(logit_lists, st.integers(0, 100))
+def test_top_k_keeps_the_k_greatest(values: list[float], k: int) -> None:
+    logits = torch.tensor(values)
+    kept, ids = keep_top_k(logits, k)
+    assert kept.tolist() == sorted(values, reverse=True)[: k or None]
+    assert logits[ids].equal(kept)
+
+
+@settings(deadline=None)
+@given(logit_lists, st.floats(0.5, 2.0), st.floats(0, 2), st.floats(0, 2), st.data())
+def test_penalties_touch_recent_tokens_alone(
+    values: list[float], repeat: float, presence: float, frequency: float, data: st.DataObject
+) -> None:
+    logits = torch.tensor(values)
+    recent = data.draw(st.lists(st.integers(0, len(values) - 1), max_size=10))
+    out = penalize(logits, torch.tensor(recent, dtype=torch.int64), repeat, presence, frequency)
+    for token, value in enumerate(values):
+        count = recent.count(token)
+        penalized = (value / repeat if value > 0 else value * repeat) - presence - frequency * count
+        assert out[token].item() == pytest.approx(penalized if count else value, rel=1e-4, abs=1e-4)
+
+
+def test_a_bias_is_added_and_minus_infinity_forbids() -> None:
+    out = add_bias(torch.zeros(4), [(1, 2.5), (3, -math.inf)])
+    assert out.tolist() == [0, 2.5, 0, -math.inf]
+
+
+def test_a_bias_outside_the_vocabulary_is_refused() -> None:
+    with pytest.raises(UsageError, match="id 4 is outside the vocabulary of 4"):
+        add_bias(torch.zeros(4), [(4, 1.0)])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-45, 1e-6])
+def test_a_temperature_near_zero_takes_the_best(temperature: float) -> None:
+    assert draws(torch.tensor([1.0, 1.001, 0.0]), 50, temperature=temperature).tolist() == [0, 50, 0]
+
+
+def test_draws_follow_the_distribution() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.2]).log()
+    counts = draws(logits, 3000) / 3000
+    assert counts.allclose(torch.tensor([0.5, 0.3, 0.2]), atol=0.03)
+
+
+def test_temperature_sharpens_after_the_filters() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.2]).log()
+    wanted = torch.tensor([0.25, 0.09, 0.04])
+    assert (draws(logits, 3000, temperature=0.5) / 3000).allclose(wanted / wanted.sum(), atol=0.03)
+
+
+def test_a_huge_vocabulary_gives_the_same_tokens_as_sorting_it_all() -> None:
+    logits = torch.randn(5000, generator=torch.Generator().manual_seed(3)) * 3
+    ordered, ids = keep_top_k(logits, 0)
+    allowed = set(ids[: len(keep_top_p(ordered, 0.6, logits.logsumexp(0)))].tolist())
+    drawn = set(draws(logits, 2000, top_p=0.6).nonzero().flatten().tolist())
+    assert drawn <= allowed and len(drawn) > 0.5 * len(allowed)
+
+
+def test_a_flat_distribution_over_a_huge_vocabulary_is_not_cut_to_the_first_candidates() -> None:
+    drawn = draws(torch.zeros(5000), 4000, top_p=0.99).nonzero().flatten()
+    assert len(drawn) > 2000
+
+
+def test_the_same_seed_draws_the_same_tokens_and_another_does_not() -> None:
+    logits = torch.zeros(1000)
+
+    def sequence(seed: int) -> list[int]:
+        sampler = Sampler(SamplingConfig(**OFF, seed=seed), CPU)
+        return [int(sampler(logits, [])) for _ in range(20)]
+
+    assert sequence(7) == sequence(7) != sequence(8)
+
+
+def test_a_seed_that_nobody_gave_is_told_and_repeats_the_text() -> None:
+    first = Sampler(SamplingConfig(**OFF), CPU)
+    again = Sampler(SamplingConfig(**OFF, seed=first.seed), CPU)
+    logits = torch.zeros(1000)
+    assert [int(first(logits, [])) for _ in range(9)] == [int(again(logits, [])) for _ in range(9)]
+
+
+def test_the_window_of_penalties_is_the_last_n_tokens() -> None:
+    logits = torch.tensor([1.0, 0.9])
+    config = SamplingConfig(temperature=0, repeat_penalty=2.0, repeat_last_n=2)
+    sampler = Sampler(config, CPU)
+    assert int(sampler(logits, [0, 1, 1])) == 0
+    assert int(sampler(logits, [1, 0, 0])) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "complaint"),
+    [
+        ({"temperature": math.nan}, "temperature must be at least 0"),
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 0.0}, "top-p must be above 0 and at most 1"),
+        ({"top_p": 1.5}, "top-p"),
+        ({"top_p": math.nan}, "top-p"),
+        ({"min_p": -0.1}, "min-p must be between 0 and 1"),
+        ({"top_k": -1}, "top-k"),
+        ({"repeat_penalty": 0.0}, "repeat-penalty"),
+        ({"repeat_last_n": -2}, "repeat-last-n"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**64}, "seed"),
+        ({"logit_bias": ((1, math.nan),)}, "logit-bias"),
+        ({"logit_bias": ((-1, 1.0),)}, "logit-bias"),
+        ({"presence_penalty": math.inf}, "presence-penalty"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_its_options_name(field: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        SamplingConfig(**field)
+
+
+def test_what_the_user_gives_beats_the_model_which_beats_our_defaults() -> None:
+    model = {"temperature": 0.6, "top_p": 0.9}
+    resolved = SamplingConfig.resolve({"temperature": 0.1, "top_k": None}, model)
+    assert (resolved.temperature, resolved.top_p, resolved.top_k) == (0.1, 0.9, SamplingConfig().top_k)

@@ -1,0 +1,58 @@
+"""Tiny random checkpoints as transformers itself writes them, and what transformers computes from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+BASE: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A checkpoint on disk and the model that wrote it."""
+
+    path: Path
+    model: Any
+
+    @torch.no_grad()
+    def logits(self, ids: list[int]) -> Tensor:
+        """(T, vocab) in fp32."""
+        return self.model(torch.tensor([ids])).logits[0].float()
+
+    @torch.no_grad()
+    def greedy(self, ids: list[int], tokens: int) -> list[int]:
+        """The most probable continuation."""
+        out = self.model.generate(
+            torch.tensor([ids]), max_new_tokens=tokens, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+        return out[0, len(ids) :].tolist()
+
+
+def write_reference(path: Path, model_type: str, **overrides: Any) -> Reference:
+    """Saves a model with every parameter random, norms and biases too: ones and zeros would hide missing ones."""
+    config = AutoConfig.for_model(model_type, **(BASE | overrides))
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval().float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.15 if parameter.dim() < 2 else 0.1)
+    model.save_pretrained(path)
+    return Reference(path, model)

