@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class RMSNorm(nn.Module):
@@ -16,6 +17,5 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., size), any floating dtype; the same shape and dtype come back."""
-        wide = x.float()
-        normalized = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        normalized = F.rms_norm(x.float(), self.weight.shape, eps=self.eps)
         return normalized.to(x.dtype) * self.weight
