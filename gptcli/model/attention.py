@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from gptcli.model.cache import KVCache
 from gptcli.model.config import AttentionConfig
+from gptcli.model.linear import Linear
 from gptcli.model.norm import RMSNorm
 from gptcli.model.rope import rotate
 
@@ -19,8 +20,8 @@ class Attention(nn.Module):
         super().__init__()
         self.config = config
         width = config.heads * config.head_dim
-        self.qkv = nn.Linear(hidden_size, width + 2 * config.kv_heads * config.head_dim, bias=config.qkv_bias)
-        self.out = nn.Linear(width, hidden_size, bias=config.out_bias)
+        self.qkv = Linear(hidden_size, width + 2 * config.kv_heads * config.head_dim, bias=config.qkv_bias)
+        self.out = Linear(width, hidden_size, bias=config.out_bias)
         self.q_norm = RMSNorm(config.head_dim, norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, norm_eps) if config.qk_norm else nn.Identity()
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gptcli.model.attention import Attention, causal_mask
 from gptcli.model.cache import KVCache
 from gptcli.model.config import BlockConfig, DecoderConfig, RopeConfig
+from gptcli.model.linear import Linear, project
 from gptcli.model.mlp import Mlp
 from gptcli.model.norm import RMSNorm
 from gptcli.model.rope import rotary_table
@@ -18,7 +18,7 @@ class Embedding(nn.Embedding):
 
     def project(self, x: Tensor) -> Tensor:
         """(..., hidden) to logits (..., vocab)."""
-        return F.linear(x, self.weight)
+        return project(x, self.weight)
 
 
 class Block(nn.Module):
@@ -48,7 +48,7 @@ class Decoder(nn.Module):
         self.embed = Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(block, config.hidden_size, config.norm_eps) for block in config.blocks)
         self.final_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.head = None if config.tied_head else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.head = None if config.tied_head else Linear(config.hidden_size, config.vocab_size, bias=False)
         self._rotary: dict[RopeConfig, tuple[Tensor, Tensor]] = {}
 
     def forward(self, tokens: Tensor, cache: KVCache) -> Tensor:

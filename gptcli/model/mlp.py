@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptcli.model.config import MlpConfig
+from gptcli.model.linear import Linear
 
 
 class Mlp(nn.Module):
@@ -13,8 +14,8 @@ class Mlp(nn.Module):
 
     def __init__(self, config: MlpConfig, hidden_size: int) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(hidden_size, 2 * config.width, bias=config.bias)
-        self.down = nn.Linear(config.width, hidden_size, bias=config.bias)
+        self.gate_up = Linear(hidden_size, 2 * config.width, bias=config.bias)
+        self.down = Linear(config.width, hidden_size, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., hidden); the same shape comes back."""
