@@ -15,7 +15,8 @@ from gptcli.checkpoint.generation_config import sampling_defaults
 from gptcli.errors import BrokenTokenizer, ContextOverflow, UsageError
 from gptcli.generation.context import check_prompt
 from gptcli.settings import Dtype, Overflow, Quantize, RuntimeConfig, SamplingConfig, StopConfig
-from gptcli.store.catalog import DEFAULT_MODEL, FetchProgress, locate
+from gptcli.store.catalog import DEFAULT_MODEL, FetchProgress
+from gptcli.store.locate import locate
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.tokenizer import Tokenizer
 

@@ -11,7 +11,8 @@ import pytest
 
 import gptcli
 from gptcli import LanguageModel
-from gptcli.store.catalog import DEFAULT_MODEL, locate
+from gptcli.store.catalog import DEFAULT_MODEL
+from gptcli.store.locate import locate
 from tests.tiny import make_model
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,12 +14,13 @@ import typer
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.registry import FAMILIES
 from gptcli.cli import options
-from gptcli.cli.render import Activity, megabytes, print_note
+from gptcli.cli.render import Activity, print_note
 from gptcli.cli.sink import Sink
-from gptcli.errors import BrokenCheckpoint, GptcliError, ModelNotFound, NoTemplate
+from gptcli.errors import BrokenCheckpoint, GptcliError, NoTemplate, UnsupportedArchitecture
+from gptcli.files import read_json
 from gptcli.language_model import LanguageModel
 from gptcli.settings import RuntimeConfig, SamplingConfig
-from gptcli.store.catalog import DEFAULT_MODEL, LocalModel, find, local_models
+from gptcli.store.catalog import DEFAULT_MODEL, LocalModel, find, find_named, local_models, missing
 from gptcli.text.conversation import Message
 
 if TYPE_CHECKING:
@@ -49,8 +50,13 @@ def models(
         _print_records(types, as_json)
         return
     found = [_list_entry(model) for model in local_models()]
-    _print_records(found, as_json)
-    if not found and not as_json:
+    _print_records(found, as_json, _list_row)
+    if as_json:
+        return
+    for entry in found:
+        if entry["error"]:
+            print_note(f"{entry['name']} is broken: {entry['error']}")
+    if not found:
         print_note(f"no models yet; `gptcli models pull {DEFAULT_MODEL}` fetches the default one")
 
 
@@ -64,11 +70,9 @@ def show(name: Name = DEFAULT_MODEL, as_json: options.Json = False) -> None:
         return
     rows = []
     for key, value in facts.items():
-        if isinstance(value, dict):
-            rows += [{"": f"{key}.{inner}", "value": _spelled(item)} for inner, item in value.items()]
-        else:
-            rows.append({"": key, "value": _spelled(value)})
-    _print_records(rows, as_json=False, header=False)
+        inner = value if isinstance(value, dict) else {"": value}
+        rows += [{"": f"{key}.{name}".rstrip("."), "value": item} for name, item in inner.items()]
+    _print_records(rows, as_json=False, row=_fact_row, header=False)
 
 
 @app.command()
@@ -82,7 +86,9 @@ def pull(
     from gptcli.store.pull import pull_default, pull_hub
 
     def fetch(on_progress: FetchProgress) -> Path:
-        return pull_default(on_progress) if name == DEFAULT_MODEL else pull_hub(name, revision, on_progress)
+        return (
+            pull_default(on_progress) if name == DEFAULT_MODEL else pull_hub(name, revision, on_progress, check=_check)
+        )
 
     _install(name, force, quiet, fetch)
 
@@ -98,7 +104,7 @@ def import_(
     from gptcli.store.pull import import_gguf
 
     name = name or file.stem.lower()
-    _install(name, force, quiet, partial(import_gguf, file, name))
+    _install(name, force, quiet, partial(import_gguf, file, name, check=_check))
 
 
 @app.command()
@@ -114,7 +120,7 @@ def rm(name: Name, quiet: options.Quiet = False) -> None:
 @app.command()
 def verify(name: Name = DEFAULT_MODEL, quiet: options.Quiet = False) -> None:
     """Check a model from end to end: checksums, headers, shapes, tokenizer, template, and every weight for NaN."""
-    model = find(name) or LocalModel(name, _path(name))
+    model = LocalModel(name, _path(name))
     sink = Sink()
 
     def passed(check: str) -> None:
@@ -124,6 +130,7 @@ def verify(name: Name = DEFAULT_MODEL, quiet: options.Quiet = False) -> None:
     with Activity(quiet=quiet) as activity:
         from gptcli.store.install import changed_files
 
+        activity.bytes("comparing checksums", 0, 0)
         checksums = model.record.get("sha256", {})
         if changed := changed_files(model.path, model.record):
             raise BrokenCheckpoint(f"changed since it was installed: {model.path}: {', '.join(changed)}")
@@ -143,8 +150,18 @@ def verify(name: Name = DEFAULT_MODEL, quiet: options.Quiet = False) -> None:
     passed(f"chat template: {template}")
 
 
-def _install(name: str, force: bool, quiet: bool, fetch: Any) -> None:
-    existing = find(name)
+def _check(directory: Path) -> None:
+    """Raises where a model cannot be used; as long as its weights are not there, only for its type."""
+    model_type = read_json(directory / "config.json").get("model_type")
+    if model_type not in FAMILIES:
+        hint = "run `gptcli models --supported` to see which are"
+        raise UnsupportedArchitecture(f"`{model_type}` models are not supported", hint)
+    if any(directory.glob("*.safetensors")):
+        LanguageModel(directory.name, ModelFolder.open(directory), RuntimeConfig())
+
+
+def _install(name: str, force: bool, quiet: bool, fetch: Callable[[FetchProgress], Path]) -> None:
+    existing = find_named(name)
     if existing and not force:
         if not quiet:
             print_note(f"{name} is already here; --force replaces it")
@@ -152,30 +169,56 @@ def _install(name: str, force: bool, quiet: bool, fetch: Any) -> None:
     else:
         with Activity(quiet=quiet) as activity:
             path = fetch(activity.bytes)
-            ModelFolder.open(path)
     Sink().write(f"{path}\n".encode())
 
 
 def _path(name: str) -> Path:
     model = find(name)
     if model is None:
-        raise ModelNotFound(f"no such model: {name}", hint="run `gptcli models` to see which are")
+        raise missing(name)
     return model.path
 
 
 def _list_entry(model: LocalModel) -> dict[str, Any]:
+    kind, parameters, error = "broken", 0, None
     try:
         folder = ModelFolder.open(model.path)
-        kind, parameters = str(folder.config.get("model_type")), _parameters(folder)
-    except GptcliError as error:
-        kind, parameters = f"broken: {error.message}", 0
+        parameters = _parameters(folder)
+        kind = str(folder.config["model_type"])
+    except GptcliError as failure:
+        error = failure.message
     return {
         "name": model.name,
         "type": kind,
         "parameters": parameters,
         "bytes": model.size,
         "path": str(model.path),
+        "error": error,
     }
+
+
+def _list_row(entry: dict[str, Any]) -> dict[str, str]:
+    count = entry["parameters"]
+    size = f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.0f}M" if count >= 1e6 else f"{count:,}"
+    return {
+        "name": entry["name"],
+        "type": entry["type"],
+        "weights": size if count else "",
+        "size": _size(entry["bytes"]),
+    }
+
+
+def _fact_row(fact: dict[str, Any]) -> dict[str, str]:
+    name, value = fact[""], fact["value"]
+    return {"": name, "value": _size(value) if name.startswith("bytes.") else _spelled(value)}
+
+
+def _size(count: int) -> str:
+    """Bytes for a person to read."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.{1 if unit == 'GB' else 0}f} {unit}"
+    return f"{count} B"
 
 
 def _parameters(folder: ModelFolder) -> int:
@@ -256,13 +299,22 @@ def _spelled(value: Any) -> str:
             return ", ".join(map(str, value)) or "none"
         case bool():
             return "yes" if value else "no"
-        case int() if value >= 100_000:
+        case int() if value >= 10_000:
             return f"{value:,}"
     return str(value)
 
 
-def _print_records(records: Iterable[dict[str, Any]], as_json: bool, header: bool = True) -> None:
-    """A table on a terminal; in a pipe, JSON or the bare values between tabs, a record a line."""
+def _spelled_out(record: dict[str, Any]) -> dict[str, str]:
+    return {key: _spelled(value) for key, value in record.items()}
+
+
+def _print_records(
+    records: Sequence[dict[str, Any]],
+    as_json: bool,
+    row: Callable[[dict[str, Any]], dict[str, str]] = _spelled_out,
+    header: bool = True,
+) -> None:
+    """A table of `row`s on a terminal; in a pipe, JSON or the bare values between tabs, a record a line."""
     sink = Sink()
     if as_json:
         for record in records:
@@ -270,7 +322,10 @@ def _print_records(records: Iterable[dict[str, Any]], as_json: bool, header: boo
         return
     if not sink.is_terminal:
         for record in records:
-            sink.write("\t".join(str(value) for value in record.values()).encode() + b"\n")
+            values = ("" if value is None else str(value) for value in record.values())
+            sink.write("\t".join(values).replace("\n", " ").encode() + b"\n")
+        return
+    if not records:
         return
     from rich.console import Console
     from rich.table import Table
@@ -278,14 +333,11 @@ def _print_records(records: Iterable[dict[str, Any]], as_json: bool, header: boo
 
     from gptcli.cli.sink import clean
 
-    rows = list(records)
-    if not rows:
-        return
+    rows = [row(record) for record in records]
     table = Table(box=None, show_header=header, pad_edge=False, header_style="bold")
-    for key, value in rows[0].items():
-        number = isinstance(value, int)
-        table.add_column(key, justify="right" if number else "left", overflow="fold", style=None if key else "cyan")
-    for row in rows:
-        cells = [megabytes(value) if key == "bytes" else _spelled(value) for key, value in row.items()]
-        table.add_row(*(Text(clean(cell)) for cell in cells))
+    for key in rows[0]:
+        number = key in ("weights", "size")
+        table.add_column(key, justify="right" if number else "left", no_wrap=number, overflow="fold")
+    for cells in rows:
+        table.add_row(*(Text(clean(cell)) for cell in cells.values()))
     Console().print(table)

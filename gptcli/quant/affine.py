@@ -5,6 +5,7 @@ The layout is MLX's: q packed little-endian into 32-bit words along the columns,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_CHUNK = 1 << 20  # weights expanded at once: what a core's cache holds, and a bound on memory
+_CHUNK = 1 << 18  # weights expanded at once: what a core's cache holds
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,24 @@ class AffineWeight:
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """The matrix itself, computed in fp32 and rounded once to `dtype`."""
+        out = torch.empty(self.shape, dtype=dtype, device=self.packed.device)
+        for chunk in self.chunks():
+            out[chunk] = self.rows(chunk)._expanded()
+        return out
+
+    def chunks(self) -> Iterator[slice]:
+        """Ranges of rows, each small enough to stay in a core's cache when expanded."""
+        rows, columns = self.shape
+        step = max(1, _CHUNK // columns)
+        return (slice(start, start + step) for start in range(0, rows, step))
+
+    def _expanded(self) -> Tensor:
         q = self.packed
         if self.bits == 4:
             q = torch.stack([q & 15, q >> 4], dim=-1)
         rows, groups = self.scales.shape
         q = q.view(rows, groups, -1).float()
-        w = torch.addcmul(self.biases.float()[..., None], q, self.scales.float()[..., None])
-        return w.view(rows, -1).to(dtype)
+        return torch.addcmul(self.biases.float()[..., None], q, self.scales.float()[..., None]).view(rows, -1)
 
     def rows(self, index: slice | Tensor) -> Self:
         """The chosen rows, still packed."""
@@ -112,8 +124,5 @@ class AffineEmbedding(nn.Module):
 
 def affine_linear(x: Tensor, weight: AffineWeight, bias: Tensor | None) -> Tensor:
     """x @ weight.T + bias without ever holding the whole matrix expanded."""
-    rows, columns = weight.shape
-    step = max(1, _CHUNK // columns)
-    parts = [F.linear(x, weight.rows(slice(start, start + step)).dequantize(x.dtype)) for start in range(0, rows, step)]
-    out = torch.cat(parts, dim=-1)
+    out = torch.cat([F.linear(x, weight.rows(chunk).dequantize(x.dtype)) for chunk in weight.chunks()], dim=-1)
     return out if bias is None else out + bias

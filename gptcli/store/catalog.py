@@ -10,7 +10,7 @@ from typing import Any
 
 import platformdirs
 
-from gptcli.errors import ModelNotFound, UsageError
+from gptcli.errors import ModelNotFound
 from gptcli.files import read_json
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -41,7 +41,7 @@ class LocalModel:
 def install_root() -> Path:
     """Where new models go: GPTCLI_WEIGHTS, a checkout's `weights/`, or the user's data directory."""
     if chosen := os.environ.get("GPTCLI_WEIGHTS"):
-        return Path(chosen)
+        return Path(chosen).expanduser()
     checkout = Path(__file__).parents[2]
     if (checkout / "weights").is_dir() and (checkout / "pyproject.toml").is_file():
         return checkout / "weights"
@@ -52,21 +52,16 @@ def _user_root() -> Path:
     return Path(platformdirs.user_data_dir("gptcli", appauthor=False)) / "models"
 
 
-def check_name(name: str) -> None:
-    """Raises UsageError for what cannot name a model: `NAME` or `OWNER/NAME`, and no way out of the directory."""
-    parts = name.split("/")
-    if len(parts) > 2 or any(not part or part.startswith((".", "-")) or "\\" in part for part in parts):
-        raise UsageError(f"a model's name is NAME or OWNER/NAME, not {name!r}")
-
-
 def local_models() -> list[LocalModel]:
     """Every model in the install root, the user's data directory and the Hugging Face cache, by name."""
     found: dict[str, LocalModel] = {}
     for root in dict.fromkeys([install_root(), _user_root()]):
-        for config in sorted([*root.glob("*/config.json"), *root.glob("*/*/config.json")]):
-            name = config.parent.relative_to(root).as_posix()
-            if not any(part.startswith(".") for part in name.split("/")):
-                found.setdefault(name, LocalModel(name, config.parent))
+        for config in [*root.glob("*/config.json"), *root.glob("*/*/config.json")]:
+            directory = config.parent
+            name = directory.relative_to(root).as_posix()
+            within_another = directory.parent != root and (directory.parent / "config.json").exists()
+            if not within_another and not any(part.startswith(".") for part in name.split("/")):
+                found.setdefault(name, LocalModel(name, directory))
     for directory in sorted(_hub_cache().glob("models--*")):
         name = directory.name.removeprefix("models--").replace("--", "/")
         if snapshot := _hub_snapshot(name):
@@ -76,43 +71,38 @@ def local_models() -> list[LocalModel]:
 
 def find(name: str) -> LocalModel | None:
     """The model that a path or name stands for, or None where it is not on this machine."""
-    path = Path(name)
-    if path.exists():
-        return LocalModel(name, path)
+    if os.path.exists(name):
+        return LocalModel(name, Path(name))
+    return find_named(name)
+
+
+def find_named(name: str) -> LocalModel | None:
+    """The model of this name that `local_models` lists, or None."""
     for root in (install_root(), _user_root()):
-        if (root / name / "config.json").is_file():
+        if os.path.isfile(root / name / "config.json"):
             return LocalModel(name, root / name)
     snapshot = _hub_snapshot(name)
     return LocalModel(name, snapshot) if snapshot else None
 
 
-def locate(name: str, *, offline: bool = False, on_progress: FetchProgress | None = None) -> Path:
-    """The directory of a model; the default model is fetched where it is missing, unless `offline`.
-
-    Raises ModelNotFound, with a way to get the model.
-    """
-    if model := find(name):
-        return model.path
-    if name != DEFAULT_MODEL:
-        hint = f"run `gptcli models pull {name}`" if name.count("/") == 1 else "run `gptcli models` to see which are"
-        raise ModelNotFound(f"no such model: {name}", hint)
-    if offline:
-        raise ModelNotFound(f"no such model: {name}: it is not here yet, and --offline forbids to fetch it")
-    from gptcli.store.pull import pull_default
-
-    return pull_default(on_progress or (lambda what, done, total: None))
+def missing(name: str) -> ModelNotFound:
+    """The error for a name that stands for no model here, with a way to get it."""
+    if name == DEFAULT_MODEL or name.count("/") == 1:
+        return ModelNotFound(f"no such model: {name}", hint=f"run `gptcli models pull {name}`")
+    return ModelNotFound(f"no such model: {name}", hint="run `gptcli models` to see which are")
 
 
 def _hub_cache() -> Path:
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    home = Path(os.environ.get("HF_HOME") or cache / "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
 
 
 def _hub_snapshot(name: str) -> Path | None:
     """The main revision of a model in the Hugging Face cache, if it is whole enough to have a config."""
     directory = _hub_cache() / f"models--{name.replace('/', '--')}"
     reference = directory / "refs" / "main"
-    if not reference.is_file():
+    if not os.path.isfile(reference):
         return None
-    snapshot = directory / "snapshots" / reference.read_text().strip()
-    return snapshot if (snapshot / "config.json").is_file() else None
+    snapshot = directory / "snapshots" / reference.read_text(errors="replace").strip()
+    return snapshot if os.path.isfile(snapshot / "config.json") else None

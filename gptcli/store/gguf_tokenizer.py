@@ -7,7 +7,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from gptcli.errors import BrokenCheckpoint, BrokenTokenizer
+from gptcli.errors import BrokenTokenizer
+from gptcli.store.gguf_file import GgufFile
 
 _CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
 
@@ -17,100 +18,84 @@ _PATTERNS = {
     "llama-bpe": _CONTRACTIONS + _WORDS % r"\p{N}{1,3}",
     "qwen2": _CONTRACTIONS + _WORDS % r"\p{N}",
 }
+_KNOWN = ("gpt-2", "smollm", *_PATTERNS)
 
 
-class GgufTokenizer:
-    """The tokenizer that a GGUF file's metadata describes. Raises BrokenTokenizer for kinds it does not know."""
+def tokenizer_files(file: GgufFile) -> dict[str, Any]:
+    """Contents of tokenizer.json, tokenizer_config.json and generation_config.json by file name.
 
-    def __init__(self, meta: dict[str, Any]) -> None:
-        self._meta = meta
-        model, self._pre = self._field("model"), self._field("pre")
-        if model != "gpt2":
-            raise BrokenTokenizer(f"cannot import: tokenizer model {model!r} is not read, only byte-level BPE")
-        if self._pre not in ("gpt-2", "smollm", *_PATTERNS):
-            known = ", ".join(["gpt-2", "smollm", *_PATTERNS])
-            raise BrokenTokenizer(f"cannot import: pre-tokenizer {self._pre!r} is not known, only {known}")
-        self._tokens: list[str] = self._field("tokens")
-        self._types: list[int] = self._field("token_type")
-        if len(self._types) != len(self._tokens) or len(set(self._tokens)) != len(self._tokens):
-            raise BrokenCheckpoint("cannot import: token types do not match the tokens, or a token occurs twice")
-
-    def files(self) -> dict[str, Any]:
-        """Contents of tokenizer.json, tokenizer_config.json and generation_config.json by file name."""
-        stops = [self._meta.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
-        return {
-            "tokenizer.json": json.loads(self._tokenizer().to_str()),
-            "tokenizer_config.json": self._settings(),
-            "generation_config.json": {
-                "bos_token_id": self._meta.get("tokenizer.ggml.bos_token_id"),
-                "eos_token_id": list(dict.fromkeys(stop for stop in stops if stop is not None)),
-            },
-        }
-
-    def _field(self, name: str) -> Any:
-        if f"tokenizer.ggml.{name}" not in self._meta:
-            raise BrokenCheckpoint(f"cannot import: tokenizer.ggml.{name} is missing")
-        return self._meta[f"tokenizer.ggml.{name}"]
-
-    @property
-    def _adds_bos(self) -> bool:
-        return bool(self._meta.get("tokenizer.ggml.add_bos_token", self._pre == "llama-bpe"))
-
-    def _tokenizer(self) -> Tokenizer:
-        merges = [tuple(merge.split(" ")) for merge in self._field("merges")]
-        vocabulary = {token: id for id, token in enumerate(self._tokens)}
-        try:
-            # Llama 3 takes a word that is in the vocabulary whole, whatever the merges would make of it.
-            model = models.BPE(vocabulary, merges, ignore_merges=self._pre == "llama-bpe")
-        except Exception as error:  # the library raises nothing more specific
-            raise BrokenTokenizer(f"cannot import: {error}") from None
-        tokenizer = Tokenizer(model)
-        tokenizer.pre_tokenizer = self._pre_tokenizer()
-        tokenizer.decoder = decoders.ByteLevel()
-        if self._pre == "qwen2":
-            tokenizer.normalizer = normalizers.NFC()
-        tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-        if self._adds_bos:
-            bos = self._named("bos")
-            if bos is None:
-                raise BrokenCheckpoint("cannot import: a BOS token is to be added, but none is named")
-            template = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, vocabulary[bos])])
-            tokenizer.post_processor = processors.Sequence([tokenizer.post_processor, template])
-        tokenizer.add_tokens(
-            [
-                AddedToken(token, special=kind == _CONTROL, normalized=False)
-                for token, kind in zip(self._tokens, self._types, strict=True)
-                if kind in (_CONTROL, _USER_DEFINED)
-            ]
-        )
-        return tokenizer
-
-    def _pre_tokenizer(self) -> pre_tokenizers.PreTokenizer:
-        if self._pre == "gpt-2":
-            return pre_tokenizers.ByteLevel(add_prefix_space=False)
-        if self._pre == "smollm":
-            digits = pre_tokenizers.Digits(individual_digits=True)
-            return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-        words = pre_tokenizers.Split(Regex(_PATTERNS[self._pre]), "isolated")
-        spelled = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        return pre_tokenizers.Sequence([words, spelled])
-
-    def _settings(self) -> dict[str, Any]:
-        roles = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
-        named = {f"{role}_token": self._named(field) for field, role in roles.items()}
-        return {
-            **{role: token for role, token in named.items() if token is not None},
-            "add_bos_token": self._adds_bos,
-            "chat_template": self._meta.get("tokenizer.chat_template"),
+    Raises BrokenTokenizer for kinds that are not known, and BrokenCheckpoint.
+    """
+    model = file.get("tokenizer.ggml.model", str)
+    if model != "gpt2":
+        raise BrokenTokenizer(f"cannot import: {file.path}: tokenizer {model!r} is not read, only byte-level BPE")
+    pre = file.get("tokenizer.ggml.pre", str)
+    if pre not in _KNOWN:
+        known = ", ".join(_KNOWN)
+        raise BrokenTokenizer(f"cannot import: {file.path}: pre-tokenizer {pre!r} is not known, only {known}")
+    tokens = file.texts("tokenizer.ggml.tokens")
+    roles = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad", "eot": "eot", "eom": "eom"}
+    ids = {role: file.optional(f"tokenizer.ggml.{field}_token_id", int) for field, role in roles.items()}
+    outside = {role: id for role, id in ids.items() if id is not None and not 0 <= id < len(tokens)}
+    if outside:
+        raise file.broken(f"outside the vocabulary of {len(tokens)}: {outside}")
+    adds_bos = file.get("tokenizer.ggml.add_bos_token", bool, pre == "llama-bpe")
+    bos = tokens[ids["bos"]] if adds_bos and ids["bos"] is not None else None
+    if adds_bos and bos is None:
+        raise file.broken("a BOS token is to be added, but none is named")
+    stops = [ids[role] for role in ("eos", "eot", "eom")]
+    return {
+        "tokenizer.json": json.loads(_tokenizer(file, pre, tokens, bos).to_str()),
+        "tokenizer_config.json": {
+            **{f"{role}_token": tokens[id] for role in ("bos", "eos", "unk", "pad") if (id := ids[role]) is not None},
+            "add_bos_token": adds_bos,
+            "chat_template": file.optional("tokenizer.chat_template", str),
             "clean_up_tokenization_spaces": False,
-            "model_max_length": self._meta.get("llama.context_length"),
+            "model_max_length": file.optional("llama.context_length", int),
             "tokenizer_class": "PreTrainedTokenizerFast",
-        }
+        },
+        "generation_config.json": {
+            "bos_token_id": ids["bos"],
+            "eos_token_id": list(dict.fromkeys(stop for stop in stops if stop is not None)),
+        },
+    }
 
-    def _named(self, field: str) -> str | None:
-        id = self._meta.get(f"tokenizer.ggml.{field}_token_id")
-        if id is None:
-            return None
-        if id >= len(self._tokens):
-            raise BrokenCheckpoint(f"cannot import: {field}_token_id {id} is outside the vocabulary")
-        return str(self._tokens[id])
+
+def _tokenizer(file: GgufFile, pre: str, tokens: list[str], bos: str | None) -> Tokenizer:
+    vocabulary = {token: id for id, token in enumerate(tokens)}
+    types = file.numbers("tokenizer.ggml.token_type")
+    merges = [merge.partition(" ")[::2] for merge in file.texts("tokenizer.ggml.merges")]
+    if len(types) != len(tokens) or len(vocabulary) != len(tokens):
+        raise file.broken("token types do not match the tokens, or a token occurs twice")
+    try:
+        # Llama 3 takes a word that is in the vocabulary whole, whatever the merges would make of it.
+        tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre == "llama-bpe"))
+    except Exception as error:  # the library raises nothing more specific
+        raise BrokenTokenizer(f"cannot import: {file.path}: {error}") from None
+    tokenizer.pre_tokenizer = _pre_tokenizer(pre)
+    tokenizer.decoder = decoders.ByteLevel()
+    if pre == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    if bos is not None:
+        template = processors.TemplateProcessing(single=[bos, "$A"], special_tokens=[(bos, vocabulary[bos])])
+        tokenizer.post_processor = processors.Sequence([tokenizer.post_processor, template])
+    tokenizer.add_tokens(
+        [
+            AddedToken(token, special=kind == _CONTROL, normalized=False)
+            for token, kind in zip(tokens, types, strict=True)
+            if kind in (_CONTROL, _USER_DEFINED)
+        ]
+    )
+    return tokenizer
+
+
+def _pre_tokenizer(pre: str) -> pre_tokenizers.PreTokenizer:
+    if pre == "gpt-2":
+        return pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if pre == "smollm":
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    words = pre_tokenizers.Split(Regex(_PATTERNS[pre]), "isolated")
+    spelled = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([words, spelled])

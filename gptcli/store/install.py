@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -13,21 +13,38 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gptcli.errors import InputError, ModelNotFound, OutputError, UsageError
+from gptcli.errors import InputError, InvalidModel, OutputError, UsageError
 from gptcli.files import open_regular
-from gptcli.store.catalog import RECORD, check_name, find, install_root
+from gptcli.store.catalog import RECORD, find_named, install_root, missing
 
 _SCRATCH = ".fetch-"
 _ABANDONED_S = 24 * 3600
 
 
+def check_name(name: str) -> None:
+    """Raises UsageError where no model can have this name: not NAME or OWNER/NAME, or in the way of something else."""
+    parts = name.split("/")
+    if len(parts) > 2 or not all(
+        part and part[0] not in ".-" and part.isprintable() and "\\" not in part and len(part.encode()) <= 96
+        for part in parts
+    ):
+        raise UsageError(f"a model's name is NAME or OWNER/NAME, not {name!r}")
+    target = install_root() / name
+    if os.path.lexists(target) and not (target / "config.json").is_file():
+        raise UsageError(f"in the way, and not a model: {target}", hint="choose another name")
+    if len(parts) == 2 and (target.parent / "config.json").exists():
+        raise UsageError(f"in the way: {target.parent} is a model itself", hint="choose another name")
+
+
 @contextlib.contextmanager
 def scratch(name: str | None = None) -> Iterator[Path]:
-    """A directory beside the models that is gone afterwards; one with a name stays if it fails, to be resumed.
+    """A directory beside the models that is gone afterwards; one with a name stays if it is interrupted, to be resumed.
 
     Raises OutputError where the models' directory cannot be written, or becomes full.
     """
     root = install_root()
+    directory = root
+    done = name is None
     try:
         root.mkdir(parents=True, exist_ok=True)
         _sweep(root)
@@ -36,19 +53,29 @@ def scratch(name: str | None = None) -> Iterator[Path]:
         else:
             directory = root / f"{_SCRATCH}{name.replace('/', '--')}"
             directory.mkdir(exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write: {root}: {error.strerror}") from None
-    done = name is None
-    try:
-        yield directory
+        with _alone(directory):
+            yield directory
         done = True
+    except InvalidModel:
+        done = True  # there is nothing to resume
+        raise
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        raise OutputError(f"cannot write: {directory}: {error.strerror}") from None
+        raise OutputError(f"cannot write: {directory}: {error.strerror or error}") from None
     finally:
-        if done:
+        if done and directory != root:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def first_come() -> Iterator[None]:
+    """Lets one process at a time into the block; the others wait. Raises OutputError as `scratch` does."""
+    lock = install_root() / ".lock"
+    try:
+        lock.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write: {lock}: {error.strerror}") from None
+    with _alone(lock, wait=True):
+        yield
 
 
 def need_space(size: int) -> None:
@@ -72,33 +99,34 @@ def install(directory: Path, name: str, source: dict[str, Any]) -> Path:
 
     `source` says where it came from; it is recorded beside the files with their checksums.
     """
-    check_name(name)
     checksums = {file.name: sha256(file) for file in sorted(directory.iterdir()) if file.is_file()}
     record = {"source": source, "sha256": checksums}
     (directory / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    directory.chmod(0o755)  # a temporary directory is its owner's alone
     target = install_root() / name
-    target.parent.mkdir(exist_ok=True)
-    with scratch() as aside:
+    with _alone(install_root(), wait=True), scratch() as aside:
+        check_name(name)
+        target.parent.mkdir(exist_ok=True)
+        replaced = aside / "replaced"
         if target.exists():
-            target.rename(aside / "replaced")
+            target.rename(replaced)
         try:
             directory.rename(target)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            # Another process has installed the same model in between; its copy is as good.
+        except BaseException:
+            if replaced.exists():
+                replaced.rename(target)
+            raise
     return target
 
 
 def remove(name: str) -> Path:
     """Removes a model that gptcli installed; returns where it was. Raises ModelNotFound or UsageError."""
-    check_name(name)
+    model = find_named(name)
+    if model is None:
+        raise missing(name)
     target = install_root() / name
-    if not target.is_dir():
-        elsewhere = find(name)
-        if elsewhere:
-            raise UsageError(f"not installed by gptcli: {elsewhere.path}", hint="remove it with its own tool")
-        raise ModelNotFound(f"no such model: {name}", hint="run `gptcli models` to see which are")
+    if model.path != target or not (target / RECORD).is_file():
+        raise UsageError(f"not installed by gptcli: {model.path}", hint="remove it as it came")
     with scratch() as aside:
         target.rename(aside / "removed")
     if target.parent != install_root():
@@ -115,6 +143,25 @@ def changed_files(model: Path, record: dict[str, Any]) -> list[str]:
     return [
         name for name, checksum in checksums.items() if not (model / name).is_file() or sha256(model / name) != checksum
     ]
+
+
+@contextlib.contextmanager
+def _alone(directory: Path, *, wait: bool = False) -> Iterator[None]:
+    """Holds a directory; where another process does, waits for it or raises OutputError. Windows goes without."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise OutputError(f"cannot write: {directory}: another process is fetching the same model") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _sweep(root: Path) -> None:

