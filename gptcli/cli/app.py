@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -12,7 +13,7 @@ import typer
 from gptcli import __version__
 from gptcli.cli import generate, models
 from gptcli.cli.render import print_error
-from gptcli.errors import ExitCode, GptcliError, OutputError
+from gptcli.errors import ExitCode, GptcliError
 
 app = typer.Typer(
     name="gptcli",
@@ -56,11 +57,17 @@ def run(arguments: Sequence[str]) -> int:
         return _report(error.message, error.hint, error.exit_code, error)
     except BrokenPipeError:
         raise
+    except SystemExit as exit:
+        if isinstance(exit.__context__, BrokenPipeError):  # rich, which draws the help, makes it an exit
+            raise exit.__context__ from None
+        raise
     except OSError as error:
-        if error.filename is None:  # no file of ours: the terminal, the pipe or the disk behind stdout
-            failure = OutputError(f"cannot write: standard output: {error.strerror}")
-            return _report(failure.message, None, failure.exit_code, error)
-        return _report_bug(error)
+        if error.errno is None or error.filename is not None:
+            return _report_bug(error)
+        # No file of ours: the terminal, the pipe or the disk behind stdout.
+        return _report(f"cannot write: standard output: {error.strerror}", None, ExitCode.NO_OUTPUT, error)
+    except MemoryError as error:
+        return _report("out of memory", None, ExitCode.NO_MEMORY_OR_DEVICE, error)
     except Exception as error:
         return _report_bug(error)
 
@@ -78,14 +85,14 @@ def _with_plain_stats(arguments: Sequence[str]) -> list[str]:
     return replaced + list(arguments[len(ours) :])
 
 
-def _usage_hint(error: typer.TyperException) -> str | None:
+def _usage_hint(error: typer.TyperException) -> str:
     context = getattr(error, "ctx", None)
-    return f"run `{context.command_path} --help`" if context else None
+    return f"run `{context.command_path if context else 'gptcli'} --help`"
 
 
-def _report(message: str, hint: str | None, code: int, error: BaseException) -> int:
+def _report(message: str, hint: str | None, code: int, error: Exception) -> int:
     if os.environ.get("GPTCLI_DEBUG") == "1":
-        raise error
+        traceback.print_exception(error)
     print_error(message, hint)
     return code
 

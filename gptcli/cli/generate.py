@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
-from types import FrameType
 from typing import Any
 
 from gptcli.cli import options
 from gptcli.cli.prompt import argument_text, read_prompt, read_text
-from gptcli.cli.render import Activity, print_line, stats_line
+from gptcli.cli.render import Activity, is_dumb_terminal, print_line, stats_line
+from gptcli.cli.signals import deadly, interruptible
 from gptcli.cli.sink import Sink
 from gptcli.errors import UsageError
 from gptcli.generation.events import Finished, StepLogprobs, TextDelta, TokenLogprob
@@ -108,13 +108,14 @@ def generate(
             ids = lm.tokenizer.encode(text, special=special)
         lm.check_prompt(ids)
         sampling = SamplingConfig.resolve(given, lm.sampling_defaults)
-        engine = lm.load(partial(activity.bytes, f"loading {lm.folder.path.name}"))
+        loading = partial(activity.bytes, f"loading {lm.folder.path.name}")
+        loading(0, 0)  # torch comes first, and takes a second
+        with deadly(activity.erase):
+            engine = lm.load(loading)
         cache = engine.new_cache()
         lead = text.encode() if echo else b""
         for sample in range(samples):
-            if sample and sampling.seed is not None:
-                sampling = replace(sampling, seed=(sampling.seed + 1) % 2**64)
-            with _interruptible() as cancelled:
+            with interruptible() as cancelled:
                 events = lm.stream(
                     ids,
                     sampling,
@@ -125,56 +126,48 @@ def generate(
                     cancelled=cancelled,
                 )
                 if as_json:
-                    parts = [lead]
-                    finished = _drain(events, activity, parts.append)
-                    record = _record(lm, b"".join(parts), finished, sampling, stopping)
-                    sink.write(_json_line(record))
-                elif markdown and sink.is_terminal:
-                    from gptcli.cli.markdown import MarkdownStream
-
-                    with MarkdownStream() as stream:
-                        stream.write(lead.decode())
-                        finished = _drain(events, activity, lambda data: stream.write(data.decode("utf-8", "replace")))
+                    parts = list[bytes]()
+                    finished = _drain(events, activity, lead, parts.append)
+                    sink.write(_json_line(_record(lm, b"".join(parts), finished, sampling, stopping)))
                 else:
-                    sink.write(lead)
-                    finished = _drain(events, activity, sink.write)
-                    # Between samples, and on a terminal, a line must end; a script asks for it.
-                    if newline or sink.is_terminal or sample + 1 < samples:
+                    with _shown(sink, markdown) as write:
+                        finished = _drain(events, activity, lead, write)
+                    if newline or sample + 1 < samples:
                         sink.end_line()
-            if stats_json:
+            if stats_json and not quiet:
                 print_line(json.dumps(_stats(finished)))
-            elif stats:
+            elif stats and not quiet:
                 print_line(stats_line(finished, lm.ctx_size))
-            if finished.reason == "interrupt":
+            if cancelled():
                 raise KeyboardInterrupt
+            sampling = replace(sampling, seed=(finished.seed + 1) % 2**64)
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C within the block only sets what is yielded, so that the text so far is kept; a second one interrupts."""
-    pressed = False
+def _shown(sink: Sink, markdown: bool) -> Iterator[Callable[[bytes], object]]:
+    """Yields what writes the text; on a terminal its last line ends, however the generation does."""
+    if markdown and sink.is_terminal and not is_dumb_terminal():
+        from gptcli.cli.markdown import MarkdownStream
 
-    def press(signum: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.SIG_IGN:  # started in the background by a shell that wants it so
-        yield lambda: False
+        with MarkdownStream() as stream:
+            yield lambda data: stream.write(data.decode("utf-8", "replace"))
         return
-    signal.signal(signal.SIGINT, press)
     try:
-        yield lambda: pressed
+        yield sink.write
     finally:
-        signal.signal(signal.SIGINT, before)
+        if sink.is_terminal:
+            sink.end_line()
 
 
-def _drain(events: Iterator[TextDelta | Finished], activity: Activity, write: Callable[[bytes], object]) -> Finished:
-    """Writes the text of a generation and returns how it ended."""
+def _drain(
+    events: Iterator[TextDelta | Finished], activity: Activity, lead: bytes, write: Callable[[bytes], object]
+) -> Finished:
+    """Writes the text of a generation, `lead` first, and returns how it ended."""
     for event in events:
         activity.close()
+        if lead:
+            write(lead)
+            lead = b""
         if isinstance(event, Finished):
             return event
         write(event.data)
@@ -182,7 +175,12 @@ def _drain(events: Iterator[TextDelta | Finished], activity: Activity, write: Ca
 
 
 def _json_line(record: dict[str, Any]) -> bytes:
-    return json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
+
+
+def _number(value: float) -> float | None:
+    """A number that JSON can spell; None is minus infinity, a token that cannot be drawn."""
+    return value if math.isfinite(value) else None
 
 
 def _record(
@@ -192,6 +190,7 @@ def _record(
     plan = lm.engine.plan
     settings = {
         **asdict(replace(sampling, seed=finished.seed)),
+        "logit_bias": [(token, _number(bias)) for token, bias in sampling.logit_bias],
         "max_tokens": stopping.max_tokens,
         "stop": stopping.strings,
         "ignore_eos": stopping.ignore_eos,
@@ -242,5 +241,5 @@ def _token_record(token: TokenLogprob) -> dict[str, Any]:
         "id": token.id,
         "token": token.data.decode("utf-8", "replace"),
         "bytes": token.data.hex(),
-        "logprob": token.logprob,
+        "logprob": _number(token.logprob),
     }

@@ -10,58 +10,72 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 from rich.live import Live
 from rich.markdown import Markdown
+from rich.segment import Segment, Segments
 
 from gptcli.cli.sink import clean
 
 _FRAME_S = 1 / 15
+_PARAGRAPH, _RULE = "x\n\n", "---\n\n"
 
 
 class MarkdownStream:
     """Text in, Markdown blocks on stdout. Wrong guesses about the open block vanish when it is redrawn."""
 
-    def __init__(self) -> None:
-        self._console = Console()
-        self._parser = MarkdownIt().enable("table").enable("strikethrough")  # what rich's Markdown parses with
-        self._open = ""
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console()
+        # No HTML: rich shows none, and a model's <think> would vanish with all that is in it.
+        self._parser = MarkdownIt("commonmark", {"html": False}).enable("table").enable("strikethrough")
+        self._live = Live(console=self._console, transient=True, auto_refresh=False)
         self._drawn_at = 0.0
-        self._live: Live | None = None
+        self._open = ""
+        # What stands for the block before the open one: the blank line between two depends on both.
+        self._before = ""
 
     def __enter__(self) -> Self:
-        self._live = Live(console=self._console, transient=True, vertical_overflow="crop", auto_refresh=False)
-        self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live:
-            self._live.stop()
+        self._live.stop()
         self._print(self._open)
 
     def write(self, text: str) -> None:
         """Takes the next text."""
         self._open += clean(text)
-        border = self._last_block_start()
-        if border:
-            self._print(self._open[:border])
-            self._open = self._open[border:]
-        if self._live and time.monotonic() - self._drawn_at > _FRAME_S:
-            self._live.update(self._rendered(self._open), refresh=True)
+        self._print_finished()
+        if time.monotonic() - self._drawn_at > _FRAME_S:
+            self._live.start()
+            # The newest lines: what is above the screen could not be erased.
+            self._live.update(_segments(self._drawn(self._open)[1 - self._console.height :]), refresh=True)
             self._drawn_at = time.monotonic()
 
-    def _last_block_start(self) -> int:
-        """Where the last top-level block begins, in characters: only it can still change."""
-        blocks = [token for token in self._parser.parse(self._open) if token.level == 0 and token.map]
-        starts = sorted({token.map[0] for token in blocks if token.map})
-        if len(starts) < 2:
-            return 0
-        return sum(len(line) for line in self._open.splitlines(keepends=True)[: starts[-1]])
+    def _print_finished(self) -> None:
+        """Prints all blocks but the last: only that can still change."""
+        blocks = [
+            (token.map[0], token.type) for token in self._parser.parse(self._open) if not token.level and token.map
+        ]
+        if len(blocks) < 2:
+            return
+        border = sum(len(line) for line in self._open.splitlines(keepends=True)[: blocks[-1][0]])
+        self._live.update("", refresh=True)
+        self._print(self._open[:border])
+        self._open = self._open[border:]
+        self._before = _RULE if blocks[-2][1] == "hr" else _PARAGRAPH
 
     def _print(self, text: str) -> None:
-        if text.strip():
-            if self._live:
-                self._live.update("", refresh=True)
-            self._console.print(self._rendered(text))
+        self._console.print(_segments(self._drawn(text)), end="")
 
-    def _rendered(self, text: str) -> Markdown:
-        return Markdown(text, hyperlinks=False)
+    def _drawn(self, text: str) -> list[list[Segment]]:
+        """The lines that show a text, behind what is before it."""
+        return self._lines(self._before + text)[len(self._lines(self._before)) :]
+
+    def _lines(self, text: str) -> list[list[Segment]]:
+        markdown = Markdown("", hyperlinks=False)
+        markdown.parsed = self._parser.parse(text)
+        return self._console.render_lines(markdown, pad=False) if text.strip() else []
+
+
+def _segments(lines: list[list[Segment]]) -> Segments:
+    """Lines as they were drawn. Cleaned once more, since Markdown's entities can spell what a text may not contain."""
+    return Segments([Segment(clean(text), style) for line in lines for text, style, _ in [*line, Segment.line()]])

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from gptcli.errors import InputError, UsageError
-from gptcli.files import open_regular
 
 DecodingErrors = Literal["strict", "replace"]
 
@@ -22,8 +21,7 @@ def read_prompt(argument: str | None, file: Path | None, errors: DecodingErrors,
     if argument == "-" or str(file) == "-":
         given = _read_stdin(errors, max_input)
     elif file is not None:
-        with open_regular(file) as stream:
-            given = _decode(stream, str(file), errors, max_input)
+        given = read_text(file, errors, max_input)
     elif sys.stdin is not None and not sys.stdin.isatty():
         given = _read_stdin(errors, max_input)
     else:
@@ -43,13 +41,17 @@ def argument_text(argument: str) -> str:
     """A command-line argument as UTF-8, whatever the locale. Raises UsageError where it is none."""
     try:
         return os.fsencode(argument).decode("utf-8")
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise UsageError(f"an argument is not UTF-8 at byte {error.start}") from None
 
 
 def read_text(file: Path, errors: DecodingErrors, max_input: int) -> str:
-    """A whole text file. Raises InputError as `read_prompt` does."""
-    with open_regular(file) as stream:
+    """A whole text file, or a pipe such as a shell's `<(...)`. Raises InputError as `read_prompt` does."""
+    try:
+        stream = open(file, "rb")
+    except OSError as error:
+        raise InputError(f"cannot open: {file}: {error.strerror}") from None
+    with stream:
         return _decode(stream, str(file), errors, max_input)
 
 
@@ -61,7 +63,7 @@ def _read_stdin(errors: DecodingErrors, max_input: int) -> str:
 
 def _decode(stream: BinaryIO, where: str, errors: DecodingErrors, max_input: int) -> str:
     try:
-        data = stream.read(max_input + 1)
+        data = _read(stream, max_input + 1)
     except OSError as error:
         raise InputError(f"cannot read: {where}: {error.strerror}") from None
     if len(data) > max_input:
@@ -74,6 +76,14 @@ def _decode(stream: BinaryIO, where: str, errors: DecodingErrors, max_input: int
         raise InputError(
             f"not UTF-8: {where}: byte {error.start}", hint="--errors replace takes it with U+FFFD in its place"
         ) from None
+
+
+def _read(stream: BinaryIO, limit: int) -> bytes:
+    """At most `limit` bytes, piece by piece: a single read would allocate all of them first."""
+    data = bytearray()
+    while piece := stream.read(min(limit - len(data), 1 << 20)):
+        data += piece
+    return bytes(data)
 
 
 def _trailing_newlines(text: str) -> int:

@@ -1,7 +1,13 @@
-"""What goes to stderr: errors, notes, the figures of a run, and the line that shows what is going on."""
+"""What goes to stderr: errors, notes, the figures of a run, and the line that shows what is going on.
+
+Where stderr is closed or full, nothing is said, and nothing fails for it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -11,11 +17,11 @@ from typing import TYPE_CHECKING, Self
 from gptcli.cli.sink import clean
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from gptcli.generation.events import Finished
 
 _DELAY_S = 0.15  # what ends sooner shows no progress
+_FRAME_S = 0.1
+_BAR = 20  # characters
 
 
 def print_error(message: str, hint: str | None) -> None:
@@ -31,22 +37,26 @@ def print_note(message: str) -> None:
 
 
 def print_line(line: str) -> None:
-    """A line of figures, as it is."""
+    """One line, whatever is in it."""
     if sys.stderr is not None:
-        print(clean(line), file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            print(_one_line(line), file=sys.stderr, flush=True)
 
 
 def _print_labelled(label: str, style: str, message: str) -> None:
-    if sys.stderr is None:
-        return
-    line = clean(message.replace("\n", " "))
-    if not sys.stderr.isatty():
-        print(f"{label} {line}", file=sys.stderr, flush=True)
+    message = message.replace("\n", " ")
+    if sys.stderr is None or not sys.stderr.isatty():
+        print_line(f"{label} {message}")
         return
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True).print(Text.assemble((label, style), " ", line), soft_wrap=True)
+    with contextlib.suppress(OSError):
+        Console(stderr=True).print(Text.assemble((label, style), " ", clean(message)), soft_wrap=True)
+
+
+def _one_line(text: str) -> str:
+    return clean(text.replace("\n", "\u240a"))
 
 
 def stats_line(finished: Finished, ctx_size: int) -> str:
@@ -65,22 +75,20 @@ def stats_line(finished: Finished, ctx_size: int) -> str:
 
 
 class Activity:
-    """A line on stderr that shows what is being done and how far; only on a terminal, and only if it takes a while."""
+    """A line on stderr that shows what is being done and how far; only on a terminal, and only if it takes a while.
+
+    The cursor stays visible, so that no end of the process, however sudden, leaves the terminal other than it was.
+    """
 
     def __init__(self, *, quiet: bool) -> None:
-        self._lock = threading.Lock()
-        self._timer: threading.Timer | None = None
-        self._progress: Progress | None = None
-        shown = sys.stderr is not None and sys.stderr.isatty() and not quiet
-        if shown:
-            self._progress = _progress_line()
+        shown = sys.stderr is not None and sys.stderr.isatty() and not is_dumb_terminal() and not quiet
+        self._thread = threading.Thread(target=self._draw, daemon=True) if shown else None
+        self._closed = threading.Event()
+        self._line = "starting"
 
     def __enter__(self) -> Self:
-        if self._progress:
-            self._task = self._progress.add_task("starting", total=None, amount="")
-            self._timer = threading.Timer(_DELAY_S, self._start)
-            self._timer.daemon = True
-            self._timer.start()
+        if self._thread:
+            self._thread.start()
         return self
 
     def __exit__(
@@ -88,19 +96,17 @@ class Activity:
     ) -> None:
         self.close()
 
-    def _start(self) -> None:
-        with self._lock:
-            if self._progress:
-                self._progress.start()
-
     def close(self) -> None:
         """Erases the line, for good."""
-        if self._timer:
-            self._timer.cancel()
-        with self._lock:
-            if self._progress:
-                self._progress.stop()
-                self._progress = None
+        self._closed.set()
+        if self._thread:
+            self._thread.join()
+
+    def erase(self) -> None:
+        """Erases the line at once, for a signal handler that ends the process: it must wait for no thread."""
+        self._closed.set()
+        if self._thread:
+            _write_stderr("\r\x1b[K")
 
     def bytes(self, what: str, done: int, total: int) -> None:
         """Shows progress in bytes; a total of 0 is unknown."""
@@ -111,11 +117,28 @@ class Activity:
         self._update(what, done, total, str)
 
     def _update(self, what: str, done: int, total: int, spell: Callable[[int], str]) -> None:
-        if self._progress:
-            amount = f"{spell(done)}/{spell(total)}" if total else ""
-            self._progress.update(
-                self._task, description=clean(what), completed=done, total=total or None, amount=amount
-            )
+        self._line = _one_line(what)
+        if total:
+            filled = min(_BAR, _BAR * done // total)
+            self._line += f" {'━' * filled}{'─' * (_BAR - filled)} {spell(done)}/{spell(total)}"
+
+    def _draw(self) -> None:
+        if self._closed.wait(_DELAY_S):
+            return
+        from rich.cells import set_cell_size
+
+        for frame in itertools.cycle("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"):
+            # A line as wide as the terminal would wrap, and the rest of it could not be erased.
+            line = set_cell_size(f"{frame} {self._line}", _stderr_width() - 1).rstrip()
+            _write_stderr(f"\r{line}\x1b[K")
+            if self._closed.wait(_FRAME_S):
+                break
+        _write_stderr("\r\x1b[K")
+
+
+def is_dumb_terminal() -> bool:
+    """Whether what has been written to the terminal cannot be taken back."""
+    return os.environ.get("TERM", "dumb") == "dumb"
 
 
 def megabytes(count: int) -> str:
@@ -123,20 +146,13 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"
 
 
-def _progress_line() -> Progress | None:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+def _stderr_width() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except OSError:
+        return 80
 
-    console = Console(stderr=True)
-    if console.is_dumb_terminal:
-        return None
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=30),
-        TextColumn("{task.fields[amount]}", markup=False),
-        console=console,
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    )
+
+def _write_stderr(text: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), text.encode())

@@ -1,0 +1,73 @@
+"""Runs the command line in this process, which is quick, and in one of its own, where the process matters."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptcli.cli.app import run
+from tests.cli.scripted import Script, follow
+
+SCRIPTED = [sys.executable, "-m", "tests.cli.scripted"]
+GPTCLI = [sys.executable, "-m", "gptcli"]
+
+
+ROOT = Path(__file__).parents[2]
+CLOSED = b"<&-"  # in place of piped bytes: there is no stdin
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left: its exit code, the bytes of stdout, the text of stderr."""
+
+    code: int
+    out: bytes
+    err: str
+
+
+Cli = Callable[..., Result]
+
+
+class _Keyboard(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def cli(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """gptcli in this process, with bytes piped into it or none."""
+
+    def call(*arguments: str | Path, stdin: bytes | None = None) -> Result:
+        given = _Keyboard() if stdin is None else io.TextIOWrapper(io.BytesIO(stdin))
+        monkeypatch.setattr(sys, "stdin", None if stdin is CLOSED else given)
+        code = run([str(argument) for argument in arguments])
+        out, err = capfdbinary.readouterr()
+        return Result(code, out, err.decode())
+
+    return call
+
+
+@pytest.fixture
+def generate(cli: Cli, tiny_model: Path) -> Cli:
+    """`gptcli generate` with the tiny model, greedily, unless the arguments say otherwise."""
+
+    def call(*arguments: str | Path, stdin: bytes | None = None) -> Result:
+        return cli("generate", "-m", tiny_model, "-t", "0", *arguments, stdin=stdin)
+
+    return call
+
+
+@pytest.fixture
+def says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes every model say these pieces of text."""
+
+    def script(*pieces: str | bytes, **rest: Any) -> None:
+        follow(Script(pieces=pieces, **rest), monkeypatch.setattr)
+
+    return script

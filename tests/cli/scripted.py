@@ -1,0 +1,98 @@
+"""A model that says what a script says, for tests of what the command line makes of it. Needs no torch.
+
+Run as a program, it is `gptcli` with such a model: the script is JSON in GPTCLI_TEST_SCRIPT.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from gptcli.errors import ContextOverflow
+from gptcli.generation.events import Finished, FinishReason, TextDelta, Usage
+from gptcli.language_model import LanguageModel
+from gptcli.settings import SamplingConfig, StopConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """What the model does: seconds to load and prefill, its pieces of text and the seconds before each, an error."""
+
+    pieces: Sequence[str | bytes] = ()
+    load_s: float = 0.0
+    prefill_s: float = 0.0
+    piece_s: float = 0.0
+    overflows: bool = False  # at the end
+    loses_exceptions: bool = False  # while it loads, as numpy's import does
+    mark: str = ""  # a file that appears once it loads for `load_s`, or else once it has said something
+
+    def environment(self) -> dict[str, str]:
+        """The environment in which this module, run as a program, follows the script."""
+        return {**os.environ, "GPTCLI_TEST_SCRIPT": json.dumps(vars(self)), "TERM": "xterm-256color"}
+
+    def load(self, lm: LanguageModel, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Any:
+        ends = time.monotonic() + self.load_s
+        if self.load_s:
+            self._leave_mark()
+        while time.monotonic() < ends:
+            on_progress(100_000_000, 300_000_000)
+            try:
+                time.sleep(0.02)
+            except BaseException:
+                if not self.loses_exceptions:
+                    raise
+        plan = SimpleNamespace(device="cpu", dtype_name="fp32")
+        return SimpleNamespace(plan=plan, new_cache=lambda: None)
+
+    def stream(
+        self,
+        lm: LanguageModel,
+        prompt: Sequence[int],
+        sampling: SamplingConfig,
+        stop: StopConfig,
+        *,
+        cache: object = None,
+        logprobs: int | None = None,
+        on_prefill: Callable[[int, int], None] = lambda done, total: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Iterator[TextDelta | Finished]:
+        reason: FinishReason = "length"
+        on_prefill(0, len(prompt))
+        time.sleep(self.prefill_s)
+        for piece in self.pieces:
+            time.sleep(self.piece_s)
+            if cancelled():
+                reason = "interrupt"
+                break
+            yield TextDelta(piece if isinstance(piece, bytes) else piece.encode())
+            self._leave_mark()
+        if self.overflows:
+            raise ContextOverflow("the context of 8 tokens is full")
+        usage = Usage(
+            prompt_tokens=len(prompt), completion_tokens=len(self.pieces), load_s=0.1, prefill_s=0.1, ttft_s=0.1,
+            decode_s=0.1, prefill_tokens_per_s=10.0, decode_tokens_per_s=10.0,
+        )  # fmt: skip
+        yield Finished(reason=reason, ids=(), stop=None, seed=sampling.seed or 0, usage=usage, logprobs=None)
+
+    def _leave_mark(self) -> None:
+        if self.mark:
+            Path(self.mark).touch()
+
+
+def follow(script: Script, set_attribute: Callable[[Any, str, Any], None]) -> None:
+    """Puts the script in the place of every model's weights and generation."""
+    set_attribute(LanguageModel, "load", lambda lm, *given: script.load(lm, *given))
+    set_attribute(LanguageModel, "stream", lambda lm, *given, **named: script.stream(lm, *given, **named))
+
+
+if __name__ == "__main__":
+    from gptcli.__main__ import main
+
+    follow(Script(**json.loads(os.environ["GPTCLI_TEST_SCRIPT"])), setattr)
+    main()

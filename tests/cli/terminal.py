@@ -1,0 +1,69 @@
+"""A terminal for tests: a program on a pty, and the screen that its output makes."""
+
+from __future__ import annotations
+
+import termios
+import time
+from typing import Any
+
+import pexpect
+import pyte
+
+from tests.cli.conftest import ROOT
+
+
+class Terminal:
+    """A program on a pty. `screen` is what a person sees of it, `raw` the bytes that made it so."""
+
+    def __init__(
+        self, program: str, *arguments: str, environment: dict[str, str], width: int = 80, height: int = 24
+    ) -> None:
+        self.screen = pyte.HistoryScreen(width, height, history=1000)
+        self.raw = b""
+        self._stream = pyte.ByteStream(self.screen)
+        self.child = pexpect.spawn(
+            program, list(arguments), env=environment, cwd=str(ROOT), dimensions=(height, width), timeout=10
+        )
+
+    @property
+    def lines(self) -> list[str]:
+        """What was ever written, scrolled out of sight or not, without blank ends."""
+        above = [
+            "".join(line[column].data for column in range(self.screen.columns)) for line in self.screen.history.top
+        ]
+        return "\n".join(line.rstrip() for line in [*above, *self.screen.display]).rstrip().split("\n")
+
+    @property
+    def text(self) -> str:
+        """The lines as one text."""
+        return "\n".join(self.lines)
+
+    def modes(self) -> list[Any]:
+        """The modes that the kernel keeps for the terminal."""
+        return termios.tcgetattr(self.child.child_fd)
+
+    def expect(self, text: str) -> None:
+        """Waits until a text is on the screen."""
+        ends = time.monotonic() + 10
+        while text not in self.text:
+            assert time.monotonic() < ends, f"no {text!r} in:\n{self.text}"
+            self._read()
+
+    def finish(self) -> list[Any]:
+        """Waits for the program's end; returns the terminal's modes then."""
+        while self._read():
+            pass
+        modes = self.modes()
+        self.child.wait()
+        return modes
+
+    def _read(self) -> bool:
+        try:
+            data = self.child.read_nonblocking(4096, timeout=0.2)
+        except pexpect.TIMEOUT:
+            return True
+        except pexpect.EOF:
+            return False
+        self.raw += data
+        self._stream.feed(data)
+        return True

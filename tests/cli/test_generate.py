@@ -1,0 +1,244 @@
+"""What `gptcli generate` writes to stdout and stderr of a pipe, with a real, tiny model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from gptcli import LanguageModel, TextDelta
+from tests.cli.conftest import Cli
+
+PROMPT = "In a small town"
+
+
+def continuation(lm: LanguageModel, **settings: Any) -> bytes:
+    """What the library says the model says, greedily."""
+    events = lm.generate(PROMPT, temperature=0.0, **settings)
+    return b"".join(event.data for event in events if isinstance(event, TextDelta))
+
+
+def records(out: bytes) -> list[dict[str, Any]]:
+    """Lines of JSON, read as strictly as the standard wants."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    return [json.loads(line, parse_constant=refuse) for line in out.decode().splitlines()]
+
+
+def test_stdout_is_the_continuation_and_nothing_else(generate: Cli, tiny: LanguageModel) -> None:
+    result = generate(PROMPT, "-n", "40")
+    assert (result.code, result.err) == (0, "")
+    assert result.out == continuation(tiny, max_tokens=40)
+    assert len(result.out) > 40
+
+
+def test_bytes_that_are_no_text_reach_a_pipe_as_they_are(generate: Cli, says: Callable[..., None]) -> None:
+    pieces = [b"\xff\xfe", b"\x00\x1b[31m\x9b", "‮ 👩‍🚀\r\n".encode(), b"[red]x[/b] :smile:\t" + b"w" * 300]
+    says(*pieces)
+    assert generate(PROMPT).out == b"".join(pieces)
+
+
+def test_newline_ends_the_output(generate: Cli, says: Callable[..., None]) -> None:
+    says("text")
+    assert generate(PROMPT, "--newline").out == b"text\n"
+
+
+@pytest.mark.parametrize("pieces", [["text\n"], []])
+def test_newline_adds_none_where_the_line_has_ended(
+    generate: Cli, says: Callable[..., None], pieces: list[str]
+) -> None:
+    says(*pieces)
+    assert generate(PROMPT, "--newline").out == "".join(pieces).encode()
+
+
+def test_echo_puts_the_prompt_first(generate: Cli, tiny: LanguageModel) -> None:
+    assert generate(PROMPT, "-n", "8", "--echo").out == PROMPT.encode() + continuation(tiny, max_tokens=8)
+
+
+def test_echo_is_part_of_the_text_in_json(generate: Cli, says: Callable[..., None]) -> None:
+    says(" there lived")
+    assert records(generate(PROMPT, "--echo", "--json").out)[0]["text"] == PROMPT + " there lived"
+
+
+def test_samples_stand_on_lines_of_their_own(generate: Cli, says: Callable[..., None]) -> None:
+    says("text")
+    assert generate(PROMPT, "--samples", "3").out == b"text\ntext\ntext"
+
+
+def test_no_tokens_are_no_output(generate: Cli) -> None:
+    result = generate(PROMPT, "-n", "0")
+    assert (result.code, result.out, result.err) == (0, b"", "")
+
+
+def test_minus_one_token_fills_the_context(generate: Cli) -> None:
+    record = records(generate(PROMPT, "-n", "-1", "-c", "24", "--ignore-eos", "--json").out)[0]
+    assert record["prompt_tokens"] + record["completion_tokens"] == 24
+    assert record["finish_reason"] == "length"
+
+
+def test_the_end_of_the_context_stops_the_text(generate: Cli) -> None:
+    stopped = generate(PROMPT, "-n", "60", "-c", "24", "--ignore-eos")
+    assert (stopped.code, stopped.out) == (0, generate(PROMPT, "-n", "-1", "-c", "24", "--ignore-eos").out)
+
+
+def test_the_end_of_the_context_can_be_an_error_that_keeps_the_text(generate: Cli) -> None:
+    result = generate(PROMPT, "-n", "60", "-c", "24", "--ignore-eos", "--overflow", "error")
+    assert result.code == 6
+    assert result.out and result.out in generate(PROMPT, "-n", "60", "-c", "24", "--ignore-eos").out
+    assert result.err.startswith("gptcli: error: the context of 24 tokens is full\n")
+
+
+def test_the_end_of_the_context_can_be_shifted_beyond(generate: Cli) -> None:
+    result = generate(PROMPT, "-n", "60", "-c", "24", "--ignore-eos", "--overflow", "shift", "--json")
+    assert records(result.out)[0]["completion_tokens"] == 60
+
+
+def test_a_stop_text_across_tokens_is_not_shown(generate: Cli, tiny: LanguageModel) -> None:
+    letter = tiny.tokenizer.token_bytes(70).decode()
+    result = generate(PROMPT, "--logit-bias", "70=1000", "--stop", "not there", "--stop", letter * 3)
+    assert (result.code, result.out) == (0, b"")
+    record = records(generate(PROMPT, "--logit-bias", "70=1000", "--stop", letter * 3, "--json").out)[0]
+    assert (record["text"], record["finish_reason"], record["stop"]) == ("", "stop", letter * 3)
+
+
+def test_what_only_began_like_a_stop_text_is_shown(generate: Cli, tiny: LanguageModel) -> None:
+    letter = tiny.tokenizer.token_bytes(70).decode()
+    result = generate(PROMPT, "-n", "2", "--logit-bias", "70=1000", "--stop", letter * 3)
+    assert result.out.decode() == letter * 2
+
+
+def test_a_biased_token_is_drawn(generate: Cli) -> None:
+    assert records(generate(PROMPT, "-n", "3", "--json", "--logit-bias", "70=1000").out)[0]["ids"] == [70, 70, 70]
+
+
+def test_a_forbidden_token_is_not_drawn_and_the_record_is_still_json(generate: Cli) -> None:
+    first = records(generate(PROMPT, "-n", "1", "--json").out)[0]["ids"][0]
+    record = records(generate(PROMPT, "-n", "1", "--json", "--logit-bias", f"{first}=-inf").out)[0]
+    assert record["ids"] != [first]
+    assert record["settings"]["logit_bias"] == [[first, None]]
+
+
+def test_the_end_of_text_is_ignored_on_demand(generate: Cli) -> None:
+    end = ("--logit-bias", "2=1000", "-n", "5", "--json")
+    stopped = records(generate(PROMPT, *end).out)[0]
+    assert (stopped["finish_reason"], stopped["stop"], stopped["ids"]) == ("stop", "<|im_end|>", [])
+    ignored = records(generate(PROMPT, *end, "--ignore-eos").out)[0]
+    assert ignored["finish_reason"] == "length"
+    assert len(ignored["ids"]) == 5 and 2 not in ignored["ids"]
+
+
+def test_json_has_the_contracts_keys(generate: Cli, tiny: LanguageModel) -> None:
+    result = generate(PROMPT, "-n", "8", "--json", "-s", "7")
+    assert (result.code, result.err, result.out.count(b"\n")) == (0, "", 1)
+    record = records(result.out)[0]
+    assert list(record) == [
+        "model", "prompt_tokens", "completion_tokens", "ids", "text", "finish_reason", "stop", "seed", "settings",
+        "timings",
+    ]  # fmt: skip
+    assert list(record["timings"]) == [
+        "load_s", "prefill_s", "ttft_s", "decode_s", "prefill_tokens_per_s", "decode_tokens_per_s",
+    ]  # fmt: skip
+    assert record["prompt_tokens"] == len(tiny.tokenizer.encode(PROMPT))
+    assert record["completion_tokens"] == len(record["ids"]) == 8
+    assert tiny.tokenizer.decode(record["ids"]).decode("utf-8", "replace") == record["text"]
+    assert (record["finish_reason"], record["stop"], record["seed"]) == ("length", None, 7)
+    assert (record["settings"]["temperature"], record["settings"]["max_tokens"]) == (0, 8)
+
+
+def test_json_spells_what_is_no_character(generate: Cli, says: Callable[..., None]) -> None:
+    says(b"\xffa\x1b\n")
+    result = generate(PROMPT, "--json")
+    assert records(result.out)[0]["text"] == "\ufffda\x1b\n"
+    assert b"\x1b" not in result.out
+
+
+def test_a_seed_gives_the_same_text_again(generate: Cli) -> None:
+    hot = (PROMPT, "-t", "2", "--top-k", "0", "-n", "20")
+    assert generate(*hot, "-s", "3").out == generate(*hot, "-s", "3").out
+    assert generate(*hot, "-s", "3").out != generate(*hot, "-s", "4").out
+
+
+def test_samples_count_the_seed_up(generate: Cli) -> None:
+    hot = (PROMPT, "-t", "2", "--top-k", "0", "-n", "20", "--json")
+    samples = records(generate(*hot, "-s", "3", "--samples", "3").out)
+    assert [sample["seed"] for sample in samples] == [3, 4, 5]
+    for sample in samples:
+        alone = records(generate(*hot, "-s", str(sample["seed"])).out)[0]
+        assert alone["ids"] == sample["ids"]
+
+
+def test_samples_count_up_from_a_random_seed_too(generate: Cli) -> None:
+    first, second = records(generate(PROMPT, "-n", "1", "--json", "--samples", "2").out)
+    assert second["seed"] == first["seed"] + 1
+
+
+def test_the_highest_seed_is_followed_by_zero(generate: Cli) -> None:
+    samples = records(generate(PROMPT, "-n", "1", "--json", "--samples", "2", "-s", str(2**64 - 1)).out)
+    assert [sample["seed"] for sample in samples] == [2**64 - 1, 0]
+
+
+def test_logprobs_have_a_token_and_its_likeliest_alternatives(generate: Cli, tiny: LanguageModel) -> None:
+    record = records(generate(PROMPT, "-n", "5", "--json", "--logprobs", "3").out)[0]
+    assert [step["id"] for step in record["logprobs"]] == record["ids"]
+    for step in record["logprobs"]:
+        assert list(step) == ["id", "token", "bytes", "logprob", "top"]
+        assert [list(token) for token in step["top"]] == [["id", "token", "bytes", "logprob"]] * 3
+        assert bytes.fromhex(step["bytes"]) == tiny.tokenizer.token_bytes(step["id"])
+        assert step["top"][0]["id"] == step["id"]  # greedily
+        ordered = [token["logprob"] for token in step["top"]]
+        assert ordered == sorted(ordered, reverse=True)
+
+
+def test_logprobs_without_alternatives_are_the_tokens_alone(generate: Cli) -> None:
+    record = records(generate(PROMPT, "-n", "2", "--json", "--logprobs", "0").out)[0]
+    assert [step["top"] for step in record["logprobs"]] == [[], []]
+
+
+def test_the_logprob_of_what_cannot_be_drawn_is_null(generate: Cli) -> None:
+    record = records(generate(PROMPT, "-n", "1", "--json", "--logprobs", "999", "--ignore-eos").out)[0]
+    assert {token["id"]: token["logprob"] for token in record["logprobs"][0]["top"]}[2] is None
+
+
+def test_stats_are_one_line_on_stderr(generate: Cli) -> None:
+    result = generate(PROMPT, "-n", "4", "--stats", "-s", "7")
+    assert result.err.count("\n") == 1
+    figures = result.err.rstrip().split(" · ")
+    assert figures[0] == "4 tok"
+    assert figures[3].endswith("/256 ctx")
+    assert figures[4:] == ["length", "seed=7"]
+    assert b"tok" not in result.out
+
+
+def test_stats_are_one_line_whatever_stopped_the_text(generate: Cli) -> None:
+    newline = records(generate(PROMPT, "-n", "1", "--json").out)[0]["text"]
+    result = generate(PROMPT, "--stats", "--stop", newline[-1], "--stop", "\n", "--logit-bias", "201=1000")
+    assert result.err.count("\n") == 1
+    assert "stop=\u240a" in result.err
+
+
+def test_stats_as_json_are_a_record(generate: Cli) -> None:
+    record = json.loads(generate(PROMPT, "-n", "4", "--stats=json", "-s", "7").err)
+    assert (record["completion_tokens"], record["finish_reason"], record["seed"]) == (4, "length", 7)
+    assert {"ttft_s", "decode_tokens_per_s", "prompt_tokens", "stop"} <= set(record)
+
+
+def test_every_sample_has_its_stats(generate: Cli) -> None:
+    assert generate(PROMPT, "-n", "1", "--stats", "--samples", "3").err.count(" tok · ") == 3
+
+
+@pytest.mark.parametrize("stats", ["--stats", "--stats=json"])
+def test_quiet_silences_stats(generate: Cli, stats: str) -> None:
+    assert generate(PROMPT, "-n", "1", stats, "-q").err == ""
+
+
+def test_quiet_does_not_silence_errors(generate: Cli) -> None:
+    assert "gptcli: error: " in generate(PROMPT, "-q", "-t", "nan").err
+
+
+def test_markdown_in_a_pipe_is_the_models_text(generate: Cli, says: Callable[..., None]) -> None:
+    says("# Title\n\n", "- a\n- b")
+    assert generate(PROMPT, "--markdown").out == b"# Title\n\n- a\n- b"

@@ -1,0 +1,201 @@
+"""Where the prompt comes from, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gptcli import LanguageModel
+from gptcli.text.conversation import Message
+from tests.cli.conftest import CLOSED, Cli
+
+
+@pytest.fixture
+def prompt(generate: Cli, says: Callable[..., None]) -> Callable[..., bytes]:
+    """The prompt as it reaches a model that says nothing more."""
+    says()
+
+    def echoed(*arguments: str | Path, stdin: bytes | None = None) -> bytes:
+        result = generate("--echo", *arguments, stdin=stdin)
+        assert (result.code, result.err) == (0, "")
+        return result.out
+
+    return echoed
+
+
+def test_the_argument_is_the_prompt(prompt: Callable[..., bytes]) -> None:
+    assert prompt("In a small") == b"In a small"
+
+
+def test_a_file_is_the_prompt_byte_by_byte(prompt: Callable[..., bytes], tmp_path: Path) -> None:
+    file = tmp_path / "prompt"
+    file.write_bytes(b"\xef\xbb\xbf  In\r\n\ta small \\n \n\n")
+    assert prompt("-f", file) == file.read_bytes()
+
+
+def test_a_pipe_is_the_prompt_byte_by_byte(prompt: Callable[..., bytes]) -> None:
+    assert prompt(stdin=b"  In\r\n\ta small \\n \n\n") == b"  In\r\n\ta small \\n \n\n"
+
+
+@pytest.mark.parametrize("piped", [b"text", b"text\n", b"text\n\n"])
+def test_a_blank_line_is_between_a_pipe_and_the_argument(prompt: Callable[..., bytes], piped: bytes) -> None:
+    assert prompt("Summarize.", stdin=piped) == b"text\n\nSummarize."
+
+
+def test_more_blank_lines_stay(prompt: Callable[..., bytes]) -> None:
+    assert prompt("Summarize.", stdin=b"text\n\n\n") == b"text\n\n\nSummarize."
+
+
+def test_a_blank_line_is_between_a_file_and_the_argument(prompt: Callable[..., bytes], tmp_path: Path) -> None:
+    file = tmp_path / "prompt"
+    file.write_text("text\n")
+    assert prompt("Summarize.", "-f", file) == b"text\n\nSummarize."
+
+
+def test_an_empty_pipe_leaves_the_argument_alone(prompt: Callable[..., bytes]) -> None:
+    assert prompt("In a small", stdin=b"") == b"In a small"
+
+
+@pytest.mark.parametrize("arguments", [["-"], ["-f", "-"]])
+def test_a_dash_is_stdin(prompt: Callable[..., bytes], arguments: list[str]) -> None:
+    assert prompt(*arguments, stdin=b"In a small") == b"In a small"
+
+
+def test_a_file_named_dash_and_an_argument_are_joined(prompt: Callable[..., bytes]) -> None:
+    assert prompt("-f", "-", "Summarize.", stdin=b"text") == b"text\n\nSummarize."
+
+
+def test_a_prompt_behind_a_double_dash_may_look_like_an_option(prompt: Callable[..., bytes]) -> None:
+    assert prompt("--", "--stats=json") == b"--stats=json"
+
+
+def test_a_pipe_can_be_given_as_a_file(prompt: Callable[..., bytes], tmp_path: Path) -> None:
+    """As the shell's `-f <(command)` does."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    writer = threading.Thread(target=fifo.write_bytes, args=[b"In a small"])
+    writer.start()
+    assert prompt("-f", fifo) == b"In a small"
+    writer.join()
+
+
+def test_whitespace_alone_is_a_prompt(prompt: Callable[..., bytes]) -> None:
+    assert prompt(stdin=b"\n") == b"\n"
+
+
+@pytest.mark.parametrize("piped", [None, b""])
+@pytest.mark.parametrize("arguments", [[], [""]])
+def test_no_prompt_at_all_is_a_usage_error(generate: Cli, arguments: list[str], piped: bytes | None) -> None:
+    result = generate(*arguments, stdin=piped)
+    assert (result.code, result.out) == (2, b"")
+    assert result.err.startswith("gptcli: error: there is no prompt\nhint: ")
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["a"], 0), ([], 2), (["-"], 4)])
+def test_closed_stdin_is_no_prompt(generate: Cli, says: Callable[..., None], arguments: list[str], code: int) -> None:
+    says()
+    assert generate(*arguments, stdin=CLOSED).code == code
+
+
+def test_invalid_utf8_is_refused_with_its_offset(generate: Cli) -> None:
+    result = generate(stdin="né".encode() + b"\xff")
+    assert (result.code, result.out) == (4, b"")
+    assert result.err.startswith("gptcli: error: not UTF-8: standard input: byte 3\nhint: --errors replace")
+
+
+def test_invalid_utf8_can_be_replaced(prompt: Callable[..., bytes]) -> None:
+    assert prompt("--errors", "replace", stdin=b"a\xffb") == "a\ufffdb".encode()
+
+
+def test_invalid_utf8_in_a_file_names_the_file(generate: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "prompt"
+    file.write_bytes(b"\xe2\x82")
+    result = generate("-f", file)
+    assert result.code == 4
+    assert f"not UTF-8: {file}: byte 0" in result.err
+
+
+def test_a_nul_byte_looks_binary(generate: Cli) -> None:
+    result = generate(stdin=b"ab\0c")
+    assert result.code == 4
+    assert "a NUL byte at 2; it looks binary" in result.err
+
+
+def test_input_beyond_the_limit_is_refused(generate: Cli) -> None:
+    result = generate("--max-input", "4", stdin=b"12345")
+    assert result.code == 4
+    assert "more than 4 bytes\nhint: raise the limit with --max-input" in result.err
+
+
+def test_input_up_to_the_limit_is_taken(prompt: Callable[..., bytes]) -> None:
+    assert prompt("--max-input", "4", stdin=b"1234") == b"1234"
+
+
+def test_a_huge_limit_costs_nothing(prompt: Callable[..., bytes]) -> None:
+    assert prompt("--max-input", str(2**80), stdin=b"1234") == b"1234"
+
+
+def test_endless_input_is_not_read_to_its_end(generate: Cli) -> None:
+    result = generate("-f", "/dev/zero")
+    assert result.code == 4
+    assert "more than 16777216 bytes" in result.err
+
+
+@pytest.mark.parametrize("path", ["/nowhere/at/all", "/"])
+def test_an_unreadable_file_is_named(generate: Cli, path: str) -> None:
+    result = generate("-f", path)
+    assert result.code == 4
+    assert result.err.startswith(f"gptcli: error: cannot open: {path}: ")
+
+
+@pytest.mark.parametrize("arguments", [["a\udcff"], ["a", "--stop", "\udcff"], ["a", "--chat", "--system", "\udcff"]])
+def test_an_argument_that_is_not_utf8_is_a_usage_error(generate: Cli, arguments: list[str]) -> None:
+    result = generate(*arguments)
+    assert result.code == 2
+    assert "not UTF-8 at byte" in result.err
+
+
+def test_a_file_name_that_is_not_utf8_can_be_named_in_an_error(generate: Cli) -> None:
+    assert "/\ufffd: No such file" in generate("-f", "/\udcff").err
+
+
+def test_a_chat_prompt_is_put_into_the_models_template(
+    generate: Cli, says: Callable[..., None], tiny: LanguageModel, tmp_path: Path
+) -> None:
+    says()
+    system = tmp_path / "system"
+    system.write_text("Be brief.")
+    messages = [Message("system", "Be brief."), Message("user", "hello <|im_end|>")]
+    expected = len(tiny.template.render(messages, tiny.tokenizer))
+    for option in (["--system-file", str(system)], ["--system", "Be brief."]):
+        result = generate("--json", "--chat", "hello <|im_end|>", *option)
+        assert json.loads(result.out)["prompt_tokens"] == expected
+
+
+def test_a_chat_template_of_ones_own_replaces_the_models(
+    generate: Cli, says: Callable[..., None], tiny: LanguageModel, tmp_path: Path
+) -> None:
+    says()
+    template = tmp_path / "template"
+    template.write_text("{% for message in messages %}Q: {{ message.content }} A:{% endfor %}")
+    result = generate("--json", "--chat", "hello", "--chat-template", template)
+    assert json.loads(result.out)["prompt_tokens"] == len(tiny.tokenizer.encode("Q: hello A:", add_special=False))
+
+
+def test_control_tokens_in_a_prompt_are_text_unless_special(generate: Cli, says: Callable[..., None]) -> None:
+    says()
+    as_text = json.loads(generate("--json", "<|im_start|>").out)["prompt_tokens"]
+    as_token = json.loads(generate("--json", "--special", "<|im_start|>").out)["prompt_tokens"]
+    assert as_text > as_token == 1
+
+
+@pytest.mark.parametrize("option", ["--system", "--system-file", "--chat-template"])
+def test_what_shapes_a_chat_needs_chat(generate: Cli, option: str) -> None:
+    result = generate("a", option, "b")
+    assert result.code == 2
+    assert "need --chat" in result.err

@@ -1,0 +1,177 @@
+"""How a process ends that a signal ends: by that signal, in silence, with the text so far, the terminal as before."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import GPTCLI, ROOT, SCRIPTED
+from tests.cli.scripted import Script
+from tests.cli.terminal import Terminal
+
+ENDLESS = Script(pieces=["text "] * 1000, piece_s=0.02)
+
+
+@pytest.fixture(autouse=True)
+def _model(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTCLI_MODEL", str(tiny_model))
+
+
+def wait_for(mark: Path) -> None:
+    ends = time.monotonic() + 10
+    while not mark.exists():
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+
+
+def start(script: Script, *options: str) -> subprocess.Popen[bytes]:
+    """`gptcli generate` with a scripted model, its streams pipes."""
+    return subprocess.Popen(
+        [*SCRIPTED, "generate", "a", *options],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=script.environment(),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def started() -> Iterator[subprocess.Popen[bytes]]:
+    """A run in mid-stream."""
+    with start(ENDLESS) as process:
+        assert process.stdout
+        assert process.stdout.read(5) == b"text "
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_in_mid_stream_ends_the_run_by_itself_and_the_text_stays(
+    started: subprocess.Popen[bytes], signum: int
+) -> None:
+    started.send_signal(signum)
+    out, err = started.communicate(timeout=5)
+    assert (started.returncode, err) == (-signum, b"")
+    assert set(out.split()) <= {b"text"} and not out.endswith(b"\n")
+
+
+def test_an_interrupt_is_obeyed_within_a_token(started: subprocess.Popen[bytes]) -> None:
+    at = time.monotonic()
+    started.send_signal(signal.SIGINT)
+    started.wait()
+    assert time.monotonic() - at < 0.5
+
+
+def test_an_interrupted_record_is_still_written(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    with start(replace(ENDLESS, mark=str(mark)), "--json") as process:
+        wait_for(mark)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=5)
+    record = json.loads(out)
+    assert (process.returncode, err) == (-signal.SIGINT, b"")
+    assert record["finish_reason"] == "interrupt"
+    assert record["text"].startswith("text ")
+
+
+def test_an_interrupt_ends_all_samples(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    with start(replace(ENDLESS, mark=str(mark)), "--json", "--samples", "3", "--stats") as process:
+        wait_for(mark)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=5)
+    assert process.returncode == -signal.SIGINT
+    assert (out.count(b"\n"), err.count(b"\n")) == (1, 1)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("loses_exceptions", [False, True])
+def test_a_signal_while_loading_ends_the_run_in_silence(tmp_path: Path, loses_exceptions: bool, signum: int) -> None:
+    mark = tmp_path / "mark"
+    with start(Script(load_s=20, loses_exceptions=loses_exceptions, mark=str(mark))) as process:
+        wait_for(mark)
+        process.send_signal(signum)
+        assert process.communicate(timeout=5) == (b"", b"")
+    assert process.returncode == -signum
+
+
+@pytest.mark.parametrize("after_s", [0.06, 0.12, 0.3, 0.5, 0.8])
+def test_a_signal_while_importing_ends_the_run_in_silence(after_s: float) -> None:
+    process = subprocess.Popen(
+        [*GPTCLI, "generate", "a", "-n", "100000", "--overflow", "shift", "--ignore-eos"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT,
+    )  # fmt: skip
+    time.sleep(after_s)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=10)[1] == b""
+    assert process.returncode == -signal.SIGINT
+
+
+@pytest.mark.parametrize(("command", "signum"), [("nohup", signal.SIGHUP), ("trap '' INT;", signal.SIGINT)])
+def test_a_signal_that_the_parent_ignores_is_ignored(command: str, signum: int) -> None:
+    script = Script(pieces=["text "] * 30, piece_s=0.02)
+    process = subprocess.Popen(
+        ["bash", "-c", f"{command} {' '.join(SCRIPTED)} generate a 2>/dev/null & echo $!; wait $!"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=ROOT, env=script.environment(),
+    )  # fmt: skip
+    assert process.stdout
+    child = int(process.stdout.readline())
+    assert process.stdout.read(5) == b"text "
+    subprocess.run(["kill", f"-{signum}", str(child)], check=True)
+    assert process.communicate(timeout=5)[0] == b"text " * 29
+    assert process.returncode == 0
+
+
+def test_a_shell_loop_stops_at_an_interrupt() -> None:
+    loop = f"for i in 1 2 3; do {' '.join(SCRIPTED)} generate a; echo again; done"
+    shell = Terminal("bash", "-c", loop, environment=ENDLESS.environment())
+    shell.expect("text text")
+    shell.child.sendintr()
+    shell.finish()
+    assert shell.child.signalstatus == signal.SIGINT
+    assert "again" not in shell.text
+
+
+PHASES = {
+    "loading": (Script(load_s=20), (), "loading tiny"),
+    "prefilling": (Script(prefill_s=0.9, pieces=["text "] * 1000, piece_s=0.02), (), "prefill"),
+    "decoding": (ENDLESS, (), "text text"),
+    "drawing Markdown": (ENDLESS, ("--markdown",), "text text"),
+}
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_signal_leaves_the_terminal_as_it_was(phase: str, signum: int) -> None:
+    script, options, sign = PHASES[phase]
+    terminal = Terminal(*SCRIPTED, "generate", "a", *options, environment=script.environment())
+    before = terminal.modes()
+    terminal.expect(sign)
+    terminal.child.kill(signum)
+    after = terminal.finish()
+    assert terminal.child.signalstatus == signum
+    assert not terminal.screen.cursor.hidden
+    assert after == before
+    assert "loading" not in terminal.text and "prefill" not in terminal.text and "Traceback" not in terminal.text
+    assert terminal.screen.cursor.x == 0
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_terminal_that_is_gone_ends_the_run_by_sighup(phase: str) -> None:
+    script, options, sign = PHASES[phase]
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [*SCRIPTED, "generate", "a", *options], preexec_fn=lambda: os.login_tty(theirs), cwd=ROOT,
+        env=script.environment(),
+    )  # fmt: skip
+    os.close(theirs)
+    seen = b""
+    while sign.encode() not in seen:
+        seen += os.read(ours, 4096)
+    os.close(ours)
+    assert process.wait(timeout=5) == -signal.SIGHUP

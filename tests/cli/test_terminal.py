@@ -1,0 +1,150 @@
+"""What a person sees of `gptcli generate` on a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import SCRIPTED
+from tests.cli.scripted import Script
+from tests.cli.terminal import Terminal
+
+
+@pytest.fixture(autouse=True)
+def _model(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTCLI_MODEL", str(tiny_model))
+
+
+def show(script: Script, *options: str, width: int = 80, height: int = 24, **environment: str) -> Terminal:
+    """A finished run on a terminal."""
+    terminal = Terminal(
+        *SCRIPTED, "generate", "a", *options, environment=script.environment() | environment, width=width, height=height
+    )
+    terminal.finish()
+    return terminal
+
+
+def test_a_missing_newline_is_added() -> None:
+    terminal = show(Script(pieces=["some ", "text"]))
+    assert terminal.lines == ["some text"]
+    assert (terminal.screen.cursor.x, terminal.screen.cursor.y) == (0, 1)
+
+
+def test_a_newline_that_is_there_is_not_added_to() -> None:
+    terminal = show(Script(pieces=["text\n"]))
+    assert terminal.screen.cursor.y == 1
+
+
+def test_no_text_is_not_even_a_newline() -> None:
+    assert show(Script()).raw == b""
+
+
+def test_control_characters_are_shown_and_not_obeyed() -> None:
+    terminal = show(
+        Script(pieces=["a\x1b", "[31m", "\x1b]0;title\x07", "\x9b2J", "b\rc\x08\x00\x7f", "\u202ed\u2066e"])
+    )
+    assert terminal.text == "a␛[31m␛]0;title␇\\x9b2Jb␍c␈␀␡<U+202E>d<U+2066>e"
+    assert b"\x1b" not in terminal.raw
+    assert terminal.screen.title == ""
+
+
+def test_joined_emoji_and_combining_marks_stay_whole() -> None:
+    text = "👩‍🚀 ❤️ é नि"
+    assert show(Script(pieces=[text])).raw.decode() == text + "\r\n"
+
+
+def test_markup_of_rich_is_text() -> None:
+    assert show(Script(pieces=["[red]a[/b] :smile: https://x.example"])).text == "[red]a[/b] :smile: https://x.example"
+
+
+def test_long_lines_are_left_to_the_terminal() -> None:
+    terminal = show(Script(pieces=["word " * 30]), width=20)
+    assert terminal.raw == b"word " * 30 + b"\r\n"
+
+
+@pytest.mark.parametrize("slow", [{"load_s": 0.3}, {"prefill_s": 0.3}])
+@pytest.mark.parametrize("options", [[], ["--echo"], ["--markdown"], ["--echo", "--markdown"]])
+def test_progress_is_shown_and_then_gone(slow: dict[str, float], options: list[str]) -> None:
+    terminal = show(Script(pieces=["text ", "and more"], **slow), *options)  # type: ignore[arg-type]
+    assert ("loading tiny" if "load_s" in slow else "prefill").encode() in terminal.raw
+    assert terminal.lines == ["atext and more" if "--echo" in options else "text and more"]
+
+
+def test_progress_tells_how_far_it_is() -> None:
+    assert "━━━━━━──────────────  100 MB/300 MB".replace("  ", " ").encode() in show(Script(load_s=0.4)).raw
+
+
+def test_what_is_quick_shows_no_progress() -> None:
+    assert show(Script(pieces=["text"])).raw == b"text\r\n"
+
+
+@pytest.mark.parametrize("options", [["-q"], []])
+def test_quiet_and_dumb_terminals_show_no_progress(options: list[str]) -> None:
+    script = Script(load_s=0.4, pieces=["text"])
+    assert show(script, *options, TERM="xterm-256color" if options else "dumb").raw == b"text\r\n"
+
+
+@pytest.mark.parametrize("width", [1, 2, 20])
+def test_progress_never_wraps(width: int) -> None:
+    terminal = show(Script(load_s=0.5, pieces=["x\n"]), width=width)
+    assert terminal.lines == ["x"]
+    assert terminal.screen.cursor.y == 1
+
+
+def test_an_error_in_mid_stream_begins_a_line() -> None:
+    terminal = show(Script(pieces=["text"], overflows=True))
+    assert terminal.lines == ["text", "gptcli: error: the context of 8 tokens is full"]
+    assert terminal.child.exitstatus == 6
+
+
+def test_stats_begin_a_line() -> None:
+    first, second = show(Script(pieces=["text"]), "--stats").lines
+    assert (first, second[:5]) == ("text", "1 tok")
+
+
+def test_an_interrupted_line_is_ended() -> None:
+    terminal = Terminal(
+        *SCRIPTED, "generate", "a", environment=Script(pieces=["text "] * 500, piece_s=0.02).environment()
+    )
+    terminal.expect("text text")
+    terminal.child.sendintr()
+    terminal.finish()
+    assert terminal.raw.endswith(b"^C\r\n")
+
+
+def test_errors_are_coloured_unless_asked_not_to() -> None:
+    assert b"\x1b[1;31mgptcli: error:" in show(Script(), "-t", "nan").raw
+    assert b"31m" not in show(Script(), "-t", "nan", NO_COLOR="1").raw
+    assert b"\x1b" not in show(Script(), "-t", "nan", TERM="dumb").raw
+
+
+def test_an_error_is_not_wrapped_by_us() -> None:
+    assert b"temperature must be at least 0 (0 is greedy), not nan\r\n" in show(Script(), "-t", "nan", width=20).raw
+
+
+DOCUMENT = "# Title\n\nSome *text*.\n\n- one\n- two\n\n```\ncode\n```\n"
+
+
+def test_markdown_is_drawn() -> None:
+    terminal = show(Script(pieces=list(DOCUMENT), piece_s=0.005), "--markdown")
+    assert terminal.text.split() == ["Title", "Some", "text.", "•", "one", "•", "two", "code"]
+    assert not terminal.screen.cursor.hidden
+
+
+def test_markdown_without_the_option_is_text() -> None:
+    assert show(Script(pieces=list(DOCUMENT))).text == DOCUMENT.rstrip()
+
+
+def test_markdown_on_a_dumb_terminal_is_text() -> None:
+    assert show(Script(pieces=list(DOCUMENT)), "--markdown", TERM="dumb").text == DOCUMENT.rstrip()
+
+
+def test_markdown_without_colour_is_drawn_without_colour() -> None:
+    terminal = show(Script(pieces=list("`code`\n\n```python\nx = 1\n```\n")), "--markdown", NO_COLOR="1")
+    assert terminal.text.split() == ["code", "x", "=", "1"]
+    assert b"\x1b[3" not in terminal.raw and b";3" not in terminal.raw
+
+
+def test_every_sample_of_markdown_is_drawn() -> None:
+    assert show(Script(pieces=["**text**"]), "--markdown", "--samples", "2").lines == ["text", "text"]

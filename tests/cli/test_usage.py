@@ -1,0 +1,232 @@
+"""What is asked for wrongly, or only asked about: exit codes, a line of error, no traceback, nothing slow imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+import gptcli
+from gptcli.cli.app import app
+from gptcli.language_model import LanguageModel
+from tests.cli.conftest import GPTCLI, ROOT, Cli
+from tests.tiny import make_model
+
+BAD_VALUES = {
+    "-t nan": "temperature must be at least 0",
+    "-t -1": "temperature must be at least 0",
+    "-t inf": "temperature must be at least 0",
+    "-t warm": "'--temperature': Input should be a valid number",
+    "--top-k -1": "top-k must be at least 0",
+    "--top-k 1.5": "'--top-k': Input should be a valid integer",
+    "--top-p 0": "top-p must be above 0 and at most 1",
+    "--top-p 1.5": "top-p must be above 0 and at most 1",
+    "--top-p nan": "top-p must be above 0 and at most 1",
+    "--min-p 2": "min-p must be between 0 and 1",
+    "--repeat-penalty 0": "repeat-penalty must be above 0",
+    "--repeat-last-n -2": "repeat-last-n must be at least -1",
+    "--presence-penalty 101": "presence-penalty must be between -100 and 100",
+    "--frequency-penalty nan": "frequency-penalty must be between -100 and 100",
+    "--logit-bias 5": "logit-bias must be ID=BIAS",
+    "--logit-bias a=1": "logit-bias must be ID=BIAS",
+    "--logit-bias 5=nan": "logit-bias of token 5 must be a number",
+    "--logit-bias -5=1": "logit-bias id must be at least 0",
+    "-s -1": "seed must be between 0 and",
+    "-s 18446744073709551616": "seed must be between 0 and",
+    "--samples 0": "'--samples': Input should be greater than or equal to 1",
+    "-n -2": "max-tokens must be at least -1",
+    "-n many": "'--max-tokens': Input should be a valid integer",
+    "--stop=": "a stop text must not be empty",
+    "--overflow wrap": "'error', 'stop', 'shift'",
+    "-c 0": "ctx-size must be at least 1",
+    "--threads 0": "threads must be between 1 and 1024",
+    "--dtype fp64": "'auto', 'fp32', 'bf16', 'fp16'",
+    "--quantize int2": "'auto', 'none', 'int8', 'int4'",
+    "--errors ignore": "'strict', 'replace'",
+    "--max-input 0": "'--max-input': Input should be greater than or equal to 1",
+    "--json --logprobs -1": "'--logprobs': Input should be greater than or equal to 0",
+    "--logprobs 3": "--logprobs needs --json",
+    "--json --markdown": "exclude each other",
+    "--stats=xml": "'--stats' does not take a value",
+    "--nonsense": "No such option: --nonsense",
+    "small town": "unexpected extra argument",
+    "-m": "'-m' requires an argument",
+}
+
+
+def outcome(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT, env=os.environ | environment
+    )
+
+
+@pytest.mark.parametrize("options", BAD_VALUES)
+def test_a_bad_value_is_one_line_that_names_the_range(cli: Cli, monkeypatch: pytest.MonkeyPatch, options: str) -> None:
+    monkeypatch.setattr(LanguageModel, "open", None)  # would be an internal error
+    result = cli("generate", "In a", *options.split())
+    assert (result.code, result.out) == (2, b"")
+    error, *hint = result.err.splitlines()
+    assert error.startswith("gptcli: error: ")
+    assert BAD_VALUES[options] in error
+    assert len(hint) <= 1 and all(line.startswith("hint: ") for line in hint)
+
+
+def test_a_bad_value_imports_nothing_slow() -> None:
+    check = (
+        "import sys; from gptcli.cli.app import run\n"
+        f"for options in {list(BAD_VALUES)!r}: assert run(['generate', 'In a', *options.split()]) == 2, options\n"
+        "assert not {'torch', 'transformers', 'huggingface_hub', 'gguf', 'numpy'} & set(sys.modules)"
+    )
+    assert outcome(sys.executable, "-c", check).returncode == 0
+
+
+def test_help_imports_nothing_slow() -> None:
+    check = (
+        "import sys; from gptcli.cli.app import run\n"
+        "for command in [], ['generate'], ['models']: assert run([*command, '--help']) == 0\n"
+        "assert not {'torch', 'transformers', 'huggingface_hub', 'gguf', 'numpy'} & set(sys.modules)"
+    )
+    assert outcome(sys.executable, "-c", check).returncode == 0
+
+
+def test_help_of_generate_mentions_every_option(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    help = cli("generate", "--help").out.decode()
+    command = typer.main.get_command(app).commands["generate"]  # type: ignore[attr-defined]
+    options = [name for parameter in command.params if not parameter.hidden for name in parameter.opts]
+    assert len(options) > 40
+    assert [name for name in options if name.startswith("-") and not re.search(rf"{name}\b", help)] == []
+    assert "--stats=json" in help
+
+
+@pytest.mark.parametrize("arguments", [["-h"], ["--help"], []])
+def test_help_is_on_stdout(cli: Cli, arguments: list[str]) -> None:
+    result = cli(*arguments)
+    assert (result.code, result.err) == (0, "")
+    assert b"generate" in result.out
+
+
+@pytest.mark.parametrize("command", ["generate", "models"])
+def test_h_is_help_for_every_command(cli: Cli, command: str) -> None:
+    result = cli(command, "-h")
+    assert result.code == 0
+    assert f"Usage: gptcli {command}".encode() in result.out
+
+
+def test_the_version_is_told(cli: Cli) -> None:
+    assert cli("--version").out == f"gptcli {gptcli.__version__}\n".encode()
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["--nonsense"]])
+def test_an_unknown_command_leads_to_the_help(cli: Cli, arguments: list[str]) -> None:
+    result = cli(*arguments)
+    assert (result.code, result.out) == (2, b"")
+    assert result.err.endswith("hint: run `gptcli --help`\n")
+
+
+def test_the_shell_completes_commands() -> None:
+    completed = outcome(*GPTCLI, _GPTCLI_COMPLETE="complete_bash", COMP_WORDS="gptcli gen", COMP_CWORD="1")
+    assert completed.stdout == "generate\n"
+
+
+def test_a_missing_model_leads_to_where_models_are(cli: Cli) -> None:
+    result = cli("generate", "-m", "nonsense", "In a")
+    assert (result.code, result.out) == (4, b"")
+    assert result.err == "gptcli: error: no such model: nonsense\nhint: run `gptcli models` to see which are\n"
+
+
+def test_the_default_model_is_not_fetched_offline(cli: Cli) -> None:
+    result = cli("generate", "--offline", "In a")
+    assert (result.code, result.out) == (4, b"")
+    assert "no such model: smollm2-135m-instruct" in result.err
+
+
+def test_the_model_can_come_from_the_environment(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTCLI_MODEL", "nonsense")
+    assert "no such model: nonsense" in cli("generate", "In a").err
+
+
+def test_an_empty_directory_is_no_model(cli: Cli, tmp_path: Path) -> None:
+    result = cli("generate", "-m", tmp_path, "In a")
+    assert result.code == 4
+    assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("config.json", '{"model_type": "mamba2"}'), ("config.json", "{"), ("model.safetensors", "short")],
+)
+def test_a_broken_model_is_one_line(cli: Cli, tmp_path: Path, file: str, content: str) -> None:
+    model = make_model(tmp_path / "model")
+    (model / file).write_text(content)
+    result = cli("generate", "-m", model, "In a")
+    assert (result.code, result.out) == (3, b"")
+    assert result.err.splitlines()[0].startswith("gptcli: error: ")
+    assert result.err.count("\n") <= 2
+
+
+def test_a_prompt_beyond_the_context_is_refused_with_the_counts(generate: Cli) -> None:
+    result = generate("-c", "4", "abcdefgh")
+    assert (result.code, result.out) == (6, b"")
+    assert re.search(r"[5-8] tokens, and at least one to come, in a context of 4\n", result.err)
+
+
+def test_a_context_beyond_the_models_is_refused(generate: Cli) -> None:
+    result = generate("-c", "9999", "In a")
+    assert result.code == 2
+    assert "ctx-size 9999 is beyond the model's context of 256" in result.err
+
+
+def test_a_missing_device_is_an_error_of_its_own(generate: Cli) -> None:
+    result = generate("--device", "cuda:99", "In a")
+    assert result.code == 5
+    assert "no such device: cuda:99" in result.err
+
+
+def test_a_bias_outside_the_vocabulary_is_a_usage_error(generate: Cli) -> None:
+    assert generate("--logit-bias", "99999=1", "In a").code == 2
+
+
+def test_a_bug_is_a_line_too(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LanguageModel, "open", lambda *given, **named: 1 / 0)
+    result = cli("generate", "In a")
+    assert result.code == 1
+    assert result.err.startswith("gptcli: error: internal error: ZeroDivisionError: division by zero\nhint: ")
+    assert "Traceback" not in result.err
+
+
+def test_exhausted_memory_is_no_bug(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhaust(*given: object, **named: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(LanguageModel, "open", exhaust)
+    result = cli("generate", "In a")
+    assert (result.code, result.err) == (5, "gptcli: error: out of memory\n")
+
+
+@pytest.mark.parametrize("arguments", [["-m", "nonsense"], ["-t", "nan"], ["--nonsense"]])
+def test_debugging_shows_the_traceback_and_keeps_the_exit_code(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    code = cli("generate", "In a", *arguments).code
+    monkeypatch.setenv("GPTCLI_DEBUG", "1")
+    result = cli("generate", "In a", *arguments)
+    assert result.err.startswith("Traceback (most recent call last):")
+    assert "\ngptcli: error: " in result.err
+    assert result.code == code
+
+
+def test_an_error_that_holds_control_characters_shows_them(cli: Cli) -> None:
+    result = cli("generate", "-m", "a\x1b[31m\nb\u202e", "In a")
+    assert result.err.startswith("gptcli: error: no such model: a\u241b[31m b<U+202E>\n")
+
+
+def test_stats_as_json_is_not_taken_from_behind_a_double_dash(cli: Cli, tiny_model: Path) -> None:
+    result = cli("generate", "-m", tiny_model, "-n", "1", "--stats=json", "--", "In a")
+    assert json.loads(result.err)["completion_tokens"] == 1
