@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import sampling_defaults
 from gptcli.errors import BrokenTokenizer, ContextOverflow, UsageError
-from gptcli.generation.context import check_prompt
+from gptcli.generation.request import check_request
 from gptcli.settings import Dtype, Overflow, Quantize, RuntimeConfig, SamplingConfig, StopConfig
 from gptcli.store.catalog import DEFAULT_MODEL, FetchProgress
 from gptcli.store.locate import locate
@@ -170,9 +170,9 @@ class LanguageModel:
             logprobs=logprobs,
         )
 
-    def check_prompt(self, prompt: Sequence[int]) -> None:
-        """Raises UsageError or ContextOverflow where a prompt cannot be continued. Needs no weights."""
-        check_prompt(len(prompt), self.ctx_size)
+    def check_request(self, prompt: Sequence[int], sampling: SamplingConfig) -> None:
+        """Raises UsageError or ContextOverflow where a prompt cannot be continued so. Needs no weights."""
+        check_request(len(prompt), sampling, self.ctx_size, self.tokenizer.size)
 
     def stream(
         self,
@@ -186,7 +186,7 @@ class LanguageModel:
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[TextDelta | Finished]:
         """`generate` with settled configs; see gptcli.generation.loop.generate for the rest."""
-        self.check_prompt(prompt)
+        self.check_request(prompt, sampling)
         from gptcli.generation.loop import generate
 
         return generate(

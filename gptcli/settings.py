@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self, get_args
 
@@ -18,7 +19,7 @@ GREEDY_BELOW = 1e-5
 
 def _check(name: str, value: float, low: float, high: float, meaning: str = "") -> None:
     if not (isinstance(value, int | float) and math.isfinite(value) and low <= value <= high):
-        bounds = f"between {low:g} and {high:g}" if math.isfinite(high) else f"at least {low:g}"
+        bounds = f"between {low} and {high}" if math.isfinite(high) else f"at least {low}"
         raise UsageError(f"{name} must be {bounds}{meaning}, not {value}")
 
 
@@ -55,8 +56,8 @@ class SamplingConfig:
         _check("frequency-penalty", self.frequency_penalty, -100, 100)
         for token, bias in self.logit_bias:
             _check("logit-bias id", token, 0, math.inf)
-            if math.isnan(bias):
-                raise UsageError(f"logit-bias of token {token} must be a number, not {bias}")
+            if math.isnan(bias) or bias == math.inf:
+                raise UsageError(f"logit-bias of token {token} must be a number or -inf, not {bias}")
         if self.seed is not None:
             _check("seed", self.seed, 0, 2**64 - 1)
 
@@ -106,6 +107,8 @@ class RuntimeConfig:
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise UsageError(f"device must be auto, cpu, cuda or cuda:N, not {self.device}")
         _check_choice("dtype", self.dtype, get_args(Dtype))
         _check_choice("quantize", self.quantize, get_args(Quantize))
         if self.ctx_size is not None:

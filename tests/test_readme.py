@@ -24,9 +24,7 @@ EXAMPLES = [
 
 @pytest.mark.real
 @pytest.mark.parametrize(("command", "output"), EXAMPLES, ids=range(len(EXAMPLES)))
-def test_an_example_prints_what_the_readme_shows(
-    command: str, output: str, real_weights: Path, tmp_path: Path
-) -> None:
+def test_an_example_prints_what_the_readme_shows(command: str, output: str, real_weights: Path, tmp_path: Path) -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
         ["bash", "-c", command],

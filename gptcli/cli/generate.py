@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from gptcli.cli import options
 from gptcli.cli.prompt import argument_text, read_prompt, read_text
+from gptcli.cli.records import json_line, sample_record, stats_record
 from gptcli.cli.render import Activity, is_dumb_terminal, print_line, stats_line
 from gptcli.cli.signals import deadly, interruptible
 from gptcli.cli.sink import Sink
 from gptcli.errors import UsageError
-from gptcli.generation.events import Finished, StepLogprobs, TextDelta, TokenLogprob
+from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import LanguageModel
 from gptcli.settings import RuntimeConfig, SamplingConfig, StopConfig
 from gptcli.store.catalog import DEFAULT_MODEL
@@ -106,8 +104,8 @@ def generate(
             ids = template.render([*messages, Message("user", text)], lm.tokenizer)
         else:
             ids = lm.tokenizer.encode(text, special=special)
-        lm.check_prompt(ids)
         sampling = SamplingConfig.resolve(given, lm.sampling_defaults)
+        lm.check_request(ids, sampling)
         loading = partial(activity.bytes, f"loading {lm.folder.path.name}")
         loading(0, 0)  # torch comes first, and takes a second
         with deadly(activity.erase):
@@ -128,14 +126,14 @@ def generate(
                 if as_json:
                     parts = list[bytes]()
                     finished = _drain(events, activity, lead, parts.append)
-                    sink.write(_json_line(_record(lm, b"".join(parts), finished, sampling, stopping)))
+                    sink.write(json_line(sample_record(lm, b"".join(parts), finished, sampling, stopping)))
                 else:
                     with _shown(sink, markdown) as write:
                         finished = _drain(events, activity, lead, write)
                     if newline or sample + 1 < samples:
                         sink.end_line()
             if stats_json and not quiet:
-                print_line(json.dumps(_stats(finished)))
+                print_line(json_line(stats_record(finished)).decode().rstrip())
             elif stats and not quiet:
                 print_line(stats_line(finished, lm.ctx_size))
             if cancelled():
@@ -172,74 +170,3 @@ def _drain(
             return event
         write(event.data)
     raise AssertionError("a generation ended without Finished")
-
-
-def _json_line(record: dict[str, Any]) -> bytes:
-    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
-
-
-def _number(value: float) -> float | None:
-    """A number that JSON can spell; None is minus infinity, a token that cannot be drawn."""
-    return value if math.isfinite(value) else None
-
-
-def _record(
-    lm: LanguageModel, text: bytes, finished: Finished, sampling: SamplingConfig, stopping: StopConfig
-) -> dict[str, Any]:
-    """One sample as the contract's JSON object."""
-    plan = lm.engine.plan
-    settings = {
-        **asdict(replace(sampling, seed=finished.seed)),
-        "logit_bias": [(token, _number(bias)) for token, bias in sampling.logit_bias],
-        "max_tokens": stopping.max_tokens,
-        "stop": stopping.strings,
-        "ignore_eos": stopping.ignore_eos,
-        "overflow": stopping.overflow,
-        "device": str(plan.device),
-        "dtype": plan.dtype_name,
-        "quantize": lm.runtime.quantize,
-        "ctx_size": lm.ctx_size,
-    }
-    record = {
-        "model": lm.name,
-        "prompt_tokens": finished.usage.prompt_tokens,
-        "completion_tokens": finished.usage.completion_tokens,
-        "ids": finished.ids,
-        "text": text.decode("utf-8", "replace"),
-        "finish_reason": finished.reason,
-        "stop": finished.stop,
-        "seed": finished.seed,
-        "settings": settings,
-        "timings": _timings(finished),
-    }
-    if finished.logprobs is not None:
-        record["logprobs"] = [_step_record(step) for step in finished.logprobs]
-    return record
-
-
-def _timings(finished: Finished) -> dict[str, float]:
-    counts = ("prompt_tokens", "completion_tokens")
-    return {name: value for name, value in asdict(finished.usage).items() if name not in counts}
-
-
-def _stats(finished: Finished) -> dict[str, Any]:
-    """What `--stats=json` says of one sample."""
-    return {
-        **asdict(finished.usage),
-        "finish_reason": finished.reason,
-        "stop": finished.stop,
-        "seed": finished.seed,
-    }
-
-
-def _step_record(step: StepLogprobs) -> dict[str, Any]:
-    return {**_token_record(step.chosen), "top": [_token_record(token) for token in step.top]}
-
-
-def _token_record(token: TokenLogprob) -> dict[str, Any]:
-    return {
-        "id": token.id,
-        "token": token.data.decode("utf-8", "replace"),
-        "bytes": token.data.hex(),
-        "logprob": _number(token.logprob),
-    }

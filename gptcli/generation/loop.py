@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from torch import Tensor
 
 from gptcli.errors import ContextOverflow
-from gptcli.generation.context import check_prompt
 from gptcli.generation.events import Finished, FinishReason, StepLogprobs, TextDelta, TokenLogprob, Usage
+from gptcli.generation.request import check_request
 from gptcli.generation.sampling import Sampler
 from gptcli.generation.stopping import StopMatcher
 from gptcli.model.cache import KVCache
@@ -41,7 +41,7 @@ def generate(
     cancelled: asked before every token and chunk; once true, the generation finishes with reason "interrupt".
     Raises ContextOverflow where the prompt does not fit, or at the context's end where `stop.overflow` is "error".
     """
-    check_prompt(len(prompt), engine.ctx_size)
+    check_request(len(prompt), sampling, engine.ctx_size, tokenizer.size)
     started = time.perf_counter()
     cache = engine.new_cache() if cache is None else cache
     sampler = Sampler(sampling, engine.plan.device)

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gptcli.errors import UsageError
 from gptcli.settings import SamplingConfig
 
 # Far more candidates than carry probability in practice, and a twentieth of the cost of sorting a vocabulary.
@@ -20,12 +19,10 @@ _FIRST_CANDIDATES = 1024
 
 
 def add_bias(logits: Tensor, bias: Sequence[tuple[int, float]]) -> Tensor:
-    """Adds to the logits (vocab,) of single tokens. Raises UsageError for an id outside the vocabulary."""
+    """Adds to the logits (vocab,) of single tokens."""
     if not bias:
         return logits
     ids = [token for token, _ in bias]
-    if max(ids) >= len(logits):
-        raise UsageError(f"logit-bias id {max(ids)} is outside the vocabulary of {len(logits)}")
     values = torch.tensor([value for _, value in bias], device=logits.device)
     return logits.index_add(0, torch.tensor(ids, device=logits.device), values)
 

@@ -10,7 +10,7 @@ import torch
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import Packing
-from gptcli.errors import NoSuchDevice, OutOfMemory, UsageError
+from gptcli.errors import NoSuchDevice, OutOfMemory
 from gptcli.settings import RuntimeConfig
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,7 +35,7 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
 
     `auto` runs on CUDA in the checkpoint's own precision, else on the CPU in fp32, or in the checkpoint's own where
     fp32 would not fit. Packed weights are expanded where that fits easily, for torch alone multiplies dense ones
-    faster. Raises NoSuchDevice, UsageError or OutOfMemory.
+    faster. Raises NoSuchDevice or OutOfMemory.
     """
     device = _device(runtime.device)
     if runtime.threads:
@@ -69,16 +69,11 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"device must be auto, cpu, cuda or cuda:N, not {name}") from None
+    device = torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise NoSuchDevice(f"no such device: {name}: this machine has {count} CUDA devices", "use --device cpu")
-    elif device.type != "cpu":
-        raise UsageError(f"device must be auto, cpu, cuda or cuda:N, not {name}")
     return device
 
 

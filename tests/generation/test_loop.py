@@ -137,6 +137,12 @@ def test_an_empty_prompt_is_refused(tiny: LanguageModel) -> None:
         tiny.generate("")
 
 
+def test_a_bias_outside_the_vocabulary_is_refused(tiny: LanguageModel) -> None:
+    size = tiny.tokenizer.size
+    with pytest.raises(UsageError, match=f"id {size} is outside the vocabulary of {size}"):
+        tiny.generate("x", logit_bias={size: 1.0})
+
+
 def test_a_cancelled_generation_keeps_what_came(tiny: LanguageModel) -> None:
     asked = 0
 

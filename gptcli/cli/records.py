@@ -1,0 +1,86 @@
+"""What `--json` and `--stats=json` write: the contract's objects, as plain dictionaries."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+from typing import Any
+
+from gptcli.generation.events import Finished, StepLogprobs, TokenLogprob
+from gptcli.language_model import LanguageModel
+from gptcli.settings import SamplingConfig, StopConfig
+
+
+def json_line(record: dict[str, Any]) -> bytes:
+    """A record as a line of its own."""
+    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
+
+
+def _number(value: float) -> float | None:
+    """A number that JSON can spell; None is minus infinity, a token that cannot be drawn."""
+    return value if math.isfinite(value) else None
+
+
+def sample_record(
+    lm: LanguageModel, text: bytes, finished: Finished, sampling: SamplingConfig, stopping: StopConfig
+) -> dict[str, Any]:
+    """One sample, as `generate --json` writes it."""
+    plan = lm.engine.plan
+    settings = {
+        **asdict(replace(sampling, seed=finished.seed)),
+        "logit_bias": [(token, _number(bias)) for token, bias in sampling.logit_bias],
+        "max_tokens": stopping.max_tokens,
+        "stop": stopping.strings,
+        "ignore_eos": stopping.ignore_eos,
+        "overflow": stopping.overflow,
+        "device": str(plan.device),
+        "dtype": plan.dtype_name,
+        "quantize": lm.runtime.quantize,
+        "ctx_size": lm.ctx_size,
+    }
+    record = {
+        "model": lm.name,
+        "prompt_tokens": finished.usage.prompt_tokens,
+        "completion_tokens": finished.usage.completion_tokens,
+        "ids": finished.ids,
+        "text": text.decode("utf-8", "replace"),
+        "finish_reason": finished.reason,
+        "stop": finished.stop,
+        "seed": finished.seed,
+        "settings": settings,
+        "timings": _timings(finished),
+    }
+    if finished.logprobs is not None:
+        record["logprobs"] = [step_record(step) for step in finished.logprobs]
+    return record
+
+
+def _timings(finished: Finished) -> dict[str, float]:
+    counts = ("prompt_tokens", "completion_tokens")
+    return {name: value for name, value in asdict(finished.usage).items() if name not in counts}
+
+
+def stats_record(finished: Finished) -> dict[str, Any]:
+    """One sample's figures, as `--stats=json` writes them."""
+    return {
+        **asdict(finished.usage),
+        "finish_reason": finished.reason,
+        "stop": finished.stop,
+        "seed": finished.seed,
+    }
+
+
+def step_record(step: StepLogprobs) -> dict[str, Any]:
+    """A generated token and its alternatives, as `--logprobs` adds them."""
+    return {**token_record(step.chosen), "top": [token_record(token) for token in step.top]}
+
+
+def token_record(token: TokenLogprob) -> dict[str, Any]:
+    """A token with its bytes in hexadecimal."""
+    return {
+        "id": token.id,
+        "token": token.data.decode("utf-8", "replace"),
+        "bytes": token.data.hex(),
+        "logprob": _number(token.logprob),
+    }
