@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -103,6 +104,9 @@ class LanguageModel:
 
     def _read_weights(self, on_progress: Progress) -> Engine:
         started = time.perf_counter()
+        # How long OpenMP's threads spin for each other before they sleep, read when torch is first imported. By default
+        # they starve each other where another process keeps a core busy (docs/benchmarks.md).
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
         from gptcli.checkpoint.load import load_decoder
         from gptcli.runtime.device import plan_for
         from gptcli.runtime.engine import Engine
