@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from gptcli.model.linear import Linear, project
+
+
+@pytest.mark.parametrize("rows", [1, 7, 32, 48, 96, 257])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3), (4, 1), (2, 2), (1, 5), (3, 40)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_in_parts_is_the_product(rows: int, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    weight, x = torch.randn(rows, 24).to(dtype), torch.randn(*shape, 24).to(dtype)
+    out = project(x, weight)
+    assert out.shape == (*shape, rows)
+    torch.testing.assert_close(out, F.linear(x, weight))
+
+
+def test_a_bias_is_added() -> None:
+    layer = Linear(8, 64)
+    x = torch.randn(1, 1, 8)
+    torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+def test_a_view_of_something_larger_is_taken_as_it_is() -> None:
+    weight, x = torch.randn(64, 8), torch.randn(2, 6, 16)[:, ::6, ::2]
+    torch.testing.assert_close(project(x, weight), F.linear(x, weight))

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import gptcli
+from gptcli import LanguageModel
+from gptcli.checkpoint.folder import ModelFolder
+from gptcli.errors import NoSuchDevice, OutOfMemory
+from gptcli.runtime import device
+from gptcli.runtime.device import plan_for
+from gptcli.settings import RuntimeConfig
+from tests.tiny import make_model
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    """A tiny model with a context of several chunks."""
+    return gptcli.load(make_model(tmp_path_factory.mktemp("long"), max_position_embeddings=2048), dtype="fp32")
+
+
+def test_a_prompt_of_several_chunks_gives_what_one_token_at_a_time_does(long: LanguageModel) -> None:
+    tokens = torch.randint(3, 300, (1100,), generator=torch.Generator().manual_seed(0)).tolist()
+    whole = long.engine.prefill(tokens, long.engine.new_cache())
+    cache = long.engine.new_cache()
+    long.engine.prefill(tokens[:1000], cache)
+    for token in tokens[1000:]:
+        logits = long.engine.decode(token, cache)
+    assert whole is not None
+    torch.testing.assert_close(whole, logits, rtol=1e-4, atol=1e-4)
+
+
+def test_progress_is_told_after_every_chunk(long: LanguageModel) -> None:
+    told: list[tuple[int, int]] = []
+    long.engine.prefill([5] * 1100, long.engine.new_cache(), lambda done, total: told.append((done, total)))
+    assert told == [(512, 1100), (1024, 1100), (1100, 1100)]
+
+
+def test_a_cancelled_prefill_stops_within_a_chunk(long: LanguageModel) -> None:
+    answers = iter([False, True])
+    cache = long.engine.new_cache()
+    assert long.engine.prefill([5] * 1100, cache, cancelled=lambda: next(answers)) is None
+    assert cache.length == 512
+
+
+def test_logits_can_be_changed_by_the_caller(long: LanguageModel) -> None:
+    logits = long.logits([5, 6])
+    logits[0, 0] = 0.0
+    assert logits[0, 0] == 0
+
+
+def test_a_cuda_device_that_is_not_there_is_an_error_and_auto_falls_back(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    folder = ModelFolder.open(tiny_model)
+    assert plan_for(folder, RuntimeConfig()).device.type == "cpu"
+    for name in ("cuda", "cuda:99"):
+        with pytest.raises(NoSuchDevice, match=f"no such device: {name}"):
+            plan_for(folder, RuntimeConfig(device=name))
+
+
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_read(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "_free_bytes", lambda device: 1000)
+    with pytest.raises(OutOfMemory, match=r"needs .* GB on cpu"):
+        plan_for(ModelFolder.open(tiny_model), RuntimeConfig())
+
+
+@pytest.mark.parametrize(("free", "dtype"), [(10**9, "fp32"), (100_000, "bf16")])
+def test_auto_computes_in_fp32_only_where_that_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, dtype: str
+) -> None:
+    path = make_model(tmp_path)
+    halves = {name: tensor.bfloat16() for name, tensor in load_file(path / "model.safetensors").items()}
+    save_file(halves, path / "model.safetensors")
+    monkeypatch.setattr(device, "_free_bytes", lambda device: free)
+    assert plan_for(ModelFolder.open(path), RuntimeConfig(device="cpu")).dtype_name == dtype
+
+
+def test_threads_are_what_was_asked_for(tiny_model: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        plan_for(ModelFolder.open(tiny_model), RuntimeConfig(threads=1))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
