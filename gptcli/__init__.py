@@ -12,15 +12,27 @@ if TYPE_CHECKING:
     from gptcli.generation.events import Finished, TextDelta
     from gptcli.language_model import LanguageModel, load
     from gptcli.session import Session
+    from gptcli.settings import SamplingConfig, StopConfig
 
 __version__ = "0.1.0"
-__all__ = ["Finished", "GptcliError", "LanguageModel", "Session", "TextDelta", "load"]
+__all__ = [
+    "Finished",
+    "GptcliError",
+    "LanguageModel",
+    "SamplingConfig",
+    "Session",
+    "StopConfig",
+    "TextDelta",
+    "load",
+]
 
 _HOME = {
     "Finished": "gptcli.generation.events",
     "GptcliError": "gptcli.errors",
     "LanguageModel": "gptcli.language_model",
+    "SamplingConfig": "gptcli.settings",
     "Session": "gptcli.session",
+    "StopConfig": "gptcli.settings",
     "TextDelta": "gptcli.generation.events",
     "load": "gptcli.language_model",
 }
@@ -32,3 +44,7 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

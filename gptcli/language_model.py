@@ -145,7 +145,7 @@ class LanguageModel:
         frequency_penalty: float | None = None,
         logit_bias: dict[int, float] | None = None,
         seed: int | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
         overflow: Overflow = "stop",
         logprobs: int | None = None,
@@ -170,7 +170,12 @@ class LanguageModel:
         return self.stream(
             self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt,
             SamplingConfig.resolve(given, self.sampling_defaults),
-            StopConfig(max_tokens=max_tokens, strings=tuple(stop), ignore_eos=ignore_eos, overflow=overflow),
+            StopConfig(
+                max_tokens=max_tokens,
+                strings=(stop,) if isinstance(stop, str) else tuple(stop),
+                ignore_eos=ignore_eos,
+                overflow=overflow,
+            ),
             logprobs=logprobs,
         )
 
@@ -207,7 +212,10 @@ class LanguageModel:
         )
 
     def logits(self, ids: Sequence[int]) -> Tensor:
-        """Logits at every position of a text, (T, vocab) in fp32. Raises ContextOverflow."""
+        """Logits at every position of a text, (T, vocab) in fp32. Raises UsageError or ContextOverflow."""
+        vocabulary = self.folder.architecture.config.vocab_size
+        if not ids or not all(0 <= id < vocabulary for id in ids):
+            raise UsageError(f"logits are of one or more token ids from 0 to {vocabulary - 1}")
         if len(ids) > self.ctx_size:
             raise ContextOverflow(f"the text has {len(ids)} tokens, the context holds {self.ctx_size}")
         return self.engine.logits(ids)

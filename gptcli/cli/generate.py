@@ -97,7 +97,7 @@ def generate(
 
     sink = Sink()
     with Activity(quiet=quiet) as activity:
-        lm = LanguageModel.open(model, runtime, offline=offline, on_fetch=activity.bytes)
+        lm = LanguageModel.open(model, runtime, offline=offline, on_fetch=activity.fetch)
         if chat:
             template = ChatTemplate.from_file(chat_template) if chat_template else lm.template
             messages = [Message("system", system_text)] if system_text else []

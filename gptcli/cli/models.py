@@ -32,7 +32,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A name that `gptcli models` lists, or a directory.")]
+_NAME_HELP = "A name that `gptcli models` lists, or a directory."
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", envvar="GPTCLI_MODEL", autocompletion=options.model_names, help=_NAME_HELP),
+]
+InstalledName = Annotated[
+    str, typer.Argument(metavar="NAME", autocompletion=options.model_names, help="A name that `gptcli models` lists.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace a model of the same name.")]
 
 
@@ -71,7 +78,10 @@ def show(name: Name = DEFAULT_MODEL, as_json: options.Json = False) -> None:
     rows = []
     for key, value in facts.items():
         inner = value if isinstance(value, dict) else {"": value}
-        rows += [{"": f"{key}.{name}".rstrip("."), "value": item} for name, item in inner.items()]
+        for part, item in inner.items():
+            # In a pipe too: a setting with its source is one value to read, a number stays a number.
+            shown = item if isinstance(item, int) else _spelled(item)
+            rows.append({"": f"{key}.{part}".rstrip("."), "value": shown})
     _print_records(rows, as_json=False, row=_fact_row, header=False)
 
 
@@ -108,7 +118,7 @@ def import_(
 
 
 @app.command()
-def rm(name: Name, quiet: options.Quiet = False) -> None:
+def rm(name: InstalledName, quiet: options.Quiet = False) -> None:
     """Remove a model that gptcli installed."""
     from gptcli.store.install import remove
 
@@ -168,7 +178,7 @@ def _install(name: str, force: bool, quiet: bool, fetch: Callable[[FetchProgress
         path = existing.path
     else:
         with Activity(quiet=quiet) as activity:
-            path = fetch(activity.bytes)
+            path = fetch(activity.fetch)
     Sink().write(f"{path}\n".encode())
 
 

@@ -10,11 +10,17 @@ import typer
 from gptcli.cli.prompt import DecodingErrors
 from gptcli.errors import UsageError
 from gptcli.settings import Dtype, Overflow, Quantize, SamplingConfig, StopConfig
+from gptcli.store.catalog import local_models
 
 _MODEL, _PROMPT, _SAMPLING, _STOP, _OUTPUT = "Model", "Prompt", "Sampling", "Stopping", "Output"
 _DEFAULT = SamplingConfig()
 
 MAX_INPUT = 16 << 20
+
+
+def model_names() -> list[str]:
+    """What a shell offers to complete a model's name with."""
+    return [model.name for model in local_models()]
 
 
 def _default(value: float) -> str:
@@ -24,7 +30,7 @@ def _default(value: float) -> str:
 Model = Annotated[
     str,
     typer.Option(
-        "-m", "--model", envvar="GPTCLI_MODEL", rich_help_panel=_MODEL,
+        "-m", "--model", envvar="GPTCLI_MODEL", autocompletion=model_names, rich_help_panel=_MODEL,
         help="A directory, or a name that `gptcli models` lists.",
     ),
 ]  # fmt: skip
@@ -48,7 +54,8 @@ Prompt = Annotated[
     typer.Argument(metavar="PROMPT", help="The text; `-` reads stdin. Piped stdin comes first, then a blank line."),
 ]
 File = Annotated[
-    Path | None, typer.Option("-f", "--file", rich_help_panel=_PROMPT, help="Read the prompt from a file.")
+    Path | None,
+    typer.Option("-f", "--file", readable=False, rich_help_panel=_PROMPT, help="Take the prompt from a file."),
 ]
 Chat = Annotated[
     bool,
@@ -56,11 +63,12 @@ Chat = Annotated[
 ]
 System = Annotated[str | None, typer.Option("--system", rich_help_panel=_PROMPT, help="System message, with --chat.")]
 SystemFile = Annotated[
-    Path | None, typer.Option("--system-file", rich_help_panel=_PROMPT, help="System message from a file.")
+    Path | None,
+    typer.Option("--system-file", readable=False, rich_help_panel=_PROMPT, help="System message from a file."),
 ]
 ChatTemplateFile = Annotated[
     Path | None,
-    typer.Option("--chat-template", rich_help_panel=_PROMPT, help="A Jinja template instead of the model's."),
+    typer.Option("--chat-template", readable=False, rich_help_panel=_PROMPT, help="A Jinja template for the model's."),
 ]
 Special = Annotated[
     bool,

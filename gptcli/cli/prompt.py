@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal, Protocol, cast
 
 from gptcli.errors import InputError, UsageError
 
 DecodingErrors = Literal["strict", "replace"]
+
+
+class _Readable(Protocol):
+    def read1(self, size: int, /) -> bytes: ...
 
 
 def read_prompt(argument: str | None, file: Path | None, errors: DecodingErrors, max_input: int) -> str:
@@ -30,7 +34,7 @@ def read_prompt(argument: str | None, file: Path | None, errors: DecodingErrors,
     if not given and not own:
         raise UsageError(
             "there is no prompt",
-            hint='give one as an argument, with --file, or through a pipe: echo "Once" | gptcli ...',
+            hint='give one as an argument, with --file, or through a pipe: printf "Once" | gptcli ...',
         )
     if not given or not own:
         return given or own
@@ -58,10 +62,10 @@ def read_text(file: Path, errors: DecodingErrors, max_input: int) -> str:
 def _read_stdin(errors: DecodingErrors, max_input: int) -> str:
     if sys.stdin is None:
         raise InputError("cannot read: standard input is closed")
-    return _decode(sys.stdin.buffer, "standard input", errors, max_input)
+    return _decode(cast(_Readable, sys.stdin.buffer), "standard input", errors, max_input)
 
 
-def _decode(stream: BinaryIO, where: str, errors: DecodingErrors, max_input: int) -> str:
+def _decode(stream: _Readable, where: str, errors: DecodingErrors, max_input: int) -> str:
     try:
         data = _read(stream, max_input + 1)
     except OSError as error:
@@ -78,10 +82,13 @@ def _decode(stream: BinaryIO, where: str, errors: DecodingErrors, max_input: int
         ) from None
 
 
-def _read(stream: BinaryIO, limit: int) -> bytes:
-    """At most `limit` bytes, piece by piece: a single read would allocate all of them first."""
+def _read(stream: _Readable, limit: int) -> bytes:
+    """At most `limit` bytes, piece by piece: a single read would allocate all of them first.
+
+    Each piece is what one read gives: a terminal's end of file counts once.
+    """
     data = bytearray()
-    while piece := stream.read(min(limit - len(data), 1 << 20)):
+    while piece := stream.read1(min(limit - len(data), 1 << 20)):
         data += piece
     return bytes(data)
 

@@ -67,7 +67,7 @@ def stats_line(finished: Finished, ctx_size: int) -> str:
         f"{usage.completion_tokens} tok",
         f"TTFT {usage.ttft_s * 1000:.0f} ms",
         f"{usage.decode_tokens_per_s:.1f} tok/s",
-        f"{usage.prompt_tokens + usage.completion_tokens}/{ctx_size} ctx",
+        f"{min(usage.prompt_tokens + usage.completion_tokens, ctx_size)}/{ctx_size} ctx",
         why,
         f"seed={finished.seed}",
     ]
@@ -84,6 +84,7 @@ class Activity:
         shown = sys.stderr is not None and sys.stderr.isatty() and not is_dumb_terminal() and not quiet
         self._thread = threading.Thread(target=self._draw, daemon=True) if shown else None
         self._closed = threading.Event()
+        self._announced = shown or quiet
         self._line = "starting"
 
     def __enter__(self) -> Self:
@@ -107,6 +108,13 @@ class Activity:
         self._closed.set()
         if self._thread:
             _write_stderr("\r\x1b[K")
+
+    def fetch(self, what: str, done: int, total: int) -> None:
+        """Shows progress of a fetch in bytes; where no line is shown, says once that there is one."""
+        if not self._announced:
+            self._announced = True
+            print_note(f"{what}, {megabytes(total)}" if total else what)
+        self.bytes(what, done, total)
 
     def bytes(self, what: str, done: int, total: int) -> None:
         """Shows progress in bytes; a total of 0 is unknown."""

@@ -19,5 +19,5 @@ def check_request(tokens: int, sampling: SamplingConfig, ctx_size: int, vocabula
     if tokens >= ctx_size:
         raise ContextOverflow(
             f"the prompt does not fit: {tokens} tokens, and at least one to come, in a context of {ctx_size}",
-            hint="shorten it, or raise --ctx-size as far as the model's own context allows",
+            hint="shorten it; --ctx-size can be as large as the model's own context, and no larger",
         )
