@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import gptcli
+from gptcli.checkpoint.recipes import sources
 from gptcli.checkpoint.tensors import TensorSource
 from gptcli.quant.affine import AffineWeight
 from gptcli.store.catalog import DEFAULT_MODEL
@@ -30,7 +31,7 @@ def as_transformers(lm: gptcli.LanguageModel) -> torch.nn.Module:
     dense = {}
     with TensorSource(lm.folder) as source:
         for recipe in lm.folder.architecture.parameters.values():
-            for name in recipe.sources:
+            for name in sources(recipe):
                 weight = source.weight(name)
                 dense[name] = weight.dequantize(torch.float32) if isinstance(weight, AffineWeight) else weight.float()
     with tempfile.TemporaryDirectory() as directory:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 from gptcli.checkpoint.hf import HfConfig
-from gptcli.checkpoint.recipes import Architecture, Recipe, Shape
+from gptcli.checkpoint.recipes import Architecture, Recipe, Shape, shape, sources
 from gptcli.checkpoint.registry import architecture_of
 from gptcli.checkpoint.safetensors_header import TensorInfo, read_header
 from gptcli.errors import BrokenCheckpoint, ModelNotFound, UnsupportedArchitecture
@@ -94,6 +95,11 @@ class ModelFolder:
         return sum(tensor.size for tensor in self.tensors.values())
 
     @property
+    def parameter_count(self) -> int:
+        """How many weights the decoder has, packed ones counted one by one."""
+        return sum(math.prod(self.parameter_shape(recipe)) for recipe in self.architecture.parameters.values())
+
+    @property
     def stop_ids(self) -> dict[str, tuple[int, ...]]:
         """Ids that end a generation, by the file that names them."""
         sources = {"config.json": self.config, "generation_config.json": self.generation_config}
@@ -103,7 +109,7 @@ class ModelFolder:
         used = set()
         missing = []
         for recipe in architecture.parameters.values():
-            for name in recipe.sources:
+            for name in sources(recipe):
                 used.add(name)
                 if name not in self.tensors:
                     missing.append(name)
@@ -117,7 +123,7 @@ class ModelFolder:
 
     def parameter_shape(self, recipe: Recipe) -> Shape:
         """The shape of what a recipe makes."""
-        return recipe.shape(self.shape)
+        return shape(recipe, self.shape)
 
 
 def _listed(what: str, names: list[str]) -> str:

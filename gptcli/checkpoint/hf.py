@@ -11,24 +11,35 @@ from collections.abc import Mapping
 from typing import Any
 
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
-from gptcli.model.config import LinearScaling, Llama3Scaling, RopeConfig, YarnScaling
+from gptcli.model.config import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    RopeConfig,
+    RopeScaling,
+    YarnScaling,
+)
 
 # Fields that say how to train, where a file came from or what another program does by default. None of them
 # changes the logits of a decoder at inference.
 HARMLESS = frozenset(
     """
-    _attn_implementation _attn_implementation_internal _name_or_path add_cross_attention architectures
-    attention_dropout attn_implementation auto_map bad_words_ids begin_suppress_tokens bos_token_id
-    chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype
-    early_stopping encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
-    forced_bos_token_id forced_eos_token_id hidden_dropout id2label initializer_range is_decoder
-    is_encoder_decoder is_llama_config keys_to_ignore_at_inference label2id length_penalty max_length min_length
-    model_type no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions
-    output_hidden_states output_scores pad_token_id prefix pretraining_tp problem_type pruned_heads quantization
-    quantization_config remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id
-    suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p
-    torch_dtype torchscript transformers.js_config transformers_version typical_p unsloth_fixed unsloth_version
-    use_bfloat16 use_cache
+    _attn_implementation _attn_implementation_internal _flash_attn_2_enabled _name_or_path add_cross_attention
+    architectures attention_dropout attn_implementation attn_pdrop auto_map bad_words_ids begin_suppress_tokens
+    bos_token_id cache_implementation chunk_size_feed_forward classifier_dropout cross_attention_hidden_size
+    decoder_start_token_id diversity_penalty do_sample dtype early_stopping embd_pdrop embed_dropout
+    embedding_dropout encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
+    forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout id2label initializer_range
+    is_decoder is_encoder_decoder is_llama_config keys_to_ignore_at_inference label2id length_penalty max_length
+    max_sequence_length min_length model_type n_ctx no_repeat_ngram_size num_beam_groups num_beams
+    num_return_sequences output_attentions output_hidden_states output_router_logits output_scores pad_token_id
+    prefix pretraining_tp problem_type pruned_heads quantization quantization_config remove_invalid_values
+    repetition_penalty resid_dropout resid_pdrop residual_dropout return_dict return_dict_in_generate
+    router_aux_loss_coef router_jitter_noise sep_token_id summary_activation summary_first_dropout
+    summary_proj_to_labels summary_type summary_use_proj suppress_tokens task_specific_params temperature
+    tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config
+    transformers_version typical_p unsloth_fixed unsloth_version use_bfloat16 use_cache use_flash_attention
+    use_flash_attn
     """.split()
 )
 
@@ -43,6 +54,7 @@ class HfConfig:
         self._fields = fields
         self._where = where
         self._read: set[str] = set()
+        self._rope_extras: set[str] = set()
 
     @property
     def model_type(self) -> str:
@@ -113,34 +125,88 @@ class HfConfig:
             raise self._wrong(name, f"a list of {layers}", value)
         return value[:layers]
 
-    def rope(self, head_dim: int, default_theta: float) -> RopeConfig:
-        """Rotary settings from `rope_parameters`, or from the older `rope_theta` and `rope_scaling`."""
+    def wholes(self, name: str) -> list[int]:
+        """A list of whole numbers; absent or null is an empty one."""
+        value = self._get(name)
+        if value is None:
+            return []
+        if not isinstance(value, list) or any(type(item) is not int for item in value):
+            raise self._wrong(name, "a list of whole numbers", value)
+        return value
+
+    def nested(self, name: str, inner: str) -> bool:
+        """Whether a field is an object that has an object of this name."""
+        value = self._fields.get(name)
+        return isinstance(value, dict) and isinstance(value.get(inner), dict)
+
+    def nullable_whole(self, name: str, default: int | None) -> int | None:
+        """A whole number of at least 1, or None where it is null; absent gives the default."""
+        if name in self._fields and self._get(name) is None:
+            return None
+        return default if self._get(name) is None else self.whole(name)
+
+    def nullable_number(self, name: str, default: float | None) -> float | None:
+        """A number above 0, or None where it is null; absent gives the default."""
+        if name in self._fields and self._get(name) is None:
+            return None
+        return default if self._get(name) is None else self.number(name)
+
+    def rope(
+        self, head_dim: int, default_theta: float, default_fraction: float = 1.0, layer_type: str | None = None
+    ) -> RopeConfig:
+        """Rotary settings from `rope_parameters`, or from the older `rope_theta` and `rope_scaling`.
+
+        default_fraction: the share of a head's channels that is rotated, unless the config says. layer_type: whose
+        settings to take, where `rope_parameters` has one for each.
+        """
         outer_theta = self.number("rope_theta", default_theta)
+        outer_fraction = self.number("partial_rotary_factor", self.number("rotary_pct", default_fraction))
         old, new = self._get("rope_scaling"), self._get("rope_parameters")
         parameters = new if new is not None else old if old is not None else {}
         if not isinstance(parameters, dict):
             raise self._wrong("rope_parameters" if new is not None else "rope_scaling", "an object", parameters)
+        if layer_type is not None and isinstance(parameters.get(layer_type), dict):
+            parameters = parameters[layer_type]
         rope = HfConfig(parameters, f"{self._where}: rope")
         theta = rope.number("rope_theta", outer_theta, low=1.0)
-        kind = rope.text("rope_type", rope.text("type", "default"))
+        dim = int(head_dim * rope.number("partial_rotary_factor", outer_fraction))
+        if dim % 2 or not 0 < dim <= head_dim:
+            raise BrokenCheckpoint(f"{self._where}: RoPE cannot turn {dim} of {head_dim} channels")
+        scaling = self._rope_scaling(rope, dim)
+        rope._read |= self._rope_extras
+        rope.expect("finetuned", True, False)  # said by Yarn's own conversions
+        rope.expect("max_position_embeddings", self._fields.get("max_position_embeddings"))
+        rope.refuse_unread()
+        return RopeConfig(theta=theta, dim=dim, scaling=scaling)
+
+    def rope_extra(self, name: str) -> float | None:
+        """A number beside RoPE's own settings, for a family that keeps one there; `rope` knows it then."""
+        self._rope_extras.add(name)
+        value = (self._fields.get("rope_parameters") or self._fields.get("rope_scaling") or {}).get(name)
+        return None if value is None else HfConfig({name: value}, f"{self._where}: rope").number(name)
+
+    def _rope_scaling(self, rope: HfConfig, dim: int) -> RopeScaling | None:
+        kind = rope.text("type", "default")
+        kind = rope.text("rope_type", kind)
         context = self.whole("max_position_embeddings")
-        scaling: LinearScaling | Llama3Scaling | YarnScaling | None
+        original = rope.whole("original_max_position_embeddings", context)
+        # Phi 3 keeps it outside, and transformers lets that one win.
+        original = self.whole("original_max_position_embeddings", original)
         match kind:
             case "default":
-                scaling = None
+                return None
             case "linear":
-                scaling = LinearScaling(factor=rope.number("factor"))
+                return LinearScaling(factor=rope.number("factor"))
             case "llama3":
-                scaling = Llama3Scaling(
+                return Llama3Scaling(
                     factor=rope.number("factor"),
                     low_freq_factor=rope.number("low_freq_factor"),
                     high_freq_factor=rope.number("high_freq_factor"),
-                    original_context=rope.whole("original_max_position_embeddings", context),
+                    original_context=original,
                 )
             case "yarn":
-                original = rope.whole("original_max_position_embeddings", context)
                 factor = rope.number("factor", context / original)
-                scaling = YarnScaling(
+                return YarnScaling(
                     factor=factor,
                     original_context=original,
                     magnitude=_yarn_magnitude(rope, factor),
@@ -148,16 +214,31 @@ class HfConfig:
                     beta_slow=rope.number("beta_slow", 1.0),
                     truncate=rope.flag("truncate", True),
                 )
-            case _:
-                raise UnsupportedArchitecture(f"{self._where}: rope type {kind!r} is not supported")
-        rope.refuse_unread()
-        return RopeConfig(theta=theta, dim=head_dim, scaling=scaling)
+            case "longrope" | "su":
+                return LongRopeScaling(
+                    short=rope.numbers("short_factor", dim // 2),
+                    long=rope.numbers("long_factor", dim // 2),
+                    original_context=original,
+                    magnitude=_longrope_magnitude(rope, context, original),
+                )
+        raise UnsupportedArchitecture(f"{self._where}: rope type {kind!r} is not supported")
+
+    def numbers(self, name: str, count: int) -> tuple[float, ...]:
+        """A list of so many numbers above 0."""
+        value = self._get(name)
+        if not isinstance(value, list) or len(value) != count:
+            raise self._wrong(name, f"a list of {count} numbers", value)
+        return tuple(HfConfig({name: item}, self._where).number(name) for item in value)
 
     def expect(self, name: str, *harmless: Any) -> None:
         """Accepts a field only where it is absent, null or one of the values that leave the mathematics as they are."""
         value = self._get(name)
         if value is not None and not any(value == known and type(value) is type(known) for known in harmless):
             raise UnsupportedArchitecture(f"{self._where}: {name} = {str(value)[:60]!r} is not supported")
+
+    def ignore(self, *names: str) -> None:
+        """Accepts fields whatever they say, because something else that was read makes them mean nothing."""
+        self._read.update(names)
 
     def refuse_unread(self) -> None:
         """Raises UnsupportedArchitecture naming the fields that nobody read and that may matter."""
@@ -186,3 +267,9 @@ def _yarn_magnitude(rope: HfConfig, factor: float) -> float:
     if math.isnan(numerator) or math.isnan(denominator):
         return mscale(1.0)
     return mscale(numerator) / mscale(denominator)
+
+
+def _longrope_magnitude(rope: HfConfig, context: int, original: int) -> float:
+    factor = rope.number("factor", context / original)
+    default = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    return rope.number("attention_factor", default)

@@ -9,7 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.recipes import Concat, Recipe, Take
+from gptcli.checkpoint.recipes import (
+    Concat,
+    EvensThenOdds,
+    HeadsToParts,
+    PairsToHalves,
+    PlusOne,
+    Recipe,
+    Stack,
+    Take,
+    Transposed,
+    sources,
+)
 from gptcli.checkpoint.tensors import TensorSource
 from gptcli.errors import BrokenCheckpoint
 from gptcli.model.decoder import Decoder
@@ -54,7 +65,7 @@ def empty_decoder(folder: ModelFolder) -> Decoder:
     expected = {name: tuple(parameter.shape) for name, parameter in decoder.named_parameters()}
     assert expected.keys() == architecture.parameters.keys(), expected.keys() ^ architecture.parameters.keys()
     wrong = [
-        f"{' + '.join(recipe.sources)} is {list(found)}, the config wants {list(expected[name])}"
+        f"{' + '.join(sources(recipe))} is {list(found)}, the config wants {list(expected[name])}"
         for name, recipe in architecture.parameters.items()
         if (found := folder.parameter_shape(recipe)) != expected[name]
     ]
@@ -67,15 +78,45 @@ def _cook(recipe: Recipe, source: TensorSource) -> Tensor | AffineWeight:
     match recipe:
         case Take(name):
             return source.weight(name)
-        case Concat(names):
-            parts = [source.weight(name) for name in names]
-            packed = [part for part in parts if isinstance(part, AffineWeight)]
-            alike = {(part.bits, part.shape[1] // part.scales.shape[1]) for part in packed}
-            if len(packed) == len(parts) and len(alike) == 1:
-                return AffineWeight.concat(packed)
-            return torch.cat(
-                [part.dequantize(torch.float32) if isinstance(part, AffineWeight) else part for part in parts]
-            )
+        case Concat(parts):
+            return _concatenated([_cook(part, source) for part in parts])
+        case Stack(parts):
+            return torch.stack([_dense(_cook(part, source)) for part in parts])
+        case Transposed(part):
+            return _dense(_cook(part, source)).mT.contiguous()
+        case PlusOne(part):
+            return _dense(_cook(part, source)).float() + 1
+        case PairsToHalves(part, heads, dim):
+            return _reordered(_cook(part, source), lambda rows: _pairs_to_halves(rows.view(heads, -1), dim))
+        case HeadsToParts(part, heads):
+            return _reordered(_cook(part, source), lambda rows: rows.view(heads, 3, -1).transpose(0, 1))
+        case EvensThenOdds(part):
+            value = _dense(_cook(part, source))
+            return torch.cat([value[:, ::2], value[:, 1::2]], dim=1)
+
+
+def _dense(value: Tensor | AffineWeight) -> Tensor:
+    return value.dequantize(torch.float32) if isinstance(value, AffineWeight) else value
+
+
+def _concatenated(parts: list[Tensor | AffineWeight]) -> Tensor | AffineWeight:
+    """Parts one below the other; they stay packed where all are alike."""
+    packed = [part for part in parts if isinstance(part, AffineWeight)]
+    alike = {(part.bits, part.shape[1] // part.scales.shape[1]) for part in packed}
+    if len(packed) == len(parts) and len(alike) == 1:
+        return AffineWeight.concat(packed)
+    return torch.cat([_dense(part) for part in parts])
+
+
+def _reordered(value: Tensor | AffineWeight, order: Callable[[Tensor], Tensor]) -> Tensor | AffineWeight:
+    """Rows in the order that `order` makes of their indices."""
+    indices = order(torch.arange(value.shape[0])).flatten()
+    return value[indices] if isinstance(value, Tensor) else value.rows(indices)
+
+
+def _pairs_to_halves(rows: Tensor, dim: int) -> Tensor:
+    """(heads, head_dim) indices with the evens among the first `dim` in front of the odds."""
+    return torch.cat([rows[:, :dim:2], rows[:, 1:dim:2], rows[:, dim:]], dim=1)
 
 
 def _quantized(name: str, value: Tensor, packing: Literal["int8", "int4"]) -> Tensor | AffineWeight:

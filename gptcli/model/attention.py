@@ -7,63 +7,120 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptcli.model.cache import KVCache
-from gptcli.model.config import AttentionConfig
+from gptcli.model.config import AttentionConfig, PositionScale, QkNormConfig
 from gptcli.model.linear import Linear
-from gptcli.model.norm import RMSNorm
+from gptcli.model.norm import Norm
 from gptcli.model.rope import rotate
 
 
 class Attention(nn.Module):
     """Projects to q, k and v, rotates, stores k and v, attends, projects back."""
 
-    def __init__(self, config: AttentionConfig, hidden_size: int, norm_eps: float) -> None:
+    def __init__(self, config: AttentionConfig, hidden_size: int) -> None:
         super().__init__()
         self.config = config
         width = config.heads * config.head_dim
         self.qkv = Linear(hidden_size, width + 2 * config.kv_heads * config.head_dim, bias=config.qkv_bias)
         self.out = Linear(width, hidden_size, bias=config.out_bias)
-        self.q_norm = RMSNorm(config.head_dim, norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(config.head_dim, norm_eps) if config.qk_norm else nn.Identity()
+        self.q_norm = _head_norm(config.qk_norm, config.heads, config.head_dim)
+        self.k_norm = _head_norm(config.qk_norm, config.kv_heads, config.head_dim)
+        self.sinks = nn.Parameter(torch.empty(config.heads)) if config.sinks else None
 
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KVCache, block: int
     ) -> Tensor:
-        """x: (B, T, hidden). rope: cos and sin of these positions. mask: (T, length + T), None as `attend` says."""
+        """x: (B, T, hidden). rope: cos and sin of these positions. mask: what `causal_mask` makes of them."""
         config, (B, T, _) = self.config, x.shape
-        heads = self.qkv(x).view(B, T, -1, config.head_dim)  # (B, T, q heads + k heads + v heads, head_dim)
+        projected = self.qkv(x)
+        if config.clip is not None:
+            projected = projected.clamp(-config.clip, config.clip)
+        heads = projected.view(B, T, -1, config.head_dim)  # (B, T, q heads + k heads + v heads, head_dim)
         qk, v = heads.tensor_split([config.heads + config.kv_heads], dim=2)
-        if config.qk_norm:
-            q, k = qk.tensor_split([config.heads], dim=2)
-            qk = torch.cat([self.q_norm(q), self.k_norm(k)], dim=2)
+        if config.qk_norm is not None:
+            qk = self._normalized(qk, config.qk_norm)
         if rope is not None:
             qk = rotate(qk, *rope)
         q, k = qk.tensor_split([config.heads], dim=2)
+        if config.position_scale is not None:
+            q = q * _position_scales(config.position_scale, cache.length, q)
         k, v = cache.write(block, k.transpose(1, 2), v.transpose(1, 2))  # (B, kv_heads, length + T, head_dim)
-        return self.out(attend(q, k, v, mask, config.window))  # type: ignore[no-any-return]
+        return self.out(attend(config, q, k, v, mask, self.sinks))  # type: ignore[no-any-return]
+
+    def _normalized(self, qk: Tensor, config: QkNormConfig) -> Tensor:
+        q, k = qk.tensor_split([self.config.heads], dim=2)
+        if config.over != "full":
+            return torch.cat([self.q_norm(q), self.k_norm(k)], dim=2)
+        return torch.cat([self.q_norm(q.flatten(2)), self.k_norm(k.flatten(2))], dim=2).view_as(qk)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, window: int | None) -> Tensor:
-    """softmax(q k / sqrt(head_dim)) v: (B, T, heads * head_dim).
+def _head_norm(config: QkNormConfig | None, heads: int, head_dim: int) -> nn.Module:
+    if config is None:
+        return nn.Identity()
+    shapes = {"head": (head_dim,), "each_head": (heads, head_dim), "full": (heads * head_dim,)}
+    return Norm(config.norm, *shapes[config.over])
+
+
+def _position_scales(config: PositionScale, length: int, q: Tensor) -> Tensor:
+    """A factor for each of q's positions, (T, 1, 1)."""
+    positions = torch.arange(length, length + q.shape[1], device=q.device)
+    steps = torch.floor(positions / config.original_context)
+    return (1 + config.beta * torch.log(1 + steps)).to(q.dtype)[:, None, None]
+
+
+def attend(
+    config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor | None
+) -> Tensor:
+    """softmax(scale q k) v with what the config adds to it: (B, T, heads * head_dim).
 
     q: (B, T, heads, head_dim); k and v: (B, kv_heads, S, head_dim). Without a mask the T queries are either one, which
     sees all keys in its window, or the first T = S of a text, each of which sees itself and those before.
     """
     B, T, heads, head_dim = q.shape
+    if T == 1 and config.window is not None:
+        k, v = k[:, :, -config.window :], v[:, :, -config.window :]
+    if config.softcap is not None or sinks is not None:
+        return _attend_spelled_out(config, q, k, v, mask, sinks)
     if T == 1:
-        if window is not None:
-            k, v = k[:, :, -window:], v[:, :, -window:]
         # The heads that share keys take the place of the positions: one small product instead of a repeated k.
         q = q.view(B, k.shape[1], heads // k.shape[1], head_dim)
-        return F.scaled_dot_product_attention(q, k, v).reshape(B, 1, -1)
+        return F.scaled_dot_product_attention(q, k, v, scale=config.scale).reshape(B, 1, -1)
     out = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=heads != k.shape[1]
+        q.transpose(1, 2), k, v, mask, is_causal=mask is None, scale=config.scale, enable_gqa=heads != k.shape[1]
     )
     return out.transpose(1, 2).reshape(B, T, -1)
 
 
-def causal_mask(length: int, T: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Which keys T new queries behind `length` tokens may see, (T, length + T); None where `attend` needs none."""
-    if T == 1 or (length == 0 and (window is None or T <= window)):
+def _attend_spelled_out(
+    config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor | None
+) -> Tensor:
+    B, T, heads, head_dim = q.shape
+    kv_heads = k.shape[1]
+    if mask is None and T > 1:
+        mask = causal_mask(k.shape[2] - T, T, None, q.device, always=True)
+    q = q.view(B, T, kv_heads, -1, head_dim).permute(0, 2, 3, 1, 4)  # (B, kv_heads, group, T, head_dim)
+    scores = (q @ k.mT[:, :, None]).float() * config.scale  # (B, kv_heads, group, T, S)
+    if config.softcap is not None:
+        scores = torch.tanh(scores / config.softcap) * config.softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    if sinks is not None:
+        sink = sinks.float().view(kv_heads, -1, 1, 1).expand(B, -1, -1, T, 1)
+        weights = torch.cat([scores, sink], -1).softmax(-1)[..., :-1]
+    else:
+        weights = scores.softmax(-1)
+    out = weights.to(v.dtype) @ v[:, :, None]  # (B, kv_heads, group, T, head_dim)
+    return out.permute(0, 3, 1, 2, 4).reshape(B, T, -1)
+
+
+def causal_mask(
+    length: int, T: int, window: int | None, device: torch.device, *, always: bool = False
+) -> Tensor | None:
+    """Which keys T new queries behind `length` tokens may see, (T, length + T).
+
+    None where `attend` needs none, unless `always`: for one query, and for the first ones of a text within the window.
+    """
+    if not always and (T == 1 or (length == 0 and (window is None or T <= window))):
         return None
-    age = torch.arange(length, length + T, device=device)[:, None] - torch.arange(length + T, device=device)
-    return age >= 0 if window is None else (age >= 0) & (age < window)
+    queries, keys = torch.arange(length, length + T, device=device)[:, None], torch.arange(length + T, device=device)
+    seen = keys <= queries
+    return seen if window is None else seen & (keys > queries - window)

@@ -14,23 +14,22 @@ _STEP = 512  # tokens by which the cache grows
 
 
 class KVCache:
-    """Keys and values of every block, each (B, kv_heads, capacity, head_dim), for up to `limit` tokens.
+    """Keys and values of every block, each (1, kv_heads, capacity, head_dim), for up to `limit` tokens.
 
     Memory is taken as the text grows. `tokens` are the ids whose keys and values are valid; beyond them is scratch.
     """
 
-    def __init__(
-        self, config: DecoderConfig, limit: int, device: torch.device, dtype: torch.dtype, batch: int = 1
-    ) -> None:
+    def __init__(self, config: DecoderConfig, limit: int, device: torch.device, dtype: torch.dtype) -> None:
         self.tokens: list[int] = []
+        self.span = 0  # tokens of the whole text, for which the keys are rotated
         self.limit = limit
         self.capacity = 0
-        self._empty = [
-            torch.empty(batch, block.attention.kv_heads, 0, block.attention.head_dim, device=device, dtype=dtype)
+        empty = [
+            torch.empty(1, block.attention.kv_heads, 0, block.attention.head_dim, device=device, dtype=dtype)
             for block in config.blocks
         ]
-        self._keys = list(self._empty)
-        self._values = list(self._empty)
+        self._keys = list(empty)
+        self._values = list(empty)
 
     @property
     def length(self) -> int:
@@ -42,18 +41,20 @@ class KVCache:
         needed = self.length + tokens
         assert needed <= self.limit, f"{needed} tokens in a cache limited to {self.limit}"
         if needed > self.capacity:
-            self.capacity = min(self.limit, -(-needed // _STEP) * _STEP)
-            self._keys = [self._grown(keys) for keys in self._keys]
-            self._values = [self._grown(values) for values in self._values]
+            capacity = min(self.limit, -(-needed // _STEP) * _STEP)
+            for tensors in (self._keys, self._values):  # one at a time: the old one goes before the next one comes
+                for block, old in enumerate(tensors):
+                    tensors[block] = self._grown(old, capacity)
+            self.capacity = capacity
 
-    def _grown(self, old: Tensor) -> Tensor:
+    def _grown(self, old: Tensor, capacity: int) -> Tensor:
         batch, kv_heads, _, head_dim = old.shape
-        new = old.new_empty(batch, kv_heads, self.capacity, head_dim)
+        new = old.new_empty(batch, kv_heads, capacity, head_dim)
         new[:, :, : self.length] = old[:, :, : self.length]
         return new
 
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores (B, kv_heads, T, head_dim) behind the valid tokens; returns all, (B, kv_heads, length + T, head_dim).
+        """Stores (1, kv_heads, T, head_dim) behind the valid tokens; returns all, (1, kv_heads, length + T, head_dim).
 
         `advance` makes them valid, once every block has written.
         """

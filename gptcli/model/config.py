@@ -36,12 +36,53 @@ class YarnScaling:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LongRopeScaling:
+    """Each channel's wavelength stretched by a factor of its own (Ding et al., 2024): `short` for a text that fits
+    `original_context`, `long` for all positions of a longer one. `magnitude` multiplies cos and sin."""
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original_context: int
+    magnitude: float
+
+
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling
+
+
+@dataclass(frozen=True, kw_only=True)
 class RopeConfig:
     """Rotary position embedding over the first `dim` channels of a head, by halves (Su et al., 2021)."""
 
     theta: float
     dim: int
-    scaling: LinearScaling | Llama3Scaling | YarnScaling | None = None
+    scaling: RopeScaling | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormConfig:
+    """RMSNorm or LayerNorm. `wide_scale` multiplies by the weight in fp32, before rounding to the input's dtype."""
+
+    kind: Literal["rms", "layer"]
+    eps: float
+    weight: bool = True
+    bias: bool = False
+    wide_scale: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class QkNormConfig:
+    """Norms of q and k before the rotation: one weight for all heads, one a head, or one over the full width."""
+
+    norm: NormConfig
+    over: Literal["head", "each_head", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionScale:
+    """q scaled by 1 + beta * log(1 + floor(position / original_context)) (Llama 4)."""
+
+    beta: float
+    original_context: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,27 +93,61 @@ class AttentionConfig:
     kv_heads: int
     head_dim: int
     rope: RopeConfig | None
+    scale: float  # of the scores, commonly head_dim ** -0.5
     window: int | None = None
     qkv_bias: bool = False
     out_bias: bool = False
-    qk_norm: bool = False
+    qk_norm: QkNormConfig | None = None
+    position_scale: PositionScale | None = None
+    clip: float | None = None  # bound on q, k and v as they are projected
+    softcap: float | None = None  # scores become tanh(scores / softcap) * softcap
+    sinks: bool = False  # a learned logit a head that takes part in the softmax and is dropped
+
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "clamped_swiglu"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MlpConfig:
-    """A gated MLP: down(activation(gate(x)) * up(x))."""
+    """down(activation(gate(x)) * up(x)), or down(activation(up(x))) where it is not gated."""
 
     width: int
-    activation: Literal["silu"] = "silu"
+    activation: Activation = "silu"
+    gated: bool = True
     bias: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
+class MoeConfig:
+    """A mixture of experts: each token goes through the `top_k` that a softmax over all prefers (Shazeer et al., 2017).
+
+    `renormalize` makes their shares sum to 1. A shared expert sees every token, behind a sigmoid gate.
+    """
+
+    expert: MlpConfig
+    experts: int
+    top_k: int
+    renormalize: bool
+    router_bias: bool = False
+    shared: MlpConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """One layer: attention, then an MLP, each behind a norm and added to the residual stream."""
+    """One layer. `residual` says where the norms N stand around attention A and MLP M:
+
+    pre:       x + A(N(x)), then x + M(N(x))
+    post:      x + N(A(x)), then x + N(M(x))
+    sandwich:  x + N(A(N(x))), then x + N(M(N(x)))
+    after:     N(x + A(x)), then N(x + M(x))
+    parallel:  x + A(N(x)) + M(N(x)), with two norms
+    shared:    the same with one norm
+    """
 
     attention: AttentionConfig
-    mlp: MlpConfig
+    mlp: MlpConfig | MoeConfig
+    residual: Literal["pre", "post", "sandwich", "after", "parallel", "shared"] = "pre"
+    residual_scale: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +158,25 @@ class DecoderConfig:
     hidden_size: int
     max_context: int
     blocks: tuple[BlockConfig, ...]
-    norm_eps: float
+    norm: NormConfig
     tied_head: bool
+    final_norm: bool = True
+    head_bias: bool = False
+    learned_positions: bool = False
+    embedding_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
 
     def cache_bytes(self, context: int, element_bytes: int) -> int:
         """Size of the keys and values of `context` tokens, in bytes."""
         channels = sum(block.attention.kv_heads * block.attention.head_dim for block in self.blocks)
         return 2 * channels * context * element_bytes
+
+    @property
+    def rope_border(self) -> int | None:
+        """Beyond this many tokens a text is rotated otherwise from its beginning on; None where it never is."""
+        ropes = [block.attention.rope for block in self.blocks]
+        return next(
+            (rope.scaling.original_context for rope in ropes if rope and isinstance(rope.scaling, LongRopeScaling)),
+            None,
+        )

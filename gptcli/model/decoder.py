@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from gptcli.model.attention import Attention, causal_mask
 from gptcli.model.cache import KVCache
-from gptcli.model.config import BlockConfig, DecoderConfig, RopeConfig
+from gptcli.model.config import BlockConfig, DecoderConfig, MoeConfig, NormConfig, RopeConfig
 from gptcli.model.linear import Linear, project
-from gptcli.model.mlp import Mlp
-from gptcli.model.norm import RMSNorm
+from gptcli.model.mlp import Mlp, Moe
+from gptcli.model.norm import Norm
 from gptcli.model.rope import rotary_table
 
 
@@ -22,21 +23,37 @@ class Embedding(nn.Embedding):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """Attention and an MLP on the residual stream; BlockConfig.residual says how the norms stand."""
 
-    def __init__(self, config: BlockConfig, hidden_size: int, norm_eps: float) -> None:
+    def __init__(self, config: BlockConfig, hidden_size: int, norm: NormConfig) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(hidden_size, norm_eps)
-        self.attention = Attention(config.attention, hidden_size, norm_eps)
-        self.mlp_norm = RMSNorm(hidden_size, norm_eps)
-        self.mlp = Mlp(config.mlp, hidden_size)
+        self.config = config
+        before = config.residual in ("pre", "sandwich", "parallel", "shared")
+        behind = config.residual in ("post", "sandwich", "after")
+        self.attention_norm = Norm(norm, hidden_size) if before else nn.Identity()
+        self.attention = Attention(config.attention, hidden_size)
+        self.post_attention_norm = Norm(norm, hidden_size) if behind else nn.Identity()
+        self.mlp_norm = Norm(norm, hidden_size) if before and config.residual != "shared" else nn.Identity()
+        self.mlp = Moe(config.mlp, hidden_size) if isinstance(config.mlp, MoeConfig) else Mlp(config.mlp, hidden_size)
+        self.post_mlp_norm = Norm(norm, hidden_size) if behind else nn.Identity()
 
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KVCache, block: int
     ) -> Tensor:
         """x: (B, T, hidden); the same shape comes back."""
-        x = x + self.attention(self.attention_norm(x), rope, mask, cache, block)
-        return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
+        scale = self.config.residual_scale
+        normalized = self.attention_norm(x)
+        attended = self.attention(normalized, rope, mask, cache, block)
+        match self.config.residual:
+            case "parallel":
+                return x + (attended + self.mlp(self.mlp_norm(x))) * scale  # type: ignore[no-any-return]
+            case "shared":
+                return x + (attended + self.mlp(normalized)) * scale  # type: ignore[no-any-return]
+            case "after":
+                x = self.post_attention_norm(x + attended)
+                return self.post_mlp_norm(x + self.mlp(x))  # type: ignore[no-any-return]
+        x = x + self.post_attention_norm(attended) * scale
+        return x + self.post_mlp_norm(self.mlp(self.mlp_norm(x))) * scale  # type: ignore[no-any-return]
 
 
 class Decoder(nn.Module):
@@ -46,10 +63,11 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed = Embedding(config.vocab_size, config.hidden_size)
-        self.blocks = nn.ModuleList(Block(block, config.hidden_size, config.norm_eps) for block in config.blocks)
-        self.final_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.head = None if config.tied_head else Linear(config.hidden_size, config.vocab_size, bias=False)
-        self._rotary: dict[RopeConfig, tuple[Tensor, Tensor]] = {}
+        self.positions = nn.Embedding(config.max_context, config.hidden_size) if config.learned_positions else None
+        self.blocks = nn.ModuleList(Block(block, config.hidden_size, config.norm) for block in config.blocks)
+        self.final_norm = Norm(config.norm, config.hidden_size) if config.final_norm else nn.Identity()
+        self.head = None if config.tied_head else Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
+        self._rotary: dict[tuple[RopeConfig, bool], tuple[Tensor, Tensor]] = {}
 
     def forward(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Runs tokens (B, T) behind those in the cache and writes them there; returns hidden states (B, T, hidden).
@@ -59,6 +77,11 @@ class Decoder(nn.Module):
         T = tokens.shape[1]
         cache.reserve(T)
         x: Tensor = self.embed(tokens)
+        if self.config.embedding_scale != 1:
+            # In the weights' precision, as the models were trained.
+            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype)
+        if self.positions is not None:
+            x = x + self.positions(torch.arange(cache.length, cache.length + T, device=x.device))
         attentions = [block.attention for block in self.config.blocks]
         ropes = {rope: self._rotation(rope, cache, T, x) for rope in {a.rope for a in attentions} if rope is not None}
         masks = {window: causal_mask(cache.length, T, window, x.device) for window in {a.window for a in attentions}}
@@ -72,11 +95,19 @@ class Decoder(nn.Module):
         normalized = self.final_norm(hidden)
         project = self.embed.project if self.head is None else self.head
         logits: Tensor = project(normalized)
-        return logits.float()
+        logits = logits.float()
+        if self.config.logit_scale != 1:
+            logits = logits * self.config.logit_scale
+        if (cap := self.config.logit_softcap) is not None:
+            logits = torch.tanh(logits / cap) * cap
+        return logits
 
     def _rotation(self, rope: RopeConfig, cache: KVCache, T: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        table = self._rotary.get(rope)
+        border = self.config.rope_border
+        key = rope, border is not None and cache.span > border
+        table = self._rotary.get(key)
         if table is None or len(table[0]) < cache.length + T:
-            table = self._rotary[rope] = rotary_table(rope, cache.capacity, like.device, like.dtype)
+            table = rotary_table(rope, cache.capacity, cache.span, like.device, like.dtype)
+            self._rotary[key] = table
         cos, sin = table
         return cos[cache.length : cache.length + T], sin[cache.length : cache.length + T]

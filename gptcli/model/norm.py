@@ -1,4 +1,4 @@
-"""RMS normalisation (Zhang and Sennrich, 2019)."""
+"""RMS and layer normalisation (Zhang and Sennrich, 2019; Ba et al., 2016)."""
 
 from __future__ import annotations
 
@@ -6,16 +6,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gptcli.model.config import NormConfig
 
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis; the mean is taken in fp32, the product in x's dtype, as Llama does."""
 
-    def __init__(self, size: int, eps: float) -> None:
+class Norm(nn.Module):
+    """Normalises over the last axis in fp32, then scales and shifts; weight and bias may have further axes."""
+
+    def __init__(self, config: NormConfig, *shape: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(size))
-        self.eps = eps
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(shape)) if config.weight else None
+        self.bias = nn.Parameter(torch.empty(shape)) if config.bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (..., size), any floating dtype; the same shape and dtype come back."""
-        normalized = F.rms_norm(x.float(), self.weight.shape, eps=self.eps)
-        return normalized.to(x.dtype) * self.weight
+        """x: (..., *shape), any floating dtype; the same shape and dtype come back."""
+        config, wide = self.config, x.float()
+        size = x.shape[-1:]
+        normalized = (
+            F.rms_norm(wide, size, eps=config.eps) if config.kind == "rms" else F.layer_norm(wide, size, eps=config.eps)
+        )
+        if not config.wide_scale:
+            normalized = normalized.to(x.dtype)
+        if self.weight is not None:
+            normalized = normalized * self.weight
+        if self.bias is not None:
+            normalized = normalized + self.bias
+        return normalized.to(x.dtype)

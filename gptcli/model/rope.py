@@ -7,15 +7,18 @@ import math
 import torch
 from torch import Tensor
 
-from gptcli.model.config import LinearScaling, Llama3Scaling, RopeConfig, YarnScaling
+from gptcli.model.config import LinearScaling, Llama3Scaling, LongRopeScaling, RopeConfig, YarnScaling
 
 
-def rotary_table(rope: RopeConfig, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rotary_table(
+    rope: RopeConfig, length: int, span: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """cos and sin for positions 0 to length - 1, each (length, 1, dim), in the layout that `rotate` wants.
 
-    Angles are computed in fp32 whatever the dtype. The first half of sin is negated.
+    span: tokens of the whole text, which LongRoPE asks for. Angles are computed in fp32 whatever the dtype. The first
+    half of sin is negated.
     """
-    frequencies, magnitude = _frequencies(rope, device)
+    frequencies, magnitude = _frequencies(rope, span, device)
     angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequencies)
     cos, sin = angles.cos() * magnitude, angles.sin() * magnitude  # (length, dim / 2)
     return (
@@ -25,12 +28,18 @@ def rotary_table(rope: RopeConfig, length: int, device: torch.device, dtype: tor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns each head's channel pairs (i, i + dim / 2) by their position's angle. x: (B, T, heads, dim)."""
+    """Turns each head's channel pairs (i, i + dim / 2) by their position's angle; channels beyond dim stay.
+
+    x: (B, T, heads, head_dim); cos and sin: (T, 1, dim).
+    """
+    dim = cos.shape[-1]
+    if dim < x.shape[-1]:
+        return torch.cat([rotate(x[..., :dim], cos, sin), x[..., dim:]], -1)
     first, second = x.chunk(2, -1)
     return torch.addcmul(x * cos, torch.cat([second, first], -1), sin)
 
 
-def _frequencies(rope: RopeConfig, device: torch.device) -> tuple[Tensor, float]:
+def _frequencies(rope: RopeConfig, span: int, device: torch.device) -> tuple[Tensor, float]:
     """Radians a position for each channel pair, (dim / 2,), and what multiplies cos and sin."""
     exponents = torch.arange(0, rope.dim, 2, device=device, dtype=torch.float32) / rope.dim
     frequencies = 1.0 / rope.theta**exponents
@@ -41,6 +50,9 @@ def _frequencies(rope: RopeConfig, device: torch.device) -> tuple[Tensor, float]
             return frequencies / factor, 1.0
         case Llama3Scaling() as scaling:
             return _llama3(frequencies, scaling), 1.0
+        case LongRopeScaling() as scaling:
+            factors = scaling.long if span > scaling.original_context else scaling.short
+            return frequencies / torch.tensor(factors, device=device), scaling.magnitude
         case YarnScaling() as scaling:
             return _yarn(frequencies, rope, scaling), scaling.magnitude
 

@@ -32,6 +32,9 @@ class AffineWeight:
     def quantize(cls, weight: Tensor, bits: int, group_size: int = 32) -> Self:
         """The nearest values to a (rows, columns) matrix, each group spread from its least to its greatest."""
         rows, columns = weight.shape
+        step = max(1, _CHUNK // columns)
+        if rows > step:
+            return cls.concat([cls.quantize(part, bits, group_size) for part in torch.split(weight, step)])
         groups = weight.float().view(rows, columns // group_size, group_size)
         low, high = groups.amin(-1), groups.amax(-1)
         biases = low.half()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import psutil
@@ -13,6 +12,7 @@ from gptcli.checkpoint.load import Packing
 from gptcli.errors import NoSuchDevice, OutOfMemory
 from gptcli.settings import RuntimeConfig
 
+_PACKED_BYTES = {"int8": 1.125, "int4": 0.625}  # a weight: its bits, and its part of a scale and a bias in fp16
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -41,7 +41,7 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
     free = _free_bytes(device)
-    parameters = sum(math.prod(folder.parameter_shape(recipe)) for recipe in folder.architecture.parameters.values())
+    parameters = folder.parameter_count
     if runtime.dtype != "auto":
         dtype = _DTYPES[runtime.dtype]
     elif device.type == "cpu" and parameters * 4 < free * 0.8:
@@ -54,7 +54,8 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
         case "none":
             packing, needed = "expand", dense_bytes
         case "int8" | "int4":
-            packing, needed = runtime.quantize, parameters
+            packing = runtime.quantize
+            needed = int(parameters * _PACKED_BYTES[packing])
         case "auto":
             expand = not folder.affine or dense_bytes < free / 4
             packing, needed = ("expand", dense_bytes) if expand else ("keep", folder.weight_bytes)

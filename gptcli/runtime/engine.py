@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gptcli.errors import NonFiniteLogits, OutOfMemory
+from gptcli.errors import NonFiniteLogits
 from gptcli.model.cache import KVCache
 from gptcli.model.decoder import Decoder
 from gptcli.runtime.device import DevicePlan
+from gptcli.runtime.memory import memory_errors
 
 _CHUNK = 512  # prompt tokens in one forward pass: bounds memory, costs a tenth of the speed at 4,096
 
@@ -41,47 +42,52 @@ class Engine:
         on_progress: called with the tokens done and all of them after every chunk. cancelled: asked before every
         chunk; once it is true, the result is None. Raises NonFiniteLogits and OutOfMemory.
         """
-        hidden = None
-        for start in range(0, len(tokens), _CHUNK):
+        tokens = self._rotated_alike(tokens, cache)
+        done = 0
+        for chunk in self._chunks(tokens):
             if cancelled():
                 return None
-            hidden = self._run(tokens[start : start + _CHUNK], cache)
-            on_progress(min(start + _CHUNK, len(tokens)), len(tokens))
-        assert hidden is not None, "prefill needs a token"
+            hidden = self._run(chunk, cache)
+            done += len(chunk)
+            on_progress(done, len(tokens))
         return self._logits(hidden[:, -1], cache)[0]
 
     @torch.inference_mode()
     def decode(self, token: int, cache: KVCache) -> Tensor:
         """Runs one token behind those in the cache; its logits (vocab,) in fp32. Raises as `prefill` does."""
-        return self._logits(self._run([token], cache)[:, -1], cache)[0]
+        for chunk in self._chunks(self._rotated_alike([token], cache)):
+            hidden = self._run(chunk, cache)
+        return self._logits(hidden[:, -1], cache)[0]
 
     @torch.no_grad()  # not inference mode: the caller may change what it gets
     def logits(self, tokens: Sequence[int]) -> Tensor:
         """Logits at every position of a text, (T, vocab) in fp32. Raises as `prefill` does."""
         cache = self.new_cache()
-        chunks = [
-            self._logits(self._run(tokens[start : start + _CHUNK], cache), cache)[0]
-            for start in range(0, len(tokens), _CHUNK)
-        ]
-        return torch.cat(chunks)
+        cache.span = len(tokens)
+        return torch.cat([self._logits(self._run(chunk, cache), cache)[0] for chunk in self._chunks(tokens)])
+
+    def _chunks(self, tokens: Sequence[int]) -> list[Sequence[int]]:
+        return [tokens[start : start + _CHUNK] for start in range(0, len(tokens), _CHUNK)]
+
+    def _rotated_alike(self, tokens: Sequence[int], cache: KVCache) -> Sequence[int]:
+        """What to run so that all keys are rotated for the new length: the whole text when it crosses a border."""
+        border, before = self.decoder.config.rope_border, cache.span
+        cache.span = cache.length + len(tokens)
+        if border is None or (before > border) == (cache.span > border) or not cache.length:
+            return tokens
+        tokens = [*cache.tokens, *tokens]
+        cache.truncate(0)
+        return tokens
 
     def _run(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
-        try:
+        with memory_errors(self.plan.device, f"running token {cache.length + len(tokens)}"):
             hidden: Tensor = self.decoder(torch.tensor([tokens], device=self.plan.device), cache)
             cache.advance(tokens)
-            return hidden
-        except torch.OutOfMemoryError:
-            pass
-        except RuntimeError as error:
-            if "can't allocate memory" not in str(error):
-                raise
-        raise OutOfMemory(
-            f"out of memory on {self.plan.device} at token {cache.length + len(tokens)}",
-            hint="try a smaller --ctx-size, --quantize int4 or a smaller model",
-        )
+        return hidden
 
     def _logits(self, hidden: Tensor, cache: KVCache) -> Tensor:
-        logits = self.decoder.logits(hidden)
+        with memory_errors(self.plan.device, f"computing logits at token {cache.length}"):
+            logits = self.decoder.logits(hidden)
         if not logits.isfinite().all():
             raise NonFiniteLogits(
                 f"the model computed NaN or infinity at token {cache.length} in {self.plan.dtype_name}",

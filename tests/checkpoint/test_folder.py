@@ -124,7 +124,7 @@ def test_harmless_fields_are_let_be(tmp_path: Path, field: dict[str, Any]) -> No
     [
         ({"logit_scale": 2.0}, "logit_scale = 2.0"),
         ({"some_new_thing": False}, "some_new_thing = False"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"hidden_act": "xielu"}, "hidden_act 'xielu'"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope type 'dynamic'"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "surprise": 1}}, "surprise"),
         ({"model_type": "mamba2"}, "`mamba2` models are not supported"),

@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from gptcli.model.cache import KVCache
-from gptcli.model.config import AttentionConfig, BlockConfig, DecoderConfig, MlpConfig
+from gptcli.model.config import AttentionConfig, BlockConfig, DecoderConfig, MlpConfig, NormConfig
 
-ATTENTION = AttentionConfig(heads=2, kv_heads=1, head_dim=4, rope=None)
+ATTENTION = AttentionConfig(heads=2, kv_heads=1, head_dim=4, rope=None, scale=0.5)
 CONFIG = DecoderConfig(
     vocab_size=8,
     hidden_size=8,
     max_context=2000,
     blocks=(BlockConfig(attention=ATTENTION, mlp=MlpConfig(width=8)),) * 2,
-    norm_eps=1e-5,
+    norm=NormConfig(kind="rms", eps=1e-5),
     tied_head=True,
 )
 
@@ -63,3 +63,22 @@ def test_the_longest_common_beginning_is_kept(prompt: list[int], kept: int) -> N
     cache = filled([1, 2, 3])
     cache.keep_common(prompt)
     assert cache.tokens == [1, 2, 3][:kept]
+
+
+def test_a_cache_that_could_not_grow_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = filled(list(range(500)))
+    grown = KVCache._grown
+    calls = 0
+
+    def failing(self: KVCache, old: torch.Tensor, capacity: int) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise MemoryError
+        return grown(self, old, capacity)
+
+    monkeypatch.setattr(KVCache, "_grown", failing)
+    with pytest.raises(MemoryError):
+        cache.reserve(600)
+    keys, _ = append(cache, list(range(500, 1100)))
+    assert keys[0, 0, :, 0].tolist() == list(range(1100))

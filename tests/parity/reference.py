@@ -25,6 +25,24 @@ BASE: dict[str, Any] = {
 }
 
 
+_LLAMA_ONLY = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+)
+# Fields of BASE that a family spells otherwise: its own config class would only carry them along.
+UNKNOWN = {
+    "gpt2": _LLAMA_ONLY,
+    "openai-gpt": _LLAMA_ONLY,
+    "gptj": _LLAMA_ONLY,
+    "gpt_neo": ("intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    "gpt_neox": ("num_key_value_heads",),
+}
+
+
 @dataclass(frozen=True)
 class Reference:
     """A checkpoint on disk and the model that wrote it."""
@@ -48,7 +66,8 @@ class Reference:
 
 def write_reference(path: Path, model_type: str, **overrides: Any) -> Reference:
     """Saves a model with every parameter random, norms and biases too: ones and zeros would hide missing ones."""
-    config = AutoConfig.for_model(model_type, **(BASE | overrides))
+    base = {name: value for name, value in BASE.items() if name not in UNKNOWN.get(model_type, ())}
+    config = AutoConfig.for_model(model_type, **(base | overrides))
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval().float()
     with torch.no_grad():

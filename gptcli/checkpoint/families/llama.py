@@ -1,175 +1,277 @@
-"""The Llama shape and the families that differ from it in a line or two: Mistral, Qwen 2 and 3, SmolLM 3.
+"""The Llama shape: pre-norm blocks of grouped-query attention with RoPE and a gated MLP; and who differs in a little.
 
-Source: transformers' modelling files of the same names.
+`llama_config` reads what all of them share; a family then changes what differs, and `llama_parameters` names the
+tensors of whatever came out. Source: transformers' modelling files of the same names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
+from gptcli.checkpoint.families.parts import (
+    Make,
+    Parameters,
+    activation,
+    as_it_is,
+    each_attention,
+    each_block,
+    head_dim_of,
+    windows,
+)
 from gptcli.checkpoint.hf import HfConfig
-from gptcli.checkpoint.recipes import Architecture, Concat, Recipe, Take
-from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
-from gptcli.model.config import AttentionConfig, BlockConfig, DecoderConfig, MlpConfig
+from gptcli.checkpoint.recipes import Architecture, PairsToHalves, Recipe, Take, Transposed
+from gptcli.errors import BrokenCheckpoint
+from gptcli.model.config import (
+    AttentionConfig,
+    BlockConfig,
+    DecoderConfig,
+    MlpConfig,
+    NormConfig,
+    PositionScale,
+    QkNormConfig,
+)
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a layer's modules are called behind `model.layers.N.`; None is a norm that is not there."""
+
+    attention_norm: str | None = "input_layernorm"
+    post_attention_norm: str | None = None
+    mlp_norm: str | None = "post_attention_layernorm"
+    post_mlp_norm: str | None = None
+    qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    out: str = "self_attn.o_proj"
+    qk_norm: str = "self_attn.{}_norm"
+    up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    down: str = "mlp.down_proj"
+    final_norm: str = "norm"
 
 
 def llama(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Llama 1 to 3, SmolLM and SmolLM2, and the many checkpoints that call themselves `llama`."""
     hf.expect("rope_interleaved", False)  # written by SmolLM2's converter
-    bias = hf.flag("attention_bias", False)
-    return llama_like(hf, tensors, qkv_bias=bias, out_bias=bias, mlp_bias=hf.flag("mlp_bias", False))
+    config = llama_config(hf, mlp_bias=hf.flag("mlp_bias", False))
+    return llama_architecture(config, tensors)
 
 
 def mistral(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Mistral 7B and its kin: a sliding window on every layer unless it is null."""
-    layers = hf.layers
+    window = hf.nullable_whole("sliding_window", 4096)
+    config = each_attention(llama_config(hf), lambda layer, attention: replace(attention, window=window))
+    return llama_architecture(config, tensors)
+
+
+def ministral3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
+    """Ministral 3: q grows with the logarithm of its position."""
     window = hf.optional_whole("sliding_window")
-    return llama_like(hf, tensors, windows=[window] * layers)
+    beta, original = hf.rope_extra("llama_4_scaling_beta"), hf.rope_extra("original_max_position_embeddings")
+    if beta is None or original is None:
+        raise BrokenCheckpoint("config.json: rope: llama_4_scaling_beta or original_max_position_embeddings is missing")
+    scale = PositionScale(beta=beta, original_context=int(original))
+    config = each_attention(
+        llama_config(hf, norm=rms(hf, 1e-5), bias=False, default_head_dim=128),
+        lambda layer, attention: replace(attention, window=window, position_scale=scale),
+    )
+    return llama_architecture(config, tensors)
 
 
 def qwen2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Qwen 2 and 2.5: biases on q, k and v."""
-    return llama_like(hf, tensors, qkv_bias=True, windows=_qwen_windows(hf))
+    hf.expect("use_mrope", False)  # positions of images, in the configs of text models too
+    layer_windows = qwen_windows(hf)
+    config = each_attention(
+        llama_config(hf, bias=False),
+        lambda layer, attention: replace(attention, qkv_bias=True, window=layer_windows[layer]),
+    )
+    return llama_architecture(config, tensors)
 
 
 def qwen3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Qwen 3: every head's q and k normalised before the rotation."""
-    bias = hf.flag("attention_bias", False)
-    windows = _qwen_windows(hf)
-    return llama_like(hf, tensors, qkv_bias=bias, out_bias=bias, qk_norm=True, windows=windows, default_head_dim=128)
+    layer_windows = qwen_windows(hf)
+    config = llama_config(hf, default_head_dim=128)
+    norm = QkNormConfig(norm=config.norm, over="head")
+    config = each_attention(
+        config, lambda layer, attention: replace(attention, qk_norm=norm, window=layer_windows[layer])
+    )
+    return llama_architecture(config, tensors)
 
 
 def smollm3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """SmolLM 3: no rotation on every fourth layer."""
+    hf.ignore("max_window_layers")  # Qwen's, and unused here
     layers = hf.layers
     interval = hf.whole("no_rope_layer_interval", 4)
     rotated = hf.per_layer("no_rope_layers", layers)  # 1 is a layer with RoPE, despite the name
     if rotated is None:
         rotated = [int((layer + 1) % interval != 0) for layer in range(layers)]
-    window = hf.optional_whole("sliding_window")
-    if not hf.flag("use_sliding_window", False):
-        window = None
+    window = hf.optional_whole("sliding_window") if hf.flag("use_sliding_window", False) else None
+    hf.ignore("sliding_window")
     types = hf.per_layer("layer_types", layers)
     if types is None:
         types = ["full_attention" if rope or window is None else "sliding_attention" for rope in rotated]
-    bias = hf.flag("attention_bias", False)
-    return llama_like(
-        hf,
-        tensors,
-        qkv_bias=bias,
-        out_bias=bias,
-        mlp_bias=hf.flag("mlp_bias", False),
-        windows=_windows(types, window),
-        rotated=[bool(rope) for rope in rotated],
-        default_theta=2_000_000.0,
-        tied_by_default=True,
+    layer_windows = windows(types, window)
+    config = llama_config(hf, mlp_bias=hf.flag("mlp_bias", False), default_theta=2_000_000.0, tied=True)
+    config = each_attention(
+        config,
+        lambda layer, attention: replace(
+            attention, window=layer_windows[layer], rope=attention.rope if rotated[layer] else None
+        ),
     )
+    return llama_architecture(config, tensors)
 
 
-def llama_like(
+def granite(hf: HfConfig, tensors: Collection[str]) -> Architecture:
+    """Granite 3: multipliers on embedding, attention, residual stream and logits."""
+    scale, residual_scale = hf.number("attention_multiplier", 1.0), hf.number("residual_multiplier", 1.0)
+    config = llama_config(hf, mlp_bias=hf.flag("mlp_bias", False))
+    config = each_attention(config, lambda layer, attention: replace(attention, scale=scale))
+    config = each_block(config, lambda layer, block: replace(block, residual_scale=residual_scale))
+    config = replace(
+        config,
+        embedding_scale=hf.number("embedding_multiplier", 1.0),
+        logit_scale=1 / hf.number("logits_scaling", 1.0),
+    )
+    return llama_architecture(config, tensors)
+
+
+def phi3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
+    """Phi 3 to 4: q, k and v in one matrix, gate and up in another, LongRoPE."""
+    window = hf.optional_whole("sliding_window")
+    config = llama_config(hf, norm=rms(hf, 1e-5), bias=False)
+    config = each_attention(config, lambda layer, attention: replace(attention, window=window))
+    return llama_architecture(config, tensors, Names(qkv=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",)))
+
+
+def llama_config(
     hf: HfConfig,
-    tensors: Collection[str],
     *,
-    qkv_bias: bool = False,
-    out_bias: bool = False,
+    norm: NormConfig | None = None,
+    act: tuple[str, str] = ("hidden_act", "silu"),
+    gated: bool = True,
+    bias: bool | None = None,
     mlp_bias: bool = False,
-    qk_norm: bool = False,
-    windows: Sequence[int | None] | None = None,
-    rotated: Sequence[bool] | None = None,
+    rotary_fraction: float = 1.0,
     default_head_dim: int | None = None,
     default_theta: float = 10_000.0,
-    tied_by_default: bool = False,
-) -> Architecture:
-    """Pre-norm blocks of grouped-query attention with RoPE and a gated SiLU MLP; families state their differences.
+    rope_layer_type: str | None = None,
+    tied: bool = False,
+) -> DecoderConfig:
+    """What the Llama shape reads from a config; the arguments are defaults, and what it cannot read there.
 
-    `windows` and `rotated` have one entry a layer: its attention window, and whether it has RoPE.
+    act: the field that names the activation, and its default. bias: on attention; None asks `attention_bias`.
+    rotary_fraction: the share of each head's channels that RoPE turns, unless the config says. rope_layer_type: whose
+    RoPE, where the config has one for each type of layer. tied: whether the head
+    is the embedding, unless the config says.
     """
-    layers, hidden = hf.layers, hf.whole("hidden_size")
-    heads = hf.whole("num_attention_heads")
+    layers, hidden, heads = hf.layers, hf.whole("hidden_size"), hf.whole("num_attention_heads")
     kv_heads = hf.whole("num_key_value_heads", heads)
     if heads % kv_heads:
         raise BrokenCheckpoint(f"config.json: {heads} attention heads cannot share {kv_heads} key-value heads evenly")
-    head_dim = hf.optional_whole("head_dim") or default_head_dim or hidden // heads
-    if head_dim % 2:
-        raise BrokenCheckpoint(f"config.json: RoPE needs an even head_dim, not {head_dim}")
-    activation = hf.text("hidden_act", "silu")
-    if activation != "silu":
-        raise UnsupportedArchitecture(f"config.json: hidden_act {activation!r} is not supported")
-    rope = hf.rope(head_dim, default_theta)
-    mlp = MlpConfig(width=hf.whole("intermediate_size"), bias=mlp_bias)
-
-    def block(layer: int) -> BlockConfig:
-        attention = AttentionConfig(
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            rope=rope if rotated is None or rotated[layer] else None,
-            window=windows[layer] if windows else None,
-            qkv_bias=qkv_bias,
-            out_bias=out_bias,
-            qk_norm=qk_norm,
-        )
-        return BlockConfig(attention=attention, mlp=mlp)
-
-    tied = hf.flag("tie_word_embeddings", tied_by_default)
-    config = DecoderConfig(
+    head_dim = head_dim_of(hf, hidden, heads, default_head_dim)
+    attention_bias = hf.flag("attention_bias", False)
+    bias = attention_bias if bias is None else bias
+    attention = AttentionConfig(
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        rope=hf.rope(head_dim, default_theta, rotary_fraction, rope_layer_type),
+        scale=head_dim**-0.5,
+        qkv_bias=bias,
+        out_bias=bias,
+    )
+    mlp = MlpConfig(width=hf.whole("intermediate_size"), activation=activation(hf, *act), gated=gated, bias=mlp_bias)
+    return DecoderConfig(
         vocab_size=hf.whole("vocab_size"),
         hidden_size=hidden,
         max_context=hf.whole("max_position_embeddings"),
-        blocks=tuple(block(layer) for layer in range(layers)),
-        norm_eps=hf.number("rms_norm_eps", 1e-6),
-        # A file that holds a head of its own beside tied embeddings means that head.
-        tied_head=tied and "lm_head.weight" not in tensors,
+        blocks=(BlockConfig(attention=attention, mlp=mlp),) * layers,
+        norm=norm or rms(hf, 1e-6),
+        tied_head=hf.flag("tie_word_embeddings", tied),
     )
-    return Architecture(config, llama_parameters(config, tensors), ignorable=(".rotary_emb.inv_freq",))
 
 
-def llama_parameters(config: DecoderConfig, tensors: Collection[str]) -> dict[str, Recipe]:
-    """Our parameters from Llama's names, with or without the `model.` that AutoModel checkpoints lack."""
-    root = "" if "embed_tokens.weight" in tensors else "model."
-    parameters: dict[str, Recipe] = {
-        "embed.weight": Take(f"{root}embed_tokens.weight"),
-        "final_norm.weight": Take(f"{root}norm.weight"),
-    }
-    if not config.tied_head:
-        parameters["head.weight"] = Take("lm_head.weight")
-    for layer, block in enumerate(config.blocks):
-        ours, theirs = f"blocks.{layer}.", f"{root}layers.{layer}."
-
-        def linear(name: str, sources: Sequence[str], bias: bool, ours: str = ours, theirs: str = theirs) -> None:
-            for leaf in ("weight", "bias") if bias else ("weight",):
-                names = tuple(f"{theirs}{source}.{leaf}" for source in sources)
-                parameters[f"{ours}{name}.{leaf}"] = Concat(names) if len(names) > 1 else Take(names[0])
-
-        projections = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-        linear("attention.qkv", projections, block.attention.qkv_bias)
-        linear("attention.out", ("self_attn.o_proj",), block.attention.out_bias)
-        linear("mlp.gate_up", ("mlp.gate_proj", "mlp.up_proj"), block.mlp.bias)
-        linear("mlp.down", ("mlp.down_proj",), block.mlp.bias)
-        linear("attention_norm", ("input_layernorm",), False)
-        linear("mlp_norm", ("post_attention_layernorm",), False)
-        if block.attention.qk_norm:
-            linear("attention.q_norm", ("self_attn.q_norm",), False)
-            linear("attention.k_norm", ("self_attn.k_norm",), False)
-    return parameters
+def rms(hf: HfConfig, default_eps: float, wide_scale: bool = False) -> NormConfig:
+    """RMSNorm with the config's epsilon."""
+    return NormConfig(kind="rms", eps=hf.number("rms_norm_eps", default_eps), wide_scale=wide_scale)
 
 
-def _qwen_windows(hf: HfConfig) -> list[int | None]:
+def qwen_windows(hf: HfConfig) -> list[int | None]:
+    """Qwen's windows: none unless `use_sliding_window`, then from a layer on, or as `layer_types` says."""
     layers = hf.layers
     first = hf.whole("max_window_layers", 28, low=0)
-    window = hf.optional_whole("sliding_window")
-    if not hf.flag("use_sliding_window", False):
-        window = None
+    window = None
+    if hf.flag("use_sliding_window", False):
+        window = hf.nullable_whole("sliding_window", 4096)
+    else:
+        hf.ignore("sliding_window")
     types = hf.per_layer("layer_types", layers)
     if types is None:
         types = ["sliding_attention" if window and layer >= first else "full_attention" for layer in range(layers)]
-    return _windows(types, window)
+    return windows(types, window)
 
 
-def _windows(types: Sequence[object], window: int | None) -> list[int | None]:
-    unknown = {str(kind) for kind in types} - {"full_attention", "sliding_attention"}
-    if unknown:
-        raise UnsupportedArchitecture(f"config.json: layer type {min(unknown)!r} is not supported")
-    if window is None and "sliding_attention" in types:
-        raise BrokenCheckpoint("config.json: layer_types has sliding_attention, but there is no sliding_window")
-    return [window if kind == "sliding_attention" else None for kind in types]
+def llama_architecture(
+    config: DecoderConfig,
+    tensors: Collection[str],
+    names: Names = Names(),
+    *,
+    norm_weight: Make = as_it_is,
+    pairs: bool = False,
+) -> Architecture:
+    """The architecture for tensors with Llama's names, or those in `names`.
+
+    norm_weight: what is made of every norm's weight. pairs: RoPE turns neighbouring channels, not halves.
+    """
+    # A file that holds a head of its own beside tied embeddings means that head.
+    config = replace(config, tied_head=config.tied_head and "lm_head.weight" not in tensors)
+    prefix = "" if "embed_tokens.weight" in tensors else "model."
+    parameters = Parameters()
+    parameters["embed.weight"] = Take(f"{prefix}embed_tokens.weight")
+    parameters.norm("final_norm", prefix + names.final_norm, config.norm, norm_weight)
+    if not config.tied_head:
+        parameters.linear("head", ["lm_head"], config.head_bias)
+    for layer, block in enumerate(config.blocks):
+        ours, theirs = f"blocks.{layer}.", f"{prefix}layers.{layer}."
+        for norm in ("attention_norm", "post_attention_norm", "mlp_norm", "post_mlp_norm"):
+            name = getattr(names, norm)
+            parameters.norm(ours + norm, name and theirs + name, config.norm, norm_weight)
+        attention_parameters(parameters, ours, theirs, block.attention, names, norm_weight, pairs)
+        if isinstance(block.mlp, MlpConfig):
+            parameters.linear(f"{ours}mlp.up", [theirs + name for name in names.up], block.mlp.bias)
+            parameters.linear(f"{ours}mlp.down", [theirs + names.down], block.mlp.bias)
+    return Architecture(config, parameters, ignorable=(".rotary_emb.inv_freq",))
+
+
+def attention_parameters(
+    parameters: Parameters,
+    ours: str,
+    theirs: str,
+    attention: AttentionConfig,
+    names: Names,
+    norm_weight: Make,
+    pairs: bool,
+) -> None:
+    """Recipes of one layer's attention."""
+    make: Sequence[Make] = ()
+    channels: Make = as_it_is  # for weights with an axis of channels within a head
+    if pairs and attention.rope is not None:
+        dim = attention.rope.dim
+        halves = [partial(PairsToHalves, heads=heads, dim=dim) for heads in (attention.heads, attention.kv_heads)]
+        make = (*halves, as_it_is)
+
+        def channels(part: Recipe) -> Recipe:
+            return Transposed(PairsToHalves(Transposed(part), heads=1, dim=dim))
+
+    parameters.linear(f"{ours}attention.qkv", [theirs + name for name in names.qkv], attention.qkv_bias, make)
+    parameters.linear(f"{ours}attention.out", [theirs + names.out], attention.out_bias)
+    if attention.sinks:
+        parameters[f"{ours}attention.sinks"] = Take(f"{theirs}self_attn.sinks")
+    if attention.qk_norm is not None:
+        for letter in "qk":
+            name = theirs + names.qk_norm.format(letter)
+            weight = channels if attention.qk_norm.over == "each_head" else norm_weight
+            parameters.norm(f"{ours}attention.{letter}_norm", name, attention.qk_norm.norm, weight)

@@ -1,0 +1,258 @@
+"""The GPT line: the first GPT, GPT-2, GPT-Neo, GPT-J and GPT-NeoX. Layer norms, plain MLPs, biases.
+
+Source: transformers' modelling files of the same names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+from gptcli.checkpoint.families.parts import Make, Parameters, activation, as_it_is, head_dim_of
+from gptcli.checkpoint.hf import HfConfig
+from gptcli.checkpoint.recipes import Architecture, HeadsToParts, PairsToHalves, Take, Transposed
+from gptcli.errors import BrokenCheckpoint
+from gptcli.model.config import AttentionConfig, BlockConfig, DecoderConfig, MlpConfig, NormConfig, RopeConfig
+
+
+@dataclass(frozen=True)
+class Names:
+    """Where everything is: the root, what is beside the layers, and what is in one."""
+
+    root: str
+    layers: str
+    embed: str
+    final_norm: str | None
+    head: str
+    norms: Mapping[str, str]  # our norm's name -> theirs
+    qkv: tuple[str, ...]
+    out: str
+    up: str
+    down: str
+    positions: str | None = None
+    ignorable: tuple[str, ...] = ()
+
+
+_GPT2 = Names(
+    root="transformer.",
+    layers="h",
+    embed="wte",
+    positions="wpe",
+    final_norm="ln_f",
+    head="lm_head",
+    norms={"attention_norm": "ln_1", "mlp_norm": "ln_2"},
+    qkv=("attn.c_attn",),
+    out="attn.c_proj",
+    up="mlp.c_fc",
+    down="mlp.c_proj",
+    ignorable=(".attn.bias", ".attn.masked_bias"),
+)
+_OPENAI = replace(
+    _GPT2,
+    embed="tokens_embed",
+    positions="positions_embed",
+    final_norm=None,
+    norms={"post_attention_norm": "ln_1", "post_mlp_norm": "ln_2"},
+)
+_NEO = replace(
+    _GPT2,
+    qkv=("attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj"),
+    out="attn.attention.out_proj",
+    ignorable=(".attn.attention.bias", ".attn.attention.masked_bias"),
+)
+_GPTJ = replace(
+    _GPT2,
+    positions=None,
+    norms={"attention_norm": "ln_1"},
+    qkv=("attn.q_proj", "attn.k_proj", "attn.v_proj"),
+    out="attn.out_proj",
+    up="mlp.fc_in",
+    down="mlp.fc_out",
+)
+_NEOX = Names(
+    root="gpt_neox.",
+    layers="layers",
+    embed="embed_in",
+    final_norm="final_layer_norm",
+    head="embed_out",
+    norms={"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"},
+    qkv=("attention.query_key_value",),
+    out="attention.dense",
+    up="mlp.dense_h_to_4h",
+    down="mlp.dense_4h_to_h",
+    ignorable=(".attention.bias", ".attention.masked_bias", ".attention.rotary_emb.inv_freq"),
+)
+
+
+def openai_gpt(hf: HfConfig, tensors: Collection[str]) -> Architecture:
+    """The first GPT: norms behind each sum, none at the end."""
+    # Its `gelu` is the tanh form.
+    act = "gelu_tanh" if hf.text("afn", "gelu") == "gelu" else activation(hf, "afn", "gelu")
+    mlp = MlpConfig(width=4 * hf.whole("n_embd"), activation=act, gated=False, bias=True)
+    config = _gpt_config(hf, _attention(hf), mlp)
+    config = replace(
+        config, final_norm=False, blocks=tuple(replace(block, residual="after") for block in config.blocks)
+    )
+    return _architecture(config, tensors, _OPENAI, weight=Transposed)
+
+
+def gpt2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
+    """GPT-2: norms before attention and MLP, learned positions."""
+    hf.expect("reorder_and_upcast_attn", False, True)  # the order of operations, not their result
+    hf.expect("add_cross_attention", False)
+    attention = _attention(hf)
+    if not hf.flag("scale_attn_weights", True):
+        attention = replace(attention, scale=1.0)
+    width = hf.optional_whole("n_inner") or 4 * hf.whole("n_embd")
+    act = activation(hf, "activation_function", "gelu_new")
+    config = _gpt_config(hf, attention, MlpConfig(width=width, activation=act, gated=False, bias=True))
+    if hf.flag("scale_attn_by_inverse_layer_idx", False):
+        blocks = (
+            replace(block, attention=replace(attention, scale=attention.scale / (layer + 1)))
+            for layer, block in enumerate(config.blocks)
+        )
+        config = replace(config, blocks=tuple(blocks))
+    return _architecture(config, tensors, _GPT2, weight=Transposed)
+
+
+def gpt_neo(hf: HfConfig, tensors: Collection[str]) -> Architecture:
+    """GPT-Neo: scores without a scale, a window on every other layer."""
+    layers, hidden, heads = hf.whole("num_layers", high=4096), hf.whole("hidden_size"), hf.whole("num_heads")
+    hf.per_layer("attention_types", 1)
+    kinds = hf.per_layer("attention_layers", layers)
+    if kinds is None:
+        raise BrokenCheckpoint("config.json: attention_layers must list what each layer is")
+    window = hf.whole("window_size", 256)
+    if set(map(str, kinds)) - {"global", "local"}:
+        raise BrokenCheckpoint("config.json: attention_layers must be `global` or `local`")
+    head_dim = head_dim_of(hf, hidden, heads)
+    attention = AttentionConfig(heads=heads, kv_heads=heads, head_dim=head_dim, rope=None, scale=1.0, out_bias=True)
+    width = hf.optional_whole("intermediate_size") or 4 * hidden
+    mlp = MlpConfig(width=width, activation=activation(hf, "activation_function", "gelu_new"), gated=False, bias=True)
+    blocks = (
+        BlockConfig(attention=replace(attention, window=window if kind == "local" else None), mlp=mlp) for kind in kinds
+    )
+    config = DecoderConfig(
+        vocab_size=hf.whole("vocab_size"),
+        hidden_size=hidden,
+        max_context=hf.whole("max_position_embeddings"),
+        blocks=tuple(blocks),
+        norm=_layer_norm(hf, "layer_norm_epsilon"),
+        tied_head=hf.flag("tie_word_embeddings", True),
+        learned_positions=True,
+    )
+    return _architecture(config, tensors, _NEO)
+
+
+def gptj(hf: HfConfig, tensors: Collection[str]) -> Architecture:
+    """GPT-J: one norm for attention and MLP side by side, neighbouring channels of each head's first part rotated."""
+    attention = _attention(hf)
+    rope = RopeConfig(theta=10_000.0, dim=hf.optional_whole("rotary_dim") or attention.head_dim)
+    if rope.dim > attention.head_dim or rope.dim % 2:
+        raise BrokenCheckpoint(f"config.json: RoPE cannot turn {rope.dim} of {attention.head_dim} channels")
+    attention = replace(attention, rope=rope, qkv_bias=False, out_bias=False)
+    width = hf.optional_whole("n_inner") or 4 * hf.whole("n_embd")
+    act = activation(hf, "activation_function", "gelu_new")
+    config = _gpt_config(hf, attention, MlpConfig(width=width, activation=act, gated=False, bias=True), tied=False)
+    config = replace(
+        config,
+        learned_positions=False,
+        head_bias=True,
+        blocks=tuple(replace(block, residual="shared") for block in config.blocks),
+    )
+    halves = partial(PairsToHalves, heads=attention.heads, dim=rope.dim)
+    return _architecture(config, tensors, _GPTJ, rows=(halves, halves, as_it_is))
+
+
+def gpt_neox(hf: HfConfig, tensors: Collection[str]) -> Architecture:
+    """GPT-NeoX and Pythia: attention and MLP side by side, RoPE on a part of each head."""
+    layers, hidden, heads = hf.layers, hf.whole("hidden_size"), hf.whole("num_attention_heads")
+    head_dim = head_dim_of(hf, hidden, heads)
+    hf.expect("rotary_emb_base", hf.number("rotary_emb_base", 10_000.0), int(hf.number("rotary_emb_base", 10_000.0)))
+    bias = hf.flag("attention_bias", True)
+    attention = AttentionConfig(
+        heads=heads,
+        kv_heads=heads,
+        head_dim=head_dim,
+        rope=hf.rope(head_dim, hf.number("rotary_emb_base", 10_000.0), 0.25),
+        scale=head_dim**-0.5,
+        qkv_bias=bias,
+        out_bias=bias,
+    )
+    mlp = MlpConfig(
+        width=hf.whole("intermediate_size"), activation=activation(hf, "hidden_act", "gelu"), gated=False, bias=True
+    )
+    parallel = hf.flag("use_parallel_residual", True)
+    block = BlockConfig(attention=attention, mlp=mlp, residual="parallel" if parallel else "pre")
+    config = DecoderConfig(
+        vocab_size=hf.whole("vocab_size"),
+        hidden_size=hidden,
+        max_context=hf.whole("max_position_embeddings"),
+        blocks=(block,) * layers,
+        norm=_layer_norm(hf, "layer_norm_eps"),
+        tied_head=hf.flag("tie_word_embeddings", False),
+    )
+    return _architecture(config, tensors, _NEOX, rows=(partial(HeadsToParts, heads=heads),))
+
+
+def _layer_norm(hf: HfConfig, eps: str) -> NormConfig:
+    return NormConfig(kind="layer", eps=hf.number(eps, 1e-5), bias=True)
+
+
+def _attention(hf: HfConfig) -> AttentionConfig:
+    hidden, heads = hf.whole("n_embd"), hf.whole("n_head")
+    head_dim = head_dim_of(hf, hidden, heads)
+    return AttentionConfig(
+        heads=heads,
+        kv_heads=heads,
+        head_dim=head_dim,
+        rope=None,
+        scale=head_dim**-0.5,
+        qkv_bias=True,
+        out_bias=True,
+    )
+
+
+def _gpt_config(hf: HfConfig, attention: AttentionConfig, mlp: MlpConfig, tied: bool = True) -> DecoderConfig:
+    """From the fields that GPT, GPT-2 and GPT-J share."""
+    return DecoderConfig(
+        vocab_size=hf.whole("vocab_size"),
+        hidden_size=hf.whole("n_embd"),
+        max_context=hf.whole("n_positions"),
+        blocks=(BlockConfig(attention=attention, mlp=mlp),) * hf.whole("n_layer", high=4096),
+        norm=_layer_norm(hf, "layer_norm_epsilon"),
+        tied_head=hf.flag("tie_word_embeddings", tied),
+        learned_positions=True,
+    )
+
+
+def _architecture(
+    config: DecoderConfig,
+    tensors: Collection[str],
+    names: Names,
+    *,
+    weight: Make = as_it_is,
+    rows: tuple[Make, ...] = (),
+) -> Architecture:
+    """weight: what is made of every matrix in a layer; rows: what of the rows of q, k and v."""
+    head = f"{names.head}.weight"
+    config = replace(config, tied_head=config.tied_head and head not in tensors)
+    root = "" if f"{names.embed}.weight" in tensors else names.root
+    parameters = Parameters({"embed.weight": Take(f"{root}{names.embed}.weight")})
+    if names.positions:
+        parameters["positions.weight"] = Take(f"{root}{names.positions}.weight")
+    parameters.norm("final_norm", names.final_norm and root + names.final_norm, config.norm)
+    if not config.tied_head:
+        parameters.linear("head", [names.head], config.head_bias)
+    for layer, block in enumerate(config.blocks):
+        ours, theirs = f"blocks.{layer}.", f"{root}{names.layers}.{layer}."
+        for mine, norm in names.norms.items():
+            parameters.norm(ours + mine, theirs + norm, config.norm)
+        attention = block.attention
+        qkv = [theirs + name for name in names.qkv]
+        parameters.linear(f"{ours}attention.qkv", qkv, attention.qkv_bias, rows, weight)
+        parameters.linear(f"{ours}attention.out", [theirs + names.out], attention.out_bias, weight=weight)
+        parameters.linear(f"{ours}mlp.up", [theirs + names.up], True, weight=weight)
+        parameters.linear(f"{ours}mlp.down", [theirs + names.down], True, weight=weight)
+    return Architecture(config, parameters, names.ignorable)

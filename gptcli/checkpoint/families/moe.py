@@ -1,0 +1,163 @@
+"""Mixtures of experts: Mixtral, Qwen's, gpt-oss. Source: transformers' modelling files of the same names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import replace
+
+from gptcli.checkpoint.families.llama import llama_architecture, llama_config, qwen_windows, rms
+from gptcli.checkpoint.families.parts import each_attention, every, windows
+from gptcli.checkpoint.hf import HfConfig
+from gptcli.checkpoint.recipes import Architecture, Concat, EvensThenOdds, Recipe, Stack, Take, Transposed
+from gptcli.model.config import DecoderConfig, MlpConfig, MoeConfig, QkNormConfig
+
+Experts = Callable[[str, MoeConfig], dict[str, Recipe]]  # a layer's prefix -> recipes by our names behind `mlp.`
+
+
+def mixtral(hf: HfConfig, tensors: Collection[str]) -> Architecture:
+    """Mixtral: a mixture in every layer."""
+    window = hf.optional_whole("sliding_window")
+    moe = MoeConfig(
+        expert=MlpConfig(width=hf.whole("intermediate_size")),
+        experts=_experts(hf, 8),
+        top_k=hf.whole("num_experts_per_tok", 2),
+        renormalize=True,
+    )
+    config = llama_config(hf, norm=rms(hf, 1e-5), bias=False, default_theta=1_000_000.0)
+    config = each_attention(config, lambda layer, attention: replace(attention, window=window))
+    return _with_experts(config, tensors, lambda layer: moe, _mixtral_names)
+
+
+def qwen2_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
+    """Qwen 1.5 MoE and Qwen 2 57B: as Qwen 2, with many small experts and a shared one."""
+    qkv_bias, layer_windows = hf.flag("qkv_bias", True), qwen_windows(hf)
+    shared = MlpConfig(width=hf.whole("shared_expert_intermediate_size", 5632))
+    config = each_attention(
+        llama_config(hf, bias=False),
+        lambda layer, attention: replace(attention, qkv_bias=qkv_bias, window=layer_windows[layer]),
+    )
+    moe = MoeConfig(
+        expert=MlpConfig(width=hf.whole("moe_intermediate_size", 1408)),
+        experts=_experts(hf, 60),
+        top_k=hf.whole("num_experts_per_tok", 4),
+        renormalize=hf.flag("norm_topk_prob", False),
+        shared=shared,
+    )
+    return _with_experts(config, tensors, _qwen_layers(hf, moe), _qwen_names)
+
+
+def qwen3_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
+    """Qwen 3 30B and 235B: as Qwen 3, with many small experts."""
+    hf.ignore("max_window_layers")
+    window = hf.nullable_whole("sliding_window", 4096) if hf.flag("use_sliding_window", False) else None
+    hf.ignore("sliding_window")
+    config = llama_config(hf)
+    norm = QkNormConfig(norm=config.norm, over="head")
+    config = each_attention(config, lambda layer, attention: replace(attention, qk_norm=norm, window=window))
+    moe = MoeConfig(
+        expert=MlpConfig(width=hf.whole("moe_intermediate_size", 768)),
+        experts=_experts(hf, 128),
+        top_k=hf.whole("num_experts_per_tok", 8),
+        renormalize=hf.flag("norm_topk_prob", False),
+    )
+    return _with_experts(config, tensors, _qwen_layers(hf, moe), _qwen_names)
+
+
+def gpt_oss(hf: HfConfig, tensors: Collection[str]) -> Architecture:
+    """gpt-oss: attention sinks, a window on every other layer, experts with biases and a bounded activation."""
+    layers = hf.layers
+    types = hf.per_layer("layer_types", layers) or every(2, layers)
+    layer_windows = windows(types, hf.whole("sliding_window", 128))
+    hf.expect("swiglu_limit", 7.0)
+    hf.expect("swiglu_alpha", 1.702)
+    top_k = hf.whole("num_experts_per_tok", 4)
+    hf.expect("experts_per_token", top_k)
+    hf.ignore("initial_context_length")  # what rope_scaling says, once more
+    config = llama_config(
+        hf,
+        norm=rms(hf, 1e-5, wide_scale=True),
+        bias=hf.flag("attention_bias", True),
+        default_head_dim=64,
+        default_theta=150_000.0,
+    )
+    config = each_attention(
+        config, lambda layer, attention: replace(attention, sinks=True, window=layer_windows[layer])
+    )
+    moe = MoeConfig(
+        expert=MlpConfig(width=hf.whole("intermediate_size"), activation="clamped_swiglu", bias=True),
+        experts=_experts(hf, 128),
+        top_k=top_k,
+        renormalize=True,
+        router_bias=True,
+    )
+    return _with_experts(config, tensors, lambda layer: moe, _gpt_oss_names)
+
+
+def _experts(hf: HfConfig, default: int) -> int:
+    return hf.whole("num_local_experts", hf.whole("num_experts", default))
+
+
+def _qwen_layers(hf: HfConfig, moe: MoeConfig) -> Callable[[int], MoeConfig | None]:
+    """Which layers have experts: every `decoder_sparse_step`-th but those in `mlp_only_layers`."""
+    step = hf.whole("decoder_sparse_step", 1)
+    dense = hf.wholes("mlp_only_layers")
+    return lambda layer: moe if layer not in dense and (layer + 1) % step == 0 else None
+
+
+def _with_experts(
+    config: DecoderConfig, tensors: Collection[str], moe_of: Callable[[int], MoeConfig | None], names: Experts
+) -> Architecture:
+    """The architecture with a mixture in the layers that have one."""
+    blocks = tuple(replace(block, mlp=moe_of(layer) or block.mlp) for layer, block in enumerate(config.blocks))
+    architecture = llama_architecture(replace(config, blocks=blocks), tensors)
+    prefix = "" if "embed_tokens.weight" in tensors else "model."
+    parameters = dict(architecture.parameters)
+    for layer, block in enumerate(blocks):
+        if isinstance(block.mlp, MoeConfig):
+            recipes = names(f"{prefix}layers.{layer}.", block.mlp)
+            parameters |= {f"blocks.{layer}.mlp.{name}": recipe for name, recipe in recipes.items()}
+    return replace(architecture, parameters=parameters)
+
+
+def _stacked(experts: int, *names: str) -> Recipe:
+    """One matrix an expert, of one or more tensors each; names hold {} for the expert."""
+    parts = [tuple(Take(name.format(expert)) for name in names) for expert in range(experts)]
+    return Stack(tuple(part[0] if len(part) == 1 else Concat(part) for part in parts))
+
+
+def _mixtral_names(layer: str, moe: MoeConfig) -> dict[str, Recipe]:
+    root = f"{layer}block_sparse_moe."
+    return {
+        "router.weight": Take(f"{root}gate.weight"),
+        "up.weight": _stacked(moe.experts, f"{root}experts.{{}}.w1.weight", f"{root}experts.{{}}.w3.weight"),
+        "down.weight": _stacked(moe.experts, f"{root}experts.{{}}.w2.weight"),
+    }
+
+
+def _qwen_names(layer: str, moe: MoeConfig) -> dict[str, Recipe]:
+    root = f"{layer}mlp."
+    expert, shared = f"{root}experts.{{}}.", f"{root}shared_expert."
+    recipes: dict[str, Recipe] = {
+        "router.weight": Take(f"{root}gate.weight"),
+        "up.weight": _stacked(moe.experts, f"{expert}gate_proj.weight", f"{expert}up_proj.weight"),
+        "down.weight": _stacked(moe.experts, f"{expert}down_proj.weight"),
+    }
+    if moe.shared is not None:
+        recipes |= {
+            "shared.up.weight": Concat((Take(f"{shared}gate_proj.weight"), Take(f"{shared}up_proj.weight"))),
+            "shared.down.weight": Take(f"{shared}down_proj.weight"),
+            "shared_gate.weight": Take(f"{root}shared_expert_gate.weight"),
+        }
+    return recipes
+
+
+def _gpt_oss_names(layer: str, moe: MoeConfig) -> dict[str, Recipe]:
+    root = f"{layer}mlp."
+    return {
+        "router.weight": Take(f"{root}router.weight"),
+        "router.bias": Take(f"{root}router.bias"),
+        "up.weight": EvensThenOdds(Transposed(Take(f"{root}experts.gate_up_proj"))),
+        "up.bias": EvensThenOdds(Take(f"{root}experts.gate_up_proj_bias")),
+        "down.weight": Transposed(Take(f"{root}experts.down_proj")),
+        "down.bias": Take(f"{root}experts.down_proj_bias"),
+    }

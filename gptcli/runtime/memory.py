@@ -1,0 +1,28 @@
+"""Tells running out of memory from other failures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from gptcli.errors import OutOfMemory
+
+
+@contextmanager
+def memory_errors(device: torch.device, doing: str) -> Iterator[None]:
+    """What the block raises for lack of memory, as OutOfMemory."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError):
+        pass
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+    else:
+        return
+    raise OutOfMemory(
+        f"out of memory on {device} while {doing}",
+        hint="try a smaller --ctx-size, --quantize int4 or a smaller model",
+    )
