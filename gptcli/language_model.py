@@ -110,9 +110,11 @@ class LanguageModel:
         from gptcli.checkpoint.load import load_decoder
         from gptcli.runtime.device import plan_for
         from gptcli.runtime.engine import Engine
+        from gptcli.runtime.memory import memory_errors
 
         plan = plan_for(self.folder, self.runtime)
-        decoder = load_decoder(self.folder, plan.device, plan.dtype, plan.packing, on_progress)
+        with memory_errors(plan.device, "loading the weights"):
+            decoder = load_decoder(self.folder, plan.device, plan.dtype, plan.packing, on_progress)
         return Engine(decoder, plan, self.ctx_size, load_s=time.perf_counter() - started)
 
     @cached_property
@@ -181,7 +183,7 @@ class LanguageModel:
 
     def check_request(self, prompt: Sequence[int], sampling: SamplingConfig) -> None:
         """Raises UsageError or ContextOverflow where a prompt cannot be continued so. Needs no weights."""
-        check_request(len(prompt), sampling, self.ctx_size, self.tokenizer.size)
+        check_request(prompt, sampling, self.ctx_size, self.tokenizer.size)
 
     def stream(
         self,
@@ -194,8 +196,13 @@ class LanguageModel:
         on_prefill: Progress = _no_progress,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[TextDelta | Finished]:
-        """`generate` with settled configs; see gptcli.generation.loop.generate for the rest."""
+        """`generate` with settled configs; see gptcli.generation.loop.generate for the rest.
+
+        Raises what `check_request` does, and UsageError for a negative `logprobs`, before anything is loaded.
+        """
         self.check_request(prompt, sampling)
+        if logprobs is not None and logprobs < 0:
+            raise UsageError(f"logprobs must be at least 0, not {logprobs}")
         from gptcli.generation.loop import generate
 
         return generate(
@@ -214,7 +221,7 @@ class LanguageModel:
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Logits at every position of a text, (T, vocab) in fp32. Raises UsageError or ContextOverflow."""
         vocabulary = self.folder.architecture.config.vocab_size
-        if not ids or not all(0 <= id < vocabulary for id in ids):
+        if not ids or not all(type(id) is int and 0 <= id < vocabulary for id in ids):
             raise UsageError(f"logits are of one or more token ids from 0 to {vocabulary - 1}")
         if len(ids) > self.ctx_size:
             raise ContextOverflow(f"the text has {len(ids)} tokens, the context holds {self.ctx_size}")

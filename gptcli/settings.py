@@ -23,6 +23,12 @@ def _check(name: str, value: float, low: float, high: float, meaning: str = "") 
         raise UsageError(f"{name} must be {bounds}{meaning}, not {value}")
 
 
+def _check_whole(name: str, value: int, low: int, high: float = math.inf, meaning: str = "") -> None:
+    _check(name, value, low, high, meaning)
+    if type(value) is not int:
+        raise UsageError(f"{name} must be a whole number, not {value}")
+
+
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise UsageError(f"{name} must be one of {', '.join(choices)}, not {value}")
@@ -45,21 +51,20 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, 0, math.inf, " (0 is greedy)")
-        _check("top-k", self.top_k, 0, math.inf, " (0 is off)")
+        _check_whole("top-k", self.top_k, 0, math.inf, " (0 is off)")
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top-p must be above 0 and at most 1, not {self.top_p}")
         _check("min-p", self.min_p, 0, 1)
-        if not 0 < self.repeat_penalty < math.inf:
-            raise UsageError(f"repeat-penalty must be above 0 (1 is off), not {self.repeat_penalty}")
-        _check("repeat-last-n", self.repeat_last_n, -1, math.inf, " (0 is off, -1 the whole context)")
+        _check("repeat-penalty", self.repeat_penalty, 0.01, 100, " (1 is off)")
+        _check_whole("repeat-last-n", self.repeat_last_n, -1, math.inf, " (0 is off, -1 the whole context)")
         _check("presence-penalty", self.presence_penalty, -100, 100)
         _check("frequency-penalty", self.frequency_penalty, -100, 100)
         for token, bias in self.logit_bias:
-            _check("logit-bias id", token, 0, math.inf)
-            if math.isnan(bias) or bias == math.inf:
-                raise UsageError(f"logit-bias of token {token} must be a number or -inf, not {bias}")
+            _check_whole("logit-bias id", token, 0, math.inf)
+            if bias != -math.inf:
+                _check(f"logit-bias of token {token}", bias, -1e6, 1e6, " or -inf")
         if self.seed is not None:
-            _check("seed", self.seed, 0, 2**64 - 1)
+            _check_whole("seed", self.seed, 0, 2**64 - 1)
 
     @property
     def greedy(self) -> bool:
@@ -90,7 +95,7 @@ class StopConfig:
     overflow: Overflow = "stop"
 
     def __post_init__(self) -> None:
-        _check("max-tokens", self.max_tokens, -1, math.inf, " (-1 is until the context is full)")
+        _check_whole("max-tokens", self.max_tokens, -1, math.inf, " (-1 is until the context is full)")
         if "" in self.strings:
             raise UsageError("a stop text must not be empty")
         _check_choice("overflow", self.overflow, get_args(Overflow))
@@ -112,6 +117,6 @@ class RuntimeConfig:
         _check_choice("dtype", self.dtype, get_args(Dtype))
         _check_choice("quantize", self.quantize, get_args(Quantize))
         if self.ctx_size is not None:
-            _check("ctx-size", self.ctx_size, 1, math.inf)
+            _check_whole("ctx-size", self.ctx_size, 1, math.inf)
         if self.threads is not None:
-            _check("threads", self.threads, 1, 1024)
+            _check_whole("threads", self.threads, 1, 1024)

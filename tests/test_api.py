@@ -89,3 +89,16 @@ def test_half_precision_stays_near_fp32(tiny_model: Path, tiny: LanguageModel, d
     ids = list(range(3, 60))
     logits, wanted = gptcli.load(tiny_model, dtype=dtype).logits(ids), tiny.logits(ids)  # type: ignore[arg-type]
     assert 0 < (logits - wanted).abs().max() / wanted.abs().max() < 0.05
+
+
+@pytest.mark.parametrize("ids", [[], [320], [-1], [1.5]])
+def test_what_is_no_token_is_refused(tiny: LanguageModel, ids: list[int]) -> None:
+    with pytest.raises(UsageError):
+        tiny.logits(ids)
+    with pytest.raises(UsageError):
+        tiny.generate(ids)
+
+
+def test_the_number_of_logprobs_cannot_be_negative(tiny: LanguageModel) -> None:
+    with pytest.raises(UsageError, match="logprobs must be at least 0"):
+        tiny.generate("x", logprobs=-1)

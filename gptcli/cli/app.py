@@ -62,8 +62,10 @@ def run(arguments: Sequence[str]) -> int:
             raise exit.__context__ from None
         raise
     except OSError as error:
-        if error.errno is None or error.filename is not None:
+        if error.errno is None:
             return _report_bug(error)
+        if error.filename is not None:
+            return _report(f"cannot read: {error.filename}: {error.strerror}", None, ExitCode.NO_INPUT, error)
         # No file of ours: the terminal, the pipe or the disk behind stdout.
         return _report(f"cannot write: standard output: {error.strerror}", None, ExitCode.NO_OUTPUT, error)
     except MemoryError as error:

@@ -84,23 +84,28 @@ def generate(
         overflow=overflow,
     )
     runtime = RuntimeConfig(device=device, dtype=dtype, quantize=quantize, ctx_size=ctx_size, threads=threads)
-    if not chat and (system or system_file or chat_template):
+    if not chat and any(option is not None for option in (system, system_file, chat_template)):
         raise UsageError("--system, --system-file and --chat-template need --chat")
-    if system and system_file:
+    if system is not None and system_file is not None:
         raise UsageError("--system and --system-file exclude each other")
     if logprobs is not None and not as_json:
         raise UsageError("--logprobs needs --json")
     if markdown and as_json:
         raise UsageError("--markdown and --json exclude each other")
     text = read_prompt(prompt, file, errors, max_input)
-    system_text = read_text(system_file, errors, max_input) if system_file else system and argument_text(system)
+    system_text = None if system is None else argument_text(system)
+    if system_file is not None:
+        system_text = read_text(system_file, errors, max_input)
 
     sink = Sink()
     with Activity(quiet=quiet) as activity:
         lm = LanguageModel.open(model, runtime, offline=offline, on_fetch=activity.fetch)
         if chat:
-            template = ChatTemplate.from_file(chat_template) if chat_template else lm.template
-            messages = [Message("system", system_text)] if system_text else []
+            if chat_template is None:
+                template = lm.template
+            else:
+                template = ChatTemplate(read_text(chat_template, "strict", max_input), str(chat_template))
+            messages = [] if system_text is None else [Message("system", system_text)]
             ids = template.render([*messages, Message("user", text)], lm.tokenizer)
         else:
             ids = lm.tokenizer.encode(text, special=special)

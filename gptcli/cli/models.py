@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ import typer
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.registry import FAMILIES
 from gptcli.cli import options
-from gptcli.cli.render import Activity, print_note
+from gptcli.cli.render import Activity, print_note, size
 from gptcli.cli.sink import Sink
 from gptcli.errors import BrokenCheckpoint, GptcliError, NoTemplate, UnsupportedArchitecture
 from gptcli.files import read_json
@@ -62,7 +61,7 @@ def models(
         return
     for entry in found:
         if entry["error"]:
-            print_note(f"{entry['name']} is broken: {entry['error']}")
+            print_note(f"{entry['name']} cannot be used: {entry['error']}")
     if not found:
         print_note(f"no models yet; `gptcli models pull {DEFAULT_MODEL}` fetches the default one")
 
@@ -96,9 +95,9 @@ def pull(
     from gptcli.store.pull import pull_default, pull_hub
 
     def fetch(on_progress: FetchProgress) -> Path:
-        return (
-            pull_default(on_progress) if name == DEFAULT_MODEL else pull_hub(name, revision, on_progress, check=_check)
-        )
+        if name == DEFAULT_MODEL and revision is None:
+            return pull_default(on_progress)
+        return pull_hub(name, revision, on_progress, check=_check)
 
     _install(name, force, quiet, fetch)
 
@@ -178,7 +177,7 @@ def _install(name: str, force: bool, quiet: bool, fetch: Callable[[FetchProgress
         path = existing.path
     else:
         with Activity(quiet=quiet) as activity:
-            path = fetch(activity.fetch)
+            path = fetch(activity.bytes)
     Sink().write(f"{path}\n".encode())
 
 
@@ -190,11 +189,11 @@ def _path(name: str) -> Path:
 
 
 def _list_entry(model: LocalModel) -> dict[str, Any]:
-    kind, parameters, error = "broken", 0, None
+    kind, parameters, error = "", 0, None
     try:
         folder = ModelFolder.open(model.path)
-        parameters = _parameters(folder)
-        kind = str(folder.config["model_type"])
+        kind = str(folder.config.get("model_type"))
+        parameters = folder.parameter_count
     except GptcliError as failure:
         error = failure.message
     return {
@@ -209,36 +208,23 @@ def _list_entry(model: LocalModel) -> dict[str, Any]:
 
 def _list_row(entry: dict[str, Any]) -> dict[str, str]:
     count = entry["parameters"]
-    size = f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.0f}M" if count >= 1e6 else f"{count:,}"
+    weights = f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.0f}M" if count >= 1e6 else f"{count:,}"
     return {
         "name": entry["name"],
         "type": entry["type"],
-        "weights": size if count else "",
-        "size": _size(entry["bytes"]),
+        "weights": weights if count else "",
+        "size": size(entry["bytes"]),
     }
 
 
 def _fact_row(fact: dict[str, Any]) -> dict[str, str]:
     name, value = fact[""], fact["value"]
-    return {"": name, "value": _size(value) if name.startswith("bytes.") else _spelled(value)}
-
-
-def _size(count: int) -> str:
-    """Bytes for a person to read."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.{1 if unit == 'GB' else 0}f} {unit}"
-    return f"{count} B"
-
-
-def _parameters(folder: ModelFolder) -> int:
-    """How many weights a model has, packed ones counted one by one."""
-    return sum(math.prod(folder.parameter_shape(recipe)) for recipe in folder.architecture.parameters.values())
+    return {"": name, "value": size(value) if name.startswith("bytes.") else _spelled(value)}
 
 
 def _facts(lm: LanguageModel) -> dict[str, Any]:
     folder, config = lm.folder, lm.folder.architecture.config
-    parameters = _parameters(folder)
+    parameters = folder.parameter_count
     first = config.blocks[0]
     dtypes: dict[str, int] = {}
     for tensor in folder.tensors.values():
@@ -255,7 +241,7 @@ def _facts(lm: LanguageModel) -> dict[str, Any]:
         "heads": first.attention.heads,
         "kv_heads": first.attention.kv_heads,
         "head_dim": first.attention.head_dim,
-        "mlp_width": first.mlp.width,
+        "mlp_width": getattr(first.mlp, "width", None),
         "vocabulary": config.vocab_size,
         "tokens": lm.tokenizer.size,
         "tied_head": config.tied_head,

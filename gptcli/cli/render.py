@@ -113,12 +113,12 @@ class Activity:
         """Shows progress of a fetch in bytes; where no line is shown, says once that there is one."""
         if not self._announced:
             self._announced = True
-            print_note(f"{what}, {megabytes(total)}" if total else what)
+            print_note(f"{what}, {size(total)}" if total else what)
         self.bytes(what, done, total)
 
     def bytes(self, what: str, done: int, total: int) -> None:
         """Shows progress in bytes; a total of 0 is unknown."""
-        self._update(what, done, total, megabytes)
+        self._update(what, done, total, size)
 
     def tokens(self, what: str, done: int, total: int) -> None:
         """Shows progress in tokens."""
@@ -149,9 +149,12 @@ def is_dumb_terminal() -> bool:
     return os.environ.get("TERM", "dumb") == "dumb"
 
 
-def megabytes(count: int) -> str:
-    """A size for a person to read."""
-    return f"{count / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"
+def size(count: int) -> str:
+    """Bytes for a person to read."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.{1 if unit == 'GB' else 0}f} {unit}"
+    return f"{count} B"
 
 
 def _stderr_width() -> int:

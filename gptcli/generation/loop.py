@@ -9,7 +9,6 @@ from torch import Tensor
 
 from gptcli.errors import ContextOverflow
 from gptcli.generation.events import Finished, FinishReason, StepLogprobs, TextDelta, TokenLogprob, Usage
-from gptcli.generation.request import check_request
 from gptcli.generation.sampling import Sampler
 from gptcli.generation.stopping import StopMatcher
 from gptcli.model.cache import KVCache
@@ -34,14 +33,13 @@ def generate(
     on_prefill: Callable[[int, int], None] = lambda done, total: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event]:
-    """Continues a prompt of one or more token ids; yields text as it comes, then one Finished.
+    """Continues a prompt that `check_request` accepts; yields text as it comes, then one Finished.
 
     cache: what it shares with the prompt's beginning is not run again; it is left holding what was run.
     logprobs: records each token's log-probability and that of this many alternatives.
     cancelled: asked before every token and chunk; once true, the generation finishes with reason "interrupt".
-    Raises ContextOverflow where the prompt does not fit, or at the context's end where `stop.overflow` is "error".
+    Raises ContextOverflow at the context's end where `stop.overflow` is "error".
     """
-    check_request(len(prompt), sampling, engine.ctx_size, tokenizer.size)
     started = time.perf_counter()
     cache = engine.new_cache() if cache is None else cache
     sampler = Sampler(sampling, engine.plan.device)
@@ -49,6 +47,7 @@ def generate(
     history, ids, steps = list(prompt), list[int](), list[StepLogprobs]()
     reason: FinishReason = "length"
     stopped_by = first_token = None
+    overflowed = False
 
     # The last token is run even where the cache holds it: its logits are what the first draw needs.
     cache.keep_common(prompt[:-1])
@@ -73,7 +72,6 @@ def generate(
         if data := matcher.push(detokenizer.push(text)):
             yield TextDelta(data)
         if matcher.matched is not None:
-            reason, stopped_by = "stop", matcher.matched
             break
         if len(ids) == stop.max_tokens:
             break
@@ -83,12 +81,15 @@ def generate(
             history = _shifted(history, tokenizer)
             cache.truncate(0)
             logits = engine.prefill(history, cache, cancelled=cancelled)
-        elif stop.overflow == "error":
-            raise ContextOverflow(f"the context of {engine.ctx_size} tokens is full")
         else:
+            overflowed = True
             break
-    if matcher.matched is None and (data := matcher.push(detokenizer.flush()) + matcher.flush()):
-        yield TextDelta(data)
+    if matcher.matched is None and (rest := matcher.push(detokenizer.flush()) + matcher.flush()):
+        yield TextDelta(rest)
+    if matcher.matched is not None:
+        reason, stopped_by = "stop", matcher.matched
+    if overflowed and stop.overflow == "error":
+        raise ContextOverflow(f"the context of {engine.ctx_size} tokens is full")
 
     ended = time.perf_counter()
     decode_s = ended - (first_token or ended)

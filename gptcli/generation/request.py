@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gptcli.errors import ContextOverflow, UsageError
 from gptcli.settings import SamplingConfig
 
 
-def check_request(tokens: int, sampling: SamplingConfig, ctx_size: int, vocabulary: int) -> None:
-    """For a prompt of so many tokens: raises UsageError where it is empty or a biased token does not exist.
+def check_request(prompt: Sequence[int], sampling: SamplingConfig, ctx_size: int, vocabulary: int) -> None:
+    """Raises UsageError for an empty prompt, and for a token in it or a bias that is outside the vocabulary.
 
     Raises ContextOverflow where it leaves no room for a single token.
     """
+    tokens = len(prompt)
+    if not all(type(token) is int and 0 <= token < vocabulary for token in prompt):
+        raise UsageError(f"a prompt consists of token ids from 0 to {vocabulary - 1}")
     for token, _ in sampling.logit_bias:
         if token >= vocabulary:
             raise UsageError(f"logit-bias id {token} is outside the vocabulary of {vocabulary}")

@@ -49,6 +49,8 @@ def keep_top_p(ordered: Tensor, p: float, total: Tensor) -> Tensor:
 
     total: the logsumexp of the whole distribution, of which `ordered` may be only the beginning.
     """
+    if p == 1:
+        return ordered  # fp32 sums reach 1 long before the last token
     before = (ordered - total).exp().cumsum(0).roll(1)
     before[0] = 0
     return ordered[before < p]
@@ -97,7 +99,7 @@ class Sampler:
             ordered, ids = keep_top_k(logits, config.top_k)
             return ordered, ids, ordered.logsumexp(0)
         total = logits.logsumexp(0)
-        ordered, ids = keep_top_k(logits, _FIRST_CANDIDATES)
+        ordered, ids = keep_top_k(logits, 0 if config.top_p == 1 and config.min_p == 0 else _FIRST_CANDIDATES)
         share = (ordered - total).exp()
         if share.sum() < config.top_p and share[-1] >= config.min_p * share[0]:
             ordered, ids = keep_top_k(logits, 0)

@@ -19,18 +19,21 @@ class StopMatcher:
         The stop text that begins first wins; of several that begin together, the longest that is complete.
         """
         self._held += data
-        found = [(position, -len(stop), text) for stop, text in self._stops if (position := self._held.find(stop)) >= 0]
-        if found:
-            position, _, self.matched = min(found)
-            ready, self._held = self._held[:position], b""
-            return ready
-        border = len(self._held) - self._possible_start()
-        ready, self._held = self._held[:border], self._held[border:]
-        return ready
+        # What may still become an earlier stop text is waited for.
+        return self._released(len(self._held) - self._possible_start())
 
     def flush(self) -> bytes:
-        """Ends the text; returns what was held back."""
-        ready, self._held = self._held, b""
+        """Ends the text; returns what was held back, up to a stop text. Sets `matched` as `push` does."""
+        return self._released(len(self._held))
+
+    def _released(self, border: int) -> bytes:
+        """Gives up what is before the border, or before a complete stop text that begins there at the latest."""
+        found = [(position, -len(stop), text) for stop, text in self._stops if (position := self._held.find(stop)) >= 0]
+        if found and min(found)[0] <= border:
+            border, _, self.matched = min(found)
+            ready, self._held = self._held[:border], b""
+            return ready
+        ready, self._held = self._held[:border], self._held[border:]
         return ready
 
     def _possible_start(self) -> int:

@@ -76,8 +76,19 @@ def find(name: str) -> LocalModel | None:
     return find_named(name)
 
 
+def is_name(name: str) -> bool:
+    """Whether this can name a model: NAME or OWNER/NAME, and no way out of the directory."""
+    parts = name.split("/")
+    return len(parts) <= 2 and all(
+        part and part[0] not in ".-" and part.isprintable() and "\\" not in part and len(part.encode()) <= 96
+        for part in parts
+    )
+
+
 def find_named(name: str) -> LocalModel | None:
-    """The model of this name that `local_models` lists, or None."""
+    """The model that has this name, not this path; None where there is none."""
+    if not is_name(name):
+        return None
     for root in (install_root(), _user_root()):
         if os.path.isfile(root / name / "config.json"):
             return LocalModel(name, root / name)

@@ -15,7 +15,7 @@ from typing import Any
 
 from gptcli.errors import InputError, InvalidModel, OutputError, UsageError
 from gptcli.files import open_regular
-from gptcli.store.catalog import RECORD, find_named, install_root, missing
+from gptcli.store.catalog import RECORD, find_named, install_root, is_name, missing
 
 _SCRATCH = ".fetch-"
 _ABANDONED_S = 24 * 3600
@@ -23,22 +23,13 @@ _ABANDONED_S = 24 * 3600
 
 def check_name(name: str) -> None:
     """Raises UsageError where no model can have this name: not NAME or OWNER/NAME, or in the way of something else."""
-    parts = _name_parts(name)
+    if not is_name(name):
+        raise UsageError(f"a model's name is NAME or OWNER/NAME, not {name!r}")
     target = install_root() / name
     if os.path.lexists(target) and not (target / "config.json").is_file():
         raise UsageError(f"in the way, and not a model: {target}", hint="choose another name")
-    if len(parts) == 2 and (target.parent / "config.json").exists():
+    if "/" in name and (target.parent / "config.json").exists():
         raise UsageError(f"in the way: {target.parent} is a model itself", hint="choose another name")
-
-
-def _name_parts(name: str) -> list[str]:
-    parts = name.split("/")
-    if len(parts) > 2 or not all(
-        part and part[0] not in ".-" and part.isprintable() and "\\" not in part and len(part.encode()) <= 96
-        for part in parts
-    ):
-        raise UsageError(f"a model's name is NAME or OWNER/NAME, not {name!r}")
-    return parts
 
 
 @contextlib.contextmanager
@@ -126,7 +117,6 @@ def install(directory: Path, name: str, source: dict[str, Any]) -> Path:
 
 def remove(name: str) -> Path:
     """Removes a model that gptcli installed; returns where it was. Raises ModelNotFound or UsageError."""
-    _name_parts(name)
     model = find_named(name)
     if model is None:
         raise missing(name)

