@@ -15,6 +15,14 @@ from gptcli.checkpoint.safetensors_header import TensorInfo, read_header
 from gptcli.errors import BrokenCheckpoint, ModelNotFound, UnsupportedArchitecture
 from gptcli.files import read_json
 
+# quant_method and format of those who store FP8 weights with scales as we read them.
+_FP8_METHODS = {
+    ("fp8", "float-quantized"),
+    ("fbgemm_fp8", "float-quantized"),
+    ("compressed-tensors", "float-quantized"),
+}
+_FP8_SCALES = ("_scale_inv", "_scale")  # behind the weight's name; despite the name, both multiply
+
 
 @dataclass(frozen=True)
 class AffineSpec:
@@ -74,6 +82,35 @@ class ModelFolder:
             return {}
         return {module: _affine_spec(settings, module) for module in modules}
 
+    @cached_property
+    def fp8_block(self) -> tuple[int, int]:
+        """Rows and columns that share a scale in FP8 weights stored with block scales."""
+        settings = self.config.get("quantization_config")
+        given = settings.get("weight_block_size") if isinstance(settings, dict) else None
+        match given:
+            case None:
+                return 128, 128
+            case [int(rows), int(columns)] if rows > 0 and columns > 0:
+                return rows, columns
+        raise BrokenCheckpoint("config.json: weight_block_size must be two sizes")
+
+    def fp8_scale(self, name: str) -> str | None:
+        """The tensor that holds the scales of an FP8 weight; None for weights of other dtypes.
+
+        Raises BrokenCheckpoint where it is missing or of no shape that scales have.
+        """
+        info = self.tensors[name]
+        if info.dtype != "F8_E4M3":
+            return None
+        scale = next((found for end in _FP8_SCALES if (found := name + end) in self.tensors), None)
+        if scale is None or len(info.shape) != 2:
+            raise BrokenCheckpoint(f"{name}: an FP8 matrix without its scales")
+        (rows, columns), (block_rows, block_columns) = info.shape, self.fp8_block
+        blocks = (-(-rows // block_rows), -(-columns // block_columns))
+        if self.tensors[scale].shape not in ((), (1,), (1, 1), (rows,), (rows, 1), blocks):
+            raise BrokenCheckpoint(f"{scale}: no scales of {name} have shape {list(self.tensors[scale].shape)}")
+        return scale
+
     def shape(self, name: str) -> Shape:
         """A tensor's logical shape: a packed weight counts its columns, not its words."""
         stored = self.tensors[name].shape
@@ -115,9 +152,17 @@ class ModelFolder:
                     missing.append(name)
                 elif (module := name.removesuffix(".weight")) in self.affine:
                     used |= {f"{module}.scales", f"{module}.biases"}
+                elif scale := self.fp8_scale(name):
+                    # Scales of activations, which we leave as they are, lie beside them.
+                    used |= {scale, name.removesuffix("weight") + "input_scale"}
         if missing:
             raise BrokenCheckpoint(_listed("tensors are missing from the weights", missing))
-        unused = [name for name in self.tensors if name not in used and not name.endswith(architecture.ignorable)]
+        aside = architecture.ignorable, architecture.unused_parts
+        unused = [
+            name
+            for name in self.tensors
+            if name not in used and not name.endswith(aside[0]) and not name.startswith(aside[1])
+        ]
         if unused:
             raise BrokenCheckpoint(_listed("tensors that the architecture does not use", unused))
 
@@ -142,6 +187,8 @@ def _refuse_other_quantization(config: dict[str, Any]) -> None:
     other = config.get("quantization_config")
     # MLX writes its settings under both names; a method belongs to another library's format.
     if isinstance(other, dict) and other.get("quant_method") not in (None, "mlx"):
+        if (other["quant_method"], other.get("format", "float-quantized")) in _FP8_METHODS:
+            return
         raise UnsupportedArchitecture(f"config.json: quantization {other['quant_method']!r} is not supported")
     if other is not None and config.get("quantization") is None:
         raise UnsupportedArchitecture("config.json: quantization_config without a known method is not supported")
@@ -157,7 +204,7 @@ def _affine_spec(settings: Any, module: str) -> AffineSpec:
     if mode != "affine":
         raise UnsupportedArchitecture(f"config.json: quantization mode {mode!r} is not supported")
     group_size, bits = chosen.get("group_size"), chosen.get("bits")
-    if group_size not in (32, 64, 128) or bits not in (4, 8):
+    if group_size not in (32, 64, 128) or bits not in (2, 3, 4, 5, 6, 8):
         raise UnsupportedArchitecture(
             f"config.json: quantization with {bits} bits in groups of {group_size} is not supported"
         )

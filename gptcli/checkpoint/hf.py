@@ -56,6 +56,17 @@ class HfConfig:
         self._read: set[str] = set()
         self._rope_extras: set[str] = set()
 
+    def with_defaults(self, defaults: Mapping[str, Any]) -> HfConfig:
+        """The same config with fields that it may leave out, because its class in transformers has them."""
+        return HfConfig({**defaults, **self._fields}, self._where)
+
+    def part(self, name: str) -> HfConfig:
+        """The config of a part of the model."""
+        value = self._get(name)
+        if not isinstance(value, dict):
+            raise self._wrong(name, "an object", value)
+        return HfConfig(value, f"{self._where}: {name}")
+
     @property
     def model_type(self) -> str:
         """The family's name."""

@@ -111,3 +111,4 @@ class Architecture:
     config: DecoderConfig
     parameters: Mapping[str, Recipe]  # our parameter's name -> how to obtain it
     ignorable: tuple[str, ...] = ()  # endings of tensor names that carry nothing the model needs
+    unused_parts: tuple[str, ...] = ()  # beginnings of the names of parts that are no decoder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from gptcli.checkpoint.families.gemma import gemma, gemma2, gemma3_text
+from gptcli.checkpoint.families.gemma import gemma, gemma2, gemma3, gemma3_text
 from gptcli.checkpoint.families.gpt import gpt2, gpt_neo, gpt_neox, gptj, openai_gpt
 from gptcli.checkpoint.families.layer_norm import cohere, cohere2, glm4, phi, stablelm, starcoder2
 from gptcli.checkpoint.families.llama import granite, llama, ministral3, mistral, phi3, qwen2, qwen3, smollm3
@@ -21,6 +21,7 @@ FAMILIES: dict[str, Family] = {
     "cohere2": cohere2,
     "gemma": gemma,
     "gemma2": gemma2,
+    "gemma3": gemma3,
     "gemma3_text": gemma3_text,
     "glm4": glm4,
     "gpt2": gpt2,

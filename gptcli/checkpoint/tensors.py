@@ -14,10 +14,11 @@ from gptcli.checkpoint.folder import ModelFolder
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
 from gptcli.files import open_regular
 from gptcli.quant.affine import AffineWeight
+from gptcli.quant.fp8 import dequantize_fp8
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "U32": torch.uint8, "U8": torch.uint8,
+    "U32": torch.uint8, "U8": torch.uint8, "F8_E4M3": torch.float8_e4m3fn,
 }  # fmt: skip
 
 
@@ -58,7 +59,9 @@ class TensorSource:
         return buffer.view(_DTYPES[info.dtype]).view(shape)
 
     def weight(self, name: str) -> Tensor | AffineWeight:
-        """A tensor as it is stored, or the packed matrix that goes by its name."""
+        """A tensor as it is stored, an FP8 matrix in fp32, or the packed matrix that goes by its name."""
+        if scale := self._folder.fp8_scale(name):
+            return dequantize_fp8(self.read(name), self.read(scale), self._folder.fp8_block)
         module = name.removesuffix(".weight")
         spec = self._folder.affine.get(module)
         if spec is None or module == name:
@@ -71,4 +74,4 @@ def non_finite_tensors(folder: ModelFolder) -> list[str]:
     """Names of the tensors that hold NaN or infinity. Reads all of them, one at a time."""
     with TensorSource(folder) as source:
         tensors = ((name, source.read(name)) for name in folder.tensors)
-        return [name for name, tensor in tensors if tensor.is_floating_point() and not tensor.isfinite().all()]
+        return [name for name, tensor in tensors if tensor.is_floating_point() and not tensor.float().isfinite().all()]

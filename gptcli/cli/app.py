@@ -70,7 +70,7 @@ def run(arguments: Sequence[str]) -> int:
         return _report(f"cannot write: standard output: {error.strerror}", None, ExitCode.NO_OUTPUT, error)
     except MemoryError as error:
         return _report("out of memory", None, ExitCode.NO_MEMORY_OR_DEVICE, error)
-    except Exception as error:
+    except Exception as error:  # whatever else there is, is a bug, and users get a line for it too
         return _report_bug(error)
 
 

@@ -152,7 +152,7 @@ def verify(name: Name = DEFAULT_MODEL, quiet: options.Quiet = False) -> None:
         if damaged := non_finite_tensors(lm.folder):
             raise BrokenCheckpoint(f"NaN or infinity: {lm.folder.path}: {', '.join(damaged[:5])}")
         template = _template_state(lm)
-        lm.sampling_defaults  # noqa: B018  raises where they are out of range
+        SamplingConfig.resolve({}, lm.sampling_defaults)
     passed(f"{len(checksums)} files are as installed" if checksums else "no checksums were recorded")
     passed(f"{len(lm.folder.tensors)} tensors are well-formed, as {lm.folder.config['model_type']} wants them, finite")
     passed(f"tokenizer: {lm.tokenizer.size} tokens")

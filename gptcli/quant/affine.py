@@ -1,6 +1,6 @@
 """Affine quantization: groups of columns share a scale and a bias, w = scale * q + bias.
 
-The layout is MLX's: q packed little-endian into 32-bit words along the columns, first column in the lowest bits.
+The layout is MLX's: each row a stream of bits, the first column in the lowest ones, stored as little-endian words.
 """
 
 from __future__ import annotations
@@ -66,9 +66,7 @@ class AffineWeight:
         return (slice(start, start + step) for start in range(0, rows, step))
 
     def _expanded(self) -> Tensor:
-        q = self.packed
-        if self.bits == 4:
-            q = torch.stack([q & 15, q >> 4], dim=-1)
+        q = _unpacked(self.packed, self.bits)
         rows, groups = self.scales.shape
         q = q.view(rows, groups, -1).float()
         return torch.addcmul(self.biases.float()[..., None], q, self.scales.float()[..., None]).view(rows, -1)
@@ -92,6 +90,19 @@ class AffineWeight:
             scales=torch.cat([part.scales for part in parts]),
             biases=torch.cat([part.biases for part in parts]),
         )
+
+
+def _unpacked(packed: Tensor, bits: int) -> Tensor:
+    """(rows, bytes) to (rows, columns), a byte each; columns of 3, 5 and 6 bits may lie across two bytes."""
+    if bits == 8:
+        return packed
+    if bits == 4:
+        return torch.stack([packed & 15, packed >> 4], dim=-1).flatten(1)
+    last = packed.shape[1] - 1
+    places = torch.arange(packed.shape[1] * 8 // bits, device=packed.device) * bits
+    low, high = packed[:, places // 8].short(), packed[:, (places // 8 + 1).clamp(max=last)].short()
+    q: Tensor = ((low | high << 8) >> (places % 8)) & (2**bits - 1)
+    return q
 
 
 class AffineLinear(nn.Module):

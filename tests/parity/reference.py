@@ -68,10 +68,16 @@ def write_reference(path: Path, model_type: str, **overrides: Any) -> Reference:
     """Saves a model with every parameter random, norms and biases too: ones and zeros would hide missing ones."""
     base = {name: value for name, value in BASE.items() if name not in UNKNOWN.get(model_type, ())}
     config = AutoConfig.for_model(model_type, **(base | overrides))
+    model = randomized(AutoModelForCausalLM.from_config(config, attn_implementation="eager"))
+    model.save_pretrained(path)
+    return Reference(path, model)
+
+
+def randomized(model: Any) -> Any:
+    """The model with every parameter random, in fp32."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval().float()
+    model = model.eval().float()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.15 if parameter.dim() < 2 else 0.1)
-    model.save_pretrained(path)
-    return Reference(path, model)
+    return model

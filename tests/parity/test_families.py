@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 import gptcli.runtime.engine
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import load_decoder
 from gptcli.runtime.device import DevicePlan
 from gptcli.runtime.engine import Engine
-from tests.parity.reference import Reference, write_reference
+from tests.parity.reference import BASE, Reference, randomized, write_reference
 
 TOLERANCE = 1e-5
 IDS = torch.randint(3, 96, (48,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -285,3 +286,12 @@ def test_the_numbers_depend_on_what_the_row_is_about(row: Row, reference: Refere
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | row.breaks))
     assert relative_error(engine_of(tmp_path).logits(IDS), reference.logits(IDS)) > 10 * TOLERANCE
+
+
+def test_the_text_of_a_gemma3_that_can_see_is_the_references(tmp_path: Path) -> None:
+    text = {name: value for name, value in BASE.items() if name != "pad_token_id"} | GEMMA | {"num_hidden_layers": 7}
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14})
+    model = randomized(Gemma3ForConditionalGeneration(config))
+    model.save_pretrained(tmp_path)
+    assert relative_error(engine_of(tmp_path).logits(IDS), Reference(tmp_path, model).logits(IDS)) < TOLERANCE

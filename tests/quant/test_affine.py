@@ -15,16 +15,14 @@ from tests.tiny import CONFIG, make_model, make_weights
 
 
 def spelled_out(weight: AffineWeight) -> torch.Tensor:
-    """scale * q + bias, a weight at a time, with q taken from 32-bit words as MLX lays them out."""
+    """scale * q + bias, a weight at a time, with q taken from the row's bits as MLX lays them out."""
     rows, columns = weight.shape
-    words = np.ascontiguousarray(weight.packed.numpy()).view(np.uint32)
-    per_word = 32 // weight.bits
     group = columns // weight.scales.shape[1]
     out = torch.empty(rows, columns)
     for row in range(rows):
+        bits = int.from_bytes(bytes(weight.packed[row].tolist()), "little")
         for column in range(columns):
-            word = int(words[row, column // per_word])
-            q = (word >> (weight.bits * (column % per_word))) & (2**weight.bits - 1)
+            q = (bits >> (weight.bits * column)) & (2**weight.bits - 1)
             scale, bias = weight.scales[row, column // group], weight.biases[row, column // group]
             out[row, column] = scale.float() * q + bias.float()
     return out
@@ -39,6 +37,16 @@ def pack_mlx(weight: AffineWeight, name: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("group_size", [32, 64])
 def test_a_packed_weight_expands_to_what_its_words_say(bits: int, group_size: int) -> None:
     weight = AffineWeight.quantize(torch.randn(5, 128), bits, group_size)
+    assert weight.shape == (5, 128)
+    assert weight.dequantize(torch.float32).equal(spelled_out(weight))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+def test_every_width_of_mlx_expands_to_what_its_bits_say(bits: int, group_size: int) -> None:
+    packed = torch.randint(0, 256, (5, 128 * bits // 8), dtype=torch.uint8)
+    scales, biases = torch.randn(2, 5, 128 // group_size).half()
+    weight = AffineWeight(packed, scales, biases, bits)
     assert weight.shape == (5, 128)
     assert weight.dequantize(torch.float32).equal(spelled_out(weight))
 
@@ -106,7 +114,7 @@ def test_quantizing_on_load_stays_near_the_dense_model(tiny_model: Path, quantiz
 @pytest.mark.parametrize(
     ("quantization", "complaint", "kind"),
     [
-        ({"group_size": 32, "bits": 3}, "3 bits in groups of 32", UnsupportedArchitecture),
+        ({"group_size": 32, "bits": 7}, "7 bits in groups of 32", UnsupportedArchitecture),
         ({"group_size": 32, "bits": 4, "mode": "mxfp4"}, "mode 'mxfp4'", UnsupportedArchitecture),
         (None, "`quantization` is missing", BrokenCheckpoint),
         ({"group_size": 64, "bits": 4}, "scales are missing or of another shape", BrokenCheckpoint),

@@ -18,6 +18,15 @@ _FOUR_NORMS = Names(
 )
 
 
+# What the hub's configs of Gemma 3 leave out of `text_config`.
+_GEMMA3_DEFAULTS = {
+    "vocab_size": 262_208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 131_072,
+}
+
+
 def gemma(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Gemma: Llama's block."""
     return llama_architecture(_gemma_config(hf), tensors, norm_weight=PlusOne)
@@ -30,7 +39,7 @@ def gemma2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     return _four_norms(hf, tensors, types, default_caps=(50.0, 30.0))
 
 
-def gemma3_text(hf: HfConfig, tensors: Collection[str]) -> Architecture:
+def gemma3_text(hf: HfConfig, tensors: Collection[str], root: str = "") -> Architecture:
     """Gemma 3: q and k normalised, five local layers to a global one, each kind with RoPE of its own."""
     layers = hf.layers
     pattern = hf.whole("sliding_window_pattern", hf.whole("_sliding_window_pattern", 6))
@@ -45,7 +54,18 @@ def gemma3_text(hf: HfConfig, tensors: Collection[str]) -> Architecture:
         norm = QkNormConfig(norm=rms(hf, 1e-6, wide_scale=True), over="head")
         return replace(attention, qk_norm=norm, rope=local if types[layer] == "sliding_attention" else rope)
 
-    return _four_norms(hf, tensors, types, default_caps=(None, None), edit=edit)
+    return _four_norms(hf, tensors, types, default_caps=(None, None), edit=edit, root=root)
+
+
+def gemma3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
+    """The text part of a Gemma 3 that can also see; what it sees with lies unused."""
+    hf.ignore("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index", "image_token_index")
+    hf.expect("tie_word_embeddings", True)
+    text = hf.part("text_config").with_defaults(_GEMMA3_DEFAULTS)
+    text.expect("model_type", "gemma3_text")
+    architecture = gemma3_text(text, tensors, root="language_model.")
+    text.refuse_unread()
+    return replace(architecture, unused_parts=("vision_tower.", "multi_modal_projector."))
 
 
 def _gemma_config(hf: HfConfig) -> DecoderConfig:
@@ -69,6 +89,7 @@ def _four_norms(
     types: Sequence[object],
     default_caps: tuple[float | None, float | None],
     edit: Callable[[int, AttentionConfig], AttentionConfig] = lambda layer, attention: attention,
+    root: str = "",
 ) -> Architecture:
     layer_windows = windows(types, hf.whole("sliding_window", 4096))
     scale = hf.number("query_pre_attn_scalar", 256.0) ** -0.5
@@ -81,4 +102,4 @@ def _four_norms(
     )
     config = each_block(config, lambda layer, block: replace(block, residual="sandwich"))
     config = replace(config, logit_softcap=hf.nullable_number("final_logit_softcapping", default_caps[1]))
-    return llama_architecture(config, tensors, _FOUR_NORMS, norm_weight=PlusOne)
+    return llama_architecture(config, tensors, _FOUR_NORMS, norm_weight=PlusOne, root=root)

@@ -221,19 +221,21 @@ def llama_architecture(
     *,
     norm_weight: Make = as_it_is,
     pairs: bool = False,
+    root: str = "",
 ) -> Architecture:
     """The architecture for tensors with Llama's names, or those in `names`.
 
-    norm_weight: what is made of every norm's weight. pairs: RoPE turns neighbouring channels, not halves.
+    norm_weight: what is made of every norm's weight. pairs: RoPE turns neighbouring channels, not halves. root: what
+    all names begin with.
     """
     # A file that holds a head of its own beside tied embeddings means that head.
-    config = replace(config, tied_head=config.tied_head and "lm_head.weight" not in tensors)
-    prefix = "" if "embed_tokens.weight" in tensors else "model."
+    config = replace(config, tied_head=config.tied_head and f"{root}lm_head.weight" not in tensors)
+    prefix = root if f"{root}embed_tokens.weight" in tensors else f"{root}model."
     parameters = Parameters()
     parameters["embed.weight"] = Take(f"{prefix}embed_tokens.weight")
     parameters.norm("final_norm", prefix + names.final_norm, config.norm, norm_weight)
     if not config.tied_head:
-        parameters.linear("head", ["lm_head"], config.head_bias)
+        parameters.linear("head", [f"{root}lm_head"], config.head_bias)
     for layer, block in enumerate(config.blocks):
         ours, theirs = f"blocks.{layer}.", f"{prefix}layers.{layer}."
         for norm in ("attention_norm", "post_attention_norm", "mlp_norm", "post_mlp_norm"):
