@@ -8,7 +8,7 @@ from torch import Tensor
 def dequantize_fp8(weight: Tensor, scale: Tensor, block: tuple[int, int]) -> Tensor:
     """weight * scale in fp32, for a weight (rows, columns).
 
-    scale: one number; one a row, (rows,) or (rows, 1); or one a block, (ceil(rows / block[0]), ceil(columns / block[1])).
+    scale: one number; one a row, (rows,) or (rows, 1); or one a block, the last ones of which may be cut off.
     """
     rows, columns = weight.shape
     scale = scale.float()
