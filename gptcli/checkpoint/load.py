@@ -40,7 +40,8 @@ def load_decoder(
     """A decoder with the checkpoint's weights on `device`.
 
     Packed matrices stay as they are ("keep") or become dense ("expand"); "int8" and "int4" also pack dense ones, the
-    head of an int4 model in 8 bits. Everything dense is of `dtype`. At most one parameter is held twice.
+    head of an int4 model in 8 bits. Everything dense is of `dtype`, but for norms stored less 1, which stay in fp32. At
+    most one parameter is held twice.
     Raises BrokenCheckpoint where a shape does not fit the config, before any weight is read.
     """
     decoder = empty_decoder(folder)
@@ -52,7 +53,8 @@ def load_decoder(
                 value = value.dequantize(dtype)
             elif isinstance(value, Tensor) and packing in ("int8", "int4"):
                 value = _quantized(name, value, packing)
-            _place(decoder, name, value, device, dtype)
+            # 1 + w needs the bits that w alone could be stored without.
+            _place(decoder, name, value, device, torch.float32 if isinstance(recipe, PlusOne) else dtype)
             on_progress(source.bytes_read, total)
     return decoder.eval()
 

@@ -60,7 +60,10 @@ class RopeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NormConfig:
-    """RMSNorm or LayerNorm. `wide_scale` multiplies by the weight in fp32, before rounding to the input's dtype."""
+    """RMSNorm or LayerNorm.
+
+    With `wide_scale`, and in a LayerNorm always, the weight is multiplied before rounding to the input's dtype.
+    """
 
     kind: Literal["rms", "layer"]
     eps: float

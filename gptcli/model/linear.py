@@ -17,12 +17,11 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in_features) to (..., out_features)."""
-        out = project(x, self.weight)
-        return out if self.bias is None else out + self.bias
+        return project(x, self.weight, self.bias)
 
 
-def project(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight.T, (..., columns) and (rows, columns) to (..., rows).
+def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias, (..., columns), (rows, columns) and (rows,) to (..., rows).
 
     A decode step multiplies every weight with one vector, which some BLAS libraries do on one core, at a third of the
     memory bandwidth; a batch of products with parts of the matrix is spread over all (docs/benchmarks.md).
@@ -31,7 +30,8 @@ def project(x: Tensor, weight: Tensor) -> Tensor:
     parts = math.gcd(rows, _MOST_PARTS)
     vectors = x.numel() // columns
     if vectors > _FEW_ROWS or parts == 1 or x.is_cuda or x.dtype != torch.float32:
-        return F.linear(x, weight)
+        return F.linear(x, weight, bias)
     columns_of_x = x.reshape(vectors, columns).t().expand(parts, columns, vectors)
     out = torch.bmm(weight.view(parts, -1, columns), columns_of_x)  # (parts, rows / parts, vectors)
-    return out.view(rows, vectors).t().reshape(*x.shape[:-1], rows)
+    out = out.view(rows, vectors).t().reshape(*x.shape[:-1], rows)
+    return out if bias is None else out + bias

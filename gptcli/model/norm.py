@@ -20,13 +20,13 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., *shape), any floating dtype; the same shape and dtype come back."""
-        config, wide = self.config, x.float()
-        size = x.shape[-1:]
-        normalized = (
-            F.rms_norm(wide, size, eps=config.eps) if config.kind == "rms" else F.layer_norm(wide, size, eps=config.eps)
-        )
-        if not config.wide_scale:
-            normalized = normalized.to(x.dtype)
+        config, wide, size = self.config, x.float(), x.shape[-1:]
+        if config.kind == "rms":
+            normalized = F.rms_norm(wide, size, eps=config.eps)
+            if not config.wide_scale:
+                normalized = normalized.to(x.dtype)
+        else:
+            normalized = F.layer_norm(wide, size, eps=config.eps)
         if self.weight is not None:
             normalized = normalized * self.weight
         if self.bias is not None:

@@ -50,6 +50,16 @@ class Reference:
     path: Path
     model: Any
 
+    @property
+    def attention_kinds(self) -> list[str]:
+        """The ways in which transformers computes attention for this family."""
+        return ["eager", "sdpa"] if self.model._supports_sdpa else ["eager"]
+
+    def in_bf16(self, attention: str) -> Reference:
+        """The same model in bf16."""
+        model = AutoModelForCausalLM.from_pretrained(self.path, dtype=torch.bfloat16, attn_implementation=attention)
+        return Reference(self.path, model.eval())
+
     @torch.no_grad()
     def logits(self, ids: list[int]) -> Tensor:
         """(T, vocab) in fp32."""

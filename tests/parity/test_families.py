@@ -229,10 +229,14 @@ def relative_error(got: Tensor, want: Tensor) -> float:
     return ((got - want).abs().max() / want.abs().max()).item()
 
 
-def engine_of(path: Path) -> Engine:
+def rms_error(got: Tensor, want: Tensor) -> float:
+    return ((got - want).square().mean() / want.square().mean()).sqrt().item()
+
+
+def engine_of(path: Path, dtype: torch.dtype = torch.float32) -> Engine:
     folder = ModelFolder.open(path)
-    decoder = load_decoder(folder, torch.device("cpu"), torch.float32, "expand")
-    plan = DevicePlan(torch.device("cpu"), torch.float32, "expand")
+    decoder = load_decoder(folder, torch.device("cpu"), dtype, "expand")
+    plan = DevicePlan(torch.device("cpu"), dtype, "expand")
     return Engine(decoder, plan, decoder.config.max_context, load_s=0.0)
 
 
@@ -278,6 +282,12 @@ def test_greedy_ids_agree_over_32_steps(reference: Reference, engine: Engine) ->
         ids.append(int(logits.argmax()))
         logits = engine.decode(ids[-1], cache)
     assert ids == reference.greedy(IDS, 32)
+
+
+def test_bf16_is_as_near_to_fp32_as_the_references_own_bf16(reference: Reference) -> None:
+    wanted = reference.logits(IDS)
+    own = max(rms_error(reference.in_bf16(kind).logits(IDS), wanted) for kind in reference.attention_kinds)
+    assert rms_error(engine_of(reference.path, torch.bfloat16).logits(IDS), wanted) < 1.1 * own
 
 
 def test_the_numbers_depend_on_what_the_row_is_about(row: Row, reference: Reference, tmp_path: Path) -> None:

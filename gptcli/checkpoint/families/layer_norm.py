@@ -132,7 +132,7 @@ def glm4(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 
 def _cohere_config(hf: HfConfig) -> DecoderConfig:
-    norm = NormConfig(kind="layer", eps=hf.number("layer_norm_eps", 1e-5), wide_scale=True)
+    norm = NormConfig(kind="layer", eps=hf.number("layer_norm_eps", 1e-5))
     config = _side_by_side(llama_config(hf, norm=norm, tied=True))
     return replace(config, logit_scale=hf.number("logit_scale", 0.0625))
 
