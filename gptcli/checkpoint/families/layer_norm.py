@@ -11,14 +11,15 @@ from dataclasses import replace
 from gptcli.checkpoint.families.llama import Names, llama_architecture, llama_config, rms
 from gptcli.checkpoint.families.parts import each_attention, each_block, every, windows
 from gptcli.checkpoint.hf import HfConfig
-from gptcli.checkpoint.recipes import Architecture, Stack, Take
+from gptcli.checkpoint.recipes import Architecture
 from gptcli.model.config import DecoderConfig, NormConfig, QkNormConfig
 
 _ONE_NORM = Names(mlp_norm=None)
+_STABLELM = Names(qk_norm="self_attn.{letter}_layernorm.norms.{head}")
 _PHI = Names(
     mlp_norm=None,
     out="self_attn.dense",
-    qk_norm="self_attn.{}_layernorm",
+    qk_norm="self_attn.{letter}_layernorm",
     up=("mlp.fc1",),
     down="mlp.fc2",
     final_norm="final_layernorm",
@@ -71,17 +72,9 @@ def stablelm(hf: HfConfig, tensors: Collection[str]) -> Architecture:
         qk_norm = QkNormConfig(norm=replace(norm, bias=False), over="each_head")
     config = llama_config(hf, norm=norm, bias=False, rotary_fraction=0.25)
     config = each_attention(config, lambda layer, attention: replace(attention, qkv_bias=qkv_bias, qk_norm=qk_norm))
-    parallel = hf.flag("use_parallel_residual", False)
-    config = _side_by_side(config) if parallel else config
-    architecture = llama_architecture(config, tensors, _ONE_NORM if parallel else Names())
-    parameters = dict(architecture.parameters)
-    for name in parameters:
-        if name.endswith(("q_norm.weight", "k_norm.weight")):
-            layer, letter = name.split(".")[1], name[-len("q_norm.weight")]
-            heads = config.blocks[0].attention.heads if letter == "q" else config.blocks[0].attention.kv_heads
-            theirs = f"model.layers.{layer}.self_attn.{letter}_layernorm.norms"
-            parameters[name] = Stack(tuple(Take(f"{theirs}.{head}.weight") for head in range(heads)))
-    return replace(architecture, parameters=parameters)
+    if not hf.flag("use_parallel_residual", False):
+        return llama_architecture(config, tensors, _STABLELM)
+    return llama_architecture(_side_by_side(config), tensors, replace(_STABLELM, mlp_norm=None))
 
 
 def cohere(hf: HfConfig, tensors: Collection[str]) -> Architecture:

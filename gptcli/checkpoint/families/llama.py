@@ -21,7 +21,7 @@ from gptcli.checkpoint.families.parts import (
     windows,
 )
 from gptcli.checkpoint.hf import HfConfig
-from gptcli.checkpoint.recipes import Architecture, PairsToHalves, Recipe, Take, Transposed
+from gptcli.checkpoint.recipes import Architecture, PairsToHalves, Recipe, Stack, Take, Transposed
 from gptcli.errors import BrokenCheckpoint
 from gptcli.model.config import (
     AttentionConfig,
@@ -44,7 +44,7 @@ class Names:
     post_mlp_norm: str | None = None
     qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     out: str = "self_attn.o_proj"
-    qk_norm: str = "self_attn.{}_norm"
+    qk_norm: str = "self_attn.{letter}_norm"  # with {head} in it, a tensor for each head
     up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     down: str = "mlp.down_proj"
     final_norm: str = "norm"
@@ -273,7 +273,11 @@ def attention_parameters(
     if attention.sinks:
         parameters[f"{ours}attention.sinks"] = Take(f"{theirs}self_attn.sinks")
     if attention.qk_norm is not None:
-        for letter in "qk":
-            name = theirs + names.qk_norm.format(letter)
+        for letter, heads in (("q", attention.heads), ("k", attention.kv_heads)):
+            norm = f"{ours}attention.{letter}_norm"
+            if "{head}" in names.qk_norm:
+                tensors = (f"{theirs}{names.qk_norm.format(letter=letter, head=head)}.weight" for head in range(heads))
+                parameters[f"{norm}.weight"] = Stack(tuple(map(Take, tensors)))
+                continue
             weight = channels if attention.qk_norm.over == "each_head" else norm_weight
-            parameters.norm(f"{ours}attention.{letter}_norm", name, attention.qk_norm.norm, weight)
+            parameters.norm(norm, theirs + names.qk_norm.format(letter=letter), attention.qk_norm.norm, weight)
