@@ -44,7 +44,8 @@ class Attention(nn.Module):
         if config.position_scale is not None:
             q = q * _position_scales(config.position_scale, cache.length, q)
         k, v = cache.write(block, k.transpose(1, 2), v.transpose(1, 2))  # (B, kv_heads, length + T, head_dim)
-        return self.out(attend(config, q, k, v, mask, self.sinks))  # type: ignore[no-any-return]
+        out: Tensor = self.out(attend(config, q, k, v, mask, self.sinks))
+        return out
 
     def _normalized(self, qk: Tensor, config: QkNormConfig) -> Tensor:
         q, k = qk.tensor_split([self.config.heads], dim=2)

@@ -43,17 +43,20 @@ class Block(nn.Module):
         """x: (B, T, hidden); the same shape comes back."""
         scale = self.config.residual_scale
         normalized = self.attention_norm(x)
-        attended = self.attention(normalized, rope, mask, cache, block)
+        attended: Tensor = self.attention(normalized, rope, mask, cache, block)
+        out: Tensor
         match self.config.residual:
             case "parallel":
-                return x + (attended + self.mlp(self.mlp_norm(x))) * scale  # type: ignore[no-any-return]
+                out = x + (attended + self.mlp(self.mlp_norm(x))) * scale
             case "shared":
-                return x + (attended + self.mlp(normalized)) * scale  # type: ignore[no-any-return]
+                out = x + (attended + self.mlp(normalized)) * scale
             case "after":
                 x = self.post_attention_norm(x + attended)
-                return self.post_mlp_norm(x + self.mlp(x))  # type: ignore[no-any-return]
-        x = x + self.post_attention_norm(attended) * scale
-        return x + self.post_mlp_norm(self.mlp(self.mlp_norm(x))) * scale  # type: ignore[no-any-return]
+                out = self.post_mlp_norm(x + self.mlp(x))
+            case _:
+                x = x + self.post_attention_norm(attended) * scale
+                out = x + self.post_mlp_norm(self.mlp(self.mlp_norm(x))) * scale
+        return out
 
 
 class Decoder(nn.Module):

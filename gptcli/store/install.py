@@ -108,7 +108,7 @@ def install(directory: Path, name: str, source: dict[str, Any]) -> Path:
             target.rename(replaced)
         try:
             directory.rename(target)
-        except BaseException:
+        except BaseException:  # whatever it is, Ctrl-C too: the model that was there comes back
             if replaced.exists():
                 replaced.rename(target)
             raise
