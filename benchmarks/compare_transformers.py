@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 import gptcli
 from gptcli.checkpoint.recipes import sources
 from gptcli.checkpoint.tensors import TensorSource
-from gptcli.quant.affine import AffineWeight
+from gptcli.quant.packed import PackedWeight
 from gptcli.store.catalog import DEFAULT_MODEL
 
 PROMPT_TOKENS, DECODE_TOKENS = 512, 64
@@ -33,7 +33,7 @@ def as_transformers(lm: gptcli.LanguageModel) -> torch.nn.Module:
         for recipe in lm.folder.architecture.parameters.values():
             for name in sources(recipe):
                 weight = source.weight(name)
-                dense[name] = weight.dequantize(torch.float32) if isinstance(weight, AffineWeight) else weight.float()
+                dense[name] = weight.dequantize(torch.float32) if isinstance(weight, PackedWeight) else weight.float()
     with tempfile.TemporaryDirectory() as directory:
         save_file(dense, Path(directory) / "model.safetensors", metadata={"format": "pt"})
         fields = {name: value for name, value in lm.folder.config.items() if name != "quantization"}

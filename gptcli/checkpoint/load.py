@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -19,12 +20,24 @@ from gptcli.checkpoint.recipes import (
     Stack,
     Take,
     Transposed,
+    is_transposed,
     sources,
 )
 from gptcli.checkpoint.tensors import TensorSource
 from gptcli.errors import BrokenCheckpoint
-from gptcli.model.decoder import Decoder
-from gptcli.quant.affine import AffineEmbedding, AffineLinear, AffineWeight
+from gptcli.model.decoder import Decoder, Embedding
+from gptcli.model.linear import Linear
+from gptcli.model.mlp import Experts
+from gptcli.quant.affine import quantize_affine
+from gptcli.quant.packed import (
+    PackedEmbedding,
+    PackedExperts,
+    PackedLinear,
+    PackedWeight,
+    alike,
+    concat_rows,
+    stack,
+)
 
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
 Packing = Literal["keep", "expand", "int8", "int4"]  # what becomes of matrices: see `load_decoder`
@@ -49,13 +62,17 @@ def load_decoder(
     with TensorSource(folder) as source:
         for name, recipe in folder.architecture.parameters.items():
             value = _cook(recipe, source)
-            if isinstance(value, AffineWeight) and packing == "expand":
-                value = value.dequantize(dtype)
-            elif isinstance(value, Tensor) and packing in ("int8", "int4"):
-                value = _quantized(name, value, packing)
+            if isinstance(value, Tensor) and packing in ("int8", "int4"):
+                value = _quantized(decoder, name, value, packing)
             # 1 + w needs the bits that w alone could be stored without.
-            _place(decoder, name, value, device, torch.float32 if isinstance(recipe, PlusOne) else dtype)
+            own_dtype = torch.float32 if isinstance(recipe, PlusOne) else dtype
+            if isinstance(value, PackedWeight) and packing == "expand":
+                value = value.dequantize(own_dtype)
+            _place(decoder, name, value, device, own_dtype)
             on_progress(source.bytes_read, total)
+        for name in folder.surplus_biases:
+            if source.read(name).any():
+                raise BrokenCheckpoint(f"{name} is not zero, but the architecture has no bias there")
     return decoder.eval()
 
 
@@ -76,16 +93,17 @@ def empty_decoder(folder: ModelFolder) -> Decoder:
     return decoder
 
 
-def _cook(recipe: Recipe, source: TensorSource) -> Tensor | AffineWeight:
+def _cook(recipe: Recipe, source: TensorSource) -> Tensor | PackedWeight:
     match recipe:
         case Take(name):
             return source.weight(name)
-        case Concat(parts):
-            return _concatenated([_cook(part, source) for part in parts])
+        case Concat(parts, axis):
+            return _joined([_cook(part, source) for part in parts], concat_rows, partial(torch.cat, dim=axis))
         case Stack(parts):
-            return torch.stack([_dense(_cook(part, source)) for part in parts])
+            return _joined([_cook(part, source) for part in parts], stack, torch.stack)
         case Transposed(part):
-            return _dense(_cook(part, source)).mT.contiguous()
+            value = _cook(part, source)
+            return _dense(value).mT.contiguous() if is_transposed(part, source.stored) else value
         case PlusOne(part):
             return _dense(_cook(part, source)).float() + 1
         case PairsToHalves(part, heads, dim):
@@ -93,24 +111,26 @@ def _cook(recipe: Recipe, source: TensorSource) -> Tensor | AffineWeight:
         case HeadsToParts(part, heads):
             return _reordered(_cook(part, source), lambda rows: rows.view(heads, 3, -1).transpose(0, 1))
         case EvensThenOdds(part):
-            value = _dense(_cook(part, source))
-            return torch.cat([value[:, ::2], value[:, 1::2]], dim=1)
+            value = _cook(part, source)
+            order = torch.arange(value.shape[1]).view(-1, 2).t().flatten()
+            return value[:, order] if isinstance(value, Tensor) else value.rows(order)
 
 
-def _dense(value: Tensor | AffineWeight) -> Tensor:
-    return value.dequantize(torch.float32) if isinstance(value, AffineWeight) else value
+def _dense(value: Tensor | PackedWeight) -> Tensor:
+    return value.dequantize(torch.float32) if isinstance(value, PackedWeight) else value
 
 
-def _concatenated(parts: list[Tensor | AffineWeight]) -> Tensor | AffineWeight:
-    """Parts one below the other; they stay packed where all are alike."""
-    packed = [part for part in parts if isinstance(part, AffineWeight)]
-    alike = {(part.bits, part.shape[1] // part.scales.shape[1]) for part in packed}
-    if len(packed) == len(parts) and len(alike) == 1:
-        return AffineWeight.concat(packed)
-    return torch.cat([_dense(part) for part in parts])
+def _joined(
+    parts: list[Tensor | PackedWeight],
+    join_packed: Callable[[list[PackedWeight]], PackedWeight],
+    join_dense: Callable[[list[Tensor]], Tensor],
+) -> Tensor | PackedWeight:
+    """Parts made one; they stay packed where all are alike."""
+    packed = [part for part in parts if isinstance(part, PackedWeight)]
+    return join_packed(packed) if len(packed) == len(parts) and alike(packed) else join_dense(list(map(_dense, parts)))
 
 
-def _reordered(value: Tensor | AffineWeight, order: Callable[[Tensor], Tensor]) -> Tensor | AffineWeight:
+def _reordered(value: Tensor | PackedWeight, order: Callable[[Tensor], Tensor]) -> Tensor | PackedWeight:
     """Rows in the order that `order` makes of their indices."""
     indices = order(torch.arange(value.shape[0])).flatten()
     return value[indices] if isinstance(value, Tensor) else value.rows(indices)
@@ -121,19 +141,33 @@ def _pairs_to_halves(rows: Tensor, dim: int) -> Tensor:
     return torch.cat([rows[:, :dim:2], rows[:, 1:dim:2], rows[:, dim:]], dim=1)
 
 
-def _quantized(name: str, value: Tensor, packing: Literal["int8", "int4"]) -> Tensor | AffineWeight:
-    if value.dim() != 2 or value.shape[1] % 32:
-        return value
-    vocabulary = name in ("embed.weight", "head.weight")
-    return AffineWeight.quantize(value, bits=4 if packing == "int4" and not vocabulary else 8)
-
-
-def _place(decoder: Decoder, name: str, value: Tensor | AffineWeight, device: torch.device, dtype: torch.dtype) -> None:
+def _quantized(decoder: Decoder, name: str, value: Tensor, packing: Literal["int8", "int4"]) -> Tensor | PackedWeight:
     path, leaf = name.rsplit(".", 1)
+    # What chooses between experts is small, and a wrong choice costs more than a wrong digit.
+    kept = leaf != "weight" or path.endswith(("router", "shared_gate")) or not _can_be_packed(decoder, path)
+    if kept or value.shape[-1] % 32:
+        return value
+    vocabulary = path in ("embed", "head")
+    return quantize_affine(value, bits=4 if packing == "int4" and not vocabulary else 8)
+
+
+def _can_be_packed(decoder: Decoder, path: str) -> bool:
+    return isinstance(decoder.get_submodule(path), Linear | Embedding | Experts)
+
+
+def _place(decoder: Decoder, name: str, value: Tensor | PackedWeight, device: torch.device, dtype: torch.dtype) -> None:
+    path, leaf = name.rsplit(".", 1)
+    if isinstance(value, PackedWeight) and not _can_be_packed(decoder, path):
+        value = value.dequantize(dtype)
+    module = decoder.get_submodule(path)
     if isinstance(value, Tensor):
-        parameter = nn.Parameter(value.to(device, dtype), requires_grad=False)
-        setattr(decoder.get_submodule(path), leaf, parameter)
+        setattr(module, leaf, nn.Parameter(value.to(device, dtype), requires_grad=False))
         return
     weight = value.to(device)
-    replacement = AffineEmbedding(weight, dtype) if path == "embed" else AffineLinear(weight)
-    decoder.set_submodule(path, replacement)
+    match module:
+        case Embedding():
+            decoder.set_submodule(path, PackedEmbedding(weight, dtype))
+        case Experts():
+            decoder.set_submodule(path, PackedExperts(weight, module.bias))
+        case Linear():
+            decoder.set_submodule(path, PackedLinear(weight, module.bias))

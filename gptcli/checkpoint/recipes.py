@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
+from gptcli.checkpoint.stored import Dense, Shape, Stored
+from gptcli.errors import BrokenCheckpoint
 from gptcli.model.config import DecoderConfig
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,10 @@ class Take:
 
 @dataclass(frozen=True)
 class Concat:
-    """Joined along the rows, such as q, k and v in one matrix."""
+    """Joined along the rows, such as q, k and v in one matrix; these are the axis of that number."""
 
     parts: tuple[Recipe, ...]
+    axis: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class Transposed:
-    """The last two axes exchanged: GPT-2 stores (in, out)."""
+    """The last two axes exchanged: GPT-2 stores (in, out). What is packed is (out, in) in every format, and stays."""
 
     part: Recipe
 
@@ -81,27 +82,52 @@ def sources(recipe: Recipe) -> tuple[str, ...]:
     match recipe:
         case Take(name):
             return (name,)
-        case Concat(parts) | Stack(parts):
+        case Concat(parts=parts) | Stack(parts=parts):
             return tuple(chain.from_iterable(map(sources, parts)))
         case _:
             return sources(recipe.part)
 
 
-def shape(recipe: Recipe, shape_of: Callable[[str], Shape]) -> Shape:
-    """The shape of what a recipe makes, from its sources' shapes."""
+def is_transposed(recipe: Recipe, stored: Callable[[str], Stored]) -> bool:
+    """Whether what `Transposed` holds has its axes still to be exchanged."""
+    return any(isinstance(stored(name), Dense) for name in sources(recipe))
+
+
+def shape(recipe: Recipe, stored: Callable[[str], Stored]) -> Shape:
+    """The shape of what a recipe makes, from how its sources are stored.
+
+    Raises BrokenCheckpoint where their shapes do not go together.
+    """
     match recipe:
         case Take(name):
-            return shape_of(name)
-        case Concat(parts):
-            shapes = [shape(part, shape_of) for part in parts]
-            return (sum(rows for rows, *_ in shapes), *shapes[0][1:])
+            return stored(name).shape
+        case Concat(parts, axis):
+            first, *others = shapes = [shape(part, stored) for part in parts]
+            if len(first) <= axis or any(_without(axis, other) != _without(axis, first) for other in others):
+                raise _misfit(recipe, shapes)
+            return (*first[:axis], sum(part[axis] for part in shapes), *first[axis + 1 :])
         case Stack(parts):
-            return (len(parts), *shape(parts[0], shape_of))
-        case Transposed(part):
-            *outer, rows, columns = shape(part, shape_of)
+            shapes = [shape(part, stored) for part in parts]
+            if len(set(shapes)) != 1:
+                raise _misfit(recipe, shapes)
+            return (len(parts), *shapes[0])
+        case Transposed(part) if is_transposed(part, stored):
+            found = shape(part, stored)
+            if len(found) < 2:
+                raise _misfit(recipe, [found])
+            *outer, rows, columns = found
             return (*outer, columns, rows)
         case _:
-            return shape(recipe.part, shape_of)
+            return shape(recipe.part, stored)
+
+
+def _without(axis: int, shape: Shape) -> Shape:
+    return shape[:axis] + (0,) + shape[axis + 1 :]
+
+
+def _misfit(recipe: Recipe, shapes: list[Shape]) -> BrokenCheckpoint:
+    found = ", ".join(sorted({str(list(shape)) for shape in shapes}))
+    return BrokenCheckpoint(f"tensors such as {sources(recipe)[0]} do not go together: they are {found}")
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,19 @@ import torch
 from torch import Tensor
 
 from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.stored import Affine, Awq, Fp8, Gptq, Mxfp4, Stored
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
 from gptcli.files import open_regular
 from gptcli.quant.affine import AffineWeight
-from gptcli.quant.fp8 import dequantize_fp8
+from gptcli.quant.awq import awq_weight
+from gptcli.quant.fp8 import fp8_weight
+from gptcli.quant.gptq import gptq_weight
+from gptcli.quant.mxfp4 import mxfp4_weight
+from gptcli.quant.packed import PackedWeight
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "U32": torch.uint8, "U8": torch.uint8, "F8_E4M3": torch.float8_e4m3fn,
+    "U32": torch.uint8, "I32": torch.int32, "U8": torch.uint8, "F8_E4M3": torch.float8_e4m3fn,
 }  # fmt: skip
 
 
@@ -42,6 +47,10 @@ class TensorSource:
         for file in self._files.values():
             file.close()
 
+    def stored(self, name: str) -> Stored:
+        """How a weight is stored."""
+        return self._folder.weights[name]
+
     def read(self, name: str) -> Tensor:
         """A tensor as it is stored; 32-bit words come as bytes. Raises BrokenCheckpoint where the file has shrunk."""
         info = self._folder.tensors[name]
@@ -58,16 +67,26 @@ class TensorSource:
         shape = (*info.shape[:-1], -1) if info.dtype == "U32" else info.shape
         return buffer.view(_DTYPES[info.dtype]).view(shape)
 
-    def weight(self, name: str) -> Tensor | AffineWeight:
-        """A tensor as it is stored, an FP8 matrix in fp32, or the packed matrix that goes by its name."""
-        if scale := self._folder.fp8_scale(name):
-            return dequantize_fp8(self.read(name), self.read(scale), self._folder.fp8_block)
-        module = name.removesuffix(".weight")
-        spec = self._folder.affine.get(module)
-        if spec is None or module == name:
-            return self.read(name)
-        scales, biases = self.read(f"{module}.scales"), self.read(f"{module}.biases")
-        return AffineWeight(self.read(name), scales, biases, spec.bits)
+    def weight(self, name: str) -> Tensor | PackedWeight:
+        """A weight by the name that families know: dense as it is stored, or packed."""
+        stored = self.stored(name)
+        parts = [self.read(tensor) for tensor in stored.tensors]
+        match stored:
+            case Affine(bits=bits):
+                packed, scales, biases = parts
+                return AffineWeight(packed, scales, biases, bits)
+            case Fp8(block=block):
+                values, scales = parts
+                return fp8_weight(values, scales, block)
+            case Mxfp4():
+                return mxfp4_weight(*parts)
+            case Awq():
+                return awq_weight(*parts)
+            case Gptq(bits=bits, group_size=size, zero_offset=offset):
+                qweight, qzeros, scales, *g_idx = parts
+                group_of = g_idx[0] if g_idx else None
+                return gptq_weight(qweight, qzeros, scales, group_of, bits=bits, group_size=size, zero_offset=offset)
+        return parts[0]
 
 
 def non_finite_tensors(folder: ModelFolder) -> list[str]:

@@ -230,7 +230,7 @@ def _facts(lm: LanguageModel) -> dict[str, Any]:
     for tensor in folder.tensors.values():
         dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + 1
     sampling = SamplingConfig.resolve({}, lm.sampling_defaults)
-    packed = sorted({f"{spec.bits} bits in groups of {spec.group_size}" for spec in folder.affine.values()})
+    packed = sorted({stored.about for stored in folder.weights.values() if stored.about})
     return {
         "name": lm.name,
         "path": str(folder.path),

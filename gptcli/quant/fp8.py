@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
+from gptcli.quant.packed import PackedWeight
 
-def dequantize_fp8(weight: Tensor, scale: Tensor, block: tuple[int, int]) -> Tensor:
-    """weight * scale in fp32, for a weight (rows, columns).
 
-    scale: one number; one a row, (rows,) or (rows, 1); or one a block, the last ones of which may be cut off.
+@dataclass(frozen=True)
+class Fp8Weight(PackedWeight):
+    """values: (rows, columns) float8_e4m3fn, perhaps an expert each in front; scales: (rows, groups), which multiply.
+
+    A group has `width` columns, the last one perhaps fewer.
     """
-    rows, columns = weight.shape
-    scale = scale.float()
-    if scale.numel() == 1:
-        return weight.float() * scale.flatten()
-    if scale.shape in ((rows,), (rows, 1)):
-        return weight.float() * scale.view(rows, 1)
-    spread = scale.repeat_interleave(block[0], 0)[:rows].repeat_interleave(block[1], 1)[:, :columns]
-    return weight.float() * spread
+
+    values: Tensor
+    scales: Tensor
+    width: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows, columns), or (experts, rows, columns)."""
+        return tuple(self.values.shape)
+
+    def expanded(self) -> Tensor:
+        """The whole weight in fp32."""
+        columns = self.values.shape[-1]
+        return self.values.float() * self.scales.repeat_interleave(self.width, -1)[..., :columns]
+
+
+def fp8_weight(values: Tensor, scales: Tensor, block: tuple[int, int]) -> Fp8Weight:
+    """The weight of a matrix (rows, columns) and its scales as they are stored.
+
+    scales: one number; one a row, (rows,) or (rows, 1); or one a block, the last ones of which may be cut off.
+    """
+    rows, columns = values.shape
+    scales = scales.float()
+    if scales.numel() == 1:
+        return Fp8Weight(values, scales.view(1, 1).repeat(rows, 1), columns)
+    if scales.shape in ((rows,), (rows, 1)):
+        return Fp8Weight(values, scales.view(rows, 1), columns)
+    return Fp8Weight(values, scales.repeat_interleave(block[0], 0)[:rows], block[1])

@@ -44,7 +44,7 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
     parameters = folder.parameter_count
     if runtime.dtype != "auto":
         dtype = _DTYPES[runtime.dtype]
-    elif device.type == "cpu" and parameters * 4 < free * 0.8:
+    elif device.type == "cpu" and (folder.kept_bytes(4) if runtime.quantize == "auto" else parameters * 4) < free * 0.8:
         dtype = torch.float32
     else:
         dtype = _stored_dtype(folder)
@@ -57,8 +57,9 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
             packing = runtime.quantize
             needed = int(parameters * _PACKED_BYTES[packing])
         case "auto":
-            expand = not folder.affine or dense_bytes < free / 4
-            packing, needed = ("expand", dense_bytes) if expand else ("keep", folder.weight_bytes)
+            kept_bytes = folder.kept_bytes(dtype.itemsize)
+            expand = kept_bytes == dense_bytes or dense_bytes < free / 4
+            packing, needed = ("expand", dense_bytes) if expand else ("keep", kept_bytes)
     if needed > free:
         raise OutOfMemory(
             f"the model needs {needed / 1e9:.1f} GB on {device}, {free / 1e9:.1f} GB are free",

@@ -129,7 +129,7 @@ def test_harmless_fields_are_let_be(tmp_path: Path, field: dict[str, Any]) -> No
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "surprise": 1}}, "surprise"),
         ({"model_type": "mamba2"}, "`mamba2` models are not supported"),
         ({"rope_interleaved": True}, "rope_interleaved"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantization 'gptq'"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "quantization 'hqq'"),
     ],
 )
 def test_a_field_that_may_change_the_numbers_is_refused_by_name(

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 import gptcli
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
-from gptcli.quant.affine import AffineLinear, AffineWeight, affine_linear
+from gptcli.quant.affine import AffineWeight, quantize_affine
+from gptcli.quant.packed import PackedLinear, packed_linear
 from tests.tiny import CONFIG, make_model, make_weights
 
 
@@ -36,7 +37,7 @@ def pack_mlx(weight: AffineWeight, name: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("group_size", [32, 64])
 def test_a_packed_weight_expands_to_what_its_words_say(bits: int, group_size: int) -> None:
-    weight = AffineWeight.quantize(torch.randn(5, 128), bits, group_size)
+    weight = quantize_affine(torch.randn(5, 128), bits, group_size)
     assert weight.shape == (5, 128)
     assert weight.dequantize(torch.float32).equal(spelled_out(weight))
 
@@ -56,19 +57,19 @@ def test_quantizing_moves_no_weight_by_more_than_half_a_step(bits: int, error: f
     dense = torch.randn(64, 64)
     groups = dense.view(64, 2, 32)
     step = (groups.amax(-1) - groups.amin(-1)) * error
-    moved = (AffineWeight.quantize(dense, bits).dequantize(torch.float32) - dense).view(64, 2, 32).abs().amax(-1)
+    moved = (quantize_affine(dense, bits).dequantize(torch.float32) - dense).view(64, 2, 32).abs().amax(-1)
     assert (moved <= step * 0.5 + 2e-3).all()  # scales and biases are rounded to fp16 besides
 
 
 def test_a_constant_group_keeps_its_value() -> None:
-    weight = AffineWeight.quantize(torch.full((2, 32), 0.5), 4)
+    weight = quantize_affine(torch.full((2, 32), 0.5), 4)
     assert weight.dequantize(torch.float32).equal(torch.full((2, 32), 0.5))
 
 
 def test_a_packed_product_is_the_dense_one_whatever_the_rows_a_chunk() -> None:
-    weight = AffineWeight.quantize(torch.randn(2500, 512), 4)  # more than one chunk
+    weight = quantize_affine(torch.randn(2500, 512), 4)  # more than one chunk
     x = torch.randn(3, 512)
-    assert affine_linear(x, weight, None).allclose(x @ weight.dequantize(torch.float32).T, atol=1e-4)
+    assert packed_linear(x, weight, None).allclose(x @ weight.dequantize(torch.float32).T, atol=1e-4)
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def packed_model(tmp_path: Path) -> Path:
             bits = 8 if "embed" in name or "v_proj" in name else 4
             if bits == 8:
                 overrides[module] = {"group_size": 32, "bits": 8}
-            tensors |= pack_mlx(AffineWeight.quantize(dense, bits), module)
+            tensors |= pack_mlx(quantize_affine(dense, bits), module)
         else:
             tensors[name] = dense
     quantization = {"group_size": 32, "bits": 4, **overrides}
@@ -99,7 +100,7 @@ def test_packed_and_expanded_weights_give_the_same_logits(packed_model: Path) ->
     from gptcli.checkpoint.load import load_decoder
 
     packed.engine.decoder = load_decoder(packed.folder, torch.device("cpu"), torch.float32, "keep")
-    assert any(isinstance(module, AffineLinear) for module in packed.engine.decoder.modules())
+    assert any(isinstance(module, PackedLinear) for module in packed.engine.decoder.modules())
     assert packed.logits(ids).allclose(expanded.logits(ids), rtol=1e-4, atol=1e-4)
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 import gptcli
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
-from gptcli.quant.fp8 import dequantize_fp8
+from gptcli.quant.fp8 import fp8_weight
 from tests.tiny import CONFIG, make_model, make_weights
 
 BLOCK = (16, 8)
@@ -38,7 +38,7 @@ def spelled_out(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(32, 24), (33, 20), (7, 5), (32, 128)])
 def test_every_weight_is_multiplied_by_its_own_scale(kind: str, shape: tuple[int, int]) -> None:
     weight, scale = torch.randn(shape).to(torch.float8_e4m3fn), SCALES[kind](*shape)
-    assert dequantize_fp8(weight, scale, BLOCK).equal(spelled_out(weight, scale))
+    assert fp8_weight(weight, scale, BLOCK).dequantize(torch.float32).equal(spelled_out(weight, scale))
 
 
 def fp8_model(path: Path, kind: str, end: str, settings: Any) -> tuple[Path, dict[str, torch.Tensor]]:

@@ -117,13 +117,13 @@ def test_modules_of_other_bits_than_most_are_named_in_the_config(tmp_path: Path)
         "bits": 4,
         "model.embed_tokens": {"group_size": 32, "bits": 8},
     }
-    assert folder.shape("model.embed_tokens.weight") == (len(TOKENS), WIDTH)
+    assert folder.weights["model.embed_tokens.weight"].shape == (len(TOKENS), WIDTH)
     assert folder.architecture.config.vocab_size == len(TOKENS)
 
 
 def test_a_matrix_that_is_not_packed_lies_beside_packed_ones(tmp_path: Path) -> None:
     folder = converted(tmp_path, {"attn_v.weight": Kind.F16, "weight": Kind.Q4_0})
-    assert "model.layers.0.self_attn.v_proj" not in folder.affine
+    assert not folder.weights["model.layers.0.self_attn.v_proj.weight"].about
     assert our_logits(folder, [1, 2, 3]).isfinite().all()
 
 

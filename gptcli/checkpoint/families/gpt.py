@@ -236,6 +236,9 @@ def _architecture(
     rows: tuple[Make, ...] = (),
 ) -> Architecture:
     """weight: what is made of every matrix in a layer; rows: what of the rows of q, k and v."""
+    if f"model.{names.embed}.weight" in tensors:  # as MLX writes all of them, its matrices (out, in)
+        names = replace(names, root="model.", layers="h", head=f"model.{names.head}")
+        weight = as_it_is
     head = f"{names.head}.weight"
     config = replace(config, tied_head=config.tied_head and head not in tensors)
     root = "" if f"{names.embed}.weight" in tensors else names.root

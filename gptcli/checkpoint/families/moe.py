@@ -6,12 +6,13 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from gptcli.checkpoint.families.llama import llama_architecture, llama_config, qwen_windows, rms
-from gptcli.checkpoint.families.parts import each_attention, every, windows
+from gptcli.checkpoint.families.parts import each_attention, every, joined, windows
 from gptcli.checkpoint.hf import HfConfig
 from gptcli.checkpoint.recipes import Architecture, Concat, EvensThenOdds, Recipe, Stack, Take, Transposed
 from gptcli.model.config import DecoderConfig, MlpConfig, MoeConfig, QkNormConfig
 
-Experts = Callable[[str, MoeConfig], dict[str, Recipe]]  # a layer's prefix -> recipes by our names behind `mlp.`
+# A layer's prefix, its mixture and the names of all tensors -> recipes by our names behind `mlp.`.
+Experts = Callable[[str, MoeConfig, Collection[str]], dict[str, Recipe]]
 
 
 def mixtral(hf: HfConfig, tensors: Collection[str]) -> Architecture:
@@ -114,34 +115,22 @@ def _with_experts(
     parameters = dict(architecture.parameters)
     for layer, block in enumerate(blocks):
         if isinstance(block.mlp, MoeConfig):
-            recipes = names(f"{prefix}layers.{layer}.", block.mlp)
+            recipes = names(f"{prefix}layers.{layer}.", block.mlp, tensors)
             parameters |= {f"blocks.{layer}.mlp.{name}": recipe for name, recipe in recipes.items()}
     return replace(architecture, parameters=parameters)
 
 
-def _stacked(experts: int, *names: str) -> Recipe:
-    """One matrix an expert, of one or more tensors each; names hold {} for the expert."""
-    parts = [tuple(Take(name.format(expert)) for name in names) for expert in range(experts)]
-    return Stack(tuple(part[0] if len(part) == 1 else Concat(part) for part in parts))
-
-
-def _mixtral_names(layer: str, moe: MoeConfig) -> dict[str, Recipe]:
+def _mixtral_names(layer: str, moe: MoeConfig, tensors: Collection[str]) -> dict[str, Recipe]:
     root = f"{layer}block_sparse_moe."
-    return {
-        "router.weight": Take(f"{root}gate.weight"),
-        "up.weight": _stacked(moe.experts, f"{root}experts.{{}}.w1.weight", f"{root}experts.{{}}.w3.weight"),
-        "down.weight": _stacked(moe.experts, f"{root}experts.{{}}.w2.weight"),
-    }
+    router: dict[str, Recipe] = {"router.weight": Take(f"{root}gate.weight")}
+    return router | _expert_names(root, moe, tensors, gate="w1", up="w3", down="w2")
 
 
-def _qwen_names(layer: str, moe: MoeConfig) -> dict[str, Recipe]:
+def _qwen_names(layer: str, moe: MoeConfig, tensors: Collection[str]) -> dict[str, Recipe]:
     root = f"{layer}mlp."
-    expert, shared = f"{root}experts.{{}}.", f"{root}shared_expert."
-    recipes: dict[str, Recipe] = {
-        "router.weight": Take(f"{root}gate.weight"),
-        "up.weight": _stacked(moe.experts, f"{expert}gate_proj.weight", f"{expert}up_proj.weight"),
-        "down.weight": _stacked(moe.experts, f"{expert}down_proj.weight"),
-    }
+    shared = f"{root}shared_expert."
+    recipes: dict[str, Recipe] = {"router.weight": Take(f"{root}gate.weight")}
+    recipes |= _expert_names(root, moe, tensors, gate="gate_proj", up="up_proj", down="down_proj")
     if moe.shared is not None:
         recipes |= {
             "shared.up.weight": Concat((Take(f"{shared}gate_proj.weight"), Take(f"{shared}up_proj.weight"))),
@@ -151,13 +140,35 @@ def _qwen_names(layer: str, moe: MoeConfig) -> dict[str, Recipe]:
     return recipes
 
 
-def _gpt_oss_names(layer: str, moe: MoeConfig) -> dict[str, Recipe]:
-    root = f"{layer}mlp."
-    return {
-        "router.weight": Take(f"{root}router.weight"),
-        "router.bias": Take(f"{root}router.bias"),
-        "up.weight": EvensThenOdds(Transposed(Take(f"{root}experts.gate_up_proj"))),
-        "up.bias": EvensThenOdds(Take(f"{root}experts.gate_up_proj_bias")),
-        "down.weight": Transposed(Take(f"{root}experts.down_proj")),
-        "down.bias": Take(f"{root}experts.down_proj_bias"),
+def _expert_names(
+    root: str, moe: MoeConfig, tensors: Collection[str], *, gate: str, up: str, down: str
+) -> dict[str, Recipe]:
+    """A file for each expert's matrices, commonly under these names; MLX stacks them under names of its own."""
+    mlx = f"{root}switch_mlp."
+    if f"{mlx}down_proj.weight" in tensors:
+        return _stacked_names(mlx, leaf="weight")
+
+    def stacked(*names: str) -> Recipe:
+        each = ([Take(f"{root}experts.{expert}.{name}.weight") for name in names] for expert in range(moe.experts))
+        return Stack(tuple(map(joined, each)))
+
+    return {"up.weight": stacked(gate, up), "down.weight": stacked(down)}
+
+
+def _stacked_names(experts: str, leaf: str) -> dict[str, Recipe]:
+    """All experts' matrices or biases in one tensor each, as MLX names them."""
+    gate, up = Take(f"{experts}gate_proj.{leaf}"), Take(f"{experts}up_proj.{leaf}")
+    return {f"up.{leaf}": Concat((gate, up), axis=1), f"down.{leaf}": Take(f"{experts}down_proj.{leaf}")}
+
+
+def _gpt_oss_names(layer: str, moe: MoeConfig, tensors: Collection[str]) -> dict[str, Recipe]:
+    router, experts = f"{layer}mlp.router.", f"{layer}mlp.experts."
+    recipes: dict[str, Recipe] = {f"router.{leaf}": Take(router + leaf) for leaf in ("weight", "bias")}
+    if f"{experts}down_proj.weight" in tensors:
+        return recipes | _stacked_names(experts, "weight") | _stacked_names(experts, "bias")
+    return recipes | {
+        "up.weight": EvensThenOdds(Transposed(Take(f"{experts}gate_up_proj"))),
+        "up.bias": EvensThenOdds(Take(f"{experts}gate_up_proj_bias")),
+        "down.weight": Transposed(Take(f"{experts}down_proj")),
+        "down.bias": Take(f"{experts}down_proj_bias"),
     }

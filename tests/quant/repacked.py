@@ -1,0 +1,69 @@
+"""Checkpoints of any family in packed formats, each beside a dense one that holds the values meant."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.load import Packing, load_decoder
+from gptcli.model.decoder import Decoder
+from gptcli.runtime.device import DevicePlan
+from gptcli.runtime.engine import Engine
+
+IDS = list(range(3, 40))
+Packed = tuple[dict[str, Tensor], Tensor]  # tensors by what follows the module's name, and the weight they mean
+
+
+def repack(path: Path, packed: Path, meant: Path, pack: Callable[[str, Tensor], Packed | None], **config: Any) -> None:
+    """Writes a checkpoint twice: with its matrices as `pack` stores them, and dense with what these mean.
+
+    pack: gets a weight's name and value; None leaves it as it is.
+    """
+    stored, dense = dict[str, Tensor](), dict[str, Tensor]()
+    for name, value in load_file(path / "model.safetensors").items():
+        made = pack(name, value)
+        if made is None:
+            stored[name] = dense[name] = value
+            continue
+        tensors, dense[name] = made
+        stored |= {name.removesuffix("weight") + leaf: tensor for leaf, tensor in tensors.items()}
+    fields = json.loads((path / "config.json").read_text())
+    for folder, weights, extra in ((packed, stored, config), (meant, dense, {})):
+        folder.mkdir(exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(fields | extra))
+
+
+def decoder_of(path: Path, packing: Packing) -> Decoder:
+    return load_decoder(ModelFolder.open(path), torch.device("cpu"), torch.float32, packing)
+
+
+def logits_of(path: Path, packing: Packing = "expand") -> Tensor:
+    decoder = decoder_of(path, packing)
+    plan = DevicePlan(torch.device("cpu"), torch.float32, packing)
+    return Engine(decoder, plan, decoder.config.max_context, load_s=0.0).logits(IDS)
+
+
+def agrees(packed: Path, meant: Path) -> None:
+    """Both ways to run a packed checkpoint compute what the dense one does."""
+    wanted = logits_of(meant)
+    assert logits_of(packed, "expand").equal(wanted)
+    assert (logits_of(packed, "keep") - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def is_matrix(name: str) -> bool:
+    return name.endswith("_proj.weight")
+
+
+def words(values: list[int], bits: int) -> list[int]:
+    """Values of so many bits as a stream of signed 32-bit words, the first in the lowest bits."""
+    stream = sum(value << (bits * place) for place, value in enumerate(values))
+    raw = stream.to_bytes(len(values) * bits // 8, "little")
+    return [int.from_bytes(raw[start : start + 4], "little", signed=True) for start in range(0, len(raw), 4)]
