@@ -43,7 +43,7 @@ class Attention(nn.Module):
         q, k = qk.tensor_split([config.heads], dim=2)
         if config.position_scale is not None:
             q = q * _position_scales(config.position_scale, cache.length, q)
-        k, v = cache.write(block, k.transpose(1, 2), v.transpose(1, 2))  # (B, kv_heads, length + T, head_dim)
+        k, v = cache.write(block, k.transpose(1, 2), v.transpose(1, 2))  # (B, kv_heads, S, head_dim)
         out: Tensor = self.out(attend(config, q, k, v, mask, self.sinks))
         return out
 
@@ -113,15 +113,13 @@ def _attend_spelled_out(
     return out.permute(0, 3, 1, 2, 4).reshape(B, T, -1)
 
 
-def causal_mask(
-    length: int, T: int, window: int | None, device: torch.device, *, always: bool = False
-) -> Tensor | None:
-    """Which keys T new queries behind `length` tokens may see, (T, length + T).
+def causal_mask(held: int, T: int, window: int | None, device: torch.device, *, always: bool = False) -> Tensor | None:
+    """Which keys T new queries may see, of those of `held` tokens before them and their own, (T, held + T).
 
     None where `attend` needs none, unless `always`: for one query, and for the first ones of a text within the window.
     """
-    if not always and (T == 1 or (length == 0 and (window is None or T <= window))):
+    if not always and (T == 1 or (held == 0 and (window is None or T <= window))):
         return None
-    queries, keys = torch.arange(length, length + T, device=device)[:, None], torch.arange(length + T, device=device)
+    queries, keys = torch.arange(held, held + T, device=device)[:, None], torch.arange(held + T, device=device)
     seen = keys <= queries
     return seen if window is None else seen & (keys > queries - window)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+CACHE_STEP = 512  # tokens by which the key-value cache grows
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinearScaling:
@@ -171,9 +173,12 @@ class DecoderConfig:
     logit_softcap: float | None = None
 
     def cache_bytes(self, context: int, element_bytes: int) -> int:
-        """Size of the keys and values of `context` tokens, in bytes."""
-        channels = sum(block.attention.kv_heads * block.attention.head_dim for block in self.blocks)
-        return 2 * channels * context * element_bytes
+        """Size of the keys and values of `context` tokens, in bytes; a window is kept with a step more."""
+        elements = 0
+        for attention in (block.attention for block in self.blocks):
+            tokens = context if attention.window is None else min(context, attention.window + CACHE_STEP)
+            elements += 2 * attention.kv_heads * attention.head_dim * tokens
+        return elements * element_bytes
 
     @property
     def rope_border(self) -> int | None:

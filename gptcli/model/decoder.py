@@ -87,7 +87,9 @@ class Decoder(nn.Module):
             x = x + self.positions(torch.arange(cache.length, cache.length + T, device=x.device))
         attentions = [block.attention for block in self.config.blocks]
         ropes = {rope: self._rotation(rope, cache, T, x) for rope in {a.rope for a in attentions} if rope is not None}
-        masks = {window: causal_mask(cache.length, T, window, x.device) for window in {a.window for a in attentions}}
+        masks = {
+            window: causal_mask(cache.held(window), T, window, x.device) for window in {a.window for a in attentions}
+        }
         for index, (block, attention) in enumerate(zip(self.blocks, attentions, strict=True)):
             rope = None if attention.rope is None else ropes[attention.rope]
             x = block(x, rope, masks[attention.window], cache, index)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,19 +9,23 @@ from gptcli.model.cache import KVCache
 from gptcli.model.config import AttentionConfig, BlockConfig, DecoderConfig, MlpConfig, NormConfig
 
 ATTENTION = AttentionConfig(heads=2, kv_heads=1, head_dim=4, rope=None, scale=0.5)
+MLP = MlpConfig(width=8)
 CONFIG = DecoderConfig(
     vocab_size=8,
     hidden_size=8,
     max_context=2000,
-    blocks=(BlockConfig(attention=ATTENTION, mlp=MlpConfig(width=8)),) * 2,
+    blocks=(BlockConfig(attention=ATTENTION, mlp=MLP),) * 2,
     norm=NormConfig(kind="rms", eps=1e-5),
     tied_head=True,
 )
 
 
-def filled(tokens: list[int], limit: int = 2000) -> KVCache:
+SLIDING = replace(CONFIG, blocks=(CONFIG.blocks[0], BlockConfig(attention=replace(ATTENTION, window=8), mlp=MLP)))
+
+
+def filled(tokens: list[int], limit: int = 2000, config: DecoderConfig = CONFIG) -> KVCache:
     """A cache in which token t has keys of t and values of -t."""
-    cache = KVCache(CONFIG, limit, torch.device("cpu"), torch.float32)
+    cache = KVCache(config, limit, torch.device("cpu"), torch.float32)
     append(cache, tokens)
     return cache
 
@@ -65,20 +71,53 @@ def test_the_longest_common_beginning_is_kept(prompt: list[int], kept: int) -> N
     assert cache.tokens == [1, 2, 3][:kept]
 
 
-def test_a_cache_that_could_not_grow_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = filled(list(range(500)))
-    grown = KVCache._grown
+def test_a_block_with_a_window_holds_no_more_than_that_and_a_step() -> None:
+    cache = filled([0], config=SLIDING)
+    for token in range(1, 1500):
+        keys, values = append(cache, [token])
+        assert 8 <= keys.shape[2] <= 520 or token < 8
+        assert keys[0, 0, -8:, 0].tolist() == list(range(max(0, token - 7), token + 1))
+        assert values[0, 0, -8:, 3].tolist() == [-t for t in range(max(0, token - 7), token + 1)]
+    everything, _ = cache.write(0, keys[:, :, :0], keys[:, :, :0])
+    assert everything[0, 0, :, 0].tolist() == list(range(1500))
+    assert SLIDING.cache_bytes(1500, 4) == 2 * 4 * 4 * (1500 + 520)
+
+
+def test_chunks_wider_than_a_window_see_what_was_before_them() -> None:
+    cache = filled(list(range(600)), config=SLIDING)
+    keys, _ = append(cache, list(range(600, 1200)))
+    assert keys[0, 0, :, 0].tolist() == list(range(593, 1200))
+
+
+@pytest.mark.parametrize(("length", "kept"), [(1100, 1100), (600, 600), (599, 0), (3, 0)])
+def test_going_back_behind_what_a_window_holds_forgets_everything(length: int, kept: int) -> None:
+    cache = filled(list(range(600)), config=SLIDING)
+    append(cache, list(range(600, 1200)))
+    cache.truncate(length)
+    assert cache.length == kept
+    keys, _ = append(cache, [7] * 9)
+    assert keys[0, 0, -9:, 0].tolist() == [7] * 9
+    assert keys.shape[2] == (kept - 593 if kept else 0) + 9
+
+
+@pytest.mark.parametrize("config", [CONFIG, SLIDING], ids=["whole", "sliding"])
+def test_a_cache_that_could_not_grow_is_as_it_was(config: DecoderConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = filled(list(range(500)), config=config)
+    moved = KVCache._moved
     calls = 0
 
-    def failing(self: KVCache, old: torch.Tensor, capacity: int) -> torch.Tensor:
+    def failing(self: KVCache, old: torch.Tensor, tokens: int, room: int) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        if calls == 2:
+        if calls == 4:
             raise MemoryError
-        return grown(self, old, capacity)
+        return moved(self, old, tokens, room)
 
-    monkeypatch.setattr(KVCache, "_grown", failing)
+    monkeypatch.setattr(KVCache, "_moved", failing)
     with pytest.raises(MemoryError):
         cache.reserve(600)
+    monkeypatch.undo()
     keys, _ = append(cache, list(range(500, 1100)))
-    assert keys[0, 0, :, 0].tolist() == list(range(1100))
+    assert keys[0, 0, -600:, 0].tolist() == list(range(500, 1100))
+    everything, _ = cache.write(0, keys[:, :, :0], keys[:, :, :0])
+    assert everything[0, 0, :, 0].tolist() == list(range(1100))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
+import gptcli.model.cache
 import gptcli.runtime.engine
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import load_decoder
@@ -261,10 +262,12 @@ def test_all_logits_agree_at_prefill(reference: Reference, engine: Engine) -> No
 
 def test_all_logits_agree_in_chunks(reference: Reference, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gptcli.runtime.engine, "_CHUNK", 7)
+    monkeypatch.setattr(gptcli.model.cache, "CACHE_STEP", 4)
     assert relative_error(engine.logits(IDS), reference.logits(IDS)) < TOLERANCE
 
 
-def test_all_logits_agree_token_by_token(reference: Reference, engine: Engine) -> None:
+def test_all_logits_agree_token_by_token(reference: Reference, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gptcli.model.cache, "CACHE_STEP", 4)
     cache = engine.new_cache()
     logits = torch.stack([engine.decode(token, cache) for token in IDS])
     wanted = reference.logits(IDS)
