@@ -47,8 +47,12 @@ def test_every_exit_code_is_in_the_readme(code: ExitCode) -> None:
     assert re.search(rf"^\| {code.value} \|", README, re.MULTILINE)
 
 
-def test_every_model_type_is_in_the_readme() -> None:
-    assert [name for name in FAMILIES if f"`{name}`" not in README] == []
+def test_the_table_of_model_types_is_what_models_supported_prints() -> None:
+    command = [sys.executable, "-m", "gptcli", "models", "--supported"]
+    out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    printed = [tuple(line.split("\t")) for line in out.splitlines()]
+    assert len(printed) == len(FAMILIES)
+    assert re.findall(r"^\| `(\S+)` \| (.*) \|$", README, re.MULTILINE) == printed
 
 
 def test_the_python_names_in_the_readme_exist() -> None:

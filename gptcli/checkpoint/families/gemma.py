@@ -28,7 +28,7 @@ _GEMMA3_DEFAULTS = {
 
 
 def gemma(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """Gemma: Llama's block."""
+    """Gemma and CodeGemma: Llama's block with scaled embeddings and a GELU."""
     return llama_architecture(_gemma_config(hf), tensors, norm_weight=PlusOne)
 
 
@@ -40,7 +40,7 @@ def gemma2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 
 def gemma3_text(hf: HfConfig, tensors: Collection[str], root: str = "") -> Architecture:
-    """Gemma 3: q and k normalised, five local layers to a global one, each kind with RoPE of its own."""
+    """Gemma 3 1B: q and k normalised, five local layers to a global one, each kind with RoPE of its own."""
     layers = hf.layers
     pattern = hf.whole("sliding_window_pattern", hf.whole("_sliding_window_pattern", 6))
     types = hf.per_layer("layer_types", layers) or every(pattern, layers)
@@ -58,7 +58,7 @@ def gemma3_text(hf: HfConfig, tensors: Collection[str], root: str = "") -> Archi
 
 
 def gemma3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """The text part of a Gemma 3 that can also see; what it sees with lies unused."""
+    """Gemma 3 4B and more, the text alone: what it sees images with lies unused."""
     hf.ignore("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index", "image_token_index")
     hf.expect("tie_word_embeddings", True)
     text = hf.part("text_config").with_defaults(_GEMMA3_DEFAULTS)
