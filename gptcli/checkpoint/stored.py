@@ -120,6 +120,8 @@ def _find_affine(settings: dict[str, Any], tensors: Tensors) -> Iterator[tuple[s
 
 def _affine_settings(settings: dict[str, Any], module: str) -> tuple[int, int]:
     chosen = settings.get(module, settings)
+    if chosen is True:
+        chosen = settings
     if not isinstance(chosen, dict):
         raise BrokenCheckpoint(f"config.json: quantization of {module} must be an object")
     mode = chosen.get("mode", settings.get("mode", "affine"))
@@ -152,8 +154,9 @@ def _find_fp8(settings: dict[str, Any], tensors: Tensors) -> Iterator[tuple[str,
         if tensors[scale].shape not in ((), (1,), (1, 1), (rows,), (rows, 1), blocks):
             raise BrokenCheckpoint(f"{scale}: no scales of {name} have shape {list(tensors[scale].shape)}")
         # Scales of activations, which we leave as they are, lie beside.
-        activations = (name.removesuffix("weight") + "input_scale",)
-        yield name, Fp8(shape=info.shape, tensors=(name, scale), beside=activations, block=block, about="FP8")
+        module = name.removesuffix("weight")
+        beside = (f"{module}input_scale", f"{module}activation_scale")
+        yield name, Fp8(shape=info.shape, tensors=(name, scale), beside=beside, block=block, about="FP8")
 
 
 def _block(settings: dict[str, Any]) -> tuple[int, int]:
