@@ -7,6 +7,7 @@ by name. Knows nothing of files or of single families.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,27 +25,29 @@ from gptcli.model.config import (
 # changes the logits of a decoder at inference.
 HARMLESS = frozenset(
     """
-    _attn_implementation _attn_implementation_internal _flash_attn_2_enabled _name_or_path add_cross_attention
-    architectures attention_dropout attn_implementation attn_pdrop auto_map bad_words_ids begin_suppress_tokens
-    bos_token_id cache_implementation chunk_size_feed_forward classifier_dropout cross_attention_hidden_size
-    decoder_start_token_id diversity_penalty do_sample dtype early_stopping embd_pdrop embed_dropout
-    embedding_dropout encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
-    forced_bos_token_id forced_eos_token_id gradient_checkpointing hidden_dropout id2label initializer_range
-    is_decoder is_encoder_decoder is_llama_config keys_to_ignore_at_inference label2id length_penalty max_length
-    max_sequence_length min_length model_type n_ctx no_repeat_ngram_size num_beam_groups num_beams
-    num_return_sequences output_attentions output_hidden_states output_router_logits output_scores pad_token_id
-    prefix pretraining_tp problem_type pruned_heads quantization quantization_config remove_invalid_values
-    repetition_penalty resid_dropout resid_pdrop residual_dropout return_dict return_dict_in_generate
-    router_aux_loss_coef router_jitter_noise sep_token_id summary_activation summary_first_dropout
-    summary_proj_to_labels summary_type summary_use_proj suppress_tokens task_specific_params temperature
-    tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config
-    transformers_version typical_p unsloth_fixed unsloth_version use_bfloat16 use_cache use_flash_attention
-    use_flash_attn
+    _attn_implementation _attn_implementation_internal _flash_attn_2_enabled _name_or_path _num_labels
+    add_cross_attention architectures attention_dropout attention_probs_dropout_prob attn_implementation attn_pdrop
+    auto_map bad_words_ids begin_suppress_tokens bos_token_id cache_implementation chunk_size_feed_forward
+    classifier_dropout cross_attention_hidden_size custom_pipelines decoder_start_token_id diversity_penalty
+    do_sample dtype early_stopping embd_pdrop embed_dropout embedding_dropout encoder_no_repeat_ngram_size
+    eos_token_id exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
+    gradient_checkpointing hidden_dropout hidden_dropout_prob id2label initializer_range is_decoder
+    is_encoder_decoder is_llama_config keys_to_ignore_at_inference label2id length_penalty max_length
+    max_sequence_length min_length model_max_length model_type n_ctx n_special no_repeat_ngram_size num_beam_groups
+    num_beams num_labels num_return_sequences output_attentions output_hidden_states output_past
+    output_router_logits output_scores pad_token_id predict_special_tokens prefix pretraining_tp problem_type
+    pruned_heads quantization quantization_config remove_invalid_values repetition_penalty resid_dropout resid_pdrop
+    residual_dropout return_dict return_dict_in_generate router_aux_loss_coef router_jitter_noise sep_token_id
+    summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj suppress_tokens
+    task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype
+    torchscript transformers.js_config transformers_version typical_p unsloth_fixed unsloth_version use_bfloat16
+    use_cache use_flash_attention use_flash_attn xla_device
     """.split()
 )
 
 _MAX_COUNT = 1 << 24  # beyond any width or vocabulary there is
 _MAX_LAYERS = 4096
+_MAX_TURNS = 1e9  # of a rotation within a context
 
 
 class HfConfig:
@@ -58,7 +61,8 @@ class HfConfig:
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> HfConfig:
         """The same config with fields that it may leave out, because its class in transformers has them."""
-        return HfConfig({**defaults, **self._fields}, self._where)
+        given = {name: value for name, value in self._fields.items() if value is not None or name != "rope_parameters"}
+        return HfConfig({**defaults, **given}, self._where)
 
     def part(self, name: str) -> HfConfig:
         """The config of a part of the model."""
@@ -100,12 +104,14 @@ class HfConfig:
         """A whole number of at least 1, or None where it is absent or null."""
         return None if self._get(name) is None else self.whole(name)
 
-    def number(self, name: str, default: float | None = None, *, low: float = 0.0) -> float:
-        """A finite number above `low`; absent or null gives the default, and is an error where that is None."""
+    def number(
+        self, name: str, default: float | None = None, *, low: float = 0.0, high: float = sys.float_info.max
+    ) -> float:
+        """A number above `low`, at most `high`; absent or null gives the default, an error where that is None."""
         value = self._get(name)
         if value is None and default is not None:
             return default
-        if type(value) not in (int, float) or not math.isfinite(value) or value <= low:
+        if type(value) not in (int, float) or not low < value <= high:
             raise self._wrong(name, f"a number above {low:g}", value)
         return float(value)
 
@@ -145,56 +151,72 @@ class HfConfig:
             raise self._wrong(name, "a list of whole numbers", value)
         return value
 
-    def nested(self, name: str, inner: str) -> bool:
-        """Whether a field is an object that has an object of this name."""
-        value = self._fields.get(name)
-        return isinstance(value, dict) and isinstance(value.get(inner), dict)
+    def optional_number(self, name: str) -> float | None:
+        """A number above 0, or None where it is absent or null."""
+        return None if self._get(name) is None else self.number(name)
 
-    def nullable_whole(self, name: str, default: int | None) -> int | None:
-        """A whole number of at least 1, or None where it is null; absent gives the default."""
-        if name in self._fields and self._get(name) is None:
-            return None
-        return default if self._get(name) is None else self.whole(name)
+    def nonzero(self, name: str, *, high: float = sys.float_info.max) -> float | None:
+        """A number above 0, or None where it is absent, null or 0, which some settings take for absent."""
+        value = self._get(name)
+        return None if value is None or (type(value) in (int, float) and value == 0) else self.number(name, high=high)
 
-    def nullable_number(self, name: str, default: float | None) -> float | None:
-        """A number above 0, or None where it is null; absent gives the default."""
-        if name in self._fields and self._get(name) is None:
-            return None
-        return default if self._get(name) is None else self.number(name)
+    def rope(self, head_dim: int, default_theta: float = 10_000.0, fraction: float | None = None) -> RopeConfig:
+        """Rotary settings from `rope_scaling` and `rope_theta`, or from `rope_parameters`, which the former outweigh.
 
-    def rope(
-        self, head_dim: int, default_theta: float, default_fraction: float = 1.0, layer_type: str | None = None
-    ) -> RopeConfig:
-        """Rotary settings from `rope_parameters`, or from the older `rope_theta` and `rope_scaling`.
-
-        default_fraction: the share of a head's channels that is rotated, unless the config says. layer_type: whose
-        settings to take, where `rope_parameters` has one for each.
+        fraction: the share of a head's channels that is rotated, unless `rope_parameters` says; None is all of them,
+        whatever that says.
         """
-        outer_theta = self.number("rope_theta", default_theta)
-        outer_fraction = self.number("partial_rotary_factor", self.number("rotary_pct", default_fraction))
-        old, new = self._get("rope_scaling"), self._get("rope_parameters")
-        parameters = new if new is not None else old if old is not None else {}
-        if not isinstance(parameters, dict):
-            raise self._wrong("rope_parameters" if new is not None else "rope_scaling", "an object", parameters)
-        if layer_type is not None and isinstance(parameters.get(layer_type), dict):
-            parameters = parameters[layer_type]
+        theta = self.number("rope_theta", default_theta, low=1.0)
+        new, old = self._object("rope_parameters"), self._object("rope_scaling")
+        return self._rope_config(old or new, head_dim, theta, fraction)
+
+    def rope_of_layer_type(self, layer_type: str, head_dim: int, theta: float) -> RopeConfig:
+        """Rotary settings where each type of layer has its own, in `rope_parameters`; `rope_scaling` is for full ones.
+
+        theta: the base, unless they say.
+        """
+        new, old = self._object("rope_parameters"), self._object("rope_scaling")
+        if (new and not _is_nested(new)) or _is_nested(old):  # transformers drops what does not fit
+            raise UnsupportedArchitecture(
+                f"{self._where}: in this family rope_parameters must be by layer type, and rope_scaling must not"
+            )
+        parameters = dict(HfConfig(new, f"{self._where}: rope_parameters")._object(layer_type))
+        if layer_type == "full_attention":
+            parameters |= old
         rope = HfConfig(parameters, f"{self._where}: rope")
-        theta = rope.number("rope_theta", outer_theta, low=1.0)
-        dim = int(head_dim * rope.number("partial_rotary_factor", outer_fraction))
+        rope.expect("truncate", True)
+        if parameters.get("type") is not None:
+            rope.expect("type", parameters.get("rope_type"))
+        return self._rope_config(parameters, head_dim, theta, None)
+
+    def rope_extra(self, name: str) -> float | None:
+        """A number beside RoPE's own settings, for a family that keeps one there; `rope` knows it then."""
+        self._rope_extras.add(name)
+        parameters = self._object("rope_scaling") or self._object("rope_parameters")
+        return HfConfig(parameters, f"{self._where}: rope").nonzero(name)
+
+    def _object(self, name: str) -> dict[str, Any]:
+        value = self._get(name)
+        if value is not None and not isinstance(value, dict):
+            raise self._wrong(name, "an object", value)
+        return value or {}
+
+    def _rope_config(
+        self, parameters: Mapping[str, Any], head_dim: int, theta: float, fraction: float | None
+    ) -> RopeConfig:
+        rope = HfConfig(parameters, f"{self._where}: rope")
+        theta = rope.number("rope_theta", theta, low=1.0)
+        if fraction is None:
+            rope.expect("partial_rotary_factor", 1.0, 1)
+        dim = int(head_dim * rope.number("partial_rotary_factor", fraction or 1.0))
         if dim % 2 or not 0 < dim <= head_dim:
-            raise BrokenCheckpoint(f"{self._where}: RoPE cannot turn {dim} of {head_dim} channels")
+            raise BrokenCheckpoint(f"{self._where}: RoPE cannot turn {dim} of {head_dim} channels: see rotary factors")
         scaling = self._rope_scaling(rope, dim)
         rope._read |= self._rope_extras
         rope.expect("finetuned", True, False)  # said by Yarn's own conversions
         rope.expect("max_position_embeddings", self._fields.get("max_position_embeddings"))
         rope.refuse_unread()
         return RopeConfig(theta=theta, dim=dim, scaling=scaling)
-
-    def rope_extra(self, name: str) -> float | None:
-        """A number beside RoPE's own settings, for a family that keeps one there; `rope` knows it then."""
-        self._rope_extras.add(name)
-        value = (self._fields.get("rope_parameters") or self._fields.get("rope_scaling") or {}).get(name)
-        return None if value is None else HfConfig({name: value}, f"{self._where}: rope").number(name)
 
     def _rope_scaling(self, rope: HfConfig, dim: int) -> RopeScaling | None:
         kind = rope.text("type", "default")
@@ -205,15 +227,16 @@ class HfConfig:
         original = self.whole("original_max_position_embeddings", original)
         match kind:
             case "default":
+                rope.expect("factor", 1.0, 1)
                 return None
             case "linear":
                 return LinearScaling(factor=rope.number("factor"))
             case "llama3":
+                low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
+                if low >= high:
+                    raise BrokenCheckpoint(f"{self._where}: rope: low_freq_factor must be below high_freq_factor")
                 return Llama3Scaling(
-                    factor=rope.number("factor"),
-                    low_freq_factor=rope.number("low_freq_factor"),
-                    high_freq_factor=rope.number("high_freq_factor"),
-                    original_context=original,
+                    factor=rope.number("factor"), low_freq_factor=low, high_freq_factor=high, original_context=original
                 )
             case "yarn":
                 factor = rope.number("factor", context / original)
@@ -221,11 +244,13 @@ class HfConfig:
                     factor=factor,
                     original_context=original,
                     magnitude=_yarn_magnitude(rope, factor),
-                    beta_fast=rope.number("beta_fast", 32.0),
-                    beta_slow=rope.number("beta_slow", 1.0),
+                    beta_fast=rope.nonzero("beta_fast", high=_MAX_TURNS) or 32.0,
+                    beta_slow=rope.nonzero("beta_slow", high=_MAX_TURNS) or 1.0,
                     truncate=rope.flag("truncate", True),
                 )
             case "longrope" | "su":
+                if original < 2:
+                    raise BrokenCheckpoint(f"{self._where}: rope: original_max_position_embeddings must be at least 2")
                 return LongRopeScaling(
                     short=rope.numbers("short_factor", dim // 2),
                     long=rope.numbers("long_factor", dim // 2),
@@ -267,15 +292,19 @@ class HfConfig:
             )
 
 
+def _is_nested(fields: Mapping[str, Any]) -> bool:
+    return any(isinstance(value, dict) for value in fields.values())
+
+
 def _yarn_magnitude(rope: HfConfig, factor: float) -> float:
     def mscale(weight: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
-    given = rope.number("attention_factor", math.nan)
-    numerator, denominator = rope.number("mscale", math.nan), rope.number("mscale_all_dim", math.nan)
-    if not math.isnan(given):
+    given = rope.optional_number("attention_factor")
+    numerator, denominator = rope.nonzero("mscale"), rope.nonzero("mscale_all_dim")
+    if given is not None:
         return given
-    if math.isnan(numerator) or math.isnan(denominator):
+    if numerator is None or denominator is None:
         return mscale(1.0)
     return mscale(numerator) / mscale(denominator)
 

@@ -50,6 +50,59 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+# What configs may leave out, because their classes in transformers have it. Null stays null.
+_DEFAULTS: dict[str, dict[str, object]] = {
+    "cohere": {"rope_theta": 500_000.0},
+    "gemma": {"num_key_value_heads": 16},
+    "gemma2": {
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+    "gemma3_text": {"num_attention_heads": 8, "num_key_value_heads": 4},
+    "glm4": {"num_key_value_heads": 2},
+    "gpt2": {"n_head": 12, "n_layer": 12},
+    "gpt_oss": {
+        "num_key_value_heads": 8,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "factor": 32.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 4096,
+        },
+    },
+    "gptj": {"rotary_dim": 64},
+    "ministral3": {
+        "num_key_value_heads": 8,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1_000_000.0,
+            "factor": 16.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": 16_384,
+            "llama_4_scaling_beta": 0.1,
+        },
+    },
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "mixtral": {"num_key_value_heads": 8},
+    "openai-gpt": {"n_head": 12, "n_layer": 12},
+    "phi3": {"original_max_position_embeddings": 4096},
+    "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096},
+    "qwen2_moe": {"num_key_value_heads": 16, "sliding_window": 4096},
+    "qwen3": {"num_key_value_heads": 32, "sliding_window": 4096},
+    "qwen3_moe": {"num_key_value_heads": 4, "sliding_window": 4096},
+    "smollm3": {"num_key_value_heads": 4},
+    "stablelm": {"num_key_value_heads": 32},
+    "starcoder2": {"num_key_value_heads": 2},
+}
+
+
 def architecture_of(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """The decoder that a config describes, for a checkpoint with tensors of these names.
 
@@ -62,6 +115,7 @@ def architecture_of(hf: HfConfig, tensors: Collection[str]) -> Architecture:
             f"`{hf.model_type}` models are not supported",
             hint="run `gptcli models --supported` to see which are",
         )
+    hf = hf.with_defaults(_DEFAULTS.get(hf.model_type, {}))
     architecture = family(hf, tensors)
     hf.refuse_unread()
     return architecture

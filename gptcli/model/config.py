@@ -59,6 +59,11 @@ class RopeConfig:
     dim: int
     scaling: RopeScaling | None = None
 
+    @property
+    def border(self) -> int | None:
+        """Beyond this many tokens a text is rotated otherwise from its beginning on; None where it never is."""
+        return self.scaling.original_context if isinstance(self.scaling, LongRopeScaling) else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class NormConfig:
@@ -181,10 +186,7 @@ class DecoderConfig:
         return elements * element_bytes
 
     @property
-    def rope_border(self) -> int | None:
-        """Beyond this many tokens a text is rotated otherwise from its beginning on; None where it never is."""
-        ropes = [block.attention.rope for block in self.blocks]
-        return next(
-            (rope.scaling.original_context for rope in ropes if rope and isinstance(rope.scaling, LongRopeScaling)),
-            None,
-        )
+    def rope_borders(self) -> frozenset[int]:
+        """Every `RopeConfig.border` there is."""
+        ropes = (block.attention.rope for block in self.blocks)
+        return frozenset(rope.border for rope in ropes if rope and rope.border)

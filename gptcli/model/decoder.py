@@ -108,8 +108,7 @@ class Decoder(nn.Module):
         return logits
 
     def _rotation(self, rope: RopeConfig, cache: KVCache, T: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        border = self.config.rope_border
-        key = rope, border is not None and cache.span > border
+        key = rope, rope.border is not None and cache.span > rope.border
         table = self._rotary.get(key)
         if table is None or len(table[0]) < cache.length + T:
             table = rotary_table(rope, cache.capacity, cache.span, like.device, like.dtype)

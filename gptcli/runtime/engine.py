@@ -71,9 +71,9 @@ class Engine:
 
     def _rotated_alike(self, tokens: Sequence[int], cache: KVCache) -> Sequence[int]:
         """What to run so that all keys are rotated for the new length: the whole text when it crosses a border."""
-        border, before = self.decoder.config.rope_border, cache.span
-        cache.span = cache.length + len(tokens)
-        if border is None or (before > border) == (cache.span > border) or not cache.length:
+        before, cache.span = cache.span, cache.length + len(tokens)
+        crossed = any((before > border) != (cache.span > border) for border in self.decoder.config.rope_borders)
+        if not crossed or not cache.length:
             return tokens
         tokens = [*cache.tokens, *tokens]
         cache.truncate(0)

@@ -40,6 +40,16 @@ GEMMA3_ROPES = {
     "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
 }
+TWO_LONGROPES = {
+    layer_type: {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0 + pair / 16 for pair in range(16)],
+        "long_factor": [1.0 + pair / 4 for pair in range(16)],
+        "original_max_position_embeddings": border,
+    }
+    for layer_type, border in (("full_attention", 20), ("sliding_attention", 36))
+}
 QWEN_MOE = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 GPT_OSS = {"head_dim": 16, "num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 8}
 OSS_YARN = {
@@ -136,6 +146,12 @@ ROWS = [
         {"rope_parameters": GEMMA3_ROPES | {"sliding_attention": {"rope_theta": 1e6}}},
         GEMMA | {"num_hidden_layers": 7, "rope_parameters": GEMMA3_ROPES},
     ),
+    Row(
+        "gemma3, two borders of longrope",
+        "gemma3_text",
+        {"rope_parameters": {"full_attention": TWO_LONGROPES["full_attention"], "sliding_attention": {}}},
+        GEMMA | {"num_hidden_layers": 7, "rope_parameters": TWO_LONGROPES},
+    ),
     Row("phi", "phi", {"rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 1.0}}),
     Row("phi, qk norms", "phi", {"layer_norm_eps": 0.1}, {"qk_layernorm": True}),
     Row("phi3", "phi3", {"sliding_window": 8}, {"original_max_position_embeddings": 128}),
@@ -178,8 +194,15 @@ ROWS = [
         {"head_dim": 16, "rope_parameters": MINISTRAL},
     ),
     Row("mixtral", "mixtral", {"num_experts_per_tok": 1}, {"num_local_experts": 5}),
+    Row("mixtral, gelu", "mixtral", {"hidden_act": "silu"}, {"num_local_experts": 5, "hidden_act": "gelu"}),
     Row("mixtral, window", "mixtral", {"sliding_window": 9}, {"num_local_experts": 4, "sliding_window": 8}),
     Row("qwen2_moe", "qwen2_moe", {"norm_topk_prob": True}, QWEN_MOE | {"shared_expert_intermediate_size": 40}),
+    Row(
+        "qwen2_moe, relu",
+        "qwen2_moe",
+        {"hidden_act": "silu"},
+        QWEN_MOE | {"shared_expert_intermediate_size": 40, "hidden_act": "relu"},
+    ),
     Row("qwen3_moe", "qwen3_moe", {"norm_topk_prob": False}, QWEN_MOE | {"norm_topk_prob": True, "head_dim": 32}),
     Row(
         "qwen3_moe, some layers dense",
@@ -271,7 +294,8 @@ def test_all_logits_agree_token_by_token(reference: Reference, engine: Engine, m
     cache = engine.new_cache()
     logits = torch.stack([engine.decode(token, cache) for token in IDS])
     wanted = reference.logits(IDS)
-    if border := engine.decoder.config.rope_border:  # until a text crosses it, all of it is rotated as a short one
+    for border in sorted(engine.decoder.config.rope_borders, reverse=True):
+        # Until a text crosses it, all of it is rotated as a short one.
         wanted = torch.cat([reference.logits(IDS[:border]), wanted[border:]])
     assert relative_error(logits, wanted) < TOLERANCE
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
-from gptcli.checkpoint.families.llama import Names, llama_architecture, llama_config, rms
-from gptcli.checkpoint.families.parts import each_attention, each_block, every, windows
+from gptcli.checkpoint.families.llama import Names, llama_architecture, llama_config, llama_head_dim, rms
+from gptcli.checkpoint.families.parts import activation, each_attention, each_block, every, windows
 from gptcli.checkpoint.hf import HfConfig
 from gptcli.checkpoint.recipes import Architecture, PlusOne
-from gptcli.model.config import AttentionConfig, DecoderConfig, QkNormConfig, RopeConfig
+from gptcli.model.config import Activation, AttentionConfig, DecoderConfig, QkNormConfig, RopeConfig
 
 _FOUR_NORMS = Names(
     post_attention_norm="post_attention_layernorm",
@@ -29,14 +29,17 @@ _GEMMA3_DEFAULTS = {
 
 def gemma(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Gemma and CodeGemma: Llama's block with scaled embeddings and a GELU."""
-    return llama_architecture(_gemma_config(hf), tensors, norm_weight=PlusOne)
+    hf.ignore("hidden_activation")
+    return llama_architecture(_gemma_config(hf, act="gelu_tanh"), tensors, norm_weight=PlusOne)
 
 
 def gemma2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Gemma 2: four norms, softcaps, a window on every other layer."""
     layers = hf.layers
     types = hf.per_layer("layer_types", layers) or every(2, layers)
-    return _four_norms(hf, tensors, types, default_caps=(50.0, 30.0))
+    hf.ignore("sliding_window_size")  # what sliding_window says, once more
+    softcap, config = hf.optional_number("attn_logit_softcapping"), _gemma_config(hf)
+    return _four_norms(hf, tensors, types, config, edit=lambda layer, attention: replace(attention, softcap=softcap))
 
 
 def gemma3_text(hf: HfConfig, tensors: Collection[str], root: str = "") -> Architecture:
@@ -44,17 +47,16 @@ def gemma3_text(hf: HfConfig, tensors: Collection[str], root: str = "") -> Archi
     layers = hf.layers
     pattern = hf.whole("sliding_window_pattern", hf.whole("_sliding_window_pattern", 6))
     types = hf.per_layer("layer_types", layers) or every(pattern, layers)
-    head_dim = hf.whole("head_dim", 256)
-    local = RopeConfig(theta=hf.number("rope_local_base_freq", 10_000.0), dim=head_dim)
-    if hf.nested("rope_parameters", "sliding_attention"):
-        local = hf.rope(head_dim, local.theta, layer_type="sliding_attention")
-    rope = hf.rope(head_dim, 1_000_000.0, layer_type="full_attention")
+    head_dim = llama_head_dim(hf, 256)
+    local = hf.rope_of_layer_type("sliding_attention", head_dim, hf.number("rope_local_base_freq", 10_000.0))
+    rope = hf.rope_of_layer_type("full_attention", head_dim, hf.number("rope_theta", 1_000_000.0))
+    hf.expect("attn_logit_softcapping")  # transformers reads it in Gemma 2 only
 
     def edit(layer: int, attention: AttentionConfig) -> AttentionConfig:
         norm = QkNormConfig(norm=rms(hf, 1e-6, wide_scale=True), over="head")
         return replace(attention, qk_norm=norm, rope=local if types[layer] == "sliding_attention" else rope)
 
-    return _four_norms(hf, tensors, types, default_caps=(None, None), edit=edit, root=root)
+    return _four_norms(hf, tensors, types, _gemma_config(hf, rope=rope), edit=edit, root=root)
 
 
 def gemma3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
@@ -63,21 +65,22 @@ def gemma3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     hf.expect("tie_word_embeddings", True)
     text = hf.part("text_config").with_defaults(_GEMMA3_DEFAULTS)
     text.expect("model_type", "gemma3_text")
+    text.expect("final_logit_softcapping")  # which transformers leaves out where there are images
     architecture = gemma3_text(text, tensors, root="language_model.")
     text.refuse_unread()
     return replace(architecture, unused_parts=("vision_tower.", "multi_modal_projector."))
 
 
-def _gemma_config(hf: HfConfig) -> DecoderConfig:
+def _gemma_config(hf: HfConfig, act: Activation | None = None, rope: RopeConfig | None = None) -> DecoderConfig:
     # Early configs say `gelu` in hidden_act and mean the tanh form all the same.
     hf.expect("hidden_act", "gelu", "gelu_pytorch_tanh")
     hf.expect("use_bidirectional_attention", False)
     config = llama_config(
         hf,
         norm=rms(hf, 1e-6, wide_scale=True),
-        act=("hidden_activation", "gelu_pytorch_tanh"),
+        act=act or activation(hf, "hidden_activation", "gelu_pytorch_tanh"),
         default_head_dim=256,
-        rope_layer_type="full_attention",
+        rope=rope,
         tied=True,
     )
     return replace(config, embedding_scale=config.hidden_size**0.5)
@@ -87,19 +90,17 @@ def _four_norms(
     hf: HfConfig,
     tensors: Collection[str],
     types: Sequence[object],
-    default_caps: tuple[float | None, float | None],
-    edit: Callable[[int, AttentionConfig], AttentionConfig] = lambda layer, attention: attention,
+    config: DecoderConfig,
+    *,
+    edit: Callable[[int, AttentionConfig], AttentionConfig],
     root: str = "",
 ) -> Architecture:
     layer_windows = windows(types, hf.whole("sliding_window", 4096))
     scale = hf.number("query_pre_attn_scalar", 256.0) ** -0.5
-    softcap = hf.nullable_number("attn_logit_softcapping", default_caps[0])
     config = each_attention(
-        _gemma_config(hf),
-        lambda layer, attention: replace(
-            edit(layer, attention), scale=scale, softcap=softcap, window=layer_windows[layer]
-        ),
+        config,
+        lambda layer, attention: replace(edit(layer, attention), scale=scale, window=layer_windows[layer]),
     )
     config = each_block(config, lambda layer, block: replace(block, residual="sandwich"))
-    config = replace(config, logit_softcap=hf.nullable_number("final_logit_softcapping", default_caps[1]))
+    config = replace(config, logit_softcap=hf.optional_number("final_logit_softcapping"))
     return llama_architecture(config, tensors, _FOUR_NORMS, norm_weight=PlusOne, root=root)

@@ -119,7 +119,7 @@ def gpt2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 def gpt_neo(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """GPT-Neo: scores without a scale, a window on every other layer."""
     layers, hidden, heads = hf.whole("num_layers", high=4096), hf.whole("hidden_size"), hf.whole("num_heads")
-    hf.per_layer("attention_types", 1)
+    hf.ignore("attention_types")  # what attention_layers says, in fewer words
     kinds = hf.per_layer("attention_layers", layers)
     if kinds is None:
         raise BrokenCheckpoint("config.json: attention_layers must list what each layer is")
@@ -148,6 +148,8 @@ def gpt_neo(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 def gptj(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """GPT-J: one norm for attention and MLP side by side, neighbouring channels of each head's first part rotated."""
     attention = _attention(hf)
+    hf.expect("rotary", True)
+    hf.ignore("scale_attn_weights")  # GPT-2's: it always scales
     rope = RopeConfig(theta=10_000.0, dim=hf.optional_whole("rotary_dim") or attention.head_dim)
     if rope.dim > attention.head_dim or rope.dim % 2:
         raise BrokenCheckpoint(f"config.json: RoPE cannot turn {rope.dim} of {attention.head_dim} channels")
@@ -169,13 +171,13 @@ def gpt_neox(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """GPT-NeoX and Pythia: attention and MLP side by side, RoPE on a part of each head."""
     layers, hidden, heads = hf.layers, hf.whole("hidden_size"), hf.whole("num_attention_heads")
     head_dim = head_dim_of(hf, hidden, heads)
-    hf.expect("rotary_emb_base", hf.number("rotary_emb_base", 10_000.0), int(hf.number("rotary_emb_base", 10_000.0)))
+    hf.ignore("partial_rotary_factor")  # what rotary_pct says, once more
     bias = hf.flag("attention_bias", True)
     attention = AttentionConfig(
         heads=heads,
         kv_heads=heads,
         head_dim=head_dim,
-        rope=hf.rope(head_dim, hf.number("rotary_emb_base", 10_000.0), 0.25),
+        rope=hf.rope(head_dim, hf.number("rotary_emb_base", 10_000.0), hf.number("rotary_pct", 0.25)),
         scale=head_dim**-0.5,
         qkv_bias=bias,
         out_bias=bias,
@@ -239,8 +241,8 @@ def _architecture(
     if f"model.{names.embed}.weight" in tensors:  # as MLX writes all of them, its matrices (out, in)
         names = replace(names, root="model.", layers="h", head=f"model.{names.head}")
         weight = as_it_is
-    head = f"{names.head}.weight"
-    config = replace(config, tied_head=config.tied_head and head not in tensors)
+    own_head = not config.tied_head or f"{names.head}.weight" in tensors
+    config = replace(config, tied_head=not own_head and not config.head_bias)
     root = "" if f"{names.embed}.weight" in tensors else names.root
     parameters = Parameters({"embed.weight": Take(f"{root}{names.embed}.weight")})
     if names.positions:
@@ -248,6 +250,8 @@ def _architecture(
     parameters.norm("final_norm", names.final_norm and root + names.final_norm, config.norm)
     if not config.tied_head:
         parameters.linear("head", [names.head], config.head_bias)
+        if not own_head:
+            parameters["head.weight"] = parameters["embed.weight"]
     for layer, block in enumerate(config.blocks):
         ours, theirs = f"blocks.{layer}.", f"{root}{names.layers}.{layer}."
         for mine, norm in names.norms.items():

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from gptcli.checkpoint.families.llama import Names, llama_architecture, llama_config, rms
-from gptcli.checkpoint.families.parts import each_attention, each_block, every, windows
+from gptcli.checkpoint.families.parts import activation, each_attention, each_block, every, windows
 from gptcli.checkpoint.hf import HfConfig
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.model.config import DecoderConfig, NormConfig, QkNormConfig
@@ -36,7 +36,7 @@ def phi(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     config = llama_config(
         hf,
         norm=norm,
-        act=("hidden_act", "gelu_new"),
+        act=activation(hf, "hidden_act", "gelu_new"),
         gated=False,
         bias=True,
         mlp_bias=True,
@@ -50,10 +50,13 @@ def phi(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 def starcoder2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """StarCoder 2: biases and a plain MLP."""
     bias, window = hf.flag("use_bias", True), hf.optional_whole("sliding_window")
+    hf.expect("mlp_type", "default")
+    hf.expect("norm_type", "layer_norm")
+    hf.ignore("rms_norm_eps")
     config = llama_config(
         hf,
         norm=NormConfig(kind="layer", eps=hf.number("norm_epsilon", 1e-5), bias=True),
-        act=("hidden_act", "gelu_pytorch_tanh"),
+        act=activation(hf, "hidden_act", "gelu_pytorch_tanh"),
         gated=False,
         bias=bias,
         mlp_bias=bias,
@@ -93,6 +96,7 @@ def cohere2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     layer_windows = windows(types, hf.whole("sliding_window", 4096))
     for field, harmless in _COHERE2_SWITCHES.items():
         hf.expect(field, harmless)
+    hf.ignore("layer_switch", "use_parallel_embedding")
     config = each_attention(
         _cohere_config(hf),
         lambda layer, attention: replace(
@@ -110,7 +114,6 @@ _COHERE2_SWITCHES = {
     "use_embedding_sharing": True,
     "use_gated_activation": True,
     "use_parallel_block": True,
-    "use_parallel_embedding": False,
     "use_qk_norm": False,
 }
 

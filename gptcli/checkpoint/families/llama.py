@@ -6,7 +6,7 @@ tensors of whatever came out. Source: transformers' modelling files of the same 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -24,6 +24,7 @@ from gptcli.checkpoint.hf import HfConfig
 from gptcli.checkpoint.recipes import Architecture, PairsToHalves, Recipe, Stack, Take, Transposed
 from gptcli.errors import BrokenCheckpoint
 from gptcli.model.config import (
+    Activation,
     AttentionConfig,
     BlockConfig,
     DecoderConfig,
@@ -31,6 +32,7 @@ from gptcli.model.config import (
     NormConfig,
     PositionScale,
     QkNormConfig,
+    RopeConfig,
 )
 
 
@@ -59,7 +61,7 @@ def llama(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 def mistral(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Mistral 7B and its kin: a sliding window on every layer unless it is null."""
-    window = hf.nullable_whole("sliding_window", 4096)
+    window = hf.optional_whole("sliding_window")
     config = each_attention(llama_config(hf), lambda layer, attention: replace(attention, window=window))
     return llama_architecture(config, tensors)
 
@@ -68,9 +70,9 @@ def ministral3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Ministral 3: q grows with the logarithm of its position."""
     window = hf.optional_whole("sliding_window")
     beta, original = hf.rope_extra("llama_4_scaling_beta"), hf.rope_extra("original_max_position_embeddings")
-    if beta is None or original is None:
-        raise BrokenCheckpoint("config.json: rope: llama_4_scaling_beta or original_max_position_embeddings is missing")
-    scale = PositionScale(beta=beta, original_context=int(original))
+    if beta and original is None:
+        raise BrokenCheckpoint("config.json: rope: original_max_position_embeddings is missing")
+    scale = PositionScale(beta=beta, original_context=int(original)) if beta and original else None
     config = each_attention(
         llama_config(hf, norm=rms(hf, 1e-5), bias=False, default_head_dim=128),
         lambda layer, attention: replace(attention, window=window, position_scale=scale),
@@ -141,7 +143,11 @@ def granite(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 def phi3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Phi 3 to 4: q, k and v in one matrix, gate and up in another, LongRoPE."""
     window = hf.optional_whole("sliding_window")
-    config = llama_config(hf, norm=rms(hf, 1e-5), bias=False)
+    for field in ("full_attn_mod", "interpolate_factor"):
+        hf.expect(field, 1)
+    for field in ("lm_head_bias", "mlp_bias"):
+        hf.expect(field, False)
+    config = llama_config(hf, norm=rms(hf, 1e-5), bias=False, rotary_fraction=1.0)
     config = each_attention(config, lambda layer, attention: replace(attention, window=window))
     return llama_architecture(config, tensors, Names(qkv=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",)))
 
@@ -150,40 +156,51 @@ def llama_config(
     hf: HfConfig,
     *,
     norm: NormConfig | None = None,
-    act: tuple[str, str] = ("hidden_act", "silu"),
+    act: Activation | None = None,
     gated: bool = True,
     bias: bool | None = None,
     mlp_bias: bool = False,
-    rotary_fraction: float = 1.0,
+    rotary_fraction: float | None = None,
     default_head_dim: int | None = None,
     default_theta: float = 10_000.0,
-    rope_layer_type: str | None = None,
+    rope: RopeConfig | None = None,
     tied: bool = False,
 ) -> DecoderConfig:
     """What the Llama shape reads from a config; the arguments are defaults, and what it cannot read there.
 
-    act: the field that names the activation, and its default. bias: on attention; None asks `attention_bias`.
-    rotary_fraction: the share of each head's channels that RoPE turns, unless the config says. rope_layer_type: whose
-    RoPE, where the config has one for each type of layer. tied: whether the head
-    is the embedding, unless the config says.
+    act: where it is not what `hidden_act` names, or else SiLU. bias: on attention; None asks `attention_bias`.
+    rotary_fraction: the share of each head's channels that RoPE turns, unless the config says; None for all of them,
+    whatever it says. rope: where the family has read it by itself. tied: whether the head is the embedding, unless the
+    config says.
     """
     layers, hidden, heads = hf.layers, hf.whole("hidden_size"), hf.whole("num_attention_heads")
     kv_heads = hf.whole("num_key_value_heads", heads)
     if heads % kv_heads:
         raise BrokenCheckpoint(f"config.json: {heads} attention heads cannot share {kv_heads} key-value heads evenly")
-    head_dim = head_dim_of(hf, hidden, heads, default_head_dim)
+    head_dim = llama_head_dim(hf, default_head_dim)
+    if rope is None:
+        if rotary_fraction is None:
+            hf.expect("partial_rotary_factor", 1.0, 1)
+        else:
+            rotary_fraction = hf.number("partial_rotary_factor", rotary_fraction)
+        rope = hf.rope(head_dim, default_theta, rotary_fraction)
     attention_bias = hf.flag("attention_bias", False)
     bias = attention_bias if bias is None else bias
     attention = AttentionConfig(
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        rope=hf.rope(head_dim, default_theta, rotary_fraction, rope_layer_type),
+        rope=rope,
         scale=head_dim**-0.5,
         qkv_bias=bias,
         out_bias=bias,
     )
-    mlp = MlpConfig(width=hf.whole("intermediate_size"), activation=activation(hf, *act), gated=gated, bias=mlp_bias)
+    mlp = MlpConfig(
+        width=hf.whole("intermediate_size"),
+        activation=act or activation(hf, "hidden_act", "silu"),
+        gated=gated,
+        bias=mlp_bias,
+    )
     return DecoderConfig(
         vocab_size=hf.whole("vocab_size"),
         hidden_size=hidden,
@@ -194,23 +211,35 @@ def llama_config(
     )
 
 
+def llama_head_dim(hf: HfConfig, default: int | None = None) -> int:
+    """Channels of a head."""
+    return head_dim_of(hf, hf.whole("hidden_size"), hf.whole("num_attention_heads"), default)
+
+
 def rms(hf: HfConfig, default_eps: float, wide_scale: bool = False) -> NormConfig:
     """RMSNorm with the config's epsilon."""
     return NormConfig(kind="rms", eps=hf.number("rms_norm_eps", default_eps), wide_scale=wide_scale)
 
 
-def qwen_windows(hf: HfConfig) -> list[int | None]:
-    """Qwen's windows: none unless `use_sliding_window`, then from a layer on, or as `layer_types` says."""
+def qwen_windows(
+    hf: HfConfig, slides: Callable[[int, int], bool] = lambda layer, first: layer >= first
+) -> list[int | None]:
+    """Qwen's windows: none unless `use_sliding_window`, then as `layer_types` says.
+
+    slides: whether a layer has a window where that is absent, by its index and `max_window_layers`.
+    """
     layers = hf.layers
     first = hf.whole("max_window_layers", 28, low=0)
     window = None
     if hf.flag("use_sliding_window", False):
-        window = hf.nullable_whole("sliding_window", 4096)
+        window = hf.optional_whole("sliding_window")
     else:
         hf.ignore("sliding_window")
     types = hf.per_layer("layer_types", layers)
     if types is None:
-        types = ["sliding_attention" if window and layer >= first else "full_attention" for layer in range(layers)]
+        types = [
+            "sliding_attention" if window and slides(layer, first) else "full_attention" for layer in range(layers)
+        ]
     return windows(types, window)
 
 
@@ -228,14 +257,17 @@ def llama_architecture(
     norm_weight: what is made of every norm's weight. pairs: RoPE turns neighbouring channels, not halves. root: what
     all names begin with.
     """
-    # A file that holds a head of its own beside tied embeddings means that head.
-    config = replace(config, tied_head=config.tied_head and f"{root}lm_head.weight" not in tensors)
+    # A file that holds a head of its own beside tied embeddings means that head; a bias makes one, too.
+    own_head = not config.tied_head or f"{root}lm_head.weight" in tensors
+    config = replace(config, tied_head=not own_head and not config.head_bias)
     prefix = root if f"{root}embed_tokens.weight" in tensors else f"{root}model."
     parameters = Parameters()
     parameters["embed.weight"] = Take(f"{prefix}embed_tokens.weight")
     parameters.norm("final_norm", prefix + names.final_norm, config.norm, norm_weight)
     if not config.tied_head:
         parameters.linear("head", [f"{root}lm_head"], config.head_bias)
+        if not own_head:
+            parameters["head.weight"] = parameters["embed.weight"]
     for layer, block in enumerate(config.blocks):
         ours, theirs = f"blocks.{layer}.", f"{prefix}layers.{layer}."
         for norm in ("attention_norm", "post_attention_norm", "mlp_norm", "post_mlp_norm"):

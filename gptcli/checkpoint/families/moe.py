@@ -6,9 +6,10 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from gptcli.checkpoint.families.llama import llama_architecture, llama_config, qwen_windows, rms
-from gptcli.checkpoint.families.parts import each_attention, every, joined, windows
+from gptcli.checkpoint.families.parts import activation, each_attention, every, joined, windows
 from gptcli.checkpoint.hf import HfConfig
 from gptcli.checkpoint.recipes import Architecture, Concat, EvensThenOdds, Recipe, Stack, Take, Transposed
+from gptcli.errors import BrokenCheckpoint
 from gptcli.model.config import DecoderConfig, MlpConfig, MoeConfig, QkNormConfig
 
 # A layer's prefix, its mixture and the names of all tensors -> recipes by our names behind `mlp.`.
@@ -19,7 +20,7 @@ def mixtral(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Mixtral: a mixture in every layer."""
     window = hf.optional_whole("sliding_window")
     moe = MoeConfig(
-        expert=MlpConfig(width=hf.whole("intermediate_size")),
+        expert=_expert(hf, "intermediate_size"),
         experts=_experts(hf, 8),
         top_k=hf.whole("num_experts_per_tok", 2),
         renormalize=True,
@@ -31,14 +32,15 @@ def mixtral(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 def qwen2_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Qwen 1.5 MoE and Qwen 2 57B: as Qwen 2, with many small experts and a shared one."""
-    qkv_bias, layer_windows = hf.flag("qkv_bias", True), qwen_windows(hf)
-    shared = MlpConfig(width=hf.whole("shared_expert_intermediate_size", 5632))
+    qkv_bias = hf.flag("qkv_bias", True)
+    layer_windows = qwen_windows(hf, slides=lambda layer, first: layer < first and layer % 2 == 0)
+    shared = _expert(hf, "shared_expert_intermediate_size", 5632)
     config = each_attention(
         llama_config(hf, bias=False),
         lambda layer, attention: replace(attention, qkv_bias=qkv_bias, window=layer_windows[layer]),
     )
     moe = MoeConfig(
-        expert=MlpConfig(width=hf.whole("moe_intermediate_size", 1408)),
+        expert=_expert(hf, "moe_intermediate_size", 1408),
         experts=_experts(hf, 60),
         top_k=hf.whole("num_experts_per_tok", 4),
         renormalize=hf.flag("norm_topk_prob", False),
@@ -50,13 +52,14 @@ def qwen2_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 def qwen3_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Qwen 3 30B and 235B: as Qwen 3, with many small experts."""
     hf.ignore("max_window_layers")
-    window = hf.nullable_whole("sliding_window", 4096) if hf.flag("use_sliding_window", False) else None
+    window = hf.optional_whole("sliding_window") if hf.flag("use_sliding_window", False) else None
     hf.ignore("sliding_window")
+    windows(hf.per_layer("layer_types", hf.layers) or [], None)
     config = llama_config(hf)
     norm = QkNormConfig(norm=config.norm, over="head")
     config = each_attention(config, lambda layer, attention: replace(attention, qk_norm=norm, window=window))
     moe = MoeConfig(
-        expert=MlpConfig(width=hf.whole("moe_intermediate_size", 768)),
+        expert=_expert(hf, "moe_intermediate_size", 768),
         experts=_experts(hf, 128),
         top_k=hf.whole("num_experts_per_tok", 8),
         renormalize=hf.flag("norm_topk_prob", False),
@@ -94,8 +97,15 @@ def gpt_oss(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     return _with_experts(config, tensors, lambda layer: moe, _gpt_oss_names)
 
 
+def _expert(hf: HfConfig, field: str, default: int | None = None) -> MlpConfig:
+    return MlpConfig(width=hf.whole(field, default), activation=activation(hf, "hidden_act", "silu"))
+
+
 def _experts(hf: HfConfig, default: int) -> int:
-    return hf.whole("num_local_experts", hf.whole("num_experts", default))
+    experts = hf.whole("num_local_experts", hf.whole("num_experts", default))
+    for field in ("num_local_experts", "num_experts"):
+        hf.expect(field, experts)
+    return experts
 
 
 def _qwen_layers(hf: HfConfig, moe: MoeConfig) -> Callable[[int], MoeConfig | None]:
@@ -110,6 +120,9 @@ def _with_experts(
 ) -> Architecture:
     """The architecture with a mixture in the layers that have one."""
     blocks = tuple(replace(block, mlp=moe_of(layer) or block.mlp) for layer, block in enumerate(config.blocks))
+    for moe in {block.mlp for block in blocks if isinstance(block.mlp, MoeConfig)}:
+        if moe.top_k > moe.experts:
+            raise BrokenCheckpoint(f"config.json: num_experts_per_tok {moe.top_k} of {moe.experts} experts")
     architecture = llama_architecture(replace(config, blocks=blocks), tensors)
     prefix = "" if "embed_tokens.weight" in tensors else "model."
     parameters = dict(architecture.parameters)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from gptcli.checkpoint.families.llama import Names, llama_architecture, llama_config, rms
+from gptcli.checkpoint.families.llama import Names, llama_architecture, llama_config, llama_head_dim, rms
 from gptcli.checkpoint.families.parts import each_attention, each_block, every, windows
 from gptcli.checkpoint.hf import HfConfig
 from gptcli.checkpoint.recipes import Architecture
-from gptcli.model.config import DecoderConfig, NormConfig, QkNormConfig
+from gptcli.model.config import DecoderConfig, NormConfig, QkNormConfig, RopeConfig
 
+_OLMO3_THETA = 500_000.0
 _NORMS_BEHIND = Names(
     attention_norm=None,
     post_attention_norm="post_attention_layernorm",
@@ -21,7 +22,7 @@ _NORMS_BEHIND = Names(
 
 def olmo(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """OLMo: layer norms without weights, and perhaps a bound on q, k and v."""
-    clip = hf.nullable_number("clip_qkv", None)
+    clip = hf.optional_number("clip_qkv")
     config = llama_config(hf, norm=NormConfig(kind="layer", eps=1e-5, weight=False))
     return llama_architecture(each_attention(config, lambda layer, attention: replace(attention, clip=clip)), tensors)
 
@@ -36,23 +37,20 @@ def olmo3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     layers = hf.layers
     types = hf.per_layer("layer_types", layers) or every(4, layers)
     layer_windows = windows(types, hf.whole("sliding_window", 4096))
-    config = _olmo2_config(hf)
-    stretched = config.blocks[0].attention.rope
-    assert stretched is not None
-    local = replace(stretched, scaling=None)
-    if hf.nested("rope_parameters", "sliding_attention"):
-        local = hf.rope(stretched.dim, stretched.theta, layer_type="sliding_attention")
+    head_dim = llama_head_dim(hf)
+    full = hf.rope_of_layer_type("full_attention", head_dim, hf.number("rope_theta", _OLMO3_THETA))
+    sliding = hf.rope_of_layer_type("sliding_attention", head_dim, _OLMO3_THETA)
     config = each_attention(
-        config,
+        _olmo2_config(hf, rope=full),
         lambda layer, attention: replace(
-            attention, window=layer_windows[layer], rope=local if layer_windows[layer] else stretched
+            attention, window=layer_windows[layer], rope=sliding if layer_windows[layer] else full
         ),
     )
     return llama_architecture(config, tensors, _NORMS_BEHIND)
 
 
-def _olmo2_config(hf: HfConfig) -> DecoderConfig:
-    config = llama_config(hf, norm=rms(hf, 1e-5, wide_scale=True), rope_layer_type="full_attention")
+def _olmo2_config(hf: HfConfig, rope: RopeConfig | None = None) -> DecoderConfig:
+    config = llama_config(hf, norm=rms(hf, 1e-5, wide_scale=True), rope=rope)
     qk_norm = QkNormConfig(norm=config.norm, over="full")
     config = each_attention(config, lambda layer, attention: replace(attention, qk_norm=qk_norm))
     return each_block(config, lambda layer, block: replace(block, residual="post"))

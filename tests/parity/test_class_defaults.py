@@ -1,0 +1,68 @@
+"""Configs on the hub leave out what their class in transformers has by default: we know it, or ask for it by name."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from gptcli.checkpoint.hf import HfConfig
+from gptcli.checkpoint.recipes import Architecture
+from gptcli.checkpoint.registry import FAMILIES, architecture_of
+from gptcli.errors import BrokenCheckpoint
+
+WINDOW = {"use_sliding_window": True, "max_window_layers": 3}
+CASES = [(model_type, {}) for model_type in sorted(set(FAMILIES) - {"gemma3"})]  # whose text_config is a gemma3_text
+CASES += [(model_type, WINDOW) for model_type in ("qwen2", "qwen2_moe", "qwen3")]
+# What a config that has it for a reason does not leave out: we may ask for it.
+NEVER_LEFT_OUT = set(
+    """
+    attention_layers hidden_size intermediate_size max_position_embeddings n_embd n_head n_layer n_positions
+    num_attention_heads num_heads num_hidden_layers num_layers use_sliding_window vocab_size
+    """.split()
+)
+
+
+def understood(fields: dict[str, Any]) -> Architecture:
+    return architecture_of(HfConfig(fields), ())
+
+
+@pytest.fixture(params=CASES, ids=[f"{name}, window" if switches else name for name, switches in CASES])
+def fields(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """A config as transformers writes it."""
+    model_type, switches = request.param
+    AutoConfig.for_model(model_type, **switches).save_pretrained(tmp_path)
+    return json.loads((tmp_path / "config.json").read_text())
+
+
+def test_a_default_left_out_changes_nothing(fields: dict[str, Any]) -> None:
+    whole = understood(fields)
+    for name in set(fields) - {"model_type"}:
+        without = {field: value for field, value in fields.items() if field != name}
+        if name in NEVER_LEFT_OUT:
+            with contextlib.suppress(BrokenCheckpoint):
+                assert understood(without) == whole, name
+        else:
+            assert understood(without) == whole, name
+
+
+def test_the_older_dialect_means_the_same(fields: dict[str, Any]) -> None:
+    rope = fields.get("rope_parameters")
+    if rope is None or "sliding_attention" in rope:
+        return
+    whole = understood(fields)
+    del fields["rope_parameters"]
+    theta, fraction = rope.pop("rope_theta"), rope.pop("partial_rotary_factor", None)
+    fields["rope_theta"] = theta
+    if fraction is not None:
+        fields["partial_rotary_factor"] = fraction
+    if fields["model_type"] == "gpt_neox":
+        fields |= {"rotary_pct": fraction, "rotary_emb_base": int(theta)}
+        del fields["rope_theta"]
+    if rope.get("rope_type") != "default":
+        fields["rope_scaling"] = rope | {"type": rope["rope_type"]}
+    assert understood(fields) == whole
