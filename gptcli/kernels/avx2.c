@@ -20,6 +20,7 @@ typedef uint32_t words __attribute__((vector_size(32)));
 typedef uint16_t halves __attribute__((vector_size(16)));
 
 static inline floats float_of_halves(halves value) { return (floats)_mm256_cvtph_ps((__m128i)value); }
+static inline words words_of_halves(halves value) { return (words)_mm256_cvtepu16_epi32((__m128i)value); }
 static inline ints nearest(floats value) { return (ints)_mm256_cvtps_epi32((__m256)value); }
 
 static inline float sum(floats value) {

@@ -20,6 +20,7 @@ typedef uint32_t words __attribute__((vector_size(64)));
 typedef uint16_t halves __attribute__((vector_size(32)));
 
 static inline floats float_of_halves(halves value) { return (floats)_mm512_cvtph_ps((__m256i)value); }
+static inline words words_of_halves(halves value) { return (words)_mm512_cvtepu16_epi32((__m256i)value); }
 static inline ints nearest(floats value) { return (ints)_mm512_cvtps_epi32((__m512)value); }
 static inline float sum(floats value) { return _mm512_reduce_add_ps((__m512)value); }
 

@@ -6,6 +6,7 @@
  *   floats, ints, words vectors of LANES float, int32_t, uint32_t
  *   halves              a vector of LANES uint16_t
  *   float_of_halves     halves in fp16 to floats
+ *   words_of_halves     halves to words
  *   nearest             floats to ints, ties to even
  *   sum                 of a vector's lanes
  *   dot                 ints + the products of four u8 (a word) and four s8 (an int32_t), in each lane, exact
@@ -21,7 +22,7 @@
 
 enum {
     VECTORS = BLOCK / LANES, /* that hold a block's rows */
-    AHEAD = 2048,            /* bytes between what is read and what is prefetched: memory takes that long */
+    AHEAD = 4096,            /* bytes between what is read and what is prefetched: memory takes that long */
 };
 
 /* ---- vectors ---- */
@@ -111,16 +112,16 @@ static void quantize(const float *x, int64_t parts, int64_t width, int8_t *value
         float magnitude;
         memcpy(&magnitude, &bits, sizeof bits);
         float inverse = magnitude < 1e-30f ? 0 : 127 / magnitude; /* 127 / a subnormal would be infinite */
-        ints total = {0};
+        words total = {0}; /* unsigned: what a NaN is rounded to may overflow; its scale is NaN, too */
         for (int i = 0; i < PART; i += LANES) {
             ints rounded = nearest(load(x + i) * inverse);
-            total += rounded;
+            total += (words)rounded;
             for (int lane = 0; lane < LANES; lane++) values[i + lane] = (int8_t)rounded[lane];
         }
-        int32_t all = 0;
+        uint32_t all = 0;
         for (int i = 0; i < LANES; i++) all += total[i];
         scales[part * width] = magnitude / 127;
-        sums[part * width] = magnitude / 127 * (float)all;
+        sums[part * width] = magnitude / 127 * (float)(int32_t)all;
     }
 }
 
@@ -246,7 +247,7 @@ INLINE floats load_weights(const void *weights, int64_t place, const Kind kind) 
     if (kind == FLOAT32) return load((const float *)weights + place);
     halves value = load_halves((const uint16_t *)weights + place);
     if (kind == FLOAT16) return float_of_halves(value);
-    return (floats)(__builtin_convertvector(value, words) << 16);
+    return (floats)(words_of_halves(value) << 16);
 }
 
 INLINE float load_weight(const void *weights, int64_t place, const Kind kind) {

@@ -205,9 +205,7 @@ class Library:
         """x / sqrt(mean(x^2) + epsilon) * weight over the last axis."""
         x = _plain(x)
         out, size = torch.empty_like(x), x.shape[-1]
-        self._c.gptcli_rms_norm(
-            x.data_ptr(), _address(weight), epsilon, x.numel() // size, size, out.data_ptr()
-        )
+        self._c.gptcli_rms_norm(x.data_ptr(), _address(weight), epsilon, x.numel() // size, size, out.data_ptr())
         return out
 
     def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float) -> Tensor:
@@ -229,9 +227,7 @@ class Library:
         """activation(gate) * up, elementwise; the names are `model.config.Activation`'s."""
         gate, out = _plain(gate), torch.empty_like(gate)
         assert up is None or up.shape == gate.shape
-        self._c.gptcli_activate(
-            _ACTIVATIONS[activation], gate.data_ptr(), _address(up), gate.numel(), out.data_ptr()
-        )
+        self._c.gptcli_activate(_ACTIVATIONS[activation], gate.data_ptr(), _address(up), gate.numel(), out.data_ptr())
         return out
 
     def exp(self, x: Tensor) -> Tensor:

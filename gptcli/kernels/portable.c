@@ -12,9 +12,11 @@ typedef int32_t ints __attribute__((vector_size(16)));
 typedef uint32_t words __attribute__((vector_size(16)));
 typedef uint16_t halves __attribute__((vector_size(8)));
 
+static inline words words_of_halves(halves value) { return __builtin_convertvector(value, words); }
+
 /* As float_of_half, four at once. */
 static inline floats float_of_halves(halves value) {
-    words wide = __builtin_convertvector(value, words), sign = (wide & 0x8000) << 16, rest = wide & 0x7fff;
+    words wide = words_of_halves(value), sign = (wide & 0x8000) << 16, rest = wide & 0x7fff;
     words finite = (words)((floats)(rest << 13) * 0x1p112f);
     words special = (words)(rest >= 0x7c00) & 0x7f800000; /* finite has its mantissa right already */
     return (floats)(sign | finite | special);
