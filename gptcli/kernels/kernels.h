@@ -197,7 +197,7 @@ EXPORT int gptcli_has_level(const char *name);
 EXPORT int gptcli_set_level(const char *name);
 EXPORT const char *gptcli_level(void);
 
-/* ---- pool.c ---- */
+/* ---- pool.c: what runs on all threads must not be called from inside a region ---- */
 
 typedef void Task(void *argument, int thread, int threads);
 

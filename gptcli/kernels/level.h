@@ -18,7 +18,11 @@
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
 #define UNROLL _Pragma("GCC unroll 16")
+#endif
 
 enum {
     VECTORS = BLOCK / LANES, /* that hold a block's rows */
@@ -54,7 +58,7 @@ INLINE floats choose(ints mask, floats yes, floats no) { return (floats)((mask &
 INLINE floats least(floats a, floats b) { return choose(a < b, a, b); }
 INLINE floats greatest(floats a, floats b) { return choose(a > b, a, b); }
 
-INLINE void prefetch(const void *place) { __builtin_prefetch((const char *)place + AHEAD); }
+INLINE void prefetch(const void *place, int64_t ahead) { __builtin_prefetch((const char *)place + ahead); }
 
 INLINE float greatest_lane(floats value) {
     float most = value[0];
@@ -150,7 +154,7 @@ INLINE void part_dots(const uint8_t *lines, const int8_t *values, const int bits
     UNROLL for (int step = 0; step < PART / 4; step += 8 / bits) {
         UNROLL for (int v = 0; v < VECTORS; v++) {
             const uint8_t *place = lines + step * bits / 8 * CACHE_LINE + v * LANES * 4;
-            if (v == 0) prefetch(place);
+            if (v == 0) prefetch(place, AHEAD);
             words word = load_words(place);
             words first = bits == 4 ? word & low : word, second = word >> 4 & low;
             UNROLL for (int t = 0; t < tokens; t++) {
@@ -183,8 +187,8 @@ INLINE void affine_tile(const Matrix *matrix, const Activations *x, int64_t bloc
         load_constants(record, 0, half, scales);
         load_constants(record, BLOCK, half, biases);
         const uint8_t *lines = record + 2 * BLOCK * (half ? 2 : 4);
-        prefetch(record);
-        if (!half) prefetch(record + CACHE_LINE);
+        prefetch(record, AHEAD);
+        if (!half) prefetch(record + CACHE_LINE, AHEAD);
         for (int64_t end = part + matrix->group / PART; part < end; part++) {
             ints dots[TOKENS][VECTORS] = {{{0}}};
             part_dots(lines, x->values + place * PART, bits, tokens, dots);
@@ -261,13 +265,16 @@ INLINE void dense_tile(const Matrix *matrix, const float *x, int64_t row, int64_
                        const Kind kind, const int rows, const int tokens, const int unroll) {
     const int64_t columns = matrix->columns, size = kind == FLOAT32 ? 4 : 2;
     const uint8_t *weights = (const uint8_t *)matrix->dense + row * columns * size;
+    /* Of several rows, the same columns of rows to come: what follows in memory is in use already. */
+    const int64_t tile_bytes = rows * columns * size;
+    const int64_t ahead = rows == 1 ? AHEAD : (AHEAD + tile_bytes - 1) / tile_bytes * tile_bytes;
     x += token * columns;
     floats sums[DENSE_ROWS][DENSE_TOKENS][DENSE_UNROLL] = {{{{0}}}};
     int64_t column = 0;
     for (; column + unroll * LANES <= columns; column += unroll * LANES) {
         UNROLL for (int r = 0; r < rows; r++) {
             for (int64_t i = 0; i < unroll * LANES * size; i += CACHE_LINE)
-                prefetch(weights + (r * columns + column) * size + i);
+                prefetch(weights + (r * columns + column) * size + i, ahead);
             UNROLL for (int u = 0; u < unroll; u++) {
                 floats w = load_weights(weights, r * columns + column + u * LANES, kind);
                 UNROLL for (int t = 0; t < tokens; t++)
@@ -331,13 +338,14 @@ static void dense_blocks(const Matrix *matrix, const float *x, int64_t tokens, i
 /* ---- attention ---- */
 
 enum {
-    HEADS = 4,  /* that share what is loaded of keys and values */
-    COLUMNS = 4 /* vectors of a value that are summed in registers */
+    HEADS = 4, /* that share what is loaded of keys and values */
+    COLUMNS = 4, /* vectors of a value that are summed in registers */
+    SCORES = RANGE + LANES, /* whole vectors, even of a range's last positions */
 };
 
 /* scores[head][position] = scale * q . k, capped; keys: the first position's. */
 INLINE void score(const Attention *attention, const float *queries, const float *keys, int64_t positions,
-                  float scores[HEADS][RANGE + LANES], const int heads) {
+                  float scores[HEADS][SCORES], const int heads) {
     const int64_t head_dim = attention->head_dim;
     for (int64_t position = 0; position < positions; position++, keys += head_dim) {
         floats sums[HEADS] = {{0}};
@@ -367,13 +375,14 @@ INLINE float exponentiate(float *scores, int64_t positions, float most) {
     return sum(total);
 }
 
-/* out[head] (head_dim) = the values from column `from` on, weighted; values: the first position's. */
-INLINE void weigh(const Attention *attention, const float *values, int64_t positions, float scores[HEADS][RANGE + LANES],
+/* out[head] (head_dim), `columns` vectors from `from` on = the weighted values; values: the first position's. */
+INLINE void weigh(const Attention *attention, const float *values, int64_t positions, float scores[HEADS][SCORES],
                   int64_t from, float *out, int64_t stride, const int heads, const int columns) {
     floats sums[HEADS][COLUMNS] = {{{0}}};
     for (int64_t position = 0; position < positions; position++, values += attention->head_dim)
         UNROLL for (int c = 0; c < columns; c++) {
-            floats value = columns == 1 ? load_some(values, from, attention->head_dim) : load(values + from + c * LANES);
+            int64_t place = from + c * LANES;
+            floats value = columns == 1 ? load_some(values, place, attention->head_dim) : load(values + place);
             UNROLL for (int h = 0; h < heads; h++) sums[h][c] += value * scores[h][position];
         }
     UNROLL for (int h = 0; h < heads; h++)
@@ -383,7 +392,7 @@ INLINE void weigh(const Attention *attention, const float *values, int64_t posit
 
 INLINE void attend_heads(const Attention *attention, const float *queries, const float *keys, const float *values,
                          int64_t positions, float *partial, int64_t stride, const int heads) {
-    float scores[HEADS][RANGE + LANES];
+    float scores[HEADS][SCORES];
     score(attention, queries, keys, positions, scores, heads);
     for (int h = 0; h < heads; h++) {
         float most = -INFINITY;

@@ -151,7 +151,8 @@ static int64_t constants_bytes(const Matrix *matrix) { return 2 * BLOCK * (matri
 
 static void pack_row(const Packing *packing, int64_t row) {
     const Matrix *matrix = packing->matrix;
-    int64_t groups = matrix->columns / matrix->group, group_bytes = matrix->group * matrix->bits / 8, lane = row % BLOCK;
+    int64_t groups = matrix->columns / matrix->group, group_bytes = matrix->group * matrix->bits / 8;
+    int64_t lane = row % BLOCK;
     uint8_t *record = matrix->packed + row / BLOCK * matrix->block_bytes;
     for (int64_t group = 0; group < groups; group++, record += matrix->record_bytes) {
         int64_t place = row * groups + group;

@@ -143,7 +143,7 @@ class Library:
         if handle is None:
             raise MemoryError
         matrix = Matrix(handle, rows, columns, weights)
-        weakref.finalize(matrix, self._c.gptcli_matrix_free, handle)
+        weakref.finalize(matrix, self._c.gptcli_matrix_free, handle).atexit = False  # the system is quicker
         return matrix
 
     def packed_bytes(self, matrix: Matrix) -> int:

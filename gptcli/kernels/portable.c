@@ -2,7 +2,6 @@
 #include "kernels.h"
 
 #include <math.h>
-#include <string.h>
 
 enum { LANES = 4 };
 #define TOKENS 2
@@ -10,6 +9,7 @@ enum { LANES = 4 };
 typedef float floats __attribute__((vector_size(16)));
 typedef int32_t ints __attribute__((vector_size(16)));
 typedef uint32_t words __attribute__((vector_size(16)));
+typedef int16_t shorts __attribute__((vector_size(16)));
 typedef uint16_t halves __attribute__((vector_size(8)));
 
 static inline words words_of_halves(halves value) { return __builtin_convertvector(value, words); }
@@ -30,12 +30,14 @@ static inline ints nearest(floats value) {
 
 static inline float sum(floats value) { return (value[0] + value[2]) + (value[1] + value[3]); }
 
+/* The two 16-bit halves of each lane, added. */
+static inline ints paired(shorts products) { return ((ints)products << 16 >> 16) + ((ints)products >> 16); }
+
+/* A product fits in 16 bits (255 * 127), and so do two of 4-bit weights; SSE2 cannot multiply 32. */
 static inline __attribute__((always_inline)) ints dot(ints total, words weights, int32_t values, const int bits) {
-    int8_t x[4];
-    (void)bits;
-    memcpy(x, &values, sizeof x);
-    ints w = (ints)weights;
-    return total + (w & 255) * x[0] + (w >> 8 & 255) * x[1] + (w >> 16 & 255) * x[2] + (w >> 24 & 255) * x[3];
+    shorts w = (shorts)weights, x = (shorts)((ints){0} + values);
+    shorts even = (w & 255) * (x << 8 >> 8), odd = (w >> 8 & 255) * (x >> 8);
+    return bits == 4 ? total + paired(even + odd) : total + paired(even) + paired(odd);
 }
 
 #include "level.h"
