@@ -1,0 +1,93 @@
+"""The compiled kernels by themselves: bandwidth of decoding, and arithmetic of a prefill beside torch's in fp32.
+
+python benchmarks/kernels.py [--threads 2] [--megabytes 128]
+
+GPTCLI_KERNELS chooses the instruction set. Decoding goes through so many megabytes of different matrices that no cache
+holds them. Medians; the two columns of a prefill alternate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+
+from gptcli.kernels.native import Library, Matrix, library
+
+DENSE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+AFFINE = {"int8": 8, "int4": 4}
+SHAPES = ((576, 1536), (49152, 576), (8192, 2048))
+PREFILL, REPEATS, GROUP = 512, 9, 32
+
+
+def matrix(kernels: Library, kind: str, rows: int, columns: int) -> Matrix:
+    """Random weights."""
+    if kind in DENSE:
+        return kernels.dense(torch.randn(rows, columns).to(DENSE[kind]))
+    bits = AFFINE[kind]
+    packed = torch.randint(0, 256, (rows, columns * bits // 8), dtype=torch.uint8)
+    scales, biases = torch.rand(2, rows, columns // GROUP).half().unbind()
+    return kernels.affine(packed, scales, biases, bits)
+
+
+def bytes_of(kernels: Library, weights: Matrix) -> int:
+    """What one product reads."""
+    return kernels.packed_bytes(weights) if weights.weights is None else weights.weights.nbytes
+
+
+def medians(*functions: Callable[[], object]) -> list[float]:
+    """Seconds that each takes, run in turns."""
+    times: list[list[float]] = [[] for _ in functions]
+    for _ in range(REPEATS):
+        for function, taken in zip(functions, times, strict=True):
+            started = time.perf_counter()
+            function()
+            taken.append(time.perf_counter() - started)
+    return [statistics.median(taken) for taken in times]
+
+
+def decode(kernels: Library, kind: str, rows: int, columns: int, megabytes: int) -> None:
+    """Prints GB/s and microseconds for one token."""
+    first = matrix(kernels, kind, rows, columns)
+    copies = max(1, megabytes * 1_000_000 // bytes_of(kernels, first))
+    weights, x = [first, *(matrix(kernels, kind, rows, columns) for _ in range(copies - 1))], torch.randn(1, columns)
+    seconds = medians(lambda: [kernels.linear(each, x) for each in weights])[0] / copies
+    print(
+        f"decode {rows} x {columns} {kind}: {bytes_of(kernels, first) / seconds / 1e9:.1f} GB/s, {seconds * 1e6:.0f} us"
+    )
+
+
+def prefill(kernels: Library, kind: str, rows: int, columns: int) -> None:
+    """Prints GFLOP/s for many tokens, and torch's in fp32."""
+    weights, x, plain = matrix(kernels, kind, rows, columns), torch.randn(PREFILL, columns), torch.randn(rows, columns)
+    ours, theirs = medians(lambda: kernels.linear(weights, x), lambda: F.linear(x, plain))
+    work = 2 * PREFILL * rows * columns / 1e9
+    print(f"prefill {PREFILL} {rows} x {columns} {kind}: {work / ours:.0f} GFLOP/s, torch {work / theirs:.0f}")
+
+
+def main() -> None:
+    """All kinds and shapes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--megabytes", type=int, default=128)
+    options = parser.parse_args()
+    kernels = library()
+    if kernels is None:
+        sys.exit("the kernels are not built, or switched off")
+    kernels.set_threads(options.threads)
+    torch.set_num_threads(options.threads)
+    print(f"{kernels.level}, {options.threads} threads")
+    for rows, columns in SHAPES:
+        for kind in (*DENSE, *AFFINE):
+            decode(kernels, kind, rows, columns, options.megabytes)
+        for kind in AFFINE:
+            prefill(kernels, kind, rows, columns)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+/* The kernels for AVX-512 with VNNI: Intel from Ice Lake, AMD from Zen 4 on. */
+#include "kernels.h"
+
+#if GPTCLI_X86
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"))), \
+                             apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prefer-vector-width=512")
+#endif
+
+#include <immintrin.h>
+
+enum { LANES = 16 };
+#define TOKENS 8
+
+typedef float floats __attribute__((vector_size(64)));
+typedef int32_t ints __attribute__((vector_size(64)));
+typedef uint32_t words __attribute__((vector_size(64)));
+typedef uint16_t halves __attribute__((vector_size(32)));
+
+static inline floats float_of_halves(halves value) { return (floats)_mm512_cvtph_ps((__m256i)value); }
+static inline words words_of_halves(halves value) { return (words)_mm512_cvtepu16_epi32((__m256i)value); }
+static inline ints nearest(floats value) { return (ints)_mm512_cvtps_epi32((__m512)value); }
+static inline float sum(floats value) { return _mm512_reduce_add_ps((__m512)value); }
+
+static inline __attribute__((always_inline)) ints dot(ints total, words weights, int32_t values, const int bits) {
+    (void)bits;
+    return (ints)_mm512_dpbusd_epi32((__m512i)total, (__m512i)weights, _mm512_set1_epi32(values));
+}
+
+#include "level.h"
+
+const Level avx512_level = LEVEL("avx512");
+
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
+
+#endif

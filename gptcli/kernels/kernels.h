@@ -1,0 +1,225 @@
+/* What the files of the kernels share: the records, the thread pool, and the functions that each instruction set has.
+ *
+ *   matrix.c     weights: read in place, or repacked into memory of our own
+ *   linear.c     out = x @ W.T + bias, spread over the threads
+ *   attention.c  one token's attention over a cache of keys and values
+ *   small.c      norms, rotary embeddings, activations; the choice of an instruction set
+ *   pool.c       the threads
+ *   level.h      all that computes, written once for vectors of any width; avx512.c, avx2.c and portable.c compile it
+ *
+ * Sizes and strides count elements unless they are called bytes. Functions that return int return 0 or -1 (no memory).
+ * Functions marked EXPORT are the library's face; native.py declares them again for ctypes.
+ */
+#ifndef GPTCLI_KERNELS_H
+#define GPTCLI_KERNELS_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "packed weights are read as little-endian words"
+#endif
+
+#if defined(__x86_64__)
+#define GPTCLI_X86 1
+#else
+#define GPTCLI_X86 0
+#endif
+
+#define EXPORT __attribute__((visibility("default")))
+
+enum {
+    BLOCK = 16,       /* rows of a matrix that are computed together; packed weights interleave them */
+    PART = 32,        /* columns whose activations share a scale */
+    TILE = 8,         /* tokens that are computed together */
+    CACHE_LINE = 64,  /* bytes */
+    RANGE = 128,      /* positions that one task of attention covers */
+};
+
+/* ---- matrix.c ---- */
+
+typedef enum { FLOAT32, FLOAT16, BFLOAT16, AFFINE } Kind;
+
+struct Chunk;
+
+/* Weights of (rows, columns).
+ *
+ * Dense ones are where Python left them, row by row. Affine ones (weight = scale * q + bias, one scale and bias for
+ * `group` columns of a row) are copied: for each block of 16 rows, for each group, a record of
+ *   16 scales, 16 biases                 fp16 or fp32
+ *   group / 4 lines of 64 bytes          8 bits: four columns of row 0, the same four of row 1, ...
+ *   group / 8 lines of 64 bytes          4 bits: as above in the low nibbles, the next four columns in the high ones
+ * so that one line feeds one vector instruction and decoding reads memory in a single stream. Rows beyond the last are
+ * zero.
+ */
+typedef struct Matrix {
+    Kind kind;
+    int bits;           /* 8 or 4 */
+    int half_constants; /* scales and biases are fp16 */
+    int64_t rows, columns, group;
+    int64_t record_bytes, block_bytes;
+    const void *dense;
+    uint8_t *packed;
+    struct Chunk *chunk; /* owns packed */
+} Matrix;
+
+static inline int64_t blocks_of(const Matrix *matrix) { return (matrix->rows + BLOCK - 1) / BLOCK; }
+
+/* A matrix of fp32, fp16 or bf16, whose weights stay where they are and must outlive it. NULL: no memory. */
+EXPORT Matrix *gptcli_matrix_dense(int kind, const void *weights, int64_t rows, int64_t columns);
+
+/* A packed copy of MLX's affine layout: q of (rows, columns * bits / 8) bytes, the lower column in the low nibble;
+ * scales and biases of (rows, columns / group) in `constants` (a Kind). NULL: no memory, or a shape it cannot have. */
+EXPORT Matrix *gptcli_matrix_affine(const uint8_t *q, const void *scales, const void *biases, int constants,
+                                    int64_t rows, int64_t columns, int bits, int64_t group);
+
+EXPORT void gptcli_matrix_free(Matrix *matrix);
+
+/* Bytes that the matrix keeps beyond what Python owns. */
+EXPORT int64_t gptcli_matrix_bytes(const Matrix *matrix);
+
+/* Row `row` in fp32, (columns): what an embedding looks up. */
+EXPORT void gptcli_matrix_row(const Matrix *matrix, int64_t row, float *out);
+
+float float_of_half(uint16_t half);
+float float_of_bfloat(uint16_t bfloat);
+
+/* ---- linear.c ---- */
+
+/* Rows of x in signed 8 bits: value = round(x / scale), one scale for PART columns. They lie in tiles of `width`
+ * tokens, all the tokens of a part side by side: (tiles, parts, width, PART), and (tiles, parts, width) for the rest.
+ */
+typedef struct Activations {
+    int8_t *values;
+    float *scales;
+    float *sums; /* scale times the sum of the part's values: what multiplies a group's bias */
+    int64_t tokens, parts, width;
+} Activations;
+
+/* Where results go: out[token * stride + row], bias[row] added unless bias is NULL. */
+typedef struct Output {
+    float *out;
+    int64_t stride;
+    const float *bias;
+} Output;
+
+/* Bytes of the workspace for so many tokens, and the activations laid out in it (64-byte aligned). */
+EXPORT int64_t gptcli_activations_bytes(int64_t tokens, int64_t columns);
+EXPORT void gptcli_activations_place(Activations *activations, void *workspace, int64_t tokens, int64_t columns);
+
+/* Quantizes tokens [begin, end) of x, (tokens, columns). */
+EXPORT void gptcli_quantize(Activations *activations, const float *x, int64_t begin, int64_t end);
+
+/* Computes blocks [begin, end) of 16 rows for all tokens, on the calling thread. Dense matrices take x, (tokens,
+ * columns), affine ones the quantized activations. */
+EXPORT void gptcli_linear_blocks(const Matrix *matrix, const float *x, int64_t tokens, const Activations *activations,
+                                 int64_t begin, int64_t end, const Output *output);
+
+/* out (tokens, rows) = x (tokens, columns) @ W.T + bias, on all threads. bias: (rows) or NULL. */
+EXPORT int gptcli_linear(const Matrix *matrix, const float *x, int64_t tokens, const float *bias, float *out);
+
+/* ---- attention.c ---- */
+
+/* One token's attention: queries (heads, head_dim) over positions [start, start + length) of a cache. Consecutive
+ * heads / kv_heads queries share a kv head. A position's key is at keys + kv_head * head_stride + position * head_dim.
+ */
+typedef struct Attention {
+    const float *queries, *keys, *values;
+    const float *sinks; /* (heads) logits without a value, or NULL */
+    float *out;         /* (heads, head_dim) */
+    int64_t heads, kv_heads, head_dim, head_stride, start, length;
+    float scale;
+    float softcap; /* scores become softcap * tanh(score / softcap); 0: they stay */
+} Attention;
+
+/* Attention is cut into tasks, one for each kv head and RANGE positions, which write partial results into a workspace;
+ * when all are done each head merges its own. */
+EXPORT int64_t gptcli_attention_tasks(const Attention *attention);
+EXPORT int64_t gptcli_attention_bytes(const Attention *attention);
+EXPORT void gptcli_attention_task(const Attention *attention, int64_t task, float *workspace);
+EXPORT void gptcli_attention_merge(const Attention *attention, int64_t head, const float *workspace);
+
+/* All of it, on all threads. */
+EXPORT int gptcli_attention(const Attention *attention);
+
+/* ---- small.c: n rows of `size`, on the calling thread; out may be x ---- */
+
+typedef enum { SILU, GELU, GELU_TANH, RELU, CLAMPED_SWIGLU } Activation;
+
+/* x / sqrt(mean(x^2) + epsilon) * weight; weight (size) or NULL. */
+EXPORT void gptcli_rms_norm(const float *x, const float *weight, float epsilon, int64_t n, int64_t size, float *out);
+
+/* (x - mean) / sqrt(variance + epsilon) * weight + bias; weight and bias (size) or NULL. */
+EXPORT void gptcli_layer_norm(const float *x, const float *weight, const float *bias, float epsilon, int64_t n,
+                              int64_t size, float *out);
+
+/* Turns the channel pairs (i, i + dim / 2) of n heads in place; channels beyond dim stay. cos and sin: (dim), the
+ * first half of sin negated, as model/rope.py makes them. */
+EXPORT void gptcli_rope(float *heads, const float *cosines, const float *sines, int64_t n, int64_t head_dim,
+                        int64_t dim);
+
+/* out = activation(gate) * up, elementwise; up may be NULL except for CLAMPED_SWIGLU. */
+EXPORT void gptcli_activate(int activation, const float *gate, const float *up, int64_t size, float *out);
+
+/* e^x, elementwise: what the above use, for tests. */
+EXPORT void gptcli_exp(const float *x, int64_t size, float *out);
+
+/* ---- levels ---- */
+
+/* What each instruction set implements; pointers as above. */
+typedef struct Level {
+    const char *name;
+    void (*quantize)(const float *x, int64_t parts, int64_t width, int8_t *values, float *scales, float *sums);
+    void (*dense_blocks)(const Matrix *, const float *x, int64_t tokens, int64_t begin, int64_t end, const Output *);
+    void (*affine_blocks)(const Matrix *, const Activations *, int64_t begin, int64_t end, const Output *);
+    void (*attend)(const Attention *, int64_t kv_head, int64_t begin, int64_t end, float *partial, int64_t stride);
+    void (*rms_norm)(const float *x, const float *weight, float epsilon, int64_t size, float *out);
+    void (*layer_norm)(const float *x, const float *weight, const float *bias, float epsilon, int64_t size,
+                       float *out);
+    void (*rope)(float *head, const float *cosines, const float *sines, int64_t dim);
+    void (*activate)(int activation, const float *gate, const float *up, int64_t size, float *out);
+    void (*exp)(const float *x, int64_t size, float *out);
+} Level;
+
+extern const Level portable_level;
+#if GPTCLI_X86
+extern const Level avx2_level, avx512_level;
+#endif
+
+/* The level in use: the best the processor has until another is set. */
+const Level *level(void);
+
+/* Whether this processor and its system have "portable", "avx2" or "avx512"; 1 or 0. */
+EXPORT int gptcli_has_level(const char *name);
+
+/* Uses a level from now on; -1 if it is not to be had. Not to be called while other threads compute. */
+EXPORT int gptcli_set_level(const char *name);
+EXPORT const char *gptcli_level(void);
+
+/* ---- pool.c: what runs on all threads must not be called from inside a region ---- */
+
+typedef void Task(void *argument, int thread, int threads);
+
+/* How many threads a region uses, the caller's included; 1 to begin with. */
+EXPORT int gptcli_set_threads(int threads);
+EXPORT int gptcli_threads(void);
+
+/* Runs task(argument, thread, threads) on every thread, the caller being thread 0; returns when all are done. */
+EXPORT void gptcli_parallel(Task *task, void *argument);
+
+/* Holds until all threads of a gptcli_parallel region have come here. */
+EXPORT void gptcli_barrier(void);
+
+/* Between these two, one caller owns the threads and the workspace. */
+void pool_lock(void);
+void pool_unlock(void);
+
+/* Runs task on thread 0 and on whichever threads turn up before it is done: for tasks that take their work from a
+ * shared counter, so that a thread whose core is busy elsewhere is not waited for. The pool is locked. */
+void pool_share(Task *task, void *argument);
+
+/* At least so many bytes, 64-byte aligned, good until the pool is unlocked; NULL: no memory. The pool is locked. */
+void *pool_workspace(int64_t bytes);
+
+#endif

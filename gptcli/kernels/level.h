@@ -1,0 +1,534 @@
+/* All that computes, written once for vectors of LANES floats. avx512.c, avx2.c and portable.c include it, each with
+ * its compiler target, after defining:
+ *
+ *   LANES               4, 8 or 16
+ *   TOKENS              tokens of a register tile, a divisor of TILE
+ *   floats, ints, words vectors of LANES float, int32_t, uint32_t
+ *   halves              a vector of LANES uint16_t
+ *   float_of_halves     halves in fp16 to floats
+ *   words_of_halves     halves to words
+ *   nearest             floats to ints, ties to even
+ *   sum                 of a vector's lanes
+ *   dot                 ints + the products of four u8 (a word) and four s8 (an int32_t), in each lane, exact
+ *
+ * Functions that have constants among their arguments are inlined into one copy for each of them, so that their inner
+ * loops unroll and their arrays become registers.
+ */
+#include <math.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+enum {
+    VECTORS = BLOCK / LANES, /* that hold a block's rows */
+    AHEAD = 4096,            /* bytes between what is read and what is prefetched: memory takes that long */
+};
+
+/* ---- vectors ---- */
+
+INLINE floats load(const float *from) {
+    floats value;
+    memcpy(&value, from, sizeof value);
+    return value;
+}
+
+INLINE halves load_halves(const uint16_t *from) {
+    halves value;
+    memcpy(&value, from, sizeof value);
+    return value;
+}
+
+INLINE words load_words(const uint8_t *from) {
+    words value;
+    memcpy(&value, from, sizeof value);
+    return value;
+}
+
+INLINE void store(float *to, floats value) { memcpy(to, &value, sizeof value); }
+INLINE floats splat(float value) { return (floats){0} + value; }
+INLINE floats float_of_ints(ints value) { return __builtin_convertvector(value, floats); }
+INLINE floats choose(ints mask, floats yes, floats no) { return (floats)((mask & (ints)yes) | (~mask & (ints)no)); }
+
+/* A comparison with a NaN is false: both give b then. */
+INLINE floats least(floats a, floats b) { return choose(a < b, a, b); }
+INLINE floats greatest(floats a, floats b) { return choose(a > b, a, b); }
+
+INLINE void prefetch(const void *place, int64_t ahead) { __builtin_prefetch((const char *)place + ahead); }
+
+INLINE float greatest_lane(floats value) {
+    float most = value[0];
+    for (int i = 1; i < LANES; i++) most = value[i] > most ? value[i] : most;
+    return most;
+}
+
+/* e^x to 2 units in the last place: 2^n * e^r with |r| <= ln(2) / 2, a polynomial from Cephes (Moshier). */
+INLINE floats exponential(floats x) {
+    x = least(splat(89), greatest(splat(-104), x)); /* where infinity and zero begin */
+    ints n = nearest(x * 1.44269504f);
+    floats r = x - float_of_ints(n) * 0.693359375f; /* ln(2) in two parts, the first exact in few bits */
+    r = r + float_of_ints(n) * 2.12194440e-4f;
+    floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1;
+    ints half = n >> 1; /* 2^n in two factors: n may be beyond what one exponent holds */
+    return p * (floats)((half + 127) << 23) * (floats)((n - half + 127) << 23);
+}
+
+INLINE floats sigmoid(floats x) { return 1 / (1 + exponential(-x)); }
+INLINE floats hyperbolic_tangent(floats x) { return 1 - 2 / (exponential(2 * x) + 1); }
+
+/* The vector at `place` of an array of `size`; beyond its end there are zeros. */
+INLINE floats load_some(const float *from, int64_t place, int64_t size) {
+    if (place + LANES <= size) return load(from + place);
+    floats value = {0};
+    memcpy(&value, from + place, (size_t)(size - place) * sizeof(float));
+    return value;
+}
+
+INLINE void store_some(float *to, int64_t place, int64_t size, floats value) {
+    int64_t count = size - place < LANES ? size - place : LANES;
+    if (count == LANES)
+        store(to + place, value);
+    else
+        memcpy(to + place, &value, (size_t)count * sizeof(float));
+}
+
+/* ---- linear: quantized activations ---- */
+
+static void quantize(const float *x, int64_t parts, int64_t width, int8_t *values, float *scales, float *sums) {
+    for (int64_t part = 0; part < parts; part++, x += PART, values += width * PART) {
+        /* Compared as integers, magnitudes order alike, and a NaN is the greatest: it must not be lost. */
+        ints most = {0};
+        for (int i = 0; i < PART; i += LANES) {
+            ints bits = (ints)load(x + i) & 0x7fffffff;
+            most = (ints)choose(bits > most, (floats)bits, (floats)most);
+        }
+        int32_t bits = 0;
+        for (int i = 0; i < LANES; i++) bits = most[i] > bits ? most[i] : bits;
+        float magnitude;
+        memcpy(&magnitude, &bits, sizeof bits);
+        float inverse = magnitude < 1e-30f ? 0 : 127 / magnitude; /* 127 / a subnormal would be infinite */
+        words total = {0}; /* unsigned: what a NaN is rounded to may overflow; its scale is NaN, too */
+        for (int i = 0; i < PART; i += LANES) {
+            ints rounded = nearest(load(x + i) * inverse);
+            total += (words)rounded;
+            for (int lane = 0; lane < LANES; lane++) values[i + lane] = (int8_t)rounded[lane];
+        }
+        uint32_t all = 0;
+        for (int i = 0; i < LANES; i++) all += total[i];
+        scales[part * width] = magnitude / 127;
+        sums[part * width] = magnitude / 127 * (float)(int32_t)all;
+    }
+}
+
+/* ---- linear: affine weights ---- */
+
+INLINE void load_constants(const uint8_t *record, int first, const int half, floats *constants) {
+    UNROLL for (int v = 0; v < VECTORS; v++) {
+        int row = first + v * LANES;
+        if (half)
+            constants[v] = float_of_halves(load_halves((const uint16_t *)record + row));
+        else
+            constants[v] = load((const float *)record + row);
+    }
+}
+
+INLINE int32_t four_values(const int8_t *values) {
+    int32_t word;
+    memcpy(&word, values, sizeof word);
+    return word;
+}
+
+/* Adds the products of PART columns: lines of packed weights, and the values of `tokens` tokens. */
+INLINE void part_dots(const uint8_t *lines, const int8_t *values, const int bits, const int tokens,
+                      ints dots[TOKENS][VECTORS]) {
+    const words low = (words){0} + 0x0f0f0f0f;
+    UNROLL for (int step = 0; step < PART / 4; step += 8 / bits) {
+        UNROLL for (int v = 0; v < VECTORS; v++) {
+            const uint8_t *place = lines + step * bits / 8 * CACHE_LINE + v * LANES * 4;
+            if (v == 0) prefetch(place, AHEAD);
+            words word = load_words(place);
+            words first = bits == 4 ? word & low : word, second = word >> 4 & low;
+            UNROLL for (int t = 0; t < tokens; t++) {
+                const int8_t *four = values + t * PART + step * 4;
+                dots[t][v] = dot(dots[t][v], first, four_values(four), bits);
+                if (bits == 4) dots[t][v] = dot(dots[t][v], second, four_values(four + 4), bits);
+            }
+        }
+    }
+}
+
+INLINE void store_rows(const Matrix *matrix, int64_t block, int64_t token, const floats *values, const Output *output) {
+    int64_t row = block * BLOCK;
+    float *out = output->out + token * output->stride;
+    for (int v = 0; v < VECTORS && row + v * LANES < matrix->rows; v++) {
+        int64_t place = row + v * LANES;
+        floats bias = output->bias != NULL ? load_some(output->bias, place, matrix->rows) : (floats){0};
+        store_some(out, place, matrix->rows, values[v] + bias);
+    }
+}
+
+/* One block of rows for `tokens` tokens from `token` on, which lie in one tile of the activations. */
+INLINE void affine_tile(const Matrix *matrix, const Activations *x, int64_t block, int64_t token, const Output *output,
+                        const int bits, const int half, const int tokens) {
+    int64_t place = token / x->width * x->parts * x->width + token % x->width; /* of the part and token in hand */
+    const uint8_t *record = matrix->packed + block * matrix->block_bytes;
+    floats sums[TOKENS][VECTORS] = {{{0}}};
+    for (int64_t part = 0; part < x->parts;) {
+        floats scales[VECTORS], biases[VECTORS];
+        load_constants(record, 0, half, scales);
+        load_constants(record, BLOCK, half, biases);
+        const uint8_t *lines = record + 2 * BLOCK * (half ? 2 : 4);
+        prefetch(record, AHEAD);
+        if (!half) prefetch(record + CACHE_LINE, AHEAD);
+        for (int64_t end = part + matrix->group / PART; part < end; part++) {
+            ints dots[TOKENS][VECTORS] = {{{0}}};
+            part_dots(lines, x->values + place * PART, bits, tokens, dots);
+            UNROLL for (int t = 0; t < tokens; t++) {
+                UNROLL for (int v = 0; v < VECTORS; v++) {
+                    sums[t][v] += float_of_ints(dots[t][v]) * (scales[v] * x->scales[place + t]);
+                    sums[t][v] += biases[v] * x->sums[place + t];
+                }
+            }
+            place += x->width;
+            lines += PART * BLOCK * bits / 8;
+        }
+        record += matrix->record_bytes;
+    }
+    for (int t = 0; t < tokens; t++) store_rows(matrix, block, token + t, sums[t], output);
+}
+
+INLINE void affine_block(const Matrix *matrix, const Activations *x, int64_t block, const Output *output,
+                         const int bits, const int half) {
+    for (int64_t token = 0; token < x->tokens;) {
+        int64_t left = x->tokens - token, count = left < TOKENS ? left : TOKENS;
+        switch (count) {
+#define TILE_OF(count) case count: affine_tile(matrix, x, block, token, output, bits, half, count); break;
+            TILE_OF(1) TILE_OF(2)
+#if TOKENS >= 4
+            TILE_OF(3) TILE_OF(4)
+#endif
+#if TOKENS >= 8
+            TILE_OF(5) TILE_OF(6) TILE_OF(7) TILE_OF(8)
+#endif
+#undef TILE_OF
+        }
+        token += count;
+    }
+}
+
+static void affine_blocks(const Matrix *matrix, const Activations *x, int64_t begin, int64_t end,
+                          const Output *output) {
+    for (int64_t block = begin; block < end; block++) {
+        if (matrix->bits == 8 && matrix->half_constants)
+            affine_block(matrix, x, block, output, 8, 1);
+        else if (matrix->bits == 8)
+            affine_block(matrix, x, block, output, 8, 0);
+        else if (matrix->half_constants)
+            affine_block(matrix, x, block, output, 4, 1);
+        else
+            affine_block(matrix, x, block, output, 4, 0);
+    }
+}
+
+/* ---- linear: dense weights ---- */
+
+enum {
+    DENSE_ROWS = 2, /* computed together when there are several tokens, which then share what is loaded */
+    DENSE_TOKENS = 4,
+    DENSE_UNROLL = 4,
+};
+
+INLINE floats load_weights(const void *weights, int64_t place, const Kind kind) {
+    if (kind == FLOAT32) return load((const float *)weights + place);
+    halves value = load_halves((const uint16_t *)weights + place);
+    if (kind == FLOAT16) return float_of_halves(value);
+    return (floats)(words_of_halves(value) << 16);
+}
+
+INLINE float load_weight(const void *weights, int64_t place, const Kind kind) {
+    if (kind == FLOAT32) return ((const float *)weights)[place];
+    uint16_t value = ((const uint16_t *)weights)[place];
+    return kind == FLOAT16 ? float_of_half(value) : float_of_bfloat(value);
+}
+
+/* `rows` rows times `tokens` tokens; columns in steps of `unroll` vectors, so that enough sums are under way. */
+INLINE void dense_tile(const Matrix *matrix, const float *x, int64_t row, int64_t token, const Output *output,
+                       const Kind kind, const int rows, const int tokens, const int unroll) {
+    const int64_t columns = matrix->columns, size = kind == FLOAT32 ? 4 : 2;
+    const uint8_t *weights = (const uint8_t *)matrix->dense + row * columns * size;
+    /* Of several rows, the same columns of rows to come: what follows in memory is in use already. */
+    const int64_t tile_bytes = rows * columns * size;
+    const int64_t ahead = rows == 1 ? AHEAD : (AHEAD + tile_bytes - 1) / tile_bytes * tile_bytes;
+    x += token * columns;
+    floats sums[DENSE_ROWS][DENSE_TOKENS][DENSE_UNROLL] = {{{{0}}}};
+    int64_t column = 0;
+    for (; column + unroll * LANES <= columns; column += unroll * LANES) {
+        UNROLL for (int r = 0; r < rows; r++) {
+            for (int64_t i = 0; i < unroll * LANES * size; i += CACHE_LINE)
+                prefetch(weights + (r * columns + column) * size + i, ahead);
+            UNROLL for (int u = 0; u < unroll; u++) {
+                floats w = load_weights(weights, r * columns + column + u * LANES, kind);
+                UNROLL for (int t = 0; t < tokens; t++)
+                    sums[r][t][u] += w * load(x + t * columns + column + u * LANES);
+            }
+        }
+    }
+    for (; column + LANES <= columns; column += LANES)
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int t = 0; t < tokens; t++)
+                sums[r][t][0] += load_weights(weights, r * columns + column, kind) * load(x + t * columns + column);
+    for (int r = 0; r < rows; r++) {
+        for (int t = 0; t < tokens; t++) {
+            floats all = sums[r][t][0];
+            UNROLL for (int u = 1; u < unroll; u++) all += sums[r][t][u];
+            float total = sum(all);
+            for (int64_t c = column; c < columns; c++)
+                total += load_weight(weights, r * columns + c, kind) * x[t * columns + c];
+            if (output->bias != NULL) total += output->bias[row + r];
+            output->out[(token + t) * output->stride + row + r] = total;
+        }
+    }
+}
+
+INLINE void dense_rows(const Matrix *matrix, const float *x, int64_t tokens, int64_t begin, int64_t end,
+                       const Output *output, const Kind kind) {
+    for (int64_t row = begin; row < end; row += DENSE_ROWS) {
+        int pair = end - row >= DENSE_ROWS;
+        for (int64_t token = 0; token < tokens;) {
+            int64_t left = tokens - token, count = left < DENSE_TOKENS ? left : DENSE_TOKENS;
+            if (count == 1) {
+                /* One row at a time: a single stream is what the prefetcher likes best. */
+                dense_tile(matrix, x, row, token, output, kind, 1, 1, 4);
+                if (pair) dense_tile(matrix, x, row + 1, token, output, kind, 1, 1, 4);
+            } else if (!pair) {
+                count = 2;
+                dense_tile(matrix, x, row, token, output, kind, 1, 2, 4);
+            } else if (count == 2) {
+                dense_tile(matrix, x, row, token, output, kind, 2, 2, 2);
+            } else if (count == 3) {
+                dense_tile(matrix, x, row, token, output, kind, 2, 3, 1);
+            } else {
+                dense_tile(matrix, x, row, token, output, kind, 2, 4, 1);
+            }
+            token += count;
+        }
+    }
+}
+
+static void dense_blocks(const Matrix *matrix, const float *x, int64_t tokens, int64_t begin, int64_t end,
+                         const Output *output) {
+    int64_t first = begin * BLOCK, last = end * BLOCK < matrix->rows ? end * BLOCK : matrix->rows;
+    if (matrix->kind == FLOAT32)
+        dense_rows(matrix, x, tokens, first, last, output, FLOAT32);
+    else if (matrix->kind == FLOAT16)
+        dense_rows(matrix, x, tokens, first, last, output, FLOAT16);
+    else
+        dense_rows(matrix, x, tokens, first, last, output, BFLOAT16);
+}
+
+/* ---- attention ---- */
+
+enum {
+    HEADS = 4, /* that share what is loaded of keys and values */
+    COLUMNS = 4, /* vectors of a value that are summed in registers */
+    SCORES = RANGE + LANES, /* whole vectors, even of a range's last positions */
+};
+
+/* scores[head][position] = scale * q . k, capped; keys: the first position's. */
+INLINE void score(const Attention *attention, const float *queries, const float *keys, int64_t positions,
+                  float scores[HEADS][SCORES], const int heads) {
+    const int64_t head_dim = attention->head_dim;
+    for (int64_t position = 0; position < positions; position++, keys += head_dim) {
+        floats sums[HEADS] = {{0}};
+        for (int64_t i = 0; i < head_dim; i += LANES) {
+            floats key = load_some(keys, i, head_dim);
+            UNROLL for (int h = 0; h < heads; h++) sums[h] += key * load_some(queries + h * head_dim, i, head_dim);
+        }
+        UNROLL for (int h = 0; h < heads; h++) scores[h][position] = attention->scale * sum(sums[h]);
+    }
+    if (attention->softcap == 0) return;
+    for (int h = 0; h < heads; h++)
+        for (int64_t i = 0; i < positions; i += LANES) {
+            floats capped = hyperbolic_tangent(load(scores[h] + i) / attention->softcap) * attention->softcap;
+            store(scores[h] + i, capped);
+        }
+}
+
+/* Scores become e^(score - greatest); the sum of them. What lies behind the last position becomes 0. */
+INLINE float exponentiate(float *scores, int64_t positions, float most) {
+    floats total = {0};
+    for (int64_t i = positions; i % LANES != 0; i++) scores[i] = -INFINITY;
+    for (int64_t i = 0; i < positions; i += LANES) {
+        floats weight = exponential(load(scores + i) - most);
+        store(scores + i, weight);
+        total += weight;
+    }
+    return sum(total);
+}
+
+/* out[head] (head_dim), `columns` vectors from `from` on = the weighted values; values: the first position's. */
+INLINE void weigh(const Attention *attention, const float *values, int64_t positions, float scores[HEADS][SCORES],
+                  int64_t from, float *out, int64_t stride, const int heads, const int columns) {
+    floats sums[HEADS][COLUMNS] = {{{0}}};
+    for (int64_t position = 0; position < positions; position++, values += attention->head_dim)
+        UNROLL for (int c = 0; c < columns; c++) {
+            int64_t place = from + c * LANES;
+            floats value = columns == 1 ? load_some(values, place, attention->head_dim) : load(values + place);
+            UNROLL for (int h = 0; h < heads; h++) sums[h][c] += value * scores[h][position];
+        }
+    UNROLL for (int h = 0; h < heads; h++)
+        UNROLL for (int c = 0; c < columns; c++)
+            store_some(out + h * stride, from + c * LANES, attention->head_dim, sums[h][c]);
+}
+
+INLINE void attend_heads(const Attention *attention, const float *queries, const float *keys, const float *values,
+                         int64_t positions, float *partial, int64_t stride, const int heads) {
+    float scores[HEADS][SCORES];
+    score(attention, queries, keys, positions, scores, heads);
+    for (int h = 0; h < heads; h++) {
+        float most = -INFINITY;
+        for (int64_t i = 0; i < positions; i++) most = scores[h][i] > most ? scores[h][i] : most;
+        partial[h * stride] = most;
+        partial[h * stride + 1] = exponentiate(scores[h], positions, most);
+    }
+    int64_t from = 0;
+    for (; from + COLUMNS * LANES <= attention->head_dim; from += COLUMNS * LANES)
+        weigh(attention, values, positions, scores, from, partial + 2, stride, heads, COLUMNS);
+    for (; from < attention->head_dim; from += LANES)
+        weigh(attention, values, positions, scores, from, partial + 2, stride, heads, 1);
+}
+
+/* All heads that share kv_head over positions [begin, end); attention.c says what a partial result is. */
+static void attend(const Attention *attention, int64_t kv_head, int64_t begin, int64_t end, float *partial,
+                   int64_t stride) {
+    int64_t group = attention->heads / attention->kv_heads, head_dim = attention->head_dim;
+    int64_t place = kv_head * attention->head_stride + begin * head_dim;
+    const float *keys = attention->keys + place, *values = attention->values + place;
+    for (int64_t head = 0; head < group;) {
+        const float *queries = attention->queries + (kv_head * group + head) * head_dim;
+        float *out = partial + head * stride;
+        int64_t left = group - head;
+        if (left >= 4) {
+            attend_heads(attention, queries, keys, values, end - begin, out, stride, 4);
+            head += 4;
+        } else if (left == 3) {
+            attend_heads(attention, queries, keys, values, end - begin, out, stride, 3);
+            head += 3;
+        } else if (left == 2) {
+            attend_heads(attention, queries, keys, values, end - begin, out, stride, 2);
+            head += 2;
+        } else {
+            attend_heads(attention, queries, keys, values, end - begin, out, stride, 1);
+            head += 1;
+        }
+    }
+}
+
+/* ---- small operations ---- */
+
+static void rms_norm(const float *x, const float *weight, float epsilon, int64_t size, float *out) {
+    floats squares = {0};
+    for (int64_t i = 0; i < size; i += LANES) {
+        floats value = load_some(x, i, size);
+        squares += value * value;
+    }
+    float factor = 1 / sqrtf(sum(squares) / (float)size + epsilon);
+    for (int64_t i = 0; i < size; i += LANES) {
+        floats value = load_some(x, i, size) * factor;
+        store_some(out, i, size, weight != NULL ? value * load_some(weight, i, size) : value);
+    }
+}
+
+static void layer_norm(const float *x, const float *weight, const float *bias, float epsilon, int64_t size,
+                       float *out) {
+    floats total = {0}, squares = {0};
+    for (int64_t i = 0; i < size; i += LANES) total += load_some(x, i, size);
+    float mean = sum(total) / (float)size;
+    for (int64_t i = 0; i < size; i += LANES) {
+        floats value = load_some(x, i, size) - mean;
+        squares += value * value;
+    }
+    int64_t beyond = (LANES - size % LANES) % LANES; /* lanes that held -mean instead of an element */
+    float variance = fmaxf(0, sum(squares) - (float)beyond * mean * mean) / (float)size;
+    float factor = 1 / sqrtf(variance + epsilon);
+    for (int64_t i = 0; i < size; i += LANES) {
+        floats value = (load_some(x, i, size) - mean) * factor;
+        if (weight != NULL) value *= load_some(weight, i, size);
+        if (bias != NULL) value += load_some(bias, i, size);
+        store_some(out, i, size, value);
+    }
+}
+
+static void rope(float *head, const float *cosines, const float *sines, int64_t dim) {
+    int64_t half = dim / 2;
+    for (int64_t i = 0; i < half; i += LANES) {
+        floats first = load_some(head, i, half), second = load_some(head + half, i, half);
+        floats turned = first * load_some(cosines, i, half) + second * load_some(sines, i, half);
+        floats other = second * load_some(cosines + half, i, half) + first * load_some(sines + half, i, half);
+        store_some(head, i, half, turned);
+        store_some(head + half, i, half, other);
+    }
+}
+
+/* x * (the share of a normal distribution below x); Abramowitz and Stegun 7.1.26 for erfc, within 1.5e-7. */
+INLINE floats gelu(floats x) {
+    floats z = greatest(x, -x) * 0.70710678f, t = 1 / (1 + 0.3275911f * z);
+    floats p = t * 1.061405429f - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    floats above = 0.5f * p * t * exponential(-z * z); /* the share above |x| */
+    return x * choose(x > 0, 1 - above, above);
+}
+
+INLINE floats gelu_tanh(floats x) { return x * sigmoid(1.59576912f * (x + 0.044715f * x * x * x)); }
+
+INLINE floats activation(const int kind, floats gate) {
+    switch (kind) {
+    case SILU: return gate * sigmoid(gate);
+    case GELU: return gelu(gate);
+    case GELU_TANH: return gelu_tanh(gate);
+    default: return choose(gate < 0, (floats){0}, gate);
+    }
+}
+
+/* gpt-oss's: both bounded at 7, a steeper sigmoid, and 1 added to up. */
+INLINE floats clamped_swiglu(floats gate, floats up) {
+    gate = least(gate, splat(7));
+    up = least(greatest(up, splat(-7)), splat(7));
+    return gate * sigmoid(1.702f * gate) * (up + 1);
+}
+
+INLINE void activate_kind(const int kind, const float *gate, const float *up, int64_t size, float *out) {
+    for (int64_t i = 0; i < size; i += LANES) {
+        floats value = load_some(gate, i, size), factor = up != NULL ? load_some(up, i, size) : splat(1);
+        value = kind == CLAMPED_SWIGLU ? clamped_swiglu(value, factor) : activation(kind, value) * factor;
+        store_some(out, i, size, value);
+    }
+}
+
+static void activate(int kind, const float *gate, const float *up, int64_t size, float *out) {
+    switch (kind) {
+    case SILU: activate_kind(SILU, gate, up, size, out); break;
+    case GELU: activate_kind(GELU, gate, up, size, out); break;
+    case GELU_TANH: activate_kind(GELU_TANH, gate, up, size, out); break;
+    case RELU: activate_kind(RELU, gate, up, size, out); break;
+    case CLAMPED_SWIGLU: activate_kind(CLAMPED_SWIGLU, gate, up, size, out); break;
+    }
+}
+
+static void exponentials(const float *x, int64_t size, float *out) {
+    for (int64_t i = 0; i < size; i += LANES) store_some(out, i, size, exponential(load_some(x, i, size)));
+}
+
+#define LEVEL(name)                                                                                                    \
+    {name, quantize, dense_blocks, affine_blocks, attend, rms_norm, layer_norm, rope, activate, exponentials}

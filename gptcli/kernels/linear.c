@@ -1,0 +1,106 @@
+/* out = x @ W.T + bias. The threads take blocks of rows from a counter, so that a slow one takes fewer. */
+#include "kernels.h"
+
+#include <string.h>
+
+enum {
+    SLAB = 512,               /* tokens whose activations are held at once */
+    CHUNKS_A_THREAD = 8,      /* pieces that a thread's share is cut into */
+    SOLO_MULTIPLICATIONS = 1 << 17, /* fewer take less time than it takes to share them */
+};
+
+static int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* ---- activations ---- */
+
+int64_t gptcli_activations_bytes(int64_t tokens, int64_t columns) {
+    int64_t padded = round_up(tokens, smaller(tokens, TILE)), parts = columns / PART;
+    return padded * columns + 2 * round_up(padded * parts * (int64_t)sizeof(float), CACHE_LINE);
+}
+
+void gptcli_activations_place(Activations *activations, void *workspace, int64_t tokens, int64_t columns) {
+    int64_t width = smaller(tokens, TILE), padded = round_up(tokens, width), parts = columns / PART;
+    uint8_t *scales = (uint8_t *)workspace + padded * columns;
+    uint8_t *sums = scales + round_up(padded * parts * (int64_t)sizeof(float), CACHE_LINE);
+    *activations = (Activations){workspace, (float *)scales, (float *)sums, tokens, parts, width};
+}
+
+void gptcli_quantize(Activations *activations, const float *x, int64_t begin, int64_t end) {
+    int64_t parts = activations->parts, width = activations->width;
+    for (int64_t token = begin; token < end; token++) {
+        int64_t place = token / width * parts * width + token % width;
+        level()->quantize(x + token * parts * PART, parts, width, activations->values + place * PART,
+                          activations->scales + place, activations->sums + place);
+    }
+}
+
+/* ---- on all threads ---- */
+
+typedef struct {
+    const Matrix *matrix;
+    const float *x;
+    int64_t tokens;
+    Activations activations;
+    Output output;
+    int64_t step; /* taken from a counter at once */
+    atomic_llong next_token, next_block;
+} Job;
+
+static void quantize_share(void *argument, int thread, int threads) {
+    Job *job = argument;
+    (void)thread, (void)threads;
+    for (int64_t token; (token = atomic_fetch_add(&job->next_token, TILE)) < job->tokens;)
+        gptcli_quantize(&job->activations, job->x, token, smaller(token + TILE, job->tokens));
+}
+
+void gptcli_linear_blocks(const Matrix *matrix, const float *x, int64_t tokens, const Activations *activations,
+                          int64_t begin, int64_t end, const Output *output) {
+    if (matrix->kind == AFFINE)
+        level()->affine_blocks(matrix, activations, begin, end, output);
+    else
+        level()->dense_blocks(matrix, x, tokens, begin, end, output);
+}
+
+static void blocks_share(void *argument, int thread, int threads) {
+    Job *job = argument;
+    int64_t blocks = blocks_of(job->matrix);
+    (void)thread, (void)threads;
+    for (int64_t begin; (begin = atomic_fetch_add(&job->next_block, job->step)) < blocks;)
+        gptcli_linear_blocks(job->matrix, job->x, job->tokens, &job->activations, begin,
+                             smaller(begin + job->step, blocks), &job->output);
+}
+
+/* At most SLAB tokens. The pool is locked. */
+static int linear_slab(Job *job) {
+    int64_t columns = job->matrix->columns, work = job->matrix->rows * columns * job->tokens;
+    if (job->matrix->kind == AFFINE) {
+        void *workspace = pool_workspace(gptcli_activations_bytes(job->tokens, columns));
+        if (workspace == NULL) return -1;
+        gptcli_activations_place(&job->activations, workspace, job->tokens, columns);
+        if (job->tokens <= TILE) /* a few microseconds: as long as it takes to begin another region */
+            gptcli_quantize(&job->activations, job->x, 0, job->tokens);
+        else
+            pool_share(quantize_share, job);
+    }
+    if (work < SOLO_MULTIPLICATIONS)
+        blocks_share(job, 0, 1);
+    else
+        pool_share(blocks_share, job);
+    return 0;
+}
+
+int gptcli_linear(const Matrix *matrix, const float *x, int64_t tokens, const float *bias, float *out) {
+    int status = 0;
+    pool_lock();
+    int64_t step = larger(1, blocks_of(matrix) / (gptcli_threads() * CHUNKS_A_THREAD));
+    for (int64_t first = 0; first < tokens && status == 0; first += SLAB) {
+        Job job = {.matrix = matrix, .x = x + first * matrix->columns, .tokens = smaller(SLAB, tokens - first)};
+        job.output = (Output){out + first * matrix->rows, matrix->rows, bias};
+        job.step = step;
+        status = linear_slab(&job);
+    }
+    pool_unlock();
+    return status;
+}

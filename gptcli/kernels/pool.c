@@ -1,0 +1,216 @@
+/* The threads. They are started when first needed, spin for a moment after each region, and then sleep.
+ *
+ * A region is announced by a new number. Workers that see it enter as long as it is open, and the caller closes it:
+ * at once when its own share is done (pool_share), or only after every worker has been there (gptcli_parallel).
+ */
+#include "kernels.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <time.h>
+
+#if GPTCLI_X86
+#define RELAX() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define RELAX() __asm__ volatile("yield")
+#else
+#define RELAX() ((void)0)
+#endif
+
+enum {
+    MOST_THREADS = 256,
+    SPIN_NANOSECONDS = 50000, /* layers follow each other faster than a sleeping thread wakes up */
+    SPINS_A_LOOK = 64,        /* between looks at the clock */
+    SPINS_BEFORE_YIELD = 4000 /* the one we wait for may need this core */
+};
+
+/* A region's number and state in one word, so that nobody enters a closed one, or the same one twice. */
+#define NUMBER (1ull << 32)  /* times the regions so far */
+#define CLOSED (1ull << 31)
+#define ENTERED (1ull << 16) /* times the workers that have come in */
+#define INSIDE 1ull          /* times those that are still there */
+
+typedef struct {
+    atomic_ullong region;
+    atomic_int sleepers;
+    atomic_int quit;
+    Task *task;
+    void *argument;
+    int threads; /* wanted */
+    int started; /* workers alive */
+    pthread_t workers[MOST_THREADS];
+    atomic_int arrived;  /* at the barrier */
+    atomic_uint barrier; /* passed so far */
+    void *workspace;
+    int64_t workspace_bytes;
+} Pool;
+
+static Pool pool = {.region = CLOSED, .threads = 1};
+static pthread_mutex_t owner = PTHREAD_MUTEX_INITIALIZER; /* one region at a time */
+static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
+
+static int64_t nanoseconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+static void spin(int *spins) {
+    RELAX();
+    if (++*spins > SPINS_BEFORE_YIELD) sched_yield();
+}
+
+static int64_t current_region(void) { return (int64_t)(atomic_load(&pool.region) / NUMBER); }
+
+static void sleep_until_after(int64_t region) {
+    pthread_mutex_lock(&sleep_lock);
+    /* Counted before the last look: announce() changes the number first and then reads this count. */
+    atomic_fetch_add(&pool.sleepers, 1);
+    while (current_region() == region) pthread_cond_wait(&wake, &sleep_lock);
+    atomic_fetch_sub(&pool.sleepers, 1);
+    pthread_mutex_unlock(&sleep_lock);
+}
+
+static void wait_for_region_after(int64_t region) {
+    int64_t end = nanoseconds() + SPIN_NANOSECONDS;
+    while (nanoseconds() < end)
+        for (int i = 0; i < SPINS_A_LOOK; i++) {
+            if (current_region() != region) return;
+            RELAX();
+        }
+    sleep_until_after(region);
+}
+
+/* Whether the region was open; *number becomes the current one's, which lasts as long as we are inside. */
+static int enter(int64_t *number) {
+    unsigned long long region = atomic_load(&pool.region);
+    int entered = 0;
+    while (!(region & CLOSED) && !entered)
+        entered = atomic_compare_exchange_weak(&pool.region, &region, region + ENTERED + INSIDE);
+    *number = (int64_t)(region / NUMBER);
+    return entered;
+}
+
+static void *work(void *thread) {
+    int64_t seen = 0;
+    for (;;) {
+        wait_for_region_after(seen);
+        if (atomic_load(&pool.quit)) return NULL;
+        if (!enter(&seen)) continue;
+        pool.task(pool.argument, (int)(intptr_t)thread, pool.started + 1);
+        atomic_fetch_sub(&pool.region, INSIDE);
+    }
+}
+
+/* A new region, open or closed from the start. The one before is closed, so that nobody else writes the word. */
+static void announce(unsigned long long state) {
+    atomic_store(&pool.region, (unsigned long long)(current_region() + 1) * NUMBER + state);
+    if (atomic_load(&pool.sleepers) == 0) return;
+    pthread_mutex_lock(&sleep_lock);
+    pthread_cond_broadcast(&wake);
+    pthread_mutex_unlock(&sleep_lock);
+}
+
+static void stop_workers(void) {
+    atomic_store(&pool.quit, 1);
+    announce(CLOSED);
+    for (int i = 0; i < pool.started; i++) pthread_join(pool.workers[i], NULL);
+    pool.started = 0;
+    atomic_store(&pool.region, CLOSED); /* number 0 again, which new workers have seen */
+    atomic_store(&pool.quit, 0);
+}
+
+/* fork() copies the calling thread alone: the child has no workers, and locks that others may have held. */
+static void forget_workers(void) {
+    pthread_mutex_init(&owner, NULL);
+    pthread_mutex_init(&sleep_lock, NULL);
+    pthread_cond_init(&wake, NULL);
+    pool.started = 0;
+    atomic_store(&pool.region, CLOSED);
+    atomic_store(&pool.sleepers, 0);
+    atomic_store(&pool.arrived, 0);
+}
+
+static void watch_for_forks(void) { pthread_atfork(NULL, NULL, forget_workers); }
+
+static void start_workers(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, watch_for_forks);
+    while (pool.started < pool.threads - 1) {
+        intptr_t thread = pool.started + 1;
+        /* A system that is out of threads costs speed, not the result. */
+        if (pthread_create(&pool.workers[pool.started], NULL, work, (void *)thread) != 0) {
+            pool.threads = pool.started + 1;
+            return;
+        }
+        pool.started++;
+    }
+}
+
+int gptcli_set_threads(int threads) {
+    if (threads < 1 || threads > MOST_THREADS) return -1;
+    pool_lock();
+    if (threads - 1 != pool.started) stop_workers();
+    pool.threads = threads;
+    pool_unlock();
+    return 0;
+}
+
+int gptcli_threads(void) { return pool.threads; }
+
+void pool_lock(void) { pthread_mutex_lock(&owner); }
+void pool_unlock(void) { pthread_mutex_unlock(&owner); }
+
+static void open_region(Task *task, void *argument) {
+    start_workers();
+    pool.task = task;
+    pool.argument = argument;
+    announce(0);
+}
+
+static void close_region(void) {
+    unsigned long long region = atomic_fetch_or(&pool.region, CLOSED);
+    for (int spins = 0; region % ENTERED != 0; region = atomic_load(&pool.region)) spin(&spins);
+}
+
+void pool_share(Task *task, void *argument) {
+    if (pool.threads == 1) {
+        task(argument, 0, 1);
+        return;
+    }
+    open_region(task, argument);
+    task(argument, 0, pool.started + 1);
+    close_region();
+}
+
+void gptcli_parallel(Task *task, void *argument) {
+    pool_lock();
+    open_region(task, argument);
+    task(argument, 0, pool.started + 1);
+    int64_t workers = pool.started;
+    for (int spins = 0; (int64_t)(atomic_load(&pool.region) % CLOSED / ENTERED) < workers;) spin(&spins);
+    close_region();
+    pool_unlock();
+}
+
+void gptcli_barrier(void) {
+    unsigned passed = atomic_load(&pool.barrier);
+    if (atomic_fetch_add(&pool.arrived, 1) == pool.started) {
+        atomic_store(&pool.arrived, 0);
+        atomic_store(&pool.barrier, passed + 1);
+        return;
+    }
+    for (int spins = 0; atomic_load_explicit(&pool.barrier, memory_order_acquire) == passed;) spin(&spins);
+}
+
+void *pool_workspace(int64_t bytes) {
+    if (bytes <= pool.workspace_bytes) return pool.workspace;
+    free(pool.workspace);
+    pool.workspace = NULL;
+    pool.workspace_bytes = 0;
+    if (posix_memalign(&pool.workspace, CACHE_LINE, (size_t)bytes) != 0) return pool.workspace = NULL;
+    pool.workspace_bytes = bytes;
+    return pool.workspace;
+}

@@ -1,0 +1,45 @@
+/* The kernels for any processor: vectors of 128 bits, which compilers turn into SSE2, NEON or plain instructions. */
+#include "kernels.h"
+
+#include <math.h>
+
+enum { LANES = 4 };
+#define TOKENS 2
+
+typedef float floats __attribute__((vector_size(16)));
+typedef int32_t ints __attribute__((vector_size(16)));
+typedef uint32_t words __attribute__((vector_size(16)));
+typedef int16_t shorts __attribute__((vector_size(16)));
+typedef uint16_t halves __attribute__((vector_size(8)));
+
+static inline words words_of_halves(halves value) { return __builtin_convertvector(value, words); }
+
+/* As float_of_half, four at once. */
+static inline floats float_of_halves(halves value) {
+    words wide = words_of_halves(value), sign = (wide & 0x8000) << 16, rest = wide & 0x7fff;
+    words finite = (words)((floats)(rest << 13) * 0x1p112f);
+    words special = (words)(rest >= 0x7c00) & 0x7f800000; /* finite has its mantissa right already */
+    return (floats)(sign | finite | special);
+}
+
+static inline ints nearest(floats value) {
+    ints rounded;
+    for (int i = 0; i < LANES; i++) rounded[i] = (int32_t)lrintf(value[i]);
+    return rounded;
+}
+
+static inline float sum(floats value) { return (value[0] + value[2]) + (value[1] + value[3]); }
+
+/* The two 16-bit halves of each lane, added. */
+static inline ints paired(shorts products) { return ((ints)products << 16 >> 16) + ((ints)products >> 16); }
+
+/* A product fits in 16 bits (255 * 127), and so do two of 4-bit weights; SSE2 cannot multiply 32. */
+static inline __attribute__((always_inline)) ints dot(ints total, words weights, int32_t values, const int bits) {
+    shorts w = (shorts)weights, x = (shorts)((ints){0} + values);
+    shorts even = (w & 255) * (x << 8 >> 8), odd = (w >> 8 & 255) * (x >> 8);
+    return bits == 4 ? total + paired(even + odd) : total + paired(even) + paired(odd);
+}
+
+#include "level.h"
+
+const Level portable_level = LEVEL("portable");

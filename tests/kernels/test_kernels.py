@@ -1,0 +1,413 @@
+"""Every instruction set that this machine has, against the same computation in torch."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gptcli.errors import UsageError
+from gptcli.kernels import native
+from gptcli.kernels.native import Level, Library, Matrix
+from gptcli.quant.affine import pack_nibbles
+
+ROWS = (1, 2, 15, 16, 17, 100, 577)
+TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 33, 130)
+DENSE = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512"])
+def kernels(request: pytest.FixtureRequest) -> Iterator[Library]:
+    library = native.library()
+    if library is None:
+        pytest.skip("the kernels are not built")
+    level: Level = request.param
+    if level not in library.levels():
+        pytest.skip(f"this processor has no {level}")
+    before, threads = library.level, library.threads
+    library.set_level(level)
+    library.set_threads(2)
+    yield library
+    library.set_level(before)
+    library.set_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    torch.manual_seed(0)
+
+
+class Affine(NamedTuple):
+    """q, (rows, columns), a byte each, and its constants."""
+
+    q: Tensor
+    scales: Tensor
+    biases: Tensor
+    bits: int
+
+    def matrix(self, kernels: Library) -> Matrix:
+        packed = pack_nibbles(self.q) if self.bits == 4 else self.q
+        return kernels.affine(packed, self.scales, self.biases, self.bits)
+
+    def expanded(self) -> Tensor:
+        q = self.q.double().view(*self.scales.shape, -1)
+        return (q * self.scales.double()[..., None] + self.biases.double()[..., None]).view(self.q.shape)
+
+
+def affine(rows: int, columns: int, bits: int, group: int, dtype: torch.dtype = torch.float16) -> Affine:
+    q = torch.randint(0, 2**bits, (rows, columns), dtype=torch.uint8)
+    scales = (torch.rand(rows, columns // group) * 0.02 + 0.001).to(dtype)
+    biases = (-scales.float() * 2 ** (bits - 1) + torch.randn(scales.shape) * 0.01).to(dtype)
+    return Affine(q, scales, biases, bits)
+
+
+def quantized(x: Tensor) -> Tensor:
+    """What the affine kernels make of x: signed 8 bits and a scale for 32 columns."""
+    parts = x.view(*x.shape[:-1], -1, 32)
+    most = parts.abs().amax(-1, keepdim=True)
+    inverse = torch.where(most < 1e-30, 0, 127 / most)
+    values: Tensor = (parts * inverse).round().double() * (most / 127).double()
+    return values.view(x.shape)
+
+
+def assert_close(out: Tensor, expected: Tensor, relative: float = 1e-5, scale: float = 1e-30) -> None:
+    """Within `relative` of the largest, or of `scale`: sums cancel, so that small ones have no digits of their own."""
+    assert out.shape == expected.shape
+    assert out.isfinite().all()
+    error, most = (out.double() - expected.double()).abs().amax(), expected.double().abs().amax()
+    assert error <= relative * max(most, scale), f"{error} of {most}"
+
+
+def assert_product(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, relative: float = 1e-5) -> None:
+    """out = x @ weight.T + bias, within `relative` of what such products usually are."""
+    x, weight = x.double(), weight.double()
+    usual = (x.norm(dim=-1).amax() * weight.norm(dim=-1).amax()).item() / x.shape[-1] ** 0.5
+    assert_close(out, F.linear(x, weight, None if bias is None else bias.double()), relative, usual)
+
+
+def assert_affine(kernels: Library, weight: Affine, x: Tensor, bias: Tensor | None = None) -> None:
+    assert_product(kernels.linear(weight.matrix(kernels), x, bias), quantized(x), weight.expanded(), bias)
+
+
+# Dense
+
+
+@pytest.mark.parametrize("columns", [1, 7, 33, 576])
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("dtype", DENSE)
+def test_dense_weights_of_any_shape(kernels: Library, dtype: torch.dtype, rows: int, columns: int) -> None:
+    weight, bias = torch.randn(rows, columns).to(dtype), torch.randn(rows)
+    for tokens in (1, 2, 3, 5):
+        x = torch.randn(tokens, columns)
+        out = kernels.linear(kernels.dense(weight), x, bias)
+        assert_product(out, x, weight, bias)
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("dtype", DENSE)
+def test_dense_weights_and_any_number_of_tokens(kernels: Library, dtype: torch.dtype, tokens: int) -> None:
+    weight, x = torch.randn(100, 129).to(dtype), torch.randn(tokens, 129)
+    assert_product(kernels.linear(kernels.dense(weight), x), x, weight)
+
+
+@pytest.mark.parametrize("dtype", DENSE)
+def test_dense_weights_may_begin_at_any_element(kernels: Library, dtype: torch.dtype) -> None:
+    weight = torch.randn(33 * 65 + 1).to(dtype)[1:].view(33, 65)
+    x, bias = torch.randn(2 * 65 + 1)[1:].view(2, 65), torch.randn(34)[1:]
+    out = kernels.linear(kernels.dense(weight), x, bias)
+    assert_product(out, x, weight, bias)
+
+
+def test_every_fp16_number_is_read_as_it_is(kernels: Library) -> None:
+    bits = torch.arange(-(2**15), 2**15).to(torch.int16)
+    weight = bits.view(torch.float16)[:, None].expand(-1, 16).contiguous()
+    x = torch.zeros(1, 16)
+    x[0, 3] = 1
+    finite = weight[:, 3].isfinite()
+    out = kernels.linear(kernels.dense(weight), x)[0]
+    assert torch.equal(out[finite], weight[:, 3].float()[finite])
+    assert not out[~finite].isfinite().any()
+    row = int(finite.nonzero()[0])
+    assert torch.equal(kernels.row(kernels.dense(weight), row), weight[row].float())
+
+
+# Affine
+
+
+@pytest.mark.parametrize("columns", [128, 384, 1536])
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_affine_weights_of_any_shape(kernels: Library, bits: int, group: int, rows: int, columns: int) -> None:
+    weight = affine(rows, columns, bits, group)
+    for tokens in (1, 4):
+        assert_affine(kernels, weight, torch.randn(tokens, columns), torch.randn(rows))
+
+
+@pytest.mark.parametrize("columns", [32, 64, 96, 576])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_affine_weights_with_few_columns(kernels: Library, bits: int, columns: int) -> None:
+    assert_affine(kernels, affine(17, columns, bits, 32), torch.randn(3, columns))
+
+
+@pytest.mark.parametrize("dtype", DENSE)
+@pytest.mark.parametrize("tokens", [*TOKENS, 600])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_affine_weights_and_any_number_of_tokens(kernels: Library, bits: int, tokens: int, dtype: torch.dtype) -> None:
+    assert_affine(kernels, affine(100, 192, bits, 64, dtype), torch.randn(tokens, 192), torch.randn(100))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantizing_the_activations_costs_little(kernels: Library, bits: int) -> None:
+    weight, x = affine(577, 576, bits, 32), torch.randn(5, 576)
+    assert_product(kernels.linear(weight.matrix(kernels), x), x, weight.expanded(), relative=0.02)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_affine_sources_may_lie_at_any_byte(kernels: Library, bits: int) -> None:
+    weight, x = affine(33, 64, bits, 32), torch.randn(2 * 64 + 1)[1:].view(2, 64)
+    packed = pack_nibbles(weight.q) if bits == 4 else weight.q
+    shifted = torch.cat([packed.new_zeros(1), packed.flatten()])[1:].view(packed.shape)
+    constants = [torch.cat([c.new_zeros(1), c.flatten()])[1:].view(c.shape) for c in (weight.scales, weight.biases)]
+    out = kernels.linear(kernels.affine(shifted, *constants, bits), x)
+    assert_product(out, quantized(x), weight.expanded())
+
+
+@pytest.mark.parametrize("level", [0, -1])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_greatest_and_the_least_quants_are_exact(kernels: Library, bits: int, level: int) -> None:
+    weight = affine(40, 256, bits, 32)
+    weight.q.fill_(level % 2**bits)
+    x = torch.randn(3, 256).sign()  # products as large as they get, and sums of all signs
+    assert_affine(kernels, weight, x)
+    assert_affine(kernels, weight, torch.ones(3, 256))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_groups_with_scale_zero_are_their_bias(kernels: Library, bits: int) -> None:
+    weight = affine(40, 256, bits, 64)
+    weight.scales.zero_()
+    assert_affine(kernels, weight, torch.randn(3, 256))
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_activations_of_zero_give_the_bias(kernels: Library, tokens: int) -> None:
+    bias = torch.randn(40)
+    out = kernels.linear(affine(40, 256, 8, 32).matrix(kernels), torch.zeros(tokens, 256), bias)
+    assert torch.equal(out, bias.expand(tokens, -1))
+
+
+@pytest.mark.parametrize("value", [1e4, -1e30, 1e-20, 1e-42])
+def test_an_outlier_or_a_tiny_value_costs_only_its_own_part(kernels: Library, value: float) -> None:
+    x = torch.randn(2, 128)
+    x[0, 40] = value
+    x[1, 32:64] = value
+    assert_affine(kernels, affine(40, 128, 8, 32), x)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_a_number_stays_none(kernels: Library, value: float) -> None:
+    x = torch.randn(2, 128)
+    x[1, 70] = value
+    out = kernels.linear(affine(40, 128, 4, 32).matrix(kernels), x)
+    assert out[0].isfinite().all()
+    assert not out[1].isfinite().any()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_row_of_a_packed_matrix_can_be_had_back(kernels: Library, bits: int) -> None:
+    weight = affine(37, 128, bits, 64, torch.bfloat16)
+    matrix = weight.matrix(kernels)
+    rows = torch.stack([kernels.row(matrix, row) for row in range(37)])
+    assert_close(rows, weight.expanded(), 1e-6)
+
+
+def test_packing_costs_little_more_than_the_weights(kernels: Library) -> None:
+    matrix = affine(160, 256, 4, 32).matrix(kernels)
+    assert kernels.packed_bytes(matrix) == 160 * 256 // 2 + 160 * 8 * 4
+
+
+def test_many_matrices_come_and_go(kernels: Library) -> None:
+    weights = [affine(64, 512, 8, 32) for _ in range(8)]
+    x = torch.randn(1, 512)
+    matrices = [weight.matrix(kernels) for weight in weights]
+    for _ in range(20):
+        matrices = [weight.matrix(kernels) for weight in weights]
+    for weight, matrix in zip(weights, matrices, strict=True):
+        assert_product(kernels.linear(matrix, x), quantized(x), weight.expanded())
+
+
+# Threads
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_results_do_not_depend_on_the_number_of_threads(kernels: Library, threads: int) -> None:
+    matrix, x = affine(3000, 256, 8, 32).matrix(kernels), torch.randn(20, 256)
+    kernels.set_threads(1)
+    alone = kernels.linear(matrix, x)
+    kernels.set_threads(threads)
+    for _ in range(50):
+        assert torch.equal(kernels.linear(matrix, x), alone)
+
+
+def test_two_python_threads_may_compute_at_once(kernels: Library) -> None:
+    matrices = [affine(3000, 256, bits, 32).matrix(kernels) for bits in (4, 8)]
+    x = torch.randn(3, 256)
+    expected = [kernels.linear(matrix, x) for matrix in matrices]
+    wrong = []
+
+    def compute(i: int) -> None:
+        for _ in range(100):
+            if not torch.equal(kernels.linear(matrices[i], x), expected[i]):
+                wrong.append(i)
+
+    both = [threading.Thread(target=compute, args=(i,)) for i in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_child_has_threads_of_its_own(kernels: Library) -> None:
+    matrix, x = affine(3000, 256, 8, 32).matrix(kernels), torch.randn(1, 256)
+    expected = kernels.linear(matrix, x)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if torch.equal(kernels.linear(matrix, x), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert torch.equal(kernels.linear(matrix, x), expected)
+
+
+def test_idle_threads_burn_nothing(kernels: Library) -> None:
+    kernels.linear(affine(3000, 256, 8, 32).matrix(kernels), torch.randn(1, 256))
+    threading.Event().wait(0.01)
+    before = os.times()
+    threading.Event().wait(0.3)
+    after = os.times()
+    assert after.user + after.system - before.user - before.system < 0.05
+
+
+# Small operations
+
+
+@pytest.mark.parametrize("size", [1, 3, 16, 63, 576, 1537])
+def test_norms(kernels: Library, size: int) -> None:
+    x, weight, bias = torch.randn(3, size) * 3 + 1, torch.randn(size), torch.randn(size)
+    assert_close(kernels.rms_norm(x, weight, 1e-6), F.rms_norm(x.double(), (size,), weight.double(), 1e-6))
+    assert_close(kernels.rms_norm(x, None, 1e-6), F.rms_norm(x.double(), (size,), None, 1e-6))
+    expected = F.layer_norm(x.double(), (size,), weight.double(), bias.double(), 1e-5)
+    assert_close(kernels.layer_norm(x, weight, bias, 1e-5), expected)
+    assert_close(kernels.layer_norm(x, weight, None, 1e-5), F.layer_norm(x, (size,), weight, None, 1e-5), 1e-4)
+
+
+def test_layer_norm_keeps_its_digits_far_from_zero(kernels: Library) -> None:
+    x = torch.randn(2, 577) + 1000
+    assert_close(kernels.layer_norm(x, None, None, 1e-5), F.layer_norm(x.double(), (577,)), 1e-3)
+
+
+@pytest.mark.parametrize(("head_dim", "dim"), [(64, 64), (64, 16), (80, 20), (6, 6), (128, 128)])
+def test_rope_by_halves(kernels: Library, head_dim: int, dim: int) -> None:
+    heads, cos, sin = torch.randn(5, head_dim), torch.randn(dim), torch.randn(dim)
+    first, second = heads[:, :dim].chunk(2, -1)
+    turned = heads[:, :dim] * cos + torch.cat([second, first], -1) * sin
+    expected = torch.cat([turned, heads[:, dim:]], -1)
+    kernels.rotate_(heads, cos, sin)
+    assert_close(heads, expected, 1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 5, 16, 1000])
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu"])
+def test_activations(kernels: Library, activation: str, size: int) -> None:
+    gate, up = torch.randn(size) * 4, torch.randn(size)
+    functions = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
+    expected = functions[activation](gate.double())
+    assert_close(kernels.activate(activation, gate), expected, 1e-6)
+    assert_close(kernels.activate(activation, gate, up), expected * up, 1e-6)
+
+
+def test_the_activation_of_gpt_oss(kernels: Library) -> None:
+    gate, up = torch.randn(100) * 8, torch.randn(100) * 8
+    bounded = gate.clamp(max=7).double()
+    expected = bounded * torch.sigmoid(1.702 * bounded) * (up.clamp(-7, 7) + 1)
+    assert_close(kernels.activate("clamped_swiglu", gate, up), expected, 1e-6)
+
+
+def test_exp_to_six_digits(kernels: Library) -> None:
+    x = torch.cat([torch.linspace(-87, 88.7, 100003), torch.randn(1000)])
+    expected = x.double().exp()
+    assert ((kernels.exp(x).double() - expected).abs() / expected).amax() < 2.5e-7
+    special = torch.tensor([float("-inf"), -200.0, -103.0, 0.0, 89.0, float("inf"), float("nan")])
+    out = kernels.exp(special)
+    assert out[:2].tolist() == [0, 0] and out[3] == 1
+    assert abs(out[2] - special[2].exp()) < 2e-45
+    assert out[4:6].isinf().all() and out[6].isnan()
+
+
+# Attention
+
+
+def attended(
+    queries: Tensor, keys: Tensor, values: Tensor, scale: float, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    group = queries.shape[0] // keys.shape[0]
+    keys, values = (t.double().repeat_interleave(group, 0) for t in (keys, values))
+    scores = (keys @ queries.double()[..., None])[..., 0] * scale  # (heads, positions)
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.double()[:, None]], -1)
+    weights = scores.softmax(-1)[:, : keys.shape[1]]
+    return (weights[:, None] @ values)[:, 0]
+
+
+@pytest.mark.parametrize("length", [1, 2, 127, 128, 129, 700])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim"), [(9, 3, 64), (8, 1, 80), (4, 4, 128), (5, 1, 6), (14, 2, 40), (2, 2, 100)]
+)
+def test_attention_of_one_token(kernels: Library, heads: int, kv_heads: int, head_dim: int, length: int) -> None:
+    queries, start = torch.randn(heads, head_dim) * 2, 5
+    keys, values = torch.randn(2, kv_heads, start + length + 3, head_dim)
+    seen = [t[:, start : start + length] for t in (keys, values)]
+    for softcap, sinks in [(None, None), (3.0, None), (None, torch.randn(heads)), (3.0, torch.randn(heads) + 9)]:
+        out = kernels.attention(queries, keys, values, start, length, head_dim**-0.5, softcap, sinks)
+        assert_close(out, attended(queries, seen[0], seen[1], head_dim**-0.5, softcap, sinks))
+
+
+def test_attention_to_one_key_among_many(kernels: Library) -> None:
+    queries, keys, values = torch.ones(2, 64), torch.zeros(1, 300, 64), torch.randn(1, 300, 64)
+    keys[0, 200] = 100  # its score is thousands above the others
+    out = kernels.attention(queries, keys, values, 0, 300, 1.0)
+    assert_close(out, values[0, 200].expand(2, -1))
+
+
+# Which kernels
+
+
+def test_the_variable_switches_the_kernels_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTCLI_KERNELS", "off")
+    assert native.library.__wrapped__() is None
+
+
+def test_the_variable_names_an_instruction_set(monkeypatch: pytest.MonkeyPatch, kernels: Library) -> None:
+    monkeypatch.setenv("GPTCLI_KERNELS", kernels.level)
+    again = native.library.__wrapped__()
+    assert again is not None and again.level == kernels.level
+
+
+def test_an_unknown_value_of_the_variable_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTCLI_KERNELS", "fast")
+    with pytest.raises(UsageError, match="GPTCLI_KERNELS=fast is unknown"):
+        native.library.__wrapped__()
+
+
+def test_without_the_compiled_file_there_is_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "EXTENSION_SUFFIXES", [".absent"])
+    assert native.library.__wrapped__() is None
