@@ -58,7 +58,8 @@ typedef struct Matrix {
     int bits;           /* 8 or 4 */
     int half_constants; /* scales and biases are fp16 */
     int64_t rows, columns, group;
-    int64_t record_bytes, block_bytes;
+    int64_t record_bytes; /* affine */
+    int64_t block_bytes;
     const void *dense;
     uint8_t *packed;
     struct Chunk *chunk; /* owns packed */

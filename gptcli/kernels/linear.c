@@ -1,11 +1,10 @@
 /* out = x @ W.T + bias. The threads take blocks of rows from a counter, so that a slow one takes fewer. */
 #include "kernels.h"
 
-#include <string.h>
-
 enum {
-    SLAB = 512,               /* tokens whose activations are held at once */
-    CHUNKS_A_THREAD = 8,      /* pieces that a thread's share is cut into */
+    SLAB = 512,                     /* tokens whose activations are held at once */
+    PIECES_A_THREAD = 8,            /* that a thread's share is cut into */
+    PIECE_BYTES = 1 << 16,          /* at least, for few tokens: each piece begins with waiting for memory */
     SOLO_MULTIPLICATIONS = 1 << 17, /* fewer take less time than it takes to share them */
 };
 
@@ -91,10 +90,17 @@ static int linear_slab(Job *job) {
     return 0;
 }
 
+static int64_t blocks_at_once(const Matrix *matrix, int64_t tokens) {
+    int64_t blocks = blocks_of(matrix), threads = gptcli_threads();
+    int64_t step = larger(1, blocks / (threads * PIECES_A_THREAD));
+    if (tokens > TILE) return step;
+    return larger(step, smaller((blocks + threads - 1) / threads, PIECE_BYTES / matrix->block_bytes));
+}
+
 int gptcli_linear(const Matrix *matrix, const float *x, int64_t tokens, const float *bias, float *out) {
     int status = 0;
     pool_lock();
-    int64_t step = larger(1, blocks_of(matrix) / (gptcli_threads() * CHUNKS_A_THREAD));
+    int64_t step = blocks_at_once(matrix, tokens);
     for (int64_t first = 0; first < tokens && status == 0; first += SLAB) {
         Job job = {.matrix = matrix, .x = x + first * matrix->columns, .tokens = smaller(SLAB, tokens - first)};
         job.output = (Output){out + first * matrix->rows, matrix->rows, bias};

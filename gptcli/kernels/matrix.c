@@ -190,7 +190,9 @@ static Matrix *new_matrix(Kind kind, int64_t rows, int64_t columns) {
 
 Matrix *gptcli_matrix_dense(int kind, const void *weights, int64_t rows, int64_t columns) {
     Matrix *matrix = new_matrix((Kind)kind, rows, columns);
-    if (matrix != NULL) matrix->dense = weights;
+    if (matrix == NULL) return NULL;
+    matrix->dense = weights;
+    matrix->block_bytes = BLOCK * columns * (int64_t)size_of((Kind)kind);
     return matrix;
 }
 
