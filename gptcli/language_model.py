@@ -114,7 +114,15 @@ class LanguageModel:
 
         plan = plan_for(self.folder, self.runtime)
         with memory_errors(plan.device, "loading the weights"):
-            decoder = load_decoder(self.folder, plan.device, plan.dtype, plan.packing, on_progress)
+            decoder = load_decoder(
+                self.folder,
+                plan.device,
+                plan.dtype,
+                plan.packing,
+                on_progress,
+                library=plan.library if plan.as_stored else None,
+                integers=plan.integers,
+            )
         return Engine(decoder, plan, self.ctx_size, load_s=time.perf_counter() - started)
 
     @cached_property

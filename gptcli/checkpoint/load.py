@@ -25,10 +25,13 @@ from gptcli.checkpoint.recipes import (
 )
 from gptcli.checkpoint.tensors import TensorSource
 from gptcli.errors import BrokenCheckpoint
+from gptcli.kernels.native import Library
 from gptcli.model.decoder import Decoder, Embedding
 from gptcli.model.linear import Linear
 from gptcli.model.mlp import Experts
 from gptcli.quant.affine import quantize_affine
+from gptcli.quant.compiled import CompiledEmbedding, CompiledExperts, CompiledLinear, can_compile
+from gptcli.quant.half import HalfWeight
 from gptcli.quant.packed import (
     PackedEmbedding,
     PackedExperts,
@@ -39,6 +42,7 @@ from gptcli.quant.packed import (
     stack,
 )
 
+_HALVES = (torch.bfloat16, torch.float16)
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
 Packing = Literal["keep", "expand", "int8", "int4"]  # what becomes of matrices: see `load_decoder`
 
@@ -49,12 +53,17 @@ def load_decoder(
     dtype: torch.dtype,
     packing: Packing,
     on_progress: Progress = lambda done, total: None,
+    *,
+    library: Library | None = None,
+    integers: bool = False,
 ) -> Decoder:
     """A decoder with the checkpoint's weights on `device`.
 
     Packed matrices stay as they are ("keep") or become dense ("expand"); "int8" and "int4" also pack dense ones, the
     head of an int4 model in 8 bits. Everything dense is of `dtype`, but for norms stored less 1, which stay in fp32. At
     most one parameter is held twice.
+    library: the kernels that multiply, in fp32 on the CPU, what they can of packed matrices and of ones in bf16 and
+    fp16, which then stay as they are stored. integers: whether they may round activations to 8 bits for that.
     Raises BrokenCheckpoint where a shape does not fit the config, before any weight is read.
     """
     decoder = empty_decoder(folder)
@@ -64,11 +73,14 @@ def load_decoder(
             value = _cook(recipe, source)
             if isinstance(value, Tensor) and packing in ("int8", "int4"):
                 value = _quantized(decoder, name, value, packing)
+            if isinstance(value, Tensor) and library and value.dtype in _HALVES and _can_be_packed(decoder, name):
+                value = HalfWeight(value)
             # 1 + w needs the bits that w alone could be stored without.
             own_dtype = torch.float32 if isinstance(recipe, PlusOne) else dtype
-            if isinstance(value, PackedWeight) and packing == "expand":
+            compiled = isinstance(value, PackedWeight) and library and can_compile(value, integers)
+            if isinstance(value, PackedWeight) and packing == "expand" and not compiled:
                 value = value.dequantize(own_dtype)
-            _place(decoder, name, value, device, own_dtype)
+            _place(decoder, name, value, device, own_dtype, library if compiled else None)
             on_progress(source.bytes_read, total)
         for name in folder.surplus_biases:
             if source.read(name).any():
@@ -142,32 +154,42 @@ def _pairs_to_halves(rows: Tensor, dim: int) -> Tensor:
 
 
 def _quantized(decoder: Decoder, name: str, value: Tensor, packing: Literal["int8", "int4"]) -> Tensor | PackedWeight:
-    path, leaf = name.rsplit(".", 1)
     # What chooses between experts is small, and a wrong choice costs more than a wrong digit.
-    kept = leaf != "weight" or path.endswith(("router", "shared_gate")) or not _can_be_packed(decoder, path)
-    if kept or value.shape[-1] % 32:
+    if name.endswith(("router.weight", "shared_gate.weight")) or not _can_be_packed(decoder, name):
         return value
-    vocabulary = path in ("embed", "head")
+    if value.shape[-1] % 32:
+        return value
+    vocabulary = name in ("embed.weight", "head.weight")
     return quantize_affine(value, bits=4 if packing == "int4" and not vocabulary else 8)
 
 
-def _can_be_packed(decoder: Decoder, path: str) -> bool:
-    return isinstance(decoder.get_submodule(path), Linear | Embedding | Experts)
-
-
-def _place(decoder: Decoder, name: str, value: Tensor | PackedWeight, device: torch.device, dtype: torch.dtype) -> None:
+def _can_be_packed(decoder: Decoder, name: str) -> bool:
     path, leaf = name.rsplit(".", 1)
-    if isinstance(value, PackedWeight) and not _can_be_packed(decoder, path):
-        value = value.dequantize(dtype)
+    return leaf == "weight" and isinstance(decoder.get_submodule(path), Linear | Embedding | Experts)
+
+
+def _place(
+    decoder: Decoder,
+    name: str,
+    value: Tensor | PackedWeight,
+    device: torch.device,
+    dtype: torch.dtype,
+    library: Library | None,
+) -> None:
+    """Puts a value where it belongs: in the parameter, or, packed, in a module that multiplies with it."""
+    path, leaf = name.rsplit(".", 1)
     module = decoder.get_submodule(path)
+    if isinstance(value, PackedWeight) and not _can_be_packed(decoder, name):
+        value = value.dequantize(dtype)
     if isinstance(value, Tensor):
         setattr(module, leaf, nn.Parameter(value.to(device, dtype), requires_grad=False))
         return
-    weight = value.to(device)
+    weight, packed = value.to(device), nn.Module()
     match module:
         case Embedding():
-            decoder.set_submodule(path, PackedEmbedding(weight, dtype))
+            packed = CompiledEmbedding(library, weight) if library else PackedEmbedding(weight, dtype)
         case Experts():
-            decoder.set_submodule(path, PackedExperts(weight, module.bias))
+            packed = CompiledExperts(library, weight, module.bias) if library else PackedExperts(weight, module.bias)
         case Linear():
-            decoder.set_submodule(path, PackedLinear(weight, module.bias))
+            packed = CompiledLinear(library, weight, module.bias) if library else PackedLinear(weight, module.bias)
+    decoder.set_submodule(path, packed)

@@ -3,6 +3,7 @@
  *   matrix.c     weights: read in place, or repacked into memory of our own
  *   linear.c     out = x @ W.T + bias, spread over the threads
  *   attention.c  one token's attention over a cache of keys and values
+ *   program.c    a whole step of a decoder as a list of these
  *   small.c      norms, rotary embeddings, activations; the choice of an instruction set
  *   pool.c       the threads
  *   level.h      all that computes, written once for vectors of any width; avx512.c, avx2.c and portable.c compile it
@@ -165,6 +166,49 @@ EXPORT void gptcli_activate(int activation, const float *gate, const float *up, 
 
 /* e^x, elementwise: what the above use, for tests. */
 EXPORT void gptcli_exp(const float *x, int64_t size, float *out);
+
+/* ---- program.c ---- */
+
+/* A step for all layers: what program.py makes of a decoder. Buffers hold a row for each token. */
+typedef enum {
+    EMBED,      /* out (size) = the token's row of matrix * factor; + its position's row of weight, unless that is NULL */
+    RMS_NORM,   /* `rows` vectors of `size` in a row of `stride`, each with a weight and bias `weight_step` further */
+    LAYER_NORM, /* the same; factor is epsilon in both */
+    LINEAR,     /* out = in @ matrix.T + bias; out NULL: the logits */
+    ROTATE,     /* `rows` heads of `size` channels in a row of `stride`, by the rotation `table` */
+    ATTEND,     /* in: queries, keys and values in a row of `stride`; out (heads * size); held[table]; sinks in weight */
+    ACTIVATE,   /* out (size) = activation `table` of the row's first half, times its second if stride is 2 * size */
+    ADD,        /* out (size) += in * factor */
+} Code;
+
+typedef struct Op {
+    int64_t code;
+    const Matrix *matrix;
+    const float *in;
+    float *out;
+    const float *weight, *bias;
+    float *keys, *values; /* of a block's cache: position 0 of its first head */
+    int64_t rows, size, stride, weight_step, table, heads, kv_heads, window, head_stride;
+    float factor, softcap;
+} Op;
+
+/* cos and sin of the tokens' positions, (tokens, dim). */
+typedef struct Rotation {
+    const float *cosines, *sines;
+    int64_t dim;
+} Rotation;
+
+/* What changes from step to step. */
+typedef struct Frame {
+    int64_t tokens, position; /* the first one's, in the text */
+    const int64_t *ids;
+    const Rotation *rotations;
+    const int64_t *held; /* positions that a block's cache holds before these tokens, by kind of block */
+    float *logits;       /* (tokens, vocabulary) */
+} Frame;
+
+/* Runs a step; -1: no memory, or no such operation. */
+EXPORT int gptcli_run(const Op *ops, int64_t count, const Frame *frame);
 
 /* ---- levels ---- */
 

@@ -47,6 +47,39 @@ class _Attention(Structure):
     ]
 
 
+# In the order of kernels.h's Code.
+_CODES = ("EMBED", "RMS_NORM", "LAYER_NORM", "LINEAR", "ROTATE", "ATTEND", "ACTIVATE", "ADD")
+
+
+class Op(Structure):
+    """kernels.h's Op, one operation of a program; fields that are left out are 0."""
+
+    _fields_ = [
+        ("code", c_int64),
+        *((name, c_void_p) for name in ("matrix", "input", "out", "weight", "bias", "keys", "values")),
+        *((name, c_int64) for name in ("rows", "size", "stride", "weight_step", "table")),
+        *((name, c_int64) for name in ("heads", "kv_heads", "window", "head_stride")),
+        ("factor", c_float),
+        ("softcap", c_float),
+    ]
+
+
+class Rotation(Structure):
+    """kernels.h's Rotation: cos and sin of the tokens' positions, (tokens, dim)."""
+
+    _fields_ = [("cosines", c_void_p), ("sines", c_void_p), ("dim", c_int64)]
+
+
+class Frame(Structure):
+    """kernels.h's Frame: what changes from step to step."""
+
+    _fields_ = [
+        ("tokens", c_int64),
+        ("position", c_int64),
+        *((name, c_void_p) for name in ("ids", "rotations", "held", "logits")),
+    ]
+
+
 # Every function's result and arguments, as kernels.h declares them.
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "gptcli_has_level": (c_int, [c_char_p]),
@@ -65,6 +98,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "gptcli_layer_norm": (None, [c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p]),
     "gptcli_rope": (None, [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64]),
     "gptcli_activate": (None, [c_int, c_void_p, c_void_p, c_int64, c_void_p]),
+    "gptcli_run": (c_int, [c_void_p, c_int64, POINTER(Frame)]),
     "gptcli_exp": (None, [c_void_p, c_int64, c_void_p]),
 }
 
@@ -229,6 +263,19 @@ class Library:
         assert up is None or up.shape == gate.shape
         self._c.gptcli_activate(_ACTIVATIONS[activation], gate.data_ptr(), _address(up), gate.numel(), out.data_ptr())
         return out
+
+    def code(self, operation: str) -> int:
+        """The number of an operation of a program."""
+        return _CODES.index(operation)
+
+    def activation(self, name: str) -> int:
+        """The number of one of `model.config.Activation`'s."""
+        return _ACTIVATIONS[name]
+
+    def run(self, ops: ctypes.Array[Op], frame: Frame) -> None:
+        """Runs a program; whatever it points to must be alive, and as large as it says."""
+        if self._c.gptcli_run(ctypes.addressof(ops), len(ops), byref(frame)) != 0:
+            raise MemoryError
 
     def exp(self, x: Tensor) -> Tensor:
         """e^x, as the other functions compute it."""

@@ -22,7 +22,9 @@ class KVCache:
         self.tokens: list[int] = []
         self.span = 0  # tokens of the whole text, for which the keys are rotated
         self.limit = limit
+        self.device, self.dtype = device, dtype
         self.capacity = 0  # positions that a block without a window has room for
+        self.moves = 0  # how often the tensors were exchanged for others
         self._windows = [block.attention.window for block in config.blocks]
         self._room = dict.fromkeys(self._windows, 0)  # tokens that a block has room for, by window
         self._first = dict.fromkeys(self._windows, 0)  # the position of the oldest token it holds, by window
@@ -53,6 +55,7 @@ class KVCache:
             self.capacity = self._stepped(needed)
 
     def _make_room(self, window: int | None, tokens: int) -> None:
+        self.moves += 1
         blocks = [index for index, own in enumerate(self._windows) if own == window]
         held = self.held(window)
         if window is None:
@@ -82,6 +85,10 @@ class KVCache:
         new = old.new_empty(batch, kv_heads, room, head_dim)
         new[:, :, :tokens] = old[:, :, :tokens]
         return new
+
+    def storage(self, block: int) -> tuple[Tensor, Tensor]:
+        """A block's keys and values with all their room, (1, kv_heads, room, head_dim), until `moves` changes."""
+        return self._keys[block], self._values[block]
 
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Stores (1, kv_heads, T, head_dim) behind the valid tokens; returns all, (1, kv_heads, held + T, head_dim).

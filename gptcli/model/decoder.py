@@ -86,7 +86,7 @@ class Decoder(nn.Module):
         if self.positions is not None:
             x = x + self.positions(torch.arange(cache.length, cache.length + T, device=x.device))
         attentions = [block.attention for block in self.config.blocks]
-        ropes = {rope: self._rotation(rope, cache, T, x) for rope in {a.rope for a in attentions} if rope is not None}
+        ropes = {rope: self.rotation(rope, cache, T) for rope in {a.rope for a in attentions} if rope is not None}
         masks = {
             window: causal_mask(cache.held(window), T, window, x.device) for window in {a.window for a in attentions}
         }
@@ -99,7 +99,10 @@ class Decoder(nn.Module):
         """Hidden states (..., hidden) to logits (..., vocab) in fp32."""
         normalized = self.final_norm(hidden)
         project = self.embed.project if self.head is None else self.head
-        logits: Tensor = project(normalized)
+        return self.scaled(project(normalized))
+
+    def scaled(self, logits: Tensor) -> Tensor:
+        """What the head computed, in fp32, as the config wants it scaled and bounded."""
         logits = logits.float()
         if self.config.logit_scale != 1:
             logits = logits * self.config.logit_scale
@@ -107,11 +110,12 @@ class Decoder(nn.Module):
             logits = torch.tanh(logits / cap) * cap
         return logits
 
-    def _rotation(self, rope: RopeConfig, cache: KVCache, T: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    def rotation(self, rope: RopeConfig, cache: KVCache, T: int) -> tuple[Tensor, Tensor]:
+        """cos and sin for the T positions behind those in the cache, each (T, 1, dim)."""
         key = rope, rope.border is not None and cache.span > rope.border
         table = self._rotary.get(key)
         if table is None or len(table[0]) < cache.length + T:
-            table = rotary_table(rope, cache.capacity, cache.span, like.device, like.dtype)
+            table = rotary_table(rope, cache.capacity, cache.span, cache.device, cache.dtype)
             self._rotary[key] = table
         cos, sin = table
         return cos[cache.length : cache.length + T], sin[cache.length : cache.length + T]

@@ -10,6 +10,8 @@ import torch
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import Packing
 from gptcli.errors import NoSuchDevice, OutOfMemory
+from gptcli.kernels.native import Library
+from gptcli.kernels.native import library as kernels
 from gptcli.settings import RuntimeConfig
 
 _PACKED_BYTES = {"int8": 1.125, "int4": 0.625}  # a weight: its bits, and its part of a scale and a bias in fp16
@@ -18,11 +20,18 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """Where a model will run, in which precision, and what becomes of packed weights."""
+    """Where a model will run, in which precision, what becomes of packed weights, and what multiplies them.
+
+    library: the compiled kernels, or None for torch alone. as_stored: whether they take weights in the precision they
+    are stored in. integers: whether they may round activations to 8 bits for packed ones.
+    """
 
     device: torch.device
     dtype: torch.dtype
     packing: Packing
+    library: Library | None = None
+    as_stored: bool = False
+    integers: bool = False
 
     @property
     def dtype_name(self) -> str:
@@ -34,38 +43,60 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
     """The plan for one model.
 
     `auto` runs on CUDA in the checkpoint's own precision, else on the CPU in fp32, or in the checkpoint's own where
-    fp32 would not fit. Packed weights are expanded where that fits easily, for torch alone multiplies dense ones
-    faster. Raises NoSuchDevice or OutOfMemory.
+    fp32 would not fit. There the compiled kernels take weights as they are stored. Without them, packed weights are
+    expanded where that fits easily, for torch alone multiplies dense ones faster. A dtype that was asked for is that of
+    the activations, too. Raises NoSuchDevice or OutOfMemory.
     """
     device = _device(runtime.device)
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
     free = _free_bytes(device)
-    parameters = folder.parameter_count
+    library = _kernels(runtime) if device.type == "cpu" and runtime.dtype in ("auto", "fp32") else None
+    as_stored = library is not None and runtime.quantize != "none"
     if runtime.dtype != "auto":
         dtype = _DTYPES[runtime.dtype]
-    elif device.type == "cpu" and (folder.kept_bytes(4) if runtime.quantize == "auto" else parameters * 4) < free * 0.8:
+    elif device.type == "cpu" and _bytes_in_fp32(folder, runtime, as_stored) < free * 0.8:
         dtype = torch.float32
     else:
-        dtype = _stored_dtype(folder)
-    dense_bytes = parameters * dtype.itemsize
+        dtype, library, as_stored = _stored_dtype(folder), None, False
+    dense_bytes = folder.parameter_count * dtype.itemsize
     packing: Packing
     match runtime.quantize:
         case "none":
             packing, needed = "expand", dense_bytes
         case "int8" | "int4":
             packing = runtime.quantize
-            needed = int(parameters * _PACKED_BYTES[packing])
+            needed = int(folder.parameter_count * _PACKED_BYTES[packing])
         case "auto":
-            kept_bytes = folder.kept_bytes(dtype.itemsize)
+            kept_bytes = folder.weight_bytes if as_stored else folder.kept_bytes(dtype.itemsize)
             expand = kept_bytes == dense_bytes or dense_bytes < free / 4
-            packing, needed = ("expand", dense_bytes) if expand else ("keep", kept_bytes)
+            packing = "expand" if expand else "keep"
+            needed = dense_bytes if expand and not as_stored else kept_bytes
     if needed > free:
         raise OutOfMemory(
             f"the model needs {needed / 1e9:.1f} GB on {device}, {free / 1e9:.1f} GB are free",
             hint="try --quantize int4, a smaller --dtype or a smaller model",
         )
-    return DevicePlan(device, dtype, packing)
+    # A dtype that was asked for is the activations', too.
+    integers = as_stored and (runtime.dtype == "auto" or runtime.quantize != "auto")
+    return DevicePlan(device, dtype, packing, library, as_stored, integers)
+
+
+def _bytes_in_fp32(folder: ModelFolder, runtime: RuntimeConfig, as_stored: bool) -> int:
+    """What the weights need in memory where activations are fp32."""
+    if runtime.quantize != "auto":
+        return folder.parameter_count * 4
+    return folder.weight_bytes if as_stored else folder.kept_bytes(4)
+
+
+def _kernels(runtime: RuntimeConfig) -> Library | None:
+    """The kernels with as many threads as torch has. Portable ones only where weights are to be packed on load: torch
+    is faster on dense ones."""
+    library = kernels()
+    if library is None or (library.level == "portable" and runtime.quantize not in ("int8", "int4")):
+        return None
+    library.set_threads(torch.get_num_threads())
+    return library
 
 
 def _device(name: str) -> torch.device:

@@ -12,6 +12,7 @@ from gptcli.model.cache import KVCache
 from gptcli.model.decoder import Decoder
 from gptcli.runtime.device import DevicePlan
 from gptcli.runtime.memory import memory_errors
+from gptcli.runtime.program import MOST_TOKENS, lower
 
 _CHUNK = 512  # prompt tokens in one forward pass: bounds memory, costs a tenth of the speed at 4,096
 
@@ -24,6 +25,7 @@ class Engine:
         self.plan = plan
         self.ctx_size = ctx_size
         self.load_s = load_s  # seconds it took to load
+        self._program = lower(decoder, plan.library) if plan.library else None
 
     def new_cache(self) -> KVCache:
         """An empty cache as long as the context."""
@@ -47,17 +49,18 @@ class Engine:
         for chunk in self._chunks(tokens):
             if cancelled():
                 return None
-            hidden = self._run(chunk, cache)
+            logits = self._last_logits(chunk, cache)
             done += len(chunk)
             on_progress(done, len(tokens))
-        return self._logits(hidden[:, -1], cache)[0]
+        return logits
 
     @torch.inference_mode()
     def decode(self, token: int, cache: KVCache) -> Tensor:
         """Runs one token behind those in the cache; its logits (vocab,) in fp32. Raises as `prefill` does."""
+        logits: Tensor
         for chunk in self._chunks(self._rotated_alike([token], cache)):
-            hidden = self._run(chunk, cache)
-        return self._logits(hidden[:, -1], cache)[0]
+            logits = self._last_logits(chunk, cache)
+        return logits
 
     @torch.no_grad()  # not inference mode: the caller may change what it gets
     def logits(self, tokens: Sequence[int]) -> Tensor:
@@ -85,9 +88,20 @@ class Engine:
             cache.advance(tokens)
         return hidden
 
+    def _last_logits(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
+        if self._program is None or len(tokens) > MOST_TOKENS:
+            return self._logits(self._run(tokens, cache)[:, -1], cache)[0]
+        with memory_errors(self.plan.device, f"running token {cache.length + len(tokens)}"):
+            logits = self._program.run(tokens, cache)
+            cache.advance(tokens)
+        return self._finite(logits[-1], cache)
+
     def _logits(self, hidden: Tensor, cache: KVCache) -> Tensor:
         with memory_errors(self.plan.device, f"computing logits at token {cache.length}"):
-            logits = self.decoder.logits(hidden)
+            logits: Tensor = self.decoder.logits(hidden)
+        return self._finite(logits, cache)
+
+    def _finite(self, logits: Tensor, cache: KVCache) -> Tensor:
         if not logits.isfinite().all():
             raise NonFiniteLogits(
                 f"the model computed NaN or infinity at token {cache.length} in {self.plan.dtype_name}",

@@ -16,6 +16,8 @@ import gptcli.model.cache
 import gptcli.runtime.engine
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import load_decoder
+from gptcli.kernels.native import Library
+from gptcli.kernels.native import library as kernels
 from gptcli.runtime.device import DevicePlan
 from gptcli.runtime.engine import Engine
 from tests.parity.reference import BASE, Reference, randomized, write_reference
@@ -249,6 +251,12 @@ ROWS = [
 ]
 
 
+def needed_library() -> Library:
+    if (library := kernels()) is None:
+        pytest.skip("the kernels are not built here")
+    return library
+
+
 def relative_error(got: Tensor, want: Tensor) -> float:
     return ((got - want).abs().max() / want.abs().max()).item()
 
@@ -257,10 +265,10 @@ def rms_error(got: Tensor, want: Tensor) -> float:
     return ((got - want).square().mean() / want.square().mean()).sqrt().item()
 
 
-def engine_of(path: Path, dtype: torch.dtype = torch.float32) -> Engine:
+def engine_of(path: Path, dtype: torch.dtype = torch.float32, library: Library | None = None) -> Engine:
     folder = ModelFolder.open(path)
-    decoder = load_decoder(folder, torch.device("cpu"), dtype, "expand")
-    plan = DevicePlan(torch.device("cpu"), dtype, "expand")
+    decoder = load_decoder(folder, torch.device("cpu"), dtype, "expand", library=library)
+    plan = DevicePlan(torch.device("cpu"), dtype, "expand", library)
     return Engine(decoder, plan, decoder.config.max_context, load_s=0.0)
 
 
@@ -289,8 +297,13 @@ def test_all_logits_agree_in_chunks(reference: Reference, engine: Engine, monkey
     assert relative_error(engine.logits(IDS), reference.logits(IDS)) < TOLERANCE
 
 
-def test_all_logits_agree_token_by_token(reference: Reference, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("compiled", [False, True], ids=["torch", "kernels"])
+def test_all_logits_agree_token_by_token(
+    reference: Reference, engine: Engine, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gptcli.model.cache, "CACHE_STEP", 4)
+    if compiled:
+        engine = engine_of(reference.path, library=needed_library())
     cache = engine.new_cache()
     logits = torch.stack([engine.decode(token, cache) for token in IDS])
     wanted = reference.logits(IDS)

@@ -1,0 +1,82 @@
+"""Modules whose weights the compiled kernels multiply, on the CPU and in fp32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gptcli.kernels.native import Library, Matrix
+from gptcli.quant.affine import AffineWeight
+from gptcli.quant.half import HalfWeight
+from gptcli.quant.packed import PackedWeight, packed_linear
+
+_FEW_TOKENS = 8  # beyond this many torch multiplies dense matrices faster
+
+
+def can_compile(weight: PackedWeight, integers: bool) -> bool:
+    """Whether the kernels know a weight's format. integers: whether they may round activations to 8 bits for it."""
+    return isinstance(weight, HalfWeight) or (integers and isinstance(weight, AffineWeight) and weight.bits in (4, 8))
+
+
+def _matrix(library: Library, weight: PackedWeight) -> Matrix:
+    match weight:
+        case AffineWeight(packed, scales, biases, bits):
+            return library.affine(packed.contiguous(), scales.contiguous(), biases.contiguous(), bits)
+        case HalfWeight(values):
+            return library.dense(values.contiguous())
+    raise AssertionError(weight)
+
+
+class CompiledLinear(nn.Module):
+    """A linear layer in the kernels' hands. Packed weights are kept in their layout alone."""
+
+    def __init__(self, library: Library, weight: PackedWeight, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.matrix = _matrix(library, weight)
+        self.bias = bias
+        self._library = library
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., columns) to (..., rows)."""
+        return compiled_linear(self._library, self.matrix, x, self.bias)
+
+
+class CompiledExperts(nn.Module):
+    """A linear layer an expert, in the kernels' hands."""
+
+    def __init__(self, library: Library, weight: PackedWeight, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.matrices = [_matrix(library, weight.expert(index)) for index in range(weight.shape[0])]
+        self.bias = bias
+        self._library = library
+
+    def forward(self, expert: int, x: Tensor) -> Tensor:
+        """x: (tokens, columns) to (tokens, rows), through one expert."""
+        return compiled_linear(
+            self._library, self.matrices[expert], x, None if self.bias is None else self.bias[expert]
+        )
+
+
+class CompiledEmbedding(nn.Module):
+    """Token embeddings in the kernels' hands; also the head where that is tied."""
+
+    def __init__(self, library: Library, weight: PackedWeight) -> None:
+        super().__init__()
+        self.matrix = _matrix(library, weight)
+        self._library = library
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Token ids (B, T) to (B, T, hidden)."""
+        rows = [self._library.row(self.matrix, token) for token in tokens.flatten().tolist()]
+        return torch.stack(rows).view(*tokens.shape, -1)
+
+    def project(self, x: Tensor) -> Tensor:
+        """(..., hidden) to logits (..., vocab)."""
+        return compiled_linear(self._library, self.matrix, x, None)
+
+
+def compiled_linear(library: Library, matrix: Matrix, x: Tensor, bias: Tensor | None) -> Tensor:
+    """x @ matrix.T + bias, for many tokens and a matrix in half precision by torch."""
+    if matrix.weights is None or x.numel() <= _FEW_TOKENS * matrix.columns:
+        return library.linear(matrix, x, bias)
+    return packed_linear(x, HalfWeight(matrix.weights), bias)

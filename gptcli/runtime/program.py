@@ -1,0 +1,264 @@
+"""Lowers a decoder to a list of operations that the compiled kernels run in one call, for a few tokens at a time.
+
+Nothing here computes: blocks become operations on buffers, in the order of `model/decoder.py`. What has no operation
+(experts, say) makes `lower` answer None, and torch runs the decoder as it does everywhere else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from gptcli.kernels.native import Frame, Library, Matrix, Op, Rotation
+from gptcli.model.attention import Attention
+from gptcli.model.cache import KVCache
+from gptcli.model.config import AttentionConfig, MlpConfig
+from gptcli.model.decoder import Block, Decoder, Embedding
+from gptcli.model.linear import Linear
+from gptcli.model.mlp import Mlp
+from gptcli.model.norm import Norm
+from gptcli.quant.compiled import CompiledEmbedding, CompiledLinear
+
+MOST_TOKENS = 8  # in one step
+
+
+def lower(decoder: Decoder, library: Library) -> Program | None:
+    """The decoder's step as a program; None where something in it has no operation. Its weights must stay alive."""
+    try:
+        return _Lowering(decoder, library).program()
+    except _NoOperation:
+        return None
+
+
+class Program:
+    """A decoder's step: runs up to MOST_TOKENS tokens behind those in a cache."""
+
+    def __init__(self, decoder: Decoder, library: Library, lowering: _Lowering) -> None:
+        self._decoder, self._library = decoder, library
+        self._ops = (Op * len(lowering.ops))(*lowering.ops)
+        self._attends = [index for index, op in enumerate(self._ops) if op.code == library.code("ATTEND")]
+        self._ropes, self._windows = lowering.ropes, lowering.windows
+        self._held = (ctypes.c_int64 * len(self._windows))()
+        self._rotations = (Rotation * max(1, len(self._ropes)))()
+        self._alive = lowering.alive
+        self._bound: tuple[KVCache, int] | None = None
+
+    def run(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
+        """Runs 1 to MOST_TOKENS tokens and writes them into the cache; logits (T, vocab) in fp32.
+
+        The caller then lets the cache `advance`.
+        """
+        count = len(tokens)
+        assert 1 <= count <= MOST_TOKENS
+        cache.reserve(count)
+        if self._bound is None or self._bound[0] is not cache or self._bound[1] != cache.moves:
+            self._bind(cache)
+        for place, window in enumerate(self._windows):
+            self._held[place] = cache.held(window)
+        tables = [self._decoder.rotation(rope, cache, count) for rope in self._ropes]
+        for place, (cos, sin) in enumerate(tables):
+            self._rotations[place] = Rotation(cos.data_ptr(), sin.data_ptr(), cos.shape[-1])
+        logits = torch.empty(count, self._decoder.config.vocab_size)
+        ids = (ctypes.c_int64 * count)(*tokens)
+        address = ctypes.addressof
+        frame = Frame(
+            count, cache.length, address(ids), address(self._rotations), address(self._held), logits.data_ptr()
+        )
+        self._library.run(self._ops, frame)
+        return self._decoder.scaled(logits)
+
+    def _bind(self, cache: KVCache) -> None:
+        for block, index in enumerate(self._attends):
+            keys, values = cache.storage(block)
+            op = self._ops[index]
+            op.keys, op.values, op.head_stride = keys.data_ptr(), values.data_ptr(), keys.stride(1)
+        self._bound = cache, cache.moves
+
+
+class _NoOperation(Exception):
+    """The decoder does something that the kernels cannot."""
+
+
+@dataclass
+class _Lowering:
+    decoder: Decoder
+    library: Library
+    ops: list[Op] = field(default_factory=list)
+    alive: list[object] = field(default_factory=list)  # what the operations point to
+
+    def __post_init__(self) -> None:
+        attentions = [block.attention for block in self.decoder.config.blocks]
+        self.ropes = list(dict.fromkeys(attention.rope for attention in attentions if attention.rope is not None))
+        self.windows = list(dict.fromkeys(attention.window for attention in attentions))
+
+    def program(self) -> Program:
+        """All of it, from the ids to the logits."""
+        decoder, config = self.decoder, self.decoder.config
+        x, normalized = self._buffer(config.hidden_size), self._buffer(config.hidden_size)
+        embedding, positions = decoder.embed, decoder.positions
+        self._add(
+            "EMBED",
+            matrix=self._matrix(embedding),
+            out=x,
+            weight=None if positions is None else positions.weight,
+            size=config.hidden_size,
+            factor=config.embedding_scale,
+        )
+        for block in decoder.blocks:
+            self._block(cast(Block, block), x, normalized)
+        final = self._norm(decoder.final_norm, x, normalized)
+        self._linear(embedding if decoder.head is None else decoder.head, final, None)
+        return Program(decoder, self.library, self)
+
+    def _block(self, block: Block, x: Tensor, normalized: Tensor) -> None:
+        residual, scale = block.config.residual, block.config.residual_scale
+        attended, fed = self._buffer(x.shape[1]), self._buffer(x.shape[1])
+        mlp_norm: nn.Module | None = block.mlp_norm
+        if residual == "after":
+            self._attention(block.attention, x, attended)
+            self._sum(x, attended, 1.0)
+            self._norm(block.post_attention_norm, x, x)
+            self._mlp(block.mlp, x, fed)
+            self._sum(x, fed, 1.0)
+            self._norm(block.post_mlp_norm, x, x)
+            return
+        self._attention(block.attention, self._norm(block.attention_norm, x, normalized), attended)
+        if residual in ("parallel", "shared"):
+            source = normalized if residual == "shared" else self._norm(mlp_norm, x, normalized)
+            self._mlp(block.mlp, source, fed)
+            self._sum(x, attended, scale)
+            self._sum(x, fed, scale)
+            return
+        self._norm(block.post_attention_norm, attended, attended)
+        self._sum(x, attended, scale)
+        self._mlp(block.mlp, self._norm(mlp_norm, x, normalized), fed)
+        self._norm(block.post_mlp_norm, fed, fed)
+        self._sum(x, fed, scale)
+
+    def _attention(self, attention: Attention, x: Tensor, out: Tensor) -> None:
+        config = attention.config
+        if config.clip is not None or config.position_scale is not None:
+            raise _NoOperation
+        heads = config.heads + 2 * config.kv_heads
+        qkv = self._buffer(heads * config.head_dim)
+        attended = self._buffer(config.heads * config.head_dim)
+        self._linear(attention.qkv, x, qkv)
+        if config.qk_norm is not None:
+            keys = qkv[:, config.heads * config.head_dim :]
+            self._head_norm(attention.q_norm, config, qkv, config.heads)
+            self._head_norm(attention.k_norm, config, keys, config.kv_heads)
+        if config.rope is not None:
+            self._add(
+                "ROTATE",
+                out=qkv,
+                rows=config.heads + config.kv_heads,
+                size=config.head_dim,
+                stride=qkv.shape[1],
+                table=self.ropes.index(config.rope),
+            )
+        self._add(
+            "ATTEND",
+            input=qkv,
+            out=attended,
+            weight=attention.sinks,
+            size=config.head_dim,
+            stride=qkv.shape[1],
+            table=self.windows.index(config.window),
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            window=config.window or 0,
+            factor=config.scale,
+            softcap=config.softcap or 0.0,
+        )
+        self._linear(attention.out, attended, out)
+
+    def _head_norm(self, norm: nn.Module, config: AttentionConfig, heads: Tensor, count: int) -> None:
+        assert config.qk_norm is not None
+        if config.qk_norm.over == "full":
+            self._vectors(norm, heads, heads, rows=1, size=count * config.head_dim)
+        else:
+            step = config.head_dim if config.qk_norm.over == "each_head" else 0
+            self._vectors(norm, heads, heads, rows=count, size=config.head_dim, weight_step=step)
+
+    def _norm(self, norm: nn.Module | None, x: Tensor, out: Tensor) -> Tensor:
+        """The buffer that holds the normalized values: x itself where there is no norm."""
+        if isinstance(norm, nn.Identity):
+            return x
+        self._vectors(norm, x, out, rows=1, size=x.shape[1])
+        return out
+
+    def _vectors(
+        self, norm: nn.Module | None, x: Tensor, out: Tensor, *, rows: int, size: int, weight_step: int = 0
+    ) -> None:
+        assert isinstance(norm, Norm)
+        self._add(
+            "RMS_NORM" if norm.config.kind == "rms" else "LAYER_NORM",
+            input=x,
+            out=out,
+            weight=norm.weight,
+            bias=norm.bias,
+            rows=rows,
+            size=size,
+            stride=x.stride(0),
+            weight_step=weight_step,
+            factor=norm.config.eps,
+        )
+
+    def _mlp(self, mlp: nn.Module, x: Tensor, out: Tensor) -> None:
+        if not isinstance(mlp, Mlp):
+            raise _NoOperation
+        config: MlpConfig = mlp.config
+        up = self._buffer(config.width * (2 if config.gated else 1))
+        activated = self._buffer(config.width)
+        self._linear(mlp.up, x, up)
+        self._add(
+            "ACTIVATE",
+            input=up,
+            out=activated,
+            size=config.width,
+            stride=up.shape[1],
+            table=self.library.activation(config.activation),
+        )
+        self._linear(mlp.down, activated, out)
+
+    def _linear(self, module: nn.Module, x: Tensor, out: Tensor | None) -> None:
+        self._add("LINEAR", matrix=self._matrix(module), input=x, out=out, bias=getattr(module, "bias", None))
+
+    def _sum(self, x: Tensor, addend: Tensor, scale: float) -> None:
+        self._add("ADD", input=addend, out=x, size=x.shape[1], factor=scale)
+
+    def _matrix(self, module: nn.Module) -> Matrix:
+        match module:
+            case CompiledLinear() | CompiledEmbedding():
+                return module.matrix
+            case Linear() | Embedding() if module.weight.dtype == torch.float32 and module.weight.is_contiguous():
+                return self.library.dense(module.weight.detach())
+        raise _NoOperation
+
+    def _buffer(self, size: int) -> Tensor:
+        return torch.empty(MOST_TOKENS, size)
+
+    def _add(
+        self,
+        code: str,
+        *,
+        matrix: Matrix | None = None,
+        input: Tensor | None = None,
+        out: Tensor | None = None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        **numbers: float,
+    ) -> None:
+        vectors = (weight, bias)
+        if any(vector is not None and vector.dtype != torch.float32 for vector in vectors):
+            raise _NoOperation
+        self.alive += [matrix, input, out, weight, bias]
+        op = Op(code=self.library.code(code), matrix=None if matrix is None else matrix.handle, **numbers)
+        for name, tensor in (("input", input), ("out", out), ("weight", weight), ("bias", bias)):
+            setattr(op, name, None if tensor is None else tensor.data_ptr())
+        self.ops.append(op)
