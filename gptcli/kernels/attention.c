@@ -64,3 +64,76 @@ int gptcli_attention(const Attention *attention) {
     pool_unlock();
     return job.workspace == NULL ? -1 : 0;
 }
+
+/* ---- many tokens ----
+ *
+ * Keys are transposed first, a span of positions after the other, (spans, head_dim, SPAN) for each kv head, so that
+ * scores are products of vectors over positions. Then each task takes a few tokens of a kv head.
+ */
+
+enum {
+    QUERIES = 48,    /* of a task: they share what is loaded of keys and values */
+    MOST_ROWS = 8,   /* level.h's ROWS at most, to which queries are padded */
+};
+
+typedef struct {
+    const Passage *passage;
+    float *transposed, *slices;
+    int64_t spans, tile, tiles, slice; /* tokens of a task, and floats of a thread's workspace */
+    atomic_llong next_span, next_tile;
+} Course;
+
+static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static void transpose_span(const Course *course, int64_t kv_head, int64_t span) {
+    const Passage *passage = course->passage;
+    int64_t head_dim = passage->head_dim, from = span * SPAN;
+    int64_t present = smaller(SPAN, passage->first + passage->tokens - from);
+    const float *keys = passage->keys + kv_head * passage->head_stride + from * head_dim;
+    float *to = course->transposed + (kv_head * course->spans + span) * SPAN * head_dim;
+    for (int64_t i = 0; i < head_dim; i++, to += SPAN) {
+        for (int64_t position = 0; position < present; position++) to[position] = keys[position * head_dim + i];
+        for (int64_t position = present; position < SPAN; position++) to[position] = 0;
+    }
+}
+
+static void spans_share(void *argument, int thread, int threads) {
+    Course *course = argument;
+    (void)thread, (void)threads;
+    for (int64_t task; (task = atomic_fetch_add(&course->next_span, 1)) < course->passage->kv_heads * course->spans;)
+        transpose_span(course, task / course->spans, task % course->spans);
+}
+
+static void tiles_share(void *argument, int thread, int threads) {
+    Course *course = argument;
+    const Passage *passage = course->passage;
+    (void)threads;
+    for (int64_t task; (task = atomic_fetch_add(&course->next_tile, 1)) < passage->kv_heads * course->tiles;) {
+        int64_t kv_head = task % passage->kv_heads;
+        int64_t tile = course->tiles - 1 - task / passage->kv_heads; /* the last tokens see most: they begin */
+        int64_t begin = tile * course->tile, end = smaller(begin + course->tile, passage->tokens);
+        const float *transposed = course->transposed + kv_head * course->spans * SPAN * passage->head_dim;
+        level()->attend_passage(passage, kv_head, begin, end, transposed, course->slices + thread * course->slice);
+    }
+}
+
+int gptcli_attend_passage(const Passage *passage) {
+    int64_t group = passage->heads / passage->kv_heads, head_dim = passage->head_dim;
+    Course course = {.passage = passage, .tile = larger(1, QUERIES / group)};
+    course.spans = (passage->first + passage->tokens + SPAN - 1) / SPAN;
+    course.tiles = (passage->tokens + course.tile - 1) / course.tile;
+    int64_t rows = (course.tile * group + MOST_ROWS - 1) / MOST_ROWS * MOST_ROWS;
+    int64_t line = CACHE_LINE / (int64_t)sizeof(float);
+    course.slice = (rows * (2 * head_dim + SPAN + 2) + line - 1) / line * line;
+    int64_t transposed = passage->kv_heads * course.spans * SPAN * head_dim;
+    pool_lock();
+    course.transposed = pool_workspace((transposed + gptcli_threads() * course.slice) * (int64_t)sizeof(float));
+    if (course.transposed != NULL) {
+        course.slices = course.transposed + transposed;
+        pool_share(spans_share, &course);
+        pool_share(tiles_share, &course);
+    }
+    pool_unlock();
+    return course.transposed == NULL ? -1 : 0;
+}

@@ -36,6 +36,7 @@ enum {
     TILE = 8,         /* tokens that are computed together */
     CACHE_LINE = 64,  /* bytes */
     RANGE = 128,      /* positions that one task of attention covers */
+    SPAN = 64,        /* positions that many tokens attend to at once */
 };
 
 /* ---- matrix.c ---- */
@@ -145,6 +146,19 @@ EXPORT void gptcli_attention_merge(const Attention *attention, int64_t head, con
 /* All of it, on all threads. */
 EXPORT int gptcli_attention(const Attention *attention);
 
+/* The attention of several tokens, which lie at positions `first` on: each sees the `window` positions up to its own,
+ * all of them if that is 0. Queries of a token: (heads, head_dim) at queries + token * query_stride.
+ */
+typedef struct Passage {
+    const float *queries, *keys, *values, *sinks; /* as above */
+    float *out;                                   /* (tokens, heads, head_dim) */
+    int64_t tokens, first, window, heads, kv_heads, head_dim, head_stride, query_stride;
+    float scale, softcap;
+} Passage;
+
+/* All of it, on all threads. */
+EXPORT int gptcli_attend_passage(const Passage *passage);
+
 /* ---- small.c: n rows of `size`, on the calling thread; out may be x ---- */
 
 typedef enum { SILU, GELU, GELU_TANH, RELU, CLAMPED_SWIGLU } Activation;
@@ -201,10 +215,11 @@ typedef struct Rotation {
 /* What changes from step to step. */
 typedef struct Frame {
     int64_t tokens, position; /* the first one's, in the text */
+    int64_t wanted;           /* of the last so many tokens, the logits */
     const int64_t *ids;
     const Rotation *rotations;
     const int64_t *held; /* positions that a block's cache holds before these tokens, by kind of block */
-    float *logits;       /* (tokens, vocabulary) */
+    float *logits;       /* (wanted, vocabulary) */
 } Frame;
 
 /* Runs a step; -1: no memory, or no such operation. */
@@ -219,6 +234,8 @@ typedef struct Level {
     void (*dense_blocks)(const Matrix *, const float *x, int64_t tokens, int64_t begin, int64_t end, const Output *);
     void (*affine_blocks)(const Matrix *, const Activations *, int64_t begin, int64_t end, const Output *);
     void (*attend)(const Attention *, int64_t kv_head, int64_t begin, int64_t end, float *partial, int64_t stride);
+    void (*attend_passage)(const Passage *, int64_t kv_head, int64_t begin, int64_t end, const float *transposed,
+                           float *workspace);
     void (*rms_norm)(const float *x, const float *weight, float epsilon, int64_t size, float *out);
     void (*layer_norm)(const float *x, const float *weight, const float *bias, float epsilon, int64_t size,
                        float *out);

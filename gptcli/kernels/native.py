@@ -76,6 +76,7 @@ class Frame(Structure):
     _fields_ = [
         ("tokens", c_int64),
         ("position", c_int64),
+        ("wanted", c_int64),
         *((name, c_void_p) for name in ("ids", "rotations", "held", "logits")),
     ]
 

@@ -12,7 +12,7 @@ from gptcli.model.cache import KVCache
 from gptcli.model.decoder import Decoder
 from gptcli.runtime.device import DevicePlan
 from gptcli.runtime.memory import memory_errors
-from gptcli.runtime.program import MOST_TOKENS, lower
+from gptcli.runtime.program import lower
 
 _CHUNK = 512  # prompt tokens in one forward pass: bounds memory, costs a tenth of the speed at 4,096
 
@@ -49,25 +49,25 @@ class Engine:
         for chunk in self._chunks(tokens):
             if cancelled():
                 return None
-            logits = self._last_logits(chunk, cache)
+            logits = self._run(chunk, cache)
             done += len(chunk)
             on_progress(done, len(tokens))
-        return logits
+        return logits[-1]
 
     @torch.inference_mode()
     def decode(self, token: int, cache: KVCache) -> Tensor:
         """Runs one token behind those in the cache; its logits (vocab,) in fp32. Raises as `prefill` does."""
         logits: Tensor
         for chunk in self._chunks(self._rotated_alike([token], cache)):
-            logits = self._last_logits(chunk, cache)
-        return logits
+            logits = self._run(chunk, cache)
+        return logits[-1]
 
     @torch.no_grad()  # not inference mode: the caller may change what it gets
     def logits(self, tokens: Sequence[int]) -> Tensor:
         """Logits at every position of a text, (T, vocab) in fp32. Raises as `prefill` does."""
         cache = self.new_cache()
         cache.span = len(tokens)
-        return torch.cat([self._logits(self._run(chunk, cache), cache)[0] for chunk in self._chunks(tokens)])
+        return torch.cat([self._run(chunk, cache, wanted=len(chunk)) for chunk in self._chunks(tokens)])
 
     def _chunks(self, tokens: Sequence[int]) -> list[Sequence[int]]:
         return [tokens[start : start + _CHUNK] for start in range(0, len(tokens), _CHUNK)]
@@ -82,26 +82,15 @@ class Engine:
         cache.truncate(0)
         return tokens
 
-    def _run(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
+    def _run(self, tokens: Sequence[int], cache: KVCache, wanted: int = 1) -> Tensor:
+        """Runs tokens behind those in the cache; the logits of the last ones, (wanted, vocab) in fp32."""
         with memory_errors(self.plan.device, f"running token {cache.length + len(tokens)}"):
-            hidden: Tensor = self.decoder(torch.tensor([tokens], device=self.plan.device), cache)
+            if self._program is not None:
+                logits = self._program.run(tokens, cache, wanted)
+            else:
+                hidden = self.decoder(torch.tensor([tokens], device=self.plan.device), cache)
+                logits = self.decoder.logits(hidden[0, -wanted:])
             cache.advance(tokens)
-        return hidden
-
-    def _last_logits(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
-        if self._program is None or len(tokens) > MOST_TOKENS:
-            return self._logits(self._run(tokens, cache)[:, -1], cache)[0]
-        with memory_errors(self.plan.device, f"running token {cache.length + len(tokens)}"):
-            logits = self._program.run(tokens, cache)
-            cache.advance(tokens)
-        return self._finite(logits[-1], cache)
-
-    def _logits(self, hidden: Tensor, cache: KVCache) -> Tensor:
-        with memory_errors(self.plan.device, f"computing logits at token {cache.length}"):
-            logits: Tensor = self.decoder.logits(hidden)
-        return self._finite(logits, cache)
-
-    def _finite(self, logits: Tensor, cache: KVCache) -> Tensor:
         if not logits.isfinite().all():
             raise NonFiniteLogits(
                 f"the model computed NaN or infinity at token {cache.length} in {self.plan.dtype_name}",

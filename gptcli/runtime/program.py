@@ -1,4 +1,4 @@
-"""Lowers a decoder to a list of operations that the compiled kernels run in one call, for a few tokens at a time.
+"""Lowers a decoder to a list of operations that the compiled kernels run in one call, for one token or many.
 
 Nothing here computes: blocks become operations on buffers, in the order of `model/decoder.py`. What has no operation
 (experts, say) makes `lower` answer None, and torch runs the decoder as it does everywhere else.
@@ -24,8 +24,6 @@ from gptcli.model.mlp import Mlp
 from gptcli.model.norm import Norm
 from gptcli.quant.compiled import CompiledEmbedding, CompiledLinear
 
-MOST_TOKENS = 8  # in one step
-
 
 def lower(decoder: Decoder, library: Library) -> Program | None:
     """The decoder's step as a program; None where something in it has no operation. Its weights must stay alive."""
@@ -35,8 +33,17 @@ def lower(decoder: Decoder, library: Library) -> Program | None:
         return None
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """A buffer's name, the width of a token's row in it, and where in that an operation begins."""
+
+    name: str
+    width: int
+    offset: int = 0
+
+
 class Program:
-    """A decoder's step: runs up to MOST_TOKENS tokens behind those in a cache."""
+    """A decoder's step, for one token or a prompt."""
 
     def __init__(self, decoder: Decoder, library: Library, lowering: _Lowering) -> None:
         self._decoder, self._library = decoder, library
@@ -45,17 +52,20 @@ class Program:
         self._ropes, self._windows = lowering.ropes, lowering.windows
         self._held = (ctypes.c_int64 * len(self._windows))()
         self._rotations = (Rotation * max(1, len(self._ropes)))()
-        self._alive = lowering.alive
+        self._alive, self._uses = lowering.alive, lowering.uses
+        self._buffers: dict[str, Tensor] = {}
+        self._room = 0  # tokens that the buffers hold
         self._bound: tuple[KVCache, int] | None = None
 
-    def run(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
-        """Runs 1 to MOST_TOKENS tokens and writes them into the cache; logits (T, vocab) in fp32.
+    def run(self, tokens: Sequence[int], cache: KVCache, wanted: int = 1) -> Tensor:
+        """Runs tokens behind those in a cache and writes them there; the logits of the last ones, (wanted, vocab).
 
         The caller then lets the cache `advance`.
         """
         count = len(tokens)
-        assert 1 <= count <= MOST_TOKENS
         cache.reserve(count)
+        if count > self._room:
+            self._make_room(count)
         if self._bound is None or self._bound[0] is not cache or self._bound[1] != cache.moves:
             self._bind(cache)
         for place, window in enumerate(self._windows):
@@ -63,14 +73,30 @@ class Program:
         tables = [self._decoder.rotation(rope, cache, count) for rope in self._ropes]
         for place, (cos, sin) in enumerate(tables):
             self._rotations[place] = Rotation(cos.data_ptr(), sin.data_ptr(), cos.shape[-1])
-        logits = torch.empty(count, self._decoder.config.vocab_size)
+        logits = torch.empty(wanted, self._decoder.config.vocab_size)
         ids = (ctypes.c_int64 * count)(*tokens)
         address = ctypes.addressof
         frame = Frame(
-            count, cache.length, address(ids), address(self._rotations), address(self._held), logits.data_ptr()
+            count,
+            cache.length,
+            wanted,
+            address(ids),
+            address(self._rotations),
+            address(self._held),
+            logits.data_ptr(),
         )
         self._library.run(self._ops, frame)
         return self._decoder.scaled(logits)
+
+    def _make_room(self, tokens: int) -> None:
+        widths: dict[str, int] = {}
+        for _, _, rows in self._uses:
+            widths[rows.name] = max(rows.width, widths.get(rows.name, 0))
+        self._buffers = {name: torch.empty(tokens * width) for name, width in widths.items()}
+        for op, field_name, rows in self._uses:
+            buffer = self._buffers[rows.name]
+            setattr(self._ops[op], field_name, buffer.data_ptr() + rows.offset * buffer.element_size())
+        self._room = tokens
 
     def _bind(self, cache: KVCache) -> None:
         for block, index in enumerate(self._attends):
@@ -90,6 +116,7 @@ class _Lowering:
     library: Library
     ops: list[Op] = field(default_factory=list)
     alive: list[object] = field(default_factory=list)  # what the operations point to
+    uses: list[tuple[int, str, _Rows]] = field(default_factory=list)  # an operation's field, and the buffer in it
 
     def __post_init__(self) -> None:
         attentions = [block.attention for block in self.decoder.config.blocks]
@@ -99,7 +126,7 @@ class _Lowering:
     def program(self) -> Program:
         """All of it, from the ids to the logits."""
         decoder, config = self.decoder, self.decoder.config
-        x, normalized = self._buffer(config.hidden_size), self._buffer(config.hidden_size)
+        x, normalized = _Rows("x", config.hidden_size), _Rows("normalized", config.hidden_size)
         embedding, positions = decoder.embed, decoder.positions
         self._add(
             "EMBED",
@@ -115,9 +142,9 @@ class _Lowering:
         self._linear(embedding if decoder.head is None else decoder.head, final, None)
         return Program(decoder, self.library, self)
 
-    def _block(self, block: Block, x: Tensor, normalized: Tensor) -> None:
+    def _block(self, block: Block, x: _Rows, normalized: _Rows) -> None:
         residual, scale = block.config.residual, block.config.residual_scale
-        attended, fed = self._buffer(x.shape[1]), self._buffer(x.shape[1])
+        attended, fed = _Rows("attended", x.width), _Rows("fed", x.width)
         mlp_norm: nn.Module | None = block.mlp_norm
         if residual == "after":
             self._attention(block.attention, x, attended)
@@ -140,16 +167,15 @@ class _Lowering:
         self._norm(block.post_mlp_norm, fed, fed)
         self._sum(x, fed, scale)
 
-    def _attention(self, attention: Attention, x: Tensor, out: Tensor) -> None:
+    def _attention(self, attention: Attention, x: _Rows, out: _Rows) -> None:
         config = attention.config
         if config.clip is not None or config.position_scale is not None:
             raise _NoOperation
-        heads = config.heads + 2 * config.kv_heads
-        qkv = self._buffer(heads * config.head_dim)
-        attended = self._buffer(config.heads * config.head_dim)
+        qkv = _Rows("qkv", (config.heads + 2 * config.kv_heads) * config.head_dim)
+        heads = _Rows("heads", config.heads * config.head_dim)
         self._linear(attention.qkv, x, qkv)
         if config.qk_norm is not None:
-            keys = qkv[:, config.heads * config.head_dim :]
+            keys = _Rows(qkv.name, qkv.width, offset=heads.width)
             self._head_norm(attention.q_norm, config, qkv, config.heads)
             self._head_norm(attention.k_norm, config, keys, config.kv_heads)
         if config.rope is not None:
@@ -158,16 +184,16 @@ class _Lowering:
                 out=qkv,
                 rows=config.heads + config.kv_heads,
                 size=config.head_dim,
-                stride=qkv.shape[1],
+                stride=qkv.width,
                 table=self.ropes.index(config.rope),
             )
         self._add(
             "ATTEND",
             input=qkv,
-            out=attended,
+            out=heads,
             weight=attention.sinks,
             size=config.head_dim,
-            stride=qkv.shape[1],
+            stride=qkv.width,
             table=self.windows.index(config.window),
             heads=config.heads,
             kv_heads=config.kv_heads,
@@ -175,9 +201,9 @@ class _Lowering:
             factor=config.scale,
             softcap=config.softcap or 0.0,
         )
-        self._linear(attention.out, attended, out)
+        self._linear(attention.out, heads, out)
 
-    def _head_norm(self, norm: nn.Module, config: AttentionConfig, heads: Tensor, count: int) -> None:
+    def _head_norm(self, norm: nn.Module, config: AttentionConfig, heads: _Rows, count: int) -> None:
         assert config.qk_norm is not None
         if config.qk_norm.over == "full":
             self._vectors(norm, heads, heads, rows=1, size=count * config.head_dim)
@@ -185,15 +211,15 @@ class _Lowering:
             step = config.head_dim if config.qk_norm.over == "each_head" else 0
             self._vectors(norm, heads, heads, rows=count, size=config.head_dim, weight_step=step)
 
-    def _norm(self, norm: nn.Module | None, x: Tensor, out: Tensor) -> Tensor:
+    def _norm(self, norm: nn.Module | None, x: _Rows, out: _Rows) -> _Rows:
         """The buffer that holds the normalized values: x itself where there is no norm."""
         if isinstance(norm, nn.Identity):
             return x
-        self._vectors(norm, x, out, rows=1, size=x.shape[1])
+        self._vectors(norm, x, out, rows=1, size=x.width)
         return out
 
     def _vectors(
-        self, norm: nn.Module | None, x: Tensor, out: Tensor, *, rows: int, size: int, weight_step: int = 0
+        self, norm: nn.Module | None, x: _Rows, out: _Rows, *, rows: int, size: int, weight_step: int = 0
     ) -> None:
         assert isinstance(norm, Norm)
         self._add(
@@ -204,33 +230,33 @@ class _Lowering:
             bias=norm.bias,
             rows=rows,
             size=size,
-            stride=x.stride(0),
+            stride=x.width,
             weight_step=weight_step,
             factor=norm.config.eps,
         )
 
-    def _mlp(self, mlp: nn.Module, x: Tensor, out: Tensor) -> None:
+    def _mlp(self, mlp: nn.Module, x: _Rows, out: _Rows) -> None:
         if not isinstance(mlp, Mlp):
             raise _NoOperation
         config: MlpConfig = mlp.config
-        up = self._buffer(config.width * (2 if config.gated else 1))
-        activated = self._buffer(config.width)
+        up = _Rows("up", config.width * (2 if config.gated else 1))
+        activated = _Rows("activated", config.width)
         self._linear(mlp.up, x, up)
         self._add(
             "ACTIVATE",
             input=up,
             out=activated,
             size=config.width,
-            stride=up.shape[1],
+            stride=up.width,
             table=self.library.activation(config.activation),
         )
         self._linear(mlp.down, activated, out)
 
-    def _linear(self, module: nn.Module, x: Tensor, out: Tensor | None) -> None:
+    def _linear(self, module: nn.Module, x: _Rows, out: _Rows | None) -> None:
         self._add("LINEAR", matrix=self._matrix(module), input=x, out=out, bias=getattr(module, "bias", None))
 
-    def _sum(self, x: Tensor, addend: Tensor, scale: float) -> None:
-        self._add("ADD", input=addend, out=x, size=x.shape[1], factor=scale)
+    def _sum(self, x: _Rows, addend: _Rows, scale: float) -> None:
+        self._add("ADD", input=addend, out=x, size=x.width, factor=scale)
 
     def _matrix(self, module: nn.Module) -> Matrix:
         match module:
@@ -240,25 +266,22 @@ class _Lowering:
                 return self.library.dense(module.weight.detach())
         raise _NoOperation
 
-    def _buffer(self, size: int) -> Tensor:
-        return torch.empty(MOST_TOKENS, size)
-
     def _add(
         self,
         code: str,
         *,
         matrix: Matrix | None = None,
-        input: Tensor | None = None,
-        out: Tensor | None = None,
+        input: _Rows | None = None,
+        out: _Rows | None = None,
         weight: Tensor | None = None,
         bias: Tensor | None = None,
         **numbers: float,
     ) -> None:
-        vectors = (weight, bias)
-        if any(vector is not None and vector.dtype != torch.float32 for vector in vectors):
+        if any(vector is not None and vector.dtype != torch.float32 for vector in (weight, bias)):
             raise _NoOperation
-        self.alive += [matrix, input, out, weight, bias]
+        self.alive += [matrix, weight, bias]
         op = Op(code=self.library.code(code), matrix=None if matrix is None else matrix.handle, **numbers)
-        for name, tensor in (("input", input), ("out", out), ("weight", weight), ("bias", bias)):
-            setattr(op, name, None if tensor is None else tensor.data_ptr())
+        for name, vector in (("weight", weight), ("bias", bias)):
+            setattr(op, name, None if vector is None else vector.data_ptr())
+        self.uses += [(len(self.ops), name, rows) for name, rows in (("input", input), ("out", out)) if rows]
         self.ops.append(op)

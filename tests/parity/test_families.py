@@ -282,9 +282,9 @@ def reference(row: Row, tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return write_reference(tmp_path_factory.mktemp("reference"), row.model_type, **row.config)
 
 
-@pytest.fixture(scope="module")
-def engine(reference: Reference) -> Engine:
-    return engine_of(reference.path)
+@pytest.fixture(scope="module", params=["torch", "kernels"])
+def engine(reference: Reference, request: pytest.FixtureRequest) -> Engine:
+    return engine_of(reference.path, library=needed_library() if request.param == "kernels" else None)
 
 
 def test_all_logits_agree_at_prefill(reference: Reference, engine: Engine) -> None:
@@ -297,13 +297,8 @@ def test_all_logits_agree_in_chunks(reference: Reference, engine: Engine, monkey
     assert relative_error(engine.logits(IDS), reference.logits(IDS)) < TOLERANCE
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["torch", "kernels"])
-def test_all_logits_agree_token_by_token(
-    reference: Reference, engine: Engine, compiled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_logits_agree_token_by_token(reference: Reference, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gptcli.model.cache, "CACHE_STEP", 4)
-    if compiled:
-        engine = engine_of(reference.path, library=needed_library())
     cache = engine.new_cache()
     logits = torch.stack([engine.decode(token, cache) for token in IDS])
     wanted = reference.logits(IDS)

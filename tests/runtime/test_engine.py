@@ -79,6 +79,7 @@ def test_auto_computes_in_fp32_only_where_that_fits(
     halves = {name: tensor.bfloat16() for name, tensor in load_file(path / "model.safetensors").items()}
     save_file(halves, path / "model.safetensors")
     monkeypatch.setattr(device, "_free_bytes", lambda device: free)
+    monkeypatch.setattr(device, "kernels", lambda: None)
     assert plan_for(ModelFolder.open(path), RuntimeConfig(device="cpu")).dtype_name == dtype
 
 
