@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
 import sys
 from types import FrameType
@@ -10,6 +12,7 @@ from typing import NoReturn
 
 def main() -> NoReturn:
     """Runs the command line; exits with a documented code, or dies by the signal that ended it."""
+    gc.set_threshold(200_000)  # importing torch makes half a million objects that stay
     interrupt = signal.getsignal(signal.SIGINT)
     if interrupt is not signal.SIG_IGN:  # imports may lose exceptions, and there is nothing to tidy yet
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -26,6 +29,9 @@ def main() -> NoReturn:
         signal.signal(signal.SIGINT, interrupt)
         handle(end, "SIGTERM", "SIGHUP")
         code = run(sys.argv[1:])
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # as it is where the descriptor was closed
+                stream.flush()
     except Killed:
         pass
     except KeyboardInterrupt:
@@ -35,7 +41,7 @@ def main() -> NoReturn:
     finally:
         if ended_by:
             die_by(ended_by[0])
-    sys.exit(code)
+    os._exit(code)  # everything is written; tidying up after torch would take a quarter of a second
 
 
 if __name__ == "__main__":

@@ -165,7 +165,8 @@ def _quantized(decoder: Decoder, name: str, value: Tensor, packing: Literal["int
 
 def _can_be_packed(decoder: Decoder, name: str) -> bool:
     path, leaf = name.rsplit(".", 1)
-    return leaf == "weight" and isinstance(decoder.get_submodule(path), Linear | Embedding | Experts)
+    known = isinstance(decoder.get_submodule(path), Linear | Embedding | Experts)
+    return known and leaf == "weight" and path != "positions"  # which are added, not multiplied
 
 
 def _place(

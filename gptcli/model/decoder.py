@@ -15,7 +15,10 @@ from gptcli.model.rope import rotary_table
 
 
 class Embedding(nn.Embedding):
-    """Token embeddings that can also serve as the output head."""
+    """Embeddings that can also serve as the output head."""
+
+    def reset_parameters(self) -> None:
+        """Nothing: see `Linear`."""
 
     def project(self, x: Tensor) -> Tensor:
         """(..., hidden) to logits (..., vocab)."""
@@ -66,7 +69,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed = Embedding(config.vocab_size, config.hidden_size)
-        self.positions = nn.Embedding(config.max_context, config.hidden_size) if config.learned_positions else None
+        self.positions = Embedding(config.max_context, config.hidden_size) if config.learned_positions else None
         self.blocks = nn.ModuleList(Block(block, config.hidden_size, config.norm) for block in config.blocks)
         self.final_norm = Norm(config.norm, config.hidden_size) if config.final_norm else nn.Identity()
         self.head = None if config.tied_head else Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)

@@ -15,6 +15,9 @@ _FEW_ROWS = 4  # beyond this a plain product is as fast
 class Linear(nn.Linear):
     """x @ weight.T + bias."""
 
+    def reset_parameters(self) -> None:
+        """Nothing: the loader fills it, and torch's own way imports half a second of modules on the meta device."""
+
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in_features) to (..., out_features)."""
         return project(x, self.weight, self.bias)
