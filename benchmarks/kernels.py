@@ -37,7 +37,7 @@ def matrix(kernels: Library, kind: str, rows: int, columns: int) -> Matrix:
 
 def bytes_of(kernels: Library, weights: Matrix) -> int:
     """What one product reads."""
-    return kernels.packed_bytes(weights) if weights.weights is None else weights.weights.nbytes
+    return weights.packed_bytes if weights.weights is None else weights.weights.nbytes
 
 
 def medians(*functions: Callable[[], object]) -> list[float]:

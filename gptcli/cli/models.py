@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from gptcli.checkpoint.registry import FAMILIES
 from gptcli.cli import options
 from gptcli.cli.render import Activity, print_note, size
 from gptcli.cli.sink import Sink
+from gptcli.cli.tables import print_records, spelled
 from gptcli.errors import BrokenCheckpoint, GptcliError, NoTemplate, UnsupportedArchitecture
 from gptcli.files import read_json
 from gptcli.language_model import LanguageModel
@@ -53,10 +53,10 @@ def models(
         return
     if supported:
         types = [{"model_type": name, "about": _first_line(family.__doc__)} for name, family in FAMILIES.items()]
-        _print_records(types, as_json)
+        print_records(types, as_json)
         return
     found = [_list_entry(model) for model in local_models()]
-    _print_records(found, as_json, _list_row)
+    print_records(found, as_json, _list_row)
     if as_json:
         return
     for entry in found:
@@ -72,16 +72,16 @@ def show(name: Name = DEFAULT_MODEL, as_json: options.Json = False) -> None:
     lm = LanguageModel(name, ModelFolder.open(_path(name)), RuntimeConfig())
     facts = _facts(lm)
     if as_json:
-        _print_records([facts], as_json=True)
+        print_records([facts], as_json=True)
         return
     rows = []
     for key, value in facts.items():
         inner = value if isinstance(value, dict) else {"": value}
         for part, item in inner.items():
             # In a pipe too: a setting with its source is one value to read, a number stays a number.
-            shown = item if isinstance(item, int) else _spelled(item)
+            shown = item if isinstance(item, int) else spelled(item)
             rows.append({"": f"{key}.{part}".rstrip("."), "value": shown})
-    _print_records(rows, as_json=False, row=_fact_row, header=False)
+    print_records(rows, as_json=False, row=_fact_row, header=False)
 
 
 @app.command()
@@ -219,7 +219,7 @@ def _list_row(entry: dict[str, Any]) -> dict[str, str]:
 
 def _fact_row(fact: dict[str, Any]) -> dict[str, str]:
     name, value = fact[""], fact["value"]
-    return {"": name, "value": size(value) if name.startswith("bytes.") else _spelled(value)}
+    return {"": name, "value": size(value) if name.startswith("bytes.") else spelled(value)}
 
 
 def _facts(lm: LanguageModel) -> dict[str, Any]:
@@ -285,55 +285,3 @@ def _template_state(lm: LanguageModel) -> str:
 
 def _first_line(docstring: str | None) -> str:
     return (docstring or "").partition("\n")[0]
-
-
-def _spelled(value: Any) -> str:
-    match value:
-        case {"value": inner, "from": origin}:
-            return f"{inner:g} ({origin})"
-        case list():
-            return ", ".join(map(str, value)) or "none"
-        case bool():
-            return "yes" if value else "no"
-        case int() if value >= 10_000:
-            return f"{value:,}"
-    return str(value)
-
-
-def _spelled_out(record: dict[str, Any]) -> dict[str, str]:
-    return {key: _spelled(value) for key, value in record.items()}
-
-
-def _print_records(
-    records: Sequence[dict[str, Any]],
-    as_json: bool,
-    row: Callable[[dict[str, Any]], dict[str, str]] = _spelled_out,
-    header: bool = True,
-) -> None:
-    """A table of `row`s on a terminal; in a pipe, JSON or the bare values between tabs, a record a line."""
-    sink = Sink()
-    if as_json:
-        for record in records:
-            sink.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        return
-    if not sink.is_terminal:
-        for record in records:
-            values = ("" if value is None else str(value) for value in record.values())
-            sink.write("\t".join(values).replace("\n", " ").encode() + b"\n")
-        return
-    if not records:
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from gptcli.cli.sink import clean
-
-    rows = [row(record) for record in records]
-    table = Table(box=None, show_header=header, pad_edge=False, header_style="bold")
-    for key in rows[0]:
-        number = key in ("weights", "size")
-        table.add_column(key, justify="right" if number else "left", no_wrap=number, overflow="fold")
-    for cells in rows:
-        table.add_row(*(Text(clean(cell)) for cell in cells.values()))
-    Console().print(table)

@@ -111,6 +111,7 @@ class Matrix:
     handle: int
     rows: int
     columns: int
+    packed_bytes: int  # of the kernels' own copy; 0 where weights are read in place
     weights: Tensor | None  # what is read in place and so has to stay
 
 
@@ -177,14 +178,9 @@ class Library:
     def _matrix(self, handle: int | None, rows: int, columns: int, weights: Tensor | None) -> Matrix:
         if handle is None:
             raise MemoryError
-        matrix = Matrix(handle, rows, columns, weights)
+        matrix = Matrix(handle, rows, columns, self._c.gptcli_matrix_bytes(handle), weights)
         weakref.finalize(matrix, self._c.gptcli_matrix_free, handle).atexit = False  # the system is quicker
         return matrix
-
-    def packed_bytes(self, matrix: Matrix) -> int:
-        """Bytes of the copy; 0 where the weights are read in place."""
-        count: int = self._c.gptcli_matrix_bytes(matrix.handle)
-        return count
 
     def row(self, matrix: Matrix, row: int) -> Tensor:
         """One row in fp32, (columns,): an embedding."""

@@ -55,10 +55,11 @@ class PackedWeight(ABC):
         return self._changed(lambda tensor: tensor.to(device))
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> Self:
-        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self._tensors().items()}
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self.tensors().items()}
         return replace(self, **changed)  # type: ignore[type-var]
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """What it is made of, by name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
@@ -85,7 +86,7 @@ def alike(parts: Sequence[PackedWeight]) -> bool:
 
 
 def _joined(parts: Sequence[PackedWeight], join: Callable[[list[Tensor]], Tensor]) -> PackedWeight:
-    each = [part._tensors() for part in parts]
+    each = [part.tensors() for part in parts]
     joined: dict[str, Any] = {name: join([tensors[name] for tensors in each]) for name in each[0]}
     return replace(parts[0], **joined)  # type: ignore[type-var]
 

@@ -27,6 +27,19 @@ class Engine:
         self.load_s = load_s  # seconds it took to load
         self._program = lower(decoder, plan.library) if plan.library else None
 
+    @property
+    def kernels(self) -> str:
+        """What multiplies: `torch`, or the compiled kernels' instruction set, with torch where no program runs."""
+        library = self.plan.library
+        if library is None:
+            return "torch"
+        return library.level if self._program else f"{library.level} and torch"
+
+    @property
+    def threads(self) -> int:
+        """CPU threads that share the work."""
+        return torch.get_num_threads()
+
     def new_cache(self) -> KVCache:
         """An empty cache as long as the context."""
         return KVCache(self.decoder.config, self.ctx_size, self.plan.device, self.plan.dtype)
