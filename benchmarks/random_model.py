@@ -1,0 +1,66 @@
+"""Writes a model directory with random bf16 weights in the shape of a llama of a billion parameters, or another.
+
+python benchmarks/random_model.py DIRECTORY [--layers 16 --hidden 2048 --mlp 8192 --heads 32 --kv-heads 8]
+gptcli bench -m DIRECTORY
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from gptcli.store.catalog import DEFAULT_MODEL
+from gptcli.store.locate import locate
+
+
+def main() -> None:
+    """Writes config, weights, and the default model's tokenizer."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory", type=Path)
+    for name, default in (("layers", 16), ("hidden", 2048), ("mlp", 8192), ("heads", 32), ("kv-heads", 8)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    shape = parser.parse_args()
+    config = {
+        "model_type": "llama",
+        "vocab_size": 49_152,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.mlp,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "max_position_embeddings": 8192,
+        "rope_theta": 500_000.0,
+        "tie_word_embeddings": True,
+        "eos_token_id": 2,
+    }
+    kv_width = shape.hidden // shape.heads * shape.kv_heads
+    sizes = {
+        "self_attn.q_proj": (shape.hidden, shape.hidden),
+        "self_attn.k_proj": (kv_width, shape.hidden),
+        "self_attn.v_proj": (kv_width, shape.hidden),
+        "self_attn.o_proj": (shape.hidden, shape.hidden),
+        "mlp.gate_proj": (shape.mlp, shape.hidden),
+        "mlp.up_proj": (shape.mlp, shape.hidden),
+        "mlp.down_proj": (shape.hidden, shape.mlp),
+        "input_layernorm": (shape.hidden,),
+        "post_attention_layernorm": (shape.hidden,),
+    }
+    torch.manual_seed(0)
+    weights = {"model.embed_tokens.weight": (49_152, shape.hidden), "model.norm.weight": (shape.hidden,)}
+    for layer in range(shape.layers):
+        weights |= {f"model.layers.{layer}.{name}.weight": size for name, size in sizes.items()}
+    shape.directory.mkdir(parents=True)
+    tensors = {name: torch.randn(size, dtype=torch.bfloat16) * 0.02 for name, size in weights.items()}
+    save_file(tensors, shape.directory / "model.safetensors")
+    (shape.directory / "config.json").write_text(json.dumps(config))
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(locate(DEFAULT_MODEL) / file, shape.directory)
+
+
+if __name__ == "__main__":
+    main()
