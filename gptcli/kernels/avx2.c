@@ -13,6 +13,7 @@
 
 enum { LANES = 8 };
 #define TOKENS 4
+#define PANEL_TOKENS 6
 
 typedef float floats __attribute__((vector_size(32)));
 typedef int32_t ints __attribute__((vector_size(32)));
@@ -21,6 +22,16 @@ typedef uint16_t halves __attribute__((vector_size(16)));
 
 static inline floats float_of_halves(halves value) { return (floats)_mm256_cvtph_ps((__m128i)value); }
 static inline words words_of_halves(halves value) { return (words)_mm256_cvtepu16_epi32((__m128i)value); }
+static inline floats interleave_low(floats a, floats b) {
+    __m256 first = _mm256_unpacklo_ps((__m256)a, (__m256)b), second = _mm256_unpackhi_ps((__m256)a, (__m256)b);
+    return (floats)_mm256_permute2f128_ps(first, second, 0x20);
+}
+
+static inline floats interleave_high(floats a, floats b) {
+    __m256 first = _mm256_unpacklo_ps((__m256)a, (__m256)b), second = _mm256_unpackhi_ps((__m256)a, (__m256)b);
+    return (floats)_mm256_permute2f128_ps(first, second, 0x31);
+}
+
 static inline ints nearest(floats value) { return (ints)_mm256_cvtps_epi32((__m256)value); }
 
 static inline float sum(floats value) {

@@ -7,6 +7,9 @@
  *   halves              a vector of LANES uint16_t
  *   float_of_halves     halves in fp16 to floats
  *   words_of_halves     halves to words
+ *   PANEL_TOKENS        tokens that are multiplied together if there are many: 12, 6 or 4
+ *   interleave_low      a[0], b[0], a[1], b[1], ... of the first halves of two floats
+ *   interleave_high     the same of the second halves
  *   nearest             floats to ints, ties to even
  *   sum                 of a vector's lanes
  *   dot                 ints + the products of four u8 (a word) and four s8 (an int32_t), in each lane, exact
@@ -335,6 +338,141 @@ static void dense_blocks(const Matrix *matrix, const float *x, int64_t tokens, i
         dense_rows(matrix, x, tokens, first, last, output, BFLOAT16);
 }
 
+/* ---- linear: dense weights and many tokens ----
+ *
+ * PANEL rows of CHUNK columns are made fp32 and turned over, a column's rows side by side. They stay in the first cache
+ * while all tokens pass, a few at a time, whose sums are in registers. The sums of one chunk after another meet in the
+ * output.
+ */
+
+enum {
+    PANEL = 2 * LANES, /* rows */
+    CHUNK = PANEL_FLOATS / 2 / BLOCK, /* columns */
+};
+
+/* LANES vectors become their transpose: the two halves interleaved, as often as there are halves of halves. */
+INLINE void transpose(floats *vectors) {
+    UNROLL for (int round = LANES; round > 1; round /= 2) {
+        floats from[LANES];
+        UNROLL for (int i = 0; i < LANES; i++) from[i] = vectors[i];
+        UNROLL for (int i = 0; i < LANES / 2; i++) {
+            vectors[2 * i] = interleave_low(from[i], from[i + LANES / 2]);
+            vectors[2 * i + 1] = interleave_high(from[i], from[i + LANES / 2]);
+        }
+    }
+}
+
+/* The first `count` of a vector; the others are zero. */
+INLINE floats load_some_weights(const void *weights, int64_t place, int64_t count, const Kind kind) {
+    if (count >= LANES) return load_weights(weights, place, kind);
+    floats value = {0};
+    for (int64_t i = 0; i < count; i++) value[i] = load_weight(weights, place + i, kind);
+    return value;
+}
+
+/* Rows [row, end), at most PANEL, and columns [column, column + count); there are zeros for what is not there. */
+INLINE void fill_panel(const Matrix *matrix, int64_t row, int64_t end, int64_t column, int64_t count, float *panel,
+                       const Kind kind) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        for (int v = 0; v < PANEL; v += LANES) {
+            floats block[LANES] = {{0}};
+            int64_t rows = end - row - v, place = (row + v) * matrix->columns + column + i;
+            if (rows >= LANES && count - i >= LANES) {
+                UNROLL for (int r = 0; r < LANES; r++)
+                    block[r] = load_weights(matrix->dense, place + r * matrix->columns, kind);
+            } else {
+                UNROLL for (int r = 0; r < LANES; r++)
+                    if (r < rows)
+                        block[r] = load_some_weights(matrix->dense, place + r * matrix->columns, count - i, kind);
+            }
+            transpose(block);
+            UNROLL for (int c = 0; c < LANES; c++) store(panel + (i + c) * PANEL + v, block[c]);
+        }
+    }
+}
+
+/* Rows side by side for several tokens: at place + token * stride. */
+typedef struct Rows {
+    float *place;
+    int64_t stride;
+} Rows;
+
+/* out = before + a panel of `count` columns times `tokens` tokens; x: the first one's at the panel's first column.
+ * Nothing is called in here: all registers would be saved around it, and the sums live in memory. */
+INLINE void panel_tile(const float *panel, const float *x, int64_t stride, int64_t count, Rows before, Rows out,
+                       const int tokens) {
+    floats sums[PANEL_TOKENS][2] = {{{0}}};
+    for (int64_t column = 0; column < count; column++) {
+        floats low = load(panel + column * PANEL), high = load(panel + column * PANEL + LANES);
+        UNROLL for (int t = 0; t < tokens; t++) {
+            sums[t][0] += low * x[t * stride + column];
+            sums[t][1] += high * x[t * stride + column];
+        }
+    }
+    UNROLL for (int t = 0; t < tokens; t++) {
+        const float *from = before.place + t * before.stride;
+        store(out.place + t * out.stride, load(from) + sums[t][0]);
+        store(out.place + t * out.stride + LANES, load(from + LANES) + sums[t][1]);
+    }
+}
+
+/* As panel_tile, for any number of tokens up to PANEL_TOKENS. */
+static void panel_tokens(const float *panel, const float *x, int64_t stride, int64_t count, Rows before, Rows out,
+                         int64_t tokens) {
+    switch (tokens) {
+#define TILE_OF(tokens) case tokens: panel_tile(panel, x, stride, count, before, out, tokens); break;
+        TILE_OF(1) TILE_OF(2) TILE_OF(3) TILE_OF(4)
+#if PANEL_TOKENS >= 6
+        TILE_OF(5) TILE_OF(6)
+#endif
+#if PANEL_TOKENS >= 12
+        TILE_OF(7) TILE_OF(8) TILE_OF(9) TILE_OF(10) TILE_OF(11) TILE_OF(12)
+#endif
+#undef TILE_OF
+    }
+}
+
+/* Adds a panel's products to the rows [row, end) of the output, at most PANEL of them; for the first columns there is
+ * only the bias to add to. */
+static void panel_rows(const float *panel, const float *x, int64_t stride, int64_t count, int64_t row, int64_t end,
+                       int64_t token, int64_t tokens, int first, const Output *output) {
+    static float zeros[PANEL];
+    Rows out = {output->out + token * output->stride + row, output->stride}, before = out;
+    if (first) before = (Rows){output->bias != NULL ? (float *)output->bias + row : zeros, 0};
+    if (row + PANEL <= end) {
+        panel_tokens(panel, x, stride, count, before, out, tokens);
+        return;
+    }
+    float edge[PANEL_TOKENS * PANEL]; /* whole panels, of which some rows are copied */
+    panel_tokens(panel, x, stride, count, (Rows){zeros, 0}, (Rows){edge, PANEL}, tokens);
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t i = 0; i < end - row; i++)
+            out.place[t * out.stride + i] = before.place[t * before.stride + i] + edge[t * PANEL + i];
+}
+
+/* Rows [begin, end) of all tokens. */
+static void dense_panels(const Matrix *matrix, const float *x, int64_t tokens, int64_t begin, int64_t end,
+                         float *panel, const Output *output) {
+    const int64_t columns = matrix->columns, chunks = (columns + CHUNK - 1) / CHUNK;
+    const int64_t chunk = ((columns + chunks - 1) / chunks + LANES - 1) / LANES * LANES; /* all about as wide */
+    const int64_t tiles = (tokens + PANEL_TOKENS - 1) / PANEL_TOKENS, tile = (tokens + tiles - 1) / tiles;
+    for (int64_t row = begin; row < end; row += PANEL)
+        for (int64_t column = 0; column < columns; column += chunk) {
+            int64_t count = columns - column < chunk ? columns - column : chunk;
+            if (matrix->kind == FLOAT32)
+                fill_panel(matrix, row, end, column, count, panel, FLOAT32);
+            else if (matrix->kind == FLOAT16)
+                fill_panel(matrix, row, end, column, count, panel, FLOAT16);
+            else
+                fill_panel(matrix, row, end, column, count, panel, BFLOAT16);
+            for (int64_t token = 0; token < tokens; token += tile) {
+                int64_t some = tokens - token < tile ? tokens - token : tile;
+                panel_rows(panel, x + token * columns + column, columns, count, row, end, token, some, column == 0,
+                           output);
+            }
+        }
+}
+
 /* ---- attention ---- */
 
 enum {
@@ -531,4 +669,4 @@ static void exponentials(const float *x, int64_t size, float *out) {
 }
 
 #define LEVEL(name)                                                                                                    \
-    {name, quantize, dense_blocks, affine_blocks, attend, rms_norm, layer_norm, rope, activate, exponentials}
+    {name, quantize, dense_blocks, dense_panels, affine_blocks, attend, rms_norm, layer_norm, rope, activate, exponentials}

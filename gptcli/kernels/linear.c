@@ -5,6 +5,8 @@ enum {
     SLAB = 512,                     /* tokens whose activations are held at once */
     PIECES_A_THREAD = 8,            /* that a thread's share is cut into */
     PIECE_BYTES = 1 << 16,          /* at least, for few tokens: each piece begins with waiting for memory */
+    PANEL_BLOCKS = 2,               /* that a task of many tokens has at least */
+    MANY = 8,                       /* tokens; more are multiplied by panels of a dense matrix */
     SOLO_MULTIPLICATIONS = 1 << 17, /* fewer take less time than it takes to share them */
 };
 
@@ -42,6 +44,7 @@ typedef struct {
     const float *x;
     int64_t tokens;
     Activations activations;
+    float *panels; /* PANEL_FLOATS for each thread */
     Output output;
     int64_t step; /* taken from a counter at once */
     atomic_llong next_token, next_block;
@@ -71,6 +74,17 @@ static void blocks_share(void *argument, int thread, int threads) {
                              smaller(begin + job->step, blocks), &job->output);
 }
 
+static void panels_share(void *argument, int thread, int threads) {
+    Job *job = argument;
+    const Matrix *matrix = job->matrix;
+    float *panel = job->panels + (int64_t)thread * PANEL_FLOATS;
+    int64_t blocks = blocks_of(matrix);
+    (void)threads;
+    for (int64_t begin; (begin = atomic_fetch_add(&job->next_block, PANEL_BLOCKS)) < blocks;)
+        level()->dense_panels(matrix, job->x, job->tokens, begin * BLOCK,
+                              smaller((begin + PANEL_BLOCKS) * BLOCK, matrix->rows), panel, &job->output);
+}
+
 /* At most SLAB tokens. The pool is locked. */
 static int linear_slab(Job *job) {
     int64_t columns = job->matrix->columns, work = job->matrix->rows * columns * job->tokens;
@@ -83,10 +97,16 @@ static int linear_slab(Job *job) {
         else
             pool_share(quantize_share, job);
     }
+    Task *share = blocks_share;
+    if (job->matrix->kind != AFFINE && job->tokens > MANY) {
+        job->panels = pool_workspace(gptcli_threads() * PANEL_FLOATS * (int64_t)sizeof(float));
+        if (job->panels == NULL) return -1;
+        share = panels_share;
+    }
     if (work < SOLO_MULTIPLICATIONS)
-        blocks_share(job, 0, 1);
+        share(job, 0, 1);
     else
-        pool_share(blocks_share, job);
+        pool_share(share, job);
     return 0;
 }
 

@@ -5,6 +5,7 @@
 
 enum { LANES = 4 };
 #define TOKENS 2
+#define PANEL_TOKENS 4
 
 typedef float floats __attribute__((vector_size(16)));
 typedef int32_t ints __attribute__((vector_size(16)));
@@ -21,6 +22,9 @@ static inline floats float_of_halves(halves value) {
     words special = (words)(rest >= 0x7c00) & 0x7f800000; /* finite has its mantissa right already */
     return (floats)(sign | finite | special);
 }
+
+static inline floats interleave_low(floats a, floats b) { return (floats){a[0], b[0], a[1], b[1]}; }
+static inline floats interleave_high(floats a, floats b) { return (floats){a[2], b[2], a[3], b[3]}; }
 
 static inline ints nearest(floats value) {
     ints rounded;
