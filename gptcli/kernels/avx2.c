@@ -40,6 +40,12 @@ static inline float sum(floats value) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
 
+static inline int32_t largest(ints value) {
+    __m128i four = _mm_max_epi32(_mm256_castsi256_si128((__m256i)value), _mm256_extracti128_si256((__m256i)value, 1));
+    __m128i two = _mm_max_epi32(four, _mm_unpackhi_epi64(four, four));
+    return _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 1)));
+}
+
 static inline __attribute__((always_inline)) ints dot(ints total, words weights, int32_t values, const int bits) {
     __m256i w = (__m256i)weights, x = _mm256_set1_epi32(values);
     /* maddubs adds two products in 16 bits: 2 * 15 * 127 fits, 2 * 255 * 127 does not. */

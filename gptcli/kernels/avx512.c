@@ -35,6 +35,7 @@ static inline floats interleave_high(floats a, floats b) {
 
 static inline ints nearest(floats value) { return (ints)_mm512_cvtps_epi32((__m512)value); }
 static inline float sum(floats value) { return _mm512_reduce_add_ps((__m512)value); }
+static inline int32_t largest(ints value) { return _mm512_reduce_max_epi32((__m512i)value); }
 
 static inline __attribute__((always_inline)) ints dot(ints total, words weights, int32_t values, const int bits) {
     (void)bits;

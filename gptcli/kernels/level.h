@@ -11,7 +11,7 @@
  *   interleave_low      a[0], b[0], a[1], b[1], ... of the first halves of two floats
  *   interleave_high     the same of the second halves
  *   nearest             floats to ints, ties to even
- *   sum                 of a vector's lanes
+ *   sum, largest        of a vector's lanes: floats, and ints that are not negative
  *   dot                 ints + the products of four u8 (a word) and four s8 (an int32_t), in each lane, exact
  *
  * Functions that have constants among their arguments are inlined into one copy for each of them, so that their inner
@@ -26,6 +26,8 @@
 #else
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
+
+typedef int8_t bytes __attribute__((vector_size(LANES)));
 
 enum {
     VECTORS = BLOCK / LANES, /* that hold a block's rows */
@@ -114,8 +116,7 @@ static void quantize(const float *x, int64_t parts, int64_t width, int8_t *value
             ints bits = (ints)load(x + i) & 0x7fffffff;
             most = (ints)choose(bits > most, (floats)bits, (floats)most);
         }
-        int32_t bits = 0;
-        for (int i = 0; i < LANES; i++) bits = most[i] > bits ? most[i] : bits;
+        int32_t bits = largest(most);
         float magnitude;
         memcpy(&magnitude, &bits, sizeof bits);
         float inverse = magnitude < 1e-30f ? 0 : 127 / magnitude; /* 127 / a subnormal would be infinite */
@@ -123,12 +124,11 @@ static void quantize(const float *x, int64_t parts, int64_t width, int8_t *value
         for (int i = 0; i < PART; i += LANES) {
             ints rounded = nearest(load(x + i) * inverse);
             total += (words)rounded;
-            for (int lane = 0; lane < LANES; lane++) values[i + lane] = (int8_t)rounded[lane];
+            bytes narrow = __builtin_convertvector(rounded, bytes);
+            memcpy(values + i, &narrow, sizeof narrow);
         }
-        uint32_t all = 0;
-        for (int i = 0; i < LANES; i++) all += total[i];
         scales[part * width] = magnitude / 127;
-        sums[part * width] = magnitude / 127 * (float)(int32_t)all;
+        sums[part * width] = magnitude / 127 * sum(float_of_ints((ints)total)); /* exact: below 2^24 */
     }
 }
 

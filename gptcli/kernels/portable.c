@@ -34,6 +34,12 @@ static inline ints nearest(floats value) {
 
 static inline float sum(floats value) { return (value[0] + value[2]) + (value[1] + value[3]); }
 
+static inline int32_t largest(ints value) {
+    int32_t most = value[0];
+    for (int i = 1; i < LANES; i++) most = value[i] > most ? value[i] : most;
+    return most;
+}
+
 /* The two 16-bit halves of each lane, added. */
 static inline ints paired(shorts products) { return ((ints)products << 16 >> 16) + ((ints)products >> 16); }
 
