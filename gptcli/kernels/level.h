@@ -169,13 +169,17 @@ INLINE void part_dots(const uint8_t *lines, const int8_t *values, const int bits
     }
 }
 
-INLINE void store_rows(const Matrix *matrix, int64_t block, int64_t token, const floats *values, const Output *output) {
+/* Not to be inlined: values that live on where memcpy may be called get no registers, not even in the loops before. */
+static __attribute__((noinline)) void store_rows(const Matrix *matrix, int64_t block, int64_t token, int64_t tokens,
+                                                 floats values[TOKENS][VECTORS], const Output *output) {
     int64_t row = block * BLOCK;
-    float *out = output->out + token * output->stride;
-    for (int v = 0; v < VECTORS && row + v * LANES < matrix->rows; v++) {
-        int64_t place = row + v * LANES;
-        floats bias = output->bias != NULL ? load_some(output->bias, place, matrix->rows) : (floats){0};
-        store_some(out, place, matrix->rows, values[v] + bias);
+    for (int64_t t = 0; t < tokens; t++) {
+        float *out = output->out + (token + t) * output->stride;
+        for (int v = 0; v < VECTORS && row + v * LANES < matrix->rows; v++) {
+            int64_t place = row + v * LANES;
+            floats bias = output->bias != NULL ? load_some(output->bias, place, matrix->rows) : (floats){0};
+            store_some(out, place, matrix->rows, values[t][v] + bias);
+        }
     }
 }
 
@@ -206,7 +210,10 @@ INLINE void affine_tile(const Matrix *matrix, const Activations *x, int64_t bloc
         }
         record += matrix->record_bytes;
     }
-    for (int t = 0; t < tokens; t++) store_rows(matrix, block, token + t, sums[t], output);
+    floats done[TOKENS][VECTORS];
+    UNROLL for (int t = 0; t < tokens; t++)
+        UNROLL for (int v = 0; v < VECTORS; v++) done[t][v] = sums[t][v];
+    store_rows(matrix, block, token, tokens, done, output);
 }
 
 INLINE void affine_block(const Matrix *matrix, const Activations *x, int64_t block, const Output *output,
