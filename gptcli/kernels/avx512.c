@@ -14,6 +14,7 @@
 
 enum { LANES = 16 };
 #define TOKENS 8
+#define PAIRED_TOKENS 4
 #define PANEL_TOKENS 12
 
 typedef float floats __attribute__((vector_size(64)));

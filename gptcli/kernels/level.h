@@ -3,11 +3,12 @@
  *
  *   LANES               4, 8 or 16
  *   TOKENS              tokens of a register tile, a divisor of TILE
+ *   PAIRED_TOKENS       tokens of a register tile of two blocks of rows: 4, or 0 where registers are too few for it
+ *   PANEL_TOKENS        tokens of a register tile with a panel: 12, 6 or 4
  *   floats, ints, words vectors of LANES float, int32_t, uint32_t
  *   halves              a vector of LANES uint16_t
  *   float_of_halves     halves in fp16 to floats
  *   words_of_halves     halves to words
- *   PANEL_TOKENS        tokens that are multiplied together if there are many: 12, 6 or 4
  *   interleave_low      a[0], b[0], a[1], b[1], ... of the first halves of two floats
  *   interleave_high     the same of the second halves
  *   nearest             floats to ints, ties to even
@@ -31,6 +32,7 @@ typedef int8_t bytes __attribute__((vector_size(LANES)));
 
 enum {
     VECTORS = BLOCK / LANES, /* that hold a block's rows */
+    MOST_VECTORS = PAIRED_TOKENS > 0 ? 2 * VECTORS : VECTORS, /* of an affine tile */
     AHEAD = 4096,            /* bytes between what is read and what is prefetched: memory takes that long */
 };
 
@@ -134,13 +136,16 @@ static void quantize(const float *x, int64_t parts, int64_t width, int8_t *value
 
 /* ---- linear: affine weights ---- */
 
-INLINE void load_constants(const uint8_t *record, int first, const int half, floats *constants) {
-    UNROLL for (int v = 0; v < VECTORS; v++) {
-        int row = first + v * LANES;
+/* Of a record of each of `blocks` blocks. */
+INLINE void load_constants(const uint8_t *record, int64_t block_bytes, int first, const int half, const int blocks,
+                           floats *constants) {
+    UNROLL for (int v = 0; v < blocks * VECTORS; v++) {
+        const uint8_t *from = record + v / VECTORS * block_bytes;
+        int row = first + v % VECTORS * LANES;
         if (half)
-            constants[v] = float_of_halves(load_halves((const uint16_t *)record + row));
+            constants[v] = float_of_halves(load_halves((const uint16_t *)from + row));
         else
-            constants[v] = load((const float *)record + row);
+            constants[v] = load((const float *)from + row);
     }
 }
 
@@ -151,13 +156,14 @@ INLINE int32_t four_values(const int8_t *values) {
 }
 
 /* Adds the products of PART columns: lines of packed weights, and the values of `tokens` tokens. */
-INLINE void part_dots(const uint8_t *lines, const int8_t *values, const int bits, const int tokens,
-                      ints dots[TOKENS][VECTORS]) {
+INLINE void part_dots(const uint8_t *lines, int64_t block_bytes, const int8_t *values, const int bits, const int blocks,
+                      const int tokens, ints dots[TOKENS][MOST_VECTORS]) {
     const words low = (words){0} + 0x0f0f0f0f;
     UNROLL for (int step = 0; step < PART / 4; step += 8 / bits) {
-        UNROLL for (int v = 0; v < VECTORS; v++) {
-            const uint8_t *place = lines + step * bits / 8 * CACHE_LINE + v * LANES * 4;
-            if (v == 0) prefetch(place, AHEAD);
+        UNROLL for (int v = 0; v < blocks * VECTORS; v++) {
+            const uint8_t *place = lines + v / VECTORS * block_bytes + step * bits / 8 * CACHE_LINE;
+            if (v == 0 && blocks == 1) prefetch(place, AHEAD);
+            place += v % VECTORS * LANES * 4;
             words word = load_words(place);
             words first = bits == 4 ? word & low : word, second = word >> 4 & low;
             UNROLL for (int t = 0; t < tokens; t++) {
@@ -171,11 +177,12 @@ INLINE void part_dots(const uint8_t *lines, const int8_t *values, const int bits
 
 /* Not to be inlined: values that live on where memcpy may be called get no registers, not even in the loops before. */
 static __attribute__((noinline)) void store_rows(const Matrix *matrix, int64_t block, int64_t token, int64_t tokens,
-                                                 floats values[TOKENS][VECTORS], const Output *output) {
+                                                 int64_t blocks, floats values[TOKENS][MOST_VECTORS],
+                                                 const Output *output) {
     int64_t row = block * BLOCK;
     for (int64_t t = 0; t < tokens; t++) {
         float *out = output->out + (token + t) * output->stride;
-        for (int v = 0; v < VECTORS && row + v * LANES < matrix->rows; v++) {
+        for (int v = 0; v < blocks * VECTORS && row + v * LANES < matrix->rows; v++) {
             int64_t place = row + v * LANES;
             floats bias = output->bias != NULL ? load_some(output->bias, place, matrix->rows) : (floats){0};
             store_some(out, place, matrix->rows, values[t][v] + bias);
@@ -183,24 +190,24 @@ static __attribute__((noinline)) void store_rows(const Matrix *matrix, int64_t b
     }
 }
 
-/* One block of rows for `tokens` tokens from `token` on, which lie in one tile of the activations. */
+/* `blocks` blocks of rows for `tokens` tokens from `token` on, which lie in one tile of the activations. */
 INLINE void affine_tile(const Matrix *matrix, const Activations *x, int64_t block, int64_t token, const Output *output,
-                        const int bits, const int half, const int tokens) {
+                        const int bits, const int half, const int blocks, const int tokens) {
     int64_t place = token / x->width * x->parts * x->width + token % x->width; /* of the part and token in hand */
     const uint8_t *record = matrix->packed + block * matrix->block_bytes;
-    floats sums[TOKENS][VECTORS] = {{{0}}};
+    floats sums[TOKENS][MOST_VECTORS] = {{{0}}};
     for (int64_t part = 0; part < x->parts;) {
-        floats scales[VECTORS], biases[VECTORS];
-        load_constants(record, 0, half, scales);
-        load_constants(record, BLOCK, half, biases);
+        floats scales[MOST_VECTORS], biases[MOST_VECTORS];
+        load_constants(record, matrix->block_bytes, 0, half, blocks, scales);
+        load_constants(record, matrix->block_bytes, BLOCK, half, blocks, biases);
         const uint8_t *lines = record + 2 * BLOCK * (half ? 2 : 4);
         prefetch(record, AHEAD);
         if (!half) prefetch(record + CACHE_LINE, AHEAD);
         for (int64_t end = part + matrix->group / PART; part < end; part++) {
-            ints dots[TOKENS][VECTORS] = {{{0}}};
-            part_dots(lines, x->values + place * PART, bits, tokens, dots);
+            ints dots[TOKENS][MOST_VECTORS] = {{{0}}};
+            part_dots(lines, matrix->block_bytes, x->values + place * PART, bits, blocks, tokens, dots);
             UNROLL for (int t = 0; t < tokens; t++) {
-                UNROLL for (int v = 0; v < VECTORS; v++) {
+                UNROLL for (int v = 0; v < blocks * VECTORS; v++) {
                     sums[t][v] += float_of_ints(dots[t][v]) * (scales[v] * x->scales[place + t]);
                     sums[t][v] += biases[v] * x->sums[place + t];
                 }
@@ -210,10 +217,10 @@ INLINE void affine_tile(const Matrix *matrix, const Activations *x, int64_t bloc
         }
         record += matrix->record_bytes;
     }
-    floats done[TOKENS][VECTORS];
+    floats done[TOKENS][MOST_VECTORS];
     UNROLL for (int t = 0; t < tokens; t++)
-        UNROLL for (int v = 0; v < VECTORS; v++) done[t][v] = sums[t][v];
-    store_rows(matrix, block, token, tokens, done, output);
+        UNROLL for (int v = 0; v < blocks * VECTORS; v++) done[t][v] = sums[t][v];
+    store_rows(matrix, block, token, tokens, blocks, done, output);
 }
 
 INLINE void affine_block(const Matrix *matrix, const Activations *x, int64_t block, const Output *output,
@@ -221,7 +228,7 @@ INLINE void affine_block(const Matrix *matrix, const Activations *x, int64_t blo
     for (int64_t token = 0; token < x->tokens;) {
         int64_t left = x->tokens - token, count = left < TOKENS ? left : TOKENS;
         switch (count) {
-#define TILE_OF(count) case count: affine_tile(matrix, x, block, token, output, bits, half, count); break;
+#define TILE_OF(count) case count: affine_tile(matrix, x, block, token, output, bits, half, 1, count); break;
             TILE_OF(1) TILE_OF(2)
 #if TOKENS >= 4
             TILE_OF(3) TILE_OF(4)
@@ -235,18 +242,44 @@ INLINE void affine_block(const Matrix *matrix, const Activations *x, int64_t blo
     }
 }
 
+#if PAIRED_TOKENS > 0
+enum { PAIRED_FROM = 24 }; /* tokens; with fewer, waiting for two streams of weights costs as much as it gains */
+
+/* Two blocks at once share what is loaded of the tokens, at the price of half as many of these. */
+INLINE void affine_pair(const Matrix *matrix, const Activations *x, int64_t block, const Output *output,
+                        const int bits, const int half) {
+    for (int64_t token = 0; token < x->tokens;) {
+        int64_t left = x->tokens - token, count = left < PAIRED_TOKENS ? left : PAIRED_TOKENS;
+        switch (count) {
+#define TILE_OF(count) case count: affine_tile(matrix, x, block, token, output, bits, half, 2, count); break;
+            TILE_OF(1) TILE_OF(2) TILE_OF(3) TILE_OF(4)
+#undef TILE_OF
+        }
+        token += count;
+    }
+}
+#endif
+
+INLINE void affine_range(const Matrix *matrix, const Activations *x, int64_t begin, int64_t end, const Output *output,
+                         const int bits, const int half) {
+    int64_t block = begin;
+#if PAIRED_TOKENS > 0
+    if (x->tokens >= PAIRED_FROM)
+        for (; block + 2 <= end; block += 2) affine_pair(matrix, x, block, output, bits, half);
+#endif
+    for (; block < end; block++) affine_block(matrix, x, block, output, bits, half);
+}
+
 static void affine_blocks(const Matrix *matrix, const Activations *x, int64_t begin, int64_t end,
                           const Output *output) {
-    for (int64_t block = begin; block < end; block++) {
-        if (matrix->bits == 8 && matrix->half_constants)
-            affine_block(matrix, x, block, output, 8, 1);
-        else if (matrix->bits == 8)
-            affine_block(matrix, x, block, output, 8, 0);
-        else if (matrix->half_constants)
-            affine_block(matrix, x, block, output, 4, 1);
-        else
-            affine_block(matrix, x, block, output, 4, 0);
-    }
+    if (matrix->bits == 8 && matrix->half_constants)
+        affine_range(matrix, x, begin, end, output, 8, 1);
+    else if (matrix->bits == 8)
+        affine_range(matrix, x, begin, end, output, 8, 0);
+    else if (matrix->half_constants)
+        affine_range(matrix, x, begin, end, output, 4, 1);
+    else
+        affine_range(matrix, x, begin, end, output, 4, 0);
 }
 
 /* ---- linear: dense weights ---- */
@@ -398,7 +431,7 @@ INLINE void fill_panel(const Matrix *matrix, int64_t row, int64_t end, int64_t c
     }
 }
 
-/* Rows side by side for several tokens: at place + token * stride. */
+/* What a panel's rows have for several tokens: at place + token * stride. */
 typedef struct Rows {
     float *place;
     int64_t stride;
@@ -443,15 +476,16 @@ static void panel_tokens(const float *panel, const float *x, int64_t stride, int
  * only the bias to add to. */
 static void panel_rows(const float *panel, const float *x, int64_t stride, int64_t count, int64_t row, int64_t end,
                        int64_t token, int64_t tokens, int first, const Output *output) {
-    static float zeros[PANEL];
-    Rows out = {output->out + token * output->stride + row, output->stride}, before = out;
-    if (first) before = (Rows){output->bias != NULL ? (float *)output->bias + row : zeros, 0};
+    static const float zeros[PANEL];
+    const Rows nothing = {(float *)zeros, 0}, out = {output->out + token * output->stride + row, output->stride};
+    Rows before = out;
+    if (first) before = output->bias != NULL ? (Rows){(float *)output->bias + row, 0} : nothing;
     if (row + PANEL <= end) {
         panel_tokens(panel, x, stride, count, before, out, tokens);
         return;
     }
     float edge[PANEL_TOKENS * PANEL]; /* whole panels, of which some rows are copied */
-    panel_tokens(panel, x, stride, count, (Rows){zeros, 0}, (Rows){edge, PANEL}, tokens);
+    panel_tokens(panel, x, stride, count, nothing, (Rows){edge, PANEL}, tokens);
     for (int64_t t = 0; t < tokens; t++)
         for (int64_t i = 0; i < end - row; i++)
             out.place[t * out.stride + i] = before.place[t * before.stride + i] + edge[t * PANEL + i];

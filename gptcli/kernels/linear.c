@@ -128,7 +128,7 @@ static int linear_slab(Job *job) {
 static int64_t blocks_at_once(const Matrix *matrix, int64_t tokens) {
     int64_t blocks = blocks_of(matrix), threads = gptcli_threads();
     int64_t step = larger(1, blocks / (threads * PIECES_A_THREAD));
-    if (tokens > TILE) return step;
+    if (tokens > TILE) return round_up(step, 2); /* the widest vectors take two at a time */
     return larger(step, smaller((blocks + threads - 1) / threads, PIECE_BYTES / matrix->block_bytes));
 }
 

@@ -18,7 +18,7 @@ from gptcli.kernels.native import Level, Library, Matrix
 from gptcli.quant.affine import pack_nibbles
 
 ROWS = (1, 2, 15, 16, 17, 100, 577)
-TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 33, 130)
+TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 27, 33, 130)
 DENSE = (torch.float32, torch.float16, torch.bfloat16)
 
 
