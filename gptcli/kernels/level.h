@@ -387,7 +387,7 @@ static void dense_blocks(const Matrix *matrix, const float *x, int64_t tokens, i
 
 enum {
     PANEL = 2 * LANES, /* rows */
-    CHUNK = PANEL_FLOATS / 2 / BLOCK, /* columns */
+    CHUNK = PANEL_FLOATS / PANEL, /* columns */
 };
 
 /* LANES vectors become their transpose: the two halves interleaved, as often as there are halves of halves. */
