@@ -13,6 +13,8 @@
 
 enum { LANES = 8 };
 #define TOKENS 4
+#define PAIRED_TOKENS 0
+#define PANEL_TOKENS 6
 
 typedef float floats __attribute__((vector_size(32)));
 typedef int32_t ints __attribute__((vector_size(32)));
@@ -21,12 +23,28 @@ typedef uint16_t halves __attribute__((vector_size(16)));
 
 static inline floats float_of_halves(halves value) { return (floats)_mm256_cvtph_ps((__m128i)value); }
 static inline words words_of_halves(halves value) { return (words)_mm256_cvtepu16_epi32((__m128i)value); }
+static inline floats interleave_low(floats a, floats b) {
+    __m256 first = _mm256_unpacklo_ps((__m256)a, (__m256)b), second = _mm256_unpackhi_ps((__m256)a, (__m256)b);
+    return (floats)_mm256_permute2f128_ps(first, second, 0x20);
+}
+
+static inline floats interleave_high(floats a, floats b) {
+    __m256 first = _mm256_unpacklo_ps((__m256)a, (__m256)b), second = _mm256_unpackhi_ps((__m256)a, (__m256)b);
+    return (floats)_mm256_permute2f128_ps(first, second, 0x31);
+}
+
 static inline ints nearest(floats value) { return (ints)_mm256_cvtps_epi32((__m256)value); }
 
 static inline float sum(floats value) {
     __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)value), _mm256_extractf128_ps((__m256)value, 1));
     __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+
+static inline int32_t largest(ints value) {
+    __m128i four = _mm_max_epi32(_mm256_castsi256_si128((__m256i)value), _mm256_extracti128_si256((__m256i)value, 1));
+    __m128i two = _mm_max_epi32(four, _mm_unpackhi_epi64(four, four));
+    return _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 1)));
 }
 
 static inline __attribute__((always_inline)) ints dot(ints total, words weights, int32_t values, const int bits) {

@@ -35,6 +35,7 @@ enum {
     PART = 32,        /* columns whose activations share a scale */
     TILE = 8,         /* tokens that are computed together */
     CACHE_LINE = 64,  /* bytes */
+    PANEL_FLOATS = 1 << 13, /* of weights that stay in the first cache while many tokens pass */
     RANGE = 128,      /* positions that one task of attention covers */
     SPAN = 64,        /* positions that many tokens attend to at once */
 };
@@ -232,6 +233,9 @@ typedef struct Level {
     const char *name;
     void (*quantize)(const float *x, int64_t parts, int64_t width, int8_t *values, float *scales, float *sums);
     void (*dense_blocks)(const Matrix *, const float *x, int64_t tokens, int64_t begin, int64_t end, const Output *);
+    /* Rows [begin, end); panel: PANEL_FLOATS of the calling thread's own, 64-byte aligned. */
+    void (*dense_panels)(const Matrix *, const float *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
+                         const Output *);
     void (*affine_blocks)(const Matrix *, const Activations *, int64_t begin, int64_t end, const Output *);
     void (*attend)(const Attention *, int64_t kv_head, int64_t begin, int64_t end, float *partial, int64_t stride);
     void (*attend_passage)(const Passage *, int64_t kv_head, int64_t begin, int64_t end, const float *transposed,

@@ -3,12 +3,16 @@
  *
  *   LANES               4, 8 or 16
  *   TOKENS              tokens of a register tile, a divisor of TILE
+ *   PAIRED_TOKENS       tokens of a register tile of two blocks of rows: 4, or 0 where registers are too few for it
+ *   PANEL_TOKENS        tokens of a register tile with a panel: 12, 6 or 4
  *   floats, ints, words vectors of LANES float, int32_t, uint32_t
  *   halves              a vector of LANES uint16_t
  *   float_of_halves     halves in fp16 to floats
  *   words_of_halves     halves to words
+ *   interleave_low      a[0], b[0], a[1], b[1], ... of the first halves of two floats
+ *   interleave_high     the same of the second halves
  *   nearest             floats to ints, ties to even
- *   sum                 of a vector's lanes
+ *   sum, largest        of a vector's lanes: floats, and ints that are not negative
  *   dot                 ints + the products of four u8 (a word) and four s8 (an int32_t), in each lane, exact
  *
  * Functions that have constants among their arguments are inlined into one copy for each of them, so that their inner
@@ -24,8 +28,11 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
+typedef int8_t bytes __attribute__((vector_size(LANES)));
+
 enum {
     VECTORS = BLOCK / LANES, /* that hold a block's rows */
+    MOST_VECTORS = PAIRED_TOKENS > 0 ? 2 * VECTORS : VECTORS, /* of an affine tile */
     AHEAD = 4096,            /* bytes between what is read and what is prefetched: memory takes that long */
 };
 
@@ -111,8 +118,7 @@ static void quantize(const float *x, int64_t parts, int64_t width, int8_t *value
             ints bits = (ints)load(x + i) & 0x7fffffff;
             most = (ints)choose(bits > most, (floats)bits, (floats)most);
         }
-        int32_t bits = 0;
-        for (int i = 0; i < LANES; i++) bits = most[i] > bits ? most[i] : bits;
+        int32_t bits = largest(most);
         float magnitude;
         memcpy(&magnitude, &bits, sizeof bits);
         float inverse = magnitude < 1e-30f ? 0 : 127 / magnitude; /* 127 / a subnormal would be infinite */
@@ -120,24 +126,26 @@ static void quantize(const float *x, int64_t parts, int64_t width, int8_t *value
         for (int i = 0; i < PART; i += LANES) {
             ints rounded = nearest(load(x + i) * inverse);
             total += (words)rounded;
-            for (int lane = 0; lane < LANES; lane++) values[i + lane] = (int8_t)rounded[lane];
+            bytes narrow = __builtin_convertvector(rounded, bytes);
+            memcpy(values + i, &narrow, sizeof narrow);
         }
-        uint32_t all = 0;
-        for (int i = 0; i < LANES; i++) all += total[i];
         scales[part * width] = magnitude / 127;
-        sums[part * width] = magnitude / 127 * (float)(int32_t)all;
+        sums[part * width] = magnitude / 127 * sum(float_of_ints((ints)total)); /* exact: below 2^24 */
     }
 }
 
 /* ---- linear: affine weights ---- */
 
-INLINE void load_constants(const uint8_t *record, int first, const int half, floats *constants) {
-    UNROLL for (int v = 0; v < VECTORS; v++) {
-        int row = first + v * LANES;
+/* Of a record of each of `blocks` blocks. */
+INLINE void load_constants(const uint8_t *record, int64_t block_bytes, int first, const int half, const int blocks,
+                           floats *constants) {
+    UNROLL for (int v = 0; v < blocks * VECTORS; v++) {
+        const uint8_t *from = record + v / VECTORS * block_bytes;
+        int row = first + v % VECTORS * LANES;
         if (half)
-            constants[v] = float_of_halves(load_halves((const uint16_t *)record + row));
+            constants[v] = float_of_halves(load_halves((const uint16_t *)from + row));
         else
-            constants[v] = load((const float *)record + row);
+            constants[v] = load((const float *)from + row);
     }
 }
 
@@ -148,13 +156,14 @@ INLINE int32_t four_values(const int8_t *values) {
 }
 
 /* Adds the products of PART columns: lines of packed weights, and the values of `tokens` tokens. */
-INLINE void part_dots(const uint8_t *lines, const int8_t *values, const int bits, const int tokens,
-                      ints dots[TOKENS][VECTORS]) {
+INLINE void part_dots(const uint8_t *lines, int64_t block_bytes, const int8_t *values, const int bits, const int blocks,
+                      const int tokens, ints dots[TOKENS][MOST_VECTORS]) {
     const words low = (words){0} + 0x0f0f0f0f;
     UNROLL for (int step = 0; step < PART / 4; step += 8 / bits) {
-        UNROLL for (int v = 0; v < VECTORS; v++) {
-            const uint8_t *place = lines + step * bits / 8 * CACHE_LINE + v * LANES * 4;
-            if (v == 0) prefetch(place, AHEAD);
+        UNROLL for (int v = 0; v < blocks * VECTORS; v++) {
+            const uint8_t *place = lines + v / VECTORS * block_bytes + step * bits / 8 * CACHE_LINE;
+            if (v == 0 && blocks == 1) prefetch(place, AHEAD);
+            place += v % VECTORS * LANES * 4;
             words word = load_words(place);
             words first = bits == 4 ? word & low : word, second = word >> 4 & low;
             UNROLL for (int t = 0; t < tokens; t++) {
@@ -166,34 +175,39 @@ INLINE void part_dots(const uint8_t *lines, const int8_t *values, const int bits
     }
 }
 
-INLINE void store_rows(const Matrix *matrix, int64_t block, int64_t token, const floats *values, const Output *output) {
+/* Not to be inlined: values that live on where memcpy may be called get no registers, not even in the loops before. */
+static __attribute__((noinline)) void store_rows(const Matrix *matrix, int64_t block, int64_t token, int64_t tokens,
+                                                 int64_t blocks, floats values[TOKENS][MOST_VECTORS],
+                                                 const Output *output) {
     int64_t row = block * BLOCK;
-    float *out = output->out + token * output->stride;
-    for (int v = 0; v < VECTORS && row + v * LANES < matrix->rows; v++) {
-        int64_t place = row + v * LANES;
-        floats bias = output->bias != NULL ? load_some(output->bias, place, matrix->rows) : (floats){0};
-        store_some(out, place, matrix->rows, values[v] + bias);
+    for (int64_t t = 0; t < tokens; t++) {
+        float *out = output->out + (token + t) * output->stride;
+        for (int v = 0; v < blocks * VECTORS && row + v * LANES < matrix->rows; v++) {
+            int64_t place = row + v * LANES;
+            floats bias = output->bias != NULL ? load_some(output->bias, place, matrix->rows) : (floats){0};
+            store_some(out, place, matrix->rows, values[t][v] + bias);
+        }
     }
 }
 
-/* One block of rows for `tokens` tokens from `token` on, which lie in one tile of the activations. */
+/* `blocks` blocks of rows for `tokens` tokens from `token` on, which lie in one tile of the activations. */
 INLINE void affine_tile(const Matrix *matrix, const Activations *x, int64_t block, int64_t token, const Output *output,
-                        const int bits, const int half, const int tokens) {
+                        const int bits, const int half, const int blocks, const int tokens) {
     int64_t place = token / x->width * x->parts * x->width + token % x->width; /* of the part and token in hand */
     const uint8_t *record = matrix->packed + block * matrix->block_bytes;
-    floats sums[TOKENS][VECTORS] = {{{0}}};
+    floats sums[TOKENS][MOST_VECTORS] = {{{0}}};
     for (int64_t part = 0; part < x->parts;) {
-        floats scales[VECTORS], biases[VECTORS];
-        load_constants(record, 0, half, scales);
-        load_constants(record, BLOCK, half, biases);
+        floats scales[MOST_VECTORS], biases[MOST_VECTORS];
+        load_constants(record, matrix->block_bytes, 0, half, blocks, scales);
+        load_constants(record, matrix->block_bytes, BLOCK, half, blocks, biases);
         const uint8_t *lines = record + 2 * BLOCK * (half ? 2 : 4);
         prefetch(record, AHEAD);
         if (!half) prefetch(record + CACHE_LINE, AHEAD);
         for (int64_t end = part + matrix->group / PART; part < end; part++) {
-            ints dots[TOKENS][VECTORS] = {{{0}}};
-            part_dots(lines, x->values + place * PART, bits, tokens, dots);
+            ints dots[TOKENS][MOST_VECTORS] = {{{0}}};
+            part_dots(lines, matrix->block_bytes, x->values + place * PART, bits, blocks, tokens, dots);
             UNROLL for (int t = 0; t < tokens; t++) {
-                UNROLL for (int v = 0; v < VECTORS; v++) {
+                UNROLL for (int v = 0; v < blocks * VECTORS; v++) {
                     sums[t][v] += float_of_ints(dots[t][v]) * (scales[v] * x->scales[place + t]);
                     sums[t][v] += biases[v] * x->sums[place + t];
                 }
@@ -203,7 +217,10 @@ INLINE void affine_tile(const Matrix *matrix, const Activations *x, int64_t bloc
         }
         record += matrix->record_bytes;
     }
-    for (int t = 0; t < tokens; t++) store_rows(matrix, block, token + t, sums[t], output);
+    floats done[TOKENS][MOST_VECTORS];
+    UNROLL for (int t = 0; t < tokens; t++)
+        UNROLL for (int v = 0; v < blocks * VECTORS; v++) done[t][v] = sums[t][v];
+    store_rows(matrix, block, token, tokens, blocks, done, output);
 }
 
 INLINE void affine_block(const Matrix *matrix, const Activations *x, int64_t block, const Output *output,
@@ -211,7 +228,7 @@ INLINE void affine_block(const Matrix *matrix, const Activations *x, int64_t blo
     for (int64_t token = 0; token < x->tokens;) {
         int64_t left = x->tokens - token, count = left < TOKENS ? left : TOKENS;
         switch (count) {
-#define TILE_OF(count) case count: affine_tile(matrix, x, block, token, output, bits, half, count); break;
+#define TILE_OF(count) case count: affine_tile(matrix, x, block, token, output, bits, half, 1, count); break;
             TILE_OF(1) TILE_OF(2)
 #if TOKENS >= 4
             TILE_OF(3) TILE_OF(4)
@@ -225,18 +242,44 @@ INLINE void affine_block(const Matrix *matrix, const Activations *x, int64_t blo
     }
 }
 
+#if PAIRED_TOKENS > 0
+enum { PAIRED_FROM = 24 }; /* tokens; with fewer, waiting for two streams of weights costs as much as it gains */
+
+/* Two blocks at once share what is loaded of the tokens, at the price of half as many of these. */
+INLINE void affine_pair(const Matrix *matrix, const Activations *x, int64_t block, const Output *output,
+                        const int bits, const int half) {
+    for (int64_t token = 0; token < x->tokens;) {
+        int64_t left = x->tokens - token, count = left < PAIRED_TOKENS ? left : PAIRED_TOKENS;
+        switch (count) {
+#define TILE_OF(count) case count: affine_tile(matrix, x, block, token, output, bits, half, 2, count); break;
+            TILE_OF(1) TILE_OF(2) TILE_OF(3) TILE_OF(4)
+#undef TILE_OF
+        }
+        token += count;
+    }
+}
+#endif
+
+INLINE void affine_range(const Matrix *matrix, const Activations *x, int64_t begin, int64_t end, const Output *output,
+                         const int bits, const int half) {
+    int64_t block = begin;
+#if PAIRED_TOKENS > 0
+    if (x->tokens >= PAIRED_FROM)
+        for (; block + 2 <= end; block += 2) affine_pair(matrix, x, block, output, bits, half);
+#endif
+    for (; block < end; block++) affine_block(matrix, x, block, output, bits, half);
+}
+
 static void affine_blocks(const Matrix *matrix, const Activations *x, int64_t begin, int64_t end,
                           const Output *output) {
-    for (int64_t block = begin; block < end; block++) {
-        if (matrix->bits == 8 && matrix->half_constants)
-            affine_block(matrix, x, block, output, 8, 1);
-        else if (matrix->bits == 8)
-            affine_block(matrix, x, block, output, 8, 0);
-        else if (matrix->half_constants)
-            affine_block(matrix, x, block, output, 4, 1);
-        else
-            affine_block(matrix, x, block, output, 4, 0);
-    }
+    if (matrix->bits == 8 && matrix->half_constants)
+        affine_range(matrix, x, begin, end, output, 8, 1);
+    else if (matrix->bits == 8)
+        affine_range(matrix, x, begin, end, output, 8, 0);
+    else if (matrix->half_constants)
+        affine_range(matrix, x, begin, end, output, 4, 1);
+    else
+        affine_range(matrix, x, begin, end, output, 4, 0);
 }
 
 /* ---- linear: dense weights ---- */
@@ -333,6 +376,142 @@ static void dense_blocks(const Matrix *matrix, const float *x, int64_t tokens, i
         dense_rows(matrix, x, tokens, first, last, output, FLOAT16);
     else
         dense_rows(matrix, x, tokens, first, last, output, BFLOAT16);
+}
+
+/* ---- linear: dense weights and many tokens ----
+ *
+ * PANEL rows of CHUNK columns are made fp32 and turned over, a column's rows side by side. They stay in the first cache
+ * while all tokens pass, a few at a time, whose sums are in registers. The sums of one chunk after another meet in the
+ * output.
+ */
+
+enum {
+    PANEL = 2 * LANES, /* rows */
+    CHUNK = PANEL_FLOATS / PANEL, /* columns */
+};
+
+/* LANES vectors become their transpose: the two halves interleaved, as often as there are halves of halves. */
+INLINE void transpose(floats *vectors) {
+    UNROLL for (int round = LANES; round > 1; round /= 2) {
+        floats from[LANES];
+        UNROLL for (int i = 0; i < LANES; i++) from[i] = vectors[i];
+        UNROLL for (int i = 0; i < LANES / 2; i++) {
+            vectors[2 * i] = interleave_low(from[i], from[i + LANES / 2]);
+            vectors[2 * i + 1] = interleave_high(from[i], from[i + LANES / 2]);
+        }
+    }
+}
+
+/* The first `count` of a vector; the others are zero. */
+INLINE floats load_some_weights(const void *weights, int64_t place, int64_t count, const Kind kind) {
+    if (count >= LANES) return load_weights(weights, place, kind);
+    floats value = {0};
+    for (int64_t i = 0; i < count; i++) value[i] = load_weight(weights, place + i, kind);
+    return value;
+}
+
+/* Rows [row, end), at most PANEL, and columns [column, column + count); there are zeros for what is not there. */
+INLINE void fill_panel(const Matrix *matrix, int64_t row, int64_t end, int64_t column, int64_t count, float *panel,
+                       const Kind kind) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        for (int v = 0; v < PANEL; v += LANES) {
+            floats block[LANES] = {{0}};
+            int64_t rows = end - row - v, place = (row + v) * matrix->columns + column + i;
+            if (rows >= LANES && count - i >= LANES) {
+                UNROLL for (int r = 0; r < LANES; r++)
+                    block[r] = load_weights(matrix->dense, place + r * matrix->columns, kind);
+            } else {
+                UNROLL for (int r = 0; r < LANES; r++)
+                    if (r < rows)
+                        block[r] = load_some_weights(matrix->dense, place + r * matrix->columns, count - i, kind);
+            }
+            transpose(block);
+            UNROLL for (int c = 0; c < LANES; c++) store(panel + (i + c) * PANEL + v, block[c]);
+        }
+    }
+}
+
+/* What a panel's rows have for several tokens: at place + token * stride. */
+typedef struct Rows {
+    float *place;
+    int64_t stride;
+} Rows;
+
+/* out = before + a panel of `count` columns times `tokens` tokens; x: the first one's at the panel's first column.
+ * Nothing is called in here: all registers would be saved around it, and the sums live in memory. */
+INLINE void panel_tile(const float *panel, const float *x, int64_t stride, int64_t count, Rows before, Rows out,
+                       const int tokens) {
+    floats sums[PANEL_TOKENS][2] = {{{0}}};
+    for (int64_t column = 0; column < count; column++) {
+        floats low = load(panel + column * PANEL), high = load(panel + column * PANEL + LANES);
+        UNROLL for (int t = 0; t < tokens; t++) {
+            sums[t][0] += low * x[t * stride + column];
+            sums[t][1] += high * x[t * stride + column];
+        }
+    }
+    UNROLL for (int t = 0; t < tokens; t++) {
+        const float *from = before.place + t * before.stride;
+        store(out.place + t * out.stride, load(from) + sums[t][0]);
+        store(out.place + t * out.stride + LANES, load(from + LANES) + sums[t][1]);
+    }
+}
+
+/* As panel_tile, for any number of tokens up to PANEL_TOKENS. */
+static void panel_tokens(const float *panel, const float *x, int64_t stride, int64_t count, Rows before, Rows out,
+                         int64_t tokens) {
+    switch (tokens) {
+#define TILE_OF(tokens) case tokens: panel_tile(panel, x, stride, count, before, out, tokens); break;
+        TILE_OF(1) TILE_OF(2) TILE_OF(3) TILE_OF(4)
+#if PANEL_TOKENS >= 6
+        TILE_OF(5) TILE_OF(6)
+#endif
+#if PANEL_TOKENS >= 12
+        TILE_OF(7) TILE_OF(8) TILE_OF(9) TILE_OF(10) TILE_OF(11) TILE_OF(12)
+#endif
+#undef TILE_OF
+    }
+}
+
+/* Adds a panel's products to the rows [row, end) of the output, at most PANEL of them; for the first columns there is
+ * only the bias to add to. */
+static void panel_rows(const float *panel, const float *x, int64_t stride, int64_t count, int64_t row, int64_t end,
+                       int64_t token, int64_t tokens, int first, const Output *output) {
+    static const float zeros[PANEL];
+    const Rows nothing = {(float *)zeros, 0}, out = {output->out + token * output->stride + row, output->stride};
+    Rows before = out;
+    if (first) before = output->bias != NULL ? (Rows){(float *)output->bias + row, 0} : nothing;
+    if (row + PANEL <= end) {
+        panel_tokens(panel, x, stride, count, before, out, tokens);
+        return;
+    }
+    float edge[PANEL_TOKENS * PANEL]; /* whole panels, of which some rows are copied */
+    panel_tokens(panel, x, stride, count, nothing, (Rows){edge, PANEL}, tokens);
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t i = 0; i < end - row; i++)
+            out.place[t * out.stride + i] = before.place[t * before.stride + i] + edge[t * PANEL + i];
+}
+
+/* Rows [begin, end) of all tokens. */
+static void dense_panels(const Matrix *matrix, const float *x, int64_t tokens, int64_t begin, int64_t end,
+                         float *panel, const Output *output) {
+    const int64_t columns = matrix->columns, chunks = (columns + CHUNK - 1) / CHUNK;
+    const int64_t chunk = ((columns + chunks - 1) / chunks + LANES - 1) / LANES * LANES; /* all about as wide */
+    const int64_t tiles = (tokens + PANEL_TOKENS - 1) / PANEL_TOKENS, tile = (tokens + tiles - 1) / tiles;
+    for (int64_t row = begin; row < end; row += PANEL)
+        for (int64_t column = 0; column < columns; column += chunk) {
+            int64_t count = columns - column < chunk ? columns - column : chunk;
+            if (matrix->kind == FLOAT32)
+                fill_panel(matrix, row, end, column, count, panel, FLOAT32);
+            else if (matrix->kind == FLOAT16)
+                fill_panel(matrix, row, end, column, count, panel, FLOAT16);
+            else
+                fill_panel(matrix, row, end, column, count, panel, BFLOAT16);
+            for (int64_t token = 0; token < tokens; token += tile) {
+                int64_t some = tokens - token < tile ? tokens - token : tile;
+                panel_rows(panel, x + token * columns + column, columns, count, row, end, token, some, column == 0,
+                           output);
+            }
+        }
 }
 
 /* ---- attention ---- */
@@ -644,4 +823,4 @@ static void exponentials(const float *x, int64_t size, float *out) {
 }
 
 #define LEVEL(name)                                                                                                    \
-    {name, quantize, dense_blocks, affine_blocks, attend, attend_passage, rms_norm, layer_norm, rope, activate, exponentials}
+    {name, quantize, dense_blocks, dense_panels, affine_blocks, attend, attend_passage, rms_norm, layer_norm, rope, activate, exponentials}

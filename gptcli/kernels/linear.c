@@ -5,6 +5,9 @@ enum {
     SLAB = 512,                     /* tokens whose activations are held at once */
     PIECES_A_THREAD = 8,            /* that a thread's share is cut into */
     PIECE_BYTES = 1 << 16,          /* at least, for few tokens: each piece begins with waiting for memory */
+    PANEL_BLOCKS = 2,               /* a task's, if there are many tokens: what the widest vectors make a panel of */
+    SPAN = 128,                     /* tokens that are worth making a panel of their own for */
+    MANY = 8,                       /* tokens; more are multiplied by panels of a dense matrix */
     SOLO_MULTIPLICATIONS = 1 << 17, /* fewer take less time than it takes to share them */
 };
 
@@ -42,9 +45,11 @@ typedef struct {
     const float *x;
     int64_t tokens;
     Activations activations;
+    float *panels; /* PANEL_FLOATS for each thread */
+    int64_t span;  /* tokens that use a panel as long as it is there */
     Output output;
     int64_t step; /* taken from a counter at once */
-    atomic_llong next_token, next_block;
+    atomic_llong next_token, next_block; /* next_block: the next task, with panels */
 } Job;
 
 static void quantize_share(void *argument, int thread, int threads) {
@@ -71,6 +76,29 @@ static void blocks_share(void *argument, int thread, int threads) {
                              smaller(begin + job->step, blocks), &job->output);
 }
 
+/* A task is a panel's rows of a span of the tokens. */
+static void panels_share(void *argument, int thread, int threads) {
+    Job *job = argument;
+    const Matrix *matrix = job->matrix;
+    float *panel = job->panels + (int64_t)thread * PANEL_FLOATS;
+    int64_t rows = PANEL_BLOCKS * BLOCK, spans = (job->tokens + job->span - 1) / job->span;
+    (void)threads;
+    for (int64_t task; (task = atomic_fetch_add(&job->next_block, 1)) / spans * rows < matrix->rows;) {
+        int64_t row = task / spans * rows, token = task % spans * job->span;
+        Output output = job->output;
+        output.out += token * output.stride;
+        level()->dense_panels(matrix, job->x + token * matrix->columns, smaller(job->span, job->tokens - token), row,
+                              smaller(row + rows, matrix->rows), panel, &output);
+    }
+}
+
+/* Few panels for many threads are shared by spans of tokens. */
+static int64_t tokens_at_once(const Matrix *matrix, int64_t tokens) {
+    int64_t panels = (blocks_of(matrix) + PANEL_BLOCKS - 1) / PANEL_BLOCKS, threads = gptcli_threads();
+    int64_t spans = threads == 1 ? 1 : smaller(threads * PIECES_A_THREAD / panels, tokens / SPAN);
+    return spans > 1 ? (tokens + spans - 1) / spans : tokens;
+}
+
 /* At most SLAB tokens. The pool is locked. */
 static int linear_slab(Job *job) {
     int64_t columns = job->matrix->columns, work = job->matrix->rows * columns * job->tokens;
@@ -83,17 +111,24 @@ static int linear_slab(Job *job) {
         else
             pool_share(quantize_share, job);
     }
+    Task *share = blocks_share;
+    if (job->matrix->kind != AFFINE && job->tokens > MANY) {
+        job->panels = pool_workspace(gptcli_threads() * PANEL_FLOATS * (int64_t)sizeof(float));
+        if (job->panels == NULL) return -1;
+        job->span = tokens_at_once(job->matrix, job->tokens);
+        share = panels_share;
+    }
     if (work < SOLO_MULTIPLICATIONS)
-        blocks_share(job, 0, 1);
+        share(job, 0, 1);
     else
-        pool_share(blocks_share, job);
+        pool_share(share, job);
     return 0;
 }
 
 static int64_t blocks_at_once(const Matrix *matrix, int64_t tokens) {
     int64_t blocks = blocks_of(matrix), threads = gptcli_threads();
     int64_t step = larger(1, blocks / (threads * PIECES_A_THREAD));
-    if (tokens > TILE) return step;
+    if (tokens > TILE) return round_up(step, 2); /* the widest vectors take two at a time */
     return larger(step, smaller((blocks + threads - 1) / threads, PIECE_BYTES / matrix->block_bytes));
 }
 

@@ -5,6 +5,8 @@
 
 enum { LANES = 4 };
 #define TOKENS 2
+#define PAIRED_TOKENS 0
+#define PANEL_TOKENS 4
 
 typedef float floats __attribute__((vector_size(16)));
 typedef int32_t ints __attribute__((vector_size(16)));
@@ -22,6 +24,9 @@ static inline floats float_of_halves(halves value) {
     return (floats)(sign | finite | special);
 }
 
+static inline floats interleave_low(floats a, floats b) { return (floats){a[0], b[0], a[1], b[1]}; }
+static inline floats interleave_high(floats a, floats b) { return (floats){a[2], b[2], a[3], b[3]}; }
+
 static inline ints nearest(floats value) {
     ints rounded;
     for (int i = 0; i < LANES; i++) rounded[i] = (int32_t)lrintf(value[i]);
@@ -29,6 +34,12 @@ static inline ints nearest(floats value) {
 }
 
 static inline float sum(floats value) { return (value[0] + value[2]) + (value[1] + value[3]); }
+
+static inline int32_t largest(ints value) {
+    int32_t most = value[0];
+    for (int i = 1; i < LANES; i++) most = value[i] > most ? value[i] : most;
+    return most;
+}
 
 /* The two 16-bit halves of each lane, added. */
 static inline ints paired(shorts products) { return ((ints)products << 16 >> 16) + ((ints)products >> 16); }

@@ -18,7 +18,7 @@ from gptcli.kernels.native import Level, Library, Matrix
 from gptcli.quant.affine import pack_nibbles
 
 ROWS = (1, 2, 15, 16, 17, 100, 577)
-TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 33, 130)
+TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 27, 33, 130)
 DENSE = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -124,15 +124,53 @@ def test_dense_weights_may_begin_at_any_element(kernels: Library, dtype: torch.d
     assert_product(out, x, weight, bias)
 
 
+# Each number of rows with a few of columns and tokens, and each of those with a few of the others.
+MANY = (
+    (1, 1, 13), (1, 576, 515), (15, 7, 9), (15, 257, 33), (31, 33, 12), (31, 1000, 130), (32, 255, 13), (32, 256, 12),
+    (33, 256, 33), (33, 257, 9), (100, 1, 130), (100, 576, 12), (577, 7, 515), (577, 257, 13), (577, 1000, 33),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("rows", "columns", "tokens"), MANY)
+@pytest.mark.parametrize("dtype", DENSE)
+def test_dense_weights_and_many_tokens(
+    kernels: Library, dtype: torch.dtype, rows: int, columns: int, tokens: int
+) -> None:
+    weight = torch.randn(rows * columns + 1).to(dtype)[1:].view(rows, columns)
+    x, bias = torch.randn(tokens * columns + 1)[1:].view(tokens, columns), torch.randn(rows + 1)[1:]
+    assert_product(kernels.linear(kernels.dense(weight), x), x, weight)
+    assert_product(kernels.linear(kernels.dense(weight), x, bias), x, weight, bias)
+
+
+@pytest.mark.parametrize("dtype", DENSE)
+def test_dense_weights_and_every_number_of_tokens(kernels: Library, dtype: torch.dtype) -> None:
+    weight, x = torch.randn(50, 40).to(dtype), torch.randn(40, 40)
+    matrix = kernels.dense(weight)
+    for tokens in range(1, 41):
+        assert_product(kernels.linear(matrix, x[:tokens]), x[:tokens], weight)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_a_number_stays_with_its_row_and_token(kernels: Library, value: float) -> None:
+    weight, x = torch.randn(40, 300), torch.randn(30, 300)
+    weight[3, 290], x[17, 5] = value, value
+    out = kernels.linear(kernels.dense(weight), x)
+    assert not out[17].isfinite().any() and not out[:, 3].isfinite().any()
+    others = torch.ones_like(out, dtype=torch.bool)
+    others[17], others[:, 3] = False, False
+    assert out[others].isfinite().all()
+
+
 def test_every_fp16_number_is_read_as_it_is(kernels: Library) -> None:
     bits = torch.arange(-(2**15), 2**15).to(torch.int16)
     weight = bits.view(torch.float16)[:, None].expand(-1, 16).contiguous()
-    x = torch.zeros(1, 16)
-    x[0, 3] = 1
     finite = weight[:, 3].isfinite()
-    out = kernels.linear(kernels.dense(weight), x)[0]
-    assert torch.equal(out[finite], weight[:, 3].float()[finite])
-    assert not out[~finite].isfinite().any()
+    for tokens in (1, 16):
+        x = torch.zeros(tokens, 16)
+        x[:, 3] = 1
+        out = kernels.linear(kernels.dense(weight), x)[tokens - 1]
+        assert torch.equal(out[finite], weight[:, 3].float()[finite])
+        assert not out[~finite].isfinite().any()
     row = int(finite.nonzero()[0])
     assert torch.equal(kernels.row(kernels.dense(weight), row), weight[row].float())
 
@@ -248,12 +286,17 @@ def test_many_matrices_come_and_go(kernels: Library) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 def test_results_do_not_depend_on_the_number_of_threads(kernels: Library, threads: int) -> None:
-    matrix, x = affine(3000, 256, 8, 32).matrix(kernels), torch.randn(20, 256)
-    kernels.set_threads(1)
-    alone = kernels.linear(matrix, x)
-    kernels.set_threads(threads)
-    for _ in range(50):
-        assert torch.equal(kernels.linear(matrix, x), alone)
+    for matrix, tokens in (
+        (affine(3000, 256, 8, 32).matrix(kernels), 20),
+        (kernels.dense(torch.randn(333, 300)), 3),
+        (kernels.dense(torch.randn(333, 300).half()), 150),
+    ):
+        x = torch.randn(tokens, matrix.columns)
+        kernels.set_threads(1)
+        alone = kernels.linear(matrix, x)
+        kernels.set_threads(threads)
+        for _ in range(50):
+            assert torch.equal(kernels.linear(matrix, x), alone)
 
 
 def test_two_python_threads_may_compute_at_once(kernels: Library) -> None:
