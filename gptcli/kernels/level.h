@@ -618,13 +618,15 @@ enum {
     ROWS = LANES == 16 ? 8 : 4, /* of a product that are summed in registers: as many as there are registers for */
 };
 
-/* c (ROWS, vectors * LANES of `width`) = a (ROWS, depth) @ b (depth, width), added to what is there if `add`. */
+/* c (ROWS, vectors * LANES) = a (ROWS, depth) @ b (depth, ...), added to what is there if `add`. One vector may be cut
+ * off at `width`. No call may follow the sums in the same function, or they would not stay in registers. */
 INLINE void product_tile(const float *a, int64_t a_stride, const float *b, int64_t b_stride, int64_t depth, float *c,
                          int64_t c_stride, int64_t width, const int vectors, const int add) {
     floats sums[ROWS][2];
     UNROLL for (int r = 0; r < ROWS; r++)
         UNROLL for (int v = 0; v < vectors; v++)
-            sums[r][v] = add ? load_some(c + r * c_stride, v * LANES, width) : (floats){0};
+            sums[r][v] = !add ? (floats){0} : vectors == 2 ? load(c + r * c_stride + v * LANES)
+                                                           : load_some(c + r * c_stride, 0, width);
     for (int64_t k = 0; k < depth; k++, b += b_stride) {
         floats values[2];
         UNROLL for (int v = 0; v < vectors; v++)
@@ -633,7 +635,12 @@ INLINE void product_tile(const float *a, int64_t a_stride, const float *b, int64
             UNROLL for (int v = 0; v < vectors; v++) sums[r][v] += values[v] * a[r * a_stride + k];
     }
     UNROLL for (int r = 0; r < ROWS; r++)
-        UNROLL for (int v = 0; v < vectors; v++) store_some(c + r * c_stride, v * LANES, width, sums[r][v]);
+        UNROLL for (int v = 0; v < vectors; v++) {
+            if (vectors == 2)
+                store(c + r * c_stride + v * LANES, sums[r][v]);
+            else
+                store_some(c + r * c_stride, 0, width, sums[r][v]);
+        }
 }
 
 /* The same for `rows` rows, a multiple of ROWS, and any width. */
@@ -823,4 +830,5 @@ static void exponentials(const float *x, int64_t size, float *out) {
 }
 
 #define LEVEL(name)                                                                                                    \
-    {name, quantize, dense_blocks, dense_panels, affine_blocks, attend, attend_passage, rms_norm, layer_norm, rope, activate, exponentials}
+    {name,           quantize, dense_blocks, dense_panels, affine_blocks, attend,                                      \
+     attend_passage, rms_norm, layer_norm,   rope,         activate,      exponentials}

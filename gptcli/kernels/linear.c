@@ -6,7 +6,7 @@ enum {
     PIECES_A_THREAD = 8,            /* that a thread's share is cut into */
     PIECE_BYTES = 1 << 16,          /* at least, for few tokens: each piece begins with waiting for memory */
     PANEL_BLOCKS = 2,               /* a task's, if there are many tokens: what the widest vectors make a panel of */
-    SPAN = 128,                     /* tokens that are worth making a panel of their own for */
+    SLICE = 128,                     /* tokens that are worth making a panel of their own for */
     MANY = 8,                       /* tokens; more are multiplied by panels of a dense matrix */
     SOLO_MULTIPLICATIONS = 1 << 17, /* fewer take less time than it takes to share them */
 };
@@ -95,7 +95,7 @@ static void panels_share(void *argument, int thread, int threads) {
 /* Few panels for many threads are shared by spans of tokens. */
 static int64_t tokens_at_once(const Matrix *matrix, int64_t tokens) {
     int64_t panels = (blocks_of(matrix) + PANEL_BLOCKS - 1) / PANEL_BLOCKS, threads = gptcli_threads();
-    int64_t spans = threads == 1 ? 1 : smaller(threads * PIECES_A_THREAD / panels, tokens / SPAN);
+    int64_t spans = threads == 1 ? 1 : smaller(threads * PIECES_A_THREAD / panels, tokens / SLICE);
     return spans > 1 ? (tokens + spans - 1) / spans : tokens;
 }
 
