@@ -522,18 +522,31 @@ enum {
     SCORES = RANGE + LANES, /* whole vectors, even of a range's last positions */
 };
 
-/* scores[head][position] = scale * q . k, capped; keys: the first position's. */
-INLINE void score(const Attention *attention, const float *queries, const float *keys, int64_t positions,
-                  float scores[HEADS][SCORES], const int heads) {
+/* scores[head][position] = scale * q . k; keys: the first position's. Where heads are whole vectors there is no call,
+ * so sums stay in registers. */
+INLINE void multiply_keys(const Attention *attention, const float *queries, const float *keys, int64_t positions,
+                          float scores[HEADS][SCORES], const int heads, const int whole) {
     const int64_t head_dim = attention->head_dim;
     for (int64_t position = 0; position < positions; position++, keys += head_dim) {
         floats sums[HEADS] = {{0}};
+        prefetch(keys, AHEAD);
         for (int64_t i = 0; i < head_dim; i += LANES) {
-            floats key = load_some(keys, i, head_dim);
-            UNROLL for (int h = 0; h < heads; h++) sums[h] += key * load_some(queries + h * head_dim, i, head_dim);
+            floats key = whole ? load(keys + i) : load_some(keys, i, head_dim);
+            UNROLL for (int h = 0; h < heads; h++) {
+                const float *query = queries + h * head_dim;
+                sums[h] += key * (whole ? load(query + i) : load_some(query, i, head_dim));
+            }
         }
         UNROLL for (int h = 0; h < heads; h++) scores[h][position] = attention->scale * sum(sums[h]);
     }
+}
+
+INLINE void score(const Attention *attention, const float *queries, const float *keys, int64_t positions,
+                  float scores[HEADS][SCORES], const int heads) {
+    if (attention->head_dim % LANES == 0)
+        multiply_keys(attention, queries, keys, positions, scores, heads, 1);
+    else
+        multiply_keys(attention, queries, keys, positions, scores, heads, 0);
     if (attention->softcap == 0) return;
     for (int h = 0; h < heads; h++)
         for (int64_t i = 0; i < positions; i += LANES) {
@@ -565,8 +578,12 @@ INLINE void weigh(const Attention *attention, const float *values, int64_t posit
             UNROLL for (int h = 0; h < heads; h++) sums[h][c] += value * scores[h][position];
         }
     UNROLL for (int h = 0; h < heads; h++)
-        UNROLL for (int c = 0; c < columns; c++)
-            store_some(out + h * stride, from + c * LANES, attention->head_dim, sums[h][c]);
+        UNROLL for (int c = 0; c < columns; c++) {
+            if (columns == 1)
+                store_some(out + h * stride, from, attention->head_dim, sums[h][c]);
+            else
+                store(out + h * stride + from + c * LANES, sums[h][c]);
+        }
 }
 
 INLINE void attend_heads(const Attention *attention, const float *queries, const float *keys, const float *values,
