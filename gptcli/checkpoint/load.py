@@ -192,5 +192,7 @@ def _place(
         case Experts():
             packed = CompiledExperts(library, weight, module.bias) if library else PackedExperts(weight, module.bias)
         case Linear():
-            packed = CompiledLinear(library, weight, module.bias) if library else PackedLinear(weight, module.bias)
+            packed = PackedLinear(weight, module.bias)
+            if library:
+                packed = CompiledLinear(library, weight, module.bias, fine=path == "head")
     decoder.set_submodule(path, packed)

@@ -123,6 +123,10 @@ EXPORT void gptcli_linear_blocks(const Matrix *matrix, const float *x, int64_t t
 /* out (tokens, rows) = x (tokens, columns) @ W.T + bias, on all threads. bias: (rows) or NULL. */
 EXPORT int gptcli_linear(const Matrix *matrix, const float *x, int64_t tokens, const float *bias, float *out);
 
+/* The same with activations in two terms of 8 bits, what the first leaves being the second: for the head, where what
+ * rounding costs is seen at once. Reads the weights as often. */
+EXPORT int gptcli_linear_fine(const Matrix *matrix, const float *x, int64_t tokens, const float *bias, float *out);
+
 /* ---- attention.c ---- */
 
 /* One token's attention: queries (heads, head_dim) over positions [start, start + length) of a cache. Consecutive

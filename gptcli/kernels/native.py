@@ -94,6 +94,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "gptcli_matrix_bytes": (c_int64, [c_void_p]),
     "gptcli_matrix_row": (None, [c_void_p, c_int64, c_void_p]),
     "gptcli_linear": (c_int, [c_void_p, c_void_p, c_int64, c_void_p, c_void_p]),
+    "gptcli_linear_fine": (c_int, [c_void_p, c_void_p, c_int64, c_void_p, c_void_p]),
     "gptcli_attention": (c_int, [POINTER(_Attention)]),
     "gptcli_rms_norm": (None, [c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p]),
     "gptcli_layer_norm": (None, [c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p]),
@@ -189,16 +190,18 @@ class Library:
         self._c.gptcli_matrix_row(matrix.handle, row, out.data_ptr())
         return out
 
-    def linear(self, matrix: Matrix, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def linear(self, matrix: Matrix, x: Tensor, bias: Tensor | None = None, *, fine: bool = False) -> Tensor:
         """x @ W.T + bias: (..., columns) to (..., rows).
 
-        Affine matrices see x in signed 8 bits, a scale for 32 columns; integer products are exact.
+        Affine matrices see x in signed 8 bits, a scale for 32 columns, or, if it is to be `fine`, in two terms of 8
+        bits; integer products are exact.
         """
         x = _plain(x)
         assert x.shape[-1] == matrix.columns and (bias is None or bias.shape == (matrix.rows,))
         out = torch.empty(*x.shape[:-1], matrix.rows)
         tokens = x.numel() // matrix.columns
-        if self._c.gptcli_linear(matrix.handle, x.data_ptr(), tokens, _address(bias), out.data_ptr()) != 0:
+        multiply = self._c.gptcli_linear_fine if fine else self._c.gptcli_linear
+        if multiply(matrix.handle, x.data_ptr(), tokens, _address(bias), out.data_ptr()) != 0:
             raise MemoryError
         return out
 

@@ -8,9 +8,7 @@ from torch import Tensor, nn
 from gptcli.kernels.native import Library, Matrix
 from gptcli.quant.affine import AffineWeight
 from gptcli.quant.half import HalfWeight
-from gptcli.quant.packed import PackedWeight, packed_linear
-
-_FEW_TOKENS = 8  # beyond this many torch multiplies dense matrices faster
+from gptcli.quant.packed import PackedWeight
 
 
 def can_compile(weight: PackedWeight, integers: bool) -> bool:
@@ -28,17 +26,22 @@ def _matrix(library: Library, weight: PackedWeight) -> Matrix:
 
 
 class CompiledLinear(nn.Module):
-    """A linear layer in the kernels' hands. Packed weights are kept in their layout alone."""
+    """A linear layer in the kernels' hands. Packed weights are kept in their layout alone.
 
-    def __init__(self, library: Library, weight: PackedWeight, bias: nn.Parameter | None) -> None:
+    fine: whether activations are rounded to two terms of 8 bits for packed weights, instead of one.
+    """
+
+    def __init__(
+        self, library: Library, weight: PackedWeight, bias: nn.Parameter | None, *, fine: bool = False
+    ) -> None:
         super().__init__()
         self.matrix = _matrix(library, weight)
         self.bias = bias
-        self._library = library
+        self._library, self._fine = library, fine
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., columns) to (..., rows)."""
-        return compiled_linear(self._library, self.matrix, x, self.bias)
+        return self._library.linear(self.matrix, x, self.bias, fine=self._fine)
 
 
 class CompiledExperts(nn.Module):
@@ -52,9 +55,7 @@ class CompiledExperts(nn.Module):
 
     def forward(self, expert: int, x: Tensor) -> Tensor:
         """x: (tokens, columns) to (tokens, rows), through one expert."""
-        return compiled_linear(
-            self._library, self.matrices[expert], x, None if self.bias is None else self.bias[expert]
-        )
+        return self._library.linear(self.matrices[expert], x, None if self.bias is None else self.bias[expert])
 
 
 class CompiledEmbedding(nn.Module):
@@ -72,11 +73,4 @@ class CompiledEmbedding(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """(..., hidden) to logits (..., vocab)."""
-        return compiled_linear(self._library, self.matrix, x, None)
-
-
-def compiled_linear(library: Library, matrix: Matrix, x: Tensor, bias: Tensor | None) -> Tensor:
-    """x @ matrix.T + bias, for many tokens and a matrix in half precision by torch."""
-    if matrix.weights is None or x.numel() <= _FEW_TOKENS * matrix.columns:
-        return library.linear(matrix, x, bias)
-    return packed_linear(x, HalfWeight(matrix.weights), bias)
+        return self._library.linear(self.matrix, x, fine=True)

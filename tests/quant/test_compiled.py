@@ -1,0 +1,107 @@
+"""What the compiled kernels make of a checkpoint's weights as they are stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import gptcli
+from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.load import Packing, load_decoder
+from gptcli.kernels.native import Library
+from gptcli.quant.affine import quantize_affine
+from gptcli.quant.compiled import CompiledEmbedding, CompiledExperts, CompiledLinear
+from gptcli.runtime.device import DevicePlan
+from gptcli.runtime.engine import Engine
+from tests.parity.reference import write_reference
+from tests.parity.test_families import needed_library, relative_error
+from tests.quant.repacked import IDS, logits_of, repack
+from tests.quant.test_experts import FAMILIES, MLX, pack
+
+SIZES = {"intermediate_size": 96, "num_hidden_layers": 2}
+
+
+@pytest.fixture(scope="module")
+def library() -> Library:
+    return needed_library()
+
+
+def engine_of(path: Path, library: Library, packing: Packing = "keep", integers: bool = True) -> Engine:
+    folder = ModelFolder.open(path)
+    decoder = load_decoder(folder, torch.device("cpu"), torch.float32, packing, library=library, integers=integers)
+    plan = DevicePlan(torch.device("cpu"), torch.float32, packing, library, as_stored=True, integers=integers)
+    return Engine(decoder, plan, decoder.config.max_context, load_s=0.0)
+
+
+def decoded(engine: Engine) -> Tensor:
+    cache = engine.new_cache()
+    return torch.stack([engine.decode(token, cache) for token in IDS])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_in_half_precision_stay_so_and_give_the_numbers_of_an_fp32_copy(
+    dtype: torch.dtype, tied: bool, tmp_path: Path, library: Library
+) -> None:
+    path = write_reference(tmp_path, "llama", tie_word_embeddings=tied, **SIZES).path
+    halves = {name: tensor.to(dtype) for name, tensor in load_file(path / "model.safetensors").items()}
+    save_file(halves, path / "model.safetensors")
+    wanted = logits_of(path)
+    engine = engine_of(path, library, integers=False)
+    matrices = [module.matrix for module in engine.decoder.modules() if isinstance(module, CompiledLinear)]
+    assert {matrix.weights.dtype for matrix in matrices if matrix.weights is not None} == {dtype}
+    assert isinstance(engine.decoder.embed, CompiledEmbedding)
+    assert relative_error(engine.logits(IDS), wanted) < 1e-5
+    assert relative_error(decoded(engine), wanted) < 1e-5
+
+
+@pytest.mark.parametrize("packing", ["int8", "int4"])
+def test_quantized_activations_cost_less_than_quantized_weights(
+    packing: Packing, tmp_path: Path, library: Library
+) -> None:
+    path = write_reference(tmp_path, "llama", **SIZES).path
+    dense, exact = logits_of(path), logits_of(path, packing)
+    engine = engine_of(path, library, packing)
+    assert engine.kernels == library.level
+    for logits in (engine.logits(IDS), decoded(engine)):
+        assert 0 < relative_error(logits, exact) < 0.05
+        assert (logits - dense).square().mean() < 1.5 * (exact - dense).square().mean() + 1e-4
+
+
+def test_a_finer_product_is_a_hundred_times_as_near(library: Library) -> None:
+    weight = quantize_affine(torch.randn(100, 256), 8)
+    matrix = library.affine(weight.packed, weight.scales, weight.biases, 8)
+    for tokens in (1, 7, 130):
+        x, bias = torch.randn(tokens, 256), torch.randn(100)
+        wanted = x @ weight.dequantize(torch.float32).T + bias
+        coarse, fine = (library.linear(matrix, x, bias, fine=fine) for fine in (False, True))
+        assert (fine - wanted).abs().max() < 0.01 * (coarse - wanted).abs().max()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_experts_are_compiled_too(family: str, tmp_path: Path, library: Library) -> None:
+    path = write_reference(tmp_path / "dense", family, **FAMILIES[family]).path
+    repack(path, tmp_path / "packed", tmp_path / "meant", pack, **MLX)
+    engine = engine_of(tmp_path / "packed", library)
+    assert sum(isinstance(module, CompiledExperts) for module in engine.decoder.modules()) == 4
+    assert engine.kernels == f"{library.level} and torch"
+    errors = (engine.logits(IDS) - logits_of(tmp_path / "meant")).abs().amax(-1)
+    assert 0 < errors.median() < 0.05  # a router may choose another expert for a token here and there
+
+
+def test_a_dtype_that_was_asked_for_is_that_of_the_activations(tmp_path: Path, library: Library) -> None:
+    path = write_reference(tmp_path / "dense", "llama", **SIZES).path
+    repack(path, tmp_path / "packed", tmp_path / "meant", pack, **MLX)
+    wanted = logits_of(tmp_path / "meant")
+    assert relative_error(engine_of(tmp_path / "packed", library, "expand", integers=False).logits(IDS), wanted) < 1e-5
+    assert relative_error(engine_of(tmp_path / "packed", library).logits(IDS), wanted) > 1e-4
+
+
+def test_auto_takes_integers_and_fp32_does_not(tiny_model: Path, library: Library) -> None:
+    plans = {dtype: gptcli.load(tiny_model, dtype=dtype).engine.plan for dtype in ("auto", "fp32", "bf16")}
+    assert [plan.integers for plan in plans.values()] == [True, False, False]
+    assert [plan.library is library for plan in plans.values()] == [True, True, False]
