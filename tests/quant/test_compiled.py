@@ -103,5 +103,7 @@ def test_a_dtype_that_was_asked_for_is_that_of_the_activations(tmp_path: Path, l
 
 def test_auto_takes_integers_and_fp32_does_not(tiny_model: Path, library: Library) -> None:
     plans = {dtype: gptcli.load(tiny_model, dtype=dtype).engine.plan for dtype in ("auto", "fp32", "bf16")}
-    assert [plan.integers for plan in plans.values()] == [True, False, False]
-    assert [plan.library is library for plan in plans.values()] == [True, True, False]
+    fast = library.level != "portable"  # torch multiplies dense weights faster than portable code
+    assert [plan.integers for plan in plans.values()] == [fast, False, False]
+    assert [plan.library is library for plan in plans.values()] == [fast, fast, False]
+    assert gptcli.load(tiny_model, quantize="int8").engine.plan.integers
