@@ -221,6 +221,7 @@ class LanguageModel:
             stop=stop,
             stop_ids=self.stop_ids,
             cache=cache,
+            speculate=self.runtime.speculate,
             logprobs=logprobs,
             on_prefill=on_prefill,
             cancelled=cancelled,
@@ -259,10 +260,13 @@ def load(
     quantize: Quantize = "auto",
     ctx_size: int | None = None,
     threads: int | None = None,
+    speculate: int = 0,
     offline: bool = False,
 ) -> LanguageModel:
     """Loads a model by name or directory. Raises GptcliError, whose subclasses say what is wrong."""
-    runtime = RuntimeConfig(device=device, dtype=dtype, quantize=quantize, ctx_size=ctx_size, threads=threads)
+    runtime = RuntimeConfig(
+        device=device, dtype=dtype, quantize=quantize, ctx_size=ctx_size, threads=threads, speculate=speculate
+    )
     lm = LanguageModel.open(str(model), runtime, offline=offline)
     lm.load()
     return lm

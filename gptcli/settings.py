@@ -103,15 +103,17 @@ class StopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """Where and in which precision a model runs."""
+    """Where, in which precision and how far ahead of itself a model runs."""
 
     device: str = "auto"
     dtype: Dtype = "auto"
     quantize: Quantize = "auto"
     ctx_size: int | None = None
     threads: int | None = None
+    speculate: int = 0
 
     def __post_init__(self) -> None:
+        _check_whole("speculate", self.speculate, 0, 64, " (0 is off)")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise UsageError(f"device must be auto, cpu, cuda or cuda:N, not {self.device}")
         _check_choice("dtype", self.dtype, get_args(Dtype))

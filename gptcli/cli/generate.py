@@ -30,6 +30,7 @@ def generate(
     quantize: options.QuantizeOption = "auto",
     ctx_size: options.CtxSize = None,
     threads: options.Threads = None,
+    speculate: options.Speculate = 0,
     offline: options.Offline = False,
     file: options.File = None,
     chat: options.Chat = False,
@@ -83,7 +84,9 @@ def generate(
         ignore_eos=ignore_eos,
         overflow=overflow,
     )
-    runtime = RuntimeConfig(device=device, dtype=dtype, quantize=quantize, ctx_size=ctx_size, threads=threads)
+    runtime = RuntimeConfig(
+        device=device, dtype=dtype, quantize=quantize, ctx_size=ctx_size, threads=threads, speculate=speculate
+    )
     if not chat and any(option is not None for option in (system, system_file, chat_template)):
         raise UsageError("--system, --system-file and --chat-template need --chat")
     if system is not None and system_file is not None:

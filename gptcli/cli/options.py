@@ -47,6 +47,13 @@ CtxSize = Annotated[
 Threads = Annotated[
     int | None, typer.Option("--threads", rich_help_panel=_MODEL, help="CPU threads. (default: one a core)")
 ]
+Speculate = Annotated[
+    int,
+    typer.Option(
+        "--speculate", metavar="N", rich_help_panel=_MODEL,
+        help="Draft up to N tokens a step from the text itself: faster where it repeats itself, and the same text.",
+    ),
+]  # fmt: skip
 Offline = Annotated[bool, typer.Option("--offline", rich_help_panel=_MODEL, help="Never fetch the default model.")]
 
 Prompt = Annotated[

@@ -57,7 +57,7 @@ def sample_record(
 
 
 def _timings(finished: Finished) -> dict[str, float]:
-    counts = ("prompt_tokens", "completion_tokens")
+    counts = ("prompt_tokens", "completion_tokens", "drafted_tokens", "kept_tokens")
     return {name: value for name, value in asdict(finished.usage).items() if name not in counts}
 
 

@@ -39,7 +39,10 @@ class StepLogprobs:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """Counts of tokens, and times in seconds. `ttft_s` is the time from the request to the first token."""
+    """Counts of tokens, and times in seconds. `ttft_s` is the time from the request to the first token.
+
+    Of the tokens that were drafted ahead, `kept_tokens` came true.
+    """
 
     prompt_tokens: int
     completion_tokens: int
@@ -49,6 +52,8 @@ class Usage:
     decode_s: float
     prefill_tokens_per_s: float
     decode_tokens_per_s: float
+    drafted_tokens: int = 0
+    kept_tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 from gptcli.errors import ContextOverflow
 from gptcli.generation.events import Finished, FinishReason, StepLogprobs, TextDelta, TokenLogprob, Usage
 from gptcli.generation.sampling import Sampler
+from gptcli.generation.speculation import PromptLookup, Steps
 from gptcli.generation.stopping import StopMatcher
 from gptcli.model.cache import KVCache
 from gptcli.runtime.engine import Engine
@@ -29,6 +30,7 @@ def generate(
     stop: StopConfig,
     stop_ids: frozenset[int],
     cache: KVCache | None = None,
+    speculate: int = 0,
     logprobs: int | None = None,
     on_prefill: Callable[[int, int], None] = lambda done, total: None,
     cancelled: Callable[[], bool] = lambda: False,
@@ -36,6 +38,7 @@ def generate(
     """Continues a prompt that `check_request` accepts; yields text as it comes, then one Finished.
 
     cache: what it shares with the prompt's beginning is not run again; it is left holding what was run.
+    speculate: drafts up to so many tokens a step from the text itself; what comes out is the same.
     logprobs: records each token's log-probability and that of this many alternatives.
     cancelled: asked before every token and chunk; once true, the generation finishes with reason "interrupt".
     Raises ContextOverflow at the context's end where `stop.overflow` is "error".
@@ -44,13 +47,14 @@ def generate(
     cache = engine.new_cache() if cache is None else cache
     sampler = Sampler(sampling, engine.plan.device)
     detokenizer, matcher = Detokenizer(), StopMatcher(stop.strings)
-    history, ids, steps = list(prompt), list[int](), list[StepLogprobs]()
+    history, ids, records = list(prompt), list[int](), list[StepLogprobs]()
     reason: FinishReason = "length"
     stopped_by = first_token = None
     overflowed = False
 
     # The last token is run even where the cache holds it: its logits are what the first draw needs.
     cache.keep_common(prompt[:-1])
+    steps = Steps(engine, cache, PromptLookup(speculate) if speculate else None)
     prefilled = len(prompt) - cache.length
     logits = engine.prefill(prompt[cache.length :], cache, on_prefill, cancelled)
     prefill_s = time.perf_counter() - started
@@ -67,7 +71,7 @@ def generate(
         ids.append(token)
         history.append(token)
         if logprobs is not None:
-            steps.append(_step_logprobs(logits, token, logprobs, tokenizer))
+            records.append(_step_logprobs(logits, token, logprobs, tokenizer))
         text = b"" if tokenizer.is_control(token) else tokenizer.token_bytes(token)
         if data := matcher.push(detokenizer.push(text)):
             yield TextDelta(data)
@@ -76,10 +80,11 @@ def generate(
         if len(ids) == stop.max_tokens:
             break
         if len(history) < engine.ctx_size:
-            logits = engine.decode(token, cache)
+            logits = steps.after(history)
         elif stop.overflow == "shift":
             history = _shifted(history, tokenizer)
             cache.truncate(0)
+            steps.forget()
             logits = engine.prefill(history, cache, cancelled=cancelled)
         else:
             overflowed = True
@@ -107,8 +112,10 @@ def generate(
             decode_s=decode_s,
             prefill_tokens_per_s=prefilled / prefill_s,
             decode_tokens_per_s=max(0, len(ids) - 1) / decode_s if decode_s else 0.0,
+            drafted_tokens=steps.drafted,
+            kept_tokens=steps.kept,
         ),
-        logprobs=None if logprobs is None else tuple(steps),
+        logprobs=None if logprobs is None else tuple(records),
     )
 
 

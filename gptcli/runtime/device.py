@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -15,6 +18,7 @@ from gptcli.kernels.native import library as kernels
 from gptcli.settings import RuntimeConfig
 
 _PACKED_BYTES = {"int8": 1.125, "int4": 0.625}  # a weight: its bits, and its part of a scale and a bias in fp16
+_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # microseconds of CPU time, and the period they are for
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -48,8 +52,7 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
     the activations, too. Raises NoSuchDevice or OutOfMemory.
     """
     device = _device(runtime.device)
-    if runtime.threads:
-        torch.set_num_threads(runtime.threads)
+    torch.set_num_threads(runtime.threads or min(torch.get_num_threads(), _cpu_limit()))
     free = _free_bytes(device)
     library = _kernels(runtime) if device.type == "cpu" and runtime.dtype in ("auto", "fp32") else None
     as_stored = library is not None and runtime.quantize != "none"
@@ -108,6 +111,15 @@ def _device(name: str) -> torch.device:
         if (device.index or 0) >= count:
             raise NoSuchDevice(f"no such device: {name}: this machine has {count} CUDA devices", "use --device cpu")
     return device
+
+
+def _cpu_limit() -> int:
+    """How many CPUs the process may keep busy at once, by its control group: torch counts all that it may run on."""
+    try:
+        quota, period = _CPU_MAX.read_text().split()
+        return max(1, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):  # another system, or `max`: no limit
+        return sys.maxsize
 
 
 def _free_bytes(device: torch.device) -> int:

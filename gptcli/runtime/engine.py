@@ -67,13 +67,25 @@ class Engine:
             on_progress(done, len(tokens))
         return logits[-1]
 
-    @torch.inference_mode()
     def decode(self, token: int, cache: KVCache) -> Tensor:
         """Runs one token behind those in the cache; its logits (vocab,) in fp32. Raises as `prefill` does."""
-        logits: Tensor
-        for chunk in self._chunks(self._rotated_alike([token], cache)):
-            logits = self._run(chunk, cache)
-        return logits[-1]
+        return self.step([token], cache)[0]
+
+    @torch.inference_mode()
+    def step(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
+        """Runs one token, and perhaps as many more as `most_ahead` allows; logits behind each, (T, vocab) in fp32.
+
+        Raises as `prefill` does.
+        """
+        *earlier, last = self._chunks(self._rotated_alike(tokens, cache))
+        for chunk in earlier:
+            self._run(chunk, cache)
+        return self._run(last, cache, wanted=len(tokens))
+
+    def most_ahead(self, cache: KVCache) -> int:
+        """How many tokens may be run ahead of the next one, so that they can be taken back."""
+        borders = [border for border in self.decoder.config.rope_borders if border >= cache.length]
+        return max(0, min([self.ctx_size, *borders]) - cache.length - 1)
 
     @torch.no_grad()  # not inference mode: the caller may change what it gets
     def logits(self, tokens: Sequence[int]) -> Tensor:

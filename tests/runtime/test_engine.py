@@ -83,6 +83,19 @@ def test_auto_computes_in_fp32_only_where_that_fits(
     assert plan_for(ModelFolder.open(path), RuntimeConfig(device="cpu")).dtype_name == dtype
 
 
+@pytest.mark.parametrize(("limit", "threads"), [("100000 100000", 1), ("150000 100000", 2), ("max 100000", 2)])
+def test_threads_are_no_more_than_the_control_group_allows(
+    limit: str, threads: int, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpu.max").write_text(limit)
+    monkeypatch.setattr(device, "_CPU_MAX", tmp_path / "cpu.max")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    plan_for(ModelFolder.open(tiny_model), RuntimeConfig())
+    assert chosen == [threads]
+
+
 def test_threads_are_what_was_asked_for(tiny_model: Path) -> None:
     before = torch.get_num_threads()
     try:
