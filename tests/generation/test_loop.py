@@ -28,7 +28,7 @@ def force(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, script: list[int])
         return out
 
     monkeypatch.setattr(lm.engine, "prefill", logits)
-    monkeypatch.setattr(lm.engine, "decode", logits)
+    monkeypatch.setattr(lm.engine, "step", lambda tokens, cache: logits()[None])
 
 
 def test_greedy_decoding_takes_the_best_token_at_every_place(tiny: LanguageModel) -> None:

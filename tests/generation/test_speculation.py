@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import gptcli
+from gptcli.generation.events import Finished
+from gptcli.generation.speculation import PromptLookup, Steps
+from gptcli.runtime.engine import Engine
+from tests.parity.reference import write_reference
+from tests.parity.test_families import LONGROPE, engine_of
+
+REPEATED = [5, 6, 7, 8, 9, 10, 11, 12] * 4
+
+
+def test_a_draft_is_what_followed_the_latest_repetition() -> None:
+    lookup = PromptLookup(4)
+    assert lookup.draft([1, 2, 3, 50, 51, 1, 2, 3, 60, 61, 62, 1, 2, 3]) == [60, 61]
+    assert lookup.draft([1, 2, 3, 50, 51, 1, 2, 3, 60, 61, 62, 1, 2, 3, 9, 1, 2]) == [3, 9]
+
+
+@pytest.mark.parametrize("text", [[], [1], [1, 2], [1, 2, 3, 4, 5], [7, 7]])
+def test_a_text_that_repeats_nothing_has_no_draft(text: list[int]) -> None:
+    assert PromptLookup(4).draft(text) == []
+
+
+def test_drafts_grow_while_they_come_true_and_pause_longer_and_longer_where_they_do_not() -> None:
+    lookup, text = PromptLookup(8), list(REPEATED)
+    lengths = []
+    for _ in range(4):
+        draft = lookup.draft(text)
+        lengths.append(len(draft))
+        lookup.learn(len(draft), len(draft))
+    assert lengths == [2, 4, 8, 8]
+    asked = []
+    for _ in range(40):
+        asked.append(bool(draft := lookup.draft(text)))
+        if draft:
+            lookup.learn(len(draft), 0)
+    assert [place for place, drafted in enumerate(asked) if drafted] == [0, 2, 5, 10, 19, 36]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return engine_of(write_reference(tmp_path_factory.mktemp("llama"), "llama", num_hidden_layers=2).path)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_logits_are_those_of_one_token_at_a_time_whatever_is_drafted(engine: Engine, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    text = torch.randint(3, 90, (10,), generator=random).repeat(6)
+    text[torch.randint(0, 60, (6,), generator=random)] = 95  # drafts come true now and then
+    text = text.tolist()
+    plain, ahead = engine.new_cache(), engine.new_cache()
+    one, several = Steps(engine, plain, None), Steps(engine, ahead, PromptLookup(7))
+    for end in range(1, len(text)):
+        wanted, got = one.after(text[:end]), several.after(text[:end])
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+        assert ahead.tokens[:end] == text[:end]
+    assert 0 < several.kept < several.drafted
+
+
+def test_nothing_is_drafted_across_a_border_of_longrope_or_past_the_context(tmp_path: Any) -> None:
+    config = {"rope_parameters": LONGROPE, "original_max_position_embeddings": 60}
+    engine = engine_of(write_reference(tmp_path, "phi3", **config).path)
+    engine.ctx_size = 100
+    cache = engine.new_cache()
+    for length, most in ((50, 9), (59, 0), (60, 0), (61, 38), (99, 0)):
+        cache.tokens = [0] * length
+        assert engine.most_ahead(cache) == most
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+@pytest.mark.parametrize("overflow", ["stop", "shift"])
+def test_what_comes_out_is_the_same(tiny_model: Any, temperature: float, overflow: Any) -> None:
+    def generated(speculate: int) -> Finished:
+        lm = gptcli.load(tiny_model, dtype="fp32", ctx_size=64, speculate=speculate)
+        events = lm.generate(
+            REPEATED, max_tokens=100, temperature=temperature, top_k=4, seed=3, overflow=overflow, ignore_eos=True
+        )
+        *_, last = events
+        assert isinstance(last, Finished)
+        return last
+
+    plain, speculative = generated(0), generated(7)
+    assert speculative.ids == plain.ids
+    assert plain.usage.drafted_tokens == 0 < speculative.usage.drafted_tokens
+
+
+def test_an_interrupted_run_ahead_leaves_a_cache_that_can_be_used_again(engine: Engine) -> None:
+    cache = engine.new_cache()
+    steps = Steps(engine, cache, PromptLookup(7))
+    steps_text: Sequence[int] = REPEATED
+    engine.prefill(steps_text[:-1], cache)
+    steps.after(steps_text)
+    assert cache.length > len(steps_text)
+    cache.keep_common([*steps_text, 40])
+    got: Tensor = engine.decode(40, cache)
+    fresh = engine.new_cache()
+    wanted = engine.prefill([*steps_text, 40], fresh)
+    assert wanted is not None
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
