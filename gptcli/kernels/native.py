@@ -23,10 +23,10 @@ from gptcli.errors import UsageError
 Level = Literal["portable", "avx2", "avx512"]
 
 _VARIABLE = "GPTCLI_KERNELS"
-_KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+FLOATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # the numbers of dtypes in kernels.h
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "clamped_swiglu": 4}
 _BITS = (4, 8)
-_PART = 32  # columns whose activations share a scale: affine groups are multiples of it
+GROUP = 32  # columns whose activations share a scale: groups of affine weights are multiples of it
 
 
 class _Attention(Structure):
@@ -156,7 +156,7 @@ class Library:
         """weight: (rows, columns) in fp32, fp16 or bf16; read in place, at any alignment of its elements."""
         rows, columns = weight.shape
         assert weight.is_contiguous() and weight.device.type == "cpu"
-        handle = self._c.gptcli_matrix_dense(_KINDS[weight.dtype], weight.data_ptr(), rows, columns)
+        handle = self._c.gptcli_matrix_dense(FLOATS[weight.dtype], weight.data_ptr(), rows, columns)
         return self._matrix(handle, rows, columns, weight)
 
     def affine(self, packed: Tensor, scales: Tensor, biases: Tensor, bits: int) -> Matrix:
@@ -167,11 +167,11 @@ class Library:
         """
         rows, groups = scales.shape
         columns = packed.shape[1] * 8 // bits
-        assert bits in _BITS and columns % groups == 0 and columns // groups % _PART == 0
+        assert bits in _BITS and columns % groups == 0 and columns // groups % GROUP == 0
         assert packed.shape[0] == rows and biases.shape == scales.shape and biases.dtype == scales.dtype
         assert all(t.is_contiguous() and t.device.type == "cpu" for t in (packed, scales, biases))
         handle = self._c.gptcli_matrix_affine(
-            packed.data_ptr(), scales.data_ptr(), biases.data_ptr(), _KINDS[scales.dtype],
+            packed.data_ptr(), scales.data_ptr(), biases.data_ptr(), FLOATS[scales.dtype],
             rows, columns, bits, columns // groups,
         )  # fmt: skip
         return self._matrix(handle, rows, columns, None)

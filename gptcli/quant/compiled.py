@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gptcli.kernels.native import Library, Matrix
+from gptcli.kernels.native import FLOATS, GROUP, Library, Matrix
 from gptcli.quant.affine import AffineWeight
 from gptcli.quant.half import HalfWeight
 from gptcli.quant.packed import PackedWeight
@@ -13,7 +13,12 @@ from gptcli.quant.packed import PackedWeight
 
 def can_compile(weight: PackedWeight, integers: bool) -> bool:
     """Whether the kernels know a weight's format. integers: whether they may round activations to 8 bits for it."""
-    return isinstance(weight, HalfWeight) or (integers and isinstance(weight, AffineWeight) and weight.bits in (4, 8))
+    match weight:
+        case HalfWeight():
+            return True
+        case AffineWeight(bits=4 | 8, scales=scales, biases=biases) if integers:
+            return weight.shape[-1] // scales.shape[-1] % GROUP == 0 and scales.dtype == biases.dtype in FLOATS
+    return False
 
 
 def _matrix(library: Library, weight: PackedWeight) -> Matrix:

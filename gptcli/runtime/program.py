@@ -10,6 +10,7 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ class Program:
         self._alive, self._uses = lowering.alive, lowering.uses
         self._buffers: dict[str, Tensor] = {}
         self._room = 0  # tokens that the buffers hold
-        self._bound: tuple[KVCache, int] | None = None
+        self._bound: tuple[ref[KVCache], int] | None = None
 
     def run(self, tokens: Sequence[int], cache: KVCache, wanted: int = 1) -> Tensor:
         """Runs tokens behind those in a cache and writes them there; the logits of the last ones, (wanted, vocab).
@@ -63,10 +64,11 @@ class Program:
         The caller then lets the cache `advance`.
         """
         count = len(tokens)
+        assert 0 <= min(tokens) <= max(tokens) < self._decoder.config.vocab_size
         cache.reserve(count)
         if count > self._room:
             self._make_room(count)
-        if self._bound is None or self._bound[0] is not cache or self._bound[1] != cache.moves:
+        if self._bound is None or self._bound[0]() is not cache or self._bound[1] != cache.moves:
             self._bind(cache)
         for place, window in enumerate(self._windows):
             self._held[place] = cache.held(window)
@@ -103,7 +105,7 @@ class Program:
             keys, values = cache.storage(block)
             op = self._ops[index]
             op.keys, op.values, op.head_stride = keys.data_ptr(), values.data_ptr(), keys.stride(1)
-        self._bound = cache, cache.moves
+        self._bound = ref(cache), cache.moves
 
 
 class _NoOperation(Exception):

@@ -13,8 +13,8 @@ import gptcli
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import Packing, load_decoder
 from gptcli.kernels.native import Library
-from gptcli.quant.affine import quantize_affine
-from gptcli.quant.compiled import CompiledEmbedding, CompiledExperts, CompiledLinear
+from gptcli.quant.affine import AffineWeight, quantize_affine
+from gptcli.quant.compiled import CompiledEmbedding, CompiledExperts, CompiledLinear, can_compile
 from gptcli.runtime.device import DevicePlan
 from gptcli.runtime.engine import Engine
 from tests.parity.reference import write_reference
@@ -99,6 +99,30 @@ def test_a_dtype_that_was_asked_for_is_that_of_the_activations(tmp_path: Path, l
     wanted = logits_of(tmp_path / "meant")
     assert relative_error(engine_of(tmp_path / "packed", library, "expand", integers=False).logits(IDS), wanted) < 1e-5
     assert relative_error(engine_of(tmp_path / "packed", library).logits(IDS), wanted) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("bits", "group", "scale", "bias", "known"),
+    [
+        (4, 32, torch.float16, torch.float16, True),
+        (8, 96, torch.bfloat16, torch.bfloat16, True),
+        (8, 48, torch.float16, torch.float16, False),
+        (4, 16, torch.float16, torch.float16, False),
+        (4, 32, torch.float16, torch.bfloat16, False),
+        (8, 32, torch.float64, torch.float64, False),
+        (3, 32, torch.float16, torch.float16, False),
+    ],
+)
+def test_what_the_kernels_cannot_read_is_left_to_torch(
+    bits: int, group: int, scale: torch.dtype, bias: torch.dtype, known: bool, library: Library
+) -> None:
+    packed = torch.randint(0, 256, (16, 96 * bits // 8), dtype=torch.uint8)
+    weight = AffineWeight(packed, torch.rand(16, 96 // group).to(scale), torch.rand(16, 96 // group).to(bias), bits)
+    assert can_compile(weight, integers=True) is known
+    assert not can_compile(weight, integers=False)
+    if known:
+        got = CompiledLinear(library, weight, None)(torch.ones(1, 96))
+        assert got.allclose(weight.dequantize(torch.float32).sum(1), rtol=1e-3)
 
 
 def test_auto_takes_integers_and_fp32_does_not(tiny_model: Path, library: Library) -> None:
