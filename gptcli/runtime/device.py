@@ -69,7 +69,7 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
             packing, needed = "expand", dense_bytes
         case "int8" | "int4":
             packing = runtime.quantize
-            needed = int(folder.parameter_count * _PACKED_BYTES[packing])
+            needed = _bytes_in_fp32(folder, runtime, as_stored)
         case "auto":
             kept_bytes = folder.weight_bytes if as_stored else folder.kept_bytes(dtype.itemsize)
             expand = kept_bytes == dense_bytes or dense_bytes < free / 4
@@ -87,8 +87,11 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
 
 def _bytes_in_fp32(folder: ModelFolder, runtime: RuntimeConfig, as_stored: bool) -> int:
     """What the weights need in memory where activations are fp32."""
-    if runtime.quantize != "auto":
-        return folder.parameter_count * 4
+    match runtime.quantize:
+        case "none":
+            return folder.parameter_count * 4
+        case "int8" | "int4":
+            return int(folder.parameter_count * _PACKED_BYTES[runtime.quantize])
     return folder.weight_bytes if as_stored else folder.kept_bytes(4)
 
 

@@ -71,6 +71,16 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_read(
         plan_for(ModelFolder.open(tiny_model), RuntimeConfig())
 
 
+def test_a_model_that_fits_once_it_is_quantized_computes_in_fp32(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "_free_bytes", lambda device: 60_000)  # of 25,760 weights
+    plan = plan_for(ModelFolder.open(tiny_model), RuntimeConfig(device="cpu", quantize="int8"))
+    assert (plan.dtype_name, plan.packing) == ("fp32", "int8")
+    with pytest.raises(OutOfMemory):
+        plan_for(ModelFolder.open(tiny_model), RuntimeConfig(device="cpu", quantize="none"))
+
+
 @pytest.mark.parametrize(("free", "dtype"), [(10**9, "fp32"), (100_000, "bf16")])
 def test_auto_computes_in_fp32_only_where_that_fits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, dtype: str
