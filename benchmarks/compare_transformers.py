@@ -6,12 +6,15 @@ python benchmarks/compare_transformers.py [--model NAME] [--repeats 5] [--thread
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as gptcli sets it, but before torch is imported here
 
 import torch
 from safetensors.torch import save_file
