@@ -15,6 +15,7 @@ from gptcli.checkpoint.load import Packing
 from gptcli.errors import NoSuchDevice, OutOfMemory
 from gptcli.kernels.native import Library
 from gptcli.kernels.native import library as kernels
+from gptcli.model.config import MoeConfig
 from gptcli.settings import RuntimeConfig
 
 _PACKED_BYTES = {"int8": 1.125, "int4": 0.625}  # a weight: its bits, and its part of a scale and a bias in fp16
@@ -48,8 +49,8 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
 
     `auto` runs on CUDA in the checkpoint's own precision, else on the CPU in fp32, or in the checkpoint's own where
     fp32 would not fit. There the compiled kernels take weights as they are stored. Without them, packed weights are
-    expanded where that fits easily, for torch alone multiplies dense ones faster. A dtype that was asked for is that of
-    the activations, too. Raises NoSuchDevice or OutOfMemory.
+    expanded where that fits easily, for torch alone multiplies dense ones faster; those of a mixture are not. A dtype
+    that was asked for is that of the activations, too. Raises NoSuchDevice or OutOfMemory.
     """
     device = _device(runtime.device)
     torch.set_num_threads(runtime.threads or min(torch.get_num_threads(), _cpu_limit()))
@@ -72,7 +73,9 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
             needed = _bytes_in_fp32(folder, runtime, as_stored)
         case "auto":
             kept_bytes = folder.weight_bytes if as_stored else folder.kept_bytes(dtype.itemsize)
-            expand = kept_bytes == dense_bytes or dense_bytes < free / 4
+            # Of a mixture most experts are not in use: expanding them would read memory for nothing.
+            mixture = any(isinstance(block.mlp, MoeConfig) for block in folder.architecture.config.blocks)
+            expand = kept_bytes == dense_bytes or (dense_bytes < free / 4 and not mixture)
             packing = "expand" if expand else "keep"
             needed = dense_bytes if expand and not as_stored else kept_bytes
     if needed > free:

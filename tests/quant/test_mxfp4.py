@@ -11,6 +11,8 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.errors import BrokenCheckpoint
 from gptcli.quant.mxfp4 import Mxfp4Weight, mxfp4_weight
+from gptcli.runtime.device import plan_for
+from gptcli.settings import RuntimeConfig
 from tests.parity.reference import write_reference
 from tests.parity.test_families import GPT_OSS
 from tests.quant.repacked import Packed, agrees, decoder_of, repack
@@ -55,6 +57,13 @@ def test_a_gpt_oss_in_mxfp4_computes_with_what_transformers_reads(gpt_oss: Path,
     agrees(tmp_path / "packed", tmp_path / "meant")
     experts = decoder_of(tmp_path / "packed", "keep").blocks[0].mlp.up
     assert isinstance(experts.weight, Mxfp4Weight) and experts.weight.shape == (6, 192, 64)
+
+
+def test_experts_stay_packed_unless_they_are_to_be_expanded(gpt_oss: Path, tmp_path: Path) -> None:
+    repack(gpt_oss, tmp_path / "packed", tmp_path / "meant", pack, **SETTINGS)
+    folder = ModelFolder.open(tmp_path / "packed")
+    plans = [plan_for(folder, RuntimeConfig(device="cpu", quantize=quantize)) for quantize in ("auto", "none")]
+    assert [plan.packing for plan in plans] == ["keep", "expand"]
 
 
 def test_blocks_without_their_scales_are_refused(gpt_oss: Path, tmp_path: Path) -> None:
