@@ -121,10 +121,10 @@ def _row(record: dict[str, Any]) -> dict[str, str]:
         "prompt": str(record["prompt_tokens"]),
         "prefill tok/s": _spread(record["prefill_tokens_per_s"]),
         "decode tok/s": _spread(record["decode_tokens_per_s"]),
-        "ms a token": f"{record['decode_ms']:.2f}",
-        "bytes a token": size(record["bytes_a_token"]),
+        "ms": f"{record['decode_ms']:.2f}",
+        "a token": size(record["bytes_a_token"]),
         "GB/s": f"{record['bytes_a_second'] / 1e9:.1f}",
-        "of bandwidth": f"{record['share_of_bandwidth']:.0%}",
+        "of memory": f"{record['share_of_bandwidth']:.0%}",
     }
 
 
