@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 _CHUNK = 1 << 18  # weights expanded at once: what a core's cache holds
 
 
+@dataclass(frozen=True)
 class PackedWeight(ABC):
     """A matrix of (rows, columns) in fewer bits, or a stack of them, one an expert.
 
@@ -56,16 +57,16 @@ class PackedWeight(ABC):
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> Self:
         changed: dict[str, Any] = {name: change(tensor) for name, tensor in self.tensors().items()}
-        return replace(self, **changed)  # type: ignore[type-var]
+        return replace(self, **changed)
 
     def tensors(self) -> dict[str, Tensor]:
         """What it is made of, by name."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def _layout(self) -> tuple[Any, ...]:
         """What weights must have in common to be joined."""
-        values = [getattr(self, field.name) for field in fields(self)]  # type: ignore[arg-type]
+        values = [getattr(self, field.name) for field in fields(self)]
         described = [(value.shape[-1], value.dtype) if isinstance(value, Tensor) else value for value in values]
         return (type(self), *described)
 
@@ -88,7 +89,7 @@ def alike(parts: Sequence[PackedWeight]) -> bool:
 def _joined(parts: Sequence[PackedWeight], join: Callable[[list[Tensor]], Tensor]) -> PackedWeight:
     each = [part.tensors() for part in parts]
     joined: dict[str, Any] = {name: join([tensors[name] for tensors in each]) for name in each[0]}
-    return replace(parts[0], **joined)  # type: ignore[type-var]
+    return replace(parts[0], **joined)
 
 
 class PackedLinear(nn.Module):
