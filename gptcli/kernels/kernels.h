@@ -190,12 +190,12 @@ EXPORT void gptcli_exp(const float *x, int64_t size, float *out);
 
 /* A step for all layers: what program.py makes of a decoder. Buffers hold a row for each token. */
 typedef enum {
-    EMBED,      /* out (size) = the token's row of matrix * factor; + its position's row of weight, unless that is NULL */
-    RMS_NORM,   /* `rows` vectors of `size` in a row of `stride`, each with a weight and bias `weight_step` further */
-    LAYER_NORM, /* the same; factor is epsilon in both */
+    EMBED,      /* out (size) = the token's row of matrix * factor, and its position's row of weight if there is one */
+    RMS_NORM,   /* `rows` vectors of `size` in a row of `stride`, weights `weight_step` apart; factor is epsilon */
+    LAYER_NORM, /* the same, with a bias beside the weight */
     LINEAR,     /* out = in @ matrix.T + bias; out NULL: the logits */
     ROTATE,     /* `rows` heads of `size` channels in a row of `stride`, by the rotation `table` */
-    ATTEND,     /* in: queries, keys and values in a row of `stride`; out (heads * size); held[table]; sinks in weight */
+    ATTEND,     /* in: queries, keys and values in a row of `stride`; out (heads * size); sinks: weight */
     ACTIVATE,   /* out (size) = activation `table` of the row's first half, times its second if stride is 2 * size */
     ADD,        /* out (size) += in * factor */
 } Code;
@@ -269,17 +269,12 @@ EXPORT const char *gptcli_level(void);
 
 /* ---- pool.c: what runs on all threads must not be called from inside a region ---- */
 
+/* A share of some work; the calling thread is number 0. */
 typedef void Task(void *argument, int thread, int threads);
 
 /* How many threads a region uses, the caller's included; 1 to begin with. */
 EXPORT int gptcli_set_threads(int threads);
 EXPORT int gptcli_threads(void);
-
-/* Runs task(argument, thread, threads) on every thread, the caller being thread 0; returns when all are done. */
-EXPORT void gptcli_parallel(Task *task, void *argument);
-
-/* Holds until all threads of a gptcli_parallel region have come here. */
-EXPORT void gptcli_barrier(void);
 
 /* Between these two, one caller owns the threads and the workspace. */
 void pool_lock(void);

@@ -1,7 +1,7 @@
 /* The threads. They are started when first needed, spin for a moment after each region, and then sleep.
  *
- * A region is announced by a new number. Workers that see it enter as long as it is open, and the caller closes it:
- * at once when its own share is done (pool_share), or only after every worker has been there (gptcli_parallel).
+ * A region is announced by a new number. Workers that see it enter as long as it is open; the caller closes it when
+ * its own share is done, and then waits for those inside.
  */
 #include "kernels.h"
 
@@ -28,8 +28,7 @@ enum {
 /* A region's number and state in one word, so that nobody enters a closed one, or the same one twice. */
 #define NUMBER (1ull << 32)  /* times the regions so far */
 #define CLOSED (1ull << 31)
-#define ENTERED (1ull << 16) /* times the workers that have come in */
-#define INSIDE 1ull          /* times those that are still there */
+#define INSIDE 1ull /* times the workers that are there */
 
 typedef struct {
     atomic_ullong region;
@@ -40,8 +39,6 @@ typedef struct {
     int threads; /* wanted */
     int started; /* workers alive */
     pthread_t workers[MOST_THREADS];
-    atomic_int arrived;  /* at the barrier */
-    atomic_uint barrier; /* passed so far */
     void *workspace;
     int64_t workspace_bytes;
 } Pool;
@@ -88,7 +85,7 @@ static int enter(int64_t *number) {
     unsigned long long region = atomic_load(&pool.region);
     int entered = 0;
     while (!(region & CLOSED) && !entered)
-        entered = atomic_compare_exchange_weak(&pool.region, &region, region + ENTERED + INSIDE);
+        entered = atomic_compare_exchange_weak(&pool.region, &region, region + INSIDE);
     *number = (int64_t)(region / NUMBER);
     return entered;
 }
@@ -130,7 +127,6 @@ static void forget_workers(void) {
     pool.started = 0;
     atomic_store(&pool.region, CLOSED);
     atomic_store(&pool.sleepers, 0);
-    atomic_store(&pool.arrived, 0);
 }
 
 static void watch_for_forks(void) { pthread_atfork(NULL, NULL, forget_workers); }
@@ -172,7 +168,7 @@ static void open_region(Task *task, void *argument) {
 
 static void close_region(void) {
     unsigned long long region = atomic_fetch_or(&pool.region, CLOSED);
-    for (int spins = 0; region % ENTERED != 0; region = atomic_load(&pool.region)) spin(&spins);
+    for (int spins = 0; region % CLOSED != 0; region = atomic_load(&pool.region)) spin(&spins);
 }
 
 void pool_share(Task *task, void *argument) {
@@ -183,26 +179,6 @@ void pool_share(Task *task, void *argument) {
     open_region(task, argument);
     task(argument, 0, pool.started + 1);
     close_region();
-}
-
-void gptcli_parallel(Task *task, void *argument) {
-    pool_lock();
-    open_region(task, argument);
-    task(argument, 0, pool.started + 1);
-    int64_t workers = pool.started;
-    for (int spins = 0; (int64_t)(atomic_load(&pool.region) % CLOSED / ENTERED) < workers;) spin(&spins);
-    close_region();
-    pool_unlock();
-}
-
-void gptcli_barrier(void) {
-    unsigned passed = atomic_load(&pool.barrier);
-    if (atomic_fetch_add(&pool.arrived, 1) == pool.started) {
-        atomic_store(&pool.arrived, 0);
-        atomic_store(&pool.barrier, passed + 1);
-        return;
-    }
-    for (int spins = 0; atomic_load_explicit(&pool.barrier, memory_order_acquire) == passed;) spin(&spins);
 }
 
 void *pool_workspace(int64_t bytes) {

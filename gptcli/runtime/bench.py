@@ -78,8 +78,8 @@ def _rate(rates: list[float]) -> Rate:
 
 def weight_bytes(decoder: nn.Module) -> int:
     """Bytes of weights that one token is multiplied with: of a mixture, those of the experts it goes through."""
-    shares = {id(moe.up): moe.config.top_k / moe.config.experts for moe in decoder.modules() if isinstance(moe, Moe)}
-    shares |= {id(moe.down): moe.config.top_k / moe.config.experts for moe in decoder.modules() if isinstance(moe, Moe)}
+    mixtures = [module for module in decoder.modules() if isinstance(module, Moe)]
+    shares = {id(experts): moe.config.top_k / moe.config.experts for moe in mixtures for experts in (moe.up, moe.down)}
     tied = getattr(decoder, "head", None) is None
     total = 0.0
     for name, module in decoder.named_modules():

@@ -147,7 +147,6 @@ class _Lowering:
     def _block(self, block: Block, x: _Rows, normalized: _Rows) -> None:
         residual, scale = block.config.residual, block.config.residual_scale
         attended, fed = _Rows("attended", x.width), _Rows("fed", x.width)
-        mlp_norm: nn.Module | None = block.mlp_norm
         if residual == "after":
             self._attention(block.attention, x, attended)
             self._sum(x, attended, 1.0)
@@ -158,14 +157,14 @@ class _Lowering:
             return
         self._attention(block.attention, self._norm(block.attention_norm, x, normalized), attended)
         if residual in ("parallel", "shared"):
-            source = normalized if residual == "shared" else self._norm(mlp_norm, x, normalized)
+            source = normalized if residual == "shared" else self._norm(block.mlp_norm, x, normalized)
             self._mlp(block.mlp, source, fed)
             self._sum(x, attended, scale)
             self._sum(x, fed, scale)
             return
         self._norm(block.post_attention_norm, attended, attended)
         self._sum(x, attended, scale)
-        self._mlp(block.mlp, self._norm(mlp_norm, x, normalized), fed)
+        self._mlp(block.mlp, self._norm(block.mlp_norm, x, normalized), fed)
         self._norm(block.post_mlp_norm, fed, fed)
         self._sum(x, fed, scale)
 
@@ -213,17 +212,17 @@ class _Lowering:
             step = config.head_dim if config.qk_norm.over == "each_head" else 0
             self._vectors(norm, heads, heads, rows=count, size=config.head_dim, weight_step=step)
 
-    def _norm(self, norm: nn.Module | None, x: _Rows, out: _Rows) -> _Rows:
+    def _norm(self, norm: nn.Module, x: _Rows, out: _Rows) -> _Rows:
         """The buffer that holds the normalized values: x itself where there is no norm."""
         if isinstance(norm, nn.Identity):
             return x
         self._vectors(norm, x, out, rows=1, size=x.width)
         return out
 
-    def _vectors(
-        self, norm: nn.Module | None, x: _Rows, out: _Rows, *, rows: int, size: int, weight_step: int = 0
-    ) -> None:
+    def _vectors(self, norm: nn.Module, x: _Rows, out: _Rows, *, rows: int, size: int, weight_step: int = 0) -> None:
         assert isinstance(norm, Norm)
+        if norm.config.kind == "rms" and norm.bias is not None:
+            raise _NoOperation
         self._add(
             "RMS_NORM" if norm.config.kind == "rms" else "LAYER_NORM",
             input=x,

@@ -59,6 +59,19 @@ def test_weights_in_half_precision_stay_so_and_give_the_numbers_of_an_fp32_copy(
     assert relative_error(decoded(engine), wanted) < 1e-5
 
 
+def test_a_checkpoint_of_mixed_precision_is_read_as_it_is(tmp_path: Path, library: Library) -> None:
+    mixed = write_reference(tmp_path / "mixed", "llama", **SIZES).path
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    tensors = load_file(mixed / "model.safetensors")
+    rounded = {name: tensor.to(dtypes[place % 3]) for place, (name, tensor) in enumerate(sorted(tensors.items()))}
+    save_file(rounded, mixed / "model.safetensors")
+    meant = write_reference(tmp_path / "meant", "llama", **SIZES).path
+    save_file({name: tensor.float() for name, tensor in rounded.items()}, meant / "model.safetensors")
+    wanted = logits_of(meant)
+    assert logits_of(mixed).equal(wanted)
+    assert relative_error(engine_of(mixed, library).logits(IDS), wanted) < 1e-5
+
+
 @pytest.mark.parametrize("packing", ["int8", "int4"])
 def test_quantized_activations_cost_less_than_quantized_weights(
     packing: Packing, tmp_path: Path, library: Library
