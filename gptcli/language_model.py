@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import sampling_defaults
 from gptcli.errors import BrokenTokenizer, ContextOverflow, UsageError
-from gptcli.generation.request import check_request
+from gptcli.generation.request import check_choices, check_request, check_scoring, default_stride
 from gptcli.settings import Dtype, Overflow, Quantize, RuntimeConfig, SamplingConfig, StopConfig
 from gptcli.store.catalog import DEFAULT_MODEL, FetchProgress
 from gptcli.store.locate import locate
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gptcli.generation.events import Finished, TextDelta
+    from gptcli.generation.scores import ChoiceScore, Score
     from gptcli.model.cache import KVCache
     from gptcli.runtime.engine import Engine
     from gptcli.session import Session
@@ -34,30 +33,6 @@ Progress = Callable[[int, int], None]
 
 def _no_progress(done: int, total: int) -> None:
     pass
-
-
-@dataclass(frozen=True)
-class Score:
-    """How probable a text is. `logprobs` has one entry a token, the first None; `nll` is their negative sum."""
-
-    ids: tuple[int, ...]
-    logprobs: tuple[float | None, ...]
-    bytes: int
-
-    @property
-    def nll(self) -> float:
-        """Negative log-likelihood of the text behind its first token, in nats."""
-        return -math.fsum(logprob for logprob in self.logprobs if logprob is not None)
-
-    @property
-    def perplexity(self) -> float:
-        """exp of the mean negative log-likelihood a token."""
-        return math.exp(self.nll / max(1, len(self.ids) - 1))
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Bits the model needs for a byte of the text."""
-        return self.nll / math.log(2) / max(1, self.bytes)
 
 
 class LanguageModel:
@@ -236,14 +211,55 @@ class LanguageModel:
             raise ContextOverflow(f"the text has {len(ids)} tokens, the context holds {self.ctx_size}")
         return self.engine.logits(ids)
 
-    def score(self, text: str) -> Score:
-        """Log-probability of every token of a text. Raises ContextOverflow, and UsageError for an empty text."""
-        ids = self.tokenizer.encode(text)
-        if not ids:
+    def score(
+        self,
+        text: str,
+        *,
+        stride: int | None = None,
+        top: int = 0,
+        special: bool = False,
+        cache: KVCache | None = None,
+        on_progress: Progress = _no_progress,
+    ) -> Score:
+        """Log-probability of every token of a text, with those of the `top` likeliest at its place.
+
+        A text longer than the context is scored in windows, `stride` tokens further each (by default half the context):
+        each token is scored once, behind as many as a window holds. Raises UsageError for an empty text, and for a
+        stride or top out of range.
+        """
+        check_scoring(stride, top, self.ctx_size, len(self.tokenizer.added_around[0]))
+        if not text:
             raise UsageError("there is nothing to score in an empty text")
-        logits = self.logits(ids)[:-1]  # (T - 1, vocab): each predicts the next token
-        logprobs = logits.log_softmax(-1)[range(len(ids) - 1), ids[1:]].tolist()
-        return Score(tuple(ids), (None, *logprobs), len(text.encode()))
+        from gptcli.generation.scoring import score
+
+        return score(
+            self.engine,
+            self.tokenizer,
+            text,
+            stride=stride or default_stride(self.ctx_size),
+            top=top,
+            special=special,
+            cache=cache,
+            on_progress=on_progress,
+        )
+
+    def choose(
+        self,
+        prompt: str | Sequence[int],
+        choices: Sequence[str],
+        *,
+        special: bool = False,
+        cache: KVCache | None = None,
+    ) -> tuple[ChoiceScore, ...]:
+        """How probable each of several continuations of a prompt is, the most probable first.
+
+        Where a choice changes how the prompt's end is cut into tokens, both count as they are together. Raises
+        UsageError, and ContextOverflow where they do not fit.
+        """
+        check_choices(choices)
+        from gptcli.generation.scoring import choose
+
+        return choose(self.engine, self.tokenizer, prompt, choices, special=special, cache=cache)
 
     def session(self, system: str | None = None) -> Session:
         """A conversation with this model."""

@@ -26,3 +26,28 @@ def check_request(prompt: Sequence[int], sampling: SamplingConfig, ctx_size: int
             f"the prompt does not fit: {tokens} tokens, and at least one to come, in a context of {ctx_size}",
             hint="shorten it; --ctx-size can be as large as the model's own context, and no larger",
         )
+
+
+def default_stride(ctx_size: int) -> int:
+    """Half the context: a token of a long text then has at least the other half before it, for twice the work."""
+    return max(1, ctx_size // 2)
+
+
+def check_scoring(stride: int | None, top: int, ctx_size: int, head: int = 1) -> None:
+    """Raises UsageError for a stride that its windows, which begin with `head` tokens, cannot take, or a negative top."""
+    most = ctx_size + 1 - max(1, head)
+    if stride is not None and not 1 <= stride <= most:
+        raise UsageError(f"stride must be between 1 and {most}, not {stride}")
+    if top < 0:
+        raise UsageError(f"top must be at least 0, not {top}")
+
+
+def check_choices(choices: Sequence[str]) -> None:
+    """Raises UsageError unless there are two or more choices, all different and none empty."""
+    if len(choices) < 2:
+        raise UsageError("there must be at least two choices")
+    if "" in choices:
+        raise UsageError("a choice must not be empty")
+    if len(set(choices)) < len(choices):
+        twice = next(choice for choice in choices if choices.count(choice) > 1)
+        raise UsageError(f"a choice is there twice: {twice}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -81,6 +81,21 @@ class Engine:
         for chunk in earlier:
             self._run(chunk, cache)
         return self._run(last, cache, wanted=len(tokens))
+
+    @torch.inference_mode()
+    def each_logits(self, tokens: Sequence[int], cache: KVCache, wanted: int) -> Iterator[Tensor]:
+        """Runs tokens behind those in the cache; yields the logits of the last `wanted` in pieces, (T, vocab) in fp32.
+
+        Never more than a chunk's are in memory. Raises as `prefill` does.
+        """
+        tokens = self._rotated_alike(tokens, cache)
+        behind = len(tokens)
+        for chunk in self._chunks(tokens):
+            behind -= len(chunk)
+            asked = min(len(chunk), wanted - behind)
+            logits = self._run(chunk, cache, wanted=max(1, asked))
+            if asked > 0:
+                yield logits
 
     def most_ahead(self, cache: KVCache) -> int:
         """How many tokens may be run ahead of the next one, so that they can be taken back."""
