@@ -134,11 +134,15 @@ class LanguageModel:
         ignore_eos: bool = False,
         overflow: Overflow = "stop",
         logprobs: int | None = None,
+        explain: bool = False,
     ) -> Iterator[TextDelta | Finished]:
         """Continues a text or token ids; yields TextDelta as text comes, then one Finished.
 
         Sampling settings left at None are the model's own defaults, else the command line's. Raises UsageError for
         values out of range and ContextOverflow for a prompt that does not fit.
+
+        logprobs and explain are what each TextDelta brings of its tokens, and Finished of all: their log-probabilities
+        with that many alternatives, and what each sampling filter did.
         """
         given = {
             "temperature": temperature,
@@ -162,6 +166,7 @@ class LanguageModel:
                 overflow=overflow,
             ),
             logprobs=logprobs,
+            explain=explain,
         )
 
     def check_request(self, prompt: Sequence[int], sampling: SamplingConfig) -> None:
@@ -176,6 +181,7 @@ class LanguageModel:
         *,
         cache: KVCache | None = None,
         logprobs: int | None = None,
+        explain: bool = False,
         on_prefill: Progress = _no_progress,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[TextDelta | Finished]:
@@ -198,6 +204,7 @@ class LanguageModel:
             cache=cache,
             speculate=self.runtime.speculate,
             logprobs=logprobs,
+            explain=explain,
             on_prefill=on_prefill,
             cancelled=cancelled,
         )

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from torch import Tensor
 
 from gptcli.errors import ContextOverflow
-from gptcli.generation.events import Finished, FinishReason, StepLogprobs, TextDelta, TokenLogprob, Usage
+from gptcli.generation.events import Explanation, Finished, FinishReason, StepLogprobs, TextDelta, TokenLogprob, Usage
 from gptcli.generation.sampling import Sampler
+from gptcli.generation.sampling import explain as explained
 from gptcli.generation.speculation import PromptLookup, Steps
 from gptcli.generation.stopping import StopMatcher
 from gptcli.model.cache import KVCache
@@ -32,6 +33,7 @@ def generate(
     cache: KVCache | None = None,
     speculate: int = 0,
     logprobs: int | None = None,
+    explain: bool = False,
     on_prefill: Callable[[int, int], None] = lambda done, total: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event]:
@@ -40,6 +42,7 @@ def generate(
     cache: what it shares with the prompt's beginning is not run again; it is left holding what was run.
     speculate: drafts up to so many tokens a step from the text itself; what comes out is the same.
     logprobs: records each token's log-probability and that of this many alternatives.
+    explain: records what the sampling filters did at each token.
     cancelled: asked before every token and chunk; once true, the generation finishes with reason "interrupt".
     Raises ContextOverflow at the context's end where `stop.overflow` is "error".
     """
@@ -48,6 +51,7 @@ def generate(
     sampler = Sampler(sampling, engine.plan.device)
     detokenizer, matcher = Detokenizer(), StopMatcher(stop.strings)
     history, ids, records = list(prompt), list[int](), list[StepLogprobs]()
+    recorded = 0  # of the records, those that went out with the text
     reason: FinishReason = "length"
     stopped_by = first_token = None
     overflowed = False
@@ -63,18 +67,21 @@ def generate(
             reason = "interrupt"
             break
         logits = _drawable(logits, tokenizer, stop_ids if stop.ignore_eos else frozenset())
-        token = int(sampler(logits, history))
+        stages = sampler.stages(logits, history, whole=explain)
+        token = int(sampler.draw(stages[-1]))
         first_token = first_token or time.perf_counter()
         if token in stop_ids:
             reason, stopped_by = "stop", tokenizer.token_name(token)
             break
         ids.append(token)
         history.append(token)
-        if logprobs is not None:
-            records.append(_step_logprobs(logits, token, logprobs, tokenizer))
+        if logprobs is not None or explain:
+            explanation = explained(logits, stages, token) if explain else None
+            records.append(_step_logprobs(logits, token, logprobs or 0, tokenizer, explanation))
         text = b"" if tokenizer.is_control(token) else tokenizer.token_bytes(token)
         if data := matcher.push(detokenizer.push(text)):
-            yield TextDelta(data)
+            yield TextDelta(data, tuple(records[recorded:]))
+            recorded = len(records)
         if matcher.matched is not None:
             break
         if len(ids) == stop.max_tokens:
@@ -90,7 +97,7 @@ def generate(
             overflowed = True
             break
     if matcher.matched is None and (rest := matcher.push(detokenizer.flush()) + matcher.flush()):
-        yield TextDelta(rest)
+        yield TextDelta(rest, tuple(records[recorded:]))
     if matcher.matched is not None:
         reason, stopped_by = "stop", matcher.matched
     if overflowed and stop.overflow == "error":
@@ -115,7 +122,7 @@ def generate(
             drafted_tokens=steps.drafted,
             kept_tokens=steps.kept,
         ),
-        logprobs=None if logprobs is None else tuple(records),
+        logprobs=tuple(records) if logprobs is not None or explain else None,
     )
 
 
@@ -128,7 +135,9 @@ def _drawable(logits: Tensor, tokenizer: Tokenizer, forbidden: frozenset[int]) -
     return logits
 
 
-def _step_logprobs(logits: Tensor, token: int, alternatives: int, tokenizer: Tokenizer) -> StepLogprobs:
+def _step_logprobs(
+    logits: Tensor, token: int, alternatives: int, tokenizer: Tokenizer, explanation: Explanation | None
+) -> StepLogprobs:
     logprobs = logits.log_softmax(0)
 
     def record(id: int, logprob: float) -> TokenLogprob:
@@ -138,6 +147,7 @@ def _step_logprobs(logits: Tensor, token: int, alternatives: int, tokenizer: Tok
     return StepLogprobs(
         chosen=record(token, float(logprobs[token])),
         top=tuple(map(record, top.indices.tolist(), top.values.tolist())),
+        explanation=explanation,
     )
 
 

@@ -34,7 +34,7 @@ def default_stride(ctx_size: int) -> int:
 
 
 def check_scoring(stride: int | None, top: int, ctx_size: int, head: int = 1) -> None:
-    """Raises UsageError for a stride that its windows, which begin with `head` tokens, cannot take, or a negative top."""
+    """Raises UsageError for a negative top, and a stride that windows cannot take which begin with `head` tokens."""
     most = ctx_size + 1 - max(1, head)
     if stride is not None and not 1 <= stride <= most:
         raise UsageError(f"stride must be between 1 and {most}, not {stride}")

@@ -123,7 +123,8 @@ def _parted(
             shared = shared[: sum(1 for _ in pairs)]
     if not shared:
         raise UsageError(
-            "there is no prompt for the choices to continue", hint="this model has no token that begins a text by itself"
+            "there is no prompt for the choices to continue",
+            hint="this model has no token that begins a text by itself",
         )
     for choice, ids in zip(choices, texts, strict=True):
         if len(ids) == len(shared):
