@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import sampling_defaults
 from gptcli.errors import BrokenTokenizer, ContextOverflow, UsageError
-from gptcli.generation.request import check_choices, check_request, check_scoring, default_stride
+from gptcli.generation.request import check_choices, check_request, check_scoring
 from gptcli.settings import Dtype, Overflow, Quantize, RuntimeConfig, SamplingConfig, StopConfig
 from gptcli.store.catalog import DEFAULT_MODEL, FetchProgress
 from gptcli.store.locate import locate
@@ -218,6 +218,11 @@ class LanguageModel:
             raise ContextOverflow(f"the text has {len(ids)} tokens, the context holds {self.ctx_size}")
         return self.engine.logits(ids)
 
+    @property
+    def longest_stride(self) -> int:
+        """How many tokens a window of a long text can score, behind what the tokenizer puts before every text."""
+        return self.ctx_size + 1 - max(1, len(self.tokenizer.surroundings[0]))
+
     def score(
         self,
         text: str,
@@ -234,7 +239,7 @@ class LanguageModel:
         each token is scored once, behind as many as a window holds. Raises UsageError for an empty text, and for a
         stride or top out of range.
         """
-        check_scoring(stride, top, self.ctx_size, len(self.tokenizer.added_around[0]))
+        check_scoring(stride, top, self.longest_stride)
         if not text:
             raise UsageError("there is nothing to score in an empty text")
         from gptcli.generation.scoring import score
@@ -243,7 +248,7 @@ class LanguageModel:
             self.engine,
             self.tokenizer,
             text,
-            stride=stride or default_stride(self.ctx_size),
+            stride=stride or max(1, self.longest_stride // 2),
             top=top,
             special=special,
             cache=cache,

@@ -181,13 +181,32 @@ Json = Annotated[bool, typer.Option("--json", rich_help_panel=_OUTPUT, help="One
 Logprobs = Annotated[
     int | None,
     typer.Option(
-        "--logprobs",
-        min=0,
-        metavar="N",
-        rich_help_panel=_OUTPUT,
-        help="With --json: log-probabilities, and of the N likeliest.",
+        "--logprobs", min=0, metavar="N", rich_help_panel=_OUTPUT,
+        help="How probable each token is, and the N likeliest: shaded on a terminal, in --json, or in a picture.",
     ),
+]  # fmt: skip
+Explain = Annotated[
+    bool,
+    typer.Option(
+        "--explain", rich_help_panel=_OUTPUT,
+        help="A line a token on stderr, or in --json: its rank, the entropy, what each sampling filter removed.",
+    ),
+]  # fmt: skip
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", rich_help_panel=_OUTPUT, help="Write a page that shows how probable each token is."),
 ]
+Svg = Annotated[
+    Path | None,
+    typer.Option("--svg", rich_help_panel=_OUTPUT, help="Write a picture that shows how probable each token is."),
+]
+PromptReport = Annotated[
+    bool,
+    typer.Option(
+        "--prompt-report", rich_help_panel=_OUTPUT,
+        help="Generate nothing: show the exact prompt and tokens, what stops it, settings and memory.",
+    ),
+]  # fmt: skip
 Stats = Annotated[
     bool,
     typer.Option("--stats", rich_help_panel=_OUTPUT, help="A line of figures on stderr; --stats=json for scripts."),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
@@ -14,6 +16,8 @@ DecodingErrors = Literal["strict", "replace"]
 
 class _Readable(Protocol):
     def read1(self, size: int, /) -> bytes: ...
+
+    def readline(self, size: int, /) -> bytes: ...
 
 
 def read_prompt(argument: str | None, file: Path | None, errors: DecodingErrors, max_input: int) -> str:
@@ -59,6 +63,40 @@ def read_text(file: Path, errors: DecodingErrors, max_input: int) -> str:
         return _decode(stream, str(file), errors, max_input)
 
 
+def read_source(file: Path, errors: DecodingErrors, max_input: int) -> str:
+    """A whole text file, or stdin for `-`. Raises InputError as `read_prompt` does."""
+    return _read_stdin(errors, max_input) if str(file) == "-" else read_text(file, errors, max_input)
+
+
+def read_lines(file: Path, errors: DecodingErrors, max_input: int) -> Iterator[str]:
+    """The lines of a text file, or of stdin for `-`, as they come and without their newlines.
+
+    Raises InputError for a line that is no UTF-8 text or larger than `max_input` bytes.
+    """
+    if str(file) == "-":
+        if sys.stdin is None:
+            raise InputError("cannot read: standard input is closed")
+        yield from _lines(cast(_Readable, sys.stdin.buffer), "standard input", errors, max_input)
+        return
+    try:
+        stream = open(file, "rb")
+    except OSError as error:
+        raise InputError(f"cannot open: {file}: {error.strerror}") from None
+    with stream:
+        yield from _lines(stream, str(file), errors, max_input)
+
+
+def _lines(stream: _Readable, where: str, errors: DecodingErrors, max_input: int) -> Iterator[str]:
+    for number in itertools.count(1):
+        try:
+            data = stream.readline(max_input + 2)
+        except OSError as error:
+            raise InputError(f"cannot read: {where}: {error.strerror}") from None
+        if not data:
+            return
+        yield _decoded(data.removesuffix(b"\n"), f"{where}: line {number}", errors, max_input)
+
+
 def _read_stdin(errors: DecodingErrors, max_input: int) -> str:
     if sys.stdin is None:
         raise InputError("cannot read: standard input is closed")
@@ -70,6 +108,10 @@ def _decode(stream: _Readable, where: str, errors: DecodingErrors, max_input: in
         data = _read(stream, max_input + 1)
     except OSError as error:
         raise InputError(f"cannot read: {where}: {error.strerror}") from None
+    return _decoded(data, where, errors, max_input)
+
+
+def _decoded(data: bytes, where: str, errors: DecodingErrors, max_input: int) -> str:
     if len(data) > max_input:
         raise InputError(f"too large: {where}: more than {max_input} bytes", hint="raise the limit with --max-input")
     if b"\0" in data:

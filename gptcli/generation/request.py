@@ -28,16 +28,10 @@ def check_request(prompt: Sequence[int], sampling: SamplingConfig, ctx_size: int
         )
 
 
-def default_stride(ctx_size: int) -> int:
-    """Half the context: a token of a long text then has at least the other half before it, for twice the work."""
-    return max(1, ctx_size // 2)
-
-
-def check_scoring(stride: int | None, top: int, ctx_size: int, head: int = 1) -> None:
-    """Raises UsageError for a negative top, and a stride that windows cannot take which begin with `head` tokens."""
-    most = ctx_size + 1 - max(1, head)
-    if stride is not None and not 1 <= stride <= most:
-        raise UsageError(f"stride must be between 1 and {most}, not {stride}")
+def check_scoring(stride: int | None, top: int, most: int | None = None) -> None:
+    """Raises UsageError for a negative top and for a stride outside 1 to `most`, where that is known."""
+    if stride is not None and (stride < 1 or (most is not None and stride > most)):
+        raise UsageError(f"stride must be {'at least 1' if most is None else f'between 1 and {most}'}, not {stride}")
     if top < 0:
         raise UsageError(f"top must be at least 0, not {top}")
 

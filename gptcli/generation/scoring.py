@@ -55,7 +55,7 @@ def score(
     cache: one to use again. on_progress: called with the tokens done and all of them.
     """
     ids = tokenizer.encode(text, special=special)
-    head = ids[: len(tokenizer.added_around[0])]
+    head = ids[: len(tokenizer.surroundings[0])]
     unscored = max(1, len(head))
     logprobs: list[float | None] = [None] * unscored
     likeliest: list[tuple[TokenLogprob, ...]] = [()] * unscored
@@ -115,7 +115,7 @@ def _parted(
         shared = list(prompt)
         texts = [[*shared, *tokenizer.encode(choice, add_special=False)] for choice in choices]
     else:
-        behind = len(tokenizer.added_around[1])
+        behind = len(tokenizer.surroundings[1])
         encoded = [tokenizer.encode(prompt + choice, special=special) for choice in ("", *choices)]
         shared, *texts = [ids[: len(ids) - behind] for ids in encoded]
         for ids in texts:

@@ -82,15 +82,6 @@ class Tokenizer:
         id = self._inner.token_to_id(self.named_tokens.get("eos_token", ""))
         return () if id is None else (id,)
 
-    @cached_property
-    def added_around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The ids that `encode` adds before a text, such as BOS, and behind it."""
-        encoding = self._inner.encode("a", add_special_tokens=True)
-        mask = encoding.special_tokens_mask
-        before = mask.index(0)
-        behind = len(mask) - mask[::-1].index(0)
-        return tuple(encoding.ids[:before]), tuple(encoding.ids[behind:])
-
     def encode(self, text: str, *, special: bool = False, add_special: bool = True) -> list[int]:
         """Token ids of a text.
 
