@@ -15,7 +15,7 @@ import typer
 
 from gptcli.cli import options
 from gptcli.cli.pictures import Pictures
-from gptcli.cli.prompt import argument_text, read_lines, read_prompt, read_source
+from gptcli.cli.prompt import DecodingErrors, argument_text, read_prompt, text_blocks, text_lines
 from gptcli.cli.records import choices_record, json_line, score_record
 from gptcli.cli.render import Activity
 from gptcli.cli.score_view import ScoreView, choice_lines, figure, text_figures, token_lines
@@ -153,7 +153,7 @@ def score(
             sink.write(json_line(record) if as_json else choice_lines(chosen, sink.is_terminal))
         elif lines:
             for source in sources:
-                for line in read_lines(source, errors, max_input):
+                for line in text_lines(source, errors, max_input):
                     activity.close()  # lines may come slowly, and what comes of them is the progress
                     if continuations:
                         written = _chosen_line(scorer, form, continuations, line, as_json)
@@ -162,17 +162,17 @@ def score(
                     sink.write(written)
         else:
             shown = ScoreView(sink, several=len(sources) > 1) if sink.is_terminal and not as_json else None
-            for source, text in _texts(sources, errors, max_input):
-                scored = scorer.score(text, activity, f"scoring {source}")
+            for name, text in _texts(sources, errors, max_input):
+                scored = scorer.score(text, activity, f"scoring {name}")
                 tokens = of_score(scored, lm.tokenizer)
-                pictures.add(source if len(sources) > 1 else "", tokens, figures(scored))
+                pictures.add(name if len(sources) > 1 else "", tokens, figures(scored))
                 activity.close()
                 if as_json:
-                    sink.write(json_line(score_record(lm, scored, {"file": source}, top=top is not None)))
+                    sink.write(json_line(score_record(lm, scored, {"file": name}, top=top is not None)))
                 elif shown:
-                    shown.show(source, tokens, scored, with_alternatives=top is not None)
+                    shown.show(name, tokens, scored, with_alternatives=top is not None)
                 else:
-                    sink.write(text_figures(scored, source) if top is None else token_lines(tokens))
+                    sink.write(text_figures(scored, name) if top is None else token_lines(tokens))
             if shown:
                 shown.close()
             pictures.write(f"{lm.name} · how probable each token is")
@@ -209,9 +209,9 @@ def _sources(files: list[Path] | None) -> list[Path]:
     return files or [Path("-")]
 
 
-def _texts(sources: list[Path], errors: options.Errors, max_input: int) -> Iterator[tuple[str, str]]:
+def _texts(sources: list[Path], errors: DecodingErrors, max_input: int) -> Iterator[tuple[str, str]]:
     for source in sources:
-        text = read_source(source, errors, max_input)
+        text = "".join(text_blocks(source, errors, max_input))
         if not text:
             raise UsageError(f"there is nothing to score: {source}: it is empty")
         yield str(source), text

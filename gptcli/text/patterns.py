@@ -177,6 +177,8 @@ class _Reader:
     def _repeated(self, found: Matches) -> Matches:
         while self.at < len(self.pattern) and self._peek() in "?*+{":
             mark = self._next()
+            if mark in "?*+" and not self._take("+"):  # possessive
+                self._take("?")  # or lazy
             if mark == "{":
                 bounds, closed, _ = self.pattern[self.at :].partition("}")
                 if not closed or not all(bound.isdecimal() or not bound for bound in bounds.split(",")):
@@ -190,6 +192,8 @@ class _Reader:
 
     def _class(self) -> _Set:
         negated, found = self._take("^"), _Set(NOTHING)
+        if self._peek() == "]":
+            raise Unclear(self.pattern)
         while not self._take("]"):
             char = self._next()
             if char == "[" or (char == "&" and self._peek() == "&"):
