@@ -10,8 +10,8 @@ from gptcli.cli.shaded_terminal import fitted
 from gptcli.cli.tokens_view import spell
 from gptcli.generation.events import FilterEffect, StepLogprobs
 
-_TOKEN = 16  # columns
-_CELL = 11
+_TOKEN = 12  # columns; a line fits 80 of them with the default filters
+_CELL = 12
 _NO_REMOVAL = ("logit_bias", "penalties", "temperature")  # filters that only make tokens more or less probable
 
 
@@ -36,10 +36,10 @@ class ExplainTable:
             if not self._headed:
                 self._headed = True
                 names = "".join(f"{effect.name.replace('_', '-'):>{_CELL}}" for effect in step.explanation.filters)
-                print_line(f"{'token':<{_TOKEN}} {'p':>6} {'rank':>5} {'entropy':>7}{names}")
+                print_line(f"{'token':<{_TOKEN}} {'p':>5} {'rank':>4} {'entropy':>7}{names}")
             chance, cells = math.exp(step.chosen.logprob), "".join(map(_cell, step.explanation.filters))
             rank, entropy = step.explanation.rank, step.explanation.entropy
-            print_line(f"{fitted(spell(step.chosen.data), _TOKEN)} {chance:6.3f} {rank:5} {entropy:7.3f}{cells}")
+            print_line(f"{fitted(spell(step.chosen.data), _TOKEN)} {chance:5.3f} {rank:4} {entropy:7.3f}{cells}")
         self._waiting = []
 
 

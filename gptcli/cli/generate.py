@@ -8,11 +8,15 @@ from dataclasses import replace
 from functools import partial
 
 from gptcli.cli import options
+from gptcli.cli.pictures import Pictures
 from gptcli.cli.prompt import argument_text, read_prompt, read_text
+from gptcli.cli.prompt_report import print_prompt_report, raw_prompt, rendered_prompt
+from gptcli.cli.prompt_report import prompt_report as report_of
 from gptcli.cli.records import json_line, sample_record, stats_record
 from gptcli.cli.render import Activity, is_dumb_terminal, print_line, stats_line
 from gptcli.cli.signals import deadly, interruptible
 from gptcli.cli.sink import Sink
+from gptcli.cli.token_views import TokenViews
 from gptcli.errors import UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import LanguageModel
@@ -60,6 +64,10 @@ def generate(
     markdown: options.Markdown = False,
     as_json: options.Json = False,
     logprobs: options.Logprobs = None,
+    explain: options.Explain = False,
+    html: options.Html = None,
+    svg: options.Svg = None,
+    prompt_report: options.PromptReport = False,
     stats: options.Stats = False,
     stats_json: options.StatsJson = False,
     quiet: options.Quiet = False,
@@ -91,10 +99,9 @@ def generate(
         raise UsageError("--system, --system-file and --chat-template need --chat")
     if system is not None and system_file is not None:
         raise UsageError("--system and --system-file exclude each other")
-    if logprobs is not None and not as_json:
-        raise UsageError("--logprobs needs --json")
-    if markdown and as_json:
-        raise UsageError("--markdown and --json exclude each other")
+    if markdown and (as_json or logprobs is not None):
+        raise UsageError(f"--markdown and {'--json' if as_json else '--logprobs'} exclude each other")
+    pictures = Pictures(html, svg)
     text = read_prompt(prompt, file, errors, max_input)
     system_text = None if system is None else argument_text(system)
     if system_file is not None:
@@ -109,10 +116,18 @@ def generate(
             else:
                 template = ChatTemplate(read_text(chat_template, "strict", max_input), str(chat_template))
             messages = [] if system_text is None else [Message("system", system_text)]
-            ids = template.render([*messages, Message("user", text)], lm.tokenizer)
+            messages.append(Message("user", text))
+            ids = template.render(messages, lm.tokenizer)
         else:
             ids = lm.tokenizer.encode(text, special=special)
         sampling = SamplingConfig.resolve(given, lm.sampling_defaults)
+        if prompt_report:
+            activity.close()
+            shown = rendered_prompt(lm, messages, template) if chat else raw_prompt(lm, text, special=special)
+            print_prompt_report(
+                lm, shown, report_of(lm, shown, given, sampling, stopping), as_json=as_json, quiet=quiet
+            )
+            return
         lm.check_request(ids, sampling)
         loading = partial(activity.bytes, f"loading {lm.folder.path.name}")
         loading(0, 0)  # torch comes first, and takes a second
@@ -127,19 +142,38 @@ def generate(
                     sampling,
                     stopping,
                     cache=cache,
-                    logprobs=logprobs,
+                    logprobs=pictures.alternatives if logprobs is None and pictures.wanted else logprobs,
+                    explain=explain,
                     on_prefill=partial(activity.tokens, "prefill"),
                     cancelled=cancelled,
                 )
+                views = TokenViews(
+                    lm.tokenizer,
+                    sink,
+                    alternatives=None if as_json else logprobs,
+                    explain=explain and not as_json and not quiet,
+                )
                 if as_json:
                     parts = list[bytes]()
-                    finished = _drain(events, activity, lead, parts.append)
-                    sink.write(json_line(sample_record(lm, b"".join(parts), finished, sampling, stopping)))
+                    finished = _drain(events, activity, lead, parts.append, views)
+                    record = sample_record(
+                        lm,
+                        b"".join(parts),
+                        finished,
+                        sampling,
+                        stopping,
+                        logprobs=logprobs is not None,
+                        explain=explain,
+                    )
+                    sink.write(json_line(record))
                 else:
-                    with _shown(sink, markdown) as write:
-                        finished = _drain(events, activity, lead, write)
+                    with _shown(sink, markdown, views) as write:
+                        finished = _drain(events, activity, lead, write, views)
                     if newline or sample + 1 < samples:
                         sink.end_line()
+                    views.close()
+                title = "" if samples == 1 else f"sample {sample + 1}, seed {finished.seed}"
+                pictures.add(title, views.tokens, lead=text)
             if stats_json and not quiet:
                 print_line(json_line(stats_record(finished)).decode().rstrip())
             elif stats and not quiet:
@@ -147,10 +181,11 @@ def generate(
             if cancelled():
                 raise KeyboardInterrupt
             sampling = replace(sampling, seed=(finished.seed + 1) % 2**64)
+        pictures.write(f"{lm.name} · how probable each token is")
 
 
 @contextlib.contextmanager
-def _shown(sink: Sink, markdown: bool) -> Iterator[Callable[[bytes], object]]:
+def _shown(sink: Sink, markdown: bool, views: TokenViews) -> Iterator[Callable[[bytes], object]]:
     """Yields what writes the text; on a terminal its last line ends, however the generation does."""
     if markdown and sink.is_terminal and not is_dumb_terminal():
         from gptcli.cli.markdown import MarkdownStream
@@ -161,12 +196,17 @@ def _shown(sink: Sink, markdown: bool) -> Iterator[Callable[[bytes], object]]:
     try:
         yield sink.write
     finally:
+        views.end_text()
         if sink.is_terminal:
             sink.end_line()
 
 
 def _drain(
-    events: Iterator[TextDelta | Finished], activity: Activity, lead: bytes, write: Callable[[bytes], object]
+    events: Iterator[TextDelta | Finished],
+    activity: Activity,
+    lead: bytes,
+    write: Callable[[bytes], object],
+    views: TokenViews,
 ) -> Finished:
     """Writes the text of a generation, `lead` first, and returns how it ended."""
     for event in events:
@@ -176,5 +216,7 @@ def _drain(
             lead = b""
         if isinstance(event, Finished):
             return event
-        write(event.data)
+        if not views.shaded:
+            write(event.data)
+        views.take(event)
     raise AssertionError("a generation ended without Finished")

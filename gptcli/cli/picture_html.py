@@ -1,4 +1,4 @@
-"""Draws probabilities as a page of its own: no script, nothing fetched, light and dark, alternatives on hover or tap."""
+"""Draws probabilities as a page: no script, nothing fetched, light and dark, alternatives on hover or tap."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ section { position: relative; margin-top: 2.5rem; }
 .h { display: block; margin-bottom: .35rem; color: var(--faint); }
 .h b { color: var(--ink); }
 .r { display: grid; grid-template-columns: 8.5rem 1fr 3.2rem; align-items: center; gap: .6rem; }
-.r > :first-child { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; font-family: ui-monospace, monospace; }
+.r > :first-child { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.r > :first-child { font-family: ui-monospace, "DejaVu Sans Mono", monospace; }
 .r > :last-child { text-align: right; font-variant-numeric: tabular-nums; }
 .d { font-weight: 700; }
 .b { height: .6rem; border-radius: .3rem; background: var(--bar); overflow: hidden; }

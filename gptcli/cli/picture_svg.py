@@ -69,7 +69,8 @@ def picture(title: str, passages: Sequence[Passage]) -> str:
         y = _draw(passage, y, parts, cards)
     height = max(y + _MARGIN, _LEAST_HEIGHT)
     # What is hovered over comes last, for it lies above what was drawn before.
-    return f"""<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH:g}" height="{height:g}" viewBox="0 0 {_WIDTH:g} {height:g}">
+    box = f'width="{_WIDTH:g}" height="{height:g}" viewBox="0 0 {_WIDTH:g} {height:g}"'
+    return f"""<svg xmlns="http://www.w3.org/2000/svg" {box}>
 <title>{_text(title)}</title>
 <style>{_STYLE}</style>
 <rect class="page" width="100%" height="100%"/>

@@ -27,7 +27,9 @@ class ShadedText:
         self._shown: list[Shaded] = []
 
     def show(self, tokens: Iterable[Shaded]) -> None:
-        """Draws tokens that make whole characters."""
+        """Draws tokens that make whole characters, from the beginning of a line on."""
+        if not self._shown:
+            self._sink.end_line()
         for cell in cells(tokens):
             self._sink.draw(self._flow.add(cell.group, self._style(cell.probability)))
             self._shown += cell.tokens

@@ -102,7 +102,7 @@ def of_score(score: Score, tokenizer: Tokenizer) -> list[Shaded]:
 
 
 class ShownTokens:
-    """Follows a generation, and gives its tokens out once all of their bytes are: what a stop text hides stays hidden."""
+    """Follows a generation, and gives its tokens out once their bytes are: what a stop text hides stays hidden."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

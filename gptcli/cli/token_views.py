@@ -1,9 +1,8 @@
-"""What `generate` shows of a text's tokens, as they are drawn: shades on the terminal, pictures, explanations."""
+"""What `generate` shows of a text's tokens as they are drawn: shades on the terminal, explanations on stderr."""
 
 from __future__ import annotations
 
 from gptcli.cli.explain_table import ExplainTable
-from gptcli.cli.pictures import Pictures
 from gptcli.cli.shaded_terminal import ShadedText
 from gptcli.cli.shading import Shaded, ShownTokens
 from gptcli.cli.sink import Sink
@@ -12,40 +11,44 @@ from gptcli.text.tokenizer import Tokenizer
 
 
 class TokenViews:
-    """Follows one sample. It writes the text itself where that is shaded."""
+    """Follows one sample, and keeps the tokens that its text is made of.
 
-    def __init__(
-        self, tokenizer: Tokenizer, sink: Sink, *, shaded: bool, alternatives: bool, explain: bool, quiet: bool
-    ) -> None:
+    alternatives: on a terminal the text is shaded, with so many of the likeliest tokens at each place below it; None is
+    plain. explain: whether a table says why each token was drawn.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, sink: Sink, *, alternatives: int | None, explain: bool) -> None:
+        self.tokens: list[Shaded] = []
         self._sink = sink
-        self._tokens: list[Shaded] = []
         self._shown = ShownTokens(tokenizer)
-        self._shaded = ShadedText(sink) if shaded else None
         self._alternatives = alternatives
-        self._table = ExplainTable(at_end=sink.is_terminal) if explain and not quiet else None
-        self._quiet = quiet
+        self._text = ShadedText(sink) if alternatives is not None and sink.is_terminal else None
+        self._table = ExplainTable(at_end=sink.is_terminal) if explain else None
+
+    @property
+    def shaded(self) -> bool:
+        """Whether the text is written here."""
+        return self._text is not None
 
     def take(self, delta: TextDelta) -> None:
-        """Takes the next piece of text; writes it."""
+        """Takes the next piece of text."""
         self._show(self._shown.take(delta))
-        if self._shaded is None:
-            self._sink.write(delta.data)
         if self._table:
             self._table.add(delta.steps)
 
-    def end(self) -> None:
-        """Ends the text on a terminal; then come the tokens' alternatives and explanations."""
+    def end_text(self) -> None:
+        """Ends a shaded text: its alternatives follow, and what the shades mean."""
         self._show(self._shown.end())
-        if self._shaded:
-            self._shaded.close(with_alternatives=self._alternatives)
-            if not self._quiet:
-                self._sink.draw(self._shaded.legend())
-        elif self._sink.is_terminal:
-            self._sink.end_line()
+        if self._text:
+            self._text.close(with_alternatives=bool(self._alternatives))
+            self._sink.draw(self._text.legend())
+
+    def close(self) -> None:
+        """Ends the table, below the text and whatever belongs to that."""
         if self._table:
             self._table.close()
 
     def _show(self, tokens: list[Shaded]) -> None:
-        self._tokens += tokens
-        if self._shaded:
-            self._shaded.show(tokens)
+        self.tokens += tokens
+        if self._text:
+            self._text.show(tokens)

@@ -79,16 +79,22 @@ class ChatTemplate:
         What the messages spell is text, whatever it looks like; control tokens come from the template alone.
         Raises TemplateError where the template fails or refuses the conversation.
         """
+        return tokenizer.encode_rendered(self._text(messages, tokenizer))
+
+    def render_text(self, messages: Sequence[Message], tokenizer: Tokenizer) -> str:
+        """The text that `render` gives the ids of. Raises as it does."""
+        return tokenizer.unguard(self._text(messages, tokenizer))
+
+    def _text(self, messages: Sequence[Message], tokenizer: Tokenizer) -> str:
         guarded = [{"role": message.role, "content": tokenizer.guard(message.content)} for message in messages]
         try:
-            text = self._template.render(
+            return self._template.render(
                 messages=guarded, add_generation_prompt=True, tools=None, **tokenizer.named_tokens
             )
         except self._failure as error:
             raise TemplateError(f"chat template: {self.where}: {error.message}") from None
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             raise TemplateError(f"chat template: {self.where}: {error}") from None
-        return tokenizer.encode_rendered(text)
 
 
 def _generation_blocks() -> type[Any]:

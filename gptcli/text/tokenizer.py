@@ -127,6 +127,10 @@ class Tokenizer:
             return text
         return self._control_pattern.sub(lambda match: match[0][0] + self._nonce + match[0][1:], text)
 
+    def unguard(self, text: str) -> str:
+        """A text without the marks of `guard`."""
+        return text.replace(self._nonce, "")
+
     def encode_rendered(self, text: str) -> list[int]:
         """Token ids of a rendered chat: control tokens are what the template wrote, not what `guard` marked."""
         if self._nonce not in text:
@@ -195,6 +199,10 @@ class Tokenizer:
     def is_control(self, id: int) -> bool:
         """Whether a token is a control token, such as `<|im_end|>`."""
         return id in self._added and self._added[id].special
+
+    def spelled_controls(self, text: str) -> tuple[str, ...]:
+        """The control tokens that are spelled out in a text."""
+        return tuple(content for content in self._control if content in text)
 
     def _mentions_control(self, text: str) -> bool:
         return any(content in text for content in self._control)

@@ -59,6 +59,7 @@ class Script:
         *,
         cache: object = None,
         logprobs: int | None = None,
+        explain: bool = False,
         on_prefill: Callable[[int, int], None] = lambda done, total: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[TextDelta | Finished]:
