@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import typer
 
 from gptcli.cli import options
 from gptcli.cli.pictures import Pictures
-from gptcli.cli.prompt import DecodingErrors, argument_text, read_prompt, text_blocks, text_lines
+from gptcli.cli.prompt import argument_text, read_prompt, text_blocks, text_lines
 from gptcli.cli.records import choices_record, json_line, score_record
 from gptcli.cli.render import Activity
 from gptcli.cli.score_view import ScoreView, choice_lines, figure, text_figures, token_lines
@@ -70,23 +70,26 @@ Top = Annotated[
 
 
 @dataclass(frozen=True)
-class _Scorer:
-    """A loaded model, and how it is to score."""
+class _Run:
+    """A loaded model, how it is to score, and where that goes."""
 
     lm: LanguageModel
     cache: KVCache
+    sink: Sink
+    activity: Activity
     stride: int | None
-    top: int
+    top: int | None
     special: bool
+    as_json: bool
 
-    def score(self, text: str, activity: Activity, doing: str) -> Score:
+    def score(self, text: str, doing: str, top: int) -> Score:
         return self.lm.score(
             text,
             stride=self.stride,
-            top=self.top,
+            top=top,
             special=self.special,
             cache=self.cache,
-            on_progress=partial(activity.tokens, doing),
+            on_progress=partial(self.activity.tokens, doing),
         )
 
     def choose(self, prompt: str, choices: list[str]) -> tuple[ChoiceScore, ...]:
@@ -144,38 +147,64 @@ def score(
         loading(0, 0)
         with deadly(activity.erase):
             engine = lm.load(loading)
-        alternatives = pictures.alternatives if top is None else top
-        scorer = _Scorer(lm, engine.new_cache(), stride, alternatives, special)
+        run = _Run(lm, engine.new_cache(), sink, activity, stride, top, special, as_json)
         if asked:
-            chosen = scorer.choose(asked, continuations)
-            activity.close()
-            record = choices_record(lm, chosen, {"prompt": asked})
-            sink.write(json_line(record) if as_json else choice_lines(chosen, sink.is_terminal))
+            _choose(run, asked, continuations)
         elif lines:
             for source in sources:
                 for line in text_lines(source, errors, max_input):
                     activity.close()  # lines may come slowly, and what comes of them is the progress
-                    if continuations:
-                        written = _chosen_line(scorer, form, continuations, line, as_json)
-                    else:
-                        written = _scored_line(scorer, line, activity, as_json, top is not None)
-                    sink.write(written)
+                    sink.write(_chosen_line(run, form, continuations, line) if continuations else _line(run, line))
         else:
-            shown = ScoreView(sink, several=len(sources) > 1) if sink.is_terminal and not as_json else None
-            for name, text in _texts(sources, errors, max_input):
-                scored = scorer.score(text, activity, f"scoring {name}")
-                tokens = of_score(scored, lm.tokenizer)
-                pictures.add(name if len(sources) > 1 else "", tokens, figures(scored))
-                activity.close()
-                if as_json:
-                    sink.write(json_line(score_record(lm, scored, {"file": name}, top=top is not None)))
-                elif shown:
-                    shown.show(name, tokens, scored, with_alternatives=top is not None)
-                else:
-                    sink.write(text_figures(scored, name) if top is None else token_lines(tokens))
-            if shown:
-                shown.close()
-            pictures.write(f"{lm.name} · how probable each token is")
+            _score_texts(run, sources, pictures, partial(text_blocks, errors=errors, max_input=max_input))
+
+
+def _score_texts(run: _Run, sources: list[Path], pictures: Pictures, read: Callable[[Path], Iterator[str]]) -> None:
+    """Each text's figures, tokens or shades, and a picture of them all."""
+    shown = ScoreView(run.sink, several=len(sources) > 1) if run.sink.is_terminal and not run.as_json else None
+    for source in sources:
+        text, name = "".join(read(source)), str(source)
+        if not text:
+            raise UsageError(f"there is nothing to score: {name}: it is empty")
+        scored = run.score(text, f"scoring {name}", pictures.alternatives if run.top is None else run.top)
+        run.activity.close()
+        tokens = of_score(scored, run.lm.tokenizer)
+        pictures.add(name if len(sources) > 1 else "", tokens, figures(scored))
+        if run.as_json:
+            run.sink.write(json_line(score_record(run.lm, scored, {"file": name}, top=run.top is not None)))
+        elif shown:
+            shown.show(name, tokens, scored, with_alternatives=run.top is not None)
+        else:
+            run.sink.write(text_figures(scored, name) if run.top is None else token_lines(tokens))
+    pictures.write(f"{run.lm.name} · how probable each token is")
+
+
+def _line(run: _Run, line: str) -> bytes:
+    """A line behind its perplexity; an empty one has none."""
+    scored = run.score(line, "scoring", run.top or 0) if line else Score((), (), 0, ())
+    if run.as_json:
+        return json_line(score_record(run.lm, scored, {"text": line}, top=run.top is not None))
+    return f"{figure(scored.perplexity)}\t{line}\n".encode()
+
+
+def _choose(run: _Run, prompt: str, choices: list[str]) -> None:
+    """The choices behind how probable they are."""
+    chosen = run.choose(prompt, choices)
+    run.activity.close()
+    if run.as_json:
+        run.sink.write(json_line(choices_record(run.lm, chosen, {"prompt": prompt})))
+    else:
+        run.sink.write(choice_lines(chosen, run.sink.is_terminal))
+
+
+def _chosen_line(run: _Run, form: str, choices: list[str], line: str) -> bytes:
+    """A line behind its likeliest choice and how probable that is; there is none behind nothing."""
+    prompt = form.replace(_PLACE, line)
+    chosen = run.choose(prompt, choices) if prompt else ()
+    if run.as_json:
+        return json_line(choices_record(run.lm, chosen, {"text": line, "prompt": prompt}))
+    probability, best = (chosen[0].probability, chosen[0].text) if chosen else (math.nan, "")
+    return f"{figure(probability)}\t{best}\t{line}\n".encode()
 
 
 def _choices(given: list[str] | None) -> list[str]:
@@ -207,29 +236,3 @@ def _sources(files: list[Path] | None) -> list[Path]:
         if str(file) != "-" and not file.exists():
             raise InputError(f"cannot open: {file}: No such file or directory")
     return files or [Path("-")]
-
-
-def _texts(sources: list[Path], errors: DecodingErrors, max_input: int) -> Iterator[tuple[str, str]]:
-    for source in sources:
-        text = "".join(text_blocks(source, errors, max_input))
-        if not text:
-            raise UsageError(f"there is nothing to score: {source}: it is empty")
-        yield str(source), text
-
-
-def _scored_line(scorer: _Scorer, line: str, activity: Activity, as_json: bool, top: bool) -> bytes:
-    """A line behind its figure; an empty one has none."""
-    scored = scorer.score(line, activity, "scoring") if line else Score((), (), 0, ())
-    if as_json:
-        return json_line(score_record(scorer.lm, scored, {"text": line}, top=top))
-    return f"{figure(scored.perplexity)}\t{line}\n".encode()
-
-
-def _chosen_line(scorer: _Scorer, form: str, choices: list[str], line: str, as_json: bool) -> bytes:
-    """A line behind its likeliest choice and how probable that is; there is none behind nothing."""
-    prompt = form.replace(_PLACE, line)
-    chosen = scorer.choose(prompt, choices) if prompt else ()
-    if as_json:
-        return json_line(choices_record(scorer.lm, chosen, {"text": line, "prompt": prompt}))
-    probability, best = (chosen[0].probability, chosen[0].text) if chosen else (math.nan, "")
-    return f"{figure(probability)}\t{best}\t{line}\n".encode()

@@ -44,27 +44,28 @@ def choice_lines(choices: Sequence[ChoiceScore], for_terminal: bool) -> bytes:
     lines = []
     for choice in choices:
         filled = round(_BAR * choice.probability)
-        bar = "━" * filled + "─" * (_BAR - filled)
-        lines.append(f"{choice.probability:.4f}  {bar}  {visible(choice.text)}\n")
+        lines.append(f"{choice.probability:.4f}  {'█' * filled:<{_BAR}}  {visible(choice.text)}\n")
     return "".join(lines).encode()
 
 
 class ScoreView:
-    """Shows scored texts on the terminal behind a sink, and at the end what the shades mean."""
+    """Shows scored texts on the terminal behind a sink, and below the first one what the shades mean."""
 
     def __init__(self, sink: Sink, *, several: bool) -> None:
         self._sink = sink
         self._several = several
-        self._shaded = ShadedText(sink)
+        self._explained = False
 
     def show(self, source: str, tokens: Sequence[Shaded], score: Score, *, with_alternatives: bool) -> None:
         """Shows a text, its figures, and each token's alternatives if they are asked for."""
         if self._several:
             self._sink.draw(f"{clean(source)}\n")
-        self._shaded.show(tokens)
-        self._shaded.close(with_alternatives=with_alternatives)
+        shaded = ShadedText(self._sink)
+        shaded.show(tokens)
+        shaded.end()
         self._sink.draw(" · ".join(f"{name} {value}" for name, value in figures(score)) + "\n")
-
-    def close(self) -> None:
-        """Says what the shades mean."""
-        self._sink.draw(self._shaded.legend())
+        if not self._explained:
+            self._explained = True
+            shaded.explain_shades()
+        if with_alternatives:
+            shaded.list_alternatives()

@@ -17,7 +17,7 @@ _TOKEN_COLUMNS = 16
 
 
 class ShadedText:
-    """Draws tokens on the terminal behind a sink as they come, the alternatives of each once `close` is called."""
+    """Draws texts on the terminal behind a sink, token by token as they come."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
@@ -34,15 +34,20 @@ class ShadedText:
             self._sink.draw(self._flow.add(cell.group, self._style(cell.probability)))
             self._shown += cell.tokens
 
-    def close(self, *, with_alternatives: bool) -> None:
-        """Ends the text; a line a token with its alternatives follows, if they are asked for."""
+    def end(self) -> None:
+        """Ends a text."""
         self._sink.draw(self._flow.end())
-        for number, token in enumerate(self._shown if with_alternatives else (), 1):
-            self._sink.draw(self._row(number, token))
-        self._shown = []
 
-    def legend(self) -> str:
+    def list_alternatives(self) -> None:
+        """A line for each token of the text that has ended: how probable it was, and what else was likely."""
+        for number, token in enumerate(self._shown, 1):
+            self._sink.draw(self._row(number, token))
+
+    def explain_shades(self) -> None:
         """A line that says what the shades mean."""
+        self._sink.draw(self._legend())
+
+    def _legend(self) -> str:
         if not self._colour:
             return "underlined: the model gave it a probability under 0.1\n" if self._style(0.0) else ""
         return "probability " + " ".join(paint(self._style(step.least), f" {step.label} ") for step in STEPS) + "\n"

@@ -19,7 +19,6 @@ class TokenViews:
 
     def __init__(self, tokenizer: Tokenizer, sink: Sink, *, alternatives: int | None, explain: bool) -> None:
         self.tokens: list[Shaded] = []
-        self._sink = sink
         self._shown = ShownTokens(tokenizer)
         self._alternatives = alternatives
         self._text = ShadedText(sink) if alternatives is not None and sink.is_terminal else None
@@ -40,8 +39,10 @@ class TokenViews:
         """Ends a shaded text: its alternatives follow, and what the shades mean."""
         self._show(self._shown.end())
         if self._text:
-            self._text.close(with_alternatives=bool(self._alternatives))
-            self._sink.draw(self._text.legend())
+            self._text.end()
+            self._text.explain_shades()
+            if self._alternatives:
+                self._text.list_alternatives()
 
     def close(self) -> None:
         """Ends the table, below the text and whatever belongs to that."""
