@@ -70,7 +70,7 @@ def test_nothing_is_drafted_across_a_border_of_longrope_or_past_the_context(tmp_
     engine.ctx_size = 100
     cache = engine.new_cache()
     for length, most in ((50, 9), (59, 0), (60, 0), (61, 38), (99, 0)):
-        cache.tokens = [0] * length
+        cache.texts = [[0] * length]
         assert engine.most_ahead(cache) == most
 
 
