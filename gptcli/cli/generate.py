@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 
 from gptcli.cli import options
@@ -117,20 +116,18 @@ def generate(
         loading = partial(activity.bytes, f"loading {lm.folder.path.name}")
         loading(0, 0)  # torch comes first, and takes a second
         with deadly(activity.erase):
-            engine = lm.load(loading)
-        cache = engine.new_cache()
+            lm.load(loading)
         lead = text.encode() if echo else b""
-        for sample in range(samples):
-            with interruptible() as cancelled:
-                events = lm.stream(
-                    ids,
-                    sampling,
-                    stopping,
-                    cache=cache,
-                    logprobs=logprobs,
-                    on_prefill=partial(activity.tokens, "prefill"),
-                    cancelled=cancelled,
-                )
+        with interruptible() as cancelled:
+            streams = lm.streams(
+                ids,
+                sampling.for_samples(samples),
+                stopping,
+                logprobs=logprobs,
+                on_prefill=partial(activity.tokens, "prefill"),
+                cancelled=cancelled,
+            )
+            for sample, events in enumerate(streams):
                 if as_json:
                     parts = list[bytes]()
                     finished = _drain(events, activity, lead, parts.append)
@@ -140,13 +137,12 @@ def generate(
                         finished = _drain(events, activity, lead, write)
                     if newline or sample + 1 < samples:
                         sink.end_line()
-            if stats_json and not quiet:
-                print_line(json_line(stats_record(finished)).decode().rstrip())
-            elif stats and not quiet:
-                print_line(stats_line(finished, lm.ctx_size))
-            if cancelled():
-                raise KeyboardInterrupt
-            sampling = replace(sampling, seed=(finished.seed + 1) % 2**64)
+                if stats_json and not quiet:
+                    print_line(json_line(stats_record(finished)).decode().rstrip())
+                elif stats and not quiet:
+                    print_line(stats_line(finished, lm.ctx_size))
+        if cancelled():
+            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -6,13 +6,12 @@ They apply in llama.cpp's order: bias, penalties, top-k, top-p, min-p, temperatu
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from gptcli.settings import SamplingConfig
+from gptcli.settings import SamplingConfig, random_seed
 
 # Far more candidates than carry probability in practice, and a twentieth of the cost of sorting a vocabulary.
 _FIRST_CANDIDATES = 1024
@@ -66,7 +65,7 @@ class Sampler:
 
     def __init__(self, config: SamplingConfig, device: torch.device) -> None:
         self.config = config
-        self.seed = secrets.randbits(53) if config.seed is None else config.seed  # 53 bits survive any JSON reader
+        self.seed = random_seed() if config.seed is None else config.seed
         self._generator = torch.Generator(device).manual_seed(self.seed)
 
     def __call__(self, logits: Tensor, history: Sequence[int]) -> Tensor:
