@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import secrets
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self, get_args
 
@@ -15,6 +16,11 @@ Quantize = Literal["auto", "none", "int8", "int4"]
 
 # Below this a softmax over logits / temperature is one-hot in fp32.
 GREEDY_BELOW = 1e-5
+
+
+def random_seed() -> int:
+    """A seed that survives any JSON reader: 53 bits."""
+    return secrets.randbits(53)
 
 
 def _check(name: str, value: float, low: float, high: float, meaning: str = "") -> None:
@@ -75,6 +81,11 @@ class SamplingConfig:
     def penalizes(self) -> bool:
         """Whether recent tokens are made less likely."""
         return self.repeat_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+    def for_samples(self, count: int) -> list[Self]:
+        """A config for each of several samples: seeds count up, from a random one where none is set."""
+        first = random_seed() if self.seed is None else self.seed
+        return [replace(self, seed=(first + sample) % 2**64) for sample in range(count)]
 
     @classmethod
     def resolve(cls, given: dict[str, Any], model_defaults: dict[str, Any]) -> Self:

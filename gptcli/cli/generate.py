@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 
 from gptcli.cli import options
@@ -132,21 +131,19 @@ def generate(
         loading = partial(activity.bytes, f"loading {lm.folder.path.name}")
         loading(0, 0)  # torch comes first, and takes a second
         with deadly(activity.erase):
-            engine = lm.load(loading)
-        cache = engine.new_cache()
+            lm.load(loading)
         lead = text.encode() if echo else b""
-        for sample in range(samples):
-            with interruptible() as cancelled:
-                events = lm.stream(
-                    ids,
-                    sampling,
-                    stopping,
-                    cache=cache,
-                    logprobs=pictures.alternatives if logprobs is None and pictures.wanted else logprobs,
-                    explain=explain,
-                    on_prefill=partial(activity.tokens, "prefill"),
-                    cancelled=cancelled,
-                )
+        with interruptible() as cancelled:
+            streams = lm.streams(
+                ids,
+                sampling.for_samples(samples),
+                stopping,
+                logprobs=pictures.alternatives if logprobs is None and pictures.wanted else logprobs,
+                explain=explain,
+                on_prefill=partial(activity.tokens, "prefill"),
+                cancelled=cancelled,
+            )
+            for sample, events in enumerate(streams):
                 views = TokenViews(
                     lm.tokenizer,
                     sink,
@@ -174,14 +171,13 @@ def generate(
                     views.close()
                 title = "" if samples == 1 else f"sample {sample + 1}, seed {finished.seed}"
                 pictures.add(title, views.tokens, lead=text)
-            if stats_json and not quiet:
-                print_line(json_line(stats_record(finished)).decode().rstrip())
-            elif stats and not quiet:
-                print_line(stats_line(finished, lm.ctx_size))
-            if cancelled():
-                raise KeyboardInterrupt
-            sampling = replace(sampling, seed=(finished.seed + 1) % 2**64)
+                if stats_json and not quiet:
+                    print_line(json_line(stats_record(finished)).decode().rstrip())
+                elif stats and not quiet:
+                    print_line(stats_line(finished, lm.ctx_size))
         pictures.write(f"{lm.name} · how probable each token is")
+        if cancelled():
+            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ told from the very tensors that were drawn from.
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gptcli.generation.events import Explanation, FilterEffect
-from gptcli.settings import SamplingConfig
+from gptcli.settings import SamplingConfig, random_seed
 
 # Far more candidates than carry probability in practice, and a twentieth of the cost of sorting a vocabulary.
 _FIRST_CANDIDATES = 1024
@@ -142,7 +141,7 @@ class Sampler:
 
     def __init__(self, config: SamplingConfig, device: torch.device) -> None:
         self.config = config
-        self.seed = secrets.randbits(53) if config.seed is None else config.seed  # 53 bits survive any JSON reader
+        self.seed = random_seed() if config.seed is None else config.seed
         self._generator = torch.Generator(device).manual_seed(self.seed)
 
     def __call__(self, logits: Tensor, history: Sequence[int]) -> Tensor:
