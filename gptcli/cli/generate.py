@@ -170,7 +170,7 @@ def generate(
                         sink.end_line()
                     views.close()
                 title = "" if samples == 1 else f"sample {sample + 1}, seed {finished.seed}"
-                pictures.add(title, views.tokens, lead=text)
+                pictures.add(title, views.tokens, lead=f"{text}\n\n" if chat else text)
                 if stats_json and not quiet:
                     print_line(json_line(stats_record(finished)).decode().rstrip())
                 elif stats and not quiet:

@@ -51,7 +51,7 @@ BAD_VALUES = {
     "--errors ignore": "'strict', 'replace'",
     "--max-input 0": "'--max-input': Input should be greater than or equal to 1",
     "--json --logprobs -1": "'--logprobs': Input should be greater than or equal to 0",
-    "--logprobs 3": "--logprobs needs --json",
+    "--markdown --logprobs 3": "--markdown and --logprobs exclude each other",
     "--json --markdown": "exclude each other",
     "--stats=xml": "'--stats' does not take a value",
     "--nonsense": "No such option: --nonsense",
