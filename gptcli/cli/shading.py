@@ -102,7 +102,10 @@ def of_score(score: Score, tokenizer: Tokenizer) -> list[Shaded]:
 
 
 class ShownTokens:
-    """Follows a generation, and gives its tokens out once their bytes are: what a stop text hides stays hidden."""
+    """Follows a generation, and gives its tokens out once their bytes are: what a stop text hides stays hidden.
+
+    Of one that records no steps it gives out none.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -121,7 +124,7 @@ class ShownTokens:
 
     def end(self) -> list[Shaded]:
         """The token of which a part is out, behind which a stop text begins; where there is one."""
-        if not self._shown:
+        if not self._shown or not self._waiting:
             return []
         shown, self._shown = self._shown, 0
         return [self._shaded(self._waiting.popleft(), shown)]

@@ -346,3 +346,9 @@ def test_a_prompt_report_in_a_pipe_is_names_and_values(cli: Cli, tiny_model: Pat
     assert rows["doubled_bos"] == "no"
     assert rows["sampling.temperature"] == "0.8 (gptcli)"
     assert {"bytes.weights_as_stored", "bytes.cache_in_fp32", "ids", "stop.2"} <= set(rows)
+
+
+def test_a_generation_that_records_nothing_shows_no_tokens(tiny: LanguageModel) -> None:
+    shown = ShownTokens(tiny.tokenizer)
+    assert shown.take(TextDelta(b"text")) == []
+    assert shown.end() == []

@@ -89,7 +89,7 @@ def test_a_bad_value_imports_nothing_slow() -> None:
 def test_help_imports_nothing_slow() -> None:
     check = (
         "import sys; from gptcli.cli.app import run\n"
-        "for command in [], ['generate'], ['models']: assert run([*command, '--help']) == 0\n"
+        "for command in [], ['generate'], ['score'], ['models']: assert run([*command, '--help']) == 0\n"
         "assert not {'torch', 'transformers', 'huggingface_hub', 'gguf', 'numpy'} & set(sys.modules)"
     )
     assert outcome(sys.executable, "-c", check).returncode == 0
@@ -112,7 +112,7 @@ def test_help_is_on_stdout(cli: Cli, arguments: list[str]) -> None:
     assert b"generate" in result.out
 
 
-@pytest.mark.parametrize("command", ["generate", "models"])
+@pytest.mark.parametrize("command", ["generate", "score", "models"])
 def test_h_is_help_for_every_command(cli: Cli, command: str) -> None:
     result = cli(command, "-h")
     assert result.code == 0
