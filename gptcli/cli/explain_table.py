@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from gptcli.cli.render import print_line
 from gptcli.cli.shaded_terminal import fitted
@@ -16,35 +16,36 @@ _NO_REMOVAL = ("logit_bias", "penalties", "temperature")  # filters that only ma
 
 
 class ExplainTable:
-    """Prints a row a token as they come, or all of them at the end where the text goes to the same terminal."""
+    """Prints a row a token: as they come, or after the text where that goes to the same terminal."""
 
     def __init__(self, *, at_end: bool) -> None:
         self._at_end = at_end
-        self._headed = False
-        self._waiting: list[StepLogprobs] = []
+        self._printed = 0  # rows
 
-    def add(self, steps: Iterable[StepLogprobs]) -> None:
-        """Adds tokens that were drawn, each with its explanation."""
-        self._waiting += steps
+    def add(self, steps: Sequence[StepLogprobs]) -> None:
+        """Takes the tokens that a piece of text brings, each with its explanation."""
         if not self._at_end:
-            self.close()
+            self._print(steps)
 
-    def close(self) -> None:
-        """Prints what has not been printed."""
-        for step in self._waiting:
+    def close(self, steps: Sequence[StepLogprobs]) -> None:
+        """Prints what has not been printed of all the tokens, those too whose text a stop text hides."""
+        self._print(steps[self._printed :])
+
+    def _print(self, steps: Sequence[StepLogprobs]) -> None:
+        for step in steps:
             assert step.explanation is not None
-            if not self._headed:
-                self._headed = True
-                names = "".join(f"{effect.name.replace('_', '-'):>{_CELL}}" for effect in step.explanation.filters)
+            rank, entropy, filters = step.explanation.rank, step.explanation.entropy, step.explanation.filters
+            if not self._printed:
+                names = "".join(f"{effect.name.replace('_', '-'):>{_CELL}}" for effect in filters)
                 print_line(f"{'token':<{_TOKEN}} {'p':>5} {'rank':>4} {'entropy':>7}{names}")
-            chance, cells = math.exp(step.chosen.logprob), "".join(map(_cell, step.explanation.filters))
-            rank, entropy = step.explanation.rank, step.explanation.entropy
-            print_line(f"{fitted(spell(step.chosen.data), _TOKEN)} {chance:5.3f} {rank:4} {entropy:7.3f}{cells}")
-        self._waiting = []
+            name, chance = fitted(spell(step.chosen.data), _TOKEN), math.exp(step.chosen.logprob)
+            print_line(f"{name} {chance:5.3f} {rank:4} {entropy:7.3f}{''.join(map(_cell, filters))}")
+            self._printed += 1
 
 
 def _cell(effect: FilterEffect) -> str:
     """How many tokens a filter left and how much of the probability it took, or the token's probability behind it."""
     if effect.name in _NO_REMOVAL and not effect.removed:
         return f"{f'p {effect.probability:.3f}':>{_CELL}}"
-    return f"{f'{effect.kept} -{effect.removed_probability:.1%}' if effect.removed else effect.kept:>{_CELL}}"
+    taken = f" -{effect.removed_probability:.1%}" if effect.removed else ""
+    return f"{f'{effect.kept}{taken}':>{_CELL}}"

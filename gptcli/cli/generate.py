@@ -168,7 +168,7 @@ def generate(
                         finished = _drain(events, activity, lead, write, views)
                     if newline or sample + 1 < samples:
                         sink.end_line()
-                    views.close()
+                    views.close(finished)
                 title = "" if samples == 1 else f"sample {sample + 1}, seed {finished.seed}"
                 pictures.add(title, views.tokens, lead=f"{text}\n\n" if chat else text)
                 if stats_json and not quiet:

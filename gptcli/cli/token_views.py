@@ -6,7 +6,7 @@ from gptcli.cli.explain_table import ExplainTable
 from gptcli.cli.shaded_terminal import ShadedText
 from gptcli.cli.shading import Shaded, ShownTokens
 from gptcli.cli.sink import Sink
-from gptcli.generation.events import TextDelta
+from gptcli.generation.events import Finished, TextDelta
 from gptcli.text.tokenizer import Tokenizer
 
 
@@ -44,10 +44,10 @@ class TokenViews:
             if self._alternatives:
                 self._text.list_alternatives()
 
-    def close(self) -> None:
+    def close(self, finished: Finished) -> None:
         """Ends the table, below the text and whatever belongs to that."""
         if self._table:
-            self._table.close()
+            self._table.close(finished.logprobs or ())
 
     def _show(self, tokens: list[Shaded]) -> None:
         self.tokens += tokens

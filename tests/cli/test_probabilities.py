@@ -352,3 +352,9 @@ def test_a_generation_that_records_nothing_shows_no_tokens(tiny: LanguageModel) 
     shown = ShownTokens(tiny.tokenizer)
     assert shown.take(TextDelta(b"text")) == []
     assert shown.end() == []
+
+
+def test_the_table_has_the_tokens_of_the_stop_text_too(generate: Cli) -> None:
+    result = generate("12", "-n", "6", "--ignore-eos", "--stop", "DZ", "--explain")
+    assert result.out == b"DDD"
+    assert [row.split()[0] for row in result.err.splitlines()] == ["token", "D", "D", "D", "D", "Z"]

@@ -7,11 +7,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gptcli import LanguageModel
 from tests.cli.conftest import CLOSED, GPTCLI, ROOT, Cli
-from tests.tiny import TEXT, make_model
+from tests.tiny import CONFIG, TEXT, make_model, make_weights
 
 
 @pytest.fixture
@@ -215,3 +216,12 @@ def test_scoring_without_a_terminal_draws_nothing_on_stderr(tiny_model: Path) ->
         [*GPTCLI, "score", "-m", str(tiny_model)], input=TEXT.encode() * 5, capture_output=True, cwd=ROOT
     )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_model_that_computes_nan_is_that_exit_code(cli: Cli, tmp_path: Path) -> None:
+    weights = make_weights(CONFIG)
+    weights["model.norm.weight"][3] = np.nan
+    model = make_model(tmp_path / "model", weights=weights)
+    result = cli("score", "-m", model, stdin=b"In a small town")
+    assert (result.code, result.out) == (7, b"")
+    assert "NaN or infinity" in result.err
