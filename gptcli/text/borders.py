@@ -17,7 +17,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from gptcli.text.patterns import Kind, Matches, Unclear, matches_of, matches_of_text
+from gptcli.text.patterns import VISIBLE, WORD, Kind, Matches, Unclear, matches_of, matches_of_text
 from gptcli.text.tokenizer import Tokenizer
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -101,9 +101,9 @@ def _matches_of_pattern(pattern: dict[str, str], space: str) -> Matches:
 
 def _kept_apart(matches: Matches) -> Kind:
     kinds = Kind.SPACE | Kind.NEWLINE
-    if matches.joins(Kind.VISIBLE, Kind.SPACE):
+    if matches.joins(VISIBLE, Kind.SPACE):
         kinds &= ~Kind.SPACE
-    if matches.joins(Kind.NEWLINE, Kind.VISIBLE):
+    if matches.joins(Kind.NEWLINE, WORD):
         kinds &= ~Kind.NEWLINE
     return kinds
 

@@ -60,8 +60,8 @@ def encode_parts(
 
 
 def _cut(borders: Borders, blocks: Iterable[str], largest: int, where: str) -> Iterator[_Cut]:
-    lead, skip = "", 0
-    text, start = "", _PART
+    text, lead, skip = "", 0, 0  # text begins with the lead of what is to be cut off next
+    start = _PART
     for block in blocks:
         text += block
         while borders.kinds and len(text) > start + borders.context:
@@ -70,16 +70,17 @@ def _cut(borders: Borders, blocks: Iterable[str], largest: int, where: str) -> I
                 start = len(text) - borders.context
                 break
             border, tokens = found
-            yield _Cut(lead + text[:border], len(lead), skip)
-            lead, skip = (lead + text[:border])[-borders.context :], tokens
-            text, start = text[border:], _PART
-        if len(text) > largest:
+            yield _Cut(text[:border], lead, skip)
+            kept = max(0, border - borders.context)
+            text, lead, skip = text[kept:], border - kept, tokens
+            start = lead + _PART
+        if len(text) - lead > largest:
             raise InputError(
                 f"too large: {where}: no place to cut it safely within {largest} characters",
                 hint="such a text is encoded in one piece, in about 100 times its size of memory; "
                 "raise the limit with --max-input",
             )
-    yield _Cut(lead + text, len(lead), skip)
+    yield _Cut(text, lead, skip)
 
 
 def _encoded(tokenizer: Tokenizer, cuts: list[_Cut], special: bool, offsets: bool) -> Iterator[Part]:
