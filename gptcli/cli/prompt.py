@@ -120,7 +120,9 @@ def _blocks(stream: _Readable, where: str, max_input: int | None) -> Iterator[by
             raise InputError(f"cannot read: {where}: {error.strerror}") from None
         done += len(data)
         if max_input is not None and done > max_input:
-            raise InputError(f"too large: {where}: more than {max_input} bytes", hint="raise the limit with --max-input")
+            raise InputError(
+                f"too large: {where}: more than {max_input} bytes", hint="raise the limit with --max-input"
+            )
         yield data
         if not data:
             return

@@ -5,9 +5,11 @@ from __future__ import annotations
 import codecs
 import os
 import re
+import shutil
+import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from gptcli.cli.render import is_dumb_terminal
@@ -87,6 +89,17 @@ def grouped(pieces: Iterable[tuple[bytes, bool]]) -> Iterator[Group]:
 def uses_colour(is_terminal: bool) -> bool:
     """Whether what goes to stdout may be coloured."""
     return is_terminal and not os.environ.get("NO_COLOR") and not is_dumb_terminal()
+
+
+def terminal_columns() -> int:
+    """The width of the terminal."""
+    return max(1, shutil.get_terminal_size().columns)
+
+
+def painted(tokens: Iterable[bytes], *, colour: bool) -> str:
+    """Tokens on one line, as `TokenFlow` shows them."""
+    flow = TokenFlow(sys.maxsize, colour=colour)
+    return "".join(flow.add(replace(group, ends_line=False)) for group in grouped((data, False) for data in tokens))
 
 
 class TokenFlow:

@@ -6,7 +6,7 @@ where a token does not say what it stands for, an unknown one say, and only betw
 
 - Text that reached the model as it is: the range is exact to the byte, within characters too.
 - Characters that a normalizer changed: the whole of what they were. Tokens that share such characters share the range.
-- A token without text of its own, such as BOS or a space that a tokenizer puts in front: an empty range where it stands.
+- A token without text of its own, such as BOS or a space that is put in front: an empty range where it stands.
 - What a tokenizer drops, such as the blanks between WordPiece's words, is in no range.
 """
 

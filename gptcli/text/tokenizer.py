@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -183,10 +183,17 @@ class Tokenizer:
 
     def decode_text(self, ids: Iterable[int]) -> bytes:
         """The text that tokens are: `decode` without the space that such a tokenizer puts before, or behind, a text."""
-        data = self.decode(ids)
-        if self._spelling.word_end:
-            return data.removesuffix(b" ")
-        return data.removeprefix(b" ") if self._spelling.leads_with_space else data
+        return b"".join(self.text_pieces(ids))
+
+    def text_pieces(self, ids: Iterable[int]) -> Iterator[bytes]:
+        """`decode_text`, a piece at a time."""
+        held, first = b"", self._spelling.leads_with_space
+        for piece in map(self.token_bytes, ids):
+            if first:
+                piece, first = piece.removeprefix(b" "), False
+            yield held
+            held = piece
+        yield held.removesuffix(b" ") if self._spelling.word_end else held
 
     def token_name(self, id: int) -> str:
         """A token for a person to read: its text, with what is no character replaced."""

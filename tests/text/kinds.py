@@ -165,8 +165,7 @@ def greedy() -> Inner:
 
 
 KINDS = {
-    make.__name__: make
-    for make in (gpt2, roberta, llama3, qwen2, o200k, llama2, metaspace, unigram, wordpiece, greedy)
+    make.__name__: make for make in (gpt2, roberta, llama3, qwen2, o200k, llama2, metaspace, unigram, wordpiece, greedy)
 }
 _made: dict[str, tuple[Inner, Tokenizer]] = {}
 
