@@ -159,11 +159,17 @@ def given_ids(arguments: Sequence[str], errors: DecodingErrors, size: int) -> It
 
 def _numbers(blocks: Iterable[str]) -> Iterator[str]:
     """The fields of a text that comes in blocks, without the brackets of a list around them all."""
-    held, first = "", True
+    held, last, first = "", "", True
     for block in blocks:
         held += block
         if first and held.strip():
             held, first = held.lstrip().removeprefix("["), False
         *fields, held = _SEPARATOR.split(held)
-        yield from filter(None, fields)
-    yield from filter(None, _SEPARATOR.split(held.removesuffix("]")))
+        for field in filter(None, fields):
+            if last:
+                yield last
+            last = field
+    if held:
+        yield from filter(None, [last])
+        last = held
+    yield from filter(None, [last.removesuffix("]")])

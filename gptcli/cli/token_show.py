@@ -106,7 +106,7 @@ class Show:
             shown: dict[str, Any] = dict(record)
             shown["longest"] = " ".join(spell(self._tokenizer.surface(id)) for id in longest)
             if context is not None:
-                shown["context"] = f"{100 * totals.tokens / context:.1f} % of {context}"
+                shown["context"] = f"{100 * totals.tokens / context:.3g} % of {context}"
             for label, value in shown.items():
                 line = (
                     f"{label.replace('_', ' '):<16}  {spelled(value)}"

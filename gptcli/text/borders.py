@@ -4,8 +4,8 @@ A border is one of two kinds, between characters that no normalizer touches: bef
 single newline, `word\\n|next`. Two things make one safe. `kinds_of` shows from the tokenizer's description that no
 match of a pattern, however long, can lie across such a border. `Borders.find` then looks at the text around each one:
 there must be a cut in what the model gets as words, or no token that could lie across, and the ids on the left must be
-the same with what follows as without. What follows is always encoded with what is on the left before it, so that nothing
-that tokenizers do at a text's beginning is done to it.
+the same with what follows as without. What follows is always encoded behind what is on the left, so that nothing that
+tokenizers do at a text's beginning is done to it.
 """
 
 from __future__ import annotations

@@ -15,9 +15,10 @@ from gptcli.text.tokenizer import Tokenizer
 class Token(NamedTuple):
     """A token in its text.
 
-    number: counts from 0. data: the bytes it stands for, as the model spells them. start, end: the bytes of the text that became it, and
-    first_char, end_char the characters that those are in. special: whether it is a control token. in_chat: whether this
-    is a token of a conversation; message, role: the index and role of the message that it belongs to, if to any.
+    number: counts from 0. data: the bytes it stands for, as the model spells them. start, end: the bytes of the text
+    that became it, and first_char, end_char the characters that those are in. special: whether it is a control token.
+    in_chat: whether this is a token of a conversation; message, role: the index and role of the message that it belongs
+    to, if to any.
     """
 
     number: int

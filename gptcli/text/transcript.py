@@ -28,7 +28,7 @@ def transcript(messages: Sequence[Message], template: ChatTemplate, tokenizer: T
         header = _behind(tokens[len(owned) : start], closing) + len(owned)
         owned += tokens[len(owned) : header]
         if closing is not None:
-            end = _past_whitespace(tokens, closing.index + 1)
+            end = _past_whitespace(tokens, closing.number + 1)
         elif limit < len(tokens):
             end = limit
         role = messages[number].role
