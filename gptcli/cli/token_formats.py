@@ -78,6 +78,9 @@ def table(tokens: Iterable[Token], piece: Piece, columns: int | None) -> Iterato
         taken += column[1] + 2
         if columns is None or taken - 2 <= columns or len(shown) < 3:
             shown.append(column)
+    if columns is not None and taken > columns and len(shown) == 3:  # a terminal too narrow for the widths we want
+        name, _, place, cell = shown[2]
+        shown[2] = name, max(4, columns - 16), place, cell
     shown.sort(key=lambda column: column[2])
 
     def row(cells: Iterable[str]) -> str:

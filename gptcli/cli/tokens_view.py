@@ -29,7 +29,7 @@ _STRAY = re.compile("([\udc80-\udcff]+)")
 class Group:
     """Tokens that make whole characters together, nearly always one.
 
-    tokens: what each spells. whole: the text of them all, where a character is split between them, else nothing.
+    tokens: what each spells. whole: the characters that are split between them, if any.
     control: whether this is a control token. ends_line: whether a newline is in it.
     """
 
@@ -182,8 +182,16 @@ class TokenFlow:
 
 def _group(parts: Sequence[bytes]) -> Group:
     whole = b"".join(parts)
-    text = spell(whole) if len(parts) > 1 else ""
-    return Group(tuple(map(spell, parts)), text, ends_line=b"\n" in whole)
+    return Group(tuple(map(spell, parts)), _split_text(whole, parts), ends_line=b"\n" in whole)
+
+
+def _split_text(whole: bytes, parts: Sequence[bytes]) -> str:
+    """What tokens make together, without the whole characters that the first begins and the last ends with."""
+    if len(parts) == 1:
+        return ""
+    before = len(parts[0].decode("utf-8", "ignore").encode())
+    behind = len(parts[-1].decode("utf-8", "ignore").encode())
+    return spell(whole[before : len(whole) - behind])
 
 
 def _stray_bytes(escaped: str) -> str:
