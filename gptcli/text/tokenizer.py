@@ -147,7 +147,7 @@ class Tokenizer:
     def token_bytes(self, id: int) -> bytes:
         """The bytes that a token adds to a text; nothing for an id without a token."""
         spelling, surface = self._spelling, self.surface(id)
-        if id in self._added or not surface:
+        if not surface:
             return surface
         if spelling.continuation and not self.piece(id).startswith(spelling.continuation):
             return _without_wide_punctuation(b" " + surface) if spelling.tidy else b" " + surface

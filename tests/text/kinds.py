@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Inner
@@ -80,7 +81,7 @@ def o200k() -> Inner:
     return _split(O200K)
 
 
-def _sentencepiece(spelled: Callable[[str], str]) -> Inner:
+def _sentencepiece() -> Inner:
     """A BPE over whole texts, in which only `▁` begins a word, with bytes for what it does not know."""
     trained = Inner(models.BPE(unk_token="<unk>"))
     trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
@@ -100,21 +101,19 @@ def _sentencepiece(spelled: Callable[[str], str]) -> Inner:
     return inner
 
 
-def _model(inner: Inner) -> dict:
-    import json
-
+def _model(inner: Inner) -> dict[str, Any]:
     return json.loads(inner.to_str())["model"]
 
 
 def llama2() -> Inner:
     """A normalizer puts `▁` in front and for every space; no words are split off."""
-    inner = _sentencepiece(str)
+    inner = _sentencepiece()
     inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     return inner
 
 
 def metaspace() -> Inner:
-    inner = _sentencepiece(str)
+    inner = _sentencepiece()
     inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     return inner
 
