@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from gptcli.cli.sink import Sink, clean
-from gptcli.cli.tokens_view import TokenFlow, grouped, spell, width
+from gptcli.cli.tokens_view import PLAIN, TokenFlow, grouped, spell, width
 from gptcli.text.tokens import Token
 
 Piece = Callable[[int], str]  # the vocabulary's own spelling of a token
@@ -22,6 +22,15 @@ def write_flow(tokens: Iterable[Token], sink: Sink, columns: int, *, colour: boo
     """Tokens as running text, with roles in the margin."""
     flow = TokenFlow(columns, colour=colour)
     out = _Buffer(sink.draw)
+    try:
+        _write_turns(tokens, flow, out, columns)
+    except BaseException:
+        if colour:  # whatever ends this may do so within a token
+            sink.draw(PLAIN)
+        raise
+
+
+def _write_turns(tokens: Iterable[Token], flow: TokenFlow, out: _Buffer, columns: int) -> None:
     for (_, role, in_chat), run in groupby(tokens, _turn):
         if in_chat:
             name = clean(role or "")[:_ROLE]

@@ -114,9 +114,11 @@ class _Window:
 
     def data(self, start: int, end: int | None) -> bytes:
         """Bytes that have been read and not been dropped."""
-        first = self._kept[0][0] if self._kept else 0
-        data = b"".join(block for _, block in self._kept)
-        return data[max(0, start - first) : None if end is None else end - first]
+        end = self.size if end is None else end
+        wanted = (
+            block[max(0, start - at) : end - at] for at, block in self._kept if at < end and at + len(block) > start
+        )
+        return b"".join(wanted)
 
 
 def roundtrip(

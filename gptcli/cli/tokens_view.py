@@ -20,7 +20,7 @@ BOUNDARY = "·"
 _BACKGROUNDS = ("\x1b[38;5;16;48;5;153m", "\x1b[38;5;16;48;5;223m")
 _CONTROL = "\x1b[1;38;5;231;48;5;60m"
 _FAINT = "\x1b[2m"
-_PLAIN = "\x1b[0m"
+PLAIN = "\x1b[0m"
 _WHITESPACE = str.maketrans({" ": "␠", "\n": "⏎", "\t": "⇥"})
 _STRAY = re.compile("([\udc80-\udcff]+)")
 
@@ -173,7 +173,7 @@ class TokenFlow:
         return out + self._paint(style, line)
 
     def _paint(self, style: str, text: str) -> str:
-        return f"{style}{text}{_PLAIN}" if self._colour and text else text
+        return f"{style}{text}{PLAIN}" if self._colour and text else text
 
     def _break(self) -> str:
         self._column = 0

@@ -35,6 +35,7 @@ class Tokenizer:
         }
         self._nonce = secrets.token_hex(16)  # what no text contains
         self._spelling = _spelling(inner, where)
+        self._surfaces: dict[int, bytes] = {}
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -157,6 +158,14 @@ class Tokenizer:
 
     def surface(self, id: int) -> bytes:
         """The bytes of a text that a token stands for: as `token_bytes`, without spaces that only decoding adds."""
+        known = self._surfaces.get(id)
+        if known is None:
+            known = self._surface(id)
+            if known:  # else there are as many ids as numbers
+                self._surfaces[id] = known
+        return known
+
+    def _surface(self, id: int) -> bytes:
         if id in self._added:
             return self._added[id].content.encode()
         spelling, piece = self._spelling, self.piece(id)
@@ -204,7 +213,7 @@ class Tokenizer:
         return id in self._added and self._added[id].special
 
     def _mentions_control(self, text: str) -> bool:
-        return any(content in text for content in self._control)
+        return bool(self._control) and self._control_pattern.search(text) is not None
 
     @cached_property
     def _control_pattern(self) -> re.Pattern[str]:
