@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -32,6 +32,13 @@ Model = Annotated[
     typer.Option(
         "-m", "--model", envvar="GPTCLI_MODEL", autocompletion=model_names, rich_help_panel=_MODEL,
         help="A directory, or a name that `gptcli models` lists.",
+    ),
+]  # fmt: skip
+TokenizerModel = Annotated[
+    str,
+    typer.Option(
+        "-m", "--model", envvar="GPTCLI_MODEL", autocompletion=model_names, rich_help_panel=_MODEL,
+        help="A directory, a tokenizer.json, or a name that `gptcli models` lists.",
     ),
 ]  # fmt: skip
 Device = Annotated[str, typer.Option("--device", rich_help_panel=_MODEL, help="auto, cpu, cuda or cuda:N.")]
@@ -212,6 +219,10 @@ Stats = Annotated[
     typer.Option("--stats", rich_help_panel=_OUTPUT, help="A line of figures on stderr; --stats=json for scripts."),
 ]
 StatsJson = Annotated[bool, typer.Option("--stats-json", hidden=True)]
+Color = Annotated[
+    Literal["auto", "always", "never"],
+    typer.Option("--color", rich_help_panel=_OUTPUT, help="Colours: on a terminal unless NO_COLOR is set; or always."),
+]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", rich_help_panel=_OUTPUT, help="Only errors on stderr.")]
 
 DEFAULT_MAX_TOKENS = StopConfig().max_tokens

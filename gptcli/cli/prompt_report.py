@@ -15,10 +15,9 @@ import psutil
 from gptcli.cli.facts import default_origin, stop_sources, weight_bytes
 from gptcli.cli.records import json_line
 from gptcli.cli.render import print_note, size
-from gptcli.cli.shaded_terminal import stdout_columns
 from gptcli.cli.sink import Sink
 from gptcli.cli.tables import print_records
-from gptcli.cli.tokens_view import TokenFlow, grouped, spell, uses_colour
+from gptcli.cli.tokens_view import TokenFlow, grouped, spell, terminal_columns, uses_colour
 from gptcli.errors import NoTemplate
 from gptcli.language_model import LanguageModel
 from gptcli.settings import SamplingConfig, StopConfig
@@ -127,7 +126,7 @@ def print_prompt_report(
         return
     rows = _rows(report)
     if sink.is_terminal:
-        flow = TokenFlow(stdout_columns(), colour=uses_colour(sink.is_terminal))
+        flow = TokenFlow(terminal_columns(), colour=uses_colour(sink.is_terminal))
         tokenizer = lm.tokenizer
         pieces = ((tokenizer.token_bytes(id), tokenizer.is_control(id)) for id in prompt.ids)
         sink.draw("".join(map(flow.add, grouped(pieces))) + flow.end() + "\n")

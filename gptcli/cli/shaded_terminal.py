@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 from collections.abc import Iterable
 
 from gptcli.cli.render import is_dumb_terminal
 from gptcli.cli.shading import STEPS, Shaded, Step, cells, step_of
 from gptcli.cli.sink import Sink
-from gptcli.cli.tokens_view import TokenFlow, paint, spell, uses_colour, width
+from gptcli.cli.tokens_view import TokenFlow, paint, spell, terminal_columns, uses_colour, width
 
 _UNDERLINE = "\x1b[4m"
 _TOKEN_COLUMNS = 16
@@ -22,7 +20,7 @@ class ShadedText:
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self._colour = uses_colour(sink.is_terminal)
-        self._columns = stdout_columns()
+        self._columns = terminal_columns()
         self._flow = TokenFlow(self._columns, colour=self._colour)
         self._shown: list[Shaded] = []
 
@@ -73,14 +71,6 @@ class ShadedText:
                 break
             row += paint("\x1b[1m" if self._colour and other.id == token.id else "", text)
         return row.rstrip(" ") + "\n"
-
-
-def stdout_columns() -> int:
-    """How wide the terminal behind stdout is."""
-    try:
-        return os.get_terminal_size(sys.__stdout__.fileno() if sys.__stdout__ else 1).columns or 80
-    except OSError:
-        return 80
 
 
 def _sequence(step: Step) -> str:

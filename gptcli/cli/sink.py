@@ -53,7 +53,7 @@ class Sink:
         self._write(data)
 
     def draw(self, text: str) -> None:
-        """Writes what is styled for a terminal, and has been cleaned."""
+        """Writes what is clean already and drives the terminal on purpose, such as colours."""
         if text:
             self._write(text.encode("utf-8", "replace"))
 

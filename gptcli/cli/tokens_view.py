@@ -5,9 +5,11 @@ from __future__ import annotations
 import codecs
 import os
 import re
+import shutil
+import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from gptcli.cli.render import is_dumb_terminal
@@ -18,7 +20,7 @@ BOUNDARY = "·"
 _BACKGROUNDS = ("\x1b[38;5;16;48;5;153m", "\x1b[38;5;16;48;5;223m")
 _CONTROL = "\x1b[1;38;5;231;48;5;60m"
 _FAINT = "\x1b[2m"
-_PLAIN = "\x1b[0m"
+PLAIN = "\x1b[0m"
 _WHITESPACE = str.maketrans({" ": "␠", "\n": "⏎", "\t": "⇥"})
 _STRAY = re.compile("([\udc80-\udcff]+)")
 
@@ -27,7 +29,7 @@ _STRAY = re.compile("([\udc80-\udcff]+)")
 class Group:
     """Tokens that make whole characters together, nearly always one.
 
-    tokens: what each spells. whole: the text of them all, where a character is split between them, else nothing.
+    tokens: what each spells. whole: the characters that are split between them, if any.
     control: whether this is a control token. ends_line: whether a newline is in it.
     """
 
@@ -89,9 +91,20 @@ def uses_colour(is_terminal: bool) -> bool:
     return is_terminal and not os.environ.get("NO_COLOR") and not is_dumb_terminal()
 
 
+def terminal_columns() -> int:
+    """The width of the terminal."""
+    return max(1, shutil.get_terminal_size().columns)
+
+
+def painted(tokens: Iterable[bytes], *, colour: bool) -> str:
+    """Tokens on one line, as `TokenFlow` shows them."""
+    flow = TokenFlow(sys.maxsize, colour=colour)
+    return "".join(flow.add(replace(group, ends_line=False)) for group in grouped((data, False) for data in tokens))
+
+
 def paint(style: str, text: str) -> str:
     """A text in a style, an escape sequence or nothing."""
-    return f"{style}{text}{_PLAIN}" if style and text else text
+    return f"{style}{text}{PLAIN}" if style and text else text
 
 
 class TokenFlow:
@@ -176,8 +189,16 @@ class TokenFlow:
 
 def _group(parts: Sequence[bytes]) -> Group:
     whole = b"".join(parts)
-    text = spell(whole) if len(parts) > 1 else ""
-    return Group(tuple(map(spell, parts)), text, ends_line=b"\n" in whole)
+    return Group(tuple(map(spell, parts)), _split_text(whole, parts), ends_line=b"\n" in whole)
+
+
+def _split_text(whole: bytes, parts: Sequence[bytes]) -> str:
+    """What tokens make together, without the whole characters that the first begins and the last ends with."""
+    if len(parts) == 1:
+        return ""
+    before = len(parts[0].decode("utf-8", "ignore").encode())
+    behind = len(parts[-1].decode("utf-8", "ignore").encode())
+    return spell(whole[before : len(whole) - behind])
 
 
 def _stray_bytes(escaped: str) -> str:

@@ -1,11 +1,11 @@
 """Where a text may be cut so that its parts encode to the ids of the whole. Knows tokenizer.json, and no files.
 
 A border is one of two kinds, between characters that no normalizer touches: before a space, `word| next`, and behind a
-single newline, `word\\n|next`. Two things make one safe. `kinds_of` shows from the tokenizer's description that no match
-of a pattern, however long, can lie across such a border. `Borders.find` then looks at the text around each one: there
-must be a cut in what the model gets as words, or no token that could lie across, and the ids on the left must be the
-same with what follows as without. What follows is always encoded with what is on the left before it, so that nothing
-that tokenizers do at a text's beginning is done to it.
+single newline, `word\\n|next`. Two things make one safe. `kinds_of` shows from the tokenizer's description that no
+match of a pattern, however long, can lie across such a border. `Borders.find` then looks at the text around each one:
+there must be a cut in what the model gets as words, or no token that could lie across, and the ids on the left must be
+the same with what follows as without. What follows is always encoded behind what is on the left, so that nothing that
+tokenizers do at a text's beginning is done to it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from gptcli.text.patterns import Kind, Matches, Unclear, matches_of, matches_of_text
+from gptcli.text.patterns import VISIBLE, WORD, Kind, Matches, Unclear, matches_of, matches_of_text
 from gptcli.text.tokenizer import Tokenizer
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -101,9 +101,9 @@ def _matches_of_pattern(pattern: dict[str, str], space: str) -> Matches:
 
 def _kept_apart(matches: Matches) -> Kind:
     kinds = Kind.SPACE | Kind.NEWLINE
-    if matches.joins(Kind.VISIBLE, Kind.SPACE):
+    if matches.joins(VISIBLE, Kind.SPACE):
         kinds &= ~Kind.SPACE
-    if matches.joins(Kind.NEWLINE, Kind.VISIBLE):
+    if matches.joins(Kind.NEWLINE, WORD):
         kinds &= ~Kind.NEWLINE
     return kinds
 
@@ -123,8 +123,8 @@ class Borders:
         contents = [token.content for token in inner.get_added_tokens_decoder().values()]
         self.context = max(CONTEXT, 4 * max(map(len, contents), default=0))
 
-    def find(self, text: str, start: int) -> tuple[int, int] | None:
-        """A safe border at or behind `start`, and how many tokens the `context` on its left makes; None for none.
+    def find(self, text: str, start: int) -> tuple[int, list[int]] | None:
+        """A safe border at or behind `start`, and the ids of the `context` on its left; None for none.
 
         The text must go on for `context` characters behind the border. Of each kind, 64 places are tried.
         """
@@ -135,19 +135,19 @@ class Borders:
             places = (match.start() for match in pattern.finditer(text, max(1, start), max(0, last)))
             for border in islice(places, 64):
                 left, right = text[max(0, border - self.context) : border], text[border : border + self.context]
-                if count := self._tokens_before(kind, left, right):
-                    return border, count
+                if ids := self._ids_before(kind, left, right):
+                    return border, ids
         return None
 
-    def _tokens_before(self, kind: Kind, left: str, right: str) -> int:
-        """How many tokens the left side makes, whatever follows; 0 where the border is not safe."""
+    def _ids_before(self, kind: Kind, left: str, right: str) -> list[int]:
+        """The ids of the left side, which what follows does not change; none where the border is not safe."""
         if not _is_plain(left[-1]) or not _is_plain(right[0]):
-            return 0
+            return []
         if not self._splits(left, right) and kind not in self._unmerged:
-            return 0
+            return []
         ids = self._ids(left)
         safe = ids and not self._tokenizer.swallows(ids[-1]) and self._ids(left + right)[: len(ids)] == ids
-        return len(ids) if safe else 0
+        return ids if safe else []
 
     def _ids(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, special=self._special, add_special=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import tokenizers
@@ -39,7 +39,7 @@ class Part:
 class _Cut:
     text: str
     lead: int
-    skip: int
+    lead_ids: Sequence[int]
 
 
 def encode_parts(
@@ -60,8 +60,9 @@ def encode_parts(
 
 
 def _cut(borders: Borders, blocks: Iterable[str], largest: int, where: str) -> Iterator[_Cut]:
-    lead, skip = "", 0
-    text, start = "", _PART
+    text, lead = "", 0  # text begins with the lead of what is to be cut off next
+    lead_ids: Sequence[int] = ()
+    start = _PART
     for block in blocks:
         text += block
         while borders.kinds and len(text) > start + borders.context:
@@ -69,17 +70,18 @@ def _cut(borders: Borders, blocks: Iterable[str], largest: int, where: str) -> I
             if found is None:
                 start = len(text) - borders.context
                 break
-            border, tokens = found
-            yield _Cut(lead + text[:border], len(lead), skip)
-            lead, skip = (lead + text[:border])[-borders.context :], tokens
-            text, start = text[border:], _PART
-        if len(text) > largest:
+            border, ids = found
+            yield _Cut(text[:border], lead, lead_ids)
+            kept = max(0, border - borders.context)
+            text, lead, lead_ids = text[kept:], border - kept, ids
+            start = lead + _PART
+        if len(text) - lead > largest:
             raise InputError(
                 f"too large: {where}: no place to cut it safely within {largest} characters",
                 hint="such a text is encoded in one piece, in about 100 times its size of memory; "
                 "raise the limit with --max-input",
             )
-    yield _Cut(lead + text, len(lead), skip)
+    yield _Cut(text, lead, lead_ids)
 
 
 def _encoded(tokenizer: Tokenizer, cuts: list[_Cut], special: bool, offsets: bool) -> Iterator[Part]:
@@ -91,4 +93,7 @@ def _encoded(tokenizer: Tokenizer, cuts: list[_Cut], special: bool, offsets: boo
         encoded = encode([cuts[index].text for index in chosen], add_special_tokens=False)
         encodings |= dict(zip(chosen, encoded, strict=True))
     for index, cut in enumerate(cuts):
-        yield Part(cut.text, cut.lead, encodings[index], cut.skip)
+        skip = len(cut.lead_ids)
+        if list(cut.lead_ids) != encodings[index].ids[:skip]:
+            raise BrokenTokenizer("cannot encode in parts: what is far behind a place changes the tokens before it")
+        yield Part(cut.text, cut.lead, encodings[index], skip)

@@ -6,7 +6,7 @@ where a token does not say what it stands for, an unknown one say, and only betw
 
 - Text that reached the model as it is: the range is exact to the byte, within characters too.
 - Characters that a normalizer changed: the whole of what they were. Tokens that share such characters share the range.
-- A token without text of its own, such as BOS or a space that a tokenizer puts in front: an empty range where it stands.
+- A token without text of its own, such as BOS or a space that is put in front: an empty range where it stands.
 - What a tokenizer drops, such as the blanks between WordPiece's words, is in no range.
 """
 
@@ -26,6 +26,7 @@ import tokenizers
 from gptcli.text.tokenizer import Tokenizer
 
 Range = tuple[int, int]  # byte offsets: start, end
+_SHORT = 32  # characters of what comes again and again
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Offsets:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._normalize, self._lead = _normalization(tokenizer)
+        self._normalize = _normalization(tokenizer)
 
     def of(self, text: str, encoding: tokenizers.Encoding) -> list[Range]:
         """The range of each token of a text's encoding without what a model adds around it."""
@@ -58,7 +59,8 @@ class Offsets:
         first, char = 0, 0
         for index, (id, (start, end)) in enumerate(zip(ids, hints, strict=True)):
             if char <= start <= end <= len(text) and self._is_added_token(id, surfaces[index], text[start:end]):
-                ranges += self._segment(text[char:start], ids[first:index], surfaces[first:index], hints[first:index], places, char)
+                own = slice(first, index)
+                ranges += self._segment(text[char:start], ids[own], surfaces[own], hints[own], places, char)
                 ranges.append((places(start), places(end)))
                 first, char = index + 1, end
         return ranges + self._segment(text[char:], ids[first:], surfaces[first:], hints[first:], places, char)
@@ -89,15 +91,14 @@ class Offsets:
         runs = _runs(text, self._normalize)
         normal = self._normalize(text).encode()
         joined = b"".join(surfaces)
-        lead = next((lead for lead in (b"", *self._lead) if joined.startswith(lead) and joined[len(lead) :] == normal), None)
-        line = _Line(lead or b"", normal, runs, origin)
-        if lead is not None:
+        if joined in (normal, b" " + normal):
+            line = _Line(joined[: len(joined) - len(normal)], normal, runs, origin)
             ends = list(accumulate(map(len, surfaces)))
             return [line.range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
         spans = [(places(start) - origin, places(end) - origin) for start, end in hints]
         unknown = self._tokenizer.unknown_id
         tokens = [None if id == unknown else surface for id, surface in zip(ids, surfaces, strict=True)]
-        walks = (_walk(tokens, spans, _Line(lead, normal, runs, origin)) for lead in (b"", *self._lead))
+        walks = (_walk(tokens, spans, _Line(lead, normal, runs, origin)) for lead in (b"", b" "))
         return min(walks, key=lambda walk: walk[0])[1]
 
 
@@ -151,19 +152,23 @@ def _walk(tokens: Sequence[bytes | None], spans: Sequence[Range], line: _Line) -
     for token, (start, end) in zip(tokens, spans, strict=True):
         hint = max(at, line.place(start))
         if token is None:
-            found.append((hint, max(hint, line.place(end))))
-        elif data.startswith(token, at):
-            found.append((at, at + len(token)))
-        elif (place := data.find(token, at)) >= 0 and (place == hint or data[at:place].decode("utf-8", "replace").isspace()):
-            found.append((place, place + len(token)))
-        elif data.startswith(token, hint):
-            found.append((hint, hint + len(token)))
-        else:
+            at = max(hint, line.place(end))
+            found.append((hint, at))
+            continue
+        place = _place(token, data, at, hint)
+        if place is None and found and found[-1] and found[-1][1] > found[-1][0]:
+            # What was unknown before it may have been a part of a character, of which the library says all.
+            place = data.find(token, found[-1][0] + 1, at + len(token))
+            place = None if place < 0 else place
+            if place is not None:
+                found[-1] = found[-1][0], place
+        if place is None:
             found.append(None)
             lost += 1
             at = max(hint, line.place(end))
-            continue
-        at = found[-1][1] if found[-1] else at
+        else:
+            at = place + len(token)
+            found.append((place, at))
     ranges: list[Range] = []
     for index, span in enumerate(found):
         if span is None:
@@ -172,6 +177,16 @@ def _walk(tokens: Sequence[bytes | None], spans: Sequence[Range], line: _Line) -
             span = before, max(before, behind)
         ranges.append(line.range(*span))
     return lost, ranges
+
+
+def _place(token: bytes, data: bytes, at: int, hint: int) -> int | None:
+    """Where a token begins that is at `at`, behind whitespace that is in no token, or where the library has it."""
+    if data.startswith(token, at):
+        return at
+    place = data.find(token, at)
+    if place >= 0 and (place == hint or data[at:place].decode("utf-8", "replace").isspace()):
+        return place
+    return hint if data.startswith(token, hint) else None
 
 
 def _runs(text: str, normalize: Callable[[str], str]) -> list[_Run]:
@@ -218,22 +233,24 @@ def _byte_places(text: str) -> Callable[[int], int]:
     return places.__getitem__
 
 
-def _normalization(tokenizer: Tokenizer) -> tuple[Callable[[str], str], tuple[bytes, ...]]:
-    """What a tokenizer does to characters wherever they stand, and what it may put in front of a text."""
+def _normalization(tokenizer: Tokenizer) -> Callable[[str], str]:
+    """What a tokenizer does to characters wherever they stand, which is all but what it does at a text's ends."""
     normalizer = tokenizer.inner_for("", special=True).normalizer
     state = {} if normalizer is None else json.loads(normalizer.__getstate__())
     parts = state.get("normalizers", [state] if state else [])
     local = [part for part in parts if part["type"] not in ("Prepend", "Strip")]
-    as_space = tokenizer.as_space
-    if not local or (local == parts == [] and normalizer is None):
-        return as_space, (b" ",)
+    if not local:
+        return tokenizer.as_space
     inner = _tokenizer_with({"type": "Sequence", "normalizers": local}).normalizer
 
     @lru_cache(maxsize=1 << 16)
-    def normalize(text: str) -> str:
-        return as_space(inner.normalize_str(text))
+    def normalize_short(text: str) -> str:
+        return tokenizer.as_space(inner.normalize_str(text))
 
-    return normalize, (b" ",)
+    def normalize(text: str) -> str:
+        return normalize_short(text) if len(text) <= _SHORT else tokenizer.as_space(inner.normalize_str(text))
+
+    return normalize
 
 
 def _tokenizer_with(normalizer: dict[str, Any]) -> tokenizers.Tokenizer:

@@ -16,11 +16,18 @@ class Kind(IntFlag):
     SPACE = 1  # the one that stands for a space, `▁` behind some normalizers
     NEWLINE = 2  # \\n alone
     BLANK = 4  # other whitespace
-    VISIBLE = 8
+    LETTER = 8
+    DIGIT = 16
+    MARK = 32  # whatever else
 
 
 NOTHING = Kind(0)
-ANYTHING = Kind.SPACE | Kind.NEWLINE | Kind.BLANK | Kind.VISIBLE
+WORD = Kind.LETTER | Kind.DIGIT
+VISIBLE = WORD | Kind.MARK
+ANYTHING = Kind.SPACE | Kind.NEWLINE | Kind.BLANK | VISIBLE
+
+
+_SUBSETS = "Lu Ll Lt Lm Lo Nd Nl No M Mn Mc Me P Pc Pd Ps Pe Pi Pf Po S Sm Sc Sk So".split()
 
 
 class Unclear(Exception):
@@ -49,8 +56,8 @@ class Matches:
         return kinds
 
     def joins(self, left: Kind, right: Kind) -> bool:
-        """Whether a match can hold a character of one kind, and one of the other behind it."""
-        return (left, right) in self.pairs
+        """Whether a match can hold a character of some kinds, and one of the others behind it."""
+        return not self.pairs.isdisjoint(_pairs(left, right))
 
     def then(self, other: Matches) -> Matches:
         """What this and the other behind it match."""
@@ -119,7 +126,9 @@ def _literal(char: str, space: str) -> _Set:
         return _Set(Kind.SPACE, Kind.SPACE)
     if char == "\n":
         return _Set(Kind.NEWLINE, Kind.NEWLINE)
-    return _Set(Kind.BLANK if char.isspace() else Kind.VISIBLE)
+    if char.isspace():
+        return _Set(Kind.BLANK)
+    return _Set(Kind.LETTER if char.isalpha() else Kind.DIGIT if char.isnumeric() else Kind.MARK)
 
 
 class _Reader:
@@ -142,7 +151,7 @@ class _Reader:
         found = Matches()
         while self.at < len(self.pattern) and self._peek() not in "|)":
             found = found.then(self._repeated(self._atom()))
-        if found.looks and found.joins(Kind.VISIBLE, Kind.NEWLINE):
+        if found.looks and found.joins(VISIBLE, Kind.NEWLINE):
             raise Unclear(self.pattern)
         return found
 
@@ -206,7 +215,7 @@ class _Reader:
         return ~found if negated else found
 
     def _range(self, first: str, last: str) -> _Set:
-        found = _Set(Kind.VISIBLE | Kind.BLANK)
+        found = _Set(VISIBLE | Kind.BLANK)
         for char in (self._space, "\n"):
             if first <= char <= last:
                 found |= _literal(char, self._space)
@@ -220,7 +229,7 @@ class _Reader:
         if char in "sS":
             return self._whitespace if char == "s" else ~self._whitespace
         if char in "dw":
-            return _Set(Kind.VISIBLE)
+            return _Set(VISIBLE)
         if char in "DW":
             return _Set(ANYTHING)
         if char in "pP":
@@ -238,10 +247,12 @@ class _Reader:
         if not closed:
             raise Unclear(self.pattern)
         self.at += len(name) + 1
-        letters_or_digits = name[:1] in ("L", "N") or name in ("M", "Mn", "Han", "Hiragana", "Katakana", "Hangul")
-        marks = name[:1] in ("P", "S") and len(name) <= 2 and not self._space.isspace()
-        if letters_or_digits or (name[:1] in ("P", "S") and len(name) <= 2):
-            found = _Set(Kind.VISIBLE | (Kind.SPACE if marks else NOTHING))
+        marks = Kind.MARK if self._space.isspace() else Kind.MARK | Kind.SPACE
+        if name in ("L", "N"):
+            kind = Kind.LETTER if name == "L" else Kind.DIGIT
+            found = _Set(kind, kind)
+        elif name in _SUBSETS:
+            found = _Set({"L": Kind.LETTER, "N": Kind.DIGIT}.get(name[0], marks))
         else:
             found = _Set(ANYTHING)
         return ~found if negated else found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -35,6 +35,7 @@ class Tokenizer:
         }
         self._nonce = secrets.token_hex(16)  # what no text contains
         self._spelling = _spelling(inner, where)
+        self._surfaces: dict[int, bytes] = {}
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -151,7 +152,7 @@ class Tokenizer:
     def token_bytes(self, id: int) -> bytes:
         """The bytes that a token adds to a text; nothing for an id without a token."""
         spelling, surface = self._spelling, self.surface(id)
-        if id in self._added or not surface:
+        if not surface:
             return surface
         if spelling.continuation and not self.piece(id).startswith(spelling.continuation):
             return _without_wide_punctuation(b" " + surface) if spelling.tidy else b" " + surface
@@ -161,6 +162,14 @@ class Tokenizer:
 
     def surface(self, id: int) -> bytes:
         """The bytes of a text that a token stands for: as `token_bytes`, without spaces that only decoding adds."""
+        known = self._surfaces.get(id)
+        if known is None:
+            known = self._surface(id)
+            if known:  # else there are as many ids as numbers
+                self._surfaces[id] = known
+        return known
+
+    def _surface(self, id: int) -> bytes:
         if id in self._added:
             return self._added[id].content.encode()
         spelling, piece = self._spelling, self.piece(id)
@@ -187,10 +196,17 @@ class Tokenizer:
 
     def decode_text(self, ids: Iterable[int]) -> bytes:
         """The text that tokens are: `decode` without the space that such a tokenizer puts before, or behind, a text."""
-        data = self.decode(ids)
-        if self._spelling.word_end:
-            return data.removesuffix(b" ")
-        return data.removeprefix(b" ") if self._spelling.leads_with_space else data
+        return b"".join(self.text_pieces(ids))
+
+    def text_pieces(self, ids: Iterable[int]) -> Iterator[bytes]:
+        """`decode_text`, a piece at a time."""
+        held, first = b"", self._spelling.leads_with_space
+        for piece in map(self.token_bytes, ids):
+            if first:
+                piece, first = piece.removeprefix(b" "), False
+            yield held
+            held = piece
+        yield held.removesuffix(b" ") if self._spelling.word_end else held
 
     def token_name(self, id: int) -> str:
         """A token for a person to read: its text, with what is no character replaced."""
@@ -205,7 +221,7 @@ class Tokenizer:
         return tuple(content for content in self._control if content in text)
 
     def _mentions_control(self, text: str) -> bool:
-        return any(content in text for content in self._control)
+        return bool(self._control) and self._control_pattern.search(text) is not None
 
     @cached_property
     def _control_pattern(self) -> re.Pattern[str]:
