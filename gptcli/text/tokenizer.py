@@ -140,6 +140,14 @@ class Tokenizer:
         """Whether a token is a control token, such as `<|im_end|>`."""
         return id in self._added and self._added[id].special
 
+    def difference(self, other: Tokenizer) -> str | None:
+        """What sets the tokens of another tokenizer apart, for a person to read; None where every id is the same."""
+        for id in range(max(self.size, other.size)):
+            mine, theirs = self.piece(id), other.piece(id)
+            if mine != theirs or self.token_bytes(id) != other.token_bytes(id):
+                return f"token {id} is {theirs!r}, not {mine!r}"
+        return None
+
     def _mentions_control(self, text: str) -> bool:
         return any(content in text for content in self._control)
 
