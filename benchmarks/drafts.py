@@ -1,6 +1,6 @@
 """Drafting with a smaller model, or from the text itself, beside not drafting, in turns. Tokens a second, medians.
 
-python benchmarks/drafts.py --model NAME [--draft-model NAME] [--speculate 4] [--dtype fp32] [--tokens 120] [--repeats 5]
+python benchmarks/drafts.py --model NAME [--draft-model NAME] [--speculate 4] [--dtype fp32] [--repeats 5]
 
 Greedy, behind a short prompt. Says whether the ids were the same, which they need not be where kernels round more than
 fp32 does.
