@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 
+DRAFTED_TOKENS = 4  # a step, at most, by a smaller model; --speculate says otherwise
+
 
 def _no_progress(done: int, total: int) -> None:
     pass
@@ -44,6 +46,7 @@ class LanguageModel:
         self.folder = folder
         self.runtime = runtime
         self._engine: Engine | None = None
+        self._smaller: LanguageModel | None = None
         config = folder.architecture.config
         self.ctx_size = runtime.ctx_size or config.max_context
         if self.ctx_size > config.max_context:
@@ -68,9 +71,14 @@ class LanguageModel:
         return cls(name, ModelFolder.open(locate(name, offline=offline, on_progress=on_fetch)), runtime)
 
     def load(self, on_progress: Progress = _no_progress) -> Engine:
-        """Reads the weights, once; on_progress gets bytes done and in all. Raises OutOfMemory or NoSuchDevice."""
+        """Reads the weights, once, and those of a model that drafts; on_progress gets a model's bytes done and in all.
+
+        Raises OutOfMemory or NoSuchDevice.
+        """
         if self._engine is None:
             self._engine = self._read_weights(on_progress)
+        if self._smaller is not None:
+            self._smaller.load(on_progress)
         return self._engine
 
     @property
@@ -233,17 +241,38 @@ class LanguageModel:
             stop_ids=self.stop_ids,
             cache=cache,
             drafter=self._drafter(cancelled),
-            most_drafted=self.runtime.speculate,
+            most_drafted=self._most_drafted,
             logprobs=logprobs,
             explain=explain,
             on_prefill=on_prefill,
             cancelled=cancelled,
         )
 
-    def _drafter(self, cancelled: Callable[[], bool]) -> Drafter | None:
-        from gptcli.generation.speculation import PromptLookup
+    def draft_with(self, smaller: LanguageModel) -> None:
+        """Lets a smaller model draft tokens from now on; the text stays the same. Raises UsageError unless it has the
+        same tokens."""
+        if difference := self.tokenizer.difference(smaller.tokenizer):
+            raise UsageError(
+                f"the draft model has other tokens: {smaller.name}: {difference}",
+                hint="take a smaller model of the same family",
+            )
+        self._smaller = smaller
 
+    @property
+    def _most_drafted(self) -> int:
+        return self.runtime.speculate or (DRAFTED_TOKENS if self._smaller else 0)
+
+    def _drafter(self, cancelled: Callable[[], bool]) -> Drafter | None:
+        from gptcli.generation.speculation import DraftModel, PromptLookup
+
+        if self._smaller is not None:
+            return DraftModel(self._smaller.engine, self._smaller_cache, self.tokenizer.size, cancelled)
         return PromptLookup() if self.runtime.speculate else None
+
+    @cached_property
+    def _smaller_cache(self) -> KVCache:
+        assert self._smaller is not None
+        return self._smaller.engine.new_cache()
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Logits at every position of a text, (T, vocab) in fp32. Raises UsageError or ContextOverflow."""
@@ -325,12 +354,18 @@ def load(
     ctx_size: int | None = None,
     threads: int | None = None,
     speculate: int = 0,
+    draft_model: str | Path | None = None,
     offline: bool = False,
 ) -> LanguageModel:
-    """Loads a model by name or directory. Raises GptcliError, whose subclasses say what is wrong."""
+    """Loads a model by name or directory. Raises GptcliError, whose subclasses say what is wrong.
+
+    speculate: drafts up to so many tokens a step, from the text itself or with a smaller model, `draft_model`.
+    """
     runtime = RuntimeConfig(
         device=device, dtype=dtype, quantize=quantize, ctx_size=ctx_size, threads=threads, speculate=speculate
     )
     lm = LanguageModel.open(str(model), runtime, offline=offline)
+    if draft_model is not None:
+        lm.draft_with(LanguageModel.open(str(draft_model), runtime.for_draft_model(), offline=offline))
     lm.load()
     return lm

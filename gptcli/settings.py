@@ -123,6 +123,10 @@ class RuntimeConfig:
     threads: int | None = None
     speculate: int = 0
 
+    def for_draft_model(self) -> Self:
+        """The same for a model that drafts for this one: its context is its own."""
+        return replace(self, ctx_size=None, speculate=0)
+
     def __post_init__(self) -> None:
         _check_whole("speculate", self.speculate, 0, 64, " (0 is off)")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):

@@ -34,6 +34,7 @@ def generate(
     ctx_size: options.CtxSize = None,
     threads: options.Threads = None,
     speculate: options.Speculate = 0,
+    draft_model: options.DraftModel = None,
     offline: options.Offline = False,
     file: options.File = None,
     chat: options.Chat = False,
@@ -94,6 +95,8 @@ def generate(
     runtime = RuntimeConfig(
         device=device, dtype=dtype, quantize=quantize, ctx_size=ctx_size, threads=threads, speculate=speculate
     )
+    if draft_model is not None and samples > 1:
+        raise UsageError("--draft-model is for one sample: several share every step already, and draft nothing")
     if not chat and any(option is not None for option in (system, system_file, chat_template)):
         raise UsageError("--system, --system-file and --chat-template need --chat")
     if system is not None and system_file is not None:
@@ -109,6 +112,10 @@ def generate(
     sink = Sink()
     with Activity(quiet=quiet) as activity:
         lm = LanguageModel.open(model, runtime, offline=offline, on_fetch=activity.fetch)
+        if draft_model is not None:
+            lm.draft_with(
+                LanguageModel.open(draft_model, runtime.for_draft_model(), offline=offline, on_fetch=activity.fetch)
+            )
         if chat:
             if chat_template is None:
                 template = lm.template

@@ -58,7 +58,14 @@ Speculate = Annotated[
     int,
     typer.Option(
         "--speculate", metavar="N", rich_help_panel=_MODEL,
-        help="Draft up to N tokens a step from the text itself: faster where it repeats itself, and the same text.",
+        help="Draft up to N tokens a step, from the text itself or with --draft-model: the same text, often faster.",
+    ),
+]  # fmt: skip
+DraftModel = Annotated[
+    str | None,
+    typer.Option(
+        "--draft-model", metavar="NAME", autocompletion=model_names, rich_help_panel=_MODEL,
+        help="Draft with a smaller model that has the same tokenizer: the same text, often faster.",
     ),
 ]  # fmt: skip
 Offline = Annotated[bool, typer.Option("--offline", rich_help_panel=_MODEL, help="Never fetch the default model.")]

@@ -15,7 +15,7 @@ from gptcli.runtime.engine import Engine
 
 _NGRAMS = (3, 2)  # tokens that must repeat for what followed them to be a draft; longer ones are asked first
 _FIRST_DRAFT = 2
-_MOST_PAUSES = 64  # tokens
+_FIRST_PAUSE, _LONGEST_PAUSE = 4, 128  # steps
 _DRAFTS_IN_A_ROW = 32  # until an ordinary step is timed again
 _NEWEST = 0.25  # weight of the newest step among those before it
 
@@ -105,7 +105,7 @@ class Pace:
         self._most = most
         self._length = min(_FIRST_DRAFT, most)
         self._pause = 0  # steps still to go without a draft
-        self._next_pause = 1
+        self._next_pause = _FIRST_PAUSE
         self._in_a_row = 0  # drafts since the last ordinary step
         self._step_s: float | None = None  # what an ordinary step takes
 
@@ -129,6 +129,6 @@ class Pace:
         elif kept == 0:
             self._length = max(1, self._length // 2)
         if self._step_s is None or seconds < (1 + kept) * self._step_s:
-            self._next_pause = 1
+            self._next_pause = _FIRST_PAUSE
         else:
-            self._pause, self._next_pause = self._next_pause, min(2 * self._next_pause, _MOST_PAUSES)
+            self._pause, self._next_pause = self._next_pause, min(2 * self._next_pause, _LONGEST_PAUSE)

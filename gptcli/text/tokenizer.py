@@ -220,6 +220,14 @@ class Tokenizer:
         """The control tokens that are spelled out in a text."""
         return tuple(content for content in self._control if content in text)
 
+    def difference(self, other: Tokenizer) -> str | None:
+        """What sets the tokens of another tokenizer apart, for a person to read; None where every id is the same."""
+        for id in range(max(self.size, other.size)):
+            mine, theirs = self.piece(id), other.piece(id)
+            if mine != theirs or self.token_bytes(id) != other.token_bytes(id):
+                return f"token {id} is {theirs!r}, not {mine!r}"
+        return None
+
     def _mentions_control(self, text: str) -> bool:
         return bool(self._control) and self._control_pattern.search(text) is not None
 

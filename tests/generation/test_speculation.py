@@ -51,8 +51,18 @@ def test_drafts_grow_while_they_come_true() -> None:
 
 def test_drafts_pause_longer_and_longer_where_they_do_not_come_true() -> None:
     lengths = drafted(Pace(8), 0.0, 1.5, 41)
-    assert [place for place, length in enumerate(lengths) if length] == [1, 3, 6, 11, 20, 37]
+    assert [place for place, length in enumerate(lengths) if length] == [1, 6, 15, 32]
     assert set(lengths) == {0, 1, 2}
+
+
+def test_a_draft_that_pays_makes_the_next_pause_short_again() -> None:
+    pace = Pace(8)
+    drafted(pace, 0.0, 1.5, 33)
+    while not pace.wanted():
+        pass
+    pace.learn(1, 1, 1.5)
+    pace.learn(pace.wanted(), 0, 1.5)
+    assert [pace.wanted() for _ in range(5)] == [0, 0, 0, 0, 1]
 
 
 def test_drafts_that_come_true_in_part_pause_where_they_take_longer_than_they_save() -> None:
