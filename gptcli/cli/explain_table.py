@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 
 from gptcli.cli.render import print_line
-from gptcli.cli.shaded_terminal import fitted
-from gptcli.cli.tokens_view import spell
+from gptcli.cli.tokens_view import fitted, spell
 from gptcli.generation.events import FilterEffect, StepLogprobs
 
 _TOKEN = 12  # columns; a line fits 80 of them with the default filters

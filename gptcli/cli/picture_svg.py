@@ -9,7 +9,7 @@ from html import escape
 
 from gptcli.cli.picture import Passage, bars, legible, named, shown
 from gptcli.cli.shading import STEPS, Cell, Shaded, step_of
-from gptcli.cli.tokens_view import width
+from gptcli.cli.tokens_view import fitted, width
 
 # In the picture's own units, which are pixels at its natural size.
 _COLUMNS = 72  # of a line of text
@@ -160,9 +160,7 @@ def _columns(text: str) -> int:
 
 
 def _cut(text: str) -> str:
-    while width(text) > _COLUMNS:
-        text = text[:-2] + "…"
-    return text
+    return fitted(text, _COLUMNS) if width(text) > _COLUMNS else text
 
 
 def _drawn(placed: _Placed, top: float) -> str:

@@ -130,7 +130,7 @@ def print_prompt_report(
         tokenizer = lm.tokenizer
         pieces = ((tokenizer.token_bytes(id), tokenizer.is_control(id)) for id in prompt.ids)
         sink.draw("".join(map(flow.add, grouped(pieces))) + flow.end() + "\n")
-        rows = [row for row in rows if row["name"] not in ("text", "ids")]
+        rows = [row for row in rows if row["name"] != "text"]
     print_records(rows, as_json=False, header=False)
     for note in () if quiet else report["notes"]:
         print_note(note)

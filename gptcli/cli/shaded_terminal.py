@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from gptcli.cli.render import is_dumb_terminal
 from gptcli.cli.shading import STEPS, Shaded, Step, cells, step_of
 from gptcli.cli.sink import Sink
-from gptcli.cli.tokens_view import TokenFlow, paint, spell, terminal_columns, uses_colour, width
+from gptcli.cli.tokens_view import TokenFlow, fitted, paint, spell, terminal_columns, uses_colour, width
 
 _UNDERLINE = "\x1b[4m"
 _TOKEN_COLUMNS = 16
@@ -75,10 +75,3 @@ class ShadedText:
 
 def _sequence(step: Step) -> str:
     return f"\x1b[{'4;' if step.underlined else ''}{step.code}m"
-
-
-def fitted(text: str, columns: int) -> str:
-    """A text cut or padded to so many columns."""
-    while width(text) > columns:
-        text = text[:-2] + "…"
-    return text + " " * (columns - width(text))

@@ -65,6 +65,14 @@ def width(text: str) -> int:
     return columns if columns >= 0 else len(text)
 
 
+def fitted(text: str, columns: int) -> str:
+    """A text cut or padded to so many columns."""
+    text = text[: 8 * columns]  # of a text far too long, measuring the rest again and again would take ages
+    while width(text) > columns:
+        text = text[:-2] + "…"
+    return text + " " * (columns - width(text))
+
+
 def grouped(pieces: Iterable[tuple[bytes, bool]]) -> Iterator[Group]:
     """Groups of tokens, given as their bytes and whether each is a control token, as they come."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")

@@ -358,3 +358,8 @@ def test_the_table_has_the_tokens_of_the_stop_text_too(generate: Cli) -> None:
     result = generate("12", "-n", "6", "--ignore-eos", "--stop", "DZ", "--explain")
     assert result.out == b"DDD"
     assert [row.split()[0] for row in result.err.splitlines()] == ["token", "D", "D", "D", "D", "Z"]
+
+
+def test_a_word_wider_than_the_picture_is_cut_and_drawn_at_once() -> None:
+    texts = [text for text, _, _ in placed(picture("t", [passage(("y" * 100, 0.5), lead="x" * 1_000_000)]))]
+    assert texts == ["x" * 71 + "…", "y" * 71 + "…"]
