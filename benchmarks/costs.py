@@ -3,8 +3,8 @@
 python benchmarks/costs.py [--figures docs/costs.json] [--picture docs/costs.svg] [--redraw]
 
 Random weights in four shapes, as stored in bf16 and packed on load to int8 and int4. A point is the median of 48 steps.
-The lines are the bytes that a step reads, weights and cache, over the bandwidth measured around it. --redraw takes the
-figures that are there.
+The dotted lines are the bytes that a step reads, weights and cache, over the greatest bandwidth that was measured in
+between. --redraw takes the figures that are there.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ COLORS = {"bf16": "#8250df", "int8": "#0969da", "int4": "#1a7f37"}
 
 def measure() -> dict[str, Any]:
     """Points of both halves of the picture."""
-    points = []
+    points, bandwidth = [], 0.0
     with tempfile.TemporaryDirectory() as directory:
         for number, shape in enumerate(SHAPES):
             path = Path(directory) / str(number)
@@ -48,23 +48,23 @@ def measure() -> dict[str, Any]:
                 kernels, threads = engine.kernels, engine.threads
                 for context in CONTEXTS if shape == LONG else (SHORT,):
                     points.append({"way": way, "parameters": shape.parameters} | point(engine, context))
+                    bandwidth = max(bandwidth, read_bandwidth(engine.plan.device))
                     print(points[-1], flush=True)
                 del engine
-    return {"kernels": kernels, "threads": threads, "points": points}
+    return {"kernels": kernels, "threads": threads, "bandwidth": bandwidth, "points": points}
 
 
 def point(engine: Engine, context: int) -> dict[str, Any]:
-    """Milliseconds of a step behind so many tokens, and of reading its bytes."""
+    """Milliseconds of a step behind so many tokens, and the bytes it reads."""
     cache = engine.new_cache()
     engine.prefill([(7 * place + 3) % 1000 for place in range(context)], cache)
-    before, seconds = read_bandwidth(engine.plan.device), []
+    seconds = []
     for step in range(STEPS):
         started = time.perf_counter()
         engine.decode(step, cache)
         seconds.append(time.perf_counter() - started)
-    bandwidth = max(before, read_bandwidth(engine.plan.device))
     read = weight_bytes(engine.decoder) + engine.decoder.config.cache_bytes(context, cache.dtype.itemsize)
-    return {"context": context, "ms": statistics.median(seconds) * 1000, "read_ms": read / bandwidth * 1000}
+    return {"context": context, "ms": statistics.median(seconds) * 1000, "bytes": read}
 
 
 # ---- the picture ----
@@ -124,7 +124,7 @@ def _text(x: float, y: float, text: str, anchor: str, color: str = "#59636e") ->
 
 def draw(figures: dict[str, Any]) -> str:
     """The picture as SVG."""
-    points = figures["points"]
+    points = [one | {"read_ms": one["bytes"] / figures["bandwidth"] * 1000} for one in figures["points"]]
     top = max(max(one["ms"], one["read_ms"]) for one in points)
     bottom = min(min(one["ms"], one["read_ms"]) for one in points)
     marks = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -144,7 +144,7 @@ def draw(figures: dict[str, Any]) -> str:
     by_size.titles(f"A token by size, {SHORT} tokens before it", "parameters")
     caption = (
         f"Median of {STEPS} steps, {figures['threads']} threads, {figures['kernels']} kernels. "
-        "Dotted: the time it takes to read as many bytes from memory."
+        f"Dotted: the time it takes to read as many bytes from memory, at {figures['bandwidth'] / 1e9:.0f} GB/s."
     )
     return "\n".join(
         [
