@@ -1,0 +1,103 @@
+"""Shows an answer as it comes: thoughts dimmed or left out, the rest as Markdown or as it is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from gptcli.cli.render import Activity, is_dumb_terminal
+from gptcli.cli.sink import Sink
+from gptcli.cli.thinking import CLOSING, OPENING, Thoughts
+
+if TYPE_CHECKING:
+    from gptcli.cli.markdown import MarkdownStream
+
+_DIM, _PLAIN = b"\x1b[2m", b"\x1b[22m"
+
+
+@dataclass
+class View:
+    """How answers are shown."""
+
+    markdown: bool = True
+    thoughts: bool = True
+    stats: bool = False
+
+
+class Answer:
+    """One answer on the terminal. `activity` shows what goes on until there is something to show."""
+
+    def __init__(self, view: View, sink: Sink, activity: Activity, *, thinking: bool) -> None:
+        self._sink = sink
+        self._activity = activity
+        self._shows_thoughts = view.thoughts
+        self._thoughts = Thoughts(inside=thinking)
+        self._in_thoughts = False
+        self._markdown: MarkdownStream | None = None
+        if view.markdown and not is_dumb_terminal():
+            from gptcli.cli.markdown import MarkdownStream
+
+            self._markdown = MarkdownStream()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._activity.close()
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            for text, thought in self._thoughts.flush():
+                self._show(text, thought)
+            self._leave_thoughts()
+            if self._markdown:
+                self._markdown.__exit__(kind, error, trace)
+            self._sink.end_line()
+
+    def write(self, text: str) -> None:
+        """Takes the next text."""
+        for part, thought in self._thoughts.push(text):
+            self._show(part, thought)
+
+    def _show(self, text: str, thought: bool) -> None:
+        if thought and not self._shows_thoughts:
+            self._activity.tokens("thinking", 0, 0)
+            return
+        self._activity.close()
+        if thought:
+            self._enter_thoughts()
+        else:
+            self._leave_thoughts()
+        if thought or self._markdown is None:
+            self._sink.write(text.encode())
+        else:
+            self._markdown.write(text)
+
+    def _enter_thoughts(self) -> None:
+        if not self._in_thoughts:
+            self._in_thoughts = True
+            if _has_colour():
+                self._emit(_DIM)
+            else:
+                self._sink.write(f"{OPENING}\n".encode())
+
+    def _leave_thoughts(self) -> None:
+        if self._in_thoughts:
+            self._in_thoughts = False
+            self._sink.end_line()
+            if _has_colour():
+                self._emit(_PLAIN)
+                self._sink.write(b"\n")
+            else:
+                self._sink.write(f"{CLOSING}\n\n".encode())
+
+    def _emit(self, sequence: bytes) -> None:
+        os.write(sys.stdout.fileno(), sequence)
+
+
+def _has_colour() -> bool:
+    return not is_dumb_terminal() and not os.environ.get("NO_COLOR")
