@@ -6,12 +6,12 @@ import contextlib
 import os
 import sys
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from gptcli.cli.render import Activity, is_dumb_terminal
 from gptcli.cli.sink import Sink
 from gptcli.cli.thinking import CLOSING, OPENING, Thoughts
+from gptcli.errors import OutputError
 
 if TYPE_CHECKING:
     from gptcli.cli.markdown import MarkdownStream
@@ -43,19 +43,15 @@ class Answer:
 
             self._markdown = MarkdownStream()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Shows what was held back, and ends the last line."""
         self._activity.close()
-        with contextlib.suppress(OSError):  # the terminal may be gone
+        with contextlib.suppress(OSError, OutputError):  # the terminal may be gone
             for text, thought in self._thoughts.flush():
                 self._show(text, thought)
             self._leave_thoughts()
             if self._markdown:
-                self._markdown.__exit__(kind, error, trace)
+                self._markdown.close()
             self._sink.end_line()
 
     def write(self, text: str) -> None:

@@ -46,11 +46,12 @@ class HeldTerminal:
     def _hold(self) -> None:
         if self._before is None or self._dumb:
             return
-        held = [value.copy() if isinstance(value, list) else value for value in self._before]
-        held[0] &= ~termios.ICRNL  # Enter stays what it is to the prompt
-        held[3] = held[3] & ~(termios.ICANON | termios.ECHO) | termios.ISIG
-        held[6][termios.VMIN], held[6][termios.VTIME] = 1, 0
-        self._set(held)
+        read, write, control, local, in_speed, out_speed, characters = self._before
+        read &= ~termios.ICRNL  # Enter stays what it is to the prompt
+        local = local & ~(termios.ICANON | termios.ECHO) | termios.ISIG
+        at_once = {termios.VMIN: 1, termios.VTIME: 0}
+        characters = [at_once.get(index, character) for index, character in enumerate(characters)]
+        self._set([read, write, control, local, in_speed, out_speed, characters])
 
     def _release(self) -> None:
         if self._before is None:
@@ -69,7 +70,7 @@ class HeldTerminal:
 
     @contextlib.contextmanager
     def typing_ahead(self) -> Iterator[TypedAhead]:
-        """What is typed within the block comes at the next prompt. Ctrl-Z leaves the terminal to the shell meanwhile."""
+        """What is typed within the block comes at the next prompt. At Ctrl-Z the shell gets its terminal."""
         if self._dumb:
             yield TypedAhead(self._input)
             return

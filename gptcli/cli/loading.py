@@ -14,18 +14,17 @@ _LOOK_S = 0.05  # between two looks at whether the wait was stopped
 class Loading:
     """One model on its way into memory. Nothing else may use its engine before `wait` has returned true.
 
-    changed: called, in that thread, when there is something new to show. failed: with the error that ended it.
+    failure: what kept it from loading. In that thread, `changed` is called when there is something new to show, and
+    `failed` with the error that ended it.
     """
 
-    def __init__(
-        self, lm: LanguageModel, changed: Callable[[], object], failed: Callable[[Exception], object]
-    ) -> None:
+    def __init__(self, lm: LanguageModel, changed: Callable[[], object], failed: Callable[[Exception], object]) -> None:
         self._lm = lm
         self._changed = changed
         self._failed = failed
         self._done, self._total = 0, 0
         self._ended = threading.Event()
-        self._failure: Exception | None = None
+        self.failure: Exception | None = None
         self._thread = threading.Thread(target=self._load, daemon=True)
         self._thread.start()
 
@@ -42,18 +41,18 @@ class Loading:
             activity.bytes(f"loading {self._lm.folder.path.name}", self._done, self._total)
             if stopped():
                 return False
-        if self._failure:
-            raise self._failure
+        if self.failure:
+            raise self.failure
         return True
 
     def _load(self) -> None:
         try:
             self._lm.load(self._progress)
         except Exception as error:  # for the main thread, which alone can end the program
-            self._failure = error
+            self.failure = error
         self._ended.set()
-        if self._failure:
-            self._failed(self._failure)
+        if self.failure:
+            self._failed(self.failure)
         self._changed()
 
     def _progress(self, done: int, total: int) -> None:

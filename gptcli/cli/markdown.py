@@ -37,8 +37,13 @@ class MarkdownStream:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Prints what is still open, as it is."""
         self._live.stop()
         self._print(self._open)
+        self._open = ""
 
     def write(self, text: str) -> None:
         """Takes the next text."""

@@ -10,7 +10,7 @@ _FIRST = 0x100000  # private characters, which nobody types, stand for pastes in
 
 
 class Pastes(Processor):
-    """The folded pastes of a line. In the buffer each is one character, so that a key moves over or deletes it whole."""
+    """The folded pastes of a line. In the buffer each is one character, which keys move over and delete whole."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from gptcli.errors import ContextOverflow
+from gptcli.errors import ContextOverflow, OutOfMemory
 from gptcli.generation.events import Finished, FinishReason, TextDelta, Usage
 from gptcli.language_model import LanguageModel
 from gptcli.settings import SamplingConfig, StopConfig
@@ -29,6 +29,7 @@ class Script:
     prefill_s: float = 0.0
     piece_s: float = 0.0
     overflows: bool = False  # at the end
+    load_error: str = ""  # for lack of memory
     loses_exceptions: bool = False  # while it loads, as numpy's import does
     mark: str = ""  # a file that appears once it loads for `load_s`, or else once it has said something
 
@@ -47,6 +48,8 @@ class Script:
             except BaseException:
                 if not self.loses_exceptions:
                     raise
+        if self.load_error:
+            raise OutOfMemory(self.load_error)
         plan = SimpleNamespace(device="cpu", dtype_name="fp32")
         return SimpleNamespace(plan=plan, new_cache=lambda: None)
 

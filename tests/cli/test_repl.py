@@ -1,0 +1,266 @@
+"""A conversation at a prompt, as a person sees it."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.chatting import Chat, said, sessions, state
+from tests.cli.scripted import Script
+
+HELLO = Script(pieces=["Hello", " there."])
+ENDLESS = Script(pieces=["word "] * 1000, piece_s=0.02)
+
+
+@pytest.fixture(autouse=True)
+def _model(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTCLI_MODEL", str(tiny_model))
+
+
+def test_a_message_is_answered_and_the_prompt_comes_again() -> None:
+    chat = Chat(HELLO).ready()
+    chat.ask("good morning")
+    assert chat.lines[:4] == ["> good morning", "Hello there.", "", ">"]
+    assert chat.leave() == 0
+    assert said() == ["good morning", "Hello there."]
+
+
+def test_the_prompt_is_there_before_the_model_is_and_what_is_typed_then_is_answered() -> None:
+    chat = Chat(Script(pieces=["Hello"], load_s=1.0)).ready()
+    chat.expect("loading 33%")
+    chat.ask("good morning")
+    assert "Hello" in chat.lines
+    assert chat.leave() == 0
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_chat_with_an_error() -> None:
+    chat = Chat(Script(load_error="the model needs 9.9 GB", load_s=0.3)).ready()
+    assert chat.end() == 5
+    assert chat.lines[-1] == "gptcli: error: the model needs 9.9 GB"
+
+
+def test_a_blank_line_is_nothing_to_say() -> None:
+    chat = Chat(HELLO).ready()
+    chat.ask("")
+    chat.ask("   ")
+    assert chat.leave() == 0
+    assert sessions() == []
+
+
+def test_ctrl_c_stops_an_answer_keeps_what_there_is_and_the_chat_goes_on() -> None:
+    chat = Chat(ENDLESS).ready()
+    chat.type("go\r")
+    chat.expect("word word word")
+    chat.type("\x03")
+    chat.expect("interrupted")
+    chat.ready(2)
+    chat.type("and so on\r")
+    chat.expect("word", 20)
+    chat.type("\x03")
+    chat.ready(3)
+    assert chat.leave() == 0
+    [events] = sessions()
+    replies = [event for event in events if event.get("role") == "assistant"]
+    assert [reply["interrupted"] for reply in replies] == [True, True]
+    assert replies[0]["content"].startswith("word word word")
+
+
+def test_ctrl_c_clears_the_line_and_hints_at_ctrl_d_on_an_empty_one() -> None:
+    chat = Chat(HELLO).ready()
+    chat.type("something")
+    chat.expect("> something")
+    chat.type("\x03")
+    chat.wait_for(lambda: "something" not in chat.text, "cleared line")
+    assert "Ctrl-D" not in chat.text
+    chat.type("\x03")
+    chat.expect("Ctrl-D")
+    chat.type("x")
+    chat.wait_for(lambda: "Ctrl-D" not in chat.text, "cleared hint")
+    chat.type("\x7f")
+    assert chat.leave() == 0
+    assert said() == []
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_at_the_prompt_ends_the_chat_by_itself(signum: int) -> None:
+    chat = Chat(HELLO).ready()
+    chat.ask("good morning")
+    chat.type("half a line")
+    chat.expect("half a line")
+    chat.child.kill(signum)
+    chat.end()
+    assert chat.child.signalstatus == signum
+    assert said() == ["good morning", "Hello there."]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("markdown", ["on", "off"])
+def test_a_signal_during_an_answer_keeps_what_there_is_of_it(markdown: str, signum: int) -> None:
+    chat = Chat(ENDLESS).ready()
+    chat.ask(f"/markdown {markdown}")
+    chat.type("go\r")
+    chat.expect("word word word")
+    chat.child.kill(signum)
+    chat.end()
+    assert chat.child.signalstatus == signum
+    assert said()[1].startswith("word word word")
+
+
+def test_a_closed_window_keeps_what_there_is_of_an_answer() -> None:
+    chat = Chat(ENDLESS).ready()
+    chat.type("go\r")
+    chat.expect("word word word")
+    chat.child.close(force=False)
+    ends = time.monotonic() + 10
+    while len(said()) < 2:
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+    assert said()[1].startswith("word word word")
+
+
+def test_a_killed_chat_has_lost_no_completed_turn() -> None:
+    chat = Chat(Script(pieces=["word "] * 6, piece_s=0.05)).ready()
+    chat.ask("one")
+    chat.type("two\r")
+    chat.expect("word", 9)
+    chat.child.kill(signal.SIGKILL)
+    chat.child.wait()
+    assert said()[:2] == ["one", "word " * 6]
+
+
+def test_what_is_typed_during_an_answer_is_not_echoed_and_comes_next() -> None:
+    chat = Chat(Script(pieces=["word "] * 20, piece_s=0.05)).ready()
+    chat.type("one\r")
+    chat.expect("word word")
+    chat.type("two\r")
+    chat.paste("three\nlines\nlong")
+    chat.expect("word", 10)
+    assert "two" not in chat.text and "lines" not in chat.text
+    chat.expect("> two")
+    chat.expect(". long")
+    assert said()[::2] == ["one", "two"]
+    chat.type("\r")
+    chat.expect("word", 60)
+    chat.ready()
+    assert said()[4] == "three\nlines\nlong"
+
+
+def test_what_is_typed_ahead_of_an_interrupted_answer_is_not_sent() -> None:
+    chat = Chat(ENDLESS).ready()
+    chat.type("one\r")
+    chat.expect("word word")
+    chat.type("two\r")
+    time.sleep(0.2)
+    chat.type("\x03")
+    chat.expect("> two")
+    assert chat.prompts == 2
+    assert said()[::2] == ["one"]
+
+
+def test_a_suspended_answer_leaves_the_terminal_to_the_shell_and_goes_on() -> None:
+    chat = Chat(ENDLESS).ready()
+    chat.type("go\r")
+    chat.expect("word word")
+    held = chat.modes()
+    assert held != chat.before
+    chat.type("\x1a")
+    chat.wait_for(lambda: chat.modes() == chat.before, "terminal as before")
+    count = chat.text.count("word")
+    chat.child.kill(signal.SIGCONT)
+    chat.expect("word", count + 10)
+    assert chat.modes() == held
+    chat.type("\x03")
+    chat.ready(2)
+    assert chat.leave() == 0
+
+
+@pytest.mark.parametrize("markdown", ["on", "off"])
+def test_a_window_may_shrink_and_grow_in_mid_answer(markdown: str) -> None:
+    chat = Chat(Script(pieces=[f"word{number} " for number in range(60)], piece_s=0.02)).ready()
+    chat.ask(f"/markdown {markdown}")
+    chat.type("go\r")
+    chat.expect("word5")
+    for width in (20, 1, 40):
+        chat.resize(width)
+        time.sleep(0.2)
+    chat.expect("word59")
+    chat.ready()
+    assert chat.leave() == 0
+    assert said()[1].split() == [f"word{number}" for number in range(60)]
+
+
+def test_a_window_of_twenty_columns_is_enough() -> None:
+    chat = Chat(HELLO, width=20).ready()
+    chat.ask("a rather long question for so little room")
+    assert "Hello there." in chat.lines
+    assert "…" not in chat.text
+    chat.ask("/help")
+    assert chat.leave() == 0
+
+
+def test_a_dumb_terminal_gets_plain_lines() -> None:
+    chat = Chat(HELLO, TERM="dumb")
+    chat.expect("> ")
+    chat.type("good morning\r")
+    chat.expect("Hello there.")
+    chat.expect("> ", 2)
+    assert chat.leave() == 0
+    assert b"\x1b" not in chat.raw
+    assert said() == ["good morning", "Hello there."]
+
+
+def test_without_colour_nothing_is_coloured() -> None:
+    chat = Chat(Script(pieces=["<think>", "hm", "</think>", "`code`"]), NO_COLOR="1").ready()
+    chat.ask("go")
+    chat.ask("/nonsense")
+    assert b"\x1b[3" not in chat.raw and b";3" not in chat.raw
+    assert "hm" in chat.lines and "<think>" in chat.lines
+
+
+def test_a_model_text_cannot_drive_the_terminal() -> None:
+    chat = Chat(Script(pieces=["a\x1b[2Jb [red] \u202e"])).ready()
+    chat.ask("/markdown off")
+    chat.ask("go")
+    assert "a␛[2Jb [red] <U+202E>" in chat.lines
+
+
+def test_an_error_within_a_turn_is_a_line_and_the_chat_goes_on() -> None:
+    chat = Chat(Script(pieces=["some"], overflows=True)).ready()
+    chat.ask("go")
+    assert "gptcli: error: the context of 8 tokens is full" in chat.lines
+    chat.ask("/context")
+    assert chat.leave() == 0
+
+
+def test_an_answer_begins_with_a_spinner_and_ends_without() -> None:
+    chat = Chat(Script(pieces=["Hello"], prefill_s=0.6)).ready()
+    chat.type("go\r")
+    chat.expect("prefill")
+    chat.ready(2)
+    assert "prefill" not in chat.text and "Hello" in chat.lines
+
+
+def test_a_state_directory_that_cannot_be_written_is_told_once() -> None:
+    state().parent.mkdir()
+    state().write_text("in the way")
+    chat = Chat(HELLO).ready()
+    chat.ask("one")
+    chat.ask("two")
+    assert chat.leave() == 0
+    assert chat.text.count("File exists") + chat.text.count("not a directory") >= 1
+
+
+def test_two_chats_at_once_are_both_kept() -> None:
+    first, second = Chat(HELLO).ready(), Chat(HELLO).ready()
+    first.ask("one")
+    second.ask("two")
+    assert (first.leave(), second.leave()) == (0, 0)
+    assert len(sessions()) == 2
+    third = Chat(HELLO).ready()
+    third.type("\x1b[A")
+    third.expect("> two")
+    third.type("\x1b[A")
+    third.expect("> one")
