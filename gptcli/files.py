@@ -1,4 +1,4 @@
-"""Reading files that strangers wrote: strict JSON with a size limit, and regular files only."""
+"""Reading files that strangers wrote: strict JSON with a size limit, and regular files only; and locks on files."""
 
 from __future__ import annotations
 
@@ -24,6 +24,22 @@ def open_regular(path: Path) -> BufferedReader:
         os.close(descriptor)
         raise InputError(f"cannot open: {path}: not a regular file")
     return os.fdopen(descriptor, "rb")
+
+
+def lock(descriptor: int, *, wait: bool = False) -> bool:
+    """Locks a file or directory against other processes that ask, until it is closed; False where one came first.
+
+    wait: for the one that came first. Windows goes without.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
 
 
 def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:

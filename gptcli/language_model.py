@@ -15,8 +15,8 @@ from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import sampling_defaults
 from gptcli.errors import BrokenTokenizer, ContextOverflow, UsageError
 from gptcli.generation.request import check_request
-from gptcli.settings import Dtype, Overflow, Quantize, RuntimeConfig, SamplingConfig, StopConfig
-from gptcli.store.catalog import DEFAULT_MODEL, FetchProgress
+from gptcli.settings import ChatSettings, Dtype, Overflow, Quantize, RuntimeConfig, SamplingConfig, StopConfig
+from gptcli.store.catalog import DEFAULT_MODEL, FetchProgress, fingerprint
 from gptcli.store.locate import locate
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.tokenizer import Tokenizer
@@ -136,6 +136,11 @@ class LanguageModel:
         return ChatTemplate.of_model(self.folder.path, self.tokenizer)
 
     @cached_property
+    def fingerprint(self) -> str:
+        """Tells this model from any other, for records of what it said; see `store.catalog.fingerprint`."""
+        return fingerprint(self.folder.path)
+
+    @cached_property
     def stop_ids(self) -> frozenset[int]:
         """Every id that config, generation config or tokenizer name as the end."""
         return frozenset(self.tokenizer.stop_ids).union(*self.folder.stop_ids.values())
@@ -245,11 +250,11 @@ class LanguageModel:
         logprobs = logits.log_softmax(-1)[range(len(ids) - 1), ids[1:]].tolist()
         return Score(tuple(ids), (None, *logprobs), len(text.encode()))
 
-    def session(self, system: str | None = None) -> Session:
+    def session(self, system: str | None = None, settings: ChatSettings | None = None) -> Session:
         """A conversation with this model."""
         from gptcli.session import Session
 
-        return Session(self, system)
+        return Session(self, system, settings)
 
 
 def load(

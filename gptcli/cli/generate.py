@@ -16,7 +16,7 @@ from gptcli.cli.sink import Sink
 from gptcli.errors import UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import LanguageModel
-from gptcli.settings import RuntimeConfig, SamplingConfig, StopConfig
+from gptcli.settings import RuntimeConfig, SamplingConfig, StopConfig, parse_logit_bias
 from gptcli.store.catalog import DEFAULT_MODEL
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.conversation import Message
@@ -74,7 +74,7 @@ def generate(
         "repeat_last_n": repeat_last_n,
         "presence_penalty": presence_penalty,
         "frequency_penalty": frequency_penalty,
-        "logit_bias": options.parse_logit_bias(logit_bias),
+        "logit_bias": parse_logit_bias(logit_bias or ()) or None,
         "seed": seed,
     }
     SamplingConfig.resolve(given, {})  # a bad value fails before anything is read

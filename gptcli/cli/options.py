@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from gptcli.cli.prompt import DecodingErrors
-from gptcli.errors import UsageError
 from gptcli.settings import Dtype, Overflow, Quantize, SamplingConfig, StopConfig
 from gptcli.store.catalog import local_models
 
@@ -197,19 +196,3 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", rich_help_panel=_OUTPUT, h
 
 DEFAULT_MAX_TOKENS = StopConfig().max_tokens
 DEFAULT_OVERFLOW = StopConfig().overflow
-
-
-def parse_logit_bias(options: list[str] | None) -> tuple[tuple[int, float], ...] | None:
-    """ID=BIAS options as pairs. Raises UsageError for what is none."""
-    if not options:
-        return None
-    pairs = []
-    for option in options:
-        id, separator, bias = option.partition("=")
-        try:
-            pairs.append((int(id), float(bias)))
-        except ValueError:
-            separator = ""
-        if not separator:
-            raise UsageError(f"logit-bias must be ID=BIAS, such as 42=-1.5, not {option}")
-    return tuple(pairs)

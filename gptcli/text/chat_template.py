@@ -73,16 +73,23 @@ class ChatTemplate:
         except UnicodeDecodeError as error:
             raise InputError(f"cannot read: {file}: byte {error.start} is not UTF-8") from None
 
-    def render(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+    @property
+    def knows_thinking(self) -> bool:
+        """Whether the template can be asked for an answer with or without thinking first."""
+        return "enable_thinking" in self.source
+
+    def render(self, messages: Sequence[Message], tokenizer: Tokenizer, *, thinking: bool | None = None) -> list[int]:
         """Token ids of a conversation, up to where the assistant speaks next.
 
         What the messages spell is text, whatever it looks like; control tokens come from the template alone.
+        thinking: the template's `enable_thinking`, which stays undefined where it is None.
         Raises TemplateError where the template fails or refuses the conversation.
         """
+        switches = {} if thinking is None else {"enable_thinking": thinking}
         guarded = [{"role": message.role, "content": tokenizer.guard(message.content)} for message in messages]
         try:
             text = self._template.render(
-                messages=guarded, add_generation_prompt=True, tools=None, **tokenizer.named_tokens
+                messages=guarded, add_generation_prompt=True, tools=None, **switches, **tokenizer.named_tokens
             )
         except self._failure as error:
             raise TemplateError(f"chat template: {self.where}: {error.message}") from None
