@@ -48,7 +48,8 @@ class HeldTerminal:
             return
         read, write, control, local, in_speed, out_speed, characters = self._before
         read &= ~termios.ICRNL  # Enter stays what it is to the prompt
-        local = local & ~(termios.ICANON | termios.ECHO) | termios.ISIG
+        # Ctrl-C throws nothing away that was typed before it.
+        local = local & ~(termios.ICANON | termios.ECHO) | termios.ISIG | termios.NOFLSH
         at_once = {termios.VMIN: 1, termios.VTIME: 0}
         characters = [at_once.get(index, character) for index, character in enumerate(characters)]
         self._set([read, write, control, local, in_speed, out_speed, characters])

@@ -15,11 +15,12 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
 from prompt_toolkit.completion import Completer
 from prompt_toolkit.enums import DEFAULT_BUFFER
-from prompt_toolkit.filters import has_focus
+from prompt_toolkit.filters import has_focus, is_done
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.input import Input, create_input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
+from prompt_toolkit.layout import ConditionalContainer, FormattedTextControl, HSplit, Window
 from prompt_toolkit.styles import Style
 
 from gptcli.cli.history import FileHistory
@@ -28,7 +29,7 @@ from gptcli.cli.signals import handled
 from gptcli.cli.sink import clean
 
 PROMPT, _MORE, _QUOTES = "> ", ". ", '"""'
-_STYLE = Style.from_dict({"pasted": "reverse", "bottom-toolbar": "noreverse fg:ansibrightblack", "prompt": "bold"})
+_STYLE = Style.from_dict({"pasted": "reverse", "under": "fg:ansibrightblack", "prompt": "bold"})
 _WAY_OUT = "Ctrl-D leaves"
 
 
@@ -59,7 +60,6 @@ class LineInput:
                 style=_STYLE,
                 multiline=True,
                 prompt_continuation=_MORE,
-                bottom_toolbar=self._toolbar_text,
                 enable_history_search=True,
                 enable_suspend=True,
                 input_processors=[self._pastes],
@@ -67,6 +67,11 @@ class LineInput:
                 tempfile_suffix=".md",
                 reserve_space_for_menu=6,
             )
+            # prompt_toolkit's own toolbar waits until the terminal has told where its cursor is; some never do.
+            under = Window(FormattedTextControl(self._toolbar_text), height=1, dont_extend_height=True)
+            container = self._session.layout.container
+            assert isinstance(container, HSplit)
+            container.children.append(ConditionalContainer(under, ~is_done))
 
     def read(self, prompt: str = PROMPT, default: str = "") -> str:
         """The next message or command, its pastes whole and its triple quotes taken off.
@@ -135,7 +140,7 @@ class LineInput:
     def _toolbar_text(self) -> StyleAndTextTuples:
         width = get_app().output.get_size().columns
         text = _WAY_OUT if self._hinting else self._toolbar(width - 1)
-        return [("class:bottom-toolbar", text[: width - 1])]
+        return [("class:under", text[: width - 1])]
 
     def _bindings(self) -> KeyBindings:
         bindings = KeyBindings()

@@ -51,7 +51,7 @@ class Repl:
             with contextlib.suppress(Leave):
                 while True:
                     self._turn()
-        if self.file is not None:
+        if self.file is not None and self.file.problem is not None:
             self.file.sync()
             if self.file.problem is not None:
                 raise OutputError(f"cannot write: {self.file.path}: {self.file.problem.strerror}")
@@ -177,7 +177,8 @@ class Repl:
         context = f"{self._used}/{lm.ctx_size}"
         filled = min(_METER, -(-_METER * self._used // lm.ctx_size))
         meter = "█" * filled + "░" * (_METER - filled)
-        for parts in ([lm.name, f"{meter} {context} ctx", speed], [lm.name, context, speed], [context, speed]):
+        name = lm.name.rstrip("/").rpartition("/")[2]
+        for parts in ([name, f"{meter} {context} ctx", speed], [name, context, speed], [context, speed]):
             line = " · ".join(filter(None, parts))
             if len(line) <= width:
                 return line

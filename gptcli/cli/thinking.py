@@ -15,6 +15,7 @@ class Thoughts:
 
     def __init__(self, *, inside: bool = False) -> None:
         self._tag = CLOSING if inside else OPENING  # what is looked for next; empty when nothing is
+        self._behind_tag = inside  # where line breaks belong to the tag
         self._held = ""
 
     def push(self, text: str) -> Iterator[tuple[str, bool]]:
@@ -23,32 +24,33 @@ class Thoughts:
         if self._tag == OPENING:
             start = self._held.lstrip()
             if start.startswith(OPENING):
-                self._held, self._tag = start.removeprefix(OPENING).lstrip("\n"), CLOSING
-            elif not OPENING.startswith(start):
-                self._tag = ""
-            else:
+                self._held, self._tag, self._behind_tag = start.removeprefix(OPENING), CLOSING, True
+            elif OPENING.startswith(start):
                 return
+            else:
+                self._tag = ""
         if self._tag == CLOSING:
             thought, closed, answer = self._held.partition(CLOSING)
-            keep = 0 if closed else _overlap(thought, CLOSING)
-            self._held = thought[len(thought) - keep :]
-            if thought := thought[: len(thought) - keep]:
-                yield thought, True
+            border = len(thought) if closed else len(thought) - _overlap(thought, CLOSING)
+            yield from self._released(thought[:border], True)
             if not closed:
+                self._held = thought[border:]
                 return
-            self._held, self._tag = answer.lstrip("\n"), "" if answer.strip("\n") else "\n"
-        if self._tag == "\n":  # blank lines between thoughts and answer may come later
-            self._held = self._held.lstrip("\n")
-            self._tag = "" if self._held else "\n"
-        if self._held:
-            yield self._held, False
-            self._held = ""
+            self._held, self._tag, self._behind_tag = answer, "", True
+        yield from self._released(self._held, False)
+        self._held = ""
 
     def flush(self) -> Iterator[tuple[str, bool]]:
         """What was held back, once nothing more comes."""
-        if self._held:
-            yield self._held, self._tag == CLOSING
+        yield from self._released(self._held, self._tag == CLOSING)
         self._held = ""
+
+    def _released(self, text: str, thought: bool) -> Iterator[tuple[str, bool]]:
+        if self._behind_tag:
+            text = text.lstrip("\n")
+        if text:
+            self._behind_tag = False
+            yield text, thought
 
 
 def without_thoughts(reply: str) -> str:

@@ -28,6 +28,7 @@ class Script:
     load_s: float = 0.0
     prefill_s: float = 0.0
     piece_s: float = 0.0
+    reason: FinishReason = "length"
     overflows: bool = False  # at the end
     load_error: str = ""  # for lack of memory
     loses_exceptions: bool = False  # while it loads, as numpy's import does
@@ -65,7 +66,7 @@ class Script:
         on_prefill: Callable[[int, int], None] = lambda done, total: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[TextDelta | Finished]:
-        reason: FinishReason = "length"
+        reason = self.reason
         on_prefill(0, len(prompt))
         time.sleep(self.prefill_s)
         for piece in self.pieces:

@@ -69,8 +69,9 @@ class Terminal:
 
     def finish(self) -> list[Any]:
         """Waits for the program's end; returns the terminal's modes then."""
+        ends = time.monotonic() + 20
         while self._read():
-            pass
+            assert time.monotonic() < ends, f"no end of:\n{self.text}"
         modes = self.modes()
         self.child.wait()
         return modes
