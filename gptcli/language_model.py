@@ -135,6 +135,11 @@ class LanguageModel:
         """The chat template that the model brings. Raises TemplateError where there is none."""
         return ChatTemplate.of_model(self.folder.path, self.tokenizer)
 
+    @property
+    def reference(self) -> str:
+        """What finds this model again from wherever: a name, or an absolute path."""
+        return os.path.abspath(self.name) if os.path.exists(self.name) else self.name
+
     @cached_property
     def fingerprint(self) -> str:
         """Tells this model from any other, for records of what it said; see `store.catalog.fingerprint`."""

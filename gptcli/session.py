@@ -155,6 +155,14 @@ class Session:
             for event in self.events[kept:]:
                 journal.append(event)
 
+    def check(self, text: str) -> None:
+        """Raises what `send` would where a question cannot be asked. Needs no weights."""
+        self._turns.append({"role": "user", "content": text})
+        try:
+            self._lm.check_request(self._fitting()[1], self._next_sampling())
+        finally:
+            self._turns.pop()
+
     def send(
         self,
         text: str,
@@ -288,7 +296,7 @@ class Session:
             "finish_reason": finished.reason,
             "seed": finished.seed,
             "sampling": asdict(replace(sampling, seed=finished.seed)),
-            "model": self._lm.name,
+            "model": self._lm.reference,
             "fingerprint": self._lm.fingerprint,
             "runtime": {
                 "device": str(plan.device),

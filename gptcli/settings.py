@@ -143,7 +143,7 @@ class ChatSettings:
     frequency_penalty: float | None = None
     logit_bias: tuple[tuple[int, float], ...] | None = None
     seed: int | None = None
-    max_tokens: int = -1
+    max_tokens: int = 1024
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     overflow: Overflow = "shift"

@@ -271,7 +271,7 @@ def test_thinking_is_a_setting_where_the_template_knows_it(tiny: LanguageModel) 
         ("ignore_eos", "on", True),
         ("overflow", "error", "error"),
         ("thinking", "off", False),
-        ("max_tokens", "default", -1),
+        ("max_tokens", "default", 1024),
     ],
 )
 def test_a_setting_is_changed_as_a_user_spells_it(name: str, text: str, value: object) -> None:

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from gptcli.cli.prompt import DecodingErrors
-from gptcli.settings import Dtype, Overflow, Quantize, SamplingConfig, StopConfig
-from gptcli.store.catalog import local_models
+from gptcli.settings import ChatSettings, Dtype, Overflow, Quantize, SamplingConfig, StopConfig
+from gptcli.store.catalog import DEFAULT_MODEL, local_models
 
 _MODEL, _PROMPT, _SAMPLING, _STOP, _OUTPUT = "Model", "Prompt", "Sampling", "Stopping", "Output"
 _DEFAULT = SamplingConfig()
@@ -31,6 +31,13 @@ Model = Annotated[
     typer.Option(
         "-m", "--model", envvar="GPTCLI_MODEL", autocompletion=model_names, rich_help_panel=_MODEL,
         help="A directory, or a name that `gptcli models` lists.",
+    ),
+]  # fmt: skip
+ChatModel = Annotated[
+    str | None,
+    typer.Option(
+        "-m", "--model", envvar="GPTCLI_MODEL", autocompletion=model_names, rich_help_panel=_MODEL,
+        help=f"A directory, or a name that `gptcli models` lists. (default: the session's, else {DEFAULT_MODEL})",
     ),
 ]  # fmt: skip
 Device = Annotated[str, typer.Option("--device", rich_help_panel=_MODEL, help="auto, cpu, cuda or cuda:N.")]
@@ -166,6 +173,27 @@ OverflowOption = Annotated[
     Overflow,
     typer.Option(
         "--overflow", rich_help_panel=_STOP, help="At the context's end: fail, stop, or forget the older half."
+    ),
+]
+
+ChatMaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        "-n", "--max-tokens", rich_help_panel=_STOP,
+        help=f"Of a reply; -1 is until the context is full. (default: {ChatSettings().max_tokens})",
+    ),
+]  # fmt: skip
+ChatOverflow = Annotated[
+    Overflow | None,
+    typer.Option(
+        "--overflow", rich_help_panel=_STOP,
+        help="When the conversation no longer fits: fail, stop, or (the default) shift: drop the oldest turns.",
+    ),
+]  # fmt: skip
+Thinking = Annotated[
+    bool | None,
+    typer.Option(
+        "--think/--no-think", rich_help_panel=_PROMPT, help="Whether to think before answering, if the model can."
     ),
 ]
 

@@ -32,7 +32,7 @@ class SessionFile:
 
         Raises UsageError for what can be no name or is one already, OutputError where no state can be kept.
         """
-        self.path = _unused() if name is None else _path(name)
+        self.path = _path(unused_name(_now()) if name is None else name)
         if self.path.exists():
             raise UsageError(f"there is a session {name} already", hint=f"continue it with {_CONTINUE} {name}")
         self.events: list[Event] = []
@@ -158,14 +158,21 @@ def _stored(name: str) -> StoredSession:
                 del messages[int(event["messages"]) :]
     except GptcliError as error:
         return StoredSession(name, modified, error=error.message)
-    models = [str(event["model"]) for event in messages if "model" in event]
     return StoredSession(
         name,
         modified,
         turns=len(messages) // 2,
-        model=models[-1] if models else "",
+        model=last_model(messages)[0],
         question=str(messages[0].get("content")) if messages else "",
     )
+
+
+def last_model(events: Sequence[Event]) -> tuple[str, str]:
+    """What finds the model that spoke last, and its fingerprint; empty where none has spoken."""
+    for event in reversed(events):
+        if "model" in event:
+            return str(event["model"]), str(event.get("fingerprint"))
+    return "", ""
 
 
 def _directory() -> Path:
@@ -191,10 +198,14 @@ def _existing(name: str) -> Path:
     return path
 
 
-def _unused() -> Path:
-    now = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    names = (now if number == 1 else f"{now}-{number}" for number in itertools.count(1))
-    return next(path for name in names if not (path := _path(name)).exists())
+def unused_name(name: str) -> str:
+    """A name that no session has: this one, or with a number behind it."""
+    names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    return next(name for name in names if not _path(name).exists())
+
+
+def _now() -> str:
+    return datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
 
 
 def _parsed(data: bytes, path: Path) -> tuple[list[Event], int]:

@@ -228,5 +228,5 @@ def test_an_error_that_holds_control_characters_shows_them(cli: Cli) -> None:
 
 
 def test_stats_as_json_is_not_taken_from_behind_a_double_dash(cli: Cli, tiny_model: Path) -> None:
-    result = cli("generate", "-m", tiny_model, "-n", "1", "--stats=json", "--", "In a")
+    result = cli("generate", "-m", tiny_model, "-t", "0", "-n", "1", "--stats=json", "--", "In a")
     assert json.loads(result.err)["completion_tokens"] == 1
