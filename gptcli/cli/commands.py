@@ -14,10 +14,10 @@ from gptcli.cli.clipboard import copy
 from gptcli.cli.render import is_dumb_terminal
 from gptcli.cli.slash import Command, find, paths
 from gptcli.cli.thinking import without_thoughts
-from gptcli.errors import OutputError, UsageError
+from gptcli.errors import InputError, OutputError, UsageError
 from gptcli.session import Session
 from gptcli.store.catalog import local_models
-from gptcli.store.sessions import SessionFile, session_names, stored_sessions
+from gptcli.store.sessions import SessionFile, session_names, stored_sessions, unused_name
 from gptcli.text.conversation import as_json, as_markdown
 
 if TYPE_CHECKING:
@@ -45,8 +45,10 @@ def _exit(repl: Repl, _: str) -> NoReturn:
 
 
 def _new(repl: Repl, _: str) -> None:
-    session = Session(repl.session.lm, repl.session.system, repl.session.settings)
-    repl.change_session(session, repl.file and SessionFile())
+    session = Session(repl.session.lm, repl.session.system, repl.session.settings, template=repl.template)
+    file = repl.file and SessionFile()
+    session.keep_in(file)
+    repl.change_session(session, file)
     repl.say("a new conversation")
 
 
@@ -141,8 +143,13 @@ def _load(repl: Repl, name: str) -> None:
     if not name:
         raise UsageError("which session?", hint="/sessions lists them")
     file = SessionFile.open(name)
-    session = Session.restored(repl.session.lm, file.events)
-    session.keep_in(file, kept=len(file.events))
+    events = list(file.events)
+    try:
+        session = Session.restored(repl.session.lm, events, template=repl.template)
+    except InputError:
+        file.close()
+        raise
+    session.keep_in(file, kept=len(events))
     repl.change_session(session, file)
     repl.say(f"session {name}: {_turns(session)} turns so far")
 
@@ -157,7 +164,7 @@ def _sessions(repl: Repl, _: str) -> None:
 
 
 def _fork(repl: Repl, name: str) -> None:
-    file = repl.file and SessionFile(name or None)
+    file = repl.file and SessionFile(name or unused_name(repl.file.name))
     fork = repl.session.fork()
     fork.keep_in(file)
     repl.change_session(fork, file)

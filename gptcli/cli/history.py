@@ -17,13 +17,15 @@ class FileHistory(History):
     """One JSON string a line, each written at once, so that programs side by side keep all of them.
 
     prompt_toolkit's own writes an entry in pieces, into a file that everybody may read. Where the file cannot be used,
-    `warn` is told so once, and the history lasts as long as the program.
+    `warn` is told so once, and the history lasts as long as the program; so does one that is not to be kept.
     """
 
-    def __init__(self, warn: Callable[[str], object]) -> None:
+    def __init__(self, warn: Callable[[str], object], *, kept: bool = True) -> None:
         super().__init__()
         self._warn = warn
         self._file: AppendOnlyFile | None = None
+        if not kept:
+            return
         try:
             path = state_directory() / "history.jsonl"
             try:

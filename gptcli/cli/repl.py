@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from gptcli.cli.answer import Answer, View
+from gptcli.cli.chat import dropped_note
 from gptcli.cli.commands import COMMANDS, Leave
 from gptcli.cli.held import HeldTerminal
 from gptcli.cli.history import FileHistory
@@ -22,6 +23,7 @@ from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import LanguageModel
 from gptcli.session import Event, Session, TurnsDropped
 from gptcli.store.sessions import SessionFile
+from gptcli.text.chat_template import ChatTemplate
 
 _METER = 10  # characters
 
@@ -29,16 +31,21 @@ _METER = 10  # characters
 class Repl:
     """A conversation at a prompt. The model is read while the first message is typed.
 
-    session, file: what is said, and where it is kept; `file` is None where nothing can be. view: how answers look.
+    session, file: what is said, and where it is kept; `file` is None where nothing can be. template: of its own, in the
+    model's place. view: how answers look.
     """
 
-    def __init__(self, session: Session, file: SessionFile | None, view: View, *, offline: bool) -> None:
+    def __init__(
+        self, session: Session, file: SessionFile | None, template: ChatTemplate | None, view: View, *, offline: bool
+    ) -> None:
         self.session = session
         self.file = file
+        self.template = template
         self.view = view
         self.offline = offline
         dumb = is_dumb_terminal()
-        self.input = LineInput(FileHistory(print_note), CommandCompleter(self, COMMANDS), self._toolbar, dumb=dumb)
+        history = FileHistory(print_note, kept=file is not None)
+        self.input = LineInput(history, CommandCompleter(self, COMMANDS), self._toolbar, dumb=dumb)
         self._sink = Sink()
         self._terminal = HeldTerminal(self.input.terminal, dumb=dumb)
         self._loading = Loading(session.lm, self.input.refresh, self.input.fail)
@@ -48,6 +55,7 @@ class Repl:
     def run(self) -> None:
         """Until the person leaves. Raises what kept the model from loading, and OutputError for what was not saved."""
         with self._terminal:
+            self._greet()
             with contextlib.suppress(Leave):
                 while True:
                     self._turn()
@@ -59,6 +67,13 @@ class Repl:
     def say(self, text: str) -> None:
         """Writes lines of our own."""
         self._sink.write(f"{text}\n".encode())
+
+    def _greet(self) -> None:
+        turns = sum(message.role == "user" for message in self.session.messages)
+        what = f"session {self.file.name}, {turns} turns so far" if turns and self.file else "a new conversation"
+        self.say(f"{self.session.lm.name}: {what}. /help lists commands, Ctrl-D leaves.")
+        if self.session.unanswered is not None:
+            print_note("the last question got no answer; /retry asks it again")
 
     def _turn(self) -> None:
         self._used = self._tokens_used()
@@ -97,9 +112,9 @@ class Repl:
             try:
                 for event in events:
                     match event:
-                        case TurnsDropped(turns):
+                        case TurnsDropped():
                             activity.close()
-                            print_note(f"the context is full: the model no longer sees the {_counted(turns)} before")
+                            print_note(dropped_note(event))
                         case TextDelta():
                             answer = answer or self._answer_view(activity)
                             answer.write(event.text)
@@ -183,7 +198,3 @@ class Repl:
             if len(line) <= width:
                 return line
         return context
-
-
-def _counted(turns: int) -> str:
-    return "turn" if turns == 1 else f"{turns} turns"

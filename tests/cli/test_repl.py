@@ -25,7 +25,7 @@ def _model(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_message_is_answered_and_the_prompt_comes_again() -> None:
     chat = Chat(HELLO).ready()
     chat.ask("good morning")
-    assert chat.lines[:4] == ["> good morning", "Hello there.", "", ">"]
+    assert chat.lines[1:5] == ["> good morning", "Hello there.", "", ">"]
     assert chat.leave() == 0
     assert said() == ["good morning", "Hello there."]
 
@@ -266,7 +266,7 @@ def test_a_state_directory_that_cannot_be_written_is_told_once() -> None:
     chat.ask("one")
     chat.ask("two")
     assert chat.leave() == 0
-    assert chat.text.count("File exists") + chat.text.count("not a directory") >= 1
+    assert chat.text.replace("\n", "").count("File exists") == 1
 
 
 def test_two_chats_at_once_are_both_kept() -> None:

@@ -55,7 +55,7 @@ def thinking(tiny_model: object, **environment: str) -> Chat:
 def test_thoughts_are_dimmed(tiny_model: object) -> None:
     chat = thinking(tiny_model)
     chat.ask("go")
-    assert chat.lines[1:4] == ["hm", "", "yes"]
+    assert chat.lines[2:5] == ["hm", "", "yes"]
     assert b"\x1b[2mhm" in chat.raw
 
 
