@@ -169,12 +169,15 @@ def _drain(
     events: Iterator[TextDelta | Finished], activity: Activity, lead: bytes, write: Callable[[bytes], object]
 ) -> Finished:
     """Writes the text of a generation, `lead` first, and returns how it ended."""
-    for event in events:
+    finished = None
+    for event in events:  # to the very end, where a session is put on disk
         activity.close()
         if lead:
             write(lead)
             lead = b""
         if isinstance(event, Finished):
-            return event
-        write(event.data)
-    raise AssertionError("a generation ended without Finished")
+            finished = event
+        else:
+            write(event.data)
+    assert finished, "a generation ended without Finished"
+    return finished

@@ -71,7 +71,7 @@ class Repl:
     def _greet(self) -> None:
         turns = sum(message.role == "user" for message in self.session.messages)
         what = f"session {self.file.name}, {turns} turns so far" if turns and self.file else "a new conversation"
-        self.say(f"{self.session.lm.name}: {what}. /help lists commands, Ctrl-D leaves.")
+        self.say(f"{_short(self.session.lm)}: {what}. /help lists commands, Ctrl-D leaves.")
         if self.session.unanswered is not None:
             print_note("the last question got no answer; /retry asks it again")
 
@@ -192,9 +192,14 @@ class Repl:
         context = f"{self._used}/{lm.ctx_size}"
         filled = min(_METER, -(-_METER * self._used // lm.ctx_size))
         meter = "█" * filled + "░" * (_METER - filled)
-        name = lm.name.rstrip("/").rpartition("/")[2]
+        name = _short(lm)
         for parts in ([name, f"{meter} {context} ctx", speed], [name, context, speed], [context, speed]):
             line = " · ".join(filter(None, parts))
             if len(line) <= width:
                 return line
         return context
+
+
+def _short(lm: LanguageModel) -> str:
+    """A model's name without what comes before it in a path or at a hub."""
+    return lm.name.rstrip("/").rpartition("/")[2]

@@ -63,7 +63,7 @@ def test_a_key_deletes_a_long_paste_whole() -> None:
     chat.paste(LINES)
     chat.paste(LINES + "\nmore")
     chat.expect("> [pasted 312 lines][pasted 313 lines]")
-    chat.type("\x02\x7f")
+    chat.type("\x1b[D\x7f")
     chat.wait_for(lambda: "> [pasted 313 lines]" in chat.lines[1], "one paste less")
     chat.ask("")
     assert said()[0] == LINES + "\nmore"
