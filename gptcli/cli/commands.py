@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from functools import partial
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from gptcli.cli.repl import Repl
 
 _EXCERPT = 60  # characters
+_SHOW_THINKING = "show_thinking"  # a setting of the view, not of the model
 
 
 class Leave(Exception):
@@ -62,7 +64,8 @@ def _retry(repl: Repl, _: str) -> None:
 
 def _edit(repl: Repl, text: str) -> None:
     if not text:
-        text = repl.input.read("edit> ", _last(repl, "user")).strip()
+        with contextlib.suppress(EOFError):  # Ctrl-D leaves it as it was
+            text = repl.input.read("edit> ", _last(repl, "user")).strip()
     if text:
         repl.answer(partial(repl.session.retry, text))
 
@@ -75,20 +78,24 @@ def _system(repl: Repl, text: str) -> None:
 
 def _set(repl: Repl, argument: str) -> None:
     name, _, text = argument.partition(" ")
-    if text:
+    name = name.replace("-", "_")
+    if name == _SHOW_THINKING:
+        if text:
+            repl.view.thoughts = text.strip() == "default" or _switched(text.strip())
+    elif text:
         repl.session.settings = repl.session.settings.changed(name, text.strip())
     elif name:
         repl.session.settings.changed(name, "default")  # refuses what is no setting
-    own = repl.session.settings.record
+    own = repl.session.settings.record | ({} if repl.view.thoughts else {_SHOW_THINKING: False})
     shown = _settings_in_use(repl)
-    for key in [name.replace("-", "_")] if name else shown:
+    for key in [name] if name else shown:
         repl.say(f"{key} = {_spelled(shown[key])}{'' if key in own else '  (default)'}")
 
 
 def _settings_in_use(repl: Repl) -> dict[str, object]:
     settings, lm = repl.session.settings, repl.session.lm
     in_use = vars(settings) | vars(settings.sampling(lm.sampling_defaults))
-    return {name: in_use[name] for name in vars(settings)}
+    return {name: in_use[name] for name in vars(settings)} | {_SHOW_THINKING: repl.view.thoughts}
 
 
 def _spelled(value: object) -> str:
@@ -105,8 +112,9 @@ def _spelled(value: object) -> str:
 def _setting_values(repl: Repl, argument: str) -> Iterable[str]:
     name, blank, _ = argument.partition(" ")
     if not blank:
-        return vars(repl.session.settings)
-    choices = {"overflow": ("error", "stop", "shift"), "thinking": ("on", "off"), "ignore_eos": ("on", "off")}
+        return _settings_in_use(repl)
+    switches = dict.fromkeys(("thinking", "ignore_eos", _SHOW_THINKING), ("on", "off"))
+    choices = switches | {"overflow": ("error", "stop", "shift")}
     return [f"{name} {value}" for value in (*choices.get(name, ()), "default")]
 
 
@@ -234,11 +242,6 @@ def _markdown(repl: Repl, switch: str) -> None:
     repl.say(f"markdown {'on' if repl.view.markdown else 'off'}")
 
 
-def _thoughts(repl: Repl, switch: str) -> None:
-    repl.view.thoughts = _switched(switch) if switch else not repl.view.thoughts
-    repl.say(f"thoughts are {'shown' if repl.view.thoughts else 'hidden'}")
-
-
 def _clear(repl: Repl, _: str) -> None:
     if not is_dumb_terminal():
         clear()
@@ -289,10 +292,10 @@ def _export_values(repl: Repl, argument: str) -> Iterable[str]:
 
 COMMANDS = (
     Command("help", "[NAME]", "Lists the commands, or explains one.", "/help set", _help, _names),
-    Command("exit", "", "Leaves; every turn is saved already. So does Ctrl-D.", "/exit", _exit),
-    Command("new", "", "Begins a new conversation with the same model, system message and settings.", "/new", _new),
+    Command("exit", "", "Leaves, as Ctrl-D does. Every turn is saved already.", "/exit", _exit),
+    Command("new", "", "Begins another conversation. Model, system message and settings stay.", "/new", _new),
     Command("undo", "", "Takes the last question and its answer back.", "/undo", _undo),
-    Command("retry", "", "Asks the last question again. The new answer takes the old one's place.", "/retry", _retry),
+    Command("retry", "", "Asks the last question again. The answer takes the old one's place.", "/retry", _retry),
     Command("edit", "[TEXT]", "Changes the last question and asks it again.", "/edit What is a monad?", _edit),
     Command(
         "system", "[TEXT]", "Shows or sets the system message. `none` removes it.", "/system You are brief.", _system
@@ -318,6 +321,5 @@ COMMANDS = (
     Command("stats", "[on|off]", "Shows the figures of the last answer. `on`: after each.", "/stats", _stats, _on_off),
     Command("context", "", "Shows how full the context is.", "/context", _context),
     Command("markdown", "[on|off]", "Draws answers as Markdown, or as they are.", "/markdown off", _markdown, _on_off),
-    Command("thoughts", "[on|off]", "Shows or hides what a model thinks.", "/thoughts off", _thoughts, _on_off),
     Command("clear", "", "Clears the screen. The conversation stays; /new begins another.", "/clear", _clear),
 )  # fmt: skip

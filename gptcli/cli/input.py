@@ -59,7 +59,7 @@ class LineInput:
                 input=self.terminal,
                 style=_STYLE,
                 multiline=True,
-                prompt_continuation=_MORE,
+                prompt_continuation=lambda width, number, wraps: " " * len(_MORE) if wraps else _MORE,
                 enable_history_search=True,
                 enable_suspend=True,
                 input_processors=[self._pastes],

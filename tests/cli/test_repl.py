@@ -280,3 +280,20 @@ def test_two_chats_at_once_are_both_kept() -> None:
     third.expect("> two")
     third.type("\x1b[A")
     third.expect("> one")
+
+
+def test_a_full_disk_is_told_once_and_at_the_end() -> None:
+    environment = HELLO.environment() | {"PROMPT_TOOLKIT_NO_CPR": "1"}
+    shell = Terminal(
+        "bash", "-c", f"ulimit -f 1; {' '.join(SCRIPTED)} chat; echo code $?", environment=environment, width=300
+    )
+    for number in range(1, 6):
+        shell.wait_for(lambda: shell.lines[-2:-1] == [">"], "prompt")
+        shell.type(f"{number}\r")
+        shell.expect("Hello there.", number)
+    shell.wait_for(lambda: shell.lines[-2:-1] == [">"], "prompt")
+    assert shell.text.count("note: not saved:") == 1
+    shell.type("\x04")
+    shell.finish()
+    assert "error: cannot write" in shell.lines[-2]
+    assert shell.lines[-1] == "code 8"

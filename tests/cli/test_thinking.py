@@ -61,9 +61,9 @@ def test_thoughts_are_dimmed(tiny_model: object) -> None:
 
 def test_thoughts_can_be_hidden(tiny_model: object) -> None:
     chat = thinking(tiny_model)
-    chat.ask("/thoughts off")
+    chat.ask("/set show_thinking off")
     chat.type("go\r")
     chat.expect("thinking")
     chat.expect("yes")
     chat.ready(3)
-    assert "hm" not in chat.text and "thinking" not in chat.text
+    assert chat.lines[4:6] == ["> go", "yes"] and "hm" not in chat.lines
