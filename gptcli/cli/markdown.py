@@ -15,6 +15,7 @@ from rich.segment import Segment, Segments
 from gptcli.cli.sink import clean
 
 _FRAME_S = 1 / 15
+_REST = 10  # times as long as it took to draw
 _PARAGRAPH, _RULE = "x\n\n", "---\n\n"
 
 
@@ -26,7 +27,7 @@ class MarkdownStream:
         # No HTML: rich shows none, and a model's <think> would vanish with all that is in it.
         self._parser = MarkdownIt("commonmark", {"html": False}).enable("table").enable("strikethrough")
         self._live = Live(console=self._console, transient=True, auto_refresh=False)
-        self._drawn_at = 0.0
+        self._next_frame = 0.0
         self._open = ""
         # What stands for the block before the open one: the blank line between two depends on both.
         self._before = ""
@@ -41,6 +42,7 @@ class MarkdownStream:
 
     def close(self) -> None:
         """Prints what is still open, as it is."""
+        self._print_finished()
         self._live.stop()
         self._print(self._open)
         self._open = ""
@@ -48,12 +50,16 @@ class MarkdownStream:
     def write(self, text: str) -> None:
         """Takes the next text."""
         self._open += clean(text)
+        begun = time.monotonic()
+        if begun < self._next_frame:
+            return
         self._print_finished()
-        if time.monotonic() - self._drawn_at > _FRAME_S:
-            self._live.start()
-            # The newest lines: what is above the screen could not be erased.
-            self._live.update(_segments(self._drawn(self._open)[1 - self._console.height :]), refresh=True)
-            self._drawn_at = time.monotonic()
+        self._live.start()
+        # The newest lines: what is above the screen could not be erased.
+        self._live.update(_segments(self._drawn(self._open)[1 - self._console.height :]), refresh=True)
+        ended = time.monotonic()
+        # A long block takes long to draw: it comes less often then, for the model shares the processor.
+        self._next_frame = ended + max(_FRAME_S, _REST * (ended - begun))
 
     def _print_finished(self) -> None:
         """Prints all blocks but the last: only that can still change."""

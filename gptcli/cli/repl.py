@@ -165,7 +165,8 @@ class Repl:
         if finished.reason == "interrupt":
             print_note("interrupted")
         elif finished.reason == "length":
-            print_note("cut off at its greatest length; /set max_tokens and --ctx-size are what bounds it")
+            whole = finished.usage.completion_tokens == self.session.settings.max_tokens
+            print_note("cut off at max_tokens, which /set changes" if whole else "cut off: the context is full")
         if self.view.stats:
             print_note(stats_line(finished, self.session.lm.ctx_size))
         self.say("")

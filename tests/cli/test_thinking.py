@@ -66,4 +66,4 @@ def test_thoughts_can_be_hidden(tiny_model: object) -> None:
     chat.expect("thinking")
     chat.expect("yes")
     chat.ready(3)
-    assert chat.lines[4:6] == ["> go", "yes"] and "hm" not in chat.lines
+    assert chat.lines[3:5] == ["> go", "yes"] and "hm" not in chat.lines
