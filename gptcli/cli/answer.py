@@ -26,6 +26,7 @@ class View:
     markdown: bool = True
     thoughts: bool = True
     stats: bool = False
+    probabilities: bool = False
 
 
 class Answer:

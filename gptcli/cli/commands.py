@@ -15,6 +15,7 @@ from gptcli.cli.clipboard import copy
 from gptcli.cli.render import is_dumb_terminal
 from gptcli.cli.slash import Command, find, paths
 from gptcli.cli.thinking import without_thoughts
+from gptcli.cli.tokens_view import TokenFlow, grouped, terminal_columns, uses_colour
 from gptcli.errors import InputError, OutputError, UsageError
 from gptcli.session import Session
 from gptcli.store.catalog import local_models
@@ -203,10 +204,19 @@ def _copy(repl: Repl, _: str) -> None:
 
 
 def _tokens(repl: Repl, text: str) -> None:
+    if not text and not repl.session.messages:
+        raise UsageError("there is nothing yet", hint="/tokens TEXT shows those of a text")
     tokenizer = repl.session.lm.tokenizer
-    ids = tokenizer.encode(text or repl.session.messages[-1].content if repl.session.messages or text else "")
-    repl.say(" ".join(f"{tokenizer.token_name(id)}:{id}" for id in ids))
+    ids = tokenizer.encode(text or repl.session.messages[-1].content)
+    flow = TokenFlow(terminal_columns(), colour=uses_colour(True))
+    groups = grouped((tokenizer.token_bytes(id), tokenizer.is_control(id)) for id in ids)
+    repl.paint("".join(map(flow.add, groups)) + flow.end())
     repl.say(f"{len(ids)} tokens")
+
+
+def _probs(repl: Repl, switch: str) -> None:
+    repl.view.probabilities = _switched(switch) if switch else not repl.view.probabilities
+    repl.say(f"unlikely tokens are {'named after each answer' if repl.view.probabilities else 'not named'}")
 
 
 def _stats(repl: Repl, switch: str) -> None:
@@ -318,6 +328,7 @@ COMMANDS = (
     ),
     Command("copy", "", "Copies the last answer to the clipboard.", "/copy", _copy),
     Command("tokens", "[TEXT]", "Shows a text's tokens, or the last message's.", "/tokens Hello there", _tokens),
+    Command("probs", "[on|off]", "Names the unlikely tokens of the answers to come.", "/probs on", _probs, _on_off),
     Command("stats", "[on|off]", "Shows the figures of the last answer. `on`: after each.", "/stats", _stats, _on_off),
     Command("context", "", "Shows how full the context is.", "/context", _context),
     Command("markdown", "[on|off]", "Draws answers as Markdown, or as they are.", "/markdown off", _markdown, _on_off),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from gptcli.cli.answer import Answer, View
@@ -18,14 +21,16 @@ from gptcli.cli.signals import stoppable
 from gptcli.cli.sink import Sink
 from gptcli.cli.slash import CommandCompleter, find
 from gptcli.cli.thinking import OPENING
+from gptcli.cli.tokens_view import spell
 from gptcli.errors import GptcliError, OutputError, TemplateError
-from gptcli.generation.events import Finished, TextDelta
+from gptcli.generation.events import Finished, StepLogprobs, TextDelta
 from gptcli.language_model import LanguageModel
 from gptcli.session import Event, Session, TurnsDropped
 from gptcli.store.sessions import SessionFile
 from gptcli.text.chat_template import ChatTemplate
 
 _METER = 10  # characters
+_UNLIKELY = 0.1  # probability of a token
 
 
 class Repl:
@@ -75,6 +80,10 @@ class Repl:
         if self.session.unanswered is not None:
             print_note("the last question got no answer; /retry asks it again")
 
+    def paint(self, text: str) -> None:
+        """Writes what is coloured already, and is known not to drive the terminal otherwise."""
+        os.write(sys.stdout.fileno(), text.encode())
+
     def _turn(self) -> None:
         self._used = self._tokens_used()
         try:
@@ -107,6 +116,7 @@ class Repl:
             if not self._loading.wait(activity, stop):
                 typed.keep_unsent()
                 return
+            self.session.records_probabilities = self.view.probabilities
             events = ask(on_prefill=partial(activity.tokens, "prefill"), cancelled=stop)
             answer: Answer | None = None
             try:
@@ -167,10 +177,18 @@ class Repl:
         elif finished.reason == "length":
             whole = finished.usage.completion_tokens == self.session.settings.max_tokens
             print_note("cut off at max_tokens, which /set changes" if whole else "cut off: the context is full")
+        if finished.logprobs is not None:
+            self._show_surprises(finished.logprobs)
         if self.view.stats:
             print_note(stats_line(finished, self.session.lm.ctx_size))
         self.say("")
         self._warn_of_unsaved()
+
+    def _show_surprises(self, steps: Sequence[StepLogprobs]) -> None:
+        """Names the tokens that the model held to be unlikely."""
+        tokens = [(step.chosen, math.exp(step.chosen.logprob)) for step in steps]
+        unlikely = [f"{spell(token.data)} {share:.2f}" for token, share in tokens if share < _UNLIKELY]
+        self.say(f"less likely than {_UNLIKELY}: {', '.join(unlikely) or 'none'}")
 
     def _warn_of_unsaved(self) -> None:
         problem = self.file.problem if self.file else None

@@ -189,7 +189,7 @@ def test_stats_are_shown_once_or_after_each_answer(chat: Chat) -> None:
 
 
 def test_tokens_of_a_text_and_of_the_last_message(chat: Chat) -> None:
-    assert answer_to(chat, "/tokens ab")[-1] == "2 tokens"
+    assert answer_to(chat, "/tokens ab c") == ["a·b·␠·c", "4 tokens"]
     chat.ask("one")
     assert answer_to(chat, "/tokens")[-1].endswith("tokens")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.chatting import Chat, said, sessions, state
-from tests.cli.conftest import SCRIPTED
+from tests.cli.conftest import GPTCLI, SCRIPTED
 from tests.cli.scripted import Script
 from tests.cli.terminal import Terminal
 
@@ -297,3 +298,53 @@ def test_a_full_disk_is_told_once_and_at_the_end() -> None:
     shell.finish()
     assert "error: cannot write" in shell.lines[-2]
     assert shell.lines[-1] == "code 8"
+
+
+def paragraph(count: int) -> Script:
+    return Script(pieces=[f"word{number} " for number in range(count)], piece_s=0.02, reason="stop")
+
+
+def test_a_shrinking_window_shows_nothing_twice() -> None:
+    chat = Chat(paragraph(40)).ready()
+    chat.type("go\r")
+    chat.expect("word9")
+    chat.resize(20)
+    chat.ready(2)
+    words = chat.text.split()
+    assert [words.count(f"word{number}") for number in range(40)] == [1] * 40
+
+
+@pytest.mark.parametrize("text", ["In a small town", "there lived"])
+def test_a_tiny_model_of_our_own_talks(tiny_model: Path, text: str) -> None:
+    environment = {**os.environ, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"}
+    terminal = Terminal(*GPTCLI, "chat", "-n", "8", "-t", "0", "--stats", environment=environment)
+    terminal.expect(">")
+    terminal.type(f"{text}\r")
+    terminal.expect("8 tok ")
+    terminal.type("/probs on\r")
+    terminal.expect("named after each answer")
+    terminal.type("/retry\r")
+    terminal.expect("less likely than 0.1:")
+    terminal.type("/stats\r")
+    terminal.expect("still in the cache and 1 run")
+    terminal.type("\x04")
+    terminal.finish()
+    assert terminal.child.exitstatus == 0
+    assert [event["type"] for event in sessions()[0]].count("truncate") == 1
+
+
+@pytest.mark.real
+def test_the_default_model_talks(real_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GPTCLI_MODEL")
+    environment = {
+        **os.environ, "GPTCLI_WEIGHTS": str(real_weights), "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"
+    }  # fmt: skip
+    terminal = Terminal(
+        *GPTCLI, "chat", "-t", "0", "--system", "Be brief.", environment=environment
+    )
+    terminal.expect(">")
+    terminal.type("What is the capital of France?\r")
+    terminal.expect("Paris")
+    terminal.type("\x04")
+    terminal.finish()
+    assert "Paris" in said()[1]
