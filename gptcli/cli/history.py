@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 from prompt_toolkit.history import History
 
+from gptcli.cli.pastes import Pastes
 from gptcli.errors import OutputError
 from gptcli.store.state import AppendOnlyFile, state_directory
 
@@ -18,10 +19,13 @@ class FileHistory(History):
 
     prompt_toolkit's own writes an entry in pieces, into a file that everybody may read. Where the file cannot be used,
     `warn` is told so once, and the history lasts as long as the program; so does one that is not to be kept.
+
+    pastes: what long entries are folded with; the file has them whole.
     """
 
     def __init__(self, warn: Callable[[str], object], *, kept: bool = True) -> None:
         super().__init__()
+        self.pastes = Pastes()
         self._warn = warn
         self._file: AppendOnlyFile | None = None
         if not kept:
@@ -44,14 +48,14 @@ class FileHistory(History):
             except ValueError:
                 continue
             if isinstance(entry, str):
-                yield entry
+                yield self.pastes.recalled(entry)
 
     def store_string(self, string: str) -> None:
         """Appends an entry to the file."""
         if self._file is None:
             return
         # The empty line ends what another program left torn.
-        self._file.append(b"\n" + json.dumps(string).encode())
+        self._file.append(b"\n" + json.dumps(self.pastes.expand(string)).encode())
         if self._file.problem is not None:
             self._warn(f"what you type is not remembered: {self._file.problem.strerror}")
             self._file.close()

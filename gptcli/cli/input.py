@@ -24,7 +24,6 @@ from prompt_toolkit.layout import ConditionalContainer, FormattedTextControl, HS
 from prompt_toolkit.styles import Style
 
 from gptcli.cli.history import FileHistory
-from gptcli.cli.pastes import Pastes
 from gptcli.cli.signals import handled
 from gptcli.cli.sink import clean
 
@@ -47,7 +46,7 @@ class LineInput:
         self._history = history
         self._toolbar = toolbar
         self._dumb = dumb
-        self._pastes = Pastes()
+        self._pastes = history.pastes
         self._hinting = False
         self._failure: Exception | None = None
         self._ended_by = 0
@@ -79,12 +78,12 @@ class LineInput:
         Raises EOFError at Ctrl-D on an empty line, and what `fail` was given. A signal that ends the process is raised
         again once the terminal is as it was.
         """
-        self._pastes.clear()
         if self._session is None:
             typed = _cooked_line(prompt, default)
         else:
             typed = self._edited(self._session, prompt, default)
             self._history.append_string(typed)
+            typed = self._pastes.expand(typed)
         typed = typed.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         inner = typed.strip()
         if inner.startswith(_QUOTES):
@@ -149,12 +148,11 @@ class LineInput:
         @bindings.add("enter", filter=typing)
         def submit(event: KeyPressEvent) -> None:
             buffer = event.current_buffer
-            text = self._pastes.expand(buffer.text)
-            inner = text.strip()
+            inner = buffer.text.strip()
             if inner.startswith(_QUOTES) and (len(inner) < 6 or not inner.endswith(_QUOTES)):
                 buffer.newline(copy_margin=False)
             else:
-                event.app.exit(result=text)
+                event.app.exit(result=buffer.text)
 
         @bindings.add("c-j", filter=typing)
         @bindings.add("escape", "enter", filter=typing)

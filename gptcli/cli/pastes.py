@@ -10,7 +10,7 @@ _FIRST = 0x100000  # private characters, which nobody types, stand for pastes in
 
 
 class Pastes(Processor):
-    """The folded pastes of a line. In the buffer each is one character, which keys move over and delete whole."""
+    """The folded pastes. In a line each is one character, which keys move over and delete whole."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
@@ -27,9 +27,10 @@ class Pastes(Processor):
         """A text with every paste whole."""
         return text.translate({_FIRST + index: pasted for index, pasted in enumerate(self._texts)})
 
-    def clear(self) -> None:
-        """Forgets them, for the next message."""
-        self._texts.clear()
+    def recalled(self, text: str) -> str:
+        """What to show of a message of long ago: its first line, and the rest folded where it is long."""
+        first, newline, rest = text.partition("\n")
+        return first + newline + self.fold(rest)
 
     def apply_transformation(self, transformation_input: TransformationInput) -> Transformation:
         """Shows the words."""

@@ -206,8 +206,9 @@ class Repl:
         """Model, context and speed, as much of it as fits."""
         lm = self.session.lm
         share = self._loading.share
-        speeds = [finished.usage.decode_tokens_per_s for finished in self.session.finished[-1:]]
-        speed = f"loading {share:.0%}" if share is not None else "".join(f"{speed:.0f} tok/s" for speed in speeds)
+        speeds = [finished.usage.decode_tokens_per_s for finished in self.session.finished]
+        latest = next((f"{speed:.0f} tok/s" for speed in reversed(speeds) if speed), "")
+        speed = latest if share is None else f"loading {share:.0%}"
         context = f"{self._used}/{lm.ctx_size}"
         filled = min(_METER, -(-_METER * self._used // lm.ctx_size))
         meter = "█" * filled + "░" * (_METER - filled)

@@ -198,3 +198,20 @@ def test_the_same_line_twice_is_recorded_once() -> None:
     kept.append_string("one")
     kept.append_string("one")
     assert [json.loads(line) for line in (state() / "history.jsonl").read_text().split("\n") if line] == ["one"]
+
+
+def test_a_long_message_is_recalled_folded_and_sent_whole() -> None:
+    chat = Chat(HELLO).ready()
+    chat.type("see ")
+    chat.paste(LINES)
+    chat.ask("")
+    chat.type("\x1b[A")
+    chat.expect("> see [pasted 312 lines]", 2)
+    chat.type("\x03")
+    assert chat.leave() == 0
+    later = Chat(HELLO).ready()
+    later.type("\x1b[A")
+    later.expect("> see line 0")
+    later.expect(". [pasted 311 lines]")
+    later.ask("")
+    assert said() == [f"see {LINES}"] * 2
