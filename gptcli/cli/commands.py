@@ -56,7 +56,7 @@ def _new(repl: Repl, _: str) -> None:
 
 
 def _undo(repl: Repl, _: str) -> None:
-    repl.say(f"taken back: {_excerpt(repl.session.undo())}")
+    repl.say(f"taken back: {excerpt(repl.session.undo())}")
 
 
 def _retry(repl: Repl, _: str) -> None:
@@ -166,7 +166,7 @@ def _load(repl: Repl, name: str) -> None:
 def _sessions(repl: Repl, _: str) -> None:
     stored = stored_sessions()
     for session in stored:
-        what = session.error or f"{session.turns:4} turns  {_excerpt(session.question)}"
+        what = session.error or f"{session.turns:4} turns  {excerpt(session.question)}"
         repl.say(f"{session.modified:%Y-%m-%d %H:%M}  {session.name:20}  {what}")
     if not stored:
         repl.say("there are none yet")
@@ -274,7 +274,8 @@ def _turns(session: Session) -> int:
     return sum(message.role == "user" for message in session.messages)
 
 
-def _excerpt(text: str) -> str:
+def excerpt(text: str) -> str:
+    """A text's beginning on one line."""
     line = " ".join(text.split())
     return line if len(line) <= _EXCERPT else line[: _EXCERPT - 1] + "…"
 

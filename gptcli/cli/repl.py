@@ -11,7 +11,7 @@ from functools import partial
 
 from gptcli.cli.answer import Answer, View
 from gptcli.cli.chat import dropped_note
-from gptcli.cli.commands import COMMANDS, Leave
+from gptcli.cli.commands import COMMANDS, Leave, excerpt
 from gptcli.cli.held import HeldTerminal
 from gptcli.cli.history import FileHistory
 from gptcli.cli.input import LineInput
@@ -74,11 +74,13 @@ class Repl:
         self._sink.write(f"{text}\n".encode())
 
     def _greet(self) -> None:
-        turns = sum(message.role == "user" for message in self.session.messages)
-        what = f"session {self.file.name}, {turns} turns so far" if turns and self.file else "a new conversation"
+        asked = [message.content for message in self.session.messages if message.role == "user"]
+        what = f"session {self.file.name}" if asked and self.file else "a new conversation"
         self.say(f"{_short(self.session.lm)}: {what}. /help lists commands, Ctrl-D leaves.")
+        if asked:
+            self.say(f"last said: {excerpt(asked[-1])}")
         if self.session.unanswered is not None:
-            print_note("the last question got no answer; /retry asks it again")
+            print_note(f"without an answer: {excerpt(self.session.unanswered)}; /retry asks it again")
 
     def paint(self, text: str) -> None:
         """Writes what is coloured already, and is known not to drive the terminal otherwise."""
