@@ -228,18 +228,13 @@ def _stats(repl: Repl, switch: str) -> None:
         return
     last = finished[-1].usage
     prefilled = round(last.prefill_s * last.prefill_tokens_per_s)
-    repl.say(
-        f"last answer: {last.prompt_tokens} prompt tokens, {last.prompt_tokens - prefilled} of them still in the"
-        f" cache and {prefilled} run at {last.prefill_tokens_per_s:.0f} tok/s;"
-        f" first token after {last.ttft_s * 1000:.0f} ms;"
-        f" {last.completion_tokens} tokens at {last.decode_tokens_per_s:.1f} tok/s"
-    )
+    cached = last.prompt_tokens - prefilled
+    repl.say(f"prompt   {last.prompt_tokens} tokens: {cached} still in the cache, {prefilled} run")
+    repl.say(f"prefill  {last.prefill_tokens_per_s:.0f} tok/s, the first token after {last.ttft_s * 1000:.0f} ms")
+    repl.say(f"answer   {last.completion_tokens} tokens at {last.decode_tokens_per_s:.1f} tok/s")
     drawn = sum(answer.usage.completion_tokens for answer in finished)
     seconds = sum(answer.usage.decode_s for answer in finished)
-    repl.say(
-        f"so far: {len(finished)} answers, {drawn} tokens in {seconds:.1f} s;"
-        f" the model took {last.load_s:.1f} s to load"
-    )
+    repl.say(f"so far   {len(finished)} answers, {drawn} tokens in {seconds:.1f} s; loaded in {last.load_s:.1f} s")
 
 
 def _context(repl: Repl, _: str) -> None:

@@ -184,7 +184,7 @@ def test_stats_are_shown_once_or_after_each_answer(chat: Chat) -> None:
     assert answer_to(chat, "/stats") == ["no answer yet"]
     chat.ask("/stats on")
     assert "1 tok" in "".join(answer_to(chat, "one"))
-    assert "last answer:" in answer_to(chat, "/stats off")[0]
+    assert answer_to(chat, "/stats off")[2].startswith("answer   1 tokens at")
     assert "tok/s" not in "".join(answer_to(chat, "two"))
 
 

@@ -326,7 +326,7 @@ def test_a_tiny_model_of_our_own_talks(tiny_model: Path, text: str) -> None:
     terminal.type("/retry\r")
     terminal.expect("less likely than 0.1:")
     terminal.type("/stats\r")
-    terminal.expect("still in the cache and 1 run")
+    terminal.expect("still in the cache, 1 run")
     terminal.type("\x04")
     terminal.finish()
     assert terminal.child.exitstatus == 0
@@ -339,9 +339,7 @@ def test_the_default_model_talks(real_weights: Path, monkeypatch: pytest.MonkeyP
     environment = {
         **os.environ, "GPTCLI_WEIGHTS": str(real_weights), "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"
     }  # fmt: skip
-    terminal = Terminal(
-        *GPTCLI, "chat", "-t", "0", "--system", "Be brief.", environment=environment
-    )
+    terminal = Terminal(*GPTCLI, "chat", "-t", "0", "--system", "Be brief.", environment=environment)
     terminal.expect(">")
     terminal.type("What is the capital of France?\r")
     terminal.expect("Paris")
