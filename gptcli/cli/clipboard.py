@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import shutil
 import subprocess
@@ -23,10 +24,15 @@ def copy(text: str) -> str:
         for command, variable in _PROGRAMS:
             if (not variable or os.environ.get(variable)) and shutil.which(command[0]):
                 # Its output is dropped, for xclip stays behind to serve the clipboard.
-                done = subprocess.run(
-                    command, input=text.encode(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=5
-                )
-                if done.returncode == 0:
+                with contextlib.suppress(OSError, subprocess.SubprocessError):
+                    subprocess.run(
+                        command,
+                        input=text.encode(),
+                        stdout=subprocess.DEVNULL,
+                        stderr=subprocess.DEVNULL,
+                        timeout=5,
+                        check=True,
+                    )
                     return f"with {command[0]}"
     encoded = base64.b64encode(text.encode())
     os.write(sys.stdout.fileno(), b"\x1b]52;c;" + encoded + b"\x07")

@@ -110,6 +110,12 @@ class TypedAhead:
         self._wake_read, self._wake = os.pipe()
         self._thread.start()
 
+    def take_interrupt(self) -> bool:
+        """Whether Ctrl-C was pressed while the prompt still had the terminal, in which it is a key like any other."""
+        keys = get_typeahead(self._input)
+        store_typeahead(self._input, [key for key in keys if key.key != Keys.ControlC])
+        return any(key.key == Keys.ControlC for key in keys)
+
     def keep_unsent(self) -> None:
         """Enter among the keys shall not send: the answer they were typed ahead of was interrupted."""
         self._unsent = True

@@ -21,6 +21,8 @@ from prompt_toolkit.input import Input, create_input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout import ConditionalContainer, FormattedTextControl, HSplit, Window
+from prompt_toolkit.output import Output, create_output
+from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.styles import Style
 
 from gptcli.cli.history import FileHistory
@@ -56,6 +58,7 @@ class LineInput:
                 history=history,
                 completer=completer,
                 input=self.terminal,
+                output=_output(),
                 style=_STYLE,
                 multiline=True,
                 prompt_continuation=lambda width, number, wraps: " " * len(_MORE) if wraps else _MORE,
@@ -66,7 +69,7 @@ class LineInput:
                 tempfile_suffix=".md",
                 reserve_space_for_menu=6,
             )
-            # prompt_toolkit's own toolbar waits until the terminal has told where its cursor is; some never do.
+            # prompt_toolkit's own toolbar waits until the terminal has told where its cursor is.
             under = Window(FormattedTextControl(self._toolbar_text), height=1, dont_extend_height=True)
             container = self._session.layout.container
             assert isinstance(container, HSplit)
@@ -179,6 +182,14 @@ class LineInput:
                 self._hinting = True
 
         return bindings
+
+
+def _output() -> Output:
+    """The terminal, which is never asked where its cursor is: an answer that comes late looks as if it were typed."""
+    output = create_output(sys.stdout)
+    if isinstance(output, Vt100_Output):
+        output.enable_cpr = False
+    return output
 
 
 def _cooked_line(prompt: str, default: str) -> str:

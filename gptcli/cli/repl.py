@@ -11,7 +11,8 @@ from functools import partial
 
 from gptcli.cli.answer import Answer, View
 from gptcli.cli.chat import dropped_note
-from gptcli.cli.commands import COMMANDS, Leave, excerpt
+from gptcli.cli.commands import COMMANDS, Leave
+from gptcli.cli.conversation import excerpt
 from gptcli.cli.held import HeldTerminal
 from gptcli.cli.history import FileHistory
 from gptcli.cli.input import LineInput
@@ -115,8 +116,10 @@ class Repl:
         """Shows what a method of the session brings. Ctrl-C ends it, and what there is of it is kept."""
         finished = None
         with self._terminal.typing_ahead() as typed, stoppable() as stop, Activity(quiet=False) as activity:
+            stop.pressed += typed.take_interrupt()
             if not self._loading.wait(activity, stop):
                 typed.keep_unsent()
+                print_note("not sent: the model is still loading")
                 return
             self.session.records_probabilities = self.view.probabilities
             events = ask(on_prefill=partial(activity.tokens, "prefill"), cancelled=stop)

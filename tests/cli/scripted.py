@@ -31,6 +31,7 @@ class Script:
     reason: FinishReason = "length"
     overflows: bool = False  # at the end
     load_error: str = ""  # for lack of memory
+    turn_error: str = ""  # the same, before it says anything
     loses_exceptions: bool = False  # while it loads, as numpy's import does
     mark: str = ""  # a file that appears once it loads for `load_s`, or else once it has said something
 
@@ -69,6 +70,8 @@ class Script:
         reason = self.reason
         on_prefill(0, len(prompt))
         time.sleep(self.prefill_s)
+        if self.turn_error:
+            raise OutOfMemory(self.turn_error)
         for piece in self.pieces:
             time.sleep(self.piece_s)
             if cancelled():

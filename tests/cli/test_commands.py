@@ -78,7 +78,7 @@ def test_undo_takes_a_turn_back(chat: Chat) -> None:
     chat.ask("one")
     chat.ask("two")
     assert answer_to(chat, "/undo") == ["taken back: two"]
-    assert "1 turns" in answer_to(chat, "/context")[0]
+    assert "1 turn" in answer_to(chat, "/context")[0]
     chat.ask("/undo")
     assert answer_to(chat, "/undo") == ["gptcli: error: there is no turn to take back"]
 
@@ -144,7 +144,7 @@ def test_a_session_is_saved_under_a_name_and_loaded_again(chat: Chat) -> None:
     assert answer_to(chat, "/save town") == ["saved as town; every turn is from now on"]
     chat.ask("/new")
     assert "town" in answer_to(chat, "/sessions")[0]
-    assert answer_to(chat, "/load town") == ["session town: 1 turns so far"]
+    assert answer_to(chat, "/load town") == ["session town: 1 turn so far"]
     chat.ask("two")
     assert chat.leave() == 0
     assert [file.name for file in (state() / "sessions").iterdir()] == ["town.jsonl"]

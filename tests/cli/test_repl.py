@@ -346,3 +346,30 @@ def test_the_default_model_talks(real_weights: Path, monkeypatch: pytest.MonkeyP
     terminal.type("\x04")
     terminal.finish()
     assert "Paris" in said()[1]
+
+
+def test_ctrl_c_right_behind_enter_stops_the_answer_too() -> None:
+    chat = Chat(ENDLESS).ready()
+    chat.type("go\r\x03")
+    chat.expect("interrupted")
+    chat.ready(2)
+    assert chat.leave() == 0
+
+
+def test_a_message_can_be_called_back_while_the_model_loads() -> None:
+    chat = Chat(Script(pieces=["Hello"], load_s=1.5)).ready()
+    chat.type("go\r")
+    chat.expect("loading tiny ")
+    chat.type("\x03")
+    chat.expect("not sent")
+    chat.ready(2)
+    assert chat.leave() == 0
+    assert said() == []
+
+
+def test_running_out_of_memory_in_a_turn_is_a_line_and_the_chat_goes_on() -> None:
+    chat = Chat(Script(pieces=["Hello"], turn_error="out of memory on cpu")).ready()
+    chat.ask("one")
+    chat.ask("two")
+    assert chat.lines.count("gptcli: error: out of memory on cpu") == 2
+    assert chat.leave() == 0
