@@ -55,7 +55,7 @@ def sessions() -> list[list[dict[str, Any]]]:
     """The events of every session on disk."""
     return [
         [json.loads(line) for line in file.read_text().splitlines()]
-        for file in sorted(state().glob("sessions/*.jsonl"))
+        for file in sorted(state().glob("sessions/*.jsonl"), key=lambda file: file.stem)
     ]
 
 
