@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import textwrap
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -153,9 +154,11 @@ def load(repl: Repl, name: str) -> None:
 def list_sessions(repl: Repl, _: str) -> None:
     """Lists the sessions on disk."""
     stored = stored_sessions()
+    width = max((len(session.name) for session in stored), default=0)
     for session in stored:
-        what = session.error or f"{session.turns:4} turns  {excerpt(session.question)}"
-        repl.say(f"{session.modified:%Y-%m-%d %H:%M}  {session.name:20}  {what}")
+        mark = "*" if repl.file and session.name == repl.file.name else " "
+        what = session.error or f"{session.turns:3} turns  {excerpt(session.question, _EXCERPT - width)}"
+        repl.say(f"{mark} {session.name:{width}}  {what}")
     if not stored:
         repl.say("there are none yet")
 
@@ -209,10 +212,9 @@ def turns(session: Session) -> str:
     return "1 turn" if count == 1 else f"{count} turns"
 
 
-def excerpt(text: str) -> str:
-    """A text's beginning on one line."""
-    line = " ".join(text.split())
-    return line if len(line) <= _EXCERPT else line[: _EXCERPT - 1] + "…"
+def excerpt(text: str, width: int = _EXCERPT) -> str:
+    """A text's beginning on one line of so many characters."""
+    return textwrap.shorten(text, max(8, width), placeholder=" …")
 
 
 def model_values(repl: Repl, argument: str) -> Iterable[str]:

@@ -204,5 +204,6 @@ def _cooked_line(prompt: str, default: str) -> str:
             break
         typed += more
     if not typed:
+        print()
         raise EOFError
     return typed.rstrip("\n") or default
