@@ -63,7 +63,7 @@ def converse() -> pyte.Screen:
                 return
 
     with tempfile.TemporaryDirectory() as state:
-        environment = os.environ | {"XDG_STATE_HOME": state, "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm-256color"}
+        environment = os.environ | {"XDG_STATE_HOME": state, "TERM": "xterm-256color"}
         child = pexpect.spawn(CHAT, dimensions=(HEIGHT, WIDTH), env=environment)
         wait(child, "")
         for line, shows in TYPED:

@@ -18,6 +18,8 @@ from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.key_binding.key_processor import KeyPress
 from prompt_toolkit.keys import Keys
 
+from gptcli.cli.signals import handled
+
 _ESCAPE_S = 0.3  # a lone escape character is the key once nothing has followed it for so long
 
 _PASTES_MARKED, _PASTES_PLAIN, _CURSOR = "\x1b[?2004h", "\x1b[?2004l", "\x1b[?25h"
@@ -76,15 +78,14 @@ class HeldTerminal:
             yield TypedAhead(self._input)
             return
         typed = TypedAhead(self._input)
-        before = signal.signal(signal.SIGTSTP, self._stop)
-        self._say(_PASTES_MARKED)
-        typed.start()
-        try:
-            yield typed
-        finally:
-            typed.finish()
-            self._say(_PASTES_PLAIN)
-            signal.signal(signal.SIGTSTP, before)
+        with handled(self._stop, "SIGTSTP"):
+            self._say(_PASTES_MARKED)
+            typed.start()
+            try:
+                yield typed
+            finally:
+                typed.finish()
+                self._say(_PASTES_PLAIN)
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:
         self._release()

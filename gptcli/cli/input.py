@@ -47,7 +47,6 @@ class LineInput:
         self.terminal: Input = create_input()
         self._history = history
         self._toolbar = toolbar
-        self._dumb = dumb
         self._pastes = history.pastes
         self._hinting = False
         self._failure: Exception | None = None
@@ -74,6 +73,7 @@ class LineInput:
             container = self._session.layout.container
             assert isinstance(container, HSplit)
             container.children.append(ConditionalContainer(under, ~is_done))
+            self._session.app.key_processor.before_key_press += self._forget_hint
 
     def read(self, prompt: str = PROMPT, default: str = "") -> str:
         """The next message or command, its pastes whole and its triple quotes taken off.
@@ -117,7 +117,6 @@ class LineInput:
 
     def _begin(self) -> None:
         self._hinting = False
-        get_app().key_processor.before_key_press += self._forget_hint
         self._check()
 
     def _forget_hint(self, sender: object) -> None:

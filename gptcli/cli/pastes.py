@@ -5,7 +5,7 @@ from __future__ import annotations
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.layout.processors import Processor, Transformation, TransformationInput
 
-_SHOWN = 20  # lines; a longer paste is folded
+_LINES, _CHARACTERS = 20, 4000  # a paste of more is folded
 _FIRST = 0x100000  # private characters, which nobody types, stand for pastes in the buffer
 
 
@@ -18,7 +18,7 @@ class Pastes(Processor):
     def fold(self, text: str) -> str:
         """What to insert for a paste: itself, or the character that stands for it."""
         text = self.expand(text.replace("\r\n", "\n").replace("\r", "\n"))
-        if _lines(text) <= _SHOWN:
+        if _lines(text) <= _LINES and len(text) <= _CHARACTERS:
             return text
         self._texts.append(text)
         return chr(_FIRST + len(self._texts) - 1)
@@ -30,17 +30,19 @@ class Pastes(Processor):
     def recalled(self, text: str) -> str:
         """What to show of a message of long ago: its first line, and the rest folded where it is long."""
         first, newline, rest = text.partition("\n")
-        return first + newline + self.fold(rest)
+        return self.fold(first) + newline + self.fold(rest)
 
     def apply_transformation(self, transformation_input: TransformationInput) -> Transformation:
         """Shows the words."""
+        if not any(ord(character) >= _FIRST for _, text, *_ in transformation_input.fragments for character in text):
+            return Transformation(transformation_input.fragments)
         fragments: StyleAndTextTuples = []
         positions = [0]  # in what is shown, of each character of the line and of its end
         for style, text, *_ in transformation_input.fragments:
             for character in text:
                 index = ord(character) - _FIRST
                 known = 0 <= index < len(self._texts)
-                shown = f"[pasted {_lines(self._texts[index])} lines]" if known else character
+                shown = _word_for(self._texts[index]) if known else character
                 fragments.append((f"{style} class:pasted" if known else style, shown))
                 positions.append(positions[-1] + len(shown))
         return Transformation(
@@ -50,6 +52,11 @@ class Pastes(Processor):
                 index for index, shown in enumerate(positions) if shown <= max(0, position)
             ),
         )
+
+
+def _word_for(text: str) -> str:
+    lines = _lines(text)
+    return f"[pasted {lines} lines]" if lines > _LINES else f"[pasted {len(text)} characters]"
 
 
 def _lines(text: str) -> int:

@@ -106,8 +106,8 @@ class Repl:
         """A command, or something to say to the model."""
         text = typed.strip()
         if text.startswith("/") and not text.startswith("//"):
-            name, _, argument = text[1:].partition(" ")
-            find(name.partition("\n")[0], COMMANDS).run(self, argument.strip())
+            name, *argument = text[1:].split(maxsplit=1) or [""]
+            find(name, COMMANDS).run(self, *argument or [""])
         elif text:
             message = typed.lstrip()[1:] if text.startswith("//") else typed
             self.answer(partial(self.session.send, message))

@@ -16,7 +16,7 @@ class Chat(Terminal):
     """A conversation at a prompt, whose state is in a directory of the test's own."""
 
     def __init__(self, script: Script, *arguments: str, width: int = 80, height: int = 24, **environment: str) -> None:
-        given = script.environment() | {"PROMPT_TOOLKIT_NO_CPR": "1"} | environment
+        given = script.environment() | environment
         super().__init__(*SCRIPTED, "chat", *arguments, environment=given, width=width, height=height)
         self.before = self.modes()
 

@@ -215,3 +215,11 @@ def test_a_long_message_is_recalled_folded_and_sent_whole() -> None:
     later.expect(". [pasted 311 lines]")
     later.ask("")
     assert said() == [f"see {LINES}"] * 2
+
+
+def test_a_long_line_is_folded_too() -> None:
+    chat = Chat(HELLO).ready()
+    chat.paste("x" * 9000)
+    chat.expect("> [pasted 9000 characters]")
+    chat.ask("")
+    assert said()[0] == "x" * 9000

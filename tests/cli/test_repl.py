@@ -164,7 +164,7 @@ def test_what_is_typed_ahead_of_an_interrupted_answer_is_not_sent() -> None:
 
 
 def test_a_suspended_answer_leaves_the_terminal_to_the_shell_and_goes_on() -> None:
-    environment = ENDLESS.environment() | {"PS1": "$ ", "PROMPT_TOOLKIT_NO_CPR": "1"}
+    environment = ENDLESS.environment() | {"PS1": "$ "}
     shell = Terminal("bash", "--norc", "-i", environment=environment)
     shell.expect("$")
     modes = shell.modes()
@@ -284,7 +284,7 @@ def test_two_chats_at_once_are_both_kept() -> None:
 
 
 def test_a_full_disk_is_told_once_and_at_the_end() -> None:
-    environment = HELLO.environment() | {"PROMPT_TOOLKIT_NO_CPR": "1"}
+    environment = HELLO.environment()
     shell = Terminal(
         "bash", "-c", f"ulimit -f 1; {' '.join(SCRIPTED)} chat; echo code $?", environment=environment, width=300
     )
@@ -316,7 +316,7 @@ def test_a_shrinking_window_shows_nothing_twice() -> None:
 
 @pytest.mark.parametrize("text", ["In a small town", "there lived"])
 def test_a_tiny_model_of_our_own_talks(tiny_model: Path, text: str) -> None:
-    environment = {**os.environ, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"}
+    environment = {**os.environ, "TERM": "xterm-256color"}
     terminal = Terminal(*GPTCLI, "chat", "-n", "8", "-t", "0", "--stats", environment=environment)
     terminal.expect(">")
     terminal.type(f"{text}\r")
@@ -337,7 +337,7 @@ def test_a_tiny_model_of_our_own_talks(tiny_model: Path, text: str) -> None:
 def test_the_default_model_talks(real_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GPTCLI_MODEL")
     environment = {
-        **os.environ, "GPTCLI_WEIGHTS": str(real_weights), "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"
+        **os.environ, "GPTCLI_WEIGHTS": str(real_weights), "TERM": "xterm-256color"
     }  # fmt: skip
     terminal = Terminal(*GPTCLI, "chat", "-t", "0", "--system", "Be brief.", environment=environment)
     terminal.expect(">")
