@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import secrets
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -17,6 +18,11 @@ Quantize = Literal["auto", "none", "int8", "int4"]
 
 # Below this a softmax over logits / temperature is one-hot in fp32.
 GREEDY_BELOW = 1e-5
+
+
+def random_seed() -> int:
+    """A seed that survives any JSON reader: 53 bits."""
+    return secrets.randbits(53)
 
 
 def _check(name: str, value: float, low: float, high: float, meaning: str = "") -> None:
@@ -78,6 +84,11 @@ class SamplingConfig:
         """Whether recent tokens are made less likely."""
         return self.repeat_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
+    def for_samples(self, count: int) -> list[Self]:
+        """A config for each of several samples: seeds count up, from a random one where none is set."""
+        first = random_seed() if self.seed is None else self.seed
+        return [replace(self, seed=(first + sample) % 2**64) for sample in range(count)]
+
     @classmethod
     def resolve(cls, given: Mapping[str, Any], model_defaults: Mapping[str, Any]) -> Self:
         """The value of each field: given by the user, else by the model, else our own default. None is not given."""
@@ -113,6 +124,10 @@ class RuntimeConfig:
     ctx_size: int | None = None
     threads: int | None = None
     speculate: int = 0
+
+    def for_draft_model(self) -> Self:
+        """The same for a model that drafts for this one: its context is its own."""
+        return replace(self, ctx_size=None, speculate=0)
 
     def __post_init__(self) -> None:
         _check_whole("speculate", self.speculate, 0, 64, " (0 is off)")

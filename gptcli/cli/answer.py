@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 from gptcli.cli.render import Activity, is_dumb_terminal
 from gptcli.cli.sink import Sink
 from gptcli.cli.thinking import CLOSING, OPENING, Thoughts
+from gptcli.cli.token_views import TokenViews
 from gptcli.errors import OutputError
+from gptcli.generation.events import TextDelta
+from gptcli.language_model import LanguageModel
 
 if TYPE_CHECKING:
     from gptcli.cli.markdown import MarkdownStream
@@ -26,20 +29,21 @@ class View:
     markdown: bool = True
     thoughts: bool = True
     stats: bool = False
-    probabilities: bool = False
+    probabilities: bool = False  # the text is shaded by them then, thoughts and all
 
 
 class Answer:
     """One answer on the terminal. `activity` shows what goes on until there is something to show."""
 
-    def __init__(self, view: View, sink: Sink, activity: Activity, *, thinking: bool) -> None:
+    def __init__(self, view: View, sink: Sink, activity: Activity, *, lm: LanguageModel, thinking: bool) -> None:
         self._sink = sink
         self._activity = activity
         self._shows_thoughts = view.thoughts
         self._thoughts = Thoughts(inside=thinking)
         self._in_thoughts = False
+        self._shades = TokenViews(lm.tokenizer, sink, alternatives=0, explain=False) if view.probabilities else None
         self._markdown: MarkdownStream | None = None
-        if view.markdown and not is_dumb_terminal():
+        if view.markdown and not self._shades and not is_dumb_terminal():
             from gptcli.cli.markdown import MarkdownStream
 
             self._markdown = MarkdownStream()
@@ -48,6 +52,8 @@ class Answer:
         """Shows what was held back, and ends the last line."""
         self._activity.close()
         with contextlib.suppress(OSError, OutputError):  # the terminal may be gone
+            if self._shades:
+                self._shades.end_text()
             for text, thought in self._thoughts.flush():
                 self._show(text, thought)
             self._leave_thoughts()
@@ -55,9 +61,13 @@ class Answer:
                 self._markdown.close()
             self._sink.end_line()
 
-    def write(self, text: str) -> None:
+    def take(self, delta: TextDelta) -> None:
         """Takes the next text."""
-        for part, thought in self._thoughts.push(text):
+        if self._shades:
+            self._activity.close()
+            self._shades.take(delta)
+            return
+        for part, thought in self._thoughts.push(delta.text):
             self._show(part, thought)
 
     def _show(self, text: str, thought: bool) -> None:

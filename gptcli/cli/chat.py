@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Annotated, Any
@@ -14,17 +14,16 @@ import typer
 
 from gptcli.cli import options
 from gptcli.cli.answer import View
-from gptcli.cli.generate import _drain, _shown
 from gptcli.cli.prompt import argument_text, read_prompt, read_text
 from gptcli.cli.records import json_line, sample_record, stats_record
-from gptcli.cli.render import Activity, print_line, print_note, stats_line
+from gptcli.cli.render import Activity, is_dumb_terminal, print_line, print_note, stats_line
 from gptcli.cli.signals import deadly, interruptible
 from gptcli.cli.sink import Sink
 from gptcli.cli.tables import print_records
 from gptcli.errors import InputError, OutputError, UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import LanguageModel
-from gptcli.session import Event, Session, TurnsDropped
+from gptcli.session import Session, TurnsDropped
 from gptcli.settings import ChatSettings, RuntimeConfig, parse_logit_bias
 from gptcli.store.catalog import DEFAULT_MODEL
 from gptcli.store.sessions import (
@@ -171,15 +170,29 @@ def chat(
         parts = list[bytes]()
         with interruptible() as cancelled:
             on_prefill = partial(activity.tokens, "prefill")
-            reply = _noted(conversation.send(text, on_prefill=on_prefill, cancelled=cancelled), quiet)
-            if as_json:
-                finished = _drain(reply, activity, b"", parts.append)
-            else:
-                with _shown(sink, markdown=True) as write:
-                    finished = _drain(reply, activity, b"", write)
+            reply = conversation.send(text, on_prefill=on_prefill, cancelled=cancelled)
+            with _shown(sink) if not as_json else contextlib.nullcontext(parts.append) as write:
+                for event in reply:
+                    activity.close()
+                    match event:
+                        case TextDelta():
+                            write(event.data)
+                        case TurnsDropped() if not quiet:
+                            print_note(dropped_note(event))
+                        case Finished():
+                            finished = event
         if as_json:
-            sampling, stopping = conversation.settings.sampling(lm.sampling_defaults), conversation.settings.stopping
-            sink.write(json_line(sample_record(lm, b"".join(parts), finished, sampling, stopping)))
+            settings = conversation.settings
+            record = sample_record(
+                lm,
+                b"".join(parts),
+                finished,
+                settings.sampling(lm.sampling_defaults),
+                settings.stopping,
+                logprobs=False,
+                explain=False,
+            )
+            sink.write(json_line(record))
         elif newline:
             sink.end_line()
         if stats_json and not quiet:
@@ -191,9 +204,7 @@ def chat(
 
 
 @contextlib.contextmanager
-def _opened(
-    name: str | None, last: bool, fork: bool, at_prompt: bool
-) -> Iterator[tuple[SessionFile | None, Sequence[Mapping[str, Any]]]]:
+def _opened(name: str | None, last: bool, fork: bool, at_prompt: bool) -> Iterator[tuple[SessionFile | None, _Events]]:
     """The file that a session is to be kept in, if any, and what happened in it so far.
 
     Raises OutputError at the end where it could not be written.
@@ -238,13 +249,20 @@ def _converse(
     Repl(session, file, template, view, offline=offline).run()
 
 
-def _noted(reply: Iterator[Event], quiet: bool) -> Iterator[TextDelta | Finished]:
-    """A reply; that turns were dropped is said on stderr."""
-    for event in reply:
-        if not isinstance(event, TurnsDropped):
-            yield event
-        elif not quiet:
-            print_note(dropped_note(event))
+@contextlib.contextmanager
+def _shown(sink: Sink) -> Iterator[Callable[[bytes], object]]:
+    """Yields what writes the text: as it is, or on a terminal as Markdown, whose last line ends however it ends."""
+    if sink.is_terminal and not is_dumb_terminal():
+        from gptcli.cli.markdown import MarkdownStream
+
+        with MarkdownStream() as stream:
+            yield lambda data: stream.write(data.decode("utf-8", "replace"))
+        return
+    try:
+        yield sink.write
+    finally:
+        if sink.is_terminal:
+            sink.end_line()
 
 
 def dropped_note(dropped: TurnsDropped) -> str:

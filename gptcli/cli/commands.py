@@ -55,7 +55,7 @@ def _tokens(repl: Repl, text: str) -> None:
 
 def _probs(repl: Repl, switch: str) -> None:
     repl.view.probabilities = talk.switched(switch) if switch else not repl.view.probabilities
-    repl.say(f"unlikely tokens are {'named after each answer' if repl.view.probabilities else 'not named'}")
+    repl.say(f"answers are {'shaded by probability' if repl.view.probabilities else 'not shaded'} from now on")
 
 
 def _stats(repl: Repl, switch: str) -> None:
@@ -128,7 +128,7 @@ COMMANDS = (
     ),
     Command("copy", "", "Copies the last answer to the clipboard.", "/copy", _copy),
     Command("tokens", "[TEXT]", "Shows a text's tokens, or the last message's.", "/tokens Hello there", _tokens),
-    Command("probs", "[on|off]", "Names the unlikely tokens of the answers to come.", "/probs on", _probs, _on_off),
+    Command("probs", "[on|off]", "Shades the answers to come by probability.", "/probs on", _probs, _on_off),
     Command("stats", "[on|off]", "Shows the figures of the last answer. `on`: after each.", "/stats", _stats, _on_off),
     Command("context", "", "Shows how full the context is.", "/context", _context),
     Command("markdown", "[on|off]", "Draws answers as Markdown, or as they are.", "/markdown off", _markdown, _on_off),

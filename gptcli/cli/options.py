@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -40,6 +40,13 @@ ChatModel = Annotated[
         help=f"A directory, or a name that `gptcli models` lists. (default: the session's, else {DEFAULT_MODEL})",
     ),
 ]  # fmt: skip
+TokenizerModel = Annotated[
+    str,
+    typer.Option(
+        "-m", "--model", envvar="GPTCLI_MODEL", autocompletion=model_names, rich_help_panel=_MODEL,
+        help="A directory, a tokenizer.json, or a name that `gptcli models` lists.",
+    ),
+]  # fmt: skip
 Device = Annotated[str, typer.Option("--device", rich_help_panel=_MODEL, help="auto, cpu, cuda or cuda:N.")]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", rich_help_panel=_MODEL, help="Precision of the computation.")]
 QuantizeOption = Annotated[
@@ -57,7 +64,14 @@ Speculate = Annotated[
     int,
     typer.Option(
         "--speculate", metavar="N", rich_help_panel=_MODEL,
-        help="Draft up to N tokens a step from the text itself: faster where it repeats itself, and the same text.",
+        help="Draft up to N tokens a step, from the text itself or with --draft-model: the same text, often faster.",
+    ),
+]  # fmt: skip
+DraftModel = Annotated[
+    str | None,
+    typer.Option(
+        "--draft-model", metavar="NAME", autocompletion=model_names, rich_help_panel=_MODEL,
+        help="Draft with a smaller model that has the same tokenizer: the same text, often faster.",
     ),
 ]  # fmt: skip
 Offline = Annotated[bool, typer.Option("--offline", rich_help_panel=_MODEL, help="Never fetch the default model.")]
@@ -208,18 +222,41 @@ Json = Annotated[bool, typer.Option("--json", rich_help_panel=_OUTPUT, help="One
 Logprobs = Annotated[
     int | None,
     typer.Option(
-        "--logprobs",
-        min=0,
-        metavar="N",
-        rich_help_panel=_OUTPUT,
-        help="With --json: log-probabilities, and of the N likeliest.",
+        "--logprobs", min=0, metavar="N", rich_help_panel=_OUTPUT,
+        help="How probable each token is, and the N likeliest: shaded on a terminal, in --json, or in a picture.",
     ),
+]  # fmt: skip
+Explain = Annotated[
+    bool,
+    typer.Option(
+        "--explain", rich_help_panel=_OUTPUT,
+        help="A line a token on stderr, or in --json: its rank, the entropy, what each sampling filter removed.",
+    ),
+]  # fmt: skip
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", rich_help_panel=_OUTPUT, help="Write a page that shows how probable each token is."),
 ]
+Svg = Annotated[
+    Path | None,
+    typer.Option("--svg", rich_help_panel=_OUTPUT, help="Write a picture that shows how probable each token is."),
+]
+PromptReport = Annotated[
+    bool,
+    typer.Option(
+        "--prompt-report", rich_help_panel=_OUTPUT,
+        help="Generate nothing: show the exact prompt and tokens, what stops it, settings and memory.",
+    ),
+]  # fmt: skip
 Stats = Annotated[
     bool,
     typer.Option("--stats", rich_help_panel=_OUTPUT, help="A line of figures on stderr; --stats=json for scripts."),
 ]
 StatsJson = Annotated[bool, typer.Option("--stats-json", hidden=True)]
+Color = Annotated[
+    Literal["auto", "always", "never"],
+    typer.Option("--color", rich_help_panel=_OUTPUT, help="Colours: on a terminal unless NO_COLOR is set; or always."),
+]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", rich_help_panel=_OUTPUT, help="Only errors on stderr.")]
 
 DEFAULT_MAX_TOKENS = StopConfig().max_tokens

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from gptcli.cli.answer import Answer, View
@@ -22,16 +19,14 @@ from gptcli.cli.signals import stoppable
 from gptcli.cli.sink import Sink
 from gptcli.cli.slash import CommandCompleter, find
 from gptcli.cli.thinking import OPENING
-from gptcli.cli.tokens_view import spell
 from gptcli.errors import GptcliError, OutputError, TemplateError
-from gptcli.generation.events import Finished, StepLogprobs, TextDelta
+from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import LanguageModel
 from gptcli.session import Event, Session, TurnsDropped
 from gptcli.store.sessions import SessionFile
 from gptcli.text.chat_template import ChatTemplate
 
 _METER = 10  # characters
-_UNLIKELY = 0.1  # probability of a token
 
 
 class Repl:
@@ -85,7 +80,7 @@ class Repl:
 
     def paint(self, text: str) -> None:
         """Writes what is coloured already, and is known not to drive the terminal otherwise."""
-        os.write(sys.stdout.fileno(), text.encode())
+        self._sink.draw(text)
 
     def _turn(self) -> None:
         self._used = self._tokens_used()
@@ -132,7 +127,7 @@ class Repl:
                             print_note(dropped_note(event))
                         case TextDelta():
                             answer = answer or self._answer_view(activity)
-                            answer.write(event.text)
+                            answer.take(event)
                         case Finished():
                             finished = event
             except (OSError, OutputError):
@@ -168,7 +163,7 @@ class Repl:
         self.session, self.file = session, file
 
     def _answer_view(self, activity: Activity) -> Answer:
-        return Answer(self.view, self._sink, activity, thinking=self._prompt_opens_thoughts())
+        return Answer(self.view, self._sink, activity, lm=self.session.lm, thinking=self._prompt_opens_thoughts())
 
     def _prompt_opens_thoughts(self) -> bool:
         if OPENING not in self.session.template.source:
@@ -182,18 +177,10 @@ class Repl:
         elif finished.reason == "length":
             whole = finished.usage.completion_tokens == self.session.settings.max_tokens
             print_note("cut off at max_tokens, which /set changes" if whole else "cut off: the context is full")
-        if finished.logprobs is not None:
-            self._show_surprises(finished.logprobs)
         if self.view.stats:
             print_note(stats_line(finished, self.session.lm.ctx_size))
         self.say("")
         self._warn_of_unsaved()
-
-    def _show_surprises(self, steps: Sequence[StepLogprobs]) -> None:
-        """Names the tokens that the model held to be unlikely."""
-        tokens = [(step.chosen, math.exp(step.chosen.logprob)) for step in steps]
-        unlikely = [f"{spell(token.data)} {share:.2f}" for token, share in tokens if share < _UNLIKELY]
-        self.say(f"less likely than {_UNLIKELY}: {', '.join(unlikely) or 'none'}")
 
     def _warn_of_unsaved(self) -> None:
         problem = self.file.problem if self.file else None

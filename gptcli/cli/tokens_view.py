@@ -20,7 +20,7 @@ BOUNDARY = "·"
 _BACKGROUNDS = ("\x1b[38;5;16;48;5;153m", "\x1b[38;5;16;48;5;223m")
 _CONTROL = "\x1b[1;38;5;231;48;5;60m"
 _FAINT = "\x1b[2m"
-_PLAIN = "\x1b[0m"
+PLAIN = "\x1b[0m"
 _WHITESPACE = str.maketrans({" ": "␠", "\n": "⏎", "\t": "⇥"})
 _STRAY = re.compile("([\udc80-\udcff]+)")
 
@@ -65,6 +65,14 @@ def width(text: str) -> int:
     return columns if columns >= 0 else len(text)
 
 
+def fitted(text: str, columns: int) -> str:
+    """A text cut or padded to so many columns."""
+    text = text[: 8 * columns]  # of a text far too long, measuring the rest again and again would take ages
+    while width(text) > columns:
+        text = text[:-2] + "…"
+    return text + " " * (columns - width(text))
+
+
 def grouped(pieces: Iterable[tuple[bytes, bool]]) -> Iterator[Group]:
     """Groups of tokens, given as their bytes and whether each is a control token, as they come."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -102,6 +110,11 @@ def painted(tokens: Iterable[bytes], *, colour: bool) -> str:
     return "".join(flow.add(replace(group, ends_line=False)) for group in grouped((data, False) for data in tokens))
 
 
+def paint(style: str, text: str) -> str:
+    """A text in a style, an escape sequence or nothing."""
+    return f"{style}{text}{PLAIN}" if style and text else text
+
+
 class TokenFlow:
     """Lays groups of tokens out in lines of a terminal, with `·` between tokens and a background of its own for each.
 
@@ -123,10 +136,12 @@ class TokenFlow:
         self._margin = (first, rest)
         return ended
 
-    def add(self, group: Group) -> str:
-        """The characters to write for the next group."""
+    def add(self, group: Group, style: str | None = None) -> str:
+        """The characters to write for the next group, in a style of its own or the one given, an escape sequence."""
         out = self._border()
-        style = _CONTROL if group.control else _BACKGROUNDS[self._count % 2]
+        if style is None:
+            own = _CONTROL if group.control else _BACKGROUNDS[self._count % 2]
+            style = own if self._colour else ""
         self._count += 1
         text = BOUNDARY.join(group.tokens) + (f"={group.whole}" if group.whole else "")
         taken = width(text)
@@ -148,32 +163,32 @@ class TokenFlow:
     def _start(self) -> str:
         margin, self._margin = self._margin[0], (self._margin[1], self._margin[1])
         self._room = max(2, self._columns - width(margin))
-        return self._paint(_FAINT, margin)
+        return self._faint(margin)
 
     def _border(self) -> str:
         if not self._open:
             return ""
         self._open = False
         self._column += 1
-        return self._paint(_FAINT, BOUNDARY)
+        return self._faint(BOUNDARY)
 
     def _styled(self, style: str, text: str, taken: int) -> str:
         """A token in its background; one wider than a line goes on in the next."""
         if taken + 1 <= self._room - self._column:
             self._column += taken
-            return self._paint(style, text)
+            return paint(style, text)
         out, line = "", ""
         for char in text:
             columns = width(char)
             if self._column + columns > self._room - 1 and self._column:
-                out += self._paint(style, line) + self._break() + self._start()
+                out += paint(style, line) + self._break() + self._start()
                 line = ""
             line += char
             self._column += columns
-        return out + self._paint(style, line)
+        return out + paint(style, line)
 
-    def _paint(self, style: str, text: str) -> str:
-        return f"{style}{text}{_PLAIN}" if self._colour and text else text
+    def _faint(self, text: str) -> str:
+        return paint(_FAINT, text) if self._colour else text
 
     def _break(self) -> str:
         self._column = 0

@@ -85,17 +85,23 @@ class ChatTemplate:
         thinking: the template's `enable_thinking`, which stays undefined where it is None.
         Raises TemplateError where the template fails or refuses the conversation.
         """
+        return tokenizer.encode_rendered(self._text(messages, tokenizer, thinking))
+
+    def render_text(self, messages: Sequence[Message], tokenizer: Tokenizer, *, thinking: bool | None = None) -> str:
+        """The text that `render` gives the ids of. Raises as it does."""
+        return tokenizer.unguard(self._text(messages, tokenizer, thinking))
+
+    def _text(self, messages: Sequence[Message], tokenizer: Tokenizer, thinking: bool | None) -> str:
         switches = {} if thinking is None else {"enable_thinking": thinking}
         guarded = [{"role": message.role, "content": tokenizer.guard(message.content)} for message in messages]
         try:
-            text = self._template.render(
+            return self._template.render(
                 messages=guarded, add_generation_prompt=True, tools=None, **switches, **tokenizer.named_tokens
             )
         except self._failure as error:
             raise TemplateError(f"chat template: {self.where}: {error.message}") from None
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             raise TemplateError(f"chat template: {self.where}: {error}") from None
-        return tokenizer.encode_rendered(text)
 
 
 def _generation_blocks() -> type[Any]:

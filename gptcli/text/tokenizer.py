@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -33,7 +34,8 @@ class Tokenizer:
             token.content: id for id, token in self._added.items() if token.special or _BARRED.fullmatch(token.content)
         }
         self._nonce = secrets.token_hex(16)  # what no text contains
-        self._space, self._byte_level, self._byte_fallback = _decoder_kind(inner, where)
+        self._spelling = _spelling(inner, where)
+        self._surfaces: dict[int, bytes] = {}
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -82,20 +84,53 @@ class Tokenizer:
         id = self._inner.token_to_id(self.named_tokens.get("eos_token", ""))
         return () if id is None else (id,)
 
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The id that stands for whatever the vocabulary cannot spell, if there is one."""
+        name = getattr(self._inner.model, "unk_token", None)
+        if name is None and type(self._inner.model).__name__ == "Unigram":  # whose state alone knows
+            id = json.loads(self._inner.to_str())["model"]["unk_id"]
+            return id if isinstance(id, int) else None
+        return None if name is None else self._inner.token_to_id(name)
+
+    @cached_property
+    def surroundings(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ids of what the model expects before and behind a text, such as BOS and EOS."""
+        encoding = self._inner.encode("a")
+        added = encoding.special_tokens_mask
+        own = [index for index, special in enumerate(added) if not special]
+        before, behind = (own[0], own[-1] + 1) if own else (len(added), len(added))
+        return tuple(encoding.ids[:before]), tuple(encoding.ids[behind:])
+
+    def swallows(self, id: int) -> bool:
+        """Whether a token takes the whitespace behind it, too."""
+        return id in self._added and self._added[id].rstrip
+
+    def is_added(self, id: int) -> bool:
+        """Whether a token is looked for in texts before anything else is done to them."""
+        return id in self._added
+
+    def inner_for(self, text: str, *, special: bool) -> tokenizers.Tokenizer:
+        """The library's tokenizer that encodes a text; control tokens spelled out in it are those if `special`."""
+        return self._inner if special or not self._mentions_control(text) else self._guarded[0]
+
     def encode(self, text: str, *, special: bool = False, add_special: bool = True) -> list[int]:
         """Token ids of a text.
 
         special: whether control tokens spelled out in it, such as `<|im_end|>`, are those tokens, or mere text.
         add_special: whether what the model expects around a text, such as BOS, is added.
         """
-        inner = self._inner if special or not self._mentions_control(text) else self._guarded[0]
-        return _ids(inner, text, add_special)
+        return _ids(self.inner_for(text, special=special), text, add_special)
 
     def guard(self, text: str) -> str:
         """Marks control tokens spelled out in a text, so that `encode_rendered` takes them for text."""
         if not self._control:
             return text
         return self._control_pattern.sub(lambda match: match[0][0] + self._nonce + match[0][1:], text)
+
+    def unguard(self, text: str) -> str:
+        """A text without the marks of `guard`."""
+        return text.replace(self._nonce, "")
 
     def encode_rendered(self, text: str) -> list[int]:
         """Token ids of a rendered chat: control tokens are what the template wrote, not what `guard` marked."""
@@ -116,21 +151,62 @@ class Tokenizer:
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that a token adds to a text; nothing for an id without a token."""
+        spelling, surface = self._spelling, self.surface(id)
+        if not surface:
+            return surface
+        if spelling.continuation and not self.piece(id).startswith(spelling.continuation):
+            return _without_wide_punctuation(b" " + surface) if spelling.tidy else b" " + surface
+        if spelling.word_end and self.piece(id).endswith(spelling.word_end):
+            return surface + b" "
+        return surface
+
+    def surface(self, id: int) -> bytes:
+        """The bytes of a text that a token stands for: as `token_bytes`, without spaces that only decoding adds."""
+        known = self._surfaces.get(id)
+        if known is None:
+            known = self._surface(id)
+            if known:  # else there are as many ids as numbers
+                self._surfaces[id] = known
+        return known
+
+    def _surface(self, id: int) -> bytes:
         if id in self._added:
             return self._added[id].content.encode()
-        piece = self.piece(id)
-        if self._byte_level:
+        spelling, piece = self._spelling, self.piece(id)
+        if spelling.byte_level:
             alphabet = _byte_level_alphabet()
             if all(char in alphabet for char in piece):
                 return bytes(alphabet[char] for char in piece)
             return piece.encode()
-        if self._byte_fallback and (match := _BYTE_TOKEN.fullmatch(piece)):
+        if spelling.byte_fallback and (match := _BYTE_TOKEN.fullmatch(piece)):
             return bytes([int(match[1], 16)])
-        return piece.replace(self._space, " ").encode()
+        if spelling.continuation:
+            piece = piece.removeprefix(spelling.continuation)
+        if spelling.word_end:
+            piece = piece.removesuffix(spelling.word_end)
+        return piece.replace(spelling.space, " ").encode()
+
+    def as_space(self, text: str) -> str:
+        """A text as the pieces spell it, with spaces where they have something for one."""
+        return text if self._spelling.byte_level else text.replace(self._spelling.space, " ")
 
     def decode(self, ids: Iterable[int]) -> bytes:
         """The bytes of tokens, one after the other."""
         return b"".join(map(self.token_bytes, ids))
+
+    def decode_text(self, ids: Iterable[int]) -> bytes:
+        """The text that tokens are: `decode` without the space that such a tokenizer puts before, or behind, a text."""
+        return b"".join(self.text_pieces(ids))
+
+    def text_pieces(self, ids: Iterable[int]) -> Iterator[bytes]:
+        """`decode_text`, a piece at a time."""
+        held, first = b"", self._spelling.leads_with_space
+        for piece in map(self.token_bytes, ids):
+            if first:
+                piece, first = piece.removeprefix(b" "), False
+            yield held
+            held = piece
+        yield held.removesuffix(b" ") if self._spelling.word_end else held
 
     def token_name(self, id: int) -> str:
         """A token for a person to read: its text, with what is no character replaced."""
@@ -140,8 +216,20 @@ class Tokenizer:
         """Whether a token is a control token, such as `<|im_end|>`."""
         return id in self._added and self._added[id].special
 
+    def spelled_controls(self, text: str) -> tuple[str, ...]:
+        """The control tokens that are spelled out in a text."""
+        return tuple(content for content in self._control if content in text)
+
+    def difference(self, other: Tokenizer) -> str | None:
+        """What sets the tokens of another tokenizer apart, for a person to read; None where every id is the same."""
+        for id in range(max(self.size, other.size)):
+            mine, theirs = self.piece(id), other.piece(id)
+            if mine != theirs or self.token_bytes(id) != other.token_bytes(id):
+                return f"token {id} is {theirs!r}, not {mine!r}"
+        return None
+
     def _mentions_control(self, text: str) -> bool:
-        return any(content in text for content in self._control)
+        return bool(self._control) and self._control_pattern.search(text) is not None
 
     @cached_property
     def _control_pattern(self) -> re.Pattern[str]:
@@ -184,23 +272,53 @@ def _parse(data: bytes, where: Path) -> tokenizers.Tokenizer:
     return inner
 
 
-def _decoder_kind(inner: tokenizers.Tokenizer, where: Path) -> tuple[str, bool, bool]:
-    """How pieces spell bytes: the character that stands for a space, byte-level or not, byte fallback or not."""
+@dataclass(frozen=True)
+class _Spelling:
+    """How pieces spell bytes.
+
+    space: what stands for one. byte_level, byte_fallback: whether all, or some, pieces are in an alphabet for bytes.
+    continuation, word_end: what begins a piece within a word, or ends one at its end. leads_with_space: whether a text
+    begins with a space that is not its own. tidy: whether decoding leaves out spaces before punctuation.
+    """
+
+    space: str = " "
+    byte_level: bool = False
+    byte_fallback: bool = False
+    continuation: str = ""
+    word_end: str = ""
+    leads_with_space: bool = False
+    tidy: bool = False
+
+
+def _spelling(inner: tokenizers.Tokenizer, where: Path) -> _Spelling:
     state = {} if inner.decoder is None else json.loads(inner.decoder.__getstate__())
     parts = state.get("decoders", [state])
     kinds = {part.get("type") for part in parts}
     if "ByteLevel" in kinds:
-        return " ", True, False
+        return _Spelling(byte_level=True)
+    fallback = "ByteFallback" in kinds
+    stripped = any(part.get("type") == "Strip" and part.get("start") and part.get("content") == " " for part in parts)
     for part in parts:
         match part:
             case {"type": "Metaspace", "replacement": str(space)}:
-                return space, False, "ByteFallback" in kinds
+                stripped = stripped or part.get("prepend_scheme", "always") != "never"
+                return _Spelling(space, byte_fallback=fallback, leads_with_space=stripped)
             case {"type": "Replace", "pattern": {"String": str(space)}, "content": " "}:
-                return space, False, "ByteFallback" in kinds
+                return _Spelling(space, byte_fallback=fallback, leads_with_space=stripped)
+            case {"type": "WordPiece", "prefix": str(prefix), "cleanup": bool(tidy)} if prefix:
+                return _Spelling(continuation=prefix, leads_with_space=True, tidy=tidy)
+            case {"type": "BPEDecoder", "suffix": str(suffix)} if suffix:
+                return _Spelling(word_end=suffix)
     raise BrokenTokenizer(
         f"not supported: {where}: a decoder of type {'+'.join(sorted(map(str, kinds)))}",
-        hint="byte-level and SentencePiece-style tokenizers are supported",
+        hint="byte-level, SentencePiece-style and WordPiece tokenizers are supported",
     )
+
+
+def _without_wide_punctuation(data: bytes) -> bytes:
+    """A token behind its space, and without that where the library's WordPiece decoder leaves it out."""
+    bare = (b" .", b" ?", b" !", b" ,", b" n't", b" 'm", b" 's", b" 've", b" 're")
+    return data[1:] if data.startswith(bare) else data
 
 
 @cache

@@ -64,6 +64,7 @@ class Script:
         *,
         cache: object = None,
         logprobs: int | None = None,
+        explain: bool = False,
         on_prefill: Callable[[int, int], None] = lambda done, total: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[TextDelta | Finished]:
@@ -87,6 +88,11 @@ class Script:
         )  # fmt: skip
         yield Finished(reason=reason, ids=(), stop=None, seed=sampling.seed or 0, usage=usage, logprobs=None)
 
+    def streams(
+        self, lm: LanguageModel, prompt: Sequence[int], samplings: Sequence[SamplingConfig], *given: Any, **named: Any
+    ) -> Iterator[Iterator[TextDelta | Finished]]:
+        return (self.stream(lm, prompt, sampling, *given, **named) for sampling in samplings)
+
     def _leave_mark(self) -> None:
         if self.mark:
             Path(self.mark).touch()
@@ -96,6 +102,7 @@ def follow(script: Script, set_attribute: Callable[[Any, str, Any], None]) -> No
     """Puts the script in the place of every model's weights and generation."""
     set_attribute(LanguageModel, "load", lambda lm, *given: script.load(lm, *given))
     set_attribute(LanguageModel, "stream", lambda lm, *given, **named: script.stream(lm, *given, **named))
+    set_attribute(LanguageModel, "streams", lambda lm, *given, **named: script.streams(lm, *given, **named))
 
 
 if __name__ == "__main__":
