@@ -174,7 +174,7 @@ def test_a_suspended_answer_leaves_the_terminal_to_the_shell_and_goes_on() -> No
     shell.expect("word word")
     shell.type("\x1a")
     shell.expect("Stopped")
-    assert shell.modes() == modes
+    shell.wait_for(lambda: shell.modes() == modes, "the shell's own modes")
     count = shell.text.count("word")
     shell.type("fg\r")
     shell.expect("word", count + 10)
@@ -183,12 +183,12 @@ def test_a_suspended_answer_leaves_the_terminal_to_the_shell_and_goes_on() -> No
     shell.expect("> echo")
     shell.type("\x1a")
     shell.expect("Stopped", 2)
-    assert shell.modes() == modes
+    shell.wait_for(lambda: shell.modes() == modes, "the shell's own modes")
     shell.type("fg\r")
     shell.wait_for(lambda: shell.lines[-2] == "> echo", "prompt as it was")
     shell.type("\x03\x04")
     shell.wait_for(lambda: shell.lines[-1] == "$", "shell")
-    assert shell.modes() == modes
+    shell.wait_for(lambda: shell.modes() == modes, "the shell's own modes")
     shell.type("exit\r")
     shell.finish()
 
