@@ -1,6 +1,6 @@
-"""Draws docs/terminal.svg and docs/chat.svg: real commands in a pseudo-terminal, as Rich exports what they printed.
+"""Draws docs/*.svg: real commands, run in a pseudo-terminal, as Rich exports what they printed.
 
-python docs/draw_terminal.py
+python docs/draw_terminal.py [terminal | tokens | chat]
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import io
 import os
 import signal
 import string
+import sys
 import tempfile
 from itertools import groupby
 from pathlib import Path
@@ -20,15 +21,21 @@ from rich.style import Style
 from rich.text import Text
 
 WIDTH, HEIGHT = 92, 60
-COMMANDS = [
+GENERATE = [
     'gptcli generate "In a small town" -s 4 -n 40 --stats',
     'echo "Pancakes: mix flour, milk and eggs, fry thin rounds in butter." |'
     ' gptcli generate --chat "Sum this up." -t 0',
     'gptcli generate --chat "Give me a short list of three reasons to drink tea." -s 3 -t 0.5 --markdown',
     'gptcli generate "In a small town" --top-p 1.5',
 ]
+CHAT = '[{"role": "user", "content": "Is <|im_end|> text?"}, {"role": "assistant", "content": "Typed: yes."}]'
+TOKENIZE = [
+    r"printf 'In 1984 the clockmaker of Köln,\n\tnaïve 😀, wrote antidisestablishmentarianism.\n' | gptcli tokenize",
+    f"gptcli tokenize --chat <<< '{CHAT}'",
+    'gptcli tokenize --table --text "Köln 😀"',
+]
 # What is typed in a conversation, and what shows that its answer is whole.
-CHAT = "gptcli chat -s 7 -t 0.3"
+TALK = "gptcli chat -s 7 -t 0.3"
 TYPED = [
     ("What is a clock, in one sentence?", "ctx · "),
     ("Give me a short list of three things to eat in Rome.", "ctx · "),
@@ -37,6 +44,7 @@ TYPED = [
     ("/hlep", "hint:"),
     ("/stats", "loaded in"),
 ]
+PICTURES = {"terminal": GENERATE, "tokens": TOKENIZE, "chat": [TALK]}
 
 
 def run(command: str) -> pyte.Screen:
@@ -64,7 +72,7 @@ def converse() -> pyte.Screen:
 
     with tempfile.TemporaryDirectory() as state:
         environment = os.environ | {"XDG_STATE_HOME": state, "TERM": "xterm-256color"}
-        child = pexpect.spawn(CHAT, dimensions=(HEIGHT, WIDTH), env=environment)
+        child = pexpect.spawn(TALK, dimensions=(HEIGHT, WIDTH), env=environment)
         wait(child, "")
         for line, shows in TYPED:
             child.send(f"{line}\r")
@@ -100,16 +108,14 @@ def color_of(name: str) -> str | None:
 
 
 def main() -> None:
-    """Writes the picture."""
-    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
-    for command in COMMANDS:
-        console.print(Text.assemble(("$ ", "bold green"), (command, "bold")), soft_wrap=False)
-        console.print(as_text(run(command)))
-        console.print()
-    console.save_svg(str(Path(__file__).with_name("terminal.svg")), title="gptcli")
-    console.print(Text.assemble(("$ ", "bold green"), (CHAT, "bold")))
-    console.print(as_text(converse()))
-    console.save_svg(str(Path(__file__).with_name("chat.svg")), title="gptcli chat")
+    """Writes the pictures, or those named."""
+    for name in sys.argv[1:] or PICTURES:
+        console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
+        for command in PICTURES[name]:
+            console.print(Text.assemble(("$ ", "bold green"), (command, "bold")), soft_wrap=False)
+            console.print(as_text(converse() if command == TALK else run(command)))
+            console.print()
+        console.save_svg(str(Path(__file__).with_name(f"{name}.svg")), title="gptcli")
 
 
 if __name__ == "__main__":

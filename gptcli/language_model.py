@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -47,6 +48,7 @@ class LanguageModel:
         self.runtime = runtime
         self._engine: Engine | None = None
         self._smaller: LanguageModel | None = None
+        self._smaller_cache: KVCache | None = None
         config = folder.architecture.config
         self.ctx_size = runtime.ctx_size or config.max_context
         if self.ctx_size > config.max_context:
@@ -236,7 +238,7 @@ class LanguageModel:
 
         Each is what it would be alone, but for how sums are rounded. Raises as `stream` does.
         """
-        for sampling in samplings:
+        for sampling in dict.fromkeys(replace(sampling, seed=None) for sampling in samplings):
             self.check_request(prompt, sampling)
         if logprobs is not None and logprobs < 0:
             raise UsageError(f"logprobs must be at least 0, not {logprobs}")
@@ -266,7 +268,7 @@ class LanguageModel:
                 f"the draft model has other tokens: {smaller.name}: {difference}",
                 hint="take a smaller model of the same family",
             )
-        self._smaller = smaller
+        self._smaller, self._smaller_cache = smaller, None
 
     @property
     def _most_drafted(self) -> int:
@@ -275,14 +277,11 @@ class LanguageModel:
     def _drafter(self, cancelled: Callable[[], bool]) -> Drafter | None:
         from gptcli.generation.speculation import DraftModel, PromptLookup
 
-        if self._smaller is not None:
-            return DraftModel(self._smaller.engine, self._smaller_cache, self.tokenizer.size, cancelled)
-        return PromptLookup() if self.runtime.speculate else None
-
-    @cached_property
-    def _smaller_cache(self) -> KVCache:
-        assert self._smaller is not None
-        return self._smaller.engine.new_cache()
+        if self._smaller is None:
+            return PromptLookup() if self.runtime.speculate else None
+        if self._smaller_cache is None:  # kept from one generation to the next, as in a conversation
+            self._smaller_cache = self._smaller.engine.new_cache()
+        return DraftModel(self._smaller.engine, self._smaller_cache, self.tokenizer.size, cancelled)
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Logits at every position of a text, (T, vocab) in fp32. Raises UsageError or ContextOverflow."""

@@ -148,7 +148,7 @@ class Repl:
         """Answers with another model from now on. Until that is loaded, nothing has changed."""
         with self._terminal.typing_ahead(), stoppable() as stop, Activity(quiet=False) as activity:
             lm = LanguageModel.open(name, self.session.lm.runtime, offline=self.offline, on_fetch=activity.fetch)
-            _ = lm.template  # a model without one fails here
+            _ = self.template or lm.template  # a model without one fails here
             loading = Loading(lm, self.input.refresh, lambda error: None)
             if not loading.wait(activity, stop):
                 return
@@ -173,7 +173,7 @@ class Repl:
 
     def _conclude(self, finished: Finished) -> None:
         if finished.reason == "interrupt":
-            print_note("interrupted")
+            print_note("interrupted" if finished.ids else "interrupted, and the question taken back")
         elif finished.reason == "length":
             whole = finished.usage.completion_tokens == self.session.settings.max_tokens
             print_note("cut off at max_tokens, which /set changes" if whole else "cut off: the context is full")

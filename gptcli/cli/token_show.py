@@ -108,12 +108,10 @@ class Show:
             if context is not None:
                 shown["context"] = f"{100 * totals.tokens / context:.3g} % of {context}"
             for label, value in shown.items():
-                line = (
-                    f"{label.replace('_', ' '):<16}  {spelled(value)}"
-                    if self._sink.is_terminal
-                    else f"{label}\t{value}"
-                )
-                self._sink.write(line.encode() + b"\n")
+                value = "" if value is None else value  # a mean over no tokens
+                wide = f"{label.replace('_', ' '):<16}  {spelled(value)}".rstrip()
+                line = wide if self._sink.is_terminal else f"{label}\t{value}"
+                self._sink.write(f"{line}\n".encode())
 
     def _headed(self, names: Sequence[str | None]) -> Iterator[str | None]:
         for index, name in enumerate(names):

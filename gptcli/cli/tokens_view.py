@@ -206,7 +206,8 @@ def _split_text(whole: bytes, parts: Sequence[bytes]) -> str:
         return ""
     before = len(parts[0].decode("utf-8", "ignore").encode())
     behind = len(parts[-1].decode("utf-8", "ignore").encode())
-    return spell(whole[before : len(whole) - behind])
+    split = whole[before : len(whole) - behind]
+    return spell(split) if split.decode("utf-8", "ignore").encode() == split else ""  # else no character yet
 
 
 def _stray_bytes(escaped: str) -> str:

@@ -78,7 +78,7 @@ def _cut(borders: Borders, blocks: Iterable[str], largest: int, where: str) -> I
         if len(text) - lead > largest:
             raise InputError(
                 f"too large: {where}: no place to cut it safely within {largest} characters",
-                hint="such a text is encoded in one piece, in about 100 times its size of memory; "
+                hint="such a text is encoded in one piece, in about 150 times its size of memory; "
                 "raise the limit with --max-input",
             )
     yield _Cut(text, lead, lead_ids)
