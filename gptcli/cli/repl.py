@@ -109,7 +109,8 @@ class Repl:
 
     def answer(self, ask: Callable[..., Iterator[Event]]) -> None:
         """Shows what a method of the session brings. Ctrl-C ends it, and what there is of it is kept."""
-        finished = None
+        finished: Finished | None = None
+        answer: Answer | None = None
         with self._terminal.typing_ahead() as typed, stoppable() as stop, Activity(quiet=False) as activity:
             stop.pressed += typed.take_interrupt()
             if not self._loading.wait(activity, stop):
@@ -118,7 +119,6 @@ class Repl:
                 return
             self.session.records_probabilities = self.view.probabilities
             events = ask(on_prefill=partial(activity.tokens, "prefill"), cancelled=stop)
-            answer: Answer | None = None
             try:
                 for event in events:
                     match event:
@@ -142,7 +142,7 @@ class Repl:
             if stop.pressed:
                 typed.keep_unsent()
         if finished is not None:
-            self._conclude(finished)
+            self._conclude(finished, answered=answer is not None)
 
     def switch_model(self, name: str) -> None:
         """Answers with another model from now on. Until that is loaded, nothing has changed."""
@@ -171,9 +171,9 @@ class Repl:
         end = self.session.prompt()[-8:]
         return b"".join(map(self.session.lm.tokenizer.token_bytes, end)).rstrip().endswith(OPENING.encode())
 
-    def _conclude(self, finished: Finished) -> None:
+    def _conclude(self, finished: Finished, *, answered: bool) -> None:
         if finished.reason == "interrupt":
-            print_note("interrupted" if finished.ids else "interrupted, and the question taken back")
+            print_note("interrupted" if answered else "interrupted, and the question taken back")
         elif finished.reason == "length":
             whole = finished.usage.completion_tokens == self.session.settings.max_tokens
             print_note("cut off at max_tokens, which /set changes" if whole else "cut off: the context is full")
