@@ -21,7 +21,7 @@ class Chat(Terminal):
         self.before = self.modes()
 
     def ready(self, times: int = 1) -> Chat:
-        """Waits for a prompt, the so-manieth."""
+        """Waits for a prompt: for the first, or for so many."""
         self.wait_for(
             lambda: self.prompts >= times and self.screen.display[self.screen.cursor.y].startswith(">"), "prompt"
         )
