@@ -61,6 +61,7 @@ class Session:
         template: ChatTemplate | None = None,
     ) -> None:
         self.finished: list[Finished] = []  # how each reply ended that this process generated
+        self.records_probabilities = False  # whether the next replies come with those of their tokens
         self.unanswered: str | None = None  # a question whose reply was lost with the process that wrote it
         self.events: list[Mapping[str, Any]] = []
         self._lm = lm
@@ -253,6 +254,7 @@ class Session:
             # What is dropped are whole turns, before a reply: in its midst the model would lose its own thread.
             replace(stopping, overflow="stop") if stopping.overflow == "shift" else stopping,
             cache=self._cache,
+            logprobs=0 if self.records_probabilities else None,
             on_prefill=on_prefill,
             cancelled=cancelled,
         ):

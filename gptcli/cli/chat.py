@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from gptcli.cli import options
+from gptcli.cli.answer import View
 from gptcli.cli.prompt import argument_text, read_prompt, read_text
 from gptcli.cli.records import json_line, sample_record, stats_record
 from gptcli.cli.render import Activity, is_dumb_terminal, print_line, print_note, stats_line
@@ -128,14 +129,19 @@ def chat(
         raise UsageError("--session and --continue exclude each other")
     if fork and session is None and not continue_last:
         raise UsageError("--fork needs --session or --continue")
-    if prompt is None and file_prompt is None and sys.stdin is not None and sys.stdin.isatty():
-        raise UsageError("there is no conversation yet", hint="give a question")
-    text = read_prompt(prompt, file_prompt, errors, max_input)
+    at_prompt = (
+        prompt is None
+        and file_prompt is None
+        and all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
+    )
+    if at_prompt and as_json:
+        raise UsageError("--json needs a prompt")
+    text = "" if at_prompt else read_prompt(prompt, file_prompt, errors, max_input)
     system_text = None if system is None else argument_text(system)
     if system_file is not None:
         system_text = read_text(system_file, errors, max_input)
 
-    with _opened(session, continue_last, fork) as (file, events), Activity(quiet=quiet) as activity:
+    with _opened(session, continue_last, fork, at_prompt) as (file, events), Activity(quiet=quiet) as activity:
         name, fingerprint = last_model(events)
         lm = LanguageModel.open(model or name or DEFAULT_MODEL, runtime, offline=offline, on_fetch=activity.fetch)
         if lm.reference == name and lm.fingerprint != fingerprint and not quiet:
@@ -150,6 +156,10 @@ def chat(
             conversation.system = system_text
         if given:
             conversation.settings = replace(conversation.settings, **given)
+        if at_prompt:
+            activity.close()
+            _converse(conversation, file, template, View(stats=stats), offline)
+            return
         conversation.check(text)
         loading = partial(activity.bytes, f"loading {lm.folder.path.name}")
         loading(0, 0)  # torch comes first, and takes a second
@@ -194,9 +204,7 @@ def chat(
 
 
 @contextlib.contextmanager
-def _opened(
-    name: str | None, last: bool, fork: bool
-) -> Iterator[tuple[SessionFile | None, Sequence[Mapping[str, Any]]]]:
+def _opened(name: str | None, last: bool, fork: bool, at_prompt: bool) -> Iterator[tuple[SessionFile | None, _Events]]:
     """The file that a session is to be kept in, if any, and what happened in it so far.
 
     Raises OutputError at the end where it could not be written.
@@ -206,10 +214,17 @@ def _opened(
         if not names:
             raise InputError("there is no session to go on with")
         name = names[0]
-    if name is None:
+    if name is None and not at_prompt:
         yield None, []
         return
-    if fork:
+    if name is None:
+        try:
+            events, file = [], SessionFile()
+        except OutputError as error:
+            print_note(f"nothing of this conversation is kept: {error.message}")
+            yield None, []
+            return
+    elif fork:
         events, file = read_session(name), SessionFile(unused_name(name))
     elif name in session_names():
         file = SessionFile.open(name)
@@ -222,6 +237,16 @@ def _opened(
         yield file, events
         if file.problem is not None:
             raise OutputError(f"cannot write: {file.path}: {file.problem.strerror}")
+
+
+def _converse(
+    session: Session, file: SessionFile | None, template: ChatTemplate | None, view: View, offline: bool
+) -> None:
+    """Talks with a person at a terminal."""
+    from gptcli.cli.repl import Repl  # its imports take a tenth of a second, which an answer in a pipe need not wait
+
+    _ = session.template  # a model without one fails here
+    Repl(session, file, template, view, offline=offline).run()
 
 
 @contextlib.contextmanager
