@@ -62,7 +62,6 @@ class Session:
     ) -> None:
         self.finished: list[Finished] = []  # how each reply ended that this process generated
         self.records_probabilities = False  # whether the next replies come with those of their tokens
-        self.unanswered: str | None = None  # a question whose reply was lost with the process that wrote it
         self.events: list[Mapping[str, Any]] = []
         self._lm = lm
         self._own_template = template
@@ -70,7 +69,8 @@ class Session:
         self._journal: Journal | None = None
         self._system: str | None = None
         self._turns: list[Mapping[str, Any]] = []  # the events of the user's and the assistant's messages in turn
-        self._hidden = 0  # how many of them the model no longer sees
+        self._replaced: list[Mapping[str, Any]] = []  # the turn in whose place the last question was asked
+        self._unanswered: Mapping[str, Any] | None = None
         self._replies = 0  # how many there ever were, those taken back too
         self._measured = 0, 0  # a number of events, and the prompt's tokens then
         self._settings = ChatSettings()
@@ -95,8 +95,7 @@ class Session:
                 raise InputError(f"not a session: event {number}: {error}") from None
             session.events.append(event)
         if len(session._turns) % 2:
-            session.unanswered = session._turns[-1]["content"]
-            session._truncate(len(session._turns) - 1)
+            session._take_question_back()
         return session
 
     @property
@@ -107,7 +106,7 @@ class Session:
     @lm.setter
     def lm(self, lm: LanguageModel) -> None:
         if lm is not self._lm:
-            self._lm, self._cache = lm, None
+            self._lm, self._cache, self._measured = lm, None, (0, 0)
 
     @property
     def template(self) -> ChatTemplate:
@@ -125,6 +124,11 @@ class Session:
         return head + [
             Message(event["role"], event["content"], bool(event.get("interrupted"))) for event in self._turns[hidden:]
         ]
+
+    @property
+    def unanswered(self) -> str | None:
+        """The last question, if it was taken back or its reply was lost with the process: what `retry` asks again."""
+        return None if self._unanswered is None else self._unanswered["content"]
 
     @property
     def system(self) -> str | None:
@@ -174,19 +178,11 @@ class Session:
         """Says something; yields the answer as it comes.
 
         Once `cancelled` is true the reply ends as it is, and is kept and marked. A question that brought no text at
-        all, for an error or an interrupt, is taken back. Raises what LanguageModel.stream does, and ContextOverflow
-        where the question alone does not fit.
+        all, for an error or an interrupt, is taken back; so is one whose reply is not read to its end. Raises what
+        LanguageModel.stream does, UsageError while another reply is being read, and ContextOverflow where the question
+        alone does not fit.
         """
-        self.unanswered = None
-        before = len(self._turns)
-        self._record({"type": "message", "role": "user", "content": text})
-        try:
-            yield from self._answer(on_prefill, cancelled)
-        finally:
-            if len(self._turns) == before + 1:
-                self._truncate(before)
-            if self._journal is not None:
-                self._journal.sync()
+        return self._ask({"type": "message", "role": "user", "content": text}, on_prefill, cancelled)
 
     def retry(
         self,
@@ -195,33 +191,29 @@ class Session:
         on_prefill: Callable[[int, int], None] = lambda done, total: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[Event]:
-        """Asks the last question again, with the next seed, or another in its place; also one whose reply was lost.
+        """Asks the last question again, with the next seed, or another in its place; also one that is `unanswered`.
 
-        The turn before stays where the new one brings no reply. Otherwise as `send`. Raises UsageError where there is
-        nothing to ask again.
+        The turn before stays where the new one brings no reply, be it for the end of the process. Otherwise as `send`.
+        Raises UsageError where there is nothing to ask again.
         """
-        replaced = self._turns[-2:] if self.unanswered is None else []
-        question = self.undo() if self.unanswered is None else self.unanswered
-        before = len(self._turns)
-        try:
-            yield from self.send(question if text is None else text, on_prefill=on_prefill, cancelled=cancelled)
-        finally:
-            if len(self._turns) == before:
-                for event in replaced:
-                    self._record(event)
+        question = self._unanswered
+        if question is None:
+            question = {**self._last_question(), "instead": True}
+        if text is not None:
+            question = {**question, "content": text}
+        return self._ask(question, on_prefill, cancelled)
 
     def undo(self) -> str:
         """Takes the last turn back; returns what the user had said. Raises UsageError where there is none."""
-        if not self._turns:
-            raise UsageError("there is no turn to take back")
-        text: str = self._turns[-2]["content"]
+        text: str = self._last_question()["content"]
         self._truncate(len(self._turns) - 2)
+        self._unanswered = None
         return text
 
     def fork(self) -> Session:
         """A session that has gone the same way so far; it shares the cache, which serves whoever speaks next."""
         fork = Session.restored(self._lm, self.events, template=self._own_template)
-        fork._cache = self._cache
+        fork._cache, fork._unanswered = self._cache, self._unanswered
         return fork
 
     def prompt(self) -> list[int]:
@@ -235,16 +227,50 @@ class Session:
             self._measured = len(self.events), len(self.prompt()) if self.messages else 0
         return self._measured[1]
 
+    @property
+    def _hidden(self) -> int:
+        """How many of the messages the model did not see when it spoke last."""
+        replies = self._turns[1::2]
+        return replies[-1]["hidden"] if replies else 0
+
     def _rendered(self, hidden: int) -> list[int]:
         return self.template.render(self._seen(hidden), self._lm.tokenizer, thinking=self._settings.thinking)
 
+    def _last_question(self) -> Mapping[str, Any]:
+        self._check_ended()
+        if not self._turns:
+            raise UsageError("there is no turn to take back")
+        return self._turns[-2]
+
+    def _check_ended(self) -> None:
+        if len(self._turns) % 2:
+            raise UsageError("the reply before has not ended: read it to its end, or close it")
+
+    def _ask(
+        self, question: Mapping[str, Any], on_prefill: Callable[[int, int], None], cancelled: Callable[[], bool]
+    ) -> Iterator[Event]:
+        self._check_ended()
+        self._record(question)
+        self._unanswered = None
+        try:
+            yield from self._answer(on_prefill, cancelled)
+        finally:
+            if len(self._turns) % 2:
+                self._take_question_back()
+            if self._journal is not None:
+                self._journal.sync()
+
+    def _take_question_back(self) -> None:
+        self._unanswered = self._turns[-1]
+        self._truncate(len(self._turns) - 1)
+
     def _answer(self, on_prefill: Callable[[int, int], None], cancelled: Callable[[], bool]) -> Iterator[Event]:
         hidden, prompt = self._fitting()
-        if hidden > self._hidden:
-            yield TurnsDropped((hidden - self._hidden) // 2)
         sampling = self._next_sampling()
         stopping = self._settings.stopping
         self._lm.check_request(prompt, sampling)
+        if hidden > self._hidden:
+            yield TurnsDropped((hidden - self._hidden) // 2)
         if self._cache is None:
             self._cache = self._lm.engine.new_cache()
         answer = b""
@@ -326,26 +352,42 @@ class Session:
                 if event["version"] != _VERSION:
                     raise ValueError(f"version {event['version']} is not known; it was written by another gptcli")
             case "system":
-                if not isinstance(event["content"], str | None):
-                    raise TypeError("a message must be a text")
-                self._system = event["content"]
+                self._system = None if event["content"] is None else _text(event["content"])
             case "settings":
                 self._settings = ChatSettings.from_record(event["settings"])
             case "message":
                 role: Role = "assistant" if len(self._turns) % 2 else "user"
                 if event["role"] != role:
                     raise ValueError(f"a message of the {role} was expected")
-                if not isinstance(event["content"], str):
-                    raise TypeError("a message must be a text")
-                self._turns.append(event)
+                _text(event["content"])
                 if role == "assistant":
+                    if event["hidden"] not in range(0, len(self._turns), 2):
+                        raise ValueError(f"{event['hidden']} hidden messages are none that there could be")
                     self._replies += 1
-                    self._hidden = int(event["hidden"])
+                    self._replaced = []
+                elif event.get("instead"):
+                    if not self._turns:
+                        raise ValueError("there is nothing in whose place it could be asked")
+                    self._turns, self._replaced = self._turns[:-2], self._turns[-2:]
+                self._turns.append(event)
             case "truncate":
-                del self._turns[int(event["messages"]) :]
-                self._hidden = min(self._hidden, max(0, len(self._turns) - 2))
+                if event["messages"] not in range(len(self._turns) + 1):
+                    raise ValueError(f"there are no {event['messages']} messages to keep")
+                self._turns[event["messages"] :] = self._replaced
+                self._replaced = []
             case unknown:
                 raise ValueError(f"there is no event {unknown!r}")
+
+
+def _text(content: Any) -> str:
+    """What may be said. Raises TypeError and UsageError for what may not."""
+    if not isinstance(content, str):
+        raise TypeError("a message must be a text")
+    try:
+        content.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"a message must be a text, which has no lone surrogates: character {error.start}") from None
+    return content
 
 
 def _now() -> str:

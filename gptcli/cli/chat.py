@@ -226,7 +226,7 @@ def _opened(name: str | None, last: bool, fork: bool, at_prompt: bool) -> Iterat
             return
     elif fork:
         events, file = read_session(name), SessionFile(unused_name(name))
-    elif name in session_names():
+    elif unused_name(name) != name:
         file = SessionFile.open(name)
         events = list(file.events)
         if file.repaired:

@@ -47,7 +47,7 @@ def edit(repl: Repl, text: str) -> None:
     """Asks another question in the last one's place."""
     if not text:
         with contextlib.suppress(EOFError):  # Ctrl-D leaves it as it was
-            text = repl.input.read("edit> ", last(repl, "user")).strip()
+            text = repl.input.read("edit> ", repl.session.unanswered or last(repl, "user")).strip()
     if text:
         repl.answer(partial(repl.session.retry, text))
 

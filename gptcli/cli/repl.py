@@ -173,7 +173,7 @@ class Repl:
 
     def _conclude(self, finished: Finished, *, answered: bool) -> None:
         if finished.reason == "interrupt":
-            print_note("interrupted" if answered else "interrupted, and the question taken back")
+            print_note("interrupted" if answered else "interrupted, and the question taken back; /retry asks it again")
         elif finished.reason == "length":
             whole = finished.usage.completion_tokens == self.session.settings.max_tokens
             print_note("cut off at max_tokens, which /set changes" if whole else "cut off: the context is full")
