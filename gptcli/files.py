@@ -1,4 +1,4 @@
-"""Reading files that strangers wrote: strict JSON with a size limit, and regular files only."""
+"""Reading files that strangers wrote: strict JSON with a size limit, regular files only, and no way out."""
 
 from __future__ import annotations
 
@@ -26,12 +26,29 @@ def open_regular(path: Path) -> BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
+def open_within(path: Path) -> BufferedReader:
+    """Opens a file of a model's directory as `open_regular` does.
+
+    A link that leads out of the directory is BrokenCheckpoint, unless it leads to the blobs of a Hugging Face cache
+    that the directory is a snapshot in.
+    """
+    directory, target = os.path.realpath(path.parent), os.path.realpath(path)
+    homes = [directory]
+    if os.path.basename(os.path.dirname(directory)) == "snapshots":
+        homes.append(os.path.join(os.path.dirname(os.path.dirname(directory)), "blobs"))
+    if os.path.dirname(target) not in homes:
+        raise BrokenCheckpoint(
+            f"cannot open: {path}: a link out of the model's directory", hint="put the file itself there"
+        )
+    return open_regular(Path(target))
+
+
 def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
     """A JSON object from a file of at most `limit` bytes.
 
     Raises BrokenCheckpoint for anything but one well-formed object without duplicate keys, NaN or infinity.
     """
-    with open_regular(path) as file:
+    with open_within(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
         raise BrokenCheckpoint(f"cannot read: {path}: larger than {limit >> 20} MB")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import BrokenCheckpoint
-from gptcli.files import open_regular, parse_json
+from gptcli.files import open_within, parse_json
 
 DTYPE_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
@@ -37,7 +37,7 @@ class TensorInfo:
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """The tensors of one file by name. Raises BrokenCheckpoint where length, dtypes, shapes or offsets do not fit."""
-    with open_regular(path) as file:
+    with open_within(path) as file:
         file_size = file.seek(0, 2)
         file.seek(0)
         start = file.read(8)

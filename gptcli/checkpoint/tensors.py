@@ -13,7 +13,7 @@ from torch import Tensor
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.stored import Affine, Awq, Fp8, Gptq, Mxfp4, Stored
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
-from gptcli.files import open_regular
+from gptcli.files import open_within
 from gptcli.quant.affine import AffineWeight
 from gptcli.quant.awq import awq_weight
 from gptcli.quant.fp8 import fp8_weight
@@ -57,7 +57,7 @@ class TensorSource:
         if info.dtype not in _DTYPES:
             raise UnsupportedArchitecture(f"{name}: weights of dtype {info.dtype} are not supported")
         if info.file not in self._files:
-            self._files[info.file] = open_regular(info.file)
+            self._files[info.file] = open_within(info.file)
         file = self._files[info.file]
         buffer = torch.empty(info.size, dtype=torch.uint8)
         file.seek(info.offset)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import secrets
-from collections.abc import Iterable
-from functools import cache, cached_property
+from collections.abc import Callable, Iterable, Mapping, Sized
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
 import tokenizers
 
-from gptcli.errors import BrokenTokenizer, ModelNotFound
-from gptcli.files import open_regular, read_json
+from gptcli.errors import BrokenCheckpoint, BrokenTokenizer, ModelNotFound
+from gptcli.files import open_within, parse_json, read_json
+from gptcli.text.isolation import Isolated, Misbehaved
+from gptcli.text.known import KNOWN_TOKENIZERS, is_harmless
+from gptcli.text.library import encode, parse
+
+_Encode = Callable[[str, bool], list[int]]  # a text, and whether to add what belongs around it
 
 _LIMIT = 256 << 20  # bytes of a tokenizer.json; the largest in use are about 35 MB
+_MEMORY = 512 << 20  # bytes for a process that opens a tokenizer, beside 16 for each byte of it
 # Control tokens by their looks: some vocabularies do not mark theirs as special.
 _BARRED = re.compile(r"<[|｜].*[|｜]>")
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
@@ -24,7 +31,9 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 class Tokenizer:
     """A model's tokenizer: encoding that keeps typed text apart from control tokens, and the exact bytes of tokens."""
 
-    def __init__(self, inner: tokenizers.Tokenizer, settings: dict[str, Any], where: Path) -> None:
+    def __init__(self, data: bytes, settings: dict[str, Any], where: Path) -> None:
+        """data: the contents of a tokenizer.json, found at `where`. Raises BrokenTokenizer."""
+        inner, self._ids = _opened(data, where)
         self._inner = inner
         self._settings = settings
         self._where = where
@@ -45,16 +54,15 @@ class Tokenizer:
         if not file.exists():
             hint = "only tokenizer.json is read, not tokenizer.model; AutoTokenizer.save_pretrained writes it"
             raise ModelNotFound(f"no tokenizer: {file}", hint)
-        with open_regular(file) as stream:
+        with open_within(file) as stream:
             data = stream.read(_LIMIT + 1)
         if len(data) > _LIMIT:
             raise BrokenTokenizer(f"cannot read: {file}: larger than {_LIMIT >> 20} MB")
-        inner = _parse(data, file)
         settings: dict[str, Any] = {}
         for name in ("special_tokens_map.json", "tokenizer_config.json"):  # older models name tokens in the first alone
             if (path / name).exists():
                 settings |= read_json(path / name)
-        return cls(inner, settings, file)
+        return cls(data, settings, file)
 
     @cached_property
     def size(self) -> int:
@@ -88,8 +96,12 @@ class Tokenizer:
         special: whether control tokens spelled out in it, such as `<|im_end|>`, are those tokens, or mere text.
         add_special: whether what the model expects around a text, such as BOS, is added.
         """
-        inner = self._inner if special or not self._mentions_control(text) else self._guarded[0]
-        return _ids(inner, text, add_special)
+        encoded = self._ids if special or not self._mentions_control(text) else self._guarded[0]
+        ids = encoded(text, add_special)
+        # What is put around a text need not be a token at all.
+        if ids and max(ids) >= self.size:
+            raise BrokenTokenizer(f"cannot encode: {self._where}: it makes token {max(ids)} of {self.size}")
+        return ids
 
     def guard(self, text: str) -> str:
         """Marks control tokens spelled out in a text, so that `encode_rendered` takes them for text."""
@@ -100,14 +112,14 @@ class Tokenizer:
     def encode_rendered(self, text: str) -> list[int]:
         """Token ids of a rendered chat: control tokens are what the template wrote, not what `guard` marked."""
         if self._nonce not in text:
-            return _ids(self._inner, text, add_special=False)
-        inner, renamed = self._guarded
+            return self._ids(text, False)
+        ids, renamed = self._guarded
         parts = self._control_pattern.split(text)
         written = self._control_pattern.findall(text)
         text = parts[0].replace(self._nonce, "")
         for control, part in zip(written, parts[1:], strict=True):
             text += renamed[control] + part.replace(self._nonce, "")
-        return _ids(inner, text, add_special=False)
+        return ids(text, False)
 
     def piece(self, id: int) -> str:
         """The vocabulary's own spelling of a token, such as `Ġthe`."""
@@ -149,8 +161,8 @@ class Tokenizer:
         return re.compile("|".join(map(re.escape, longest_first)))
 
     @cached_property
-    def _guarded(self) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
-        """A tokenizer whose control tokens have names that nobody can type, and those names by the real ones."""
+    def _guarded(self) -> tuple[_Encode, dict[str, str]]:
+        """Encodes where control tokens have names that nobody can type; and those names by the real ones."""
         renamed = {content: f"<{self._nonce}-{id}>" for content, id in self._control.items()}
         state = json.loads(self._inner.to_str())
         for token in state["added_tokens"]:
@@ -162,26 +174,64 @@ class Tokenizer:
             model["vocab"] = [[renamed.get(piece, piece), score] for piece, score in model["vocab"]]
         if model.get("unk_token") in renamed:
             model["unk_token"] = renamed[model["unk_token"]]
-        return _parse(json.dumps(state).encode(), self._where), renamed
+        return _opened(json.dumps(state).encode(), self._where)[1], renamed
 
 
-def _ids(inner: tokenizers.Tokenizer, text: str, add_special: bool) -> list[int]:
-    return list(inner.encode(text, add_special_tokens=add_special).ids)
+def _opened(data: bytes, where: Path) -> tuple[tokenizers.Tokenizer, _Encode]:
+    """A tokenizer and what encodes with it: itself, or, where its parts may hang or crash, a process of its own.
 
-
-def _parse(data: bytes, where: Path) -> tokenizers.Tokenizer:
+    What that has opened within its limits can be opened here too: only encoding depends on a text. Raises
+    BrokenTokenizer.
+    """
     try:
-        inner = tokenizers.Tokenizer.from_buffer(data)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # the library raises bare Exception, and PanicException, which is not even one
-        raise BrokenTokenizer(f"cannot read: {where}: {str(error)[:200]}") from None
-    # What training or another program left switched on has no place at inference.
-    inner.no_truncation()
-    inner.no_padding()
-    if getattr(inner.model, "dropout", None):
-        inner.model.dropout = None
-    return inner
+        if hashlib.sha256(data).hexdigest() in KNOWN_TOKENIZERS:
+            inner = parse(data)
+            return inner, _reporting(where, partial(encode, inner))
+        state = parse_json(data, str(where))
+        isolated = None
+        if not is_harmless(state):
+            isolated = Isolated("tokenizer", data, seconds=_seconds(data, 4), memory=_MEMORY + 16 * len(data))
+            isolated.open()
+        inner = parse(data)
+        _check_ids(state, inner)
+    except BrokenCheckpoint as error:
+        raise BrokenTokenizer(error.message) from None
+    except (BrokenTokenizer, Misbehaved) as error:
+        raise BrokenTokenizer(f"cannot read: {where}: {error}") from None
+    if isolated is None:
+        return inner, _reporting(where, partial(encode, inner))
+
+    def ask(text: str, add_special: bool) -> list[int]:
+        seconds = _seconds(text, 0.5)
+        ids: list[int] = isolated.ask({"text": text, "add_special": add_special}, seconds)
+        return ids
+
+    return inner, _reporting(where, ask)
+
+
+def _check_ids(state: Mapping[str, Any], inner: tokenizers.Tokenizer) -> None:
+    """Raises BrokenTokenizer where two tokens have one id, or a token another one than it says."""
+    vocabulary = state["model"].get("vocab")
+    if isinstance(vocabulary, dict) and len(set(vocabulary.values())) < len(vocabulary):
+        raise BrokenTokenizer("two tokens of its vocabulary have the same id")
+    for token in state.get("added_tokens") or ():
+        if inner.token_to_id(token["content"]) != token["id"]:
+            raise BrokenTokenizer(f"the added token {token['content'][:40]!r} has not the id {token['id']}")
+
+
+def _seconds(content: Sized, rate: float) -> float:
+    """CPU time for something so long, at so many MB a second; a second is always granted."""
+    return 1 + len(content) / (rate * 1e6)
+
+
+def _reporting(where: Path, ids: _Encode) -> _Encode:
+    def reported(text: str, add_special: bool) -> list[int]:
+        try:
+            return ids(text, add_special)
+        except (BrokenTokenizer, Misbehaved) as error:
+            raise BrokenTokenizer(f"cannot encode: {where}: {error}") from None
+
+    return reported
 
 
 def _decoder_kind(inner: tokenizers.Tokenizer, where: Path) -> tuple[str, bool, bool]:
