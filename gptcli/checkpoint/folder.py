@@ -12,7 +12,7 @@ from gptcli.checkpoint.hf import HfConfig
 from gptcli.checkpoint.recipes import Architecture, Recipe, shape, sources
 from gptcli.checkpoint.registry import architecture_of
 from gptcli.checkpoint.safetensors_header import TensorInfo, read_header
-from gptcli.checkpoint.stored import Dense, Gptq, Shape, Stored, stored_weights
+from gptcli.checkpoint.stored import Dense, Gptq, Shape, Stored, check_dense, stored_weights
 from gptcli.errors import BrokenCheckpoint, ModelNotFound
 from gptcli.files import read_json
 
@@ -53,6 +53,12 @@ class ModelFolder:
         """
         architecture = architecture_of(HfConfig(self.config), self.weights)
         self._check_complete(architecture)
+        outside = [id for ids in self.stop_ids.values() for id in ids if id >= architecture.config.vocab_size]
+        if outside:
+            raise BrokenCheckpoint(
+                f"eos_token_id {outside[0]} is outside the vocabulary of {architecture.config.vocab_size}: "
+                "no text would end"
+            )
         return architecture
 
     @cached_property
@@ -97,6 +103,9 @@ class ModelFolder:
         missing = [name for name in wanted if name not in self.weights]
         if missing:
             raise BrokenCheckpoint(_listed("tensors are missing from the weights", missing))
+        for name in wanted:
+            if isinstance(self.weights[name], Dense):
+                check_dense(name, self.tensors)
         endings, parts = architecture.ignorable, architecture.unused_parts
         unused = [
             name

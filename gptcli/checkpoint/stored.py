@@ -62,6 +62,8 @@ class Gptq(Stored):
     zero_offset: int
 
 
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
 Finder = Callable[[dict[str, Any], Tensors], Iterator[tuple[str, Stored]]]
 
 
@@ -77,6 +79,12 @@ def stored_weights(config: dict[str, Any], tensors: Tensors) -> dict[str, Stored
         if name not in taken and name not in packed
     }
     return packed | dense
+
+
+def check_dense(name: str, tensors: Tensors) -> None:
+    """Raises BrokenCheckpoint where a dense weight is not of floating-point numbers."""
+    if tensors[name].dtype not in _FLOATS:
+        raise BrokenCheckpoint(f"{name}: weights are of dtype {', '.join(_FLOATS)}, not {tensors[name].dtype}")
 
 
 def _finder(config: dict[str, Any]) -> tuple[Finder, dict[str, Any]]:

@@ -132,13 +132,28 @@ def _is_harmless_prefix(part: Mapping[str, Any]) -> bool:
 def _is_harmless_template(part: Mapping[str, Any]) -> bool:
     match part:
         case {"single": list(items), "special_tokens": dict(tokens)}:
-            lengths = [len(items), *(len(token["ids"]) for token in tokens.values() if _has_ids(token))]
-            return len(lengths) == len(tokens) + 1 and max(lengths) <= _MOST_ITEMS
+            return (
+                len(items) <= _MOST_ITEMS
+                and all(_is_harmless_item(item, tokens) for item in items)
+                and all(_is_short_token(token) for token in tokens.values())
+            )
     return False
 
 
-def _has_ids(token: object) -> bool:
-    return isinstance(token, dict) and isinstance(token.get("ids"), list)
+def _is_harmless_item(item: object, tokens: Mapping[str, Any]) -> bool:
+    match item:
+        case {"Sequence": {"id": "A"}, **rest} if not rest:
+            return True
+        case {"SpecialToken": {"id": str(name)}, **rest} if not rest:
+            return name in tokens
+    return False
+
+
+def _is_short_token(token: object) -> bool:
+    match token:
+        case {"ids": list(ids), "tokens": list(names)}:
+            return len(ids) == len(names) <= _MOST_ITEMS
+    return False
 
 
 _CHECKS: dict[str, dict[str, Callable[[Mapping[str, Any]], bool]]] = {
