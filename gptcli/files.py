@@ -26,6 +26,11 @@ def open_regular(path: Path) -> BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
+def is_there(path: Path) -> bool:
+    """Whether a directory has such an entry, be it a link that leads nowhere, which `open_within` refuses."""
+    return os.path.lexists(path)
+
+
 def open_within(path: Path) -> BufferedReader:
     """Opens a file of a model's directory as `open_regular` does.
 

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from gptcli.address_space import check_room_for_torch
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import sampling_defaults
 from gptcli.errors import BrokenTokenizer, ContextOverflow, UsageError
@@ -107,6 +108,7 @@ class LanguageModel:
         # How long OpenMP's threads spin for each other before they sleep, read when torch is first imported. By default
         # they starve each other where another process keeps a core busy (docs/benchmarks.md).
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        check_room_for_torch()
         from gptcli.checkpoint.load import load_decoder
         from gptcli.runtime.device import plan_for
         from gptcli.runtime.engine import Engine

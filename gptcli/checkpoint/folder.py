@@ -14,7 +14,7 @@ from gptcli.checkpoint.registry import architecture_of
 from gptcli.checkpoint.safetensors_header import TensorInfo, read_header
 from gptcli.checkpoint.stored import Dense, Gptq, Shape, Stored, check_dense, stored_weights
 from gptcli.errors import BrokenCheckpoint, ModelNotFound
-from gptcli.files import read_json
+from gptcli.files import is_there, read_json
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class ModelFolder:
         if not path.is_dir():
             hint = f"run `gptcli models import {path}`" if path.suffix == ".gguf" else None
             raise ModelNotFound(f"not a model directory: {path}", hint)
-        if not (path / "config.json").exists():
+        if not is_there(path / "config.json"):
             raise ModelNotFound(f"not a model directory: {path}: it has no config.json")
         generation = path / "generation_config.json"
         return cls(
             path,
             read_json(path / "config.json"),
-            read_json(generation) if generation.exists() else {},
+            read_json(generation) if is_there(generation) else {},
             _read_tensors(path),
         )
 
@@ -137,9 +137,9 @@ def _eos_ids(fields: dict[str, Any], where: str) -> tuple[int, ...]:
 
 def _read_tensors(path: Path) -> dict[str, TensorInfo]:
     single, index = path / "model.safetensors", path / "model.safetensors.index.json"
-    if single.exists():
+    if is_there(single):
         return read_header(single)
-    if index.exists():
+    if is_there(index):
         return _read_shards(path, index)
     if any(path.glob("*.bin")):
         raise BrokenCheckpoint(
@@ -158,7 +158,7 @@ def _read_shards(path: Path, index: Path) -> dict[str, TensorInfo]:
             raise BrokenCheckpoint(f"cannot read: {index}: {str(file)[:80]!r} is no file name beside it")
     tensors: dict[str, TensorInfo] = {}
     for file in sorted(set(weight_map.values())):
-        if not (path / file).exists():
+        if not is_there(path / file):
             raise BrokenCheckpoint(f"a shard is missing: {path / file}", hint="fetch the model again")
         for name, tensor in read_header(path / file).items():
             if weight_map.get(name) != file:

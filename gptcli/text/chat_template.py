@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import InputError, NoTemplate, TemplateError
-from gptcli.files import open_within, read_json
+from gptcli.files import is_there, open_within, read_json
 from gptcli.text.conversation import Message
 from gptcli.text.isolation import Isolated, Misbehaved
 from gptcli.text.known import KNOWN_TEMPLATES
@@ -42,10 +42,10 @@ class ChatTemplate:
         Raises NoTemplate where there is none.
         """
         file = path / "chat_template.jinja"
-        if file.exists():
+        if is_there(file):
             return cls.from_file(file)
         source, where = tokenizer.settings.get("chat_template"), path / "tokenizer_config.json"
-        if source is None and (older := path / "chat_template.json").exists():
+        if source is None and is_there(older := path / "chat_template.json"):
             source, where = read_json(older).get("chat_template"), older
         if isinstance(source, list):  # named templates, one of them the default
             defaults = (e.get("template") for e in source if isinstance(e, dict) and e.get("name") == "default")

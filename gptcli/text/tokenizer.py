@@ -14,7 +14,7 @@ from typing import Any, Self
 import tokenizers
 
 from gptcli.errors import BrokenCheckpoint, BrokenTokenizer, ModelNotFound
-from gptcli.files import open_within, parse_json, read_json
+from gptcli.files import is_there, open_within, parse_json, read_json
 from gptcli.text.isolation import Isolated, Misbehaved
 from gptcli.text.known import KNOWN_TOKENIZERS, is_harmless
 from gptcli.text.library import encode, parse
@@ -51,7 +51,7 @@ class Tokenizer:
         Raises ModelNotFound where it is missing and BrokenTokenizer where it cannot be used.
         """
         file = path / "tokenizer.json"
-        if not file.exists():
+        if not is_there(file):
             hint = "only tokenizer.json is read, not tokenizer.model; AutoTokenizer.save_pretrained writes it"
             raise ModelNotFound(f"no tokenizer: {file}", hint)
         with open_within(file) as stream:
@@ -60,7 +60,7 @@ class Tokenizer:
             raise BrokenTokenizer(f"cannot read: {file}: larger than {_LIMIT >> 20} MB")
         settings: dict[str, Any] = {}
         for name in ("special_tokens_map.json", "tokenizer_config.json"):  # older models name tokens in the first alone
-            if (path / name).exists():
+            if is_there(path / name):
                 settings |= read_json(path / name)
         return cls(data, settings, file)
 
@@ -101,6 +101,8 @@ class Tokenizer:
         # What is put around a text need not be a token at all.
         if ids and max(ids) >= self.size:
             raise BrokenTokenizer(f"cannot encode: {self._where}: it makes token {max(ids)} of {self.size}")
+        if not ids and text.strip():
+            raise BrokenTokenizer(f"cannot encode: {self._where}: it makes no token of {len(text)} characters")
         return ids
 
     def guard(self, text: str) -> str:

@@ -182,7 +182,6 @@ def _warm() -> None:
     """Imports what every run imports, and starts no threads."""
     import torch
 
-
     torch.set_num_threads(1)
 
 
