@@ -11,6 +11,7 @@ from typing import Any
 
 from gptcli.errors import BrokenCheckpoint, InputError
 
+_MOST_CONTAINERS = 2_000_000
 JSON_LIMIT = 8 << 20  # no config is near this; tokenizers are read with a limit of their own
 
 
@@ -73,6 +74,8 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
     def refuse_constant(name: str) -> None:
         raise ValueError(f"{name} is not a JSON number")
 
+    if data.count(b"[") + data.count(b"{") > _MOST_CONTAINERS:  # two bytes each, and sixty in memory
+        raise BrokenCheckpoint(f"cannot read: {where}: more than {_MOST_CONTAINERS} lists and objects")
     try:
         value = json.loads(
             data.decode("utf-8-sig"), object_pairs_hook=without_duplicates, parse_constant=refuse_constant
@@ -80,7 +83,7 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
     except RecursionError:
         raise BrokenCheckpoint(f"cannot read: {where}: nested too deeply") from None
     except ValueError as error:
-        raise BrokenCheckpoint(f"cannot read: {where}: {error}") from None
+        raise BrokenCheckpoint(f"cannot read: {where}: {str(error)[:200]}") from None
     if not isinstance(value, dict):
         raise BrokenCheckpoint(f"cannot read: {where}: not a JSON object")
     return value

@@ -150,7 +150,7 @@ def _read_tensors(path: Path) -> dict[str, TensorInfo]:
 
 
 def _read_shards(path: Path, index: Path) -> dict[str, TensorInfo]:
-    weight_map = read_json(index, limit=64 << 20).get("weight_map")
+    weight_map = read_json(index, limit=32 << 20).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BrokenCheckpoint(f"cannot read: {index}: weight_map must be an object")
     for file in weight_map.values():

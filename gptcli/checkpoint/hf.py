@@ -46,7 +46,8 @@ HARMLESS = frozenset(
 )
 
 _MAX_COUNT = 1 << 24  # beyond any width or vocabulary there is
-_MAX_LAYERS = 4096
+_MAX_LAYERS = 1024
+_MAX_HEADS = 1024
 _MAX_TURNS = 1e9  # of a rotation within a context
 
 
@@ -98,7 +99,15 @@ class HfConfig:
     @property
     def layers(self) -> int:
         """How many layers there are."""
-        return self.whole("num_hidden_layers", high=_MAX_LAYERS)
+        return self.layers_of("num_hidden_layers")
+
+    def layers_of(self, name: str) -> int:
+        """How many layers there are, by the field that says so."""
+        return self.whole(name, high=_MAX_LAYERS)
+
+    def heads_of(self, name: str, default: int | None = None) -> int:
+        """How many attention heads there are, by the field that says so."""
+        return self.whole(name, default, high=_MAX_HEADS)
 
     def optional_whole(self, name: str) -> int | None:
         """A whole number of at least 1, or None where it is absent or null."""

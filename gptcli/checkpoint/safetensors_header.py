@@ -20,7 +20,7 @@ DTYPE_BYTES = {
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
 
-_HEADER_LIMIT = 100_000_000  # the reference implementation's
+_HEADER_LIMIT = 32 << 20  # bytes: 200,000 tensors; the reference implementation's is three times that
 _DIMENSION_LIMIT = 1 << 48
 
 

@@ -136,7 +136,8 @@ def _affine_settings(settings: dict[str, Any], module: str) -> tuple[int, int]:
     if mode != "affine":
         raise UnsupportedArchitecture(f"config.json: quantization mode {mode!r} is not supported")
     group_size, bits = chosen.get("group_size"), chosen.get("bits")
-    if group_size not in (32, 64, 128) or bits not in (2, 3, 4, 5, 6, 8):
+    known = group_size in (32, 64, 128) and bits in (2, 3, 4, 5, 6, 8)
+    if type(group_size) is not int or type(bits) is not int or not known:
         raise UnsupportedArchitecture(
             f"config.json: quantization with {bits} bits in groups of {group_size} is not supported"
         )
@@ -254,9 +255,10 @@ _FINDERS: dict[str, Finder] = {
 
 def _expect(settings: dict[str, Any], **known: tuple[Any, ...]) -> None:
     for name, values in known.items():
-        if settings.get(name) not in values:
+        value = settings.get(name)
+        if not any(value == accepted and type(value) is type(accepted) for accepted in values):
             raise UnsupportedArchitecture(
-                f"config.json: quantization_config: {name} = {str(settings.get(name))[:60]} is not supported"
+                f"config.json: quantization_config: {name} = {str(value)[:60]} is not supported"
             )
 
 

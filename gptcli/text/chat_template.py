@@ -87,6 +87,8 @@ class ChatTemplate:
             text = self._rendered(variables)
         except (TemplateError, Misbehaved) as error:
             raise TemplateError(f"chat template: {self.where}: {error}") from None
+        if not text.strip():
+            raise TemplateError(f"chat template: {self.where}: it makes nothing of the conversation")
         return tokenizer.encode_rendered(text)
 
     def _rendered(self, variables: dict[str, Any]) -> str:

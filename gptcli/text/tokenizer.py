@@ -21,7 +21,7 @@ from gptcli.text.library import encode, parse
 
 _Encode = Callable[[str, bool], list[int]]  # a text, and whether to add what belongs around it
 
-_LIMIT = 256 << 20  # bytes of a tokenizer.json; the largest in use are about 35 MB
+_LIMIT = 64 << 20  # bytes of a tokenizer.json; the largest in use are about 35 MB
 _MEMORY = 512 << 20  # bytes for a process that opens a tokenizer, beside 16 for each byte of it
 # Control tokens by their looks: some vocabularies do not mark theirs as special.
 _BARRED = re.compile(r"<[|｜].*[|｜]>")
