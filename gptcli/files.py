@@ -80,6 +80,8 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
         value = json.loads(
             data.decode("utf-8-sig"), object_pairs_hook=without_duplicates, parse_constant=refuse_constant
         )
+        if b"\\ud" in data.lower():  # perhaps half a surrogate pair, which no text can hold
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise BrokenCheckpoint(f"cannot read: {where}: nested too deeply") from None
     except ValueError as error:

@@ -126,7 +126,7 @@ def _is_harmless_replacement(part: Mapping[str, Any]) -> bool:
 
 def _is_harmless_prefix(part: Mapping[str, Any]) -> bool:
     prefix = part.get("prepend")
-    return isinstance(prefix, str) and len(prefix) <= _MOST_ITEMS
+    return isinstance(prefix, str) and 0 < len(prefix) <= _MOST_ITEMS  # the library panics on none
 
 
 def _is_harmless_template(part: Mapping[str, Any]) -> bool:
