@@ -16,6 +16,7 @@ from gptcli.settings import SamplingConfig
 
 # Far more candidates than carry probability in practice, and a twentieth of the cost of sorting a vocabulary.
 _FIRST_CANDIDATES = 1024
+_HOTTEST = torch.finfo(torch.float32).max  # by infinity, what must not be drawn would be NaN
 
 
 def add_bias(logits: Tensor, bias: Sequence[tuple[int, float]]) -> Tensor:
@@ -52,7 +53,7 @@ def keep_top_p(ordered: Tensor, p: float, total: Tensor) -> Tensor:
     if p == 1:
         return ordered  # fp32 sums reach 1 long before the last token
     before = (ordered - total).exp().cumsum(0).roll(1)
-    before[0] = 0
+    before[0] = -1  # the first stays, also where p is nothing in fp32
     return ordered[before < p]
 
 
@@ -81,7 +82,7 @@ class Sampler:
         ordered, ids, total = self._candidates(logits)
         ordered = keep_min_p(keep_top_p(ordered, config.top_p, total), config.min_p)
         # Subtracting the greatest first keeps a tiny temperature from overflowing.
-        probabilities = ((ordered - ordered[0]) / config.temperature).softmax(0)
+        probabilities = ((ordered - ordered[0]) / min(config.temperature, _HOTTEST)).softmax(0)
         return ids[torch.multinomial(probabilities, 1, generator=self._generator)]
 
     def _recent(self, history: Sequence[int], device: torch.device) -> Tensor:
