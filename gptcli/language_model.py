@@ -211,6 +211,9 @@ class LanguageModel:
         Raises what `check_request` does, and UsageError for a negative `logprobs`, before anything is loaded.
         """
         self.check_request(prompt, sampling)
+        never = {token for token, bias in sampling.logit_bias if bias == -math.inf}
+        if never.union(self.stop_ids if stop.ignore_eos else ()).issuperset(range(self.tokenizer.size)):
+            raise UsageError("no token is left that may be drawn")
         if logprobs is not None and logprobs < 0:
             raise UsageError(f"logprobs must be at least 0, not {logprobs}")
         from gptcli.generation.loop import generate

@@ -6,7 +6,9 @@ The same seed makes the same mutants. `expected.json` says what is to come of ea
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,30 @@ from random import Random
 from tests.corpus import of_texts, of_tokenizers, of_weights
 from tests.corpus.model_dir import Expected, ModelDir, Mutator
 
-MUTATORS: list[Mutator] = [*of_weights.MUTATORS, *of_texts.MUTATORS, *of_tokenizers.MUTATORS]
+_SINGLE: list[Mutator] = [*of_weights.MUTATORS, *of_texts.MUTATORS, *of_tokenizers.MUTATORS]
+
+
+def several(rng: Random, model: ModelDir) -> Expected:
+    """Faults one upon the other, as far as one leaves something for the next: no telling what they come to."""
+    for mutator in rng.choices(_SINGLE, k=rng.randint(2, 4)):
+        with contextlib.suppress(KeyError, ValueError, TypeError, IndexError, AttributeError, struct.error):
+            mutator(rng, model)
+    return "any"
+
+
+def packed(rng: Random, model: ModelDir) -> Expected:
+    """A model in MLX's 4 bits, which one of the mutators of weights or texts damages."""
+    of_weights.pack(model)
+    if rng.random() < 0.5:
+        settings = model.json()["quantization"]
+        settings[rng.choice(["bits", "group_size", "mode"])] = rng.choice([*of_texts.WRONG, 4.0, 64.0, 3, 32, 128])
+        model.change("config.json", quantization=settings)
+    with contextlib.suppress(KeyError, ValueError, TypeError, IndexError):
+        rng.choice(of_weights.OF_HEADERS + of_texts.MUTATORS)(rng, model)
+    return "any"
+
+
+MUTATORS: list[Mutator] = [*_SINGLE, several, packed]
 
 
 @dataclass(frozen=True)

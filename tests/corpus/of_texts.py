@@ -55,7 +55,8 @@ def config_fields_dropped(rng: Random, model: ModelDir) -> Expected:
 
 
 def config_types(rng: Random, model: ModelDir) -> Expected:
-    names = ["mamba2", "LLAMA", "llama ", "", None, 7, ["llama"], {}, "../llama", "\x1b[31mllama", "llama\0", "x" * 70_000,
+    names = ["mamba2", "LLAMA", "llama ", "", None, 7, ["llama"], {}, "../llama", "\x1b[31mllama", "llama\0",
+             "x" * 70_000,
              "__class__", "t5", "bert", "llama4", True]  # fmt: skip
     model.change("config.json", model_type=rng.choice(names))
     return "reject"
@@ -63,8 +64,10 @@ def config_types(rng: Random, model: ModelDir) -> Expected:
 
 def config_of_another_family(rng: Random, model: ModelDir) -> Expected:
     """The same tensors under a family that might take them."""
-    families = ["mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "granite", "smollm3", "olmo2", "gpt2", "mixtral",
-                "cohere", "stablelm", "gpt_neox", "gpt_oss", "glm4", "starcoder2", "ministral3", "phi", "gptj"]  # fmt: skip
+    families = ["mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "granite", "smollm3", "olmo2", "gpt2",
+                "mixtral",
+                "cohere", "stablelm", "gpt_neox", "gpt_oss", "glm4", "starcoder2", "ministral3", "phi",
+                "gptj"]  # fmt: skip
     model.change("config.json", model_type=rng.choice(families))
     return "any"
 
@@ -155,7 +158,8 @@ def generation(rng: Random, model: ModelDir) -> Expected:
 
 def generation_harmless(rng: Random, model: ModelDir) -> Expected:
     fields = [{"max_length": -5}, {"do_sample": "x"}, {"num_beams": 10**9}, {"temperature": 1e30}, {"top_k": 10**30},
-              {"temperature": None}, {"\x1b": [BOMB[:100]]}, {"transformers_version": {}}, {"temperature": 0}]  # fmt: skip
+              {"temperature": None}, {"\x1b": [BOMB[:100]]}, {"transformers_version": {}},
+              {"temperature": 0}]  # fmt: skip
     model.change("generation_config.json", **rng.choice(fields))
     return "accept"
 

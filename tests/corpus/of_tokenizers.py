@@ -10,7 +10,8 @@ from tests.corpus.model_dir import Expected, ModelDir
 from tests.tiny import TEMPLATE
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
-REGEXES = ["(a+)+$", "(a|a)*$", "(.*)*x", "(?=(a+))\\1+$", "(((((a{1000}){1000}){1000}){1000}){1000})", "[", "(?<x", "\\p{Nope}",
+REGEXES = ["(a+)+$", "(a|a)*$", "(.*)*x", "(?=(a+))\\1+$", "(((((a{1000}){1000}){1000}){1000}){1000})", "[",
+           "(?<x", "\\p{Nope}",
            "(" * 5000, "", "(x*)*(y*)*(z*)*$", "^(([a-z])+.)+[A-Z]([a-z])+$", "\\G(?!.*.*.*.*.*.*.*.*$)"]  # fmt: skip
 
 
@@ -232,9 +233,11 @@ def sections(rng: Random, model: ModelDir) -> Expected:
 
 def settings(rng: Random, model: ModelDir) -> Expected:
     """tokenizer_config.json with values of any type: none of them changes what the model computes."""
-    values = [7, True, [], ["x"], {}, {"content": 7}, {"content": "<|im_end|>"}, {"content": []}, None, "\ud800", "nope",
+    values = [7, True, [], ["x"], {}, {"content": 7}, {"content": "<|im_end|>"}, {"content": []}, None, "\ud800",
+              "nope",
               "x" * 1_000_000, "\x1b[2J", 1e308, {"__type": "AddedToken"}]  # fmt: skip
-    fields = ["eos_token", "bos_token", "pad_token", "unk_token", "add_bos_token", "model_max_length", "tokenizer_class",
+    fields = ["eos_token", "bos_token", "pad_token", "unk_token", "add_bos_token", "model_max_length",
+              "tokenizer_class",
               "added_tokens_decoder", "messages_token", "clean_up_tokenization_spaces", "auto_map"]  # fmt: skip
     model.change(SETTINGS, **{rng.choice(fields): rng.choice(values)})
     return "either"
@@ -250,7 +253,7 @@ def templates_of_wrong_types(rng: Random, model: ModelDir) -> Expected:
 def templates(rng: Random, model: ModelDir) -> Expected:
     """Templates that never end, fill the memory, reach out, or fail."""
     attacks = [
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
+        "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3,
         "{{ 'a' * 10**9 }}",
         "{% set x = messages[0].content * 10**9 %}{{ x }}",
         "{{ 'a'.center(10**9) }}",
@@ -314,7 +317,8 @@ def _template(single: list[Any], special: dict[str, Any]) -> dict[str, Any]:
 
 
 MUTATORS = [
-    vocabulary, remapped, merges, added_tokens, switched_on, normalizer, pre_tokenizer, post_processor, decoder, model_part,
+    vocabulary, remapped, merges, added_tokens, switched_on, normalizer, pre_tokenizer, post_processor,
+    decoder, model_part,
     sections, settings, templates_of_wrong_types, templates, templates_alike,
 ]  # fmt: skip
 IN_CHATS = frozenset({"settings", "templates_of_wrong_types", "templates", "templates_alike"})

@@ -17,7 +17,8 @@ from tests.corpus.model_dir import WEIGHTS, Expected, ModelDir
 
 INDEX = "model.safetensors.index.json"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
-HOSTILE_NAMES = ["\x1b[31mred\x1b]0;owned\x07", "\u202ereversed", "n" * 70_000, "../../etc/passwd", "", "a\0b", "\ud800",
+HOSTILE_NAMES = ["\x1b[31mred\x1b]0;owned\x07", "\u202ereversed", "n" * 70_000, "../../etc/passwd", "", "a\0b",
+                 "\ud800",
                  "two\nlines", "%s%n{0}", "[red]x[/b]", "\u2028", "\x9b2J"]  # fmt: skip
 
 
@@ -285,8 +286,10 @@ def shards(rng: Random, model: ModelDir) -> Expected:
     name = rng.choice(sorted(weight_map))
     home = weight_map[name]
     other = SHARDS[1 - SHARDS.index(home)]
-    paths = ["../../x.safetensors", "/etc/passwd", "/etc/x.safetensors", "sub/x.safetensors", "", ".", "..", None, 7, [home],
-             {}, True, "x\0.safetensors", "nope.safetensors", "config.json", "./" + home, home + "/", "\x1b[31m.safetensors",
+    paths = ["../../x.safetensors", "/etc/passwd", "/etc/x.safetensors", "sub/x.safetensors", "", ".", "..",
+             None, 7, [home],
+             {}, True, "x\0.safetensors", "nope.safetensors", "config.json", "./" + home, home + "/",
+             "\x1b[31m.safetensors",
              "a" * 5_000 + ".safetensors", "\ud800.safetensors"]  # fmt: skip
     match rng.randrange(8):
         case 0:
@@ -440,6 +443,21 @@ def _sparse(path: Path, content: bytes, size: int) -> None:
         file.truncate(size)
 
 
+def pack(model: ModelDir) -> None:
+    """Makes the embedding and a projection affine, 4 bits in groups of 32."""
+    rng = np.random.default_rng(0)
+    tensors = _tensors(model)
+    for name in ("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"):
+        rows, columns = tensors.pop(name)[1].shape
+        module = name.removesuffix("weight")
+        tensors[name] = "U32", rng.integers(0, 2**32, (rows, columns // 8), np.uint32)
+        tensors[f"{module}scales"] = "F32", rng.normal(0, 0.05, (rows, columns // 32)).astype(np.float32)
+        tensors[f"{module}biases"] = "F32", rng.normal(0, 0.05, (rows, columns // 32)).astype(np.float32)
+    _put(model, tensors)
+    model.change("config.json", quantization={"bits": 4, "group_size": 32})
+
+
+OF_HEADERS = [offsets, shapes, dtypes, same_size_dtypes, fields_of_an_entry, names, header_flips]
 MUTATORS = [
     header_length, truncated, appended, offsets, shapes, dtypes, same_size_dtypes, whole_numbers, doubles, reordered,
     duplicate_keys, fields_of_an_entry, metadata, names, header_flips, header_bombs, tensors_missing_or_extra,

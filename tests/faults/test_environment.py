@@ -26,7 +26,7 @@ def shell(command: str, model: Path, **environment: str) -> subprocess.Completed
     )
 
 
-@pytest.mark.parametrize("kilobytes", [60_000, 200_000, 450_000, 550_000, 650_000])
+@pytest.mark.parametrize("kilobytes", [60_000, 450_000, 650_000])
 def test_too_little_memory_to_import_torch_in_is_an_error_and_no_crash(tiny_model: Path, kilobytes: int) -> None:
     done = shell(f"ulimit -v {kilobytes}; $gptcli generate -m $model hi -n 1", tiny_model)
     assert (done.returncode, done.stdout) == (5, "")
@@ -53,7 +53,7 @@ def test_no_file_left_to_open_a_template_with_is_an_error(tiny_model: Path) -> N
     assert done.stderr.startswith("gptcli: error: cannot start a process to open a template in: ")
 
 
-@pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- 2>&-"])
+@pytest.mark.parametrize("closed", ["<&-", "<&- 2>&-"])
 def test_a_template_is_rendered_whatever_is_closed(tiny_model: Path, closed: str) -> None:
     done = shell(f"$gptcli generate -m $model --chat hi -n 3 -t 0 {closed}", tiny_model)
     assert (done.returncode, done.stderr) == (0, "")
@@ -66,7 +66,7 @@ def test_a_directory_that_is_gone_is_no_place_but_no_crash(tiny_model: Path, tmp
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("name", ["GPTCLI_WEIGHTS", "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"])
+@pytest.mark.parametrize("name", ["GPTCLI_WEIGHTS", "HF_HOME"])
 def test_a_home_that_nobody_has_holds_no_models(tiny_model: Path, name: str) -> None:
     done = shell("$gptcli generate --offline hi", tiny_model, **{"GPTCLI_WEIGHTS": "/nowhere", name: "~nobody-here/x"})
     assert done.returncode == 4

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Cli
+from tests.tiny import make_model
 
 
 def ids(cli: Cli, model: Path, *options: str) -> list[int]:
@@ -34,6 +35,13 @@ def test_a_top_k_above_the_vocabulary_is_all_of_it(cli: Cli, tiny_model: Path) -
 @pytest.mark.parametrize("temperature", ["1e308", "3.5e38"])
 def test_an_enormous_temperature_is_a_flat_distribution(cli: Cli, tiny_model: Path, temperature: str) -> None:
     assert len(ids(cli, tiny_model, "-t", temperature, "--top-k", "0", "--min-p", "0", "--top-p", "1")) == 8
+
+
+def test_a_model_of_which_every_token_ends_the_text_cannot_be_told_to_ignore_that(cli: Cli, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", generation_config={"eos_token_id": list(range(320))})
+    result = cli("generate", "-m", model, "--ignore-eos", "hi")
+    assert (result.code, result.out) == (2, b"")
+    assert "no token is left that may be drawn" in result.err
 
 
 def test_the_same_seed_gives_the_same_text(cli: Cli, tiny_model: Path) -> None:

@@ -26,12 +26,19 @@ COMMANDS = [
     "models show MODEL",
     "models verify MODEL",
     "models",
-    "bench -m MODEL",
+    "bench -m MODEL -p 8 -n 2 --repeats 1",
 ]
 # Python's own files, the libraries', and what an operating system says of itself.
 LIBRARIES = {
     os.path.realpath(path)
-    for path in (sys.prefix, sys.base_prefix, *site.getsitepackages(), *sysconfig.get_paths().values(), ROOT / "gptcli", audited.__file__)
+    for path in (
+        sys.prefix,
+        sys.base_prefix,
+        *site.getsitepackages(),
+        *sysconfig.get_paths().values(),
+        ROOT / "gptcli",
+        audited.__file__,
+    )
 }
 SYSTEM = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/", "/lib/", "/lib64/")
 
