@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from random import Random
 from typing import Any
 
@@ -109,6 +110,52 @@ def config_unknown_mathematics(rng: Random, model: ModelDir) -> Expected:
     ]
     model.change("config.json", **rng.choice(changes))
     return "reject"
+
+
+def config_extremes(rng: Random, model: ModelDir) -> Expected:
+    """Numbers of the right type at the ends of their ranges, in what rotates and scales."""
+    numbers = [
+        5e-324,
+        1e-300,
+        1e-45,
+        1.0000000000000002,
+        1,
+        2,
+        1e9,
+        1e30,
+        1e38,
+        3.5e38,
+        1e300,
+        sys.float_info.max,
+        2**24,
+    ]
+
+    def number() -> float:
+        return rng.choice(numbers)
+
+    fields = {
+        "linear": ["factor"],
+        "llama3": ["factor", "low_freq_factor", "high_freq_factor"],
+        "yarn": ["factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor"],
+        "longrope": ["factor", "attention_factor"],
+    }
+    kind = rng.choice(sorted(fields))
+    rope: dict[str, Any] = {"rope_type": kind} | {name: number() for name in fields[kind]}
+    if rng.random() < 0.5:
+        rope["original_max_position_embeddings"] = rng.choice([1, 2, 8, 256, 2**24])
+    if kind == "longrope":
+        rope |= {name: [number() for _ in range(4)] for name in ("short_factor", "long_factor")}
+    changes = [
+        {"rope_scaling": rope},
+        {"rope_theta": number(), "rms_norm_eps": number()},
+        {"model_type": "granite", "logits_scaling": number(), "embedding_multiplier": number(),
+         "attention_multiplier": number(), "residual_multiplier": number()},
+        {"model_type": "ministral3", "head_dim": 8, "rope_parameters": {**rope, "llama_4_scaling_beta": number()}},
+        {"model_type": "mistral", "sliding_window": rng.choice([1, 2, 2**24])},
+        {"max_position_embeddings": rng.choice([1, 2, 8, 2**24])},
+    ]  # fmt: skip
+    model.change("config.json", **rng.choice(changes[:1] * 4 + changes))
+    return "any"
 
 
 def config_harmless(rng: Random, model: ModelDir) -> Expected:
@@ -261,6 +308,6 @@ def value_swaps(rng: Random, model: ModelDir) -> Expected:
 
 MUTATORS = [
     config_sizes, config_numbers, config_against_weights, config_heads, config_fields_dropped, config_types,
-    config_of_another_family, config_unknown_mathematics, config_harmless, eos, eos_elsewhere, generation,
-    generation_harmless, json_damage, json_style, json_too_large, flips, splices, value_swaps,
+    config_of_another_family, config_unknown_mathematics, config_extremes, config_harmless, eos, eos_elsewhere,
+    generation, generation_harmless, json_damage, json_style, json_too_large, flips, splices, value_swaps,
 ]  # fmt: skip
