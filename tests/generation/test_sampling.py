@@ -77,7 +77,7 @@ def test_penalties_touch_recent_tokens_alone(
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.lists(st.floats(-1e30, 1e30, width=32), min_size=2, max_size=50),
+    st.lists(st.floats(-1e30, 1e30), min_size=2, max_size=50),
     st.builds(
         SamplingConfig,
         temperature=st.floats(0, sys.float_info.max),
