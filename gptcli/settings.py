@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import secrets
+import shlex
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self, get_args
 
@@ -15,6 +18,11 @@ Quantize = Literal["auto", "none", "int8", "int4"]
 
 # Below this a softmax over logits / temperature is one-hot in fp32.
 GREEDY_BELOW = 1e-5
+
+
+def random_seed() -> int:
+    """A seed that survives any JSON reader: 53 bits."""
+    return secrets.randbits(53)
 
 
 def _check(name: str, value: float, low: float, high: float, meaning: str = "") -> None:
@@ -76,8 +84,13 @@ class SamplingConfig:
         """Whether recent tokens are made less likely."""
         return self.repeat_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
+    def for_samples(self, count: int) -> list[Self]:
+        """A config for each of several samples: seeds count up, from a random one where none is set."""
+        first = random_seed() if self.seed is None else self.seed
+        return [replace(self, seed=(first + sample) % 2**64) for sample in range(count)]
+
     @classmethod
-    def resolve(cls, given: dict[str, Any], model_defaults: dict[str, Any]) -> Self:
+    def resolve(cls, given: Mapping[str, Any], model_defaults: Mapping[str, Any]) -> Self:
         """The value of each field: given by the user, else by the model, else our own default. None is not given."""
         names = {field.name for field in fields(cls)}
         chosen = {name: value for name, value in model_defaults.items() if name in names}
@@ -112,6 +125,10 @@ class RuntimeConfig:
     threads: int | None = None
     speculate: int = 0
 
+    def for_draft_model(self) -> Self:
+        """The same for a model that drafts for this one: its context is its own."""
+        return replace(self, ctx_size=None, speculate=0)
+
     def __post_init__(self) -> None:
         _check_whole("speculate", self.speculate, 0, 64, " (0 is off)")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
@@ -122,3 +139,97 @@ class RuntimeConfig:
             _check_whole("ctx-size", self.ctx_size, 1, math.inf)
         if self.threads is not None:
             _check_whole("threads", self.threads, 1, 1024)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatSettings:
+    """What a user can change in the course of a conversation; what is None is the model's default, else ours.
+
+    thinking: whether the model is asked to think first, where its template has a word for that.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    repeat_last_n: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: tuple[tuple[int, float], ...] | None = None
+    seed: int | None = None
+    max_tokens: int = 1024
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    overflow: Overflow = "shift"
+    thinking: bool | None = None
+
+    def __post_init__(self) -> None:
+        _ = self.sampling({}), self.stopping  # which check their ranges
+
+    def sampling(self, model_defaults: Mapping[str, Any]) -> SamplingConfig:
+        """How tokens are drawn with a model that has these defaults."""
+        return SamplingConfig.resolve(vars(self), model_defaults)
+
+    @property
+    def stopping(self) -> StopConfig:
+        """When a reply ends."""
+        return StopConfig(
+            max_tokens=self.max_tokens, strings=self.stop, ignore_eos=self.ignore_eos, overflow=self.overflow
+        )
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """Settings from JSON, as `record` spells them. Raises UsageError for what are none."""
+        spelled = {field.name for field in fields(cls)}
+        if unknown := set(record) - spelled:
+            raise UsageError(f"there is no setting {min(unknown)}")
+        values = dict(record)
+        if values.get("logit_bias") is not None:
+            values["logit_bias"] = tuple((token, bias) for token, bias in values["logit_bias"])
+        return cls(**values | {"stop": tuple(values.get("stop", ()))})
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What differs from the defaults, as JSON can spell it."""
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) != field.default}
+
+    def changed(self, name: str, text: str) -> Self:
+        """With one setting as a user spells it, or its default again for "default". Raises UsageError."""
+        spelled = {field.name: field for field in fields(self)}
+        name = name.replace("-", "_")
+        if name not in spelled:
+            raise UsageError(f"there is no setting {name}", hint=f"there are {', '.join(spelled)}")
+        field = spelled[name]
+        value: Any = field.default if text == "default" else _parsed(name, str(field.type), text)
+        return replace(self, **{name: value})
+
+
+def _parsed(name: str, kind: str, text: str) -> Any:
+    """A setting's value from its text; `kind` is its annotation. Raises UsageError."""
+    try:
+        if name == "logit_bias":
+            return parse_logit_bias(shlex.split(text))
+        if name == "stop":
+            return tuple(shlex.split(text))
+        if kind.startswith("bool"):
+            return {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}[text.lower()]
+        if kind.startswith("int"):
+            return int(text)
+        return float(text) if kind.startswith("float") else text
+    except (KeyError, ValueError):
+        wanted = {"bool": "on or off", "int": "a whole number", "float": "a number"}
+        meaning = wanted.get(kind.split(" ")[0], "a text, in quotes where it has blanks")
+        raise UsageError(f"{name} must be {meaning}, not {text}") from None
+
+
+def parse_logit_bias(pairs: Iterable[str]) -> tuple[tuple[int, float], ...]:
+    """ID=BIAS texts as pairs. Raises UsageError for what is none."""
+    parsed = []
+    for pair in pairs:
+        id, _, bias = pair.partition("=")
+        try:
+            parsed.append((int(id), float(bias)))
+        except ValueError:
+            raise UsageError(f"logit-bias must be ID=BIAS, such as 42=-1.5, not {pair}") from None
+    return tuple(parsed)

@@ -21,6 +21,7 @@ def _a_home_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the models, caches or settings of whoever runs it."""
     monkeypatch.setenv("GPTCLI_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
     for name in ("GPTCLI_MODEL", "GPTCLI_DEBUG", "HF_HUB_CACHE", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)

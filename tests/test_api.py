@@ -10,7 +10,7 @@ import torch
 import gptcli
 from gptcli import Finished, LanguageModel, TextDelta
 from gptcli.cli.generate import generate as command
-from gptcli.errors import ContextOverflow, ModelNotFound, UsageError
+from gptcli.errors import ModelNotFound, UsageError
 from tests.tiny import make_model
 
 
@@ -51,11 +51,6 @@ def test_a_score_is_the_log_probability_of_each_token(tiny: LanguageModel) -> No
     assert score.logprobs[1:] == pytest.approx([wanted[i, id].item() for i, id in enumerate(ids[1:])], abs=1e-5)
     assert score.perplexity == pytest.approx(math.exp(score.nll / (len(ids) - 1)))
     assert score.bits_per_byte == pytest.approx(score.nll / math.log(2) / len(text))
-
-
-def test_a_text_longer_than_the_context_is_not_scored_in_part(tiny: LanguageModel) -> None:
-    with pytest.raises(ContextOverflow, match="the context holds 256"):
-        tiny.score("x " * 300)
 
 
 def test_an_unknown_model_and_a_bad_value_are_errors_that_say_so(tiny: LanguageModel) -> None:

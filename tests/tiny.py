@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 TEXT = "In a small town there lived a clockmaker. The clockmaker had 3 clocks, and 12 small bells. " * 4
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -82,15 +82,24 @@ def make_model(
     weights: dict[str, np.ndarray] | None = None,
     template: str | None = TEMPLATE,
     generation_config: dict[str, Any] | None = None,
+    adds_bos: bool = False,
     seed: int = 0,
     **overrides: Any,
 ) -> Path:
-    """Writes a whole model directory; overrides change its config, None removes a field."""
+    """Writes a whole model directory; overrides change its config, None removes a field.
+
+    adds_bos: whether the tokenizer puts `<|im_start|>` before every text.
+    """
     path.mkdir(parents=True, exist_ok=True)
     config = {name: value for name, value in (CONFIG | overrides).items() if value is not None}
     (path / "config.json").write_text(json.dumps(config))
     save_file(make_weights(config, seed) if weights is None else weights, path / "model.safetensors")
-    make_tokenizer().save(str(path / "tokenizer.json"))
+    tokenizer = make_tokenizer()
+    if adds_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+        )
+    tokenizer.save(str(path / "tokenizer.json"))
     settings = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "chat_template": template}
     (path / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))
     if generation_config is not None:

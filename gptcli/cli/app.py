@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from gptcli import __version__
-from gptcli.cli import bench, generate, models
+from gptcli.cli import bench, chat, generate, models, score, tokenize
 from gptcli.cli.render import print_error
 from gptcli.errors import ExitCode, GptcliError
 
@@ -23,6 +23,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
+app.command("score")(score.score)
+app.command("tokenize")(tokenize.tokenize)
 app.command("bench")(bench.bench)
 app.add_typer(models.app, name="models")
 

@@ -45,7 +45,10 @@ def bench(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure prefill and decode: tokens a second, bytes a token, the share of this machine's memory bandwidth."""
+    """Measure prefill and decode: tokens a second, bytes a token, the share of this machine's memory bandwidth.
+
+    benchmarks/compare_llama_cpp.py in the source tree puts it beside llama.cpp.
+    """
     lengths = prompt_tokens or [512]
     runtime = RuntimeConfig(device=device, dtype=dtype, quantize=quantize, threads=threads)
     with Activity(quiet=quiet) as activity:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 
 from gptcli.cli import options
+from gptcli.cli.pictures import Pictures
 from gptcli.cli.prompt import argument_text, read_prompt, read_text
+from gptcli.cli.prompt_report import print_prompt_report, raw_prompt, rendered_prompt
+from gptcli.cli.prompt_report import prompt_report as report_of
 from gptcli.cli.records import json_line, sample_record, stats_record
 from gptcli.cli.render import Activity, is_dumb_terminal, print_line, stats_line
 from gptcli.cli.signals import deadly, interruptible
 from gptcli.cli.sink import Sink
+from gptcli.cli.token_views import TokenViews
 from gptcli.errors import UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import LanguageModel
-from gptcli.settings import RuntimeConfig, SamplingConfig, StopConfig
+from gptcli.settings import RuntimeConfig, SamplingConfig, StopConfig, parse_logit_bias
 from gptcli.store.catalog import DEFAULT_MODEL
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.conversation import Message
@@ -31,6 +34,7 @@ def generate(
     ctx_size: options.CtxSize = None,
     threads: options.Threads = None,
     speculate: options.Speculate = 0,
+    draft_model: options.DraftModel = None,
     offline: options.Offline = False,
     file: options.File = None,
     chat: options.Chat = False,
@@ -60,6 +64,10 @@ def generate(
     markdown: options.Markdown = False,
     as_json: options.Json = False,
     logprobs: options.Logprobs = None,
+    explain: options.Explain = False,
+    html: options.Html = None,
+    svg: options.Svg = None,
+    prompt_report: options.PromptReport = False,
     stats: options.Stats = False,
     stats_json: options.StatsJson = False,
     quiet: options.Quiet = False,
@@ -74,7 +82,7 @@ def generate(
         "repeat_last_n": repeat_last_n,
         "presence_penalty": presence_penalty,
         "frequency_penalty": frequency_penalty,
-        "logit_bias": options.parse_logit_bias(logit_bias),
+        "logit_bias": parse_logit_bias(logit_bias or ()) or None,
         "seed": seed,
     }
     SamplingConfig.resolve(given, {})  # a bad value fails before anything is read
@@ -87,14 +95,15 @@ def generate(
     runtime = RuntimeConfig(
         device=device, dtype=dtype, quantize=quantize, ctx_size=ctx_size, threads=threads, speculate=speculate
     )
+    if draft_model is not None and samples > 1:
+        raise UsageError("--draft-model is for one sample: several share every step already, and draft nothing")
     if not chat and any(option is not None for option in (system, system_file, chat_template)):
         raise UsageError("--system, --system-file and --chat-template need --chat")
     if system is not None and system_file is not None:
         raise UsageError("--system and --system-file exclude each other")
-    if logprobs is not None and not as_json:
-        raise UsageError("--logprobs needs --json")
-    if markdown and as_json:
-        raise UsageError("--markdown and --json exclude each other")
+    if markdown and (as_json or logprobs is not None):
+        raise UsageError(f"--markdown and {'--json' if as_json else '--logprobs'} exclude each other")
+    pictures = Pictures(html, svg)
     text = read_prompt(prompt, file, errors, max_input)
     system_text = None if system is None else argument_text(system)
     if system_file is not None:
@@ -103,54 +112,83 @@ def generate(
     sink = Sink()
     with Activity(quiet=quiet) as activity:
         lm = LanguageModel.open(model, runtime, offline=offline, on_fetch=activity.fetch)
+        if draft_model is not None:
+            lm.draft_with(
+                LanguageModel.open(draft_model, runtime.for_draft_model(), offline=offline, on_fetch=activity.fetch)
+            )
         if chat:
             if chat_template is None:
                 template = lm.template
             else:
                 template = ChatTemplate(read_text(chat_template, "strict", max_input), str(chat_template))
             messages = [] if system_text is None else [Message("system", system_text)]
-            ids = template.render([*messages, Message("user", text)], lm.tokenizer)
+            messages.append(Message("user", text))
+            ids = template.render(messages, lm.tokenizer)
         else:
             ids = lm.tokenizer.encode(text, special=special)
         sampling = SamplingConfig.resolve(given, lm.sampling_defaults)
+        if prompt_report:
+            activity.close()
+            shown = rendered_prompt(lm, messages, template) if chat else raw_prompt(lm, text, special=special)
+            print_prompt_report(
+                lm, shown, report_of(lm, shown, given, sampling, stopping), as_json=as_json, quiet=quiet
+            )
+            return
         lm.check_request(ids, sampling)
         loading = partial(activity.bytes, f"loading {lm.folder.path.name}")
         loading(0, 0)  # torch comes first, and takes a second
         with deadly(activity.erase):
-            engine = lm.load(loading)
-        cache = engine.new_cache()
+            lm.load(loading)
         lead = text.encode() if echo else b""
-        for sample in range(samples):
-            with interruptible() as cancelled:
-                events = lm.stream(
-                    ids,
-                    sampling,
-                    stopping,
-                    cache=cache,
-                    logprobs=logprobs,
-                    on_prefill=partial(activity.tokens, "prefill"),
-                    cancelled=cancelled,
+        with interruptible() as cancelled:
+            streams = lm.streams(
+                ids,
+                sampling.for_samples(samples),
+                stopping,
+                logprobs=pictures.alternatives if logprobs is None and pictures.wanted else logprobs,
+                explain=explain,
+                on_prefill=partial(activity.tokens, "prefill"),
+                cancelled=cancelled,
+            )
+            for sample, events in enumerate(streams):
+                views = TokenViews(
+                    lm.tokenizer,
+                    sink,
+                    alternatives=None if as_json else logprobs,
+                    explain=explain and not as_json and not quiet,
                 )
                 if as_json:
                     parts = list[bytes]()
-                    finished = _drain(events, activity, lead, parts.append)
-                    sink.write(json_line(sample_record(lm, b"".join(parts), finished, sampling, stopping)))
+                    finished = _drain(events, activity, lead, parts.append, views)
+                    record = sample_record(
+                        lm,
+                        b"".join(parts),
+                        finished,
+                        sampling,
+                        stopping,
+                        logprobs=logprobs is not None,
+                        explain=explain,
+                    )
+                    sink.write(json_line(record))
                 else:
-                    with _shown(sink, markdown) as write:
-                        finished = _drain(events, activity, lead, write)
+                    with _shown(sink, markdown, views) as write:
+                        finished = _drain(events, activity, lead, write, views)
                     if newline or sample + 1 < samples:
                         sink.end_line()
-            if stats_json and not quiet:
-                print_line(json_line(stats_record(finished)).decode().rstrip())
-            elif stats and not quiet:
-                print_line(stats_line(finished, lm.ctx_size))
-            if cancelled():
-                raise KeyboardInterrupt
-            sampling = replace(sampling, seed=(finished.seed + 1) % 2**64)
+                    views.close(finished)
+                title = "" if samples == 1 else f"sample {sample + 1}, seed {finished.seed}"
+                pictures.add(title, views.tokens, lead=f"{text}\n\n" if chat else text)
+                if stats_json and not quiet:
+                    print_line(json_line(stats_record(finished)).decode().rstrip())
+                elif stats and not quiet:
+                    print_line(stats_line(finished, lm.ctx_size))
+        pictures.write(f"{lm.name} · how probable each token is")
+        if cancelled():
+            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
-def _shown(sink: Sink, markdown: bool) -> Iterator[Callable[[bytes], object]]:
+def _shown(sink: Sink, markdown: bool, views: TokenViews) -> Iterator[Callable[[bytes], object]]:
     """Yields what writes the text; on a terminal its last line ends, however the generation does."""
     if markdown and sink.is_terminal and not is_dumb_terminal():
         from gptcli.cli.markdown import MarkdownStream
@@ -161,12 +199,17 @@ def _shown(sink: Sink, markdown: bool) -> Iterator[Callable[[bytes], object]]:
     try:
         yield sink.write
     finally:
+        views.end_text()
         if sink.is_terminal:
             sink.end_line()
 
 
 def _drain(
-    events: Iterator[TextDelta | Finished], activity: Activity, lead: bytes, write: Callable[[bytes], object]
+    events: Iterator[TextDelta | Finished],
+    activity: Activity,
+    lead: bytes,
+    write: Callable[[bytes], object],
+    views: TokenViews,
 ) -> Finished:
     """Writes the text of a generation, `lead` first, and returns how it ended."""
     for event in events:
@@ -176,5 +219,7 @@ def _drain(
             lead = b""
         if isinstance(event, Finished):
             return event
-        write(event.data)
+        if not views.shaded:
+            write(event.data)
+        views.take(event)
     raise AssertionError("a generation ended without Finished")

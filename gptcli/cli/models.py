@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +13,7 @@ from gptcli.address_space import check_room_for_torch
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.registry import FAMILIES
 from gptcli.cli import options
+from gptcli.cli.facts import default_origin, stop_sources, weight_bytes
 from gptcli.cli.render import Activity, print_note, size
 from gptcli.cli.sink import Sink
 from gptcli.cli.tables import print_records, spelled
@@ -252,29 +253,19 @@ def _facts(lm: LanguageModel) -> dict[str, Any]:
         "context": config.max_context,
         "tensors": dtypes,
         "quantization": packed,
-        "stop_ids": {where: list(ids) for where, ids in _stop_sources(lm).items()},
+        "stop_ids": {where: list(ids) for where, ids in stop_sources(lm).items()},
         "chat_template": _template_state(lm),
         "sampling": {
-            field: {"value": getattr(sampling, field), "from": _origin(field, lm)}
+            field: {"value": getattr(sampling, field), "from": default_origin(field, lm)}
             for field in ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n")
         },
         "bytes": {
             "on_disk": LocalModel(lm.name, folder.path).size,
-            "weights_as_stored": folder.weight_bytes,
-            "weights_in_fp32": 4 * parameters,
+            **weight_bytes(lm),
             "cache_a_token_in_fp32": config.cache_bytes(1, 4),
             "cache_of_full_context_in_fp32": config.cache_bytes(config.max_context, 4),
         },
     }
-
-
-def _stop_sources(lm: LanguageModel) -> dict[str, Sequence[int]]:
-    own = {"tokenizer_config.json": lm.tokenizer.stop_ids} if lm.tokenizer.stop_ids else {}
-    return {**lm.folder.stop_ids, **own}
-
-
-def _origin(field: str, lm: LanguageModel) -> str:
-    return "generation_config.json" if field in lm.sampling_defaults else "gptcli"
 
 
 def _template_state(lm: LanguageModel) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from gptcli.cli.prompt import DecodingErrors
-from gptcli.errors import UsageError
-from gptcli.settings import Dtype, Overflow, Quantize, SamplingConfig, StopConfig
-from gptcli.store.catalog import local_models
+from gptcli.settings import ChatSettings, Dtype, Overflow, Quantize, SamplingConfig, StopConfig
+from gptcli.store.catalog import DEFAULT_MODEL, local_models
 
 _MODEL, _PROMPT, _SAMPLING, _STOP, _OUTPUT = "Model", "Prompt", "Sampling", "Stopping", "Output"
 _DEFAULT = SamplingConfig()
@@ -34,6 +33,20 @@ Model = Annotated[
         help="A directory, or a name that `gptcli models` lists.",
     ),
 ]  # fmt: skip
+ChatModel = Annotated[
+    str | None,
+    typer.Option(
+        "-m", "--model", envvar="GPTCLI_MODEL", autocompletion=model_names, rich_help_panel=_MODEL,
+        help=f"A directory, or a name that `gptcli models` lists. (default: the session's, else {DEFAULT_MODEL})",
+    ),
+]  # fmt: skip
+TokenizerModel = Annotated[
+    str,
+    typer.Option(
+        "-m", "--model", envvar="GPTCLI_MODEL", autocompletion=model_names, rich_help_panel=_MODEL,
+        help="A directory, a tokenizer.json, or a name that `gptcli models` lists.",
+    ),
+]  # fmt: skip
 Device = Annotated[str, typer.Option("--device", rich_help_panel=_MODEL, help="auto, cpu, cuda or cuda:N.")]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", rich_help_panel=_MODEL, help="Precision of the computation.")]
 QuantizeOption = Annotated[
@@ -51,7 +64,14 @@ Speculate = Annotated[
     int,
     typer.Option(
         "--speculate", metavar="N", rich_help_panel=_MODEL,
-        help="Draft up to N tokens a step from the text itself: faster where it repeats itself, and the same text.",
+        help="Draft up to N tokens a step, from the text itself or with --draft-model: the same text, often faster.",
+    ),
+]  # fmt: skip
+DraftModel = Annotated[
+    str | None,
+    typer.Option(
+        "--draft-model", metavar="NAME", autocompletion=model_names, rich_help_panel=_MODEL,
+        help="Draft with a smaller model that has the same tokenizer: the same text, often faster.",
     ),
 ]  # fmt: skip
 Offline = Annotated[bool, typer.Option("--offline", rich_help_panel=_MODEL, help="Never fetch the default model.")]
@@ -170,6 +190,27 @@ OverflowOption = Annotated[
     ),
 ]
 
+ChatMaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        "-n", "--max-tokens", rich_help_panel=_STOP,
+        help=f"Of a reply; -1 is until the context is full. (default: {ChatSettings().max_tokens})",
+    ),
+]  # fmt: skip
+ChatOverflow = Annotated[
+    Overflow | None,
+    typer.Option(
+        "--overflow", rich_help_panel=_STOP,
+        help="When the conversation no longer fits: fail, stop, or (the default) shift: drop the oldest turns.",
+    ),
+]  # fmt: skip
+Thinking = Annotated[
+    bool | None,
+    typer.Option(
+        "--think/--no-think", rich_help_panel=_PROMPT, help="Whether to think before answering, if the model can."
+    ),
+]
+
 Echo = Annotated[bool, typer.Option("--echo", rich_help_panel=_OUTPUT, help="Write the prompt first.")]
 Newline = Annotated[
     bool, typer.Option("--newline", rich_help_panel=_OUTPUT, help="End the output with a newline, in a pipe too.")
@@ -181,35 +222,42 @@ Json = Annotated[bool, typer.Option("--json", rich_help_panel=_OUTPUT, help="One
 Logprobs = Annotated[
     int | None,
     typer.Option(
-        "--logprobs",
-        min=0,
-        metavar="N",
-        rich_help_panel=_OUTPUT,
-        help="With --json: log-probabilities, and of the N likeliest.",
+        "--logprobs", min=0, metavar="N", rich_help_panel=_OUTPUT,
+        help="How probable each token is, and the N likeliest: shaded on a terminal, in --json, or in a picture.",
     ),
+]  # fmt: skip
+Explain = Annotated[
+    bool,
+    typer.Option(
+        "--explain", rich_help_panel=_OUTPUT,
+        help="A line a token on stderr, or in --json: its rank, the entropy, what each sampling filter removed.",
+    ),
+]  # fmt: skip
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", rich_help_panel=_OUTPUT, help="Write a page that shows how probable each token is."),
 ]
+Svg = Annotated[
+    Path | None,
+    typer.Option("--svg", rich_help_panel=_OUTPUT, help="Write a picture that shows how probable each token is."),
+]
+PromptReport = Annotated[
+    bool,
+    typer.Option(
+        "--prompt-report", rich_help_panel=_OUTPUT,
+        help="Generate nothing: show the exact prompt and tokens, what stops it, settings and memory.",
+    ),
+]  # fmt: skip
 Stats = Annotated[
     bool,
     typer.Option("--stats", rich_help_panel=_OUTPUT, help="A line of figures on stderr; --stats=json for scripts."),
 ]
 StatsJson = Annotated[bool, typer.Option("--stats-json", hidden=True)]
+Color = Annotated[
+    Literal["auto", "always", "never"],
+    typer.Option("--color", rich_help_panel=_OUTPUT, help="Colours: on a terminal unless NO_COLOR is set; or always."),
+]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", rich_help_panel=_OUTPUT, help="Only errors on stderr.")]
 
 DEFAULT_MAX_TOKENS = StopConfig().max_tokens
 DEFAULT_OVERFLOW = StopConfig().overflow
-
-
-def parse_logit_bias(options: list[str] | None) -> tuple[tuple[int, float], ...] | None:
-    """ID=BIAS options as pairs. Raises UsageError for what is none."""
-    if not options:
-        return None
-    pairs = []
-    for option in options:
-        id, separator, bias = option.partition("=")
-        try:
-            pairs.append((int(id), float(bias)))
-        except ValueError:
-            separator = ""
-        if not separator:
-            raise UsageError(f"logit-bias must be ID=BIAS, such as 42=-1.5, not {option}")
-    return tuple(pairs)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
 from gptcli.errors import InputError, UsageError
 
 DecodingErrors = Literal["strict", "replace"]
+_BLOCK = 1 << 20  # bytes
 
 
 class _Readable(Protocol):
@@ -65,32 +68,82 @@ def _read_stdin(errors: DecodingErrors, max_input: int) -> str:
     return _decode(cast(_Readable, sys.stdin.buffer), "standard input", errors, max_input)
 
 
-def _decode(stream: _Readable, where: str, errors: DecodingErrors, max_input: int) -> str:
-    try:
-        data = _read(stream, max_input + 1)
-    except OSError as error:
-        raise InputError(f"cannot read: {where}: {error.strerror}") from None
-    if len(data) > max_input:
-        raise InputError(f"too large: {where}: more than {max_input} bytes", hint="raise the limit with --max-input")
-    if b"\0" in data:
-        raise InputError(f"not a text: {where}: a NUL byte at {data.index(0)}; it looks binary")
-    try:
-        return data.decode("utf-8", errors)
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"not UTF-8: {where}: byte {error.start}", hint="--errors replace takes it with U+FFFD in its place"
-        ) from None
+def text_blocks(file: Path, errors: DecodingErrors, max_input: int | None) -> Iterator[str]:
+    """The text of a file, or of stdin where that is `-`, in blocks as they are read; None is no limit.
 
-
-def _read(stream: _Readable, limit: int) -> bytes:
-    """At most `limit` bytes, piece by piece: a single read would allocate all of them first.
-
-    Each piece is what one read gives: a terminal's end of file counts once.
+    Raises InputError as `read_prompt` does.
     """
-    data = bytearray()
-    while piece := stream.read1(min(limit - len(data), 1 << 20)):
-        data += piece
-    return bytes(data)
+    if str(file) == "-":
+        if sys.stdin is None:
+            raise InputError("cannot read: standard input is closed")
+        yield from _decoded(cast(_Readable, sys.stdin.buffer), "standard input", errors, max_input)
+        return
+    try:
+        stream = open(file, "rb")
+    except OSError as error:
+        raise InputError(f"cannot open: {file}: {error.strerror}") from None
+    with stream:
+        yield from _decoded(stream, str(file), errors, max_input)
+
+
+def text_lines(file: Path, errors: DecodingErrors, max_input: int) -> Iterator[str]:
+    """The lines of a file, or of stdin where that is `-`, as they come and without their newlines.
+
+    Raises InputError for a line longer than `max_input` characters, and as `read_prompt` does.
+    """
+    rest = ""
+    for block in text_blocks(file, errors, None):
+        *lines, rest = (rest + block).split("\n")
+        yield from lines
+        if len(rest) > max_input:
+            raise InputError(
+                f"too large: {file}: a line of more than {max_input} characters",
+                hint="raise the limit with --max-input",
+            )
+    if rest:
+        yield rest
+
+
+def _decode(stream: _Readable, where: str, errors: DecodingErrors, max_input: int) -> str:
+    return "".join(_decoded(stream, where, errors, max_input))
+
+
+def _decoded(stream: _Readable, where: str, errors: DecodingErrors, max_input: int | None) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    done = 0
+    for data in _blocks(stream, where, max_input):
+        if b"\0" in data:
+            raise InputError(f"not a text: {where}: a NUL byte at {done + data.index(0)}; it looks binary")
+        held = len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"not UTF-8: {where}: byte {done - held + error.start}",
+                hint="--errors replace takes it with U+FFFD in its place",
+            ) from None
+        done += len(data)
+        if text:
+            yield text
+
+
+def _blocks(stream: _Readable, where: str, max_input: int | None) -> Iterator[bytes]:
+    """What each read gives, piece by piece, and at last nothing: a terminal's end of file counts once."""
+    done = 0
+    while True:
+        size = _BLOCK if max_input is None else min(_BLOCK, max_input + 1 - done)
+        try:
+            data = stream.read1(size)
+        except OSError as error:
+            raise InputError(f"cannot read: {where}: {error.strerror}") from None
+        done += len(data)
+        if max_input is not None and done > max_input:
+            raise InputError(
+                f"too large: {where}: more than {max_input} bytes", hint="raise the limit with --max-input"
+            )
+        yield data
+        if not data:
+            return
 
 
 def _trailing_newlines(text: str) -> int:

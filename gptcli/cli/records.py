@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from gptcli.generation.events import Finished, StepLogprobs, TokenLogprob
+from gptcli.generation.scores import ChoiceScore, Score
 from gptcli.language_model import LanguageModel
 from gptcli.settings import SamplingConfig, StopConfig
 
@@ -23,9 +25,16 @@ def _number(value: float) -> float | None:
 
 
 def sample_record(
-    lm: LanguageModel, text: bytes, finished: Finished, sampling: SamplingConfig, stopping: StopConfig
+    lm: LanguageModel,
+    text: bytes,
+    finished: Finished,
+    sampling: SamplingConfig,
+    stopping: StopConfig,
+    *,
+    logprobs: bool,
+    explain: bool,
 ) -> dict[str, Any]:
-    """One sample, as `generate --json` writes it."""
+    """One sample, as `generate --json` writes it; logprobs and explain say whether they were asked for."""
     plan = lm.engine.plan
     settings = {
         **asdict(replace(sampling, seed=finished.seed)),
@@ -51,8 +60,11 @@ def sample_record(
         "settings": settings,
         "timings": _timings(finished),
     }
-    if finished.logprobs is not None:
-        record["logprobs"] = [step_record(step) for step in finished.logprobs]
+    steps = finished.logprobs or ()
+    if logprobs:
+        record["logprobs"] = [step_record(step) for step in steps]
+    if explain:
+        record["explain"] = [explanation_record(step) for step in steps]
     return record
 
 
@@ -76,11 +88,49 @@ def step_record(step: StepLogprobs) -> dict[str, Any]:
     return {**token_record(step.chosen), "top": [token_record(token) for token in step.top]}
 
 
+def explanation_record(step: StepLogprobs) -> dict[str, Any]:
+    """A generated token and what the sampling filters did at its place, as `--explain` adds them."""
+    assert step.explanation is not None
+    return {**token_record(step.chosen), **asdict(step.explanation)}
+
+
 def token_record(token: TokenLogprob) -> dict[str, Any]:
     """A token with its bytes in hexadecimal."""
+    return _token(token.id, token.data, _number(token.logprob))
+
+
+def _token(id: int, data: bytes, logprob: float | None) -> dict[str, Any]:
+    return {"id": id, "token": data.decode("utf-8", "replace"), "bytes": data.hex(), "logprob": logprob}
+
+
+def score_record(lm: LanguageModel, score: Score, source: dict[str, str], *, top: bool) -> dict[str, Any]:
+    """A scored text, as `score --json` writes it. source: where it is from; top: whether its alternatives are there."""
+    tokens = []
+    for id, logprob, likeliest in zip(score.ids, score.logprobs, score.top, strict=True):
+        token = _token(id, lm.tokenizer.token_bytes(id), logprob)
+        tokens.append(token | {"top": list(map(token_record, likeliest))} if top else token)
     return {
-        "id": token.id,
-        "token": token.data.decode("utf-8", "replace"),
-        "bytes": token.data.hex(),
-        "logprob": _number(token.logprob),
+        "model": lm.name,
+        **source,
+        "tokens": tokens,
+        "nll": score.nll,
+        "perplexity": _number(score.perplexity),
+        "bits_per_byte": _number(score.bits_per_byte),
     }
+
+
+def choices_record(lm: LanguageModel, scores: Sequence[ChoiceScore], source: dict[str, str]) -> dict[str, Any]:
+    """Scored choices, as `score --choices --json` writes them."""
+    choices = [
+        {
+            "choice": score.text,
+            "probability": score.probability,
+            "logprob": score.logprob,
+            "tokens": [
+                _token(id, lm.tokenizer.token_bytes(id), logprob)
+                for id, logprob in zip(score.ids, score.logprobs, strict=True)
+            ],
+        }
+        for score in scores
+    ]
+    return {"model": lm.name, **source, "choices": choices}

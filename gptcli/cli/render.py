@@ -68,6 +68,7 @@ def stats_line(finished: Finished, ctx_size: int) -> str:
         f"TTFT {usage.ttft_s * 1000:.0f} ms",
         f"{usage.decode_tokens_per_s:.1f} tok/s",
         f"{min(usage.prompt_tokens + usage.completion_tokens, ctx_size)}/{ctx_size} ctx",
+        *([f"{usage.kept_tokens}/{usage.drafted_tokens} drafts kept"] if usage.drafted_tokens else []),
         why,
         f"seed={finished.seed}",
     ]

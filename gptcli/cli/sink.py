@@ -50,6 +50,14 @@ class Sink:
             return
         if self.is_terminal:
             data = clean(data.decode("utf-8", "replace")).encode()
+        self._write(data)
+
+    def draw(self, text: str) -> None:
+        """Writes what is clean already and drives the terminal on purpose, such as colours."""
+        if text:
+            self._write(text.encode("utf-8", "replace"))
+
+    def _write(self, data: bytes) -> None:
         self._at_line_start = data.endswith(b"\n")
         view = memoryview(data)
         while view:

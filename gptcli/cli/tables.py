@@ -41,8 +41,8 @@ def print_records(
         return
     if not sink.is_terminal:
         for record in records:
-            values = ("" if value is None else str(value) for value in record.values())
-            sink.write("\t".join(values).replace("\n", " ").encode() + b"\n")
+            values = (" ".join(str("" if value is None else value).splitlines()) for value in record.values())
+            sink.write("\t".join(value.replace("\t", " ") for value in values).encode() + b"\n")
         return
     if not records:
         return

@@ -10,9 +10,13 @@ FinishReason = Literal["stop", "length", "interrupt"]
 
 @dataclass(frozen=True)
 class TextDelta:
-    """The next bytes of the text: whole characters, or bytes that cannot become one."""
+    """The next bytes of the text: whole characters, or bytes that cannot become one.
+
+    steps: the tokens drawn since the last one, where they are to be recorded; not all of their bytes need be out.
+    """
 
     data: bytes
+    steps: tuple[StepLogprobs, ...] = ()
 
     @property
     def text(self) -> str:
@@ -30,11 +34,40 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
+class FilterEffect:
+    """What one sampling filter did at a token's place.
+
+    kept and removed: how many tokens, of those that came to it. removed_probability: theirs together, in the model's
+    own distribution. probability: of the token that was drawn, among those kept.
+    """
+
+    name: str
+    kept: int
+    removed: int
+    removed_probability: float
+    probability: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How a token came to be drawn.
+
+    entropy: of the model's distribution, in nats. rank: of the token in it, 1 for the likeliest. filters: those that
+    were on, in their order; the last one's `probability` is what the token was drawn with.
+    """
+
+    entropy: float
+    rank: int
+    filters: tuple[FilterEffect, ...]
+
+
+@dataclass(frozen=True)
 class StepLogprobs:
-    """One generated token and the most probable ones at its place, best first."""
+    """One generated token, the most probable ones at its place, best first, and why it was drawn, if that was asked."""
 
     chosen: TokenLogprob
     top: tuple[TokenLogprob, ...]
+    explanation: Explanation | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +93,7 @@ class Usage:
 class Finished:
     """The last event. `ids` leaves out the stop token; `stop` is the text or token that ended it, if one did.
 
-    `logprobs` has one entry an id, and is None where they were not asked for.
+    `logprobs` has one entry an id, and is None where neither they nor explanations were asked for.
     """
 
     reason: FinishReason

@@ -1,4 +1,4 @@
-"""The generation loop: prefill, draw, decode, stop. Knows nothing of terminals or conversations."""
+"""The generation loop: prefill, draw, decode, stop, for one text or several. Knows nothing of terminals."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from torch import Tensor
 
 from gptcli.errors import ContextOverflow
-from gptcli.generation.events import Finished, FinishReason, StepLogprobs, TextDelta, TokenLogprob, Usage
-from gptcli.generation.sampling import Sampler
-from gptcli.generation.speculation import PromptLookup, Steps
-from gptcli.generation.stopping import StopMatcher
+from gptcli.generation.events import Finished, TextDelta, Usage
+from gptcli.generation.sample import Sample
+from gptcli.generation.speculation import Drafter
+from gptcli.generation.steps import SharedSteps, SingleSteps, Steps
 from gptcli.model.cache import KVCache
 from gptcli.runtime.engine import Engine
 from gptcli.settings import SamplingConfig, StopConfig
-from gptcli.text.detokenizer import Detokenizer
 from gptcli.text.tokenizer import Tokenizer
 
 Event = TextDelta | Finished
@@ -26,122 +25,142 @@ def generate(
     tokenizer: Tokenizer,
     prompt: Sequence[int],
     *,
-    sampling: SamplingConfig,
+    samplings: Sequence[SamplingConfig],
     stop: StopConfig,
     stop_ids: frozenset[int],
     cache: KVCache | None = None,
-    speculate: int = 0,
+    drafter: Drafter | None = None,
+    most_drafted: int = 0,
     logprobs: int | None = None,
+    explain: bool = False,
     on_prefill: Callable[[int, int], None] = lambda done, total: None,
     cancelled: Callable[[], bool] = lambda: False,
-) -> Iterator[Event]:
-    """Continues a prompt that `check_request` accepts; yields text as it comes, then one Finished.
+) -> Iterator[Iterator[Event]]:
+    """Continues a prompt that `check_request` accepts, once for each of `samplings`, and yields a stream for each.
 
-    cache: what it shares with the prompt's beginning is not run again; it is left holding what was run.
-    speculate: drafts up to so many tokens a step from the text itself; what comes out is the same.
-    logprobs: records each token's log-probability and that of this many alternatives.
-    cancelled: asked before every token and chunk; once true, the generation finishes with reason "interrupt".
-    Raises ContextOverflow at the context's end where `stop.overflow` is "error".
+    A stream is text as it comes, then one Finished. They are to be read in their order; the later ones are decoded
+    along with the first, as many at once as `Engine.most_rows` lets, and kept until they are asked for.
+
+    cache: what it shares with the prompt's beginning is not run again; it is left holding the prompt, and what was
+    generated if that is one text. drafter: drafts up to `most_drafted` tokens a step, if there is one text; what comes
+    out is the same. logprobs: records each token's log-probability and that of this many alternatives. explain: records
+    what the sampling filters did at each token. cancelled: asked before every step and chunk; once true, what was begun
+    finishes with reason "interrupt", and nothing else begins.
+
+    A stream raises ContextOverflow at the context's end where `stop.overflow` is "error".
     """
-    started = time.perf_counter()
     cache = engine.new_cache() if cache is None else cache
-    sampler = Sampler(sampling, engine.plan.device)
-    detokenizer, matcher = Detokenizer(), StopMatcher(stop.strings)
-    history, ids, records = list(prompt), list[int](), list[StepLogprobs]()
-    reason: FinishReason = "length"
-    stopped_by = first_token = None
-    overflowed = False
+    room = engine.ctx_size if stop.max_tokens < 0 else len(prompt) + stop.max_tokens
+    groups = -(-len(samplings) // engine.most_rows(room))
+    for group in range(groups):
+        if group and cancelled():
+            return
+        own = samplings[group * len(samplings) // groups : (group + 1) * len(samplings) // groups]
+        samples = [
+            Sample(tokenizer, prompt, sampling, stop, stop_ids, logprobs, explain, engine.plan.device)
+            for sampling in own
+        ]
+        alone = len(samplings) == 1
+        steps: Steps = SingleSteps(engine, cache, drafter, most_drafted) if alone else SharedSteps(engine, cache)
+        together = _Together(engine, prompt, samples, stop, steps, on_prefill, cancelled)
+        yield from map(together.events, samples)
 
-    # The last token is run even where the cache holds it: its logits are what the first draw needs.
-    cache.keep_common(prompt[:-1])
-    steps = Steps(engine, cache, PromptLookup(speculate) if speculate else None)
-    prefilled = len(prompt) - cache.length
-    logits = engine.prefill(prompt[cache.length :], cache, on_prefill, cancelled)
-    prefill_s = time.perf_counter() - started
-    while len(ids) != stop.max_tokens:
-        if logits is None or cancelled():
-            reason = "interrupt"
-            break
-        logits = _drawable(logits, tokenizer, stop_ids if stop.ignore_eos else frozenset())
-        token = int(sampler(logits, history))
-        first_token = first_token or time.perf_counter()
-        if token in stop_ids:
-            reason, stopped_by = "stop", tokenizer.token_name(token)
-            break
-        ids.append(token)
-        history.append(token)
-        if logprobs is not None:
-            records.append(_step_logprobs(logits, token, logprobs, tokenizer))
-        text = b"" if tokenizer.is_control(token) else tokenizer.token_bytes(token)
-        if data := matcher.push(detokenizer.push(text)):
-            yield TextDelta(data)
-        if matcher.matched is not None:
-            break
-        if len(ids) == stop.max_tokens:
-            break
-        if len(history) < engine.ctx_size:
-            logits = steps.after(history)
-        elif stop.overflow == "shift":
-            history = _shifted(history, tokenizer)
-            cache.truncate(0)
-            steps.forget()
-            logits = engine.prefill(history, cache, cancelled=cancelled)
+
+class _Together:
+    """Samples of one prompt, which is prefilled once; then each step is one for all that have not ended."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompt: Sequence[int],
+        samples: Sequence[Sample],
+        stop: StopConfig,
+        steps: Steps,
+        on_prefill: Callable[[int, int], None],
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._engine, self._prompt, self._stop, self._steps = engine, prompt, stop, steps
+        self._on_prefill, self._cancelled = on_prefill, cancelled
+        self._running = list(samples)  # all of them equally long, in the places that the steps have them in
+        self._started_at: float | None = None
+        self._prefilled, self._prefill_s = 0, 0.0
+
+    def events(self, sample: Sample) -> Iterator[Event]:
+        """What a sample says, and how it ended. The others go on as far as it does."""
+        while sample.reason is None or sample.said:
+            if sample.said:
+                yield sample.said.popleft()
+            else:
+                self._advance()
+        if sample.error is not None:
+            raise sample.error
+        yield self._finished(sample)
+
+    def _advance(self) -> None:
+        """Draws a token for each sample that has not ended."""
+        if self._started_at is None:
+            logits = self._prefill()
+        elif self._cancelled():
+            logits = None
+        elif len(self._running[0].history) < self._engine.ctx_size:
+            logits = self._steps.after([sample.history for sample in self._running])
+        elif self._stop.overflow == "shift":
+            logits = self._shift()
         else:
-            overflowed = True
-            break
-    if matcher.matched is None and (rest := matcher.push(detokenizer.flush()) + matcher.flush()):
-        yield TextDelta(rest)
-    if matcher.matched is not None:
-        reason, stopped_by = "stop", matcher.matched
-    if overflowed and stop.overflow == "error":
-        raise ContextOverflow(f"the context of {engine.ctx_size} tokens is full")
+            self._end_at_the_contexts_end()
+            return
+        if logits is None:
+            for sample in self._running:
+                sample.end("interrupt")
+            return
+        for sample, own in zip(self._running, logits, strict=True):
+            sample.take(own)
+        for place in reversed(range(len(self._running))):
+            if self._running[place].reason is not None:
+                self._leave(place)
 
-    ended = time.perf_counter()
-    decode_s = ended - (first_token or ended)
-    yield Finished(
-        reason=reason,
-        ids=tuple(ids),
-        stop=stopped_by,
-        seed=sampler.seed,
-        usage=Usage(
-            prompt_tokens=len(prompt),
-            completion_tokens=len(ids),
-            load_s=engine.load_s,
-            prefill_s=prefill_s,
-            ttft_s=(first_token or ended) - started,
-            decode_s=decode_s,
-            prefill_tokens_per_s=prefilled / prefill_s,
-            decode_tokens_per_s=max(0, len(ids) - 1) / decode_s if decode_s else 0.0,
-            drafted_tokens=steps.drafted,
-            kept_tokens=steps.kept,
-        ),
-        logprobs=None if logprobs is None else tuple(records),
-    )
+    def _leave(self, place: int) -> None:
+        self._running[place] = self._running[-1]
+        self._running.pop()
+        self._steps.leave(place)
 
+    def _prefill(self) -> Sequence[Tensor] | None:
+        self._started_at = time.perf_counter()
+        self._prefilled, logits = self._steps.begin(self._prompt, len(self._running), self._on_prefill, self._cancelled)
+        self._prefill_s = time.perf_counter() - self._started_at
+        return logits
 
-def _drawable(logits: Tensor, tokenizer: Tokenizer, forbidden: frozenset[int]) -> Tensor:
-    """Logits (vocab,) without the rows that pad the vocabulary, and with -inf for what must not be drawn."""
-    logits = logits[: tokenizer.size]
-    if forbidden:
-        logits = logits.clone()
-        logits[[token for token in forbidden if token < len(logits)]] = float("-inf")
-    return logits
+    def _shift(self) -> Sequence[Tensor] | None:
+        for sample in self._running:
+            sample.forget_older_half()
+        return self._steps.again([sample.history for sample in self._running], self._cancelled)
 
+    def _end_at_the_contexts_end(self) -> None:
+        for sample in self._running:
+            sample.end("length")
+            if self._stop.overflow == "error":
+                sample.error = ContextOverflow(f"the context of {self._engine.ctx_size} tokens is full")
 
-def _step_logprobs(logits: Tensor, token: int, alternatives: int, tokenizer: Tokenizer) -> StepLogprobs:
-    logprobs = logits.log_softmax(0)
-
-    def record(id: int, logprob: float) -> TokenLogprob:
-        return TokenLogprob(id, tokenizer.token_bytes(id), logprob)
-
-    top = logprobs.topk(min(alternatives, len(logprobs)))
-    return StepLogprobs(
-        chosen=record(token, float(logprobs[token])),
-        top=tuple(map(record, top.indices.tolist(), top.values.tolist())),
-    )
-
-
-def _shifted(history: list[int], tokenizer: Tokenizer) -> list[int]:
-    """The newer half of a full context, behind the control token that began it, if one did."""
-    head = history[:1] if tokenizer.is_control(history[0]) else []
-    return head + history[len(history) // 2 + len(head) :]
+    def _finished(self, sample: Sample) -> Finished:
+        assert sample.reason is not None and self._started_at is not None
+        first_token_at = sample.first_token_at or sample.ended_at
+        decode_s = sample.ended_at - first_token_at
+        return Finished(
+            reason=sample.reason,
+            ids=tuple(sample.ids),
+            stop=sample.stopped_by,
+            seed=sample.seed,
+            usage=Usage(
+                prompt_tokens=len(self._prompt),
+                completion_tokens=len(sample.ids),
+                load_s=self._engine.load_s,
+                prefill_s=self._prefill_s,
+                ttft_s=first_token_at - self._started_at,
+                decode_s=decode_s,
+                prefill_tokens_per_s=self._prefilled / self._prefill_s,
+                decode_tokens_per_s=max(0, len(sample.ids) - 1) / decode_s if decode_s else 0.0,
+                drafted_tokens=self._steps.drafted,
+                kept_tokens=self._steps.kept,
+            ),
+            logprobs=None if sample.steps is None else tuple(sample.steps),
+        )

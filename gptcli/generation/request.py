@@ -26,3 +26,22 @@ def check_request(prompt: Sequence[int], sampling: SamplingConfig, ctx_size: int
             f"the prompt does not fit: {tokens} tokens, and at least one to come, in a context of {ctx_size}",
             hint="shorten it; --ctx-size can be as large as the model's own context, and no larger",
         )
+
+
+def check_scoring(stride: int | None, top: int, most: int | None = None) -> None:
+    """Raises UsageError for a negative top and for a stride outside 1 to `most`, where that is known."""
+    if stride is not None and (stride < 1 or (most is not None and stride > most)):
+        raise UsageError(f"stride must be {'at least 1' if most is None else f'between 1 and {most}'}, not {stride}")
+    if top < 0:
+        raise UsageError(f"top must be at least 0, not {top}")
+
+
+def check_choices(choices: Sequence[str]) -> None:
+    """Raises UsageError unless there are two or more choices, all different and none empty."""
+    if len(choices) < 2:
+        raise UsageError("there must be at least two choices")
+    if "" in choices:
+        raise UsageError("a choice must not be empty")
+    if len(set(choices)) < len(choices):
+        twice = next(choice for choice in choices if choices.count(choice) > 1)
+        raise UsageError(f"a choice is there twice: {twice}")

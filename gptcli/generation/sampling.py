@@ -1,18 +1,20 @@
 """Draws a token from logits. The filters are pure functions; Sampler owns the random generator.
 
-They apply in llama.cpp's order: bias, penalties, top-k, top-p, min-p, temperature.
+They apply in llama.cpp's order: bias, penalties, top-k, top-p, min-p, temperature. What one of them did to a draw is
+told from the very tensors that were drawn from.
 """
 
 from __future__ import annotations
 
 import math
-import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gptcli.settings import SamplingConfig
+from gptcli.generation.events import Explanation, FilterEffect
+from gptcli.settings import SamplingConfig, random_seed
 
 # Far more candidates than carry probability in practice, and a twentieth of the cost of sorting a vocabulary.
 _FIRST_CANDIDATES = 1024
@@ -62,46 +64,104 @@ def keep_min_p(ordered: Tensor, p: float) -> Tensor:
     return ordered if p == 0 else ordered[ordered >= ordered[0] + math.log(p)]
 
 
+@dataclass(frozen=True)
+class Stage:
+    """What a filter leaves: logits (n,) and the tokens they are of (n,), or None where they are the vocabulary's."""
+
+    name: str
+    logits: Tensor
+    ids: Tensor | None = None
+
+
+def stages(logits: Tensor, recent: Tensor | None, config: SamplingConfig, *, whole: bool = False) -> Iterator[Stage]:
+    """What each filter that is on makes of logits (vocab,); the last stage, always there, is what is drawn from.
+
+    recent: the tokens that penalties are for, if there are penalties. whole: whether every stage holds all that its
+    filter leaves, and not only as many as the next ones can keep.
+    """
+    if config.logit_bias:
+        logits = add_bias(logits, config.logit_bias)
+        yield Stage("logit_bias", logits)
+    if recent is not None:
+        logits = penalize(logits, recent, config.repeat_penalty, config.presence_penalty, config.frequency_penalty)
+        yield Stage("penalties", logits)
+    if config.greedy:
+        best = logits.argmax(0, keepdim=True)
+        yield Stage("greedy", logits[best], best)
+        return
+    ordered, ids, total = _candidates(logits, config, whole)
+    if config.top_k:
+        yield Stage("top_k", ordered, ids)
+    ordered = keep_top_p(ordered, config.top_p, total)
+    if config.top_p < 1:
+        yield Stage("top_p", ordered, ids[: len(ordered)])
+    ordered = keep_min_p(ordered, config.min_p)
+    if config.min_p > 0:
+        yield Stage("min_p", ordered, ids[: len(ordered)])
+    # Subtracting the greatest first keeps a tiny temperature from overflowing.
+    yield Stage("temperature", (ordered - ordered[0]) / min(config.temperature, _HOTTEST), ids[: len(ordered)])
+
+
+def _candidates(logits: Tensor, config: SamplingConfig, whole: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits in descending order, their ids, and the logsumexp of the distribution that top-p sees.
+
+    They are top-k's, or as many as top-p and min-p can keep: sorting a whole vocabulary costs more than a token.
+    """
+    if config.top_k:
+        ordered, ids = keep_top_k(logits, config.top_k)
+        return ordered, ids, ordered.logsumexp(0)
+    total = logits.logsumexp(0)
+    whole = whole or (config.top_p == 1 and config.min_p == 0)
+    ordered, ids = keep_top_k(logits, 0 if whole else _FIRST_CANDIDATES)
+    share = (ordered - total).exp()
+    if share.sum() < config.top_p and share[-1] >= config.min_p * share[0]:
+        ordered, ids = keep_top_k(logits, 0)
+    return ordered, ids, total
+
+
+def explain(logits: Tensor, passed: Sequence[Stage], token: int) -> Explanation:
+    """Why a token was drawn: what the `stages` that were passed did to the model's distribution, logits (vocab,)."""
+    probabilities = logits.softmax(0)
+    count, mass = int((logits > -math.inf).sum()), 1.0
+    effects = []
+    for stage in passed:
+        left = stage.logits > -math.inf
+        of_token = stage.logits.softmax(0)[token if stage.ids is None else stage.ids == token]
+        now = int(left.sum()), float((probabilities if stage.ids is None else probabilities[stage.ids])[left].sum())
+        effects.append(FilterEffect(stage.name, now[0], count - now[0], max(0.0, mass - now[1]), float(of_token)))
+        count, mass = now
+    return Explanation(
+        entropy=float(torch.special.entr(probabilities).sum()),
+        rank=int((logits > logits[token]).sum()) + 1,
+        filters=tuple(effects),
+    )
+
+
 class Sampler:
     """Draws one sequence's tokens. The seed, where none is configured, is random; `seed` tells it."""
 
     def __init__(self, config: SamplingConfig, device: torch.device) -> None:
         self.config = config
-        self.seed = secrets.randbits(53) if config.seed is None else config.seed  # 53 bits survive any JSON reader
+        self.seed = random_seed() if config.seed is None else config.seed
         self._generator = torch.Generator(device).manual_seed(self.seed)
 
     def __call__(self, logits: Tensor, history: Sequence[int]) -> Tensor:
         """A token, (1,), from logits (vocab,) in fp32, given the ids before it."""
-        config = self.config
-        logits = add_bias(logits, config.logit_bias)
-        if config.penalizes:
-            recent = self._recent(history, logits.device)
-            logits = penalize(logits, recent, config.repeat_penalty, config.presence_penalty, config.frequency_penalty)
-        if config.greedy:
-            return logits.argmax(0, keepdim=True)
-        ordered, ids, total = self._candidates(logits)
-        ordered = keep_min_p(keep_top_p(ordered, config.top_p, total), config.min_p)
-        # Subtracting the greatest first keeps a tiny temperature from overflowing.
-        probabilities = ((ordered - ordered[0]) / min(config.temperature, _HOTTEST)).softmax(0)
-        return ids[torch.multinomial(probabilities, 1, generator=self._generator)]
+        return self.draw(self.stages(logits, history)[-1])
+
+    def stages(self, logits: Tensor, history: Sequence[int], *, whole: bool = False) -> list[Stage]:
+        """What the filters make of logits (vocab,) in fp32, given the ids before; `draw` wants the last of them."""
+        recent = self._recent(history, logits.device) if self.config.penalizes else None
+        return list(stages(logits, recent, self.config, whole=whole))
+
+    def draw(self, last: Stage) -> Tensor:
+        """A token, (1,), from what all filters have left."""
+        assert last.ids is not None
+        if self.config.greedy:
+            return last.ids
+        return last.ids[torch.multinomial(last.logits.softmax(0), 1, generator=self._generator)]
 
     def _recent(self, history: Sequence[int], device: torch.device) -> Tensor:
         last_n = self.config.repeat_last_n
         start = 0 if last_n < 0 else max(0, len(history) - last_n)
         return torch.tensor(history[start:], dtype=torch.int64, device=device)
-
-    def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits in descending order, their ids, and the logsumexp of the distribution that top-p sees.
-
-        They are top-k's, or as many as top-p and min-p can keep: sorting a whole vocabulary costs more than a token.
-        """
-        config = self.config
-        if config.top_k:
-            ordered, ids = keep_top_k(logits, config.top_k)
-            return ordered, ids, ordered.logsumexp(0)
-        total = logits.logsumexp(0)
-        ordered, ids = keep_top_k(logits, 0 if config.top_p == 1 and config.min_p == 0 else _FIRST_CANDIDATES)
-        share = (ordered - total).exp()
-        if share.sum() < config.top_p and share[-1] >= config.min_p * share[0]:
-            ordered, ids = keep_top_k(logits, 0)
-        return ordered, ids, total

@@ -42,28 +42,51 @@ void gptcli_attention_merge(const Attention *attention, int64_t head, const floa
 }
 
 typedef struct {
-    const Attention *attention;
-    float *workspace;
+    const Attention *first;
+    int64_t texts, query_stride, cache_stride;
+    uint8_t *workspace;
     atomic_llong next;
 } Job;
 
-static void tasks_share(void *argument, int thread, int threads) {
-    Job *job = argument;
-    (void)thread, (void)threads;
-    for (int64_t task; (task = atomic_fetch_add(&job->next, 1)) < gptcli_attention_tasks(job->attention);)
-        gptcli_attention_task(job->attention, task, job->workspace);
+static Attention of_text(const Job *job, int64_t text) {
+    Attention attention = *job->first;
+    attention.queries += text * job->query_stride;
+    attention.keys += text * job->cache_stride;
+    attention.values += text * job->cache_stride;
+    attention.out += text * attention.heads * attention.head_dim;
+    return attention;
 }
 
-int gptcli_attention(const Attention *attention) {
+static float *workspace_of(const Job *job, int64_t text) {
+    return (float *)(job->workspace + text * gptcli_attention_bytes(job->first));
+}
+
+static void tasks_share(void *argument, int thread, int threads) {
+    Job *job = argument;
+    int64_t each = gptcli_attention_tasks(job->first);
+    (void)thread, (void)threads;
+    for (int64_t task; (task = atomic_fetch_add(&job->next, 1)) < job->texts * each;) {
+        Attention attention = of_text(job, task / each);
+        gptcli_attention_task(&attention, task % each, workspace_of(job, task / each));
+    }
+}
+
+int gptcli_attend_texts(const Attention *first, int64_t texts, int64_t query_stride, int64_t cache_stride) {
     pool_lock();
-    Job job = {attention, pool_workspace(gptcli_attention_bytes(attention)), 0};
+    Job job = {first, texts, query_stride, cache_stride, pool_workspace(texts * gptcli_attention_bytes(first)), 0};
     if (job.workspace != NULL) {
         pool_share(tasks_share, &job);
-        for (int64_t head = 0; head < attention->heads; head++) gptcli_attention_merge(attention, head, job.workspace);
+        for (int64_t text = 0; text < texts; text++) {
+            Attention attention = of_text(&job, text);
+            for (int64_t head = 0; head < attention.heads; head++)
+                gptcli_attention_merge(&attention, head, workspace_of(&job, text));
+        }
     }
     pool_unlock();
     return job.workspace == NULL ? -1 : 0;
 }
+
+int gptcli_attention(const Attention *attention) { return gptcli_attend_texts(attention, 1, 0, 0); }
 
 /* ---- many tokens ----
  *

@@ -151,6 +151,10 @@ EXPORT void gptcli_attention_merge(const Attention *attention, int64_t head, con
 /* All of it, on all threads. */
 EXPORT int gptcli_attention(const Attention *attention);
 
+/* The same for one token of each of several texts: the first one's, and what lies between that and the next one's
+ * queries, and keys or values. Results lie side by side. */
+EXPORT int gptcli_attend_texts(const Attention *first, int64_t texts, int64_t query_stride, int64_t cache_stride);
+
 /* The attention of several tokens, which lie at positions `first` on: each sees the `window` positions up to its own,
  * all of them if that is 0. Queries of a token: (heads, head_dim) at queries + token * query_stride.
  */
@@ -206,8 +210,8 @@ typedef struct Op {
     const float *in;
     float *out;
     const float *weight, *bias;
-    float *keys, *values; /* of a block's cache: position 0 of its first head */
-    int64_t rows, size, stride, weight_step, table, heads, kv_heads, window, head_stride;
+    float *keys, *values; /* of a block's cache: position 0 of its first row's first head */
+    int64_t rows, size, stride, weight_step, table, heads, kv_heads, window, row_stride, head_stride;
     float factor, softcap;
 } Op;
 
@@ -217,10 +221,12 @@ typedef struct Rotation {
     int64_t dim;
 } Rotation;
 
-/* What changes from step to step. */
+/* What changes from step to step. Tokens follow each other in a text, or each is of a text, and a row of the caches, of
+ * its own; all of these are at the same position. */
 typedef struct Frame {
-    int64_t tokens, position; /* the first one's, in the text */
-    int64_t wanted;           /* of the last so many tokens, the logits */
+    int64_t tokens, texts;
+    int64_t position; /* the first token's, in its text */
+    int64_t wanted;   /* of the last so many tokens, the logits */
     const int64_t *ids;
     const Rotation *rotations;
     const int64_t *held; /* positions that a block's cache holds before these tokens, by kind of block */

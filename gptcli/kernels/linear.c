@@ -9,7 +9,7 @@ enum {
     PIECE_BYTES = 1 << 16,          /* at least, for few tokens: each piece begins with waiting for memory */
     PANEL_BLOCKS = 2,               /* a task's, if there are many tokens: what the widest vectors make a panel of */
     SLICE = 128,                    /* tokens that are worth making a panel of their own for */
-    MANY = 8,                       /* tokens; more are multiplied by panels of a dense matrix */
+    MANY = 16,                      /* tokens; more are multiplied by panels of a dense matrix */
     FINE_TOKENS = 64,               /* whose two terms are held at once */
     SOLO_MULTIPLICATIONS = 1 << 17, /* fewer take less time than it takes to share them */
 };

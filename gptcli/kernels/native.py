@@ -58,7 +58,7 @@ class Op(Structure):
         ("code", c_int64),
         *((name, c_void_p) for name in ("matrix", "input", "out", "weight", "bias", "keys", "values")),
         *((name, c_int64) for name in ("rows", "size", "stride", "weight_step", "table")),
-        *((name, c_int64) for name in ("heads", "kv_heads", "window", "head_stride")),
+        *((name, c_int64) for name in ("heads", "kv_heads", "window", "row_stride", "head_stride")),
         ("factor", c_float),
         ("softcap", c_float),
     ]
@@ -74,9 +74,7 @@ class Frame(Structure):
     """kernels.h's Frame: what changes from step to step."""
 
     _fields_ = [
-        ("tokens", c_int64),
-        ("position", c_int64),
-        ("wanted", c_int64),
+        *((name, c_int64) for name in ("tokens", "texts", "position", "wanted")),
         *((name, c_void_p) for name in ("ids", "rotations", "held", "logits")),
     ]
 

@@ -8,6 +8,10 @@ typedef void Each(const Op *op, const Frame *frame, int64_t begin, int64_t end);
 
 enum { TOKENS_AT_ONCE = 16 }; /* that a thread takes */
 
+/* How far a token is behind the first one in its text, and which row of the caches is that text's. */
+static int64_t behind(const Frame *frame, int64_t token) { return frame->texts == 1 ? token : 0; }
+static int64_t text_of(const Frame *frame, int64_t token) { return frame->texts == 1 ? 0 : token; }
+
 typedef struct {
     Each *each;
     const Op *op;
@@ -42,7 +46,7 @@ static void embed(const Op *op, const Frame *frame, int64_t begin, int64_t end) 
         gptcli_matrix_row(op->matrix, frame->ids[token], out);
         for (int64_t i = 0; i < op->size; i++) out[i] *= op->factor;
         if (op->weight == NULL) continue;
-        const float *position = op->weight + (frame->position + token) * op->size;
+        const float *position = op->weight + (frame->position + behind(frame, token)) * op->size;
         for (int64_t i = 0; i < op->size; i++) out[i] += position[i];
     }
 }
@@ -64,9 +68,11 @@ static void norm(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
 
 static void rotate(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
     const Rotation *rotation = &frame->rotations[op->table];
-    for (int64_t token = begin; token < end; token++)
-        gptcli_rope(op->out + token * op->stride, rotation->cosines + token * rotation->dim,
-                    rotation->sines + token * rotation->dim, op->rows, op->size, rotation->dim);
+    for (int64_t token = begin; token < end; token++) {
+        int64_t place = behind(frame, token) * rotation->dim;
+        gptcli_rope(op->out + token * op->stride, rotation->cosines + place, rotation->sines + place, op->rows,
+                    op->size, rotation->dim);
+    }
 }
 
 static void activate(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
@@ -89,14 +95,16 @@ static void store_heads(const Op *op, const Frame *frame, int64_t begin, int64_t
     for (int64_t token = begin; token < end; token++) {
         const float *row = op->in + token * op->stride;
         for (int64_t head = 0; head < op->kv_heads; head++) {
-            int64_t place = head * op->head_stride + (frame->held[op->table] + token) * op->size;
+            int64_t place = text_of(frame, token) * op->row_stride + head * op->head_stride +
+                            (frame->held[op->table] + behind(frame, token)) * op->size;
             memcpy(op->keys + place, row + keys_at + head * op->size, bytes);
             memcpy(op->values + place, row + values_at + head * op->size, bytes);
         }
     }
 }
 
-static int attend_one(const Op *op, int64_t held, int64_t token) {
+/* The attention of a token, and, if there are several texts, of the one token of each. */
+static int attend_one(const Op *op, int64_t held, int64_t token, int64_t texts) {
     int64_t seen = held + token + 1;
     int64_t length = op->window != 0 && op->window < seen ? op->window : seen;
     Attention attention = {
@@ -114,7 +122,7 @@ static int attend_one(const Op *op, int64_t held, int64_t token) {
         .scale = op->factor,
         .softcap = op->softcap,
     };
-    return gptcli_attention(&attention);
+    return gptcli_attend_texts(&attention, texts, op->stride, op->row_stride);
 }
 
 static int attend_many(const Op *op, int64_t held, int64_t tokens) {
@@ -142,9 +150,10 @@ static int attend_many(const Op *op, int64_t held, int64_t tokens) {
 static int attend(const Op *op, const Frame *frame) {
     int64_t held = frame->held[op->table];
     on_each(store_heads, op, frame);
+    if (frame->texts > 1) return attend_one(op, held, 0, frame->texts);
     if (frame->tokens > TILE) return attend_many(op, held, frame->tokens);
     int status = 0;
-    for (int64_t token = 0; token < frame->tokens && status == 0; token++) status = attend_one(op, held, token);
+    for (int64_t token = 0; token < frame->tokens && status == 0; token++) status = attend_one(op, held, token, 1);
     return status;
 }
 

@@ -12,14 +12,15 @@ from gptcli.model.config import CACHE_STEP, DecoderConfig
 
 
 class KVCache:
-    """Keys and values of every block, each (1, kv_heads, capacity, head_dim), for up to `limit` tokens.
+    """Keys and values of every block, each (rows, kv_heads, capacity, head_dim), for up to `limit` tokens.
 
-    Memory is taken as the text grows; a block with a window keeps little more than that. `tokens` are the ids whose
-    keys and values are valid; beyond them is scratch.
+    It begins with one row, for one text; `fill` makes it hold several, all equally long. Memory is taken as the text
+    grows; a block with a window keeps little more than that. `texts` are the ids, a list a row, whose keys and values
+    are valid; beyond them is scratch.
     """
 
     def __init__(self, config: DecoderConfig, limit: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.tokens: list[int] = []
+        self.texts: list[list[int]] = [[]]
         self.span = 0  # tokens of the whole text, for which the keys are rotated
         self.limit = limit
         self.device, self.dtype = device, dtype
@@ -36,9 +37,20 @@ class KVCache:
         self._values = list(empty)
 
     @property
+    def rows(self) -> int:
+        """How many texts it holds."""
+        return len(self.texts)
+
+    @property
+    def tokens(self) -> list[int]:
+        """The valid ids of its only row."""
+        assert self.rows == 1
+        return self.texts[0]
+
+    @property
     def length(self) -> int:
-        """How many tokens are valid."""
-        return len(self.tokens)
+        """How many tokens are valid in each row."""
+        return len(self.texts[0])
 
     def held(self, window: int | None) -> int:
         """How many of the valid tokens, the newest ones, a block with this window holds."""
@@ -81,30 +93,34 @@ class KVCache:
         return min(self.limit, -(-tokens // CACHE_STEP) * CACHE_STEP)
 
     def _moved(self, old: Tensor, tokens: int, room: int) -> Tensor:
-        batch, kv_heads, _, head_dim = old.shape
-        new = old.new_empty(batch, kv_heads, room, head_dim)
-        new[:, :, :tokens] = old[:, :, :tokens]
+        _, kv_heads, _, head_dim = old.shape
+        new = old.new_empty(self.rows, kv_heads, room, head_dim)
+        new[:, :, :tokens] = old[: self.rows, :, :tokens]
         return new
 
     def storage(self, block: int) -> tuple[Tensor, Tensor]:
-        """A block's keys and values with all their room, (1, kv_heads, room, head_dim), until `moves` changes."""
+        """A block's keys and values with all their room, (rows, kv_heads, room, head_dim), until `moves` changes.
+
+        Where rows were dropped there is room for them, too.
+        """
         return self._keys[block], self._values[block]
 
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores (1, kv_heads, T, head_dim) behind the valid tokens; returns all, (1, kv_heads, held + T, head_dim).
+        """Stores (rows, kv_heads, T, head_dim) behind the valid tokens; returns all, with held + T in place of T.
 
         `advance` makes them valid, once every block has written.
         """
         start = self.held(self._windows[block])
         end = start + keys.shape[2]
-        all_keys, all_values = self._keys[block][:, :, :end], self._values[block][:, :, :end]
+        all_keys, all_values = (stored[block][: self.rows, :, :end] for stored in (self._keys, self._values))
         all_keys[:, :, start:] = keys
         all_values[:, :, start:] = values
         return all_keys, all_values
 
-    def advance(self, tokens: Sequence[int]) -> None:
-        """Counts tokens that every block has written as valid."""
-        self.tokens += tokens
+    def advance(self, *tokens: Sequence[int]) -> None:
+        """Counts tokens that every block has written, equally many for each row, as valid."""
+        for text, new in zip(self.texts, tokens, strict=True):
+            text += new
 
     def truncate(self, length: int) -> None:
         """Forgets all but the first `length` tokens; all of them, where a window's are no longer held."""
@@ -113,9 +129,37 @@ class KVCache:
             length = 0
         if length == 0:
             self._first = dict.fromkeys(self._first, 0)
-        del self.tokens[length:]
+        for text in self.texts:
+            del text[length:]
 
     def keep_common(self, prompt: Sequence[int]) -> None:
         """Forgets all but the longest beginning that is also the prompt's."""
         pairs = zip(self.tokens, prompt, strict=False)
         self.truncate(sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+    def fill(self, caches: Sequence[KVCache]) -> None:
+        """Becomes a copy of other caches of one row each, which were filled alike with equally long texts."""
+        first = caches[0]
+        assert all(cache.length == first.length and cache._first == first._first for cache in caches)
+        held = [first.held(window) for window in self._windows]
+        for own, name in ((self._keys, "_keys"), (self._values, "_values")):
+            for block, tokens in enumerate(held):
+                sources = [getattr(cache, name)[block] for cache in caches]
+                _, kv_heads, room, head_dim = sources[0].shape
+                own[block] = sources[0].new_empty(len(caches), kv_heads, room, head_dim)
+                for row, source in zip(own[block], sources, strict=True):
+                    row[:, :tokens] = source[0, :, :tokens]
+        self.texts = [list(cache.tokens) for cache in caches]
+        self.span, self.capacity = first.span, first.capacity
+        self._room, self._first = dict(first._room), dict(first._first)
+        self.moves += 1
+
+    @torch.inference_mode()
+    def drop(self, row: int) -> None:
+        """Forgets a row; the last one takes its place."""
+        last = self.rows - 1
+        for block, window in enumerate(self._windows):
+            for stored in (self._keys, self._values):
+                stored[block][row, :, : self.held(window)] = stored[block][last, :, : self.held(window)]
+        self.texts[row] = self.texts[last]
+        self.texts.pop()

@@ -56,7 +56,7 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
     """
     device = _device(runtime.device)
     torch.set_num_threads(runtime.threads or min(torch.get_num_threads(), _cpu_limit()))
-    free = _free_bytes(device)
+    free = free_bytes(device)
     library = _kernels(runtime) if device.type == "cpu" and runtime.dtype in ("auto", "fp32") else None
     as_stored = library is not None and runtime.quantize != "none"
     if runtime.dtype != "auto":
@@ -131,7 +131,8 @@ def _cpu_limit() -> int:
         return sys.maxsize
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
+    """Bytes of memory that are free there."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return min(int(psutil.virtual_memory().available), _memory_limit(), free_address_space())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,10 +10,11 @@ from torch import Tensor
 from gptcli.errors import NonFiniteLogits
 from gptcli.model.cache import KVCache
 from gptcli.model.decoder import Decoder
-from gptcli.runtime.device import DevicePlan
+from gptcli.runtime.device import DevicePlan, free_bytes
 from gptcli.runtime.memory import memory_errors
 from gptcli.runtime.program import lower
 
+_MOST_ROWS = 32  # texts in one step: twice as many gain little more, and the first of them is waited for twice as long
 _CHUNK = 512  # prompt tokens in one forward pass: bounds memory, costs a tenth of the speed at 4,096
 
 
@@ -62,7 +63,7 @@ class Engine:
         for chunk in self._chunks(tokens):
             if cancelled():
                 return None
-            logits = self._run(chunk, cache)
+            logits = self._run([chunk], cache)
             done += len(chunk)
             on_progress(done, len(tokens))
         return logits[-1]
@@ -79,8 +80,66 @@ class Engine:
         """
         *earlier, last = self._chunks(self._rotated_alike(tokens, cache))
         for chunk in earlier:
-            self._run(chunk, cache)
-        return self._run(last, cache, wanted=len(tokens))
+            self._run([chunk], cache)
+        return self._run([last], cache, wanted=len(tokens))
+
+    @torch.inference_mode()
+    def decode_rows(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
+        """Runs one token behind each row of a cache; logits behind each, (rows, vocab) in fp32.
+
+        Raises as `prefill` does.
+        """
+        if self._is_rotated_otherwise(1, cache):
+            logits = self.prefill_rows([[*text, token] for text, token in zip(cache.texts, tokens, strict=True)], cache)
+            assert logits is not None
+            return logits
+        return self._run([[token] for token in tokens], cache)
+
+    @torch.inference_mode()
+    def prefill_rows(
+        self, texts: Sequence[Sequence[int]], cache: KVCache, cancelled: Callable[[], bool] = lambda: False
+    ) -> Tensor | None:
+        """Runs texts of one length, one after the other, and makes them the rows of a cache, whatever that held.
+
+        The logits behind each, (rows, vocab) in fp32, or None once it is cancelled. Raises as `prefill` does.
+        """
+        caches, logits = [], []
+        for text in texts:
+            caches.append(self.new_cache())
+            behind = self.prefill(text, caches[-1], cancelled=cancelled)
+            if behind is None:
+                return None
+            logits.append(behind)
+        self.fill(cache, caches)
+        return torch.stack(logits)
+
+    @torch.inference_mode()
+    def fill(self, cache: KVCache, caches: Sequence[KVCache]) -> None:
+        """Makes other caches the rows of one, as `KVCache.fill` does. Raises OutOfMemory."""
+        with memory_errors(self.plan.device, f"sharing {caches[0].length} tokens among {len(caches)} texts"):
+            cache.fill(caches)
+
+    def most_rows(self, tokens: int) -> int:
+        """How many texts of so many tokens may share a step: as many as gain by it, and as fit into the memory."""
+        config, itemsize = self.decoder.config, self.plan.dtype.itemsize
+        row_bytes = config.cache_bytes(min(tokens, self.ctx_size), itemsize)
+        # A text that is run again has three: the old one, its own, and its place among the new rows.
+        return max(1, min(_MOST_ROWS, int(free_bytes(self.plan.device) / (3 * row_bytes))))
+
+    @torch.inference_mode()
+    def each_logits(self, tokens: Sequence[int], cache: KVCache, wanted: int) -> Iterator[Tensor]:
+        """Runs tokens behind those in the cache; yields the logits of the last `wanted` in pieces, (T, vocab) in fp32.
+
+        Never more than a chunk's are in memory. Raises as `prefill` does.
+        """
+        tokens = self._rotated_alike(tokens, cache)
+        behind = len(tokens)
+        for chunk in self._chunks(tokens):
+            behind -= len(chunk)
+            asked = min(len(chunk), wanted - behind)
+            logits = self._run([chunk], cache, wanted=max(1, asked))
+            if asked > 0:
+                yield logits
 
     def most_ahead(self, cache: KVCache) -> int:
         """How many tokens may be run ahead of the next one, so that they can be taken back."""
@@ -92,31 +151,38 @@ class Engine:
         """Logits at every position of a text, (T, vocab) in fp32. Raises as `prefill` does."""
         cache = self.new_cache()
         cache.span = len(tokens)
-        return torch.cat([self._run(chunk, cache, wanted=len(chunk)) for chunk in self._chunks(tokens)])
+        return torch.cat([self._run([chunk], cache, wanted=len(chunk)) for chunk in self._chunks(tokens)])
 
     def _chunks(self, tokens: Sequence[int]) -> list[Sequence[int]]:
         return [tokens[start : start + _CHUNK] for start in range(0, len(tokens), _CHUNK)]
 
     def _rotated_alike(self, tokens: Sequence[int], cache: KVCache) -> Sequence[int]:
         """What to run so that all keys are rotated for the new length: the whole text when it crosses a border."""
-        before, cache.span = cache.span, cache.length + len(tokens)
-        crossed = any((before > border) != (cache.span > border) for border in self.decoder.config.rope_borders)
-        if not crossed or not cache.length:
+        if not self._is_rotated_otherwise(len(tokens), cache):
             return tokens
         tokens = [*cache.tokens, *tokens]
         cache.truncate(0)
         return tokens
 
-    def _run(self, tokens: Sequence[int], cache: KVCache, wanted: int = 1) -> Tensor:
-        """Runs tokens behind those in the cache; the logits of the last ones, (wanted, vocab) in fp32."""
-        with memory_errors(self.plan.device, f"running token {cache.length + len(tokens)}"):
+    def _is_rotated_otherwise(self, tokens: int, cache: KVCache) -> bool:
+        """Whether so many tokens more make the text cross a border, behind which the keys there are are wrong."""
+        before, cache.span = cache.span, cache.length + tokens
+        crossed = any((before > border) != (cache.span > border) for border in self.decoder.config.rope_borders)
+        return crossed and cache.length > 0
+
+    def _run(self, rows: Sequence[Sequence[int]], cache: KVCache, wanted: int = 1) -> Tensor:
+        """Runs tokens, equally many for each row of the cache, behind those in it.
+
+        The logits of each row's last ones, (rows * wanted, vocab) in fp32.
+        """
+        with memory_errors(self.plan.device, f"running token {cache.length + len(rows[0])}"):
             if self._program is not None:
-                logits = self._program.run(tokens, cache, wanted)
+                logits = self._program.run(rows, cache, wanted)
             else:
-                hidden = self.decoder(torch.tensor([tokens], device=self.plan.device), cache)
-                logits = self.decoder.logits(hidden[0, -wanted:])
-            cache.advance(tokens)
-        if not logits.isfinite().all():
+                hidden = self.decoder(torch.tensor(rows, device=self.plan.device), cache)
+                logits = self.decoder.logits(hidden[:, -wanted:].flatten(0, 1))
+            cache.advance(*rows)
+        if not torch.stack(logits.aminmax()).isfinite().all():  # a tenth of the time of looking at each of them
             raise NonFiniteLogits(
                 f"the model computed NaN or infinity at token {cache.length} in {self.plan.dtype_name}",
                 hint="try --dtype fp32; `gptcli models verify` finds damaged weights",

@@ -44,7 +44,7 @@ class _Rows:
 
 
 class Program:
-    """A decoder's step, for one token or a prompt."""
+    """A decoder's step, for one token, a prompt, or a token of each of several texts."""
 
     def __init__(self, decoder: Decoder, library: Library, lowering: _Lowering) -> None:
         self._decoder, self._library = decoder, library
@@ -58,30 +58,33 @@ class Program:
         self._room = 0  # tokens that the buffers hold
         self._bound: tuple[ref[KVCache], int] | None = None
 
-    def run(self, tokens: Sequence[int], cache: KVCache, wanted: int = 1) -> Tensor:
-        """Runs tokens behind those in a cache and writes them there; the logits of the last ones, (wanted, vocab).
+    def run(self, rows: Sequence[Sequence[int]], cache: KVCache, wanted: int = 1) -> Tensor:
+        """Runs tokens behind those in a cache and writes them there: some for its only row, or one for each.
 
-        The caller then lets the cache `advance`.
+        The logits of each row's last ones, (rows * wanted, vocab). The caller then lets the cache `advance`.
         """
-        count = len(tokens)
+        tokens = [token for row in rows for token in row]
+        count, new = len(tokens), len(rows[0])
+        assert len(rows) == cache.rows and (cache.rows == 1 or new == 1)
         assert 0 <= min(tokens) <= max(tokens) < self._decoder.config.vocab_size
-        cache.reserve(count)
+        cache.reserve(new)
         if count > self._room:
             self._make_room(count)
         if self._bound is None or self._bound[0]() is not cache or self._bound[1] != cache.moves:
             self._bind(cache)
         for place, window in enumerate(self._windows):
             self._held[place] = cache.held(window)
-        tables = [self._decoder.rotation(rope, cache, count) for rope in self._ropes]
+        tables = [self._decoder.rotation(rope, cache, new) for rope in self._ropes]
         for place, (cos, sin) in enumerate(tables):
             self._rotations[place] = Rotation(cos.data_ptr(), sin.data_ptr(), cos.shape[-1])
-        logits = torch.empty(wanted, self._decoder.config.vocab_size)
+        logits = torch.empty(cache.rows * wanted, self._decoder.config.vocab_size)
         ids = (ctypes.c_int64 * count)(*tokens)
         address = ctypes.addressof
         frame = Frame(
             count,
+            cache.rows,
             cache.length,
-            wanted,
+            cache.rows * wanted,
             address(ids),
             address(self._rotations),
             address(self._held),
@@ -104,7 +107,8 @@ class Program:
         for block, index in enumerate(self._attends):
             keys, values = cache.storage(block)
             op = self._ops[index]
-            op.keys, op.values, op.head_stride = keys.data_ptr(), values.data_ptr(), keys.stride(1)
+            op.keys, op.values = keys.data_ptr(), values.data_ptr()
+            op.row_stride, op.head_stride = keys.stride()[:2]
         self._bound = ref(cache), cache.moves
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ from gptcli.files import read_json
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 RECORD = "gptcli.json"  # beside a model's files: where it came from and their checksums
+
+_SMALL = 16 << 20  # bytes
 
 FetchProgress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all (0: unknown)
 
@@ -74,6 +78,23 @@ def find(name: str) -> LocalModel | None:
     if os.path.exists(name):
         return LocalModel(name, Path(name))
     return find_named(name)
+
+
+def fingerprint(path: Path) -> str:
+    """A hash over a model's files, in hexadecimal: their checksums where gptcli installed it.
+
+    Elsewhere the contents of the small files, and the names, sizes and times of those that take long to read.
+    """
+    record = LocalModel(path.name, path).record
+    if checksums := record.get("sha256"):
+        return hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()):
+        if file.suffix in (".json", ".jinja", ".safetensors") and file.is_file():
+            status = file.stat()
+            digest.update(f"{file.name}\0{status.st_size}\0".encode())
+            digest.update(file.read_bytes() if status.st_size < _SMALL else str(status.st_mtime_ns).encode())
+    return digest.hexdigest()
 
 
 def is_name(name: str) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import InputError, InvalidModel, OutputError, UsageError
-from gptcli.files import open_regular
+from gptcli.files import lock, open_regular
 from gptcli.store.catalog import RECORD, find_named, install_root, is_name, missing
 
 _SCRATCH = ".fetch-"
@@ -146,18 +146,14 @@ def changed_files(model: Path, record: dict[str, Any]) -> list[str]:
 
 @contextlib.contextmanager
 def _alone(directory: Path, *, wait: bool = False) -> Iterator[None]:
-    """Holds a directory; where another process does, waits for it or raises OutputError. Windows goes without."""
-    try:
-        import fcntl
-    except ImportError:
+    """Holds a directory; where another process does, waits for it or raises OutputError."""
+    if os.name == "nt":  # where a directory cannot be opened
         yield
         return
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise OutputError(f"cannot write: {directory}: another process is fetching the same model") from None
+        if not lock(descriptor, wait=wait):
+            raise OutputError(f"cannot write: {directory}: another process is fetching the same model")
         yield
     finally:
         os.close(descriptor)

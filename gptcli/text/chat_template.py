@@ -71,16 +71,30 @@ class ChatTemplate:
         except UnicodeDecodeError as error:
             raise InputError(f"cannot read: {file}: byte {error.start} is not UTF-8") from None
 
-    def render(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+    @property
+    def knows_thinking(self) -> bool:
+        """Whether the template can be asked for an answer with or without thinking first."""
+        return "enable_thinking" in self.source
+
+    def render(self, messages: Sequence[Message], tokenizer: Tokenizer, *, thinking: bool | None = None) -> list[int]:
         """Token ids of a conversation, up to where the assistant speaks next.
 
         What the messages spell is text, whatever it looks like; control tokens come from the template alone.
+        thinking: the template's `enable_thinking`, which stays undefined where it is None.
         Raises TemplateError where the template fails or refuses the conversation.
         """
+        return tokenizer.encode_rendered(self._text(messages, tokenizer, thinking))
+
+    def render_text(self, messages: Sequence[Message], tokenizer: Tokenizer, *, thinking: bool | None = None) -> str:
+        """The text that `render` gives the ids of. Raises as it does."""
+        return tokenizer.unguard(self._text(messages, tokenizer, thinking))
+
+    def _text(self, messages: Sequence[Message], tokenizer: Tokenizer, thinking: bool | None) -> str:
         variables = {
             "messages": [{"role": message.role, "content": tokenizer.guard(message.content)} for message in messages],
             "add_generation_prompt": True,
             "tools": None,
+            **({} if thinking is None else {"enable_thinking": thinking}),
             **tokenizer.named_tokens,
         }
         try:
@@ -89,7 +103,7 @@ class ChatTemplate:
             raise TemplateError(f"chat template: {self.where}: {error}") from None
         if not text.strip():
             raise TemplateError(f"chat template: {self.where}: it makes nothing of the conversation")
-        return tokenizer.encode_rendered(text)
+        return text
 
     def _rendered(self, variables: dict[str, Any]) -> str:
         if self._isolated is None:

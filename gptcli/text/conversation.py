@@ -1,16 +1,39 @@
-"""Messages of a conversation."""
+"""Messages of a conversation, and the forms in which it leaves gptcli."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant"]
 
 
 @dataclass(frozen=True)
 class Message:
-    """What one side said."""
+    """What one side said; `interrupted` where it was cut off in saying it."""
 
     role: Role
     content: str
+    interrupted: bool = False
+
+
+def message_record(message: Message) -> dict[str, Any]:
+    """A message as an object that chat APIs share, `{"role", "content"}`, and `"interrupted": true` if it was."""
+    record: dict[str, Any] = {"role": message.role, "content": message.content}
+    return record | {"interrupted": True} if message.interrupted else record
+
+
+def as_json(messages: Sequence[Message]) -> str:
+    """A conversation as a JSON list of messages."""
+    return json.dumps([message_record(message) for message in messages], ensure_ascii=False, indent=2) + "\n"
+
+
+def as_markdown(messages: Sequence[Message]) -> str:
+    """A conversation as Markdown: a heading a message, its text untouched below."""
+    parts = []
+    for message in messages:
+        heading = message.role.capitalize() + (" (interrupted)" if message.interrupted else "")
+        parts.append(f"## {heading}\n\n{message.content.strip()}\n")
+    return "\n".join(parts)

@@ -37,7 +37,12 @@ def _open_tokenizer(data: bytes) -> Answer:
     from gptcli.text.library import encode, parse
 
     inner = parse(data)
-    return lambda request: encode(inner, request["text"], request["add_special"])
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        found = encode(inner, request["text"], request["add_special"])
+        return {"ids": found.ids, "offsets": found.offsets, "special_tokens_mask": found.special_tokens_mask}
+
+    return answer
 
 
 _KINDS: dict[str, Callable[[bytes], Answer]] = {"template": _open_template, "tokenizer": _open_tokenizer}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import tokenizers
 
 from gptcli.errors import BrokenTokenizer
@@ -23,10 +26,30 @@ def parse(data: bytes) -> tokenizers.Tokenizer:
     return inner
 
 
-def encode(inner: tokenizers.Tokenizer, text: str, add_special: bool) -> list[int]:
-    """Token ids of a text. Raises BrokenTokenizer as `parse` does."""
+@dataclass(frozen=True)
+class Encoded:
+    """What of an encoding is used, where it comes out of another process."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    special_tokens_mask: list[int]
+
+
+def encode(inner: tokenizers.Tokenizer, text: str, add_special: bool) -> tokenizers.Encoding:
+    """The encoding of a text. Raises BrokenTokenizer as `parse` does."""
     try:
-        return list(inner.encode(text, add_special_tokens=add_special).ids)
+        return inner.encode(text, add_special_tokens=add_special)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise BrokenTokenizer(_reason(error)) from None
+
+
+def encode_batch(inner: tokenizers.Tokenizer, texts: Sequence[str], offsets: bool) -> list[tokenizers.Encoding]:
+    """The encodings of texts, with nothing around them, side by side. Raises BrokenTokenizer as `parse` does."""
+    side_by_side = inner.encode_batch if offsets else inner.encode_batch_fast
+    try:
+        return list(side_by_side(list(texts), add_special_tokens=False))
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:

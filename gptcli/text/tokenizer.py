@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sized
-from functools import cache, cached_property, partial
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import tokenizers
 
-from gptcli.errors import BrokenCheckpoint, BrokenTokenizer, ModelNotFound
-from gptcli.files import is_there, open_within, parse_json, read_json
-from gptcli.text.isolation import Isolated, Misbehaved
-from gptcli.text.known import KNOWN_TOKENIZERS, is_harmless
-from gptcli.text.library import encode, parse
-
-_Encode = Callable[[str, bool], list[int]]  # a text, and whether to add what belongs around it
+from gptcli.errors import BrokenTokenizer, ModelNotFound
+from gptcli.files import is_there, open_within, read_json
+from gptcli.text.inner import Inner
 
 _LIMIT = 64 << 20  # bytes of a tokenizer.json; the largest in use are about 35 MB
-_MEMORY = 512 << 20  # bytes for a process that opens a tokenizer, beside 16 for each byte of it
 # Control tokens by their looks: some vocabularies do not mark theirs as special.
 _BARRED = re.compile(r"<[|｜].*[|｜]>")
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
@@ -33,16 +28,16 @@ class Tokenizer:
 
     def __init__(self, data: bytes, settings: dict[str, Any], where: Path) -> None:
         """data: the contents of a tokenizer.json, found at `where`. Raises BrokenTokenizer."""
-        inner, self._ids = _opened(data, where)
-        self._inner = inner
+        self._inner = Inner(data, where)
         self._settings = settings
         self._where = where
-        self._added = inner.get_added_tokens_decoder()
+        self._added = self.library.get_added_tokens_decoder()
         self._control = {
             token.content: id for id, token in self._added.items() if token.special or _BARRED.fullmatch(token.content)
         }
         self._nonce = secrets.token_hex(16)  # what no text contains
-        self._space, self._byte_level, self._byte_fallback = _decoder_kind(inner, where)
+        self._spelling = _spelling(self.library, where)
+        self._surfaces: dict[int, bytes] = {}
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -64,10 +59,15 @@ class Tokenizer:
                 settings |= read_json(path / name)
         return cls(data, settings, file)
 
+    @property
+    def library(self) -> tokenizers.Tokenizer:
+        """The library's tokenizer, for its vocabulary and its parts; `inner_for` encodes."""
+        return self._inner.library
+
     @cached_property
     def size(self) -> int:
         """One more than the highest id."""
-        return max(self._inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        return max(self.library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -87,8 +87,38 @@ class Tokenizer:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """The id of the tokenizer's end-of-sequence token, if it names one."""
-        id = self._inner.token_to_id(self.named_tokens.get("eos_token", ""))
+        id = self.library.token_to_id(self.named_tokens.get("eos_token", ""))
         return () if id is None else (id,)
+
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The id that stands for whatever the vocabulary cannot spell, if there is one."""
+        name = getattr(self.library.model, "unk_token", None)
+        if name is None and type(self.library.model).__name__ == "Unigram":  # whose state alone knows
+            id = json.loads(self.library.to_str())["model"]["unk_id"]
+            return id if isinstance(id, int) else None
+        return None if name is None else self.library.token_to_id(name)
+
+    @cached_property
+    def surroundings(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ids of what the model expects before and behind a text, such as BOS and EOS."""
+        encoding = self._inner.encode("a", True)
+        added = encoding.special_tokens_mask
+        own = [index for index, special in enumerate(added) if not special]
+        before, behind = (own[0], own[-1] + 1) if own else (len(added), len(added))
+        return tuple(encoding.ids[:before]), tuple(encoding.ids[behind:])
+
+    def swallows(self, id: int) -> bool:
+        """Whether a token takes the whitespace behind it, too."""
+        return id in self._added and self._added[id].rstrip
+
+    def is_added(self, id: int) -> bool:
+        """Whether a token is looked for in texts before anything else is done to them."""
+        return id in self._added
+
+    def inner_for(self, text: str, *, special: bool) -> Inner:
+        """What encodes a text; control tokens spelled out in it are those if `special`."""
+        return self._inner if special or not self._mentions_control(text) else self._guarded[0]
 
     def encode(self, text: str, *, special: bool = False, add_special: bool = True) -> list[int]:
         """Token ids of a text.
@@ -96,13 +126,16 @@ class Tokenizer:
         special: whether control tokens spelled out in it, such as `<|im_end|>`, are those tokens, or mere text.
         add_special: whether what the model expects around a text, such as BOS, is added.
         """
-        encoded = self._ids if special or not self._mentions_control(text) else self._guarded[0]
-        ids = encoded(text, add_special)
+        ids = self._ids(self.inner_for(text, special=special), text, add_special)
+        if not ids and text.strip():
+            raise BrokenTokenizer(f"cannot encode: {self._where}: it makes no token of {len(text)} characters")
+        return ids
+
+    def _ids(self, inner: Inner, text: str, add_special: bool) -> list[int]:
+        ids = list(inner.encode(text, add_special).ids)
         # What is put around a text need not be a token at all.
         if ids and max(ids) >= self.size:
             raise BrokenTokenizer(f"cannot encode: {self._where}: it makes token {max(ids)} of {self.size}")
-        if not ids and text.strip():
-            raise BrokenTokenizer(f"cannot encode: {self._where}: it makes no token of {len(text)} characters")
         return ids
 
     def guard(self, text: str) -> str:
@@ -111,40 +144,85 @@ class Tokenizer:
             return text
         return self._control_pattern.sub(lambda match: match[0][0] + self._nonce + match[0][1:], text)
 
+    def unguard(self, text: str) -> str:
+        """A text without the marks of `guard`."""
+        return text.replace(self._nonce, "")
+
     def encode_rendered(self, text: str) -> list[int]:
         """Token ids of a rendered chat: control tokens are what the template wrote, not what `guard` marked."""
         if self._nonce not in text:
-            return self._ids(text, False)
-        ids, renamed = self._guarded
+            return self._ids(self._inner, text, False)
+        inner, renamed = self._guarded
         parts = self._control_pattern.split(text)
         written = self._control_pattern.findall(text)
         text = parts[0].replace(self._nonce, "")
         for control, part in zip(written, parts[1:], strict=True):
             text += renamed[control] + part.replace(self._nonce, "")
-        return ids(text, False)
+        return self._ids(inner, text, False)
 
     def piece(self, id: int) -> str:
         """The vocabulary's own spelling of a token, such as `Ġthe`."""
-        piece = self._inner.id_to_token(id)
+        piece = self.library.id_to_token(id)
         return "" if piece is None else piece
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that a token adds to a text; nothing for an id without a token."""
+        spelling, surface = self._spelling, self.surface(id)
+        if not surface:
+            return surface
+        if spelling.continuation and not self.piece(id).startswith(spelling.continuation):
+            return _without_wide_punctuation(b" " + surface) if spelling.tidy else b" " + surface
+        if spelling.word_end and self.piece(id).endswith(spelling.word_end):
+            return surface + b" "
+        return surface
+
+    def surface(self, id: int) -> bytes:
+        """The bytes of a text that a token stands for: as `token_bytes`, without spaces that only decoding adds."""
+        known = self._surfaces.get(id)
+        if known is None:
+            known = self._surface(id)
+            if known:  # else there are as many ids as numbers
+                self._surfaces[id] = known
+        return known
+
+    def _surface(self, id: int) -> bytes:
         if id in self._added:
             return self._added[id].content.encode()
-        piece = self.piece(id)
-        if self._byte_level:
+        spelling, piece = self._spelling, self.piece(id)
+        if spelling.byte_level:
             alphabet = _byte_level_alphabet()
             if all(char in alphabet for char in piece):
                 return bytes(alphabet[char] for char in piece)
             return piece.encode()
-        if self._byte_fallback and (match := _BYTE_TOKEN.fullmatch(piece)):
+        if spelling.byte_fallback and (match := _BYTE_TOKEN.fullmatch(piece)):
             return bytes([int(match[1], 16)])
-        return piece.replace(self._space, " ").encode()
+        if spelling.continuation:
+            piece = piece.removeprefix(spelling.continuation)
+        if spelling.word_end:
+            piece = piece.removesuffix(spelling.word_end)
+        return piece.replace(spelling.space, " ").encode()
+
+    def as_space(self, text: str) -> str:
+        """A text as the pieces spell it, with spaces where they have something for one."""
+        return text if self._spelling.byte_level else text.replace(self._spelling.space, " ")
 
     def decode(self, ids: Iterable[int]) -> bytes:
         """The bytes of tokens, one after the other."""
         return b"".join(map(self.token_bytes, ids))
+
+    def decode_text(self, ids: Iterable[int]) -> bytes:
+        """The text that tokens are: `decode` without the space that such a tokenizer puts before, or behind, a text."""
+        return b"".join(self.text_pieces(ids))
+
+    def text_pieces(self, ids: Iterable[int]) -> Iterator[bytes]:
+        """`decode_text`, a piece at a time."""
+        held, first = b"", self._spelling.leads_with_space
+        for piece in map(self.token_bytes, ids):
+            if first:
+                piece, first = piece.removeprefix(b" "), False
+            yield held
+            held = piece
+        yield held.removesuffix(b" ") if self._spelling.word_end else held
 
     def token_name(self, id: int) -> str:
         """A token for a person to read: its text, with what is no character replaced."""
@@ -154,8 +232,20 @@ class Tokenizer:
         """Whether a token is a control token, such as `<|im_end|>`."""
         return id in self._added and self._added[id].special
 
+    def spelled_controls(self, text: str) -> tuple[str, ...]:
+        """The control tokens that are spelled out in a text."""
+        return tuple(content for content in self._control if content in text)
+
+    def difference(self, other: Tokenizer) -> str | None:
+        """What sets the tokens of another tokenizer apart, for a person to read; None where every id is the same."""
+        for id in range(max(self.size, other.size)):
+            mine, theirs = self.piece(id), other.piece(id)
+            if mine != theirs or self.token_bytes(id) != other.token_bytes(id):
+                return f"token {id} is {theirs!r}, not {mine!r}"
+        return None
+
     def _mentions_control(self, text: str) -> bool:
-        return any(content in text for content in self._control)
+        return bool(self._control) and self._control_pattern.search(text) is not None
 
     @cached_property
     def _control_pattern(self) -> re.Pattern[str]:
@@ -163,10 +253,10 @@ class Tokenizer:
         return re.compile("|".join(map(re.escape, longest_first)))
 
     @cached_property
-    def _guarded(self) -> tuple[_Encode, dict[str, str]]:
+    def _guarded(self) -> tuple[Inner, dict[str, str]]:
         """Encodes where control tokens have names that nobody can type; and those names by the real ones."""
         renamed = {content: f"<{self._nonce}-{id}>" for content, id in self._control.items()}
-        state = json.loads(self._inner.to_str())
+        state = json.loads(self.library.to_str())
         for token in state["added_tokens"]:
             token["content"] = renamed.get(token["content"], token["content"])
         model = state["model"]
@@ -176,83 +266,56 @@ class Tokenizer:
             model["vocab"] = [[renamed.get(piece, piece), score] for piece, score in model["vocab"]]
         if model.get("unk_token") in renamed:
             model["unk_token"] = renamed[model["unk_token"]]
-        return _opened(json.dumps(state).encode(), self._where)[1], renamed
+        return Inner(json.dumps(state).encode(), self._where), renamed
 
 
-def _opened(data: bytes, where: Path) -> tuple[tokenizers.Tokenizer, _Encode]:
-    """A tokenizer and what encodes with it: itself, or, where its parts may hang or crash, a process of its own.
+@dataclass(frozen=True)
+class _Spelling:
+    """How pieces spell bytes.
 
-    What that has opened within its limits can be opened here too: only encoding depends on a text. Raises
-    BrokenTokenizer.
+    space: what stands for one. byte_level, byte_fallback: whether all, or some, pieces are in an alphabet for bytes.
+    continuation, word_end: what begins a piece within a word, or ends one at its end. leads_with_space: whether a text
+    begins with a space that is not its own. tidy: whether decoding leaves out spaces before punctuation.
     """
-    try:
-        if hashlib.sha256(data).hexdigest() in KNOWN_TOKENIZERS:
-            inner = parse(data)
-            return inner, _reporting(where, partial(encode, inner))
-        state = parse_json(data, str(where))
-        isolated = None
-        if not is_harmless(state):
-            isolated = Isolated("tokenizer", data, seconds=_seconds(data, 4), memory=_MEMORY + 16 * len(data))
-            isolated.open()
-        inner = parse(data)
-        _check_ids(state, inner)
-    except BrokenCheckpoint as error:
-        raise BrokenTokenizer(error.message) from None
-    except (BrokenTokenizer, Misbehaved) as error:
-        raise BrokenTokenizer(f"cannot read: {where}: {error}") from None
-    if isolated is None:
-        return inner, _reporting(where, partial(encode, inner))
 
-    def ask(text: str, add_special: bool) -> list[int]:
-        seconds = _seconds(text, 0.5)
-        ids: list[int] = isolated.ask({"text": text, "add_special": add_special}, seconds)
-        return ids
-
-    return inner, _reporting(where, ask)
+    space: str = " "
+    byte_level: bool = False
+    byte_fallback: bool = False
+    continuation: str = ""
+    word_end: str = ""
+    leads_with_space: bool = False
+    tidy: bool = False
 
 
-def _check_ids(state: Mapping[str, Any], inner: tokenizers.Tokenizer) -> None:
-    """Raises BrokenTokenizer where two tokens have one id, or a token another one than it says."""
-    vocabulary = state["model"].get("vocab")
-    if isinstance(vocabulary, dict) and len(set(vocabulary.values())) < len(vocabulary):
-        raise BrokenTokenizer("two tokens of its vocabulary have the same id")
-    for token in state.get("added_tokens") or ():
-        if inner.token_to_id(token["content"]) != token["id"]:
-            raise BrokenTokenizer(f"the added token {token['content'][:40]!r} has not the id {token['id']}")
-
-
-def _seconds(content: Sized, rate: float) -> float:
-    """CPU time for something so long, at so many MB a second; a second is always granted."""
-    return 1 + len(content) / (rate * 1e6)
-
-
-def _reporting(where: Path, ids: _Encode) -> _Encode:
-    def reported(text: str, add_special: bool) -> list[int]:
-        try:
-            return ids(text, add_special)
-        except (BrokenTokenizer, Misbehaved) as error:
-            raise BrokenTokenizer(f"cannot encode: {where}: {error}") from None
-
-    return reported
-
-
-def _decoder_kind(inner: tokenizers.Tokenizer, where: Path) -> tuple[str, bool, bool]:
-    """How pieces spell bytes: the character that stands for a space, byte-level or not, byte fallback or not."""
+def _spelling(inner: tokenizers.Tokenizer, where: Path) -> _Spelling:
     state = {} if inner.decoder is None else json.loads(inner.decoder.__getstate__())
     parts = state.get("decoders", [state])
     kinds = {part.get("type") for part in parts}
     if "ByteLevel" in kinds:
-        return " ", True, False
+        return _Spelling(byte_level=True)
+    fallback = "ByteFallback" in kinds
+    stripped = any(part.get("type") == "Strip" and part.get("start") and part.get("content") == " " for part in parts)
     for part in parts:
         match part:
             case {"type": "Metaspace", "replacement": str(space)}:
-                return space, False, "ByteFallback" in kinds
+                stripped = stripped or part.get("prepend_scheme", "always") != "never"
+                return _Spelling(space, byte_fallback=fallback, leads_with_space=stripped)
             case {"type": "Replace", "pattern": {"String": str(space)}, "content": " "}:
-                return space, False, "ByteFallback" in kinds
+                return _Spelling(space, byte_fallback=fallback, leads_with_space=stripped)
+            case {"type": "WordPiece", "prefix": str(prefix), "cleanup": bool(tidy)} if prefix:
+                return _Spelling(continuation=prefix, leads_with_space=True, tidy=tidy)
+            case {"type": "BPEDecoder", "suffix": str(suffix)} if suffix:
+                return _Spelling(word_end=suffix)
     raise BrokenTokenizer(
         f"not supported: {where}: a decoder of type {'+'.join(sorted(map(str, kinds)))}",
-        hint="byte-level and SentencePiece-style tokenizers are supported",
+        hint="byte-level, SentencePiece-style and WordPiece tokenizers are supported",
     )
+
+
+def _without_wide_punctuation(data: bytes) -> bytes:
+    """A token behind its space, and without that where the library's WordPiece decoder leaves it out."""
+    bare = (b" .", b" ?", b" !", b" ,", b" n't", b" 'm", b" 's", b" 've", b" 're")
+    return data[1:] if data.startswith(bare) else data
 
 
 @cache

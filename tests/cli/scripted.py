@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from gptcli.errors import ContextOverflow
+from gptcli.errors import ContextOverflow, OutOfMemory
 from gptcli.generation.events import Finished, FinishReason, TextDelta, Usage
 from gptcli.language_model import LanguageModel
 from gptcli.settings import SamplingConfig, StopConfig
@@ -28,7 +28,10 @@ class Script:
     load_s: float = 0.0
     prefill_s: float = 0.0
     piece_s: float = 0.0
+    reason: FinishReason = "length"
     overflows: bool = False  # at the end
+    load_error: str = ""  # for lack of memory
+    turn_error: str = ""  # the same, before it says anything
     loses_exceptions: bool = False  # while it loads, as numpy's import does
     mark: str = ""  # a file that appears once it loads for `load_s`, or else once it has said something
 
@@ -47,6 +50,8 @@ class Script:
             except BaseException:
                 if not self.loses_exceptions:
                     raise
+        if self.load_error:
+            raise OutOfMemory(self.load_error)
         plan = SimpleNamespace(device="cpu", dtype_name="fp32")
         return SimpleNamespace(plan=plan, new_cache=lambda: None)
 
@@ -59,12 +64,15 @@ class Script:
         *,
         cache: object = None,
         logprobs: int | None = None,
+        explain: bool = False,
         on_prefill: Callable[[int, int], None] = lambda done, total: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[TextDelta | Finished]:
-        reason: FinishReason = "length"
+        reason = self.reason
         on_prefill(0, len(prompt))
         time.sleep(self.prefill_s)
+        if self.turn_error:
+            raise OutOfMemory(self.turn_error)
         for piece in self.pieces:
             time.sleep(self.piece_s)
             if cancelled():
@@ -80,6 +88,11 @@ class Script:
         )  # fmt: skip
         yield Finished(reason=reason, ids=(), stop=None, seed=sampling.seed or 0, usage=usage, logprobs=None)
 
+    def streams(
+        self, lm: LanguageModel, prompt: Sequence[int], samplings: Sequence[SamplingConfig], *given: Any, **named: Any
+    ) -> Iterator[Iterator[TextDelta | Finished]]:
+        return (self.stream(lm, prompt, sampling, *given, **named) for sampling in samplings)
+
     def _leave_mark(self) -> None:
         if self.mark:
             Path(self.mark).touch()
@@ -89,6 +102,7 @@ def follow(script: Script, set_attribute: Callable[[Any, str, Any], None]) -> No
     """Puts the script in the place of every model's weights and generation."""
     set_attribute(LanguageModel, "load", lambda lm, *given: script.load(lm, *given))
     set_attribute(LanguageModel, "stream", lambda lm, *given, **named: script.stream(lm, *given, **named))
+    set_attribute(LanguageModel, "streams", lambda lm, *given, **named: script.streams(lm, *given, **named))
 
 
 if __name__ == "__main__":

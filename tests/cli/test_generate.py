@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -179,6 +180,23 @@ def test_samples_count_up_from_a_random_seed_too(generate: Cli) -> None:
 def test_the_highest_seed_is_followed_by_zero(generate: Cli) -> None:
     samples = records(generate(PROMPT, "-n", "1", "--json", "--samples", "2", "-s", str(2**64 - 1)).out)
     assert [sample["seed"] for sample in samples] == [2**64 - 1, 0]
+
+
+def test_a_draft_model_changes_nothing_but_the_figures(generate: Cli, tiny_model: Path) -> None:
+    drafted = generate(PROMPT, "-n", "40", "--draft-model", tiny_model, "--stats")
+    assert drafted.out == generate(PROMPT, "-n", "40").out
+    assert " drafts kept · " in drafted.err
+
+
+def test_a_draft_model_is_for_one_sample(generate: Cli, tiny_model: Path) -> None:
+    result = generate(PROMPT, "--draft-model", tiny_model, "--samples", "2")
+    assert result.code == 2
+    assert result.err.startswith("gptcli: error: --draft-model is for one sample")
+
+
+def test_samples_draft_nothing_and_say_what_they_said(generate: Cli) -> None:
+    several = ("1 2 3 1 2 3 1 2 3", "-n", "20", "--samples", "2", "-t", "1", "-s", "5")
+    assert generate(*several, "--speculate", "4").out == generate(*several).out
 
 
 def test_logprobs_have_a_token_and_its_likeliest_alternatives(generate: Cli, tiny: LanguageModel) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -141,9 +142,16 @@ def test_a_huge_limit_costs_nothing(prompt: Callable[..., bytes]) -> None:
 
 
 def test_endless_input_is_not_read_to_its_end(generate: Cli) -> None:
-    result = generate("-f", "/dev/zero")
+    with subprocess.Popen(["yes"], stdout=subprocess.PIPE) as endless:
+        assert endless.stdout is not None
+        result = generate("-f", f"/dev/fd/{endless.stdout.fileno()}")
+        endless.terminate()
     assert result.code == 4
     assert "more than 16777216 bytes" in result.err
+
+
+def test_endless_zeros_look_binary_at_once(generate: Cli) -> None:
+    assert "a NUL byte at 0; it looks binary" in generate("-f", "/dev/zero").err
 
 
 @pytest.mark.parametrize("path", ["/nowhere/at/all", "/"])

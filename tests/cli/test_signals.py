@@ -79,14 +79,15 @@ def test_an_interrupted_record_is_still_written(tmp_path: Path) -> None:
     assert record["text"].startswith("text ")
 
 
-def test_an_interrupt_ends_all_samples(tmp_path: Path) -> None:
+def test_an_interrupt_ends_all_samples_and_keeps_what_each_has_said(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     with start(replace(ENDLESS, mark=str(mark)), "--json", "--samples", "3", "--stats") as process:
         wait_for(mark)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=5)
     assert process.returncode == -signal.SIGINT
-    assert (out.count(b"\n"), err.count(b"\n")) == (1, 1)
+    assert [json.loads(line)["finish_reason"] for line in out.splitlines()] == ["interrupt"] * 3
+    assert err.count(b"\n") == 3
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

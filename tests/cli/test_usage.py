@@ -51,7 +51,7 @@ BAD_VALUES = {
     "--errors ignore": "'strict', 'replace'",
     "--max-input 0": "'--max-input': Input should be greater than or equal to 1",
     "--json --logprobs -1": "'--logprobs': Input should be greater than or equal to 0",
-    "--logprobs 3": "--logprobs needs --json",
+    "--markdown --logprobs 3": "--markdown and --logprobs exclude each other",
     "--json --markdown": "exclude each other",
     "--stats=xml": "'--stats' does not take a value",
     "--nonsense": "No such option: --nonsense",
@@ -89,7 +89,7 @@ def test_a_bad_value_imports_nothing_slow() -> None:
 def test_help_imports_nothing_slow() -> None:
     check = (
         "import sys; from gptcli.cli.app import run\n"
-        "for command in [], ['generate'], ['models']: assert run([*command, '--help']) == 0\n"
+        "for command in [], ['generate'], ['score'], ['models']: assert run([*command, '--help']) == 0\n"
         "assert not {'torch', 'transformers', 'huggingface_hub', 'gguf', 'numpy'} & set(sys.modules)"
     )
     assert outcome(sys.executable, "-c", check).returncode == 0
@@ -112,7 +112,7 @@ def test_help_is_on_stdout(cli: Cli, arguments: list[str]) -> None:
     assert b"generate" in result.out
 
 
-@pytest.mark.parametrize("command", ["generate", "models"])
+@pytest.mark.parametrize("command", ["generate", "score", "models"])
 def test_h_is_help_for_every_command(cli: Cli, command: str) -> None:
     result = cli(command, "-h")
     assert result.code == 0
@@ -228,5 +228,5 @@ def test_an_error_that_holds_control_characters_shows_them(cli: Cli) -> None:
 
 
 def test_stats_as_json_is_not_taken_from_behind_a_double_dash(cli: Cli, tiny_model: Path) -> None:
-    result = cli("generate", "-m", tiny_model, "-n", "1", "--stats=json", "--", "In a")
+    result = cli("generate", "-m", tiny_model, "-n", "1", "--ignore-eos", "--stats=json", "--", "In a")
     assert json.loads(result.err)["completion_tokens"] == 1

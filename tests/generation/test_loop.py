@@ -201,3 +201,28 @@ def test_nan_is_an_error_with_its_position(tiny: LanguageModel, monkeypatch: pyt
             run(tiny, [5, 6, 7])
     finally:
         weight.copy_(before)
+
+
+def test_pieces_of_text_bring_the_tokens_that_they_are_made_of(tiny: LanguageModel) -> None:
+    *deltas, finished = tiny.generate("In a", max_tokens=12, seed=1, ignore_eos=True, logprobs=2, explain=True)
+    steps = [step for delta in deltas if isinstance(delta, TextDelta) for step in delta.steps]
+    assert isinstance(finished, Finished) and finished.logprobs is not None
+    assert [step.chosen.id for step in steps] == list(finished.ids)
+    assert tuple(steps) == finished.logprobs
+    for step in steps:
+        assert step.explanation is not None and len(step.top) == 2
+
+
+def test_nothing_is_recorded_that_was_not_asked_for(tiny: LanguageModel) -> None:
+    *deltas, finished = tiny.generate("In a", max_tokens=4, seed=1, ignore_eos=True)
+    assert isinstance(finished, Finished) and finished.logprobs is None
+    assert all(delta.steps == () for delta in deltas if isinstance(delta, TextDelta))
+
+
+def test_a_seed_gives_the_same_text_with_and_without_explanations(tiny: LanguageModel) -> None:
+    def ids(explain: bool) -> tuple[int, ...]:
+        *_, finished = tiny.generate("In a", max_tokens=12, top_k=0, seed=5, ignore_eos=True, explain=explain)
+        assert isinstance(finished, Finished)
+        return finished.ids
+
+    assert ids(explain=True) == ids(explain=False)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.errors import UsageError
-from gptcli.generation.sampling import Sampler, add_bias, keep_min_p, keep_top_k, keep_top_p, penalize
+from gptcli.generation.sampling import Sampler, add_bias, explain, keep_min_p, keep_top_k, keep_top_p, penalize
 from gptcli.settings import SamplingConfig
 
 OFF: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
@@ -203,3 +203,65 @@ def test_what_the_user_gives_beats_the_model_which_beats_our_defaults() -> None:
     model = {"temperature": 0.6, "top_p": 0.9}
     resolved = SamplingConfig.resolve({"temperature": 0.1, "top_k": None}, model)
     assert (resolved.temperature, resolved.top_p, resolved.top_k) == (0.1, 0.9, SamplingConfig().top_k)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([0, 1, 5, 3000]),
+    st.sampled_from([0.3, 0.95, 1.0]),
+    st.sampled_from([0.0, 0.05, 0.5]),
+    st.sampled_from([0.0, 0.7, 1.0, 3.0]),
+)
+def test_what_is_explained_is_what_is_drawn_without_explaining(
+    seed: int, top_k: int, top_p: float, min_p: float, temperature: float
+) -> None:
+    logits = torch.randn(2000, generator=torch.Generator().manual_seed(seed)) * 3
+    config = SamplingConfig(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repeat_penalty=1.2, seed=seed % 1000
+    )
+    plain, explaining = Sampler(config, CPU), Sampler(config, CPU)
+    for _ in range(3):
+        stages = explaining.stages(logits, [1, 2, 3], whole=True)
+        token = explaining.draw(stages[-1])
+        assert token.equal(plain(logits, [1, 2, 3]))
+        explanation = explain(logits, stages, int(token))
+        assert explanation.filters[-1].probability > 0
+        kept = [effect.kept for effect in explanation.filters]
+        assert kept == sorted(kept, reverse=True) and kept[-1] >= 1
+        assert sum(effect.removed for effect in explanation.filters) == 2000 - kept[-1]
+
+
+def test_an_explanation_tells_rank_entropy_and_what_each_filter_removed() -> None:
+    probabilities = torch.tensor([0.05, 0.4, 0.3, 0.15, 0.1])
+    logits = probabilities.log()
+    config = SamplingConfig(temperature=2.0, top_k=4, top_p=0.8, min_p=0.5, seed=0)
+    stages = Sampler(config, CPU).stages(logits, [], whole=True)
+    explanation = explain(logits, stages, 2)
+    assert explanation.rank == 2
+    assert explanation.entropy == pytest.approx(-(probabilities * logits).sum().item())
+    by_name = {effect.name: effect for effect in explanation.filters}
+    assert list(by_name) == ["top_k", "top_p", "min_p", "temperature"]
+    assert [(e.kept, e.removed) for e in explanation.filters] == [(4, 1), (3, 1), (2, 1), (2, 0)]
+    removed = [effect.removed_probability for effect in explanation.filters]
+    assert removed == pytest.approx([0.05, 0.1, 0.15, 0], abs=1e-6)
+    assert by_name["top_k"].probability == pytest.approx(0.3 / 0.95)
+    assert by_name["min_p"].probability == pytest.approx(0.3 / 0.7)
+    assert by_name["temperature"].probability == pytest.approx(0.3**0.5 / (0.3**0.5 + 0.4**0.5))
+
+
+def test_an_explanation_of_greedy_decoding_names_what_forbade_a_token() -> None:
+    logits = torch.tensor([3.0, 2.0, 1.0])
+    config = SamplingConfig(temperature=0, logit_bias=((0, -math.inf),))
+    explanation = explain(logits, Sampler(config, CPU).stages(logits, []), 1)
+    assert explanation.rank == 2
+    assert [(e.name, e.kept, e.removed) for e in explanation.filters] == [("logit_bias", 2, 1), ("greedy", 1, 1)]
+    assert explanation.filters[0].removed_probability == pytest.approx(logits.softmax(0)[0].item())
+    assert explanation.filters[1].probability == 1
+
+
+def test_forbidden_tokens_leave_the_entropy_a_number() -> None:
+    logits = torch.tensor([0.0, 0.0, -math.inf])
+    explanation = explain(logits, Sampler(SamplingConfig(**OFF), CPU).stages(logits, [], whole=True), 0)
+    assert explanation.entropy == pytest.approx(math.log(2))
+    assert explanation.filters[0].kept == 2

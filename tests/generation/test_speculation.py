@@ -9,7 +9,8 @@ from torch import Tensor
 
 import gptcli
 from gptcli.generation.events import Finished
-from gptcli.generation.speculation import PromptLookup, Steps
+from gptcli.generation.speculation import Pace, PromptLookup
+from gptcli.generation.steps import SingleSteps
 from gptcli.runtime.engine import Engine
 from tests.parity.reference import write_reference
 from tests.parity.test_families import LONGROPE, engine_of
@@ -18,30 +19,60 @@ REPEATED = [5, 6, 7, 8, 9, 10, 11, 12] * 4
 
 
 def test_a_draft_is_what_followed_the_latest_repetition() -> None:
-    lookup = PromptLookup(4)
-    assert lookup.draft([1, 2, 3, 50, 51, 1, 2, 3, 60, 61, 62, 1, 2, 3]) == [60, 61]
-    assert lookup.draft([1, 2, 3, 50, 51, 1, 2, 3, 60, 61, 62, 1, 2, 3, 9, 1, 2]) == [3, 9]
+    lookup = PromptLookup()
+    assert lookup.draft([1, 2, 3, 50, 51, 1, 2, 3, 60, 61, 62, 1, 2, 3], 2) == [60, 61]
+    assert lookup.draft([1, 2, 3, 50, 51, 1, 2, 3, 60, 61, 62, 1, 2, 3, 9, 1, 2], 2) == [3, 9]
 
 
 @pytest.mark.parametrize("text", [[], [1], [1, 2], [1, 2, 3, 4, 5], [7, 7]])
 def test_a_text_that_repeats_nothing_has_no_draft(text: list[int]) -> None:
-    assert PromptLookup(4).draft(text) == []
+    assert PromptLookup().draft(text, 4) == []
 
 
-def test_drafts_grow_while_they_come_true_and_pause_longer_and_longer_where_they_do_not() -> None:
-    lookup, text = PromptLookup(8), list(REPEATED)
+def drafted(pace: Pace, kept: float, step_s: float, steps: int) -> list[int]:
+    """What a pace wants, step by step, if this share of it comes true and a step with a draft takes so long."""
     lengths = []
-    for _ in range(4):
-        draft = lookup.draft(text)
-        lengths.append(len(draft))
-        lookup.learn(len(draft), len(draft))
-    assert lengths == [2, 4, 8, 8]
-    asked = []
-    for _ in range(40):
-        asked.append(bool(draft := lookup.draft(text)))
-        if draft:
-            lookup.learn(len(draft), 0)
-    assert [place for place, drafted in enumerate(asked) if drafted] == [0, 2, 5, 10, 19, 36]
+    for _ in range(steps):
+        lengths.append(wanted := pace.wanted())
+        pace.learn(wanted, int(kept * wanted), step_s if wanted else 1.0)
+    return lengths
+
+
+def test_nothing_is_drafted_before_an_ordinary_step_was_timed() -> None:
+    pace = Pace(8)
+    assert pace.wanted() == 0
+    pace.learn(0, 0, 1.0)
+    assert pace.wanted() == 2
+
+
+def test_drafts_grow_while_they_come_true() -> None:
+    assert drafted(Pace(8), 1.0, 1.5, 6) == [0, 2, 4, 8, 8, 8]
+
+
+def test_drafts_pause_longer_and_longer_where_they_do_not_come_true() -> None:
+    lengths = drafted(Pace(8), 0.0, 1.5, 41)
+    assert [place for place, length in enumerate(lengths) if length] == [1, 6, 15, 32]
+    assert set(lengths) == {0, 1, 2}
+
+
+def test_a_draft_that_pays_makes_the_next_pause_short_again() -> None:
+    pace = Pace(8)
+    drafted(pace, 0.0, 1.5, 33)
+    while not pace.wanted():
+        pass
+    pace.learn(1, 1, 1.5)
+    pace.learn(pace.wanted(), 0, 1.5)
+    assert [pace.wanted() for _ in range(5)] == [0, 0, 0, 0, 1]
+
+
+def test_drafts_that_come_true_in_part_pause_where_they_take_longer_than_they_save() -> None:
+    assert sum(drafted(Pace(4), 0.5, 1.9, 100)) > 150
+    assert sum(drafted(Pace(4), 0.5, 2.1, 100)) < 20
+
+
+def test_an_ordinary_step_is_timed_again_now_and_then() -> None:
+    lengths = drafted(Pace(8), 1.0, 1.5, 100)
+    assert [place for place, length in enumerate(lengths) if not length] == [0, 33, 66, 99]
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +87,9 @@ def test_logits_are_those_of_one_token_at_a_time_whatever_is_drafted(engine: Eng
     text[torch.randint(0, 60, (6,), generator=random)] = 95  # drafts come true now and then
     text = text.tolist()
     plain, ahead = engine.new_cache(), engine.new_cache()
-    one, several = Steps(engine, plain, None), Steps(engine, ahead, PromptLookup(7))
+    one, several = SingleSteps(engine, plain, None, 0), SingleSteps(engine, ahead, PromptLookup(), 7)
     for end in range(1, len(text)):
-        wanted, got = one.after(text[:end]), several.after(text[:end])
+        [wanted], [got] = one.after([text[:end]]), several.after([text[:end]])
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
         assert ahead.tokens[:end] == text[:end]
     assert 0 < several.kept < several.drafted
@@ -70,7 +101,7 @@ def test_nothing_is_drafted_across_a_border_of_longrope_or_past_the_context(tmp_
     engine.ctx_size = 100
     cache = engine.new_cache()
     for length, most in ((50, 9), (59, 0), (60, 0), (61, 38), (99, 0)):
-        cache.tokens = [0] * length
+        cache.texts = [[0] * length]
         assert engine.most_ahead(cache) == most
 
 
@@ -93,10 +124,11 @@ def test_what_comes_out_is_the_same(tiny_model: Any, temperature: float, overflo
 
 def test_an_interrupted_run_ahead_leaves_a_cache_that_can_be_used_again(engine: Engine) -> None:
     cache = engine.new_cache()
-    steps = Steps(engine, cache, PromptLookup(7))
+    steps = SingleSteps(engine, cache, PromptLookup(), 7)
     steps_text: Sequence[int] = REPEATED
-    engine.prefill(steps_text[:-1], cache)
-    steps.after(steps_text)
+    engine.prefill(steps_text[:-2], cache)
+    steps.after([steps_text[:-1]])
+    steps.after([steps_text])
     assert cache.length > len(steps_text)
     cache.keep_common([*steps_text, 40])
     got: Tensor = engine.decode(40, cache)

@@ -121,3 +121,31 @@ def test_a_cache_that_could_not_grow_is_as_it_was(config: DecoderConfig, monkeyp
     assert keys[0, 0, -600:, 0].tolist() == list(range(500, 1100))
     everything, _ = cache.write(0, keys[:, :, :0], keys[:, :, :0])
     assert everything[0, 0, :, 0].tolist() == list(range(1100))
+
+
+@pytest.mark.parametrize("config", [CONFIG, SLIDING], ids=["whole", "sliding"])
+def test_rows_begin_alike_go_their_own_ways_and_move_up_when_one_is_dropped(config: DecoderConfig) -> None:
+    prompt = filled(list(range(600)), config=config)
+    cache = KVCache(config, 2000, torch.device("cpu"), torch.float32)
+    cache.fill([prompt] * 3)
+    texts = [list(range(600)) for _ in range(3)]
+
+    def append_rows(step: int) -> torch.Tensor:
+        tokens = [[1000 * row + step] for row in range(len(texts))]
+        cache.reserve(1)
+        keys = torch.tensor(tokens, dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, 1, 1, 4)
+        seen = [cache.write(block, keys, -keys)[0] for block in range(2)]
+        cache.advance(*tokens)
+        for text, new in zip(texts, tokens, strict=True):
+            text += new
+        return seen[1][:, 0, -8:, 0]
+
+    for step in range(1000):
+        if step in (300, 700):
+            cache.drop(0)
+            texts[0] = texts.pop()
+        assert append_rows(step).tolist() == [text[-8:] for text in texts]
+    assert cache.texts == texts
+    everything, _ = cache.write(0, torch.empty(1, 1, 0, 4), torch.empty(1, 1, 0, 4))
+    assert everything[0, 0, :, 0].tolist() == texts[0]
+    assert prompt.tokens == list(range(600))

@@ -10,8 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import gptcli
 from gptcli import Finished, LanguageModel
 from gptcli.store import pull
+from gptcli.store.catalog import DEFAULT_MODEL
 from gptcli.text.conversation import Message
 from tests.parity.reference import Reference
 
@@ -120,3 +122,28 @@ def test_logprobs_of_a_generation_are_those_of_scoring_it(real: LanguageModel) -
     for step, (place, id) in zip(finished.logprobs, enumerate(finished.ids, len(prompt) - 1), strict=True):
         assert step.chosen.logprob == pytest.approx(logits[place, id].item(), abs=1e-4)
         assert [token.id for token in step.top] == logits[place].topk(2).indices.tolist()
+
+
+def test_scores_are_the_references_to_a_ten_thousandth(real: LanguageModel, reference: Reference) -> None:
+    score = real.score("\n\n".join(PROMPTS))
+    wanted = reference.logits(list(score.ids)).log_softmax(-1)
+    expected = [wanted[place, id].item() for place, id in enumerate(score.ids[1:])]
+    assert score.logprobs[1:] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_long_texts_scores_are_what_the_reference_computes_window_by_window(
+    real_weights: Path, reference: Reference
+) -> None:
+    lm = gptcli.load(real_weights / DEFAULT_MODEL, device="cpu", dtype="fp32", quantize="none", ctx_size=64)
+    score = lm.score("\n\n".join(PROMPTS), stride=40)
+    ids, got = list(score.ids), list(score.logprobs)
+    assert len(ids) > 3 * 64
+    end = 65  # the first window scores all it can
+    expected = list[float]()
+    while len(expected) < len(ids) - 1:
+        first, end = len(expected) + 1, min(end, len(ids))
+        begin = max(0, end - 65)
+        wanted = reference.logits(ids[begin : end - 1]).log_softmax(-1)
+        expected += [wanted[place - begin - 1, ids[place]].item() for place in range(first, end)]
+        end += 40
+    assert got[1:] == pytest.approx(expected, abs=1e-4)

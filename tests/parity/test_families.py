@@ -319,6 +319,27 @@ def test_greedy_ids_agree_over_32_steps(reference: Reference, engine: Engine) ->
     assert ids == reference.greedy(IDS, 32)
 
 
+def test_texts_that_share_their_steps_have_the_logits_they_have_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gptcli.model.cache, "CACHE_STEP", 4)
+    prompt, together = IDS[:16], engine.new_cache()
+    texts = [IDS[start:] + IDS[:start] for start in (16, 5, 30, 11)]  # what follows the prompt
+    alone = [engine.new_cache() for _ in texts]
+    for cache in alone:
+        engine.prefill(prompt, cache)
+    engine.fill(together, alone)
+    running = list(range(len(texts)))
+    for place in range(48):
+        if place in (9, 20):  # the first text ends, and then the one that has taken its row
+            together.drop(0)
+            running[0] = running.pop()
+        got = engine.decode_rows([texts[text][place] for text in running], together)
+        wanted = torch.stack([engine.decode(texts[text][place], alone[text]) for text in running])
+        assert relative_error(got, wanted) < TOLERANCE
+    assert together.texts == [alone[text].tokens for text in running]
+
+
 def test_bf16_is_as_near_to_fp32_as_the_references_own_bf16(reference: Reference) -> None:
     wanted = reference.logits(IDS)
     own = max(rms_error(reference.in_bf16(kind).logits(IDS), wanted) for kind in reference.attention_kinds)

@@ -87,7 +87,7 @@ def test_a_cuda_device_that_is_not_there_is_an_error_and_auto_falls_back(
 def test_a_model_larger_than_the_memory_is_refused_before_it_is_read(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device, "_free_bytes", lambda device: 1000)
+    monkeypatch.setattr(device, "free_bytes", lambda device: 1000)
     with pytest.raises(OutOfMemory, match=r"needs .* GB on cpu"):
         plan_for(ModelFolder.open(tiny_model), RuntimeConfig())
 
@@ -95,7 +95,7 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_read(
 def test_a_model_that_fits_once_it_is_quantized_computes_in_fp32(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device, "_free_bytes", lambda device: 60_000)  # of 25,760 weights
+    monkeypatch.setattr(device, "free_bytes", lambda device: 60_000)  # of 25,760 weights
     plan = plan_for(ModelFolder.open(tiny_model), RuntimeConfig(device="cpu", quantize="int8"))
     assert (plan.dtype_name, plan.packing) == ("fp32", "int8")
     with pytest.raises(OutOfMemory):
@@ -109,7 +109,7 @@ def test_auto_computes_in_fp32_only_where_that_fits(
     path = make_model(tmp_path)
     halves = {name: tensor.bfloat16() for name, tensor in load_file(path / "model.safetensors").items()}
     save_file(halves, path / "model.safetensors")
-    monkeypatch.setattr(device, "_free_bytes", lambda device: free)
+    monkeypatch.setattr(device, "free_bytes", lambda device: free)
     monkeypatch.setattr(device, "kernels", lambda: None)
     assert plan_for(ModelFolder.open(path), RuntimeConfig(device="cpu")).dtype_name == dtype
 

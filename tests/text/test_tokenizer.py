@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as Inner
 from gptcli import LanguageModel
 from gptcli.errors import BrokenTokenizer, ModelNotFound
 from gptcli.text.tokenizer import Tokenizer
+from tests.text.kinds import made
 from tests.tiny import make_tokenizer
 
 END = 2  # <|im_end|>
@@ -127,6 +128,34 @@ def test_a_tokenizer_that_cannot_be_read_is_one_error(tmp_path: Path, text: str)
 
 def test_a_tokenizer_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
     inner = make_tokenizer()
-    inner.decoder = decoders.WordPiece()
-    with pytest.raises(BrokenTokenizer, match="decoder of type WordPiece"):
+    inner.decoder = decoders.CTC()
+    with pytest.raises(BrokenTokenizer, match="decoder of type CTC"):
         save(inner, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen2", "llama2", "metaspace", "unigram", "wordpiece"])
+@given(text=st.text(alphabet="In a small.?!'ns,töwn\n 3"))
+def test_the_text_of_ids_is_what_the_library_decodes(kind: str, text: str) -> None:
+    inner, tokenizer = made(kind)
+    ids = tokenizer.encode(text, add_special=False)
+    assert tokenizer.decode_text(ids).decode("utf-8", "replace") == inner.decode(ids, skip_special_tokens=False)
+
+
+def test_the_first_gpts_words_end_with_spaces(tmp_path: Path) -> None:
+    vocabulary = {"<unk>": 0, "in": 1, "in</w>": 2, "side</w>": 3}
+    inner = Inner(models.BPE(vocabulary, [], unk_token="<unk>", end_of_word_suffix="</w>"))
+    inner.decoder = decoders.BPEDecoder("</w>")
+    tokenizer = save(inner, tmp_path)
+    assert tokenizer.decode([2, 1, 3]) == b"in inside "
+    assert tokenizer.decode_text([2, 1, 3]) == b"in inside"
+    assert tokenizer.surface(3) == b"side"
+
+
+def test_what_a_model_adds_around_a_text_is_known() -> None:
+    assert made("gpt2")[1].surroundings == ((), ())
+    assert made("llama2")[1].surroundings == ((1,), ())
+    assert made("wordpiece")[1].surroundings == ((2,), (3,))
+
+
+def test_the_unknown_token_is_known() -> None:
+    assert [made(kind)[1].unknown_id for kind in ("gpt2", "llama2", "unigram", "wordpiece")] == [None, 0, 2, 1]

@@ -1,0 +1,286 @@
+"""`gptcli chat`: a conversation at a terminal, or one answer in a pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Annotated, Any
+
+import typer
+
+from gptcli.cli import options
+from gptcli.cli.answer import View
+from gptcli.cli.prompt import argument_text, read_prompt, read_text
+from gptcli.cli.records import json_line, sample_record, stats_record
+from gptcli.cli.render import Activity, is_dumb_terminal, print_line, print_note, stats_line
+from gptcli.cli.signals import deadly, interruptible
+from gptcli.cli.sink import Sink
+from gptcli.cli.tables import print_records
+from gptcli.errors import InputError, OutputError, UsageError
+from gptcli.generation.events import Finished, TextDelta
+from gptcli.language_model import LanguageModel
+from gptcli.session import Session, TurnsDropped
+from gptcli.settings import ChatSettings, RuntimeConfig, parse_logit_bias
+from gptcli.store.catalog import DEFAULT_MODEL
+from gptcli.store.sessions import (
+    SessionFile,
+    last_model,
+    read_session,
+    session_names,
+    stored_sessions,
+    unused_name,
+)
+from gptcli.text.chat_template import ChatTemplate
+
+_Events = Sequence[Mapping[str, Any]]
+
+_SESSION = "Session"
+
+Question = Annotated[
+    str | None,
+    typer.Argument(metavar="PROMPT", help="Answer this and exit; `-` reads stdin. Piped stdin comes first."),
+]
+SessionName = Annotated[
+    str | None,
+    typer.Option(
+        "--session", metavar="NAME", autocompletion=session_names, rich_help_panel=_SESSION,
+        help="Begin a session of this name, or go on with it.",
+    ),
+]  # fmt: skip
+Continue = Annotated[bool, typer.Option("--continue", rich_help_panel=_SESSION, help="Go on with the last session.")]
+Fork = Annotated[bool, typer.Option("--fork", rich_help_panel=_SESSION, help="Go on with a copy of the session.")]
+List = Annotated[bool, typer.Option("--list", rich_help_panel=_SESSION, help="List the sessions.")]
+
+
+def chat(
+    prompt: Question = None,
+    model: options.ChatModel = None,
+    device: options.Device = "auto",
+    dtype: options.DtypeOption = "auto",
+    quantize: options.QuantizeOption = "auto",
+    ctx_size: options.CtxSize = None,
+    threads: options.Threads = None,
+    speculate: options.Speculate = 0,
+    offline: options.Offline = False,
+    session: SessionName = None,
+    continue_last: Continue = False,
+    fork: Fork = False,
+    list_sessions: List = False,
+    file_prompt: options.File = None,
+    system: options.System = None,
+    system_file: options.SystemFile = None,
+    chat_template: options.ChatTemplateFile = None,
+    thinking: options.Thinking = None,
+    errors: options.Errors = "strict",
+    max_input: options.MaxInput = options.MAX_INPUT,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repeat_penalty: options.RepeatPenalty = None,
+    repeat_last_n: options.RepeatLastN = None,
+    presence_penalty: options.PresencePenalty = None,
+    frequency_penalty: options.FrequencyPenalty = None,
+    logit_bias: options.LogitBias = None,
+    seed: options.Seed = None,
+    max_tokens: options.ChatMaxTokens = None,
+    stop: options.Stop = None,
+    ignore_eos: options.IgnoreEos = False,
+    overflow: options.ChatOverflow = None,
+    newline: options.Newline = False,
+    as_json: options.Json = False,
+    stats: options.Stats = False,
+    stats_json: options.StatsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Talk with a model: a conversation at a terminal; with a prompt or in a pipe, one answer."""
+    if list_sessions:
+        _print_sessions(as_json)
+        return
+    given: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repeat_penalty": repeat_penalty,
+        "repeat_last_n": repeat_last_n,
+        "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty,
+        "logit_bias": parse_logit_bias(logit_bias or ()) or None,
+        "seed": seed,
+        "max_tokens": max_tokens,
+        "stop": tuple(map(argument_text, stop or ())) or None,
+        "ignore_eos": ignore_eos or None,
+        "overflow": overflow,
+        "thinking": thinking,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    ChatSettings(**given)  # a bad value fails before anything is read
+    runtime = RuntimeConfig(
+        device=device, dtype=dtype, quantize=quantize, ctx_size=ctx_size, threads=threads, speculate=speculate
+    )
+    if system is not None and system_file is not None:
+        raise UsageError("--system and --system-file exclude each other")
+    if session is not None and continue_last:
+        raise UsageError("--session and --continue exclude each other")
+    if fork and session is None and not continue_last:
+        raise UsageError("--fork needs --session or --continue")
+    at_prompt = (
+        prompt is None
+        and file_prompt is None
+        and all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
+    )
+    if at_prompt and as_json:
+        raise UsageError("--json needs a prompt")
+    text = "" if at_prompt else read_prompt(prompt, file_prompt, errors, max_input)
+    system_text = None if system is None else argument_text(system)
+    if system_file is not None:
+        system_text = read_text(system_file, errors, max_input)
+
+    with _opened(session, continue_last, fork, at_prompt) as (file, events), Activity(quiet=quiet) as activity:
+        name, fingerprint = last_model(events)
+        lm = LanguageModel.open(model or name or DEFAULT_MODEL, runtime, offline=offline, on_fetch=activity.fetch)
+        if lm.reference == name and lm.fingerprint != fingerprint and not quiet:
+            print_note(f"{name} is not what it was when it last spoke in this session")
+        template = None
+        if chat_template is not None:
+            template = ChatTemplate(read_text(chat_template, "strict", max_input), str(chat_template))
+        conversation = Session.restored(lm, events, template=template)
+        if file is not None:
+            conversation.keep_in(file, kept=len(file.events))
+        if system_text not in (None, conversation.system):
+            conversation.system = system_text
+        if given:
+            conversation.settings = replace(conversation.settings, **given)
+        if at_prompt:
+            activity.close()
+            _converse(conversation, file, template, View(stats=stats), offline)
+            return
+        conversation.check(text)
+        loading = partial(activity.bytes, f"loading {lm.folder.path.name}")
+        loading(0, 0)  # torch comes first, and takes a second
+        with deadly(activity.erase):
+            lm.load(loading)
+
+        sink = Sink()
+        parts = list[bytes]()
+        with interruptible() as cancelled:
+            on_prefill = partial(activity.tokens, "prefill")
+            reply = conversation.send(text, on_prefill=on_prefill, cancelled=cancelled)
+            with _shown(sink) if not as_json else contextlib.nullcontext(parts.append) as write:
+                for event in reply:
+                    activity.close()
+                    match event:
+                        case TextDelta():
+                            write(event.data)
+                        case TurnsDropped() if not quiet:
+                            print_note(dropped_note(event))
+                        case Finished():
+                            finished = event
+        if as_json:
+            settings = conversation.settings
+            record = sample_record(
+                lm,
+                b"".join(parts),
+                finished,
+                settings.sampling(lm.sampling_defaults),
+                settings.stopping,
+                logprobs=False,
+                explain=False,
+            )
+            sink.write(json_line(record))
+        elif newline:
+            sink.end_line()
+        if stats_json and not quiet:
+            print_line(json_line(stats_record(finished)).decode().rstrip())
+        elif stats and not quiet:
+            print_line(stats_line(finished, lm.ctx_size))
+        if cancelled():
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _opened(name: str | None, last: bool, fork: bool, at_prompt: bool) -> Iterator[tuple[SessionFile | None, _Events]]:
+    """The file that a session is to be kept in, if any, and what happened in it so far.
+
+    Raises OutputError at the end where it could not be written.
+    """
+    if last:
+        names = session_names()
+        if not names:
+            raise InputError("there is no session to go on with")
+        name = names[0]
+    if name is None and not at_prompt:
+        yield None, []
+        return
+    if name is None:
+        try:
+            events, file = [], SessionFile()
+        except OutputError as error:
+            print_note(f"nothing of this conversation is kept: {error.message}")
+            yield None, []
+            return
+    elif fork:
+        events, file = read_session(name), SessionFile(unused_name(name))
+    elif name in session_names():
+        file = SessionFile.open(name)
+        events = list(file.events)
+        if file.repaired:
+            print_note(f"session {name}: its last line was torn, and was cut off")
+    else:
+        events, file = [], SessionFile(name)
+    with contextlib.closing(file):
+        yield file, events
+        if file.problem is not None:
+            raise OutputError(f"cannot write: {file.path}: {file.problem.strerror}")
+
+
+def _converse(
+    session: Session, file: SessionFile | None, template: ChatTemplate | None, view: View, offline: bool
+) -> None:
+    """Talks with a person at a terminal."""
+    from gptcli.cli.repl import Repl  # its imports take a tenth of a second, which an answer in a pipe need not wait
+
+    _ = session.template  # a model without one fails here
+    Repl(session, file, template, view, offline=offline).run()
+
+
+@contextlib.contextmanager
+def _shown(sink: Sink) -> Iterator[Callable[[bytes], object]]:
+    """Yields what writes the text: as it is, or on a terminal as Markdown, whose last line ends however it ends."""
+    if sink.is_terminal and not is_dumb_terminal():
+        from gptcli.cli.markdown import MarkdownStream
+
+        with MarkdownStream() as stream:
+            yield lambda data: stream.write(data.decode("utf-8", "replace"))
+        return
+    try:
+        yield sink.write
+    finally:
+        if sink.is_terminal:
+            sink.end_line()
+
+
+def dropped_note(dropped: TurnsDropped) -> str:
+    """What a user is told when the conversation has grown too long."""
+    turns = "turn" if dropped.turns == 1 else f"{dropped.turns} turns"
+    return f"the context is full: the model no longer sees the oldest {turns}"
+
+
+def _print_sessions(as_json: bool) -> None:
+    sessions = [
+        asdict(session) | {"modified": session.modified.isoformat(" ", "minutes")} for session in stored_sessions()
+    ]
+    print_records(sessions, as_json, _session_row)
+    if not sessions and not as_json:
+        print_note("no sessions yet")
+
+
+def _session_row(record: dict[str, Any]) -> dict[str, str]:
+    shown = ("name", "modified", "turns", "model")
+    question = record["error"] or record["question"]
+    return {key: str(record[key]) for key in shown} | {"question": textwrap.shorten(question, 40, placeholder="...")}

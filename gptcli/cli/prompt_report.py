@@ -1,0 +1,209 @@
+"""What a model would be given and what it would do with it, for whoever wonders why it answers nonsense.
+
+Needs neither weights nor torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from gptcli.cli.facts import default_origin, stop_sources, weight_bytes
+from gptcli.cli.records import json_line
+from gptcli.cli.render import print_note, size
+from gptcli.cli.sink import Sink
+from gptcli.cli.tables import print_records
+from gptcli.cli.tokens_view import TokenFlow, grouped, spell, terminal_columns, uses_colour
+from gptcli.errors import NoTemplate
+from gptcli.language_model import LanguageModel
+from gptcli.settings import SamplingConfig, StopConfig
+from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.conversation import Message
+
+_SAMPLING = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repeat_penalty",
+    "repeat_last_n",
+    "presence_penalty",
+    "frequency_penalty",
+)
+
+
+@dataclass(frozen=True)
+class GivenPrompt:
+    """A prompt as a model gets it.
+
+    text: what the ids are of, without what the tokenizer adds. origins: of each id that is a control token, where it
+    comes from: `template`, `tokenizer` or `typed`; None for the others. template: the file it is in, if there is one.
+    spelled: control tokens that somebody spelled out and that are mere text.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    origins: tuple[str | None, ...]
+    template: str | None
+    spelled: tuple[str, ...]
+
+
+def raw_prompt(lm: LanguageModel, text: str, *, special: bool) -> GivenPrompt:
+    """A text to be continued."""
+    tokenizer = lm.tokenizer
+    ids = tokenizer.encode(text, special=special)
+    before, behind = map(len, tokenizer.surroundings)
+    origins = [
+        "tokenizer" if place < before or place >= len(ids) - behind else "typed" if tokenizer.is_control(id) else None
+        for place, id in enumerate(ids)
+    ]
+    return GivenPrompt(text, tuple(ids), tuple(origins), None, () if special else tokenizer.spelled_controls(text))
+
+
+def rendered_prompt(lm: LanguageModel, messages: Sequence[Message], template: ChatTemplate) -> GivenPrompt:
+    """A conversation in a chat template, up to where the assistant speaks. Raises TemplateError."""
+    text, ids = template.render_text(messages, lm.tokenizer), template.render(messages, lm.tokenizer)
+    origins = ["template" if lm.tokenizer.is_control(id) else None for id in ids]
+    spelled = dict.fromkeys(name for message in messages for name in lm.tokenizer.spelled_controls(message.content))
+    return GivenPrompt(text, tuple(ids), tuple(origins), template.where, tuple(spelled))
+
+
+def prompt_report(
+    lm: LanguageModel, prompt: GivenPrompt, given: Mapping[str, Any], sampling: SamplingConfig, stopping: StopConfig
+) -> dict[str, Any]:
+    """The report as `--json` writes it. given: the sampling settings by name, None where no flag gave one."""
+    wanted = lm.ctx_size if stopping.max_tokens < 0 else len(prompt.ids) + stopping.max_tokens
+    context = min(lm.ctx_size, wanted)
+    stops: dict[int, list[str]] = {}
+    for source, ids in stop_sources(lm).items():
+        for id in ids:
+            stops.setdefault(id, []).append(source)
+    return {
+        "model": lm.name,
+        "path": str(lm.folder.path),
+        "template": prompt.template,
+        "text": prompt.text,
+        "prompt_tokens": len(prompt.ids),
+        "ctx_size": lm.ctx_size,
+        "tokens": [
+            {"id": id, "token": lm.tokenizer.token_name(id), "special": origin}
+            for id, origin in zip(prompt.ids, prompt.origins, strict=True)
+        ],
+        "doubled_bos": _doubled_bos(lm, prompt),
+        "stop_ids": [{"id": id, "token": lm.tokenizer.token_name(id), "from": where} for id, where in stops.items()],
+        "stop": list(stopping.strings),
+        "max_tokens": stopping.max_tokens,
+        "sampling": {
+            field: {
+                "value": getattr(sampling, field),
+                "from": default_origin(field, lm) if given.get(field) is None else "flag",
+            }
+            for field in _SAMPLING
+        },
+        "bytes": {
+            **weight_bytes(lm),
+            "cache_in_fp32": lm.folder.architecture.config.cache_bytes(context, 4),
+            "free_now": psutil.virtual_memory().available,
+        },
+        "notes": list(_notes(lm, prompt, stopping, wanted)),
+    }
+
+
+def print_prompt_report(
+    lm: LanguageModel, prompt: GivenPrompt, report: dict[str, Any], *, as_json: bool, quiet: bool
+) -> None:
+    """The report as JSON; as the prompt's tokens and a table on a terminal; as names and values in a pipe.
+
+    The notes go to stderr, unless it is JSON that they are in.
+    """
+    sink = Sink()
+    if as_json:
+        sink.write(json_line(report))
+        return
+    rows = _rows(report)
+    if sink.is_terminal:
+        flow = TokenFlow(terminal_columns(), colour=uses_colour(sink.is_terminal))
+        tokenizer = lm.tokenizer
+        pieces = ((tokenizer.token_bytes(id), tokenizer.is_control(id)) for id in prompt.ids)
+        sink.draw("".join(map(flow.add, grouped(pieces))) + flow.end() + "\n")
+        rows = [row for row in rows if row["name"] != "text"]
+    print_records(rows, as_json=False, header=False)
+    for note in () if quiet else report["notes"]:
+        print_note(note)
+
+
+def _rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The report as names and values, each on a line of its own."""
+    rows: list[tuple[str, Any]] = [
+        ("model", report["model"]),
+        ("path", report["path"]),
+        ("template", report["template"] or "none: raw text"),
+        ("text", json.dumps(report["text"], ensure_ascii=False)),
+        ("tokens", f"{report['prompt_tokens']} of {report['ctx_size']}"),
+        ("ids", " ".join(str(token["id"]) for token in report["tokens"])),
+    ]
+    for place, token in enumerate(report["tokens"]):
+        if token["special"]:
+            shown = spell(token["token"].encode())
+            rows.append((f"special.{place}", f"{token['id']} {shown} ({token['special']})"))
+    rows.append(("doubled_bos", "yes" if report["doubled_bos"] else "no"))
+    for stop in report["stop_ids"]:
+        rows.append((f"stop.{stop['id']}", f"{spell(stop['token'].encode())} ({', '.join(stop['from'])})"))
+    rows += [("stop.text", json.dumps(text, ensure_ascii=False)) for text in report["stop"]]
+    rows.append(("max_tokens", report["max_tokens"]))
+    rows += [(f"sampling.{name}", f"{each['value']:g} ({each['from']})") for name, each in report["sampling"].items()]
+    rows += [(f"bytes.{name}", f"{count} ({size(count)})") for name, count in report["bytes"].items()]
+    return [{"name": name, "value": value} for name, value in rows]
+
+
+def _doubled_bos(lm: LanguageModel, prompt: GivenPrompt) -> bool:
+    """Whether the token that begins a text begins it twice."""
+    first = prompt.ids[:2]
+    return len(first) == 2 and first[0] == first[1] and lm.tokenizer.token_name(first[0]) == _bos(lm)
+
+
+def _bos(lm: LanguageModel) -> str:
+    return lm.tokenizer.named_tokens.get("bos_token", "")
+
+
+def _notes(lm: LanguageModel, prompt: GivenPrompt, stopping: StopConfig, wanted: int) -> list[str]:
+    """What of this is known to make models answer nonsense."""
+    tokenizer, notes = lm.tokenizer, []
+    head = tokenizer.surroundings[0]
+    if _doubled_bos(lm, prompt):
+        where = " and ".join(str(origin) for origin in prompt.origins[:2])
+        notes.append(f"the text begins with {_bos(lm)} twice (from: {where}), which no model was trained on")
+    if prompt.template is not None and head and prompt.ids[: len(head)] != head:
+        notes.append(f"the template does not begin with {tokenizer.token_name(head[0])}, as raw texts do")
+    if prompt.template is None and _has_template(lm):
+        notes.append("this model has a chat template, and the prompt is raw text to continue; --chat asks a question")
+    if prompt.spelled:
+        hint = "" if prompt.template else "; --special reads it as the token"
+        notes.append(f"{', '.join(prompt.spelled)} in the prompt is text, not a control token{hint}")
+    if prompt.template is None and prompt.text.endswith(" "):
+        notes.append("the prompt ends with a space, which models expect at the beginning of the next word")
+    if tokenizer.unknown_id is not None and (unknown := prompt.ids.count(tokenizer.unknown_id)):
+        name = tokenizer.token_name(tokenizer.unknown_id)
+        notes.append(f"the vocabulary cannot spell all of the prompt: {unknown} tokens are {name}")
+    if not prompt.ids:
+        notes.append("the prompt is empty")
+    if len(prompt.ids) >= lm.ctx_size:
+        notes.append(f"the prompt does not fit: {len(prompt.ids)} tokens in a context of {lm.ctx_size}")
+    elif wanted > lm.ctx_size:
+        notes.append(f"{len(prompt.ids)} + {stopping.max_tokens} tokens are more than the context of {lm.ctx_size}")
+    if not lm.stop_ids:
+        notes.append("no token ends a text; only --stop and --max-tokens do")
+    elif stopping.ignore_eos:
+        notes.append("--ignore-eos: the tokens that end a text are never drawn")
+    return notes
+
+
+def _has_template(lm: LanguageModel) -> bool:
+    try:
+        return bool(lm.template)
+    except NoTemplate:
+        return False

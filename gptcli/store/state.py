@@ -1,0 +1,93 @@
+"""Where gptcli keeps what it remembers of its user, and how it writes there: privately, and a whole line or none."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import platformdirs
+
+from gptcli.errors import OutputError
+from gptcli.files import lock
+
+
+def state_directory() -> Path:
+    """The directory of history and sessions, made for its owner alone. Raises OutputError where there can be none."""
+    directory = Path(platformdirs.user_state_dir("gptcli", appauthor=False))
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = directory.lstat()
+        if not stat.S_ISDIR(status.st_mode):
+            raise OutputError(f"cannot write: {directory}: not a directory, or a link to one")
+        if hasattr(os, "getuid") and status.st_uid != os.getuid():
+            raise OutputError(f"cannot write: {directory}: it is somebody else's")
+        if stat.S_IMODE(status.st_mode) & 0o077:
+            directory.chmod(0o700)
+    except OSError as error:
+        raise OutputError(f"cannot write: {directory}: {error.strerror}") from None
+    return directory
+
+
+class AppendOnlyFile:
+    """A private file that grows by whole lines. What the disk does not take is kept, and offered again.
+
+    problem: why the last write failed; None when everything is written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Opens a regular file, or creates it. Raises OSError."""
+        self.problem: OSError | None = None
+        self._waiting: list[bytes] = []
+        flags = ["O_RDWR", "O_CREAT", "O_APPEND", "O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"]
+        self._descriptor = os.open(path, sum(getattr(os, flag, 0) for flag in flags), 0o600)
+        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+            os.close(self._descriptor)
+            raise OSError(0, "not a regular file")
+
+    def try_lock(self) -> bool:
+        """Whether this is the only process that has locked the file; it stays locked until it is closed."""
+        return lock(self._descriptor)
+
+    def read(self) -> bytes:
+        """All that is in the file."""
+        with open(os.dup(self._descriptor), "rb") as file:
+            file.seek(0)
+            return file.read()
+
+    def truncate(self, size: int) -> None:
+        """Cuts the file off behind this many bytes. Raises OSError."""
+        os.ftruncate(self._descriptor, size)
+
+    def append(self, line: bytes) -> None:
+        """Writes a line, given without its newline, in one piece or not at all."""
+        self._waiting.append(line + b"\n")
+        self._write()
+
+    def sync(self) -> None:
+        """Offers what is kept again, and waits until all of it is on disk."""
+        self._write()
+        if self.problem is None:
+            try:
+                os.fsync(self._descriptor)
+            except OSError as error:
+                self.problem = error
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _write(self) -> None:
+        self.problem = None
+        while self._waiting and self.problem is None:
+            line = self._waiting[0]
+            try:
+                before = os.fstat(self._descriptor).st_size
+                if os.write(self._descriptor, line) < len(line):
+                    self.truncate(before)
+                    raise OSError(0, "the disk is full")
+                del self._waiting[0]
+            except OSError as error:
+                self.problem = error

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gptcli.store.sessions import SessionFile, read_session, session_names
+from tests.cli.conftest import Cli
+from tests.tiny import make_model
+
+
+@pytest.fixture
+def chat(cli: Cli, tiny_model: Path) -> Cli:
+    """`gptcli chat` with the tiny model, greedily and briefly."""
+
+    def call(*arguments: str | Path, stdin: bytes | None = b"") -> object:
+        return cli("chat", "-m", tiny_model, "-t", "0", "-n", "8", *arguments, stdin=stdin)
+
+    return call  # type: ignore[return-value]
+
+
+def test_a_question_gets_one_answer_and_nothing_else(chat: Cli, cli: Cli, tiny_model: Path) -> None:
+    asked = chat("In a town")
+    generated = cli("generate", "--chat", "-m", tiny_model, "-t", "0", "-n", "8", "In a town", stdin=b"")
+    assert (asked.code, asked.err) == (0, "")
+    assert asked.out == generated.out != b""
+
+
+def test_what_is_piped_in_comes_before_the_question(chat: Cli) -> None:
+    assert chat("sum up", stdin=b"notes\n").out == chat("notes\n\nsum up").out
+    assert chat(stdin=b"notes\n\nsum up").out == chat("notes\n\nsum up").out
+
+
+def test_json_is_the_object_that_generate_writes(chat: Cli) -> None:
+    record = json.loads(chat("In a town", "--json").out)
+    assert record["text"] == chat("In a town").out.decode("utf-8", "replace")
+    assert record["settings"]["temperature"] == 0 and record["settings"]["max_tokens"] == 8
+
+
+def test_a_named_session_remembers(chat: Cli) -> None:
+    assert session_names() == []
+    for turn in ("one", "two"):
+        assert chat("--session", "s", turn).code == 0
+    messages = [event for event in read_session("s") if event["type"] == "message"]
+    assert [message["content"] for message in messages[::2]] == ["one", "two"]
+    first = json.loads(chat("one", "--json").out)
+    both = json.loads(chat("--continue", "three", "--json").out)
+    assert both["prompt_tokens"] > 2 * first["prompt_tokens"]
+
+
+def test_a_session_goes_on_with_its_own_model_settings_and_system_message(cli: Cli, tiny_model: Path) -> None:
+    given = ["-m", tiny_model, "-t", "0", "-n", "3", "--system", "Be brief."]
+    assert cli("chat", "--session", "s", *given, "one", stdin=b"").code == 0
+    record = json.loads(cli("chat", "--session", "s", "two", "--json", stdin=b"").out)
+    assert (record["completion_tokens"], record["settings"]["temperature"]) == (3, 0)
+    assert [event["type"] for event in read_session("s")].count("system") == 1
+    changed = json.loads(cli("chat", "--session", "s", "-n", "4", "three", "--json", stdin=b"").out)
+    assert changed["completion_tokens"] == 4
+
+
+def test_a_model_that_is_not_what_it_was_is_mentioned(cli: Cli, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "m")
+    assert cli("chat", "-m", model, "--session", "s", "-n", "2", "one", stdin=b"").err == ""
+    make_model(model, seed=1)
+    assert "is not what it was" in cli("chat", "--session", "s", "-n", "2", "two", stdin=b"").err
+
+
+def test_a_fork_leaves_the_session_as_it_was(chat: Cli) -> None:
+    chat("--session", "s", "one")
+    before = read_session("s")
+    assert chat("--session", "s", "--fork", "two").code == 0
+    assert read_session("s") == before
+    assert len(read_session("s-2")) == len(before) + 3  # settings, question, answer
+
+
+def test_a_session_in_use_is_refused_and_can_be_forked(chat: Cli) -> None:
+    chat("--session", "s", "one")
+    other = SessionFile.open("s")
+    refused = chat("--session", "s", "two")
+    assert (refused.code, refused.out) == (8, b"") and "in use" in refused.err and "--fork" in refused.err
+    assert chat("--session", "s", "--fork", "two").code == 0
+    other.close()
+
+
+def test_a_torn_session_is_repaired_and_says_so(chat: Cli) -> None:
+    chat("--session", "s", "one")
+    file = SessionFile.open("s")
+    file.close()
+    file.path.write_bytes(file.path.read_bytes()[:-9])
+    result = chat("--session", "s", "two")
+    assert result.code == 0 and "torn" in result.err
+    assert [event["content"] for event in read_session("s") if event.get("role") == "user"] == ["one", "two"]
+
+
+def test_sessions_are_listed_for_scripts(chat: Cli) -> None:
+    assert chat("--list").out == b""
+    chat("--session", "s", "What is\ta town?\nAnd")
+    name, _, turns, model, question, error = chat("--list").out.decode().rstrip("\n").split("\t")
+    assert (name, turns, question, error) == ("s", "1", "What is a town? And", "")
+    assert Path(model).is_dir()
+    assert json.loads(chat("--list", "--json").out)["question"] == "What is\ta town?\nAnd"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "complaint"),
+    [
+        (["--continue", "x"], 4, "no session"),
+        (["--fork", "x"], 2, "--fork needs"),
+        (["--session", "a", "--continue", "x"], 2, "exclude"),
+        (["--session", "a/b", "x"], 2, "without slashes"),
+        (["--session", "a", "--fork", "x"], 4, "no such session"),
+        (["--system", "a", "--system-file", "b", "x"], 2, "exclude"),
+        (["--top-p", "0", "x"], 2, "top-p"),
+        (["--no-think", "x"], 2, "no switch"),
+        (["long " * 400], 6, "does not fit"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_loaded(
+    arguments: list[str], code: int, complaint: str, chat: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptcli.language_model.LanguageModel.load", lambda *_: pytest.fail("loaded"))
+    result = chat(*arguments)
+    assert (result.code, result.out) == (code, b"") and complaint in result.err
+
+
+def test_a_model_without_a_template_says_what_to_do(cli: Cli, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "base", template=None)
+    result = cli("chat", "-m", model, "hello", stdin=b"")
+    assert result.code == 3 and "--chat-template" in result.err
+    template = tmp_path / "t.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    assert cli("chat", "-m", model, "--chat-template", template, "-n", "2", "hello", stdin=b"").code == 0
+
+
+def test_nothing_said_is_a_usage_error(chat: Cli) -> None:
+    assert chat(stdin=b"").code == 2
+
+
+def test_turns_that_no_longer_fit_are_dropped_with_a_note(chat: Cli) -> None:
+    errors = "".join(
+        chat("--session", "s", f"In a small town there lived a clockmaker {turn}").err for turn in range(9)
+    )
+    assert "no longer sees the oldest" in errors

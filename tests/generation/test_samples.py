@@ -1,0 +1,178 @@
+"""Samples that are decoded together: each is what it would be alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gptcli
+from gptcli import Finished, LanguageModel, TextDelta
+from gptcli.errors import ContextOverflow, GptcliError, UsageError
+from gptcli.kernels.native import library
+from gptcli.runtime import device, engine
+from gptcli.settings import SamplingConfig, StopConfig
+
+PROMPT = list(range(3, 40))
+# Ends at different lengths, if the end of text is not ignored.
+VARIED = SamplingConfig(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, logit_bias=((2, 1.5),), seed=3)
+Outcome = tuple[bytes, Finished | GptcliError]
+
+
+@pytest.fixture(scope="module", params=["torch", "kernels"])
+def lm(request: pytest.FixtureRequest, tiny_model: Path) -> LanguageModel:
+    kernels = library() if request.param == "kernels" else None
+    if request.param == "kernels" and kernels is None:
+        pytest.skip("the kernels are not built here")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "kernels", lambda: kernels)
+        return gptcli.load(tiny_model, device="cpu", dtype="fp32", ctx_size=64)
+
+
+def outcome(events: Iterator[TextDelta | Finished]) -> Outcome:
+    """A stream's text, and how it ended."""
+    text = b""
+    try:
+        for event in events:
+            if isinstance(event, Finished):
+                return text, event
+            text += event.data
+    except GptcliError as error:
+        return text, error
+    raise AssertionError("a stream ended without Finished")
+
+
+def facts(outcome: Outcome) -> tuple[Any, ...]:
+    """What does not depend on time."""
+    text, end = outcome
+    if isinstance(end, GptcliError):
+        return text, type(end), end.message
+    return text, end.ids, end.reason, end.stop, end.seed, end.usage.prompt_tokens, end.usage.completion_tokens
+
+
+def together(lm: LanguageModel, samplings: list[SamplingConfig], stop: StopConfig, **options: Any) -> list[Outcome]:
+    return [outcome(events) for events in lm.streams(PROMPT, samplings, stop, **options)]
+
+
+def alone(lm: LanguageModel, samplings: list[SamplingConfig], stop: StopConfig) -> list[Outcome]:
+    return [outcome(lm.stream(PROMPT, sampling, stop)) for sampling in samplings]
+
+
+CASES = {
+    "ends of text": StopConfig(),
+    "a stop text": StopConfig(strings=("e", " th"), ignore_eos=True),
+    "so many tokens": StopConfig(max_tokens=9),
+    "no tokens": StopConfig(max_tokens=0),
+    "a full context": StopConfig(max_tokens=-1, ignore_eos=True),
+    "a full context, which is an error": StopConfig(overflow="error", ignore_eos=True),
+    "a context shifted twice": StopConfig(max_tokens=100, overflow="shift", ignore_eos=True),
+    "ends of text behind a shift": StopConfig(max_tokens=100, overflow="shift"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_is_what_it_would_be_alone(lm: LanguageModel, case: str) -> None:
+    samplings = VARIED.for_samples(7)
+    got = together(lm, samplings, CASES[case])
+    assert [facts(one) for one in got] == [facts(one) for one in alone(lm, samplings, CASES[case])]
+
+
+def test_the_cases_end_at_different_lengths(lm: LanguageModel) -> None:
+    for case in ("ends of text", "a stop text", "ends of text behind a shift"):
+        lengths = {len(text) for text, _ in together(lm, VARIED.for_samples(7), CASES[case])}
+        assert len(lengths) >= 4, case
+    ends = [end for _, end in together(lm, VARIED.for_samples(7), CASES["a full context, which is an error"])]
+    assert any(isinstance(end, ContextOverflow) for end in ends)
+
+
+def test_each_has_settings_of_its_own(lm: LanguageModel) -> None:
+    samplings = [VARIED, replace(VARIED, temperature=0.0), replace(VARIED, repeat_penalty=1.5, top_k=3)]
+    assert [facts(one) for one in together(lm, samplings, StopConfig())] == [
+        facts(one) for one in alone(lm, samplings, StopConfig())
+    ]
+
+
+def test_log_probabilities_are_those_it_would_have_alone(lm: LanguageModel) -> None:
+    samplings = VARIED.for_samples(3)
+    wanted = [outcome(lm.stream(PROMPT, sampling, StopConfig(), logprobs=2)) for sampling in samplings]
+    for (_, got), (_, want) in zip(together(lm, samplings, StopConfig(), logprobs=2), wanted, strict=True):
+        assert isinstance(got, Finished) and isinstance(want, Finished) and got.logprobs and want.logprobs
+        for one, other in zip(got.logprobs, want.logprobs, strict=True):
+            assert one.chosen.id == other.chosen.id
+            assert one.chosen.logprob == pytest.approx(other.chosen.logprob, abs=1e-4)
+            assert [token.id for token in one.top] == [token.id for token in other.top]
+
+
+def test_more_than_fit_into_a_step_take_turns_and_run_the_prompt_once(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_MOST_ROWS", 3)
+    prefilled, rows = list[int](), list[int]()
+    prefill, decode = lm.engine.prefill, lm.engine.decode_rows
+    monkeypatch.setattr(lm.engine, "prefill", lambda ids, *rest: prefilled.append(len(ids)) or prefill(ids, *rest))
+    monkeypatch.setattr(lm.engine, "decode_rows", lambda ids, cache: rows.append(len(ids)) or decode(ids, cache))
+    samplings = VARIED.for_samples(7)
+    got = together(lm, samplings, StopConfig())
+    assert prefilled == [len(PROMPT), 1, 1]
+    assert max(rows) == 3
+    assert [facts(one) for one in got] == [facts(one) for one in alone(lm, samplings, StopConfig())]
+
+
+def test_the_first_is_there_while_the_others_still_run(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = list[int]()
+    decode = lm.engine.decode_rows
+    monkeypatch.setattr(lm.engine, "decode_rows", lambda ids, cache: steps.append(len(ids)) or decode(ids, cache))
+    streams = lm.streams(PROMPT, VARIED.for_samples(4), StopConfig(ignore_eos=True))
+    first = next(streams)
+    assert isinstance(next(first), TextDelta)
+    assert len(steps) < 5
+    outcome(first)
+    done = len(steps)
+    for events in streams:
+        outcome(events)
+    assert len(steps) == done  # they were decoded along with the first
+
+
+def test_an_interrupt_ends_all_that_were_begun(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_MOST_ROWS", 3)
+    asked = 0
+
+    def cancelled() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 6
+
+    samplings, endless = VARIED.for_samples(6), StopConfig(ignore_eos=True)
+    got = together(lm, samplings, endless, cancelled=cancelled)
+    whole = alone(lm, samplings[:3], endless)
+    assert len(got) == 3
+    for (text, end), (all_of_it, _) in zip(got, whole, strict=True):
+        assert isinstance(end, Finished)
+        assert (end.reason, len(end.ids)) == ("interrupt", 6)
+        assert text and all_of_it.startswith(text)
+
+
+def test_an_interrupted_prompt_leaves_samples_without_text(lm: LanguageModel) -> None:
+    got = together(lm, VARIED.for_samples(3), StopConfig(), cancelled=lambda: True)
+    assert [(text, end.reason) for text, end in got if isinstance(end, Finished)] == [(b"", "interrupt")] * 3
+
+
+def test_as_many_share_a_step_as_fit_into_the_memory(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = lm.engine.decoder.config.cache_bytes(64, 4)
+    for free, rows in ((10**9, 32), (3 * 5 * row, 5), (1, 1)):
+        monkeypatch.setattr(engine, "free_bytes", lambda device, free=free: free)
+        assert lm.engine.most_rows(64) == lm.engine.most_rows(1000) == rows
+
+
+def test_one_bad_config_is_refused_before_anything_runs(lm: LanguageModel) -> None:
+    with pytest.raises(UsageError, match="outside the vocabulary"):
+        lm.streams(PROMPT, [VARIED, replace(VARIED, logit_bias=((10**6, 1.0),))], StopConfig())
+
+
+def test_seeds_count_up_from_a_random_one_and_start_again_behind_the_highest() -> None:
+    assert [config.seed for config in replace(VARIED, seed=2**64 - 1).for_samples(3)] == [2**64 - 1, 0, 1]
+    first, second = replace(VARIED, seed=None).for_samples(2)
+    assert first.seed is not None and second.seed == first.seed + 1

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+import gptcli
+from gptcli import LanguageModel
+from gptcli.errors import ContextOverflow, UsageError
+from gptcli.generation.scores import Score
+from gptcli.generation.scoring import windows
+from gptcli.runtime import engine as engine_module
+from tests.tiny import TEXT, make_model
+
+
+@pytest.fixture(scope="module")
+def short(tiny_model: Path) -> LanguageModel:
+    """The tiny llama with a context far shorter than the texts."""
+    return gptcli.load(tiny_model, device="cpu", dtype="fp32", ctx_size=24)
+
+
+@pytest.fixture(scope="module")
+def with_bos(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    path = make_model(tmp_path_factory.mktemp("models") / "bos", adds_bos=True)
+    return gptcli.load(path, device="cpu", dtype="fp32", ctx_size=24)
+
+
+def behind(lm: LanguageModel, before: list[int], id: int) -> float:
+    """A token's log-probability, computed on its own."""
+    return lm.logits(before).double().log_softmax(-1)[-1, id].item()
+
+
+@given(st.integers(1, 200), st.integers(1, 40), st.data())
+def test_windows_score_each_token_once_behind_as_many_as_fit(tokens: int, context: int, data: st.DataObject) -> None:
+    stride = data.draw(st.integers(1, context))
+    all_windows = list(windows(tokens, context, stride))
+    assert [token for w in all_windows for token in range(w.first, w.end)] == list(range(1, tokens))
+    for window in all_windows:
+        assert window.end - 1 - window.begin <= context
+        assert window.begin == 0 or window.end - 1 - window.begin == context
+        assert window.first - window.begin >= min(window.first, context - stride + 1)
+
+
+@pytest.mark.parametrize("stride", [1, 5, 12, 24, None])
+def test_a_long_text_is_scored_as_its_windows_are_one_by_one(short: LanguageModel, stride: int | None) -> None:
+    ids = short.tokenizer.encode(TEXT)
+    assert len(ids) > 3 * short.ctx_size
+    score = short.score(TEXT, stride=stride)
+    assert score.ids == tuple(ids)
+    assert score.logprobs[0] is None
+    step = stride or 12
+    for place, got in enumerate(score.logprobs[1:], 1):
+        # The window that a token is scored in ends at the first border that is not before it.
+        ahead = max(0, math.ceil((place - 24) / step))
+        end = min(len(ids), 25 + ahead * step)
+        assert got == pytest.approx(behind(short, ids[max(0, end - 25) : place], ids[place]), abs=1e-5)
+
+
+def test_scores_of_a_tiny_checkpoint_are_the_references(tiny_model: Path, tiny: LanguageModel) -> None:
+    reference = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    score = tiny.score(TEXT)
+    with torch.no_grad():
+        wanted = reference(torch.tensor([score.ids])).logits[0].log_softmax(-1)
+    expected = [wanted[place, id].item() for place, id in enumerate(score.ids[1:])]
+    assert score.logprobs[1:] == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_the_tokenizer_puts_before_a_text_begins_every_window_and_has_no_probability(
+    with_bos: LanguageModel,
+) -> None:
+    score = with_bos.score(TEXT, stride=8)
+    ids = list(score.ids)
+    assert (ids[0], score.logprobs[0]) == (1, None)
+    assert score.logprobs[1] == pytest.approx(behind(with_bos, [1], ids[1]), abs=1e-5)
+    for place in (30, len(ids) - 1):
+        end = min(len(ids), 25 + max(0, math.ceil((place - 24) / 8)) * 8)
+        before = [1, *ids[end - 24 : place]]
+        assert score.logprobs[place] == pytest.approx(behind(with_bos, before, ids[place]), abs=1e-5)
+
+
+def test_the_logits_of_a_whole_text_are_never_in_memory(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tiny.score(TEXT, top=2)
+    monkeypatch.setattr(engine_module, "_CHUNK", 7)
+    rows = []
+    run = type(tiny.engine)._run
+
+    def watched(*given: object, **named: int) -> torch.Tensor:
+        logits = run(*given, **named)  # type: ignore[arg-type]
+        rows.append(len(logits))
+        return logits
+
+    monkeypatch.setattr(type(tiny.engine), "_run", watched)
+    in_pieces = tiny.score(TEXT, top=2)
+    assert max(rows) == 7
+    assert in_pieces.logprobs[1:] == pytest.approx(whole.logprobs[1:], abs=1e-5)
+    assert [[t.id for t in top] for top in in_pieces.top] == [[t.id for t in top] for top in whole.top]
+
+
+def test_the_likeliest_tokens_are_those_at_the_tokens_place(tiny: LanguageModel) -> None:
+    score = tiny.score("In a small town", top=3)
+    logprobs = tiny.logits(score.ids).log_softmax(-1)[:, : tiny.tokenizer.size]
+    assert score.top[0] == ()
+    for place, top in enumerate(score.top[1:]):
+        assert [token.id for token in top] == logprobs[place].topk(3).indices.tolist()
+        assert [token.logprob for token in top] == pytest.approx(logprobs[place].topk(3).values.tolist(), abs=1e-5)
+
+
+def test_a_text_of_one_token_has_no_figures() -> None:
+    score = Score((5,), (None,), 3, ((),))
+    assert (score.nll, math.copysign(1, score.nll)) == (0, 1)
+    assert math.isnan(score.perplexity) and math.isnan(score.bits_per_byte)
+
+
+def test_figures_beyond_what_floats_hold_are_infinite() -> None:
+    assert Score((5, 6), (None, -1e6), 3, ((), ())).perplexity == math.inf
+
+
+@pytest.mark.parametrize(("stride", "top"), [(0, 0), (25, 0), (-1, 0), (1, -1)])
+def test_a_stride_or_top_out_of_range_is_refused(short: LanguageModel, stride: int, top: int) -> None:
+    with pytest.raises(UsageError, match="stride must be between 1 and 24" if top == 0 else "top must be"):
+        short.score("x", stride=stride, top=top)
+
+
+def test_an_empty_text_is_not_scored(tiny: LanguageModel) -> None:
+    with pytest.raises(UsageError, match="nothing to score"):
+        tiny.score("")
+
+
+def test_choices_are_scored_behind_the_prompt_and_sum_to_one(tiny: LanguageModel) -> None:
+    prompt = tiny.tokenizer.encode("In a small")
+    chosen = tiny.choose("In a small", [" town", " clockmaker", " bells and"])
+    for choice in chosen:
+        before = list(prompt)
+        for id, logprob in zip(choice.ids, choice.logprobs, strict=True):
+            assert logprob == pytest.approx(behind(tiny, before, id), abs=1e-5)
+            before.append(id)
+        assert tiny.tokenizer.decode(before) == b"In a small" + choice.text.encode()
+    assert sum(choice.probability for choice in chosen) == pytest.approx(1)
+    assert [c.probability for c in chosen] == sorted((c.probability for c in chosen), reverse=True)
+    ratio = math.exp(chosen[0].logprob - chosen[1].logprob)
+    assert chosen[0].probability / chosen[1].probability == pytest.approx(ratio)
+
+
+def test_a_choice_that_merges_with_the_prompts_end_is_compared_from_the_same_place(tiny: LanguageModel) -> None:
+    encode = tiny.tokenizer.encode
+    assert encode("In a ")[: len(encode("In a"))] == encode("In a")
+    assert encode("In a small")[: len(encode("In a "))] != encode("In a ")  # ` small` is one token
+    chosen = {choice.text: choice for choice in tiny.choose("In a ", ["small", "7"])}
+    shared = len(encode("In a"))
+    for text in ("small", "7"):
+        assert list(chosen[text].ids) == encode(f"In a {text}")[shared:]
+    directly = {choice.text: choice.logprob for choice in tiny.choose("In a", [" small", " 7"])}
+    assert chosen["small"].logprob == pytest.approx(directly[" small"], abs=1e-5)
+    assert chosen["7"].logprob == pytest.approx(directly[" 7"], abs=1e-5)
+
+
+def test_the_prompt_of_many_choices_is_run_once(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+    run = type(tiny.engine)._run
+
+    def watched(engine: object, rows: list[list[int]], *given: object, **named: int) -> torch.Tensor:
+        ran.append(len(rows[0]))
+        return run(engine, rows, *given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(tiny.engine), "_run", watched)
+    tiny.choose(TEXT, ["In", "there", "bells"])
+    prompt = len(tiny.tokenizer.encode(TEXT))
+    assert sum(ran) < prompt + 3 * 8
+    assert ran[0] > prompt // 2
+
+
+def test_token_ids_as_a_prompt_stay_as_they_are(tiny: LanguageModel) -> None:
+    chosen = tiny.choose([1, 5, 6], ["town", "bells"])
+    assert {c.text: list(c.ids) for c in chosen} == {c: tiny.tokenizer.encode(c) for c in ("town", "bells")}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "choices", "error"),
+    [
+        ("In a", ["only"], "at least two choices"),
+        ("In a", ["same", "same"], "a choice is there twice: same"),
+        ("In a", ["one", ""], "must not be empty"),
+        ("", ["one", "two"], "no prompt for the choices"),
+    ],
+)
+def test_choices_that_cannot_be_compared_are_refused(
+    tiny: LanguageModel, prompt: str, choices: list[str], error: str
+) -> None:
+    with pytest.raises(UsageError, match=error):
+        tiny.choose(prompt, choices)
+
+
+def test_a_prompt_and_choice_longer_than_the_context_are_refused(short: LanguageModel) -> None:
+    with pytest.raises(ContextOverflow, match="tokens in a context of 24"):
+        short.choose(TEXT, ["one", "two"])
+
+
+def test_a_model_that_adds_bos_can_choose_without_a_prompt(with_bos: LanguageModel) -> None:
+    chosen = with_bos.choose("", ["In", "there"])
+    for choice in chosen:
+        assert choice.logprobs[0] == pytest.approx(behind(with_bos, [1], choice.ids[0]), abs=1e-5)
