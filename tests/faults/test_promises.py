@@ -23,6 +23,9 @@ COMMANDS = [
     "generate -m MODEL -n 2 hi",
     "generate -m MODEL -n 2 --chat hi",
     "generate -m MODEL -n 2 --json --logprobs 3 --quantize int8 hi",
+    "chat -m MODEL -n 2 hi",
+    "tokenize -m MODEL --text hi",
+    "score -m MODEL FILE",
     "models show MODEL",
     "models verify MODEL",
     "models",
@@ -61,7 +64,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_command_opens_no_socket_runs_nothing_of_a_model_and_reads_nothing_outside_of_it(
     hostile: Path, tmp_path: Path, command: str
 ) -> None:
-    arguments = command.replace("MODEL", str(hostile)).split()
+    arguments = command.replace("MODEL", str(hostile)).replace("FILE", str(hostile / "config.json")).split()
     report = tmp_path / "report"
     done = subprocess.run(
         [sys.executable, "-P", "-m", "tests.faults.audited", str(report), *arguments],
