@@ -166,7 +166,7 @@ _CHECKS: dict[str, dict[str, Callable[[Mapping[str, Any]], bool]]] = {
         **dict.fromkeys(("ByteLevel", "Metaspace", "Digits", "Punctuation", "WhitespaceSplit"), _always),
         "Split": _is_harmless_pattern,
     },
-    "post_processor": {"ByteLevel": _always, "TemplateProcessing": _is_harmless_template},
+    "post_processor": {"ByteLevel": _always, "RobertaProcessing": _always, "TemplateProcessing": _is_harmless_template},
     "decoder": {
         **dict.fromkeys(("ByteLevel", "Metaspace", "ByteFallback", "Fuse", "Strip"), _always),
         "Replace": _is_harmless_replacement,
