@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from gptcli.text.jinja import Template
 
 _LIMIT = 1 << 20  # bytes of a template
+# The variable that is asked for; some templates have but one of their own by that name, which nobody can set.
+_SWITCH = re.compile(r"(?<![\w.])enable_thinking\b(?!\s*=(?!=))")
+_PROBE = "7193046582"
 
 
 class ChatTemplate:
@@ -71,25 +75,48 @@ class ChatTemplate:
         except UnicodeDecodeError as error:
             raise InputError(f"cannot read: {file}: byte {error.start} is not UTF-8") from None
 
-    def render(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+    @property
+    def knows_thinking(self) -> bool:
+        """Whether the template can be asked for an answer with or without thinking first."""
+        return _SWITCH.search(self.source) is not None
+
+    def render(self, messages: Sequence[Message], tokenizer: Tokenizer, *, thinking: bool | None = None) -> list[int]:
         """Token ids of a conversation, up to where the assistant speaks next.
 
         What the messages spell is text, whatever it looks like; control tokens come from the template alone.
+        thinking: the template's `enable_thinking`, which stays undefined where it is None.
         Raises TemplateError where the template fails or refuses the conversation.
         """
+        switches = {} if thinking is None else {"enable_thinking": thinking}
+        guarded = [{"role": message.role, "content": tokenizer.guard(message.content)} for message in messages]
         variables = {
-            "messages": [{"role": message.role, "content": tokenizer.guard(message.content)} for message in messages],
+            "messages": guarded,
             "add_generation_prompt": True,
             "tools": None,
+            "documents": None,
+            **switches,
             **tokenizer.named_tokens,
         }
         try:
             text = self._rendered(variables)
+            if not self._hears_the_user(variables, text):
+                raise TemplateError("it leaves out what the user says: it may be one for images beside texts")
         except (TemplateError, Misbehaved) as error:
             raise TemplateError(f"chat template: {self.where}: {error}") from None
         if not text.strip():
             raise TemplateError(f"chat template: {self.where}: it makes nothing of the conversation")
         return tokenizer.encode_rendered(text)
+
+    def _hears_the_user(self, variables: dict[str, Any], text: str) -> bool:
+        """Whether what the user said last is in a rendered chat, whatever the template makes of it.
+
+        Templates that take a message for a list of parts drop a text without a word.
+        """
+        match variables["messages"]:
+            case [*before, {"role": "user", "content": said}] if said.strip() not in text:
+                probed = [*before, {"role": "user", "content": _PROBE}]
+                return _PROBE in self._rendered(variables | {"messages": probed})
+        return True
 
     def _rendered(self, variables: dict[str, Any]) -> str:
         if self._isolated is None:
