@@ -99,12 +99,12 @@ class ChatTemplate:
         }
         try:
             text = self._rendered(variables)
+            if not text.strip():
+                raise TemplateError("it makes nothing of the conversation")
             if not self._hears_the_user(variables, text):
                 raise TemplateError("it leaves out what the user says: it may be one for images beside texts")
         except (TemplateError, Misbehaved) as error:
             raise TemplateError(f"chat template: {self.where}: {error}") from None
-        if not text.strip():
-            raise TemplateError(f"chat template: {self.where}: it makes nothing of the conversation")
         return tokenizer.encode_rendered(text)
 
     def _hears_the_user(self, variables: dict[str, Any], text: str) -> bool:

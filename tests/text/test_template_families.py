@@ -85,6 +85,13 @@ def template(family: str) -> ChatTemplate:
     return ChatTemplate.from_file(HOME / f"{family}.jinja")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def processes_end() -> Iterator[None]:
+    """Each template has a process for as long as it is kept."""
+    yield
+    template.cache_clear()
+
+
 def ours(family: str, turns: Turns, tokenizer: Tokenizer, thinking: bool | None = None) -> list[int] | None:
     """Token ids, or None where the template refuses the conversation."""
     try:
@@ -94,13 +101,14 @@ def ours(family: str, turns: Turns, tokenizer: Tokenizer, thinking: bool | None 
 
 
 def theirs(family: str, turns: Turns, reference: Any, **options: bool) -> Any:
-    """Token ids as transformers has them, or a text; None where the template refuses the conversation."""
+    """Token ids as transformers has them, or a text; None where the template refuses the conversation, or has none."""
     messages = [{"role": role, "content": text} for role, text in turns]
     source = (HOME / f"{family}.jinja").read_text(encoding="utf-8")
     try:
-        return reference.apply_chat_template(
+        rendered = reference.apply_chat_template(
             messages, chat_template=source, add_generation_prompt=True, return_dict=False, **options
         )
+        return rendered or None
     except jinja2.TemplateError:
         return None
 
