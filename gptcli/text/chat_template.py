@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from gptcli.text.jinja import Template
 
 _LIMIT = 1 << 20  # bytes of a template
+# The variable that is asked for; some templates have but one of their own by that name, which nobody can set.
+_SWITCH = re.compile(r"(?<![\w.])enable_thinking\b(?!\s*=(?!=))")
+_PROBE = "7193046582"
 
 
 class ChatTemplate:
@@ -74,7 +78,7 @@ class ChatTemplate:
     @property
     def knows_thinking(self) -> bool:
         """Whether the template can be asked for an answer with or without thinking first."""
-        return "enable_thinking" in self.source
+        return _SWITCH.search(self.source) is not None
 
     def render(self, messages: Sequence[Message], tokenizer: Tokenizer, *, thinking: bool | None = None) -> list[int]:
         """Token ids of a conversation, up to where the assistant speaks next.
@@ -90,20 +94,36 @@ class ChatTemplate:
         return tokenizer.unguard(self._text(messages, tokenizer, thinking))
 
     def _text(self, messages: Sequence[Message], tokenizer: Tokenizer, thinking: bool | None) -> str:
+        switches = {} if thinking is None else {"enable_thinking": thinking}
+        guarded = [{"role": message.role, "content": tokenizer.guard(message.content)} for message in messages]
         variables = {
-            "messages": [{"role": message.role, "content": tokenizer.guard(message.content)} for message in messages],
+            "messages": guarded,
             "add_generation_prompt": True,
             "tools": None,
-            **({} if thinking is None else {"enable_thinking": thinking}),
+            "documents": None,
+            **switches,
             **tokenizer.named_tokens,
         }
         try:
             text = self._rendered(variables)
+            if not text.strip():
+                raise TemplateError("it makes nothing of the conversation")
+            if not self._hears_the_user(variables, text):
+                raise TemplateError("it leaves out what the user says: it may be one for images beside texts")
         except (TemplateError, Misbehaved) as error:
             raise TemplateError(f"chat template: {self.where}: {error}") from None
-        if not text.strip():
-            raise TemplateError(f"chat template: {self.where}: it makes nothing of the conversation")
         return text
+
+    def _hears_the_user(self, variables: dict[str, Any], text: str) -> bool:
+        """Whether what the user said last is in a rendered chat, whatever the template makes of it.
+
+        Templates that take a message for a list of parts drop a text without a word.
+        """
+        match variables["messages"]:
+            case [*before, {"role": "user", "content": said}] if said.strip() not in text:
+                probed = [*before, {"role": "user", "content": _PROBE}]
+                return _PROBE in self._rendered(variables | {"messages": probed})
+        return True
 
     def _rendered(self, variables: dict[str, Any]) -> str:
         if self._isolated is None:
