@@ -40,6 +40,7 @@ LIBRARIES = {
         *site.getsitepackages(),
         *sysconfig.get_paths().values(),
         ROOT / "gptcli",
+        ROOT / "gptcli.egg-info",  # what pip writes there for an editable install
         audited.__file__,
     )
 }
