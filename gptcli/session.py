@@ -160,11 +160,16 @@ class Session:
             for event in self.events[kept:]:
                 journal.append(event)
 
-    def check(self, text: str) -> None:
-        """Raises what `send` would where a question cannot be asked. Needs no weights."""
+    def preview(self, text: str) -> list[Message]:
+        """The messages that the model would be given with a question. Needs no weights.
+
+        Raises what `send` would where it cannot be asked.
+        """
         self._turns.append({"role": "user", "content": text})
         try:
-            self._lm.check_request(self._fitting()[1], self._next_sampling())
+            hidden, prompt = self._fitting()
+            self._lm.check_request(prompt, self._next_sampling())
+            return self._seen(hidden)
         finally:
             self._turns.pop()
 
