@@ -203,14 +203,14 @@ class Session:
         """
         question = self._unanswered
         if question is None:
-            question = {**self._last_question(), "instead": True}
+            question = {**self._last_question("ask again"), "instead": True}
         if text is not None:
             question = {**question, "content": text}
         return self._ask(question, on_prefill, cancelled)
 
     def undo(self) -> str:
         """Takes the last turn back; returns what the user had said. Raises UsageError where there is none."""
-        text: str = self._last_question()["content"]
+        text: str = self._last_question("take back")["content"]
         self._truncate(len(self._turns) - 2)
         self._unanswered = None
         return text
@@ -241,10 +241,10 @@ class Session:
     def _rendered(self, hidden: int) -> list[int]:
         return self.template.render(self._seen(hidden), self._lm.tokenizer, thinking=self._settings.thinking)
 
-    def _last_question(self) -> Mapping[str, Any]:
+    def _last_question(self, purpose: str) -> Mapping[str, Any]:
         self._check_ended()
         if not self._turns:
-            raise UsageError("there is no turn to take back")
+            raise UsageError(f"there is no turn to {purpose}")
         return self._turns[-2]
 
     def _check_ended(self) -> None:

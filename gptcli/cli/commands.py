@@ -38,7 +38,7 @@ def _exit(repl: Repl, _: str) -> NoReturn:
 
 
 def _copy(repl: Repl, _: str) -> None:
-    answer = without_thoughts(talk.last(repl, "assistant"))
+    answer = without_thoughts(talk.last(repl, "assistant"), inside=repl.prompt_opens_thoughts())
     repl.say(f"copied {len(answer)} characters {copy(answer)}")
 
 

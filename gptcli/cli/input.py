@@ -106,7 +106,8 @@ class LineInput:
     def _edited(self, session: PromptSession[str], prompt: str, default: str) -> str:
         with handled(self._end_by, "SIGTERM", "SIGHUP"):
             try:
-                return session.prompt([("class:prompt", prompt)], default=default, pre_run=self._begin)
+                shown = self._pastes.recalled(default)
+                return session.prompt([("class:prompt", prompt)], default=shown, pre_run=self._begin)
             except _Ended:
                 pass
         if self._ended_by:

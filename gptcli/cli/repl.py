@@ -19,7 +19,7 @@ from gptcli.cli.signals import stoppable
 from gptcli.cli.sink import Sink
 from gptcli.cli.slash import CommandCompleter, find
 from gptcli.cli.thinking import OPENING
-from gptcli.errors import GptcliError, OutputError, TemplateError
+from gptcli.errors import GptcliError, OutputError, TemplateError, UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import LanguageModel
 from gptcli.session import Event, Session, TurnsDropped
@@ -52,6 +52,7 @@ class Repl:
         self._loading = Loading(session.lm, self.input.refresh, self.input.fail)
         self._used = 0
         self._warned = False
+        self._unsaved: list[SessionFile] = []  # of conversations that were left
 
     def run(self) -> None:
         """Until the person leaves. Raises what kept the model from loading, and OutputError for what was not saved."""
@@ -60,10 +61,11 @@ class Repl:
             with contextlib.suppress(Leave):
                 while True:
                     self._turn()
-        if self.file is not None and self.file.problem is not None:
-            self.file.sync()
-            if self.file.problem is not None:
-                raise OutputError(f"cannot write: {self.file.path}: {self.file.problem.strerror}")
+        for file in filter(None, [*self._unsaved, self.file]):
+            if file.problem is not None:
+                file.sync()
+            if file.problem is not None:
+                raise OutputError(f"cannot write: {file.path}: {file.problem.strerror}")
 
     def say(self, text: str) -> None:
         """Writes lines of our own."""
@@ -102,7 +104,10 @@ class Repl:
         text = typed.strip()
         if text.startswith("/") and not text.startswith("//"):
             name, *argument = text[1:].split(maxsplit=1) or [""]
-            find(name, COMMANDS).run(self, *argument or [""])
+            command = find(name, COMMANDS)
+            if argument and not command.arguments:
+                raise UsageError(f"/{command.name} takes nothing behind it")
+            command.run(self, *argument or [""])
         elif text:
             message = typed.lstrip()[1:] if text.startswith("//") else typed
             self.answer(partial(self.session.send, message))
@@ -156,16 +161,22 @@ class Repl:
         self.session.lm = lm
 
     def change_session(self, session: Session, file: SessionFile | None) -> None:
-        """Goes on with another conversation; the present one stays as it is on disk."""
+        """Goes on with another conversation. The present one stays as it is, and is offered to the disk once more."""
         self.session.keep_in(None)
         if self.file is not None:
-            self.file.close()
-        self.session, self.file = session, file
+            if self.file.problem is not None:
+                self.file.sync()
+            if self.file.problem is not None:
+                self._unsaved.append(self.file)
+            else:
+                self.file.close()
+        self.session, self.file, self._warned = session, file, False
 
     def _answer_view(self, activity: Activity) -> Answer:
-        return Answer(self.view, self._sink, activity, lm=self.session.lm, thinking=self._prompt_opens_thoughts())
+        return Answer(self.view, self._sink, activity, lm=self.session.lm, thinking=self.prompt_opens_thoughts())
 
-    def _prompt_opens_thoughts(self) -> bool:
+    def prompt_opens_thoughts(self) -> bool:
+        """Whether the template begins a reply with the tag that opens thoughts, so that the reply does not."""
         if OPENING not in self.session.template.source:
             return False
         end = self.session.prompt()[-8:]

@@ -53,9 +53,9 @@ class Thoughts:
             yield text, thought
 
 
-def without_thoughts(reply: str) -> str:
-    """The answer alone."""
-    thoughts = Thoughts()
+def without_thoughts(reply: str, *, inside: bool = False) -> str:
+    """The answer alone; `inside` as in `Thoughts`, for a reply that leaves its thoughts."""
+    thoughts = Thoughts(inside=inside and CLOSING in reply)
     return "".join(text for text, thought in [*thoughts.push(reply), *thoughts.flush()] if not thought)
 
 

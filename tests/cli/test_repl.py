@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -298,6 +299,26 @@ def test_a_full_disk_is_told_once_and_at_the_end() -> None:
     shell.finish()
     assert "error: cannot write" in shell.lines[-2]
     assert shell.lines[-1] == "code 8"
+
+
+@pytest.mark.parametrize("room_again", [False, True])
+def test_a_conversation_that_was_left_for_lack_of_room_is_offered_to_the_disk_again(room_again: bool) -> None:
+    chat = Chat(HELLO, "--session", "mine", width=200).ready()
+    chat.ask("one")
+    limit_files_of(chat, 100)
+    chat.ask("two")
+    chat.expect("note: not saved")
+    chat.ask("/new")
+    if room_again:
+        limit_files_of(chat, resource.RLIM_INFINITY)
+    assert chat.leave() == (0 if room_again else 8)
+    assert ("mine.jsonl: File too large" in chat.lines[-1]) == (not room_again)
+    assert said() == ["one", "Hello there.", *(["two", "Hello there."] if room_again else [])]
+
+
+def limit_files_of(chat: Chat, size: int) -> None:
+    """Lets no file of the program grow beyond so many bytes, as if the disk were full."""
+    resource.prlimit(chat.child.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 def paragraph(count: int) -> Script:
