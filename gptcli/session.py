@@ -95,7 +95,7 @@ class Session:
                 raise InputError(f"not a session: event {number}: {error}") from None
             session.events.append(event)
         if len(session._turns) % 2:
-            session._take_question_back()
+            session._truncate(len(session._turns) - 1)
         return session
 
     @property
@@ -212,13 +212,12 @@ class Session:
         """Takes the last turn back; returns what the user had said. Raises UsageError where there is none."""
         text: str = self._last_question("take back")["content"]
         self._truncate(len(self._turns) - 2)
-        self._unanswered = None
         return text
 
     def fork(self) -> Session:
         """A session that has gone the same way so far; it shares the cache, which serves whoever speaks next."""
         fork = Session.restored(self._lm, self.events, template=self._own_template)
-        fork._cache, fork._unanswered = self._cache, self._unanswered
+        fork._cache = self._cache
         return fork
 
     def prompt(self) -> list[int]:
@@ -256,18 +255,13 @@ class Session:
     ) -> Iterator[Event]:
         self._check_ended()
         self._record(question)
-        self._unanswered = None
         try:
             yield from self._answer(on_prefill, cancelled)
         finally:
             if len(self._turns) % 2:
-                self._take_question_back()
+                self._truncate(len(self._turns) - 1)
             if self._journal is not None:
                 self._journal.sync()
-
-    def _take_question_back(self) -> None:
-        self._unanswered = self._turns[-1]
-        self._truncate(len(self._turns) - 1)
 
     def _answer(self, on_prefill: Callable[[int, int], None], cancelled: Callable[[], bool]) -> Iterator[Event]:
         hidden, prompt = self._fitting()
@@ -375,9 +369,12 @@ class Session:
                         raise ValueError("there is nothing in whose place it could be asked")
                     self._turns, self._replaced = self._turns[:-2], self._turns[-2:]
                 self._turns.append(event)
+                self._unanswered = None
             case "truncate":
                 if event["messages"] not in range(len(self._turns) + 1):
                     raise ValueError(f"there are no {event['messages']} messages to keep")
+                taken_back = self._turns[event["messages"] :]
+                self._unanswered = taken_back[0] if len(taken_back) == 1 else None
                 self._turns[event["messages"] :] = self._replaced
                 self._replaced = []
             case unknown:

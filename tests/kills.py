@@ -193,18 +193,17 @@ def _read(terminal: int) -> bytes:
         return b""
 
 
-def left_of(name: str, lm: LanguageModel, lost: Turns) -> Talk:
-    """What a session has on disk; `lost` is what was asked last and may have brought no reply."""
+def left_of(name: str, lm: LanguageModel, *lost: Turns) -> Talk:
+    """What a session has on disk; each of `lost` ends with a question that may have brought no reply."""
     if name not in session_names():
         return Talk()
     session = Session.restored(lm, read_session(name))
     said = [message.content for message in session.messages]
     replies = [match[0] if (match := re.match(_REPLY, reply)) else reply for reply in said[1::2]]
-    if session.unanswered is None:
-        lost = ()
-    elif not lost or session.unanswered != lost[-1][0]:
-        raise Loss(f"nobody asked {session.unanswered} last, but {lost[-1:]}")
-    return Talk(tuple(zip(said[::2], replies, strict=True)), lost)
+    asked = {turns[-1][0]: turns for turns in lost if turns}
+    if session.unanswered is not None and session.unanswered not in asked:
+        raise Loss(f"nobody asked {session.unanswered}")
+    return Talk(tuple(zip(said[::2], replies, strict=True)), asked.get(session.unanswered or "", ()))
 
 
 def is_torn(file: Path) -> bool:
@@ -227,7 +226,7 @@ def kill(kills: int, dice: random.Random, directory: Path) -> Report:
         talk, under_way = converse(name, talk, dice, report)
         report.under_way += under_way is not None
         report.torn += is_torn(directory / "gptcli" / "sessions" / f"{name}.jsonl")
-        left = left_of(name, lm, under_way.turns if under_way and under_way.awaits_reply else talk.lost)
+        left = left_of(name, lm, talk.lost, under_way.turns if under_way and under_way.awaits_reply else ())
         if left.turns != talk.turns and not (under_way and under_way.may_have_left(left.turns)):
             raise Loss(f"kill {report.kills}: {name} has {left}, after {talk} and {under_way}")
         talk = left

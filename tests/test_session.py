@@ -152,7 +152,8 @@ def test_the_turn_before_outlives_a_process_that_dies_while_asking_again(text: s
     for died_at in (events, events + 1):
         again = Session.restored(tiny, session.events[:died_at])
         assert again.messages == before
-    assert again.unanswered == (text or "In a town")
+    assert again.unanswered == again.fork().unanswered == (text or "In a town")
+    assert Session.restored(tiny, again.events).unanswered == again.unanswered
     finish(again.retry())
     assert again.messages == session.messages
 

@@ -46,7 +46,7 @@ def has_turns(session: Session) -> bool:
 
 def state(session: Session) -> object:
     """All that a session is."""
-    return session.messages, session.system, session.settings, session.prompt()
+    return session.messages, session.unanswered, session.system, session.settings, session.prompt()
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

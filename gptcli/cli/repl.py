@@ -120,6 +120,7 @@ class Repl:
             stop.pressed += typed.take_interrupt()
             if not self._loading.wait(activity, stop):
                 typed.keep_unsent()
+                activity.close()
                 print_note("not sent: the model is still loading")
                 return
             self.session.records_probabilities = self.view.probabilities

@@ -351,7 +351,7 @@ def test_a_tiny_model_of_our_own_talks(tiny_model: Path, text: str) -> None:
     terminal.type("\x04")
     terminal.finish()
     assert terminal.child.exitstatus == 0
-    assert [event["type"] for event in sessions()[0]].count("truncate") == 1
+    assert [event.get("instead") for event in sessions()[0] if event.get("role") == "user"] == [None, True]
 
 
 @pytest.mark.real
@@ -375,6 +375,15 @@ def test_ctrl_c_right_behind_enter_stops_the_answer_too() -> None:
     chat.expect("interrupted")
     chat.ready(2)
     assert chat.leave() == 0
+
+
+def test_a_question_that_was_not_sent_is_told_on_a_line_of_its_own() -> None:
+    chat = Chat(Script(pieces=["x"], load_s=5)).ready()
+    chat.type("hello\r")
+    chat.expect("100 MB/300 MB")
+    chat.type("\x03")
+    chat.ready(2)
+    assert chat.lines[2] == "gptcli: note: not sent: the model is still loading"
 
 
 def test_a_message_can_be_called_back_while_the_model_loads() -> None:
