@@ -50,7 +50,11 @@ Event = TextDelta | TurnsDropped | Finished
 
 
 class Session:
-    """A conversation with a model. What a turn shares with the one before is not run again."""
+    """A conversation with a model. What a turn shares with the one before is not run again.
+
+    events: all that happened, plain records that JSON can keep and `restored` takes. finished: how each reply ended
+    that this process generated. records_probabilities: whether the next replies come with those of their tokens.
+    """
 
     def __init__(
         self,
@@ -60,8 +64,8 @@ class Session:
         *,
         template: ChatTemplate | None = None,
     ) -> None:
-        self.finished: list[Finished] = []  # how each reply ended that this process generated
-        self.records_probabilities = False  # whether the next replies come with those of their tokens
+        self.finished: list[Finished] = []
+        self.records_probabilities = False
         self.events: list[Mapping[str, Any]] = []
         self._lm = lm
         self._own_template = template
@@ -180,7 +184,7 @@ class Session:
         on_prefill: Callable[[int, int], None] = lambda done, total: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[Event]:
-        """Says something; yields the answer as it comes.
+        """Says something; yields the answer as it comes. Nothing happens before the first of it is asked for.
 
         Once `cancelled` is true the reply ends as it is, and is kept and marked. A question that brought no text at
         all, for an error or an interrupt, is taken back; so is one whose reply is not read to its end. Raises what

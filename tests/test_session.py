@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,19 @@ GREEDY = ChatSettings(temperature=0.0, max_tokens=8)
 @pytest.fixture
 def prefilled(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens each prefill of the tiny model runs."""
+    return counted_prefills(tiny, monkeypatch)
+
+
+def counted_prefills(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each prefill of a model runs from now on."""
     counts: list[int] = []
-    prefill = tiny.engine.prefill
+    prefill = lm.engine.prefill
 
     def counting(tokens: Any, *args: Any, **kwargs: Any) -> Any:
         counts.append(len(tokens))
         return prefill(tokens, *args, **kwargs)
 
-    monkeypatch.setattr(tiny.engine, "prefill", counting)
+    monkeypatch.setattr(lm.engine, "prefill", counting)
     return counts
 
 
@@ -307,6 +313,31 @@ def test_a_question_whose_reply_was_lost_can_be_asked_again(tiny: LanguageModel)
 def test_events_that_are_none_are_refused(event: dict[str, Any], complaint: str, tiny: LanguageModel) -> None:
     with pytest.raises(InputError, match=f"event 1.*{complaint}"):
         Session.restored(tiny, [event])
+
+
+def test_the_events_of_a_session_survive_json(tiny: LanguageModel) -> None:
+    session = tiny.session("Be brief.", ChatSettings(seed=3, max_tokens=8, logit_bias=((5, -1.0),)))
+    finish(session.send("one"))
+    again = Session.restored(tiny, json.loads(json.dumps(session.events)))
+    assert (again.messages, again.settings) == (session.messages, session.settings)
+    assert finish(again.send("two")).ids == finish(session.send("two")).ids
+
+
+def test_what_a_library_needs_of_a_conversation_has_a_name_in_the_package() -> None:
+    assert {"ChatSettings", "Finished", "Message", "Session", "TextDelta", "TurnsDropped"} <= set(dir(gptcli))
+    assert (gptcli.TurnsDropped, gptcli.Message) == (TurnsDropped, Message)
+
+
+@pytest.mark.real
+def test_the_tenth_turn_runs_no_more_tokens_than_the_second(
+    real: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = counted_prefills(real, monkeypatch)
+    session = real.session("You are a helpful assistant.", ChatSettings(temperature=0.0, max_tokens=120))
+    for topic in ("Rome", "bread", "the moon", "trees", "trains", "tea", "the sea", "chess", "bees", "rain"):
+        finish(session.send(f"Tell me something about {topic}, please."))
+    assert len(session.prompt()) > 1000
+    assert len(run) == 10 and max(run[1:]) < 30
 
 
 def test_another_model_goes_on_with_the_same_conversation(tiny: LanguageModel, tmp_path: Path) -> None:
