@@ -182,7 +182,8 @@ def _stored(name: str) -> StoredSession:
         modified,
         turns=len(messages) // 2,
         model=last_model(messages)[0],
-        question=str(messages[0].get("content")) if messages else "",
+        # A file can spell lone surrogates, which can be neither said nor shown.
+        question=str(messages[0].get("content")).encode("utf-8", "replace").decode() if messages else "",
     )
 
 

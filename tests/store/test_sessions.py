@@ -129,7 +129,7 @@ def test_sessions_are_listed_the_last_used_one_first(monkeypatch: pytest.MonkeyP
         ("new", 1, "tiny"),
         ("old", 1, "tiny"),
     ]
-    assert listed[0].question == EVENTS[1]["content"]
+    assert listed[0].question == "Grüße \u2028 ?"
 
 
 def test_a_question_asked_instead_of_another_counts_as_one_turn_whether_it_is_answered_or_not() -> None:
