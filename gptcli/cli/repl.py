@@ -61,9 +61,10 @@ class Repl:
             with contextlib.suppress(Leave):
                 while True:
                     self._turn()
-        for file in filter(None, [*self._unsaved, self.file]):
-            if file.problem is not None:
-                file.sync()
+        files = [file for file in (*self._unsaved, self.file) if file is not None and file.problem is not None]
+        for file in files:
+            file.sync()
+        for file in files:
             if file.problem is not None:
                 raise OutputError(f"cannot write: {file.path}: {file.problem.strerror}")
 
