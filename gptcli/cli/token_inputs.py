@@ -147,14 +147,18 @@ def given_ids(arguments: Sequence[str], errors: DecodingErrors, size: int) -> It
     """
     if arguments and list(arguments) != ["-"]:
         for id in _numbers([" ".join(map(argument_text, arguments))]):
-            if not id.isdecimal() or int(id) >= size:
+            if not _is_id(id, size):
                 raise UsageError(f"{id[:40]} is not an id: they are 0 to {size - 1}")
             yield int(id)
         return
     for id in _numbers(text_blocks(Path("-"), errors, None)):
-        if not id.isdecimal() or len(id) > 20 or int(id) >= size:
+        if not _is_id(id, size):
             raise InputError(f"not an id: standard input: {id[:40]}: they are 0 to {size - 1}")
         yield int(id)
+
+
+def _is_id(text: str, size: int) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 20 and int(text) < size  # longer ones take int() ages
 
 
 def _numbers(blocks: Iterable[str]) -> Iterator[str]:

@@ -199,8 +199,10 @@ def test_a_picture_that_cannot_be_written_is_an_output_error_before_anything_is_
     generate: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(LanguageModel, "open", None)
-    result = generate("In a", "--svg", tmp_path / "none" / "p.svg")
-    assert (result.code, result.out) == (8, b"")
+    for file in (tmp_path / "none" / "p.svg", tmp_path):
+        result = generate("In a", "--svg", file)
+        assert (result.code, result.out) == (8, b"")
+        assert f"cannot write: {file}" in result.err
 
 
 @pytest.mark.parametrize("options", [["--logprobs", "3"], ["--explain"], ["--logprobs", "0", "--explain"]])

@@ -179,7 +179,7 @@ def test_no_ids_are_no_text(tokenize: Cli) -> None:
     assert tokenize("--decode", stdin=b"[]").out == b""
 
 
-@pytest.mark.parametrize("id", ["304", "-1", "x", "1.5", "[[1]]"])
+@pytest.mark.parametrize("id", ["304", "-1", "x", "1.5", "[[1]]", "\u0663", "1" * 5000])
 def test_what_is_no_id_is_refused_before_anything_is_written(tokenize: Cli, id: str) -> None:
     result = tokenize("--decode", "5", "--", id)
     assert (result.code, result.out) == (2, b"")
@@ -246,6 +246,13 @@ def test_two_tokenizers_are_compared_border_by_border(tokenize: Cli, tmp_path: P
     assert record["tokens"] == counts
     borders = record["borders"]
     assert [borders["both"] + borders["first"], borders["both"] + borders["second"]] == counts
+
+
+def test_compared_texts_have_the_headings_of_all_views(tokenize: Cli, tiny_model: Path, text: Path) -> None:
+    compared = tokenize("--compare", tiny_model, "-", text, stdin=b"In").out.decode().splitlines()
+    shown = tokenize("-", text, stdin=b"In").out.decode().splitlines()
+    headings = ["==> standard input <==", f"==> {text} <=="]
+    assert [line for line in compared if line in headings] == [line for line in shown if line in headings] == headings
 
 
 def test_a_tokenizer_cuts_as_it_does_itself(tokenize: Cli, tiny_model: Path) -> None:
