@@ -117,12 +117,16 @@ def _messages(text: str, where: str) -> list[Message]:
     except RecursionError:
         raise InputError(f"not a conversation: {where}: nested too deeply") from None
     except ValueError:
+        if not text.strip():
+            raise InputError(f"not a conversation: {where}: there are no messages") from None
         return [_message(_json(line, f"{where}: line {number}"), f"{where}: line {number}")
                 for number, line in enumerate(text.split("\n"), 1) if line.strip()]  # fmt: skip
     if isinstance(value, dict):
         value = value["messages"] if "messages" in value else [value]
     if not isinstance(value, list):
         raise InputError(f"not a conversation: {where}: neither a list of messages nor one a line")
+    if not value:
+        raise InputError(f"not a conversation: {where}: there are no messages")
     return [_message(entry, f"{where}: message {number}") for number, entry in enumerate(value, 1)]
 
 

@@ -310,12 +310,24 @@ def test_a_conversations_tokens_have_roles(tokenize: Cli, tiny: LanguageModel, t
         ('{"role": "user", "content": "a"}\nb', "not JSON: standard input: line 2"),
         ('[{"role": "user", "content": 3}]', "not a message: standard input: message 1"),
         ("[" * 100_000, "nested too deeply"),
+        ("", "not a conversation: standard input: there are no messages"),
+        ("[]", "not a conversation: standard input: there are no messages"),
     ],
 )
 def test_what_is_no_conversation_is_refused(tokenize: Cli, content: str, message: str) -> None:
     result = tokenize("--chat", stdin=content.encode())
     assert (result.code, result.out) == (4, b"")
     assert message in result.err
+
+
+def test_a_message_that_a_template_rewrites_belongs_to_none(tokenize: Cli, tmp_path: Path) -> None:
+    template = tmp_path / "loud.jinja"
+    template.write_text("{% for message in messages %}{{ message['content'] | upper }}{% endfor %}")
+    given = json.dumps([{"role": "user", "content": "hello"}, {"role": "assistant", "content": "you"}])
+    result = tokenize("--chat", "--chat-template", template, "--json", stdin=given.encode())
+    tokens = json.loads(result.out)["tokens"]
+    assert "".join(token["token"] for token in tokens) == "HELLOYOU"
+    assert {token["role"] for token in tokens} == {None}
 
 
 BAD_COMBINATIONS = {
