@@ -263,7 +263,7 @@ def test_a_tokenizer_cuts_as_it_does_itself(tokenize: Cli, tiny_model: Path) -> 
 
 def test_the_vocabulary_can_be_searched(tokenize: Cli) -> None:
     rows = [row.split("\t") for row in tokenize("--vocab", "^ small$").out.decode().splitlines()]
-    assert [row[1:] for row in rows] == [[" small", "Ġsmall", b" small".hex(), "False"]]
+    assert [row[1:] for row in rows] == [[" small", "Ġsmall", b" small".hex(), "0"]]
     (record,) = map(json.loads, tokenize("--id", "2", "--json").out.splitlines())
     assert record == {
         "id": 2,
