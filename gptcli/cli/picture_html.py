@@ -25,6 +25,7 @@ body {
 h1 { margin: 0 0 .75rem; font-size: 1rem; font-weight: 600; overflow-wrap: anywhere; }
 ul, dl { display: flex; flex-wrap: wrap; gap: .5rem; margin: 0; padding: 0; list-style: none; }
 li { padding: .1rem .6rem; border-radius: .3rem; font-size: .8125rem; font-variant-numeric: tabular-nums; }
+li:first-child { padding-left: 0; }
 dl { gap: .5rem 2rem; margin-top: 1.5rem; }
 dl div { display: flex; flex-direction: column-reverse; }
 dt { color: var(--faint); font-size: .8125rem; }
