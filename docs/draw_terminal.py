@@ -1,12 +1,16 @@
 """Draws docs/*.svg: real commands, run in a pseudo-terminal, as Rich exports what they printed.
 
-python docs/draw_terminal.py [terminal | tokens]
+python docs/draw_terminal.py [terminal | tokens | chat]
 """
 
 from __future__ import annotations
 
 import io
+import os
+import signal
+import string
 import sys
+import tempfile
 from itertools import groupby
 from pathlib import Path
 
@@ -30,7 +34,17 @@ TOKENIZE = [
     f"gptcli tokenize --chat <<< '{CHAT}'",
     'gptcli tokenize --table --text "Köln 😀"',
 ]
-PICTURES = {"terminal": GENERATE, "tokens": TOKENIZE}
+# What is typed in a conversation, and what shows that its answer is whole.
+TALK = "gptcli chat -s 7 -t 0.3"
+TYPED = [
+    ("What is a clock, in one sentence?", "ctx · "),
+    ("Give me a short list of three things to eat in Rome.", "ctx · "),
+    ("/edit Give me a short list of three kinds of tea.", "ctx · "),
+    ("/tokens Buongiorno, Roma!", "tokens"),
+    ("/hlep", "hint:"),
+    ("/stats", "loaded in"),
+]
+PICTURES = {"terminal": GENERATE, "tokens": TOKENIZE, "chat": [TALK]}
 
 
 def run(command: str) -> pyte.Screen:
@@ -39,6 +53,33 @@ def run(command: str) -> pyte.Screen:
     child = pexpect.spawn("bash", ["-c", command], dimensions=(HEIGHT, WIDTH), encoding="utf-8", timeout=120)
     child.expect(pexpect.EOF)
     pyte.Stream(screen).feed(child.before)
+    return screen
+
+
+def converse() -> pyte.Screen:
+    """A terminal's screen in the midst of a conversation."""
+    screen = pyte.Screen(WIDTH, HEIGHT)
+    stream = pyte.ByteStream(screen)
+
+    def wait(child: pexpect.spawn[bytes], rest: str) -> None:
+        """Until the screen ends with a prompt and the line below it, and `rest` is in the latest lines."""
+        while True:
+            stream.feed(child.read_nonblocking(4096, timeout=120))
+            line = screen.cursor.y
+            latest = "\n".join(screen.display[max(0, line - 4) : line + 2])
+            if screen.display[line].strip() == ">" and "ctx" in screen.display[line + 1] and rest in latest:
+                return
+
+    with tempfile.TemporaryDirectory() as state:
+        environment = os.environ | {"XDG_STATE_HOME": state, "TERM": "xterm-256color"}
+        child = pexpect.spawn(TALK, dimensions=(HEIGHT, WIDTH), env=environment)
+        wait(child, "")
+        for line, shows in TYPED:
+            child.send(f"{line}\r")
+            wait(child, shows)
+        screen.cursor.y += 2
+        child.kill(signal.SIGTERM)
+        child.wait()
     return screen
 
 
@@ -56,9 +97,14 @@ def as_text(screen: pyte.Screen) -> Text:
 
 def style_of(char: pyte.screens.Char) -> Style:
     """Rich's style for a cell."""
-    color = None if char.fg == "default" else f"#{char.fg}" if len(char.fg) == 6 else char.fg
-    bgcolor = None if char.bg == "default" else f"#{char.bg}" if len(char.bg) == 6 else char.bg
-    return Style(color=color, bgcolor=bgcolor, bold=char.bold, italic=char.italics)
+    return Style(color=color_of(char.fg), bgcolor=color_of(char.bg), bold=char.bold, italic=char.italics)
+
+
+def color_of(name: str) -> str | None:
+    """Rich's name for a colour of pyte's."""
+    if len(name) == 6 and all(digit in string.hexdigits for digit in name):
+        return f"#{name}"
+    return None if name == "default" else name.replace("bright", "bright_").replace("brown", "yellow")
 
 
 def main() -> None:
@@ -67,7 +113,7 @@ def main() -> None:
         console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
         for command in PICTURES[name]:
             console.print(Text.assemble(("$ ", "bold green"), (command, "bold")), soft_wrap=False)
-            console.print(as_text(run(command)))
+            console.print(as_text(converse() if command == TALK else run(command)))
             console.print()
         console.save_svg(str(Path(__file__).with_name(f"{name}.svg")), title="gptcli")
 

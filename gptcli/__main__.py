@@ -16,8 +16,19 @@ def main() -> NoReturn:
     interrupt = signal.getsignal(signal.SIGINT)
     if interrupt is not signal.SIG_IGN:  # imports may lose exceptions, and there is nothing to tidy yet
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from gptcli.cli.app import run
-    from gptcli.cli.signals import Killed, die_by, handle
+    try:
+        os.getcwd()
+    except OSError:  # the directory is gone, and MKL ends a process that has none
+        os.chdir(os.sep)
+    try:
+        from gptcli.cli.app import run
+        from gptcli.cli.signals import Killed, die_by, handle
+    except (ImportError, OSError, MemoryError) as error:  # too few open files are allowed, or too little memory
+        if isinstance(error, ModuleNotFoundError):
+            raise
+        if sys.stderr is not None:
+            print(f"gptcli: error: cannot start: {error or 'out of memory'}", file=sys.stderr)
+        os._exit(5)
 
     ended_by: list[int] = []  # survives where another error covers what the handler raised
 

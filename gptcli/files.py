@@ -1,4 +1,4 @@
-"""Reading files that strangers wrote: strict JSON with a size limit, and regular files only; and locks on files."""
+"""Reading files that strangers wrote: strict JSON with a size limit, regular files only, no way out; and locks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from gptcli.errors import BrokenCheckpoint, InputError
 
+_MOST_CONTAINERS = 2_000_000
 JSON_LIMIT = 8 << 20  # no config is near this; tokenizers are read with a limit of their own
 
 
@@ -24,6 +25,28 @@ def open_regular(path: Path) -> BufferedReader:
         os.close(descriptor)
         raise InputError(f"cannot open: {path}: not a regular file")
     return os.fdopen(descriptor, "rb")
+
+
+def is_there(path: Path) -> bool:
+    """Whether a directory has such an entry, be it a link that leads nowhere, which `open_within` refuses."""
+    return os.path.lexists(path)
+
+
+def open_within(path: Path) -> BufferedReader:
+    """Opens a file of a model's directory as `open_regular` does.
+
+    A link that leads out of the directory is BrokenCheckpoint, unless it leads to the blobs of a Hugging Face cache
+    that the directory is a snapshot in.
+    """
+    directory, target = os.path.realpath(path.parent), os.path.realpath(path)
+    homes = [directory]
+    if os.path.basename(os.path.dirname(directory)) == "snapshots":
+        homes.append(os.path.join(os.path.dirname(os.path.dirname(directory)), "blobs"))
+    if os.path.dirname(target) not in homes:
+        raise BrokenCheckpoint(
+            f"cannot open: {path}: a link out of the model's directory", hint="put the file itself there"
+        )
+    return open_regular(Path(target))
 
 
 def lock(descriptor: int, *, wait: bool = False) -> bool:
@@ -47,7 +70,7 @@ def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
 
     Raises BrokenCheckpoint for anything but one well-formed object without duplicate keys, NaN or infinity.
     """
-    with open_regular(path) as file:
+    with open_within(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
         raise BrokenCheckpoint(f"cannot read: {path}: larger than {limit >> 20} MB")
@@ -67,14 +90,18 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
     def refuse_constant(name: str) -> None:
         raise ValueError(f"{name} is not a JSON number")
 
+    if data.count(b"[") + data.count(b"{") > _MOST_CONTAINERS:  # two bytes each, and sixty in memory
+        raise BrokenCheckpoint(f"cannot read: {where}: more than {_MOST_CONTAINERS} lists and objects")
     try:
         value = json.loads(
             data.decode("utf-8-sig"), object_pairs_hook=without_duplicates, parse_constant=refuse_constant
         )
+        if b"\\ud" in data.lower():  # perhaps half a surrogate pair, which no text can hold
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise BrokenCheckpoint(f"cannot read: {where}: nested too deeply") from None
     except ValueError as error:
-        raise BrokenCheckpoint(f"cannot read: {where}: {error}") from None
+        raise BrokenCheckpoint(f"cannot read: {where}: {str(error)[:200]}") from None
     if not isinstance(value, dict):
         raise BrokenCheckpoint(f"cannot read: {where}: not a JSON object")
     return value

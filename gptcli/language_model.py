@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from gptcli.address_space import check_room_for_torch
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import sampling_defaults
 from gptcli.errors import BrokenTokenizer, ContextOverflow, UsageError
@@ -93,6 +94,7 @@ class LanguageModel:
         # How long OpenMP's threads spin for each other before they sleep, read when torch is first imported. By default
         # they starve each other where another process keeps a core busy (docs/benchmarks.md).
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        check_room_for_torch()
         from gptcli.checkpoint.load import load_decoder
         from gptcli.runtime.device import plan_for
         from gptcli.runtime.engine import Engine
@@ -240,6 +242,9 @@ class LanguageModel:
         """
         for sampling in dict.fromkeys(replace(sampling, seed=None) for sampling in samplings):
             self.check_request(prompt, sampling)
+            never = {token for token, bias in sampling.logit_bias if bias == float("-inf")}
+            if never.union(self.stop_ids if stop.ignore_eos else ()).issuperset(range(self.tokenizer.size)):
+                raise UsageError("no token is left that may be drawn")
         if logprobs is not None and logprobs < 0:
             raise UsageError(f"logprobs must be at least 0, not {logprobs}")
         from gptcli.generation.loop import generate

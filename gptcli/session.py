@@ -61,6 +61,7 @@ class Session:
         template: ChatTemplate | None = None,
     ) -> None:
         self.finished: list[Finished] = []  # how each reply ended that this process generated
+        self.records_probabilities = False  # whether the next replies come with those of their tokens
         self.unanswered: str | None = None  # a question whose reply was lost with the process that wrote it
         self.events: list[Mapping[str, Any]] = []
         self._lm = lm
@@ -155,11 +156,16 @@ class Session:
             for event in self.events[kept:]:
                 journal.append(event)
 
-    def check(self, text: str) -> None:
-        """Raises what `send` would where a question cannot be asked. Needs no weights."""
+    def preview(self, text: str) -> list[Message]:
+        """The messages that the model would be given with a question. Needs no weights.
+
+        Raises what `send` would where it cannot be asked.
+        """
         self._turns.append({"role": "user", "content": text})
         try:
-            self._lm.check_request(self._fitting()[1], self._next_sampling())
+            hidden, prompt = self._fitting()
+            self._lm.check_request(prompt, self._next_sampling())
+            return self._seen(hidden)
         finally:
             self._turns.pop()
 
@@ -253,6 +259,7 @@ class Session:
             # What is dropped are whole turns, before a reply: in its midst the model would lose its own thread.
             replace(stopping, overflow="stop") if stopping.overflow == "shift" else stopping,
             cache=self._cache,
+            logprobs=0 if self.records_probabilities else None,
             on_prefill=on_prefill,
             cancelled=cancelled,
         ):

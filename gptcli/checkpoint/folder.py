@@ -12,9 +12,9 @@ from gptcli.checkpoint.hf import HfConfig
 from gptcli.checkpoint.recipes import Architecture, Recipe, shape, sources
 from gptcli.checkpoint.registry import architecture_of
 from gptcli.checkpoint.safetensors_header import TensorInfo, read_header
-from gptcli.checkpoint.stored import Dense, Gptq, Shape, Stored, stored_weights
+from gptcli.checkpoint.stored import Dense, Gptq, Shape, Stored, check_dense, stored_weights
 from gptcli.errors import BrokenCheckpoint, ModelNotFound
-from gptcli.files import read_json
+from gptcli.files import is_there, read_json
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class ModelFolder:
         if not path.is_dir():
             hint = f"run `gptcli models import {path}`" if path.suffix == ".gguf" else None
             raise ModelNotFound(f"not a model directory: {path}", hint)
-        if not (path / "config.json").exists():
+        if not is_there(path / "config.json"):
             raise ModelNotFound(f"not a model directory: {path}: it has no config.json")
         generation = path / "generation_config.json"
         return cls(
             path,
             read_json(path / "config.json"),
-            read_json(generation) if generation.exists() else {},
+            read_json(generation) if is_there(generation) else {},
             _read_tensors(path),
         )
 
@@ -53,6 +53,12 @@ class ModelFolder:
         """
         architecture = architecture_of(HfConfig(self.config), self.weights)
         self._check_complete(architecture)
+        outside = [id for ids in self.stop_ids.values() for id in ids if id >= architecture.config.vocab_size]
+        if outside:
+            raise BrokenCheckpoint(
+                f"eos_token_id {outside[0]} is outside the vocabulary of {architecture.config.vocab_size}: "
+                "no text would end"
+            )
         return architecture
 
     @cached_property
@@ -97,6 +103,9 @@ class ModelFolder:
         missing = [name for name in wanted if name not in self.weights]
         if missing:
             raise BrokenCheckpoint(_listed("tensors are missing from the weights", missing))
+        for name in wanted:
+            if isinstance(self.weights[name], Dense):
+                check_dense(name, self.tensors)
         endings, parts = architecture.ignorable, architecture.unused_parts
         unused = [
             name
@@ -128,9 +137,9 @@ def _eos_ids(fields: dict[str, Any], where: str) -> tuple[int, ...]:
 
 def _read_tensors(path: Path) -> dict[str, TensorInfo]:
     single, index = path / "model.safetensors", path / "model.safetensors.index.json"
-    if single.exists():
+    if is_there(single):
         return read_header(single)
-    if index.exists():
+    if is_there(index):
         return _read_shards(path, index)
     if any(path.glob("*.bin")):
         raise BrokenCheckpoint(
@@ -141,7 +150,7 @@ def _read_tensors(path: Path) -> dict[str, TensorInfo]:
 
 
 def _read_shards(path: Path, index: Path) -> dict[str, TensorInfo]:
-    weight_map = read_json(index, limit=64 << 20).get("weight_map")
+    weight_map = read_json(index, limit=32 << 20).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BrokenCheckpoint(f"cannot read: {index}: weight_map must be an object")
     for file in weight_map.values():
@@ -149,7 +158,7 @@ def _read_shards(path: Path, index: Path) -> dict[str, TensorInfo]:
             raise BrokenCheckpoint(f"cannot read: {index}: {str(file)[:80]!r} is no file name beside it")
     tensors: dict[str, TensorInfo] = {}
     for file in sorted(set(weight_map.values())):
-        if not (path / file).exists():
+        if not is_there(path / file):
             raise BrokenCheckpoint(f"a shard is missing: {path / file}", hint="fetch the model again")
         for name, tensor in read_header(path / file).items():
             if weight_map.get(name) != file:

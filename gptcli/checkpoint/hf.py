@@ -46,8 +46,9 @@ HARMLESS = frozenset(
 )
 
 _MAX_COUNT = 1 << 24  # beyond any width or vocabulary there is
-_MAX_LAYERS = 4096
-_MAX_TURNS = 1e9  # of a rotation within a context
+_MAX_LAYERS = 1024
+_MAX_HEADS = 1024
+_MIN_TURNS, _MAX_TURNS = 1e-9, 1e9  # of a rotation within a context
 
 
 class HfConfig:
@@ -98,7 +99,15 @@ class HfConfig:
     @property
     def layers(self) -> int:
         """How many layers there are."""
-        return self.whole("num_hidden_layers", high=_MAX_LAYERS)
+        return self.layers_of("num_hidden_layers")
+
+    def layers_of(self, name: str) -> int:
+        """How many layers there are, by the field that says so."""
+        return self.whole(name, high=_MAX_LAYERS)
+
+    def heads_of(self, name: str, default: int | None = None) -> int:
+        """How many attention heads there are, by the field that says so."""
+        return self.whole(name, default, high=_MAX_HEADS)
 
     def optional_whole(self, name: str) -> int | None:
         """A whole number of at least 1, or None where it is absent or null."""
@@ -155,10 +164,14 @@ class HfConfig:
         """A number above 0, or None where it is absent or null."""
         return None if self._get(name) is None else self.number(name)
 
-    def nonzero(self, name: str, *, high: float = sys.float_info.max) -> float | None:
-        """A number above 0, or None where it is absent, null or 0, which some settings take for absent."""
+    def nonzero(self, name: str, *, low: float = 0.0, high: float = sys.float_info.max) -> float | None:
+        """A number above `low`, or None where it is absent, null or 0, which some settings take for absent."""
         value = self._get(name)
-        return None if value is None or (type(value) in (int, float) and value == 0) else self.number(name, high=high)
+        return (
+            None
+            if value is None or (type(value) in (int, float) and value == 0)
+            else self.number(name, low=low, high=high)
+        )
 
     def rope(self, head_dim: int, default_theta: float = 10_000.0, fraction: float | None = None) -> RopeConfig:
         """Rotary settings from `rope_scaling` and `rope_theta`, or from `rope_parameters`, which the former outweigh.
@@ -244,8 +257,8 @@ class HfConfig:
                     factor=factor,
                     original_context=original,
                     magnitude=_yarn_magnitude(rope, factor),
-                    beta_fast=rope.nonzero("beta_fast", high=_MAX_TURNS) or 32.0,
-                    beta_slow=rope.nonzero("beta_slow", high=_MAX_TURNS) or 1.0,
+                    beta_fast=rope.nonzero("beta_fast", low=_MIN_TURNS, high=_MAX_TURNS) or 32.0,
+                    beta_slow=rope.nonzero("beta_slow", low=_MIN_TURNS, high=_MAX_TURNS) or 1.0,
                     truncate=rope.flag("truncate", True),
                 )
             case "longrope" | "su":

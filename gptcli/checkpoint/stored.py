@@ -62,6 +62,8 @@ class Gptq(Stored):
     zero_offset: int
 
 
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
 Finder = Callable[[dict[str, Any], Tensors], Iterator[tuple[str, Stored]]]
 
 
@@ -77,6 +79,12 @@ def stored_weights(config: dict[str, Any], tensors: Tensors) -> dict[str, Stored
         if name not in taken and name not in packed
     }
     return packed | dense
+
+
+def check_dense(name: str, tensors: Tensors) -> None:
+    """Raises BrokenCheckpoint where a dense weight is not of floating-point numbers."""
+    if tensors[name].dtype not in _FLOATS:
+        raise BrokenCheckpoint(f"{name}: weights are of dtype {', '.join(_FLOATS)}, not {tensors[name].dtype}")
 
 
 def _finder(config: dict[str, Any]) -> tuple[Finder, dict[str, Any]]:
@@ -128,7 +136,8 @@ def _affine_settings(settings: dict[str, Any], module: str) -> tuple[int, int]:
     if mode != "affine":
         raise UnsupportedArchitecture(f"config.json: quantization mode {mode!r} is not supported")
     group_size, bits = chosen.get("group_size"), chosen.get("bits")
-    if group_size not in (32, 64, 128) or bits not in (2, 3, 4, 5, 6, 8):
+    known = group_size in (32, 64, 128) and bits in (2, 3, 4, 5, 6, 8)
+    if type(group_size) is not int or type(bits) is not int or not known:
         raise UnsupportedArchitecture(
             f"config.json: quantization with {bits} bits in groups of {group_size} is not supported"
         )
@@ -246,9 +255,10 @@ _FINDERS: dict[str, Finder] = {
 
 def _expect(settings: dict[str, Any], **known: tuple[Any, ...]) -> None:
     for name, values in known.items():
-        if settings.get(name) not in values:
+        value = settings.get(name)
+        if not any(value == accepted and type(value) is type(accepted) for accepted in values):
             raise UnsupportedArchitecture(
-                f"config.json: quantization_config: {name} = {str(settings.get(name))[:60]} is not supported"
+                f"config.json: quantization_config: {name} = {str(value)[:60]} is not supported"
             )
 
 

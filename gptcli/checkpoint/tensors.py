@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +14,7 @@ from torch import Tensor
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.stored import Affine, Awq, Fp8, Gptq, Mxfp4, Stored
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
-from gptcli.files import open_regular
+from gptcli.files import open_within
 from gptcli.quant.affine import AffineWeight
 from gptcli.quant.awq import awq_weight
 from gptcli.quant.fp8 import fp8_weight
@@ -25,6 +26,8 @@ _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "U32": torch.uint8, "I32": torch.int32, "U8": torch.uint8, "F8_E4M3": torch.float8_e4m3fn,
 }  # fmt: skip
+
+_PART = 16 << 20  # bytes, a whole number of every type
 
 
 class TensorSource:
@@ -54,18 +57,28 @@ class TensorSource:
     def read(self, name: str) -> Tensor:
         """A tensor as it is stored; 32-bit words come as bytes. Raises BrokenCheckpoint where the file has shrunk."""
         info = self._folder.tensors[name]
+        shape = (*info.shape[:-1], -1) if info.dtype == "U32" else info.shape
+        return self._part(name, 0, info.size).view(shape)
+
+    def parts(self, name: str) -> Iterator[Tensor]:
+        """A tensor's values one after the other, a few MB at a time. Raises as `read` does."""
+        size = self._folder.tensors[name].size
+        for start in range(0, size, _PART):
+            yield self._part(name, start, min(_PART, size - start))
+
+    def _part(self, name: str, start: int, size: int) -> Tensor:
+        info = self._folder.tensors[name]
         if info.dtype not in _DTYPES:
             raise UnsupportedArchitecture(f"{name}: weights of dtype {info.dtype} are not supported")
         if info.file not in self._files:
-            self._files[info.file] = open_regular(info.file)
+            self._files[info.file] = open_within(info.file)
         file = self._files[info.file]
-        buffer = torch.empty(info.size, dtype=torch.uint8)
-        file.seek(info.offset)
-        if file.readinto(buffer.numpy().data) != info.size:
+        buffer = torch.empty(size, dtype=torch.uint8)
+        file.seek(info.offset + start)
+        if file.readinto(buffer.numpy().data) != size:
             raise BrokenCheckpoint(f"cannot read: {info.file}: it ends within {name!r}")
-        self.bytes_read += info.size
-        shape = (*info.shape[:-1], -1) if info.dtype == "U32" else info.shape
-        return buffer.view(_DTYPES[info.dtype]).view(shape)
+        self.bytes_read += size
+        return buffer.view(_DTYPES[info.dtype])
 
     def weight(self, name: str) -> Tensor | PackedWeight:
         """A weight by the name that families know: dense as it is stored, or packed."""
@@ -90,7 +103,9 @@ class TensorSource:
 
 
 def non_finite_tensors(folder: ModelFolder) -> list[str]:
-    """Names of the tensors that hold NaN or infinity. Reads all of them, one at a time."""
+    """Names of the tensors that hold NaN or infinity. Reads all of them, a few MB at a time."""
+    floats = [
+        name for name, info in folder.tensors.items() if (kind := _DTYPES.get(info.dtype)) and kind.is_floating_point
+    ]
     with TensorSource(folder) as source:
-        tensors = ((name, source.read(name)) for name in folder.tensors)
-        return [name for name, tensor in tensors if tensor.is_floating_point() and not tensor.float().isfinite().all()]
+        return [name for name in floats if not all(part.float().isfinite().all() for part in source.parts(name))]

@@ -8,12 +8,16 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from gptcli.cli import options
-from gptcli.cli.prompt import argument_text, read_prompt, read_text
+from gptcli.cli.answer import View
+from gptcli.cli.prompt import argument_text, messages_of_script, read_prompt, read_text
+from gptcli.cli.prompt_report import print_prompt_report, rendered_prompt
+from gptcli.cli.prompt_report import prompt_report as report_of
 from gptcli.cli.records import json_line, sample_record, stats_record
 from gptcli.cli.render import Activity, is_dumb_terminal, print_line, print_note, stats_line
 from gptcli.cli.signals import deadly, interruptible
@@ -22,7 +26,7 @@ from gptcli.cli.tables import print_records
 from gptcli.errors import InputError, OutputError, UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import LanguageModel
-from gptcli.session import Session, TurnsDropped
+from gptcli.session import Event, Session, TurnsDropped
 from gptcli.settings import ChatSettings, RuntimeConfig, parse_logit_bias
 from gptcli.store.catalog import DEFAULT_MODEL
 from gptcli.store.sessions import (
@@ -52,6 +56,13 @@ SessionName = Annotated[
 ]  # fmt: skip
 Continue = Annotated[bool, typer.Option("--continue", rich_help_panel=_SESSION, help="Go on with the last session.")]
 Fork = Annotated[bool, typer.Option("--fork", rich_help_panel=_SESSION, help="Go on with a copy of the session.")]
+Script = Annotated[
+    Path | None,
+    typer.Option(
+        "--script", metavar="FILE", readable=False, rich_help_panel=_SESSION,
+        help='Say what a file says, a message a line or between lines of """, and write the replies.',
+    ),
+]  # fmt: skip
 List = Annotated[bool, typer.Option("--list", rich_help_panel=_SESSION, help="List the sessions.")]
 
 
@@ -70,6 +81,7 @@ def chat(
     fork: Fork = False,
     list_sessions: List = False,
     file_prompt: options.File = None,
+    script: Script = None,
     system: options.System = None,
     system_file: options.SystemFile = None,
     chat_template: options.ChatTemplateFile = None,
@@ -92,6 +104,7 @@ def chat(
     overflow: options.ChatOverflow = None,
     newline: options.Newline = False,
     as_json: options.Json = False,
+    prompt_report: options.PromptReport = False,
     stats: options.Stats = False,
     stats_json: options.StatsJson = False,
     quiet: options.Quiet = False,
@@ -128,14 +141,27 @@ def chat(
         raise UsageError("--session and --continue exclude each other")
     if fork and session is None and not continue_last:
         raise UsageError("--fork needs --session or --continue")
-    if prompt is None and file_prompt is None and sys.stdin is not None and sys.stdin.isatty():
-        raise UsageError("there is no conversation yet", hint="give a question")
-    text = read_prompt(prompt, file_prompt, errors, max_input)
+    if script is not None and (prompt is not None or file_prompt is not None):
+        raise UsageError("--script and a prompt exclude each other")
+    at_prompt = (
+        prompt is None
+        and file_prompt is None
+        and script is None
+        and not prompt_report
+        and all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
+    )
+    if at_prompt and as_json:
+        raise UsageError("--json needs a prompt")
+    questions = list[str]()
+    if script is not None:
+        questions = messages_of_script(read_prompt(None, script, errors, max_input), str(script))
+    elif not at_prompt:
+        questions = [read_prompt(prompt, file_prompt, errors, max_input)]
     system_text = None if system is None else argument_text(system)
     if system_file is not None:
         system_text = read_text(system_file, errors, max_input)
 
-    with _opened(session, continue_last, fork) as (file, events), Activity(quiet=quiet) as activity:
+    with _opened(session, continue_last, fork, at_prompt) as (file, events), Activity(quiet=quiet) as activity:
         name, fingerprint = last_model(events)
         lm = LanguageModel.open(model or name or DEFAULT_MODEL, runtime, offline=offline, on_fetch=activity.fetch)
         if lm.reference == name and lm.fingerprint != fingerprint and not quiet:
@@ -150,53 +176,65 @@ def chat(
             conversation.system = system_text
         if given:
             conversation.settings = replace(conversation.settings, **given)
-        conversation.check(text)
+        if at_prompt:
+            activity.close()
+            _converse(conversation, file, template, View(stats=stats), offline)
+            return
+        messages = conversation.preview(questions[0])
+        if prompt_report:
+            activity.close()
+            settings = conversation.settings
+            shown = rendered_prompt(lm, messages, conversation.template, thinking=settings.thinking)
+            sampling = settings.sampling(lm.sampling_defaults)
+            report = report_of(lm, shown, settings.record, sampling, settings.stopping)
+            print_prompt_report(lm, shown, report, as_json=as_json, quiet=quiet)
+            return
         loading = partial(activity.bytes, f"loading {lm.folder.path.name}")
         loading(0, 0)  # torch comes first, and takes a second
         with deadly(activity.erase):
             lm.load(loading)
-
         sink = Sink()
-        parts = list[bytes]()
         with interruptible() as cancelled:
-            on_prefill = partial(activity.tokens, "prefill")
-            reply = conversation.send(text, on_prefill=on_prefill, cancelled=cancelled)
-            with _shown(sink) if not as_json else contextlib.nullcontext(parts.append) as write:
-                for event in reply:
-                    activity.close()
-                    match event:
-                        case TextDelta():
-                            write(event.data)
-                        case TurnsDropped() if not quiet:
-                            print_note(dropped_note(event))
-                        case Finished():
-                            finished = event
-        if as_json:
-            settings = conversation.settings
-            record = sample_record(
-                lm,
-                b"".join(parts),
-                finished,
-                settings.sampling(lm.sampling_defaults),
-                settings.stopping,
-                logprobs=False,
-                explain=False,
-            )
-            sink.write(json_line(record))
-        elif newline:
-            sink.end_line()
-        if stats_json and not quiet:
-            print_line(json_line(stats_record(finished)).decode().rstrip())
-        elif stats and not quiet:
-            print_line(stats_line(finished, lm.ctx_size))
-        if cancelled():
-            raise KeyboardInterrupt
+            for number, question in enumerate(questions, 1):
+                reply = conversation.send(question, on_prefill=partial(activity.tokens, "prefill"), cancelled=cancelled)
+                finished = _written(reply, conversation, sink, activity, as_json=as_json, quiet=quiet)
+                if not as_json and (newline or number < len(questions)):
+                    sink.end_line()
+                if stats_json and not quiet:
+                    print_line(json_line(stats_record(finished)).decode().rstrip())
+                elif stats and not quiet:
+                    print_line(stats_line(finished, lm.ctx_size))
+                if cancelled():
+                    raise KeyboardInterrupt
+
+
+def _written(
+    reply: Iterator[Event], conversation: Session, sink: Sink, activity: Activity, *, as_json: bool, quiet: bool
+) -> Finished:
+    """Writes a reply as it comes, or as a record, and returns how it ended."""
+    parts = list[bytes]()
+    with contextlib.nullcontext(parts.append) if as_json else _shown(sink) as write:
+        for event in reply:
+            activity.close()
+            match event:
+                case TextDelta():
+                    write(event.data)
+                case TurnsDropped() if not quiet:
+                    print_note(dropped_note(event))
+                case Finished():
+                    finished = event
+    if as_json:
+        lm, settings = conversation.lm, conversation.settings
+        sampling = settings.sampling(lm.sampling_defaults)
+        record = sample_record(
+            lm, b"".join(parts), finished, sampling, settings.stopping, logprobs=False, explain=False
+        )
+        sink.write(json_line(record))
+    return finished
 
 
 @contextlib.contextmanager
-def _opened(
-    name: str | None, last: bool, fork: bool
-) -> Iterator[tuple[SessionFile | None, Sequence[Mapping[str, Any]]]]:
+def _opened(name: str | None, last: bool, fork: bool, at_prompt: bool) -> Iterator[tuple[SessionFile | None, _Events]]:
     """The file that a session is to be kept in, if any, and what happened in it so far.
 
     Raises OutputError at the end where it could not be written.
@@ -206,10 +244,17 @@ def _opened(
         if not names:
             raise InputError("there is no session to go on with")
         name = names[0]
-    if name is None:
+    if name is None and not at_prompt:
         yield None, []
         return
-    if fork:
+    if name is None:
+        try:
+            events, file = [], SessionFile()
+        except OutputError as error:
+            print_note(f"nothing of this conversation is kept: {error.message}")
+            yield None, []
+            return
+    elif fork:
         events, file = read_session(name), SessionFile(unused_name(name))
     elif name in session_names():
         file = SessionFile.open(name)
@@ -222,6 +267,16 @@ def _opened(
         yield file, events
         if file.problem is not None:
             raise OutputError(f"cannot write: {file.path}: {file.problem.strerror}")
+
+
+def _converse(
+    session: Session, file: SessionFile | None, template: ChatTemplate | None, view: View, offline: bool
+) -> None:
+    """Talks with a person at a terminal."""
+    from gptcli.cli.repl import Repl  # its imports take a tenth of a second, which an answer in a pipe need not wait
+
+    _ = session.template  # a model without one fails here
+    Repl(session, file, template, view, offline=offline).run()
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gptcli.address_space import check_room_for_torch
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.registry import FAMILIES
 from gptcli.cli import options
@@ -146,10 +147,13 @@ def verify(name: Name = DEFAULT_MODEL, quiet: options.Quiet = False) -> None:
             raise BrokenCheckpoint(f"changed since it was installed: {model.path}: {', '.join(changed)}")
         lm = LanguageModel(name, ModelFolder.open(model.path), RuntimeConfig())
         activity.bytes("checking weights", 0, 0)
+        check_room_for_torch()
         from gptcli.checkpoint.load import empty_decoder
         from gptcli.checkpoint.tensors import non_finite_tensors
+        from gptcli.runtime.device import plan_for
 
         empty_decoder(lm.folder)
+        plan_for(lm.folder, lm.runtime)  # whether it fits the memory
         if damaged := non_finite_tensors(lm.folder):
             raise BrokenCheckpoint(f"NaN or infinity: {lm.folder.path}: {', '.join(damaged[:5])}")
         template = _template_state(lm)

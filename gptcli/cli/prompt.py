@@ -44,6 +44,35 @@ def read_prompt(argument: str | None, file: Path | None, errors: DecodingErrors,
     return given + "\n" * max(0, 2 - _trailing_newlines(given)) + own
 
 
+def messages_of_script(text: str, where: str) -> list[str]:
+    """What a conversation's script says: a message a line, or all that is between two lines of three quotes.
+
+    Blank lines are nothing, and `//` begins a line that begins with `/`, as at the prompt. Raises UsageError for a
+    script without a message, or with a command, which is for the prompt alone.
+    """
+    messages, block = list[str](), list[str]()
+    inside = False
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip() == '"""':
+            if inside:
+                messages.append("\n".join(block))
+                block.clear()
+            inside = not inside
+        elif inside:
+            block.append(line)
+        elif line.startswith("/") and not line.startswith("//"):
+            raise UsageError(
+                f"{where}: line {number}: commands are for the prompt", hint="// begins a message that begins with /"
+            )
+        elif line.strip():
+            messages.append(line.removeprefix("/"))
+    if inside:
+        raise UsageError(f'{where}: a message that begins with """ does not end')
+    if not any(map(str.strip, messages)):
+        raise UsageError(f"{where}: there is no message")
+    return messages
+
+
 def argument_text(argument: str) -> str:
     """A command-line argument as UTF-8, whatever the locale. Raises UsageError where it is none."""
     try:

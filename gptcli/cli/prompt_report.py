@@ -64,9 +64,12 @@ def raw_prompt(lm: LanguageModel, text: str, *, special: bool) -> GivenPrompt:
     return GivenPrompt(text, tuple(ids), tuple(origins), None, () if special else tokenizer.spelled_controls(text))
 
 
-def rendered_prompt(lm: LanguageModel, messages: Sequence[Message], template: ChatTemplate) -> GivenPrompt:
+def rendered_prompt(
+    lm: LanguageModel, messages: Sequence[Message], template: ChatTemplate, *, thinking: bool | None = None
+) -> GivenPrompt:
     """A conversation in a chat template, up to where the assistant speaks. Raises TemplateError."""
-    text, ids = template.render_text(messages, lm.tokenizer), template.render(messages, lm.tokenizer)
+    text = template.render_text(messages, lm.tokenizer, thinking=thinking)
+    ids = template.render(messages, lm.tokenizer, thinking=thinking)
     origins = ["template" if lm.tokenizer.is_control(id) else None for id in ids]
     spelled = dict.fromkeys(name for message in messages for name in lm.tokenizer.spelled_controls(message.content))
     return GivenPrompt(text, tuple(ids), tuple(origins), template.where, tuple(spelled))

@@ -36,7 +36,8 @@ def handle(handler: _Handler, *names: str) -> dict[int, signal._HANDLER]:
 
 
 @contextmanager
-def _handled(handler: _Handler, *names: str) -> Iterator[None]:
+def handled(handler: _Handler, *names: str) -> Iterator[None]:
+    """`handle` for the block."""
     before = handle(handler, *names)
     try:
         yield
@@ -56,8 +57,45 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         pressed = True
 
-    with _handled(press, "SIGINT"):
+    with handled(press, "SIGINT"):
         yield lambda: pressed
+
+
+class Stop:
+    """Why an answer is to end: Ctrl-C, or a signal that ends the process once the answer is kept."""
+
+    def __init__(self) -> None:
+        self.pressed = 0  # how often Ctrl-C was
+        self.killed_by = 0
+
+    def __call__(self) -> bool:
+        """Whether it is to end."""
+        return bool(self.pressed or self.killed_by)
+
+
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    """Signals within the block only set what is yielded; those that end the process come again behind the block.
+
+    The third of a kind raises at once, whatever is lost by it.
+    """
+    stop, heard = Stop(), list[int]()
+
+    def hear(signum: int, frame: FrameType | None) -> None:
+        heard.append(signum)
+        if signum == signal.SIGINT:
+            stop.pressed += 1
+        else:
+            stop.killed_by = signum
+        if heard.count(signum) > 2:
+            raise KeyboardInterrupt if signum == signal.SIGINT else Killed
+
+    try:
+        with handled(hear, "SIGINT", "SIGTERM", "SIGHUP"):
+            yield stop
+    finally:
+        if stop.killed_by:
+            signal.raise_signal(stop.killed_by)
 
 
 @contextmanager
@@ -72,5 +110,5 @@ def deadly(tidy: Callable[[], object]) -> Iterator[None]:
         tidy()
         die_by(signum)
 
-    with _handled(die, "SIGINT", "SIGTERM", "SIGHUP"):
+    with handled(die, "SIGINT", "SIGTERM", "SIGHUP"):
         yield

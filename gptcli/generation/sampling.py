@@ -18,6 +18,7 @@ from gptcli.settings import SamplingConfig, random_seed
 
 # Far more candidates than carry probability in practice, and a twentieth of the cost of sorting a vocabulary.
 _FIRST_CANDIDATES = 1024
+_HOTTEST = torch.finfo(torch.float32).max  # by infinity, what must not be drawn would be NaN
 
 
 def add_bias(logits: Tensor, bias: Sequence[tuple[int, float]]) -> Tensor:
@@ -54,7 +55,7 @@ def keep_top_p(ordered: Tensor, p: float, total: Tensor) -> Tensor:
     if p == 1:
         return ordered  # fp32 sums reach 1 long before the last token
     before = (ordered - total).exp().cumsum(0).roll(1)
-    before[0] = 0
+    before[0] = -1  # the first stays, also where p is nothing in fp32
     return ordered[before < p]
 
 
@@ -98,7 +99,7 @@ def stages(logits: Tensor, recent: Tensor | None, config: SamplingConfig, *, who
     if config.min_p > 0:
         yield Stage("min_p", ordered, ids[: len(ordered)])
     # Subtracting the greatest first keeps a tiny temperature from overflowing.
-    yield Stage("temperature", (ordered - ordered[0]) / config.temperature, ids[: len(ordered)])
+    yield Stage("temperature", (ordered - ordered[0]) / min(config.temperature, _HOTTEST), ids[: len(ordered)])
 
 
 def _candidates(logits: Tensor, config: SamplingConfig, whole: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -285,7 +285,7 @@ static void affine_blocks(const Matrix *matrix, const Activations *x, int64_t be
 /* ---- linear: dense weights ---- */
 
 enum {
-    DENSE_ROWS = 2, /* computed together when there are several tokens, which then share what is loaded */
+    DENSE_ROWS = LANES == 16 ? 4 : 2, /* computed together if there are several tokens, which share what is loaded */
     DENSE_TOKENS = 4,
     DENSE_UNROLL = 4,
 };
@@ -345,22 +345,21 @@ INLINE void dense_tile(const Matrix *matrix, const float *x, int64_t row, int64_
 INLINE void dense_rows(const Matrix *matrix, const float *x, int64_t tokens, int64_t begin, int64_t end,
                        const Output *output, const Kind kind) {
     for (int64_t row = begin; row < end; row += DENSE_ROWS) {
-        int pair = end - row >= DENSE_ROWS;
+        int64_t last = row + DENSE_ROWS < end ? row + DENSE_ROWS : end;
         for (int64_t token = 0; token < tokens;) {
             int64_t left = tokens - token, count = left < DENSE_TOKENS ? left : DENSE_TOKENS;
             if (count == 1) {
                 /* One row at a time: a single stream is what the prefetcher likes best. */
-                dense_tile(matrix, x, row, token, output, kind, 1, 1, 4);
-                if (pair) dense_tile(matrix, x, row + 1, token, output, kind, 1, 1, 4);
-            } else if (!pair) {
+                for (int64_t r = row; r < last; r++) dense_tile(matrix, x, r, token, output, kind, 1, 1, 4);
+            } else if (last - row < DENSE_ROWS) {
                 count = 2;
-                dense_tile(matrix, x, row, token, output, kind, 1, 2, 4);
+                for (int64_t r = row; r < last; r++) dense_tile(matrix, x, r, token, output, kind, 1, 2, 4);
             } else if (count == 2) {
-                dense_tile(matrix, x, row, token, output, kind, 2, 2, 2);
+                dense_tile(matrix, x, row, token, output, kind, DENSE_ROWS, 2, 2);
             } else if (count == 3) {
-                dense_tile(matrix, x, row, token, output, kind, 2, 3, 1);
+                dense_tile(matrix, x, row, token, output, kind, DENSE_ROWS, 3, 1);
             } else {
-                dense_tile(matrix, x, row, token, output, kind, 2, 4, 1);
+                dense_tile(matrix, x, row, token, output, kind, DENSE_ROWS, 4, 1);
             }
             token += count;
         }

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from gptcli.address_space import free_address_space
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import Packing
 from gptcli.errors import NoSuchDevice, OutOfMemory
@@ -19,7 +20,8 @@ from gptcli.model.config import MoeConfig
 from gptcli.settings import RuntimeConfig
 
 _PACKED_BYTES = {"int8": 1.125, "int4": 0.625}  # a weight: its bits, and its part of a scale and a bias in fp16
-_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # microseconds of CPU time, and the period they are for
+_CGROUP = Path("/sys/fs/cgroup")
+_CPU_MAX = _CGROUP / "cpu.max"  # microseconds of CPU time, and the period they are for
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -80,7 +82,8 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
             needed = dense_bytes if expand and not as_stored else kept_bytes
     if needed > free:
         raise OutOfMemory(
-            f"the model needs {needed / 1e9:.1f} GB on {device}, {free / 1e9:.1f} GB are free",
+            f"the model needs {needed / 1e9:.1f} GB on {device} ({needed} bytes), "
+            f"{free / 1e9:.1f} GB are free ({free} bytes)",
             hint="try --quantize int4, a smaller --dtype or a smaller model",
         )
     # A dtype that was asked for is the activations', too.
@@ -132,7 +135,18 @@ def free_bytes(device: torch.device) -> int:
     """Bytes of memory that are free there."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    return min(int(psutil.virtual_memory().available), _memory_limit(), free_address_space())
+
+
+def _memory_limit() -> int:
+    """Bytes that the process's control group may still take; what it holds of files can be dropped."""
+    try:
+        limit = int((_CGROUP / "memory.max").read_text())
+        used = int((_CGROUP / "memory.current").read_text())
+        fields = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        return max(0, limit - used + int(fields["inactive_file"]) + int(fields["active_file"]))
+    except (OSError, ValueError, KeyError):  # another system, or `max`: no limit
+        return sys.maxsize
 
 
 def _stored_dtype(folder: ModelFolder) -> torch.dtype:

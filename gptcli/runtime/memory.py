@@ -9,6 +9,8 @@ import torch
 
 from gptcli.errors import OutOfMemory
 
+_REASONS = ("can't allocate memory", "bad_alloc")  # torch's words, and C++'s
+
 
 @contextmanager
 def memory_errors(device: torch.device, doing: str) -> Iterator[None]:
@@ -18,7 +20,7 @@ def memory_errors(device: torch.device, doing: str) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError):
         pass
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
+        if not any(reason in str(error) for reason in _REASONS):
             raise
     else:
         return

@@ -45,7 +45,7 @@ class LocalModel:
 def install_root() -> Path:
     """Where new models go: GPTCLI_WEIGHTS, a checkout's `weights/`, or the user's data directory."""
     if chosen := os.environ.get("GPTCLI_WEIGHTS"):
-        return Path(chosen).expanduser()
+        return _at_home(chosen)
     checkout = Path(__file__).parents[2]
     if (checkout / "weights").is_dir() and (checkout / "pyproject.toml").is_file():
         return checkout / "weights"
@@ -127,7 +127,12 @@ def missing(name: str) -> ModelNotFound:
 def _hub_cache() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     home = Path(os.environ.get("HF_HOME") or cache / "huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    return _at_home(os.environ.get("HF_HUB_CACHE") or home / "hub")
+
+
+def _at_home(path: str | Path) -> Path:
+    """A path with its `~` replaced, if there is a home; Path.expanduser fails where there is none."""
+    return Path(os.path.expanduser(path))
 
 
 def _hub_snapshot(name: str) -> Path | None:

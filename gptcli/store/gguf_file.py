@@ -9,6 +9,7 @@ import math
 import struct
 from dataclasses import dataclass
 from io import BufferedReader
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +23,7 @@ T = TypeVar("T")
 
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_MOST_VALUES = 1 << 24  # of a list: ten times the largest vocabulary
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,10 @@ class GgufFile:
             raise self.broken(f"general.alignment must be a whole number, not {alignment!r}")
         start = -(-file.tell() // alignment) * alignment
         tensors = {name: self._tensor(name, shape, kind, start + at) for name, (shape, kind, at) in infos.items()}
+        ordered = sorted(tensors.values(), key=lambda tensor: tensor.offset)
+        for tensor, following in pairwise(ordered):
+            if tensor.offset + tensor.size > following.offset:  # a small file would become a large model
+                raise self.broken(f"tensors {tensor.name[:80]!r} and {following.name[:80]!r} overlap")
         return fields, tensors
 
     def _tensor(self, name: str, shape: tuple[int, ...], kind: int, offset: int) -> GgufTensor:
@@ -166,6 +172,8 @@ class GgufFile:
         if kind != _ARRAY:
             raise self.broken(f"a field is of unknown type {kind}")
         kind, count = self._number(file, "I"), self._number(file, "Q")
+        if _MOST_VALUES < count <= self._size:
+            raise self.broken(f"a field is a list of {count} values")
         if kind == _STRING:
             return [self._text(file) for _ in range(count)]
         if kind not in _NUMBERS:

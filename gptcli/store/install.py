@@ -137,7 +137,10 @@ def changed_files(model: Path, record: dict[str, Any]) -> list[str]:
     if not isinstance(checksums, dict):
         raise InputError(f"cannot read: {model / RECORD}: sha256 must be an object")
     return [
-        name for name, checksum in checksums.items() if not (model / name).is_file() or sha256(model / name) != checksum
+        name
+        for name, checksum in checksums.items()
+        # A record may come with a model, too: it names files beside it and no others.
+        if Path(name).name != name or not (model / name).is_file() or sha256(model / name) != checksum
     ]
 
 

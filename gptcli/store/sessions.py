@@ -104,12 +104,16 @@ class SessionFile:
 
     def _create(self) -> None:
         try:
-            self._file = AppendOnlyFile(self.path)
+            file = AppendOnlyFile(self.path)
+            while not file.try_lock() or file.read():  # since we chose it, another process has taken the name
+                file.close()
+                self.path = _path(unused_name(self.name))
+                file = AppendOnlyFile(self.path)
         except OSError as error:
             self.problem = error
         else:
-            self._file.try_lock()
-            self._write(self._file, self.events)
+            self._file = file
+            self._write(file, self.events)
 
     def _write(self, file: AppendOnlyFile, events: Sequence[Event]) -> None:
         for event in events:

@@ -75,7 +75,9 @@ class AppendOnlyFile:
 
     def close(self) -> None:
         """Closes the file."""
-        os.close(self._descriptor)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def _write(self) -> None:
         self.problem = None

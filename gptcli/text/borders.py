@@ -114,7 +114,7 @@ class Borders:
     def __init__(self, tokenizer: Tokenizer, *, special: bool) -> None:
         self._tokenizer = tokenizer
         self._special = special
-        inner = tokenizer.inner_for("", special=True)
+        inner = tokenizer.library
         self._normalizer, self._pre_tokenizer, self._model = inner.normalizer, inner.pre_tokenizer, inner.model
         self.kinds = kinds_of(
             None if self._normalizer is None else json.loads(self._normalizer.__getstate__()),

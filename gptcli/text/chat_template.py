@@ -1,43 +1,43 @@
-"""Renders a conversation with a model's own Jinja template, in a sandbox. Knows nothing of models."""
+"""Renders a conversation with a model's own Jinja template, in a sandbox and a process of its own.
+
+Knows nothing of models.
+"""
 
 from __future__ import annotations
 
-import datetime
+import hashlib
 import json
+import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import InputError, NoTemplate, TemplateError
-from gptcli.files import open_regular, read_json
+from gptcli.files import is_there, open_within, read_json
 from gptcli.text.conversation import Message
+from gptcli.text.isolation import Isolated, Misbehaved
+from gptcli.text.known import KNOWN_TEMPLATES
 from gptcli.text.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from gptcli.text.jinja import Template
+
 _LIMIT = 1 << 20  # bytes of a template
+# The variable that is asked for; some templates have but one of their own by that name, which nobody can set.
+_SWITCH = re.compile(r"(?<![\w.])enable_thinking\b(?!\s*=(?!=))")
+_PROBE = "7193046582"
 
 
 class ChatTemplate:
     """A model's chat template; `where` names it in errors."""
 
     def __init__(self, source: str, where: str) -> None:
-        # Jinja takes 30 ms to import, which a plain prompt need not pay.
-        import jinja2
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
         self.source = source
         self.where = where
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _generation_blocks()]
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-        self._failure = jinja2.TemplateError
-        try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise TemplateError(f"chat template: {where}: line {error.lineno}: {error.message}") from None
+        # One that nobody has vouched for may never end, or fill the memory.
+        known = hashlib.sha256(source.encode("utf-8", "replace")).hexdigest() in KNOWN_TEMPLATES
+        self._isolated = None if known else Isolated("template", json.dumps(source).encode())
 
     @classmethod
     def of_model(cls, path: Path, tokenizer: Tokenizer) -> ChatTemplate:
@@ -46,15 +46,17 @@ class ChatTemplate:
         Raises NoTemplate where there is none.
         """
         file = path / "chat_template.jinja"
-        if file.exists():
+        if is_there(file):
             return cls.from_file(file)
         source, where = tokenizer.settings.get("chat_template"), path / "tokenizer_config.json"
-        if source is None and (older := path / "chat_template.json").exists():
+        if source is None and is_there(older := path / "chat_template.json"):
             source, where = read_json(older).get("chat_template"), older
         if isinstance(source, list):  # named templates, one of them the default
-            named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
-            source = named.get("default")
-        if not isinstance(source, str):
+            defaults = (e.get("template") for e in source if isinstance(e, dict) and e.get("name") == "default")
+            source = next(defaults, None)
+        if source is not None and not isinstance(source, str):
+            raise TemplateError(f"chat template: {where}: chat_template must be text, not {str(source)[:40]!r}")
+        if source is None:
             raise NoTemplate(
                 f"no chat template: {path}: this looks like a base model, not one for chats",
                 hint="give one with --chat-template FILE, or continue raw text without --chat",
@@ -64,7 +66,7 @@ class ChatTemplate:
     @classmethod
     def from_file(cls, file: Path) -> ChatTemplate:
         """A template from a file. Raises InputError where it cannot be read or is not text."""
-        with open_regular(file) as stream:
+        with open_within(file) as stream:
             data = stream.read(_LIMIT + 1)
         if len(data) > _LIMIT:
             raise InputError(f"cannot read: {file}: larger than {_LIMIT >> 20} MB")
@@ -76,7 +78,7 @@ class ChatTemplate:
     @property
     def knows_thinking(self) -> bool:
         """Whether the template can be asked for an answer with or without thinking first."""
-        return "enable_thinking" in self.source
+        return _SWITCH.search(self.source) is not None
 
     def render(self, messages: Sequence[Message], tokenizer: Tokenizer, *, thinking: bool | None = None) -> list[int]:
         """Token ids of a conversation, up to where the assistant speaks next.
@@ -94,44 +96,42 @@ class ChatTemplate:
     def _text(self, messages: Sequence[Message], tokenizer: Tokenizer, thinking: bool | None) -> str:
         switches = {} if thinking is None else {"enable_thinking": thinking}
         guarded = [{"role": message.role, "content": tokenizer.guard(message.content)} for message in messages]
+        variables = {
+            "messages": guarded,
+            "add_generation_prompt": True,
+            "tools": None,
+            "documents": None,
+            **switches,
+            **tokenizer.named_tokens,
+        }
         try:
-            return self._template.render(
-                messages=guarded, add_generation_prompt=True, tools=None, **switches, **tokenizer.named_tokens
-            )
-        except self._failure as error:
-            raise TemplateError(f"chat template: {self.where}: {error.message}") from None
-        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            text = self._rendered(variables)
+            if not text.strip():
+                raise TemplateError("it makes nothing of the conversation")
+            if not self._hears_the_user(variables, text):
+                raise TemplateError("it leaves out what the user says: it may be one for images beside texts")
+        except (TemplateError, Misbehaved) as error:
             raise TemplateError(f"chat template: {self.where}: {error}") from None
+        return text
 
+    def _hears_the_user(self, variables: dict[str, Any], text: str) -> bool:
+        """Whether what the user said last is in a rendered chat, whatever the template makes of it.
 
-def _generation_blocks() -> type[Any]:
-    """An extension that accepts `{% generation %}` blocks, which mark the assistant's text for training."""
-    from jinja2 import nodes
-    from jinja2.ext import Extension
-    from jinja2.parser import Parser
+        Templates that take a message for a list of parts drop a text without a word.
+        """
+        match variables["messages"]:
+            case [*before, {"role": "user", "content": said}] if said.strip() not in text:
+                probed = [*before, {"role": "user", "content": _PROBE}]
+                return _PROBE in self._rendered(variables | {"messages": probed})
+        return True
 
-    class GenerationBlocks(Extension):
-        tags = {"generation"}
+    def _rendered(self, variables: dict[str, Any]) -> str:
+        if self._isolated is None:
+            return self._template.render(variables)
+        return str(self._isolated.ask(variables))
 
-        def parse(self, parser: Parser) -> list[nodes.Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    @cached_property
+    def _template(self) -> Template:
+        from gptcli.text.jinja import Template  # Jinja takes 30 ms to import, which a plain prompt need not pay
 
-    return GenerationBlocks
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter escapes for HTML, which models have never seen.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    import jinja2
-
-    raise jinja2.TemplateError(message)
+        return Template(self.source)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import tokenizers
-
 from gptcli.errors import BrokenTokenizer, InputError
 from gptcli.text.borders import Borders
+from gptcli.text.inner import Encoding
 from gptcli.text.tokenizer import Tokenizer
 
 _PART = 1 << 16  # characters; the library's speed falls beyond
@@ -25,7 +24,7 @@ class Part:
 
     text: str
     lead: int
-    encoding: tokenizers.Encoding
+    encoding: Encoding
     skip: int
 
     @property
@@ -85,12 +84,11 @@ def _cut(borders: Borders, blocks: Iterable[str], largest: int, where: str) -> I
 
 
 def _encoded(tokenizer: Tokenizer, cuts: list[_Cut], special: bool, offsets: bool) -> Iterator[Part]:
-    encodings: dict[int, tokenizers.Encoding] = {}
+    encodings: dict[int, Encoding] = {}
     inners = [tokenizer.inner_for(cut.text, special=special) for cut in cuts]
     for inner in dict.fromkeys(inners):
         chosen = [index for index, own in enumerate(inners) if own is inner]
-        encode = inner.encode_batch if offsets else inner.encode_batch_fast
-        encoded = encode([cuts[index].text for index in chosen], add_special_tokens=False)
+        encoded = inner.encode_batch([cuts[index].text for index in chosen], offsets=offsets)
         encodings |= dict(zip(chosen, encoded, strict=True))
     for index, cut in enumerate(cuts):
         skip = len(cut.lead_ids)

@@ -23,6 +23,7 @@ from unicodedata import combining
 
 import tokenizers
 
+from gptcli.text.inner import Encoding
 from gptcli.text.tokenizer import Tokenizer
 
 Range = tuple[int, int]  # byte offsets: start, end
@@ -47,7 +48,7 @@ class Offsets:
         self._tokenizer = tokenizer
         self._normalize = _normalization(tokenizer)
 
-    def of(self, text: str, encoding: tokenizers.Encoding) -> list[Range]:
+    def of(self, text: str, encoding: Encoding) -> list[Range]:
         """The range of each token of a text's encoding without what a model adds around it."""
         ids, hints = encoding.ids, encoding.offsets
         surfaces = list(map(self._tokenizer.surface, ids))
@@ -247,7 +248,7 @@ def _byte_places(text: str) -> Callable[[int], int]:
 
 def _normalization(tokenizer: Tokenizer) -> Callable[[str], str]:
     """What a tokenizer does to characters wherever they stand, which is all but what it does at a text's ends."""
-    normalizer = tokenizer.inner_for("", special=True).normalizer
+    normalizer = tokenizer.library.normalizer
     state = {} if normalizer is None else json.loads(normalizer.__getstate__())
     parts = state.get("normalizers", [state] if state else [])
     local = [part for part in parts if part["type"] not in ("Prepend", "Strip")]

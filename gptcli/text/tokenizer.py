@@ -14,9 +14,10 @@ from typing import Any, Self
 import tokenizers
 
 from gptcli.errors import BrokenTokenizer, ModelNotFound
-from gptcli.files import open_regular, read_json
+from gptcli.files import is_there, open_within, read_json
+from gptcli.text.inner import Inner
 
-_LIMIT = 256 << 20  # bytes of a tokenizer.json; the largest in use are about 35 MB
+_LIMIT = 64 << 20  # bytes of a tokenizer.json; the largest in use are about 35 MB
 # Control tokens by their looks: some vocabularies do not mark theirs as special.
 _BARRED = re.compile(r"<[|｜].*[|｜]>")
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
@@ -25,16 +26,17 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 class Tokenizer:
     """A model's tokenizer: encoding that keeps typed text apart from control tokens, and the exact bytes of tokens."""
 
-    def __init__(self, inner: tokenizers.Tokenizer, settings: dict[str, Any], where: Path) -> None:
-        self._inner = inner
+    def __init__(self, data: bytes, settings: dict[str, Any], where: Path) -> None:
+        """data: the contents of a tokenizer.json, found at `where`. Raises BrokenTokenizer."""
+        self._inner = Inner(data, where)
         self._settings = settings
         self._where = where
-        self._added = inner.get_added_tokens_decoder()
+        self._added = self.library.get_added_tokens_decoder()
         self._control = {
             token.content: id for id, token in self._added.items() if token.special or _BARRED.fullmatch(token.content)
         }
         self._nonce = secrets.token_hex(16)  # what no text contains
-        self._spelling = _spelling(inner, where)
+        self._spelling = _spelling(self.library, where)
         self._surfaces: dict[int, bytes] = {}
 
     @classmethod
@@ -44,24 +46,28 @@ class Tokenizer:
         Raises ModelNotFound where it is missing and BrokenTokenizer where it cannot be used.
         """
         file = path / "tokenizer.json"
-        if not file.exists():
+        if not is_there(file):
             hint = "only tokenizer.json is read, not tokenizer.model; AutoTokenizer.save_pretrained writes it"
             raise ModelNotFound(f"no tokenizer: {file}", hint)
-        with open_regular(file) as stream:
+        with open_within(file) as stream:
             data = stream.read(_LIMIT + 1)
         if len(data) > _LIMIT:
             raise BrokenTokenizer(f"cannot read: {file}: larger than {_LIMIT >> 20} MB")
-        inner = _parse(data, file)
         settings: dict[str, Any] = {}
         for name in ("special_tokens_map.json", "tokenizer_config.json"):  # older models name tokens in the first alone
-            if (path / name).exists():
+            if is_there(path / name):
                 settings |= read_json(path / name)
-        return cls(inner, settings, file)
+        return cls(data, settings, file)
+
+    @property
+    def library(self) -> tokenizers.Tokenizer:
+        """The library's tokenizer, for its vocabulary and its parts; `inner_for` encodes."""
+        return self._inner.library
 
     @cached_property
     def size(self) -> int:
         """One more than the highest id."""
-        return max(self._inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        return max(self.library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -81,22 +87,22 @@ class Tokenizer:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """The id of the tokenizer's end-of-sequence token, if it names one."""
-        id = self._inner.token_to_id(self.named_tokens.get("eos_token", ""))
+        id = self.library.token_to_id(self.named_tokens.get("eos_token", ""))
         return () if id is None else (id,)
 
     @cached_property
     def unknown_id(self) -> int | None:
         """The id that stands for whatever the vocabulary cannot spell, if there is one."""
-        name = getattr(self._inner.model, "unk_token", None)
-        if name is None and type(self._inner.model).__name__ == "Unigram":  # whose state alone knows
-            id = json.loads(self._inner.to_str())["model"]["unk_id"]
+        name = getattr(self.library.model, "unk_token", None)
+        if name is None and type(self.library.model).__name__ == "Unigram":  # whose state alone knows
+            id = json.loads(self.library.to_str())["model"]["unk_id"]
             return id if isinstance(id, int) else None
-        return None if name is None else self._inner.token_to_id(name)
+        return None if name is None else self.library.token_to_id(name)
 
     @cached_property
     def surroundings(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Ids of what the model expects before and behind a text, such as BOS and EOS."""
-        encoding = self._inner.encode("a")
+        encoding = self._inner.encode("a", True)
         added = encoding.special_tokens_mask
         own = [index for index, special in enumerate(added) if not special]
         before, behind = (own[0], own[-1] + 1) if own else (len(added), len(added))
@@ -110,8 +116,8 @@ class Tokenizer:
         """Whether a token is looked for in texts before anything else is done to them."""
         return id in self._added
 
-    def inner_for(self, text: str, *, special: bool) -> tokenizers.Tokenizer:
-        """The library's tokenizer that encodes a text; control tokens spelled out in it are those if `special`."""
+    def inner_for(self, text: str, *, special: bool) -> Inner:
+        """What encodes a text; control tokens spelled out in it are those if `special`."""
         return self._inner if special or not self._mentions_control(text) else self._guarded[0]
 
     def encode(self, text: str, *, special: bool = False, add_special: bool = True) -> list[int]:
@@ -120,7 +126,17 @@ class Tokenizer:
         special: whether control tokens spelled out in it, such as `<|im_end|>`, are those tokens, or mere text.
         add_special: whether what the model expects around a text, such as BOS, is added.
         """
-        return _ids(self.inner_for(text, special=special), text, add_special)
+        ids = self._ids(self.inner_for(text, special=special), text, add_special)
+        if not ids and any(map(str.isalnum, text)):
+            raise BrokenTokenizer(f"cannot encode: {self._where}: it makes no token of {len(text)} characters")
+        return ids
+
+    def _ids(self, inner: Inner, text: str, add_special: bool) -> list[int]:
+        ids = list(inner.encode(text, add_special).ids)
+        # What is put around a text need not be a token at all.
+        if ids and max(ids) >= self.size:
+            raise BrokenTokenizer(f"cannot encode: {self._where}: it makes token {max(ids)} of {self.size}")
+        return ids
 
     def guard(self, text: str) -> str:
         """Marks control tokens spelled out in a text, so that `encode_rendered` takes them for text."""
@@ -135,18 +151,18 @@ class Tokenizer:
     def encode_rendered(self, text: str) -> list[int]:
         """Token ids of a rendered chat: control tokens are what the template wrote, not what `guard` marked."""
         if self._nonce not in text:
-            return _ids(self._inner, text, add_special=False)
+            return self._ids(self._inner, text, False)
         inner, renamed = self._guarded
         parts = self._control_pattern.split(text)
         written = self._control_pattern.findall(text)
         text = parts[0].replace(self._nonce, "")
         for control, part in zip(written, parts[1:], strict=True):
             text += renamed[control] + part.replace(self._nonce, "")
-        return _ids(inner, text, add_special=False)
+        return self._ids(inner, text, False)
 
     def piece(self, id: int) -> str:
         """The vocabulary's own spelling of a token, such as `Ġthe`."""
-        piece = self._inner.id_to_token(id)
+        piece = self.library.id_to_token(id)
         return "" if piece is None else piece
 
     def token_bytes(self, id: int) -> bytes:
@@ -237,10 +253,10 @@ class Tokenizer:
         return re.compile("|".join(map(re.escape, longest_first)))
 
     @cached_property
-    def _guarded(self) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
-        """A tokenizer whose control tokens have names that nobody can type, and those names by the real ones."""
+    def _guarded(self) -> tuple[Inner, dict[str, str]]:
+        """Encodes where control tokens have names that nobody can type; and those names by the real ones."""
         renamed = {content: f"<{self._nonce}-{id}>" for content, id in self._control.items()}
-        state = json.loads(self._inner.to_str())
+        state = json.loads(self.library.to_str())
         for token in state["added_tokens"]:
             token["content"] = renamed.get(token["content"], token["content"])
         model = state["model"]
@@ -250,26 +266,7 @@ class Tokenizer:
             model["vocab"] = [[renamed.get(piece, piece), score] for piece, score in model["vocab"]]
         if model.get("unk_token") in renamed:
             model["unk_token"] = renamed[model["unk_token"]]
-        return _parse(json.dumps(state).encode(), self._where), renamed
-
-
-def _ids(inner: tokenizers.Tokenizer, text: str, add_special: bool) -> list[int]:
-    return list(inner.encode(text, add_special_tokens=add_special).ids)
-
-
-def _parse(data: bytes, where: Path) -> tokenizers.Tokenizer:
-    try:
-        inner = tokenizers.Tokenizer.from_buffer(data)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # the library raises bare Exception, and PanicException, which is not even one
-        raise BrokenTokenizer(f"cannot read: {where}: {str(error)[:200]}") from None
-    # What training or another program left switched on has no place at inference.
-    inner.no_truncation()
-    inner.no_padding()
-    if getattr(inner.model, "dropout", None):
-        inner.model.dropout = None
-    return inner
+        return Inner(json.dumps(state).encode(), self._where), renamed
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from gptcli.errors import ContextOverflow
+from gptcli.errors import ContextOverflow, OutOfMemory
 from gptcli.generation.events import Finished, FinishReason, TextDelta, Usage
 from gptcli.language_model import LanguageModel
 from gptcli.settings import SamplingConfig, StopConfig
@@ -28,7 +28,10 @@ class Script:
     load_s: float = 0.0
     prefill_s: float = 0.0
     piece_s: float = 0.0
+    reason: FinishReason = "length"
     overflows: bool = False  # at the end
+    load_error: str = ""  # for lack of memory
+    turn_error: str = ""  # the same, before it says anything
     loses_exceptions: bool = False  # while it loads, as numpy's import does
     mark: str = ""  # a file that appears once it loads for `load_s`, or else once it has said something
 
@@ -47,6 +50,8 @@ class Script:
             except BaseException:
                 if not self.loses_exceptions:
                     raise
+        if self.load_error:
+            raise OutOfMemory(self.load_error)
         plan = SimpleNamespace(device="cpu", dtype_name="fp32")
         return SimpleNamespace(plan=plan, new_cache=lambda: None)
 
@@ -63,9 +68,11 @@ class Script:
         on_prefill: Callable[[int, int], None] = lambda done, total: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[TextDelta | Finished]:
-        reason: FinishReason = "length"
+        reason = self.reason
         on_prefill(0, len(prompt))
         time.sleep(self.prefill_s)
+        if self.turn_error:
+            raise OutOfMemory(self.turn_error)
         for piece in self.pieces:
             time.sleep(self.piece_s)
             if cancelled():

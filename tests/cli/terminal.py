@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import termios
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pexpect
@@ -42,17 +43,35 @@ class Terminal:
         """The modes that the kernel keeps for the terminal."""
         return termios.tcgetattr(self.child.child_fd)
 
-    def expect(self, text: str) -> None:
-        """Waits until a text is on the screen."""
+    def expect(self, text: str, times: int = 1) -> None:
+        """Waits until a text is on the screen, so often at least."""
+        self.wait_for(lambda: self.text.count(text) >= times, f"{text!r} {times} times")
+
+    def wait_for(self, condition: Callable[[], object], what: str) -> None:
+        """Waits until something is true."""
         ends = time.monotonic() + 10
-        while text not in self.text:
-            assert time.monotonic() < ends, f"no {text!r} in:\n{self.text}"
+        while not condition():
+            assert time.monotonic() < ends, f"no {what} in:\n{self.text}"
             self._read()
+
+    def type(self, keys: str) -> None:
+        """Presses keys: `\\r` is Enter."""
+        self.child.send(keys)
+
+    def paste(self, text: str) -> None:
+        """Pastes, as a terminal does that marks it."""
+        self.child.send("\x1b[200~" + text.replace("\n", "\r") + "\x1b[201~")
+
+    def resize(self, width: int, height: int = 24) -> None:
+        """Changes the window's size."""
+        self.screen.resize(height, width)
+        self.child.setwinsize(height, width)
 
     def finish(self) -> list[Any]:
         """Waits for the program's end; returns the terminal's modes then."""
+        ends = time.monotonic() + 20
         while self._read():
-            pass
+            assert time.monotonic() < ends, f"no end of:\n{self.text}"
         modes = self.modes()
         self.child.wait()
         return modes

@@ -142,3 +142,58 @@ def test_turns_that_no_longer_fit_are_dropped_with_a_note(chat: Cli) -> None:
         chat("--session", "s", f"In a small town there lived a clockmaker {turn}").err for turn in range(9)
     )
     assert "no longer sees the oldest" in errors
+
+
+SCRIPT = '''
+In a town
+
+"""
+two lines
+/ of text
+"""
+//help is a word
+'''
+
+
+def test_a_script_is_a_conversation_whose_replies_stand_below_each_other(chat: Cli, tmp_path: Path) -> None:
+    (tmp_path / "script").write_text(SCRIPT)
+    assert chat("--session", "s", "--script", tmp_path / "script").code == 0
+    said = [event["content"] for event in read_session("s") if event.get("role") == "user"]
+    assert said == ["In a town", "two lines\n/ of text", "/help is a word"]
+    replies = [event["content"] for event in read_session("s") if event.get("role") == "assistant"]
+    written = chat("--script", tmp_path / "script").out.decode("utf-8", "replace")
+    assert written == "".join(reply + "\n" * (not reply.endswith("\n")) for reply in replies[:-1]) + replies[-1]
+    assert chat("--script", "-", stdin=SCRIPT.encode()).out.decode("utf-8", "replace") == written
+    records = chat("--script", tmp_path / "script", "--json").out.splitlines()
+    assert [json.loads(record)["text"] for record in records] == replies
+
+
+@pytest.mark.parametrize(
+    ("script", "complaint"),
+    [
+        ("", "no prompt"),
+        ("\n \n", "no message"),
+        ('"""\nopen', "does not end"),
+        ("hello\n/set seed 1", "line 2"),
+    ],
+)
+def test_a_script_that_is_none_is_refused(script: str, complaint: str, chat: Cli, tmp_path: Path) -> None:
+    (tmp_path / "script").write_text(script)
+    result = chat("--script", tmp_path / "script")
+    assert (result.code, result.out) == (2, b"") and complaint in result.err
+
+
+def test_a_script_ends_at_the_first_error_and_keeps_what_came_before(chat: Cli, tmp_path: Path) -> None:
+    (tmp_path / "script").write_text("one\n" + "long " * 400 + "\nthree\n")
+    result = chat("--session", "s", "--script", tmp_path / "script")
+    assert result.code == 6 and "does not fit" in result.err
+    assert [event["content"] for event in read_session("s") if event.get("role") == "user"][0] == "one"
+    assert chat("--session", "s", "and then").code == 0
+
+
+def test_the_prompt_report_shows_the_whole_conversation(chat: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat("--session", "s", "--system", "Be brief.", "one")
+    monkeypatch.setattr("gptcli.language_model.LanguageModel.load", lambda *_: pytest.fail("loaded"))
+    report = json.loads(chat("--session", "s", "--prompt-report", "--json", "two").out)
+    assert report["text"].index("Be brief.") < report["text"].index("two")
+    assert len([event for event in read_session("s") if event.get("role") == "user"]) == 1

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -71,6 +73,35 @@ def test_penalties_touch_recent_tokens_alone(
         count = recent.count(token)
         penalized = (value / repeat if value > 0 else value * repeat) - presence - frequency * count
         assert out[token].item() == pytest.approx(penalized if count else value, rel=1e-4, abs=1e-4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.floats(-1e30, 1e30), min_size=2, max_size=50),
+    st.builds(
+        SamplingConfig,
+        temperature=st.floats(0, sys.float_info.max),
+        top_k=st.integers(0, 10**20),
+        top_p=st.floats(0, 1, exclude_min=True),
+        min_p=st.floats(0, 1),
+        repeat_penalty=st.floats(0.01, 100),
+        repeat_last_n=st.integers(-1, 10**20),
+        presence_penalty=st.floats(-100, 100),
+        frequency_penalty=st.floats(-100, 100),
+        seed=st.integers(0, 2**64 - 1),
+    ),
+    st.data(),
+)
+def test_any_settings_draw_a_token_that_is_not_forbidden(
+    values: list[float], config: SamplingConfig, data: st.DataObject
+) -> None:
+    ids = st.integers(0, len(values) - 1)
+    forbidden = data.draw(st.sets(ids, max_size=len(values) - 1))
+    config = replace(config, logit_bias=tuple((id, -math.inf) for id in forbidden))
+    history = data.draw(st.lists(ids, max_size=9))
+    token = int(Sampler(config, torch.device("cpu"))(torch.tensor(values), history))
+    assert 0 <= token < len(values)
+    assert token not in forbidden
 
 
 def test_a_bias_is_added_and_minus_infinity_forbids() -> None:

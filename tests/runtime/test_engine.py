@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import gptcli
@@ -31,6 +33,25 @@ def test_a_prompt_of_several_chunks_gives_what_one_token_at_a_time_does(long: La
         logits = long.engine.decode(token, cache)
     assert whole is not None
     torch.testing.assert_close(whole, logits, rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(3, 303), min_size=2, max_size=40), st.lists(st.integers(1, 39), max_size=5), st.data())
+def test_logits_are_the_same_however_a_text_is_cut_and_whatever_the_cache_held_before(
+    tiny: LanguageModel, tokens: list[int], cuts: list[int], data: st.DataObject
+) -> None:
+    uncached = tiny.logits(tokens)
+    cache = tiny.engine.new_cache()
+    other = tokens[: data.draw(st.integers(0, len(tokens)))] + data.draw(st.lists(st.integers(3, 303), max_size=9))
+    if other:
+        tiny.engine.prefill(other, cache)
+    cache.keep_common(tokens[:-1])
+    ends = sorted({cut for cut in cuts if cache.length < cut < len(tokens)} | {len(tokens)})
+    for end in ends:
+        logits = tiny.engine.prefill(tokens[cache.length : end], cache)
+        assert logits is not None
+        torch.testing.assert_close(logits, uncached[end - 1], rtol=1e-4, atol=1e-4)
+    assert cache.tokens == tokens
 
 
 def test_progress_is_told_after_every_chunk(long: LanguageModel) -> None:

@@ -22,6 +22,7 @@ from gptcli.quant.affine import AffineWeight
 from gptcli.settings import RuntimeConfig
 from gptcli.store import gguf
 from gptcli.store.gguf import convert
+from gptcli.store.gguf_file import GgufFile
 from tests.store.tiny_gguf import HEAD_DIM, HEADS, KV_HEADS, TOKENS, WIDTH, Kind, random_blocks, shapes, write_gguf
 
 EXACT = [Kind.Q4_0, Kind.Q4_1, Kind.Q8_0, Kind.F16, Kind.F32, Kind.BF16]
@@ -321,3 +322,16 @@ def test_progress_ends_with_all_bytes(tmp_path: Path) -> None:
     convert(write_gguf(tmp_path / "tiny.gguf"), tmp_path, lambda done, total: seen.append((done, total)))
     done = [progress[0] for progress in seen]
     assert done == sorted(done) and seen[-1][0] == seen[-1][1] > 0
+
+
+def test_tensors_that_lie_on_each_other_are_refused(tmp_path: Path) -> None:
+    """Else a small file would become a model of any size."""
+    file = write_gguf(tmp_path / "x.gguf")
+    data = bytearray(file.read_bytes())
+    first, second = GgufFile(file).tensors["blk.0.attn_q.weight"], GgufFile(file).tensors["blk.1.attn_q.weight"]
+    start = min(tensor.offset for tensor in GgufFile(file).tensors.values())
+    place = data.index(struct.pack("<Q", second.offset - start), data.index(b"blk.1.attn_q.weight"))
+    data[place : place + 8] = struct.pack("<Q", first.offset - start)
+    file.write_bytes(data)
+    with pytest.raises(BrokenCheckpoint, match="overlap"):
+        GgufFile(file)

@@ -175,3 +175,14 @@ def test_a_session_file_that_is_a_link_or_a_pipe_is_refused() -> None:
 def test_every_line_is_json_by_itself() -> None:
     lines = written("mine").read_bytes().split(b"\n")
     assert [json.loads(line) for line in lines[:-1]] == EVENTS
+
+
+def test_two_sessions_that_chose_one_name_become_two_files() -> None:
+    first, second, third = SessionFile("town"), SessionFile("town"), SessionFile("town")
+    message = {"type": "message", "role": "user", "content": "x"}
+    first.append(message)
+    second.append(message)
+    first.close()
+    third.append(message)
+    assert [file.name for file in (first, second, third)] == ["town", "town-2", "town-3"]
+    assert [len(read_session(name)) for name in ("town", "town-2", "town-3")] == [1, 1, 1]

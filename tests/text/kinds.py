@@ -173,5 +173,5 @@ def made(kind: str) -> tuple[Inner, Tokenizer]:
     """A tokenizer of a kind: the library's, and ours."""
     if kind not in _made:
         inner = KINDS[kind]()
-        _made[kind] = inner, Tokenizer(inner, {}, Path(kind))
+        _made[kind] = inner, Tokenizer(inner.to_str().encode(), {}, Path(kind))
     return _made[kind]

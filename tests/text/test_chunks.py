@@ -182,7 +182,7 @@ def test_a_pattern_over_whole_sentences_is_never_cut_through() -> None:
         [pre_tokenizers.Split(Regex(QUOTED["pattern"]["Regex"]), "isolated"), inner.pre_tokenizer]  # type: ignore[index]
     )
     text = 'He said "' + "a small town " * 500 + '" and left. ' * 3
-    tokenizer = Tokenizer(inner, {}, Path("a"))
+    tokenizer = Tokenizer(inner.to_str().encode(), {}, Path("a"))
     parts = list(encode_parts(tokenizer, [text], special=False, largest=1 << 20, where="a"))
     assert [id for part in parts for id in part.ids] == inner.encode(text).ids
 
@@ -191,7 +191,7 @@ def test_a_unigram_without_words_is_not_cut() -> None:
     inner = made("unigram")[0]
     unsplit = Inner.from_str(inner.to_str())
     unsplit.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
-    borders = Borders(Tokenizer(unsplit, {}, Path("a")), special=False)
+    borders = Borders(Tokenizer(unsplit.to_str().encode(), {}, Path("a")), special=False)
     assert borders.find("a small town and more " * 40, 1) is None
 
 
@@ -200,7 +200,7 @@ def test_a_token_that_holds_a_space_forbids_cuts_where_there_are_no_words() -> N
     size = len(state["model"]["vocab"])
     state["model"]["vocab"] |= {"n▁": size}
     state["model"]["merges"].append(["n", "▁"])
-    borders = Borders(Tokenizer(Inner.from_str(json.dumps(state)), {}, Path("a")), special=False)
+    borders = Borders(Tokenizer(json.dumps(state).encode(), {}, Path("a")), special=False)
     text = "In a small town there lived a clockmaker. " * 20
     assert borders.find(text, 1) is None
     assert Borders(made("llama2")[1], special=False).find(text, 1) is not None

@@ -41,7 +41,7 @@ TEXTS = st.lists(st.sampled_from(WORDS) | st.text(max_size=3), max_size=8).map("
 
 def ranges(tokenizer: Tokenizer, text: str, *, special: bool = False) -> list[tuple[int, bytes, Range]]:
     """Id, own bytes and range of each token."""
-    encoding = tokenizer.inner_for(text, special=special).encode(text, add_special_tokens=False)
+    encoding = tokenizer.inner_for(text, special=special).encode(text, False)
     found = Offsets(tokenizer).of(text, encoding)
     return [(id, tokenizer.surface(id), place) for id, place in zip(encoding.ids, found, strict=True)]
 

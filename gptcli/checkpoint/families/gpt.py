@@ -118,7 +118,7 @@ def gpt2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 def gpt_neo(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """GPT-Neo: scores without a scale, a window on every other layer."""
-    layers, hidden, heads = hf.whole("num_layers", high=4096), hf.whole("hidden_size"), hf.whole("num_heads")
+    layers, hidden, heads = hf.layers_of("num_layers"), hf.whole("hidden_size"), hf.heads_of("num_heads")
     hf.ignore("attention_types")  # what attention_layers says, in fewer words
     kinds = hf.per_layer("attention_layers", layers)
     if kinds is None:
@@ -169,7 +169,7 @@ def gptj(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 def gpt_neox(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """GPT-NeoX and Pythia: attention and MLP side by side, RoPE on a part of each head."""
-    layers, hidden, heads = hf.layers, hf.whole("hidden_size"), hf.whole("num_attention_heads")
+    layers, hidden, heads = hf.layers, hf.whole("hidden_size"), hf.heads_of("num_attention_heads")
     head_dim = head_dim_of(hf, hidden, heads)
     hf.ignore("partial_rotary_factor")  # what rotary_pct says, once more
     bias = hf.flag("attention_bias", True)
@@ -203,7 +203,7 @@ def _layer_norm(hf: HfConfig, eps: str) -> NormConfig:
 
 
 def _attention(hf: HfConfig) -> AttentionConfig:
-    hidden, heads = hf.whole("n_embd"), hf.whole("n_head")
+    hidden, heads = hf.whole("n_embd"), hf.heads_of("n_head")
     head_dim = head_dim_of(hf, hidden, heads)
     return AttentionConfig(
         heads=heads,
@@ -222,7 +222,7 @@ def _gpt_config(hf: HfConfig, attention: AttentionConfig, mlp: MlpConfig, tied: 
         vocab_size=hf.whole("vocab_size"),
         hidden_size=hf.whole("n_embd"),
         max_context=hf.whole("n_positions"),
-        blocks=(BlockConfig(attention=attention, mlp=mlp),) * hf.whole("n_layer", high=4096),
+        blocks=(BlockConfig(attention=attention, mlp=mlp),) * hf.layers_of("n_layer"),
         norm=_layer_norm(hf, "layer_norm_epsilon"),
         tied_head=hf.flag("tie_word_embeddings", tied),
         learned_positions=True,

@@ -173,8 +173,8 @@ def llama_config(
     whatever it says. rope: where the family has read it by itself. tied: whether the head is the embedding, unless the
     config says.
     """
-    layers, hidden, heads = hf.layers, hf.whole("hidden_size"), hf.whole("num_attention_heads")
-    kv_heads = hf.whole("num_key_value_heads", heads)
+    layers, hidden, heads = hf.layers, hf.whole("hidden_size"), hf.heads_of("num_attention_heads")
+    kv_heads = hf.heads_of("num_key_value_heads", heads)
     if heads % kv_heads:
         raise BrokenCheckpoint(f"config.json: {heads} attention heads cannot share {kv_heads} key-value heads evenly")
     head_dim = llama_head_dim(hf, default_head_dim)
@@ -213,7 +213,7 @@ def llama_config(
 
 def llama_head_dim(hf: HfConfig, default: int | None = None) -> int:
     """Channels of a head."""
-    return head_dim_of(hf, hf.whole("hidden_size"), hf.whole("num_attention_heads"), default)
+    return head_dim_of(hf, hf.whole("hidden_size"), hf.heads_of("num_attention_heads"), default)
 
 
 def rms(hf: HfConfig, default_eps: float, wide_scale: bool = False) -> NormConfig:

@@ -9,8 +9,10 @@ from gptcli.checkpoint.families.llama import llama_architecture, llama_config, q
 from gptcli.checkpoint.families.parts import activation, each_attention, every, joined, windows
 from gptcli.checkpoint.hf import HfConfig
 from gptcli.checkpoint.recipes import Architecture, Concat, EvensThenOdds, Recipe, Stack, Take, Transposed
-from gptcli.errors import BrokenCheckpoint
+from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
 from gptcli.model.config import DecoderConfig, MlpConfig, MoeConfig, QkNormConfig
+
+_MOST_EXPERTS = 1 << 16  # in all layers; three times those of the largest models
 
 # A layer's prefix, its mixture and the names of all tensors -> recipes by our names behind `mlp.`.
 Experts = Callable[[str, MoeConfig, Collection[str]], dict[str, Recipe]]
@@ -120,7 +122,10 @@ def _with_experts(
 ) -> Architecture:
     """The architecture with a mixture in the layers that have one."""
     blocks = tuple(replace(block, mlp=moe_of(layer) or block.mlp) for layer, block in enumerate(config.blocks))
-    for moe in {block.mlp for block in blocks if isinstance(block.mlp, MoeConfig)}:
+    mixtures = [block.mlp for block in blocks if isinstance(block.mlp, MoeConfig)]
+    if (experts := sum(moe.experts for moe in mixtures)) > _MOST_EXPERTS:
+        raise UnsupportedArchitecture(f"config.json: {experts} experts are more than {_MOST_EXPERTS}")
+    for moe in set(mixtures):
         if moe.top_k > moe.experts:
             raise BrokenCheckpoint(f"config.json: num_experts_per_tok {moe.top_k} of {moe.experts} experts")
     architecture = llama_architecture(replace(config, blocks=blocks), tensors)

@@ -1,0 +1,209 @@
+"""What the commands do, and that the table of them is whole."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from gptcli.cli.commands import COMMANDS
+from gptcli.cli.slash import find
+from gptcli.errors import UsageError
+from tests.cli.chatting import Chat, said, sessions, state
+from tests.cli.scripted import Script
+from tests.tiny import make_model
+
+HELLO = Script(pieces=["Hello."], reason="stop")
+
+
+@pytest.fixture
+def chat(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Chat:
+    monkeypatch.setenv("GPTCLI_MODEL", str(tiny_model))
+    return Chat(HELLO).ready()
+
+
+def answer_to(chat: Chat, command: str) -> list[str]:
+    """The lines that a command prints."""
+    prompts = chat.prompts
+    chat.ask(command)
+    shown = [number for number, line in enumerate(chat.lines) if line.startswith(">")]
+    return [line for line in chat.lines[shown[prompts - 1] + 1 : shown[prompts]] if line]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_every_command_has_a_help_and_an_example_that_finds_it(command: object) -> None:
+    assert command.help.endswith(".")
+    assert find(command.example.removeprefix("/").partition(" ")[0], COMMANDS) is command
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("hlep", "help"), ("ex", "exit"), ("marcdown", "markdown"), ("quit", None), ("xyzzy", None)]
+)
+def test_an_unknown_command_suggests_what_was_perhaps_meant(typed: str, meant: str | None) -> None:
+    with pytest.raises(UsageError) as error:
+        find(typed, COMMANDS)
+    assert (f"did you mean /{meant}?" in str(error.value.hint)) == (meant is not None)
+
+
+def test_an_unknown_command_is_not_sent_to_the_model(chat: Chat) -> None:
+    shown = answer_to(chat, "/hlep me")
+    assert shown[0] == "gptcli: error: there is no command /hlep"
+    assert "did you mean /help?" in shown[1]
+    assert said() == []
+
+
+def test_help_fits_a_screen_and_explains_a_command(chat: Chat) -> None:
+    chat.ask("/help")
+    assert len(COMMANDS) + 2 <= 24  # and the prompt and the line under it
+    assert chat.screen.display[-1].startswith("tiny")
+    assert not chat.screen.history.top or chat.lines[len(chat.screen.history.top)].startswith(("> /help", "/help"))
+    assert answer_to(chat, "/help seed")[0] == "/seed [N]"
+    assert all(len(f"{command.usage:17}  {command.help.split('.')[0]}") <= 80 for command in COMMANDS)
+
+
+def test_new_begins_another_session(chat: Chat) -> None:
+    chat.ask("one")
+    chat.ask("/system Be brief.")
+    chat.ask("/new")
+    chat.ask("two")
+    first, second = sessions()
+    assert [event["content"] for event in first if event["type"] == "message"] == ["one", "Hello."]
+    assert [event["content"] for event in second if "content" in event] == ["Be brief.", "two", "Hello."]
+
+
+def test_undo_takes_a_turn_back(chat: Chat) -> None:
+    chat.ask("one")
+    chat.ask("two")
+    assert answer_to(chat, "/undo") == ["taken back: two"]
+    assert "1 turn" in answer_to(chat, "/context")[0]
+    chat.ask("/undo")
+    assert answer_to(chat, "/undo") == ["gptcli: error: there is no turn to take back"]
+
+
+def test_retry_and_edit_ask_again(chat: Chat) -> None:
+    chat.ask("one")
+    chat.ask("/retry")
+    chat.ask("/edit three")
+    prompts = chat.prompts
+    chat.type("/edit\r")
+    chat.expect("edit> three")
+    chat.type(" and four\r")
+    chat.ready(prompts + 1)
+    exported = json.loads("\n".join(answer_to(chat, "/export json")))
+    assert [message["content"] for message in exported] == ["three and four", "Hello."]
+
+
+def test_an_edit_can_be_given_up(chat: Chat) -> None:
+    chat.ask("one")
+    prompts = chat.prompts
+    chat.type("/edit\r")
+    chat.expect("edit> one")
+    chat.type("\x04\x03\x03\x04")
+    chat.ready(prompts + 1)
+    assert said() == ["one", "Hello."]
+    assert chat.leave() == 0
+
+
+def test_the_system_message_is_shown_set_and_removed(chat: Chat) -> None:
+    assert answer_to(chat, "/system") == ["system: (none)"]
+    assert answer_to(chat, "/system Be brief.") == ["system: Be brief."]
+    assert answer_to(chat, "/system none") == ["system: (none)"]
+
+
+def test_settings_are_shown_changed_and_refused_with_their_range(chat: Chat) -> None:
+    assert "temperature = 0.8  (default)" in answer_to(chat, "/set")
+    assert answer_to(chat, "/set temperature 0.2") == ["temperature = 0.2"]
+    assert "at least 0" in answer_to(chat, "/set temperature -1")[0]
+    assert answer_to(chat, "/set temperature default") == ["temperature = 0.8  (default)"]
+    assert "there is no setting heat" in answer_to(chat, "/set heat")[0]
+    assert answer_to(chat, "/set stop 'a b' c") == ["stop = 'a b' 'c'"]
+
+
+def test_a_seed_is_set_and_the_last_one_shown(chat: Chat) -> None:
+    assert answer_to(chat, "/seed 42") == ["seed = 42"]
+    chat.ask("one")
+    assert answer_to(chat, "/seed") == ["the last answer was drawn with seed 42"]
+
+
+def test_another_model_goes_on_with_the_conversation(chat: Chat, tmp_path: Path) -> None:
+    make_model(tmp_path / "weights" / "other", seed=1)
+    chat.ask("one")
+    assert "  other" in answer_to(chat, "/model")
+    assert answer_to(chat, "/model other")[-1] == "model: other, context of 256 tokens"
+    chat.ask("two")
+    assert said() == ["one", "Hello.", "two", "Hello."]
+    assert "no such model: nonesuch" in answer_to(chat, "/model nonesuch")[0]
+    assert sessions()[0][-1]["model"] == "other"
+
+
+def test_a_session_is_saved_under_a_name_and_loaded_again(chat: Chat) -> None:
+    chat.ask("one")
+    assert answer_to(chat, "/save town") == ["saved as town; every turn is from now on"]
+    chat.ask("/new")
+    assert "town" in answer_to(chat, "/sessions")[0]
+    assert answer_to(chat, "/load town") == ["session town: 1 turn so far"]
+    chat.ask("two")
+    assert chat.leave() == 0
+    assert [file.name for file in (state() / "sessions").iterdir()] == ["town.jsonl"]
+    assert said() == ["one", "Hello.", "two", "Hello."]
+
+
+def test_a_session_that_another_chat_has_open_is_refused(chat: Chat) -> None:
+    chat.ask("one")
+    chat.ask("/save town")
+    assert "in use" in answer_to(Chat(HELLO).ready(), "/load town")[0]
+
+
+def test_a_fork_leaves_the_session_as_it_was(chat: Chat) -> None:
+    chat.ask("one")
+    chat.ask("/save town")
+    assert answer_to(chat, "/fork plan-b") == ["goes on as plan-b; the other stays as it is"]
+    chat.ask("two")
+    plan, town = sessions()
+    assert [len([event for event in events if event["type"] == "message"]) for events in (plan, town)] == [4, 2]
+
+
+def test_an_export_is_a_new_file(chat: Chat, tmp_path: Path) -> None:
+    chat.ask("one")
+    file = tmp_path / "chat.md"
+    answer_to(chat, f"/export md {file}")
+    assert re.sub(r"\s+", " ", file.read_text()) == "## User one ## Assistant Hello. "
+    assert "File exists" in "".join(answer_to(chat, f"/export md {file}"))
+
+
+def test_a_copy_goes_through_the_terminal_where_there_is_no_desktop(chat: Chat) -> None:
+    chat.ask("one")
+    assert answer_to(chat, "/copy") == ["copied 6 characters through the terminal (OSC 52)"]
+    assert b"\x1b]52;c;" + base64.b64encode(b"Hello.") + b"\x07" in chat.raw
+
+
+def test_stats_are_shown_once_or_after_each_answer(chat: Chat) -> None:
+    assert answer_to(chat, "/stats") == ["no answer yet"]
+    chat.ask("/stats on")
+    assert "1 tok" in "".join(answer_to(chat, "one"))
+    assert answer_to(chat, "/stats off")[2].startswith("answer   1 tokens at")
+    assert "tok/s" not in "".join(answer_to(chat, "two"))
+
+
+def test_tokens_of_a_text_and_of_the_last_message(chat: Chat) -> None:
+    assert answer_to(chat, "/tokens ab c") == ["a·b·␠·c", "4 tokens"]
+    chat.ask("one")
+    assert answer_to(chat, "/tokens")[-1].endswith("tokens")
+
+
+def test_the_screen_is_cleared_and_the_conversation_stays(chat: Chat) -> None:
+    chat.ask("one")
+    chat.type("/clear\r")
+    chat.wait_for(lambda: "one" not in "".join(chat.screen.display), "cleared screen")
+    chat.ready()
+    chat.ask("two")
+    assert said()[::2] == ["one", "two"]
+    assert len(sessions()) == 1
+
+
+def test_exit_leaves(chat: Chat) -> None:
+    chat.type("/exit\r")
+    assert chat.end() == 0

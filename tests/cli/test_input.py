@@ -1,0 +1,225 @@
+"""What keys and pastes make of a line."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from gptcli.cli.history import FileHistory
+from gptcli.cli.pastes import Pastes
+from tests.cli.chatting import Chat, said, state
+from tests.cli.scripted import Script
+
+HELLO = Script(pieces=["Hello."], reason="stop")
+LINES = "\n".join(f"line {number}" for number in range(312))
+
+
+@pytest.fixture(autouse=True)
+def _model(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTCLI_MODEL", str(tiny_model))
+
+
+@pytest.mark.parametrize("key", ["\n", "\x1b\r"], ids=["ctrl-j", "alt-enter"])
+def test_a_newline_is_inserted_and_enter_submits(key: str) -> None:
+    chat = Chat(HELLO).ready()
+    chat.type(f"one{key}two")
+    chat.expect(". two")
+    chat.ask("")
+    assert said()[0] == "one\ntwo"
+
+
+def test_triple_quotes_open_many_lines() -> None:
+    chat = Chat(HELLO).ready()
+    chat.type('"""one\rtwo\r')
+    chat.expect(". two")
+    chat.ask('"""')
+    assert said()[0] == "one\ntwo"
+
+
+def test_a_paste_is_not_submitted_and_a_short_one_is_shown() -> None:
+    chat = Chat(HELLO).ready()
+    chat.paste("one\ntwo\n")
+    chat.expect(". two")
+    chat.ask("three")
+    assert said()[0] == "one\ntwo\nthree"
+
+
+def test_a_long_paste_is_a_word_in_the_line_and_whole_in_the_message() -> None:
+    chat = Chat(HELLO).ready()
+    chat.type("see ")
+    chat.paste(LINES)
+    chat.expect("> see [pasted 312 lines]")
+    chat.ask(" and say")
+    assert "line 7" not in chat.text
+    assert said()[0] == f"see {LINES} and say"
+
+
+def test_a_key_deletes_a_long_paste_whole() -> None:
+    chat = Chat(HELLO).ready()
+    chat.paste(LINES)
+    chat.paste(LINES + "\nmore")
+    chat.expect("> [pasted 312 lines][pasted 313 lines]")
+    chat.type("\x1b[D\x7f")
+    chat.wait_for(lambda: "> [pasted 313 lines]" in chat.lines[1], "one paste less")
+    chat.ask("")
+    assert said()[0] == LINES + "\nmore"
+
+
+def test_a_paste_into_the_middle_of_a_word_leaves_the_cursor_behind_it() -> None:
+    chat = Chat(HELLO).ready()
+    chat.type("ab\x02")
+    chat.paste(LINES)
+    chat.ask("x")
+    assert said()[0] == f"a{LINES}xb"
+
+
+def test_pastes_that_show_alike_stay_apart() -> None:
+    pastes = Pastes()
+    first, second = pastes.fold("a\n" * 30), pastes.fold("b\r\n" * 30)
+    assert pastes.expand(f"{second} {first}") == f"{'b' + chr(10)}" * 30 + " " + "a\n" * 30
+
+
+def test_the_editor_gets_pastes_whole_and_gives_the_line_back(tmp_path: Path) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\nwc -l < "$1" > seen\necho edited > "$1"\n'.replace("seen", str(tmp_path / "seen")))
+    editor.chmod(0o755)
+    chat = Chat(HELLO, VISUAL=str(editor)).ready()
+    chat.paste(LINES)
+    chat.expect("[pasted")
+    chat.type("\x18\x05")
+    chat.expect("> edited")
+    chat.ask("")
+    assert (tmp_path / "seen").read_text().strip() == "311"  # line ends
+    assert said()[0] == "edited"
+
+
+def test_two_slashes_send_one() -> None:
+    chat = Chat(HELLO).ready()
+    chat.ask("//etc/hosts is what?")
+    assert said()[0] == "/etc/hosts is what?"
+
+
+def test_up_finds_what_began_alike_and_a_leading_space_is_not_recorded() -> None:
+    chat = Chat(HELLO).ready()
+    for line in ("what is tea", "who are you", " what a secret", "other"):
+        chat.ask(line)
+    chat.type("wh\x1b[A")
+    chat.expect("> who are you", 2)
+    chat.type("\x1b[A")
+    chat.expect("> what is tea", 2)
+    assert "secret" not in (state() / "history.jsonl").read_text()
+
+
+def test_ctrl_r_searches_backwards() -> None:
+    chat = Chat(HELLO).ready()
+    chat.ask("what is tea")
+    chat.ask("other")
+    chat.type("\x12is")
+    chat.expect("what is tea", 2)
+    chat.type("\r")
+    chat.ready(3)
+
+
+def test_tab_completes_commands_settings_and_values() -> None:
+    chat = Chat(HELLO).ready()
+    chat.type("/mark\t")
+    chat.expect("> /markdown")
+    chat.type("of\t")
+    chat.ask("")
+    chat.type("/set overf\t")
+    chat.expect("> /set overflow")
+    chat.type(" st\t")
+    chat.expect("> /set overflow stop")
+    chat.ask("")
+    assert "overflow = stop" in chat.lines
+
+
+def test_what_is_not_utf_8_becomes_a_visible_character() -> None:
+    chat = Chat(HELLO).ready()
+    chat.child.send(b"a\xffb")
+    chat.ask("")
+    assert said()[0] == "a\ufffdb"
+
+
+def history(**given: object) -> FileHistory:
+    return FileHistory(lambda message: pytest.fail(message))
+
+
+def test_a_history_is_private_and_outlives_a_torn_line() -> None:
+    history().append_string("one\nline")
+    file = state() / "history.jsonl"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    with file.open("a") as stream:
+        stream.write('"tor')
+    history().append_string("two")
+    assert list(history().load_history_strings()) == ["two", "one\nline"]
+
+
+def test_histories_side_by_side_keep_all() -> None:
+    first, second = history(), history()
+    for number in range(50):
+        first.append_string(f"first {number}")
+        second.append_string(f"second {number}")
+    assert len(list(history().load_history_strings())) == 100
+
+
+def test_a_history_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.touch()
+    state().mkdir(parents=True)
+    (state() / "history.jsonl").symlink_to(target)
+    warnings: list[str] = []
+    kept = FileHistory(warnings.append)
+    kept.append_string("one")
+    assert (len(warnings), kept.get_strings(), target.read_text()) == (1, ["one"], "")
+
+
+def test_a_full_disk_is_told_once_and_the_history_goes_on_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    warnings: list[str] = []
+    kept = FileHistory(warnings.append)
+
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(28, os.strerror(28))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        kept.append_string("one")
+        kept.append_string("two")
+    assert (len(warnings), kept.get_strings()) == (1, ["one", "two"])
+    assert "No space left" in warnings[0]
+
+
+def test_the_same_line_twice_is_recorded_once() -> None:
+    kept = history()
+    kept.append_string("one")
+    kept.append_string("one")
+    assert [json.loads(line) for line in (state() / "history.jsonl").read_text().split("\n") if line] == ["one"]
+
+
+def test_a_long_message_is_recalled_folded_and_sent_whole() -> None:
+    chat = Chat(HELLO).ready()
+    chat.type("see ")
+    chat.paste(LINES)
+    chat.ask("")
+    chat.type("\x1b[A")
+    chat.expect("> see [pasted 312 lines]", 2)
+    chat.type("\x03")
+    assert chat.leave() == 0
+    later = Chat(HELLO).ready()
+    later.type("\x1b[A")
+    later.expect("> see line 0")
+    later.expect(". [pasted 311 lines]")
+    later.ask("")
+    assert said() == [f"see {LINES}"] * 2
+
+
+def test_a_long_line_is_folded_too() -> None:
+    chat = Chat(HELLO).ready()
+    chat.paste("x" * 9000)
+    chat.expect("> [pasted 9000 characters]")
+    chat.ask("")
+    assert said()[0] == "x" * 9000

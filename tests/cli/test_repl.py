@@ -1,0 +1,375 @@
+"""A conversation at a prompt, as a person sees it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.chatting import Chat, said, sessions, state
+from tests.cli.conftest import GPTCLI, SCRIPTED
+from tests.cli.scripted import Script
+from tests.cli.terminal import Terminal
+
+HELLO = Script(pieces=["Hello", " there."], reason="stop")
+ENDLESS = Script(pieces=["word "] * 1000, piece_s=0.02)
+
+
+@pytest.fixture(autouse=True)
+def _model(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTCLI_MODEL", str(tiny_model))
+
+
+def test_a_message_is_answered_and_the_prompt_comes_again() -> None:
+    chat = Chat(HELLO).ready()
+    chat.ask("good morning")
+    assert chat.lines[1:5] == ["> good morning", "Hello there.", "", ">"]
+    assert chat.leave() == 0
+    assert said() == ["good morning", "Hello there."]
+
+
+def test_the_prompt_is_there_before_the_model_is_and_what_is_typed_then_is_answered() -> None:
+    chat = Chat(Script(pieces=["Hello"], load_s=1.0)).ready()
+    chat.expect("loading 33%")
+    chat.ask("good morning")
+    assert "Hello" in chat.lines
+    assert chat.leave() == 0
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_chat_with_an_error() -> None:
+    chat = Chat(Script(load_error="the model needs 9.9 GB", load_s=0.3)).ready()
+    assert chat.end() == 5
+    assert chat.lines[-1] == "gptcli: error: the model needs 9.9 GB"
+
+
+def test_a_blank_line_is_nothing_to_say() -> None:
+    chat = Chat(HELLO).ready()
+    chat.ask("")
+    chat.ask("   ")
+    assert chat.leave() == 0
+    assert sessions() == []
+
+
+def test_ctrl_c_stops_an_answer_keeps_what_there_is_and_the_chat_goes_on() -> None:
+    chat = Chat(ENDLESS).ready()
+    chat.type("go\r")
+    chat.expect("word word word")
+    chat.type("\x03")
+    chat.expect("interrupted")
+    chat.ready(2)
+    chat.type("and so on\r")
+    chat.expect("word", 20)
+    chat.type("\x03")
+    chat.ready(3)
+    assert chat.leave() == 0
+    [events] = sessions()
+    replies = [event for event in events if event.get("role") == "assistant"]
+    assert [reply["interrupted"] for reply in replies] == [True, True]
+    assert replies[0]["content"].startswith("word word word")
+
+
+def test_ctrl_c_clears_the_line_and_hints_at_ctrl_d_on_an_empty_one() -> None:
+    chat = Chat(HELLO).ready()
+    chat.type("something")
+    chat.expect("> something")
+    chat.type("\x03")
+    chat.wait_for(lambda: "something" not in chat.text, "cleared line")
+    assert "Ctrl-D" not in chat.lines[-1]
+    chat.type("\x03")
+    chat.wait_for(lambda: "Ctrl-D" in chat.lines[-1], "hint")
+    chat.type("x")
+    chat.wait_for(lambda: "Ctrl-D" not in chat.lines[-1], "cleared hint")
+    chat.type("\x7f")
+    assert chat.leave() == 0
+    assert said() == []
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_at_the_prompt_ends_the_chat_by_itself(signum: int) -> None:
+    chat = Chat(HELLO).ready()
+    chat.ask("good morning")
+    chat.type("half a line")
+    chat.expect("half a line")
+    chat.child.kill(signum)
+    chat.end()
+    assert chat.child.signalstatus == signum
+    assert said() == ["good morning", "Hello there."]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("markdown", ["on", "off"])
+def test_a_signal_during_an_answer_keeps_what_there_is_of_it(markdown: str, signum: int) -> None:
+    chat = Chat(ENDLESS).ready()
+    chat.ask(f"/markdown {markdown}")
+    chat.type("go\r")
+    chat.expect("word word word")
+    chat.child.kill(signum)
+    chat.end()
+    assert chat.child.signalstatus == signum
+    assert said()[1].startswith("word word word")
+
+
+def test_a_closed_window_keeps_what_there_is_of_an_answer() -> None:
+    chat = Chat(ENDLESS).ready()
+    chat.type("go\r")
+    chat.expect("word word word")
+    chat.child.close(force=False)
+    ends = time.monotonic() + 10
+    while len(said()) < 2:
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+    assert said()[1].startswith("word word word")
+
+
+def test_a_killed_chat_has_lost_no_completed_turn() -> None:
+    chat = Chat(Script(pieces=["word "] * 6, piece_s=0.05)).ready()
+    chat.ask("one")
+    chat.type("two\r")
+    chat.expect("word", 9)
+    chat.child.kill(signal.SIGKILL)
+    chat.child.wait()
+    assert said()[:2] == ["one", "word " * 6]
+
+
+def test_what_is_typed_during_an_answer_is_not_echoed_and_comes_next() -> None:
+    chat = Chat(Script(pieces=["word "] * 20, piece_s=0.05)).ready()
+    chat.type("one\r")
+    chat.expect("word word")
+    chat.type("two\r")
+    chat.paste("three\nlines\nlong")
+    chat.expect("word", 10)
+    assert "two" not in chat.text and "lines" not in chat.text
+    chat.expect("> two")
+    chat.expect(". long")
+    assert said()[::2] == ["one", "two"]
+    chat.type("\r")
+    chat.expect("word", 60)
+    chat.ready()
+    assert said()[4] == "three\nlines\nlong"
+
+
+def test_what_is_typed_ahead_of_an_interrupted_answer_is_not_sent() -> None:
+    chat = Chat(ENDLESS).ready()
+    chat.type("one\r")
+    chat.expect("word word")
+    chat.type("two\r")
+    time.sleep(0.2)
+    chat.type("\x03")
+    chat.expect("> two")
+    assert chat.prompts == 2
+    assert said()[::2] == ["one"]
+
+
+def test_a_suspended_answer_leaves_the_terminal_to_the_shell_and_goes_on() -> None:
+    environment = ENDLESS.environment() | {"PS1": "$ "}
+    shell = Terminal("bash", "--norc", "-i", environment=environment)
+    shell.expect("$")
+    modes = shell.modes()
+    shell.type(f"{' '.join(SCRIPTED)} chat\r")
+    shell.expect(">")
+    shell.type("go\r")
+    shell.expect("word word")
+    shell.type("\x1a")
+    shell.expect("Stopped")
+    shell.wait_for(lambda: shell.modes() == modes, "the shell's own modes")
+    count = shell.text.count("word")
+    shell.type("fg\r")
+    shell.expect("word", count + 10)
+    shell.type("echo\r\x03")
+    shell.expect("interrupted")
+    shell.expect("> echo")
+    shell.type("\x1a")
+    shell.expect("Stopped", 2)
+    shell.wait_for(lambda: shell.modes() == modes, "the shell's own modes")
+    shell.type("fg\r")
+    shell.wait_for(lambda: shell.lines[-2] == "> echo", "prompt as it was")
+    shell.type("\x03\x04")
+    shell.wait_for(lambda: shell.lines[-1] == "$", "shell")
+    shell.wait_for(lambda: shell.modes() == modes, "the shell's own modes")
+    shell.type("exit\r")
+    shell.finish()
+
+
+@pytest.mark.parametrize("markdown", ["on", "off"])
+def test_a_window_may_shrink_and_grow_in_mid_answer(markdown: str) -> None:
+    chat = Chat(Script(pieces=[f"word{number} " for number in range(60)], piece_s=0.02)).ready()
+    chat.ask(f"/markdown {markdown}")
+    chat.type("go\r")
+    chat.expect("word5")
+    for width in (20, 1, 40):
+        chat.resize(width)
+        time.sleep(0.2)
+    chat.expect("word59")
+    chat.ready()
+    assert chat.leave() == 0
+    assert said()[1].split() == [f"word{number}" for number in range(60)]
+
+
+def test_a_window_of_twenty_columns_is_enough() -> None:
+    chat = Chat(HELLO, width=20).ready()
+    chat.ask("a rather long question for so little room")
+    assert "Hello there." in chat.lines
+    assert "…" not in chat.text
+    chat.ask("/help")
+    assert chat.leave() == 0
+
+
+def test_a_dumb_terminal_gets_plain_lines() -> None:
+    chat = Chat(HELLO, TERM="dumb")
+    chat.expect(">")
+    chat.type("good morning\r")
+    chat.expect("Hello there.")
+    chat.expect(">", 2)
+    assert chat.leave() == 0
+    assert b"\x1b" not in chat.raw
+    assert said() == ["good morning", "Hello there."]
+
+
+def test_without_colour_nothing_is_coloured() -> None:
+    chat = Chat(Script(pieces=["<think>", "hm", "</think>", "`code`"]), NO_COLOR="1").ready()
+    chat.ask("go")
+    chat.ask("/nonsense")
+    cells = [cell for row in chat.screen.buffer.values() for cell in row.values()]
+    assert {cell.fg for cell in cells} == {"default"}
+    assert "hm" in chat.lines and "<think>" in chat.lines
+
+
+def test_a_model_text_cannot_drive_the_terminal() -> None:
+    chat = Chat(Script(pieces=["a\x1b[2Jb [red] \u202e"])).ready()
+    chat.ask("/markdown off")
+    chat.ask("go")
+    assert "a␛[2Jb [red] <U+202E>" in chat.lines
+
+
+def test_an_error_within_a_turn_is_a_line_and_the_chat_goes_on() -> None:
+    chat = Chat(Script(pieces=["some"], overflows=True)).ready()
+    chat.ask("go")
+    assert "gptcli: error: the context of 8 tokens is full" in chat.lines
+    chat.ask("/context")
+    assert chat.leave() == 0
+
+
+def test_an_answer_begins_with_a_spinner_and_ends_without() -> None:
+    chat = Chat(Script(pieces=["Hello"], prefill_s=0.6)).ready()
+    chat.type("go\r")
+    chat.expect("prefill")
+    chat.ready(2)
+    assert "prefill" not in chat.text and "Hello" in chat.lines
+
+
+def test_a_state_directory_that_cannot_be_written_is_told_once() -> None:
+    state().parent.mkdir()
+    state().write_text("in the way")
+    chat = Chat(HELLO).ready()
+    chat.ask("one")
+    chat.ask("two")
+    assert chat.leave() == 0
+    assert chat.text.replace("\n", "").count("File exists") == 1
+
+
+def test_two_chats_at_once_are_both_kept() -> None:
+    first, second = Chat(HELLO).ready(), Chat(HELLO).ready()
+    first.ask("one")
+    second.ask("two")
+    assert (first.leave(), second.leave()) == (0, 0)
+    assert len(sessions()) == 2
+    third = Chat(HELLO).ready()
+    third.type("\x1b[A")
+    third.expect("> two")
+    third.type("\x1b[A")
+    third.expect("> one")
+
+
+def test_a_full_disk_is_told_once_and_at_the_end() -> None:
+    environment = HELLO.environment()
+    shell = Terminal(
+        "bash", "-c", f"ulimit -f 1; {' '.join(SCRIPTED)} chat; echo code $?", environment=environment, width=300
+    )
+    for number in range(1, 6):
+        shell.wait_for(lambda: shell.lines[-2:-1] == [">"], "prompt")
+        shell.type(f"{number}\r")
+        shell.expect("Hello there.", number)
+    shell.wait_for(lambda: shell.lines[-2:-1] == [">"], "prompt")
+    assert shell.text.count("note: not saved:") == 1
+    shell.type("\x04")
+    shell.finish()
+    assert "error: cannot write" in shell.lines[-2]
+    assert shell.lines[-1] == "code 8"
+
+
+def paragraph(count: int) -> Script:
+    return Script(pieces=[f"word{number} " for number in range(count)], piece_s=0.02, reason="stop")
+
+
+def test_a_shrinking_window_shows_nothing_twice() -> None:
+    chat = Chat(paragraph(40)).ready()
+    chat.type("go\r")
+    chat.expect("word9")
+    chat.resize(20)
+    chat.ready(2)
+    words = chat.text.split()
+    assert [words.count(f"word{number}") for number in range(40)] == [1] * 40
+
+
+@pytest.mark.parametrize("text", ["In a small town", "there lived"])
+def test_a_tiny_model_of_our_own_talks(tiny_model: Path, text: str) -> None:
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    terminal = Terminal(*GPTCLI, "chat", "-n", "8", "-t", "0", "--stats", environment=environment)
+    terminal.expect(">")
+    terminal.type(f"{text}\r")
+    terminal.expect("8 tok ")
+    terminal.type("/probs on\r")
+    terminal.expect("shaded by probability from now on")
+    terminal.type("/retry\r")
+    terminal.expect("probability  under 0.1 ")
+    terminal.type("/stats\r")
+    terminal.expect("still in the cache, 1 run")
+    terminal.type("\x04")
+    terminal.finish()
+    assert terminal.child.exitstatus == 0
+    assert [event["type"] for event in sessions()[0]].count("truncate") == 1
+
+
+@pytest.mark.real
+def test_the_default_model_talks(real_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GPTCLI_MODEL")
+    environment = {
+        **os.environ, "GPTCLI_WEIGHTS": str(real_weights), "TERM": "xterm-256color"
+    }  # fmt: skip
+    terminal = Terminal(*GPTCLI, "chat", "-t", "0", "--system", "Be brief.", environment=environment)
+    terminal.expect(">")
+    terminal.type("What is the capital of France?\r")
+    terminal.expect("Paris")
+    terminal.type("\x04")
+    terminal.finish()
+    assert "Paris" in said()[1]
+
+
+def test_ctrl_c_right_behind_enter_stops_the_answer_too() -> None:
+    chat = Chat(ENDLESS).ready()
+    chat.type("go\r\x03")
+    chat.expect("interrupted")
+    chat.ready(2)
+    assert chat.leave() == 0
+
+
+def test_a_message_can_be_called_back_while_the_model_loads() -> None:
+    chat = Chat(Script(pieces=["Hello"], load_s=1.5)).ready()
+    chat.type("go\r")
+    chat.expect("loading tiny ")
+    chat.type("\x03")
+    chat.expect("not sent")
+    chat.ready(2)
+    assert chat.leave() == 0
+    assert said() == []
+
+
+def test_running_out_of_memory_in_a_turn_is_a_line_and_the_chat_goes_on() -> None:
+    chat = Chat(Script(pieces=["Hello"], turn_error="out of memory on cpu")).ready()
+    chat.ask("one")
+    chat.ask("two")
+    assert chat.lines.count("gptcli: error: out of memory on cpu") == 2
+    assert chat.leave() == 0

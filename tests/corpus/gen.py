@@ -1,0 +1,82 @@
+"""Makes mutants of a tiny model: `python -m tests.corpus.gen --seed S --count N --out DIR` writes them as directories.
+
+The same seed makes the same mutants. `expected.json` says what is to come of each; `run.py` sees to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from tests.corpus import of_texts, of_tokenizers, of_weights
+from tests.corpus.model_dir import Expected, ModelDir, Mutator
+
+_SINGLE: list[Mutator] = [*of_weights.MUTATORS, *of_texts.MUTATORS, *of_tokenizers.MUTATORS]
+
+
+def several(rng: Random, model: ModelDir) -> Expected:
+    """Faults one upon the other, as far as one leaves something for the next: no telling what they come to."""
+    for mutator in rng.choices(_SINGLE, k=rng.randint(2, 4)):
+        with contextlib.suppress(KeyError, ValueError, TypeError, IndexError, AttributeError, struct.error):
+            mutator(rng, model)
+    return "any"
+
+
+def packed(rng: Random, model: ModelDir) -> Expected:
+    """A model in MLX's 4 bits, which one of the mutators of weights or texts damages."""
+    of_weights.pack(model)
+    if rng.random() < 0.5:
+        settings = model.json()["quantization"]
+        settings[rng.choice(["bits", "group_size", "mode"])] = rng.choice([*of_texts.WRONG, 4.0, 64.0, 3, 32, 128])
+        model.change("config.json", quantization=settings)
+    with contextlib.suppress(KeyError, ValueError, TypeError, IndexError):
+        rng.choice(of_weights.OF_HEADERS + of_texts.MUTATORS)(rng, model)
+    return "any"
+
+
+MUTATORS: list[Mutator] = [*_SINGLE, several, packed]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A mutated model and what is expected of it. chat: whether it is asked for a chat, not for raw text."""
+
+    name: str
+    kind: str
+    expected: Expected
+    chat: bool
+    model: ModelDir
+
+
+def mutants(seed: int, count: int) -> Iterator[Mutant]:
+    """So many mutants of a seed, every kind in turn."""
+    for index in range(count):
+        mutator = MUTATORS[index % len(MUTATORS)]
+        kind = mutator.__name__
+        model = ModelDir.base()
+        expected = mutator(Random(f"{seed}/{index}/{kind}"), model)
+        yield Mutant(f"{index:05}-{kind}", kind, expected, kind in of_tokenizers.IN_CHATS, model)
+
+
+def main() -> None:
+    """Writes the mutants of a seed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    expected = {}
+    for mutant in mutants(given.seed, given.count):
+        mutant.model.write(given.out / mutant.name)
+        expected[mutant.name] = {"expected": mutant.expected, "chat": mutant.chat}
+    (given.out / "expected.json").write_text(json.dumps(expected, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,324 @@
+"""Mutators of the tokenizer, its settings and the chat template: bombs, lies and garbage."""
+
+from __future__ import annotations
+
+import base64
+from random import Random
+from typing import Any
+
+from tests.corpus.model_dir import Expected, ModelDir
+from tests.tiny import TEMPLATE
+
+FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+REGEXES = ["(a+)+$", "(a|a)*$", "(.*)*x", "(?=(a+))\\1+$", "(((((a{1000}){1000}){1000}){1000}){1000})", "[",
+           "(?<x", "\\p{Nope}",
+           "(" * 5000, "", "(x*)*(y*)*(z*)*$", "^(([a-z])+.)+[A-Z]([a-z])+$", "\\G(?!.*.*.*.*.*.*.*.*$)"]  # fmt: skip
+
+
+def vocabulary(rng: Random, model: ModelDir) -> Expected:
+    """A vocabulary that cannot be, or is larger than the model's."""
+    state = model.json(FILE)
+    part = state["model"]
+    vocab: dict[str, Any] = part["vocab"]
+    piece, other = rng.sample(sorted(vocab), 2)
+    match rng.randrange(6):
+        case 0:
+            part["vocab"] = rng.choice([None, [], "x", 7, [["a", 0.0]], [1], {"a": {}}])
+        case 1:
+            vocab[piece] = rng.choice([-1, 2**32, 2**64, 1.5, "7", None, [], True])
+        case 2:
+            vocab[piece] = rng.choice([320, 5_000, 2**24, 2**31 - 1, 2**32 - 1])
+        case 3:
+            vocab[piece] = vocab[other]
+        case 4:
+            vocab |= {f"more-{index}": 320 + index for index in range(rng.choice([1, 1000]))}
+        case 5:
+            del part["vocab"]
+    model.put(FILE, state)
+    return "reject"
+
+
+def remapped(rng: Random, model: ModelDir) -> Expected:
+    """Two pieces trade their ids: another tokenizer, for all that we can know."""
+    state = model.json(FILE)
+    vocab = state["model"]["vocab"]
+    one, other = rng.sample(sorted(vocab), 2)
+    vocab[one], vocab[other] = vocab[other], vocab[one]
+    model.put(FILE, state)
+    return "any"
+
+
+def merges(rng: Random, model: ModelDir) -> Expected:
+    state = model.json(FILE)
+    odd = [None, "x", 7, [7], [["a"]], [["a", "b", "c"]], ["a"], ["a b c"], [["nope", "nope"]], [None], {}]
+    state["model"]["merges"] = rng.choice(odd)
+    model.put(FILE, state)
+    return "any"
+
+
+def added_tokens(rng: Random, model: ModelDir) -> Expected:
+    state = model.json(FILE)
+    token = rng.choice(state["added_tokens"])
+    match rng.randrange(4):
+        case 0:
+            token["id"] = rng.choice([5, 319, 320, 10**9, 2**32, -1, 1.5, "1", None])
+        case 1:
+            token["content"] = rng.choice([None, 7, [], {}, "<|im_start|>x"])
+        case 2:
+            state["added_tokens"] = rng.choice(["x", 7, {}, [7], [None], [{}], [[]]])
+        case 3:
+            del token[rng.choice(["id", "content"])]
+    model.put(FILE, state)
+    return "reject"
+
+
+def switched_on(rng: Random, model: ModelDir) -> Expected:
+    """What training left behind is off at inference, however much of it there is."""
+    state = model.json(FILE)
+    side = {"direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "x"}
+    match rng.randrange(3):
+        case 0:
+            state["model"]["dropout"] = rng.choice([0.9, 1.0, 0.0])
+        case 1:
+            state["padding"] = {"strategy": {"Fixed": rng.choice([10**9, 7])}, **side}
+        case 2:
+            state["truncation"] = {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}
+    model.put(FILE, state)
+    return "accept"
+
+
+def normalizer(rng: Random, model: ModelDir) -> Expected:
+    """Normalizers that hang, abort, explode or are not known."""
+    garbage = base64.b64encode(rng.randbytes(rng.choice([0, 3, 4, 8, 64, 4096]))).decode()
+    sized = base64.b64encode(
+        rng.choice([2**31 - 4, 2**32 - 4, 1024]).to_bytes(4, "little") + rng.randbytes(2048)
+    ).decode()
+    double = [{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 28
+    parts: list[Any] = [
+        {"type": "Precompiled", "precompiled_charsmap": garbage},
+        {"type": "Precompiled", "precompiled_charsmap": sized},
+        {"type": "Precompiled", "precompiled_charsmap": "not base64!"},
+        {"type": "Sequence", "normalizers": double},
+        {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": double}]},
+        {"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 40},
+        {"type": "Replace", "pattern": {"Regex": rng.choice(REGEXES)}, "content": ""},
+        {"type": "Replace", "pattern": {"String": ""}, "content": "x"},
+        {"type": "Replace", "pattern": {"String": "a"}, "content": "b" * 1_000_000},
+        {"type": "Prepend", "prepend": "x" * 1_000_000},
+        {"type": "Prepend", "prepend": ""},
+        {"type": "Nope"},
+        {"type": 7},
+        {},
+        [],
+        "NFC",
+        _nested("normalizers", 300),
+    ]
+    model.put(FILE, model.json(FILE) | {"normalizer": rng.choice(parts)})
+    return "any"
+
+
+def pre_tokenizer(rng: Random, model: ModelDir) -> Expected:
+    parts: list[Any] = [
+        {"type": "Split", "pattern": {"Regex": rng.choice(REGEXES)}, "behavior": "Isolated", "invert": False},
+        {"type": "Split", "pattern": {"Regex": rng.choice(REGEXES)}, "behavior": "Removed", "invert": True},
+        {"type": "Split", "pattern": {"String": ""}, "behavior": "Isolated", "invert": False},
+        {
+            "type": "Sequence",
+            "pretokenizers": [{"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}] * 30,
+        },
+        {"type": "Metaspace", "replacement": "xy", "prepend_scheme": "always", "split": True},
+        {"type": "Metaspace", "replacement": "", "prepend_scheme": "always", "split": True},
+        {"type": "Digits", "individual_digits": "x"},
+        {"type": "CharDelimiterSplit", "delimiter": "xy"},
+        {"type": "FixedLength", "length": 0},
+        {"type": "UnicodeScripts"},
+        {"type": "ByteLevel"},
+        {"type": "Nope"},
+        _nested("pretokenizers", 300),
+    ]
+    model.put(FILE, model.json(FILE) | {"pre_tokenizer": rng.choice(parts)})
+    return "any"
+
+
+def post_processor(rng: Random, model: ModelDir) -> Expected:
+    """What is put around a text: ids of no token, or a million of them, or the text many times."""
+    token = {"id": "x", "ids": [rng.choice([304, 319, 320, 10**6, 2**32 - 1])], "tokens": ["x"]}
+    many = {"id": "x", "ids": [1] * 1_000_000, "tokens": ["x"] * 1_000_000}
+    parts: list[Any] = [
+        _template([{"SpecialToken": {"id": "x", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}], {"x": token}),
+        _template([{"SpecialToken": {"id": "x", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}], {"x": many}),
+        _template([{"Sequence": {"id": "A", "type_id": 0}}] * 100_000, {}),
+        _template([{"SpecialToken": {"id": "y", "type_id": 0}}], {}),
+        _template([{"Sequence": {"id": "B", "type_id": 0}}], {}),
+        _template([], {}),
+        {
+            "type": "RobertaProcessing",
+            "sep": ["x", 10**6],
+            "cls": ["y", 10**6],
+            "trim_offsets": True,
+            "add_prefix_space": True,
+        },
+        {"type": "BertProcessing", "sep": ["x", 2**32 - 1], "cls": ["y", 0]},
+        {"type": "TemplateProcessing"},
+        {"type": "Nope"},
+        _nested("processors", 300),
+    ]
+    model.put(FILE, model.json(FILE) | {"post_processor": rng.choice(parts)})
+    return "any"
+
+
+def decoder(rng: Random, model: ModelDir) -> Expected:
+    parts: list[Any] = [
+        None,
+        {},
+        [],
+        "ByteLevel",
+        {"type": "Nope"},
+        {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        {"type": "CTC"},
+        {"type": "Sequence", "decoders": []},
+        {
+            "type": "Sequence",
+            "decoders": [{"type": "Replace", "pattern": {"Regex": rng.choice(REGEXES)}, "content": " "}],
+        },
+        {"type": "Strip", "content": " ", "start": 10**18, "stop": 10**18},
+        {"type": "Metaspace", "replacement": "xy"},
+        _nested("decoders", 300),
+    ]
+    model.put(FILE, model.json(FILE) | {"decoder": rng.choice(parts)})
+    return "any"
+
+
+def model_part(rng: Random, model: ModelDir) -> Expected:
+    state = model.json(FILE)
+    part = state["model"]
+    changes: list[dict[str, Any]] = [
+        {"continuing_subword_prefix": "x" * 1000},
+        {"continuing_subword_prefix": "é"},
+        {"end_of_word_suffix": "</w>"},
+        {"unk_token": "nope"},
+        {"unk_token": 7},
+        {"type": "WordPiece", "unk_token": "x", "max_input_chars_per_word": 10**18, "continuing_subword_prefix": ""},
+        {"type": "WordLevel", "unk_token": "nope"},
+        {"type": "Unigram", "unk_id": 10**9, "vocab": [["a", 0.0]]},
+        {"type": "Unigram", "unk_id": None, "vocab": [["a", -1e999]]},
+        {"type": "Unigram", "unk_id": 0, "vocab": []},
+        {"type": "Unigram", "unk_id": 0, "vocab": [["", 0.0], ["a", 1e308], ["aa", 1e308]]},
+        {"type": "Nope"},
+        {"type": None},
+        {"fuse_unk": "x"},
+        {"byte_fallback": True},
+        {"ignore_merges": True},
+        {"dropout": 7.5},
+        {"dropout": -1},
+        {"cache_capacity": 2**63},
+    ]
+    state["model"] = part | rng.choice(changes)
+    model.put(FILE, state)
+    return "any"
+
+
+def sections(rng: Random, model: ModelDir) -> Expected:
+    """A section that is missing, of another type, or another's."""
+    state = model.json(FILE)
+    section = rng.choice(sorted(state))
+    if rng.random() < 0.3:
+        del state[section]
+    else:
+        values = [None, [], {}, "x", 7, True, {"type": "Sequence"}, state[rng.choice(sorted(state))]]
+        state[section] = rng.choice(values)
+    model.put(FILE, state)
+    return "any"
+
+
+def settings(rng: Random, model: ModelDir) -> Expected:
+    """tokenizer_config.json with values of any type: none of them changes what the model computes."""
+    values = [7, True, [], ["x"], {}, {"content": 7}, {"content": "<|im_end|>"}, {"content": []}, None, "\ud800",
+              "nope",
+              "x" * 1_000_000, "\x1b[2J", 1e308, {"__type": "AddedToken"}]  # fmt: skip
+    fields = ["eos_token", "bos_token", "pad_token", "unk_token", "add_bos_token", "model_max_length",
+              "tokenizer_class",
+              "added_tokens_decoder", "messages_token", "clean_up_tokenization_spaces", "auto_map"]  # fmt: skip
+    model.change(SETTINGS, **{rng.choice(fields): rng.choice(values)})
+    return "either"
+
+
+def templates_of_wrong_types(rng: Random, model: ModelDir) -> Expected:
+    """Asked for a chat, for which there is no text of a template."""
+    named = [[{"name": ["x"], "template": "y"}], [{"name": "default", "template": 7}], [{"name": {}}], [7], [None], []]
+    model.change(SETTINGS, chat_template=rng.choice([7, True, {}, 1.5, "{% for %}", "{{", *named]))
+    return "reject"
+
+
+def templates(rng: Random, model: ModelDir) -> Expected:
+    """Templates that never end, fill the memory, reach out, or fail."""
+    attacks = [
+        "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3,
+        "{{ 'a' * 10**9 }}",
+        "{% set x = messages[0].content * 10**9 %}{{ x }}",
+        "{{ 'a'.center(10**9) }}",
+        "{{ messages[0].content.ljust(10**10) }}",
+        "{{ '%1000000000d' | format(1) }}",
+        "{{ '{:>1000000000}'.format(1) }}",
+        "{{ [0] * 10**9 }}",
+        "{{ range(10**9) | list }}",
+        "{{ 2 ** 10 ** 9 }}",
+        "{{ (10 ** 4000) ** 4000 }}",
+        "{% set ns = namespace(s='a') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s }}",
+        "{% macro f(n) %}{{ f(n + 1) }}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__ }}",
+        "{{ self.__init__.__globals__ }}",
+        "{{ lipsum.__globals__['os'].popen('touch /tmp/owned').read() }}",
+        "{{ joiner.__init__.__globals__.os.system('id') }}",
+        "{{ messages.__class__ }}{{ ().__class__.__bases__ }}{{ 1/0 }}",
+        "{% include '/etc/passwd' %}",
+        "{% import 'os' as os %}{{ os.system('id') }}",
+        "{% extends '/etc/passwd' %}",
+        "{{ raise_exception('\x1b[2J\x07no\nno\nno\nno\nno\nno\nno') }}",
+        "{{ messages[0].nope.nope }}",
+        "{{ messages[7] }}",
+        "{{ undefined_function() }}",
+        "{{ strftime_now('%Y' * 10**8) }}",
+        "{{ strftime_now(7) }}",
+        "{{ messages | tojson(indent=10**9) }}",
+        "{{ '(' * 100000 }}{{ " + "(" * 100_000,
+        "{{ " + "-" * 50_000 + "1 }}",
+        "{% if " + "not " * 50_000 + "1 %}{% endif %}",
+        "{{ 'x' | indent(10**9) }}",
+        "{{ 'x' | wordwrap(1) | urlize }}{% for i in range(10) recursive %}{{ loop([i]) }}{% endfor %}",
+        "{{ messages | map(attribute='x.' * 100000) | list }}",
+    ]
+    model.change(SETTINGS, chat_template=rng.choice(attacks))
+    return "any"
+
+
+def templates_alike(rng: Random, model: ModelDir) -> Expected:
+    """Other templates that render the same conversation."""
+    alike = [
+        "{# a comment #}" + TEMPLATE,
+        TEMPLATE + "{# another #}",
+        "{% set x = 'y' * 1000 %}" + TEMPLATE,
+        [{"name": "tool_use", "template": "{{ 1/0 }}"}, {"name": "default", "template": TEMPLATE}],
+    ]
+    model.change(SETTINGS, chat_template=rng.choice(alike))
+    return "accept"
+
+
+def _nested(name: str, depth: int) -> dict[str, Any]:
+    part: dict[str, Any] = {"type": "Sequence", name: []}
+    for _ in range(depth):
+        part = {"type": "Sequence", name: [part]}
+    return part
+
+
+def _template(single: list[Any], special: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": special}
+
+
+MUTATORS = [
+    vocabulary, remapped, merges, added_tokens, switched_on, normalizer, pre_tokenizer, post_processor,
+    decoder, model_part,
+    sections, settings, templates_of_wrong_types, templates, templates_alike,
+]  # fmt: skip
+IN_CHATS = frozenset({"settings", "templates_of_wrong_types", "templates", "templates_alike"})

@@ -1,0 +1,466 @@
+"""Mutators of the weights: headers that lie, files that end early, shards that contradict each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from tests.corpus.model_dir import WEIGHTS, Expected, ModelDir
+
+INDEX = "model.safetensors.index.json"
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+HOSTILE_NAMES = ["\x1b[31mred\x1b]0;owned\x07", "\u202ereversed", "n" * 70_000, "../../etc/passwd", "", "a\0b",
+                 "\ud800",
+                 "two\nlines", "%s%n{0}", "[red]x[/b]", "\u2028", "\x9b2J"]  # fmt: skip
+
+
+def header_length(rng: Random, model: ModelDir) -> Expected:
+    data = model.files[WEIGHTS]
+    (length,) = struct.unpack("<Q", data[:8])
+    lies = [2**63, 2**64 - 1, 2**32, 0, 1, 8, length - 1, length + 1, len(data), len(data) - 8, 100_000_001,
+            rng.getrandbits(64), length ^ (1 << rng.randrange(64))]  # fmt: skip
+    model.files[WEIGHTS] = struct.pack("<Q", rng.choice(lies)) + data[8:]
+    return "reject"
+
+
+def truncated(rng: Random, model: ModelDir) -> Expected:
+    header, data = model.header()
+    whole = model.files[WEIGHTS]
+    start = len(whole) - len(data)
+    borders = [0, 8, start, *(start + entry["data_offsets"][1] for entry in header.values() if "dtype" in entry)]
+    at = rng.choice(borders) + rng.choice([-1, 0, 1])
+    model.files[WEIGHTS] = whole[: max(0, min(at, len(whole) - 1))]
+    return "reject"
+
+
+def appended(rng: Random, model: ModelDir) -> Expected:
+    model.files[WEIGHTS] += rng.randbytes(rng.choice([1, 7, 8, 4096]))
+    return "reject"
+
+
+def offsets(rng: Random, model: ModelDir) -> Expected:
+    header, data = model.header()
+    name, other = rng.sample(_names(header), 2)
+    begin, end = header[name]["data_offsets"]
+    step = rng.choice([1, 4, 128, 2**32, 2**63])
+    header[name]["data_offsets"] = rng.choice(
+        [
+            [begin + step, end + step],
+            [begin - step, end - step],
+            [begin, end + step],
+            [end, begin],
+            [begin, begin],
+            [float(begin), end],
+            [str(begin), str(end)],
+            [begin, end, end],
+            [begin],
+            [True, end],
+            [None, None],
+            None,
+            {"begin": begin, "end": end},
+            [-1, end - begin - 1],
+            [begin + 2**64, end + 2**64],
+        ]
+    )
+    if rng.random() < 0.2:
+        header[name]["data_offsets"] = header[other]["data_offsets"]
+    model.put_header(header, data)
+    return "reject"
+
+
+def shapes(rng: Random, model: ModelDir) -> Expected:
+    header, data = model.header()
+    entry = header[rng.choice(_names(header))]
+    shape = entry["shape"]
+    size = int(np.prod(shape))
+    entry["shape"] = rng.choice(
+        [
+            [-n for n in shape],
+            [float(n) for n in shape],
+            [str(n) for n in shape],
+            [True, *shape],
+            [1, *shape],
+            [*shape, 1],
+            [*shape, 0],
+            [2**63, *shape],
+            [2**32, 2**32, *shape],
+            [size * 2, 0.5],
+            [size, 1, 1],
+            [],
+            None,
+            "2",
+            {"0": size},
+            [shape],
+            [1] * 100_000 + shape,
+            [10**400],
+        ]
+    )
+    model.put_header(header, data)
+    return "reject"
+
+
+def dtypes(rng: Random, model: ModelDir) -> Expected:
+    header, data = model.header()
+    known = ["I32", "U32", "F16", "BF16", "F64", "I64", "U64", "BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "I16", "U16"]
+    unknown = ["f32", "F33", "", "F4", "F8_E8M0", "C64", "\x1b[2J", "F" * 70_000, None, 32, True, ["F32"], {}, 1e999]
+    header[rng.choice(_names(header))]["dtype"] = rng.choice(known + unknown)
+    model.put_header(header, data)
+    return "reject"
+
+
+def same_size_dtypes(rng: Random, model: ModelDir) -> Expected:
+    """Every byte where it should be, and read as something else."""
+    header, data = model.header()
+    for name in rng.sample(_names(header), rng.randint(1, 4)):
+        header[name]["dtype"] = rng.choice(["I32", "U32"])
+    model.put_header(header, data)
+    return "reject"
+
+
+def whole_numbers(rng: Random, model: ModelDir) -> Expected:
+    """Tensors of bytes, words and booleans in the place of weights."""
+    name, (dtype, kind) = "", rng.choice([("U8", np.uint8), ("I8", np.int8), ("BOOL", np.bool_), ("I64", np.int64)])
+    tensors = _tensors(model)
+    for name in rng.sample(sorted(tensors), 2):
+        values = tensors[name][1]
+        tensors[name] = dtype, values.astype(kind)
+    _put(model, tensors)
+    return "reject"
+
+
+def doubles(rng: Random, model: ModelDir) -> Expected:
+    tensors = _tensors(model)
+    for name in rng.sample(sorted(tensors), rng.randint(1, 3)):
+        tensors[name] = "F64", tensors[name][1].astype(np.float64)
+    _put(model, tensors)
+    return "either"
+
+
+def reordered(rng: Random, model: ModelDir) -> Expected:
+    """The same tensors in another order, with metadata."""
+    tensors = _tensors(model)
+    names = sorted(tensors)
+    rng.shuffle(names)
+    _put(model, {name: tensors[name] for name in names}, {"format": "pt", "note": rng.choice(HOSTILE_NAMES[:6])})
+    return "accept"
+
+
+def duplicate_keys(rng: Random, model: ModelDir) -> Expected:
+    header, data = model.header()
+    name = rng.choice(_names(header))
+    text = json.dumps(header)
+    if rng.random() < 0.5:
+        entry = header[rng.choice([name, *_names(header)])]
+        text = f"{text[:-1]}, {json.dumps(name)}: {json.dumps(entry)}}}"
+    else:
+        text = text.replace(
+            '"dtype": "F32"', rng.choice(['"dtype": "F32", "dtype": "F32"', '"dtype": "I8", "dtype": "F32"']), 1
+        )
+    model.put_header(text.encode(), data)
+    return "reject"
+
+
+def fields_of_an_entry(rng: Random, model: ModelDir) -> Expected:
+    header, data = model.header()
+    name = rng.choice(_names(header))
+    if rng.random() < 0.7:
+        del header[name][rng.choice(["dtype", "shape", "data_offsets"])]
+    else:
+        header[name] = rng.choice([None, [], "F32", 7, {}, [header[name]]])
+    model.put_header(header, data)
+    return "reject"
+
+
+def metadata(rng: Random, model: ModelDir) -> Expected:
+    header, data = model.header()
+    odd = [None, [], "x", 7, {"a": 1}, {"a": None}, {"a" * 70_000: "b"}, {"\ud800": "\x1b[2J"}, {}, {"format": "tf"}]
+    header["__metadata__"] = rng.choice(odd)
+    model.put_header(header, data)
+    return "either"
+
+
+def names(rng: Random, model: ModelDir) -> Expected:
+    header, data = model.header()
+    name, hostile = rng.choice(_names(header)), rng.choice(HOSTILE_NAMES)
+    if rng.random() < 0.5:
+        header[hostile] = header.pop(name)
+    else:
+        header[hostile] = {"dtype": "F32", "shape": [1], "data_offsets": [len(data), len(data) + 4]}
+        data += bytes(4)
+    model.put_header(header, data)
+    return "reject"
+
+
+def header_flips(rng: Random, model: ModelDir) -> Expected:
+    header, data = model.header()
+    text = bytearray(json.dumps(header).encode())
+    for _ in range(rng.choice([1, 1, 1, 2, 8])):
+        text[rng.randrange(len(text))] ^= 1 << rng.randrange(8)
+    model.put_header(bytes(text), data)
+    return "either"
+
+
+def header_bombs(rng: Random, model: ModelDir) -> Expected:
+    header, data = model.header()
+    text = json.dumps(header)
+    bombs = ["[" * 100_000 + "]" * 100_000, '{"a":' * 50_000 + "1" + "}" * 50_000, "9" * 5_000, "NaN", "Infinity"]
+    model.put_header(f'{text[:-1]}, "bomb": {rng.choice(bombs)}}}'.encode(), data)
+    return "reject"
+
+
+def tensors_missing_or_extra(rng: Random, model: ModelDir) -> Expected:
+    tensors = _tensors(model)
+    name = rng.choice(sorted(tensors))
+    if rng.random() < 0.5:
+        del tensors[name]
+    else:
+        extra = ["model.layers.2.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.bias", f"{name}_scale", "x",
+                 "model.layers.0.self_attn.q_norm.weight", "model.norm.bias", "lm_head.bias"]  # fmt: skip
+        tensors[rng.choice(extra)] = "F32", np.ones(32, np.float32)
+    _put(model, tensors)
+    return "reject"
+
+
+def harmless_extra(rng: Random, model: ModelDir) -> Expected:
+    tensors = _tensors(model)
+    tensors[f"model.layers.{rng.randrange(2)}.self_attn.rotary_emb.inv_freq"] = "F32", np.ones(4, np.float32)
+    _put(model, tensors)
+    return "accept"
+
+
+def transposed(rng: Random, model: ModelDir) -> Expected:
+    tensors = _tensors(model)
+    oblong = [name for name, (_, values) in tensors.items() if values.ndim == 2 and values.shape[0] != values.shape[1]]
+    name = rng.choice(sorted(oblong))
+    values = tensors[name][1]
+    tensors[name] = "F32", rng.choice([values.T, values[:-1], values[:, :-1], values[None], values.ravel()])
+    _put(model, tensors)
+    return "reject"
+
+
+def not_finite(rng: Random, model: ModelDir) -> Expected:
+    tensors = _tensors(model)
+    name = rng.choice(sorted(tensors))
+    values = tensors[name][1].copy()
+    values.ravel()[rng.randrange(values.size)] = rng.choice([np.nan, np.inf, -np.inf])
+    tensors[name] = "F32", values
+    _put(model, tensors)
+    return "reject"
+
+
+def enormous_values(rng: Random, model: ModelDir) -> Expected:
+    tensors = _tensors(model)
+    name = rng.choice(sorted(tensors))
+    tensors[name] = "F32", tensors[name][1] * np.float32(rng.choice([1e38, 1e30, 1e-38, 0.0, -1e20]))
+    _put(model, tensors)
+    return "any"
+
+
+def payload_noise(rng: Random, model: ModelDir) -> Expected:
+    header, data = model.header()
+    noisy = bytearray(data)
+    start = rng.randrange(len(noisy) - 64)
+    noisy[start : start + 64] = rng.randbytes(64)
+    model.put_header(header, bytes(noisy))
+    return "any"
+
+
+def sharded(rng: Random, model: ModelDir) -> Expected:
+    _shard(rng, model)
+    return "accept"
+
+
+def shards(rng: Random, model: ModelDir) -> Expected:
+    """Two shards, and something between them and their index that is not right."""
+    _shard(rng, model)
+    index = model.json(INDEX)
+    weight_map: dict[str, Any] = index["weight_map"]
+    name = rng.choice(sorted(weight_map))
+    home = weight_map[name]
+    other = SHARDS[1 - SHARDS.index(home)]
+    paths = ["../../x.safetensors", "/etc/passwd", "/etc/x.safetensors", "sub/x.safetensors", "", ".", "..",
+             None, 7, [home],
+             {}, True, "x\0.safetensors", "nope.safetensors", "config.json", "./" + home, home + "/",
+             "\x1b[31m.safetensors",
+             "a" * 5_000 + ".safetensors", "\ud800.safetensors"]  # fmt: skip
+    match rng.randrange(8):
+        case 0:
+            weight_map[name] = rng.choice(paths)
+        case 1:
+            weight_map[name] = other
+        case 2:
+            del weight_map[name]
+        case 3:
+            weight_map[rng.choice(HOSTILE_NAMES)] = home
+        case 4:
+            del model.files[home]
+        case 5:
+            header, data = model.header(other)
+            header[name] = {"dtype": "F32", "shape": [1], "data_offsets": [len(data), len(data) + 4]}
+            model.put_header(header, data + bytes(4), other)
+        case 6:
+            index["weight_map"] = rng.choice([None, [], {}, "x", 7, list(weight_map.items()), {"x": home}])
+        case 7:
+            model.files[home] = model.files[home][: rng.randrange(len(model.files[home]))]
+    if rng.random() < 0.1:
+        model.files[INDEX] = rng.choice([b"", b"[]", b"{", b"\xff\xfe{}", b"null"])
+    else:
+        model.put(INDEX, index)
+    return "reject"
+
+
+def index_beside_a_whole_file(rng: Random, model: ModelDir) -> Expected:
+    """The whole file wins; what the index says is nobody's business."""
+    model.put(INDEX, {"weight_map": rng.choice([{}, {"x": "../x"}, None])})
+    return "either"
+
+
+def file_types(rng: Random, model: ModelDir) -> Expected:
+    """A file that is none, or one of another place."""
+    needed = [WEIGHTS, "config.json", "tokenizer.json"]
+    name = rng.choice([*needed, "tokenizer_config.json", "generation_config.json"])
+    content = model.files[name]
+
+    def elsewhere(path: Path) -> None:
+        outside = path.parent.with_name(path.parent.name + ".outside")
+        outside.write_bytes(content)
+        path.symlink_to(outside)
+
+    kinds: list[Callable[[Path], object]] = [
+        os.mkfifo,
+        Path.mkdir,
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: path.symlink_to("/dev/null"),
+        lambda path: path.symlink_to("/dev/stdin"),
+        lambda path: path.symlink_to("/proc/self/mem"),
+        lambda path: path.symlink_to(path.name),
+        lambda path: path.symlink_to(path.parent),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
+        lambda path: path.write_bytes(b"\x80\x02}q\x00."),
+        lambda path: _sparse(path, content, 1 << 40),
+        lambda path: path.write_bytes(b"PK\x03\x04" + content),
+        elsewhere,
+    ]
+    model.be(name, rng.choice(kinds))
+    return "reject"
+
+
+def files_missing(rng: Random, model: ModelDir) -> Expected:
+    needed = [WEIGHTS, "config.json", "tokenizer.json"]
+    name = rng.choice([*needed, "tokenizer_config.json", "generation_config.json"])
+    content = model.files.pop(name)
+    if name == WEIGHTS:
+        odd = ["pytorch_model.bin", "model.pt", "consolidated.00.pth", "Model.safetensors", "model.safetensors.tmp"]
+        model.files[rng.choice(odd)] = content
+    return "reject" if name in needed else "either"
+
+
+def link_within(rng: Random, model: ModelDir) -> Expected:
+    name = rng.choice(sorted(model.files))
+    model.files["real"] = model.files[name]
+    model.be(name, lambda path: path.symlink_to("real"))
+    return "either"
+
+
+def code_beside(rng: Random, model: ModelDir) -> Expected:
+    """Python that nobody is to run, under names that somebody might import."""
+    evil = b"import os, sys; sys.stderr.write('Traceback: I was run'); os._exit(99)"
+    for name in ("modeling_tiny.py", "json.py", "torch.py", "tokenizers.py", "sitecustomize.py", "__init__.py"):
+        model.files[name] = evil
+    model.change("config.json", auto_map={"AutoModelForCausalLM": "modeling_tiny.Tiny"})
+    return "accept"
+
+
+def too_large(rng: Random, model: ModelDir) -> Expected:
+    """Well-formed, sparse, and larger than any memory here."""
+    config = model.json()
+    size = rng.choice([1 << 23, 1 << 24])
+    config |= {"hidden_size": 4096, "vocab_size": size, "head_dim": 8, "intermediate_size": size}
+    model.put("config.json", config)
+    header: dict[str, Any] = {}
+    end = 0
+    for name, entry in model.header()[0].items():
+        if name == "__metadata__":
+            continue
+        shape = [{32: 4096, 48: size, 320: size}.get(n, n) for n in entry["shape"]]
+        if "self_attn" in name:
+            rows, columns = entry["shape"]
+            shape = [4096, 32] if "o_proj" in name else [rows, 4096]
+        begin, end = end, end + 4 * int(np.prod([int(n) for n in shape], dtype=object))
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    model.be(WEIGHTS, lambda path: _sparse(path, struct.pack("<Q", len(text)) + text, 8 + len(text) + end))
+    return "reject"
+
+
+def _names(header: dict[str, Any]) -> list[str]:
+    return sorted(name for name in header if name != "__metadata__")
+
+
+def _tensors(model: ModelDir) -> dict[str, tuple[str, Any]]:
+    header, data = model.header()
+    return {
+        name: (
+            "F32",
+            np.frombuffer(data[slice(*header[name]["data_offsets"])], np.float32).reshape(header[name]["shape"]),
+        )
+        for name in _names(header)
+    }
+
+
+def _put(model: ModelDir, tensors: dict[str, tuple[str, Any]], metadata: object = None, name: str = WEIGHTS) -> None:
+    ends = list(accumulate((values.nbytes for _, values in tensors.values()), initial=0))
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
+    for (tensor, (dtype, values)), begin, end in zip(tensors.items(), ends[:-1], ends[1:], strict=True):
+        header[tensor] = {"dtype": dtype, "shape": list(values.shape), "data_offsets": [begin, end]}
+    model.put_header(header, b"".join(np.ascontiguousarray(values).tobytes() for _, values in tensors.values()), name)
+
+
+def _shard(rng: Random, model: ModelDir) -> None:
+    tensors = _tensors(model)
+    names = sorted(tensors)
+    rng.shuffle(names)
+    half = rng.randint(1, len(names) - 1)
+    weight_map = {name: SHARDS[index >= half] for index, name in enumerate(names)}
+    del model.files[WEIGHTS]
+    for shard in SHARDS:
+        _put(model, {name: tensors[name] for name in names if weight_map[name] == shard}, name=shard)
+    model.put(INDEX, {"metadata": {"total_size": 1}, "weight_map": weight_map})
+
+
+def _sparse(path: Path, content: bytes, size: int) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.truncate(size)
+
+
+def pack(model: ModelDir) -> None:
+    """Makes the embedding and a projection affine, 4 bits in groups of 32."""
+    rng = np.random.default_rng(0)
+    tensors = _tensors(model)
+    for name in ("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"):
+        rows, columns = tensors.pop(name)[1].shape
+        module = name.removesuffix("weight")
+        tensors[name] = "U32", rng.integers(0, 2**32, (rows, columns // 8), np.uint32)
+        tensors[f"{module}scales"] = "F32", rng.normal(0, 0.05, (rows, columns // 32)).astype(np.float32)
+        tensors[f"{module}biases"] = "F32", rng.normal(0, 0.05, (rows, columns // 32)).astype(np.float32)
+    _put(model, tensors)
+    model.change("config.json", quantization={"bits": 4, "group_size": 32})
+
+
+OF_HEADERS = [offsets, shapes, dtypes, same_size_dtypes, fields_of_an_entry, names, header_flips]
+MUTATORS = [
+    header_length, truncated, appended, offsets, shapes, dtypes, same_size_dtypes, whole_numbers, doubles, reordered,
+    duplicate_keys, fields_of_an_entry, metadata, names, header_flips, header_bombs, tensors_missing_or_extra,
+    harmless_extra, transposed, not_finite, enormous_values, payload_noise, sharded, shards, index_beside_a_whole_file,
+    file_types, files_missing, link_within, code_beside, too_large,
+]  # fmt: skip

@@ -1,0 +1,59 @@
+"""Every fault is answered by nothing on stdout, a line of error, perhaps a hint, and a documented exit code."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Cli, cli, generate, says
+from tests.tiny import make_model
+
+__all__ = ["cli", "generate", "says"]
+
+Refuses = Callable[..., str]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A tiny model of its own, to be damaged."""
+    return make_model(tmp_path / "model")
+
+
+@pytest.fixture
+def refuses(cli: Cli, model: Path) -> Refuses:
+    """Runs `gptcli generate` with the damaged model, asserts that it is refused so, and returns the message."""
+
+    def call(code: int, *arguments: str | Path, stdin: bytes | None = None, prompt: str = "In a small town") -> str:
+        given = [prompt] if stdin is None else []
+        result = cli("generate", "-m", model, "-n", "3", "-t", "0", *arguments, *given, stdin=stdin)
+        assert (result.code, result.out) == (code, b""), result.err
+        error, *hint = result.err.splitlines()
+        assert error.startswith("gptcli: error: ")
+        assert len(hint) <= 1 and all(line.startswith("hint: ") for line in hint)
+        assert all(char.isprintable() or char == "\n" for char in result.err)
+        return result.err
+
+    return call
+
+
+def edit(path: Path, **fields: Any) -> None:
+    """Changes top-level fields of a JSON file; None stays null."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def read_weights(model: Path) -> tuple[dict[str, Any], bytes]:
+    """The header and the data of a model's weights."""
+    data = (model / "model.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def write_weights(model: Path, header: dict[str, Any] | bytes, data: bytes) -> None:
+    """Puts them together again."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    (model / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)

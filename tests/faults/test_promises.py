@@ -1,0 +1,94 @@
+"""What SECURITY.md promises of every command: no network, no code of a model, nothing read outside of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import site
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import ROOT
+from tests.faults import audited
+from tests.faults.conftest import edit
+from tests.tiny import TEMPLATE
+
+# A command is a line here; MODEL stands for the model's directory.
+COMMANDS = [
+    "generate -m MODEL -n 2 hi",
+    "generate -m MODEL -n 2 --chat hi",
+    "generate -m MODEL -n 2 --json --logprobs 3 --quantize int8 hi",
+    "chat -m MODEL -n 2 hi",
+    "tokenize -m MODEL --text hi",
+    "score -m MODEL FILE",
+    "models show MODEL",
+    "models verify MODEL",
+    "models",
+    "bench -m MODEL -p 8 -n 2 --repeats 1",
+]
+# Python's own files, the libraries', and what an operating system says of itself.
+LIBRARIES = {
+    os.path.realpath(path)
+    for path in (
+        sys.prefix,
+        sys.base_prefix,
+        *site.getsitepackages(),
+        *sysconfig.get_paths().values(),
+        ROOT / "gptcli",
+        ROOT / "gptcli.egg-info",  # what pip writes there for an editable install
+        audited.__file__,
+    )
+}
+SYSTEM = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/", "/lib/", "/lib64/")
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with code beside it, a template of its own, and something secret next door."""
+    from tests.tiny import make_model
+
+    model = make_model(tmp_path_factory.mktemp("promises") / "model")
+    for name in ("modeling_tiny.py", "json.py", "torch.py", "tokenizers.py", "jinja2.py", "pip.py"):
+        (model / name).write_text("raise SystemExit('I was run')")
+    edit(model / "config.json", auto_map={"AutoModelForCausalLM": "modeling_tiny.Tiny"})
+    edit(model / "tokenizer_config.json", chat_template=TEMPLATE + "{# of its own #}")
+    (model.parent / "secret").write_text("secret")
+    return model
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_opens_no_socket_runs_nothing_of_a_model_and_reads_nothing_outside_of_it(
+    hostile: Path, tmp_path: Path, command: str
+) -> None:
+    arguments = command.replace("MODEL", str(hostile)).replace("FILE", str(hostile / "config.json")).split()
+    report = tmp_path / "report"
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "tests.faults.audited", str(report), *arguments],
+        cwd=hostile,  # where a relative import would look
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        timeout=120,
+    )
+    seen: dict[str, Any] = json.loads(report.read_text())
+    assert seen["code"] == 0, done.stderr
+    assert seen["sockets"] == []
+    assert [path for path in seen["read"] if not _is_allowed(path, hostile)] == []
+    assert [path for path in seen["written"] if not path.startswith(("/dev/", "/proc/"))] == []
+    assert [name for name, file in seen["modules"].items() if file.startswith(str(hostile))] == []
+    own = f"({sys.executable!r}, [{sys.executable!r}, '-I', '-S', '-c',"
+    assert [started for started in seen["started"] if not started.startswith(own)] == []
+    if arguments[0] == "generate":
+        assert str(hostile / "model.safetensors") in seen["read"]  # so that the hook is known to see
+
+
+def _is_allowed(path: str, model: Path) -> bool:
+    inside = Path(path).parent == Path(os.path.realpath(model))
+    if inside:
+        return not path.endswith(".py")
+    return path.startswith(SYSTEM) or any(path == root or path.startswith(root + os.sep) for root in LIBRARIES)

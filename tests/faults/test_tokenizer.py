@@ -1,0 +1,145 @@
+"""Tokenizers that are not what they should be."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptcli.text.known import KNOWN_TEMPLATES, KNOWN_TOKENIZERS, is_harmless
+from gptcli.text.tokenizer import Tokenizer
+from tests.cli.conftest import Cli
+from tests.faults.conftest import Refuses, edit
+from tests.tiny import make_tokenizer
+
+DOUBLING = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+# 1 GiB of a trie that is not there.
+CHARSMAP = base64.b64encode((1 << 30).to_bytes(4, "little") + bytes(range(256)) * 4).decode()
+BOMBS: dict[str, dict[str, Any]] = {
+    "Precompiled garbage": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": CHARSMAP}},
+    "28 nested Replace rules": {"normalizer": {"type": "Sequence", "normalizers": [DOUBLING] * 28}},
+    "40 times ByteLevel": {"normalizer": {"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 40}},
+    "an empty Prepend": {"normalizer": {"type": "Prepend", "prepend": ""}},
+    "a regex that backtracks": {
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    },
+    "a second sequence": {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"Sequence": {"id": "B", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {},
+        }
+    },
+    "an id of no token": {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "x", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {"x": {"id": "x", "ids": [10**6], "tokens": ["x"]}},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_tokenizer_that_aborts_panics_or_never_ends_is_refused(refuses: Refuses, model: Path, bomb: str) -> None:
+    edit(model / "tokenizer.json", **BOMBS[bomb])
+    assert "tokenizer.json" in refuses(3, prompt="b" + "a" * 60 + "é!")  # and says nothing of a panic
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"padding": {"strategy": {"Fixed": 10**9}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+                     "pad_type_id": 0, "pad_token": "x"}},
+        {"truncation": {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}},
+        {"model": {**json.loads(make_tokenizer().to_str())["model"], "dropout": 0.9}},
+    ],
+    ids=["padding to a billion", "truncation", "dropout"],
+)  # fmt: skip
+def test_padding_truncation_and_dropout_are_off_at_inference(cli: Cli, model: Path, fields: dict[str, Any]) -> None:
+    arguments = ("generate", "-m", model, "-n", "3", "-t", "0", "In a small town")
+    expected = cli(*arguments)
+    edit(model / "tokenizer.json", **fields)
+    assert cli(*arguments) == expected
+    assert expected.code == 0
+
+
+def test_a_vocabulary_larger_than_the_embedding_is_refused(refuses: Refuses, model: Path) -> None:
+    part = json.loads((model / "tokenizer.json").read_text())["model"]
+    part["vocab"]["more"] = 320
+    edit(model / "tokenizer.json", model=part)
+    assert "321 tokens, the model only 320" in refuses(3)
+
+
+def test_rows_that_pad_the_embedding_are_never_drawn(cli: Cli, model: Path) -> None:
+    """The tokenizer has 304 tokens, the model 320."""
+    result = cli("generate", "-m", model, "-n", "40", "-t", "50", "--top-k", "0", "--min-p", "0", "--json", "hi")
+    record = json.loads(result.out)
+    assert len(record["ids"]) > 30 and max(record["ids"]) < 304
+
+
+def test_two_tokens_with_one_id_are_refused(refuses: Refuses, model: Path) -> None:
+    part = json.loads((model / "tokenizer.json").read_text())["model"]
+    part["vocab"]["a"] = part["vocab"]["b"]
+    edit(model / "tokenizer.json", model=part)
+    assert "the same id" in refuses(3)
+
+
+def test_an_added_token_that_has_not_the_id_it_says_is_refused(refuses: Refuses, model: Path) -> None:
+    tokens = json.loads((model / "tokenizer.json").read_text())["added_tokens"]
+    tokens[2]["id"] = 9
+    edit(model / "tokenizer.json", added_tokens=tokens)
+    assert "'<|im_end|>' has not the id 9" in refuses(3)
+
+
+@pytest.mark.parametrize("value", [7, True, [], {}, {"content": 7}, "\ud800", "nope"], ids=repr)
+@pytest.mark.parametrize("field", ["eos_token", "bos_token", "tokenizer_class", "added_tokens_decoder"])
+def test_settings_of_any_type_change_nothing_or_are_refused(cli: Cli, model: Path, field: str, value: Any) -> None:
+    expected = cli("generate", "-m", model, "-n", "3", "-t", "0", "hi")
+    edit(model / "tokenizer_config.json", **{field: value})
+    found = cli("generate", "-m", model, "-n", "3", "-t", "0", "hi")
+    assert found.code == 3 or found == expected
+    assert expected.code == 0
+
+
+def test_a_tokenizer_that_nobody_vouches_for_gives_the_same_ids_out_of_a_process_of_its_own(tmp_path: Path) -> None:
+    state = json.loads(make_tokenizer().to_str())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    known = Tokenizer.open(tmp_path)
+    parts = [{"type": "Replace", "pattern": {"Regex": "(?!)"}, "content": "xx"}]  # matches nothing
+    state["normalizer"] = {"type": "Sequence", "normalizers": parts}
+    assert not is_harmless(state)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    isolated = Tokenizer.open(tmp_path)
+    for text in ("In a small town", "<|im_end|> é 👩‍🚀\n", ""):
+        assert isolated.encode(text) == known.encode(text)
+        assert isolated.encode_rendered(isolated.guard(text)) == known.encode_rendered(known.guard(text))
+
+
+def test_a_process_that_died_is_started_again(tmp_path: Path) -> None:
+    state = json.loads(make_tokenizer().to_str())
+    state["normalizer"] = {"type": "Sequence", "normalizers": [DOUBLING] * 28}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    tokenizer = Tokenizer.open(tmp_path)
+    with pytest.raises(Exception, match="cannot encode"):
+        tokenizer.encode("a")
+    assert tokenizer.decode(tokenizer.encode("b")) == b"b"
+
+
+@pytest.mark.real
+def test_the_default_model_pays_for_no_process(real_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import hashlib
+
+    from gptcli.text import isolation
+
+    monkeypatch.setattr(isolation.subprocess, "Popen", None)
+    directory = real_weights / "smollm2-135m-instruct"
+    assert hashlib.sha256((directory / "tokenizer.json").read_bytes()).hexdigest() in KNOWN_TOKENIZERS
+    template = json.loads((directory / "tokenizer_config.json").read_text())["chat_template"]
+    assert hashlib.sha256(template.encode()).hexdigest() in KNOWN_TEMPLATES
+    assert Tokenizer.open(directory).encode("In a small town")

@@ -1,0 +1,267 @@
+"""Weights that are not what they should be."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import gptcli
+from tests.cli.conftest import Cli
+from tests.faults.conftest import Refuses, edit, read_weights, write_weights
+from tests.tiny import CONFIG, make_weights
+
+Q = "model.layers.0.self_attn.q_proj.weight"
+INDEX = "model.safetensors.index.json"
+SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+
+
+def shard(model: Path) -> dict[str, str]:
+    """Splits a model's weights in two; returns the index's map."""
+    weights = load_file(model / "model.safetensors")
+    names = sorted(weights)
+    halves = [names[: len(names) // 2], names[len(names) // 2 :]]
+    for file, half in zip(SHARDS, halves, strict=True):
+        save_file({name: weights[name] for name in half}, model / file)
+    (model / "model.safetensors").unlink()
+    weight_map = {name: file for file, half in zip(SHARDS, halves, strict=True) for name in half}
+    (model / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    return weight_map
+
+
+@pytest.mark.parametrize("length", [2**63, 2**64 - 1, 1 << 30])
+def test_a_header_length_larger_than_the_file_is_refused_without_allocating_it(
+    refuses: Refuses, model: Path, length: int
+) -> None:
+    weights = model / "model.safetensors"
+    weights.write_bytes(struct.pack("<Q", length) + weights.read_bytes()[8:])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "truncated or damaged" in refuses(3)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KB
+
+
+@pytest.mark.parametrize("content", [b"", b"1234567"])
+def test_an_empty_or_seven_byte_file_is_refused(refuses: Refuses, model: Path, content: bytes) -> None:
+    (model / "model.safetensors").write_bytes(content)
+    assert f"{len(content)} bytes are no safetensors file" in refuses(3)
+
+
+def test_a_git_lfs_pointer_says_git_lfs_pull(refuses: Refuses, model: Path) -> None:
+    (model / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    assert "`git lfs pull`" in refuses(3)
+
+
+@pytest.mark.parametrize("fault", ["overlapping", "aliased", "holed", "trailing", "reversed"])
+def test_offsets_that_overlap_alias_leave_holes_trail_or_run_backwards_name_the_tensor(
+    refuses: Refuses, model: Path, fault: str
+) -> None:
+    header, data = read_weights(model)
+    begin, end = header[Q]["data_offsets"]
+    match fault:
+        case "overlapping":
+            header[Q]["data_offsets"] = [begin - 4, end - 4]
+        case "aliased":
+            header[Q]["data_offsets"] = header["model.layers.0.self_attn.o_proj.weight"]["data_offsets"]
+        case "holed":
+            header[Q]["data_offsets"] = [begin + 4, end + 4]
+        case "trailing":
+            data += bytes(4)
+        case "reversed":
+            header[Q]["data_offsets"] = [end, begin]
+    write_weights(model, header, data)
+    assert ("4 bytes belong to no tensor" if fault == "trailing" else "tensor 'model.") in refuses(3)
+
+
+def test_a_truncated_download_says_how_much_of_it_is_there(refuses: Refuses, model: Path) -> None:
+    weights = model / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-7])
+    assert f"the file is {len(whole) - 7} of {len(whole)} bytes" in refuses(3)
+
+
+@pytest.mark.parametrize("shape", [[-32, 32], [32.0, 32], [True, 1024], [2**63, 32], [31, 32], "32", None, [[32, 32]]])
+def test_dimensions_that_are_negative_float_bool_huge_or_do_not_fit_are_refused(
+    refuses: Refuses, model: Path, shape: Any
+) -> None:
+    header, data = read_weights(model)
+    header[Q]["shape"] = shape
+    write_weights(model, header, data)
+    assert f"tensor '{Q}'" in refuses(3)
+
+
+def test_an_unknown_dtype_is_refused(refuses: Refuses, model: Path) -> None:
+    header, data = read_weights(model)
+    header[Q]["dtype"] = "F33"
+    write_weights(model, header, data)
+    assert "dtype 'F33' is not known" in refuses(3)
+
+
+@pytest.mark.parametrize("dtype", ["I32", "U32"])
+def test_weights_that_are_not_floating_point_are_never_taken_for_it(refuses: Refuses, model: Path, dtype: str) -> None:
+    header, data = read_weights(model)
+    header[Q]["dtype"] = dtype
+    write_weights(model, header, data)
+    refuses(3)
+
+
+def test_duplicate_tensor_keys_are_refused(refuses: Refuses, model: Path) -> None:
+    header, data = read_weights(model)
+    text = json.dumps(header)
+    write_weights(model, f"{text[:-1]}, {json.dumps(Q)}: {json.dumps(header[Q])}}}".encode(), data)
+    assert "duplicate key 'model.layers.0" in refuses(3)
+
+
+def test_the_same_tensor_in_two_shards_is_refused_by_name(refuses: Refuses, model: Path) -> None:
+    name = next(name for name, file in shard(model).items() if file == SHARDS[0])
+    save_file({**load_file(model / SHARDS[1]), name: np.ones(1, np.float32)}, model / SHARDS[1])
+    assert name in refuses(3)
+
+
+def test_an_index_that_disagrees_with_the_headers_is_refused_by_name(refuses: Refuses, model: Path) -> None:
+    edit(model / INDEX, weight_map=shard(model) | {"lm_head.weight": SHARDS[0]})
+    assert "lm_head.weight" in refuses(3)
+
+
+def test_a_missing_shard_is_refused_by_name(refuses: Refuses, model: Path) -> None:
+    shard(model)
+    (model / SHARDS[1]).unlink()
+    assert SHARDS[1] in refuses(3)
+
+
+@pytest.mark.parametrize("file", [None, 7, "", "../../x.safetensors", "/etc/x.safetensors", "s/x.safetensors", "x.bin"])
+def test_a_weight_map_with_no_names_of_files_beside_it_is_refused(refuses: Refuses, model: Path, file: Any) -> None:
+    edit(model / INDEX, weight_map=shard(model) | {"model.norm.weight": file})
+    assert "is no file name beside it" in refuses(3)
+
+
+def test_a_link_out_of_the_model_is_refused(refuses: Refuses, model: Path, tmp_path: Path) -> None:
+    weights = model / "model.safetensors"
+    weights.symlink_to(weights.rename(tmp_path / "elsewhere.safetensors"))
+    assert "a link out of the model's directory" in refuses(3)
+
+
+def test_a_link_to_the_blobs_of_a_hugging_face_cache_is_followed(cli: Cli, model: Path, tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "c0ffee", tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for index, file in enumerate(sorted(model.iterdir())):
+        file.rename(blobs / str(index))
+        (snapshot / file.name).symlink_to(f"../../blobs/{index}")
+    assert cli("generate", "-m", snapshot, "-n", "1", "hi").code == 0
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir], ids=["pipe", "directory"])
+def test_a_pipe_or_directory_in_the_place_of_a_file_is_no_hang(
+    refuses: Refuses, model: Path, name: str, make: Any
+) -> None:
+    (model / name).unlink()
+    make(model / name)
+    assert "not a regular file" in refuses(4)
+
+
+def test_a_device_in_the_place_of_a_file_is_never_read(refuses: Refuses, model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors").symlink_to("/dev/zero")
+    refuses(3)
+
+
+def test_a_file_that_is_truncated_after_loading_changes_nothing(model: Path) -> None:
+    lm = gptcli.load(model, device="cpu", dtype="fp32")
+    before = lm.logits([5, 6, 7])
+    (model / "model.safetensors").write_bytes(b"")
+    assert lm.logits([5, 6, 7]).equal(before)
+
+
+def test_pickled_weights_are_refused_with_a_way_to_convert_them(refuses: Refuses, model: Path) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    message = refuses(3)
+    assert "pickle (.bin) is not supported" in message and "save_pretrained" in message
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint", "named"),
+    [
+        ({"num_hidden_layers": 3}, "9 tensors are missing", 5),
+        ({"num_hidden_layers": 1}, "9 tensors that the architecture does not use", 5),
+        ({"intermediate_size": 40}, "4 tensors have another shape", 6),  # gate and up are one to us
+    ],
+)
+def test_tensors_missing_extra_or_of_another_shape_are_counted_and_the_first_five_named(
+    refuses: Refuses, model: Path, fields: dict[str, int], complaint: str, named: int
+) -> None:
+    edit(model / "config.json", **fields)
+    message = refuses(3)
+    assert complaint in message
+    assert message.count("model.layers.") == named
+
+
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_read_with_bytes_needed_and_free(
+    refuses: Refuses, model: Path
+) -> None:
+    """A sparse file of a terabyte, well-formed."""
+    size = 1 << 24
+    edit(model / "config.json", hidden_size=4096, head_dim=8, intermediate_size=size)
+    config = CONFIG | {"hidden_size": 4096, "head_dim": 8, "intermediate_size": size}
+    header, end = {}, 0
+    for name, shape in _shapes(config).items():
+        begin, end = end, end + 4 * int(np.prod(shape, dtype=object))
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+    write_weights(model, header, b"")
+    with (model / "model.safetensors").open("r+b") as file:
+        file.truncate(8 + len(json.dumps(header)) + end)
+    assert end > 1 << 40
+    message = refuses(5)
+    assert f"({end} bytes)" in message and "GB are free (" in message
+
+
+def test_nan_in_the_weights_is_found_by_verify_and_at_run_time(cli: Cli, refuses: Refuses, model: Path) -> None:
+    weights = make_weights(CONFIG)
+    weights[Q][3, 4] = np.nan
+    save_file(weights, model / "model.safetensors")
+    verified = cli("models", "verify", model)
+    assert verified.code == 3
+    assert f"NaN or infinity: {model}: {Q}" in verified.err
+    message = refuses(7)
+    assert "at token" in message and "in fp32" in message and "--dtype fp32" in message
+
+
+def test_a_tensor_name_cannot_drive_the_terminal(refuses: Refuses, model: Path) -> None:
+    weights = make_weights(CONFIG) | {"\x1b[2J\x1b]0;owned\x07\u202e": np.ones(1, np.float32)}
+    save_file(weights, model / "model.safetensors")
+    assert "owned" in refuses(3)
+
+
+def test_a_checkpoint_copied_whole_is_still_accepted(cli: Cli, model: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(model, tmp_path / "copy")
+    shard(copy)
+    results = [cli("generate", "-m", path, "-n", "3", "-t", "0", "hi") for path in (model, copy)]
+    assert results[0] == results[1] and results[0].code == 0
+
+
+def _shapes(config: dict[str, Any]) -> dict[str, list[int]]:
+    """As `make_weights`, without the weights."""
+    hidden, width, heads = config["hidden_size"], config["intermediate_size"], 4 * 8
+    shapes = {"model.embed_tokens.weight": [config["vocab_size"], hidden], "model.norm.weight": [hidden]}
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        shapes |= {
+            f"{prefix}input_layernorm.weight": [hidden],
+            f"{prefix}post_attention_layernorm.weight": [hidden],
+            f"{prefix}self_attn.q_proj.weight": [heads, hidden],
+            f"{prefix}self_attn.k_proj.weight": [heads // 2, hidden],
+            f"{prefix}self_attn.v_proj.weight": [heads // 2, hidden],
+            f"{prefix}self_attn.o_proj.weight": [hidden, heads],
+            f"{prefix}mlp.gate_proj.weight": [width, hidden],
+            f"{prefix}mlp.up_proj.weight": [width, hidden],
+            f"{prefix}mlp.down_proj.weight": [hidden, width],
+        }
+    return shapes

@@ -1,0 +1,186 @@
+"""Chat templates as well-known families write theirs: each is our own, made of the constructs that its family uses.
+
+transformers is the judge: the same token ids, or a refusal of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pytest
+import tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from gptcli.errors import TemplateError
+from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.conversation import Message, Role
+from gptcli.text.tokenizer import Tokenizer
+from tests.tiny import make_tokenizer
+
+HOME = Path(__file__).parent / "families"
+FAMILIES = """chatml command deepseek gemma glm gpt_oss llama2 llama3 mistral nemotron phi3 qwen3 smollm3
+zephyr""".split()
+SWITCHED = ["glm", "qwen3", "smollm3"]
+CASES = [(name, None) for name in FAMILIES] + [(name, thinking) for name in SWITCHED for thinking in (True, False)]
+
+CONTROL = """<s> </s> <|end|> <|user|> <|system|> <|assistant|> <|eot_id|> <|start_header_id|> <|end_header_id|> [INST]
+[/INST] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] <start_of_turn> <end_of_turn> <｜User｜> <｜Assistant｜> <｜end▁of▁sentence｜>
+<|START_OF_TURN_TOKEN|> <|END_OF_TURN_TOKEN|> <|SYSTEM_TOKEN|> <|USER_TOKEN|> <|CHATBOT_TOKEN|> <|start|> <|message|>
+<|channel|> <|return|> [gMASK] <sop> <SPECIAL_10> <SPECIAL_11> <SPECIAL_12> <|im_start|> <|im_end|>""".split()
+
+ROLES: dict[str, Role] = {"s": "system", "u": "user", "a": "assistant"}
+ORDERS = ["u", "su", "uau", "suau", "suauau", "au", "uu", "ssu", "s", "ua", "sau", "usu"]
+TEXTS: dict[Role, list[str]] = {
+    "system": ["Be brief.", " Be /no_think brief. \n", ""],
+    "user": ["Hi", "  {{ 1 }} <b>&amp;\"' \n", "Ünï 日本 🎉 \\n /no_think", "<tool_response>1</tool_response>", ""],
+    "assistant": ["Yes.", "<think>\nhm\n</think>\n\nYes ", " a</think>b", "<think></think>", "<think>c", ""],
+}
+Turns = tuple[tuple[Role, str], ...]
+
+
+def conversations() -> Iterator[Turns]:
+    """Roles in right and wrong orders, each order with texts that change from one to the next."""
+    for order in ORDERS:
+        for first in range(6):
+            roles = [ROLES[letter] for letter in order]
+            yield tuple((role, TEXTS[role][(first + at) % len(TEXTS[role])]) for at, role in enumerate(roles))
+
+
+def replaced(text: str, old: list[str], new: list[str]) -> str:
+    for before, after in zip(old, new, strict=True):
+        text = text.replace(before, after)
+    return text
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer.json with the control tokens of all families."""
+    file = tmp_path_factory.mktemp("families") / "tokenizer.json"
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens(CONTROL)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.save(str(file))
+    (file.parent / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": {"content": "</s>"}}')
+    return file
+
+
+@pytest.fixture(scope="module")
+def tokenizer(file: Path) -> Tokenizer:
+    return Tokenizer.open(file.parent)
+
+
+@pytest.fixture(scope="module")
+def reference(file: Path) -> Any:
+    opens: Any = PreTrainedTokenizerFast
+    return opens(tokenizer_file=str(file), bos_token="<s>", eos_token="</s>")
+
+
+@cache
+def template(family: str) -> ChatTemplate:
+    return ChatTemplate.from_file(HOME / f"{family}.jinja")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def processes_end() -> Iterator[None]:
+    """Each template has a process for as long as it is kept."""
+    yield
+    template.cache_clear()
+
+
+def ours(family: str, turns: Turns, tokenizer: Tokenizer, thinking: bool | None = None) -> list[int] | None:
+    """Token ids, or None where the template refuses the conversation."""
+    try:
+        return template(family).render([Message(*turn) for turn in turns], tokenizer, thinking=thinking)
+    except TemplateError:
+        return None
+
+
+def theirs(family: str, turns: Turns, reference: Any, **options: bool) -> Any:
+    """Token ids as transformers has them, or a text; None where the template refuses the conversation, or has none."""
+    messages = [{"role": role, "content": text} for role, text in turns]
+    source = (HOME / f"{family}.jinja").read_text(encoding="utf-8")
+    try:
+        rendered = reference.apply_chat_template(
+            messages, chat_template=source, add_generation_prompt=True, return_dict=False, **options
+        )
+        return rendered or None
+    except jinja2.TemplateError:
+        return None
+
+
+@pytest.mark.parametrize(("family", "thinking"), CASES)
+def test_every_conversation_has_the_tokens_that_transformers_gives_it(
+    family: str, thinking: bool | None, tokenizer: Tokenizer, reference: Any
+) -> None:
+    options = {} if thinking is None else {"enable_thinking": thinking}
+    rendered = 0
+    for turns in conversations():
+        wanted = theirs(family, turns, reference, **options)
+        assert ours(family, turns, tokenizer, thinking) == wanted, turns
+        rendered += wanted is not None
+    assert rendered >= 30
+
+
+@pytest.mark.parametrize(
+    ("family", "order", "reason"),
+    [
+        ("llama2", "uu", "Roles must take turns: user/assistant"),
+        ("mistral", "uu", "After the system message, roles must take turns"),
+        ("gemma", "suu", "Roles must take turns"),
+        ("command", "usu", "A system message must come first"),
+    ],
+)
+def test_a_wrong_order_of_roles_is_refused_in_the_templates_own_words(
+    family: str, order: str, reason: str, tokenizer: Tokenizer
+) -> None:
+    with pytest.raises(TemplateError, match=rf"^chat template: .*{family}\.jinja: {reason}"):
+        template(family).render([Message(ROLES[letter], "Hi") for letter in order], tokenizer)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_control_tokens_that_somebody_types_are_text(
+    family: str, tokenizer: Tokenizer, reference: Any, file: Path
+) -> None:
+    # The judge renders stand-ins for what is typed, and encodes where control tokens have names that nobody types.
+    standins = [f"@{index}@" for index in range(len(CONTROL))]
+    names = [chr(0xE000 + index) for index in range(len(CONTROL))]
+    encoder = tokenizers.Tokenizer.from_str(replaced(file.read_text(encoding="utf-8"), CONTROL, names))
+    for order in "u", "su", "suau":
+        typed = [(ROLES[letter], f"hi {' '.join(standins)}\n{''.join(standins)}x") for letter in order]
+        rendered = theirs(family, tuple(typed), reference, tokenize=False)
+        text = replaced(replaced(rendered, CONTROL, names), standins, CONTROL)
+        turns: Turns = tuple((role, replaced(said, standins, CONTROL)) for role, said in typed)
+        assert ours(family, turns, tokenizer) == encoder.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_switch_for_thinking_is_known_where_it_changes_the_prompt(family: str, tokenizer: Tokenizer) -> None:
+    asked: Turns = (("user", "Hi"),)
+    changes = ours(family, asked, tokenizer, thinking=True) != ours(family, asked, tokenizer, thinking=False)
+    assert template(family).knows_thinking == changes == (family in SWITCHED)
+
+
+def test_a_template_writes_the_day_of_today(tokenizer: Tokenizer) -> None:
+    before = date.today()
+    text = tokenizer.decode(ours("gpt_oss", (("user", "Hi"),), tokenizer) or []).decode()
+    assert f"Date: {before}\n" in text or f"Date: {date.today()}\n" in text
+
+
+def test_a_template_for_parts_that_drops_a_text_is_refused(tokenizer: Tokenizer) -> None:
+    source = (
+        "{% for message in messages %}{{ message.role | capitalize }}: {% for part in message.content %}"
+        "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}"
+    )
+    with pytest.raises(TemplateError, match="leaves out what the user says"):
+        ChatTemplate(source, "test").render([Message("user", "Hi")], tokenizer)
+
+
+def test_a_template_may_put_what_the_user_says_in_other_words(tokenizer: Tokenizer) -> None:
+    source = "{% for message in messages %}{{ message.content | upper }}{% endfor %}"
+    ids = ChatTemplate(source, "test").render([Message("user", "Hi")], tokenizer)
+    assert tokenizer.decode(ids) == b"HI"
