@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ import typer
 
 from gptcli.cli import options
 from gptcli.cli.answer import View
+from gptcli.cli.kept_sessions import opened, print_sessions
 from gptcli.cli.prompt import argument_text, messages_of_script, read_prompt, read_text
 from gptcli.cli.prompt_report import print_prompt_report, rendered_prompt
 from gptcli.cli.prompt_report import prompt_report as report_of
@@ -22,8 +22,7 @@ from gptcli.cli.records import json_line, sample_record, stats_record
 from gptcli.cli.render import Activity, is_dumb_terminal, print_line, print_note, stats_line
 from gptcli.cli.signals import deadly, interruptible
 from gptcli.cli.sink import Sink
-from gptcli.cli.tables import print_records
-from gptcli.errors import InputError, OutputError, UsageError
+from gptcli.errors import UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import LanguageModel
 from gptcli.session import Event, Session, TurnsDropped
@@ -32,14 +31,9 @@ from gptcli.store.catalog import DEFAULT_MODEL
 from gptcli.store.sessions import (
     SessionFile,
     last_model,
-    read_session,
     session_names,
-    stored_sessions,
-    unused_name,
 )
 from gptcli.text.chat_template import ChatTemplate
-
-_Events = Sequence[Mapping[str, Any]]
 
 _SESSION = "Session"
 
@@ -111,7 +105,7 @@ def chat(
 ) -> None:
     """Talk with a model: a conversation at a terminal; with a prompt or in a pipe, one answer."""
     if list_sessions:
-        _print_sessions(as_json)
+        print_sessions(as_json)
         return
     given: dict[str, Any] = {
         "temperature": temperature,
@@ -161,7 +155,7 @@ def chat(
     if system_file is not None:
         system_text = read_text(system_file, errors, max_input)
 
-    with _opened(session, continue_last, fork, at_prompt) as (file, events), Activity(quiet=quiet) as activity:
+    with opened(session, continue_last, fork, at_prompt) as (file, events), Activity(quiet=quiet) as activity:
         name, fingerprint = last_model(events)
         lm = LanguageModel.open(model or name or DEFAULT_MODEL, runtime, offline=offline, on_fetch=activity.fetch)
         if lm.reference == name and lm.fingerprint != fingerprint and not quiet:
@@ -233,42 +227,6 @@ def _written(
     return finished
 
 
-@contextlib.contextmanager
-def _opened(name: str | None, last: bool, fork: bool, at_prompt: bool) -> Iterator[tuple[SessionFile | None, _Events]]:
-    """The file that a session is to be kept in, if any, and what happened in it so far.
-
-    Raises OutputError at the end where it could not be written.
-    """
-    if last:
-        names = session_names()
-        if not names:
-            raise InputError("there is no session to go on with")
-        name = names[0]
-    if name is None and not at_prompt:
-        yield None, []
-        return
-    if name is None:
-        try:
-            events, file = [], SessionFile()
-        except OutputError as error:
-            print_note(f"nothing of this conversation is kept: {error.message}")
-            yield None, []
-            return
-    elif fork:
-        events, file = read_session(name), SessionFile(unused_name(name))
-    elif unused_name(name) != name:
-        file = SessionFile.open(name)
-        events = list(file.events)
-        if file.repaired:
-            print_note(f"session {name}: its last line was torn, and was cut off")
-    else:
-        events, file = [], SessionFile(name)
-    with contextlib.closing(file):
-        yield file, events
-        if file.problem is not None:
-            raise OutputError(f"cannot write: {file.path}: {file.problem.strerror}")
-
-
 def _converse(
     session: Session, file: SessionFile | None, template: ChatTemplate | None, view: View, offline: bool
 ) -> None:
@@ -299,18 +257,3 @@ def dropped_note(dropped: TurnsDropped) -> str:
     """What a user is told when the conversation has grown too long."""
     turns = "turn" if dropped.turns == 1 else f"{dropped.turns} turns"
     return f"the context is full: the model no longer sees the oldest {turns}"
-
-
-def _print_sessions(as_json: bool) -> None:
-    sessions = [
-        asdict(session) | {"modified": session.modified.isoformat(" ", "minutes")} for session in stored_sessions()
-    ]
-    print_records(sessions, as_json, _session_row)
-    if not sessions and not as_json:
-        print_note("no sessions yet")
-
-
-def _session_row(record: dict[str, Any]) -> dict[str, str]:
-    shown = ("name", "modified", "turns", "model")
-    question = record["error"] or record["question"]
-    return {key: str(record[key]) for key in shown} | {"question": textwrap.shorten(question, 40, placeholder="...")}
