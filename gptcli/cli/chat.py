@@ -13,15 +13,16 @@ from typing import Annotated, Any
 import typer
 
 from gptcli.cli import options
-from gptcli.cli.answer import View
+from gptcli.cli.answer import Answer, View
 from gptcli.cli.kept_sessions import opened, print_sessions
 from gptcli.cli.prompt import argument_text, messages_of_script, read_prompt, read_text
 from gptcli.cli.prompt_report import print_prompt_report, rendered_prompt
 from gptcli.cli.prompt_report import prompt_report as report_of
 from gptcli.cli.records import json_line, sample_record, stats_record
-from gptcli.cli.render import Activity, is_dumb_terminal, print_line, print_note, stats_line
+from gptcli.cli.render import Activity, print_line, print_note, stats_line
 from gptcli.cli.signals import deadly, interruptible
 from gptcli.cli.sink import Sink
+from gptcli.cli.thinking import opens_thoughts
 from gptcli.errors import UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import LanguageModel
@@ -69,6 +70,7 @@ def chat(
     ctx_size: options.CtxSize = None,
     threads: options.Threads = None,
     speculate: options.Speculate = 0,
+    draft_model: options.DraftModel = None,
     offline: options.Offline = False,
     session: SessionName = None,
     continue_last: Continue = False,
@@ -160,6 +162,10 @@ def chat(
         lm = LanguageModel.open(model or name or DEFAULT_MODEL, runtime, offline=offline, on_fetch=activity.fetch)
         if lm.reference == name and lm.fingerprint != fingerprint and not quiet:
             print_note(f"{name} is not what it was when it last spoke in this session")
+        if draft_model is not None:
+            lm.draft_with(
+                LanguageModel.open(draft_model, runtime.for_draft_model(), offline=offline, on_fetch=activity.fetch)
+            )
         template = None
         if chat_template is not None:
             template = ChatTemplate(read_text(chat_template, "strict", max_input), str(chat_template))
@@ -207,16 +213,17 @@ def _written(
 ) -> Finished:
     """Writes a reply as it comes, or as a record, and returns how it ended."""
     parts = list[bytes]()
-    with contextlib.nullcontext(parts.append) if as_json else _shown(sink) as write:
+    with _shown(conversation, sink, activity, parts, as_json=as_json) as show:
         for event in reply:
-            activity.close()
             match event:
                 case TextDelta():
-                    write(event.data)
+                    show(event)
                 case TurnsDropped() if not quiet:
+                    activity.close()
                     print_note(dropped_note(event))
                 case Finished():
                     finished = event
+    activity.close()
     if as_json:
         lm, settings = conversation.lm, conversation.settings
         sampling = settings.sampling(lm.sampling_defaults)
@@ -227,6 +234,26 @@ def _written(
     return finished
 
 
+@contextlib.contextmanager
+def _shown(
+    conversation: Session, sink: Sink, activity: Activity, parts: list[bytes], *, as_json: bool
+) -> Iterator[Callable[[TextDelta], object]]:
+    """Yields what shows the text: on a terminal as at the prompt, in a pipe as it is; as JSON it becomes `parts`."""
+    if as_json:
+        yield lambda delta: parts.append(delta.data)
+    elif not sink.is_terminal:
+
+        def write(delta: TextDelta) -> None:
+            activity.close()
+            sink.write(delta.data)
+
+        yield write
+    else:
+        thinking = opens_thoughts(conversation)
+        with contextlib.closing(Answer(View(), sink, activity, lm=conversation.lm, thinking=thinking)) as answer:
+            yield answer.take
+
+
 def _converse(
     session: Session, file: SessionFile | None, template: ChatTemplate | None, view: View, offline: bool
 ) -> None:
@@ -235,22 +262,6 @@ def _converse(
 
     _ = session.template  # a model without one fails here
     Repl(session, file, template, view, offline=offline).run()
-
-
-@contextlib.contextmanager
-def _shown(sink: Sink) -> Iterator[Callable[[bytes], object]]:
-    """Yields what writes the text: as it is, or on a terminal as Markdown, whose last line ends however it ends."""
-    if sink.is_terminal and not is_dumb_terminal():
-        from gptcli.cli.markdown import MarkdownStream
-
-        with MarkdownStream() as stream:
-            yield lambda data: stream.write(data.decode("utf-8", "replace"))
-        return
-    try:
-        yield sink.write
-    finally:
-        if sink.is_terminal:
-            sink.end_line()
 
 
 def dropped_note(dropped: TurnsDropped) -> str:

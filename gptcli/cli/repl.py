@@ -18,7 +18,7 @@ from gptcli.cli.render import Activity, is_dumb_terminal, print_error, print_not
 from gptcli.cli.signals import stoppable
 from gptcli.cli.sink import Sink
 from gptcli.cli.slash import CommandCompleter, find
-from gptcli.cli.thinking import OPENING
+from gptcli.cli.thinking import opens_thoughts
 from gptcli.errors import GptcliError, OutputError, TemplateError, UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import LanguageModel
@@ -175,14 +175,7 @@ class Repl:
         self.session, self.file, self._warned = session, file, False
 
     def _answer_view(self, activity: Activity) -> Answer:
-        return Answer(self.view, self._sink, activity, lm=self.session.lm, thinking=self.prompt_opens_thoughts())
-
-    def prompt_opens_thoughts(self) -> bool:
-        """Whether the template begins a reply with the tag that opens thoughts, so that the reply does not."""
-        if OPENING not in self.session.template.source:
-            return False
-        end = self.session.prompt()[-8:]
-        return b"".join(map(self.session.lm.tokenizer.token_bytes, end)).rstrip().endswith(OPENING.encode())
+        return Answer(self.view, self._sink, activity, lm=self.session.lm, thinking=opens_thoughts(self.session))
 
     def _conclude(self, finished: Finished, *, answered: bool) -> None:
         if finished.reason == "interrupt":

@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gptcli.session import Session
 
 OPENING, CLOSING = "<think>", "</think>"
+
+
+def opens_thoughts(session: Session) -> bool:
+    """Whether the template begins a reply with the tag that opens thoughts, so that the reply does not."""
+    if OPENING not in session.template.source:
+        return False
+    end = session.prompt()[-8:]
+    return b"".join(map(session.lm.tokenizer.token_bytes, end)).rstrip().endswith(OPENING.encode())
 
 
 class Thoughts:
