@@ -265,3 +265,13 @@ def _shapes(config: dict[str, Any]) -> dict[str, list[int]]:
             f"{prefix}mlp.down_proj.weight": [hidden, width],
         }
     return shapes
+
+
+@pytest.mark.parametrize("count", [300, 500_000])
+def test_a_tensor_of_many_dimensions_is_refused_before_they_are_multiplied(
+    refuses: Refuses, model: Path, count: int
+) -> None:
+    header, data = read_weights(model)
+    header[Q]["shape"] = [2**47] * count
+    write_weights(model, header, data)
+    assert f"it has {count} dimensions" in refuses(3)
