@@ -193,3 +193,10 @@ def test_control_tokens_that_only_normalizing_makes_of_a_text_are_plain_text(
     assert tokenizer.encode(f"a {typed} b", special=True).count(end[0]) == 1
     assert end[0] not in tokenizer.encode(f"a {typed} b")
     assert template.render([Message("user", f"a {typed} b")], tokenizer).count(end[0]) == 1
+
+
+def test_an_added_token_of_megabytes_is_refused_before_anything_looks_for_it(refuses: Refuses, model: Path) -> None:
+    tokenizer = json.loads(make_tokenizer().to_str())
+    long = {**tokenizer["added_tokens"][0], "content": "a" * 5_000_000}
+    edit(model / "tokenizer.json", added_tokens=[*tokenizer["added_tokens"][1:], long])
+    assert "its added tokens have 5000022 characters" in refuses(3)
