@@ -15,6 +15,7 @@ import tokenizers
 
 from gptcli.errors import BrokenTokenizer, ModelNotFound
 from gptcli.files import is_there, open_within, read_json
+from gptcli.text.any_of import any_of
 from gptcli.text.inner import Inner
 
 _LIMIT = 64 << 20  # bytes of a tokenizer.json; the largest in use are about 35 MB
@@ -280,8 +281,10 @@ class Tokenizer:
 
     @cached_property
     def _control_pattern(self) -> re.Pattern[str]:
-        longest_first = sorted(self._control, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first)))
+        try:
+            return re.compile(any_of(sorted(self._control)))
+        except RecursionError:
+            raise BrokenTokenizer(f"cannot read: {self._where}: its control tokens begin with one another") from None
 
     @cached_property
     def _beginning_pattern(self) -> re.Pattern[str]:
