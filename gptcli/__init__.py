@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from gptcli.errors import GptcliError
     from gptcli.generation.events import Finished, TextDelta
     from gptcli.language_model import LanguageModel, load
-    from gptcli.session import Session
+    from gptcli.session import Session, TurnsDropped
     from gptcli.settings import ChatSettings, SamplingConfig, StopConfig
+    from gptcli.text.conversation import Message
 
 __version__ = "0.1.0"
 __all__ = [
@@ -20,10 +21,12 @@ __all__ = [
     "Finished",
     "GptcliError",
     "LanguageModel",
+    "Message",
     "SamplingConfig",
     "Session",
     "StopConfig",
     "TextDelta",
+    "TurnsDropped",
     "load",
 ]
 
@@ -32,10 +35,12 @@ _HOME = {
     "Finished": "gptcli.generation.events",
     "GptcliError": "gptcli.errors",
     "LanguageModel": "gptcli.language_model",
+    "Message": "gptcli.text.conversation",
     "SamplingConfig": "gptcli.settings",
     "Session": "gptcli.session",
     "StopConfig": "gptcli.settings",
     "TextDelta": "gptcli.generation.events",
+    "TurnsDropped": "gptcli.session",
     "load": "gptcli.language_model",
 }
 

@@ -353,7 +353,7 @@ class LanguageModel:
         return choose(self.engine, self.tokenizer, prompt, choices, special=special, cache=cache)
 
     def session(self, system: str | None = None, settings: ChatSettings | None = None) -> Session:
-        """A conversation with this model."""
+        """A conversation with this model; settings that are left out are the model's own, else the command line's."""
         from gptcli.session import Session
 
         return Session(self, system, settings)

@@ -1,35 +1,34 @@
 """A conversation, and a cache that holds exactly what was run for it. Knows nothing of terminals or files.
 
-Whatever happens to a session is an event, a plain record that JSON can spell, and its state is what the events add up
-to. So it is kept, continued, forked and, since the seeds are among them, replayed.
+Whatever happens to a session is an event, and its state is what the events add up to (`history`). So it is kept,
+continued, forked and, since the seeds are among them, replayed.
 """
 
 from __future__ import annotations
 
 import datetime
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gptcli import __version__
 from gptcli.errors import InputError, UsageError
 from gptcli.generation.events import Finished, TextDelta
+from gptcli.history import VERSION, History, Record
 from gptcli.settings import ChatSettings, SamplingConfig
-from gptcli.text.conversation import Message, Role, message_record
+from gptcli.text.conversation import Message, message_record
 
 if TYPE_CHECKING:
     from gptcli.language_model import LanguageModel
     from gptcli.model.cache import KVCache
     from gptcli.text.chat_template import ChatTemplate
 
-_VERSION = 1
-
 
 class Journal(Protocol):
     """Where a session's events go as they happen."""
 
-    def append(self, record: Mapping[str, Any]) -> None:
+    def append(self, record: Record) -> None:
         """Takes the next event."""
 
     def sync(self) -> None:
@@ -50,7 +49,11 @@ Event = TextDelta | TurnsDropped | Finished
 
 
 class Session:
-    """A conversation with a model. What a turn shares with the one before is not run again."""
+    """A conversation with a model. What a turn shares with the one before is not run again.
+
+    events: all that happened, plain records that JSON can keep and `restored` takes. finished: how each reply ended
+    that this process generated. records_probabilities: whether the next replies come with those of their tokens.
+    """
 
     def __init__(
         self,
@@ -60,43 +63,34 @@ class Session:
         *,
         template: ChatTemplate | None = None,
     ) -> None:
-        self.finished: list[Finished] = []  # how each reply ended that this process generated
-        self.records_probabilities = False  # whether the next replies come with those of their tokens
-        self.unanswered: str | None = None  # a question whose reply was lost with the process that wrote it
-        self.events: list[Mapping[str, Any]] = []
+        self.finished: list[Finished] = []
+        self.records_probabilities = False
+        self.events: list[Record] = []
         self._lm = lm
         self._own_template = template
         self._cache: KVCache | None = None
         self._journal: Journal | None = None
-        self._system: str | None = None
-        self._turns: list[Mapping[str, Any]] = []  # the events of the user's and the assistant's messages in turn
-        self._hidden = 0  # how many of them the model no longer sees
-        self._replies = 0  # how many there ever were, those taken back too
+        self._history = History()
         self._measured = 0, 0  # a number of events, and the prompt's tokens then
-        self._settings = ChatSettings()
-        self._record({"type": "session", "version": _VERSION, "created": _now()})
+        self._record({"type": "session", "version": VERSION, "created": _now()})
         if system is not None:
             self.system = system
         if settings is not None:
             self.settings = settings
 
     @classmethod
-    def restored(
-        cls, lm: LanguageModel, events: Sequence[Mapping[str, Any]], *, template: ChatTemplate | None = None
-    ) -> Session:
+    def restored(cls, lm: LanguageModel, events: Sequence[Record], *, template: ChatTemplate | None = None) -> Session:
         """A session as its events left it. Raises InputError for what are none."""
         session = cls(lm, template=template)
         if events:
             session.events.clear()
         for number, event in enumerate(events, 1):
             try:
-                session._apply(event)
+                session._history.apply(event)
             except (KeyError, TypeError, ValueError, UsageError) as error:
                 raise InputError(f"not a session: event {number}: {error}") from None
             session.events.append(event)
-        if len(session._turns) % 2:
-            session.unanswered = session._turns[-1]["content"]
-            session._truncate(len(session._turns) - 1)
+        session._take_question_back()
         return session
 
     @property
@@ -107,7 +101,7 @@ class Session:
     @lm.setter
     def lm(self, lm: LanguageModel) -> None:
         if lm is not self._lm:
-            self._lm, self._cache = lm, None
+            self._lm, self._cache, self._measured = lm, None, (0, 0)
 
     @property
     def template(self) -> ChatTemplate:
@@ -117,19 +111,18 @@ class Session:
     @property
     def messages(self) -> list[Message]:
         """The whole conversation, the system message first if there is one."""
-        return self._seen(0)
+        return self._history.messages()
 
-    def _seen(self, hidden: int) -> list[Message]:
-        """The system message, and all others but the first ones."""
-        head = [] if self._system is None else [Message("system", self._system)]
-        return head + [
-            Message(event["role"], event["content"], bool(event.get("interrupted"))) for event in self._turns[hidden:]
-        ]
+    @property
+    def unanswered(self) -> str | None:
+        """The last question, if it was taken back or its reply was lost with the process: what `retry` asks again."""
+        question = self._history.unanswered
+        return None if question is None else question["content"]
 
     @property
     def system(self) -> str | None:
         """The system message."""
-        return self._system
+        return self._history.system
 
     @system.setter
     def system(self, text: str | None) -> None:
@@ -138,7 +131,7 @@ class Session:
     @property
     def settings(self) -> ChatSettings:
         """How replies are drawn and when they end."""
-        return self._settings
+        return self._history.settings
 
     @settings.setter
     def settings(self, settings: ChatSettings) -> None:
@@ -161,13 +154,13 @@ class Session:
 
         Raises what `send` would where it cannot be asked.
         """
-        self._turns.append({"role": "user", "content": text})
+        self._history.turns.append({"role": "user", "content": text})
         try:
             hidden, prompt = self._fitting()
             self._lm.check_request(prompt, self._next_sampling())
-            return self._seen(hidden)
+            return self._history.messages(hidden)
         finally:
-            self._turns.pop()
+            self._history.turns.pop()
 
     def send(
         self,
@@ -176,22 +169,14 @@ class Session:
         on_prefill: Callable[[int, int], None] = lambda done, total: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[Event]:
-        """Says something; yields the answer as it comes.
+        """Says something; yields the answer as it comes. Nothing happens before the first of it is asked for.
 
         Once `cancelled` is true the reply ends as it is, and is kept and marked. A question that brought no text at
-        all, for an error or an interrupt, is taken back. Raises what LanguageModel.stream does, and ContextOverflow
-        where the question alone does not fit.
+        all, for an error or an interrupt, is taken back; so is one whose reply is not read to its end. Raises what
+        LanguageModel.stream does, UsageError while another reply is being read, and ContextOverflow where the question
+        alone does not fit.
         """
-        self.unanswered = None
-        before = len(self._turns)
-        self._record({"type": "message", "role": "user", "content": text})
-        try:
-            yield from self._answer(on_prefill, cancelled)
-        finally:
-            if len(self._turns) == before + 1:
-                self._truncate(before)
-            if self._journal is not None:
-                self._journal.sync()
+        return self._ask({"type": "message", "role": "user", "content": text}, on_prefill, cancelled)
 
     def retry(
         self,
@@ -200,27 +185,22 @@ class Session:
         on_prefill: Callable[[int, int], None] = lambda done, total: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[Event]:
-        """Asks the last question again, with the next seed, or another in its place; also one whose reply was lost.
+        """Asks the last question again, with the next seed, or another in its place; also one that is `unanswered`.
 
-        The turn before stays where the new one brings no reply. Otherwise as `send`. Raises UsageError where there is
-        nothing to ask again.
+        The turn before stays where the new one brings no reply, be it for the end of the process. Otherwise as `send`.
+        Raises UsageError where there is nothing to ask again.
         """
-        replaced = self._turns[-2:] if self.unanswered is None else []
-        question = self.undo() if self.unanswered is None else self.unanswered
-        before = len(self._turns)
-        try:
-            yield from self.send(question if text is None else text, on_prefill=on_prefill, cancelled=cancelled)
-        finally:
-            if len(self._turns) == before:
-                for event in replaced:
-                    self._record(event)
+        question = self._history.unanswered
+        if question is None:
+            question = {**self._last_question("ask again"), "instead": True}
+        if text is not None:
+            question = {**question, "content": text}
+        return self._ask(question, on_prefill, cancelled)
 
     def undo(self) -> str:
         """Takes the last turn back; returns what the user had said. Raises UsageError where there is none."""
-        if not self._turns:
-            raise UsageError("there is no turn to take back")
-        text: str = self._turns[-2]["content"]
-        self._truncate(len(self._turns) - 2)
+        text: str = self._last_question("take back")["content"]
+        self._truncate(len(self._history.turns) - 2)
         return text
 
     def fork(self) -> Session:
@@ -231,7 +211,7 @@ class Session:
 
     def prompt(self) -> list[int]:
         """Token ids that the model would be given now."""
-        return self._rendered(self._hidden)
+        return self._rendered(self._history.hidden)
 
     @property
     def used(self) -> int:
@@ -241,15 +221,37 @@ class Session:
         return self._measured[1]
 
     def _rendered(self, hidden: int) -> list[int]:
-        return self.template.render(self._seen(hidden), self._lm.tokenizer, thinking=self._settings.thinking)
+        return self.template.render(self._history.messages(hidden), self._lm.tokenizer, thinking=self.settings.thinking)
+
+    def _last_question(self, purpose: str) -> Record:
+        self._check_ended()
+        if not self._history.turns:
+            raise UsageError(f"there is no turn to {purpose}")
+        return self._history.turns[-2]
+
+    def _check_ended(self) -> None:
+        if self._history.asks:
+            raise UsageError("the reply before has not ended: read it to its end, or close it")
+
+    def _ask(
+        self, question: Record, on_prefill: Callable[[int, int], None], cancelled: Callable[[], bool]
+    ) -> Iterator[Event]:
+        self._check_ended()
+        self._record(question)
+        try:
+            yield from self._answer(on_prefill, cancelled)
+        finally:
+            self._take_question_back()
+            if self._journal is not None:
+                self._journal.sync()
 
     def _answer(self, on_prefill: Callable[[int, int], None], cancelled: Callable[[], bool]) -> Iterator[Event]:
         hidden, prompt = self._fitting()
-        if hidden > self._hidden:
-            yield TurnsDropped((hidden - self._hidden) // 2)
         sampling = self._next_sampling()
-        stopping = self._settings.stopping
+        stopping = self.settings.stopping
         self._lm.check_request(prompt, sampling)
+        if hidden > self._history.hidden:
+            yield TurnsDropped((hidden - self._history.hidden) // 2)
         if self._cache is None:
             self._cache = self._lm.engine.new_cache()
         answer = b""
@@ -277,21 +279,25 @@ class Session:
         When the room for a reply gets short, turns are hidden until half of the context is free: the cache is of no use
         to what follows, so that it should not happen at every turn.
         """
-        prompt = self._rendered(self._hidden)
+        prompt = self._rendered(self._history.hidden)
         size = self._lm.ctx_size
-        longest = self._settings.max_tokens
+        longest = self.settings.max_tokens
         room = size // 4 if longest < 0 else min(longest, size // 4)
-        if self._settings.overflow != "shift" or len(prompt) + room <= size:
-            return self._hidden, prompt
-        starts = range(self._hidden, len(self._turns), 2)
+        if self.settings.overflow != "shift" or len(prompt) + room <= size:
+            return self._history.hidden, prompt
+        starts = range(self._history.hidden, len(self._history.turns), 2)
         first = bisect_left(starts, True, lo=1, key=lambda start: len(self._rendered(start)) <= size // 2)
         hidden = starts[min(first, len(starts) - 1)]
         return hidden, self._rendered(hidden)
 
     def _next_sampling(self) -> SamplingConfig:
         """The sampling of the next reply: a seed that was set counts up, so that a retry brings another one."""
-        sampling = self._settings.sampling(self._lm.sampling_defaults)
-        return sampling if sampling.seed is None else replace(sampling, seed=(sampling.seed + self._replies) % 2**64)
+        sampling = self.settings.sampling(self._lm.sampling_defaults)
+        return (
+            sampling
+            if sampling.seed is None
+            else replace(sampling, seed=(sampling.seed + self._history.replies) % 2**64)
+        )
 
     def _reply(self, text: str, finished: Finished, hidden: int, sampling: SamplingConfig) -> dict[str, Any]:
         plan = self._lm.engine.plan
@@ -315,42 +321,18 @@ class Session:
             "time": _now(),
         }
 
+    def _take_question_back(self) -> None:
+        if self._history.asks:
+            self._truncate(len(self._history.turns) - 1)
+
     def _truncate(self, length: int) -> None:
         self._record({"type": "truncate", "messages": length})
 
-    def _record(self, event: Mapping[str, Any]) -> None:
-        self._apply(event)
+    def _record(self, event: Record) -> None:
+        self._history.apply(event)
         self.events.append(event)
         if self._journal is not None:
             self._journal.append(event)
-
-    def _apply(self, event: Mapping[str, Any]) -> None:
-        """What an event does to the state. Raises KeyError, TypeError, ValueError or UsageError for what is none."""
-        match event["type"]:
-            case "session":
-                if event["version"] != _VERSION:
-                    raise ValueError(f"version {event['version']} is not known; it was written by another gptcli")
-            case "system":
-                if not isinstance(event["content"], str | None):
-                    raise TypeError("a message must be a text")
-                self._system = event["content"]
-            case "settings":
-                self._settings = ChatSettings.from_record(event["settings"])
-            case "message":
-                role: Role = "assistant" if len(self._turns) % 2 else "user"
-                if event["role"] != role:
-                    raise ValueError(f"a message of the {role} was expected")
-                if not isinstance(event["content"], str):
-                    raise TypeError("a message must be a text")
-                self._turns.append(event)
-                if role == "assistant":
-                    self._replies += 1
-                    self._hidden = int(event["hidden"])
-            case "truncate":
-                del self._turns[int(event["messages"]) :]
-                self._hidden = min(self._hidden, max(0, len(self._turns) - 2))
-            case unknown:
-                raise ValueError(f"there is no event {unknown!r}")
 
 
 def _now() -> str:

@@ -128,8 +128,8 @@ class RuntimeConfig:
     speculate: int = 0
 
     def for_draft_model(self) -> Self:
-        """The same for a model that drafts for this one: its context is its own."""
-        return replace(self, ctx_size=None, speculate=0)
+        """The same for a model that drafts for this one: as fast as it can be, for its errors are not kept."""
+        return replace(self, ctx_size=None, speculate=0, dtype="auto", quantize="auto")
 
     def __post_init__(self) -> None:
         _check_whole("speculate", self.speculate, 0, 64, " (0 is off)")

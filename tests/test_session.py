@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,19 @@ GREEDY = ChatSettings(temperature=0.0, max_tokens=8)
 @pytest.fixture
 def prefilled(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens each prefill of the tiny model runs."""
+    return counted_prefills(tiny, monkeypatch)
+
+
+def counted_prefills(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each prefill of a model runs from now on."""
     counts: list[int] = []
-    prefill = tiny.engine.prefill
+    prefill = lm.engine.prefill
 
     def counting(tokens: Any, *args: Any, **kwargs: Any) -> Any:
         counts.append(len(tokens))
         return prefill(tokens, *args, **kwargs)
 
-    monkeypatch.setattr(tiny.engine, "prefill", counting)
+    monkeypatch.setattr(lm.engine, "prefill", counting)
     return counts
 
 
@@ -130,6 +136,52 @@ def test_a_retry_that_brings_nothing_leaves_the_reply_before(tiny: LanguageModel
     assert session.messages == before
 
 
+def test_a_question_that_was_taken_back_is_the_one_asked_again(tiny: LanguageModel) -> None:
+    session = tiny.session(settings=GREEDY)
+    finish(session.send("In a town"))
+    finish(session.send("and then", cancelled=lambda: True))
+    assert session.unanswered == "and then"
+    finish(session.retry())
+    assert session.unanswered is None
+    assert texts(session)[::2] == ["In a town", "and then"]
+    finish(session.send("at last", cancelled=lambda: True))
+    session.undo()
+    assert session.unanswered is None and len(session.messages) == 2
+
+
+@pytest.mark.parametrize("text", [None, "Or in a village"])
+def test_the_turn_before_outlives_a_process_that_dies_while_asking_again(text: str | None, tiny: LanguageModel) -> None:
+    session = tiny.session(settings=GREEDY)
+    finish(session.send("In a town"))
+    before, events = session.messages, len(session.events)
+    finish(session.retry(text))
+    for died_at in (events, events + 1):
+        again = Session.restored(tiny, session.events[:died_at])
+        assert again.messages == before
+    assert again.unanswered == again.fork().unanswered == (text or "In a town")
+    assert Session.restored(tiny, again.events).unanswered == again.unanswered
+    finish(again.retry())
+    assert again.messages == session.messages
+
+
+def test_a_reply_that_is_still_being_read_must_end_before_the_next(tiny: LanguageModel) -> None:
+    session = tiny.session(settings=GREEDY)
+    reply = session.send("In a town")
+    next(reply)
+    for change in (lambda: next(session.send("and then")), session.retry, session.undo):
+        with pytest.raises(UsageError, match="has not ended"):
+            change()
+    finish(reply)
+    assert texts(session)[0] == "In a town" and len(session.messages) == 2
+
+
+def test_what_no_encoding_has_cannot_be_said(tiny: LanguageModel) -> None:
+    session = tiny.session(settings=GREEDY)
+    with pytest.raises(UsageError, match="lone surrogates"):
+        next(session.send("a\ud800"))
+    assert session.messages == []
+
+
 def test_an_edited_question_takes_the_place_of_the_last(tiny: LanguageModel) -> None:
     session = tiny.session(settings=GREEDY)
     finish(session.send("In a town"))
@@ -161,6 +213,27 @@ def test_the_oldest_turns_are_dropped_with_notice_and_the_system_message_stays(t
         assert prompt.count(b"number") == turn + 1 - dropped
     assert dropped > 1
     assert len(session.messages) == 25  # nothing is forgotten but by the model
+
+
+def test_turns_taken_back_show_again_what_was_dropped_for_them(tiny: LanguageModel) -> None:
+    session = tiny.session(settings=GREEDY)
+    finish(session.send("one"))
+    finish(session.send("two"))
+    before = session.prompt()
+    said = list(session.send("long " * 45))
+    assert any(isinstance(event, TurnsDropped) for event in said)
+    assert session.prompt()[: len(before)] != before
+    session.undo()
+    assert session.prompt() == before
+
+
+def test_nothing_is_said_to_be_dropped_for_a_question_that_never_fits(tiny: LanguageModel) -> None:
+    session = tiny.session(settings=GREEDY)
+    finish(session.send("one"))
+    said = []
+    with pytest.raises(ContextOverflow):
+        said.extend(session.send("long " * 300))
+    assert said == []
 
 
 def test_a_question_too_long_for_any_context_is_an_error_and_the_session_lives_on(tiny: LanguageModel) -> None:
@@ -230,12 +303,41 @@ def test_a_question_whose_reply_was_lost_can_be_asked_again(tiny: LanguageModel)
         ({"type": "settings", "settings": {"heat": 1}}, "heat"),
         ({"type": "settings", "settings": {"logit_bias": 7}}, "int"),
         ({"type": "system", "content": []}, "text"),
-        ({"type": "truncate", "messages": "x"}, "invalid literal"),
+        ({"type": "message", "role": "user", "content": "x", "instead": True}, "nothing"),
+        ({"type": "truncate", "messages": "x"}, "no x messages"),
+        ({"type": "truncate", "messages": -1}, "no -1 messages"),
+        ({"type": "truncate", "messages": 1}, "no 1 messages"),
+        ({"type": "message", "role": "user", "content": "\ud800"}, "lone surrogates"),
     ],
 )
 def test_events_that_are_none_are_refused(event: dict[str, Any], complaint: str, tiny: LanguageModel) -> None:
     with pytest.raises(InputError, match=f"event 1.*{complaint}"):
         Session.restored(tiny, [event])
+
+
+def test_the_events_of_a_session_survive_json(tiny: LanguageModel) -> None:
+    session = tiny.session("Be brief.", ChatSettings(seed=3, max_tokens=8, logit_bias=((5, -1.0),)))
+    finish(session.send("one"))
+    again = Session.restored(tiny, json.loads(json.dumps(session.events)))
+    assert (again.messages, again.settings) == (session.messages, session.settings)
+    assert finish(again.send("two")).ids == finish(session.send("two")).ids
+
+
+def test_what_a_library_needs_of_a_conversation_has_a_name_in_the_package() -> None:
+    assert {"ChatSettings", "Finished", "Message", "Session", "TextDelta", "TurnsDropped"} <= set(dir(gptcli))
+    assert (gptcli.TurnsDropped, gptcli.Message) == (TurnsDropped, Message)
+
+
+@pytest.mark.real
+def test_the_tenth_turn_runs_no_more_tokens_than_the_second(
+    real: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = counted_prefills(real, monkeypatch)
+    session = real.session("You are a helpful assistant.", ChatSettings(temperature=0.0, max_tokens=120))
+    for topic in ("Rome", "bread", "the moon", "trees", "trains", "tea", "the sea", "chess", "bees", "rain"):
+        finish(session.send(f"Tell me something about {topic}, please."))
+    assert len(session.prompt()) > 1000
+    assert len(run) == 10 and max(run[1:]) < 30
 
 
 def test_another_model_goes_on_with_the_same_conversation(tiny: LanguageModel, tmp_path: Path) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,16 +13,17 @@ from typing import Annotated, Any
 import typer
 
 from gptcli.cli import options
-from gptcli.cli.answer import View
+from gptcli.cli.answer import Answer, View
+from gptcli.cli.kept_sessions import opened, print_sessions
 from gptcli.cli.prompt import argument_text, messages_of_script, read_prompt, read_text
 from gptcli.cli.prompt_report import print_prompt_report, rendered_prompt
 from gptcli.cli.prompt_report import prompt_report as report_of
 from gptcli.cli.records import json_line, sample_record, stats_record
-from gptcli.cli.render import Activity, is_dumb_terminal, print_line, print_note, stats_line
+from gptcli.cli.render import Activity, print_line, print_note, stats_line
 from gptcli.cli.signals import deadly, interruptible
 from gptcli.cli.sink import Sink
-from gptcli.cli.tables import print_records
-from gptcli.errors import InputError, OutputError, UsageError
+from gptcli.cli.thinking import opens_thoughts
+from gptcli.errors import UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import LanguageModel
 from gptcli.session import Event, Session, TurnsDropped
@@ -32,14 +32,9 @@ from gptcli.store.catalog import DEFAULT_MODEL
 from gptcli.store.sessions import (
     SessionFile,
     last_model,
-    read_session,
     session_names,
-    stored_sessions,
-    unused_name,
 )
 from gptcli.text.chat_template import ChatTemplate
-
-_Events = Sequence[Mapping[str, Any]]
 
 _SESSION = "Session"
 
@@ -75,6 +70,7 @@ def chat(
     ctx_size: options.CtxSize = None,
     threads: options.Threads = None,
     speculate: options.Speculate = 0,
+    draft_model: options.DraftModel = None,
     offline: options.Offline = False,
     session: SessionName = None,
     continue_last: Continue = False,
@@ -111,7 +107,7 @@ def chat(
 ) -> None:
     """Talk with a model: a conversation at a terminal; with a prompt or in a pipe, one answer."""
     if list_sessions:
-        _print_sessions(as_json)
+        print_sessions(as_json)
         return
     given: dict[str, Any] = {
         "temperature": temperature,
@@ -161,11 +157,15 @@ def chat(
     if system_file is not None:
         system_text = read_text(system_file, errors, max_input)
 
-    with _opened(session, continue_last, fork, at_prompt) as (file, events), Activity(quiet=quiet) as activity:
+    with opened(session, continue_last, fork, at_prompt) as (file, events), Activity(quiet=quiet) as activity:
         name, fingerprint = last_model(events)
         lm = LanguageModel.open(model or name or DEFAULT_MODEL, runtime, offline=offline, on_fetch=activity.fetch)
         if lm.reference == name and lm.fingerprint != fingerprint and not quiet:
             print_note(f"{name} is not what it was when it last spoke in this session")
+        if draft_model is not None:
+            lm.draft_with(
+                LanguageModel.open(draft_model, runtime.for_draft_model(), offline=offline, on_fetch=activity.fetch)
+            )
         template = None
         if chat_template is not None:
             template = ChatTemplate(read_text(chat_template, "strict", max_input), str(chat_template))
@@ -213,16 +213,17 @@ def _written(
 ) -> Finished:
     """Writes a reply as it comes, or as a record, and returns how it ended."""
     parts = list[bytes]()
-    with contextlib.nullcontext(parts.append) if as_json else _shown(sink) as write:
+    with _shown(conversation, sink, activity, parts, as_json=as_json) as show:
         for event in reply:
-            activity.close()
             match event:
                 case TextDelta():
-                    write(event.data)
+                    show(event)
                 case TurnsDropped() if not quiet:
+                    activity.close()
                     print_note(dropped_note(event))
                 case Finished():
                     finished = event
+    activity.close()
     if as_json:
         lm, settings = conversation.lm, conversation.settings
         sampling = settings.sampling(lm.sampling_defaults)
@@ -234,39 +235,23 @@ def _written(
 
 
 @contextlib.contextmanager
-def _opened(name: str | None, last: bool, fork: bool, at_prompt: bool) -> Iterator[tuple[SessionFile | None, _Events]]:
-    """The file that a session is to be kept in, if any, and what happened in it so far.
+def _shown(
+    conversation: Session, sink: Sink, activity: Activity, parts: list[bytes], *, as_json: bool
+) -> Iterator[Callable[[TextDelta], object]]:
+    """Yields what shows the text: on a terminal as at the prompt, in a pipe as it is; as JSON it becomes `parts`."""
+    if as_json:
+        yield lambda delta: parts.append(delta.data)
+    elif not sink.is_terminal:
 
-    Raises OutputError at the end where it could not be written.
-    """
-    if last:
-        names = session_names()
-        if not names:
-            raise InputError("there is no session to go on with")
-        name = names[0]
-    if name is None and not at_prompt:
-        yield None, []
-        return
-    if name is None:
-        try:
-            events, file = [], SessionFile()
-        except OutputError as error:
-            print_note(f"nothing of this conversation is kept: {error.message}")
-            yield None, []
-            return
-    elif fork:
-        events, file = read_session(name), SessionFile(unused_name(name))
-    elif name in session_names():
-        file = SessionFile.open(name)
-        events = list(file.events)
-        if file.repaired:
-            print_note(f"session {name}: its last line was torn, and was cut off")
+        def write(delta: TextDelta) -> None:
+            activity.close()
+            sink.write(delta.data)
+
+        yield write
     else:
-        events, file = [], SessionFile(name)
-    with contextlib.closing(file):
-        yield file, events
-        if file.problem is not None:
-            raise OutputError(f"cannot write: {file.path}: {file.problem.strerror}")
+        thinking = opens_thoughts(conversation)
+        with contextlib.closing(Answer(View(), sink, activity, lm=conversation.lm, thinking=thinking)) as answer:
+            yield answer.take
 
 
 def _converse(
@@ -279,38 +264,7 @@ def _converse(
     Repl(session, file, template, view, offline=offline).run()
 
 
-@contextlib.contextmanager
-def _shown(sink: Sink) -> Iterator[Callable[[bytes], object]]:
-    """Yields what writes the text: as it is, or on a terminal as Markdown, whose last line ends however it ends."""
-    if sink.is_terminal and not is_dumb_terminal():
-        from gptcli.cli.markdown import MarkdownStream
-
-        with MarkdownStream() as stream:
-            yield lambda data: stream.write(data.decode("utf-8", "replace"))
-        return
-    try:
-        yield sink.write
-    finally:
-        if sink.is_terminal:
-            sink.end_line()
-
-
 def dropped_note(dropped: TurnsDropped) -> str:
     """What a user is told when the conversation has grown too long."""
     turns = "turn" if dropped.turns == 1 else f"{dropped.turns} turns"
     return f"the context is full: the model no longer sees the oldest {turns}"
-
-
-def _print_sessions(as_json: bool) -> None:
-    sessions = [
-        asdict(session) | {"modified": session.modified.isoformat(" ", "minutes")} for session in stored_sessions()
-    ]
-    print_records(sessions, as_json, _session_row)
-    if not sessions and not as_json:
-        print_note("no sessions yet")
-
-
-def _session_row(record: dict[str, Any]) -> dict[str, str]:
-    shown = ("name", "modified", "turns", "model")
-    question = record["error"] or record["question"]
-    return {key: str(record[key]) for key in shown} | {"question": textwrap.shorten(question, 40, placeholder="...")}

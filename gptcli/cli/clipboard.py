@@ -9,6 +9,9 @@ import shutil
 import subprocess
 import sys
 
+from gptcli.cli.render import is_dumb_terminal
+from gptcli.errors import OutputError
+
 # (program with its arguments, the variable that tells that its desktop is there; "" where it always is)
 _PROGRAMS = (
     (["pbcopy"], ""),
@@ -19,7 +22,10 @@ _PROGRAMS = (
 
 
 def copy(text: str) -> str:
-    """Copies a text; returns how. Over SSH the desktop is elsewhere, and only the terminal knows its clipboard."""
+    """Copies a text; returns how. Over SSH the desktop is elsewhere, and only the terminal knows its clipboard.
+
+    Raises OutputError where there is no way.
+    """
     if "SSH_CONNECTION" not in os.environ:
         for command, variable in _PROGRAMS:
             if (not variable or os.environ.get(variable)) and shutil.which(command[0]):
@@ -34,6 +40,8 @@ def copy(text: str) -> str:
                         check=True,
                     )
                     return f"with {command[0]}"
+    if is_dumb_terminal():
+        raise OutputError("nothing to copy with: neither a program for it, nor a terminal that could")
     encoded = base64.b64encode(text.encode())
     os.write(sys.stdout.fileno(), b"\x1b]52;c;" + encoded + b"\x07")
     return "through the terminal (OSC 52)"

@@ -11,7 +11,7 @@ from gptcli.cli import conversation as talk
 from gptcli.cli.clipboard import copy
 from gptcli.cli.render import is_dumb_terminal
 from gptcli.cli.slash import Command, find
-from gptcli.cli.thinking import without_thoughts
+from gptcli.cli.thinking import opens_thoughts, without_thoughts
 from gptcli.cli.tokens_view import TokenFlow, grouped, terminal_columns, uses_colour
 from gptcli.errors import UsageError
 
@@ -38,7 +38,7 @@ def _exit(repl: Repl, _: str) -> NoReturn:
 
 
 def _copy(repl: Repl, _: str) -> None:
-    answer = without_thoughts(talk.last(repl, "assistant"))
+    answer = without_thoughts(talk.last(repl, "assistant"), inside=opens_thoughts(repl.session))
     repl.say(f"copied {len(answer)} characters {copy(answer)}")
 
 

@@ -47,7 +47,7 @@ def edit(repl: Repl, text: str) -> None:
     """Asks another question in the last one's place."""
     if not text:
         with contextlib.suppress(EOFError):  # Ctrl-D leaves it as it was
-            text = repl.input.read("edit> ", last(repl, "user")).strip()
+            text = repl.input.read("edit> ", repl.session.unanswered or last(repl, "user")).strip()
     if text:
         repl.answer(partial(repl.session.retry, text))
 
@@ -127,7 +127,7 @@ def save(repl: Repl, name: str) -> None:
     """Gives the session a name, and writes it if that failed."""
     if repl.file is None:
         raise OutputError("nothing can be saved: there is no place for sessions")
-    if name:
+    if name and name != repl.file.name:
         repl.file.rename(name)
     repl.file.sync()
     if repl.file.problem is not None:
@@ -139,6 +139,8 @@ def load(repl: Repl, name: str) -> None:
     """Goes on with a session on disk."""
     if not name:
         raise UsageError("which session?", hint="/sessions lists them")
+    if repl.file is not None and name == repl.file.name:
+        raise UsageError(f"session {name} is the one that goes on here")
     file = SessionFile.open(name)
     events = list(file.events)
     try:
@@ -157,7 +159,8 @@ def list_sessions(repl: Repl, _: str) -> None:
     width = max((len(session.name) for session in stored), default=0)
     for session in stored:
         mark = "*" if repl.file and session.name == repl.file.name else " "
-        what = session.error or f"{session.turns:3} turns  {excerpt(session.question, _EXCERPT - width)}"
+        count = f"{session.turns:3} {'turn ' if session.turns == 1 else 'turns'}"
+        what = session.error or f"{count}  {excerpt(session.question, _EXCERPT - width)}"
         repl.say(f"{mark} {session.name:{width}}  {what}")
     if not stored:
         repl.say("there are none yet")

@@ -9,11 +9,13 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.application import get_app
+from prompt_toolkit.application import get_app, run_in_terminal
 from prompt_toolkit.completion import Completer
+from prompt_toolkit.document import Document
 from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import has_focus, is_done
 from prompt_toolkit.formatted_text import StyleAndTextTuples
@@ -25,6 +27,7 @@ from prompt_toolkit.output import Output, create_output
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.styles import Style
 
+from gptcli.cli.editor import edited
 from gptcli.cli.history import FileHistory
 from gptcli.cli.signals import handled
 from gptcli.cli.sink import clean
@@ -65,7 +68,6 @@ class LineInput:
                 enable_suspend=True,
                 input_processors=[self._pastes],
                 key_bindings=self._bindings(),
-                tempfile_suffix=".md",
                 reserve_space_for_menu=6,
             )
             # prompt_toolkit's own toolbar waits until the terminal has told where its cursor is.
@@ -106,7 +108,8 @@ class LineInput:
     def _edited(self, session: PromptSession[str], prompt: str, default: str) -> str:
         with handled(self._end_by, "SIGTERM", "SIGHUP"):
             try:
-                return session.prompt([("class:prompt", prompt)], default=default, pre_run=self._begin)
+                shown = self._pastes.recalled(default)
+                return session.prompt([("class:prompt", prompt)], default=shown, pre_run=self._begin)
             except _Ended:
                 pass
         if self._ended_by:
@@ -166,10 +169,12 @@ class LineInput:
             event.current_buffer.insert_text(self._pastes.fold(event.data))
 
         @bindings.add("c-x", "c-e", filter=typing)
-        def edit(event: KeyPressEvent) -> None:
+        async def edit(event: KeyPressEvent) -> None:
             buffer = event.current_buffer
-            buffer.text = self._pastes.expand(buffer.text)
-            buffer.open_in_editor()
+            text = self._pastes.expand(buffer.text)
+            text = await run_in_terminal(partial(edited, text), in_executor=True)
+            text = self._pastes.recalled(text)
+            buffer.document = Document(text, len(text))
 
         @bindings.add("c-c", filter=typing)
         @bindings.add(Keys.SIGINT)

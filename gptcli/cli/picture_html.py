@@ -25,22 +25,25 @@ body {
 h1 { margin: 0 0 .75rem; font-size: 1rem; font-weight: 600; overflow-wrap: anywhere; }
 ul, dl { display: flex; flex-wrap: wrap; gap: .5rem; margin: 0; padding: 0; list-style: none; }
 li { padding: .1rem .6rem; border-radius: .3rem; font-size: .8125rem; font-variant-numeric: tabular-nums; }
+li:first-child { padding-left: 0; }
 dl { gap: .5rem 2rem; margin-top: 1.5rem; }
 dl div { display: flex; flex-direction: column-reverse; }
 dt { color: var(--faint); font-size: .8125rem; }
 dd { margin: 0; font-size: 1.5rem; font-weight: 600; line-height: 1.2; font-variant-numeric: tabular-nums; }
 section { position: relative; margin-top: 2.5rem; }
-.text { position: relative; margin: 0; font-size: 1.375rem; line-height: 1.85; white-space: pre-wrap; }
+.text { position: relative; margin: 0; font-size: 1.1875rem; line-height: 2; white-space: pre-wrap; }
+.text { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 .text { overflow-wrap: anywhere; tab-size: 4; }
 .t {
-  margin: 0 .04em; padding: .08em .1em .14em; border-radius: .22em; outline: none; cursor: default;
+  margin: 0 .04em; padding: .08em .1em .2em; border-radius: .22em; outline: none; cursor: default;
   -webkit-box-decoration-break: clone; box-decoration-break: clone;
 }
 .t:hover, .t:focus { box-shadow: 0 0 0 2px var(--page), 0 0 0 4px var(--ink); }
-.u { text-decoration: underline 2px; text-underline-offset: .16em; text-decoration-skip-ink: none; }
+.u { text-decoration: underline 2px; text-underline-offset: .12em; text-decoration-skip-ink: none; }
 .n { opacity: .55; font-size: .8em; }
 .k { border: 1px dashed var(--faint); font-size: .8em; }
 .c {
+  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif;
   display: none; position: absolute; left: 0; z-index: 2; width: min(22rem, 100%); padding: .75rem .9rem;
   border: 1px solid var(--edge); border-radius: .6rem; background: var(--card); color: var(--ink);
   box-shadow: 0 .5rem 1.75rem #0005; font-size: .875rem; line-height: 1.5; white-space: normal; text-decoration: none;

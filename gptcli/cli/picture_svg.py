@@ -25,7 +25,7 @@ svg {{ color-scheme: light dark; --page: #ffffff; --ink: #1b1f24; --faint: #6670
 @media (prefers-color-scheme: dark) {{
   svg {{ --page: #14171b; --ink: #e8eaed; --faint: #98a2ad; --edge: #3a424b; --bar: #39424c; }}
 }}
-text {{ font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: 18px; }}
+text {{ font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: 17px; }}
 .small, .card text {{ font-family: system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; font-size: 13px; }}
 .title {{ font-family: system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; font-size: 16px; font-weight: 600; }}
 .big {{ font-family: system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; font-size: 22px; font-weight: 600; }}
@@ -35,6 +35,7 @@ text {{ font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono
 .bar {{ fill: var(--bar, #e8ecf0); }}
 .back {{ fill: var(--page, #ffffff); stroke: var(--edge, #d5dbe1); filter: drop-shadow(0 4px 10px #0004); }}
 .drawn {{ font-weight: 700; }}
+.end {{ text-anchor: end; }}
 .token {{ outline: none; }}
 .token:hover > .hit, .token:focus > .hit {{ stroke: var(--ink, #1b1f24); stroke-width: 2; }}
 .token:hover > .card, .token:focus > .card {{ display: inline; pointer-events: none; }}
@@ -115,7 +116,7 @@ def _draw(passage: Passage, y: float, parts: list[str], cards: list[str]) -> flo
             x = _MARGIN + 170 * place
             parts.append(f'<text class="big ink" x="{x:g}" y="{y:g}">{_text(value)}</text>')
             parts.append(f'<text class="small faint" x="{x:g}" y="{y + 20:g}">{_text(name)}</text>\n')
-        y += 30
+        y += 44
     return y
 
 
@@ -177,9 +178,9 @@ def _drawn(placed: _Placed, top: float) -> str:
         if step.underlined:
             out += f'<rect class="{ink}" x="{x + 2:g}" y="{y + 28.5:g}" width="{wide - 5.5:g}" height="1.6"/>'
     if placed.text.strip():
-        # As wide as its columns, whatever font there is.
-        fit = f'textLength="{wide - 2:g}" lengthAdjust="spacingAndGlyphs"'
-        out += f'<text class="{ink}" x="{x + 0.3:g}" y="{y + 24:g}" {fit}>{_text(placed.text)}</text>'
+        # As wide as its columns, whatever font there is, and in the middle of the shade.
+        fit = f'textLength="{wide - 1.2:g}" lengthAdjust="spacingAndGlyphs"'
+        out += f'<text class="{ink}" x="{x - 0.15:g}" y="{y + 24:g}" {fit}>{_text(placed.text)}</text>'
     return out + "\n"
 
 
@@ -187,39 +188,36 @@ def _card(placed: _Placed, cell: Cell, top: float) -> str:
     """What is seen when a cell is hovered over: its tokens, and what else the model thought of."""
     x, y = _MARGIN + placed.column * _ADVANCE, top + placed.line * _LINE
     hit = f'x="{x:g}" y="{y + 4:g}" width="{placed.columns * _ADVANCE - 1.5:g}" height="30" rx="4"'
-    rows = [row for token in cell.tokens for row in _rows(token)]
-    height = _ROW * len(rows) + 20
+    lines = list(_lines(cell.tokens))
+    height = _ROW * len(lines) + 20
     left = min(x, _WIDTH - _MARGIN - _CARD)
     above = y - height > top
     card_top = y - height - 2 if above else y + _LINE
-    lines = "".join(row.format(y=_ROW * (place + 1)) for place, row in enumerate(rows))
     # Hidden by an attribute, not by the style: programs that know no styles hide it too.
     return (
         f'<g class="token" tabindex="0"><rect class="hit" {hit} fill="none" pointer-events="all"/>'
-        f'<g class="card" display="none" transform="translate({left:g} {card_top:g})">'
-        f'<rect class="back" width="{_CARD:g}" height="{height:g}" rx="8"/>{lines}</g></g>\n'
+        f'<g class="card ink" display="none" transform="translate({left:g} {card_top:g})">'
+        f'<rect class="back" width="{_CARD:g}" height="{height:g}" rx="8"/>{"".join(lines)}</g></g>\n'
     )
 
 
-def _rows(token: Shaded) -> Iterator[str]:
-    """The lines of a card for a token, each with `{y}` for where it is to be."""
-
-    def text(style: str, x: float, content: str, rest: str = "") -> str:
-        escaped = _text(content).replace("{", "{{").replace("}", "}}")
-        return f'<text class="{style}" x="{x:g}" y="{{y}}"{rest}>{escaped}</text>'
-
-    chance = "nothing before it" if token.logprob is None else f"logprob {token.logprob:.3f}"
-    yield text("faint", 14, f"{named(token.data)} · id {token.id} · {chance}")
-    for bar in bars(token):
-        style = "ink drawn" if bar.drawn else "ink"
-        filled = max(2.0, 120 * bar.probability)
-        shift = 'transform="translate(0 -9)"'
-        yield (
-            text(style, 14, _shortened(bar.name))
-            + f'<rect class="bar" x="140" y="{{y}}" width="120" height="9" rx="4" {shift}/>'
-            + f'<rect class="s2" x="140" y="{{y}}" width="{filled:g}" height="9" rx="4" {shift}/>'
-            + text(style, _CARD - 14, shown(bar.probability), ' text-anchor="end"')
-        )
+def _lines(tokens: Sequence[Shaded]) -> Iterator[str]:
+    """The lines of a card, one below the other."""
+    y = 0.0
+    for token in tokens:
+        y += _ROW
+        chance = "nothing before it" if token.logprob is None else f"logprob {token.logprob:.3f}"
+        yield f'<text class="faint" x="14" y="{y:g}">{_text(named(token.data))} · id {token.id} · {chance}</text>'
+        for bar in bars(token):
+            y += _ROW
+            filled = max(2.0, 120 * bar.probability)
+            name, end = (' class="drawn"', "end drawn") if bar.drawn else ("", "end")
+            yield (
+                f'<text{name} x="14" y="{y:g}">{_text(_shortened(bar.name))}</text>'
+                f'<rect class="bar" x="140" y="{y - 9:g}" width="120" height="9" rx="4"/>'
+                f'<rect class="s2" x="140" y="{y - 9:g}" width="{filled:.1f}" height="9" rx="4"/>'
+                f'<text class="{end}" x="{_CARD - 14:g}" y="{y:g}">{shown(bar.probability)}</text>'
+            )
 
 
 def _shortened(name: str) -> str:

@@ -7,13 +7,16 @@ from pathlib import Path
 
 from gptcli.cli.picture import Passage
 from gptcli.cli.shading import Shaded, cells
-from gptcli.errors import OutputError
+from gptcli.errors import OutputError, UsageError
 
 _ALTERNATIVES = 5  # at each token, where no other number was asked for
 
 
 class Pictures:
-    """Passages for the files named by `--html` and `--svg`. Raises OutputError where those cannot be."""
+    """Passages for the files named by `--html` and `--svg`.
+
+    Raises OutputError where those cannot be, and UsageError where they are the same.
+    """
 
     def __init__(self, html: Path | None, svg: Path | None) -> None:
         self._html, self._svg = html, svg
@@ -21,6 +24,10 @@ class Pictures:
         for file in (html, svg):
             if file is not None and not file.parent.is_dir():
                 raise OutputError(f"cannot write: {file}: {file.parent} is not a directory")
+            if file is not None and file.is_dir():
+                raise OutputError(f"cannot write: {file}: it is a directory")
+        if html is not None and html == svg:
+            raise UsageError(f"--html and --svg exclude each other in one file: {html}")
 
     @property
     def wanted(self) -> bool:

@@ -123,14 +123,19 @@ def text_lines(file: Path, errors: DecodingErrors, max_input: int) -> Iterator[s
     rest = ""
     for block in text_blocks(file, errors, None):
         *lines, rest = (rest + block).split("\n")
-        yield from lines
-        if len(rest) > max_input:
-            raise InputError(
-                f"too large: {file}: a line of more than {max_input} characters",
-                hint="raise the limit with --max-input",
-            )
+        for line in lines:
+            yield _short_enough(line, file, max_input)
+        _short_enough(rest, file, max_input)
     if rest:
         yield rest
+
+
+def _short_enough(line: str, file: Path, limit: int) -> str:
+    if len(line) > limit:
+        raise InputError(
+            f"too large: {file}: a line of more than {limit} characters", hint="raise the limit with --max-input"
+        )
+    return line
 
 
 def _decode(stream: _Readable, where: str, errors: DecodingErrors, max_input: int) -> str:

@@ -18,8 +18,8 @@ from gptcli.cli.render import Activity, is_dumb_terminal, print_error, print_not
 from gptcli.cli.signals import stoppable
 from gptcli.cli.sink import Sink
 from gptcli.cli.slash import CommandCompleter, find
-from gptcli.cli.thinking import OPENING
-from gptcli.errors import GptcliError, OutputError, TemplateError
+from gptcli.cli.thinking import opens_thoughts
+from gptcli.errors import GptcliError, OutputError, TemplateError, UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import LanguageModel
 from gptcli.session import Event, Session, TurnsDropped
@@ -52,6 +52,7 @@ class Repl:
         self._loading = Loading(session.lm, self.input.refresh, self.input.fail)
         self._used = 0
         self._warned = False
+        self._unsaved: list[SessionFile] = []  # of conversations that were left
 
     def run(self) -> None:
         """Until the person leaves. Raises what kept the model from loading, and OutputError for what was not saved."""
@@ -60,10 +61,12 @@ class Repl:
             with contextlib.suppress(Leave):
                 while True:
                     self._turn()
-        if self.file is not None and self.file.problem is not None:
-            self.file.sync()
-            if self.file.problem is not None:
-                raise OutputError(f"cannot write: {self.file.path}: {self.file.problem.strerror}")
+        files = [file for file in (*self._unsaved, self.file) if file is not None and file.problem is not None]
+        for file in files:
+            file.sync()
+        for file in files:
+            if file.problem is not None:
+                raise OutputError(f"cannot write: {file.path}: {file.problem.strerror}")
 
     def say(self, text: str) -> None:
         """Writes lines of our own."""
@@ -102,7 +105,10 @@ class Repl:
         text = typed.strip()
         if text.startswith("/") and not text.startswith("//"):
             name, *argument = text[1:].split(maxsplit=1) or [""]
-            find(name, COMMANDS).run(self, *argument or [""])
+            command = find(name, COMMANDS)
+            if argument and not command.arguments:
+                raise UsageError(f"/{command.name} takes nothing behind it")
+            command.run(self, *argument or [""])
         elif text:
             message = typed.lstrip()[1:] if text.startswith("//") else typed
             self.answer(partial(self.session.send, message))
@@ -115,6 +121,7 @@ class Repl:
             stop.pressed += typed.take_interrupt()
             if not self._loading.wait(activity, stop):
                 typed.keep_unsent()
+                activity.close()
                 print_note("not sent: the model is still loading")
                 return
             self.session.records_probabilities = self.view.probabilities
@@ -156,24 +163,23 @@ class Repl:
         self.session.lm = lm
 
     def change_session(self, session: Session, file: SessionFile | None) -> None:
-        """Goes on with another conversation; the present one stays as it is on disk."""
+        """Goes on with another conversation. The present one stays as it is, and is offered to the disk once more."""
         self.session.keep_in(None)
         if self.file is not None:
-            self.file.close()
-        self.session, self.file = session, file
+            if self.file.problem is not None:
+                self.file.sync()
+            if self.file.problem is not None:
+                self._unsaved.append(self.file)
+            else:
+                self.file.close()
+        self.session, self.file, self._warned = session, file, False
 
     def _answer_view(self, activity: Activity) -> Answer:
-        return Answer(self.view, self._sink, activity, lm=self.session.lm, thinking=self._prompt_opens_thoughts())
-
-    def _prompt_opens_thoughts(self) -> bool:
-        if OPENING not in self.session.template.source:
-            return False
-        end = self.session.prompt()[-8:]
-        return b"".join(map(self.session.lm.tokenizer.token_bytes, end)).rstrip().endswith(OPENING.encode())
+        return Answer(self.view, self._sink, activity, lm=self.session.lm, thinking=opens_thoughts(self.session))
 
     def _conclude(self, finished: Finished, *, answered: bool) -> None:
         if finished.reason == "interrupt":
-            print_note("interrupted" if answered else "interrupted, and the question taken back")
+            print_note("interrupted" if answered else "interrupted, and the question taken back; /retry asks it again")
         elif finished.reason == "length":
             whole = finished.usage.completion_tokens == self.session.settings.max_tokens
             print_note("cut off at max_tokens, which /set changes" if whole else "cut off: the context is full")

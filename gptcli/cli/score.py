@@ -208,8 +208,15 @@ def _chosen_line(run: _Run, form: str, choices: list[str], line: str) -> bytes:
 
 
 def _choices(given: list[str] | None) -> list[str]:
-    """The choices between the commas; quotes keep one that has a comma together."""
-    choices = [choice for option in given or () for row in csv.reader([argument_text(option)]) for choice in row]
+    """The choices between the commas; quotes keep one that has a comma together. Raises UsageError."""
+    try:
+        rows = [row for option in given or () for row in csv.reader([argument_text(option)], strict=True)]
+    except csv.Error:
+        raise UsageError(
+            "the choices have a quote that is not closed, or a newline outside of quotes",
+            hint='double the quotes within quotes: --choices \'"so-called ""tests""",b\'',
+        ) from None
+    choices = [choice for row in rows for choice in row]
     if given:
         check_choices(choices)
     return choices
@@ -232,6 +239,8 @@ def _sources(files: list[Path] | None) -> list[Path]:
     """Where the texts are; raises before a model is loaded for nothing."""
     if not files and sys.stdin is not None and sys.stdin.isatty():
         raise UsageError("there is nothing to score", hint="name a file, or use a pipe: printf text | gptcli score")
+    if files and list(map(str, files)).count("-") > 1:
+        raise UsageError("stdin can be read once")
     for file in files or ():
         if str(file) != "-" and not file.exists():
             raise InputError(f"cannot open: {file}: No such file or directory")

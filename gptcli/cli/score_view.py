@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from gptcli.cli.shaded_terminal import ShadedText
 from gptcli.cli.shading import Shaded, figures
 from gptcli.cli.sink import Sink, clean
-from gptcli.cli.tokens_view import spell, visible
+from gptcli.cli.tokens_view import packed, spell, terminal_columns, visible
 from gptcli.generation.scores import ChoiceScore, Score
 
 _BAR = 20  # columns
@@ -63,7 +63,8 @@ class ScoreView:
         shaded = ShadedText(self._sink)
         shaded.show(tokens)
         shaded.end()
-        self._sink.draw(" · ".join(f"{name} {value}" for name, value in figures(score)) + "\n")
+        for line in packed([f"{name} {value}" for name, value in figures(score)], " · ", terminal_columns()):
+            self._sink.draw(" · ".join(line) + "\n")
         if not self._explained:
             self._explained = True
             shaded.explain_shades()

@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from gptcli.cli.render import is_dumb_terminal
 from gptcli.cli.shading import STEPS, Shaded, Step, cells, step_of
 from gptcli.cli.sink import Sink
-from gptcli.cli.tokens_view import TokenFlow, fitted, paint, spell, terminal_columns, uses_colour, width
+from gptcli.cli.tokens_view import TokenFlow, fitted, packed, paint, spell, terminal_columns, uses_colour, width
 
 _UNDERLINE = "\x1b[4m"
-_TOKEN_COLUMNS = 16
+_NUMBERS = 14  # columns of a row before its token: which it is and how probable
+_TOKEN_COLUMNS = 16  # where there is room for so many
 
 
 class ShadedText:
@@ -48,7 +49,10 @@ class ShadedText:
     def _legend(self) -> str:
         if not self._colour:
             return "underlined: the model gave it a probability under 0.1\n" if self._style(0.0) else ""
-        return "probability " + " ".join(paint(self._style(step.least), f" {step.label} ") for step in STEPS) + "\n"
+        shades = [f" {step.label} " for step in STEPS]
+        styles = {shade: self._style(step.least) for shade, step in zip(shades, STEPS, strict=True)}
+        lines = packed(["probability", *shades], " ", self._columns)
+        return "".join(" ".join(paint(styles.get(word, ""), word) for word in line) + "\n" for line in lines)
 
     def _style(self, probability: float | None) -> str:
         """The escape sequence for a probability; without colour an underline is what is left."""
@@ -61,9 +65,10 @@ class ShadedText:
         """A token and its alternatives, as many as fit into a line."""
         probability = None if token.logprob is None else math.exp(token.logprob)
         shown = "     -" if probability is None else f"{probability:6.3f}"
-        name = fitted(spell(token.data), _TOKEN_COLUMNS)
+        columns = max(1, min(_TOKEN_COLUMNS, self._columns - _NUMBERS))
+        name = fitted(spell(token.data), columns)
         row = f"{number:5} {paint(self._style(probability), shown)}  {name} "
-        taken = 14 + _TOKEN_COLUMNS + 1
+        taken = _NUMBERS + columns + 1
         for other in token.top:
             text = f" {spell(other.data)} {math.exp(other.logprob):.3f} "
             taken += width(text)

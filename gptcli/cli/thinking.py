@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gptcli.session import Session
 
 OPENING, CLOSING = "<think>", "</think>"
+
+
+def opens_thoughts(session: Session) -> bool:
+    """Whether the template begins a reply with the tag that opens thoughts, so that the reply does not."""
+    if OPENING not in session.template.source:
+        return False
+    end = session.prompt()[-8:]
+    return b"".join(map(session.lm.tokenizer.token_bytes, end)).rstrip().endswith(OPENING.encode())
 
 
 class Thoughts:
@@ -53,9 +65,9 @@ class Thoughts:
             yield text, thought
 
 
-def without_thoughts(reply: str) -> str:
-    """The answer alone."""
-    thoughts = Thoughts()
+def without_thoughts(reply: str, *, inside: bool = False) -> str:
+    """The answer alone; `inside` as in `Thoughts`, for a reply that leaves its thoughts."""
+    thoughts = Thoughts(inside=inside and CLOSING in reply)
     return "".join(text for text, thought in [*thoughts.push(reply), *thoughts.flush()] if not thought)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from gptcli.cli.sink import Sink
 from gptcli.cli.token_formats import write_parts
-from gptcli.cli.token_inputs import Reading
+from gptcli.cli.token_inputs import Reading, where
 from gptcli.cli.tokens_view import painted, width
 from gptcli.text.tokenizer import Tokenizer
 from gptcli.text.tokens import Token
@@ -52,7 +52,7 @@ def compare(
             write_parts(_json(name, models, pairs, counts), sink)
             continue
         if len(names) > 1:
-            sink.write(f"==> {name} <==\n".encode())
+            sink.write(f"==> {where(name)} <==\n".encode())
         for pair in pairs:
             if _differs(pair):
                 sink.draw(_line(pair, columns, colour))

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from gptcli.cli.sink import Sink, clean
-from gptcli.cli.tokens_view import PLAIN, TokenFlow, grouped, spell, width
+from gptcli.cli.tokens_view import PLAIN, TokenFlow, fitted, grouped, spell
 from gptcli.text.tokens import Token
 
 Piece = Callable[[int], str]  # the vocabulary's own spelling of a token
@@ -93,7 +93,7 @@ def table(tokens: Iterable[Token], piece: Piece, columns: int | None) -> Iterato
     shown.sort(key=lambda column: column[2])
 
     def row(cells: Iterable[str]) -> str:
-        padded = (_fitted(cell, size) for cell, (_, size, _, _) in zip(cells, shown, strict=True))
+        padded = (fitted(cell, size) for cell, (_, size, _, _) in zip(cells, shown, strict=True))
         return "  ".join(padded).rstrip() + "\n"
 
     yield row(name for name, *_ in shown)
@@ -115,16 +115,6 @@ _COLUMNS: list[_Column] = [
     ("hex", 24, 4, lambda token, piece: token.data.hex(" ")),
     ("role", 10, 8, lambda token, piece: clean(token.role or "")),
 ]
-
-
-def _fitted(text: str, columns: int) -> str:
-    taken = width(text)
-    if taken > columns:
-        while width(text) > columns - 1:
-            text = text[:-1]
-        text += "…"
-        taken = width(text)
-    return text + " " * (columns - taken)
 
 
 def token_record(token: Token) -> dict[str, Any]:

@@ -117,12 +117,16 @@ def _messages(text: str, where: str) -> list[Message]:
     except RecursionError:
         raise InputError(f"not a conversation: {where}: nested too deeply") from None
     except ValueError:
+        if not text.strip():
+            raise InputError(f"not a conversation: {where}: there are no messages") from None
         return [_message(_json(line, f"{where}: line {number}"), f"{where}: line {number}")
                 for number, line in enumerate(text.split("\n"), 1) if line.strip()]  # fmt: skip
     if isinstance(value, dict):
         value = value["messages"] if "messages" in value else [value]
     if not isinstance(value, list):
         raise InputError(f"not a conversation: {where}: neither a list of messages nor one a line")
+    if not value:
+        raise InputError(f"not a conversation: {where}: there are no messages")
     return [_message(entry, f"{where}: message {number}") for number, entry in enumerate(value, 1)]
 
 
@@ -147,14 +151,18 @@ def given_ids(arguments: Sequence[str], errors: DecodingErrors, size: int) -> It
     """
     if arguments and list(arguments) != ["-"]:
         for id in _numbers([" ".join(map(argument_text, arguments))]):
-            if not id.isdecimal() or int(id) >= size:
+            if not _is_id(id, size):
                 raise UsageError(f"{id[:40]} is not an id: they are 0 to {size - 1}")
             yield int(id)
         return
     for id in _numbers(text_blocks(Path("-"), errors, None)):
-        if not id.isdecimal() or len(id) > 20 or int(id) >= size:
+        if not _is_id(id, size):
             raise InputError(f"not an id: standard input: {id[:40]}: they are 0 to {size - 1}")
         yield int(id)
+
+
+def _is_id(text: str, size: int) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 20 and int(text) < size  # longer ones take int() ages
 
 
 def _numbers(blocks: Iterable[str]) -> Iterator[str]:

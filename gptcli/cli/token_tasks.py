@@ -188,7 +188,7 @@ def search(tokenizer: Tokenizer, pattern: str | None, ids: Sequence[int], *, as_
                 "token": data.decode("utf-8", "replace") if as_json else escaped(data),
                 "piece": tokenizer.piece(id),
                 "bytes": data.hex(),
-                "special": tokenizer.is_control(id),
+                "special": tokenizer.is_control(id) if as_json else int(tokenizer.is_control(id)),  # as --tsv has it
             }
         )
 

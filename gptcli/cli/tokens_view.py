@@ -73,6 +73,18 @@ def fitted(text: str, columns: int) -> str:
     return text + " " * (columns - width(text))
 
 
+def packed(words: Iterable[str], gap: str, columns: int) -> Iterator[list[str]]:
+    """Words in lines of at most so many columns, counted with a gap between them; one that is wider has its own."""
+    line: list[str] = []
+    for word in words:
+        if line and width(gap.join([*line, word])) > columns:
+            yield line
+            line = []
+        line.append(word)
+    if line:
+        yield line
+
+
 def grouped(pieces: Iterable[tuple[bytes, bool]]) -> Iterator[Group]:
     """Groups of tokens, given as their bytes and whether each is a control token, as they come."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")

@@ -12,9 +12,9 @@ from gptcli.generation.events import TokenLogprob
 class Score:
     """How probable a text is.
 
-    logprobs: one entry an id, in nats; None for what nothing comes before: the first token, or those that the tokenizer
-    put before the text. top: the likeliest tokens at each place, best first, as many as were asked for. bytes: of the
-    whole text.
+    logprobs: one entry an id, in nats, among the tokens that the tokenizer has; None for what nothing comes before:
+    the first token, or those that the tokenizer put before the text. top: the likeliest tokens at each place, best
+    first, as many as were asked for. bytes: of the whole text.
     """
 
     ids: tuple[int, ...]

@@ -148,12 +148,13 @@ def _continued(
     inputs = [*before, *tokens[:-1]]
     done = 0
     for logits in engine.each_logits(inputs[cache.length :], cache, len(tokens)):
+        logits = logits[:, : tokenizer.size]  # beyond are rows without a token, which is never drawn either
         targets = torch.tensor(tokens[done : done + len(logits)], device=logits.device)
         done += len(logits)
         # Only what is asked for becomes a log-probability: a second matrix as large as the logits would be waste.
         total = logits.logsumexp(-1, keepdim=True)  # (T, 1)
         chosen = logits.gather(1, targets[:, None]) - total
-        best = logits[:, : tokenizer.size].topk(min(top, tokenizer.size))  # beyond are rows without a token
+        best = logits.topk(min(top, tokenizer.size))
         rows = zip(best.indices.tolist(), (best.values - total).tolist(), strict=True)
         yield _Steps(
             chosen[:, 0].tolist(),

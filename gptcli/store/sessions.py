@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
 import json
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +36,7 @@ class SessionFile:
         Raises UsageError for what can be no name or is one already, OutputError where no state can be kept.
         """
         self.path = _path(unused_name(_now()) if name is None else name)
-        if self.path.exists():
+        if os.path.lexists(self.path):
             raise UsageError(f"there is a session {name} already", hint=f"continue it with {_CONTINUE} {name}")
         self.events: list[Event] = []
         self.repaired = False  # whether its end was torn, and was cut off
@@ -142,8 +145,13 @@ def read_session(name: str) -> list[Event]:
 
 def session_names() -> list[str]:
     """Names of all sessions, the last used one first."""
-    files = sorted(_directory().glob(f"*{_SUFFIX}"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
-    return [file.name.removesuffix(_SUFFIX) for file in files]
+    modified = dict[str, int]()
+    for path in _directory().glob(f"*{_SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):  # it was renamed at this moment
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode) and is_name(path.name):
+                modified[path.name.removesuffix(_SUFFIX)] = status.st_mtime_ns
+    return sorted(modified, key=modified.__getitem__, reverse=True)
 
 
 def stored_sessions() -> list[StoredSession]:
@@ -153,21 +161,29 @@ def stored_sessions() -> list[StoredSession]:
 
 def _stored(name: str) -> StoredSession:
     modified = datetime.datetime.fromtimestamp(_path(name).stat().st_mtime)
-    messages = list[Event]()
+    messages, replaced = list[Event](), list[Event]()
     try:
         for event in read_session(name):
             if event.get("type") == "message":
+                if event.get("instead"):
+                    messages, replaced = messages[:-2], messages[-2:]
+                elif event.get("role") == "assistant":
+                    replaced = []
                 messages.append(event)
             elif event.get("type") == "truncate":
-                del messages[int(event["messages"]) :]
+                messages[event["messages"] :] = replaced
+                replaced = []
     except GptcliError as error:
         return StoredSession(name, modified, error=error.message)
+    except (KeyError, TypeError):
+        return StoredSession(name, modified, error=f"not a session: {_path(name)}")
     return StoredSession(
         name,
         modified,
         turns=len(messages) // 2,
         model=last_model(messages)[0],
-        question=str(messages[0].get("content")) if messages else "",
+        # A file can spell lone surrogates, which can be neither said nor shown.
+        question=str(messages[0].get("content")).encode("utf-8", "replace").decode() if messages else "",
     )
 
 
@@ -197,7 +213,7 @@ def _path(name: str) -> Path:
 
 def _existing(name: str) -> Path:
     path = _path(name)
-    if not path.exists():
+    if not os.path.lexists(path):
         raise InputError(f"no such session: {name}", hint="`gptcli chat --list` shows which there are")
     return path
 
@@ -205,7 +221,7 @@ def _existing(name: str) -> Path:
 def unused_name(name: str) -> str:
     """A name that no session has: this one, or with a number behind it."""
     names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
-    return next(name for name in names if not _path(name).exists())
+    return next(name for name in names if not os.path.lexists(_path(name)))
 
 
 def _now() -> str:

@@ -13,7 +13,7 @@ where a token does not say what it stands for, an unknown one say, and only betw
 from __future__ import annotations
 
 import json
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -130,6 +130,13 @@ class _Line:
             return self._lead + run.normal_end
         return self._lead + run.normal + (source - run.source if run.same else 0)
 
+    def end_place(self, source: int) -> int:
+        """Where the normalized bytes of what ends at a place in the text end."""
+        run = self._runs[max(0, bisect_left(self._source_starts, source) - 1)] if self._runs else None
+        if run is None or run.same or source <= run.source:
+            return self.place(source)
+        return self._lead + run.normal_end
+
     def _source(self, place: int, *, first: bool) -> int:
         place -= self._lead
         if not self._runs:
@@ -150,23 +157,28 @@ def _walk(tokens: Sequence[bytes | None], spans: Sequence[Range], line: _Line) -
     """
     data, at, lost = line.data, 0, 0
     found: list[Range | None] = []  # in the line
+    unknown_end = 0  # in the text, of the token before, if it is of any bytes
     for token, (start, end) in zip(tokens, spans, strict=True):
         hint = max(at, line.place(start))
         if token is None:
-            at = max(hint, line.place(end))
+            at = max(hint, line.end_place(end))
             found.append((hint, at))
+            unknown_end = end
             continue
-        place = _place(token, data, at, hint)
-        if place is None and found and found[-1] and found[-1][1] > found[-1][0]:
-            # What was unknown before it may have been a part of a character, of which the library says all.
-            place = data.find(token, found[-1][0] + 1, at + len(token))
-            place = None if place < 0 else place
-            if place is not None:
+        place = None
+        if start < unknown_end and found and found[-1]:
+            # What was unknown is a part of the character that this is in, too, and the library says all of it.
+            within = data.find(token, found[-1][0] + 1, at + len(token))
+            if within >= 0:
+                place = within
                 found[-1] = found[-1][0], place
+        unknown_end = 0
+        if place is None:
+            place = _place(token, data, at, hint)
         if place is None:
             found.append(None)
             lost += 1
-            at = max(hint, line.place(end))
+            at = max(hint, line.end_place(end))
         else:
             at = place + len(token)
             found.append((place, at))

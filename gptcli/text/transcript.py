@@ -23,7 +23,8 @@ def transcript(messages: Sequence[Message], template: ChatTemplate, tokenizer: T
     starts = [_first(tokens, (token.end > start for token in tokens)) for start, _ in contents]
     ends = [_first(tokens, (token.start >= end for token in tokens)) for _, end in contents]
     owned: list[Token] = []
-    for number, (start, end, limit) in enumerate(zip(starts, ends, [*starts[1:], len(tokens)], strict=True)):
+    limits = [*starts[1:], len(tokens)][: len(starts)]
+    for number, (start, end, limit) in enumerate(zip(starts, ends, limits, strict=True)):
         closing = next((token for token in tokens[end:limit] if token.special), None)
         header = _behind(tokens[len(owned) : start], closing) + len(owned)
         owned += tokens[len(owned) : header]

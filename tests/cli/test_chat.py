@@ -197,3 +197,10 @@ def test_the_prompt_report_shows_the_whole_conversation(chat: Cli, monkeypatch: 
     report = json.loads(chat("--session", "s", "--prompt-report", "--json", "two").out)
     assert report["text"].index("Be brief.") < report["text"].index("two")
     assert len([event for event in read_session("s") if event.get("role") == "user"]) == 1
+
+
+def test_a_draft_model_changes_nothing_but_the_time_taken(chat: Cli, tmp_path: Path) -> None:
+    smaller = make_model(tmp_path / "smaller", seed=1)
+    drafted = chat("--session", "s", "--draft-model", smaller, "--stats", "In a town")
+    assert drafted.out == chat("In a town").out
+    assert chat("--session", "s", "--draft-model", smaller, "and then").code == 0

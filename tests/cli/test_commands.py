@@ -107,6 +107,27 @@ def test_an_edit_can_be_given_up(chat: Chat) -> None:
     assert chat.leave() == 0
 
 
+def test_a_long_question_is_edited_folded() -> None:
+    pasted = "\n".join(f"line {number}" for number in range(300))
+    chat = Chat(HELLO).ready()
+    chat.paste(pasted)
+    chat.expect("[pasted 300 lines]")
+    chat.type("\r")
+    chat.ready(2)
+    chat.type("/edit\r")
+    chat.expect("[pasted 299 lines]")
+    chat.type("!\r")
+    chat.ready(3)
+    assert said()[2] == f"{pasted}!"
+
+
+@pytest.mark.parametrize("command", ["/undo 2", "/new topic", "/retry hotter"])
+def test_what_a_command_does_not_take_is_refused(command: str, chat: Chat) -> None:
+    chat.ask("one")
+    assert answer_to(chat, command) == [f"gptcli: error: {command.split()[0]} takes nothing behind it"]
+    assert said() == ["one", "Hello."]
+
+
 def test_the_system_message_is_shown_set_and_removed(chat: Chat) -> None:
     assert answer_to(chat, "/system") == ["system: (none)"]
     assert answer_to(chat, "/system Be brief.") == ["system: Be brief."]
@@ -151,6 +172,14 @@ def test_a_session_is_saved_under_a_name_and_loaded_again(chat: Chat) -> None:
     assert said() == ["one", "Hello.", "two", "Hello."]
 
 
+def test_a_session_may_be_saved_under_its_own_name_and_not_loaded_into_itself(chat: Chat) -> None:
+    chat.ask("one")
+    for _ in range(2):
+        assert answer_to(chat, "/save mine") == ["saved as mine; every turn is from now on"]
+    assert answer_to(chat, "/load mine") == ["gptcli: error: session mine is the one that goes on here"]
+    assert answer_to(chat, "/sessions") == ["* mine    1 turn   one"]
+
+
 def test_a_session_that_another_chat_has_open_is_refused(chat: Chat) -> None:
     chat.ask("one")
     chat.ask("/save town")
@@ -178,6 +207,13 @@ def test_a_copy_goes_through_the_terminal_where_there_is_no_desktop(chat: Chat) 
     chat.ask("one")
     assert answer_to(chat, "/copy") == ["copied 6 characters through the terminal (OSC 52)"]
     assert b"\x1b]52;c;" + base64.b64encode(b"Hello.") + b"\x07" in chat.raw
+
+
+def test_a_dumb_terminal_is_no_clipboard() -> None:
+    chat = Chat(HELLO, TERM="dumb").ready()
+    chat.ask("one")
+    assert answer_to(chat, "/copy")[0].startswith("gptcli: error: nothing to copy with")
+    assert b"\x1b" not in chat.raw
 
 
 def test_stats_are_shown_once_or_after_each_answer(chat: Chat) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,32 @@ def test_the_editor_gets_pastes_whole_and_gives_the_line_back(tmp_path: Path) ->
     chat.ask("")
     assert (tmp_path / "seen").read_text().strip() == "311"  # line ends
     assert said()[0] == "edited"
+
+
+@pytest.mark.parametrize(
+    ("commands", "left"),
+    [
+        ("printf 'caf\\351'", "> caf\N{REPLACEMENT CHARACTER}"),
+        ("seq 300", "[pasted 299 lines]"),
+        ("echo half of it; exit 1", "> as it was"),
+    ],
+)
+def test_whatever_an_editor_leaves_the_prompt_goes_on(commands: str, left: str, tmp_path: Path) -> None:
+    editor = tmp_path / "an editor"
+    editor.write_text(f'#!/bin/sh\nexec > "$1"\n{commands}\n')
+    editor.chmod(0o755)
+    chat = Chat(HELLO, VISUAL="/nowhere/editor", EDITOR=f"'{editor}'").ready()
+    chat.type("as it was\x18\x05")
+    chat.wait_for(editor_is_back(chat, left), left)
+    chat.type(".\r")
+    chat.ready(2)
+    assert "exception" not in chat.text
+    assert said()[0].endswith(".")
+
+
+def editor_is_back(chat: Chat, left: str) -> Callable[[], bool]:
+    """Whether this is at the prompt, which has been drawn again."""
+    return lambda: left in chat.text and chat.raw.count(b"\x1b[?2004h") > 1
 
 
 def test_two_slashes_send_one() -> None:

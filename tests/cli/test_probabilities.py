@@ -19,7 +19,9 @@ from gptcli.cli.picture import Passage
 from gptcli.cli.picture_html import page
 from gptcli.cli.picture_svg import picture
 from gptcli.cli.shading import STEPS, Shaded, ShownTokens, cells, step_of
+from gptcli.cli.tokens_view import packed
 from gptcli.generation.events import StepLogprobs, TextDelta, TokenLogprob
+from gptcli.settings import RuntimeConfig
 from tests.cli.conftest import Cli
 from tests.cli.terminal import Terminal
 from tests.tiny import make_model
@@ -170,7 +172,7 @@ def test_a_word_of_several_tokens_stays_on_a_line() -> None:
 
 def test_a_picture_hides_what_is_for_hovering_where_no_style_is_known() -> None:
     root = ElementTree.fromstring(picture("t", [passage(("one", 0.5), (" two", 0.05))]))
-    cards = [element for element in root.iter() if element.get("class") == "card"]
+    cards = [element for element in root.iter() if "card" in element.get("class", "").split()]
     assert [card.get("display") for card in cards] == ["none", "none"]
 
 
@@ -199,8 +201,10 @@ def test_a_picture_that_cannot_be_written_is_an_output_error_before_anything_is_
     generate: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(LanguageModel, "open", None)
-    result = generate("In a", "--svg", tmp_path / "none" / "p.svg")
-    assert (result.code, result.out) == (8, b"")
+    for file in (tmp_path / "none" / "p.svg", tmp_path):
+        result = generate("In a", "--svg", file)
+        assert (result.code, result.out) == (8, b"")
+        assert f"cannot write: {file}" in result.err
 
 
 @pytest.mark.parametrize("options", [["--logprobs", "3"], ["--explain"], ["--logprobs", "0", "--explain"]])
@@ -230,9 +234,9 @@ def test_json_has_explanations_and_no_logprobs_that_were_not_asked_for(generate:
         assert step["filters"][0]["removed_probability"] == pytest.approx(removed, abs=1e-5)
 
 
-def terminal(*arguments: str, **environment: str) -> Terminal:
+def terminal(*arguments: str, width: int = 80, **environment: str) -> Terminal:
     variables = {**os.environ, "TERM": "xterm-256color", **environment}
-    return Terminal(sys.executable, "-m", "gptcli", *arguments, environment=variables)
+    return Terminal(sys.executable, "-m", "gptcli", *arguments, environment=variables, width=width)
 
 
 def test_a_scored_text_is_shaded_on_a_terminal_with_figures_and_a_legend(tiny_model: Path, tmp_path: Path) -> None:
@@ -246,6 +250,25 @@ def test_a_scored_text_is_shaded_on_a_terminal_with_figures_and_a_legend(tiny_mo
     assert legend.split() == "probability under 0.1 0.1 to 0.3 0.3 to 0.6 0.6 to 0.9 0.9 and over".split()
     assert len(table) >= 4
     assert re.search(rb"\x1b\[4;38;5;231;48;5;53m", shown.raw)  # what this random model finds improbable
+
+
+def test_figures_and_tables_fit_a_narrow_terminal(tiny_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "text"
+    file.write_text("In a small town\n")
+    shown = terminal("score", "-m", str(tiny_model), str(file), "--top", "2", width=32)
+    shown.finish()
+    labels = ("perplexity ", "bits a byte ", "log-probability ", "tokens ", " 0.9 and over")
+    for label in labels:  # each is on a line with its figure, where the terminal need not break it
+        assert any(re.search(rf"{label}[^ ]*( ·|$)", line) for line in shown.lines), label
+    rows = [line for line in shown.lines if re.match(r" +\d+ +[-\d.]+  ", line)]
+    assert len(rows) == len(LanguageModel.open(str(tiny_model), RuntimeConfig()).tokenizer.encode("In a small town\n"))
+    assert all(row.split()[0] == str(number) for number, row in enumerate(rows, 1))
+
+
+def test_words_are_packed_into_lines_and_wide_ones_have_their_own() -> None:
+    assert list(packed(["ab", "cd", "efghij", "k"], " ", 5)) == [["ab", "cd"], ["efghij"], ["k"]]
+    assert list(packed(["你", "好"], " ", 4)) == [["你"], ["好"]]
+    assert list(packed([], " ", 4)) == []
 
 
 def test_without_colour_the_shades_are_an_underline_and_borders(tiny_model: Path, tmp_path: Path) -> None:

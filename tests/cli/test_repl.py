@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -300,6 +301,26 @@ def test_a_full_disk_is_told_once_and_at_the_end() -> None:
     assert shell.lines[-1] == "code 8"
 
 
+@pytest.mark.parametrize("room_again", [False, True])
+def test_a_conversation_that_was_left_for_lack_of_room_is_offered_to_the_disk_again(room_again: bool) -> None:
+    chat = Chat(HELLO, "--session", "mine", width=200).ready()
+    chat.ask("one")
+    limit_files_of(chat, 100)
+    chat.ask("two")
+    chat.expect("note: not saved")
+    chat.ask("/new")
+    if room_again:
+        limit_files_of(chat, resource.RLIM_INFINITY)
+    assert chat.leave() == (0 if room_again else 8)
+    assert ("mine.jsonl: File too large" in chat.lines[-1]) == (not room_again)
+    assert said() == ["one", "Hello there.", *(["two", "Hello there."] if room_again else [])]
+
+
+def limit_files_of(chat: Chat, size: int) -> None:
+    """Lets no file of the program grow beyond so many bytes, as if the disk were full."""
+    resource.prlimit(chat.child.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
 def paragraph(count: int) -> Script:
     return Script(pieces=[f"word{number} " for number in range(count)], piece_s=0.02, reason="stop")
 
@@ -330,7 +351,7 @@ def test_a_tiny_model_of_our_own_talks(tiny_model: Path, text: str) -> None:
     terminal.type("\x04")
     terminal.finish()
     assert terminal.child.exitstatus == 0
-    assert [event["type"] for event in sessions()[0]].count("truncate") == 1
+    assert [event.get("instead") for event in sessions()[0] if event.get("role") == "user"] == [None, True]
 
 
 @pytest.mark.real
@@ -354,6 +375,15 @@ def test_ctrl_c_right_behind_enter_stops_the_answer_too() -> None:
     chat.expect("interrupted")
     chat.ready(2)
     assert chat.leave() == 0
+
+
+def test_a_question_that_was_not_sent_is_told_on_a_line_of_its_own() -> None:
+    chat = Chat(Script(pieces=["x"], load_s=5)).ready()
+    chat.type("hello\r")
+    chat.expect("100 MB/300 MB")
+    chat.type("\x03")
+    chat.ready(2)
+    assert chat.lines[2] == "gptcli: note: not sent: the model is still loading"
 
 
 def test_a_message_can_be_called_back_while_the_model_loads() -> None:

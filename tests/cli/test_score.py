@@ -162,6 +162,9 @@ def test_a_line_without_a_prompt_is_the_prompt_and_nothing_has_no_choice(score: 
         ("--choices a,b --prompt x --html y.html", "--choices and --html or --svg exclude each other"),
         ("--lines --svg y.svg", "--lines and --html or --svg exclude each other"),
         ("--lines --top 1", "--lines with --top needs --json"),
+        ('--choices "a,b --prompt x', "a quote that is not closed"),
+        ("- -", "stdin can be read once"),
+        ("--html x --svg x", "--html and --svg exclude each other in one file: x"),
         ("--stride 0", "stride must be at least 1"),
         ("--top -1", "'--top'"),
         ("", "there is nothing to score"),
@@ -174,6 +177,17 @@ def test_what_means_nothing_is_refused_before_a_model_is_loaded(
     result = score(*arguments.split())
     assert (result.code, result.out) == (2, b"")
     assert error in result.err
+
+
+def test_choices_on_lines_of_their_own_are_refused(score: Cli) -> None:
+    result = score("--choices", "a\nb", "--prompt", "x")
+    assert (result.code, result.out) == (2, b"")
+    assert "a newline outside of quotes" in result.err
+
+
+def test_a_choice_in_quotes_may_have_commas_and_quotes(score: Cli) -> None:
+    out = score("--choices", 'a,"b, ""c"""', "--prompt", "x").out.decode()
+    assert sorted(line.split("\t")[1] for line in out.splitlines()) == ["a", 'b, "c"']
 
 
 def test_a_stride_beyond_the_context_is_refused(score: Cli) -> None:
@@ -201,8 +215,9 @@ def test_a_missing_file_is_an_input_error(score: Cli, tmp_path: Path) -> None:
     assert "No such file or directory" in result.err
 
 
-def test_a_line_longer_than_the_limit_is_refused(score: Cli) -> None:
-    result = score("--lines", "--max-input", "100", stdin=b"x\n" + b"y" * 101)
+@pytest.mark.parametrize("end", [b"", b"\n", b"\nz\n"])
+def test_a_line_longer_than_the_limit_is_refused(score: Cli, end: bytes) -> None:
+    result = score("--lines", "--max-input", "100", stdin=b"x\n" + b"y" * 101 + end)
     assert (result.code, fields(result.out)) == (4, [["nan", "x"]])
     assert "a line of more than 100" in result.err
 

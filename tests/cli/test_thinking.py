@@ -43,6 +43,11 @@ def test_leading_blanks_of_an_answer_stay() -> None:
     assert split("    code") == ("", "    code")
 
 
+def test_the_answer_behind_thoughts_that_the_prompt_opened() -> None:
+    assert without_thoughts("so\n</think>\n\nAnswer", inside=True) == "Answer"
+    assert without_thoughts("Answer", inside=True) == "Answer"
+
+
 def test_an_answer_without_thoughts() -> None:
     assert without_thoughts("<think>\nhm\n</think>\n\nyes") == "yes"
 

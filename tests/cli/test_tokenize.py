@@ -179,7 +179,7 @@ def test_no_ids_are_no_text(tokenize: Cli) -> None:
     assert tokenize("--decode", stdin=b"[]").out == b""
 
 
-@pytest.mark.parametrize("id", ["304", "-1", "x", "1.5", "[[1]]"])
+@pytest.mark.parametrize("id", ["304", "-1", "x", "1.5", "[[1]]", "\u0663", "1" * 5000])
 def test_what_is_no_id_is_refused_before_anything_is_written(tokenize: Cli, id: str) -> None:
     result = tokenize("--decode", "5", "--", id)
     assert (result.code, result.out) == (2, b"")
@@ -248,6 +248,13 @@ def test_two_tokenizers_are_compared_border_by_border(tokenize: Cli, tmp_path: P
     assert [borders["both"] + borders["first"], borders["both"] + borders["second"]] == counts
 
 
+def test_compared_texts_have_the_headings_of_all_views(tokenize: Cli, tiny_model: Path, text: Path) -> None:
+    compared = tokenize("--compare", tiny_model, "-", text, stdin=b"In").out.decode().splitlines()
+    shown = tokenize("-", text, stdin=b"In").out.decode().splitlines()
+    headings = ["==> standard input <==", f"==> {text} <=="]
+    assert [line for line in compared if line in headings] == [line for line in shown if line in headings] == headings
+
+
 def test_a_tokenizer_cuts_as_it_does_itself(tokenize: Cli, tiny_model: Path) -> None:
     out = tokenize("--compare", tiny_model, "--text", TEXT).out.decode()
     assert "0 in the first alone, 0 in the second" in out
@@ -256,7 +263,7 @@ def test_a_tokenizer_cuts_as_it_does_itself(tokenize: Cli, tiny_model: Path) -> 
 
 def test_the_vocabulary_can_be_searched(tokenize: Cli) -> None:
     rows = [row.split("\t") for row in tokenize("--vocab", "^ small$").out.decode().splitlines()]
-    assert [row[1:] for row in rows] == [[" small", "Ġsmall", b" small".hex(), "False"]]
+    assert [row[1:] for row in rows] == [[" small", "Ġsmall", b" small".hex(), "0"]]
     (record,) = map(json.loads, tokenize("--id", "2", "--json").out.splitlines())
     assert record == {
         "id": 2,
@@ -303,12 +310,24 @@ def test_a_conversations_tokens_have_roles(tokenize: Cli, tiny: LanguageModel, t
         ('{"role": "user", "content": "a"}\nb', "not JSON: standard input: line 2"),
         ('[{"role": "user", "content": 3}]', "not a message: standard input: message 1"),
         ("[" * 100_000, "nested too deeply"),
+        ("", "not a conversation: standard input: there are no messages"),
+        ("[]", "not a conversation: standard input: there are no messages"),
     ],
 )
 def test_what_is_no_conversation_is_refused(tokenize: Cli, content: str, message: str) -> None:
     result = tokenize("--chat", stdin=content.encode())
     assert (result.code, result.out) == (4, b"")
     assert message in result.err
+
+
+def test_a_message_that_a_template_rewrites_belongs_to_none(tokenize: Cli, tmp_path: Path) -> None:
+    template = tmp_path / "loud.jinja"
+    template.write_text("{% for message in messages %}{{ message['content'] | upper }}{% endfor %}")
+    given = json.dumps([{"role": "user", "content": "hello"}, {"role": "assistant", "content": "you"}])
+    result = tokenize("--chat", "--chat-template", template, "--json", stdin=given.encode())
+    tokens = json.loads(result.out)["tokens"]
+    assert "".join(token["token"] for token in tokens) == "HELLOYOU"
+    assert {token["role"] for token in tokens} == {None}
 
 
 BAD_COMBINATIONS = {

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 import gptcli
 from gptcli import LanguageModel
 from gptcli.errors import ContextOverflow, UsageError
+from gptcli.generation.events import Finished
 from gptcli.generation.scores import Score
 from gptcli.generation.scoring import windows
 from gptcli.runtime import engine as engine_module
@@ -32,7 +33,7 @@ def with_bos(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
 
 def behind(lm: LanguageModel, before: list[int], id: int) -> float:
     """A token's log-probability, computed on its own."""
-    return lm.logits(before).double().log_softmax(-1)[-1, id].item()
+    return lm.logits(before)[:, : lm.tokenizer.size].double().log_softmax(-1)[-1, id].item()
 
 
 @given(st.integers(1, 200), st.integers(1, 40), st.data())
@@ -65,9 +66,27 @@ def test_scores_of_a_tiny_checkpoint_are_the_references(tiny_model: Path, tiny: 
     reference = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
     score = tiny.score(TEXT)
     with torch.no_grad():
-        wanted = reference(torch.tensor([score.ids])).logits[0].log_softmax(-1)
+        wanted = reference(torch.tensor([score.ids])).logits[0, :, : tiny.tokenizer.size].log_softmax(-1)
     expected = [wanted[place, id].item() for place, id in enumerate(score.ids[1:])]
     assert score.logprobs[1:] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_a_token_is_as_probable_in_a_score_as_when_it_was_generated(adds_bos: bool, tmp_path: Path) -> None:
+    lm = gptcli.load(make_model(tmp_path / "tiny", adds_bos=adds_bos), device="cpu", dtype="fp32")
+    assert lm.tokenizer.size < lm.folder.architecture.config.vocab_size  # rows that no token has
+    ids, prompt = [], lm.tokenizer.encode("In a small")
+    for event in lm.generate(prompt, max_tokens=1, temperature=0.0, logprobs=3):
+        if isinstance(event, Finished):
+            ids, drawn = event.ids, event.logprobs
+    assert drawn is not None
+    score = lm.score("In a small" + lm.tokenizer.decode(ids).decode(), top=3)
+    assert score.ids == (*prompt, *ids)  # else they are not to be compared
+    assert score.logprobs[-1] == pytest.approx(drawn[0].chosen.logprob, abs=1e-5)
+    assert [token.id for token in score.top[-1]] == [token.id for token in drawn[0].top]
+    assert [token.logprob for token in score.top[-1]] == pytest.approx(
+        [token.logprob for token in drawn[0].top], abs=1e-5
+    )
 
 
 def test_what_the_tokenizer_puts_before_a_text_begins_every_window_and_has_no_probability(
@@ -103,7 +122,7 @@ def test_the_logits_of_a_whole_text_are_never_in_memory(tiny: LanguageModel, mon
 
 def test_the_likeliest_tokens_are_those_at_the_tokens_place(tiny: LanguageModel) -> None:
     score = tiny.score("In a small town", top=3)
-    logprobs = tiny.logits(score.ids).log_softmax(-1)[:, : tiny.tokenizer.size]
+    logprobs = tiny.logits(score.ids)[:, : tiny.tokenizer.size].log_softmax(-1)
     assert score.top[0] == ()
     for place, top in enumerate(score.top[1:]):
         assert [token.id for token in top] == logprobs[place].topk(3).indices.tolist()

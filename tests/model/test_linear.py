@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from gptcli.model.linear import Linear, project
@@ -19,6 +20,8 @@ def test_a_product_in_parts_is_the_product(rows: int, shape: tuple[int, int], dt
 
 def test_a_bias_is_added() -> None:
     layer = Linear(8, 64)
+    nn.init.normal_(layer.weight)  # a layer is made with whatever was in memory
+    nn.init.normal_(layer.bias)
     x = torch.randn(1, 1, 8)
     torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
 

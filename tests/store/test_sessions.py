@@ -129,7 +129,28 @@ def test_sessions_are_listed_the_last_used_one_first(monkeypatch: pytest.MonkeyP
         ("new", 1, "tiny"),
         ("old", 1, "tiny"),
     ]
-    assert listed[0].question == EVENTS[1]["content"]
+    assert listed[0].question == "Grüße \u2028 ?"
+
+
+def test_a_question_asked_instead_of_another_counts_as_one_turn_whether_it_is_answered_or_not() -> None:
+    question, reply = {**EVENTS[1], "content": "again", "instead": True}, EVENTS[2]
+    for rest, asked in ([question, reply], "again"), ([question, {"type": "truncate", "messages": 0}], "Grüße"):
+        path = written("mine", [*EVENTS, *rest])
+        [listed] = stored_sessions()
+        assert listed.turns == 1 and listed.question.startswith(asked)
+        path.unlink()
+
+
+def test_what_is_no_session_does_not_keep_the_others_from_being_listed(tmp_path: Path) -> None:
+    directory = written("mine").parent
+    written("odd", [{"type": "truncate"}, EVENTS[1]])
+    (directory / "-name.jsonl").touch()
+    (directory / "directory.jsonl").mkdir()
+    (directory / "link.jsonl").symlink_to(tmp_path / "nowhere")
+    assert {session.name: session.error is None for session in stored_sessions()} == {"mine": True, "odd": False}
+    for name in ("link", "directory"):
+        with pytest.raises(OutputError, match="cannot open"):
+            SessionFile.open(name)
 
 
 def test_what_a_full_disk_refuses_is_written_once_there_is_room() -> None:

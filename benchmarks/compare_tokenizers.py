@@ -1,6 +1,6 @@
 """Times `gptcli tokenize` on a large file beside the tokenizers library, run after run, and takes their peak memory.
 
-python benchmarks/tokenize.py FILE TOKENIZER.json [RUNS]
+python benchmarks/compare_tokenizers.py FILE TOKENIZER.json [RUNS]
 """
 
 from __future__ import annotations
