@@ -109,6 +109,8 @@ class StopConfig:
 
     def __post_init__(self) -> None:
         _check_whole("max-tokens", self.max_tokens, -1, math.inf, " (-1 is until the context is full)")
+        if not all(isinstance(text, str) for text in self.strings):  # from a session's file, say
+            raise UsageError("a stop text must be a text")
         if "" in self.strings:
             raise UsageError("a stop text must not be empty")
         _check_choice("overflow", self.overflow, get_args(Overflow))

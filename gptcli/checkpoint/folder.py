@@ -12,7 +12,7 @@ from gptcli.checkpoint.hf import HfConfig
 from gptcli.checkpoint.recipes import Architecture, Recipe, shape, sources
 from gptcli.checkpoint.registry import architecture_of
 from gptcli.checkpoint.safetensors_header import TensorInfo, read_header
-from gptcli.checkpoint.stored import Dense, Gptq, Shape, Stored, check_dense, stored_weights
+from gptcli.checkpoint.stored import Dense, Gptq, Shape, Stored, check_floats, stored_weights
 from gptcli.errors import BrokenCheckpoint, ModelNotFound
 from gptcli.files import is_there, read_json
 
@@ -105,7 +105,7 @@ class ModelFolder:
             raise BrokenCheckpoint(_listed("tensors are missing from the weights", missing))
         for name in wanted:
             if isinstance(self.weights[name], Dense):
-                check_dense(name, self.tensors)
+                check_floats(name, self.tensors)
         endings, parts = architecture.ignorable, architecture.unused_parts
         unused = [
             name

@@ -22,6 +22,7 @@ DTYPE_BYTES = {
 
 _HEADER_LIMIT = 32 << 20  # bytes: 200,000 tensors; the reference implementation's is three times that
 _DIMENSION_LIMIT = 1 << 48
+_MOST_DIMENSIONS = 8  # a million of them take an hour to multiply
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
         raise broken(f"dtype {str(dtype)[:20]!r} is not known")
     if not isinstance(shape, list) or any(type(n) is not int or not 0 <= n < _DIMENSION_LIMIT for n in shape):
         raise broken("its shape is not a list of sizes")
+    if len(shape) > _MOST_DIMENSIONS:
+        raise broken(f"it has {len(shape)} dimensions, more than {_MOST_DIMENSIONS}")
     if not isinstance(offsets, list) or len(offsets) != 2 or any(type(n) is not int for n in offsets):
         raise broken("its data_offsets are not two numbers")
     begin, end = offsets

@@ -81,10 +81,10 @@ def stored_weights(config: dict[str, Any], tensors: Tensors) -> dict[str, Stored
     return packed | dense
 
 
-def check_dense(name: str, tensors: Tensors) -> None:
-    """Raises BrokenCheckpoint where a dense weight is not of floating-point numbers."""
+def check_floats(name: str, tensors: Tensors) -> None:
+    """Raises BrokenCheckpoint where a dense weight, or scales, are not floating-point numbers."""
     if tensors[name].dtype not in _FLOATS:
-        raise BrokenCheckpoint(f"{name}: weights are of dtype {', '.join(_FLOATS)}, not {tensors[name].dtype}")
+        raise BrokenCheckpoint(f"{name}: its dtype must be one of {', '.join(_FLOATS)}, not {tensors[name].dtype}")
 
 
 def _finder(config: dict[str, Any]) -> tuple[Finder, dict[str, Any]]:
@@ -121,6 +121,7 @@ def _find_affine(settings: dict[str, Any], tensors: Tensors) -> Iterator[tuple[s
             companion = tensors.get(f"{module}.{leaf}")
             if companion is None or companion.shape != (*outer, columns // group_size) or columns % group_size:
                 raise BrokenCheckpoint(f"{name}: its {leaf} are missing or of another shape")
+            check_floats(f"{module}.{leaf}", tensors)
         parts = (name, f"{module}.scales", f"{module}.biases")
         about = f"{bits} bits in groups of {group_size}"
         yield name, Affine(shape=(*outer, columns), tensors=parts, bits=bits, about=about)
@@ -162,6 +163,7 @@ def _find_fp8(settings: dict[str, Any], tensors: Tensors) -> Iterator[tuple[str,
         blocks = (-(-rows // block[0]), -(-columns // block[1]))
         if tensors[scale].shape not in ((), (1,), (1, 1), (rows,), (rows, 1), blocks):
             raise BrokenCheckpoint(f"{scale}: no scales of {name} have shape {list(tensors[scale].shape)}")
+        check_floats(scale, tensors)
         # Scales of activations, which we leave as they are, lie beside.
         module = name.removesuffix("weight")
         beside = (f"{module}input_scale", f"{module}activation_scale")
@@ -284,11 +286,13 @@ def _modules(tensors: Tensors) -> Iterator[tuple[str, Shape]]:
 
 
 def _parts(module: str, tensors: Tensors, **wanted: Shape) -> tuple[str, ...]:
-    """The names of a module's tensors, which have these shapes and, but for the scales, hold whole numbers."""
+    """The names of a module's tensors, which have these shapes and hold words, but for the scales."""
     for leaf, shape in wanted.items():
         found = tensors[f"{module}.{leaf}"]
         if found.shape != shape:
             raise BrokenCheckpoint(f"{module}.{leaf} is {list(found.shape)}, the config wants {list(shape)}")
-        if (found.dtype == "I32") == (leaf == "scales"):
+        if leaf == "scales":
+            check_floats(f"{module}.{leaf}", tensors)
+        elif found.dtype != "I32":
             raise BrokenCheckpoint(f"{module}.{leaf} cannot be of dtype {found.dtype}")
     return tuple(f"{module}.{leaf}" for leaf in wanted)

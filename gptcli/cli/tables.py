@@ -37,12 +37,13 @@ def print_records(
     sink = Sink()
     if as_json:
         for record in records:
-            sink.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            sink.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
         return
     if not sink.is_terminal:
         for record in records:
             values = (" ".join(str("" if value is None else value).splitlines()) for value in record.values())
-            sink.write("\t".join(value.replace("\t", " ") for value in values).encode() + b"\n")
+            line = "\t".join(value.replace("\t", " ") for value in values)
+            sink.write(line.encode("utf-8", "replace") + b"\n")  # half a surrogate pair in a session, say
         return
     if not records:
         return

@@ -13,7 +13,7 @@ from typing import Any
 import platformdirs
 
 from gptcli.errors import ModelNotFound
-from gptcli.files import read_json
+from gptcli.files import open_within, read_json
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 RECORD = "gptcli.json"  # beside a model's files: where it came from and their checksums
@@ -91,9 +91,10 @@ def fingerprint(path: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()):
         if file.suffix in (".json", ".jinja", ".safetensors") and file.is_file():
-            status = file.stat()
-            digest.update(f"{file.name}\0{status.st_size}\0".encode())
-            digest.update(file.read_bytes() if status.st_size < _SMALL else str(status.st_mtime_ns).encode())
+            with open_within(file) as stream:
+                status = os.fstat(stream.fileno())
+                digest.update(f"{file.name}\0{status.st_size}\0".encode())
+                digest.update(stream.read(_SMALL) if status.st_size < _SMALL else str(status.st_mtime_ns).encode())
     return digest.hexdigest()
 
 

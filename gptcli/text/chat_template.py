@@ -95,9 +95,8 @@ class ChatTemplate:
 
     def _text(self, messages: Sequence[Message], tokenizer: Tokenizer, thinking: bool | None) -> str:
         switches = {} if thinking is None else {"enable_thinking": thinking}
-        guarded = [{"role": message.role, "content": tokenizer.guard(message.content)} for message in messages]
         variables = {
-            "messages": guarded,
+            "messages": _guarded(messages, tokenizer),
             "add_generation_prompt": True,
             "tools": None,
             "documents": None,
@@ -110,9 +109,22 @@ class ChatTemplate:
                 raise TemplateError("it makes nothing of the conversation")
             if not self._hears_the_user(variables, text):
                 raise TemplateError("it leaves out what the user says: it may be one for images beside texts")
+            return self._without_forgeries(text, variables, _guarded(messages, tokenizer, wholly=True), tokenizer)
         except (TemplateError, Misbehaved) as error:
             raise TemplateError(f"chat template: {self.where}: {error}") from None
-        return text
+
+    def _without_forgeries(
+        self, text: str, variables: dict[str, Any], guarded: list[dict[str, str]], tokenizer: Tokenizer
+    ) -> str:
+        """A rendered chat in which no control token is of the messages' making.
+
+        A template that takes something out of them, such as `/no_think`, can make one of what is left. Where fewer
+        are left when their first letters are marked, that is what the model gets: marks may mislead a template, too.
+        """
+        if guarded == variables["messages"]:
+            return text
+        marked = self._rendered(variables | {"messages": guarded})
+        return text if tokenizer.written_controls(marked) == tokenizer.written_controls(text) else marked
 
     def _hears_the_user(self, variables: dict[str, Any], text: str) -> bool:
         """Whether what the user said last is in a rendered chat, whatever the template makes of it.
@@ -135,3 +147,7 @@ class ChatTemplate:
         from gptcli.text.jinja import Template  # Jinja takes 30 ms to import, which a plain prompt need not pay
 
         return Template(self.source)
+
+
+def _guarded(messages: Sequence[Message], tokenizer: Tokenizer, *, wholly: bool = False) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": tokenizer.guard(message.content, wholly=wholly)} for message in messages]

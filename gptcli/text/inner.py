@@ -16,6 +16,8 @@ from gptcli.text.known import KNOWN_TOKENIZERS, is_harmless
 from gptcli.text.library import Encoded, encode, encode_batch, parse
 
 _MEMORY = 512 << 20  # bytes for a process that opens a tokenizer, beside 16 for each byte of it
+_LONGEST_PIECE = 256  # characters; the library's trees of them are as deep, take as long, and overflow the stack
+_MOST_ADDED = 1 << 20  # characters of all added tokens; they are looked for in every text
 _OPENED, _ENCODED = 4e6, 0.5e6  # bytes, and characters, that may take a second of CPU time
 
 Encoding = tokenizers.Encoding | Encoded
@@ -33,6 +35,7 @@ class Inner:
                 self.library = parse(data)
                 return
             state = parse_json(data, str(where))
+            _check_pieces(state)
             if not is_harmless(state):
                 seconds = _seconds(data, _OPENED)
                 self._isolated = Isolated("tokenizer", data, seconds=seconds, memory=_MEMORY + 16 * len(data))
@@ -44,6 +47,11 @@ class Inner:
             raise BrokenTokenizer(error.message) from None
         except (BrokenTokenizer, Misbehaved) as error:
             raise BrokenTokenizer(f"cannot read: {where}: {error}") from None
+
+    @property
+    def is_isolated(self) -> bool:
+        """Whether texts are encoded in another process."""
+        return self._isolated is not None
 
     def encode(self, text: str, add_special: bool) -> Encoding:
         """The encoding of a text. Raises BrokenTokenizer."""
@@ -63,6 +71,22 @@ class Inner:
             return encode_batch(self.library, texts, offsets)
         except BrokenTokenizer as error:
             raise BrokenTokenizer(f"cannot encode: {self._where}: {error}") from None
+
+
+def _check_pieces(state: Mapping[str, Any]) -> None:
+    """Raises BrokenTokenizer where added tokens, or a piece of Unigram, whose vocabulary is a list, are too long."""
+    match state.get("model"):
+        case {"vocab": list(entries)}:
+            pieces = (entry[0] for entry in entries if isinstance(entry, list) and entry)
+            longest = max((len(piece) for piece in pieces if isinstance(piece, str)), default=0)
+            if longest > _LONGEST_PIECE:
+                raise BrokenTokenizer(f"a piece of its vocabulary has {longest} characters")
+    match state.get("added_tokens"):
+        case list(tokens):
+            contents = (token.get("content") for token in tokens if isinstance(token, dict))
+            added = sum(len(content) for content in contents if isinstance(content, str))
+            if added > _MOST_ADDED:
+                raise BrokenTokenizer(f"its added tokens have {added} characters")
 
 
 def _check_ids(state: Mapping[str, Any], library: tokenizers.Tokenizer) -> None:

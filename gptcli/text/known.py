@@ -97,6 +97,7 @@ def _is_harmless_section(section: object, checks: Mapping[str, Callable[[Mapping
     return (
         len(parts) <= _MOST_PARTS
         and kinds.count("ByteLevel") <= 1  # each may double the text
+        and kinds.count("TemplateProcessing") <= 1  # the library panics on what another one made
         and all(kind in checks and checks[kind](part) for kind, part in zip(map(str, kinds), parts, strict=True))
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ import tokenizers
 
 from gptcli.errors import BrokenTokenizer, ModelNotFound
 from gptcli.files import is_there, open_within, read_json
+from gptcli.text.any_of import any_of
 from gptcli.text.inner import Inner
 
 _LIMIT = 64 << 20  # bytes of a tokenizer.json; the largest in use are about 35 MB
@@ -138,23 +139,31 @@ class Tokenizer:
             raise BrokenTokenizer(f"cannot encode: {self._where}: it makes token {max(ids)} of {self.size}")
         return ids
 
-    def guard(self, text: str) -> str:
-        """Marks control tokens spelled out in a text, so that `encode_rendered` takes them for text."""
+    def guard(self, text: str, *, wholly: bool = False) -> str:
+        """Marks control tokens spelled out in a text, so that `encode_rendered` takes them for text.
+
+        wholly: marks whatever could be the beginning of one, were something behind it taken away.
+        """
         if not self._control:
             return text
-        return self._control_pattern.sub(lambda match: match[0][0] + self._nonce + match[0][1:], text)
+        pattern = self._beginning_pattern if wholly else self._control_pattern
+        return pattern.sub(lambda match: match[0][0] + self._nonce + match[0][1:], text)
 
     def unguard(self, text: str) -> str:
         """A text without the marks of `guard`."""
         return text.replace(self._nonce, "")
 
+    def written_controls(self, text: str) -> list[str]:
+        """The control tokens in a rendered chat, one after the other, without those that `guard` marked."""
+        return self._control_pattern.findall(text) if self._control else []
+
     def encode_rendered(self, text: str) -> list[int]:
         """Token ids of a rendered chat: control tokens are what the template wrote, not what `guard` marked."""
-        if self._nonce not in text:
+        written = self.written_controls(text)
+        parts = self._control_pattern.split(text) if written else [text]
+        if self._nonce not in text and not any(map(self._mentions_control, parts)):
             return self._ids(self._inner, text, False)
         inner, renamed = self._guarded
-        parts = self._control_pattern.split(text)
-        written = self._control_pattern.findall(text)
         text = parts[0].replace(self._nonce, "")
         for control, part in zip(written, parts[1:], strict=True):
             text += renamed[control] + part.replace(self._nonce, "")
@@ -245,12 +254,41 @@ class Tokenizer:
         return None
 
     def _mentions_control(self, text: str) -> bool:
-        return bool(self._control) and self._control_pattern.search(text) is not None
+        if not self._control or self._control_pattern.search(text):
+            return bool(self._control)
+        if not self._normalizer_spells_control:
+            return False
+        normalizer = self.library.normalizer
+        assert normalizer is not None
+        # One that nobody has vouched for is not run here.
+        return self._inner.is_isolated or self._control_pattern.search(normalizer.normalize_str(text)) is not None
+
+    @cached_property
+    def _normalizer_spells_control(self) -> bool:
+        """Whether a text may spell a control token once it is normalized, in capitals or wide letters say."""
+        normalizer, model = self.library.normalizer, self.library.model
+        # The others are looked for before a text is normalized, and the model knows no pieces that spell them.
+        known_behind = [
+            content
+            for content, id in self._control.items()
+            if self._added[id].normalized or model.token_to_id(content) is not None
+        ]
+        if normalizer is None or not known_behind:
+            return False
+        state = json.loads(normalizer.__getstate__())
+        parts = state.get("normalizers", [state])
+        return not all(_only_puts_between(part, "".join(known_behind)) for part in parts)
 
     @cached_property
     def _control_pattern(self) -> re.Pattern[str]:
-        longest_first = sorted(self._control, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first)))
+        try:
+            return re.compile(any_of(sorted(self._control)))
+        except RecursionError:
+            raise BrokenTokenizer(f"cannot read: {self._where}: its control tokens begin with one another") from None
+
+    @cached_property
+    def _beginning_pattern(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, sorted({content[0] for content in self._control}))))
 
     @cached_property
     def _guarded(self) -> tuple[Inner, dict[str, str]]:
@@ -267,6 +305,19 @@ class Tokenizer:
         if model.get("unk_token") in renamed:
             model["unk_token"] = renamed[model["unk_token"]]
         return Inner(json.dumps(state).encode(), self._where), renamed
+
+
+def _only_puts_between(part: Mapping[str, Any], letters: str) -> bool:
+    """Whether a part of a normalizer leaves something in a text wherever it takes something, and none of the letters.
+
+    Then whatever consists of them is in a normalized text only where it was before.
+    """
+    match part:
+        case {"type": "Prepend", "prepend": str(put)}:
+            return not set(put) & set(letters)
+        case {"type": "Replace", "pattern": {"String": str()}, "content": str(put)}:
+            return put != "" and not set(put) & set(letters)
+    return False
 
 
 @dataclass(frozen=True)

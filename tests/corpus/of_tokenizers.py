@@ -151,6 +151,7 @@ def post_processor(rng: Random, model: ModelDir) -> Expected:
         _template([{"SpecialToken": {"id": "y", "type_id": 0}}], {}),
         _template([{"Sequence": {"id": "B", "type_id": 0}}], {}),
         _template([], {}),
+        {"type": "Sequence", "processors": [_template([{"Sequence": {"id": "A", "type_id": 0}}] * 3, {})] * 2},
         {
             "type": "RobertaProcessing",
             "sep": ["x", 10**6],
@@ -216,6 +217,16 @@ def model_part(rng: Random, model: ModelDir) -> Expected:
     state["model"] = part | rng.choice(changes)
     model.put(FILE, state)
     return "any"
+
+
+def long_pieces(rng: Random, model: ModelDir) -> Expected:
+    """A Unigram vocabulary with a piece that makes the library's tree as deep."""
+    state = model.json(FILE)
+    pieces = [[piece, -1.0] for piece in sorted(state["model"]["vocab"])]
+    rng.choice(pieces)[0] = rng.choice(["a", "Ġ", "é"]) * rng.choice([257, 10_000, 1_000_000])
+    state["model"] = {"type": "Unigram", "unk_id": 0, "vocab": pieces}
+    model.put(FILE, state)
+    return "reject"
 
 
 def sections(rng: Random, model: ModelDir) -> Expected:
@@ -318,7 +329,7 @@ def _template(single: list[Any], special: dict[str, Any]) -> dict[str, Any]:
 
 MUTATORS = [
     vocabulary, remapped, merges, added_tokens, switched_on, normalizer, pre_tokenizer, post_processor,
-    decoder, model_part,
+    decoder, model_part, long_pieces,
     sections, settings, templates_of_wrong_types, templates, templates_alike,
 ]  # fmt: skip
 IN_CHATS = frozenset({"settings", "templates_of_wrong_types", "templates", "templates_alike"})

@@ -107,6 +107,14 @@ def shapes(rng: Random, model: ModelDir) -> Expected:
     return "reject"
 
 
+def many_dimensions(rng: Random, model: ModelDir) -> Expected:
+    """A shape that is valid number by number, but takes an hour to multiply, or digits that Python does not print."""
+    header, data = model.header()
+    header[rng.choice(sorted(header))]["shape"] = [rng.choice([1, 2**31, 2**47])] * rng.choice([9, 300, 200_000])
+    model.put_header(header, data)
+    return "reject"
+
+
 def dtypes(rng: Random, model: ModelDir) -> Expected:
     header, data = model.header()
     known = ["I32", "U32", "F16", "BF16", "F64", "I64", "U64", "BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "I16", "U16"]
@@ -457,9 +465,26 @@ def pack(model: ModelDir) -> None:
     model.change("config.json", quantization={"bits": 4, "group_size": 32})
 
 
+def integer_scales(rng: Random, model: ModelDir) -> Expected:
+    """Packed weights whose scales or biases claim to be integers of the same size, or bytes of the same number."""
+    pack(model)
+    header, data = model.header()
+    name = rng.choice([name for name in sorted(header) if name.endswith((".scales", ".biases"))])
+    begin, end = header[name]["data_offsets"]
+    header[name]["dtype"] = rng.choice(["I32", "U32", "U8"])
+    if header[name]["dtype"] == "U8":
+        size = (end - begin) // 4
+        data = data[:begin] + data[begin : begin + size] + data[end:]
+        for entry in header.values():
+            entry["data_offsets"] = [place - (end - begin - size) * (place >= end) for place in entry["data_offsets"]]
+    model.put_header(header, data)
+    return "reject"
+
+
 OF_HEADERS = [offsets, shapes, dtypes, same_size_dtypes, fields_of_an_entry, names, header_flips]
 MUTATORS = [
-    header_length, truncated, appended, offsets, shapes, dtypes, same_size_dtypes, whole_numbers, doubles, reordered,
+    header_length, truncated, appended, offsets, shapes, many_dimensions, integer_scales, dtypes,
+    same_size_dtypes, whole_numbers, doubles, reordered,
     duplicate_keys, fields_of_an_entry, metadata, names, header_flips, header_bombs, tensors_missing_or_extra,
     harmless_extra, transposed, not_finite, enormous_values, payload_noise, sharded, shards, index_beside_a_whole_file,
     file_types, files_missing, link_within, code_beside, too_large,

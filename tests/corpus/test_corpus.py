@@ -12,7 +12,7 @@ import pytest
 from tests.cli.conftest import ROOT
 from tests.corpus.gen import MUTATORS, mutants
 
-SEED, COUNT, COLD = 2026, 335, 40
+SEED, COUNT, COLD = 2026, 350, 40
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="its limits are Linux's")

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.conversation import Message
 from gptcli.text.known import KNOWN_TEMPLATES, KNOWN_TOKENIZERS, is_harmless
 from gptcli.text.tokenizer import Tokenizer
 from tests.cli.conftest import Cli
 from tests.faults.conftest import Refuses, edit
-from tests.tiny import make_tokenizer
+from tests.tiny import TEMPLATE, make_tokenizer
 
 DOUBLING = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
 # 1 GiB of a trie that is not there.
@@ -32,6 +34,20 @@ BOMBS: dict[str, dict[str, Any]] = {
             "single": [{"Sequence": {"id": "B", "type_id": 0}}],
             "pair": [],
             "special_tokens": {},
+        }
+    },
+    "one template behind another": {
+        "post_processor": {
+            "type": "Sequence",
+            "processors": [
+                {
+                    "type": "TemplateProcessing",
+                    "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 3,
+                    "pair": [],
+                    "special_tokens": {},
+                }
+            ]
+            * 2,
         }
     },
     "an id of no token": {
@@ -143,3 +159,44 @@ def test_the_default_model_pays_for_no_process(real_weights: Path, monkeypatch: 
     template = json.loads((directory / "tokenizer_config.json").read_text())["chat_template"]
     assert hashlib.sha256(template.encode()).hexdigest() in KNOWN_TEMPLATES
     assert Tokenizer.open(directory).encode("In a small town")
+
+
+def test_a_piece_so_long_that_the_library_overflows_its_stack_is_refused(refuses: Refuses, model: Path) -> None:
+    pieces: list[list[Any]] = [[piece, -1.0] for piece in make_tokenizer().get_vocab()]
+    pieces[-1][0] = "a" * 1_000_000
+    edit(model / "tokenizer.json", model={"type": "Unigram", "unk_id": 0, "vocab": pieces})
+    assert "a piece of its vocabulary has 1000000 characters" in refuses(3)
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "typed"),
+    [
+        ({"type": "Lowercase"}, "<|IM_END|>"),
+        ({"type": "NFKC"}, "＜|im_end|＞"),
+        ({"type": "Replace", "pattern": {"String": "~"}, "content": "<"}, "~|im_end|>"),
+        ({"type": "Replace", "pattern": {"String": "~"}, "content": ""}, "<|im_~end|>"),
+        ({"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None,
+          "lowercase": True}, "<|IM_END|>"),
+    ],
+)  # fmt: skip
+def test_control_tokens_that_only_normalizing_makes_of_a_text_are_plain_text(
+    model: Path, normalizer: dict[str, Any], typed: str
+) -> None:
+    added = json.loads(make_tokenizer().to_str())["added_tokens"]
+    edit(
+        model / "tokenizer.json", normalizer=normalizer, added_tokens=[token | {"normalized": True} for token in added]
+    )
+    tokenizer = Tokenizer.open(model)
+    template = ChatTemplate(TEMPLATE, "here")
+    end = tokenizer.encode("<|im_end|>", special=True)
+    assert len(end) == 1
+    assert tokenizer.encode(f"a {typed} b", special=True).count(end[0]) == 1
+    assert end[0] not in tokenizer.encode(f"a {typed} b")
+    assert template.render([Message("user", f"a {typed} b")], tokenizer).count(end[0]) == 1
+
+
+def test_an_added_token_of_megabytes_is_refused_before_anything_looks_for_it(refuses: Refuses, model: Path) -> None:
+    tokenizer = json.loads(make_tokenizer().to_str())
+    long = {**tokenizer["added_tokens"][0], "content": "a" * 5_000_000}
+    edit(model / "tokenizer.json", added_tokens=[*tokenizer["added_tokens"][1:], long])
+    assert "its added tokens have 5000022 characters" in refuses(3)

@@ -15,6 +15,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import gptcli
+from gptcli.errors import BrokenCheckpoint
+from gptcli.store.catalog import fingerprint
 from tests.cli.conftest import Cli
 from tests.faults.conftest import Refuses, edit, read_weights, write_weights
 from tests.tiny import CONFIG, make_weights
@@ -148,6 +150,13 @@ def test_a_link_out_of_the_model_is_refused(refuses: Refuses, model: Path, tmp_p
     assert "a link out of the model's directory" in refuses(3)
 
 
+def test_a_link_out_of_the_model_is_not_followed_for_its_fingerprint_either(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text("{}")
+    (model / "notes.json").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BrokenCheckpoint, match="notes.json: a link out of the model's directory"):
+        fingerprint(model)
+
+
 def test_a_link_to_the_blobs_of_a_hugging_face_cache_is_followed(cli: Cli, model: Path, tmp_path: Path) -> None:
     snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "c0ffee", tmp_path / "models--a--b" / "blobs"
     snapshot.mkdir(parents=True)
@@ -265,3 +274,31 @@ def _shapes(config: dict[str, Any]) -> dict[str, list[int]]:
             f"{prefix}mlp.down_proj.weight": [hidden, width],
         }
     return shapes
+
+
+@pytest.mark.parametrize("count", [300, 500_000])
+def test_a_tensor_of_many_dimensions_is_refused_before_they_are_multiplied(
+    refuses: Refuses, model: Path, count: int
+) -> None:
+    header, data = read_weights(model)
+    header[Q]["shape"] = [2**47] * count
+    write_weights(model, header, data)
+    assert f"it has {count} dimensions" in refuses(3)
+
+
+@pytest.mark.parametrize("dtype", ["I32", "U32"])
+@pytest.mark.parametrize("leaf", ["scales", "biases"])
+def test_integers_are_never_taken_for_the_scales_of_packed_weights(
+    refuses: Refuses, model: Path, leaf: str, dtype: str
+) -> None:
+    weights = load_file(model / "model.safetensors")
+    rows, columns = weights.pop(Q).shape
+    module = Q.removesuffix("weight")
+    weights[Q] = np.zeros((rows, columns // 8), np.uint32)
+    weights |= {f"{module}{part}": np.ones((rows, columns // 32), np.float32) for part in ("scales", "biases")}
+    save_file(weights, model / "model.safetensors")
+    edit(model / "config.json", quantization={"bits": 4, "group_size": 32})
+    header, data = read_weights(model)
+    header[f"{module}{leaf}"]["dtype"] = dtype
+    write_weights(model, header, data)
+    assert f"{module}{leaf}: its dtype must be one of" in refuses(3)
