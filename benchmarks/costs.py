@@ -99,14 +99,19 @@ class Axes:
         self.parts.append(f'<path class="tick" d="M{self.x} {TOP + PLOT_HEIGHT}h{PLOT_WIDTH}"/>')
 
     def series(self, way: str, points: list[dict[str, Any]], key: str) -> None:
-        """What was measured, with dots and a name above the first, and dotted what reading takes."""
+        """What was measured, with dots, and dotted what reading takes."""
         for name, style in (("read_ms", ' stroke-dasharray="2 4"'), ("ms", "")):
             places = [self.place(one[key], one[name]) for one in points]
             path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
             self.parts.append(f'<path d="{path}" fill="none" stroke="{COLORS[way]}" stroke-width="2"{style}/>')
         self.parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{COLORS[way]}"/>' for x, y in places]
-        x, y = places[0]
-        self.parts.append(_text(x, y - 8, way, "start", COLORS[way]))
+
+    def key(self) -> None:
+        """Which colour is what, in the corner that lines which grow leave empty."""
+        for row, way in enumerate(WAYS):
+            y = TOP + 18 + 18 * row
+            self.parts.append(f'<path d="M{self.x + 14} {y - 4}h20" stroke="{COLORS[way]}" stroke-width="2"/>')
+            self.parts.append(_text(self.x + 42, y, way, "start", COLORS[way]))
 
     def titles(self, title: str, x_title: str) -> None:
         """What it shows, above it and below."""
@@ -140,6 +145,8 @@ def draw(figures: dict[str, Any]) -> str:
         own = [one for one in points if one["way"] == way]
         by_context.series(way, [one for one in own if one["parameters"] == LONG.parameters], "context")
         by_size.series(way, [one for one in own if one["context"] == SHORT], "parameters")
+    for axes in (by_context, by_size):
+        axes.key()
     by_context.titles(f"A token by context, {_millions(LONG.parameters)} parameters", "tokens before it")
     by_size.titles(f"A token by size, {SHORT} tokens before it", "parameters")
     caption = (

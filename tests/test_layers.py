@@ -31,9 +31,22 @@ def test_importing_gptcli_imports_nothing_heavy() -> None:
     assert loaded_by("import gptcli", *HEAVY, "rich", "typer", "tokenizers", "jinja2") == set()
 
 
-@pytest.mark.parametrize("module", ["gptcli.cli.app", "gptcli.text.tokenizer", "gptcli.store.catalog"])
-def test_what_needs_no_weights_leaves_torch_alone(module: str) -> None:
-    assert loaded_by(f"import {module}", *HEAVY) == set()
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from gptcli.cli.app import program; program()",
+        "import gptcli.text.tokenizer",
+        "import gptcli.store.catalog",
+    ],
+)
+def test_what_needs_no_weights_leaves_torch_alone(code: str) -> None:
+    assert loaded_by(code, *HEAVY) == set()
+
+
+def test_a_command_imports_no_other_command() -> None:
+    commands = [f"gptcli.cli.{name}" for name in ("generate", "chat", "score", "tokenize", "bench", "models")]
+    code = "from gptcli.cli.app import program; program(['tokenize', '--help'])"
+    assert loaded_by(code, *commands) == {"gptcli.cli.tokenize"}
 
 
 def test_describing_a_model_leaves_torch_alone(tiny_model: Path) -> None:

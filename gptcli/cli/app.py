@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import traceback
@@ -11,26 +12,32 @@ from typing import Annotated
 import typer
 
 from gptcli import __version__
-from gptcli.cli import bench, chat, generate, models, score, tokenize
 from gptcli.cli.render import print_error
 from gptcli.errors import ExitCode, GptcliError
 
-app = typer.Typer(
-    name="gptcli",
-    help="Local text generation for a terminal, a pipe and a Python program.",
-    invoke_without_command=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    pretty_exceptions_enable=False,
-)
-app.command("generate")(generate.generate)
-app.command("chat")(chat.chat)
-app.command("score")(score.score)
-app.command("tokenize")(tokenize.tokenize)
-app.command("bench")(bench.bench)
-app.add_typer(models.app, name="models")
+# In the order that the help has them in; each is in a module of its name.
+_COMMANDS = ("generate", "chat", "score", "tokenize", "bench", "models")
 
 
-@app.callback()
+def program(arguments: Sequence[str] = ()) -> typer.Typer:
+    """The command line, of which only the command that the arguments name is imported, or all where they name none."""
+    app = typer.Typer(
+        name="gptcli",
+        help="Local text generation for a terminal, a pipe and a Python program.",
+        invoke_without_command=True,
+        callback=_gptcli,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        pretty_exceptions_enable=False,
+    )
+    for name in arguments[:1] if set(arguments[:1]) & set(_COMMANDS) else _COMMANDS:
+        module = importlib.import_module(f"gptcli.cli.{name}")
+        if name == "models":
+            app.add_typer(module.app, name=name)
+        else:
+            app.command(name)(getattr(module, name))
+    return app
+
+
 def _gptcli(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
@@ -44,7 +51,7 @@ def _gptcli(
 def run(arguments: Sequence[str]) -> int:
     """Runs the command line and returns its exit code. KeyboardInterrupt and BrokenPipeError pass through."""
     if "_GPTCLI_COMPLETE" in os.environ:  # a shell asks for completions
-        app(prog_name="gptcli")
+        program()(prog_name="gptcli")
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
@@ -79,7 +86,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _program(arguments: Sequence[str]) -> None:
-    command = typer.main.get_command(app)
+    command = typer.main.get_command(program(arguments))
     with command.make_context("gptcli", _with_plain_stats(arguments)) as context:
         command.invoke(context)
 

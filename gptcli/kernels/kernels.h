@@ -233,6 +233,10 @@ typedef struct Frame {
     float *logits;       /* (wanted, vocabulary) */
 } Frame;
 
+/* Bytes of a record that native.py declares again: 0 Op, 1 Rotation, 2 Frame, 3 Attention. A library that was compiled
+ * from another header is told by them. */
+EXPORT int64_t gptcli_record_bytes(int record);
+
 /* Runs a step; -1: no memory, or no such operation. */
 EXPORT int gptcli_run(const Op *ops, int64_t count, const Frame *frame);
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
-from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int, c_int64, c_void_p
+from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int, c_int64, c_void_p, sizeof
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -79,8 +79,11 @@ class Frame(Structure):
     ]
 
 
+_RECORDS = (Op, Rotation, Frame, _Attention)  # in the order of gptcli_record_bytes
+
 # Every function's result and arguments, as kernels.h declares them.
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
+    "gptcli_record_bytes": (c_int64, [c_int]),
     "gptcli_has_level": (c_int, [c_char_p]),
     "gptcli_set_level": (c_int, [c_char_p]),
     "gptcli_level": (c_char_p, []),
@@ -118,10 +121,20 @@ class Library:
     """The compiled functions, and how many threads they use: one until `set_threads`."""
 
     def __init__(self, path: Path) -> None:
+        """Opens a compiled file. Error: UsageError for one that was compiled from other sources than these."""
         self._c = ctypes.CDLL(str(path))
-        for name, (result, arguments) in _SIGNATURES.items():
-            function = getattr(self._c, name)
-            function.restype, function.argtypes = result, arguments
+        try:
+            for name, (result, arguments) in _SIGNATURES.items():
+                function = getattr(self._c, name)
+                function.restype, function.argtypes = result, arguments
+            alike = [self._c.gptcli_record_bytes(i) for i in range(len(_RECORDS))] == list(map(sizeof, _RECORDS))
+        except AttributeError:
+            alike = False
+        if not alike:
+            raise UsageError(
+                f"the compiled kernels are of another version: {path}",
+                hint=f"install gptcli again, `pip install -e .` in a clone; {_VARIABLE}=off goes without them",
+            )
 
     @property
     def level(self) -> Level:

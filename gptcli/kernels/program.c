@@ -183,3 +183,8 @@ int gptcli_run(const Op *ops, int64_t count, const Frame *frame) {
         if (run(&ops[i], frame) != 0) return -1;
     return 0;
 }
+
+int64_t gptcli_record_bytes(int record) {
+    const int64_t bytes[] = {sizeof(Op), sizeof(Rotation), sizeof(Frame), sizeof(Attention)};
+    return record >= 0 && record < 4 ? bytes[record] : -1;
+}

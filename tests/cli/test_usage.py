@@ -13,7 +13,7 @@ import pytest
 import typer
 
 import gptcli
-from gptcli.cli.app import app
+from gptcli.cli.app import program
 from gptcli.language_model import LanguageModel
 from tests.cli.conftest import GPTCLI, ROOT, Cli
 from tests.tiny import make_model
@@ -98,7 +98,7 @@ def test_help_imports_nothing_slow() -> None:
 def test_help_of_generate_mentions_every_option(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     help = cli("generate", "--help").out.decode()
-    command = typer.main.get_command(app).commands["generate"]  # type: ignore[attr-defined]
+    command = typer.main.get_command(program()).commands["generate"]  # type: ignore[attr-defined]
     options = [name for parameter in command.params if not parameter.hidden for name in parameter.opts]
     assert len(options) > 40
     assert [name for name in options if name.startswith("-") and not re.search(rf"{name}\b", help)] == []

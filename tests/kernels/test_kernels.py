@@ -454,3 +454,17 @@ def test_an_unknown_value_of_the_variable_is_an_error(monkeypatch: pytest.Monkey
 def test_without_the_compiled_file_there_is_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "EXTENSION_SUFFIXES", [".absent"])
     assert native.library.__wrapped__() is None
+
+
+def test_kernels_compiled_from_other_sources_are_refused_and_not_called(
+    monkeypatch: pytest.MonkeyPatch, kernels: Library
+) -> None:
+    path = native._built()
+    assert path is not None
+    monkeypatch.setattr(native, "_RECORDS", (native.Frame, *native._RECORDS[1:]))  # as if Op had other fields
+    with pytest.raises(UsageError, match="another version"):
+        Library(path)
+    monkeypatch.undo()
+    monkeypatch.setitem(native._SIGNATURES, "gptcli_is_to_come", (None, []))
+    with pytest.raises(UsageError, match="another version"):
+        Library(path)
