@@ -204,10 +204,18 @@ class Session:
         return text
 
     def fork(self) -> Session:
-        """A session that has gone the same way so far; it shares the cache, which serves whoever speaks next."""
+        """A session that has gone the same way so far; it shares the cache."""
         fork = Session.restored(self._lm, self.events, template=self._own_template)
-        fork._cache = self._cache
+        fork.share_cache(self)
         return fork
+
+    def share_cache(self, other: Session) -> None:
+        """Has one cache with another session of the same model: what both begin with is not run again.
+
+        It serves whoever speaks next. With another model nothing happens.
+        """
+        if other._lm is self._lm:
+            self._cache = other._cache
 
     def prompt(self) -> list[int]:
         """Token ids that the model would be given now."""

@@ -13,7 +13,7 @@ from gptcli.errors import ContextOverflow, InputError, NonFiniteLogits, UsageErr
 from gptcli.session import Event, TurnsDropped
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.conversation import Message
-from tests.tiny import TEMPLATE
+from tests.tiny import TEMPLATE, make_model
 
 GREEDY = ChatSettings(temperature=0.0, max_tokens=8)
 
@@ -341,8 +341,6 @@ def test_the_tenth_turn_runs_no_more_tokens_than_the_second(
 
 
 def test_another_model_goes_on_with_the_same_conversation(tiny: LanguageModel, tmp_path: Path) -> None:
-    from tests.tiny import make_model
-
     other = gptcli.load(make_model(tmp_path / "other", seed=1), device="cpu", dtype="fp32")
     session = tiny.session(settings=GREEDY)
     finish(session.send("first"))
@@ -398,3 +396,23 @@ def test_a_setting_is_changed_as_a_user_spells_it(name: str, text: str, value: o
 def test_a_setting_that_is_none_is_refused(name: str, text: str, complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         ChatSettings().changed(name, text)
+
+
+def test_a_session_that_shares_a_cache_runs_only_what_is_its_own(
+    tiny: LanguageModel, prefilled: list[int], tmp_path: Path
+) -> None:
+    session = tiny.session("You are a clockmaker who lives in a small town.", GREEDY)
+    finish(session.send("first"))
+    other = Session.restored(tiny, session.events)
+    finish(session.send("second"))
+    other.share_cache(session)
+    prefilled.clear()
+    used = finish(other.send("third")).usage.prompt_tokens
+    assert sum(prefilled) < used / 2
+    fresh = Session.restored(tiny, other.events[:-2])
+    assert finish(fresh.send("third")).ids == tuple(other.events[-1]["ids"])
+
+    another = gptcli.load(make_model(tmp_path / "another", seed=1), device="cpu", dtype="fp32").session(settings=GREEDY)
+    before = finish(another.send("first")).ids
+    another.share_cache(session)
+    assert finish(another.retry()).ids == before

@@ -73,7 +73,8 @@ def _stats(repl: Repl, switch: str) -> None:
     repl.say(f"answer   {last.completion_tokens} tokens at {last.decode_tokens_per_s:.1f} tok/s")
     drawn = sum(answer.usage.completion_tokens for answer in finished)
     seconds = sum(answer.usage.decode_s for answer in finished)
-    repl.say(f"so far   {len(finished)} answers, {drawn} tokens in {seconds:.1f} s; loaded in {last.load_s:.1f} s")
+    answers = "1 answer" if len(finished) == 1 else f"{len(finished)} answers"
+    repl.say(f"so far   {answers}, {drawn} tokens in {seconds:.1f} s; loaded in {last.load_s:.1f} s")
 
 
 def _context(repl: Repl, _: str) -> None:

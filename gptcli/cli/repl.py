@@ -172,6 +172,7 @@ class Repl:
                 self._unsaved.append(self.file)
             else:
                 self.file.close()
+        session.share_cache(self.session)
         self.session, self.file, self._warned = session, file, False
 
     def _answer_view(self, activity: Activity) -> Answer:

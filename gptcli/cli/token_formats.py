@@ -24,8 +24,8 @@ def write_flow(tokens: Iterable[Token], sink: Sink, columns: int, *, colour: boo
     out = _Buffer(sink.draw)
     try:
         _write_turns(tokens, flow, out, columns)
-    except BaseException:
-        if colour:  # whatever ends this may do so within a token
+    except BaseException:  # whatever ends this, Ctrl-C too, may do so within a token
+        if colour:
             sink.draw(PLAIN)
         raise
 

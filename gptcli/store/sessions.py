@@ -64,7 +64,7 @@ class SessionFile:
             session.repaired = whole < len(data)
             if session.repaired:
                 file.truncate(whole)
-        except BaseException:
+        except BaseException:  # whatever it is, nobody else would close the file, which would stay locked
             file.close()
             raise
         return session

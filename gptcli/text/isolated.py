@@ -58,7 +58,7 @@ def main(kind: str, memory: str) -> None:
     if kind == "template":  # slow to import, and no part of what is measured
         import gptcli.text.jinja
     else:
-        import gptcli.text.library  # noqa: F401
+        import gptcli.text.library  # noqa: F401 - as above
     _limit(int(memory))
     _send(b'{"value": "ready"}')
     answer: Answer | None = None
