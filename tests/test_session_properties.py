@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gptcli import ChatSettings, LanguageModel, Session
@@ -95,6 +95,7 @@ def torn(path: Path, share: float) -> None:
         max_size=8,
     )
 )
+@example(steps=[("send", "In a small town")] * 8)  # more than the context holds
 def test_the_cache_is_that_of_a_fresh_run_whatever_was_taken_back(
     steps: list[tuple[str, str]], tiny: LanguageModel
 ) -> None:
@@ -122,7 +123,7 @@ def test_the_cache_is_that_of_a_fresh_run_whatever_was_taken_back(
 
 def assert_as_fresh(session: Session, lm: LanguageModel) -> None:
     """The logits behind the prompt, with what the cache holds of it, are those without."""
-    cache, prompt = session._cache, session.prompt()
+    cache, (_, prompt) = session._cache, session._fitting()  # without the turns that no longer fit
     if cache is None:
         return
     cache.keep_common(prompt[:-1])
