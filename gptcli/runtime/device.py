@@ -17,6 +17,7 @@ from gptcli.errors import NoSuchDevice, OutOfMemory
 from gptcli.kernels.native import Library
 from gptcli.kernels.native import library as kernels
 from gptcli.model.config import MoeConfig
+from gptcli.runtime.recorded import Record, cuda_graph
 from gptcli.settings import RuntimeConfig
 
 _PACKED_BYTES = {"int8": 1.125, "int4": 0.625}  # a weight: its bits, and its part of a scale and a bias in fp16
@@ -30,7 +31,8 @@ class DevicePlan:
     """Where a model will run, in which precision, what becomes of packed weights, and what multiplies them.
 
     library: the compiled kernels, or None for torch alone. as_stored: whether they take weights in the precision they
-    are stored in. integers: whether they may round activations to 8 bits for packed ones.
+    are stored in. integers: whether they may round activations to 8 bits for packed ones. record: what records the step
+    of a token, or None where steps are plain.
     """
 
     device: torch.device
@@ -39,6 +41,7 @@ class DevicePlan:
     library: Library | None = None
     as_stored: bool = False
     integers: bool = False
+    record: Record | None = None
 
     @property
     def dtype_name(self) -> str:
@@ -88,7 +91,8 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
         )
     # A dtype that was asked for is the activations', too.
     integers = as_stored and (runtime.dtype == "auto" or runtime.quantize != "auto")
-    return DevicePlan(device, dtype, packing, library, as_stored, integers)
+    record = cuda_graph if device.type == "cuda" else None
+    return DevicePlan(device, dtype, packing, library, as_stored, integers, record)
 
 
 def _bytes_in_fp32(folder: ModelFolder, runtime: RuntimeConfig, as_stored: bool) -> int:

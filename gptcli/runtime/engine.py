@@ -13,6 +13,8 @@ from gptcli.model.decoder import Decoder
 from gptcli.runtime.device import DevicePlan, free_bytes
 from gptcli.runtime.memory import memory_errors
 from gptcli.runtime.program import lower
+from gptcli.runtime.recorded import RecordedSteps
+from gptcli.runtime.static import all_finite
 
 _MOST_ROWS = 32  # texts in one step: twice as many gain little more, and the first of them is waited for twice as long
 _CHUNK = 512  # prompt tokens in one forward pass: bounds memory, costs a tenth of the speed at 4,096
@@ -27,6 +29,7 @@ class Engine:
         self.ctx_size = ctx_size
         self.load_s = load_s  # seconds it took to load
         self._program = lower(decoder, plan.library) if plan.library else None
+        self._recorded = RecordedSteps(decoder, plan.record) if plan.record else None
 
     @property
     def kernels(self) -> str:
@@ -43,7 +46,8 @@ class Engine:
 
     def new_cache(self) -> KVCache:
         """An empty cache as long as the context."""
-        return KVCache(self.decoder.config, self.ctx_size, self.plan.device, self.plan.dtype)
+        config, plan = self.decoder.config, self.plan
+        return KVCache(config, self.ctx_size, plan.device, plan.dtype, zeroed=self._recorded is not None)
 
     @torch.inference_mode()
     def prefill(
@@ -175,16 +179,25 @@ class Engine:
 
         The logits of each row's last ones, (rows * wanted, vocab) in fp32.
         """
-        with memory_errors(self.plan.device, f"running token {cache.length + len(rows[0])}"):
-            if self._program is not None:
-                logits = self._program.run(rows, cache, wanted)
+        length = cache.length + len(rows[0])
+        with memory_errors(self.plan.device, f"running token {length}"):
+            if self._recorded is not None and len(rows[0]) == 1:
+                logits, finite = self._recorded.run([token for [token] in rows], cache)
             else:
-                hidden = self.decoder(torch.tensor(rows, device=self.plan.device), cache)
-                logits = self.decoder.logits(hidden[:, -wanted:].flatten(0, 1))
+                logits = self._run_plainly(rows, cache, wanted)
+                finite = all_finite(logits)
             cache.advance(*rows)
-        if not torch.stack(logits.aminmax()).isfinite().all():  # a tenth of the time of looking at each of them
+        if not finite:
+            if self._recorded is not None:
+                cache.discard()  # NaN in what a recorded step multiplies with zero is NaN
             raise NonFiniteLogits(
-                f"the model computed NaN or infinity at token {cache.length} in {self.plan.dtype_name}",
+                f"the model computed NaN or infinity at token {length} in {self.plan.dtype_name}",
                 hint="try --dtype fp32; `gptcli models verify` finds damaged weights",
             )
         return logits
+
+    def _run_plainly(self, rows: Sequence[Sequence[int]], cache: KVCache, wanted: int) -> Tensor:
+        if self._program is not None:
+            return self._program.run(rows, cache, wanted)
+        hidden = self.decoder(torch.tensor(rows, device=self.plan.device), cache)
+        return self.decoder.logits(hidden[:, -wanted:].flatten(0, 1))
