@@ -51,6 +51,10 @@ class PackedWeight(ABC):
         """One matrix of a stack."""
         return self._changed(lambda tensor: tensor[index])
 
+    def experts(self, index: Tensor) -> Self:
+        """The chosen matrices of a stack, (n,), still packed."""
+        return self._changed(lambda tensor: tensor[index])
+
     def to(self, device: torch.device) -> Self:
         """The same weight on another device."""
         return self._changed(lambda tensor: tensor.to(device))
@@ -116,6 +120,13 @@ class PackedExperts(nn.Module):
     def forward(self, expert: int, x: Tensor) -> Tensor:
         """x: (tokens, columns) to (tokens, rows), through one expert."""
         return packed_linear(x, self.weight.expert(expert), None if self.bias is None else self.bias[expert])
+
+    def several(self, x: Tensor, experts: Tensor | None) -> Tensor:
+        """x: (n, tokens, columns) to (n, tokens, rows), through experts (n,), or each of them if None."""
+        if experts is None:
+            return torch.stack([self(index, x[index]) for index in range(self.weight.shape[0])])
+        out = torch.bmm(x, self.weight.experts(experts).expanded().to(x.dtype).mT)
+        return out if self.bias is None else out + self.bias[experts][:, None]
 
 
 class PackedEmbedding(nn.Module):
