@@ -110,6 +110,7 @@ class LanguageModel:
                 on_progress,
                 library=plan.library if plan.as_stored else None,
                 integers=plan.integers,
+                tinygemm=plan.tinygemm,
             )
         return Engine(decoder, plan, self.ctx_size, load_s=time.perf_counter() - started)
 

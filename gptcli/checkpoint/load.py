@@ -41,6 +41,7 @@ from gptcli.quant.packed import (
     concat_rows,
     stack,
 )
+from gptcli.quant.tinygemm import Tinygemm, TinygemmEmbedding, TinygemmLinear, TinygemmMatrix
 
 _HALVES = (torch.bfloat16, torch.float16)
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
@@ -56,6 +57,7 @@ def load_decoder(
     *,
     library: Library | None = None,
     integers: bool = False,
+    tinygemm: Tinygemm | None = None,
 ) -> Decoder:
     """A decoder with the checkpoint's weights on `device`.
 
@@ -64,6 +66,7 @@ def load_decoder(
     most one parameter is held twice.
     library: the kernels that multiply, in fp32 on the CPU, what they can of packed matrices and of ones in bf16 and
     fp16, which then stay as they are stored. integers: whether they may round activations to 8 bits for that.
+    tinygemm: the kernel that multiplies, in bf16 on CUDA, what it can of packed matrices, which then stay packed.
     Raises BrokenCheckpoint where a shape does not fit the config, before any weight is read.
     """
     decoder = empty_decoder(folder)
@@ -78,9 +81,12 @@ def load_decoder(
             # 1 + w needs the bits that w alone could be stored without.
             own_dtype = torch.float32 if isinstance(recipe, PlusOne) else dtype
             compiled = isinstance(value, PackedWeight) and library and can_compile(value, integers)
-            if isinstance(value, PackedWeight) and packing == "expand" and not compiled:
+            matrix = None
+            if isinstance(value, PackedWeight) and tinygemm and _can_be_packed(decoder, name):
+                matrix = tinygemm.matrix(value, device)
+            if isinstance(value, PackedWeight) and packing == "expand" and not compiled and matrix is None:
                 value = value.dequantize(own_dtype)
-            _place(decoder, name, value, device, own_dtype, library if compiled else None)
+            _place(decoder, name, value, device, own_dtype, library if compiled else None, matrix)
             on_progress(source.bytes_read, total)
         for name in folder.surplus_biases:
             if source.read(name).any():
@@ -176,6 +182,7 @@ def _place(
     device: torch.device,
     dtype: torch.dtype,
     library: Library | None,
+    matrix: TinygemmMatrix | None,
 ) -> None:
     """Puts a value where it belongs: in the parameter, or, packed, in a module that multiplies with it."""
     path, leaf = name.rsplit(".", 1)
@@ -185,8 +192,12 @@ def _place(
     if isinstance(value, Tensor):
         setattr(module, leaf, nn.Parameter(value.to(device, dtype), requires_grad=False))
         return
-    weight, packed = value.to(device), nn.Module()
+    weight, packed = value if matrix else value.to(device), nn.Module()
     match module:
+        case Embedding() if matrix:
+            packed = TinygemmEmbedding(matrix)
+        case Linear() if matrix:
+            packed = TinygemmLinear(matrix, module.bias)
         case Embedding():
             packed = CompiledEmbedding(library, weight) if library else PackedEmbedding(weight, dtype)
         case Experts():

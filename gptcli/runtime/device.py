@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from gptcli.errors import NoSuchDevice, OutOfMemory
 from gptcli.kernels.native import Library
 from gptcli.kernels.native import library as kernels
 from gptcli.model.config import MoeConfig
+from gptcli.quant.tinygemm import Tinygemm
 from gptcli.runtime.recorded import Record, cuda_graph
 from gptcli.settings import RuntimeConfig
 
@@ -32,7 +34,7 @@ class DevicePlan:
 
     library: the compiled kernels, or None for torch alone. as_stored: whether they take weights in the precision they
     are stored in. integers: whether they may round activations to 8 bits for packed ones. record: what records the step
-    of a token, or None where steps are plain.
+    of a token, or None where steps are plain. tinygemm: the kernel for packed weights on CUDA, if there is one.
     """
 
     device: torch.device
@@ -42,6 +44,7 @@ class DevicePlan:
     as_stored: bool = False
     integers: bool = False
     record: Record | None = None
+    tinygemm: Tinygemm | None = None
 
     @property
     def dtype_name(self) -> str:
@@ -59,6 +62,9 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
     """
     device = _device(runtime.device)
     torch.set_num_threads(runtime.threads or min(torch.get_num_threads(), _cpu_limit()))
+    if device.type == "cuda":
+        # cuDNN's attention plans each new pair of lengths for half a second, and a prompt is always of another length.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     free = free_bytes(device)
     library = _kernels(runtime) if device.type == "cpu" and runtime.dtype in ("auto", "fp32") else None
     as_stored = library is not None and runtime.quantize != "none"
@@ -68,6 +74,8 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
         dtype = torch.float32
     else:
         dtype, library, as_stored = _stored_dtype(folder), None, False
+        if _has_tinygemm(device) and (runtime.quantize in ("int8", "int4") or _is_packed(folder)):
+            dtype = torch.bfloat16  # what that kernel multiplies
     dense_bytes = folder.parameter_count * dtype.itemsize
     packing: Packing
     match runtime.quantize:
@@ -91,8 +99,9 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
         )
     # A dtype that was asked for is the activations', too.
     integers = as_stored and (runtime.dtype == "auto" or runtime.quantize != "auto")
-    record = cuda_graph if device.type == "cuda" else None
-    return DevicePlan(device, dtype, packing, library, as_stored, integers, record)
+    record = cuda_graph if device.type == "cuda" and not _plain() else None
+    tinygemm = Tinygemm() if _has_tinygemm(device) and dtype == torch.bfloat16 else None
+    return DevicePlan(device, dtype, packing, library, as_stored, integers, record, tinygemm)
 
 
 def _bytes_in_fp32(folder: ModelFolder, runtime: RuntimeConfig, as_stored: bool) -> int:
@@ -113,6 +122,22 @@ def _kernels(runtime: RuntimeConfig) -> Library | None:
         return None
     library.set_threads(torch.get_num_threads())
     return library
+
+
+def _plain() -> bool:
+    """Whether torch is to run every step alone, operation by operation."""
+    return os.environ.get("GPTCLI_KERNELS") == "off"
+
+
+def _has_tinygemm(device: torch.device) -> bool:
+    """Whether torch has its int4 kernel for this device: NVIDIA's since Ampere."""
+    if device.type != "cuda" or torch.version.hip is not None or _plain():
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _is_packed(folder: ModelFolder) -> bool:
+    return folder.kept_bytes(4) != folder.parameter_count * 4
 
 
 def _device(name: str) -> torch.device:

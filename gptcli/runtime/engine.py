@@ -18,6 +18,7 @@ from gptcli.runtime.static import all_finite
 
 _MOST_ROWS = 32  # texts in one step: twice as many gain little more, and the first of them is waited for twice as long
 _CHUNK = 512  # prompt tokens in one forward pass: bounds memory, costs a tenth of the speed at 4,096
+_CUDA_CHUNK = 2048  # where attention holds no scores: fewer would leave much of the device idle
 
 
 class Engine:
@@ -33,11 +34,23 @@ class Engine:
 
     @property
     def kernels(self) -> str:
-        """What multiplies: `torch`, or the compiled kernels' instruction set, with torch where no program runs."""
-        library = self.plan.library
-        if library is None:
-            return "torch"
-        return library.level if self._program else f"{library.level} and torch"
+        """What multiplies: `torch`, or the compiled kernels' instruction set, with torch where no program runs; on CUDA
+        torch with what makes it fast, as far as that has passed its checks."""
+        library, plan = self.plan.library, self.plan
+        if library is not None:
+            return library.level if self._program else f"{library.level} and torch"
+        fast = [
+            name
+            for name, part in (("CUDA graphs", self._recorded), ("tinygemm", plan.tinygemm))
+            if part is not None and part.failure is None
+        ]
+        return ", ".join(["torch", *fast])
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Why it is slower here than it could be: of what did not pass its check, something else does the work."""
+        checked = (self._recorded, self.plan.tinygemm)
+        return tuple(part.failure for part in checked if part is not None and part.failure is not None)
 
     @property
     def threads(self) -> int:
@@ -64,7 +77,7 @@ class Engine:
         """
         tokens = self._rotated_alike(tokens, cache)
         done = 0
-        for chunk in self._chunks(tokens):
+        for chunk in self._chunks(tokens, _CUDA_CHUNK if self._spares_scores() else _CHUNK):
             if cancelled():
                 return None
             logits = self._run([chunk], cache)
@@ -157,8 +170,14 @@ class Engine:
         cache.span = len(tokens)
         return torch.cat([self._run([chunk], cache, wanted=len(chunk)) for chunk in self._chunks(tokens)])
 
-    def _chunks(self, tokens: Sequence[int]) -> list[Sequence[int]]:
-        return [tokens[start : start + _CHUNK] for start in range(0, len(tokens), _CHUNK)]
+    def _chunks(self, tokens: Sequence[int], most: int | None = None) -> list[Sequence[int]]:
+        most = most or _CHUNK
+        return [tokens[start : start + most] for start in range(0, len(tokens), most)]
+
+    def _spares_scores(self) -> bool:
+        """Whether attention over a prompt is a fused kernel, which never holds its scores: on CUDA, where one can."""
+        attentions = [block.attention for block in self.decoder.config.blocks]
+        return self.plan.device.type == "cuda" and not any(each.sinks or each.softcap for each in attentions)
 
     def _rotated_alike(self, tokens: Sequence[int], cache: KVCache) -> Sequence[int]:
         """What to run so that all keys are rotated for the new length: the whole text when it crosses a border."""
