@@ -1,4 +1,4 @@
-"""CUDA tensors without numbers, which every machine has: what would wait for the device, copy to it or mix devices raises.
+"""CUDA tensors without numbers, which every machine has: what would wait for the device, or copy to it, raises.
 
 torch has them for its compiler. On a build without CUDA, indexing and in-place copies ask for a device all the same, so
 they are spelled as the operations that they become.
@@ -16,6 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gptcli.model.cache import KVCache
+from gptcli.model.config import DecoderConfig
+from gptcli.model.decoder import Decoder
 from tests.runtime.recorder import tensors
 
 _aten = torch.ops.aten
@@ -26,6 +29,21 @@ def fake_cuda() -> Iterator[None]:
     """What is made on "cuda" in the block has a shape, a type and a device, and no numbers."""
     with FakeTensorMode(allow_non_fake_inputs=False), _Spelled():
         yield
+
+
+def fake_model(config: DecoderConfig, rows: int = 1) -> tuple[Decoder, KVCache]:
+    """A decoder in bf16 without weights, and a cache with room for a token of each of several rows."""
+    cuda = torch.device("cuda")
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with cuda:
+            decoder = Decoder(config).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    cache = KVCache(config, config.max_context, cuda, torch.bfloat16, zeroed=True)
+    cache.fill([KVCache(config, config.max_context, cuda, torch.bfloat16, zeroed=True)] * rows)
+    cache.reserve(1)
+    return decoder, cache
 
 
 class OnTheDevice(TorchDispatchMode):
