@@ -70,6 +70,8 @@ class _Spelled(TorchFunctionMode):
             return _indexed(args[0], args[1])
         if function in (Tensor.__setitem__, Tensor.copy_) and args[0].is_cuda:
             return args[0]  # nothing has numbers
+        if function is Tensor.contiguous and args[0].is_cuda and not args[0].is_contiguous():
+            return args[0].clone(memory_format=torch.contiguous_format)
         return function(*args, **(kwargs or {}))
 
 
