@@ -20,7 +20,7 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., *shape), any floating dtype; the same shape and dtype come back."""
-        if x.is_cuda and self.weight is not None and self.weight.shape == x.shape[-1:] and self.weight.dtype == x.dtype:
+        if x.is_cuda and self._can_be_fused(x):
             return self._fused(x)
         config, wide, size = self.config, x.float(), x.shape[-1:]
         if config.kind == "rms":
@@ -35,9 +35,13 @@ class Norm(nn.Module):
             normalized = normalized + self.bias
         return normalized.to(x.dtype)
 
+    def _can_be_fused(self, x: Tensor) -> bool:
+        weight, rms = self.weight, self.config.kind == "rms"
+        return weight is not None and weight.dim() == 1 and weight.dtype == x.dtype and not (rms and self.config.bias)
+
     def _fused(self, x: Tensor) -> Tensor:
         """In one kernel, which computes in fp32 and rounds once, at the end, where others round before they scale."""
-        if self.config.kind == "layer":
-            return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.config.eps)
-        normalized = F.rms_norm(x, x.shape[-1:], self.weight, self.config.eps)
-        return normalized if self.bias is None else normalized + self.bias
+        size, eps = x.shape[-1:], self.config.eps
+        if self.config.kind == "rms":
+            return F.rms_norm(x, size, self.weight, eps)
+        return F.layer_norm(x, size, self.weight, self.bias, eps)

@@ -28,13 +28,14 @@ Multiply = Callable[[Tensor, Tensor, int, Tensor], Tensor]
 
 
 class Tinygemm:
-    """The kernel on one device. `failure` is why some weights are not multiplied with it."""
+    """The kernel on one device. `used` is whether it multiplies any weight, `failure` why it does not multiply some."""
 
     def __init__(
         self,
         pack: Pack = torch._convert_weight_to_int4pack,
         multiply: Multiply = torch._weight_int4pack_mm,
     ) -> None:
+        self.used = False
         self.failure: str | None = None
         self._pack, self._multiply = pack, multiply
         self._trusted: dict[tuple[object, ...], bool] = {}
@@ -54,6 +55,7 @@ class Tinygemm:
         except RuntimeError as error:
             self._trusted[kind] = False
             self.failure = f"torch's int4 kernel does not run here: {str(error).splitlines()[0]}"
+        self.used |= self._trusted[kind]
         return made if self._trusted[kind] else None
 
     def _is_right(self, made: TinygemmMatrix, weight: AffineWeight) -> bool:

@@ -39,12 +39,9 @@ class Engine:
         library, plan = self.plan.library, self.plan
         if library is not None:
             return library.level if self._program else f"{library.level} and torch"
-        fast = [
-            name
-            for name, part in (("CUDA graphs", self._recorded), ("tinygemm", plan.tinygemm))
-            if part is not None and part.failure is None
-        ]
-        return ", ".join(["torch", *fast])
+        graphs = ["CUDA graphs"] if self._recorded and self._recorded.failure is None else []
+        tinygemm = ["tinygemm"] if plan.tinygemm and plan.tinygemm.used else []
+        return ", ".join(["torch", *graphs, *tinygemm])
 
     @property
     def failures(self) -> tuple[str, ...]:
