@@ -265,7 +265,7 @@ def needed_library() -> Library:
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:
-    return ((got - want).abs().max() / want.abs().max()).item()
+    return ((got.cpu() - want.cpu()).abs().max() / want.cpu().abs().max()).item()
 
 
 def rms_error(got: Tensor, want: Tensor) -> float:

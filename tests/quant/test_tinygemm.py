@@ -77,7 +77,7 @@ def multiply(x: Tensor, tiles: Tensor, group: int, scales_and_zeros: Tensor) -> 
 
 
 KERNELS = [(CPU, Tinygemm(pack, multiply))]
-if torch.cuda.is_available():
+if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0):
     KERNELS.append((torch.device("cuda"), Tinygemm()))
 
 
