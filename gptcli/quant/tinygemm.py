@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gptcli.model.difference import relative_difference
 from gptcli.quant.affine import AffineWeight, unpacked
 from gptcli.quant.packed import PackedWeight, packed_linear
 
@@ -52,6 +53,8 @@ class Tinygemm:
             made = TinygemmMatrix(weight, self._pack, self._multiply)
             if kind not in self._trusted:
                 self._trusted[kind] = self._is_right(made, weight)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             self._trusted[kind] = False
             self.failure = f"torch's int4 kernel does not run here: {str(error).splitlines()[0]}"
@@ -63,7 +66,7 @@ class Tinygemm:
         x = torch.arange(2 * columns, device=weight.packed.device).mul(0.7).sin().view(2, -1).bfloat16()
         expected = packed_linear(x.float(), weight, None)
         for got in (made(x), F.linear(x, made.dense())):
-            difference = float((got.float() - expected).norm() / expected.norm())
+            difference = relative_difference(got.float(), expected)
             if not difference <= _TOLERANCE:
                 self.failure = (
                     f"torch's int4 kernel is off by {difference:.2g} of the size of a product "

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
 from gptcli.model.cache import KVCache
 from gptcli.model.decoder import Decoder
+from gptcli.model.difference import relative_difference
 from gptcli.runtime.static import Outputs, StaticStep, all_finite
 
 Record = Callable[[Callable[[], Outputs], torch.device], Callable[[], Outputs]]
@@ -82,18 +82,12 @@ class RecordedSteps:
             self.failure = f"the decode step could not be recorded: {str(error).splitlines()[0]}"
             return self._plain(tokens, cache)
         expected, finite = self._plain(tokens, cache)
-        difference = max(_difference(logits, expected), _difference(written, step.written(cache)))
+        difference = max(relative_difference(logits, expected), relative_difference(written, step.written(cache)))
         if difference <= _tolerance(cache.dtype):
             self._last = step, replay
         elif finite:
             self.failure = f"the recorded decode step differs from the plain one by {difference:.2g} of its size"
         return expected, finite
-
-
-def _difference(got: Tensor, expected: Tensor) -> float:
-    """The size of the difference, as a part of the size of what was expected."""
-    size = expected.norm().clamp(min=torch.finfo(torch.float32).tiny)  # also of weights that are all zero
-    return float((got - expected).norm() / size)
 
 
 def _tolerance(dtype: torch.dtype) -> float:

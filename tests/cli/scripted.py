@@ -53,7 +53,7 @@ class Script:
         if self.load_error:
             raise OutOfMemory(self.load_error)
         plan = SimpleNamespace(device="cpu", dtype_name="fp32")
-        return SimpleNamespace(plan=plan, new_cache=lambda: None)
+        return SimpleNamespace(plan=plan, new_cache=lambda: None, failures=())
 
     def stream(
         self,

@@ -141,6 +141,18 @@ def test_a_recording_that_is_wrong_is_found_out_and_no_logits_come_of_it(faulty:
     assert engine.kernels == "torch"
 
 
+def test_keys_that_do_not_arrive_are_missed_where_the_same_ones_were_before(model: Path) -> None:
+    made: list[Record] = [record, no_keys_written]
+    engine = engine_of(model, lambda run, device: made.pop(0)(run, device))
+    cache = engine.new_cache()
+    engine.prefill(TEXT[:20], cache)
+    engine.decode(7, cache)
+    cache.truncate(20)
+    cache.moves += 1  # so that there is another recording, of the same step in the same memory
+    engine.decode(7, cache)
+    assert made == [] and len(engine.failures) == 1
+
+
 def test_a_recording_that_turns_wrong_later_is_found_out_when_the_next_is_made(model: Path) -> None:
     made: list[Record] = [record, nothing_again]
     engine = engine_of(model, lambda run, device: made.pop(0)(run, device))
