@@ -38,6 +38,7 @@ enum {
     PANEL_FLOATS = 1 << 13, /* of weights that stay in the first cache while many tokens pass */
     RANGE = 128,      /* positions that one task of attention covers */
     SPAN = 64,        /* positions that many tokens attend to at once */
+    MOST_THREADS = 256,
 };
 
 /* ---- matrix.c ---- */

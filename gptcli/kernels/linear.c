@@ -1,4 +1,5 @@
-/* out = x @ W.T + bias. The threads take blocks of rows from a counter, so that a slow one takes fewer. */
+/* out = x @ W.T + bias. Each thread takes pieces of a range of its own, and then what is left of the others': it reads
+ * one stream, whose next piece is on its way already, and still a slow one is helped. */
 #include "kernels.h"
 
 #include <stdlib.h>
@@ -6,7 +7,7 @@
 enum {
     SLAB = 512,                     /* tokens whose activations are held at once */
     PIECES_A_THREAD = 8,            /* that a thread's share is cut into */
-    PIECE_BYTES = 1 << 16,          /* at least, for few tokens: each piece begins with waiting for memory */
+    PIECE_BYTES = 1 << 16,          /* at least, for few tokens */
     PANEL_BLOCKS = 2,               /* a task's, if there are many tokens: what the widest vectors make a panel of */
     SLICE = 128,                    /* tokens that are worth making a panel of their own for */
     MANY = 16,                      /* tokens; more are multiplied by panels of a dense matrix */
@@ -43,6 +44,14 @@ void gptcli_quantize(Activations *activations, const float *x, int64_t begin, in
 
 /* ---- on all threads ---- */
 
+/* Blocks that one thread takes first. A line of its own: the owner should not wait for what others count. */
+typedef struct {
+    _Alignas(CACHE_LINE) atomic_llong next;
+    int64_t end;
+} Range;
+
+static Range ranges[MOST_THREADS]; /* whose the locked pool is */
+
 typedef struct {
     const Matrix *matrix;
     const float *x;
@@ -51,8 +60,9 @@ typedef struct {
     float *panels; /* PANEL_FLOATS for each thread */
     int64_t span;  /* tokens that use a panel as long as it is there */
     Output output;
-    int64_t step; /* taken from a counter at once */
-    atomic_llong next_token, next_block; /* next_block: the next task, with panels */
+    int64_t step;   /* blocks that are taken at once */
+    int64_t ranges; /* of blocks */
+    atomic_llong next_token, next_panel;
 } Job;
 
 static void quantize_share(void *argument, int thread, int threads) {
@@ -70,13 +80,26 @@ void gptcli_linear_blocks(const Matrix *matrix, const float *x, int64_t tokens, 
         level()->dense_blocks(matrix, x, tokens, begin, end, output);
 }
 
+/* As many ranges as there are threads, but none smaller than a step. */
+static void make_ranges(Job *job) {
+    int64_t blocks = blocks_of(job->matrix), begin = 0;
+    job->ranges = smaller(gptcli_threads(), (blocks + job->step - 1) / job->step);
+    for (int64_t i = 0; i < job->ranges; i++) {
+        int64_t end = smaller(blocks, round_up(blocks * (i + 1) / job->ranges, 2)); /* as blocks_at_once */
+        atomic_store(&ranges[i].next, begin);
+        begin = ranges[i].end = end;
+    }
+}
+
 static void blocks_share(void *argument, int thread, int threads) {
     Job *job = argument;
-    int64_t blocks = blocks_of(job->matrix);
-    (void)thread, (void)threads;
-    for (int64_t begin; (begin = atomic_fetch_add(&job->next_block, job->step)) < blocks;)
-        gptcli_linear_blocks(job->matrix, job->x, job->tokens, &job->activations, begin,
-                             smaller(begin + job->step, blocks), &job->output);
+    (void)threads;
+    for (int64_t i = 0; i < job->ranges; i++) {
+        Range *range = &ranges[(thread + i) % job->ranges];
+        for (int64_t begin; (begin = atomic_fetch_add(&range->next, job->step)) < range->end;)
+            gptcli_linear_blocks(job->matrix, job->x, job->tokens, &job->activations, begin,
+                                 smaller(begin + job->step, range->end), &job->output);
+    }
 }
 
 /* A task is a panel's rows of a span of the tokens. */
@@ -86,7 +109,7 @@ static void panels_share(void *argument, int thread, int threads) {
     float *panel = job->panels + (int64_t)thread * PANEL_FLOATS;
     int64_t rows = PANEL_BLOCKS * BLOCK, spans = (job->tokens + job->span - 1) / job->span;
     (void)threads;
-    for (int64_t task; (task = atomic_fetch_add(&job->next_block, 1)) / spans * rows < matrix->rows;) {
+    for (int64_t task; (task = atomic_fetch_add(&job->next_panel, 1)) / spans * rows < matrix->rows;) {
         int64_t row = task / spans * rows, token = task % spans * job->span;
         Output output = job->output;
         output.out += token * output.stride;
@@ -120,6 +143,8 @@ static int linear_slab(Job *job) {
         if (job->panels == NULL) return -1;
         job->span = tokens_at_once(job->matrix, job->tokens);
         share = panels_share;
+    } else {
+        make_ranges(job);
     }
     if (work < SOLO_MULTIPLICATIONS)
         share(job, 0, 1);
