@@ -1,6 +1,7 @@
 /* What the files of the kernels share: the records, the thread pool, and the functions that each instruction set has.
  *
  *   matrix.c     weights: read in place, or repacked into memory of our own
+ *   coded.c      dense weights in fewer bytes, bit for bit
  *   linear.c     out = x @ W.T + bias, spread over the threads
  *   attention.c  one token's attention over a cache of keys and values
  *   program.c    a whole step of a decoder as a list of these
@@ -38,12 +39,14 @@ enum {
     PANEL_FLOATS = 1 << 13, /* of weights that stay in the first cache while many tokens pass */
     RANGE = 128,      /* positions that one task of attention covers */
     SPAN = 64,        /* positions that many tokens attend to at once */
+    RECORD = 64,      /* columns of a row that are coded together */
+    CODE_BYTES = RECORD / 2,
     MOST_THREADS = 256,
 };
 
 /* ---- matrix.c ---- */
 
-typedef enum { FLOAT32, FLOAT16, BFLOAT16, AFFINE } Kind;
+typedef enum { FLOAT32, FLOAT16, BFLOAT16, AFFINE, CODED } Kind;
 
 struct Chunk;
 
@@ -56,6 +59,14 @@ struct Chunk;
  *   group / 8 lines of 64 bytes          4 bits: as above in the low nibbles, the next four columns in the high ones
  * so that one line feeds one vector instruction and decoding reads memory in a single stream. Rows beyond the last are
  * zero.
+ *
+ * Coded ones are a copy, too, of bf16 or fp32 in 12 or 28 bits. Records of 64 columns lie row by row in two streams:
+ *   packed   32 bytes                    which of the 16 `tops` is a weight's upper byte: 4 bits for each place, those
+ *                                        of the last 32 places in the high nibbles
+ *   rest     64 bytes                    the next byte, for each place
+ *            64 words of 16 bits         fp32: the other two
+ * Which column has which place follows from how vectors are put together of bytes (place_in_record). Records that have
+ * an upper byte which is not one of `tops` are listed with all of theirs.
  */
 typedef struct Matrix {
     Kind kind;
@@ -66,6 +77,12 @@ typedef struct Matrix {
     int64_t block_bytes;
     const void *dense;
     uint8_t *packed;
+    uint8_t *rest;      /* this and all below: coded */
+    int64_t rest_bytes; /* of a record */
+    uint8_t tops[16];
+    uint8_t *spelled;          /* upper bytes of the records that are listed, RECORD of each */
+    uint32_t *spelled_records; /* which those are, in order, and a last one that no record reaches */
+    uint32_t *spelled_from;    /* (blocks + 1) how many belong to earlier blocks */
     struct Chunk *chunk; /* owns packed */
 } Matrix;
 
@@ -79,6 +96,10 @@ EXPORT Matrix *gptcli_matrix_dense(int kind, const void *weights, int64_t rows, 
 EXPORT Matrix *gptcli_matrix_affine(const uint8_t *q, const void *scales, const void *biases, int constants,
                                     int64_t rows, int64_t columns, int bits, int64_t group);
 
+/* A coded copy of fp32 or bf16. NULL: no memory, or nothing to be gained: weights that spread too wide, columns that
+ * are no whole records, or a level in use that decodes no faster than it reads. */
+EXPORT Matrix *gptcli_matrix_coded(int kind, const void *weights, int64_t rows, int64_t columns);
+
 EXPORT void gptcli_matrix_free(Matrix *matrix);
 
 /* Bytes that the matrix keeps beyond what Python owns. */
@@ -89,6 +110,27 @@ EXPORT void gptcli_matrix_row(const Matrix *matrix, int64_t row, float *out);
 
 float float_of_half(uint16_t half);
 float float_of_bfloat(uint16_t bfloat);
+
+/* A matrix without weights, and 64-byte aligned memory for them; NULL: no memory. */
+Matrix *matrix_new(Kind kind, int64_t rows, int64_t columns);
+uint8_t *matrix_memory(int64_t bytes, struct Chunk **owner);
+
+/* ---- coded.c ---- */
+
+/* Interleaving bytes and then words of 128 bits each makes four columns of each 16 neighbours. */
+static inline int64_t place_in_record(int64_t column) { return column % 16 / 4 * 16 + column / 16 * 4 + column % 4; }
+static inline int64_t low_in_record(int64_t column) {
+    return column / 32 * 32 + column % 16 / 4 * 8 + column / 16 % 2 * 4 + column % 4;
+}
+
+int64_t coded_bytes(const Matrix *matrix);
+
+/* The upper bytes of a record that is listed, else NULL. */
+const uint8_t *spelled_tops(const Matrix *matrix, int64_t record);
+
+/* A record's columns in fp32, one by one. spelled: its upper bytes, or NULL. */
+void decode_columns(const Matrix *matrix, const uint8_t *codes, const uint8_t *rest, const uint8_t *spelled,
+                    float *out);
 
 /* ---- linear.c ---- */
 
@@ -251,6 +293,9 @@ typedef struct Level {
     /* Rows [begin, end); panel: PANEL_FLOATS of the calling thread's own, 64-byte aligned. */
     void (*dense_panels)(const Matrix *, const float *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
                          const Output *);
+    /* Codes records [begin, end) of weights and lists those it has to, `listed` being so far; or, if the matrix has no
+     * memory yet, only counts these. NULL: this level decodes no faster than it reads. */
+    int64_t (*encode)(Matrix *, const uint8_t *weights, int64_t begin, int64_t end, int64_t listed);
     void (*affine_blocks)(const Matrix *, const Activations *, int64_t begin, int64_t end, const Output *);
     void (*attend)(const Attention *, int64_t kv_head, int64_t begin, int64_t end, float *partial, int64_t stride);
     void (*attend_passage)(const Passage *, int64_t kv_head, int64_t begin, int64_t end, const float *transposed,

@@ -14,6 +14,7 @@
  *   nearest             floats to ints, ties to even
  *   sum, largest        of a vector's lanes: floats, and ints that are not negative
  *   dot                 ints + the products of four u8 (a word) and four s8 (an int32_t), in each lane, exact
+ *   CODES               1 if there are an encode_record and a decode_record as below, else 0
  *
  * Functions that have constants among their arguments are inlined into one copy for each of them, so that their inner
  * loops unroll and their arrays become registers.
@@ -366,10 +367,104 @@ INLINE void dense_rows(const Matrix *matrix, const float *x, int64_t tokens, int
     }
 }
 
+/* ---- linear: coded weights ---- */
+
+enum { RECORD_VECTORS = RECORD / LANES };
+
+#if CODES
+INLINE int64_t encode_range(Matrix *matrix, const uint8_t *weights, int64_t begin, int64_t end, int64_t listed,
+                            const int wide) {
+    for (int64_t record = begin; record < end; record++) {
+        uint8_t tops[RECORD];
+        if (encode_record(matrix, weights + record * RECORD * (wide ? 4 : 2), record, tops, wide)) continue;
+        if (matrix->packed != NULL) {
+            matrix->spelled_records[listed] = (uint32_t)record;
+            memcpy(matrix->spelled + listed * RECORD, tops, RECORD);
+        }
+        listed++;
+    }
+    return listed;
+}
+
+static int64_t encode(Matrix *matrix, const uint8_t *weights, int64_t begin, int64_t end, int64_t listed) {
+    return matrix->rest_bytes > RECORD ? encode_range(matrix, weights, begin, end, listed, 1)
+                                       : encode_range(matrix, weights, begin, end, listed, 0);
+}
+#else
+#define encode NULL
+
+/* A record's weights, in the order of its columns. spelled: its upper bytes, or NULL. */
+INLINE void decode_record(const Matrix *matrix, const uint8_t *codes, const uint8_t *rest, const uint8_t *spelled,
+                          floats *weights, const int wide) {
+    float columns[RECORD];
+    (void)wide;
+    decode_columns(matrix, codes, rest, spelled, columns);
+    for (int v = 0; v < RECORD_VECTORS; v++) weights[v] = load(columns + v * LANES);
+}
+#endif
+
+/* A row times `tokens` tokens. *next: how many of the listed records come before it, and then before the next row. */
+INLINE void coded_tile(const Matrix *matrix, const float *x, int64_t row, int64_t token, const Output *output,
+                       int64_t *next, const int wide, const int tokens, const int unroll) {
+    const int64_t columns = matrix->columns, first = row * columns / RECORD;
+    const uint8_t *codes = matrix->packed + first * CODE_BYTES, *rest = matrix->rest + first * matrix->rest_bytes;
+    int64_t listed = *next, at = matrix->spelled_records[listed] - first;
+    x += token * columns;
+    floats sums[DENSE_TOKENS][DENSE_UNROLL] = {{{0}}};
+    for (int64_t record = 0; record < columns / RECORD; record++) {
+        const uint8_t *spelled = NULL;
+        if (__builtin_expect(record == at, 0)) {
+            spelled = matrix->spelled + listed * RECORD;
+            at = matrix->spelled_records[++listed] - first;
+        }
+        prefetch(codes, AHEAD / 2);
+        for (int i = 0; i < (wide ? 3 : 1); i++) prefetch(rest + i * CACHE_LINE, AHEAD);
+        floats weights[RECORD_VECTORS];
+        decode_record(matrix, codes, rest, spelled, weights, wide);
+        UNROLL for (int v = 0; v < RECORD_VECTORS; v++)
+            UNROLL for (int t = 0; t < tokens; t++)
+                sums[t][v % unroll] += weights[v] * load(x + t * columns + record * RECORD + v * LANES);
+        codes += CODE_BYTES;
+        rest += wide ? 3 * RECORD : RECORD;
+    }
+    for (int t = 0; t < tokens; t++) {
+        floats all = sums[t][0];
+        UNROLL for (int u = 1; u < unroll; u++) all += sums[t][u];
+        output->out[(token + t) * output->stride + row] =
+            output->bias != NULL ? sum(all) + output->bias[row] : sum(all);
+    }
+    *next = listed;
+}
+
+/* Sums are taken in the order of dense_rows. */
+INLINE void coded_rows(const Matrix *matrix, const float *x, int64_t tokens, int64_t begin, int64_t end,
+                       const Output *output, const int wide) {
+    int64_t listed = matrix->spelled_from[begin / BLOCK];
+    for (int64_t row = begin; row < end; row++) {
+        int64_t behind = listed;
+        for (int64_t token = 0; token < tokens;) {
+            int64_t left = tokens - token, count = left < DENSE_TOKENS ? left : DENSE_TOKENS, next = listed;
+            switch (count) {
+            case 1: coded_tile(matrix, x, row, token, output, &next, wide, 1, 4); break;
+            case 2: coded_tile(matrix, x, row, token, output, &next, wide, 2, 2); break;
+            case 3: coded_tile(matrix, x, row, token, output, &next, wide, 3, 1); break;
+            default: coded_tile(matrix, x, row, token, output, &next, wide, 4, 1); break;
+            }
+            token += count;
+            behind = next;
+        }
+        listed = behind;
+    }
+}
+
 static void dense_blocks(const Matrix *matrix, const float *x, int64_t tokens, int64_t begin, int64_t end,
                          const Output *output) {
     int64_t first = begin * BLOCK, last = end * BLOCK < matrix->rows ? end * BLOCK : matrix->rows;
-    if (matrix->kind == FLOAT32)
+    if (matrix->kind == CODED && matrix->rest_bytes > RECORD)
+        coded_rows(matrix, x, tokens, first, last, output, 1);
+    else if (matrix->kind == CODED)
+        coded_rows(matrix, x, tokens, first, last, output, 0);
+    else if (matrix->kind == FLOAT32)
         dense_rows(matrix, x, tokens, first, last, output, FLOAT32);
     else if (matrix->kind == FLOAT16)
         dense_rows(matrix, x, tokens, first, last, output, FLOAT16);
@@ -426,6 +521,27 @@ INLINE void fill_panel(const Matrix *matrix, int64_t row, int64_t end, int64_t c
             }
             transpose(block);
             UNROLL for (int c = 0; c < LANES; c++) store(panel + (i + c) * PANEL + v, block[c]);
+        }
+    }
+}
+
+/* The same of a coded matrix; columns are those of whole records. */
+INLINE void fill_coded_panel(const Matrix *matrix, int64_t row, int64_t end, int64_t column, int64_t count,
+                             float *panel, const int wide) {
+    for (int64_t i = 0; i < count; i += RECORD) {
+        for (int v = 0; v < PANEL; v += LANES) {
+            floats blocks[RECORD_VECTORS][LANES] = {{{0}}};
+            for (int r = 0; r < LANES && row + v + r < end; r++) {
+                int64_t record = ((row + v + r) * matrix->columns + column + i) / RECORD;
+                floats weights[RECORD_VECTORS];
+                decode_record(matrix, matrix->packed + record * CODE_BYTES, matrix->rest + record * matrix->rest_bytes,
+                              spelled_tops(matrix, record), weights, wide);
+                UNROLL for (int b = 0; b < RECORD_VECTORS; b++) blocks[b][r] = weights[b];
+            }
+            for (int b = 0; b < RECORD_VECTORS; b++) {
+                transpose(blocks[b]);
+                for (int c = 0; c < LANES; c++) store(panel + (i + b * LANES + c) * PANEL + v, blocks[b][c]);
+            }
         }
     }
 }
@@ -494,12 +610,16 @@ static void panel_rows(const float *panel, const float *x, int64_t stride, int64
 static void dense_panels(const Matrix *matrix, const float *x, int64_t tokens, int64_t begin, int64_t end,
                          float *panel, const Output *output) {
     const int64_t columns = matrix->columns, chunks = (columns + CHUNK - 1) / CHUNK;
-    const int64_t chunk = ((columns + chunks - 1) / chunks + LANES - 1) / LANES * LANES; /* all about as wide */
+    const int64_t chunk = ((columns + chunks - 1) / chunks + RECORD - 1) / RECORD * RECORD; /* all about as wide */
     const int64_t tiles = (tokens + PANEL_TOKENS - 1) / PANEL_TOKENS, tile = (tokens + tiles - 1) / tiles;
     for (int64_t row = begin; row < end; row += PANEL)
         for (int64_t column = 0; column < columns; column += chunk) {
             int64_t count = columns - column < chunk ? columns - column : chunk;
-            if (matrix->kind == FLOAT32)
+            if (matrix->kind == CODED && matrix->rest_bytes > RECORD)
+                fill_coded_panel(matrix, row, end, column, count, panel, 1);
+            else if (matrix->kind == CODED)
+                fill_coded_panel(matrix, row, end, column, count, panel, 0);
+            else if (matrix->kind == FLOAT32)
                 fill_panel(matrix, row, end, column, count, panel, FLOAT32);
             else if (matrix->kind == FLOAT16)
                 fill_panel(matrix, row, end, column, count, panel, FLOAT16);
@@ -846,5 +966,5 @@ static void exponentials(const float *x, int64_t size, float *out) {
 }
 
 #define LEVEL(name)                                                                                                    \
-    {name,           quantize, dense_blocks, dense_panels, affine_blocks, attend,                                      \
-     attend_passage, rms_norm, layer_norm,   rope,         activate,      exponentials}
+    {name,   quantize,       dense_blocks, dense_panels, encode, affine_blocks,                                        \
+     attend, attend_passage, rms_norm,     layer_norm,   rope,   activate,      exponentials}

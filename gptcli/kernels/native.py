@@ -90,6 +90,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "gptcli_set_threads": (c_int, [c_int]),
     "gptcli_threads": (c_int, []),
     "gptcli_matrix_dense": (c_void_p, [c_int, c_void_p, c_int64, c_int64]),
+    "gptcli_matrix_coded": (c_void_p, [c_int, c_void_p, c_int64, c_int64]),
     "gptcli_matrix_affine": (c_void_p, [c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64, c_int, c_int64]),
     "gptcli_matrix_free": (None, [c_void_p]),
     "gptcli_matrix_bytes": (c_int64, [c_void_p]),
@@ -169,6 +170,17 @@ class Library:
         assert weight.is_contiguous() and weight.device.type == "cpu"
         handle = self._c.gptcli_matrix_dense(FLOATS[weight.dtype], weight.data_ptr(), rows, columns)
         return self._matrix(handle, rows, columns, weight)
+
+    def coded(self, weight: Tensor) -> Matrix | None:
+        """A copy of a weight in fewer bytes, bit for bit: fp32 in 28 bits, bf16 in 12; nothing is kept of the tensor.
+
+        weight: (rows, columns) in fp32, fp16 or bf16. None where that gains nothing, as for fp16, for weights whose
+        exponents lie far apart, and on processors that decode more slowly than they read.
+        """
+        rows, columns = weight.shape
+        assert weight.is_contiguous() and weight.device.type == "cpu"
+        handle = self._c.gptcli_matrix_coded(FLOATS[weight.dtype], weight.data_ptr(), rows, columns)
+        return None if handle is None else self._matrix(handle, rows, columns, None)
 
     def affine(self, packed: Tensor, scales: Tensor, biases: Tensor, bits: int) -> Matrix:
         """A copy of `quant.affine.AffineWeight` for the kernels; nothing is kept of the tensors.

@@ -26,7 +26,8 @@ def _matrix(library: Library, weight: PackedWeight) -> Matrix:
         case AffineWeight(packed, scales, biases, bits):
             return library.affine(packed.contiguous(), scales.contiguous(), biases.contiguous(), bits)
         case HalfWeight(values):
-            return library.dense(values.contiguous())
+            values = values.contiguous()
+            return library.coded(values) or library.dense(values)
     raise AssertionError(weight)
 
 

@@ -1,0 +1,133 @@
+/* Coded matrices: bf16 and fp32 weights in fewer bytes, bit for bit.
+ *
+ * Exponents of a matrix's weights lie close together, so that the upper bytes (sign, seven bits of the exponent) are
+ * nearly all among sixteen, and four bits say which. A record with any other byte has its upper bytes spelled out.
+ */
+#include "kernels.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    SAMPLED_RECORDS = 512, /* by which the sixteen are chosen; what they miss costs space alone */
+    MOST_SPELLED = 16,      /* one record of so many: with more it is no longer worth it */
+};
+
+typedef struct {
+    Matrix *matrix;
+    const uint8_t *weights;
+    atomic_llong next; /* block */
+} Coding;
+
+/* Before there is memory for it this counts the records that are to be listed, and then it writes all. */
+static void encode_blocks(void *argument, int thread, int threads) {
+    Coding *coding = argument;
+    Matrix *matrix = coding->matrix;
+    int64_t records = BLOCK * matrix->columns / RECORD;
+    (void)thread, (void)threads;
+    for (int64_t block; (block = atomic_fetch_add(&coding->next, 1)) < blocks_of(matrix);) {
+        int64_t begin = block * records, all = matrix->rows * matrix->columns / RECORD;
+        int64_t end = begin + records < all ? begin + records : all;
+        uint32_t *from = &matrix->spelled_from[block];
+        if (matrix->packed == NULL)
+            from[1] = (uint32_t)level()->encode(matrix, coding->weights, begin, end, 0);
+        else
+            level()->encode(matrix, coding->weights, begin, end, from[0]);
+    }
+}
+
+/* The sixteen upper bytes that are the most frequent in a sample. */
+static void choose_tops(Coding *coding, int64_t size, int64_t records) {
+    int64_t counts[256] = {0}, step = (records + SAMPLED_RECORDS - 1) / SAMPLED_RECORDS;
+    for (int64_t record = 0; record < records; record += step)
+        for (int64_t i = 0; i < RECORD; i++)
+            counts[coding->weights[(record * RECORD + i + 1) * size - 1]]++;
+    for (int code = 0; code < 16; code++) {
+        int most = 0;
+        for (int byte = 1; byte < 256; byte++)
+            if (counts[byte] > counts[most]) most = byte;
+        coding->matrix->tops[code] = (uint8_t)most;
+        counts[most] = -1;
+    }
+}
+
+static void encode_all(Coding *coding) {
+    atomic_store(&coding->next, 0);
+    pool_share(encode_blocks, coding);
+}
+
+/* How many records are to be spelled out, and where each block's begin; -1: too many, or no memory. */
+static int64_t lay_out_spelled(Coding *coding, int64_t records) {
+    Matrix *matrix = coding->matrix;
+    matrix->spelled_from = calloc((size_t)blocks_of(matrix) + 1, sizeof *matrix->spelled_from);
+    if (matrix->spelled_from == NULL) return -1;
+    encode_all(coding);
+    for (int64_t block = 0; block < blocks_of(matrix); block++)
+        matrix->spelled_from[block + 1] += matrix->spelled_from[block];
+    int64_t spelled = matrix->spelled_from[blocks_of(matrix)];
+    if (spelled > records / MOST_SPELLED) return -1;
+    matrix->spelled = malloc((size_t)spelled * RECORD + 1);
+    matrix->spelled_records = malloc(((size_t)spelled + 1) * sizeof *matrix->spelled_records);
+    if (matrix->spelled == NULL || matrix->spelled_records == NULL) return -1;
+    matrix->spelled_records[spelled] = UINT32_MAX;
+    return spelled;
+}
+
+Matrix *gptcli_matrix_coded(int kind, const void *weights, int64_t rows, int64_t columns) {
+    int64_t records = rows * columns / RECORD, size = kind == FLOAT32 ? 4 : 2;
+    if (kind == FLOAT16 || columns % RECORD != 0 || records >= UINT32_MAX || level()->encode == NULL) return NULL;
+    Matrix *matrix = matrix_new(CODED, rows, columns);
+    if (matrix == NULL) return NULL;
+    matrix->rest_bytes = RECORD * (size - 1);
+    matrix->block_bytes = BLOCK * columns / RECORD * (CODE_BYTES + matrix->rest_bytes);
+    Coding coding = {.matrix = matrix, .weights = weights};
+    choose_tops(&coding, size, records);
+    pool_lock();
+    int64_t spelled = lay_out_spelled(&coding, records);
+    int64_t code_bytes = (records * CODE_BYTES + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
+    if (spelled >= 0) matrix->packed = matrix_memory(code_bytes + records * matrix->rest_bytes, &matrix->chunk);
+    if (matrix->packed != NULL) {
+        matrix->rest = matrix->packed + code_bytes;
+        encode_all(&coding);
+    }
+    pool_unlock();
+    if (matrix->packed != NULL) return matrix;
+    gptcli_matrix_free(matrix);
+    return NULL;
+}
+
+int64_t coded_bytes(const Matrix *matrix) {
+    int64_t spelled = matrix->spelled_from[blocks_of(matrix)];
+    return matrix->rows * matrix->columns / RECORD * (CODE_BYTES + matrix->rest_bytes) +
+           spelled * (RECORD + (int64_t)sizeof *matrix->spelled_records) +
+           (blocks_of(matrix) + 1) * (int64_t)sizeof *matrix->spelled_from;
+}
+
+const uint8_t *spelled_tops(const Matrix *matrix, int64_t record) {
+    int64_t block = record * RECORD / matrix->columns / BLOCK;
+    int64_t low = matrix->spelled_from[block], end = matrix->spelled_from[block + 1];
+    while (low < end) {
+        int64_t middle = (low + end) / 2;
+        if (matrix->spelled_records[middle] < record)
+            low = middle + 1;
+        else
+            end = middle;
+    }
+    return matrix->spelled_records[low] == record ? matrix->spelled + low * RECORD : NULL;
+}
+
+void decode_columns(const Matrix *matrix, const uint8_t *codes, const uint8_t *rest, const uint8_t *spelled,
+                    float *out) {
+    for (int64_t i = 0; i < RECORD; i++) {
+        int64_t place = place_in_record(i);
+        uint8_t code = place < CODE_BYTES ? codes[place] & 15 : codes[place - CODE_BYTES] >> 4;
+        uint32_t top = spelled != NULL ? spelled[place] : matrix->tops[code];
+        uint32_t bits = top << 24 | (uint32_t)rest[place] << 16;
+        if (matrix->rest_bytes > RECORD) {
+            uint16_t low;
+            memcpy(&low, rest + RECORD + 2 * low_in_record(i), sizeof low);
+            bits |= low;
+        }
+        memcpy(&out[i], &bits, sizeof bits);
+    }
+}
