@@ -108,7 +108,8 @@ class LanguageModel:
                 plan.dtype,
                 plan.packing,
                 on_progress,
-                library=plan.library if plan.as_stored else None,
+                library=plan.library if plan.as_stored or plan.half else None,
+                half=plan.half,
                 integers=plan.integers,
             )
         return Engine(decoder, plan, self.ctx_size, load_s=time.perf_counter() - started)

@@ -55,6 +55,7 @@ def load_decoder(
     on_progress: Progress = lambda done, total: None,
     *,
     library: Library | None = None,
+    half: torch.dtype | None = None,
     integers: bool = False,
 ) -> Decoder:
     """A decoder with the checkpoint's weights on `device`.
@@ -63,7 +64,8 @@ def load_decoder(
     head of an int4 model in 8 bits. Everything dense is of `dtype`, but for norms stored less 1, which stay in fp32. At
     most one parameter is held twice.
     library: the kernels that multiply, in fp32 on the CPU, what they can of packed matrices and of ones in bf16 and
-    fp16, which then stay as they are stored. integers: whether they may round activations to 8 bits for that.
+    fp16, which then stay as they are stored. half: the precision in which they get all dense matrices instead, those
+    that were packed included. integers: whether they may round activations to 8 bits for packed ones.
     Raises BrokenCheckpoint where a shape does not fit the config, before any weight is read.
     """
     decoder = empty_decoder(folder)
@@ -73,14 +75,16 @@ def load_decoder(
             value = _cook(recipe, source)
             if isinstance(value, Tensor) and packing in ("int8", "int4"):
                 value = _quantized(decoder, name, value, packing)
-            if isinstance(value, Tensor) and library and value.dtype in _HALVES and _can_be_packed(decoder, name):
-                value = HalfWeight(value)
             # 1 + w needs the bits that w alone could be stored without.
             own_dtype = torch.float32 if isinstance(recipe, PlusOne) else dtype
-            compiled = isinstance(value, PackedWeight) and library and can_compile(value, integers)
-            if isinstance(value, PackedWeight) and packing == "expand" and not compiled:
-                value = value.dequantize(own_dtype)
-            _place(decoder, name, value, device, own_dtype, library if compiled else None)
+            compiled = isinstance(value, PackedWeight) and library and can_compile(value)
+            if isinstance(value, PackedWeight) and packing == "expand" and (half or not compiled):
+                value = value.dequantize(own_dtype if half is None or _chooses_experts(name) else half)
+            if isinstance(value, Tensor) and library and _can_be_packed(decoder, name):
+                value = value if half is None or _chooses_experts(name) else value.to(half)
+                value = HalfWeight(value) if value.dtype in _HALVES else value
+            compiled = isinstance(value, PackedWeight) and library and can_compile(value)
+            _place(decoder, name, value, device, own_dtype, library if compiled else None, integers)
             on_progress(source.bytes_read, total)
         for name in folder.surplus_biases:
             if source.read(name).any():
@@ -154,13 +158,17 @@ def _pairs_to_halves(rows: Tensor, dim: int) -> Tensor:
 
 
 def _quantized(decoder: Decoder, name: str, value: Tensor, packing: Literal["int8", "int4"]) -> Tensor | PackedWeight:
-    # What chooses between experts is small, and a wrong choice costs more than a wrong digit.
-    if name.endswith(("router.weight", "shared_gate.weight")) or not _can_be_packed(decoder, name):
+    if _chooses_experts(name) or not _can_be_packed(decoder, name):
         return value
     if value.shape[-1] % 32:
         return value
     vocabulary = name in ("embed.weight", "head.weight")
     return quantize_affine(value, bits=4 if packing == "int4" and not vocabulary else 8)
+
+
+def _chooses_experts(name: str) -> bool:
+    """Such weights are small, and a wrong choice costs more than a wrong digit."""
+    return name.endswith(("router.weight", "shared_gate.weight"))
 
 
 def _can_be_packed(decoder: Decoder, name: str) -> bool:
@@ -176,6 +184,7 @@ def _place(
     device: torch.device,
     dtype: torch.dtype,
     library: Library | None,
+    integers: bool,
 ) -> None:
     """Puts a value where it belongs: in the parameter, or, packed, in a module that multiplies with it."""
     path, leaf = name.rsplit(".", 1)
@@ -190,9 +199,11 @@ def _place(
         case Embedding():
             packed = CompiledEmbedding(library, weight) if library else PackedEmbedding(weight, dtype)
         case Experts():
-            packed = CompiledExperts(library, weight, module.bias) if library else PackedExperts(weight, module.bias)
+            packed = PackedExperts(weight, module.bias)
+            if library:
+                packed = CompiledExperts(library, weight, module.bias, integers)
         case Linear():
             packed = PackedLinear(weight, module.bias)
             if library:
-                packed = CompiledLinear(library, weight, module.bias, fine=path == "head")
+                packed = CompiledLinear(library, weight, module.bias, integers and path != "head")
     decoder.set_submodule(path, packed)

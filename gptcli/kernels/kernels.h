@@ -72,6 +72,7 @@ typedef struct Matrix {
     Kind kind;
     int bits;           /* 8 or 4 */
     int half_constants; /* scales and biases are fp16 */
+    int integers;       /* affine: activations are rounded to 8 bits for it; else the weights are exact in fp32 */
     int64_t rows, columns, group;
     int64_t record_bytes; /* affine */
     int64_t block_bytes;
@@ -92,9 +93,10 @@ static inline int64_t blocks_of(const Matrix *matrix) { return (matrix->rows + B
 EXPORT Matrix *gptcli_matrix_dense(int kind, const void *weights, int64_t rows, int64_t columns);
 
 /* A packed copy of MLX's affine layout: q of (rows, columns * bits / 8) bytes, the lower column in the low nibble;
- * scales and biases of (rows, columns / group) in `constants` (a Kind). NULL: no memory, or a shape it cannot have. */
+ * scales and biases of (rows, columns / group) in `constants` (a Kind). integers: whether activations may be rounded
+ * to 8 bits for it. NULL: no memory, or a shape it cannot have. */
 EXPORT Matrix *gptcli_matrix_affine(const uint8_t *q, const void *scales, const void *biases, int constants,
-                                    int64_t rows, int64_t columns, int bits, int64_t group);
+                                    int64_t rows, int64_t columns, int bits, int64_t group, int integers);
 
 /* A coded copy of fp32 or bf16. NULL: no memory, or nothing to be gained: weights that spread too wide, columns that
  * are no whole records, or a level in use that decodes no faster than it reads. */
@@ -158,17 +160,13 @@ EXPORT void gptcli_activations_place(Activations *activations, void *workspace, 
 /* Quantizes tokens [begin, end) of x, (tokens, columns). */
 EXPORT void gptcli_quantize(Activations *activations, const float *x, int64_t begin, int64_t end);
 
-/* Computes blocks [begin, end) of 16 rows for all tokens, on the calling thread. Dense matrices take x, (tokens,
- * columns), affine ones the quantized activations. */
+/* Computes blocks [begin, end) of 16 rows for all tokens, on the calling thread. Matrices for integers take the
+ * quantized activations, others x, (tokens, columns). */
 EXPORT void gptcli_linear_blocks(const Matrix *matrix, const float *x, int64_t tokens, const Activations *activations,
                                  int64_t begin, int64_t end, const Output *output);
 
 /* out (tokens, rows) = x (tokens, columns) @ W.T + bias, on all threads. bias: (rows) or NULL. */
 EXPORT int gptcli_linear(const Matrix *matrix, const float *x, int64_t tokens, const float *bias, float *out);
-
-/* The same with activations in two terms of 8 bits, what the first leaves being the second: for the head, where what
- * rounding costs is seen at once. Reads the weights as often. */
-EXPORT int gptcli_linear_fine(const Matrix *matrix, const float *x, int64_t tokens, const float *bias, float *out);
 
 /* ---- attention.c ---- */
 
@@ -289,14 +287,15 @@ EXPORT int gptcli_run(const Op *ops, int64_t count, const Frame *frame);
 typedef struct Level {
     const char *name;
     void (*quantize)(const float *x, int64_t parts, int64_t width, int8_t *values, float *scales, float *sums);
-    void (*dense_blocks)(const Matrix *, const float *x, int64_t tokens, int64_t begin, int64_t end, const Output *);
-    /* Rows [begin, end); panel: PANEL_FLOATS of the calling thread's own, 64-byte aligned. */
-    void (*dense_panels)(const Matrix *, const float *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
-                         const Output *);
     /* Codes records [begin, end) of weights and lists those it has to, `listed` being so far; or, if the matrix has no
      * memory yet, only counts these. NULL: this level decodes no faster than it reads. */
     int64_t (*encode)(Matrix *, const uint8_t *weights, int64_t begin, int64_t end, int64_t listed);
+    void (*dense_blocks)(const Matrix *, const float *x, int64_t tokens, int64_t begin, int64_t end, const Output *);
     void (*affine_blocks)(const Matrix *, const Activations *, int64_t begin, int64_t end, const Output *);
+    void (*exact_blocks)(const Matrix *, const float *x, int64_t tokens, int64_t begin, int64_t end, const Output *);
+    /* Rows [begin, end) of any matrix; panel: PANEL_FLOATS of the calling thread's own, 64-byte aligned. */
+    void (*panels)(const Matrix *, const float *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
+                   const Output *);
     void (*attend)(const Attention *, int64_t kv_head, int64_t begin, int64_t end, float *partial, int64_t stride);
     void (*attend_passage)(const Passage *, int64_t kv_head, int64_t begin, int64_t end, const float *transposed,
                            float *workspace);

@@ -137,17 +137,15 @@ static void quantize(const float *x, int64_t parts, int64_t width, int8_t *value
 
 /* ---- linear: affine weights ---- */
 
+INLINE floats load_constant(const uint8_t *record, int64_t place, const int half) {
+    return half ? float_of_halves(load_halves((const uint16_t *)record + place)) : load((const float *)record + place);
+}
+
 /* Of a record of each of `blocks` blocks. */
 INLINE void load_constants(const uint8_t *record, int64_t block_bytes, int first, const int half, const int blocks,
                            floats *constants) {
-    UNROLL for (int v = 0; v < blocks * VECTORS; v++) {
-        const uint8_t *from = record + v / VECTORS * block_bytes;
-        int row = first + v % VECTORS * LANES;
-        if (half)
-            constants[v] = float_of_halves(load_halves((const uint16_t *)from + row));
-        else
-            constants[v] = load((const float *)from + row);
-    }
+    UNROLL for (int v = 0; v < blocks * VECTORS; v++)
+        constants[v] = load_constant(record + v / VECTORS * block_bytes, first + v % VECTORS * LANES, half);
 }
 
 INLINE int32_t four_values(const int8_t *values) {
@@ -176,17 +174,15 @@ INLINE void part_dots(const uint8_t *lines, int64_t block_bytes, const int8_t *v
     }
 }
 
-/* Not to be inlined: values that live on where memcpy may be called get no registers, not even in the loops before. */
-static __attribute__((noinline)) void store_rows(const Matrix *matrix, int64_t block, int64_t token, int64_t tokens,
-                                                 int64_t blocks, floats values[TOKENS][MOST_VECTORS],
-                                                 const Output *output) {
-    int64_t row = block * BLOCK;
+/* (tokens, vectors) values. Not to be inlined: values that live on where memcpy may be called get no registers, not even in the loops before. */
+static __attribute__((noinline)) void store_rows(const Matrix *matrix, int64_t row, int64_t token, int64_t tokens,
+                                                 const floats *values, int64_t vectors, const Output *output) {
     for (int64_t t = 0; t < tokens; t++) {
         float *out = output->out + (token + t) * output->stride;
-        for (int v = 0; v < blocks * VECTORS && row + v * LANES < matrix->rows; v++) {
+        for (int v = 0; v < vectors && row + v * LANES < matrix->rows; v++) {
             int64_t place = row + v * LANES;
             floats bias = output->bias != NULL ? load_some(output->bias, place, matrix->rows) : (floats){0};
-            store_some(out, place, matrix->rows, values[t][v] + bias);
+            store_some(out, place, matrix->rows, values[t * vectors + v] + bias);
         }
     }
 }
@@ -218,10 +214,10 @@ INLINE void affine_tile(const Matrix *matrix, const Activations *x, int64_t bloc
         }
         record += matrix->record_bytes;
     }
-    floats done[TOKENS][MOST_VECTORS];
+    floats done[TOKENS * MOST_VECTORS];
     UNROLL for (int t = 0; t < tokens; t++)
-        UNROLL for (int v = 0; v < blocks * VECTORS; v++) done[t][v] = sums[t][v];
-    store_rows(matrix, block, token, tokens, blocks, done, output);
+        UNROLL for (int v = 0; v < blocks * VECTORS; v++) done[t * blocks * VECTORS + v] = sums[t][v];
+    store_rows(matrix, block * BLOCK, token, tokens, done, blocks * VECTORS, output);
 }
 
 INLINE void affine_block(const Matrix *matrix, const Activations *x, int64_t block, const Output *output,
@@ -281,6 +277,88 @@ static void affine_blocks(const Matrix *matrix, const Activations *x, int64_t be
         affine_range(matrix, x, begin, end, output, 4, 1);
     else
         affine_range(matrix, x, begin, end, output, 4, 0);
+}
+
+/* ---- linear: affine weights, activations as they are ----
+ *
+ * Each weight becomes scale * q + bias in fp32, as in an expanded matrix; what is saved is reading that. A lane of a line
+ * has several columns of a row, which are not shifted down: with the others masked away a q stands for itself times a
+ * power of two, and has its scale divided by that, which is exact. Only the topmost is shifted, for lanes are signed.
+ */
+
+/* Scales for each column of a lane. */
+INLINE void scale_columns(floats scale, const int bits, floats *scales) {
+    UNROLL for (int c = 0; c < 32 / bits; c++) {
+        int shift = c % 4 * 8 + c / 4 * 4;
+        scales[c] = shift + bits == 32 ? scale : scale * (1 / (float)(1u << shift));
+    }
+}
+
+/* Column c of each lane. */
+INLINE floats exact_weights(words word, int c, const int bits, const floats *scales, floats bias) {
+    int shift = c % 4 * 8 + c / 4 * 4;
+    words q = shift + bits == 32 ? word >> shift : word & ((1u << bits) - 1) << shift;
+    return float_of_ints((ints)q) * scales[c] + bias;
+}
+
+enum { EIGHT = 8 };
+
+/* LANES rows from `row` on for `tokens` tokens from `token` on. */
+INLINE void exact_tile(const Matrix *matrix, const float *x, int64_t row, int64_t token, const Output *output,
+                       const int bits, const int half, const int tokens) {
+    const int sums_each = tokens < EIGHT ? EIGHT / tokens : 1;
+    const int64_t columns = matrix->columns, lane = row % BLOCK;
+    const uint8_t *record = matrix->packed + row / BLOCK * matrix->block_bytes;
+    floats sums[TILE][EIGHT] = {{{0}}};
+    x += token * columns;
+    for (int64_t column = 0; column < columns; record += matrix->record_bytes) {
+        floats scales[8], bias = load_constant(record, BLOCK + lane, half);
+        scale_columns(load_constant(record, lane, half), bits, scales);
+        const uint8_t *lines = record + 2 * BLOCK * (half ? 2 : 4) + lane * 4;
+        prefetch(record, AHEAD);
+        if (!half) prefetch(record + CACHE_LINE, AHEAD);
+        for (int64_t end = column + matrix->group; column < end; column += EIGHT, lines += EIGHT * BLOCK * bits / 8) {
+            UNROLL for (int c = 0; c < EIGHT; c++) {
+                const uint8_t *line = lines + c * bits / 32 * CACHE_LINE;
+                if (c * bits % 32 == 0) prefetch(line, AHEAD);
+                floats weights = exact_weights(load_words(line), c % (32 / bits), bits, scales, bias);
+                UNROLL for (int t = 0; t < tokens; t++)
+                    sums[t][c % sums_each] += weights * x[t * columns + column + c];
+            }
+        }
+    }
+    floats done[TILE];
+    UNROLL for (int t = 0; t < tokens; t++) {
+        done[t] = sums[t][0];
+        UNROLL for (int s = 1; s < sums_each; s++) done[t] += sums[t][s];
+    }
+    store_rows(matrix, row, token, tokens, done, 1, output);
+}
+
+INLINE void exact_range(const Matrix *matrix, const float *x, int64_t tokens, int64_t begin, int64_t end,
+                        const Output *output, const int bits, const int half) {
+    for (int64_t row = begin; row < end; row += LANES) {
+        for (int64_t token = 0; token < tokens; token += TILE) {
+            switch (tokens - token < TILE ? tokens - token : TILE) {
+#define TILE_OF(count) case count: exact_tile(matrix, x, row, token, output, bits, half, count); break;
+                TILE_OF(1) TILE_OF(2) TILE_OF(3) TILE_OF(4) TILE_OF(5) TILE_OF(6) TILE_OF(7) TILE_OF(8)
+#undef TILE_OF
+            }
+        }
+    }
+}
+
+static void exact_blocks(const Matrix *matrix, const float *x, int64_t tokens, int64_t begin, int64_t end,
+                         const Output *output) {
+    int64_t first = begin * BLOCK, last = end * BLOCK < matrix->rows ? end * BLOCK : matrix->rows;
+    if (matrix->bits == 8 && matrix->half_constants)
+        exact_range(matrix, x, tokens, first, last, output, 8, 1);
+    else if (matrix->bits == 8)
+        exact_range(matrix, x, tokens, first, last, output, 8, 0);
+    else if (matrix->half_constants)
+        exact_range(matrix, x, tokens, first, last, output, 4, 1);
+    else
+        exact_range(matrix, x, tokens, first, last, output, 4, 0);
 }
 
 /* ---- linear: dense weights ---- */
@@ -472,7 +550,7 @@ static void dense_blocks(const Matrix *matrix, const float *x, int64_t tokens, i
         dense_rows(matrix, x, tokens, first, last, output, BFLOAT16);
 }
 
-/* ---- linear: dense weights and many tokens ----
+/* ---- linear: many tokens ----
  *
  * PANEL rows of CHUNK columns are made fp32 and turned over, a column's rows side by side. They stay in the first cache
  * while all tokens pass, a few at a time, whose sums are in registers. The sums of one chunk after another meet in the
@@ -546,6 +624,54 @@ INLINE void fill_coded_panel(const Matrix *matrix, int64_t row, int64_t end, int
     }
 }
 
+/* The same of an affine matrix, whose rows lie side by side already; column and count are multiples of PART. */
+INLINE void fill_affine_panel(const Matrix *matrix, int64_t row, int64_t end, int64_t column, int64_t count,
+                              float *panel, const int bits, const int half) {
+    for (int v = 0; v < PANEL; v += LANES) {
+        const uint8_t *block = matrix->packed + (row + v) / BLOCK * matrix->block_bytes;
+        int64_t lane = (row + v) % BLOCK;
+        for (int64_t i = 0; i < count; i += PART) {
+            float *to = panel + i * PANEL + v;
+            if (row + v >= end) {
+                for (int64_t c = 0; c < PART; c++) store(to + c * PANEL, (floats){0});
+                continue;
+            }
+            const uint8_t *record = block + (column + i) / matrix->group * matrix->record_bytes;
+            const uint8_t *lines = record + 2 * BLOCK * (half ? 2 : 4) + (column + i) % matrix->group * BLOCK * bits / 8;
+            prefetch(record, AHEAD);
+            floats scales[8], bias = load_constant(record, BLOCK + lane, half);
+            scale_columns(load_constant(record, lane, half), bits, scales);
+            for (int64_t first = 0; first < PART; first += 32 / bits) {
+                prefetch(lines + first * BLOCK * bits / 8, AHEAD);
+                words word = load_words(lines + first * BLOCK * bits / 8 + lane * 4);
+                UNROLL for (int c = 0; c < 32 / bits; c++)
+                    store(to + (first + c) * PANEL, exact_weights(word, c, bits, scales, bias));
+            }
+        }
+    }
+}
+
+static void fill(const Matrix *matrix, int64_t row, int64_t end, int64_t column, int64_t count, float *panel) {
+    if (matrix->kind == CODED && matrix->rest_bytes > RECORD)
+        fill_coded_panel(matrix, row, end, column, count, panel, 1);
+    else if (matrix->kind == CODED)
+        fill_coded_panel(matrix, row, end, column, count, panel, 0);
+    else if (matrix->kind == FLOAT32)
+        fill_panel(matrix, row, end, column, count, panel, FLOAT32);
+    else if (matrix->kind == FLOAT16)
+        fill_panel(matrix, row, end, column, count, panel, FLOAT16);
+    else if (matrix->kind == BFLOAT16)
+        fill_panel(matrix, row, end, column, count, panel, BFLOAT16);
+    else if (matrix->bits == 8 && matrix->half_constants)
+        fill_affine_panel(matrix, row, end, column, count, panel, 8, 1);
+    else if (matrix->bits == 8)
+        fill_affine_panel(matrix, row, end, column, count, panel, 8, 0);
+    else if (matrix->half_constants)
+        fill_affine_panel(matrix, row, end, column, count, panel, 4, 1);
+    else
+        fill_affine_panel(matrix, row, end, column, count, panel, 4, 0);
+}
+
 /* What a panel's rows have for several tokens: at place + token * stride. */
 typedef struct Rows {
     float *place;
@@ -607,24 +733,15 @@ static void panel_rows(const float *panel, const float *x, int64_t stride, int64
 }
 
 /* Rows [begin, end) of all tokens. */
-static void dense_panels(const Matrix *matrix, const float *x, int64_t tokens, int64_t begin, int64_t end,
-                         float *panel, const Output *output) {
+static void panels(const Matrix *matrix, const float *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
+                   const Output *output) {
     const int64_t columns = matrix->columns, chunks = (columns + CHUNK - 1) / CHUNK;
     const int64_t chunk = ((columns + chunks - 1) / chunks + RECORD - 1) / RECORD * RECORD; /* all about as wide */
     const int64_t tiles = (tokens + PANEL_TOKENS - 1) / PANEL_TOKENS, tile = (tokens + tiles - 1) / tiles;
     for (int64_t row = begin; row < end; row += PANEL)
         for (int64_t column = 0; column < columns; column += chunk) {
             int64_t count = columns - column < chunk ? columns - column : chunk;
-            if (matrix->kind == CODED && matrix->rest_bytes > RECORD)
-                fill_coded_panel(matrix, row, end, column, count, panel, 1);
-            else if (matrix->kind == CODED)
-                fill_coded_panel(matrix, row, end, column, count, panel, 0);
-            else if (matrix->kind == FLOAT32)
-                fill_panel(matrix, row, end, column, count, panel, FLOAT32);
-            else if (matrix->kind == FLOAT16)
-                fill_panel(matrix, row, end, column, count, panel, FLOAT16);
-            else
-                fill_panel(matrix, row, end, column, count, panel, BFLOAT16);
+            fill(matrix, row, end, column, count, panel);
             for (int64_t token = 0; token < tokens; token += tile) {
                 int64_t some = tokens - token < tile ? tokens - token : tile;
                 panel_rows(panel, x + token * columns + column, columns, count, row, end, token, some, column == 0,
@@ -966,5 +1083,5 @@ static void exponentials(const float *x, int64_t size, float *out) {
 }
 
 #define LEVEL(name)                                                                                                    \
-    {name,   quantize,       dense_blocks, dense_panels, encode, affine_blocks,                                        \
-     attend, attend_passage, rms_norm,     layer_norm,   rope,   activate,      exponentials}
+    {name,   quantize,       encode,   dense_blocks, affine_blocks, exact_blocks, panels,                              \
+     attend, attend_passage, rms_norm, layer_norm,   rope,          activate,     exponentials}

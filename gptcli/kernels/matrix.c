@@ -197,13 +197,14 @@ Matrix *gptcli_matrix_dense(int kind, const void *weights, int64_t rows, int64_t
 }
 
 Matrix *gptcli_matrix_affine(const uint8_t *q, const void *scales, const void *biases, int constants, int64_t rows,
-                             int64_t columns, int bits, int64_t group) {
+                             int64_t columns, int bits, int64_t group, int integers) {
     if ((bits != 4 && bits != 8) || group <= 0 || group % PART != 0 || columns % group != 0) return NULL;
     Matrix *matrix = matrix_new(AFFINE, rows, columns);
     if (matrix == NULL) return NULL;
     matrix->bits = bits;
     matrix->group = group;
     matrix->half_constants = constants == FLOAT16;
+    matrix->integers = integers;
     matrix->record_bytes = constants_bytes(matrix) + BLOCK * group * bits / 8;
     matrix->block_bytes = columns / group * matrix->record_bytes;
     matrix->packed = matrix_memory(blocks_of(matrix) * matrix->block_bytes, &matrix->chunk);

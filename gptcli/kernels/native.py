@@ -91,12 +91,14 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "gptcli_threads": (c_int, []),
     "gptcli_matrix_dense": (c_void_p, [c_int, c_void_p, c_int64, c_int64]),
     "gptcli_matrix_coded": (c_void_p, [c_int, c_void_p, c_int64, c_int64]),
-    "gptcli_matrix_affine": (c_void_p, [c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64, c_int, c_int64]),
+    "gptcli_matrix_affine": (
+        c_void_p,
+        [c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64, c_int, c_int64, c_int],
+    ),
     "gptcli_matrix_free": (None, [c_void_p]),
     "gptcli_matrix_bytes": (c_int64, [c_void_p]),
     "gptcli_matrix_row": (None, [c_void_p, c_int64, c_void_p]),
     "gptcli_linear": (c_int, [c_void_p, c_void_p, c_int64, c_void_p, c_void_p]),
-    "gptcli_linear_fine": (c_int, [c_void_p, c_void_p, c_int64, c_void_p, c_void_p]),
     "gptcli_attention": (c_int, [POINTER(_Attention)]),
     "gptcli_rms_norm": (None, [c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p]),
     "gptcli_layer_norm": (None, [c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p]),
@@ -182,11 +184,11 @@ class Library:
         handle = self._c.gptcli_matrix_coded(FLOATS[weight.dtype], weight.data_ptr(), rows, columns)
         return None if handle is None else self._matrix(handle, rows, columns, None)
 
-    def affine(self, packed: Tensor, scales: Tensor, biases: Tensor, bits: int) -> Matrix:
+    def affine(self, packed: Tensor, scales: Tensor, biases: Tensor, bits: int, *, integers: bool = True) -> Matrix:
         """A copy of `quant.affine.AffineWeight` for the kernels; nothing is kept of the tensors.
 
         packed: (rows, columns * bits / 8) uint8 of 4 or 8 bits; scales and biases: (rows, columns / group) in fp32,
-        fp16 or bf16; group: a multiple of 32.
+        fp16 or bf16; group: a multiple of 32. integers: whether activations are rounded to 8 bits for it.
         """
         rows, groups = scales.shape
         columns = packed.shape[1] * 8 // bits
@@ -195,7 +197,7 @@ class Library:
         assert all(t.is_contiguous() and t.device.type == "cpu" for t in (packed, scales, biases))
         handle = self._c.gptcli_matrix_affine(
             packed.data_ptr(), scales.data_ptr(), biases.data_ptr(), FLOATS[scales.dtype],
-            rows, columns, bits, columns // groups,
+            rows, columns, bits, columns // groups, integers,
         )  # fmt: skip
         return self._matrix(handle, rows, columns, None)
 
@@ -213,18 +215,17 @@ class Library:
         self._c.gptcli_matrix_row(matrix.handle, row, out.data_ptr())
         return out
 
-    def linear(self, matrix: Matrix, x: Tensor, bias: Tensor | None = None, *, fine: bool = False) -> Tensor:
+    def linear(self, matrix: Matrix, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x @ W.T + bias: (..., columns) to (..., rows).
 
-        Affine matrices see x in signed 8 bits, a scale for 32 columns, or, if it is to be `fine`, in two terms of 8
-        bits; integer products are exact.
+        Affine matrices for integers see x in signed 8 bits, a scale for 32 columns, and integer products are exact. All
+        others multiply and add in fp32.
         """
         x = _plain(x)
         assert x.shape[-1] == matrix.columns and (bias is None or bias.shape == (matrix.rows,))
         out = torch.empty(*x.shape[:-1], matrix.rows)
         tokens = x.numel() // matrix.columns
-        multiply = self._c.gptcli_linear_fine if fine else self._c.gptcli_linear
-        if multiply(matrix.handle, x.data_ptr(), tokens, _address(bias), out.data_ptr()) != 0:
+        if self._c.gptcli_linear(matrix.handle, x.data_ptr(), tokens, _address(bias), out.data_ptr()) != 0:
             raise MemoryError
         return out
 

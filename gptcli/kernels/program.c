@@ -161,7 +161,7 @@ static int attend(const Op *op, const Frame *frame) {
 static int linear(const Op *op, const Frame *frame) {
     if (op->out != NULL) return gptcli_linear(op->matrix, op->in, frame->tokens, op->bias, op->out);
     const float *in = op->in + (frame->tokens - frame->wanted) * op->matrix->columns;
-    return gptcli_linear_fine(op->matrix, in, frame->wanted, op->bias, frame->logits);
+    return gptcli_linear(op->matrix, in, frame->wanted, op->bias, frame->logits);
 }
 
 static int run(const Op *op, const Frame *frame) {

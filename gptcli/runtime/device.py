@@ -30,7 +30,8 @@ class DevicePlan:
     """Where a model will run, in which precision, what becomes of packed weights, and what multiplies them.
 
     library: the compiled kernels, or None for torch alone. as_stored: whether they take weights in the precision they
-    are stored in. integers: whether they may round activations to 8 bits for packed ones.
+    are stored in. half: the one that dense matrices get instead, where the kernels compute with them in fp32.
+    integers: whether they may round activations to 8 bits for packed ones.
     """
 
     device: torch.device
@@ -38,12 +39,13 @@ class DevicePlan:
     packing: Packing
     library: Library | None = None
     as_stored: bool = False
+    half: torch.dtype | None = None
     integers: bool = False
 
     @property
     def dtype_name(self) -> str:
         """The dtype as the command line spells it."""
-        return next(name for name, dtype in _DTYPES.items() if dtype == self.dtype)
+        return next(name for name, dtype in _DTYPES.items() if dtype == (self.half or self.dtype))
 
 
 def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
@@ -51,21 +53,24 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
 
     `auto` runs on CUDA in the checkpoint's own precision, else on the CPU in fp32, or in the checkpoint's own where
     fp32 would not fit. There the compiled kernels take weights as they are stored. Without them, packed weights are
-    expanded where that fits easily, for torch alone multiplies dense ones faster; those of a mixture are not. A dtype
-    that was asked for is that of the activations, too. Raises NoSuchDevice or OutOfMemory.
+    expanded where that fits easily, for torch alone multiplies dense ones faster; those of a mixture are not. Where a
+    dtype was asked for, no activation is of less: the kernels round dense matrices to a half that was asked for, and
+    compute in fp32. Raises NoSuchDevice or OutOfMemory.
     """
     device = _device(runtime.device)
     torch.set_num_threads(runtime.threads or min(torch.get_num_threads(), _cpu_limit()))
     free = free_bytes(device)
-    library = _kernels(runtime) if device.type == "cpu" and runtime.dtype in ("auto", "fp32") else None
-    as_stored = library is not None and runtime.quantize != "none"
+    library = _kernels(runtime) if device.type == "cpu" else None
+    half = _DTYPES[runtime.dtype] if library is not None and runtime.dtype in ("bf16", "fp16") else None
+    as_stored = library is not None and half is None and runtime.quantize != "none"
     if runtime.dtype != "auto":
-        dtype = _DTYPES[runtime.dtype]
+        dtype = torch.float32 if half else _DTYPES[runtime.dtype]
     elif device.type == "cpu" and _bytes_in_fp32(folder, runtime, as_stored) < free * 0.8:
         dtype = torch.float32
     else:
         dtype, library, as_stored = _stored_dtype(folder), None, False
-    dense_bytes = folder.parameter_count * dtype.itemsize
+    itemsize = (half or dtype).itemsize
+    dense_bytes = folder.parameter_count * itemsize
     packing: Packing
     match runtime.quantize:
         case "none":
@@ -74,7 +79,7 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
             packing = runtime.quantize
             needed = _bytes_in_fp32(folder, runtime, as_stored)
         case "auto":
-            kept_bytes = folder.weight_bytes if as_stored else folder.kept_bytes(dtype.itemsize)
+            kept_bytes = folder.weight_bytes if as_stored else folder.kept_bytes(itemsize)
             # Of a mixture most experts are not in use: expanding them would read memory for nothing.
             mixture = any(isinstance(block.mlp, MoeConfig) for block in folder.architecture.config.blocks)
             expand = kept_bytes == dense_bytes or (dense_bytes < free / 4 and not mixture)
@@ -86,9 +91,8 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
             f"{free / 1e9:.1f} GB are free ({free} bytes)",
             hint="try --quantize int4, a smaller --dtype or a smaller model",
         )
-    # A dtype that was asked for is the activations', too.
-    integers = as_stored and (runtime.dtype == "auto" or runtime.quantize != "auto")
-    return DevicePlan(device, dtype, packing, library, as_stored, integers)
+    integers = as_stored and runtime.dtype == "auto"
+    return DevicePlan(device, dtype, packing, library, as_stored, half, integers)
 
 
 def _bytes_in_fp32(folder: ModelFolder, runtime: RuntimeConfig, as_stored: bool) -> int:

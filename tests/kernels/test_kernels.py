@@ -51,9 +51,9 @@ class Affine(NamedTuple):
     biases: Tensor
     bits: int
 
-    def matrix(self, kernels: Library) -> Matrix:
+    def matrix(self, kernels: Library, *, integers: bool = True) -> Matrix:
         packed = pack_nibbles(self.q) if self.bits == 4 else self.q
-        return kernels.affine(packed, self.scales, self.biases, self.bits)
+        return kernels.affine(packed, self.scales, self.biases, self.bits, integers=integers)
 
     def expanded(self) -> Tensor:
         q = self.q.double().view(*self.scales.shape, -1)
@@ -92,7 +92,9 @@ def assert_product(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None =
 
 
 def assert_affine(kernels: Library, weight: Affine, x: Tensor, bias: Tensor | None = None) -> None:
+    """With activations in 8 bits, and with them as they are."""
     assert_product(kernels.linear(weight.matrix(kernels), x, bias), quantized(x), weight.expanded(), bias)
+    assert_product(kernels.linear(weight.matrix(kernels, integers=False), x, bias), x, weight.expanded(), bias)
 
 
 # Dense
@@ -202,6 +204,24 @@ def test_affine_weights_and_any_number_of_tokens(kernels: Library, bits: int, to
 
 
 @pytest.mark.parametrize("bits", [4, 8])
+def test_affine_weights_and_every_number_of_tokens(kernels: Library, bits: int) -> None:
+    weight, x = affine(50, 96, bits, 32), torch.randn(40, 96)
+    matrix = weight.matrix(kernels, integers=False)
+    for tokens in range(1, 41):
+        assert_product(kernels.linear(matrix, x[:tokens]), x[:tokens], weight.expanded())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("tokens", [1, 5, 30])
+def test_each_weight_is_exactly_that_of_an_expanded_matrix(kernels: Library, tokens: int, bits: int) -> None:
+    weight = affine(37, 64, bits, 32)
+    matrix, x = weight.matrix(kernels, integers=False), torch.zeros(tokens, 64)
+    for column in range(64):
+        x.zero_()[-1, column] = 1
+        assert torch.equal(kernels.linear(matrix, x)[-1], weight.expanded()[:, column].float())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
 def test_quantizing_the_activations_costs_little(kernels: Library, bits: int) -> None:
     weight, x = affine(577, 576, bits, 32), torch.randn(5, 576)
     assert_product(kernels.linear(weight.matrix(kernels), x), x, weight.expanded(), relative=0.02)
@@ -215,6 +235,8 @@ def test_affine_sources_may_lie_at_any_byte(kernels: Library, bits: int) -> None
     constants = [torch.cat([c.new_zeros(1), c.flatten()])[1:].view(c.shape) for c in (weight.scales, weight.biases)]
     out = kernels.linear(kernels.affine(shifted, *constants, bits), x)
     assert_product(out, quantized(x), weight.expanded())
+    out = kernels.linear(kernels.affine(shifted, *constants, bits, integers=False), x)
+    assert_product(out, x, weight.expanded())
 
 
 @pytest.mark.parametrize("level", [0, -1])
@@ -253,9 +275,10 @@ def test_an_outlier_or_a_tiny_value_costs_only_its_own_part(kernels: Library, va
 def test_what_is_not_a_number_stays_none(kernels: Library, value: float) -> None:
     x = torch.randn(2, 128)
     x[1, 70] = value
-    out = kernels.linear(affine(40, 128, 4, 32).matrix(kernels), x)
-    assert out[0].isfinite().all()
-    assert not out[1].isfinite().any()
+    for integers in (True, False):
+        out = kernels.linear(affine(40, 128, 4, 32).matrix(kernels, integers=integers), x)
+        assert out[0].isfinite().all()
+        assert not out[1].isfinite().any()
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -288,6 +311,8 @@ def test_many_matrices_come_and_go(kernels: Library) -> None:
 def test_results_do_not_depend_on_the_number_of_threads(kernels: Library, threads: int) -> None:
     for matrix, tokens in (
         (affine(3000, 256, 8, 32).matrix(kernels), 20),
+        (affine(3000, 256, 4, 32).matrix(kernels, integers=False), 3),
+        (affine(333, 256, 8, 32).matrix(kernels, integers=False), 150),
         (kernels.dense(torch.randn(333, 300)), 3),
         (kernels.dense(torch.randn(333, 300).half()), 150),
     ):
