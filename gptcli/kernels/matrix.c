@@ -224,8 +224,23 @@ void gptcli_matrix_free(Matrix *matrix) {
     free(matrix);
 }
 
-int64_t gptcli_matrix_bytes(const Matrix *matrix) {
-    return matrix->kind == AFFINE ? blocks_of(matrix) * matrix->block_bytes : 0;
+const void *gptcli_matrix_data(const Matrix *matrix, int64_t *bytes) {
+    int affine = matrix->kind == AFFINE;
+    *bytes = affine ? blocks_of(matrix) * matrix->block_bytes
+                    : matrix->rows * matrix->columns * (int64_t)size_of(matrix->kind);
+    return affine ? matrix->packed : matrix->dense;
+}
+
+Matrix *gptcli_matrix_restored(const Matrix *record, const void *data) {
+    Matrix *matrix = malloc(sizeof *matrix);
+    if (matrix == NULL) return NULL;
+    *matrix = *record;
+    matrix->chunk = NULL;
+    if (matrix->kind == AFFINE)
+        matrix->packed = (uint8_t *)data;
+    else
+        matrix->dense = data;
+    return matrix;
 }
 
 static int quant_at(const Matrix *matrix, const uint8_t *lines, int64_t lane, int64_t column) {
