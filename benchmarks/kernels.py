@@ -17,7 +17,8 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from gptcli.kernels.native import Library, Matrix, library
+from gptcli.kernels.functions import Matrix
+from gptcli.kernels.native import Library, library
 
 DENSE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 AFFINE = {"int8": 8, "int4": 4}
@@ -35,11 +36,6 @@ def matrix(kernels: Library, kind: str, rows: int, columns: int) -> Matrix:
     return kernels.affine(packed, scales, biases, bits)
 
 
-def bytes_of(kernels: Library, weights: Matrix) -> int:
-    """What one product reads."""
-    return weights.packed_bytes if weights.weights is None else weights.weights.nbytes
-
-
 def medians(*functions: Callable[[], object]) -> list[float]:
     """Seconds that each takes, run in turns."""
     times: list[list[float]] = [[] for _ in functions]
@@ -54,12 +50,10 @@ def medians(*functions: Callable[[], object]) -> list[float]:
 def decode(kernels: Library, kind: str, rows: int, columns: int, megabytes: int) -> None:
     """Prints GB/s and microseconds for one token."""
     first = matrix(kernels, kind, rows, columns)
-    copies = max(1, megabytes * 1_000_000 // bytes_of(kernels, first))
+    copies = max(1, megabytes * 1_000_000 // first.size)
     weights, x = [first, *(matrix(kernels, kind, rows, columns) for _ in range(copies - 1))], torch.randn(1, columns)
     seconds = medians(lambda: [kernels.linear(each, x) for each in weights])[0] / copies
-    print(
-        f"decode {rows} x {columns} {kind}: {bytes_of(kernels, first) / seconds / 1e9:.1f} GB/s, {seconds * 1e6:.0f} us"
-    )
+    print(f"decode {rows} x {columns} {kind}: {first.size / seconds / 1e9:.1f} GB/s, {seconds * 1e6:.0f} us")
 
 
 def prefill(kernels: Library, kind: str, rows: int, columns: int) -> None:

@@ -14,6 +14,7 @@ from gptcli.address_space import check_room_for_torch
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import sampling_defaults
 from gptcli.errors import BrokenTokenizer, ContextOverflow, UsageError
+from gptcli.generation.compiled_pick import CompiledPicker
 from gptcli.generation.request import check_choices, check_request, check_scoring
 from gptcli.settings import ChatSettings, Dtype, Overflow, Quantize, RuntimeConfig, SamplingConfig, StopConfig
 from gptcli.store.catalog import DEFAULT_MODEL, FetchProgress, fingerprint
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gptcli.generation.events import Finished, TextDelta
+    from gptcli.generation.sample import Picker
     from gptcli.generation.scores import ChoiceScore, Score
     from gptcli.generation.speculation import Drafter
     from gptcli.model.cache import KVCache
@@ -254,17 +256,23 @@ class LanguageModel:
             self.engine,
             self.tokenizer,
             prompt,
-            samplings=samplings,
+            pickers=[self._picker(sampling, stop, logprobs, explain) for sampling in samplings],
             stop=stop,
             stop_ids=self.stop_ids,
             cache=cache,
             drafter=self._drafter(cancelled),
             most_drafted=self._most_drafted,
-            logprobs=logprobs,
-            explain=explain,
             on_prefill=on_prefill,
             cancelled=cancelled,
         )
+
+    def _picker(self, sampling: SamplingConfig, stop: StopConfig, logprobs: int | None, explain: bool) -> Picker:
+        never = self.stop_ids if stop.ignore_eos else frozenset[int]()
+        if (library := self.engine.plan.library) is not None and logprobs is None and not explain:
+            return CompiledPicker(library, sampling, self.tokenizer.size, never)
+        from gptcli.generation.pick import TensorPicker
+
+        return TensorPicker(self.tokenizer, sampling, never, logprobs, explain)
 
     def draft_with(self, smaller: LanguageModel) -> None:
         """Lets a smaller model draft tokens from now on; the text stays the same. Raises UsageError unless it has the

@@ -56,21 +56,31 @@ static void encode_all(Coding *coding) {
     pool_share(encode_blocks, coding);
 }
 
-/* How many records are to be spelled out, and where each block's begin; -1: too many, or no memory. */
-static int64_t lay_out_spelled(Coding *coding, int64_t records) {
-    Matrix *matrix = coding->matrix;
-    matrix->spelled_from = calloc((size_t)blocks_of(matrix) + 1, sizeof *matrix->spelled_from);
-    if (matrix->spelled_from == NULL) return -1;
+/* How many records are to be listed, with where each block's begin in `from`. */
+static int64_t count_listed(Coding *coding, uint32_t *from) {
+    int64_t blocks = blocks_of(coding->matrix);
+    coding->matrix->spelled_from = from;
     encode_all(coding);
-    for (int64_t block = 0; block < blocks_of(matrix); block++)
-        matrix->spelled_from[block + 1] += matrix->spelled_from[block];
-    int64_t spelled = matrix->spelled_from[blocks_of(matrix)];
-    if (spelled > records / MOST_SPELLED) return -1;
-    matrix->spelled = malloc((size_t)spelled * RECORD + 1);
-    matrix->spelled_records = malloc(((size_t)spelled + 1) * sizeof *matrix->spelled_records);
-    if (matrix->spelled == NULL || matrix->spelled_records == NULL) return -1;
-    matrix->spelled_records[spelled] = UINT32_MAX;
-    return spelled;
+    for (int64_t block = 0; block < blocks; block++) from[block + 1] += from[block];
+    return from[blocks];
+}
+
+/* -1: too many records are to be listed, or no memory. The pool is locked. */
+static int encode_matrix(Coding *coding, int64_t records) {
+    Matrix *matrix = coding->matrix;
+    size_t from_bytes = ((size_t)blocks_of(matrix) + 1) * sizeof(uint32_t);
+    uint32_t *from = calloc(1, from_bytes);
+    if (from == NULL) return -1;
+    matrix->listed = count_listed(coding, from);
+    if (matrix->listed <= records / MOST_SPELLED) matrix->packed = matrix_memory(coded_bytes(matrix), &matrix->chunk);
+    if (matrix->packed != NULL) {
+        coded_place(matrix);
+        memcpy(matrix->spelled_from, from, from_bytes);
+        matrix->spelled_records[matrix->listed] = UINT32_MAX;
+        encode_all(coding);
+    }
+    free(from);
+    return matrix->packed != NULL ? 0 : -1;
 }
 
 Matrix *gptcli_matrix_coded(int kind, const void *weights, int64_t rows, int64_t columns) {
@@ -83,24 +93,31 @@ Matrix *gptcli_matrix_coded(int kind, const void *weights, int64_t rows, int64_t
     Coding coding = {.matrix = matrix, .weights = weights};
     choose_tops(&coding, size, records);
     pool_lock();
-    int64_t spelled = lay_out_spelled(&coding, records);
-    int64_t code_bytes = (records * CODE_BYTES + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
-    if (spelled >= 0) matrix->packed = matrix_memory(code_bytes + records * matrix->rest_bytes, &matrix->chunk);
-    if (matrix->packed != NULL) {
-        matrix->rest = matrix->packed + code_bytes;
-        encode_all(&coding);
-    }
+    int status = encode_matrix(&coding, records);
     pool_unlock();
-    if (matrix->packed != NULL) return matrix;
+    if (status == 0) return matrix;
     gptcli_matrix_free(matrix);
     return NULL;
 }
 
+/* ---- what is coded ---- */
+
+static int64_t records_of(const Matrix *matrix) { return matrix->rows * matrix->columns / RECORD; }
+
+static int64_t code_bytes(const Matrix *matrix) {
+    return (records_of(matrix) * CODE_BYTES + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
+}
+
+void coded_place(Matrix *matrix) {
+    matrix->rest = matrix->packed + code_bytes(matrix);
+    matrix->spelled = matrix->rest + records_of(matrix) * matrix->rest_bytes;
+    matrix->spelled_records = (uint32_t *)(matrix->spelled + matrix->listed * RECORD);
+    matrix->spelled_from = matrix->spelled_records + matrix->listed + 1;
+}
+
 int64_t coded_bytes(const Matrix *matrix) {
-    int64_t spelled = matrix->spelled_from[blocks_of(matrix)];
-    return matrix->rows * matrix->columns / RECORD * (CODE_BYTES + matrix->rest_bytes) +
-           spelled * (RECORD + (int64_t)sizeof *matrix->spelled_records) +
-           (blocks_of(matrix) + 1) * (int64_t)sizeof *matrix->spelled_from;
+    return code_bytes(matrix) + records_of(matrix) * matrix->rest_bytes + matrix->listed * RECORD +
+           (matrix->listed + 1 + blocks_of(matrix) + 1) * (int64_t)sizeof(uint32_t);
 }
 
 const uint8_t *spelled_tops(const Matrix *matrix, int64_t record) {

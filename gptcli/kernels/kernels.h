@@ -5,6 +5,7 @@
  *   linear.c     out = x @ W.T + bias, spread over the threads
  *   attention.c  one token's attention over a cache of keys and values
  *   program.c    a whole step of a decoder as a list of these
+ *   sample.c     the token to be drawn from logits
  *   small.c      norms, rotary embeddings, activations; the choice of an instruction set
  *   pool.c       the threads
  *   level.h      all that computes, written once for vectors of any width; avx512.c, avx2.c and portable.c compile it
@@ -78,12 +79,13 @@ typedef struct Matrix {
     int64_t block_bytes;
     const void *dense;
     uint8_t *packed;
-    uint8_t *rest;      /* this and all below: coded */
-    int64_t rest_bytes; /* of a record */
+    int64_t rest_bytes, listed; /* coded: of a record; records */
     uint8_t tops[16];
-    uint8_t *spelled;          /* upper bytes of the records that are listed, RECORD of each */
-    uint32_t *spelled_records; /* which those are, in order, and a last one that no record reaches */
-    uint32_t *spelled_from;    /* (blocks + 1) how many belong to earlier blocks */
+    /* Behind `packed`, in this order: */
+    uint8_t *rest;
+    uint8_t *spelled;          /* (listed, RECORD) upper bytes of the records that are listed */
+    uint32_t *spelled_records; /* (listed + 1) which those are, in order, and a last one that no record reaches */
+    uint32_t *spelled_from;    /* (blocks + 1) how many of them belong to earlier blocks */
     struct Chunk *chunk; /* owns packed */
 } Matrix;
 
@@ -104,8 +106,12 @@ EXPORT Matrix *gptcli_matrix_coded(int kind, const void *weights, int64_t rows, 
 
 EXPORT void gptcli_matrix_free(Matrix *matrix);
 
-/* Bytes that the matrix keeps beyond what Python owns. */
-EXPORT int64_t gptcli_matrix_bytes(const Matrix *matrix);
+/* Where its weights are, as the kernels read them, and in *bytes how many that takes. */
+EXPORT const void *gptcli_matrix_data(const Matrix *matrix, int64_t *bytes);
+
+/* A matrix as one was before: its record, which is a Matrix, with weights like its own, which are read in place, 64-byte
+ * aligned, and must outlive it. NULL: no memory. */
+EXPORT Matrix *gptcli_matrix_restored(const Matrix *record, const void *data);
 
 /* Row `row` in fp32, (columns): what an embedding looks up. */
 EXPORT void gptcli_matrix_row(const Matrix *matrix, int64_t row, float *out);
@@ -126,6 +132,9 @@ static inline int64_t low_in_record(int64_t column) {
 }
 
 int64_t coded_bytes(const Matrix *matrix);
+
+/* Sets all that lies behind `packed`. */
+void coded_place(Matrix *matrix);
 
 /* The upper bytes of a record that is listed, else NULL. */
 const uint8_t *spelled_tops(const Matrix *matrix, int64_t record);
@@ -274,12 +283,37 @@ typedef struct Frame {
     float *logits;       /* (wanted, vocabulary) */
 } Frame;
 
-/* Bytes of a record that native.py declares again: 0 Op, 1 Rotation, 2 Frame, 3 Attention. A library that was compiled
- * from another header is told by them. */
+/* Bytes of a record: 0 Op, 1 Rotation, 2 Frame, 3 Attention, 4 Draw, which Python declares again and so tells a library
+ * that was compiled from another header, and 5 Matrix. */
 EXPORT int64_t gptcli_record_bytes(int record);
 
 /* Runs a step; -1: no memory, or no such operation. */
 EXPORT int gptcli_run(const Op *ops, int64_t count, const Frame *frame);
+
+/* ---- sample.c ---- */
+
+/* A token to be drawn: the settings of settings.py's SamplingConfig, whose filters are off where they say nothing. */
+typedef struct Draw {
+    const float *logits;
+    int64_t vocabulary;
+    const int64_t *never; /* tokens that must not be drawn */
+    int64_t never_count;
+    const int64_t *biased; /* tokens, and what is added to each one's logit */
+    const float *biases;
+    int64_t biased_count;
+    const int64_t *recent; /* tokens that penalties are for */
+    int64_t recent_count;
+    int64_t greedy, top_k;
+    double top_p, min_p;
+    float repeat, presence, frequency, temperature;
+    double uniform; /* at random, from 0 to below 1 */
+} Draw;
+
+/* The token; -1: no memory. The logits must be finite. */
+EXPORT int64_t gptcli_draw(const Draw *draw);
+
+/* Whether none of the values is infinite or not a number; 1 or 0. */
+EXPORT int gptcli_all_finite(const float *values, int64_t size);
 
 /* ---- levels ---- */
 

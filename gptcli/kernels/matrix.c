@@ -222,18 +222,28 @@ Matrix *gptcli_matrix_affine(const uint8_t *q, const void *scales, const void *b
 void gptcli_matrix_free(Matrix *matrix) {
     if (matrix == NULL) return;
     if (matrix->chunk != NULL) release(matrix->chunk);
-    free(matrix->spelled);
-    free(matrix->spelled_records);
-    free(matrix->spelled_from);
     free(matrix);
 }
 
-int64_t gptcli_matrix_bytes(const Matrix *matrix) {
+const void *gptcli_matrix_data(const Matrix *matrix, int64_t *bytes) {
     switch (matrix->kind) {
-    case AFFINE: return blocks_of(matrix) * matrix->block_bytes;
-    case CODED: return coded_bytes(matrix);
-    default: return 0;
+    case AFFINE: *bytes = blocks_of(matrix) * matrix->block_bytes; return matrix->packed;
+    case CODED: *bytes = coded_bytes(matrix); return matrix->packed;
+    default: *bytes = matrix->rows * matrix->columns * (int64_t)size_of(matrix->kind); return matrix->dense;
     }
+}
+
+Matrix *gptcli_matrix_restored(const Matrix *record, const void *data) {
+    Matrix *matrix = malloc(sizeof *matrix);
+    if (matrix == NULL) return NULL;
+    *matrix = *record;
+    matrix->chunk = NULL;
+    if (matrix->kind == AFFINE || matrix->kind == CODED)
+        matrix->packed = (uint8_t *)data;
+    else
+        matrix->dense = data;
+    if (matrix->kind == CODED) coded_place(matrix);
+    return matrix;
 }
 
 static int quant_at(const Matrix *matrix, const uint8_t *lines, int64_t lane, int64_t column) {

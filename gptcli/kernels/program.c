@@ -185,6 +185,7 @@ int gptcli_run(const Op *ops, int64_t count, const Frame *frame) {
 }
 
 int64_t gptcli_record_bytes(int record) {
-    const int64_t bytes[] = {sizeof(Op), sizeof(Rotation), sizeof(Frame), sizeof(Attention)};
-    return record >= 0 && record < 4 ? bytes[record] : -1;
+    const int64_t bytes[] = {sizeof(Op),        sizeof(Rotation), sizeof(Frame),
+                             sizeof(Attention), sizeof(Draw),     sizeof(Matrix)};
+    return record >= 0 && record < 6 ? bytes[record] : -1;
 }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gptcli.kernels.native import FLOATS, GROUP, Library, Matrix
+from gptcli.kernels.functions import Matrix
+from gptcli.kernels.native import FLOATS, GROUP, Library
 from gptcli.quant.affine import AffineWeight
 from gptcli.quant.half import HalfWeight
 from gptcli.quant.packed import PackedWeight

@@ -12,7 +12,6 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from gptcli.kernels.native import Matrix
 from gptcli.model.mlp import Experts, Moe
 from gptcli.quant.compiled import CompiledEmbedding, CompiledExperts, CompiledLinear
 from gptcli.quant.packed import PackedEmbedding, PackedExperts, PackedLinear, PackedWeight
@@ -92,18 +91,14 @@ def weight_bytes(decoder: nn.Module) -> int:
 def _module_bytes(module: nn.Module) -> int:
     match module:
         case CompiledLinear() | CompiledEmbedding():
-            return _matrix_bytes(module.matrix)
+            return module.matrix.size
         case CompiledExperts():
-            return sum(map(_matrix_bytes, module.matrices))
+            return sum(matrix.size for matrix in module.matrices)
         case PackedLinear() | PackedEmbedding() | PackedExperts():
             return _packed_bytes(module.weight)
         case nn.Linear() | nn.Embedding() | Experts():
             return module.weight.nbytes
     return 0
-
-
-def _matrix_bytes(matrix: Matrix) -> int:
-    return matrix.packed_bytes if matrix.weights is None else matrix.weights.nbytes
 
 
 def _packed_bytes(weight: PackedWeight) -> int:

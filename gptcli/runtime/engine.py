@@ -11,8 +11,8 @@ from gptcli.errors import NonFiniteLogits
 from gptcli.model.cache import KVCache
 from gptcli.model.decoder import Decoder
 from gptcli.runtime.device import DevicePlan, free_bytes
+from gptcli.runtime.lowering import lower
 from gptcli.runtime.memory import memory_errors
-from gptcli.runtime.program import lower
 
 _MOST_ROWS = 32  # texts in one step: twice as many gain little more, and the first of them is waited for twice as long
 _CHUNK = 512  # prompt tokens in one forward pass: bounds memory, costs a tenth of the speed at 4,096

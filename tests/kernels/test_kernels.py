@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptcli.errors import UsageError
-from gptcli.kernels import native
-from gptcli.kernels.native import Level, Library, Matrix
+from gptcli.kernels import functions, native
+from gptcli.kernels.functions import Level, Matrix
+from gptcli.kernels.native import Library
 from gptcli.quant.affine import pack_nibbles
 
 ROWS = (1, 2, 15, 16, 17, 100, 577)
@@ -291,7 +292,7 @@ def test_a_row_of_a_packed_matrix_can_be_had_back(kernels: Library, bits: int) -
 
 def test_packing_costs_little_more_than_the_weights(kernels: Library) -> None:
     matrix = affine(160, 256, 4, 32).matrix(kernels)
-    assert matrix.packed_bytes == 160 * 256 // 2 + 160 * 8 * 4
+    assert matrix.size == 160 * 256 // 2 + 160 * 8 * 4
 
 
 def test_many_matrices_come_and_go(kernels: Library) -> None:
@@ -477,19 +478,19 @@ def test_an_unknown_value_of_the_variable_is_an_error(monkeypatch: pytest.Monkey
 
 
 def test_without_the_compiled_file_there_is_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "EXTENSION_SUFFIXES", [".absent"])
+    monkeypatch.setattr(functions, "EXTENSION_SUFFIXES", [".absent"])
     assert native.library.__wrapped__() is None
 
 
 def test_kernels_compiled_from_other_sources_are_refused_and_not_called(
     monkeypatch: pytest.MonkeyPatch, kernels: Library
 ) -> None:
-    path = native._built()
+    path = functions.built_file()
     assert path is not None
-    monkeypatch.setattr(native, "_RECORDS", (native.Frame, *native._RECORDS[1:]))  # as if Op had other fields
+    monkeypatch.setattr(functions, "_RECORDS", (functions.Frame, *functions._RECORDS[1:]))  # as if Op had other fields
     with pytest.raises(UsageError, match="another version"):
         Library(path)
     monkeypatch.undo()
-    monkeypatch.setitem(native._SIGNATURES, "gptcli_is_to_come", (None, []))
+    monkeypatch.setitem(functions._SIGNATURES, "gptcli_is_to_come", (None, []))
     with pytest.raises(UsageError, match="another version"):
         Library(path)
