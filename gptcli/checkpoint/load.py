@@ -25,13 +25,13 @@ from gptcli.checkpoint.recipes import (
 )
 from gptcli.checkpoint.tensors import TensorSource
 from gptcli.errors import BrokenCheckpoint
-from gptcli.kernels.native import Library
+from gptcli.kernels.native import FLOATS, Library
 from gptcli.model.decoder import Decoder, Embedding
 from gptcli.model.linear import Linear
 from gptcli.model.mlp import Experts
 from gptcli.quant.affine import quantize_affine
 from gptcli.quant.compiled import CompiledEmbedding, CompiledExperts, CompiledLinear, can_compile
-from gptcli.quant.half import HalfWeight
+from gptcli.quant.dense import DenseWeight
 from gptcli.quant.packed import (
     PackedEmbedding,
     PackedExperts,
@@ -42,7 +42,6 @@ from gptcli.quant.packed import (
     stack,
 )
 
-_HALVES = (torch.bfloat16, torch.float16)
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
 Packing = Literal["keep", "expand", "int8", "int4"]  # what becomes of matrices: see `load_decoder`
 
@@ -63,8 +62,8 @@ def load_decoder(
     Packed matrices stay as they are ("keep") or become dense ("expand"); "int8" and "int4" also pack dense ones, the
     head of an int4 model in 8 bits. Everything dense is of `dtype`, but for norms stored less 1, which stay in fp32. At
     most one parameter is held twice.
-    library: the kernels that multiply, in fp32 on the CPU, what they can of packed matrices and of ones in bf16 and
-    fp16, which then stay as they are stored. half: the precision in which they get all dense matrices instead, those
+    library: the kernels that multiply, in fp32 on the CPU, what they can of packed matrices and all dense ones, whose
+    numbers then stay what they are. half: the precision in which they get all dense matrices instead, those
     that were packed included. integers: whether they may round activations to 8 bits for packed ones.
     Raises BrokenCheckpoint where a shape does not fit the config, before any weight is read.
     """
@@ -82,7 +81,7 @@ def load_decoder(
                 value = value.dequantize(own_dtype if half is None or _chooses_experts(name) else half)
             if isinstance(value, Tensor) and library and _can_be_packed(decoder, name):
                 value = value if half is None or _chooses_experts(name) else value.to(half)
-                value = HalfWeight(value) if value.dtype in _HALVES else value
+                value = DenseWeight(value) if value.dtype in FLOATS else value
             compiled = isinstance(value, PackedWeight) and library and can_compile(value)
             _place(decoder, name, value, device, own_dtype, library if compiled else None, integers)
             on_progress(source.bytes_read, total)

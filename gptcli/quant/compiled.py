@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from gptcli.kernels.functions import Matrix
 from gptcli.kernels.native import FLOATS, GROUP, Library
 from gptcli.quant.affine import AffineWeight
-from gptcli.quant.half import HalfWeight
+from gptcli.quant.dense import DenseWeight, narrowed
 from gptcli.quant.packed import PackedWeight
 
 
 def can_compile(weight: PackedWeight) -> bool:
     """Whether the kernels know a weight's format."""
     match weight:
-        case HalfWeight():
+        case DenseWeight():
             return True
         case AffineWeight(bits=4 | 8, scales=scales, biases=biases):
             return weight.shape[-1] // scales.shape[-1] % GROUP == 0 and scales.dtype == biases.dtype in FLOATS
@@ -27,8 +27,8 @@ def _matrix(library: Library, weight: PackedWeight, integers: bool) -> Matrix:
         case AffineWeight(packed, scales, biases, bits):
             tensors = packed.contiguous(), scales.contiguous(), biases.contiguous()
             return library.affine(*tensors, bits, integers=integers)
-        case HalfWeight(values):
-            values = values.contiguous()
+        case DenseWeight(values):
+            values = narrowed(values.contiguous())
             return library.coded(values) or library.dense(values)
     raise AssertionError(weight)
 
