@@ -490,7 +490,10 @@ INLINE floats load_some_weights(const void *weights, int64_t place, int64_t coun
 /* Rows [row, end), at most PANEL, and columns [column, column + count); there are zeros for what is not there. */
 INLINE void fill_panel(const Matrix *matrix, int64_t row, int64_t end, int64_t column, int64_t count, float *panel,
                        const Kind kind) {
+    const int64_t size = kind == FLOAT32 ? 4 : 2;
     for (int64_t i = 0; i < count; i += LANES) {
+        /* The next panel's: with few tokens, waiting for memory takes longer than they do. */
+        for (int64_t r = row; r < end; r++) prefetch(matrix->dense, (r * matrix->columns + column + count + i) * size);
         for (int v = 0; v < PANEL; v += LANES) {
             floats block[LANES] = {{0}};
             int64_t rows = end - row - v, place = (row + v) * matrix->columns + column + i;
