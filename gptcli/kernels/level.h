@@ -174,7 +174,8 @@ INLINE void part_dots(const uint8_t *lines, int64_t block_bytes, const int8_t *v
     }
 }
 
-/* (tokens, vectors) values. Not to be inlined: values that live on where memcpy may be called get no registers, not even in the loops before. */
+/* (tokens, vectors) values. Not to be inlined: what lives on where memcpy may be called gets no registers, not even in
+ * the loops before. */
 static __attribute__((noinline)) void store_rows(const Matrix *matrix, int64_t row, int64_t token, int64_t tokens,
                                                  const floats *values, int64_t vectors, const Output *output) {
     for (int64_t t = 0; t < tokens; t++) {
@@ -281,47 +282,56 @@ static void affine_blocks(const Matrix *matrix, const Activations *x, int64_t be
 
 /* ---- linear: affine weights, activations as they are ----
  *
- * Each weight becomes scale * q + bias in fp32, as in an expanded matrix; what is saved is reading that. A lane of a line
- * has several columns of a row, which are not shifted down: with the others masked away a q stands for itself times a
- * power of two, and has its scale divided by that, which is exact. Only the topmost is shifted, for lanes are signed.
+ * Each weight becomes scale * q + bias in fp32, as in an expanded matrix; what is saved is reading that. A lane has
+ * several columns of a row, which are not shifted down: with the others masked away a q stands for itself times a power
+ * of two, and has its scale divided by that, which is exact. Only the topmost is shifted, for lanes are signed.
  */
 
-/* Scales for each column of a lane. */
+enum { STEP = 8 }; /* columns at once: a line of 4 bits, or two of 8; also how many sums are under way */
+
+/* The lowest bit of a column in its lane. */
+INLINE int place_of(int column, const int bits) { return bits == 8 ? column % 4 * 8 : column % 4 * 8 + column / 4 * 4; }
+
+/* For each of eight columns. */
 INLINE void scale_columns(floats scale, const int bits, floats *scales) {
-    UNROLL for (int c = 0; c < 32 / bits; c++) {
-        int shift = c % 4 * 8 + c / 4 * 4;
-        scales[c] = shift + bits == 32 ? scale : scale * (1 / (float)(1u << shift));
+    UNROLL for (int c = 0; c < STEP; c++) {
+        int place = place_of(c, bits);
+        scales[c] = place + bits == 32 ? scale : scale * (1 / (float)(1u << place));
     }
 }
 
-/* Column c of each lane. */
-INLINE floats exact_weights(words word, int c, const int bits, const floats *scales, floats bias) {
-    int shift = c % 4 * 8 + c / 4 * 4;
-    words q = shift + bits == 32 ? word >> shift : word & ((1u << bits) - 1) << shift;
-    return float_of_ints((ints)q) * scales[c] + bias;
+/* One of the eight columns that begin in a line. */
+INLINE floats exact_weights(const uint8_t *lines, int column, const int bits, const floats *scales, floats bias) {
+    int place = place_of(column, bits);
+    words word = load_words(lines + column * bits / 32 * CACHE_LINE);
+    words q = place + bits == 32 ? word >> place : word & ((1u << bits) - 1) << place;
+    return float_of_ints((ints)q) * scales[column] + bias;
 }
 
-enum { EIGHT = 8 };
+/* What lies as far ahead of eight columns' lines. */
+INLINE void prefetch_columns(const uint8_t *lines, const int bits) {
+    prefetch(lines, AHEAD);
+    if (bits == 8) prefetch(lines + CACHE_LINE, AHEAD);
+}
 
 /* LANES rows from `row` on for `tokens` tokens from `token` on. */
 INLINE void exact_tile(const Matrix *matrix, const float *x, int64_t row, int64_t token, const Output *output,
                        const int bits, const int half, const int tokens) {
-    const int sums_each = tokens < EIGHT ? EIGHT / tokens : 1;
+    const int sums_each = tokens < STEP ? STEP / tokens : 1;
     const int64_t columns = matrix->columns, lane = row % BLOCK;
     const uint8_t *record = matrix->packed + row / BLOCK * matrix->block_bytes;
-    floats sums[TILE][EIGHT] = {{{0}}};
+    floats sums[TILE][STEP] = {{{0}}};
     x += token * columns;
     for (int64_t column = 0; column < columns; record += matrix->record_bytes) {
-        floats scales[8], bias = load_constant(record, BLOCK + lane, half);
+        floats scales[STEP], bias = load_constant(record, BLOCK + lane, half);
         scale_columns(load_constant(record, lane, half), bits, scales);
         const uint8_t *lines = record + 2 * BLOCK * (half ? 2 : 4) + lane * 4;
         prefetch(record, AHEAD);
         if (!half) prefetch(record + CACHE_LINE, AHEAD);
-        for (int64_t end = column + matrix->group; column < end; column += EIGHT, lines += EIGHT * BLOCK * bits / 8) {
-            UNROLL for (int c = 0; c < EIGHT; c++) {
-                const uint8_t *line = lines + c * bits / 32 * CACHE_LINE;
-                if (c * bits % 32 == 0) prefetch(line, AHEAD);
-                floats weights = exact_weights(load_words(line), c % (32 / bits), bits, scales, bias);
+        for (int64_t end = column + matrix->group; column < end; column += STEP, lines += STEP * BLOCK * bits / 8) {
+            prefetch_columns(lines, bits);
+            UNROLL for (int c = 0; c < STEP; c++) {
+                floats weights = exact_weights(lines, c, bits, scales, bias);
                 UNROLL for (int t = 0; t < tokens; t++)
                     sums[t][c % sums_each] += weights * x[t * columns + column + c];
             }
@@ -585,7 +595,10 @@ INLINE floats load_some_weights(const void *weights, int64_t place, int64_t coun
 /* Rows [row, end), at most PANEL, and columns [column, column + count); there are zeros for what is not there. */
 INLINE void fill_panel(const Matrix *matrix, int64_t row, int64_t end, int64_t column, int64_t count, float *panel,
                        const Kind kind) {
+    const int64_t size = kind == FLOAT32 ? 4 : 2;
     for (int64_t i = 0; i < count; i += LANES) {
+        /* The next panel's: with few tokens, waiting for memory takes longer than they do. */
+        for (int64_t r = row; r < end; r++) prefetch(matrix->dense, (r * matrix->columns + column + count + i) * size);
         for (int v = 0; v < PANEL; v += LANES) {
             floats block[LANES] = {{0}};
             int64_t rows = end - row - v, place = (row + v) * matrix->columns + column + i;
@@ -637,15 +650,15 @@ INLINE void fill_affine_panel(const Matrix *matrix, int64_t row, int64_t end, in
                 continue;
             }
             const uint8_t *record = block + (column + i) / matrix->group * matrix->record_bytes;
-            const uint8_t *lines = record + 2 * BLOCK * (half ? 2 : 4) + (column + i) % matrix->group * BLOCK * bits / 8;
-            prefetch(record, AHEAD);
-            floats scales[8], bias = load_constant(record, BLOCK + lane, half);
+            const uint8_t *lines = record + 2 * BLOCK * (half ? 2 : 4) + lane * 4;
+            lines += (column + i) % matrix->group * BLOCK * bits / 8;
+            floats scales[STEP], bias = load_constant(record, BLOCK + lane, half);
             scale_columns(load_constant(record, lane, half), bits, scales);
-            for (int64_t first = 0; first < PART; first += 32 / bits) {
-                prefetch(lines + first * BLOCK * bits / 8, AHEAD);
-                words word = load_words(lines + first * BLOCK * bits / 8 + lane * 4);
-                UNROLL for (int c = 0; c < 32 / bits; c++)
-                    store(to + (first + c) * PANEL, exact_weights(word, c, bits, scales, bias));
+            prefetch(record, AHEAD);
+            for (int first = 0; first < PART; first += STEP, lines += STEP * BLOCK * bits / 8) {
+                prefetch_columns(lines, bits);
+                UNROLL for (int c = 0; c < STEP; c++)
+                    store(to + (first + c) * PANEL, exact_weights(lines, c, bits, scales, bias));
             }
         }
     }
