@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 from gptcli.address_space import check_room_for_torch
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import sampling_defaults
+from gptcli.copies import Copy, keep_copy, open_copy
 from gptcli.errors import BrokenTokenizer, ContextOverflow, UsageError
 from gptcli.generation.compiled_pick import CompiledPicker
 from gptcli.generation.request import check_choices, check_request, check_scoring
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from gptcli.generation.speculation import Drafter
     from gptcli.model.cache import KVCache
     from gptcli.runtime.engine import Engine
+    from gptcli.runtime.prepared_engine import PreparedEngine
     from gptcli.session import Session
 
 Progress = Callable[[int, int], None]
@@ -45,11 +47,13 @@ def _no_progress(done: int, total: int) -> None:
 class LanguageModel:
     """An opened model. Its weights are read, and torch imported, when `load` or the first use asks for them."""
 
-    def __init__(self, name: str, folder: ModelFolder, runtime: RuntimeConfig) -> None:
+    def __init__(self, name: str, folder: ModelFolder, runtime: RuntimeConfig, copy: Copy | None = None) -> None:
         self.name = name
         self.folder = folder
         self.runtime = runtime
         self._engine: Engine | None = None
+        self._copy = copy
+        self._prepared: PreparedEngine | None = None
         self._smaller: LanguageModel | None = None
         self._smaller_cache: KVCache | None = None
         config = folder.architecture.config
@@ -68,12 +72,14 @@ class LanguageModel:
         *,
         offline: bool = False,
         on_fetch: FetchProgress | None = None,
+        for_one: bool = False,
     ) -> Self:
         """Finds a model by name or directory and reads all but its weights; the default model is fetched if missing.
 
-        Raises ModelNotFound, InvalidModel or UsageError.
+        for_one: begins to read what `load_for_one` needs. Raises ModelNotFound, InvalidModel or UsageError.
         """
-        return cls(name, ModelFolder.open(locate(name, offline=offline, on_progress=on_fetch)), runtime)
+        folder = ModelFolder.open(locate(name, offline=offline, on_progress=on_fetch))
+        return cls(name, folder, runtime, open_copy(folder, runtime) if for_one else None)
 
     def load(self, on_progress: Progress = _no_progress) -> Engine:
         """Reads the weights, once, and those of a model that drafts; on_progress gets a model's bytes done and in all.
@@ -85,6 +91,23 @@ class LanguageModel:
         if self._smaller is not None:
             self._smaller.load(on_progress)
         return self._engine
+
+    def load_for_one(self, tokens: int, on_progress: Progress = _no_progress) -> None:
+        """`load` for no more than one text of up to so many tokens: a prepared copy will do, which needs no torch."""
+        if self._copy is not None and self._smaller is None:
+            self._prepared = self._copy.engine(self.ctx_size, min(tokens, self.ctx_size))
+        if self._prepared is None:
+            self.load(on_progress)
+
+    def keep_copy(self) -> None:
+        """Keeps a prepared copy for `load_for_one`, where the weights were read and there can be one."""
+        if self._engine is not None:
+            keep_copy(self.folder, self.runtime, self._engine)
+
+    @property
+    def running(self) -> Engine | PreparedEngine:
+        """What runs the decoder: a prepared copy, or the engine."""
+        return self._prepared or self.engine
 
     @property
     def engine(self) -> Engine:
@@ -251,11 +274,18 @@ class LanguageModel:
             raise UsageError(f"logprobs must be at least 0, not {logprobs}")
         from gptcli.generation.loop import generate
 
+        plain = len(samplings) == 1 and cache is None and logprobs is None and not explain
+        room = self.ctx_size if stop.max_tokens < 0 else min(self.ctx_size, len(prompt) + stop.max_tokens)
+        engine: Engine | PreparedEngine
+        if plain and self._prepared is not None and room <= self._prepared.room:
+            engine = self._prepared
+        else:
+            engine = self.engine
         return generate(
-            self.engine,
+            engine,
             self.tokenizer,
             prompt,
-            pickers=[self._picker(sampling, stop, logprobs, explain) for sampling in samplings],
+            pickers=[self._picker(engine, sampling, stop, logprobs, explain) for sampling in samplings],
             stop=stop,
             stop_ids=self.stop_ids,
             cache=cache,
@@ -265,10 +295,17 @@ class LanguageModel:
             cancelled=cancelled,
         )
 
-    def _picker(self, sampling: SamplingConfig, stop: StopConfig, logprobs: int | None, explain: bool) -> Picker:
+    def _picker(
+        self,
+        engine: Engine | PreparedEngine,
+        sampling: SamplingConfig,
+        stop: StopConfig,
+        logprobs: int | None,
+        explain: bool,
+    ) -> Picker:
         never = self.stop_ids if stop.ignore_eos else frozenset[int]()
-        if (library := self.engine.plan.library) is not None and logprobs is None and not explain:
-            return CompiledPicker(library, sampling, self.tokenizer.size, never)
+        if engine.library is not None and logprobs is None and not explain:
+            return CompiledPicker(engine.library, sampling, self.tokenizer.size, never)
         from gptcli.generation.pick import TensorPicker
 
         return TensorPicker(self.tokenizer, sampling, never, logprobs, explain)

@@ -308,7 +308,7 @@ class Session:
         )
 
     def _reply(self, text: str, finished: Finished, hidden: int, sampling: SamplingConfig) -> dict[str, Any]:
-        plan = self._lm.engine.plan
+        engine = self._lm.engine
         return {
             "type": "message",
             **message_record(Message("assistant", text, interrupted=finished.reason == "interrupt")),
@@ -320,8 +320,8 @@ class Session:
             "model": self._lm.reference,
             "fingerprint": self._lm.fingerprint,
             "runtime": {
-                "device": str(plan.device),
-                "dtype": plan.dtype_name,
+                "device": engine.device_name,
+                "dtype": engine.dtype_name,
                 "quantize": self._lm.runtime.quantize,
                 "ctx_size": self._lm.ctx_size,
                 "version": __version__,
