@@ -18,7 +18,8 @@ LLAMA = """
 import os, sys
 from llama_cpp import Llama
 lm = Llama(sys.argv[1], n_ctx=512, n_threads=int(sys.argv[2]), verbose=False, flash_attn=True)
-print(next(lm.create_completion(sys.argv[3], max_tokens=1, temperature=0, stream=True))["choices"][0]["text"], flush=True)
+text = lm.create_completion(sys.argv[3], max_tokens=1, temperature=0, stream=True)
+print(next(text)["choices"][0]["text"], flush=True)
 os._exit(0)
 """
 

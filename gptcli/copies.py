@@ -56,7 +56,7 @@ class Copy:
             engine = PreparedEngine(self.content, self.library, ctx_size, room)
         except MemoryError:  # torch's way may need less, or says what is wrong
             return None
-        self.library.set_threads(self.runtime.threads or min(self.content.threads, cpu_limit()))
+        self.library.set_threads(self.runtime.threads or self.content.threads)
         engine.load_s = time.perf_counter() - self.started
         return engine
 
@@ -137,6 +137,7 @@ def _key(folder: ModelFolder, runtime: RuntimeConfig, library: Functions) -> dic
         "quantize": runtime.quantize,
         # Which cores there are, and what tells OpenMP how many to use: torch's number of threads comes from them.
         "cores": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_limit": cpu_limit(),
         "variables": [os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")],
     }
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 from gptcli.address_space import check_room_for_torch
 from gptcli.checkpoint.folder import ModelFolder
@@ -17,6 +17,7 @@ from gptcli.copies import Copy, keep_copy, open_copy
 from gptcli.errors import BrokenTokenizer, ContextOverflow, UsageError
 from gptcli.generation.compiled_pick import CompiledPicker
 from gptcli.generation.request import check_choices, check_request, check_scoring
+from gptcli.runtime.prepared_engine import PreparedCache, PreparedEngine
 from gptcli.settings import ChatSettings, Dtype, Overflow, Quantize, RuntimeConfig, SamplingConfig, StopConfig
 from gptcli.store.catalog import DEFAULT_MODEL, FetchProgress, fingerprint
 from gptcli.store.locate import locate
@@ -32,10 +33,10 @@ if TYPE_CHECKING:
     from gptcli.generation.speculation import Drafter
     from gptcli.model.cache import KVCache
     from gptcli.runtime.engine import Engine
-    from gptcli.runtime.prepared_engine import PreparedEngine
     from gptcli.session import Session
 
 Progress = Callable[[int, int], None]
+Cache: TypeAlias = "KVCache | PreparedCache"
 
 DRAFTED_TOKENS = 4  # a step, at most, by a smaller model; --speculate says otherwise
 
@@ -93,7 +94,7 @@ class LanguageModel:
         return self._engine
 
     def load_for_one(self, tokens: int, on_progress: Progress = _no_progress) -> None:
-        """`load` for no more than one text of up to so many tokens: a prepared copy will do, which needs no torch."""
+        """`load` for one text at a time, of up to so many tokens: a prepared copy will do, which needs no torch."""
         if self._copy is not None and self._smaller is None:
             self._prepared = self._copy.engine(self.ctx_size, min(tokens, self.ctx_size))
         if self._prepared is None:
@@ -103,6 +104,15 @@ class LanguageModel:
         """Keeps a prepared copy for `load_for_one`, where the weights were read and there can be one."""
         if self._engine is not None:
             keep_copy(self.folder, self.runtime, self._engine)
+
+    def fitting_cache(self, cache: Cache | None, *, recorded: bool) -> Cache:
+        """A cache for one text at a time: the given one, unless another kind is needed, or a new one.
+
+        recorded: whether the text's probabilities are.
+        """
+        engine = self.engine if recorded else self.running
+        fits = isinstance(cache, PreparedCache) == isinstance(engine, PreparedEngine)
+        return cache if cache is not None and fits else engine.new_cache()
 
     @property
     def running(self) -> Engine | PreparedEngine:
@@ -227,7 +237,7 @@ class LanguageModel:
         sampling: SamplingConfig,
         stop: StopConfig,
         *,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         logprobs: int | None = None,
         explain: bool = False,
         on_prefill: Progress = _no_progress,
@@ -255,7 +265,7 @@ class LanguageModel:
         samplings: Sequence[SamplingConfig],
         stop: StopConfig,
         *,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         logprobs: int | None = None,
         explain: bool = False,
         on_prefill: Progress = _no_progress,
@@ -274,13 +284,12 @@ class LanguageModel:
             raise UsageError(f"logprobs must be at least 0, not {logprobs}")
         from gptcli.generation.loop import generate
 
-        plain = len(samplings) == 1 and cache is None and logprobs is None and not explain
+        plain = len(samplings) == 1 and logprobs is None and not explain
         room = self.ctx_size if stop.max_tokens < 0 else min(self.ctx_size, len(prompt) + stop.max_tokens)
-        engine: Engine | PreparedEngine
-        if plain and self._prepared is not None and room <= self._prepared.room:
-            engine = self._prepared
-        else:
+        engine: Engine | PreparedEngine = self.running
+        if isinstance(engine, PreparedEngine) and (not plain or room > engine.room):
             engine = self.engine
+        assert cache is None or isinstance(cache, PreparedCache) == isinstance(engine, PreparedEngine)
         return generate(
             engine,
             self.tokenizer,

@@ -16,7 +16,7 @@ from gptcli import copies
 from gptcli.generation.events import Finished
 from gptcli.kernels.functions import functions
 from gptcli.language_model import LanguageModel
-from gptcli.settings import RuntimeConfig, SamplingConfig, StopConfig
+from gptcli.settings import ChatSettings, RuntimeConfig, SamplingConfig, StopConfig
 from tests.cli.conftest import Cli
 from tests.tiny import make_model
 
@@ -246,3 +246,48 @@ def test_where_no_copy_can_be_written_there_is_none_and_no_error(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "occupied"))
     result = cli("generate", "-m", model, "-n", "3", "In a", stdin=None)
     assert (result.code, result.err) == (0, "")
+
+
+def test_a_conversation_goes_on_where_its_cache_must_be_of_another_kind(model: Path) -> None:
+    def replies(lm: LanguageModel) -> list[tuple[int, ...]]:
+        session = lm.session(settings=ChatSettings(temperature=0.0, max_tokens=9, ignore_eos=True))
+        for turn in range(4):
+            session.records_probabilities = turn == 2
+            list(session.send("In a"))
+        return [finished.ids for finished in session.finished]
+
+    whole, prepared = opened(model, device="cpu"), opened(model, device="cpu")
+    whole.load()
+    prepared.load_for_one(prepared.ctx_size)
+    session = prepared.session(settings=ChatSettings(temperature=0.0, max_tokens=9))
+    list(session.send("In a"))
+    assert prepared._engine is None
+    assert replies(prepared) == replies(whole)
+    assert prepared._engine is not None
+
+
+def test_a_conversation_on_a_copy_runs_again_no_more_than_one_without(model: Path) -> None:
+    def prefilled(lm: LanguageModel) -> list[int]:
+        session = lm.session(settings=ChatSettings(temperature=0.0, max_tokens=9, ignore_eos=True))
+        run: list[int] = []
+        for _ in range(3):
+            list(session.send("In a", on_prefill=lambda done, total: run.append(total)))
+        assert run[-1] < session.finished[-1].usage.prompt_tokens
+        return run
+
+    whole, prepared = opened(model, device="cpu"), opened(model, device="cpu")
+    whole.load()
+    prepared.load_for_one(prepared.ctx_size)
+    assert prefilled(prepared) == prefilled(whole)
+    assert prepared._engine is None
+
+
+def test_a_question_in_a_pipe_leaves_torch_alone_the_second_time(tmp_path: Path) -> None:
+    path = make_model(tmp_path / "tiny")
+    code = (
+        "import sys\nfrom gptcli.cli.app import run\n"
+        f"code = run(['chat', '-m', {str(path)!r}, '--device', 'cpu', 'In a', '-n', '5'])\n"
+        "print(code, 'torch' in sys.modules, file=sys.stderr)"
+    )
+    done = [subprocess.run([sys.executable, "-c", code], capture_output=True) for _ in range(2)]
+    assert [run.stderr.splitlines()[-1] for run in done] == [b"0 True", b"0 False"]
