@@ -154,7 +154,9 @@ class Repl:
     def switch_model(self, name: str) -> None:
         """Answers with another model from now on. Until that is loaded, nothing has changed."""
         with self._terminal.typing_ahead(), stoppable() as stop, Activity(quiet=False) as activity:
-            lm = LanguageModel.open(name, self.session.lm.runtime, offline=self.offline, on_fetch=activity.fetch)
+            lm = LanguageModel.open(
+                name, self.session.lm.runtime, offline=self.offline, on_fetch=activity.fetch, for_one=True
+            )
             _ = self.template or lm.template  # a model without one fails here
             loading = Loading(lm, self.input.refresh, lambda error: None)
             if not loading.wait(activity, stop):

@@ -9,10 +9,11 @@ import mmap
 class Memory:
     """So many bytes of zeros outside Python's heap, page-aligned; what is not touched takes no memory.
 
-    address: where they are, as long as this object is there. Raises MemoryError.
+    address: where they are, as long as this object is there. view: the same for Python. Raises MemoryError.
     """
 
     def __init__(self, size: int, *, huge_pages: bool = False) -> None:
+        self.size = size
         try:
             self.view = mmap.mmap(-1, max(1, size))
         except OSError as error:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import torch
 
-from gptcli.address_space import free_address_space
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import Packing
 from gptcli.errors import NoSuchDevice, OutOfMemory
 from gptcli.kernels.native import Library
 from gptcli.kernels.native import library as kernels
 from gptcli.model.config import MoeConfig
+from gptcli.runtime.machine import cpu_limit, free_memory
 from gptcli.settings import RuntimeConfig
 
 _PACKED_BYTES = {"int8": 1.125, "int4": 0.625}  # a weight: its bits, and its part of a scale and a bias in fp16
-_CGROUP = Path("/sys/fs/cgroup")
-_CPU_MAX = _CGROUP / "cpu.max"  # microseconds of CPU time, and the period they are for
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -58,7 +52,7 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
     compute in fp32. Raises NoSuchDevice or OutOfMemory.
     """
     device = _device(runtime.device)
-    torch.set_num_threads(runtime.threads or min(torch.get_num_threads(), _cpu_limit()))
+    torch.set_num_threads(runtime.threads or min(torch.get_num_threads(), cpu_limit()))
     free = free_bytes(device)
     library = _kernels(runtime) if device.type == "cpu" else None
     half = _DTYPES[runtime.dtype] if library is not None and runtime.dtype in ("bf16", "fp16") else None
@@ -126,31 +120,11 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _cpu_limit() -> int:
-    """How many CPUs the process may keep busy at once, by its control group: torch counts all that it may run on."""
-    try:
-        quota, period = _CPU_MAX.read_text().split()
-        return max(1, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):  # another system, or `max`: no limit
-        return sys.maxsize
-
-
 def free_bytes(device: torch.device) -> int:
     """Bytes of memory that are free there."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return min(int(psutil.virtual_memory().available), _memory_limit(), free_address_space())
-
-
-def _memory_limit() -> int:
-    """Bytes that the process's control group may still take; what it holds of files can be dropped."""
-    try:
-        limit = int((_CGROUP / "memory.max").read_text())
-        used = int((_CGROUP / "memory.current").read_text())
-        fields = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        return max(0, limit - used + int(fields["inactive_file"]) + int(fields["active_file"]))
-    except (OSError, ValueError, KeyError):  # another system, or `max`: no limit
-        return sys.maxsize
+    return free_memory()
 
 
 def _stored_dtype(folder: ModelFolder) -> torch.dtype:

@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 from gptcli.errors import NonFiniteLogits
+from gptcli.kernels.native import Library
 from gptcli.model.cache import KVCache
 from gptcli.model.decoder import Decoder
 from gptcli.runtime.device import DevicePlan, free_bytes
 from gptcli.runtime.lowering import lower
 from gptcli.runtime.memory import memory_errors
+from gptcli.runtime.prepared import Prepared
+from gptcli.runtime.program import CHUNK
 
 _MOST_ROWS = 32  # texts in one step: twice as many gain little more, and the first of them is waited for twice as long
-_CHUNK = 512  # prompt tokens in one forward pass: bounds memory, costs a tenth of the speed at 4,096
 
 
 class Engine:
@@ -40,6 +42,27 @@ class Engine:
     def threads(self) -> int:
         """CPU threads that share the work."""
         return torch.get_num_threads()
+
+    @property
+    def library(self) -> Library | None:
+        """The compiled kernels, where they multiply."""
+        return self.plan.library
+
+    @property
+    def device_name(self) -> str:
+        """The device as the command line spells it."""
+        return str(self.plan.device)
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype as the command line spells it."""
+        return self.plan.dtype_name
+
+    def prepared(self, most_positions: int) -> Prepared | None:
+        """What runs one text of up to so many tokens without torch, as this does; None where it takes torch."""
+        if self._program is None:
+            return None
+        return self._program.prepared(most_positions, self.dtype_name, self.threads)
 
     def new_cache(self) -> KVCache:
         """An empty cache as long as the context."""
@@ -154,7 +177,7 @@ class Engine:
         return torch.cat([self._run([chunk], cache, wanted=len(chunk)) for chunk in self._chunks(tokens)])
 
     def _chunks(self, tokens: Sequence[int]) -> list[Sequence[int]]:
-        return [tokens[start : start + _CHUNK] for start in range(0, len(tokens), _CHUNK)]
+        return [tokens[start : start + CHUNK] for start in range(0, len(tokens), CHUNK)]
 
     def _rotated_alike(self, tokens: Sequence[int], cache: KVCache) -> Sequence[int]:
         """What to run so that all keys are rotated for the new length: the whole text when it crosses a border."""
@@ -183,8 +206,5 @@ class Engine:
                 logits = self.decoder.logits(hidden[:, -wanted:].flatten(0, 1))
             cache.advance(*rows)
         if not torch.stack(logits.aminmax()).isfinite().all():  # a tenth of the time of looking at each of them
-            raise NonFiniteLogits(
-                f"the model computed NaN or infinity at token {cache.length} in {self.plan.dtype_name}",
-                hint="try --dtype fp32; `gptcli models verify` finds damaged weights",
-            )
+            raise NonFiniteLogits(cache.length, self.plan.dtype_name)
         return logits

@@ -23,7 +23,9 @@ from gptcli.model.decoder import Block, Decoder, Embedding
 from gptcli.model.linear import Linear
 from gptcli.model.mlp import Mlp
 from gptcli.model.norm import Norm
+from gptcli.model.rope import rotary_table
 from gptcli.quant.compiled import CompiledEmbedding, CompiledLinear
+from gptcli.runtime.prepared import Prepared, RotaryTable
 from gptcli.runtime.program import Program, Rows, Storage, Vector
 
 
@@ -45,6 +47,21 @@ class DecoderProgram:
         self.program = program
         self._decoder, self._ropes, self._windows = decoder, ropes, windows
         self._bound: tuple[ref[KVCache], int] | None = None
+
+    def prepared(self, most_positions: int, dtype: str, threads: int) -> Prepared | None:
+        """What runs one text without the decoder, of up to so many positions; None where it takes more than a program.
+
+        Shares its weights with the decoder.
+        """
+        config = self._decoder.config
+        if config.rope_borders or config.logit_scale != 1 or config.logit_softcap is not None:
+            return None
+        positions = min(config.max_context, most_positions)
+        tables = []
+        for rope in self._ropes:
+            cos, sin = rotary_table(rope, positions, positions, torch.device("cpu"), torch.float32)
+            tables.append(RotaryTable(_vector(cos), _vector(sin), cos.shape[-1]))
+        return Prepared(self.program, tables, len(self._windows), config.vocab_size, positions, dtype, threads)
 
     def run(self, rows: Sequence[Sequence[int]], cache: KVCache, wanted: int = 1) -> Tensor:
         """Runs tokens behind those in a cache and writes them there: some for its only row, or one for each.
@@ -76,6 +93,11 @@ class DecoderProgram:
 def _storage(cache: KVCache, block: int) -> Storage:
     keys, values = cache.storage(block)
     return Storage(keys.data_ptr(), values.data_ptr(), *keys.stride()[:2])
+
+
+def _vector(values: Tensor) -> Vector:
+    assert values.dtype == torch.float32 and values.is_contiguous()
+    return Vector(values.data_ptr(), values.nbytes, values)
 
 
 class _NoOperation(Exception):
@@ -256,5 +278,5 @@ class _Lowering:
             self.matrices.append((place, matrix))
         for name, vector in (("weight", weight), ("bias", bias)):
             if vector is not None:
-                self.vectors.append((place, name, Vector(vector.data_ptr(), vector.nbytes, vector)))
+                self.vectors.append((place, name, _vector(vector)))
         self.uses += [(place, name, rows) for name, rows in (("input", input), ("out", out)) if rows]

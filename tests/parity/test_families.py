@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from gptcli.kernels.native import Library
 from gptcli.kernels.native import library as kernels
 from gptcli.runtime.device import DevicePlan
 from gptcli.runtime.engine import Engine
+from gptcli.runtime.prepared import read, write
+from gptcli.runtime.prepared_engine import PreparedEngine, PreparedLogits
 from tests.parity.reference import BASE, Reference, randomized, write_reference
 
 TOLERANCE = 1e-5
@@ -297,7 +301,7 @@ def test_all_logits_agree_at_prefill(reference: Reference, engine: Engine) -> No
 
 
 def test_all_logits_agree_in_chunks(reference: Reference, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gptcli.runtime.engine, "_CHUNK", 7)
+    monkeypatch.setattr(gptcli.runtime.engine, "CHUNK", 7)
     monkeypatch.setattr(gptcli.model.cache, "CACHE_STEP", 4)
     assert relative_error(engine.logits(IDS), reference.logits(IDS)) < TOLERANCE
 
@@ -322,6 +326,37 @@ def test_greedy_ids_agree_over_32_steps(reference: Reference, engine: Engine) ->
         ids.append(int(logits.argmax()))
         logits = engine.decode(ids[-1], cache)
     assert ids == reference.greedy(IDS, 32)
+
+
+def test_a_prepared_copy_has_the_very_logits_of_the_decoder(engine: Engine, tmp_path: Path) -> None:
+    config = engine.decoder.config
+    prepared = engine.prepared(96)
+    lowered = engine._program is not None and not config.rope_borders
+    assert (prepared is not None) == (lowered and config.logit_scale == 1 and config.logit_softcap is None)
+    if prepared is None:
+        return
+    library = needed_library()
+    with (tmp_path / "copy").open("wb") as file:
+        write(prepared, {"this": "one"}, library, file)
+    copy = read((tmp_path / "copy").open("rb"), {"this": "one"}, library, sys.maxsize)
+    assert copy is not None and copy.wait()
+    del prepared
+    again = PreparedEngine(copy, library, engine.ctx_size, room=80)
+    cache, prepared_cache = engine.new_cache(), again.new_cache()
+
+    def same(rows: list[PreparedLogits], wanted: Tensor) -> bool:
+        found = [ctypes.string_at(row.data_ptr(), 4 * config.vocab_size) for row in rows]
+        return found == [row.numpy().tobytes() for row in wanted]
+
+    logits = engine.prefill(IDS, cache)
+    row = again.prefill(IDS, prepared_cache, lambda done, total: None, lambda: False)
+    assert logits is not None and row is not None and same([row], logits[None])
+    for tokens in ([5], [6, 7, 8], [9]):
+        assert same(again.step(tokens, prepared_cache), engine.step(tokens, cache))
+    cache.truncate(50)
+    prepared_cache.truncate(50)
+    if cache.length == 50:  # else its window has gone on
+        assert same(again.step([7], prepared_cache), engine.step([7], cache))
 
 
 def test_texts_that_share_their_steps_have_the_logits_they_have_alone(
