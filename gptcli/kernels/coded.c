@@ -76,7 +76,6 @@ static int encode_matrix(Coding *coding, int64_t records) {
     if (matrix->packed != NULL) {
         coded_place(matrix);
         memcpy(matrix->spelled_from, from, from_bytes);
-        matrix->spelled_records[matrix->listed] = UINT32_MAX;
         encode_all(coding);
     }
     free(from);
@@ -112,17 +111,18 @@ void coded_place(Matrix *matrix) {
     matrix->rest = matrix->packed + code_bytes(matrix);
     matrix->spelled = matrix->rest + records_of(matrix) * matrix->rest_bytes;
     matrix->spelled_records = (uint32_t *)(matrix->spelled + matrix->listed * RECORD);
-    matrix->spelled_from = matrix->spelled_records + matrix->listed + 1;
+    matrix->spelled_from = matrix->spelled_records + matrix->listed;
 }
 
 int64_t coded_bytes(const Matrix *matrix) {
     return code_bytes(matrix) + records_of(matrix) * matrix->rest_bytes + matrix->listed * RECORD +
-           (matrix->listed + 1 + blocks_of(matrix) + 1) * (int64_t)sizeof(uint32_t);
+           (matrix->listed + blocks_of(matrix) + 1) * (int64_t)sizeof(uint32_t);
 }
 
 const uint8_t *spelled_tops(const Matrix *matrix, int64_t record) {
     int64_t block = record * RECORD / matrix->columns / BLOCK;
     int64_t low = matrix->spelled_from[block], end = matrix->spelled_from[block + 1];
+    end = end < matrix->listed ? end : matrix->listed;
     while (low < end) {
         int64_t middle = (low + end) / 2;
         if (matrix->spelled_records[middle] < record)
@@ -130,7 +130,7 @@ const uint8_t *spelled_tops(const Matrix *matrix, int64_t record) {
         else
             end = middle;
     }
-    return matrix->spelled_records[low] == record ? matrix->spelled + low * RECORD : NULL;
+    return listed_record(matrix, low) == record ? matrix->spelled + low * RECORD : NULL;
 }
 
 void decode_columns(const Matrix *matrix, const uint8_t *codes, const uint8_t *rest, const uint8_t *spelled,

@@ -84,7 +84,7 @@ typedef struct Matrix {
     /* Behind `packed`, in this order: */
     uint8_t *rest;
     uint8_t *spelled;          /* (listed, RECORD) upper bytes of the records that are listed */
-    uint32_t *spelled_records; /* (listed + 1) which those are, in order, and a last one that no record reaches */
+    uint32_t *spelled_records; /* (listed) which those are, in order */
     uint32_t *spelled_from;    /* (blocks + 1) how many of them belong to earlier blocks */
     struct Chunk *chunk; /* owns packed */
 } Matrix;
@@ -135,6 +135,12 @@ int64_t coded_bytes(const Matrix *matrix);
 
 /* Sets all that lies behind `packed`. */
 void coded_place(Matrix *matrix);
+
+/* Which record is listed at a place; one that no record reaches behind the last. Places come from memory that a file
+ * may have damaged: none is beyond what is there. */
+static inline int64_t listed_record(const Matrix *matrix, int64_t place) {
+    return place < matrix->listed ? matrix->spelled_records[place] : INT64_MAX;
+}
 
 /* The upper bytes of a record that is listed, else NULL. */
 const uint8_t *spelled_tops(const Matrix *matrix, int64_t record);

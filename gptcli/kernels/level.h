@@ -496,14 +496,14 @@ INLINE void coded_tile(const Matrix *matrix, const float *x, int64_t row, int64_
                        int64_t *next, const int wide, const int tokens, const int unroll) {
     const int64_t columns = matrix->columns, first = row * columns / RECORD;
     const uint8_t *codes = matrix->packed + first * CODE_BYTES, *rest = matrix->rest + first * matrix->rest_bytes;
-    int64_t listed = *next, at = matrix->spelled_records[listed] - first;
+    int64_t listed = *next, at = listed_record(matrix, listed);
     x += token * columns;
     floats sums[DENSE_TOKENS][DENSE_UNROLL] = {{{0}}};
     for (int64_t record = 0; record < columns / RECORD; record++) {
         const uint8_t *spelled = NULL;
-        if (__builtin_expect(record == at, 0)) {
+        if (__builtin_expect(first + record == at, 0)) {
             spelled = matrix->spelled + listed * RECORD;
-            at = matrix->spelled_records[++listed] - first;
+            at = listed_record(matrix, ++listed);
         }
         prefetch(codes, AHEAD / 2);
         for (int i = 0; i < (wide ? 3 : 1); i++) prefetch(rest + i * CACHE_LINE, AHEAD);

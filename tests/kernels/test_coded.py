@@ -147,3 +147,17 @@ def test_a_matrix_is_restored_from_its_record_and_a_copy_of_its_weights(kernels:
     restored = kernels.restored(record, copy.address, 100, 640, copy)
     assert kernels.linear(restored, x).equal(wanted)
     assert bits(decoded(kernels, restored)).equal(bits(weights))
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+def test_damage_in_a_copy_of_the_weights_changes_numbers_and_nothing_else(kernels: Library, tokens: int) -> None:
+    weights = weights_of(100, 640, torch.bfloat16)
+    weights[torch.rand(100, 640) < 2e-4] *= 1e-20
+    matrix = coded(kernels, weights)
+    copy = Memory(matrix.size)
+    ctypes.memset(copy.address, 255, matrix.size)
+    restored = kernels.restored(kernels.record(matrix), copy.address, 100, 640, copy)
+    assert kernels.linear(restored, torch.randn(tokens, 640)).shape == (tokens, 100)
+    assert not kernels.row(restored, 99).equal(weights[99].float())
+    ctypes.memset(copy.address, 0, matrix.size)
+    assert kernels.linear(restored, torch.randn(tokens, 640)).shape == (tokens, 100)
