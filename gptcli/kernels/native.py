@@ -90,10 +90,8 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "gptcli_set_threads": (c_int, [c_int]),
     "gptcli_threads": (c_int, []),
     "gptcli_matrix_dense": (c_void_p, [c_int, c_void_p, c_int64, c_int64]),
-    "gptcli_matrix_affine": (
-        c_void_p,
-        [c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64, c_int, c_int64, c_int],
-    ),
+    "gptcli_matrix_affine": (c_void_p, [c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64, c_int, c_int64]),
+    "gptcli_matrix_round_activations": (None, [c_void_p]),
     "gptcli_matrix_free": (None, [c_void_p]),
     "gptcli_matrix_bytes": (c_int64, [c_void_p]),
     "gptcli_matrix_row": (None, [c_void_p, c_int64, c_void_p]),
@@ -185,9 +183,12 @@ class Library:
         assert all(t.is_contiguous() and t.device.type == "cpu" for t in (packed, scales, biases))
         handle = self._c.gptcli_matrix_affine(
             packed.data_ptr(), scales.data_ptr(), biases.data_ptr(), FLOATS[scales.dtype],
-            rows, columns, bits, columns // groups, integers,
+            rows, columns, bits, columns // groups,
         )  # fmt: skip
-        return self._matrix(handle, rows, columns, None)
+        matrix = self._matrix(handle, rows, columns, None)
+        if integers:
+            self._c.gptcli_matrix_round_activations(handle)
+        return matrix
 
     def _matrix(self, handle: int | None, rows: int, columns: int, weights: Tensor | None) -> Matrix:
         if handle is None:
