@@ -110,10 +110,8 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "gptcli_threads": (c_int, []),
     "gptcli_matrix_dense": (c_void_p, [c_int, c_void_p, c_int64, c_int64]),
     "gptcli_matrix_coded": (c_void_p, [c_int, c_void_p, c_int64, c_int64]),
-    "gptcli_matrix_affine": (
-        c_void_p,
-        [c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64, c_int, c_int64, c_int],
-    ),
+    "gptcli_matrix_affine": (c_void_p, [c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64, c_int, c_int64]),
+    "gptcli_matrix_round_activations": (None, [c_void_p]),
     "gptcli_matrix_free": (None, [c_void_p]),
     "gptcli_matrix_data": (c_void_p, [c_void_p, POINTER(c_int64)]),
     "gptcli_matrix_restored": (c_void_p, [c_char_p, c_void_p]),

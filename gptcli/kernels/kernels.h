@@ -95,10 +95,12 @@ static inline int64_t blocks_of(const Matrix *matrix) { return (matrix->rows + B
 EXPORT Matrix *gptcli_matrix_dense(int kind, const void *weights, int64_t rows, int64_t columns);
 
 /* A packed copy of MLX's affine layout: q of (rows, columns * bits / 8) bytes, the lower column in the low nibble;
- * scales and biases of (rows, columns / group) in `constants` (a Kind). integers: whether activations may be rounded
- * to 8 bits for it. NULL: no memory, or a shape it cannot have. */
+ * scales and biases of (rows, columns / group) in `constants` (a Kind). NULL: no memory, or a shape it cannot have. */
 EXPORT Matrix *gptcli_matrix_affine(const uint8_t *q, const void *scales, const void *biases, int constants,
-                                    int64_t rows, int64_t columns, int bits, int64_t group, int integers);
+                                    int64_t rows, int64_t columns, int bits, int64_t group);
+
+/* From now on activations are rounded to 8 bits for an affine matrix. */
+EXPORT void gptcli_matrix_round_activations(Matrix *matrix);
 
 /* A coded copy of fp32 or bf16. NULL: no memory, or nothing to be gained: weights that spread too wide, columns that
  * are no whole records, or a level in use that decodes no faster than it reads. */

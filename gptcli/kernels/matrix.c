@@ -197,14 +197,13 @@ Matrix *gptcli_matrix_dense(int kind, const void *weights, int64_t rows, int64_t
 }
 
 Matrix *gptcli_matrix_affine(const uint8_t *q, const void *scales, const void *biases, int constants, int64_t rows,
-                             int64_t columns, int bits, int64_t group, int integers) {
+                             int64_t columns, int bits, int64_t group) {
     if ((bits != 4 && bits != 8) || group <= 0 || group % PART != 0 || columns % group != 0) return NULL;
     Matrix *matrix = matrix_new(AFFINE, rows, columns);
     if (matrix == NULL) return NULL;
     matrix->bits = bits;
     matrix->group = group;
     matrix->half_constants = constants == FLOAT16;
-    matrix->integers = integers;
     matrix->record_bytes = constants_bytes(matrix) + BLOCK * group * bits / 8;
     matrix->block_bytes = columns / group * matrix->record_bytes;
     matrix->packed = matrix_memory(blocks_of(matrix) * matrix->block_bytes, &matrix->chunk);
@@ -218,6 +217,8 @@ Matrix *gptcli_matrix_affine(const uint8_t *q, const void *scales, const void *b
     pool_unlock();
     return matrix;
 }
+
+void gptcli_matrix_round_activations(Matrix *matrix) { matrix->integers = matrix->kind == AFFINE; }
 
 void gptcli_matrix_free(Matrix *matrix) {
     if (matrix == NULL) return;

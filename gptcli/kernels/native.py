@@ -52,9 +52,12 @@ class Library(Functions):
         assert all(t.is_contiguous() and t.device.type == "cpu" for t in (packed, scales, biases))
         handle = self._c.gptcli_matrix_affine(
             packed.data_ptr(), scales.data_ptr(), biases.data_ptr(), FLOATS[scales.dtype],
-            rows, columns, bits, columns // groups, integers,
+            rows, columns, bits, columns // groups,
         )  # fmt: skip
-        return self._matrix(handle, rows, columns, None)
+        matrix = self._matrix(handle, rows, columns, None)
+        if integers:
+            self._c.gptcli_matrix_round_activations(handle)
+        return matrix
 
     def row(self, matrix: Matrix, row: int) -> Tensor:
         """One row in fp32, (columns,): an embedding."""

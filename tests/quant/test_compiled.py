@@ -12,12 +12,15 @@ from torch import Tensor
 import gptcli
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import Packing, load_decoder
+from gptcli.errors import OutOfMemory
 from gptcli.kernels.native import Library
 from gptcli.quant.affine import AffineWeight
 from gptcli.quant.compiled import CompiledEmbedding, CompiledExperts, CompiledLinear, can_compile
+from gptcli.runtime import device
 from gptcli.runtime.bench import weight_bytes
-from gptcli.runtime.device import DevicePlan
+from gptcli.runtime.device import DevicePlan, plan_for
 from gptcli.runtime.engine import Engine
+from gptcli.settings import Dtype, Quantize, RuntimeConfig
 from tests.parity.reference import write_reference
 from tests.parity.test_families import needed_library, relative_error
 from tests.quant.repacked import IDS, logits_of, repack
@@ -39,10 +42,10 @@ def engine_of(
     half: torch.dtype | None = None,
     integers: bool = False,
 ) -> Engine:
-    device, dtype = torch.device("cpu"), torch.float32
+    cpu, dtype = torch.device("cpu"), torch.float32
     folder = ModelFolder.open(path)
-    decoder = load_decoder(folder, device, dtype, packing, library=library, half=half, integers=integers)
-    plan = DevicePlan(device, dtype, packing, library, as_stored=half is None, half=half, integers=integers)
+    decoder = load_decoder(folder, cpu, dtype, packing, library=library, half=half, integers=integers)
+    plan = DevicePlan(cpu, dtype, packing, library, as_stored=half is None, half=half, integers=integers)
     return Engine(decoder, plan, decoder.config.max_context, load_s=0.0)
 
 
@@ -231,3 +234,29 @@ def test_auto_takes_integers_and_a_dtype_that_was_asked_for_does_not(tiny_model:
     assert [plan.dtype == torch.float32 for plan in plans] == [True, True, fast, fast]
     assert gptcli.load(tiny_model, quantize="int8", device="cpu").engine.plan.integers
     assert not gptcli.load(tiny_model, quantize="int8", dtype="fp32", device="cpu").engine.plan.integers
+
+
+def test_what_is_asked_for_is_planned_with_the_memory_that_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: Library
+) -> None:
+    if library.level == "portable":
+        pytest.skip("torch multiplies dense weights here")
+    path = write_reference(tmp_path / "dense", "llama", **SIZES).path
+    repack(path, tmp_path / "packed", tmp_path / "meant", pack, **MLX)
+    folder = ModelFolder.open(tmp_path / "packed")
+
+    def packing(dtype: Dtype, quantize: Quantize, free: int) -> Packing:
+        monkeypatch.setattr(device, "free_bytes", lambda device: free)
+        return plan_for(folder, RuntimeConfig(device="cpu", dtype=dtype, quantize=quantize)).packing
+
+    halves = 2 * folder.parameter_count
+    assert folder.weight_bytes < halves
+    assert packing("fp32", "auto", folder.weight_bytes) == "keep"
+    assert packing("bf16", "auto", halves) == "keep"
+    assert packing("bf16", "auto", 5 * halves) == "expand"
+    assert packing("bf16", "none", halves) == "expand"
+    for dtype in ("fp32", "bf16"):
+        with pytest.raises(OutOfMemory):
+            packing(dtype, "auto", folder.weight_bytes // 2)
+        with pytest.raises(OutOfMemory):
+            packing(dtype, "none", halves - 1)
