@@ -29,7 +29,7 @@ from gptcli.store.catalog import DEFAULT_MODEL
 DECODE_TOKENS, CONTEXT = 64, 4352
 # Our side's --quantize and --dtype and what it starts from, llama.cpp's file type.
 PAIRS = {
-    "fp32": ("none", "auto", "fp32", "F32"),
+    "fp32": ("auto", "auto", "fp32", "F32"),
     "fp32 arithmetic, as stored": ("auto", "fp32", "stored", "F32"),
     "fp16": ("auto", "auto", "fp16", "F16"),
     "bf16": ("auto", "auto", "bf16", "F16"),

@@ -17,6 +17,7 @@ from gptcli.kernels.native import Library
 from gptcli.quant.affine import AffineWeight
 from gptcli.quant.compiled import CompiledEmbedding, CompiledExperts, CompiledLinear, can_compile
 from gptcli.runtime import device
+from gptcli.runtime.bench import weight_bytes
 from gptcli.runtime.device import DevicePlan, plan_for
 from gptcli.runtime.engine import Engine
 from gptcli.settings import Dtype, Quantize, RuntimeConfig
@@ -68,6 +69,40 @@ def test_weights_in_half_precision_stay_so_and_give_the_numbers_of_an_fp32_copy(
     assert isinstance(engine.decoder.embed, CompiledEmbedding)
     assert relative_error(engine.logits(IDS), wanted) < 1e-5
     assert relative_error(decoded(engine), wanted) < 1e-5
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_weights_in_fewer_bytes_give_the_logits_of_plain_ones_to_the_bit(
+    dtype: torch.dtype, tied: bool, tmp_path: Path, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {**SIZES, "hidden_size": 64, "intermediate_size": 128}
+    path = write_reference(tmp_path, "llama", tie_word_embeddings=tied, **sizes).path
+    stored = {name: tensor.to(dtype) for name, tensor in load_file(path / "model.safetensors").items()}
+    save_file(stored, path / "model.safetensors")
+    less = engine_of(path, library)
+    monkeypatch.setattr(Library, "coded", lambda self, weight: None)
+    plain = engine_of(path, library)
+    assert weight_bytes(plain.decoder) == sum(
+        tensor.nbytes for name, tensor in stored.items() if tensor.ndim == 2 and (tied or "embed" not in name)
+    )
+    if library.level == "avx512":
+        assert weight_bytes(less.decoder) < 0.93 * weight_bytes(plain.decoder)
+    assert less.logits(IDS).equal(plain.logits(IDS))
+    assert decoded(less).equal(decoded(plain))
+
+
+def test_a_copy_of_a_checkpoint_in_fp32_takes_no_more_memory_than_the_checkpoint(
+    tmp_path: Path, library: Library
+) -> None:
+    path = write_reference(tmp_path, "llama", **SIZES).path
+    halves = {name: tensor.half() for name, tensor in load_file(path / "model.safetensors").items()}
+    save_file(halves, path / "model.safetensors")
+    of_halves = engine_of(path, library)
+    save_file({name: tensor.float() for name, tensor in halves.items()}, path / "model.safetensors")
+    of_copy = engine_of(path, library)
+    assert weight_bytes(of_copy.decoder) == weight_bytes(of_halves.decoder)
+    assert decoded(of_copy).equal(decoded(of_halves))
 
 
 def test_a_checkpoint_of_mixed_precision_is_read_as_it_is(tmp_path: Path, library: Library) -> None:
