@@ -146,6 +146,7 @@ class LanguageModel:
                 library=plan.library if plan.as_stored or plan.half else None,
                 half=plan.half,
                 integers=plan.integers,
+                tinygemm=plan.tinygemm,
             )
         return Engine(decoder, plan, self.ctx_size, load_s=time.perf_counter() - started)
 

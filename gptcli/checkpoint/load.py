@@ -41,9 +41,10 @@ from gptcli.quant.packed import (
     concat_rows,
     stack,
 )
+from gptcli.quant.tinygemm import Tinygemm, TinygemmEmbedding, TinygemmLinear, TinygemmMatrix
 
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
-Packing = Literal["keep", "expand", "int8", "int4"]  # what becomes of matrices: see `load_decoder`
+Packing = Literal["keep", "expand", "dense", "int8", "int4"]  # what becomes of matrices: see `load_decoder`
 
 
 def load_decoder(
@@ -56,15 +57,17 @@ def load_decoder(
     library: Library | None = None,
     half: torch.dtype | None = None,
     integers: bool = False,
+    tinygemm: Tinygemm | None = None,
 ) -> Decoder:
     """A decoder with the checkpoint's weights on `device`.
 
-    Packed matrices stay as they are ("keep") or become dense ("expand"); "int8" and "int4" also pack dense ones, the
-    head of an int4 model in 8 bits. Everything dense is of `dtype`, but for norms stored less 1, which stay in fp32. At
-    most one parameter is held twice.
+    Packed matrices stay as they are ("keep") or become dense, all of them ("dense") or those that nothing below
+    multiplies ("expand"); "int8" and "int4" also pack dense ones, the head of an int4 model in 8 bits. Everything dense
+    is of `dtype`, but for norms stored less 1, which stay in fp32. At most one parameter is held twice.
     library: the kernels that multiply, in fp32 on the CPU, what they can of packed matrices and all dense ones, whose
-    numbers then stay what they are. half: the precision in which they get all dense matrices instead, those
-    that were packed included. integers: whether they may round activations to 8 bits for packed ones.
+    numbers then stay what they are. half: the precision in which they get all that is or becomes dense instead.
+    integers: whether they may round activations to 8 bits for packed ones. tinygemm: the kernel that multiplies, in
+    bf16 on CUDA, what it can of packed matrices.
     Raises BrokenCheckpoint where a shape does not fit the config, before any weight is read.
     """
     decoder = empty_decoder(folder)
@@ -76,14 +79,18 @@ def load_decoder(
                 value = _quantized(decoder, name, value, packing)
             # 1 + w needs the bits that w alone could be stored without.
             own_dtype = torch.float32 if isinstance(recipe, PlusOne) else dtype
-            compiled = isinstance(value, PackedWeight) and library and can_compile(value)
-            if isinstance(value, PackedWeight) and packing == "expand" and (half or not compiled):
-                value = value.dequantize(own_dtype if half is None or _chooses_experts(name) else half)
+            matrix = None
+            if isinstance(value, PackedWeight):
+                if tinygemm and packing != "dense" and _can_be_packed(decoder, name):
+                    matrix = tinygemm.matrix(value, device)
+                multiplied = matrix is not None or (library is not None and can_compile(value))
+                if packing == "dense" or (packing == "expand" and not multiplied):
+                    value = value.dequantize(own_dtype if half is None or _chooses_experts(name) else half)
             if isinstance(value, Tensor) and library and _can_be_packed(decoder, name):
                 value = value if half is None or _chooses_experts(name) else value.to(half)
                 value = DenseWeight(value) if value.dtype in FLOATS else value
             compiled = isinstance(value, PackedWeight) and library and can_compile(value)
-            _place(decoder, name, value, device, own_dtype, library if compiled else None, integers)
+            _place(decoder, name, value, device, own_dtype, library if compiled else None, integers, matrix)
             on_progress(source.bytes_read, total)
         for name in folder.surplus_biases:
             if source.read(name).any():
@@ -184,6 +191,7 @@ def _place(
     dtype: torch.dtype,
     library: Library | None,
     integers: bool,
+    matrix: TinygemmMatrix | None,
 ) -> None:
     """Puts a value where it belongs: in the parameter, or, packed, in a module that multiplies with it."""
     path, leaf = name.rsplit(".", 1)
@@ -193,8 +201,12 @@ def _place(
     if isinstance(value, Tensor):
         setattr(module, leaf, nn.Parameter(value.to(device, dtype), requires_grad=False))
         return
-    weight, packed = value.to(device), nn.Module()
+    weight, packed = value if matrix else value.to(device), nn.Module()
     match module:
+        case Embedding() if matrix:
+            packed = TinygemmEmbedding(matrix)
+        case Linear() if matrix:
+            packed = TinygemmLinear(matrix, module.bias)
         case Embedding():
             packed = CompiledEmbedding(library, weight) if library else PackedEmbedding(weight, dtype)
         case Experts():

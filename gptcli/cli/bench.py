@@ -12,7 +12,7 @@ import typer
 
 from gptcli.cli import options
 from gptcli.cli.records import json_line
-from gptcli.cli.render import Activity, size
+from gptcli.cli.render import Activity, note_failures, size
 from gptcli.cli.signals import deadly, interruptible
 from gptcli.cli.sink import Sink
 from gptcli.cli.tables import print_records
@@ -61,7 +61,7 @@ def bench(
             engine = lm.load(loading)
         engine.prefill([0], engine.new_cache())
         first_token_s = time.time() - psutil.Process().create_time()
-    from gptcli.runtime.bench import measure, peak_memory, read_bandwidth
+    from gptcli.runtime.bench import measure, peak_device_memory, peak_memory, read_bandwidth
 
     points = []
     with interruptible() as cancelled:  # and no progress is drawn, which would take its time from what is measured
@@ -70,7 +70,7 @@ def bench(
             if point is None:
                 raise KeyboardInterrupt
             points.append(point)
-    peak = peak_memory()
+    peak, device_peak = peak_memory(), peak_device_memory(engine.plan.device)
     bandwidth = read_bandwidth(engine.plan.device)
     facts: dict[str, Any] = {
         "model": lm.name,
@@ -86,6 +86,9 @@ def bench(
         "weight_bytes": lm.folder.weight_bytes,
         "peak_memory": peak,
     }
+    if device_peak is not None:
+        facts["peak_device_memory"] = device_peak
+    note_failures(engine.failures)
     if as_json:
         Sink().write(json_line(facts | {"lengths": [_record(point, bandwidth) for point in points]}))
         return
@@ -108,7 +111,7 @@ def _record(point: Point, bandwidth: float) -> dict[str, Any]:
 
 def _fact_row(fact: dict[str, Any]) -> dict[str, str]:
     name, value = fact[""], fact["value"]
-    if name in ("weight_bytes", "peak_memory"):
+    if name in ("weight_bytes", "peak_memory", "peak_device_memory"):
         value = size(value)
     elif name == "bytes_a_second":
         value = f"{size(value)}/s read from memory"

@@ -19,7 +19,7 @@ from gptcli.cli.prompt import argument_text, messages_of_script, read_prompt, re
 from gptcli.cli.prompt_report import print_prompt_report, rendered_prompt
 from gptcli.cli.prompt_report import prompt_report as report_of
 from gptcli.cli.records import json_line, sample_record, stats_record
-from gptcli.cli.render import Activity, print_line, print_note, stats_line
+from gptcli.cli.render import Activity, note_failures, print_line, print_note, stats_line
 from gptcli.cli.signals import deadly, interruptible
 from gptcli.cli.sink import Sink
 from gptcli.cli.thinking import opens_thoughts
@@ -212,6 +212,7 @@ def chat(
                     print_line(stats_line(finished, lm.ctx_size))
                 if cancelled():
                     raise KeyboardInterrupt
+        note_failures(() if quiet else lm.running.failures)
         lm.keep_copy()
 
 

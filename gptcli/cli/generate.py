@@ -10,7 +10,7 @@ from gptcli.cli import options
 from gptcli.cli.pictures import Pictures
 from gptcli.cli.prompt import argument_text, read_prompt, read_text
 from gptcli.cli.records import json_line, sample_record, stats_record
-from gptcli.cli.render import Activity, is_dumb_terminal, print_line, stats_line
+from gptcli.cli.render import Activity, is_dumb_terminal, note_failures, print_line, stats_line
 from gptcli.cli.signals import deadly, interruptible
 from gptcli.cli.sink import Sink
 from gptcli.cli.token_views import TokenViews
@@ -187,6 +187,7 @@ def generate(
                     print_line(json_line(stats_record(finished)).decode().rstrip())
                 elif stats and not quiet:
                     print_line(stats_line(finished, lm.ctx_size))
+        note_failures(() if quiet else lm.running.failures)
         pictures.write(f"{lm.name} · how probable each token is")
         if cancelled():
             raise KeyboardInterrupt

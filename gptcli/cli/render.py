@@ -10,7 +10,7 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -34,6 +34,12 @@ def print_error(message: str, hint: str | None) -> None:
 def print_note(message: str) -> None:
     """`gptcli: note: ...`."""
     _print_labelled("gptcli: note:", "bold yellow", message)
+
+
+def note_failures(failures: Iterable[str]) -> None:
+    """Says what `Engine.failures` are: the text is right, and comes slower than it could."""
+    for failure in failures:
+        print_note(f"slower than it could be: {failure}")
 
 
 def print_line(line: str) -> None:

@@ -14,7 +14,7 @@ from gptcli.cli.held import HeldTerminal
 from gptcli.cli.history import FileHistory
 from gptcli.cli.input import LineInput
 from gptcli.cli.loading import Loading
-from gptcli.cli.render import Activity, is_dumb_terminal, print_error, print_note, stats_line
+from gptcli.cli.render import Activity, is_dumb_terminal, note_failures, print_error, print_note, stats_line
 from gptcli.cli.signals import stoppable
 from gptcli.cli.sink import Sink
 from gptcli.cli.slash import CommandCompleter, find
@@ -52,6 +52,7 @@ class Repl:
         self._loading = Loading(session.lm, self.input.refresh, self.input.fail)
         self._used = 0
         self._warned = False
+        self._failures: list[str] = []  # that were told
         self._unsaved: list[SessionFile] = []  # of conversations that were left
 
     def run(self) -> None:
@@ -188,6 +189,9 @@ class Repl:
             print_note("cut off at max_tokens, which /set changes" if whole else "cut off: the context is full")
         if self.view.stats:
             print_note(stats_line(finished, self.session.lm.ctx_size))
+        new = [failure for failure in self.session.lm.running.failures if failure not in self._failures]
+        note_failures(new)
+        self._failures += new
         self.say("")
         self._warn_of_unsaved()
 

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptcli.model.cache import KVCache
 from gptcli.model.config import AttentionConfig, PositionScale, QkNormConfig
 from gptcli.model.linear import Linear
 from gptcli.model.norm import Norm
+from gptcli.model.place import Place, causal_mask
 from gptcli.model.rope import rotate
+
+_PART = 512  # keys in one sum of a step over a cache's room: its parts are computed side by side
 
 
 class Attention(nn.Module):
@@ -26,10 +28,8 @@ class Attention(nn.Module):
         self.k_norm = _head_norm(config.qk_norm, config.kv_heads, config.head_dim)
         self.sinks = nn.Parameter(torch.empty(config.heads)) if config.sinks else None
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KVCache, block: int
-    ) -> Tensor:
-        """x: (B, T, hidden). rope: cos and sin of these positions. mask: what `causal_mask` makes of them."""
+    def forward(self, x: Tensor, place: Place, block: int) -> Tensor:
+        """x: (B, T, hidden), at a place in its text, in the block of this number; the same shape comes back."""
         config, (B, T, _) = self.config, x.shape
         projected = self.qkv(x)
         if config.clip is not None:
@@ -38,13 +38,13 @@ class Attention(nn.Module):
         qk, v = heads.tensor_split([config.heads + config.kv_heads], dim=2)
         if config.qk_norm is not None:
             qk = self._normalized(qk, config.qk_norm)
-        if rope is not None:
-            qk = rotate(qk, *rope)
+        if config.rope is not None:
+            qk = rotate(qk, *place.rotation(config.rope))
         q, k = qk.tensor_split([config.heads], dim=2)
         if config.position_scale is not None:
-            q = q * _position_scales(config.position_scale, cache.length, q)
-        k, v = cache.write(block, k.transpose(1, 2), v.transpose(1, 2))  # (B, kv_heads, S, head_dim)
-        out: Tensor = self.out(attend(config, q, k, v, mask, self.sinks))
+            q = q * _position_scales(config.position_scale, place.positions, q)
+        k, v = place.write(block, k.transpose(1, 2), v.transpose(1, 2))  # (B, kv_heads, S, head_dim)
+        out: Tensor = self.out(attend(config, q, k, v, place.mask(config.window), self.sinks))
         return out
 
     def _normalized(self, qk: Tensor, config: QkNormConfig) -> Tensor:
@@ -61,9 +61,8 @@ def _head_norm(config: QkNormConfig | None, heads: int, head_dim: int) -> nn.Mod
     return Norm(config.norm, *shapes[config.over])
 
 
-def _position_scales(config: PositionScale, length: int, q: Tensor) -> Tensor:
+def _position_scales(config: PositionScale, positions: Tensor, q: Tensor) -> Tensor:
     """A factor for each of q's positions, (T, 1, 1)."""
-    positions = torch.arange(length, length + q.shape[1], device=q.device)
     steps = torch.floor(positions / config.original_context)
     return (1 + config.beta * torch.log(1 + steps)).to(q.dtype)[:, None, None]
 
@@ -74,9 +73,12 @@ def attend(
     """softmax(scale q k) v with what the config adds to it: (B, T, heads * head_dim).
 
     q: (B, T, heads, head_dim); k and v: (B, kv_heads, S, head_dim). Without a mask the T queries are either one, which
-    sees all keys in its window, or the first T = S of a text, each of which sees itself and those before.
+    sees all keys in its window, or the first T = S of a text, each of which sees itself and those before. The mask of
+    more is true where they may see; that of one, over a whole cache, is added to the scores.
     """
     B, T, heads, head_dim = q.shape
+    if T == 1 and mask is not None:
+        return _attend_to_room(config, q, k, v, mask, sinks)
     if T == 1 and config.window is not None:
         k, v = k[:, :, -config.window :], v[:, :, -config.window :]
     if config.softcap is not None or sinks is not None:
@@ -85,10 +87,38 @@ def attend(
         # The heads that share keys take the place of the positions: one small product instead of a repeated k.
         q = q.view(B, k.shape[1], heads // k.shape[1], head_dim)
         return F.scaled_dot_product_attention(q, k, v, scale=config.scale).reshape(B, 1, -1)
+    if q.is_cuda and heads != k.shape[1]:
+        # With a mask, few of the fused kernels take fewer keys than queries; what is left holds all scores at once.
+        k, v = (kept.repeat_interleave(heads // k.shape[1], dim=1) for kept in (k, v))
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2), k, v, mask, is_causal=mask is None, scale=config.scale, enable_gqa=heads != k.shape[1]
     )
     return out.transpose(1, 2).reshape(B, T, -1)
+
+
+def _attend_to_room(
+    config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, sinks: Tensor | None
+) -> Tensor:
+    """One query a row over all that a cache has room for: products that a GPU spreads over the keys.
+
+    torch's attention would give each head that shares keys one multiprocessor, however many the keys are.
+    """
+    (B, _, _, head_dim), (kv_heads, S) = q.shape, k.shape[1:3]
+    q = q.reshape(B * kv_heads, -1, head_dim)  # (B * kv_heads, group, head_dim)
+    k, v = k.flatten(0, 1), v.flatten(0, 1)  # (B * kv_heads, S, head_dim)
+    if config.softcap is None:
+        scores = torch.baddbmm(mask, q, k.mT, alpha=config.scale)  # (B * kv_heads, group, S)
+    else:
+        scores = torch.tanh(torch.bmm(q, k.mT).float() * (config.scale / config.softcap)) * config.softcap + mask
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(scores.dtype).view(kv_heads, -1, 1).repeat(B, 1, 1)], -1)
+    weights = scores.softmax(-1)[..., :S].to(v.dtype)
+    if S % _PART or S == _PART:
+        out = torch.bmm(weights, v)
+    else:
+        weights = weights.view(*weights.shape[:2], -1, _PART).transpose(1, 2)  # (B * kv_heads, parts, group, _PART)
+        out = (weights @ v.view(len(v), -1, _PART, head_dim)).sum(1)
+    return out.view(B, 1, -1)
 
 
 def _attend_spelled_out(
@@ -111,15 +141,3 @@ def _attend_spelled_out(
         weights = scores.softmax(-1)
     out = weights.to(v.dtype) @ v[:, :, None]  # (B, kv_heads, group, T, head_dim)
     return out.permute(0, 3, 1, 2, 4).reshape(B, T, -1)
-
-
-def causal_mask(held: int, T: int, window: int | None, device: torch.device, *, always: bool = False) -> Tensor | None:
-    """Which keys T new queries may see, of those of `held` tokens before them and their own, (T, held + T).
-
-    None where `attend` needs none, unless `always`: for one query, and for the first ones of a text within the window.
-    """
-    if not always and (T == 1 or (held == 0 and (window is None or T <= window))):
-        return None
-    queries, keys = torch.arange(held, held + T, device=device)[:, None], torch.arange(held + T, device=device)
-    seen = keys <= queries
-    return seen if window is None else seen & (keys > queries - window)

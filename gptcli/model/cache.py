@@ -16,15 +16,18 @@ class KVCache:
 
     It begins with one row, for one text; `fill` makes it hold several, all equally long. Memory is taken as the text
     grows; a block with a window keeps little more than that. `texts` are the ids, a list a row, whose keys and values
-    are valid; beyond them is scratch.
+    are valid; beyond them is scratch: finite numbers if it is `zeroed`, as those who multiply it with zero need.
     """
 
-    def __init__(self, config: DecoderConfig, limit: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: DecoderConfig, limit: int, device: torch.device, dtype: torch.dtype, *, zeroed: bool = False
+    ) -> None:
         self.texts: list[list[int]] = [[]]
         self.span = 0  # tokens of the whole text, for which the keys are rotated
         self.limit = limit
         self.device, self.dtype = device, dtype
         self.capacity = 0  # positions that a block without a window has room for
+        self._new = Tensor.new_zeros if zeroed else Tensor.new_empty
         self.moves = 0  # how often the tensors were exchanged for others
         self._windows = [block.attention.window for block in config.blocks]
         self._room = dict.fromkeys(self._windows, 0)  # tokens that a block has room for, by window
@@ -77,7 +80,7 @@ class KVCache:
                     tensors[index] = self._moved(tensors[index], held, room)
         else:
             kept = min(held, window - 1)
-            room = min(self.limit, kept + max(tokens, CACHE_STEP))
+            room = min(self.limit, min(held, window) + max(tokens, CACHE_STEP))
             # All of them before any is exchanged, for they no longer begin at the same token.
             moved = [
                 [self._moved(tensors[index][:, :, held - kept :], kept, room) for index in blocks]
@@ -94,7 +97,7 @@ class KVCache:
 
     def _moved(self, old: Tensor, tokens: int, room: int) -> Tensor:
         _, kv_heads, _, head_dim = old.shape
-        new = old.new_empty(self.rows, kv_heads, room, head_dim)
+        new = self._new(old, (self.rows, kv_heads, room, head_dim))
         new[:, :, :tokens] = old[: self.rows, :, :tokens]
         return new
 
@@ -132,6 +135,14 @@ class KVCache:
         for text in self.texts:
             del text[length:]
 
+    def discard(self) -> None:
+        """Forgets everything, and gives the memory back that it was in."""
+        self.truncate(0)
+        for tensors in (self._keys, self._values):
+            tensors[:] = [tensor[:, :, :0].clone() for tensor in tensors]
+        self._room = dict.fromkeys(self._room, 0)
+        self.moves += 1
+
     def keep_common(self, prompt: Sequence[int]) -> None:
         """Forgets all but the longest beginning that is also the prompt's."""
         pairs = zip(self.tokens, prompt, strict=False)
@@ -146,7 +157,7 @@ class KVCache:
             for block, tokens in enumerate(held):
                 sources = [getattr(cache, name)[block] for cache in caches]
                 _, kv_heads, room, head_dim = sources[0].shape
-                own[block] = sources[0].new_empty(len(caches), kv_heads, room, head_dim)
+                own[block] = self._new(sources[0], (len(caches), kv_heads, room, head_dim))
                 for row, source in zip(own[block], sources, strict=True):
                     row[:, :tokens] = source[0, :, :tokens]
         self.texts = [list(cache.tokens) for cache in caches]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gptcli.model.attention import Attention, causal_mask
+from gptcli.model.attention import Attention
 from gptcli.model.cache import KVCache
 from gptcli.model.config import BlockConfig, DecoderConfig, MoeConfig, NormConfig, RopeConfig
 from gptcli.model.linear import Linear, project
 from gptcli.model.mlp import Mlp, Moe
 from gptcli.model.norm import Norm
-from gptcli.model.rope import rotary_table
+from gptcli.model.place import Behind, Place, RotaryTables, Rotation
 
 
 class Embedding(nn.Embedding):
@@ -40,25 +40,23 @@ class Block(nn.Module):
         self.mlp = Moe(config.mlp, hidden_size) if isinstance(config.mlp, MoeConfig) else Mlp(config.mlp, hidden_size)
         self.post_mlp_norm = Norm(norm, hidden_size) if behind else nn.Identity()
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KVCache, block: int
-    ) -> Tensor:
-        """x: (B, T, hidden); the same shape comes back."""
+    def forward(self, x: Tensor, place: Place, block: int) -> Tensor:
+        """x: (B, T, hidden), at a place in its text, before the block of this number; the same shape comes back."""
         scale = self.config.residual_scale
         normalized = self.attention_norm(x)
-        attended: Tensor = self.attention(normalized, rope, mask, cache, block)
+        attended: Tensor = self.attention(normalized, place, block)
         out: Tensor
         match self.config.residual:
             case "parallel":
-                out = x + (attended + self.mlp(self.mlp_norm(x))) * scale
+                out = torch.add(x, attended + self.mlp(self.mlp_norm(x)), alpha=scale)
             case "shared":
-                out = x + (attended + self.mlp(normalized)) * scale
+                out = torch.add(x, attended + self.mlp(normalized), alpha=scale)
             case "after":
                 x = self.post_attention_norm(x + attended)
                 out = self.post_mlp_norm(x + self.mlp(x))
             case _:
-                x = x + self.post_attention_norm(attended) * scale
-                out = x + self.post_mlp_norm(self.mlp(self.mlp_norm(x))) * scale
+                x = torch.add(x, self.post_attention_norm(attended), alpha=scale)
+                out = torch.add(x, self.post_mlp_norm(self.mlp(self.mlp_norm(x))), alpha=scale)
         return out
 
 
@@ -73,29 +71,26 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(block, config.hidden_size, config.norm) for block in config.blocks)
         self.final_norm = Norm(config.norm, config.hidden_size) if config.final_norm else nn.Identity()
         self.head = None if config.tied_head else Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
-        self._rotary: dict[tuple[RopeConfig, bool], tuple[Tensor, Tensor]] = {}
+        self.tables = RotaryTables()
 
     def forward(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Runs tokens (B, T) behind those in the cache and writes them there; returns hidden states (B, T, hidden).
 
         The caller then lets the cache `advance`.
         """
-        T = tokens.shape[1]
-        cache.reserve(T)
+        cache.reserve(tokens.shape[1])
+        return self.run(tokens, Behind(self.tables, cache, tokens.shape[1]))
+
+    def run(self, tokens: Tensor, place: Place) -> Tensor:
+        """Runs tokens (B, T) at a place; returns hidden states (B, T, hidden)."""
         x: Tensor = self.embed(tokens)
         if self.config.embedding_scale != 1:
             # In the weights' precision, as the models were trained.
             x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype)
         if self.positions is not None:
-            x = x + self.positions(torch.arange(cache.length, cache.length + T, device=x.device))
-        attentions = [block.attention for block in self.config.blocks]
-        ropes = {rope: self.rotation(rope, cache, T) for rope in {a.rope for a in attentions} if rope is not None}
-        masks = {
-            window: causal_mask(cache.held(window), T, window, x.device) for window in {a.window for a in attentions}
-        }
-        for index, (block, attention) in enumerate(zip(self.blocks, attentions, strict=True)):
-            rope = None if attention.rope is None else ropes[attention.rope]
-            x = block(x, rope, masks[attention.window], cache, index)
+            x = x + self.positions(place.positions)
+        for index, block in enumerate(self.blocks):
+            x = block(x, place, index)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -113,12 +108,6 @@ class Decoder(nn.Module):
             logits = torch.tanh(logits / cap) * cap
         return logits
 
-    def rotation(self, rope: RopeConfig, cache: KVCache, T: int) -> tuple[Tensor, Tensor]:
+    def rotation(self, rope: RopeConfig, cache: KVCache, T: int) -> Rotation:
         """cos and sin for the T positions behind those in the cache, each (T, 1, dim)."""
-        key = rope, rope.border is not None and cache.span > rope.border
-        table = self._rotary.get(key)
-        if table is None or len(table[0]) < cache.length + T:
-            table = rotary_table(rope, cache.capacity, cache.span, cache.device, cache.dtype)
-            self._rotary[key] = table
-        cos, sin = table
-        return cos[cache.length : cache.length + T], sin[cache.length : cache.length + T]
+        return Behind(self.tables, cache, T).rotation(rope)

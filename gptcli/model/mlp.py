@@ -11,6 +11,9 @@ from torch.nn import functional as F
 from gptcli.model.config import Activation, MlpConfig, MoeConfig
 from gptcli.model.linear import Linear
 
+_FEW = 32  # tokens that go through a mixture without a look at what they chose
+_COPYING = 3  # a weight that is copied is read, written, and read again
+
 
 def _clamped_swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """gpt-oss's: both bounded at 7, a steeper sigmoid, and 1 added to up."""
@@ -69,15 +72,40 @@ class Moe(nn.Module):
         shares, chosen = self.router(flat).softmax(-1, dtype=torch.float32).topk(self.config.top_k)
         if self.config.renormalize:
             shares = shares / shares.sum(-1, keepdim=True)
-        out = torch.zeros_like(flat)
-        for expert in chosen.unique().tolist():
-            token, place = (chosen == expert).nonzero(as_tuple=True)
-            activated = activate(self.config.expert, self.up(expert, flat[token]))
-            share = shares[token, place, None].to(x.dtype)
-            out.index_add_(0, token, self.down(expert, activated) * share)
+        run = self._side_by_side if _few_on_a_gpu(flat) else self._one_by_one
+        out = run(flat, shares.to(x.dtype), chosen)
         if self.shared is not None and self.shared_gate is not None:
             out = out + self.shared(flat) * torch.sigmoid(self.shared_gate(flat))
         return out.view_as(x)
+
+    def _one_by_one(self, x: Tensor, shares: Tensor, chosen: Tensor) -> Tensor:
+        """Each expert with the tokens (tokens, hidden) that chose it; shares and chosen are (tokens, top_k)."""
+        out = torch.zeros_like(x)
+        for expert in torch.unique(chosen).tolist():
+            token, place = (chosen == expert).nonzero(as_tuple=True)
+            activated = activate(self.config.expert, self.up(expert, x[token]))
+            out.index_add_(0, token, self.down(expert, activated) * shares[token, place, None])
+        return out
+
+    def _side_by_side(self, x: Tensor, shares: Tensor, chosen: Tensor) -> Tensor:
+        """The same without a look at which were chosen, for which a GPU would be waited, and on which shapes depend.
+
+        Either with a copy of the weights that each token chose, or, where copying would cost more, with all experts.
+        """
+        tokens, top_k = chosen.shape
+        if _COPYING * chosen.numel() > self.config.experts:
+            out = self._several(x.expand(self.config.experts, -1, -1), None)  # (experts, tokens, hidden)
+            of_all = shares.new_zeros(tokens, self.config.experts).scatter(1, chosen, shares)
+            return (out * of_all.t()[..., None]).sum(0)
+        out = self._several(x.repeat_interleave(top_k, 0)[:, None], chosen.flatten())  # (tokens * top_k, 1, hidden)
+        return (out.view(tokens, top_k, -1) * shares[..., None]).sum(1)
+
+    def _several(self, x: Tensor, experts: Tensor | None) -> Tensor:
+        return self.down.several(activate(self.config.expert, self.up.several(x, experts)), experts)
+
+
+def _few_on_a_gpu(x: Tensor) -> bool:
+    return x.is_cuda and len(x) <= _FEW
 
 
 class Experts(nn.Module):
@@ -91,3 +119,9 @@ class Experts(nn.Module):
     def forward(self, expert: int, x: Tensor) -> Tensor:
         """x: (tokens, in_features) to (tokens, out_features), through one expert."""
         return F.linear(x, self.weight[expert], None if self.bias is None else self.bias[expert])
+
+    def several(self, x: Tensor, experts: Tensor | None) -> Tensor:
+        """x: (n, tokens, in_features) to (n, tokens, out_features), through experts (n,), or each of them if None."""
+        weight: Tensor = self.weight if experts is None else self.weight[experts]
+        bias = self.bias if self.bias is None or experts is None else self.bias[experts]
+        return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias[:, None], x, weight.mT)

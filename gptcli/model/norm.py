@@ -20,6 +20,8 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., *shape), any floating dtype; the same shape and dtype come back."""
+        if x.is_cuda and self._can_be_fused(x):
+            return self._fused(x)
         config, wide, size = self.config, x.float(), x.shape[-1:]
         if config.kind == "rms":
             normalized = F.rms_norm(wide, size, eps=config.eps)
@@ -32,3 +34,14 @@ class Norm(nn.Module):
         if self.bias is not None:
             normalized = normalized + self.bias
         return normalized.to(x.dtype)
+
+    def _can_be_fused(self, x: Tensor) -> bool:
+        weight, rms = self.weight, self.config.kind == "rms"
+        return weight is not None and weight.dim() == 1 and weight.dtype == x.dtype and not (rms and self.config.bias)
+
+    def _fused(self, x: Tensor) -> Tensor:
+        """In one kernel, which computes in fp32 and rounds once, at the end, where others round before they scale."""
+        size, eps = x.shape[-1:], self.config.eps
+        if self.config.kind == "rms":
+            return F.rms_norm(x, size, self.weight, eps)
+        return F.layer_norm(x, size, self.weight, self.bias, eps)

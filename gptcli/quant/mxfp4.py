@@ -10,7 +10,6 @@ from torch import Tensor
 from gptcli.quant.affine import unpacked
 from gptcli.quant.packed import PackedWeight
 
-_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _EXPONENT_BIAS = 127
 
 
@@ -31,10 +30,18 @@ class Mxfp4Weight(PackedWeight):
 
     def expanded(self) -> Tensor:
         """The whole weight in fp32."""
-        values = torch.tensor(_E2M1 + tuple(-value for value in _E2M1), device=self.packed.device)
         codes = unpacked(self.packed, 4).view(*self.exponents.shape, -1)
         exponents = self.exponents.int() - _EXPONENT_BIAS
-        return torch.ldexp(values[codes.int()], exponents[..., None]).view(self.shape)
+        return torch.ldexp(_values(codes.device)[codes.int()], exponents[..., None]).view(self.shape)
+
+
+def _values(device: torch.device) -> Tensor:
+    """What the 16 codes stand for: a sign, two bits of exponent, one of mantissa."""
+    # Computed there, for a copy from here would be waited for.
+    codes = torch.arange(16, device=device)
+    exponents, mantissas = codes >> 1 & 3, codes & 1
+    values = torch.ldexp(mantissas + 2.0 * (exponents > 0), exponents.clamp(min=1) - 2)
+    return torch.where(codes < 8, values, -values)
 
 
 def mxfp4_weight(blocks: Tensor, scales: Tensor) -> Mxfp4Weight:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _CHUNK = 1 << 18  # weights expanded at once: what a core's cache holds
+_CUDA_CHUNK = 1 << 24  # what a GPU is busy with for longer than it is told to
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class PackedWeight(ABC):
     def chunks(self) -> Iterator[slice]:
         """Ranges of a matrix's rows, each small enough to stay in a core's cache when expanded."""
         rows, columns = self.shape
-        step = max(1, _CHUNK // columns)
+        on_cuda = any(tensor.is_cuda for tensor in self.tensors().values())
+        step = max(1, (_CUDA_CHUNK if on_cuda else _CHUNK) // columns)
         return (slice(start, start + step) for start in range(0, rows, step))
 
     def rows(self, index: slice | Tensor) -> Self:
@@ -49,6 +51,10 @@ class PackedWeight(ABC):
 
     def expert(self, index: int) -> Self:
         """One matrix of a stack."""
+        return self._changed(lambda tensor: tensor[index])
+
+    def experts(self, index: Tensor) -> Self:
+        """The chosen matrices of a stack, (n,), still packed."""
         return self._changed(lambda tensor: tensor[index])
 
     def to(self, device: torch.device) -> Self:
@@ -116,6 +122,13 @@ class PackedExperts(nn.Module):
     def forward(self, expert: int, x: Tensor) -> Tensor:
         """x: (tokens, columns) to (tokens, rows), through one expert."""
         return packed_linear(x, self.weight.expert(expert), None if self.bias is None else self.bias[expert])
+
+    def several(self, x: Tensor, experts: Tensor | None) -> Tensor:
+        """x: (n, tokens, columns) to (n, tokens, rows), through experts (n,), or each of them if None."""
+        if experts is None:
+            return torch.stack([self(index, x[index]) for index in range(self.weight.shape[0])])
+        out = torch.bmm(x, self.weight.experts(experts).expanded().to(x.dtype).mT)
+        return out if self.bias is None else out + self.bias[experts][:, None]
 
 
 class PackedEmbedding(nn.Module):

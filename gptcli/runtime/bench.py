@@ -10,15 +10,18 @@ from dataclasses import dataclass
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gptcli.model.mlp import Experts, Moe
 from gptcli.quant.compiled import CompiledEmbedding, CompiledExperts, CompiledLinear
 from gptcli.quant.packed import PackedEmbedding, PackedExperts, PackedLinear, PackedWeight
+from gptcli.quant.tinygemm import TinygemmEmbedding, TinygemmLinear
 from gptcli.runtime.engine import Engine
 
 _READ_BYTES = 256 << 20  # more than caches hold
 _READS = 5
+_CUDA_READ_BYTES = 1 << 30
+_CUDA_READS = 20  # in a row, beside which the launch and the wait are little
 
 
 @dataclass(frozen=True)
@@ -57,18 +60,25 @@ def measure(
     cache = engine.new_cache()
     for _ in range(repeats + 1):
         cache.truncate(0)
-        started = time.perf_counter()
+        started = _settled(engine.plan.device)
         logits = engine.prefill(prompt, cache, cancelled=cancelled)
-        prefills.append(prompt_tokens / (time.perf_counter() - started))
-        started = time.perf_counter()
+        prefills.append(prompt_tokens / (_settled(engine.plan.device) - started))
+        started = _settled(engine.plan.device)
         for _ in range(decode_tokens):
             if logits is None or cancelled():
                 return None
             logits = engine.decode(int(logits.argmax()), cache)
-        decodes.append(decode_tokens / (time.perf_counter() - started))
+        decodes.append(decode_tokens / (_settled(engine.plan.device) - started))
     context = prompt_tokens + decode_tokens // 2
     cache_bytes = engine.decoder.config.cache_bytes(context, cache.dtype.itemsize)
     return Point(prompt_tokens, _rate(prefills[1:]), _rate(decodes[1:]), weight_bytes(engine.decoder) + cache_bytes)
+
+
+def _settled(device: torch.device) -> float:
+    """The time, in seconds, once the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _rate(rates: list[float]) -> Rate:
@@ -94,6 +104,8 @@ def _module_bytes(module: nn.Module) -> int:
             return module.matrix.size
         case CompiledExperts():
             return sum(matrix.size for matrix in module.matrices)
+        case TinygemmLinear() | TinygemmEmbedding():
+            return module.matrix.nbytes
         case PackedLinear() | PackedEmbedding() | PackedExperts():
             return _packed_bytes(module.weight)
         case nn.Linear() | nn.Embedding() | Experts():
@@ -106,15 +118,27 @@ def _packed_bytes(weight: PackedWeight) -> int:
 
 
 def read_bandwidth(device: torch.device) -> float:
-    """Bytes a second that all threads together read from memory, at best."""
-    numbers = torch.ones(_READ_BYTES // 4, device=device)
-    return _READ_BYTES / min(_seconds(numbers) for _ in range(_READS))
+    """Bytes a second that all threads together read from memory, at best; on CUDA, that a sum or a copy moves."""
+    if device.type == "cuda":
+        numbers = torch.ones(_CUDA_READ_BYTES // 4, device=device)
+        copy = torch.empty_like(numbers)
+        seconds = [_seconds(device, lambda: copy.copy_(numbers), _CUDA_READS) / 2 for _ in range(_READS)]
+        seconds += [_seconds(device, numbers.sum, _CUDA_READS) for _ in range(_READS)]
+        return _CUDA_READ_BYTES / min(seconds)
+    numbers = torch.ones(_READ_BYTES // 4)
+    return _READ_BYTES / min(_seconds(device, numbers.sum, 1) for _ in range(_READS))
 
 
-def _seconds(numbers: Tensor) -> float:
-    started = time.perf_counter()
-    float(numbers.sum())
-    return time.perf_counter() - started
+def _seconds(device: torch.device, act: Callable[[], object], times: int) -> float:
+    started = _settled(device)
+    for _ in range(times):
+        act()
+    return (_settled(device) - started) / times
+
+
+def peak_device_memory(device: torch.device) -> int | None:
+    """Most bytes that this process has held in a CUDA device's memory so far; None where it is the CPU's."""
+    return int(torch.cuda.max_memory_reserved(device)) if device.type == "cuda" else None
 
 
 def peak_memory() -> int:

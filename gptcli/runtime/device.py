@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,9 @@ from gptcli.errors import NoSuchDevice, OutOfMemory
 from gptcli.kernels.native import Library
 from gptcli.kernels.native import library as kernels
 from gptcli.model.config import MoeConfig
+from gptcli.quant.tinygemm import Tinygemm
 from gptcli.runtime.machine import cpu_limit, free_memory
+from gptcli.runtime.recorded import Record, cuda_graph
 from gptcli.settings import RuntimeConfig
 
 _PACKED_BYTES = {"int8": 1.125, "int4": 0.625}  # a weight: its bits, and its part of a scale and a bias in fp16
@@ -25,7 +28,8 @@ class DevicePlan:
 
     library: the compiled kernels, or None for torch alone. as_stored: whether they take weights in the precision they
     are stored in. half: the one that dense matrices get instead, where the kernels compute with them in fp32.
-    integers: whether they may round activations to 8 bits for packed ones.
+    integers: whether they may round activations to 8 bits for packed ones. record: what records the step of a token, or
+    None where steps are plain. tinygemm: the kernel for packed weights on CUDA, if there is one.
     """
 
     device: torch.device
@@ -35,6 +39,8 @@ class DevicePlan:
     as_stored: bool = False
     half: torch.dtype | None = None
     integers: bool = False
+    record: Record | None = None
+    tinygemm: Tinygemm | None = None
 
     @property
     def dtype_name(self) -> str:
@@ -53,27 +59,32 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
     """
     device = _device(runtime.device)
     torch.set_num_threads(runtime.threads or min(torch.get_num_threads(), cpu_limit()))
+    if device.type == "cuda":
+        # cuDNN's attention plans each new pair of lengths for half a second, and a prompt is always of another length.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     free = free_bytes(device)
     library = _kernels(runtime) if device.type == "cpu" else None
     half = _DTYPES[runtime.dtype] if library is not None and runtime.dtype in ("bf16", "fp16") else None
-    as_stored = library is not None and half is None and runtime.quantize != "none"
+    as_stored = library is not None and runtime.quantize != "none"
     if runtime.dtype != "auto":
         dtype = torch.float32 if half else _DTYPES[runtime.dtype]
     elif device.type == "cpu" and _bytes_in_fp32(folder, runtime, as_stored) < free * 0.8:
         dtype = torch.float32
     else:
         dtype, library, as_stored = _stored_dtype(folder), None, False
+        if _has_tinygemm(device) and (runtime.quantize in ("int8", "int4") or _is_packed(folder)):
+            dtype = torch.bfloat16  # what that kernel multiplies
     itemsize = (half or dtype).itemsize
     dense_bytes = folder.parameter_count * itemsize
     packing: Packing
     match runtime.quantize:
         case "none":
-            packing, needed = "expand", dense_bytes
+            packing, needed = "dense", dense_bytes
         case "int8" | "int4":
             packing = runtime.quantize
             needed = _bytes_in_fp32(folder, runtime, as_stored)
         case "auto":
-            kept_bytes = folder.weight_bytes if as_stored else folder.kept_bytes(itemsize)
+            kept_bytes = folder.weight_bytes if as_stored and half is None else folder.kept_bytes(itemsize)
             # Of a mixture most experts are not in use: expanding them would read memory for nothing.
             mixture = any(isinstance(block.mlp, MoeConfig) for block in folder.architecture.config.blocks)
             expand = kept_bytes == dense_bytes or (dense_bytes < free / 4 and not mixture)
@@ -86,7 +97,9 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
             hint="try --quantize int4, a smaller --dtype or a smaller model",
         )
     integers = as_stored and runtime.dtype == "auto"
-    return DevicePlan(device, dtype, packing, library, as_stored, half, integers)
+    record = cuda_graph if device.type == "cuda" and not _plain() else None
+    tinygemm = Tinygemm() if _has_tinygemm(device) and dtype == torch.bfloat16 else None
+    return DevicePlan(device, dtype, packing, library, as_stored, half, integers, record, tinygemm)
 
 
 def _bytes_in_fp32(folder: ModelFolder, runtime: RuntimeConfig, as_stored: bool) -> int:
@@ -107,6 +120,22 @@ def _kernels(runtime: RuntimeConfig) -> Library | None:
         return None
     library.set_threads(torch.get_num_threads())
     return library
+
+
+def _plain() -> bool:
+    """Whether torch is to run every step alone, operation by operation."""
+    return os.environ.get("GPTCLI_KERNELS") == "off"
+
+
+def _has_tinygemm(device: torch.device) -> bool:
+    """Whether torch has its int4 kernel for this device: NVIDIA's since Ampere."""
+    if device.type != "cuda" or torch.version.hip is not None or _plain():
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _is_packed(folder: ModelFolder) -> bool:
+    return folder.kept_bytes(4) != folder.parameter_count * 4
 
 
 def _device(name: str) -> torch.device:

@@ -16,8 +16,11 @@ from gptcli.runtime.lowering import lower
 from gptcli.runtime.memory import memory_errors
 from gptcli.runtime.prepared import Prepared
 from gptcli.runtime.program import CHUNK
+from gptcli.runtime.recorded import RecordedSteps
+from gptcli.runtime.static import all_finite
 
 _MOST_ROWS = 32  # texts in one step: twice as many gain little more, and the first of them is waited for twice as long
+_CUDA_CHUNK = 2048  # where attention holds no scores: fewer would leave much of the device idle
 
 
 class Engine:
@@ -29,14 +32,24 @@ class Engine:
         self.ctx_size = ctx_size
         self.load_s = load_s  # seconds it took to load
         self._program = lower(decoder, plan.library) if plan.library else None
+        self._recorded = RecordedSteps(decoder, plan.record) if plan.record else None
 
     @property
     def kernels(self) -> str:
-        """What multiplies: `torch`, or the compiled kernels' instruction set, with torch where no program runs."""
-        library = self.plan.library
-        if library is None:
-            return "torch"
-        return library.level if self._program else f"{library.level} and torch"
+        """What multiplies: `torch`, or the compiled kernels' instruction set, with torch where no program runs; on CUDA
+        torch with what makes it fast, as far as that has passed its checks."""
+        library, plan = self.plan.library, self.plan
+        if library is not None:
+            return library.level if self._program else f"{library.level} and torch"
+        graphs = ["CUDA graphs"] if self._recorded and self._recorded.failure is None else []
+        tinygemm = ["tinygemm"] if plan.tinygemm and plan.tinygemm.used else []
+        return ", ".join(["torch", *graphs, *tinygemm])
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Why it is slower here than it could be: of what did not pass its check, something else does the work."""
+        checked = (self._recorded, self.plan.tinygemm)
+        return tuple(part.failure for part in checked if part is not None and part.failure is not None)
 
     @property
     def threads(self) -> int:
@@ -66,7 +79,8 @@ class Engine:
 
     def new_cache(self) -> KVCache:
         """An empty cache as long as the context."""
-        return KVCache(self.decoder.config, self.ctx_size, self.plan.device, self.plan.dtype)
+        config, plan = self.decoder.config, self.plan
+        return KVCache(config, self.ctx_size, plan.device, plan.dtype, zeroed=self._recorded is not None)
 
     @torch.inference_mode()
     def prefill(
@@ -83,7 +97,7 @@ class Engine:
         """
         tokens = self._rotated_alike(tokens, cache)
         done = 0
-        for chunk in self._chunks(tokens):
+        for chunk in self._chunks(tokens, _CUDA_CHUNK if self._spares_scores() else CHUNK):
             if cancelled():
                 return None
             logits = self._run([chunk], cache)
@@ -176,8 +190,14 @@ class Engine:
         cache.span = len(tokens)
         return torch.cat([self._run([chunk], cache, wanted=len(chunk)) for chunk in self._chunks(tokens)])
 
-    def _chunks(self, tokens: Sequence[int]) -> list[Sequence[int]]:
-        return [tokens[start : start + CHUNK] for start in range(0, len(tokens), CHUNK)]
+    def _chunks(self, tokens: Sequence[int], most: int | None = None) -> list[Sequence[int]]:
+        most = most or CHUNK
+        return [tokens[start : start + most] for start in range(0, len(tokens), most)]
+
+    def _spares_scores(self) -> bool:
+        """Whether attention over a prompt is a fused kernel, which never holds its scores: on CUDA, where one can."""
+        attentions = [block.attention for block in self.decoder.config.blocks]
+        return self.plan.device.type == "cuda" and not any(each.sinks or each.softcap for each in attentions)
 
     def _rotated_alike(self, tokens: Sequence[int], cache: KVCache) -> Sequence[int]:
         """What to run so that all keys are rotated for the new length: the whole text when it crosses a border."""
@@ -198,13 +218,22 @@ class Engine:
 
         The logits of each row's last ones, (rows * wanted, vocab) in fp32.
         """
-        with memory_errors(self.plan.device, f"running token {cache.length + len(rows[0])}"):
-            if self._program is not None:
-                logits = self._program.run(rows, cache, wanted)
+        length = cache.length + len(rows[0])
+        with memory_errors(self.plan.device, f"running token {length}"):
+            if self._recorded is not None and len(rows[0]) == 1:
+                logits, finite = self._recorded.run([token for [token] in rows], cache)
             else:
-                hidden = self.decoder(torch.tensor(rows, device=self.plan.device), cache)
-                logits = self.decoder.logits(hidden[:, -wanted:].flatten(0, 1))
+                logits = self._run_plainly(rows, cache, wanted)
+                finite = all_finite(logits)
             cache.advance(*rows)
-        if not torch.stack(logits.aminmax()).isfinite().all():  # a tenth of the time of looking at each of them
-            raise NonFiniteLogits(cache.length, self.plan.dtype_name)
+        if not finite:
+            if self._recorded is not None:
+                cache.discard()  # NaN in what a recorded step multiplies with zero is NaN
+            raise NonFiniteLogits(length, self.plan.dtype_name)
         return logits
+
+    def _run_plainly(self, rows: Sequence[Sequence[int]], cache: KVCache, wanted: int) -> Tensor:
+        if self._program is not None:
+            return self._program.run(rows, cache, wanted)
+        hidden = self.decoder(torch.tensor(rows, device=self.plan.device), cache)
+        return self.decoder.logits(hidden[:, -wanted:].flatten(0, 1))

@@ -59,6 +59,8 @@ class PreparedEngine:
     Raises MemoryError.
     """
 
+    failures: tuple[str, ...] = ()  # see `Engine.failures`
+
     def __init__(self, prepared: Prepared, library: Functions, ctx_size: int, room: int) -> None:
         self.ctx_size = ctx_size
         self.load_s = 0.0  # seconds it took to load

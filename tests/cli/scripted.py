@@ -52,7 +52,7 @@ class Script:
                     raise
         if self.load_error:
             raise OutOfMemory(self.load_error)
-        return SimpleNamespace(device_name="cpu", dtype_name="fp32", new_cache=lambda: None)
+        return SimpleNamespace(device_name="cpu", dtype_name="fp32", new_cache=lambda: None, failures=())
 
     def stream(
         self,

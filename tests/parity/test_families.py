@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
+import gptcli.model.attention
 import gptcli.model.cache
+import gptcli.model.mlp
 import gptcli.runtime.engine
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import load_decoder
@@ -24,7 +27,11 @@ from gptcli.runtime.device import DevicePlan
 from gptcli.runtime.engine import Engine
 from gptcli.runtime.prepared import read, write
 from gptcli.runtime.prepared_engine import PreparedEngine, PreparedLogits
+from gptcli.runtime.recorded import Record, cuda_graph
+from gptcli.runtime.static import StaticStep
 from tests.parity.reference import BASE, Reference, randomized, write_reference
+from tests.runtime.fake_cuda import OnTheDevice, fake_cuda, fake_model
+from tests.runtime.recorder import record
 
 TOLERANCE = 1e-5
 IDS = torch.randint(3, 96, (48,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -262,7 +269,7 @@ def needed_library() -> Library:
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:
-    return ((got - want).abs().max() / want.abs().max()).item()
+    return ((got.cpu() - want.cpu()).abs().max() / want.cpu().abs().max()).item()
 
 
 def rms_error(got: Tensor, want: Tensor) -> float:
@@ -273,11 +280,13 @@ def engine_of(
     path: Path,
     dtype: torch.dtype = torch.float32,
     library: Library | None = None,
+    record: Record | None = None,
+    device: str = "cpu",
     half: torch.dtype | None = None,
 ) -> Engine:
     folder = ModelFolder.open(path)
-    decoder = load_decoder(folder, torch.device("cpu"), dtype, "expand", library=library, half=half)
-    plan = DevicePlan(torch.device("cpu"), dtype, "expand", library, half=half)
+    decoder = load_decoder(folder, torch.device(device), dtype, "expand", library=library, half=half)
+    plan = DevicePlan(torch.device(device), dtype, "expand", library, half=half, record=record)
     return Engine(decoder, plan, decoder.config.max_context, load_s=0.0)
 
 
@@ -291,8 +300,10 @@ def reference(row: Row, tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return write_reference(tmp_path_factory.mktemp("reference"), row.model_type, **row.config)
 
 
-@pytest.fixture(scope="module", params=["torch", "kernels"])
+@pytest.fixture(scope="module", params=["torch", "kernels"] + ["cuda"] * torch.cuda.is_available())
 def engine(reference: Reference, request: pytest.FixtureRequest) -> Engine:
+    if request.param == "cuda":
+        return engine_of(reference.path, record=cuda_graph, device="cuda")
     return engine_of(reference.path, library=needed_library() if request.param == "kernels" else None)
 
 
@@ -378,6 +389,52 @@ def test_texts_that_share_their_steps_have_the_logits_they_have_alone(
         wanted = torch.stack([engine.decode(texts[text][place], alone[text]) for text in running])
         assert relative_error(got, wanted) < TOLERANCE
     assert together.texts == [alone[text].tokens for text in running]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other at every tiny product take most of the time on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_recorded_step_has_the_logits_of_a_plain_one(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gptcli.model.cache, "CACHE_STEP", 10)  # LongRoPE's borders lie within a room, not between two
+    monkeypatch.setattr(gptcli.model.attention, "_PART", 5)
+    monkeypatch.setattr(gptcli.model.mlp, "_few_on_a_gpu", lambda x: len(x) <= 3)
+    plain, recorded = engine_of(reference.path), engine_of(reference.path, record=record)
+    assert relative_error(decoded(recorded), decoded(plain)) < TOLERANCE
+    assert recorded.failures == ()
+
+
+def decoded(engine: Engine) -> Tensor:
+    """Logits of steps behind a prompt: past LongRoPE's borders and beyond the room there was, of several rows, of fewer
+    rows, and behind a text that was cut off."""
+    cache, rows = engine.new_cache(), engine.new_cache()
+    engine.prefill(IDS[:25], cache)
+    logits = [engine.decode(token, cache)[None] for token in IDS[25:45]]
+    engine.fill(rows, [cache] * 3)
+    logits += [engine.decode_rows([token, token + 1, token + 2], rows) for token in IDS[:5]]
+    rows.drop(0)
+    logits.append(engine.decode_rows([5, 6], rows))
+    cache.truncate(40)
+    logits += [engine.decode(token, cache)[None] for token in IDS[:2]]
+    return torch.cat(logits)
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_a_step_on_cuda_waits_for_nothing_and_copies_nothing_there(rows: int, reference: Reference) -> None:
+    config = ModelFolder.open(reference.path).architecture.config
+    with fake_cuda(), torch.inference_mode():
+        step = StaticStep(*fake_model(config, rows))
+        with OnTheDevice() as seen:
+            logits, finite = step.run()
+    assert (logits.device.type, logits.shape, logits.dtype) == ("cuda", (rows, config.vocab_size), torch.float32)
+    assert (finite.device.type, finite.shape, finite.dtype) == ("cuda", (), torch.bool)
+    assert len(seen.operations) > 10 * len(config.blocks)
 
 
 def test_bf16_is_as_near_to_fp32_as_the_references_own_bf16(reference: Reference) -> None:

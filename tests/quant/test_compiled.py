@@ -170,7 +170,7 @@ def test_packed_weights_become_a_half_or_stay_as_exact_as_they_are(
     repack(path, tmp_path / "packed", tmp_path / "meant", pack, **MLX)
     meant = load_file(tmp_path / "meant" / "model.safetensors")
     wanted = logits_of(tmp_path / "meant")
-    kept, expanded = (engine_of(tmp_path / "packed", library, packing, half=half) for packing in ("keep", "expand"))
+    kept, expanded = (engine_of(tmp_path / "packed", library, packing, half=half) for packing in ("keep", "dense"))
     assert relative_error(kept.logits(IDS), wanted) < 1e-5
     matrices = {name: tensor.to(half).float() for name, tensor in meant.items() if tensor.ndim == 2}
     save_file(meant | matrices, tmp_path / "meant" / "model.safetensors")
@@ -254,9 +254,17 @@ def test_what_is_asked_for_is_planned_with_the_memory_that_it_takes(
     assert packing("fp32", "auto", folder.weight_bytes) == "keep"
     assert packing("bf16", "auto", halves) == "keep"
     assert packing("bf16", "auto", 5 * halves) == "expand"
-    assert packing("bf16", "none", halves) == "expand"
+    assert packing("bf16", "none", halves) == "dense"
     for dtype in ("fp32", "bf16"):
         with pytest.raises(OutOfMemory):
             packing(dtype, "auto", folder.weight_bytes // 2)
         with pytest.raises(OutOfMemory):
             packing(dtype, "none", halves - 1)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_a_half_leaves_packed_weights_as_they_are(half: torch.dtype, tmp_path: Path, library: Library) -> None:
+    path = write_reference(tmp_path / "dense", "llama", **SIZES).path
+    repack(path, tmp_path / "packed", tmp_path / "meant", pack, **MLX)
+    engine = engine_of(tmp_path / "packed", library, "expand", half=half)
+    assert relative_error(engine.logits(IDS), logits_of(tmp_path / "meant")) < 1e-5

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from gptcli.checkpoint.folder import ModelFolder
 from gptcli.errors import NoSuchDevice, OutOfMemory
 from gptcli.runtime import device, machine
 from gptcli.runtime.device import plan_for
+from gptcli.runtime.recorded import cuda_graph
 from gptcli.settings import RuntimeConfig
 from tests.tiny import make_model
 
@@ -134,3 +136,49 @@ def test_threads_are_what_was_asked_for(tiny_model: Path) -> None:
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A GPU as far as a plan asks: an A100 with 40 GB."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (40 << 30, 40 << 30))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.delenv("GPTCLI_KERNELS", raising=False)
+    yield
+    torch.backends.cuda.enable_cudnn_sdp(True)
+
+
+@pytest.mark.usefixtures("a_gpu")
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_a_gpu_has_recorded_steps_and_its_kernel_for_packed_weights_in_bf16(tiny_model: Path, quantize: str) -> None:
+    folder = ModelFolder.open(tiny_model)
+    plan = plan_for(folder, RuntimeConfig(quantize=quantize))
+    assert (plan.device.type, plan.dtype_name, plan.library) == ("cuda", "bf16", None)
+    assert plan.record is cuda_graph and plan.tinygemm is not None
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    named = plan_for(folder, RuntimeConfig(quantize=quantize, dtype="fp16"))
+    assert (named.dtype_name, named.tinygemm) == ("fp16", None) and named.record is cuda_graph
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_dense_weights_keep_their_precision_on_a_gpu(tiny_model: Path) -> None:
+    assert plan_for(ModelFolder.open(tiny_model), RuntimeConfig()).dtype_name == "fp32"  # as they are stored
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_an_older_gpu_or_torch_alone_has_no_such_kernel(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = ModelFolder.open(tiny_model)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    older = plan_for(folder, RuntimeConfig(quantize="int4"))
+    assert (older.dtype_name, older.tinygemm) == ("fp32", None) and older.record is cuda_graph
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setenv("GPTCLI_KERNELS", "off")
+    alone = plan_for(folder, RuntimeConfig(quantize="int4", dtype="bf16"))
+    assert (alone.record, alone.tinygemm) == (None, None)
+
+
+def test_a_cpu_has_neither(tiny_model: Path) -> None:
+    plan = plan_for(ModelFolder.open(tiny_model), RuntimeConfig(device="cpu", quantize="int4"))
+    assert (plan.record, plan.tinygemm) == (None, None)

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gptcli.runtime import device
+from gptcli.runtime.static import Outputs
+from tests.cli.conftest import Cli
+
+NOTE = (
+    "gptcli: note: slower than it could be: the decode step could not be recorded: "
+    "operation not permitted when stream is capturing\n"
+)
+
+
+def refused(run: Callable[[], Outputs], device: torch.device) -> Callable[[], Outputs]:
+    """What torch does where something cannot be part of a graph."""
+    raise RuntimeError("operation not permitted when stream is capturing")
+
+
+@pytest.fixture(autouse=True)
+def nothing_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU whose graphs do not work."""
+    plan_for = device.plan_for
+
+    def plan(*arguments: Any) -> device.DevicePlan:
+        return replace(plan_for(*arguments), library=None, as_stored=False, record=refused)
+
+    monkeypatch.setattr(device, "plan_for", plan)
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_it_is_said_why_text_comes_slower_than_it_could(command: str, cli: Cli, tiny_model: Path) -> None:
+    arguments = (command, "-m", str(tiny_model), "-n", "3", "hello")
+    done = cli(*arguments)
+    assert (done.code, done.err) == (0, NOTE) and done.out
+    assert cli(*arguments, "--quiet").err == ""
+
+
+def test_bench_says_so_too_and_not_that_there_are_graphs(cli: Cli, tiny_model: Path) -> None:
+    done = cli("bench", "-m", str(tiny_model), "-p", "4", "-n", "2", "--repeats", "1", "--json")
+    assert (done.code, done.err) == (0, NOTE) and b'"kernels": "torch"' in done.out
