@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -22,19 +23,23 @@ import time
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as gptcli sets it, but before torch is imported here
+
 import torch
 
 from gptcli.store.catalog import DEFAULT_MODEL
 
 DECODE_TOKENS, CONTEXT = 64, 4352
-# Our side's --quantize and what it starts from, llama.cpp's file type.
+# Our side's --quantize and --dtype and what it starts from, llama.cpp's file type.
 PAIRS = {
-    "fp32": ("none", "fp32", "F32"),
-    "fp16": ("auto", "fp16", "F16"),
-    "bf16": ("auto", "bf16", "F16"),
-    "int8": ("int8", "bf16", "Q8_0"),
-    "int4": ("int4", "bf16", "Q4_0"),
-    "as stored": ("auto", "stored", "Q4_0"),
+    "fp32": ("auto", "auto", "fp32", "F32"),
+    "fp32 arithmetic, as stored": ("auto", "fp32", "stored", "F32"),
+    "fp16": ("auto", "auto", "fp16", "F16"),
+    "bf16": ("auto", "auto", "bf16", "F16"),
+    "bf16 of what is stored": ("auto", "bf16", "stored", "F16"),
+    "int8": ("int8", "auto", "bf16", "Q8_0"),
+    "int4": ("int4", "auto", "bf16", "Q4_0"),
+    "as stored": ("auto", "auto", "stored", "Q4_0"),
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LLAMA_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7}
@@ -64,8 +69,9 @@ def compare(options: argparse.Namespace, models: dict[str, Path]) -> None:
     print("| weights | " + " | ".join(f"{phase}: ours | llama.cpp | ratio" for phase in phases) + " |")
     print("|---" * (1 + 3 * len(phases)) + "|", flush=True)
     for pair in options.only:
-        quantize, source, file_type = PAIRS[pair]
-        ours = {"engine": "gptcli", "model": str(models[source]), "quantize": quantize, "threads": options.threads}
+        quantize, dtype, source, file_type = PAIRS[pair]
+        asked = {"quantize": quantize, "dtype": dtype, "threads": options.threads}
+        ours = {"engine": "gptcli", "model": str(models[source]), "asked": asked}
         theirs = {"engine": "llama.cpp", "model": str(models[file_type]), "threads": options.threads}
         with Worker(ours) as first, Worker(theirs) as second:
             cells = [f"{pair} / {file_type}"]
@@ -127,7 +133,7 @@ def ours(settings: dict[str, Any]) -> tuple[Any, Any]:
     """Prefill and a greedy step."""
     import gptcli
 
-    lm = gptcli.load(Path(settings["model"]), quantize=settings["quantize"], threads=settings["threads"], device="cpu")
+    lm = gptcli.load(Path(settings["model"]), device="cpu", **settings["asked"])
     cache = lm.engine.new_cache()
 
     def prefill(tokens: list[int]) -> int:
@@ -182,7 +188,7 @@ def make_models(options: argparse.Namespace, directory: Path) -> dict[str, Path]
         for name, value in values.items()
     }
     config = {name: value for name, value in folder.config.items() if not name.startswith("quantization")}
-    for name in {PAIRS[pair][1] for pair in options.only} - {"stored"}:
+    for name in {PAIRS[pair][2] for pair in options.only} - {"stored"}:
         models[name] = directory / name
         models[name].mkdir()
         save_file({key: value.to(DTYPES[name]) for key, value in dense.items()}, models[name] / "model.safetensors")
@@ -193,7 +199,7 @@ def make_models(options: argparse.Namespace, directory: Path) -> dict[str, Path]
     if options.model != DEFAULT_MODEL:
         gguf = directory / "twin.gguf"
         write_gguf(gguf, config, dense, tokenizer_of=options.gguf)
-    for name in {PAIRS[pair][2] for pair in options.only}:
+    for name in {PAIRS[pair][3] for pair in options.only}:
         models[name] = directory / f"{name}.gguf"
         settings = llama_cpp.llama_model_quantize_default_params()
         settings.ftype, settings.allow_requantize = LLAMA_TYPES[name], True

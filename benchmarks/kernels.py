@@ -3,7 +3,7 @@
 python benchmarks/kernels.py [--threads 2] [--megabytes 128]
 
 GPTCLI_KERNELS chooses the instruction set. Decoding goes through so many megabytes of different matrices that no cache
-holds them. Medians; the two columns of a prefill alternate.
+holds them. Medians; coded and plain matrices alternate, and so do the two columns of a prefill.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from gptcli.kernels.native import Library, Matrix, library
+from gptcli.kernels.functions import Matrix
+from gptcli.kernels.native import Library, library
 
 DENSE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 AFFINE = {"int8": 8, "int4": 4}
 SHAPES = ((576, 1536), (49152, 576), (8192, 2048))
+CODED = ("fp32", "bf16")
 PREFILL, REPEATS, GROUP = 512, 9, 32
 
 
@@ -33,11 +35,6 @@ def matrix(kernels: Library, kind: str, rows: int, columns: int) -> Matrix:
     packed = torch.randint(0, 256, (rows, columns * bits // 8), dtype=torch.uint8)
     scales, biases = torch.rand(2, rows, columns // GROUP).half().unbind()
     return kernels.affine(packed, scales, biases, bits)
-
-
-def bytes_of(kernels: Library, weights: Matrix) -> int:
-    """What one product reads."""
-    return weights.packed_bytes if weights.weights is None else weights.weights.nbytes
 
 
 def medians(*functions: Callable[[], object]) -> list[float]:
@@ -54,12 +51,26 @@ def medians(*functions: Callable[[], object]) -> list[float]:
 def decode(kernels: Library, kind: str, rows: int, columns: int, megabytes: int) -> None:
     """Prints GB/s and microseconds for one token."""
     first = matrix(kernels, kind, rows, columns)
-    copies = max(1, megabytes * 1_000_000 // bytes_of(kernels, first))
+    copies = max(1, megabytes * 1_000_000 // first.size)
     weights, x = [first, *(matrix(kernels, kind, rows, columns) for _ in range(copies - 1))], torch.randn(1, columns)
     seconds = medians(lambda: [kernels.linear(each, x) for each in weights])[0] / copies
-    print(
-        f"decode {rows} x {columns} {kind}: {bytes_of(kernels, first) / seconds / 1e9:.1f} GB/s, {seconds * 1e6:.0f} us"
-    )
+    print(f"decode {rows} x {columns} {kind}: {first.size / seconds / 1e9:.1f} GB/s, {seconds * 1e6:.0f} us")
+
+
+def decode_coded(kernels: Library, kind: str, rows: int, columns: int, megabytes: int) -> None:
+    """Prints microseconds for one token by coded matrices and by plain ones, and how long coding takes."""
+    copies = max(1, megabytes * 1_000_000 // (rows * columns * DENSE[kind].itemsize))
+    tensors = [torch.randn(rows, columns).to(DENSE[kind]) for _ in range(copies)]
+    plain, x = [kernels.dense(tensor) for tensor in tensors], torch.randn(1, columns)
+    started = time.perf_counter()
+    coded = [matrix for tensor in tensors if (matrix := kernels.coded(tensor)) is not None]
+    coding = time.perf_counter() - started
+    if not coded:
+        return
+    seconds = medians(*(lambda of=of: [kernels.linear(each, x) for each in of] for of in (plain, coded)))
+    ours, theirs = (f"{taken / copies * 1e6:.0f} us" for taken in reversed(seconds))
+    saved = sum(each.size for each in plain) / coding / 1e9
+    print(f"decode {rows} x {columns} {kind}, coded: {ours}, plain {theirs}; coded at {saved:.1f} GB/s")
 
 
 def prefill(kernels: Library, kind: str, rows: int, columns: int) -> None:
@@ -85,6 +96,8 @@ def main() -> None:
     for rows, columns in SHAPES:
         for kind in (*DENSE, *AFFINE):
             decode(kernels, kind, rows, columns, options.megabytes)
+        for kind in CODED:
+            decode_coded(kernels, kind, rows, columns, options.megabytes)
         for kind in AFFINE:
             prefill(kernels, kind, rows, columns)
 

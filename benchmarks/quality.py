@@ -21,6 +21,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "--quantize int8": {"quantize": "int8"},
     "--quantize int4": {"quantize": "int4"},
     "--dtype bf16": {"dtype": "bf16"},
+    "--dtype fp32": {"dtype": "fp32"},
 }
 
 

@@ -91,9 +91,15 @@ class ContextOverflow(GptcliError):
 
 
 class NonFiniteLogits(GptcliError):
-    """The model computed NaN or infinity."""
+    """The model computed NaN or infinity, behind so many tokens and in this dtype."""
 
     exit_code = ExitCode.NON_FINITE
+
+    def __init__(self, tokens: int, dtype: str) -> None:
+        super().__init__(
+            f"the model computed NaN or infinity at token {tokens} in {dtype}",
+            hint="try --dtype fp32; `gptcli models verify` finds damaged weights",
+        )
 
 
 class OutputError(GptcliError):

@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 from gptcli.address_space import check_room_for_torch
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import sampling_defaults
+from gptcli.copies import Copy, keep_copy, open_copy
 from gptcli.errors import BrokenTokenizer, ContextOverflow, UsageError
+from gptcli.generation.compiled_pick import CompiledPicker
 from gptcli.generation.request import check_choices, check_request, check_scoring
+from gptcli.runtime.prepared_engine import PreparedCache, PreparedEngine
 from gptcli.settings import ChatSettings, Dtype, Overflow, Quantize, RuntimeConfig, SamplingConfig, StopConfig
 from gptcli.store.catalog import DEFAULT_MODEL, FetchProgress, fingerprint
 from gptcli.store.locate import locate
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gptcli.generation.events import Finished, TextDelta
+    from gptcli.generation.sample import Picker
     from gptcli.generation.scores import ChoiceScore, Score
     from gptcli.generation.speculation import Drafter
     from gptcli.model.cache import KVCache
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     from gptcli.session import Session
 
 Progress = Callable[[int, int], None]
+Cache: TypeAlias = "KVCache | PreparedCache"
 
 DRAFTED_TOKENS = 4  # a step, at most, by a smaller model; --speculate says otherwise
 
@@ -43,11 +48,13 @@ def _no_progress(done: int, total: int) -> None:
 class LanguageModel:
     """An opened model. Its weights are read, and torch imported, when `load` or the first use asks for them."""
 
-    def __init__(self, name: str, folder: ModelFolder, runtime: RuntimeConfig) -> None:
+    def __init__(self, name: str, folder: ModelFolder, runtime: RuntimeConfig, copy: Copy | None = None) -> None:
         self.name = name
         self.folder = folder
         self.runtime = runtime
         self._engine: Engine | None = None
+        self._copy = copy
+        self._prepared: PreparedEngine | None = None
         self._smaller: LanguageModel | None = None
         self._smaller_cache: KVCache | None = None
         config = folder.architecture.config
@@ -66,12 +73,14 @@ class LanguageModel:
         *,
         offline: bool = False,
         on_fetch: FetchProgress | None = None,
+        for_one: bool = False,
     ) -> Self:
         """Finds a model by name or directory and reads all but its weights; the default model is fetched if missing.
 
-        Raises ModelNotFound, InvalidModel or UsageError.
+        for_one: begins to read what `load_for_one` needs. Raises ModelNotFound, InvalidModel or UsageError.
         """
-        return cls(name, ModelFolder.open(locate(name, offline=offline, on_progress=on_fetch)), runtime)
+        folder = ModelFolder.open(locate(name, offline=offline, on_progress=on_fetch))
+        return cls(name, folder, runtime, open_copy(folder, runtime) if for_one else None)
 
     def load(self, on_progress: Progress = _no_progress) -> Engine:
         """Reads the weights, once, and those of a model that drafts; on_progress gets a model's bytes done and in all.
@@ -83,6 +92,32 @@ class LanguageModel:
         if self._smaller is not None:
             self._smaller.load(on_progress)
         return self._engine
+
+    def load_for_one(self, tokens: int, on_progress: Progress = _no_progress) -> None:
+        """`load` for one text at a time, of up to so many tokens: a prepared copy will do, which needs no torch."""
+        if self._copy is not None and self._smaller is None:
+            self._prepared = self._copy.engine(self.ctx_size, min(tokens, self.ctx_size))
+        if self._prepared is None:
+            self.load(on_progress)
+
+    def keep_copy(self) -> None:
+        """Keeps a prepared copy for `load_for_one`, where the weights were read and there can be one."""
+        if self._engine is not None:
+            keep_copy(self.folder, self.runtime, self._engine)
+
+    def fitting_cache(self, cache: Cache | None, *, recorded: bool) -> Cache:
+        """A cache for one text at a time: the given one, unless another kind is needed, or a new one.
+
+        recorded: whether the text's probabilities are.
+        """
+        engine = self.engine if recorded else self.running
+        fits = isinstance(cache, PreparedCache) == isinstance(engine, PreparedEngine)
+        return cache if cache is not None and fits else engine.new_cache()
+
+    @property
+    def running(self) -> Engine | PreparedEngine:
+        """What runs the decoder: a prepared copy, or the engine."""
+        return self._prepared or self.engine
 
     @property
     def engine(self) -> Engine:
@@ -108,7 +143,8 @@ class LanguageModel:
                 plan.dtype,
                 plan.packing,
                 on_progress,
-                library=plan.library if plan.as_stored else None,
+                library=plan.library if plan.as_stored or plan.half else None,
+                half=plan.half,
                 integers=plan.integers,
                 tinygemm=plan.tinygemm,
             )
@@ -203,7 +239,7 @@ class LanguageModel:
         sampling: SamplingConfig,
         stop: StopConfig,
         *,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         logprobs: int | None = None,
         explain: bool = False,
         on_prefill: Progress = _no_progress,
@@ -231,7 +267,7 @@ class LanguageModel:
         samplings: Sequence[SamplingConfig],
         stop: StopConfig,
         *,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         logprobs: int | None = None,
         explain: bool = False,
         on_prefill: Progress = _no_progress,
@@ -250,21 +286,40 @@ class LanguageModel:
             raise UsageError(f"logprobs must be at least 0, not {logprobs}")
         from gptcli.generation.loop import generate
 
+        plain = len(samplings) == 1 and logprobs is None and not explain
+        room = self.ctx_size if stop.max_tokens < 0 else min(self.ctx_size, len(prompt) + stop.max_tokens)
+        engine: Engine | PreparedEngine = self.running
+        if isinstance(engine, PreparedEngine) and (not plain or room > engine.room):
+            engine = self.engine
+        assert cache is None or isinstance(cache, PreparedCache) == isinstance(engine, PreparedEngine)
         return generate(
-            self.engine,
+            engine,
             self.tokenizer,
             prompt,
-            samplings=samplings,
+            pickers=[self._picker(engine, sampling, stop, logprobs, explain) for sampling in samplings],
             stop=stop,
             stop_ids=self.stop_ids,
             cache=cache,
             drafter=self._drafter(cancelled),
             most_drafted=self._most_drafted,
-            logprobs=logprobs,
-            explain=explain,
             on_prefill=on_prefill,
             cancelled=cancelled,
         )
+
+    def _picker(
+        self,
+        engine: Engine | PreparedEngine,
+        sampling: SamplingConfig,
+        stop: StopConfig,
+        logprobs: int | None,
+        explain: bool,
+    ) -> Picker:
+        never = self.stop_ids if stop.ignore_eos else frozenset[int]()
+        if engine.library is not None and logprobs is None and not explain:
+            return CompiledPicker(engine.library, sampling, self.tokenizer.size, never)
+        from gptcli.generation.pick import TensorPicker
+
+        return TensorPicker(self.tokenizer, sampling, never, logprobs, explain)
 
     def draft_with(self, smaller: LanguageModel) -> None:
         """Lets a smaller model draft tokens from now on; the text stays the same. Raises UsageError unless it has the

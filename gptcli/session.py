@@ -20,8 +20,7 @@ from gptcli.settings import ChatSettings, SamplingConfig
 from gptcli.text.conversation import Message, message_record
 
 if TYPE_CHECKING:
-    from gptcli.language_model import LanguageModel
-    from gptcli.model.cache import KVCache
+    from gptcli.language_model import Cache, LanguageModel
     from gptcli.text.chat_template import ChatTemplate
 
 
@@ -68,7 +67,7 @@ class Session:
         self.events: list[Record] = []
         self._lm = lm
         self._own_template = template
-        self._cache: KVCache | None = None
+        self._cache: Cache | None = None
         self._journal: Journal | None = None
         self._history = History()
         self._measured = 0, 0  # a number of events, and the prompt's tokens then
@@ -260,8 +259,7 @@ class Session:
         self._lm.check_request(prompt, sampling)
         if hidden > self._history.hidden:
             yield TurnsDropped((hidden - self._history.hidden) // 2)
-        if self._cache is None:
-            self._cache = self._lm.engine.new_cache()
+        self._cache = self._lm.fitting_cache(self._cache, recorded=self.records_probabilities)
         answer = b""
         for event in self._lm.stream(
             prompt,
@@ -308,7 +306,7 @@ class Session:
         )
 
     def _reply(self, text: str, finished: Finished, hidden: int, sampling: SamplingConfig) -> dict[str, Any]:
-        plan = self._lm.engine.plan
+        engine = self._lm.running
         return {
             "type": "message",
             **message_record(Message("assistant", text, interrupted=finished.reason == "interrupt")),
@@ -320,8 +318,8 @@ class Session:
             "model": self._lm.reference,
             "fingerprint": self._lm.fingerprint,
             "runtime": {
-                "device": str(plan.device),
-                "dtype": plan.dtype_name,
+                "device": engine.device_name,
+                "dtype": engine.dtype_name,
                 "quantize": self._lm.runtime.quantize,
                 "ctx_size": self._lm.ctx_size,
                 "version": __version__,

@@ -6,7 +6,7 @@ import math
 import re
 import secrets
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self, get_args
 
@@ -18,6 +18,8 @@ Quantize = Literal["auto", "none", "int8", "int4"]
 
 # Below this a softmax over logits / temperature is one-hot in fp32.
 GREEDY_BELOW = 1e-5
+# fp32's greatest number: divided by infinity, what must not be drawn would be NaN.
+HOTTEST = 3.4028234663852886e38
 
 
 def random_seed() -> int:
@@ -83,6 +85,11 @@ class SamplingConfig:
     def penalizes(self) -> bool:
         """Whether recent tokens are made less likely."""
         return self.repeat_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+    def recent(self, history: Sequence[int]) -> Sequence[int]:
+        """The ids at a text's end that penalties are for."""
+        last_n = self.repeat_last_n
+        return history[0 if last_n < 0 else max(0, len(history) - last_n) :]
 
     def for_samples(self, count: int) -> list[Self]:
         """A config for each of several samples: seeds count up, from a random one where none is set."""

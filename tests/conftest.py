@@ -22,8 +22,9 @@ def _a_home_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPTCLI_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
-    for name in ("GPTCLI_MODEL", "GPTCLI_DEBUG", "HF_HUB_CACHE", "NO_COLOR"):
+    for name in ("GPTCLI_MODEL", "GPTCLI_DEBUG", "GPTCLI_PREPARED", "HF_HUB_CACHE", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -95,7 +95,7 @@ def test_an_error_takes_the_question_back(tiny: LanguageModel, monkeypatch: pyte
     with monkeypatch.context() as patch:
 
         def broken(*args: object, **kwargs: object) -> None:
-            raise NonFiniteLogits("NaN")
+            raise NonFiniteLogits(3, "fp32")
 
         patch.setattr(tiny.engine, "prefill", broken)
         with pytest.raises(NonFiniteLogits):

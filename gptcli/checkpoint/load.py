@@ -25,13 +25,13 @@ from gptcli.checkpoint.recipes import (
 )
 from gptcli.checkpoint.tensors import TensorSource
 from gptcli.errors import BrokenCheckpoint
-from gptcli.kernels.native import Library
+from gptcli.kernels.native import FLOATS, Library
 from gptcli.model.decoder import Decoder, Embedding
 from gptcli.model.linear import Linear
 from gptcli.model.mlp import Experts
 from gptcli.quant.affine import quantize_affine
 from gptcli.quant.compiled import CompiledEmbedding, CompiledExperts, CompiledLinear, can_compile
-from gptcli.quant.half import HalfWeight
+from gptcli.quant.dense import DenseWeight
 from gptcli.quant.packed import (
     PackedEmbedding,
     PackedExperts,
@@ -43,9 +43,8 @@ from gptcli.quant.packed import (
 )
 from gptcli.quant.tinygemm import Tinygemm, TinygemmEmbedding, TinygemmLinear, TinygemmMatrix
 
-_HALVES = (torch.bfloat16, torch.float16)
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
-Packing = Literal["keep", "expand", "int8", "int4"]  # what becomes of matrices: see `load_decoder`
+Packing = Literal["keep", "expand", "dense", "int8", "int4"]  # what becomes of matrices: see `load_decoder`
 
 
 def load_decoder(
@@ -56,17 +55,19 @@ def load_decoder(
     on_progress: Progress = lambda done, total: None,
     *,
     library: Library | None = None,
+    half: torch.dtype | None = None,
     integers: bool = False,
     tinygemm: Tinygemm | None = None,
 ) -> Decoder:
     """A decoder with the checkpoint's weights on `device`.
 
-    Packed matrices stay as they are ("keep") or become dense ("expand"); "int8" and "int4" also pack dense ones, the
-    head of an int4 model in 8 bits. Everything dense is of `dtype`, but for norms stored less 1, which stay in fp32. At
-    most one parameter is held twice.
-    library: the kernels that multiply, in fp32 on the CPU, what they can of packed matrices and of ones in bf16 and
-    fp16, which then stay as they are stored. integers: whether they may round activations to 8 bits for that.
-    tinygemm: the kernel that multiplies, in bf16 on CUDA, what it can of packed matrices, which then stay packed.
+    Packed matrices stay as they are ("keep") or become dense, all of them ("dense") or those that nothing below
+    multiplies ("expand"); "int8" and "int4" also pack dense ones, the head of an int4 model in 8 bits. Everything dense
+    is of `dtype`, but for norms stored less 1, which stay in fp32. At most one parameter is held twice.
+    library: the kernels that multiply, in fp32 on the CPU, what they can of packed matrices and all dense ones, whose
+    numbers then stay what they are. half: the precision in which they get all that is or becomes dense instead.
+    integers: whether they may round activations to 8 bits for packed ones. tinygemm: the kernel that multiplies, in
+    bf16 on CUDA, what it can of packed matrices.
     Raises BrokenCheckpoint where a shape does not fit the config, before any weight is read.
     """
     decoder = empty_decoder(folder)
@@ -76,17 +77,20 @@ def load_decoder(
             value = _cook(recipe, source)
             if isinstance(value, Tensor) and packing in ("int8", "int4"):
                 value = _quantized(decoder, name, value, packing)
-            if isinstance(value, Tensor) and library and value.dtype in _HALVES and _can_be_packed(decoder, name):
-                value = HalfWeight(value)
             # 1 + w needs the bits that w alone could be stored without.
             own_dtype = torch.float32 if isinstance(recipe, PlusOne) else dtype
-            compiled = isinstance(value, PackedWeight) and library and can_compile(value, integers)
             matrix = None
-            if isinstance(value, PackedWeight) and tinygemm and _can_be_packed(decoder, name):
-                matrix = tinygemm.matrix(value, device)
-            if isinstance(value, PackedWeight) and packing == "expand" and not compiled and matrix is None:
-                value = value.dequantize(own_dtype)
-            _place(decoder, name, value, device, own_dtype, library if compiled else None, matrix)
+            if isinstance(value, PackedWeight):
+                if tinygemm and packing != "dense" and _can_be_packed(decoder, name):
+                    matrix = tinygemm.matrix(value, device)
+                multiplied = matrix is not None or (library is not None and can_compile(value))
+                if packing == "dense" or (packing == "expand" and not multiplied):
+                    value = value.dequantize(own_dtype if half is None or _chooses_experts(name) else half)
+            if isinstance(value, Tensor) and library and _can_be_packed(decoder, name):
+                value = value if half is None or _chooses_experts(name) else value.to(half)
+                value = DenseWeight(value) if value.dtype in FLOATS else value
+            compiled = isinstance(value, PackedWeight) and library and can_compile(value)
+            _place(decoder, name, value, device, own_dtype, library if compiled else None, integers, matrix)
             on_progress(source.bytes_read, total)
         for name in folder.surplus_biases:
             if source.read(name).any():
@@ -160,13 +164,17 @@ def _pairs_to_halves(rows: Tensor, dim: int) -> Tensor:
 
 
 def _quantized(decoder: Decoder, name: str, value: Tensor, packing: Literal["int8", "int4"]) -> Tensor | PackedWeight:
-    # What chooses between experts is small, and a wrong choice costs more than a wrong digit.
-    if name.endswith(("router.weight", "shared_gate.weight")) or not _can_be_packed(decoder, name):
+    if _chooses_experts(name) or not _can_be_packed(decoder, name):
         return value
     if value.shape[-1] % 32:
         return value
     vocabulary = name in ("embed.weight", "head.weight")
     return quantize_affine(value, bits=4 if packing == "int4" and not vocabulary else 8)
+
+
+def _chooses_experts(name: str) -> bool:
+    """Such weights are small, and a wrong choice costs more than a wrong digit."""
+    return name.endswith(("router.weight", "shared_gate.weight"))
 
 
 def _can_be_packed(decoder: Decoder, name: str) -> bool:
@@ -182,6 +190,7 @@ def _place(
     device: torch.device,
     dtype: torch.dtype,
     library: Library | None,
+    integers: bool,
     matrix: TinygemmMatrix | None,
 ) -> None:
     """Puts a value where it belongs: in the parameter, or, packed, in a module that multiplies with it."""
@@ -201,9 +210,11 @@ def _place(
         case Embedding():
             packed = CompiledEmbedding(library, weight) if library else PackedEmbedding(weight, dtype)
         case Experts():
-            packed = CompiledExperts(library, weight, module.bias) if library else PackedExperts(weight, module.bias)
+            packed = PackedExperts(weight, module.bias)
+            if library:
+                packed = CompiledExperts(library, weight, module.bias, integers)
         case Linear():
             packed = PackedLinear(weight, module.bias)
             if library:
-                packed = CompiledLinear(library, weight, module.bias, fine=path == "head")
+                packed = CompiledLinear(library, weight, module.bias, integers and path != "head")
     decoder.set_submodule(path, packed)

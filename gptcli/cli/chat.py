@@ -159,7 +159,13 @@ def chat(
 
     with opened(session, continue_last, fork, at_prompt) as (file, events), Activity(quiet=quiet) as activity:
         name, fingerprint = last_model(events)
-        lm = LanguageModel.open(model or name or DEFAULT_MODEL, runtime, offline=offline, on_fetch=activity.fetch)
+        lm = LanguageModel.open(
+            model or name or DEFAULT_MODEL,
+            runtime,
+            offline=offline,
+            on_fetch=activity.fetch,
+            for_one=draft_model is None,
+        )
         if lm.reference == name and lm.fingerprint != fingerprint and not quiet:
             print_note(f"{name} is not what it was when it last spoke in this session")
         if draft_model is not None:
@@ -192,7 +198,7 @@ def chat(
         loading = partial(activity.bytes, f"loading {lm.folder.path.name}")
         loading(0, 0)  # torch comes first, and takes a second
         with deadly(activity.erase):
-            lm.load(loading)
+            lm.load_for_one(lm.ctx_size, loading)
         sink = Sink()
         with interruptible() as cancelled:
             for number, question in enumerate(questions, 1):
@@ -206,7 +212,8 @@ def chat(
                     print_line(stats_line(finished, lm.ctx_size))
                 if cancelled():
                     raise KeyboardInterrupt
-        note_failures(() if quiet else lm.engine.failures)
+        note_failures(() if quiet else lm.running.failures)
+        lm.keep_copy()
 
 
 def _written(
@@ -262,7 +269,9 @@ def _converse(
     from gptcli.cli.repl import Repl  # its imports take a tenth of a second, which an answer in a pipe need not wait
 
     _ = session.template  # a model without one fails here
-    Repl(session, file, template, view, offline=offline).run()
+    repl = Repl(session, file, template, view, offline=offline)
+    repl.run()
+    repl.session.lm.keep_copy()
 
 
 def dropped_note(dropped: TurnsDropped) -> str:

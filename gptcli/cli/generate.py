@@ -9,8 +9,6 @@ from functools import partial
 from gptcli.cli import options
 from gptcli.cli.pictures import Pictures
 from gptcli.cli.prompt import argument_text, read_prompt, read_text
-from gptcli.cli.prompt_report import print_prompt_report, raw_prompt, rendered_prompt
-from gptcli.cli.prompt_report import prompt_report as report_of
 from gptcli.cli.records import json_line, sample_record, stats_record
 from gptcli.cli.render import Activity, is_dumb_terminal, note_failures, print_line, stats_line
 from gptcli.cli.signals import deadly, interruptible
@@ -111,7 +109,8 @@ def generate(
 
     sink = Sink()
     with Activity(quiet=quiet) as activity:
-        lm = LanguageModel.open(model, runtime, offline=offline, on_fetch=activity.fetch)
+        plain = samples == 1 and not explain and logprobs is None and not pictures.wanted and draft_model is None
+        lm = LanguageModel.open(model, runtime, offline=offline, on_fetch=activity.fetch, for_one=plain)
         if draft_model is not None:
             lm.draft_with(
                 LanguageModel.open(draft_model, runtime.for_draft_model(), offline=offline, on_fetch=activity.fetch)
@@ -128,6 +127,9 @@ def generate(
             ids = lm.tokenizer.encode(text, special=special)
         sampling = SamplingConfig.resolve(given, lm.sampling_defaults)
         if prompt_report:
+            from gptcli.cli.prompt_report import print_prompt_report, raw_prompt, rendered_prompt
+            from gptcli.cli.prompt_report import prompt_report as report_of
+
             activity.close()
             shown = rendered_prompt(lm, messages, template) if chat else raw_prompt(lm, text, special=special)
             print_prompt_report(
@@ -138,7 +140,10 @@ def generate(
         loading = partial(activity.bytes, f"loading {lm.folder.path.name}")
         loading(0, 0)  # torch comes first, and takes a second
         with deadly(activity.erase):
-            lm.load(loading)
+            if plain:
+                lm.load_for_one(lm.ctx_size if max_tokens < 0 else len(ids) + max_tokens, loading)
+            else:
+                lm.load(loading)
         lead = text.encode() if echo else b""
         with interruptible() as cancelled:
             streams = lm.streams(
@@ -182,10 +187,11 @@ def generate(
                     print_line(json_line(stats_record(finished)).decode().rstrip())
                 elif stats and not quiet:
                     print_line(stats_line(finished, lm.ctx_size))
-        note_failures(() if quiet else lm.engine.failures)
+        note_failures(() if quiet else lm.running.failures)
         pictures.write(f"{lm.name} · how probable each token is")
         if cancelled():
             raise KeyboardInterrupt
+        lm.keep_copy()
 
 
 @contextlib.contextmanager

@@ -48,7 +48,9 @@ TokenizerModel = Annotated[
     ),
 ]  # fmt: skip
 Device = Annotated[str, typer.Option("--device", rich_help_panel=_MODEL, help="auto, cpu, cuda or cuda:N.")]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", rich_help_panel=_MODEL, help="Precision of the computation.")]
+DtypeOption = Annotated[
+    Dtype, typer.Option("--dtype", rich_help_panel=_MODEL, help="Least precision of the computation.")
+]
 QuantizeOption = Annotated[
     Quantize,
     typer.Option("--quantize", rich_help_panel=_MODEL, help="Precision the weights are kept in; auto: as stored."),

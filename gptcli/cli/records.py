@@ -35,7 +35,6 @@ def sample_record(
     explain: bool,
 ) -> dict[str, Any]:
     """One sample, as `generate --json` writes it; logprobs and explain say whether they were asked for."""
-    plan = lm.engine.plan
     settings = {
         **asdict(replace(sampling, seed=finished.seed)),
         "logit_bias": [(token, _number(bias)) for token, bias in sampling.logit_bias],
@@ -43,8 +42,8 @@ def sample_record(
         "stop": stopping.strings,
         "ignore_eos": stopping.ignore_eos,
         "overflow": stopping.overflow,
-        "device": str(plan.device),
-        "dtype": plan.dtype_name,
+        "device": lm.running.device_name,
+        "dtype": lm.running.dtype_name,
         "quantize": lm.runtime.quantize,
         "ctx_size": lm.ctx_size,
     }

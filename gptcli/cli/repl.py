@@ -155,7 +155,9 @@ class Repl:
     def switch_model(self, name: str) -> None:
         """Answers with another model from now on. Until that is loaded, nothing has changed."""
         with self._terminal.typing_ahead(), stoppable() as stop, Activity(quiet=False) as activity:
-            lm = LanguageModel.open(name, self.session.lm.runtime, offline=self.offline, on_fetch=activity.fetch)
+            lm = LanguageModel.open(
+                name, self.session.lm.runtime, offline=self.offline, on_fetch=activity.fetch, for_one=True
+            )
             _ = self.template or lm.template  # a model without one fails here
             loading = Loading(lm, self.input.refresh, lambda error: None)
             if not loading.wait(activity, stop):
@@ -187,7 +189,7 @@ class Repl:
             print_note("cut off at max_tokens, which /set changes" if whole else "cut off: the context is full")
         if self.view.stats:
             print_note(stats_line(finished, self.session.lm.ctx_size))
-        new = [failure for failure in self.session.lm.engine.failures if failure not in self._failures]
+        new = [failure for failure in self.session.lm.running.failures if failure not in self._failures]
         note_failures(new)
         self._failures += new
         self.say("")

@@ -4,64 +4,62 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING, cast
 
 from gptcli.errors import ContextOverflow
 from gptcli.generation.events import Finished, TextDelta, Usage
-from gptcli.generation.sample import Sample
+from gptcli.generation.sample import Logits, Picker, Sample
 from gptcli.generation.speculation import Drafter
-from gptcli.generation.steps import SharedSteps, SingleSteps, Steps
-from gptcli.model.cache import KVCache
-from gptcli.runtime.engine import Engine
-from gptcli.settings import SamplingConfig, StopConfig
+from gptcli.generation.steps import SharedSteps, SingleSteps, Steps, TextCache, TextEngine
+from gptcli.settings import StopConfig
 from gptcli.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from gptcli.model.cache import KVCache
+    from gptcli.runtime.engine import Engine
 
 Event = TextDelta | Finished
 
 
 def generate(
-    engine: Engine,
+    engine: TextEngine,
     tokenizer: Tokenizer,
     prompt: Sequence[int],
     *,
-    samplings: Sequence[SamplingConfig],
+    pickers: Sequence[Picker],
     stop: StopConfig,
     stop_ids: frozenset[int],
-    cache: KVCache | None = None,
+    cache: TextCache | None = None,
     drafter: Drafter | None = None,
     most_drafted: int = 0,
-    logprobs: int | None = None,
-    explain: bool = False,
     on_prefill: Callable[[int, int], None] = lambda done, total: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[Iterator[Event]]:
-    """Continues a prompt that `check_request` accepts, once for each of `samplings`, and yields a stream for each.
+    """Continues a prompt that `check_request` accepts, once with each of `pickers`, and yields a stream for each.
 
     A stream is text as it comes, then one Finished. They are to be read in their order; the later ones are decoded
     along with the first, as many at once as `Engine.most_rows` lets, and kept until they are asked for.
 
     cache: what it shares with the prompt's beginning is not run again; it is left holding the prompt, and what was
     generated if that is one text. drafter: drafts up to `most_drafted` tokens a step, if there is one text; what comes
-    out is the same. logprobs: records each token's log-probability and that of this many alternatives. explain: records
-    what the sampling filters did at each token. cancelled: asked before every step and chunk; once true, what was begun
-    finishes with reason "interrupt", and nothing else begins.
+    out is the same. cancelled: asked before every step and chunk; once true, what was begun finishes with reason
+    "interrupt", and nothing else begins.
 
     A stream raises ContextOverflow at the context's end where `stop.overflow` is "error".
     """
     cache = engine.new_cache() if cache is None else cache
     room = engine.ctx_size if stop.max_tokens < 0 else len(prompt) + stop.max_tokens
-    groups = -(-len(samplings) // engine.most_rows(room))
+    groups = -(-len(pickers) // engine.most_rows(room))
     for group in range(groups):
         if group and cancelled():
             return
-        own = samplings[group * len(samplings) // groups : (group + 1) * len(samplings) // groups]
-        samples = [
-            Sample(tokenizer, prompt, sampling, stop, stop_ids, logprobs, explain, engine.plan.device)
-            for sampling in own
-        ]
-        alone = len(samplings) == 1
-        steps: Steps = SingleSteps(engine, cache, drafter, most_drafted) if alone else SharedSteps(engine, cache)
+        own = pickers[group * len(pickers) // groups : (group + 1) * len(pickers) // groups]
+        samples = [Sample(tokenizer, prompt, picker, stop, stop_ids) for picker in own]
+        steps: Steps
+        if len(pickers) == 1:
+            steps = SingleSteps(engine, cache, drafter, most_drafted)
+        else:
+            steps = SharedSteps(cast("Engine", engine), cast("KVCache", cache))
         together = _Together(engine, prompt, samples, stop, steps, on_prefill, cancelled)
         yield from map(together.events, samples)
 
@@ -71,7 +69,7 @@ class _Together:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: TextEngine,
         prompt: Sequence[int],
         samples: Sequence[Sample],
         stop: StopConfig,
@@ -124,13 +122,13 @@ class _Together:
         self._running.pop()
         self._steps.leave(place)
 
-    def _prefill(self) -> Sequence[Tensor] | None:
+    def _prefill(self) -> Sequence[Logits] | None:
         self._started_at = time.perf_counter()
         self._prefilled, logits = self._steps.begin(self._prompt, len(self._running), self._on_prefill, self._cancelled)
         self._prefill_s = time.perf_counter() - self._started_at
         return logits
 
-    def _shift(self) -> Sequence[Tensor] | None:
+    def _shift(self) -> Sequence[Logits] | None:
         for sample in self._running:
             sample.forget_older_half()
         return self._steps.again([sample.history for sample in self._running], self._cancelled)

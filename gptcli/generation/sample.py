@@ -5,17 +5,30 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from typing import Any, Protocol, TypeAlias
 
 from gptcli.errors import GptcliError
-from gptcli.generation.events import Explanation, FinishReason, StepLogprobs, TextDelta, TokenLogprob
-from gptcli.generation.sampling import Sampler, explain
+from gptcli.generation.events import FinishReason, StepLogprobs, TextDelta
 from gptcli.generation.stopping import StopMatcher
-from gptcli.settings import SamplingConfig, StopConfig
+from gptcli.settings import StopConfig
 from gptcli.text.detokenizer import Detokenizer
 from gptcli.text.tokenizer import Tokenizer
+
+Logits: TypeAlias = Any  # (vocab,) in fp32, as steps give and their picker takes them: a tensor or compiled code's
+
+
+class Picker(Protocol):
+    """Draws one text's tokens."""
+
+    records: bool
+    """Whether `pick` gives more than a token."""
+
+    @property
+    def seed(self) -> int:
+        """The seed it draws with."""
+
+    def pick(self, logits: Logits, history: Sequence[int]) -> tuple[int, StepLogprobs | None]:
+        """A token from the model's logits (vocab,), given the ids before it, and what is recorded of it."""
 
 
 class Sample:
@@ -26,53 +39,41 @@ class Sample:
     """
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        prompt: Sequence[int],
-        sampling: SamplingConfig,
-        stop: StopConfig,
-        stop_ids: frozenset[int],
-        logprobs: int | None,
-        explain: bool,
-        device: torch.device,
+        self, tokenizer: Tokenizer, prompt: Sequence[int], picker: Picker, stop: StopConfig, stop_ids: frozenset[int]
     ) -> None:
         self.history = list(prompt)
         self.ids: list[int] = []
         self.said: deque[TextDelta] = deque()
-        self.steps: list[StepLogprobs] | None = [] if explain or logprobs is not None else None
+        self.steps: list[StepLogprobs] | None = [] if picker.records else None
         self.reason: FinishReason | None = None
         self.stopped_by: str | None = None
         self.error: GptcliError | None = None
         self.first_token_at: float | None = None  # on time.perf_counter's clock
         self.ended_at = 0.0
         self._tokenizer, self._stop, self._stop_ids = tokenizer, stop, stop_ids
-        self._alternatives, self._explain = logprobs or 0, explain
         self._told = 0  # of the steps, those that went out with the text
-        self._sampler = Sampler(sampling, device)
+        self._picker = picker
         self._detokenizer, self._matcher = Detokenizer(), StopMatcher(stop.strings)
 
     @property
     def seed(self) -> int:
         """The seed it is drawn with."""
-        return self._sampler.seed
+        return self._picker.seed
 
-    def take(self, logits: Tensor) -> None:
+    def take(self, logits: Logits) -> None:
         """Draws the next token from the model's logits (vocab,), unless there are to be no more."""
         if len(self.ids) == self._stop.max_tokens:
             self.end("length")
             return
-        logits = self._drawable(logits)
-        stages = self._sampler.stages(logits, self.history, whole=self._explain)
-        token = int(self._sampler.draw(stages[-1]))
+        token, step = self._picker.pick(logits, self.history)
         self.first_token_at = self.first_token_at or time.perf_counter()
         if token in self._stop_ids:
             self.end("stop", self._tokenizer.token_name(token))
             return
         self.ids.append(token)
         self.history.append(token)
-        if self.steps is not None:
-            explanation = explain(logits, stages, token) if self._explain else None
-            self.steps.append(_step_logprobs(logits, token, self._alternatives, self._tokenizer, explanation))
+        if self.steps is not None and step is not None:
+            self.steps.append(step)
         text = b"" if self._tokenizer.is_control(token) else self._tokenizer.token_bytes(token)
         self._say(self._matcher.push(self._detokenizer.push(text)))
         if self._matcher.matched is not None or len(self.ids) == self._stop.max_tokens:
@@ -96,27 +97,3 @@ class Sample:
             steps = self.steps or []
             self.said.append(TextDelta(data, tuple(steps[self._told :])))
             self._told = len(steps)
-
-    def _drawable(self, logits: Tensor) -> Tensor:
-        """Logits (vocab,) without the rows that pad the vocabulary, and with -inf for what must not be drawn."""
-        logits = logits[: self._tokenizer.size]
-        if self._stop.ignore_eos and self._stop_ids:
-            logits = logits.clone()
-            logits[[token for token in self._stop_ids if token < len(logits)]] = float("-inf")
-        return logits
-
-
-def _step_logprobs(
-    logits: Tensor, token: int, alternatives: int, tokenizer: Tokenizer, explanation: Explanation | None
-) -> StepLogprobs:
-    logprobs = logits.log_softmax(0)
-
-    def record(id: int, logprob: float) -> TokenLogprob:
-        return TokenLogprob(id, tokenizer.token_bytes(id), logprob)
-
-    top = logprobs.topk(min(alternatives, len(logprobs)))
-    return StepLogprobs(
-        chosen=record(token, float(logprobs[token])),
-        top=tuple(map(record, top.indices.tolist(), top.values.tolist())),
-        explanation=explanation,
-    )

@@ -1,7 +1,7 @@
 """Draws a token from logits. The filters are pure functions; Sampler owns the random generator.
 
 They apply in llama.cpp's order: bias, penalties, top-k, top-p, min-p, temperature. What one of them did to a draw is
-told from the very tensors that were drawn from.
+told from the very tensors that were drawn from. kernels/sample.c does the same in compiled code.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from random import Random
 
 import torch
 from torch import Tensor
 
 from gptcli.generation.events import Explanation, FilterEffect
-from gptcli.settings import SamplingConfig, random_seed
+from gptcli.settings import HOTTEST, SamplingConfig, random_seed
 
 # Far more candidates than carry probability in practice, and a twentieth of the cost of sorting a vocabulary.
 _FIRST_CANDIDATES = 1024
-_HOTTEST = torch.finfo(torch.float32).max  # by infinity, what must not be drawn would be NaN
 
 
 def add_bias(logits: Tensor, bias: Sequence[tuple[int, float]]) -> Tensor:
@@ -89,6 +89,9 @@ def stages(logits: Tensor, recent: Tensor | None, config: SamplingConfig, *, who
         best = logits.argmax(0, keepdim=True)
         yield Stage("greedy", logits[best], best)
         return
+    if not config.top_k and config.top_p == 1 and config.min_p == 0:
+        yield Stage("temperature", _at_temperature(logits, logits.max(), config))
+        return
     ordered, ids, total = _candidates(logits, config, whole)
     if config.top_k:
         yield Stage("top_k", ordered, ids)
@@ -98,8 +101,12 @@ def stages(logits: Tensor, recent: Tensor | None, config: SamplingConfig, *, who
     ordered = keep_min_p(ordered, config.min_p)
     if config.min_p > 0:
         yield Stage("min_p", ordered, ids[: len(ordered)])
+    yield Stage("temperature", _at_temperature(ordered, ordered[0], config), ids[: len(ordered)])
+
+
+def _at_temperature(logits: Tensor, greatest: Tensor, config: SamplingConfig) -> Tensor:
     # Subtracting the greatest first keeps a tiny temperature from overflowing.
-    yield Stage("temperature", (ordered - ordered[0]) / min(config.temperature, _HOTTEST), ids[: len(ordered)])
+    return (logits - greatest) / min(config.temperature, HOTTEST)
 
 
 def _candidates(logits: Tensor, config: SamplingConfig, whole: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,7 +118,6 @@ def _candidates(logits: Tensor, config: SamplingConfig, whole: bool) -> tuple[Te
         ordered, ids = keep_top_k(logits, config.top_k)
         return ordered, ids, ordered.logsumexp(0)
     total = logits.logsumexp(0)
-    whole = whole or (config.top_p == 1 and config.min_p == 0)
     ordered, ids = keep_top_k(logits, 0 if whole else _FIRST_CANDIDATES)
     share = (ordered - total).exp()
     if share.sum() < config.top_p and share[-1] >= config.min_p * share[0]:
@@ -140,10 +146,10 @@ def explain(logits: Tensor, passed: Sequence[Stage], token: int) -> Explanation:
 class Sampler:
     """Draws one sequence's tokens. The seed, where none is configured, is random; `seed` tells it."""
 
-    def __init__(self, config: SamplingConfig, device: torch.device) -> None:
+    def __init__(self, config: SamplingConfig) -> None:
         self.config = config
         self.seed = random_seed() if config.seed is None else config.seed
-        self._generator = torch.Generator(device).manual_seed(self.seed)
+        self._random = Random(self.seed)
 
     def __call__(self, logits: Tensor, history: Sequence[int]) -> Tensor:
         """A token, (1,), from logits (vocab,) in fp32, given the ids before it."""
@@ -151,17 +157,16 @@ class Sampler:
 
     def stages(self, logits: Tensor, history: Sequence[int], *, whole: bool = False) -> list[Stage]:
         """What the filters make of logits (vocab,) in fp32, given the ids before; `draw` wants the last of them."""
-        recent = self._recent(history, logits.device) if self.config.penalizes else None
+        recent = None
+        if self.config.penalizes:
+            recent = torch.tensor(self.config.recent(history), dtype=torch.int64, device=logits.device)
         return list(stages(logits, recent, self.config, whole=whole))
 
     def draw(self, last: Stage) -> Tensor:
-        """A token, (1,), from what all filters have left."""
-        assert last.ids is not None
+        """A token, (1,), from what all filters have left: where a random share of all probability is reached."""
         if self.config.greedy:
-            return last.ids
-        return last.ids[torch.multinomial(last.logits.softmax(0), 1, generator=self._generator)]
-
-    def _recent(self, history: Sequence[int], device: torch.device) -> Tensor:
-        last_n = self.config.repeat_last_n
-        start = 0 if last_n < 0 else max(0, len(history) - last_n)
-        return torch.tensor(history[start:], dtype=torch.int64, device=device)
+            place = torch.zeros(1, dtype=torch.int64, device=last.logits.device)
+        else:
+            sums = last.logits.exp().cumsum(0, dtype=torch.float64)
+            place = torch.searchsorted(sums, sums[-1:] * self._random.random(), right=True).clamp(max=len(sums) - 1)
+        return place if last.ids is None else last.ids[place]

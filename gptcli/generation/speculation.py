@@ -8,10 +8,11 @@ draft costs time and nothing else (Leviathan et al., 2023, with a draft that is 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from gptcli.model.cache import KVCache
-from gptcli.runtime.engine import Engine
+if TYPE_CHECKING:
+    from gptcli.model.cache import KVCache
+    from gptcli.runtime.engine import Engine
 
 _NGRAMS = (3, 2)  # tokens that must repeat for what followed them to be a draft; longer ones are asked first
 _FIRST_DRAFT = 2

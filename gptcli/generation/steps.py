@@ -5,20 +5,57 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
-
+from gptcli.generation.sample import Logits
 from gptcli.generation.speculation import Drafter, Pace
-from gptcli.model.cache import KVCache
-from gptcli.runtime.engine import Engine
+
+if TYPE_CHECKING:
+    from gptcli.model.cache import KVCache
+    from gptcli.runtime.engine import Engine
 
 Progress = Callable[[int, int], None]
 Cancelled = Callable[[], bool]
 
 
+class TextCache(Protocol):
+    """What an engine keeps of one text; see `model.cache.KVCache`."""
+
+    @property
+    def length(self) -> int:
+        """How many tokens it holds."""
+
+    def keep_common(self, prompt: Sequence[int]) -> None:
+        """Forgets all but the longest beginning that is also the prompt's."""
+
+    def truncate(self, length: int) -> None:
+        """Forgets all but the first so many tokens."""
+
+
+class TextEngine(Protocol):
+    """What runs one text, over a cache of its own kind; see `runtime.engine.Engine`."""
+
+    ctx_size: int
+    load_s: float
+
+    def new_cache(self) -> Any:
+        """An empty cache."""
+
+    def most_rows(self, tokens: int) -> int:
+        """How many texts of so many tokens may share a step."""
+
+    def prefill(self, tokens: Sequence[int], cache: Any, on_progress: Progress, cancelled: Cancelled) -> Logits | None:
+        """Runs tokens behind those in the cache; the last one's logits, or None once cancelled."""
+
+    def step(self, tokens: Sequence[int], cache: Any) -> Any:
+        """Runs a token or a few behind those in the cache; the logits behind each."""
+
+    def most_ahead(self, cache: Any) -> int:
+        """How many tokens may be run ahead of the next one, so that they can be taken back."""
+
+
 class Steps(Protocol):
-    """Steps of texts that are equally long. Logits are (vocab,) in fp32, one tensor a text, in the texts' order."""
+    """Steps of texts that are equally long. Logits are (vocab,) in fp32, one a text, in the texts' order."""
 
     drafted: int
     """Tokens that were run ahead."""
@@ -27,13 +64,13 @@ class Steps(Protocol):
 
     def begin(
         self, prompt: Sequence[int], texts: int, on_progress: Progress, cancelled: Cancelled
-    ) -> tuple[int, Sequence[Tensor] | None]:
+    ) -> tuple[int, Sequence[Logits] | None]:
         """Runs the prompt that texts begin with: how many tokens of it, and the logits; None once cancelled."""
 
-    def after(self, texts: Sequence[Sequence[int]]) -> Sequence[Tensor]:
+    def after(self, texts: Sequence[Sequence[int]]) -> Sequence[Logits]:
         """Logits behind texts of which all but the last token were run, each a token longer than the last time."""
 
-    def again(self, texts: Sequence[Sequence[int]], cancelled: Cancelled) -> Sequence[Tensor] | None:
+    def again(self, texts: Sequence[Sequence[int]], cancelled: Cancelled) -> Sequence[Logits] | None:
         """Logits behind other texts than before; None once cancelled."""
 
     def leave(self, place: int) -> None:
@@ -41,8 +78,8 @@ class Steps(Protocol):
 
 
 def _prefill(
-    engine: Engine, cache: KVCache, prompt: Sequence[int], on_progress: Progress, cancelled: Cancelled
-) -> tuple[int, Tensor | None]:
+    engine: TextEngine, cache: TextCache, prompt: Sequence[int], on_progress: Progress, cancelled: Cancelled
+) -> tuple[int, Logits | None]:
     # The last token is run even where the cache holds it: its logits are what the first draw needs.
     cache.keep_common(prompt[:-1])
     prefilled = len(prompt) - cache.length
@@ -52,22 +89,22 @@ def _prefill(
 class SingleSteps:
     """One text's. With a drafter, a step runs up to `most_drafted` tokens ahead."""
 
-    def __init__(self, engine: Engine, cache: KVCache, drafter: Drafter | None, most_drafted: int) -> None:
+    def __init__(self, engine: TextEngine, cache: TextCache, drafter: Drafter | None, most_drafted: int) -> None:
         self._engine, self._cache = engine, cache
         self._drafter, self._pace = drafter, Pace(most_drafted)
-        self._ahead: deque[tuple[int, Tensor]] = deque()  # drafted tokens that have run, and the logits behind each
+        self._ahead: deque[tuple[int, Logits]] = deque()  # drafted tokens that have run, and the logits behind each
         self._last: tuple[int, float] | None = None  # how many tokens the last step had drafted, and its seconds
         self.drafted = self.kept = 0
 
     def begin(
         self, prompt: Sequence[int], texts: int, on_progress: Progress, cancelled: Cancelled
-    ) -> tuple[int, Sequence[Tensor] | None]:
+    ) -> tuple[int, Sequence[Logits] | None]:
         """See `Steps.begin`."""
         assert texts == 1
         prefilled, logits = _prefill(self._engine, self._cache, prompt, on_progress, cancelled)
         return prefilled, None if logits is None else [logits]
 
-    def after(self, texts: Sequence[Sequence[int]]) -> Sequence[Tensor]:
+    def after(self, texts: Sequence[Sequence[int]]) -> Sequence[Logits]:
         """See `Steps.after`."""
         [text] = texts
         token = text[-1]
@@ -83,7 +120,7 @@ class SingleSteps:
         self.drafted += len(draft)
         return [logits[0]]
 
-    def again(self, texts: Sequence[Sequence[int]], cancelled: Cancelled) -> Sequence[Tensor] | None:
+    def again(self, texts: Sequence[Sequence[int]], cancelled: Cancelled) -> Sequence[Logits] | None:
         """See `Steps.again`."""
         [text] = texts
         self._cache.truncate(0)
@@ -91,7 +128,7 @@ class SingleSteps:
         self._last = None
         if self._drafter:
             self._drafter.forget()
-        logits = self._engine.prefill(text, self._cache, cancelled=cancelled)
+        logits = self._engine.prefill(text, self._cache, lambda done, total: None, cancelled)
         return None if logits is None else [logits]
 
     def leave(self, place: int) -> None:
@@ -118,11 +155,11 @@ class SharedSteps:
 
     def __init__(self, engine: Engine, cache: KVCache) -> None:
         self._engine, self._prompt_cache = engine, cache
-        self._cache = engine.new_cache()
+        self._cache: KVCache = engine.new_cache()
 
     def begin(
         self, prompt: Sequence[int], texts: int, on_progress: Progress, cancelled: Cancelled
-    ) -> tuple[int, Sequence[Tensor] | None]:
+    ) -> tuple[int, Sequence[Logits] | None]:
         """See `Steps.begin`."""
         prefilled, logits = _prefill(self._engine, self._prompt_cache, prompt, on_progress, cancelled)
         if logits is None:
@@ -130,11 +167,11 @@ class SharedSteps:
         self._engine.fill(self._cache, [self._prompt_cache] * texts)
         return prefilled, [logits] * texts
 
-    def after(self, texts: Sequence[Sequence[int]]) -> Sequence[Tensor]:
+    def after(self, texts: Sequence[Sequence[int]]) -> Sequence[Logits]:
         """See `Steps.after`."""
         return self._engine.decode_rows([text[-1] for text in texts], self._cache).unbind()
 
-    def again(self, texts: Sequence[Sequence[int]], cancelled: Cancelled) -> Sequence[Tensor] | None:
+    def again(self, texts: Sequence[Sequence[int]], cancelled: Cancelled) -> Sequence[Logits] | None:
         """See `Steps.again`."""
         logits = self._engine.prefill_rows(texts, self._cache, cancelled)
         return None if logits is None else logits.unbind()

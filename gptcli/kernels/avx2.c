@@ -14,6 +14,7 @@
 enum { LANES = 8 };
 #define TOKENS 4
 #define PAIRED_TOKENS 0
+#define CODES 0
 #define PANEL_TOKENS 6
 
 typedef float floats __attribute__((vector_size(32)));

@@ -15,6 +15,7 @@
 enum { LANES = 16 };
 #define TOKENS 8
 #define PAIRED_TOKENS 4
+#define CODES 1
 #define PANEL_TOKENS 12
 
 typedef float floats __attribute__((vector_size(64)));
@@ -41,6 +42,68 @@ static inline int32_t largest(ints value) { return _mm512_reduce_max_epi32((__m5
 static inline __attribute__((always_inline)) ints dot(ints total, words weights, int32_t values, const int bits) {
     (void)bits;
     return (ints)_mm512_dpbusd_epi32((__m512i)total, (__m512i)weights, _mm512_set1_epi32(values));
+}
+
+/* The lowest byte of each of 64 words, by place: the inverse of the interleaving below. */
+static inline __m512i packed_bytes(const __m512i *words) {
+    return _mm512_packus_epi16(_mm512_packus_epi32(words[0], words[1]), _mm512_packus_epi32(words[2], words[3]));
+}
+
+/* Finds out whether all of a record's weights have upper bytes with a code, and writes what is coded if there is memory
+ * for it. tops: these bytes, by place. */
+static inline __attribute__((always_inline)) int encode_record(const Matrix *matrix, const uint8_t *weights,
+                                                               int64_t record, uint8_t *tops, const int wide) {
+    __m512i words[4], upper[4], next[4], low[4];
+    for (int v = 0; v < 4; v++) {
+        words[v] = wide ? _mm512_loadu_si512(weights + 64 * v)
+                        : _mm512_slli_epi32(
+                              _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(weights + 32 * v))), 16);
+        upper[v] = _mm512_srli_epi32(words[v], 24);
+        next[v] = _mm512_and_si512(_mm512_srli_epi32(words[v], 16), _mm512_set1_epi32(255));
+        low[v] = _mm512_and_si512(words[v], _mm512_set1_epi32(65535));
+    }
+    const __m512i none = _mm512_set1_epi8(-1);
+    __m512i top = packed_bytes(upper), code = none;
+    for (int i = 0; i < 16; i++) {
+        __mmask64 same = _mm512_cmpeq_epi8_mask(top, _mm512_set1_epi8((char)matrix->tops[i]));
+        code = _mm512_mask_mov_epi8(code, same, _mm512_set1_epi8((char)i));
+    }
+    _mm512_storeu_si512(tops, top);
+    if (matrix->packed != NULL) {
+        uint8_t *rest = matrix->rest + record * matrix->rest_bytes;
+        __m256i first = _mm256_and_si256(_mm512_castsi512_si256(code), _mm256_set1_epi8(15));
+        __m256i second = _mm256_slli_epi16(_mm512_extracti64x4_epi64(code, 1), 4);
+        second = _mm256_and_si256(second, _mm256_set1_epi8(-16));
+        _mm256_storeu_si256((void *)(matrix->packed + record * CODE_BYTES), _mm256_or_si256(first, second));
+        _mm512_storeu_si512(rest, packed_bytes(next));
+        if (wide) {
+            _mm512_storeu_si512(rest + RECORD, _mm512_packus_epi32(low[0], low[1]));
+            _mm512_storeu_si512(rest + 2 * RECORD, _mm512_packus_epi32(low[2], low[3]));
+        }
+    }
+    return _mm512_cmpeq_epi8_mask(code, none) == 0;
+}
+
+/* level.h says what it does. Every step is one of a few vector instructions: 19 for 64 weights, their loads included. */
+static inline __attribute__((always_inline)) void decode_record(const Matrix *matrix, const uint8_t *codes,
+                                                                const uint8_t *rest, const uint8_t *spelled,
+                                                                floats *weights, const int wide) {
+    const __m512i shifts = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1);
+    const __m512i known = _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)matrix->tops));
+    __m512i twice = _mm512_broadcast_i64x4(_mm256_loadu_si256((const void *)codes));
+    __m512i code = _mm512_and_si512(_mm512_srlv_epi16(twice, shifts), _mm512_set1_epi8(15));
+    __m512i tops = _mm512_shuffle_epi8(known, code);
+    if (__builtin_expect(spelled != NULL, 0)) tops = _mm512_loadu_si512(spelled);
+    __m512i next = _mm512_loadu_si512(rest), low = _mm512_setzero_si512(), more = low;
+    if (wide) {
+        low = _mm512_loadu_si512(rest + RECORD);
+        more = _mm512_loadu_si512(rest + 2 * RECORD);
+    }
+    __m512i first = _mm512_unpacklo_epi8(next, tops), second = _mm512_unpackhi_epi8(next, tops);
+    weights[0] = (floats)_mm512_unpacklo_epi16(low, first);
+    weights[1] = (floats)_mm512_unpackhi_epi16(low, first);
+    weights[2] = (floats)_mm512_unpacklo_epi16(more, second);
+    weights[3] = (floats)_mm512_unpackhi_epi16(more, second);
 }
 
 #include "level.h"

@@ -1,9 +1,11 @@
 /* What the files of the kernels share: the records, the thread pool, and the functions that each instruction set has.
  *
  *   matrix.c     weights: read in place, or repacked into memory of our own
+ *   coded.c      dense weights in fewer bytes, bit for bit
  *   linear.c     out = x @ W.T + bias, spread over the threads
  *   attention.c  one token's attention over a cache of keys and values
  *   program.c    a whole step of a decoder as a list of these
+ *   sample.c     the token to be drawn from logits
  *   small.c      norms, rotary embeddings, activations; the choice of an instruction set
  *   pool.c       the threads
  *   level.h      all that computes, written once for vectors of any width; avx512.c, avx2.c and portable.c compile it
@@ -38,11 +40,14 @@ enum {
     PANEL_FLOATS = 1 << 13, /* of weights that stay in the first cache while many tokens pass */
     RANGE = 128,      /* positions that one task of attention covers */
     SPAN = 64,        /* positions that many tokens attend to at once */
+    RECORD = 64,      /* columns of a row that are coded together */
+    CODE_BYTES = RECORD / 2,
+    MOST_THREADS = 256,
 };
 
 /* ---- matrix.c ---- */
 
-typedef enum { FLOAT32, FLOAT16, BFLOAT16, AFFINE } Kind;
+typedef enum { FLOAT32, FLOAT16, BFLOAT16, AFFINE, CODED } Kind;
 
 struct Chunk;
 
@@ -55,16 +60,32 @@ struct Chunk;
  *   group / 8 lines of 64 bytes          4 bits: as above in the low nibbles, the next four columns in the high ones
  * so that one line feeds one vector instruction and decoding reads memory in a single stream. Rows beyond the last are
  * zero.
+ *
+ * Coded ones are a copy, too, of bf16 or fp32 in 12 or 28 bits. Records of 64 columns lie row by row in two streams:
+ *   packed   32 bytes                    which of the 16 `tops` is a weight's upper byte: 4 bits for each place, those
+ *                                        of the last 32 places in the high nibbles
+ *   rest     64 bytes                    the next byte, for each place
+ *            64 words of 16 bits         fp32: the other two
+ * Which column has which place follows from how vectors are put together of bytes (place_in_record). Records that have
+ * an upper byte which is not one of `tops` are listed with all of theirs.
  */
 typedef struct Matrix {
     Kind kind;
     int bits;           /* 8 or 4 */
     int half_constants; /* scales and biases are fp16 */
+    int integers;       /* affine: activations are rounded to 8 bits for it; else the weights are exact in fp32 */
     int64_t rows, columns, group;
     int64_t record_bytes; /* affine */
     int64_t block_bytes;
     const void *dense;
     uint8_t *packed;
+    int64_t rest_bytes, listed; /* coded: of a record; records */
+    uint8_t tops[16];
+    /* Behind `packed`, in this order: */
+    uint8_t *rest;
+    uint8_t *spelled;          /* (listed, RECORD) upper bytes of the records that are listed */
+    uint32_t *spelled_records; /* (listed) which those are, in order */
+    uint32_t *spelled_from;    /* (blocks + 1) how many of them belong to earlier blocks */
     struct Chunk *chunk; /* owns packed */
 } Matrix;
 
@@ -78,16 +99,57 @@ EXPORT Matrix *gptcli_matrix_dense(int kind, const void *weights, int64_t rows, 
 EXPORT Matrix *gptcli_matrix_affine(const uint8_t *q, const void *scales, const void *biases, int constants,
                                     int64_t rows, int64_t columns, int bits, int64_t group);
 
+/* From now on activations are rounded to 8 bits for an affine matrix. */
+EXPORT void gptcli_matrix_round_activations(Matrix *matrix);
+
+/* A coded copy of fp32 or bf16. NULL: no memory, or nothing to be gained: weights that spread too wide, columns that
+ * are no whole records, or a level in use that decodes no faster than it reads. */
+EXPORT Matrix *gptcli_matrix_coded(int kind, const void *weights, int64_t rows, int64_t columns);
+
 EXPORT void gptcli_matrix_free(Matrix *matrix);
 
-/* Bytes that the matrix keeps beyond what Python owns. */
-EXPORT int64_t gptcli_matrix_bytes(const Matrix *matrix);
+/* Where its weights are, as the kernels read them, and in *bytes how many that takes. */
+EXPORT const void *gptcli_matrix_data(const Matrix *matrix, int64_t *bytes);
+
+/* A matrix as one was before: its record, which is a Matrix, with weights like its own, which are read in place, 64-byte
+ * aligned, and must outlive it. NULL: no memory. */
+EXPORT Matrix *gptcli_matrix_restored(const Matrix *record, const void *data);
 
 /* Row `row` in fp32, (columns): what an embedding looks up. */
 EXPORT void gptcli_matrix_row(const Matrix *matrix, int64_t row, float *out);
 
 float float_of_half(uint16_t half);
 float float_of_bfloat(uint16_t bfloat);
+
+/* A matrix without weights, and 64-byte aligned memory for them; NULL: no memory. */
+Matrix *matrix_new(Kind kind, int64_t rows, int64_t columns);
+uint8_t *matrix_memory(int64_t bytes, struct Chunk **owner);
+
+/* ---- coded.c ---- */
+
+/* Interleaving bytes and then words of 128 bits each makes four columns of each 16 neighbours. */
+static inline int64_t place_in_record(int64_t column) { return column % 16 / 4 * 16 + column / 16 * 4 + column % 4; }
+static inline int64_t low_in_record(int64_t column) {
+    return column / 32 * 32 + column % 16 / 4 * 8 + column / 16 % 2 * 4 + column % 4;
+}
+
+int64_t coded_bytes(const Matrix *matrix);
+
+/* Sets all that lies behind `packed`. */
+void coded_place(Matrix *matrix);
+
+/* Which record is listed at a place; one that no record reaches behind the last. Places come from memory that a file
+ * may have damaged: none is beyond what is there. */
+static inline int64_t listed_record(const Matrix *matrix, int64_t place) {
+    return place < matrix->listed ? matrix->spelled_records[place] : INT64_MAX;
+}
+
+/* The upper bytes of a record that is listed, else NULL. */
+const uint8_t *spelled_tops(const Matrix *matrix, int64_t record);
+
+/* A record's columns in fp32, one by one. spelled: its upper bytes, or NULL. */
+void decode_columns(const Matrix *matrix, const uint8_t *codes, const uint8_t *rest, const uint8_t *spelled,
+                    float *out);
 
 /* ---- linear.c ---- */
 
@@ -115,17 +177,13 @@ EXPORT void gptcli_activations_place(Activations *activations, void *workspace, 
 /* Quantizes tokens [begin, end) of x, (tokens, columns). */
 EXPORT void gptcli_quantize(Activations *activations, const float *x, int64_t begin, int64_t end);
 
-/* Computes blocks [begin, end) of 16 rows for all tokens, on the calling thread. Dense matrices take x, (tokens,
- * columns), affine ones the quantized activations. */
+/* Computes blocks [begin, end) of 16 rows for all tokens, on the calling thread. Matrices for integers take the
+ * quantized activations, others x, (tokens, columns). */
 EXPORT void gptcli_linear_blocks(const Matrix *matrix, const float *x, int64_t tokens, const Activations *activations,
                                  int64_t begin, int64_t end, const Output *output);
 
 /* out (tokens, rows) = x (tokens, columns) @ W.T + bias, on all threads. bias: (rows) or NULL. */
 EXPORT int gptcli_linear(const Matrix *matrix, const float *x, int64_t tokens, const float *bias, float *out);
-
-/* The same with activations in two terms of 8 bits, what the first leaves being the second: for the head, where what
- * rounding costs is seen at once. Reads the weights as often. */
-EXPORT int gptcli_linear_fine(const Matrix *matrix, const float *x, int64_t tokens, const float *bias, float *out);
 
 /* ---- attention.c ---- */
 
@@ -233,12 +291,37 @@ typedef struct Frame {
     float *logits;       /* (wanted, vocabulary) */
 } Frame;
 
-/* Bytes of a record that native.py declares again: 0 Op, 1 Rotation, 2 Frame, 3 Attention. A library that was compiled
- * from another header is told by them. */
+/* Bytes of a record: 0 Op, 1 Rotation, 2 Frame, 3 Attention, 4 Draw, which Python declares again and so tells a library
+ * that was compiled from another header, and 5 Matrix. */
 EXPORT int64_t gptcli_record_bytes(int record);
 
 /* Runs a step; -1: no memory, or no such operation. */
 EXPORT int gptcli_run(const Op *ops, int64_t count, const Frame *frame);
+
+/* ---- sample.c ---- */
+
+/* A token to be drawn: the settings of settings.py's SamplingConfig, whose filters are off where they say nothing. */
+typedef struct Draw {
+    const float *logits;
+    int64_t vocabulary;
+    const int64_t *never; /* tokens that must not be drawn */
+    int64_t never_count;
+    const int64_t *biased; /* tokens, and what is added to each one's logit */
+    const float *biases;
+    int64_t biased_count;
+    const int64_t *recent; /* tokens that penalties are for */
+    int64_t recent_count;
+    int64_t greedy, top_k;
+    double top_p, min_p;
+    float repeat, presence, frequency, temperature;
+    double uniform; /* at random, from 0 to below 1 */
+} Draw;
+
+/* The token; -1: no memory. The logits must be finite. */
+EXPORT int64_t gptcli_draw(const Draw *draw);
+
+/* Whether none of the values is infinite or not a number; 1 or 0. */
+EXPORT int gptcli_all_finite(const float *values, int64_t size);
 
 /* ---- levels ---- */
 
@@ -246,11 +329,15 @@ EXPORT int gptcli_run(const Op *ops, int64_t count, const Frame *frame);
 typedef struct Level {
     const char *name;
     void (*quantize)(const float *x, int64_t parts, int64_t width, int8_t *values, float *scales, float *sums);
+    /* Codes records [begin, end) of weights and lists those it has to, `listed` being so far; or, if the matrix has no
+     * memory yet, only counts these. NULL: this level decodes no faster than it reads. */
+    int64_t (*encode)(Matrix *, const uint8_t *weights, int64_t begin, int64_t end, int64_t listed);
     void (*dense_blocks)(const Matrix *, const float *x, int64_t tokens, int64_t begin, int64_t end, const Output *);
-    /* Rows [begin, end); panel: PANEL_FLOATS of the calling thread's own, 64-byte aligned. */
-    void (*dense_panels)(const Matrix *, const float *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
-                         const Output *);
     void (*affine_blocks)(const Matrix *, const Activations *, int64_t begin, int64_t end, const Output *);
+    void (*exact_blocks)(const Matrix *, const float *x, int64_t tokens, int64_t begin, int64_t end, const Output *);
+    /* Rows [begin, end) of any matrix; panel: PANEL_FLOATS of the calling thread's own, 64-byte aligned. */
+    void (*panels)(const Matrix *, const float *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
+                   const Output *);
     void (*attend)(const Attention *, int64_t kv_head, int64_t begin, int64_t end, float *partial, int64_t stride);
     void (*attend_passage)(const Passage *, int64_t kv_head, int64_t begin, int64_t end, const float *transposed,
                            float *workspace);

@@ -14,6 +14,7 @@
  *   nearest             floats to ints, ties to even
  *   sum, largest        of a vector's lanes: floats, and ints that are not negative
  *   dot                 ints + the products of four u8 (a word) and four s8 (an int32_t), in each lane, exact
+ *   CODES               1 if there are an encode_record and a decode_record as below, else 0
  *
  * Functions that have constants among their arguments are inlined into one copy for each of them, so that their inner
  * loops unroll and their arrays become registers.
@@ -136,17 +137,15 @@ static void quantize(const float *x, int64_t parts, int64_t width, int8_t *value
 
 /* ---- linear: affine weights ---- */
 
+INLINE floats load_constant(const uint8_t *record, int64_t place, const int half) {
+    return half ? float_of_halves(load_halves((const uint16_t *)record + place)) : load((const float *)record + place);
+}
+
 /* Of a record of each of `blocks` blocks. */
 INLINE void load_constants(const uint8_t *record, int64_t block_bytes, int first, const int half, const int blocks,
                            floats *constants) {
-    UNROLL for (int v = 0; v < blocks * VECTORS; v++) {
-        const uint8_t *from = record + v / VECTORS * block_bytes;
-        int row = first + v % VECTORS * LANES;
-        if (half)
-            constants[v] = float_of_halves(load_halves((const uint16_t *)from + row));
-        else
-            constants[v] = load((const float *)from + row);
-    }
+    UNROLL for (int v = 0; v < blocks * VECTORS; v++)
+        constants[v] = load_constant(record + v / VECTORS * block_bytes, first + v % VECTORS * LANES, half);
 }
 
 INLINE int32_t four_values(const int8_t *values) {
@@ -175,17 +174,16 @@ INLINE void part_dots(const uint8_t *lines, int64_t block_bytes, const int8_t *v
     }
 }
 
-/* Not to be inlined: values that live on where memcpy may be called get no registers, not even in the loops before. */
-static __attribute__((noinline)) void store_rows(const Matrix *matrix, int64_t block, int64_t token, int64_t tokens,
-                                                 int64_t blocks, floats values[TOKENS][MOST_VECTORS],
-                                                 const Output *output) {
-    int64_t row = block * BLOCK;
+/* (tokens, vectors) values. Not to be inlined: what lives on where memcpy may be called gets no registers, not even in
+ * the loops before. */
+static __attribute__((noinline)) void store_rows(const Matrix *matrix, int64_t row, int64_t token, int64_t tokens,
+                                                 const floats *values, int64_t vectors, const Output *output) {
     for (int64_t t = 0; t < tokens; t++) {
         float *out = output->out + (token + t) * output->stride;
-        for (int v = 0; v < blocks * VECTORS && row + v * LANES < matrix->rows; v++) {
+        for (int v = 0; v < vectors && row + v * LANES < matrix->rows; v++) {
             int64_t place = row + v * LANES;
             floats bias = output->bias != NULL ? load_some(output->bias, place, matrix->rows) : (floats){0};
-            store_some(out, place, matrix->rows, values[t][v] + bias);
+            store_some(out, place, matrix->rows, values[t * vectors + v] + bias);
         }
     }
 }
@@ -217,10 +215,10 @@ INLINE void affine_tile(const Matrix *matrix, const Activations *x, int64_t bloc
         }
         record += matrix->record_bytes;
     }
-    floats done[TOKENS][MOST_VECTORS];
+    floats done[TOKENS * MOST_VECTORS];
     UNROLL for (int t = 0; t < tokens; t++)
-        UNROLL for (int v = 0; v < blocks * VECTORS; v++) done[t][v] = sums[t][v];
-    store_rows(matrix, block, token, tokens, blocks, done, output);
+        UNROLL for (int v = 0; v < blocks * VECTORS; v++) done[t * blocks * VECTORS + v] = sums[t][v];
+    store_rows(matrix, block * BLOCK, token, tokens, done, blocks * VECTORS, output);
 }
 
 INLINE void affine_block(const Matrix *matrix, const Activations *x, int64_t block, const Output *output,
@@ -280,6 +278,97 @@ static void affine_blocks(const Matrix *matrix, const Activations *x, int64_t be
         affine_range(matrix, x, begin, end, output, 4, 1);
     else
         affine_range(matrix, x, begin, end, output, 4, 0);
+}
+
+/* ---- linear: affine weights, activations as they are ----
+ *
+ * Each weight becomes scale * q + bias in fp32, as in an expanded matrix; what is saved is reading that. A lane has
+ * several columns of a row, which are not shifted down: with the others masked away a q stands for itself times a power
+ * of two, and has its scale divided by that, which is exact. Only the topmost is shifted, for lanes are signed.
+ */
+
+enum { STEP = 8 }; /* columns at once: a line of 4 bits, or two of 8; also how many sums are under way */
+
+/* The lowest bit of a column in its lane. */
+INLINE int place_of(int column, const int bits) { return bits == 8 ? column % 4 * 8 : column % 4 * 8 + column / 4 * 4; }
+
+/* For each of eight columns. */
+INLINE void scale_columns(floats scale, const int bits, floats *scales) {
+    UNROLL for (int c = 0; c < STEP; c++) {
+        int place = place_of(c, bits);
+        scales[c] = place + bits == 32 ? scale : scale * (1 / (float)(1u << place));
+    }
+}
+
+/* One of the eight columns that begin in a line. */
+INLINE floats exact_weights(const uint8_t *lines, int column, const int bits, const floats *scales, floats bias) {
+    int place = place_of(column, bits);
+    words word = load_words(lines + column * bits / 32 * CACHE_LINE);
+    words q = place + bits == 32 ? word >> place : word & ((1u << bits) - 1) << place;
+    return float_of_ints((ints)q) * scales[column] + bias;
+}
+
+/* What lies as far ahead of eight columns' lines. */
+INLINE void prefetch_columns(const uint8_t *lines, const int bits) {
+    prefetch(lines, AHEAD);
+    if (bits == 8) prefetch(lines + CACHE_LINE, AHEAD);
+}
+
+/* LANES rows from `row` on for `tokens` tokens from `token` on. */
+INLINE void exact_tile(const Matrix *matrix, const float *x, int64_t row, int64_t token, const Output *output,
+                       const int bits, const int half, const int tokens) {
+    const int sums_each = tokens < STEP ? STEP / tokens : 1;
+    const int64_t columns = matrix->columns, lane = row % BLOCK;
+    const uint8_t *record = matrix->packed + row / BLOCK * matrix->block_bytes;
+    floats sums[TILE][STEP] = {{{0}}};
+    x += token * columns;
+    for (int64_t column = 0; column < columns; record += matrix->record_bytes) {
+        floats scales[STEP], bias = load_constant(record, BLOCK + lane, half);
+        scale_columns(load_constant(record, lane, half), bits, scales);
+        const uint8_t *lines = record + 2 * BLOCK * (half ? 2 : 4) + lane * 4;
+        prefetch(record, AHEAD);
+        if (!half) prefetch(record + CACHE_LINE, AHEAD);
+        for (int64_t end = column + matrix->group; column < end; column += STEP, lines += STEP * BLOCK * bits / 8) {
+            prefetch_columns(lines, bits);
+            UNROLL for (int c = 0; c < STEP; c++) {
+                floats weights = exact_weights(lines, c, bits, scales, bias);
+                UNROLL for (int t = 0; t < tokens; t++)
+                    sums[t][c % sums_each] += weights * x[t * columns + column + c];
+            }
+        }
+    }
+    floats done[TILE];
+    UNROLL for (int t = 0; t < tokens; t++) {
+        done[t] = sums[t][0];
+        UNROLL for (int s = 1; s < sums_each; s++) done[t] += sums[t][s];
+    }
+    store_rows(matrix, row, token, tokens, done, 1, output);
+}
+
+INLINE void exact_range(const Matrix *matrix, const float *x, int64_t tokens, int64_t begin, int64_t end,
+                        const Output *output, const int bits, const int half) {
+    for (int64_t row = begin; row < end; row += LANES) {
+        for (int64_t token = 0; token < tokens; token += TILE) {
+            switch (tokens - token < TILE ? tokens - token : TILE) {
+#define TILE_OF(count) case count: exact_tile(matrix, x, row, token, output, bits, half, count); break;
+                TILE_OF(1) TILE_OF(2) TILE_OF(3) TILE_OF(4) TILE_OF(5) TILE_OF(6) TILE_OF(7) TILE_OF(8)
+#undef TILE_OF
+            }
+        }
+    }
+}
+
+static void exact_blocks(const Matrix *matrix, const float *x, int64_t tokens, int64_t begin, int64_t end,
+                         const Output *output) {
+    int64_t first = begin * BLOCK, last = end * BLOCK < matrix->rows ? end * BLOCK : matrix->rows;
+    if (matrix->bits == 8 && matrix->half_constants)
+        exact_range(matrix, x, tokens, first, last, output, 8, 1);
+    else if (matrix->bits == 8)
+        exact_range(matrix, x, tokens, first, last, output, 8, 0);
+    else if (matrix->half_constants)
+        exact_range(matrix, x, tokens, first, last, output, 4, 1);
+    else
+        exact_range(matrix, x, tokens, first, last, output, 4, 0);
 }
 
 /* ---- linear: dense weights ---- */
@@ -366,10 +455,104 @@ INLINE void dense_rows(const Matrix *matrix, const float *x, int64_t tokens, int
     }
 }
 
+/* ---- linear: coded weights ---- */
+
+enum { RECORD_VECTORS = RECORD / LANES };
+
+#if CODES
+INLINE int64_t encode_range(Matrix *matrix, const uint8_t *weights, int64_t begin, int64_t end, int64_t listed,
+                            const int wide) {
+    for (int64_t record = begin; record < end; record++) {
+        uint8_t tops[RECORD];
+        if (encode_record(matrix, weights + record * RECORD * (wide ? 4 : 2), record, tops, wide)) continue;
+        if (matrix->packed != NULL) {
+            matrix->spelled_records[listed] = (uint32_t)record;
+            memcpy(matrix->spelled + listed * RECORD, tops, RECORD);
+        }
+        listed++;
+    }
+    return listed;
+}
+
+static int64_t encode(Matrix *matrix, const uint8_t *weights, int64_t begin, int64_t end, int64_t listed) {
+    return matrix->rest_bytes > RECORD ? encode_range(matrix, weights, begin, end, listed, 1)
+                                       : encode_range(matrix, weights, begin, end, listed, 0);
+}
+#else
+#define encode NULL
+
+/* A record's weights, in the order of its columns. spelled: its upper bytes, or NULL. */
+INLINE void decode_record(const Matrix *matrix, const uint8_t *codes, const uint8_t *rest, const uint8_t *spelled,
+                          floats *weights, const int wide) {
+    float columns[RECORD];
+    (void)wide;
+    decode_columns(matrix, codes, rest, spelled, columns);
+    for (int v = 0; v < RECORD_VECTORS; v++) weights[v] = load(columns + v * LANES);
+}
+#endif
+
+/* A row times `tokens` tokens. *next: how many of the listed records come before it, and then before the next row. */
+INLINE void coded_tile(const Matrix *matrix, const float *x, int64_t row, int64_t token, const Output *output,
+                       int64_t *next, const int wide, const int tokens, const int unroll) {
+    const int64_t columns = matrix->columns, first = row * columns / RECORD;
+    const uint8_t *codes = matrix->packed + first * CODE_BYTES, *rest = matrix->rest + first * matrix->rest_bytes;
+    int64_t listed = *next, at = listed_record(matrix, listed);
+    x += token * columns;
+    floats sums[DENSE_TOKENS][DENSE_UNROLL] = {{{0}}};
+    for (int64_t record = 0; record < columns / RECORD; record++) {
+        const uint8_t *spelled = NULL;
+        if (__builtin_expect(first + record == at, 0)) {
+            spelled = matrix->spelled + listed * RECORD;
+            at = listed_record(matrix, ++listed);
+        }
+        prefetch(codes, AHEAD / 2);
+        for (int i = 0; i < (wide ? 3 : 1); i++) prefetch(rest + i * CACHE_LINE, AHEAD);
+        floats weights[RECORD_VECTORS];
+        decode_record(matrix, codes, rest, spelled, weights, wide);
+        UNROLL for (int v = 0; v < RECORD_VECTORS; v++)
+            UNROLL for (int t = 0; t < tokens; t++)
+                sums[t][v % unroll] += weights[v] * load(x + t * columns + record * RECORD + v * LANES);
+        codes += CODE_BYTES;
+        rest += wide ? 3 * RECORD : RECORD;
+    }
+    for (int t = 0; t < tokens; t++) {
+        floats all = sums[t][0];
+        UNROLL for (int u = 1; u < unroll; u++) all += sums[t][u];
+        output->out[(token + t) * output->stride + row] =
+            output->bias != NULL ? sum(all) + output->bias[row] : sum(all);
+    }
+    *next = listed;
+}
+
+/* Sums are taken in the order of dense_rows. */
+INLINE void coded_rows(const Matrix *matrix, const float *x, int64_t tokens, int64_t begin, int64_t end,
+                       const Output *output, const int wide) {
+    int64_t listed = matrix->spelled_from[begin / BLOCK];
+    for (int64_t row = begin; row < end; row++) {
+        int64_t behind = listed;
+        for (int64_t token = 0; token < tokens;) {
+            int64_t left = tokens - token, count = left < DENSE_TOKENS ? left : DENSE_TOKENS, next = listed;
+            switch (count) {
+            case 1: coded_tile(matrix, x, row, token, output, &next, wide, 1, 4); break;
+            case 2: coded_tile(matrix, x, row, token, output, &next, wide, 2, 2); break;
+            case 3: coded_tile(matrix, x, row, token, output, &next, wide, 3, 1); break;
+            default: coded_tile(matrix, x, row, token, output, &next, wide, 4, 1); break;
+            }
+            token += count;
+            behind = next;
+        }
+        listed = behind;
+    }
+}
+
 static void dense_blocks(const Matrix *matrix, const float *x, int64_t tokens, int64_t begin, int64_t end,
                          const Output *output) {
     int64_t first = begin * BLOCK, last = end * BLOCK < matrix->rows ? end * BLOCK : matrix->rows;
-    if (matrix->kind == FLOAT32)
+    if (matrix->kind == CODED && matrix->rest_bytes > RECORD)
+        coded_rows(matrix, x, tokens, first, last, output, 1);
+    else if (matrix->kind == CODED)
+        coded_rows(matrix, x, tokens, first, last, output, 0);
+    else if (matrix->kind == FLOAT32)
         dense_rows(matrix, x, tokens, first, last, output, FLOAT32);
     else if (matrix->kind == FLOAT16)
         dense_rows(matrix, x, tokens, first, last, output, FLOAT16);
@@ -377,7 +560,7 @@ static void dense_blocks(const Matrix *matrix, const float *x, int64_t tokens, i
         dense_rows(matrix, x, tokens, first, last, output, BFLOAT16);
 }
 
-/* ---- linear: dense weights and many tokens ----
+/* ---- linear: many tokens ----
  *
  * PANEL rows of CHUNK columns are made fp32 and turned over, a column's rows side by side. They stay in the first cache
  * while all tokens pass, a few at a time, whose sums are in registers. The sums of one chunk after another meet in the
@@ -412,7 +595,10 @@ INLINE floats load_some_weights(const void *weights, int64_t place, int64_t coun
 /* Rows [row, end), at most PANEL, and columns [column, column + count); there are zeros for what is not there. */
 INLINE void fill_panel(const Matrix *matrix, int64_t row, int64_t end, int64_t column, int64_t count, float *panel,
                        const Kind kind) {
+    const int64_t size = kind == FLOAT32 ? 4 : 2;
     for (int64_t i = 0; i < count; i += LANES) {
+        /* The next panel's: with few tokens, waiting for memory takes longer than they do. */
+        for (int64_t r = row; r < end; r++) prefetch(matrix->dense, (r * matrix->columns + column + count + i) * size);
         for (int v = 0; v < PANEL; v += LANES) {
             floats block[LANES] = {{0}};
             int64_t rows = end - row - v, place = (row + v) * matrix->columns + column + i;
@@ -428,6 +614,75 @@ INLINE void fill_panel(const Matrix *matrix, int64_t row, int64_t end, int64_t c
             UNROLL for (int c = 0; c < LANES; c++) store(panel + (i + c) * PANEL + v, block[c]);
         }
     }
+}
+
+/* The same of a coded matrix; columns are those of whole records. */
+INLINE void fill_coded_panel(const Matrix *matrix, int64_t row, int64_t end, int64_t column, int64_t count,
+                             float *panel, const int wide) {
+    for (int64_t i = 0; i < count; i += RECORD) {
+        for (int v = 0; v < PANEL; v += LANES) {
+            floats blocks[RECORD_VECTORS][LANES] = {{{0}}};
+            for (int r = 0; r < LANES && row + v + r < end; r++) {
+                int64_t record = ((row + v + r) * matrix->columns + column + i) / RECORD;
+                floats weights[RECORD_VECTORS];
+                decode_record(matrix, matrix->packed + record * CODE_BYTES, matrix->rest + record * matrix->rest_bytes,
+                              spelled_tops(matrix, record), weights, wide);
+                UNROLL for (int b = 0; b < RECORD_VECTORS; b++) blocks[b][r] = weights[b];
+            }
+            for (int b = 0; b < RECORD_VECTORS; b++) {
+                transpose(blocks[b]);
+                for (int c = 0; c < LANES; c++) store(panel + (i + b * LANES + c) * PANEL + v, blocks[b][c]);
+            }
+        }
+    }
+}
+
+/* The same of an affine matrix, whose rows lie side by side already; column and count are multiples of PART. */
+INLINE void fill_affine_panel(const Matrix *matrix, int64_t row, int64_t end, int64_t column, int64_t count,
+                              float *panel, const int bits, const int half) {
+    for (int v = 0; v < PANEL; v += LANES) {
+        const uint8_t *block = matrix->packed + (row + v) / BLOCK * matrix->block_bytes;
+        int64_t lane = (row + v) % BLOCK;
+        for (int64_t i = 0; i < count; i += PART) {
+            float *to = panel + i * PANEL + v;
+            if (row + v >= end) {
+                for (int64_t c = 0; c < PART; c++) store(to + c * PANEL, (floats){0});
+                continue;
+            }
+            const uint8_t *record = block + (column + i) / matrix->group * matrix->record_bytes;
+            const uint8_t *lines = record + 2 * BLOCK * (half ? 2 : 4) + lane * 4;
+            lines += (column + i) % matrix->group * BLOCK * bits / 8;
+            floats scales[STEP], bias = load_constant(record, BLOCK + lane, half);
+            scale_columns(load_constant(record, lane, half), bits, scales);
+            prefetch(record, AHEAD);
+            for (int first = 0; first < PART; first += STEP, lines += STEP * BLOCK * bits / 8) {
+                prefetch_columns(lines, bits);
+                UNROLL for (int c = 0; c < STEP; c++)
+                    store(to + (first + c) * PANEL, exact_weights(lines, c, bits, scales, bias));
+            }
+        }
+    }
+}
+
+static void fill(const Matrix *matrix, int64_t row, int64_t end, int64_t column, int64_t count, float *panel) {
+    if (matrix->kind == CODED && matrix->rest_bytes > RECORD)
+        fill_coded_panel(matrix, row, end, column, count, panel, 1);
+    else if (matrix->kind == CODED)
+        fill_coded_panel(matrix, row, end, column, count, panel, 0);
+    else if (matrix->kind == FLOAT32)
+        fill_panel(matrix, row, end, column, count, panel, FLOAT32);
+    else if (matrix->kind == FLOAT16)
+        fill_panel(matrix, row, end, column, count, panel, FLOAT16);
+    else if (matrix->kind == BFLOAT16)
+        fill_panel(matrix, row, end, column, count, panel, BFLOAT16);
+    else if (matrix->bits == 8 && matrix->half_constants)
+        fill_affine_panel(matrix, row, end, column, count, panel, 8, 1);
+    else if (matrix->bits == 8)
+        fill_affine_panel(matrix, row, end, column, count, panel, 8, 0);
+    else if (matrix->half_constants)
+        fill_affine_panel(matrix, row, end, column, count, panel, 4, 1);
+    else
+        fill_affine_panel(matrix, row, end, column, count, panel, 4, 0);
 }
 
 /* What a panel's rows have for several tokens: at place + token * stride. */
@@ -491,20 +746,15 @@ static void panel_rows(const float *panel, const float *x, int64_t stride, int64
 }
 
 /* Rows [begin, end) of all tokens. */
-static void dense_panels(const Matrix *matrix, const float *x, int64_t tokens, int64_t begin, int64_t end,
-                         float *panel, const Output *output) {
+static void panels(const Matrix *matrix, const float *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
+                   const Output *output) {
     const int64_t columns = matrix->columns, chunks = (columns + CHUNK - 1) / CHUNK;
-    const int64_t chunk = ((columns + chunks - 1) / chunks + LANES - 1) / LANES * LANES; /* all about as wide */
+    const int64_t chunk = ((columns + chunks - 1) / chunks + RECORD - 1) / RECORD * RECORD; /* all about as wide */
     const int64_t tiles = (tokens + PANEL_TOKENS - 1) / PANEL_TOKENS, tile = (tokens + tiles - 1) / tiles;
     for (int64_t row = begin; row < end; row += PANEL)
         for (int64_t column = 0; column < columns; column += chunk) {
             int64_t count = columns - column < chunk ? columns - column : chunk;
-            if (matrix->kind == FLOAT32)
-                fill_panel(matrix, row, end, column, count, panel, FLOAT32);
-            else if (matrix->kind == FLOAT16)
-                fill_panel(matrix, row, end, column, count, panel, FLOAT16);
-            else
-                fill_panel(matrix, row, end, column, count, panel, BFLOAT16);
+            fill(matrix, row, end, column, count, panel);
             for (int64_t token = 0; token < tokens; token += tile) {
                 int64_t some = tokens - token < tile ? tokens - token : tile;
                 panel_rows(panel, x + token * columns + column, columns, count, row, end, token, some, column == 0,
@@ -846,5 +1096,5 @@ static void exponentials(const float *x, int64_t size, float *out) {
 }
 
 #define LEVEL(name)                                                                                                    \
-    {name,           quantize, dense_blocks, dense_panels, affine_blocks, attend,                                      \
-     attend_passage, rms_norm, layer_norm,   rope,         activate,      exponentials}
+    {name,   quantize,       encode,   dense_blocks, affine_blocks, exact_blocks, panels,                              \
+     attend, attend_passage, rms_norm, layer_norm,   rope,          activate,     exponentials}

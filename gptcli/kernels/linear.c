@@ -1,16 +1,14 @@
-/* out = x @ W.T + bias. The threads take blocks of rows from a counter, so that a slow one takes fewer. */
+/* out = x @ W.T + bias. Each thread takes pieces of a range of its own, and then what is left of the others': it reads
+ * one stream, whose next piece is on its way already, and still a slow one is helped. */
 #include "kernels.h"
-
-#include <stdlib.h>
 
 enum {
     SLAB = 512,                     /* tokens whose activations are held at once */
     PIECES_A_THREAD = 8,            /* that a thread's share is cut into */
-    PIECE_BYTES = 1 << 16,          /* at least, for few tokens: each piece begins with waiting for memory */
+    PIECE_BYTES = 1 << 16,          /* at least, for few tokens */
     PANEL_BLOCKS = 2,               /* a task's, if there are many tokens: what the widest vectors make a panel of */
     SLICE = 128,                    /* tokens that are worth making a panel of their own for */
-    MANY = 16,                      /* tokens; more are multiplied by panels of a dense matrix */
-    FINE_TOKENS = 64,               /* whose two terms are held at once */
+    MANY = 16,                      /* tokens; more are multiplied by panels, unless they are integers */
     SOLO_MULTIPLICATIONS = 1 << 17, /* fewer take less time than it takes to share them */
 };
 
@@ -43,6 +41,14 @@ void gptcli_quantize(Activations *activations, const float *x, int64_t begin, in
 
 /* ---- on all threads ---- */
 
+/* Blocks that one thread takes first. A line of its own: the owner should not wait for what others count. */
+typedef struct {
+    _Alignas(CACHE_LINE) atomic_llong next;
+    int64_t end;
+} Range;
+
+static Range ranges[MOST_THREADS]; /* whose the locked pool is */
+
 typedef struct {
     const Matrix *matrix;
     const float *x;
@@ -51,8 +57,9 @@ typedef struct {
     float *panels; /* PANEL_FLOATS for each thread */
     int64_t span;  /* tokens that use a panel as long as it is there */
     Output output;
-    int64_t step; /* taken from a counter at once */
-    atomic_llong next_token, next_block; /* next_block: the next task, with panels */
+    int64_t step;   /* blocks that are taken at once */
+    int64_t ranges; /* of blocks */
+    atomic_llong next_token, next_panel;
 } Job;
 
 static void quantize_share(void *argument, int thread, int threads) {
@@ -64,19 +71,34 @@ static void quantize_share(void *argument, int thread, int threads) {
 
 void gptcli_linear_blocks(const Matrix *matrix, const float *x, int64_t tokens, const Activations *activations,
                           int64_t begin, int64_t end, const Output *output) {
-    if (matrix->kind == AFFINE)
+    if (matrix->integers)
         level()->affine_blocks(matrix, activations, begin, end, output);
+    else if (matrix->kind == AFFINE)
+        level()->exact_blocks(matrix, x, tokens, begin, end, output);
     else
         level()->dense_blocks(matrix, x, tokens, begin, end, output);
 }
 
+/* As many ranges as there are threads, but none smaller than a step. */
+static void make_ranges(Job *job) {
+    int64_t blocks = blocks_of(job->matrix), begin = 0;
+    job->ranges = smaller(gptcli_threads(), (blocks + job->step - 1) / job->step);
+    for (int64_t i = 0; i < job->ranges; i++) {
+        int64_t end = smaller(blocks, round_up(blocks * (i + 1) / job->ranges, 2)); /* as blocks_at_once */
+        atomic_store(&ranges[i].next, begin);
+        begin = ranges[i].end = end;
+    }
+}
+
 static void blocks_share(void *argument, int thread, int threads) {
     Job *job = argument;
-    int64_t blocks = blocks_of(job->matrix);
-    (void)thread, (void)threads;
-    for (int64_t begin; (begin = atomic_fetch_add(&job->next_block, job->step)) < blocks;)
-        gptcli_linear_blocks(job->matrix, job->x, job->tokens, &job->activations, begin,
-                             smaller(begin + job->step, blocks), &job->output);
+    (void)threads;
+    for (int64_t i = 0; i < job->ranges; i++) {
+        Range *range = &ranges[(thread + i) % job->ranges];
+        for (int64_t begin; (begin = atomic_fetch_add(&range->next, job->step)) < range->end;)
+            gptcli_linear_blocks(job->matrix, job->x, job->tokens, &job->activations, begin,
+                                 smaller(begin + job->step, range->end), &job->output);
+    }
 }
 
 /* A task is a panel's rows of a span of the tokens. */
@@ -86,12 +108,12 @@ static void panels_share(void *argument, int thread, int threads) {
     float *panel = job->panels + (int64_t)thread * PANEL_FLOATS;
     int64_t rows = PANEL_BLOCKS * BLOCK, spans = (job->tokens + job->span - 1) / job->span;
     (void)threads;
-    for (int64_t task; (task = atomic_fetch_add(&job->next_block, 1)) / spans * rows < matrix->rows;) {
+    for (int64_t task; (task = atomic_fetch_add(&job->next_panel, 1)) / spans * rows < matrix->rows;) {
         int64_t row = task / spans * rows, token = task % spans * job->span;
         Output output = job->output;
         output.out += token * output.stride;
-        level()->dense_panels(matrix, job->x + token * matrix->columns, smaller(job->span, job->tokens - token), row,
-                              smaller(row + rows, matrix->rows), panel, &output);
+        level()->panels(matrix, job->x + token * matrix->columns, smaller(job->span, job->tokens - token), row,
+                        smaller(row + rows, matrix->rows), panel, &output);
     }
 }
 
@@ -105,7 +127,7 @@ static int64_t tokens_at_once(const Matrix *matrix, int64_t tokens) {
 /* At most SLAB tokens. The pool is locked. */
 static int linear_slab(Job *job) {
     int64_t columns = job->matrix->columns, work = job->matrix->rows * columns * job->tokens;
-    if (job->matrix->kind == AFFINE) {
+    if (job->matrix->integers) {
         void *workspace = pool_workspace(gptcli_activations_bytes(job->tokens, columns));
         if (workspace == NULL) return -1;
         gptcli_activations_place(&job->activations, workspace, job->tokens, columns);
@@ -115,11 +137,13 @@ static int linear_slab(Job *job) {
             pool_share(quantize_share, job);
     }
     Task *share = blocks_share;
-    if (job->matrix->kind != AFFINE && job->tokens > MANY) {
+    if (!job->matrix->integers && job->tokens > MANY) {
         job->panels = pool_workspace(gptcli_threads() * PANEL_FLOATS * (int64_t)sizeof(float));
         if (job->panels == NULL) return -1;
         job->span = tokens_at_once(job->matrix, job->tokens);
         share = panels_share;
+    } else {
+        make_ranges(job);
     }
     if (work < SOLO_MULTIPLICATIONS)
         share(job, 0, 1);
@@ -146,38 +170,5 @@ int gptcli_linear(const Matrix *matrix, const float *x, int64_t tokens, const fl
         status = linear_slab(&job);
     }
     pool_unlock();
-    return status;
-}
-
-/* What 8 bits keep of a token, and what they leave, each (columns). */
-static void two_terms(const float *x, int64_t columns, float *kept, float *rest) {
-    int8_t values[PART];
-    for (int64_t part = 0; part < columns; part += PART) {
-        float scale, sum;
-        level()->quantize(x + part, 1, 1, values, &scale, &sum);
-        for (int64_t i = 0; i < PART; i++) {
-            kept[part + i] = (float)values[i] * scale;
-            rest[part + i] = x[part + i] - kept[part + i];
-        }
-    }
-}
-
-int gptcli_linear_fine(const Matrix *matrix, const float *x, int64_t tokens, const float *bias, float *out) {
-    if (matrix->kind != AFFINE) return gptcli_linear(matrix, x, tokens, bias, out);
-    int64_t columns = matrix->columns, rows = matrix->rows, most = smaller(tokens, FINE_TOKENS);
-    float *terms = malloc((size_t)(2 * most * (columns + rows)) * sizeof(float));
-    if (terms == NULL) return -1;
-    float *products = terms + 2 * most * columns;
-    int status = 0;
-    for (int64_t first = 0; first < tokens && status == 0; first += most) {
-        int64_t count = smaller(most, tokens - first);
-        for (int64_t token = 0; token < count; token++)
-            two_terms(x + (first + token) * columns, columns, terms + token * columns,
-                      terms + (count + token) * columns);
-        status = gptcli_linear(matrix, terms, 2 * count, NULL, products);
-        for (int64_t i = 0; i < count * rows; i++)
-            out[first * rows + i] = products[i] + products[count * rows + i] + (bias != NULL ? bias[i % rows] : 0);
-    }
-    free(terms);
     return status;
 }

@@ -48,8 +48,8 @@ static Chunk *new_chunk(size_t size) {
     return chunk;
 }
 
-/* Bytes are a multiple of CACHE_LINE, and so is every address. */
-static uint8_t *allocate(size_t bytes, Chunk **owner) {
+uint8_t *matrix_memory(int64_t size, Chunk **owner) {
+    size_t bytes = ((size_t)size + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
     pthread_mutex_lock(&chunks_lock);
     if (open_chunk == NULL || open_chunk->size - open_chunk->used < bytes) {
         Chunk *full = open_chunk;
@@ -179,7 +179,7 @@ static void pack_blocks(void *argument, int thread, int threads) {
 
 /* ---- the library's face ---- */
 
-static Matrix *new_matrix(Kind kind, int64_t rows, int64_t columns) {
+Matrix *matrix_new(Kind kind, int64_t rows, int64_t columns) {
     Matrix *matrix = calloc(1, sizeof *matrix);
     if (matrix == NULL) return NULL;
     matrix->kind = kind;
@@ -189,7 +189,7 @@ static Matrix *new_matrix(Kind kind, int64_t rows, int64_t columns) {
 }
 
 Matrix *gptcli_matrix_dense(int kind, const void *weights, int64_t rows, int64_t columns) {
-    Matrix *matrix = new_matrix((Kind)kind, rows, columns);
+    Matrix *matrix = matrix_new((Kind)kind, rows, columns);
     if (matrix == NULL) return NULL;
     matrix->dense = weights;
     matrix->block_bytes = BLOCK * columns * (int64_t)size_of((Kind)kind);
@@ -199,14 +199,14 @@ Matrix *gptcli_matrix_dense(int kind, const void *weights, int64_t rows, int64_t
 Matrix *gptcli_matrix_affine(const uint8_t *q, const void *scales, const void *biases, int constants, int64_t rows,
                              int64_t columns, int bits, int64_t group) {
     if ((bits != 4 && bits != 8) || group <= 0 || group % PART != 0 || columns % group != 0) return NULL;
-    Matrix *matrix = new_matrix(AFFINE, rows, columns);
+    Matrix *matrix = matrix_new(AFFINE, rows, columns);
     if (matrix == NULL) return NULL;
     matrix->bits = bits;
     matrix->group = group;
     matrix->half_constants = constants == FLOAT16;
     matrix->record_bytes = constants_bytes(matrix) + BLOCK * group * bits / 8;
     matrix->block_bytes = columns / group * matrix->record_bytes;
-    matrix->packed = allocate((size_t)(blocks_of(matrix) * matrix->block_bytes), &matrix->chunk);
+    matrix->packed = matrix_memory(blocks_of(matrix) * matrix->block_bytes, &matrix->chunk);
     if (matrix->packed == NULL) {
         free(matrix);
         return NULL;
@@ -218,14 +218,33 @@ Matrix *gptcli_matrix_affine(const uint8_t *q, const void *scales, const void *b
     return matrix;
 }
 
+void gptcli_matrix_round_activations(Matrix *matrix) { matrix->integers = matrix->kind == AFFINE; }
+
 void gptcli_matrix_free(Matrix *matrix) {
     if (matrix == NULL) return;
     if (matrix->chunk != NULL) release(matrix->chunk);
     free(matrix);
 }
 
-int64_t gptcli_matrix_bytes(const Matrix *matrix) {
-    return matrix->kind == AFFINE ? blocks_of(matrix) * matrix->block_bytes : 0;
+const void *gptcli_matrix_data(const Matrix *matrix, int64_t *bytes) {
+    switch (matrix->kind) {
+    case AFFINE: *bytes = blocks_of(matrix) * matrix->block_bytes; return matrix->packed;
+    case CODED: *bytes = coded_bytes(matrix); return matrix->packed;
+    default: *bytes = matrix->rows * matrix->columns * (int64_t)size_of(matrix->kind); return matrix->dense;
+    }
+}
+
+Matrix *gptcli_matrix_restored(const Matrix *record, const void *data) {
+    Matrix *matrix = malloc(sizeof *matrix);
+    if (matrix == NULL) return NULL;
+    *matrix = *record;
+    matrix->chunk = NULL;
+    if (matrix->kind == AFFINE || matrix->kind == CODED)
+        matrix->packed = (uint8_t *)data;
+    else
+        matrix->dense = data;
+    if (matrix->kind == CODED) coded_place(matrix);
+    return matrix;
 }
 
 static int quant_at(const Matrix *matrix, const uint8_t *lines, int64_t lane, int64_t column) {
@@ -235,7 +254,18 @@ static int quant_at(const Matrix *matrix, const uint8_t *lines, int64_t lane, in
     return column % a_line < 4 ? byte & 15 : byte >> 4;
 }
 
+static void coded_row(const Matrix *matrix, int64_t row, float *out) {
+    int64_t records = matrix->columns / RECORD, first = row * records;
+    for (int64_t i = 0; i < records; i++)
+        decode_columns(matrix, matrix->packed + (first + i) * CODE_BYTES, matrix->rest + (first + i) * matrix->rest_bytes,
+                       spelled_tops(matrix, first + i), out + i * RECORD);
+}
+
 void gptcli_matrix_row(const Matrix *matrix, int64_t row, float *out) {
+    if (matrix->kind == CODED) {
+        coded_row(matrix, row, out);
+        return;
+    }
     if (matrix->kind != AFFINE) {
         for (int64_t i = 0; i < matrix->columns; i++)
             out[i] = element(matrix->kind, matrix->dense, row * matrix->columns + i);

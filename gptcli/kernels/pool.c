@@ -19,7 +19,6 @@
 #endif
 
 enum {
-    MOST_THREADS = 256,
     SPIN_NANOSECONDS = 50000, /* layers follow each other faster than a sleeping thread wakes up */
     SPINS_A_LOOK = 64,        /* between looks at the clock */
     SPINS_BEFORE_YIELD = 4000 /* the one we wait for may need this core */

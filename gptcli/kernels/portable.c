@@ -6,6 +6,7 @@
 enum { LANES = 4 };
 #define TOKENS 2
 #define PAIRED_TOKENS 0
+#define CODES 0
 #define PANEL_TOKENS 4
 
 typedef float floats __attribute__((vector_size(16)));

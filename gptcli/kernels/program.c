@@ -161,7 +161,7 @@ static int attend(const Op *op, const Frame *frame) {
 static int linear(const Op *op, const Frame *frame) {
     if (op->out != NULL) return gptcli_linear(op->matrix, op->in, frame->tokens, op->bias, op->out);
     const float *in = op->in + (frame->tokens - frame->wanted) * op->matrix->columns;
-    return gptcli_linear_fine(op->matrix, in, frame->wanted, op->bias, frame->logits);
+    return gptcli_linear(op->matrix, in, frame->wanted, op->bias, frame->logits);
 }
 
 static int run(const Op *op, const Frame *frame) {
@@ -185,6 +185,7 @@ int gptcli_run(const Op *ops, int64_t count, const Frame *frame) {
 }
 
 int64_t gptcli_record_bytes(int record) {
-    const int64_t bytes[] = {sizeof(Op), sizeof(Rotation), sizeof(Frame), sizeof(Attention)};
-    return record >= 0 && record < 4 ? bytes[record] : -1;
+    const int64_t bytes[] = {sizeof(Op),        sizeof(Rotation), sizeof(Frame),
+                             sizeof(Attention), sizeof(Draw),     sizeof(Matrix)};
+    return record >= 0 && record < 6 ? bytes[record] : -1;
 }

@@ -5,56 +5,57 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gptcli.kernels.native import FLOATS, GROUP, Library, Matrix
+from gptcli.kernels.functions import Matrix
+from gptcli.kernels.native import FLOATS, GROUP, Library
 from gptcli.quant.affine import AffineWeight
-from gptcli.quant.half import HalfWeight
+from gptcli.quant.dense import DenseWeight, narrowed
 from gptcli.quant.packed import PackedWeight
 
 
-def can_compile(weight: PackedWeight, integers: bool) -> bool:
-    """Whether the kernels know a weight's format. integers: whether they may round activations to 8 bits for it."""
+def can_compile(weight: PackedWeight) -> bool:
+    """Whether the kernels know a weight's format."""
     match weight:
-        case HalfWeight():
+        case DenseWeight():
             return True
-        case AffineWeight(bits=4 | 8, scales=scales, biases=biases) if integers:
+        case AffineWeight(bits=4 | 8, scales=scales, biases=biases):
             return weight.shape[-1] // scales.shape[-1] % GROUP == 0 and scales.dtype == biases.dtype in FLOATS
     return False
 
 
-def _matrix(library: Library, weight: PackedWeight) -> Matrix:
+def _matrix(library: Library, weight: PackedWeight, integers: bool) -> Matrix:
     match weight:
         case AffineWeight(packed, scales, biases, bits):
-            return library.affine(packed.contiguous(), scales.contiguous(), biases.contiguous(), bits)
-        case HalfWeight(values):
-            return library.dense(values.contiguous())
+            tensors = packed.contiguous(), scales.contiguous(), biases.contiguous()
+            return library.affine(*tensors, bits, integers=integers)
+        case DenseWeight(values):
+            values = narrowed(values.contiguous())
+            return library.coded(values) or library.dense(values)
     raise AssertionError(weight)
 
 
 class CompiledLinear(nn.Module):
     """A linear layer in the kernels' hands. Packed weights are kept in their layout alone.
 
-    fine: whether activations are rounded to two terms of 8 bits for packed weights, instead of one.
+    integers: whether activations are rounded to 8 bits for affine weights, which many tokens gain by.
     """
 
-    def __init__(
-        self, library: Library, weight: PackedWeight, bias: nn.Parameter | None, *, fine: bool = False
-    ) -> None:
+    def __init__(self, library: Library, weight: PackedWeight, bias: nn.Parameter | None, integers: bool) -> None:
         super().__init__()
-        self.matrix = _matrix(library, weight)
+        self.matrix = _matrix(library, weight, integers)
         self.bias = bias
-        self._library, self._fine = library, fine
+        self._library = library
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., columns) to (..., rows)."""
-        return self._library.linear(self.matrix, x, self.bias, fine=self._fine)
+        return self._library.linear(self.matrix, x, self.bias)
 
 
 class CompiledExperts(nn.Module):
-    """A linear layer an expert, in the kernels' hands."""
+    """A linear layer an expert, in the kernels' hands. integers: as above."""
 
-    def __init__(self, library: Library, weight: PackedWeight, bias: nn.Parameter | None) -> None:
+    def __init__(self, library: Library, weight: PackedWeight, bias: nn.Parameter | None, integers: bool) -> None:
         super().__init__()
-        self.matrices = [_matrix(library, weight.expert(index)) for index in range(weight.shape[0])]
+        self.matrices = [_matrix(library, weight.expert(index), integers) for index in range(weight.shape[0])]
         self.bias = bias
         self._library = library
 
@@ -68,7 +69,7 @@ class CompiledEmbedding(nn.Module):
 
     def __init__(self, library: Library, weight: PackedWeight) -> None:
         super().__init__()
-        self.matrix = _matrix(library, weight)
+        self.matrix = _matrix(library, weight, integers=False)  # what rounding costs in a head is seen at once
         self._library = library
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -78,4 +79,4 @@ class CompiledEmbedding(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """(..., hidden) to logits (..., vocab)."""
-        return self._library.linear(self.matrix, x, fine=True)
+        return self._library.linear(self.matrix, x)

@@ -12,7 +12,6 @@ import psutil
 import torch
 from torch import nn
 
-from gptcli.kernels.native import Matrix
 from gptcli.model.mlp import Experts, Moe
 from gptcli.quant.compiled import CompiledEmbedding, CompiledExperts, CompiledLinear
 from gptcli.quant.packed import PackedEmbedding, PackedExperts, PackedLinear, PackedWeight
@@ -102,9 +101,9 @@ def weight_bytes(decoder: nn.Module) -> int:
 def _module_bytes(module: nn.Module) -> int:
     match module:
         case CompiledLinear() | CompiledEmbedding():
-            return _matrix_bytes(module.matrix)
+            return module.matrix.size
         case CompiledExperts():
-            return sum(map(_matrix_bytes, module.matrices))
+            return sum(matrix.size for matrix in module.matrices)
         case TinygemmLinear() | TinygemmEmbedding():
             return module.matrix.nbytes
         case PackedLinear() | PackedEmbedding() | PackedExperts():
@@ -112,10 +111,6 @@ def _module_bytes(module: nn.Module) -> int:
         case nn.Linear() | nn.Embedding() | Experts():
             return module.weight.nbytes
     return 0
-
-
-def _matrix_bytes(matrix: Matrix) -> int:
-    return matrix.packed_bytes if matrix.weights is None else matrix.weights.nbytes
 
 
 def _packed_bytes(weight: PackedWeight) -> int:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import torch
 
-from gptcli.address_space import free_address_space
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import Packing
 from gptcli.errors import NoSuchDevice, OutOfMemory
@@ -19,12 +14,11 @@ from gptcli.kernels.native import Library
 from gptcli.kernels.native import library as kernels
 from gptcli.model.config import MoeConfig
 from gptcli.quant.tinygemm import Tinygemm
+from gptcli.runtime.machine import cpu_limit, free_memory
 from gptcli.runtime.recorded import Record, cuda_graph
 from gptcli.settings import RuntimeConfig
 
 _PACKED_BYTES = {"int8": 1.125, "int4": 0.625}  # a weight: its bits, and its part of a scale and a bias in fp16
-_CGROUP = Path("/sys/fs/cgroup")
-_CPU_MAX = _CGROUP / "cpu.max"  # microseconds of CPU time, and the period they are for
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -33,8 +27,9 @@ class DevicePlan:
     """Where a model will run, in which precision, what becomes of packed weights, and what multiplies them.
 
     library: the compiled kernels, or None for torch alone. as_stored: whether they take weights in the precision they
-    are stored in. integers: whether they may round activations to 8 bits for packed ones. record: what records the step
-    of a token, or None where steps are plain. tinygemm: the kernel for packed weights on CUDA, if there is one.
+    are stored in. half: the one that dense matrices get instead, where the kernels compute with them in fp32.
+    integers: whether they may round activations to 8 bits for packed ones. record: what records the step of a token, or
+    None where steps are plain. tinygemm: the kernel for packed weights on CUDA, if there is one.
     """
 
     device: torch.device
@@ -42,6 +37,7 @@ class DevicePlan:
     packing: Packing
     library: Library | None = None
     as_stored: bool = False
+    half: torch.dtype | None = None
     integers: bool = False
     record: Record | None = None
     tinygemm: Tinygemm | None = None
@@ -49,7 +45,7 @@ class DevicePlan:
     @property
     def dtype_name(self) -> str:
         """The dtype as the command line spells it."""
-        return next(name for name, dtype in _DTYPES.items() if dtype == self.dtype)
+        return next(name for name, dtype in _DTYPES.items() if dtype == (self.half or self.dtype))
 
 
 def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
@@ -57,35 +53,38 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
 
     `auto` runs on CUDA in the checkpoint's own precision, else on the CPU in fp32, or in the checkpoint's own where
     fp32 would not fit. There the compiled kernels take weights as they are stored. Without them, packed weights are
-    expanded where that fits easily, for torch alone multiplies dense ones faster; those of a mixture are not. A dtype
-    that was asked for is that of the activations, too. Raises NoSuchDevice or OutOfMemory.
+    expanded where that fits easily, for torch alone multiplies dense ones faster; those of a mixture are not. Where a
+    dtype was asked for, no activation is of less: the kernels round dense matrices to a half that was asked for, and
+    compute in fp32. Raises NoSuchDevice or OutOfMemory.
     """
     device = _device(runtime.device)
-    torch.set_num_threads(runtime.threads or min(torch.get_num_threads(), _cpu_limit()))
+    torch.set_num_threads(runtime.threads or min(torch.get_num_threads(), cpu_limit()))
     if device.type == "cuda":
         # cuDNN's attention plans each new pair of lengths for half a second, and a prompt is always of another length.
         torch.backends.cuda.enable_cudnn_sdp(False)
     free = free_bytes(device)
-    library = _kernels(runtime) if device.type == "cpu" and runtime.dtype in ("auto", "fp32") else None
+    library = _kernels(runtime) if device.type == "cpu" else None
+    half = _DTYPES[runtime.dtype] if library is not None and runtime.dtype in ("bf16", "fp16") else None
     as_stored = library is not None and runtime.quantize != "none"
     if runtime.dtype != "auto":
-        dtype = _DTYPES[runtime.dtype]
+        dtype = torch.float32 if half else _DTYPES[runtime.dtype]
     elif device.type == "cpu" and _bytes_in_fp32(folder, runtime, as_stored) < free * 0.8:
         dtype = torch.float32
     else:
         dtype, library, as_stored = _stored_dtype(folder), None, False
         if _has_tinygemm(device) and (runtime.quantize in ("int8", "int4") or _is_packed(folder)):
             dtype = torch.bfloat16  # what that kernel multiplies
-    dense_bytes = folder.parameter_count * dtype.itemsize
+    itemsize = (half or dtype).itemsize
+    dense_bytes = folder.parameter_count * itemsize
     packing: Packing
     match runtime.quantize:
         case "none":
-            packing, needed = "expand", dense_bytes
+            packing, needed = "dense", dense_bytes
         case "int8" | "int4":
             packing = runtime.quantize
             needed = _bytes_in_fp32(folder, runtime, as_stored)
         case "auto":
-            kept_bytes = folder.weight_bytes if as_stored else folder.kept_bytes(dtype.itemsize)
+            kept_bytes = folder.weight_bytes if as_stored and half is None else folder.kept_bytes(itemsize)
             # Of a mixture most experts are not in use: expanding them would read memory for nothing.
             mixture = any(isinstance(block.mlp, MoeConfig) for block in folder.architecture.config.blocks)
             expand = kept_bytes == dense_bytes or (dense_bytes < free / 4 and not mixture)
@@ -97,11 +96,10 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
             f"{free / 1e9:.1f} GB are free ({free} bytes)",
             hint="try --quantize int4, a smaller --dtype or a smaller model",
         )
-    # A dtype that was asked for is the activations', too.
-    integers = as_stored and (runtime.dtype == "auto" or runtime.quantize != "auto")
+    integers = as_stored and runtime.dtype == "auto"
     record = cuda_graph if device.type == "cuda" and not _plain() else None
     tinygemm = Tinygemm() if _has_tinygemm(device) and dtype == torch.bfloat16 else None
-    return DevicePlan(device, dtype, packing, library, as_stored, integers, record, tinygemm)
+    return DevicePlan(device, dtype, packing, library, as_stored, half, integers, record, tinygemm)
 
 
 def _bytes_in_fp32(folder: ModelFolder, runtime: RuntimeConfig, as_stored: bool) -> int:
@@ -151,31 +149,11 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _cpu_limit() -> int:
-    """How many CPUs the process may keep busy at once, by its control group: torch counts all that it may run on."""
-    try:
-        quota, period = _CPU_MAX.read_text().split()
-        return max(1, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):  # another system, or `max`: no limit
-        return sys.maxsize
-
-
 def free_bytes(device: torch.device) -> int:
     """Bytes of memory that are free there."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return min(int(psutil.virtual_memory().available), _memory_limit(), free_address_space())
-
-
-def _memory_limit() -> int:
-    """Bytes that the process's control group may still take; what it holds of files can be dropped."""
-    try:
-        limit = int((_CGROUP / "memory.max").read_text())
-        used = int((_CGROUP / "memory.current").read_text())
-        fields = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        return max(0, limit - used + int(fields["inactive_file"]) + int(fields["active_file"]))
-    except (OSError, ValueError, KeyError):  # another system, or `max`: no limit
-        return sys.maxsize
+    return free_memory()
 
 
 def _stored_dtype(folder: ModelFolder) -> torch.dtype:

@@ -8,16 +8,18 @@ import torch
 from torch import Tensor
 
 from gptcli.errors import NonFiniteLogits
+from gptcli.kernels.native import Library
 from gptcli.model.cache import KVCache
 from gptcli.model.decoder import Decoder
 from gptcli.runtime.device import DevicePlan, free_bytes
+from gptcli.runtime.lowering import lower
 from gptcli.runtime.memory import memory_errors
-from gptcli.runtime.program import lower
+from gptcli.runtime.prepared import Prepared
+from gptcli.runtime.program import CHUNK
 from gptcli.runtime.recorded import RecordedSteps
 from gptcli.runtime.static import all_finite
 
 _MOST_ROWS = 32  # texts in one step: twice as many gain little more, and the first of them is waited for twice as long
-_CHUNK = 512  # prompt tokens in one forward pass: bounds memory, costs a tenth of the speed at 4,096
 _CUDA_CHUNK = 2048  # where attention holds no scores: fewer would leave much of the device idle
 
 
@@ -54,6 +56,27 @@ class Engine:
         """CPU threads that share the work."""
         return torch.get_num_threads()
 
+    @property
+    def library(self) -> Library | None:
+        """The compiled kernels, where they multiply."""
+        return self.plan.library
+
+    @property
+    def device_name(self) -> str:
+        """The device as the command line spells it."""
+        return str(self.plan.device)
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype as the command line spells it."""
+        return self.plan.dtype_name
+
+    def prepared(self, most_positions: int) -> Prepared | None:
+        """What runs one text of up to so many tokens without torch, as this does; None where it takes torch."""
+        if self._program is None:
+            return None
+        return self._program.prepared(most_positions, self.dtype_name, self.threads)
+
     def new_cache(self) -> KVCache:
         """An empty cache as long as the context."""
         config, plan = self.decoder.config, self.plan
@@ -74,7 +97,7 @@ class Engine:
         """
         tokens = self._rotated_alike(tokens, cache)
         done = 0
-        for chunk in self._chunks(tokens, _CUDA_CHUNK if self._spares_scores() else _CHUNK):
+        for chunk in self._chunks(tokens, _CUDA_CHUNK if self._spares_scores() else CHUNK):
             if cancelled():
                 return None
             logits = self._run([chunk], cache)
@@ -168,7 +191,7 @@ class Engine:
         return torch.cat([self._run([chunk], cache, wanted=len(chunk)) for chunk in self._chunks(tokens)])
 
     def _chunks(self, tokens: Sequence[int], most: int | None = None) -> list[Sequence[int]]:
-        most = most or _CHUNK
+        most = most or CHUNK
         return [tokens[start : start + most] for start in range(0, len(tokens), most)]
 
     def _spares_scores(self) -> bool:
@@ -206,10 +229,7 @@ class Engine:
         if not finite:
             if self._recorded is not None:
                 cache.discard()  # NaN in what a recorded step multiplies with zero is NaN
-            raise NonFiniteLogits(
-                f"the model computed NaN or infinity at token {length} in {self.plan.dtype_name}",
-                hint="try --dtype fp32; `gptcli models verify` finds damaged weights",
-            )
+            raise NonFiniteLogits(length, self.plan.dtype_name)
         return logits
 
     def _run_plainly(self, rows: Sequence[Sequence[int]], cache: KVCache, wanted: int) -> Tensor:

@@ -1,292 +1,108 @@
-"""Lowers a decoder to a list of operations that the compiled kernels run in one call, for one token or many.
-
-Nothing here computes: blocks become operations on buffers, in the order of `model/decoder.py`. What has no operation
-(experts, say) makes `lower` answer None, and torch runs the decoder as it does everywhere else.
-"""
+"""A decoder's step: operations that the compiled kernels run in one call, for one token or many. No torch."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import cast
-from weakref import ref
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from gptcli.kernels.functions import Frame, Functions, Matrix, Op, Rotation
+from gptcli.kernels.memory import Memory
 
-from gptcli.kernels.native import Frame, Library, Matrix, Op, Rotation
-from gptcli.model.attention import Attention
-from gptcli.model.cache import KVCache
-from gptcli.model.config import AttentionConfig, MlpConfig
-from gptcli.model.decoder import Block, Decoder, Embedding
-from gptcli.model.linear import Linear
-from gptcli.model.mlp import Mlp
-from gptcli.model.norm import Norm
-from gptcli.quant.compiled import CompiledEmbedding, CompiledLinear
-
-
-def lower(decoder: Decoder, library: Library) -> Program | None:
-    """The decoder's step as a program; None where something in it has no operation. Its weights must stay alive."""
-    try:
-        return _Lowering(decoder, library).program()
-    except _NoOperation:
-        return None
+CHUNK = 512  # prompt tokens in one forward pass: bounds memory, costs a tenth of the speed at 4,096
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """A buffer's name, the width of a token's row in it, and where in that an operation begins."""
+class Rows:
+    """A buffer's name, the width of a token's row in it, and where in that an operation begins; all in fp32."""
 
     name: str
     width: int
     offset: int = 0
 
 
+@dataclass(frozen=True)
+class Vector:
+    """Where fp32 values are, their size in bytes, and what has to stay for them to be there."""
+
+    address: int
+    size: int
+    owner: object
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where a block's keys and values are, and how many elements lie between rows and between heads."""
+
+    keys: int
+    values: int
+    row_stride: int
+    head_stride: int
+
+
 class Program:
-    """A decoder's step, for one token, a prompt, or a token of each of several texts."""
+    """Operations, the buffers between them, and the weights that they read.
 
-    def __init__(self, decoder: Decoder, library: Library, lowering: _Lowering) -> None:
-        self._decoder, self._library = decoder, library
-        self._ops = (Op * len(lowering.ops))(*lowering.ops)
-        self._attends = [index for index, op in enumerate(self._ops) if op.code == library.code("ATTEND")]
-        self._ropes, self._windows = lowering.ropes, lowering.windows
-        self._held = (ctypes.c_int64 * len(self._windows))()
-        self._rotations = (Rotation * max(1, len(self._ropes)))()
-        self._alive, self._uses = lowering.alive, lowering.uses
-        self._buffers: dict[str, Tensor] = {}
+    uses, matrices and vectors say what an operation, told by its place, has in a field: `uses` in "input" or "out",
+    `vectors` in "weight" or "bias". Each block's attention is one operation, in the blocks' order.
+    """
+
+    def __init__(
+        self,
+        library: Functions,
+        ops: Sequence[Op],
+        uses: Sequence[tuple[int, str, Rows]],
+        matrices: Sequence[tuple[int, Matrix]],
+        vectors: Sequence[tuple[int, str, Vector]],
+    ) -> None:
+        self.uses, self.matrices, self.vectors = uses, matrices, vectors
+        self.ops = (Op * len(ops))(*ops)
+        for place, matrix in matrices:
+            self.ops[place].matrix = matrix.handle
+        for place, name, vector in vectors:
+            setattr(self.ops[place], name, vector.address)
+        self._library = library
+        self.attends = [op for op in self.ops if op.code == library.code("ATTEND")]
+        self._buffers: list[Memory] = []
         self._room = 0  # tokens that the buffers hold
-        self._bound: tuple[ref[KVCache], int] | None = None
 
-    def run(self, rows: Sequence[Sequence[int]], cache: KVCache, wanted: int = 1) -> Tensor:
-        """Runs tokens behind those in a cache and writes them there: some for its only row, or one for each.
+    def bind(self, caches: Sequence[Storage]) -> None:
+        """Says where each block's keys and values are, and will be until the next time."""
+        for op, cache in zip(self.attends, caches, strict=True):
+            op.keys, op.values = cache.keys, cache.values
+            op.row_stride, op.head_stride = cache.row_stride, cache.head_stride
 
-        The logits of each row's last ones, (rows * wanted, vocab). The caller then lets the cache `advance`.
+    def run(
+        self,
+        tokens: Sequence[int],
+        *,
+        texts: int,
+        position: int,
+        held: Sequence[int],
+        rotations: Sequence[Rotation],
+        wanted: int,
+        logits: int,
+    ) -> None:
+        """Runs tokens of one text, or one of each of several `texts`, the first of them at `position`.
+
+        held: positions that each kind of cache holds before. rotations: of these positions, for each kind of rope.
+        The logits of the `wanted` last tokens go to the address `logits`, (wanted, vocab) in fp32. Raises MemoryError.
         """
-        tokens = [token for row in rows for token in row]
-        count, new = len(tokens), len(rows[0])
-        assert len(rows) == cache.rows and (cache.rows == 1 or new == 1)
-        assert 0 <= min(tokens) <= max(tokens) < self._decoder.config.vocab_size
-        cache.reserve(new)
-        if count > self._room:
-            self._make_room(count)
-        if self._bound is None or self._bound[0]() is not cache or self._bound[1] != cache.moves:
-            self._bind(cache)
-        for place, window in enumerate(self._windows):
-            self._held[place] = cache.held(window)
-        tables = [self._decoder.rotation(rope, cache, new) for rope in self._ropes]
-        for place, (cos, sin) in enumerate(tables):
-            self._rotations[place] = Rotation(cos.data_ptr(), sin.data_ptr(), cos.shape[-1])
-        logits = torch.empty(cache.rows * wanted, self._decoder.config.vocab_size)
-        ids = (ctypes.c_int64 * count)(*tokens)
+        if len(tokens) > self._room:
+            self._make_room(len(tokens))
+        ids = (ctypes.c_int64 * len(tokens))(*tokens)
+        holds = (ctypes.c_int64 * len(held))(*held)
+        tables = (Rotation * max(1, len(rotations)))(*rotations)
         address = ctypes.addressof
-        frame = Frame(
-            count,
-            cache.rows,
-            cache.length,
-            cache.rows * wanted,
-            address(ids),
-            address(self._rotations),
-            address(self._held),
-            logits.data_ptr(),
-        )
-        self._library.run(self._ops, frame)
-        return self._decoder.scaled(logits)
+        frame = Frame(len(tokens), texts, position, wanted, address(ids), address(tables), address(holds), logits)
+        self._library.run(self.ops, frame)
 
     def _make_room(self, tokens: int) -> None:
         widths: dict[str, int] = {}
-        for _, _, rows in self._uses:
+        for _, _, rows in self.uses:
             widths[rows.name] = max(rows.width, widths.get(rows.name, 0))
-        self._buffers = {name: torch.empty(tokens * width) for name, width in widths.items()}
-        for op, field_name, rows in self._uses:
-            buffer = self._buffers[rows.name]
-            setattr(self._ops[op], field_name, buffer.data_ptr() + rows.offset * buffer.element_size())
+        buffers = {name: Memory(4 * tokens * width) for name, width in widths.items()}
+        for place, name, rows in self.uses:
+            setattr(self.ops[place], name, buffers[rows.name].address + 4 * rows.offset)
+        self._buffers = list(buffers.values())
         self._room = tokens
-
-    def _bind(self, cache: KVCache) -> None:
-        for block, index in enumerate(self._attends):
-            keys, values = cache.storage(block)
-            op = self._ops[index]
-            op.keys, op.values = keys.data_ptr(), values.data_ptr()
-            op.row_stride, op.head_stride = keys.stride()[:2]
-        self._bound = ref(cache), cache.moves
-
-
-class _NoOperation(Exception):
-    """The decoder does something that the kernels cannot."""
-
-
-@dataclass
-class _Lowering:
-    decoder: Decoder
-    library: Library
-    ops: list[Op] = field(default_factory=list)
-    alive: list[object] = field(default_factory=list)  # what the operations point to
-    uses: list[tuple[int, str, _Rows]] = field(default_factory=list)  # an operation's field, and the buffer in it
-
-    def __post_init__(self) -> None:
-        attentions = [block.attention for block in self.decoder.config.blocks]
-        self.ropes = list(dict.fromkeys(attention.rope for attention in attentions if attention.rope is not None))
-        self.windows = list(dict.fromkeys(attention.window for attention in attentions))
-
-    def program(self) -> Program:
-        """All of it, from the ids to the logits."""
-        decoder, config = self.decoder, self.decoder.config
-        x, normalized = _Rows("x", config.hidden_size), _Rows("normalized", config.hidden_size)
-        embedding, positions = decoder.embed, decoder.positions
-        self._add(
-            "EMBED",
-            matrix=self._matrix(embedding),
-            out=x,
-            weight=None if positions is None else positions.weight,
-            size=config.hidden_size,
-            factor=config.embedding_scale,
-        )
-        for block in decoder.blocks:
-            self._block(cast(Block, block), x, normalized)
-        final = self._norm(decoder.final_norm, x, normalized)
-        self._linear(embedding if decoder.head is None else decoder.head, final, None)
-        return Program(decoder, self.library, self)
-
-    def _block(self, block: Block, x: _Rows, normalized: _Rows) -> None:
-        residual, scale = block.config.residual, block.config.residual_scale
-        attended, fed = _Rows("attended", x.width), _Rows("fed", x.width)
-        if residual == "after":
-            self._attention(block.attention, x, attended)
-            self._sum(x, attended, 1.0)
-            self._norm(block.post_attention_norm, x, x)
-            self._mlp(block.mlp, x, fed)
-            self._sum(x, fed, 1.0)
-            self._norm(block.post_mlp_norm, x, x)
-            return
-        self._attention(block.attention, self._norm(block.attention_norm, x, normalized), attended)
-        if residual in ("parallel", "shared"):
-            source = normalized if residual == "shared" else self._norm(block.mlp_norm, x, normalized)
-            self._mlp(block.mlp, source, fed)
-            self._sum(x, attended, scale)
-            self._sum(x, fed, scale)
-            return
-        self._norm(block.post_attention_norm, attended, attended)
-        self._sum(x, attended, scale)
-        self._mlp(block.mlp, self._norm(block.mlp_norm, x, normalized), fed)
-        self._norm(block.post_mlp_norm, fed, fed)
-        self._sum(x, fed, scale)
-
-    def _attention(self, attention: Attention, x: _Rows, out: _Rows) -> None:
-        config = attention.config
-        if config.clip is not None or config.position_scale is not None:
-            raise _NoOperation
-        qkv = _Rows("qkv", (config.heads + 2 * config.kv_heads) * config.head_dim)
-        heads = _Rows("heads", config.heads * config.head_dim)
-        self._linear(attention.qkv, x, qkv)
-        if config.qk_norm is not None:
-            keys = _Rows(qkv.name, qkv.width, offset=heads.width)
-            self._head_norm(attention.q_norm, config, qkv, config.heads)
-            self._head_norm(attention.k_norm, config, keys, config.kv_heads)
-        if config.rope is not None:
-            self._add(
-                "ROTATE",
-                out=qkv,
-                rows=config.heads + config.kv_heads,
-                size=config.head_dim,
-                stride=qkv.width,
-                table=self.ropes.index(config.rope),
-            )
-        self._add(
-            "ATTEND",
-            input=qkv,
-            out=heads,
-            weight=attention.sinks,
-            size=config.head_dim,
-            stride=qkv.width,
-            table=self.windows.index(config.window),
-            heads=config.heads,
-            kv_heads=config.kv_heads,
-            window=config.window or 0,
-            factor=config.scale,
-            softcap=config.softcap or 0.0,
-        )
-        self._linear(attention.out, heads, out)
-
-    def _head_norm(self, norm: nn.Module, config: AttentionConfig, heads: _Rows, count: int) -> None:
-        assert config.qk_norm is not None
-        if config.qk_norm.over == "full":
-            self._vectors(norm, heads, heads, rows=1, size=count * config.head_dim)
-        else:
-            step = config.head_dim if config.qk_norm.over == "each_head" else 0
-            self._vectors(norm, heads, heads, rows=count, size=config.head_dim, weight_step=step)
-
-    def _norm(self, norm: nn.Module, x: _Rows, out: _Rows) -> _Rows:
-        """The buffer that holds the normalized values: x itself where there is no norm."""
-        if isinstance(norm, nn.Identity):
-            return x
-        self._vectors(norm, x, out, rows=1, size=x.width)
-        return out
-
-    def _vectors(self, norm: nn.Module, x: _Rows, out: _Rows, *, rows: int, size: int, weight_step: int = 0) -> None:
-        assert isinstance(norm, Norm)
-        if norm.config.kind == "rms" and norm.bias is not None:
-            raise _NoOperation
-        self._add(
-            "RMS_NORM" if norm.config.kind == "rms" else "LAYER_NORM",
-            input=x,
-            out=out,
-            weight=norm.weight,
-            bias=norm.bias,
-            rows=rows,
-            size=size,
-            stride=x.width,
-            weight_step=weight_step,
-            factor=norm.config.eps,
-        )
-
-    def _mlp(self, mlp: nn.Module, x: _Rows, out: _Rows) -> None:
-        if not isinstance(mlp, Mlp):
-            raise _NoOperation
-        config: MlpConfig = mlp.config
-        up = _Rows("up", config.width * (2 if config.gated else 1))
-        activated = _Rows("activated", config.width)
-        self._linear(mlp.up, x, up)
-        self._add(
-            "ACTIVATE",
-            input=up,
-            out=activated,
-            size=config.width,
-            stride=up.width,
-            table=self.library.activation(config.activation),
-        )
-        self._linear(mlp.down, activated, out)
-
-    def _linear(self, module: nn.Module, x: _Rows, out: _Rows | None) -> None:
-        self._add("LINEAR", matrix=self._matrix(module), input=x, out=out, bias=getattr(module, "bias", None))
-
-    def _sum(self, x: _Rows, addend: _Rows, scale: float) -> None:
-        self._add("ADD", input=addend, out=x, size=x.width, factor=scale)
-
-    def _matrix(self, module: nn.Module) -> Matrix:
-        match module:
-            case CompiledLinear() | CompiledEmbedding():
-                return module.matrix
-            case Linear() | Embedding() if module.weight.dtype == torch.float32 and module.weight.is_contiguous():
-                return self.library.dense(module.weight.detach())
-        raise _NoOperation
-
-    def _add(
-        self,
-        code: str,
-        *,
-        matrix: Matrix | None = None,
-        input: _Rows | None = None,
-        out: _Rows | None = None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        **numbers: float,
-    ) -> None:
-        if any(vector is not None and vector.dtype != torch.float32 for vector in (weight, bias)):
-            raise _NoOperation
-        self.alive += [matrix, weight, bias]
-        op = Op(code=self.library.code(code), matrix=None if matrix is None else matrix.handle, **numbers)
-        for name, vector in (("weight", weight), ("bias", bias)):
-            setattr(op, name, None if vector is None else vector.data_ptr())
-        self.uses += [(len(self.ops), name, rows) for name, rows in (("input", input), ("out", out)) if rows]
-        self.ops.append(op)

@@ -52,8 +52,7 @@ class Script:
                     raise
         if self.load_error:
             raise OutOfMemory(self.load_error)
-        plan = SimpleNamespace(device="cpu", dtype_name="fp32")
-        return SimpleNamespace(plan=plan, new_cache=lambda: None, failures=())
+        return SimpleNamespace(device_name="cpu", dtype_name="fp32", new_cache=lambda: None, failures=())
 
     def stream(
         self,

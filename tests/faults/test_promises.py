@@ -78,8 +78,9 @@ def test_a_command_opens_no_socket_runs_nothing_of_a_model_and_reads_nothing_out
     seen: dict[str, Any] = json.loads(report.read_text())
     assert seen["code"] == 0, done.stderr
     assert seen["sockets"] == []
-    assert [path for path in seen["read"] if not _is_allowed(path, hostile)] == []
-    assert [path for path in seen["written"] if not path.startswith(("/dev/", "/proc/"))] == []
+    copies = f"{os.environ['XDG_CACHE_HOME']}/gptcli/prepared"
+    assert [path for path in seen["read"] if not _is_allowed(path, hostile) and not path.startswith(copies)] == []
+    assert [path for path in seen["written"] if not path.startswith(("/dev/", "/proc/", copies))] == []
     assert [name for name, file in seen["modules"].items() if file.startswith(str(hostile))] == []
     own = f"({sys.executable!r}, [{sys.executable!r}, '-I', '-S', '-c',"
     assert [started for started in seen["started"] if not started.startswith(own)] == []

@@ -15,7 +15,6 @@ from gptcli.generation.sampling import Sampler, add_bias, explain, keep_min_p, k
 from gptcli.settings import SamplingConfig
 
 OFF: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-CPU = torch.device("cpu")
 
 logit_lists = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=60)
 
@@ -26,7 +25,7 @@ def descending(values: list[float]) -> torch.Tensor:
 
 def draws(logits: torch.Tensor, count: int, **config: Any) -> torch.Tensor:
     """How often each token was drawn."""
-    sampler = Sampler(SamplingConfig(**(OFF | config), seed=0), CPU)
+    sampler = Sampler(SamplingConfig(**(OFF | config), seed=0))
     tokens = torch.cat([sampler(logits, []) for _ in range(count)])
     return torch.bincount(tokens, minlength=len(logits))
 
@@ -99,7 +98,7 @@ def test_any_settings_draw_a_token_that_is_not_forbidden(
     forbidden = data.draw(st.sets(ids, max_size=len(values) - 1))
     config = replace(config, logit_bias=tuple((id, -math.inf) for id in forbidden))
     history = data.draw(st.lists(ids, max_size=9))
-    token = int(Sampler(config, torch.device("cpu"))(torch.tensor(values), history))
+    token = int(Sampler(config)(torch.tensor(values), history))
     assert 0 <= token < len(values)
     assert token not in forbidden
 
@@ -143,15 +142,15 @@ def test_the_same_seed_draws_the_same_tokens_and_another_does_not() -> None:
     logits = torch.zeros(1000)
 
     def sequence(seed: int) -> list[int]:
-        sampler = Sampler(SamplingConfig(**OFF, seed=seed), CPU)
+        sampler = Sampler(SamplingConfig(**OFF, seed=seed))
         return [int(sampler(logits, [])) for _ in range(20)]
 
     assert sequence(7) == sequence(7) != sequence(8)
 
 
 def test_a_seed_that_nobody_gave_is_told_and_repeats_the_text() -> None:
-    first = Sampler(SamplingConfig(**OFF), CPU)
-    again = Sampler(SamplingConfig(**OFF, seed=first.seed), CPU)
+    first = Sampler(SamplingConfig(**OFF))
+    again = Sampler(SamplingConfig(**OFF, seed=first.seed))
     logits = torch.zeros(1000)
     assert [int(first(logits, [])) for _ in range(9)] == [int(again(logits, [])) for _ in range(9)]
 
@@ -159,7 +158,7 @@ def test_a_seed_that_nobody_gave_is_told_and_repeats_the_text() -> None:
 def test_the_window_of_penalties_is_the_last_n_tokens() -> None:
     logits = torch.tensor([1.0, 0.9])
     config = SamplingConfig(temperature=0, repeat_penalty=2.0, repeat_last_n=2)
-    sampler = Sampler(config, CPU)
+    sampler = Sampler(config)
     assert int(sampler(logits, [0, 1, 1])) == 0
     assert int(sampler(logits, [1, 0, 0])) == 1
 
@@ -220,7 +219,7 @@ def test_what_is_explained_is_what_is_drawn_without_explaining(
     config = SamplingConfig(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repeat_penalty=1.2, seed=seed % 1000
     )
-    plain, explaining = Sampler(config, CPU), Sampler(config, CPU)
+    plain, explaining = Sampler(config), Sampler(config)
     for _ in range(3):
         stages = explaining.stages(logits, [1, 2, 3], whole=True)
         token = explaining.draw(stages[-1])
@@ -236,7 +235,7 @@ def test_an_explanation_tells_rank_entropy_and_what_each_filter_removed() -> Non
     probabilities = torch.tensor([0.05, 0.4, 0.3, 0.15, 0.1])
     logits = probabilities.log()
     config = SamplingConfig(temperature=2.0, top_k=4, top_p=0.8, min_p=0.5, seed=0)
-    stages = Sampler(config, CPU).stages(logits, [], whole=True)
+    stages = Sampler(config).stages(logits, [], whole=True)
     explanation = explain(logits, stages, 2)
     assert explanation.rank == 2
     assert explanation.entropy == pytest.approx(-(probabilities * logits).sum().item())
@@ -253,7 +252,7 @@ def test_an_explanation_tells_rank_entropy_and_what_each_filter_removed() -> Non
 def test_an_explanation_of_greedy_decoding_names_what_forbade_a_token() -> None:
     logits = torch.tensor([3.0, 2.0, 1.0])
     config = SamplingConfig(temperature=0, logit_bias=((0, -math.inf),))
-    explanation = explain(logits, Sampler(config, CPU).stages(logits, []), 1)
+    explanation = explain(logits, Sampler(config).stages(logits, []), 1)
     assert explanation.rank == 2
     assert [(e.name, e.kept, e.removed) for e in explanation.filters] == [("logit_bias", 2, 1), ("greedy", 1, 1)]
     assert explanation.filters[0].removed_probability == pytest.approx(logits.softmax(0)[0].item())
@@ -262,6 +261,6 @@ def test_an_explanation_of_greedy_decoding_names_what_forbade_a_token() -> None:
 
 def test_forbidden_tokens_leave_the_entropy_a_number() -> None:
     logits = torch.tensor([0.0, 0.0, -math.inf])
-    explanation = explain(logits, Sampler(SamplingConfig(**OFF), CPU).stages(logits, [], whole=True), 0)
+    explanation = explain(logits, Sampler(SamplingConfig(**OFF)).stages(logits, [], whole=True), 0)
     assert explanation.entropy == pytest.approx(math.log(2))
     assert explanation.filters[0].kept == 2

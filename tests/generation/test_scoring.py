@@ -104,7 +104,7 @@ def test_what_the_tokenizer_puts_before_a_text_begins_every_window_and_has_no_pr
 
 def test_the_logits_of_a_whole_text_are_never_in_memory(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tiny.score(TEXT, top=2)
-    monkeypatch.setattr(engine_module, "_CHUNK", 7)
+    monkeypatch.setattr(engine_module, "CHUNK", 7)
     rows = []
     run = type(tiny.engine)._run
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptcli.errors import UsageError
-from gptcli.kernels import native
-from gptcli.kernels.native import Level, Library, Matrix
+from gptcli.kernels import functions, native
+from gptcli.kernels.functions import Level, Matrix
+from gptcli.kernels.native import Library
 from gptcli.quant.affine import pack_nibbles
 
 ROWS = (1, 2, 15, 16, 17, 100, 577)
@@ -51,9 +52,9 @@ class Affine(NamedTuple):
     biases: Tensor
     bits: int
 
-    def matrix(self, kernels: Library) -> Matrix:
+    def matrix(self, kernels: Library, *, integers: bool = True) -> Matrix:
         packed = pack_nibbles(self.q) if self.bits == 4 else self.q
-        return kernels.affine(packed, self.scales, self.biases, self.bits)
+        return kernels.affine(packed, self.scales, self.biases, self.bits, integers=integers)
 
     def expanded(self) -> Tensor:
         q = self.q.double().view(*self.scales.shape, -1)
@@ -92,7 +93,9 @@ def assert_product(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None =
 
 
 def assert_affine(kernels: Library, weight: Affine, x: Tensor, bias: Tensor | None = None) -> None:
+    """With activations in 8 bits, and with them as they are."""
     assert_product(kernels.linear(weight.matrix(kernels), x, bias), quantized(x), weight.expanded(), bias)
+    assert_product(kernels.linear(weight.matrix(kernels, integers=False), x, bias), x, weight.expanded(), bias)
 
 
 # Dense
@@ -202,6 +205,24 @@ def test_affine_weights_and_any_number_of_tokens(kernels: Library, bits: int, to
 
 
 @pytest.mark.parametrize("bits", [4, 8])
+def test_affine_weights_and_every_number_of_tokens(kernels: Library, bits: int) -> None:
+    weight, x = affine(50, 96, bits, 32), torch.randn(40, 96)
+    matrix = weight.matrix(kernels, integers=False)
+    for tokens in range(1, 41):
+        assert_product(kernels.linear(matrix, x[:tokens]), x[:tokens], weight.expanded())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("tokens", [1, 5, 30])
+def test_each_weight_is_exactly_that_of_an_expanded_matrix(kernels: Library, tokens: int, bits: int) -> None:
+    weight = affine(37, 64, bits, 32)
+    matrix, x = weight.matrix(kernels, integers=False), torch.zeros(tokens, 64)
+    for column in range(64):
+        x.zero_()[-1, column] = 1
+        assert torch.equal(kernels.linear(matrix, x)[-1], weight.expanded()[:, column].float())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
 def test_quantizing_the_activations_costs_little(kernels: Library, bits: int) -> None:
     weight, x = affine(577, 576, bits, 32), torch.randn(5, 576)
     assert_product(kernels.linear(weight.matrix(kernels), x), x, weight.expanded(), relative=0.02)
@@ -215,6 +236,8 @@ def test_affine_sources_may_lie_at_any_byte(kernels: Library, bits: int) -> None
     constants = [torch.cat([c.new_zeros(1), c.flatten()])[1:].view(c.shape) for c in (weight.scales, weight.biases)]
     out = kernels.linear(kernels.affine(shifted, *constants, bits), x)
     assert_product(out, quantized(x), weight.expanded())
+    out = kernels.linear(kernels.affine(shifted, *constants, bits, integers=False), x)
+    assert_product(out, x, weight.expanded())
 
 
 @pytest.mark.parametrize("level", [0, -1])
@@ -253,9 +276,10 @@ def test_an_outlier_or_a_tiny_value_costs_only_its_own_part(kernels: Library, va
 def test_what_is_not_a_number_stays_none(kernels: Library, value: float) -> None:
     x = torch.randn(2, 128)
     x[1, 70] = value
-    out = kernels.linear(affine(40, 128, 4, 32).matrix(kernels), x)
-    assert out[0].isfinite().all()
-    assert not out[1].isfinite().any()
+    for integers in (True, False):
+        out = kernels.linear(affine(40, 128, 4, 32).matrix(kernels, integers=integers), x)
+        assert out[0].isfinite().all()
+        assert not out[1].isfinite().any()
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -268,7 +292,7 @@ def test_a_row_of_a_packed_matrix_can_be_had_back(kernels: Library, bits: int) -
 
 def test_packing_costs_little_more_than_the_weights(kernels: Library) -> None:
     matrix = affine(160, 256, 4, 32).matrix(kernels)
-    assert matrix.packed_bytes == 160 * 256 // 2 + 160 * 8 * 4
+    assert matrix.size == 160 * 256 // 2 + 160 * 8 * 4
 
 
 def test_many_matrices_come_and_go(kernels: Library) -> None:
@@ -288,6 +312,8 @@ def test_many_matrices_come_and_go(kernels: Library) -> None:
 def test_results_do_not_depend_on_the_number_of_threads(kernels: Library, threads: int) -> None:
     for matrix, tokens in (
         (affine(3000, 256, 8, 32).matrix(kernels), 20),
+        (affine(3000, 256, 4, 32).matrix(kernels, integers=False), 3),
+        (affine(333, 256, 8, 32).matrix(kernels, integers=False), 150),
         (kernels.dense(torch.randn(333, 300)), 3),
         (kernels.dense(torch.randn(333, 300).half()), 150),
     ):
@@ -452,19 +478,19 @@ def test_an_unknown_value_of_the_variable_is_an_error(monkeypatch: pytest.Monkey
 
 
 def test_without_the_compiled_file_there_is_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "EXTENSION_SUFFIXES", [".absent"])
+    monkeypatch.setattr(functions, "EXTENSION_SUFFIXES", [".absent"])
     assert native.library.__wrapped__() is None
 
 
 def test_kernels_compiled_from_other_sources_are_refused_and_not_called(
     monkeypatch: pytest.MonkeyPatch, kernels: Library
 ) -> None:
-    path = native._built()
+    path = functions.built_file()
     assert path is not None
-    monkeypatch.setattr(native, "_RECORDS", (native.Frame, *native._RECORDS[1:]))  # as if Op had other fields
+    monkeypatch.setattr(functions, "_RECORDS", (functions.Frame, *functions._RECORDS[1:]))  # as if Op had other fields
     with pytest.raises(UsageError, match="another version"):
         Library(path)
     monkeypatch.undo()
-    monkeypatch.setitem(native._SIGNATURES, "gptcli_is_to_come", (None, []))
+    monkeypatch.setitem(functions._SIGNATURES, "gptcli_is_to_come", (None, []))
     with pytest.raises(UsageError, match="another version"):
         Library(path)

@@ -75,6 +75,12 @@ def reference_tokenizer(reference: Reference) -> Any:
     return AutoTokenizer.from_pretrained(reference.path, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
+@pytest.fixture(scope="module")
+def packed(real_weights: Path) -> LanguageModel:
+    """The default model as it is stored, its arithmetic in fp32."""
+    return gptcli.load(real_weights / DEFAULT_MODEL, device="cpu", dtype="fp32")
+
+
 def greedy_ids(lm: LanguageModel, prompt: list[int]) -> list[int]:
     *_, finished = lm.generate(prompt, max_tokens=TOKENS, temperature=0.0, ignore_eos=False)
     assert isinstance(finished, Finished)
@@ -87,26 +93,33 @@ def until_stop(ids: list[int], stop_ids: frozenset[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("prompt", PROMPTS, ids=range(len(PROMPTS)))
-def test_greedy_ids_of_a_text_are_the_references(real: LanguageModel, reference: Reference, prompt: str) -> None:
+def test_greedy_ids_of_a_text_are_the_references(
+    real: LanguageModel, packed: LanguageModel, reference: Reference, prompt: str
+) -> None:
     ids = real.tokenizer.encode(prompt)
-    assert greedy_ids(real, ids) == until_stop(reference.greedy(ids, TOKENS), real.stop_ids)
+    wanted = until_stop(reference.greedy(ids, TOKENS), real.stop_ids)
+    assert greedy_ids(real, ids) == wanted
+    assert greedy_ids(packed, ids) == wanted
 
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=range(len(QUESTIONS)))
 def test_greedy_ids_of_a_chat_are_the_references(
-    real: LanguageModel, reference: Reference, reference_tokenizer: Any, question: str
+    real: LanguageModel, packed: LanguageModel, reference: Reference, reference_tokenizer: Any, question: str
 ) -> None:
     messages = [{"role": "user", "content": question}]
     wanted = reference_tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     ids = real.template.render([Message("user", question)], real.tokenizer)
     assert ids == list(wanted)
-    assert greedy_ids(real, ids) == until_stop(reference.greedy(ids, TOKENS), real.stop_ids)
+    answer = until_stop(reference.greedy(ids, TOKENS), real.stop_ids)
+    assert greedy_ids(real, ids) == answer
+    assert greedy_ids(packed, ids) == answer
 
 
-def test_log_probabilities_agree(real: LanguageModel, reference: Reference) -> None:
+def test_log_probabilities_agree(real: LanguageModel, packed: LanguageModel, reference: Reference) -> None:
     ids = real.tokenizer.encode(" ".join(PROMPTS))
-    got = real.logits(ids).log_softmax(-1)
-    assert (got - reference.logits(ids).log_softmax(-1)).abs().max() < 1e-3
+    wanted = reference.logits(ids).log_softmax(-1)
+    for lm in (real, packed):
+        assert (lm.logits(ids).log_softmax(-1) - wanted).abs().max() < 1e-3
 
 
 def test_token_ids_are_the_references(real: LanguageModel, reference_tokenizer: Any) -> None:

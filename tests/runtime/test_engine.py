@@ -13,7 +13,7 @@ import gptcli
 from gptcli import LanguageModel
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.errors import NoSuchDevice, OutOfMemory
-from gptcli.runtime import device
+from gptcli.runtime import device, machine
 from gptcli.runtime.device import plan_for
 from gptcli.runtime.recorded import cuda_graph
 from gptcli.settings import RuntimeConfig
@@ -121,7 +121,7 @@ def test_threads_are_no_more_than_the_control_group_allows(
     limit: str, threads: int, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpu.max").write_text(limit)
-    monkeypatch.setattr(device, "_CPU_MAX", tmp_path / "cpu.max")
+    monkeypatch.setattr(machine, "_CPU_MAX", tmp_path / "cpu.max")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     chosen: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)

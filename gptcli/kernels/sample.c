@@ -1,0 +1,216 @@
+/* Draws a token from logits: the filters of generation/sampling.py, in their order, on the calling thread. */
+#include "kernels.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    FIRST_CANDIDATES = 1024, /* as in sampling.py */
+    PIECE = 1024,            /* logits whose exponentials are held at once */
+};
+
+typedef struct Candidate {
+    float logit;
+    int32_t token;
+} Candidate;
+
+/* Which of two comes first: the likelier, and of equals the lower token. */
+static int is_before(Candidate a, Candidate b) {
+    return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
+}
+
+static int by_rank(const void *a, const void *b) {
+    return is_before(*(const Candidate *)a, *(const Candidate *)b) ? -1 : 1;
+}
+
+/* Puts heap[place] where it belongs below; the heap's first is the last of its candidates. */
+static void sift_down(Candidate *heap, int64_t size, int64_t place) {
+    Candidate moved = heap[place];
+    for (int64_t child; (child = 2 * place + 1) < size; place = child) {
+        if (child + 1 < size && is_before(heap[child], heap[child + 1])) child++;
+        if (is_before(heap[child], moved)) break;
+        heap[place] = heap[child];
+    }
+    heap[place] = moved;
+}
+
+/* The first `count` of all, in their order. */
+static void best(const float *logits, int64_t vocabulary, int64_t count, Candidate *out) {
+    for (int64_t token = 0; token < count; token++) out[token] = (Candidate){logits[token], (int32_t)token};
+    for (int64_t place = count / 2; place-- > 0;) sift_down(out, count, place);
+    for (int64_t token = count; token < vocabulary; token++) {
+        if (!(logits[token] > out[0].logit)) continue;
+        out[0] = (Candidate){logits[token], (int32_t)token};
+        sift_down(out, count, 0);
+    }
+    qsort(out, (size_t)count, sizeof *out, by_rank);
+}
+
+static int64_t greatest(const float *logits, int64_t vocabulary) {
+    int64_t token = 0;
+    for (int64_t i = 1; i < vocabulary; i++)
+        if (logits[i] > logits[token]) token = i;
+    return token;
+}
+
+/* e^((logits - first) / temperature), for at most PIECE of them. */
+static void exponentials(const float *logits, int64_t count, float first, float temperature, float *out) {
+    for (int64_t i = 0; i < count; i++) out[i] = (logits[i] - first) / temperature;
+    level()->exp(out, count, out);
+}
+
+/* The sum of e^((logits - first) / temperature); where it passes `bound`, *place is the token that made it so. */
+static double sum_until(const float *logits, int64_t vocabulary, float first, float temperature, double bound,
+                        int64_t *place) {
+    float piece[PIECE];
+    double sum = 0;
+    for (int64_t begin = 0; begin < vocabulary; begin += PIECE) {
+        int64_t count = vocabulary - begin < PIECE ? vocabulary - begin : PIECE;
+        exponentials(logits + begin, count, first, temperature, piece);
+        for (int64_t i = 0; i < count; i++) {
+            sum += piece[i];
+            if (sum <= bound) continue;
+            *place = begin + i;
+            return sum;
+        }
+    }
+    return sum;
+}
+
+/* From all tokens, in the vocabulary's order. */
+static int64_t draw_any(const Draw *draw, const float *logits) {
+    int64_t likeliest = greatest(logits, draw->vocabulary), token = likeliest;
+    float first = logits[likeliest];
+    double total = sum_until(logits, draw->vocabulary, first, draw->temperature, INFINITY, &token);
+    sum_until(logits, draw->vocabulary, first, draw->temperature, draw->uniform * total, &token);
+    return token;
+}
+
+/* How many of the candidates top-p leaves. total: the sum of e^(logit - first) that their probabilities are of. */
+static int64_t keep_top_p(const Candidate *candidates, int64_t count, double p, double total) {
+    if (p == 1) return count;
+    double before = 0;
+    for (int64_t i = 0; i < count; i++) {
+        if (i > 0 && before >= p * total) return i;
+        before += exp((double)candidates[i].logit - candidates[0].logit);
+    }
+    return count;
+}
+
+static int64_t keep_min_p(const Candidate *candidates, int64_t count, double p) {
+    if (p == 0) return count;
+    float least = candidates[0].logit + (float)log(p);
+    int64_t kept = 0;
+    while (kept < count && candidates[kept].logit >= least) kept++;
+    return kept;
+}
+
+static int64_t pick(const Draw *draw, const Candidate *candidates, int64_t count) {
+    double total = 0, sum = 0;
+    for (int64_t i = 0; i < count; i++)
+        total += exp(((double)candidates[i].logit - candidates[0].logit) / draw->temperature);
+    for (int64_t i = 0; i < count; i++) {
+        sum += exp(((double)candidates[i].logit - candidates[0].logit) / draw->temperature);
+        if (sum > draw->uniform * total) return candidates[i].token;
+    }
+    return candidates[0].token;
+}
+
+/* Whether top-p and min-p may leave more than these of the vocabulary. */
+static int may_leave_more(const Draw *draw, const Candidate *candidates, int64_t count, double total) {
+    double share = 0, last = 0;
+    for (int64_t i = 0; i < count; i++) share += last = exp((double)candidates[i].logit - candidates[0].logit);
+    return count < draw->vocabulary && share < draw->top_p * total && last >= draw->min_p;
+}
+
+static int64_t draw_filtered(const Draw *draw, const float *logits) {
+    int64_t wanted = draw->top_k > 0 ? draw->top_k : FIRST_CANDIDATES;
+    int64_t count = wanted < draw->vocabulary ? wanted : draw->vocabulary;
+    Candidate *candidates = malloc((size_t)count * sizeof *candidates);
+    if (candidates == NULL) return -1;
+    best(logits, draw->vocabulary, count, candidates);
+    double total = 0;
+    if (draw->top_k > 0) {
+        for (int64_t i = 0; i < count; i++) total += exp((double)candidates[i].logit - candidates[0].logit);
+    } else {
+        int64_t none;
+        total = sum_until(logits, draw->vocabulary, candidates[0].logit, 1, INFINITY, &none);
+        if (may_leave_more(draw, candidates, count, total)) {
+            count = draw->vocabulary;
+            Candidate *all = realloc(candidates, (size_t)count * sizeof *candidates);
+            if (all == NULL) {
+                free(candidates);
+                return -1;
+            }
+            candidates = all;
+            best(logits, draw->vocabulary, count, candidates);
+        }
+    }
+    count = keep_min_p(candidates, keep_top_p(candidates, count, draw->top_p, total), draw->min_p);
+    int64_t token = pick(draw, candidates, count);
+    free(candidates);
+    return token;
+}
+
+static int by_value(const void *a, const void *b) {
+    int64_t first = *(const int64_t *)a, second = *(const int64_t *)b;
+    return (first > second) - (first < second);
+}
+
+/* recent: sorted. */
+static void penalize(const Draw *draw, const int64_t *recent, float *logits) {
+    for (int64_t i = 0, next; i < draw->recent_count; i = next) {
+        for (next = i + 1; next < draw->recent_count && recent[next] == recent[i];) next++;
+        float *logit = &logits[recent[i]];
+        *logit = *logit > 0 ? *logit / draw->repeat : *logit * draw->repeat;
+        *logit = *logit - draw->presence - draw->frequency * (float)(next - i);
+    }
+}
+
+/* A copy of the logits with what precedes the filters. NULL: no memory. */
+static float *prepared(const Draw *draw) {
+    float *logits = malloc((size_t)draw->vocabulary * sizeof *logits);
+    int64_t *recent = malloc((size_t)(draw->recent_count + 1) * sizeof *recent);
+    if (logits != NULL && recent != NULL) {
+        memcpy(logits, draw->logits, (size_t)draw->vocabulary * sizeof *logits);
+        for (int64_t i = 0; i < draw->never_count; i++) logits[draw->never[i]] = -INFINITY;
+        for (int64_t i = 0; i < draw->biased_count; i++) logits[draw->biased[i]] += draw->biases[i];
+        if (draw->recent_count > 0) memcpy(recent, draw->recent, (size_t)draw->recent_count * sizeof *recent);
+        qsort(recent, (size_t)draw->recent_count, sizeof *recent, by_value);
+        penalize(draw, recent, logits);
+    } else {
+        free(logits);
+        logits = NULL;
+    }
+    free(recent);
+    return logits;
+}
+
+int64_t gptcli_draw(const Draw *draw) {
+    const float *logits = draw->logits;
+    float *changed = NULL;
+    if (draw->never_count + draw->biased_count + draw->recent_count > 0) {
+        logits = changed = prepared(draw);
+        if (logits == NULL) return -1;
+    }
+    int64_t token;
+    if (draw->greedy)
+        token = greatest(logits, draw->vocabulary);
+    else if (draw->top_k == 0 && draw->top_p == 1 && draw->min_p == 0)
+        token = draw_any(draw, logits);
+    else
+        token = draw_filtered(draw, logits);
+    free(changed);
+    return token;
+}
+
+int gptcli_all_finite(const float *values, int64_t size) {
+    uint32_t odd = 0;
+    for (int64_t i = 0; i < size; i++) {
+        uint32_t bits;
+        memcpy(&bits, values + i, sizeof bits);
+        odd |= (bits & 0x7f800000) == 0x7f800000;
+    }
+    return !odd;
+}

@@ -1,0 +1,282 @@
+"""Lowers a decoder to a program that the compiled kernels run, and runs it over a KVCache.
+
+Nothing here computes: blocks become operations on buffers, in the order of `model/decoder.py`. What has no operation
+(experts, say) makes `lower` answer None, and torch runs the decoder as it does everywhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import cast
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+
+from gptcli.kernels.functions import Matrix, Op, Rotation
+from gptcli.kernels.native import Library
+from gptcli.model.attention import Attention
+from gptcli.model.cache import KVCache
+from gptcli.model.config import AttentionConfig, MlpConfig, RopeConfig
+from gptcli.model.decoder import Block, Decoder, Embedding
+from gptcli.model.linear import Linear
+from gptcli.model.mlp import Mlp
+from gptcli.model.norm import Norm
+from gptcli.model.rope import rotary_table
+from gptcli.quant.compiled import CompiledEmbedding, CompiledLinear
+from gptcli.runtime.prepared import Prepared, RotaryTable
+from gptcli.runtime.program import Program, Rows, Storage, Vector
+
+
+def lower(decoder: Decoder, library: Library) -> DecoderProgram | None:
+    """The decoder's step as a program; None where something in it has no operation. Its weights must stay alive."""
+    lowering = _Lowering(decoder, library)
+    try:
+        lowering.step()
+    except _NoOperation:
+        return None
+    program = Program(library, lowering.ops, lowering.uses, lowering.matrices, lowering.vectors)
+    return DecoderProgram(decoder, program, lowering.ropes, lowering.windows)
+
+
+class DecoderProgram:
+    """A decoder's step, for one token, a prompt, or a token of each of several texts."""
+
+    def __init__(self, decoder: Decoder, program: Program, ropes: list[RopeConfig], windows: list[int | None]) -> None:
+        self.program = program
+        self._decoder, self._ropes, self._windows = decoder, ropes, windows
+        self._bound: tuple[ref[KVCache], int] | None = None
+
+    def prepared(self, most_positions: int, dtype: str, threads: int) -> Prepared | None:
+        """What runs one text without the decoder, of up to so many positions; None where it takes more than a program.
+
+        Shares its weights with the decoder.
+        """
+        config = self._decoder.config
+        if config.rope_borders or config.logit_scale != 1 or config.logit_softcap is not None:
+            return None
+        positions = min(config.max_context, most_positions)
+        tables = []
+        for rope in self._ropes:
+            cos, sin = rotary_table(rope, positions, positions, torch.device("cpu"), torch.float32)
+            tables.append(RotaryTable(_vector(cos), _vector(sin), cos.shape[-1]))
+        return Prepared(self.program, tables, len(self._windows), config.vocab_size, positions, dtype, threads)
+
+    def run(self, rows: Sequence[Sequence[int]], cache: KVCache, wanted: int = 1) -> Tensor:
+        """Runs tokens behind those in a cache and writes them there: some for its only row, or one for each.
+
+        The logits of each row's last ones, (rows * wanted, vocab). The caller then lets the cache `advance`.
+        """
+        tokens = [token for row in rows for token in row]
+        new = len(rows[0])
+        assert len(rows) == cache.rows and (cache.rows == 1 or new == 1)
+        assert 0 <= min(tokens) <= max(tokens) < self._decoder.config.vocab_size
+        cache.reserve(new)
+        if self._bound is None or self._bound[0]() is not cache or self._bound[1] != cache.moves:
+            self.program.bind([_storage(cache, block) for block in range(len(self._decoder.config.blocks))])
+            self._bound = ref(cache), cache.moves
+        tables = [self._decoder.rotation(rope, cache, new) for rope in self._ropes]
+        logits = torch.empty(cache.rows * wanted, self._decoder.config.vocab_size)
+        self.program.run(
+            tokens,
+            texts=cache.rows,
+            position=cache.length,
+            held=[cache.held(window) for window in self._windows],
+            rotations=[Rotation(cos.data_ptr(), sin.data_ptr(), cos.shape[-1]) for cos, sin in tables],
+            wanted=cache.rows * wanted,
+            logits=logits.data_ptr(),
+        )
+        return self._decoder.scaled(logits)
+
+
+def _storage(cache: KVCache, block: int) -> Storage:
+    keys, values = cache.storage(block)
+    return Storage(keys.data_ptr(), values.data_ptr(), *keys.stride()[:2])
+
+
+def _vector(values: Tensor) -> Vector:
+    assert values.dtype == torch.float32 and values.is_contiguous()
+    return Vector(values.data_ptr(), values.nbytes, values)
+
+
+class _NoOperation(Exception):
+    """The decoder does something that the kernels cannot."""
+
+
+@dataclass
+class _Lowering:
+    decoder: Decoder
+    library: Library
+    ops: list[Op] = field(default_factory=list)
+    uses: list[tuple[int, str, Rows]] = field(default_factory=list)
+    matrices: list[tuple[int, Matrix]] = field(default_factory=list)
+    vectors: list[tuple[int, str, Vector]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        attentions = [block.attention for block in self.decoder.config.blocks]
+        self.ropes = list(dict.fromkeys(attention.rope for attention in attentions if attention.rope is not None))
+        self.windows = list(dict.fromkeys(attention.window for attention in attentions))
+
+    def step(self) -> None:
+        """All of it, from the ids to the logits."""
+        decoder, config = self.decoder, self.decoder.config
+        x, normalized = Rows("x", config.hidden_size), Rows("normalized", config.hidden_size)
+        embedding, positions = decoder.embed, decoder.positions
+        self._add(
+            "EMBED",
+            matrix=self._matrix(embedding),
+            out=x,
+            weight=None if positions is None else positions.weight,
+            size=config.hidden_size,
+            factor=config.embedding_scale,
+        )
+        for block in decoder.blocks:
+            self._block(cast(Block, block), x, normalized)
+        final = self._norm(decoder.final_norm, x, normalized)
+        self._linear(embedding if decoder.head is None else decoder.head, final, None)
+
+    def _block(self, block: Block, x: Rows, normalized: Rows) -> None:
+        residual, scale = block.config.residual, block.config.residual_scale
+        attended, fed = Rows("attended", x.width), Rows("fed", x.width)
+        if residual == "after":
+            self._attention(block.attention, x, attended)
+            self._sum(x, attended, 1.0)
+            self._norm(block.post_attention_norm, x, x)
+            self._mlp(block.mlp, x, fed)
+            self._sum(x, fed, 1.0)
+            self._norm(block.post_mlp_norm, x, x)
+            return
+        self._attention(block.attention, self._norm(block.attention_norm, x, normalized), attended)
+        if residual in ("parallel", "shared"):
+            source = normalized if residual == "shared" else self._norm(block.mlp_norm, x, normalized)
+            self._mlp(block.mlp, source, fed)
+            self._sum(x, attended, scale)
+            self._sum(x, fed, scale)
+            return
+        self._norm(block.post_attention_norm, attended, attended)
+        self._sum(x, attended, scale)
+        self._mlp(block.mlp, self._norm(block.mlp_norm, x, normalized), fed)
+        self._norm(block.post_mlp_norm, fed, fed)
+        self._sum(x, fed, scale)
+
+    def _attention(self, attention: Attention, x: Rows, out: Rows) -> None:
+        config = attention.config
+        if config.clip is not None or config.position_scale is not None:
+            raise _NoOperation
+        qkv = Rows("qkv", (config.heads + 2 * config.kv_heads) * config.head_dim)
+        heads = Rows("heads", config.heads * config.head_dim)
+        self._linear(attention.qkv, x, qkv)
+        if config.qk_norm is not None:
+            keys = Rows(qkv.name, qkv.width, offset=heads.width)
+            self._head_norm(attention.q_norm, config, qkv, config.heads)
+            self._head_norm(attention.k_norm, config, keys, config.kv_heads)
+        if config.rope is not None:
+            self._add(
+                "ROTATE",
+                out=qkv,
+                rows=config.heads + config.kv_heads,
+                size=config.head_dim,
+                stride=qkv.width,
+                table=self.ropes.index(config.rope),
+            )
+        self._add(
+            "ATTEND",
+            input=qkv,
+            out=heads,
+            weight=attention.sinks,
+            size=config.head_dim,
+            stride=qkv.width,
+            table=self.windows.index(config.window),
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            window=config.window or 0,
+            factor=config.scale,
+            softcap=config.softcap or 0.0,
+        )
+        self._linear(attention.out, heads, out)
+
+    def _head_norm(self, norm: nn.Module, config: AttentionConfig, heads: Rows, count: int) -> None:
+        assert config.qk_norm is not None
+        if config.qk_norm.over == "full":
+            self._vectors(norm, heads, heads, rows=1, size=count * config.head_dim)
+        else:
+            step = config.head_dim if config.qk_norm.over == "each_head" else 0
+            self._vectors(norm, heads, heads, rows=count, size=config.head_dim, weight_step=step)
+
+    def _norm(self, norm: nn.Module, x: Rows, out: Rows) -> Rows:
+        """The buffer that holds the normalized values: x itself where there is no norm."""
+        if isinstance(norm, nn.Identity):
+            return x
+        self._vectors(norm, x, out, rows=1, size=x.width)
+        return out
+
+    def _vectors(self, norm: nn.Module, x: Rows, out: Rows, *, rows: int, size: int, weight_step: int = 0) -> None:
+        assert isinstance(norm, Norm)
+        if norm.config.kind == "rms" and norm.bias is not None:
+            raise _NoOperation
+        self._add(
+            "RMS_NORM" if norm.config.kind == "rms" else "LAYER_NORM",
+            input=x,
+            out=out,
+            weight=norm.weight,
+            bias=norm.bias,
+            rows=rows,
+            size=size,
+            stride=x.width,
+            weight_step=weight_step,
+            factor=norm.config.eps,
+        )
+
+    def _mlp(self, mlp: nn.Module, x: Rows, out: Rows) -> None:
+        if not isinstance(mlp, Mlp):
+            raise _NoOperation
+        config: MlpConfig = mlp.config
+        up = Rows("up", config.width * (2 if config.gated else 1))
+        activated = Rows("activated", config.width)
+        self._linear(mlp.up, x, up)
+        self._add(
+            "ACTIVATE",
+            input=up,
+            out=activated,
+            size=config.width,
+            stride=up.width,
+            table=self.library.activation(config.activation),
+        )
+        self._linear(mlp.down, activated, out)
+
+    def _linear(self, module: nn.Module, x: Rows, out: Rows | None) -> None:
+        self._add("LINEAR", matrix=self._matrix(module), input=x, out=out, bias=getattr(module, "bias", None))
+
+    def _sum(self, x: Rows, addend: Rows, scale: float) -> None:
+        self._add("ADD", input=addend, out=x, size=x.width, factor=scale)
+
+    def _matrix(self, module: nn.Module) -> Matrix:
+        match module:
+            case CompiledLinear() | CompiledEmbedding():
+                return module.matrix
+            case Linear() | Embedding() if module.weight.dtype == torch.float32 and module.weight.is_contiguous():
+                return self.library.dense(module.weight.detach())
+        raise _NoOperation
+
+    def _add(
+        self,
+        code: str,
+        *,
+        matrix: Matrix | None = None,
+        input: Rows | None = None,
+        out: Rows | None = None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        **numbers: float,
+    ) -> None:
+        if any(vector is not None and vector.dtype != torch.float32 for vector in (weight, bias)):
+            raise _NoOperation
+        place = len(self.ops)
+        self.ops.append(Op(code=self.library.code(code), **numbers))
+        if matrix is not None:
+            self.matrices.append((place, matrix))
+        for name, vector in (("weight", weight), ("bias", bias)):
+            if vector is not None:
+                self.vectors.append((place, name, _vector(vector)))
+        self.uses += [(place, name, rows) for name, rows in (("input", input), ("out", out)) if rows]
