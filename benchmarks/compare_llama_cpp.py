@@ -36,7 +36,7 @@ PAIRS = {
     "fp32 arithmetic, as stored": ("auto", "fp32", "stored", "F32"),
     "fp16": ("auto", "auto", "fp16", "F16"),
     "bf16": ("auto", "auto", "bf16", "F16"),
-    "bf16 of what is stored": ("auto", "bf16", "stored", "F16"),
+    "bf16 asked for, as stored": ("auto", "bf16", "stored", "F16"),
     "int8": ("int8", "auto", "bf16", "Q8_0"),
     "int4": ("int4", "auto", "bf16", "Q4_0"),
     "as stored": ("auto", "auto", "stored", "Q4_0"),

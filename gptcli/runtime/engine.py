@@ -219,18 +219,25 @@ class Engine:
         The logits of each row's last ones, (rows * wanted, vocab) in fp32.
         """
         length = cache.length + len(rows[0])
+        finite: bool | Tensor
         with memory_errors(self.plan.device, f"running token {length}"):
             if self._recorded is not None and len(rows[0]) == 1:
                 logits, finite = self._recorded.run([token for [token] in rows], cache)
             else:
                 logits = self._run_plainly(rows, cache, wanted)
-                finite = all_finite(logits)
+                finite = self._all_finite(logits)
             cache.advance(*rows)
         if not finite:
             if self._recorded is not None:
                 cache.discard()  # NaN in what a recorded step multiplies with zero is NaN
             raise NonFiniteLogits(length, self.plan.dtype_name)
         return logits
+
+    def _all_finite(self, logits: Tensor) -> bool | Tensor:
+        # A step that has nothing of torch's in it leaves torch's threads asleep, which would spin for the next one.
+        if self.library is not None and logits.is_contiguous():
+            return self.library.all_finite(logits.data_ptr(), logits.numel())
+        return all_finite(logits)
 
     def _run_plainly(self, rows: Sequence[Sequence[int]], cache: KVCache, wanted: int) -> Tensor:
         if self._program is not None:
