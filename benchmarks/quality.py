@@ -20,7 +20,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "auto": {},
     "--quantize int8": {"quantize": "int8"},
     "--quantize int4": {"quantize": "int4"},
-    "--dtype bf16": {"dtype": "bf16"},
+    "--dtype bf16 --quantize none": {"dtype": "bf16", "quantize": "none"},
     "--dtype fp32": {"dtype": "fp32"},
 }
 

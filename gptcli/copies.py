@@ -21,6 +21,7 @@ import platformdirs
 
 from gptcli import __version__
 from gptcli.checkpoint.folder import ModelFolder
+from gptcli.errors import InputError
 from gptcli.files import open_regular
 from gptcli.kernels.functions import Functions, built_file, functions
 from gptcli.runtime import prepared
@@ -73,7 +74,7 @@ def open_copy(folder: ModelFolder, runtime: RuntimeConfig) -> Copy | None:
             return None
         os.utime(path)  # the oldest go first
         content = prepared.read(open_regular(path), _key(folder, runtime, library), library, free_memory())
-    except (OSError, MemoryError):
+    except (OSError, MemoryError, InputError):  # torch's way may go on, or says what is wrong
         return None
     return None if content is None else Copy(content, library, runtime, started)
 
@@ -83,15 +84,18 @@ def keep_copy(folder: ModelFolder, runtime: RuntimeConfig, engine: Engine) -> No
     library = engine.plan.library
     if library is None or not _may_be_prepared(runtime) or runtime.threads is not None:
         return
+    path, key = _path(folder, runtime), _key(folder, runtime, library)
+    with contextlib.suppress(OSError, InputError), open_regular(path) as file:
+        if prepared.key_of(file) == key:
+            return
     copy = engine.prepared(_MOST_POSITIONS)
     if copy is None or sum({matrix.address: matrix.size for _, matrix in copy.program.matrices}.values()) > _MOST_BYTES:
         return
-    path = _path(folder, runtime)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
             try:
-                prepared.write(copy, _key(folder, runtime, library), library, file)
+                prepared.write(copy, key, library, file)
                 os.replace(file.name, path)
             except BaseException:
                 os.unlink(file.name)

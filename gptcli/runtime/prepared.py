@@ -183,6 +183,12 @@ def read(file: BufferedReader, key: dict[str, Any], library: Functions, free: in
     return Prepared(program, tables, **{name: header[name] for name in names}, arrival=arrival)
 
 
+def key_of(file: BufferedReader) -> dict[str, Any] | None:
+    """The key of the prepared copy in a file, if its header is whole. Raises OSError."""
+    header = _header(file)
+    return None if header is None else header["key"]
+
+
 def _header(file: BufferedReader) -> dict[str, Any] | None:
     """What a file begins with, if it is whole; the data come next."""
     size, digest = int.from_bytes(file.read(8), "little"), file.read(32)

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from gptcli import copies
+from gptcli.errors import NonFiniteLogits
 from gptcli.generation.events import Finished
 from gptcli.kernels.functions import functions
 from gptcli.language_model import LanguageModel
@@ -91,6 +93,14 @@ def test_a_prepared_copy_says_what_the_model_says(
     prepared.load_for_one(len(PROMPT) + stop.max_tokens)
     assert outcome(prepared, config, stop) == outcome(whole, config, stop)
     assert prepared._engine is None
+
+
+def test_a_copy_that_is_there_is_not_written_again(model: Path) -> None:
+    before = copy_of().stat()
+    lm = opened(model)
+    lm.load()
+    lm.keep_copy()
+    assert copy_of().stat() == before
 
 
 def test_what_a_copy_cannot_do_the_model_does(model: Path) -> None:
@@ -180,6 +190,12 @@ def make_writable_for_all(model: Path) -> None:
     copy_of().chmod(0o666)
 
 
+def put_a_pipe_there(model: Path) -> None:
+    path = copy_of()
+    path.unlink()
+    os.mkfifo(path)
+
+
 def put_a_directory_there(model: Path) -> None:
     path = copy_of()
     path.unlink()
@@ -199,6 +215,7 @@ def use_other_cores(model: Path) -> None:
         cut_short,
         cut_to_nothing,
         make_writable_for_all,
+        put_a_pipe_there,
         put_a_directory_there,
         use_other_cores,
     ],
@@ -291,3 +308,27 @@ def test_a_question_in_a_pipe_leaves_torch_alone_the_second_time(tmp_path: Path)
     )
     done = [subprocess.run([sys.executable, "-c", code], capture_output=True) for _ in range(2)]
     assert [run.stderr.splitlines()[-1] for run in done] == [b"0 True", b"0 False"]
+
+
+def test_nan_ends_a_text_from_a_copy_as_it_ends_any(tmp_path: Path) -> None:
+    path = make_model(tmp_path / "tiny")
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.embed_tokens.weight"][99] = float("nan")
+    # Tied to the embedding, the head would make every logit of this token NaN.
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].nan_to_num()
+    save_file(tensors, path / "model.safetensors")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    whole = opened(path, device="cpu")
+    whole.load()
+    whole.keep_copy()
+    prepared = opened(path, device="cpu")
+    prepared.load_for_one(20)
+    messages = []
+    for lm in (whole, prepared):
+        assert isinstance(list(lm.stream([5, 6], SamplingConfig(seed=1), StopConfig(max_tokens=2)))[-1], Finished)
+        with pytest.raises(NonFiniteLogits) as error:
+            list(lm.stream([5, 99, 6], SamplingConfig(seed=1), StopConfig(max_tokens=2)))
+        messages.append(error.value.message)
+    assert messages[0] == messages[1]
+    assert prepared._engine is None
