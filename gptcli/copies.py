@@ -21,7 +21,7 @@ import platformdirs
 
 from gptcli import __version__
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.errors import InputError
+from gptcli.errors import GptcliError, InputError
 from gptcli.files import open_regular
 from gptcli.kernels.functions import Functions, built_file, functions
 from gptcli.runtime import prepared
@@ -36,8 +36,16 @@ if TYPE_CHECKING:
 _VARIABLE = "GPTCLI_PREPARED"
 _MOST_BYTES = 1 << 30  # of weights: larger models take long to read whatever they are read from
 _MOST_COPIES = 4
-_MOST_POSITIONS = 8192  # that rotary tables are kept for
+_MOST_POSITIONS = 32_768  # that rotary tables are kept for
 _SUFFIX = ".prepared"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where the copy of a model belongs that is run so, and the key that it must have, at the time of asking."""
+
+    path: Path
+    key: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -62,88 +70,126 @@ class Copy:
         return engine
 
 
-def open_copy(folder: ModelFolder, runtime: RuntimeConfig) -> Copy | None:
-    """Begins to read the prepared copy of a model; None where there is none for it as it is now."""
+def slot_of(folder: ModelFolder, runtime: RuntimeConfig) -> Slot | None:
+    """The slot for a model's copy; None where there can be none: not on the CPU, as far as can be told without torch,
+    without kernels, or switched off."""
+    if os.environ.get(_VARIABLE) == "off" or runtime.device not in ("auto", "cpu"):
+        return None
+    if runtime.device == "auto" and _may_have_gpu():
+        return None
+    library = functions()
+    if library is None:
+        return None
+    way = [
+        runtime.device,
+        runtime.dtype,
+        runtime.quantize,
+        library.level,
+        # Which cores there are, and what tells OpenMP how many to use: torch's number of threads comes from them.
+        sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        cpu_limit(),
+        [os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")],
+    ]
+    weights = sorted({info.file for info in folder.tensors.values()})
+    try:
+        key = {
+            "version": __version__,
+            "sources": _sources(),
+            "model": {str(path): _identity(path) for path in [folder.path / "config.json", *weights]},
+            "way": way,
+        }
+    except OSError:  # a file is being exchanged, or gone
+        return None
+    return Slot(_directory() / f"{_of_model(folder.path)}-{_hash(repr(way))}{_SUFFIX}", key)
+
+
+def open_copy(slot: Slot, runtime: RuntimeConfig, room: int) -> Copy | None:
+    """Begins to read the prepared copy in a slot; None where there is none, or none for texts of `room` tokens."""
     started = time.perf_counter()
     library = functions()
-    if library is None or not _may_be_prepared(runtime):
-        return None
-    path = _path(folder, runtime)
+    assert library is not None
     try:
-        if not path.is_file() or not _is_ours(path):
+        if not slot.path.is_file() or not _is_ours(slot.path):
             return None
-        os.utime(path)  # the oldest go first
-        content = prepared.read(open_regular(path), _key(folder, runtime, library), library, free_memory())
+        os.utime(slot.path)  # the oldest go first
+        content = prepared.read(open_regular(slot.path), slot.key, library, free=free_memory(), positions=room)
     except (OSError, MemoryError, InputError):  # torch's way may go on, or says what is wrong
         return None
     return None if content is None else Copy(content, library, runtime, started)
 
 
-def keep_copy(folder: ModelFolder, runtime: RuntimeConfig, engine: Engine) -> None:
-    """Keeps a prepared copy of a loaded model, if it can have one. Where it cannot be written there will be none."""
-    library = engine.plan.library
-    if library is None or not _may_be_prepared(runtime) or runtime.threads is not None:
+def keep_copy(slot: Slot, folder: ModelFolder, runtime: RuntimeConfig, engine: Engine) -> None:
+    """Keeps a prepared copy of a loaded model, whose slot was this before its weights were read, if it can have one.
+
+    None is kept of files that were exchanged since, and where it cannot be written there will be none.
+    """
+    library = engine.library
+    if library is None or runtime.threads is not None:
         return
-    path, key = _path(folder, runtime), _key(folder, runtime, library)
-    with contextlib.suppress(OSError, InputError), open_regular(path) as file:
-        if prepared.key_of(file) == key:
+    with contextlib.suppress(OSError, MemoryError, GptcliError):
+        if slot_of(folder, runtime) != slot or ModelFolder.open(folder.path) != folder or _is_kept(slot):
             return
-    copy = engine.prepared(_MOST_POSITIONS)
-    if copy is None or sum({matrix.address: matrix.size for _, matrix in copy.program.matrices}.values()) > _MOST_BYTES:
-        return
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+        copy = engine.prepared(_MOST_POSITIONS)
+        sizes = {} if copy is None else {matrix.address: matrix.size for _, matrix in copy.program.matrices}
+        if copy is None or sum(sizes.values()) > _MOST_BYTES:
+            return
+        directory = slot.path.parent
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.NamedTemporaryFile(dir=directory, suffix=".part", delete=False) as file:
             try:
-                prepared.write(copy, key, library, file)
-                os.replace(file.name, path)
+                prepared.write(copy, slot.key, library, file)
+                os.replace(file.name, slot.path)
             except BaseException:
                 os.unlink(file.name)
                 raise
-        _forget_old(path.parent)
+        _forget_old(directory)
 
 
-def _may_be_prepared(runtime: RuntimeConfig) -> bool:
-    """Whether a run is on the CPU, as far as can be told without torch, and nobody has switched copies off."""
-    if os.environ.get(_VARIABLE) == "off" or runtime.device not in ("auto", "cpu"):
+def forget_copies(model: Path) -> None:
+    """Removes what is kept of a model in this directory."""
+    for path in _directory().glob(f"{_of_model(model)}-*"):
+        path.unlink(missing_ok=True)
+
+
+def _is_kept(slot: Slot) -> bool:
+    """Whether there is a copy already, for this key and whole."""
+    try:
+        if not slot.path.is_file() or not _is_ours(slot.path):
+            return False
+        with open_regular(slot.path) as file:
+            return prepared.key_if_whole(file) == slot.key
+    except (OSError, InputError):
         return False
-    return runtime.device == "cpu" or not _may_have_cuda()
 
 
-def _may_have_cuda() -> bool:
+def _may_have_gpu() -> bool:
     torch = importlib.util.find_spec("torch")
     if torch is None or torch.origin is None:
         return True
-    built_for_it = any((Path(torch.origin).parent / "lib").glob("*torch_cuda*"))
-    return built_for_it and (os.name != "posix" or any(map(os.path.exists, ("/dev/nvidiactl", "/dev/dxg"))))
+    libraries = Path(torch.origin).parent / "lib"
+    if not any(libraries.glob("*torch_cuda*")) and not any(libraries.glob("*torch_hip*")):
+        return False
+    devices = ("/dev/nvidiactl", "/dev/nvhost-ctrl-gpu", "/dev/dxg", "/dev/kfd")
+    return os.name != "posix" or any(map(os.path.exists, devices))
 
 
-def _path(folder: ModelFolder, runtime: RuntimeConfig) -> Path:
-    """Where the copy of a model belongs that is run so."""
-    name = f"{os.path.realpath(folder.path)}\0{runtime.dtype}\0{runtime.quantize}"
-    directory = platformdirs.user_cache_path("gptcli", appauthor=False) / "prepared"
-    return directory / (hashlib.sha256(name.encode()).hexdigest()[:32] + _SUFFIX)
+def _directory() -> Path:
+    return platformdirs.user_cache_path("gptcli", appauthor=False) / "prepared"
 
 
-def _key(folder: ModelFolder, runtime: RuntimeConfig, library: Functions) -> dict[str, Any]:
-    """What a copy depends on, in JSON's types: the model's files, this program, the processor, and what was asked."""
-    kernels = built_file()
-    package = Path(__file__).parent
+def _of_model(path: Path) -> str:
+    return _hash(os.path.realpath(path))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+
+
+def _sources() -> str:
+    """What changes whenever the program does."""
+    kernels, package = built_file(), Path(__file__).parent
     assert kernels is not None
-    sources = [kernels, *sorted(package.glob("*/**/*.py")), *sorted(package.glob("*.py"))]
-    weights = sorted({info.file for info in folder.tensors.values()})
-    return {
-        "version": __version__,
-        "sources": hashlib.sha256(repr([_identity(path) for path in sources]).encode()).hexdigest(),
-        "level": library.level,
-        "model": {str(path): _identity(path) for path in [folder.path / "config.json", *weights]},
-        "dtype": runtime.dtype,
-        "quantize": runtime.quantize,
-        # Which cores there are, and what tells OpenMP how many to use: torch's number of threads comes from them.
-        "cores": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "cpu_limit": cpu_limit(),
-        "variables": [os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")],
-    }
+    return _hash(repr([_identity(path) for path in [kernels, *sorted(package.glob("**/*.py"))]]))
 
 
 def _identity(path: Path) -> list[int]:

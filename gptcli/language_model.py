@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 from gptcli.address_space import check_room_for_torch
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import sampling_defaults
-from gptcli.copies import Copy, keep_copy, open_copy
+from gptcli.copies import Copy, Slot, keep_copy, open_copy, slot_of
 from gptcli.errors import BrokenTokenizer, ContextOverflow, UsageError
 from gptcli.generation.compiled_pick import CompiledPicker
 from gptcli.generation.request import check_choices, check_request, check_scoring
@@ -48,19 +48,22 @@ def _no_progress(done: int, total: int) -> None:
 class LanguageModel:
     """An opened model. Its weights are read, and torch imported, when `load` or the first use asks for them."""
 
-    def __init__(self, name: str, folder: ModelFolder, runtime: RuntimeConfig, copy: Copy | None = None) -> None:
+    def __init__(self, name: str, folder: ModelFolder, runtime: RuntimeConfig, *, one_text: int | None = None) -> None:
         self.name = name
         self.folder = folder
         self.runtime = runtime
         self._engine: Engine | None = None
-        self._copy = copy
+        self._copy: Copy | None = None
         self._prepared: PreparedEngine | None = None
+        self._slot: Slot | None = None  # for the copy of the weights that were read
         self._smaller: LanguageModel | None = None
         self._smaller_cache: KVCache | None = None
         config = folder.architecture.config
         self.ctx_size = runtime.ctx_size or config.max_context
         if self.ctx_size > config.max_context:
             raise UsageError(f"ctx-size {self.ctx_size} is beyond the model's context of {config.max_context}")
+        if one_text is not None and (slot := slot_of(folder, runtime)) is not None:
+            self._copy = open_copy(slot, runtime, self._room(one_text))
         self.tokenizer = Tokenizer.open(folder.path)
         if self.tokenizer.size > config.vocab_size:
             raise BrokenTokenizer(f"the tokenizer has {self.tokenizer.size} tokens, the model only {config.vocab_size}")
@@ -73,14 +76,15 @@ class LanguageModel:
         *,
         offline: bool = False,
         on_fetch: FetchProgress | None = None,
-        for_one: bool = False,
+        one_text: int | None = None,
     ) -> Self:
         """Finds a model by name or directory and reads all but its weights; the default model is fetched if missing.
 
-        for_one: begins to read what `load_for_one` needs. Raises ModelNotFound, InvalidModel or UsageError.
+        one_text: begins to read what `load_for_one` needs for texts of at least so many tokens, -1 for as many as the
+        context holds. Raises ModelNotFound, InvalidModel or UsageError.
         """
         folder = ModelFolder.open(locate(name, offline=offline, on_progress=on_fetch))
-        return cls(name, folder, runtime, open_copy(folder, runtime) if for_one else None)
+        return cls(name, folder, runtime, one_text=one_text)
 
     def load(self, on_progress: Progress = _no_progress) -> Engine:
         """Reads the weights, once, and those of a model that drafts; on_progress gets a model's bytes done and in all.
@@ -88,22 +92,27 @@ class LanguageModel:
         Raises OutOfMemory or NoSuchDevice.
         """
         if self._engine is None:
+            self._copy = self._prepared = None  # whose memory the weights may need
             self._engine = self._read_weights(on_progress)
         if self._smaller is not None:
             self._smaller.load(on_progress)
         return self._engine
 
     def load_for_one(self, tokens: int, on_progress: Progress = _no_progress) -> None:
-        """`load` for one text at a time, of up to so many tokens: a prepared copy will do, which needs no torch."""
+        """`load` for one text at a time, of up to so many tokens, -1 for as many as the context holds: a prepared copy
+        will do, which needs no torch."""
         if self._copy is not None and self._smaller is None:
-            self._prepared = self._copy.engine(self.ctx_size, min(tokens, self.ctx_size))
+            self._prepared = self._copy.engine(self.ctx_size, self._room(tokens))
         if self._prepared is None:
             self.load(on_progress)
 
+    def _room(self, tokens: int) -> int:
+        return self.ctx_size if tokens < 0 else min(tokens, self.ctx_size)
+
     def keep_copy(self) -> None:
         """Keeps a prepared copy for `load_for_one`, where the weights were read and there can be one."""
-        if self._engine is not None:
-            keep_copy(self.folder, self.runtime, self._engine)
+        if self._engine is not None and self._slot is not None:
+            keep_copy(self._slot, self.folder, self.runtime, self._engine)
 
     def fitting_cache(self, cache: Cache | None, *, recorded: bool) -> Cache:
         """A cache for one text at a time: the given one, unless another kind is needed, or a new one.
@@ -130,6 +139,7 @@ class LanguageModel:
         # they starve each other where another process keeps a core busy (docs/benchmarks.md).
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
         check_room_for_torch()
+        self._slot = slot_of(self.folder, self.runtime)  # before: what is read then is of these files, or of none
         from gptcli.checkpoint.load import load_decoder
         from gptcli.runtime.device import plan_for
         from gptcli.runtime.engine import Engine
@@ -287,7 +297,7 @@ class LanguageModel:
         from gptcli.generation.loop import generate
 
         plain = len(samplings) == 1 and logprobs is None and not explain
-        room = self.ctx_size if stop.max_tokens < 0 else min(self.ctx_size, len(prompt) + stop.max_tokens)
+        room = self._room(-1 if stop.max_tokens < 0 else len(prompt) + stop.max_tokens)
         engine: Engine | PreparedEngine = self.running
         if isinstance(engine, PreparedEngine) and (not plain or room > engine.room):
             engine = self.engine

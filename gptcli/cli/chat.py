@@ -164,7 +164,7 @@ def chat(
             runtime,
             offline=offline,
             on_fetch=activity.fetch,
-            for_one=draft_model is None,
+            one_text=-1 if draft_model is None and not prompt_report else None,
         )
         if lm.reference == name and lm.fingerprint != fingerprint and not quiet:
             print_note(f"{name} is not what it was when it last spoke in this session")
@@ -196,9 +196,9 @@ def chat(
             print_prompt_report(lm, shown, report, as_json=as_json, quiet=quiet)
             return
         loading = partial(activity.bytes, f"loading {lm.folder.path.name}")
-        loading(0, 0)  # torch comes first, and takes a second
+        loading(0, 0)  # torch comes first, where it has to, and takes a second
         with deadly(activity.erase):
-            lm.load_for_one(lm.ctx_size, loading)
+            lm.load_for_one(-1, loading)
         sink = Sink()
         with interruptible() as cancelled:
             for number, question in enumerate(questions, 1):

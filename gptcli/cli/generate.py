@@ -109,8 +109,11 @@ def generate(
 
     sink = Sink()
     with Activity(quiet=quiet) as activity:
-        plain = samples == 1 and not explain and logprobs is None and not pictures.wanted and draft_model is None
-        lm = LanguageModel.open(model, runtime, offline=offline, on_fetch=activity.fetch, for_one=plain)
+        recorded = explain or logprobs is not None or pictures.wanted
+        plain = samples == 1 and not recorded and draft_model is None and not prompt_report
+        lm = LanguageModel.open(
+            model, runtime, offline=offline, on_fetch=activity.fetch, one_text=max_tokens if plain else None
+        )
         if draft_model is not None:
             lm.draft_with(
                 LanguageModel.open(draft_model, runtime.for_draft_model(), offline=offline, on_fetch=activity.fetch)
@@ -138,10 +141,10 @@ def generate(
             return
         lm.check_request(ids, sampling)
         loading = partial(activity.bytes, f"loading {lm.folder.path.name}")
-        loading(0, 0)  # torch comes first, and takes a second
+        loading(0, 0)  # torch comes first, where it has to, and takes a second
         with deadly(activity.erase):
             if plain:
-                lm.load_for_one(lm.ctx_size if max_tokens < 0 else len(ids) + max_tokens, loading)
+                lm.load_for_one(-1 if max_tokens < 0 else len(ids) + max_tokens, loading)
             else:
                 lm.load(loading)
         lead = text.encode() if echo else b""

@@ -121,9 +121,11 @@ def import_(
 @app.command()
 def rm(name: InstalledName, quiet: options.Quiet = False) -> None:
     """Remove a model that gptcli installed."""
+    from gptcli.copies import forget_copies
     from gptcli.store.install import remove
 
     path = remove(name)
+    forget_copies(path)
     if not quiet:
         print_note(f"removed {path}")
 

@@ -156,7 +156,11 @@ class Repl:
         """Answers with another model from now on. Until that is loaded, nothing has changed."""
         with self._terminal.typing_ahead(), stoppable() as stop, Activity(quiet=False) as activity:
             lm = LanguageModel.open(
-                name, self.session.lm.runtime, offline=self.offline, on_fetch=activity.fetch, for_one=True
+                name,
+                self.session.lm.runtime,
+                offline=self.offline,
+                on_fetch=activity.fetch,
+                one_text=None if self.view.probabilities else -1,
             )
             _ = self.template or lm.template  # a model without one fails here
             loading = Loading(lm, self.input.refresh, lambda error: None)

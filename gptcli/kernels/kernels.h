@@ -11,7 +11,7 @@
  *   level.h      all that computes, written once for vectors of any width; avx512.c, avx2.c and portable.c compile it
  *
  * Sizes and strides count elements unless they are called bytes. Functions that return int return 0 or -1 (no memory).
- * Functions marked EXPORT are the library's face; native.py declares them again for ctypes.
+ * Functions marked EXPORT are the library's face; functions.py declares them again for ctypes.
  */
 #ifndef GPTCLI_KERNELS_H
 #define GPTCLI_KERNELS_H
@@ -250,7 +250,7 @@ EXPORT void gptcli_exp(const float *x, int64_t size, float *out);
 
 /* ---- program.c ---- */
 
-/* A step for all layers: what program.py makes of a decoder. Buffers hold a row for each token. */
+/* A step for all layers: what lowering.py makes of a decoder. Buffers hold a row for each token. */
 typedef enum {
     EMBED,      /* out (size) = the token's row of matrix * factor, and its position's row of weight if there is one */
     RMS_NORM,   /* `rows` vectors of `size` in a row of `stride`, weights `weight_step` apart; factor is epsilon */

@@ -15,7 +15,10 @@ class Memory:
     def __init__(self, size: int, *, huge_pages: bool = False) -> None:
         self.size = size
         try:
-            self.view = mmap.mmap(-1, max(1, size))
+            if hasattr(mmap, "MAP_ANONYMOUS"):  # shared memory, which mmap gives by default, has no huge pages
+                self.view = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            else:
+                self.view = mmap.mmap(-1, max(1, size))
         except OSError as error:
             raise MemoryError from error
         if huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):

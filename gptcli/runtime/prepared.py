@@ -16,11 +16,12 @@ import contextlib
 import ctypes
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BufferedReader
 from threading import Thread
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from gptcli.kernels.functions import Functions, Matrix, Op, Rotation
 from gptcli.kernels.memory import Memory
@@ -82,7 +83,8 @@ class _Arrival(Thread):
 
     def wait(self) -> bool:
         """Whether the file had as much as was wanted, once that is known."""
-        self.join()
+        if self.ident is not None:
+            self.join()
         return self._whole
 
 
@@ -148,21 +150,26 @@ def write(prepared: Prepared, key: dict[str, Any], library: Functions, file: IO[
     file.truncate(start + data.size)
 
 
-def read(file: BufferedReader, key: dict[str, Any], library: Functions, free: int) -> Prepared | None:
+def read(
+    file: BufferedReader, key: dict[str, Any], library: Functions, *, free: int, positions: int
+) -> Prepared | None:
     """The prepared copy in a file, read into memory of our own; None where its key is another, or it is damaged.
 
     Its weights are read while the caller goes on, until `Prepared.wait`; the file is then closed. free: bytes that it
-    may take. Raises OSError and MemoryError.
+    may take. positions: that it must have. Raises OSError and MemoryError.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(file)
         header = _header(file)
-        if header is None or header["key"] != key or header["size"] > free:
+        if header is None or header["key"] != key or header["size"] > free or header["positions"] < positions:
             return None
         data = Memory(header["size"], huge_pages=True)
         stack.pop_all()
     arrival = _Arrival(file, data)
-    arrival.start()
+    try:
+        arrival.start()
+    except RuntimeError:  # no thread is to be had
+        arrival.run()
 
     def vector(offset: int, size: int) -> Vector:
         return Vector(data.address + offset, size, data)
@@ -183,10 +190,12 @@ def read(file: BufferedReader, key: dict[str, Any], library: Functions, free: in
     return Prepared(program, tables, **{name: header[name] for name in names}, arrival=arrival)
 
 
-def key_of(file: BufferedReader) -> dict[str, Any] | None:
-    """The key of the prepared copy in a file, if its header is whole. Raises OSError."""
+def key_if_whole(file: BufferedReader) -> dict[str, Any] | None:
+    """The key of the prepared copy in a file, unless that is cut short. Raises OSError."""
     header = _header(file)
-    return None if header is None else header["key"]
+    if header is None or os.fstat(file.fileno()).st_size != file.tell() + header["size"]:
+        return None
+    return cast("dict[str, Any]", header["key"])
 
 
 def _header(file: BufferedReader) -> dict[str, Any] | None:

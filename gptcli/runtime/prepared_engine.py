@@ -13,11 +13,10 @@ from gptcli.runtime.program import CHUNK, Storage
 
 
 class PreparedCache:
-    """Keys and values of one text, of up to `room` tokens; `tokens` are the ids that they are of."""
+    """Keys and values of one text, with room for so many tokens; `tokens` are the ids that they are of."""
 
     def __init__(self, prepared: Prepared, room: int) -> None:
         self.tokens: list[int] = []
-        self.room = room
         shapes = [(op.kv_heads, op.size) for op in prepared.program.attends]
         self._memory = Memory(sum(2 * 4 * heads * room * dim for heads, dim in shapes))
         self.storages = []

@@ -18,6 +18,7 @@ from gptcli.errors import NonFiniteLogits
 from gptcli.generation.events import Finished
 from gptcli.kernels.functions import functions
 from gptcli.language_model import LanguageModel
+from gptcli.runtime import prepared
 from gptcli.settings import ChatSettings, RuntimeConfig, SamplingConfig, StopConfig
 from tests.cli.conftest import Cli
 from tests.tiny import make_model
@@ -34,16 +35,20 @@ def _kernels() -> None:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A tiny llama that a copy was kept of."""
+    """A tiny llama that a copy was kept of, for the CPU."""
     path = make_model(tmp_path / "tiny")
-    lm = opened(path)
-    lm.load()
-    lm.keep_copy()
+    keep(path)
     return path
 
 
+def keep(path: Path) -> None:
+    lm = opened(path, device="cpu")
+    lm.load()
+    lm.keep_copy()
+
+
 def opened(path: Path, **runtime: Any) -> LanguageModel:
-    return LanguageModel.open(str(path), RuntimeConfig(**runtime), for_one=True)
+    return LanguageModel.open(str(path), RuntimeConfig(**runtime), one_text=0)
 
 
 def is_prepared(path: Path, room: int = ROOM, **runtime: Any) -> bool:
@@ -87,9 +92,9 @@ def test_a_prepared_copy_says_what_the_model_says(
     model: Path, sampling: dict[str, Any], stop: StopConfig, speculate: int
 ) -> None:
     config = SamplingConfig(**sampling, seed=3)
-    whole = opened(model, ctx_size=64, speculate=speculate)
+    whole = opened(model, device="cpu", ctx_size=64, speculate=speculate)
     whole.load()
-    prepared = opened(model, ctx_size=64, speculate=speculate)
+    prepared = opened(model, device="cpu", ctx_size=64, speculate=speculate)
     prepared.load_for_one(len(PROMPT) + stop.max_tokens)
     assert outcome(prepared, config, stop) == outcome(whole, config, stop)
     assert prepared._engine is None
@@ -97,20 +102,18 @@ def test_a_prepared_copy_says_what_the_model_says(
 
 def test_a_copy_that_is_there_is_not_written_again(model: Path) -> None:
     before = copy_of().stat()
-    lm = opened(model)
-    lm.load()
-    lm.keep_copy()
+    keep(model)
     assert copy_of().stat() == before
 
 
 def test_what_a_copy_cannot_do_the_model_does(model: Path) -> None:
-    lm = opened(model)
+    lm = opened(model, device="cpu")
     lm.load_for_one(20)
     assert lm._engine is None
     *_, finished = lm.stream(PROMPT, SamplingConfig(seed=1), StopConfig(max_tokens=3), logprobs=2)
     assert isinstance(finished, Finished) and finished.logprobs is not None
     assert lm._engine is not None
-    lm = opened(model)
+    lm = opened(model, device="cpu")
     lm.load_for_one(20)
     list(lm.stream(PROMPT, SamplingConfig(seed=1), StopConfig(max_tokens=100)))  # more than it has room for
     assert lm._engine is not None
@@ -152,9 +155,7 @@ def test_copies_can_be_switched_off(model: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("GPTCLI_PREPARED", "off")
     assert not is_prepared(model, device="cpu")
     shutil.rmtree(copy_of().parent)
-    lm = opened(model)
-    lm.load()
-    lm.keep_copy()
+    keep(model)
     assert not any((Path(os.environ["XDG_CACHE_HOME"]) / "gptcli").iterdir())
 
 
@@ -223,10 +224,9 @@ def use_other_cores(model: Path) -> None:
 def test_a_copy_is_not_used_where_anything_has_changed(
     model: Path, change: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shutil.rmtree(copy_of().parent)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    lm = opened(model, device="cpu")
-    lm.load()
-    lm.keep_copy()
+    keep(model)
     assert is_prepared(model, device="cpu")
     change(model)
     assert not is_prepared(model, device="cpu")
@@ -240,16 +240,17 @@ def test_a_copy_is_not_used_where_sources_or_memory_have_changed(model: Path, mo
         patch.setattr(copies, "free_memory", lambda: 1000)
         assert not is_prepared(model, device="cpu")
     with monkeypatch.context() as patch:
-        patch.setattr(copies, "_may_have_cuda", lambda: True)
-        assert not is_prepared(model, device="auto")
+        patch.setattr(copies, "_may_have_gpu", lambda: True)
+        lm = opened(model)
+        lm.load()
+        lm.keep_copy()
+        assert copy_of()  # the one for the CPU alone
         assert is_prepared(model, device="cpu")
 
 
 def test_only_the_copies_that_were_used_last_stay(tmp_path: Path) -> None:
     for number in range(6):
-        lm = opened(make_model(tmp_path / f"tiny{number}"), device="cpu")
-        lm.load()
-        lm.keep_copy()
+        keep(make_model(tmp_path / f"tiny{number}"))
         if number > 0:
             assert is_prepared(tmp_path / "tiny0", device="cpu")
     kept = [is_prepared(tmp_path / f"tiny{number}", device="cpu") for number in range(6)]
@@ -332,3 +333,59 @@ def test_nan_ends_a_text_from_a_copy_as_it_ends_any(tmp_path: Path) -> None:
         messages.append(error.value.message)
     assert messages[0] == messages[1]
     assert prepared._engine is None
+
+
+def test_a_copy_that_was_cut_short_is_written_again(model: Path) -> None:
+    cut_short(model)
+    keep(model)
+    assert is_prepared(model, device="cpu")
+
+
+@pytest.mark.parametrize("change", [touch_weights, touch_config])
+def test_no_copy_is_kept_of_files_that_were_exchanged_after_they_were_read(tmp_path: Path, change: Any) -> None:
+    path = make_model(tmp_path / "tiny")
+    lm = opened(path, device="cpu")
+    lm.load()
+    change(path)
+    lm.keep_copy()
+    assert not is_prepared(path, device="cpu")
+
+
+def test_a_model_that_is_gone_by_then_is_no_error(tmp_path: Path) -> None:
+    path = make_model(tmp_path / "tiny")
+    lm = opened(path, device="cpu")
+    lm.load()
+    shutil.rmtree(path)
+    lm.keep_copy()
+
+
+def test_ways_of_running_have_copies_of_their_own(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    keep(model)
+    assert is_prepared(model, device="cpu")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert is_prepared(model, device="cpu")
+
+
+def test_a_copy_for_shorter_texts_is_not_even_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(copy_of().parent)
+    monkeypatch.setattr(copies, "_MOST_POSITIONS", 50)
+    keep(model)
+    assert is_prepared(model, room=50, device="cpu")
+    assert not is_prepared(model, room=51, device="cpu")
+    assert LanguageModel.open(str(model), RuntimeConfig(device="cpu"), one_text=51)._copy is None
+
+
+def test_a_model_that_is_removed_takes_its_copies_along(model: Path) -> None:
+    keep(make_model(model.parent / "another"))
+    copies.forget_copies(model)
+    assert not is_prepared(model, device="cpu")
+    assert is_prepared(model.parent / "another", device="cpu")
+
+
+def test_without_a_thread_to_read_with_a_copy_is_read_at_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(prepared._Arrival, "start", start)
+    assert is_prepared(model, device="cpu")

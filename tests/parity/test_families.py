@@ -349,7 +349,7 @@ def test_a_prepared_copy_has_the_very_logits_of_the_decoder(engine: Engine, tmp_
     library = needed_library()
     with (tmp_path / "copy").open("wb") as file:
         write(prepared, {"this": "one"}, library, file)
-    copy = read((tmp_path / "copy").open("rb"), {"this": "one"}, library, sys.maxsize)
+    copy = read((tmp_path / "copy").open("rb"), {"this": "one"}, library, free=sys.maxsize, positions=80)
     assert copy is not None and copy.wait()
     del prepared
     again = PreparedEngine(copy, library, engine.ctx_size, room=80)
