@@ -20,6 +20,7 @@ from gptcli.errors import UsageError
 Level = Literal["portable", "avx2", "avx512"]
 
 _VARIABLE = "GPTCLI_KERNELS"
+_MOST_THREADS = 256  # kernels.h's MOST_THREADS
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "clamped_swiglu": 4}
 
 
@@ -200,8 +201,8 @@ class Functions:
         return count
 
     def set_threads(self, threads: int) -> None:
-        """Uses 1 to 256 threads from now on, the caller's included."""
-        if self._c.gptcli_set_threads(threads) != 0:
+        """Uses so many threads from now on, the caller's included; 256 at most."""
+        if self._c.gptcli_set_threads(min(threads, _MOST_THREADS)) != 0:
             raise ValueError(f"{threads} threads")
 
     def record(self, matrix: Matrix) -> bytes:

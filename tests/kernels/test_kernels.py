@@ -460,6 +460,15 @@ def test_attention_to_one_key_among_many(kernels: Library) -> None:
 # Which kernels
 
 
+def test_more_threads_than_the_kernels_have_are_as_many_as_they_have(kernels: Library) -> None:
+    threads = kernels.threads
+    kernels.set_threads(1024)
+    assert kernels.threads == 256
+    kernels.set_threads(threads)
+    with pytest.raises(ValueError, match="0 threads"):
+        kernels.set_threads(0)
+
+
 def test_the_variable_switches_the_kernels_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPTCLI_KERNELS", "off")
     assert native.library.__wrapped__() is None
