@@ -139,7 +139,7 @@ def keep_copy(slot: Slot, folder: ModelFolder, runtime: RuntimeConfig, engine: E
             try:
                 prepared.write(copy, slot.key, library, file)
                 os.replace(file.name, slot.path)
-            except BaseException:
+            except BaseException:  # whatever it is, Ctrl-C too: half a copy is of no use
                 os.unlink(file.name)
                 raise
         _forget_old(directory)
