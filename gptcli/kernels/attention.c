@@ -1,51 +1,33 @@
-/* One token's attention, cut over kv heads and ranges of positions so that a single kv head still feeds all threads. */
+/* One token's attention, cut over kv heads and ranges of positions so that a single kv head still feeds all threads;
+ * then each head merges its own. */
 #include "kernels.h"
-
-#include <math.h>
-
-/* A head's result over one range, unnormalized: its greatest score, the sum of exp(score - greatest), and the values
- * weighted with these, (head_dim). A head's ranges lie side by side. */
-enum { GREATEST, SUM, WEIGHTED };
 
 static int64_t ranges_of(const Attention *attention) { return (attention->length + RANGE - 1) / RANGE; }
 static int64_t partial_size(const Attention *attention) { return WEIGHTED + attention->head_dim; }
 
-int64_t gptcli_attention_tasks(const Attention *attention) { return attention->kv_heads * ranges_of(attention); }
-
-int64_t gptcli_attention_bytes(const Attention *attention) {
-    return attention->heads * ranges_of(attention) * partial_size(attention) * (int64_t)sizeof(float);
+/* Floats for the results of all ranges; a head's lie side by side. */
+static int64_t partials_size(const Attention *attention) {
+    return attention->heads * ranges_of(attention) * partial_size(attention);
 }
 
-void gptcli_attention_task(const Attention *attention, int64_t task, float *workspace) {
-    int64_t ranges = ranges_of(attention), kv_head = task / ranges, range = task % ranges;
+static void attend_range(const Attention *attention, int64_t kv_head, int64_t range, float *partials) {
     int64_t begin = range * RANGE, end = begin + RANGE < attention->length ? begin + RANGE : attention->length;
-    int64_t size = partial_size(attention), head = kv_head * (attention->heads / attention->kv_heads);
-    float *partial = workspace + (head * ranges + range) * size;
-    level()->attend(attention, kv_head, attention->start + begin, attention->start + end, partial, ranges * size);
+    int64_t size = partial_size(attention), ranges = ranges_of(attention);
+    int64_t head = kv_head * (attention->heads / attention->kv_heads);
+    level()->attend(attention, kv_head, attention->start + begin, attention->start + end,
+                    partials + (head * ranges + range) * size, ranges * size);
 }
 
-void gptcli_attention_merge(const Attention *attention, int64_t head, const float *workspace) {
-    int64_t ranges = ranges_of(attention), size = partial_size(attention), head_dim = attention->head_dim;
-    const float *partials = workspace + head * ranges * size;
-    float *out = attention->out + head * head_dim;
-    float greatest = attention->sinks != NULL ? attention->sinks[head] : -INFINITY;
-    for (int64_t range = 0; range < ranges; range++) greatest = fmaxf(greatest, partials[range * size + GREATEST]);
-    float sum = attention->sinks != NULL ? expf(attention->sinks[head] - greatest) : 0;
-    for (int64_t i = 0; i < head_dim; i++) out[i] = 0;
-    for (int64_t range = 0; range < ranges; range++) {
-        const float *partial = partials + range * size;
-        float weight = expf(partial[GREATEST] - greatest);
-        sum += weight * partial[SUM];
-        for (int64_t i = 0; i < head_dim; i++) out[i] += weight * partial[WEIGHTED + i];
-    }
-    for (int64_t i = 0; i < head_dim; i++) out[i] /= sum;
+static void merge_heads(const Attention *attention, float *partials) {
+    int64_t ranges = ranges_of(attention);
+    for (int64_t head = 0; head < attention->heads; head++)
+        level()->merge(attention, head, partials + head * ranges * partial_size(attention), ranges);
 }
 
 typedef struct {
     const Attention *first;
-    int64_t texts, query_stride, cache_stride;
-    uint8_t *workspace;
-    atomic_llong next;
+    int64_t query_stride, cache_stride;
+    float *partials;
 } Job;
 
 static Attention of_text(const Job *job, int64_t text) {
@@ -57,33 +39,34 @@ static Attention of_text(const Job *job, int64_t text) {
     return attention;
 }
 
-static float *workspace_of(const Job *job, int64_t text) {
-    return (float *)(job->workspace + text * gptcli_attention_bytes(job->first));
-}
+static float *partials_of(const Job *job, int64_t text) { return job->partials + text * partials_size(job->first); }
 
-static void tasks_share(void *argument, int thread, int threads) {
+/* A task is a range of a kv head of a text; those of a thread follow each other in memory. */
+static void ranges_share(void *argument, int thread, int threads) {
     Job *job = argument;
-    int64_t each = gptcli_attention_tasks(job->first);
-    (void)thread, (void)threads;
-    for (int64_t task; (task = atomic_fetch_add(&job->next, 1)) < job->texts * each;) {
-        Attention attention = of_text(job, task / each);
-        gptcli_attention_task(&attention, task % each, workspace_of(job, task / each));
+    int64_t ranges = ranges_of(job->first), kv_heads = job->first->kv_heads;
+    (void)threads;
+    for (int64_t task, end; pool_take(thread, &task, &end);) {
+        int64_t text = task / ranges / kv_heads;
+        Attention attention = of_text(job, text);
+        attend_range(&attention, task / ranges % kv_heads, task % ranges, partials_of(job, text));
     }
 }
 
 int gptcli_attend_texts(const Attention *first, int64_t texts, int64_t query_stride, int64_t cache_stride) {
     pool_lock();
-    Job job = {first, texts, query_stride, cache_stride, pool_workspace(texts * gptcli_attention_bytes(first)), 0};
-    if (job.workspace != NULL) {
-        pool_share(tasks_share, &job);
+    float *partials = pool_workspace(texts * partials_size(first) * (int64_t)sizeof(float));
+    if (partials != NULL) {
+        Job job = {first, query_stride, cache_stride, partials};
+        pool_deal(texts * first->kv_heads * ranges_of(first), 1, 1);
+        pool_share(ranges_share, &job);
         for (int64_t text = 0; text < texts; text++) {
             Attention attention = of_text(&job, text);
-            for (int64_t head = 0; head < attention.heads; head++)
-                gptcli_attention_merge(&attention, head, workspace_of(&job, text));
+            merge_heads(&attention, partials_of(&job, text));
         }
     }
     pool_unlock();
-    return job.workspace == NULL ? -1 : 0;
+    return partials == NULL ? -1 : 0;
 }
 
 int gptcli_attention(const Attention *attention) { return gptcli_attend_texts(attention, 1, 0, 0); }

@@ -38,7 +38,7 @@ enum {
     TILE = 8,         /* tokens that are computed together */
     CACHE_LINE = 64,  /* bytes */
     PANEL_FLOATS = 1 << 13, /* of weights that stay in the first cache while many tokens pass */
-    RANGE = 128,      /* positions that one task of attention covers */
+    RANGE = 64,       /* positions that one task of attention covers */
     SPAN = 64,        /* positions that many tokens attend to at once */
     RECORD = 64,      /* columns of a row that are coded together */
     CODE_BYTES = RECORD / 2,
@@ -199,12 +199,9 @@ typedef struct Attention {
     float softcap; /* scores become softcap * tanh(score / softcap); 0: they stay */
 } Attention;
 
-/* Attention is cut into tasks, one for each kv head and RANGE positions, which write partial results into a workspace;
- * when all are done each head merges its own. */
-EXPORT int64_t gptcli_attention_tasks(const Attention *attention);
-EXPORT int64_t gptcli_attention_bytes(const Attention *attention);
-EXPORT void gptcli_attention_task(const Attention *attention, int64_t task, float *workspace);
-EXPORT void gptcli_attention_merge(const Attention *attention, int64_t head, const float *workspace);
+/* A head's result over one RANGE, unnormalized: its greatest score, the sum of exp(score - greatest), and the values
+ * weighted with these, (head_dim). */
+enum { GREATEST, SUM, WEIGHTED };
 
 /* All of it, on all threads. */
 EXPORT int gptcli_attention(const Attention *attention);
@@ -338,7 +335,10 @@ typedef struct Level {
     /* Rows [begin, end) of any matrix; panel: PANEL_FLOATS of the calling thread's own, 64-byte aligned. */
     void (*panels)(const Matrix *, const float *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
                    const Output *);
+    /* Of one range, all heads that share kv_head; their results are `stride` apart. Then of all ranges, whose results
+     * lie side by side and are used up, a head's output. */
     void (*attend)(const Attention *, int64_t kv_head, int64_t begin, int64_t end, float *partial, int64_t stride);
+    void (*merge)(const Attention *, int64_t head, float *partials, int64_t ranges);
     void (*attend_passage)(const Passage *, int64_t kv_head, int64_t begin, int64_t end, const float *transposed,
                            float *workspace);
     void (*rms_norm)(const float *x, const float *weight, float epsilon, int64_t size, float *out);
@@ -380,6 +380,15 @@ void pool_unlock(void);
 /* Runs task on thread 0 and on whichever threads turn up before it is done: for tasks that take their work from a
  * shared counter, so that a thread whose core is busy elsewhere is not waited for. The pool is locked. */
 void pool_share(Task *task, void *argument);
+
+/* Deals [0, count) out to the tasks of the next region: each thread has a stretch of its own, which ends at a multiple
+ * of `even`. The pool is locked. */
+void pool_deal(int64_t count, int64_t step, int64_t even);
+
+/* The next piece, `step` of them or fewer: of the thread's stretch, and then of what is left of the others'; 0 where
+ * there is none. So a thread reads one stream, whose next piece is on its way already, and still a slow one is helped.
+ */
+int pool_take(int thread, int64_t *begin, int64_t *end);
 
 /* At least so many bytes, 64-byte aligned, good until the pool is unlocked; NULL: no memory. The pool is locked. */
 void *pool_workspace(int64_t bytes);

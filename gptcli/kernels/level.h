@@ -763,51 +763,72 @@ static void panels(const Matrix *matrix, const float *x, int64_t tokens, int64_t
         }
 }
 
-/* ---- attention ---- */
+/* ---- attention of one token ----
+ *
+ * Of a range, all keys are read and then all values. What comes next is fetched meanwhile: LANES positions ahead, the
+ * values behind the last key, and the next range's keys behind the last value.
+ */
 
 enum {
-    HEADS = 4, /* that share what is loaded of keys and values */
+    HEADS = 4, /* that share what is loaded of values */
     COLUMNS = 4, /* vectors of a value that are summed in registers */
-    SCORES = RANGE + LANES, /* whole vectors, even of a range's last positions */
+    KEYS = 4, /* that share what is loaded of queries */
+    TURNS = LANES / KEYS,
 };
 
-/* scores[head][position] = scale * q . k; keys: the first position's. Where heads are whole vectors there is no call,
- * so sums stay in registers. */
-INLINE void multiply_keys(const Attention *attention, const float *queries, const float *keys, int64_t positions,
-                          float scores[HEADS][SCORES], const int heads, const int whole) {
-    const int64_t head_dim = attention->head_dim;
-    for (int64_t position = 0; position < positions; position++, keys += head_dim) {
-        floats sums[HEADS] = {{0}};
-        prefetch(keys, AHEAD);
-        for (int64_t i = 0; i < head_dim; i += LANES) {
-            floats key = whole ? load(keys + i) : load_some(keys, i, head_dim);
-            UNROLL for (int h = 0; h < heads; h++) {
-                const float *query = queries + h * head_dim;
-                sums[h] += key * (whole ? load(query + i) : load_some(query, i, head_dim));
+/* Half as many sums of neighbours for each of two vectors, in turns. */
+INLINE floats halved(floats a, floats b) { return interleave_low(a, b) + interleave_high(a, b); }
+INLINE floats quartered(floats a, floats b, floats c, floats d) { return halved(halved(a, c), halved(b, d)); }
+
+/* scores[head][position] = scale * q . k; keys: the first position's; values: those of the same positions. A turn has
+ * every TURNS-th of LANES positions, so that their sums come out in order. */
+INLINE void multiply_keys(const Attention *attention, const float *queries, const float *keys, const float *values,
+                          int64_t positions, float scores[HEADS][RANGE], const int heads) {
+    const int64_t head_dim = attention->head_dim, whole = head_dim / LANES * LANES;
+    for (int64_t position = 0; position < positions; position += LANES) {
+        const int64_t last = positions - position - 1;
+        const float *rows[LANES], *next = last < LANES ? values : keys + (position + LANES) * head_dim;
+        for (int r = 0; r < LANES; r++) rows[r] = keys + (position + (r < last ? r : last)) * head_dim;
+        floats products[HEADS][TURNS];
+        UNROLL for (int turn = 0; turn < TURNS; turn++) {
+            floats sums[HEADS][KEYS] = {{{0}}};
+            for (int64_t i = 0; i < whole; i += LANES) {
+                UNROLL for (int k = 0; k < KEYS; k++) {
+                    int r = k * TURNS + turn;
+                    prefetch(next + r * head_dim + i, 0);
+                    floats key = load(rows[r] + i);
+                    UNROLL for (int h = 0; h < heads; h++) sums[h][k] += key * load(queries + h * head_dim + i);
+                }
             }
+            UNROLL for (int h = 0; h < heads; h++)
+                products[h][turn] = quartered(sums[h][0], sums[h][1], sums[h][2], sums[h][3]);
         }
-        UNROLL for (int h = 0; h < heads; h++) scores[h][position] = attention->scale * sum(sums[h]);
+        UNROLL for (int h = 0; h < heads; h++) {
+            floats all = products[h][0];
+            if (TURNS == 2) all = halved(all, products[h][1 % TURNS]);
+            if (TURNS == 4) all = quartered(all, products[h][1 % TURNS], products[h][2 % TURNS], products[h][3 % TURNS]);
+            store(scores[h] + position, all);
+            for (int64_t i = whole; i < head_dim; i++)
+                for (int r = 0; r < LANES; r++) scores[h][position + r] += queries[h * head_dim + i] * rows[r][i];
+            store(scores[h] + position, load(scores[h] + position) * attention->scale);
+        }
     }
 }
 
-INLINE void score(const Attention *attention, const float *queries, const float *keys, int64_t positions,
-                  float scores[HEADS][SCORES], const int heads) {
-    if (attention->head_dim % LANES == 0)
-        multiply_keys(attention, queries, keys, positions, scores, heads, 1);
-    else
-        multiply_keys(attention, queries, keys, positions, scores, heads, 0);
-    if (attention->softcap == 0) return;
-    for (int h = 0; h < heads; h++)
-        for (int64_t i = 0; i < positions; i += LANES) {
-            floats capped = hyperbolic_tangent(load(scores[h] + i) / attention->softcap) * attention->softcap;
-            store(scores[h] + i, capped);
-        }
+/* Whole vectors of scores as they count: capped, and behind the last position -infinity. The greatest of them. */
+INLINE float bounded(float *scores, int64_t positions, float softcap) {
+    if (softcap != 0)
+        for (int64_t i = 0; i < positions; i += LANES)
+            store(scores + i, hyperbolic_tangent(load(scores + i) / softcap) * softcap);
+    for (int64_t i = positions; i % LANES != 0; i++) scores[i] = -INFINITY;
+    floats most = splat(-INFINITY);
+    for (int64_t i = 0; i < positions; i += LANES) most = greatest(load(scores + i), most);
+    return greatest_lane(most);
 }
 
-/* Scores become e^(score - greatest); the sum of them. What lies behind the last position becomes 0. */
+/* Whole vectors of scores become e^(score - greatest); the sum of them. */
 INLINE float exponentiate(float *scores, int64_t positions, float most) {
     floats total = {0};
-    for (int64_t i = positions; i % LANES != 0; i++) scores[i] = -INFINITY;
     for (int64_t i = 0; i < positions; i += LANES) {
         floats weight = exponential(load(scores + i) - most);
         store(scores + i, weight);
@@ -816,20 +837,27 @@ INLINE float exponentiate(float *scores, int64_t positions, float most) {
     return sum(total);
 }
 
-/* out[head] (head_dim), `columns` vectors from `from` on = the weighted values; values: the first position's. */
-INLINE void weigh(const Attention *attention, const float *values, int64_t positions, float scores[HEADS][SCORES],
-                  int64_t from, float *out, int64_t stride, const int heads, const int columns) {
+/* out[head] (head_dim), `columns` vectors from `from` on = the weighted values; values: the first position's; next: the
+ * keys that are read then. */
+INLINE void weigh(const Attention *attention, const float *values, const float *next, int64_t positions,
+                  float scores[HEADS][RANGE], int64_t from, float *out, int64_t stride, const int heads,
+                  const int columns) {
+    const int64_t head_dim = attention->head_dim;
     floats sums[HEADS][COLUMNS] = {{{0}}};
-    for (int64_t position = 0; position < positions; position++, values += attention->head_dim)
+    for (int64_t position = 0; position < positions; position++, values += head_dim) {
+        int64_t beyond = position + LANES - positions;
+        const float *ahead = beyond < 0 ? values + LANES * head_dim : next + beyond * head_dim;
         UNROLL for (int c = 0; c < columns; c++) {
             int64_t place = from + c * LANES;
-            floats value = columns == 1 ? load_some(values, place, attention->head_dim) : load(values + place);
+            prefetch(ahead + place, 0);
+            floats value = columns == 1 ? load_some(values, place, head_dim) : load(values + place);
             UNROLL for (int h = 0; h < heads; h++) sums[h][c] += value * scores[h][position];
         }
+    }
     UNROLL for (int h = 0; h < heads; h++)
         UNROLL for (int c = 0; c < columns; c++) {
             if (columns == 1)
-                store_some(out + h * stride, from, attention->head_dim, sums[h][c]);
+                store_some(out + h * stride, from, head_dim, sums[h][c]);
             else
                 store(out + h * stride + from + c * LANES, sums[h][c]);
         }
@@ -837,44 +865,57 @@ INLINE void weigh(const Attention *attention, const float *values, int64_t posit
 
 INLINE void attend_heads(const Attention *attention, const float *queries, const float *keys, const float *values,
                          int64_t positions, float *partial, int64_t stride, const int heads) {
-    float scores[HEADS][SCORES];
-    score(attention, queries, keys, positions, scores, heads);
+    const int64_t head_dim = attention->head_dim;
+    const float *next = keys + positions * head_dim;
+    float scores[HEADS][RANGE];
+    multiply_keys(attention, queries, keys, values, positions, scores, heads);
     for (int h = 0; h < heads; h++) {
-        float most = -INFINITY;
-        for (int64_t i = 0; i < positions; i++) most = scores[h][i] > most ? scores[h][i] : most;
-        partial[h * stride] = most;
-        partial[h * stride + 1] = exponentiate(scores[h], positions, most);
+        float most = bounded(scores[h], positions, attention->softcap);
+        partial[h * stride + GREATEST] = most;
+        partial[h * stride + SUM] = exponentiate(scores[h], positions, most);
     }
     int64_t from = 0;
-    for (; from + COLUMNS * LANES <= attention->head_dim; from += COLUMNS * LANES)
-        weigh(attention, values, positions, scores, from, partial + 2, stride, heads, COLUMNS);
-    for (; from < attention->head_dim; from += LANES)
-        weigh(attention, values, positions, scores, from, partial + 2, stride, heads, 1);
+    for (; from + COLUMNS * LANES <= head_dim; from += COLUMNS * LANES)
+        weigh(attention, values, next, positions, scores, from, partial + WEIGHTED, stride, heads, COLUMNS);
+    for (; from < head_dim; from += LANES)
+        weigh(attention, values, next, positions, scores, from, partial + WEIGHTED, stride, heads, 1);
 }
 
-/* All heads that share kv_head over positions [begin, end); attention.c says what a partial result is. */
+/* All heads that share kv_head over positions [begin, end). */
 static void attend(const Attention *attention, int64_t kv_head, int64_t begin, int64_t end, float *partial,
                    int64_t stride) {
     int64_t group = attention->heads / attention->kv_heads, head_dim = attention->head_dim;
     int64_t place = kv_head * attention->head_stride + begin * head_dim;
     const float *keys = attention->keys + place, *values = attention->values + place;
-    for (int64_t head = 0; head < group;) {
+    for (int64_t head = 0; head < group; head += HEADS) {
         const float *queries = attention->queries + (kv_head * group + head) * head_dim;
         float *out = partial + head * stride;
-        int64_t left = group - head;
-        if (left >= 4) {
-            attend_heads(attention, queries, keys, values, end - begin, out, stride, 4);
-            head += 4;
-        } else if (left == 3) {
-            attend_heads(attention, queries, keys, values, end - begin, out, stride, 3);
-            head += 3;
-        } else if (left == 2) {
-            attend_heads(attention, queries, keys, values, end - begin, out, stride, 2);
-            head += 2;
-        } else {
-            attend_heads(attention, queries, keys, values, end - begin, out, stride, 1);
-            head += 1;
+        switch (group - head) {
+        case 1: attend_heads(attention, queries, keys, values, end - begin, out, stride, 1); break;
+        case 2: attend_heads(attention, queries, keys, values, end - begin, out, stride, 2); break;
+        case 3: attend_heads(attention, queries, keys, values, end - begin, out, stride, 3); break;
+        default: attend_heads(attention, queries, keys, values, end - begin, out, stride, HEADS); break;
         }
+    }
+}
+
+static void merge(const Attention *attention, int64_t head, float *partials, int64_t ranges) {
+    int64_t head_dim = attention->head_dim, size = WEIGHTED + head_dim;
+    float most = attention->sinks != NULL ? attention->sinks[head] : -INFINITY;
+    for (int64_t range = 0; range < ranges; range++) most = fmaxf(most, partials[range * size + GREATEST]);
+    float total = attention->sinks != NULL ? expf(attention->sinks[head] - most) : 0;
+    for (int64_t range = 0; range < ranges; range++) {
+        float *partial = partials + range * size;
+        partial[GREATEST] = expf(partial[GREATEST] - most); /* its weight, from here on */
+        total += partial[GREATEST] * partial[SUM];
+    }
+    for (int64_t i = 0; i < head_dim; i += LANES) {
+        floats weighted = {0};
+        for (int64_t range = 0; range < ranges; range++) {
+            const float *partial = partials + range * size;
+            weighted += partial[GREATEST] * load_some(partial + WEIGHTED, i, head_dim);
+        }
+        store_some(attention->out + head * head_dim, i, head_dim, weighted / total);
     }
 }
 
@@ -1096,5 +1137,5 @@ static void exponentials(const float *x, int64_t size, float *out) {
 }
 
 #define LEVEL(name)                                                                                                    \
-    {name,   quantize,       encode,   dense_blocks, affine_blocks, exact_blocks, panels,                              \
-     attend, attend_passage, rms_norm, layer_norm,   rope,          activate,     exponentials}
+    {name,   quantize, encode,         dense_blocks, affine_blocks, exact_blocks, panels,      \
+     attend, merge,    attend_passage, rms_norm,     layer_norm,    rope,         activate, exponentials}

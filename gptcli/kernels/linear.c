@@ -1,5 +1,4 @@
-/* out = x @ W.T + bias. Each thread takes pieces of a range of its own, and then what is left of the others': it reads
- * one stream, whose next piece is on its way already, and still a slow one is helped. */
+/* out = x @ W.T + bias. */
 #include "kernels.h"
 
 enum {
@@ -41,24 +40,15 @@ void gptcli_quantize(Activations *activations, const float *x, int64_t begin, in
 
 /* ---- on all threads ---- */
 
-/* Blocks that one thread takes first. A line of its own: the owner should not wait for what others count. */
-typedef struct {
-    _Alignas(CACHE_LINE) atomic_llong next;
-    int64_t end;
-} Range;
-
-static Range ranges[MOST_THREADS]; /* whose the locked pool is */
-
 typedef struct {
     const Matrix *matrix;
     const float *x;
     int64_t tokens;
     Activations activations;
     float *panels; /* PANEL_FLOATS for each thread */
-    int64_t span;  /* tokens that use a panel as long as it is there */
+    int64_t span; /* tokens that use a panel as long as it is there */
     Output output;
-    int64_t step;   /* blocks that are taken at once */
-    int64_t ranges; /* of blocks */
+    int64_t step; /* blocks that are taken at once */
     atomic_llong next_token, next_panel;
 } Job;
 
@@ -79,26 +69,11 @@ void gptcli_linear_blocks(const Matrix *matrix, const float *x, int64_t tokens, 
         level()->dense_blocks(matrix, x, tokens, begin, end, output);
 }
 
-/* As many ranges as there are threads, but none smaller than a step. */
-static void make_ranges(Job *job) {
-    int64_t blocks = blocks_of(job->matrix), begin = 0;
-    job->ranges = smaller(gptcli_threads(), (blocks + job->step - 1) / job->step);
-    for (int64_t i = 0; i < job->ranges; i++) {
-        int64_t end = smaller(blocks, round_up(blocks * (i + 1) / job->ranges, 2)); /* as blocks_at_once */
-        atomic_store(&ranges[i].next, begin);
-        begin = ranges[i].end = end;
-    }
-}
-
 static void blocks_share(void *argument, int thread, int threads) {
     Job *job = argument;
     (void)threads;
-    for (int64_t i = 0; i < job->ranges; i++) {
-        Range *range = &ranges[(thread + i) % job->ranges];
-        for (int64_t begin; (begin = atomic_fetch_add(&range->next, job->step)) < range->end;)
-            gptcli_linear_blocks(job->matrix, job->x, job->tokens, &job->activations, begin,
-                                 smaller(begin + job->step, range->end), &job->output);
-    }
+    for (int64_t begin, end; pool_take(thread, &begin, &end);)
+        gptcli_linear_blocks(job->matrix, job->x, job->tokens, &job->activations, begin, end, &job->output);
 }
 
 /* A task is a panel's rows of a span of the tokens. */
@@ -143,7 +118,7 @@ static int linear_slab(Job *job) {
         job->span = tokens_at_once(job->matrix, job->tokens);
         share = panels_share;
     } else {
-        make_ranges(job);
+        pool_deal(blocks_of(job->matrix), job->step, 2); /* as blocks_at_once */
     }
     if (work < SOLO_MULTIPLICATIONS)
         share(job, 0, 1);

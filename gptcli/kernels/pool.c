@@ -180,6 +180,36 @@ void pool_share(Task *task, void *argument) {
     close_region();
 }
 
+/* A line of its own: the owner should not wait for what others count. */
+typedef struct {
+    _Alignas(CACHE_LINE) atomic_llong next;
+    int64_t end;
+} Stretch;
+
+static Stretch stretches[MOST_THREADS];
+static int64_t dealt, piece; /* stretches, and what is taken of one at once */
+
+void pool_deal(int64_t count, int64_t step, int64_t even) {
+    int64_t pieces = (count + step - 1) / step, begin = 0;
+    dealt = pieces < pool.threads ? pieces : pool.threads;
+    piece = step;
+    for (int64_t i = 0; i < dealt; i++) {
+        int64_t end = (count * (i + 1) / dealt + even - 1) / even * even;
+        atomic_store_explicit(&stretches[i].next, begin, memory_order_relaxed);
+        begin = stretches[i].end = end < count ? end : count;
+    }
+}
+
+int pool_take(int thread, int64_t *begin, int64_t *end) {
+    for (int64_t i = 0; i < dealt; i++) {
+        Stretch *stretch = &stretches[(thread + i) % dealt];
+        *begin = atomic_fetch_add(&stretch->next, piece);
+        *end = *begin + piece < stretch->end ? *begin + piece : stretch->end;
+        if (*begin < stretch->end) return 1;
+    }
+    return 0;
+}
+
 void *pool_workspace(int64_t bytes) {
     if (bytes <= pool.workspace_bytes) return pool.workspace;
     free(pool.workspace);
