@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 CACHE_STEP = 512  # tokens by which the key-value cache grows
@@ -185,7 +186,7 @@ class DecoderConfig:
             elements += 2 * attention.kv_heads * attention.head_dim * tokens
         return elements * element_bytes
 
-    @property
+    @cached_property
     def rope_borders(self) -> frozenset[int]:
         """Every `RopeConfig.border` there is."""
         ropes = (block.attention.rope for block in self.blocks)

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from gptcli.model.attention import Attention
 from gptcli.model.cache import KVCache
-from gptcli.model.config import BlockConfig, DecoderConfig, MoeConfig, NormConfig, RopeConfig
+from gptcli.model.config import BlockConfig, DecoderConfig, MoeConfig, NormConfig
 from gptcli.model.linear import Linear, project
 from gptcli.model.mlp import Mlp, Moe
 from gptcli.model.norm import Norm
-from gptcli.model.place import Behind, Place, RotaryTables, Rotation
+from gptcli.model.place import Behind, Place, RotaryTables
 
 
 class Embedding(nn.Embedding):
@@ -107,7 +107,3 @@ class Decoder(nn.Module):
         if (cap := self.config.logit_softcap) is not None:
             logits = torch.tanh(logits / cap) * cap
         return logits
-
-    def rotation(self, rope: RopeConfig, cache: KVCache, T: int) -> Rotation:
-        """cos and sin for the T positions behind those in the cache, each (T, 1, dim)."""
-        return Behind(self.tables, cache, T).rotation(rope)

@@ -109,7 +109,6 @@ class Engine:
         """Runs one token behind those in the cache; its logits (vocab,) in fp32. Raises as `prefill` does."""
         return self.step([token], cache)[0]
 
-    @torch.inference_mode()
     def step(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
         """Runs one token, and perhaps as many more as `most_ahead` allows; logits behind each, (T, vocab) in fp32.
 
@@ -221,11 +220,11 @@ class Engine:
         length = cache.length + len(rows[0])
         finite: bool | Tensor
         with memory_errors(self.plan.device, f"running token {length}"):
-            if self._recorded is not None and len(rows[0]) == 1:
-                logits, finite = self._recorded.run([token for [token] in rows], cache)
-            else:
-                logits = self._run_plainly(rows, cache, wanted)
+            if self._program is not None:  # no place for what costs as much as a layer, such as a mode of torch's
+                logits = self._program.run(rows, cache, wanted)
                 finite = self._all_finite(logits)
+            else:
+                logits, finite = self._run_in_torch(rows, cache, wanted)
             cache.advance(*rows)
         if not finite:
             if self._recorded is not None:
@@ -239,8 +238,10 @@ class Engine:
             return self.library.all_finite(logits.data_ptr(), logits.numel())
         return all_finite(logits)
 
-    def _run_plainly(self, rows: Sequence[Sequence[int]], cache: KVCache, wanted: int) -> Tensor:
-        if self._program is not None:
-            return self._program.run(rows, cache, wanted)
+    @torch.inference_mode()
+    def _run_in_torch(self, rows: Sequence[Sequence[int]], cache: KVCache, wanted: int) -> tuple[Tensor, bool | Tensor]:
+        if self._recorded is not None and len(rows[0]) == 1:
+            return self._recorded.run([token for [token] in rows], cache)
         hidden = self.decoder(torch.tensor(rows, device=self.plan.device), cache)
-        return self.decoder.logits(hidden[:, -wanted:].flatten(0, 1))
+        logits = self.decoder.logits(hidden[:, -wanted:].flatten(0, 1))
+        return logits, self._all_finite(logits)

@@ -14,7 +14,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
-from gptcli.kernels.functions import Matrix, Op, Rotation
+from gptcli.kernels.functions import Matrix, Op
 from gptcli.kernels.native import Library
 from gptcli.model.attention import Attention
 from gptcli.model.cache import KVCache
@@ -46,7 +46,8 @@ class DecoderProgram:
     def __init__(self, decoder: Decoder, program: Program, ropes: list[RopeConfig], windows: list[int | None]) -> None:
         self.program = program
         self._decoder, self._ropes, self._windows = decoder, ropes, windows
-        self._bound: tuple[ref[KVCache], int] | None = None
+        self._bound: tuple[ref[KVCache], object] | None = None
+        self._tables: list[RotaryTable] = []
 
     def prepared(self, most_positions: int, dtype: str, threads: int) -> Prepared | None:
         """What runs one text without the decoder, of up to so many positions; None where it takes more than a program.
@@ -57,10 +58,8 @@ class DecoderProgram:
         if config.rope_borders or config.logit_scale != 1 or config.logit_softcap is not None:
             return None
         positions = min(config.max_context, most_positions)
-        tables = []
-        for rope in self._ropes:
-            cos, sin = rotary_table(rope, positions, positions, torch.device("cpu"), torch.float32)
-            tables.append(RotaryTable(_vector(cos), _vector(sin), cos.shape[-1]))
+        device = torch.device("cpu")
+        tables = [_rotary(*rotary_table(rope, positions, positions, device, torch.float32)) for rope in self._ropes]
         return Prepared(self.program, tables, len(self._windows), config.vocab_size, positions, dtype, threads)
 
     def run(self, rows: Sequence[Sequence[int]], cache: KVCache, wanted: int = 1) -> Tensor:
@@ -73,21 +72,31 @@ class DecoderProgram:
         assert len(rows) == cache.rows and (cache.rows == 1 or new == 1)
         assert 0 <= min(tokens) <= max(tokens) < self._decoder.config.vocab_size
         cache.reserve(new)
-        if self._bound is None or self._bound[0]() is not cache or self._bound[1] != cache.moves:
-            self.program.bind([_storage(cache, block) for block in range(len(self._decoder.config.blocks))])
-            self._bound = ref(cache), cache.moves
-        tables = [self._decoder.rotation(rope, cache, new) for rope in self._ropes]
+        self._bind(cache)
         logits = torch.empty(cache.rows * wanted, self._decoder.config.vocab_size)
         self.program.run(
             tokens,
             texts=cache.rows,
             position=cache.length,
             held=[cache.held(window) for window in self._windows],
-            rotations=[Rotation(cos.data_ptr(), sin.data_ptr(), cos.shape[-1]) for cos, sin in tables],
+            rotations=[table.at(cache.length) for table in self._tables],
             wanted=cache.rows * wanted,
             logits=logits.data_ptr(),
         )
         return self._decoder.scaled(logits)
+
+    def _bind(self, cache: KVCache) -> None:
+        """Says where things are for a cache, unless they are where they were."""
+        state = cache.moves, cache.capacity, *(cache.span > border for border in self._decoder.config.rope_borders)
+        if self._bound is not None and self._bound[0]() is cache and self._bound[1] == state:
+            return
+        self.program.bind([_storage(cache, block) for block in range(len(self._decoder.config.blocks))])
+        self._tables = [_rotary(*self._decoder.tables.of(rope, cache)) for rope in self._ropes]
+        self._bound = ref(cache), state
+
+
+def _rotary(cos: Tensor, sin: Tensor) -> RotaryTable:
+    return RotaryTable(_vector(cos), _vector(sin), cos.shape[-1])
 
 
 def _storage(cache: KVCache, block: int) -> Storage:
