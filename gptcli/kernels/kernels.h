@@ -347,6 +347,7 @@ typedef struct Level {
     void (*rope)(float *head, const float *cosines, const float *sines, int64_t dim);
     void (*activate)(int activation, const float *gate, const float *up, int64_t size, float *out);
     void (*exp)(const float *x, int64_t size, float *out);
+    float (*greatest)(const float *x, int64_t size); /* of values that are numbers; -infinity of none */
 } Level;
 
 extern const Level portable_level;

@@ -1136,6 +1136,15 @@ static void exponentials(const float *x, int64_t size, float *out) {
     for (int64_t i = 0; i < size; i += LANES) store_some(out, i, size, exponential(load_some(x, i, size)));
 }
 
-#define LEVEL(name)                                                                                                    \
-    {name,   quantize, encode,         dense_blocks, affine_blocks, exact_blocks, panels,      \
-     attend, merge,    attend_passage, rms_norm,     layer_norm,    rope,         activate, exponentials}
+static float greatest_of(const float *x, int64_t size) {
+    floats most = splat(-INFINITY);
+    int64_t i = 0;
+    for (; i + LANES <= size; i += LANES) most = greatest(load(x + i), most);
+    float found = greatest_lane(most);
+    for (; i < size; i++) found = x[i] > found ? x[i] : found;
+    return found;
+}
+
+#define LEVEL(name)                                                                                                   \
+    {name,  quantize,       encode,   dense_blocks, affine_blocks, exact_blocks, panels,       attend,                \
+     merge, attend_passage, rms_norm, layer_norm,   rope,          activate,     exponentials, greatest_of}

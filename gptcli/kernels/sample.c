@@ -8,6 +8,7 @@
 enum {
     FIRST_CANDIDATES = 1024, /* as in sampling.py */
     PIECE = 1024,            /* logits whose exponentials are held at once */
+    STRETCH = 128,           /* logits of which only the greatest is looked at, unless it matters */
 };
 
 typedef struct Candidate {
@@ -35,22 +36,37 @@ static void sift_down(Candidate *heap, int64_t size, int64_t place) {
     heap[place] = moved;
 }
 
+static int64_t stretch_end(int64_t begin, int64_t vocabulary) {
+    return begin + STRETCH < vocabulary ? begin + STRETCH : vocabulary;
+}
+
 /* The first `count` of all, in their order. */
 static void best(const float *logits, int64_t vocabulary, int64_t count, Candidate *out) {
     for (int64_t token = 0; token < count; token++) out[token] = (Candidate){logits[token], (int32_t)token};
     for (int64_t place = count / 2; place-- > 0;) sift_down(out, count, place);
-    for (int64_t token = count; token < vocabulary; token++) {
-        if (!(logits[token] > out[0].logit)) continue;
-        out[0] = (Candidate){logits[token], (int32_t)token};
-        sift_down(out, count, 0);
+    for (int64_t begin = count; begin < vocabulary; begin += STRETCH) {
+        int64_t end = stretch_end(begin, vocabulary);
+        if (!(level()->greatest(logits + begin, end - begin) > out[0].logit)) continue;
+        for (int64_t token = begin; token < end; token++) {
+            if (!(logits[token] > out[0].logit)) continue;
+            out[0] = (Candidate){logits[token], (int32_t)token};
+            sift_down(out, count, 0);
+        }
     }
     qsort(out, (size_t)count, sizeof *out, by_rank);
 }
 
 static int64_t greatest(const float *logits, int64_t vocabulary) {
-    int64_t token = 0;
-    for (int64_t i = 1; i < vocabulary; i++)
-        if (logits[i] > logits[token]) token = i;
+    float most = logits[0];
+    int64_t from = 0; /* the stretch it is in */
+    for (int64_t begin = 0; begin < vocabulary; begin += STRETCH) {
+        float here = level()->greatest(logits + begin, stretch_end(begin, vocabulary) - begin);
+        if (!(here > most)) continue;
+        most = here;
+        from = begin;
+    }
+    int64_t token = from;
+    while (logits[token] != most) token++;
     return token;
 }
 

@@ -95,6 +95,10 @@ def test_what_must_not_be_drawn_is_not_however_hot(library: Functions) -> None:
 def test_of_equals_the_first_is_taken(library: Functions) -> None:
     for config in (SamplingConfig(temperature=0), SamplingConfig(**OFF | {"top_k": 1})):
         assert compiled(library, torch.tensor([0.0, 2.0, 2.0, 1.0]), config, set(), [], 1) == [1]
+        for place in (0, 5, 127, 128, 700):
+            logits = torch.full((1001,), -math.inf)
+            logits[place] = logits[701] = logits[1000] = -3.0
+            assert compiled(library, logits, config, set(), [], 1) == [place]
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])

@@ -60,7 +60,6 @@ def test_top_k_keeps_the_k_greatest(values: list[float], k: int) -> None:
     assert logits[ids].equal(kept)
 
 
-@settings(deadline=None)
 @given(logit_lists, st.floats(0.5, 2.0), st.floats(0, 2), st.floats(0, 2), st.data())
 def test_penalties_touch_recent_tokens_alone(
     values: list[float], repeat: float, presence: float, frequency: float, data: st.DataObject
@@ -74,7 +73,7 @@ def test_penalties_touch_recent_tokens_alone(
         assert out[token].item() == pytest.approx(penalized if count else value, rel=1e-4, abs=1e-4)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.floats(-1e30, 1e30), min_size=2, max_size=50),
     st.builds(
@@ -204,7 +203,7 @@ def test_what_the_user_gives_beats_the_model_which_beats_our_defaults() -> None:
     assert (resolved.temperature, resolved.top_p, resolved.top_k) == (0.1, 0.9, SamplingConfig().top_k)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.integers(0, 2**32),
     st.sampled_from([0, 1, 5, 3000]),

@@ -37,7 +37,7 @@ def test_a_prompt_of_several_chunks_gives_what_one_token_at_a_time_does(long: La
     torch.testing.assert_close(whole, logits, rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(3, 303), min_size=2, max_size=40), st.lists(st.integers(1, 39), max_size=5), st.data())
 def test_logits_are_the_same_however_a_text_is_cut_and_whatever_the_cache_held_before(
     tiny: LanguageModel, tokens: list[int], cuts: list[int], data: st.DataObject

@@ -86,7 +86,7 @@ def in_blocks(text: str, size: int) -> Iterator[str]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(text=TEXTS, size=st.integers(1, 300), part=st.integers(1, 200), special=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_parts_have_the_ids_of_the_whole(kind: str, text: str, size: int, part: int, special: bool) -> None:
     tokenizer = made(kind)[1]
     with pytest.MonkeyPatch.context() as patch:
@@ -108,7 +108,7 @@ def test_every_kind_of_tokenizer_has_borders(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(text=TEXTS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_places_do_not_depend_on_the_parts(kind: str, text: str) -> None:
     def places(part: int) -> list[tuple[int, ...]]:
         patch.setattr(chunks, "_PART", part)
