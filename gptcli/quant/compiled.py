@@ -25,8 +25,8 @@ def can_compile(weight: PackedWeight) -> bool:
 def _matrix(library: Library, weight: PackedWeight, integers: bool) -> Matrix:
     match weight:
         case AffineWeight(packed, scales, biases, bits):
-            tensors = packed.contiguous(), scales.contiguous(), biases.contiguous()
-            return library.affine(*tensors, bits, integers=integers)
+            scales, biases = narrowed(torch.stack([scales, biases]))  # GPTQ's are in fp32, made from scales in fp16
+            return library.affine(packed.contiguous(), scales, biases, bits, integers=integers)
         case DenseWeight(values):
             values = narrowed(values.contiguous())
             return library.coded(values) or library.dense(values)

@@ -16,6 +16,7 @@ from gptcli.errors import OutOfMemory
 from gptcli.kernels.native import Library
 from gptcli.quant.affine import AffineWeight
 from gptcli.quant.compiled import CompiledEmbedding, CompiledExperts, CompiledLinear, can_compile
+from gptcli.quant.gptq import gptq_weight
 from gptcli.runtime import device
 from gptcli.runtime.bench import weight_bytes
 from gptcli.runtime.device import DevicePlan, plan_for
@@ -116,6 +117,39 @@ def test_a_checkpoint_of_mixed_precision_is_read_as_it_is(tmp_path: Path, librar
     wanted = logits_of(meant)
     assert logits_of(mixed).equal(wanted)
     assert relative_error(engine_of(mixed, library).logits(IDS), wanted) < 1e-5
+
+
+@pytest.mark.parametrize(("packing", "bits"), [("int8", 8.5), ("int4", 5)])
+def test_quantizing_takes_so_many_bits_a_weight(
+    packing: Packing, bits: float, tmp_path: Path, library: Library
+) -> None:
+    path = write_reference(tmp_path, "llama", hidden_size=64, intermediate_size=128, num_hidden_layers=2).path
+    decoder = engine_of(path, library, packing).decoder
+    matrices = [module.matrix for module in decoder.modules() if isinstance(module, CompiledLinear)]
+    layers = [matrix for matrix in matrices if matrix.rows != decoder.config.vocab_size]
+    assert len(layers) == 8
+    assert all(matrix.size * 8 == matrix.rows * matrix.columns * bits for matrix in layers)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_symmetric_gptq_weight_takes_its_scales_in_fp16_alone(bits: int, library: Library) -> None:
+    middle, groups = 2 ** (bits - 1), 4
+    scales = torch.rand(groups, 32).half()
+    q = torch.randint(-(2**31), 2**31, (groups * bits, 32)).int()  # groups of 32 columns, a word for 32 / bits
+
+    def matrix(zero: int) -> CompiledLinear:
+        zeros = torch.full((groups, 32 * bits // 32), zero * (0x11111111 if bits == 4 else 0x01010101))
+        zeros = zeros.sub(2**32 * (zeros >= 2**31)).int()
+        weight = gptq_weight(q, zeros, scales, None, bits=bits, group_size=32, zero_offset=0)
+        assert isinstance(weight, AffineWeight)
+        return CompiledLinear(library, weight, None, integers=False)
+
+    symmetric, other = matrix(middle), matrix(middle - 1)
+    assert symmetric.matrix.size == 32 * groups * (32 * bits // 8 + 2)
+    assert other.matrix.size == 32 * groups * (32 * bits // 8 + 8)
+    # One less to take off each q: the same scale more in every weight.
+    difference = other(torch.ones(1, 32 * groups)) - symmetric(torch.ones(1, 32 * groups))
+    assert difference.allclose(32 * scales.float().sum(0), rtol=1e-3)
 
 
 @pytest.mark.parametrize("packing", ["int8", "int4"])
