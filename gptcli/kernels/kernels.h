@@ -79,9 +79,9 @@ struct Chunk;
  */
 typedef struct Matrix {
     Kind kind;
-    int bits;           /* 8 or 4 */
+    int bits; /* affine: 8 or 4 */
     Constants constants;
-    int integers;       /* affine: activations are rounded to 8 bits for it; else the weights are exact in fp32 */
+    int integers; /* affine: activations are rounded to 8 bits for it; else the weights are exact in fp32 */
     int64_t rows, columns, group;
     int64_t record_bytes; /* affine */
     int64_t block_bytes;
@@ -96,6 +96,9 @@ typedef struct Matrix {
     uint32_t *spelled_from;    /* (blocks + 1) how many of them belong to earlier blocks */
     struct Chunk *chunk; /* owns packed */
 } Matrix;
+
+/* The q that stands for zero in centred weights. */
+static inline int middle_of(int bits) { return 1 << (bits - 1); }
 
 /* Of a record of affine weights. */
 static inline int64_t constants_bytes(Constants constants) { return 2 * BLOCK * (constants == SINGLES ? 4 : 2); }
@@ -171,8 +174,8 @@ void decode_columns(const Matrix *matrix, const uint8_t *codes, const uint8_t *r
 typedef struct Activations {
     int8_t *values;
     float *scales;
-    float *sums;     /* scale times the sum of the part's values: what multiplies a group's bias */
-    int32_t *offsets; /* -128 times that sum itself */
+    float *sums;      /* scale times the sum of the part's values: what multiplies a group's bias */
+    int32_t *offsets; /* that sum times -128: what products with centred weights of 8 bits begin with */
     int64_t tokens, parts, width;
 } Activations;
 

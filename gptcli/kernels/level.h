@@ -134,7 +134,7 @@ static void quantize(const float *x, int64_t parts, int64_t width, int8_t *value
         scales[part * width] = magnitude / 127;
         float all = sum(float_of_ints((ints)total)); /* exact: below 2^24 */
         sums[part * width] = magnitude / 127 * all;
-        offsets[part * width] = magnitude < INFINITY ? -128 * (int32_t)all : 0;
+        offsets[part * width] = magnitude < INFINITY ? -middle_of(8) * (int32_t)all : 0;
     }
 }
 
@@ -155,9 +155,6 @@ INLINE void load_constants(const uint8_t *record, int64_t block_bytes, int64_t f
 INLINE void prefetch_constants(const uint8_t *record, const Constants constants) {
     for (int64_t i = 0; i < constants_bytes(constants); i += CACHE_LINE) prefetch(record + i, AHEAD);
 }
-
-/* The q that stands for zero in centred weights. */
-INLINE int middle(const int bits) { return 1 << (bits - 1); }
 
 INLINE int32_t four_values(const int8_t *values) {
     int32_t word;
@@ -185,12 +182,12 @@ INLINE void part_dots(const uint8_t *lines, int64_t block_bytes, const int8_t *v
     }
 }
 
-/* Of centred weights, less what the middle q, which stands for zero, adds to them. */
+/* Products with centred weights begin below zero by what they get from the middle q, which stands for zero. */
 INLINE void start_dots(const int32_t *offsets, const int bits, const int blocks, const int tokens,
                        ints dots[TOKENS][MOST_VECTORS]) {
     UNROLL for (int t = 0; t < tokens; t++) {
         ints offset = (ints){0} + offsets[t];
-        if (bits == 4) offset >>= 4; /* 8 for 128 */
+        if (bits == 4) offset >>= 4; /* exact: 8 times the sum, not 128 times */
         UNROLL for (int v = 0; v < blocks * VECTORS; v++) dots[t][v] = offset;
     }
 }
@@ -280,15 +277,15 @@ INLINE void affine_pair(const Matrix *matrix, const Activations *x, int64_t bloc
 }
 #endif
 
-/* Calls one of the functions below with the bits and constants of a matrix: it is compiled once for each. */
-#define FOR_FORMAT(matrix, CALL)                                                                                       \
+/* Calls a function with the bits and constants of an affine matrix as its last arguments, for each a copy. */
+#define BY_FORMAT(function, matrix, ...)                                                                               \
     switch (matrix->bits + matrix->constants) {                                                                        \
-    case 4 + SINGLES: CALL(4, SINGLES); break;                                                                         \
-    case 4 + HALVES: CALL(4, HALVES); break;                                                                           \
-    case 4 + CENTRED: CALL(4, CENTRED); break;                                                                         \
-    case 8 + SINGLES: CALL(8, SINGLES); break;                                                                         \
-    case 8 + HALVES: CALL(8, HALVES); break;                                                                           \
-    case 8 + CENTRED: CALL(8, CENTRED); break;                                                                         \
+    case 4 + SINGLES: function(matrix, __VA_ARGS__, 4, SINGLES); break;                                                \
+    case 4 + HALVES: function(matrix, __VA_ARGS__, 4, HALVES); break;                                                  \
+    case 4 + CENTRED: function(matrix, __VA_ARGS__, 4, CENTRED); break;                                                \
+    case 8 + SINGLES: function(matrix, __VA_ARGS__, 8, SINGLES); break;                                                \
+    case 8 + HALVES: function(matrix, __VA_ARGS__, 8, HALVES); break;                                                  \
+    case 8 + CENTRED: function(matrix, __VA_ARGS__, 8, CENTRED); break;                                                \
     }
 
 INLINE void affine_range(const Matrix *matrix, const Activations *x, int64_t begin, int64_t end, const Output *output,
@@ -303,9 +300,7 @@ INLINE void affine_range(const Matrix *matrix, const Activations *x, int64_t beg
 
 static void affine_blocks(const Matrix *matrix, const Activations *x, int64_t begin, int64_t end,
                           const Output *output) {
-#define RANGE_OF(bits, constants) affine_range(matrix, x, begin, end, output, bits, constants)
-    FOR_FORMAT(matrix, RANGE_OF);
-#undef RANGE_OF
+    BY_FORMAT(affine_range, matrix, x, begin, end, output);
 }
 
 /* ---- linear: affine weights, activations as they are ----
@@ -328,7 +323,7 @@ INLINE floats exact_constants(const uint8_t *record, int64_t group, int64_t lane
         int place = place_of(c, bits);
         scales[c] = place + bits == 32 ? scale : scale * (1 / (float)(1u << place));
     }
-    return constants == CENTRED ? scale * -(float)middle(bits) : load_constant(record, BLOCK + lane, constants);
+    return constants == CENTRED ? scale * -(float)middle_of(bits) : load_constant(record, BLOCK + lane, constants);
 }
 
 /* One of the eight columns that begin in a line. */
@@ -393,9 +388,7 @@ INLINE void exact_range(const Matrix *matrix, const float *x, int64_t tokens, in
 static void exact_blocks(const Matrix *matrix, const float *x, int64_t tokens, int64_t begin, int64_t end,
                          const Output *output) {
     int64_t first = begin * BLOCK, last = end * BLOCK < matrix->rows ? end * BLOCK : matrix->rows;
-#define RANGE_OF(bits, constants) exact_range(matrix, x, tokens, first, last, output, bits, constants)
-    FOR_FORMAT(matrix, RANGE_OF);
-#undef RANGE_OF
+    BY_FORMAT(exact_range, matrix, x, tokens, first, last, output);
 }
 
 /* ---- linear: dense weights ---- */
@@ -704,9 +697,7 @@ static void fill(const Matrix *matrix, int64_t row, int64_t end, int64_t column,
     else if (matrix->kind == BFLOAT16)
         fill_panel(matrix, row, end, column, count, panel, BFLOAT16);
     else
-#define PANEL_OF(bits, constants) fill_affine_panel(matrix, row, end, column, count, panel, bits, constants)
-        FOR_FORMAT(matrix, PANEL_OF);
-#undef PANEL_OF
+        BY_FORMAT(fill_affine_panel, matrix, row, end, column, count, panel);
 }
 
 /* What a panel's rows have for several tokens: at place + token * stride. */

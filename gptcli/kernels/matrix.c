@@ -118,8 +118,6 @@ typedef struct {
     atomic_int uncentred;
 } Packing;
 
-static float middle_of(const Matrix *matrix) { return (float)(1 << (matrix->bits - 1)); }
-
 /* Finds out whether the middle q stands for zero in all groups: the scales tell the biases then, exactly. */
 static void compare_biases(void *argument, int thread, int threads) {
     Packing *packing = argument;
@@ -129,8 +127,8 @@ static void compare_biases(void *argument, int thread, int threads) {
     for (int64_t block; (block = atomic_fetch_add(&packing->next, 1)) < blocks_of(matrix);) {
         int64_t end = (block + 1) * BLOCK < matrix->rows ? (block + 1) * BLOCK : matrix->rows;
         for (int64_t i = block * BLOCK * groups; i < end * groups; i++) {
-            if (element(packing->kind, packing->biases, i) == -middle_of(matrix) * element(packing->kind, packing->scales, i))
-                continue;
+            float scale = element(packing->kind, packing->scales, i), bias = element(packing->kind, packing->biases, i);
+            if (bias == scale * -(float)middle_of(matrix->bits)) continue;
             atomic_store(&packing->uncentred, 1);
             atomic_store(&packing->next, blocks_of(matrix));
             return;
@@ -305,7 +303,7 @@ static void affine_row(const Matrix *matrix, int64_t row, float *out) {
     Kind kind = matrix->constants == SINGLES ? FLOAT32 : FLOAT16;
     for (int64_t group = 0; group < matrix->columns / matrix->group; group++, out += matrix->group) {
         Place place = find_group(matrix, row, group);
-        float scale = element(kind, place.record, place.scale), bias = -middle_of(matrix) * scale;
+        float scale = element(kind, place.record, place.scale), bias = scale * -(float)middle_of(matrix->bits);
         if (matrix->constants != CENTRED) bias = element(kind, place.record, BLOCK + place.scale);
         for (int64_t i = 0; i < matrix->group; i++)
             out[i] = scale * (float)quant_at(matrix, place.lines, row % BLOCK, i) + bias;

@@ -131,25 +131,35 @@ def test_quantizing_takes_so_many_bits_a_weight(
     assert all(matrix.size * 8 == matrix.rows * matrix.columns * bits for matrix in layers)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_a_symmetric_gptq_weight_takes_its_scales_in_fp16_alone(bits: int, library: Library) -> None:
-    middle, groups = 2 ** (bits - 1), 4
-    scales = torch.rand(groups, 32).half()
-    q = torch.randint(-(2**31), 2**31, (groups * bits, 32)).int()  # groups of 32 columns, a word for 32 / bits
+@pytest.mark.parametrize(
+    ("dtype", "offset", "bytes_a_group"),
+    [
+        (torch.float16, 0, 16 + 4),
+        (torch.bfloat16, 0, 16 + 4),
+        (torch.float32, 0, 16 + 4),
+        (torch.float32, 2**-20, 16 + 8),
+        (torch.bfloat16, 2.0**17, 16 + 8),
+    ],
+)
+def test_constants_that_are_all_numbers_of_fp16_take_16_bits(
+    dtype: torch.dtype, offset: float, bytes_a_group: int, library: Library
+) -> None:
+    scales = (torch.randint(1, 32, (32, 4)) * 2**-12).to(dtype)
+    biases = scales * -7
+    biases[20, 2] += offset
+    weight = AffineWeight(torch.randint(0, 256, (32, 64), dtype=torch.uint8), scales, biases, 4)
+    linear = CompiledLinear(library, weight, None, integers=False)
+    assert linear.matrix.size == 32 * 4 * bytes_a_group
+    assert linear(torch.eye(128)).T.equal(weight.expanded())
 
-    def matrix(zero: int) -> CompiledLinear:
-        zeros = torch.full((groups, 32 * bits // 32), zero * (0x11111111 if bits == 4 else 0x01010101))
-        zeros = zeros.sub(2**32 * (zeros >= 2**31)).int()
-        weight = gptq_weight(q, zeros, scales, None, bits=bits, group_size=32, zero_offset=0)
-        assert isinstance(weight, AffineWeight)
-        return CompiledLinear(library, weight, None, integers=False)
 
-    symmetric, other = matrix(middle), matrix(middle - 1)
-    assert symmetric.matrix.size == 32 * groups * (32 * bits // 8 + 2)
-    assert other.matrix.size == 32 * groups * (32 * bits // 8 + 8)
-    # One less to take off each q: the same scale more in every weight.
-    difference = other(torch.ones(1, 32 * groups)) - symmetric(torch.ones(1, 32 * groups))
-    assert difference.allclose(32 * scales.float().sum(0), rtol=1e-3)
+@pytest.mark.parametrize(("zero", "bytes_a_group"), [(8, 16 + 2), (7, 16 + 4)])
+def test_the_biases_of_a_symmetric_gptq_weight_are_not_kept(zero: int, bytes_a_group: int, library: Library) -> None:
+    q, scales = torch.randint(0, 2**31, (4 * 4, 32)).int(), (torch.randint(1, 100, (4, 32)) * 2**-12).half()
+    zeros = torch.full((4, 16), zero * 0x11, dtype=torch.uint8).view(torch.int32)
+    weight = gptq_weight(q, zeros, scales, None, bits=4, group_size=32, zero_offset=0)
+    assert isinstance(weight, AffineWeight)
+    assert CompiledLinear(library, weight, None, integers=False).matrix.size == 32 * 4 * bytes_a_group
 
 
 @pytest.mark.parametrize("packing", ["int8", "int4"])
