@@ -49,6 +49,13 @@ enum {
 
 typedef enum { FLOAT32, FLOAT16, BFLOAT16, AFFINE, CODED } Kind;
 
+/* What affine weights have beside q. */
+typedef enum {
+    SINGLES, /* scales and biases in fp32 */
+    HALVES,  /* scales and biases in fp16 */
+    CENTRED, /* scales in fp16, which tell the biases */
+} Constants;
+
 struct Chunk;
 
 /* Weights of (rows, columns).
@@ -59,7 +66,8 @@ struct Chunk;
  *   group / 4 lines of 64 bytes          8 bits: four columns of row 0, the same four of row 1, ...
  *   group / 8 lines of 64 bytes          4 bits: as above in the low nibbles, the next four columns in the high ones
  * so that one line feeds one vector instruction and decoding reads memory in a single stream. Rows beyond the last are
- * zero.
+ * zero. Where the middle q stands for zero in all groups (bias = -(8 or 128) * scale), no biases are kept: a record has
+ * the scales of two groups in their place, and then the lines of both.
  *
  * Coded ones are a copy, too, of bf16 or fp32 in 12 or 28 bits. Records of 64 columns lie row by row in two streams:
  *   packed   32 bytes                    which of the 16 `tops` is a weight's upper byte: 4 bits for each place, those
@@ -71,9 +79,9 @@ struct Chunk;
  */
 typedef struct Matrix {
     Kind kind;
-    int bits;           /* 8 or 4 */
-    int half_constants; /* scales and biases are fp16 */
-    int integers;       /* affine: activations are rounded to 8 bits for it; else the weights are exact in fp32 */
+    int bits; /* affine: 8 or 4 */
+    Constants constants;
+    int integers; /* affine: activations are rounded to 8 bits for it; else the weights are exact in fp32 */
     int64_t rows, columns, group;
     int64_t record_bytes; /* affine */
     int64_t block_bytes;
@@ -88,6 +96,13 @@ typedef struct Matrix {
     uint32_t *spelled_from;    /* (blocks + 1) how many of them belong to earlier blocks */
     struct Chunk *chunk; /* owns packed */
 } Matrix;
+
+/* The q that stands for zero in centred weights. */
+static inline int middle_of(int bits) { return 1 << (bits - 1); }
+
+/* Of a record of affine weights. */
+static inline int64_t constants_bytes(Constants constants) { return 2 * BLOCK * (constants == SINGLES ? 4 : 2); }
+static inline int64_t groups_in_record(Constants constants) { return constants == CENTRED ? 2 : 1; }
 
 static inline int64_t blocks_of(const Matrix *matrix) { return (matrix->rows + BLOCK - 1) / BLOCK; }
 
@@ -159,7 +174,8 @@ void decode_columns(const Matrix *matrix, const uint8_t *codes, const uint8_t *r
 typedef struct Activations {
     int8_t *values;
     float *scales;
-    float *sums; /* scale times the sum of the part's values: what multiplies a group's bias */
+    float *sums;      /* scale times the sum of the part's values: what multiplies a group's bias */
+    int32_t *offsets; /* that sum times -128: what products with centred weights of 8 bits begin with */
     int64_t tokens, parts, width;
 } Activations;
 
@@ -325,7 +341,8 @@ EXPORT int gptcli_all_finite(const float *values, int64_t size);
 /* What each instruction set implements; pointers as above. */
 typedef struct Level {
     const char *name;
-    void (*quantize)(const float *x, int64_t parts, int64_t width, int8_t *values, float *scales, float *sums);
+    void (*quantize)(const float *x, int64_t parts, int64_t width, int8_t *values, float *scales, float *sums,
+                     int32_t *offsets);
     /* Codes records [begin, end) of weights and lists those it has to, `listed` being so far; or, if the matrix has no
      * memory yet, only counts these. NULL: this level decodes no faster than it reads. */
     int64_t (*encode)(Matrix *, const uint8_t *weights, int64_t begin, int64_t end, int64_t listed);

@@ -111,7 +111,8 @@ INLINE void store_some(float *to, int64_t place, int64_t size, floats value) {
 
 /* ---- linear: quantized activations ---- */
 
-static void quantize(const float *x, int64_t parts, int64_t width, int8_t *values, float *scales, float *sums) {
+static void quantize(const float *x, int64_t parts, int64_t width, int8_t *values, float *scales, float *sums,
+                     int32_t *offsets) {
     for (int64_t part = 0; part < parts; part++, x += PART, values += width * PART) {
         /* Compared as integers, magnitudes order alike, and a NaN is the greatest: it must not be lost. */
         ints most = {0};
@@ -131,21 +132,28 @@ static void quantize(const float *x, int64_t parts, int64_t width, int8_t *value
             memcpy(values + i, &narrow, sizeof narrow);
         }
         scales[part * width] = magnitude / 127;
-        sums[part * width] = magnitude / 127 * sum(float_of_ints((ints)total)); /* exact: below 2^24 */
+        float all = sum(float_of_ints((ints)total)); /* exact: below 2^24 */
+        sums[part * width] = magnitude / 127 * all;
+        offsets[part * width] = magnitude < INFINITY ? -middle_of(8) * (int32_t)all : 0;
     }
 }
 
 /* ---- linear: affine weights ---- */
 
-INLINE floats load_constant(const uint8_t *record, int64_t place, const int half) {
-    return half ? float_of_halves(load_halves((const uint16_t *)record + place)) : load((const float *)record + place);
+INLINE floats load_constant(const uint8_t *record, int64_t place, const Constants constants) {
+    if (constants == SINGLES) return load((const float *)record + place);
+    return float_of_halves(load_halves((const uint16_t *)record + place));
 }
 
-/* Of a record of each of `blocks` blocks. */
-INLINE void load_constants(const uint8_t *record, int64_t block_bytes, int first, const int half, const int blocks,
-                           floats *constants) {
+/* The constants that begin at `first` in a record of each of `blocks` blocks. */
+INLINE void load_constants(const uint8_t *record, int64_t block_bytes, int64_t first, const Constants constants,
+                           const int blocks, floats *loaded) {
     UNROLL for (int v = 0; v < blocks * VECTORS; v++)
-        constants[v] = load_constant(record + v / VECTORS * block_bytes, first + v % VECTORS * LANES, half);
+        loaded[v] = load_constant(record + v / VECTORS * block_bytes, first + v % VECTORS * LANES, constants);
+}
+
+INLINE void prefetch_constants(const uint8_t *record, const Constants constants) {
+    for (int64_t i = 0; i < constants_bytes(constants); i += CACHE_LINE) prefetch(record + i, AHEAD);
 }
 
 INLINE int32_t four_values(const int8_t *values) {
@@ -174,6 +182,16 @@ INLINE void part_dots(const uint8_t *lines, int64_t block_bytes, const int8_t *v
     }
 }
 
+/* Products with centred weights begin below zero by what they get from the middle q, which stands for zero. */
+INLINE void start_dots(const int32_t *offsets, const int bits, const int blocks, const int tokens,
+                       ints dots[TOKENS][MOST_VECTORS]) {
+    UNROLL for (int t = 0; t < tokens; t++) {
+        ints offset = (ints){0} + offsets[t];
+        if (bits == 4) offset >>= 4; /* exact: 8 times the sum, not 128 times */
+        UNROLL for (int v = 0; v < blocks * VECTORS; v++) dots[t][v] = offset;
+    }
+}
+
 /* (tokens, vectors) values. Not to be inlined: what lives on where memcpy may be called gets no registers, not even in
  * the loops before. */
 static __attribute__((noinline)) void store_rows(const Matrix *matrix, int64_t row, int64_t token, int64_t tokens,
@@ -190,30 +208,31 @@ static __attribute__((noinline)) void store_rows(const Matrix *matrix, int64_t r
 
 /* `blocks` blocks of rows for `tokens` tokens from `token` on, which lie in one tile of the activations. */
 INLINE void affine_tile(const Matrix *matrix, const Activations *x, int64_t block, int64_t token, const Output *output,
-                        const int bits, const int half, const int blocks, const int tokens) {
+                        const int bits, const Constants constants, const int blocks, const int tokens) {
     int64_t place = token / x->width * x->parts * x->width + token % x->width; /* of the part and token in hand */
-    const uint8_t *record = matrix->packed + block * matrix->block_bytes;
+    const int64_t last = place + x->parts * x->width, group_places = matrix->group / PART * x->width;
+    const uint8_t *lines = matrix->packed + block * matrix->block_bytes; /* one record ends where the next begins */
     floats sums[TOKENS][MOST_VECTORS] = {{{0}}};
-    for (int64_t part = 0; part < x->parts;) {
-        floats scales[MOST_VECTORS], biases[MOST_VECTORS];
-        load_constants(record, matrix->block_bytes, 0, half, blocks, scales);
-        load_constants(record, matrix->block_bytes, BLOCK, half, blocks, biases);
-        const uint8_t *lines = record + 2 * BLOCK * (half ? 2 : 4);
-        prefetch(record, AHEAD);
-        if (!half) prefetch(record + CACHE_LINE, AHEAD);
-        for (int64_t end = part + matrix->group / PART; part < end; part++) {
-            ints dots[TOKENS][MOST_VECTORS] = {{{0}}};
-            part_dots(lines, matrix->block_bytes, x->values + place * PART, bits, blocks, tokens, dots);
-            UNROLL for (int t = 0; t < tokens; t++) {
-                UNROLL for (int v = 0; v < blocks * VECTORS; v++) {
-                    sums[t][v] += float_of_ints(dots[t][v]) * (scales[v] * x->scales[place + t]);
-                    sums[t][v] += biases[v] * x->sums[place + t];
+    while (place < last) {
+        const uint8_t *record = lines;
+        prefetch_constants(record, constants);
+        lines += constants_bytes(constants);
+        UNROLL for (int group = 0; group < groups_in_record(constants); group++) {
+            floats scales[MOST_VECTORS], biases[MOST_VECTORS];
+            load_constants(record, matrix->block_bytes, group * BLOCK, constants, blocks, scales);
+            if (constants != CENTRED) load_constants(record, matrix->block_bytes, BLOCK, constants, blocks, biases);
+            for (int64_t end = place + group_places; place < end; place += x->width, lines += PART * BLOCK * bits / 8) {
+                ints dots[TOKENS][MOST_VECTORS] = {{{0}}};
+                if (constants == CENTRED) start_dots(x->offsets + place, bits, blocks, tokens, dots);
+                part_dots(lines, matrix->block_bytes, x->values + place * PART, bits, blocks, tokens, dots);
+                UNROLL for (int t = 0; t < tokens; t++) {
+                    UNROLL for (int v = 0; v < blocks * VECTORS; v++) {
+                        sums[t][v] += float_of_ints(dots[t][v]) * (scales[v] * x->scales[place + t]);
+                        if (constants != CENTRED) sums[t][v] += biases[v] * x->sums[place + t];
+                    }
                 }
             }
-            place += x->width;
-            lines += PART * BLOCK * bits / 8;
         }
-        record += matrix->record_bytes;
     }
     floats done[TOKENS * MOST_VECTORS];
     UNROLL for (int t = 0; t < tokens; t++)
@@ -222,11 +241,11 @@ INLINE void affine_tile(const Matrix *matrix, const Activations *x, int64_t bloc
 }
 
 INLINE void affine_block(const Matrix *matrix, const Activations *x, int64_t block, const Output *output,
-                         const int bits, const int half) {
+                         const int bits, const Constants constants) {
     for (int64_t token = 0; token < x->tokens;) {
         int64_t left = x->tokens - token, count = left < TOKENS ? left : TOKENS;
         switch (count) {
-#define TILE_OF(count) case count: affine_tile(matrix, x, block, token, output, bits, half, 1, count); break;
+#define TILE_OF(count) case count: affine_tile(matrix, x, block, token, output, bits, constants, 1, count); break;
             TILE_OF(1) TILE_OF(2)
 #if TOKENS >= 4
             TILE_OF(3) TILE_OF(4)
@@ -245,11 +264,11 @@ enum { PAIRED_FROM = 24 }; /* tokens; with fewer, waiting for two streams of wei
 
 /* Two blocks at once share what is loaded of the tokens, at the price of half as many of these. */
 INLINE void affine_pair(const Matrix *matrix, const Activations *x, int64_t block, const Output *output,
-                        const int bits, const int half) {
+                        const int bits, const Constants constants) {
     for (int64_t token = 0; token < x->tokens;) {
         int64_t left = x->tokens - token, count = left < PAIRED_TOKENS ? left : PAIRED_TOKENS;
         switch (count) {
-#define TILE_OF(count) case count: affine_tile(matrix, x, block, token, output, bits, half, 2, count); break;
+#define TILE_OF(count) case count: affine_tile(matrix, x, block, token, output, bits, constants, 2, count); break;
             TILE_OF(1) TILE_OF(2) TILE_OF(3) TILE_OF(4)
 #undef TILE_OF
         }
@@ -258,26 +277,30 @@ INLINE void affine_pair(const Matrix *matrix, const Activations *x, int64_t bloc
 }
 #endif
 
+/* Calls a function with the bits and constants of an affine matrix as its last arguments, for each a copy. */
+#define BY_FORMAT(function, matrix, ...)                                                                               \
+    switch (matrix->bits + matrix->constants) {                                                                        \
+    case 4 + SINGLES: function(matrix, __VA_ARGS__, 4, SINGLES); break;                                                \
+    case 4 + HALVES: function(matrix, __VA_ARGS__, 4, HALVES); break;                                                  \
+    case 4 + CENTRED: function(matrix, __VA_ARGS__, 4, CENTRED); break;                                                \
+    case 8 + SINGLES: function(matrix, __VA_ARGS__, 8, SINGLES); break;                                                \
+    case 8 + HALVES: function(matrix, __VA_ARGS__, 8, HALVES); break;                                                  \
+    case 8 + CENTRED: function(matrix, __VA_ARGS__, 8, CENTRED); break;                                                \
+    }
+
 INLINE void affine_range(const Matrix *matrix, const Activations *x, int64_t begin, int64_t end, const Output *output,
-                         const int bits, const int half) {
+                         const int bits, const Constants constants) {
     int64_t block = begin;
 #if PAIRED_TOKENS > 0
     if (x->tokens >= PAIRED_FROM)
-        for (; block + 2 <= end; block += 2) affine_pair(matrix, x, block, output, bits, half);
+        for (; block + 2 <= end; block += 2) affine_pair(matrix, x, block, output, bits, constants);
 #endif
-    for (; block < end; block++) affine_block(matrix, x, block, output, bits, half);
+    for (; block < end; block++) affine_block(matrix, x, block, output, bits, constants);
 }
 
 static void affine_blocks(const Matrix *matrix, const Activations *x, int64_t begin, int64_t end,
                           const Output *output) {
-    if (matrix->bits == 8 && matrix->half_constants)
-        affine_range(matrix, x, begin, end, output, 8, 1);
-    else if (matrix->bits == 8)
-        affine_range(matrix, x, begin, end, output, 8, 0);
-    else if (matrix->half_constants)
-        affine_range(matrix, x, begin, end, output, 4, 1);
-    else
-        affine_range(matrix, x, begin, end, output, 4, 0);
+    BY_FORMAT(affine_range, matrix, x, begin, end, output);
 }
 
 /* ---- linear: affine weights, activations as they are ----
@@ -292,12 +315,15 @@ enum { STEP = 8 }; /* columns at once: a line of 4 bits, or two of 8; also how m
 /* The lowest bit of a column in its lane. */
 INLINE int place_of(int column, const int bits) { return bits == 8 ? column % 4 * 8 : column % 4 * 8 + column / 4 * 4; }
 
-/* For each of eight columns. */
-INLINE void scale_columns(floats scale, const int bits, floats *scales) {
+/* A scale for each of eight columns, and the bias, of a group of those in a record. */
+INLINE floats exact_constants(const uint8_t *record, int64_t group, int64_t lane, const int bits,
+                              const Constants constants, floats *scales) {
+    floats scale = load_constant(record, group * BLOCK + lane, constants);
     UNROLL for (int c = 0; c < STEP; c++) {
         int place = place_of(c, bits);
         scales[c] = place + bits == 32 ? scale : scale * (1 / (float)(1u << place));
     }
+    return constants == CENTRED ? scale * -(float)middle_of(bits) : load_constant(record, BLOCK + lane, constants);
 }
 
 /* One of the eight columns that begin in a line. */
@@ -316,24 +342,25 @@ INLINE void prefetch_columns(const uint8_t *lines, const int bits) {
 
 /* LANES rows from `row` on for `tokens` tokens from `token` on. */
 INLINE void exact_tile(const Matrix *matrix, const float *x, int64_t row, int64_t token, const Output *output,
-                       const int bits, const int half, const int tokens) {
+                       const int bits, const Constants constants, const int tokens) {
     const int sums_each = tokens < STEP ? STEP / tokens : 1;
     const int64_t columns = matrix->columns, lane = row % BLOCK;
-    const uint8_t *record = matrix->packed + row / BLOCK * matrix->block_bytes;
+    const uint8_t *lines = matrix->packed + row / BLOCK * matrix->block_bytes; /* records follow each other */
     floats sums[TILE][STEP] = {{{0}}};
     x += token * columns;
-    for (int64_t column = 0; column < columns; record += matrix->record_bytes) {
-        floats scales[STEP], bias = load_constant(record, BLOCK + lane, half);
-        scale_columns(load_constant(record, lane, half), bits, scales);
-        const uint8_t *lines = record + 2 * BLOCK * (half ? 2 : 4) + lane * 4;
-        prefetch(record, AHEAD);
-        if (!half) prefetch(record + CACHE_LINE, AHEAD);
-        for (int64_t end = column + matrix->group; column < end; column += STEP, lines += STEP * BLOCK * bits / 8) {
-            prefetch_columns(lines, bits);
-            UNROLL for (int c = 0; c < STEP; c++) {
-                floats weights = exact_weights(lines, c, bits, scales, bias);
-                UNROLL for (int t = 0; t < tokens; t++)
-                    sums[t][c % sums_each] += weights * x[t * columns + column + c];
+    for (int64_t column = 0; column < columns;) {
+        const uint8_t *record = lines;
+        prefetch_constants(record, constants);
+        lines += constants_bytes(constants);
+        UNROLL for (int group = 0; group < groups_in_record(constants); group++) {
+            floats scales[STEP], bias = exact_constants(record, group, lane, bits, constants, scales);
+            for (int64_t end = column + matrix->group; column < end; column += STEP, lines += STEP * BLOCK * bits / 8) {
+                prefetch_columns(lines, bits);
+                UNROLL for (int c = 0; c < STEP; c++) {
+                    floats weights = exact_weights(lines + lane * 4, c, bits, scales, bias);
+                    UNROLL for (int t = 0; t < tokens; t++)
+                        sums[t][c % sums_each] += weights * x[t * columns + column + c];
+                }
             }
         }
     }
@@ -346,11 +373,11 @@ INLINE void exact_tile(const Matrix *matrix, const float *x, int64_t row, int64_
 }
 
 INLINE void exact_range(const Matrix *matrix, const float *x, int64_t tokens, int64_t begin, int64_t end,
-                        const Output *output, const int bits, const int half) {
+                        const Output *output, const int bits, const Constants constants) {
     for (int64_t row = begin; row < end; row += LANES) {
         for (int64_t token = 0; token < tokens; token += TILE) {
             switch (tokens - token < TILE ? tokens - token : TILE) {
-#define TILE_OF(count) case count: exact_tile(matrix, x, row, token, output, bits, half, count); break;
+#define TILE_OF(count) case count: exact_tile(matrix, x, row, token, output, bits, constants, count); break;
                 TILE_OF(1) TILE_OF(2) TILE_OF(3) TILE_OF(4) TILE_OF(5) TILE_OF(6) TILE_OF(7) TILE_OF(8)
 #undef TILE_OF
             }
@@ -361,14 +388,7 @@ INLINE void exact_range(const Matrix *matrix, const float *x, int64_t tokens, in
 static void exact_blocks(const Matrix *matrix, const float *x, int64_t tokens, int64_t begin, int64_t end,
                          const Output *output) {
     int64_t first = begin * BLOCK, last = end * BLOCK < matrix->rows ? end * BLOCK : matrix->rows;
-    if (matrix->bits == 8 && matrix->half_constants)
-        exact_range(matrix, x, tokens, first, last, output, 8, 1);
-    else if (matrix->bits == 8)
-        exact_range(matrix, x, tokens, first, last, output, 8, 0);
-    else if (matrix->half_constants)
-        exact_range(matrix, x, tokens, first, last, output, 4, 1);
-    else
-        exact_range(matrix, x, tokens, first, last, output, 4, 0);
+    BY_FORMAT(exact_range, matrix, x, tokens, first, last, output);
 }
 
 /* ---- linear: dense weights ---- */
@@ -639,7 +659,8 @@ INLINE void fill_coded_panel(const Matrix *matrix, int64_t row, int64_t end, int
 
 /* The same of an affine matrix, whose rows lie side by side already; column and count are multiples of PART. */
 INLINE void fill_affine_panel(const Matrix *matrix, int64_t row, int64_t end, int64_t column, int64_t count,
-                              float *panel, const int bits, const int half) {
+                              float *panel, const int bits, const Constants constants) {
+    const int64_t span = groups_in_record(constants) * matrix->group; /* columns of a record */
     for (int v = 0; v < PANEL; v += LANES) {
         const uint8_t *block = matrix->packed + (row + v) / BLOCK * matrix->block_bytes;
         int64_t lane = (row + v) % BLOCK;
@@ -649,11 +670,11 @@ INLINE void fill_affine_panel(const Matrix *matrix, int64_t row, int64_t end, in
                 for (int64_t c = 0; c < PART; c++) store(to + c * PANEL, (floats){0});
                 continue;
             }
-            const uint8_t *record = block + (column + i) / matrix->group * matrix->record_bytes;
-            const uint8_t *lines = record + 2 * BLOCK * (half ? 2 : 4) + lane * 4;
-            lines += (column + i) % matrix->group * BLOCK * bits / 8;
-            floats scales[STEP], bias = load_constant(record, BLOCK + lane, half);
-            scale_columns(load_constant(record, lane, half), bits, scales);
+            int64_t inside = (column + i) % span;
+            const uint8_t *record = block + (column + i) / span * matrix->record_bytes;
+            const uint8_t *lines = record + constants_bytes(constants) + inside * BLOCK * bits / 8 + lane * 4;
+            floats scales[STEP];
+            floats bias = exact_constants(record, inside / matrix->group, lane, bits, constants, scales);
             prefetch(record, AHEAD);
             for (int first = 0; first < PART; first += STEP, lines += STEP * BLOCK * bits / 8) {
                 prefetch_columns(lines, bits);
@@ -675,14 +696,8 @@ static void fill(const Matrix *matrix, int64_t row, int64_t end, int64_t column,
         fill_panel(matrix, row, end, column, count, panel, FLOAT16);
     else if (matrix->kind == BFLOAT16)
         fill_panel(matrix, row, end, column, count, panel, BFLOAT16);
-    else if (matrix->bits == 8 && matrix->half_constants)
-        fill_affine_panel(matrix, row, end, column, count, panel, 8, 1);
-    else if (matrix->bits == 8)
-        fill_affine_panel(matrix, row, end, column, count, panel, 8, 0);
-    else if (matrix->half_constants)
-        fill_affine_panel(matrix, row, end, column, count, panel, 4, 1);
     else
-        fill_affine_panel(matrix, row, end, column, count, panel, 4, 0);
+        BY_FORMAT(fill_affine_panel, matrix, row, end, column, count, panel);
 }
 
 /* What a panel's rows have for several tokens: at place + token * stride. */

@@ -19,14 +19,15 @@ static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 int64_t gptcli_activations_bytes(int64_t tokens, int64_t columns) {
     int64_t padded = round_up(tokens, smaller(tokens, TILE)), parts = columns / PART;
-    return padded * columns + 2 * round_up(padded * parts * (int64_t)sizeof(float), CACHE_LINE);
+    return padded * columns + 3 * round_up(padded * parts * (int64_t)sizeof(float), CACHE_LINE);
 }
 
 void gptcli_activations_place(Activations *activations, void *workspace, int64_t tokens, int64_t columns) {
     int64_t width = smaller(tokens, TILE), padded = round_up(tokens, width), parts = columns / PART;
-    uint8_t *scales = (uint8_t *)workspace + padded * columns;
-    uint8_t *sums = scales + round_up(padded * parts * (int64_t)sizeof(float), CACHE_LINE);
-    *activations = (Activations){workspace, (float *)scales, (float *)sums, tokens, parts, width};
+    int64_t bytes = round_up(padded * parts * (int64_t)sizeof(float), CACHE_LINE);
+    uint8_t *scales = (uint8_t *)workspace + padded * columns, *sums = scales + bytes, *offsets = sums + bytes;
+    *activations =
+        (Activations){workspace, (float *)scales, (float *)sums, (int32_t *)offsets, tokens, parts, width};
 }
 
 void gptcli_quantize(Activations *activations, const float *x, int64_t begin, int64_t end) {
@@ -34,7 +35,7 @@ void gptcli_quantize(Activations *activations, const float *x, int64_t begin, in
     for (int64_t token = begin; token < end; token++) {
         int64_t place = token / width * parts * width + token % width;
         level()->quantize(x + token * parts * PART, parts, width, activations->values + place * PART,
-                          activations->scales + place, activations->sums + place);
+                          activations->scales + place, activations->sums + place, activations->offsets + place);
     }
 }
 

@@ -113,9 +113,28 @@ typedef struct {
     Matrix *matrix;
     const uint8_t *q;
     const void *scales, *biases;
-    Kind constants;
+    Kind kind; /* of these */
     atomic_llong next; /* block */
+    atomic_int uncentred;
 } Packing;
+
+/* Finds out whether the middle q stands for zero in all groups: the scales tell the biases then, exactly. */
+static void compare_biases(void *argument, int thread, int threads) {
+    Packing *packing = argument;
+    const Matrix *matrix = packing->matrix;
+    int64_t groups = matrix->columns / matrix->group;
+    (void)thread, (void)threads;
+    for (int64_t block; (block = atomic_fetch_add(&packing->next, 1)) < blocks_of(matrix);) {
+        int64_t end = (block + 1) * BLOCK < matrix->rows ? (block + 1) * BLOCK : matrix->rows;
+        for (int64_t i = block * BLOCK * groups; i < end * groups; i++) {
+            float scale = element(packing->kind, packing->scales, i), bias = element(packing->kind, packing->biases, i);
+            if (bias == scale * -(float)middle_of(matrix->bits)) continue;
+            atomic_store(&packing->uncentred, 1);
+            atomic_store(&packing->next, blocks_of(matrix));
+            return;
+        }
+    }
+}
 
 /* Four nibbles, the first in the lowest bits, to four bytes. */
 static uint32_t spread(uint32_t nibbles) {
@@ -139,27 +158,37 @@ static void pack_group(const uint8_t *source, int bits, int64_t bytes, uint8_t *
 }
 
 static void pack_constant(const Packing *packing, const void *source, int64_t from, uint8_t *record, int64_t to) {
-    if (packing->matrix->half_constants) {
+    if (packing->matrix->constants != SINGLES) {
         memcpy(record + to * 2, (const uint8_t *)source + from * 2, 2);
     } else {
-        float value = element(packing->constants, source, from);
+        float value = element(packing->kind, source, from);
         memcpy(record + to * 4, &value, sizeof value);
     }
 }
 
-static int64_t constants_bytes(const Matrix *matrix) { return 2 * BLOCK * (matrix->half_constants ? 2 : 4); }
+/* Where a row has a group's constants, the first at `scale`, and its lines. */
+typedef struct {
+    uint8_t *record, *lines;
+    int64_t scale;
+} Place;
+
+static Place find_group(const Matrix *matrix, int64_t row, int64_t group) {
+    int64_t each = groups_in_record(matrix->constants), line_bytes = BLOCK * matrix->group * matrix->bits / 8;
+    uint8_t *record = matrix->packed + row / BLOCK * matrix->block_bytes + group / each * matrix->record_bytes;
+    uint8_t *lines = record + constants_bytes(matrix->constants) + group % each * line_bytes;
+    return (Place){record, lines, group % each * BLOCK + row % BLOCK};
+}
 
 static void pack_row(const Packing *packing, int64_t row) {
     const Matrix *matrix = packing->matrix;
     int64_t groups = matrix->columns / matrix->group, group_bytes = matrix->group * matrix->bits / 8;
-    int64_t lane = row % BLOCK;
-    uint8_t *record = matrix->packed + row / BLOCK * matrix->block_bytes;
-    for (int64_t group = 0; group < groups; group++, record += matrix->record_bytes) {
-        int64_t place = row * groups + group;
-        pack_constant(packing, packing->scales, place, record, lane);
-        pack_constant(packing, packing->biases, place, record, BLOCK + lane);
-        uint8_t *lines = record + constants_bytes(matrix) + lane * 4;
-        pack_group(packing->q + place * group_bytes, matrix->bits, group_bytes, lines);
+    for (int64_t group = 0; group < groups; group++) {
+        int64_t from = row * groups + group;
+        Place place = find_group(matrix, row, group);
+        pack_constant(packing, packing->scales, from, place.record, place.scale);
+        if (matrix->constants != CENTRED)
+            pack_constant(packing, packing->biases, from, place.record, BLOCK + place.scale);
+        pack_group(packing->q + from * group_bytes, matrix->bits, group_bytes, place.lines + row % BLOCK * 4);
     }
 }
 
@@ -196,6 +225,16 @@ Matrix *gptcli_matrix_dense(int kind, const void *weights, int64_t rows, int64_t
     return matrix;
 }
 
+/* Two groups' scales fill a line only in fp16; where groups are odd in number the last would be alone. */
+static Constants constants_of(Packing *packing) {
+    const Matrix *matrix = packing->matrix;
+    if (packing->kind != FLOAT16) return SINGLES;
+    if (matrix->columns / matrix->group % groups_in_record(CENTRED) != 0) return HALVES;
+    pool_share(compare_biases, packing);
+    atomic_store(&packing->next, 0);
+    return packing->uncentred ? HALVES : CENTRED;
+}
+
 Matrix *gptcli_matrix_affine(const uint8_t *q, const void *scales, const void *biases, int constants, int64_t rows,
                              int64_t columns, int bits, int64_t group) {
     if ((bits != 4 && bits != 8) || group <= 0 || group % PART != 0 || columns % group != 0) return NULL;
@@ -203,19 +242,18 @@ Matrix *gptcli_matrix_affine(const uint8_t *q, const void *scales, const void *b
     if (matrix == NULL) return NULL;
     matrix->bits = bits;
     matrix->group = group;
-    matrix->half_constants = constants == FLOAT16;
-    matrix->record_bytes = constants_bytes(matrix) + BLOCK * group * bits / 8;
-    matrix->block_bytes = columns / group * matrix->record_bytes;
-    matrix->packed = matrix_memory(blocks_of(matrix) * matrix->block_bytes, &matrix->chunk);
-    if (matrix->packed == NULL) {
-        free(matrix);
-        return NULL;
-    }
-    Packing packing = {matrix, q, scales, biases, (Kind)constants, 0};
+    Packing packing = {matrix, q, scales, biases, (Kind)constants, 0, 0};
     pool_lock();
-    pool_share(pack_blocks, &packing);
+    matrix->constants = constants_of(&packing);
+    int64_t each = groups_in_record(matrix->constants);
+    matrix->record_bytes = constants_bytes(matrix->constants) + each * BLOCK * group * bits / 8;
+    matrix->block_bytes = columns / group / each * matrix->record_bytes;
+    matrix->packed = matrix_memory(blocks_of(matrix) * matrix->block_bytes, &matrix->chunk);
+    if (matrix->packed != NULL) pool_share(pack_blocks, &packing);
     pool_unlock();
-    return matrix;
+    if (matrix->packed != NULL) return matrix;
+    free(matrix);
+    return NULL;
 }
 
 void gptcli_matrix_round_activations(Matrix *matrix) { matrix->integers = matrix->kind == AFFINE; }
@@ -261,6 +299,17 @@ static void coded_row(const Matrix *matrix, int64_t row, float *out) {
                        spelled_tops(matrix, first + i), out + i * RECORD);
 }
 
+static void affine_row(const Matrix *matrix, int64_t row, float *out) {
+    Kind kind = matrix->constants == SINGLES ? FLOAT32 : FLOAT16;
+    for (int64_t group = 0; group < matrix->columns / matrix->group; group++, out += matrix->group) {
+        Place place = find_group(matrix, row, group);
+        float scale = element(kind, place.record, place.scale), bias = scale * -(float)middle_of(matrix->bits);
+        if (matrix->constants != CENTRED) bias = element(kind, place.record, BLOCK + place.scale);
+        for (int64_t i = 0; i < matrix->group; i++)
+            out[i] = scale * (float)quant_at(matrix, place.lines, row % BLOCK, i) + bias;
+    }
+}
+
 void gptcli_matrix_row(const Matrix *matrix, int64_t row, float *out) {
     if (matrix->kind == CODED) {
         coded_row(matrix, row, out);
@@ -271,12 +320,5 @@ void gptcli_matrix_row(const Matrix *matrix, int64_t row, float *out) {
             out[i] = element(matrix->kind, matrix->dense, row * matrix->columns + i);
         return;
     }
-    Kind kind = matrix->half_constants ? FLOAT16 : FLOAT32;
-    const uint8_t *record = matrix->packed + row / BLOCK * matrix->block_bytes;
-    for (int64_t begin = 0; begin < matrix->columns; begin += matrix->group, record += matrix->record_bytes) {
-        float scale = element(kind, record, row % BLOCK), bias = element(kind, record, BLOCK + row % BLOCK);
-        const uint8_t *lines = record + constants_bytes(matrix);
-        for (int64_t i = 0; i < matrix->group; i++)
-            out[begin + i] = scale * (float)quant_at(matrix, lines, row % BLOCK, i) + bias;
-    }
+    affine_row(matrix, row, out);
 }

@@ -40,7 +40,11 @@ class AffineWeight(PackedWeight):
 
 
 def quantize_affine(weight: Tensor, bits: int, group_size: int = 32) -> AffineWeight:
-    """The nearest values to (..., rows, columns) in 4 or 8 bits, each group spread from its least to its greatest."""
+    """The nearest values to (..., rows, columns) in 4 or 8 bits.
+
+    In 4 bits each group is spread from its least to its greatest. In 8, where that would gain little, 128 stands for 0
+    and the greatest magnitude is 127 steps from it: the scales tell the biases then, which the kernels need not keep.
+    """
     *outer, columns = weight.shape
     flat = weight.reshape(-1, columns)
     step = max(1, _CHUNK // columns)
@@ -53,13 +57,34 @@ def _quantized(weight: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tens
     rows, columns = weight.shape
     groups = weight.float().view(rows, columns // group_size, group_size)
     low, high = groups.amin(-1), groups.amax(-1)
-    biases = low.half()
-    scales = ((high - biases.float()) / (2**bits - 1)).half()
+    scales, biases = _spread(low, high, bits)
+    if bits == 8:
+        centred = _centred(torch.maximum(-low, high))
+        fits = centred[1].isfinite()
+        scales, biases = (torch.where(fits, *both) for both in zip(centred, (scales, biases), strict=True))
     # A constant group has scale 0; any divisor will do, for q is 0 then.
     divisor = torch.where(scales == 0, 1, scales).float()
     levels = (groups - biases.float()[..., None]) / divisor[..., None]
     q = levels.round_().clamp_(0, 2**bits - 1).to(torch.uint8).view(rows, columns)
     return pack_nibbles(q) if bits == 4 else q, scales, biases
+
+
+def _spread(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Scales and biases in fp16: the first q for the least, the last for the greatest."""
+    biases = low.half()
+    return ((high - biases.float()) / (2**bits - 1)).half(), biases
+
+
+def _centred(most: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales and biases in fp16 for 8 bits, 128 standing for 0; -128 * scale is exact, or infinite.
+
+    most: the greatest magnitudes.
+    """
+    scales = (most / 127).half()
+    # Subnormal scales have few digits: one that was rounded down may be too small for 127 of it to reach the greatest.
+    short = scales.float() * 127.5 < most
+    scales = (scales.view(torch.int16) + short).view(torch.float16)
+    return scales, scales * -128
 
 
 def pack_nibbles(q: Tensor) -> Tensor:

@@ -25,12 +25,18 @@ def can_compile(weight: PackedWeight) -> bool:
 def _matrix(library: Library, weight: PackedWeight, integers: bool) -> Matrix:
     match weight:
         case AffineWeight(packed, scales, biases, bits):
-            tensors = packed.contiguous(), scales.contiguous(), biases.contiguous()
-            return library.affine(*tensors, bits, integers=integers)
+            scales, biases = _halves(torch.stack([scales, biases]))
+            return library.affine(packed.contiguous(), scales, biases, bits, integers=integers)
         case DenseWeight(values):
             values = narrowed(values.contiguous())
             return library.coded(values) or library.dense(values)
     raise AssertionError(weight)
+
+
+def _halves(constants: Tensor) -> Tensor:
+    """The same numbers in fp16 if each is one there, as of GPTQ (fp32) and MLX (bf16); others take 32 bits each."""
+    halves = constants.half()
+    return halves if halves.float().equal(constants.float()) else constants
 
 
 class CompiledLinear(nn.Module):

@@ -68,6 +68,13 @@ def affine(rows: int, columns: int, bits: int, group: int, dtype: torch.dtype = 
     return Affine(q, scales, biases, bits)
 
 
+def centred(rows: int, columns: int, bits: int, group: int = 32) -> Affine:
+    """Whose biases follow from their scales: of both signs, zero, and subnormal."""
+    scales = torch.randn(rows, columns // group).mul(0.01).half()
+    scales.flatten()[::5], scales[0, -1] = 3e-7, 0
+    return Affine(affine(rows, columns, bits, group).q, scales, scales * -(2 ** (bits - 1)), bits)
+
+
 def quantized(x: Tensor) -> Tensor:
     """What the affine kernels make of x: signed 8 bits and a scale for 32 columns."""
     parts = x.view(*x.shape[:-1], -1, 32)
@@ -276,10 +283,11 @@ def test_an_outlier_or_a_tiny_value_costs_only_its_own_part(kernels: Library, va
 def test_what_is_not_a_number_stays_none(kernels: Library, value: float) -> None:
     x = torch.randn(2, 128)
     x[1, 70] = value
-    for integers in (True, False):
-        out = kernels.linear(affine(40, 128, 4, 32).matrix(kernels, integers=integers), x)
-        assert out[0].isfinite().all()
-        assert not out[1].isfinite().any()
+    for weight in (affine(40, 128, 4, 32), centred(40, 128, 8)):
+        for integers in (True, False):
+            out = kernels.linear(weight.matrix(kernels, integers=integers), x)
+            assert out[0].isfinite().all()
+            assert not out[1].isfinite().any()
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -293,6 +301,63 @@ def test_a_row_of_a_packed_matrix_can_be_had_back(kernels: Library, bits: int) -
 def test_packing_costs_little_more_than_the_weights(kernels: Library) -> None:
     matrix = affine(160, 256, 4, 32).matrix(kernels)
     assert matrix.size == 160 * 256 // 2 + 160 * 8 * 4
+
+
+@pytest.mark.parametrize(("columns", "group"), [(64, 32), (96, 32), (576, 32), (128, 64), (192, 64), (512, 128)])
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_centred_weights_of_any_shape(kernels: Library, bits: int, rows: int, columns: int, group: int) -> None:
+    weight = centred(rows, columns, bits, group)
+    for tokens in (1, 4, 20):
+        assert_affine(kernels, weight, torch.randn(tokens, columns), torch.randn(rows))
+
+
+@pytest.mark.parametrize("tokens", [*range(1, 41), 130, 600])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_centred_weights_and_any_number_of_tokens(kernels: Library, bits: int, tokens: int) -> None:
+    assert_affine(kernels, centred(50, 192, bits), torch.randn(tokens, 192), torch.randn(50))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_centred_weights_give_the_numbers_of_the_same_with_biases(kernels: Library, bits: int) -> None:
+    weight = centred(37, 128, bits)
+    stored = weight._replace(scales=weight.scales.float(), biases=weight.biases.float())
+    matrix, other = weight.matrix(kernels, integers=False), stored.matrix(kernels, integers=False)
+    assert matrix.size < other.size
+    for tokens in (1, 5, 30):
+        x = torch.randn(tokens, 128)
+        assert torch.equal(kernels.linear(matrix, x), kernels.linear(other, x))
+    for row in range(37):
+        assert torch.equal(kernels.row(matrix, row), kernels.row(other, row))
+        assert torch.equal(kernels.row(matrix, row), weight.expanded()[row].float())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_centred_weights_are_kept_without_biases(kernels: Library, bits: int) -> None:
+    matrix = centred(160, 256, bits).matrix(kernels)
+    assert matrix.size == 160 * 256 * bits // 8 + 160 * 8 * 2
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("row", "group"), [(0, 0), (39, 7), (17, 3)])
+def test_one_bias_that_does_not_follow_from_its_scale_is_kept(
+    kernels: Library, row: int, group: int, bits: int
+) -> None:
+    weight = centred(40, 256, bits)
+    weight.biases[row, group] += 0.25
+    assert weight.matrix(kernels).size == 48 * 256 * bits // 8 + 48 * 8 * 4
+    assert_affine(kernels, weight, torch.randn(3, 256))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_scale_whose_bias_overflows_keeps_the_biases(kernels: Library, bits: int) -> None:
+    weight = centred(40, 64, bits)
+    weight.scales[5, 0], weight.biases[5, 0] = 60_000, float("-inf")
+    matrix = weight.matrix(kernels, integers=False)
+    out = kernels.linear(matrix, torch.ones(2, 64))
+    assert not out[:, 5].isfinite().any()
+    out[:, 5] = 0
+    assert out.isfinite().all()
 
 
 def test_many_matrices_come_and_go(kernels: Library) -> None:
@@ -312,6 +377,7 @@ def test_many_matrices_come_and_go(kernels: Library) -> None:
 def test_results_do_not_depend_on_the_number_of_threads(kernels: Library, threads: int) -> None:
     for matrix, tokens in (
         (affine(3000, 256, 8, 32).matrix(kernels), 20),
+        (centred(3000, 256, 8).matrix(kernels), 20),
         (affine(3000, 256, 4, 32).matrix(kernels, integers=False), 3),
         (affine(333, 256, 8, 32).matrix(kernels, integers=False), 150),
         (kernels.dense(torch.randn(333, 300)), 3),

@@ -52,13 +52,36 @@ def test_every_width_of_mlx_expands_to_what_its_bits_say(bits: int, group_size: 
     assert weight.dequantize(torch.float32).equal(spelled_out(weight))
 
 
-@pytest.mark.parametrize(("bits", "error"), [(4, 1 / 15), (8, 1 / 255)])
-def test_quantizing_moves_no_weight_by_more_than_half_a_step(bits: int, error: float) -> None:
-    dense = torch.randn(64, 64)
+@pytest.mark.parametrize("size", [1e-4, 1, 1e4])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantizing_moves_no_weight_by_more_than_half_a_step(bits: int, size: float) -> None:
+    dense = torch.randn(64, 64) * size
     groups = dense.view(64, 2, 32)
-    step = (groups.amax(-1) - groups.amin(-1)) * error
+    least, most = groups.amin(-1), groups.amax(-1)
+    step = (most - least) / 15 if bits == 4 else torch.maximum(-least, most) / 127
     moved = (quantize_affine(dense, bits).dequantize(torch.float32) - dense).view(64, 2, 32).abs().amax(-1)
-    assert (moved <= step * 0.5 + 2e-3).all()  # scales and biases are rounded to fp16 besides
+    rounding = torch.maximum(-least, most) * 2**-10 + 2**-24  # scales and biases are rounded to fp16 besides
+    assert (moved <= step * 0.5 + rounding).all()
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-4, 1, 1e4])
+def test_in_8_bits_128_stands_for_zero_and_the_scales_tell_the_biases(size: float) -> None:
+    dense = torch.randn(64, 64) * size
+    dense[3, 5] = dense[9, 32:] = 0
+    weight = quantize_affine(dense, 8)
+    assert weight.biases.float().equal(weight.scales.float() * -128)
+    rounded = weight.dequantize(torch.float32)
+    assert rounded[3, 5] == 0 and not rounded[9, 32:].any()
+    assert quantize_affine(-dense, 8).dequantize(torch.float32).equal(-rounded)
+
+
+def test_a_group_beyond_what_a_bias_in_fp16_reaches_is_spread_from_its_least() -> None:
+    dense = torch.randn(4, 64)
+    dense[1, 40] = 200_000
+    weight = quantize_affine(dense, 8)
+    centred = weight.biases.float() == weight.scales.float() * -128
+    assert centred.tolist() == [[True, True], [True, False], [True, True], [True, True]]
+    assert (weight.dequantize(torch.float32) - dense).abs().amax() <= 200_000 / 255 / 2 + 200_000 * 2**-11
 
 
 def test_a_constant_group_keeps_its_value() -> None:

@@ -16,6 +16,7 @@ from gptcli.errors import OutOfMemory
 from gptcli.kernels.native import Library
 from gptcli.quant.affine import AffineWeight
 from gptcli.quant.compiled import CompiledEmbedding, CompiledExperts, CompiledLinear, can_compile
+from gptcli.quant.gptq import gptq_weight
 from gptcli.runtime import device
 from gptcli.runtime.bench import weight_bytes
 from gptcli.runtime.device import DevicePlan, plan_for
@@ -116,6 +117,49 @@ def test_a_checkpoint_of_mixed_precision_is_read_as_it_is(tmp_path: Path, librar
     wanted = logits_of(meant)
     assert logits_of(mixed).equal(wanted)
     assert relative_error(engine_of(mixed, library).logits(IDS), wanted) < 1e-5
+
+
+@pytest.mark.parametrize(("packing", "bits"), [("int8", 8.5), ("int4", 5)])
+def test_quantizing_takes_so_many_bits_a_weight(
+    packing: Packing, bits: float, tmp_path: Path, library: Library
+) -> None:
+    path = write_reference(tmp_path, "llama", hidden_size=64, intermediate_size=128, num_hidden_layers=2).path
+    decoder = engine_of(path, library, packing).decoder
+    matrices = [module.matrix for module in decoder.modules() if isinstance(module, CompiledLinear)]
+    layers = [matrix for matrix in matrices if matrix.rows != decoder.config.vocab_size]
+    assert len(layers) == 8
+    assert all(matrix.size * 8 == matrix.rows * matrix.columns * bits for matrix in layers)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "offset", "bytes_a_group"),
+    [
+        (torch.float16, 0, 16 + 4),
+        (torch.bfloat16, 0, 16 + 4),
+        (torch.float32, 0, 16 + 4),
+        (torch.float32, 2**-20, 16 + 8),
+        (torch.bfloat16, 2.0**17, 16 + 8),
+    ],
+)
+def test_constants_that_are_all_numbers_of_fp16_take_16_bits(
+    dtype: torch.dtype, offset: float, bytes_a_group: int, library: Library
+) -> None:
+    scales = (torch.randint(1, 32, (32, 4)) * 2**-12).to(dtype)
+    biases = scales * -7
+    biases[20, 2] += offset
+    weight = AffineWeight(torch.randint(0, 256, (32, 64), dtype=torch.uint8), scales, biases, 4)
+    linear = CompiledLinear(library, weight, None, integers=False)
+    assert linear.matrix.size == 32 * 4 * bytes_a_group
+    assert linear(torch.eye(128)).T.equal(weight.expanded())
+
+
+@pytest.mark.parametrize(("zero", "bytes_a_group"), [(8, 16 + 2), (7, 16 + 4)])
+def test_the_biases_of_a_symmetric_gptq_weight_are_not_kept(zero: int, bytes_a_group: int, library: Library) -> None:
+    q, scales = torch.randint(0, 2**31, (4 * 4, 32)).int(), (torch.randint(1, 100, (4, 32)) * 2**-12).half()
+    zeros = torch.full((4, 16), zero * 0x11, dtype=torch.uint8).view(torch.int32)
+    weight = gptq_weight(q, zeros, scales, None, bits=4, group_size=32, zero_offset=0)
+    assert isinstance(weight, AffineWeight)
+    assert CompiledLinear(library, weight, None, integers=False).matrix.size == 32 * 4 * bytes_a_group
 
 
 @pytest.mark.parametrize("packing", ["int8", "int4"])

@@ -85,6 +85,14 @@ def test_packed_blocks_take_no_more_space_than_in_the_file(tmp_path: Path) -> No
     assert folder.weight_bytes == sum(int(tensor.n_bytes) for tensor in GGUFReader(tmp_path / "tiny.gguf").tensors)
 
 
+@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q8_0], ids=lambda kind: kind.name)
+def test_blocks_without_a_bias_get_one_that_their_scale_tells_exactly(kind: Kind, tmp_path: Path) -> None:
+    with TensorSource(converted(tmp_path, kind)) as source:
+        weight = source.weight("model.layers.1.self_attn.o_proj.weight")
+    assert isinstance(weight, AffineWeight)
+    assert weight.biases.float().equal(weight.scales.float() * -(2 ** (weight.bits - 1)))
+
+
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("kind", [Kind.F32, Kind.Q4_1, Kind.Q8_0], ids=lambda kind: kind.name)
 def test_logits_are_those_of_transformers_own_reading(kind: Kind, tied: bool, tmp_path: Path) -> None:
