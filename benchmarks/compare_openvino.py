@@ -109,7 +109,7 @@ def openvino(settings: dict[str, Any]) -> Generate:
         "PERFORMANCE_HINT": "LATENCY",
     }
     if settings["arithmetic"] == "f32":
-        properties["KV_CACHE_PRECISION"] = "f32"  # as ours; 8 bits by itself
+        properties["KV_CACHE_PRECISION"] = "f32"  # as ours; 16 bits by itself
     pipeline = openvino_genai.ContinuousBatchingPipeline(settings["model"], scheduler, "CPU", properties)
     endless = openvino_genai.GenerationConfig(max_new_tokens=LONGEST, ignore_eos=True, do_sample=False)
 
