@@ -503,7 +503,7 @@ def attended(
     return (weights[:, None] @ values)[:, 0]
 
 
-@pytest.mark.parametrize("length", [1, 2, 127, 128, 129, 700])
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 63, 64, 65, 128, 129, 700])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim"), [(9, 3, 64), (8, 1, 80), (4, 4, 128), (5, 1, 6), (14, 2, 40), (2, 2, 100)]
 )
