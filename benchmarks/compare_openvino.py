@@ -26,7 +26,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from turns import DECODE_TOKENS, Generate, Worker, dense_weights, ours, print_head, print_row, work, write_dense
+from turns import (
+    DECODE_TOKENS,
+    Generate,
+    Worker,
+    arguments,
+    dense_weights,
+    ours,
+    print_head,
+    print_row,
+    work,
+    write_dense,
+)
 
 PROMPT = "In a small town there lived a clockmaker"
 LONGEST = 8192
@@ -52,13 +63,8 @@ REQUIRED = ("openvino_genai", "optimum.intel", "nncf")
 
 def main() -> None:
     """Prints a Markdown table; with --worker, is one of the engines."""
-    parser = argparse.ArgumentParser()
+    parser = arguments(PAIRS, repeats=15)
     parser.add_argument("--python", default=sys.executable, help="an interpreter that has OpenVINO")
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--prompts", type=int, nargs="+", default=[512])
-    parser.add_argument("--only", nargs="+", choices=PAIRS, default=list(PAIRS))
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         settings = json.loads(options.worker)

@@ -6,12 +6,13 @@ perhaps with an interpreter that has neither gptcli nor torch: both are imported
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,17 @@ if TYPE_CHECKING:
 DECODE_TOKENS = 64
 # Greedy tokens after a prompt, without end; the first one is the prompt's prefill, each further one a step.
 Generate = Callable[[list[int]], Iterator[int]]
+
+
+def arguments(pairs: Iterable[str], repeats: int) -> argparse.ArgumentParser:
+    """What such scripts have in common on their command lines; --worker is for themselves."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompts", type=int, nargs="+", default=[512])
+    parser.add_argument("--only", nargs="+", choices=pairs, default=list(pairs))
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    return parser
 
 
 class Worker:
