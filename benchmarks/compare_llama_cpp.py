@@ -32,7 +32,7 @@ from turns import (
     write_dense,
 )
 
-from gptcli.store.catalog import DEFAULT_MODEL
+from gptcli.models.catalog import DEFAULT_MODEL
 
 CONTEXT = 4352
 # Our side's --quantize and --dtype and what it starts from, llama.cpp's file type.
@@ -104,7 +104,7 @@ def make_models(options: argparse.Namespace, directory: Path) -> dict[str, Path]
     from llama_gguf import write_gguf
 
     from gptcli.checkpoint.folder import ModelFolder
-    from gptcli.store.locate import locate
+    from gptcli.models.locate import locate
 
     folder = ModelFolder.open(locate(options.model))
     weights = dense_weights(folder)

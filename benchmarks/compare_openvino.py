@@ -136,8 +136,8 @@ def openvino(settings: dict[str, Any]) -> Generate:
 def make_models(options: argparse.Namespace, directory: Path) -> dict[str, Path]:
     """The same weights for both: ours in fp32 and bf16 and, made of the former, what OpenVINO stores for the pairs."""
     from gptcli.checkpoint.folder import ModelFolder
-    from gptcli.store.catalog import DEFAULT_MODEL
-    from gptcli.store.locate import locate
+    from gptcli.models.catalog import DEFAULT_MODEL
+    from gptcli.models.locate import locate
 
     folder = ModelFolder.open(locate(DEFAULT_MODEL))
     weights = dense_weights(folder)

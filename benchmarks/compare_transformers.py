@@ -22,9 +22,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import gptcli
 from gptcli.checkpoint.recipes import sources
-from gptcli.checkpoint.tensors import TensorSource
+from gptcli.checkpoint.tensor_source import TensorSource
+from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.quant.packed import PackedWeight
-from gptcli.store.catalog import DEFAULT_MODEL
 
 PROMPT_TOKENS, DECODE_TOKENS = 512, 64
 

@@ -12,7 +12,7 @@ import argparse
 import statistics
 
 import gptcli
-from gptcli.store.catalog import DEFAULT_MODEL
+from gptcli.models.catalog import DEFAULT_MODEL
 
 PROMPT = "Q: What is the water cycle?\nA:"
 

@@ -17,8 +17,8 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from gptcli.kernels.functions import Matrix
-from gptcli.kernels.native import Library, library
+from gptcli.kernels.bindings import Matrix
+from gptcli.kernels.tensors import Library, library
 
 DENSE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 AFFINE = {"int8": 8, "int4": 4}

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.files import parse_json
-from gptcli.text.isolation import Isolated
-from gptcli.text.known import is_harmless
+from gptcli.text.sandbox.client import Isolated
+from gptcli.text.sandbox.trusted import is_harmless
 
 MESSAGES = {"messages": [{"role": "user", "content": "hi"}]}
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import gptcli
-from gptcli.store.catalog import DEFAULT_MODEL
+from gptcli.models.catalog import DEFAULT_MODEL
 
 CHUNK = 512  # tokens that see each other
 WAYS: dict[str, dict[str, Any]] = {

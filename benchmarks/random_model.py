@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from gptcli.store.catalog import DEFAULT_MODEL
-from gptcli.store.locate import locate
+from gptcli.models.catalog import DEFAULT_MODEL
+from gptcli.models.locate import locate
 
 VOCABULARY = 49_152
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import gptcli
+from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.settings import SamplingConfig, StopConfig
-from gptcli.store.catalog import DEFAULT_MODEL
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 64, 64
 STOP = StopConfig(max_tokens=SAMPLE_TOKENS, ignore_eos=True)

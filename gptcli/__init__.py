@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gptcli.version import VERSION as __version__
+
 if TYPE_CHECKING:
+    from gptcli.chat.session import Session, TurnsDropped
     from gptcli.errors import GptcliError
     from gptcli.generation.events import Finished, TextDelta
     from gptcli.language_model import LanguageModel, load
-    from gptcli.session import Session, TurnsDropped
     from gptcli.settings import ChatSettings, SamplingConfig, StopConfig
-    from gptcli.text.conversation import Message
+    from gptcli.text.messages import Message
 
-__version__ = "0.1.0"
 __all__ = [
     "ChatSettings",
     "Finished",
@@ -27,6 +28,7 @@ __all__ = [
     "StopConfig",
     "TextDelta",
     "TurnsDropped",
+    "__version__",
     "load",
 ]
 
@@ -35,12 +37,12 @@ _HOME = {
     "Finished": "gptcli.generation.events",
     "GptcliError": "gptcli.errors",
     "LanguageModel": "gptcli.language_model",
-    "Message": "gptcli.text.conversation",
+    "Message": "gptcli.text.messages",
     "SamplingConfig": "gptcli.settings",
-    "Session": "gptcli.session",
+    "Session": "gptcli.chat.session",
     "StopConfig": "gptcli.settings",
     "TextDelta": "gptcli.generation.events",
-    "TurnsDropped": "gptcli.session",
+    "TurnsDropped": "gptcli.chat.session",
     "load": "gptcli.language_model",
 }
 
@@ -54,4 +56,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return __all__

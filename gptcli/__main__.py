@@ -22,7 +22,7 @@ def main() -> NoReturn:
         os.chdir(os.sep)
     try:
         from gptcli.cli.app import run
-        from gptcli.cli.signals import Killed, die_by, handle
+        from gptcli.cli.terminal.signals import Killed, die_by, handle
     except (ImportError, OSError, MemoryError) as error:  # too few open files are allowed, or too little memory
         if isinstance(error, ModuleNotFoundError):
             raise

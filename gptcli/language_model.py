@@ -10,30 +10,30 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeAlias
 
-from gptcli.address_space import check_room_for_torch
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import sampling_defaults
-from gptcli.copies import Copy, Slot, keep_copy, open_copy, slot_of
 from gptcli.errors import BrokenTokenizer, ContextOverflow, UsageError
-from gptcli.generation.compiled_pick import CompiledPicker
-from gptcli.generation.request import check_choices, check_request, check_scoring
-from gptcli.runtime.prepared_engine import PreparedCache, PreparedEngine
+from gptcli.generation.request_checks import check_choices, check_request, check_scoring
+from gptcli.generation.sampling.native_sampler import CompiledPicker
+from gptcli.models.catalog import DEFAULT_MODEL, FetchProgress, fingerprint
+from gptcli.models.locate import locate
+from gptcli.runtime.fast_start.snapshot_engine import PreparedCache, PreparedEngine
+from gptcli.runtime.fast_start.snapshots import Copy, Slot, keep_copy, open_copy, slot_of
+from gptcli.runtime.machine import check_room_for_torch
 from gptcli.settings import ChatSettings, Dtype, Overflow, Quantize, RuntimeConfig, SamplingConfig, StopConfig
-from gptcli.store.catalog import DEFAULT_MODEL, FetchProgress, fingerprint
-from gptcli.store.locate import locate
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gptcli.chat.session import Session
+    from gptcli.generation.completion import Picker
     from gptcli.generation.events import Finished, TextDelta
-    from gptcli.generation.sample import Picker
-    from gptcli.generation.scores import ChoiceScore, Score
+    from gptcli.generation.score_result import ChoiceScore, Score
     from gptcli.generation.speculation import Drafter
     from gptcli.model.cache import KVCache
     from gptcli.runtime.engine import Engine
-    from gptcli.session import Session
 
 Progress = Callable[[int, int], None]
 Cache: TypeAlias = "KVCache | PreparedCache"
@@ -141,9 +141,9 @@ class LanguageModel:
         check_room_for_torch()
         self._slot = slot_of(self.folder, self.runtime)  # before: what is read then is of these files, or of none
         from gptcli.checkpoint.load import load_decoder
-        from gptcli.runtime.device import plan_for
+        from gptcli.runtime.device_plan import plan_for
         from gptcli.runtime.engine import Engine
-        from gptcli.runtime.memory import memory_errors
+        from gptcli.runtime.memory_errors import memory_errors
 
         plan = plan_for(self.folder, self.runtime)
         with memory_errors(plan.device, "loading the weights"):
@@ -327,7 +327,7 @@ class LanguageModel:
         never = self.stop_ids if stop.ignore_eos else frozenset[int]()
         if engine.library is not None and logprobs is None and not explain:
             return CompiledPicker(engine.library, sampling, self.tokenizer.size, never)
-        from gptcli.generation.pick import TensorPicker
+        from gptcli.generation.sampling.torch_sampler import TensorPicker
 
         return TensorPicker(self.tokenizer, sampling, never, logprobs, explain)
 
@@ -420,7 +420,7 @@ class LanguageModel:
 
     def session(self, system: str | None = None, settings: ChatSettings | None = None) -> Session:
         """A conversation with this model; settings that are left out are the model's own, else the command line's."""
-        from gptcli.session import Session
+        from gptcli.chat.session import Session
 
         return Session(self, system, settings)
 

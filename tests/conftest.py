@@ -12,8 +12,8 @@ from hypothesis import settings
 
 import gptcli
 from gptcli import LanguageModel
-from gptcli.store.catalog import DEFAULT_MODEL
-from gptcli.store.locate import locate
+from gptcli.models.catalog import DEFAULT_MODEL
+from gptcli.models.locate import locate
 from tests.tiny import make_model
 
 settings.register_profile("gptcli", deadline=None)  # how long an example takes is the machine's affair

@@ -9,7 +9,7 @@ import torch
 
 import gptcli
 from gptcli import Finished, LanguageModel, TextDelta
-from gptcli.cli.generate import generate as command
+from gptcli.cli.commands.generate import generate as command
 from gptcli.errors import ModelNotFound, UsageError
 from tests.tiny import make_model
 

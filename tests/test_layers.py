@@ -36,7 +36,7 @@ def test_importing_gptcli_imports_nothing_heavy() -> None:
     [
         "from gptcli.cli.app import program; program()",
         "import gptcli.text.tokenizer",
-        "import gptcli.store.catalog",
+        "import gptcli.models.catalog",
     ],
 )
 def test_what_needs_no_weights_leaves_torch_alone(code: str) -> None:
@@ -46,7 +46,7 @@ def test_what_needs_no_weights_leaves_torch_alone(code: str) -> None:
 def test_a_command_imports_no_other_command() -> None:
     commands = [f"gptcli.cli.{name}" for name in ("generate", "chat", "score", "tokenize", "bench", "models")]
     code = "from gptcli.cli.app import program; program(['tokenize', '--help'])"
-    assert loaded_by(code, *commands) == {"gptcli.cli.tokenize"}
+    assert loaded_by(code, *commands) == {"gptcli.cli.commands.tokenize"}
 
 
 def test_describing_a_model_leaves_torch_alone(tiny_model: Path) -> None:

@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from gptcli.checkpoint.hf import HfConfig
+from gptcli.checkpoint.formats import Dense, Gptq, Shape, Stored, check_floats, stored_weights
+from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture, Recipe, shape, sources
 from gptcli.checkpoint.registry import architecture_of
 from gptcli.checkpoint.safetensors_header import TensorInfo, read_header
-from gptcli.checkpoint.stored import Dense, Gptq, Shape, Stored, check_floats, stored_weights
 from gptcli.errors import BrokenCheckpoint, ModelNotFound
 from gptcli.files import is_there, read_json
 

@@ -23,14 +23,15 @@ from gptcli.checkpoint.recipes import (
     is_transposed,
     sources,
 )
-from gptcli.checkpoint.tensors import TensorSource
+from gptcli.checkpoint.tensor_source import TensorSource
+from gptcli.cuda.int4 import Tinygemm, TinygemmEmbedding, TinygemmLinear, TinygemmMatrix
 from gptcli.errors import BrokenCheckpoint
-from gptcli.kernels.native import FLOATS, Library
+from gptcli.kernels.layers import CompiledEmbedding, CompiledExperts, CompiledLinear, can_compile
+from gptcli.kernels.tensors import FLOATS, Library
 from gptcli.model.decoder import Decoder, Embedding
 from gptcli.model.linear import Linear
 from gptcli.model.mlp import Experts
 from gptcli.quant.affine import quantize_affine
-from gptcli.quant.compiled import CompiledEmbedding, CompiledExperts, CompiledLinear, can_compile
 from gptcli.quant.dense import DenseWeight
 from gptcli.quant.packed import (
     PackedEmbedding,
@@ -41,7 +42,6 @@ from gptcli.quant.packed import (
     concat_rows,
     stack,
 )
-from gptcli.quant.tinygemm import Tinygemm, TinygemmEmbedding, TinygemmLinear, TinygemmMatrix
 
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
 Packing = Literal["keep", "expand", "dense", "int8", "int4"]  # what becomes of matrices: see `load_decoder`

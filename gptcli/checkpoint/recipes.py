@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
-from gptcli.checkpoint.stored import Dense, Shape, Stored
+from gptcli.checkpoint.formats import Dense, Shape, Stored
 from gptcli.errors import BrokenCheckpoint
 from gptcli.model.config import DecoderConfig
 

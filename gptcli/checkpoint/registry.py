@@ -10,7 +10,7 @@ from gptcli.checkpoint.families.layer_norm import cohere, cohere2, glm4, phi, st
 from gptcli.checkpoint.families.llama import granite, llama, ministral3, mistral, phi3, qwen2, qwen3, smollm3
 from gptcli.checkpoint.families.moe import gpt_oss, mixtral, qwen2_moe, qwen3_moe
 from gptcli.checkpoint.families.olmo import olmo, olmo2, olmo3
-from gptcli.checkpoint.hf import HfConfig
+from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.errors import UnsupportedArchitecture
 

@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from gptcli import __version__
-from gptcli.cli.render import print_error
+from gptcli.cli.terminal.stderr import print_error
 from gptcli.errors import ExitCode, GptcliError
+from gptcli.version import VERSION
 
 # In the order that the help has them in; each is in a module of its name.
 _COMMANDS = ("generate", "chat", "score", "tokenize", "bench", "models")
@@ -30,7 +30,7 @@ def program(arguments: Sequence[str] = ()) -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     for name in arguments[:1] if set(arguments[:1]) & set(_COMMANDS) else _COMMANDS:
-        module = importlib.import_module(f"gptcli.cli.{name}")
+        module = importlib.import_module(f"gptcli.cli.commands.{name}")
         if name == "models":
             app.add_typer(module.app, name=name)
         else:
@@ -43,7 +43,7 @@ def _gptcli(
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
     if version:
-        typer.echo(f"gptcli {__version__}")
+        typer.echo(f"gptcli {VERSION}")
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help())
 

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from gptcli.cli.prompt import DecodingErrors
+from gptcli.cli.prompt_input import DecodingErrors
+from gptcli.models.catalog import DEFAULT_MODEL, local_models
 from gptcli.settings import ChatSettings, Dtype, Overflow, Quantize, SamplingConfig, StopConfig
-from gptcli.store.catalog import DEFAULT_MODEL, local_models
 
 _MODEL, _PROMPT, _SAMPLING, _STOP, _OUTPUT = "Model", "Prompt", "Sampling", "Stopping", "Output"
 _DEFAULT = SamplingConfig()

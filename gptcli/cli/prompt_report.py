@@ -12,17 +12,17 @@ from typing import Any
 
 import psutil
 
-from gptcli.cli.facts import default_origin, stop_sources, weight_bytes
-from gptcli.cli.records import json_line
-from gptcli.cli.render import print_note, size
-from gptcli.cli.sink import Sink
-from gptcli.cli.tables import print_records
-from gptcli.cli.tokens_view import TokenFlow, grouped, spell, terminal_columns, uses_colour
+from gptcli.cli.json_records import json_line
+from gptcli.cli.model_facts import default_origin, stop_sources, weight_bytes
+from gptcli.cli.terminal.stderr import print_note, size
+from gptcli.cli.terminal.stdout import Sink
+from gptcli.cli.terminal.tables import print_records
+from gptcli.cli.terminal.token_flow import TokenFlow, grouped, spell, terminal_columns, uses_colour
 from gptcli.errors import NoTemplate
 from gptcli.language_model import LanguageModel
 from gptcli.settings import SamplingConfig, StopConfig
 from gptcli.text.chat_template import ChatTemplate
-from gptcli.text.conversation import Message
+from gptcli.text.messages import Message
 
 _SAMPLING = (
     "temperature",

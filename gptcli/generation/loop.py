@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
 from gptcli.errors import ContextOverflow
+from gptcli.generation.completion import Logits, Picker, Sample
 from gptcli.generation.events import Finished, TextDelta, Usage
-from gptcli.generation.sample import Logits, Picker, Sample
 from gptcli.generation.speculation import Drafter
 from gptcli.generation.steps import SharedSteps, SingleSteps, Steps, TextCache, TextEngine
 from gptcli.settings import StopConfig

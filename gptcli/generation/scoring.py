@@ -11,7 +11,7 @@ import torch
 
 from gptcli.errors import ContextOverflow, UsageError
 from gptcli.generation.events import TokenLogprob
-from gptcli.generation.scores import ChoiceScore, Score
+from gptcli.generation.score_result import ChoiceScore, Score
 from gptcli.model.cache import KVCache
 from gptcli.runtime.engine import Engine
 from gptcli.text.tokenizer import Tokenizer

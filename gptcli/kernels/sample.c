@@ -1,4 +1,4 @@
-/* Draws a token from logits: the filters of generation/sampling.py, in their order, on the calling thread. */
+/* Draws a token from logits: the filters of generation/sampling/filters.py, in their order, on the calling thread. */
 #include "kernels.h"
 
 #include <math.h>

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from gptcli.model.config import AttentionConfig, PositionScale, QkNormConfig
 from gptcli.model.linear import Linear
 from gptcli.model.norm import Norm
-from gptcli.model.place import Place, causal_mask
+from gptcli.model.position import Place, causal_mask
 from gptcli.model.rope import rotate
 
 _PART = 512  # keys in one sum of a step over a cache's room: its parts are computed side by side

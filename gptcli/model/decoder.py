@@ -11,7 +11,7 @@ from gptcli.model.config import BlockConfig, DecoderConfig, MoeConfig, NormConfi
 from gptcli.model.linear import Linear, project
 from gptcli.model.mlp import Mlp, Moe
 from gptcli.model.norm import Norm
-from gptcli.model.place import Behind, Place, RotaryTables
+from gptcli.model.position import Behind, Place, RotaryTables
 
 
 class Embedding(nn.Embedding):

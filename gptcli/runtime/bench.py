@@ -12,10 +12,10 @@ import psutil
 import torch
 from torch import nn
 
+from gptcli.cuda.int4 import TinygemmEmbedding, TinygemmLinear
+from gptcli.kernels.layers import CompiledEmbedding, CompiledExperts, CompiledLinear
 from gptcli.model.mlp import Experts, Moe
-from gptcli.quant.compiled import CompiledEmbedding, CompiledExperts, CompiledLinear
 from gptcli.quant.packed import PackedEmbedding, PackedExperts, PackedLinear, PackedWeight
-from gptcli.quant.tinygemm import TinygemmEmbedding, TinygemmLinear
 from gptcli.runtime.engine import Engine
 
 _READ_BYTES = 256 << 20  # more than caches hold

@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from gptcli.cuda.graph import RecordedSteps
+from gptcli.cuda.static_step import all_finite
 from gptcli.errors import NonFiniteLogits
-from gptcli.kernels.native import Library
+from gptcli.kernels.tensors import Library
 from gptcli.model.cache import KVCache
 from gptcli.model.decoder import Decoder
-from gptcli.runtime.device import DevicePlan, free_bytes
+from gptcli.runtime.device_plan import DevicePlan, free_bytes
+from gptcli.runtime.fast_start.snapshot_file import Prepared
 from gptcli.runtime.lowering import lower
-from gptcli.runtime.memory import memory_errors
-from gptcli.runtime.prepared import Prepared
+from gptcli.runtime.memory_errors import memory_errors
 from gptcli.runtime.program import CHUNK
-from gptcli.runtime.recorded import RecordedSteps
-from gptcli.runtime.static import all_finite
 
 _MOST_ROWS = 32  # texts in one step: twice as many gain little more, and the first of them is waited for twice as long
 _CUDA_CHUNK = 2048  # where attention holds no scores: fewer would leave much of the device idle

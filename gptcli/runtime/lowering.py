@@ -14,8 +14,9 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
-from gptcli.kernels.functions import Matrix, Op
-from gptcli.kernels.native import Library
+from gptcli.kernels.bindings import Matrix, Op
+from gptcli.kernels.layers import CompiledEmbedding, CompiledLinear
+from gptcli.kernels.tensors import Library
 from gptcli.model.attention import Attention
 from gptcli.model.cache import KVCache
 from gptcli.model.config import AttentionConfig, MlpConfig, RopeConfig
@@ -24,8 +25,7 @@ from gptcli.model.linear import Linear
 from gptcli.model.mlp import Mlp
 from gptcli.model.norm import Norm
 from gptcli.model.rope import rotary_table
-from gptcli.quant.compiled import CompiledEmbedding, CompiledLinear
-from gptcli.runtime.prepared import Prepared, RotaryTable
+from gptcli.runtime.fast_start.snapshot_file import Prepared, RotaryTable
 from gptcli.runtime.program import Program, Rows, Storage, Vector
 
 

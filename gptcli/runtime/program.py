@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gptcli.kernels.functions import Frame, Functions, Matrix, Op, Rotation
+from gptcli.kernels.bindings import Frame, Functions, Matrix, Op, Rotation
 from gptcli.kernels.memory import Memory
 
 CHUNK = 512  # prompt tokens in one forward pass: bounds memory, costs a tenth of the speed at 4,096

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import InputError, NoTemplate, TemplateError
 from gptcli.files import is_there, open_within, read_json
-from gptcli.text.conversation import Message
-from gptcli.text.isolation import Isolated, Misbehaved
-from gptcli.text.known import KNOWN_TEMPLATES
+from gptcli.text.messages import Message
+from gptcli.text.sandbox.client import Isolated, Misbehaved
+from gptcli.text.sandbox.trusted import KNOWN_TEMPLATES
 from gptcli.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from gptcli.text.jinja import Template
+    from gptcli.text.jinja_template import Template
 
 _LIMIT = 1 << 20  # bytes of a template
 # The variable that is asked for; some templates have but one of their own by that name, which nobody can set.
@@ -144,7 +144,9 @@ class ChatTemplate:
 
     @cached_property
     def _template(self) -> Template:
-        from gptcli.text.jinja import Template  # Jinja takes 30 ms to import, which a plain prompt need not pay
+        from gptcli.text.jinja_template import (
+            Template,  # Jinja takes 30 ms to import, which a plain prompt need not pay
+        )
 
         return Template(self.source)
 

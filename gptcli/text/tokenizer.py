@@ -15,8 +15,8 @@ import tokenizers
 
 from gptcli.errors import BrokenTokenizer, ModelNotFound
 from gptcli.files import is_there, open_within, read_json
-from gptcli.text.any_of import any_of
-from gptcli.text.inner import Inner
+from gptcli.text.backend import Inner
+from gptcli.text.literal_regex import any_of
 
 _LIMIT = 64 << 20  # bytes of a tokenizer.json; the largest in use are about 35 MB
 # Control tokens by their looks: some vocabularies do not mark theirs as special.

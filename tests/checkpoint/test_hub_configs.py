@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gptcli.checkpoint.hf import HfConfig
+from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.registry import architecture_of
 
 SIZES = {

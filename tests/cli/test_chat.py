@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.store.sessions import SessionFile, read_session, session_names
+from gptcli.chat.storage import SessionFile, read_session, session_names
 from tests.cli.conftest import Cli
 from tests.tiny import make_model
 

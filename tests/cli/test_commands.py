@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.cli.commands import COMMANDS
-from gptcli.cli.slash import find
+from gptcli.cli.repl.commands import COMMANDS
+from gptcli.cli.repl.slash_command import find
 from gptcli.errors import UsageError
 from tests.cli.chatting import Chat, said, sessions, state
 from tests.cli.scripted import Script

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.cli.history import FileHistory
-from gptcli.cli.pastes import Pastes
+from gptcli.cli.repl.pastes import Pastes
+from gptcli.cli.repl.prompt_history import FileHistory
 from tests.cli.chatting import Chat, said, state
 from tests.cli.scripted import Script
 

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 from rich.markdown import Markdown
 
-from gptcli.cli import markdown
-from gptcli.cli.markdown import MarkdownStream
+from gptcli.cli.terminal import markdown
+from gptcli.cli.terminal.markdown import MarkdownStream
 
 DOCUMENTS = {
     "paragraphs": "One\n\nTwo\ntwo\n\nThree *em* `code`",

@@ -15,11 +15,11 @@ from xml.etree import ElementTree
 import pytest
 
 from gptcli import LanguageModel
-from gptcli.cli.picture import Passage
-from gptcli.cli.picture_html import page
-from gptcli.cli.picture_svg import picture
-from gptcli.cli.shading import STEPS, Shaded, ShownTokens, cells, step_of
-from gptcli.cli.tokens_view import packed
+from gptcli.cli.probabilities.html import page
+from gptcli.cli.probabilities.passage import Passage
+from gptcli.cli.probabilities.shading import STEPS, Shaded, ShownTokens, cells, step_of
+from gptcli.cli.probabilities.svg import picture
+from gptcli.cli.terminal.token_flow import packed
 from gptcli.generation.events import StepLogprobs, TextDelta, TokenLogprob
 from gptcli.settings import RuntimeConfig
 from tests.cli.conftest import Cli

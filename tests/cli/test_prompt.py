@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gptcli import LanguageModel
-from gptcli.text.conversation import Message
+from gptcli.text.messages import Message
 from tests.cli.conftest import CLOSED, Cli
 
 

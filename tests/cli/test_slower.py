@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from gptcli.runtime import device
-from gptcli.runtime.static import Outputs
+from gptcli.cuda.static_step import Outputs
+from gptcli.runtime import device_plan as device
 from tests.cli.conftest import Cli
 
 NOTE = (

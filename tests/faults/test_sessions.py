@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gptcli.store.state import state_directory
+from gptcli.chat.state_files import state_directory
 from tests.cli.conftest import Cli
 
 QUESTION = {"type": "message", "role": "user", "content": "hello"}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gptcli.text.chat_template import ChatTemplate
-from gptcli.text.conversation import Message
+from gptcli.text.messages import Message
 from gptcli.text.tokenizer import Tokenizer
 from tests.cli.conftest import Cli
 from tests.faults.conftest import Refuses, edit

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from gptcli.text.chat_template import ChatTemplate
-from gptcli.text.conversation import Message
-from gptcli.text.known import KNOWN_TEMPLATES, KNOWN_TOKENIZERS, is_harmless
+from gptcli.text.messages import Message
+from gptcli.text.sandbox.trusted import KNOWN_TEMPLATES, KNOWN_TOKENIZERS, is_harmless
 from gptcli.text.tokenizer import Tokenizer
 from tests.cli.conftest import Cli
 from tests.faults.conftest import Refuses, edit
@@ -152,7 +152,7 @@ def test_a_process_that_died_is_started_again(tmp_path: Path) -> None:
 def test_the_default_model_pays_for_no_process(real_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import hashlib
 
-    from gptcli.text import isolation
+    from gptcli.text.sandbox import client as isolation
 
     monkeypatch.setattr(isolation.subprocess, "Popen", None)
     directory = real_weights / "smollm2-135m-instruct"

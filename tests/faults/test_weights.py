@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import gptcli
 from gptcli.errors import BrokenCheckpoint
-from gptcli.store.catalog import fingerprint
+from gptcli.models.catalog import fingerprint
 from tests.cli.conftest import Cli
 from tests.faults.conftest import Refuses, edit, read_weights, write_weights
 from tests.tiny import CONFIG, make_weights

@@ -12,8 +12,9 @@ import pytest
 import gptcli
 from gptcli import Finished, LanguageModel, TextDelta
 from gptcli.errors import ContextOverflow, GptcliError, UsageError
-from gptcli.kernels.native import library
-from gptcli.runtime import device, engine
+from gptcli.kernels.tensors import library
+from gptcli.runtime import device_plan as device
+from gptcli.runtime import engine
 from gptcli.settings import SamplingConfig, StopConfig
 
 PROMPT = list(range(3, 40))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.errors import UsageError
-from gptcli.generation.sampling import Sampler, add_bias, explain, keep_min_p, keep_top_k, keep_top_p, penalize
+from gptcli.generation.sampling.filters import Sampler, add_bias, explain, keep_min_p, keep_top_k, keep_top_p, penalize
 from gptcli.settings import SamplingConfig
 
 OFF: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}

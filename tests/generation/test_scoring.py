@@ -13,7 +13,7 @@ import gptcli
 from gptcli import LanguageModel
 from gptcli.errors import ContextOverflow, UsageError
 from gptcli.generation.events import Finished
-from gptcli.generation.scores import Score
+from gptcli.generation.score_result import Score
 from gptcli.generation.scoring import windows
 from gptcli.runtime import engine as engine_module
 from tests.tiny import TEXT, make_model

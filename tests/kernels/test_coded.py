@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptcli.kernels.functions import Level, Matrix
+from gptcli.kernels.bindings import Level, Matrix
 from gptcli.kernels.memory import Memory
-from gptcli.kernels.native import Library, library
+from gptcli.kernels.tensors import Library, library
 
 DTYPES = [torch.bfloat16, torch.float32]
 BITS = {torch.bfloat16: 12, torch.float32: 28}

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptcli.errors import UsageError
-from gptcli.kernels import functions, native
-from gptcli.kernels.functions import Level, Matrix
-from gptcli.kernels.native import Library
+from gptcli.kernels import bindings as functions
+from gptcli.kernels import tensors as native
+from gptcli.kernels.bindings import Level, Matrix
+from gptcli.kernels.tensors import Library
 from gptcli.quant.affine import pack_nibbles
 
 ROWS = (1, 2, 15, 16, 17, 100, 577)

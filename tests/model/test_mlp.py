@@ -8,7 +8,7 @@ from gptcli.model.config import MlpConfig, MoeConfig
 from gptcli.model.mlp import Experts, Moe
 from gptcli.quant.affine import quantize_affine
 from gptcli.quant.packed import PackedExperts
-from tests.runtime.recorder import Recorder
+from tests.cuda.recorder import Recorder
 
 
 @pytest.mark.parametrize("tokens", [1, 3])

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gptcli
 from gptcli import Finished, LanguageModel
-from gptcli.store import pull
-from gptcli.store.catalog import DEFAULT_MODEL
-from gptcli.text.conversation import Message
+from gptcli.models import pull
+from gptcli.models.catalog import DEFAULT_MODEL
+from gptcli.text.messages import Message
 from tests.parity.reference import Reference
 
 pytestmark = pytest.mark.real

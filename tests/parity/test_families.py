@@ -21,17 +21,17 @@ import gptcli.model.mlp
 import gptcli.runtime.engine
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import load_decoder
-from gptcli.kernels.native import Library
-from gptcli.kernels.native import library as kernels
-from gptcli.runtime.device import DevicePlan
+from gptcli.cuda.graph import Record, cuda_graph
+from gptcli.cuda.static_step import StaticStep
+from gptcli.kernels.tensors import Library
+from gptcli.kernels.tensors import library as kernels
+from gptcli.runtime.device_plan import DevicePlan
 from gptcli.runtime.engine import Engine
-from gptcli.runtime.prepared import read, write
-from gptcli.runtime.prepared_engine import PreparedEngine, PreparedLogits
-from gptcli.runtime.recorded import Record, cuda_graph
-from gptcli.runtime.static import StaticStep
+from gptcli.runtime.fast_start.snapshot_engine import PreparedEngine, PreparedLogits
+from gptcli.runtime.fast_start.snapshot_file import read, write
+from tests.cuda.fake_cuda import OnTheDevice, fake_cuda, fake_model
+from tests.cuda.recorder import record
 from tests.parity.reference import BASE, Reference, randomized, write_reference
-from tests.runtime.fake_cuda import OnTheDevice, fake_cuda, fake_model
-from tests.runtime.recorder import record
 
 TOLERANCE = 1e-5
 IDS = torch.randint(3, 96, (48,), generator=torch.Generator().manual_seed(1)).tolist()

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import Packing, load_decoder
-from gptcli.kernels.native import Library
-from gptcli.kernels.native import library as kernels
+from gptcli.kernels.tensors import Library
+from gptcli.kernels.tensors import library as kernels
 from gptcli.model.decoder import Decoder
-from gptcli.runtime.device import DevicePlan
+from gptcli.runtime.device_plan import DevicePlan
 from gptcli.runtime.engine import Engine
 
 IDS = list(range(3, 40))

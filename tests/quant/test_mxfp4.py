@@ -11,7 +11,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.errors import BrokenCheckpoint
 from gptcli.quant.mxfp4 import Mxfp4Weight, mxfp4_weight
-from gptcli.runtime.device import plan_for
+from gptcli.runtime.device_plan import plan_for
 from gptcli.settings import RuntimeConfig
 from tests.parity.reference import write_reference
 from tests.parity.test_families import GPT_OSS

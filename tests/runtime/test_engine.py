@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 import gptcli
 from gptcli import LanguageModel
 from gptcli.checkpoint.folder import ModelFolder
+from gptcli.cuda.graph import cuda_graph
 from gptcli.errors import NoSuchDevice, OutOfMemory
-from gptcli.runtime import device, machine
-from gptcli.runtime.device import plan_for
-from gptcli.runtime.recorded import cuda_graph
+from gptcli.runtime import device_plan as device
+from gptcli.runtime import machine
+from gptcli.runtime.device_plan import plan_for
 from gptcli.settings import RuntimeConfig
 from tests.tiny import make_model
 

@@ -13,12 +13,12 @@ from tokenizers import Regex, pre_tokenizers
 from tokenizers import Tokenizer as Inner
 
 from gptcli.errors import InputError
-from gptcli.text import chunks
-from gptcli.text.borders import Borders, kinds_of
-from gptcli.text.chunks import encode_parts
-from gptcli.text.patterns import Kind
+from gptcli.text.long_text import chunks
+from gptcli.text.long_text.borders import Borders, kinds_of
+from gptcli.text.long_text.chunks import encode_parts
+from gptcli.text.long_text.patterns import Kind
+from gptcli.text.token_spans import tokens_of
 from gptcli.text.tokenizer import Tokenizer
-from gptcli.text.tokens import tokens_of
 from tests.text.kinds import CORPUS, KINDS, LLAMA3, gpt2, made
 
 WORDS = [

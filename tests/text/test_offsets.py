@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gptcli.text.offsets import Offsets, Range
+from gptcli.text.long_text.offsets import Offsets, Range
 from gptcli.text.tokenizer import Tokenizer
 from tests.text.kinds import CORPUS, made
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from gptcli.checkpoint.families.parts import Make, Parameters, activation, as_it_is, head_dim_of
-from gptcli.checkpoint.hf import HfConfig
+from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture, HeadsToParts, PairsToHalves, Take, Transposed
 from gptcli.errors import BrokenCheckpoint
 from gptcli.model.config import AttentionConfig, BlockConfig, DecoderConfig, MlpConfig, NormConfig, RopeConfig

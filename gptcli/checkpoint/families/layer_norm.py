@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from gptcli.checkpoint.families.llama import Names, llama_architecture, llama_config, rms
 from gptcli.checkpoint.families.parts import activation, each_attention, each_block, every, windows
-from gptcli.checkpoint.hf import HfConfig
+from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.model.config import DecoderConfig, NormConfig, QkNormConfig
 

@@ -20,7 +20,7 @@ from gptcli.checkpoint.families.parts import (
     head_dim_of,
     windows,
 )
-from gptcli.checkpoint.hf import HfConfig
+from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture, PairsToHalves, Recipe, Stack, Take, Transposed
 from gptcli.errors import BrokenCheckpoint
 from gptcli.model.config import (

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from gptcli.checkpoint.families.llama import llama_architecture, llama_config, qwen_windows, rms
 from gptcli.checkpoint.families.parts import activation, each_attention, every, joined, windows
-from gptcli.checkpoint.hf import HfConfig
+from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture, Concat, EvensThenOdds, Recipe, Stack, Take, Transposed
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
 from gptcli.model.config import DecoderConfig, MlpConfig, MoeConfig, QkNormConfig

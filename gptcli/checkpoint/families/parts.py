@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
-from gptcli.checkpoint.hf import HfConfig
+from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Concat, Recipe, Take
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
 from gptcli.model.config import Activation, AttentionConfig, BlockConfig, DecoderConfig, NormConfig

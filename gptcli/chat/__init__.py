@@ -1,0 +1,1 @@
+"""Conversations, without a terminal."""

@@ -1,0 +1,111 @@
+"""Reads a checkpoint's tensors by name into memory of our own, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from io import BufferedReader
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.formats import Affine, Awq, Fp8, Gptq, Mxfp4, Stored
+from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
+from gptcli.files import open_within
+from gptcli.quant.affine import AffineWeight
+from gptcli.quant.awq import awq_weight
+from gptcli.quant.fp8 import fp8_weight
+from gptcli.quant.gptq import gptq_weight
+from gptcli.quant.mxfp4 import mxfp4_weight
+from gptcli.quant.packed import PackedWeight
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "U32": torch.uint8, "I32": torch.int32, "U8": torch.uint8, "F8_E4M3": torch.float8_e4m3fn,
+}  # fmt: skip
+
+_PART = 16 << 20  # bytes, a whole number of every type
+
+
+class TensorSource:
+    """Lazy access to the tensors of a folder; a context manager that owns the open files.
+
+    Bytes are copied, not mapped: a file that is truncated or replaced meanwhile cannot crash the process later.
+    """
+
+    def __init__(self, folder: ModelFolder) -> None:
+        self._folder = folder
+        self._files: dict[Path, BufferedReader] = {}
+        self.bytes_read = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def stored(self, name: str) -> Stored:
+        """How a weight is stored."""
+        return self._folder.weights[name]
+
+    def read(self, name: str) -> Tensor:
+        """A tensor as it is stored; 32-bit words come as bytes. Raises BrokenCheckpoint where the file has shrunk."""
+        info = self._folder.tensors[name]
+        shape = (*info.shape[:-1], -1) if info.dtype == "U32" else info.shape
+        return self._part(name, 0, info.size).view(shape)
+
+    def parts(self, name: str) -> Iterator[Tensor]:
+        """A tensor's values one after the other, a few MB at a time. Raises as `read` does."""
+        size = self._folder.tensors[name].size
+        for start in range(0, size, _PART):
+            yield self._part(name, start, min(_PART, size - start))
+
+    def _part(self, name: str, start: int, size: int) -> Tensor:
+        info = self._folder.tensors[name]
+        if info.dtype not in _DTYPES:
+            raise UnsupportedArchitecture(f"{name}: weights of dtype {info.dtype} are not supported")
+        if info.file not in self._files:
+            self._files[info.file] = open_within(info.file)
+        file = self._files[info.file]
+        buffer = torch.empty(size, dtype=torch.uint8)
+        file.seek(info.offset + start)
+        if file.readinto(buffer.numpy().data) != size:
+            raise BrokenCheckpoint(f"cannot read: {info.file}: it ends within {name!r}")
+        self.bytes_read += size
+        return buffer.view(_DTYPES[info.dtype])
+
+    def weight(self, name: str) -> Tensor | PackedWeight:
+        """A weight by the name that families know: dense as it is stored, or packed."""
+        stored = self.stored(name)
+        parts = [self.read(tensor) for tensor in stored.tensors]
+        match stored:
+            case Affine(bits=bits):
+                packed, scales, biases = parts
+                return AffineWeight(packed, scales, biases, bits)
+            case Fp8(block=block):
+                values, scales = parts
+                return fp8_weight(values, scales, block)
+            case Mxfp4():
+                return mxfp4_weight(*parts)
+            case Awq():
+                return awq_weight(*parts)
+            case Gptq(bits=bits, group_size=size, zero_offset=offset):
+                qweight, qzeros, scales, *g_idx = parts
+                group_of = g_idx[0] if g_idx else None
+                return gptq_weight(qweight, qzeros, scales, group_of, bits=bits, group_size=size, zero_offset=offset)
+        return parts[0]
+
+
+def non_finite_tensors(folder: ModelFolder) -> list[str]:
+    """Names of the tensors that hold NaN or infinity. Reads all of them, a few MB at a time."""
+    floats = [
+        name for name, info in folder.tensors.items() if (kind := _DTYPES.get(info.dtype)) and kind.is_floating_point
+    ]
+    with TensorSource(folder) as source:
+        return [name for name in floats if not all(part.float().isfinite().all() for part in source.parts(name))]

@@ -1,0 +1,284 @@
+"""`gptcli models`: which models are here, what is in them, and how they come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.registry import FAMILIES
+from gptcli.cli import options
+from gptcli.cli.model_facts import default_origin, stop_sources, weight_bytes
+from gptcli.cli.terminal.stderr import Activity, print_note, size
+from gptcli.cli.terminal.stdout import Sink
+from gptcli.cli.terminal.tables import print_records, spelled
+from gptcli.errors import BrokenCheckpoint, GptcliError, NoTemplate, UnsupportedArchitecture
+from gptcli.files import read_json
+from gptcli.language_model import LanguageModel
+from gptcli.models.catalog import DEFAULT_MODEL, LocalModel, find, find_named, local_models, missing
+from gptcli.runtime.machine import check_room_for_torch
+from gptcli.settings import RuntimeConfig, SamplingConfig
+from gptcli.text.messages import Message
+
+if TYPE_CHECKING:
+    from gptcli.models.catalog import FetchProgress
+
+app = typer.Typer(
+    help="List, inspect, fetch and remove local models.",
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_NAME_HELP = "A name that `gptcli models` lists, or a directory."
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", envvar="GPTCLI_MODEL", autocompletion=options.model_names, help=_NAME_HELP),
+]
+InstalledName = Annotated[
+    str, typer.Argument(metavar="NAME", autocompletion=options.model_names, help="A name that `gptcli models` lists.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace a model of the same name.")]
+
+
+@app.callback()
+def models(
+    context: typer.Context,
+    supported: Annotated[bool, typer.Option("--supported", help="List the model types that can be run.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """List local models."""
+    if context.invoked_subcommand:
+        return
+    if supported:
+        types = [{"model_type": name, "about": _first_line(family.__doc__)} for name, family in FAMILIES.items()]
+        print_records(types, as_json)
+        return
+    found = [_list_entry(model) for model in local_models()]
+    print_records(found, as_json, _list_row)
+    if as_json:
+        return
+    for entry in found:
+        if entry["error"]:
+            print_note(f"{entry['name']} cannot be used: {entry['error']}")
+    if not found:
+        print_note(f"no models yet; `gptcli models pull {DEFAULT_MODEL}` fetches the default one")
+
+
+@app.command()
+def show(name: Name = DEFAULT_MODEL, as_json: options.Json = False) -> None:
+    """Show what a model is: shapes, context, template, defaults and where each comes from, memory it will need."""
+    lm = LanguageModel(name, ModelFolder.open(_path(name)), RuntimeConfig())
+    facts = _facts(lm)
+    if as_json:
+        print_records([facts], as_json=True)
+        return
+    rows = []
+    for key, value in facts.items():
+        inner = value if isinstance(value, dict) else {"": value}
+        for part, item in inner.items():
+            # In a pipe too: a setting with its source is one value to read, a number stays a number.
+            shown = item if isinstance(item, int) else spelled(item)
+            rows.append({"": f"{key}.{part}".rstrip("."), "value": shown})
+    print_records(rows, as_json=False, row=_fact_row, header=False)
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(metavar="NAME", help=f"{DEFAULT_MODEL}, or OWNER/NAME on the hub.")],
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.")] = None,
+    force: Force = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Fetch a model; prints the directory it is in."""
+    from gptcli.models.pull import pull_default, pull_hub
+
+    def fetch(on_progress: FetchProgress) -> Path:
+        if name == DEFAULT_MODEL and revision is None:
+            return pull_default(on_progress)
+        return pull_hub(name, revision, on_progress, check=_check)
+
+    _install(name, force, quiet, fetch)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="A llama-architecture GGUF file.")],
+    name: Annotated[str | None, typer.Option("--name", help="(default: the file's name)")] = None,
+    force: Force = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Convert a GGUF file into a model directory, keeping quantized values exactly; prints the directory."""
+    from gptcli.models.pull import import_gguf
+
+    name = name or file.stem.lower()
+    _install(name, force, quiet, partial(import_gguf, file, name, check=_check))
+
+
+@app.command()
+def rm(name: InstalledName, quiet: options.Quiet = False) -> None:
+    """Remove a model that gptcli installed."""
+    from gptcli.models.install import remove
+    from gptcli.runtime.fast_start.snapshots import forget_copies
+
+    path = remove(name)
+    forget_copies(path)
+    if not quiet:
+        print_note(f"removed {path}")
+
+
+@app.command()
+def verify(name: Name = DEFAULT_MODEL, quiet: options.Quiet = False) -> None:
+    """Check a model from end to end: checksums, headers, shapes, tokenizer, template, and every weight for NaN."""
+    model = LocalModel(name, _path(name))
+    sink = Sink()
+
+    def passed(check: str) -> None:
+        if not quiet:
+            sink.write(f"ok  {check}\n".encode())
+
+    with Activity(quiet=quiet) as activity:
+        from gptcli.models.install import changed_files
+
+        activity.bytes("comparing checksums", 0, 0)
+        checksums = model.record.get("sha256", {})
+        if changed := changed_files(model.path, model.record):
+            raise BrokenCheckpoint(f"changed since it was installed: {model.path}: {', '.join(changed)}")
+        lm = LanguageModel(name, ModelFolder.open(model.path), RuntimeConfig())
+        activity.bytes("checking weights", 0, 0)
+        check_room_for_torch()
+        from gptcli.checkpoint.load import empty_decoder
+        from gptcli.checkpoint.tensor_source import non_finite_tensors
+        from gptcli.runtime.device_plan import plan_for
+
+        empty_decoder(lm.folder)
+        plan_for(lm.folder, lm.runtime)  # whether it fits the memory
+        if damaged := non_finite_tensors(lm.folder):
+            raise BrokenCheckpoint(f"NaN or infinity: {lm.folder.path}: {', '.join(damaged[:5])}")
+        template = _template_state(lm)
+        SamplingConfig.resolve({}, lm.sampling_defaults)
+    passed(f"{len(checksums)} files are as installed" if checksums else "no checksums were recorded")
+    passed(f"{len(lm.folder.tensors)} tensors are well-formed, as {lm.folder.config['model_type']} wants them, finite")
+    passed(f"tokenizer: {lm.tokenizer.size} tokens")
+    passed(f"chat template: {template}")
+
+
+def _check(directory: Path) -> None:
+    """Raises where a model cannot be used; as long as its weights are not there, only for its type."""
+    model_type = read_json(directory / "config.json").get("model_type")
+    if model_type not in FAMILIES:
+        hint = "run `gptcli models --supported` to see which are"
+        raise UnsupportedArchitecture(f"`{model_type}` models are not supported", hint)
+    if any(directory.glob("*.safetensors")):
+        LanguageModel(directory.name, ModelFolder.open(directory), RuntimeConfig())
+
+
+def _install(name: str, force: bool, quiet: bool, fetch: Callable[[FetchProgress], Path]) -> None:
+    existing = find_named(name)
+    if existing and not force:
+        if not quiet:
+            print_note(f"{name} is already here; --force replaces it")
+        path = existing.path
+    else:
+        with Activity(quiet=quiet) as activity:
+            path = fetch(activity.bytes)
+    Sink().write(f"{path}\n".encode())
+
+
+def _path(name: str) -> Path:
+    model = find(name)
+    if model is None:
+        raise missing(name)
+    return model.path
+
+
+def _list_entry(model: LocalModel) -> dict[str, Any]:
+    kind, parameters, error = "", 0, None
+    try:
+        folder = ModelFolder.open(model.path)
+        kind = str(folder.config.get("model_type"))
+        parameters = folder.parameter_count
+    except GptcliError as failure:
+        error = failure.message
+    return {
+        "name": model.name,
+        "type": kind,
+        "parameters": parameters,
+        "bytes": model.size,
+        "path": str(model.path),
+        "error": error,
+    }
+
+
+def _list_row(entry: dict[str, Any]) -> dict[str, str]:
+    count = entry["parameters"]
+    weights = f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.0f}M" if count >= 1e6 else f"{count:,}"
+    return {
+        "name": entry["name"],
+        "type": entry["type"],
+        "weights": weights if count else "",
+        "size": size(entry["bytes"]),
+    }
+
+
+def _fact_row(fact: dict[str, Any]) -> dict[str, str]:
+    name, value = fact[""], fact["value"]
+    return {"": name, "value": size(value) if name.startswith("bytes.") else spelled(value)}
+
+
+def _facts(lm: LanguageModel) -> dict[str, Any]:
+    folder, config = lm.folder, lm.folder.architecture.config
+    parameters = folder.parameter_count
+    first = config.blocks[0]
+    dtypes: dict[str, int] = {}
+    for tensor in folder.tensors.values():
+        dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + 1
+    sampling = SamplingConfig.resolve({}, lm.sampling_defaults)
+    packed = sorted({stored.about for stored in folder.weights.values() if stored.about})
+    return {
+        "name": lm.name,
+        "path": str(folder.path),
+        "type": folder.config["model_type"],
+        "parameters": parameters,
+        "layers": len(config.blocks),
+        "hidden_size": config.hidden_size,
+        "heads": first.attention.heads,
+        "kv_heads": first.attention.kv_heads,
+        "head_dim": first.attention.head_dim,
+        "mlp_width": getattr(first.mlp, "width", None),
+        "vocabulary": config.vocab_size,
+        "tokens": lm.tokenizer.size,
+        "tied_head": config.tied_head,
+        "context": config.max_context,
+        "tensors": dtypes,
+        "quantization": packed,
+        "stop_ids": {where: list(ids) for where, ids in stop_sources(lm).items()},
+        "chat_template": _template_state(lm),
+        "sampling": {
+            field: {"value": getattr(sampling, field), "from": default_origin(field, lm)}
+            for field in ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n")
+        },
+        "bytes": {
+            "on_disk": LocalModel(lm.name, folder.path).size,
+            **weight_bytes(lm),
+            "cache_a_token_in_fp32": config.cache_bytes(1, 4),
+            "cache_of_full_context_in_fp32": config.cache_bytes(config.max_context, 4),
+        },
+    }
+
+
+def _template_state(lm: LanguageModel) -> str:
+    """Where the template is, or `none`; one that fails is an error."""
+    try:
+        template = lm.template
+    except NoTemplate:
+        return "none"
+    template.render([Message("user", "Hello")], lm.tokenizer)
+    return Path(template.where).name
+
+
+def _first_line(docstring: str | None) -> str:
+    return (docstring or "").partition("\n")[0]

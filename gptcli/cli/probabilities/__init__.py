@@ -1,0 +1,1 @@
+"""Texts shaded by the probability of their tokens."""

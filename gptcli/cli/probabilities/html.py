@@ -1,0 +1,141 @@
+"""Draws probabilities as a page: no script, nothing fetched, light and dark, alternatives on hover or tap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from gptcli.cli.probabilities.passage import Passage, bars, legible, named, shown
+from gptcli.cli.probabilities.shading import STEPS, Cell, Shaded, step_of
+
+_STYLE = """
+:root {
+  color-scheme: light dark;
+  --page: #ffffff; --ink: #1b1f24; --faint: #66707c; --card: #ffffff; --edge: #d5dbe1; --bar: #e8ecf0;
+}
+@media (prefers-color-scheme: dark) {
+  :root { --page: #14171b; --ink: #e8eaed; --faint: #98a2ad; --card: #20252b; --edge: #3a424b; --bar: #39424c; }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0 auto; padding: 2.5rem 1.5rem 14rem; max-width: 56rem; background: var(--page); color: var(--ink);
+  font: 1.0625rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif;
+  print-color-adjust: exact; -webkit-print-color-adjust: exact;
+}
+h1 { margin: 0 0 .75rem; font-size: 1rem; font-weight: 600; overflow-wrap: anywhere; }
+ul, dl { display: flex; flex-wrap: wrap; gap: .5rem; margin: 0; padding: 0; list-style: none; }
+li { padding: .1rem .6rem; border-radius: .3rem; font-size: .8125rem; font-variant-numeric: tabular-nums; }
+li:first-child { padding-left: 0; }
+dl { gap: .5rem 2rem; margin-top: 1.5rem; }
+dl div { display: flex; flex-direction: column-reverse; }
+dt { color: var(--faint); font-size: .8125rem; }
+dd { margin: 0; font-size: 1.5rem; font-weight: 600; line-height: 1.2; font-variant-numeric: tabular-nums; }
+section { position: relative; margin-top: 2.5rem; }
+.text { position: relative; margin: 0; font-size: 1.1875rem; line-height: 2; white-space: pre-wrap; }
+.text { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+.text { overflow-wrap: anywhere; tab-size: 4; }
+.t {
+  margin: 0 .04em; padding: .08em .1em .2em; border-radius: .22em; outline: none; cursor: default;
+  -webkit-box-decoration-break: clone; box-decoration-break: clone;
+}
+.t:hover, .t:focus { box-shadow: 0 0 0 2px var(--page), 0 0 0 4px var(--ink); }
+.u { text-decoration: underline 2px; text-underline-offset: .12em; text-decoration-skip-ink: none; }
+.n { opacity: .55; font-size: .8em; }
+.k { border: 1px dashed var(--faint); font-size: .8em; }
+.c {
+  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif;
+  display: none; position: absolute; left: 0; z-index: 2; width: min(22rem, 100%); padding: .75rem .9rem;
+  border: 1px solid var(--edge); border-radius: .6rem; background: var(--card); color: var(--ink);
+  box-shadow: 0 .5rem 1.75rem #0005; font-size: .875rem; line-height: 1.5; white-space: normal; text-decoration: none;
+}
+.t:hover > .c, .t:focus > .c { display: block; }
+.t:hover > .c { z-index: 3; }
+@supports (position-area: bottom) and (anchor-scope: --token) {
+  .t { anchor-name: --token; anchor-scope: --token; }
+  .c {
+    left: auto; margin: .45rem 0; width: 22rem; max-width: 90vw;
+    position-anchor: --token; position-area: bottom span-right; position-try-fallbacks: flip-inline, flip-block;
+  }
+}
+.h { display: block; margin-bottom: .35rem; color: var(--faint); }
+.h b { color: var(--ink); }
+.r { display: grid; grid-template-columns: 8.5rem 1fr 3.2rem; align-items: center; gap: .6rem; }
+.r > :first-child { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.r > :first-child { font-family: ui-monospace, "DejaVu Sans Mono", monospace; }
+.r > :last-child { text-align: right; font-variant-numeric: tabular-nums; }
+.d { font-weight: 700; }
+.b { height: .6rem; border-radius: .3rem; background: var(--bar); overflow: hidden; }
+.b > i { display: block; height: 100%; min-width: 2px; background: #21918c; }
+"""
+
+
+def page(title: str, passages: Sequence[Passage]) -> str:
+    """The whole page as HTML."""
+    shades = "".join(f".s{number} {{ background: {s.colour}; color: {s.ink}; }}\n" for number, s in enumerate(STEPS))
+    legend = "".join(f'<li class="{_class(step.least)}">{step.label}</li>' for step in STEPS)
+    body = "".join(map(_section, passages))
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{_text(title)}</title>
+<style>{_STYLE}{shades}</style>
+</head>
+<body>
+<h1>{_text(title)}</h1>
+<ul aria-label="probability of a token"><li>probability</li>{legend}</ul>
+{body}</body>
+</html>
+"""
+
+
+def _section(passage: Passage) -> str:
+    heading = f"<h1>{_text(passage.title)}</h1>" if passage.title else ""
+    figures = "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in passage.figures)
+    tokens = "".join(map(_cell, passage.cells))
+    return (
+        f'<section>{heading}<p class="text">{_text(passage.lead)}{tokens}</p>'
+        f"{f'<dl>{figures}</dl>' if figures else ''}</section>\n"
+    )
+
+
+def _cell(cell: Cell) -> str:
+    probability = cell.probability
+    name = "t" if probability is None else f"t {_class(probability)}"
+    name += " k" if cell.group.control else ""
+    cards = "".join(map(_card, cell.tokens))
+    # The space before a word is outside the shade, where a line can break; a token of nothing else is not.
+    space, text = (" ", cell.text[1:]) if cell.text.startswith(" ") and cell.text.strip() else ("", cell.text)
+    return f'{space}<span class="{name}" tabindex="0">{_broken(text)}<span class="c">{cards}</span></span>'
+
+
+def _card(token: Shaded) -> str:
+    """What is known of a token: its probability, and what else the model thought of."""
+    chance = "nothing before it" if token.logprob is None else f"logprob {token.logprob:.3f}"
+    head = f'<span class="h"><b>{_text(named(token.data))}</b> · id {token.id} · {chance}</span>'
+    rows = "".join(
+        f'<span class="r{" d" if bar.drawn else ""}"><span>{_text(bar.name)}</span>'
+        f'<span class="b"><i style="width:{100 * bar.probability:.1f}%"></i></span>'
+        f"<span>{shown(bar.probability)}</span></span>"
+        for bar in bars(token)
+    )
+    return head + rows
+
+
+def _class(probability: float) -> str:
+    """The classes of a token as probable as that."""
+    step = step_of(probability)
+    return f"s{STEPS.index(step)}{' u' if step.underlined else ''}"
+
+
+def _broken(text: str) -> str:
+    """A token's text with its newlines and tabs seen, and still where they are."""
+    marked = _text(text).replace("\n", '<span class="n">⏎</span>\n')
+    return marked.replace("\t", '<span class="n">⇥</span>\t')
+
+
+def _text(text: str) -> str:
+    return escape(legible(text))

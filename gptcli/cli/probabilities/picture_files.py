@@ -1,0 +1,65 @@
+"""Collects what a run has to show, and writes it as a page or picture once there is no more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from gptcli.cli.probabilities.passage import Passage
+from gptcli.cli.probabilities.shading import Shaded, cells
+from gptcli.errors import OutputError, UsageError
+
+_ALTERNATIVES = 5  # at each token, where no other number was asked for
+
+
+class Pictures:
+    """Passages for the files named by `--html` and `--svg`.
+
+    Raises OutputError where those cannot be, and UsageError where they are the same.
+    """
+
+    def __init__(self, html: Path | None, svg: Path | None) -> None:
+        self._html, self._svg = html, svg
+        self._passages: list[Passage] = []
+        for file in (html, svg):
+            if file is not None and not file.parent.is_dir():
+                raise OutputError(f"cannot write: {file}: {file.parent} is not a directory")
+            if file is not None and file.is_dir():
+                raise OutputError(f"cannot write: {file}: it is a directory")
+        if html is not None and html == svg:
+            raise UsageError(f"--html and --svg exclude each other in one file: {html}")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything will be drawn."""
+        return self._html is not None or self._svg is not None
+
+    @property
+    def alternatives(self) -> int:
+        """How many of the likeliest tokens a picture shows at each place."""
+        return _ALTERNATIVES if self.wanted else 0
+
+    def add(
+        self, title: str, tokens: Iterable[Shaded], figures: Sequence[tuple[str, str]] = (), lead: str = ""
+    ) -> None:
+        """Adds a passage; lead is what came before its tokens."""
+        if self.wanted:
+            self._passages.append(Passage(title, list(cells(tokens)), figures, lead))
+
+    def write(self, title: str) -> None:
+        """Writes the files. Raises OutputError."""
+        if self._html is not None:
+            from gptcli.cli.probabilities.html import page
+
+            _write(self._html, page(title, self._passages))
+        if self._svg is not None:
+            from gptcli.cli.probabilities.svg import picture
+
+            _write(self._svg, picture(title, self._passages))
+
+
+def _write(file: Path, picture: str) -> None:
+    try:
+        file.write_text(picture, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise OutputError(f"cannot write: {file}: {error.strerror}") from None

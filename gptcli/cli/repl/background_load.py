@@ -1,0 +1,61 @@
+"""Reads a model's weights in a thread while a person types. Knows nothing of prompts."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from gptcli.cli.terminal.stderr import Activity
+from gptcli.language_model import LanguageModel
+
+_LOOK_S = 0.05  # between two looks at whether the wait was stopped
+
+
+class Loading:
+    """One model on its way into memory. Nothing else may use its engine before `wait` has returned true.
+
+    failure: what kept it from loading. In that thread, `changed` is called when there is something new to show, and
+    `failed` with the error that ended it.
+    """
+
+    def __init__(self, lm: LanguageModel, changed: Callable[[], object], failed: Callable[[Exception], object]) -> None:
+        self._lm = lm
+        self._changed = changed
+        self._failed = failed
+        self._done, self._total = 0, 0
+        self._ended = threading.Event()
+        self.failure: Exception | None = None
+        self._thread = threading.Thread(target=self._load, daemon=True)
+        self._thread.start()
+
+    @property
+    def share(self) -> float | None:
+        """How much of the weights is there, from 0 to 1; None once there is nothing to wait for."""
+        if self._ended.is_set():
+            return None
+        return self._done / self._total if self._total else 0.0
+
+    def wait(self, activity: Activity, stopped: Callable[[], bool]) -> bool:
+        """Waits until the model can be used, or the wait was stopped: false then. Raises what loading raised."""
+        while not self._ended.wait(_LOOK_S):
+            activity.bytes(f"loading {self._lm.folder.path.name}", self._done, self._total)
+            if stopped():
+                return False
+        if self.failure:
+            raise self.failure
+        return True
+
+    def _load(self) -> None:
+        try:
+            self._lm.load_for_one(-1, self._progress)
+        except Exception as error:  # for the main thread, which alone can end the program
+            self.failure = error
+        self._ended.set()
+        if self.failure:
+            self._failed(self.failure)
+        self._changed()
+
+    def _progress(self, done: int, total: int) -> None:
+        before, self._done, self._total = self._done, done, total
+        if total and done * 20 // total > before * 20 // total:
+            self._changed()

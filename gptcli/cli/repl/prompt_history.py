@@ -1,0 +1,67 @@
+"""What was typed at the prompt, in a file that several programs append to at once. Knows nothing of sessions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+
+from prompt_toolkit.history import History
+
+from gptcli.chat.state_files import AppendOnlyFile, state_directory
+from gptcli.cli.repl.pastes import Pastes
+from gptcli.errors import OutputError
+
+_NEWEST = 4 << 20  # bytes at the file's end that count: some ten thousand entries
+
+
+class FileHistory(History):
+    """One JSON string a line, each written at once, so that programs side by side keep all of them.
+
+    prompt_toolkit's own writes an entry in pieces, into a file that everybody may read. Where the file cannot be used,
+    `warn` is told so once, and the history lasts as long as the program; so does one that is not to be kept.
+
+    pastes: what long entries are folded with; the file has them whole.
+    """
+
+    def __init__(self, warn: Callable[[str], object], *, kept: bool = True) -> None:
+        super().__init__()
+        self.pastes = Pastes()
+        self._warn = warn
+        self._file: AppendOnlyFile | None = None
+        if not kept:
+            return
+        try:
+            path = state_directory() / "history.jsonl"
+            try:
+                self._file = AppendOnlyFile(path)
+            except OSError as error:
+                raise OutputError(f"cannot write: {path}: {error.strerror}") from None
+        except OutputError as error:
+            warn(f"what you type is not remembered: {error.message}")
+
+    def load_history_strings(self) -> Iterable[str]:
+        """What the file holds, the newest first; lines that a crash or a full disk left torn are passed over."""
+        lines = self._file.read()[-_NEWEST:].split(b"\n") if self._file else []
+        for line in reversed(lines):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, str):
+                yield self.pastes.recalled(entry)
+
+    def store_string(self, string: str) -> None:
+        """Appends an entry to the file."""
+        if self._file is None:
+            return
+        # The empty line ends what another program left torn.
+        self._file.append(b"\n" + json.dumps(self.pastes.expand(string)).encode())
+        if self._file.problem is not None:
+            self._warn(f"what you type is not remembered: {self._file.problem.strerror}")
+            self._file.close()
+            self._file = None
+
+    def append_string(self, string: str) -> None:
+        """Remembers an entry, unless it is blank, begins with a space or repeats the last one."""
+        if string.strip() and not string.startswith(" ") and self.get_strings()[-1:] != [string]:
+            super().append_string(string)

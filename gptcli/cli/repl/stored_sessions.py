@@ -1,0 +1,68 @@
+"""The sessions on disk, as the command line opens and lists them."""
+
+from __future__ import annotations
+
+import contextlib
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from gptcli.chat.storage import SessionFile, read_session, session_names, stored_sessions, unused_name
+from gptcli.cli.terminal.stderr import print_note
+from gptcli.cli.terminal.tables import print_records
+from gptcli.errors import InputError, OutputError
+
+_Events = Sequence[Mapping[str, Any]]
+
+
+@contextlib.contextmanager
+def opened(name: str | None, last: bool, fork: bool, at_prompt: bool) -> Iterator[tuple[SessionFile | None, _Events]]:
+    """The file that a session is to be kept in, if any, and what happened in it so far.
+
+    Raises OutputError at the end where it could not be written.
+    """
+    if last:
+        names = session_names()
+        if not names:
+            raise InputError("there is no session to go on with")
+        name = names[0]
+    if name is None and not at_prompt:
+        yield None, []
+        return
+    if name is None:
+        try:
+            events, file = [], SessionFile()
+        except OutputError as error:
+            print_note(f"nothing of this conversation is kept: {error.message}")
+            yield None, []
+            return
+    elif fork:
+        events, file = read_session(name), SessionFile(unused_name(name))
+    elif unused_name(name) != name:
+        file = SessionFile.open(name)
+        events = list(file.events)
+        if file.repaired:
+            print_note(f"session {name}: its last line was torn, and was cut off")
+    else:
+        events, file = [], SessionFile(name)
+    with contextlib.closing(file):
+        yield file, events
+        if file.problem is not None:
+            raise OutputError(f"cannot write: {file.path}: {file.problem.strerror}")
+
+
+def print_sessions(as_json: bool) -> None:
+    """Lists them, the last used one first."""
+    sessions = [
+        asdict(session) | {"modified": session.modified.isoformat(" ", "minutes")} for session in stored_sessions()
+    ]
+    print_records(sessions, as_json, _session_row)
+    if not sessions and not as_json:
+        print_note("no sessions yet")
+
+
+def _session_row(record: dict[str, Any]) -> dict[str, str]:
+    shown = ("name", "modified", "turns", "model")
+    question = record["error"] or record["question"]
+    return {key: str(record[key]) for key in shown} | {"question": textwrap.shorten(question, 40, placeholder="...")}

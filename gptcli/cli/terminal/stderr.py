@@ -1,0 +1,176 @@
+"""What goes to stderr: errors, notes, the figures of a run, and the line that shows what is going on.
+
+Where stderr is closed or full, nothing is said, and nothing fails for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from gptcli.cli.terminal.stdout import clean
+
+if TYPE_CHECKING:
+    from gptcli.generation.events import Finished
+
+_DELAY_S = 0.15  # what ends sooner shows no progress
+_FRAME_S = 0.1
+_BAR = 20  # characters
+
+
+def print_error(message: str, hint: str | None) -> None:
+    """`gptcli: error: ...` and, where there is a way out, `hint: ...`."""
+    _print_labelled("gptcli: error:", "bold red", message)
+    if hint:
+        _print_labelled("hint:", "bold cyan", hint)
+
+
+def print_note(message: str) -> None:
+    """`gptcli: note: ...`."""
+    _print_labelled("gptcli: note:", "bold yellow", message)
+
+
+def note_failures(failures: Iterable[str]) -> None:
+    """Says what `Engine.failures` are: the text is right, and comes slower than it could."""
+    for failure in failures:
+        print_note(f"slower than it could be: {failure}")
+
+
+def print_line(line: str) -> None:
+    """One line, whatever is in it."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(_one_line(line), file=sys.stderr, flush=True)
+
+
+def _print_labelled(label: str, style: str, message: str) -> None:
+    message = message.replace("\n", " ")
+    if sys.stderr is None or not sys.stderr.isatty():
+        print_line(f"{label} {message}")
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    with contextlib.suppress(OSError):
+        Console(stderr=True).print(Text.assemble((label, style), " ", clean(message)), soft_wrap=True)
+
+
+def _one_line(text: str) -> str:
+    return clean(text.replace("\n", "\u240a"))
+
+
+def stats_line(finished: Finished, ctx_size: int) -> str:
+    """One sample's figures for a person."""
+    usage = finished.usage
+    why = finished.reason if finished.stop is None else f"stop={finished.stop}"
+    figures = [
+        f"{usage.completion_tokens} tok",
+        f"TTFT {usage.ttft_s * 1000:.0f} ms",
+        f"{usage.decode_tokens_per_s:.1f} tok/s",
+        f"{min(usage.prompt_tokens + usage.completion_tokens, ctx_size)}/{ctx_size} ctx",
+        *([f"{usage.kept_tokens}/{usage.drafted_tokens} drafts kept"] if usage.drafted_tokens else []),
+        why,
+        f"seed={finished.seed}",
+    ]
+    return " · ".join(figures)
+
+
+class Activity:
+    """A line on stderr that shows what is being done and how far; only on a terminal, and only if it takes a while.
+
+    The cursor stays visible, so that no end of the process, however sudden, leaves the terminal other than it was.
+    """
+
+    def __init__(self, *, quiet: bool) -> None:
+        shown = sys.stderr is not None and sys.stderr.isatty() and not is_dumb_terminal() and not quiet
+        self._thread = threading.Thread(target=self._draw, daemon=True) if shown else None
+        self._closed = threading.Event()
+        self._announced = shown or quiet
+        self._line = "starting"
+
+    def __enter__(self) -> Self:
+        if self._thread:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Erases the line, for good."""
+        self._closed.set()
+        if self._thread:
+            self._thread.join()
+
+    def erase(self) -> None:
+        """Erases the line at once, for a signal handler that ends the process: it must wait for no thread."""
+        self._closed.set()
+        if self._thread:
+            _write_stderr("\r\x1b[K")
+
+    def fetch(self, what: str, done: int, total: int) -> None:
+        """Shows progress of a fetch in bytes; where no line is shown, says once that there is one."""
+        if not self._announced:
+            self._announced = True
+            print_note(f"{what}, {size(total)}" if total else what)
+        self.bytes(what, done, total)
+
+    def bytes(self, what: str, done: int, total: int) -> None:
+        """Shows progress in bytes; a total of 0 is unknown."""
+        self._update(what, done, total, size)
+
+    def tokens(self, what: str, done: int, total: int) -> None:
+        """Shows progress in tokens."""
+        self._update(what, done, total, str)
+
+    def _update(self, what: str, done: int, total: int, spell: Callable[[int], str]) -> None:
+        self._line = _one_line(what)
+        if total:
+            filled = min(_BAR, _BAR * done // total)
+            self._line += f" {'━' * filled}{'─' * (_BAR - filled)} {spell(done)}/{spell(total)}"
+
+    def _draw(self) -> None:
+        if self._closed.wait(_DELAY_S):
+            return
+        from rich.cells import set_cell_size
+
+        for frame in itertools.cycle("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"):
+            # A line as wide as the terminal would wrap, and the rest of it could not be erased.
+            line = set_cell_size(f"{frame} {self._line}", _stderr_width() - 1).rstrip()
+            _write_stderr(f"\r{line}\x1b[K")
+            if self._closed.wait(_FRAME_S):
+                break
+        _write_stderr("\r\x1b[K")
+
+
+def is_dumb_terminal() -> bool:
+    """Whether what has been written to the terminal cannot be taken back."""
+    return os.environ.get("TERM", "dumb") == "dumb"
+
+
+def size(count: int) -> str:
+    """Bytes for a person to read."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.{1 if unit == 'GB' else 0}f} {unit}"
+    return f"{count} B"
+
+
+def _stderr_width() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except OSError:
+        return 80
+
+
+def _write_stderr(text: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), text.encode())

@@ -1,0 +1,61 @@
+"""Records as a table on a terminal, as bare values or JSON in a pipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gptcli.cli.terminal.stdout import Sink, clean
+
+
+def spelled(value: Any) -> str:
+    """A value for a person to read."""
+    match value:
+        case {"value": inner, "from": origin}:
+            return f"{inner:g} ({origin})"
+        case list():
+            return ", ".join(map(str, value)) or "none"
+        case bool():
+            return "yes" if value else "no"
+        case int() if value >= 10_000:
+            return f"{value:,}"
+    return str(value)
+
+
+def _spelled_out(record: dict[str, Any]) -> dict[str, str]:
+    return {key: spelled(value) for key, value in record.items()}
+
+
+def print_records(
+    records: Sequence[dict[str, Any]],
+    as_json: bool,
+    row: Callable[[dict[str, Any]], dict[str, str]] = _spelled_out,
+    header: bool = True,
+) -> None:
+    """A table of `row`s on a terminal; in a pipe, JSON or the bare values between tabs, a record a line."""
+    sink = Sink()
+    if as_json:
+        for record in records:
+            sink.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+        return
+    if not sink.is_terminal:
+        for record in records:
+            values = (" ".join(str("" if value is None else value).splitlines()) for value in record.values())
+            line = "\t".join(value.replace("\t", " ") for value in values)
+            sink.write(line.encode("utf-8", "replace") + b"\n")  # half a surrogate pair in a session, say
+        return
+    if not records:
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = [row(record) for record in records]
+    table = Table(box=None, show_header=header, pad_edge=False, header_style="bold")
+    for key in rows[0]:
+        number = key in ("weights", "size")
+        table.add_column(key, justify="right" if number else "left", no_wrap=number, overflow="fold")
+    for cells in rows:
+        table.add_row(*(Text(clean(cell)) for cell in cells.values()))
+    Console().print(table)

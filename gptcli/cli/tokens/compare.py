@@ -1,0 +1,151 @@
+"""Two tokenizers over one text: how many tokens each makes of it, and where they cut it otherwise."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from gptcli.cli.terminal.stdout import Sink
+from gptcli.cli.terminal.token_flow import painted, width
+from gptcli.cli.tokens.formats import write_parts
+from gptcli.cli.tokens.inputs import Reading, where
+from gptcli.text.token_spans import Token
+from gptcli.text.tokenizer import Tokenizer
+
+Pair = tuple[list[Token], list[Token]]
+
+
+@dataclass
+class _Counts:
+    """Borders between tokens that both make, and those that one makes alone."""
+
+    tokens: list[int]
+    both: int = 0
+    alone: tuple[int, int] = (0, 0)
+    bytes: int = 0
+
+    def add(self, pair: Pair) -> None:
+        ends = [{token.end for token in side if token.end > token.start} for side in pair]
+        self.tokens = [count + len(side) for count, side in zip(self.tokens, pair, strict=True)]
+        self.both += len(ends[0] & ends[1])
+        self.alone = self.alone[0] + len(ends[0] - ends[1]), self.alone[1] + len(ends[1] - ends[0])
+
+
+def compare(
+    reading: Reading,
+    names: Sequence[str | None],
+    models: tuple[str, str],
+    tokenizers: tuple[Tokenizer, Tokenizer],
+    sink: Sink,
+    columns: int,
+    *,
+    colour: bool,
+    as_json: bool,
+) -> None:
+    """Writes, for each text, the stretches that are cut otherwise, and figures."""
+    for name in names:
+        counts = _Counts([0, 0])
+        pairs = _pairs(reading, name, tokenizers, counts)
+        if as_json:
+            write_parts(_json(name, models, pairs, counts), sink)
+            continue
+        if len(names) > 1:
+            sink.write(f"==> {where(name)} <==\n".encode())
+        for pair in pairs:
+            if _differs(pair):
+                sink.draw(_line(pair, columns, colour))
+        size = max(map(len, models))
+        for model, tokens in zip(models, counts.tokens, strict=True):
+            each = f"{counts.bytes / tokens:.2f} bytes a token" if tokens else ""
+            sink.write(f"{model:<{size}}  {tokens:>9,} tokens  {each}".rstrip().encode() + b"\n")
+        first, second = counts.alone
+        sink.write(
+            f"borders: {counts.both:,} in both, {first:,} in the first alone, {second:,} in the second\n".encode()
+        )
+
+
+def _pairs(
+    reading: Reading, name: str | None, tokenizers: tuple[Tokenizer, Tokenizer], counts: _Counts
+) -> Iterator[Pair]:
+    """The tokens of both between borders that both make."""
+
+    def blocks() -> Iterator[str]:
+        for block in reading.blocks(name):
+            counts.bytes += len(block.encode())
+            yield block
+
+    streams = [
+        _Peekable(reading.tokens(tokenizer, name, own))
+        for tokenizer, own in zip(tokenizers, itertools.tee(blocks()), strict=True)
+    ]
+    while any(stream.peek() for stream in streams):
+        pair: Pair = [], []
+        ends = [-1, -1]
+        while True:
+            side = 0 if ends[0] <= ends[1] else 1
+            if streams[side].peek() is None:
+                side = 1 - side
+            token = streams[side].take()
+            if token is None:
+                break
+            pair[side].append(token)
+            ends[side] = token.end
+            if ends[0] == ends[1] and any(token.end > token.start for token in pair[0] + pair[1]):
+                break
+        for side, stream in enumerate(streams):  # further tokens of the same characters
+            while (token := stream.peek()) and token.start < token.end <= ends[side]:
+                pair[side].append(token)
+                stream.take()
+        counts.add(pair)
+        yield pair
+
+
+def _differs(pair: Pair) -> bool:
+    """Whether one of the two makes more tokens of a stretch of text than the other."""
+    return any(len([token for token in side if token.end > token.start]) != 1 for side in pair)
+
+
+def _extent(pair: Pair) -> tuple[int, int]:
+    tokens = [token for side in pair for token in side if token.end > token.start]
+    return min((token.start for token in tokens), default=0), max((token.end for token in tokens), default=0)
+
+
+def _line(pair: Pair, columns: int, colour: bool) -> str:
+    start, end = _extent(pair)
+    place = f"{start}-{end}"
+    plain = [painted([token.data for token in side], colour=False) for side in pair]
+    left, right = (painted([token.data for token in side], colour=colour) for side in pair)
+    room = max(1, (columns - 18) // 2)
+    if max(map(width, plain)) > room:
+        return f"{place}\n  {left}\n  {right}\n"
+    return f"{place:>13}  {left}{' ' * (room - width(plain[0]))} │ {right}\n"
+
+
+def _json(name: str | None, models: tuple[str, str], pairs: Iterator[Pair], counts: _Counts) -> Iterator[str]:
+    head = json.dumps({"file": name, "models": models}, ensure_ascii=False)
+    yield head[:-1] + ', "differences": ['
+    first = True
+    for pair in pairs:
+        if _differs(pair):
+            start, end = _extent(pair)
+            ids = [[token.id for token in side] for side in pair]
+            record = {"start": start, "end": end, "ids": ids}
+            yield ("" if first else ", ") + json.dumps(record)
+            first = False
+    borders = {"both": counts.both, "first": counts.alone[0], "second": counts.alone[1]}
+    yield f'], "tokens": {json.dumps(counts.tokens)}, "borders": {json.dumps(borders)}}}\n'
+
+
+class _Peekable:
+    def __init__(self, tokens: Iterator[Token]) -> None:
+        self._tokens = tokens
+        self._next = next(tokens, None)
+
+    def peek(self) -> Token | None:
+        return self._next
+
+    def take(self) -> Token | None:
+        taken, self._next = self._next, next(self._tokens, None)
+        return taken

@@ -1,0 +1,168 @@
+"""The forms in which tokens are written: for a person, for a program, or only counted. Knows no tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from typing import Any
+
+from gptcli.cli.terminal.stdout import Sink, clean
+from gptcli.cli.terminal.token_flow import PLAIN, TokenFlow, fitted, grouped, spell
+from gptcli.text.token_spans import Token
+
+Piece = Callable[[int], str]  # the vocabulary's own spelling of a token
+
+_BUFFER = 1 << 16  # characters
+_ROLE = 10  # columns of a role in the margin
+TSV_HEADER = "index\tid\ttoken\tbytes\tstart\tend\tspecial\trole"
+
+
+def write_flow(tokens: Iterable[Token], sink: Sink, columns: int, *, colour: bool) -> None:
+    """Tokens as running text, with roles in the margin."""
+    flow = TokenFlow(columns, colour=colour)
+    out = _Buffer(sink.draw)
+    try:
+        _write_turns(tokens, flow, out, columns)
+    except BaseException:  # whatever ends this, Ctrl-C too, may do so within a token
+        if colour:
+            sink.draw(PLAIN)
+        raise
+
+
+def _write_turns(tokens: Iterable[Token], flow: TokenFlow, out: _Buffer, columns: int) -> None:
+    for (_, role, in_chat), run in groupby(tokens, _turn):
+        if in_chat:
+            name = clean(role or "")[:_ROLE]
+            # On a narrow terminal the role takes a line of its own.
+            narrow = columns < 2 * _ROLE + 2
+            margins = ("", "") if narrow else (f"{name:>{_ROLE}} │ ", f"{'':>{_ROLE}} │ ")
+            out.add(flow.set_margin(*margins))
+            if narrow and name:
+                out.add(f"[{name}]\n")
+        for group in grouped((token.data, token.special) for token in run):
+            out.add(flow.add(group))
+    out.add(flow.end())
+    out.flush()
+
+
+def _turn(token: Token) -> tuple[int | None, str | None, bool]:
+    return token.message, token.role, token.in_chat
+
+
+def lines(tokens: Iterable[Token]) -> Iterator[str]:
+    """`ID<TAB>TOKEN`, a token a line, everything in it visible."""
+    return (f"{token.id}\t{spell(token.data)}\n" for token in tokens)
+
+
+def tsv(tokens: Iterable[Token]) -> Iterator[str]:
+    """A header, and a token a line; in its text, backslashes stand before t, n, r, and themselves."""
+    yield TSV_HEADER + "\n"
+    for token in tokens:
+        fields = (
+            token.number,
+            token.id,
+            escaped(token.data),
+            token.data.hex(),
+            token.start,
+            token.end,
+            int(token.special),
+            token.role or "",
+        )
+        yield "\t".join(map(str, fields)) + "\n"
+
+
+def escaped(data: bytes) -> str:
+    """A token's text in a field between tabs; bytes that are no text as `\\xe2`."""
+    text = data.decode("utf-8", "surrogateescape").replace("\\", "\\\\")
+    text = text.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def table(tokens: Iterable[Token], piece: Piece, columns: int | None) -> Iterator[str]:
+    """A header, and a row a token; of the columns, those that fit into a terminal of so many, or all."""
+    shown: list[_Column] = []
+    taken = 0
+    for column in _COLUMNS:
+        taken += column[1] + 2
+        if columns is None or taken - 2 <= columns or len(shown) < 3:
+            shown.append(column)
+    if columns is not None and taken > columns and len(shown) == 3:  # a terminal too narrow for the widths we want
+        name, _, place, cell = shown[2]
+        shown[2] = name, max(4, columns - 16), place, cell
+    shown.sort(key=lambda column: column[2])
+
+    def row(cells: Iterable[str]) -> str:
+        padded = (fitted(cell, size) for cell, (_, size, _, _) in zip(cells, shown, strict=True))
+        return "  ".join(padded).rstrip() + "\n"
+
+    yield row(name for name, *_ in shown)
+    for token in tokens:
+        yield row(cell(token, piece) for *_, cell in shown)
+
+
+_Column = tuple[str, int, int, Callable[[Token, Piece], str]]  # name, width, place, cell
+
+# In the order in which they are wanted.
+_COLUMNS: list[_Column] = [
+    ("index", 6, 0, lambda token, piece: str(token.number)),
+    ("id", 6, 1, lambda token, piece: str(token.id)),
+    ("token", 16, 2, lambda token, piece: spell(token.data)),
+    ("bytes", 11, 5, lambda token, piece: f"{token.start}-{token.end}"),
+    ("special", 7, 7, lambda token, piece: "special" if token.special else ""),
+    ("chars", 11, 6, lambda token, piece: f"{token.first_char}-{token.end_char}"),
+    ("piece", 16, 3, lambda token, piece: clean(piece(token.id).replace("\n", "⏎").replace("\t", "⇥"))),
+    ("hex", 24, 4, lambda token, piece: token.data.hex(" ")),
+    ("role", 10, 8, lambda token, piece: clean(token.role or "")),
+]
+
+
+def token_record(token: Token) -> dict[str, Any]:
+    """A token as `--json` has it; in a conversation, with its message's index and role."""
+    record = {
+        "index": token.number,
+        "id": token.id,
+        "token": token.data.decode("utf-8", "replace"),
+        "bytes": token.data.hex(),
+        "start": token.start,
+        "end": token.end,
+        "special": token.special,
+    }
+    if token.in_chat:
+        record |= {"message": token.message, "role": token.role}
+    return record
+
+
+def json_parts(name: str | None, tokens: Iterable[Token], stats: Callable[[], dict[str, Any]]) -> Iterator[str]:
+    """One object on one line, in parts; `stats` is asked behind the last token."""
+    yield f'{{"file": {json.dumps(name, ensure_ascii=False)}, "tokens": ['
+    for index, token in enumerate(tokens):
+        yield (", " if index else "") + json.dumps(token_record(token), ensure_ascii=False)
+    yield f'], "stats": {json.dumps(stats())}}}\n'
+
+
+def write_parts(parts: Iterable[str], sink: Sink) -> None:
+    """Writes text that comes in small parts."""
+    out = _Buffer(lambda text: sink.write(text.encode("utf-8", "replace")))
+    for part in parts:
+        out.add(part)
+    out.flush()
+
+
+class _Buffer:
+    """Small parts, written together."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self._write = write
+        self._parts: list[str] = []
+        self._size = 0
+
+    def add(self, part: str) -> None:
+        self._parts.append(part)
+        self._size += len(part)
+        if self._size > _BUFFER:
+            self.flush()
+
+    def flush(self) -> None:
+        self._write("".join(self._parts))
+        self._parts, self._size = [], 0

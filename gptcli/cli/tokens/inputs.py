@@ -1,0 +1,183 @@
+"""What `gptcli tokenize` reads: texts of any length, conversations, ids, and the tokenizer itself."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from gptcli.cli.options import MAX_INPUT
+from gptcli.cli.prompt_input import DecodingErrors, argument_text, read_text, text_blocks
+from gptcli.errors import InputError, ModelNotFound, UsageError
+from gptcli.models.catalog import FetchProgress
+from gptcli.models.locate import locate
+from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.long_text.chunks import Part, encode_parts
+from gptcli.text.message_spans import transcript
+from gptcli.text.messages import Message, Role
+from gptcli.text.token_spans import Token, tokens_of
+from gptcli.text.tokenizer import Tokenizer
+
+_SEPARATOR = re.compile(r"[\s,]+")
+
+
+def open_tokenizer(name: str, offline: bool, on_fetch: FetchProgress) -> tuple[Tokenizer, Path]:
+    """A tokenizer and its directory, by a model's name, that directory, or the tokenizer.json in it.
+
+    Raises ModelNotFound and BrokenTokenizer.
+    """
+    path = locate(name, offline=offline, on_progress=on_fetch)
+    if not path.is_dir():
+        if path.name != "tokenizer.json":
+            hint = f"run `gptcli models import {path}`" if path.suffix == ".gguf" else None
+            raise ModelNotFound(f"no tokenizer: {path}: neither a directory nor called tokenizer.json", hint)
+        path = path.parent
+    return Tokenizer.open(path), path
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How texts are read and encoded; they go by their file names, `-` for stdin, and None for the one in `text`."""
+
+    errors: DecodingErrors
+    max_input: int | None
+    special: bool
+    add_special: bool
+    text: str | None = None
+
+    def names(self, files: Sequence[str] | None) -> list[str | None]:
+        """The names of what is to be read. Raises UsageError for nothing, and for stdin twice."""
+        if self.text is not None:
+            return [None]
+        if not files and sys.stdin is not None and sys.stdin.isatty():
+            raise UsageError("there is no text", hint="name a file, give one with --text, or pipe one in")
+        if files and files.count("-") > 1:
+            raise UsageError("stdin can be read once")
+        return list(files or ["-"])
+
+    def blocks(self, name: str | None) -> Iterator[str]:
+        """A text, in blocks. Raises InputError."""
+        return iter([self.text or ""]) if name is None else text_blocks(Path(name), self.errors, self.max_input)
+
+    def parts(self, tokenizer: Tokenizer, name: str | None, blocks: Iterable[str] | None = None) -> Iterator[Part]:
+        """A text's encoded parts, without what a model adds around it."""
+        return encode_parts(
+            tokenizer,
+            self.blocks(name) if blocks is None else blocks,
+            special=self.special,
+            largest=self.max_input or MAX_INPUT,
+            where=where(name),
+        )
+
+    def tokens(self, tokenizer: Tokenizer, name: str | None, blocks: Iterable[str] | None = None) -> Iterator[Token]:
+        """A text's tokens."""
+        return tokens_of(
+            tokenizer,
+            self.blocks(name) if blocks is None else blocks,
+            special=self.special,
+            add_special=self.add_special,
+            largest=self.max_input or MAX_INPUT,
+            where=where(name),
+        )
+
+
+def where(name: str | None) -> str:
+    """What errors call a text."""
+    return "standard input" if name == "-" else name or "--text"
+
+
+class Conversations:
+    """Renders conversations with one template: a file's, or the one in a model's directory."""
+
+    def __init__(self, path: Path, template: Path | None, reading: Reading) -> None:
+        self._path = path
+        self._file = template
+        self._reading = reading
+
+    def tokens(self, tokenizer: Tokenizer, name: str | None) -> list[Token]:
+        """A conversation's tokens. Raises InputError for what is none, and TemplateError."""
+        limit = self._reading.max_input or MAX_INPUT
+        text = "".join(text_blocks(Path(name or "-"), self._reading.errors, limit))
+        return transcript(_messages(text, where(name)), self._template(tokenizer), tokenizer)
+
+    def _template(self, tokenizer: Tokenizer) -> ChatTemplate:
+        if self._file is None:
+            return ChatTemplate.of_model(self._path, tokenizer)
+        return ChatTemplate(read_text(self._file, "strict", MAX_INPUT), str(self._file))
+
+
+def _messages(text: str, where: str) -> list[Message]:
+    """Messages from a JSON list, an object that has one as `messages`, or a JSON object a line."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise InputError(f"not a conversation: {where}: nested too deeply") from None
+    except ValueError:
+        if not text.strip():
+            raise InputError(f"not a conversation: {where}: there are no messages") from None
+        return [_message(_json(line, f"{where}: line {number}"), f"{where}: line {number}")
+                for number, line in enumerate(text.split("\n"), 1) if line.strip()]  # fmt: skip
+    if isinstance(value, dict):
+        value = value["messages"] if "messages" in value else [value]
+    if not isinstance(value, list):
+        raise InputError(f"not a conversation: {where}: neither a list of messages nor one a line")
+    if not value:
+        raise InputError(f"not a conversation: {where}: there are no messages")
+    return [_message(entry, f"{where}: message {number}") for number, entry in enumerate(value, 1)]
+
+
+def _json(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not JSON: {where}: {error}") from None
+
+
+def _message(value: Any, where: str) -> Message:
+    match value:
+        case {"role": str(role), "content": str(content)}:
+            return Message(cast(Role, role), content)  # which roles there are, is the template's to say
+    raise InputError(f"not a message: {where}: it must have a role and a content, both texts")
+
+
+def given_ids(arguments: Sequence[str], errors: DecodingErrors, size: int) -> Iterator[int]:
+    """Ids from arguments, or from stdin for `-` or none, separated by blanks or commas, or a JSON list.
+
+    Raises UsageError, or InputError for stdin, where one is not below `size`.
+    """
+    if arguments and list(arguments) != ["-"]:
+        for id in _numbers([" ".join(map(argument_text, arguments))]):
+            if not _is_id(id, size):
+                raise UsageError(f"{id[:40]} is not an id: they are 0 to {size - 1}")
+            yield int(id)
+        return
+    for id in _numbers(text_blocks(Path("-"), errors, None)):
+        if not _is_id(id, size):
+            raise InputError(f"not an id: standard input: {id[:40]}: they are 0 to {size - 1}")
+        yield int(id)
+
+
+def _is_id(text: str, size: int) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 20 and int(text) < size  # longer ones take int() ages
+
+
+def _numbers(blocks: Iterable[str]) -> Iterator[str]:
+    """The fields of a text that comes in blocks, without the brackets of a list around them all."""
+    held, last, first = "", "", True
+    for block in blocks:
+        held += block
+        if first and held.strip():
+            held, first = held.lstrip().removeprefix("["), False
+        *fields, held = _SEPARATOR.split(held)
+        for field in filter(None, fields):
+            if last:
+                yield last
+            last = field
+    if held:
+        yield from filter(None, [last])
+        last = held
+    yield from filter(None, [last.removesuffix("]")])

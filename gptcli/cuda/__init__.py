@@ -1,0 +1,1 @@
+"""Decoding on a GPU. Experimental: it has not run on a device yet."""

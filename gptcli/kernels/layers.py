@@ -1,0 +1,88 @@
+"""Modules whose weights the compiled kernels multiply, on the CPU and in fp32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gptcli.kernels.bindings import Matrix
+from gptcli.kernels.tensors import FLOATS, GROUP, Library
+from gptcli.quant.affine import AffineWeight
+from gptcli.quant.dense import DenseWeight, narrowed
+from gptcli.quant.packed import PackedWeight
+
+
+def can_compile(weight: PackedWeight) -> bool:
+    """Whether the kernels know a weight's format."""
+    match weight:
+        case DenseWeight():
+            return True
+        case AffineWeight(bits=4 | 8, scales=scales, biases=biases):
+            return weight.shape[-1] // scales.shape[-1] % GROUP == 0 and scales.dtype == biases.dtype in FLOATS
+    return False
+
+
+def _matrix(library: Library, weight: PackedWeight, integers: bool) -> Matrix:
+    match weight:
+        case AffineWeight(packed, scales, biases, bits):
+            scales, biases = _halves(torch.stack([scales, biases]))
+            return library.affine(packed.contiguous(), scales, biases, bits, integers=integers)
+        case DenseWeight(values):
+            values = narrowed(values.contiguous())
+            return library.coded(values) or library.dense(values)
+    raise AssertionError(weight)
+
+
+def _halves(constants: Tensor) -> Tensor:
+    """The same numbers in fp16 if each is one there, as of GPTQ (fp32) and MLX (bf16); others take 32 bits each."""
+    halves = constants.half()
+    return halves if halves.float().equal(constants.float()) else constants
+
+
+class CompiledLinear(nn.Module):
+    """A linear layer in the kernels' hands. Packed weights are kept in their layout alone.
+
+    integers: whether activations are rounded to 8 bits for affine weights, which many tokens gain by.
+    """
+
+    def __init__(self, library: Library, weight: PackedWeight, bias: nn.Parameter | None, integers: bool) -> None:
+        super().__init__()
+        self.matrix = _matrix(library, weight, integers)
+        self.bias = bias
+        self._library = library
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., columns) to (..., rows)."""
+        return self._library.linear(self.matrix, x, self.bias)
+
+
+class CompiledExperts(nn.Module):
+    """A linear layer an expert, in the kernels' hands. integers: as above."""
+
+    def __init__(self, library: Library, weight: PackedWeight, bias: nn.Parameter | None, integers: bool) -> None:
+        super().__init__()
+        self.matrices = [_matrix(library, weight.expert(index), integers) for index in range(weight.shape[0])]
+        self.bias = bias
+        self._library = library
+
+    def forward(self, expert: int, x: Tensor) -> Tensor:
+        """x: (tokens, columns) to (tokens, rows), through one expert."""
+        return self._library.linear(self.matrices[expert], x, None if self.bias is None else self.bias[expert])
+
+
+class CompiledEmbedding(nn.Module):
+    """Token embeddings in the kernels' hands; also the head where that is tied."""
+
+    def __init__(self, library: Library, weight: PackedWeight) -> None:
+        super().__init__()
+        self.matrix = _matrix(library, weight, integers=False)  # what rounding costs in a head is seen at once
+        self._library = library
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Token ids (B, T) to (B, T, hidden)."""
+        rows = [self._library.row(self.matrix, token) for token in tokens.flatten().tolist()]
+        return torch.stack(rows).view(*tokens.shape, -1)
+
+    def project(self, x: Tensor) -> Tensor:
+        """(..., hidden) to logits (..., vocab)."""
+        return self._library.linear(self.matrix, x)

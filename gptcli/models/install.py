@@ -1,0 +1,167 @@
+"""Puts a model in place whole or not at all, and takes it away again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gptcli.errors import InputError, InvalidModel, OutputError, UsageError
+from gptcli.files import lock, open_regular
+from gptcli.models.catalog import RECORD, find_named, install_root, is_name, missing
+
+_SCRATCH = ".fetch-"
+_ABANDONED_S = 24 * 3600
+
+
+def check_name(name: str) -> None:
+    """Raises UsageError where no model can have this name: not NAME or OWNER/NAME, or in the way of something else."""
+    if not is_name(name):
+        raise UsageError(f"a model's name is NAME or OWNER/NAME, not {name!r}")
+    target = install_root() / name
+    if os.path.lexists(target) and not (target / "config.json").is_file():
+        raise UsageError(f"in the way, and not a model: {target}", hint="choose another name")
+    if "/" in name and (target.parent / "config.json").exists():
+        raise UsageError(f"in the way: {target.parent} is a model itself", hint="choose another name")
+
+
+@contextlib.contextmanager
+def scratch(name: str | None = None) -> Iterator[Path]:
+    """A directory beside the models that is gone afterwards; one with a name stays if it is interrupted, to be resumed.
+
+    Raises OutputError where the models' directory cannot be written, or becomes full.
+    """
+    root = install_root()
+    directory = root
+    done = name is None
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _sweep(root)
+        if name is None:
+            directory = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=root))
+        else:
+            directory = root / f"{_SCRATCH}{name.replace('/', '--')}"
+            directory.mkdir(exist_ok=True)
+        with _alone(directory):
+            yield directory
+        done = True
+    except InvalidModel:
+        done = True  # there is nothing to resume
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write: {directory}: {error.strerror or error}") from None
+    finally:
+        if done and directory != root:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def first_come() -> Iterator[None]:
+    """Lets one process at a time into the block; the others wait. Raises OutputError as `scratch` does."""
+    lock = install_root() / ".lock"
+    try:
+        lock.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write: {lock}: {error.strerror}") from None
+    with _alone(lock, wait=True):
+        yield
+
+
+def need_space(size: int) -> None:
+    """Raises OutputError unless this many bytes are free where models go."""
+    free = shutil.disk_usage(install_root()).free
+    if free < size:
+        raise OutputError(
+            f"no space: {install_root()}: {size / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free",
+            hint="set GPTCLI_WEIGHTS to a directory on a larger disk",
+        )
+
+
+def sha256(file: Path) -> str:
+    """A file's checksum in hexadecimal."""
+    with open_regular(file) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def install(directory: Path, name: str, source: dict[str, Any]) -> Path:
+    """Moves a finished directory to where models live, under its name, replacing the model that had it.
+
+    `source` says where it came from; it is recorded beside the files with their checksums.
+    """
+    checksums = {file.name: sha256(file) for file in sorted(directory.iterdir()) if file.is_file()}
+    record = {"source": source, "sha256": checksums}
+    (directory / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    directory.chmod(0o755)  # a temporary directory is its owner's alone
+    target = install_root() / name
+    with _alone(install_root(), wait=True), scratch() as aside:
+        check_name(name)
+        target.parent.mkdir(exist_ok=True)
+        replaced = aside / "replaced"
+        if target.exists():
+            target.rename(replaced)
+        try:
+            directory.rename(target)
+        except BaseException:  # whatever it is, Ctrl-C too: the model that was there comes back
+            if replaced.exists():
+                replaced.rename(target)
+            raise
+    return target
+
+
+def remove(name: str) -> Path:
+    """Removes a model that gptcli installed; returns where it was. Raises ModelNotFound or UsageError."""
+    model = find_named(name)
+    if model is None:
+        raise missing(name)
+    target = install_root() / name
+    if model.path != target or not (target / RECORD).is_file():
+        raise UsageError(f"not installed by gptcli: {model.path}", hint="remove it as it came")
+    with scratch() as aside:
+        target.rename(aside / "removed")
+    if target.parent != install_root():
+        with contextlib.suppress(OSError):  # other models of the same owner
+            target.parent.rmdir()
+    return target
+
+
+def changed_files(model: Path, record: dict[str, Any]) -> list[str]:
+    """Names of files that are missing or are not what was installed."""
+    checksums = record.get("sha256", {})
+    if not isinstance(checksums, dict):
+        raise InputError(f"cannot read: {model / RECORD}: sha256 must be an object")
+    return [
+        name
+        for name, checksum in checksums.items()
+        # A record may come with a model, too: it names files beside it and no others.
+        if Path(name).name != name or not (model / name).is_file() or sha256(model / name) != checksum
+    ]
+
+
+@contextlib.contextmanager
+def _alone(directory: Path, *, wait: bool = False) -> Iterator[None]:
+    """Holds a directory; where another process does, waits for it or raises OutputError."""
+    if os.name == "nt":  # where a directory cannot be opened
+        yield
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        if not lock(descriptor, wait=wait):
+            raise OutputError(f"cannot write: {directory}: another process is fetching the same model")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(root: Path) -> None:
+    """Removes what killed processes have left behind."""
+    for directory in root.glob(f"{_SCRATCH}*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - directory.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,166 @@
+"""Picks device, precision and packing for a model, from what was asked and what this machine has."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.load import Packing
+from gptcli.cuda.graph import Record, cuda_graph
+from gptcli.cuda.int4 import Tinygemm
+from gptcli.errors import NoSuchDevice, OutOfMemory
+from gptcli.kernels.tensors import Library
+from gptcli.kernels.tensors import library as kernels
+from gptcli.model.config import MoeConfig
+from gptcli.runtime.machine import cpu_limit, free_memory
+from gptcli.settings import RuntimeConfig
+
+_PACKED_BYTES = {"int8": 1.125, "int4": 0.625}  # a weight: its bits, and its part of a scale and a bias in fp16
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """Where a model will run, in which precision, what becomes of packed weights, and what multiplies them.
+
+    library: the compiled kernels, or None for torch alone. as_stored: whether they take weights in the precision they
+    are stored in. half: the one that dense matrices get instead, where the kernels compute with them in fp32.
+    integers: whether they may round activations to 8 bits for packed ones. record: what records the step of a token, or
+    None where steps are plain. tinygemm: the kernel for packed weights on CUDA, if there is one.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    packing: Packing
+    library: Library | None = None
+    as_stored: bool = False
+    half: torch.dtype | None = None
+    integers: bool = False
+    record: Record | None = None
+    tinygemm: Tinygemm | None = None
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype as the command line spells it."""
+        return next(name for name, dtype in _DTYPES.items() if dtype == (self.half or self.dtype))
+
+
+def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
+    """The plan for one model.
+
+    `auto` runs on CUDA in the checkpoint's own precision, else on the CPU in fp32, or in the checkpoint's own where
+    fp32 would not fit. There the compiled kernels take weights as they are stored. Without them, packed weights are
+    expanded where that fits easily, for torch alone multiplies dense ones faster; those of a mixture are not. Where a
+    dtype was asked for, no activation is of less: the kernels round dense matrices to a half that was asked for, and
+    compute in fp32. Raises NoSuchDevice or OutOfMemory.
+    """
+    device = _device(runtime.device)
+    torch.set_num_threads(runtime.threads or min(torch.get_num_threads(), cpu_limit()))
+    if device.type == "cuda":
+        # cuDNN's attention plans each new pair of lengths for half a second, and a prompt is always of another length.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    free = free_bytes(device)
+    library = _kernels(runtime) if device.type == "cpu" else None
+    half = _DTYPES[runtime.dtype] if library is not None and runtime.dtype in ("bf16", "fp16") else None
+    as_stored = library is not None and runtime.quantize != "none"
+    if runtime.dtype != "auto":
+        dtype = torch.float32 if half else _DTYPES[runtime.dtype]
+    elif device.type == "cpu" and _bytes_in_fp32(folder, runtime, as_stored) < free * 0.8:
+        dtype = torch.float32
+    else:
+        dtype, library, as_stored = _stored_dtype(folder), None, False
+        if _has_tinygemm(device) and (runtime.quantize in ("int8", "int4") or _is_packed(folder)):
+            dtype = torch.bfloat16  # what that kernel multiplies
+    itemsize = (half or dtype).itemsize
+    dense_bytes = folder.parameter_count * itemsize
+    packing: Packing
+    match runtime.quantize:
+        case "none":
+            packing, needed = "dense", dense_bytes
+        case "int8" | "int4":
+            packing = runtime.quantize
+            needed = _bytes_in_fp32(folder, runtime, as_stored)
+        case "auto":
+            kept_bytes = folder.weight_bytes if as_stored and half is None else folder.kept_bytes(itemsize)
+            # Of a mixture most experts are not in use: expanding them would read memory for nothing.
+            mixture = any(isinstance(block.mlp, MoeConfig) for block in folder.architecture.config.blocks)
+            expand = kept_bytes == dense_bytes or (dense_bytes < free / 4 and not mixture)
+            packing = "expand" if expand else "keep"
+            needed = dense_bytes if expand and not as_stored else kept_bytes
+    if needed > free:
+        raise OutOfMemory(
+            f"the model needs {needed / 1e9:.1f} GB on {device} ({needed} bytes), "
+            f"{free / 1e9:.1f} GB are free ({free} bytes)",
+            hint="try --quantize int4, a smaller --dtype or a smaller model",
+        )
+    integers = as_stored and runtime.dtype == "auto"
+    record = cuda_graph if device.type == "cuda" and not _plain() else None
+    tinygemm = Tinygemm() if _has_tinygemm(device) and dtype == torch.bfloat16 else None
+    return DevicePlan(device, dtype, packing, library, as_stored, half, integers, record, tinygemm)
+
+
+def _bytes_in_fp32(folder: ModelFolder, runtime: RuntimeConfig, as_stored: bool) -> int:
+    """What the weights need in memory where activations are fp32."""
+    match runtime.quantize:
+        case "none":
+            return folder.parameter_count * 4
+        case "int8" | "int4":
+            return int(folder.parameter_count * _PACKED_BYTES[runtime.quantize])
+    return folder.weight_bytes if as_stored else folder.kept_bytes(4)
+
+
+def _kernels(runtime: RuntimeConfig) -> Library | None:
+    """The kernels with as many threads as torch has. Portable ones only where weights are to be packed on load: torch
+    is faster on dense ones."""
+    library = kernels()
+    if library is None or (library.level == "portable" and runtime.quantize not in ("int8", "int4")):
+        return None
+    library.set_threads(torch.get_num_threads())
+    return library
+
+
+def _plain() -> bool:
+    """Whether torch is to run every step alone, operation by operation."""
+    return os.environ.get("GPTCLI_KERNELS") == "off"
+
+
+def _has_tinygemm(device: torch.device) -> bool:
+    """Whether torch has its int4 kernel for this device: NVIDIA's since Ampere."""
+    if device.type != "cuda" or torch.version.hip is not None or _plain():
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _is_packed(folder: ModelFolder) -> bool:
+    return folder.kept_bytes(4) != folder.parameter_count * 4
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise NoSuchDevice(f"no such device: {name}: this machine has {count} CUDA devices", "use --device cpu")
+    return device
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes of memory that are free there."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return free_memory()
+
+
+def _stored_dtype(folder: ModelFolder) -> torch.dtype:
+    """The precision most of the dense weights are stored in; fp16 for packed ones, whose scales are."""
+    sizes = {"BF16": 0, "F16": 0, "F32": 0}
+    for tensor in folder.tensors.values():
+        if tensor.dtype in sizes:
+            sizes[tensor.dtype] += tensor.size
+    stored = max(sizes, key=lambda name: sizes[name])
+    return {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[stored]

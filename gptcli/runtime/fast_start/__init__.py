@@ -1,0 +1,1 @@
+"""Snapshots of loaded models, which start without torch."""

@@ -1,0 +1,1 @@
+"""Texts of any length, encoded in parts."""

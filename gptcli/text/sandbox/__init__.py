@@ -1,0 +1,1 @@
+"""What strangers wrote runs in a process of its own."""

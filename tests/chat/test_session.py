@@ -1,0 +1,418 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gptcli
+from gptcli import ChatSettings, Finished, LanguageModel, Session, TextDelta
+from gptcli.chat.session import Event, TurnsDropped
+from gptcli.errors import ContextOverflow, InputError, NonFiniteLogits, UsageError
+from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.messages import Message
+from tests.tiny import TEMPLATE, make_model
+
+GREEDY = ChatSettings(temperature=0.0, max_tokens=8)
+
+
+@pytest.fixture
+def prefilled(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each prefill of the tiny model runs."""
+    return counted_prefills(tiny, monkeypatch)
+
+
+def counted_prefills(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each prefill of a model runs from now on."""
+    counts: list[int] = []
+    prefill = lm.engine.prefill
+
+    def counting(tokens: Any, *args: Any, **kwargs: Any) -> Any:
+        counts.append(len(tokens))
+        return prefill(tokens, *args, **kwargs)
+
+    monkeypatch.setattr(lm.engine, "prefill", counting)
+    return counts
+
+
+def finish(events: Iterable[Event]) -> Finished:
+    """The end of a reply."""
+    *_, finished = events
+    assert isinstance(finished, Finished)
+    return finished
+
+
+def texts(session: Session) -> list[str]:
+    """What was said, without who said it."""
+    return [message.content for message in session.messages]
+
+
+def test_only_what_is_new_is_run_and_the_answer_is_the_same(tiny: LanguageModel, prefilled: list[int]) -> None:
+    session = tiny.session("Be brief.", GREEDY)
+    for text in ("In a town", "and then"):
+        finished = finish(session.send(text))
+    assert [message.role for message in session.messages] == ["system", "user", "assistant", "user", "assistant"]
+
+    whole = tiny.template.render(session.messages[:-1], tiny.tokenizer)
+    *_, fresh = tiny.generate(whole, temperature=0.0, max_tokens=8)
+    assert isinstance(fresh, Finished)
+    assert fresh.ids == finished.ids
+    assert prefilled[1] < prefilled[2] == len(whole)
+
+
+def test_a_reply_given_up_in_its_midst_takes_the_question_back(tiny: LanguageModel) -> None:
+    session = tiny.session(settings=GREEDY)
+    reply = session.send("In a small town")
+    next(reply)
+    reply.close()  # type: ignore[attr-defined]
+    assert session.messages == []
+    assert (
+        finish(session.send("In a small town")).ids == finish(tiny.session(settings=GREEDY).send("In a small town")).ids
+    )
+
+
+def test_an_interrupted_reply_is_kept_and_marked(tiny: LanguageModel) -> None:
+    session = tiny.session(settings=GREEDY)
+    said: list[Event] = []
+    for event in session.send("In a small town", cancelled=lambda: bool(said)):
+        said.append(event)
+    assert isinstance(said[0], TextDelta)
+    assert session.messages[-1] == Message("assistant", said[0].text, interrupted=True)
+    assert finish(session.send("Go on")).reason == "length"
+
+
+def test_an_interrupt_before_any_text_takes_the_question_back(tiny: LanguageModel) -> None:
+    session = tiny.session(settings=GREEDY)
+    assert finish(session.send("In a small town", cancelled=lambda: True)).reason == "interrupt"
+    assert session.messages == []
+
+
+def test_an_error_takes_the_question_back(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = tiny.session(settings=GREEDY)
+    finish(session.send("first"))
+    with monkeypatch.context() as patch:
+
+        def broken(*args: object, **kwargs: object) -> None:
+            raise NonFiniteLogits(3, "fp32")
+
+        patch.setattr(tiny.engine, "prefill", broken)
+        with pytest.raises(NonFiniteLogits):
+            list(session.send("second"))
+    assert texts(session)[0] == "first" and len(session.messages) == 2
+    finish(session.send("third"))
+    assert len(session.messages) == 4
+
+
+def test_undo_returns_the_question_and_runs_little_again(tiny: LanguageModel, prefilled: list[int]) -> None:
+    session = tiny.session(settings=GREEDY)
+    first = finish(session.send("In a small town there lived a clockmaker"))
+    finish(session.send("second"))
+    assert session.undo() == "second"
+    assert len(session.messages) == 2
+    prefilled.clear()
+    finish(session.send("another"))
+    assert sum(prefilled) < first.usage.prompt_tokens
+    session.undo()
+    session.undo()
+    with pytest.raises(UsageError, match="no turn"):
+        session.undo()
+
+
+def test_retry_draws_with_the_next_seed_and_the_seeds_are_those_recorded(tiny: LanguageModel) -> None:
+    session = tiny.session(settings=ChatSettings(temperature=2.0, max_tokens=8, seed=5))
+    first, again = finish(session.send("In a town")), finish(session.retry())
+    assert (first.seed, again.seed) == (5, 6)
+    assert first.ids != again.ids
+    assert texts(session)[0] == "In a town" and len(session.messages) == 2
+
+
+def test_a_retry_that_brings_nothing_leaves_the_reply_before(tiny: LanguageModel) -> None:
+    session = tiny.session(settings=GREEDY)
+    finish(session.send("In a town"))
+    before = session.messages
+    finish(session.retry("Or in a village", cancelled=lambda: True))
+    assert session.messages == before
+
+
+def test_a_question_that_was_taken_back_is_the_one_asked_again(tiny: LanguageModel) -> None:
+    session = tiny.session(settings=GREEDY)
+    finish(session.send("In a town"))
+    finish(session.send("and then", cancelled=lambda: True))
+    assert session.unanswered == "and then"
+    finish(session.retry())
+    assert session.unanswered is None
+    assert texts(session)[::2] == ["In a town", "and then"]
+    finish(session.send("at last", cancelled=lambda: True))
+    session.undo()
+    assert session.unanswered is None and len(session.messages) == 2
+
+
+@pytest.mark.parametrize("text", [None, "Or in a village"])
+def test_the_turn_before_outlives_a_process_that_dies_while_asking_again(text: str | None, tiny: LanguageModel) -> None:
+    session = tiny.session(settings=GREEDY)
+    finish(session.send("In a town"))
+    before, events = session.messages, len(session.events)
+    finish(session.retry(text))
+    for died_at in (events, events + 1):
+        again = Session.restored(tiny, session.events[:died_at])
+        assert again.messages == before
+    assert again.unanswered == again.fork().unanswered == (text or "In a town")
+    assert Session.restored(tiny, again.events).unanswered == again.unanswered
+    finish(again.retry())
+    assert again.messages == session.messages
+
+
+def test_a_reply_that_is_still_being_read_must_end_before_the_next(tiny: LanguageModel) -> None:
+    session = tiny.session(settings=GREEDY)
+    reply = session.send("In a town")
+    next(reply)
+    for change in (lambda: next(session.send("and then")), session.retry, session.undo):
+        with pytest.raises(UsageError, match="has not ended"):
+            change()
+    finish(reply)
+    assert texts(session)[0] == "In a town" and len(session.messages) == 2
+
+
+def test_what_no_encoding_has_cannot_be_said(tiny: LanguageModel) -> None:
+    session = tiny.session(settings=GREEDY)
+    with pytest.raises(UsageError, match="lone surrogates"):
+        next(session.send("a\ud800"))
+    assert session.messages == []
+
+
+def test_an_edited_question_takes_the_place_of_the_last(tiny: LanguageModel) -> None:
+    session = tiny.session(settings=GREEDY)
+    finish(session.send("In a town"))
+    finish(session.retry("In a village"))
+    assert texts(session)[0] == "In a village" and len(session.messages) == 2
+
+
+def test_a_fork_goes_its_own_way_and_shares_the_cache(tiny: LanguageModel, prefilled: list[int]) -> None:
+    session = tiny.session("Be brief.", GREEDY)
+    finish(session.send("In a small town there lived a clockmaker"))
+    fork = session.fork()
+    prefilled.clear()
+    used = finish(fork.send("and then")).usage.prompt_tokens
+    assert sum(prefilled) < used / 2
+    assert len(session.messages) == 3 and len(fork.messages) == 5
+    assert fork.settings == GREEDY
+
+
+def test_the_oldest_turns_are_dropped_with_notice_and_the_system_message_stays(tiny: LanguageModel) -> None:
+    session = tiny.session("Be very brief.", GREEDY)
+    dropped = 0
+    for turn in range(12):
+        events = list(session.send(f"In a small town there lived a clockmaker number {turn}"))
+        dropped += sum(event.turns for event in events if isinstance(event, TurnsDropped))
+        assert len(session.prompt()) <= tiny.ctx_size
+        prompt = tiny.tokenizer.decode(session.prompt())
+        assert b"Be very brief." in prompt
+        assert f"number {turn}".encode() in prompt
+        assert prompt.count(b"number") == turn + 1 - dropped
+    assert dropped > 1
+    assert len(session.messages) == 25  # nothing is forgotten but by the model
+
+
+def test_turns_taken_back_show_again_what_was_dropped_for_them(tiny: LanguageModel) -> None:
+    session = tiny.session(settings=GREEDY)
+    finish(session.send("one"))
+    finish(session.send("two"))
+    before = session.prompt()
+    said = list(session.send("long " * 45))
+    assert any(isinstance(event, TurnsDropped) for event in said)
+    assert session.prompt()[: len(before)] != before
+    session.undo()
+    assert session.prompt() == before
+
+
+def test_nothing_is_said_to_be_dropped_for_a_question_that_never_fits(tiny: LanguageModel) -> None:
+    session = tiny.session(settings=GREEDY)
+    finish(session.send("one"))
+    said = []
+    with pytest.raises(ContextOverflow):
+        said.extend(session.send("long " * 300))
+    assert said == []
+
+
+def test_a_question_too_long_for_any_context_is_an_error_and_the_session_lives_on(tiny: LanguageModel) -> None:
+    session = tiny.session(settings=GREEDY)
+    finish(session.send("short"))
+    with pytest.raises(ContextOverflow, match="does not fit"):
+        list(session.send("long " * 300))
+    assert len(session.messages) == 2
+    finish(session.send("short again"))
+
+
+def test_the_strict_are_told_when_the_context_is_full(tiny: LanguageModel) -> None:
+    session = tiny.session(settings=ChatSettings(temperature=0.0, overflow="error", ignore_eos=True))
+    with pytest.raises(ContextOverflow, match="full"):
+        list(session.send("In a small town"))
+    session = tiny.session(settings=ChatSettings(temperature=0.0, overflow="stop", ignore_eos=True))
+    assert finish(session.send("In a small town")).reason == "length"
+    with pytest.raises(ContextOverflow, match="does not fit"):
+        list(session.send("and then"))
+
+
+def test_a_restored_session_is_the_same_and_answers_the_same(tiny: LanguageModel) -> None:
+    session = tiny.session("Be brief.", ChatSettings(seed=3, max_tokens=8, stop=("x", "y"), logit_bias=((5, -1.0),)))
+    for text in ("one", "two"):
+        finish(session.send(text))
+    session.undo()
+    again = Session.restored(tiny, session.events)
+    assert (again.messages, again.settings, again.system) == (session.messages, session.settings, session.system)
+    assert finish(again.send("three")).ids == finish(session.send("three")).ids
+
+
+def test_a_session_can_be_replayed_from_its_record(tiny: LanguageModel) -> None:
+    session = tiny.session("Be brief.", ChatSettings(temperature=1.5, max_tokens=12))
+    for text in ("In a town", "and then"):
+        finish(session.send(text))
+    replay = tiny.session("Be brief.")
+    for event in session.events:
+        if event["type"] == "message" and event["role"] == "user":
+            question = event["content"]
+        elif event["type"] == "message":
+            seed = (event["seed"] - len(replay.finished)) % 2**64
+            replay.settings = ChatSettings(**event["sampling"] | {"seed": seed}, max_tokens=12)
+            assert finish(replay.send(question)).ids == tuple(event["ids"])
+            assert event["fingerprint"] == tiny.fingerprint
+    assert replay.messages == session.messages
+
+
+def test_a_question_whose_reply_was_lost_can_be_asked_again(tiny: LanguageModel) -> None:
+    session = tiny.session(settings=GREEDY)
+    finish(session.send("first"))
+    events = [*session.events, {"type": "message", "role": "user", "content": "second"}]
+    again = Session.restored(tiny, events)
+    assert again.unanswered == "second" and len(again.messages) == 2
+    finish(again.retry())
+    assert again.unanswered is None and texts(again)[2] == "second"
+
+
+@pytest.mark.parametrize(
+    ("event", "complaint"),
+    [
+        ({"type": "session", "version": 99}, "version 99"),
+        ({"type": "nonsense"}, "nonsense"),
+        ({}, "type"),
+        ({"type": "message", "role": "assistant", "content": "x"}, "expected"),
+        ({"type": "message", "role": "user", "content": 1}, "text"),
+        ({"type": "settings", "settings": {"temperature": -1}}, "temperature"),
+        ({"type": "settings", "settings": {"heat": 1}}, "heat"),
+        ({"type": "settings", "settings": {"logit_bias": 7}}, "int"),
+        ({"type": "system", "content": []}, "text"),
+        ({"type": "message", "role": "user", "content": "x", "instead": True}, "nothing"),
+        ({"type": "truncate", "messages": "x"}, "no x messages"),
+        ({"type": "truncate", "messages": -1}, "no -1 messages"),
+        ({"type": "truncate", "messages": 1}, "no 1 messages"),
+        ({"type": "message", "role": "user", "content": "\ud800"}, "lone surrogates"),
+    ],
+)
+def test_events_that_are_none_are_refused(event: dict[str, Any], complaint: str, tiny: LanguageModel) -> None:
+    with pytest.raises(InputError, match=f"event 1.*{complaint}"):
+        Session.restored(tiny, [event])
+
+
+def test_the_events_of_a_session_survive_json(tiny: LanguageModel) -> None:
+    session = tiny.session("Be brief.", ChatSettings(seed=3, max_tokens=8, logit_bias=((5, -1.0),)))
+    finish(session.send("one"))
+    again = Session.restored(tiny, json.loads(json.dumps(session.events)))
+    assert (again.messages, again.settings) == (session.messages, session.settings)
+    assert finish(again.send("two")).ids == finish(session.send("two")).ids
+
+
+def test_what_a_library_needs_of_a_conversation_has_a_name_in_the_package() -> None:
+    assert {"ChatSettings", "Finished", "Message", "Session", "TextDelta", "TurnsDropped"} <= set(dir(gptcli))
+    assert (gptcli.TurnsDropped, gptcli.Message) == (TurnsDropped, Message)
+
+
+@pytest.mark.real
+def test_the_tenth_turn_runs_no_more_tokens_than_the_second(
+    real: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = counted_prefills(real, monkeypatch)
+    session = real.session("You are a helpful assistant.", ChatSettings(temperature=0.0, max_tokens=120))
+    for topic in ("Rome", "bread", "the moon", "trees", "trains", "tea", "the sea", "chess", "bees", "rain"):
+        finish(session.send(f"Tell me something about {topic}, please."))
+    assert len(session.prompt()) > 1000
+    assert len(run) == 10 and max(run[1:]) < 30
+
+
+def test_another_model_goes_on_with_the_same_conversation(tiny: LanguageModel, tmp_path: Path) -> None:
+    other = gptcli.load(make_model(tmp_path / "other", seed=1), device="cpu", dtype="fp32")
+    session = tiny.session(settings=GREEDY)
+    finish(session.send("first"))
+    session.lm = other
+    finish(session.send("second"))
+    assert [event["model"] for event in session.events if "model" in event] == [tiny.name, other.name]
+
+
+def test_thinking_is_a_setting_where_the_template_knows_it(tiny: LanguageModel) -> None:
+    with pytest.raises(UsageError, match="no switch for thinking"):
+        tiny.session(settings=ChatSettings(thinking=False))
+    source = TEMPLATE + "{% if enable_thinking is defined and not enable_thinking %}NO{% endif %}"
+    session = Session(tiny, settings=ChatSettings(thinking=False), template=ChatTemplate(source, "test"))
+    finish(session.send("Hi"))
+    assert tiny.tokenizer.decode(session.prompt()).endswith(b"NO")
+    session.settings = ChatSettings(thinking=True)
+    assert not tiny.tokenizer.decode(session.prompt()).endswith(b"NO")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("temperature", "0.5", 0.5),
+        ("top-k", "7", 7),
+        ("seed", "9", 9),
+        ("stop", "'a b' c", ("a b", "c")),
+        ("logit_bias", "5=-1 6=2.5", ((5, -1.0), (6, 2.5))),
+        ("ignore_eos", "on", True),
+        ("overflow", "error", "error"),
+        ("thinking", "off", False),
+        ("max_tokens", "default", 1024),
+    ],
+)
+def test_a_setting_is_changed_as_a_user_spells_it(name: str, text: str, value: object) -> None:
+    changed = ChatSettings(max_tokens=5).changed(name, text)
+    assert getattr(changed, name.replace("-", "_")) == value
+    assert ChatSettings.from_record(changed.record) == changed
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "complaint"),
+    [
+        ("heat", "1", "no setting heat"),
+        ("temperature", "hot", "a number"),
+        ("temperature", "-1", "at least 0"),
+        ("top_k", "1.5", "whole number"),
+        ("thinking", "maybe", "on or off"),
+        ("overflow", "never", "one of"),
+        ("logit_bias", "5", "ID=BIAS"),
+        ("stop", "'open", "text"),
+    ],
+)
+def test_a_setting_that_is_none_is_refused(name: str, text: str, complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        ChatSettings().changed(name, text)
+
+
+def test_a_session_that_shares_a_cache_runs_only_what_is_its_own(
+    tiny: LanguageModel, prefilled: list[int], tmp_path: Path
+) -> None:
+    session = tiny.session("You are a clockmaker who lives in a small town.", GREEDY)
+    finish(session.send("first"))
+    other = Session.restored(tiny, session.events)
+    finish(session.send("second"))
+    other.share_cache(session)
+    prefilled.clear()
+    used = finish(other.send("third")).usage.prompt_tokens
+    assert sum(prefilled) < used / 2
+    fresh = Session.restored(tiny, other.events[:-2])
+    assert finish(fresh.send("third")).ids == tuple(other.events[-1]["ids"])
+
+    another = gptcli.load(make_model(tmp_path / "another", seed=1), device="cpu", dtype="fp32").session(settings=GREEDY)
+    before = finish(another.send("first")).ids
+    another.share_cache(session)
+    assert finish(another.retry()).ids == before

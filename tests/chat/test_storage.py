@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import json
+import os
+import resource
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptcli.chat.state_files import state_directory
+from gptcli.chat.storage import SessionFile, read_session, session_names, stored_sessions
+from gptcli.errors import InputError, OutputError, UsageError
+
+EVENTS: list[dict[str, Any]] = [
+    {"type": "session", "version": 1},
+    {"type": "message", "role": "user", "content": "Grüße \u2028 \ud800"},
+    {"type": "message", "role": "assistant", "content": "ä\n" * 20, "model": "tiny"},
+]
+
+
+def written(name: str, events: list[dict[str, Any]] = EVENTS) -> Path:
+    """A session on disk that nobody has open."""
+    session = SessionFile(name)
+    for event in events:
+        session.append(event)
+    session.sync()
+    session.close()
+    return session.path
+
+
+def test_a_session_is_private_and_comes_back_as_it_was() -> None:
+    path = written("mine")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == stat.S_IMODE(state_directory().stat().st_mode) == 0o700
+    session = SessionFile.open("mine")
+    assert session.events == EVENTS and not session.repaired
+    session.append({"type": "truncate", "messages": 0})
+    assert read_session("mine") == session.events == [*EVENTS, {"type": "truncate", "messages": 0}]
+
+
+def test_nothing_is_on_disk_before_the_first_message() -> None:
+    session = SessionFile("mine")
+    session.append(EVENTS[0])
+    assert not session.path.exists()
+    session.append(EVENTS[1])
+    assert read_session("mine") == EVENTS[:2]
+
+
+def test_a_file_torn_at_any_byte_keeps_every_whole_event_and_can_be_written_on() -> None:
+    path = written("torn")
+    data = path.read_bytes()
+    for size in range(len(data)):
+        path.write_bytes(data[:size])
+        session = SessionFile.open("torn")
+        whole = data[:size].count(b"\n")
+        assert session.events == EVENTS[:whole]
+        assert session.repaired == (not data[:size].endswith(b"\n") and size > 0)
+        session.append({"type": "new"})
+        session.close()
+        assert read_session("torn") == [*EVENTS[:whole], {"type": "new"}]
+
+
+def test_a_last_line_that_is_no_event_is_cut_off() -> None:
+    path = written("zeros")
+    with path.open("ab") as file:
+        file.write(b"\0\0\0\n")
+    session = SessionFile.open("zeros")
+    assert session.repaired and session.events == EVENTS
+
+
+@pytest.mark.parametrize("damage", [b"[]\n", b"{\n", b"\xff\n", b"[" * 100_000 + b"\n", b"\n"])
+def test_a_file_damaged_in_its_midst_is_refused_and_left_alone(damage: bytes) -> None:
+    path = written("bad")
+    data = path.read_bytes()
+    path.write_bytes(damage + data)
+    with pytest.raises(InputError, match="damaged.*line 1"):
+        SessionFile.open("bad")
+    assert path.read_bytes() == damage + data
+
+
+def test_a_session_is_open_once_at_a_time_and_can_be_read_all_the_same() -> None:
+    written("mine")
+    first = SessionFile.open("mine")
+    with pytest.raises(OutputError, match="in use") as caught:
+        SessionFile.open("mine")
+    assert "--fork" in str(caught.value.hint)
+    assert read_session("mine") == EVENTS
+    first.close()
+    SessionFile.open("mine")
+
+
+def test_a_name_is_given_once_and_can_be_changed() -> None:
+    written("mine")
+    with pytest.raises(UsageError, match="already"):
+        SessionFile("mine")
+    session = SessionFile.open("mine")
+    with pytest.raises(UsageError, match="already"):
+        session.rename("mine")
+    session.rename("yours")
+    session.append({"type": "new"})
+    assert session.name == "yours" and session_names() == ["yours"]
+    assert len(read_session("yours")) == 4
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../x", "-x", ".x", "a\n", "x" * 200, "\x1b[31m"])
+def test_what_can_be_no_name_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="name"):
+        SessionFile(name)
+
+
+def test_a_session_that_is_not_there_is_an_input_error() -> None:
+    for read in (SessionFile.open, read_session):
+        with pytest.raises(InputError, match="no such session"):
+            read("nowhere")
+
+
+def test_sessions_are_listed_the_last_used_one_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, name in enumerate(("old", "new")):
+        os.utime(written(name), (number, number))
+    written("bad").write_bytes(b"{}\n[]\n{}\n")
+    undone = [*EVENTS, {"type": "truncate", "messages": 0}, *EVENTS[1:]]
+    os.utime(written("undone", undone), (5, 5))
+    bad, *listed = stored_sessions()
+    assert bad.error and "line 2" in bad.error
+    assert [(session.name, session.turns, session.model) for session in listed] == [
+        ("undone", 1, "tiny"),
+        ("new", 1, "tiny"),
+        ("old", 1, "tiny"),
+    ]
+    assert listed[0].question == "Grüße \u2028 ?"
+
+
+def test_a_question_asked_instead_of_another_counts_as_one_turn_whether_it_is_answered_or_not() -> None:
+    question, reply = {**EVENTS[1], "content": "again", "instead": True}, EVENTS[2]
+    for rest, asked in ([question, reply], "again"), ([question, {"type": "truncate", "messages": 0}], "Grüße"):
+        path = written("mine", [*EVENTS, *rest])
+        [listed] = stored_sessions()
+        assert listed.turns == 1 and listed.question.startswith(asked)
+        path.unlink()
+
+
+def test_what_is_no_session_does_not_keep_the_others_from_being_listed(tmp_path: Path) -> None:
+    directory = written("mine").parent
+    written("odd", [{"type": "truncate"}, EVENTS[1]])
+    (directory / "-name.jsonl").touch()
+    (directory / "directory.jsonl").mkdir()
+    (directory / "link.jsonl").symlink_to(tmp_path / "nowhere")
+    assert {session.name: session.error is None for session in stored_sessions()} == {"mine": True, "odd": False}
+    for name in ("link", "directory"):
+        with pytest.raises(OutputError, match="cannot open"):
+            SessionFile.open(name)
+
+
+def test_what_a_full_disk_refuses_is_written_once_there_is_room() -> None:
+    session = SessionFile("mine")
+    for event in EVENTS[:2]:
+        session.append(event)
+    size = session.path.stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, hard))
+    try:
+        session.append(EVENTS[2])
+        session.append({"type": "new"})
+        session.sync()
+        assert session.problem is not None
+        assert read_session("mine") == EVENTS[:2]
+        assert session.path.stat().st_size == size  # no half of a line
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    session.sync()
+    assert session.problem is None
+    assert read_session("mine") == [*EVENTS, {"type": "new"}]
+
+
+def test_a_state_directory_that_is_a_link_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "gptcli").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "link"))
+    with pytest.raises(OutputError, match="link"):
+        SessionFile("mine")
+
+
+def test_a_session_file_that_is_a_link_or_a_pipe_is_refused() -> None:
+    path = written("mine")
+    path.with_name("link.jsonl").symlink_to(path)
+    with pytest.raises(OutputError, match="cannot open"):
+        SessionFile.open("link")
+    os.mkfifo(path.with_name("pipe.jsonl"))
+    with pytest.raises(OutputError, match="cannot open"):
+        SessionFile.open("pipe")
+
+
+def test_every_line_is_json_by_itself() -> None:
+    lines = written("mine").read_bytes().split(b"\n")
+    assert [json.loads(line) for line in lines[:-1]] == EVENTS
+
+
+def test_two_sessions_that_chose_one_name_become_two_files() -> None:
+    first, second, third = SessionFile("town"), SessionFile("town"), SessionFile("town")
+    message = {"type": "message", "role": "user", "content": "x"}
+    first.append(message)
+    second.append(message)
+    first.close()
+    third.append(message)
+    assert [file.name for file in (first, second, third)] == ["town", "town-2", "town-3"]
+    assert [len(read_session(name)) for name in ("town", "town-2", "town-3")] == [1, 1, 1]

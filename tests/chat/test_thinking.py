@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+
+from gptcli.chat.thinking import Thoughts, without_thoughts
+from tests.cli.chatting import Chat
+from tests.cli.scripted import Script
+
+
+def split(*pieces: str, inside: bool = False) -> tuple[str, str]:
+    """What is thought and what is said."""
+    thoughts = Thoughts(inside=inside)
+    parts = [part for piece in pieces for part in thoughts.push(piece)] + list(thoughts.flush())
+    return "".join(text for text, thought in parts if thought), "".join(text for text, thought in parts if not thought)
+
+
+REPLY = "\n<think>\nhm, </thin k>?\n</think>\n\nAn *answer*.\n"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_tags_are_found_however_the_text_is_split(size: int) -> None:
+    pieces = [REPLY[start : start + size] for start in range(0, len(REPLY), size)]
+    assert split(*pieces) == ("hm, </thin k>?\n", "An *answer*.\n")
+
+
+def test_a_tag_in_mid_answer_is_a_word() -> None:
+    assert split("The <think> tag", " opens </think> thoughts.") == ("", "The <think> tag opens </think> thoughts.")
+
+
+def test_thoughts_that_the_prompt_opened_are_closed_by_the_reply() -> None:
+    assert split("hm</th", "ink>\nyes", inside=True) == ("hm", "yes")
+
+
+def test_thoughts_that_never_end_are_thoughts() -> None:
+    assert split("<think>hm</thi") == ("hm</thi", "")
+
+
+def test_an_unfinished_tag_is_text() -> None:
+    assert split("<thi") == ("", "<thi")
+
+
+def test_leading_blanks_of_an_answer_stay() -> None:
+    assert split("    code") == ("", "    code")
+
+
+def test_the_answer_behind_thoughts_that_the_prompt_opened() -> None:
+    assert without_thoughts("so\n</think>\n\nAnswer", inside=True) == "Answer"
+    assert without_thoughts("Answer", inside=True) == "Answer"
+
+
+def test_an_answer_without_thoughts() -> None:
+    assert without_thoughts("<think>\nhm\n</think>\n\nyes") == "yes"
+
+
+def thinking(tiny_model: object, **environment: str) -> Chat:
+    script = Script(pieces=["<th", "ink>", "hm", "</think>", "\n\nyes"], piece_s=0.3, reason="stop")
+    return Chat(script, GPTCLI_MODEL=str(tiny_model), **environment).ready()
+
+
+def test_thoughts_are_dimmed(tiny_model: object) -> None:
+    chat = thinking(tiny_model)
+    chat.ask("go")
+    assert chat.lines[2:5] == ["hm", "", "yes"]
+    assert b"\x1b[2mhm" in chat.raw
+
+
+def test_thoughts_can_be_hidden(tiny_model: object) -> None:
+    chat = thinking(tiny_model)
+    chat.ask("/set show_thinking off")
+    chat.type("go\r")
+    chat.expect("thinking")
+    chat.expect("yes")
+    chat.ready(3)
+    assert chat.lines[3:5] == ["> go", "yes"] and "hm" not in chat.lines

@@ -1,0 +1,345 @@
+from __future__ import annotations
+
+import json
+import random
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader
+from gguf.quants import dequantize
+from transformers import AutoModelForCausalLM
+
+from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.tensor_source import TensorSource, non_finite_tensors
+from gptcli.errors import BrokenCheckpoint, BrokenTokenizer, GptcliError, InputError, UnsupportedArchitecture
+from gptcli.gguf import convert as gguf
+from gptcli.gguf.convert import convert
+from gptcli.gguf.reader import GgufFile
+from gptcli.language_model import LanguageModel
+from gptcli.model.config import LinearScaling, Llama3Scaling
+from gptcli.quant.affine import AffineWeight
+from gptcli.settings import RuntimeConfig
+from tests.gguf.tiny_gguf import HEAD_DIM, HEADS, KV_HEADS, TOKENS, WIDTH, Kind, random_blocks, shapes, write_gguf
+
+EXACT = [Kind.Q4_0, Kind.Q4_1, Kind.Q8_0, Kind.F16, Kind.F32, Kind.BF16]
+MATRICES = {"attn_output": "self_attn.o_proj", "attn_v": "self_attn.v_proj", "ffn_gate": "mlp.gate_proj"}
+
+
+def converted(path: Path, *args: Any, **changes: Any) -> ModelFolder:
+    """A tiny GGUF file, written and converted."""
+    target = path / "model"
+    target.mkdir()
+    convert(write_gguf(path / "tiny.gguf", *args, **changes), target, lambda done, total: None)
+    return ModelFolder.open(target)
+
+
+def value_of(folder: ModelFolder, name: str) -> np.ndarray:
+    """A tensor of a converted model in fp32."""
+    with TensorSource(folder) as source:
+        weight = source.weight(name)
+    if isinstance(weight, AffineWeight):
+        weight = weight.dequantize(torch.float32)
+    return weight.float().numpy()
+
+
+def originals(file: Path) -> dict[str, np.ndarray]:
+    """A GGUF file's tensors in fp32, as the gguf package reads them."""
+    return {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in GGUFReader(file).tensors}
+
+
+def our_logits(folder: ModelFolder, ids: list[int]) -> torch.Tensor:
+    return LanguageModel("tiny", folder, RuntimeConfig(device="cpu", dtype="fp32", quantize="none")).logits(ids)
+
+
+@pytest.mark.parametrize("kind", EXACT, ids=lambda kind: kind.name)
+def test_values_are_exactly_those_in_the_file(kind: Kind, tmp_path: Path) -> None:
+    folder = converted(tmp_path, kind)
+    expected = originals(tmp_path / "tiny.gguf")
+    assert np.array_equal(value_of(folder, "model.embed_tokens.weight"), expected["token_embd.weight"])
+    for theirs, ours in MATRICES.items():
+        stored = value_of(folder, f"model.layers.1.{ours}.weight")
+        assert np.array_equal(stored, expected[f"blk.1.{theirs}.weight"]), theirs
+
+
+def test_k_quants_are_rounded_to_fp16(tmp_path: Path) -> None:
+    wide = shapes(width=256)
+    kinds = {name: Kind.Q6_K if shape[-1] == 256 and len(shape) == 2 else Kind.F32 for name, shape in wide.items()}
+    changes = {"llama__embedding_length": 256, "llama__rope__dimension_count": 64}
+    folder = converted(tmp_path, kinds, tensor_shapes=wide, **changes)
+    expected = originals(tmp_path / "tiny.gguf")["blk.0.ffn_up.weight"]
+    assert folder.tensors["model.layers.0.mlp.up_proj.weight"].dtype == "F16"
+    assert np.array_equal(value_of(folder, "model.layers.0.mlp.up_proj.weight"), expected.astype(np.float16))
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [(Kind.F16, "F16"), (Kind.BF16, "BF16"), (Kind.F32, "F32")])
+def test_floats_keep_their_type(kind: Kind, dtype: str, tmp_path: Path) -> None:
+    assert converted(tmp_path, kind).tensors["model.embed_tokens.weight"].dtype == dtype
+
+
+def test_packed_blocks_take_no_more_space_than_in_the_file(tmp_path: Path) -> None:
+    folder = converted(tmp_path, Kind.Q4_1)
+    assert folder.weight_bytes == sum(int(tensor.n_bytes) for tensor in GGUFReader(tmp_path / "tiny.gguf").tensors)
+
+
+@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q8_0], ids=lambda kind: kind.name)
+def test_blocks_without_a_bias_get_one_that_their_scale_tells_exactly(kind: Kind, tmp_path: Path) -> None:
+    with TensorSource(converted(tmp_path, kind)) as source:
+        weight = source.weight("model.layers.1.self_attn.o_proj.weight")
+    assert isinstance(weight, AffineWeight)
+    assert weight.biases.float().equal(weight.scales.float() * -(2 ** (weight.bits - 1)))
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("kind", [Kind.F32, Kind.Q4_1, Kind.Q8_0], ids=lambda kind: kind.name)
+def test_logits_are_those_of_transformers_own_reading(kind: Kind, tied: bool, tmp_path: Path) -> None:
+    norms = {f"blk.{layer}.attn_norm.weight": np.random.default_rng(layer).normal(1, 0.3, WIDTH) for layer in (0, 1)}
+    tensors = {name: norm.astype(np.float32) for name, norm in norms.items()}
+    folder = converted(tmp_path, kind, tied=tied, tensors=tensors)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf", dtype=torch.float32).eval()
+    ids = [5, 17, 200, 3, 99, 2, 150, 260]
+    with torch.no_grad():
+        expected = theirs(torch.tensor([ids])).logits[0]
+    ours = our_logits(folder, ids)
+    assert folder.architecture.config.tied_head == tied
+    assert (ours - expected).norm() / expected.norm() < 1e-5
+
+
+def test_rows_of_q_and_k_are_put_back_in_order(tmp_path: Path) -> None:
+    folder = converted(tmp_path, Kind.Q8_0)
+    for theirs, ours, heads in (("attn_q", "q_proj", HEADS), ("attn_k", "k_proj", KV_HEADS)):
+        stored = originals(tmp_path / "tiny.gguf")[f"blk.0.{theirs}.weight"]
+        value = value_of(folder, f"model.layers.0.self_attn.{ours}.weight").reshape(heads, HEAD_DIM, -1)
+        # Row i of a head's first half lies at 2i in the file, row i of its second half at 2i + 1.
+        by_head = stored.reshape(heads, HEAD_DIM, -1)
+        assert np.array_equal(value[:, : HEAD_DIM // 2], by_head[:, ::2])
+        assert np.array_equal(value[:, HEAD_DIM // 2 :], by_head[:, 1::2])
+
+
+def test_modules_of_other_bits_than_most_are_named_in_the_config(tmp_path: Path) -> None:
+    folder = converted(tmp_path, {"token_embd.weight": Kind.Q8_0, "weight": Kind.Q4_0})
+    assert folder.config["quantization"] == {
+        "group_size": 32,
+        "bits": 4,
+        "model.embed_tokens": {"group_size": 32, "bits": 8},
+    }
+    assert folder.weights["model.embed_tokens.weight"].shape == (len(TOKENS), WIDTH)
+    assert folder.architecture.config.vocab_size == len(TOKENS)
+
+
+def test_a_matrix_that_is_not_packed_lies_beside_packed_ones(tmp_path: Path) -> None:
+    folder = converted(tmp_path, {"attn_v.weight": Kind.F16, "weight": Kind.Q4_0})
+    assert not folder.weights["model.layers.0.self_attn.v_proj.weight"].about
+    assert our_logits(folder, [1, 2, 3]).isfinite().all()
+
+
+def test_a_large_model_is_split_into_shards_that_their_index_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = converted(tmp_path, Kind.Q4_0)
+    monkeypatch.setattr(gguf, "_SHARD_BYTES", 20_000)
+    target = tmp_path / "sharded"
+    target.mkdir()
+    convert(tmp_path / "tiny.gguf", target, lambda done, total: None)
+    index = json.loads((target / "model.safetensors.index.json").read_text())["weight_map"]
+    files = sorted(path.name for path in target.glob("*.safetensors"))
+    assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
+    assert set(index.values()) == set(files)
+    sharded = ModelFolder.open(target)
+    assert torch.equal(our_logits(sharded, [4, 5, 6]), our_logits(whole, [4, 5, 6]))
+
+
+@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q8_0], ids=lambda kind: kind.name)
+def test_a_scale_whose_bias_would_overflow_fp16_makes_the_matrix_dense(kind: Kind, tmp_path: Path) -> None:
+    blocks = random_blocks((WIDTH, WIDTH), kind, seed=1)
+    blocks[0, :2] = np.frombuffer(np.float16(30_000).tobytes(), np.uint8)
+    folder = converted(tmp_path, kind, tensors={"blk.0.attn_output.weight": (blocks, kind)})
+    stored = value_of(folder, "model.layers.0.self_attn.o_proj.weight")
+    assert folder.tensors["model.layers.0.self_attn.o_proj.weight"].dtype == "F32"
+    assert np.isfinite(stored).all()
+    assert np.array_equal(stored, dequantize(blocks, kind))
+
+
+def test_a_scale_that_is_not_a_number_survives_for_verify_to_find(tmp_path: Path) -> None:
+    blocks = random_blocks((WIDTH, WIDTH), Kind.Q4_1, seed=1)
+    blocks[3, :2] = np.frombuffer(np.float16(np.nan).tobytes(), np.uint8)
+    folder = converted(tmp_path, Kind.Q4_1, tensors={"blk.1.attn_v.weight": (blocks, Kind.Q4_1)})
+    assert non_finite_tensors(folder) == ["model.layers.1.self_attn.v_proj.weight"]
+
+
+def llama3_factors(factor: float, theta: float = 500_000.0) -> np.ndarray:
+    """What convert_hf_to_gguf.py writes as rope_freqs.weight for Llama 3.1 (factor 8) and 3.2 (factor 32)."""
+    low_wavelength, high_wavelength = 8192 / 1.0, 8192 / 4.0
+    factors = []
+    for frequency in 1.0 / theta ** (np.arange(0, HEAD_DIM, 2) / HEAD_DIM):
+        wavelength = 2 * np.pi / frequency
+        if wavelength < high_wavelength:
+            factors.append(1.0)
+        elif wavelength > low_wavelength:
+            factors.append(factor)
+        else:
+            smooth = (8192 / wavelength - 1.0) / (4.0 - 1.0)
+            factors.append(1 / ((1 - smooth) / factor + smooth))
+    return np.array(factors, np.float32)
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_llama_3_factors_are_recognised(factor: float, tmp_path: Path) -> None:
+    tensors = {"rope_freqs.weight": llama3_factors(factor)}
+    folder = converted(tmp_path, tensors=tensors, llama__rope__freq_base=500_000.0)
+    rope = folder.architecture.config.blocks[0].attention.rope
+    assert rope is not None and rope.scaling == Llama3Scaling(
+        factor=factor, low_freq_factor=1.0, high_freq_factor=4.0, original_context=8192
+    )
+
+
+@pytest.mark.parametrize(
+    "factors", [np.full(HEAD_DIM // 2, 3.0, np.float32), np.ones(3, np.float32)], ids=["other values", "too few"]
+)
+def test_unknown_rope_factors_are_refused(factors: np.ndarray, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedArchitecture, match="no known RoPE scaling"):
+        converted(tmp_path, tensors={"rope_freqs.weight": factors})
+
+
+def test_linear_rope_scaling_is_kept(tmp_path: Path) -> None:
+    folder = converted(tmp_path, llama__rope__scaling__type="linear", llama__rope__scaling__factor=2.5)
+    rope = folder.architecture.config.blocks[0].attention.rope
+    assert rope is not None and rope.scaling == LinearScaling(factor=2.5)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], type[GptcliError], str]] = {
+    "another architecture": ({"general__architecture": "mamba"}, UnsupportedArchitecture, "'mamba'"),
+    "experts": ({"llama__expert_count": 8}, UnsupportedArchitecture, "mixtures of experts"),
+    "yarn": ({"llama__rope__scaling__type": "yarn"}, UnsupportedArchitecture, "'yarn'"),
+    "part of a split file": ({"split__count": 3}, UnsupportedArchitecture, "split file"),
+    "partial rotary embeddings": ({"llama__rope__dimension_count": 8}, UnsupportedArchitecture, "partial rotary"),
+    "values of another size": ({"llama__attention__value_length": 8}, UnsupportedArchitecture, "values of another"),
+    "an unknown field": ({"llama__logit_scale": 2.0}, UnsupportedArchitecture, "llama.logit_scale"),
+    "heads by layer": ({"llama__attention__head_count": [4, 4]}, BrokenCheckpoint, "head_count must be of type int"),
+    "no heads": ({"llama__attention__head_count": 0}, BrokenCheckpoint, "0 attention heads"),
+    "uneven heads": ({"llama__attention__head_count": 3}, UnsupportedArchitecture, "partial rotary"),
+    "no context length": ({"llama__context_length": None}, BrokenCheckpoint, "context_length is missing"),
+    "an infinite epsilon": (
+        {"llama__attention__layer_norm_rms_epsilon": float("inf")},
+        BrokenCheckpoint,
+        "rms_epsilon must be of type float",
+    ),
+    "a SentencePiece tokenizer": (
+        {"tokenizer__ggml__model": "llama", "tokenizer__ggml__pre": None},
+        BrokenTokenizer,
+        "tokenizer 'llama'",
+    ),
+    "an unknown pre-tokenizer": ({"tokenizer__ggml__pre": "tekken"}, BrokenTokenizer, "'tekken'"),
+    "no pre-tokenizer": ({"tokenizer__ggml__pre": None}, BrokenCheckpoint, "ggml.pre is missing"),
+    "merges that make no token": ({"tokenizer__ggml__merges": ["x y"]}, BrokenTokenizer, "cannot import"),
+    "a merge of one": ({"tokenizer__ggml__merges": ["x"]}, BrokenTokenizer, "cannot import"),
+    "a token twice": ({"tokenizer__ggml__tokens": ["a"] * len(TOKENS)}, BrokenCheckpoint, "occurs twice"),
+    "too few types": ({"tokenizer__ggml__token_type": [1, 1]}, BrokenCheckpoint, "token types do not match"),
+    "a stop token outside": ({"tokenizer__ggml__eot_token_id": 9999}, BrokenCheckpoint, "outside the vocabulary"),
+    "a BOS without a name": (
+        {"tokenizer__ggml__bos_token_id": None, "tokenizer__ggml__add_bos_token": True},
+        BrokenCheckpoint,
+        "BOS token is to be added",
+    ),
+    "an unknown tensor": (
+        {"tensors": {"blk.0.ffn_gate_inp.weight": np.ones((2, 2), np.float32)}},
+        UnsupportedArchitecture,
+        "'blk.0.ffn_gate_inp.weight'",
+    ),
+    "a kind nobody reads": (
+        {"tensors": {"output.weight": (np.ones((2, 2), np.int32), Kind.I32)}},
+        UnsupportedArchitecture,
+        "type I32",
+    ),
+    "rows that heads do not divide": (
+        {"tensors": {"blk.0.attn_q.weight": np.ones((WIDTH + 1, WIDTH), np.float32)}},
+        BrokenCheckpoint,
+        "'blk.0.attn_q.weight' has 65 rows",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_not_certain_is_refused_by_name(what: str, tmp_path: Path) -> None:
+    changes, error, message = REFUSED[what]
+    with pytest.raises(error, match=message) as raised:
+        converted(tmp_path, **changes)
+    assert type(raised.value) is error
+    assert str(tmp_path / "tiny.gguf") in raised.value.message
+
+
+def test_a_file_without_embeddings_is_broken(tmp_path: Path) -> None:
+    without = {name: shape for name, shape in shapes().items() if name != "token_embd.weight"}
+    with pytest.raises(BrokenCheckpoint, match=r"token_embd\.weight' is missing"):
+        converted(tmp_path, tensor_shapes=without)
+
+
+def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot open"):
+        convert(tmp_path / "none.gguf", tmp_path, lambda done, total: None)
+
+
+@pytest.mark.parametrize("data", [b"", b"GGUF", b"GG", b"\0" * 4096, b"GGUF" + b"\xff" * 4096, b"not a model " * 99])
+def test_garbage_is_no_model(data: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "garbage.gguf"
+    file.write_bytes(data)
+    with pytest.raises((BrokenCheckpoint, UnsupportedArchitecture), match="cannot import"):
+        convert(file, tmp_path, lambda done, total: None)
+
+
+def test_a_list_longer_than_the_file_is_refused_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "list.gguf"
+    name = b"tokenizer.ggml.scores"
+    field = struct.pack("<Q", len(name)) + name + struct.pack("<IIQ", 9, 0, 1 << 60)
+    file.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + field)
+    with pytest.raises(BrokenCheckpoint, match="it ends too early"):
+        convert(file, tmp_path, lambda done, total: None)
+
+
+def test_every_cut_of_a_file_is_a_broken_checkpoint(tmp_path: Path) -> None:
+    whole = write_gguf(tmp_path / "whole.gguf", Kind.Q4_0).read_bytes()
+    cut = tmp_path / "cut.gguf"
+    for length in [*range(0, len(whole) - 32, 997), len(whole) - 64]:
+        cut.write_bytes(whole[:length])
+        with pytest.raises(BrokenCheckpoint):
+            convert(cut, tmp_path, lambda done, total: None)
+
+
+def test_a_damaged_file_raises_nothing_but_our_errors(tmp_path: Path) -> None:
+    whole = write_gguf(tmp_path / "whole.gguf", Kind.Q4_0).read_bytes()
+    damaged = tmp_path / "damaged.gguf"
+    chance = random.Random(0)
+    refused = 0
+    for _ in range(300):
+        data = bytearray(whole)
+        for _ in range(3):
+            data[chance.randrange(9000)] = chance.choice([0, 1, 127, 255, chance.randrange(256)])
+        damaged.write_bytes(data)
+        try:
+            convert(damaged, tmp_path, lambda done, total: None)
+        except GptcliError:
+            refused += 1
+    assert refused > 100
+
+
+def test_progress_ends_with_all_bytes(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    convert(write_gguf(tmp_path / "tiny.gguf"), tmp_path, lambda done, total: seen.append((done, total)))
+    done = [progress[0] for progress in seen]
+    assert done == sorted(done) and seen[-1][0] == seen[-1][1] > 0
+
+
+def test_tensors_that_lie_on_each_other_are_refused(tmp_path: Path) -> None:
+    """Else a small file would become a model of any size."""
+    file = write_gguf(tmp_path / "x.gguf")
+    data = bytearray(file.read_bytes())
+    first, second = GgufFile(file).tensors["blk.0.attn_q.weight"], GgufFile(file).tensors["blk.1.attn_q.weight"]
+    start = min(tensor.offset for tensor in GgufFile(file).tensors.values())
+    place = data.index(struct.pack("<Q", second.offset - start), data.index(b"blk.1.attn_q.weight"))
+    data[place : place + 8] = struct.pack("<Q", first.offset - start)
+    file.write_bytes(data)
+    with pytest.raises(BrokenCheckpoint, match="overlap"):
+        GgufFile(file)

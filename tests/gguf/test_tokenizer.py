@@ -1,0 +1,104 @@
+"""Token ids of converted tokenizers, against what llama.cpp made of the same files (record_llama_cpp_tokens.py)."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptcli.gguf.convert import convert
+from gptcli.models.catalog import DEFAULT_MODEL
+from gptcli.text.tokenizer import Tokenizer
+from tests.gguf.tiny_gguf import BOS, CONTROL, PRE_TOKENIZERS, TOKENS, write_gguf, write_vocabulary
+
+RECORDED: dict[str, Any] = json.loads(Path(__file__).with_name("llama_cpp_tokens.json").read_text())
+
+
+@pytest.fixture(scope="module", params=PRE_TOKENIZERS)
+def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Tokenizer]:
+    """A pre-tokenizer's name, and a tokenizer converted from a file that asks for it."""
+    path = tmp_path_factory.mktemp(request.param)
+    merges = [tuple(merge.split(" ")) for merge in RECORDED["merges"]]
+    convert(write_vocabulary(path / "tiny.gguf", request.param, merges), path, lambda done, total: None)
+    return request.param, Tokenizer.open(path)
+
+
+def check(tokenizer: Tokenizer, name: str, *, special: bool) -> None:
+    expected = RECORDED["ids"][name]
+    if special:
+        expected = [RECORDED["special"][name].get(str(index), ids) for index, ids in enumerate(expected)]
+    different = {
+        text: (ours, theirs)
+        for text, theirs in zip(RECORDED["texts"], expected, strict=True)
+        # llama.cpp leaves out the composition of characters that Qwen's own tokenizer begins with.
+        if (name != "qwen2" or unicodedata.is_normalized("NFC", text))
+        and (ours := tokenizer.encode(text, special=special, add_special=False)) != theirs
+    }
+    assert not different
+
+
+@pytest.mark.parametrize("special", [False, True], ids=["typed", "special"])
+def test_ids_are_llama_cpps(kind: tuple[str, Tokenizer], special: bool) -> None:
+    name, tokenizer = kind
+    check(tokenizer, name, special=special)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("special", [False, True], ids=["typed", "special"])
+def test_ids_of_the_default_model_are_llama_cpps(real_weights: Path, special: bool) -> None:
+    check(Tokenizer.open(real_weights / DEFAULT_MODEL), "smollm2", special=special)
+
+
+def tokenizer_of(path: Path, pre: str, tokens: list[str] | None = None, **changes: Any) -> Tokenizer:
+    if tokens is not None:
+        types = [3] * len(CONTROL) + [1] * (len(tokens) - len(CONTROL))
+        changes |= {"tokenizer__ggml__tokens": tokens, "tokenizer__ggml__token_type": types}
+    convert(write_gguf(path / "tiny.gguf", pre=pre, **changes), path, lambda done, total: None)
+    return Tokenizer.open(path)
+
+
+def test_qwen_composes_characters_first(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(tmp_path, "qwen2")
+    assert tokenizer.encode("cafe\u0301") == tokenizer.encode("caf\u00e9")
+
+
+@pytest.mark.parametrize(("pre", "ids"), [("llama-bpe", [7]), ("qwen2", [3, 6])])
+def test_only_llama_3_takes_a_word_of_the_vocabulary_whole(pre: str, ids: list[int], tmp_path: Path) -> None:
+    tokens = [*CONTROL, "a", "b", "c", "bc", "abc"]
+    tokenizer = tokenizer_of(tmp_path, pre, tokens, tokenizer__ggml__merges=["b c"])
+    assert tokenizer.encode("abc", add_special=False) == ids
+
+
+@pytest.mark.parametrize(("pre", "adds"), [("llama-bpe", True), ("smollm", False), ("gpt-2", False), ("qwen2", False)])
+def test_bos_is_added_where_llama_cpp_adds_it_unasked(pre: str, adds: bool, tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(tmp_path, pre, tokenizer__ggml__add_bos_token=None)
+    assert (tokenizer.encode("a")[0] == CONTROL.index(BOS)) == adds
+    assert len(tokenizer.encode("a", add_special=False)) == 1
+
+
+def test_a_file_that_forbids_bos_has_none(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(tmp_path, "llama-bpe", tokenizer__ggml__add_bos_token=False)
+    assert len(tokenizer.encode("a")) == 1
+
+
+def test_user_defined_tokens_that_look_like_control_tokens_are_text_when_typed(tmp_path: Path) -> None:
+    types = [3, 4, 3, *[1] * (len(TOKENS) - 3)]
+    tokenizer = tokenizer_of(tmp_path, "gpt-2", tokenizer__ggml__token_type=types)
+    for token in ("<|im_start|>", "<|im_end|>"):
+        assert len(tokenizer.encode(token)) == len(token)
+    assert tokenizer.encode("<|im_start|>", special=True) == [1]
+
+
+def test_every_token_that_ends_is_in_the_generation_config(tmp_path: Path) -> None:
+    tokenizer_of(tmp_path, "gpt-2", tokenizer__ggml__eot_token_id=0, tokenizer__ggml__eom_token_id=2)
+    assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == [2, 0]
+    assert Tokenizer.open(tmp_path).stop_ids == (2,)
+
+
+def test_the_chat_template_is_kept(tmp_path: Path) -> None:
+    template = "{{ '\u00e9\n' }}"
+    tokenizer = tokenizer_of(tmp_path, "gpt-2", tokenizer__chat_template=template)
+    assert tokenizer.settings["chat_template"] == template

