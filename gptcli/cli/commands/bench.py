@@ -58,7 +58,8 @@ def bench(
         loading = partial(activity.bytes, f"loading {lm.folder.path.name}")
         loading(0, 0)
         with deadly(activity.erase):
-            engine = lm.load(loading)
+            lm.load(loading)
+            engine = lm.torch_engine()
         engine.prefill([0], engine.new_cache())
         first_token_s = time.time() - psutil.Process().create_time()
     from gptcli.runtime.bench import measure, peak_device_memory, peak_memory, read_bandwidth

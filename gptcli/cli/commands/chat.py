@@ -31,8 +31,9 @@ from gptcli.cli.terminal.stderr import Activity, note_failures, print_line, prin
 from gptcli.cli.terminal.stdout import Sink
 from gptcli.errors import UsageError
 from gptcli.generation.events import Finished, TextDelta
-from gptcli.language_model import LanguageModel
+from gptcli.language_model import ChatSession, LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL
+from gptcli.runtime.engine import Workload
 from gptcli.settings import ChatSettings, RuntimeConfig, parse_logit_bias
 from gptcli.text.chat_template import ChatTemplate
 
@@ -129,7 +130,13 @@ def chat(
     given = {name: value for name, value in given.items() if value is not None}
     ChatSettings(**given)  # a bad value fails before anything is read
     runtime = RuntimeConfig(
-        device=device, dtype=dtype, quantize=quantize, ctx_size=ctx_size, threads=threads, speculate=speculate
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        ctx_size=ctx_size,
+        threads=threads,
+        speculate=speculate,
+        draft_model=draft_model,
     )
     if system is not None and system_file is not None:
         raise UsageError("--system and --system-file exclude each other")
@@ -164,14 +171,10 @@ def chat(
             runtime,
             offline=offline,
             on_fetch=activity.fetch,
-            one_text=-1 if draft_model is None and not prompt_report else None,
+            workload=None if prompt_report else Workload(),
         )
         if lm.reference == name and lm.fingerprint != fingerprint and not quiet:
             print_note(f"{name} is not what it was when it last spoke in this session")
-        if draft_model is not None:
-            lm.draft_with(
-                LanguageModel.open(draft_model, runtime.for_draft_model(), offline=offline, on_fetch=activity.fetch)
-            )
         template = None
         if chat_template is not None:
             template = ChatTemplate(read_text(chat_template, "strict", max_input), str(chat_template))
@@ -198,7 +201,7 @@ def chat(
         loading = partial(activity.bytes, f"loading {lm.folder.path.name}")
         loading(0, 0)  # torch comes first, where it has to, and takes a second
         with deadly(activity.erase):
-            lm.load_for_one(-1, loading)
+            lm.load(loading)
         sink = Sink()
         with interruptible() as cancelled:
             for number, question in enumerate(questions, 1):
@@ -212,12 +215,12 @@ def chat(
                     print_line(stats_line(finished, lm.ctx_size))
                 if cancelled():
                     raise KeyboardInterrupt
-        note_failures(() if quiet else lm.running.failures)
-        lm.keep_copy()
+        note_failures(() if quiet else lm.engine.failures)
+        lm.close()
 
 
 def _written(
-    reply: Iterator[Event], conversation: Session, sink: Sink, activity: Activity, *, as_json: bool, quiet: bool
+    reply: Iterator[Event], conversation: ChatSession, sink: Sink, activity: Activity, *, as_json: bool, quiet: bool
 ) -> Finished:
     """Writes a reply as it comes, or as a record, and returns how it ended."""
     parts = list[bytes]()
@@ -244,7 +247,7 @@ def _written(
 
 @contextlib.contextmanager
 def _shown(
-    conversation: Session, sink: Sink, activity: Activity, parts: list[bytes], *, as_json: bool
+    conversation: ChatSession, sink: Sink, activity: Activity, parts: list[bytes], *, as_json: bool
 ) -> Iterator[Callable[[TextDelta], object]]:
     """Yields what shows the text: on a terminal as at the prompt, in a pipe as it is; as JSON it becomes `parts`."""
     if as_json:
@@ -263,7 +266,7 @@ def _shown(
 
 
 def _converse(
-    session: Session, file: SessionFile | None, template: ChatTemplate | None, view: View, offline: bool
+    session: ChatSession, file: SessionFile | None, template: ChatTemplate | None, view: View, offline: bool
 ) -> None:
     """Talks with a person at a terminal."""
     from gptcli.cli.repl.repl import (
@@ -273,4 +276,4 @@ def _converse(
     _ = session.template  # a model without one fails here
     repl = Repl(session, file, template, view, offline=offline)
     repl.run()
-    repl.session.lm.keep_copy()
+    repl.session.lm.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 from gptcli.cli import options
@@ -18,6 +19,7 @@ from gptcli.errors import UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL
+from gptcli.runtime.engine import Workload
 from gptcli.settings import RuntimeConfig, SamplingConfig, StopConfig, parse_logit_bias
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.messages import Message
@@ -91,7 +93,13 @@ def generate(
         overflow=overflow,
     )
     runtime = RuntimeConfig(
-        device=device, dtype=dtype, quantize=quantize, ctx_size=ctx_size, threads=threads, speculate=speculate
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        ctx_size=ctx_size,
+        threads=threads,
+        speculate=speculate,
+        draft_model=draft_model,
     )
     if draft_model is not None and samples > 1:
         raise UsageError("--draft-model is for one sample: several share every step already, and draft nothing")
@@ -110,14 +118,14 @@ def generate(
     sink = Sink()
     with Activity(quiet=quiet) as activity:
         recorded = explain or logprobs is not None or pictures.wanted
-        plain = samples == 1 and not recorded and draft_model is None and not prompt_report
+        workload = Workload(samples, recorded, None if max_tokens < 0 else max_tokens)
         lm = LanguageModel.open(
-            model, runtime, offline=offline, on_fetch=activity.fetch, one_text=max_tokens if plain else None
+            model,
+            runtime,
+            offline=offline,
+            on_fetch=activity.fetch,
+            workload=None if prompt_report else workload,
         )
-        if draft_model is not None:
-            lm.draft_with(
-                LanguageModel.open(draft_model, runtime.for_draft_model(), offline=offline, on_fetch=activity.fetch)
-            )
         if chat:
             if chat_template is None:
                 template = lm.template
@@ -143,10 +151,8 @@ def generate(
         loading = partial(activity.bytes, f"loading {lm.folder.path.name}")
         loading(0, 0)  # torch comes first, where it has to, and takes a second
         with deadly(activity.erase):
-            if plain:
-                lm.load_for_one(-1 if max_tokens < 0 else len(ids) + max_tokens, loading)
-            else:
-                lm.load(loading)
+            with_prompt = None if workload.tokens is None else len(ids) + workload.tokens
+            lm.load(loading, replace(workload, tokens=with_prompt))
         lead = text.encode() if echo else b""
         with interruptible() as cancelled:
             streams = lm.streams(
@@ -190,11 +196,11 @@ def generate(
                     print_line(json_line(stats_record(finished)).decode().rstrip())
                 elif stats and not quiet:
                     print_line(stats_line(finished, lm.ctx_size))
-        note_failures(() if quiet else lm.running.failures)
+        note_failures(() if quiet else lm.engine.failures)
         pictures.write(f"{lm.name} · how probable each token is")
         if cancelled():
             raise KeyboardInterrupt
-        lm.keep_copy()
+        lm.close()
 
 
 @contextlib.contextmanager

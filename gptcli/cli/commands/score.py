@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -27,10 +27,8 @@ from gptcli.generation.request_checks import check_choices, check_scoring
 from gptcli.generation.score_result import ChoiceScore, Score
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL
+from gptcli.runtime.engine import PromptCache
 from gptcli.settings import RuntimeConfig
-
-if TYPE_CHECKING:
-    from gptcli.model.cache import KVCache
 
 _WHAT = "What"
 _PLACE = "{}"  # where a line goes in the prompt
@@ -74,7 +72,7 @@ class _Run:
     """A loaded model, how it is to score, and where that goes."""
 
     lm: LanguageModel
-    cache: KVCache
+    cache: PromptCache
     sink: Sink
     activity: Activity
     stride: int | None
@@ -146,8 +144,8 @@ def score(
         loading = partial(activity.bytes, f"loading {lm.folder.path.name}")
         loading(0, 0)
         with deadly(activity.erase):
-            engine = lm.load(loading)
-        run = _Run(lm, engine.new_cache(), sink, activity, stride, top, special, as_json)
+            lm.load(loading)
+        run = _Run(lm, PromptCache(), sink, activity, stride, top, special, as_json)
         if asked:
             _choose(run, asked, continuations)
         elif lines:
