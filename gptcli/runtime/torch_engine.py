@@ -37,7 +37,7 @@ class TorchEngine:
 
     @property
     def kernels(self) -> str:
-        """What multiplies: the compiled kernels' instruction set, torch, or both; on CUDA also what passed its checks."""
+        """What multiplies: the kernels' instruction set, torch, or both; on CUDA also what passed its checks."""
         library, plan = self.plan.library, self.plan
         if library is not None:
             return library.level if self._program else f"{library.level} and torch"
