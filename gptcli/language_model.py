@@ -14,7 +14,7 @@ from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import sampling_defaults
 from gptcli.errors import BrokenTokenizer, ContextOverflow, UsageError
 from gptcli.generation.request_checks import check_choices, check_request, check_scoring
-from gptcli.generation.sampling.native_sampler import CompiledPicker
+from gptcli.generation.sampling.sampler import make_sampler
 from gptcli.models.catalog import DEFAULT_MODEL, FetchProgress, fingerprint
 from gptcli.models.locate import locate
 from gptcli.runtime.fast_start.snapshot_engine import PreparedCache, PreparedEngine
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gptcli.chat.session import Session
-    from gptcli.generation.completion import Picker
     from gptcli.generation.events import Finished, TextDelta
     from gptcli.generation.score_result import ChoiceScore, Score
     from gptcli.generation.speculation import Drafter
@@ -302,11 +301,17 @@ class LanguageModel:
         if isinstance(engine, PreparedEngine) and (not plain or room > engine.room):
             engine = self.engine
         assert cache is None or isinstance(cache, PreparedCache) == isinstance(engine, PreparedEngine)
+        banned = self.stop_ids if stop.ignore_eos else frozenset[int]()
         return generate(
             engine,
             self.tokenizer,
             prompt,
-            pickers=[self._picker(engine, sampling, stop, logprobs, explain) for sampling in samplings],
+            samplers=[
+                make_sampler(
+                    engine.library, self.tokenizer, sampling, banned=banned, logprobs=logprobs, explain=explain
+                )
+                for sampling in samplings
+            ],
             stop=stop,
             stop_ids=self.stop_ids,
             cache=cache,
@@ -315,21 +320,6 @@ class LanguageModel:
             on_prefill=on_prefill,
             cancelled=cancelled,
         )
-
-    def _picker(
-        self,
-        engine: Engine | PreparedEngine,
-        sampling: SamplingConfig,
-        stop: StopConfig,
-        logprobs: int | None,
-        explain: bool,
-    ) -> Picker:
-        never = self.stop_ids if stop.ignore_eos else frozenset[int]()
-        if engine.library is not None and logprobs is None and not explain:
-            return CompiledPicker(engine.library, sampling, self.tokenizer.size, never)
-        from gptcli.generation.sampling.torch_sampler import TensorPicker
-
-        return TensorPicker(self.tokenizer, sampling, never, logprobs, explain)
 
     def draft_with(self, smaller: LanguageModel) -> None:
         """Lets a smaller model draft tokens from now on; the text stays the same. Raises UsageError unless it has the

@@ -18,8 +18,8 @@ Quantize = Literal["auto", "none", "int8", "int4"]
 
 # Below this a softmax over logits / temperature is one-hot in fp32.
 GREEDY_BELOW = 1e-5
-# fp32's greatest number: divided by infinity, what must not be drawn would be NaN.
-HOTTEST = 3.4028234663852886e38
+# fp32's greatest number: a masked logit, -inf, divided by infinity would be NaN.
+MAX_TEMPERATURE = 3.4028234663852886e38
 
 
 def random_seed() -> int:

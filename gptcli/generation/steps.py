@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gptcli.generation.completion import Logits
+from gptcli.generation.sampling.sampler import Logits
 from gptcli.generation.speculation import Drafter, Pace
 
 if TYPE_CHECKING:

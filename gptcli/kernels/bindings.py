@@ -82,8 +82,8 @@ class Draw(Structure):
     _fields_ = [
         ("logits", c_void_p),
         ("vocabulary", c_int64),
-        ("never", c_void_p),
-        ("never_count", c_int64),
+        ("banned", c_void_p),
+        ("banned_count", c_int64),
         ("biased", c_void_p),
         ("biases", c_void_p),
         ("biased_count", c_int64),

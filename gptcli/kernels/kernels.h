@@ -317,8 +317,8 @@ EXPORT int gptcli_run(const Op *ops, int64_t count, const Frame *frame);
 typedef struct Draw {
     const float *logits;
     int64_t vocabulary;
-    const int64_t *never; /* tokens that must not be drawn */
-    int64_t never_count;
+    const int64_t *banned; /* tokens that must not be drawn */
+    int64_t banned_count;
     const int64_t *biased; /* tokens, and what is added to each one's logit */
     const float *biases;
     int64_t biased_count;

@@ -190,7 +190,7 @@ static float *prepared(const Draw *draw) {
     int64_t *recent = malloc((size_t)(draw->recent_count + 1) * sizeof *recent);
     if (logits != NULL && recent != NULL) {
         memcpy(logits, draw->logits, (size_t)draw->vocabulary * sizeof *logits);
-        for (int64_t i = 0; i < draw->never_count; i++) logits[draw->never[i]] = -INFINITY;
+        for (int64_t i = 0; i < draw->banned_count; i++) logits[draw->banned[i]] = -INFINITY;
         for (int64_t i = 0; i < draw->biased_count; i++) logits[draw->biased[i]] += draw->biases[i];
         if (draw->recent_count > 0) memcpy(recent, draw->recent, (size_t)draw->recent_count * sizeof *recent);
         qsort(recent, (size_t)draw->recent_count, sizeof *recent, by_value);
@@ -206,7 +206,7 @@ static float *prepared(const Draw *draw) {
 int64_t gptcli_draw(const Draw *draw) {
     const float *logits = draw->logits;
     float *changed = NULL;
-    if (draw->never_count + draw->biased_count + draw->recent_count > 0) {
+    if (draw->banned_count + draw->biased_count + draw->recent_count > 0) {
         logits = changed = prepared(draw);
         if (logits == NULL) return -1;
     }

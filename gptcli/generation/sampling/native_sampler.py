@@ -1,4 +1,4 @@
-"""Draws tokens in compiled code: what sampling.py does in torch, in a third of the time. No torch."""
+"""Draws tokens in compiled code: what torch_sampler.py does, in a third of the time. No torch."""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ from random import Random
 from typing import Protocol
 
 from gptcli.kernels.bindings import Draw, Functions
-from gptcli.settings import HOTTEST, SamplingConfig, random_seed
+from gptcli.settings import MAX_TEMPERATURE, SamplingConfig, random_seed
 
 
-class AtAddress(Protocol):
-    """fp32 values side by side in this machine's memory."""
+class HostLogits(Protocol):
+    """Contiguous fp32 logits in main memory: a tensor, or what a fast start has without torch."""
 
     def data_ptr(self) -> int:
-        """The first one's address."""
+        """The address of the first."""
 
 
-class CompiledPicker:
-    """Draws one text's tokens; see `generation.sample.Picker`. It records nothing.
+class NativeSampler:
+    """Draws the tokens of one text; see `sampling.sampler.Sampler`. It records nothing.
 
-    vocabulary: tokens that there are; logits beyond pad. never: tokens that must not be drawn.
+    vocabulary: how many tokens there are; the logits after those are padding. banned: tokens that must not be drawn.
     """
 
     records = False
 
-    def __init__(self, library: Functions, config: SamplingConfig, vocabulary: int, never: frozenset[int]) -> None:
+    def __init__(self, library: Functions, config: SamplingConfig, vocabulary: int, banned: frozenset[int]) -> None:
         self.seed = random_seed() if config.seed is None else config.seed
         self._library, self._config, self._random = library, config, Random(self.seed)
         biased = [token for token, _ in config.logit_bias]
-        self._never = _integers([token for token in never if token < vocabulary])
+        # Draw has only the addresses of these arrays, so that they must live as long.
+        self._banned = _integers([token for token in banned if token < vocabulary])
         self._biased = _integers(biased)
         self._biases = (ctypes.c_float * len(biased))(*(bias for _, bias in config.logit_bias))
         self._draw = Draw(
             vocabulary=vocabulary,
-            never=ctypes.addressof(self._never),
-            never_count=len(self._never),
+            banned=ctypes.addressof(self._banned),
+            banned_count=len(self._banned),
             biased=ctypes.addressof(self._biased),
             biases=ctypes.addressof(self._biases),
             biased_count=len(biased),
@@ -47,11 +48,11 @@ class CompiledPicker:
             repeat=config.repeat_penalty,
             presence=config.presence_penalty,
             frequency=config.frequency_penalty,
-            temperature=min(config.temperature, HOTTEST),
+            temperature=min(config.temperature, MAX_TEMPERATURE),
         )
 
-    def pick(self, logits: AtAddress, history: Sequence[int]) -> tuple[int, None]:
-        """See `Picker.pick`. Raises MemoryError."""
+    def sample(self, logits: HostLogits, history: Sequence[int]) -> tuple[int, None]:
+        """See `Sampler.sample`. Raises MemoryError."""
         recent = _integers(self._config.recent(history) if self._config.penalizes else ())
         self._draw.logits = logits.data_ptr()
         self._draw.recent, self._draw.recent_count = ctypes.addressof(recent), len(recent)
