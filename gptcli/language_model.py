@@ -14,6 +14,7 @@ from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import sampling_defaults
 from gptcli.errors import BrokenTokenizer, ContextOverflow, UsageError
 from gptcli.generation.request_checks import check_choices, check_request, check_scoring
+from gptcli.generation.sampling.native_sampler import native_can_sample
 from gptcli.generation.sampling.sampler import make_sampler
 from gptcli.models.catalog import DEFAULT_MODEL, FetchProgress, fingerprint
 from gptcli.models.locate import locate
@@ -113,12 +114,12 @@ class LanguageModel:
         if self._engine is not None and self._slot is not None:
             keep_copy(self._slot, self.folder, self.runtime, self._engine)
 
-    def fitting_cache(self, cache: Cache | None, *, recorded: bool) -> Cache:
+    def fitting_cache(self, cache: Cache | None, sampling: SamplingConfig, *, recorded: bool) -> Cache:
         """A cache for one text at a time: the given one, unless another kind is needed, or a new one.
 
         recorded: whether the text's probabilities are.
         """
-        engine = self.engine if recorded else self.running
+        engine = self.engine if recorded or not native_can_sample(sampling) else self.running
         fits = isinstance(cache, PreparedCache) == isinstance(engine, PreparedEngine)
         return cache if cache is not None and fits else engine.new_cache()
 
@@ -295,7 +296,7 @@ class LanguageModel:
             raise UsageError(f"logprobs must be at least 0, not {logprobs}")
         from gptcli.generation.loop import generate
 
-        plain = len(samplings) == 1 and logprobs is None and not explain
+        plain = len(samplings) == 1 and native_can_sample(samplings[0]) and logprobs is None and not explain
         room = self._room(-1 if stop.max_tokens < 0 else len(prompt) + stop.max_tokens)
         engine: Engine | PreparedEngine = self.running
         if isinstance(engine, PreparedEngine) and (not plain or room > engine.room):

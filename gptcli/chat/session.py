@@ -259,7 +259,7 @@ class Session:
         self._lm.check_request(prompt, sampling)
         if hidden > self._history.hidden:
             yield TurnsDropped((hidden - self._history.hidden) // 2)
-        self._cache = self._lm.fitting_cache(self._cache, recorded=self.records_probabilities)
+        self._cache = self._lm.fitting_cache(self._cache, sampling, recorded=self.records_probabilities)
         answer = b""
         for event in self._lm.stream(
             prompt,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli.generation.sampling.native_sampler import NativeSampler
-from gptcli.generation.sampling.sampler import Sampler
+from gptcli import LanguageModel
+from gptcli.generation.sampling.native_sampler import NativeSampler, native_can_sample
+from gptcli.generation.sampling.sampler import Sampler, make_sampler
 from gptcli.generation.sampling.torch_sampler import TorchSampler
 from gptcli.kernels.bindings import Functions, functions
 from gptcli.settings import SamplingConfig
@@ -197,3 +198,29 @@ def test_a_value_that_is_not_finite_is_found_at_any_index(library: Functions, wr
         broken = values.clone()
         broken[index] = wrong
         assert not library.all_finite(broken.data_ptr(), len(broken))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LargerConfig(SamplingConfig):
+    """With a field that the compiled code knows nothing of."""
+
+    unheard_of: float = 0.5
+
+
+def test_a_setting_that_compiled_code_does_not_know_is_sampled_in_torch(
+    library: Functions, tiny: LanguageModel
+) -> None:
+    def kind(config: SamplingConfig) -> type[Sampler]:
+        return type(make_sampler(library, tiny.tokenizer, config, banned=NONE))
+
+    assert kind(LargerConfig(top_k=3, logit_bias=((1, 2.0),), seed=1)) is NativeSampler
+    assert kind(LargerConfig(unheard_of=0.6)) is TorchSampler
+    assert not native_can_sample(LargerConfig(unheard_of=0.6))
+
+
+def test_what_is_recorded_is_sampled_in_torch(library: Functions, tiny: LanguageModel) -> None:
+    config = SamplingConfig()
+    for wanted in ({"logprobs": 0}, {"explain": True}):
+        sampler = make_sampler(library, tiny.tokenizer, config, banned=NONE, **wanted)
+        assert isinstance(sampler, TorchSampler) and sampler.records
+    assert isinstance(make_sampler(None, tiny.tokenizer, config, banned=NONE), TorchSampler)

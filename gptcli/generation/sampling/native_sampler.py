@@ -4,11 +4,33 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import fields
 from random import Random
 from typing import Protocol
 
 from gptcli.kernels.bindings import Draw, Functions
 from gptcli.settings import MAX_TEMPERATURE, SamplingConfig, random_seed
+
+# SamplingConfig's fields that are applied here; sample.c has a filter for each of them but the seed.
+_APPLIED = frozenset(
+    {
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "repeat_penalty",
+        "repeat_last_n",
+        "presence_penalty",
+        "frequency_penalty",
+        "logit_bias",
+        "seed",
+    }
+)
+
+
+def native_can_sample(config: SamplingConfig) -> bool:
+    """Whether `NativeSampler` applies all that a config sets: fields unknown to it must have their defaults."""
+    return all(field.name in _APPLIED or getattr(config, field.name) == field.default for field in fields(config))
 
 
 class HostLogits(Protocol):
@@ -19,7 +41,7 @@ class HostLogits(Protocol):
 
 
 class NativeSampler:
-    """Draws the tokens of one text; see `sampling.sampler.Sampler`. It records nothing.
+    """Draws the tokens of one text, if `native_can_sample`; see `sampling.sampler.Sampler`. It records nothing.
 
     vocabulary: how many tokens there are; the logits after those are padding. banned: tokens that must not be drawn.
     """
@@ -27,6 +49,7 @@ class NativeSampler:
     records = False
 
     def __init__(self, library: Functions, config: SamplingConfig, vocabulary: int, banned: frozenset[int]) -> None:
+        assert native_can_sample(config)
         self.seed = random_seed() if config.seed is None else config.seed
         self._library, self._config, self._random = library, config, Random(self.seed)
         biased = [token for token, _ in config.logit_bias]

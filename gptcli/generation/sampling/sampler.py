@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
 from gptcli.generation.events import StepLogprobs
-from gptcli.generation.sampling.native_sampler import NativeSampler
+from gptcli.generation.sampling.native_sampler import NativeSampler, native_can_sample
 from gptcli.kernels.bindings import Functions
 from gptcli.settings import SamplingConfig
 from gptcli.text.tokenizer import Tokenizer
@@ -43,7 +43,7 @@ def make_sampler(
     logprobs: records each token's log-probability, and those of this many alternatives. explain: records what the
     filters did.
     """
-    if library is not None and logprobs is None and not explain:
+    if library is not None and logprobs is None and not explain and native_can_sample(config):
         return NativeSampler(library, config, tokenizer.size, banned)
     from gptcli.generation.sampling.torch_sampler import TorchSampler
 
