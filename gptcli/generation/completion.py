@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from gptcli.errors import GptcliError
 from gptcli.generation.events import FinishReason, StepLogprobs, TextDelta
+from gptcli.generation.sampling.constraint import Constraint
 from gptcli.generation.sampling.sampler import Logits, Sampler
 from gptcli.generation.stopping import StopMatcher
 from gptcli.settings import StopConfig
@@ -20,10 +21,18 @@ class Completion:
 
     history: the ids that the model sees. ids: those that were drawn. said: text that nobody has taken yet. reason:
     None until the text has ended. error: what to raise once its text has been read.
+
+    constraint: limits what is drawn, if there is one, and is told each token.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt: Sequence[int], sampler: Sampler, stop: StopConfig, stop_ids: frozenset[int]
+        self,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        sampler: Sampler,
+        stop: StopConfig,
+        stop_ids: frozenset[int],
+        constraint: Constraint | None = None,
     ) -> None:
         self.history = list(prompt)
         self.ids: list[int] = []
@@ -36,7 +45,7 @@ class Completion:
         self.ended_at = 0.0
         self._tokenizer, self._stop, self._stop_ids = tokenizer, stop, stop_ids
         self._steps_said = 0
-        self._sampler = sampler
+        self._sampler, self._constraint = sampler, constraint
         self._detokenizer, self._matcher = Detokenizer(), StopMatcher(stop.strings)
 
     @property
@@ -45,11 +54,17 @@ class Completion:
         return self._sampler.seed
 
     def take(self, logits: Logits) -> None:
-        """Draws the next token from the model's logits (vocab,), unless the text is as long as it may be."""
+        """Draws the next token from the model's logits (vocab,), unless the text is as long as it may be.
+
+        Raises UsageError if constraint and settings leave no token.
+        """
         if len(self.ids) == self._stop.max_tokens:
             self.end("length")
             return
-        token, step = self._sampler.sample(logits, self.history)
+        allowed = None if self._constraint is None else self._constraint.allowed()
+        token, step = self._sampler.sample(logits, self.history, allowed)
+        if self._constraint is not None:
+            self._constraint.accept(token)
         self.first_token_at = self.first_token_at or time.perf_counter()
         if token in self._stop_ids:
             self.end("stop", self._tokenizer.token_name(token))

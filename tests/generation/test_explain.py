@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from gptcli.settings import SamplingConfig
 
 
 def explained(logits: torch.Tensor, token: int, **config: Any) -> Explanation:
-    return explain(logits, list(stages(logits, None, SamplingConfig(**config), whole=True)), token)
+    return explain(logits, list(stages(logits, None, None, SamplingConfig(**config), whole=True)), token)
 
 
 @settings(max_examples=50)
@@ -77,3 +78,14 @@ def test_banned_tokens_leave_the_entropy_a_number() -> None:
     explanation = explained(torch.tensor([0.0, 0.0, -math.inf]), 0, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
     assert explanation.entropy == pytest.approx(math.log(2))
     assert explanation.filters[0].kept == 2
+
+
+def test_an_explanation_tells_what_a_constraint_removed_and_log_probabilities_stay_the_models_own() -> None:
+    logits = torch.tensor([0.5, 0.25, 0.25]).log()
+    sampler = TorchSampler(SamplingConfig(temperature=0), 3, frozenset(), lambda id: b"", logprobs=1, explain=True)
+    token, step = sampler.sample(logits, [], bytearray(array("I", [0b010])))
+    assert token == 1 and step is not None and step.explanation is not None
+    assert step.chosen.logprob == pytest.approx(math.log(0.25)) and step.top[0].id == 0
+    first = step.explanation.filters[0]
+    assert (first.name, first.kept, first.removed) == ("constraint", 1, 2)
+    assert first.removed_probability == pytest.approx(0.75)

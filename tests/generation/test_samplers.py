@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli import LanguageModel
+from gptcli.errors import UsageError
+from gptcli.generation.sampling.constraint import mask_words
 from gptcli.generation.sampling.native_sampler import NativeSampler, native_can_sample
 from gptcli.generation.sampling.sampler import Sampler, make_sampler
 from gptcli.generation.sampling.torch_sampler import TorchSampler
@@ -48,8 +51,22 @@ def make(request: pytest.FixtureRequest) -> Make:
     return in_torch if request.param == "torch" else native(request.getfixturevalue("library"))
 
 
-def drawn(sampler: Sampler, logits: torch.Tensor, count: int, history: list[int] | None = None) -> list[int]:
-    return [sampler.sample(logits, history or [])[0] for _ in range(count)]
+def mask_of(allowed: Iterable[int], vocabulary: int) -> bytearray:
+    """A mask in which the bits after the vocabulary are set, too: they must not count."""
+    words = array("I", [0] * mask_words(vocabulary))
+    for id in (*allowed, *range(vocabulary, 32 * len(words))):
+        words[id // 32] |= 1 << id % 32
+    return bytearray(words)
+
+
+def drawn(
+    sampler: Sampler,
+    logits: torch.Tensor,
+    count: int,
+    history: list[int] | None = None,
+    allowed: bytearray | None = None,
+) -> list[int]:
+    return [sampler.sample(logits, history or [], allowed)[0] for _ in range(count)]
 
 
 def frequencies(make: Make, logits: torch.Tensor, count: int, **config: Any) -> torch.Tensor:
@@ -86,8 +103,13 @@ def test_both_samplers_draw_the_same_tokens(
         config, logit_bias=tuple((id, data.draw(st.sampled_from([-2.5, 4.0]))) for id in range(0, size, 400))
     )
     history = data.draw(st.lists(ids, max_size=9))
+    allowed = None
+    if share := data.draw(st.sampled_from([0, 0.01, 0.5, 1.0])):
+        chosen = torch.rand(size, generator=torch.Generator().manual_seed(seed)) < share
+        chosen[next(id for id in range(size) if id not in banned)] = True
+        allowed = mask_of(chosen.nonzero().flatten().tolist(), size)
     of_torch, of_native = (
-        drawn(make(config, size, banned), logits, 5, history) for make in (in_torch, native(library))
+        drawn(make(config, size, banned), logits, 5, history, allowed) for make in (in_torch, native(library))
     )
     assert of_native == of_torch
 
@@ -109,17 +131,43 @@ def test_both_samplers_draw_the_same_tokens(
     ),
     st.data(),
 )
-def test_any_settings_draw_a_token_that_is_not_banned(
+def test_any_settings_draw_a_token_that_is_neither_banned_nor_masked(
     make: Make, values: list[float], config: SamplingConfig, data: st.DataObject
 ) -> None:
     ids = st.integers(0, len(values) - 1)
-    banned = data.draw(st.sets(ids, max_size=len(values) - 1))
-    by_bias = {id for id in banned if data.draw(st.booleans())}
-    config = replace(config, logit_bias=tuple((id, -math.inf) for id in by_bias))
+    forbidden = data.draw(st.sets(ids, max_size=len(values) - 1))
+    banned, biased, masked = (data.draw(st.sets(st.sampled_from(sorted(forbidden) or [0]))) & forbidden for _ in "123")
+    forbidden = banned | biased | masked
+    biases = dict.fromkeys(masked, 1e6) | dict.fromkeys(biased, -math.inf)  # which must not bring masked tokens back
+    config = replace(config, logit_bias=tuple(biases.items()))
     history = data.draw(st.lists(ids, max_size=9))
-    [token] = drawn(make(config, len(values), frozenset(banned - by_bias)), torch.tensor(values), 1, history)
+    allowed = mask_of(set(range(len(values))) - masked, len(values)) if masked else None
+    [token] = drawn(make(config, len(values), frozenset(banned)), torch.tensor(values), 1, history, allowed)
     assert 0 <= token < len(values)
-    assert token not in banned
+    assert token not in forbidden
+
+
+@given(st.integers(1, 100), st.data())
+def test_a_mask_of_one_token_draws_it(make: Make, size: int, data: st.DataObject) -> None:
+    token = data.draw(st.integers(0, size - 1))
+    config = data.draw(st.sampled_from([SamplingConfig(), SamplingConfig(temperature=0), SamplingConfig(**OFF)]))
+    logits = torch.randn(size, generator=torch.Generator().manual_seed(size)) * 20
+    assert drawn(make(config, size, NONE), logits, 3, [token], mask_of([token], size)) == [token] * 3
+
+
+@pytest.mark.parametrize("config", [SamplingConfig(), SamplingConfig(temperature=0), SamplingConfig(**OFF)])
+def test_a_mask_that_leaves_no_token_is_refused(make: Make, config: SamplingConfig) -> None:
+    sampler = make(replace(config, logit_bias=((1, -math.inf), (2, 5.0))), 40, frozenset({3}))
+    for allowed in ([], [1, 3]):
+        with pytest.raises(UsageError, match="no token is left"):
+            sampler.sample(torch.zeros(40), [], mask_of(allowed, 40))
+    assert sampler.sample(torch.zeros(40), [], mask_of([1, 3, 39], 40)) == (39, None)
+    assert len(set(drawn(make(SamplingConfig(**OFF, seed=1), 40, NONE), torch.zeros(40), 300))) > 20
+
+
+def test_a_mask_that_is_too_short_is_refused(make: Make) -> None:
+    with pytest.raises(ValueError):
+        make(SamplingConfig(), 33, NONE).sample(torch.zeros(33), [], bytearray(4))
 
 
 def test_banned_tokens_are_not_drawn_however_hot(make: Make) -> None:
@@ -153,12 +201,12 @@ def test_a_huge_vocabulary_gives_the_same_tokens_as_sorting_it_all(make: Make) -
 
 
 def test_a_flat_distribution_is_not_cut_to_the_first_candidates(make: Make) -> None:
-    assert frequencies(make, torch.zeros(5000), 4000, top_p=0.99).count_nonzero() > 2000
+    assert frequencies(make, torch.zeros(5000), 2000, top_p=0.99).count_nonzero() > 1024
 
 
 def test_a_top_p_of_one_draws_tokens_however_unlikely(make: Make) -> None:
     logits = torch.cat([torch.tensor([30.0]), torch.zeros(5000)])
-    assert frequencies(make, logits, 3000, temperature=100.0).count_nonzero() > 1500
+    assert frequencies(make, logits, 2000, temperature=100.0).count_nonzero() > 1024
 
 
 def test_of_equals_the_first_is_taken(library: Functions) -> None:

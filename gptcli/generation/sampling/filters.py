@@ -1,6 +1,7 @@
 """The filters that a model's logits pass before a token is drawn: pure functions.
 
-Their order is llama.cpp's: bias, penalties, top-k, top-p, min-p, temperature. kernels/sample.c has the same in C.
+A constraint's mask is first. Then their order is llama.cpp's: bias, penalties, top-k, top-p, min-p, temperature.
+kernels/sample.c has the same in C.
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ from gptcli.settings import MAX_TEMPERATURE, SamplingConfig
 
 # Far more candidates than carry probability in practice, and a twentieth of the cost of sorting a vocabulary.
 _FIRST_CANDIDATES = 1024
+
+
+def keep_allowed(logits: Tensor, allowed: Tensor) -> Tensor:
+    """Keeps the tokens of logits (vocab,) that are true in `allowed` (vocab,); the others become -inf."""
+    return logits.masked_fill(~allowed, -math.inf)
 
 
 def add_bias(logits: Tensor, bias: Sequence[tuple[int, float]]) -> Tensor:
@@ -68,12 +74,17 @@ class Stage:
     ids: Tensor | None = None
 
 
-def stages(logits: Tensor, recent: Tensor | None, config: SamplingConfig, *, whole: bool = False) -> Iterator[Stage]:
+def stages(
+    logits: Tensor, allowed: Tensor | None, recent: Tensor | None, config: SamplingConfig, *, whole: bool = False
+) -> Iterator[Stage]:
     """Yields what each active filter makes of logits (vocab,); the token is drawn from the last stage.
 
-    recent: the tokens to penalize, None without penalties. whole: each stage has all that its filter leaves, and not
-    only as many as the next filters can keep.
+    allowed: a constraint's mask (vocab,). recent: the tokens to penalize. Both are None if there are none. whole: each
+    stage has all that its filter leaves, and not only as many as the next filters can keep.
     """
+    if allowed is not None:
+        logits = keep_allowed(logits, allowed)
+        yield Stage("constraint", logits)
     if config.logit_bias:
         logits = add_bias(logits, config.logit_bias)
         yield Stage("logit_bias", logits)

@@ -8,6 +8,7 @@ from dataclasses import fields
 from random import Random
 from typing import Protocol
 
+from gptcli.generation.sampling.constraint import TokenMask, mask_words, nothing_allowed
 from gptcli.kernels.bindings import Draw, Functions
 from gptcli.settings import MAX_TEMPERATURE, SamplingConfig, random_seed
 
@@ -56,6 +57,7 @@ class NativeSampler:
         # Draw has only the addresses of these arrays, so that they must live as long.
         self._banned = _integers([token for token in banned if token < vocabulary])
         self._biased = _integers(biased)
+        self._mask = ctypes.c_uint32 * mask_words(vocabulary)
         self._biases = (ctypes.c_float * len(biased))(*(bias for _, bias in config.logit_bias))
         self._draw = Draw(
             vocabulary=vocabulary,
@@ -74,13 +76,18 @@ class NativeSampler:
             temperature=min(config.temperature, MAX_TEMPERATURE),
         )
 
-    def sample(self, logits: HostLogits, history: Sequence[int]) -> tuple[int, None]:
-        """See `Sampler.sample`. Raises MemoryError."""
+    def sample(self, logits: HostLogits, history: Sequence[int], allowed: TokenMask | None = None) -> tuple[int, None]:
+        """See `Sampler.sample`. Raises MemoryError, and ValueError for a mask of too few words."""
         recent = _integers(self._config.recent(history) if self._config.penalizes else ())
+        mask = None if allowed is None else self._mask.from_buffer(allowed)
         self._draw.logits = logits.data_ptr()
+        self._draw.allowed = None if mask is None else ctypes.addressof(mask)
         self._draw.recent, self._draw.recent_count = ctypes.addressof(recent), len(recent)
         self._draw.uniform = 0.0 if self._config.greedy else self._random.random()
-        return self._library.draw(self._draw), None
+        token = self._library.draw(self._draw)
+        if token is None:
+            raise nothing_allowed()
+        return token, None
 
 
 def _integers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:

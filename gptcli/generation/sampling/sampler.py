@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
 from gptcli.generation.events import StepLogprobs
+from gptcli.generation.sampling.constraint import TokenMask
 from gptcli.generation.sampling.native_sampler import NativeSampler, native_can_sample
 from gptcli.kernels.bindings import Functions
 from gptcli.settings import SamplingConfig
@@ -24,8 +25,14 @@ class Sampler(Protocol):
     def seed(self) -> int:
         """The seed it draws with: the configured one, else a random one."""
 
-    def sample(self, logits: Logits, history: Sequence[int]) -> tuple[int, StepLogprobs | None]:
-        """Draws a token from the model's logits (vocab,), given the ids before it; returns what it records, too."""
+    def sample(
+        self, logits: Logits, history: Sequence[int], allowed: TokenMask | None = None
+    ) -> tuple[int, StepLogprobs | None]:
+        """Draws a token from the model's logits (vocab,), given the ids before it; returns what it records, too.
+
+        allowed: the tokens that may be drawn, None for all. It comes before all filters, and no bias brings a token
+        back. Raises UsageError if no token is left.
+        """
 
 
 def make_sampler(

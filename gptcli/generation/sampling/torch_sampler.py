@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gptcli.generation.events import Explanation, StepLogprobs, TokenLogprob
+from gptcli.generation.sampling.constraint import TokenMask, mask_words, nothing_allowed
 from gptcli.generation.sampling.explain import explain
 from gptcli.generation.sampling.filters import Stage, stages
 from gptcli.settings import SamplingConfig, random_seed
@@ -38,8 +39,10 @@ class TorchSampler:
         self._banned = [token for token in banned if token < vocabulary]
         self._token_bytes, self._alternatives, self._explain = token_bytes, logprobs or 0, explain
 
-    def sample(self, logits: Tensor, history: Sequence[int]) -> tuple[int, StepLogprobs | None]:
-        """See `Sampler.sample`."""
+    def sample(
+        self, logits: Tensor, history: Sequence[int], allowed: TokenMask | None = None
+    ) -> tuple[int, StepLogprobs | None]:
+        """See `Sampler.sample`. Raises ValueError for a mask of too few words."""
         logits = logits[: self._vocabulary]
         if self._banned:
             logits = logits.clone()
@@ -47,19 +50,22 @@ class TorchSampler:
         recent = None
         if self._config.penalizes:
             recent = torch.tensor(self._config.recent(history), dtype=torch.int64, device=logits.device)
-        passed = list(stages(logits, recent, self._config, whole=self._explain))
-        token = self._draw(passed[-1])
+        mask = None if allowed is None else _unpacked(allowed, self._vocabulary).to(logits.device)
+        passed = list(stages(logits, mask, recent, self._config, whole=self._explain))
+        token = self._draw(passed[-1], constrained=mask is not None)
         if not self.records:
             return token, None
         return token, self._step(logits, token, explain(logits, passed, token) if self._explain else None)
 
-    def _draw(self, last: Stage) -> int:
+    def _draw(self, last: Stage, *, constrained: bool) -> int:
         """The token at which a random share of the probability that is left is reached."""
         if self._config.greedy:
             index = torch.zeros(1, dtype=torch.int64, device=last.logits.device)
         else:
             sums = last.logits.exp().cumsum(0, dtype=torch.float64)
             index = torch.searchsorted(sums, sums[-1:] * self._random.random(), right=True).clamp(max=len(sums) - 1)
+        if constrained and not last.logits[index] > -math.inf:  # NaN where every logit was -inf
+            raise nothing_allowed()
         return int(index if last.ids is None else last.ids[index])
 
     def _step(self, logits: Tensor, token: int, explanation: Explanation | None) -> StepLogprobs:
@@ -74,3 +80,9 @@ class TorchSampler:
             top=tuple(map(entry, top.indices.tolist(), top.values.tolist())),
             explanation=explanation,
         )
+
+
+def _unpacked(mask: TokenMask, vocabulary: int) -> Tensor:
+    """A mask's bits as booleans (vocab,)."""
+    words = torch.frombuffer(mask, dtype=torch.int32, count=mask_words(vocabulary))
+    return (words[:, None] >> torch.arange(32, dtype=torch.int32) & 1).flatten()[:vocabulary].bool()
