@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias, Unpack
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import sampling_defaults
@@ -21,7 +21,16 @@ from gptcli.models.locate import locate
 from gptcli.runtime.fast_start.snapshot_engine import PreparedCache, PreparedEngine
 from gptcli.runtime.fast_start.snapshots import Copy, Slot, keep_copy, open_copy, slot_of
 from gptcli.runtime.machine import check_room_for_torch
-from gptcli.settings import ChatSettings, Dtype, Overflow, Quantize, RuntimeConfig, SamplingConfig, StopConfig
+from gptcli.settings import (
+    ChatSettings,
+    Dtype,
+    Overflow,
+    Quantize,
+    RuntimeConfig,
+    SamplingConfig,
+    SamplingOptions,
+    StopConfig,
+)
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.tokenizer import Tokenizer
 
@@ -190,45 +199,24 @@ class LanguageModel:
         prompt: str | Sequence[int],
         *,
         max_tokens: int = 256,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repeat_penalty: float | None = None,
-        repeat_last_n: int | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        logit_bias: dict[int, float] | None = None,
-        seed: int | None = None,
         stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
         overflow: Overflow = "stop",
         logprobs: int | None = None,
         explain: bool = False,
+        **sampling: Unpack[SamplingOptions],
     ) -> Iterator[TextDelta | Finished]:
         """Continues a text or token ids; yields TextDelta as text comes, then one Finished.
 
-        Sampling settings left at None are the model's own defaults, else the command line's. Raises UsageError for
-        values out of range and ContextOverflow for a prompt that does not fit.
+        sampling: SamplingConfig's fields; those left out are the model's own defaults, else the command line's. Raises
+        UsageError for values out of range and ContextOverflow for a prompt that does not fit.
 
         logprobs and explain are what each TextDelta brings of its tokens, and Finished of all: their log-probabilities
         with that many alternatives, and what each sampling filter did.
         """
-        given = {
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "repeat_penalty": repeat_penalty,
-            "repeat_last_n": repeat_last_n,
-            "presence_penalty": presence_penalty,
-            "frequency_penalty": frequency_penalty,
-            "logit_bias": None if logit_bias is None else tuple(logit_bias.items()),
-            "seed": seed,
-        }
         return self.stream(
             self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt,
-            SamplingConfig.resolve(given, self.sampling_defaults),
+            SamplingConfig.resolve(sampling, self.sampling_defaults),
             StopConfig(
                 max_tokens=max_tokens,
                 strings=(stop,) if isinstance(stop, str) else tuple(stop),
