@@ -8,19 +8,29 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
 
 from gptcli.chat.session import Session
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import sampling_defaults
 from gptcli.errors import BrokenTokenizer, ContextOverflow, UsageError
 from gptcli.generation.request_checks import check_choices, check_request, check_scoring
-from gptcli.generation.sampling.native_sampler import CompiledPicker
+from gptcli.generation.sampling.native_sampler import native_can_sample
+from gptcli.generation.sampling.sampler import make_sampler
 from gptcli.models.catalog import DEFAULT_MODEL, FetchProgress, fingerprint
 from gptcli.models.locate import locate
 from gptcli.runtime.engine import Cancelled, Engine, Progress, PromptCache, Workload, never_cancelled, no_progress
 from gptcli.runtime.loader import Loader
-from gptcli.settings import ChatSettings, Dtype, Overflow, Quantize, RuntimeConfig, SamplingConfig, StopConfig
+from gptcli.settings import (
+    ChatSettings,
+    Dtype,
+    Overflow,
+    Quantize,
+    RuntimeConfig,
+    SamplingConfig,
+    SamplingOptions,
+    StopConfig,
+)
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.tokenizer import Tokenizer
 from gptcli.version import VERSION
@@ -28,7 +38,6 @@ from gptcli.version import VERSION
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gptcli.generation.completion import Picker
     from gptcli.generation.events import Finished, TextDelta
     from gptcli.generation.score_result import ChoiceScore, Score
     from gptcli.generation.speculation import Drafter
@@ -161,45 +170,24 @@ class LanguageModel:
         prompt: str | Sequence[int],
         *,
         max_tokens: int = 256,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repeat_penalty: float | None = None,
-        repeat_last_n: int | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        logit_bias: dict[int, float] | None = None,
-        seed: int | None = None,
         stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
         overflow: Overflow = "stop",
         logprobs: int | None = None,
         explain: bool = False,
+        **sampling: Unpack[SamplingOptions],
     ) -> Iterator[TextDelta | Finished]:
         """Continues a text or token ids; yields TextDelta as text comes, then one Finished.
 
-        Sampling settings left at None are the model's own defaults, else the command line's. Raises UsageError for
-        values out of range and ContextOverflow for a prompt that does not fit.
+        sampling: SamplingConfig's fields; those left out are the model's own defaults, else the command line's. Raises
+        UsageError for values out of range and ContextOverflow for a prompt that does not fit.
 
         logprobs and explain are what each TextDelta brings of its tokens, and Finished of all: their log-probabilities
         with that many alternatives, and what each sampling filter did.
         """
-        given = {
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "repeat_penalty": repeat_penalty,
-            "repeat_last_n": repeat_last_n,
-            "presence_penalty": presence_penalty,
-            "frequency_penalty": frequency_penalty,
-            "logit_bias": None if logit_bias is None else tuple(logit_bias.items()),
-            "seed": seed,
-        }
         return self.stream(
             self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt,
-            SamplingConfig.resolve(given, self.sampling_defaults),
+            SamplingConfig.resolve(sampling, self.sampling_defaults),
             StopConfig(
                 max_tokens=max_tokens,
                 strings=(stop,) if isinstance(stop, str) else tuple(stop),
@@ -268,14 +256,21 @@ class LanguageModel:
         from gptcli.generation.loop import generate
 
         tokens = None if stop.max_tokens < 0 else len(prompt) + stop.max_tokens
+        needs_tensors = logprobs is not None or explain or not all(map(native_can_sample, samplings))
         engine = self.engine
-        if not engine.serves(Workload(len(samplings), logprobs is not None or explain, tokens)):
+        if not engine.serves(Workload(len(samplings), needs_tensors, tokens)):
             engine = self.torch_engine()
+        banned = self.stop_ids if stop.ignore_eos else frozenset[int]()
         return generate(
             engine,
             self.tokenizer,
             prompt,
-            pickers=[self._picker(engine, sampling, stop, logprobs, explain) for sampling in samplings],
+            samplers=[
+                make_sampler(
+                    engine.library, self.tokenizer, sampling, banned=banned, logprobs=logprobs, explain=explain
+                )
+                for sampling in samplings
+            ],
             stop=stop,
             stop_ids=self.stop_ids,
             cache=cache,
@@ -284,21 +279,6 @@ class LanguageModel:
             on_prefill=on_prefill,
             cancelled=cancelled,
         )
-
-    def _picker(
-        self,
-        engine: Engine,
-        sampling: SamplingConfig,
-        stop: StopConfig,
-        logprobs: int | None,
-        explain: bool,
-    ) -> Picker:
-        never = self.stop_ids if stop.ignore_eos else frozenset[int]()
-        if engine.library is not None and logprobs is None and not explain:
-            return CompiledPicker(engine.library, sampling, self.tokenizer.size, never)
-        from gptcli.generation.sampling.torch_sampler import TensorPicker
-
-        return TensorPicker(self.tokenizer, sampling, never, logprobs, explain)
 
     def draft_with(self, draft_model: LanguageModel) -> None:
         """Lets a smaller model draft tokens from now on; the text stays the same.

@@ -1,4 +1,4 @@
-"""What a user can set about a run, as frozen records that check their own ranges. Knows nothing of models."""
+"""What a user can set, as frozen records that check their own ranges. Knows nothing of models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import secrets
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, TypedDict, Unpack, get_args
 
 from gptcli.errors import UsageError
 
@@ -18,8 +18,8 @@ Quantize = Literal["auto", "none", "int8", "int4"]
 
 # Below this a softmax over logits / temperature is one-hot in fp32.
 GREEDY_BELOW = 1e-5
-# fp32's greatest number: divided by infinity, what must not be drawn would be NaN.
-HOTTEST = 3.4028234663852886e38
+# fp32's greatest number: a masked logit, -inf, divided by infinity would be NaN.
+MAX_TEMPERATURE = 3.4028234663852886e38
 
 
 def random_seed() -> int:
@@ -98,11 +98,37 @@ class SamplingConfig:
 
     @classmethod
     def resolve(cls, given: Mapping[str, Any], model_defaults: Mapping[str, Any]) -> Self:
-        """The value of each field: given by the user, else by the model, else our own default. None is not given."""
-        names = {field.name for field in fields(cls)}
-        chosen = {name: value for name, value in model_defaults.items() if name in names}
-        chosen |= {name: value for name, value in given.items() if name in names and value is not None}
-        return replace(cls(), **chosen)
+        """Takes each field from what the user gave, else from the model, else our own default.
+
+        given: as `SamplingOptions`. Raises UsageError for a value out of range, TypeError for an unknown name.
+        """
+        return cls(**{**model_defaults, **_given(given)})
+
+
+SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingConfig))
+
+
+class SamplingOptions(TypedDict, total=False):
+    """SamplingConfig's fields as keywords. What is left out or None is the model's default, else SamplingConfig's."""
+
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repeat_penalty: float | None
+    repeat_last_n: int | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] | None
+    seed: int | None
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are given, as SamplingConfig takes them."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if isinstance(bias := given.get("logit_bias"), Mapping):
+        given["logit_bias"] = tuple(bias.items())
+    return given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,35 +177,51 @@ class RuntimeConfig:
             _check_whole("threads", self.threads, 1, 1024)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, init=False)
 class ChatSettings:
-    """What a user can change in the course of a conversation; what is None is the model's default, else ours.
+    """What a user can change in the course of a conversation. Every setting can be read by its name.
 
-    thinking: whether the model is asked to think first, where its template has a word for that.
+    given: the sampling settings that were given; the others are None, the model's default, else SamplingConfig's.
+    thinking: whether the model is asked to think first, if its template has a switch for that.
     """
 
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repeat_penalty: float | None = None
-    repeat_last_n: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: tuple[tuple[int, float], ...] | None = None
-    seed: int | None = None
-    max_tokens: int = 1024
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-    overflow: Overflow = "shift"
-    thinking: bool | None = None
+    given: Mapping[str, Any]
+    max_tokens: int
+    stop: tuple[str, ...]
+    ignore_eos: bool
+    overflow: Overflow
+    thinking: bool | None
 
-    def __post_init__(self) -> None:
-        _ = self.sampling({}), self.stopping  # which check their ranges
+    def __init__(
+        self,
+        *,
+        given: Mapping[str, Any] | None = None,
+        max_tokens: int = 1024,
+        stop: tuple[str, ...] = (),
+        ignore_eos: bool = False,
+        overflow: Overflow = "shift",
+        thinking: bool | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> None:
+        """Raises UsageError for a value out of range. `sampling` is added to `given`: so `replace` works."""
+        vars(self).update(
+            given=_given({**(given or {}), **sampling}),
+            max_tokens=max_tokens,
+            stop=stop,
+            ignore_eos=ignore_eos,
+            overflow=overflow,
+            thinking=thinking,
+        )
+        _ = self.sampling({}), self.stopping  # these check the ranges
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in SAMPLING_FIELDS:
+            raise AttributeError(f"there is no setting {name}")
+        return self.given.get(name)
 
     def sampling(self, model_defaults: Mapping[str, Any]) -> SamplingConfig:
         """How tokens are drawn with a model that has these defaults."""
-        return SamplingConfig.resolve(vars(self), model_defaults)
+        return SamplingConfig.resolve(self.given, model_defaults)
 
     @property
     def stopping(self) -> StopConfig:
@@ -188,11 +230,16 @@ class ChatSettings:
             max_tokens=self.max_tokens, strings=self.stop, ignore_eos=self.ignore_eos, overflow=self.overflow
         )
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """Every setting by its name."""
+        own = {name: value for name, value in vars(self).items() if name != "given"}
+        return {name: self.given.get(name) for name in SAMPLING_FIELDS} | own
+
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Settings from JSON, as `record` spells them. Raises UsageError for what are none."""
-        spelled = {field.name for field in fields(cls)}
-        if unknown := set(record) - spelled:
+        """Reads settings from JSON, as `record` spells them. Raises UsageError for an unknown name or a bad value."""
+        if unknown := set(record) - set(cls().values):
             raise UsageError(f"there is no setting {min(unknown)}")
         values = dict(record)
         if values.get("logit_bias") is not None:
@@ -202,17 +249,17 @@ class ChatSettings:
     @property
     def record(self) -> dict[str, Any]:
         """What differs from the defaults, as JSON can spell it."""
-        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) != field.default}
+        defaults = ChatSettings().values
+        return {name: value for name, value in self.values.items() if value != defaults[name]}
 
     def changed(self, name: str, text: str) -> Self:
-        """With one setting as a user spells it, or its default again for "default". Raises UsageError."""
-        spelled = {field.name: field for field in fields(self)}
+        """Changes one setting as a user spells it, "default" for its default. Raises UsageError."""
+        defaults = ChatSettings().values
         name = name.replace("-", "_")
-        if name not in spelled:
-            raise UsageError(f"there is no setting {name}", hint=f"there are {', '.join(spelled)}")
-        field = spelled[name]
-        value: Any = field.default if text == "default" else _parsed(name, str(field.type), text)
-        return replace(self, **{name: value})
+        if name not in defaults:
+            raise UsageError(f"there is no setting {name}", hint=f"there are {', '.join(defaults)}")
+        kinds = {field.name: str(field.type) for record in (SamplingConfig, ChatSettings) for field in fields(record)}
+        return replace(self, **{name: defaults[name] if text == "default" else _parsed(name, kinds[name], text)})
 
 
 def _parsed(name: str, kind: str, text: str) -> Any:

@@ -11,6 +11,7 @@ import gptcli
 from gptcli import Finished, LanguageModel, TextDelta
 from gptcli.cli.commands.generate import generate as command
 from gptcli.errors import ModelNotFound, UsageError
+from gptcli.settings import SAMPLING_FIELDS
 from tests.tiny import make_model
 
 
@@ -29,8 +30,9 @@ def test_a_generation_is_text_and_then_how_it_ended(tiny: LanguageModel) -> None
 def test_names_and_defaults_are_the_command_lines() -> None:
     ours = inspect.signature(LanguageModel.generate).parameters
     theirs = inspect.signature(command).parameters
-    for name in set(ours) - {"self", "prompt", "stop"}:
+    for name in set(ours) - {"self", "prompt", "stop", "sampling"}:
         assert ours[name].default == theirs[name].default, name
+    assert all(theirs[name].default is None for name in SAMPLING_FIELDS)
     for name in set(inspect.signature(gptcli.load).parameters) - {"model"}:
         assert inspect.signature(gptcli.load).parameters[name].default == theirs[name].default, name
 

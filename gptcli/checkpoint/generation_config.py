@@ -1,4 +1,4 @@
-"""What a model's generation_config.json says of sampling, in our terms."""
+"""Reads sampling defaults from a model's generation_config.json."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from gptcli.errors import BrokenCheckpoint, UsageError
 from gptcli.settings import SamplingConfig
 
 _SAME_NAME = ("temperature", "top_k", "top_p", "min_p")
+MODEL_SETTINGS = (*_SAME_NAME, "repeat_penalty", "repeat_last_n")  # SamplingConfig's fields that a model can set
 
 
 def sampling_defaults(fields: Mapping[str, Any]) -> dict[str, int | float]:
-    """Defaults for SamplingConfig's fields, as far as the model gives them. Raises BrokenCheckpoint for bad values."""
+    """Defaults for those of MODEL_SETTINGS that the model sets. Raises BrokenCheckpoint for bad values."""
     defaults = {name: fields[name] for name in _SAME_NAME if fields.get(name) is not None}
     if fields.get("repetition_penalty") is not None:
         # transformers applies it to the whole context.

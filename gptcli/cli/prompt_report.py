@@ -20,20 +20,11 @@ from gptcli.cli.terminal.tables import print_records
 from gptcli.cli.terminal.token_flow import TokenFlow, grouped, spell, terminal_columns, uses_colour
 from gptcli.errors import NoTemplate
 from gptcli.language_model import LanguageModel
-from gptcli.settings import SamplingConfig, StopConfig
+from gptcli.settings import SAMPLING_FIELDS, SamplingConfig, StopConfig
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.messages import Message
 
-_SAMPLING = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repeat_penalty",
-    "repeat_last_n",
-    "presence_penalty",
-    "frequency_penalty",
-)
+_SAMPLING = tuple(name for name in SAMPLING_FIELDS if name not in ("logit_bias", "seed"))  # those that are one number
 
 
 @dataclass(frozen=True)

@@ -1,71 +1,71 @@
-"""One text that is being generated: draws its tokens, makes text of them and finds its end. Knows nothing of models."""
+"""One text while it is generated: draws its tokens, decodes them and finds its end. Knows nothing of models."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias
 
 from gptcli.errors import GptcliError
 from gptcli.generation.events import FinishReason, StepLogprobs, TextDelta
+from gptcli.generation.sampling.constraint import Constraint
+from gptcli.generation.sampling.sampler import Sampler
 from gptcli.generation.stopping import StopMatcher
+from gptcli.runtime.engine import Logits
 from gptcli.settings import StopConfig
 from gptcli.text.detokenizer import Detokenizer
 from gptcli.text.tokenizer import Tokenizer
 
-Logits: TypeAlias = Any  # (vocab,) in fp32, as steps give and their picker takes them: a tensor or compiled code's
 
-
-class Picker(Protocol):
-    """Draws one text's tokens."""
-
-    records: bool
-    """Whether `pick` gives more than a token."""
-
-    @property
-    def seed(self) -> int:
-        """The seed it draws with."""
-
-    def pick(self, logits: Logits, history: Sequence[int]) -> tuple[int, StepLogprobs | None]:
-        """A token from the model's logits (vocab,), given the ids before it, and what is recorded of it."""
-
-
-class Sample:
+class Completion:
     """A text from its prompt to its end.
 
-    `history` is what the model is to see, `ids` what was drawn. What the text says is in `said` until somebody takes
-    it. `reason` is None until it has ended; `error` is what is to be raised behind its text.
+    history: the ids that the model sees. ids: those that were drawn. said: text that nobody has taken yet. reason:
+    None until the text has ended. error: what to raise once its text has been read.
+
+    constraint: limits what is drawn, if there is one, and is told each token.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt: Sequence[int], picker: Picker, stop: StopConfig, stop_ids: frozenset[int]
+        self,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        sampler: Sampler,
+        stop: StopConfig,
+        stop_ids: frozenset[int],
+        constraint: Constraint | None = None,
     ) -> None:
         self.history = list(prompt)
         self.ids: list[int] = []
         self.said: deque[TextDelta] = deque()
-        self.steps: list[StepLogprobs] | None = [] if picker.records else None
+        self.steps: list[StepLogprobs] | None = [] if sampler.records else None
         self.reason: FinishReason | None = None
         self.stopped_by: str | None = None
         self.error: GptcliError | None = None
         self.first_token_at: float | None = None  # on time.perf_counter's clock
         self.ended_at = 0.0
         self._tokenizer, self._stop, self._stop_ids = tokenizer, stop, stop_ids
-        self._told = 0  # of the steps, those that went out with the text
-        self._picker = picker
+        self._steps_said = 0
+        self._sampler, self._constraint = sampler, constraint
         self._detokenizer, self._matcher = Detokenizer(), StopMatcher(stop.strings)
 
     @property
     def seed(self) -> int:
-        """The seed it is drawn with."""
-        return self._picker.seed
+        """The seed that it is drawn with."""
+        return self._sampler.seed
 
     def take(self, logits: Logits) -> None:
-        """Draws the next token from the model's logits (vocab,), unless there are to be no more."""
+        """Draws the next token from the model's logits (vocab,), unless the text is as long as it may be.
+
+        Raises UsageError if constraint and settings leave no token.
+        """
         if len(self.ids) == self._stop.max_tokens:
             self.end("length")
             return
-        token, step = self._picker.pick(logits, self.history)
+        allowed = None if self._constraint is None else self._constraint.allowed()
+        token, step = self._sampler.sample(logits, self.history, allowed)
+        if self._constraint is not None:
+            self._constraint.accept(token)
         self.first_token_at = self.first_token_at or time.perf_counter()
         if token in self._stop_ids:
             self.end("stop", self._tokenizer.token_name(token))
@@ -80,7 +80,7 @@ class Sample:
             self.end("length")
 
     def end(self, reason: FinishReason, stopped_by: str | None = None) -> None:
-        """Says what was held back. Where that completes a stop text, this is the reason."""
+        """Says the text that is still pending. If that completes a stop text, the reason is "stop"."""
         if self._matcher.matched is None:
             self._say(self._matcher.push(self._detokenizer.flush()) + self._matcher.flush())
         if self._matcher.matched is not None:
@@ -88,12 +88,12 @@ class Sample:
         self.reason, self.stopped_by, self.ended_at = reason, stopped_by, time.perf_counter()
 
     def forget_older_half(self) -> None:
-        """Leaves the newer half of the history, behind the control token that began it, if one did."""
+        """Keeps the newer half of the history, and the control token that began it, if one did."""
         head = self.history[:1] if self._tokenizer.is_control(self.history[0]) else []
         self.history = head + self.history[len(self.history) // 2 + len(head) :]
 
     def _say(self, data: bytes) -> None:
         if data:
             steps = self.steps or []
-            self.said.append(TextDelta(data, tuple(steps[self._told :])))
-            self._told = len(steps)
+            self.said.append(TextDelta(data, tuple(steps[self._steps_said :])))
+            self._steps_said = len(steps)

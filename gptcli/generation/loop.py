@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterator, Sequence
 
 from gptcli.errors import ContextOverflow
-from gptcli.generation.completion import Logits, Picker, Sample
+from gptcli.generation.completion import Completion
 from gptcli.generation.events import Finished, TextDelta, Usage
+from gptcli.generation.sampling.sampler import Sampler
 from gptcli.generation.speculation import Drafter
 from gptcli.generation.steps import SharedSteps, SingleSteps, Steps
-from gptcli.runtime.engine import Cancelled, Engine, Progress, PromptCache, never_cancelled, no_progress
+from gptcli.runtime.engine import Cancelled, Engine, Logits, Progress, PromptCache, never_cancelled, no_progress
 from gptcli.settings import StopConfig
 from gptcli.text.tokenizer import Tokenizer
 
@@ -22,7 +23,7 @@ def generate(
     tokenizer: Tokenizer,
     prompt: Sequence[int],
     *,
-    pickers: Sequence[Picker],
+    samplers: Sequence[Sampler],
     stop: StopConfig,
     stop_ids: frozenset[int],
     cache: PromptCache | None = None,
@@ -31,7 +32,7 @@ def generate(
     on_prefill: Progress = no_progress,
     cancelled: Cancelled = never_cancelled,
 ) -> Iterator[Iterator[Event]]:
-    """Continues a prompt that `check_request` accepts, once with each of `pickers`, and yields a stream for each.
+    """Continues a prompt that `check_request` accepts, once with each of `samplers`, and yields a stream for each.
 
     A stream is text as it comes, then one Finished. Streams are read in order; the later ones are decoded along with
     the first, as many at once as `Engine.most_rows` allows, and kept until they are read.
@@ -45,14 +46,14 @@ def generate(
     """
     own_cache = (cache or PromptCache()).for_engine(engine)
     room = engine.ctx_size if stop.max_tokens < 0 else len(prompt) + stop.max_tokens
-    groups = -(-len(pickers) // engine.most_rows(room))
+    groups = -(-len(samplers) // engine.most_rows(room))
     for group in range(groups):
         if group and cancelled():
             return
-        own = pickers[group * len(pickers) // groups : (group + 1) * len(pickers) // groups]
-        samples = [Sample(tokenizer, prompt, picker, stop, stop_ids) for picker in own]
+        own = samplers[group * len(samplers) // groups : (group + 1) * len(samplers) // groups]
+        samples = [Completion(tokenizer, prompt, sampler, stop, stop_ids) for sampler in own]
         steps: Steps
-        if len(pickers) == 1:
+        if len(samplers) == 1:
             steps = SingleSteps(engine, own_cache, drafter, most_drafted)
         else:
             steps = SharedSteps(engine, own_cache)
@@ -67,7 +68,7 @@ class _Together:
         self,
         engine: Engine,
         prompt: Sequence[int],
-        samples: Sequence[Sample],
+        samples: Sequence[Completion],
         stop: StopConfig,
         steps: Steps,
         on_prefill: Progress,
@@ -79,7 +80,7 @@ class _Together:
         self._started_at: float | None = None
         self._prefilled, self._prefill_s = 0, 0.0
 
-    def events(self, sample: Sample) -> Iterator[Event]:
+    def events(self, sample: Completion) -> Iterator[Event]:
         """What a sample says, and how it ended. The others go on as far as it does."""
         while sample.reason is None or sample.said:
             if sample.said:
@@ -135,7 +136,7 @@ class _Together:
             if self._stop.overflow == "error":
                 sample.error = ContextOverflow(f"the context of {self._engine.ctx_size} tokens is full")
 
-    def _finished(self, sample: Sample) -> Finished:
+    def _finished(self, sample: Completion) -> Finished:
         assert sample.reason is not None and self._started_at is not None
         first_token_at = sample.first_token_at or sample.ended_at
         decode_s = sample.ended_at - first_token_at

@@ -20,6 +20,7 @@ from gptcli.errors import UsageError
 Level = Literal["portable", "avx2", "avx512"]
 
 _VARIABLE = "GPTCLI_KERNELS"
+_NO_MEMORY, _NO_TOKEN = -1, -2  # of gptcli_draw
 _MOST_THREADS = 256  # kernels.h's MOST_THREADS
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "clamped_swiglu": 4}
 
@@ -82,8 +83,9 @@ class Draw(Structure):
     _fields_ = [
         ("logits", c_void_p),
         ("vocabulary", c_int64),
-        ("never", c_void_p),
-        ("never_count", c_int64),
+        ("allowed", c_void_p),
+        ("banned", c_void_p),
+        ("banned_count", c_int64),
         ("biased", c_void_p),
         ("biases", c_void_p),
         ("biased_count", c_int64),
@@ -240,12 +242,12 @@ class Functions:
         if self._c.gptcli_run(ctypes.addressof(ops), len(ops), byref(frame)) != 0:
             raise MemoryError
 
-    def draw(self, draw: Draw) -> int:
-        """The token that a draw comes to."""
+    def draw(self, draw: Draw) -> int | None:
+        """Draws a token; None if none is left that may be drawn. Raises MemoryError."""
         token: int = self._c.gptcli_draw(byref(draw))
-        if token < 0:
+        if token == _NO_MEMORY:
             raise MemoryError
-        return token
+        return None if token == _NO_TOKEN else token
 
     def all_finite(self, address: int, size: int) -> bool:
         """Whether none of so many fp32 values is infinite or NaN."""

@@ -317,8 +317,9 @@ EXPORT int gptcli_run(const Op *ops, int64_t count, const Frame *frame);
 typedef struct Draw {
     const float *logits;
     int64_t vocabulary;
-    const int64_t *never; /* tokens that must not be drawn */
-    int64_t never_count;
+    const uint32_t *allowed; /* a bit a token, set if it may be drawn, the lowest bits first; NULL: all may */
+    const int64_t *banned; /* tokens that must not be drawn */
+    int64_t banned_count;
     const int64_t *biased; /* tokens, and what is added to each one's logit */
     const float *biases;
     int64_t biased_count;
@@ -330,7 +331,7 @@ typedef struct Draw {
     double uniform; /* at random, from 0 to below 1 */
 } Draw;
 
-/* The token; -1: no memory. The logits must be finite. */
+/* Draws a token; -1: no memory, -2: no token is left that may be drawn. The logits must be finite. */
 EXPORT int64_t gptcli_draw(const Draw *draw);
 
 /* Whether none of the values is infinite or not a number; 1 or 0. */

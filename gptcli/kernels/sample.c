@@ -169,6 +169,15 @@ static int64_t draw_filtered(const Draw *draw, const float *logits) {
     return token;
 }
 
+static void keep_allowed(const uint32_t *allowed, int64_t vocabulary, float *logits) {
+    for (int64_t begin = 0; begin < vocabulary; begin += 32) {
+        for (uint32_t masked = ~allowed[begin / 32]; masked != 0; masked &= masked - 1) {
+            int64_t token = begin + __builtin_ctz(masked);
+            if (token < vocabulary) logits[token] = -INFINITY;
+        }
+    }
+}
+
 static int by_value(const void *a, const void *b) {
     int64_t first = *(const int64_t *)a, second = *(const int64_t *)b;
     return (first > second) - (first < second);
@@ -190,7 +199,8 @@ static float *prepared(const Draw *draw) {
     int64_t *recent = malloc((size_t)(draw->recent_count + 1) * sizeof *recent);
     if (logits != NULL && recent != NULL) {
         memcpy(logits, draw->logits, (size_t)draw->vocabulary * sizeof *logits);
-        for (int64_t i = 0; i < draw->never_count; i++) logits[draw->never[i]] = -INFINITY;
+        if (draw->allowed != NULL) keep_allowed(draw->allowed, draw->vocabulary, logits);
+        for (int64_t i = 0; i < draw->banned_count; i++) logits[draw->banned[i]] = -INFINITY;
         for (int64_t i = 0; i < draw->biased_count; i++) logits[draw->biased[i]] += draw->biases[i];
         if (draw->recent_count > 0) memcpy(recent, draw->recent, (size_t)draw->recent_count * sizeof *recent);
         qsort(recent, (size_t)draw->recent_count, sizeof *recent, by_value);
@@ -206,7 +216,7 @@ static float *prepared(const Draw *draw) {
 int64_t gptcli_draw(const Draw *draw) {
     const float *logits = draw->logits;
     float *changed = NULL;
-    if (draw->never_count + draw->biased_count + draw->recent_count > 0) {
+    if (draw->allowed != NULL || draw->banned_count + draw->biased_count + draw->recent_count > 0) {
         logits = changed = prepared(draw);
         if (logits == NULL) return -1;
     }
@@ -217,6 +227,7 @@ int64_t gptcli_draw(const Draw *draw) {
         token = draw_any(draw, logits);
     else
         token = draw_filtered(draw, logits);
+    if (token >= 0 && logits[token] == -INFINITY) token = -2;
     free(changed);
     return token;
 }

@@ -360,44 +360,6 @@ def test_thinking_is_a_setting_where_the_template_knows_it(tiny: LanguageModel) 
     assert not tiny.tokenizer.decode(session.prompt()).endswith(b"NO")
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "value"),
-    [
-        ("temperature", "0.5", 0.5),
-        ("top-k", "7", 7),
-        ("seed", "9", 9),
-        ("stop", "'a b' c", ("a b", "c")),
-        ("logit_bias", "5=-1 6=2.5", ((5, -1.0), (6, 2.5))),
-        ("ignore_eos", "on", True),
-        ("overflow", "error", "error"),
-        ("thinking", "off", False),
-        ("max_tokens", "default", 1024),
-    ],
-)
-def test_a_setting_is_changed_as_a_user_spells_it(name: str, text: str, value: object) -> None:
-    changed = ChatSettings(max_tokens=5).changed(name, text)
-    assert getattr(changed, name.replace("-", "_")) == value
-    assert ChatSettings.from_record(changed.record) == changed
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "complaint"),
-    [
-        ("heat", "1", "no setting heat"),
-        ("temperature", "hot", "a number"),
-        ("temperature", "-1", "at least 0"),
-        ("top_k", "1.5", "whole number"),
-        ("thinking", "maybe", "on or off"),
-        ("overflow", "never", "one of"),
-        ("logit_bias", "5", "ID=BIAS"),
-        ("stop", "'open", "text"),
-    ],
-)
-def test_a_setting_that_is_none_is_refused(name: str, text: str, complaint: str) -> None:
-    with pytest.raises(UsageError, match=complaint):
-        ChatSettings().changed(name, text)
-
-
 def test_a_session_that_shares_a_cache_runs_only_what_is_its_own(
     tiny: LanguageModel, prefilled: list[int], tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.generation_config import MODEL_SETTINGS
 from gptcli.checkpoint.registry import FAMILIES
 from gptcli.cli import options
 from gptcli.cli.model_facts import default_origin, stop_sources, weight_bytes
@@ -258,8 +259,7 @@ def _facts(lm: LanguageModel) -> dict[str, Any]:
         "stop_ids": {where: list(ids) for where, ids in stop_sources(lm).items()},
         "chat_template": _template_state(lm),
         "sampling": {
-            field: {"value": getattr(sampling, field), "from": default_origin(field, lm)}
-            for field in ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n")
+            field: {"value": getattr(sampling, field), "from": default_origin(field, lm)} for field in MODEL_SETTINGS
         },
         "bytes": {
             "on_disk": LocalModel(lm.name, folder.path).size,

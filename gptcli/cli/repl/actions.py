@@ -79,8 +79,8 @@ def change_setting(repl: Repl, argument: str) -> None:
 
 def _settings_in_use(repl: Repl) -> dict[str, object]:
     settings, lm = repl.session.settings, repl.session.lm
-    in_use = vars(settings) | vars(settings.sampling(lm.sampling_defaults))
-    return {name: in_use[name] for name in vars(settings)} | {_SHOW_THINKING: repl.view.thoughts}
+    in_use = settings.values | vars(settings.sampling(lm.sampling_defaults))
+    return in_use | {_SHOW_THINKING: repl.view.thoughts}
 
 
 def _spelled(value: object) -> str:

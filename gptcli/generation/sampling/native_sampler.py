@@ -1,42 +1,68 @@
-"""Draws tokens in compiled code: what sampling.py does in torch, in a third of the time. No torch."""
+"""Draws tokens in compiled code: what torch_sampler.py does, in a third of the time. No torch."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import fields
 from random import Random
 from typing import Protocol
 
+from gptcli.generation.sampling.constraint import TokenMask, mask_words, nothing_allowed
 from gptcli.kernels.bindings import Draw, Functions
-from gptcli.settings import HOTTEST, SamplingConfig, random_seed
+from gptcli.settings import MAX_TEMPERATURE, SamplingConfig, random_seed
+
+# SamplingConfig's fields that are applied here; sample.c has a filter for each of them but the seed.
+_APPLIED = frozenset(
+    {
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "repeat_penalty",
+        "repeat_last_n",
+        "presence_penalty",
+        "frequency_penalty",
+        "logit_bias",
+        "seed",
+    }
+)
 
 
-class AtAddress(Protocol):
-    """fp32 values side by side in this machine's memory."""
+def native_can_sample(config: SamplingConfig) -> bool:
+    """Whether `NativeSampler` applies all that a config sets: fields unknown to it must have their defaults."""
+    return all(field.name in _APPLIED or getattr(config, field.name) == field.default for field in fields(config))
+
+
+class HostLogits(Protocol):
+    """Contiguous fp32 logits in main memory: a tensor, or what a fast start has without torch."""
 
     def data_ptr(self) -> int:
-        """The first one's address."""
+        """The address of the first."""
 
 
-class CompiledPicker:
-    """Draws one text's tokens; see `generation.sample.Picker`. It records nothing.
+class NativeSampler:
+    """Draws the tokens of one text, if `native_can_sample`; see `sampling.sampler.Sampler`. It records nothing.
 
-    vocabulary: tokens that there are; logits beyond pad. never: tokens that must not be drawn.
+    vocabulary: how many tokens there are; the logits after those are padding. banned: tokens that must not be drawn.
     """
 
     records = False
 
-    def __init__(self, library: Functions, config: SamplingConfig, vocabulary: int, never: frozenset[int]) -> None:
+    def __init__(self, library: Functions, config: SamplingConfig, vocabulary: int, banned: frozenset[int]) -> None:
+        assert native_can_sample(config)
         self.seed = random_seed() if config.seed is None else config.seed
         self._library, self._config, self._random = library, config, Random(self.seed)
         biased = [token for token, _ in config.logit_bias]
-        self._never = _integers([token for token in never if token < vocabulary])
+        # Draw has only the addresses of these arrays, so that they must live as long.
+        self._banned = _integers([token for token in banned if token < vocabulary])
         self._biased = _integers(biased)
+        self._mask = ctypes.c_uint32 * mask_words(vocabulary)
         self._biases = (ctypes.c_float * len(biased))(*(bias for _, bias in config.logit_bias))
         self._draw = Draw(
             vocabulary=vocabulary,
-            never=ctypes.addressof(self._never),
-            never_count=len(self._never),
+            banned=ctypes.addressof(self._banned),
+            banned_count=len(self._banned),
             biased=ctypes.addressof(self._biased),
             biases=ctypes.addressof(self._biases),
             biased_count=len(biased),
@@ -47,16 +73,21 @@ class CompiledPicker:
             repeat=config.repeat_penalty,
             presence=config.presence_penalty,
             frequency=config.frequency_penalty,
-            temperature=min(config.temperature, HOTTEST),
+            temperature=min(config.temperature, MAX_TEMPERATURE),
         )
 
-    def pick(self, logits: AtAddress, history: Sequence[int]) -> tuple[int, None]:
-        """See `Picker.pick`. Raises MemoryError."""
+    def sample(self, logits: HostLogits, history: Sequence[int], allowed: TokenMask | None = None) -> tuple[int, None]:
+        """See `Sampler.sample`. Raises MemoryError, and ValueError for a mask of too few words."""
         recent = _integers(self._config.recent(history) if self._config.penalizes else ())
+        mask = None if allowed is None else self._mask.from_buffer(allowed)
         self._draw.logits = logits.data_ptr()
+        self._draw.allowed = None if mask is None else ctypes.addressof(mask)
         self._draw.recent, self._draw.recent_count = ctypes.addressof(recent), len(recent)
         self._draw.uniform = 0.0 if self._config.greedy else self._random.random()
-        return self._library.draw(self._draw), None
+        token = self._library.draw(self._draw)
+        if token is None:
+            raise nothing_allowed()
+        return token, None
 
 
 def _integers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:

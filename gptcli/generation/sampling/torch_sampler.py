@@ -1,67 +1,88 @@
-"""Draws tokens in torch, on whatever device the logits are, and records how each came to be drawn."""
+"""Draws tokens in torch, on the device that the logits are on, and records how each was drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from random import Random
 
+import torch
 from torch import Tensor
 
 from gptcli.generation.events import Explanation, StepLogprobs, TokenLogprob
-from gptcli.generation.sampling.filters import Sampler, explain
-from gptcli.settings import SamplingConfig
-from gptcli.text.tokenizer import Tokenizer
+from gptcli.generation.sampling.constraint import TokenMask, mask_words, nothing_allowed
+from gptcli.generation.sampling.explain import explain
+from gptcli.generation.sampling.filters import Stage, stages
+from gptcli.settings import SamplingConfig, random_seed
 
 
-class TensorPicker:
-    """Draws one text's tokens; see `generation.sample.Picker`.
+class TorchSampler:
+    """Draws the tokens of one text; see `sampling.sampler.Sampler`.
 
-    never: tokens that must not be drawn. logprobs: records each token's log-probability, and that of this many
-    alternatives. explain: records what the filters did.
+    vocabulary: how many tokens there are; the logits after those are padding. banned: tokens that must not be drawn.
+    token_bytes: gives a token's bytes, for records. logprobs and explain: see `make_sampler`.
     """
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
         config: SamplingConfig,
-        never: frozenset[int],
-        logprobs: int | None,
-        explain: bool,
+        vocabulary: int,
+        banned: frozenset[int],
+        token_bytes: Callable[[int], bytes],
+        *,
+        logprobs: int | None = None,
+        explain: bool = False,
     ) -> None:
         self.records = explain or logprobs is not None
-        self._tokenizer, self._sampler = tokenizer, Sampler(config)
-        self._never = [token for token in never if token < tokenizer.size]
-        self._alternatives, self._explain = logprobs or 0, explain
+        self.seed = random_seed() if config.seed is None else config.seed
+        self._config, self._random, self._vocabulary = config, Random(self.seed), vocabulary
+        self._banned = [token for token in banned if token < vocabulary]
+        self._token_bytes, self._alternatives, self._explain = token_bytes, logprobs or 0, explain
 
-    @property
-    def seed(self) -> int:
-        """See `Picker.seed`."""
-        return self._sampler.seed
-
-    def pick(self, logits: Tensor, history: Sequence[int]) -> tuple[int, StepLogprobs | None]:
-        """See `Picker.pick`."""
-        logits = logits[: self._tokenizer.size]  # without the rows that pad the vocabulary
-        if self._never:
+    def sample(
+        self, logits: Tensor, history: Sequence[int], allowed: TokenMask | None = None
+    ) -> tuple[int, StepLogprobs | None]:
+        """See `Sampler.sample`. Raises ValueError for a mask of too few words."""
+        logits = logits[: self._vocabulary]
+        if self._banned:
             logits = logits.clone()
-            logits[self._never] = float("-inf")
-        stages = self._sampler.stages(logits, history, whole=self._explain)
-        token = int(self._sampler.draw(stages[-1]))
+            logits[self._banned] = -math.inf
+        recent = None
+        if self._config.penalizes:
+            recent = torch.tensor(self._config.recent(history), dtype=torch.int64, device=logits.device)
+        mask = None if allowed is None else _unpacked(allowed, self._vocabulary).to(logits.device)
+        passed = list(stages(logits, mask, recent, self._config, whole=self._explain))
+        token = self._draw(passed[-1], constrained=mask is not None)
         if not self.records:
             return token, None
-        explanation = explain(logits, stages, token) if self._explain else None
-        return token, _step_logprobs(logits, token, self._alternatives, self._tokenizer, explanation)
+        return token, self._step(logits, token, explain(logits, passed, token) if self._explain else None)
+
+    def _draw(self, last: Stage, *, constrained: bool) -> int:
+        """The token at which a random share of the probability that is left is reached."""
+        if self._config.greedy:
+            index = torch.zeros(1, dtype=torch.int64, device=last.logits.device)
+        else:
+            sums = last.logits.exp().cumsum(0, dtype=torch.float64)
+            index = torch.searchsorted(sums, sums[-1:] * self._random.random(), right=True).clamp(max=len(sums) - 1)
+        if constrained and not last.logits[index] > -math.inf:  # NaN where every logit was -inf
+            raise nothing_allowed()
+        return int(index if last.ids is None else last.ids[index])
+
+    def _step(self, logits: Tensor, token: int, explanation: Explanation | None) -> StepLogprobs:
+        logprobs = logits.log_softmax(0)
+
+        def entry(id: int, logprob: float) -> TokenLogprob:
+            return TokenLogprob(id, self._token_bytes(id), logprob)
+
+        top = logprobs.topk(min(self._alternatives, len(logprobs)))
+        return StepLogprobs(
+            chosen=entry(token, float(logprobs[token])),
+            top=tuple(map(entry, top.indices.tolist(), top.values.tolist())),
+            explanation=explanation,
+        )
 
 
-def _step_logprobs(
-    logits: Tensor, token: int, alternatives: int, tokenizer: Tokenizer, explanation: Explanation | None
-) -> StepLogprobs:
-    logprobs = logits.log_softmax(0)
-
-    def record(id: int, logprob: float) -> TokenLogprob:
-        return TokenLogprob(id, tokenizer.token_bytes(id), logprob)
-
-    top = logprobs.topk(min(alternatives, len(logprobs)))
-    return StepLogprobs(
-        chosen=record(token, float(logprobs[token])),
-        top=tuple(map(record, top.indices.tolist(), top.values.tolist())),
-        explanation=explanation,
-    )
+def _unpacked(mask: TokenMask, vocabulary: int) -> Tensor:
+    """A mask's bits as booleans (vocab,)."""
+    words = torch.frombuffer(mask, dtype=torch.int32, count=mask_words(vocabulary))
+    return (words[:, None] >> torch.arange(32, dtype=torch.int32) & 1).flatten()[:vocabulary].bool()

@@ -1,0 +1,56 @@
+"""What draws the next token, and the choice between compiled code and torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from gptcli.generation.events import StepLogprobs
+from gptcli.generation.sampling.constraint import TokenMask
+from gptcli.generation.sampling.native_sampler import NativeSampler, native_can_sample
+from gptcli.kernels.bindings import Functions
+from gptcli.runtime.engine import Logits
+from gptcli.settings import SamplingConfig
+from gptcli.text.tokenizer import Tokenizer
+
+
+class Sampler(Protocol):
+    """Draws the tokens of one text."""
+
+    records: bool
+    """Whether `sample` records how each token was drawn."""
+
+    @property
+    def seed(self) -> int:
+        """The seed it draws with: the configured one, else a random one."""
+
+    def sample(
+        self, logits: Logits, history: Sequence[int], allowed: TokenMask | None = None
+    ) -> tuple[int, StepLogprobs | None]:
+        """Draws a token from the model's logits (vocab,), given the ids before it; returns what it records, too.
+
+        allowed: the tokens that may be drawn, None for all. It comes before all filters, and no bias brings a token
+        back. Raises UsageError if no token is left.
+        """
+
+
+def make_sampler(
+    library: Functions | None,
+    tokenizer: Tokenizer,
+    config: SamplingConfig,
+    *,
+    banned: frozenset[int],
+    logprobs: int | None = None,
+    explain: bool = False,
+) -> Sampler:
+    """A compiled sampler where it can do what is asked, else one in torch.
+
+    library: the kernels, or None where they cannot read the logits. banned: tokens that must not be drawn.
+    logprobs: records each token's log-probability, and those of this many alternatives. explain: records what the
+    filters did.
+    """
+    if library is not None and logprobs is None and not explain and native_can_sample(config):
+        return NativeSampler(library, config, tokenizer.size, banned)
+    from gptcli.generation.sampling.torch_sampler import TorchSampler
+
+    return TorchSampler(config, tokenizer.size, banned, tokenizer.token_bytes, logprobs=logprobs, explain=explain)

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptcli.generation.sampling.filters import add_bias, keep_min_p, keep_top_k, keep_top_p, penalize
+
+logit_lists = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=60)
+
+
+def descending(values: list[float]) -> torch.Tensor:
+    return torch.tensor(sorted(values, reverse=True))
+
+
+def test_a_bias_is_added_and_minus_infinity_bans() -> None:
+    assert add_bias(torch.zeros(4), [(1, 2.5), (3, -math.inf)]).tolist() == [0, 2.5, 0, -math.inf]
+
+
+@given(logit_lists, st.floats(0.5, 2.0), st.floats(0, 2), st.floats(0, 2), st.data())
+def test_penalties_change_recent_tokens_alone(
+    values: list[float], repeat: float, presence: float, frequency: float, data: st.DataObject
+) -> None:
+    logits = torch.tensor(values)
+    recent = data.draw(st.lists(st.integers(0, len(values) - 1), max_size=10))
+    out = penalize(logits, torch.tensor(recent, dtype=torch.int64), repeat, presence, frequency)
+    for token, value in enumerate(values):
+        count = recent.count(token)
+        penalized = (value / repeat if value > 0 else value * repeat) - presence - frequency * count
+        assert out[token].item() == pytest.approx(penalized if count else value, rel=1e-4, abs=1e-4)
+
+
+@given(logit_lists, st.integers(0, 100))
+def test_top_k_keeps_the_k_greatest(values: list[float], k: int) -> None:
+    logits = torch.tensor(values)
+    kept, ids = keep_top_k(logits, k)
+    assert kept.tolist() == sorted(values, reverse=True)[: k or None]
+    assert logits[ids].equal(kept)
+
+
+@given(logit_lists, st.floats(0.01, 1.0))
+def test_top_p_keeps_the_fewest_that_reach_p_and_at_least_one(values: list[float], p: float) -> None:
+    ordered = descending(values)
+    kept = keep_top_p(ordered, p, ordered.logsumexp(0))
+    probabilities = ordered.double().softmax(0)
+    assert 1 <= len(kept) <= len(ordered)
+    assert kept.equal(ordered[: len(kept)])
+    slack = 1e-5
+    assert probabilities[: len(kept)].sum() >= p - slack or len(kept) == len(ordered)
+    assert probabilities[: len(kept) - 1].sum() < p + slack
+
+
+def test_a_top_p_of_one_keeps_every_token_however_unlikely() -> None:
+    ordered = torch.linspace(30, -30, 2000)
+    assert len(keep_top_p(ordered, 1.0, ordered.logsumexp(0))) == 2000
+
+
+@given(logit_lists, st.floats(0.0, 1.0))
+def test_min_p_keeps_what_is_within_its_share_of_the_best(values: list[float], p: float) -> None:
+    ordered = descending(values)
+    kept = len(keep_min_p(ordered, p))
+    share = (ordered.double() - ordered[0].double()).exp()
+    assert kept >= 1
+    assert (share[:kept] >= p - 1e-5).all()
+    assert (share[kept:] <= p + 1e-5).all()

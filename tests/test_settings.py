@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import FrozenInstanceError, replace
+from typing import Any, get_type_hints
+
+import pytest
+
+from gptcli import ChatSettings
+from gptcli.errors import UsageError
+from gptcli.settings import SAMPLING_FIELDS, SamplingConfig, SamplingOptions
+
+
+@pytest.mark.parametrize(
+    ("field", "complaint"),
+    [
+        ({"temperature": math.nan}, "temperature must be at least 0"),
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 0.0}, "top-p must be above 0 and at most 1"),
+        ({"top_p": 1.5}, "top-p"),
+        ({"top_p": math.nan}, "top-p"),
+        ({"min_p": -0.1}, "min-p must be between 0 and 1"),
+        ({"top_k": -1}, "top-k"),
+        ({"top_k": 2.5}, "top-k must be a whole number"),
+        ({"seed": 1.5}, "seed must be a whole number"),
+        ({"repeat_penalty": 1e-320}, "repeat-penalty"),
+        ({"logit_bias": ((5, 1e39),)}, "logit-bias of token 5"),
+        ({"repeat_penalty": 0.0}, "repeat-penalty"),
+        ({"repeat_last_n": -2}, "repeat-last-n"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**64}, "seed"),
+        ({"logit_bias": ((1, math.nan),)}, "logit-bias"),
+        ({"logit_bias": ((1, math.inf),)}, "or -inf"),
+        ({"logit_bias": ((-1, 1.0),)}, "logit-bias"),
+        ({"presence_penalty": math.inf}, "presence-penalty"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_its_options_name(field: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        SamplingConfig(**field)
+
+
+def test_what_the_user_gives_beats_the_model_which_beats_our_defaults() -> None:
+    model = {"temperature": 0.6, "top_p": 0.9}
+    resolved = SamplingConfig.resolve({"temperature": 0.1, "top_k": None}, model)
+    assert (resolved.temperature, resolved.top_p, resolved.top_k) == (0.1, 0.9, SamplingConfig().top_k)
+
+
+def test_sampling_options_are_the_fields_of_the_config_each_of_which_may_be_left_out() -> None:
+    fields, options = get_type_hints(SamplingConfig), get_type_hints(SamplingOptions)
+    assert list(options) == list(SAMPLING_FIELDS) == list(fields)
+    for name in SAMPLING_FIELDS:
+        dictionary = Mapping[int, float] if name == "logit_bias" else None
+        assert options[name] == fields[name] | dictionary | None
+
+
+def test_a_bias_may_be_given_as_a_dictionary() -> None:
+    assert SamplingConfig.resolve({"logit_bias": {5: -1.0}}, {}).logit_bias == ((5, -1.0),)
+    assert ChatSettings(logit_bias={5: -1.0}) == ChatSettings(logit_bias=((5, -1.0),))
+
+
+@pytest.mark.parametrize("make", [ChatSettings, lambda **given: SamplingConfig.resolve(given, {})])
+def test_an_option_of_an_unknown_name_is_refused(make: Callable[..., object]) -> None:
+    with pytest.raises(TypeError, match="heat"):
+        make(heat=1.0)
+
+
+def test_settings_of_a_chat_are_read_by_name_and_cannot_be_assigned() -> None:
+    chat = ChatSettings(temperature=0.5, max_tokens=9)
+    assert (chat.temperature, chat.top_k, chat.max_tokens, chat.overflow) == (0.5, None, 9, "shift")
+    with pytest.raises(AttributeError, match="heat"):
+        _ = chat.heat
+    with pytest.raises(FrozenInstanceError):
+        chat.temperature = 1.0
+    assert copy.deepcopy(chat) == chat
+
+
+def test_some_settings_of_a_chat_are_replaced_and_the_others_stay() -> None:
+    chat = ChatSettings(temperature=0.5, seed=3, max_tokens=9)
+    assert replace(chat, temperature=1.0, stop=("x",)) == ChatSettings(
+        temperature=1.0, seed=3, max_tokens=9, stop=("x",)
+    )
+    assert replace(chat, temperature=None) == ChatSettings(seed=3, max_tokens=9)
+    with pytest.raises(UsageError, match="temperature"):
+        replace(chat, temperature=-1.0)
+
+
+def test_a_record_of_a_chats_settings_is_what_differs_from_the_defaults_in_a_fixed_order() -> None:
+    chat = ChatSettings(stop=("x",), overflow="stop", thinking=False, seed=3, logit_bias=((5, -1.0),), top_p=0.5)
+    assert json.dumps(chat.record) == (
+        '{"top_p": 0.5, "logit_bias": [[5, -1.0]], "seed": 3, "stop": ["x"], "overflow": "stop", "thinking": false}'
+    )
+    assert ChatSettings.from_record(json.loads(json.dumps(chat.record))) == chat
+    assert ChatSettings().record == ChatSettings(temperature=None, max_tokens=1024).record == {}
+    with pytest.raises(UsageError, match="no setting heat"):
+        ChatSettings.from_record({"heat": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("temperature", "0.5", 0.5),
+        ("top-k", "7", 7),
+        ("seed", "9", 9),
+        ("stop", "'a b' c", ("a b", "c")),
+        ("logit_bias", "5=-1 6=2.5", ((5, -1.0), (6, 2.5))),
+        ("ignore_eos", "on", True),
+        ("overflow", "error", "error"),
+        ("thinking", "off", False),
+        ("max_tokens", "default", 1024),
+    ],
+)
+def test_a_setting_is_changed_as_a_user_spells_it(name: str, text: str, value: object) -> None:
+    changed = ChatSettings(max_tokens=5).changed(name, text)
+    assert getattr(changed, name.replace("-", "_")) == value
+    assert ChatSettings.from_record(changed.record) == changed
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "complaint"),
+    [
+        ("heat", "1", "no setting heat"),
+        ("temperature", "hot", "a number"),
+        ("temperature", "-1", "at least 0"),
+        ("top_k", "1.5", "whole number"),
+        ("thinking", "maybe", "on or off"),
+        ("overflow", "never", "one of"),
+        ("logit_bias", "5", "ID=BIAS"),
+        ("stop", "'open", "text"),
+    ],
+)
+def test_an_unknown_setting_or_value_is_refused(name: str, text: str, complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        ChatSettings().changed(name, text)
