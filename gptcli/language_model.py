@@ -147,17 +147,7 @@ class LanguageModel:
 
         plan = plan_for(self.folder, self.runtime)
         with memory_errors(plan.device, "loading the weights"):
-            decoder = load_decoder(
-                self.folder,
-                plan.device,
-                plan.dtype,
-                plan.packing,
-                on_progress,
-                library=plan.library if plan.as_stored or plan.half else None,
-                half=plan.half,
-                integers=plan.integers,
-                tinygemm=plan.tinygemm,
-            )
+            decoder = load_decoder(self.folder, plan.weights, on_progress)
         return Engine(decoder, plan, self.ctx_size, load_s=time.perf_counter() - started)
 
     @cached_property

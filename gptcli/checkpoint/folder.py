@@ -106,13 +106,13 @@ class ModelFolder:
         for name in wanted:
             if isinstance(self.weights[name], Dense):
                 check_floats(name, self.tensors)
-        endings, parts = architecture.ignorable, architecture.unused_parts
+        suffixes, prefixes = architecture.unused_suffixes, architecture.unused_prefixes
         unused = [
             name
             for name in self.weights
             if name not in wanted
-            and not name.endswith(endings)
-            and not name.startswith(parts)
+            and not name.endswith(suffixes)
+            and not name.startswith(prefixes)
             and not isinstance(self.weights.get(name.removesuffix("bias") + "weight"), Gptq)
         ]
         if unused:

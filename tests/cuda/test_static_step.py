@@ -42,7 +42,7 @@ def small_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def engine_of(model: Path, record: Record | None, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Engine:
     plan = DevicePlan(torch.device(device), dtype, "expand", record=record)
-    return Engine(load_decoder(ModelFolder.open(model), plan.device, plan.dtype, "expand"), plan, 256, load_s=0.0)
+    return Engine(load_decoder(ModelFolder.open(model), plan.weights), plan, 256, load_s=0.0)
 
 
 def logits_of(engine: Engine, text: list[int] = TEXT, prompt: int = 5) -> Tensor:

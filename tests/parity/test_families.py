@@ -285,8 +285,8 @@ def engine_of(
     half: torch.dtype | None = None,
 ) -> Engine:
     folder = ModelFolder.open(path)
-    decoder = load_decoder(folder, torch.device(device), dtype, "expand", library=library, half=half)
-    plan = DevicePlan(torch.device(device), dtype, "expand", library, half=half, record=record)
+    plan = DevicePlan(torch.device(device), dtype, "expand", library, as_stored=True, half=half, record=record)
+    decoder = load_decoder(folder, plan.weights)
     return Engine(decoder, plan, decoder.config.max_context, load_s=0.0)
 
 

@@ -68,7 +68,7 @@ def gemma3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     text.expect("final_logit_softcapping")  # which transformers leaves out where there are images
     architecture = gemma3_text(text, tensors, root="language_model.")
     text.refuse_unread()
-    return replace(architecture, unused_parts=("vision_tower.", "multi_modal_projector."))
+    return replace(architecture, unused_prefixes=("vision_tower.", "multi_modal_projector."))
 
 
 def _gemma_config(hf: HfConfig, act: Activation | None = None, rope: RopeConfig | None = None) -> DecoderConfig:

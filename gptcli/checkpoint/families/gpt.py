@@ -11,7 +11,7 @@ from functools import partial
 
 from gptcli.checkpoint.families.parts import Make, Parameters, activation, as_it_is, head_dim_of
 from gptcli.checkpoint.hf_config import HfConfig
-from gptcli.checkpoint.recipes import Architecture, HeadsToParts, PairsToHalves, Take, Transposed
+from gptcli.checkpoint.recipes import Architecture, HeadsToQkv, PairsToHalves, Take, Transposed
 from gptcli.errors import BrokenCheckpoint
 from gptcli.model.config import AttentionConfig, BlockConfig, DecoderConfig, MlpConfig, NormConfig, RopeConfig
 
@@ -31,7 +31,7 @@ class Names:
     up: str
     down: str
     positions: str | None = None
-    ignorable: tuple[str, ...] = ()
+    unused_suffixes: tuple[str, ...] = ()
 
 
 _GPT2 = Names(
@@ -46,7 +46,7 @@ _GPT2 = Names(
     out="attn.c_proj",
     up="mlp.c_fc",
     down="mlp.c_proj",
-    ignorable=(".attn.bias", ".attn.masked_bias"),
+    unused_suffixes=(".attn.bias", ".attn.masked_bias"),
 )
 _OPENAI = replace(
     _GPT2,
@@ -59,7 +59,7 @@ _NEO = replace(
     _GPT2,
     qkv=("attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj"),
     out="attn.attention.out_proj",
-    ignorable=(".attn.attention.bias", ".attn.attention.masked_bias"),
+    unused_suffixes=(".attn.attention.bias", ".attn.attention.masked_bias"),
 )
 _GPTJ = replace(
     _GPT2,
@@ -81,7 +81,7 @@ _NEOX = Names(
     out="attention.dense",
     up="mlp.dense_h_to_4h",
     down="mlp.dense_4h_to_h",
-    ignorable=(".attention.bias", ".attention.masked_bias", ".attention.rotary_emb.inv_freq"),
+    unused_suffixes=(".attention.bias", ".attention.masked_bias", ".attention.rotary_emb.inv_freq"),
 )
 
 
@@ -195,7 +195,7 @@ def gpt_neox(hf: HfConfig, tensors: Collection[str]) -> Architecture:
         norm=_layer_norm(hf, "layer_norm_eps"),
         tied_head=hf.flag("tie_word_embeddings", False),
     )
-    return _architecture(config, tensors, _NEOX, rows=(partial(HeadsToParts, heads=heads),))
+    return _architecture(config, tensors, _NEOX, rows=(partial(HeadsToQkv, heads=heads),))
 
 
 def _layer_norm(hf: HfConfig, eps: str) -> NormConfig:
@@ -262,4 +262,4 @@ def _architecture(
         parameters.linear(f"{ours}attention.out", [theirs + names.out], attention.out_bias, weight=weight)
         parameters.linear(f"{ours}mlp.up", [theirs + names.up], True, weight=weight)
         parameters.linear(f"{ours}mlp.down", [theirs + names.down], True, weight=weight)
-    return Architecture(config, parameters, names.ignorable)
+    return Architecture(config, parameters, names.unused_suffixes)

@@ -277,7 +277,7 @@ def llama_architecture(
         if isinstance(block.mlp, MlpConfig):
             parameters.linear(f"{ours}mlp.up", [theirs + name for name in names.up], block.mlp.bias)
             parameters.linear(f"{ours}mlp.down", [theirs + names.down], block.mlp.bias)
-    return Architecture(config, parameters, ignorable=(".rotary_emb.inv_freq",))
+    return Architecture(config, parameters, unused_suffixes=(".rotary_emb.inv_freq",))
 
 
 def attention_parameters(
