@@ -1,4 +1,8 @@
-"""Fills a decoder from a checkpoint: cooks each parameter's recipe, decides what holds the value, puts it there."""
+"""Fills a decoder from a checkpoint, one parameter after the other.
+
+`_cook` makes a value from the checkpoint's tensors, `_form` decides how it is multiplied, `_module` makes the layer for
+that form, and `_Slot.fill` puts it into the decoder.
+"""
 
 from __future__ import annotations
 
@@ -152,7 +156,7 @@ def _cook(recipe: Recipe, source: TensorSource) -> Tensor | PackedWeight:
             value = _cook(operand, source)
             return _dense(value).mT.contiguous() if is_transposed(operand, source.stored) else value
         case PlusOne(operand):
-            return _dense(_cook(operand, source)).float() + 1
+            return _fp32(operand, source) + 1
         case PairsToHalves(operand, heads, dim):
             return _reordered(_cook(operand, source), lambda rows: _pairs_to_halves(rows.view(heads, -1), dim))
         case HeadsToQkv(operand, heads):
@@ -162,12 +166,15 @@ def _cook(recipe: Recipe, source: TensorSource) -> Tensor | PackedWeight:
             order = torch.arange(value.shape[1]).view(-1, 2).t().flatten()
             return value[:, order] if isinstance(value, Tensor) else value.rows(order)
         case LowRankUpdate(operand, up, down, scale):
-            weight, up_, down_ = (_dense(_cook(each, source)).float() for each in (operand, up, down))
-            return weight + scale * (up_ @ down_)
+            return _fp32(operand, source) + scale * (_fp32(up, source) @ _fp32(down, source))
 
 
 def _dense(value: Tensor | PackedWeight) -> Tensor:
     return value.dequantize(torch.float32) if isinstance(value, PackedWeight) else value
+
+
+def _fp32(recipe: Recipe, source: TensorSource) -> Tensor:
+    return _dense(_cook(recipe, source)).float()
 
 
 def _joined(
