@@ -100,11 +100,11 @@ class HfConfig:
         return self.layers_of("num_hidden_layers")
 
     def layers_of(self, name: str) -> int:
-        """The number of layers, from another field."""
+        """The number of layers, from the field that has it."""
         return self.integer(name, high=_MAX_LAYERS)
 
     def heads_of(self, name: str, default: int | None = None) -> int:
-        """A number of attention heads."""
+        """A number of attention heads, from the field that has it."""
         return self.integer(name, default, high=_MAX_HEADS)
 
     def optional_integer(self, name: str) -> int | None:
