@@ -1,4 +1,4 @@
-"""Writes a dense llama as a GGUF file, for llama.cpp to be measured with. Knows nothing of speed."""
+"""Writes a dense llama as a GGUF file, to measure llama.cpp with the same weights."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ _NAMES = {
 
 
 def write_gguf(file: Path, config: dict[str, Any], weights: dict[str, Tensor], *, tokenizer_of: Path) -> None:
-    """config and weights: a llama's, by Hugging Face's names; matrices in any dtype, written as bf16. The tokenizer is
-    copied from another GGUF file."""
+    """Writes matrices of any dtype as bf16. config and weights have Hugging Face's names.
+
+    tokenizer_of: the GGUF file to copy the tokenizer from.
+    """
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     kv_heads = config.get("num_key_value_heads", heads)
     writer = gguf.GGUFWriter(file, "llama")
@@ -45,9 +47,11 @@ def write_gguf(file: Path, config: dict[str, Any], weights: dict[str, Tensor], *
         if name.startswith("tokenizer.ggml."):
             writer.add_key_value(name, field.contents(), *field.types[:2])
     for name, weight in weights.items():
-        if ".q_proj" in name or ".k_proj" in name:  # llama.cpp turns neighbouring channels, Hugging Face halves
-            parts = weight.view(heads if ".q_proj" in name else kv_heads, 2, -1, hidden)
-            weight = parts.transpose(1, 2).reshape(weight.shape)
+        if (
+            ".q_proj" in name or ".k_proj" in name
+        ):  # llama.cpp's RoPE turns neighbouring channels, Hugging Face's halves
+            halves = weight.view(heads if ".q_proj" in name else kv_heads, 2, -1, hidden)
+            weight = halves.transpose(1, 2).reshape(weight.shape)
         if weight.dim() == 1:
             writer.add_tensor(_name(name), weight.float().numpy())
         else:
@@ -60,9 +64,9 @@ def write_gguf(file: Path, config: dict[str, Any], weights: dict[str, Tensor], *
 
 
 def _name(name: str) -> str:
-    """llama.cpp's name of a weight."""
+    """A weight's name in llama.cpp."""
     name = name.removesuffix(".weight")
     if not name.startswith("model.layers."):
         return f"{_NAMES[name]}.weight"
-    _, _, layer, part = name.split(".", 3)
-    return f"blk.{layer}.{_NAMES[part]}.weight"
+    _, _, layer, module = name.split(".", 3)
+    return f"blk.{layer}.{_NAMES[module]}.weight"

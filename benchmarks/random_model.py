@@ -1,4 +1,4 @@
-"""Writes a model directory with random bf16 weights in the shape of a llama of a billion parameters, or another.
+"""Writes a llama with random bf16 weights, of a billion parameters or another size.
 
 python benchmarks/random_model.py DIRECTORY [--layers 16 --hidden 2048 --mlp 8192 --heads 32 --kv-heads 8]
 gptcli bench -m DIRECTORY
@@ -23,7 +23,7 @@ VOCABULARY = 49_152
 
 @dataclass(frozen=True)
 class Shape:
-    """A llama's, with one matrix for embedding and head."""
+    """The dimensions of a llama whose embedding is also its head."""
 
     layers: int = 16
     hidden: int = 2048
@@ -33,18 +33,18 @@ class Shape:
 
     @property
     def kv_width(self) -> int:
-        """Of keys, and of values."""
+        """The width of keys, and of values."""
         return self.hidden // self.heads * self.kv_heads
 
     @property
     def parameters(self) -> int:
-        """Weights in matrices."""
+        """The number of weights in matrices."""
         attention = 2 * self.hidden * (self.hidden + self.kv_width)
         return self.hidden * VOCABULARY + self.layers * (attention + 3 * self.hidden * self.mlp)
 
 
 def write_model(directory: Path, shape: Shape) -> None:
-    """Writes config, weights, and the default model's tokenizer."""
+    """Writes config and weights, and copies the default model's tokenizer."""
     config = {
         "model_type": "llama",
         "vocab_size": VOCABULARY,
@@ -82,7 +82,7 @@ def write_model(directory: Path, shape: Shape) -> None:
 
 
 def main() -> None:
-    """Reads the shape from the arguments."""
+    """Reads the shape from the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("directory", type=Path)
     for name, default in vars(Shape()).items():

@@ -1,4 +1,4 @@
-"""Every failure a user can meet: one class a kind, with a way out and an exit code. Nothing else raises to them."""
+"""Every failure that a user can see: a class per kind, with an exit code and, if possible, a way out."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What a script reads from `$?`. Deaths by a signal are 128 + its number and not listed here."""
+    """What a script reads from `$?`. A death by signal is 128 + its number."""
 
     OK = 0
-    BUG = 1
-    USAGE = 2
-    INVALID_MODEL = 3
-    NO_INPUT = 4
-    NO_MEMORY_OR_DEVICE = 5
-    CONTEXT_FULL = 6
-    NON_FINITE = 7
-    NO_OUTPUT = 8
+    BUG = 1  # any exception that is not a class of this module
+    USAGE = 2  # UsageError
+    INVALID_MODEL = 3  # InvalidModel and its subclasses
+    NO_INPUT = 4  # InputError, ModelNotFound
+    NO_MEMORY_OR_DEVICE = 5  # OutOfMemory, NoSuchDevice
+    CONTEXT_FULL = 6  # ContextOverflow
+    NON_FINITE = 7  # NonFiniteLogits
+    NO_OUTPUT = 8  # OutputError
 
 
 class GptcliError(Exception):
-    """A failure with one line for the user (`message`) and, where there is one, a way out (`hint`)."""
+    """A failure with one line for the user (`message`) and perhaps a way out (`hint`)."""
 
     exit_code = ExitCode.BUG
 
@@ -31,23 +31,23 @@ class GptcliError(Exception):
 
 
 class UsageError(GptcliError):
-    """An option or argument has no meaning, or none together with another."""
+    """An option or argument is invalid, alone or together with another."""
 
     exit_code = ExitCode.USAGE
 
 
 class InvalidModel(GptcliError):
-    """What a model consists of cannot be used as it is."""
+    """A model's files cannot be used as they are."""
 
     exit_code = ExitCode.INVALID_MODEL
 
 
 class BrokenCheckpoint(InvalidModel):
-    """Files contradict each other or their format."""
+    """The model's files contradict each other or their format."""
 
 
 class UnsupportedArchitecture(InvalidModel):
-    """The model asks for mathematics that are not implemented."""
+    """The model needs mathematics that are not implemented."""
 
 
 class BrokenTokenizer(InvalidModel):
@@ -69,7 +69,7 @@ class InputError(GptcliError):
 
 
 class ModelNotFound(InputError):
-    """There is no such model here, or it could not be fetched."""
+    """The model is not on this machine, or could not be fetched."""
 
 
 class OutOfMemory(GptcliError):
@@ -85,13 +85,13 @@ class NoSuchDevice(GptcliError):
 
 
 class ContextOverflow(GptcliError):
-    """More tokens than the context holds."""
+    """A text does not fit into the context, or the context is full and `--overflow error` was asked for."""
 
     exit_code = ExitCode.CONTEXT_FULL
 
 
 class NonFiniteLogits(GptcliError):
-    """The model computed NaN or infinity, behind so many tokens and in this dtype."""
+    """The model computed NaN or infinity. tokens: how many it had read by then."""
 
     exit_code = ExitCode.NON_FINITE
 

@@ -1,4 +1,4 @@
-"""Reading files that strangers wrote: strict JSON with a size limit, regular files only, no way out; and locks."""
+"""Safe reading of untrusted files: regular ones only, no links out of a model, strict JSON; and file locks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 from gptcli.errors import BrokenCheckpoint, InputError
 
 _MOST_CONTAINERS = 2_000_000
-JSON_LIMIT = 8 << 20  # no config is near this; tokenizers are read with a limit of their own
+JSON_LIMIT = 8 << 20  # bytes, far more than any config; tokenizers have another limit
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Opens a regular file for reading; a pipe, device or directory is InputError at once, never a hang."""
+    """Opens a regular file for reading. A pipe, device or directory raises InputError at once instead of hanging."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except OSError as error:
@@ -28,15 +28,14 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def is_there(path: Path) -> bool:
-    """Whether a directory has such an entry, be it a link that leads nowhere, which `open_within` refuses."""
+    """Whether a path exists, if only as a broken link, which `open_within` then refuses."""
     return os.path.lexists(path)
 
 
 def open_within(path: Path) -> BufferedReader:
     """Opens a file of a model's directory as `open_regular` does.
 
-    A link that leads out of the directory is BrokenCheckpoint, unless it leads to the blobs of a Hugging Face cache
-    that the directory is a snapshot in.
+    Raises BrokenCheckpoint for a link out of the directory. A snapshot in a Hugging Face cache may link to its blobs.
     """
     directory, target = os.path.realpath(path.parent), os.path.realpath(path)
     homes = [directory]
@@ -50,9 +49,9 @@ def open_within(path: Path) -> BufferedReader:
 
 
 def lock(descriptor: int, *, wait: bool = False) -> bool:
-    """Locks a file or directory against other processes that ask, until it is closed; False where one came first.
+    """Locks a file or directory until it is closed. Returns False if another process has locked it.
 
-    wait: for the one that came first. Windows goes without.
+    wait: waits for the other process instead. On Windows nothing is locked.
     """
     try:
         import fcntl
@@ -78,7 +77,7 @@ def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
 
 
 def parse_json(data: bytes, where: str) -> dict[str, Any]:
-    """A JSON object from bytes; `where` names them in the error. Raises BrokenCheckpoint as `read_json` does."""
+    """A JSON object from bytes, called `where` in errors. Raises BrokenCheckpoint as `read_json` does."""
 
     def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
@@ -90,13 +89,13 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
     def refuse_constant(name: str) -> None:
         raise ValueError(f"{name} is not a JSON number")
 
-    if data.count(b"[") + data.count(b"{") > _MOST_CONTAINERS:  # two bytes each, and sixty in memory
+    if data.count(b"[") + data.count(b"{") > _MOST_CONTAINERS:  # two bytes each here, sixty in memory
         raise BrokenCheckpoint(f"cannot read: {where}: more than {_MOST_CONTAINERS} lists and objects")
     try:
         value = json.loads(
             data.decode("utf-8-sig"), object_pairs_hook=without_duplicates, parse_constant=refuse_constant
         )
-        if b"\\ud" in data.lower():  # perhaps half a surrogate pair, which no text can hold
+        if b"\\ud" in data.lower():  # perhaps a lone surrogate, which UTF-8 cannot encode
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise BrokenCheckpoint(f"cannot read: {where}: nested too deeply") from None

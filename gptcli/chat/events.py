@@ -1,7 +1,7 @@
-"""What a session's events add up to. Knows nothing of models, and so nothing of what a reply costs.
+"""What a session's events add up to. Knows nothing of models or of what a reply costs.
 
-An event is a plain record that JSON can spell: a message, a setting, a truncation. Applying them one by one again gives
-the same conversation again.
+An event is a plain record that JSON can spell: a message, a setting, a truncation. Applying the same events again in
+order gives the same conversation.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Record = Mapping[str, Any]
 class History:
     """A conversation as its events left it.
 
-    turns: the events of the user's and the assistant's messages, in turn. unanswered: the last question, if it was
-    taken back or its reply was lost. replies: how many there ever were, those taken back too.
+    turns: the events of the user's and the assistant's messages, alternating. unanswered: the last question, if it was
+    taken back or its reply was lost. replies: how many there ever were, including those taken back.
     """
 
     def __init__(self) -> None:
@@ -31,16 +31,16 @@ class History:
         self.turns: list[Record] = []
         self.unanswered: Record | None = None
         self.replies = 0
-        self._replaced: list[Record] = []  # the turn in whose place the last question was asked
+        self._replaced: list[Record] = []  # the turn that the open question would replace
 
     @property
     def asks(self) -> bool:
-        """Whether the last message is a question, whose reply is still to come."""
+        """Whether the last message is a question without a reply."""
         return len(self.turns) % 2 == 1
 
     @property
     def hidden(self) -> int:
-        """How many of the messages the model did not see when it spoke last."""
+        """How many of the messages the model did not see for its last reply."""
         replies = self.turns[1::2]
         return replies[-1]["hidden"] if replies else 0
 
@@ -52,7 +52,7 @@ class History:
         ]
 
     def apply(self, event: Record) -> None:
-        """Does what an event says. Raises KeyError, TypeError, ValueError or UsageError for what is none."""
+        """Checks an event and does what it says. Raises KeyError, TypeError, ValueError or UsageError if it is bad."""
         match event["type"]:
             case "session":
                 if event["version"] != FORMAT_VERSION:
@@ -62,34 +62,45 @@ class History:
             case "settings":
                 self.settings = ChatSettings.from_record(event["settings"])
             case "message":
-                role: Role = "assistant" if self.asks else "user"
-                if event["role"] != role:
-                    raise ValueError(f"a message of the {role} was expected")
-                _text(event["content"])
-                if role == "assistant":
-                    if event["hidden"] not in range(0, len(self.turns), 2):
-                        raise ValueError(f"{event['hidden']} hidden messages are none that there could be")
-                    self.replies += 1
-                    self._replaced = []
-                elif event.get("instead"):
-                    if not self.turns:
-                        raise ValueError("there is nothing in whose place it could be asked")
-                    self.turns, self._replaced = self.turns[:-2], self.turns[-2:]
-                self.turns.append(event)
-                self.unanswered = None
+                self._check_message(event)
+                self.add_message(event)
             case "truncate":
                 if event["messages"] not in range(len(self.turns) + 1):
                     raise ValueError(f"there are no {event['messages']} messages to keep")
-                taken_back = self.turns[event["messages"] :]
-                self.unanswered = taken_back[0] if len(taken_back) == 1 else None
-                self.turns[event["messages"] :] = self._replaced
-                self._replaced = []
+                self.truncate(event["messages"])
             case unknown:
                 raise ValueError(f"there is no event {unknown!r}")
 
+    def add_message(self, event: Record) -> None:
+        """Adds a message unchecked. A question asked `instead` removes the last turn until its reply has come."""
+        if self.asks:
+            self.replies += 1
+            self._replaced = []
+        elif event.get("instead"):
+            self.turns, self._replaced = self.turns[:-2], self.turns[-2:]
+        self.turns.append(event)
+        self.unanswered = None
+
+    def truncate(self, messages: int) -> None:
+        """Keeps this many messages, unchecked. A turn that a question without reply would have replaced comes back."""
+        taken_back = self.turns[messages:]
+        self.unanswered = taken_back[0] if len(taken_back) == 1 else None
+        self.turns[messages:] = self._replaced
+        self._replaced = []
+
+    def _check_message(self, event: Record) -> None:
+        role: Role = "assistant" if self.asks else "user"
+        if event["role"] != role:
+            raise ValueError(f"a message of the {role} was expected")
+        _text(event["content"])
+        if role == "assistant" and event["hidden"] not in range(0, len(self.turns), 2):
+            raise ValueError(f"{event['hidden']} hidden messages are none that there could be")
+        if role == "user" and event.get("instead") and not self.turns:
+            raise ValueError("there is nothing in whose place it could be asked")
+
 
 def _text(content: Any) -> str:
-    """What may be said. Raises TypeError and UsageError for what may not."""
+    """The text of a message. Raises TypeError for another type and UsageError for lone surrogates."""
     if not isinstance(content, str):
         raise TypeError("a message must be a text")
     try:

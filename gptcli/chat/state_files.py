@@ -1,4 +1,4 @@
-"""Where gptcli keeps what it remembers of its user, and how it writes there: privately, and a whole line or none."""
+"""The user's private state directory, and files there that grow by whole lines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gptcli.files import lock
 
 
 def state_directory() -> Path:
-    """The directory of history and sessions, made for its owner alone. Raises OutputError where there can be none."""
+    """The directory of history and sessions, which only its owner may read. Raises OutputError."""
     directory = Path(platformdirs.user_state_dir("gptcli", appauthor=False))
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -30,15 +30,15 @@ def state_directory() -> Path:
 
 
 class AppendOnlyFile:
-    """A private file that grows by whole lines. What the disk does not take is kept, and offered again.
+    """A private file that grows by whole lines. Lines that could not be written stay pending, and are tried again.
 
     problem: why the last write failed; None when everything is written.
     """
 
     def __init__(self, path: Path) -> None:
-        """Opens a regular file, or creates it. Raises OSError."""
+        """Opens a regular file, or creates one. Raises OSError."""
         self.problem: OSError | None = None
-        self._waiting: list[bytes] = []
+        self._pending: list[bytes] = []
         flags = ["O_RDWR", "O_CREAT", "O_APPEND", "O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"]
         self._descriptor = os.open(path, sum(getattr(os, flag, 0) for flag in flags), 0o600)
         if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
@@ -46,26 +46,26 @@ class AppendOnlyFile:
             raise OSError(0, "not a regular file")
 
     def try_lock(self) -> bool:
-        """Whether this is the only process that has locked the file; it stays locked until it is closed."""
+        """Locks the file until it is closed; False if another process has locked it."""
         return lock(self._descriptor)
 
     def read(self) -> bytes:
-        """All that is in the file."""
+        """The file's whole content."""
         with open(os.dup(self._descriptor), "rb") as file:
             file.seek(0)
             return file.read()
 
     def truncate(self, size: int) -> None:
-        """Cuts the file off behind this many bytes. Raises OSError."""
+        """Cuts the file to this many bytes. Raises OSError."""
         os.ftruncate(self._descriptor, size)
 
     def append(self, line: bytes) -> None:
-        """Writes a line, given without its newline, in one piece or not at all."""
-        self._waiting.append(line + b"\n")
+        """Writes a line, given without its newline, whole or not at all."""
+        self._pending.append(line + b"\n")
         self._write()
 
     def sync(self) -> None:
-        """Offers what is kept again, and waits until all of it is on disk."""
+        """Writes what is pending, and waits until all of it is on disk."""
         self._write()
         if self.problem is None:
             try:
@@ -81,13 +81,13 @@ class AppendOnlyFile:
 
     def _write(self) -> None:
         self.problem = None
-        while self._waiting and self.problem is None:
-            line = self._waiting[0]
+        while self._pending and self.problem is None:
+            line = self._pending[0]
             try:
                 before = os.fstat(self._descriptor).st_size
                 if os.write(self._descriptor, line) < len(line):
                     self.truncate(before)
                     raise OSError(0, "the disk is full")
-                del self._waiting[0]
+                del self._pending[0]
             except OSError as error:
                 self.problem = error

@@ -1,4 +1,4 @@
-"""Sessions on disk: a file of JSON lines each, one an event, locked while in use. Knows little of what events mean."""
+"""Sessions on disk: one file of JSON lines each, one line per event, locked while in use."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import itertools
 import json
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
+from gptcli.chat.events import History, Record
 from gptcli.chat.state_files import AppendOnlyFile, state_directory
 from gptcli.errors import GptcliError, InputError, OutputError, UsageError
 from gptcli.files import open_regular
@@ -21,33 +22,31 @@ from gptcli.models.catalog import is_name
 _SUFFIX = ".jsonl"
 _CONTINUE = "gptcli chat --session"
 
-Event = Mapping[str, Any]
-
 
 class SessionFile:
-    """Where a session's events go. A new one is on disk from its first message on.
+    """The file that a session's events go to. It is created with the first message.
 
-    problem: why the last write failed, for a warning; None when everything is written. What failed is tried again.
+    problem: why the last write failed, for a warning; None when everything is written. Failed writes are tried again.
     """
 
     def __init__(self, name: str | None = None) -> None:
-        """A new session; without a name it is called after the time.
+        """A new session, named after the current time by default.
 
-        Raises UsageError for what can be no name or is one already, OutputError where no state can be kept.
+        Raises UsageError for a bad or taken name, and OutputError if there can be no state directory.
         """
         self.path = _path(unused_name(_now()) if name is None else name)
         if os.path.lexists(self.path):
             raise UsageError(f"there is a session {name} already", hint=f"continue it with {_CONTINUE} {name}")
-        self.events: list[Event] = []
-        self.repaired = False  # whether its end was torn, and was cut off
+        self.events: list[Record] = []
+        self.repaired = False  # whether an incomplete last line was cut off
         self.problem: OSError | None = None
         self._file: AppendOnlyFile | None = None
 
     @classmethod
     def open(cls, name: str) -> Self:
-        """A session on disk, for this process alone.
+        """Opens a session on disk for this process alone.
 
-        Raises InputError where there is none or it is damaged, and OutputError where another process has it open.
+        Raises InputError if it is missing or damaged, and OutputError if another process has it open.
         """
         path = _existing(name)
         session = cls()
@@ -64,22 +63,22 @@ class SessionFile:
             session.repaired = whole < len(data)
             if session.repaired:
                 file.truncate(whole)
-        except BaseException:  # whatever it is, nobody else would close the file, which would stay locked
+        except BaseException:  # also Ctrl-C: an open file would stay locked
             file.close()
             raise
         return session
 
     @property
     def name(self) -> str:
-        """What the session is called."""
+        """The session's name."""
         return self.path.name.removesuffix(_SUFFIX)
 
-    def append(self, record: Event) -> None:
+    def append(self, event: Record) -> None:
         """Takes the next event."""
-        self.events.append(record)
+        self.events.append(event)
         if self._file is not None:
-            self._write(self._file, [record])
-        elif record.get("type") == "message":
+            self._write(self._file, [event])
+        elif event.get("type") == "message":
             self._create()
 
     def sync(self) -> None:
@@ -91,7 +90,7 @@ class SessionFile:
             self.problem = self._file.problem
 
     def rename(self, name: str) -> None:
-        """Gives the session another name. Raises UsageError as a new one does, and OutputError."""
+        """Renames the session. Raises UsageError for a bad or taken name, and OutputError."""
         target = SessionFile(name).path
         if self._file is not None:
             try:
@@ -101,14 +100,14 @@ class SessionFile:
         self.path = target
 
     def close(self) -> None:
-        """Lets other processes open the session."""
+        """Closes the file, so that other processes can open the session."""
         if self._file is not None:
             self._file.close()
 
     def _create(self) -> None:
         try:
             file = AppendOnlyFile(self.path)
-            while not file.try_lock() or file.read():  # since we chose it, another process has taken the name
+            while not file.try_lock() or file.read():  # another process took the name meanwhile
                 file.close()
                 self.path = _path(unused_name(self.name))
                 file = AppendOnlyFile(self.path)
@@ -118,7 +117,7 @@ class SessionFile:
             self._file = file
             self._write(file, self.events)
 
-    def _write(self, file: AppendOnlyFile, events: Sequence[Event]) -> None:
+    def _write(self, file: AppendOnlyFile, events: Sequence[Record]) -> None:
         for event in events:
             file.append(json.dumps(event, ensure_ascii=False).encode("utf-8", "surrogatepass"))
         self.problem = file.problem
@@ -126,7 +125,7 @@ class SessionFile:
 
 @dataclass(frozen=True)
 class StoredSession:
-    """A session on disk: its turns, the model that spoke last, what was asked first; or why it cannot be read."""
+    """A line of the listing: a session's number of turns, last model and first question, or why it cannot be read."""
 
     name: str
     modified: datetime.datetime
@@ -136,18 +135,18 @@ class StoredSession:
     error: str | None = None
 
 
-def read_session(name: str) -> list[Event]:
-    """The events of a session, whoever has it open. Raises InputError where there is none or it is damaged."""
+def read_session(name: str) -> list[Record]:
+    """The events of a session, also one that is open elsewhere. Raises InputError if it is missing or damaged."""
     path = _existing(name)
     with open_regular(path) as file:
         return _parsed(file.read(), path)[0]
 
 
 def session_names() -> list[str]:
-    """Names of all sessions, the last used one first."""
+    """Names of all sessions, the most recently used first."""
     modified = dict[str, int]()
     for path in _directory().glob(f"*{_SUFFIX}"):
-        with contextlib.suppress(FileNotFoundError):  # it was renamed at this moment
+        with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
             status = path.lstat()
             if stat.S_ISREG(status.st_mode) and is_name(path.name):
                 modified[path.name.removesuffix(_SUFFIX)] = status.st_mtime_ns
@@ -155,24 +154,20 @@ def session_names() -> list[str]:
 
 
 def stored_sessions() -> list[StoredSession]:
-    """All sessions, the last used one first."""
+    """All sessions, the most recently used first."""
     return [_stored(name) for name in session_names()]
 
 
 def _stored(name: str) -> StoredSession:
     modified = datetime.datetime.fromtimestamp(_path(name).stat().st_mtime)
-    messages, replaced = list[Event](), list[Event]()
+    history = History()
     try:
+        # Unchecked, for speed, and so that a session that cannot be continued is still listed.
         for event in read_session(name):
             if event.get("type") == "message":
-                if event.get("instead"):
-                    messages, replaced = messages[:-2], messages[-2:]
-                elif event.get("role") == "assistant":
-                    replaced = []
-                messages.append(event)
+                history.add_message(event)
             elif event.get("type") == "truncate":
-                messages[event["messages"] :] = replaced
-                replaced = []
+                history.truncate(event["messages"])
     except GptcliError as error:
         return StoredSession(name, modified, error=error.message)
     except (KeyError, TypeError):
@@ -180,15 +175,15 @@ def _stored(name: str) -> StoredSession:
     return StoredSession(
         name,
         modified,
-        turns=len(messages) // 2,
-        model=last_model(messages)[0],
-        # A file can spell lone surrogates, which can be neither said nor shown.
-        question=str(messages[0].get("content")).encode("utf-8", "replace").decode() if messages else "",
+        turns=len(history.turns) // 2,
+        model=last_model(history.turns)[0],
+        # A file can contain lone surrogates, which cannot be printed.
+        question=str(history.turns[0].get("content")).encode("utf-8", "replace").decode() if history.turns else "",
     )
 
 
-def last_model(events: Sequence[Event]) -> tuple[str, str]:
-    """What finds the model that spoke last, and its fingerprint; empty where none has spoken."""
+def last_model(events: Sequence[Record]) -> tuple[str, str]:
+    """The name or path of the model that replied last, and its fingerprint; empty strings if none has replied."""
     for event in reversed(events):
         if "model" in event:
             return str(event["model"]), str(event.get("fingerprint"))
@@ -205,7 +200,7 @@ def _directory() -> Path:
 
 
 def _path(name: str) -> Path:
-    """Raises UsageError for what can be no name."""
+    """The file of a session. Raises UsageError for a bad name."""
     if "/" in name or not is_name(name):
         raise UsageError(f"a session's name is a word without slashes, not {name!r}")
     return _directory() / f"{name}{_SUFFIX}"
@@ -219,7 +214,7 @@ def _existing(name: str) -> Path:
 
 
 def unused_name(name: str) -> str:
-    """A name that no session has: this one, or with a number behind it."""
+    """This name if no session has it, else the first free one of name-2, name-3 and so on."""
     names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
     return next(name for name in names if not os.path.lexists(_path(name)))
 
@@ -228,9 +223,9 @@ def _now() -> str:
     return datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
 
 
-def _parsed(data: bytes, path: Path) -> tuple[list[Event], int]:
-    """Events, and how many bytes they take; behind them is at most a torn line. Raises InputError."""
-    events, whole = list[Event](), 0
+def _parsed(data: bytes, path: Path) -> tuple[list[Record], int]:
+    """The events, and how many bytes they take: an incomplete last line does not count. Raises InputError."""
+    events, whole = list[Record](), 0
     *lines, rest = data.split(b"\n")
     for number, line in enumerate(lines, 1):
         try:

@@ -1,1 +1,1 @@
-"""Checkpoints on disk: what they hold and how it becomes a decoder."""
+"""From a Hugging Face folder on disk to a decoder's parameters."""

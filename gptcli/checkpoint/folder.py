@@ -1,4 +1,4 @@
-"""A model's directory: its JSON files, its tensors by name, and what the files say of stored precision. No torch."""
+"""A model's directory: its JSON files, its tensors and weights by name, and its architecture. No torch."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class ModelFolder:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Reads every header and JSON file, and no weights.
+        """Reads every header and JSON file, but no weights.
 
-        Raises ModelNotFound where there is no model, and BrokenCheckpoint where its files contradict themselves.
+        Raises ModelNotFound if there is no model, and BrokenCheckpoint if its files contradict each other.
         """
         if not path.is_dir():
             hint = f"run `gptcli models import {path}`" if path.suffix == ".gguf" else None
@@ -47,7 +47,7 @@ class ModelFolder:
 
     @cached_property
     def architecture(self) -> Architecture:
-        """The decoder described here; every tensor it needs is present, fits in shape, and none is left over.
+        """The decoder described here. All tensors that it needs are there, and no others except harmless ones.
 
         Raises UnsupportedArchitecture or BrokenCheckpoint.
         """
@@ -63,7 +63,7 @@ class ModelFolder:
 
     @cached_property
     def weights(self) -> dict[str, Stored]:
-        """Every weight by the name that families know, and how it is stored. Raises as `stored_weights` does."""
+        """How each weight is stored, by its name in transformers. Raises as `stored_weights` does."""
         return stored_weights(self.config, self.tensors)
 
     @property
@@ -73,24 +73,24 @@ class ModelFolder:
 
     @property
     def parameter_count(self) -> int:
-        """How many weights the decoder has, packed ones counted one by one."""
+        """The decoder's number of parameters; packed ones count fully."""
         return sum(math.prod(self.parameter_shape(recipe)) for recipe in self.architecture.parameters.values())
 
     @property
     def stop_ids(self) -> dict[str, tuple[int, ...]]:
-        """Ids that end a generation, by the file that names them."""
+        """Ids that end a generation, by the name of the file that lists them."""
         sources = {"config.json": self.config, "generation_config.json": self.generation_config}
         return {name: ids for name, fields in sources.items() if (ids := _eos_ids(fields, name))}
 
     @property
     def surplus_biases(self) -> list[str]:
-        """Biases beside GPTQ's weights that the decoder has not: some converters write zeros there."""
+        """Biases of GPTQ's modules that the decoder does not have: some converters write zeros there."""
         used = {name for recipe in self.architecture.parameters.values() for name in sources(recipe)}
         modules = (name.removesuffix("weight") for name, stored in self.weights.items() if isinstance(stored, Gptq))
         return [bias for module in modules if (bias := f"{module}bias") in self.weights and bias not in used]
 
     def kept_bytes(self, element_bytes: int) -> int:
-        """Size of the weights in memory, in bytes, if packed ones stay so and dense ones have so many bytes each."""
+        """Bytes of the weights in memory, if packed ones stay so and dense ones take `element_bytes` each."""
         return sum(
             math.prod(stored.shape) * element_bytes
             if isinstance(stored, Dense)
@@ -106,13 +106,13 @@ class ModelFolder:
         for name in wanted:
             if isinstance(self.weights[name], Dense):
                 check_floats(name, self.tensors)
-        endings, parts = architecture.ignorable, architecture.unused_parts
+        suffixes, prefixes = architecture.unused_suffixes, architecture.unused_prefixes
         unused = [
             name
             for name in self.weights
             if name not in wanted
-            and not name.endswith(endings)
-            and not name.startswith(parts)
+            and not name.endswith(suffixes)
+            and not name.startswith(prefixes)
             and not isinstance(self.weights.get(name.removesuffix("bias") + "weight"), Gptq)
         ]
         if unused:

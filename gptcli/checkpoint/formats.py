@@ -1,7 +1,7 @@
-"""How a checkpoint stores its weights: as they are, or in one of the packed formats, told by config.json. No torch.
+"""How a checkpoint stores its weights: dense, or in a packed format that config.json names. No torch.
 
-Families know weights by the names that transformers gives them; here each such name is traced to the tensors that
-hold it. A format is a record and a function that finds its weights; `quant/` has the reader.
+Families name weights as transformers does. This module finds the tensors that store each of them. A format is a class
+of `Stored` and a finder; its reader is in `quant/`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ Tensors = Mapping[str, TensorInfo]
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """A weight of shape `shape` that a checkpoint holds in `tensors`; `beside` lies unread next to them."""
+    """How a weight of shape `shape` is stored: the names of its tensors.
+
+    unread: tensors that belong to it and are not needed. about: the format in a few words, empty if dense.
+    """
 
     shape: Shape
     tensors: tuple[str, ...]
-    beside: tuple[str, ...] = ()
-    about: str = ""  # the format in a few words
+    unread: tuple[str, ...] = ()
+    about: str = ""
 
 
 class Dense(Stored):
-    """One tensor, as it is."""
+    """A single tensor of floats."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class Affine(Stored):
 
 @dataclass(frozen=True, kw_only=True)
 class Fp8(Stored):
-    """E4M3 and its scales, one for every `block` of rows and columns or fewer."""
+    """E4M3 and its scales: one per `block` of (rows, columns), per row, or one for all."""
 
     block: tuple[int, int]
 
@@ -55,7 +58,7 @@ class Awq(Stored):
 
 @dataclass(frozen=True, kw_only=True)
 class Gptq(Stored):
-    """GPTQ's qweight, qzeros, scales and, perhaps, g_idx."""
+    """GPTQ's qweight, qzeros, scales and, in some files, g_idx."""
 
     bits: int
     group_size: int
@@ -68,11 +71,13 @@ Finder = Callable[[dict[str, Any], Tensors], Iterator[tuple[str, Stored]]]
 
 
 def stored_weights(config: dict[str, Any], tensors: Tensors) -> dict[str, Stored]:
-    """Every weight of a checkpoint by name. Raises UnsupportedArchitecture for a method of quantization that is not
-    known, and BrokenCheckpoint for tensors that do not go together."""
+    """How each weight of a checkpoint is stored, by its name in transformers.
+
+    Raises UnsupportedArchitecture for an unknown quantization, and BrokenCheckpoint for tensors that do not match.
+    """
     finder, settings = _finder(config)
     packed = dict(finder(settings, tensors))
-    taken = {name for stored in packed.values() for name in stored.tensors + stored.beside}
+    taken = {name for stored in packed.values() for name in stored.tensors + stored.unread}
     dense = {
         name: Dense(shape=info.shape, tensors=(name,))
         for name, info in tensors.items()
@@ -82,18 +87,18 @@ def stored_weights(config: dict[str, Any], tensors: Tensors) -> dict[str, Stored
 
 
 def check_floats(name: str, tensors: Tensors) -> None:
-    """Raises BrokenCheckpoint where a dense weight, or scales, are not floating-point numbers."""
+    """Raises BrokenCheckpoint unless a tensor, a dense weight or scales, holds floating-point numbers."""
     if tensors[name].dtype not in _FLOATS:
         raise BrokenCheckpoint(f"{name}: its dtype must be one of {', '.join(_FLOATS)}, not {tensors[name].dtype}")
 
 
 def _finder(config: dict[str, Any]) -> tuple[Finder, dict[str, Any]]:
-    """Who finds the packed weights, and the settings to tell it."""
+    """The function that finds the packed weights, and the settings for it."""
     mlx, other = config.get("quantization"), config.get("quantization_config")
     for name, settings in (("quantization", mlx), ("quantization_config", other)):
         if settings is not None and not isinstance(settings, dict):
             raise BrokenCheckpoint(f"config.json: {name} must be an object")
-    # MLX writes its settings under both names; a method belongs to another library's format.
+    # MLX writes its settings under both names, without a method. Other libraries name theirs.
     method = (other or {}).get("quant_method")
     if method in (None, "mlx"):
         if other is not None and mlx is None:
@@ -122,9 +127,9 @@ def _find_affine(settings: dict[str, Any], tensors: Tensors) -> Iterator[tuple[s
             if companion is None or companion.shape != (*outer, columns // group_size) or columns % group_size:
                 raise BrokenCheckpoint(f"{name}: its {leaf} are missing or of another shape")
             check_floats(f"{module}.{leaf}", tensors)
-        parts = (name, f"{module}.scales", f"{module}.biases")
+        names = (name, f"{module}.scales", f"{module}.biases")
         about = f"{bits} bits in groups of {group_size}"
-        yield name, Affine(shape=(*outer, columns), tensors=parts, bits=bits, about=about)
+        yield name, Affine(shape=(*outer, columns), tensors=names, bits=bits, about=about)
 
 
 def _affine_settings(settings: dict[str, Any], module: str) -> tuple[int, int]:
@@ -155,7 +160,7 @@ def _find_fp8(settings: dict[str, Any], tensors: Tensors) -> Iterator[tuple[str,
     for name, info in tensors.items():
         if info.dtype != "F8_E4M3":
             continue
-        # Despite the first one's name, both multiply.
+        # Despite the name of the first, both are factors.
         scale = next((found for end in ("_scale_inv", "_scale") if (found := name + end) in tensors), None)
         if scale is None or len(info.shape) != 2:
             raise BrokenCheckpoint(f"{name}: an FP8 matrix without its scales")
@@ -164,10 +169,10 @@ def _find_fp8(settings: dict[str, Any], tensors: Tensors) -> Iterator[tuple[str,
         if tensors[scale].shape not in ((), (1,), (1, 1), (rows,), (rows, 1), blocks):
             raise BrokenCheckpoint(f"{scale}: no scales of {name} have shape {list(tensors[scale].shape)}")
         check_floats(scale, tensors)
-        # Scales of activations, which we leave as they are, lie beside.
+        # Activations are not quantized here.
         module = name.removesuffix("weight")
-        beside = (f"{module}input_scale", f"{module}activation_scale")
-        yield name, Fp8(shape=info.shape, tensors=(name, scale), beside=beside, block=block, about="FP8")
+        unread = (f"{module}input_scale", f"{module}activation_scale")
+        yield name, Fp8(shape=info.shape, tensors=(name, scale), unread=unread, block=block, about="FP8")
 
 
 def _block(settings: dict[str, Any]) -> tuple[int, int]:
@@ -203,8 +208,8 @@ def _find_awq(settings: dict[str, Any], tensors: Tensors) -> Iterator[tuple[str,
         if inputs % group_size:
             raise BrokenCheckpoint(f"{module}.qweight: {inputs} inputs are no groups of {group_size}")
         groups, outputs = inputs // group_size, 8 * words
-        parts = _parts(module, tensors, qweight=qweight, qzeros=(groups, words), scales=(groups, outputs))
-        yield f"{module}.weight", Awq(shape=(outputs, inputs), tensors=parts, about="AWQ, 4 bits")
+        names = _checked_names(module, tensors, qweight=qweight, qzeros=(groups, words), scales=(groups, outputs))
+        yield f"{module}.weight", Awq(shape=(outputs, inputs), tensors=names, about="AWQ, 4 bits")
 
 
 def _find_gptq(settings: dict[str, Any], tensors: Tensors) -> Iterator[tuple[str, Stored]]:
@@ -217,7 +222,7 @@ def _find_gptq(settings: dict[str, Any], tensors: Tensors) -> Iterator[tuple[str
         dynamic=(None, {}),
     )
     bits = settings["bits"]
-    # The first format stores zeros less 1.
+    # GPTQ's first format stores zeros less 1.
     zero_offset = 0 if settings.get("checkpoint_format") == "gptq_v2" else 1
     for module, qweight in _modules(tensors):
         if len(qweight) != 2 or qweight[0] * 32 % bits or qweight[1] * bits % 32:
@@ -236,7 +241,7 @@ def _find_gptq(settings: dict[str, Any], tensors: Tensors) -> Iterator[tuple[str
             f"{module}.weight",
             Gptq(
                 shape=(outputs, inputs),
-                tensors=_parts(module, tensors, **shapes),
+                tensors=_checked_names(module, tensors, **shapes),
                 about=f"GPTQ, {bits} bits",
                 bits=bits,
                 group_size=group_size,
@@ -274,7 +279,7 @@ def _group_size(settings: dict[str, Any], inputs: int) -> int:
 
 
 def _modules(tensors: Tensors) -> Iterator[tuple[str, Shape]]:
-    """Names of the modules with a `qweight`, and its shape; they have `qzeros` and `scales` too."""
+    """Names of the modules that have `qweight`, `qzeros` and `scales`, and the shape of their `qweight`."""
     for name, info in tensors.items():
         module = name.removesuffix(".qweight")
         if module == name:
@@ -285,8 +290,8 @@ def _modules(tensors: Tensors) -> Iterator[tuple[str, Shape]]:
         yield module, info.shape
 
 
-def _parts(module: str, tensors: Tensors, **wanted: Shape) -> tuple[str, ...]:
-    """The names of a module's tensors, which have these shapes and hold words, but for the scales."""
+def _checked_names(module: str, tensors: Tensors, **wanted: Shape) -> tuple[str, ...]:
+    """The names of a module's tensors. Raises BrokenCheckpoint for other shapes or dtypes; scales are floats."""
     for leaf, shape in wanted.items():
         found = tensors[f"{module}.{leaf}"]
         if found.shape != shape:

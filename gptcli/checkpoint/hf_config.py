@@ -1,7 +1,6 @@
-"""Reads a Hugging Face config.json strictly: typed, ranged, both dialects, and no field left unread in silence.
+"""Reads a Hugging Face config.json strictly: typed, within range, in both dialects, with no field left unread.
 
-A field that no reader asked for and that is not known to be harmless may change the mathematics, so it is refused
-by name. Knows nothing of files or of single families.
+A field that is neither read nor known to be harmless may change the mathematics, so it is refused by name.
 """
 
 from __future__ import annotations
@@ -21,8 +20,7 @@ from gptcli.model.config import (
     YarnScaling,
 )
 
-# Fields that say how to train, where a file came from or what another program does by default. None of them
-# changes the logits of a decoder at inference.
+# Fields about training, a file's origin or other programs' defaults. None changes a decoder's logits at inference.
 HARMLESS = frozenset(
     """
     _attn_implementation _attn_implementation_internal _flash_attn_2_enabled _name_or_path _num_labels
@@ -45,14 +43,14 @@ HARMLESS = frozenset(
     """.split()
 )
 
-_MAX_COUNT = 1 << 24  # beyond any width or vocabulary there is
+_MAX_COUNT = 1 << 24  # larger than any known width or vocabulary
 _MAX_LAYERS = 1024
 _MAX_HEADS = 1024
 _MIN_TURNS, _MAX_TURNS = 1e-9, 1e9  # of a rotation within a context
 
 
 class HfConfig:
-    """The fields of one config.json; remembers which were read, so that `refuse_unread` can name the others."""
+    """The fields of one config.json. It remembers which were read, for `refuse_unread`."""
 
     def __init__(self, fields: Mapping[str, Any], where: str = "config.json") -> None:
         self._fields = fields
@@ -61,12 +59,12 @@ class HfConfig:
         self._rope_extras: set[str] = set()
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> HfConfig:
-        """The same config with fields that it may leave out, because its class in transformers has them."""
+        """The same config, with the fields that it leaves out because its class in transformers has these defaults."""
         given = {name: value for name, value in self._fields.items() if value is not None or name != "rope_parameters"}
         return HfConfig({**defaults, **given}, self._where)
 
-    def part(self, name: str) -> HfConfig:
-        """The config of a part of the model."""
+    def section(self, name: str) -> HfConfig:
+        """A nested config, such as `text_config`."""
         value = self._get(name)
         if not isinstance(value, dict):
             raise self._wrong(name, "an object", value)
@@ -74,7 +72,7 @@ class HfConfig:
 
     @property
     def model_type(self) -> str:
-        """The family's name."""
+        """The name of the family."""
         value = self._fields.get("model_type")
         if not isinstance(value, str):
             raise BrokenCheckpoint(f"{self._where}: model_type must be a string, not {value!r}")
@@ -87,8 +85,8 @@ class HfConfig:
     def _wrong(self, name: str, expected: str, value: Any) -> BrokenCheckpoint:
         return BrokenCheckpoint(f"{self._where}: {name} must be {expected}, not {str(value)[:60]!r}")
 
-    def whole(self, name: str, default: int | None = None, *, low: int = 1, high: int = _MAX_COUNT) -> int:
-        """A whole number in [low, high]; absent or null gives the default, and is an error where that is None."""
+    def integer(self, name: str, default: int | None = None, *, low: int = 1, high: int = _MAX_COUNT) -> int:
+        """A whole number in [low, high]. Absent or null gives the default, or an error if there is none."""
         value = self._get(name)
         if value is None and default is not None:
             return default
@@ -98,25 +96,25 @@ class HfConfig:
 
     @property
     def layers(self) -> int:
-        """How many layers there are."""
+        """The number of layers."""
         return self.layers_of("num_hidden_layers")
 
     def layers_of(self, name: str) -> int:
-        """How many layers there are, by the field that says so."""
-        return self.whole(name, high=_MAX_LAYERS)
+        """The number of layers, from the field that has it."""
+        return self.integer(name, high=_MAX_LAYERS)
 
     def heads_of(self, name: str, default: int | None = None) -> int:
-        """How many attention heads there are, by the field that says so."""
-        return self.whole(name, default, high=_MAX_HEADS)
+        """A number of attention heads, from the field that has it."""
+        return self.integer(name, default, high=_MAX_HEADS)
 
-    def optional_whole(self, name: str) -> int | None:
-        """A whole number of at least 1, or None where it is absent or null."""
-        return None if self._get(name) is None else self.whole(name)
+    def optional_integer(self, name: str) -> int | None:
+        """A whole number of at least 1, or None if absent or null."""
+        return None if self._get(name) is None else self.integer(name)
 
     def number(
         self, name: str, default: float | None = None, *, low: float = 0.0, high: float = sys.float_info.max
     ) -> float:
-        """A number above `low`, at most `high`; absent or null gives the default, an error where that is None."""
+        """A number above `low`, at most `high`. Absent or null gives the default, or an error if there is none."""
         value = self._get(name)
         if value is None and default is not None:
             return default
@@ -125,7 +123,7 @@ class HfConfig:
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
-        """True or false; absent or null gives the default."""
+        """True or false. Absent or null gives the default."""
         value = self._get(name)
         if value is None:
             return default
@@ -133,8 +131,8 @@ class HfConfig:
             raise self._wrong(name, "true or false", value)
         return value
 
-    def text(self, name: str, default: str) -> str:
-        """A text; absent or null gives the default."""
+    def string(self, name: str, default: str) -> str:
+        """A string. Absent or null gives the default."""
         value = self._get(name)
         if value is None:
             return default
@@ -143,7 +141,7 @@ class HfConfig:
         return value
 
     def per_layer(self, name: str, layers: int) -> list[Any] | None:
-        """A list with one entry a layer, or None where it is absent or null."""
+        """A list with one entry per layer, or None if absent or null. Longer lists are cut."""
         value = self._get(name)
         if value is None:
             return None
@@ -151,8 +149,8 @@ class HfConfig:
             raise self._wrong(name, f"a list of {layers}", value)
         return value[:layers]
 
-    def wholes(self, name: str) -> list[int]:
-        """A list of whole numbers; absent or null is an empty one."""
+    def integers(self, name: str) -> list[int]:
+        """A list of whole numbers. Absent or null gives an empty one."""
         value = self._get(name)
         if value is None:
             return []
@@ -161,35 +159,33 @@ class HfConfig:
         return value
 
     def optional_number(self, name: str) -> float | None:
-        """A number above 0, or None where it is absent or null."""
+        """A number above 0, or None if absent or null."""
         return None if self._get(name) is None else self.number(name)
 
     def nonzero(self, name: str, *, low: float = 0.0, high: float = sys.float_info.max) -> float | None:
-        """A number above `low`, or None where it is absent, null or 0, which some settings take for absent."""
+        """A number above `low`, or None if absent, null or 0, which some settings treat as absent."""
         value = self._get(name)
-        return (
-            None
-            if value is None or (type(value) in (int, float) and value == 0)
-            else self.number(name, low=low, high=high)
-        )
+        if value is None or (type(value) in (int, float) and value == 0):
+            return None
+        return self.number(name, low=low, high=high)
 
     def rope(self, head_dim: int, default_theta: float = 10_000.0, fraction: float | None = None) -> RopeConfig:
-        """Rotary settings from `rope_scaling` and `rope_theta`, or from `rope_parameters`, which the former outweigh.
+        """RoPE's settings, from `rope_theta` and `rope_scaling`, or else from `rope_parameters`.
 
-        fraction: the share of a head's channels that is rotated, unless `rope_parameters` says; None is all of them,
-        whatever that says.
+        fraction: the share of a head's channels that is rotated, unless `partial_rotary_factor` gives another. None is
+        all of them, and any other factor is refused.
         """
         theta = self.number("rope_theta", default_theta, low=1.0)
         new, old = self._object("rope_parameters"), self._object("rope_scaling")
         return self._rope_config(old or new, head_dim, theta, fraction)
 
     def rope_of_layer_type(self, layer_type: str, head_dim: int, theta: float) -> RopeConfig:
-        """Rotary settings where each type of layer has its own, in `rope_parameters`; `rope_scaling` is for full ones.
+        """RoPE's settings for one type of layer, from `rope_parameters`; `rope_scaling` is for full attention only.
 
-        theta: the base, unless they say.
+        theta: the base, unless the settings give another.
         """
         new, old = self._object("rope_parameters"), self._object("rope_scaling")
-        if (new and not _is_nested(new)) or _is_nested(old):  # transformers drops what does not fit
+        if (new and not _is_nested(new)) or _is_nested(old):  # transformers would ignore these
             raise UnsupportedArchitecture(
                 f"{self._where}: in this family rope_parameters must be by layer type, and rope_scaling must not"
             )
@@ -203,7 +199,7 @@ class HfConfig:
         return self._rope_config(parameters, head_dim, theta, None)
 
     def rope_extra(self, name: str) -> float | None:
-        """A number beside RoPE's own settings, for a family that keeps one there; `rope` knows it then."""
+        """A number that a family keeps among RoPE's settings. Call it before `rope`, which then accepts the field."""
         self._rope_extras.add(name)
         parameters = self._object("rope_scaling") or self._object("rope_parameters")
         return HfConfig(parameters, f"{self._where}: rope").nonzero(name)
@@ -226,18 +222,18 @@ class HfConfig:
             raise BrokenCheckpoint(f"{self._where}: RoPE cannot turn {dim} of {head_dim} channels: see rotary factors")
         scaling = self._rope_scaling(rope, dim)
         rope._read |= self._rope_extras
-        rope.expect("finetuned", True, False)  # said by Yarn's own conversions
+        rope.expect("finetuned", True, False)  # written by the authors of Yarn
         rope.expect("max_position_embeddings", self._fields.get("max_position_embeddings"))
         rope.refuse_unread()
         return RopeConfig(theta=theta, dim=dim, scaling=scaling)
 
     def _rope_scaling(self, rope: HfConfig, dim: int) -> RopeScaling | None:
-        kind = rope.text("type", "default")
-        kind = rope.text("rope_type", kind)
-        context = self.whole("max_position_embeddings")
-        original = rope.whole("original_max_position_embeddings", context)
-        # Phi 3 keeps it outside, and transformers lets that one win.
-        original = self.whole("original_max_position_embeddings", original)
+        kind = rope.string("type", "default")
+        kind = rope.string("rope_type", kind)
+        context = self.integer("max_position_embeddings")
+        original = rope.integer("original_max_position_embeddings", context)
+        # Phi 3 keeps it at the top level, where it takes precedence.
+        original = self.integer("original_max_position_embeddings", original)
         match kind:
             case "default":
                 rope.expect("factor", 1.0, 1)
@@ -273,24 +269,24 @@ class HfConfig:
         raise UnsupportedArchitecture(f"{self._where}: rope type {kind!r} is not supported")
 
     def numbers(self, name: str, count: int) -> tuple[float, ...]:
-        """A list of so many numbers above 0."""
+        """A list of `count` numbers above 0."""
         value = self._get(name)
         if not isinstance(value, list) or len(value) != count:
             raise self._wrong(name, f"a list of {count} numbers", value)
         return tuple(HfConfig({name: item}, self._where).number(name) for item in value)
 
     def expect(self, name: str, *harmless: Any) -> None:
-        """Accepts a field only where it is absent, null or one of the values that leave the mathematics as they are."""
+        """Refuses a field unless it is absent, null or one of these values, which do not change the mathematics."""
         value = self._get(name)
         if value is not None and not any(value == known and type(value) is type(known) for known in harmless):
             raise UnsupportedArchitecture(f"{self._where}: {name} = {str(value)[:60]!r} is not supported")
 
     def ignore(self, *names: str) -> None:
-        """Accepts fields whatever they say, because something else that was read makes them mean nothing."""
+        """Accepts fields with any value, because they have no effect in this model."""
         self._read.update(names)
 
     def refuse_unread(self) -> None:
-        """Raises UnsupportedArchitecture naming the fields that nobody read and that may matter."""
+        """Raises UnsupportedArchitecture with the names of unread fields that may matter."""
         unread = sorted(
             name
             for name, value in self._fields.items()

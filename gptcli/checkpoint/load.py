@@ -1,8 +1,13 @@
-"""Fills a decoder from a checkpoint: iterates our parameters and asks the checkpoint for each."""
+"""Fills a decoder from a checkpoint, one parameter after the other.
+
+`_cook` makes a value from the checkpoint's tensors, `_form` decides how it is multiplied, `_module` makes the layer for
+that form, and `_Slot.fill` puts it into the decoder.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -13,7 +18,8 @@ from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.recipes import (
     Concat,
     EvensThenOdds,
-    HeadsToParts,
+    HeadsToQkv,
+    LowRankUpdate,
     PairsToHalves,
     PlusOne,
     Recipe,
@@ -44,54 +50,44 @@ from gptcli.quant.packed import (
 )
 
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
-Packing = Literal["keep", "expand", "dense", "int8", "int4"]  # what becomes of matrices: see `load_decoder`
+Packing = Literal["keep", "expand", "dense", "int8", "int4"]  # see WeightPlan
 
 
-def load_decoder(
-    folder: ModelFolder,
-    device: torch.device,
-    dtype: torch.dtype,
-    packing: Packing,
-    on_progress: Progress = lambda done, total: None,
-    *,
-    library: Library | None = None,
-    half: torch.dtype | None = None,
-    integers: bool = False,
-    tinygemm: Tinygemm | None = None,
-) -> Decoder:
-    """A decoder with the checkpoint's weights on `device`.
+@dataclass(frozen=True)
+class WeightPlan:
+    """Where weights go, in which precision, in which form, and what multiplies with them.
 
-    Packed matrices stay as they are ("keep") or become dense, all of them ("dense") or those that nothing below
-    multiplies ("expand"); "int8" and "int4" also pack dense ones, the head of an int4 model in 8 bits. Everything dense
-    is of `dtype`, but for norms stored less 1, which stay in fp32. At most one parameter is held twice.
-    library: the kernels that multiply, in fp32 on the CPU, what they can of packed matrices and all dense ones, whose
-    numbers then stay what they are. half: the precision in which they get all that is or becomes dense instead.
-    integers: whether they may round activations to 8 bits for packed ones. tinygemm: the kernel that multiplies, in
-    bf16 on CUDA, what it can of packed matrices.
-    Raises BrokenCheckpoint where a shape does not fit the config, before any weight is read.
+    dtype: of everything dense, except norms stored less 1, which stay in fp32.
+    packing: what becomes of matrices. Packed ones stay so ("keep"), or become dense: all of them ("dense"), or those
+    that no kernel below multiplies ("expand"). "int8" and "int4" also pack dense ones; int4 packs the head in 8 bits.
+    library: the CPU's kernels, for every matrix they can multiply, in fp32. They take dense ones in the precision they
+    are stored in. half: the precision that dense ones are rounded to for them instead.
+    integers: whether the kernels may round activations to 8 bits for packed matrices.
+    tinygemm: torch's int4 kernel on CUDA, for every packed matrix it can multiply, in bf16.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    packing: Packing
+    library: Library | None = None
+    half: torch.dtype | None = None
+    integers: bool = False
+    tinygemm: Tinygemm | None = None
+
+
+def load_decoder(folder: ModelFolder, plan: WeightPlan, on_progress: Progress = lambda done, total: None) -> Decoder:
+    """A decoder with the checkpoint's weights. Holds at most one parameter twice.
+
+    Raises BrokenCheckpoint if a shape does not fit the config, before any weight is read.
     """
     decoder = empty_decoder(folder)
-    total = folder.weight_bytes
     with TensorSource(folder) as source:
         for name, recipe in folder.architecture.parameters.items():
-            value = _cook(recipe, source)
-            if isinstance(value, Tensor) and packing in ("int8", "int4"):
-                value = _quantized(decoder, name, value, packing)
-            # 1 + w needs the bits that w alone could be stored without.
-            own_dtype = torch.float32 if isinstance(recipe, PlusOne) else dtype
-            matrix = None
-            if isinstance(value, PackedWeight):
-                if tinygemm and packing != "dense" and _can_be_packed(decoder, name):
-                    matrix = tinygemm.matrix(value, device)
-                multiplied = matrix is not None or (library is not None and can_compile(value))
-                if packing == "dense" or (packing == "expand" and not multiplied):
-                    value = value.dequantize(own_dtype if half is None or _chooses_experts(name) else half)
-            if isinstance(value, Tensor) and library and _can_be_packed(decoder, name):
-                value = value if half is None or _chooses_experts(name) else value.to(half)
-                value = DenseWeight(value) if value.dtype in FLOATS else value
-            compiled = isinstance(value, PackedWeight) and library and can_compile(value)
-            _place(decoder, name, value, device, own_dtype, library if compiled else None, integers, matrix)
-            on_progress(source.bytes_read, total)
+            # 1 + w needs more bits than w.
+            dtype = torch.float32 if isinstance(recipe, PlusOne) else plan.dtype
+            slot = _Slot(decoder, name, dtype)
+            slot.fill(_holder(slot, _cook(recipe, source), plan))
+            on_progress(source.bytes_read, folder.weight_bytes)
         for name in folder.surplus_biases:
             if source.read(name).any():
                 raise BrokenCheckpoint(f"{name} is not zero, but the architecture has no bias there")
@@ -99,7 +95,7 @@ def load_decoder(
 
 
 def empty_decoder(folder: ModelFolder) -> Decoder:
-    """The decoder without memory for its weights, which all fit it. Raises BrokenCheckpoint where a shape does not."""
+    """The decoder without memory for its weights. Raises BrokenCheckpoint if a weight's shape does not fit it."""
     architecture = folder.architecture
     with torch.device("meta"):
         decoder = Decoder(architecture.config)
@@ -115,41 +111,82 @@ def empty_decoder(folder: ModelFolder) -> Decoder:
     return decoder
 
 
+@dataclass(frozen=True)
+class _Slot:
+    """A parameter of the decoder that waits for its value. dtype: its precision if it becomes dense."""
+
+    decoder: Decoder
+    name: str
+    dtype: torch.dtype
+
+    @property
+    def path(self) -> str:
+        """Its module's path in the decoder."""
+        return self.name.rsplit(".", 1)[0]
+
+    @property
+    def multiplied_by(self) -> Linear | Embedding | Experts | None:
+        """The module that multiplies with it, if it is a matrix: not a bias, a norm, or positions, which are added."""
+        module = self.decoder.get_submodule(self.path)
+        is_matrix = self.name.endswith(".weight") and self.path != "positions"
+        return module if is_matrix and isinstance(module, Linear | Embedding | Experts) else None
+
+    @property
+    def chooses_experts(self) -> bool:
+        """Such weights are small, and a wrong choice costs more than a wrong digit, so they are never rounded."""
+        return self.name.endswith(("router.weight", "shared_gate.weight"))
+
+    def fill(self, holder: nn.Parameter | nn.Module) -> None:
+        """Sets the parameter, or replaces its module by one that holds the value in another form."""
+        if isinstance(holder, nn.Parameter):
+            setattr(self.decoder.get_submodule(self.path), self.name.rsplit(".", 1)[1], holder)
+        else:
+            self.decoder.set_submodule(self.path, holder)
+
+
 def _cook(recipe: Recipe, source: TensorSource) -> Tensor | PackedWeight:
     match recipe:
         case Take(name):
             return source.weight(name)
-        case Concat(parts, axis):
-            return _joined([_cook(part, source) for part in parts], concat_rows, partial(torch.cat, dim=axis))
-        case Stack(parts):
-            return _joined([_cook(part, source) for part in parts], stack, torch.stack)
-        case Transposed(part):
-            value = _cook(part, source)
-            return _dense(value).mT.contiguous() if is_transposed(part, source.stored) else value
-        case PlusOne(part):
-            return _dense(_cook(part, source)).float() + 1
-        case PairsToHalves(part, heads, dim):
-            return _reordered(_cook(part, source), lambda rows: _pairs_to_halves(rows.view(heads, -1), dim))
-        case HeadsToParts(part, heads):
-            return _reordered(_cook(part, source), lambda rows: rows.view(heads, 3, -1).transpose(0, 1))
-        case EvensThenOdds(part):
-            value = _cook(part, source)
+        case Concat(operands, axis):
+            return _joined([_cook(each, source) for each in operands], concat_rows, partial(torch.cat, dim=axis))
+        case Stack(operands):
+            return _joined([_cook(each, source) for each in operands], stack, torch.stack)
+        case Transposed(operand):
+            value = _cook(operand, source)
+            return _dense(value).mT.contiguous() if is_transposed(operand, source.stored) else value
+        case PlusOne(operand):
+            return _fp32(operand, source) + 1
+        case PairsToHalves(operand, heads, dim):
+            return _reordered(_cook(operand, source), lambda rows: _pairs_to_halves(rows.view(heads, -1), dim))
+        case HeadsToQkv(operand, heads):
+            return _reordered(_cook(operand, source), lambda rows: rows.view(heads, 3, -1).transpose(0, 1))
+        case EvensThenOdds(operand):
+            value = _cook(operand, source)
             order = torch.arange(value.shape[1]).view(-1, 2).t().flatten()
             return value[:, order] if isinstance(value, Tensor) else value.rows(order)
+        case LowRankUpdate(operand, up, down, scale):
+            return _fp32(operand, source) + scale * (_fp32(up, source) @ _fp32(down, source))
 
 
 def _dense(value: Tensor | PackedWeight) -> Tensor:
     return value.dequantize(torch.float32) if isinstance(value, PackedWeight) else value
 
 
+def _fp32(recipe: Recipe, source: TensorSource) -> Tensor:
+    return _dense(_cook(recipe, source)).float()
+
+
 def _joined(
-    parts: list[Tensor | PackedWeight],
+    values: list[Tensor | PackedWeight],
     join_packed: Callable[[list[PackedWeight]], PackedWeight],
     join_dense: Callable[[list[Tensor]], Tensor],
 ) -> Tensor | PackedWeight:
-    """Parts made one; they stay packed where all are alike."""
-    packed = [part for part in parts if isinstance(part, PackedWeight)]
-    return join_packed(packed) if len(packed) == len(parts) and alike(packed) else join_dense(list(map(_dense, parts)))
+    """Several values as one, which stays packed if all are packed alike."""
+    packed = [value for value in values if isinstance(value, PackedWeight)]
+    if len(packed) == len(values) and alike(packed):
+        return join_packed(packed)
+    return join_dense(list(map(_dense, values)))
 
 
 def _reordered(value: Tensor | PackedWeight, order: Callable[[Tensor], Tensor]) -> Tensor | PackedWeight:
@@ -159,62 +196,60 @@ def _reordered(value: Tensor | PackedWeight, order: Callable[[Tensor], Tensor]) 
 
 
 def _pairs_to_halves(rows: Tensor, dim: int) -> Tensor:
-    """(heads, head_dim) indices with the evens among the first `dim` in front of the odds."""
+    """Row indices (heads, head_dim); of the first `dim` in each head, even ones now precede odd ones."""
     return torch.cat([rows[:, :dim:2], rows[:, 1:dim:2], rows[:, dim:]], dim=1)
 
 
-def _quantized(decoder: Decoder, name: str, value: Tensor, packing: Literal["int8", "int4"]) -> Tensor | PackedWeight:
-    if _chooses_experts(name) or not _can_be_packed(decoder, name):
+def _holder(slot: _Slot, value: Tensor | PackedWeight, plan: WeightPlan) -> nn.Parameter | nn.Module:
+    """What holds a value: a dense parameter, or a module that multiplies with it in another form."""
+    if (module := slot.multiplied_by) is not None:
+        form = _form(slot, value, plan)
+        if not isinstance(form, Tensor):
+            return _module(slot, module, form, plan)
+        value = form
+    dense = value.dequantize(slot.dtype) if isinstance(value, PackedWeight) else value
+    return nn.Parameter(dense.to(plan.device, slot.dtype), requires_grad=False)
+
+
+def _form(slot: _Slot, value: Tensor | PackedWeight, plan: WeightPlan) -> Tensor | PackedWeight | TinygemmMatrix:
+    """The form that a matrix is multiplied in: dense, packed, or in the layout of torch's int4 kernel."""
+    if isinstance(value, Tensor) and plan.packing in ("int8", "int4"):
+        value = _quantized(slot, value, plan.packing)
+    if isinstance(value, PackedWeight) and plan.tinygemm is not None and plan.packing != "dense":
+        matrix = plan.tinygemm.matrix(value, plan.device)
+        if matrix is not None:
+            return matrix
+    half = None if slot.chooses_experts else plan.half
+    if isinstance(value, PackedWeight):
+        in_kernels = plan.library is not None and can_compile(value)
+        if plan.packing == "dense" or (plan.packing == "expand" and not in_kernels):
+            value = value.dequantize(half or slot.dtype)
+    if isinstance(value, Tensor) and plan.library is not None:
+        value = value if half is None else value.to(half)
+        value = DenseWeight(value) if value.dtype in FLOATS else value
+    return value
+
+
+def _quantized(slot: _Slot, value: Tensor, packing: Literal["int8", "int4"]) -> Tensor | PackedWeight:
+    if slot.chooses_experts or value.shape[-1] % 32:
         return value
-    if value.shape[-1] % 32:
-        return value
-    vocabulary = name in ("embed.weight", "head.weight")
-    return quantize_affine(value, bits=4 if packing == "int4" and not vocabulary else 8)
+    is_vocabulary = slot.path in ("embed", "head")
+    return quantize_affine(value, bits=4 if packing == "int4" and not is_vocabulary else 8)
 
 
-def _chooses_experts(name: str) -> bool:
-    """Such weights are small, and a wrong choice costs more than a wrong digit."""
-    return name.endswith(("router.weight", "shared_gate.weight"))
-
-
-def _can_be_packed(decoder: Decoder, name: str) -> bool:
-    path, leaf = name.rsplit(".", 1)
-    known = isinstance(decoder.get_submodule(path), Linear | Embedding | Experts)
-    return known and leaf == "weight" and path != "positions"  # which are added, not multiplied
-
-
-def _place(
-    decoder: Decoder,
-    name: str,
-    value: Tensor | PackedWeight,
-    device: torch.device,
-    dtype: torch.dtype,
-    library: Library | None,
-    integers: bool,
-    matrix: TinygemmMatrix | None,
-) -> None:
-    """Puts a value where it belongs: in the parameter, or, packed, in a module that multiplies with it."""
-    path, leaf = name.rsplit(".", 1)
-    module = decoder.get_submodule(path)
-    if isinstance(value, PackedWeight) and not _can_be_packed(decoder, name):
-        value = value.dequantize(dtype)
-    if isinstance(value, Tensor):
-        setattr(module, leaf, nn.Parameter(value.to(device, dtype), requires_grad=False))
-        return
-    weight, packed = value if matrix else value.to(device), nn.Module()
+def _module(
+    slot: _Slot, module: Linear | Embedding | Experts, matrix: PackedWeight | TinygemmMatrix, plan: WeightPlan
+) -> nn.Module:
+    """What takes the decoder's own module's place and multiplies with a matrix in its form."""
+    if isinstance(matrix, TinygemmMatrix):
+        return TinygemmEmbedding(matrix) if isinstance(module, Embedding) else TinygemmLinear(matrix, module.bias)
+    weight = matrix.to(plan.device)
+    library = plan.library if can_compile(weight) else None
     match module:
-        case Embedding() if matrix:
-            packed = TinygemmEmbedding(matrix)
-        case Linear() if matrix:
-            packed = TinygemmLinear(matrix, module.bias)
         case Embedding():
-            packed = CompiledEmbedding(library, weight) if library else PackedEmbedding(weight, dtype)
-        case Experts():
-            packed = PackedExperts(weight, module.bias)
-            if library:
-                packed = CompiledExperts(library, weight, module.bias, integers)
-        case Linear():
-            packed = PackedLinear(weight, module.bias)
-            if library:
-                packed = CompiledLinear(library, weight, module.bias, integers and path != "head")
-    decoder.set_submodule(path, packed)
+            return CompiledEmbedding(library, weight) if library else PackedEmbedding(weight, slot.dtype)
+        case Experts(bias=bias):
+            return CompiledExperts(library, weight, bias, plan.integers) if library else PackedExperts(weight, bias)
+        case Linear(bias=bias):
+            integers = plan.integers and slot.path != "head"
+            return CompiledLinear(library, weight, bias, integers) if library else PackedLinear(weight, bias)

@@ -1,4 +1,4 @@
-"""How one of our parameters is made from tensors of a checkpoint: small trees of plain data, no torch."""
+"""How each of our parameters is made from tensors of a checkpoint: small expression trees of plain data, no torch."""
 
 from __future__ import annotations
 
@@ -20,105 +20,129 @@ class Take:
 
 @dataclass(frozen=True)
 class Concat:
-    """Joined along the rows, such as q, k and v in one matrix; these are the axis of that number."""
+    """Joined along an axis, such as q, k and v in one matrix along its rows."""
 
-    parts: tuple[Recipe, ...]
+    operands: tuple[Recipe, ...]
     axis: int = 0
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Along a new first axis, such as a matrix an expert."""
+    """Joined along a new first axis, such as one matrix per expert."""
 
-    parts: tuple[Recipe, ...]
+    operands: tuple[Recipe, ...]
 
 
 @dataclass(frozen=True)
 class Transposed:
-    """The last two axes exchanged: GPT-2 stores (in, out). What is packed is (out, in) in every format, and stays."""
+    """The last two axes exchanged: GPT-2 stores (in, out). Packed weights stay: every format stores (out, in)."""
 
-    part: Recipe
+    operand: Recipe
 
 
 @dataclass(frozen=True)
 class PlusOne:
-    """1 added, in fp32: Gemma stores what its norms' weights differ from 1."""
+    """Plus 1, in fp32: Gemma stores its norms' weights less 1."""
 
-    part: Recipe
+    operand: Recipe
 
 
 @dataclass(frozen=True)
 class PairsToHalves:
-    """Rows of q or k whose RoPE turns neighbouring channels, reordered for one that turns halves against each other.
+    """Rows of q or k for RoPE on neighbouring channels, reordered for RoPE by halves.
 
-    In each of `heads` heads the first `dim` rows change places; scores of q and k come out the same.
+    Reorders the first `dim` rows of each of `heads` heads. Products of q and k do not change.
     """
 
-    part: Recipe
+    operand: Recipe
     heads: int
     dim: int
 
 
 @dataclass(frozen=True)
-class HeadsToParts:
-    """Rows stored head by head as [q k v], regrouped as all q, all k, all v (GPT-NeoX)."""
+class HeadsToQkv:
+    """Rows stored as [q k v] per head, regrouped as all q, all k, all v (GPT-NeoX)."""
 
-    part: Recipe
+    operand: Recipe
     heads: int
 
 
 @dataclass(frozen=True)
 class EvensThenOdds:
-    """Along the second axis, every other entry first: gpt-oss interleaves gate and up."""
+    """Even entries of the second axis, then odd ones: gpt-oss interleaves gate and up."""
 
-    part: Recipe
+    operand: Recipe
 
 
-Recipe = Take | Concat | Stack | Transposed | PlusOne | PairsToHalves | HeadsToParts | EvensThenOdds
+@dataclass(frozen=True)
+class LowRankUpdate:
+    """`operand + scale * (up @ down)`, in fp32: a LoRA adapter merged into a matrix (Hu et al., 2021).
+
+    operand: (rows, columns); up: (rows, rank); down: (rank, columns). A matrix stored (in, out) is transposed first.
+    """
+
+    operand: Recipe
+    up: Recipe
+    down: Recipe
+    scale: float
+
+
+Recipe = Take | Concat | Stack | Transposed | PlusOne | PairsToHalves | HeadsToQkv | EvensThenOdds | LowRankUpdate
+
+
+def operands_of(recipe: Recipe) -> tuple[Recipe, ...]:
+    """The recipes that a recipe is made of."""
+    match recipe:
+        case Take():
+            return ()
+        case Concat(operands=operands) | Stack(operands=operands):
+            return operands
+        case LowRankUpdate(operand, up, down):
+            return operand, up, down
+        case _:
+            return (recipe.operand,)
 
 
 def sources(recipe: Recipe) -> tuple[str, ...]:
     """Names of the checkpoint's tensors that a recipe needs."""
-    match recipe:
-        case Take(name):
-            return (name,)
-        case Concat(parts=parts) | Stack(parts=parts):
-            return tuple(chain.from_iterable(map(sources, parts)))
-        case _:
-            return sources(recipe.part)
+    if isinstance(recipe, Take):
+        return (recipe.name,)
+    return tuple(chain.from_iterable(map(sources, operands_of(recipe))))
 
 
-def is_transposed(recipe: Recipe, stored: Callable[[str], Stored]) -> bool:
-    """Whether what `Transposed` holds has its axes still to be exchanged."""
-    return any(isinstance(stored(name), Dense) for name in sources(recipe))
+def is_transposed(operand: Recipe, stored: Callable[[str], Stored]) -> bool:
+    """Whether `Transposed` must exchange the axes of its operand: those of packed weights are in order."""
+    return any(isinstance(stored(name), Dense) for name in sources(operand))
 
 
 def shape(recipe: Recipe, stored: Callable[[str], Stored]) -> Shape:
     """The shape of what a recipe makes, from how its sources are stored.
 
-    Raises BrokenCheckpoint where their shapes do not go together.
+    Raises BrokenCheckpoint if their shapes do not fit together.
     """
+    if isinstance(recipe, Take):
+        return stored(recipe.name).shape
+    shapes = [shape(operand, stored) for operand in operands_of(recipe)]
+    first, *others = shapes
     match recipe:
-        case Take(name):
-            return stored(name).shape
-        case Concat(parts, axis):
-            first, *others = shapes = [shape(part, stored) for part in parts]
+        case Concat(axis=axis):
             if len(first) <= axis or any(_without(axis, other) != _without(axis, first) for other in others):
                 raise _misfit(recipe, shapes)
-            return (*first[:axis], sum(part[axis] for part in shapes), *first[axis + 1 :])
-        case Stack(parts):
-            shapes = [shape(part, stored) for part in parts]
+            return (*first[:axis], sum(each[axis] for each in shapes), *first[axis + 1 :])
+        case Stack():
             if len(set(shapes)) != 1:
                 raise _misfit(recipe, shapes)
-            return (len(parts), *shapes[0])
-        case Transposed(part) if is_transposed(part, stored):
-            found = shape(part, stored)
-            if len(found) < 2:
-                raise _misfit(recipe, [found])
-            *outer, rows, columns = found
+            return (len(shapes), *first)
+        case Transposed(operand) if is_transposed(operand, stored):
+            if len(first) < 2:
+                raise _misfit(recipe, shapes)
+            *outer, rows, columns = first
             return (*outer, columns, rows)
-        case _:
-            return shape(recipe.part, stored)
+        case LowRankUpdate():
+            up, down = others
+            if not len(up) == len(down) == 2 or up[1] != down[0] or first != (up[0], down[1]):
+                raise _misfit(recipe, shapes)
+    return first
 
 
 def _without(axis: int, shape: Shape) -> Shape:
@@ -132,9 +156,12 @@ def _misfit(recipe: Recipe, shapes: list[Shape]) -> BrokenCheckpoint:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a family makes of a checkpoint: the decoder, where its parameters come from, and what may lie unused."""
+    """What a family makes of a checkpoint: the decoder, a recipe for each of its parameters, and what may be unused.
+
+    unused_suffixes: of tensors that carry nothing the model needs. unused_prefixes: of modules outside the decoder.
+    """
 
     config: DecoderConfig
-    parameters: Mapping[str, Recipe]  # our parameter's name -> how to obtain it
-    ignorable: tuple[str, ...] = ()  # endings of tensor names that carry nothing the model needs
-    unused_parts: tuple[str, ...] = ()  # beginnings of the names of parts that are no decoder
+    parameters: Mapping[str, Recipe]
+    unused_suffixes: tuple[str, ...] = ()
+    unused_prefixes: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Which families there are, by `model_type`."""
+"""All families by `model_type`, and the defaults of their configs."""
 
 from __future__ import annotations
 
@@ -49,8 +49,7 @@ FAMILIES: dict[str, Family] = {
     "starcoder2": starcoder2,
 }
 
-
-# What configs may leave out, because their classes in transformers have it. Null stays null.
+# Defaults of the config classes in transformers, which configs may leave out. A null stays null.
 _DEFAULTS: dict[str, dict[str, object]] = {
     "cohere": {"rope_theta": 500_000.0},
     "gemma": {"num_key_value_heads": 16},

@@ -1,4 +1,4 @@
-"""Reads the header of a safetensors file without torch, and believes nothing in it.
+"""Reads and checks the header of a safetensors file, without torch.
 
 Format: a little-endian u64 header length, a JSON object, then the tensors' bytes without gaps
 (https://github.com/huggingface/safetensors#format).
@@ -20,14 +20,14 @@ DTYPE_BYTES = {
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
 
-_HEADER_LIMIT = 32 << 20  # bytes: 200,000 tensors; the reference implementation's is three times that
+_HEADER_LIMIT = 32 << 20  # bytes, enough for 200,000 tensors; the reference implementation allows 100 MB
 _DIMENSION_LIMIT = 1 << 48
-_MOST_DIMENSIONS = 8  # a million of them take an hour to multiply
+_MOST_DIMENSIONS = 8  # the product of a million would take an hour
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: `size` bytes at `offset` from the file's beginning."""
+    """A tensor's dtype and shape, and its `size` bytes at `offset` of a file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -37,7 +37,7 @@ class TensorInfo:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensors of one file by name. Raises BrokenCheckpoint where length, dtypes, shapes or offsets do not fit."""
+    """The tensors of a file by name. Raises BrokenCheckpoint for wrong lengths, dtypes, shapes or offsets."""
     with open_within(path) as file:
         file_size = file.seek(0, 2)
         file.seek(0)

@@ -1,4 +1,4 @@
-"""Reads a checkpoint's tensors by name into memory of our own, one at a time."""
+"""Reads a checkpoint's tensors and weights by name, one at a time."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _DTYPES = {
     "U32": torch.uint8, "I32": torch.int32, "U8": torch.uint8, "F8_E4M3": torch.float8_e4m3fn,
 }  # fmt: skip
 
-_PART = 16 << 20  # bytes, a whole number of every type
+_CHUNK = 16 << 20  # bytes, a multiple of every dtype's size
 
 
 class TensorSource:
     """Lazy access to the tensors of a folder; a context manager that owns the open files.
 
-    Bytes are copied, not mapped: a file that is truncated or replaced meanwhile cannot crash the process later.
+    Bytes are copied, not mapped, so that a file truncated or replaced later cannot crash the process.
     """
 
     def __init__(self, folder: ModelFolder) -> None:
@@ -55,18 +55,18 @@ class TensorSource:
         return self._folder.weights[name]
 
     def read(self, name: str) -> Tensor:
-        """A tensor as it is stored; 32-bit words come as bytes. Raises BrokenCheckpoint where the file has shrunk."""
+        """A tensor as it is stored; U32 comes as bytes. Raises BrokenCheckpoint if the file has become too short."""
         info = self._folder.tensors[name]
         shape = (*info.shape[:-1], -1) if info.dtype == "U32" else info.shape
-        return self._part(name, 0, info.size).view(shape)
+        return self._bytes(name, 0, info.size).view(shape)
 
-    def parts(self, name: str) -> Iterator[Tensor]:
-        """A tensor's values one after the other, a few MB at a time. Raises as `read` does."""
+    def chunks(self, name: str) -> Iterator[Tensor]:
+        """A tensor's values in flat chunks of a few MB. Raises as `read` does."""
         size = self._folder.tensors[name].size
-        for start in range(0, size, _PART):
-            yield self._part(name, start, min(_PART, size - start))
+        for start in range(0, size, _CHUNK):
+            yield self._bytes(name, start, min(_CHUNK, size - start))
 
-    def _part(self, name: str, start: int, size: int) -> Tensor:
+    def _bytes(self, name: str, start: int, size: int) -> Tensor:
         info = self._folder.tensors[name]
         if info.dtype not in _DTYPES:
             raise UnsupportedArchitecture(f"{name}: weights of dtype {info.dtype} are not supported")
@@ -81,31 +81,31 @@ class TensorSource:
         return buffer.view(_DTYPES[info.dtype])
 
     def weight(self, name: str) -> Tensor | PackedWeight:
-        """A weight by the name that families know: dense as it is stored, or packed."""
+        """A weight by its name in transformers: dense as it is stored, or packed."""
         stored = self.stored(name)
-        parts = [self.read(tensor) for tensor in stored.tensors]
+        tensors = [self.read(tensor) for tensor in stored.tensors]
         match stored:
             case Affine(bits=bits):
-                packed, scales, biases = parts
+                packed, scales, biases = tensors
                 return AffineWeight(packed, scales, biases, bits)
             case Fp8(block=block):
-                values, scales = parts
+                values, scales = tensors
                 return fp8_weight(values, scales, block)
             case Mxfp4():
-                return mxfp4_weight(*parts)
+                return mxfp4_weight(*tensors)
             case Awq():
-                return awq_weight(*parts)
+                return awq_weight(*tensors)
             case Gptq(bits=bits, group_size=size, zero_offset=offset):
-                qweight, qzeros, scales, *g_idx = parts
+                qweight, qzeros, scales, *g_idx = tensors
                 group_of = g_idx[0] if g_idx else None
                 return gptq_weight(qweight, qzeros, scales, group_of, bits=bits, group_size=size, zero_offset=offset)
-        return parts[0]
+        return tensors[0]
 
 
 def non_finite_tensors(folder: ModelFolder) -> list[str]:
-    """Names of the tensors that hold NaN or infinity. Reads all of them, a few MB at a time."""
+    """Names of the tensors that contain NaN or infinity. Reads all of them, a few MB at a time."""
     floats = [
         name for name, info in folder.tensors.items() if (kind := _DTYPES.get(info.dtype)) and kind.is_floating_point
     ]
     with TensorSource(folder) as source:
-        return [name for name in floats if not all(part.float().isfinite().all() for part in source.parts(name))]
+        return [name for name in floats if not all(chunk.float().isfinite().all() for chunk in source.chunks(name))]

@@ -1,1 +1,1 @@
-"""GGUF files."""
+"""GGUF files: reading them and converting them to model directories."""

@@ -1,7 +1,7 @@
-"""Turns a GGUF file into a safetensors model directory, keeping Q4_0, Q4_1, Q8_0 and float values exactly.
+"""Converts a GGUF file to a safetensors model directory. Q4_0, Q4_1, Q8_0 and floats keep their exact values.
 
-Other kinds of blocks become fp16. Only llama-architecture files, and only what is certain: an unknown pre-tokenizer,
-RoPE scaling, field or tensor is refused by name.
+Other types of blocks become fp16. Only the llama architecture is read; an unknown pre-tokenizer, RoPE scaling, field or
+tensor is refused by name.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from gptcli.gguf.tokenizer import tokenizer_files
 if TYPE_CHECKING:
     import numpy as np
 
-    Parts = dict[str, np.ndarray[Any, Any]]  # arrays by the name to store them under
+    Arrays = dict[str, np.ndarray[Any, Any]]  # by the name to store them under
 
 _GROUP = 32  # columns that share a scale in Q4_0, Q4_1 and Q8_0
 _SHARD_BYTES = 2 << 30
-# numpy has no bf16: its bits stand for it.
+# numpy has no bf16, so its bits are uint16.
 _DTYPES = {"uint32": "U32", "float32": "F32", "float16": "F16", "uint16": "BF16"}
 
 _TOP_LEVEL = {
@@ -44,18 +44,18 @@ _IN_BLOCK = {
     "ffn_down": "mlp.down_proj",
 }
 _ROPE_FACTORS = "rope_freqs.weight"
-# Llama 3.1's and 3.2's RoPE scaling is stored only as the factors it comes to; these are the settings there are.
+# Llama 3.1's and 3.2's RoPE scaling is stored as the resulting factors only; these are all known settings.
 _LLAMA3_FACTORS = (8.0, 32.0)
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-# Fields that llama.cpp does not read for this architecture, or that repeat what a tensor's shape says.
+# Fields that llama.cpp does not read for this architecture, or that repeat a tensor's shape.
 _HARMLESS = ("llama.vocab_size", "llama.tensor_data_layout", "llama.expert_used_count", "llama.rope.scaling.finetuned",
              "llama.rope.scaling.original_context_length")  # fmt: skip
 
 
 def convert(source: Path, target: Path, on_progress: Callable[[int, int], None]) -> None:
-    """Writes the model in a GGUF file to an existing directory, as transformers and MLX would lay it out.
+    """Writes a GGUF file's model to an existing directory, in the layout of transformers and MLX.
 
-    Raises InputError, InvalidModel or OutputError; on_progress gets tensors' bytes done and in all.
+    Raises InputError, InvalidModel or OutputError. on_progress gets tensors' bytes done and in all.
     """
     file = GgufFile(source)
     if file.get("split.count", int, 1) > 1:
@@ -111,14 +111,14 @@ def _config(file: GgufFile) -> dict[str, Any]:
         "eos_token_id": file.optional("tokenizer.ggml.eos_token_id", int),
         "dtype": "float16",
     }
-    unread = [name for name in file.unasked("llama.") if name not in _HARMLESS]
+    unread = [name for name in file.unread("llama.") if name not in _HARMLESS]
     if unread:
         raise file.unsupported(f"not known: {', '.join(unread[:5])}")
     return config
 
 
 def _shortest(value: float) -> float:
-    """The number that was meant, from the float32 that was stored: 1e-05, not 9.999999747378752e-06."""
+    """The shortest number for a stored float32: 1e-05, not 9.999999747378752e-06."""
     import numpy as np
 
     return float(str(np.float32(value)))
@@ -152,7 +152,7 @@ def _llama3_scaling(file: GgufFile, theta: float, head_dim: int) -> dict[str, An
 
 
 def _quantization(packed: Mapping[str, int]) -> dict[str, Any]:
-    """config.json's `quantization` for modules packed in so many bits: the commonest for all, the others by name."""
+    """config.json's `quantization` for packed modules' bits: the commonest for all, exceptions by name."""
     if not packed:
         return {}
     bits = Counter(packed.values()).most_common(1)[0][0]
@@ -170,19 +170,19 @@ def _write_tensors(
     total = sum(tensor.size for tensor in tensors)
     packed: dict[str, int] = {}
     shards: list[list[str]] = []  # the names in each
-    shard: Parts = {}
+    shard: Arrays = {}
     done = 0
     for tensor in tensors:
         module, leaf = names[tensor.name].rsplit(".", 1)
-        parts, bits = _parts(file, tensor)
+        arrays, bits = _arrays(file, tensor)
         if bits:
             packed[module] = bits
         for projection, count in heads.items():
             if module.endswith(projection):
                 if tensor.shape[0] % (2 * count):
                     raise file.broken(f"tensor {tensor.name!r} has {tensor.shape[0]} rows for {count} heads")
-                parts = {part: _unpermuted(rows, count) for part, rows in parts.items()}
-        shard |= {f"{module}.{part or leaf}": rows for part, rows in parts.items()}
+                arrays = {name: _unpermuted(rows, count) for name, rows in arrays.items()}
+        shard |= {f"{module}.{name or leaf}": array for name, array in arrays.items()}
         done += tensor.size
         on_progress(done, total)
         if tensor is tensors[-1] or sum(array.nbytes for array in shard.values()) > _SHARD_BYTES:
@@ -201,8 +201,8 @@ def _write_tensors(
     return packed
 
 
-def _write_shard(tensors: Parts, path: Path) -> None:
-    # The widest first, and a header of whole words: every tensor is aligned then, as the format wishes.
+def _write_shard(tensors: Arrays, path: Path) -> None:
+    # Widest dtype first, and a header padded to 8 bytes: so every tensor is aligned, as the format recommends.
     ordered = sorted(tensors.items(), key=lambda item: -item[1].itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -225,13 +225,13 @@ def _hf_name(file: GgufFile, name: str) -> str:
     if name in _TOP_LEVEL:
         return _TOP_LEVEL[name]
     match name.split("."):
-        case ["blk", layer, part, ("weight" | "bias") as leaf] if part in _IN_BLOCK and layer.isdecimal():
-            return f"model.layers.{layer}.{_IN_BLOCK[part]}.{leaf}"
+        case ["blk", layer, module, ("weight" | "bias") as leaf] if module in _IN_BLOCK and layer.isdecimal():
+            return f"model.layers.{layer}.{_IN_BLOCK[module]}.{leaf}"
     raise file.unsupported(f"tensor {name[:80]!r} belongs to no part of a llama model")
 
 
-def _parts(file: GgufFile, tensor: GgufTensor) -> tuple[Parts, int | None]:
-    """A tensor as arrays by their last name, `` for its own, and its bits where it is stored packed."""
+def _arrays(file: GgufFile, tensor: GgufTensor) -> tuple[Arrays, int | None]:
+    """A tensor as arrays by the last part of their names, "" for its own, and its bits if it stays packed."""
     import numpy as np
     from gguf import GGMLQuantizationType as Type
     from gguf.quants import dequantize
@@ -244,7 +244,7 @@ def _parts(file: GgufFile, tensor: GgufTensor) -> tuple[Parts, int | None]:
         q, scales, biases, bits = affine
         return {"weight": q.view(np.uint32), "scales": scales, "biases": biases}, bits
     try:
-        with np.errstate(all="ignore"):  # NaN and infinity in a file are not our business; `models verify` finds them
+        with np.errstate(all="ignore"):  # NaN and infinity stay: `models verify` finds them
             values = dequantize(data, kind)
             halves = values.astype(np.float16)
     except NotImplementedError:
@@ -253,9 +253,10 @@ def _parts(file: GgufFile, tensor: GgufTensor) -> tuple[Parts, int | None]:
 
 
 def _affine(data: np.ndarray[Any, Any], kind: Any) -> tuple[Any, Any, Any, int] | None:
-    """Blocks of 32 columns as (q, scales, biases, bits), w = scale * q + bias; None where fp16 cannot hold a bias.
+    """Blocks of 32 columns as (q, scales, biases, bits), w = scale * q + bias; None if a bias overflows fp16.
 
-    data: (rows, bytes). A block is d (fp16), in Q4_1 also m (fp16), then q: w = d * (q - 8), d * q + m, or d * q.
+    data: (rows, bytes). A block is d (fp16), in Q4_1 also m (fp16), then q. w is d * (q - 8) in Q4_0, d * q + m in Q4_1
+    and d * q in Q8_0.
     """
     import numpy as np
     from gguf import GGMLQuantizationType as Type
@@ -269,11 +270,11 @@ def _affine(data: np.ndarray[Any, Any], kind: Any) -> tuple[Any, Any, Any, int] 
     with np.errstate(over="ignore", invalid="ignore"):
         if kind == Type.Q8_0:
             bits = 8
-            q = q ^ 0x80  # signed to offset by 128
+            q = q ^ 0x80  # from signed to an offset of 128
             biases = scales * np.float16(-128)
         else:
             bits = 4
-            # A block keeps columns 0 to 15 in the low nibbles, 16 to 31 in the high ones; MLX wants neighbours paired.
+            # A block has columns 0 to 15 in its low nibbles, 16 to 31 in its high ones. MLX pairs neighbours.
             nibbles = np.concatenate([q & 15, q >> 4], axis=-1)
             q = nibbles[..., ::2] | (nibbles[..., 1::2] << 4)
             biases = np.ascontiguousarray(halves[..., 1]) if kind == Type.Q4_1 else scales * np.float16(-8)

@@ -1,4 +1,4 @@
-"""Reads the fields and tensors of a GGUF file, and believes nothing in it. Knows nothing of models.
+"""Reads and checks the fields and tensors of a GGUF file. Knows nothing of models.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3.
 """
@@ -23,12 +23,12 @@ T = TypeVar("T")
 
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_MOST_VALUES = 1 << 24  # of a list: ten times the largest vocabulary
+_MOST_VALUES = 1 << 24  # in a list: ten times the largest vocabulary
 
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """Where a tensor lies: `size` bytes at `offset`. `shape` has the columns last; `kind` is a GGMLQuantizationType."""
+    """A tensor's `size` bytes at `offset`. `shape` has the columns last; `kind` is a GGMLQuantizationType."""
 
     name: str
     kind: Any
@@ -40,13 +40,13 @@ class GgufTensor:
 class GgufFile:
     """A GGUF file's typed fields, and its tensors by name.
 
-    Raises BrokenCheckpoint for what is damaged and UnsupportedArchitecture for what is only unknown, as `broken` and
-    `unsupported` make them.
+    Raises BrokenCheckpoint for damage and UnsupportedArchitecture for what is unknown, made by `broken` and
+    `unsupported`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._asked: set[str] = set()
+        self._read: set[str] = set()
         with open_regular(path) as file:
             self._size = file.seek(0, 2)
             file.seek(0)
@@ -56,15 +56,15 @@ class GgufFile:
                 raise self.broken("a name or text in it is not UTF-8") from None
 
     def broken(self, why: str) -> BrokenCheckpoint:
-        """An error about this file."""
+        """An error: this file is damaged."""
         return BrokenCheckpoint(f"cannot import: {self.path}: {why}")
 
     def unsupported(self, why: str, hint: str | None = None) -> UnsupportedArchitecture:
-        """An error about what this file wants."""
+        """An error: this file needs something that is not implemented."""
         return UnsupportedArchitecture(f"cannot import: {self.path}: {why}", hint)
 
     def get(self, name: str, kind: type[T], default: T | None = None) -> T:
-        """A field's value; absent gives the default, and is an error where that is None."""
+        """A field's value. An absent one gives the default, or an error if there is none."""
         value = self.optional(name, kind)
         if value is None:
             value = default
@@ -73,8 +73,8 @@ class GgufFile:
         return value
 
     def optional(self, name: str, kind: type[T]) -> T | None:
-        """A field's value, of the type asked for, or None where there is no such field."""
-        self._asked.add(name)
+        """A field's value, or None if it is absent. Raises BrokenCheckpoint for another type."""
+        self._read.add(name)
         value = self._fields.get(name)
         if value is not None and (type(value) is not kind or isinstance(value, float) and not math.isfinite(value)):
             raise self.broken(f"{name} must be of type {kind.__name__}, not {str(value)[:40]!r}")
@@ -88,9 +88,9 @@ class GgufFile:
         """A field that is a list of whole numbers."""
         return self._list(name, int)
 
-    def unasked(self, prefix: str) -> list[str]:
-        """Fields of this prefix that nobody has asked for."""
-        return [name for name in self._fields if name.startswith(prefix) and name not in self._asked]
+    def unread(self, prefix: str) -> list[str]:
+        """Fields with this prefix that were never read."""
+        return [name for name in self._fields if name.startswith(prefix) and name not in self._read]
 
     def data(self, tensor: GgufTensor) -> np.ndarray[Any, Any]:
         """A tensor's bytes, copied: (..., bytes of a row)."""
@@ -134,7 +134,7 @@ class GgufFile:
         tensors = {name: self._tensor(name, shape, kind, start + at) for name, (shape, kind, at) in infos.items()}
         ordered = sorted(tensors.values(), key=lambda tensor: tensor.offset)
         for tensor, following in pairwise(ordered):
-            if tensor.offset + tensor.size > following.offset:  # a small file would become a large model
+            if tensor.offset + tensor.size > following.offset:  # else a small file could become a huge model
                 raise self.broken(f"tensors {tensor.name[:80]!r} and {following.name[:80]!r} overlap")
         return fields, tensors
 

@@ -1,4 +1,4 @@
-"""Builds tokenizer.json and its companions from a GGUF file's `tokenizer.ggml.*` fields."""
+"""Builds tokenizer.json, tokenizer_config.json and generation_config.json from a GGUF file's fields."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _KNOWN = ("gpt-2", "smollm", *_PATTERNS)
 
 
 def tokenizer_files(file: GgufFile) -> dict[str, Any]:
-    """Contents of tokenizer.json, tokenizer_config.json and generation_config.json by file name.
+    """Contents of the three files by name.
 
-    Raises BrokenTokenizer for kinds that are not known, and BrokenCheckpoint.
+    Raises BrokenTokenizer for unknown types of tokenizers, and BrokenCheckpoint.
     """
     model = file.get("tokenizer.ggml.model", str)
     if model != "gpt2":
@@ -68,7 +68,7 @@ def _tokenizer(file: GgufFile, pre: str, tokens: list[str], bos: str | None) -> 
     if len(types) != len(tokens) or len(vocabulary) != len(tokens):
         raise file.broken("token types do not match the tokens, or a token occurs twice")
     try:
-        # Llama 3 takes a word that is in the vocabulary whole, whatever the merges would make of it.
+        # In Llama 3 a word in the vocabulary is one token, whatever the merges give.
         tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre == "llama-bpe"))
     except Exception as error:  # the library raises nothing more specific
         raise BrokenTokenizer(f"cannot import: {file.path}: {error}") from None

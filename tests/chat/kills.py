@@ -1,9 +1,9 @@
-"""Kills conversations with SIGKILL, over and over, and looks at what is left of them.
+"""Kills conversations with SIGKILL, over and over, and checks what is left of them.
 
-`python -m tests.chat.kills 1000` has a scripted person type at a scripted model, each time in a process of its own at a
-terminal of its own, which is killed at a random moment, or in the midst of a random write. Then the session must be
-what the person has seen up to the last prompt, or have what was under way beyond that: no turn whose prompt came is
-lost. The next process goes on with the same session. It exits with 1 at the first loss.
+`python -m tests.chat.kills 1000` has a scripted person talk to a scripted model. Each conversation runs in a new
+process at a new terminal, and is killed at a random moment or during a random write. Afterwards the session must be
+what the person had seen at the last prompt, perhaps with the action that was under way: no turn whose prompt came is
+lost. The next process continues the same session. Exits with 1 at the first loss.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from tests.cli.scripted import Script, follow
 from tests.tiny import make_model
 
 _KILLS_A_SESSION = 20
-_LATEST_S = 0.6  # after its start, a process is killed
-_LAST_WRITE = 16  # of a process, at which it is killed; a turn takes three or four
+_LATEST_S = 0.6  # a process is killed within this time after its start
+_LAST_WRITE = 16  # a process is killed at this write at the latest; a turn takes three or four
 _PATIENCE_S = 30
 _REPLY = r"reply-[0-9a-f]{12}"
 _PROMPT = r"\x1b\[0;1m>"
@@ -48,14 +48,14 @@ Turns = tuple[tuple[str, str], ...]  # questions and answers
 
 @dataclass(frozen=True)
 class Talk:
-    """What was said. lost: the turns that /retry and /edit would make, and no reply in the last of them yet."""
+    """What was said. lost: the turns that /retry and /edit would lead to, the last one without its reply."""
 
     turns: Turns = ()
     lost: Turns = ()
 
 
 class _Unlike(Script):
-    """A model that says something else each time."""
+    """A model that says something else every time."""
 
     def stream(self, *given: Any, **named: Any) -> Iterator[Any]:
         pieces = (f"reply-{secrets.token_hex(6)}", " and", " more.")
@@ -64,7 +64,7 @@ class _Unlike(Script):
 
 @dataclass(frozen=True)
 class Action:
-    """What a person types, what the screen shows once it is done, and the turns then; a reply of "" is any."""
+    """What a person types, what the screen shows when it is done, and the turns then; a reply of "" is any."""
 
     keys: str
     shows: str
@@ -72,11 +72,11 @@ class Action:
 
     @property
     def awaits_reply(self) -> bool:
-        """Whether it asks something."""
+        """Whether it is a question."""
         return bool(self.turns) and not self.turns[-1][1]
 
     def may_have_left(self, turns: Turns) -> bool:
-        """Whether this has been done where there are these turns."""
+        """Whether a session with these turns is one after this action."""
         return len(turns) == len(self.turns) and all(
             asked == question and (reply == said or not reply and re.match(_REPLY, said))
             for (question, reply), (asked, said) in zip(self.turns, turns, strict=True)
@@ -85,21 +85,21 @@ class Action:
 
 @dataclass
 class Report:
-    """What came of it."""
+    """The results."""
 
     kills: int = 0
     completed: int = 0  # turns whose prompt came
-    under_way: int = 0  # kills in the midst of something
-    torn: int = 0  # kills that left a session whose last line was not whole
+    under_way: int = 0  # kills during an action
+    torn: int = 0  # kills that left a session with an incomplete last line
     questions: list[str] = field(default_factory=list)  # of the completed turns
 
 
 class Loss(AssertionError):
-    """Something is gone that had been there."""
+    """Something that had been there is gone."""
 
 
 def action(dice: random.Random, talk: Talk, number: int) -> Action:
-    """Something that a person does next."""
+    """The next thing that the person does."""
     question = f"question-{number}"
     done = rf"{_REPLY}.*?more\..*?{_PROMPT}"
     asked = talk.lost or talk.turns
@@ -114,7 +114,7 @@ def action(dice: random.Random, talk: Talk, number: int) -> Action:
 
 
 def spawn(name: str, dies_in_write: int | None, dice: random.Random) -> tuple[int, int]:
-    """A chat in a process of its own, and the terminal it is at: (process, descriptor)."""
+    """Starts a chat at a terminal: (process, descriptor of the terminal)."""
     share = dice.random()
     process, terminal = pty.fork()
     if process:
@@ -128,7 +128,7 @@ def spawn(name: str, dies_in_write: int | None, dice: random.Random) -> tuple[in
 
 
 def die_in_write(number: int, share: float) -> None:
-    """Has this process die in its so manieth write to a file of its state, when this share of the line is written."""
+    """Makes this process die in its write of this number to a state file, after this share of the line."""
     writes = 0
 
     def write(descriptor: int, line: bytes) -> int:
@@ -144,7 +144,7 @@ def die_in_write(number: int, share: float) -> None:
 
 
 def converse(name: str, talk: Talk, dice: random.Random, report: Report) -> tuple[Talk, Action | None]:
-    """Talks until the kill: what was complete then, and what was under way."""
+    """Talks until the kill. Returns what was complete then, and what was under way."""
     in_write = dice.random() < 0.5
     process, terminal = spawn(name, dice.randint(1, _LAST_WRITE) if in_write else None, dice)
     ends = time.monotonic() + (_PATIENCE_S if in_write else dice.uniform(0, _LATEST_S))
@@ -188,12 +188,12 @@ def _completed(talk: Talk, done: Action | None, seen: str, report: Report) -> Ta
 def _read(terminal: int) -> bytes:
     try:
         return os.read(terminal, 65536)
-    except OSError:  # how Linux says that nobody is at the other end
+    except OSError:  # on Linux, the other end is closed
         return b""
 
 
 def left_of(name: str, lm: LanguageModel, *lost: Turns) -> Talk:
-    """What a session has on disk; each of `lost` ends with a question that may have brought no reply."""
+    """What a session has on disk. Each of `lost` ends with a question that may have no reply."""
     if name not in session_names():
         return Talk()
     session = Session.restored(lm, read_session(name))
@@ -206,12 +206,12 @@ def left_of(name: str, lm: LanguageModel, *lost: Turns) -> Talk:
 
 
 def is_torn(file: Path) -> bool:
-    """Whether a file's last line is not whole."""
+    """Whether a file's last line is incomplete."""
     return file.exists() and not file.read_bytes().endswith(b"\n")
 
 
 def kill(kills: int, dice: random.Random, directory: Path) -> Report:
-    """Does it all, in a state directory of its own. Raises Loss."""
+    """Runs all kills in a new state directory. Raises Loss."""
     os.environ |= {
         "GPTCLI_MODEL": str(make_model(directory / "tiny")), "XDG_STATE_HOME": str(directory), "TERM": "xterm-256color"
     }  # fmt: skip
@@ -236,7 +236,7 @@ def kill(kills: int, dice: random.Random, directory: Path) -> Report:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints what came of it."""
+    """Prints the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kills", type=int, nargs="?", default=1000)
     parser.add_argument("--seed", type=int, default=0, help="of the moments; how far a process is by then is chance")

@@ -20,12 +20,12 @@ GREEDY = ChatSettings(temperature=0.0, max_tokens=8)
 
 @pytest.fixture
 def prefilled(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tokens each prefill of the tiny model runs."""
+    """The number of tokens in each prefill of the tiny model."""
     return counted_prefills(tiny, monkeypatch)
 
 
 def counted_prefills(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tokens each prefill of a model runs from now on."""
+    """The number of tokens in each prefill of a model from now on."""
     counts: list[int] = []
     prefill = lm.engine.prefill
 
@@ -45,7 +45,7 @@ def finish(events: Iterable[Event]) -> Finished:
 
 
 def texts(session: Session) -> list[str]:
-    """What was said, without who said it."""
+    """The contents of the messages."""
     return [message.content for message in session.messages]
 
 
@@ -212,7 +212,7 @@ def test_the_oldest_turns_are_dropped_with_notice_and_the_system_message_stays(t
         assert f"number {turn}".encode() in prompt
         assert prompt.count(b"number") == turn + 1 - dropped
     assert dropped > 1
-    assert len(session.messages) == 25  # nothing is forgotten but by the model
+    assert len(session.messages) == 25  # only the model forgets
 
 
 def test_turns_taken_back_show_again_what_was_dropped_for_them(tiny: LanguageModel) -> None:

@@ -1,4 +1,4 @@
-"""Whatever is done to a session in whatever order: its state is the sum of its events, its cache that of its prompt."""
+"""After any actions in any order, a session's state is the sum of its events, and its cache fits its prompt."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STEPS: st.SearchStrategy[list[_Step]] = st.lists(
     st.one_of(
         _TEXTS.map(lambda text: lambda session: list(session.send(text))),
         _TEXTS.map(lambda text: lambda session: list(session.send(text, cancelled=lambda: True))),
-        _TEXTS.map(lambda text: lambda session: next(session.send(text))),  # given up in its midst
+        _TEXTS.map(lambda text: lambda session: next(session.send(text))),  # given up midway
         (st.none() | _TEXTS).map(lambda text: lambda session: has_turns(session) and list(session.retry(text))),
         st.just(lambda session: has_turns(session) and list(session.retry(cancelled=lambda: True))),
         st.just(lambda session: has_turns(session) and session.undo()),
@@ -45,7 +45,7 @@ def has_turns(session: Session) -> bool:
 
 
 def state(session: Session) -> object:
-    """All that a session is."""
+    """A session's whole state."""
     return session.messages, session.unanswered, session.system, session.settings, session.prompt()
 
 
@@ -79,7 +79,7 @@ def test_what_happened_is_stored_and_restored_whole_whatever_it_was(
 
 
 def torn(path: Path, share: float) -> None:
-    """Cuts a file off somewhere."""
+    """Cuts a file to a share of its size."""
     data = path.read_bytes()
     path.write_bytes(data[: round(share * len(data))])
 
@@ -122,11 +122,9 @@ def test_the_cache_is_that_of_a_fresh_run_whatever_was_taken_back(
 
 
 def assert_as_fresh(session: Session, lm: LanguageModel) -> None:
-    """The logits behind the prompt, with what the cache holds of it, are those without."""
-    cache, (_, prompt) = (
-        session._cache.for_engine(lm.engine),
-        session._fitting(),
-    )  # without the turns that no longer fit
+    """The logits after the prompt are the same with the session's cache and without."""
+    cache = session._cache.for_engine(lm.engine)
+    prompt = session._fitting()[1]  # without the turns that no longer fit
     cache.keep_common(prompt[:-1])
     cached = lm.engine.prefill(prompt[cache.length :], cache)
     assert cached is not None

@@ -21,7 +21,7 @@ EVENTS: list[dict[str, Any]] = [
 
 
 def written(name: str, events: list[dict[str, Any]] = EVENTS) -> Path:
-    """A session on disk that nobody has open."""
+    """A session on disk that no process has open."""
     session = SessionFile(name)
     for event in events:
         session.append(event)
@@ -62,7 +62,7 @@ def test_a_file_torn_at_any_byte_keeps_every_whole_event_and_can_be_written_on()
         assert read_session("torn") == [*EVENTS[:whole], {"type": "new"}]
 
 
-def test_a_last_line_that_is_no_event_is_cut_off() -> None:
+def test_a_last_line_that_is_not_an_event_is_cut_off() -> None:
     path = written("zeros")
     with path.open("ab") as file:
         file.write(b"\0\0\0\n")
@@ -71,7 +71,7 @@ def test_a_last_line_that_is_no_event_is_cut_off() -> None:
 
 
 @pytest.mark.parametrize("damage", [b"[]\n", b"{\n", b"\xff\n", b"[" * 100_000 + b"\n", b"\n"])
-def test_a_file_damaged_in_its_midst_is_refused_and_left_alone(damage: bytes) -> None:
+def test_a_file_damaged_before_its_last_line_is_refused_and_left_alone(damage: bytes) -> None:
     path = written("bad")
     data = path.read_bytes()
     path.write_bytes(damage + data)
@@ -91,7 +91,7 @@ def test_a_session_is_open_once_at_a_time_and_can_be_read_all_the_same() -> None
     SessionFile.open("mine")
 
 
-def test_a_name_is_given_once_and_can_be_changed() -> None:
+def test_a_name_is_unique_and_can_be_changed() -> None:
     written("mine")
     with pytest.raises(UsageError, match="already"):
         SessionFile("mine")
@@ -105,18 +105,18 @@ def test_a_name_is_given_once_and_can_be_changed() -> None:
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../x", "-x", ".x", "a\n", "x" * 200, "\x1b[31m"])
-def test_what_can_be_no_name_is_refused(name: str) -> None:
+def test_an_invalid_name_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="name"):
         SessionFile(name)
 
 
-def test_a_session_that_is_not_there_is_an_input_error() -> None:
+def test_a_missing_session_is_an_input_error() -> None:
     for read in (SessionFile.open, read_session):
         with pytest.raises(InputError, match="no such session"):
             read("nowhere")
 
 
-def test_sessions_are_listed_the_last_used_one_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sessions_are_listed_the_most_recently_used_first(monkeypatch: pytest.MonkeyPatch) -> None:
     for number, name in enumerate(("old", "new")):
         os.utime(written(name), (number, number))
     written("bad").write_bytes(b"{}\n[]\n{}\n")
@@ -132,7 +132,7 @@ def test_sessions_are_listed_the_last_used_one_first(monkeypatch: pytest.MonkeyP
     assert listed[0].question == "Grüße \u2028 ?"
 
 
-def test_a_question_asked_instead_of_another_counts_as_one_turn_whether_it_is_answered_or_not() -> None:
+def test_a_question_asked_instead_of_another_is_one_turn_with_or_without_its_answer() -> None:
     question, reply = {**EVENTS[1], "content": "again", "instead": True}, EVENTS[2]
     for rest, asked in ([question, reply], "again"), ([question, {"type": "truncate", "messages": 0}], "Grüße"):
         path = written("mine", [*EVENTS, *rest])
@@ -141,7 +141,7 @@ def test_a_question_asked_instead_of_another_counts_as_one_turn_whether_it_is_an
         path.unlink()
 
 
-def test_what_is_no_session_does_not_keep_the_others_from_being_listed(tmp_path: Path) -> None:
+def test_a_bad_session_does_not_prevent_listing_the_others(tmp_path: Path) -> None:
     directory = written("mine").parent
     written("odd", [{"type": "truncate"}, EVENTS[1]])
     (directory / "-name.jsonl").touch()
@@ -153,7 +153,7 @@ def test_what_is_no_session_does_not_keep_the_others_from_being_listed(tmp_path:
             SessionFile.open(name)
 
 
-def test_what_a_full_disk_refuses_is_written_once_there_is_room() -> None:
+def test_events_that_a_full_disk_refused_are_written_once_there_is_room() -> None:
     session = SessionFile("mine")
     for event in EVENTS[:2]:
         session.append(event)
@@ -166,7 +166,7 @@ def test_what_a_full_disk_refuses_is_written_once_there_is_room() -> None:
         session.sync()
         assert session.problem is not None
         assert read_session("mine") == EVENTS[:2]
-        assert session.path.stat().st_size == size  # no half of a line
+        assert session.path.stat().st_size == size  # no partial line
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     session.sync()

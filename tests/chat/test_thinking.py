@@ -8,10 +8,10 @@ from tests.cli.scripted import Script
 
 
 def split(*pieces: str, inside: bool = False) -> tuple[str, str]:
-    """What is thought and what is said."""
+    """The thoughts, and the answer."""
     thoughts = Thoughts(inside=inside)
-    parts = [part for piece in pieces for part in thoughts.push(piece)] + list(thoughts.flush())
-    return "".join(text for text, thought in parts if thought), "".join(text for text, thought in parts if not thought)
+    texts = [text for piece in pieces for text in thoughts.push(piece)] + list(thoughts.flush())
+    return "".join(text for text, thought in texts if thought), "".join(text for text, thought in texts if not thought)
 
 
 REPLY = "\n<think>\nhm, </thin k>?\n</think>\n\nAn *answer*.\n"
@@ -43,7 +43,7 @@ def test_leading_blanks_of_an_answer_stay() -> None:
     assert split("    code") == ("", "    code")
 
 
-def test_the_answer_behind_thoughts_that_the_prompt_opened() -> None:
+def test_the_answer_after_thoughts_that_the_prompt_opened() -> None:
     assert without_thoughts("so\n</think>\n\nAnswer", inside=True) == "Answer"
     assert without_thoughts("Answer", inside=True) == "Answer"
 

@@ -15,21 +15,16 @@ from gptcli.errors import BrokenCheckpoint, BrokenTokenizer, InvalidModel, Model
 from tests.tiny import CONFIG, make_model, make_weights
 
 
-def shard(path: Path) -> dict[str, str]:
-    """Splits a model's single file in two, with an index; returns the weight map."""
+def shard(path: Path) -> None:
+    """Splits a model's single file in two with an index."""
     tensors = load_file(path / "model.safetensors")
     (path / "model.safetensors").unlink()
     names = sorted(tensors)
     weight_map = {}
-    for number, part in enumerate((names[::2], names[1::2]), start=1):
+    for number, half in enumerate((names[::2], names[1::2]), start=1):
         file = f"model-{number:05}-of-00002.safetensors"
-        save_file({name: tensors[name] for name in part}, path / file)
-        weight_map |= dict.fromkeys(part, file)
-    write_index(path, weight_map)
-    return weight_map
-
-
-def write_index(path: Path, weight_map: Any) -> None:
+        save_file({name: tensors[name] for name in half}, path / file)
+        weight_map |= dict.fromkeys(half, file)
     (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
@@ -45,38 +40,6 @@ def test_shards_give_the_same_logits_as_one_file(tiny_model: Path, tmp_path: Pat
     assert gptcli.load(sharded).logits(ids).equal(gptcli.load(tiny_model).logits(ids))
 
 
-def test_a_missing_shard_is_named(tmp_path: Path) -> None:
-    path = make_model(tmp_path)
-    file = next(iter(shard(path).values()))
-    (path / file).unlink()
-    refuses(path, f"a shard is missing: .*{file}")
-
-
-def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
-    path = make_model(tmp_path)
-    weight_map = shard(path)
-    first, second = (path / file for file in sorted(set(weight_map.values())))
-    tensors = load_file(second)
-    name, tensor = next(iter(load_file(first).items()))
-    save_file(tensors | {name: tensor}, second)
-    refuses(path, f"does not say that '{name}' is in {second.name}")
-
-
-def test_an_index_that_names_more_than_the_shards_hold_is_refused(tmp_path: Path) -> None:
-    path = make_model(tmp_path)
-    weight_map = shard(path)
-    write_index(path, weight_map | {"ghost": next(iter(weight_map.values()))})
-    refuses(path, "1 tensors named in .* are in no shard: ghost")
-
-
-@pytest.mark.parametrize("file", ["../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", None, 3, "x.bin", ".."])
-def test_an_index_cannot_lead_out_of_the_directory(tmp_path: Path, file: object) -> None:
-    path = make_model(tmp_path)
-    weight_map: dict[str, Any] = shard(path)
-    write_index(path, weight_map | {"model.norm.weight": file})
-    refuses(path, "no file name beside it")
-
-
 def test_missing_tensors_are_named_and_counted(tmp_path: Path) -> None:
     weights = make_weights(CONFIG)
     gone = [name for name in weights if "layers.1" in name]
@@ -90,7 +53,7 @@ def test_a_tensor_that_nothing_uses_is_refused(tmp_path: Path) -> None:
     refuses(make_model(tmp_path, weights=weights | extra), "1 tensors that the architecture does not use: .*secret")
 
 
-def test_rotary_buffers_of_old_checkpoints_may_lie_unused(tmp_path: Path) -> None:
+def test_rotary_buffers_of_old_checkpoints_may_be_unused(tmp_path: Path) -> None:
     buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
     gptcli.load(make_model(tmp_path, weights=make_weights(CONFIG) | buffer))
 
@@ -115,7 +78,7 @@ def test_a_head_beside_tied_embeddings_is_used(tiny_model: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("field", [{"bos_token_id": 1}, {"initializer_range": 0.02}, {"foo": None}])
-def test_harmless_fields_are_let_be(tmp_path: Path, field: dict[str, Any]) -> None:
+def test_harmless_fields_are_accepted(tmp_path: Path, field: dict[str, Any]) -> None:
     gptcli.load(make_model(tmp_path, **field))
 
 
@@ -142,10 +105,6 @@ def test_a_field_that_may_change_the_numbers_is_refused_by_name(
     ("field", "complaint"),
     [
         ({"num_hidden_layers": 10**9}, "num_hidden_layers must be a whole number"),
-        ({"num_hidden_layers": -3}, "num_hidden_layers"),
-        ({"num_hidden_layers": True}, "num_hidden_layers"),
-        ({"num_hidden_layers": 2.0}, "num_hidden_layers"),
-        ({"num_attention_heads": 0}, "num_attention_heads"),
         ({"num_key_value_heads": 3}, "cannot share 3 key-value heads"),
         ({"rms_norm_eps": "1e-5"}, "rms_norm_eps must be a number"),
         ({"rms_norm_eps": 0}, "rms_norm_eps"),
@@ -161,14 +120,6 @@ def test_a_value_out_of_range_is_named(tmp_path: Path, field: dict[str, Any], co
         _ = gptcli.load(make_model(tmp_path, weights=make_weights(CONFIG), **field)).stop_ids
 
 
-def test_a_directory_with_pickle_only_is_refused_with_a_way_out(tmp_path: Path) -> None:
-    path = make_model(tmp_path)
-    (path / "model.safetensors").rename(path / "pytorch_model.bin")
-    with pytest.raises(BrokenCheckpoint, match="pickle") as caught:
-        ModelFolder.open(path)
-    assert "save_pretrained" in str(caught.value.hint)
-
-
 def test_a_gguf_file_given_as_a_model_hints_at_import(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     with pytest.raises(ModelNotFound) as caught:
@@ -180,21 +131,8 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
     refuses(make_model(tmp_path, vocab_size=300), "the tokenizer has 30. tokens, the model only 300", BrokenTokenizer)
 
 
-def test_weights_are_owned_so_a_file_truncated_later_does_no_harm(tmp_path: Path) -> None:
-    lm = gptcli.load(make_model(tmp_path))
-    before = lm.logits([3, 4, 5])
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    assert lm.logits([3, 4, 5]).equal(before)
-
-
-def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
-    path = make_model(tmp_path)
-    (path / "config.json").write_bytes(b"\xef\xbb\xbf" + (path / "config.json").read_bytes())
-    assert ModelFolder.open(path).config["model_type"] == "llama"
-
-
-@pytest.mark.parametrize("text", ['{"a": NaN}', "[" * 10**5, '{"a": 1, "a": 2}', "1" * 5000, "", '{"a": 1e'])
-def test_a_config_that_is_no_plain_json_is_refused(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["", '{"a": 1e'])
+def test_a_config_that_is_not_json_is_refused(tmp_path: Path, text: str) -> None:
     path = make_model(tmp_path)
     (path / "config.json").write_text(text)
     with pytest.raises(BrokenCheckpoint, match=r"cannot read: .*config\.json"):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.load import load_decoder
+from gptcli.checkpoint.load import WeightPlan, load_decoder
 from gptcli.cuda.int4 import (
     Tinygemm,
     TinygemmEmbedding,
@@ -194,7 +194,8 @@ def test_a_kernel_that_computes_something_else_is_not_used(kernel: Tinygemm, why
 
 
 def loaded(model: Path, packing: str, tinygemm: Tinygemm | None) -> Decoder:
-    return load_decoder(ModelFolder.open(model), CPU, torch.bfloat16, packing, tinygemm=tinygemm)  # type: ignore[arg-type]
+    plan = WeightPlan(CPU, torch.bfloat16, packing, tinygemm=tinygemm)  # type: ignore[arg-type]
+    return load_decoder(ModelFolder.open(model), plan)
 
 
 @pytest.mark.parametrize("packing", ["int8", "int4"])

@@ -44,7 +44,7 @@ def engine_of(
     model: Path, record: Record | None, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> TorchEngine:
     plan = DevicePlan(torch.device(device), dtype, "expand", record=record)
-    return TorchEngine(load_decoder(ModelFolder.open(model), plan.device, plan.dtype, "expand"), plan, 256, load_s=0.0)
+    return TorchEngine(load_decoder(ModelFolder.open(model), plan.weights), plan, 256, load_s=0.0)
 
 
 def logits_of(engine: TorchEngine, text: list[int] = TEXT, prompt: int = 5) -> Tensor:

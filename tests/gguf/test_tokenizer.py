@@ -1,4 +1,4 @@
-"""Token ids of converted tokenizers, against what llama.cpp made of the same files (record_llama_cpp_tokens.py)."""
+"""Token ids of converted tokenizers against llama.cpp's of the same files (record_llama_cpp_tokens.py)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RECORDED: dict[str, Any] = json.loads(Path(__file__).with_name("llama_cpp_tokens
 
 @pytest.fixture(scope="module", params=PRE_TOKENIZERS)
 def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Tokenizer]:
-    """A pre-tokenizer's name, and a tokenizer converted from a file that asks for it."""
+    """A pre-tokenizer's name, and a tokenizer converted from a file with it."""
     path = tmp_path_factory.mktemp(request.param)
     merges = [tuple(merge.split(" ")) for merge in RECORDED["merges"]]
     convert(write_vocabulary(path / "tiny.gguf", request.param, merges), path, lambda done, total: None)
@@ -33,7 +33,7 @@ def check(tokenizer: Tokenizer, name: str, *, special: bool) -> None:
     different = {
         text: (ours, theirs)
         for text, theirs in zip(RECORDED["texts"], expected, strict=True)
-        # llama.cpp leaves out the composition of characters that Qwen's own tokenizer begins with.
+        # Qwen's own tokenizer composes characters first; llama.cpp does not.
         if (name != "qwen2" or unicodedata.is_normalized("NFC", text))
         and (ours := tokenizer.encode(text, special=special, add_special=False)) != theirs
     }
@@ -73,7 +73,7 @@ def test_only_llama_3_takes_a_word_of_the_vocabulary_whole(pre: str, ids: list[i
 
 
 @pytest.mark.parametrize(("pre", "adds"), [("llama-bpe", True), ("smollm", False), ("gpt-2", False), ("qwen2", False)])
-def test_bos_is_added_where_llama_cpp_adds_it_unasked(pre: str, adds: bool, tmp_path: Path) -> None:
+def test_bos_is_added_by_default_as_in_llama_cpp(pre: str, adds: bool, tmp_path: Path) -> None:
     tokenizer = tokenizer_of(tmp_path, pre, tokenizer__ggml__add_bos_token=None)
     assert (tokenizer.encode("a")[0] == CONTROL.index(BOS)) == adds
     assert len(tokenizer.encode("a", add_special=False)) == 1
@@ -92,7 +92,7 @@ def test_user_defined_tokens_that_look_like_control_tokens_are_text_when_typed(t
     assert tokenizer.encode("<|im_start|>", special=True) == [1]
 
 
-def test_every_token_that_ends_is_in_the_generation_config(tmp_path: Path) -> None:
+def test_every_stop_token_is_in_the_generation_config(tmp_path: Path) -> None:
     tokenizer_of(tmp_path, "gpt-2", tokenizer__ggml__eot_token_id=0, tokenizer__ggml__eom_token_id=2)
     assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == [2, 0]
     assert Tokenizer.open(tmp_path).stop_ids == (2,)

@@ -1,4 +1,4 @@
-"""Writes tiny llama GGUF files: every kind of block, every pre-tokenizer, any field left out or changed."""
+"""Writes tiny llama GGUF files: any type of block, any pre-tokenizer, any field changed or left out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EOS, BOS = "<|im_end|>", "<|im_start|>"
 
 
 def byte_letters() -> list[str]:
-    """GPT-2's alphabet: one printable character a byte, in order of bytes."""
+    """GPT-2's alphabet: one printable character per byte, in order of bytes."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     spare = iter(range(256, 512))
     return [chr(byte) if byte in printable else chr(next(spare)) for byte in range(256)]
@@ -29,7 +29,7 @@ TOKENS = [*CONTROL, *byte_letters(), *("".join(merge) for merge in MERGES)]
 
 
 def fields(pre: str = "smollm", **changes: Any) -> dict[str, Any]:
-    """All fields of a tiny file; changes go by name, with `__` for a dot, and None leaves a field out."""
+    """All fields of a tiny file. Changes are by name, with `__` for a dot; None leaves a field out."""
     result = {
         "general.architecture": "llama",
         "llama.context_length": 64,
@@ -58,7 +58,7 @@ def fields(pre: str = "smollm", **changes: Any) -> dict[str, Any]:
 
 
 def shapes(tied: bool = True, width: int = WIDTH, vocabulary: int = len(TOKENS)) -> dict[str, tuple[int, ...]]:
-    """The tensors of a tiny llama, by their GGUF names."""
+    """The shapes of a tiny llama's tensors by their GGUF names."""
     kv = width // HEADS * KV_HEADS
     result: dict[str, tuple[int, ...]] = {"token_embd.weight": (vocabulary, width), "output_norm.weight": (width,)}
     if not tied:
@@ -80,7 +80,7 @@ def shapes(tied: bool = True, width: int = WIDTH, vocabulary: int = len(TOKENS))
 
 
 def random_blocks(shape: tuple[int, ...], kind: Kind, seed: int) -> np.ndarray:
-    """Random weights in a kind of block, as bytes; the gguf package cannot quantize K-quants, so those are made up."""
+    """Random weights as bytes of blocks. K-quants are random bytes: the gguf package cannot quantize to them."""
     random = np.random.default_rng(seed)
     weights = random.normal(0, 0.3, shape).astype(np.float32)
     try:
@@ -103,9 +103,9 @@ def write_gguf(
     pre: str = "smollm",
     **changes: Any,
 ) -> Path:
-    """Writes a file with random matrices in `kinds` (of all, or by the end of their names); norms are F32.
+    """Writes a file with random matrices of one kind, or of kinds by the end of their names; norms are F32.
 
-    `tensors` come in place of those of their names, or beside them; `changes` are as in `fields`.
+    `tensors` replace those of the same names or are added; `changes` are as in `fields`.
     """
     writer = GGUFWriter(path, "llama")
     for name, value in fields(pre, **changes).items():
@@ -128,7 +128,7 @@ def write_gguf(
 
 
 def write_vocabulary(path: Path, pre: str, merges: list[tuple[str, str]]) -> Path:
-    """Writes a tiny file whose vocabulary is control tokens, bytes and what these merges make."""
+    """Writes a tiny file whose vocabulary is control tokens, bytes and the results of these merges."""
     tokens = [*CONTROL, *byte_letters(), *("".join(merge) for merge in merges)]
     return write_gguf(
         path,

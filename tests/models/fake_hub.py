@@ -1,4 +1,4 @@
-"""A Hugging Face hub of one repository on 127.0.0.1, which can fail as the real one does."""
+"""A Hugging Face hub with one repository on 127.0.0.1, which can fail as the real one does."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FakeHub:
         self.files = files
         self.commit = COMMIT
         self.requests: list[str] = []
-        self.refuse: tuple[int, str] | None = None  # a status and an X-Error-Code for everything
+        self.refuse: tuple[int, str] | None = None  # a status and an X-Error-Code for every request
         self.before_file: Callable[[str], None] = lambda name: None
 
     def fetched(self) -> list[str]:
@@ -47,7 +47,7 @@ class FakeHub:
 
         class Server(ThreadingHTTPServer):
             def handle_error(self, request: object, client_address: object) -> None:
-                pass  # clients that hang up are part of the tests
+                pass  # tests hang up on purpose
 
         server = Server(("127.0.0.1", 0), Handler)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

@@ -11,7 +11,7 @@ from tests.tiny import make_model
 
 
 def config_in(directory: Path) -> Path:
-    """A directory with a config.json, which is all the catalog knows of models."""
+    """A directory with a config.json, which is all that makes it a model to the catalog."""
     directory.mkdir(parents=True)
     (directory / "config.json").write_text("{}")
     return directory
@@ -33,17 +33,17 @@ def test_a_path_comes_first_then_gptcli_weights_then_the_users_data_then_the_hub
 ) -> None:
     name = "owner/name"
     assert find(name) is None
-    places = [
+    found_in = [
         hub_snapshot(tmp_path, name),
         config_in(user_root(tmp_path) / name),
         config_in(tmp_path / "weights" / name),
     ]
     by_path = config_in(tmp_path / "here" / name)
-    assert locate(name) == places[2]
-    (places[2] / "config.json").unlink()
-    assert locate(name) == places[1]
-    (places[1] / "config.json").unlink()
-    assert locate(name) == places[0]
+    assert locate(name) == found_in[2]
+    (found_in[2] / "config.json").unlink()
+    assert locate(name) == found_in[1]
+    (found_in[1] / "config.json").unlink()
+    assert locate(name) == found_in[0]
     monkeypatch.chdir(tmp_path / "here")
     assert locate(name).resolve() == by_path
 
@@ -61,7 +61,7 @@ def test_an_installed_gptcli_keeps_them_in_the_users_data(tmp_path: Path, monkey
     assert install_root() == user_root(tmp_path)
 
 
-def test_models_of_all_places_are_listed_by_name_and_once(tmp_path: Path) -> None:
+def test_models_of_all_directories_are_listed_once_by_name(tmp_path: Path) -> None:
     ours = config_in(tmp_path / "weights" / "b")
     config_in(user_root(tmp_path) / "b")
     config_in(user_root(tmp_path) / "owner" / "a")
@@ -76,13 +76,13 @@ def test_hidden_directories_are_never_listed(hidden: str, tmp_path: Path) -> Non
     assert local_models() == []
 
 
-def test_what_lies_within_a_model_is_not_another(tmp_path: Path) -> None:
+def test_a_directory_inside_a_model_is_not_another_model(tmp_path: Path) -> None:
     model = config_in(tmp_path / "weights" / "name")
     config_in(model / "original")
     assert [found.name for found in local_models()] == ["name"]
 
 
-def test_no_directory_at_all_is_no_models() -> None:
+def test_without_directories_there_are_no_models() -> None:
     assert not install_root().exists()
     assert local_models() == []
 
@@ -96,7 +96,7 @@ def test_a_cached_model_whose_main_revision_is_not_there_is_not_found(reference:
     assert local_models() == []
 
 
-def test_the_hubs_cache_is_where_its_client_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hubs_cache_is_where_its_client_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = hub_snapshot(tmp_path, "owner/name")
     monkeypatch.delenv("HF_HOME")
     assert find("owner/name") is None
@@ -131,7 +131,7 @@ def test_a_model_knows_its_size_and_record(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../victim", "/etc", "a/../b", "a//b", "", ".", "a/b/c", "-x"])
-def test_a_path_is_no_name(name: str) -> None:
+def test_a_path_is_not_a_name(name: str) -> None:
     make_model(install_root() / "a")
     make_model(install_root().parent / "victim")
     assert find_named(name) is None

@@ -56,7 +56,7 @@ def test_a_model_of_the_same_name_is_replaced_whole() -> None:
     assert (first / "config.json").read_text() == '{"new": 1}'
 
 
-def test_a_model_that_cannot_be_put_in_place_leaves_the_old_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_be_installed_leaves_the_old_one(monkeypatch: pytest.MonkeyPatch) -> None:
     old = put("name", '{"old": 1}')
     rename = Path.rename
 
@@ -72,7 +72,7 @@ def test_a_model_that_cannot_be_put_in_place_leaves_the_old_one(monkeypatch: pyt
     assert contents(install_root()) == ["name", "name/config.json", f"name/{RECORD}"]
 
 
-def test_a_directory_that_is_no_model_is_never_replaced() -> None:
+def test_a_directory_that_is_not_a_model_is_never_replaced() -> None:
     put("owner/name")
     (install_root() / "notes").write_text("mine")
     for name in ("owner", "notes"):
@@ -82,7 +82,7 @@ def test_a_directory_that_is_no_model_is_never_replaced() -> None:
     assert (install_root() / "notes").read_text() == "mine"
 
 
-def test_no_model_is_put_within_another() -> None:
+def test_no_model_is_installed_inside_another() -> None:
     put("outer")
     with pytest.raises(UsageError, match="is a model itself"):
         put("outer/inner")
@@ -116,7 +116,7 @@ def test_the_same_model_is_not_fetched_twice_at_a_time() -> None:
         pass
 
 
-def test_a_named_scratch_survives_a_failure_and_no_success() -> None:
+def test_a_named_scratch_directory_survives_a_failure_but_no_success() -> None:
     with pytest.raises(KeyboardInterrupt), scratch("owner/name") as directory:
         (directory / "half").write_text("")
         raise KeyboardInterrupt
@@ -125,13 +125,13 @@ def test_a_named_scratch_survives_a_failure_and_no_success() -> None:
     assert contents(install_root()) == []
 
 
-def test_scratch_directories_are_no_models() -> None:
+def test_scratch_directories_are_not_listed_as_models() -> None:
     with scratch() as directory:
         (directory / "config.json").write_text("{}")
         assert local_models() == []
 
 
-def test_what_a_killed_process_left_is_swept_after_a_day() -> None:
+def test_leftovers_of_a_killed_process_are_removed_after_a_day() -> None:
     old, new = install_root() / ".fetch-old", install_root() / ".fetch-new"
     for directory in (old, new):
         directory.mkdir(parents=True)
@@ -143,7 +143,7 @@ def test_what_a_killed_process_left_is_swept_after_a_day() -> None:
     assert not old.exists() and new.exists()
 
 
-def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_cannot_be_written_is_an_output_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("GPTCLI_WEIGHTS", str(tmp_path / "file" / "weights"))
     with pytest.raises(OutputError, match="cannot write"), scratch():
@@ -158,7 +158,7 @@ def test_too_little_space_is_an_output_error_with_a_way_out() -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A file system of 64 kB, where only the superuser can make one, that does not admit to be small."""
+    """A file system of 64 kB that passes the check for space. Only the superuser can make one."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True)

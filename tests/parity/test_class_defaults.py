@@ -1,4 +1,4 @@
-"""Configs on the hub leave out what their class in transformers has by default: we know it, or ask for it by name."""
+"""Configs on the hub leave out the defaults of their class in transformers: we know them, or ask for them by name."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from gptcli.checkpoint.registry import FAMILIES, architecture_of
 from gptcli.errors import BrokenCheckpoint
 
 WINDOW = {"use_sliding_window": True, "max_window_layers": 3}
-CASES = [(model_type, {}) for model_type in sorted(set(FAMILIES) - {"gemma3"})]  # whose text_config is a gemma3_text
+CASES = [(model_type, {}) for model_type in sorted(set(FAMILIES) - {"gemma3"})]  # its text_config is a gemma3_text
 CASES += [(model_type, WINDOW) for model_type in ("qwen2", "qwen2_moe", "qwen3")]
-# What a config that has it for a reason does not leave out: we may ask for it.
+# Fields that no real config leaves out, so we may refuse a config without them.
 NEVER_LEFT_OUT = set(
     """
     attention_layers hidden_size intermediate_size max_position_embeddings n_embd n_head n_layer n_positions
@@ -33,7 +33,7 @@ def understood(fields: dict[str, Any]) -> Architecture:
 
 @pytest.fixture(params=CASES, ids=[f"{name}, window" if switches else name for name, switches in CASES])
 def fields(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
-    """A config as transformers writes it."""
+    """A config written by transformers."""
     model_type, switches = request.param
     AutoConfig.for_model(model_type, **switches).save_pretrained(tmp_path)
     return json.loads((tmp_path / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""The default model against transformers' own reading of the same GGUF file: ids, log-probabilities, chats."""
+"""The default model against transformers reading the same GGUF file: ids, log-probabilities, chats."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def reference_tokenizer(reference: Reference) -> Any:
 
 @pytest.fixture(scope="module")
 def packed(real_weights: Path) -> LanguageModel:
-    """The default model as it is stored, its arithmetic in fp32."""
+    """The default model with packed weights and arithmetic in fp32."""
     return gptcli.load(real_weights / DEFAULT_MODEL, device="cpu", dtype="fp32")
 
 
@@ -132,15 +132,15 @@ def test_logprobs_of_a_generation_are_those_of_scoring_it(real: LanguageModel) -
     *_, finished = real.generate(prompt, max_tokens=8, temperature=0.0, logprobs=2)
     assert isinstance(finished, Finished) and finished.logprobs is not None
     logits = real.logits([*prompt, *finished.ids]).log_softmax(-1)
-    for step, (place, id) in zip(finished.logprobs, enumerate(finished.ids, len(prompt) - 1), strict=True):
-        assert step.chosen.logprob == pytest.approx(logits[place, id].item(), abs=1e-4)
-        assert [token.id for token in step.top] == logits[place].topk(2).indices.tolist()
+    for step, (position, id) in zip(finished.logprobs, enumerate(finished.ids, len(prompt) - 1), strict=True):
+        assert step.chosen.logprob == pytest.approx(logits[position, id].item(), abs=1e-4)
+        assert [token.id for token in step.top] == logits[position].topk(2).indices.tolist()
 
 
 def test_scores_are_the_references_to_a_ten_thousandth(real: LanguageModel, reference: Reference) -> None:
     score = real.score("\n\n".join(PROMPTS))
     wanted = reference.logits(list(score.ids)).log_softmax(-1)
-    expected = [wanted[place, id].item() for place, id in enumerate(score.ids[1:])]
+    expected = [wanted[position, id].item() for position, id in enumerate(score.ids[1:])]
     assert score.logprobs[1:] == pytest.approx(expected, abs=1e-4)
 
 
@@ -157,6 +157,6 @@ def test_a_long_texts_scores_are_what_the_reference_computes_window_by_window(
         first, end = len(expected) + 1, min(end, len(ids))
         begin = max(0, end - 65)
         wanted = reference.logits(ids[begin : end - 1]).log_softmax(-1)
-        expected += [wanted[place - begin - 1, ids[place]].item() for place in range(first, end)]
+        expected += [wanted[position - begin - 1, ids[position]].item() for position in range(first, end)]
         end += 40
     assert got[1:] == pytest.approx(expected, abs=1e-4)

@@ -1,4 +1,4 @@
-"""Logits of every family against transformers: whole, in chunks, token by token; and that each row can fail."""
+"""Every family's logits against transformers: whole, in chunks, token by token; and that each row can fail."""
 
 from __future__ import annotations
 
@@ -38,8 +38,6 @@ IDS = torch.randint(3, 96, (48,), generator=torch.Generator().manual_seed(1)).to
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
-
-
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -79,7 +77,7 @@ GPT = {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 128, "tie_word_em
 
 @dataclass(frozen=True)
 class Row:
-    """A case, and one change to its config.json without which the numbers must not agree."""
+    """A case, and a change to its config.json that must break the agreement."""
 
     title: str
     model_type: str
@@ -285,8 +283,8 @@ def engine_of(
     half: torch.dtype | None = None,
 ) -> TorchEngine:
     folder = ModelFolder.open(path)
-    decoder = load_decoder(folder, torch.device(device), dtype, "expand", library=library, half=half)
-    plan = DevicePlan(torch.device(device), dtype, "expand", library, half=half, record=record)
+    plan = DevicePlan(torch.device(device), dtype, "expand", library, as_stored=True, half=half, record=record)
+    decoder = load_decoder(folder, plan.weights)
     return TorchEngine(decoder, plan, decoder.config.max_context, load_s=0.0)
 
 
@@ -325,7 +323,7 @@ def test_all_logits_agree_token_by_token(
     logits = torch.stack([engine.decode(token, cache) for token in IDS])
     wanted = reference.logits(IDS)
     for border in sorted(engine.decoder.config.rope_borders, reverse=True):
-        # Until a text crosses it, all of it is rotated as a short one.
+        # Up to the border, the whole text is rotated as a short one.
         wanted = torch.cat([reference.logits(IDS[:border]), wanted[border:]])
     assert relative_error(logits, wanted) < TOLERANCE
 
@@ -341,9 +339,9 @@ def test_greedy_ids_agree_over_32_steps(reference: Reference, engine: TorchEngin
     assert ids == reference.greedy(IDS, 32)
 
 
-def test_a_prepared_copy_has_the_very_logits_of_the_decoder(engine: TorchEngine, tmp_path: Path) -> None:
+def test_a_prepared_copy_has_exactly_the_logits_of_the_decoder(engine: TorchEngine, tmp_path: Path) -> None:
     config = engine.decoder.config
-    prepared = engine.prepared(96)
+    prepared = engine.snapshot(96)
     lowered = engine._program is not None and not config.rope_borders
     assert (prepared is not None) == (lowered and config.logit_scale == 1 and config.logit_softcap is None)
     if prepared is None:
@@ -368,7 +366,7 @@ def test_a_prepared_copy_has_the_very_logits_of_the_decoder(engine: TorchEngine,
         assert same(again.step(tokens, prepared_cache), engine.step(tokens, cache))
     cache.truncate(50)
     prepared_cache.truncate(50)
-    if cache.length == 50:  # else its window has gone on
+    if cache.length == 50:  # else its window has moved past
         assert same(again.step([7], prepared_cache), engine.step([7], cache))
 
 
@@ -383,19 +381,19 @@ def test_texts_that_share_their_steps_have_the_logits_they_have_alone(
         engine.prefill(prompt, cache)
     engine.fill(together, alone)
     running = list(range(len(texts)))
-    for place in range(48):
-        if place in (9, 20):  # the first text ends, and then the one that has taken its row
+    for step in range(48):
+        if step in (9, 20):  # the first text ends, and then the one that took its row
             together.drop(0)
             running[0] = running.pop()
-        got = engine.decode_rows([texts[text][place] for text in running], together)
-        wanted = torch.stack([engine.decode(texts[text][place], alone[text]) for text in running])
+        got = engine.decode_rows([texts[text][step] for text in running], together)
+        wanted = torch.stack([engine.decode(texts[text][step], alone[text]) for text in running])
         assert relative_error(got, wanted) < TOLERANCE
     assert together.texts == [alone[text].tokens for text in running]
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Threads that wait for each other at every tiny product take most of the time on a busy machine."""
+    """On a busy machine, threads would mostly wait for each other at every tiny product."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -404,7 +402,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_recorded_step_has_the_logits_of_a_plain_one(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gptcli.model.cache, "CACHE_STEP", 10)  # LongRoPE's borders lie within a room, not between two
+    monkeypatch.setattr(gptcli.model.cache, "CACHE_STEP", 10)  # LongRoPE's borders fall inside a step, not between
     monkeypatch.setattr(gptcli.model.attention, "_PART", 5)
     monkeypatch.setattr(gptcli.model.mlp, "_few_on_a_gpu", lambda x: len(x) <= 3)
     plain, recorded = engine_of(reference.path), engine_of(reference.path, record=record)
@@ -413,8 +411,8 @@ def test_a_recorded_step_has_the_logits_of_a_plain_one(reference: Reference, mon
 
 
 def decoded(engine: TorchEngine) -> Tensor:
-    """Logits of steps behind a prompt: past LongRoPE's borders and beyond the room there was, of several rows, of fewer
-    rows, and behind a text that was cut off."""
+    """Logits of steps after a prompt: past LongRoPE's borders and the cache's room, of several rows, then of fewer, and
+    after the text was truncated."""
     cache, rows = engine.new_cache(), engine.new_cache()
     engine.prefill(IDS[:25], cache)
     logits = [engine.decode(token, cache)[None] for token in IDS[25:45]]
@@ -445,7 +443,7 @@ def test_bf16_is_as_near_to_fp32_as_the_references_own_bf16(reference: Reference
     assert rms_error(engine_of(reference.path, torch.bfloat16).logits(IDS), wanted) < 1.1 * own
     if (library := kernels()) is not None:
         rounded = engine_of(reference.path, library=library, half=torch.bfloat16).logits(IDS)
-        # The median: in a mixture a token here and there goes to another expert.
+        # The median, because in a mixture a few tokens go to another expert.
         assert 0 < (rounded - wanted).square().mean(-1).median().sqrt() < own * wanted.square().mean().sqrt()
 
 
@@ -457,7 +455,7 @@ def test_the_numbers_depend_on_what_the_row_is_about(row: Row, reference: Refere
     assert relative_error(engine_of(tmp_path).logits(IDS), reference.logits(IDS)) > 10 * TOLERANCE
 
 
-def test_the_text_of_a_gemma3_that_can_see_is_the_references(tmp_path: Path) -> None:
+def test_the_text_of_a_gemma3_with_vision_is_the_references(tmp_path: Path) -> None:
     text = {name: value for name, value in BASE.items() if name != "pad_token_id"} | GEMMA | {"num_hidden_layers": 7}
     vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = Gemma3Config(text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14})

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.load import Packing, load_decoder
+from gptcli.checkpoint.load import Packing, WeightPlan, load_decoder
 from gptcli.kernels.tensors import Library
 from gptcli.kernels.tensors import library as kernels
 from gptcli.model.decoder import Decoder
@@ -44,8 +44,8 @@ def repack(path: Path, packed: Path, meant: Path, pack: Callable[[str, Tensor], 
 
 
 def decoder_of(path: Path, packing: Packing, library: Library | None = None, integers: bool = False) -> Decoder:
-    folder = ModelFolder.open(path)
-    return load_decoder(folder, torch.device("cpu"), torch.float32, packing, library=library, integers=integers)
+    plan = WeightPlan(torch.device("cpu"), torch.float32, packing, library, integers=integers)
+    return load_decoder(ModelFolder.open(path), plan)
 
 
 def logits_of(

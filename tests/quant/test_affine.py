@@ -120,9 +120,9 @@ def test_packed_and_expanded_weights_give_the_same_logits(packed_model: Path) ->
     ids = list(range(3, 60))
     expanded = gptcli.load(packed_model, quantize="none", dtype="fp32")
     packed = gptcli.load(packed_model, quantize="none", dtype="fp32")
-    from gptcli.checkpoint.load import load_decoder
+    from gptcli.checkpoint.load import WeightPlan, load_decoder
 
-    packed.engine.decoder = load_decoder(packed.folder, torch.device("cpu"), torch.float32, "keep")
+    packed.engine.decoder = load_decoder(packed.folder, WeightPlan(torch.device("cpu"), torch.float32, "keep"))
     assert any(isinstance(module, PackedLinear) for module in packed.engine.decoder.modules())
     assert packed.logits(ids).allclose(expanded.logits(ids), rtol=1e-4, atol=1e-4)
 

@@ -1,1 +1,1 @@
-"""Model families as data: one module each."""
+"""Model families as data: a function per `model_type`, related ones in one module."""

@@ -1,22 +1,28 @@
-"""Gemma 1 to 3: embeddings scaled, norms' weights stored less 1, tanh GELU. Source: transformers' modelling files."""
+"""Gemma 1 to 3: scaled embeddings, norms' weights stored less 1, tanh GELU. Source: transformers' modelling files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from gptcli.checkpoint.families.llama import Names, llama_architecture, llama_config, llama_head_dim, rms
-from gptcli.checkpoint.families.parts import activation, each_attention, each_block, every, windows
+from gptcli.checkpoint.families.layer_configs import (
+    activation,
+    full_every,
+    windows,
+    with_attention,
+    with_attention_per_layer,
+    with_blocks,
+)
+from gptcli.checkpoint.families.llama import Names, llama_architecture, llama_config, llama_head_dim, llama_mlp, rms
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture, PlusOne
-from gptcli.model.config import Activation, AttentionConfig, DecoderConfig, QkNormConfig, RopeConfig
+from gptcli.model.config import Activation, DecoderConfig, QkNormConfig, RopeConfig
 
 _FOUR_NORMS = Names(
     post_attention_norm="post_attention_layernorm",
     mlp_norm="pre_feedforward_layernorm",
     post_mlp_norm="post_feedforward_layernorm",
 )
-
 
 # What the hub's configs of Gemma 3 leave out of `text_config`.
 _GEMMA3_DEFAULTS = {
@@ -35,40 +41,36 @@ def gemma(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 def gemma2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Gemma 2: four norms, softcaps, a window on every other layer."""
-    layers = hf.layers
-    types = hf.per_layer("layer_types", layers) or every(2, layers)
-    hf.ignore("sliding_window_size")  # what sliding_window says, once more
-    softcap, config = hf.optional_number("attn_logit_softcapping"), _gemma_config(hf)
-    return _four_norms(hf, tensors, types, config, edit=lambda layer, attention: replace(attention, softcap=softcap))
+    hf.ignore("sliding_window_size")  # repeats sliding_window
+    types = hf.per_layer("layer_types", hf.layers) or full_every(2, hf.layers)
+    config = with_attention(_gemma_config(hf), softcap=hf.optional_number("attn_logit_softcapping"))
+    return _four_norms(hf, tensors, types, config)
 
 
 def gemma3_text(hf: HfConfig, tensors: Collection[str], root: str = "") -> Architecture:
-    """Gemma 3 1B: q and k normalised, five local layers to a global one, each kind with RoPE of its own."""
-    layers = hf.layers
-    pattern = hf.whole("sliding_window_pattern", hf.whole("_sliding_window_pattern", 6))
-    types = hf.per_layer("layer_types", layers) or every(pattern, layers)
+    """Gemma 3 1B: q and k normalised, five local layers per global one, and RoPE by kind of layer."""
+    hf.expect("attn_logit_softcapping")  # transformers reads it in Gemma 2 only
+    pattern = hf.integer("sliding_window_pattern", hf.integer("_sliding_window_pattern", 6))
+    types = hf.per_layer("layer_types", hf.layers) or full_every(pattern, hf.layers)
     head_dim = llama_head_dim(hf, 256)
     local = hf.rope_of_layer_type("sliding_attention", head_dim, hf.number("rope_local_base_freq", 10_000.0))
     rope = hf.rope_of_layer_type("full_attention", head_dim, hf.number("rope_theta", 1_000_000.0))
-    hf.expect("attn_logit_softcapping")  # transformers reads it in Gemma 2 only
-
-    def edit(layer: int, attention: AttentionConfig) -> AttentionConfig:
-        norm = QkNormConfig(norm=rms(hf, 1e-6, wide_scale=True), over="head")
-        return replace(attention, qk_norm=norm, rope=local if types[layer] == "sliding_attention" else rope)
-
-    return _four_norms(hf, tensors, types, _gemma_config(hf, rope=rope), edit=edit, root=root)
+    config = _gemma_config(hf, rope=rope)
+    config = with_attention(config, qk_norm=QkNormConfig(norm=config.norm, over="head"))
+    ropes = [local if kind == "sliding_attention" else rope for kind in types]
+    return _four_norms(hf, tensors, types, with_attention_per_layer(config, rope=ropes), root)
 
 
 def gemma3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """Gemma 3 4B and more, the text alone: what it sees images with lies unused."""
+    """Gemma 3 4B and larger, for text alone: its vision modules stay unused."""
     hf.ignore("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index", "image_token_index")
     hf.expect("tie_word_embeddings", True)
-    text = hf.part("text_config").with_defaults(_GEMMA3_DEFAULTS)
+    text = hf.section("text_config").with_defaults(_GEMMA3_DEFAULTS)
     text.expect("model_type", "gemma3_text")
-    text.expect("final_logit_softcapping")  # which transformers leaves out where there are images
+    text.expect("final_logit_softcapping")  # transformers does not read it here
     architecture = gemma3_text(text, tensors, root="language_model.")
     text.refuse_unread()
-    return replace(architecture, unused_parts=("vision_tower.", "multi_modal_projector."))
+    return replace(architecture, unused_prefixes=("vision_tower.", "multi_modal_projector."))
 
 
 def _gemma_config(hf: HfConfig, act: Activation | None = None, rope: RopeConfig | None = None) -> DecoderConfig:
@@ -78,8 +80,8 @@ def _gemma_config(hf: HfConfig, act: Activation | None = None, rope: RopeConfig 
     config = llama_config(
         hf,
         norm=rms(hf, 1e-6, wide_scale=True),
-        act=act or activation(hf, "hidden_activation", "gelu_pytorch_tanh"),
-        default_head_dim=256,
+        mlp=llama_mlp(hf, act=act or activation(hf, "hidden_activation", "gelu_pytorch_tanh")),
+        head_dim=llama_head_dim(hf, 256),
         rope=rope,
         tied=True,
     )
@@ -87,20 +89,10 @@ def _gemma_config(hf: HfConfig, act: Activation | None = None, rope: RopeConfig 
 
 
 def _four_norms(
-    hf: HfConfig,
-    tensors: Collection[str],
-    types: Sequence[object],
-    config: DecoderConfig,
-    *,
-    edit: Callable[[int, AttentionConfig], AttentionConfig],
-    root: str = "",
+    hf: HfConfig, tensors: Collection[str], types: Sequence[object], config: DecoderConfig, root: str = ""
 ) -> Architecture:
-    layer_windows = windows(types, hf.whole("sliding_window", 4096))
-    scale = hf.number("query_pre_attn_scalar", 256.0) ** -0.5
-    config = each_attention(
-        config,
-        lambda layer, attention: replace(edit(layer, attention), scale=scale, window=layer_windows[layer]),
-    )
-    config = each_block(config, lambda layer, block: replace(block, residual="sandwich"))
+    config = with_attention(config, scale=hf.number("query_pre_attn_scalar", 256.0) ** -0.5)
+    config = with_attention_per_layer(config, window=windows(types, hf.integer("sliding_window", 4096)))
+    config = with_blocks(config, residual="sandwich")
     config = replace(config, logit_softcap=hf.optional_number("final_logit_softcapping"))
     return llama_architecture(config, tensors, _FOUR_NORMS, norm_weight=PlusOne, root=root)

@@ -9,16 +9,22 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from gptcli.checkpoint.families.parts import Make, Parameters, activation, as_it_is, head_dim_of
+from gptcli.checkpoint.families.layer_configs import (
+    activation,
+    head_dim_of,
+    with_attention_per_layer,
+    with_blocks,
+)
+from gptcli.checkpoint.families.parameters import Parameters, Transform, unchanged
 from gptcli.checkpoint.hf_config import HfConfig
-from gptcli.checkpoint.recipes import Architecture, HeadsToParts, PairsToHalves, Take, Transposed
+from gptcli.checkpoint.recipes import Architecture, HeadsToQkv, PairsToHalves, Take, Transposed
 from gptcli.errors import BrokenCheckpoint
 from gptcli.model.config import AttentionConfig, BlockConfig, DecoderConfig, MlpConfig, NormConfig, RopeConfig
 
 
 @dataclass(frozen=True)
 class Names:
-    """Where everything is: the root, what is beside the layers, and what is in one."""
+    """The names of modules: outside the layers, and in each layer."""
 
     root: str
     layers: str
@@ -31,7 +37,7 @@ class Names:
     up: str
     down: str
     positions: str | None = None
-    ignorable: tuple[str, ...] = ()
+    unused_suffixes: tuple[str, ...] = ()
 
 
 _GPT2 = Names(
@@ -46,7 +52,7 @@ _GPT2 = Names(
     out="attn.c_proj",
     up="mlp.c_fc",
     down="mlp.c_proj",
-    ignorable=(".attn.bias", ".attn.masked_bias"),
+    unused_suffixes=(".attn.bias", ".attn.masked_bias"),
 )
 _OPENAI = replace(
     _GPT2,
@@ -59,7 +65,7 @@ _NEO = replace(
     _GPT2,
     qkv=("attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj"),
     out="attn.attention.out_proj",
-    ignorable=(".attn.attention.bias", ".attn.attention.masked_bias"),
+    unused_suffixes=(".attn.attention.bias", ".attn.attention.masked_bias"),
 )
 _GPTJ = replace(
     _GPT2,
@@ -81,97 +87,81 @@ _NEOX = Names(
     out="attention.dense",
     up="mlp.dense_h_to_4h",
     down="mlp.dense_4h_to_h",
-    ignorable=(".attention.bias", ".attention.masked_bias", ".attention.rotary_emb.inv_freq"),
+    unused_suffixes=(".attention.bias", ".attention.masked_bias", ".attention.rotary_emb.inv_freq"),
 )
 
 
 def openai_gpt(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """The first GPT: norms behind each sum, none at the end."""
+    """The first GPT: norms after each sum, none at the end."""
     # Its `gelu` is the tanh form.
-    act = "gelu_tanh" if hf.text("afn", "gelu") == "gelu" else activation(hf, "afn", "gelu")
-    mlp = MlpConfig(width=4 * hf.whole("n_embd"), activation=act, gated=False, bias=True)
-    config = _gpt_config(hf, _attention(hf), mlp)
-    config = replace(
-        config, final_norm=False, blocks=tuple(replace(block, residual="after") for block in config.blocks)
-    )
+    act = "gelu_tanh" if hf.string("afn", "gelu") == "gelu" else activation(hf, "afn", "gelu")
+    mlp = MlpConfig(width=4 * hf.integer("n_embd"), activation=act, gated=False, bias=True)
+    config = with_blocks(_gpt_config(hf, _attention(hf), mlp), residual="after")
+    config = replace(config, final_norm=False)
     return _architecture(config, tensors, _OPENAI, weight=Transposed)
 
 
 def gpt2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """GPT-2: norms before attention and MLP, learned positions."""
-    hf.expect("reorder_and_upcast_attn", False, True)  # the order of operations, not their result
+    hf.expect("reorder_and_upcast_attn", False, True)  # changes the order of operations, not their result
     hf.expect("add_cross_attention", False)
     attention = _attention(hf)
     if not hf.flag("scale_attn_weights", True):
         attention = replace(attention, scale=1.0)
-    width = hf.optional_whole("n_inner") or 4 * hf.whole("n_embd")
-    act = activation(hf, "activation_function", "gelu_new")
-    config = _gpt_config(hf, attention, MlpConfig(width=width, activation=act, gated=False, bias=True))
+    config = _gpt_config(hf, attention, _mlp(hf))
     if hf.flag("scale_attn_by_inverse_layer_idx", False):
-        blocks = (
-            replace(block, attention=replace(attention, scale=attention.scale / (layer + 1)))
-            for layer, block in enumerate(config.blocks)
-        )
-        config = replace(config, blocks=tuple(blocks))
+        scales = [attention.scale / (layer + 1) for layer in range(len(config.blocks))]
+        config = with_attention_per_layer(config, scale=scales)
     return _architecture(config, tensors, _GPT2, weight=Transposed)
 
 
 def gpt_neo(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """GPT-Neo: scores without a scale, a window on every other layer."""
-    layers, hidden, heads = hf.layers_of("num_layers"), hf.whole("hidden_size"), hf.heads_of("num_heads")
-    hf.ignore("attention_types")  # what attention_layers says, in fewer words
+    layers, hidden, heads = hf.layers_of("num_layers"), hf.integer("hidden_size"), hf.heads_of("num_heads")
+    hf.ignore("attention_types")  # a shorter form of attention_layers
     kinds = hf.per_layer("attention_layers", layers)
     if kinds is None:
         raise BrokenCheckpoint("config.json: attention_layers must list what each layer is")
-    window = hf.whole("window_size", 256)
+    window = hf.integer("window_size", 256)
     if set(map(str, kinds)) - {"global", "local"}:
         raise BrokenCheckpoint("config.json: attention_layers must be `global` or `local`")
     head_dim = head_dim_of(hf, hidden, heads)
     attention = AttentionConfig(heads=heads, kv_heads=heads, head_dim=head_dim, rope=None, scale=1.0, out_bias=True)
-    width = hf.optional_whole("intermediate_size") or 4 * hidden
+    width = hf.optional_integer("intermediate_size") or 4 * hidden
     mlp = MlpConfig(width=width, activation=activation(hf, "activation_function", "gelu_new"), gated=False, bias=True)
-    blocks = (
-        BlockConfig(attention=replace(attention, window=window if kind == "local" else None), mlp=mlp) for kind in kinds
-    )
     config = DecoderConfig(
-        vocab_size=hf.whole("vocab_size"),
+        vocab_size=hf.integer("vocab_size"),
         hidden_size=hidden,
-        max_context=hf.whole("max_position_embeddings"),
-        blocks=tuple(blocks),
+        max_context=hf.integer("max_position_embeddings"),
+        blocks=(BlockConfig(attention=attention, mlp=mlp),) * layers,
         norm=_layer_norm(hf, "layer_norm_epsilon"),
         tied_head=hf.flag("tie_word_embeddings", True),
         learned_positions=True,
     )
+    config = with_attention_per_layer(config, window=[window if kind == "local" else None for kind in kinds])
     return _architecture(config, tensors, _NEO)
 
 
 def gptj(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """GPT-J: one norm for attention and MLP side by side, neighbouring channels of each head's first part rotated."""
+    """GPT-J: one norm for parallel attention and MLP; RoPE turns the first channels of each head, in pairs."""
     attention = _attention(hf)
     hf.expect("rotary", True)
-    hf.ignore("scale_attn_weights")  # GPT-2's: it always scales
-    rope = RopeConfig(theta=10_000.0, dim=hf.optional_whole("rotary_dim") or attention.head_dim)
+    hf.ignore("scale_attn_weights")  # GPT-2's; GPT-J always scales
+    rope = RopeConfig(theta=10_000.0, dim=hf.optional_integer("rotary_dim") or attention.head_dim)
     if rope.dim > attention.head_dim or rope.dim % 2:
         raise BrokenCheckpoint(f"config.json: RoPE cannot turn {rope.dim} of {attention.head_dim} channels")
     attention = replace(attention, rope=rope, qkv_bias=False, out_bias=False)
-    width = hf.optional_whole("n_inner") or 4 * hf.whole("n_embd")
-    act = activation(hf, "activation_function", "gelu_new")
-    config = _gpt_config(hf, attention, MlpConfig(width=width, activation=act, gated=False, bias=True), tied=False)
-    config = replace(
-        config,
-        learned_positions=False,
-        head_bias=True,
-        blocks=tuple(replace(block, residual="shared") for block in config.blocks),
-    )
+    config = _gpt_config(hf, attention, _mlp(hf), tied=False)
+    config = replace(with_blocks(config, residual="shared"), learned_positions=False, head_bias=True)
     halves = partial(PairsToHalves, heads=attention.heads, dim=rope.dim)
-    return _architecture(config, tensors, _GPTJ, rows=(halves, halves, as_it_is))
+    return _architecture(config, tensors, _GPTJ, rows=(halves, halves, unchanged))
 
 
 def gpt_neox(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """GPT-NeoX and Pythia: attention and MLP side by side, RoPE on a part of each head."""
-    layers, hidden, heads = hf.layers, hf.whole("hidden_size"), hf.heads_of("num_attention_heads")
+    """GPT-NeoX and Pythia: parallel attention and MLP, RoPE on some channels of each head."""
+    layers, hidden, heads = hf.layers, hf.integer("hidden_size"), hf.heads_of("num_attention_heads")
     head_dim = head_dim_of(hf, hidden, heads)
-    hf.ignore("partial_rotary_factor")  # what rotary_pct says, once more
+    hf.ignore("partial_rotary_factor")  # repeats rotary_pct
     bias = hf.flag("attention_bias", True)
     attention = AttentionConfig(
         heads=heads,
@@ -183,19 +173,19 @@ def gpt_neox(hf: HfConfig, tensors: Collection[str]) -> Architecture:
         out_bias=bias,
     )
     mlp = MlpConfig(
-        width=hf.whole("intermediate_size"), activation=activation(hf, "hidden_act", "gelu"), gated=False, bias=True
+        width=hf.integer("intermediate_size"), activation=activation(hf, "hidden_act", "gelu"), gated=False, bias=True
     )
     parallel = hf.flag("use_parallel_residual", True)
     block = BlockConfig(attention=attention, mlp=mlp, residual="parallel" if parallel else "pre")
     config = DecoderConfig(
-        vocab_size=hf.whole("vocab_size"),
+        vocab_size=hf.integer("vocab_size"),
         hidden_size=hidden,
-        max_context=hf.whole("max_position_embeddings"),
+        max_context=hf.integer("max_position_embeddings"),
         blocks=(block,) * layers,
         norm=_layer_norm(hf, "layer_norm_eps"),
         tied_head=hf.flag("tie_word_embeddings", False),
     )
-    return _architecture(config, tensors, _NEOX, rows=(partial(HeadsToParts, heads=heads),))
+    return _architecture(config, tensors, _NEOX, rows=(partial(HeadsToQkv, heads=heads),))
 
 
 def _layer_norm(hf: HfConfig, eps: str) -> NormConfig:
@@ -203,7 +193,7 @@ def _layer_norm(hf: HfConfig, eps: str) -> NormConfig:
 
 
 def _attention(hf: HfConfig) -> AttentionConfig:
-    hidden, heads = hf.whole("n_embd"), hf.heads_of("n_head")
+    hidden, heads = hf.integer("n_embd"), hf.heads_of("n_head")
     head_dim = head_dim_of(hf, hidden, heads)
     return AttentionConfig(
         heads=heads,
@@ -216,12 +206,18 @@ def _attention(hf: HfConfig) -> AttentionConfig:
     )
 
 
+def _mlp(hf: HfConfig) -> MlpConfig:
+    width = hf.optional_integer("n_inner") or 4 * hf.integer("n_embd")
+    act = activation(hf, "activation_function", "gelu_new")
+    return MlpConfig(width=width, activation=act, gated=False, bias=True)
+
+
 def _gpt_config(hf: HfConfig, attention: AttentionConfig, mlp: MlpConfig, tied: bool = True) -> DecoderConfig:
-    """From the fields that GPT, GPT-2 and GPT-J share."""
+    """The config that GPT, GPT-2 and GPT-J share."""
     return DecoderConfig(
-        vocab_size=hf.whole("vocab_size"),
-        hidden_size=hf.whole("n_embd"),
-        max_context=hf.whole("n_positions"),
+        vocab_size=hf.integer("vocab_size"),
+        hidden_size=hf.integer("n_embd"),
+        max_context=hf.integer("n_positions"),
         blocks=(BlockConfig(attention=attention, mlp=mlp),) * hf.layers_of("n_layer"),
         norm=_layer_norm(hf, "layer_norm_epsilon"),
         tied_head=hf.flag("tie_word_embeddings", tied),
@@ -234,24 +230,19 @@ def _architecture(
     tensors: Collection[str],
     names: Names,
     *,
-    weight: Make = as_it_is,
-    rows: tuple[Make, ...] = (),
+    weight: Transform = unchanged,
+    rows: tuple[Transform, ...] = (),
 ) -> Architecture:
-    """weight: what is made of every matrix in a layer; rows: what of the rows of q, k and v."""
-    if f"model.{names.embed}.weight" in tensors:  # as MLX writes all of them, its matrices (out, in)
+    """weight: applied to every matrix in a layer. rows: for each tensor of `names.qkv`, applied to weight and bias."""
+    if f"model.{names.embed}.weight" in tensors:  # MLX's names for all of them, with matrices (out, in)
         names = replace(names, root="model.", layers="h", head=f"model.{names.head}")
-        weight = as_it_is
-    own_head = not config.tied_head or f"{names.head}.weight" in tensors
-    config = replace(config, tied_head=not own_head and not config.head_bias)
+        weight = unchanged
     root = "" if f"{names.embed}.weight" in tensors else names.root
     parameters = Parameters({"embed.weight": Take(f"{root}{names.embed}.weight")})
     if names.positions:
         parameters["positions.weight"] = Take(f"{root}{names.positions}.weight")
     parameters.norm("final_norm", names.final_norm and root + names.final_norm, config.norm)
-    if not config.tied_head:
-        parameters.linear("head", [names.head], config.head_bias)
-        if not own_head:
-            parameters["head.weight"] = parameters["embed.weight"]
+    config = parameters.head(names.head, config, tensors)
     for layer, block in enumerate(config.blocks):
         ours, theirs = f"blocks.{layer}.", f"{root}{names.layers}.{layer}."
         for mine, norm in names.norms.items():
@@ -262,4 +253,4 @@ def _architecture(
         parameters.linear(f"{ours}attention.out", [theirs + names.out], attention.out_bias, weight=weight)
         parameters.linear(f"{ours}mlp.up", [theirs + names.up], True, weight=weight)
         parameters.linear(f"{ours}mlp.down", [theirs + names.down], True, weight=weight)
-    return Architecture(config, parameters, names.ignorable)
+    return Architecture(config, parameters, names.unused_suffixes)

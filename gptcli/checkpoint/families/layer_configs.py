@@ -1,0 +1,71 @@
+"""What families read alike from a config.json about layers, and how they change all layers of a decoder's config."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from gptcli.checkpoint.hf_config import HfConfig
+from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
+from gptcli.model.config import Activation, DecoderConfig
+
+_ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+
+
+def activation(hf: HfConfig, field: str, default: str) -> Activation:
+    """An activation by its name in transformers. Raises UnsupportedArchitecture for others."""
+    name = hf.string(field, default)
+    if name not in _ACTIVATIONS:
+        raise UnsupportedArchitecture(f"config.json: {field} {name!r} is not supported")
+    return _ACTIVATIONS[name]
+
+
+def head_dim_of(hf: HfConfig, hidden: int, heads: int, default: int | None = None) -> int:
+    """Channels per head: `head_dim`, else the default, else hidden / heads. Raises BrokenCheckpoint for fractions."""
+    given = hf.optional_integer("head_dim") or default
+    if given is None and hidden % heads:
+        raise BrokenCheckpoint(f"config.json: hidden_size {hidden} cannot be split into {heads} heads evenly")
+    return given or hidden // heads
+
+
+def windows(types: Sequence[object], window: int | None) -> list[int | None]:
+    """The attention window of each layer, from `layer_types` and the window of sliding layers; None attends to all."""
+    unknown = {str(kind) for kind in types} - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise UnsupportedArchitecture(f"config.json: layer type {min(unknown)!r} is not supported")
+    if window is None and "sliding_attention" in types:
+        raise BrokenCheckpoint("config.json: layer_types has sliding_attention, but there is no sliding_window")
+    return [window if kind == "sliding_attention" else None for kind in types]
+
+
+def full_every(period: int, layers: int) -> list[str]:
+    """`layer_types` where every period-th layer attends to all and the others slide."""
+    return ["sliding_attention" if (layer + 1) % period else "full_attention" for layer in range(layers)]
+
+
+def with_attention(config: DecoderConfig, **changes: Any) -> DecoderConfig:
+    """The decoder with these fields of AttentionConfig changed in every layer."""
+    return with_attention_per_layer(config, **{name: [value] * len(config.blocks) for name, value in changes.items()})
+
+
+def with_attention_per_layer(config: DecoderConfig, **changes: Sequence[Any]) -> DecoderConfig:
+    """The decoder with these fields of AttentionConfig changed to one value per layer."""
+    rows = [dict(zip(changes, row, strict=True)) for row in zip(*changes.values(), strict=True)]
+    blocks = zip(config.blocks, rows, strict=True)
+    return replace(
+        config, blocks=tuple(replace(block, attention=replace(block.attention, **row)) for block, row in blocks)
+    )
+
+
+def with_blocks(config: DecoderConfig, **changes: Any) -> DecoderConfig:
+    """The decoder with these fields of BlockConfig changed in every layer."""
+    return replace(config, blocks=tuple(replace(block, **changes) for block in config.blocks))

@@ -1,0 +1,62 @@
+"""Recipes by our parameters' names: what families put together to say where each parameter comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+
+from gptcli.checkpoint.recipes import Concat, Recipe, Take
+from gptcli.model.config import DecoderConfig, NormConfig
+
+Transform = Callable[[Recipe], Recipe]
+
+
+def unchanged(recipe: Recipe) -> Recipe:
+    """The recipe itself."""
+    return recipe
+
+
+class Parameters(dict[str, Recipe]):
+    """Recipes by our parameters' names."""
+
+    def linear(
+        self,
+        ours: str,
+        theirs: Sequence[str],
+        bias: bool,
+        rows: Sequence[Transform] = (),
+        weight: Transform = unchanged,
+    ) -> None:
+        """Adds a linear layer made of one or several of theirs.
+
+        rows: for each of theirs, applied to weight and bias. weight: applied to all weights, not to biases.
+        """
+        rows = rows or [unchanged] * len(theirs)
+        for leaf in ("weight", "bias") if bias else ("weight",):
+            each = [transform(Take(f"{name}.{leaf}")) for name, transform in zip(theirs, rows, strict=True)]
+            self[f"{ours}.{leaf}"] = joined([weight(recipe) for recipe in each] if leaf == "weight" else each)
+
+    def norm(self, ours: str, theirs: str | None, config: NormConfig, weight: Transform = unchanged) -> None:
+        """Adds a norm's weight and bias, if there is such a norm and it has them."""
+        if theirs is not None and config.weight:
+            self[f"{ours}.weight"] = weight(Take(f"{theirs}.weight"))
+        if theirs is not None and config.bias:
+            self[f"{ours}.bias"] = Take(f"{theirs}.bias")
+
+    def head(self, theirs: str, config: DecoderConfig, tensors: Collection[str]) -> DecoderConfig:
+        """Adds the output head, and returns the config for it.
+
+        A checkpoint with a head of its own means that one even if its config ties it; a bias needs a head, too.
+        """
+        in_checkpoint = not config.tied_head or f"{theirs}.weight" in tensors
+        tied = not in_checkpoint and not config.head_bias
+        if not tied:
+            self.linear("head", [theirs], config.head_bias)
+            if not in_checkpoint:
+                self["head.weight"] = self["embed.weight"]
+        return replace(config, tied_head=tied)
+
+
+def joined(recipes: Sequence[Recipe]) -> Recipe:
+    """A single recipe as it is, several along their rows."""
+    return recipes[0] if len(recipes) == 1 else Concat(tuple(recipes))
