@@ -42,6 +42,7 @@ from gptcli.quant.packed import (
     concat_rows,
     stack,
 )
+from gptcli.quant.weight import StoredWeight
 
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
 Packing = Literal["keep", "expand", "dense", "int8", "int4"]  # what becomes of matrices: see `load_decoder`
@@ -74,7 +75,7 @@ def load_decoder(
     total = folder.weight_bytes
     with TensorSource(folder) as source:
         for name, recipe in folder.architecture.parameters.items():
-            value = _cook(recipe, source)
+            value: Tensor | StoredWeight = _cook(recipe, source)
             if isinstance(value, Tensor) and packing in ("int8", "int4"):
                 value = _quantized(decoder, name, value, packing)
             # 1 + w needs the bits that w alone could be stored without.
@@ -89,7 +90,7 @@ def load_decoder(
             if isinstance(value, Tensor) and library and _can_be_packed(decoder, name):
                 value = value if half is None or _chooses_experts(name) else value.to(half)
                 value = DenseWeight(value) if value.dtype in FLOATS else value
-            compiled = isinstance(value, PackedWeight) and library and can_compile(value)
+            compiled = isinstance(value, StoredWeight) and library and can_compile(value)
             _place(decoder, name, value, device, own_dtype, library if compiled else None, integers, matrix)
             on_progress(source.bytes_read, total)
         for name in folder.surplus_biases:
@@ -186,7 +187,7 @@ def _can_be_packed(decoder: Decoder, name: str) -> bool:
 def _place(
     decoder: Decoder,
     name: str,
-    value: Tensor | PackedWeight,
+    value: Tensor | StoredWeight,
     device: torch.device,
     dtype: torch.dtype,
     library: Library | None,

@@ -116,7 +116,7 @@ class PreparedEngine:
             tokens,
             texts=1,
             position=position,
-            held=[position] * prepared.cache_kinds,
+            cached=[position] * prepared.cache_kinds,
             rotations=[table.at(position) for table in prepared.tables],
             wanted=wanted,
             logits=self._logits.address,
