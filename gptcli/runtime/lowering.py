@@ -78,7 +78,7 @@ class DecoderProgram:
             tokens,
             texts=cache.rows,
             position=cache.length,
-            cached=[cache.held(window) for window in self._windows],
+            cached=[cache.cached(window) for window in self._windows],
             rotations=[table.at(cache.length) for table in self._tables],
             wanted=cache.rows * wanted,
             logits=logits.data_ptr(),
