@@ -48,6 +48,7 @@ from gptcli.quant.packed import (
     concat_rows,
     stack,
 )
+from gptcli.quant.weight import StoredWeight
 
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
 Packing = Literal["keep", "expand", "dense", "int8", "int4"]  # see WeightPlan
@@ -211,7 +212,7 @@ def _holder(slot: _Slot, value: Tensor | PackedWeight, plan: WeightPlan) -> nn.P
     return nn.Parameter(dense.to(plan.device, slot.dtype), requires_grad=False)
 
 
-def _form(slot: _Slot, value: Tensor | PackedWeight, plan: WeightPlan) -> Tensor | PackedWeight | TinygemmMatrix:
+def _form(slot: _Slot, value: Tensor | PackedWeight, plan: WeightPlan) -> Tensor | StoredWeight | TinygemmMatrix:
     """The form that a matrix is multiplied in: dense, packed, or in the layout of torch's int4 kernel."""
     if isinstance(value, Tensor) and plan.packing in ("int8", "int4"):
         value = _quantized(slot, value, plan.packing)
@@ -226,7 +227,7 @@ def _form(slot: _Slot, value: Tensor | PackedWeight, plan: WeightPlan) -> Tensor
             value = value.dequantize(half or slot.dtype)
     if isinstance(value, Tensor) and plan.library is not None:
         value = value if half is None else value.to(half)
-        value = DenseWeight(value) if value.dtype in FLOATS else value
+        return DenseWeight(value) if value.dtype in FLOATS else value
     return value
 
 
@@ -238,7 +239,7 @@ def _quantized(slot: _Slot, value: Tensor, packing: Literal["int8", "int4"]) -> 
 
 
 def _module(
-    slot: _Slot, module: Linear | Embedding | Experts, matrix: PackedWeight | TinygemmMatrix, plan: WeightPlan
+    slot: _Slot, module: Linear | Embedding | Experts, matrix: StoredWeight | TinygemmMatrix, plan: WeightPlan
 ) -> nn.Module:
     """What takes the decoder's own module's place and multiplies with a matrix in its form."""
     if isinstance(matrix, TinygemmMatrix):

@@ -1,4 +1,4 @@
-"""How far what is computed fast is from what is computed plainly."""
+"""Compares the results of fast kernels with plain ones."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from torch import Tensor
 
 
 def relative_difference(got: Tensor, expected: Tensor) -> float:
-    """The norm of the difference of two tensors in fp32, as a part of what was expected; 0 where both are zero."""
+    """The norm of the difference of two fp32 tensors, relative to the expected one's; 0 if both are zero."""
     size = expected.norm().clamp(min=torch.finfo(torch.float32).tiny)
     return float((got - expected).norm() / size)

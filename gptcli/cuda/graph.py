@@ -1,7 +1,7 @@
-"""Decodes by playing a recorded step again, a CUDA graph, which costs a launch a token instead of a thousand.
+"""Experimental: decodes by replaying a CUDA graph of the step, one launch per token instead of a thousand.
 
-A recording is made when a cache's memory or the number of its rows has changed, and each is checked against a plain
-step before it is trusted. Where it fails, plain steps go on, and `failure` says why.
+A step is recorded again whenever the cache's memory or number of rows changes. Each recording is checked against a
+plain step before it is used. If the check fails, plain steps continue, and `failure` says why.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from gptcli.model.cache import KVCache
 from gptcli.model.decoder import Decoder
 
 Record = Callable[[Callable[[], Outputs], torch.device], Callable[[], Outputs]]
-"""Runs a function on a device at least once and records it: what plays it again, into the same outputs each time."""
+"""Runs a function on a device at least once and records it; returns what replays it into the same output tensors."""
 
 
 def cuda_graph(run: Callable[[], Outputs], device: torch.device) -> Callable[[], Outputs]:
-    """A `Record` of what a function does on a CUDA device. Raises RuntimeError where that cannot be recorded."""
+    """A `Record` with CUDA graphs. Raises RuntimeError if the function cannot be recorded."""
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     current = torch.cuda.current_stream(device)
     side.wait_stream(current)
-    # Not left to torch.cuda.graph, which stays on its stream where a recording fails.
+    # torch.cuda.graph would leave its own stream current when recording fails.
     with torch.cuda.stream(side):
-        run()  # what libraries set up at their first call cannot be recorded
+        run()  # libraries initialize at their first call, which cannot be recorded
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             outputs = run()
@@ -40,7 +40,7 @@ def cuda_graph(run: Callable[[], Outputs], device: torch.device) -> Callable[[],
 
 
 class RecordedSteps:
-    """Steps of one token a row, as a recording of the last cache's. `failure` is why there are to be no more."""
+    """Steps of one token per row, replayed from a recording. `failure`: why steps are no longer recorded."""
 
     def __init__(self, decoder: Decoder, record: Record) -> None:
         self.failure: str | None = None
@@ -48,13 +48,13 @@ class RecordedSteps:
         self._last: tuple[StaticStep, Callable[[], Outputs]] | None = None
 
     def run(self, tokens: Sequence[int], cache: KVCache) -> Outputs:
-        """Runs a token for each row behind those in a zeroed cache, however it can, and writes them there.
+        """Appends a token to each row of a zeroed cache, by replay if possible.
 
-        The caller then lets the cache `advance`.
+        The caller must then `advance` the cache.
         """
         cache.reserve(1)
         if self._last is None or not self._last[0].serves(cache):
-            self._last = None  # its memory goes before the next one takes some
+            self._last = None  # frees its memory before the next recording needs some
             if self.failure is not None:
                 return self._plain(tokens, cache)
             return self._first(tokens, cache)
@@ -69,7 +69,7 @@ class RecordedSteps:
         return logits, all_finite(logits)
 
     def _first(self, tokens: Sequence[int], cache: KVCache) -> Outputs:
-        """The plain step's outputs, and what it wrote; a recording is made, and kept if it does the same."""
+        """Runs a plain step, and keeps a recording if it gives the same outputs and writes the same."""
         step = StaticStep(self._decoder, cache)
         step.feed_another(cache)
         try:
@@ -91,5 +91,5 @@ class RecordedSteps:
 
 
 def _tolerance(dtype: torch.dtype) -> float:
-    """What rounding explains: sums in another order leave half of the digits alike. A wrong position does not."""
+    """What rounding explains: sums in another order agree in half of the digits. With a wrong position they do not."""
     return float(torch.finfo(dtype).eps ** 0.5)

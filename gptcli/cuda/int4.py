@@ -1,8 +1,8 @@
-"""Affine weights of 4 and 8 bits in the hands of torch's kernel for CUDA, "tinygemm", with activations in bf16.
+"""Experimental: multiplies affine weights of 4 and 8 bits with torch's CUDA kernel "tinygemm", activations in bf16.
 
-The kernel multiplies with scale * (q - 8) + zero, q of 4 bits, scale and zero in bf16. A weight of 8 bits is the sum of
-two such: 16 * scale times its upper half, and scale times its lower one. What the kernel computes is compared, on the
-device and once a shape, with the weights it was given; where it differs, weights stay as they were, and `failure` says.
+The kernel computes with scale * (q - 8) + zero, where q has 4 bits and scale and zero are bf16. An 8-bit weight is the
+sum of two such terms: 16 * scale times its upper nibble, and scale times its lower one. The first product of each shape
+is checked on the device. If the check fails, weights stay as they were, and `failure` says why.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from gptcli.cuda.check import relative_difference
 from gptcli.quant.affine import AffineWeight, unpacked
 from gptcli.quant.packed import PackedWeight, packed_linear
 
-_GROUPS = (256, 128, 64, 32)  # columns that the kernel lets share a scale
+_GROUPS = (256, 128, 64, 32)  # columns that may share a scale
 _K_TILES = (8, 4, 2)  # of 16 columns each, that it loads at once
-_FEW = 512  # rows of x beyond which a product with the dense weight, made for it, costs less
-_CHUNK = 1 << 24  # weights made dense at once
-_TOLERANCE = 2.0**-6  # of the size of a product: a few times what rounding weights and sums to bf16 explains
+_FEW = 512  # with more rows of x, expanding the weight and multiplying densely costs less
+_CHUNK = 1 << 24  # weights expanded at once
+_TOLERANCE = 2.0**-6  # relative: a few times what rounding weights and sums to bf16 explains
 
 Pack = Callable[[Tensor, int], Tensor]
 Multiply = Callable[[Tensor, Tensor, int, Tensor], Tensor]
 
 
 class Tinygemm:
-    """The kernel on one device. `used` is whether it multiplies any weight, `failure` why it does not multiply some."""
+    """The kernel on one device. used: whether it multiplies any weight. failure: why it was not used for some."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Tinygemm:
         self._trusted: dict[tuple[object, ...], bool] = {}
 
     def matrix(self, weight: PackedWeight, device: torch.device) -> TinygemmMatrix | None:
-        """A weight in the kernel's layout; None where it has no such, or does not compute with it what it should."""
+        """A weight in the kernel's layout; None if it has none for it, or fails the check."""
         if not isinstance(weight, AffineWeight) or not fits(weight):
             return None
         weight = weight.to(device)
@@ -77,7 +77,7 @@ class Tinygemm:
 
 
 def fits(weight: AffineWeight) -> bool:
-    """Whether there is a layout of the kernel's for a weight."""
+    """Whether the kernel has a layout for a weight."""
     if len(weight.shape) != 2 or weight.bits not in (4, 8):
         return False
     rows, columns = weight.shape
@@ -86,8 +86,8 @@ def fits(weight: AffineWeight) -> bool:
 
 @dataclass(frozen=True)
 class _Half:
-    """A matrix of 4 bits: tiles (rows / 8, columns / 16 / k_tiles, 32, k_tiles / 2) int32, in the kernel's order;
-    scales_and_zeros (columns / group, rows, 2) bf16."""
+    """A 4-bit matrix. tiles: (rows / 8, columns / 16 / k_tiles, 32, k_tiles / 2) int32, in the kernel's order;
+    scales_and_zeros: (columns / group, rows, 2) bf16."""
 
     tiles: Tensor
     scales_and_zeros: Tensor
@@ -99,9 +99,9 @@ class _Half:
         return outer * pairs * 32 // len(self.scales_and_zeros)
 
     def rows(self, index: Tensor) -> Tensor:
-        """The chosen rows' numbers, (n, columns) in bf16, each rounded once."""
-        # A lane of a tile's 32 holds four bytes of a row, in the order of the upper and lower halves (v0 v1, v2 v3) of
-        # each: see matrix_to_m16n8k16_Bint4_layout in torch's int4mm.cu.
+        """The chosen rows, (n, columns) in bf16, each number rounded once."""
+        # Each of a tile's 32 lanes has four bytes of a row, ordered by their upper and lower halves (v0 v1, v2 v3):
+        # see matrix_to_m16n8k16_Bint4_layout in torch's int4mm.cu.
         outer, pairs = self.tiles.shape[1], self.tiles.shape[3]
         lanes = self.tiles.view(len(self.tiles), outer, 8, 4, pairs)[index // 8, :, index % 8]  # (n, outer, 4, pairs)
         q = unpacked(lanes.contiguous().view(torch.uint8), 4)  # (n, outer, 4, pairs * 8)
@@ -112,7 +112,7 @@ class _Half:
 
 
 class TinygemmMatrix:
-    """A weight (rows, columns) as the kernel takes it, in one part or two."""
+    """A weight (rows, columns) in the kernel's layout, as one 4-bit matrix or the sum of two."""
 
     def __init__(self, weight: AffineWeight, pack: Pack, multiply: Multiply) -> None:
         self.shape = weight.shape
@@ -124,7 +124,7 @@ class TinygemmMatrix:
 
     @property
     def nbytes(self) -> int:
-        """What a product reads."""
+        """Bytes that a product reads."""
         return sum(half.tiles.nbytes + half.scales_and_zeros.nbytes for half in self.halves)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -145,16 +145,16 @@ class TinygemmMatrix:
         return out
 
     def dense(self) -> Tensor:
-        """All of them."""
+        """The whole weight, (rows, columns) in bf16."""
         rows, columns = self.shape
         index = torch.arange(rows, device=self.halves[0].tiles.device)
         return torch.cat([self.rows(chunk) for chunk in torch.split(index, max(1, _CHUNK // columns))])
 
 
 def halves(weight: AffineWeight) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Matrices q (rows, columns) of 4 bits, scales and zeros (rows, groups), that sum to a weight.
+    """4-bit matrices that sum to a weight: q (rows, columns), scales and zeros (rows, groups).
 
-    Each means scale * (q - 8) + zero. The zero of the lower half is what bf16 leaves of the upper one's.
+    Each stands for scale * (q - 8) + zero. The lower half's zero is what rounding to bf16 loses of the upper half's.
     """
     q, scales, biases = unpacked(weight.packed, weight.bits), weight.scales.float(), weight.biases.float()
     if weight.bits == 4:
@@ -165,7 +165,7 @@ def halves(weight: AffineWeight) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 
 def _bytes(q: Tensor) -> Tensor:
-    """(rows, columns) of 4 bits to (rows, columns / 2), the first column in the upper half."""
+    """(rows, columns) of 4 bits to (rows, columns / 2), the first column in the upper nibble."""
     return (q[:, ::2] << 4 | q[:, 1::2]).contiguous()
 
 
@@ -174,7 +174,7 @@ def _k_tiles(columns: int) -> int:
 
 
 def _in_bf16(scales: Tensor, zeros: Tensor, columns: int) -> Tensor:
-    """(rows, groups) each to (columns / group, rows, 2), for the widest group that the kernel knows."""
+    """Scales and zeros, each (rows, groups), to (columns / group, rows, 2), for the widest group that fits."""
     width = columns // scales.shape[1]
     group = next(group for group in _GROUPS if width % group == 0)
     both = torch.stack([scales, zeros], -1).repeat_interleave(width // group, 1)
@@ -182,7 +182,7 @@ def _in_bf16(scales: Tensor, zeros: Tensor, columns: int) -> Tensor:
 
 
 class TinygemmLinear(nn.Module):
-    """A linear layer in the kernel's hands."""
+    """A linear layer that multiplies with the kernel."""
 
     def __init__(self, matrix: TinygemmMatrix, bias: nn.Parameter | None) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ class TinygemmLinear(nn.Module):
 
 
 class TinygemmEmbedding(nn.Module):
-    """Token embeddings in the kernel's hands; also the head where that is tied."""
+    """Token embeddings in the kernel's layout; also the head if it is tied."""
 
     def __init__(self, matrix: TinygemmMatrix) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""A decoder's step whose operations are the same at every token: what changes is in tensors that stay where they are.
+"""A decoder's step with the same operations for every token, so that a CUDA graph can replay it.
 
-So it can be recorded once and played again. It runs the decoder's own blocks; only the place differs: keys and values
-go where a tensor says, and the whole room of the cache is attended to under a mask. Knows nothing of recordings.
+It runs the decoder's own blocks with another `Position`. Everything that changes is in tensors at fixed addresses: keys
+and values are written to the slot that a tensor names, and a mask covers the rest of the cache's room.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Outputs = tuple[Tensor, Tensor]  # logits (rows, vocab) in fp32, and whether all
 
 
 class StaticStep:
-    """One token for each row of a zeroed cache that has room for one more."""
+    """A step of one token for each row of a zeroed cache that has room for it."""
 
     def __init__(self, decoder: Decoder, cache: KVCache) -> None:
         self._decoder, self._cache, self._state = decoder, ref(cache), _state(decoder, cache)
@@ -32,66 +32,66 @@ class StaticStep:
         self._rooms = dict(zip(self._windows_of, (keys.shape[2] for keys, _ in self._storage), strict=True))
         ropes = {block.attention.rope for block in decoder.config.blocks}
         self._tables = {rope: decoder.tables.of(rope, cache) for rope in ropes if rope is not None}
-        # The position, a slot for each window, the ids: one tensor, so that feeding it is one copy.
+        # The position, a slot for each window, the ids: one tensor, so that feeding is one copy.
         self._inputs = torch.zeros(1 + len(self._rooms) + cache.rows, dtype=torch.int64, device=cache.device)
 
     def serves(self, cache: KVCache) -> bool:
-        """Whether this is the next step of a cache."""
+        """Whether this can run the next step of a cache."""
         return self._cache() is cache and self._state == _state(self._decoder, cache)
 
     def feed(self, tokens: Sequence[int], cache: KVCache) -> None:
-        """Says what the next run is of: a token for each row, behind the valid ones."""
-        self._feed(cache.length, [cache.held(window) for window in self._rooms], tokens)
+        """Sets the input of the next run: a token for each row, after the cached ones."""
+        self._feed(cache.length, [cache.cached(window) for window in self._rooms], tokens)
 
     def feed_another(self, cache: KVCache) -> None:
-        """Feeds other tokens, and another place if there is room, in scratch: nothing of the text is changed by a run.
+        """Feeds other tokens, and if there is room another position, so that a run writes only to scratch.
 
-        A recording made of it has nothing of the step that is next, and must take all of that from what is fed.
+        A recording of that run has nothing of the next step's input in it, so it must read what is fed.
         """
-        held = [cache.held(window) for window in self._rooms]
-        fits = all(slot + 1 < room for slot, room in zip(held, self._rooms.values(), strict=True))
+        slots = [cache.cached(window) for window in self._rooms]
+        fits = all(slot + 1 < room for slot, room in zip(slots, self._rooms.values(), strict=True))
         ahead = int(fits and cache.length + 1 < cache.capacity)
-        self._feed(cache.length + ahead, [slot + ahead for slot in held], [0] * self._rows)
+        self._feed(cache.length + ahead, [slot + ahead for slot in slots], [0] * self._rows)
 
     def _feed(self, position: int, slots: Sequence[int], tokens: Sequence[int]) -> None:
-        # The driver takes its own copy of so few numbers before this returns: nothing waits, nothing must be kept.
+        # The driver copies so few numbers before this returns, so nothing waits and nothing must stay alive.
         self._inputs.copy_(torch.tensor([position, *slots, *tokens]), non_blocking=True)
 
     def run(self) -> Outputs:
-        """Runs what was fed and writes its keys and values; the caller then lets the cache `advance`."""
-        slots = {window: self._inputs[place : place + 1] for place, window in enumerate(self._rooms, 1)}
-        place = _Slots(self._inputs[:1], slots, self._rooms, self._windows_of, self._storage, self._tables)
-        hidden = self._decoder.run(self._inputs[-self._rows :].view(-1, 1), place)
+        """Runs what was fed, and writes its keys and values. The caller must then `advance` the cache."""
+        slots = {window: self._inputs[index : index + 1] for index, window in enumerate(self._rooms, 1)}
+        position = _SlotPosition(self._inputs[:1], slots, self._rooms, self._windows_of, self._storage, self._tables)
+        hidden = self._decoder.run(self._inputs[-self._rows :].view(-1, 1), position)
         logits = self._decoder.logits(hidden[:, -1])
         return logits, all_finite(logits)
 
     def written(self, cache: KVCache) -> Tensor:
-        """Keys and values of every block in the slots behind the valid ones, one after the other, in fp32."""
-        return torch.cat([slot.float().flatten() for slot in self._behind(cache)])
+        """The keys and values of every block in the first slot after the cached ones, concatenated in fp32."""
+        return torch.cat([slot.float().flatten() for slot in self._next_slots(cache)])
 
     def wipe(self, cache: KVCache) -> None:
-        """Makes them zero."""
-        for slot in self._behind(cache):
+        """Sets the same slots to zero."""
+        for slot in self._next_slots(cache):
             slot.zero_()
 
-    def _behind(self, cache: KVCache) -> list[Tensor]:
+    def _next_slots(self, cache: KVCache) -> list[Tensor]:
         blocks = zip(self._storage, self._windows_of, strict=True)
-        return [kept[:, :, cache.held(window)] for pair, window in blocks for kept in pair]
+        return [tensor[:, :, cache.cached(window)] for pair, window in blocks for tensor in pair]
 
 
 def _state(decoder: Decoder, cache: KVCache) -> tuple[object, ...]:
-    """What a step depends on besides what it is fed: the cache's memory, and how the text is rotated."""
+    """What a step depends on besides its input: the cache's memory, and how the text is rotated."""
     borders = tuple(cache.span > border for border in sorted(decoder.config.rope_borders))
     return cache.moves, cache.capacity, cache.rows, borders
 
 
 def all_finite(logits: Tensor) -> Tensor:
-    """Whether none is NaN or infinite, () bool: a tenth of the time of looking at each of them."""
+    """Whether no logit is NaN or infinite, () bool; ten times faster than checking each one."""
     return torch.stack(logits.aminmax()).isfinite().all()
 
 
-class _Slots:
-    """The `Place` of one run: everything about it comes from tensors, as the run's operations."""
+class _SlotPosition:
+    """The `Position` of one run, computed from tensors by recordable operations."""
 
     def __init__(
         self,
@@ -109,14 +109,14 @@ class _Slots:
         self._masks: dict[int | None, Tensor] = {}
 
     def rotation(self, rope: RopeConfig) -> Rotation:
-        """See `Place.rotation`."""
+        """See `Position.rotation`."""
         if rope not in self._rotations:
             cos, sin = self._tables[rope]
             self._rotations[rope] = cos.index_select(0, self.positions), sin.index_select(0, self.positions)
         return self._rotations[rope]
 
     def mask(self, window: int | None) -> Tensor:
-        """See `Place.mask`."""
+        """See `Position.mask`."""
         if window not in self._masks:
             slot, keys = self._slots[window], torch.arange(self._rooms[window], device=self.positions.device)
             hidden = keys > slot
@@ -127,8 +127,8 @@ class _Slots:
         return self._masks[window]
 
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Place.write`."""
+        """See `Position.write`."""
         slot = self._slots[self._windows_of[block]]
-        for kept, new in zip(self._storage[block], (keys, values), strict=True):
-            kept.index_copy_(2, slot, new)
+        for stored, new in zip(self._storage[block], (keys, values), strict=True):
+            stored.index_copy_(2, slot, new)
         return self._storage[block]

@@ -1,6 +1,6 @@
-"""The compiled functions, called with addresses; `functions()` is None where they were not built. No torch.
+"""ctypes bindings of c/kernels.h: the compiled functions, called with addresses. No torch.
 
-Whatever an address points to must be alive, and as large as the function takes it to be.
+The memory at an address must be alive, and as large as the function expects.
 """
 
 from __future__ import annotations
@@ -25,32 +25,12 @@ _MOST_THREADS = 256  # kernels.h's MOST_THREADS
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "clamped_swiglu": 4}
 
 
-class Attention(Structure):
-    """kernels.h's Attention."""
-
-    _fields_ = [
-        ("queries", c_void_p),
-        ("keys", c_void_p),
-        ("values", c_void_p),
-        ("sinks", c_void_p),
-        ("out", c_void_p),
-        ("heads", c_int64),
-        ("kv_heads", c_int64),
-        ("head_dim", c_int64),
-        ("head_stride", c_int64),
-        ("start", c_int64),
-        ("length", c_int64),
-        ("scale", c_float),
-        ("softcap", c_float),
-    ]
-
-
 # In the order of kernels.h's Code.
 _CODES = ("EMBED", "RMS_NORM", "LAYER_NORM", "LINEAR", "ROTATE", "ATTEND", "ACTIVATE", "ADD")
 
 
 class Op(Structure):
-    """kernels.h's Op, one operation of a program; fields that are left out are 0."""
+    """kernels.h's Op: one operation of a program. Fields that are not given are 0."""
 
     _fields_ = [
         ("code", c_int64),
@@ -73,7 +53,7 @@ class Frame(Structure):
 
     _fields_ = [
         *((name, c_int64) for name in ("tokens", "texts", "position", "wanted")),
-        *((name, c_void_p) for name in ("ids", "rotations", "held", "logits")),
+        *((name, c_void_p) for name in ("ids", "rotations", "cached", "logits")),
     ]
 
 
@@ -100,10 +80,10 @@ class Draw(Structure):
     ]
 
 
-_RECORDS = (Op, Rotation, Frame, Attention, Draw)  # in the order of gptcli_record_bytes
-_MATRIX = len(_RECORDS)  # the record that is kernels.h's alone
+_STRUCTURES = (Op, Rotation, Frame, Draw)  # in the order of gptcli_record_bytes
+_MATRIX = len(_STRUCTURES)  # its number for kernels.h's Matrix, which Python does not declare
 
-# Every function's result and arguments, as kernels.h declares them.
+# The result and the arguments of each function, as kernels.h declares them.
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "gptcli_record_bytes": (c_int64, [c_int]),
     "gptcli_has_level": (c_int, [c_char_p]),
@@ -120,41 +100,35 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "gptcli_matrix_restored": (c_void_p, [c_char_p, c_void_p]),
     "gptcli_matrix_row": (None, [c_void_p, c_int64, c_void_p]),
     "gptcli_linear": (c_int, [c_void_p, c_void_p, c_int64, c_void_p, c_void_p]),
-    "gptcli_attention": (c_int, [POINTER(Attention)]),
-    "gptcli_rms_norm": (None, [c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p]),
-    "gptcli_layer_norm": (None, [c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p]),
-    "gptcli_rope": (None, [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64]),
-    "gptcli_activate": (None, [c_int, c_void_p, c_void_p, c_int64, c_void_p]),
     "gptcli_run": (c_int, [c_void_p, c_int64, POINTER(Frame)]),
     "gptcli_draw": (c_int64, [POINTER(Draw)]),
     "gptcli_all_finite": (c_int, [c_void_p, c_int64]),
-    "gptcli_exp": (None, [c_void_p, c_int64, c_void_p]),
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """Weights of (rows, columns) as the kernels hold them; freed with this object."""
+    """kernels.h's Matrix: weights of (rows, columns), freed with this object."""
 
     handle: int
     rows: int
     columns: int
     address: int  # of the weights as the kernels read them
-    size: int  # of those in bytes
-    weights: object  # what is read in place and so has to stay; None where the kernels have a copy
+    size: int  # of those, in bytes
+    weights: object  # owns the memory that is read in place; None if the kernels have a copy
 
 
 class Functions:
-    """The compiled functions, and how many threads they use: one until `set_threads`."""
+    """The compiled functions. They use one thread until `set_threads`."""
 
     def __init__(self, path: Path) -> None:
-        """Opens a compiled file. Error: UsageError for one that was compiled from other sources than these."""
+        """Opens a compiled file. Raises UsageError if it was compiled from other sources than these."""
         self._c = ctypes.CDLL(str(path))
         try:
             for name, (result, arguments) in _SIGNATURES.items():
                 function = getattr(self._c, name)
                 function.restype, function.argtypes = result, arguments
-            alike = [self._c.gptcli_record_bytes(i) for i in range(len(_RECORDS))] == list(map(sizeof, _RECORDS))
+            alike = [self._c.gptcli_record_bytes(i) for i in range(len(_STRUCTURES))] == list(map(sizeof, _STRUCTURES))
         except AttributeError:
             alike = False
         if not alike:
@@ -165,7 +139,7 @@ class Functions:
 
     @classmethod
     def built(cls) -> Self | None:
-        """The functions as `functions()` describes them."""
+        """See `functions`."""
         wanted = os.environ.get(_VARIABLE, "")
         choices = get_args(Level)
         if wanted not in ("", "off", *choices):
@@ -182,39 +156,39 @@ class Functions:
 
     @property
     def level(self) -> Level:
-        """The instruction set in use: the best that this processor has, unless it was set."""
+        """The instruction set in use: the best one of this processor, unless it was set."""
         name: Level = self._c.gptcli_level().decode()
         return name
 
     def levels(self) -> list[Level]:
-        """The instruction sets to be had here."""
+        """The instruction sets that this processor supports."""
         return [level for level in get_args(Level) if self._c.gptcli_has_level(level.encode())]
 
     def set_level(self, level: Level) -> None:
-        """Uses an instruction set from now on. Error: UsageError where the processor lacks it."""
+        """Uses an instruction set from now on. Raises UsageError if the processor lacks it."""
         if self._c.gptcli_set_level(level.encode()) != 0:
-            had = ", ".join(self.levels())
-            raise UsageError(f"this processor cannot run the {level} kernels", hint=f"it can run: {had}")
+            supported = ", ".join(self.levels())
+            raise UsageError(f"this processor cannot run the {level} kernels", hint=f"it can run: {supported}")
 
     @property
     def threads(self) -> int:
-        """How many threads share a product."""
+        """How many threads share the work."""
         count: int = self._c.gptcli_threads()
         return count
 
     def set_threads(self, threads: int) -> None:
-        """Uses so many threads from now on, the caller's included; 256 at most."""
+        """Uses this many threads from now on, the caller's included; 256 at most. Raises ValueError below 1."""
         if self._c.gptcli_set_threads(min(threads, _MOST_THREADS)) != 0:
             raise ValueError(f"{threads} threads")
 
     def record(self, matrix: Matrix) -> bytes:
-        """What tells the layout of a matrix's weights, for `restored`."""
+        """The bytes of kernels.h's Matrix, which describe the layout of the weights, for `restored`."""
         return ctypes.string_at(matrix.handle, self._c.gptcli_record_bytes(_MATRIX))
 
     def restored(self, record: bytes, address: int, rows: int, columns: int, weights: object) -> Matrix:
-        """A matrix from its record and a copy of its weights, which are read in place, 64-byte aligned.
+        """A matrix from its record and a copy of its weights at `address`, which are read in place, 64-byte aligned.
 
-        Raises ValueError for a record of another size.
+        weights: owns the copy. Raises ValueError if the record has another size.
         """
         if len(record) != self._c.gptcli_record_bytes(_MATRIX):
             raise ValueError("not the record of a matrix")
@@ -226,7 +200,7 @@ class Functions:
         size = c_int64()
         address = self._c.gptcli_matrix_data(handle, byref(size))
         matrix = Matrix(handle, rows, columns, address, size.value, weights)
-        weakref.finalize(matrix, self._c.gptcli_matrix_free, handle).atexit = False  # the system is quicker
+        weakref.finalize(matrix, self._c.gptcli_matrix_free, handle).atexit = False  # the system frees faster
         return matrix
 
     def code(self, operation: str) -> int:
@@ -234,11 +208,11 @@ class Functions:
         return _CODES.index(operation)
 
     def activation(self, name: str) -> int:
-        """The number of one of `model.config.Activation`'s."""
+        """The number of an activation function; the names are `model.config.Activation`'s."""
         return ACTIVATIONS[name]
 
     def run(self, ops: ctypes.Array[Op], frame: Frame) -> None:
-        """Runs a program; whatever it points to must be alive, and as large as it says."""
+        """Runs a program, whose addresses must be valid. Raises MemoryError."""
         if self._c.gptcli_run(ctypes.addressof(ops), len(ops), byref(frame)) != 0:
             raise MemoryError
 
@@ -250,22 +224,22 @@ class Functions:
         return None if token == _NO_TOKEN else token
 
     def all_finite(self, address: int, size: int) -> bool:
-        """Whether none of so many fp32 values is infinite or NaN."""
+        """Whether none of `size` fp32 values is infinite or NaN."""
         return bool(self._c.gptcli_all_finite(address, size))
 
 
 @cache
 def functions() -> Functions | None:
-    """The compiled functions, or None: not built here, or switched off by GPTCLI_KERNELS=off.
+    """The compiled functions; None if they were not built here, or are switched off by GPTCLI_KERNELS=off.
 
-    GPTCLI_KERNELS may also name the instruction set. Error: UsageError for any other value, or one that the
+    GPTCLI_KERNELS may also name the instruction set. Raises UsageError if it has another value, or names one that the
     processor lacks.
     """
     return Functions.built()
 
 
 def built_file() -> Path | None:
-    """The compiled file, if there is one."""
+    """The path of the compiled file; None if it was not built."""
     folder = Path(__file__).parent
     names = (f"_native{suffix}" for suffix in EXTENSION_SUFFIXES)
     return next((folder / name for name in names if (folder / name).is_file()), None)

@@ -1,4 +1,4 @@
-"""Modules whose weights the compiled kernels multiply, on the CPU and in fp32."""
+"""Modules that multiply with the compiled kernels, on the CPU in fp32."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from gptcli.kernels.bindings import Matrix
 from gptcli.kernels.tensors import FLOATS, GROUP, Library
 from gptcli.quant.affine import AffineWeight
 from gptcli.quant.dense import DenseWeight, narrowed
-from gptcli.quant.packed import PackedWeight
+from gptcli.quant.weight import StoredWeight
 
 
-def can_compile(weight: PackedWeight) -> bool:
-    """Whether the kernels know a weight's format."""
+def can_compile(weight: StoredWeight) -> bool:
+    """Whether the kernels can multiply with a weight in its format."""
     match weight:
         case DenseWeight():
             return True
@@ -22,7 +22,7 @@ def can_compile(weight: PackedWeight) -> bool:
     return False
 
 
-def _matrix(library: Library, weight: PackedWeight, integers: bool) -> Matrix:
+def _matrix(library: Library, weight: StoredWeight, integers: bool) -> Matrix:
     match weight:
         case AffineWeight(packed, scales, biases, bits):
             scales, biases = _halves(torch.stack([scales, biases]))
@@ -34,18 +34,18 @@ def _matrix(library: Library, weight: PackedWeight, integers: bool) -> Matrix:
 
 
 def _halves(constants: Tensor) -> Tensor:
-    """The same numbers in fp16 if each is one there, as of GPTQ (fp32) and MLX (bf16); others take 32 bits each."""
+    """The same numbers in fp16 if that is exact, as it is for GPTQ (fp32) and MLX (bf16); otherwise as they are."""
     halves = constants.half()
     return halves if halves.float().equal(constants.float()) else constants
 
 
 class CompiledLinear(nn.Module):
-    """A linear layer in the kernels' hands. Packed weights are kept in their layout alone.
+    """A linear layer. Of a packed weight only the kernels' copy is kept.
 
-    integers: whether activations are rounded to 8 bits for affine weights, which many tokens gain by.
+    integers: round activations to 8 bits for affine weights, which is faster for many tokens.
     """
 
-    def __init__(self, library: Library, weight: PackedWeight, bias: nn.Parameter | None, integers: bool) -> None:
+    def __init__(self, library: Library, weight: StoredWeight, bias: nn.Parameter | None, integers: bool) -> None:
         super().__init__()
         self.matrix = _matrix(library, weight, integers)
         self.bias = bias
@@ -57,9 +57,9 @@ class CompiledLinear(nn.Module):
 
 
 class CompiledExperts(nn.Module):
-    """A linear layer an expert, in the kernels' hands. integers: as above."""
+    """A linear layer for each expert. integers: see `CompiledLinear`."""
 
-    def __init__(self, library: Library, weight: PackedWeight, bias: nn.Parameter | None, integers: bool) -> None:
+    def __init__(self, library: Library, weight: StoredWeight, bias: nn.Parameter | None, integers: bool) -> None:
         super().__init__()
         self.matrices = [_matrix(library, weight.expert(index), integers) for index in range(weight.shape[0])]
         self.bias = bias
@@ -71,11 +71,11 @@ class CompiledExperts(nn.Module):
 
 
 class CompiledEmbedding(nn.Module):
-    """Token embeddings in the kernels' hands; also the head where that is tied."""
+    """Token embeddings; also the head if it is tied."""
 
-    def __init__(self, library: Library, weight: PackedWeight) -> None:
+    def __init__(self, library: Library, weight: StoredWeight) -> None:
         super().__init__()
-        self.matrix = _matrix(library, weight, integers=False)  # what rounding costs in a head is seen at once
+        self.matrix = _matrix(library, weight, integers=False)  # rounding in the head changes logits directly
         self._library = library
 
     def forward(self, tokens: Tensor) -> Tensor:

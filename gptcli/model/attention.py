@@ -9,10 +9,10 @@ from torch.nn import functional as F
 from gptcli.model.config import AttentionConfig, PositionScale, QkNormConfig
 from gptcli.model.linear import Linear
 from gptcli.model.norm import Norm
-from gptcli.model.position import Place, causal_mask
+from gptcli.model.position import Position, causal_mask
 from gptcli.model.rope import rotate
 
-_PART = 512  # keys in one sum of a step over a cache's room: its parts are computed side by side
+_SPLIT = 512  # keys in one sum over a cache's room; the sums are computed in parallel
 
 
 class Attention(nn.Module):
@@ -28,8 +28,8 @@ class Attention(nn.Module):
         self.k_norm = _head_norm(config.qk_norm, config.kv_heads, config.head_dim)
         self.sinks = nn.Parameter(torch.empty(config.heads)) if config.sinks else None
 
-    def forward(self, x: Tensor, place: Place, block: int) -> Tensor:
-        """x: (B, T, hidden), at a place in its text, in the block of this number; the same shape comes back."""
+    def forward(self, x: Tensor, position: Position, block: int) -> Tensor:
+        """x: (B, T, hidden) to the same shape. block: its index in the decoder."""
         config, (B, T, _) = self.config, x.shape
         projected = self.qkv(x)
         if config.clip is not None:
@@ -39,12 +39,12 @@ class Attention(nn.Module):
         if config.qk_norm is not None:
             qk = self._normalized(qk, config.qk_norm)
         if config.rope is not None:
-            qk = rotate(qk, *place.rotation(config.rope))
+            qk = rotate(qk, *position.rotation(config.rope))
         q, k = qk.tensor_split([config.heads], dim=2)
         if config.position_scale is not None:
-            q = q * _position_scales(config.position_scale, place.positions, q)
-        k, v = place.write(block, k.transpose(1, 2), v.transpose(1, 2))  # (B, kv_heads, S, head_dim)
-        out: Tensor = self.out(attend(config, q, k, v, place.mask(config.window), self.sinks))
+            q = q * _position_scales(config.position_scale, position.positions, q)
+        k, v = position.write(block, k.transpose(1, 2), v.transpose(1, 2))  # (B, kv_heads, S, head_dim)
+        out: Tensor = self.out(attend(config, q, k, v, position.mask(config.window), self.sinks))
         return out
 
     def _normalized(self, qk: Tensor, config: QkNormConfig) -> Tensor:
@@ -62,7 +62,7 @@ def _head_norm(config: QkNormConfig | None, heads: int, head_dim: int) -> nn.Mod
 
 
 def _position_scales(config: PositionScale, positions: Tensor, q: Tensor) -> Tensor:
-    """A factor for each of q's positions, (T, 1, 1)."""
+    """A factor for each position of q, (T, 1, 1)."""
     steps = torch.floor(positions / config.original_context)
     return (1 + config.beta * torch.log(1 + steps)).to(q.dtype)[:, None, None]
 
@@ -70,11 +70,11 @@ def _position_scales(config: PositionScale, positions: Tensor, q: Tensor) -> Ten
 def attend(
     config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor | None
 ) -> Tensor:
-    """softmax(scale q k) v with what the config adds to it: (B, T, heads * head_dim).
+    """softmax(scale q k) v with the config's additions: (B, T, heads * head_dim).
 
-    q: (B, T, heads, head_dim); k and v: (B, kv_heads, S, head_dim). Without a mask the T queries are either one, which
-    sees all keys in its window, or the first T = S of a text, each of which sees itself and those before. The mask of
-    more is true where they may see; that of one, over a whole cache, is added to the scores.
+    q: (B, T, heads, head_dim); k and v: (B, kv_heads, S, head_dim). Without a mask, a single query sees all keys in its
+    window, and T = S queries of a whole text each see the keys up to their own. A mask of several queries is bool, true
+    where they may see. That of a single query, over a cache's whole room, is added to the scores.
     """
     B, T, heads, head_dim = q.shape
     if T == 1 and mask is not None:
@@ -84,12 +84,12 @@ def attend(
     if config.softcap is not None or sinks is not None:
         return _attend_spelled_out(config, q, k, v, mask, sinks)
     if T == 1:
-        # The heads that share keys take the place of the positions: one small product instead of a repeated k.
+        # The heads that share keys become the query axis: one small product instead of a repeated k.
         q = q.view(B, k.shape[1], heads // k.shape[1], head_dim)
         return F.scaled_dot_product_attention(q, k, v, scale=config.scale).reshape(B, 1, -1)
     if q.is_cuda and heads != k.shape[1]:
-        # With a mask, few of the fused kernels take fewer keys than queries; what is left holds all scores at once.
-        k, v = (kept.repeat_interleave(heads // k.shape[1], dim=1) for kept in (k, v))
+        # With a mask, few fused kernels take fewer kv heads than heads; the others would store all scores at once.
+        k, v = (each.repeat_interleave(heads // k.shape[1], dim=1) for each in (k, v))
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2), k, v, mask, is_causal=mask is None, scale=config.scale, enable_gqa=heads != k.shape[1]
     )
@@ -99,9 +99,9 @@ def attend(
 def _attend_to_room(
     config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, sinks: Tensor | None
 ) -> Tensor:
-    """One query a row over all that a cache has room for: products that a GPU spreads over the keys.
+    """One query per row over a cache's whole room, as products that a GPU parallelizes over the keys.
 
-    torch's attention would give each head that shares keys one multiprocessor, however many the keys are.
+    torch's attention would use one multiprocessor per group of heads, however many keys there are.
     """
     (B, _, _, head_dim), (kv_heads, S) = q.shape, k.shape[1:3]
     q = q.reshape(B * kv_heads, -1, head_dim)  # (B * kv_heads, group, head_dim)
@@ -113,11 +113,11 @@ def _attend_to_room(
     if sinks is not None:
         scores = torch.cat([scores, sinks.to(scores.dtype).view(kv_heads, -1, 1).repeat(B, 1, 1)], -1)
     weights = scores.softmax(-1)[..., :S].to(v.dtype)
-    if S % _PART or S == _PART:
+    if S % _SPLIT or S == _SPLIT:
         out = torch.bmm(weights, v)
     else:
-        weights = weights.view(*weights.shape[:2], -1, _PART).transpose(1, 2)  # (B * kv_heads, parts, group, _PART)
-        out = (weights @ v.view(len(v), -1, _PART, head_dim)).sum(1)
+        weights = weights.view(*weights.shape[:2], -1, _SPLIT).transpose(1, 2)  # (B * kv_heads, splits, group, _SPLIT)
+        out = (weights @ v.view(len(v), -1, _SPLIT, head_dim)).sum(1)
     return out.view(B, 1, -1)
 
 

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens a decoder has seen."""
+"""Keys and values of the tokens that a decoder has seen."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from gptcli.model.config import CACHE_STEP, DecoderConfig
 
 
 class KVCache:
-    """Keys and values of every block, each (rows, kv_heads, capacity, head_dim), for up to `limit` tokens.
+    """Keys and values of every block, each (rows, kv_heads, room, head_dim), for up to `limit` tokens per row.
 
-    It begins with one row, for one text; `fill` makes it hold several, all equally long. Memory is taken as the text
-    grows; a block with a window keeps little more than that. `texts` are the ids, a list a row, whose keys and values
-    are valid; beyond them is scratch: finite numbers if it is `zeroed`, as those who multiply it with zero need.
+    A row is a text. A cache starts with one row; `fill` gives it several. Memory grows with the text; a block with a
+    window keeps little more than that. `texts` are the cached ids of each row. Memory past them is scratch, which is
+    finite if the cache is `zeroed`, for code that multiplies it by zero.
     """
 
     def __init__(
         self, config: DecoderConfig, limit: int, device: torch.device, dtype: torch.dtype, *, zeroed: bool = False
     ) -> None:
         self.texts: list[list[int]] = [[]]
-        self.span = 0  # tokens of the whole text, for which the keys are rotated
+        self.span = 0  # tokens of the whole text that the keys are rotated for
         self.limit = limit
         self.device, self.dtype = device, dtype
-        self.capacity = 0  # positions that a block without a window has room for
+        self.capacity = 0  # positions that fit into a block without a window
         self._new = Tensor.new_zeros if zeroed else Tensor.new_empty
-        self.moves = 0  # how often the tensors were exchanged for others
+        self.moves = 0  # how often the tensors were replaced
         self._windows = [block.attention.window for block in config.blocks]
-        self._room = dict.fromkeys(self._windows, 0)  # tokens that a block has room for, by window
-        self._first = dict.fromkeys(self._windows, 0)  # the position of the oldest token it holds, by window
+        self._room = dict.fromkeys(self._windows, 0)  # tokens that fit into a block, by window
+        self._first = dict.fromkeys(self._windows, 0)  # the position of a block's oldest token, by window
         empty = [
             torch.empty(1, block.attention.kv_heads, 0, block.attention.head_dim, device=device, dtype=dtype)
             for block in config.blocks
@@ -41,30 +41,30 @@ class KVCache:
 
     @property
     def rows(self) -> int:
-        """How many texts it holds."""
+        """How many texts are cached."""
         return len(self.texts)
 
     @property
     def tokens(self) -> list[int]:
-        """The valid ids of its only row."""
+        """The cached ids of its only row."""
         assert self.rows == 1
         return self.texts[0]
 
     @property
     def length(self) -> int:
-        """How many tokens are valid in each row."""
+        """How many tokens are cached, for one row or rows of equal length."""
         return len(self.texts[0])
 
-    def held(self, window: int | None) -> int:
-        """How many of the valid tokens, the newest ones, a block with this window holds."""
+    def cached(self, window: int | None) -> int:
+        """How many of the `length` tokens, the newest ones, are in a block with this window."""
         return self.length - self._first[window]
 
     def reserve(self, tokens: int) -> None:
-        """Makes room for this many further tokens; past `limit` it is our bug."""
+        """Makes room for this many more tokens in each row. Exceeding `limit` is a bug."""
         needed = self.length + tokens
         assert needed <= self.limit, f"{needed} tokens in a cache limited to {self.limit}"
         for window, room in self._room.items():
-            if self.held(window) + tokens > room:
+            if self.cached(window) + tokens > room:
                 self._make_room(window, tokens)
         if needed > self.capacity:
             self.capacity = self._stepped(needed)
@@ -72,18 +72,18 @@ class KVCache:
     def _make_room(self, window: int | None, tokens: int) -> None:
         self.moves += 1
         blocks = [index for index, own in enumerate(self._windows) if own == window]
-        held = self.held(window)
+        cached = self.cached(window)
         if window is None:
-            room = self._stepped(held + tokens)
+            room = self._stepped(cached + tokens)
             for tensors in (self._keys, self._values):
-                for index in blocks:  # one at a time: the old one goes before the next one comes
-                    tensors[index] = self._moved(tensors[index], held, room)
+                for index in blocks:  # one at a time, so that each old tensor is freed first
+                    tensors[index] = self._moved(tensors[index], cached, room)
         else:
-            kept = min(held, window - 1)
-            room = min(self.limit, min(held, window) + max(tokens, CACHE_STEP))
-            # All of them before any is exchanged, for they no longer begin at the same token.
+            kept = min(cached, window - 1)
+            room = min(self.limit, min(cached, window) + max(tokens, CACHE_STEP))
+            # All are copied before any is replaced, because they then start at another token.
             moved = [
-                [self._moved(tensors[index][:, :, held - kept :], kept, room) for index in blocks]
+                [self._moved(tensors[index][:, :, cached - kept :], kept, room) for index in blocks]
                 for tensors in (self._keys, self._values)
             ]
             for tensors, new in zip((self._keys, self._values), moved, strict=True):
@@ -102,18 +102,18 @@ class KVCache:
         return new
 
     def storage(self, block: int) -> tuple[Tensor, Tensor]:
-        """A block's keys and values with all their room, (rows, kv_heads, room, head_dim), until `moves` changes.
+        """A block's keys and values with all their room, (rows, kv_heads, room, head_dim), valid until `moves` changes.
 
-        Where rows were dropped there is room for them, too.
+        Dropped rows are included.
         """
         return self._keys[block], self._values[block]
 
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores (rows, kv_heads, T, head_dim) behind the valid tokens; returns all, with held + T in place of T.
+        """Stores (rows, kv_heads, T, head_dim) after the cached tokens; returns all, with cached + T in place of T.
 
-        `advance` makes them valid, once every block has written.
+        `advance` counts them as cached, once every block has written.
         """
-        start = self.held(self._windows[block])
+        start = self.cached(self._windows[block])
         end = start + keys.shape[2]
         all_keys, all_values = (stored[block][: self.rows, :, :end] for stored in (self._keys, self._values))
         all_keys[:, :, start:] = keys
@@ -121,12 +121,12 @@ class KVCache:
         return all_keys, all_values
 
     def advance(self, *tokens: Sequence[int]) -> None:
-        """Counts tokens that every block has written, equally many for each row, as valid."""
+        """Counts tokens that every block has written as cached: one sequence per row."""
         for text, new in zip(self.texts, tokens, strict=True):
             text += new
 
     def truncate(self, length: int) -> None:
-        """Forgets all but the first `length` tokens; all of them, where a window's are no longer held."""
+        """Keeps the first `length` tokens; none if a window has already dropped keys that the next token needs."""
         oldest = {window: max(0, length - window + 1) for window in self._first if window is not None}
         if any(self._first[window] > needed for window, needed in oldest.items()):
             length = 0
@@ -136,7 +136,7 @@ class KVCache:
             del text[length:]
 
     def discard(self) -> None:
-        """Forgets everything, and gives the memory back that it was in."""
+        """Forgets all tokens and frees their memory."""
         self.truncate(0)
         for tensors in (self._keys, self._values):
             tensors[:] = [tensor[:, :, :0].clone() for tensor in tensors]
@@ -144,17 +144,17 @@ class KVCache:
         self.moves += 1
 
     def keep_common(self, prompt: Sequence[int]) -> None:
-        """Forgets all but the longest beginning that is also the prompt's."""
+        """Keeps the longest prefix that it shares with the prompt."""
         pairs = zip(self.tokens, prompt, strict=False)
         self.truncate(sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
     def fill(self, caches: Sequence[KVCache]) -> None:
-        """Becomes a copy of other caches of one row each, which were filled alike with equally long texts."""
+        """Copies other caches, each of one row, into its rows. Their texts must be equally long and windowed alike."""
         first = caches[0]
         assert all(cache.length == first.length and cache._first == first._first for cache in caches)
-        held = [first.held(window) for window in self._windows]
+        counts = [first.cached(window) for window in self._windows]
         for own, name in ((self._keys, "_keys"), (self._values, "_values")):
-            for block, tokens in enumerate(held):
+            for block, tokens in enumerate(counts):
                 sources = [getattr(cache, name)[block] for cache in caches]
                 _, kv_heads, room, head_dim = sources[0].shape
                 own[block] = self._new(sources[0], (len(caches), kv_heads, room, head_dim))
@@ -167,10 +167,10 @@ class KVCache:
 
     @torch.inference_mode()
     def drop(self, row: int) -> None:
-        """Forgets a row; the last one takes its place."""
+        """Removes a row; the last row moves to its index."""
         last = self.rows - 1
         for block, window in enumerate(self._windows):
             for stored in (self._keys, self._values):
-                stored[block][row, :, : self.held(window)] = stored[block][last, :, : self.held(window)]
+                stored[block][row, :, : self.cached(window)] = stored[block][last, :, : self.cached(window)]
         self.texts[row] = self.texts[last]
         self.texts.pop()

@@ -1,4 +1,4 @@
-"""What a decoder is made of: frozen, hashable records. A model is a tuple of block configs, one a layer. No torch."""
+"""A decoder's architecture as frozen, hashable records, with a BlockConfig for each layer. No torch."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class YarnScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class LongRopeScaling:
-    """Each channel's wavelength stretched by a factor of its own (Ding et al., 2024): `short` for a text that fits
-    `original_context`, `long` for all positions of a longer one. `magnitude` multiplies cos and sin."""
+    """Each channel's wavelength stretched by its factor (Ding et al., 2024): from `short` if the text fits in
+    `original_context`, from `long` for all positions of a longer text. `magnitude` multiplies cos and sin."""
 
     short: tuple[float, ...]
     long: tuple[float, ...]
@@ -62,7 +62,7 @@ class RopeConfig:
 
     @property
     def border(self) -> int | None:
-        """Beyond this many tokens a text is rotated otherwise from its beginning on; None where it never is."""
+        """A text longer than this is rotated differently from its first position on; None if no text is."""
         return self.scaling.original_context if isinstance(self.scaling, LongRopeScaling) else None
 
 
@@ -70,7 +70,7 @@ class RopeConfig:
 class NormConfig:
     """RMSNorm or LayerNorm.
 
-    With `wide_scale`, and in a LayerNorm always, the weight is multiplied before rounding to the input's dtype.
+    With `wide_scale`, and always in a LayerNorm, the weight is multiplied before rounding to the input's dtype.
     """
 
     kind: Literal["rms", "layer"]
@@ -82,7 +82,7 @@ class NormConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class QkNormConfig:
-    """Norms of q and k before the rotation: one weight for all heads, one a head, or one over the full width."""
+    """Norms of q and k before rotation: one weight for all heads, one for each head, or one over the full width."""
 
     norm: NormConfig
     over: Literal["head", "each_head", "full"]
@@ -112,7 +112,7 @@ class AttentionConfig:
     position_scale: PositionScale | None = None
     clip: float | None = None  # bound on q, k and v as they are projected
     softcap: float | None = None  # scores become tanh(scores / softcap) * softcap
-    sinks: bool = False  # a learned logit a head that takes part in the softmax and is dropped
+    sinks: bool = False  # each head has a learned logit that takes part in the softmax and is dropped
 
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "clamped_swiglu"]
@@ -120,7 +120,7 @@ Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "clamped_swiglu"]
 
 @dataclass(frozen=True, kw_only=True)
 class MlpConfig:
-    """down(activation(gate(x)) * up(x)), or down(activation(up(x))) where it is not gated."""
+    """down(activation(gate(x)) * up(x)), or down(activation(up(x))) if not gated."""
 
     width: int
     activation: Activation = "silu"
@@ -130,9 +130,9 @@ class MlpConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MoeConfig:
-    """A mixture of experts: each token goes through the `top_k` that a softmax over all prefers (Shazeer et al., 2017).
+    """A mixture of experts: each token goes through its `top_k` by a softmax over all (Shazeer et al., 2017).
 
-    `renormalize` makes their shares sum to 1. A shared expert sees every token, behind a sigmoid gate.
+    `renormalize` makes their shares sum to 1. A shared expert sees every token, scaled by a sigmoid gate.
     """
 
     expert: MlpConfig
@@ -145,7 +145,7 @@ class MoeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """One layer. `residual` says where the norms N stand around attention A and MLP M:
+    """One layer. `residual` says where the norms N are around attention A and MLP M:
 
     pre:       x + A(N(x)), then x + M(N(x))
     post:      x + N(A(x)), then x + N(M(x))
@@ -179,7 +179,7 @@ class DecoderConfig:
     logit_softcap: float | None = None
 
     def cache_bytes(self, context: int, element_bytes: int) -> int:
-        """Size of the keys and values of `context` tokens, in bytes; a window is kept with a step more."""
+        """Bytes of the keys and values of `context` tokens. A window is kept with a CACHE_STEP more."""
         elements = 0
         for attention in (block.attention for block in self.blocks):
             tokens = context if attention.window is None else min(context, attention.window + CACHE_STEP)
@@ -188,6 +188,6 @@ class DecoderConfig:
 
     @cached_property
     def rope_borders(self) -> frozenset[int]:
-        """Every `RopeConfig.border` there is."""
+        """All different `RopeConfig.border`s."""
         ropes = (block.attention.rope for block in self.blocks)
         return frozenset(rope.border for rope in ropes if rope and rope.border)

@@ -11,14 +11,14 @@ from gptcli.model.config import BlockConfig, DecoderConfig, MoeConfig, NormConfi
 from gptcli.model.linear import Linear, project
 from gptcli.model.mlp import Mlp, Moe
 from gptcli.model.norm import Norm
-from gptcli.model.position import Behind, Place, RotaryTables
+from gptcli.model.position import AppendPosition, Position, RotaryTables
 
 
 class Embedding(nn.Embedding):
     """Embeddings that can also serve as the output head."""
 
     def reset_parameters(self) -> None:
-        """Nothing: see `Linear`."""
+        """Does nothing: see `Linear`."""
 
     def project(self, x: Tensor) -> Tensor:
         """(..., hidden) to logits (..., vocab)."""
@@ -26,25 +26,25 @@ class Embedding(nn.Embedding):
 
 
 class Block(nn.Module):
-    """Attention and an MLP on the residual stream; BlockConfig.residual says how the norms stand."""
+    """Attention and an MLP on the residual stream; BlockConfig.residual says where the norms are."""
 
     def __init__(self, config: BlockConfig, hidden_size: int, norm: NormConfig) -> None:
         super().__init__()
         self.config = config
         before = config.residual in ("pre", "sandwich", "parallel", "shared")
-        behind = config.residual in ("post", "sandwich", "after")
+        after = config.residual in ("post", "sandwich", "after")
         self.attention_norm = Norm(norm, hidden_size) if before else nn.Identity()
         self.attention = Attention(config.attention, hidden_size)
-        self.post_attention_norm = Norm(norm, hidden_size) if behind else nn.Identity()
+        self.post_attention_norm = Norm(norm, hidden_size) if after else nn.Identity()
         self.mlp_norm = Norm(norm, hidden_size) if before and config.residual != "shared" else nn.Identity()
         self.mlp = Moe(config.mlp, hidden_size) if isinstance(config.mlp, MoeConfig) else Mlp(config.mlp, hidden_size)
-        self.post_mlp_norm = Norm(norm, hidden_size) if behind else nn.Identity()
+        self.post_mlp_norm = Norm(norm, hidden_size) if after else nn.Identity()
 
-    def forward(self, x: Tensor, place: Place, block: int) -> Tensor:
-        """x: (B, T, hidden), at a place in its text, before the block of this number; the same shape comes back."""
+    def forward(self, x: Tensor, position: Position, block: int) -> Tensor:
+        """x: (B, T, hidden) to the same shape. block: its index in the decoder."""
         scale = self.config.residual_scale
         normalized = self.attention_norm(x)
-        attended: Tensor = self.attention(normalized, place, block)
+        attended: Tensor = self.attention(normalized, position, block)
         out: Tensor
         match self.config.residual:
             case "parallel":
@@ -61,7 +61,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A decoder-only transformer. Build it on the meta device and let the loader fill it."""
+    """A decoder-only transformer. It is built on the meta device and filled by the loader."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -74,23 +74,23 @@ class Decoder(nn.Module):
         self.tables = RotaryTables()
 
     def forward(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """Runs tokens (B, T) behind those in the cache and writes them there; returns hidden states (B, T, hidden).
+        """Appends tokens (B, T) to the cache; returns hidden states (B, T, hidden).
 
-        The caller then lets the cache `advance`.
+        The caller must then `advance` the cache.
         """
         cache.reserve(tokens.shape[1])
-        return self.run(tokens, Behind(self.tables, cache, tokens.shape[1]))
+        return self.run(tokens, AppendPosition(self.tables, cache, tokens.shape[1]))
 
-    def run(self, tokens: Tensor, place: Place) -> Tensor:
-        """Runs tokens (B, T) at a place; returns hidden states (B, T, hidden)."""
+    def run(self, tokens: Tensor, position: Position) -> Tensor:
+        """Runs tokens (B, T) at their position; returns hidden states (B, T, hidden)."""
         x: Tensor = self.embed(tokens)
         if self.config.embedding_scale != 1:
             # In the weights' precision, as the models were trained.
             x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype)
         if self.positions is not None:
-            x = x + self.positions(place.positions)
+            x = x + self.positions(position.positions)
         for index, block in enumerate(self.blocks):
-            x = block(x, place, index)
+            x = block(x, position, index)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class Decoder(nn.Module):
         return self.scaled(project(normalized))
 
     def scaled(self, logits: Tensor) -> Tensor:
-        """What the head computed, in fp32, as the config wants it scaled and bounded."""
+        """The head's output in fp32, scaled and bounded as the config says."""
         logits = logits.float()
         if self.config.logit_scale != 1:
             logits = logits * self.config.logit_scale

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from gptcli.model.config import Activation, MlpConfig, MoeConfig
 from gptcli.model.linear import Linear
 
-_FEW = 32  # tokens that go through a mixture without a look at what they chose
-_COPYING = 3  # a weight that is copied is read, written, and read again
+_FEW = 32  # tokens that go through a mixture without asking which experts they chose
+_COPYING = 3  # the cost of a copied weight: it is read, written, and read again
 
 
 def _clamped_swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """gpt-oss's: both bounded at 7, a steeper sigmoid, and 1 added to up."""
+    """The activation of gpt-oss: both bounded at 7, a steeper sigmoid, and 1 added to up."""
     gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
     return gate * torch.sigmoid(1.702 * gate) * (up + 1)
 
@@ -30,7 +30,7 @@ _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 
 
 def activate(config: MlpConfig, x: Tensor) -> Tensor:
-    """What comes between the matrices: (..., width), or (..., 2 * width) with the gate first, to (..., width)."""
+    """Between the matrices: (..., width), or (..., 2 * width) with the gate first, to (..., width)."""
     if not config.gated:
         return _ACTIVATIONS[config.activation](x)
     gate, up = x.chunk(2, -1)
@@ -40,7 +40,7 @@ def activate(config: MlpConfig, x: Tensor) -> Tensor:
 
 
 class Mlp(nn.Module):
-    """Two matrices and an activation; where it is gated, gate and up are one matrix, gate's rows first."""
+    """Two matrices and an activation. If gated, gate and up are one matrix, the gate's rows first."""
 
     def __init__(self, config: MlpConfig, hidden_size: int) -> None:
         super().__init__()
@@ -49,13 +49,13 @@ class Mlp(nn.Module):
         self.down = Linear(config.width, hidden_size, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (..., hidden); the same shape comes back."""
+        """x: (..., hidden) to the same shape."""
         out: Tensor = self.down(activate(self.config, self.up(x)))
         return out
 
 
 class Moe(nn.Module):
-    """A router and experts, of which only those that a token chose are run."""
+    """A router and experts; each token runs through the experts it chose."""
 
     def __init__(self, config: MoeConfig, hidden_size: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Moe(nn.Module):
         self.shared_gate = Linear(hidden_size, 1, bias=False) if config.shared else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, T, hidden); the same shape comes back."""
+        """x: (B, T, hidden) to the same shape."""
         flat = x.reshape(-1, x.shape[-1])  # (tokens, hidden)
         shares, chosen = self.router(flat).softmax(-1, dtype=torch.float32).topk(self.config.top_k)
         if self.config.renormalize:
@@ -79,24 +79,24 @@ class Moe(nn.Module):
         return out.view_as(x)
 
     def _one_by_one(self, x: Tensor, shares: Tensor, chosen: Tensor) -> Tensor:
-        """Each expert with the tokens (tokens, hidden) that chose it; shares and chosen are (tokens, top_k)."""
+        """Runs each chosen expert on its tokens. x: (tokens, hidden); shares and chosen: (tokens, top_k)."""
         out = torch.zeros_like(x)
         for expert in torch.unique(chosen).tolist():
-            token, place = (chosen == expert).nonzero(as_tuple=True)
+            token, choice = (chosen == expert).nonzero(as_tuple=True)
             activated = activate(self.config.expert, self.up(expert, x[token]))
-            out.index_add_(0, token, self.down(expert, activated) * shares[token, place, None])
+            out.index_add_(0, token, self.down(expert, activated) * shares[token, choice, None])
         return out
 
     def _side_by_side(self, x: Tensor, shares: Tensor, chosen: Tensor) -> Tensor:
-        """The same without a look at which were chosen, for which a GPU would be waited, and on which shapes depend.
+        """The same without reading which experts were chosen: that would wait for the GPU, and change shapes.
 
-        Either with a copy of the weights that each token chose, or, where copying would cost more, with all experts.
+        Copies the weights that each token chose, or, if that costs more, runs all experts.
         """
         tokens, top_k = chosen.shape
         if _COPYING * chosen.numel() > self.config.experts:
             out = self._several(x.expand(self.config.experts, -1, -1), None)  # (experts, tokens, hidden)
-            of_all = shares.new_zeros(tokens, self.config.experts).scatter(1, chosen, shares)
-            return (out * of_all.t()[..., None]).sum(0)
+            all_shares = shares.new_zeros(tokens, self.config.experts).scatter(1, chosen, shares)
+            return (out * all_shares.t()[..., None]).sum(0)
         out = self._several(x.repeat_interleave(top_k, 0)[:, None], chosen.flatten())  # (tokens * top_k, 1, hidden)
         return (out.view(tokens, top_k, -1) * shares[..., None]).sum(1)
 
@@ -109,7 +109,7 @@ def _few_on_a_gpu(x: Tensor) -> bool:
 
 
 class Experts(nn.Module):
-    """One linear layer an expert."""
+    """A linear layer for each expert."""
 
     def __init__(self, experts: int, in_features: int, out_features: int, bias: bool) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class Experts(nn.Module):
         return F.linear(x, self.weight[expert], None if self.bias is None else self.bias[expert])
 
     def several(self, x: Tensor, experts: Tensor | None) -> Tensor:
-        """x: (n, tokens, in_features) to (n, tokens, out_features), through experts (n,), or each of them if None."""
+        """x: (n, tokens, in_features) to (n, tokens, out_features), through experts (n,), or all of them if None."""
         weight: Tensor = self.weight if experts is None else self.weight[experts]
         bias = self.bias if self.bias is None or experts is None else self.bias[experts]
         return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias[:, None], x, weight.mT)

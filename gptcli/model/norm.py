@@ -1,4 +1,4 @@
-"""RMS and layer normalisation (Zhang and Sennrich, 2019; Ba et al., 2016)."""
+"""RMS and layer normalization (Zhang and Sennrich, 2019; Ba et al., 2016)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gptcli.model.config import NormConfig
 
 
 class Norm(nn.Module):
-    """Normalises over the last axis in fp32, then scales and shifts; weight and bias may have further axes."""
+    """Normalizes over the last axis in fp32, then scales and shifts; weight and bias may have more axes."""
 
     def __init__(self, config: NormConfig, *shape: int) -> None:
         super().__init__()
@@ -19,7 +19,7 @@ class Norm(nn.Module):
         self.bias = nn.Parameter(torch.empty(shape)) if config.bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (..., *shape), any floating dtype; the same shape and dtype come back."""
+        """x: (..., *shape) of any floating dtype, to the same shape and dtype."""
         if x.is_cuda and self._can_be_fused(x):
             return self._fused(x)
         config, wide, size = self.config, x.float(), x.shape[-1:]
@@ -40,7 +40,7 @@ class Norm(nn.Module):
         return weight is not None and weight.dim() == 1 and weight.dtype == x.dtype and not (rms and self.config.bias)
 
     def _fused(self, x: Tensor) -> Tensor:
-        """In one kernel, which computes in fp32 and rounds once, at the end, where others round before they scale."""
+        """In one kernel, which computes in fp32 and rounds once at the end, not also before scaling."""
         size, eps = x.shape[-1:], self.config.eps
         if self.config.kind == "rms":
             return F.rms_norm(x, size, self.weight, eps)

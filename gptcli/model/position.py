@@ -1,4 +1,4 @@
-"""Where the tokens of a step stand in their text: what of a decoder's work depends on that, and nothing else does."""
+"""The positions of a step's tokens: everything in a decoder that depends on positions asks these objects."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from gptcli.model.rope import rotary_table
 Rotation = tuple[Tensor, Tensor]  # cos and sin
 
 
-class Place(Protocol):
-    """The places of T tokens, as the blocks ask for them."""
+class Position(Protocol):
+    """The positions of T tokens in their text, as the blocks ask for them."""
 
     @property
     def positions(self) -> Tensor:
-        """(T,) int64, from 0 at the beginning of the text."""
+        """(T,) int64, 0 for the first token of the text."""
 
     def rotation(self, rope: RopeConfig) -> Rotation:
         """cos and sin for these positions, each (T, 1, dim)."""
 
     def mask(self, window: int | None) -> Tensor | None:
-        """Which of the keys that `write` returns each token may see, (T, S), as `attend` takes it."""
+        """Which keys returned by `write` each token may see, (T, S), as `attend` takes it."""
 
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores (rows, kv_heads, T, head_dim); returns what there is to attend to, with S in place of T."""
+        """Stores (rows, kv_heads, T, head_dim); returns all keys and values to attend to, with S in place of T."""
 
 
 class RotaryTables:
-    """cos and sin of every position that a cache has room for, by the kind of rope."""
+    """cos and sin of every position that a cache has room for, per rope."""
 
     def __init__(self) -> None:
         self._tables: dict[tuple[RopeConfig, bool], Rotation] = {}
 
     def of(self, rope: RopeConfig, cache: KVCache) -> Rotation:
-        """Each (capacity or more, 1, dim), as the cache's text is rotated now."""
+        """cos and sin, each (capacity or more, 1, dim), as the cache's text is rotated now."""
         key = rope, rope.border is not None and cache.span > rope.border
         table = self._tables.get(key)
         if table is None or len(table[0]) < cache.capacity:
@@ -48,8 +48,8 @@ class RotaryTables:
         return table
 
 
-class Behind:
-    """T tokens behind the valid ones of a cache, which has reserved room for them."""
+class AppendPosition:
+    """T tokens after the cached ones. The cache has reserved room for them."""
 
     def __init__(self, tables: RotaryTables, cache: KVCache, T: int) -> None:
         self._tables, self._cache, self._T = tables, cache, T
@@ -58,11 +58,11 @@ class Behind:
 
     @cached_property
     def positions(self) -> Tensor:
-        """See `Place.positions`."""
+        """See `Position.positions`."""
         return torch.arange(self._cache.length, self._cache.length + self._T, device=self._cache.device)
 
     def rotation(self, rope: RopeConfig) -> Rotation:
-        """See `Place.rotation`."""
+        """See `Position.rotation`."""
         if rope not in self._rotations:
             cos, sin = self._tables.of(rope, self._cache)
             rows = slice(self._cache.length, self._cache.length + self._T)
@@ -70,23 +70,25 @@ class Behind:
         return self._rotations[rope]
 
     def mask(self, window: int | None) -> Tensor | None:
-        """See `Place.mask`."""
+        """See `Position.mask`."""
         if window not in self._masks:
-            self._masks[window] = causal_mask(self._cache.held(window), self._T, window, self._cache.device)
+            self._masks[window] = causal_mask(self._cache.cached(window), self._T, window, self._cache.device)
         return self._masks[window]
 
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Place.write`."""
+        """See `Position.write`."""
         return self._cache.write(block, keys, values)
 
 
-def causal_mask(held: int, T: int, window: int | None, device: torch.device, *, always: bool = False) -> Tensor | None:
-    """Which keys T new queries may see, of those of `held` tokens before them and their own, (T, held + T).
+def causal_mask(
+    cached: int, T: int, window: int | None, device: torch.device, *, always: bool = False
+) -> Tensor | None:
+    """Which keys T new queries may see, of the `cached` ones before them and their own: (T, cached + T) bool.
 
-    None where `attend` needs none, unless `always`: for one query, and for the first ones of a text within the window.
+    None if `attend` needs none, unless `always`: for one query, and for a text's first queries within the window.
     """
-    if not always and (T == 1 or (held == 0 and (window is None or T <= window))):
+    if not always and (T == 1 or (cached == 0 and (window is None or T <= window))):
         return None
-    queries, keys = torch.arange(held, held + T, device=device)[:, None], torch.arange(held + T, device=device)
+    queries, keys = torch.arange(cached, cached + T, device=device)[:, None], torch.arange(cached + T, device=device)
     seen = keys <= queries
     return seen if window is None else seen & (keys > queries - window)

@@ -15,8 +15,8 @@ def rotary_table(
 ) -> tuple[Tensor, Tensor]:
     """cos and sin for positions 0 to length - 1, each (length, 1, dim), in the layout that `rotate` wants.
 
-    span: tokens of the whole text, which LongRoPE asks for. Angles are computed in fp32 whatever the dtype. The first
-    half of sin is negated.
+    span: tokens of the whole text, for LongRoPE. Angles are computed in fp32 for every dtype. The first half of sin is
+    negated.
     """
     frequencies, magnitude = _frequencies(rope, span, device)
     angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequencies)
@@ -28,7 +28,7 @@ def rotary_table(
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns each head's channel pairs (i, i + dim / 2) by their position's angle; channels beyond dim stay.
+    """Rotates each head's channel pairs (i, i + dim / 2) by their position's angle; channels past dim stay.
 
     x: (B, T, heads, head_dim); cos and sin: (T, 1, dim).
     """
@@ -40,7 +40,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _frequencies(rope: RopeConfig, span: int, device: torch.device) -> tuple[Tensor, float]:
-    """Radians a position for each channel pair, (dim / 2,), and what multiplies cos and sin."""
+    """Radians per position for each channel pair, (dim / 2,), and the factor of cos and sin."""
     exponents = torch.arange(0, rope.dim, 2, device=device, dtype=torch.float32) / rope.dim
     frequencies = 1.0 / rope.theta**exponents
     match rope.scaling:

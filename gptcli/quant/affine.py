@@ -17,7 +17,7 @@ _CHUNK = 1 << 18  # weights quantized at once
 
 @dataclass(frozen=True)
 class AffineWeight(PackedWeight):
-    """A matrix of (rows, columns) in `bits` bits, or one an expert in front of these axes.
+    """A matrix of (rows, columns) in `bits` bits, or a stack of them, one per expert.
 
     packed: (rows, columns * bits / 8) uint8; scales and biases: (rows, groups).
     """
@@ -40,16 +40,17 @@ class AffineWeight(PackedWeight):
 
 
 def quantize_affine(weight: Tensor, bits: int, group_size: int = 32) -> AffineWeight:
-    """The nearest values to (..., rows, columns) in 4 or 8 bits.
+    """The nearest values to a weight (..., rows, columns) in 4 or 8 bits.
 
-    In 4 bits each group is spread from its least to its greatest. In 8, where that would gain little, 128 stands for 0
-    and the greatest magnitude is 127 steps from it: the scales tell the biases then, which the kernels need not keep.
+    In 4 bits, a group's least value becomes the first level and its greatest the last. In 8 bits that would gain
+    little: 128 stands for 0, and the greatest magnitude is 127 steps away. The scales then imply the biases, so the
+    kernels need not store them.
     """
     *outer, columns = weight.shape
     flat = weight.reshape(-1, columns)
     step = max(1, _CHUNK // columns)
-    parts = zip(*(_quantized(part, bits, group_size) for part in torch.split(flat, step)), strict=True)
-    packed, scales, biases = (torch.cat(part).view(*outer, -1) for part in parts)
+    chunks = zip(*(_quantized(chunk, bits, group_size) for chunk in torch.split(flat, step)), strict=True)
+    packed, scales, biases = (torch.cat(each).view(*outer, -1) for each in chunks)
     return AffineWeight(packed, scales, biases, bits)
 
 
@@ -62,7 +63,7 @@ def _quantized(weight: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tens
         centred = _centred(torch.maximum(-low, high))
         fits = centred[1].isfinite()
         scales, biases = (torch.where(fits, *both) for both in zip(centred, (scales, biases), strict=True))
-    # A constant group has scale 0; any divisor will do, for q is 0 then.
+    # A constant group has scale 0 and q 0, so any divisor will do.
     divisor = torch.where(scales == 0, 1, scales).float()
     levels = (groups - biases.float()[..., None]) / divisor[..., None]
     q = levels.round_().clamp_(0, 2**bits - 1).to(torch.uint8).view(rows, columns)
@@ -70,36 +71,36 @@ def _quantized(weight: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tens
 
 
 def _spread(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Scales and biases in fp16: the first q for the least, the last for the greatest."""
+    """Scales and biases in fp16 that map the least value to the first level, the greatest to the last."""
     biases = low.half()
     return ((high - biases.float()) / (2**bits - 1)).half(), biases
 
 
 def _centred(most: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales and biases in fp16 for 8 bits, 128 standing for 0; -128 * scale is exact, or infinite.
+    """Scales and biases in fp16 for 8 bits where 128 stands for 0. A bias, -128 * scale, is exact or infinite.
 
     most: the greatest magnitudes.
     """
     scales = (most / 127).half()
-    # Subnormal scales have few digits: one that was rounded down may be too small for 127 of it to reach the greatest.
+    # A subnormal scale that was rounded down may be so imprecise that 127 steps do not reach the greatest value.
     short = scales.float() * 127.5 < most
     scales = (scales.view(torch.int16) + short).view(torch.float16)
     return scales, scales * -128
 
 
 def pack_nibbles(q: Tensor) -> Tensor:
-    """(..., columns) of 4 bits, a byte each, to (..., columns / 2)."""
+    """(..., columns) of 4 bits, one per byte, to (..., columns / 2), two per byte."""
     return q[..., ::2] | (q[..., 1::2] << 4)
 
 
 def unpacked(packed: Tensor, bits: int) -> Tensor:
-    """(..., bytes) to (..., columns), a byte each; columns of 3, 5 and 6 bits may lie across two bytes."""
+    """(..., bytes) to (..., columns), one per byte; columns of 3, 5 and 6 bits may cross bytes."""
     if bits == 8:
         return packed
     if bits == 4:
         return torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)
     last = packed.shape[-1] - 1
-    places = torch.arange(packed.shape[-1] * 8 // bits, device=packed.device) * bits
-    low, high = packed[..., places // 8].short(), packed[..., (places // 8 + 1).clamp(max=last)].short()
-    q: Tensor = ((low | high << 8) >> (places % 8)) & (2**bits - 1)
+    first_bits = torch.arange(packed.shape[-1] * 8 // bits, device=packed.device) * bits
+    low, high = packed[..., first_bits // 8].short(), packed[..., (first_bits // 8 + 1).clamp(max=last)].short()
+    q: Tensor = ((low | high << 8) >> (first_bits % 8)) & (2**bits - 1)
     return q

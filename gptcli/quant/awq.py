@@ -1,4 +1,4 @@
-"""AWQ's layout ("gemm"): w = scale * (q - zero) in 4 bits, eight outputs a word. Source: AutoAWQ's gemm layer."""
+"""AWQ's "gemm" layout: w = scale * (q - zero) in 4 bits, eight outputs per word. Source: AutoAWQ's gemm layer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gptcli.quant.affine import AffineWeight, pack_nibbles, unpacked
 
-_PLACES = [0, 4, 1, 5, 2, 6, 3, 7]  # where in its word each of eight outputs lies
+_NIBBLES = [0, 4, 1, 5, 2, 6, 3, 7]  # which nibble of a word each of its eight outputs is in
 
 
 def awq_weight(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> AffineWeight:
@@ -21,6 +21,6 @@ def awq_weight(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> AffineWeight:
 
 
 def _nibbles(words: Tensor) -> Tensor:
-    """(rows, words) int32 to (rows, 8 * words) uint8, in the order of the outputs."""
+    """(rows, words) int32 to (rows, 8 * words) uint8, in the outputs' order."""
     stored = unpacked(words.view(torch.uint8), 4)
-    return stored.view(len(words), -1, 8)[..., _PLACES].flatten(1)
+    return stored.view(len(words), -1, 8)[..., _NIBBLES].flatten(1)

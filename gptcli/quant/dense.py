@@ -1,4 +1,4 @@
-"""Dense weights that the compiled kernels multiply, in fp32, as they are stored or in less memory, the same numbers."""
+"""Dense weights for the compiled kernels, which read them in the precision they are stored in."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gptcli.quant.packed import PackedWeight
+from gptcli.quant.weight import StoredWeight
 
-_PART = 1 << 14  # weights that are looked at at once: one that is no half is nearly always among the first
+_CHUNK = 1 << 14  # weights checked at once: one that needs fp32 is nearly always among the first
 
 
 @dataclass(frozen=True)
-class DenseWeight(PackedWeight):
-    """values: (rows, columns) in fp32, bf16 or fp16, perhaps one matrix an expert in front of these axes."""
+class DenseWeight(StoredWeight):
+    """values: (rows, columns) or (experts, rows, columns), in fp32, bf16 or fp16."""
 
     values: Tensor
 
@@ -29,10 +29,10 @@ class DenseWeight(PackedWeight):
 
 
 def narrowed(values: Tensor) -> Tensor:
-    """The same numbers in bf16 or fp16 where each is one there, bit for bit: fp32 files are often copies of such."""
+    """The same numbers in bf16 or fp16 if that is exact, bit for bit: many fp32 files are copies of such weights."""
     if values.dtype == torch.float32:
         for dtype in (torch.bfloat16, torch.float16):
-            if all(_is_exact(part, dtype) for part in torch.split(values.flatten(), _PART)):
+            if all(_is_exact(chunk, dtype) for chunk in torch.split(values.flatten(), _CHUNK)):
                 return values.to(dtype)
     return values
 

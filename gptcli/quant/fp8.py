@@ -1,4 +1,4 @@
-"""FP8 weights (E4M3) with a scale for the whole matrix, for each row, or for each block of it."""
+"""FP8 weights (E4M3) with one scale, a scale for each row, or a scale for each block."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from gptcli.quant.packed import PackedWeight
 
 @dataclass(frozen=True)
 class Fp8Weight(PackedWeight):
-    """values: (rows, columns) float8_e4m3fn, perhaps an expert each in front; scales: (rows, groups), which multiply.
+    """Values (..., rows, columns) in float8_e4m3fn, multiplied by scales (..., rows, groups).
 
-    A group has `width` columns, the last one perhaps fewer.
+    A group has `width` columns; the last one may have fewer.
     """
 
     values: Tensor
@@ -32,9 +32,9 @@ class Fp8Weight(PackedWeight):
 
 
 def fp8_weight(values: Tensor, scales: Tensor, block: tuple[int, int]) -> Fp8Weight:
-    """The weight of a matrix (rows, columns) and its scales as they are stored.
+    """A matrix (rows, columns) with its scales as they are stored.
 
-    scales: one number; one a row, (rows,) or (rows, 1); or one a block, the last ones of which may be cut off.
+    scales: one number, one per row (rows,) or (rows, 1), or one per block, the last of which may be cut off.
     """
     rows, columns = values.shape
     scales = scales.float()

@@ -1,4 +1,4 @@
-"""GPTQ's layout: w = scale * (q - zero), q in columns of words. Source: AutoGPTQ's and GPTQModel's torch layers."""
+"""GPTQ's layout: w = scale * (q - zero), q in columns of words. Source: torch layers of AutoGPTQ and GPTQModel."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def gptq_weight(
     group_size: int,
     zero_offset: int,
 ) -> AffineWeight | Tensor:
-    """The weight (out, in), packed; in fp32 where columns were quantized out of order ("desc_act").
+    """The weight (out, in), packed; in fp32 if columns were quantized out of order ("desc_act").
 
-    qweight: (in * bits / 32, out) int32, each column a stream of bits. qzeros: (groups, out * bits / 32) int32, each
-    row one. scales: (groups, out). group_of: (in,), the group of each input. zero_offset: what the stored zeros lack.
-    Raises BrokenCheckpoint where there is no such group.
+    qweight: (in * bits / 32, out) int32, each column a bit stream. qzeros: (groups, out * bits / 32) int32, each row a
+    bit stream. scales: (groups, out). group_of: (in,), the group of each input. zero_offset: added to stored zeros.
+    Raises BrokenCheckpoint if group_of names a group that does not exist.
     """
     packed = qweight.t().contiguous().view(torch.uint8)  # (out, in * bits / 8)
     zeros = (unpacked(qzeros.view(torch.uint8), bits) + zero_offset) & (2**bits - 1)  # (groups, out)

@@ -1,4 +1,4 @@
-"""MXFP4 (OCP Microscaling, 2023): 4-bit floats (E2M1) in groups of 32 that share a power of two."""
+"""MXFP4 (OCP Microscaling, 2023): 4-bit floats (E2M1), in groups of 32 that share a power of two."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EXPONENT_BIAS = 127
 
 @dataclass(frozen=True)
 class Mxfp4Weight(PackedWeight):
-    """A matrix of (rows, columns), or one an expert in front of these axes.
+    """A matrix of (rows, columns), or a stack of them, one per expert.
 
     packed: (rows, columns / 2) uint8, the first column in the lower half; exponents: (rows, columns / 32) uint8.
     """
@@ -36,8 +36,8 @@ class Mxfp4Weight(PackedWeight):
 
 
 def _values(device: torch.device) -> Tensor:
-    """What the 16 codes stand for: a sign, two bits of exponent, one of mantissa."""
-    # Computed there, for a copy from here would be waited for.
+    """The values of the 16 codes: a sign, two bits of exponent, one of mantissa."""
+    # Computed on the device: a copy from the host would stall it.
     codes = torch.arange(16, device=device)
     exponents, mantissas = codes >> 1 & 3, codes & 1
     values = torch.ldexp(mantissas + 2.0 * (exponents > 0), exponents.clamp(min=1) - 2)
@@ -45,5 +45,5 @@ def _values(device: torch.device) -> Tensor:
 
 
 def mxfp4_weight(blocks: Tensor, scales: Tensor) -> Mxfp4Weight:
-    """The weight of blocks (..., rows, groups, 16) and scales (..., rows, groups) as gpt-oss stores them."""
+    """A weight from blocks (..., rows, groups, 16) and scales (..., rows, groups), as gpt-oss stores them."""
     return Mxfp4Weight(blocks.flatten(-2), scales)

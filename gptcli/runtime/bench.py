@@ -15,7 +15,8 @@ from torch import nn
 from gptcli.cuda.int4 import TinygemmEmbedding, TinygemmLinear
 from gptcli.kernels.layers import CompiledEmbedding, CompiledExperts, CompiledLinear
 from gptcli.model.mlp import Experts, Moe
-from gptcli.quant.packed import PackedEmbedding, PackedExperts, PackedLinear, PackedWeight
+from gptcli.quant.packed import PackedEmbedding, PackedExperts, PackedLinear
+from gptcli.quant.weight import StoredWeight
 from gptcli.runtime.torch_engine import TorchEngine
 
 _READ_BYTES = 256 << 20  # more than caches hold
@@ -113,7 +114,7 @@ def _module_bytes(module: nn.Module) -> int:
     return 0
 
 
-def _packed_bytes(weight: PackedWeight) -> int:
+def _packed_bytes(weight: StoredWeight) -> int:
     return sum(tensor.nbytes for tensor in weight.tensors().values())
 
 

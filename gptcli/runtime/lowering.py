@@ -1,25 +1,34 @@
 """Lowers a decoder to a program that the compiled kernels run, and runs it over a KVCache.
 
-Nothing here computes: blocks become operations on buffers, in the order of `model/decoder.py`. What has no operation
-(experts, say) makes `lower` answer None, and torch runs the decoder as it does everywhere else.
+Nothing here computes: blocks become operations on buffers, in the order of `model/decoder.py`. Each function names the
+config fields that it lowers. If any other field differs from its default, or there is no operation for something
+(experts, for example), `lower` returns None, and torch runs the decoder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import cast
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, cast
 from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
-from gptcli.kernels.bindings import Matrix, Op
+from gptcli.kernels.bindings import ACTIVATIONS, Matrix, Op
 from gptcli.kernels.layers import CompiledEmbedding, CompiledLinear
 from gptcli.kernels.tensors import Library
 from gptcli.model.attention import Attention
 from gptcli.model.cache import KVCache
-from gptcli.model.config import AttentionConfig, MlpConfig, RopeConfig
+from gptcli.model.config import (
+    AttentionConfig,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    MlpConfig,
+    RopeConfig,
+    YarnScaling,
+)
 from gptcli.model.decoder import Block, Decoder, Embedding
 from gptcli.model.linear import Linear
 from gptcli.model.mlp import Mlp
@@ -28,20 +37,41 @@ from gptcli.model.rope import rotary_table
 from gptcli.runtime.fast_start.snapshot_file import RotaryTable, Snapshot
 from gptcli.runtime.program import Program, Rows, Storage, Vector
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+# The fields of DecoderConfig that the program computes, and those that `Decoder.scaled` applies to its logits.
+_IN_PROGRAM = (
+    "vocab_size", "hidden_size", "max_context", "blocks", "norm", "tied_head", "final_norm", "head_bias",
+    "learned_positions", "embedding_scale",
+)  # fmt: skip
+_AFTER_PROGRAM = ("logit_scale", "logit_softcap")
+
+
+class Unsupported(Exception):
+    """The decoder needs something that the compiled kernels have no operation for."""
+
+
+def _handles(config: DataclassInstance, *names: str) -> None:
+    """Raises Unsupported if a field of a config that is not among `names` differs from its default."""
+    for each in fields(config):
+        if each.name not in names and getattr(config, each.name) != each.default:
+            raise Unsupported(f"{type(config).__name__}.{each.name}")
+
 
 def lower(decoder: Decoder, library: Library) -> DecoderProgram | None:
-    """The decoder's step as a program; None where something in it has no operation. Its weights must stay alive."""
+    """The decoder's step as a program; None if something in it has no operation. Its weights must stay alive."""
     lowering = _Lowering(decoder, library)
     try:
         lowering.step()
-    except _NoOperation:
+    except Unsupported:
         return None
     program = Program(library, lowering.ops, lowering.uses, lowering.matrices, lowering.vectors)
     return DecoderProgram(decoder, program, lowering.ropes, lowering.windows)
 
 
 class DecoderProgram:
-    """A decoder's step, for one token, a prompt, or a token of each of several texts."""
+    """A decoder's step, for some tokens of one text, or for one token of each of several texts."""
 
     def __init__(self, decoder: Decoder, program: Program, ropes: list[RopeConfig], windows: list[int | None]) -> None:
         self.program = program
@@ -50,12 +80,16 @@ class DecoderProgram:
         self._tables: list[RotaryTable] = []
 
     def snapshot(self, most_positions: int, dtype: str, threads: int) -> Snapshot | None:
-        """What runs one text without the decoder, of up to so many positions; None where it takes more than a program.
+        """Runs one text of up to `most_positions` without the decoder; None if that takes more than the program.
 
         Shares its weights with the decoder.
         """
         config = self._decoder.config
-        if config.rope_borders or config.logit_scale != 1 or config.logit_softcap is not None:
+        try:
+            _handles(config, *_IN_PROGRAM)
+        except Unsupported:
+            return None
+        if config.rope_borders:
             return None
         positions = min(config.max_context, most_positions)
         device = torch.device("cpu")
@@ -63,9 +97,10 @@ class DecoderProgram:
         return Snapshot(self.program, tables, len(self._windows), config.vocab_size, positions, dtype, threads)
 
     def run(self, rows: Sequence[Sequence[int]], cache: KVCache, wanted: int = 1) -> Tensor:
-        """Runs tokens behind those in a cache and writes them there: some for its only row, or one for each.
+        """Appends tokens to a cache: some to its only row, or one to each of its rows.
 
-        The logits of each row's last ones, (rows * wanted, vocab). The caller then lets the cache `advance`.
+        Returns the logits of each row's last `wanted` tokens, (rows * wanted, vocab). The caller must then `advance`
+        the cache.
         """
         tokens = [token for row in rows for token in row]
         new = len(rows[0])
@@ -78,7 +113,7 @@ class DecoderProgram:
             tokens,
             texts=cache.rows,
             position=cache.length,
-            held=[cache.held(window) for window in self._windows],
+            cached=[cache.cached(window) for window in self._windows],
             rotations=[table.at(cache.length) for table in self._tables],
             wanted=cache.rows * wanted,
             logits=logits.data_ptr(),
@@ -86,7 +121,7 @@ class DecoderProgram:
         return self._decoder.scaled(logits)
 
     def _bind(self, cache: KVCache) -> None:
-        """Says where things are for a cache, unless they are where they were."""
+        """Sets the program's addresses for a cache, unless they are still valid."""
         state = cache.moves, cache.capacity, *(cache.span > border for border in self._decoder.config.rope_borders)
         if self._bound is not None and self._bound[0]() is cache and self._bound[1] == state:
             return
@@ -109,8 +144,21 @@ def _vector(values: Tensor) -> Vector:
     return Vector(values.data_ptr(), values.nbytes, values)
 
 
-class _NoOperation(Exception):
-    """The decoder does something that the kernels cannot."""
+def _check_rope(rope: RopeConfig) -> None:
+    _handles(rope, "theta", "dim", "scaling")
+    match rope.scaling:
+        case None:
+            pass
+        case LinearScaling() as scaling:
+            _handles(scaling, "factor")
+        case Llama3Scaling() as scaling:
+            _handles(scaling, "factor", "low_freq_factor", "high_freq_factor", "original_context")
+        case YarnScaling() as scaling:
+            _handles(scaling, "factor", "original_context", "magnitude", "beta_fast", "beta_slow", "truncate")
+        case LongRopeScaling() as scaling:
+            _handles(scaling, "short", "long", "original_context", "magnitude")
+        case _:
+            raise Unsupported
 
 
 @dataclass
@@ -128,8 +176,9 @@ class _Lowering:
         self.windows = list(dict.fromkeys(attention.window for attention in attentions))
 
     def step(self) -> None:
-        """All of it, from the ids to the logits."""
+        """The whole step, from ids to logits."""
         decoder, config = self.decoder, self.decoder.config
+        _handles(config, *_IN_PROGRAM, *_AFTER_PROGRAM)
         x, normalized = Rows("x", config.hidden_size), Rows("normalized", config.hidden_size)
         embedding, positions = decoder.embed, decoder.positions
         self._add(
@@ -146,33 +195,39 @@ class _Lowering:
         self._linear(embedding if decoder.head is None else decoder.head, final, None)
 
     def _block(self, block: Block, x: Rows, normalized: Rows) -> None:
+        _handles(block.config, "attention", "mlp", "residual", "residual_scale")
         residual, scale = block.config.residual, block.config.residual_scale
         attended, fed = Rows("attended", x.width), Rows("fed", x.width)
-        if residual == "after":
-            self._attention(block.attention, x, attended)
-            self._sum(x, attended, 1.0)
-            self._norm(block.post_attention_norm, x, x)
-            self._mlp(block.mlp, x, fed)
-            self._sum(x, fed, 1.0)
-            self._norm(block.post_mlp_norm, x, x)
-            return
-        self._attention(block.attention, self._norm(block.attention_norm, x, normalized), attended)
-        if residual in ("parallel", "shared"):
-            source = normalized if residual == "shared" else self._norm(block.mlp_norm, x, normalized)
-            self._mlp(block.mlp, source, fed)
-            self._sum(x, attended, scale)
-            self._sum(x, fed, scale)
-            return
-        self._norm(block.post_attention_norm, attended, attended)
-        self._sum(x, attended, scale)
-        self._mlp(block.mlp, self._norm(block.mlp_norm, x, normalized), fed)
-        self._norm(block.post_mlp_norm, fed, fed)
-        self._sum(x, fed, scale)
+        match residual:
+            case "after":
+                self._attention(block.attention, x, attended)
+                self._sum(x, attended, 1.0)
+                self._norm(block.post_attention_norm, x, x)
+                self._mlp(block.mlp, x, fed)
+                self._sum(x, fed, 1.0)
+                self._norm(block.post_mlp_norm, x, x)
+            case "parallel" | "shared":
+                self._attention(block.attention, self._norm(block.attention_norm, x, normalized), attended)
+                source = normalized if residual == "shared" else self._norm(block.mlp_norm, x, normalized)
+                self._mlp(block.mlp, source, fed)
+                self._sum(x, attended, scale)
+                self._sum(x, fed, scale)
+            case "pre" | "post" | "sandwich":
+                self._attention(block.attention, self._norm(block.attention_norm, x, normalized), attended)
+                self._norm(block.post_attention_norm, attended, attended)
+                self._sum(x, attended, scale)
+                self._mlp(block.mlp, self._norm(block.mlp_norm, x, normalized), fed)
+                self._norm(block.post_mlp_norm, fed, fed)
+                self._sum(x, fed, scale)
+            case _:
+                raise Unsupported
 
     def _attention(self, attention: Attention, x: Rows, out: Rows) -> None:
         config = attention.config
-        if config.clip is not None or config.position_scale is not None:
-            raise _NoOperation
+        _handles(
+            config, "heads", "kv_heads", "head_dim", "rope", "scale", "window", "qkv_bias", "out_bias", "qk_norm",
+            "softcap", "sinks",
+        )  # fmt: skip
         qkv = Rows("qkv", (config.heads + 2 * config.kv_heads) * config.head_dim)
         heads = Rows("heads", config.heads * config.head_dim)
         self._linear(attention.qkv, x, qkv)
@@ -181,6 +236,7 @@ class _Lowering:
             self._head_norm(attention.q_norm, config, qkv, config.heads)
             self._head_norm(attention.k_norm, config, keys, config.kv_heads)
         if config.rope is not None:
+            _check_rope(config.rope)
             self._add(
                 "ROTATE",
                 out=qkv,
@@ -207,14 +263,19 @@ class _Lowering:
 
     def _head_norm(self, norm: nn.Module, config: AttentionConfig, heads: Rows, count: int) -> None:
         assert config.qk_norm is not None
-        if config.qk_norm.over == "full":
-            self._vectors(norm, heads, heads, rows=1, size=count * config.head_dim)
-        else:
-            step = config.head_dim if config.qk_norm.over == "each_head" else 0
-            self._vectors(norm, heads, heads, rows=count, size=config.head_dim, weight_step=step)
+        _handles(config.qk_norm, "norm", "over")
+        match config.qk_norm.over:
+            case "full":
+                self._vectors(norm, heads, heads, rows=1, size=count * config.head_dim)
+            case "head":
+                self._vectors(norm, heads, heads, rows=count, size=config.head_dim)
+            case "each_head":
+                self._vectors(norm, heads, heads, rows=count, size=config.head_dim, weight_step=config.head_dim)
+            case _:
+                raise Unsupported
 
     def _norm(self, norm: nn.Module, x: Rows, out: Rows) -> Rows:
-        """The buffer that holds the normalized values: x itself where there is no norm."""
+        """Returns the buffer of the normalized values: x itself if there is no norm."""
         if isinstance(norm, nn.Identity):
             return x
         self._vectors(norm, x, out, rows=1, size=x.width)
@@ -222,10 +283,12 @@ class _Lowering:
 
     def _vectors(self, norm: nn.Module, x: Rows, out: Rows, *, rows: int, size: int, weight_step: int = 0) -> None:
         assert isinstance(norm, Norm)
-        if norm.config.kind == "rms" and norm.bias is not None:
-            raise _NoOperation
+        _handles(norm.config, "kind", "eps", "weight", "bias", "wide_scale")  # wide_scale: all is wide in fp32
+        codes = {"rms": "RMS_NORM", "layer": "LAYER_NORM"}
+        if norm.config.kind not in codes or (norm.config.kind == "rms" and norm.bias is not None):
+            raise Unsupported
         self._add(
-            "RMS_NORM" if norm.config.kind == "rms" else "LAYER_NORM",
+            codes[norm.config.kind],
             input=x,
             out=out,
             weight=norm.weight,
@@ -239,8 +302,11 @@ class _Lowering:
 
     def _mlp(self, mlp: nn.Module, x: Rows, out: Rows) -> None:
         if not isinstance(mlp, Mlp):
-            raise _NoOperation
+            raise Unsupported
         config: MlpConfig = mlp.config
+        _handles(config, "width", "activation", "gated", "bias")
+        if config.activation not in ACTIVATIONS:
+            raise Unsupported
         up = Rows("up", config.width * (2 if config.gated else 1))
         activated = Rows("activated", config.width)
         self._linear(mlp.up, x, up)
@@ -266,7 +332,7 @@ class _Lowering:
                 return module.matrix
             case Linear() | Embedding() if module.weight.dtype == torch.float32 and module.weight.is_contiguous():
                 return self.library.dense(module.weight.detach())
-        raise _NoOperation
+        raise Unsupported
 
     def _add(
         self,
@@ -280,12 +346,12 @@ class _Lowering:
         **numbers: float,
     ) -> None:
         if any(vector is not None and vector.dtype != torch.float32 for vector in (weight, bias)):
-            raise _NoOperation
-        place = len(self.ops)
+            raise Unsupported
+        index = len(self.ops)
         self.ops.append(Op(code=self.library.code(code), **numbers))
         if matrix is not None:
-            self.matrices.append((place, matrix))
+            self.matrices.append((index, matrix))
         for name, vector in (("weight", weight), ("bias", bias)):
             if vector is not None:
-                self.vectors.append((place, name, _vector(vector)))
-        self.uses += [(place, name, rows) for name, rows in (("input", input), ("out", out)) if rows]
+                self.vectors.append((index, name, _vector(vector)))
+        self.uses += [(index, name, rows) for name, rows in (("input", input), ("out", out)) if rows]

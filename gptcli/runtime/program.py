@@ -1,4 +1,4 @@
-"""A decoder's step: operations that the compiled kernels run in one call, for one token or many. No torch."""
+"""A decoder's step as a list of operations, which the compiled kernels run in one call. No torch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from gptcli.kernels.bindings import Frame, Functions, Matrix, Op, Rotation
 from gptcli.kernels.memory import Memory
 
-CHUNK = 512  # prompt tokens in one forward pass: bounds memory, costs a tenth of the speed at 4,096
+CHUNK = 512  # prompt tokens per forward pass: bounds memory, costs a tenth of the speed at 4,096
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A buffer's name, the width of a token's row in it, and where in that an operation begins; all in fp32."""
+    """A buffer, the width of a token's row in it, and the offset in the row that an operation uses; all in fp32."""
 
     name: str
     width: int
@@ -23,7 +23,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Vector:
-    """Where fp32 values are, their size in bytes, and what has to stay for them to be there."""
+    """The address of fp32 values, their size in bytes, and the owner of their memory."""
 
     address: int
     size: int
@@ -32,7 +32,7 @@ class Vector:
 
 @dataclass(frozen=True)
 class Storage:
-    """Where a block's keys and values are, and how many elements lie between rows and between heads."""
+    """The addresses of a block's keys and values, and the elements from row to row and from head to head."""
 
     keys: int
     values: int
@@ -43,8 +43,8 @@ class Storage:
 class Program:
     """Operations, the buffers between them, and the weights that they read.
 
-    uses, matrices and vectors say what an operation, told by its place, has in a field: `uses` in "input" or "out",
-    `vectors` in "weight" or "bias". Each block's attention is one operation, in the blocks' order.
+    uses, matrices and vectors begin with an operation's index and say what it has in a field: `uses` in "input" or
+    "out", `vectors` in "weight" or "bias". Each block has one ATTEND operation, in the blocks' order.
     """
 
     def __init__(
@@ -57,17 +57,17 @@ class Program:
     ) -> None:
         self.uses, self.matrices, self.vectors = uses, matrices, vectors
         self.ops = (Op * len(ops))(*ops)
-        for place, matrix in matrices:
-            self.ops[place].matrix = matrix.handle
-        for place, name, vector in vectors:
-            setattr(self.ops[place], name, vector.address)
+        for index, matrix in matrices:
+            self.ops[index].matrix = matrix.handle
+        for index, name, vector in vectors:
+            setattr(self.ops[index], name, vector.address)
         self._library = library
         self.attends = [op for op in self.ops if op.code == library.code("ATTEND")]
         self._buffers: list[Memory] = []
-        self._room = 0  # tokens that the buffers hold
+        self._room = 0  # tokens that fit in the buffers
 
     def bind(self, caches: Sequence[Storage]) -> None:
-        """Says where each block's keys and values are, and will be until the next time."""
+        """Sets the addresses of each block's keys and values, until the next call."""
         for op, cache in zip(self.attends, caches, strict=True):
             op.keys, op.values = cache.keys, cache.values
             op.row_stride, op.head_stride = cache.row_stride, cache.head_stride
@@ -78,23 +78,23 @@ class Program:
         *,
         texts: int,
         position: int,
-        held: Sequence[int],
+        cached: Sequence[int],
         rotations: Sequence[Rotation],
         wanted: int,
         logits: int,
     ) -> None:
-        """Runs tokens of one text, or one of each of several `texts`, the first of them at `position`.
+        """Runs tokens of one text, or one token of each of several `texts`, from `position` on.
 
-        held: positions that each kind of cache holds before. rotations: of these positions, for each kind of rope.
-        The logits of the `wanted` last tokens go to the address `logits`, (wanted, vocab) in fp32. Raises MemoryError.
+        cached: how many positions each kind of cache has before. rotations: of these positions, for each kind of rope.
+        The logits of the last `wanted` tokens go to the address `logits`, (wanted, vocab) in fp32. Raises MemoryError.
         """
         if len(tokens) > self._room:
             self._make_room(len(tokens))
         ids = (ctypes.c_int64 * len(tokens))(*tokens)
-        holds = (ctypes.c_int64 * len(held))(*held)
+        counts = (ctypes.c_int64 * len(cached))(*cached)
         tables = (Rotation * max(1, len(rotations)))(*rotations)
         address = ctypes.addressof
-        frame = Frame(len(tokens), texts, position, wanted, address(ids), address(tables), address(holds), logits)
+        frame = Frame(len(tokens), texts, position, wanted, address(ids), address(tables), address(counts), logits)
         self._library.run(self.ops, frame)
 
     def _make_room(self, tokens: int) -> None:
@@ -102,7 +102,7 @@ class Program:
         for _, _, rows in self.uses:
             widths[rows.name] = max(rows.width, widths.get(rows.name, 0))
         buffers = {name: Memory(4 * tokens * width) for name, width in widths.items()}
-        for place, name, rows in self.uses:
-            setattr(self.ops[place], name, buffers[rows.name].address + 4 * rows.offset)
+        for index, name, rows in self.uses:
+            setattr(self.ops[index], name, buffers[rows.name].address + 4 * rows.offset)
         self._buffers = list(buffers.values())
         self._room = tokens

@@ -99,10 +99,10 @@ def test_a_snapshot_generates_what_the_model_generates(
     config = SamplingConfig(**sampling, seed=3)
     whole = opened(model, device="cpu", ctx_size=64, speculate=speculate)
     whole.torch_engine()
-    prepared = opened(model, device="cpu", ctx_size=64, speculate=speculate)
-    prepared.load(workload=Workload(tokens=len(PROMPT) + stop.max_tokens))
-    assert outcome(prepared, config, stop) == outcome(whole, config, stop)
-    assert is_fast(prepared)
+    snapshot = opened(model, device="cpu", ctx_size=64, speculate=speculate)
+    snapshot.load(workload=Workload(tokens=len(PROMPT) + stop.max_tokens))
+    assert outcome(snapshot, config, stop) == outcome(whole, config, stop)
+    assert is_fast(snapshot)
 
 
 def test_an_existing_snapshot_is_not_written_again(model: Path) -> None:
@@ -282,14 +282,14 @@ def test_a_conversation_goes_on_where_its_cache_must_be_of_another_kind(model: P
             list(session.send("In a"))
         return [finished.ids for finished in session.finished]
 
-    whole, prepared = opened(model, device="cpu"), opened(model, device="cpu")
+    whole, snapshot = opened(model, device="cpu"), opened(model, device="cpu")
     whole.torch_engine()
-    prepared.load(workload=Workload(tokens=prepared.ctx_size))
-    session = prepared.session(settings=ChatSettings(temperature=0.0, max_tokens=9))
+    snapshot.load(workload=Workload(tokens=snapshot.ctx_size))
+    session = snapshot.session(settings=ChatSettings(temperature=0.0, max_tokens=9))
     list(session.send("In a"))
-    assert is_fast(prepared)
-    assert replies(prepared) == replies(whole)
-    assert not is_fast(prepared)
+    assert is_fast(snapshot)
+    assert replies(snapshot) == replies(whole)
+    assert not is_fast(snapshot)
 
 
 def test_a_conversation_on_a_snapshot_reuses_its_cache_as_one_without(model: Path) -> None:
@@ -301,11 +301,11 @@ def test_a_conversation_on_a_snapshot_reuses_its_cache_as_one_without(model: Pat
         assert run[-1] < session.finished[-1].usage.prompt_tokens
         return run
 
-    whole, prepared = opened(model, device="cpu"), opened(model, device="cpu")
+    whole, snapshot = opened(model, device="cpu"), opened(model, device="cpu")
     whole.torch_engine()
-    prepared.load(workload=Workload(tokens=prepared.ctx_size))
-    assert prefilled(prepared) == prefilled(whole)
-    assert is_fast(prepared)
+    snapshot.load(workload=Workload(tokens=snapshot.ctx_size))
+    assert prefilled(snapshot) == prefilled(whole)
+    assert is_fast(snapshot)
 
 
 def test_nan_ends_a_text_from_a_snapshot_as_it_ends_any(tmp_path: Path) -> None:
@@ -320,16 +320,16 @@ def test_nan_ends_a_text_from_a_snapshot_as_it_ends_any(tmp_path: Path) -> None:
     whole = opened(path, device="cpu")
     whole.torch_engine()
     whole.close()
-    prepared = opened(path, device="cpu")
-    prepared.load(workload=Workload(tokens=20))
+    snapshot = opened(path, device="cpu")
+    snapshot.load(workload=Workload(tokens=20))
     messages = []
-    for lm in (whole, prepared):
+    for lm in (whole, snapshot):
         assert isinstance(list(lm.stream([5, 6], SamplingConfig(seed=1), StopConfig(max_tokens=2)))[-1], Finished)
         with pytest.raises(NonFiniteLogits) as error:
             list(lm.stream([5, 99, 6], SamplingConfig(seed=1), StopConfig(max_tokens=2)))
         messages.append(error.value.message)
     assert messages[0] == messages[1]
-    assert is_fast(prepared)
+    assert is_fast(snapshot)
 
 
 def test_a_truncated_snapshot_is_written_again(model: Path) -> None:

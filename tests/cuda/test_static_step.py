@@ -17,7 +17,7 @@ from gptcli.cuda.graph import Record, cuda_graph
 from gptcli.cuda.static_step import Outputs, StaticStep
 from gptcli.errors import NonFiniteLogits
 from gptcli.model.cache import KVCache
-from gptcli.model.position import Behind
+from gptcli.model.position import AppendPosition
 from gptcli.runtime.device_plan import DevicePlan
 from gptcli.runtime.torch_engine import TorchEngine
 from tests.cuda.fake_cuda import OnTheDevice, fake_cuda, fake_model
@@ -228,7 +228,7 @@ def test_a_prompt_on_cuda_waits_for_nothing_and_no_mask_meets_fewer_heads_of_key
             cache.reserve(30)
             tokens = torch.zeros(1, 30, dtype=torch.int64, device="cuda")
             with OnTheDevice() as seen, Recorder() as recorder:
-                decoder.run(tokens, Behind(decoder.tables, cache, 30))
+                decoder.run(tokens, AppendPosition(decoder.tables, cache, 30))
         attended = [args for function, args, _, _ in recorder.calls if "scaled_dot_product" in str(function)]
         assert len(attended) == 2 and len(seen.operations) > 50
         for q, k, v, *_ in attended:

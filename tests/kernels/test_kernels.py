@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptcli.errors import UsageError
-from gptcli.kernels import bindings as functions
-from gptcli.kernels import tensors as native
+from gptcli.kernels import bindings, tensors
 from gptcli.kernels.bindings import Level, Matrix
 from gptcli.kernels.tensors import Library
 from gptcli.quant.affine import pack_nibbles
+from tests.kernels.operations import Operations
 
 ROWS = (1, 2, 15, 16, 17, 100, 577)
 TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 27, 33, 130)
@@ -25,8 +25,8 @@ DENSE = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @pytest.fixture(params=["portable", "avx2", "avx512"])
-def kernels(request: pytest.FixtureRequest) -> Iterator[Library]:
-    library = native.library()
+def kernels(request: pytest.FixtureRequest) -> Iterator[Operations]:
+    library = Operations.built()
     if library is None:
         pytest.skip("the kernels are not built")
     level: Level = request.param
@@ -435,7 +435,7 @@ def test_idle_threads_burn_nothing(kernels: Library) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 16, 63, 576, 1537])
-def test_norms(kernels: Library, size: int) -> None:
+def test_norms(kernels: Operations, size: int) -> None:
     x, weight, bias = torch.randn(3, size) * 3 + 1, torch.randn(size), torch.randn(size)
     assert_close(kernels.rms_norm(x, weight, 1e-6), F.rms_norm(x.double(), (size,), weight.double(), 1e-6))
     assert_close(kernels.rms_norm(x, None, 1e-6), F.rms_norm(x.double(), (size,), None, 1e-6))
@@ -444,13 +444,13 @@ def test_norms(kernels: Library, size: int) -> None:
     assert_close(kernels.layer_norm(x, weight, None, 1e-5), F.layer_norm(x, (size,), weight, None, 1e-5), 1e-4)
 
 
-def test_layer_norm_keeps_its_digits_far_from_zero(kernels: Library) -> None:
+def test_layer_norm_keeps_its_digits_far_from_zero(kernels: Operations) -> None:
     x = torch.randn(2, 577) + 1000
     assert_close(kernels.layer_norm(x, None, None, 1e-5), F.layer_norm(x.double(), (577,)), 1e-3)
 
 
 @pytest.mark.parametrize(("head_dim", "dim"), [(64, 64), (64, 16), (80, 20), (6, 6), (128, 128)])
-def test_rope_by_halves(kernels: Library, head_dim: int, dim: int) -> None:
+def test_rope_by_halves(kernels: Operations, head_dim: int, dim: int) -> None:
     heads, cos, sin = torch.randn(5, head_dim), torch.randn(dim), torch.randn(dim)
     first, second = heads[:, :dim].chunk(2, -1)
     turned = heads[:, :dim] * cos + torch.cat([second, first], -1) * sin
@@ -461,7 +461,7 @@ def test_rope_by_halves(kernels: Library, head_dim: int, dim: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 5, 16, 1000])
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu"])
-def test_activations(kernels: Library, activation: str, size: int) -> None:
+def test_activations(kernels: Operations, activation: str, size: int) -> None:
     gate, up = torch.randn(size) * 4, torch.randn(size)
     functions = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
     expected = functions[activation](gate.double())
@@ -469,14 +469,14 @@ def test_activations(kernels: Library, activation: str, size: int) -> None:
     assert_close(kernels.activate(activation, gate, up), expected * up, 1e-6)
 
 
-def test_the_activation_of_gpt_oss(kernels: Library) -> None:
+def test_the_activation_of_gpt_oss(kernels: Operations) -> None:
     gate, up = torch.randn(100) * 8, torch.randn(100) * 8
     bounded = gate.clamp(max=7).double()
     expected = bounded * torch.sigmoid(1.702 * bounded) * (up.clamp(-7, 7) + 1)
     assert_close(kernels.activate("clamped_swiglu", gate, up), expected, 1e-6)
 
 
-def test_exp_to_six_digits(kernels: Library) -> None:
+def test_exp_to_six_digits(kernels: Operations) -> None:
     x = torch.cat([torch.linspace(-87, 88.7, 100003), torch.randn(1000)])
     expected = x.double().exp()
     assert ((kernels.exp(x).double() - expected).abs() / expected).amax() < 2.5e-7
@@ -508,7 +508,7 @@ def attended(
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim"), [(9, 3, 64), (8, 1, 80), (4, 4, 128), (5, 1, 6), (14, 2, 40), (2, 2, 100)]
 )
-def test_attention_of_one_token(kernels: Library, heads: int, kv_heads: int, head_dim: int, length: int) -> None:
+def test_attention_of_one_token(kernels: Operations, heads: int, kv_heads: int, head_dim: int, length: int) -> None:
     queries, start = torch.randn(heads, head_dim) * 2, 5
     keys, values = torch.randn(2, kv_heads, start + length + 3, head_dim)
     seen = [t[:, start : start + length] for t in (keys, values)]
@@ -517,7 +517,7 @@ def test_attention_of_one_token(kernels: Library, heads: int, kv_heads: int, hea
         assert_close(out, attended(queries, seen[0], seen[1], head_dim**-0.5, softcap, sinks))
 
 
-def test_attention_to_one_key_among_many(kernels: Library) -> None:
+def test_attention_to_one_key_among_many(kernels: Operations) -> None:
     queries, keys, values = torch.ones(2, 64), torch.zeros(1, 300, 64), torch.randn(1, 300, 64)
     keys[0, 200] = 100  # its score is thousands above the others
     out = kernels.attention(queries, keys, values, 0, 300, 1.0)
@@ -538,35 +538,37 @@ def test_more_threads_than_the_kernels_have_are_as_many_as_they_have(kernels: Li
 
 def test_the_variable_switches_the_kernels_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPTCLI_KERNELS", "off")
-    assert native.library.__wrapped__() is None
+    assert tensors.library.__wrapped__() is None
 
 
 def test_the_variable_names_an_instruction_set(monkeypatch: pytest.MonkeyPatch, kernels: Library) -> None:
     monkeypatch.setenv("GPTCLI_KERNELS", kernels.level)
-    again = native.library.__wrapped__()
+    again = tensors.library.__wrapped__()
     assert again is not None and again.level == kernels.level
 
 
 def test_an_unknown_value_of_the_variable_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPTCLI_KERNELS", "fast")
     with pytest.raises(UsageError, match="GPTCLI_KERNELS=fast is unknown"):
-        native.library.__wrapped__()
+        tensors.library.__wrapped__()
 
 
 def test_without_the_compiled_file_there_is_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functions, "EXTENSION_SUFFIXES", [".absent"])
-    assert native.library.__wrapped__() is None
+    monkeypatch.setattr(bindings, "EXTENSION_SUFFIXES", [".absent"])
+    assert tensors.library.__wrapped__() is None
 
 
 def test_kernels_compiled_from_other_sources_are_refused_and_not_called(
     monkeypatch: pytest.MonkeyPatch, kernels: Library
 ) -> None:
-    path = functions.built_file()
+    path = bindings.built_file()
     assert path is not None
-    monkeypatch.setattr(functions, "_RECORDS", (functions.Frame, *functions._RECORDS[1:]))  # as if Op had other fields
+    monkeypatch.setattr(
+        bindings, "_STRUCTURES", (bindings.Frame, *bindings._STRUCTURES[1:])
+    )  # as if Op had other fields
     with pytest.raises(UsageError, match="another version"):
         Library(path)
     monkeypatch.undo()
-    monkeypatch.setitem(functions._SIGNATURES, "gptcli_is_to_come", (None, []))
+    monkeypatch.setitem(bindings._SIGNATURES, "gptcli_is_to_come", (None, []))
     with pytest.raises(UsageError, match="another version"):
         Library(path)

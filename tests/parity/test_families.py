@@ -339,35 +339,35 @@ def test_greedy_ids_agree_over_32_steps(reference: Reference, engine: TorchEngin
     assert ids == reference.greedy(IDS, 32)
 
 
-def test_a_prepared_copy_has_exactly_the_logits_of_the_decoder(engine: TorchEngine, tmp_path: Path) -> None:
+def test_a_snapshot_has_exactly_the_logits_of_the_decoder(engine: TorchEngine, tmp_path: Path) -> None:
     config = engine.decoder.config
-    prepared = engine.snapshot(96)
+    snapshot = engine.snapshot(96)
     lowered = engine._program is not None and not config.rope_borders
-    assert (prepared is not None) == (lowered and config.logit_scale == 1 and config.logit_softcap is None)
-    if prepared is None:
+    assert (snapshot is not None) == (lowered and config.logit_scale == 1 and config.logit_softcap is None)
+    if snapshot is None:
         return
     library = needed_library()
     with (tmp_path / "copy").open("wb") as file:
-        write(prepared, {"this": "one"}, library, file)
+        write(snapshot, {"this": "one"}, library, file)
     copy = read((tmp_path / "copy").open("rb"), {"this": "one"}, library, free=sys.maxsize, positions=80)
     assert copy is not None and copy.wait()
-    del prepared
+    del snapshot
     again = SnapshotEngine(copy, library, engine.ctx_size, room=80)
-    cache, prepared_cache = engine.new_cache(), again.new_cache()
+    cache, snapshot_cache = engine.new_cache(), again.new_cache()
 
     def same(rows: list[SnapshotLogits], wanted: Tensor) -> bool:
         found = [ctypes.string_at(row.data_ptr(), 4 * config.vocab_size) for row in rows]
         return found == [row.numpy().tobytes() for row in wanted]
 
     logits = engine.prefill(IDS, cache)
-    row = again.prefill(IDS, prepared_cache, lambda done, total: None, lambda: False)
+    row = again.prefill(IDS, snapshot_cache, lambda done, total: None, lambda: False)
     assert logits is not None and row is not None and same([row], logits[None])
     for tokens in ([5], [6, 7, 8], [9]):
-        assert same(again.step(tokens, prepared_cache), engine.step(tokens, cache))
+        assert same(again.step(tokens, snapshot_cache), engine.step(tokens, cache))
     cache.truncate(50)
-    prepared_cache.truncate(50)
+    snapshot_cache.truncate(50)
     if cache.length == 50:  # else its window has moved past
-        assert same(again.step([7], prepared_cache), engine.step([7], cache))
+        assert same(again.step([7], snapshot_cache), engine.step([7], cache))
 
 
 def test_texts_that_share_their_steps_have_the_logits_they_have_alone(

@@ -124,7 +124,7 @@ class SnapshotEngine:
             tokens,
             texts=1,
             position=position,
-            held=[position] * snapshot.cache_kinds,
+            cached=[position] * snapshot.cache_kinds,
             rotations=[table.at(position) for table in snapshot.tables],
             wanted=wanted,
             logits=self._logits.address,

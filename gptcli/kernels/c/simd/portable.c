@@ -1,12 +1,12 @@
-/* The kernels for any processor: vectors of 128 bits, which compilers turn into SSE2, NEON or plain instructions. */
-#include "kernels.h"
+/* The inner loops for any processor: vectors of 128 bits, which become SSE2, NEON or plain instructions. */
+#include "../kernels.h"
 
 #include <math.h>
 
 enum { LANES = 4 };
-#define TOKENS 2
+#define TILE_TOKENS 2
 #define PAIRED_TOKENS 0
-#define CODES 0
+#define HAS_CODES 0
 #define PANEL_TOKENS 4
 
 typedef float floats __attribute__((vector_size(16)));
@@ -45,7 +45,7 @@ static inline int32_t largest(ints value) {
 /* The two 16-bit halves of each lane, added. */
 static inline ints paired(shorts products) { return ((ints)products << 16 >> 16) + ((ints)products >> 16); }
 
-/* A product fits in 16 bits (255 * 127), and so do two of 4-bit weights; SSE2 cannot multiply 32. */
+/* In 16 bits, because SSE2 cannot multiply 32: one product fits (255 * 127), and so do two of 4-bit weights. */
 static inline __attribute__((always_inline)) ints dot(ints total, words weights, int32_t values, const int bits) {
     shorts w = (shorts)weights, x = (shorts)((ints){0} + values);
     shorts even = (w & 255) * (x << 8 >> 8), odd = (w >> 8 & 255) * (x >> 8);

@@ -1,5 +1,5 @@
-/* The kernels for AVX2 with FMA and F16C: x86 from 2013 on. */
-#include "kernels.h"
+/* The inner loops for AVX2 with FMA and F16C: x86 from 2013 on. */
+#include "../kernels.h"
 
 #if GPTCLI_X86
 
@@ -12,9 +12,9 @@
 #include <immintrin.h>
 
 enum { LANES = 8 };
-#define TOKENS 4
+#define TILE_TOKENS 4
 #define PAIRED_TOKENS 0
-#define CODES 0
+#define HAS_CODES 0
 #define PANEL_TOKENS 6
 
 typedef float floats __attribute__((vector_size(32)));

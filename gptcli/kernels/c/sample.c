@@ -6,9 +6,9 @@
 #include <string.h>
 
 enum {
-    FIRST_CANDIDATES = 1024, /* as in sampling.py */
-    PIECE = 1024,            /* logits whose exponentials are held at once */
-    STRETCH = 128,           /* logits of which only the greatest is looked at, unless it matters */
+    FIRST_CANDIDATES = 1024, /* as in generation/sampling/filters.py */
+    PIECE = 1024,            /* logits whose exponentials are in memory at once */
+    STRETCH = 128,           /* logits that are skipped if their greatest does not matter */
 };
 
 typedef struct Candidate {
@@ -25,25 +25,25 @@ static int by_rank(const void *a, const void *b) {
     return is_before(*(const Candidate *)a, *(const Candidate *)b) ? -1 : 1;
 }
 
-/* Puts heap[place] where it belongs below; the heap's first is the last of its candidates. */
-static void sift_down(Candidate *heap, int64_t size, int64_t place) {
-    Candidate moved = heap[place];
-    for (int64_t child; (child = 2 * place + 1) < size; place = child) {
+/* Moves heap[index] down to where it belongs; the first of the heap is the last in rank. */
+static void sift_down(Candidate *heap, int64_t size, int64_t index) {
+    Candidate moved = heap[index];
+    for (int64_t child; (child = 2 * index + 1) < size; index = child) {
         if (child + 1 < size && is_before(heap[child], heap[child + 1])) child++;
         if (is_before(heap[child], moved)) break;
-        heap[place] = heap[child];
+        heap[index] = heap[child];
     }
-    heap[place] = moved;
+    heap[index] = moved;
 }
 
 static int64_t stretch_end(int64_t begin, int64_t vocabulary) {
     return begin + STRETCH < vocabulary ? begin + STRETCH : vocabulary;
 }
 
-/* The first `count` of all, in their order. */
+/* The `count` candidates of highest rank, in order. */
 static void best(const float *logits, int64_t vocabulary, int64_t count, Candidate *out) {
     for (int64_t token = 0; token < count; token++) out[token] = (Candidate){logits[token], (int32_t)token};
-    for (int64_t place = count / 2; place-- > 0;) sift_down(out, count, place);
+    for (int64_t index = count / 2; index-- > 0;) sift_down(out, count, index);
     for (int64_t begin = count; begin < vocabulary; begin += STRETCH) {
         int64_t end = stretch_end(begin, vocabulary);
         if (!(level()->greatest(logits + begin, end - begin) > out[0].logit)) continue;
@@ -58,7 +58,7 @@ static void best(const float *logits, int64_t vocabulary, int64_t count, Candida
 
 static int64_t greatest(const float *logits, int64_t vocabulary) {
     float most = logits[0];
-    int64_t from = 0; /* the stretch it is in */
+    int64_t from = 0; /* begin of its stretch */
     for (int64_t begin = 0; begin < vocabulary; begin += STRETCH) {
         float here = level()->greatest(logits + begin, stretch_end(begin, vocabulary) - begin);
         if (!(here > most)) continue;
@@ -76,9 +76,9 @@ static void exponentials(const float *logits, int64_t count, float first, float 
     level()->exp(out, count, out);
 }
 
-/* The sum of e^((logits - first) / temperature); where it passes `bound`, *place is the token that made it so. */
+/* The sum of e^((logits - first) / temperature), up to the token at which it exceeds `bound`, which becomes *token. */
 static double sum_until(const float *logits, int64_t vocabulary, float first, float temperature, double bound,
-                        int64_t *place) {
+                        int64_t *token) {
     float piece[PIECE];
     double sum = 0;
     for (int64_t begin = 0; begin < vocabulary; begin += PIECE) {
@@ -87,14 +87,14 @@ static double sum_until(const float *logits, int64_t vocabulary, float first, fl
         for (int64_t i = 0; i < count; i++) {
             sum += piece[i];
             if (sum <= bound) continue;
-            *place = begin + i;
+            *token = begin + i;
             return sum;
         }
     }
     return sum;
 }
 
-/* From all tokens, in the vocabulary's order. */
+/* Draws from all tokens, in the vocabulary's order. */
 static int64_t draw_any(const Draw *draw, const float *logits) {
     int64_t likeliest = greatest(logits, draw->vocabulary), token = likeliest;
     float first = logits[likeliest];
@@ -103,7 +103,7 @@ static int64_t draw_any(const Draw *draw, const float *logits) {
     return token;
 }
 
-/* How many of the candidates top-p leaves. total: the sum of e^(logit - first) that their probabilities are of. */
+/* How many candidates top-p leaves. total: the sum of e^(logit - first) that makes their probabilities sum to 1. */
 static int64_t keep_top_p(const Candidate *candidates, int64_t count, double p, double total) {
     if (p == 1) return count;
     double before = 0;
@@ -133,7 +133,7 @@ static int64_t pick(const Draw *draw, const Candidate *candidates, int64_t count
     return candidates[0].token;
 }
 
-/* Whether top-p and min-p may leave more than these of the vocabulary. */
+/* Whether top-p and min-p may leave more of the vocabulary than these candidates. */
 static int may_leave_more(const Draw *draw, const Candidate *candidates, int64_t count, double total) {
     double share = 0, last = 0;
     for (int64_t i = 0; i < count; i++) share += last = exp((double)candidates[i].logit - candidates[0].logit);
@@ -193,7 +193,7 @@ static void penalize(const Draw *draw, const int64_t *recent, float *logits) {
     }
 }
 
-/* A copy of the logits with what precedes the filters. NULL: no memory. */
+/* A copy of the logits after all that precedes the filters. NULL: no memory. */
 static float *prepared(const Draw *draw) {
     float *logits = malloc((size_t)draw->vocabulary * sizeof *logits);
     int64_t *recent = malloc((size_t)(draw->recent_count + 1) * sizeof *recent);

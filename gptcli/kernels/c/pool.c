@@ -1,7 +1,7 @@
-/* The threads. They are started when first needed, spin for a moment after each region, and then sleep.
+/* The threads. They start when first needed, spin for a moment after each region of shared work, then sleep.
  *
- * A region is announced by a new number. Workers that see it enter as long as it is open; the caller closes it when
- * its own share is done, and then waits for those inside.
+ * A new number announces a region. Workers that see it may enter while the region is open. The caller closes it when
+ * its own share is done, then waits for the workers inside.
  */
 #include "kernels.h"
 
@@ -19,15 +19,15 @@
 #endif
 
 enum {
-    SPIN_NANOSECONDS = 50000, /* layers follow each other faster than a sleeping thread wakes up */
-    SPINS_A_LOOK = 64,        /* between looks at the clock */
-    SPINS_BEFORE_YIELD = 4000 /* the one we wait for may need this core */
+    SPIN_NANOSECONDS = 50000,  /* the next layer comes sooner than a sleeping thread would wake up */
+    SPINS_PER_CLOCK_READ = 64,
+    SPINS_BEFORE_YIELD = 4000, /* then the thread that we wait for may need this core */
 };
 
-/* A region's number and state in one word, so that nobody enters a closed one, or the same one twice. */
-#define NUMBER (1ull << 32)  /* times the regions so far */
+/* A region's number and state share a word, so that no worker enters a closed region, or the same one twice. */
+#define NUMBER (1ull << 32) /* multiplied by the number of regions so far */
 #define CLOSED (1ull << 31)
-#define INSIDE 1ull /* times the workers that are there */
+#define INSIDE 1ull /* multiplied by the number of workers inside */
 
 typedef struct {
     atomic_ullong region;
@@ -35,8 +35,8 @@ typedef struct {
     atomic_int quit;
     Task *task;
     void *argument;
-    int threads; /* wanted */
-    int started; /* workers alive */
+    int threads; /* that were asked for */
+    int started; /* workers */
     pthread_t workers[MOST_THREADS];
     void *workspace;
     int64_t workspace_bytes;
@@ -62,7 +62,7 @@ static int64_t current_region(void) { return (int64_t)(atomic_load(&pool.region)
 
 static void sleep_until_after(int64_t region) {
     pthread_mutex_lock(&sleep_lock);
-    /* Counted before the last look: announce() changes the number first and then reads this count. */
+    /* Counted before the number is read again: announce() changes the number, then reads this count. */
     atomic_fetch_add(&pool.sleepers, 1);
     while (current_region() == region) pthread_cond_wait(&wake, &sleep_lock);
     atomic_fetch_sub(&pool.sleepers, 1);
@@ -72,14 +72,14 @@ static void sleep_until_after(int64_t region) {
 static void wait_for_region_after(int64_t region) {
     int64_t end = nanoseconds() + SPIN_NANOSECONDS;
     while (nanoseconds() < end)
-        for (int i = 0; i < SPINS_A_LOOK; i++) {
+        for (int i = 0; i < SPINS_PER_CLOCK_READ; i++) {
             if (current_region() != region) return;
             RELAX();
         }
     sleep_until_after(region);
 }
 
-/* Whether the region was open; *number becomes the current one's, which lasts as long as we are inside. */
+/* Enters the region if it is open; returns whether it did. *number: the region's, which stays while we are inside. */
 static int enter(int64_t *number) {
     unsigned long long region = atomic_load(&pool.region);
     int entered = 0;
@@ -100,7 +100,7 @@ static void *work(void *thread) {
     }
 }
 
-/* A new region, open or closed from the start. The one before is closed, so that nobody else writes the word. */
+/* Announces a new region, open or closed. The last one is closed, so nobody else writes the word. */
 static void announce(unsigned long long state) {
     atomic_store(&pool.region, (unsigned long long)(current_region() + 1) * NUMBER + state);
     if (atomic_load(&pool.sleepers) == 0) return;
@@ -114,11 +114,11 @@ static void stop_workers(void) {
     announce(CLOSED);
     for (int i = 0; i < pool.started; i++) pthread_join(pool.workers[i], NULL);
     pool.started = 0;
-    atomic_store(&pool.region, CLOSED); /* number 0 again, which new workers have seen */
+    atomic_store(&pool.region, CLOSED); /* number 0, which new workers take as seen */
     atomic_store(&pool.quit, 0);
 }
 
-/* fork() copies the calling thread alone: the child has no workers, and locks that others may have held. */
+/* fork() copies only the calling thread: the child has no workers, and its locks may be locked. */
 static void forget_workers(void) {
     pthread_mutex_init(&owner, NULL);
     pthread_mutex_init(&sleep_lock, NULL);
@@ -135,7 +135,7 @@ static void start_workers(void) {
     pthread_once(&once, watch_for_forks);
     while (pool.started < pool.threads - 1) {
         intptr_t thread = pool.started + 1;
-        /* A system that is out of threads costs speed, not the result. */
+        /* Without a further thread the work is slower, not wrong. */
         if (pthread_create(&pool.workers[pool.started], NULL, work, (void *)thread) != 0) {
             pool.threads = pool.started + 1;
             return;
@@ -180,32 +180,33 @@ void pool_share(Task *task, void *argument) {
     close_region();
 }
 
-/* A line of its own: the owner should not wait for what others count. */
+/* Each on its own cache line, so that no thread slows down another's counter. */
 typedef struct {
     _Alignas(CACHE_LINE) atomic_llong next;
     int64_t end;
-} Stretch;
+} Range;
 
-static Stretch stretches[MOST_THREADS];
-static int64_t dealt, piece; /* stretches, and what is taken of one at once */
+static Range ranges[MOST_THREADS];
+static int64_t dealt; /* ranges */
+static int64_t taken; /* of a range at once */
 
 void pool_deal(int64_t count, int64_t step, int64_t even) {
-    int64_t pieces = (count + step - 1) / step, begin = 0;
-    dealt = pieces < pool.threads ? pieces : pool.threads;
-    piece = step;
+    int64_t steps = (count + step - 1) / step, begin = 0;
+    dealt = steps < pool.threads ? steps : pool.threads;
+    taken = step;
     for (int64_t i = 0; i < dealt; i++) {
         int64_t end = (count * (i + 1) / dealt + even - 1) / even * even;
-        atomic_store_explicit(&stretches[i].next, begin, memory_order_relaxed);
-        begin = stretches[i].end = end < count ? end : count;
+        atomic_store_explicit(&ranges[i].next, begin, memory_order_relaxed);
+        begin = ranges[i].end = end < count ? end : count;
     }
 }
 
 int pool_take(int thread, int64_t *begin, int64_t *end) {
     for (int64_t i = 0; i < dealt; i++) {
-        Stretch *stretch = &stretches[(thread + i) % dealt];
-        *begin = atomic_fetch_add(&stretch->next, piece);
-        *end = *begin + piece < stretch->end ? *begin + piece : stretch->end;
-        if (*begin < stretch->end) return 1;
+        Range *range = &ranges[(thread + i) % dealt];
+        *begin = atomic_fetch_add(&range->next, taken);
+        *end = *begin + taken < range->end ? *begin + taken : range->end;
+        if (*begin < range->end) return 1;
     }
     return 0;
 }

@@ -1,5 +1,5 @@
-/* The kernels for AVX-512 with VNNI: Intel from Ice Lake, AMD from Zen 4 on. */
-#include "kernels.h"
+/* The inner loops for AVX-512 with VNNI: Intel from Ice Lake, AMD from Zen 4 on. */
+#include "../kernels.h"
 
 #if GPTCLI_X86
 
@@ -13,9 +13,9 @@
 #include <immintrin.h>
 
 enum { LANES = 16 };
-#define TOKENS 8
+#define TILE_TOKENS 8
 #define PAIRED_TOKENS 4
-#define CODES 1
+#define HAS_CODES 1
 #define PANEL_TOKENS 12
 
 typedef float floats __attribute__((vector_size(64)));
@@ -44,13 +44,13 @@ static inline __attribute__((always_inline)) ints dot(ints total, words weights,
     return (ints)_mm512_dpbusd_epi32((__m512i)total, (__m512i)weights, _mm512_set1_epi32(values));
 }
 
-/* The lowest byte of each of 64 words, by place: the inverse of the interleaving below. */
+/* The lowest byte of each of 64 words, in stored order: the inverse of the interleaving below. */
 static inline __m512i packed_bytes(const __m512i *words) {
     return _mm512_packus_epi16(_mm512_packus_epi32(words[0], words[1]), _mm512_packus_epi32(words[2], words[3]));
 }
 
-/* Finds out whether all of a record's weights have upper bytes with a code, and writes what is coded if there is memory
- * for it. tops: these bytes, by place. */
+/* Returns whether all upper bytes of a record have a code, and writes the record if the matrix has memory. tops: becomes
+ * the upper bytes in stored order. */
 static inline __attribute__((always_inline)) int encode_record(const Matrix *matrix, const uint8_t *weights,
                                                                int64_t record, uint8_t *tops, const int wide) {
     __m512i words[4], upper[4], next[4], low[4];
@@ -84,7 +84,7 @@ static inline __attribute__((always_inline)) int encode_record(const Matrix *mat
     return _mm512_cmpeq_epi8_mask(code, none) == 0;
 }
 
-/* level.h says what it does. Every step is one of a few vector instructions: 19 for 64 weights, their loads included. */
+/* See coded.h. Takes 19 vector instructions for 64 weights in bf16, loads included. */
 static inline __attribute__((always_inline)) void decode_record(const Matrix *matrix, const uint8_t *codes,
                                                                 const uint8_t *rest, const uint8_t *spelled,
                                                                 floats *weights, const int wide) {

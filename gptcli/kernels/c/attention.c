@@ -1,11 +1,16 @@
-/* One token's attention, cut over kv heads and ranges of positions so that a single kv head still feeds all threads;
- * then each head merges its own. */
+/* Attention of one token of each text, and of many tokens of one text. */
 #include "kernels.h"
+
+/* ---- one token ----
+ *
+ * A task is a range of positions of a kv head, so that even a single kv head keeps all threads busy. Afterwards the
+ * results of each head's ranges are merged.
+ */
 
 static int64_t ranges_of(const Attention *attention) { return (attention->length + RANGE - 1) / RANGE; }
 static int64_t partial_size(const Attention *attention) { return WEIGHTED + attention->head_dim; }
 
-/* Floats for the results of all ranges; a head's lie side by side. */
+/* Floats for the results of all ranges; those of a head lie side by side. */
 static int64_t partials_size(const Attention *attention) {
     return attention->heads * ranges_of(attention) * partial_size(attention);
 }
@@ -41,7 +46,7 @@ static Attention of_text(const Job *job, int64_t text) {
 
 static float *partials_of(const Job *job, int64_t text) { return job->partials + text * partials_size(job->first); }
 
-/* A task is a range of a kv head of a text; those of a thread follow each other in memory. */
+/* Consecutive tasks of a thread read consecutive memory. */
 static void ranges_share(void *argument, int thread, int threads) {
     Job *job = argument;
     int64_t ranges = ranges_of(job->first), kv_heads = job->first->kv_heads;
@@ -53,7 +58,7 @@ static void ranges_share(void *argument, int thread, int threads) {
     }
 }
 
-int gptcli_attend_texts(const Attention *first, int64_t texts, int64_t query_stride, int64_t cache_stride) {
+int attention_of_texts(const Attention *first, int64_t texts, int64_t query_stride, int64_t cache_stride) {
     pool_lock();
     float *partials = pool_workspace(texts * partials_size(first) * (int64_t)sizeof(float));
     if (partials != NULL) {
@@ -69,35 +74,36 @@ int gptcli_attend_texts(const Attention *first, int64_t texts, int64_t query_str
     return partials == NULL ? -1 : 0;
 }
 
-int gptcli_attention(const Attention *attention) { return gptcli_attend_texts(attention, 1, 0, 0); }
+int gptcli_attention(const Attention *attention) { return attention_of_texts(attention, 1, 0, 0); }
 
 /* ---- many tokens ----
  *
- * Keys are transposed first, a span of positions after the other, (spans, head_dim, SPAN) for each kv head, so that
- * scores are products of vectors over positions. Then each task takes a few tokens of a kv head.
+ * First the keys are transposed, span by span, to (spans, head_dim, SPAN) for each kv head, so that scores are computed
+ * in vectors over positions. Then each task takes a few tokens of a kv head.
  */
 
 enum {
-    QUERIES = 48,    /* of a task: they share what is loaded of keys and values */
-    MOST_ROWS = 8,   /* level.h's ROWS at most, to which queries are padded */
+    QUERIES = 48,  /* of a task, which share what is loaded of keys and values */
+    MOST_ROWS = 8, /* the greatest ROWS of simd/passage.h, to which queries are padded */
 };
 
 typedef struct {
     const Passage *passage;
     float *transposed, *slices;
-    int64_t spans, tile, tiles, slice; /* tokens of a task, and floats of a thread's workspace */
+    int64_t spans, tile, tiles; /* tile: tokens of a task */
+    int64_t slice; /* floats of a thread's workspace */
     atomic_llong next_span, next_tile;
-} Course;
+} PassageJob;
 
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-static void transpose_span(const Course *course, int64_t kv_head, int64_t span) {
-    const Passage *passage = course->passage;
+static void transpose_span(const PassageJob *job, int64_t kv_head, int64_t span) {
+    const Passage *passage = job->passage;
     int64_t head_dim = passage->head_dim, from = span * SPAN;
     int64_t present = smaller(SPAN, passage->first + passage->tokens - from);
     const float *keys = passage->keys + kv_head * passage->head_stride + from * head_dim;
-    float *to = course->transposed + (kv_head * course->spans + span) * SPAN * head_dim;
+    float *to = job->transposed + (kv_head * job->spans + span) * SPAN * head_dim;
     for (int64_t i = 0; i < head_dim; i++, to += SPAN) {
         for (int64_t position = 0; position < present; position++) to[position] = keys[position * head_dim + i];
         for (int64_t position = present; position < SPAN; position++) to[position] = 0;
@@ -105,41 +111,41 @@ static void transpose_span(const Course *course, int64_t kv_head, int64_t span) 
 }
 
 static void spans_share(void *argument, int thread, int threads) {
-    Course *course = argument;
+    PassageJob *job = argument;
     (void)thread, (void)threads;
-    for (int64_t task; (task = atomic_fetch_add(&course->next_span, 1)) < course->passage->kv_heads * course->spans;)
-        transpose_span(course, task / course->spans, task % course->spans);
+    for (int64_t task; (task = atomic_fetch_add(&job->next_span, 1)) < job->passage->kv_heads * job->spans;)
+        transpose_span(job, task / job->spans, task % job->spans);
 }
 
 static void tiles_share(void *argument, int thread, int threads) {
-    Course *course = argument;
-    const Passage *passage = course->passage;
+    PassageJob *job = argument;
+    const Passage *passage = job->passage;
     (void)threads;
-    for (int64_t task; (task = atomic_fetch_add(&course->next_tile, 1)) < passage->kv_heads * course->tiles;) {
+    for (int64_t task; (task = atomic_fetch_add(&job->next_tile, 1)) < passage->kv_heads * job->tiles;) {
         int64_t kv_head = task % passage->kv_heads;
-        int64_t tile = course->tiles - 1 - task / passage->kv_heads; /* the last tokens see most: they begin */
-        int64_t begin = tile * course->tile, end = smaller(begin + course->tile, passage->tokens);
-        const float *transposed = course->transposed + kv_head * course->spans * SPAN * passage->head_dim;
-        level()->attend_passage(passage, kv_head, begin, end, transposed, course->slices + thread * course->slice);
+        int64_t tile = job->tiles - 1 - task / passage->kv_heads; /* the last tokens see most, so they go first */
+        int64_t begin = tile * job->tile, end = smaller(begin + job->tile, passage->tokens);
+        const float *transposed = job->transposed + kv_head * job->spans * SPAN * passage->head_dim;
+        level()->attend_passage(passage, kv_head, begin, end, transposed, job->slices + thread * job->slice);
     }
 }
 
-int gptcli_attend_passage(const Passage *passage) {
+int attention_of_passage(const Passage *passage) {
     int64_t group = passage->heads / passage->kv_heads, head_dim = passage->head_dim;
-    Course course = {.passage = passage, .tile = larger(1, QUERIES / group)};
-    course.spans = (passage->first + passage->tokens + SPAN - 1) / SPAN;
-    course.tiles = (passage->tokens + course.tile - 1) / course.tile;
-    int64_t rows = (course.tile * group + MOST_ROWS - 1) / MOST_ROWS * MOST_ROWS;
+    PassageJob job = {.passage = passage, .tile = larger(1, QUERIES / group)};
+    job.spans = (passage->first + passage->tokens + SPAN - 1) / SPAN;
+    job.tiles = (passage->tokens + job.tile - 1) / job.tile;
+    int64_t rows = (job.tile * group + MOST_ROWS - 1) / MOST_ROWS * MOST_ROWS;
     int64_t line = CACHE_LINE / (int64_t)sizeof(float);
-    course.slice = (rows * (2 * head_dim + SPAN + 2) + line - 1) / line * line;
-    int64_t transposed = passage->kv_heads * course.spans * SPAN * head_dim;
+    job.slice = (rows * (2 * head_dim + SPAN + 2) + line - 1) / line * line;
+    int64_t transposed = passage->kv_heads * job.spans * SPAN * head_dim;
     pool_lock();
-    course.transposed = pool_workspace((transposed + gptcli_threads() * course.slice) * (int64_t)sizeof(float));
-    if (course.transposed != NULL) {
-        course.slices = course.transposed + transposed;
-        pool_share(spans_share, &course);
-        pool_share(tiles_share, &course);
+    job.transposed = pool_workspace((transposed + gptcli_threads() * job.slice) * (int64_t)sizeof(float));
+    if (job.transposed != NULL) {
+        job.slices = job.transposed + transposed;
+        pool_share(spans_share, &job);
+        pool_share(tiles_share, &job);
     }
     pool_unlock();
-    return course.transposed == NULL ? -1 : 0;
+    return job.transposed == NULL ? -1 : 0;
 }

@@ -1,4 +1,4 @@
-/* The choice of an instruction set, and the small operations' way to it. */
+/* Chooses the instruction set, and calls its norms, rotary embeddings and activation functions. */
 #include "kernels.h"
 
 #include <string.h>
@@ -7,7 +7,7 @@ static const Level *in_use;
 
 static const Level *named(const char *name) {
 #if GPTCLI_X86
-    /* These ask the system, too, whether it saves the wide registers. */
+    /* These also check that the system saves the wide registers. */
     __builtin_cpu_init();
     int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     int avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

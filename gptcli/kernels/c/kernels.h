@@ -1,0 +1,387 @@
+/* What the C files share, and the library's interface: bindings.py declares the EXPORT functions again for ctypes.
+ *
+ *   matrix.c     matrices: dense weights read in place, affine ones repacked
+ *   coded.c      dense weights in fewer bytes, bit for bit
+ *   linear.c     out = x @ W.T + bias on all threads
+ *   attention.c  attention over a cache of keys and values
+ *   program.c    a decoder's step as a list of operations
+ *   sample.c     draws a token from logits
+ *   dispatch.c   chooses the instruction set; norms, rotary embeddings and activation functions
+ *   memory.c     memory for matrices, in huge pages
+ *   pool.c       the threads
+ *   simd/        the inner loops, written once in its headers and compiled once per instruction set
+ *
+ * No file calls one before it: program, attention, linear, coded, matrix, dispatch, simd, pool, memory.
+ * Sizes and strides count elements unless they are called bytes. Functions that return int return 0, or -1 if there is
+ * not enough memory.
+ */
+#ifndef GPTCLI_KERNELS_H
+#define GPTCLI_KERNELS_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "packed weights are read as little-endian words"
+#endif
+
+#if defined(__x86_64__)
+#define GPTCLI_X86 1
+#else
+#define GPTCLI_X86 0
+#endif
+
+#define EXPORT __attribute__((visibility("default")))
+
+enum {
+    BLOCK = 16,      /* rows of a matrix that are computed together; packed weights interleave them */
+    SEGMENT = 32,    /* columns whose quantized activations share a scale */
+    TILE = 8,        /* tokens that are computed together */
+    CACHE_LINE = 64, /* bytes */
+    PANEL_FLOATS = 1 << 13, /* fp32 weights that stay in the L1 cache while many tokens are multiplied with them */
+    RANGE = 64,      /* positions of one attention task, for one token */
+    SPAN = 64,       /* positions that many tokens attend to at once */
+    RECORD = 64,     /* columns of a row that are coded together */
+    CODE_BYTES = RECORD / 2,
+    MOST_THREADS = 256,
+};
+
+/* ---- matrix.c ---- */
+
+typedef enum { FLOAT32, FLOAT16, BFLOAT16, AFFINE, CODED } Kind;
+
+/* How the scales and biases of affine weights are stored. */
+typedef enum {
+    SINGLES, /* scales and biases in fp32 */
+    HALVES,  /* scales and biases in fp16 */
+    CENTRED, /* scales in fp16; each bias is -(8 or 128) * scale */
+} Constants;
+
+struct Chunk;
+
+/* Weights of (rows, columns).
+ *
+ * Dense weights stay where Python has them, row by row.
+ *
+ * Affine weights (weight = scale * q + bias; `group` columns of a row share a scale and a bias) are copied. Each block
+ * of 16 rows has a record for each group:
+ *   16 scales, 16 biases                 fp16 or fp32
+ *   group / 4 lines of 64 bytes          8 bits: four columns of row 0, the same four columns of row 1, ...
+ *   group / 8 lines of 64 bytes          4 bits: as above in the low nibbles, the next four columns in the high ones
+ * So one line feeds one vector instruction, and decoding reads memory as a single stream. Rows past the last are zero.
+ * CENTRED weights store no biases: a record has the scales of two groups instead, then the lines of both.
+ *
+ * Coded weights are bf16 or fp32, copied in 12 or 28 bits each. Every 64 columns of a row are a record, which is split
+ * over two streams, both in row order:
+ *   packed   32 bytes                    4 bits a column: the index in `tops` of the weight's upper byte; the second
+ *                                        half of a record is in the high nibbles
+ *   rest     64 bytes                    the next byte of each weight
+ *            64 words of 16 bits         fp32 only: the two lower bytes
+ * coded_layout.h says in which order the columns of a record are stored. A record with an upper byte that is not in
+ * `tops` also has all its upper bytes in `spelled`.
+ */
+typedef struct Matrix {
+    Kind kind;
+    int bits; /* affine: 8 or 4 */
+    Constants constants;
+    int integers; /* affine: activations are rounded to 8 bits; otherwise weights are expanded to fp32 */
+    int64_t rows, columns, group;
+    int64_t record_bytes; /* affine */
+    int64_t block_bytes;
+    const void *dense;
+    uint8_t *packed;
+    int64_t rest_bytes; /* coded: bytes of a record in `rest` */
+    int64_t listed;     /* coded: records whose upper bytes are spelled out */
+    uint8_t tops[16];
+    /* After `packed` in memory, in this order: */
+    uint8_t *rest;
+    uint8_t *spelled;          /* (listed, RECORD) upper bytes */
+    uint32_t *spelled_records; /* (listed) record numbers, ascending */
+    uint32_t *spelled_from;    /* (blocks + 1) how many of `spelled_records` are before each block */
+    struct Chunk *chunk;       /* owns `packed` */
+} Matrix;
+
+/* The q that stands for zero in centred weights. */
+static inline int middle_of(int bits) { return 1 << (bits - 1); }
+
+/* Of an affine record. */
+static inline int64_t constants_bytes(Constants constants) { return 2 * BLOCK * (constants == SINGLES ? 4 : 2); }
+static inline int64_t groups_in_record(Constants constants) { return constants == CENTRED ? 2 : 1; }
+
+static inline int64_t blocks_of(const Matrix *matrix) { return (matrix->rows + BLOCK - 1) / BLOCK; }
+
+/* A matrix of fp32, fp16 or bf16 weights, which are read in place and must outlive it. NULL: no memory. */
+EXPORT Matrix *gptcli_matrix_dense(int kind, const void *weights, int64_t rows, int64_t columns);
+
+/* A packed copy of MLX's affine layout: q of (rows, columns * bits / 8) bytes, the lower column in the low nibble;
+ * scales and biases of (rows, columns / group) in `constants` (a Kind). NULL: no memory, or an unsupported shape. */
+EXPORT Matrix *gptcli_matrix_affine(const uint8_t *q, const void *scales, const void *biases, int constants,
+                                    int64_t rows, int64_t columns, int bits, int64_t group);
+
+/* From now on activations are rounded to 8 bits for an affine matrix. */
+EXPORT void gptcli_matrix_round_activations(Matrix *matrix);
+
+EXPORT void gptcli_matrix_free(Matrix *matrix);
+
+/* The address of the weights as the kernels read them; *bytes: their size. */
+EXPORT const void *gptcli_matrix_data(const Matrix *matrix, int64_t *bytes);
+
+/* A copy of a Matrix with its weights at `data`, which are read in place, 64-byte aligned, and must outlive it. NULL:
+ * no memory. */
+EXPORT Matrix *gptcli_matrix_restored(const Matrix *record, const void *data);
+
+/* Row `row` in fp32, (columns): an embedding. */
+EXPORT void gptcli_matrix_row(const Matrix *matrix, int64_t row, float *out);
+
+/* ---- coded.c ---- */
+
+/* A coded copy of fp32 or bf16 weights. NULL: no memory, or it would gain nothing: upper bytes are spread too wide,
+ * columns are not whole records, or the instruction set in use decodes no faster than it reads. */
+EXPORT Matrix *gptcli_matrix_coded(int kind, const void *weights, int64_t rows, int64_t columns);
+
+/* ---- memory.c ---- */
+
+/* A Matrix with these fields, for gptcli_matrix_free. NULL: no memory. */
+Matrix *matrix_new(Matrix fields);
+
+/* 64-byte aligned memory, released with its owner's last user. NULL: no memory. */
+uint8_t *chunk_memory(int64_t bytes, struct Chunk **owner);
+void chunk_release(struct Chunk *owner);
+
+/* ---- linear.c ---- */
+
+/* Activations quantized to signed 8 bits: value = round(x / scale), one scale per SEGMENT columns. They lie in tiles of
+ * `width` tokens, where the tokens of a segment are side by side: values (tiles, segments, width, SEGMENT), the others
+ * (tiles, segments, width). */
+typedef struct Activations {
+    int8_t *values;
+    float *scales;
+    float *sums;      /* scale * the sum of the segment's values: the factor of a group's bias */
+    int32_t *offsets; /* -128 * the sum of the segment's values: where dot products with centred 8-bit weights start */
+    int64_t tokens, segments, width;
+} Activations;
+
+/* Where results go: out[token * stride + row], plus bias[row] unless bias is NULL. */
+typedef struct Output {
+    float *out;
+    int64_t stride;
+    const float *bias;
+} Output;
+
+/* out (tokens, rows) = x (tokens, columns) @ W.T + bias, on all threads. bias: (rows) or NULL. */
+EXPORT int gptcli_linear(const Matrix *matrix, const float *x, int64_t tokens, const float *bias, float *out);
+
+/* ---- attention.c ---- */
+
+/* The attention of one token: queries (heads, head_dim) over positions [start, start + length) of a cache. Consecutive
+ * heads / kv_heads queries share a kv head. A position's key is at keys + kv_head * head_stride + position * head_dim.
+ */
+typedef struct Attention {
+    const float *queries, *keys, *values;
+    const float *sinks; /* (heads) logits without a value, or NULL */
+    float *out;         /* (heads, head_dim) */
+    int64_t heads, kv_heads, head_dim, head_stride, start, length;
+    float scale;
+    float softcap; /* scores become softcap * tanh(score / softcap); 0: none */
+} Attention;
+
+/* A head's result over one RANGE, unnormalized: the greatest score, the sum of exp(score - greatest), and the values
+ * weighted with these, (head_dim). */
+enum { GREATEST, SUM, WEIGHTED };
+
+/* On all threads; for tests. */
+EXPORT int gptcli_attention(const Attention *attention);
+
+/* The attention of one token of each of several texts, on all threads. first: the first text's; the strides lead to the
+ * next text's queries, and to its keys and values. Results lie side by side. */
+int attention_of_texts(const Attention *first, int64_t texts, int64_t query_stride, int64_t cache_stride);
+
+/* The attention of several tokens of one text, at positions `first` on. Each sees the `window` positions up to its own,
+ * or all of them if that is 0. A token's queries: (heads, head_dim) at queries + token * query_stride. */
+typedef struct Passage {
+    const float *queries, *keys, *values, *sinks; /* as above */
+    float *out;                                   /* (tokens, heads, head_dim) */
+    int64_t tokens, first, window, heads, kv_heads, head_dim, head_stride, query_stride;
+    float scale, softcap;
+} Passage;
+
+/* On all threads. */
+int attention_of_passage(const Passage *passage);
+
+/* ---- dispatch.c: n rows of `size`, on the calling thread; out may be x; exported for tests ---- */
+
+typedef enum { SILU, GELU, GELU_TANH, RELU, CLAMPED_SWIGLU } Activation;
+
+/* x / sqrt(mean(x^2) + epsilon) * weight; weight (size) or NULL. */
+EXPORT void gptcli_rms_norm(const float *x, const float *weight, float epsilon, int64_t n, int64_t size, float *out);
+
+/* (x - mean) / sqrt(variance + epsilon) * weight + bias; weight and bias (size) or NULL. */
+EXPORT void gptcli_layer_norm(const float *x, const float *weight, const float *bias, float epsilon, int64_t n,
+                              int64_t size, float *out);
+
+/* Rotates the channel pairs (i, i + dim / 2) of n heads in place; channels past dim stay. cos and sin: (dim), the first
+ * half of sin negated, as model/rope.py makes them. */
+EXPORT void gptcli_rope(float *heads, const float *cosines, const float *sines, int64_t n, int64_t head_dim,
+                        int64_t dim);
+
+/* out = activation(gate) * up, elementwise; up may be NULL except for CLAMPED_SWIGLU. */
+EXPORT void gptcli_activate(int activation, const float *gate, const float *up, int64_t size, float *out);
+
+/* e^x, elementwise. */
+EXPORT void gptcli_exp(const float *x, int64_t size, float *out);
+
+/* ---- program.c ---- */
+
+/* The operations of a step, as lowering.py makes them of a decoder. Buffers have a row for each token. */
+typedef enum {
+    EMBED,      /* out (size) = the token's row of matrix * factor, plus its position's row of weight if given */
+    RMS_NORM,   /* `rows` vectors of `size` in a row of `stride`, weights `weight_step` apart; factor is epsilon */
+    LAYER_NORM, /* as RMS_NORM, with a bias beside the weight */
+    LINEAR,     /* out = in @ matrix.T + bias; out NULL: the logits */
+    ROTATE,     /* `rows` heads of `size` channels in a row of `stride`, by rotation number `table` */
+    ATTEND,     /* in: queries, keys, values in a row of `stride`; out (heads * size); sinks: weight; cached[table] */
+    ACTIVATE,   /* out (size) = activation `table` of the row's first half, times its second if stride is 2 * size */
+    ADD,        /* out (size) += in * factor */
+} Code;
+
+typedef struct Op {
+    int64_t code;
+    const Matrix *matrix;
+    const float *in;
+    float *out;
+    const float *weight, *bias;
+    float *keys, *values; /* of a block's cache: position 0 of its first row's first head */
+    int64_t rows, size, stride, weight_step, table, heads, kv_heads, window, row_stride, head_stride;
+    float factor, softcap;
+} Op;
+
+/* cos and sin of the tokens' positions, (tokens, dim). */
+typedef struct Rotation {
+    const float *cosines, *sines;
+    int64_t dim;
+} Rotation;
+
+/* What changes from step to step. The tokens are either consecutive ones of one text, or one of each of several texts,
+ * all at the same position; each text has a row of the caches. */
+typedef struct Frame {
+    int64_t tokens, texts;
+    int64_t position; /* of the first token in its text */
+    int64_t wanted;   /* logits are computed for this many tokens, the last ones */
+    const int64_t *ids;
+    const Rotation *rotations;
+    const int64_t *cached; /* positions that a cache has before these tokens, for each window */
+    float *logits;         /* (wanted, vocabulary) */
+} Frame;
+
+/* Bytes of a struct: 0 Op, 1 Rotation, 2 Frame, 3 Draw, 4 Matrix, 5 Attention. By comparing them with its own, Python
+ * notices a library that was compiled from another header. */
+EXPORT int64_t gptcli_record_bytes(int record);
+
+/* Runs a step; -1: no memory, or no such operation. */
+EXPORT int gptcli_run(const Op *ops, int64_t count, const Frame *frame);
+
+/* ---- sample.c ---- */
+
+/* A token to be drawn: the settings of settings.py's SamplingConfig, whose filters are off where they say nothing. */
+typedef struct Draw {
+    const float *logits;
+    int64_t vocabulary;
+    const uint32_t *allowed; /* a bit a token, lowest first, set if it may be drawn; NULL: all may */
+    const int64_t *banned; /* tokens that must not be drawn */
+    int64_t banned_count;
+    const int64_t *biased; /* tokens, and what is added to each one's logit */
+    const float *biases;
+    int64_t biased_count;
+    const int64_t *recent; /* tokens that penalties are for */
+    int64_t recent_count;
+    int64_t greedy, top_k;
+    double top_p, min_p;
+    float repeat, presence, frequency, temperature;
+    double uniform; /* at random, from 0 to below 1 */
+} Draw;
+
+/* Draws a token; -1: no memory, -2: no token is left that may be drawn. The logits must be finite. */
+EXPORT int64_t gptcli_draw(const Draw *draw);
+
+/* Whether none of the values is infinite or not a number; 1 or 0. */
+EXPORT int gptcli_all_finite(const float *values, int64_t size);
+
+/* ---- dispatch.c: instruction sets ---- */
+
+/* What simd/ implements for each instruction set; pointers as above. */
+typedef struct Level {
+    const char *name;
+    void (*quantize)(const float *x, int64_t segments, int64_t width, int8_t *values, float *scales, float *sums,
+                     int32_t *offsets);
+    /* Codes records [begin, end) and lists those with upper bytes that are not in `tops`; `listed` are listed so far.
+     * While the matrix has no memory, only counts them. Returns how many are listed then. NULL: decoding would be no
+     * faster than reading. */
+    int64_t (*encode)(Matrix *, const uint8_t *weights, int64_t begin, int64_t end, int64_t listed);
+    /* Blocks [begin, end) of rows for all tokens: dense and coded weights, affine weights with quantized activations,
+     * affine weights with fp32 activations. */
+    void (*dense_blocks)(const Matrix *, const float *x, int64_t tokens, int64_t begin, int64_t end, const Output *);
+    void (*affine_blocks)(const Matrix *, const Activations *, int64_t begin, int64_t end, const Output *);
+    void (*exact_blocks)(const Matrix *, const float *x, int64_t tokens, int64_t begin, int64_t end, const Output *);
+    /* Rows [begin, end) of any matrix; panel: PANEL_FLOATS of the calling thread, 64-byte aligned. */
+    void (*panels)(const Matrix *, const float *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
+                   const Output *);
+    /* One range of all heads that share kv_head; the heads' results are `stride` apart. */
+    void (*attend)(const Attention *, int64_t kv_head, int64_t begin, int64_t end, float *partial, int64_t stride);
+    /* A head's output from the results of all its ranges, side by side, which are overwritten. */
+    void (*merge)(const Attention *, int64_t head, float *partials, int64_t ranges);
+    void (*attend_passage)(const Passage *, int64_t kv_head, int64_t begin, int64_t end, const float *transposed,
+                           float *workspace);
+    void (*rms_norm)(const float *x, const float *weight, float epsilon, int64_t size, float *out);
+    void (*layer_norm)(const float *x, const float *weight, const float *bias, float epsilon, int64_t size,
+                       float *out);
+    void (*rope)(float *head, const float *cosines, const float *sines, int64_t dim);
+    void (*activate)(int activation, const float *gate, const float *up, int64_t size, float *out);
+    void (*exp)(const float *x, int64_t size, float *out);
+    float (*greatest)(const float *x, int64_t size); /* -infinity of none; NaNs are not allowed */
+} Level;
+
+extern const Level portable_level;
+#if GPTCLI_X86
+extern const Level avx2_level, avx512_level;
+#endif
+
+/* The level in use: the best one of this processor until another is set. */
+const Level *level(void);
+
+/* Whether the processor and the system support "portable", "avx2" or "avx512"; 1 or 0. */
+EXPORT int gptcli_has_level(const char *name);
+
+/* Uses a level from now on; -1 if it is not supported. Must not be called while other threads compute. */
+EXPORT int gptcli_set_level(const char *name);
+EXPORT const char *gptcli_level(void);
+
+/* ---- pool.c: tasks must not call what itself runs on all threads ---- */
+
+/* A thread's share of some work; the calling thread is number 0. */
+typedef void Task(void *argument, int thread, int threads);
+
+/* How many threads share the work, the caller's included; 1 at first. */
+EXPORT int gptcli_set_threads(int threads);
+EXPORT int gptcli_threads(void);
+
+/* Between these two, one caller owns the threads and the workspace. */
+void pool_lock(void);
+void pool_unlock(void);
+
+/* Runs task on thread 0 and on the workers that arrive before it is done. Tasks take their work from a shared counter,
+ * so nobody waits for a thread whose core is busy elsewhere. The pool is locked. */
+void pool_share(Task *task, void *argument);
+
+/* Deals [0, count) out to the tasks of the next pool_share, a range for each thread, ending at a multiple of `even`.
+ * The pool is locked. */
+void pool_deal(int64_t count, int64_t step, int64_t even);
+
+/* Takes at most `step` from the thread's own range, then from what is left of the others'; 0 when nothing is left. So a
+ * thread reads one stream, which is being prefetched already, and a slow thread still gets help. */
+int pool_take(int thread, int64_t *begin, int64_t *end);
+
+/* At least this many bytes, 64-byte aligned, valid until the pool is unlocked; NULL: no memory. The pool is locked. */
+void *pool_workspace(int64_t bytes);
+
+#endif

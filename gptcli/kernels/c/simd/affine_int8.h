@@ -1,0 +1,138 @@
+/* Affine weights times quantized activations, in integers. */
+#ifndef GPTCLI_SIMD_AFFINE_INT8_H
+#define GPTCLI_SIMD_AFFINE_INT8_H
+
+#include "affine.h"
+
+enum { MOST_VECTORS = PAIRED_TOKENS > 0 ? 2 * VECTORS : VECTORS }; /* of a register tile */
+
+/* The constants from `first` on in a record of each of `blocks` blocks. */
+INLINE void load_constants(const uint8_t *record, int64_t block_bytes, int64_t first, const Constants constants,
+                           const int blocks, floats *loaded) {
+    UNROLL for (int v = 0; v < blocks * VECTORS; v++)
+        loaded[v] = load_constant(record + v / VECTORS * block_bytes, first + v % VECTORS * LANES, constants);
+}
+
+INLINE int32_t four_values(const int8_t *values) {
+    int32_t word;
+    memcpy(&word, values, sizeof word);
+    return word;
+}
+
+/* Adds the dot products of a segment: lines of packed weights with the values of `tokens` tokens. */
+INLINE void segment_dots(const uint8_t *lines, int64_t block_bytes, const int8_t *values, const int bits,
+                         const int blocks, const int tokens, ints dots[TILE_TOKENS][MOST_VECTORS]) {
+    const words low = (words){0} + 0x0f0f0f0f;
+    UNROLL for (int step = 0; step < SEGMENT / 4; step += 8 / bits) {
+        UNROLL for (int v = 0; v < blocks * VECTORS; v++) {
+            const uint8_t *line = lines + v / VECTORS * block_bytes + step * bits / 8 * CACHE_LINE;
+            if (v == 0 && blocks == 1) prefetch(line, AHEAD);
+            words word = load_words(line + v % VECTORS * LANES * 4);
+            words first = bits == 4 ? word & low : word, second = word >> 4 & low;
+            UNROLL for (int t = 0; t < tokens; t++) {
+                const int8_t *four = values + t * SEGMENT + step * 4;
+                dots[t][v] = dot(dots[t][v], first, four_values(four), bits);
+                if (bits == 4) dots[t][v] = dot(dots[t][v], second, four_values(four + 4), bits);
+            }
+        }
+    }
+}
+
+/* Dot products with centred weights start at minus what the middle q, which stands for zero, adds to them. */
+INLINE void start_dots(const int32_t *offsets, const int bits, const int blocks, const int tokens,
+                       ints dots[TILE_TOKENS][MOST_VECTORS]) {
+    UNROLL for (int t = 0; t < tokens; t++) {
+        ints offset = (ints){0} + offsets[t];
+        if (bits == 4) offset >>= 4; /* exact: from 128 times the sum to 8 times */
+        UNROLL for (int v = 0; v < blocks * VECTORS; v++) dots[t][v] = offset;
+    }
+}
+
+/* `blocks` blocks of rows times `tokens` tokens from `token` on, all within one tile of the activations. */
+INLINE void affine_tile(const Matrix *matrix, const Activations *x, int64_t block, int64_t token, const Output *output,
+                        const int bits, const Constants constants, const int blocks, const int tokens) {
+    int64_t index = token / x->width * x->segments * x->width + token % x->width; /* of the segment and token */
+    const int64_t last = index + x->segments * x->width, group_step = matrix->group / SEGMENT * x->width;
+    const uint8_t *lines = matrix->packed + block * matrix->block_bytes; /* records follow each other */
+    floats sums[TILE_TOKENS][MOST_VECTORS] = {{{0}}};
+    while (index < last) {
+        const uint8_t *record = lines;
+        prefetch_constants(record, constants);
+        lines += constants_bytes(constants);
+        UNROLL for (int group = 0; group < groups_in_record(constants); group++) {
+            floats scales[MOST_VECTORS], biases[MOST_VECTORS];
+            load_constants(record, matrix->block_bytes, group * BLOCK, constants, blocks, scales);
+            if (constants != CENTRED) load_constants(record, matrix->block_bytes, BLOCK, constants, blocks, biases);
+            for (int64_t end = index + group_step; index < end;
+                 index += x->width, lines += SEGMENT * BLOCK * bits / 8) {
+                ints dots[TILE_TOKENS][MOST_VECTORS] = {{{0}}};
+                if (constants == CENTRED) start_dots(x->offsets + index, bits, blocks, tokens, dots);
+                segment_dots(lines, matrix->block_bytes, x->values + index * SEGMENT, bits, blocks, tokens, dots);
+                UNROLL for (int t = 0; t < tokens; t++) {
+                    UNROLL for (int v = 0; v < blocks * VECTORS; v++) {
+                        sums[t][v] += float_of_ints(dots[t][v]) * (scales[v] * x->scales[index + t]);
+                        if (constants != CENTRED) sums[t][v] += biases[v] * x->sums[index + t];
+                    }
+                }
+            }
+        }
+    }
+    floats done[TILE_TOKENS * MOST_VECTORS];
+    UNROLL for (int t = 0; t < tokens; t++)
+        UNROLL for (int v = 0; v < blocks * VECTORS; v++) done[t * blocks * VECTORS + v] = sums[t][v];
+    store_rows(matrix, block * BLOCK, token, tokens, done, blocks * VECTORS, output);
+}
+
+INLINE void affine_block(const Matrix *matrix, const Activations *x, int64_t block, const Output *output,
+                         const int bits, const Constants constants) {
+    for (int64_t token = 0; token < x->tokens;) {
+        int64_t left = x->tokens - token, count = left < TILE_TOKENS ? left : TILE_TOKENS;
+        switch (count) {
+#define TILE_OF(count) case count: affine_tile(matrix, x, block, token, output, bits, constants, 1, count); break;
+            TILE_OF(1) TILE_OF(2)
+#if TILE_TOKENS >= 4
+            TILE_OF(3) TILE_OF(4)
+#endif
+#if TILE_TOKENS >= 8
+            TILE_OF(5) TILE_OF(6) TILE_OF(7) TILE_OF(8)
+#endif
+#undef TILE_OF
+        }
+        token += count;
+    }
+}
+
+#if PAIRED_TOKENS > 0
+enum { PAIRED_FROM = 24 }; /* tokens; with fewer, waiting for two streams of weights costs what it gains */
+
+/* Two blocks at once share what is loaded of the tokens, but only half as many tokens fit into registers. */
+INLINE void affine_pair(const Matrix *matrix, const Activations *x, int64_t block, const Output *output,
+                        const int bits, const Constants constants) {
+    for (int64_t token = 0; token < x->tokens;) {
+        int64_t left = x->tokens - token, count = left < PAIRED_TOKENS ? left : PAIRED_TOKENS;
+        switch (count) {
+#define TILE_OF(count) case count: affine_tile(matrix, x, block, token, output, bits, constants, 2, count); break;
+            TILE_OF(1) TILE_OF(2) TILE_OF(3) TILE_OF(4)
+#undef TILE_OF
+        }
+        token += count;
+    }
+}
+#endif
+
+INLINE void affine_range(const Matrix *matrix, const Activations *x, int64_t begin, int64_t end, const Output *output,
+                         const int bits, const Constants constants) {
+    int64_t block = begin;
+#if PAIRED_TOKENS > 0
+    if (x->tokens >= PAIRED_FROM)
+        for (; block + 2 <= end; block += 2) affine_pair(matrix, x, block, output, bits, constants);
+#endif
+    for (; block < end; block++) affine_block(matrix, x, block, output, bits, constants);
+}
+
+static void affine_blocks(const Matrix *matrix, const Activations *x, int64_t begin, int64_t end,
+                          const Output *output) {
+    BY_FORMAT(affine_range, matrix, x, begin, end, output);
+}
+
+#endif

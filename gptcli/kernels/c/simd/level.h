@@ -1,0 +1,34 @@
+/* The inner loops, written once for vectors of LANES floats. avx512.c, avx2.c and portable.c include this, each with
+ * its compiler target, after defining:
+ *
+ *   LANES               4, 8 or 16
+ *   TILE_TOKENS         tokens of a register tile with affine weights, a divisor of TILE
+ *   PAIRED_TOKENS       tokens of a register tile with two blocks of rows: 4, or 0 where registers do not suffice
+ *   PANEL_TOKENS        tokens of a register tile with a panel: 12, 6 or 4
+ *   floats, ints, words vectors of LANES float, int32_t, uint32_t
+ *   halves              a vector of LANES uint16_t
+ *   float_of_halves     halves in fp16 to floats
+ *   words_of_halves     halves to words
+ *   interleave_low      a[0], b[0], a[1], b[1], ... of the first halves of two floats
+ *   interleave_high     the same of the second halves
+ *   nearest             floats to ints, ties to even
+ *   sum, largest        of a vector's lanes: floats, and ints that are not negative
+ *   dot                 ints + the products of four u8 (a word) and four s8 (an int32_t), in each lane, exact
+ *   HAS_CODES           1 if there are an encode_record and a decode_record (see coded.h), else 0
+ *
+ * A function with constant arguments is inlined once for each combination of them, so that its inner loops unroll and
+ * its arrays become registers.
+ */
+#include "affine_fp32.h"
+#include "affine_int8.h"
+#include "attention.h"
+#include "coded.h"
+#include "dense.h"
+#include "panels.h"
+#include "passage.h"
+#include "quantize.h"
+#include "vector_ops.h"
+
+#define LEVEL(name)                                                                                                   \
+    {name,  quantize,       encode,   dense_blocks, affine_blocks, exact_blocks, panels,       attend,                \
+     merge, attend_passage, rms_norm, layer_norm,   rope,          activate,     exponentials, greatest_of}

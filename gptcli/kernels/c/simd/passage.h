@@ -1,0 +1,123 @@
+/* Attention of many tokens of one text. */
+#ifndef GPTCLI_SIMD_PASSAGE_H
+#define GPTCLI_SIMD_PASSAGE_H
+
+#include "attention.h"
+
+enum { ROWS = LANES == 16 ? 8 : 4 }; /* of a product whose sums fit into registers */
+
+/* c (ROWS, vectors * LANES) = a (ROWS, depth) @ b (depth, ...), plus the old c if `add`. A single vector may be cut off
+ * at `width`. Nothing may be called while there are sums: a call would spill them to memory. */
+INLINE void product_tile(const float *a, int64_t a_stride, const float *b, int64_t b_stride, int64_t depth, float *c,
+                         int64_t c_stride, int64_t width, const int vectors, const int add) {
+    floats sums[ROWS][2];
+    UNROLL for (int r = 0; r < ROWS; r++)
+        UNROLL for (int v = 0; v < vectors; v++)
+            sums[r][v] = !add ? (floats){0} : vectors == 2 ? load(c + r * c_stride + v * LANES)
+                                                           : load_some(c + r * c_stride, 0, width);
+    for (int64_t k = 0; k < depth; k++, b += b_stride) {
+        floats values[2];
+        UNROLL for (int v = 0; v < vectors; v++)
+            values[v] = vectors == 2 ? load(b + v * LANES) : load_some(b, 0, width);
+        UNROLL for (int r = 0; r < ROWS; r++)
+            UNROLL for (int v = 0; v < vectors; v++) sums[r][v] += values[v] * a[r * a_stride + k];
+    }
+    UNROLL for (int r = 0; r < ROWS; r++)
+        UNROLL for (int v = 0; v < vectors; v++) {
+            if (vectors == 2)
+                store(c + r * c_stride + v * LANES, sums[r][v]);
+            else
+                store_some(c + r * c_stride, 0, width, sums[r][v]);
+        }
+}
+
+/* The same for `rows` rows, a multiple of ROWS, and any width. */
+INLINE void product(const float *a, int64_t a_stride, const float *b, int64_t b_stride, int64_t rows, int64_t depth,
+                    int64_t width, float *c, int64_t c_stride, const int add) {
+    for (int64_t row = 0; row < rows; row += ROWS) {
+        int64_t from = 0;
+        for (; from + 2 * LANES <= width; from += 2 * LANES)
+            product_tile(a + row * a_stride, a_stride, b + from, b_stride, depth, c + row * c_stride + from, c_stride,
+                         width - from, 2, add);
+        for (; from < width; from += LANES)
+            product_tile(a + row * a_stride, a_stride, b + from, b_stride, depth, c + row * c_stride + from, c_stride,
+                         width - from, 1, add);
+    }
+}
+
+/* Replaces a row's scores over a span by weights, and rescales its earlier results to the new largest score. The row
+ * sees positions [begin, end) of the span. */
+INLINE void weights_of_row(const Passage *passage, float *scores, int64_t begin, int64_t end, float *largest_score,
+                           float *total, float *out) {
+    for (int64_t i = 0; i < SPAN; i += LANES) {
+        floats value = load(scores + i);
+        if (passage->softcap != 0) value = hyperbolic_tangent(value / passage->softcap) * passage->softcap;
+        store(scores + i, value);
+    }
+    for (int64_t i = 0; i < begin; i++) scores[i] = -INFINITY;
+    for (int64_t i = end; i < SPAN; i++) scores[i] = -INFINITY;
+    floats most = load(scores);
+    for (int64_t i = LANES; i < SPAN; i += LANES) most = greatest(most, load(scores + i));
+    float here = greatest_lane(most), now = here > *largest_score ? here : *largest_score;
+    if (now == -INFINITY) { /* the row has seen nothing yet */
+        memset(scores, 0, SPAN * sizeof(float));
+        return;
+    }
+    if (now > *largest_score) {
+        float shrink = expf(*largest_score - now);
+        for (int64_t i = 0; i < passage->head_dim; i += LANES)
+            store_some(out, i, passage->head_dim, load_some(out, i, passage->head_dim) * shrink);
+        *total *= shrink;
+        *largest_score = now;
+    }
+    *total += exponentiate(scores, SPAN, now);
+}
+
+/* Tokens [begin, end) of one kv head. transposed: its keys, (spans, head_dim, SPAN); workspace: see attention.c. */
+static void attend_passage(const Passage *passage, int64_t kv_head, int64_t begin, int64_t end, const float *transposed,
+                           float *workspace) {
+    const int64_t head_dim = passage->head_dim, group = passage->heads / passage->kv_heads;
+    const int64_t rows = (end - begin) * group, padded = (rows + ROWS - 1) / ROWS * ROWS;
+    float *queries = workspace, *out = queries + padded * head_dim, *scores = out + padded * head_dim;
+    float *greatest = scores + padded * SPAN, *totals = greatest + padded;
+    memset(workspace, 0, (size_t)(2 * padded * head_dim) * sizeof(float));
+    for (int64_t row = 0; row < padded; row++) {
+        greatest[row] = -INFINITY;
+        totals[row] = 0;
+        if (row >= rows) continue;
+        const float *query = passage->queries + (begin + row / group) * passage->query_stride +
+                             (kv_head * group + row % group) * head_dim;
+        for (int64_t i = 0; i < head_dim; i += LANES)
+            store_some(queries + row * head_dim, i, head_dim, load_some(query, i, head_dim) * passage->scale);
+    }
+    int64_t oldest = passage->window != 0 ? passage->first + begin - passage->window + 1 : 0;
+    int64_t newest = passage->first + end;
+    for (int64_t from = oldest > 0 ? oldest / SPAN * SPAN : 0; from < newest; from += SPAN) {
+        const float *keys = transposed + from * head_dim;
+        const float *values = passage->values + kv_head * passage->head_stride + from * head_dim;
+        int64_t present = newest - from < SPAN ? newest - from : SPAN;
+        product(queries, head_dim, keys, SPAN, padded, head_dim, SPAN, scores, SPAN, 0);
+        for (int64_t row = 0; row < rows; row++) {
+            int64_t last = passage->first + begin + row / group - from + 1;
+            int64_t first = passage->window != 0 ? last - passage->window : 0;
+            weights_of_row(passage, scores + row * SPAN, first > 0 ? (first < SPAN ? first : SPAN) : 0,
+                           last > 0 ? (last < SPAN ? last : SPAN) : 0, greatest + row, totals + row,
+                           out + row * head_dim);
+        }
+        product(scores, SPAN, values, head_dim, padded, present, head_dim, out, head_dim, 1);
+    }
+    for (int64_t row = 0; row < rows; row++) {
+        int64_t head = kv_head * group + row % group;
+        float *to = passage->out + ((begin + row / group) * passage->heads + head) * head_dim;
+        float total = totals[row], shrink = 1;
+        if (passage->sinks != NULL) {
+            float most = fmaxf(greatest[row], passage->sinks[head]);
+            shrink = expf(greatest[row] - most);
+            total = total * shrink + expf(passage->sinks[head] - most);
+        }
+        for (int64_t i = 0; i < head_dim; i += LANES)
+            store_some(to, i, head_dim, load_some(out + row * head_dim, i, head_dim) * (shrink / total));
+    }
+}
+
+#endif

@@ -1,0 +1,112 @@
+/* Operations on single vectors: norms, rotary embeddings, activation functions, e^x, the greatest value. */
+#ifndef GPTCLI_SIMD_VECTOR_OPS_H
+#define GPTCLI_SIMD_VECTOR_OPS_H
+
+#include "../kernels.h"
+#include "vectors.h"
+
+static void rms_norm(const float *x, const float *weight, float epsilon, int64_t size, float *out) {
+    floats squares = {0};
+    for (int64_t i = 0; i < size; i += LANES) {
+        floats value = load_some(x, i, size);
+        squares += value * value;
+    }
+    float factor = 1 / sqrtf(sum(squares) / (float)size + epsilon);
+    for (int64_t i = 0; i < size; i += LANES) {
+        floats value = load_some(x, i, size) * factor;
+        store_some(out, i, size, weight != NULL ? value * load_some(weight, i, size) : value);
+    }
+}
+
+static void layer_norm(const float *x, const float *weight, const float *bias, float epsilon, int64_t size,
+                       float *out) {
+    floats total = {0}, squares = {0};
+    for (int64_t i = 0; i < size; i += LANES) total += load_some(x, i, size);
+    float mean = sum(total) / (float)size;
+    for (int64_t i = 0; i < size; i += LANES) {
+        floats value = load_some(x, i, size) - mean;
+        squares += value * value;
+    }
+    int64_t unused = (LANES - size % LANES) % LANES; /* lanes with -mean instead of an element */
+    float variance = fmaxf(0, sum(squares) - (float)unused * mean * mean) / (float)size;
+    float factor = 1 / sqrtf(variance + epsilon);
+    for (int64_t i = 0; i < size; i += LANES) {
+        floats value = (load_some(x, i, size) - mean) * factor;
+        if (weight != NULL) value *= load_some(weight, i, size);
+        if (bias != NULL) value += load_some(bias, i, size);
+        store_some(out, i, size, value);
+    }
+}
+
+static void rope(float *head, const float *cosines, const float *sines, int64_t dim) {
+    int64_t half = dim / 2;
+    for (int64_t i = 0; i < half; i += LANES) {
+        floats first = load_some(head, i, half), second = load_some(head + half, i, half);
+        floats turned = first * load_some(cosines, i, half) + second * load_some(sines, i, half);
+        floats other = second * load_some(cosines + half, i, half) + first * load_some(sines + half, i, half);
+        store_some(head, i, half, turned);
+        store_some(head + half, i, half, other);
+    }
+}
+
+/* x times the normal distribution's probability below x; erfc by Abramowitz and Stegun 7.1.26, within 1.5e-7. */
+INLINE floats gelu(floats x) {
+    floats z = greatest(x, -x) * 0.70710678f, t = 1 / (1 + 0.3275911f * z);
+    floats p = t * 1.061405429f - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    floats above = 0.5f * p * t * exponential(-z * z); /* the probability above |x| */
+    return x * choose(x > 0, 1 - above, above);
+}
+
+INLINE floats gelu_tanh(floats x) { return x * sigmoid(1.59576912f * (x + 0.044715f * x * x * x)); }
+
+INLINE floats activation(const int kind, floats gate) {
+    switch (kind) {
+    case SILU: return gate * sigmoid(gate);
+    case GELU: return gelu(gate);
+    case GELU_TANH: return gelu_tanh(gate);
+    default: return choose(gate < 0, (floats){0}, gate);
+    }
+}
+
+/* The activation of gpt-oss: both bounded at 7, a steeper sigmoid, and 1 added to up. */
+INLINE floats clamped_swiglu(floats gate, floats up) {
+    gate = least(gate, splat(7));
+    up = least(greatest(up, splat(-7)), splat(7));
+    return gate * sigmoid(1.702f * gate) * (up + 1);
+}
+
+INLINE void activate_kind(const int kind, const float *gate, const float *up, int64_t size, float *out) {
+    for (int64_t i = 0; i < size; i += LANES) {
+        floats value = load_some(gate, i, size), factor = up != NULL ? load_some(up, i, size) : splat(1);
+        value = kind == CLAMPED_SWIGLU ? clamped_swiglu(value, factor) : activation(kind, value) * factor;
+        store_some(out, i, size, value);
+    }
+}
+
+static void activate(int kind, const float *gate, const float *up, int64_t size, float *out) {
+    switch (kind) {
+    case SILU: activate_kind(SILU, gate, up, size, out); break;
+    case GELU: activate_kind(GELU, gate, up, size, out); break;
+    case GELU_TANH: activate_kind(GELU_TANH, gate, up, size, out); break;
+    case RELU: activate_kind(RELU, gate, up, size, out); break;
+    case CLAMPED_SWIGLU: activate_kind(CLAMPED_SWIGLU, gate, up, size, out); break;
+    }
+}
+
+static void exponentials(const float *x, int64_t size, float *out) {
+    for (int64_t i = 0; i < size; i += LANES) store_some(out, i, size, exponential(load_some(x, i, size)));
+}
+
+static float greatest_of(const float *x, int64_t size) {
+    floats most = splat(-INFINITY);
+    int64_t i = 0;
+    for (; i + LANES <= size; i += LANES) most = greatest(load(x + i), most);
+    float found = greatest_lane(most);
+    for (; i < size; i++) found = x[i] > found ? x[i] : found;
+    return found;
+}
+
+#endif

@@ -1,0 +1,87 @@
+/* Vectors of LANES floats: loads, stores, comparisons, and e^x with what is made of it. */
+#ifndef GPTCLI_SIMD_VECTORS_H
+#define GPTCLI_SIMD_VECTORS_H
+
+#include <math.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+enum { AHEAD = 4096 }; /* bytes between what is read and what is prefetched: memory takes that long */
+
+INLINE floats load(const float *from) {
+    floats value;
+    memcpy(&value, from, sizeof value);
+    return value;
+}
+
+INLINE halves load_halves(const uint16_t *from) {
+    halves value;
+    memcpy(&value, from, sizeof value);
+    return value;
+}
+
+INLINE words load_words(const uint8_t *from) {
+    words value;
+    memcpy(&value, from, sizeof value);
+    return value;
+}
+
+INLINE void store(float *to, floats value) { memcpy(to, &value, sizeof value); }
+INLINE floats splat(float value) { return (floats){0} + value; }
+INLINE floats float_of_ints(ints value) { return __builtin_convertvector(value, floats); }
+INLINE floats choose(ints mask, floats yes, floats no) { return (floats)((mask & (ints)yes) | (~mask & (ints)no)); }
+
+/* With a NaN both give b, for the comparison is false. */
+INLINE floats least(floats a, floats b) { return choose(a < b, a, b); }
+INLINE floats greatest(floats a, floats b) { return choose(a > b, a, b); }
+
+INLINE void prefetch(const void *address, int64_t ahead) { __builtin_prefetch((const char *)address + ahead); }
+
+INLINE float greatest_lane(floats value) {
+    float most = value[0];
+    for (int i = 1; i < LANES; i++) most = value[i] > most ? value[i] : most;
+    return most;
+}
+
+/* e^x to 2 units in the last place: 2^n * e^r with |r| <= ln(2) / 2, a polynomial from Cephes (Moshier). */
+INLINE floats exponential(floats x) {
+    x = least(splat(89), greatest(splat(-104), x)); /* where infinity and zero begin */
+    ints n = nearest(x * 1.44269504f);
+    floats r = x - float_of_ints(n) * 0.693359375f; /* ln(2) as a sum, its first term exact in few bits */
+    r = r + float_of_ints(n) * 2.12194440e-4f;
+    floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1;
+    ints half = n >> 1; /* 2^n as two factors: n may exceed what one exponent holds */
+    return p * (floats)((half + 127) << 23) * (floats)((n - half + 127) << 23);
+}
+
+INLINE floats sigmoid(floats x) { return 1 / (1 + exponential(-x)); }
+INLINE floats hyperbolic_tangent(floats x) { return 1 - 2 / (exponential(2 * x) + 1); }
+
+/* The vector at `index` of an array of `size`, with zeros past its end. */
+INLINE floats load_some(const float *from, int64_t index, int64_t size) {
+    if (index + LANES <= size) return load(from + index);
+    floats value = {0};
+    memcpy(&value, from + index, (size_t)(size - index) * sizeof(float));
+    return value;
+}
+
+INLINE void store_some(float *to, int64_t index, int64_t size, floats value) {
+    int64_t count = size - index < LANES ? size - index : LANES;
+    if (count == LANES)
+        store(to + index, value);
+    else
+        memcpy(to + index, &value, (size_t)count * sizeof(float));
+}
+
+#endif

@@ -1,0 +1,109 @@
+"""The compiled kernels with the operations that programs run inside C, called one by one with tensors."""
+
+from __future__ import annotations
+
+from ctypes import POINTER, Structure, byref, c_float, c_int, c_int64, c_void_p, sizeof
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gptcli.kernels.bindings import ACTIVATIONS
+from gptcli.kernels.tensors import Library, address, contiguous
+
+
+class Attention(Structure):
+    """kernels.h's Attention."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("queries", "keys", "values", "sinks", "out")),
+        *((name, c_int64) for name in ("heads", "kv_heads", "head_dim", "head_stride", "start", "length")),
+        ("scale", c_float),
+        ("softcap", c_float),
+    ]
+
+
+_ATTENTION = 5  # its number in gptcli_record_bytes
+_SIGNATURES: dict[str, tuple[object, list[object]]] = {
+    "gptcli_attention": (c_int, [POINTER(Attention)]),
+    "gptcli_rms_norm": (None, [c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p]),
+    "gptcli_layer_norm": (None, [c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p]),
+    "gptcli_rope": (None, [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64]),
+    "gptcli_activate": (None, [c_int, c_void_p, c_void_p, c_int64, c_void_p]),
+    "gptcli_exp": (None, [c_void_p, c_int64, c_void_p]),
+}
+
+
+class Operations(Library):
+    """The library with the single operations. Tensors are fp32."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(self._c, name)
+            function.restype, function.argtypes = result, arguments
+        assert self._c.gptcli_record_bytes(_ATTENTION) == sizeof(Attention)
+
+    def attention(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        start: int,
+        length: int,
+        scale: float,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """One token's softmax(scale q k) v over positions start to start + length - 1: (heads, head_dim).
+
+        queries: (heads, head_dim); keys and values: (kv_heads, capacity, head_dim), contiguous in each head; sinks:
+        (heads,).
+        """
+        queries = contiguous(queries)
+        (heads, head_dim), (kv_heads, capacity, _) = queries.shape, keys.shape
+        assert keys.stride() == values.stride() and keys.stride()[1:] == (head_dim, 1) and keys.shape == values.shape
+        assert keys.dtype == values.dtype == torch.float32 and heads % kv_heads == 0
+        assert 0 <= start and 0 < length and start + length <= capacity and (sinks is None or sinks.shape == (heads,))
+        out = torch.empty(heads, head_dim)
+        attention = Attention(
+            queries.data_ptr(), keys.data_ptr(), values.data_ptr(), address(sinks), out.data_ptr(),
+            heads, kv_heads, head_dim, keys.stride(0), start, length, scale, softcap or 0.0,
+        )  # fmt: skip
+        assert self._c.gptcli_attention(byref(attention)) == 0
+        return out
+
+    def rms_norm(self, x: Tensor, weight: Tensor | None, epsilon: float) -> Tensor:
+        """x / sqrt(mean(x^2) + epsilon) * weight over the last axis."""
+        x = contiguous(x)
+        out, size = torch.empty_like(x), x.shape[-1]
+        self._c.gptcli_rms_norm(x.data_ptr(), address(weight), epsilon, x.numel() // size, size, out.data_ptr())
+        return out
+
+    def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float) -> Tensor:
+        """(x - mean) / sqrt(variance + epsilon) * weight + bias over the last axis."""
+        x = contiguous(x)
+        out, size = torch.empty_like(x), x.shape[-1]
+        self._c.gptcli_layer_norm(
+            x.data_ptr(), address(weight), address(bias), epsilon, x.numel() // size, size, out.data_ptr()
+        )
+        return out
+
+    def rotate_(self, heads: Tensor, cos: Tensor, sin: Tensor) -> None:
+        """What `model.rope.rotate` does, in place, for one position: heads (heads, head_dim), cos and sin (dim,)."""
+        count, head_dim = heads.shape
+        self._c.gptcli_rope(address(heads), address(cos), address(sin), count, head_dim, cos.numel())
+
+    def activate(self, activation: str, gate: Tensor, up: Tensor | None = None) -> Tensor:
+        """activation(gate) * up, elementwise; the names are `model.config.Activation`'s."""
+        gate, out = contiguous(gate), torch.empty_like(gate)
+        assert up is None or up.shape == gate.shape
+        self._c.gptcli_activate(ACTIVATIONS[activation], gate.data_ptr(), address(up), gate.numel(), out.data_ptr())
+        return out
+
+    def exp(self, x: Tensor) -> Tensor:
+        """e^x, as the other operations compute it."""
+        x = contiguous(x)
+        out = torch.empty_like(x)
+        self._c.gptcli_exp(x.data_ptr(), x.numel(), out.data_ptr())
+        return out

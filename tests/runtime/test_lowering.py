@@ -1,0 +1,165 @@
+"""Lowering refuses every config that it was not written for, so that a program never computes another model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, make_dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+
+from gptcli.kernels.tensors import Library
+from gptcli.model import config as configs
+from gptcli.model.config import (
+    AttentionConfig,
+    BlockConfig,
+    DecoderConfig,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    MlpConfig,
+    MoeConfig,
+    NormConfig,
+    PositionScale,
+    QkNormConfig,
+    RopeConfig,
+    RopeScaling,
+    YarnScaling,
+)
+from gptcli.model.decoder import Decoder
+from gptcli.runtime.lowering import lower
+from tests.parity.test_families import needed_library
+
+NORM = NormConfig(kind="rms", eps=1e-5)
+MLP = MlpConfig(width=16)
+LINEAR = LinearScaling(factor=2.0)
+SCALINGS: list[RopeScaling | None] = [
+    None,
+    LINEAR,
+    Llama3Scaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=16),
+    YarnScaling(factor=4.0, original_context=16, magnitude=1.0),
+    LongRopeScaling(short=(1.0,) * 4, long=(2.0,) * 4, original_context=16, magnitude=1.0),
+]
+NEVER_LOWERED = {MoeConfig, PositionScale}
+
+
+@pytest.fixture(scope="module")
+def library() -> Library:
+    return needed_library()
+
+
+def decoder_config(scaling: RopeScaling | None = LINEAR) -> DecoderConfig:
+    """A config with every record that can be lowered, one scaling at a time."""
+    attention = AttentionConfig(
+        heads=2,
+        kv_heads=1,
+        head_dim=8,
+        rope=RopeConfig(theta=10000.0, dim=8, scaling=scaling),
+        scale=0.5,
+        qk_norm=QkNormConfig(norm=NORM, over="head"),
+    )
+    return DecoderConfig(
+        vocab_size=32,
+        hidden_size=16,
+        max_context=64,
+        blocks=(BlockConfig(attention=attention, mlp=MLP),) * 2,
+        norm=NORM,
+        tied_head=True,
+    )
+
+
+def decoder_of(config: DecoderConfig) -> Decoder:
+    decoder = Decoder(config).eval().requires_grad_(False)
+    for parameter in decoder.parameters():
+        torch.nn.init.normal_(parameter)
+    return decoder
+
+
+def changed(record: Any, change: Callable[[Any], Any]) -> Any:
+    """A tree of records after a change of each, leaves first."""
+    if isinstance(record, tuple):
+        return tuple(changed(each, change) for each in record)
+    if not is_dataclass(record):
+        return record
+    children = {each.name: changed(getattr(record, each.name), change) for each in fields(record)}
+    return change(replace(record, **children))  # type: ignore[type-var]
+
+
+def with_field(config: DecoderConfig, kind: type, value: int) -> DecoderConfig:
+    """The same config in which records of a kind have one more field, which is 0 by default."""
+    extended = make_dataclass(kind.__name__, [("added", int, 0)], bases=(kind,), frozen=True, kw_only=True)
+
+    def extend(record: Any) -> Any:
+        if type(record) is not kind:
+            return record
+        return extended(**{each.name: getattr(record, each.name) for each in fields(record)}, added=value)
+
+    made: DecoderConfig = changed(config, extend)
+    assert made != config
+    return made
+
+
+KINDS = [
+    *((kind, decoder_config()) for kind in (DecoderConfig, BlockConfig, AttentionConfig, MlpConfig)),
+    *((kind, decoder_config()) for kind in (NormConfig, QkNormConfig, RopeConfig)),
+    *((type(scaling), decoder_config(scaling)) for scaling in SCALINGS if scaling is not None),
+]
+
+
+def test_every_record_of_a_config_is_tested_here() -> None:
+    records = {each for each in vars(configs).values() if isinstance(each, type) and is_dataclass(each)}
+    assert records == {kind for kind, _ in KINDS} | NEVER_LOWERED
+
+
+@pytest.mark.parametrize(("kind", "config"), KINDS)
+def test_a_field_that_lowering_does_not_know_is_refused_unless_it_has_its_default(
+    kind: type, config: DecoderConfig, library: Library
+) -> None:
+    assert lower(decoder_of(with_field(config, kind, 0)), library) is not None
+    assert lower(decoder_of(with_field(config, kind, 1)), library) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda block: replace(block, residual="between"),
+        lambda block: replace(block, mlp=MoeConfig(expert=MLP, experts=4, top_k=2, renormalize=True)),
+        lambda block: replace(block, mlp=replace(MLP, activation="mish")),
+        lambda block: replace(block, attention=replace(block.attention, clip=8.0)),
+        lambda block: replace(
+            block,
+            attention=replace(block.attention, position_scale=PositionScale(beta=0.1, original_context=16)),
+        ),
+        lambda block: replace(
+            block,
+            attention=replace(block.attention, qk_norm=QkNormConfig(norm=replace(NORM, bias=True), over="head")),
+        ),
+    ],
+    ids=["residual", "experts", "activation", "clip", "position scale", "bias of an rms norm"],
+)
+def test_what_has_no_operation_is_refused(change: Callable[[BlockConfig], BlockConfig], library: Library) -> None:
+    config = decoder_config()
+    assert lower(decoder_of(replace(config, blocks=tuple(map(change, config.blocks)))), library) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        (lambda config: config, True),
+        (lambda config: with_field(config, DecoderConfig, 0), True),
+        (lambda config: with_field(config, DecoderConfig, 1), False),
+        (lambda config: replace(config, logit_scale=2.0), False),
+        (lambda config: replace(config, logit_softcap=30.0), False),
+        (lambda config: decoder_config(SCALINGS[-1]), False),
+    ],
+    ids=["plain", "a default", "a new field", "a scale of logits", "a bound on logits", "a rope that changes"],
+)
+def test_only_what_a_program_computes_alone_can_run_without_the_decoder(
+    change: Callable[[DecoderConfig], DecoderConfig], kept: bool, library: Library
+) -> None:
+    decoder = decoder_of(decoder_config())
+    program = lower(decoder, library)
+    assert program is not None
+    decoder.config = change(decoder.config)  # as if lowering had learned it
+    assert (program.snapshot(64, "fp32", 1) is not None) == kept
