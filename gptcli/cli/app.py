@@ -15,12 +15,12 @@ from gptcli.cli.terminal.stderr import print_error
 from gptcli.errors import ExitCode, GptcliError
 from gptcli.version import VERSION
 
-# In the order that the help has them in; each is in a module of its name.
+# In the order of the help; each is in a module of its name.
 _COMMANDS = ("generate", "chat", "score", "tokenize", "bench", "models")
 
 
 def program(arguments: Sequence[str] = ()) -> typer.Typer:
-    """The command line, of which only the command that the arguments name is imported, or all where they name none."""
+    """The command line. Imports only the command that the arguments name, or all commands if they name none."""
     app = typer.Typer(
         name="gptcli",
         help="Local text generation for a terminal, a pipe and a Python program.",
@@ -29,12 +29,14 @@ def program(arguments: Sequence[str] = ()) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
     )
-    for name in arguments[:1] if set(arguments[:1]) & set(_COMMANDS) else _COMMANDS:
+    named = arguments[0] if arguments else ""
+    for name in [named] if named in _COMMANDS else [] if named == "help" else _COMMANDS:
         module = importlib.import_module(f"gptcli.cli.commands.{name}")
         if name == "models":
             app.add_typer(module.app, name=name)
         else:
             app.command(name)(getattr(module, name))
+    app.command("help")(_help)
     return app
 
 
@@ -46,6 +48,18 @@ def _gptcli(
         typer.echo(f"gptcli {VERSION}")
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help())
+
+
+def _help(
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="COMMAND", autocompletion=lambda: list(_COMMANDS), help="A command, such as `models show`."
+        ),
+    ] = None,
+) -> None:
+    """Show the help of gptcli or of a command, as --help does."""
+    _program([*(command or ()), "--help"])
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
+from typing import Any
 
 from gptcli.language_model import LanguageModel
+from gptcli.settings import SamplingConfig
 
 
 def stop_sources(lm: LanguageModel) -> dict[str, Sequence[int]]:
@@ -13,9 +15,17 @@ def stop_sources(lm: LanguageModel) -> dict[str, Sequence[int]]:
     return {**lm.folder.stop_ids, **own}
 
 
-def default_origin(field: str, lm: LanguageModel) -> str:
-    """Where the default of a sampling setting comes from."""
-    return "generation_config.json" if field in lm.sampling_defaults else "gptcli"
+def sampling_facts(
+    lm: LanguageModel, sampling: SamplingConfig, names: Iterable[str], by_flag: Container[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """Sampling settings by name, each with where its value comes from. by_flag: those that an option gave."""
+
+    def origin(name: str) -> str:
+        if name in by_flag:
+            return "flag"
+        return "generation_config.json" if name in lm.sampling_defaults else "gptcli"
+
+    return {name: {"value": getattr(sampling, name), "from": origin(name)} for name in names}
 
 
 def weight_bytes(lm: LanguageModel) -> dict[str, int]:

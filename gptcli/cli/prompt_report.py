@@ -6,14 +6,14 @@ Needs neither weights nor torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import psutil
 
 from gptcli.cli.json_records import json_line
-from gptcli.cli.model_facts import default_origin, stop_sources, weight_bytes
+from gptcli.cli.model_facts import sampling_facts, stop_sources, weight_bytes
 from gptcli.cli.terminal.stderr import print_note, size
 from gptcli.cli.terminal.stdout import Sink
 from gptcli.cli.terminal.tables import print_records
@@ -24,16 +24,7 @@ from gptcli.settings import SamplingConfig, StopConfig
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.messages import Message
 
-_SAMPLING = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repeat_penalty",
-    "repeat_last_n",
-    "presence_penalty",
-    "frequency_penalty",
-)
+_NUMBERS = [field.name for field in fields(SamplingConfig) if isinstance(field.default, int | float)]
 
 
 @dataclass(frozen=True)
@@ -76,9 +67,9 @@ def rendered_prompt(
 
 
 def prompt_report(
-    lm: LanguageModel, prompt: GivenPrompt, given: Mapping[str, Any], sampling: SamplingConfig, stopping: StopConfig
+    lm: LanguageModel, prompt: GivenPrompt, given: Container[str], sampling: SamplingConfig, stopping: StopConfig
 ) -> dict[str, Any]:
-    """The report as `--json` writes it. given: the sampling settings by name, None where no flag gave one."""
+    """The report as `--json` writes it. given: the names of the sampling settings that are not a default."""
     wanted = lm.ctx_size if stopping.max_tokens < 0 else len(prompt.ids) + stopping.max_tokens
     context = min(lm.ctx_size, wanted)
     stops: dict[int, list[str]] = {}
@@ -100,13 +91,7 @@ def prompt_report(
         "stop_ids": [{"id": id, "token": lm.tokenizer.token_name(id), "from": where} for id, where in stops.items()],
         "stop": list(stopping.strings),
         "max_tokens": stopping.max_tokens,
-        "sampling": {
-            field: {
-                "value": getattr(sampling, field),
-                "from": default_origin(field, lm) if given.get(field) is None else "flag",
-            }
-            for field in _SAMPLING
-        },
+        "sampling": sampling_facts(lm, sampling, _NUMBERS, by_flag=given),
         "bytes": {
             **weight_bytes(lm),
             "cache_in_fp32": lm.folder.architecture.config.cache_bytes(context, 4),

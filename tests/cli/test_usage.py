@@ -119,6 +119,21 @@ def test_h_is_help_for_every_command(cli: Cli, command: str) -> None:
     assert f"Usage: gptcli {command}".encode() in result.out
 
 
+@pytest.mark.parametrize("command", [[], ["generate"], ["models", "show"]])
+def test_help_shows_the_help_of_a_command(cli: Cli, command: list[str]) -> None:
+    assert cli("help", *command) == cli(*command, "--help")
+
+
+@pytest.mark.parametrize("command", [["nonsense"], ["models", "nonsense"]])
+def test_help_of_an_unknown_command_is_a_usage_error(cli: Cli, command: list[str]) -> None:
+    result = cli("help", *command)
+    assert (result.code, result.out) == (2, b"")
+    assert (
+        result.err
+        == f"gptcli: error: No such command 'nonsense'.\nhint: run `{' '.join(['gptcli', *command[:-1]])} --help`\n"
+    )
+
+
 def test_the_version_is_told(cli: Cli) -> None:
     assert cli("--version").out == f"gptcli {gptcli.__version__}\n".encode()
 

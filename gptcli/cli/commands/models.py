@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ import typer
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.registry import FAMILIES
 from gptcli.cli import options
-from gptcli.cli.model_facts import default_origin, stop_sources, weight_bytes
+from gptcli.cli.model_facts import sampling_facts, stop_sources, weight_bytes
 from gptcli.cli.terminal.stderr import Activity, print_note, size
 from gptcli.cli.terminal.stdout import Sink
 from gptcli.cli.terminal.tables import print_records, spelled
@@ -32,6 +33,9 @@ app = typer.Typer(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+# Not the penalties that no model sets and that are off.
+_SHOWN_SETTINGS = [field.name for field in fields(SamplingConfig) if field.default]
 
 _NAME_HELP = "A name that `gptcli models` lists, or a directory."
 Name = Annotated[
@@ -257,10 +261,7 @@ def _facts(lm: LanguageModel) -> dict[str, Any]:
         "quantization": packed,
         "stop_ids": {where: list(ids) for where, ids in stop_sources(lm).items()},
         "chat_template": _template_state(lm),
-        "sampling": {
-            field: {"value": getattr(sampling, field), "from": default_origin(field, lm)}
-            for field in ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n")
-        },
+        "sampling": sampling_facts(lm, sampling, _SHOWN_SETTINGS),
         "bytes": {
             "on_disk": LocalModel(lm.name, folder.path).size,
             **weight_bytes(lm),
