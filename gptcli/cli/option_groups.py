@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
+_Group = TypeVar("_Group")
 Selection = Callable[[str], bool]
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def option_group(group: type[_Group]) -> type[_Group]:
+    """A frozen dataclass whose fields are options, each `Annotated[type, typer.Option(...)]` with a default.
+
+    It has neither comparison nor repr, which every start of the program would have to compile.
+    """
+    return dataclass(frozen=True, kw_only=True, eq=False, repr=False)(group)
 
 
 def only(*names: str) -> Selection:

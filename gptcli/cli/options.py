@@ -3,15 +3,14 @@
 A group's record holds what was typed; its methods turn that into the records of `settings.py`, which check ranges.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from gptcli.cli.option_groups import option_group
 from gptcli.cli.prompt_input import DecodingErrors, argument_text
 from gptcli.errors import UsageError
 from gptcli.models.catalog import DEFAULT_MODEL, local_models
@@ -60,7 +59,7 @@ TokenizerModel = Annotated[
 Offline = Annotated[bool, _model_option("--offline", help="Never fetch the default model.")]
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_group
 class RuntimeOptions:
     """Where and how a model runs."""
 
@@ -108,7 +107,7 @@ ChatTemplateFile = Annotated[
 Errors = Annotated[DecodingErrors, _prompt_option("--errors", help="What to do about input that is not UTF-8.")]
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_group
 class PromptOptions:
     """Where a prompt comes from, how its bytes are read, and what is made of it."""
 
@@ -138,7 +137,7 @@ class PromptOptions:
             raise UsageError("--system and --system-file exclude each other")
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_group
 class SamplingOptions:
     """How tokens are drawn: an option for each field of SamplingConfig. None is the model's default, else ours."""
 
@@ -200,7 +199,7 @@ Stop = Annotated[list[str] | None, _stop_option("--stop", metavar="TEXT", help="
 IgnoreEos = Annotated[bool, _stop_option("--ignore-eos", help="Never draw a token that ends the text.")]
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_group
 class StopOptions:
     """When a text ends."""
 
@@ -223,7 +222,7 @@ class StopOptions:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_group
 class ChatStopOptions:
     """When a reply ends. What is not given is the session's."""
 
@@ -264,7 +263,7 @@ Color = Annotated[
 Quiet = Annotated[bool, _output_option("-q", "--quiet", help="Only errors on stderr.")]
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_group
 class OutputOptions:
     """What is written, and in which form."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +17,7 @@ from gptcli.chat.storage import SessionFile, last_model, session_names
 from gptcli.chat.thinking import opens_thoughts
 from gptcli.cli import options
 from gptcli.cli.json_records import json_line, sample_record
-from gptcli.cli.option_groups import only, with_option_groups, without
+from gptcli.cli.option_groups import only, option_group, with_option_groups, without
 from gptcli.cli.prompt_input import messages_of_script, read_prompt
 from gptcli.cli.repl.answer import Answer, View, dropped_note
 from gptcli.cli.repl.stored_sessions import opened, print_sessions
@@ -48,7 +48,7 @@ Question = Annotated[
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_group
 class SessionOptions:
     """Which session goes on, and what is said in it."""
 

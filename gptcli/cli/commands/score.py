@@ -14,7 +14,7 @@ import typer
 
 from gptcli.cli import options
 from gptcli.cli.json_records import choices_record, json_line, score_record
-from gptcli.cli.option_groups import only, with_option_groups, without
+from gptcli.cli.option_groups import only, option_group, with_option_groups, without
 from gptcli.cli.probabilities.picture_files import Pictures
 from gptcli.cli.probabilities.score_view import ScoreView, choice_lines, figure, text_figures, token_lines
 from gptcli.cli.probabilities.shading import figures, of_score
@@ -40,7 +40,7 @@ Files = Annotated[
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_group
 class ScoreOptions:
     """What is scored of the texts, and how."""
 

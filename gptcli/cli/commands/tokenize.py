@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
 import typer
 
 from gptcli.cli import options
-from gptcli.cli.option_groups import with_option_groups
+from gptcli.cli.option_groups import option_group, with_option_groups
 from gptcli.cli.prompt_input import argument_text
 from gptcli.cli.terminal.stderr import Activity
 from gptcli.cli.terminal.stdout import Sink
@@ -31,7 +30,7 @@ Files = Annotated[
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_group
 class InputOptions:
     """What is tokenized, and how it is read."""
 
@@ -57,7 +56,7 @@ class InputOptions:
     ] = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_group
 class ViewOptions:
     """How the tokens are shown."""
 
@@ -72,7 +71,7 @@ class ViewOptions:
     color: options.Color = "auto"
 
 
-@dataclass(frozen=True, kw_only=True)
+@option_group
 class TaskOptions:
     """What is done instead of showing tokens."""
 
