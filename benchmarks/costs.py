@@ -22,7 +22,7 @@ from random_model import Shape, write_model
 
 import gptcli
 from gptcli.runtime.bench import read_bandwidth, weight_bytes
-from gptcli.runtime.engine import Engine
+from gptcli.runtime.torch_engine import TorchEngine
 
 SHAPES = (
     Shape(layers=8, hidden=384, mlp=1024, heads=6, kv_heads=2),
@@ -54,7 +54,7 @@ def measure() -> dict[str, Any]:
     return {"kernels": kernels, "threads": threads, "bandwidth": bandwidth, "points": points}
 
 
-def point(engine: Engine, context: int) -> dict[str, Any]:
+def point(engine: TorchEngine, context: int) -> dict[str, Any]:
     """Milliseconds of a step behind so many tokens, and the bytes it reads."""
     cache = engine.new_cache()
     engine.prefill([(7 * place + 3) % 1000 for place in range(context)], cache)

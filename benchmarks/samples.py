@@ -2,7 +2,7 @@
 
 python benchmarks/samples.py [--model NAME] [--quantize auto] [--dtype auto] [--counts 1 2 4 8 16] [--repeats 5]
 
-Sampled with the defaults, 64 tokens behind a prompt of 64; the prompt's time counts, as it does to who waits for it.
+Sampled with the defaults, 64 tokens after a prompt of 64, whose time counts as well.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import gptcli
 from gptcli.models.catalog import DEFAULT_MODEL
+from gptcli.runtime.engine import PromptCache
 from gptcli.settings import SamplingConfig, StopConfig
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 64, 64
@@ -49,7 +50,7 @@ def main() -> None:
         return lm.streams(prompt, SamplingConfig(seed=1).for_samples(count), STOP)
 
     def in_turn(count: int) -> Iterator[Any]:
-        cache = lm.engine.new_cache()  # which keeps the prompt from one to the next
+        cache = PromptCache()  # keeps the prompt from one sample to the next
         return (lm.stream(prompt, own, STOP, cache=cache) for own in SamplingConfig(seed=1).for_samples(count))
 
     print(f"{lm.name}, {lm.engine.kernels}, {lm.engine.threads} threads, --quantize {options.quantize}\n")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeAlias
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
+from gptcli.chat.session import Session
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import sampling_defaults
 from gptcli.errors import BrokenTokenizer, ContextOverflow, UsageError
@@ -17,53 +18,46 @@ from gptcli.generation.request_checks import check_choices, check_request, check
 from gptcli.generation.sampling.native_sampler import CompiledPicker
 from gptcli.models.catalog import DEFAULT_MODEL, FetchProgress, fingerprint
 from gptcli.models.locate import locate
-from gptcli.runtime.fast_start.snapshot_engine import PreparedCache, PreparedEngine
-from gptcli.runtime.fast_start.snapshots import Copy, Slot, keep_copy, open_copy, slot_of
-from gptcli.runtime.machine import check_room_for_torch
+from gptcli.runtime.engine import Cancelled, Engine, Progress, PromptCache, Workload, never_cancelled, no_progress
+from gptcli.runtime.loader import Loader
 from gptcli.settings import ChatSettings, Dtype, Overflow, Quantize, RuntimeConfig, SamplingConfig, StopConfig
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.tokenizer import Tokenizer
+from gptcli.version import VERSION
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gptcli.chat.session import Session
     from gptcli.generation.completion import Picker
     from gptcli.generation.events import Finished, TextDelta
     from gptcli.generation.score_result import ChoiceScore, Score
     from gptcli.generation.speculation import Drafter
     from gptcli.model.cache import KVCache
-    from gptcli.runtime.engine import Engine
+    from gptcli.runtime.torch_engine import TorchEngine
 
-Progress = Callable[[int, int], None]
-Cache: TypeAlias = "KVCache | PreparedCache"
-
-DRAFTED_TOKENS = 4  # a step, at most, by a smaller model; --speculate says otherwise
-
-
-def _no_progress(done: int, total: int) -> None:
-    pass
+DRAFTED_TOKENS = 4  # at most in a step by a draft model, unless --speculate says otherwise
 
 
 class LanguageModel:
-    """An opened model. Its weights are read, and torch imported, when `load` or the first use asks for them."""
+    """An opened model. Its weights are read, and torch imported if need be, by `load` or the first use.
 
-    def __init__(self, name: str, folder: ModelFolder, runtime: RuntimeConfig, *, one_text: int | None = None) -> None:
+    As a context manager it ends with `close`, unless an error ends the block.
+    """
+
+    def __init__(
+        self, name: str, folder: ModelFolder, runtime: RuntimeConfig, *, workload: Workload | None = None
+    ) -> None:
         self.name = name
         self.folder = folder
         self.runtime = runtime
-        self._engine: Engine | None = None
-        self._copy: Copy | None = None
-        self._prepared: PreparedEngine | None = None
-        self._slot: Slot | None = None  # for the copy of the weights that were read
-        self._smaller: LanguageModel | None = None
-        self._smaller_cache: KVCache | None = None
+        self._workload = workload
+        self._draft_model: LanguageModel | None = None
+        self._draft_cache: KVCache | None = None
         config = folder.architecture.config
         self.ctx_size = runtime.ctx_size or config.max_context
         if self.ctx_size > config.max_context:
             raise UsageError(f"ctx-size {self.ctx_size} is beyond the model's context of {config.max_context}")
-        if one_text is not None and (slot := slot_of(folder, runtime)) is not None:
-            self._copy = open_copy(slot, runtime, self._room(one_text))
+        self._loader = Loader(folder, runtime, self.ctx_size, None if runtime.draft_model else workload)
         self.tokenizer = Tokenizer.open(folder.path)
         if self.tokenizer.size > config.vocab_size:
             raise BrokenTokenizer(f"the tokenizer has {self.tokenizer.size} tokens, the model only {config.vocab_size}")
@@ -76,89 +70,51 @@ class LanguageModel:
         *,
         offline: bool = False,
         on_fetch: FetchProgress | None = None,
-        one_text: int | None = None,
+        workload: Workload | None = None,
     ) -> Self:
         """Finds a model by name or directory and reads all but its weights; the default model is fetched if missing.
 
-        one_text: begins to read what `load_for_one` needs for texts of at least so many tokens, -1 for as many as the
-        context holds. Raises ModelNotFound, InvalidModel or UsageError.
+        The same for the draft model of `runtime`. workload: what will be asked of it; None for anything, which needs
+        torch. Raises ModelNotFound, InvalidModel or UsageError.
         """
         folder = ModelFolder.open(locate(name, offline=offline, on_progress=on_fetch))
-        return cls(name, folder, runtime, one_text=one_text)
+        lm = cls(name, folder, runtime, workload=workload)
+        if runtime.draft_model:
+            lm.draft_with(cls.open(runtime.draft_model, runtime.for_draft_model(), offline=offline, on_fetch=on_fetch))
+        return lm
 
-    def load(self, on_progress: Progress = _no_progress) -> Engine:
-        """Reads the weights, once, and those of a model that drafts; on_progress gets a model's bytes done and in all.
+    def __enter__(self) -> Self:
+        return self
 
-        Raises OutOfMemory or NoSuchDevice.
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+
+    def close(self) -> None:
+        """Keeps what makes the next start fast, if a workload was announced and the weights had to be read for it."""
+        if self._workload is not None:
+            self._loader.keep_snapshot()
+
+    def load(self, on_progress: Progress = no_progress, workload: Workload | None = None) -> Engine:
+        """Loads what serves the workload, by default the announced one, and the draft model.
+
+        on_progress: a model's bytes read and in all. Raises OutOfMemory or NoSuchDevice.
         """
-        if self._engine is None:
-            self._copy = self._prepared = None  # whose memory the weights may need
-            self._engine = self._read_weights(on_progress)
-        if self._smaller is not None:
-            self._smaller.load(on_progress)
-        return self._engine
-
-    def load_for_one(self, tokens: int, on_progress: Progress = _no_progress) -> None:
-        """`load` for one text at a time, of up to so many tokens, -1 for as many as the context holds: a prepared copy
-        will do, which needs no torch."""
-        if self._copy is not None and self._smaller is None:
-            self._prepared = self._copy.engine(self.ctx_size, self._room(tokens))
-        if self._prepared is None:
-            self.load(on_progress)
-
-    def _room(self, tokens: int) -> int:
-        return self.ctx_size if tokens < 0 else min(tokens, self.ctx_size)
-
-    def keep_copy(self) -> None:
-        """Keeps a prepared copy for `load_for_one`, where the weights were read and there can be one."""
-        if self._engine is not None and self._slot is not None:
-            keep_copy(self._slot, self.folder, self.runtime, self._engine)
-
-    def fitting_cache(self, cache: Cache | None, *, recorded: bool) -> Cache:
-        """A cache for one text at a time: the given one, unless another kind is needed, or a new one.
-
-        recorded: whether the text's probabilities are.
-        """
-        engine = self.engine if recorded else self.running
-        fits = isinstance(cache, PreparedCache) == isinstance(engine, PreparedEngine)
-        return cache if cache is not None and fits else engine.new_cache()
-
-    @property
-    def running(self) -> Engine | PreparedEngine:
-        """What runs the decoder: a prepared copy, or the engine."""
-        return self._prepared or self.engine
+        engine = self._loader.load(workload or self._workload, on_progress)
+        if self._draft_model is not None:
+            self._draft_model.load(on_progress)
+        return engine
 
     @property
     def engine(self) -> Engine:
-        """The loaded decoder."""
-        return self.load()
+        """What runs the decoder; loaded if nothing is yet."""
+        return self._loader.engine or self.load()
 
-    def _read_weights(self, on_progress: Progress) -> Engine:
-        started = time.perf_counter()
-        # How long OpenMP's threads spin for each other before they sleep, read when torch is first imported. By default
-        # they starve each other where another process keeps a core busy (docs/benchmarks.md).
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-        check_room_for_torch()
-        self._slot = slot_of(self.folder, self.runtime)  # before: what is read then is of these files, or of none
-        from gptcli.checkpoint.load import load_decoder
-        from gptcli.runtime.device_plan import plan_for
-        from gptcli.runtime.engine import Engine
-        from gptcli.runtime.memory_errors import memory_errors
-
-        plan = plan_for(self.folder, self.runtime)
-        with memory_errors(plan.device, "loading the weights"):
-            decoder = load_decoder(
-                self.folder,
-                plan.device,
-                plan.dtype,
-                plan.packing,
-                on_progress,
-                library=plan.library if plan.as_stored or plan.half else None,
-                half=plan.half,
-                integers=plan.integers,
-                tinygemm=plan.tinygemm,
-            )
-        return Engine(decoder, plan, self.ctx_size, load_s=time.perf_counter() - started)
+    def torch_engine(self) -> TorchEngine:
+        """The engine that serves every workload and whose logits are tensors; loaded if it is not yet."""
+        return self._loader.load_with_torch()
 
     @cached_property
     def sampling_defaults(self) -> dict[str, int | float]:
@@ -179,6 +135,21 @@ class LanguageModel:
     def fingerprint(self) -> str:
         """Tells this model from any other, for records of what it said; see `store.catalog.fingerprint`."""
         return fingerprint(self.folder.path)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a record of this model's words says of how they were computed."""
+        return {
+            "model": self.reference,
+            "fingerprint": self.fingerprint,
+            "runtime": {
+                "device": self.engine.device_name,
+                "dtype": self.engine.dtype_name,
+                "quantize": self.runtime.quantize,
+                "ctx_size": self.ctx_size,
+                "version": VERSION,
+            },
+        }
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
@@ -249,13 +220,13 @@ class LanguageModel:
         sampling: SamplingConfig,
         stop: StopConfig,
         *,
-        cache: Cache | None = None,
+        cache: PromptCache | None = None,
         logprobs: int | None = None,
         explain: bool = False,
-        on_prefill: Progress = _no_progress,
-        cancelled: Callable[[], bool] = lambda: False,
+        on_prefill: Progress = no_progress,
+        cancelled: Cancelled = never_cancelled,
     ) -> Iterator[TextDelta | Finished]:
-        """`generate` with settled configs; see gptcli.generation.loop.generate for the rest.
+        """`generate` with resolved configs; see gptcli.generation.loop.generate for the rest.
 
         Raises what `check_request` does, and UsageError for a negative `logprobs`, before anything is loaded.
         """
@@ -277,15 +248,15 @@ class LanguageModel:
         samplings: Sequence[SamplingConfig],
         stop: StopConfig,
         *,
-        cache: Cache | None = None,
+        cache: PromptCache | None = None,
         logprobs: int | None = None,
         explain: bool = False,
-        on_prefill: Progress = _no_progress,
-        cancelled: Callable[[], bool] = lambda: False,
+        on_prefill: Progress = no_progress,
+        cancelled: Cancelled = never_cancelled,
     ) -> Iterator[Iterator[TextDelta | Finished]]:
-        """`stream` for each of several configs, to be read in their order; they decode together, which is far faster.
+        """`stream` for each of several configs, to be read in order; they decode together, which is far faster.
 
-        Each is what it would be alone, but for how sums are rounded. Raises as `stream` does.
+        Each is what it would be alone, except for the rounding of sums. Raises as `stream` does.
         """
         for sampling in dict.fromkeys(replace(sampling, seed=None) for sampling in samplings):
             self.check_request(prompt, sampling)
@@ -296,12 +267,10 @@ class LanguageModel:
             raise UsageError(f"logprobs must be at least 0, not {logprobs}")
         from gptcli.generation.loop import generate
 
-        plain = len(samplings) == 1 and logprobs is None and not explain
-        room = self._room(-1 if stop.max_tokens < 0 else len(prompt) + stop.max_tokens)
-        engine: Engine | PreparedEngine = self.running
-        if isinstance(engine, PreparedEngine) and (not plain or room > engine.room):
-            engine = self.engine
-        assert cache is None or isinstance(cache, PreparedCache) == isinstance(engine, PreparedEngine)
+        tokens = None if stop.max_tokens < 0 else len(prompt) + stop.max_tokens
+        engine = self.engine
+        if not engine.serves(Workload(len(samplings), logprobs is not None or explain, tokens)):
+            engine = self.torch_engine()
         return generate(
             engine,
             self.tokenizer,
@@ -318,7 +287,7 @@ class LanguageModel:
 
     def _picker(
         self,
-        engine: Engine | PreparedEngine,
+        engine: Engine,
         sampling: SamplingConfig,
         stop: StopConfig,
         logprobs: int | None,
@@ -331,28 +300,31 @@ class LanguageModel:
 
         return TensorPicker(self.tokenizer, sampling, never, logprobs, explain)
 
-    def draft_with(self, smaller: LanguageModel) -> None:
-        """Lets a smaller model draft tokens from now on; the text stays the same. Raises UsageError unless it has the
-        same tokens."""
-        if difference := self.tokenizer.difference(smaller.tokenizer):
+    def draft_with(self, draft_model: LanguageModel) -> None:
+        """Lets a smaller model draft tokens from now on; the text stays the same.
+
+        Raises UsageError unless both have the same tokens.
+        """
+        if difference := self.tokenizer.difference(draft_model.tokenizer):
             raise UsageError(
-                f"the draft model has other tokens: {smaller.name}: {difference}",
+                f"the draft model has other tokens: {draft_model.name}: {difference}",
                 hint="take a smaller model of the same family",
             )
-        self._smaller, self._smaller_cache = smaller, None
+        self._draft_model, self._draft_cache = draft_model, None
 
     @property
     def _most_drafted(self) -> int:
-        return self.runtime.speculate or (DRAFTED_TOKENS if self._smaller else 0)
+        return self.runtime.speculate or (DRAFTED_TOKENS if self._draft_model else 0)
 
-    def _drafter(self, cancelled: Callable[[], bool]) -> Drafter | None:
+    def _drafter(self, cancelled: Cancelled) -> Drafter | None:
         from gptcli.generation.speculation import DraftModel, PromptLookup
 
-        if self._smaller is None:
+        if self._draft_model is None:
             return PromptLookup() if self.runtime.speculate else None
-        if self._smaller_cache is None:  # kept from one generation to the next, as in a conversation
-            self._smaller_cache = self._smaller.engine.new_cache()
-        return DraftModel(self._smaller.engine, self._smaller_cache, self.tokenizer.size, cancelled)
+        engine = self._draft_model.torch_engine()
+        if self._draft_cache is None:  # kept from one generation to the next, as in a conversation
+            self._draft_cache = engine.new_cache()
+        return DraftModel(engine, self._draft_cache, self.tokenizer.size, cancelled)
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Logits at every position of a text, (T, vocab) in fp32. Raises UsageError or ContextOverflow."""
@@ -361,11 +333,11 @@ class LanguageModel:
             raise UsageError(f"logits are of one or more token ids from 0 to {vocabulary - 1}")
         if len(ids) > self.ctx_size:
             raise ContextOverflow(f"the text has {len(ids)} tokens, the context holds {self.ctx_size}")
-        return self.engine.logits(ids)
+        return self.torch_engine().logits(ids)
 
     @property
     def longest_stride(self) -> int:
-        """How many tokens a window of a long text can score, behind what the tokenizer puts before every text."""
+        """Tokens that a window of a long text can score, after what the tokenizer puts before every text."""
         return self.ctx_size + 1 - max(1, len(self.tokenizer.surroundings[0]))
 
     def score(
@@ -375,14 +347,14 @@ class LanguageModel:
         stride: int | None = None,
         top: int = 0,
         special: bool = False,
-        cache: KVCache | None = None,
-        on_progress: Progress = _no_progress,
+        cache: PromptCache | None = None,
+        on_progress: Progress = no_progress,
     ) -> Score:
-        """Log-probability of every token of a text, with those of the `top` likeliest at its place.
+        """Log-probability of every token of a text, with those of the `top` likeliest tokens at its position.
 
-        A text longer than the context is scored in windows, `stride` tokens further each (by default half the context):
-        each token is scored once, behind as many as a window holds. Raises UsageError for an empty text, and for a
-        stride or top out of range.
+        A text longer than the context is scored in windows that advance by `stride` tokens (by default half the
+        context); each token is scored once, given as many tokens as a window holds. Raises UsageError for an empty
+        text, and for a stride or top out of range.
         """
         check_scoring(stride, top, self.longest_stride)
         if not text:
@@ -390,7 +362,7 @@ class LanguageModel:
         from gptcli.generation.scoring import score
 
         return score(
-            self.engine,
+            self.torch_engine(),
             self.tokenizer,
             text,
             stride=stride or max(1, self.longest_stride // 2),
@@ -406,23 +378,24 @@ class LanguageModel:
         choices: Sequence[str],
         *,
         special: bool = False,
-        cache: KVCache | None = None,
+        cache: PromptCache | None = None,
     ) -> tuple[ChoiceScore, ...]:
         """How probable each of several continuations of a prompt is, the most probable first.
 
-        Where a choice changes how the prompt's end is cut into tokens, both count as they are together. Raises
+        A choice may change how the end of the prompt is tokenized; see gptcli.generation.scoring.choose. Raises
         UsageError, and ContextOverflow where they do not fit.
         """
         check_choices(choices)
         from gptcli.generation.scoring import choose
 
-        return choose(self.engine, self.tokenizer, prompt, choices, special=special, cache=cache)
+        return choose(self.torch_engine(), self.tokenizer, prompt, choices, special=special, cache=cache)
 
-    def session(self, system: str | None = None, settings: ChatSettings | None = None) -> Session:
+    def session(self, system: str | None = None, settings: ChatSettings | None = None) -> ChatSession:
         """A conversation with this model; settings that are left out are the model's own, else the command line's."""
-        from gptcli.chat.session import Session
-
         return Session(self, system, settings)
+
+
+ChatSession: TypeAlias = Session[LanguageModel]
 
 
 def load(
@@ -437,15 +410,19 @@ def load(
     draft_model: str | Path | None = None,
     offline: bool = False,
 ) -> LanguageModel:
-    """Loads a model by name or directory. Raises GptcliError, whose subclasses say what is wrong.
+    """Loads a model by name or directory. Raises subclasses of GptcliError that say what is wrong.
 
-    speculate: drafts up to so many tokens a step, from the text itself or with a smaller model, `draft_model`.
+    speculate: most tokens drafted a step, from the text itself or with a smaller model, `draft_model`.
     """
     runtime = RuntimeConfig(
-        device=device, dtype=dtype, quantize=quantize, ctx_size=ctx_size, threads=threads, speculate=speculate
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        ctx_size=ctx_size,
+        threads=threads,
+        speculate=speculate,
+        draft_model=None if draft_model is None else str(draft_model),
     )
     lm = LanguageModel.open(str(model), runtime, offline=offline)
-    if draft_model is not None:
-        lm.draft_with(LanguageModel.open(str(draft_model), runtime.for_draft_model(), offline=offline))
     lm.load()
     return lm

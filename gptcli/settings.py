@@ -133,10 +133,11 @@ class RuntimeConfig:
     ctx_size: int | None = None
     threads: int | None = None
     speculate: int = 0
+    draft_model: str | None = None
 
     def for_draft_model(self) -> Self:
         """The same for a model that drafts for this one: as fast as it can be, for its errors are not kept."""
-        return replace(self, ctx_size=None, speculate=0, dtype="auto", quantize="auto")
+        return replace(self, ctx_size=None, speculate=0, draft_model=None, dtype="auto", quantize="auto")
 
     def __post_init__(self) -> None:
         _check_whole("speculate", self.speculate, 0, 64, " (0 is off)")

@@ -1,42 +1,78 @@
-"""A conversation, and a cache that holds exactly what was run for it. Knows nothing of terminals or files.
+"""A conversation with a model, and the cache of what was run for it.
 
-Whatever happens to a session is an event, and its state is what the events add up to (`history`). So it is kept,
-continued, forked and, since the seeds are among them, replayed.
+Whatever happens to a session is an event, and its state is what the events add up to (`chat/events.py`). So it can be
+stored, continued, forked and, as seeds are among the events, replayed.
 """
 
 from __future__ import annotations
 
 import datetime
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from gptcli.chat.events import FORMAT_VERSION, History, Record
 from gptcli.errors import InputError, UsageError
 from gptcli.generation.events import Finished, TextDelta
-from gptcli.settings import ChatSettings, SamplingConfig
+from gptcli.runtime.engine import Cancelled, Progress, PromptCache, never_cancelled, no_progress
+from gptcli.settings import ChatSettings, SamplingConfig, StopConfig
+from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.messages import Message, message_record
-from gptcli.version import VERSION
+from gptcli.text.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from gptcli.language_model import Cache, LanguageModel
-    from gptcli.text.chat_template import ChatTemplate
+
+class ChatModel(Protocol):
+    """What a session asks of a model; see `language_model.LanguageModel`."""
+
+    ctx_size: int
+    tokenizer: Tokenizer
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template that the model brings. Raises TemplateError."""
+
+    @property
+    def sampling_defaults(self) -> Mapping[str, Any]:
+        """Sampling defaults that the model brings."""
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """What a stored reply says of how it was computed."""
+
+    def check_request(self, prompt: Sequence[int], sampling: SamplingConfig) -> None:
+        """Raises UsageError or ContextOverflow where a prompt cannot be continued."""
+
+    def stream(
+        self,
+        prompt: Sequence[int],
+        sampling: SamplingConfig,
+        stop: StopConfig,
+        *,
+        cache: PromptCache | None = None,
+        logprobs: int | None = None,
+        on_prefill: Progress = no_progress,
+        cancelled: Cancelled = never_cancelled,
+    ) -> Iterator[TextDelta | Finished]:
+        """Continues a prompt: text as it comes, then one Finished."""
+
+
+Model = TypeVar("Model", bound=ChatModel)
 
 
 class Journal(Protocol):
-    """Where a session's events go as they happen."""
+    """Where a session's events are written as they happen."""
 
     def append(self, record: Record) -> None:
-        """Takes the next event."""
+        """Writes the next event."""
 
     def sync(self) -> None:
-        """Called when a turn is complete, which must not be lost."""
+        """Makes sure that a completed turn is on disk."""
 
 
 @dataclass(frozen=True)
 class TurnsDropped:
-    """The conversation no longer fits: from here on the model does not see its oldest turns, so many more than before.
+    """The conversation no longer fits: the model does not see so many more of its oldest turns from now on.
 
     They stay among the messages.
     """
@@ -47,16 +83,16 @@ class TurnsDropped:
 Event = TextDelta | TurnsDropped | Finished
 
 
-class Session:
+class Session(Generic[Model]):
     """A conversation with a model. What a turn shares with the one before is not run again.
 
-    events: all that happened, plain records that JSON can keep and `restored` takes. finished: how each reply ended
-    that this process generated. records_probabilities: whether the next replies come with those of their tokens.
+    events: all that happened, as JSON objects that `restored` takes. finished: how each reply of this process ended.
+    records_probabilities: whether the next replies come with their tokens' probabilities.
     """
 
     def __init__(
         self,
-        lm: LanguageModel,
+        lm: Model,
         system: str | None = None,
         settings: ChatSettings | None = None,
         *,
@@ -67,10 +103,10 @@ class Session:
         self.events: list[Record] = []
         self._lm = lm
         self._own_template = template
-        self._cache: Cache | None = None
+        self._cache = PromptCache()
         self._journal: Journal | None = None
         self._history = History()
-        self._measured = 0, 0  # a number of events, and the prompt's tokens then
+        self._measured = 0, 0  # number of events when the prompt was measured, and its tokens
         self._record({"type": "session", "version": FORMAT_VERSION, "created": _now()})
         if system is not None:
             self.system = system
@@ -78,8 +114,8 @@ class Session:
             self.settings = settings
 
     @classmethod
-    def restored(cls, lm: LanguageModel, events: Sequence[Record], *, template: ChatTemplate | None = None) -> Session:
-        """A session as its events left it. Raises InputError for what are none."""
+    def restored(cls, lm: Model, events: Sequence[Record], *, template: ChatTemplate | None = None) -> Session[Model]:
+        """A session as its events left it. Raises InputError if they are not those of a session."""
         session = cls(lm, template=template)
         if events:
             session.events.clear()
@@ -93,18 +129,18 @@ class Session:
         return session
 
     @property
-    def lm(self) -> LanguageModel:
+    def lm(self) -> Model:
         """The model that answers."""
         return self._lm
 
     @lm.setter
-    def lm(self, lm: LanguageModel) -> None:
+    def lm(self, lm: Model) -> None:
         if lm is not self._lm:
-            self._lm, self._cache, self._measured = lm, None, (0, 0)
+            self._lm, self._cache, self._measured = lm, PromptCache(), (0, 0)
 
     @property
     def template(self) -> ChatTemplate:
-        """What renders the conversation: a template of its own, or the model's. Raises TemplateError."""
+        """What renders the conversation: the session's template, or the model's. Raises TemplateError."""
         return self._own_template or self._lm.template
 
     @property
@@ -114,7 +150,7 @@ class Session:
 
     @property
     def unanswered(self) -> str | None:
-        """The last question, if it was taken back or its reply was lost with the process: what `retry` asks again."""
+        """The last question, if it was taken back or the process died before its reply; `retry` asks it again."""
         question = self._history.unanswered
         return None if question is None else question["content"]
 
@@ -139,20 +175,14 @@ class Session:
         self._record({"type": "settings", "settings": settings.record})
 
     def keep_in(self, journal: Journal | None, *, kept: int = 0) -> None:
-        """Writes what happened so far, and whatever happens from now on, to a journal that has the first `kept` events.
-
-        None: from now on, nothing is written.
-        """
+        """Writes all events, past and future, to a journal that has the first `kept` of them; None ends writing."""
         self._journal = journal
         if journal is not None:
             for event in self.events[kept:]:
                 journal.append(event)
 
     def preview(self, text: str) -> list[Message]:
-        """The messages that the model would be given with a question. Needs no weights.
-
-        Raises what `send` would where it cannot be asked.
-        """
+        """The messages that the model would be given with a question. Raises as `send` does; needs no weights."""
         self._history.turns.append({"role": "user", "content": text})
         try:
             hidden, prompt = self._fitting()
@@ -165,15 +195,14 @@ class Session:
         self,
         text: str,
         *,
-        on_prefill: Callable[[int, int], None] = lambda done, total: None,
-        cancelled: Callable[[], bool] = lambda: False,
+        on_prefill: Progress = no_progress,
+        cancelled: Cancelled = never_cancelled,
     ) -> Iterator[Event]:
-        """Says something; yields the answer as it comes. Nothing happens before the first of it is asked for.
+        """Asks a question; yields the reply as it comes. Nothing happens until the first event is read.
 
-        Once `cancelled` is true the reply ends as it is, and is kept and marked. A question that brought no text at
-        all, for an error or an interrupt, is taken back; so is one whose reply is not read to its end. Raises what
-        LanguageModel.stream does, UsageError while another reply is being read, and ContextOverflow where the question
-        alone does not fit.
+        Once `cancelled` is true the reply ends, and is kept and marked. A question without any reply, after an error or
+        an interrupt, is taken back; so is one whose reply is not read to its end. Raises what LanguageModel.stream
+        does, UsageError while another reply is being read, and ContextOverflow if the question alone does not fit.
         """
         return self._ask({"type": "message", "role": "user", "content": text}, on_prefill, cancelled)
 
@@ -181,13 +210,13 @@ class Session:
         self,
         text: str | None = None,
         *,
-        on_prefill: Callable[[int, int], None] = lambda done, total: None,
-        cancelled: Callable[[], bool] = lambda: False,
+        on_prefill: Progress = no_progress,
+        cancelled: Cancelled = never_cancelled,
     ) -> Iterator[Event]:
-        """Asks the last question again, with the next seed, or another in its place; also one that is `unanswered`.
+        """Asks the last or the `unanswered` question again with the next seed, or another question instead of it.
 
-        The turn before stays where the new one brings no reply, be it for the end of the process. Otherwise as `send`.
-        Raises UsageError where there is nothing to ask again.
+        Keeps the old turn if the new one produces no reply, even if the process dies. Otherwise as `send`. Raises
+        UsageError if there is nothing to ask again.
         """
         question = self._history.unanswered
         if question is None:
@@ -197,21 +226,21 @@ class Session:
         return self._ask(question, on_prefill, cancelled)
 
     def undo(self) -> str:
-        """Takes the last turn back; returns what the user had said. Raises UsageError where there is none."""
+        """Takes the last turn back; returns its question. Raises UsageError if there is no turn."""
         text: str = self._last_question("take back")["content"]
         self._truncate(len(self._history.turns) - 2)
         return text
 
-    def fork(self) -> Session:
-        """A session that has gone the same way so far; it shares the cache."""
+    def fork(self) -> Session[Model]:
+        """A session with the same events so far, which shares the cache."""
         fork = Session.restored(self._lm, self.events, template=self._own_template)
         fork.share_cache(self)
         return fork
 
-    def share_cache(self, other: Session) -> None:
-        """Has one cache with another session of the same model: what both begin with is not run again.
+    def share_cache(self, other: Session[Model]) -> None:
+        """Uses the cache of another session of the same model, so that their common prefix is not run again.
 
-        It serves whoever speaks next. With another model nothing happens.
+        With another model nothing happens.
         """
         if other._lm is self._lm:
             self._cache = other._cache
@@ -240,9 +269,7 @@ class Session:
         if self._history.asks:
             raise UsageError("the reply before has not ended: read it to its end, or close it")
 
-    def _ask(
-        self, question: Record, on_prefill: Callable[[int, int], None], cancelled: Callable[[], bool]
-    ) -> Iterator[Event]:
+    def _ask(self, question: Record, on_prefill: Progress, cancelled: Cancelled) -> Iterator[Event]:
         self._check_ended()
         self._record(question)
         try:
@@ -252,19 +279,18 @@ class Session:
             if self._journal is not None:
                 self._journal.sync()
 
-    def _answer(self, on_prefill: Callable[[int, int], None], cancelled: Callable[[], bool]) -> Iterator[Event]:
+    def _answer(self, on_prefill: Progress, cancelled: Cancelled) -> Iterator[Event]:
         hidden, prompt = self._fitting()
         sampling = self._next_sampling()
         stopping = self.settings.stopping
         self._lm.check_request(prompt, sampling)
         if hidden > self._history.hidden:
             yield TurnsDropped((hidden - self._history.hidden) // 2)
-        self._cache = self._lm.fitting_cache(self._cache, recorded=self.records_probabilities)
         answer = b""
         for event in self._lm.stream(
             prompt,
             sampling,
-            # What is dropped are whole turns, before a reply: in its midst the model would lose its own thread.
+            # Whole turns are dropped before a reply: amid it the model would lose its own thread.
             replace(stopping, overflow="stop") if stopping.overflow == "shift" else stopping,
             cache=self._cache,
             logprobs=0 if self.records_probabilities else None,
@@ -282,8 +308,7 @@ class Session:
     def _fitting(self) -> tuple[int, list[int]]:
         """How many messages must be hidden for a reply to fit, and the prompt without them.
 
-        When the room for a reply gets short, turns are hidden until half of the context is free: the cache is of no use
-        to what follows, so that it should not happen at every turn.
+        Hides turns until half of the context is free: hiding makes the cache useless, so it must be rare.
         """
         prompt = self._rendered(self._history.hidden)
         size = self._lm.ctx_size
@@ -297,7 +322,7 @@ class Session:
         return hidden, self._rendered(hidden)
 
     def _next_sampling(self) -> SamplingConfig:
-        """The sampling of the next reply: a seed that was set counts up, so that a retry brings another one."""
+        """The sampling of the next reply; a seed that was set counts up, so that a retry gives another reply."""
         sampling = self.settings.sampling(self._lm.sampling_defaults)
         return (
             sampling
@@ -306,7 +331,6 @@ class Session:
         )
 
     def _reply(self, text: str, finished: Finished, hidden: int, sampling: SamplingConfig) -> dict[str, Any]:
-        engine = self._lm.running
         return {
             "type": "message",
             **message_record(Message("assistant", text, interrupted=finished.reason == "interrupt")),
@@ -315,15 +339,7 @@ class Session:
             "finish_reason": finished.reason,
             "seed": finished.seed,
             "sampling": asdict(replace(sampling, seed=finished.seed)),
-            "model": self._lm.reference,
-            "fingerprint": self._lm.fingerprint,
-            "runtime": {
-                "device": engine.device_name,
-                "dtype": engine.dtype_name,
-                "quantize": self._lm.runtime.quantize,
-                "ctx_size": self._lm.ctx_size,
-                "version": VERSION,
-            },
+            **self._lm.provenance,
             "time": _now(),
         }
 

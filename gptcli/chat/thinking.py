@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from gptcli.chat.session import Session
+from gptcli.chat.session import Model, Session
 
 OPENING, CLOSING = "<think>", "</think>"
 
 
-def opens_thoughts(session: Session) -> bool:
+def opens_thoughts(session: Session[Model]) -> bool:
     """Whether the template begins a reply with the tag that opens thoughts, so that the reply does not."""
     if OPENING not in session.template.source:
         return False

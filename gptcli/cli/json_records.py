@@ -42,8 +42,8 @@ def sample_record(
         "stop": stopping.strings,
         "ignore_eos": stopping.ignore_eos,
         "overflow": stopping.overflow,
-        "device": lm.running.device_name,
-        "dtype": lm.running.dtype_name,
+        "device": lm.engine.device_name,
+        "dtype": lm.engine.dtype_name,
         "quantize": lm.runtime.quantize,
         "ctx_size": lm.ctx_size,
     }

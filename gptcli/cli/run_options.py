@@ -15,6 +15,7 @@ from gptcli.cli.terminal.stderr import Activity, note_failures, print_line, stat
 from gptcli.generation.events import Finished
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL
+from gptcli.runtime.engine import Workload
 from gptcli.settings import RuntimeConfig, SamplingConfig, StopConfig
 from gptcli.text.chat_template import ChatTemplate
 
@@ -32,36 +33,29 @@ class RunOptions:
 
     model: str | None
     runtime: RuntimeConfig
-    draft_model: str | None = None
     offline: bool
     given: Mapping[str, Any] = field(default_factory=dict)
     prompts: PromptOptions = PromptOptions()
     output: OutputOptions
 
 
-def open_model(run: RunOptions, activity: Activity, *, one_text: int | None = None) -> LanguageModel:
-    """The model with the one that drafts for it, opened but not loaded. Raises as `LanguageModel.open` does."""
-    offline, on_fetch = run.offline, activity.fetch
-    if run.draft_model is not None or run.output.prompt_report:
-        one_text = None
-    lm = LanguageModel.open(
-        run.model or DEFAULT_MODEL, run.runtime, offline=offline, on_fetch=on_fetch, one_text=one_text
+def open_model(run: RunOptions, activity: Activity, workload: Workload | None = None) -> LanguageModel:
+    """The model, opened but not loaded. workload: what will be asked of it. Raises as `LanguageModel.open` does."""
+    return LanguageModel.open(
+        run.model or DEFAULT_MODEL,
+        run.runtime,
+        offline=run.offline,
+        on_fetch=activity.fetch,
+        workload=None if run.output.prompt_report else workload,
     )
-    if run.draft_model is not None:
-        smaller = run.runtime.for_draft_model()
-        lm.draft_with(LanguageModel.open(run.draft_model, smaller, offline=offline, on_fetch=on_fetch))
-    return lm
 
 
-def load_model(lm: LanguageModel, activity: Activity, *, one_text: int | None = None) -> None:
-    """Loads the weights while a terminal shows how far that is; signals end the process at once."""
+def load_model(lm: LanguageModel, activity: Activity, workload: Workload | None = None) -> None:
+    """Loads what the workload needs while a terminal shows how far that is; signals end the process at once."""
     loading = partial(activity.bytes, f"loading {lm.folder.path.name}")
     loading(0, 0)  # torch is imported first, where it is needed, and takes a second
     with deadly(activity.erase):
-        if one_text is None:
-            lm.load(loading)
-        else:
-            lm.load_for_one(one_text, loading)
+        lm.load(loading, workload)
 
 
 def read_question(run: RunOptions, argument: str | None) -> str:
@@ -109,4 +103,4 @@ def print_figures(run: RunOptions, finished: Finished, ctx_size: int) -> None:
 
 def print_failures(run: RunOptions, lm: LanguageModel) -> None:
     """Says why text came slower than it could, unless notes are not wanted."""
-    note_failures(() if run.output.quiet else lm.running.failures)
+    note_failures(() if run.output.quiet else lm.engine.failures)

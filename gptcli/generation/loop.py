@@ -1,53 +1,49 @@
-"""The generation loop: prefill, draw, decode, stop, for one text or several. Knows nothing of terminals."""
+"""The generation loop: prefill, draw, decode, stop, for one text or several."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, cast
+from collections.abc import Iterator, Sequence
 
 from gptcli.errors import ContextOverflow
 from gptcli.generation.completion import Logits, Picker, Sample
 from gptcli.generation.events import Finished, TextDelta, Usage
 from gptcli.generation.speculation import Drafter
-from gptcli.generation.steps import SharedSteps, SingleSteps, Steps, TextCache, TextEngine
+from gptcli.generation.steps import SharedSteps, SingleSteps, Steps
+from gptcli.runtime.engine import Cancelled, Engine, Progress, PromptCache, never_cancelled, no_progress
 from gptcli.settings import StopConfig
 from gptcli.text.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from gptcli.model.cache import KVCache
-    from gptcli.runtime.engine import Engine
 
 Event = TextDelta | Finished
 
 
 def generate(
-    engine: TextEngine,
+    engine: Engine,
     tokenizer: Tokenizer,
     prompt: Sequence[int],
     *,
     pickers: Sequence[Picker],
     stop: StopConfig,
     stop_ids: frozenset[int],
-    cache: TextCache | None = None,
+    cache: PromptCache | None = None,
     drafter: Drafter | None = None,
     most_drafted: int = 0,
-    on_prefill: Callable[[int, int], None] = lambda done, total: None,
-    cancelled: Callable[[], bool] = lambda: False,
+    on_prefill: Progress = no_progress,
+    cancelled: Cancelled = never_cancelled,
 ) -> Iterator[Iterator[Event]]:
     """Continues a prompt that `check_request` accepts, once with each of `pickers`, and yields a stream for each.
 
-    A stream is text as it comes, then one Finished. They are to be read in their order; the later ones are decoded
-    along with the first, as many at once as `Engine.most_rows` lets, and kept until they are asked for.
+    A stream is text as it comes, then one Finished. Streams are read in order; the later ones are decoded along with
+    the first, as many at once as `Engine.most_rows` allows, and kept until they are read.
 
-    cache: what it shares with the prompt's beginning is not run again; it is left holding the prompt, and what was
-    generated if that is one text. drafter: drafts up to `most_drafted` tokens a step, if there is one text; what comes
-    out is the same. cancelled: asked before every step and chunk; once true, what was begun finishes with reason
-    "interrupt", and nothing else begins.
+    cache: its common prefix with the prompt is not run again; afterwards it holds the prompt and, for a single text,
+    what was generated. drafter: drafts up to `most_drafted` tokens a step of a single text; the text stays the same.
+    cancelled: asked before every step and chunk; once true, running texts finish with reason "interrupt", and no other
+    begins.
 
-    A stream raises ContextOverflow at the context's end where `stop.overflow` is "error".
+    A stream raises ContextOverflow at the end of the context if `stop.overflow` is "error".
     """
-    cache = engine.new_cache() if cache is None else cache
+    own_cache = (cache or PromptCache()).for_engine(engine)
     room = engine.ctx_size if stop.max_tokens < 0 else len(prompt) + stop.max_tokens
     groups = -(-len(pickers) // engine.most_rows(room))
     for group in range(groups):
@@ -57,9 +53,9 @@ def generate(
         samples = [Sample(tokenizer, prompt, picker, stop, stop_ids) for picker in own]
         steps: Steps
         if len(pickers) == 1:
-            steps = SingleSteps(engine, cache, drafter, most_drafted)
+            steps = SingleSteps(engine, own_cache, drafter, most_drafted)
         else:
-            steps = SharedSteps(cast("Engine", engine), cast("KVCache", cache))
+            steps = SharedSteps(engine, own_cache)
         together = _Together(engine, prompt, samples, stop, steps, on_prefill, cancelled)
         yield from map(together.events, samples)
 
@@ -69,17 +65,17 @@ class _Together:
 
     def __init__(
         self,
-        engine: TextEngine,
+        engine: Engine,
         prompt: Sequence[int],
         samples: Sequence[Sample],
         stop: StopConfig,
         steps: Steps,
-        on_prefill: Callable[[int, int], None],
-        cancelled: Callable[[], bool],
+        on_prefill: Progress,
+        cancelled: Cancelled,
     ) -> None:
         self._engine, self._prompt, self._stop, self._steps = engine, prompt, stop, steps
         self._on_prefill, self._cancelled = on_prefill, cancelled
-        self._running = list(samples)  # all of them equally long, in the places that the steps have them in
+        self._running = list(samples)  # in the order of the rows of steps
         self._started_at: float | None = None
         self._prefilled, self._prefill_s = 0, 0.0
 
@@ -113,14 +109,14 @@ class _Together:
             return
         for sample, own in zip(self._running, logits, strict=True):
             sample.take(own)
-        for place in reversed(range(len(self._running))):
-            if self._running[place].reason is not None:
-                self._leave(place)
+        for row in reversed(range(len(self._running))):
+            if self._running[row].reason is not None:
+                self._leave(row)
 
-    def _leave(self, place: int) -> None:
-        self._running[place] = self._running[-1]
+    def _leave(self, row: int) -> None:
+        self._running[row] = self._running[-1]
         self._running.pop()
-        self._steps.leave(place)
+        self._steps.leave(row)
 
     def _prefill(self) -> Sequence[Logits] | None:
         self._started_at = time.perf_counter()

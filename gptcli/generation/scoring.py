@@ -1,9 +1,9 @@
-"""Computes how probable given tokens are. Memory stays bounded: texts go through in windows, logits in chunks."""
+"""Computes how probable given tokens are, in bounded memory: texts in windows, logits in chunks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -13,13 +13,14 @@ from gptcli.errors import ContextOverflow, UsageError
 from gptcli.generation.events import TokenLogprob
 from gptcli.generation.score_result import ChoiceScore, Score
 from gptcli.model.cache import KVCache
-from gptcli.runtime.engine import Engine
+from gptcli.runtime.engine import Progress, PromptCache, no_progress
+from gptcli.runtime.torch_engine import TorchEngine
 from gptcli.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens `first` to `end` - 1 are scored behind those from `begin` on."""
+    """Scores tokens `first` to `end` - 1 given those from `begin` on."""
 
     begin: int
     first: int
@@ -29,8 +30,8 @@ class Window:
 def windows(tokens: int, context: int, stride: int, first: int = 1) -> Iterator[Window]:
     """Windows that score every token from `first` on once, in order.
 
-    A window runs at most `context` tokens, and the last token it scores need not be among them. The first window scores
-    all it can, each further one `stride` tokens, behind as many as fit: context - stride + 1 at least.
+    A window runs at most `context` tokens; the last one it scores need not be among them. The first window scores all
+    it can, each further one `stride` tokens, given as many as fit: context - stride + 1 at least.
     """
     end = min(tokens, context + 1)
     while first < end:
@@ -39,30 +40,29 @@ def windows(tokens: int, context: int, stride: int, first: int = 1) -> Iterator[
 
 
 def score(
-    engine: Engine,
+    engine: TorchEngine,
     tokenizer: Tokenizer,
     text: str,
     *,
     stride: int,
     special: bool = False,
     top: int = 0,
-    cache: KVCache | None = None,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    cache: PromptCache | None = None,
+    on_progress: Progress = no_progress,
 ) -> Score:
     """Scores a text of at least a token.
 
-    What the tokenizer puts before a text, such as BOS, begins every window, as the model expects of any text.
-    cache: one to use again. on_progress: called with the tokens done and all of them.
+    What the tokenizer puts before a text, such as BOS, begins every window. on_progress: tokens done and in all.
     """
     ids = tokenizer.encode(text, special=special)
     head = ids[: len(tokenizer.surroundings[0])]
     unscored = max(1, len(head))
     logprobs: list[float | None] = [None] * unscored
     likeliest: list[tuple[TokenLogprob, ...]] = [()] * unscored
-    cache = engine.new_cache() if cache is None else cache
+    own_cache = (cache or PromptCache()).for_engine(engine)
     for window in windows(len(ids), engine.ctx_size, stride, unscored):
         before = [*head, *ids[window.begin + len(head) : window.first]]
-        for step in _continued(engine, tokenizer, cache, before, ids[window.first : window.end], top):
+        for step in _continued(engine, tokenizer, own_cache, before, ids[window.first : window.end], top):
             logprobs += step.logprobs
             likeliest += step.top
             on_progress(len(logprobs), len(ids))
@@ -70,29 +70,28 @@ def score(
 
 
 def choose(
-    engine: Engine,
+    engine: TorchEngine,
     tokenizer: Tokenizer,
     prompt: str | Sequence[int],
     choices: Sequence[str],
     *,
     special: bool = False,
-    cache: KVCache | None = None,
+    cache: PromptCache | None = None,
 ) -> tuple[ChoiceScore, ...]:
-    """Scores each choice as what continues the prompt, the most probable first.
+    """Scores each choice as a continuation of the prompt, which is run once; the most probable comes first.
 
-    The prompt is run once. cache: one to use again. Raises UsageError for a choice that adds nothing and for a prompt
-    that leaves nothing to continue, and ContextOverflow.
+    Raises UsageError for a choice that adds nothing and for a prompt without tokens, and ContextOverflow.
     """
-    shared, endings = _parted(tokenizer, prompt, choices, special)
+    shared, endings = _common_prefix(tokenizer, prompt, choices, special)
     longest = len(shared) + max(map(len, endings)) - 1
     if longest > engine.ctx_size:
         raise ContextOverflow(
             f"the prompt and a choice do not fit: {longest} tokens in a context of {engine.ctx_size}",
             hint="shorten it; --ctx-size can be as large as the model's own context, and no larger",
         )
-    cache = engine.new_cache() if cache is None else cache
+    own_cache = (cache or PromptCache()).for_engine(engine)
     logprobs = [
-        [logprob for step in _continued(engine, tokenizer, cache, shared, ending, 0) for logprob in step.logprobs]
+        [logprob for step in _continued(engine, tokenizer, own_cache, shared, ending, 0) for logprob in step.logprobs]
         for ending in endings
     ]
     sums = torch.tensor([math.fsum(each) for each in logprobs], dtype=torch.float64)
@@ -103,21 +102,21 @@ def choose(
     return tuple(sorted(scores, key=lambda score: -score.probability))
 
 
-def _parted(
+def _common_prefix(
     tokenizer: Tokenizer, prompt: str | Sequence[int], choices: Sequence[str], special: bool
 ) -> tuple[list[int], list[list[int]]]:
-    """The tokens that the prompt has in common with what it is with every choice behind it, and what follows in each.
+    """The prompt's tokens that stay the same whichever choice follows, and the tokens after them for each choice.
 
-    A choice may change how the prompt's end is cut into tokens: `Answer: ` and `yes` are `Answer`, `:` and ` yes`. What
-    follows is compared from the same place on for all of them. A prompt of token ids is left as it is.
+    A choice may change how the end of the prompt is tokenized: `Answer: ` and `yes` are `Answer`, `:` and ` yes`. All
+    choices are then compared from the same token on. A prompt of token ids is left as it is.
     """
     if not isinstance(prompt, str):
         shared = list(prompt)
         texts = [[*shared, *tokenizer.encode(choice, add_special=False)] for choice in choices]
     else:
-        behind = len(tokenizer.surroundings[1])
+        suffix = len(tokenizer.surroundings[1])
         encoded = [tokenizer.encode(prompt + choice, special=special) for choice in ("", *choices)]
-        shared, *texts = [ids[: len(ids) - behind] for ids in encoded]
+        shared, *texts = [ids[: len(ids) - suffix] for ids in encoded]
         for ids in texts:
             pairs = takewhile(lambda pair: pair[0] == pair[1], zip(shared, ids, strict=False))
             shared = shared[: sum(1 for _ in pairs)]
@@ -134,24 +133,24 @@ def _parted(
 
 @dataclass(frozen=True)
 class _Steps:
-    """Of some tokens in a row: their log-probabilities, and the likeliest at the place of each."""
+    """Consecutive tokens: their log-probabilities, and the likeliest tokens at each one's position."""
 
     logprobs: list[float]
     top: list[tuple[TokenLogprob, ...]]
 
 
 def _continued(
-    engine: Engine, tokenizer: Tokenizer, cache: KVCache, before: Sequence[int], tokens: Sequence[int], top: int
+    engine: TorchEngine, tokenizer: Tokenizer, cache: KVCache, before: Sequence[int], tokens: Sequence[int], top: int
 ) -> Iterator[_Steps]:
-    """Scores tokens behind one or more others, a chunk at a time. What the cache holds of those is not run again."""
+    """Scores tokens that follow one or more others, a chunk at a time. Cached tokens are not run again."""
     cache.keep_common(before[:-1])  # the last one's logits are wanted
     inputs = [*before, *tokens[:-1]]
     done = 0
     for logits in engine.each_logits(inputs[cache.length :], cache, len(tokens)):
-        logits = logits[:, : tokenizer.size]  # beyond are rows without a token, which is never drawn either
+        logits = logits[:, : tokenizer.size]  # the rows after these pad the vocabulary
         targets = torch.tensor(tokens[done : done + len(logits)], device=logits.device)
         done += len(logits)
-        # Only what is asked for becomes a log-probability: a second matrix as large as the logits would be waste.
+        # Only the wanted logits become log-probabilities, which spares a second matrix of their size.
         total = logits.logsumexp(-1, keepdim=True)  # (T, 1)
         chosen = logits.gather(1, targets[:, None]) - total
         best = logits.topk(min(top, tokenizer.size))

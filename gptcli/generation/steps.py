@@ -4,96 +4,53 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
-from gptcli.generation.completion import Logits
 from gptcli.generation.speculation import Drafter, Pace
-
-if TYPE_CHECKING:
-    from gptcli.model.cache import KVCache
-    from gptcli.runtime.engine import Engine
-
-Progress = Callable[[int, int], None]
-Cancelled = Callable[[], bool]
-
-
-class TextCache(Protocol):
-    """What an engine keeps of one text; see `model.cache.KVCache`."""
-
-    @property
-    def length(self) -> int:
-        """How many tokens it holds."""
-
-    def keep_common(self, prompt: Sequence[int]) -> None:
-        """Forgets all but the longest beginning that is also the prompt's."""
-
-    def truncate(self, length: int) -> None:
-        """Forgets all but the first so many tokens."""
-
-
-class TextEngine(Protocol):
-    """What runs one text, over a cache of its own kind; see `runtime.engine.Engine`."""
-
-    ctx_size: int
-    load_s: float
-
-    def new_cache(self) -> Any:
-        """An empty cache."""
-
-    def most_rows(self, tokens: int) -> int:
-        """How many texts of so many tokens may share a step."""
-
-    def prefill(self, tokens: Sequence[int], cache: Any, on_progress: Progress, cancelled: Cancelled) -> Logits | None:
-        """Runs tokens behind those in the cache; the last one's logits, or None once cancelled."""
-
-    def step(self, tokens: Sequence[int], cache: Any) -> Any:
-        """Runs a token or a few behind those in the cache; the logits behind each."""
-
-    def most_ahead(self, cache: Any) -> int:
-        """How many tokens may be run ahead of the next one, so that they can be taken back."""
+from gptcli.runtime.engine import Cache, Cancelled, Engine, Logits, Progress, Rows, no_progress
 
 
 class Steps(Protocol):
-    """Steps of texts that are equally long. Logits are (vocab,) in fp32, one a text, in the texts' order."""
+    """Steps of one or more texts that begin with one prompt. Logits come one a text, in the texts' order."""
 
     drafted: int
     """Tokens that were run ahead."""
     kept: int
-    """Those of them that came true."""
+    """Drafted tokens that came true."""
 
     def begin(
         self, prompt: Sequence[int], texts: int, on_progress: Progress, cancelled: Cancelled
     ) -> tuple[int, Sequence[Logits] | None]:
-        """Runs the prompt that texts begin with: how many tokens of it, and the logits; None once cancelled."""
+        """Runs the prompt; returns how many of its tokens were not cached, and the logits, or None once cancelled."""
 
     def after(self, texts: Sequence[Sequence[int]]) -> Sequence[Logits]:
-        """Logits behind texts of which all but the last token were run, each a token longer than the last time."""
+        """Logits after texts of which all but the last token were run."""
 
     def again(self, texts: Sequence[Sequence[int]], cancelled: Cancelled) -> Sequence[Logits] | None:
-        """Logits behind other texts than before; None once cancelled."""
+        """Logits after other texts than before; None once cancelled."""
 
-    def leave(self, place: int) -> None:
-        """A text has ended; the last one takes its place."""
+    def leave(self, row: int) -> None:
+        """A text has ended; the last one takes its index."""
 
 
 def _prefill(
-    engine: TextEngine, cache: TextCache, prompt: Sequence[int], on_progress: Progress, cancelled: Cancelled
+    engine: Engine, cache: Cache, prompt: Sequence[int], on_progress: Progress, cancelled: Cancelled
 ) -> tuple[int, Logits | None]:
-    # The last token is run even where the cache holds it: its logits are what the first draw needs.
+    # The last token is run even where it is cached: the first draw needs its logits.
     cache.keep_common(prompt[:-1])
     prefilled = len(prompt) - cache.length
     return prefilled, engine.prefill(prompt[cache.length :], cache, on_progress, cancelled)
 
 
 class SingleSteps:
-    """One text's. With a drafter, a step runs up to `most_drafted` tokens ahead."""
+    """The steps of one text. With a drafter, a step runs up to `most_drafted` tokens ahead."""
 
-    def __init__(self, engine: TextEngine, cache: TextCache, drafter: Drafter | None, most_drafted: int) -> None:
+    def __init__(self, engine: Engine, cache: Cache, drafter: Drafter | None, most_drafted: int) -> None:
         self._engine, self._cache = engine, cache
         self._drafter, self._pace = drafter, Pace(most_drafted)
-        self._ahead: deque[tuple[int, Logits]] = deque()  # drafted tokens that have run, and the logits behind each
-        self._last: tuple[int, float] | None = None  # how many tokens the last step had drafted, and its seconds
+        self._ahead: deque[tuple[int, Logits]] = deque()  # drafted tokens that were run, with the logits after each
+        self._last: tuple[int, float] | None = None  # tokens that the last step had drafted, and its seconds
         self.drafted = self.kept = 0
 
     def begin(
@@ -128,18 +85,18 @@ class SingleSteps:
         self._last = None
         if self._drafter:
             self._drafter.forget()
-        logits = self._engine.prefill(text, self._cache, lambda done, total: None, cancelled)
+        logits = self._engine.prefill(text, self._cache, no_progress, cancelled)
         return None if logits is None else [logits]
 
-    def leave(self, place: int) -> None:
-        """Nothing: it was the only one."""
+    def leave(self, row: int) -> None:
+        """Does nothing: the only text has ended."""
 
     def _draft(self, text: Sequence[int]) -> list[int]:
         most = min(self._pace.wanted(), self._engine.most_ahead(self._cache)) if self._drafter else 0
         return self._drafter.draft(text, most) if self._drafter and most else []
 
     def _settle(self, length: int) -> None:
-        """Learns from the last step, and forgets what was drafted for it and did not come true."""
+        """Learns from the last step, and forgets its drafted tokens that did not come true."""
         if self._drafter and self._last is not None:
             drafted, seconds = self._last
             self._pace.learn(drafted, drafted - len(self._ahead), seconds)
@@ -149,33 +106,38 @@ class SingleSteps:
 
 
 class SharedSteps:
-    """Several texts', which read the weights once a step for all. They begin with a copy of one cache each."""
+    """The steps of several texts, each of which reads the weights once for all of them.
 
-    drafted = kept = 0  # a step is shared already: running ahead would gain less, and each text would go its own way
+    Nothing is drafted: a shared step would gain less by it, and each text would run ahead by another number of tokens.
+    """
 
-    def __init__(self, engine: Engine, cache: KVCache) -> None:
-        self._engine, self._prompt_cache = engine, cache
-        self._cache: KVCache = engine.new_cache()
+    drafted = kept = 0
+
+    def __init__(self, engine: Engine, cache: Cache) -> None:
+        self._engine, self._cache = engine, cache
+        self._rows: Rows | None = None
 
     def begin(
         self, prompt: Sequence[int], texts: int, on_progress: Progress, cancelled: Cancelled
     ) -> tuple[int, Sequence[Logits] | None]:
-        """See `Steps.begin`."""
-        prefilled, logits = _prefill(self._engine, self._prompt_cache, prompt, on_progress, cancelled)
+        """See `Steps.begin`: the prompt is run once and its cache copied."""
+        prefilled, logits = _prefill(self._engine, self._cache, prompt, on_progress, cancelled)
         if logits is None:
             return prefilled, None
-        self._engine.fill(self._cache, [self._prompt_cache] * texts)
+        self._rows = self._engine.rows(self._cache, texts)
         return prefilled, [logits] * texts
 
     def after(self, texts: Sequence[Sequence[int]]) -> Sequence[Logits]:
         """See `Steps.after`."""
-        return self._engine.decode_rows([text[-1] for text in texts], self._cache).unbind()
+        assert self._rows is not None
+        return self._rows.step([text[-1] for text in texts])
 
     def again(self, texts: Sequence[Sequence[int]], cancelled: Cancelled) -> Sequence[Logits] | None:
         """See `Steps.again`."""
-        logits = self._engine.prefill_rows(texts, self._cache, cancelled)
-        return None if logits is None else logits.unbind()
+        assert self._rows is not None
+        return self._rows.replace(texts, cancelled)
 
-    def leave(self, place: int) -> None:
+    def leave(self, row: int) -> None:
         """See `Steps.leave`."""
-        self._cache.drop(place)
+        assert self._rows is not None
+        self._rows.drop(row)

@@ -16,7 +16,7 @@ from gptcli.cuda.int4 import TinygemmEmbedding, TinygemmLinear
 from gptcli.kernels.layers import CompiledEmbedding, CompiledExperts, CompiledLinear
 from gptcli.model.mlp import Experts, Moe
 from gptcli.quant.packed import PackedEmbedding, PackedExperts, PackedLinear, PackedWeight
-from gptcli.runtime.engine import Engine
+from gptcli.runtime.torch_engine import TorchEngine
 
 _READ_BYTES = 256 << 20  # more than caches hold
 _READS = 5
@@ -44,18 +44,18 @@ class Point:
 
 
 def measure(
-    engine: Engine,
+    engine: TorchEngine,
     prompt_tokens: int,
     decode_tokens: int,
     repeats: int,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Point | None:
-    """Prefills so many tokens and decodes so many behind them, greedily, a few times after one that does not count.
+    """Prefills, then decodes greedily, `repeats` times after a first run that does not count; None if cancelled.
 
-    None where it was cancelled. The tokens are arbitrary: speed does not depend on them.
+    The tokens are arbitrary: speed does not depend on them.
     """
     vocabulary = engine.decoder.config.vocab_size
-    prompt = [(7 * place + 3) % vocabulary for place in range(prompt_tokens)]
+    prompt = [(7 * position + 3) % vocabulary for position in range(prompt_tokens)]
     prefills, decodes = list[float](), list[float]()
     cache = engine.new_cache()
     for _ in range(repeats + 1):
@@ -75,7 +75,7 @@ def measure(
 
 
 def _settled(device: torch.device) -> float:
-    """The time, in seconds, once the device has done all that it was given."""
+    """The time, in seconds, once the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -86,7 +86,7 @@ def _rate(rates: list[float]) -> Rate:
 
 
 def weight_bytes(decoder: nn.Module) -> int:
-    """Bytes of weights that one token is multiplied with: of a mixture, those of the experts it goes through."""
+    """Bytes of weights that one token is multiplied with; of a mixture, only its chosen experts'."""
     mixtures = [module for module in decoder.modules() if isinstance(module, Moe)]
     shares = {id(experts): moe.config.top_k / moe.config.experts for moe in mixtures for experts in (moe.up, moe.down)}
     tied = getattr(decoder, "head", None) is None
@@ -118,7 +118,7 @@ def _packed_bytes(weight: PackedWeight) -> int:
 
 
 def read_bandwidth(device: torch.device) -> float:
-    """Bytes a second that all threads together read from memory, at best; on CUDA, that a sum or a copy moves."""
+    """Bytes a second that all threads read from memory, at best; on CUDA, that a sum or a copy moves."""
     if device.type == "cuda":
         numbers = torch.ones(_CUDA_READ_BYTES // 4, device=device)
         copy = torch.empty_like(numbers)
@@ -137,12 +137,12 @@ def _seconds(device: torch.device, act: Callable[[], object], times: int) -> flo
 
 
 def peak_device_memory(device: torch.device) -> int | None:
-    """Most bytes that this process has held in a CUDA device's memory so far; None where it is the CPU's."""
+    """Peak bytes of this process in a CUDA device's memory; None for the CPU."""
     return int(torch.cuda.max_memory_reserved(device)) if device.type == "cuda" else None
 
 
 def peak_memory() -> int:
-    """Most bytes that this process has held in memory so far."""
+    """Peak bytes of this process in main memory."""
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)
     import resource

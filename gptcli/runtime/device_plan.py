@@ -1,4 +1,4 @@
-"""Picks device, precision and packing for a model, from what was asked and what this machine has."""
+"""Chooses device, precision and packing for a model, from what was asked and what this machine has."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from gptcli.model.config import MoeConfig
 from gptcli.runtime.machine import cpu_limit, free_memory
 from gptcli.settings import RuntimeConfig
 
-_PACKED_BYTES = {"int8": 1.125, "int4": 0.625}  # a weight: its bits, and its part of a scale and a bias in fp16
+_PACKED_BYTES = {"int8": 1.125, "int4": 0.625}  # a weight: its bits and its share of a scale and bias in fp16
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """Where a model will run, in which precision, what becomes of packed weights, and what multiplies them.
+    """Where a model runs, in which precision, what becomes of packed weights, and what multiplies them.
 
-    library: the compiled kernels, or None for torch alone. as_stored: whether they take weights in the precision they
-    are stored in. half: the one that dense matrices get instead, where the kernels compute with them in fp32.
-    integers: whether they may round activations to 8 bits for packed ones. record: what records the step of a token, or
-    None where steps are plain. tinygemm: the kernel for packed weights on CUDA, if there is one.
+    library: the compiled kernels, or None for torch alone. as_stored: whether they take weights in their stored
+    precision. half: the precision that dense matrices get instead; the kernels compute with them in fp32. integers:
+    whether they may round activations to 8 bits for packed weights. record: what records a token's step, or None for
+    plain steps. tinygemm: the CUDA kernel for packed weights, if there is one.
     """
 
     device: torch.device
@@ -49,18 +49,17 @@ class DevicePlan:
 
 
 def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
-    """The plan for one model.
+    """The plan for one model. Raises NoSuchDevice or OutOfMemory.
 
-    `auto` runs on CUDA in the checkpoint's own precision, else on the CPU in fp32, or in the checkpoint's own where
-    fp32 would not fit. There the compiled kernels take weights as they are stored. Without them, packed weights are
-    expanded where that fits easily, for torch alone multiplies dense ones faster; those of a mixture are not. Where a
-    dtype was asked for, no activation is of less: the kernels round dense matrices to a half that was asked for, and
-    compute in fp32. Raises NoSuchDevice or OutOfMemory.
+    `auto` runs on CUDA in the checkpoint's precision, or on the CPU in fp32 if that fits. On the CPU the compiled
+    kernels take weights as stored. Without kernels, packed weights are expanded where that fits easily, as torch
+    multiplies dense ones faster; experts stay packed. A requested dtype is the least precision of activations: the
+    kernels round dense matrices to a requested half, and compute in fp32.
     """
     device = _device(runtime.device)
     torch.set_num_threads(runtime.threads or min(torch.get_num_threads(), cpu_limit()))
     if device.type == "cuda":
-        # cuDNN's attention plans each new pair of lengths for half a second, and a prompt is always of another length.
+        # cuDNN's attention plans every new prompt length for half a second.
         torch.backends.cuda.enable_cudnn_sdp(False)
     free = free_bytes(device)
     library = _kernels(runtime) if device.type == "cpu" else None
@@ -73,7 +72,7 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
     else:
         dtype, library, as_stored = _stored_dtype(folder), None, False
         if _has_tinygemm(device) and (runtime.quantize in ("int8", "int4") or _is_packed(folder)):
-            dtype = torch.bfloat16  # what that kernel multiplies
+            dtype = torch.bfloat16  # the kernel multiplies these only
     itemsize = (half or dtype).itemsize
     dense_bytes = folder.parameter_count * itemsize
     packing: Packing
@@ -85,7 +84,7 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
             needed = _bytes_in_fp32(folder, runtime, as_stored)
         case "auto":
             kept_bytes = folder.weight_bytes if as_stored and half is None else folder.kept_bytes(itemsize)
-            # Of a mixture most experts are not in use: expanding them would read memory for nothing.
+            # Most experts of a mixture are idle: expanding them would waste memory.
             mixture = any(isinstance(block.mlp, MoeConfig) for block in folder.architecture.config.blocks)
             expand = kept_bytes == dense_bytes or (dense_bytes < free / 4 and not mixture)
             packing = "expand" if expand else "keep"
@@ -103,7 +102,7 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
 
 
 def _bytes_in_fp32(folder: ModelFolder, runtime: RuntimeConfig, as_stored: bool) -> int:
-    """What the weights need in memory where activations are fp32."""
+    """Bytes of the weights in memory where activations are fp32."""
     match runtime.quantize:
         case "none":
             return folder.parameter_count * 4
@@ -113,8 +112,8 @@ def _bytes_in_fp32(folder: ModelFolder, runtime: RuntimeConfig, as_stored: bool)
 
 
 def _kernels(runtime: RuntimeConfig) -> Library | None:
-    """The kernels with as many threads as torch has. Portable ones only where weights are to be packed on load: torch
-    is faster on dense ones."""
+    """The kernels, with torch's number of threads. Portable ones only for weights packed on load: torch is faster on
+    dense ones."""
     library = kernels()
     if library is None or (library.level == "portable" and runtime.quantize not in ("int8", "int4")):
         return None
@@ -123,12 +122,12 @@ def _kernels(runtime: RuntimeConfig) -> Library | None:
 
 
 def _plain() -> bool:
-    """Whether torch is to run every step alone, operation by operation."""
+    """Whether torch runs every step alone, operation by operation."""
     return os.environ.get("GPTCLI_KERNELS") == "off"
 
 
 def _has_tinygemm(device: torch.device) -> bool:
-    """Whether torch has its int4 kernel for this device: NVIDIA's since Ampere."""
+    """Whether torch has an int4 kernel for this device: NVIDIA since Ampere."""
     if device.type != "cuda" or torch.version.hip is not None or _plain():
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -150,14 +149,14 @@ def _device(name: str) -> torch.device:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes of memory that are free there."""
+    """Bytes of free memory on a device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return free_memory()
 
 
 def _stored_dtype(folder: ModelFolder) -> torch.dtype:
-    """The precision most of the dense weights are stored in; fp16 for packed ones, whose scales are."""
+    """The precision of most dense weights; fp16 if all are packed, as their scales are."""
     sizes = {"BF16": 0, "F16": 0, "F32": 0}
     for tensor in folder.tensors.values():
         if tensor.dtype in sizes:

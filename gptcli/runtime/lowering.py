@@ -25,7 +25,7 @@ from gptcli.model.linear import Linear
 from gptcli.model.mlp import Mlp
 from gptcli.model.norm import Norm
 from gptcli.model.rope import rotary_table
-from gptcli.runtime.fast_start.snapshot_file import Prepared, RotaryTable
+from gptcli.runtime.fast_start.snapshot_file import RotaryTable, Snapshot
 from gptcli.runtime.program import Program, Rows, Storage, Vector
 
 
@@ -49,7 +49,7 @@ class DecoderProgram:
         self._bound: tuple[ref[KVCache], object] | None = None
         self._tables: list[RotaryTable] = []
 
-    def prepared(self, most_positions: int, dtype: str, threads: int) -> Prepared | None:
+    def snapshot(self, most_positions: int, dtype: str, threads: int) -> Snapshot | None:
         """What runs one text without the decoder, of up to so many positions; None where it takes more than a program.
 
         Shares its weights with the decoder.
@@ -60,7 +60,7 @@ class DecoderProgram:
         positions = min(config.max_context, most_positions)
         device = torch.device("cpu")
         tables = [_rotary(*rotary_table(rope, positions, positions, device, torch.float32)) for rope in self._ropes]
-        return Prepared(self.program, tables, len(self._windows), config.vocab_size, positions, dtype, threads)
+        return Snapshot(self.program, tables, len(self._windows), config.vocab_size, positions, dtype, threads)
 
     def run(self, rows: Sequence[Sequence[int]], cache: KVCache, wanted: int = 1) -> Tensor:
         """Runs tokens behind those in a cache and writes them there: some for its only row, or one for each.

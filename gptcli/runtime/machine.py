@@ -1,4 +1,4 @@
-"""What the process may take of this machine. No torch."""
+"""How many CPUs and how much memory the process may use. No torch."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from gptcli.errors import OutOfMemory
 _CGROUP = Path("/sys/fs/cgroup")
 _CPU_MAX = _CGROUP / "cpu.max"  # microseconds of CPU time, and the period they are for
 
-# What importing torch for CPUs maps, measured on 2.13. With less, its libraries abort the process.
+# Address space for importing torch, measured on 2.13 for CPUs. With less, its libraries abort the process.
 _TORCH_BYTES = 640 << 20
 
 
 def cpu_limit() -> int:
-    """How many CPUs the process may keep busy at once, by its control group: torch counts all that it may run on."""
+    """CPUs that the control group lets the process keep busy; torch counts all that it may run on."""
     try:
         quota, period = _CPU_MAX.read_text().split()
         return max(1, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):  # another system, or `max`: no limit
+    except (OSError, ValueError):  # another system, or `max`: unlimited
         return sys.maxsize
 
 
 def free_memory() -> int:
-    """Bytes of main memory that are free."""
+    """Bytes of main memory that are free for the process."""
     return min(int(psutil.virtual_memory().available), _memory_limit(), free_address_space())
 
 
 def _memory_limit() -> int:
-    """Bytes that the process's control group may still take; what it holds of files can be dropped."""
+    """Bytes that the control group may still use; its cached files can be dropped."""
     try:
         limit = int((_CGROUP / "memory.max").read_text())
         used = int((_CGROUP / "memory.current").read_text())
         fields = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
         return max(0, limit - used + int(fields["inactive_file"]) + int(fields["active_file"]))
-    except (OSError, ValueError, KeyError):  # another system, or `max`: no limit
+    except (OSError, ValueError, KeyError):  # another system, or `max`: unlimited
         return sys.maxsize
 
 
 def free_address_space() -> int:
-    """Bytes that may still be mapped; sys.maxsize where there is no limit, or none that can be told."""
+    """Bytes that `ulimit -v` still lets the process map; sys.maxsize without a known limit."""
     try:
         import resource
 

@@ -14,7 +14,7 @@ _REASONS = ("can't allocate memory", "bad_alloc")  # torch's words, and C++'s
 
 @contextmanager
 def memory_errors(device: torch.device, doing: str) -> Iterator[None]:
-    """What the block raises for lack of memory, as OutOfMemory."""
+    """Turns what the block raises for lack of memory into OutOfMemory."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError):

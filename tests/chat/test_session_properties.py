@@ -123,9 +123,10 @@ def test_the_cache_is_that_of_a_fresh_run_whatever_was_taken_back(
 
 def assert_as_fresh(session: Session, lm: LanguageModel) -> None:
     """The logits behind the prompt, with what the cache holds of it, are those without."""
-    cache, (_, prompt) = session._cache, session._fitting()  # without the turns that no longer fit
-    if cache is None:
-        return
+    cache, (_, prompt) = (
+        session._cache.for_engine(lm.engine),
+        session._fitting(),
+    )  # without the turns that no longer fit
     cache.keep_common(prompt[:-1])
     cached = lm.engine.prefill(prompt[cache.length :], cache)
     assert cached is not None

@@ -19,7 +19,7 @@ from gptcli.errors import NonFiniteLogits
 from gptcli.model.cache import KVCache
 from gptcli.model.position import Behind
 from gptcli.runtime.device_plan import DevicePlan
-from gptcli.runtime.engine import Engine
+from gptcli.runtime.torch_engine import TorchEngine
 from tests.cuda.fake_cuda import OnTheDevice, fake_cuda, fake_model
 from tests.cuda.recorder import Recorder, record
 from tests.tiny import make_model
@@ -40,12 +40,14 @@ def small_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gptcli.model.cache, "CACHE_STEP", 16)
 
 
-def engine_of(model: Path, record: Record | None, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Engine:
+def engine_of(
+    model: Path, record: Record | None, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> TorchEngine:
     plan = DevicePlan(torch.device(device), dtype, "expand", record=record)
-    return Engine(load_decoder(ModelFolder.open(model), plan.device, plan.dtype, "expand"), plan, 256, load_s=0.0)
+    return TorchEngine(load_decoder(ModelFolder.open(model), plan.device, plan.dtype, "expand"), plan, 256, load_s=0.0)
 
 
-def logits_of(engine: Engine, text: list[int] = TEXT, prompt: int = 5) -> Tensor:
+def logits_of(engine: TorchEngine, text: list[int] = TEXT, prompt: int = 5) -> Tensor:
     """Of every step behind a prompt."""
     cache = engine.new_cache()
     engine.prefill(text[:prompt], cache)

@@ -13,7 +13,7 @@ from gptcli import Finished, LanguageModel
 from gptcli.errors import UsageError
 from gptcli.generation.speculation import DraftModel
 from gptcli.generation.steps import SingleSteps
-from gptcli.runtime.engine import Engine
+from gptcli.runtime.torch_engine import TorchEngine
 from gptcli.settings import SamplingConfig, StopConfig
 from tests.parity.reference import write_reference
 from tests.parity.test_families import engine_of
@@ -117,7 +117,7 @@ def test_logits_and_caches_are_those_of_one_token_at_a_time(
     assert drafter.draft(text, 3) == greedy(draft, text, 3)
 
 
-def greedy(engine: Engine, text: list[int], count: int) -> list[int]:
+def greedy(engine: TorchEngine, text: list[int], count: int) -> list[int]:
     drafted: list[int] = []
     for _ in range(count):
         drafted.append(int(engine.logits([*text, *drafted])[-1].argmax()))
@@ -141,7 +141,7 @@ def test_a_draft_keeps_its_cache_from_one_generation_to_the_next(
     tiny_model: Path, other_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = gptcli.load(tiny_model, dtype="fp32", draft_model=other_model)
-    smaller = lm._smaller
+    smaller = lm._draft_model
     assert smaller is not None
     run = list[int]()
     prefill = smaller.engine.prefill

@@ -7,6 +7,7 @@ import torch
 
 from gptcli import Finished, LanguageModel, TextDelta
 from gptcli.errors import ContextOverflow, NonFiniteLogits, UsageError
+from gptcli.runtime.engine import PromptCache
 from gptcli.settings import SamplingConfig, StopConfig
 
 GREEDY = SamplingConfig(temperature=0.0)
@@ -28,7 +29,7 @@ def force(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, script: list[int])
         return out
 
     monkeypatch.setattr(lm.engine, "prefill", logits)
-    monkeypatch.setattr(lm.engine, "step", lambda tokens, cache: logits()[None])
+    monkeypatch.setattr(lm.engine, "step", lambda tokens, cache: [logits()])
 
 
 def test_greedy_decoding_takes_the_best_token_at_every_place(tiny: LanguageModel) -> None:
@@ -172,11 +173,12 @@ def test_a_cancelled_prefill_is_an_interrupt_without_text(tiny: LanguageModel) -
 def test_a_cache_that_holds_the_prompt_changes_nothing_but_the_work(tiny: LanguageModel) -> None:
     prompt = tiny.tokenizer.encode("In a small town there lived")
     fresh = run(tiny, prompt, max_tokens=10)[1]
-    cache = tiny.engine.new_cache()
-    list(tiny.stream([*prompt[:4], 99, 98], GREEDY, StopConfig(max_tokens=5), cache=cache))
-    *_, reused = tiny.stream(prompt, GREEDY, StopConfig(max_tokens=10, ignore_eos=True), cache=cache)
+    prompt_cache = PromptCache()
+    list(tiny.stream([*prompt[:4], 99, 98], GREEDY, StopConfig(max_tokens=5), cache=prompt_cache))
+    *_, reused = tiny.stream(prompt, GREEDY, StopConfig(max_tokens=10, ignore_eos=True), cache=prompt_cache)
     assert isinstance(reused, Finished)
     assert reused.ids == fresh.ids
+    cache = prompt_cache.for_engine(tiny.engine)
     assert cache.tokens == [*prompt, *reused.ids][: len(cache.tokens)]
 
 

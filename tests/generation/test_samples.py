@@ -14,7 +14,7 @@ from gptcli import Finished, LanguageModel, TextDelta
 from gptcli.errors import ContextOverflow, GptcliError, UsageError
 from gptcli.kernels.tensors import library
 from gptcli.runtime import device_plan as device
-from gptcli.runtime import engine
+from gptcli.runtime import torch_engine as engine
 from gptcli.settings import SamplingConfig, StopConfig
 
 PROMPT = list(range(3, 40))

@@ -15,7 +15,7 @@ from gptcli.errors import ContextOverflow, UsageError
 from gptcli.generation.events import Finished
 from gptcli.generation.score_result import Score
 from gptcli.generation.scoring import windows
-from gptcli.runtime import engine as engine_module
+from gptcli.runtime import torch_engine as engine_module
 from tests.tiny import TEXT, make_model
 
 

@@ -11,7 +11,7 @@ import gptcli
 from gptcli.generation.events import Finished
 from gptcli.generation.speculation import Pace, PromptLookup
 from gptcli.generation.steps import SingleSteps
-from gptcli.runtime.engine import Engine
+from gptcli.runtime.torch_engine import TorchEngine
 from tests.parity.reference import write_reference
 from tests.parity.test_families import LONGROPE, engine_of
 
@@ -76,12 +76,12 @@ def test_an_ordinary_step_is_timed_again_now_and_then() -> None:
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
     return engine_of(write_reference(tmp_path_factory.mktemp("llama"), "llama", num_hidden_layers=2).path)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_logits_are_those_of_one_token_at_a_time_whatever_is_drafted(engine: Engine, seed: int) -> None:
+def test_logits_are_those_of_one_token_at_a_time_whatever_is_drafted(engine: TorchEngine, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
     text = torch.randint(3, 90, (10,), generator=random).repeat(6)
     text[torch.randint(0, 60, (6,), generator=random)] = 95  # drafts come true now and then
@@ -122,7 +122,7 @@ def test_what_comes_out_is_the_same(tiny_model: Any, temperature: float, overflo
     assert plain.usage.drafted_tokens == 0 < speculative.usage.drafted_tokens
 
 
-def test_an_interrupted_run_ahead_leaves_a_cache_that_can_be_used_again(engine: Engine) -> None:
+def test_an_interrupted_run_ahead_leaves_a_cache_that_can_be_used_again(engine: TorchEngine) -> None:
     cache = engine.new_cache()
     steps = SingleSteps(engine, cache, PromptLookup(), 7)
     steps_text: Sequence[int] = REPEATED

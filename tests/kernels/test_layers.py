@@ -20,7 +20,7 @@ from gptcli.quant.gptq import gptq_weight
 from gptcli.runtime import device_plan as device
 from gptcli.runtime.bench import weight_bytes
 from gptcli.runtime.device_plan import DevicePlan, plan_for
-from gptcli.runtime.engine import Engine
+from gptcli.runtime.torch_engine import TorchEngine
 from gptcli.settings import Dtype, Quantize, RuntimeConfig
 from tests.parity.reference import write_reference
 from tests.parity.test_families import needed_library, relative_error
@@ -42,15 +42,15 @@ def engine_of(
     *,
     half: torch.dtype | None = None,
     integers: bool = False,
-) -> Engine:
+) -> TorchEngine:
     cpu, dtype = torch.device("cpu"), torch.float32
     folder = ModelFolder.open(path)
     decoder = load_decoder(folder, cpu, dtype, packing, library=library, half=half, integers=integers)
     plan = DevicePlan(cpu, dtype, packing, library, as_stored=half is None, half=half, integers=integers)
-    return Engine(decoder, plan, decoder.config.max_context, load_s=0.0)
+    return TorchEngine(decoder, plan, decoder.config.max_context, load_s=0.0)
 
 
-def decoded(engine: Engine) -> Tensor:
+def decoded(engine: TorchEngine) -> Tensor:
     cache = engine.new_cache()
     return torch.stack([engine.decode(token, cache) for token in IDS])
 

@@ -18,7 +18,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 import gptcli.model.attention
 import gptcli.model.cache
 import gptcli.model.mlp
-import gptcli.runtime.engine
+import gptcli.runtime.torch_engine
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import load_decoder
 from gptcli.cuda.graph import Record, cuda_graph
@@ -26,9 +26,9 @@ from gptcli.cuda.static_step import StaticStep
 from gptcli.kernels.tensors import Library
 from gptcli.kernels.tensors import library as kernels
 from gptcli.runtime.device_plan import DevicePlan
-from gptcli.runtime.engine import Engine
-from gptcli.runtime.fast_start.snapshot_engine import PreparedEngine, PreparedLogits
+from gptcli.runtime.fast_start.snapshot_engine import SnapshotEngine, SnapshotLogits
 from gptcli.runtime.fast_start.snapshot_file import read, write
+from gptcli.runtime.torch_engine import TorchEngine
 from tests.cuda.fake_cuda import OnTheDevice, fake_cuda, fake_model
 from tests.cuda.recorder import record
 from tests.parity.reference import BASE, Reference, randomized, write_reference
@@ -283,11 +283,11 @@ def engine_of(
     record: Record | None = None,
     device: str = "cpu",
     half: torch.dtype | None = None,
-) -> Engine:
+) -> TorchEngine:
     folder = ModelFolder.open(path)
     decoder = load_decoder(folder, torch.device(device), dtype, "expand", library=library, half=half)
     plan = DevicePlan(torch.device(device), dtype, "expand", library, half=half, record=record)
-    return Engine(decoder, plan, decoder.config.max_context, load_s=0.0)
+    return TorchEngine(decoder, plan, decoder.config.max_context, load_s=0.0)
 
 
 @pytest.fixture(scope="module", params=ROWS, ids=[row.title for row in ROWS])
@@ -301,23 +301,25 @@ def reference(row: Row, tmp_path_factory: pytest.TempPathFactory) -> Reference:
 
 
 @pytest.fixture(scope="module", params=["torch", "kernels"] + ["cuda"] * torch.cuda.is_available())
-def engine(reference: Reference, request: pytest.FixtureRequest) -> Engine:
+def engine(reference: Reference, request: pytest.FixtureRequest) -> TorchEngine:
     if request.param == "cuda":
         return engine_of(reference.path, record=cuda_graph, device="cuda")
     return engine_of(reference.path, library=needed_library() if request.param == "kernels" else None)
 
 
-def test_all_logits_agree_at_prefill(reference: Reference, engine: Engine) -> None:
+def test_all_logits_agree_at_prefill(reference: Reference, engine: TorchEngine) -> None:
     assert relative_error(engine.logits(IDS), reference.logits(IDS)) < TOLERANCE
 
 
-def test_all_logits_agree_in_chunks(reference: Reference, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gptcli.runtime.engine, "CHUNK", 7)
+def test_all_logits_agree_in_chunks(reference: Reference, engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gptcli.runtime.torch_engine, "CHUNK", 7)
     monkeypatch.setattr(gptcli.model.cache, "CACHE_STEP", 4)
     assert relative_error(engine.logits(IDS), reference.logits(IDS)) < TOLERANCE
 
 
-def test_all_logits_agree_token_by_token(reference: Reference, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_logits_agree_token_by_token(
+    reference: Reference, engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gptcli.model.cache, "CACHE_STEP", 4)
     cache = engine.new_cache()
     logits = torch.stack([engine.decode(token, cache) for token in IDS])
@@ -328,7 +330,7 @@ def test_all_logits_agree_token_by_token(reference: Reference, engine: Engine, m
     assert relative_error(logits, wanted) < TOLERANCE
 
 
-def test_greedy_ids_agree_over_32_steps(reference: Reference, engine: Engine) -> None:
+def test_greedy_ids_agree_over_32_steps(reference: Reference, engine: TorchEngine) -> None:
     cache = engine.new_cache()
     logits = engine.prefill(IDS, cache)
     ids: list[int] = []
@@ -339,7 +341,7 @@ def test_greedy_ids_agree_over_32_steps(reference: Reference, engine: Engine) ->
     assert ids == reference.greedy(IDS, 32)
 
 
-def test_a_prepared_copy_has_the_very_logits_of_the_decoder(engine: Engine, tmp_path: Path) -> None:
+def test_a_prepared_copy_has_the_very_logits_of_the_decoder(engine: TorchEngine, tmp_path: Path) -> None:
     config = engine.decoder.config
     prepared = engine.prepared(96)
     lowered = engine._program is not None and not config.rope_borders
@@ -352,10 +354,10 @@ def test_a_prepared_copy_has_the_very_logits_of_the_decoder(engine: Engine, tmp_
     copy = read((tmp_path / "copy").open("rb"), {"this": "one"}, library, free=sys.maxsize, positions=80)
     assert copy is not None and copy.wait()
     del prepared
-    again = PreparedEngine(copy, library, engine.ctx_size, room=80)
+    again = SnapshotEngine(copy, library, engine.ctx_size, room=80)
     cache, prepared_cache = engine.new_cache(), again.new_cache()
 
-    def same(rows: list[PreparedLogits], wanted: Tensor) -> bool:
+    def same(rows: list[SnapshotLogits], wanted: Tensor) -> bool:
         found = [ctypes.string_at(row.data_ptr(), 4 * config.vocab_size) for row in rows]
         return found == [row.numpy().tobytes() for row in wanted]
 
@@ -371,7 +373,7 @@ def test_a_prepared_copy_has_the_very_logits_of_the_decoder(engine: Engine, tmp_
 
 
 def test_texts_that_share_their_steps_have_the_logits_they_have_alone(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gptcli.model.cache, "CACHE_STEP", 4)
     prompt, together = IDS[:16], engine.new_cache()
@@ -410,7 +412,7 @@ def test_a_recorded_step_has_the_logits_of_a_plain_one(reference: Reference, mon
     assert recorded.failures == ()
 
 
-def decoded(engine: Engine) -> Tensor:
+def decoded(engine: TorchEngine) -> Tensor:
     """Logits of steps behind a prompt: past LongRoPE's borders and beyond the room there was, of several rows, of fewer
     rows, and behind a text that was cut off."""
     cache, rows = engine.new_cache(), engine.new_cache()

@@ -17,7 +17,7 @@ from gptcli.kernels.tensors import Library
 from gptcli.kernels.tensors import library as kernels
 from gptcli.model.decoder import Decoder
 from gptcli.runtime.device_plan import DevicePlan
-from gptcli.runtime.engine import Engine
+from gptcli.runtime.torch_engine import TorchEngine
 
 IDS = list(range(3, 40))
 Packed = tuple[dict[str, Tensor], Tensor]  # tensors by what follows the module's name, and the weight they mean
@@ -53,7 +53,7 @@ def logits_of(
 ) -> Tensor:
     decoder = decoder_of(path, packing, library, integers)
     plan = DevicePlan(torch.device("cpu"), torch.float32, packing, library)
-    return Engine(decoder, plan, decoder.config.max_context, load_s=0.0).logits(IDS)
+    return TorchEngine(decoder, plan, decoder.config.max_context, load_s=0.0).logits(IDS)
 
 
 def agrees(packed: Path, meant: Path) -> None:

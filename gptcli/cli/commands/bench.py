@@ -53,14 +53,15 @@ def bench(
         if lengths[-1] + decode_tokens > lm.ctx_size:
             raise UsageError(f"{lengths[-1]} + {decode_tokens} tokens are beyond the context of {lm.ctx_size}")
         load_model(lm, activity)
-        lm.engine.prefill([0], lm.engine.new_cache())
+        engine = lm.torch_engine()
+        engine.prefill([0], engine.new_cache())
         first_token_s = time.time() - psutil.Process().create_time()
     from gptcli.runtime.bench import measure
 
     points: list[Point] = []
     with interruptible() as cancelled:  # and no progress is drawn, which would take its time from what is measured
         for length in lengths:
-            point = measure(lm.engine, length, decode_tokens, repeats, cancelled)
+            point = measure(engine, length, decode_tokens, repeats, cancelled)
             if point is None:
                 raise KeyboardInterrupt
             points.append(point)
@@ -77,7 +78,8 @@ def bench(
 def _facts(run: RunOptions, lm: LanguageModel, first_token_s: float) -> dict[str, Any]:
     from gptcli.runtime.bench import peak_device_memory, peak_memory, read_bandwidth
 
-    engine, device = lm.engine, lm.engine.plan.device
+    engine = lm.torch_engine()
+    device = engine.plan.device
     # The peaks come first: measuring the bandwidth takes memory.
     peaks = {"peak_memory": peak_memory(), "peak_device_memory": peak_device_memory(device)}
     return {

@@ -37,6 +37,8 @@ from gptcli.cli.terminal.stderr import Activity, print_note
 from gptcli.cli.terminal.stdout import Sink
 from gptcli.errors import UsageError
 from gptcli.generation.events import Finished, TextDelta
+from gptcli.language_model import ChatSession
+from gptcli.runtime.engine import Workload
 from gptcli.settings import ChatSettings
 from gptcli.text.chat_template import ChatTemplate
 
@@ -100,7 +102,6 @@ def chat(
     run = RunOptions(
         model=model or None,
         runtime=runtime.config(),
-        draft_model=runtime.draft_model,
         offline=runtime.offline,
         given=given,
         prompts=prompts,
@@ -117,7 +118,7 @@ def chat(
     ):
         name, fingerprint = last_model(events)
         run = replace(run, model=run.model or name)
-        lm = open_model(run, activity, one_text=-1)
+        lm = open_model(run, activity, Workload())
         if lm.reference == name and lm.fingerprint != fingerprint and not output.quiet:
             print_note(f"{name} is not what it was when it last spoke in this session")
         template = read_template(run)
@@ -136,7 +137,7 @@ def chat(
             _report(run, conversation, questions[0])
         else:
             _answer(run, conversation, questions, activity)
-            lm.keep_copy()
+            lm.close()
 
 
 def _is_at_prompt(run: RunOptions, sessions: SessionOptions, prompt: str | None) -> bool:
@@ -169,7 +170,7 @@ def _questions(run: RunOptions, sessions: SessionOptions, prompt: str | None) ->
     return messages_of_script(script, str(sessions.script))
 
 
-def _report(run: RunOptions, conversation: Session, question: str) -> None:
+def _report(run: RunOptions, conversation: ChatSession, question: str) -> None:
     from gptcli.cli.prompt_report import rendered_prompt
 
     lm, settings = conversation.lm, conversation.settings
@@ -178,11 +179,11 @@ def _report(run: RunOptions, conversation: Session, question: str) -> None:
     print_report(run, lm, prompt, settings.record, settings.sampling(lm.sampling_defaults), settings.stopping)
 
 
-def _answer(run: RunOptions, conversation: Session, questions: Sequence[str], activity: Activity) -> None:
+def _answer(run: RunOptions, conversation: ChatSession, questions: Sequence[str], activity: Activity) -> None:
     """Says one question after the other and writes the replies. Raises KeyboardInterrupt behind a reply it cut off."""
     lm, output = conversation.lm, run.output
     conversation.preview(questions[0])  # one that does not fit is refused before the weights are read
-    load_model(lm, activity, one_text=-1)
+    load_model(lm, activity)
     sink = Sink()
     with interruptible() as cancelled:
         for number, question in enumerate(questions, 1):
@@ -197,7 +198,7 @@ def _answer(run: RunOptions, conversation: Session, questions: Sequence[str], ac
 
 
 def _written(
-    run: RunOptions, reply: Iterator[Event], conversation: Session, sink: Sink, activity: Activity
+    run: RunOptions, reply: Iterator[Event], conversation: ChatSession, sink: Sink, activity: Activity
 ) -> Finished:
     """Writes a reply as it comes, or as a JSON object, and returns how it ended."""
     pieces = list[bytes]()
@@ -224,7 +225,7 @@ def _written(
 
 @contextlib.contextmanager
 def _shown(
-    run: RunOptions, conversation: Session, sink: Sink, activity: Activity, pieces: list[bytes]
+    run: RunOptions, conversation: ChatSession, sink: Sink, activity: Activity, pieces: list[bytes]
 ) -> Iterator[Callable[[TextDelta], object]]:
     """Yields what shows the text: on a terminal as at the prompt, in a pipe as it is; for JSON it goes to `pieces`."""
     if run.output.as_json:
@@ -243,7 +244,7 @@ def _shown(
 
 
 def _converse(
-    session: Session, file: SessionFile | None, template: ChatTemplate | None, view: View, offline: bool
+    session: ChatSession, file: SessionFile | None, template: ChatTemplate | None, view: View, offline: bool
 ) -> None:
     """Talks with a person at a terminal."""
     from gptcli.cli.repl.repl import Repl  # its imports take a tenth of a second, which a pipe need not wait for
@@ -251,4 +252,4 @@ def _converse(
     _ = session.template  # a model without one fails here
     repl = Repl(session, file, template, view, offline=offline)
     repl.run()
-    repl.session.lm.keep_copy()
+    repl.session.lm.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated
 
@@ -31,6 +31,7 @@ from gptcli.errors import UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL
+from gptcli.runtime.engine import Workload
 from gptcli.settings import SamplingConfig, StopConfig
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.messages import Message
@@ -55,7 +56,6 @@ def generate(
     run = RunOptions(
         model=model,
         runtime=runtime.config(),
-        draft_model=runtime.draft_model,
         offline=runtime.offline,
         given=given,
         prompts=prompts,
@@ -67,10 +67,9 @@ def generate(
     messages = [Message("user", text)] if system is None else [Message("system", system), Message("user", text)]
 
     sink = Sink()
-    with Activity(quiet=output.quiet) as activity:
-        recorded = output.explain or output.logprobs is not None or pictures.wanted
-        plain = samples == 1 and not recorded and run.draft_model is None
-        lm = open_model(run, activity, one_text=stop.max_tokens if plain else None)
+    recorded = output.explain or output.logprobs is not None or pictures.wanted
+    workload = Workload(samples, recorded, None if stop.max_tokens < 0 else stop.max_tokens)
+    with Activity(quiet=output.quiet) as activity, open_model(run, activity, workload) as lm:
         template = (read_template(run) or lm.template) if prompts.chat else None
         ids = _ids(lm, template, messages, special=prompts.special)
         config = SamplingConfig.resolve(given, lm.sampling_defaults)
@@ -79,8 +78,8 @@ def generate(
             _report(run, lm, template, messages, config, stop)
             return
         lm.check_request(ids, config)
-        room = -1 if stop.max_tokens < 0 else len(ids) + stop.max_tokens
-        load_model(lm, activity, one_text=room if plain else None)
+        with_prompt = None if workload.tokens is None else len(ids) + workload.tokens
+        load_model(lm, activity, replace(workload, tokens=with_prompt))
         writer = _Writer(run, lm, sink, activity, pictures, samples, text)
         with interruptible() as cancelled:
             streams = lm.streams(
@@ -98,13 +97,12 @@ def generate(
         pictures.write(f"{lm.name} · how probable each token is")
         if cancelled():
             raise KeyboardInterrupt
-        lm.keep_copy()
 
 
 def _check_together(run: RunOptions, samples: int) -> None:
     """Raises UsageError for options that mean nothing together."""
     prompts, output = run.prompts, run.output
-    if run.draft_model is not None and samples > 1:
+    if run.runtime.draft_model is not None and samples > 1:
         raise UsageError("--draft-model is for one sample: several share every step already, and draft nothing")
     if not prompts.chat and any(
         option is not None for option in (prompts.system, prompts.system_file, prompts.chat_template)

@@ -126,10 +126,10 @@ def import_(
 def rm(name: InstalledName, quiet: options.Quiet = False) -> None:
     """Remove a model that gptcli installed."""
     from gptcli.models.install import remove
-    from gptcli.runtime.fast_start.snapshots import forget_copies
+    from gptcli.runtime.fast_start.snapshots import forget_snapshots
 
     path = remove(name)
-    forget_copies(path)
+    forget_snapshots(path)
     if not quiet:
         print_note(f"removed {path}")
 

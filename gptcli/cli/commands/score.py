@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -27,9 +27,7 @@ from gptcli.generation.request_checks import check_choices, check_scoring
 from gptcli.generation.score_result import ChoiceScore, Score
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL
-
-if TYPE_CHECKING:
-    from gptcli.model.cache import KVCache
+from gptcli.runtime.engine import PromptCache
 
 _LINE = "{}"  # in --prompt, where a line goes
 
@@ -105,7 +103,7 @@ def score(
         lm = open_model(run, activity)
         check_scoring(what.stride, what.top or 0, lm.longest_stride)
         load_model(lm, activity)
-        scorer = _Scorer(run, what, lm, lm.engine.new_cache(), sink, activity)
+        scorer = _Scorer(run, what, lm, PromptCache(), sink, activity)
         if asked:
             scorer.write_choices(asked, choices)
         elif what.lines:
@@ -124,7 +122,7 @@ class _Scorer:
     run: RunOptions
     what: ScoreOptions
     lm: LanguageModel
-    cache: KVCache
+    cache: PromptCache
     sink: Sink
     activity: Activity
 

@@ -14,6 +14,7 @@ from gptcli.chat.session import Session
 from gptcli.chat.storage import SessionFile, session_names, stored_sessions, unused_name
 from gptcli.cli.repl.slash_command import paths
 from gptcli.errors import InputError, OutputError, UsageError
+from gptcli.language_model import ChatSession
 from gptcli.models.catalog import local_models
 from gptcli.text.messages import as_json, as_markdown
 
@@ -209,7 +210,7 @@ def last(repl: Repl, role: str) -> str:
     raise UsageError("there is nothing yet")
 
 
-def turns(session: Session) -> str:
+def turns(session: ChatSession) -> str:
     """How many questions there are, in words."""
     count = sum(message.role == "user" for message in session.messages)
     return "1 turn" if count == 1 else f"{count} turns"

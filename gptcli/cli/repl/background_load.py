@@ -47,7 +47,7 @@ class Loading:
 
     def _load(self) -> None:
         try:
-            self._lm.load_for_one(-1, self._progress)
+            self._lm.load(self._progress)
         except Exception as error:  # for the main thread, which alone can end the program
             self.failure = error
         self._ended.set()

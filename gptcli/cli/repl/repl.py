@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from gptcli.chat.session import Event, Session, TurnsDropped
+from gptcli.chat.session import Event, TurnsDropped
 from gptcli.chat.storage import SessionFile
 from gptcli.chat.thinking import opens_thoughts
 from gptcli.cli.repl.actions import excerpt
@@ -22,7 +22,8 @@ from gptcli.cli.terminal.stdout import Sink
 from gptcli.cli.terminal.type_ahead import HeldTerminal
 from gptcli.errors import GptcliError, OutputError, TemplateError, UsageError
 from gptcli.generation.events import Finished, TextDelta
-from gptcli.language_model import LanguageModel
+from gptcli.language_model import ChatSession, LanguageModel
+from gptcli.runtime.engine import Workload
 from gptcli.text.chat_template import ChatTemplate
 
 _METER = 10  # characters
@@ -36,7 +37,13 @@ class Repl:
     """
 
     def __init__(
-        self, session: Session, file: SessionFile | None, template: ChatTemplate | None, view: View, *, offline: bool
+        self,
+        session: ChatSession,
+        file: SessionFile | None,
+        template: ChatTemplate | None,
+        view: View,
+        *,
+        offline: bool,
     ) -> None:
         self.session = session
         self.file = file
@@ -159,7 +166,7 @@ class Repl:
                 self.session.lm.runtime,
                 offline=self.offline,
                 on_fetch=activity.fetch,
-                one_text=None if self.view.probabilities else -1,
+                workload=None if self.view.probabilities else Workload(),
             )
             _ = self.template or lm.template  # a model without one fails here
             loading = Loading(lm, self.input.refresh, lambda error: None)
@@ -168,7 +175,7 @@ class Repl:
         self._loading = loading
         self.session.lm = lm
 
-    def change_session(self, session: Session, file: SessionFile | None) -> None:
+    def change_session(self, session: ChatSession, file: SessionFile | None) -> None:
         """Goes on with another conversation. The present one stays as it is, and is offered to the disk once more."""
         self.session.keep_in(None)
         if self.file is not None:
@@ -192,7 +199,7 @@ class Repl:
             print_note("cut off at max_tokens, which /set changes" if whole else "cut off: the context is full")
         if self.view.stats:
             print_note(stats_line(finished, self.session.lm.ctx_size))
-        new = [failure for failure in self.session.lm.running.failures if failure not in self._failures]
+        new = [failure for failure in self.session.lm.engine.failures if failure not in self._failures]
         note_failures(new)
         self._failures += new
         self.say("")

@@ -1,23 +1,25 @@
-"""Runs a prepared copy of a decoder: one text at a time, and its last logits alone. No torch."""
+"""Runs a snapshot of a decoder: one text at a time, with logits in main memory. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import takewhile
+from typing import NoReturn
 
 from gptcli.errors import NonFiniteLogits
 from gptcli.kernels.bindings import Functions
 from gptcli.kernels.memory import Memory
-from gptcli.runtime.fast_start.snapshot_file import Prepared
+from gptcli.runtime.engine import Cancelled, Progress, Workload, never_cancelled, no_progress
+from gptcli.runtime.fast_start.snapshot_file import Snapshot
 from gptcli.runtime.program import CHUNK, Storage
 
 
-class PreparedCache:
-    """Keys and values of one text, with room for so many tokens; `tokens` are the ids that they are of."""
+class SnapshotCache:
+    """Keys and values of one text of up to `room` tokens; `tokens` are the cached ids. Raises MemoryError."""
 
-    def __init__(self, prepared: Prepared, room: int) -> None:
+    def __init__(self, snapshot: Snapshot, room: int) -> None:
         self.tokens: list[int] = []
-        shapes = [(op.kv_heads, op.size) for op in prepared.program.attends]
+        shapes = [(op.kv_heads, op.size) for op in snapshot.program.attends]
         self._memory = Memory(sum(2 * 4 * heads * room * dim for heads, dim in shapes))
         self.storages = []
         address = self._memory.address
@@ -28,70 +30,76 @@ class PreparedCache:
 
     @property
     def length(self) -> int:
-        """How many tokens it holds."""
+        """See `Cache.length`."""
         return len(self.tokens)
 
     def truncate(self, length: int) -> None:
-        """Forgets all but the first so many tokens."""
+        """See `Cache.truncate`."""
         del self.tokens[length:]
 
     def keep_common(self, prompt: Sequence[int]) -> None:
-        """Forgets all but the longest beginning that is also the prompt's."""
+        """See `Cache.keep_common`."""
         pairs = zip(self.tokens, prompt, strict=False)
         self.truncate(sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
-class PreparedLogits:
-    """One row of logits; good until the next step."""
+class SnapshotLogits:
+    """One row of logits, valid until the next step."""
 
     def __init__(self, memory: Memory, offset: int) -> None:
         self._memory, self._offset = memory, offset
 
     def data_ptr(self) -> int:
-        """Where they are, (vocab,) in fp32."""
+        """The address of (vocab,) values in fp32."""
         return self._memory.address + self._offset
 
 
-class PreparedEngine:
-    """A prepared decoder with room for one text of `room` tokens; see `runtime.engine.Engine`.
+class SnapshotEngine:
+    """An `Engine` for one text of up to `room` tokens, whose logits are addresses. Raises MemoryError."""
 
-    Raises MemoryError.
-    """
+    failures: tuple[str, ...] = ()
 
-    failures: tuple[str, ...] = ()  # see `Engine.failures`
-
-    def __init__(self, prepared: Prepared, library: Functions, ctx_size: int, room: int) -> None:
+    def __init__(self, snapshot: Snapshot, library: Functions, ctx_size: int, room: int) -> None:
         self.ctx_size = ctx_size
-        self.load_s = 0.0  # seconds it took to load
-        self.dtype_name, self.device_name = prepared.dtype, "cpu"
+        self.load_s = 0.0
+        self.dtype_name, self.device_name = snapshot.dtype, "cpu"
         self.library = library
-        self.room = room
-        self._prepared = prepared
-        self._cache = PreparedCache(prepared, room)
-        self._logits = Memory(4 * prepared.vocab_size)
-        prepared.program.bind(self._cache.storages)
+        self._room = room
+        self._snapshot = snapshot
+        self._cache = SnapshotCache(snapshot, room)
+        self._logits = Memory(4 * snapshot.vocab_size)
+        snapshot.program.bind(self._cache.storages)
 
-    def new_cache(self) -> PreparedCache:
+    def serves(self, workload: Workload) -> bool:
+        """See `Engine.serves`."""
+        tokens = self.ctx_size if workload.tokens is None else min(workload.tokens, self.ctx_size)
+        return workload.plain and tokens <= self._room
+
+    def new_cache(self) -> SnapshotCache:
         """Its only cache, emptied."""
         self._cache.truncate(0)
         return self._cache
 
     def most_rows(self, tokens: int) -> int:
-        """One: texts do not share a step here."""
+        """One: texts do not share steps here."""
         return 1
 
-    def most_ahead(self, cache: PreparedCache) -> int:
-        """How many tokens may be run ahead of the next one, so that they can be taken back."""
-        return max(0, self.room - cache.length - 1)
+    def rows(self, cache: SnapshotCache, count: int) -> NoReturn:
+        """Is never asked for: see `serves`."""
+        raise AssertionError("a snapshot runs one text")
+
+    def most_ahead(self, cache: SnapshotCache) -> int:
+        """See `Engine.most_ahead`."""
+        return max(0, self._room - cache.length - 1)
 
     def prefill(
         self,
         tokens: Sequence[int],
-        cache: PreparedCache,
-        on_progress: Callable[[int, int], None],
-        cancelled: Callable[[], bool],
-    ) -> PreparedLogits | None:
-        """Runs tokens behind those in the cache, as `Engine.prefill` does. Raises NonFiniteLogits and MemoryError."""
+        cache: SnapshotCache,
+        on_progress: Progress = no_progress,
+        cancelled: Cancelled = never_cancelled,
+    ) -> SnapshotLogits | None:
+        """See `Engine.prefill`. Raises NonFiniteLogits and MemoryError."""
         logits = None
         for start in range(0, len(tokens), CHUNK):
             if cancelled():
@@ -101,27 +109,27 @@ class PreparedEngine:
             on_progress(start + len(chunk), len(tokens))
         return logits
 
-    def step(self, tokens: Sequence[int], cache: PreparedCache) -> list[PreparedLogits]:
-        """Runs a token, and perhaps as many more as `most_ahead` allows; logits behind each. Raises as `prefill`."""
+    def step(self, tokens: Sequence[int], cache: SnapshotCache) -> list[SnapshotLogits]:
+        """See `Engine.step`. Raises as `prefill` does."""
         return self._run(tokens, cache, wanted=len(tokens))
 
-    def _run(self, tokens: Sequence[int], cache: PreparedCache, wanted: int) -> list[PreparedLogits]:
-        prepared, position = self._prepared, cache.length
-        assert position + len(tokens) <= self.room
-        assert 0 <= min(tokens) <= max(tokens) < prepared.vocab_size
-        row = 4 * prepared.vocab_size
+    def _run(self, tokens: Sequence[int], cache: SnapshotCache, wanted: int) -> list[SnapshotLogits]:
+        snapshot, position = self._snapshot, cache.length
+        assert position + len(tokens) <= self._room
+        assert 0 <= min(tokens) <= max(tokens) < snapshot.vocab_size
+        row = 4 * snapshot.vocab_size
         if self._logits.size < wanted * row:
             self._logits = Memory(wanted * row)
-        prepared.program.run(
+        snapshot.program.run(
             tokens,
             texts=1,
             position=position,
-            held=[position] * prepared.cache_kinds,
-            rotations=[table.at(position) for table in prepared.tables],
+            held=[position] * snapshot.cache_kinds,
+            rotations=[table.at(position) for table in snapshot.tables],
             wanted=wanted,
             logits=self._logits.address,
         )
         cache.tokens += tokens
-        if not self.library.all_finite(self._logits.address, wanted * prepared.vocab_size):
+        if not self.library.all_finite(self._logits.address, wanted * snapshot.vocab_size):
             raise NonFiniteLogits(cache.length, self.dtype_name)
-        return [PreparedLogits(self._logits, place * row) for place in range(wanted)]
+        return [SnapshotLogits(self._logits, index * row) for index in range(wanted)]

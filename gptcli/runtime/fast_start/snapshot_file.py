@@ -1,12 +1,12 @@
-"""Prepared copies: a program with the weights that it reads, in a file that is run as it is. No torch.
+"""The file of a snapshot: a program with the weights that it reads, ready to run. No torch.
 
     8 bytes     size of the header, little-endian
     32 bytes    its SHA-256
-    header      JSON: the key, the operations, and where in the data each of them finds what
-    data        from the next multiple of 64 bytes on, each piece at such a multiple: weights as the kernels read them
+    header      JSON: the key, the operations, and the offsets of what each of them reads
+    data        weights as the kernels read them, each piece at a multiple of 64 bytes
 
-A copy is used only where its key is the one that is asked for. The header, which says what the kernels will read and
-write, is whole or nothing is used; damage in the data changes numbers, as it would in a checkpoint.
+A snapshot is used only if its key is the wanted one and its header, which says what the kernels read and write, is
+whole. Damaged data change numbers, as in a checkpoint.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class RotaryTable:
     dim: int
 
     def at(self, position: int) -> Rotation:
-        """The rows from a position on."""
+        """The rows that begin at a position."""
         offset = 4 * position * self.dim
         return Rotation(self.cosines.address + offset, self.sines.address + offset, self.dim)
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What runs a decoder's step: the program, and what it needs of the decoder's config.
+class Snapshot:
+    """A decoder's step: the program, and what it needs of the decoder's config.
 
-    cache_kinds: into how many kinds the blocks' caches fall, which hold different stretches of a text. positions: of
-    the rotary tables. dtype: as the command line spells it. threads: that run it unless a user asks for others.
+    cache_kinds: number of cache windows, which differ in the tokens they keep. positions: rows of the rotary tables.
+    dtype: as the command line spells it. threads: number to run it with unless a user asks for another.
     """
 
     program: Program
@@ -61,15 +61,15 @@ class Prepared:
     positions: int
     dtype: str
     threads: int
-    arrival: _Arrival | None = None
+    reading: _BackgroundRead | None = None
 
     def wait(self) -> bool:
-        """Returns when the weights are there; False where the file ended too early or could not be read."""
-        return self.arrival is None or self.arrival.wait()
+        """Waits for the weights; False if the file ended too early or could not be read."""
+        return self.reading is None or self.reading.wait()
 
 
-class _Arrival(Thread):
-    """Reads a file's rest into memory beside other work."""
+class _BackgroundRead(Thread):
+    """Reads the rest of a file into memory in a thread."""
 
     def __init__(self, file: BufferedReader, data: Memory) -> None:
         super().__init__(daemon=True)
@@ -82,7 +82,7 @@ class _Arrival(Thread):
             self._whole = self._file.readinto(self._data.view) == self._data.size
 
     def wait(self) -> bool:
-        """Whether the file had as much as was wanted, once that is known."""
+        """Waits; whether the file was long enough."""
         if self.ident is not None:
             self.join()
         return self._whole
@@ -90,14 +90,14 @@ class _Arrival(Thread):
 
 @dataclass
 class _Pieces:
-    """What a file's data consists of."""
+    """The layout of a file's data."""
 
     size: int = 0
     pieces: list[tuple[int, int, int]] = field(default_factory=list)  # offset, address, size
     _known: dict[int, int] = field(default_factory=dict)
 
-    def place(self, address: int, size: int) -> int:
-        """Where in the data the bytes at an address go; the same address only once."""
+    def offset(self, address: int, size: int) -> int:
+        """The offset in the data of the bytes at an address; each address is stored once."""
         if address not in self._known:
             self._known[address] = self.size
             self.pieces.append((self.size, address, size))
@@ -105,9 +105,9 @@ class _Pieces:
         return self._known[address]
 
 
-def write(prepared: Prepared, key: dict[str, Any], library: Functions, file: IO[bytes]) -> None:
-    """Writes a prepared copy. Raises OSError."""
-    program, data = prepared.program, _Pieces()
+def write(snapshot: Snapshot, key: dict[str, Any], library: Functions, file: IO[bytes]) -> None:
+    """Writes a snapshot. Raises OSError."""
+    program, data = snapshot.program, _Pieces()
     ops = (Op * len(program.ops)).from_buffer_copy(program.ops)
     for op in ops:
         for name in _POINTERS:
@@ -115,29 +115,35 @@ def write(prepared: Prepared, key: dict[str, Any], library: Functions, file: IO[
     header = {
         "key": key,
         "ops": _text(bytes(ops)),
-        "uses": [(place, name, rows.name, rows.width, rows.offset) for place, name, rows in program.uses],
+        "uses": [(index, name, rows.name, rows.width, rows.offset) for index, name, rows in program.uses],
         "matrices": [
-            (place, _text(library.record(matrix)), matrix.rows, matrix.columns, data.place(matrix.address, matrix.size))
-            for place, matrix in program.matrices
+            (
+                index,
+                _text(library.record(matrix)),
+                matrix.rows,
+                matrix.columns,
+                data.offset(matrix.address, matrix.size),
+            )
+            for index, matrix in program.matrices
         ],
         "vectors": [
-            (place, name, data.place(vector.address, vector.size), vector.size)
-            for place, name, vector in program.vectors
+            (index, name, data.offset(vector.address, vector.size), vector.size)
+            for index, name, vector in program.vectors
         ],
         "tables": [
             (
-                data.place(table.cosines.address, table.cosines.size),
-                data.place(table.sines.address, table.sines.size),
+                data.offset(table.cosines.address, table.cosines.size),
+                data.offset(table.sines.address, table.sines.size),
                 table.cosines.size,
                 table.dim,
             )
-            for table in prepared.tables
+            for table in snapshot.tables
         ],
-        "cache_kinds": prepared.cache_kinds,
-        "vocab_size": prepared.vocab_size,
-        "positions": prepared.positions,
-        "dtype": prepared.dtype,
-        "threads": prepared.threads,
+        "cache_kinds": snapshot.cache_kinds,
+        "vocab_size": snapshot.vocab_size,
+        "positions": snapshot.positions,
+        "dtype": snapshot.dtype,
+        "threads": snapshot.threads,
         "size": data.size,
     }
     encoded = json.dumps(header, separators=(",", ":")).encode()
@@ -152,11 +158,11 @@ def write(prepared: Prepared, key: dict[str, Any], library: Functions, file: IO[
 
 def read(
     file: BufferedReader, key: dict[str, Any], library: Functions, *, free: int, positions: int
-) -> Prepared | None:
-    """The prepared copy in a file, read into memory of our own; None where its key is another, or it is damaged.
+) -> Snapshot | None:
+    """Begins to read the snapshot in a file; None if its key is another, or it is damaged.
 
-    Its weights are read while the caller goes on, until `Prepared.wait`; the file is then closed. free: bytes that it
-    may take. positions: that it must have. Raises OSError and MemoryError.
+    Its weights are read in a thread, which then closes the file; see `Snapshot.wait`. free: bytes that it may take.
+    positions: the fewest it must have. Raises OSError and MemoryError.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(file)
@@ -165,11 +171,11 @@ def read(
             return None
         data = Memory(header["size"], huge_pages=True)
         stack.pop_all()
-    arrival = _Arrival(file, data)
+    reading = _BackgroundRead(file, data)
     try:
-        arrival.start()
-    except RuntimeError:  # no thread is to be had
-        arrival.run()
+        reading.start()
+    except RuntimeError:  # no thread can be started
+        reading.run()
 
     def vector(offset: int, size: int) -> Vector:
         return Vector(data.address + offset, size, data)
@@ -181,17 +187,17 @@ def read(
     program = Program(
         library,
         list((Op * (len(ops) // ctypes.sizeof(Op))).from_buffer_copy(ops)),
-        [(place, name, Rows(buffer, width, offset)) for place, name, buffer, width, offset in header["uses"]],
-        [(place, matrix(*described)) for place, *described in header["matrices"]],
-        [(place, name, vector(*where)) for place, name, *where in header["vectors"]],
+        [(index, name, Rows(buffer, width, offset)) for index, name, buffer, width, offset in header["uses"]],
+        [(index, matrix(*described)) for index, *described in header["matrices"]],
+        [(index, name, vector(*where)) for index, name, *where in header["vectors"]],
     )
     tables = [RotaryTable(vector(cos, size), vector(sin, size), dim) for cos, sin, size, dim in header["tables"]]
     names = ("cache_kinds", "vocab_size", "positions", "dtype", "threads")
-    return Prepared(program, tables, **{name: header[name] for name in names}, arrival=arrival)
+    return Snapshot(program, tables, **{name: header[name] for name in names}, reading=reading)
 
 
 def key_if_whole(file: BufferedReader) -> dict[str, Any] | None:
-    """The key of the prepared copy in a file, unless that is cut short. Raises OSError."""
+    """The key of the snapshot in a file; None if the file is cut short. Raises OSError."""
     header = _header(file)
     if header is None or os.fstat(file.fileno()).st_size != file.tell() + header["size"]:
         return None
@@ -199,7 +205,7 @@ def key_if_whole(file: BufferedReader) -> dict[str, Any] | None:
 
 
 def _header(file: BufferedReader) -> dict[str, Any] | None:
-    """What a file begins with, if it is whole; the data come next."""
+    """The header, if it is whole; the file is left at the data."""
     size, digest = int.from_bytes(file.read(8), "little"), file.read(32)
     encoded = file.read(size) if size <= _LARGEST_HEADER else b""
     if hashlib.sha256(encoded).digest() != digest:

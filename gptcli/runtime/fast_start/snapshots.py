@@ -1,7 +1,7 @@
-"""Keeps prepared copies of models in the cache directory, so that a short text need not wait for torch. No torch.
+"""Keeps snapshots of loaded models in the cache directory, so that a short text need not wait for torch. No torch.
 
-A copy is of one model, in one way of running it, on one machine; it is used only while everything that it was made of
-is as it was. All of them may be deleted at any time.
+A snapshot belongs to one model, one way of running it and one machine. It is used only while all that it was made from
+is unchanged, and may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -23,56 +23,58 @@ from gptcli.checkpoint.folder import ModelFolder
 from gptcli.errors import GptcliError, InputError
 from gptcli.files import open_regular
 from gptcli.kernels.bindings import Functions, built_file, functions
-from gptcli.runtime.fast_start import snapshot_file as prepared
-from gptcli.runtime.fast_start.snapshot_engine import PreparedEngine
-from gptcli.runtime.fast_start.snapshot_file import Prepared
+from gptcli.runtime.fast_start import snapshot_file
+from gptcli.runtime.fast_start.snapshot_engine import SnapshotEngine
+from gptcli.runtime.fast_start.snapshot_file import Snapshot
 from gptcli.runtime.machine import cpu_limit, free_memory
 from gptcli.settings import RuntimeConfig
 from gptcli.version import VERSION
 
 if TYPE_CHECKING:
-    from gptcli.runtime.engine import Engine
+    from gptcli.runtime.torch_engine import TorchEngine
 
 _VARIABLE = "GPTCLI_PREPARED"
-_MOST_BYTES = 1 << 30  # of weights: larger models take long to read whatever they are read from
-_MOST_COPIES = 4
-_MOST_POSITIONS = 32_768  # that rotary tables are kept for
+_MOST_BYTES = 1 << 30  # of weights: larger models take long to read from any file
+_MOST_SNAPSHOTS = 4
+_MOST_POSITIONS = 32_768  # of the rotary tables
 _SUFFIX = ".prepared"
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where the copy of a model belongs that is run so, and the key that it must have, at the time of asking."""
+    """The file of a model's snapshot for one way of running it, and the key that it must have now."""
 
     path: Path
     key: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Copy:
-    """A prepared copy that is being read, and the second on time.perf_counter's clock when that began."""
+class OpenedSnapshot:
+    """A snapshot that is being read. started: when that began, on time.perf_counter's clock."""
 
-    content: Prepared
+    snapshot: Snapshot
     library: Functions
     runtime: RuntimeConfig
     started: float
 
-    def engine(self, ctx_size: int, room: int) -> PreparedEngine | None:
-        """What runs one text of up to `room` tokens, when all is read; None where it cannot."""
+    def engine(self, ctx_size: int, room: int) -> SnapshotEngine | None:
+        """Waits for the weights; an engine for a text of up to `room` tokens, or None where it cannot run one."""
         try:
-            if room > self.content.positions or not self.content.wait():
+            if room > self.snapshot.positions or not self.snapshot.wait():
                 return None
-            engine = PreparedEngine(self.content, self.library, ctx_size, room)
-        except MemoryError:  # torch's way may need less, or says what is wrong
+            engine = SnapshotEngine(self.snapshot, self.library, ctx_size, room)
+        except MemoryError:  # loading with torch may need less, or says what is wrong
             return None
-        self.library.set_threads(self.runtime.threads or self.content.threads)
+        self.library.set_threads(self.runtime.threads or self.snapshot.threads)
         engine.load_s = time.perf_counter() - self.started
         return engine
 
 
-def slot_of(folder: ModelFolder, runtime: RuntimeConfig) -> Slot | None:
-    """The slot for a model's copy; None where there can be none: not on the CPU, as far as can be told without torch,
-    without kernels, or switched off."""
+def slot_for(folder: ModelFolder, runtime: RuntimeConfig) -> Slot | None:
+    """The slot of a model's snapshot.
+
+    None where there can be none: switched off, without kernels, or perhaps on a GPU, which only torch could tell.
+    """
     if os.environ.get(_VARIABLE) == "off" or runtime.device not in ("auto", "cpu"):
         return None
     if runtime.device == "auto" and _may_have_gpu():
@@ -80,12 +82,12 @@ def slot_of(folder: ModelFolder, runtime: RuntimeConfig) -> Slot | None:
     library = functions()
     if library is None:
         return None
-    way = [
+    way_of_running = [
         runtime.device,
         runtime.dtype,
         runtime.quantize,
         library.level,
-        # Which cores there are, and what tells OpenMP how many to use: torch's number of threads comes from them.
+        # torch's number of threads follows from the cores and from what tells OpenMP how many to use.
         sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         cpu_limit(),
         [os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")],
@@ -96,68 +98,68 @@ def slot_of(folder: ModelFolder, runtime: RuntimeConfig) -> Slot | None:
             "version": VERSION,
             "sources": _sources(),
             "model": {str(path): _identity(path) for path in [folder.path / "config.json", *weights]},
-            "way": way,
+            "way": way_of_running,
         }
-    except OSError:  # a file is being exchanged, or gone
+    except OSError:  # a file is being replaced, or gone
         return None
-    return Slot(_directory() / f"{_of_model(folder.path)}-{_hash(repr(way))}{_SUFFIX}", key)
+    return Slot(_directory() / f"{_of_model(folder.path)}-{_hash(repr(way_of_running))}{_SUFFIX}", key)
 
 
-def open_copy(slot: Slot, runtime: RuntimeConfig, room: int) -> Copy | None:
-    """Begins to read the prepared copy in a slot; None where there is none, or none for texts of `room` tokens."""
+def open_snapshot(slot: Slot, runtime: RuntimeConfig, room: int) -> OpenedSnapshot | None:
+    """Begins to read the snapshot in a slot; None if there is none that can run texts of `room` tokens."""
     started = time.perf_counter()
     library = functions()
     assert library is not None
     try:
         if not slot.path.is_file() or not _is_ours(slot.path):
             return None
-        os.utime(slot.path)  # the oldest go first
-        content = prepared.read(open_regular(slot.path), slot.key, library, free=free_memory(), positions=room)
-    except (OSError, MemoryError, InputError):  # torch's way may go on, or says what is wrong
+        os.utime(slot.path)  # the least recently used are removed first
+        snapshot = snapshot_file.read(open_regular(slot.path), slot.key, library, free=free_memory(), positions=room)
+    except (OSError, MemoryError, InputError):  # loading with torch may succeed, or says what is wrong
         return None
-    return None if content is None else Copy(content, library, runtime, started)
+    return None if snapshot is None else OpenedSnapshot(snapshot, library, runtime, started)
 
 
-def keep_copy(slot: Slot, folder: ModelFolder, runtime: RuntimeConfig, engine: Engine) -> None:
-    """Keeps a prepared copy of a loaded model, whose slot was this before its weights were read, if it can have one.
+def keep_snapshot(slot: Slot, folder: ModelFolder, runtime: RuntimeConfig, engine: TorchEngine) -> None:
+    """Writes a snapshot of a loaded model, if it can have one. slot: as it was before the weights were read.
 
-    None is kept of files that were exchanged since, and where it cannot be written there will be none.
+    Nothing is kept of files that were replaced since, nor where it cannot be written.
     """
     library = engine.library
     if library is None or runtime.threads is not None:
         return
     with contextlib.suppress(OSError, MemoryError, GptcliError):
-        if slot_of(folder, runtime) != slot or ModelFolder.open(folder.path) != folder or _is_kept(slot):
+        if slot_for(folder, runtime) != slot or ModelFolder.open(folder.path) != folder or _is_kept(slot):
             return
-        copy = engine.prepared(_MOST_POSITIONS)
-        sizes = {} if copy is None else {matrix.address: matrix.size for _, matrix in copy.program.matrices}
-        if copy is None or sum(sizes.values()) > _MOST_BYTES:
+        snapshot = engine.snapshot(_MOST_POSITIONS)
+        sizes = {} if snapshot is None else {matrix.address: matrix.size for _, matrix in snapshot.program.matrices}
+        if snapshot is None or sum(sizes.values()) > _MOST_BYTES:
             return
         directory = slot.path.parent
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.NamedTemporaryFile(dir=directory, suffix=".part", delete=False) as file:
             try:
-                prepared.write(copy, slot.key, library, file)
+                snapshot_file.write(snapshot, slot.key, library, file)
                 os.replace(file.name, slot.path)
-            except BaseException:  # whatever it is, Ctrl-C too: half a copy is of no use
+            except BaseException:  # Ctrl-C too: half a snapshot is useless
                 os.unlink(file.name)
                 raise
-        _forget_old(directory)
+        _remove_old(directory)
 
 
-def forget_copies(model: Path) -> None:
-    """Removes what is kept of a model in this directory."""
+def forget_snapshots(model: Path) -> None:
+    """Removes the snapshots of the model in this directory."""
     for path in _directory().glob(f"{_of_model(model)}-*"):
         path.unlink(missing_ok=True)
 
 
 def _is_kept(slot: Slot) -> bool:
-    """Whether there is a copy already, for this key and whole."""
+    """Whether the slot holds a whole snapshot with its key."""
     try:
         if not slot.path.is_file() or not _is_ours(slot.path):
             return False
         with open_regular(slot.path) as file:
-            return prepared.key_if_whole(file) == slot.key
+            return snapshot_file.key_if_whole(file) == slot.key
     except (OSError, InputError):
         return False
 
@@ -186,14 +188,14 @@ def _hash(text: str) -> str:
 
 
 def _sources() -> str:
-    """What changes whenever the program does."""
+    """Changes whenever the program does."""
     kernels, package = built_file(), Path(__file__).parents[2]
     assert kernels is not None
     return _hash(repr([_identity(path) for path in [kernels, *sorted(package.glob("**/*.py"))]]))
 
 
 def _identity(path: Path) -> list[int]:
-    """What changes whenever a file does: nobody can set the last of these times."""
+    """Changes whenever a file does: nobody can set the last of these times."""
     status = path.stat()
     return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
@@ -203,9 +205,9 @@ def _is_ours(path: Path) -> bool:
     return not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not stat.S_IMODE(status.st_mode) & 0o022)
 
 
-def _forget_old(directory: Path) -> None:
-    """Leaves the copies that were used last; one that another process was killed over is a day old at least."""
-    copies = sorted(directory.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime)
+def _remove_old(directory: Path) -> None:
+    """Keeps the most recently used snapshots; unfinished ones go after a day."""
+    snapshots = sorted(directory.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime)
     abandoned = [path for path in directory.glob("*.part") if path.stat().st_mtime < time.time() - 86_400]
-    for path in [*copies[:-_MOST_COPIES], *abandoned]:
+    for path in [*snapshots[:-_MOST_SNAPSHOTS], *abandoned]:
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Prepared copies: they give what the model gives, and are used for nothing else than they were made of."""
+"""Snapshots give what the model gives, and serve only the model that they were made from."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from gptcli.errors import NonFiniteLogits
 from gptcli.generation.events import Finished
 from gptcli.kernels.bindings import functions
 from gptcli.language_model import LanguageModel
-from gptcli.runtime.fast_start import snapshot_file as prepared
-from gptcli.runtime.fast_start import snapshots as copies
+from gptcli.runtime.engine import Workload
+from gptcli.runtime.fast_start import snapshot_file, snapshots
+from gptcli.runtime.fast_start.snapshot_engine import SnapshotEngine
 from gptcli.settings import ChatSettings, RuntimeConfig, SamplingConfig, StopConfig
 from tests.cli.conftest import Cli
 from tests.tiny import make_model
@@ -35,7 +36,7 @@ def _kernels() -> None:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A tiny llama that a copy was kept of, for the CPU."""
+    """A tiny llama with a snapshot for the CPU."""
     path = make_model(tmp_path / "tiny")
     keep(path)
     return path
@@ -43,21 +44,25 @@ def model(tmp_path: Path) -> Path:
 
 def keep(path: Path) -> None:
     lm = opened(path, device="cpu")
-    lm.load()
-    lm.keep_copy()
+    lm.torch_engine()
+    lm.close()
 
 
-def opened(path: Path, **runtime: Any) -> LanguageModel:
-    return LanguageModel.open(str(path), RuntimeConfig(**runtime), one_text=0)
+def opened(path: Path, tokens: int = 0, **runtime: Any) -> LanguageModel:
+    return LanguageModel.open(str(path), RuntimeConfig(**runtime), workload=Workload(tokens=tokens))
 
 
-def is_prepared(path: Path, room: int = ROOM, **runtime: Any) -> bool:
+def is_fast(lm: LanguageModel) -> bool:
+    return isinstance(lm.engine, SnapshotEngine)
+
+
+def has_snapshot(path: Path, room: int = ROOM, **runtime: Any) -> bool:
     lm = opened(path, **runtime)
-    lm.load_for_one(room)
-    return lm.running is not lm._engine
+    lm.load(workload=Workload(tokens=room))
+    return is_fast(lm)
 
 
-def copy_of() -> Path:
+def snapshot_path() -> Path:
     [path] = (Path(os.environ["XDG_CACHE_HOME"]) / "gptcli" / "prepared").iterdir()
     return path
 
@@ -88,39 +93,39 @@ def outcome(lm: LanguageModel, sampling: SamplingConfig, stop: StopConfig) -> tu
         StopConfig(max_tokens=80, ignore_eos=True, overflow="shift"),
     ],
 )
-def test_a_prepared_copy_says_what_the_model_says(
+def test_a_snapshot_generates_what_the_model_generates(
     model: Path, sampling: dict[str, Any], stop: StopConfig, speculate: int
 ) -> None:
     config = SamplingConfig(**sampling, seed=3)
     whole = opened(model, device="cpu", ctx_size=64, speculate=speculate)
-    whole.load()
+    whole.torch_engine()
     prepared = opened(model, device="cpu", ctx_size=64, speculate=speculate)
-    prepared.load_for_one(len(PROMPT) + stop.max_tokens)
+    prepared.load(workload=Workload(tokens=len(PROMPT) + stop.max_tokens))
     assert outcome(prepared, config, stop) == outcome(whole, config, stop)
-    assert prepared._engine is None
+    assert is_fast(prepared)
 
 
-def test_a_copy_that_is_there_is_not_written_again(model: Path) -> None:
-    before = copy_of().stat()
+def test_an_existing_snapshot_is_not_written_again(model: Path) -> None:
+    before = snapshot_path().stat()
     keep(model)
-    assert copy_of().stat() == before
+    assert snapshot_path().stat() == before
 
 
-def test_what_a_copy_cannot_do_the_model_does(model: Path) -> None:
+def test_the_model_does_what_a_snapshot_cannot(model: Path) -> None:
     lm = opened(model, device="cpu")
-    lm.load_for_one(20)
-    assert lm._engine is None
+    lm.load(workload=Workload(tokens=20))
+    assert is_fast(lm)
     *_, finished = lm.stream(PROMPT, SamplingConfig(seed=1), StopConfig(max_tokens=3), logprobs=2)
     assert isinstance(finished, Finished) and finished.logprobs is not None
-    assert lm._engine is not None
+    assert not is_fast(lm)
     lm = opened(model, device="cpu")
-    lm.load_for_one(20)
+    lm.load(workload=Workload(tokens=20))
     list(lm.stream(PROMPT, SamplingConfig(seed=1), StopConfig(max_tokens=100)))  # more than it has room for
-    assert lm._engine is not None
+    assert not is_fast(lm)
 
 
 @pytest.mark.parametrize("command", ["generate", "chat"])
-def test_the_second_run_has_no_need_of_torch(command: str, tmp_path: Path) -> None:
+def test_the_second_run_needs_no_torch(command: str, tmp_path: Path) -> None:
     path = make_model(tmp_path / "tiny")
     code = (
         "import sys\nfrom gptcli.cli.app import run\n"
@@ -147,15 +152,15 @@ def test_the_record_of_a_run_is_the_same(cli: Cli, model: Path, monkeypatch: pyt
     "runtime",
     [{"dtype": "bf16"}, {"dtype": "fp32"}, {"quantize": "int8"}, {"quantize": "none"}],
 )
-def test_a_copy_serves_only_the_settings_it_was_made_with(model: Path, runtime: dict[str, Any]) -> None:
-    assert is_prepared(model, device="cpu")
-    assert not is_prepared(model, device="cpu", **runtime)
+def test_a_snapshot_serves_only_the_settings_it_was_made_with(model: Path, runtime: dict[str, Any]) -> None:
+    assert has_snapshot(model, device="cpu")
+    assert not has_snapshot(model, device="cpu", **runtime)
 
 
-def test_copies_can_be_switched_off(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snapshots_can_be_switched_off(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPTCLI_PREPARED", "off")
-    assert not is_prepared(model, device="cpu")
-    shutil.rmtree(copy_of().parent)
+    assert not has_snapshot(model, device="cpu")
+    shutil.rmtree(snapshot_path().parent)
     keep(model)
     assert not any((Path(os.environ["XDG_CACHE_HOME"]) / "gptcli").iterdir())
 
@@ -175,31 +180,31 @@ def touch_config(model: Path) -> None:
 
 
 def damage_header(model: Path) -> None:
-    data = bytearray(copy_of().read_bytes())
+    data = bytearray(snapshot_path().read_bytes())
     data[200] ^= 1
-    copy_of().write_bytes(data)
+    snapshot_path().write_bytes(data)
 
 
 def cut_short(model: Path) -> None:
-    os.truncate(copy_of(), copy_of().stat().st_size - 1)
+    os.truncate(snapshot_path(), snapshot_path().stat().st_size - 1)
 
 
 def cut_to_nothing(model: Path) -> None:
-    os.truncate(copy_of(), 5)
+    os.truncate(snapshot_path(), 5)
 
 
 def make_writable_for_all(model: Path) -> None:
-    copy_of().chmod(0o666)
+    snapshot_path().chmod(0o666)
 
 
 def put_a_pipe_there(model: Path) -> None:
-    path = copy_of()
+    path = snapshot_path()
     path.unlink()
     os.mkfifo(path)
 
 
 def put_a_directory_there(model: Path) -> None:
-    path = copy_of()
+    path = snapshot_path()
     path.unlink()
     path.mkdir()
 
@@ -222,43 +227,45 @@ def use_other_cores(model: Path) -> None:
         use_other_cores,
     ],
 )
-def test_a_copy_is_not_used_where_anything_has_changed(
+def test_a_snapshot_is_not_used_after_anything_has_changed(
     model: Path, change: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.rmtree(copy_of().parent)
+    shutil.rmtree(snapshot_path().parent)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     keep(model)
-    assert is_prepared(model, device="cpu")
+    assert has_snapshot(model, device="cpu")
     change(model)
-    assert not is_prepared(model, device="cpu")
+    assert not has_snapshot(model, device="cpu")
 
 
-def test_a_copy_is_not_used_where_sources_or_memory_have_changed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_is_not_used_after_sources_or_memory_have_changed(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(copies, "__version__", "0.0.0")
-        assert not is_prepared(model, device="cpu")
+        patch.setattr(snapshots, "VERSION", "0.0.0")
+        assert not has_snapshot(model, device="cpu")
     with monkeypatch.context() as patch:
-        patch.setattr(copies, "free_memory", lambda: 1000)
-        assert not is_prepared(model, device="cpu")
+        patch.setattr(snapshots, "free_memory", lambda: 1000)
+        assert not has_snapshot(model, device="cpu")
     with monkeypatch.context() as patch:
-        patch.setattr(copies, "_may_have_gpu", lambda: True)
+        patch.setattr(snapshots, "_may_have_gpu", lambda: True)
         lm = opened(model)
-        lm.load()
-        lm.keep_copy()
-        assert copy_of()  # the one for the CPU alone
-        assert is_prepared(model, device="cpu")
+        lm.torch_engine()
+        lm.close()
+        assert snapshot_path()  # the one for the CPU alone
+        assert has_snapshot(model, device="cpu")
 
 
-def test_only_the_copies_that_were_used_last_stay(tmp_path: Path) -> None:
+def test_only_the_most_recently_used_snapshots_stay(tmp_path: Path) -> None:
     for number in range(6):
         keep(make_model(tmp_path / f"tiny{number}"))
         if number > 0:
-            assert is_prepared(tmp_path / "tiny0", device="cpu")
-    kept = [is_prepared(tmp_path / f"tiny{number}", device="cpu") for number in range(6)]
+            assert has_snapshot(tmp_path / "tiny0", device="cpu")
+    kept = [has_snapshot(tmp_path / f"tiny{number}", device="cpu") for number in range(6)]
     assert kept == [True, False, False, True, True, True]
 
 
-def test_where_no_copy_can_be_written_there_is_none_and_no_error(
+def test_a_snapshot_that_cannot_be_written_is_no_error(
     cli: Cli, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "occupied").write_text("")
@@ -276,16 +283,16 @@ def test_a_conversation_goes_on_where_its_cache_must_be_of_another_kind(model: P
         return [finished.ids for finished in session.finished]
 
     whole, prepared = opened(model, device="cpu"), opened(model, device="cpu")
-    whole.load()
-    prepared.load_for_one(prepared.ctx_size)
+    whole.torch_engine()
+    prepared.load(workload=Workload(tokens=prepared.ctx_size))
     session = prepared.session(settings=ChatSettings(temperature=0.0, max_tokens=9))
     list(session.send("In a"))
-    assert prepared._engine is None
+    assert is_fast(prepared)
     assert replies(prepared) == replies(whole)
-    assert prepared._engine is not None
+    assert not is_fast(prepared)
 
 
-def test_a_conversation_on_a_copy_runs_again_no_more_than_one_without(model: Path) -> None:
+def test_a_conversation_on_a_snapshot_reuses_its_cache_as_one_without(model: Path) -> None:
     def prefilled(lm: LanguageModel) -> list[int]:
         session = lm.session(settings=ChatSettings(temperature=0.0, max_tokens=9, ignore_eos=True))
         run: list[int] = []
@@ -295,13 +302,13 @@ def test_a_conversation_on_a_copy_runs_again_no_more_than_one_without(model: Pat
         return run
 
     whole, prepared = opened(model, device="cpu"), opened(model, device="cpu")
-    whole.load()
-    prepared.load_for_one(prepared.ctx_size)
+    whole.torch_engine()
+    prepared.load(workload=Workload(tokens=prepared.ctx_size))
     assert prefilled(prepared) == prefilled(whole)
-    assert prepared._engine is None
+    assert is_fast(prepared)
 
 
-def test_nan_ends_a_text_from_a_copy_as_it_ends_any(tmp_path: Path) -> None:
+def test_nan_ends_a_text_from_a_snapshot_as_it_ends_any(tmp_path: Path) -> None:
     path = make_model(tmp_path / "tiny")
     tensors = load_file(path / "model.safetensors")
     tensors["model.embed_tokens.weight"][99] = float("nan")
@@ -311,10 +318,10 @@ def test_nan_ends_a_text_from_a_copy_as_it_ends_any(tmp_path: Path) -> None:
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
     whole = opened(path, device="cpu")
-    whole.load()
-    whole.keep_copy()
+    whole.torch_engine()
+    whole.close()
     prepared = opened(path, device="cpu")
-    prepared.load_for_one(20)
+    prepared.load(workload=Workload(tokens=20))
     messages = []
     for lm in (whole, prepared):
         assert isinstance(list(lm.stream([5, 6], SamplingConfig(seed=1), StopConfig(max_tokens=2)))[-1], Finished)
@@ -322,60 +329,60 @@ def test_nan_ends_a_text_from_a_copy_as_it_ends_any(tmp_path: Path) -> None:
             list(lm.stream([5, 99, 6], SamplingConfig(seed=1), StopConfig(max_tokens=2)))
         messages.append(error.value.message)
     assert messages[0] == messages[1]
-    assert prepared._engine is None
+    assert is_fast(prepared)
 
 
-def test_a_copy_that_was_cut_short_is_written_again(model: Path) -> None:
+def test_a_truncated_snapshot_is_written_again(model: Path) -> None:
     cut_short(model)
     keep(model)
-    assert is_prepared(model, device="cpu")
+    assert has_snapshot(model, device="cpu")
 
 
 @pytest.mark.parametrize("change", [touch_weights, touch_config])
-def test_no_copy_is_kept_of_files_that_were_exchanged_after_they_were_read(tmp_path: Path, change: Any) -> None:
+def test_no_snapshot_is_kept_of_files_replaced_after_they_were_read(tmp_path: Path, change: Any) -> None:
     path = make_model(tmp_path / "tiny")
     lm = opened(path, device="cpu")
-    lm.load()
+    lm.torch_engine()
     change(path)
-    lm.keep_copy()
-    assert not is_prepared(path, device="cpu")
+    lm.close()
+    assert not has_snapshot(path, device="cpu")
 
 
 def test_a_model_that_is_gone_by_then_is_no_error(tmp_path: Path) -> None:
     path = make_model(tmp_path / "tiny")
     lm = opened(path, device="cpu")
-    lm.load()
+    lm.torch_engine()
     shutil.rmtree(path)
-    lm.keep_copy()
+    lm.close()
 
 
-def test_ways_of_running_have_copies_of_their_own(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_way_of_running_has_its_snapshot(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     keep(model)
-    assert is_prepared(model, device="cpu")
+    assert has_snapshot(model, device="cpu")
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert is_prepared(model, device="cpu")
+    assert has_snapshot(model, device="cpu")
 
 
-def test_a_copy_for_shorter_texts_is_not_even_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.rmtree(copy_of().parent)
-    monkeypatch.setattr(copies, "_MOST_POSITIONS", 50)
+def test_a_snapshot_for_shorter_texts_is_not_even_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(snapshot_path().parent)
+    monkeypatch.setattr(snapshots, "_MOST_POSITIONS", 50)
     keep(model)
-    assert is_prepared(model, room=50, device="cpu")
-    assert not is_prepared(model, room=51, device="cpu")
-    assert LanguageModel.open(str(model), RuntimeConfig(device="cpu"), one_text=51)._copy is None
+    assert has_snapshot(model, room=50, device="cpu")
+    assert not has_snapshot(model, room=51, device="cpu")
+    assert opened(model, 51, device="cpu")._loader._opened is None
 
 
-def test_a_model_that_is_removed_takes_its_copies_along(model: Path) -> None:
+def test_removing_a_model_removes_its_snapshots(model: Path) -> None:
     keep(make_model(model.parent / "another"))
-    copies.forget_copies(model)
-    assert not is_prepared(model, device="cpu")
-    assert is_prepared(model.parent / "another", device="cpu")
+    snapshots.forget_snapshots(model)
+    assert not has_snapshot(model, device="cpu")
+    assert has_snapshot(model.parent / "another", device="cpu")
 
 
-def test_without_a_thread_to_read_with_a_copy_is_read_at_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_is_read_at_once_if_no_thread_can_start(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(thread: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(prepared._Arrival, "start", start)
-    assert is_prepared(model, device="cpu")
+    monkeypatch.setattr(snapshot_file._BackgroundRead, "start", start)
+    assert has_snapshot(model, device="cpu")

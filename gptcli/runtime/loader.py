@@ -1,0 +1,91 @@
+"""Loads a model's engine in the quickest way that serves what is asked of it. No torch until one needs it."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+from gptcli.checkpoint.folder import ModelFolder
+from gptcli.runtime.engine import Engine, Progress, Workload, no_progress
+from gptcli.runtime.fast_start.snapshots import OpenedSnapshot, Slot, keep_snapshot, open_snapshot, slot_for
+from gptcli.runtime.machine import check_room_for_torch
+from gptcli.settings import RuntimeConfig
+
+if TYPE_CHECKING:
+    from gptcli.runtime.fast_start.snapshot_engine import SnapshotEngine
+    from gptcli.runtime.torch_engine import TorchEngine
+
+
+class Loader:
+    """One model's engine: a snapshot's without torch where that serves the workload, else the full one."""
+
+    def __init__(self, folder: ModelFolder, runtime: RuntimeConfig, ctx_size: int, announced: Workload | None) -> None:
+        """announced: what is known of the workload; a snapshot that may serve it is read from now on."""
+        self._folder, self._runtime, self._ctx_size = folder, runtime, ctx_size
+        self._torch_engine: TorchEngine | None = None
+        self._snapshot_engine: SnapshotEngine | None = None
+        self._slot: Slot | None = None  # for a snapshot of the weights that were read
+        self._opened: OpenedSnapshot | None = None
+        if announced is not None and announced.plain and (slot := slot_for(folder, runtime)) is not None:
+            self._opened = open_snapshot(slot, runtime, self._room(announced))
+
+    @property
+    def engine(self) -> Engine | None:
+        """What is loaded."""
+        return self._torch_engine or self._snapshot_engine
+
+    def load(self, workload: Workload | None, on_progress: Progress = no_progress) -> Engine:
+        """An engine that serves a workload, any workload for None. on_progress: bytes read, and in all.
+
+        Raises OutOfMemory or NoSuchDevice.
+        """
+        if self._torch_engine is None and workload is not None:
+            if self._opened is not None and self._snapshot_engine is None:
+                self._snapshot_engine = self._opened.engine(self._ctx_size, self._room(workload))
+            if self._snapshot_engine is not None and self._snapshot_engine.serves(workload):
+                return self._snapshot_engine
+        return self.load_with_torch(on_progress)
+
+    def load_with_torch(self, on_progress: Progress = no_progress) -> TorchEngine:
+        """The engine that serves every workload. Raises as `load` does."""
+        if self._torch_engine is None:
+            self._opened = self._snapshot_engine = None  # frees memory that the weights may need
+            self._torch_engine = self._read_weights(on_progress)
+        return self._torch_engine
+
+    def keep_snapshot(self) -> None:
+        """Keeps a snapshot for the next start, if the weights were read and can have one."""
+        if self._torch_engine is not None and self._slot is not None:
+            keep_snapshot(self._slot, self._folder, self._runtime, self._torch_engine)
+
+    def _room(self, workload: Workload) -> int:
+        return self._ctx_size if workload.tokens is None else min(workload.tokens, self._ctx_size)
+
+    def _read_weights(self, on_progress: Progress) -> TorchEngine:
+        started = time.perf_counter()
+        # How long OpenMP's threads spin for each other before they sleep; read when torch is first imported. By default
+        # they starve each other where another process keeps a core busy (docs/benchmarks.md).
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        check_room_for_torch()
+        # Asked first: a snapshot is of these files or, if they change meanwhile, of none.
+        self._slot = slot_for(self._folder, self._runtime)
+        from gptcli.checkpoint.load import load_decoder
+        from gptcli.runtime.device_plan import plan_for
+        from gptcli.runtime.memory_errors import memory_errors
+        from gptcli.runtime.torch_engine import TorchEngine
+
+        plan = plan_for(self._folder, self._runtime)
+        with memory_errors(plan.device, "loading the weights"):
+            decoder = load_decoder(
+                self._folder,
+                plan.device,
+                plan.dtype,
+                plan.packing,
+                on_progress,
+                library=plan.library if plan.as_stored or plan.half else None,
+                half=plan.half,
+                integers=plan.integers,
+                tinygemm=plan.tinygemm,
+            )
+        return TorchEngine(decoder, plan, self._ctx_size, load_s=time.perf_counter() - started)

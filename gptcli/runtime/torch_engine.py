@@ -1,0 +1,264 @@
+"""Runs a decoder in torch, as a compiled program or as a CUDA graph: prefill in chunks, then a token at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from gptcli.cuda.graph import RecordedSteps
+from gptcli.cuda.static_step import all_finite
+from gptcli.errors import NonFiniteLogits
+from gptcli.kernels.tensors import Library
+from gptcli.model.cache import KVCache
+from gptcli.model.decoder import Decoder
+from gptcli.runtime.device_plan import DevicePlan, free_bytes
+from gptcli.runtime.engine import Cancelled, Progress, Workload, never_cancelled, no_progress
+from gptcli.runtime.fast_start.snapshot_file import Snapshot
+from gptcli.runtime.lowering import lower
+from gptcli.runtime.memory_errors import memory_errors
+from gptcli.runtime.program import CHUNK
+
+_MOST_ROWS = 32  # texts in one step: 64 gain little more and take twice as long for the first one
+_CUDA_CHUNK = 2048  # prompt tokens where attention keeps no scores: fewer leave a GPU half idle
+
+
+class TorchEngine:
+    """A loaded decoder on its device; an `Engine` whose logits are tensors, for every workload."""
+
+    def __init__(self, decoder: Decoder, plan: DevicePlan, ctx_size: int, load_s: float) -> None:
+        self.decoder = decoder
+        self.plan = plan
+        self.ctx_size = ctx_size
+        self.load_s = load_s
+        self._program = lower(decoder, plan.library) if plan.library else None
+        self._recorded = RecordedSteps(decoder, plan.record) if plan.record else None
+
+    @property
+    def kernels(self) -> str:
+        """What multiplies: the kernels' instruction set, torch, or both; on CUDA also what passed its checks."""
+        library, plan = self.plan.library, self.plan
+        if library is not None:
+            return library.level if self._program else f"{library.level} and torch"
+        graphs = ["CUDA graphs"] if self._recorded and self._recorded.failure is None else []
+        tinygemm = ["tinygemm"] if plan.tinygemm and plan.tinygemm.used else []
+        return ", ".join(["torch", *graphs, *tinygemm])
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """See `Engine.failures`: what did not pass its check is done in another way."""
+        checked = (self._recorded, self.plan.tinygemm)
+        return tuple(each.failure for each in checked if each is not None and each.failure is not None)
+
+    @property
+    def threads(self) -> int:
+        """CPU threads that share the work."""
+        return torch.get_num_threads()
+
+    @property
+    def library(self) -> Library | None:
+        """See `Engine.library`."""
+        return self.plan.library
+
+    @property
+    def device_name(self) -> str:
+        """See `Engine.device_name`."""
+        return str(self.plan.device)
+
+    @property
+    def dtype_name(self) -> str:
+        """See `Engine.dtype_name`."""
+        return self.plan.dtype_name
+
+    def serves(self, workload: Workload) -> bool:
+        """See `Engine.serves`."""
+        return True
+
+    def snapshot(self, most_positions: int) -> Snapshot | None:
+        """What runs one text of up to `most_positions` tokens without torch; None where torch is needed."""
+        if self._program is None:
+            return None
+        return self._program.snapshot(most_positions, self.dtype_name, self.threads)
+
+    def new_cache(self) -> KVCache:
+        """See `Engine.new_cache`."""
+        config, plan = self.decoder.config, self.plan
+        return KVCache(config, self.ctx_size, plan.device, plan.dtype, zeroed=self._recorded is not None)
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        tokens: Sequence[int],
+        cache: KVCache,
+        on_progress: Progress = no_progress,
+        cancelled: Cancelled = never_cancelled,
+    ) -> Tensor | None:
+        """See `Engine.prefill`; the logits are (vocab,) in fp32."""
+        tokens = self._rotated_alike(tokens, cache)
+        done = 0
+        for chunk in self._chunks(tokens, _CUDA_CHUNK if self._spares_scores() else CHUNK):
+            if cancelled():
+                return None
+            logits = self._run([chunk], cache)
+            done += len(chunk)
+            on_progress(done, len(tokens))
+        return logits[-1]
+
+    def decode(self, token: int, cache: KVCache) -> Tensor:
+        """Appends one token; its logits (vocab,) in fp32. Raises as `prefill` does."""
+        return self.step([token], cache)[0]
+
+    def step(self, tokens: Sequence[int], cache: KVCache) -> Sequence[Tensor]:
+        """See `Engine.step`; each logits is (vocab,) in fp32."""
+        *earlier, last = self._chunks(self._rotated_alike(tokens, cache))
+        for chunk in earlier:
+            self._run([chunk], cache)
+        return self._run([last], cache, wanted=len(tokens)).unbind()
+
+    @torch.inference_mode()
+    def decode_rows(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
+        """Appends one token to each row; the logits after each, (rows, vocab) in fp32. Raises as `prefill` does."""
+        if self._crosses_border(1, cache):
+            logits = self.prefill_rows([[*text, token] for text, token in zip(cache.texts, tokens, strict=True)], cache)
+            assert logits is not None
+            return logits
+        return self._run([[token] for token in tokens], cache)
+
+    @torch.inference_mode()
+    def prefill_rows(
+        self, texts: Sequence[Sequence[int]], cache: KVCache, cancelled: Cancelled = never_cancelled
+    ) -> Tensor | None:
+        """Runs texts of one length one by one and makes them the rows of a cache.
+
+        Returns the logits after each, (rows, vocab) in fp32, or None once cancelled. Raises as `prefill` does.
+        """
+        caches, logits = [], []
+        for text in texts:
+            caches.append(self.new_cache())
+            last = self.prefill(text, caches[-1], cancelled=cancelled)
+            if last is None:
+                return None
+            logits.append(last)
+        self.fill(cache, caches)
+        return torch.stack(logits)
+
+    @torch.inference_mode()
+    def fill(self, cache: KVCache, caches: Sequence[KVCache]) -> None:
+        """Copies caches into the rows of another; see `KVCache.fill`. Raises OutOfMemory."""
+        with memory_errors(self.plan.device, f"sharing {caches[0].length} tokens among {len(caches)} texts"):
+            cache.fill(caches)
+
+    def rows(self, cache: KVCache, count: int) -> TensorRows:
+        """See `Engine.rows`."""
+        rows = self.new_cache()
+        self.fill(rows, [cache] * count)
+        return TensorRows(self, rows)
+
+    def most_rows(self, tokens: int) -> int:
+        """As many as gain by sharing steps, and as fit into the memory; see `Engine.most_rows`."""
+        config, itemsize = self.decoder.config, self.plan.dtype.itemsize
+        row_bytes = config.cache_bytes(min(tokens, self.ctx_size), itemsize)
+        # A text that is run again needs three: the old row, its own cache, and the new row.
+        return max(1, min(_MOST_ROWS, int(free_bytes(self.plan.device) / (3 * row_bytes))))
+
+    @torch.inference_mode()
+    def each_logits(self, tokens: Sequence[int], cache: KVCache, wanted: int) -> Iterator[Tensor]:
+        """Appends tokens; yields the logits of the last `wanted` in pieces, (T, vocab) in fp32.
+
+        Holds no more than one chunk's logits. Raises as `prefill` does.
+        """
+        tokens = self._rotated_alike(tokens, cache)
+        remaining = len(tokens)
+        for chunk in self._chunks(tokens):
+            remaining -= len(chunk)
+            asked = min(len(chunk), wanted - remaining)
+            logits = self._run([chunk], cache, wanted=max(1, asked))
+            if asked > 0:
+                yield logits
+
+    def most_ahead(self, cache: KVCache) -> int:
+        """See `Engine.most_ahead`: a text that crosses a RoPE border cannot go back."""
+        borders = [border for border in self.decoder.config.rope_borders if border >= cache.length]
+        return max(0, min([self.ctx_size, *borders]) - cache.length - 1)
+
+    @torch.no_grad()  # not inference mode: the caller may change what it gets
+    def logits(self, tokens: Sequence[int]) -> Tensor:
+        """Logits at every position of a text, (T, vocab) in fp32. Raises as `prefill` does."""
+        cache = self.new_cache()
+        cache.span = len(tokens)
+        return torch.cat([self._run([chunk], cache, wanted=len(chunk)) for chunk in self._chunks(tokens)])
+
+    def _chunks(self, tokens: Sequence[int], most: int | None = None) -> list[Sequence[int]]:
+        most = most or CHUNK
+        return [tokens[start : start + most] for start in range(0, len(tokens), most)]
+
+    def _spares_scores(self) -> bool:
+        """Whether attention over a prompt runs in a fused CUDA kernel, which keeps no scores."""
+        attentions = [block.attention for block in self.decoder.config.blocks]
+        return self.plan.device.type == "cuda" and not any(each.sinks or each.softcap for each in attentions)
+
+    def _rotated_alike(self, tokens: Sequence[int], cache: KVCache) -> Sequence[int]:
+        """The tokens to run so that all keys are rotated alike: the whole text if it crosses a RoPE border."""
+        if not self._crosses_border(len(tokens), cache):
+            return tokens
+        tokens = [*cache.tokens, *tokens]
+        cache.truncate(0)
+        return tokens
+
+    def _crosses_border(self, tokens: int, cache: KVCache) -> bool:
+        """Whether this many more tokens make the text cross a border, past which its cached keys are wrong."""
+        before, cache.span = cache.span, cache.length + tokens
+        crossed = any((before > border) != (cache.span > border) for border in self.decoder.config.rope_borders)
+        return crossed and cache.length > 0
+
+    def _run(self, rows: Sequence[Sequence[int]], cache: KVCache, wanted: int = 1) -> Tensor:
+        """Appends tokens, equally many to each row; the logits of each row's last ones, (rows * wanted, vocab)."""
+        length = cache.length + len(rows[0])
+        finite: bool | Tensor
+        with memory_errors(self.plan.device, f"running token {length}"):
+            if self._program is not None:  # no torch modes here: one costs as much as a layer
+                logits = self._program.run(rows, cache, wanted)
+                finite = self._all_finite(logits)
+            else:
+                logits, finite = self._run_in_torch(rows, cache, wanted)
+            cache.advance(*rows)
+        if not finite:
+            if self._recorded is not None:
+                cache.discard()  # a recorded step multiplies scratch with zero, and NaN stays NaN
+            raise NonFiniteLogits(length, self.plan.dtype_name)
+        return logits
+
+    def _all_finite(self, logits: Tensor) -> bool | Tensor:
+        # Without torch operations in a step, torch's threads stay asleep instead of spinning for the next one.
+        if self.library is not None and logits.is_contiguous():
+            return self.library.all_finite(logits.data_ptr(), logits.numel())
+        return all_finite(logits)
+
+    @torch.inference_mode()
+    def _run_in_torch(self, rows: Sequence[Sequence[int]], cache: KVCache, wanted: int) -> tuple[Tensor, bool | Tensor]:
+        if self._recorded is not None and len(rows[0]) == 1:
+            return self._recorded.run([token for [token] in rows], cache)
+        hidden = self.decoder(torch.tensor(rows, device=self.plan.device), cache)
+        logits = self.decoder.logits(hidden[:, -wanted:].flatten(0, 1))
+        return logits, self._all_finite(logits)
+
+
+class TensorRows:
+    """The rows of a cache that holds several texts; see `Rows`. Today they are equally long."""
+
+    def __init__(self, engine: TorchEngine, cache: KVCache) -> None:
+        self._engine, self._cache = engine, cache
+
+    def step(self, tokens: Sequence[int]) -> Sequence[Tensor]:
+        """See `Rows.step`; each logits is (vocab,) in fp32."""
+        return self._engine.decode_rows(tokens, self._cache).unbind()
+
+    def replace(self, texts: Sequence[Sequence[int]], cancelled: Cancelled) -> Sequence[Tensor] | None:
+        """See `Rows.replace`."""
+        logits = self._engine.prefill_rows(texts, self._cache, cancelled)
+        return None if logits is None else logits.unbind()
+
+    def drop(self, row: int) -> None:
+        """See `Rows.drop`."""
+        self._cache.drop(row)
