@@ -19,6 +19,8 @@ from gptcli.generation.events import Finished, FinishReason, TextDelta, Usage
 from gptcli.language_model import LanguageModel
 from gptcli.settings import SamplingConfig, StopConfig
 
+ENGINE = SimpleNamespace(device_name="cpu", dtype_name="fp32", failures=())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Script:
@@ -39,7 +41,9 @@ class Script:
         """The environment in which this module, run as a program, follows the script."""
         return {**os.environ, "GPTCLI_TEST_SCRIPT": json.dumps(vars(self)), "TERM": "xterm-256color"}
 
-    def load(self, lm: LanguageModel, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Any:
+    def load(
+        self, on_progress: Callable[[int, int], None] = lambda done, total: None, workload: object = None
+    ) -> SimpleNamespace:
         ends = time.monotonic() + self.load_s
         if self.load_s:
             self._leave_mark()
@@ -52,7 +56,7 @@ class Script:
                     raise
         if self.load_error:
             raise OutOfMemory(self.load_error)
-        return SimpleNamespace(device_name="cpu", dtype_name="fp32", new_cache=lambda: None, failures=())
+        return ENGINE
 
     def stream(
         self,
@@ -99,7 +103,8 @@ class Script:
 
 def follow(script: Script, set_attribute: Callable[[Any, str, Any], None]) -> None:
     """Puts the script in the place of every model's weights and generation."""
-    set_attribute(LanguageModel, "load", lambda lm, *given: script.load(lm, *given))
+    set_attribute(LanguageModel, "load", lambda lm, *given: script.load(*given))
+    set_attribute(LanguageModel, "engine", ENGINE)
     set_attribute(LanguageModel, "stream", lambda lm, *given, **named: script.stream(lm, *given, **named))
     set_attribute(LanguageModel, "streams", lambda lm, *given, **named: script.streams(lm, *given, **named))
 
