@@ -1,4 +1,4 @@
-"""The Typer app and the one error boundary: what goes wrong becomes a line, perhaps a hint, and an exit code."""
+"""The Typer app and the one error boundary, which turns errors into a line, a hint and an exit code."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except SystemExit as exit:
-        if isinstance(exit.__context__, BrokenPipeError):  # rich, which draws the help, makes it an exit
+        if isinstance(exit.__context__, BrokenPipeError):  # rich turns it into an exit when it draws the help
             raise exit.__context__ from None
         raise
     except OSError as error:
@@ -91,11 +91,11 @@ def run(arguments: Sequence[str]) -> int:
             return _report_bug(error)
         if error.filename is not None:
             return _report(f"cannot read: {error.filename}: {error.strerror}", None, ExitCode.NO_INPUT, error)
-        # No file of ours: the terminal, the pipe or the disk behind stdout.
+        # Errors of our files have names; this is the terminal, pipe or disk that stdout goes to.
         return _report(f"cannot write: standard output: {error.strerror}", None, ExitCode.NO_OUTPUT, error)
     except MemoryError as error:
         return _report("out of memory", None, ExitCode.NO_MEMORY_OR_DEVICE, error)
-    except Exception as error:  # whatever else there is, is a bug, and users get a line for it too
+    except Exception as error:  # anything else is a bug, and still only a line for the user
         return _report_bug(error)
 
 
@@ -106,7 +106,7 @@ def _program(arguments: Sequence[str]) -> None:
 
 
 def _with_plain_stats(arguments: Sequence[str]) -> list[str]:
-    """`--stats=json` as the two options it is to Typer, which has no options with an optional value."""
+    """Replaces `--stats=json` by `--stats-json`: Typer has no options with an optional value."""
     ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
     replaced = ["--stats-json" if argument == "--stats=json" else argument for argument in ours]
     return replaced + list(arguments[len(ours) :])

@@ -1,4 +1,4 @@
-"""What is known of a model before its weights are read: where its settings come from, and what it takes of memory."""
+"""Facts about a model that need no weights: where its settings come from, and how much memory it takes."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ def sampling_facts(
 
 
 def weight_bytes(lm: LanguageModel) -> dict[str, int]:
-    """What the weights take as they are stored, and where they are expanded."""
+    """Bytes of the weights as they are stored, and in fp32."""
     return {"weights_as_stored": lm.folder.weight_bytes, "weights_in_fp32": 4 * lm.folder.parameter_count}

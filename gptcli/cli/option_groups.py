@@ -39,7 +39,7 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     flat: list[inspect.Parameter] = []
     groups: dict[str, tuple[type, list[str]]] = {}
     for parameter in inspect.signature(command).parameters.values():
-        group, *selections = _parts(hints[parameter.name])
+        group, *selections = _unwrapped(hints[parameter.name])
         if not is_dataclass(group):
             flat.append(parameter.replace(annotation=hints[parameter.name], kind=parameter.KEYWORD_ONLY))
             continue
@@ -67,5 +67,5 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     return flattened
 
 
-def _parts(annotation: Any) -> tuple[Any, ...]:
+def _unwrapped(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ import typer
 
 import gptcli
 from gptcli.cli.app import program
+from gptcli.cli.options import RuntimeOptions, SamplingOptions
 from gptcli.language_model import LanguageModel
+from gptcli.settings import RuntimeConfig, SamplingConfig
 from tests.cli.conftest import GPTCLI, ROOT, Cli
 from tests.tiny import make_model
 
@@ -103,6 +106,12 @@ def test_help_of_generate_mentions_every_option(cli: Cli, monkeypatch: pytest.Mo
     assert len(options) > 40
     assert [name for name in options if name.startswith("-") and not re.search(rf"{name}\b", help)] == []
     assert "--stats=json" in help
+
+
+def test_every_setting_has_an_option_of_its_name() -> None:
+    for group, settings in (SamplingOptions, SamplingConfig), (RuntimeOptions, RuntimeConfig):
+        options = {field.name for field in fields(group)} - {"offline"}
+        assert options == {field.name for field in fields(settings)}
 
 
 @pytest.mark.parametrize("arguments", [["-h"], ["--help"], []])

@@ -1,4 +1,4 @@
-"""`gptcli bench`: how fast a model runs here, and how near that is to what the memory allows."""
+"""`gptcli bench`: how fast a model runs here, compared with what the memory bandwidth allows."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def bench(
     from gptcli.runtime.bench import measure
 
     points: list[Point] = []
-    with interruptible() as cancelled:  # and no progress is drawn, which would take its time from what is measured
+    with interruptible() as cancelled:  # without a progress line, which would take time from what is measured
         for length in lengths:
             point = measure(engine, length, decode_tokens, repeats, cancelled)
             if point is None:

@@ -180,7 +180,7 @@ def _report(run: RunOptions, conversation: ChatSession, question: str) -> None:
 
 
 def _answer(run: RunOptions, conversation: ChatSession, questions: Sequence[str], activity: Activity) -> None:
-    """Says one question after the other and writes the replies. Raises KeyboardInterrupt behind a reply it cut off."""
+    """Asks the questions in turn and writes the replies. Raises KeyboardInterrupt after a reply that Ctrl-C ended."""
     lm, output = conversation.lm, run.output
     conversation.preview(questions[0])  # one that does not fit is refused before the weights are read
     load_model(lm, activity)

@@ -187,7 +187,7 @@ class _Writer:
     def _drain(
         self, events: Iterator[TextDelta | Finished], write: Callable[[bytes], object], views: TokenViews
     ) -> Finished:
-        """Writes the text, behind the prompt if that is wanted, and returns how it ended."""
+        """Writes the text, after the prompt with --echo, and returns how it ended."""
         echo = self.text.encode() if self.run.output.echo else b""
         for event in events:
             self.activity.close()
@@ -204,7 +204,7 @@ class _Writer:
 
 @contextlib.contextmanager
 def _shown(sink: Sink, markdown: bool, views: TokenViews) -> Iterator[Callable[[bytes], object]]:
-    """Yields what writes the text; on a terminal its last line ends, however the generation does."""
+    """Yields what writes the text. On a terminal the last line is ended, even after an error."""
     if markdown and sink.is_terminal and not is_dumb_terminal():
         from gptcli.cli.terminal.markdown import MarkdownStream
 

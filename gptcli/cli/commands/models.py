@@ -1,4 +1,4 @@
-"""`gptcli models`: which models are here, what is in them, and how they come and go."""
+"""`gptcli models`: lists, shows, fetches, verifies and removes local models."""
 
 from __future__ import annotations
 
@@ -83,10 +83,10 @@ def show(name: Name = DEFAULT_MODEL, as_json: options.Json = False) -> None:
     rows = []
     for key, value in facts.items():
         inner = value if isinstance(value, dict) else {"": value}
-        for part, item in inner.items():
-            # In a pipe too: a setting with its source is one value to read, a number stays a number.
+        for name, item in inner.items():
+            # Also in a pipe a setting with its source is one value, and a number stays a number.
             shown = item if isinstance(item, int) else spelled(item)
-            rows.append({"": f"{key}.{part}".rstrip("."), "value": shown})
+            rows.append({"": f"{key}.{name}".rstrip("."), "value": shown})
     print_records(rows, as_json=False, row=_fact_row, header=False)
 
 
@@ -171,7 +171,7 @@ def verify(name: Name = DEFAULT_MODEL, quiet: options.Quiet = False) -> None:
 
 
 def _check(directory: Path) -> None:
-    """Raises where a model cannot be used; as long as its weights are not there, only for its type."""
+    """Raises if a model cannot be used; before its weights are there, only its type is checked."""
     model_type = read_json(directory / "config.json").get("model_type")
     if model_type not in FAMILIES:
         hint = "run `gptcli models --supported` to see which are"
@@ -272,7 +272,7 @@ def _facts(lm: LanguageModel) -> dict[str, Any]:
 
 
 def _template_state(lm: LanguageModel) -> str:
-    """Where the template is, or `none`; one that fails is an error."""
+    """The template's file name, or `none`. Raises TemplateError for one that fails."""
     try:
         template = lm.template
     except NoTemplate:

@@ -1,4 +1,4 @@
-"""`gptcli tokenize`: a tokenizer laid open. What is asked for, and that it makes sense together."""
+"""`gptcli tokenize`: shows what a tokenizer makes of texts."""
 
 from __future__ import annotations
 
