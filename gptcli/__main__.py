@@ -1,4 +1,4 @@
-"""The process: signals and closed streams are settled before anything slow is imported."""
+"""The process: sets up signals before anything slow is imported, and exits by code or signal."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typing import NoReturn
 
 def main() -> NoReturn:
     """Runs the command line; exits with a documented code, or dies by the signal that ended it."""
-    gc.set_threshold(200_000)  # importing torch makes half a million objects that stay
+    gc.set_threshold(200_000)  # importing torch creates half a million objects that stay
     interrupt = signal.getsignal(signal.SIGINT)
-    if interrupt is not signal.SIG_IGN:  # imports may lose exceptions, and there is nothing to tidy yet
+    if interrupt is not signal.SIG_IGN:  # imports can swallow KeyboardInterrupt, so the default ends the process
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         os.getcwd()
-    except OSError:  # the directory is gone, and MKL ends a process that has none
+    except OSError:  # the directory was deleted; MKL ends a process without one
         os.chdir(os.sep)
     try:
         from gptcli.cli.app import run
         from gptcli.cli.terminal.signals import Killed, die_by, handle
-    except (ImportError, OSError, MemoryError) as error:  # too few open files are allowed, or too little memory
+    except (ImportError, OSError, MemoryError) as error:  # too few open files or too little memory
         if isinstance(error, ModuleNotFoundError):
             raise
         if sys.stderr is not None:
             print(f"gptcli: error: cannot start: {error or 'out of memory'}", file=sys.stderr)
         os._exit(5)
 
-    ended_by: list[int] = []  # survives where another error covers what the handler raised
+    ended_by: list[int] = []  # kept apart: another error may replace the exception of the handler
 
     def end(signum: int, frame: FrameType | None) -> NoReturn:
         ended_by.append(signum)
@@ -41,7 +41,7 @@ def main() -> NoReturn:
         handle(end, "SIGTERM", "SIGHUP")
         code = run(sys.argv[1:])
         for stream in (sys.stdout, sys.stderr):
-            if stream is not None:  # as it is where the descriptor was closed
+            if stream is not None:  # None if the descriptor was closed
                 stream.flush()
     except Killed:
         pass
@@ -52,7 +52,7 @@ def main() -> NoReturn:
     finally:
         if ended_by:
             die_by(ended_by[0])
-    os._exit(code)  # everything is written; tidying up after torch would take a quarter of a second
+    os._exit(code)  # all output is written; an ordinary exit with torch loaded takes a quarter of a second
 
 
 if __name__ == "__main__":

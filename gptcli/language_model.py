@@ -28,7 +28,7 @@ from gptcli.settings import (
     Quantize,
     RuntimeConfig,
     SamplingConfig,
-    SamplingOptions,
+    SamplingKeywords,
     StopConfig,
 )
 from gptcli.text.chat_template import ChatTemplate
@@ -175,7 +175,7 @@ class LanguageModel:
         overflow: Overflow = "stop",
         logprobs: int | None = None,
         explain: bool = False,
-        **sampling: Unpack[SamplingOptions],
+        **sampling: Unpack[SamplingKeywords],
     ) -> Iterator[TextDelta | Finished]:
         """Continues a text or token ids; yields TextDelta as text comes, then one Finished.
 

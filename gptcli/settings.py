@@ -100,7 +100,7 @@ class SamplingConfig:
     def resolve(cls, given: Mapping[str, Any], model_defaults: Mapping[str, Any]) -> Self:
         """Takes each field from what the user gave, else from the model, else our own default.
 
-        given: as `SamplingOptions`. Raises UsageError for a value out of range, TypeError for an unknown name.
+        given: as `SamplingKeywords`. Raises UsageError for a value out of range, TypeError for an unknown name.
         """
         return cls(**{**model_defaults, **_given(given)})
 
@@ -108,7 +108,7 @@ class SamplingConfig:
 SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingConfig))
 
 
-class SamplingOptions(TypedDict, total=False):
+class SamplingKeywords(TypedDict, total=False):
     """SamplingConfig's fields as keywords. What is left out or None is the model's default, else SamplingConfig's."""
 
     temperature: float | None
@@ -201,7 +201,7 @@ class ChatSettings:
         ignore_eos: bool = False,
         overflow: Overflow = "shift",
         thinking: bool | None = None,
-        **sampling: Unpack[SamplingOptions],
+        **sampling: Unpack[SamplingKeywords],
     ) -> None:
         """Raises UsageError for a value out of range. `sampling` is added to `given`: so `replace` works."""
         vars(self).update(

@@ -44,9 +44,10 @@ def test_what_needs_no_weights_leaves_torch_alone(code: str) -> None:
 
 
 def test_a_command_imports_no_other_command() -> None:
-    commands = [f"gptcli.cli.{name}" for name in ("generate", "chat", "score", "tokenize", "bench", "models")]
-    code = "from gptcli.cli.app import program; program(['tokenize', '--help'])"
-    assert loaded_by(code, *commands) == {"gptcli.cli.commands.tokenize"}
+    commands = [f"gptcli.cli.commands.{name}" for name in ("generate", "chat", "score", "tokenize", "bench", "models")]
+    code = "from gptcli.cli.app import run; run({!r})"
+    for arguments in (["tokenize", "--help"], ["help", "tokenize"]):
+        assert loaded_by(code.format(arguments), *commands) == {"gptcli.cli.commands.tokenize"}
 
 
 def test_describing_a_model_leaves_torch_alone(tiny_model: Path) -> None:

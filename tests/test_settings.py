@@ -11,7 +11,7 @@ import pytest
 
 from gptcli import ChatSettings
 from gptcli.errors import UsageError
-from gptcli.settings import SAMPLING_FIELDS, SamplingConfig, SamplingOptions
+from gptcli.settings import SAMPLING_FIELDS, SamplingConfig, SamplingKeywords
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_what_the_user_gives_beats_the_model_which_beats_our_defaults() -> None:
 
 
 def test_sampling_options_are_the_fields_of_the_config_each_of_which_may_be_left_out() -> None:
-    fields, options = get_type_hints(SamplingConfig), get_type_hints(SamplingOptions)
+    fields, options = get_type_hints(SamplingConfig), get_type_hints(SamplingKeywords)
     assert list(options) == list(SAMPLING_FIELDS) == list(fields)
     for name in SAMPLING_FIELDS:
         dictionary = Mapping[int, float] if name == "logit_bias" else None

@@ -1,4 +1,4 @@
-"""The Typer app and the one error boundary: what goes wrong becomes a line, perhaps a hint, and an exit code."""
+"""The Typer app and the one error boundary, which turns errors into a line, a hint and an exit code."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from gptcli.cli.terminal.stderr import print_error
 from gptcli.errors import ExitCode, GptcliError
 from gptcli.version import VERSION
 
-# In the order that the help has them in; each is in a module of its name.
+# In the order of the help; each is in a module of its name.
 _COMMANDS = ("generate", "chat", "score", "tokenize", "bench", "models")
 
 
 def program(arguments: Sequence[str] = ()) -> typer.Typer:
-    """The command line, of which only the command that the arguments name is imported, or all where they name none."""
+    """The command line. Imports only the command that the arguments name, or all commands if they name none."""
     app = typer.Typer(
         name="gptcli",
         help="Local text generation for a terminal, a pipe and a Python program.",
@@ -29,12 +29,14 @@ def program(arguments: Sequence[str] = ()) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
     )
-    for name in arguments[:1] if set(arguments[:1]) & set(_COMMANDS) else _COMMANDS:
+    named = arguments[0] if arguments else ""
+    for name in [named] if named in _COMMANDS else [] if named == "help" else _COMMANDS:
         module = importlib.import_module(f"gptcli.cli.commands.{name}")
         if name == "models":
             app.add_typer(module.app, name=name)
         else:
             app.command(name)(getattr(module, name))
+    app.command("help")(_help)
     return app
 
 
@@ -46,6 +48,18 @@ def _gptcli(
         typer.echo(f"gptcli {VERSION}")
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help())
+
+
+def _help(
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="COMMAND", autocompletion=lambda: list(_COMMANDS), help="A command, such as `models show`."
+        ),
+    ] = None,
+) -> None:
+    """Show the help of gptcli or of a command, as --help does."""
+    _program([*(command or ()), "--help"])
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -69,7 +83,7 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except SystemExit as exit:
-        if isinstance(exit.__context__, BrokenPipeError):  # rich, which draws the help, makes it an exit
+        if isinstance(exit.__context__, BrokenPipeError):  # rich turns it into an exit when it draws the help
             raise exit.__context__ from None
         raise
     except OSError as error:
@@ -77,11 +91,11 @@ def run(arguments: Sequence[str]) -> int:
             return _report_bug(error)
         if error.filename is not None:
             return _report(f"cannot read: {error.filename}: {error.strerror}", None, ExitCode.NO_INPUT, error)
-        # No file of ours: the terminal, the pipe or the disk behind stdout.
+        # Errors of our files have names; this is the terminal, pipe or disk that stdout goes to.
         return _report(f"cannot write: standard output: {error.strerror}", None, ExitCode.NO_OUTPUT, error)
     except MemoryError as error:
         return _report("out of memory", None, ExitCode.NO_MEMORY_OR_DEVICE, error)
-    except Exception as error:  # whatever else there is, is a bug, and users get a line for it too
+    except Exception as error:  # anything else is a bug, and still only a line for the user
         return _report_bug(error)
 
 
@@ -92,7 +106,7 @@ def _program(arguments: Sequence[str]) -> None:
 
 
 def _with_plain_stats(arguments: Sequence[str]) -> list[str]:
-    """`--stats=json` as the two options it is to Typer, which has no options with an optional value."""
+    """Replaces `--stats=json` by `--stats-json`: Typer has no options with an optional value."""
     ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
     replaced = ["--stats-json" if argument == "--stats=json" else argument for argument in ours]
     return replaced + list(arguments[len(ours) :])

@@ -1,4 +1,4 @@
-"""What `--json` and `--stats=json` write: the contract's objects, as plain dictionaries."""
+"""The objects that `--json` and `--stats=json` write, as plain dictionaries."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from gptcli.settings import SamplingConfig, StopConfig
 
 
 def json_line(record: dict[str, Any]) -> bytes:
-    """A record as a line of its own."""
+    """A record as one line of JSON."""
     return json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
 
 
 def _number(value: float) -> float | None:
-    """A number that JSON can spell; None is minus infinity, a token that cannot be drawn."""
+    """A number that JSON can spell: None for infinity and NaN."""
     return value if math.isfinite(value) else None
 
 
@@ -34,7 +34,7 @@ def sample_record(
     logprobs: bool,
     explain: bool,
 ) -> dict[str, Any]:
-    """One sample, as `generate --json` writes it; logprobs and explain say whether they were asked for."""
+    """One sample, as `generate --json` writes it. logprobs, explain: whether the record has these fields."""
     settings = {
         **asdict(replace(sampling, seed=finished.seed)),
         "logit_bias": [(token, _number(bias)) for token, bias in sampling.logit_bias],
@@ -88,7 +88,7 @@ def step_record(step: StepLogprobs) -> dict[str, Any]:
 
 
 def explanation_record(step: StepLogprobs) -> dict[str, Any]:
-    """A generated token and what the sampling filters did at its place, as `--explain` adds them."""
+    """A generated token and what each sampling filter did there, as `--explain` adds them."""
     assert step.explanation is not None
     return {**token_record(step.chosen), **asdict(step.explanation)}
 
@@ -103,7 +103,7 @@ def _token(id: int, data: bytes, logprob: float | None) -> dict[str, Any]:
 
 
 def score_record(lm: LanguageModel, score: Score, source: dict[str, str], *, top: bool) -> dict[str, Any]:
-    """A scored text, as `score --json` writes it. source: where it is from; top: whether its alternatives are there."""
+    """A scored text, as `score --json` writes it. source: the field that names it; top: whether tokens have one."""
     tokens = []
     for id, logprob, likeliest in zip(score.ids, score.logprobs, score.top, strict=True):
         token = _token(id, lm.tokenizer.token_bytes(id), logprob)

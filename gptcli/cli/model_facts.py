@@ -1,10 +1,12 @@
-"""What is known of a model before its weights are read: where its settings come from, and what it takes of memory."""
+"""Facts about a model that need no weights: where its settings come from, and how much memory it takes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
+from typing import Any
 
 from gptcli.language_model import LanguageModel
+from gptcli.settings import SamplingConfig
 
 
 def stop_sources(lm: LanguageModel) -> dict[str, Sequence[int]]:
@@ -13,11 +15,19 @@ def stop_sources(lm: LanguageModel) -> dict[str, Sequence[int]]:
     return {**lm.folder.stop_ids, **own}
 
 
-def default_origin(field: str, lm: LanguageModel) -> str:
-    """Where the default of a sampling setting comes from."""
-    return "generation_config.json" if field in lm.sampling_defaults else "gptcli"
+def sampling_facts(
+    lm: LanguageModel, sampling: SamplingConfig, names: Iterable[str], by_flag: Container[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """Sampling settings by name, each with where its value comes from. by_flag: those that an option gave."""
+
+    def origin(name: str) -> str:
+        if name in by_flag:
+            return "flag"
+        return "generation_config.json" if name in lm.sampling_defaults else "gptcli"
+
+    return {name: {"value": getattr(sampling, name), "from": origin(name)} for name in names}
 
 
 def weight_bytes(lm: LanguageModel) -> dict[str, int]:
-    """What the weights take as they are stored, and where they are expanded."""
+    """Bytes of the weights as they are stored, and in fp32."""
     return {"weights_as_stored": lm.folder.weight_bytes, "weights_in_fp32": 4 * lm.folder.parameter_count}

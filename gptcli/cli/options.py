@@ -1,20 +1,39 @@
-"""Every option, defined once; commands pick what they need."""
+"""Every option of more than one command, defined once: in groups that commands get as records, or by itself.
 
-from __future__ import annotations
+A group's record holds what was typed; its methods turn that into the records of `settings.py`, which check ranges.
+"""
 
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from gptcli.cli.prompt_input import DecodingErrors
+from gptcli.cli.option_groups import option_group
+from gptcli.cli.prompt_input import DecodingErrors, argument_text
+from gptcli.errors import UsageError
 from gptcli.models.catalog import DEFAULT_MODEL, local_models
-from gptcli.settings import ChatSettings, Dtype, Overflow, Quantize, SamplingConfig, StopConfig
+from gptcli.settings import (
+    ChatSettings,
+    Dtype,
+    Overflow,
+    Quantize,
+    RuntimeConfig,
+    SamplingConfig,
+    StopConfig,
+    parse_logit_bias,
+)
 
-_MODEL, _PROMPT, _SAMPLING, _STOP, _OUTPUT = "Model", "Prompt", "Sampling", "Stopping", "Output"
-_DEFAULT = SamplingConfig()
+MAX_INPUT = 16 << 20  # bytes
 
-MAX_INPUT = 16 << 20
+_SAMPLING, _STOPPING = SamplingConfig(), StopConfig()
+
+_model_option = partial(typer.Option, rich_help_panel="Model")
+_prompt_option = partial(typer.Option, rich_help_panel="Prompt")
+_sampling_option = partial(typer.Option, rich_help_panel="Sampling")
+_stop_option = partial(typer.Option, rich_help_panel="Stopping")
+_output_option = partial(typer.Option, rich_help_panel="Output")
 
 
 def model_names() -> list[str]:
@@ -22,244 +41,267 @@ def model_names() -> list[str]:
     return [model.name for model in local_models()]
 
 
-def _default(value: float) -> str:
+def _else(value: float) -> str:
     return f"(default: the model's, else {value:g})"
 
 
-Model = Annotated[
-    str,
-    typer.Option(
-        "-m", "--model", envvar="GPTCLI_MODEL", autocompletion=model_names, rich_help_panel=_MODEL,
-        help="A directory, or a name that `gptcli models` lists.",
-    ),
-]  # fmt: skip
+_model_name = partial(_model_option, "-m", "--model", envvar="GPTCLI_MODEL", autocompletion=model_names)
+Model = Annotated[str, _model_name(help="A directory, or a name that `gptcli models` lists.")]
 ChatModel = Annotated[
     str | None,
-    typer.Option(
-        "-m", "--model", envvar="GPTCLI_MODEL", autocompletion=model_names, rich_help_panel=_MODEL,
-        help=f"A directory, or a name that `gptcli models` lists. (default: the session's, else {DEFAULT_MODEL})",
+    _model_name(
+        help=f"A directory, or a name that `gptcli models` lists. (default: the session's, else {DEFAULT_MODEL})"
     ),
-]  # fmt: skip
+]
 TokenizerModel = Annotated[
-    str,
-    typer.Option(
-        "-m", "--model", envvar="GPTCLI_MODEL", autocompletion=model_names, rich_help_panel=_MODEL,
-        help="A directory, a tokenizer.json, or a name that `gptcli models` lists.",
-    ),
-]  # fmt: skip
-Device = Annotated[str, typer.Option("--device", rich_help_panel=_MODEL, help="auto, cpu, cuda or cuda:N.")]
-DtypeOption = Annotated[
-    Dtype, typer.Option("--dtype", rich_help_panel=_MODEL, help="Least precision of the computation.")
+    str, _model_name(help="A directory, a tokenizer.json, or a name that `gptcli models` lists.")
 ]
-QuantizeOption = Annotated[
-    Quantize,
-    typer.Option("--quantize", rich_help_panel=_MODEL, help="Precision the weights are kept in; auto: as stored."),
-]
-CtxSize = Annotated[
-    int | None,
-    typer.Option("-c", "--ctx-size", rich_help_panel=_MODEL, help="Context in tokens. (default: the model's)"),
-]
-Threads = Annotated[
-    int | None, typer.Option("--threads", rich_help_panel=_MODEL, help="CPU threads. (default: one a core)")
-]
-Speculate = Annotated[
-    int,
-    typer.Option(
-        "--speculate", metavar="N", rich_help_panel=_MODEL,
-        help="Draft up to N tokens a step, from the text itself or with --draft-model: the same text, often faster.",
-    ),
-]  # fmt: skip
-DraftModel = Annotated[
-    str | None,
-    typer.Option(
-        "--draft-model", metavar="NAME", autocompletion=model_names, rich_help_panel=_MODEL,
-        help="Draft with a smaller model that has the same tokenizer: the same text, often faster.",
-    ),
-]  # fmt: skip
-Offline = Annotated[bool, typer.Option("--offline", rich_help_panel=_MODEL, help="Never fetch the default model.")]
+Offline = Annotated[bool, _model_option("--offline", help="Never fetch the default model.")]
+
+
+@option_group
+class RuntimeOptions:
+    """Where and how a model runs."""
+
+    device: Annotated[str, _model_option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto"
+    dtype: Annotated[Dtype, _model_option("--dtype", help="Least precision of the computation.")] = "auto"
+    quantize: Annotated[
+        Quantize, _model_option("--quantize", help="Precision the weights are kept in; auto: as stored.")
+    ] = "auto"
+    ctx_size: Annotated[
+        int | None, _model_option("-c", "--ctx-size", help="Context in tokens. (default: the model's)")
+    ] = None
+    threads: Annotated[int | None, _model_option("--threads", help="CPU threads. (default: one a core)")] = None
+    speculate: Annotated[
+        int,
+        _model_option(
+            "--speculate",
+            metavar="N",
+            help="Draft up to N tokens a step, from the text itself or with --draft-model: "
+            "the same text, often faster.",
+        ),
+    ] = 0
+    draft_model: Annotated[
+        str | None,
+        _model_option(
+            "--draft-model",
+            metavar="NAME",
+            autocompletion=model_names,
+            help="Draft with a smaller model that has the same tokenizer: the same text, often faster.",
+        ),
+    ] = None
+    offline: Offline = False
+
+    def config(self) -> RuntimeConfig:
+        """Raises UsageError for a value out of range."""
+        return RuntimeConfig(**{field.name: getattr(self, field.name) for field in fields(RuntimeConfig)})
+
 
 Prompt = Annotated[
     str | None,
     typer.Argument(metavar="PROMPT", help="The text; `-` reads stdin. Piped stdin comes first, then a blank line."),
 ]
-File = Annotated[
-    Path | None,
-    typer.Option("-f", "--file", readable=False, rich_help_panel=_PROMPT, help="Take the prompt from a file."),
-]
-Chat = Annotated[
-    bool,
-    typer.Option("--chat", rich_help_panel=_PROMPT, help="Ask it as a user's turn in the model's chat template."),
-]
-System = Annotated[str | None, typer.Option("--system", rich_help_panel=_PROMPT, help="System message, with --chat.")]
-SystemFile = Annotated[
-    Path | None,
-    typer.Option("--system-file", readable=False, rich_help_panel=_PROMPT, help="System message from a file."),
-]
 ChatTemplateFile = Annotated[
-    Path | None,
-    typer.Option("--chat-template", readable=False, rich_help_panel=_PROMPT, help="A Jinja template for the model's."),
+    Path | None, _prompt_option("--chat-template", readable=False, help="A Jinja template for the model's.")
 ]
-Special = Annotated[
-    bool,
-    typer.Option("--special", rich_help_panel=_PROMPT, help="Read control tokens such as <|im_end|> in the prompt."),
-]
-Errors = Annotated[
-    DecodingErrors,
-    typer.Option("--errors", rich_help_panel=_PROMPT, help="What to do about input that is not UTF-8."),
-]
-MaxInput = Annotated[int, typer.Option("--max-input", min=1, rich_help_panel=_PROMPT, help="Largest input in bytes.")]
+Errors = Annotated[DecodingErrors, _prompt_option("--errors", help="What to do about input that is not UTF-8.")]
 
-Temperature = Annotated[
-    float | None,
-    typer.Option(
-        "-t", "--temperature", rich_help_panel=_SAMPLING,
-        help=f"Higher is more varied, 0 greedy. {_default(_DEFAULT.temperature)}",
-    ),
-]  # fmt: skip
-TopK = Annotated[
-    int | None,
-    typer.Option(
-        "--top-k", rich_help_panel=_SAMPLING, help=f"Only the K likeliest; 0 is off. {_default(_DEFAULT.top_k)}"
-    ),
-]
-TopP = Annotated[
-    float | None,
-    typer.Option(
-        "--top-p", rich_help_panel=_SAMPLING, help=f"Only the likeliest that sum to P. {_default(_DEFAULT.top_p)}"
-    ),
-]
-MinP = Annotated[
-    float | None,
-    typer.Option(
-        "--min-p", rich_help_panel=_SAMPLING,
-        help=f"Only those at least P times as likely as the likeliest. {_default(_DEFAULT.min_p)}",
-    ),
-]  # fmt: skip
-RepeatPenalty = Annotated[
-    float | None,
-    typer.Option(
-        "--repeat-penalty", rich_help_panel=_SAMPLING,
-        help=f"Divides the logits of recent tokens; 1 is off. {_default(_DEFAULT.repeat_penalty)}",
-    ),
-]  # fmt: skip
-RepeatLastN = Annotated[
-    int | None,
-    typer.Option(
-        "--repeat-last-n", rich_help_panel=_SAMPLING,
-        help=f"How many tokens are recent; -1 is all. (default: {_DEFAULT.repeat_last_n})",
-    ),
-]  # fmt: skip
-PresencePenalty = Annotated[
-    float | None,
-    typer.Option(
-        "--presence-penalty", rich_help_panel=_SAMPLING, help="Subtracted from each recent token's logit. (default: 0)"
-    ),
-]
-FrequencyPenalty = Annotated[
-    float | None,
-    typer.Option("--frequency-penalty", rich_help_panel=_SAMPLING, help="The same, once an occurrence. (default: 0)"),
-]
-LogitBias = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--logit-bias", metavar="ID=BIAS", rich_help_panel=_SAMPLING, help="Added to a token's logit. Repeatable."
-    ),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option("-s", "--seed", rich_help_panel=_SAMPLING, help="For the same text again. (default: random)"),
-]
-Samples = Annotated[
-    int,
-    typer.Option("--samples", min=1, rich_help_panel=_SAMPLING, help="How many texts; their seeds count up."),
-]
 
-MaxTokens = Annotated[
-    int,
-    typer.Option("-n", "--max-tokens", rich_help_panel=_STOP, help="-1 is until the context is full."),
-]
-Stop = Annotated[
-    list[str] | None,
-    typer.Option("--stop", metavar="TEXT", rich_help_panel=_STOP, help="End before this text. Repeatable."),
-]
-IgnoreEos = Annotated[
-    bool, typer.Option("--ignore-eos", rich_help_panel=_STOP, help="Never draw a token that ends the text.")
-]
-OverflowOption = Annotated[
-    Overflow,
-    typer.Option(
-        "--overflow", rich_help_panel=_STOP, help="At the context's end: fail, stop, or forget the older half."
-    ),
-]
+@option_group
+class PromptOptions:
+    """Where a prompt comes from, how its bytes are read, and what is made of it."""
 
-ChatMaxTokens = Annotated[
-    int | None,
-    typer.Option(
-        "-n", "--max-tokens", rich_help_panel=_STOP,
-        help=f"Of a reply; -1 is until the context is full. (default: {ChatSettings().max_tokens})",
-    ),
-]  # fmt: skip
-ChatOverflow = Annotated[
-    Overflow | None,
-    typer.Option(
-        "--overflow", rich_help_panel=_STOP,
-        help="When the conversation no longer fits: fail, stop, or (the default) shift: drop the oldest turns.",
-    ),
-]  # fmt: skip
-Thinking = Annotated[
-    bool | None,
-    typer.Option(
-        "--think/--no-think", rich_help_panel=_PROMPT, help="Whether to think before answering, if the model can."
-    ),
-]
+    file: Annotated[
+        Path | None, _prompt_option("-f", "--file", readable=False, help="Take the prompt from a file.")
+    ] = None
+    chat: Annotated[bool, _prompt_option("--chat", help="Ask it as a user's turn in the model's chat template.")] = (
+        False
+    )
+    system: Annotated[str | None, _prompt_option("--system", help="System message, with --chat.")] = None
+    system_file: Annotated[
+        Path | None, _prompt_option("--system-file", readable=False, help="System message from a file.")
+    ] = None
+    chat_template: ChatTemplateFile = None
+    special: Annotated[
+        bool, _prompt_option("--special", help="Read control tokens such as <|im_end|> in the prompt.")
+    ] = False
+    thinking: Annotated[
+        bool | None,
+        _prompt_option("--think/--no-think", help="Whether to think before answering, if the model can."),
+    ] = None
+    errors: Errors = "strict"
+    max_input: Annotated[int, _prompt_option("--max-input", min=1, help="Largest input in bytes.")] = MAX_INPUT
 
-Echo = Annotated[bool, typer.Option("--echo", rich_help_panel=_OUTPUT, help="Write the prompt first.")]
-Newline = Annotated[
-    bool, typer.Option("--newline", rich_help_panel=_OUTPUT, help="End the output with a newline, in a pipe too.")
-]
-Markdown = Annotated[
-    bool, typer.Option("--markdown", rich_help_panel=_OUTPUT, help="On a terminal, draw the text as Markdown.")
-]
-Json = Annotated[bool, typer.Option("--json", rich_help_panel=_OUTPUT, help="One JSON object a line instead of text.")]
-Logprobs = Annotated[
-    int | None,
-    typer.Option(
-        "--logprobs", min=0, metavar="N", rich_help_panel=_OUTPUT,
-        help="How probable each token is, and the N likeliest: shaded on a terminal, in --json, or in a picture.",
-    ),
-]  # fmt: skip
-Explain = Annotated[
-    bool,
-    typer.Option(
-        "--explain", rich_help_panel=_OUTPUT,
-        help="A line a token on stderr, or in --json: its rank, the entropy, what each sampling filter removed.",
-    ),
-]  # fmt: skip
-Html = Annotated[
-    Path | None,
-    typer.Option("--html", rich_help_panel=_OUTPUT, help="Write a page that shows how probable each token is."),
-]
-Svg = Annotated[
-    Path | None,
-    typer.Option("--svg", rich_help_panel=_OUTPUT, help="Write a picture that shows how probable each token is."),
-]
-PromptReport = Annotated[
-    bool,
-    typer.Option(
-        "--prompt-report", rich_help_panel=_OUTPUT,
-        help="Generate nothing: show the exact prompt and tokens, what stops it, settings and memory.",
-    ),
-]  # fmt: skip
-Stats = Annotated[
-    bool,
-    typer.Option("--stats", rich_help_panel=_OUTPUT, help="A line of figures on stderr; --stats=json for scripts."),
-]
-StatsJson = Annotated[bool, typer.Option("--stats-json", hidden=True)]
+    def __post_init__(self) -> None:
+        if self.system is not None and self.system_file is not None:
+            raise UsageError("--system and --system-file exclude each other")
+
+
+@option_group
+class SamplingOptions:
+    """How tokens are drawn: an option for each field of SamplingConfig. None is the model's default, else ours."""
+
+    temperature: Annotated[
+        float | None,
+        _sampling_option(
+            "-t", "--temperature", help=f"Higher is more varied, 0 greedy. {_else(_SAMPLING.temperature)}"
+        ),
+    ] = None
+    top_k: Annotated[
+        int | None, _sampling_option("--top-k", help=f"Only the K likeliest; 0 is off. {_else(_SAMPLING.top_k)}")
+    ] = None
+    top_p: Annotated[
+        float | None, _sampling_option("--top-p", help=f"Only the likeliest that sum to P. {_else(_SAMPLING.top_p)}")
+    ] = None
+    min_p: Annotated[
+        float | None,
+        _sampling_option(
+            "--min-p", help=f"Only those at least P times as likely as the likeliest. {_else(_SAMPLING.min_p)}"
+        ),
+    ] = None
+    repeat_penalty: Annotated[
+        float | None,
+        _sampling_option(
+            "--repeat-penalty",
+            help=f"Divides the logits of recent tokens; 1 is off. {_else(_SAMPLING.repeat_penalty)}",
+        ),
+    ] = None
+    repeat_last_n: Annotated[
+        int | None,
+        _sampling_option(
+            "--repeat-last-n", help=f"How many tokens are recent; -1 is all. (default: {_SAMPLING.repeat_last_n})"
+        ),
+    ] = None
+    presence_penalty: Annotated[
+        float | None,
+        _sampling_option("--presence-penalty", help="Subtracted from each recent token's logit. (default: 0)"),
+    ] = None
+    frequency_penalty: Annotated[
+        float | None, _sampling_option("--frequency-penalty", help="The same, once an occurrence. (default: 0)")
+    ] = None
+    logit_bias: Annotated[
+        list[str] | None,
+        _sampling_option("--logit-bias", metavar="ID=BIAS", help="Added to a token's logit. Repeatable."),
+    ] = None
+    seed: Annotated[int | None, _sampling_option("-s", "--seed", help="For the same text again. (default: random)")] = (
+        None
+    )
+
+    def given(self) -> dict[str, Any]:
+        """The values that an option gave, by the names of SamplingConfig's fields. Raises UsageError."""
+        typed = {field.name: getattr(self, field.name) for field in fields(SamplingConfig)}
+        typed["logit_bias"] = parse_logit_bias(self.logit_bias or ()) or None
+        return {name: value for name, value in typed.items() if value is not None}
+
+
+Samples = Annotated[int, _sampling_option("--samples", min=1, help="How many texts; their seeds count up.")]
+Stop = Annotated[list[str] | None, _stop_option("--stop", metavar="TEXT", help="End before this text. Repeatable.")]
+IgnoreEos = Annotated[bool, _stop_option("--ignore-eos", help="Never draw a token that ends the text.")]
+
+
+@option_group
+class StopOptions:
+    """When a text ends."""
+
+    max_tokens: Annotated[int, _stop_option("-n", "--max-tokens", help="-1 is until the context is full.")] = (
+        _STOPPING.max_tokens
+    )
+    stop: Stop = None
+    ignore_eos: IgnoreEos = False
+    overflow: Annotated[
+        Overflow, _stop_option("--overflow", help="At the context's end: fail, stop, or forget the older half.")
+    ] = _STOPPING.overflow
+
+    def config(self) -> StopConfig:
+        """Raises UsageError for a value out of range."""
+        return StopConfig(
+            max_tokens=self.max_tokens,
+            strings=tuple(map(argument_text, self.stop or ())),
+            ignore_eos=self.ignore_eos,
+            overflow=self.overflow,
+        )
+
+
+@option_group
+class ChatStopOptions:
+    """When a reply ends. What is not given is the session's."""
+
+    max_tokens: Annotated[
+        int | None,
+        _stop_option(
+            "-n",
+            "--max-tokens",
+            help=f"Of a reply; -1 is until the context is full. (default: {ChatSettings().max_tokens})",
+        ),
+    ] = None
+    stop: Stop = None
+    ignore_eos: IgnoreEos = False
+    overflow: Annotated[
+        Overflow | None,
+        _stop_option(
+            "--overflow",
+            help="When the conversation no longer fits: fail, stop, or (the default) shift: drop the oldest turns.",
+        ),
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """The values that an option gave, by the names of ChatSettings' fields. Raises UsageError."""
+        typed = {
+            "max_tokens": self.max_tokens,
+            "stop": tuple(map(argument_text, self.stop or ())) or None,
+            "ignore_eos": self.ignore_eos or None,
+            "overflow": self.overflow,
+        }
+        return {name: value for name, value in typed.items() if value is not None}
+
+
+Json = Annotated[bool, _output_option("--json", help="One JSON object a line instead of text.")]
 Color = Annotated[
     Literal["auto", "always", "never"],
-    typer.Option("--color", rich_help_panel=_OUTPUT, help="Colours: on a terminal unless NO_COLOR is set; or always."),
+    _output_option("--color", help="Colours: on a terminal unless NO_COLOR is set; or always."),
 ]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", rich_help_panel=_OUTPUT, help="Only errors on stderr.")]
+Quiet = Annotated[bool, _output_option("-q", "--quiet", help="Only errors on stderr.")]
 
-DEFAULT_MAX_TOKENS = StopConfig().max_tokens
-DEFAULT_OVERFLOW = StopConfig().overflow
+
+@option_group
+class OutputOptions:
+    """What is written, and in which form."""
+
+    echo: Annotated[bool, _output_option("--echo", help="Write the prompt first.")] = False
+    newline: Annotated[bool, _output_option("--newline", help="End the output with a newline, in a pipe too.")] = False
+    markdown: Annotated[bool, _output_option("--markdown", help="On a terminal, draw the text as Markdown.")] = False
+    as_json: Json = False
+    logprobs: Annotated[
+        int | None,
+        _output_option(
+            "--logprobs",
+            min=0,
+            metavar="N",
+            help="How probable each token is, and the N likeliest: shaded on a terminal, in --json, or in a picture.",
+        ),
+    ] = None
+    explain: Annotated[
+        bool,
+        _output_option(
+            "--explain",
+            help="A line a token on stderr, or in --json: its rank, the entropy, what each sampling filter removed.",
+        ),
+    ] = False
+    html: Annotated[
+        Path | None, _output_option("--html", help="Write a page that shows how probable each token is.")
+    ] = None
+    svg: Annotated[
+        Path | None, _output_option("--svg", help="Write a picture that shows how probable each token is.")
+    ] = None
+    prompt_report: Annotated[
+        bool,
+        _output_option(
+            "--prompt-report",
+            help="Generate nothing: show the exact prompt and tokens, what stops it, settings and memory.",
+        ),
+    ] = False
+    stats: Annotated[bool, _output_option("--stats", help="A line of figures on stderr; --stats=json for scripts.")] = (
+        False
+    )
+    stats_json: Annotated[bool, typer.Option("--stats-json", hidden=True)] = False
+    quiet: Quiet = False

@@ -1,4 +1,4 @@
-"""Reads prompts: from the argument, a file, a pipe. Bytes are taken as they are and must be UTF-8."""
+"""Reads texts from arguments, files and pipes. Bytes are taken as they are and must be UTF-8."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class _Readable(Protocol):
 
 
 def read_prompt(argument: str | None, file: Path | None, errors: DecodingErrors, max_input: int) -> str:
-    """The whole prompt: a file or piped stdin, a blank line, and the argument; whatever of it there is.
+    """The whole prompt: a file or piped stdin, then a blank line and the argument if both are given.
 
-    `-` stands for stdin, as argument or file. Raises UsageError where there is no prompt at all, InputError for what
-    is no UTF-8 text or larger than `max_input` bytes.
+    `-` stands for stdin, as argument or file. Raises UsageError if there is no prompt at all. Raises InputError for an
+    input that cannot be read, is not UTF-8 text, or is larger than `max_input` bytes.
     """
     if argument == "-" or str(file) == "-":
         given = _read_stdin(errors, max_input)
@@ -45,10 +45,10 @@ def read_prompt(argument: str | None, file: Path | None, errors: DecodingErrors,
 
 
 def messages_of_script(text: str, where: str) -> list[str]:
-    """What a conversation's script says: a message a line, or all that is between two lines of three quotes.
+    """The messages of a conversation's script: one a line, or all lines between two lines of three quotes.
 
-    Blank lines are nothing, and `//` begins a line that begins with `/`, as at the prompt. Raises UsageError for a
-    script without a message, or with a command, which is for the prompt alone.
+    Blank lines are skipped, and `//` begins a line that begins with `/`, as at the prompt. Raises UsageError for a
+    script without messages, and for a command, which only the prompt takes.
     """
     messages, block = list[str](), list[str]()
     inside = False
@@ -74,7 +74,7 @@ def messages_of_script(text: str, where: str) -> list[str]:
 
 
 def argument_text(argument: str) -> str:
-    """A command-line argument as UTF-8, whatever the locale. Raises UsageError where it is none."""
+    """A command-line argument decoded as UTF-8, whatever the locale. Raises UsageError if it is not UTF-8."""
     try:
         return os.fsencode(argument).decode("utf-8")
     except (UnicodeDecodeError, UnicodeEncodeError) as error:
@@ -98,7 +98,7 @@ def _read_stdin(errors: DecodingErrors, max_input: int) -> str:
 
 
 def text_blocks(file: Path, errors: DecodingErrors, max_input: int | None) -> Iterator[str]:
-    """The text of a file, or of stdin where that is `-`, in blocks as they are read; None is no limit.
+    """The text of a file, or of stdin for `-`, in blocks as they are read. max_input: in bytes; None is no limit.
 
     Raises InputError as `read_prompt` does.
     """
@@ -116,7 +116,7 @@ def text_blocks(file: Path, errors: DecodingErrors, max_input: int | None) -> It
 
 
 def text_lines(file: Path, errors: DecodingErrors, max_input: int) -> Iterator[str]:
-    """The lines of a file, or of stdin where that is `-`, as they come and without their newlines.
+    """The lines of a file, or of stdin for `-`, as they come and without their newlines.
 
     Raises InputError for a line longer than `max_input` characters, and as `read_prompt` does.
     """
@@ -148,12 +148,12 @@ def _decoded(stream: _Readable, where: str, errors: DecodingErrors, max_input: i
     for data in _blocks(stream, where, max_input):
         if b"\0" in data:
             raise InputError(f"not a text: {where}: a NUL byte at {done + data.index(0)}; it looks binary")
-        held = len(decoder.getstate()[0])
+        pending = len(decoder.getstate()[0])
         try:
             text = decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
             raise InputError(
-                f"not UTF-8: {where}: byte {done - held + error.start}",
+                f"not UTF-8: {where}: byte {done - pending + error.start}",
                 hint="--errors replace takes it with U+FFFD in its place",
             ) from None
         done += len(data)
@@ -162,7 +162,7 @@ def _decoded(stream: _Readable, where: str, errors: DecodingErrors, max_input: i
 
 
 def _blocks(stream: _Readable, where: str, max_input: int | None) -> Iterator[bytes]:
-    """What each read gives, piece by piece, and at last nothing: a terminal's end of file counts once."""
+    """The bytes of each read, and empty bytes at the end; a terminal must say end of file only once."""
     done = 0
     while True:
         size = _BLOCK if max_input is None else min(_BLOCK, max_input + 1 - done)

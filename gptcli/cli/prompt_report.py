@@ -1,39 +1,36 @@
-"""What a model would be given and what it would do with it, for whoever wonders why it answers nonsense.
-
-Needs neither weights nor torch.
-"""
+"""What `--prompt-report` shows: the exact prompt, its tokens, and what a model would do with them. Needs no weights."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import psutil
 
 from gptcli.cli.json_records import json_line
-from gptcli.cli.model_facts import default_origin, stop_sources, weight_bytes
+from gptcli.cli.model_facts import sampling_facts, stop_sources, weight_bytes
 from gptcli.cli.terminal.stderr import print_note, size
 from gptcli.cli.terminal.stdout import Sink
 from gptcli.cli.terminal.tables import print_records
 from gptcli.cli.terminal.token_flow import TokenFlow, grouped, spell, terminal_columns, uses_colour
 from gptcli.errors import NoTemplate
 from gptcli.language_model import LanguageModel
-from gptcli.settings import SAMPLING_FIELDS, SamplingConfig, StopConfig
+from gptcli.settings import SamplingConfig, StopConfig
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.messages import Message
 
-_SAMPLING = tuple(name for name in SAMPLING_FIELDS if name not in ("logit_bias", "seed"))  # those that are one number
+_NUMBERS = [field.name for field in fields(SamplingConfig) if isinstance(field.default, int | float)]
 
 
 @dataclass(frozen=True)
 class GivenPrompt:
     """A prompt as a model gets it.
 
-    text: what the ids are of, without what the tokenizer adds. origins: of each id that is a control token, where it
-    comes from: `template`, `tokenizer` or `typed`; None for the others. template: the file it is in, if there is one.
-    spelled: control tokens that somebody spelled out and that are mere text.
+    text: without what the tokenizer adds. origins: for each id the source of a control token, `template`, `tokenizer`
+    or `typed`; None for other tokens. template: the template's file, None for raw text. spelled: names of control
+    tokens that the user typed and that stay text.
     """
 
     text: str
@@ -47,10 +44,11 @@ def raw_prompt(lm: LanguageModel, text: str, *, special: bool) -> GivenPrompt:
     """A text to be continued."""
     tokenizer = lm.tokenizer
     ids = tokenizer.encode(text, special=special)
-    before, behind = map(len, tokenizer.surroundings)
+    before, after = map(len, tokenizer.surroundings)
+    added = {*range(before), *range(len(ids) - after, len(ids))}
     origins = [
-        "tokenizer" if place < before or place >= len(ids) - behind else "typed" if tokenizer.is_control(id) else None
-        for place, id in enumerate(ids)
+        "tokenizer" if position in added else "typed" if tokenizer.is_control(id) else None
+        for position, id in enumerate(ids)
     ]
     return GivenPrompt(text, tuple(ids), tuple(origins), None, () if special else tokenizer.spelled_controls(text))
 
@@ -58,7 +56,7 @@ def raw_prompt(lm: LanguageModel, text: str, *, special: bool) -> GivenPrompt:
 def rendered_prompt(
     lm: LanguageModel, messages: Sequence[Message], template: ChatTemplate, *, thinking: bool | None = None
 ) -> GivenPrompt:
-    """A conversation in a chat template, up to where the assistant speaks. Raises TemplateError."""
+    """A conversation in a chat template, up to the assistant's next turn. Raises TemplateError."""
     text = template.render_text(messages, lm.tokenizer, thinking=thinking)
     ids = template.render(messages, lm.tokenizer, thinking=thinking)
     origins = ["template" if lm.tokenizer.is_control(id) else None for id in ids]
@@ -67,9 +65,9 @@ def rendered_prompt(
 
 
 def prompt_report(
-    lm: LanguageModel, prompt: GivenPrompt, given: Mapping[str, Any], sampling: SamplingConfig, stopping: StopConfig
+    lm: LanguageModel, prompt: GivenPrompt, given: Container[str], sampling: SamplingConfig, stopping: StopConfig
 ) -> dict[str, Any]:
-    """The report as `--json` writes it. given: the sampling settings by name, None where no flag gave one."""
+    """The report as `--json` writes it. given: the names of the sampling settings that are not a default."""
     wanted = lm.ctx_size if stopping.max_tokens < 0 else len(prompt.ids) + stopping.max_tokens
     context = min(lm.ctx_size, wanted)
     stops: dict[int, list[str]] = {}
@@ -91,13 +89,7 @@ def prompt_report(
         "stop_ids": [{"id": id, "token": lm.tokenizer.token_name(id), "from": where} for id, where in stops.items()],
         "stop": list(stopping.strings),
         "max_tokens": stopping.max_tokens,
-        "sampling": {
-            field: {
-                "value": getattr(sampling, field),
-                "from": default_origin(field, lm) if given.get(field) is None else "flag",
-            }
-            for field in _SAMPLING
-        },
+        "sampling": sampling_facts(lm, sampling, _NUMBERS, by_flag=given),
         "bytes": {
             **weight_bytes(lm),
             "cache_in_fp32": lm.folder.architecture.config.cache_bytes(context, 4),
@@ -110,9 +102,9 @@ def prompt_report(
 def print_prompt_report(
     lm: LanguageModel, prompt: GivenPrompt, report: dict[str, Any], *, as_json: bool, quiet: bool
 ) -> None:
-    """The report as JSON; as the prompt's tokens and a table on a terminal; as names and values in a pipe.
+    """Prints the report: as JSON, as tokens and a table on a terminal, or as names and values in a pipe.
 
-    The notes go to stderr, unless it is JSON that they are in.
+    Notes go to stderr, or are in the JSON.
     """
     sink = Sink()
     if as_json:
@@ -131,7 +123,7 @@ def print_prompt_report(
 
 
 def _rows(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """The report as names and values, each on a line of its own."""
+    """The report as names and values."""
     rows: list[tuple[str, Any]] = [
         ("model", report["model"]),
         ("path", report["path"]),
@@ -140,10 +132,10 @@ def _rows(report: dict[str, Any]) -> list[dict[str, Any]]:
         ("tokens", f"{report['prompt_tokens']} of {report['ctx_size']}"),
         ("ids", " ".join(str(token["id"]) for token in report["tokens"])),
     ]
-    for place, token in enumerate(report["tokens"]):
+    for position, token in enumerate(report["tokens"]):
         if token["special"]:
             shown = spell(token["token"].encode())
-            rows.append((f"special.{place}", f"{token['id']} {shown} ({token['special']})"))
+            rows.append((f"special.{position}", f"{token['id']} {shown} ({token['special']})"))
     rows.append(("doubled_bos", "yes" if report["doubled_bos"] else "no"))
     for stop in report["stop_ids"]:
         rows.append((f"stop.{stop['id']}", f"{spell(stop['token'].encode())} ({', '.join(stop['from'])})"))
@@ -155,7 +147,7 @@ def _rows(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _doubled_bos(lm: LanguageModel, prompt: GivenPrompt) -> bool:
-    """Whether the token that begins a text begins it twice."""
+    """Whether the text begins with the BOS token twice."""
     first = prompt.ids[:2]
     return len(first) == 2 and first[0] == first[1] and lm.tokenizer.token_name(first[0]) == _bos(lm)
 
@@ -165,7 +157,7 @@ def _bos(lm: LanguageModel) -> str:
 
 
 def _notes(lm: LanguageModel, prompt: GivenPrompt, stopping: StopConfig, wanted: int) -> list[str]:
-    """What of this is known to make models answer nonsense."""
+    """What is known to make models answer nonsense."""
     tokenizer, notes = lm.tokenizer, []
     head = tokenizer.surroundings[0]
     if _doubled_bos(lm, prompt):

@@ -43,17 +43,12 @@ def test_bytes_that_are_no_text_reach_a_pipe_as_they_are(generate: Cli, says: Ca
     assert generate(PROMPT).out == b"".join(pieces)
 
 
-def test_newline_ends_the_output(generate: Cli, says: Callable[..., None]) -> None:
-    says("text")
-    assert generate(PROMPT, "--newline").out == b"text\n"
-
-
-@pytest.mark.parametrize("pieces", [["text\n"], []])
-def test_newline_adds_none_where_the_line_has_ended(
-    generate: Cli, says: Callable[..., None], pieces: list[str]
+@pytest.mark.parametrize(("pieces", "out"), [(["text"], b"text\n"), (["text\n"], b"text\n"), ([], b"")])
+def test_newline_ends_a_line_that_is_open(
+    generate: Cli, says: Callable[..., None], pieces: list[str], out: bytes
 ) -> None:
     says(*pieces)
-    assert generate(PROMPT, "--newline").out == "".join(pieces).encode()
+    assert generate(PROMPT, "--newline").out == out
 
 
 def test_echo_puts_the_prompt_first(generate: Cli, tiny: LanguageModel) -> None:
@@ -163,7 +158,7 @@ def test_a_seed_gives_the_same_text_again(generate: Cli) -> None:
     assert generate(*hot, "-s", "3").out != generate(*hot, "-s", "4").out
 
 
-def test_samples_count_the_seed_up(generate: Cli) -> None:
+def test_samples_count_the_seed_up_and_are_what_each_is_alone(generate: Cli) -> None:
     hot = (PROMPT, "-t", "2", "--top-k", "0", "-n", "20", "--json")
     samples = records(generate(*hot, "-s", "3", "--samples", "3").out)
     assert [sample["seed"] for sample in samples] == [3, 4, 5]

@@ -29,8 +29,29 @@ def prompt(generate: Cli, says: Callable[..., None]) -> Callable[..., bytes]:
     return echoed
 
 
-def test_the_argument_is_the_prompt(prompt: Callable[..., bytes]) -> None:
-    assert prompt("In a small") == b"In a small"
+PROMPTS: dict[str, tuple[list[str], bytes | None, bytes]] = {
+    "the argument": (["In a small"], None, b"In a small"),
+    "the argument beside an empty pipe": (["In a small"], b"", b"In a small"),
+    "a pipe, byte by byte": ([], b"  In\r\n\ta small \\n \n\n", b"  In\r\n\ta small \\n \n\n"),
+    "a pipe of whitespace": ([], b"\n", b"\n"),
+    "stdin by a dash": (["-"], b"In a small", b"In a small"),
+    "stdin by a file named dash": (["-f", "-"], b"In a small", b"In a small"),
+    "stdin by a file named dash, and the argument": (["-f", "-", "Sum up."], b"text", b"text\n\nSum up."),
+    "a pipe without a newline, a blank line, and the argument": (["Sum up."], b"text", b"text\n\nSum up."),
+    "a pipe with a newline, a blank line, and the argument": (["Sum up."], b"text\n", b"text\n\nSum up."),
+    "a pipe with a blank line, and the argument": (["Sum up."], b"text\n\n", b"text\n\nSum up."),
+    "a pipe with more blank lines, and the argument": (["Sum up."], b"text\n\n\n", b"text\n\n\nSum up."),
+    "an option after a double dash": (["--", "--stats=json"], None, b"--stats=json"),
+    "bytes that are not UTF-8, replaced": (["--errors", "replace"], b"a\xffb", "a\ufffdb".encode()),
+    "as much as the limit": (["--max-input", "4"], b"1234", b"1234"),
+    "a text far below a huge limit": (["--max-input", str(2**80)], b"1234", b"1234"),
+}
+
+
+@pytest.mark.parametrize("what", PROMPTS)
+def test_the_prompt_is(what: str, prompt: Callable[..., bytes]) -> None:
+    arguments, stdin, expected = PROMPTS[what]
+    assert prompt(*arguments, stdin=stdin) == expected
 
 
 def test_a_file_is_the_prompt_byte_by_byte(prompt: Callable[..., bytes], tmp_path: Path) -> None:
@@ -39,40 +60,10 @@ def test_a_file_is_the_prompt_byte_by_byte(prompt: Callable[..., bytes], tmp_pat
     assert prompt("-f", file) == file.read_bytes()
 
 
-def test_a_pipe_is_the_prompt_byte_by_byte(prompt: Callable[..., bytes]) -> None:
-    assert prompt(stdin=b"  In\r\n\ta small \\n \n\n") == b"  In\r\n\ta small \\n \n\n"
-
-
-@pytest.mark.parametrize("piped", [b"text", b"text\n", b"text\n\n"])
-def test_a_blank_line_is_between_a_pipe_and_the_argument(prompt: Callable[..., bytes], piped: bytes) -> None:
-    assert prompt("Summarize.", stdin=piped) == b"text\n\nSummarize."
-
-
-def test_more_blank_lines_stay(prompt: Callable[..., bytes]) -> None:
-    assert prompt("Summarize.", stdin=b"text\n\n\n") == b"text\n\n\nSummarize."
-
-
 def test_a_blank_line_is_between_a_file_and_the_argument(prompt: Callable[..., bytes], tmp_path: Path) -> None:
     file = tmp_path / "prompt"
     file.write_text("text\n")
     assert prompt("Summarize.", "-f", file) == b"text\n\nSummarize."
-
-
-def test_an_empty_pipe_leaves_the_argument_alone(prompt: Callable[..., bytes]) -> None:
-    assert prompt("In a small", stdin=b"") == b"In a small"
-
-
-@pytest.mark.parametrize("arguments", [["-"], ["-f", "-"]])
-def test_a_dash_is_stdin(prompt: Callable[..., bytes], arguments: list[str]) -> None:
-    assert prompt(*arguments, stdin=b"In a small") == b"In a small"
-
-
-def test_a_file_named_dash_and_an_argument_are_joined(prompt: Callable[..., bytes]) -> None:
-    assert prompt("-f", "-", "Summarize.", stdin=b"text") == b"text\n\nSummarize."
-
-
-def test_a_prompt_behind_a_double_dash_may_look_like_an_option(prompt: Callable[..., bytes]) -> None:
-    assert prompt("--", "--stats=json") == b"--stats=json"
 
 
 def test_a_pipe_can_be_given_as_a_file(prompt: Callable[..., bytes], tmp_path: Path) -> None:
@@ -83,10 +74,6 @@ def test_a_pipe_can_be_given_as_a_file(prompt: Callable[..., bytes], tmp_path: P
     writer.start()
     assert prompt("-f", fifo) == b"In a small"
     writer.join()
-
-
-def test_whitespace_alone_is_a_prompt(prompt: Callable[..., bytes]) -> None:
-    assert prompt(stdin=b"\n") == b"\n"
 
 
 @pytest.mark.parametrize("piped", [None, b""])
@@ -109,10 +96,6 @@ def test_invalid_utf8_is_refused_with_its_offset(generate: Cli) -> None:
     assert result.err.startswith("gptcli: error: not UTF-8: standard input: byte 3\nhint: --errors replace")
 
 
-def test_invalid_utf8_can_be_replaced(prompt: Callable[..., bytes]) -> None:
-    assert prompt("--errors", "replace", stdin=b"a\xffb") == "a\ufffdb".encode()
-
-
 def test_invalid_utf8_in_a_file_names_the_file(generate: Cli, tmp_path: Path) -> None:
     file = tmp_path / "prompt"
     file.write_bytes(b"\xe2\x82")
@@ -131,14 +114,6 @@ def test_input_beyond_the_limit_is_refused(generate: Cli) -> None:
     result = generate("--max-input", "4", stdin=b"12345")
     assert result.code == 4
     assert "more than 4 bytes\nhint: raise the limit with --max-input" in result.err
-
-
-def test_input_up_to_the_limit_is_taken(prompt: Callable[..., bytes]) -> None:
-    assert prompt("--max-input", "4", stdin=b"1234") == b"1234"
-
-
-def test_a_huge_limit_costs_nothing(prompt: Callable[..., bytes]) -> None:
-    assert prompt("--max-input", str(2**80), stdin=b"1234") == b"1234"
 
 
 def test_endless_input_is_not_read_to_its_end(generate: Cli) -> None:

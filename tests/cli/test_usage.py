@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ import typer
 
 import gptcli
 from gptcli.cli.app import program
+from gptcli.cli.options import RuntimeOptions, SamplingKeywords
 from gptcli.language_model import LanguageModel
+from gptcli.settings import RuntimeConfig, SamplingConfig
 from tests.cli.conftest import GPTCLI, ROOT, Cli
 from tests.tiny import make_model
 
@@ -105,6 +108,12 @@ def test_help_of_generate_mentions_every_option(cli: Cli, monkeypatch: pytest.Mo
     assert "--stats=json" in help
 
 
+def test_every_setting_has_an_option_of_its_name() -> None:
+    for group, settings in (SamplingKeywords, SamplingConfig), (RuntimeOptions, RuntimeConfig):
+        options = {field.name for field in fields(group)} - {"offline"}
+        assert options == {field.name for field in fields(settings)}
+
+
 @pytest.mark.parametrize("arguments", [["-h"], ["--help"], []])
 def test_help_is_on_stdout(cli: Cli, arguments: list[str]) -> None:
     result = cli(*arguments)
@@ -117,6 +126,21 @@ def test_h_is_help_for_every_command(cli: Cli, command: str) -> None:
     result = cli(command, "-h")
     assert result.code == 0
     assert f"Usage: gptcli {command}".encode() in result.out
+
+
+@pytest.mark.parametrize("command", [[], ["generate"], ["models", "show"]])
+def test_help_shows_the_help_of_a_command(cli: Cli, command: list[str]) -> None:
+    assert cli("help", *command) == cli(*command, "--help")
+
+
+@pytest.mark.parametrize("command", [["nonsense"], ["models", "nonsense"]])
+def test_help_of_an_unknown_command_is_a_usage_error(cli: Cli, command: list[str]) -> None:
+    result = cli("help", *command)
+    assert (result.code, result.out) == (2, b"")
+    assert (
+        result.err
+        == f"gptcli: error: No such command 'nonsense'.\nhint: run `{' '.join(['gptcli', *command[:-1]])} --help`\n"
+    )
 
 
 def test_the_version_is_told(cli: Cli) -> None:

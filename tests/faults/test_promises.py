@@ -30,6 +30,7 @@ COMMANDS = [
     "models verify MODEL",
     "models",
     "bench -m MODEL -p 8 -n 2 --repeats 1",
+    "help generate",
 ]
 # Python's own files, the libraries', and what an operating system says of itself.
 LIBRARIES = {

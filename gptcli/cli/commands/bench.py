@@ -1,10 +1,9 @@
-"""`gptcli bench`: how fast a model runs here, and how near that is to what the memory allows."""
+"""`gptcli bench`: how fast a model runs here, compared with what the memory bandwidth allows."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import psutil
@@ -12,14 +11,15 @@ import typer
 
 from gptcli.cli import options
 from gptcli.cli.json_records import json_line
-from gptcli.cli.terminal.signals import deadly, interruptible
-from gptcli.cli.terminal.stderr import Activity, note_failures, size
+from gptcli.cli.option_groups import only, with_option_groups, without
+from gptcli.cli.run_options import RunOptions, load_model, open_model, print_failures
+from gptcli.cli.terminal.signals import interruptible
+from gptcli.cli.terminal.stderr import Activity, size
 from gptcli.cli.terminal.stdout import Sink
 from gptcli.cli.terminal.tables import print_records
 from gptcli.errors import UsageError
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL
-from gptcli.settings import RuntimeConfig
 
 if TYPE_CHECKING:
     from gptcli.runtime.bench import Point
@@ -32,69 +32,70 @@ DecodeTokens = Annotated[int, typer.Option("-n", "--decode-tokens", min=1, help=
 Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Runs that the median is of.")]
 
 
+@with_option_groups
 def bench(
+    *,
     model: options.Model = DEFAULT_MODEL,
-    device: options.Device = "auto",
-    dtype: options.DtypeOption = "auto",
-    quantize: options.QuantizeOption = "auto",
-    threads: options.Threads = None,
-    offline: options.Offline = False,
+    runtime: Annotated[options.RuntimeOptions, without("ctx_size", "speculate", "draft_model")],
     prompt_tokens: Lengths = None,
     decode_tokens: DecodeTokens = 64,
     repeats: Repeats = 5,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
+    output: Annotated[options.OutputOptions, only("as_json", "quiet")],
 ) -> None:
     """Measure prefill and decode: tokens a second, bytes a token, the share of this machine's memory bandwidth.
 
     benchmarks/compare_llama_cpp.py in the source tree puts it beside llama.cpp.
     """
-    lengths = prompt_tokens or [512]
-    runtime = RuntimeConfig(device=device, dtype=dtype, quantize=quantize, threads=threads)
-    with Activity(quiet=quiet) as activity:
-        lm = LanguageModel.open(model, runtime, offline=offline, on_fetch=activity.fetch)
-        if max(lengths) + decode_tokens > lm.ctx_size:
-            raise UsageError(f"{max(lengths)} + {decode_tokens} tokens are beyond the context of {lm.ctx_size}")
-        loading = partial(activity.bytes, f"loading {lm.folder.path.name}")
-        loading(0, 0)
-        with deadly(activity.erase):
-            lm.load(loading)
-            engine = lm.torch_engine()
+    run = RunOptions(model=model, runtime=runtime.config(), offline=runtime.offline, output=output)
+    lengths = sorted(prompt_tokens or [512])
+    with Activity(quiet=output.quiet) as activity:
+        lm = open_model(run, activity)
+        if lengths[-1] + decode_tokens > lm.ctx_size:
+            raise UsageError(f"{lengths[-1]} + {decode_tokens} tokens are beyond the context of {lm.ctx_size}")
+        load_model(lm, activity)
+        engine = lm.torch_engine()
         engine.prefill([0], engine.new_cache())
         first_token_s = time.time() - psutil.Process().create_time()
-    from gptcli.runtime.bench import measure, peak_device_memory, peak_memory, read_bandwidth
+    from gptcli.runtime.bench import measure
 
-    points = []
-    with interruptible() as cancelled:  # and no progress is drawn, which would take its time from what is measured
-        for length in sorted(lengths):
+    points: list[Point] = []
+    with interruptible() as cancelled:  # without a progress line, which would take time from what is measured
+        for length in lengths:
             point = measure(engine, length, decode_tokens, repeats, cancelled)
             if point is None:
                 raise KeyboardInterrupt
             points.append(point)
-    peak, device_peak = peak_memory(), peak_device_memory(engine.plan.device)
-    bandwidth = read_bandwidth(engine.plan.device)
-    facts: dict[str, Any] = {
+    facts = _facts(run, lm, first_token_s)
+    records = [_record(point, facts["bytes_a_second"]) for point in points]
+    print_failures(run, lm)
+    if output.as_json:
+        Sink().write(json_line(facts | {"lengths": records}))
+        return
+    print_records([{"": name, "value": value} for name, value in facts.items()], False, _fact_row, header=False)
+    print_records([_row(record) for record in records], as_json=False)
+
+
+def _facts(run: RunOptions, lm: LanguageModel, first_token_s: float) -> dict[str, Any]:
+    from gptcli.runtime.bench import peak_device_memory, peak_memory, read_bandwidth
+
+    engine = lm.torch_engine()
+    device = engine.plan.device
+    # The peaks come first: measuring the bandwidth takes memory.
+    peaks = {"peak_memory": peak_memory(), "peak_device_memory": peak_device_memory(device)}
+    return {
         "model": lm.name,
         "parameters": lm.folder.parameter_count,
-        "device": str(engine.plan.device),
+        "device": str(device),
         "dtype": engine.plan.dtype_name,
-        "quantize": quantize,
+        "quantize": run.runtime.quantize,
         "kernels": engine.kernels,
         "threads": engine.threads,
-        "bytes_a_second": bandwidth,
+        "bytes_a_second": read_bandwidth(device),
         "load_s": engine.load_s,
         "first_token_s": first_token_s,
         "weight_bytes": lm.folder.weight_bytes,
-        "peak_memory": peak,
+        **{name: peak for name, peak in peaks.items() if peak is not None},
     }
-    if device_peak is not None:
-        facts["peak_device_memory"] = device_peak
-    note_failures(engine.failures)
-    if as_json:
-        Sink().write(json_line(facts | {"lengths": [_record(point, bandwidth) for point in points]}))
-        return
-    print_records([{"": name, "value": value} for name, value in facts.items()], False, _fact_row, header=False)
-    print_records([_row(_record(point, bandwidth)) for point in points], as_json=False)
 
 
 def _record(point: Point, bandwidth: float) -> dict[str, Any]:

@@ -4,242 +4,220 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from gptcli.chat.session import Event, Session, TurnsDropped
-from gptcli.chat.storage import (
-    SessionFile,
-    last_model,
-    session_names,
-)
+from gptcli.chat.storage import SessionFile, last_model, session_names
 from gptcli.chat.thinking import opens_thoughts
 from gptcli.cli import options
-from gptcli.cli.json_records import json_line, sample_record, stats_record
-from gptcli.cli.prompt_input import argument_text, messages_of_script, read_prompt, read_text
-from gptcli.cli.prompt_report import print_prompt_report, rendered_prompt
-from gptcli.cli.prompt_report import prompt_report as report_of
+from gptcli.cli.json_records import json_line, sample_record
+from gptcli.cli.option_groups import only, option_group, with_option_groups, without
+from gptcli.cli.prompt_input import messages_of_script, read_prompt
 from gptcli.cli.repl.answer import Answer, View, dropped_note
 from gptcli.cli.repl.stored_sessions import opened, print_sessions
-from gptcli.cli.terminal.signals import deadly, interruptible
-from gptcli.cli.terminal.stderr import Activity, note_failures, print_line, print_note, stats_line
+from gptcli.cli.run_options import (
+    RunOptions,
+    load_model,
+    open_model,
+    print_failures,
+    print_figures,
+    print_report,
+    read_question,
+    read_system,
+    read_template,
+)
+from gptcli.cli.terminal.signals import interruptible
+from gptcli.cli.terminal.stderr import Activity, print_note
 from gptcli.cli.terminal.stdout import Sink
 from gptcli.errors import UsageError
 from gptcli.generation.events import Finished, TextDelta
-from gptcli.language_model import ChatSession, LanguageModel
-from gptcli.models.catalog import DEFAULT_MODEL
+from gptcli.language_model import ChatSession
 from gptcli.runtime.engine import Workload
-from gptcli.settings import ChatSettings, RuntimeConfig, parse_logit_bias
+from gptcli.settings import ChatSettings
 from gptcli.text.chat_template import ChatTemplate
 
-_SESSION = "Session"
+_session_option = partial(typer.Option, rich_help_panel="Session")
 
 Question = Annotated[
     str | None,
     typer.Argument(metavar="PROMPT", help="Answer this and exit; `-` reads stdin. Piped stdin comes first."),
 ]
-SessionName = Annotated[
-    str | None,
-    typer.Option(
-        "--session", metavar="NAME", autocompletion=session_names, rich_help_panel=_SESSION,
-        help="Begin a session of this name, or go on with it.",
-    ),
-]  # fmt: skip
-Continue = Annotated[bool, typer.Option("--continue", rich_help_panel=_SESSION, help="Go on with the last session.")]
-Fork = Annotated[bool, typer.Option("--fork", rich_help_panel=_SESSION, help="Go on with a copy of the session.")]
-Script = Annotated[
-    Path | None,
-    typer.Option(
-        "--script", metavar="FILE", readable=False, rich_help_panel=_SESSION,
-        help='Say what a file says, a message a line or between lines of """, and write the replies.',
-    ),
-]  # fmt: skip
-List = Annotated[bool, typer.Option("--list", rich_help_panel=_SESSION, help="List the sessions.")]
 
 
+@option_group
+class SessionOptions:
+    """Which session goes on, and what is said in it."""
+
+    session: Annotated[
+        str | None,
+        _session_option(
+            "--session",
+            metavar="NAME",
+            autocompletion=session_names,
+            help="Begin a session of this name, or go on with it.",
+        ),
+    ] = None
+    continue_last: Annotated[bool, _session_option("--continue", help="Go on with the last session.")] = False
+    fork: Annotated[bool, _session_option("--fork", help="Go on with a copy of the session.")] = False
+    list_sessions: Annotated[bool, _session_option("--list", help="List the sessions.")] = False
+    script: Annotated[
+        Path | None,
+        _session_option(
+            "--script",
+            metavar="FILE",
+            readable=False,
+            help='Say what a file says, a message a line or between lines of """, and write the replies.',
+        ),
+    ] = None
+
+
+@with_option_groups
 def chat(
     prompt: Question = None,
+    *,
     model: options.ChatModel = None,
-    device: options.Device = "auto",
-    dtype: options.DtypeOption = "auto",
-    quantize: options.QuantizeOption = "auto",
-    ctx_size: options.CtxSize = None,
-    threads: options.Threads = None,
-    speculate: options.Speculate = 0,
-    draft_model: options.DraftModel = None,
-    offline: options.Offline = False,
-    session: SessionName = None,
-    continue_last: Continue = False,
-    fork: Fork = False,
-    list_sessions: List = False,
-    file_prompt: options.File = None,
-    script: Script = None,
-    system: options.System = None,
-    system_file: options.SystemFile = None,
-    chat_template: options.ChatTemplateFile = None,
-    thinking: options.Thinking = None,
-    errors: options.Errors = "strict",
-    max_input: options.MaxInput = options.MAX_INPUT,
-    temperature: options.Temperature = None,
-    top_k: options.TopK = None,
-    top_p: options.TopP = None,
-    min_p: options.MinP = None,
-    repeat_penalty: options.RepeatPenalty = None,
-    repeat_last_n: options.RepeatLastN = None,
-    presence_penalty: options.PresencePenalty = None,
-    frequency_penalty: options.FrequencyPenalty = None,
-    logit_bias: options.LogitBias = None,
-    seed: options.Seed = None,
-    max_tokens: options.ChatMaxTokens = None,
-    stop: options.Stop = None,
-    ignore_eos: options.IgnoreEos = False,
-    overflow: options.ChatOverflow = None,
-    newline: options.Newline = False,
-    as_json: options.Json = False,
-    prompt_report: options.PromptReport = False,
-    stats: options.Stats = False,
-    stats_json: options.StatsJson = False,
-    quiet: options.Quiet = False,
+    runtime: options.RuntimeOptions,
+    sessions: SessionOptions,
+    prompts: Annotated[options.PromptOptions, without("chat", "special")],
+    sampling: options.SamplingOptions,
+    stopping: options.ChatStopOptions,
+    output: Annotated[
+        options.OutputOptions, only("newline", "as_json", "prompt_report", "stats", "stats_json", "quiet")
+    ],
 ) -> None:
     """Talk with a model: a conversation at a terminal; with a prompt or in a pipe, one answer."""
-    if list_sessions:
-        print_sessions(as_json)
+    if sessions.list_sessions:
+        print_sessions(output.as_json)
         return
-    given: dict[str, Any] = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repeat_penalty": repeat_penalty,
-        "repeat_last_n": repeat_last_n,
-        "presence_penalty": presence_penalty,
-        "frequency_penalty": frequency_penalty,
-        "logit_bias": parse_logit_bias(logit_bias or ()) or None,
-        "seed": seed,
-        "max_tokens": max_tokens,
-        "stop": tuple(map(argument_text, stop or ())) or None,
-        "ignore_eos": ignore_eos or None,
-        "overflow": overflow,
-        "thinking": thinking,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
+    given = sampling.given() | stopping.given()
+    if prompts.thinking is not None:
+        given["thinking"] = prompts.thinking
     ChatSettings(**given)  # a bad value fails before anything is read
-    runtime = RuntimeConfig(
-        device=device,
-        dtype=dtype,
-        quantize=quantize,
-        ctx_size=ctx_size,
-        threads=threads,
-        speculate=speculate,
-        draft_model=draft_model,
+    run = RunOptions(
+        model=model or None,
+        runtime=runtime.config(),
+        offline=runtime.offline,
+        given=given,
+        prompts=prompts,
+        output=output,
     )
-    if system is not None and system_file is not None:
-        raise UsageError("--system and --system-file exclude each other")
-    if session is not None and continue_last:
-        raise UsageError("--session and --continue exclude each other")
-    if fork and session is None and not continue_last:
-        raise UsageError("--fork needs --session or --continue")
-    if script is not None and (prompt is not None or file_prompt is not None):
-        raise UsageError("--script and a prompt exclude each other")
-    at_prompt = (
-        prompt is None
-        and file_prompt is None
-        and script is None
-        and not prompt_report
-        and all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
-    )
-    if at_prompt and as_json:
-        raise UsageError("--json needs a prompt")
-    questions = list[str]()
-    if script is not None:
-        questions = messages_of_script(read_prompt(None, script, errors, max_input), str(script))
-    elif not at_prompt:
-        questions = [read_prompt(prompt, file_prompt, errors, max_input)]
-    system_text = None if system is None else argument_text(system)
-    if system_file is not None:
-        system_text = read_text(system_file, errors, max_input)
+    at_prompt = _is_at_prompt(run, sessions, prompt)
+    _check_together(run, sessions, prompt, at_prompt=at_prompt)
+    questions = [] if at_prompt else _questions(run, sessions, prompt)
+    system = read_system(run)
 
-    with opened(session, continue_last, fork, at_prompt) as (file, events), Activity(quiet=quiet) as activity:
+    with (
+        opened(sessions.session, sessions.continue_last, sessions.fork, at_prompt) as (file, events),
+        Activity(quiet=output.quiet) as activity,
+    ):
         name, fingerprint = last_model(events)
-        lm = LanguageModel.open(
-            model or name or DEFAULT_MODEL,
-            runtime,
-            offline=offline,
-            on_fetch=activity.fetch,
-            workload=None if prompt_report else Workload(),
-        )
-        if lm.reference == name and lm.fingerprint != fingerprint and not quiet:
+        run = replace(run, model=run.model or name)
+        lm = open_model(run, activity, Workload())
+        if lm.reference == name and lm.fingerprint != fingerprint and not output.quiet:
             print_note(f"{name} is not what it was when it last spoke in this session")
-        template = None
-        if chat_template is not None:
-            template = ChatTemplate(read_text(chat_template, "strict", max_input), str(chat_template))
+        template = read_template(run)
         conversation = Session.restored(lm, events, template=template)
         if file is not None:
             conversation.keep_in(file, kept=len(file.events))
-        if system_text not in (None, conversation.system):
-            conversation.system = system_text
+        if system not in (None, conversation.system):
+            conversation.system = system
         if given:
             conversation.settings = replace(conversation.settings, **given)
         if at_prompt:
             activity.close()
-            _converse(conversation, file, template, View(stats=stats), offline)
-            return
-        messages = conversation.preview(questions[0])
-        if prompt_report:
+            _converse(conversation, file, template, View(stats=output.stats), run.offline)
+        elif output.prompt_report:
             activity.close()
-            settings = conversation.settings
-            shown = rendered_prompt(lm, messages, conversation.template, thinking=settings.thinking)
-            sampling = settings.sampling(lm.sampling_defaults)
-            report = report_of(lm, shown, settings.record, sampling, settings.stopping)
-            print_prompt_report(lm, shown, report, as_json=as_json, quiet=quiet)
-            return
-        loading = partial(activity.bytes, f"loading {lm.folder.path.name}")
-        loading(0, 0)  # torch comes first, where it has to, and takes a second
-        with deadly(activity.erase):
-            lm.load(loading)
-        sink = Sink()
-        with interruptible() as cancelled:
-            for number, question in enumerate(questions, 1):
-                reply = conversation.send(question, on_prefill=partial(activity.tokens, "prefill"), cancelled=cancelled)
-                finished = _written(reply, conversation, sink, activity, as_json=as_json, quiet=quiet)
-                if not as_json and (newline or number < len(questions)):
-                    sink.end_line()
-                if stats_json and not quiet:
-                    print_line(json_line(stats_record(finished)).decode().rstrip())
-                elif stats and not quiet:
-                    print_line(stats_line(finished, lm.ctx_size))
-                if cancelled():
-                    raise KeyboardInterrupt
-        note_failures(() if quiet else lm.engine.failures)
-        lm.close()
+            _report(run, conversation, questions[0])
+        else:
+            _answer(run, conversation, questions, activity)
+            lm.close()
+
+
+def _is_at_prompt(run: RunOptions, sessions: SessionOptions, prompt: str | None) -> bool:
+    """Whether a person at a terminal is to be talked with."""
+    nothing_asked = prompt is None and run.prompts.file is None and sessions.script is None
+    return (
+        nothing_asked
+        and not run.output.prompt_report
+        and all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
+    )
+
+
+def _check_together(run: RunOptions, sessions: SessionOptions, prompt: str | None, *, at_prompt: bool) -> None:
+    """Raises UsageError for options that mean nothing together."""
+    if sessions.session is not None and sessions.continue_last:
+        raise UsageError("--session and --continue exclude each other")
+    if sessions.fork and sessions.session is None and not sessions.continue_last:
+        raise UsageError("--fork needs --session or --continue")
+    if sessions.script is not None and (prompt is not None or run.prompts.file is not None):
+        raise UsageError("--script and a prompt exclude each other")
+    if at_prompt and run.output.as_json:
+        raise UsageError("--json needs a prompt")
+
+
+def _questions(run: RunOptions, sessions: SessionOptions, prompt: str | None) -> list[str]:
+    """What to say, message by message. Raises UsageError or InputError."""
+    if sessions.script is None:
+        return [read_question(run, prompt)]
+    script = read_prompt(None, sessions.script, run.prompts.errors, run.prompts.max_input)
+    return messages_of_script(script, str(sessions.script))
+
+
+def _report(run: RunOptions, conversation: ChatSession, question: str) -> None:
+    from gptcli.cli.prompt_report import rendered_prompt
+
+    lm, settings = conversation.lm, conversation.settings
+    messages = conversation.preview(question)
+    prompt = rendered_prompt(lm, messages, conversation.template, thinking=settings.thinking)
+    print_report(run, lm, prompt, settings.record, settings.sampling(lm.sampling_defaults), settings.stopping)
+
+
+def _answer(run: RunOptions, conversation: ChatSession, questions: Sequence[str], activity: Activity) -> None:
+    """Asks the questions in turn and writes the replies. Raises KeyboardInterrupt after a reply that Ctrl-C ended."""
+    lm, output = conversation.lm, run.output
+    conversation.preview(questions[0])  # one that does not fit is refused before the weights are read
+    load_model(lm, activity)
+    sink = Sink()
+    with interruptible() as cancelled:
+        for number, question in enumerate(questions, 1):
+            reply = conversation.send(question, on_prefill=partial(activity.tokens, "prefill"), cancelled=cancelled)
+            finished = _written(run, reply, conversation, sink, activity)
+            if not output.as_json and (output.newline or number < len(questions)):
+                sink.end_line()
+            print_figures(run, finished, lm.ctx_size)
+            if cancelled():
+                raise KeyboardInterrupt
+    print_failures(run, lm)
 
 
 def _written(
-    reply: Iterator[Event], conversation: ChatSession, sink: Sink, activity: Activity, *, as_json: bool, quiet: bool
+    run: RunOptions, reply: Iterator[Event], conversation: ChatSession, sink: Sink, activity: Activity
 ) -> Finished:
-    """Writes a reply as it comes, or as a record, and returns how it ended."""
-    parts = list[bytes]()
-    with _shown(conversation, sink, activity, parts, as_json=as_json) as show:
+    """Writes a reply as it comes, or as a JSON object, and returns how it ended."""
+    pieces = list[bytes]()
+    with _shown(run, conversation, sink, activity, pieces) as show:
         for event in reply:
             match event:
                 case TextDelta():
                     show(event)
-                case TurnsDropped() if not quiet:
+                case TurnsDropped() if not run.output.quiet:
                     activity.close()
                     print_note(dropped_note(event))
                 case Finished():
                     finished = event
     activity.close()
-    if as_json:
+    if run.output.as_json:
         lm, settings = conversation.lm, conversation.settings
         sampling = settings.sampling(lm.sampling_defaults)
         record = sample_record(
-            lm, b"".join(parts), finished, sampling, settings.stopping, logprobs=False, explain=False
+            lm, b"".join(pieces), finished, sampling, settings.stopping, logprobs=False, explain=False
         )
         sink.write(json_line(record))
     return finished
@@ -247,11 +225,11 @@ def _written(
 
 @contextlib.contextmanager
 def _shown(
-    conversation: ChatSession, sink: Sink, activity: Activity, parts: list[bytes], *, as_json: bool
+    run: RunOptions, conversation: ChatSession, sink: Sink, activity: Activity, pieces: list[bytes]
 ) -> Iterator[Callable[[TextDelta], object]]:
-    """Yields what shows the text: on a terminal as at the prompt, in a pipe as it is; as JSON it becomes `parts`."""
-    if as_json:
-        yield lambda delta: parts.append(delta.data)
+    """Yields what shows the text: on a terminal as at the prompt, in a pipe as it is; for JSON it goes to `pieces`."""
+    if run.output.as_json:
+        yield lambda delta: pieces.append(delta.data)
     elif not sink.is_terminal:
 
         def write(delta: TextDelta) -> None:
@@ -269,9 +247,7 @@ def _converse(
     session: ChatSession, file: SessionFile | None, template: ChatTemplate | None, view: View, offline: bool
 ) -> None:
     """Talks with a person at a terminal."""
-    from gptcli.cli.repl.repl import (
-        Repl,  # its imports take a tenth of a second, which an answer in a pipe need not wait
-    )
+    from gptcli.cli.repl.repl import Repl  # its imports take a tenth of a second, which a pipe need not wait for
 
     _ = session.template  # a model without one fails here
     repl = Repl(session, file, template, view, offline=offline)

@@ -3,209 +3,208 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Annotated
 
 from gptcli.cli import options
-from gptcli.cli.json_records import json_line, sample_record, stats_record
+from gptcli.cli.json_records import json_line, sample_record
+from gptcli.cli.option_groups import with_option_groups, without
 from gptcli.cli.probabilities.picture_files import Pictures
 from gptcli.cli.probabilities.sample_view import TokenViews
-from gptcli.cli.prompt_input import argument_text, read_prompt, read_text
-from gptcli.cli.terminal.signals import deadly, interruptible
-from gptcli.cli.terminal.stderr import Activity, is_dumb_terminal, note_failures, print_line, stats_line
+from gptcli.cli.run_options import (
+    RunOptions,
+    load_model,
+    open_model,
+    print_failures,
+    print_figures,
+    print_report,
+    read_question,
+    read_system,
+    read_template,
+)
+from gptcli.cli.terminal.signals import interruptible
+from gptcli.cli.terminal.stderr import Activity, is_dumb_terminal
 from gptcli.cli.terminal.stdout import Sink
 from gptcli.errors import UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.runtime.engine import Workload
-from gptcli.settings import RuntimeConfig, SamplingConfig, StopConfig, parse_logit_bias
+from gptcli.settings import SamplingConfig, StopConfig
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.messages import Message
 
 
+@with_option_groups
 def generate(
     prompt: options.Prompt = None,
+    *,
     model: options.Model = DEFAULT_MODEL,
-    device: options.Device = "auto",
-    dtype: options.DtypeOption = "auto",
-    quantize: options.QuantizeOption = "auto",
-    ctx_size: options.CtxSize = None,
-    threads: options.Threads = None,
-    speculate: options.Speculate = 0,
-    draft_model: options.DraftModel = None,
-    offline: options.Offline = False,
-    file: options.File = None,
-    chat: options.Chat = False,
-    system: options.System = None,
-    system_file: options.SystemFile = None,
-    chat_template: options.ChatTemplateFile = None,
-    special: options.Special = False,
-    errors: options.Errors = "strict",
-    max_input: options.MaxInput = options.MAX_INPUT,
-    temperature: options.Temperature = None,
-    top_k: options.TopK = None,
-    top_p: options.TopP = None,
-    min_p: options.MinP = None,
-    repeat_penalty: options.RepeatPenalty = None,
-    repeat_last_n: options.RepeatLastN = None,
-    presence_penalty: options.PresencePenalty = None,
-    frequency_penalty: options.FrequencyPenalty = None,
-    logit_bias: options.LogitBias = None,
-    seed: options.Seed = None,
+    runtime: options.RuntimeOptions,
+    prompts: Annotated[options.PromptOptions, without("thinking")],
+    sampling: options.SamplingOptions,
     samples: options.Samples = 1,
-    max_tokens: options.MaxTokens = options.DEFAULT_MAX_TOKENS,
-    stop: options.Stop = None,
-    ignore_eos: options.IgnoreEos = False,
-    overflow: options.OverflowOption = options.DEFAULT_OVERFLOW,
-    echo: options.Echo = False,
-    newline: options.Newline = False,
-    markdown: options.Markdown = False,
-    as_json: options.Json = False,
-    logprobs: options.Logprobs = None,
-    explain: options.Explain = False,
-    html: options.Html = None,
-    svg: options.Svg = None,
-    prompt_report: options.PromptReport = False,
-    stats: options.Stats = False,
-    stats_json: options.StatsJson = False,
-    quiet: options.Quiet = False,
+    stopping: options.StopOptions,
+    output: options.OutputOptions,
 ) -> None:
     """Continue a prompt: one-shot text, streamed as it is decoded."""
-    given = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repeat_penalty": repeat_penalty,
-        "repeat_last_n": repeat_last_n,
-        "presence_penalty": presence_penalty,
-        "frequency_penalty": frequency_penalty,
-        "logit_bias": parse_logit_bias(logit_bias or ()) or None,
-        "seed": seed,
-    }
+    given = sampling.given()
     SamplingConfig.resolve(given, {})  # a bad value fails before anything is read
-    stopping = StopConfig(
-        max_tokens=max_tokens,
-        strings=tuple(map(argument_text, stop or ())),
-        ignore_eos=ignore_eos,
-        overflow=overflow,
+    stop = stopping.config()
+    run = RunOptions(
+        model=model,
+        runtime=runtime.config(),
+        offline=runtime.offline,
+        given=given,
+        prompts=prompts,
+        output=output,
     )
-    runtime = RuntimeConfig(
-        device=device,
-        dtype=dtype,
-        quantize=quantize,
-        ctx_size=ctx_size,
-        threads=threads,
-        speculate=speculate,
-        draft_model=draft_model,
-    )
-    if draft_model is not None and samples > 1:
-        raise UsageError("--draft-model is for one sample: several share every step already, and draft nothing")
-    if not chat and any(option is not None for option in (system, system_file, chat_template)):
-        raise UsageError("--system, --system-file and --chat-template need --chat")
-    if system is not None and system_file is not None:
-        raise UsageError("--system and --system-file exclude each other")
-    if markdown and (as_json or logprobs is not None):
-        raise UsageError(f"--markdown and {'--json' if as_json else '--logprobs'} exclude each other")
-    pictures = Pictures(html, svg)
-    text = read_prompt(prompt, file, errors, max_input)
-    system_text = None if system is None else argument_text(system)
-    if system_file is not None:
-        system_text = read_text(system_file, errors, max_input)
+    _check_together(run, samples)
+    pictures = Pictures(output.html, output.svg)
+    text, system = read_question(run, prompt), read_system(run)
+    messages = [Message("user", text)] if system is None else [Message("system", system), Message("user", text)]
 
     sink = Sink()
-    with Activity(quiet=quiet) as activity:
-        recorded = explain or logprobs is not None or pictures.wanted
-        workload = Workload(samples, recorded, None if max_tokens < 0 else max_tokens)
-        lm = LanguageModel.open(
-            model,
-            runtime,
-            offline=offline,
-            on_fetch=activity.fetch,
-            workload=None if prompt_report else workload,
-        )
-        if chat:
-            if chat_template is None:
-                template = lm.template
-            else:
-                template = ChatTemplate(read_text(chat_template, "strict", max_input), str(chat_template))
-            messages = [] if system_text is None else [Message("system", system_text)]
-            messages.append(Message("user", text))
-            ids = template.render(messages, lm.tokenizer)
-        else:
-            ids = lm.tokenizer.encode(text, special=special)
-        sampling = SamplingConfig.resolve(given, lm.sampling_defaults)
-        if prompt_report:
-            from gptcli.cli.prompt_report import print_prompt_report, raw_prompt, rendered_prompt
-            from gptcli.cli.prompt_report import prompt_report as report_of
-
+    recorded = output.explain or output.logprobs is not None or pictures.wanted
+    workload = Workload(samples, recorded, None if stop.max_tokens < 0 else stop.max_tokens)
+    with Activity(quiet=output.quiet) as activity, open_model(run, activity, workload) as lm:
+        template = (read_template(run) or lm.template) if prompts.chat else None
+        ids = _ids(lm, template, messages, special=prompts.special)
+        config = SamplingConfig.resolve(given, lm.sampling_defaults)
+        if output.prompt_report:
             activity.close()
-            shown = rendered_prompt(lm, messages, template) if chat else raw_prompt(lm, text, special=special)
-            print_prompt_report(
-                lm, shown, report_of(lm, shown, given, sampling, stopping), as_json=as_json, quiet=quiet
-            )
+            _report(run, lm, template, messages, config, stop)
             return
-        lm.check_request(ids, sampling)
-        loading = partial(activity.bytes, f"loading {lm.folder.path.name}")
-        loading(0, 0)  # torch comes first, where it has to, and takes a second
-        with deadly(activity.erase):
-            with_prompt = None if workload.tokens is None else len(ids) + workload.tokens
-            lm.load(loading, replace(workload, tokens=with_prompt))
-        lead = text.encode() if echo else b""
+        lm.check_request(ids, config)
+        with_prompt = None if workload.tokens is None else len(ids) + workload.tokens
+        load_model(lm, activity, replace(workload, tokens=with_prompt))
+        writer = _Writer(run, lm, sink, activity, pictures, samples, text)
         with interruptible() as cancelled:
             streams = lm.streams(
                 ids,
-                sampling.for_samples(samples),
-                stopping,
-                logprobs=pictures.alternatives if logprobs is None and pictures.wanted else logprobs,
-                explain=explain,
+                config.for_samples(samples),
+                stop,
+                logprobs=pictures.alternatives if output.logprobs is None and pictures.wanted else output.logprobs,
+                explain=output.explain,
                 on_prefill=partial(activity.tokens, "prefill"),
                 cancelled=cancelled,
             )
-            for sample, events in enumerate(streams):
-                views = TokenViews(
-                    lm.tokenizer,
-                    sink,
-                    alternatives=None if as_json else logprobs,
-                    explain=explain and not as_json and not quiet,
-                )
-                if as_json:
-                    parts = list[bytes]()
-                    finished = _drain(events, activity, lead, parts.append, views)
-                    record = sample_record(
-                        lm,
-                        b"".join(parts),
-                        finished,
-                        sampling,
-                        stopping,
-                        logprobs=logprobs is not None,
-                        explain=explain,
-                    )
-                    sink.write(json_line(record))
-                else:
-                    with _shown(sink, markdown, views) as write:
-                        finished = _drain(events, activity, lead, write, views)
-                    if newline or sample + 1 < samples:
-                        sink.end_line()
-                    views.close(finished)
-                title = "" if samples == 1 else f"sample {sample + 1}, seed {finished.seed}"
-                pictures.add(title, views.tokens, lead=f"{text}\n\n" if chat else text)
-                if stats_json and not quiet:
-                    print_line(json_line(stats_record(finished)).decode().rstrip())
-                elif stats and not quiet:
-                    print_line(stats_line(finished, lm.ctx_size))
-        note_failures(() if quiet else lm.engine.failures)
+            for number, events in enumerate(streams, 1):
+                writer.write(number, events, config, stop)
+        print_failures(run, lm)
         pictures.write(f"{lm.name} · how probable each token is")
         if cancelled():
             raise KeyboardInterrupt
-        lm.close()
+
+
+def _check_together(run: RunOptions, samples: int) -> None:
+    """Raises UsageError for options that mean nothing together."""
+    prompts, output = run.prompts, run.output
+    if run.runtime.draft_model is not None and samples > 1:
+        raise UsageError("--draft-model is for one sample: several share every step already, and draft nothing")
+    if not prompts.chat and any(
+        option is not None for option in (prompts.system, prompts.system_file, prompts.chat_template)
+    ):
+        raise UsageError("--system, --system-file and --chat-template need --chat")
+    if output.markdown and (output.as_json or output.logprobs is not None):
+        raise UsageError(f"--markdown and {'--json' if output.as_json else '--logprobs'} exclude each other")
+
+
+def _ids(
+    lm: LanguageModel, template: ChatTemplate | None, messages: Sequence[Message], *, special: bool
+) -> Sequence[int]:
+    """The prompt's ids: the messages in the template, or without one the user's text as it is."""
+    if template is not None:
+        return template.render(messages, lm.tokenizer)
+    return lm.tokenizer.encode(messages[-1].content, special=special)
+
+
+def _report(
+    run: RunOptions,
+    lm: LanguageModel,
+    template: ChatTemplate | None,
+    messages: Sequence[Message],
+    sampling: SamplingConfig,
+    stopping: StopConfig,
+) -> None:
+    from gptcli.cli.prompt_report import raw_prompt, rendered_prompt
+
+    if template is None:
+        prompt = raw_prompt(lm, messages[-1].content, special=run.prompts.special)
+    else:
+        prompt = rendered_prompt(lm, messages, template)
+    print_report(run, lm, prompt, run.given, sampling, stopping)
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes samples: the text as it comes or one JSON object, then figures; keeps their tokens for pictures."""
+
+    run: RunOptions
+    lm: LanguageModel
+    sink: Sink
+    activity: Activity
+    pictures: Pictures
+    samples: int
+    text: str  # the prompt's
+
+    def write(
+        self, number: int, events: Iterator[TextDelta | Finished], sampling: SamplingConfig, stopping: StopConfig
+    ) -> None:
+        """Writes a sample, the first of which has number 1."""
+        output = self.run.output
+        views = TokenViews(
+            self.lm.tokenizer,
+            self.sink,
+            alternatives=None if output.as_json else output.logprobs,
+            explain=output.explain and not output.as_json and not output.quiet,
+        )
+        if output.as_json:
+            pieces = list[bytes]()
+            finished = self._drain(events, pieces.append, views)
+            record = sample_record(
+                self.lm,
+                b"".join(pieces),
+                finished,
+                sampling,
+                stopping,
+                logprobs=output.logprobs is not None,
+                explain=output.explain,
+            )
+            self.sink.write(json_line(record))
+        else:
+            with _shown(self.sink, output.markdown, views) as write:
+                finished = self._drain(events, write, views)
+            if output.newline or number < self.samples:
+                self.sink.end_line()
+            views.close(finished)
+        title = "" if self.samples == 1 else f"sample {number}, seed {finished.seed}"
+        self.pictures.add(title, views.tokens, lead=f"{self.text}\n\n" if self.run.prompts.chat else self.text)
+        print_figures(self.run, finished, self.lm.ctx_size)
+
+    def _drain(
+        self, events: Iterator[TextDelta | Finished], write: Callable[[bytes], object], views: TokenViews
+    ) -> Finished:
+        """Writes the text, after the prompt with --echo, and returns how it ended."""
+        echo = self.text.encode() if self.run.output.echo else b""
+        for event in events:
+            self.activity.close()
+            if echo:
+                write(echo)
+                echo = b""
+            if isinstance(event, Finished):
+                return event
+            if not views.shaded:
+                write(event.data)
+            views.take(event)
+        raise AssertionError("a generation ended without Finished")
 
 
 @contextlib.contextmanager
 def _shown(sink: Sink, markdown: bool, views: TokenViews) -> Iterator[Callable[[bytes], object]]:
-    """Yields what writes the text; on a terminal its last line ends, however the generation does."""
+    """Yields what writes the text. On a terminal the last line is ended, even after an error."""
     if markdown and sink.is_terminal and not is_dumb_terminal():
         from gptcli.cli.terminal.markdown import MarkdownStream
 
@@ -218,24 +217,3 @@ def _shown(sink: Sink, markdown: bool, views: TokenViews) -> Iterator[Callable[[
         views.end_text()
         if sink.is_terminal:
             sink.end_line()
-
-
-def _drain(
-    events: Iterator[TextDelta | Finished],
-    activity: Activity,
-    lead: bytes,
-    write: Callable[[bytes], object],
-    views: TokenViews,
-) -> Finished:
-    """Writes the text of a generation, `lead` first, and returns how it ended."""
-    for event in events:
-        activity.close()
-        if lead:
-            write(lead)
-            lead = b""
-        if isinstance(event, Finished):
-            return event
-        if not views.shaded:
-            write(event.data)
-        views.take(event)
-    raise AssertionError("a generation ended without Finished")

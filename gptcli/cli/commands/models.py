@@ -1,4 +1,4 @@
-"""`gptcli models`: which models are here, what is in them, and how they come and go."""
+"""`gptcli models`: lists, shows, fetches, verifies and removes local models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import MODEL_SETTINGS
 from gptcli.checkpoint.registry import FAMILIES
 from gptcli.cli import options
-from gptcli.cli.model_facts import default_origin, stop_sources, weight_bytes
+from gptcli.cli.model_facts import sampling_facts, stop_sources, weight_bytes
 from gptcli.cli.terminal.stderr import Activity, print_note, size
 from gptcli.cli.terminal.stdout import Sink
 from gptcli.cli.terminal.tables import print_records, spelled
@@ -33,6 +33,7 @@ app = typer.Typer(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
 
 _NAME_HELP = "A name that `gptcli models` lists, or a directory."
 Name = Annotated[
@@ -80,10 +81,10 @@ def show(name: Name = DEFAULT_MODEL, as_json: options.Json = False) -> None:
     rows = []
     for key, value in facts.items():
         inner = value if isinstance(value, dict) else {"": value}
-        for part, item in inner.items():
-            # In a pipe too: a setting with its source is one value to read, a number stays a number.
+        for name, item in inner.items():
+            # Also in a pipe a setting with its source is one value, and a number stays a number.
             shown = item if isinstance(item, int) else spelled(item)
-            rows.append({"": f"{key}.{part}".rstrip("."), "value": shown})
+            rows.append({"": f"{key}.{name}".rstrip("."), "value": shown})
     print_records(rows, as_json=False, row=_fact_row, header=False)
 
 
@@ -168,7 +169,7 @@ def verify(name: Name = DEFAULT_MODEL, quiet: options.Quiet = False) -> None:
 
 
 def _check(directory: Path) -> None:
-    """Raises where a model cannot be used; as long as its weights are not there, only for its type."""
+    """Raises if a model cannot be used; before its weights are there, only its type is checked."""
     model_type = read_json(directory / "config.json").get("model_type")
     if model_type not in FAMILIES:
         hint = "run `gptcli models --supported` to see which are"
@@ -258,9 +259,7 @@ def _facts(lm: LanguageModel) -> dict[str, Any]:
         "quantization": packed,
         "stop_ids": {where: list(ids) for where, ids in stop_sources(lm).items()},
         "chat_template": _template_state(lm),
-        "sampling": {
-            field: {"value": getattr(sampling, field), "from": default_origin(field, lm)} for field in MODEL_SETTINGS
-        },
+        "sampling": sampling_facts(lm, sampling, MODEL_SETTINGS),
         "bytes": {
             "on_disk": LocalModel(lm.name, folder.path).size,
             **weight_bytes(lm),
@@ -271,7 +270,7 @@ def _facts(lm: LanguageModel) -> dict[str, Any]:
 
 
 def _template_state(lm: LanguageModel) -> str:
-    """Where the template is, or `none`; one that fails is an error."""
+    """The template's file name, or `none`. Raises TemplateError for one that fails."""
     try:
         template = lm.template
     except NoTemplate:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,11 +14,12 @@ import typer
 
 from gptcli.cli import options
 from gptcli.cli.json_records import choices_record, json_line, score_record
+from gptcli.cli.option_groups import only, option_group, with_option_groups, without
 from gptcli.cli.probabilities.picture_files import Pictures
 from gptcli.cli.probabilities.score_view import ScoreView, choice_lines, figure, text_figures, token_lines
 from gptcli.cli.probabilities.shading import figures, of_score
 from gptcli.cli.prompt_input import argument_text, read_prompt, text_blocks, text_lines
-from gptcli.cli.terminal.signals import deadly
+from gptcli.cli.run_options import RunOptions, load_model, open_model
 from gptcli.cli.terminal.stderr import Activity
 from gptcli.cli.terminal.stdout import Sink
 from gptcli.errors import InputError, UsageError
@@ -28,181 +28,169 @@ from gptcli.generation.score_result import ChoiceScore, Score
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.runtime.engine import PromptCache
-from gptcli.settings import RuntimeConfig
 
-_WHAT = "What"
-_PLACE = "{}"  # where a line goes in the prompt
+_LINE = "{}"  # in --prompt, where a line goes
+
+_what_option = partial(typer.Option, rich_help_panel="What")
 
 Files = Annotated[
     list[Path] | None, typer.Argument(metavar="[FILE]...", help="Texts to score; `-`, or none, is stdin.")
 ]
-Stride = Annotated[
-    int | None,
-    typer.Option(
-        "--stride", metavar="N", rich_help_panel=_WHAT,
-        help="Tokens that each further window of a long text scores. (default: half the context)",
-    ),
-]  # fmt: skip
-Lines = Annotated[
-    bool,
-    typer.Option("--lines", rich_help_panel=_WHAT, help="Score each line by itself, as it comes: FIGURE TAB LINE."),
-]
-Choices = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--choices", metavar="A,B,...", rich_help_panel=_WHAT,
-        help='How probable each continues the prompt. Repeatable; "a, b" in quotes may have a comma.',
-    ),
-]  # fmt: skip
-ChoicesPrompt = Annotated[
-    str | None,
-    typer.Option(
-        "--prompt", metavar="TEXT", rich_help_panel=_WHAT,
-        help="What the choices continue, behind a piped text; with --lines, {} is the line.",
-    ),
-]  # fmt: skip
-Top = Annotated[
-    int | None,
-    typer.Option("--top", min=0, metavar="N", rich_help_panel=_WHAT, help="A line a token, with the N likeliest."),
-]
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A loaded model, how it is to score, and where that goes."""
+@option_group
+class ScoreOptions:
+    """What is scored of the texts, and how."""
 
-    lm: LanguageModel
-    cache: PromptCache
-    sink: Sink
-    activity: Activity
-    stride: int | None
-    top: int | None
-    special: bool
-    as_json: bool
+    stride: Annotated[
+        int | None,
+        _what_option(
+            "--stride",
+            metavar="N",
+            help="Tokens that each further window of a long text scores. (default: half the context)",
+        ),
+    ] = None
+    lines: Annotated[bool, _what_option("--lines", help="Score each line by itself, as it comes: FIGURE TAB LINE.")] = (
+        False
+    )
+    choices: Annotated[
+        list[str] | None,
+        _what_option(
+            "--choices",
+            metavar="A,B,...",
+            help='How probable each continues the prompt. Repeatable; "a, b" in quotes may have a comma.',
+        ),
+    ] = None
+    prompt: Annotated[
+        str | None,
+        _what_option(
+            "--prompt",
+            metavar="TEXT",
+            help="What the choices continue, behind a piped text; with --lines, {} is the line.",
+        ),
+    ] = None
+    top: Annotated[
+        int | None, _what_option("--top", min=0, metavar="N", help="A line a token, with the N likeliest.")
+    ] = None
 
-    def score(self, text: str, doing: str, top: int) -> Score:
-        return self.lm.score(
-            text,
-            stride=self.stride,
-            top=top,
-            special=self.special,
-            cache=self.cache,
-            on_progress=partial(self.activity.tokens, doing),
-        )
 
-    def choose(self, prompt: str, choices: list[str]) -> tuple[ChoiceScore, ...]:
-        return self.lm.choose(prompt, choices, special=self.special, cache=self.cache)
-
-
+@with_option_groups
 def score(
     files: Files = None,
+    *,
     model: options.Model = DEFAULT_MODEL,
-    device: options.Device = "auto",
-    dtype: options.DtypeOption = "auto",
-    quantize: options.QuantizeOption = "auto",
-    ctx_size: options.CtxSize = None,
-    threads: options.Threads = None,
-    offline: options.Offline = False,
-    stride: Stride = None,
-    lines: Lines = False,
-    choices: Choices = None,
-    prompt: ChoicesPrompt = None,
-    top: Top = None,
-    special: options.Special = False,
-    errors: options.Errors = "strict",
-    max_input: options.MaxInput = options.MAX_INPUT,
-    as_json: options.Json = False,
-    html: options.Html = None,
-    svg: options.Svg = None,
-    quiet: options.Quiet = False,
+    runtime: Annotated[options.RuntimeOptions, without("speculate", "draft_model")],
+    what: ScoreOptions,
+    prompts: Annotated[options.PromptOptions, only("special", "errors", "max_input")],
+    output: Annotated[options.OutputOptions, only("as_json", "html", "svg", "quiet")],
 ) -> None:
     """Score texts: log-probability of every token, perplexity, bits a byte; or what may continue one."""
-    runtime = RuntimeConfig(device=device, dtype=dtype, quantize=quantize, ctx_size=ctx_size, threads=threads)
-    check_scoring(stride, top or 0)
-    continuations = _choices(choices)
-    pictures = Pictures(html, svg)
-    _check_together(
-        {"--choices": continuations, "--prompt": prompt is not None, "--lines": lines, "--stride": stride is not None,
-         "--top": top is not None, "--html or --svg": pictures.wanted, "--json": as_json}
-    )  # fmt: skip
-    form = _PLACE if prompt is None else argument_text(prompt)
-    if lines and _PLACE not in form:
-        raise UsageError(f"with --lines, --prompt must have {_PLACE} where the line goes")
-    asked = ""
-    if continuations and not lines:
+    run = RunOptions(model=model, runtime=runtime.config(), offline=runtime.offline, prompts=prompts, output=output)
+    check_scoring(what.stride, what.top or 0)
+    choices = _choices(what.choices)
+    pictures = Pictures(output.html, output.svg)
+    _check_together(what, output, choices, pictures)
+    asked, sources = "", list[Path]()
+    if choices and not what.lines:
         if files and len(files) > 1:
             raise UsageError("--choices continue one text; --lines takes each line for one")
-        asked = read_prompt(prompt, files[0] if files else None, errors, max_input)
-        sources = []
+        asked = read_prompt(what.prompt, files[0] if files else None, prompts.errors, prompts.max_input)
     else:
         sources = _sources(files)
 
     sink = Sink()
-    with Activity(quiet=quiet) as activity:
-        lm = LanguageModel.open(model, runtime, offline=offline, on_fetch=activity.fetch)
-        check_scoring(stride, top or 0, lm.longest_stride)
-        loading = partial(activity.bytes, f"loading {lm.folder.path.name}")
-        loading(0, 0)
-        with deadly(activity.erase):
-            lm.load(loading)
-        run = _Run(lm, PromptCache(), sink, activity, stride, top, special, as_json)
+    with Activity(quiet=output.quiet) as activity:
+        lm = open_model(run, activity)
+        check_scoring(what.stride, what.top or 0, lm.longest_stride)
+        load_model(lm, activity)
+        scorer = _Scorer(run, what, lm, PromptCache(), sink, activity)
         if asked:
-            _choose(run, asked, continuations)
-        elif lines:
+            scorer.write_choices(asked, choices)
+        elif what.lines:
             for source in sources:
-                for line in text_lines(source, errors, max_input):
+                for line in text_lines(source, prompts.errors, prompts.max_input):
                     activity.close()  # lines may come slowly, and what comes of them is the progress
-                    sink.write(_chosen_line(run, form, continuations, line) if continuations else _line(run, line))
+                    scorer.write_line(line, choices)
         else:
-            _score_texts(run, sources, pictures, partial(text_blocks, errors=errors, max_input=max_input))
+            scorer.write_texts(sources, pictures)
 
 
-def _score_texts(run: _Run, sources: list[Path], pictures: Pictures, read: Callable[[Path], Iterator[str]]) -> None:
-    """Each text's figures, tokens or shades, and a picture of them all."""
-    shown = ScoreView(run.sink, several=len(sources) > 1) if run.sink.is_terminal and not run.as_json else None
-    for source in sources:
-        text, name = "".join(read(source)), str(source)
-        if not text:
-            raise UsageError(f"there is nothing to score: {name}: it is empty")
-        scored = run.score(text, f"scoring {name}", pictures.alternatives if run.top is None else run.top)
-        run.activity.close()
-        tokens = of_score(scored, run.lm.tokenizer)
-        pictures.add(name if len(sources) > 1 else "", tokens, figures(scored))
-        if run.as_json:
-            run.sink.write(json_line(score_record(run.lm, scored, {"file": name}, top=run.top is not None)))
-        elif shown:
-            shown.show(name, tokens, scored, with_alternatives=run.top is not None)
+@dataclass(frozen=True)
+class _Scorer:
+    """Scores texts with a loaded model, and writes what comes of it."""
+
+    run: RunOptions
+    what: ScoreOptions
+    lm: LanguageModel
+    cache: PromptCache
+    sink: Sink
+    activity: Activity
+
+    def write_texts(self, sources: list[Path], pictures: Pictures) -> None:
+        """Writes each text's figures, tokens or shades, and draws a picture of them all."""
+        top, as_json = self.what.top, self.run.output.as_json
+        shown = ScoreView(self.sink, several=len(sources) > 1) if self.sink.is_terminal and not as_json else None
+        for source in sources:
+            name = str(source)
+            text = "".join(text_blocks(source, self.run.prompts.errors, self.run.prompts.max_input))
+            if not text:
+                raise UsageError(f"there is nothing to score: {name}: it is empty")
+            scored = self._score(text, f"scoring {name}", pictures.alternatives if top is None else top)
+            self.activity.close()
+            tokens = of_score(scored, self.lm.tokenizer)
+            pictures.add(name if len(sources) > 1 else "", tokens, figures(scored))
+            if as_json:
+                self.sink.write(json_line(score_record(self.lm, scored, {"file": name}, top=top is not None)))
+            elif shown:
+                shown.show(name, tokens, scored, with_alternatives=top is not None)
+            else:
+                self.sink.write(text_figures(scored, name) if top is None else token_lines(tokens))
+        pictures.write(f"{self.lm.name} · how probable each token is")
+
+    def write_choices(self, prompt: str, choices: list[str]) -> None:
+        """Writes the choices, each after its probability."""
+        chosen = self._choose(prompt, choices)
+        self.activity.close()
+        if self.run.output.as_json:
+            self.sink.write(json_line(choices_record(self.lm, chosen, {"prompt": prompt})))
         else:
-            run.sink.write(text_figures(scored, name) if run.top is None else token_lines(tokens))
-    pictures.write(f"{run.lm.name} · how probable each token is")
+            self.sink.write(choice_lines(chosen, self.sink.is_terminal))
+
+    def write_line(self, line: str, choices: list[str]) -> None:
+        """Writes a line after its perplexity, or after its likeliest choice; an empty one has neither."""
+        self.sink.write(self._chosen_line(line, choices) if choices else self._scored_line(line))
+
+    def _scored_line(self, line: str) -> bytes:
+        scored = self._score(line, "scoring", self.what.top or 0) if line else Score((), (), 0, ())
+        if self.run.output.as_json:
+            return json_line(score_record(self.lm, scored, {"text": line}, top=self.what.top is not None))
+        return f"{figure(scored.perplexity)}\t{line}\n".encode()
+
+    def _chosen_line(self, line: str, choices: list[str]) -> bytes:
+        prompt = _prompt_form(self.what).replace(_LINE, line)
+        chosen = self._choose(prompt, choices) if prompt else ()
+        if self.run.output.as_json:
+            return json_line(choices_record(self.lm, chosen, {"text": line, "prompt": prompt}))
+        probability, best = (chosen[0].probability, chosen[0].text) if chosen else (math.nan, "")
+        return f"{figure(probability)}\t{best}\t{line}\n".encode()
+
+    def _score(self, text: str, doing: str, top: int) -> Score:
+        return self.lm.score(
+            text,
+            stride=self.what.stride,
+            top=top,
+            special=self.run.prompts.special,
+            cache=self.cache,
+            on_progress=partial(self.activity.tokens, doing),
+        )
+
+    def _choose(self, prompt: str, choices: list[str]) -> tuple[ChoiceScore, ...]:
+        return self.lm.choose(prompt, choices, special=self.run.prompts.special, cache=self.cache)
 
 
-def _line(run: _Run, line: str) -> bytes:
-    """A line behind its perplexity; an empty one has none."""
-    scored = run.score(line, "scoring", run.top or 0) if line else Score((), (), 0, ())
-    if run.as_json:
-        return json_line(score_record(run.lm, scored, {"text": line}, top=run.top is not None))
-    return f"{figure(scored.perplexity)}\t{line}\n".encode()
-
-
-def _choose(run: _Run, prompt: str, choices: list[str]) -> None:
-    """The choices behind how probable they are."""
-    chosen = run.choose(prompt, choices)
-    run.activity.close()
-    if run.as_json:
-        run.sink.write(json_line(choices_record(run.lm, chosen, {"prompt": prompt})))
-    else:
-        run.sink.write(choice_lines(chosen, run.sink.is_terminal))
-
-
-def _chosen_line(run: _Run, form: str, choices: list[str], line: str) -> bytes:
-    """A line behind its likeliest choice and how probable that is; there is none behind nothing."""
-    prompt = form.replace(_PLACE, line)
-    chosen = run.choose(prompt, choices) if prompt else ()
-    if run.as_json:
-        return json_line(choices_record(run.lm, chosen, {"text": line, "prompt": prompt}))
-    probability, best = (chosen[0].probability, chosen[0].text) if chosen else (math.nan, "")
-    return f"{figure(probability)}\t{best}\t{line}\n".encode()
+def _prompt_form(what: ScoreOptions) -> str:
+    """What the choices for a line continue, with the line left open."""
+    return _LINE if what.prompt is None else argument_text(what.prompt)
 
 
 def _choices(given: list[str] | None) -> list[str]:
@@ -220,17 +208,20 @@ def _choices(given: list[str] | None) -> list[str]:
     return choices
 
 
-def _check_together(given: dict[str, object]) -> None:
+def _check_together(what: ScoreOptions, output: options.OutputOptions, choices: list[str], pictures: Pictures) -> None:
     """Raises UsageError for options that mean nothing together."""
-    excluding = [("--choices", name) for name in ("--stride", "--top", "--html or --svg")]
-    excluding.append(("--lines", "--html or --svg"))
-    for one, other in excluding:
-        if given[one] and given[other]:
-            raise UsageError(f"{one} and {other} exclude each other")
-    if given["--prompt"] and not given["--choices"]:
+    excluded = {"--stride": what.stride is not None, "--top": what.top is not None, "--html or --svg": pictures.wanted}
+    for name, given in excluded.items():
+        if choices and given:
+            raise UsageError(f"--choices and {name} exclude each other")
+    if what.lines and pictures.wanted:
+        raise UsageError("--lines and --html or --svg exclude each other")
+    if what.prompt is not None and not choices:
         raise UsageError("--prompt needs --choices")
-    if given["--lines"] and given["--top"] and not given["--json"]:
+    if what.lines and what.top is not None and not output.as_json:
         raise UsageError("--lines with --top needs --json")
+    if what.lines and _LINE not in _prompt_form(what):
+        raise UsageError(f"with --lines, --prompt must have {_LINE} where the line goes")
 
 
 def _sources(files: list[Path] | None) -> list[Path]:

@@ -1,12 +1,14 @@
-"""`gptcli tokenize`: a tokenizer laid open. What is asked for, and that it makes sense together."""
+"""`gptcli tokenize`: shows what a tokenizer makes of texts."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from gptcli.cli import options
+from gptcli.cli.option_groups import option_group, with_option_groups
 from gptcli.cli.prompt_input import argument_text
 from gptcli.cli.terminal.stderr import Activity
 from gptcli.cli.terminal.stdout import Sink
@@ -18,181 +20,134 @@ from gptcli.cli.tokens.views import Show
 from gptcli.errors import UsageError
 from gptcli.models.catalog import DEFAULT_MODEL
 
-_INPUT, _VIEW, _TASK = "Input", "Views", "Instead of a view"
+_input_option = partial(typer.Option, rich_help_panel="Input")
+_view_option = partial(typer.Option, rich_help_panel="Views")
+_task_option = partial(typer.Option, rich_help_panel="Instead of a view")
 
 Files = Annotated[
     list[str] | None,
     typer.Argument(metavar="[FILE]...", help="Texts; `-`, or nothing, reads stdin. With --decode, ids."),
 ]
-Text = Annotated[str | None, typer.Option("--text", rich_help_panel=_INPUT, help="Take this text instead.")]
-ChatFile = Annotated[
-    bool,
-    typer.Option("--chat", rich_help_panel=_INPUT, help="Files are conversations: a JSON list, or a message a line."),
-]
-Special = Annotated[
-    bool, typer.Option("--special", rich_help_panel=_INPUT, help="Read control tokens such as <|im_end|> in the text.")
-]
-AddSpecial = Annotated[
-    bool,
-    typer.Option(
-        "--add-special", rich_help_panel=_INPUT, help="Add what the model expects around a text, such as BOS."
-    ),
-]
-MaxInput = Annotated[
-    int | None,
-    typer.Option(
-        "--max-input", min=1, rich_help_panel=_INPUT,
-        help="Largest input in bytes. (default: any; 16777216 where it must be encoded in one piece)",
-    ),
-]  # fmt: skip
-Table = Annotated[bool, typer.Option("--table", rich_help_panel=_VIEW, help="A row a token, with all about it.")]
-Tsv = Annotated[bool, typer.Option("--tsv", rich_help_panel=_VIEW, help="The same for programs, between tabs.")]
-Ids = Annotated[bool, typer.Option("--ids", rich_help_panel=_VIEW, help="Only ids, a line a file.")]
-Count = Annotated[bool, typer.Option("--count", rich_help_panel=_VIEW, help="Only how many there are.")]
-Json = Annotated[bool, typer.Option("--json", rich_help_panel=_VIEW, help="One JSON object a file a line.")]
-Stats = Annotated[
-    bool,
-    typer.Option("--stats", rich_help_panel=_VIEW, help="Figures: bytes, tokens, bytes a token, longest tokens, ..."),
-]
-Decode = Annotated[
-    bool,
-    typer.Option(
-        "--decode", rich_help_panel=_TASK, help="The text of ids: arguments, or `-` for stdin; a JSON list too."
-    ),
-]
-Truncate = Annotated[
-    int | None,
-    typer.Option(
-        "--truncate",
-        min=0,
-        metavar="N",
-        rich_help_panel=_TASK,
-        help="The text, cut to at most N tokens and no half character.",
-    ),
-]
-FromEnd = Annotated[
-    bool, typer.Option("--from-end", rich_help_panel=_TASK, help="With --truncate: keep the end, not the beginning.")
-]
-Partial = Annotated[
-    bool,
-    typer.Option(
-        "--partial", rich_help_panel=_TASK, help="With --truncate: exactly N tokens, if that halves a character."
-    ),
-]
-Roundtrip = Annotated[
-    bool,
-    typer.Option(
-        "--roundtrip", rich_help_panel=_TASK, help="Whether decoding gives the text again; exits with 3 where not."
-    ),
-]
-Compare = Annotated[
-    str | None,
-    typer.Option(
-        "--compare", metavar="MODEL", autocompletion=options.model_names, rich_help_panel=_TASK,
-        help="Where another model's tokenizer cuts otherwise.",
-    ),
-]  # fmt: skip
-Vocab = Annotated[
-    str | None,
-    typer.Option("--vocab", metavar="PATTERN", rich_help_panel=_TASK, help="Tokens that a regular expression finds."),
-]
-Id = Annotated[
-    list[int] | None, typer.Option("--id", metavar="N", rich_help_panel=_TASK, help="The token of an id. Repeatable.")
-]
 
 
+@option_group
+class InputOptions:
+    """What is tokenized, and how it is read."""
+
+    text: Annotated[str | None, _input_option("--text", help="Take this text instead.")] = None
+    chat: Annotated[
+        bool, _input_option("--chat", help="Files are conversations: a JSON list, or a message a line.")
+    ] = False
+    chat_template: options.ChatTemplateFile = None
+    special: Annotated[bool, _input_option("--special", help="Read control tokens such as <|im_end|> in the text.")] = (
+        False
+    )
+    add_special: Annotated[
+        bool, _input_option("--add-special", help="Add what the model expects around a text, such as BOS.")
+    ] = False
+    errors: options.Errors = "strict"
+    max_input: Annotated[
+        int | None,
+        _input_option(
+            "--max-input",
+            min=1,
+            help="Largest input in bytes. (default: any; 16777216 where it must be encoded in one piece)",
+        ),
+    ] = None
+
+
+@option_group
+class ViewOptions:
+    """How the tokens are shown."""
+
+    table: Annotated[bool, _view_option("--table", help="A row a token, with all about it.")] = False
+    tsv: Annotated[bool, _view_option("--tsv", help="The same for programs, between tabs.")] = False
+    ids: Annotated[bool, _view_option("--ids", help="Only ids, a line a file.")] = False
+    count: Annotated[bool, _view_option("--count", help="Only how many there are.")] = False
+    as_json: Annotated[bool, _view_option("--json", help="One JSON object a file a line.")] = False
+    stats: Annotated[
+        bool, _view_option("--stats", help="Figures: bytes, tokens, bytes a token, longest tokens, ...")
+    ] = False
+    color: options.Color = "auto"
+
+
+@option_group
+class TaskOptions:
+    """What is done instead of showing tokens."""
+
+    decode: Annotated[
+        bool, _task_option("--decode", help="The text of ids: arguments, or `-` for stdin; a JSON list too.")
+    ] = False
+    truncate: Annotated[
+        int | None,
+        _task_option("--truncate", min=0, metavar="N", help="The text, cut to at most N tokens and no half character."),
+    ] = None
+    from_end: Annotated[bool, _task_option("--from-end", help="With --truncate: keep the end, not the beginning.")] = (
+        False
+    )
+    partial: Annotated[
+        bool, _task_option("--partial", help="With --truncate: exactly N tokens, if that halves a character.")
+    ] = False
+    roundtrip: Annotated[
+        bool, _task_option("--roundtrip", help="Whether decoding gives the text again; exits with 3 where not.")
+    ] = False
+    compare: Annotated[
+        str | None,
+        _task_option(
+            "--compare",
+            metavar="MODEL",
+            autocompletion=options.model_names,
+            help="Where another model's tokenizer cuts otherwise.",
+        ),
+    ] = None
+    vocab: Annotated[
+        str | None, _task_option("--vocab", metavar="PATTERN", help="Tokens that a regular expression finds.")
+    ] = None
+    id: Annotated[list[int] | None, _task_option("--id", metavar="N", help="The token of an id. Repeatable.")] = None
+
+
+@with_option_groups
 def tokenize(
     files: Files = None,
+    *,
     model: options.TokenizerModel = DEFAULT_MODEL,
     offline: options.Offline = False,
-    text: Text = None,
-    chat: ChatFile = False,
-    chat_template: options.ChatTemplateFile = None,
-    special: Special = False,
-    add_special: AddSpecial = False,
-    errors: options.Errors = "strict",
-    max_input: MaxInput = None,
-    table: Table = False,
-    tsv: Tsv = False,
-    ids: Ids = False,
-    count: Count = False,
-    as_json: Json = False,
-    stats: Stats = False,
-    color: options.Color = "auto",
-    decode: Decode = False,
-    truncate: Truncate = None,
-    from_end: FromEnd = False,
-    partial: Partial = False,
-    roundtrip: Roundtrip = False,
-    compare: Compare = None,
-    vocab: Vocab = None,
-    id: Id = None,
+    given: InputOptions,
+    view: ViewOptions,
+    task: TaskOptions,
     quiet: options.Quiet = False,
 ) -> None:
     """Lay a tokenizer open: the tokens of texts, their ids, bytes and places."""
-    views = {"--table": table, "--tsv": tsv, "--ids": ids, "--count": count, "--stats": stats}
-    tasks = {
-        "--decode": decode,
-        "--truncate": truncate is not None,
-        "--roundtrip": roundtrip,
-        "--compare": compare is not None,
-        "--vocab": vocab is not None,
-        "--id": bool(id),
-    }
-    chosen = [name for name, given in (views | tasks).items() if given]
-    if len(chosen) > 1:
-        raise UsageError(f"{chosen[0]} and {chosen[1]} exclude each other")
-    mode = chosen[0] if chosen else "--json" if as_json else ""
-    _refuse(
-        mode,
-        {
-            "--json": as_json and mode in ("--table", "--tsv", "--ids", "--count", "--decode", "--truncate"),
-            "--special": special and mode in ("--decode", "--vocab", "--id"),
-            "--add-special": add_special and mode in tasks,
-            "--chat": chat and mode in tasks,
-            "--text": text is not None and mode in ("--decode", "--vocab", "--id"),
-            "--color": color != "auto" and bool(mode),
-            "a FILE": bool(files) and mode in ("--vocab", "--id"),
-        },
-    )
-    if chat_template is not None and not chat:
-        raise UsageError("--chat-template needs --chat")
-    if (from_end or partial) and truncate is None:
-        raise UsageError(f"{'--from-end' if from_end else '--partial'} needs --truncate")
-    _refuse(
-        "--chat",
-        {"--special": chat and special, "--add-special": chat and add_special, "--text": chat and text is not None},
-    )
-    if text is not None and files:
-        raise UsageError("--text and a FILE exclude each other")
-
-    reading = Reading(errors, max_input, special, add_special, None if text is None else argument_text(text))
+    mode = _mode(files, given, view, task)
+    text = None if given.text is None else argument_text(given.text)
+    reading = Reading(given.errors, given.max_input, given.special, given.add_special, text)
     names = [] if mode in ("--decode", "--vocab", "--id") else reading.names(files)
     if mode == "--truncate" and len(names) > 1:
         raise UsageError("--truncate takes one text")
     sink = Sink()
     with Activity(quiet=quiet) as activity:
         tokenizer, path = open_tokenizer(model, offline, activity.fetch)
-        other = None if compare is None else open_tokenizer(compare, offline, activity.fetch)[0]
-    colours = uses_colour(sink.is_terminal) if color == "auto" else color == "always"
-    columns = terminal_columns() if sink.is_terminal or color == "always" else None
-    conversations = Conversations(path, chat_template, reading) if chat else None
-    show = Show(tokenizer, reading, conversations, sink, columns, colour=colours)
+        other = None if task.compare is None else open_tokenizer(task.compare, offline, activity.fetch)[0]
+    colour = uses_colour(sink.is_terminal) if view.color == "auto" else view.color == "always"
+    columns = terminal_columns() if sink.is_terminal or view.color == "always" else None
+    conversations = Conversations(path, given.chat_template, reading) if given.chat else None
+    show = Show(tokenizer, reading, conversations, sink, columns, colour=colour)
     match mode:
         case "--decode":
-            token_tasks.decode(files or [], tokenizer, sink, errors)
+            token_tasks.decode(files or [], tokenizer, sink, given.errors)
         case "--truncate":
-            token_tasks.truncate(reading, names[0], tokenizer, sink, truncate or 0, from_end=from_end, partial=partial)
+            limit, cut = task.truncate or 0, {"from_end": task.from_end, "partial": task.partial}
+            token_tasks.truncate(reading, names[0], tokenizer, sink, limit, **cut)
         case "--roundtrip":
-            token_tasks.roundtrip(reading, names, tokenizer, sink, as_json=as_json)
+            token_tasks.roundtrip(reading, names, tokenizer, sink, as_json=view.as_json)
         case "--compare":
-            assert other is not None and compare is not None
-            both = (model, compare), (tokenizer, other)
-            token_compare.compare(reading, names, *both, sink, columns or 80, colour=colours, as_json=as_json)
+            assert other is not None and task.compare is not None
+            both = (model, task.compare), (tokenizer, other)
+            token_compare.compare(reading, names, *both, sink, columns or 80, colour=colour, as_json=view.as_json)
         case "--vocab" | "--id":
-            token_tasks.search(tokenizer, vocab, id or [], as_json=as_json)
+            token_tasks.search(tokenizer, task.vocab, task.id or [], as_json=view.as_json)
         case "--stats":
-            show.stats(names, path, as_json=as_json)
+            show.stats(names, path, as_json=view.as_json)
         case "--table":
             show.table(names)
         case "--tsv":
@@ -207,7 +162,46 @@ def tokenize(
             show.flow(names)
 
 
-def _refuse(mode: str, given: dict[str, bool]) -> None:
-    for name, wrong in given.items():
-        if wrong:
+def _mode(files: list[str] | None, given: InputOptions, view: ViewOptions, task: TaskOptions) -> str:
+    """The option that says what to do, or nothing for the usual view. Raises UsageError for what excludes another."""
+    views = {"--table": view.table, "--tsv": view.tsv, "--ids": view.ids, "--count": view.count, "--stats": view.stats}
+    tasks = {
+        "--decode": task.decode,
+        "--truncate": task.truncate is not None,
+        "--roundtrip": task.roundtrip,
+        "--compare": task.compare is not None,
+        "--vocab": task.vocab is not None,
+        "--id": bool(task.id),
+    }
+    chosen = [name for name, is_chosen in (views | tasks).items() if is_chosen]
+    if len(chosen) > 1:
+        raise UsageError(f"{chosen[0]} and {chosen[1]} exclude each other")
+    mode = chosen[0] if chosen else "--json" if view.as_json else ""
+    _refuse(
+        mode,
+        {
+            "--json": view.as_json and mode in ("--table", "--tsv", "--ids", "--count", "--decode", "--truncate"),
+            "--special": given.special and mode in ("--decode", "--vocab", "--id"),
+            "--add-special": given.add_special and mode in tasks,
+            "--chat": given.chat and mode in tasks,
+            "--text": given.text is not None and mode in ("--decode", "--vocab", "--id"),
+            "--color": view.color != "auto" and bool(mode),
+            "a FILE": bool(files) and mode in ("--vocab", "--id"),
+        },
+    )
+    if given.chat_template is not None and not given.chat:
+        raise UsageError("--chat-template needs --chat")
+    if (task.from_end or task.partial) and task.truncate is None:
+        raise UsageError(f"{'--from-end' if task.from_end else '--partial'} needs --truncate")
+    if given.chat:
+        meaningless = {"--special": given.special, "--add-special": given.add_special, "--text": given.text is not None}
+        _refuse("--chat", meaningless)
+    if given.text is not None and files:
+        raise UsageError("--text and a FILE exclude each other")
+    return mode
+
+
+def _refuse(mode: str, meaningless: dict[str, bool]) -> None:
+    for name, is_given in meaningless.items():
+        if is_given:
             raise UsageError(f"{name} has no meaning with {mode}")

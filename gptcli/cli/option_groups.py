@@ -1,0 +1,71 @@
+"""Options in groups: a command takes a frozen dataclass whose fields are options, and Typer sees single options."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+
+_Group = TypeVar("_Group")
+Selection = Callable[[str], bool]
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def option_group(group: type[_Group]) -> type[_Group]:
+    """A frozen dataclass whose fields are options, each `Annotated[type, typer.Option(...)]` with a default.
+
+    It has neither comparison nor repr, which every start of the program would have to compile.
+    """
+    return dataclass(frozen=True, kw_only=True, eq=False, repr=False)(group)
+
+
+def only(*names: str) -> Selection:
+    """For `Annotated[Group, only(...)]`: the command has these options of the group; the others keep their defaults."""
+    return names.__contains__
+
+
+def without(*names: str) -> Selection:
+    """For `Annotated[Group, without(...)]`: the command has all options of the group but these."""
+    return lambda name: name not in names
+
+
+def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with a parameter for each option, as Typer reads it; it is called with one record per group.
+
+    A parameter is a group if its type is a dataclass. Options come in the order of the parameters and fields.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    flat: list[inspect.Parameter] = []
+    groups: dict[str, tuple[type, list[str]]] = {}
+    for parameter in inspect.signature(command).parameters.values():
+        group, *selections = _unwrapped(hints[parameter.name])
+        if not is_dataclass(group):
+            flat.append(parameter.replace(annotation=hints[parameter.name], kind=parameter.KEYWORD_ONLY))
+            continue
+        assert isinstance(group, type)
+        options = [field for field in fields(group) if all(selects(field.name) for selects in selections)]
+        types = get_type_hints(group, include_extras=True)
+        flat += [
+            inspect.Parameter(
+                option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=types[option.name]
+            )
+            for option in options
+        ]
+        groups[parameter.name] = group, [option.name for option in options]
+
+    def flattened(**given: Any) -> None:
+        records = {
+            name: group(**{option: given.pop(option) for option in options})
+            for name, (group, options) in groups.items()
+        }
+        command(**given, **records)
+
+    flattened.__name__, flattened.__doc__, flattened.__module__ = command.__name__, command.__doc__, command.__module__
+    flattened.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
+    flattened.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
+    return flattened
+
+
+def _unwrapped(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)

@@ -1,0 +1,106 @@
+"""What a run of a model was asked for, and the steps that the commands which run one have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from gptcli.cli.json_records import json_line, stats_record
+from gptcli.cli.options import OutputOptions, PromptOptions
+from gptcli.cli.prompt_input import argument_text, read_prompt, read_text
+from gptcli.cli.terminal.signals import deadly
+from gptcli.cli.terminal.stderr import Activity, note_failures, print_line, stats_line
+from gptcli.generation.events import Finished
+from gptcli.language_model import LanguageModel
+from gptcli.models.catalog import DEFAULT_MODEL
+from gptcli.runtime.engine import Workload
+from gptcli.settings import RuntimeConfig, SamplingConfig, StopConfig
+from gptcli.text.chat_template import ChatTemplate
+
+if TYPE_CHECKING:
+    from gptcli.cli.prompt_report import GivenPrompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """A run of a model, as the options of `generate`, `chat`, `score` or `bench` ask for it.
+
+    model: None is the default one. given: the settings that options gave, by the names of SamplingConfig's fields, or
+    of ChatSettings' in a conversation.
+    """
+
+    model: str | None
+    runtime: RuntimeConfig
+    offline: bool
+    given: Mapping[str, Any] = field(default_factory=dict)
+    prompts: PromptOptions = PromptOptions()
+    output: OutputOptions
+
+
+def open_model(run: RunOptions, activity: Activity, workload: Workload | None = None) -> LanguageModel:
+    """The model, opened but not loaded. workload: what will be asked of it. Raises as `LanguageModel.open` does."""
+    return LanguageModel.open(
+        run.model or DEFAULT_MODEL,
+        run.runtime,
+        offline=run.offline,
+        on_fetch=activity.fetch,
+        workload=None if run.output.prompt_report else workload,
+    )
+
+
+def load_model(lm: LanguageModel, activity: Activity, workload: Workload | None = None) -> None:
+    """Loads what the workload needs while a terminal shows how far that is; signals end the process at once."""
+    loading = partial(activity.bytes, f"loading {lm.folder.path.name}")
+    loading(0, 0)  # torch is imported first, where it is needed, and takes a second
+    with deadly(activity.erase):
+        lm.load(loading, workload)
+
+
+def read_question(run: RunOptions, argument: str | None) -> str:
+    """The whole prompt, from argument, file and stdin; raises as `read_prompt` does."""
+    return read_prompt(argument, run.prompts.file, run.prompts.errors, run.prompts.max_input)
+
+
+def read_system(run: RunOptions) -> str | None:
+    """The system message, if there is one. Raises UsageError or InputError."""
+    if run.prompts.system_file is not None:
+        return read_text(run.prompts.system_file, run.prompts.errors, run.prompts.max_input)
+    return None if run.prompts.system is None else argument_text(run.prompts.system)
+
+
+def read_template(run: RunOptions) -> ChatTemplate | None:
+    """The chat template that replaces the model's, if there is one. Raises InputError."""
+    file = run.prompts.chat_template
+    return None if file is None else ChatTemplate(read_text(file, "strict", run.prompts.max_input), str(file))
+
+
+def print_report(
+    run: RunOptions,
+    lm: LanguageModel,
+    prompt: GivenPrompt,
+    given: Container[str],
+    sampling: SamplingConfig,
+    stopping: StopConfig,
+) -> None:
+    """What `--prompt-report` shows of a prompt. given: the names of the sampling settings that are not a default."""
+    from gptcli.cli.prompt_report import print_prompt_report, prompt_report
+
+    report = prompt_report(lm, prompt, given, sampling, stopping)
+    print_prompt_report(lm, prompt, report, as_json=run.output.as_json, quiet=run.output.quiet)
+
+
+def print_figures(run: RunOptions, finished: Finished, ctx_size: int) -> None:
+    """What `--stats` or `--stats=json` says on stderr of a generation."""
+    if run.output.quiet:
+        return
+    if run.output.stats_json:
+        print_line(json_line(stats_record(finished)).decode().rstrip())
+    elif run.output.stats:
+        print_line(stats_line(finished, ctx_size))
+
+
+def print_failures(run: RunOptions, lm: LanguageModel) -> None:
+    """Says why text came slower than it could, unless notes are not wanted."""
+    note_failures(() if run.output.quiet else lm.engine.failures)
