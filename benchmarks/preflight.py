@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.files import parse_json
-from gptcli.text.sandbox.client import Isolated
+from gptcli.text.sandbox.client import SandboxClient
 from gptcli.text.sandbox.trusted import is_harmless
 
 MESSAGES = {"messages": [{"role": "user", "content": "hi"}]}
@@ -34,8 +34,8 @@ def main() -> None:
     source = json.dumps(json.loads((path / "tokenizer_config.json").read_text())["chat_template"]).encode()
     measure("headers, configs and architecture", lambda: ModelFolder.open(path).architecture)
     measure("a tokenizer's parts", lambda: is_harmless(parse_json(data, "tokenizer.json")))
-    measure("a template in a process of its own, first", lambda: Isolated("template", source).ask(MESSAGES))
-    again = Isolated("template", source)
+    measure("a template in a process of its own, first", lambda: SandboxClient("template", source).ask(MESSAGES))
+    again = SandboxClient("template", source)
     measure("a template in a process of its own, again", lambda: again.ask(MESSAGES))
 
 

@@ -1,4 +1,4 @@
-"""A tokenizer of the library that encodes here or, where its parts may hang or crash, in a process of its own."""
+"""Encodes with the tokenizers library: here, or in a sandboxed process if the tokenizer might hang or crash us."""
 
 from __future__ import annotations
 
@@ -11,69 +11,70 @@ import tokenizers
 
 from gptcli.errors import BrokenCheckpoint, BrokenTokenizer
 from gptcli.files import parse_json
-from gptcli.text.sandbox.client import Isolated, Misbehaved
-from gptcli.text.sandbox.trusted import KNOWN_TOKENIZERS, is_harmless
-from gptcli.text.tokenizers_library import Encoded, encode, encode_batch, parse
+from gptcli.text.hf_tokenizers import Encoded, encode, encode_batch, parse
+from gptcli.text.sandbox.client import SandboxClient, SandboxFailure
+from gptcli.text.sandbox.trusted import TRUSTED_TOKENIZERS, is_harmless
 
-_MEMORY = 512 << 20  # bytes for a process that opens a tokenizer, beside 16 for each byte of it
-_LONGEST_PIECE = 256  # characters; the library's trees of them are as deep, take as long, and overflow the stack
-_MOST_ADDED = 1 << 20  # characters of all added tokens; they are looked for in every text
-_OPENED, _ENCODED = 4e6, 0.5e6  # bytes, and characters, that may take a second of CPU time
+_SANDBOX_MEMORY = 512 << 20  # bytes, plus 16 for each byte of tokenizer.json
+_LONGEST_PIECE = 256  # characters; longer ones are slow and overflow the stack: the library's trees are as deep
+_MOST_ADDED = 1 << 20  # characters of all added tokens, which are searched for in every text
+_OPENED_PER_SECOND, _ENCODED_PER_SECOND = 4e6, 0.5e6  # bytes, characters: CPU time that we grant
 
 Encoding = tokenizers.Encoding | Encoded
 
 
-class Inner:
-    """An opened tokenizer.json. `library` is for what does not depend on a text: vocabulary, parts."""
+class BackendTokenizer:
+    """An opened tokenizer.json. `library` answers what no text influences: vocabulary, components."""
 
     def __init__(self, data: bytes, where: Path) -> None:
         """data: the contents of a tokenizer.json, found at `where`. Raises BrokenTokenizer."""
-        self._where = where
-        self._isolated: Isolated | None = None
+        self.where = where
+        self._sandbox: SandboxClient | None = None
         try:
-            if hashlib.sha256(data).hexdigest() in KNOWN_TOKENIZERS:
+            if hashlib.sha256(data).hexdigest() in TRUSTED_TOKENIZERS:
                 self.library = parse(data)
                 return
             state = parse_json(data, str(where))
-            _check_pieces(state)
+            _check_lengths(state)
             if not is_harmless(state):
-                seconds = _seconds(data, _OPENED)
-                self._isolated = Isolated("tokenizer", data, seconds=seconds, memory=_MEMORY + 16 * len(data))
-                self._isolated.open()
-            # What was opened there within its limits can be opened here too: only encoding depends on a text.
+                seconds = _seconds(data, _OPENED_PER_SECOND)
+                memory = _SANDBOX_MEMORY + 16 * len(data)
+                self._sandbox = SandboxClient("tokenizer", data, seconds=seconds, memory=memory)
+                self._sandbox.open()
+            # What opened there within its limits opens here as well. Only encoding depends on a text.
             self.library = parse(data)
             _check_ids(state, self.library)
         except BrokenCheckpoint as error:
             raise BrokenTokenizer(error.message) from None
-        except (BrokenTokenizer, Misbehaved) as error:
+        except (BrokenTokenizer, SandboxFailure) as error:
             raise BrokenTokenizer(f"cannot read: {where}: {error}") from None
 
     @property
-    def is_isolated(self) -> bool:
-        """Whether texts are encoded in another process."""
-        return self._isolated is not None
+    def is_sandboxed(self) -> bool:
+        """Whether another process encodes."""
+        return self._sandbox is not None
 
     def encode(self, text: str, add_special: bool) -> Encoding:
         """The encoding of a text. Raises BrokenTokenizer."""
         try:
-            if self._isolated is None:
+            if self._sandbox is None:
                 return encode(self.library, text, add_special)
-            found = self._isolated.ask({"text": text, "add_special": add_special}, _seconds(text, _ENCODED))
-        except (BrokenTokenizer, Misbehaved) as error:
-            raise BrokenTokenizer(f"cannot encode: {self._where}: {error}") from None
-        return Encoded(**found)
+            request = {"text": text, "add_special": add_special}
+            return Encoded(**self._sandbox.ask(request, _seconds(text, _ENCODED_PER_SECOND)))
+        except (BrokenTokenizer, SandboxFailure) as error:
+            raise BrokenTokenizer(f"cannot encode: {self.where}: {error}") from None
 
     def encode_batch(self, texts: Sequence[str], *, offsets: bool) -> Sequence[Encoding]:
-        """The encodings of texts, with nothing around them; offsets take time. Raises BrokenTokenizer."""
-        if self._isolated is not None:
+        """The encodings of texts, with nothing added; offsets take time. Raises BrokenTokenizer."""
+        if self._sandbox is not None:
             return [self.encode(text, False) for text in texts]
         try:
             return encode_batch(self.library, texts, offsets)
         except BrokenTokenizer as error:
-            raise BrokenTokenizer(f"cannot encode: {self._where}: {error}") from None
+            raise BrokenTokenizer(f"cannot encode: {self.where}: {error}") from None
 
 
-def _check_pieces(state: Mapping[str, Any]) -> None:
+def _check_lengths(state: Mapping[str, Any]) -> None:
     """Raises BrokenTokenizer where added tokens, or a piece of Unigram, whose vocabulary is a list, are too long."""
     match state.get("model"):
         case {"vocab": list(entries)}:
@@ -90,7 +91,7 @@ def _check_pieces(state: Mapping[str, Any]) -> None:
 
 
 def _check_ids(state: Mapping[str, Any], library: tokenizers.Tokenizer) -> None:
-    """Raises BrokenTokenizer where two tokens have one id, or a token another one than it says."""
+    """Raises BrokenTokenizer where two tokens share an id, or an added token's id is not the one that it states."""
     vocabulary = state["model"].get("vocab")
     if isinstance(vocabulary, dict) and len(set(vocabulary.values())) < len(vocabulary):
         raise BrokenTokenizer("two tokens of its vocabulary have the same id")
@@ -99,6 +100,6 @@ def _check_ids(state: Mapping[str, Any], library: tokenizers.Tokenizer) -> None:
             raise BrokenTokenizer(f"the added token {token['content'][:40]!r} has not the id {token['id']}")
 
 
-def _seconds(content: Sized, rate: float) -> float:
-    """CPU time for something so long; a second is always granted."""
-    return 1 + len(content) / rate
+def _seconds(content: Sized, per_second: float) -> float:
+    """CPU time for content of this length, at least one second."""
+    return 1 + len(content) / per_second

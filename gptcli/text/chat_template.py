@@ -1,4 +1,4 @@
-"""Renders a conversation with a model's own Jinja template, in a sandbox and a process of its own.
+"""Renders a conversation with a model's own Jinja template, in a sandboxed process unless the template is trusted.
 
 Knows nothing of models.
 """
@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 from gptcli.errors import InputError, NoTemplate, TemplateError
 from gptcli.files import is_there, open_within, read_json
 from gptcli.text.messages import Message
-from gptcli.text.sandbox.client import Isolated, Misbehaved
-from gptcli.text.sandbox.trusted import KNOWN_TEMPLATES
+from gptcli.text.sandbox.client import SandboxClient, SandboxFailure
+from gptcli.text.sandbox.trusted import TRUSTED_TEMPLATES
 from gptcli.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from gptcli.text.jinja_template import Template
+    from gptcli.text.jinja_template import JinjaTemplate
 
-_LIMIT = 1 << 20  # bytes of a template
-# The variable that is asked for; some templates have but one of their own by that name, which nobody can set.
-_SWITCH = re.compile(r"(?<![\w.])enable_thinking\b(?!\s*=(?!=))")
-_PROBE = "7193046582"
+_FILE_LIMIT = 1 << 20  # bytes of a template
+# A variable that is read, not one that the template itself sets.
+_THINKING_SWITCH = re.compile(r"(?<![\w.])enable_thinking\b(?!\s*=(?!=))")
+_PROBE = "7193046582"  # digits, which filters such as `upper` leave alone
 
 
 class ChatTemplate:
@@ -35,16 +35,13 @@ class ChatTemplate:
     def __init__(self, source: str, where: str) -> None:
         self.source = source
         self.where = where
-        # One that nobody has vouched for may never end, or fill the memory.
-        known = hashlib.sha256(source.encode("utf-8", "replace")).hexdigest() in KNOWN_TEMPLATES
-        self._isolated = None if known else Isolated("template", json.dumps(source).encode())
+        # An untrusted template may never end, or fill the memory.
+        trusted = hashlib.sha256(source.encode("utf-8", "replace")).hexdigest() in TRUSTED_TEMPLATES
+        self._sandbox = None if trusted else SandboxClient("template", json.dumps(source).encode())
 
     @classmethod
     def of_model(cls, path: Path, tokenizer: Tokenizer) -> ChatTemplate:
-        """The template that comes with a model: chat_template.jinja, or the one in its JSON files.
-
-        Raises NoTemplate where there is none.
-        """
+        """The template that comes with a model, in chat_template.jinja or a JSON file. Raises NoTemplate."""
         file = path / "chat_template.jinja"
         if is_there(file):
             return cls.from_file(file)
@@ -67,9 +64,9 @@ class ChatTemplate:
     def from_file(cls, file: Path) -> ChatTemplate:
         """A template from a file. Raises InputError where it cannot be read or is not text."""
         with open_within(file) as stream:
-            data = stream.read(_LIMIT + 1)
-        if len(data) > _LIMIT:
-            raise InputError(f"cannot read: {file}: larger than {_LIMIT >> 20} MB")
+            data = stream.read(_FILE_LIMIT + 1)
+        if len(data) > _FILE_LIMIT:
+            raise InputError(f"cannot read: {file}: larger than {_FILE_LIMIT >> 20} MB")
         try:
             return cls(data.decode("utf-8"), str(file))
         except UnicodeDecodeError as error:
@@ -78,20 +75,20 @@ class ChatTemplate:
     @property
     def knows_thinking(self) -> bool:
         """Whether the template can be asked for an answer with or without thinking first."""
-        return _SWITCH.search(self.source) is not None
+        return _THINKING_SWITCH.search(self.source) is not None
 
     def render(self, messages: Sequence[Message], tokenizer: Tokenizer, *, thinking: bool | None = None) -> list[int]:
         """Token ids of a conversation, up to where the assistant speaks next.
 
-        What the messages spell is text, whatever it looks like; control tokens come from the template alone.
-        thinking: the template's `enable_thinking`, which stays undefined where it is None.
+        Only the template makes control tokens. Those that messages spell are text.
+        thinking: the template's `enable_thinking`; None leaves it undefined.
         Raises TemplateError where the template fails or refuses the conversation.
         """
         return tokenizer.encode_rendered(self._text(messages, tokenizer, thinking))
 
     def render_text(self, messages: Sequence[Message], tokenizer: Tokenizer, *, thinking: bool | None = None) -> str:
         """The text that `render` gives the ids of. Raises as it does."""
-        return tokenizer.unguard(self._text(messages, tokenizer, thinking))
+        return tokenizer.control_tokens.unguard(self._text(messages, tokenizer, thinking))
 
     def _text(self, messages: Sequence[Message], tokenizer: Tokenizer, thinking: bool | None) -> str:
         switches = {} if thinking is None else {"enable_thinking": thinking}
@@ -104,52 +101,52 @@ class ChatTemplate:
             **tokenizer.named_tokens,
         }
         try:
-            text = self._rendered(variables)
+            text = self._render(variables)
             if not text.strip():
                 raise TemplateError("it makes nothing of the conversation")
-            if not self._hears_the_user(variables, text):
+            if not self._includes_last_question(variables, text):
                 raise TemplateError("it leaves out what the user says: it may be one for images beside texts")
-            return self._without_forgeries(text, variables, _guarded(messages, tokenizer, wholly=True), tokenizer)
-        except (TemplateError, Misbehaved) as error:
+            return self._without_forged_controls(text, variables, messages, tokenizer)
+        except (TemplateError, SandboxFailure) as error:
             raise TemplateError(f"chat template: {self.where}: {error}") from None
 
-    def _without_forgeries(
-        self, text: str, variables: dict[str, Any], guarded: list[dict[str, str]], tokenizer: Tokenizer
+    def _without_forged_controls(
+        self, text: str, variables: dict[str, Any], messages: Sequence[Message], tokenizer: Tokenizer
     ) -> str:
-        """A rendered chat in which no control token is of the messages' making.
+        """A rendered chat in which no message makes a control token.
 
-        A template that takes something out of them, such as `/no_think`, can make one of what is left. Where fewer
-        are left when their first letters are marked, that is what the model gets: marks may mislead a template, too.
+        A template that removes `/no_think` from messages, say, can make one of the rest. So the chat is rendered again
+        with each possible beginning marked. The model gets that only if it has other control tokens than the first
+        rendering, because marks may mislead a template as well.
         """
+        guarded = _guarded(messages, tokenizer, beginnings=True)
         if guarded == variables["messages"]:
             return text
-        marked = self._rendered(variables | {"messages": guarded})
-        return text if tokenizer.written_controls(marked) == tokenizer.written_controls(text) else marked
+        marked = self._render(variables | {"messages": guarded})
+        unmarked = tokenizer.control_tokens.unmarked
+        return text if unmarked(marked) == unmarked(text) else marked
 
-    def _hears_the_user(self, variables: dict[str, Any], text: str) -> bool:
-        """Whether what the user said last is in a rendered chat, whatever the template makes of it.
+    def _includes_last_question(self, variables: dict[str, Any], text: str) -> bool:
+        """Whether a rendered chat has what the user said last, in whatever form.
 
-        Templates that take a message for a list of parts drop a text without a word.
+        A template that expects a message to be a list of components silently drops a text.
         """
         match variables["messages"]:
             case [*before, {"role": "user", "content": said}] if said.strip() not in text:
                 probed = [*before, {"role": "user", "content": _PROBE}]
-                return _PROBE in self._rendered(variables | {"messages": probed})
+                return _PROBE in self._render(variables | {"messages": probed})
         return True
 
-    def _rendered(self, variables: dict[str, Any]) -> str:
-        if self._isolated is None:
-            return self._template.render(variables)
-        return str(self._isolated.ask(variables))
+    def _render(self, variables: dict[str, Any]) -> str:
+        return self._template.render(variables) if self._sandbox is None else str(self._sandbox.ask(variables))
 
     @cached_property
-    def _template(self) -> Template:
-        from gptcli.text.jinja_template import (
-            Template,  # Jinja takes 30 ms to import, which a plain prompt need not pay
-        )
+    def _template(self) -> JinjaTemplate:
+        from gptcli.text.jinja_template import JinjaTemplate  # takes 30 ms, which a plain prompt need not pay
 
-        return Template(self.source)
+        return JinjaTemplate(self.source)
 
 
-def _guarded(messages: Sequence[Message], tokenizer: Tokenizer, *, wholly: bool = False) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": tokenizer.guard(message.content, wholly=wholly)} for message in messages]
+def _guarded(messages: Sequence[Message], tokenizer: Tokenizer, *, beginnings: bool = False) -> list[dict[str, str]]:
+    guard = tokenizer.control_tokens.guard
+    return [{"role": message.role, "content": guard(message.content, beginnings=beginnings)} for message in messages]

@@ -1,4 +1,4 @@
-"""Turns token bytes into text as they arrive, and never shows half a character. Knows nothing of models."""
+"""Releases token bytes as they arrive, but never half a character. Knows nothing of models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import codecs
 class Detokenizer:
     """Releases bytes as soon as they are whole UTF-8 characters, or can no longer become one.
 
-    The pieces it returns join to exactly the bytes put in, and each decodes by itself to what the whole would.
+    Together, the returned pieces are the bytes put in. Decoded one by one, they are the text of the whole.
     """
 
     def __init__(self) -> None:
@@ -16,7 +16,7 @@ class Detokenizer:
         self._buffer = b""
 
     def push(self, data: bytes) -> bytes:
-        """Takes the next token's bytes; returns those that are ready to be shown."""
+        """Takes the next token's bytes. Returns the bytes that can be shown."""
         self._buffer += data
         self._decoder.decode(data)
         ready = len(self._buffer) - len(self._decoder.getstate()[0])
@@ -24,7 +24,7 @@ class Detokenizer:
         return released
 
     def flush(self) -> bytes:
-        """Ends the text; returns what was held back, an incomplete character."""
+        """Ends the text. Returns the bytes of an incomplete character, if any."""
         released, self._buffer = self._buffer, b""
         self._decoder.reset()
         return released

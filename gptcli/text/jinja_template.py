@@ -1,6 +1,6 @@
-"""Chat templates as Jinja, in a sandbox: a source and variables in, a text out. Knows nothing of tokens or processes.
+"""Chat templates as Jinja, in Jinja's sandbox: source and variables in, text out. Knows nothing of tokens or processes.
 
-The sandbox keeps a template away from Python's insides, not from the machine's time and memory: that is `isolation`'s.
+That sandbox keeps a template away from Python's internals. `sandbox/client.py` limits its time and memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from gptcli.errors import TemplateError
 
 
-class Template:
+class JinjaTemplate:
     """A compiled template."""
 
     def __init__(self, source: str) -> None:
@@ -35,14 +35,14 @@ class Template:
             self._template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(f"line {error.lineno}: {error.message}") from None
-        except Exception as error:  # constants are computed when a template is compiled
+        except Exception as error:  # compiling computes constants
             raise TemplateError(_reason(error)) from None
 
     def render(self, variables: Mapping[str, Any]) -> str:
-        """The text that the template makes of its variables. Raises TemplateError as the constructor does."""
+        """The template's text. Raises TemplateError, whose message is the reason alone."""
         try:
             return self._template.render(variables)
-        except Exception as error:  # what a template can do wrong, it does by any exception
+        except Exception as error:  # a template can raise any
             raise TemplateError(_reason(error)) from None
 
 
@@ -53,14 +53,14 @@ def _reason(error: Exception) -> str:
 
 
 class _GenerationBlocks(Extension):
-    """Accepts `{% generation %}` blocks, which mark the assistant's text for training."""
+    """Renders `{% generation %}` blocks, which mark the assistant's text for training."""
 
     tags = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        # A call block, as in transformers: what is set inside stays inside.
+        # A call block, as in transformers: variables set inside stay inside.
         return nodes.CallBlock(self.call_method("_render"), [], [], body).set_lineno(line)
 
     def _render(self, caller: Macro) -> str:
@@ -74,7 +74,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # Jinja's own filter escapes for HTML, which models have never seen.
+    # Jinja's own filter escapes for HTML, which no model was trained on.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

@@ -1,7 +1,7 @@
-"""A regular expression for any of many texts. Knows nothing of tokens.
+"""Makes a regular expression that finds any of many literals. Knows nothing of tokens.
 
-Tried one after the other, thousands of texts take minutes at a million places where each begins alike; here no letter
-of a place is looked at for more than a few of them.
+An alternation of thousands takes minutes on a text of a million look-alike beginnings, because each is tried at each.
+This one branches by letter, so that each letter of the text is compared with a few others.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 
-_TRIED = 16  # letters that are tried one after the other
+_MOST_ALTERNATIVES = 16  # that are tried one after the other
 
 
-def any_of(texts: Sequence[str]) -> str:
-    """The source of a pattern for the longest of some texts, which are different and sorted, that is at a place.
+def regex_for_any(literals: Sequence[str]) -> str:
+    """A pattern that matches the longest literal that fits. literals: different, and sorted.
 
     Raises RecursionError where hundreds begin with one another.
     """
-    shared = os.path.commonprefix([texts[0], texts[-1]])
-    may_end = texts[0] == shared
-    rests = [text[len(shared) :] for text in texts[may_end:]]
-    if not rests:
-        return re.escape(shared)
-    groups = [list(group) for _, group in groupby(rests, key=lambda rest: rest[0])]
-    return f"{re.escape(shared)}(?:{_one_of(groups)}){'?' if may_end else ''}"
+    prefix = os.path.commonprefix([literals[0], literals[-1]])
+    may_end = literals[0] == prefix
+    suffixes = [literal[len(prefix) :] for literal in literals[may_end:]]
+    if not suffixes:
+        return re.escape(prefix)
+    groups = [list(group) for _, group in groupby(suffixes, key=lambda suffix: suffix[0])]
+    return f"{re.escape(prefix)}(?:{_regex_for_groups(groups)}){'?' if may_end else ''}"
 
 
-def _one_of(groups: Sequence[Sequence[str]]) -> str:
-    """A pattern for texts in groups of one first letter each; a look ahead halves them as long as they are many."""
-    if len(groups) <= _TRIED:
-        return "|".join(map(any_of, groups))
-    half = len(groups) // 2
+def _regex_for_groups(groups: Sequence[Sequence[str]]) -> str:
+    """A pattern for literals grouped by first letter; while there are many groups, a lookahead picks one half."""
+    if len(groups) <= _MOST_ALTERNATIVES:
+        return "|".join(map(regex_for_any, groups))
+    middle = len(groups) // 2
     return "|".join(
-        f"(?=[{re.escape(part[0][0][0])}-{re.escape(part[-1][0][0])}])(?:{_one_of(part)})"
-        for part in (groups[:half], groups[half:])
+        f"(?=[{re.escape(half[0][0][0])}-{re.escape(half[-1][0][0])}])(?:{_regex_for_groups(half)})"
+        for half in (groups[:middle], groups[middle:])
     )

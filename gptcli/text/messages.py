@@ -1,4 +1,4 @@
-"""Messages of a conversation, and the forms in which it leaves gptcli."""
+"""Messages of a conversation, and a conversation as JSON or Markdown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Message:
-    """What one side said; `interrupted` where it was cut off in saying it."""
+    """What one side said. interrupted: whether it was cut off."""
 
     role: Role
     content: str
@@ -20,7 +20,7 @@ class Message:
 
 
 def message_record(message: Message) -> dict[str, Any]:
-    """A message as an object that chat APIs share, `{"role", "content"}`, and `"interrupted": true` if it was."""
+    """A message as chat APIs have it, `{"role", "content"}`, with `"interrupted": true` if it was."""
     record: dict[str, Any] = {"role": message.role, "content": message.content}
     return record | {"interrupted": True} if message.interrupted else record
 
@@ -31,9 +31,9 @@ def as_json(messages: Sequence[Message]) -> str:
 
 
 def as_markdown(messages: Sequence[Message]) -> str:
-    """A conversation as Markdown: a heading a message, its text untouched below."""
-    parts = []
+    """A conversation as Markdown: for each message a heading, and its text unchanged."""
+    sections = []
     for message in messages:
         heading = message.role.capitalize() + (" (interrupted)" if message.interrupted else "")
-        parts.append(f"## {heading}\n\n{message.content.strip()}\n")
-    return "\n".join(parts)
+        sections.append(f"## {heading}\n\n{message.content.strip()}\n")
+    return "\n".join(sections)

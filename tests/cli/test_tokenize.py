@@ -15,7 +15,7 @@ from gptcli import LanguageModel
 from tests.cli.conftest import CLOSED, GPTCLI, ROOT, Cli, Result
 from tests.cli.terminal import Terminal
 from tests.test_layers import HEAVY
-from tests.text.kinds import KINDS
+from tests.text.tokenizer_kinds import KINDS
 from tests.tiny import CONTROL
 
 TEXT = "In a small town 😀, naïve\n"

@@ -1,4 +1,4 @@
-"""A tiny model as a mutator sees it: files as bytes, and the safetensors file taken apart."""
+"""A tiny model for mutators to change: its files as bytes, the safetensors file also as header and data."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.tiny import make_model
 WEIGHTS = "model.safetensors"
 GENERATION = {"temperature": 0.7, "top_p": 0.9, "eos_token_id": [2]}
 
-# What is to come of a mutant. "accept" and "either" promise the base model's log-probabilities where it is accepted;
-# "any" is another model, or none, and is only not to crash, hang or babble.
+# What must come of a mutant. If "accept" or "either" is accepted, it must have the base model's log-probabilities.
+# "any" may be another model or none: it must only not crash, hang or babble.
 Expected = Literal["reject", "accept", "either", "any"]
 Mutator = Callable[[Random, "ModelDir"], Expected]
 
@@ -30,11 +30,11 @@ class ModelDir:
     """A model directory in memory."""
 
     files: dict[str, bytes]
-    odd: dict[str, Callable[[Path], object]] = field(default_factory=dict)  # what makes a file that is none of bytes
+    odd: dict[str, Callable[[Path], object]] = field(default_factory=dict)  # makes a pipe, a link and the like
 
     @classmethod
     def base(cls) -> ModelDir:
-        """A copy of the model that every mutant begins with."""
+        """A copy of the model that every mutant starts from."""
         return copy.deepcopy(_base())
 
     def json(self, name: str = "config.json") -> dict[str, Any]:
@@ -43,7 +43,7 @@ class ModelDir:
         return parsed
 
     def put(self, name: str, content: object) -> None:
-        """Writes a JSON file, NaN and all."""
+        """Writes a JSON file, which may have NaN."""
         self.files[name] = json.dumps(content).encode()
 
     def change(self, name: str, **fields: Any) -> None:
@@ -57,17 +57,17 @@ class ModelDir:
         return json.loads(data[8 : 8 + length]), data[8 + length :]
 
     def put_header(self, header: dict[str, Any] | bytes, data: bytes, name: str = WEIGHTS) -> None:
-        """Puts a safetensors file together."""
+        """Writes a safetensors file."""
         text = header if isinstance(header, bytes) else json.dumps(header).encode()
         self.files[name] = struct.pack("<Q", len(text)) + text + data
 
-    def be(self, name: str, make: Callable[[Path], object]) -> None:
-        """Replaces a file by something odd."""
+    def replace(self, name: str, make: Callable[[Path], object]) -> None:
+        """Replaces a file by whatever `make` puts at its path."""
         self.files.pop(name, None)
         self.odd[name] = make
 
     def write(self, path: Path) -> None:
-        """Makes the directory."""
+        """Writes the directory."""
         path.mkdir(parents=True)
         for name, content in self.files.items():
             (path / name).write_bytes(content)

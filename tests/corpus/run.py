@@ -1,7 +1,7 @@
-"""Runs gptcli over mutants and judges it: `python -m tests.corpus.run --seed S --count N` prints what came of them.
+"""Runs gptcli on mutants and judges the outcomes: `python -m tests.corpus.run --seed S --count N` prints a table.
 
-Most mutants run in forks of one warm process, which saves the second that torch takes to import; every `--cold`-th
-runs as `python -m gptcli`. Either way the program's own entry point has the process to itself, 10 seconds and 2 GiB.
+Most mutants run in forks of one process that has imported torch, which saves a second each. Every `--cold`-th runs as
+`python -m gptcli`. Both enter through the program's own entry point and have 10 seconds and 2 GiB.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.corpus.gen import Mutant, mutants
 from tests.corpus.model_dir import ModelDir
+from tests.corpus.mutants import Mutant, mutants
 
 _SECONDS = 10.0
 _BYTES = 2 << 30
@@ -35,7 +35,7 @@ _ARGUMENTS = ["generate", "In a small town", "-n", "3", "-t", "0", "--json", "--
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one mutant. `complaint` says what was wrong with that, if anything."""
+    """What came of one mutant. complaint: what is wrong with that, or nothing."""
 
     name: str
     kind: str
@@ -48,17 +48,17 @@ class Outcome:
 
 
 def run(seed: int, count: int, *, cold: int = 0, jobs: int = 2) -> Iterator[Outcome]:
-    """The outcome of each mutant; every `cold`-th in a process from scratch."""
+    """The outcome of each mutant. Every `cold`-th runs in a new process, without a fork."""
     _warm()
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         os.environ |= {"GPTCLI_WEIGHTS": f"{root}/weights", "XDG_DATA_HOME": f"{root}/data", "HF_HOME": f"{root}/hf"}
         ModelDir.base().write(root / "base")
         reference = {chat: _answer(_finished(_Job(root / "base", chat, cold=True))[1]) for chat in (False, True)}
-        waiting = enumerate(mutants(seed, count))
+        pending = enumerate(mutants(seed, count))
         running: list[tuple[Mutant, _Job]] = []
         while True:
-            while len(running) < jobs and (following := next(waiting, None)):
+            while len(running) < jobs and (following := next(pending, None)):
                 index, mutant = following
                 path = root / mutant.name
                 mutant.model.write(path)
@@ -159,9 +159,9 @@ def _complaint(expected: str, job: _Job, out: bytes, err: bytes, reference: dict
 
 def _answer(out: bytes) -> dict[str, object]:
     """The ids of a run, and the log-probability of every token at every step."""
-    record = json.loads(out)
-    steps = [{top["id"]: top["logprob"] for top in step["top"]} for step in record["logprobs"]]
-    return {"ids": record["ids"], "steps": steps}
+    answer = json.loads(out)
+    steps = [{top["id"]: top["logprob"] for top in step["top"]} for step in answer["logprobs"]]
+    return {"ids": answer["ids"], "steps": steps}
 
 
 def _same(found: dict[str, object], wanted: dict[str, object]) -> bool:
@@ -179,7 +179,7 @@ def _finished(job: _Job) -> tuple[int, bytes]:
 
 
 def _warm() -> None:
-    """Imports what every run imports, and starts no threads."""
+    """Imports what every run imports. Starts no threads, which a fork would lose."""
     import torch
 
     torch.set_num_threads(1)
@@ -190,7 +190,7 @@ def _address_space() -> int:
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """Kinds of mutants and what came of them, as Markdown."""
+    """The outcomes of each kind of mutants, as a Markdown table."""
     kinds: dict[str, list[Outcome]] = defaultdict(list)
     for outcome in outcomes:
         kinds[outcome.kind].append(outcome)
@@ -207,11 +207,11 @@ def table(outcomes: list[Outcome]) -> str:
 
 
 def main() -> None:
-    """Prints the table, and every complaint; exits with 1 where there is one."""
+    """Prints the table and every complaint; exits with 1 if there is one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--cold", type=int, default=0, help="every so-many-th mutant runs in a process from scratch")
+    parser.add_argument("--cold", type=int, default=0, help="every how many mutants one runs in a new process")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", action="store_true", help="a JSON object a mutant instead of the table")
     given = parser.parse_args()

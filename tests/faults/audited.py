@@ -1,4 +1,4 @@
-"""Runs `gptcli` under an audit hook: `python -m tests.faults.audited REPORT ARGUMENT...` writes what it touched.
+"""Runs `gptcli` under an audit hook: `python -m tests.faults.audited REPORT ARGUMENT...` reports what it touched.
 
 The report is a JSON object: `sockets`, `read` and `written` paths, `started` commands, `modules` and their files.
 """
@@ -14,7 +14,7 @@ seen: dict[str, list[Any]] = {"sockets": [], "read": [], "written": [], "started
 
 
 def hook(event: str, arguments: tuple[Any, ...]) -> None:
-    """Writes down what reaches out of the process."""
+    """Notes each event that reaches out of the process."""
     if event.startswith("socket."):
         seen["sockets"].append(f"{event} {arguments!r}")
     elif event == "open" and isinstance(arguments[0], str | bytes):

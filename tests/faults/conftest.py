@@ -1,4 +1,4 @@
-"""Every fault is answered by nothing on stdout, a line of error, perhaps a hint, and a documented exit code."""
+"""Every fault has nothing on stdout, one line of error, perhaps a hint, and a documented exit code."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Refuses = Callable[..., str]
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A tiny model of its own, to be damaged."""
+    """A tiny model for one test to damage."""
     return make_model(tmp_path / "model")
 
 
 @pytest.fixture
 def refuses(cli: Cli, model: Path) -> Refuses:
-    """Runs `gptcli generate` with the damaged model, asserts that it is refused so, and returns the message."""
+    """Runs `gptcli generate` with the damaged model, asserts that it is refused with a code, and returns stderr."""
 
     def call(code: int, *arguments: str | Path, stdin: bytes | None = None, prompt: str = "In a small town") -> str:
         given = [prompt] if stdin is None else []
@@ -54,6 +54,6 @@ def read_weights(model: Path) -> tuple[dict[str, Any], bytes]:
 
 
 def write_weights(model: Path, header: dict[str, Any] | bytes, data: bytes) -> None:
-    """Puts them together again."""
+    """Writes a model's weights."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     (model / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)

@@ -1,4 +1,4 @@
-"""Configs that are not what they should be."""
+"""Faulty and hostile configs."""
 
 from __future__ import annotations
 

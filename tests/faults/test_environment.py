@@ -1,4 +1,4 @@
-"""A world that is short of memory, files, space, a home or a directory to be in."""
+"""Too little memory, files or space; a missing home or working directory; closed streams."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.cli.conftest import GPTCLI, ROOT
 
 
 def shell(command: str, model: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A bash command in which $gptcli is the program and $model a tiny model."""
+    """Runs a bash command in which $gptcli is the program and $model the model."""
     names = {"gptcli": " ".join(GPTCLI), "model": str(model), "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         ["bash", "-c", command],
@@ -47,7 +47,7 @@ def test_a_handful_of_open_files_is_enough(tiny_model: Path) -> None:
     assert shell("ulimit -n 8; $gptcli generate -m $model hi -n 1", tiny_model).returncode == 0
 
 
-def test_no_file_left_to_open_a_template_with_is_an_error(tiny_model: Path) -> None:
+def test_too_few_open_files_for_a_template_are_an_error(tiny_model: Path) -> None:
     done = shell("ulimit -n 5; $gptcli generate -m $model --chat hi -n 1", tiny_model)
     assert done.returncode == 5
     assert done.stderr.startswith("gptcli: error: cannot start a process to open a template in: ")
@@ -60,14 +60,14 @@ def test_a_template_is_rendered_whatever_is_closed(tiny_model: Path, closed: str
     assert done.stdout == shell("$gptcli generate -m $model --chat hi -n 3 -t 0", tiny_model).stdout
 
 
-def test_a_directory_that_is_gone_is_no_place_but_no_crash(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_working_directory_that_is_gone_is_no_crash(tiny_model: Path, tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     done = shell(f"mkdir {gone}; cd {gone}; rmdir {gone}; $gptcli generate -m $model hi -n 1", tiny_model)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name", ["GPTCLI_WEIGHTS", "HF_HOME"])
-def test_a_home_that_nobody_has_holds_no_models(tiny_model: Path, name: str) -> None:
+def test_a_home_of_no_user_has_no_models(tiny_model: Path, name: str) -> None:
     done = shell("$gptcli generate --offline hi", tiny_model, **{"GPTCLI_WEIGHTS": "/nowhere", name: "~nobody-here/x"})
     assert done.returncode == 4
     assert done.stderr.startswith("gptcli: error: no such model: ")

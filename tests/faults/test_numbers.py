@@ -1,4 +1,4 @@
-"""Numbers at their edges."""
+"""Sampling options at the edges of their ranges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What SECURITY.md promises of every command: no network, no code of a model, nothing read outside of it."""
+"""What SECURITY.md promises: no command uses the network, runs a model's code, or reads outside of the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from tests.cli.conftest import ROOT
 from tests.faults import audited
 from tests.faults.conftest import edit
-from tests.tiny import TEMPLATE
+from tests.tiny import TEMPLATE, make_model
 
 # A command is a line here; MODEL stands for the model's directory.
 COMMANDS = [
@@ -32,7 +32,7 @@ COMMANDS = [
     "bench -m MODEL -p 8 -n 2 --repeats 1",
     "help generate",
 ]
-# Python's own files, the libraries', and what an operating system says of itself.
+# Files of Python, its libraries and the operating system may be read.
 LIBRARIES = {
     os.path.realpath(path)
     for path in (
@@ -50,14 +50,12 @@ SYSTEM = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/", "/lib/", "/lib64/")
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with code beside it, a template of its own, and something secret next door."""
-    from tests.tiny import make_model
-
+    """A model with Python files beside it, an untrusted template, and a secret outside of its directory."""
     model = make_model(tmp_path_factory.mktemp("promises") / "model")
     for name in ("modeling_tiny.py", "json.py", "torch.py", "tokenizers.py", "jinja2.py", "pip.py"):
         (model / name).write_text("raise SystemExit('I was run')")
     edit(model / "config.json", auto_map={"AutoModelForCausalLM": "modeling_tiny.Tiny"})
-    edit(model / "tokenizer_config.json", chat_template=TEMPLATE + "{# of its own #}")
+    edit(model / "tokenizer_config.json", chat_template=TEMPLATE + "{# not trusted #}")
     (model.parent / "secret").write_text("secret")
     return model
 
@@ -86,7 +84,7 @@ def test_a_command_opens_no_socket_runs_nothing_of_a_model_and_reads_nothing_out
     own = f"({sys.executable!r}, [{sys.executable!r}, '-I', '-S', '-c',"
     assert [started for started in seen["started"] if not started.startswith(own)] == []
     if arguments[0] == "generate":
-        assert str(hostile / "model.safetensors") in seen["read"]  # so that the hook is known to see
+        assert str(hostile / "model.safetensors") in seen["read"]  # or the hook sees nothing
 
 
 def _is_allowed(path: str, model: Path) -> bool:

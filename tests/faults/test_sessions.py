@@ -1,4 +1,4 @@
-"""Sessions that somebody else wrote, or edited."""
+"""Sessions that a stranger wrote or edited."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def stored(*events: dict[str, Any]) -> None:
     [{"stop": [7]}, {"stop": 7}, {"stop": [""]}, {"temperature": "hot"}, {"logit_bias": [[1, 2], [3]]}, {"mood": 1}],
     ids=str,
 )
-def test_settings_that_are_none_are_refused_with_the_number_of_their_event(
+def test_settings_of_another_type_are_refused_with_the_number_of_their_event(
     cli: Cli, model: Path, settings: object
 ) -> None:
     stored({"type": "settings", "settings": settings})

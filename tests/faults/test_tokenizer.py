@@ -1,62 +1,49 @@
-"""Tokenizers that are not what they should be."""
+"""Faulty and hostile tokenizers."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gptcli.errors import BrokenTokenizer
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.messages import Message
-from gptcli.text.sandbox.trusted import KNOWN_TEMPLATES, KNOWN_TOKENIZERS, is_harmless
+from gptcli.text.sandbox import client
+from gptcli.text.sandbox.trusted import TRUSTED_TEMPLATES, TRUSTED_TOKENIZERS
 from gptcli.text.tokenizer import Tokenizer
 from tests.cli.conftest import Cli
 from tests.faults.conftest import Refuses, edit
 from tests.tiny import TEMPLATE, make_tokenizer
 
 DOUBLING = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+DOUBLING_28_TIMES = {"type": "Sequence", "normalizers": [DOUBLING] * 28}
+BACKTRACKING = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+TEXT, SECOND_TEXT = ({"Sequence": {"id": id, "type_id": 0}} for id in "AB")
+UNKNOWN_TOKEN = {"SpecialToken": {"id": "x", "type_id": 0}}
 # 1 GiB of a trie that is not there.
 CHARSMAP = base64.b64encode((1 << 30).to_bytes(4, "little") + bytes(range(256)) * 4).decode()
+
+
+def around(*single: dict[str, Any], **tokens: Any) -> dict[str, Any]:
+    """A post-processor that puts tokens around a text."""
+    return {"type": "TemplateProcessing", "single": list(single), "pair": [], "special_tokens": tokens}
+
+
 BOMBS: dict[str, dict[str, Any]] = {
     "Precompiled garbage": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": CHARSMAP}},
-    "28 nested Replace rules": {"normalizer": {"type": "Sequence", "normalizers": [DOUBLING] * 28}},
+    "28 nested Replace rules": {"normalizer": DOUBLING_28_TIMES},
     "40 times ByteLevel": {"normalizer": {"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 40}},
     "an empty Prepend": {"normalizer": {"type": "Prepend", "prepend": ""}},
-    "a regex that backtracks": {
-        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
-    },
-    "a second sequence": {
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [{"Sequence": {"id": "B", "type_id": 0}}],
-            "pair": [],
-            "special_tokens": {},
-        }
-    },
-    "one template behind another": {
-        "post_processor": {
-            "type": "Sequence",
-            "processors": [
-                {
-                    "type": "TemplateProcessing",
-                    "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 3,
-                    "pair": [],
-                    "special_tokens": {},
-                }
-            ]
-            * 2,
-        }
-    },
+    "a regex that backtracks": {"pre_tokenizer": BACKTRACKING},
+    "a second text": {"post_processor": around(SECOND_TEXT)},
+    "one template after another": {"post_processor": {"type": "Sequence", "processors": [around(*[TEXT] * 3)] * 2}},
     "an id of no token": {
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": "x", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [],
-            "special_tokens": {"x": {"id": "x", "ids": [10**6], "tokens": ["x"]}},
-        }
+        "post_processor": around(UNKNOWN_TOKEN, TEXT, x={"id": "x", "ids": [10**6], "tokens": ["x"]})
     },
 }
 
@@ -86,9 +73,9 @@ def test_padding_truncation_and_dropout_are_off_at_inference(cli: Cli, model: Pa
 
 
 def test_a_vocabulary_larger_than_the_embedding_is_refused(refuses: Refuses, model: Path) -> None:
-    part = json.loads((model / "tokenizer.json").read_text())["model"]
-    part["vocab"]["more"] = 320
-    edit(model / "tokenizer.json", model=part)
+    state = json.loads((model / "tokenizer.json").read_text())["model"]
+    state["vocab"]["more"] = 320
+    edit(model / "tokenizer.json", model=state)
     assert "321 tokens, the model only 320" in refuses(3)
 
 
@@ -101,13 +88,13 @@ def test_rows_that_pad_the_embedding_are_never_drawn(cli: Cli, model: Path) -> N
 
 
 def test_two_tokens_with_one_id_are_refused(refuses: Refuses, model: Path) -> None:
-    part = json.loads((model / "tokenizer.json").read_text())["model"]
-    part["vocab"]["a"] = part["vocab"]["b"]
-    edit(model / "tokenizer.json", model=part)
+    state = json.loads((model / "tokenizer.json").read_text())["model"]
+    state["vocab"]["a"] = state["vocab"]["b"]
+    edit(model / "tokenizer.json", model=state)
     assert "the same id" in refuses(3)
 
 
-def test_an_added_token_that_has_not_the_id_it_says_is_refused(refuses: Refuses, model: Path) -> None:
+def test_an_added_token_with_another_id_than_it_states_is_refused(refuses: Refuses, model: Path) -> None:
     tokens = json.loads((model / "tokenizer.json").read_text())["added_tokens"]
     tokens[2]["id"] = 9
     edit(model / "tokenizer.json", added_tokens=tokens)
@@ -124,41 +111,37 @@ def test_settings_of_any_type_change_nothing_or_are_refused(cli: Cli, model: Pat
     assert expected.code == 0
 
 
-def test_a_tokenizer_that_nobody_vouches_for_gives_the_same_ids_out_of_a_process_of_its_own(tmp_path: Path) -> None:
-    state = json.loads(make_tokenizer().to_str())
-    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
-    known = Tokenizer.open(tmp_path)
-    parts = [{"type": "Replace", "pattern": {"Regex": "(?!)"}, "content": "xx"}]  # matches nothing
-    state["normalizer"] = {"type": "Sequence", "normalizers": parts}
-    assert not is_harmless(state)
-    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
-    isolated = Tokenizer.open(tmp_path)
+def opened(path: Path, **fields: Any) -> Tokenizer:
+    """The tiny tokenizer with fields of its JSON changed."""
+    (path / "tokenizer.json").write_text(json.dumps(json.loads(make_tokenizer().to_str()) | fields))
+    return Tokenizer.open(path)
+
+
+def test_an_untrusted_tokenizer_gives_the_same_ids_from_its_sandbox(tmp_path: Path) -> None:
+    matches_nothing = {"type": "Replace", "pattern": {"Regex": "(?!)"}, "content": "xx"}
+    sandboxed, trusted = opened(tmp_path, normalizer=matches_nothing), opened(tmp_path)
+    assert sandboxed.backend_for("", special=True).is_sandboxed
+    assert not trusted.backend_for("", special=True).is_sandboxed
     for text in ("In a small town", "<|im_end|> é 👩‍🚀\n", ""):
-        assert isolated.encode(text) == known.encode(text)
-        assert isolated.encode_rendered(isolated.guard(text)) == known.encode_rendered(known.guard(text))
+        assert sandboxed.encode(text) == trusted.encode(text)
+        guarded = [tokenizer.control_tokens.guard(text) for tokenizer in (sandboxed, trusted)]
+        assert sandboxed.encode_rendered(guarded[0]) == trusted.encode_rendered(guarded[1])
 
 
 def test_a_process_that_died_is_started_again(tmp_path: Path) -> None:
-    state = json.loads(make_tokenizer().to_str())
-    state["normalizer"] = {"type": "Sequence", "normalizers": [DOUBLING] * 28}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
-    tokenizer = Tokenizer.open(tmp_path)
-    with pytest.raises(Exception, match="cannot encode"):
+    tokenizer = opened(tmp_path, normalizer=DOUBLING_28_TIMES)
+    with pytest.raises(BrokenTokenizer, match="cannot encode"):
         tokenizer.encode("a")
     assert tokenizer.decode(tokenizer.encode("b")) == b"b"
 
 
 @pytest.mark.real
 def test_the_default_model_pays_for_no_process(real_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import hashlib
-
-    from gptcli.text.sandbox import client as isolation
-
-    monkeypatch.setattr(isolation.subprocess, "Popen", None)
+    monkeypatch.setattr(client.subprocess, "Popen", None)
     directory = real_weights / "smollm2-135m-instruct"
-    assert hashlib.sha256((directory / "tokenizer.json").read_bytes()).hexdigest() in KNOWN_TOKENIZERS
+    assert hashlib.sha256((directory / "tokenizer.json").read_bytes()).hexdigest() in TRUSTED_TOKENIZERS
     template = json.loads((directory / "tokenizer_config.json").read_text())["chat_template"]
-    assert hashlib.sha256(template.encode()).hexdigest() in KNOWN_TEMPLATES
+    assert hashlib.sha256(template.encode()).hexdigest() in TRUSTED_TEMPLATES
     assert Tokenizer.open(directory).encode("In a small town")
 
 
@@ -181,13 +164,11 @@ def test_a_piece_so_long_that_the_library_overflows_its_stack_is_refused(refuses
     ],
 )  # fmt: skip
 def test_control_tokens_that_only_normalizing_makes_of_a_text_are_plain_text(
-    model: Path, normalizer: dict[str, Any], typed: str
+    tmp_path: Path, normalizer: dict[str, Any], typed: str
 ) -> None:
     added = json.loads(make_tokenizer().to_str())["added_tokens"]
-    edit(
-        model / "tokenizer.json", normalizer=normalizer, added_tokens=[token | {"normalized": True} for token in added]
-    )
-    tokenizer = Tokenizer.open(model)
+    normalized = [token | {"normalized": True} for token in added]
+    tokenizer = opened(tmp_path, normalizer=normalizer, added_tokens=normalized)
     template = ChatTemplate(TEMPLATE, "here")
     end = tokenizer.encode("<|im_end|>", special=True)
     assert len(end) == 1

@@ -1,8 +1,9 @@
-"""Weights that are not what they should be."""
+"""Faulty and hostile weights."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -27,7 +28,7 @@ SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
 def shard(model: Path) -> dict[str, str]:
-    """Splits a model's weights in two; returns the index's map."""
+    """Splits a model's weights into two files; returns the index's weight map."""
     weights = load_file(model / "model.safetensors")
     names = sorted(weights)
     halves = [names[: len(names) // 2], names[len(names) // 2 :]]
@@ -107,7 +108,7 @@ def test_an_unknown_dtype_is_refused(refuses: Refuses, model: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["I32", "U32"])
-def test_weights_that_are_not_floating_point_are_never_taken_for_it(refuses: Refuses, model: Path, dtype: str) -> None:
+def test_integers_are_never_taken_for_weights(refuses: Refuses, model: Path, dtype: str) -> None:
     header, data = read_weights(model)
     header[Q]["dtype"] = dtype
     write_weights(model, header, data)
@@ -139,7 +140,7 @@ def test_a_missing_shard_is_refused_by_name(refuses: Refuses, model: Path) -> No
 
 
 @pytest.mark.parametrize("file", [None, 7, "", "../../x.safetensors", "/etc/x.safetensors", "s/x.safetensors", "x.bin"])
-def test_a_weight_map_with_no_names_of_files_beside_it_is_refused(refuses: Refuses, model: Path, file: Any) -> None:
+def test_a_weight_map_of_anything_but_file_names_beside_it_is_refused(refuses: Refuses, model: Path, file: Any) -> None:
     edit(model / INDEX, weight_map=shard(model) | {"model.norm.weight": file})
     assert "is no file name beside it" in refuses(3)
 
@@ -169,15 +170,13 @@ def test_a_link_to_the_blobs_of_a_hugging_face_cache_is_followed(cli: Cli, model
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir], ids=["pipe", "directory"])
-def test_a_pipe_or_directory_in_the_place_of_a_file_is_no_hang(
-    refuses: Refuses, model: Path, name: str, make: Any
-) -> None:
+def test_a_pipe_or_directory_instead_of_a_file_is_no_hang(refuses: Refuses, model: Path, name: str, make: Any) -> None:
     (model / name).unlink()
     make(model / name)
     assert "not a regular file" in refuses(4)
 
 
-def test_a_device_in_the_place_of_a_file_is_never_read(refuses: Refuses, model: Path) -> None:
+def test_a_device_instead_of_a_file_is_never_read(refuses: Refuses, model: Path) -> None:
     (model / "model.safetensors").unlink()
     (model / "model.safetensors").symlink_to("/dev/zero")
     refuses(3)
@@ -216,14 +215,15 @@ def test_tensors_missing_extra_or_of_another_shape_are_counted_and_the_first_fiv
 def test_a_model_larger_than_the_memory_is_refused_before_it_is_read_with_bytes_needed_and_free(
     refuses: Refuses, model: Path
 ) -> None:
-    """A sparse file of a terabyte, well-formed."""
-    size = 1 << 24
-    edit(model / "config.json", hidden_size=4096, head_dim=8, intermediate_size=size)
-    config = CONFIG | {"hidden_size": 4096, "head_dim": 8, "intermediate_size": size}
-    header, end = {}, 0
-    for name, shape in _shapes(config).items():
-        begin, end = end, end + 4 * int(np.prod(shape, dtype=object))
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+    """A well-formed, sparse file of more than a terabyte."""
+    width = 1 << 24
+    edit(model / "config.json", hidden_size=4096, head_dim=1024, intermediate_size=width)
+    enlarged = {16: 2048, 32: 4096, 48: width}
+    header, end = read_weights(model)[0], 0
+    for tensor in header.values():
+        tensor["shape"] = [enlarged.get(size, size) for size in tensor["shape"]]
+        begin, end = end, end + 4 * math.prod(tensor["shape"])
+        tensor["data_offsets"] = [begin, end]
     write_weights(model, header, b"")
     with (model / "model.safetensors").open("r+b") as file:
         file.truncate(8 + len(json.dumps(header)) + end)
@@ -249,31 +249,11 @@ def test_a_tensor_name_cannot_drive_the_terminal(refuses: Refuses, model: Path) 
     assert "owned" in refuses(3)
 
 
-def test_a_checkpoint_copied_whole_is_still_accepted(cli: Cli, model: Path, tmp_path: Path) -> None:
+def test_the_same_weights_in_shards_give_the_same_text(cli: Cli, model: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(model, tmp_path / "copy")
     shard(copy)
     results = [cli("generate", "-m", path, "-n", "3", "-t", "0", "hi") for path in (model, copy)]
     assert results[0] == results[1] and results[0].code == 0
-
-
-def _shapes(config: dict[str, Any]) -> dict[str, list[int]]:
-    """As `make_weights`, without the weights."""
-    hidden, width, heads = config["hidden_size"], config["intermediate_size"], 4 * 8
-    shapes = {"model.embed_tokens.weight": [config["vocab_size"], hidden], "model.norm.weight": [hidden]}
-    for layer in range(config["num_hidden_layers"]):
-        prefix = f"model.layers.{layer}."
-        shapes |= {
-            f"{prefix}input_layernorm.weight": [hidden],
-            f"{prefix}post_attention_layernorm.weight": [hidden],
-            f"{prefix}self_attn.q_proj.weight": [heads, hidden],
-            f"{prefix}self_attn.k_proj.weight": [heads // 2, hidden],
-            f"{prefix}self_attn.v_proj.weight": [heads // 2, hidden],
-            f"{prefix}self_attn.o_proj.weight": [hidden, heads],
-            f"{prefix}mlp.gate_proj.weight": [width, hidden],
-            f"{prefix}mlp.up_proj.weight": [width, hidden],
-            f"{prefix}mlp.down_proj.weight": [hidden, width],
-        }
-    return shapes
 
 
 @pytest.mark.parametrize("count", [300, 500_000])
@@ -295,7 +275,7 @@ def test_integers_are_never_taken_for_the_scales_of_packed_weights(
     rows, columns = weights.pop(Q).shape
     module = Q.removesuffix("weight")
     weights[Q] = np.zeros((rows, columns // 8), np.uint32)
-    weights |= {f"{module}{part}": np.ones((rows, columns // 32), np.float32) for part in ("scales", "biases")}
+    weights |= {f"{module}{name}": np.ones((rows, columns // 32), np.float32) for name in ("scales", "biases")}
     save_file(weights, model / "model.safetensors")
     edit(model / "config.json", quantization={"bits": 4, "group_size": 32})
     header, data = read_weights(model)

@@ -1,7 +1,4 @@
-"""Chat templates as well-known families write theirs: each is our own, made of the constructs that its family uses.
-
-transformers is the judge: the same token ids, or a refusal of both.
-"""
+"""Chat templates of our own, each with the constructs that a well-known family uses, rendered as transformers does."""
 
 from __future__ import annotations
 
@@ -44,7 +41,7 @@ Turns = tuple[tuple[Role, str], ...]
 
 
 def conversations() -> Iterator[Turns]:
-    """Roles in right and wrong orders, each order with texts that change from one to the next."""
+    """Roles in right and wrong orders, each with several choices of texts."""
     for order in ORDERS:
         for first in range(6):
             roles = [ROLES[letter] for letter in order]
@@ -87,7 +84,7 @@ def template(family: str) -> ChatTemplate:
 
 @pytest.fixture(scope="module", autouse=True)
 def processes_end() -> Iterator[None]:
-    """Each template has a process for as long as it is kept."""
+    """Each cached template has a process."""
     yield
     template.cache_clear()
 
@@ -101,7 +98,7 @@ def ours(family: str, turns: Turns, tokenizer: Tokenizer, thinking: bool | None 
 
 
 def theirs(family: str, turns: Turns, reference: Any, **options: bool) -> Any:
-    """Token ids as transformers has them, or a text; None where the template refuses the conversation, or has none."""
+    """Token ids of transformers, or the text if not `tokenize`; None where the template refuses or renders nothing."""
     messages = [{"role": role, "content": text} for role, text in turns]
     source = (HOME / f"{family}.jinja").read_text(encoding="utf-8")
     try:
@@ -146,7 +143,7 @@ def test_a_wrong_order_of_roles_is_refused_in_the_templates_own_words(
 def test_control_tokens_that_somebody_types_are_text(
     family: str, tokenizer: Tokenizer, reference: Any, file: Path
 ) -> None:
-    # The judge renders stand-ins for what is typed, and encodes where control tokens have names that nobody types.
+    # The reference renders stand-ins for what is typed, and encodes with control tokens that have other names.
     standins = [f"@{index}@" for index in range(len(CONTROL))]
     names = [chr(0xE000 + index) for index in range(len(CONTROL))]
     encoder = tokenizers.Tokenizer.from_str(replaced(file.read_text(encoding="utf-8"), CONTROL, names))
@@ -165,13 +162,13 @@ def test_the_switch_for_thinking_is_known_where_it_changes_the_prompt(family: st
     assert template(family).knows_thinking == changes == (family in SWITCHED)
 
 
-def test_a_template_writes_the_day_of_today(tokenizer: Tokenizer) -> None:
+def test_a_template_can_write_todays_date(tokenizer: Tokenizer) -> None:
     before = date.today()
     text = tokenizer.decode(ours("gpt_oss", (("user", "Hi"),), tokenizer) or []).decode()
     assert f"Date: {before}\n" in text or f"Date: {date.today()}\n" in text
 
 
-def test_a_template_for_parts_that_drops_a_text_is_refused(tokenizer: Tokenizer) -> None:
+def test_a_template_that_drops_texts_because_it_expects_lists_is_refused(tokenizer: Tokenizer) -> None:
     source = (
         "{% for message in messages %}{{ message.role | capitalize }}: {% for part in message.content %}"
         "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}"
@@ -180,7 +177,7 @@ def test_a_template_for_parts_that_drops_a_text_is_refused(tokenizer: Tokenizer)
         ChatTemplate(source, "test").render([Message("user", "Hi")], tokenizer)
 
 
-def test_a_template_may_put_what_the_user_says_in_other_words(tokenizer: Tokenizer) -> None:
+def test_a_template_may_change_the_users_words(tokenizer: Tokenizer) -> None:
     source = "{% for message in messages %}{{ message.content | upper }}{% endfor %}"
     ids = ChatTemplate(source, "test").render([Message("user", "Hi")], tokenizer)
     assert tokenizer.decode(ids) == b"HI"

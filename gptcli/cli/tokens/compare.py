@@ -11,7 +11,7 @@ from gptcli.cli.terminal.stdout import Sink
 from gptcli.cli.terminal.token_flow import painted, width
 from gptcli.cli.tokens.formats import write_parts
 from gptcli.cli.tokens.inputs import Reading, where
-from gptcli.text.token_spans import Token
+from gptcli.text.located_tokens import Token
 from gptcli.text.tokenizer import Tokenizer
 
 Pair = tuple[list[Token], list[Token]]

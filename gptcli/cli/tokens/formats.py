@@ -9,7 +9,7 @@ from typing import Any
 
 from gptcli.cli.terminal.stdout import Sink, clean
 from gptcli.cli.terminal.token_flow import PLAIN, TokenFlow, fitted, grouped, spell
-from gptcli.text.token_spans import Token
+from gptcli.text.located_tokens import Token
 
 Piece = Callable[[int], str]  # the vocabulary's own spelling of a token
 
@@ -60,7 +60,7 @@ def tsv(tokens: Iterable[Token]) -> Iterator[str]:
     yield TSV_HEADER + "\n"
     for token in tokens:
         fields = (
-            token.number,
+            token.position,
             token.id,
             escaped(token.data),
             token.data.hex(),
@@ -105,7 +105,7 @@ _Column = tuple[str, int, int, Callable[[Token, Piece], str]]  # name, width, pl
 
 # In the order in which they are wanted.
 _COLUMNS: list[_Column] = [
-    ("index", 6, 0, lambda token, piece: str(token.number)),
+    ("index", 6, 0, lambda token, piece: str(token.position)),
     ("id", 6, 1, lambda token, piece: str(token.id)),
     ("token", 16, 2, lambda token, piece: spell(token.data)),
     ("bytes", 11, 5, lambda token, piece: f"{token.start}-{token.end}"),
@@ -120,7 +120,7 @@ _COLUMNS: list[_Column] = [
 def token_record(token: Token) -> dict[str, Any]:
     """A token as `--json` has it; in a conversation, with its message's index and role."""
     record = {
-        "index": token.number,
+        "index": token.position,
         "id": token.id,
         "token": token.data.decode("utf-8", "replace"),
         "bytes": token.data.hex(),

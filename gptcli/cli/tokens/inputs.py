@@ -16,10 +16,10 @@ from gptcli.errors import InputError, ModelNotFound, UsageError
 from gptcli.models.catalog import FetchProgress
 from gptcli.models.locate import locate
 from gptcli.text.chat_template import ChatTemplate
-from gptcli.text.long_text.chunks import Part, encode_parts
-from gptcli.text.message_spans import transcript
+from gptcli.text.chat_tokens import transcript
+from gptcli.text.located_tokens import Token, tokens_of
+from gptcli.text.long_text.chunks import Chunk, encode_chunks
 from gptcli.text.messages import Message, Role
-from gptcli.text.token_spans import Token, tokens_of
 from gptcli.text.tokenizer import Tokenizer
 
 _SEPARATOR = re.compile(r"[\s,]+")
@@ -63,9 +63,9 @@ class Reading:
         """A text, in blocks. Raises InputError."""
         return iter([self.text or ""]) if name is None else text_blocks(Path(name), self.errors, self.max_input)
 
-    def parts(self, tokenizer: Tokenizer, name: str | None, blocks: Iterable[str] | None = None) -> Iterator[Part]:
+    def parts(self, tokenizer: Tokenizer, name: str | None, blocks: Iterable[str] | None = None) -> Iterator[Chunk]:
         """A text's encoded parts, without what a model adds around it."""
-        return encode_parts(
+        return encode_chunks(
             tokenizer,
             self.blocks(name) if blocks is None else blocks,
             special=self.special,

@@ -17,7 +17,7 @@ from gptcli.cli.tokens.formats import escaped
 from gptcli.cli.tokens.inputs import Reading, given_ids, where
 from gptcli.errors import BrokenTokenizer, UsageError
 from gptcli.text.detokenizer import Detokenizer
-from gptcli.text.token_spans import Token
+from gptcli.text.located_tokens import Token
 from gptcli.text.tokenizer import Tokenizer
 
 _BATCH = 4096  # tokens that are written together

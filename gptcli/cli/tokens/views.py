@@ -14,7 +14,8 @@ from gptcli.cli.terminal.token_flow import spell
 from gptcli.cli.tokens import formats
 from gptcli.cli.tokens.inputs import Conversations, Reading, where
 from gptcli.errors import GptcliError
-from gptcli.text.token_spans import Token, Totals
+from gptcli.text.located_tokens import Token
+from gptcli.text.token_statistics import Totals
 from gptcli.text.tokenizer import Tokenizer
 
 

@@ -1,1 +1,1 @@
-"""Texts of any length, encoded in parts."""
+"""Texts of any length: where to cut them, their chunks, and which bytes their tokens stand for."""

@@ -1,4 +1,4 @@
-"""Encodes a text of any length in parts whose ids are those of the whole, in memory for a few parts."""
+"""Encodes a text of any length in chunks that together have the ids of the whole, with a few chunks in memory."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from gptcli.text.backend import Encoding
 from gptcli.text.long_text.borders import Borders
 from gptcli.text.tokenizer import Tokenizer
 
-_PART = 1 << 16  # characters; the library's speed falls beyond
-_BATCH = 16  # parts that are encoded side by side
+_CHUNK = 1 << 16  # characters; the library slows down beyond
+_BATCH = 16  # chunks that are encoded in parallel
 
 
 @dataclass(frozen=True)
-class Part:
-    """A part of a text and its encoding.
+class Chunk:
+    """A chunk of a text and its encoding.
 
-    text: the part, behind `lead` characters of what comes before. encoding: of both; the first `skip` tokens are the
+    text: begins with `lead` characters of the chunk before. encoding: of all of that; its first `skip` tokens are the
     lead's.
     """
 
@@ -29,39 +29,41 @@ class Part:
 
     @property
     def ids(self) -> list[int]:
-        """The part's own ids."""
+        """The chunk's own ids."""
         ids: list[int] = self.encoding.ids
         return ids[self.skip :] if self.skip else ids
 
 
 @dataclass(frozen=True)
 class _Cut:
+    """A chunk that is not encoded yet."""
+
     text: str
     lead: int
     lead_ids: Sequence[int]
 
 
-def encode_parts(
+def encode_chunks(
     tokenizer: Tokenizer, blocks: Iterable[str], *, special: bool, largest: int, where: str, offsets: bool = False
-) -> Iterator[Part]:
-    """The parts of a text that comes in blocks, one after the other; nothing is added around it.
+) -> Iterator[Chunk]:
+    """The chunks, in order, of a text that comes in blocks; nothing is added around it.
 
     special: as for `Tokenizer.encode`. offsets: whether the encodings have offsets, which take time.
-    Raises InputError where more than `largest` characters have no border that is sure to be one.
+    Raises InputError where no safe border is found in more than `largest` characters.
     """
-    waiting: list[_Cut] = []
+    pending: list[_Cut] = []
     for cut in _cut(Borders(tokenizer, special=special), blocks, largest, where):
-        waiting.append(cut)
-        if len(waiting) == _BATCH:
-            yield from _encoded(tokenizer, waiting, special, offsets)
-            waiting = []
-    yield from _encoded(tokenizer, waiting, special, offsets)
+        pending.append(cut)
+        if len(pending) == _BATCH:
+            yield from _encode(tokenizer, pending, special, offsets)
+            pending = []
+    yield from _encode(tokenizer, pending, special, offsets)
 
 
 def _cut(borders: Borders, blocks: Iterable[str], largest: int, where: str) -> Iterator[_Cut]:
-    text, lead = "", 0  # text begins with the lead of what is to be cut off next
+    text, lead = "", 0  # the text not cut yet, after its lead
     lead_ids: Sequence[int] = ()
-    start = _PART
+    start = _CHUNK
     for block in blocks:
         text += block
         while borders.kinds and len(text) > start + borders.context:
@@ -73,7 +75,7 @@ def _cut(borders: Borders, blocks: Iterable[str], largest: int, where: str) -> I
             yield _Cut(text[:border], lead, lead_ids)
             kept = max(0, border - borders.context)
             text, lead, lead_ids = text[kept:], border - kept, ids
-            start = lead + _PART
+            start = lead + _CHUNK
         if len(text) - lead > largest:
             raise InputError(
                 f"too large: {where}: no place to cut it safely within {largest} characters",
@@ -83,15 +85,15 @@ def _cut(borders: Borders, blocks: Iterable[str], largest: int, where: str) -> I
     yield _Cut(text, lead, lead_ids)
 
 
-def _encoded(tokenizer: Tokenizer, cuts: list[_Cut], special: bool, offsets: bool) -> Iterator[Part]:
+def _encode(tokenizer: Tokenizer, cuts: list[_Cut], special: bool, offsets: bool) -> Iterator[Chunk]:
     encodings: dict[int, Encoding] = {}
-    inners = [tokenizer.inner_for(cut.text, special=special) for cut in cuts]
-    for inner in dict.fromkeys(inners):
-        chosen = [index for index, own in enumerate(inners) if own is inner]
-        encoded = inner.encode_batch([cuts[index].text for index in chosen], offsets=offsets)
+    backends = [tokenizer.backend_for(cut.text, special=special) for cut in cuts]
+    for backend in dict.fromkeys(backends):
+        chosen = [index for index, own in enumerate(backends) if own is backend]
+        encoded = backend.encode_batch([cuts[index].text for index in chosen], offsets=offsets)
         encodings |= dict(zip(chosen, encoded, strict=True))
     for index, cut in enumerate(cuts):
         skip = len(cut.lead_ids)
         if list(cut.lead_ids) != encodings[index].ids[:skip]:
             raise BrokenTokenizer("cannot encode in parts: what is far behind a place changes the tokens before it")
-        yield Part(cut.text, cut.lead, encodings[index], skip)
+        yield Chunk(cut.text, cut.lead, encodings[index], skip)

@@ -1,7 +1,7 @@
-"""Which characters a regular expression can match next to each other. Knows nothing of tokenizers.
+"""Which kinds of characters a regular expression can match next to each other. Knows nothing of tokenizers.
 
-A long text may be cut where no match can lie across: so it must be known of a pattern, whatever the text. Sets of
-characters are over-estimated, repetitions are endless, and what looks around itself is refused, but for `(?!\\S)`.
+A text may be cut where no match of a pattern can lie across, whatever the text. So this over-estimates: a set may hold
+more characters than it does, any repetition is endless, and lookarounds are refused, except for `(?!\\S)`.
 """
 
 from __future__ import annotations
@@ -10,57 +10,58 @@ from dataclasses import dataclass, replace
 from enum import IntFlag
 
 
-class Kind(IntFlag):
+class CharKind(IntFlag):
     """Kinds of characters."""
 
-    SPACE = 1  # the one that stands for a space, `▁` behind some normalizers
+    SPACE = 1  # the character for a space; some normalizers make it `▁`
     NEWLINE = 2  # \\n alone
-    BLANK = 4  # other whitespace
+    BLANK = 4  # any other whitespace
     LETTER = 8
     DIGIT = 16
-    MARK = 32  # whatever else
+    MARK = 32  # any other character
 
 
-NOTHING = Kind(0)
-WORD = Kind.LETTER | Kind.DIGIT
-VISIBLE = WORD | Kind.MARK
-ANYTHING = Kind.SPACE | Kind.NEWLINE | Kind.BLANK | VISIBLE
+NOTHING = CharKind(0)
+WORD = CharKind.LETTER | CharKind.DIGIT
+VISIBLE = WORD | CharKind.MARK
+ANYTHING = CharKind.SPACE | CharKind.NEWLINE | CharKind.BLANK | VISIBLE
 
 
-_SUBSETS = "Lu Ll Lt Lm Lo Nd Nl No M Mn Mc Me P Pc Pd Ps Pe Pi Pf Po S Sm Sc Sk So".split()
+_SUBCATEGORIES = "Lu Ll Lt Lm Lo Nd Nl No M Mn Mc Me P Pc Pd Ps Pe Pi Pf Po S Sm Sc Sk So".split()
 
 
 class Unclear(Exception):
-    """A pattern says something that is not understood here."""
+    """A pattern has something that this module does not understand."""
 
 
 @dataclass(frozen=True)
 class Matches:
-    """What texts a pattern, or a part of one, can match.
+    """What a pattern, or a piece of one, can match.
 
-    pairs: kinds of characters that can be neighbours in a match. looks: whether it ends only before whitespace.
+    empty: whether nothing. first, last: kinds at the ends of a match. pairs: kinds that can be neighbours in it.
+    looks: whether a `(?!\\S)` must hold.
     """
 
     empty: bool = True
-    first: Kind = NOTHING
-    last: Kind = NOTHING
-    pairs: frozenset[tuple[Kind, Kind]] = frozenset()
+    first: CharKind = NOTHING
+    last: CharKind = NOTHING
+    pairs: frozenset[tuple[CharKind, CharKind]] = frozenset()
     looks: bool = False
 
     @property
-    def kinds(self) -> Kind:
-        """Kinds of characters that can be in a match."""
+    def kinds(self) -> CharKind:
+        """The kinds that a match can have."""
         kinds = self.first | self.last
         for pair in self.pairs:
             kinds |= pair[0] | pair[1]
         return kinds
 
-    def joins(self, left: Kind, right: Kind) -> bool:
-        """Whether a match can hold a character of some kinds, and one of the others behind it."""
+    def joins(self, left: CharKind, right: CharKind) -> bool:
+        """Whether a match can have a character of the left kinds followed by one of the right kinds."""
         return not self.pairs.isdisjoint(_pairs(left, right))
 
     def then(self, other: Matches) -> Matches:
-        """What this and the other behind it match."""
+        """What this, followed by the other, matches."""
         return Matches(
             self.empty and other.empty,
             self.first | (other.first if self.empty else NOTHING),
@@ -82,10 +83,10 @@ class Matches:
 
 @dataclass(frozen=True)
 class _Set:
-    """A set of characters: kinds of which some may be in it, and those of which all are."""
+    """A set of characters. some: kinds that it may have characters of. all: kinds that it has all characters of."""
 
-    some: Kind
-    all: Kind = NOTHING
+    some: CharKind
+    all: CharKind = NOTHING
 
     def __or__(self, other: _Set) -> _Set:
         return _Set(self.some | other.some, self.all | other.all)
@@ -97,12 +98,12 @@ class _Set:
         return Matches(False, self.some, self.some)
 
 
-def _pairs(left: Kind, right: Kind) -> frozenset[tuple[Kind, Kind]]:
+def _pairs(left: CharKind, right: CharKind) -> frozenset[tuple[CharKind, CharKind]]:
     return frozenset((a, b) for a in left for b in right)
 
 
 def matches_of_text(text: str, space: str) -> Matches:
-    """What a pattern that is a plain text matches."""
+    """What a plain text matches. space: the character for a space."""
     found = Matches()
     for char in text:
         found = found.then(_literal(char, space).matches())
@@ -110,25 +111,26 @@ def matches_of_text(text: str, space: str) -> Matches:
 
 
 def matches_of(pattern: str, space: str) -> Matches:
-    """What a regular expression matches, where `space` is the character that stands for a space.
+    """What a regular expression matches. space: the character for a space.
 
-    Raises Unclear for what is not understood, and for alternatives that match a line's end and look beyond it.
+    Raises Unclear for what this module does not understand, and for an alternative that matches a newline after a
+    visible character and looks beyond the match.
     """
     reader = _Reader(pattern, space)
     found = reader.alternatives()
-    if reader.at < len(pattern):
+    if reader.index < len(pattern):
         raise Unclear(pattern)
     return found
 
 
 def _literal(char: str, space: str) -> _Set:
     if char == space:
-        return _Set(Kind.SPACE, Kind.SPACE)
+        return _Set(CharKind.SPACE, CharKind.SPACE)
     if char == "\n":
-        return _Set(Kind.NEWLINE, Kind.NEWLINE)
+        return _Set(CharKind.NEWLINE, CharKind.NEWLINE)
     if char.isspace():
-        return _Set(Kind.BLANK)
-    return _Set(Kind.LETTER if char.isalpha() else Kind.DIGIT if char.isnumeric() else Kind.MARK)
+        return _Set(CharKind.BLANK)
+    return _Set(CharKind.LETTER if char.isalpha() else CharKind.DIGIT if char.isnumeric() else CharKind.MARK)
 
 
 class _Reader:
@@ -136,9 +138,9 @@ class _Reader:
 
     def __init__(self, pattern: str, space: str) -> None:
         self.pattern = pattern
-        self.at = 0
+        self.index = 0
         self._space = space
-        whitespace = Kind.NEWLINE | Kind.BLANK | (Kind.SPACE if space.isspace() else NOTHING)
+        whitespace = CharKind.NEWLINE | CharKind.BLANK | (CharKind.SPACE if space.isspace() else NOTHING)
         self._whitespace = _Set(whitespace, whitespace)
 
     def alternatives(self) -> Matches:
@@ -149,9 +151,9 @@ class _Reader:
 
     def _sequence(self) -> Matches:
         found = Matches()
-        while self.at < len(self.pattern) and self._peek() not in "|)":
+        while self.index < len(self.pattern) and self._peek() not in "|)":
             found = found.then(self._repeated(self._atom()))
-        if found.looks and found.joins(VISIBLE, Kind.NEWLINE):
+        if found.looks and found.joins(VISIBLE, CharKind.NEWLINE):
             raise Unclear(self.pattern)
         return found
 
@@ -170,7 +172,7 @@ class _Reader:
         return _literal(char, self._space).matches()
 
     def _group(self) -> Matches:
-        if self._take("?!\\S)"):  # the same before a space as at the end
+        if self._take("?!\\S)"):  # holds before whitespace and at the end
             return Matches(looks=True)
         if self._take("?"):
             for opening in (":", ">", "i:", "s:", "m:"):
@@ -184,16 +186,14 @@ class _Reader:
         return found
 
     def _repeated(self, found: Matches) -> Matches:
-        while self.at < len(self.pattern) and self._peek() in "?*+{":
+        while self.index < len(self.pattern) and self._peek() in "?*+{":
             mark = self._next()
-            if mark in "?*+" and not self._take("+"):  # possessive
-                self._take("?")  # or lazy
+            if mark in "?*+" and not self._take("+"):  # possessive, or lazy
+                self._take("?")
             if mark == "{":
-                bounds, closed, _ = self.pattern[self.at :].partition("}")
-                if not closed or not all(bound.isdecimal() or not bound for bound in bounds.split(",")):
+                if not all(bound.isdecimal() or not bound for bound in self._next_until("}").split(",")):
                     raise Unclear(self.pattern)
-                self.at += len(bounds) + 1
-                mark = "*"  # perhaps never
+                mark = "*"  # as if from none to any number
             found = replace(found, empty=found.empty or mark != "+")
             if mark != "?":
                 found = replace(found, pairs=found.pairs | _pairs(found.last, found.first))
@@ -205,24 +205,22 @@ class _Reader:
             raise Unclear(self.pattern)
         while not self._take("]"):
             char = self._next()
-            if char == "[" or (char == "&" and self._peek() == "&"):
+            begins_range = self._peek() == "-" and self.pattern[self.index + 1 : self.index + 2] not in ("", *"]\\[")
+            if char == "[" or (char == "&" and self._peek() == "&") or (char == "\\" and begins_range):
                 raise Unclear(self.pattern)
-            if self.at + 1 < len(self.pattern) and self._peek() == "-" and self.pattern[self.at + 1] not in "]\\[":
-                self.at += 1
-                found |= self._range(self._escaped_char() if char == "\\" else char, self._next())
+            if begins_range:
+                self._take("-")
+                found |= self._range(char, self._next())
             else:
                 found |= self._escape() if char == "\\" else _literal(char, self._space)
         return ~found if negated else found
 
     def _range(self, first: str, last: str) -> _Set:
-        found = _Set(VISIBLE | Kind.BLANK)
+        found = _Set(VISIBLE | CharKind.BLANK)
         for char in (self._space, "\n"):
             if first <= char <= last:
                 found |= _literal(char, self._space)
         return found
-
-    def _escaped_char(self) -> str:
-        raise Unclear(self.pattern)  # a range that begins with an escape
 
     def _escape(self) -> _Set:
         char = self._next()
@@ -243,32 +241,36 @@ class _Reader:
     def _property(self, negated: bool) -> _Set:
         if not self._take("{"):
             raise Unclear(self.pattern)
-        name, closed, _ = self.pattern[self.at :].partition("}")
-        if not closed:
-            raise Unclear(self.pattern)
-        self.at += len(name) + 1
-        marks = Kind.MARK if self._space.isspace() else Kind.MARK | Kind.SPACE
+        name = self._next_until("}")
+        marks = CharKind.MARK if self._space.isspace() else CharKind.MARK | CharKind.SPACE
         if name in ("L", "N"):
-            kind = Kind.LETTER if name == "L" else Kind.DIGIT
+            kind = CharKind.LETTER if name == "L" else CharKind.DIGIT
             found = _Set(kind, kind)
-        elif name in _SUBSETS:
-            found = _Set({"L": Kind.LETTER, "N": Kind.DIGIT}.get(name[0], marks))
+        elif name in _SUBCATEGORIES:
+            found = _Set({"L": CharKind.LETTER, "N": CharKind.DIGIT}.get(name[0], marks))
         else:
             found = _Set(ANYTHING)
         return ~found if negated else found
 
     def _peek(self) -> str:
-        if self.at >= len(self.pattern):
+        if self.index >= len(self.pattern):
             raise Unclear(self.pattern)
-        return self.pattern[self.at]
+        return self.pattern[self.index]
 
     def _next(self) -> str:
         char = self._peek()
-        self.at += 1
+        self.index += 1
         return char
 
+    def _next_until(self, end: str) -> str:
+        text, found, _ = self.pattern[self.index :].partition(end)
+        if not found:
+            raise Unclear(self.pattern)
+        self.index += len(text) + 1
+        return text
+
     def _take(self, text: str) -> bool:
-        if self.pattern.startswith(text, self.at):
-            self.at += len(text)
+        if self.pattern.startswith(text, self.index):
+            self.index += len(text)
             return True
         return False

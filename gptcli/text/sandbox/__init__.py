@@ -1,1 +1,1 @@
-"""What strangers wrote runs in a process of its own."""
+"""Runs untrusted chat templates and tokenizers in another process, with limits of time and memory."""

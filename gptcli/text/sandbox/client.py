@@ -1,7 +1,8 @@
-"""Runs what strangers wrote in a process of its own, with limits on its CPU time and memory.
+"""Starts a process that opens a stranger's chat template or tokenizer, and asks it for answers.
 
-For chat templates and tokenizers that can hang, abort or fill the memory of whoever opens them. The process is small:
-it imports no torch, and starts in some 60 ms. Linux holds it to its limits; elsewhere its memory is watched.
+Such a template or tokenizer can hang, abort or fill the memory of the process that opens it. This process has limits
+of CPU time and memory, imports no torch, and starts in about 60 ms. Linux enforces the limits; elsewhere we watch its
+memory.
 """
 
 from __future__ import annotations
@@ -21,30 +22,30 @@ from typing import Any, Literal
 
 from gptcli.errors import OutOfMemory
 
-Kind = Literal["template", "tokenizer"]
+Content = Literal["template", "tokenizer"]
 
-_LIBRARIES: dict[Kind, tuple[str, ...]] = {"template": ("jinja2", "markupsafe"), "tokenizer": ("tokenizers",)}
+_LIBRARIES: dict[Content, tuple[str, ...]] = {"template": ("jinja2", "markupsafe"), "tokenizer": ("tokenizers",)}
 _PROGRAM = "import sys; sys.path += sys.argv[3:]; from gptcli.text.sandbox.worker import main; main(*sys.argv[1:3])"
-_STARTS_S = 60.0  # to start, from a disk that sleeps
-_WALL = 2.0  # seconds that may pass for each one of CPU time
-_LOOK_S = 0.02
-_MOST_REPLIED = 1 << 30
+_START_SECONDS = 60.0  # allows for a disk that sleeps
+_WALL_PER_CPU_SECOND = 2.0
+_POLL_SECONDS = 0.02
+_REPLY_LIMIT = 1 << 30  # bytes
 _TOO_LONG = "it takes too long"
-# A thread's arenas count as memory, though nobody uses them.
+# Each thread would reserve memory for its arenas, which counts towards the limit.
 _ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-class Misbehaved(Exception):
-    """The process failed: it said why, or took too long, or too much memory, or crashed."""
+class SandboxFailure(Exception):
+    """The process reported an error, took too much time or memory, or crashed."""
 
 
-class Isolated:
-    """A process that has opened one thing and answers about it; started when first asked, and again where it died."""
+class SandboxClient:
+    """A process that opens one template or tokenizer and answers about it. Starts when asked, also after it died."""
 
-    def __init__(self, kind: Kind, opening: bytes, *, seconds: float = 1.0, memory: int = 512 << 20) -> None:
-        """opening: what the process opens, in `seconds` of CPU time. memory: bytes it may address."""
-        self._kind = kind
-        self._opening = opening
+    def __init__(self, content: Content, data: bytes, *, seconds: float = 1.0, memory: int = 512 << 20) -> None:
+        """data: what the process opens, in `seconds` of CPU time. memory: bytes that it may address."""
+        self._content: Content = content
+        self._data = data
         self._seconds = seconds
         self._memory = memory
         self._process: subprocess.Popen[bytes] | None = None
@@ -54,12 +55,12 @@ class Isolated:
         self._end()
 
     def open(self) -> None:
-        """Starts the process, unless it runs. Raises Misbehaved, and OutOfMemory where there can be no process."""
+        """Starts the process unless it runs. Raises SandboxFailure, and OutOfMemory if no process can be started."""
         if self._process is not None:
             return
-        homes = {_home(name): None for name in ("gptcli", *_LIBRARIES[self._kind])}
-        # -I and -S: no variable and no file of a site decides what runs there.
-        command = [sys.executable, "-I", "-S", "-c", _PROGRAM, self._kind, str(self._memory), *homes]
+        homes = {_home(name): None for name in ("gptcli", *_LIBRARIES[self._content])}
+        # -I and -S: neither environment variables nor site files influence what runs.
+        command = [sys.executable, "-I", "-S", "-c", _PROGRAM, self._content, str(self._memory), *homes]
         try:
             self._process = subprocess.Popen(
                 command,
@@ -67,47 +68,47 @@ class Isolated:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env=os.environ | _ENVIRONMENT,
-                start_new_session=True,  # Ctrl-C is for us alone
+                start_new_session=True,  # Ctrl-C reaches only us
             )
         except OSError as error:
-            raise OutOfMemory(f"cannot start a process to open a {self._kind} in: {error.strerror}") from None
+            raise OutOfMemory(f"cannot start a process to open a {self._content} in: {error.strerror}") from None
         try:
-            with self._watched(_STARTS_S):
+            with self._watched(_START_SECONDS):
                 self._reply()
-            self._exchange(self._opening, self._seconds)
-        except Misbehaved:
+            self._exchange(self._data, self._seconds)
+        except SandboxFailure:
             self._end()
             raise
 
     def ask(self, request: dict[str, Any], seconds: float = 1.0) -> Any:
-        """The process's answer, in so many seconds of CPU time. Raises as `open` does."""
+        """The process's answer, within `seconds` of CPU time. Raises as `open` does."""
         self.open()
         return self._exchange(json.dumps(request).encode(), seconds)
 
     def _exchange(self, message: bytes, seconds: float) -> Any:
         assert self._process is not None and self._process.stdin is not None
-        with self._watched(_WALL * seconds):
+        with self._watched(_WALL_PER_CPU_SECOND * seconds):
             try:
                 head = int(seconds * 1e6).to_bytes(8, "little") + len(message).to_bytes(8, "little")
                 self._process.stdin.write(head + message)
                 self._process.stdin.flush()
             except BrokenPipeError:
-                pass  # its end tells why
+                pass  # it has ended; its exit status tells why
             return self._reply()
 
     def _reply(self) -> Any:
         assert self._process is not None and self._process.stdout is not None
         size = int.from_bytes(self._process.stdout.read(8), "little")
-        data = self._process.stdout.read(size) if 0 < size < _MOST_REPLIED else b""
+        data = self._process.stdout.read(size) if 0 < size < _REPLY_LIMIT else b""
         if not data or len(data) < size:
-            raise Misbehaved(self._reason())
+            raise SandboxFailure(self._reason())
         reply = json.loads(data)
         if "error" in reply:
-            raise Misbehaved(reply["error"])
+            raise SandboxFailure(reply["error"])
         return reply["value"]
 
     def _reason(self) -> str:
-        """Why the process ended, which is over now."""
+        """Why the process ended. Reaps it."""
         assert self._process is not None
         self._process.kill()
         code = self._process.wait()
@@ -131,15 +132,15 @@ class Isolated:
 
     @contextlib.contextmanager
     def _watched(self, seconds: float) -> Iterator[None]:
-        """Kills the process where the block takes longer, or, where the system knows no limits, too much memory."""
+        """Kills the process if the block takes longer, or if it takes too much memory where no limit can be set."""
         process, done = self._process, threading.Event()
         assert process is not None
         self._killed_for = ""
 
         def watch() -> None:
-            ends = time.monotonic() + seconds
-            while not done.wait(_LOOK_S):
-                if time.monotonic() >= ends:
+            deadline = time.monotonic() + seconds
+            while not done.wait(_POLL_SECONDS):
+                if time.monotonic() >= deadline:
                     self._killed_for = _TOO_LONG
                 elif sys.platform != "linux" and _resident_bytes(process.pid) > self._memory:
                     self._killed_for = "it takes too much memory"
@@ -152,9 +153,9 @@ class Isolated:
         watcher.start()
         try:
             yield
-        except Misbehaved:
+        except SandboxFailure:
             raise
-        except BaseException:  # Ctrl-C, amid a message: there is no telling what comes next
+        except BaseException:  # Ctrl-C within a message: the pipes are out of step
             self._end()
             raise
         finally:
@@ -163,7 +164,7 @@ class Isolated:
 
 
 def _home(module: str) -> str:
-    """The directory that a package lies in."""
+    """The directory that contains a package."""
     found = importlib.util.find_spec(module)
     assert found is not None and found.origin is not None
     return str(Path(found.origin).parents[1])

@@ -1,7 +1,7 @@
-"""What of a tokenizer or a template is known to be harmless: by its hash, or by what it is made of.
+"""Which tokenizers and templates need no sandbox: known by hash, or, tokenizers only, made of harmless components.
 
-Harmless is what opens and encodes any text in time and memory in proportion to it, and what the tokenizers library
-does not crash on. What is not harmless is not refused for that: `isolation` takes care of it.
+A harmless tokenizer opens, and encodes any text, in time and memory proportional to it, and does not crash the
+tokenizers library. Others are not refused: they run in the process that `client.py` starts.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-# SHA-256 of the source, in UTF-8, as these models come with it.
-KNOWN_TEMPLATES = frozenset(
+_Check = Callable[[Mapping[str, Any]], bool]
+
+# SHA-256 of the template's source in UTF-8, as it comes with these models.
+TRUSTED_TEMPLATES = frozenset(
     {
         "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788",  # smollm2-135m-instruct
         "b6835114b7303ddd78919a82e4d9f7d8c26ed0d7dfc36beeb12d524f6144eab1",  # DeepSeek R1 distilled into Qwen
@@ -30,7 +32,7 @@ KNOWN_TEMPLATES = frozenset(
     }
 )
 # SHA-256 of tokenizer.json.
-KNOWN_TOKENIZERS = frozenset(
+TRUSTED_TOKENIZERS = frozenset(
     {
         "96a0af06f7c3dc6efb8c76115342f517d224100643be216d33241fdb334026be",  # smollm2-135m-instruct, as we convert it
     }
@@ -44,7 +46,7 @@ _CASED = (
     r"|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|" + _SPACES
 )
 _ENGLISH = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-# The regular expressions of models in use. None of them tries one piece of a text in many ways.
+# The regular expressions of models in use. None of them backtracks catastrophically.
 _REGEXES = frozenset(
     {
         r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|" + _SPACES,  # GPT-2
@@ -66,13 +68,13 @@ _REGEXES = frozenset(
     }
 )
 
-_MOST_PARTS = 32
+_MOST_STEPS = 32
 _MOST_ITEMS = 16
 _SEQUENCES = ("normalizers", "pretokenizers", "processors", "decoders")
 
 
 def is_harmless(state: Mapping[str, Any]) -> bool:
-    """Whether the contents of a tokenizer.json are made of harmless parts alone."""
+    """Whether the contents of a tokenizer.json have only harmless components."""
     return _is_harmless_model(state.get("model")) and all(
         _is_harmless_section(state.get(section), checks) for section, checks in _CHECKS.items()
     )
@@ -81,29 +83,29 @@ def is_harmless(state: Mapping[str, Any]) -> bool:
 def _is_harmless_model(model: object) -> bool:
     match model:
         case {"type": "BPE", **rest}:
-            # The library cuts a prefix off without looking.
+            # The library removes a prefix without checking that it is there.
             return not rest.get("continuing_subword_prefix") and not rest.get("end_of_word_suffix")
         case {"type": "Unigram"}:
             return True
     return False
 
 
-def _is_harmless_section(section: object, checks: Mapping[str, Callable[[Mapping[str, Any]], bool]]) -> bool:
+def _is_harmless_section(section: object, checks: Mapping[str, _Check]) -> bool:
     try:
-        parts = list(_parts(section))
+        steps = list(_steps(section))
     except (RecursionError, TypeError):
         return False
-    kinds = [part.get("type") for part in parts]
+    kinds = [step.get("type") for step in steps]
     return (
-        len(parts) <= _MOST_PARTS
+        len(steps) <= _MOST_STEPS
         and kinds.count("ByteLevel") <= 1  # each may double the text
-        and kinds.count("TemplateProcessing") <= 1  # the library panics on what another one made
-        and all(kind in checks and checks[kind](part) for kind, part in zip(map(str, kinds), parts, strict=True))
+        and kinds.count("TemplateProcessing") <= 1  # the library panics on the result of another one
+        and all(kind in checks and checks[kind](step) for kind, step in zip(map(str, kinds), steps, strict=True))
     )
 
 
-def _parts(section: object) -> Iterator[Mapping[str, Any]]:
-    """What a section does, one thing after the other. Raises TypeError for what is no section."""
+def _steps(section: object) -> Iterator[Mapping[str, Any]]:
+    """The steps of a section in order. Raises TypeError if it is not a section."""
     if section is None:
         return
     if not isinstance(section, dict):
@@ -112,16 +114,16 @@ def _parts(section: object) -> Iterator[Mapping[str, Any]]:
         yield section
         return
     for name in _SEQUENCES:
-        for part in section.get(name, ()):
-            yield from _parts(part)
+        for step in section.get(name, ()):
+            yield from _steps(step)
 
 
-def _always(part: Mapping[str, Any]) -> bool:
+def _always(step: Mapping[str, Any]) -> bool:
     return True
 
 
-def _is_harmless_pattern(part: Mapping[str, Any]) -> bool:
-    match part.get("pattern"):
+def _is_harmless_pattern(step: Mapping[str, Any]) -> bool:
+    match step.get("pattern"):
         case {"String": str(text), **rest} if not rest:
             return bool(text)
         case {"Regex": str(regex), **rest} if not rest:
@@ -129,23 +131,23 @@ def _is_harmless_pattern(part: Mapping[str, Any]) -> bool:
     return False
 
 
-def _is_harmless_replacement(part: Mapping[str, Any]) -> bool:
-    """Nothing that makes a text longer: such rules, one behind the other, multiply."""
-    match part:
+def _is_harmless_replacement(step: Mapping[str, Any]) -> bool:
+    """Whether a rule never makes a text longer, because a sequence of such rules multiplies it."""
+    match step:
         case {"pattern": {"String": str(text)}, "content": str(content)}:
             return 0 < len(text) and len(content) <= len(text)
         case {"pattern": {"Regex": str()}, "content": str(content)}:
-            return len(content) <= 1 and _is_harmless_pattern(part)
+            return len(content) <= 1 and _is_harmless_pattern(step)
     return False
 
 
-def _is_harmless_prefix(part: Mapping[str, Any]) -> bool:
-    prefix = part.get("prepend")
-    return isinstance(prefix, str) and 0 < len(prefix) <= _MOST_ITEMS  # the library panics on none
+def _is_harmless_prefix(step: Mapping[str, Any]) -> bool:
+    prefix = step.get("prepend")
+    return isinstance(prefix, str) and 0 < len(prefix) <= _MOST_ITEMS  # the library panics on an empty one
 
 
-def _is_harmless_template(part: Mapping[str, Any]) -> bool:
-    match part:
+def _is_harmless_template(step: Mapping[str, Any]) -> bool:
+    match step:
         case {"single": list(items), "special_tokens": dict(tokens)}:
             return (
                 len(items) <= _MOST_ITEMS
@@ -171,7 +173,7 @@ def _is_short_token(token: object) -> bool:
     return False
 
 
-_CHECKS: dict[str, dict[str, Callable[[Mapping[str, Any]], bool]]] = {
+_CHECKS: dict[str, dict[str, _Check]] = {
     "normalizer": {
         **dict.fromkeys(("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents", "ByteLevel"), _always),
         "Prepend": _is_harmless_prefix,

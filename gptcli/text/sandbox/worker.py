@@ -1,6 +1,6 @@
-"""The inside of the process that `isolation` starts: opens one thing that a stranger wrote, then answers about it.
+"""The sandboxed process that `client.py` starts: opens a stranger's template or tokenizer, then answers about it.
 
-It limits itself before it reads anything, has no files to write and nothing to say but its answers.
+It limits itself before it reads anything, writes no files, and sends nothing but answers.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from gptcli.errors import GptcliError
 
 Answer = Callable[[dict[str, Any]], Any]
 
-_MOST_RENDERED = 1 << 20  # characters of a rendered chat beyond four times what was said
+_RENDERED_LIMIT = 1 << 20  # characters of a rendered chat, plus four times those of the messages
 _OPEN_FILES = 32
 
 
 def _open_template(source: bytes) -> Answer:
-    from gptcli.text.jinja_template import Template
+    from gptcli.text.jinja_template import JinjaTemplate
 
-    template = Template(json.loads(source))
+    template = JinjaTemplate(json.loads(source))
 
     def render(variables: dict[str, Any]) -> str:
         text = template.render(variables)
-        if len(text) > _MOST_RENDERED + 4 * len(str(variables["messages"])):
+        if len(text) > _RENDERED_LIMIT + 4 * len(str(variables["messages"])):
             raise GptcliError(f"it makes {len(text)} characters of a conversation")
         return text
 
@@ -34,43 +34,43 @@ def _open_template(source: bytes) -> Answer:
 
 
 def _open_tokenizer(data: bytes) -> Answer:
-    from gptcli.text.tokenizers_library import encode, parse
+    from gptcli.text.hf_tokenizers import encode, parse
 
-    inner = parse(data)
+    library = parse(data)
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
-        found = encode(inner, request["text"], request["add_special"])
+        found = encode(library, request["text"], request["add_special"])
         return {"ids": found.ids, "offsets": found.offsets, "special_tokens_mask": found.special_tokens_mask}
 
     return answer
 
 
-_KINDS: dict[str, Callable[[bytes], Answer]] = {"template": _open_template, "tokenizer": _open_tokenizer}
+_OPENERS: dict[str, Callable[[bytes], Answer]] = {"template": _open_template, "tokenizer": _open_tokenizer}
 
 
-def main(kind: str, memory: str) -> None:
+def main(content: str, memory: str) -> None:
     """Serves until stdin ends.
 
-    A message is its length in 8 bytes and that many more. The first gives what to open, each further one asks, as a
-    JSON object; its "seconds" are those of CPU time it may take. Every message is answered with {"value": ...} or
-    {"error": reason}; what takes more time ends the process by SIGPROF.
+    A message is 8 bytes of the microseconds of CPU time that it may take, 8 bytes of length, and its content: first
+    what to open, then questions as JSON objects. A reply is 8 bytes of length and {"value": ...} or {"error": reason}.
+    SIGPROF ends the process if a message takes more time.
     """
-    if kind == "template":  # slow to import, and no part of what is measured
+    if content == "template":  # imported before time is measured
         import gptcli.text.jinja_template
     else:
-        import gptcli.text.tokenizers_library  # noqa: F401 - as above
+        import gptcli.text.hf_tokenizers  # noqa: F401 - as above
     _limit(int(memory))
     _send(b'{"value": "ready"}')
     answer: Answer | None = None
     while (message := _receive()) is not None:
-        seconds, content = message
+        seconds, data = message
         _allow(seconds)
         try:
             if answer is None:
-                answer = _KINDS[kind](content)
+                answer = _OPENERS[content](data)
                 reply = b'{"value": "open"}'
             else:
-                reply = json.dumps({"value": answer(json.loads(content))}).encode()
+                reply = json.dumps({"value": answer(json.loads(data))}).encode()
         except GptcliError as error:
             reply = json.dumps({"error": error.message[:1000]}).encode()
         except MemoryError:
@@ -79,10 +79,10 @@ def main(kind: str, memory: str) -> None:
 
 
 def _limit(memory: int) -> None:
-    """At most so many bytes of memory, few files and none that are written, as far as this system knows limits."""
+    """Limits bytes of memory and open files, and allows no written ones, as far as the system can."""
     try:
         import resource
-    except ImportError:  # Windows: our parent watches
+    except ImportError:  # Windows: the client watches
         return
     limits = {"RLIMIT_AS": memory, "RLIMIT_CORE": 0, "RLIMIT_FSIZE": 0, "RLIMIT_NOFILE": _OPEN_FILES}
     for name, value in limits.items():
@@ -94,7 +94,7 @@ def _limit(memory: int) -> None:
             value = min(value, most)
         try:
             resource.setrlimit(number, (value, value))
-        except (OSError, ValueError):  # macOS has RLIMIT_AS and refuses to set it: our parent watches
+        except (OSError, ValueError):  # macOS has RLIMIT_AS but refuses to set it: the client watches
             continue
 
 

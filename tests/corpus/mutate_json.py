@@ -1,4 +1,4 @@
-"""Mutators of what is written in JSON: config, generation config, tokenizer and its settings."""
+"""Mutators of JSON: the config, the generation config, and any JSON file as text."""
 
 from __future__ import annotations
 
@@ -31,14 +31,13 @@ def config_numbers(rng: Random, model: ModelDir) -> Expected:
 def config_against_weights(rng: Random, model: ModelDir) -> Expected:
     field = rng.choice(["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim"])
     now = model.json().get(field, 8)
-    model.change(
-        "config.json", **{field: max(1, now + rng.choice([-8, -2, -1, 1, 2, 8, 64])) if rng.random() < 0.9 else 2 * now}
-    )
+    wrong = max(1, now + rng.choice([-8, -2, -1, 1, 2, 8, 64])) if rng.random() < 0.9 else 2 * now
+    model.change("config.json", **{field: wrong})
     return "reject"
 
 
 def config_heads(rng: Random, model: ModelDir) -> Expected:
-    """Some splits into heads fit the same weights: another model, for all that we can know."""
+    """Some numbers of heads fit the same weights: another model, and we cannot know."""
     model.change("config.json", num_attention_heads=rng.randint(1, 40), num_key_value_heads=rng.randint(1, 8))
     return "any"
 
@@ -114,24 +113,11 @@ def config_unknown_mathematics(rng: Random, model: ModelDir) -> Expected:
 
 def config_extremes(rng: Random, model: ModelDir) -> Expected:
     """Numbers of the right type at the ends of their ranges, in what rotates and scales."""
-    numbers = [
-        5e-324,
-        1e-300,
-        1e-45,
-        1.0000000000000002,
-        1,
-        2,
-        1e9,
-        1e30,
-        1e38,
-        3.5e38,
-        1e300,
-        sys.float_info.max,
-        2**24,
-    ]
+    small = [5e-324, 1e-300, 1e-45, 1.0000000000000002, 1, 2]
+    large = [1e9, 1e30, 1e38, 3.5e38, 1e300, sys.float_info.max, 2**24]
 
     def number() -> float:
-        return rng.choice(numbers)
+        return rng.choice(small + large)
 
     fields = {
         "linear": ["factor"],
@@ -212,7 +198,7 @@ def generation_harmless(rng: Random, model: ModelDir) -> Expected:
 
 
 def json_damage(rng: Random, model: ModelDir) -> Expected:
-    """What no parser of JSON should take, in any of the files that are read."""
+    """Text that no JSON parser should accept, in any of the files that are read."""
     name = rng.choice(["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"])
     text = model.files[name].decode()
     key = text[1 : text.index(":")]
@@ -246,7 +232,7 @@ def json_damage(rng: Random, model: ModelDir) -> Expected:
 
 
 def json_style(rng: Random, model: ModelDir) -> Expected:
-    """The same JSON in another spelling."""
+    """The same JSON, formatted differently."""
     name = rng.choice(["config.json", "generation_config.json", "tokenizer_config.json"])
     content = model.json(name)
     match rng.randrange(4):
@@ -277,7 +263,7 @@ def flips(rng: Random, model: ModelDir) -> Expected:
 
 
 def splices(rng: Random, model: ModelDir) -> Expected:
-    """A piece of a JSON file doubled, dropped or moved."""
+    """A piece of a JSON file removed, copied elsewhere, or repeated."""
     name = rng.choice([name for name in model.files if name != WEIGHTS])
     data = model.files[name]
     first, second = sorted(rng.randrange(len(data)) for _ in range(2))
@@ -290,16 +276,16 @@ def splices(rng: Random, model: ModelDir) -> Expected:
 
 
 def value_swaps(rng: Random, model: ModelDir) -> Expected:
-    """Any value anywhere in a JSON file becomes something of another type."""
+    """A value anywhere in a JSON file becomes one of another type."""
     name = rng.choice([name for name in model.files if name != WEIGHTS])
     content = model.json(name)
-    place: Any = content
+    container: Any = content
     while True:
-        key = rng.choice(list(place)) if isinstance(place, dict) else rng.randrange(len(place))
-        if not (isinstance(place[key], dict | list) and place[key] and rng.random() < 0.8):
+        key = rng.choice(list(container)) if isinstance(container, dict) else rng.randrange(len(container))
+        if not (isinstance(container[key], dict | list) and container[key] and rng.random() < 0.8):
             break
-        place = place[key]
-    place[key] = rng.choice(
+        container = container[key]
+    container[key] = rng.choice(
         [*WRONG, None, "a" * 100_000, 2**32, 2**31, 18446744073709551616, -(2**63), "\ud800", [[[]]]]
     )
     model.put(name, content)

@@ -1,6 +1,6 @@
-"""Makes mutants of a tiny model: `python -m tests.corpus.gen --seed S --count N --out DIR` writes them as directories.
+"""Mutants of a tiny model: `python -m tests.corpus.mutants --seed S --count N --out DIR` writes them as directories.
 
-The same seed makes the same mutants. `expected.json` says what is to come of each; `run.py` sees to it.
+The same seed makes the same mutants. `expected.json` says what must come of each; `run.py` checks it.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from tests.corpus import of_texts, of_tokenizers, of_weights
+from tests.corpus import mutate_json, mutate_tokenizers, mutate_weights
 from tests.corpus.model_dir import Expected, ModelDir, Mutator
 
-_SINGLE: list[Mutator] = [*of_weights.MUTATORS, *of_texts.MUTATORS, *of_tokenizers.MUTATORS]
+_SINGLE: list[Mutator] = [*mutate_weights.MUTATORS, *mutate_json.MUTATORS, *mutate_tokenizers.MUTATORS]
 
 
 def several(rng: Random, model: ModelDir) -> Expected:
-    """Faults one upon the other, as far as one leaves something for the next: no telling what they come to."""
+    """Several faults, each as far as the one before leaves it something to damage."""
     for mutator in rng.choices(_SINGLE, k=rng.randint(2, 4)):
         with contextlib.suppress(KeyError, ValueError, TypeError, IndexError, AttributeError, struct.error):
             mutator(rng, model)
@@ -29,14 +29,14 @@ def several(rng: Random, model: ModelDir) -> Expected:
 
 
 def packed(rng: Random, model: ModelDir) -> Expected:
-    """A model in MLX's 4 bits, which one of the mutators of weights or texts damages."""
-    of_weights.pack(model)
+    """A model in MLX's 4 bits, which a mutator of headers or JSON damages."""
+    mutate_weights.pack(model)
     if rng.random() < 0.5:
         settings = model.json()["quantization"]
-        settings[rng.choice(["bits", "group_size", "mode"])] = rng.choice([*of_texts.WRONG, 4.0, 64.0, 3, 32, 128])
+        settings[rng.choice(["bits", "group_size", "mode"])] = rng.choice([*mutate_json.WRONG, 4.0, 64.0, 3, 32, 128])
         model.change("config.json", quantization=settings)
     with contextlib.suppress(KeyError, ValueError, TypeError, IndexError):
-        rng.choice(of_weights.OF_HEADERS + of_texts.MUTATORS)(rng, model)
+        rng.choice(mutate_weights.OF_HEADERS + mutate_json.MUTATORS)(rng, model)
     return "any"
 
 
@@ -45,7 +45,7 @@ MUTATORS: list[Mutator] = [*_SINGLE, several, packed]
 
 @dataclass(frozen=True)
 class Mutant:
-    """A mutated model and what is expected of it. chat: whether it is asked for a chat, not for raw text."""
+    """A mutated model and what is expected of it. chat: whether it runs on a chat, not on raw text."""
 
     name: str
     kind: str
@@ -55,13 +55,13 @@ class Mutant:
 
 
 def mutants(seed: int, count: int) -> Iterator[Mutant]:
-    """So many mutants of a seed, every kind in turn."""
+    """The first `count` mutants of a seed, the kinds in turn."""
     for index in range(count):
         mutator = MUTATORS[index % len(MUTATORS)]
         kind = mutator.__name__
         model = ModelDir.base()
         expected = mutator(Random(f"{seed}/{index}/{kind}"), model)
-        yield Mutant(f"{index:05}-{kind}", kind, expected, kind in of_tokenizers.IN_CHATS, model)
+        yield Mutant(f"{index:05}-{kind}", kind, expected, kind in mutate_tokenizers.IN_CHATS, model)
 
 
 def main() -> None:

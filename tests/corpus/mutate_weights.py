@@ -1,8 +1,9 @@
-"""Mutators of the weights: headers that lie, files that end early, shards that contradict each other."""
+"""Mutators of weights: headers that lie, files that end early, shards that contradict each other."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from collections.abc import Callable
@@ -51,25 +52,12 @@ def offsets(rng: Random, model: ModelDir) -> Expected:
     name, other = rng.sample(_names(header), 2)
     begin, end = header[name]["data_offsets"]
     step = rng.choice([1, 4, 128, 2**32, 2**63])
-    header[name]["data_offsets"] = rng.choice(
-        [
-            [begin + step, end + step],
-            [begin - step, end - step],
-            [begin, end + step],
-            [end, begin],
-            [begin, begin],
-            [float(begin), end],
-            [str(begin), str(end)],
-            [begin, end, end],
-            [begin],
-            [True, end],
-            [None, None],
-            None,
-            {"begin": begin, "end": end},
-            [-1, end - begin - 1],
-            [begin + 2**64, end + 2**64],
-        ]
-    )
+    lies: list[Any] = [
+        [begin + step, end + step], [begin - step, end - step], [begin, end + step], [end, begin], [begin, begin],
+        [float(begin), end], [str(begin), str(end)], [begin, end, end], [begin], [True, end], [None, None], None,
+        {"begin": begin, "end": end}, [-1, end - begin - 1], [begin + 2**64, end + 2**64],
+    ]  # fmt: skip
+    header[name]["data_offsets"] = rng.choice(lies)
     if rng.random() < 0.2:
         header[name]["data_offsets"] = header[other]["data_offsets"]
     model.put_header(header, data)
@@ -81,34 +69,18 @@ def shapes(rng: Random, model: ModelDir) -> Expected:
     entry = header[rng.choice(_names(header))]
     shape = entry["shape"]
     size = int(np.prod(shape))
-    entry["shape"] = rng.choice(
-        [
-            [-n for n in shape],
-            [float(n) for n in shape],
-            [str(n) for n in shape],
-            [True, *shape],
-            [1, *shape],
-            [*shape, 1],
-            [*shape, 0],
-            [2**63, *shape],
-            [2**32, 2**32, *shape],
-            [size * 2, 0.5],
-            [size, 1, 1],
-            [],
-            None,
-            "2",
-            {"0": size},
-            [shape],
-            [1] * 100_000 + shape,
-            [10**400],
-        ]
-    )
+    lies: list[Any] = [
+        [-n for n in shape], [float(n) for n in shape], [str(n) for n in shape], [True, *shape], [1, *shape],
+        [*shape, 1], [*shape, 0], [2**63, *shape], [2**32, 2**32, *shape], [size * 2, 0.5], [size, 1, 1], [], None,
+        "2", {"0": size}, [shape], [1] * 100_000 + shape, [10**400],
+    ]  # fmt: skip
+    entry["shape"] = rng.choice(lies)
     model.put_header(header, data)
     return "reject"
 
 
 def many_dimensions(rng: Random, model: ModelDir) -> Expected:
-    """A shape that is valid number by number, but takes an hour to multiply, or digits that Python does not print."""
+    """A shape of valid numbers whose product takes an hour, or has more digits than Python prints."""
     header, data = model.header()
     header[rng.choice(sorted(header))]["shape"] = [rng.choice([1, 2**31, 2**47])] * rng.choice([9, 300, 200_000])
     model.put_header(header, data)
@@ -125,7 +97,7 @@ def dtypes(rng: Random, model: ModelDir) -> Expected:
 
 
 def same_size_dtypes(rng: Random, model: ModelDir) -> Expected:
-    """Every byte where it should be, and read as something else."""
+    """The right bytes, labelled as integers."""
     header, data = model.header()
     for name in rng.sample(_names(header), rng.randint(1, 4)):
         header[name]["dtype"] = rng.choice(["I32", "U32"])
@@ -134,12 +106,11 @@ def same_size_dtypes(rng: Random, model: ModelDir) -> Expected:
 
 
 def whole_numbers(rng: Random, model: ModelDir) -> Expected:
-    """Tensors of bytes, words and booleans in the place of weights."""
-    name, (dtype, kind) = "", rng.choice([("U8", np.uint8), ("I8", np.int8), ("BOOL", np.bool_), ("I64", np.int64)])
+    """Tensors of integers or booleans instead of weights."""
+    dtype, kind = rng.choice([("U8", np.uint8), ("I8", np.int8), ("BOOL", np.bool_), ("I64", np.int64)])
     tensors = _tensors(model)
     for name in rng.sample(sorted(tensors), 2):
-        values = tensors[name][1]
-        tensors[name] = dtype, values.astype(kind)
+        tensors[name] = dtype, tensors[name][1].astype(kind)
     _put(model, tensors)
     return "reject"
 
@@ -287,7 +258,7 @@ def sharded(rng: Random, model: ModelDir) -> Expected:
 
 
 def shards(rng: Random, model: ModelDir) -> Expected:
-    """Two shards, and something between them and their index that is not right."""
+    """Two shards, and one contradiction between them and their index."""
     _shard(rng, model)
     index = model.json(INDEX)
     weight_map: dict[str, Any] = index["weight_map"]
@@ -326,13 +297,13 @@ def shards(rng: Random, model: ModelDir) -> Expected:
 
 
 def index_beside_a_whole_file(rng: Random, model: ModelDir) -> Expected:
-    """The whole file wins; what the index says is nobody's business."""
+    """The whole file takes precedence, whatever the index says."""
     model.put(INDEX, {"weight_map": rng.choice([{}, {"x": "../x"}, None])})
     return "either"
 
 
 def file_types(rng: Random, model: ModelDir) -> Expected:
-    """A file that is none, or one of another place."""
+    """A pipe, directory, device, link or file of another format instead of a file."""
     needed = [WEIGHTS, "config.json", "tokenizer.json"]
     name = rng.choice([*needed, "tokenizer_config.json", "generation_config.json"])
     content = model.files[name]
@@ -358,7 +329,7 @@ def file_types(rng: Random, model: ModelDir) -> Expected:
         lambda path: path.write_bytes(b"PK\x03\x04" + content),
         elsewhere,
     ]
-    model.be(name, rng.choice(kinds))
+    model.replace(name, rng.choice(kinds))
     return "reject"
 
 
@@ -375,12 +346,12 @@ def files_missing(rng: Random, model: ModelDir) -> Expected:
 def link_within(rng: Random, model: ModelDir) -> Expected:
     name = rng.choice(sorted(model.files))
     model.files["real"] = model.files[name]
-    model.be(name, lambda path: path.symlink_to("real"))
+    model.replace(name, lambda path: path.symlink_to("real"))
     return "either"
 
 
 def code_beside(rng: Random, model: ModelDir) -> Expected:
-    """Python that nobody is to run, under names that somebody might import."""
+    """Python files that must not run, under names that might be imported."""
     evil = b"import os, sys; sys.stderr.write('Traceback: I was run'); os._exit(99)"
     for name in ("modeling_tiny.py", "json.py", "torch.py", "tokenizers.py", "sitecustomize.py", "__init__.py"):
         model.files[name] = evil
@@ -389,24 +360,18 @@ def code_beside(rng: Random, model: ModelDir) -> Expected:
 
 
 def too_large(rng: Random, model: ModelDir) -> Expected:
-    """Well-formed, sparse, and larger than any memory here."""
-    config = model.json()
+    """A well-formed, sparse file that is larger than memory."""
     size = rng.choice([1 << 23, 1 << 24])
-    config |= {"hidden_size": 4096, "vocab_size": size, "head_dim": 8, "intermediate_size": size}
-    model.put("config.json", config)
+    model.change("config.json", hidden_size=4096, vocab_size=size, head_dim=1024, intermediate_size=size)
+    enlarged = {16: 2048, 32: 4096, 48: size, 320: size}
     header: dict[str, Any] = {}
     end = 0
     for name, entry in model.header()[0].items():
-        if name == "__metadata__":
-            continue
-        shape = [{32: 4096, 48: size, 320: size}.get(n, n) for n in entry["shape"]]
-        if "self_attn" in name:
-            rows, columns = entry["shape"]
-            shape = [4096, 32] if "o_proj" in name else [rows, 4096]
-        begin, end = end, end + 4 * int(np.prod([int(n) for n in shape], dtype=object))
+        shape = [enlarged[n] for n in entry["shape"]]
+        begin, end = end, end + 4 * math.prod(shape)
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
-    model.be(WEIGHTS, lambda path: _sparse(path, struct.pack("<Q", len(text)) + text, 8 + len(text) + end))
+    model.replace(WEIGHTS, lambda path: _sparse(path, struct.pack("<Q", len(text)) + text, 8 + len(text) + end))
     return "reject"
 
 
@@ -417,11 +382,9 @@ def _names(header: dict[str, Any]) -> list[str]:
 def _tensors(model: ModelDir) -> dict[str, tuple[str, Any]]:
     header, data = model.header()
     return {
-        name: (
-            "F32",
-            np.frombuffer(data[slice(*header[name]["data_offsets"])], np.float32).reshape(header[name]["shape"]),
-        )
-        for name in _names(header)
+        name: ("F32", np.frombuffer(data[slice(*entry["data_offsets"])], np.float32).reshape(entry["shape"]))
+        for name, entry in sorted(header.items())
+        if name != "__metadata__"
     }
 
 
@@ -452,7 +415,7 @@ def _sparse(path: Path, content: bytes, size: int) -> None:
 
 
 def pack(model: ModelDir) -> None:
-    """Makes the embedding and a projection affine, 4 bits in groups of 32."""
+    """Packs the embedding and a projection as MLX does, with 4 bits and groups of 32."""
     rng = np.random.default_rng(0)
     tensors = _tensors(model)
     for name in ("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"):
@@ -466,7 +429,7 @@ def pack(model: ModelDir) -> None:
 
 
 def integer_scales(rng: Random, model: ModelDir) -> Expected:
-    """Packed weights whose scales or biases claim to be integers of the same size, or bytes of the same number."""
+    """Packed weights whose scales or biases are labelled as integers of the same size, or are as many bytes."""
     pack(model)
     header, data = model.header()
     name = rng.choice([name for name in sorted(header) if name.endswith((".scales", ".biases"))])
@@ -474,9 +437,10 @@ def integer_scales(rng: Random, model: ModelDir) -> Expected:
     header[name]["dtype"] = rng.choice(["I32", "U32", "U8"])
     if header[name]["dtype"] == "U8":
         size = (end - begin) // 4
-        data = data[:begin] + data[begin : begin + size] + data[end:]
+        data = data[: begin + size] + data[end:]
+        removed = end - begin - size
         for entry in header.values():
-            entry["data_offsets"] = [place - (end - begin - size) * (place >= end) for place in entry["data_offsets"]]
+            entry["data_offsets"] = [offset - removed * (offset >= end) for offset in entry["data_offsets"]]
     model.put_header(header, data)
     return "reject"
 

@@ -1,4 +1,4 @@
-"""Mutators of the tokenizer, its settings and the chat template: bombs, lies and garbage."""
+"""Mutators of the tokenizer, its settings and the chat template: bombs, contradictions and garbage."""
 
 from __future__ import annotations
 
@@ -15,15 +15,20 @@ REGEXES = ["(a+)+$", "(a|a)*$", "(.*)*x", "(?=(a+))\\1+$", "(((((a{1000}){1000})
            "(" * 5000, "", "(x*)*(y*)*(z*)*$", "^(([a-z])+.)+[A-Z]([a-z])+$", "\\G(?!.*.*.*.*.*.*.*.*$)"]  # fmt: skip
 
 
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}
+_TEXT = {"Sequence": {"id": "A", "type_id": 0}}
+_TOKEN_X = {"SpecialToken": {"id": "x", "type_id": 0}}
+
+
 def vocabulary(rng: Random, model: ModelDir) -> Expected:
-    """A vocabulary that cannot be, or is larger than the model's."""
+    """A vocabulary that is impossible, or larger than the model's."""
     state = model.json(FILE)
-    part = state["model"]
-    vocab: dict[str, Any] = part["vocab"]
+    section = state["model"]
+    vocab: dict[str, Any] = section["vocab"]
     piece, other = rng.sample(sorted(vocab), 2)
     match rng.randrange(6):
         case 0:
-            part["vocab"] = rng.choice([None, [], "x", 7, [["a", 0.0]], [1], {"a": {}}])
+            section["vocab"] = rng.choice([None, [], "x", 7, [["a", 0.0]], [1], {"a": {}}])
         case 1:
             vocab[piece] = rng.choice([-1, 2**32, 2**64, 1.5, "7", None, [], True])
         case 2:
@@ -33,13 +38,13 @@ def vocabulary(rng: Random, model: ModelDir) -> Expected:
         case 4:
             vocab |= {f"more-{index}": 320 + index for index in range(rng.choice([1, 1000]))}
         case 5:
-            del part["vocab"]
+            del section["vocab"]
     model.put(FILE, state)
     return "reject"
 
 
 def remapped(rng: Random, model: ModelDir) -> Expected:
-    """Two pieces trade their ids: another tokenizer, for all that we can know."""
+    """Two pieces swap their ids: another tokenizer, and we cannot know."""
     state = model.json(FILE)
     vocab = state["model"]["vocab"]
     one, other = rng.sample(sorted(vocab), 2)
@@ -73,7 +78,7 @@ def added_tokens(rng: Random, model: ModelDir) -> Expected:
 
 
 def switched_on(rng: Random, model: ModelDir) -> Expected:
-    """What training left behind is off at inference, however much of it there is."""
+    """Settings of training, which inference ignores."""
     state = model.json(FILE)
     side = {"direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "x"}
     match rng.randrange(3):
@@ -88,22 +93,22 @@ def switched_on(rng: Random, model: ModelDir) -> Expected:
 
 
 def normalizer(rng: Random, model: ModelDir) -> Expected:
-    """Normalizers that hang, abort, explode or are not known."""
+    """Normalizers that hang, abort, fill the memory or do not exist."""
     garbage = base64.b64encode(rng.randbytes(rng.choice([0, 3, 4, 8, 64, 4096]))).decode()
     sized = base64.b64encode(
         rng.choice([2**31 - 4, 2**32 - 4, 1024]).to_bytes(4, "little") + rng.randbytes(2048)
     ).decode()
-    double = [{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 28
-    parts: list[Any] = [
+    double = [_replace("aa", String="a")] * 28
+    components: list[Any] = [
         {"type": "Precompiled", "precompiled_charsmap": garbage},
         {"type": "Precompiled", "precompiled_charsmap": sized},
         {"type": "Precompiled", "precompiled_charsmap": "not base64!"},
         {"type": "Sequence", "normalizers": double},
         {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": double}]},
         {"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 40},
-        {"type": "Replace", "pattern": {"Regex": rng.choice(REGEXES)}, "content": ""},
-        {"type": "Replace", "pattern": {"String": ""}, "content": "x"},
-        {"type": "Replace", "pattern": {"String": "a"}, "content": "b" * 1_000_000},
+        _replace("", Regex=rng.choice(REGEXES)),
+        _replace("x", String=""),
+        _replace("b" * 1_000_000, String="a"),
         {"type": "Prepend", "prepend": "x" * 1_000_000},
         {"type": "Prepend", "prepend": ""},
         {"type": "Nope"},
@@ -113,19 +118,16 @@ def normalizer(rng: Random, model: ModelDir) -> Expected:
         "NFC",
         _nested("normalizers", 300),
     ]
-    model.put(FILE, model.json(FILE) | {"normalizer": rng.choice(parts)})
+    model.put(FILE, model.json(FILE) | {"normalizer": rng.choice(components)})
     return "any"
 
 
 def pre_tokenizer(rng: Random, model: ModelDir) -> Expected:
-    parts: list[Any] = [
+    components: list[Any] = [
         {"type": "Split", "pattern": {"Regex": rng.choice(REGEXES)}, "behavior": "Isolated", "invert": False},
         {"type": "Split", "pattern": {"Regex": rng.choice(REGEXES)}, "behavior": "Removed", "invert": True},
         {"type": "Split", "pattern": {"String": ""}, "behavior": "Isolated", "invert": False},
-        {
-            "type": "Sequence",
-            "pretokenizers": [{"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}] * 30,
-        },
+        {"type": "Sequence", "pretokenizers": [_BYTE_LEVEL] * 30},
         {"type": "Metaspace", "replacement": "xy", "prepend_scheme": "always", "split": True},
         {"type": "Metaspace", "replacement": "", "prepend_scheme": "always", "split": True},
         {"type": "Digits", "individual_digits": "x"},
@@ -136,40 +138,35 @@ def pre_tokenizer(rng: Random, model: ModelDir) -> Expected:
         {"type": "Nope"},
         _nested("pretokenizers", 300),
     ]
-    model.put(FILE, model.json(FILE) | {"pre_tokenizer": rng.choice(parts)})
+    model.put(FILE, model.json(FILE) | {"pre_tokenizer": rng.choice(components)})
     return "any"
 
 
 def post_processor(rng: Random, model: ModelDir) -> Expected:
-    """What is put around a text: ids of no token, or a million of them, or the text many times."""
+    """Additions around a text: ids of no token, a million ids, or the text many times."""
     token = {"id": "x", "ids": [rng.choice([304, 319, 320, 10**6, 2**32 - 1])], "tokens": ["x"]}
     many = {"id": "x", "ids": [1] * 1_000_000, "tokens": ["x"] * 1_000_000}
-    parts: list[Any] = [
-        _template([{"SpecialToken": {"id": "x", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}], {"x": token}),
-        _template([{"SpecialToken": {"id": "x", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}], {"x": many}),
-        _template([{"Sequence": {"id": "A", "type_id": 0}}] * 100_000, {}),
+    components: list[Any] = [
+        _template([_TOKEN_X, _TEXT], {"x": token}),
+        _template([_TOKEN_X, _TEXT], {"x": many}),
+        _template([_TEXT] * 100_000, {}),
         _template([{"SpecialToken": {"id": "y", "type_id": 0}}], {}),
         _template([{"Sequence": {"id": "B", "type_id": 0}}], {}),
         _template([], {}),
-        {"type": "Sequence", "processors": [_template([{"Sequence": {"id": "A", "type_id": 0}}] * 3, {})] * 2},
-        {
-            "type": "RobertaProcessing",
-            "sep": ["x", 10**6],
-            "cls": ["y", 10**6],
-            "trim_offsets": True,
-            "add_prefix_space": True,
-        },
+        {"type": "Sequence", "processors": [_template([_TEXT] * 3, {})] * 2},
+        {"type": "RobertaProcessing", "sep": ["x", 10**6], "cls": ["y", 10**6], "trim_offsets": True,
+         "add_prefix_space": True},
         {"type": "BertProcessing", "sep": ["x", 2**32 - 1], "cls": ["y", 0]},
         {"type": "TemplateProcessing"},
         {"type": "Nope"},
         _nested("processors", 300),
-    ]
-    model.put(FILE, model.json(FILE) | {"post_processor": rng.choice(parts)})
+    ]  # fmt: skip
+    model.put(FILE, model.json(FILE) | {"post_processor": rng.choice(components)})
     return "any"
 
 
 def decoder(rng: Random, model: ModelDir) -> Expected:
-    parts: list[Any] = [
+    components: list[Any] = [
         None,
         {},
         [],
@@ -178,21 +175,18 @@ def decoder(rng: Random, model: ModelDir) -> Expected:
         {"type": "WordPiece", "prefix": "##", "cleanup": True},
         {"type": "CTC"},
         {"type": "Sequence", "decoders": []},
-        {
-            "type": "Sequence",
-            "decoders": [{"type": "Replace", "pattern": {"Regex": rng.choice(REGEXES)}, "content": " "}],
-        },
+        {"type": "Sequence", "decoders": [_replace(" ", Regex=rng.choice(REGEXES))]},
         {"type": "Strip", "content": " ", "start": 10**18, "stop": 10**18},
         {"type": "Metaspace", "replacement": "xy"},
         _nested("decoders", 300),
     ]
-    model.put(FILE, model.json(FILE) | {"decoder": rng.choice(parts)})
+    model.put(FILE, model.json(FILE) | {"decoder": rng.choice(components)})
     return "any"
 
 
 def model_part(rng: Random, model: ModelDir) -> Expected:
     state = model.json(FILE)
-    part = state["model"]
+    section = state["model"]
     changes: list[dict[str, Any]] = [
         {"continuing_subword_prefix": "x" * 1000},
         {"continuing_subword_prefix": "é"},
@@ -214,13 +208,13 @@ def model_part(rng: Random, model: ModelDir) -> Expected:
         {"dropout": -1},
         {"cache_capacity": 2**63},
     ]
-    state["model"] = part | rng.choice(changes)
+    state["model"] = section | rng.choice(changes)
     model.put(FILE, state)
     return "any"
 
 
 def long_pieces(rng: Random, model: ModelDir) -> Expected:
-    """A Unigram vocabulary with a piece that makes the library's tree as deep."""
+    """A Unigram vocabulary with a piece that makes the library's tree deep."""
     state = model.json(FILE)
     pieces = [[piece, -1.0] for piece in sorted(state["model"]["vocab"])]
     rng.choice(pieces)[0] = rng.choice(["a", "Ġ", "é"]) * rng.choice([257, 10_000, 1_000_000])
@@ -230,20 +224,20 @@ def long_pieces(rng: Random, model: ModelDir) -> Expected:
 
 
 def sections(rng: Random, model: ModelDir) -> Expected:
-    """A section that is missing, of another type, or another's."""
+    """A section that is missing, of another type, or a copy of another one."""
     state = model.json(FILE)
-    section = rng.choice(sorted(state))
+    name = rng.choice(sorted(state))
     if rng.random() < 0.3:
-        del state[section]
+        del state[name]
     else:
         values = [None, [], {}, "x", 7, True, {"type": "Sequence"}, state[rng.choice(sorted(state))]]
-        state[section] = rng.choice(values)
+        state[name] = rng.choice(values)
     model.put(FILE, state)
     return "any"
 
 
 def settings(rng: Random, model: ModelDir) -> Expected:
-    """tokenizer_config.json with values of any type: none of them changes what the model computes."""
+    """Values of any type in tokenizer_config.json, none of which changes what the model computes."""
     values = [7, True, [], ["x"], {}, {"content": 7}, {"content": "<|im_end|>"}, {"content": []}, None, "\ud800",
               "nope",
               "x" * 1_000_000, "\x1b[2J", 1e308, {"__type": "AddedToken"}]  # fmt: skip
@@ -255,14 +249,14 @@ def settings(rng: Random, model: ModelDir) -> Expected:
 
 
 def templates_of_wrong_types(rng: Random, model: ModelDir) -> Expected:
-    """Asked for a chat, for which there is no text of a template."""
+    """Chat templates that are not text, or not Jinja."""
     named = [[{"name": ["x"], "template": "y"}], [{"name": "default", "template": 7}], [{"name": {}}], [7], [None], []]
     model.change(SETTINGS, chat_template=rng.choice([7, True, {}, 1.5, "{% for %}", "{{", *named]))
     return "reject"
 
 
 def templates(rng: Random, model: ModelDir) -> Expected:
-    """Templates that never end, fill the memory, reach out, or fail."""
+    """Templates that never end, fill the memory, leave the sandbox, or fail."""
     attacks = [
         "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3,
         "{{ 'a' * 10**9 }}",
@@ -316,11 +310,15 @@ def templates_alike(rng: Random, model: ModelDir) -> Expected:
     return "accept"
 
 
-def _nested(name: str, depth: int) -> dict[str, Any]:
-    part: dict[str, Any] = {"type": "Sequence", name: []}
+def _nested(members: str, depth: int) -> dict[str, Any]:
+    sequence: dict[str, Any] = {"type": "Sequence", members: []}
     for _ in range(depth):
-        part = {"type": "Sequence", name: [part]}
-    return part
+        sequence = {"type": "Sequence", members: [sequence]}
+    return sequence
+
+
+def _replace(content: str, **pattern: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": pattern, "content": content}
 
 
 def _template(single: list[Any], special: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,88 @@
+"""The Hugging Face tokenizers library: opening, encoding and describing, with BrokenTokenizer for whatever fails.
+
+Knows nothing of files or processes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import tokenizers
+from tokenizers.decoders import Decoder
+from tokenizers.normalizers import Normalizer
+from tokenizers.pre_tokenizers import PreTokenizer
+
+from gptcli.errors import BrokenTokenizer
+
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The fields of an encoding that are used, where it comes out of another process."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    special_tokens_mask: list[int]
+
+
+def _raises_broken_tokenizer(call: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
+    @wraps(call)
+    def guarded(*args: _Given.args, **kwargs: _Given.kwargs) -> _Result:
+        try:
+            return call(*args, **kwargs)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except MemoryError:
+            raise BrokenTokenizer("it takes too much memory") from None
+        except BaseException as error:  # the library raises bare Exception, and PanicException, which is not even one
+            raise BrokenTokenizer(str(error)[:200] or type(error).__name__) from None
+
+    return guarded
+
+
+@_raises_broken_tokenizer
+def parse(data: bytes) -> tokenizers.Tokenizer:
+    """A tokenizer from the bytes of a tokenizer.json. Raises BrokenTokenizer, whose message is the reason alone."""
+    library = tokenizers.Tokenizer.from_buffer(data)
+    # Training, or another program, may have left these on.
+    library.no_truncation()
+    library.no_padding()
+    if getattr(library.model, "dropout", None):
+        library.model.dropout = None
+    return library
+
+
+@_raises_broken_tokenizer
+def encode(library: tokenizers.Tokenizer, text: str, add_special: bool) -> tokenizers.Encoding:
+    """The encoding of a text. Raises BrokenTokenizer as `parse` does."""
+    return library.encode(text, add_special_tokens=add_special)
+
+
+@_raises_broken_tokenizer
+def encode_batch(library: tokenizers.Tokenizer, texts: Sequence[str], offsets: bool) -> list[tokenizers.Encoding]:
+    """The encodings of texts, in parallel, with nothing added around them. Raises BrokenTokenizer as `parse` does."""
+    encode_all = library.encode_batch if offsets else library.encode_batch_fast
+    return list(encode_all(list(texts), add_special_tokens=False))
+
+
+def description(component: Normalizer | PreTokenizer | Decoder | None) -> dict[str, Any] | None:
+    """What tokenizer.json says of a component of a tokenizer."""
+    if component is None:
+        return None
+    described: dict[str, Any] = json.loads(component.__getstate__())
+    return described
+
+
+def steps(described: dict[str, Any] | None, members: str) -> list[dict[str, Any]]:
+    """The steps of a described component in order. members: the field in which a sequence lists its own."""
+    if described is None:
+        return []
+    if described.get("type") != "Sequence":
+        return [described]
+    return [step for member in described[members] for step in steps(member, members)]
