@@ -14,10 +14,12 @@ import psutil
 
 from gptcli.cli.json_records import json_line
 from gptcli.cli.model_facts import default_origin, stop_sources, weight_bytes
+from gptcli.cli.terminal.capabilities import uses_colour
+from gptcli.cli.terminal.columns import terminal_columns
 from gptcli.cli.terminal.stderr import print_note, size
 from gptcli.cli.terminal.stdout import Sink
 from gptcli.cli.terminal.tables import print_records
-from gptcli.cli.terminal.token_flow import TokenFlow, grouped, spell, terminal_columns, uses_colour
+from gptcli.cli.terminal.token_flow import TokenFlow, grouped, spell
 from gptcli.errors import NoTemplate
 from gptcli.language_model import LanguageModel
 from gptcli.settings import SamplingConfig, StopConfig

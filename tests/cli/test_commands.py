@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.cli.repl.commands import COMMANDS
+from gptcli.cli.repl.command_table import COMMANDS
 from gptcli.cli.repl.slash_command import find
 from gptcli.errors import UsageError
 from tests.cli.chatting import Chat, said, sessions, state

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gptcli.cli.repl.pastes import Pastes
-from gptcli.cli.repl.prompt_history import FileHistory
+from gptcli.cli.repl.prompt_history import PromptHistory
 from tests.cli.chatting import Chat, said, state
 from tests.cli.scripted import Script
 
@@ -172,8 +172,8 @@ def test_what_is_not_utf_8_becomes_a_visible_character() -> None:
     assert said()[0] == "a\ufffdb"
 
 
-def history(**given: object) -> FileHistory:
-    return FileHistory(lambda message: pytest.fail(message))
+def history(**given: object) -> PromptHistory:
+    return PromptHistory(lambda message: pytest.fail(message))
 
 
 def test_a_history_is_private_and_outlives_a_torn_line() -> None:
@@ -200,14 +200,14 @@ def test_a_history_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     state().mkdir(parents=True)
     (state() / "history.jsonl").symlink_to(target)
     warnings: list[str] = []
-    kept = FileHistory(warnings.append)
+    kept = PromptHistory(warnings.append)
     kept.append_string("one")
     assert (len(warnings), kept.get_strings(), target.read_text()) == (1, ["one"], "")
 
 
 def test_a_full_disk_is_told_once_and_the_history_goes_on_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     warnings: list[str] = []
-    kept = FileHistory(warnings.append)
+    kept = PromptHistory(warnings.append)
 
     def full(descriptor: int, data: bytes) -> int:
         raise OSError(28, os.strerror(28))

@@ -16,10 +16,10 @@ import pytest
 
 from gptcli import LanguageModel
 from gptcli.cli.probabilities.html import page
-from gptcli.cli.probabilities.passage import Passage
-from gptcli.cli.probabilities.shading import STEPS, Shaded, ShownTokens, cells, step_of
+from gptcli.cli.probabilities.picture_content import Passage
+from gptcli.cli.probabilities.shaded_tokens import STEPS, EmittedTokens, ShadedToken, shaded_groups, step_of
 from gptcli.cli.probabilities.svg import picture
-from gptcli.cli.terminal.token_flow import packed
+from gptcli.cli.terminal.columns import packed
 from gptcli.generation.events import StepLogprobs, TextDelta, TokenLogprob
 from gptcli.settings import RuntimeConfig
 from tests.cli.conftest import Cli
@@ -29,17 +29,19 @@ from tests.tiny import make_model
 HOSTILE = '<script>alert(1)</script> & "quoted" \x1b[31m\x00\u202e ]]> {y} \ufffe'
 
 
-def shaded(*tokens: tuple[str | bytes, float | None]) -> list[Shaded]:
+def shaded(*tokens: tuple[str | bytes, float | None]) -> list[ShadedToken]:
     """Tokens with their probabilities; each might have been the hostile text."""
     other = (TokenLogprob(7, HOSTILE.encode(), -1.5),)
     return [
-        Shaded(id, text if isinstance(text, bytes) else text.encode(), False, p if p is None else math.log(p), other)
+        ShadedToken(
+            id, text if isinstance(text, bytes) else text.encode(), False, p if p is None else math.log(p), other
+        )
         for id, (text, p) in enumerate(tokens)
     ]
 
 
 def passage(*tokens: tuple[str | bytes, float | None], lead: str = "") -> Passage:
-    return Passage("", list(cells(shaded(*tokens))), [("perplexity", "1.00")], lead)
+    return Passage("", list(shaded_groups(shaded(*tokens))), [("perplexity", "1.00")], lead)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_the_steps_differ_in_lightness_alone_and_their_text_is_readable() -> Non
 
 
 def test_tokens_that_share_a_character_are_one_cell_as_probable_as_both() -> None:
-    first, second = cells(shaded(("a", 0.5), (b"\xc3", 0.5), (b"\xa9", 0.25)))
+    first, second = shaded_groups(shaded(("a", 0.5), (b"\xc3", 0.5), (b"\xa9", 0.25)))
     assert (first.text, second.text) == ("a", "é")
     assert second.probability == pytest.approx(0.125)
 
@@ -80,7 +82,7 @@ def delta(data: bytes, *tokens: bytes) -> TextDelta:
 
 
 def test_a_token_is_shown_once_all_of_it_is_out_and_what_a_stop_text_hides_never(tiny: LanguageModel) -> None:
-    shown = ShownTokens(tiny.tokenizer)
+    shown = EmittedTokens(tiny.tokenizer)
     assert [t.data for t in shown.take(delta(b"one t", b"one", b" two"))] == [b"one"]
     assert [t.data for t in shown.take(delta(b"wo", b" STOP"))] == [b" two"]
     assert shown.end() == []
@@ -372,7 +374,7 @@ def test_a_prompt_report_in_a_pipe_is_names_and_values(cli: Cli, tiny_model: Pat
 
 
 def test_a_generation_that_records_nothing_shows_no_tokens(tiny: LanguageModel) -> None:
-    shown = ShownTokens(tiny.tokenizer)
+    shown = EmittedTokens(tiny.tokenizer)
     assert shown.take(TextDelta(b"text")) == []
     assert shown.end() == []
 

@@ -24,7 +24,7 @@ from gptcli.cli.json_records import json_line, sample_record, stats_record
 from gptcli.cli.prompt_input import argument_text, messages_of_script, read_prompt, read_text
 from gptcli.cli.prompt_report import print_prompt_report, rendered_prompt
 from gptcli.cli.prompt_report import prompt_report as report_of
-from gptcli.cli.repl.answer import Answer, View, dropped_note
+from gptcli.cli.repl.answer_display import AnswerDisplay, DisplaySettings, dropped_note
 from gptcli.cli.repl.stored_sessions import opened, print_sessions
 from gptcli.cli.terminal.signals import deadly, interruptible
 from gptcli.cli.terminal.stderr import Activity, note_failures, print_line, print_note, stats_line
@@ -184,7 +184,7 @@ def chat(
             conversation.settings = replace(conversation.settings, **given)
         if at_prompt:
             activity.close()
-            _converse(conversation, file, template, View(stats=stats), offline)
+            _converse(conversation, file, template, DisplaySettings(stats=stats), offline)
             return
         messages = conversation.preview(questions[0])
         if prompt_report:
@@ -258,19 +258,21 @@ def _shown(
         yield write
     else:
         thinking = opens_thoughts(conversation)
-        with contextlib.closing(Answer(View(), sink, activity, lm=conversation.lm, thinking=thinking)) as answer:
+        with contextlib.closing(
+            AnswerDisplay(DisplaySettings(), sink, activity, lm=conversation.lm, thinking=thinking)
+        ) as answer:
             yield answer.take
 
 
 def _converse(
-    session: Session, file: SessionFile | None, template: ChatTemplate | None, view: View, offline: bool
+    session: Session, file: SessionFile | None, template: ChatTemplate | None, display: DisplaySettings, offline: bool
 ) -> None:
     """Talks with a person at a terminal."""
-    from gptcli.cli.repl.repl import (
-        Repl,  # its imports take a tenth of a second, which an answer in a pipe need not wait
-    )
+    # These imports take a tenth of a second, which an answer in a pipe need not wait for.
+    from gptcli.cli.repl.command_table import COMMANDS
+    from gptcli.cli.repl.repl import Repl
 
     _ = session.template  # a model without one fails here
-    repl = Repl(session, file, template, view, offline=offline)
+    repl = Repl(session, file, template, display, COMMANDS, offline=offline)
     repl.run()
     repl.session.lm.keep_copy()

@@ -8,11 +8,12 @@ from functools import partial
 
 from gptcli.cli import options
 from gptcli.cli.json_records import json_line, sample_record, stats_record
-from gptcli.cli.probabilities.picture_files import Pictures
-from gptcli.cli.probabilities.sample_view import TokenViews
+from gptcli.cli.probabilities.picture_files import PictureFiles
+from gptcli.cli.probabilities.sample_display import SampleDisplay
 from gptcli.cli.prompt_input import argument_text, read_prompt, read_text
+from gptcli.cli.terminal.capabilities import is_dumb_terminal
 from gptcli.cli.terminal.signals import deadly, interruptible
-from gptcli.cli.terminal.stderr import Activity, is_dumb_terminal, note_failures, print_line, stats_line
+from gptcli.cli.terminal.stderr import Activity, note_failures, print_line, stats_line
 from gptcli.cli.terminal.stdout import Sink
 from gptcli.errors import UsageError
 from gptcli.generation.events import Finished, TextDelta
@@ -101,7 +102,7 @@ def generate(
         raise UsageError("--system and --system-file exclude each other")
     if markdown and (as_json or logprobs is not None):
         raise UsageError(f"--markdown and {'--json' if as_json else '--logprobs'} exclude each other")
-    pictures = Pictures(html, svg)
+    pictures = PictureFiles(html, svg)
     text = read_prompt(prompt, file, errors, max_input)
     system_text = None if system is None else argument_text(system)
     if system_file is not None:
@@ -159,7 +160,7 @@ def generate(
                 cancelled=cancelled,
             )
             for sample, events in enumerate(streams):
-                views = TokenViews(
+                views = SampleDisplay(
                     lm.tokenizer,
                     sink,
                     alternatives=None if as_json else logprobs,
@@ -198,7 +199,7 @@ def generate(
 
 
 @contextlib.contextmanager
-def _shown(sink: Sink, markdown: bool, views: TokenViews) -> Iterator[Callable[[bytes], object]]:
+def _shown(sink: Sink, markdown: bool, views: SampleDisplay) -> Iterator[Callable[[bytes], object]]:
     """Yields what writes the text; on a terminal its last line ends, however the generation does."""
     if markdown and sink.is_terminal and not is_dumb_terminal():
         from gptcli.cli.terminal.markdown import MarkdownStream
@@ -219,7 +220,7 @@ def _drain(
     activity: Activity,
     lead: bytes,
     write: Callable[[bytes], object],
-    views: TokenViews,
+    views: SampleDisplay,
 ) -> Finished:
     """Writes the text of a generation, `lead` first, and returns how it ended."""
     for event in events:

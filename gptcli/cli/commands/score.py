@@ -15,9 +15,16 @@ import typer
 
 from gptcli.cli import options
 from gptcli.cli.json_records import choices_record, json_line, score_record
-from gptcli.cli.probabilities.picture_files import Pictures
-from gptcli.cli.probabilities.score_view import ScoreView, choice_lines, figure, text_figures, token_lines
-from gptcli.cli.probabilities.shading import figures, of_score
+from gptcli.cli.probabilities.picture_files import PictureFiles
+from gptcli.cli.probabilities.score_output import (
+    ScoreDisplay,
+    choice_lines,
+    score_figures,
+    score_line,
+    sortable,
+    token_lines,
+)
+from gptcli.cli.probabilities.shaded_tokens import scored_tokens
 from gptcli.cli.prompt_input import argument_text, read_prompt, text_blocks, text_lines
 from gptcli.cli.terminal.signals import deadly
 from gptcli.cli.terminal.stderr import Activity
@@ -122,7 +129,7 @@ def score(
     runtime = RuntimeConfig(device=device, dtype=dtype, quantize=quantize, ctx_size=ctx_size, threads=threads)
     check_scoring(stride, top or 0)
     continuations = _choices(choices)
-    pictures = Pictures(html, svg)
+    pictures = PictureFiles(html, svg)
     _check_together(
         {"--choices": continuations, "--prompt": prompt is not None, "--lines": lines, "--stride": stride is not None,
          "--top": top is not None, "--html or --svg": pictures.wanted, "--json": as_json}
@@ -159,23 +166,23 @@ def score(
             _score_texts(run, sources, pictures, partial(text_blocks, errors=errors, max_input=max_input))
 
 
-def _score_texts(run: _Run, sources: list[Path], pictures: Pictures, read: Callable[[Path], Iterator[str]]) -> None:
+def _score_texts(run: _Run, sources: list[Path], pictures: PictureFiles, read: Callable[[Path], Iterator[str]]) -> None:
     """Each text's figures, tokens or shades, and a picture of them all."""
-    shown = ScoreView(run.sink, several=len(sources) > 1) if run.sink.is_terminal and not run.as_json else None
+    shown = ScoreDisplay(run.sink, several=len(sources) > 1) if run.sink.is_terminal and not run.as_json else None
     for source in sources:
         text, name = "".join(read(source)), str(source)
         if not text:
             raise UsageError(f"there is nothing to score: {name}: it is empty")
         scored = run.score(text, f"scoring {name}", pictures.alternatives if run.top is None else run.top)
         run.activity.close()
-        tokens = of_score(scored, run.lm.tokenizer)
-        pictures.add(name if len(sources) > 1 else "", tokens, figures(scored))
+        tokens = scored_tokens(scored, run.lm.tokenizer)
+        pictures.add(name if len(sources) > 1 else "", tokens, score_figures(scored))
         if run.as_json:
             run.sink.write(json_line(score_record(run.lm, scored, {"file": name}, top=run.top is not None)))
         elif shown:
             shown.show(name, tokens, scored, with_alternatives=run.top is not None)
         else:
-            run.sink.write(text_figures(scored, name) if run.top is None else token_lines(tokens))
+            run.sink.write(score_line(scored, name) if run.top is None else token_lines(tokens))
     pictures.write(f"{run.lm.name} · how probable each token is")
 
 
@@ -184,7 +191,7 @@ def _line(run: _Run, line: str) -> bytes:
     scored = run.score(line, "scoring", run.top or 0) if line else Score((), (), 0, ())
     if run.as_json:
         return json_line(score_record(run.lm, scored, {"text": line}, top=run.top is not None))
-    return f"{figure(scored.perplexity)}\t{line}\n".encode()
+    return f"{sortable(scored.perplexity)}\t{line}\n".encode()
 
 
 def _choose(run: _Run, prompt: str, choices: list[str]) -> None:
@@ -204,7 +211,7 @@ def _chosen_line(run: _Run, form: str, choices: list[str], line: str) -> bytes:
     if run.as_json:
         return json_line(choices_record(run.lm, chosen, {"text": line, "prompt": prompt}))
     probability, best = (chosen[0].probability, chosen[0].text) if chosen else (math.nan, "")
-    return f"{figure(probability)}\t{best}\t{line}\n".encode()
+    return f"{sortable(probability)}\t{best}\t{line}\n".encode()
 
 
 def _choices(given: list[str] | None) -> list[str]:

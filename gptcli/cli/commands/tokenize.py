@@ -8,13 +8,16 @@ import typer
 
 from gptcli.cli import options
 from gptcli.cli.prompt_input import argument_text
+from gptcli.cli.terminal.capabilities import uses_colour
+from gptcli.cli.terminal.columns import terminal_columns
 from gptcli.cli.terminal.stderr import Activity
 from gptcli.cli.terminal.stdout import Sink
-from gptcli.cli.terminal.token_flow import terminal_columns, uses_colour
 from gptcli.cli.tokens import compare as token_compare
-from gptcli.cli.tokens import tasks as token_tasks
-from gptcli.cli.tokens.inputs import Conversations, Reading, open_tokenizer
-from gptcli.cli.tokens.views import Show
+from gptcli.cli.tokens import decode as token_decode
+from gptcli.cli.tokens.inputs import ConversationReader, TextReader, open_tokenizer
+from gptcli.cli.tokens.truncate import truncate as write_truncated
+from gptcli.cli.tokens.views import TokenViews
+from gptcli.cli.tokens.vocabulary_search import search
 from gptcli.errors import UsageError
 from gptcli.models.catalog import DEFAULT_MODEL
 
@@ -166,8 +169,8 @@ def tokenize(
     if text is not None and files:
         raise UsageError("--text and a FILE exclude each other")
 
-    reading = Reading(errors, max_input, special, add_special, None if text is None else argument_text(text))
-    names = [] if mode in ("--decode", "--vocab", "--id") else reading.names(files)
+    reader = TextReader(errors, max_input, special, add_special, None if text is None else argument_text(text))
+    names = [] if mode in ("--decode", "--vocab", "--id") else reader.names(files)
     if mode == "--truncate" and len(names) > 1:
         raise UsageError("--truncate takes one text")
     sink = Sink()
@@ -176,21 +179,21 @@ def tokenize(
         other = None if compare is None else open_tokenizer(compare, offline, activity.fetch)[0]
     colours = uses_colour(sink.is_terminal) if color == "auto" else color == "always"
     columns = terminal_columns() if sink.is_terminal or color == "always" else None
-    conversations = Conversations(path, chat_template, reading) if chat else None
-    show = Show(tokenizer, reading, conversations, sink, columns, colour=colours)
+    conversations = ConversationReader(path, chat_template, reader) if chat else None
+    show = TokenViews(tokenizer, reader, conversations, sink, columns, colour=colours)
     match mode:
         case "--decode":
-            token_tasks.decode(files or [], tokenizer, sink, errors)
+            token_decode.decode(files or [], tokenizer, sink, errors)
         case "--truncate":
-            token_tasks.truncate(reading, names[0], tokenizer, sink, truncate or 0, from_end=from_end, partial=partial)
+            write_truncated(reader, names[0], tokenizer, sink, truncate or 0, from_end=from_end, partial=partial)
         case "--roundtrip":
-            token_tasks.roundtrip(reading, names, tokenizer, sink, as_json=as_json)
+            token_decode.roundtrip(reader, names, tokenizer, sink, as_json=as_json)
         case "--compare":
             assert other is not None and compare is not None
             both = (model, compare), (tokenizer, other)
-            token_compare.compare(reading, names, *both, sink, columns or 80, colour=colours, as_json=as_json)
+            token_compare.compare(reader, names, *both, sink, columns or 80, colour=colours, as_json=as_json)
         case "--vocab" | "--id":
-            token_tasks.search(tokenizer, vocab, id or [], as_json=as_json)
+            search(tokenizer, vocab, id or [], as_json=as_json)
         case "--stats":
             show.stats(names, path, as_json=as_json)
         case "--table":
