@@ -17,7 +17,7 @@ from gptcli.cli.model_facts import default_origin, stop_sources, weight_bytes
 from gptcli.cli.terminal.capabilities import uses_colour
 from gptcli.cli.terminal.columns import terminal_columns
 from gptcli.cli.terminal.stderr import print_note, size
-from gptcli.cli.terminal.stdout import Sink
+from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.terminal.tables import print_records
 from gptcli.cli.terminal.token_flow import TokenFlow, grouped, spell
 from gptcli.errors import NoTemplate
@@ -125,7 +125,7 @@ def print_prompt_report(
 
     The notes go to stderr, unless it is JSON that they are in.
     """
-    sink = Sink()
+    sink = StdoutSink()
     if as_json:
         sink.write(json_line(report))
         return

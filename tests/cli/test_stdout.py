@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.cli.terminal.stdout import Sink, clean
+from gptcli.cli.terminal.stdout import StdoutSink, clean
 from gptcli.errors import OutputError
 
 BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -47,7 +47,7 @@ def test_a_pipe_gets_exactly_the_bytes(pieces: list[bytes]) -> None:
     reader, writer = os.pipe()
     with pytest.MonkeyPatch.context() as patch, open(writer, "w") as stdout, open(reader, "rb") as piped:
         patch.setattr(sys, "stdout", stdout)
-        sink = Sink()
+        sink = StdoutSink()
         for piece in pieces:
             sink.write(piece)
         stdout.close()
@@ -61,7 +61,7 @@ def test_a_text_larger_than_the_pipe_arrives_whole() -> None:
         patch.setattr(sys, "stdout", stdout)
         thread = threading.Thread(target=lambda: received.append(piped.read()))
         thread.start()
-        Sink().write(b"x" * 1_000_000)
+        StdoutSink().write(b"x" * 1_000_000)
         stdout.close()
         thread.join()
     assert received == [b"x" * 1_000_000]
@@ -71,7 +71,7 @@ def test_a_terminal_gets_the_cleaned_text(monkeypatch: pytest.MonkeyPatch) -> No
     ours, theirs = pty.openpty()
     with open(theirs, "w") as stdout:
         monkeypatch.setattr(sys, "stdout", stdout)
-        sink = Sink()
+        sink = StdoutSink()
         sink.write(b"a\x1b[31m\xff")
         sink.end_line()
         sink.end_line()
@@ -89,7 +89,7 @@ def test_what_was_printed_before_comes_first(monkeypatch: pytest.MonkeyPatch) ->
     with open(writer, "w") as stdout, open(reader, "rb") as piped:
         monkeypatch.setattr(sys, "stdout", stdout)
         print("before")
-        Sink().write(b"after")
+        StdoutSink().write(b"after")
         assert piped.read(12) == b"before\nafter"[:12]
         monkeypatch.undo()
 
@@ -97,4 +97,4 @@ def test_what_was_printed_before_comes_first(monkeypatch: pytest.MonkeyPatch) ->
 def test_closed_stdout_is_an_output_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     with pytest.raises(OutputError, match="standard output is closed"):
-        Sink()
+        StdoutSink()

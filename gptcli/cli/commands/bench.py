@@ -13,8 +13,8 @@ import typer
 from gptcli.cli import options
 from gptcli.cli.json_records import json_line
 from gptcli.cli.terminal.signals import deadly, interruptible
-from gptcli.cli.terminal.stderr import Activity, note_failures, size
-from gptcli.cli.terminal.stdout import Sink
+from gptcli.cli.terminal.stderr import ProgressLine, note_failures, size
+from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.terminal.tables import print_records
 from gptcli.errors import UsageError
 from gptcli.language_model import LanguageModel
@@ -51,7 +51,7 @@ def bench(
     """
     lengths = prompt_tokens or [512]
     runtime = RuntimeConfig(device=device, dtype=dtype, quantize=quantize, threads=threads)
-    with Activity(quiet=quiet) as activity:
+    with ProgressLine(quiet=quiet) as activity:
         lm = LanguageModel.open(model, runtime, offline=offline, on_fetch=activity.fetch)
         if max(lengths) + decode_tokens > lm.ctx_size:
             raise UsageError(f"{max(lengths)} + {decode_tokens} tokens are beyond the context of {lm.ctx_size}")
@@ -90,7 +90,7 @@ def bench(
         facts["peak_device_memory"] = device_peak
     note_failures(engine.failures)
     if as_json:
-        Sink().write(json_line(facts | {"lengths": [_record(point, bandwidth) for point in points]}))
+        StdoutSink().write(json_line(facts | {"lengths": [_record(point, bandwidth) for point in points]}))
         return
     print_records([{"": name, "value": value} for name, value in facts.items()], False, _fact_row, header=False)
     print_records([_row(_record(point, bandwidth)) for point in points], as_json=False)

@@ -27,8 +27,8 @@ from gptcli.cli.prompt_report import prompt_report as report_of
 from gptcli.cli.repl.answer_display import AnswerDisplay, DisplaySettings, dropped_note
 from gptcli.cli.repl.stored_sessions import opened, print_sessions
 from gptcli.cli.terminal.signals import deadly, interruptible
-from gptcli.cli.terminal.stderr import Activity, note_failures, print_line, print_note, stats_line
-from gptcli.cli.terminal.stdout import Sink
+from gptcli.cli.terminal.stderr import ProgressLine, note_failures, print_line, print_note, stats_line
+from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.errors import UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import LanguageModel
@@ -157,7 +157,7 @@ def chat(
     if system_file is not None:
         system_text = read_text(system_file, errors, max_input)
 
-    with opened(session, continue_last, fork, at_prompt) as (file, events), Activity(quiet=quiet) as activity:
+    with opened(session, continue_last, fork, at_prompt) as (file, events), ProgressLine(quiet=quiet) as activity:
         name, fingerprint = last_model(events)
         lm = LanguageModel.open(
             model or name or DEFAULT_MODEL,
@@ -199,7 +199,7 @@ def chat(
         loading(0, 0)  # torch comes first, where it has to, and takes a second
         with deadly(activity.erase):
             lm.load_for_one(-1, loading)
-        sink = Sink()
+        sink = StdoutSink()
         with interruptible() as cancelled:
             for number, question in enumerate(questions, 1):
                 reply = conversation.send(question, on_prefill=partial(activity.tokens, "prefill"), cancelled=cancelled)
@@ -217,7 +217,13 @@ def chat(
 
 
 def _written(
-    reply: Iterator[Event], conversation: Session, sink: Sink, activity: Activity, *, as_json: bool, quiet: bool
+    reply: Iterator[Event],
+    conversation: Session,
+    sink: StdoutSink,
+    activity: ProgressLine,
+    *,
+    as_json: bool,
+    quiet: bool,
 ) -> Finished:
     """Writes a reply as it comes, or as a record, and returns how it ended."""
     parts = list[bytes]()
@@ -244,7 +250,7 @@ def _written(
 
 @contextlib.contextmanager
 def _shown(
-    conversation: Session, sink: Sink, activity: Activity, parts: list[bytes], *, as_json: bool
+    conversation: Session, sink: StdoutSink, activity: ProgressLine, parts: list[bytes], *, as_json: bool
 ) -> Iterator[Callable[[TextDelta], object]]:
     """Yields what shows the text: on a terminal as at the prompt, in a pipe as it is; as JSON it becomes `parts`."""
     if as_json:

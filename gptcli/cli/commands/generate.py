@@ -13,8 +13,8 @@ from gptcli.cli.probabilities.sample_display import SampleDisplay
 from gptcli.cli.prompt_input import argument_text, read_prompt, read_text
 from gptcli.cli.terminal.capabilities import is_dumb_terminal
 from gptcli.cli.terminal.signals import deadly, interruptible
-from gptcli.cli.terminal.stderr import Activity, note_failures, print_line, stats_line
-from gptcli.cli.terminal.stdout import Sink
+from gptcli.cli.terminal.stderr import ProgressLine, note_failures, print_line, stats_line
+from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.errors import UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import LanguageModel
@@ -108,8 +108,8 @@ def generate(
     if system_file is not None:
         system_text = read_text(system_file, errors, max_input)
 
-    sink = Sink()
-    with Activity(quiet=quiet) as activity:
+    sink = StdoutSink()
+    with ProgressLine(quiet=quiet) as activity:
         recorded = explain or logprobs is not None or pictures.wanted
         plain = samples == 1 and not recorded and draft_model is None and not prompt_report
         lm = LanguageModel.open(
@@ -199,7 +199,7 @@ def generate(
 
 
 @contextlib.contextmanager
-def _shown(sink: Sink, markdown: bool, views: SampleDisplay) -> Iterator[Callable[[bytes], object]]:
+def _shown(sink: StdoutSink, markdown: bool, views: SampleDisplay) -> Iterator[Callable[[bytes], object]]:
     """Yields what writes the text; on a terminal its last line ends, however the generation does."""
     if markdown and sink.is_terminal and not is_dumb_terminal():
         from gptcli.cli.terminal.markdown import MarkdownStream
@@ -217,7 +217,7 @@ def _shown(sink: Sink, markdown: bool, views: SampleDisplay) -> Iterator[Callabl
 
 def _drain(
     events: Iterator[TextDelta | Finished],
-    activity: Activity,
+    activity: ProgressLine,
     lead: bytes,
     write: Callable[[bytes], object],
     views: SampleDisplay,

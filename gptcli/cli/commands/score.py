@@ -27,8 +27,8 @@ from gptcli.cli.probabilities.score_output import (
 from gptcli.cli.probabilities.shaded_tokens import scored_tokens
 from gptcli.cli.prompt_input import argument_text, read_prompt, text_blocks, text_lines
 from gptcli.cli.terminal.signals import deadly
-from gptcli.cli.terminal.stderr import Activity
-from gptcli.cli.terminal.stdout import Sink
+from gptcli.cli.terminal.stderr import ProgressLine
+from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.errors import InputError, UsageError
 from gptcli.generation.request_checks import check_choices, check_scoring
 from gptcli.generation.score_result import ChoiceScore, Score
@@ -82,8 +82,8 @@ class _Run:
 
     lm: LanguageModel
     cache: KVCache
-    sink: Sink
-    activity: Activity
+    sink: StdoutSink
+    activity: ProgressLine
     stride: int | None
     top: int | None
     special: bool
@@ -146,8 +146,8 @@ def score(
     else:
         sources = _sources(files)
 
-    sink = Sink()
-    with Activity(quiet=quiet) as activity:
+    sink = StdoutSink()
+    with ProgressLine(quiet=quiet) as activity:
         lm = LanguageModel.open(model, runtime, offline=offline, on_fetch=activity.fetch)
         check_scoring(stride, top or 0, lm.longest_stride)
         loading = partial(activity.bytes, f"loading {lm.folder.path.name}")

@@ -10,8 +10,8 @@ from gptcli.cli import options
 from gptcli.cli.prompt_input import argument_text
 from gptcli.cli.terminal.capabilities import uses_colour
 from gptcli.cli.terminal.columns import terminal_columns
-from gptcli.cli.terminal.stderr import Activity
-from gptcli.cli.terminal.stdout import Sink
+from gptcli.cli.terminal.stderr import ProgressLine
+from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.tokens import compare as token_compare
 from gptcli.cli.tokens import decode as token_decode
 from gptcli.cli.tokens.inputs import ConversationReader, TextReader, open_tokenizer
@@ -173,8 +173,8 @@ def tokenize(
     names = [] if mode in ("--decode", "--vocab", "--id") else reader.names(files)
     if mode == "--truncate" and len(names) > 1:
         raise UsageError("--truncate takes one text")
-    sink = Sink()
-    with Activity(quiet=quiet) as activity:
+    sink = StdoutSink()
+    with ProgressLine(quiet=quiet) as activity:
         tokenizer, path = open_tokenizer(model, offline, activity.fetch)
         other = None if compare is None else open_tokenizer(compare, offline, activity.fetch)[0]
     colours = uses_colour(sink.is_terminal) if color == "auto" else color == "always"

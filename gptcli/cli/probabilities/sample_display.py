@@ -5,7 +5,7 @@ from __future__ import annotations
 from gptcli.cli.probabilities.explain_table import ExplainTable
 from gptcli.cli.probabilities.shaded_tokens import EmittedTokens, ShadedToken
 from gptcli.cli.probabilities.terminal import ShadedText
-from gptcli.cli.terminal.stdout import Sink
+from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.text.tokenizer import Tokenizer
 
@@ -17,7 +17,7 @@ class SampleDisplay:
     shows it plain. explain: prints the table that says why each token was drawn.
     """
 
-    def __init__(self, tokenizer: Tokenizer, sink: Sink, *, alternatives: int | None, explain: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, sink: StdoutSink, *, alternatives: int | None, explain: bool) -> None:
         self.tokens: list[ShadedToken] = []
         self._emitted = EmittedTokens(tokenizer)
         self._alternatives = alternatives

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from gptcli.cli.probabilities.shaded_tokens import ShadedToken
 from gptcli.cli.probabilities.terminal import ShadedText
 from gptcli.cli.terminal.columns import packed, terminal_columns
-from gptcli.cli.terminal.stdout import Sink, clean
+from gptcli.cli.terminal.stdout import StdoutSink, clean
 from gptcli.cli.terminal.token_flow import spell, visible
 from gptcli.generation.score_result import ChoiceScore, Score
 
@@ -62,7 +62,7 @@ def score_figures(score: Score) -> Sequence[tuple[str, str]]:
 class ScoreDisplay:
     """Shows scored texts on the terminal, with a legend after the first."""
 
-    def __init__(self, sink: Sink, *, several: bool) -> None:
+    def __init__(self, sink: StdoutSink, *, several: bool) -> None:
         self._sink = sink
         self._several = several
         self._explained = False

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from gptcli.cli.probabilities.shaded_tokens import STEPS, ShadedToken, shaded_groups, step_of
 from gptcli.cli.terminal.capabilities import is_dumb_terminal, uses_colour
 from gptcli.cli.terminal.columns import fitted, packed, terminal_columns, width
-from gptcli.cli.terminal.stdout import Sink
+from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.terminal.token_flow import TokenFlow, paint, spell
 
 _UNDERLINE = "\x1b[4m"
@@ -19,7 +19,7 @@ _TOKEN_COLUMNS = 16  # at most
 class ShadedText:
     """Draws a text on the terminal, token by token as they come."""
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: StdoutSink) -> None:
         self._sink = sink
         self._colour = uses_colour(sink.is_terminal)
         self._columns = terminal_columns()

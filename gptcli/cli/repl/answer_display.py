@@ -10,8 +10,8 @@ from gptcli.chat.session import TurnsDropped
 from gptcli.chat.thinking import CLOSING, OPENING, Thoughts
 from gptcli.cli.probabilities.sample_display import SampleDisplay
 from gptcli.cli.terminal.capabilities import is_dumb_terminal, uses_colour
-from gptcli.cli.terminal.stderr import Activity
-from gptcli.cli.terminal.stdout import Sink
+from gptcli.cli.terminal.stderr import ProgressLine
+from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.errors import OutputError
 from gptcli.generation.events import TextDelta
 from gptcli.language_model import LanguageModel
@@ -34,16 +34,16 @@ class DisplaySettings:
 
 
 class AnswerDisplay:
-    """Shows one answer on the terminal, and `activity` until there is something to show.
+    """Shows one answer on the terminal, and `progress` until there is something to show.
 
     thinking: whether the prompt has opened the thoughts already.
     """
 
     def __init__(
-        self, settings: DisplaySettings, sink: Sink, activity: Activity, *, lm: LanguageModel, thinking: bool
+        self, settings: DisplaySettings, sink: StdoutSink, progress: ProgressLine, *, lm: LanguageModel, thinking: bool
     ) -> None:
         self._sink = sink
-        self._activity = activity
+        self._progress = progress
         self._shows_thoughts = settings.thoughts
         self._thoughts = Thoughts(inside=thinking)
         self._in_thoughts = False
@@ -58,7 +58,7 @@ class AnswerDisplay:
 
     def close(self) -> None:
         """Shows pending text, and ends the last line."""
-        self._activity.close()
+        self._progress.close()
         with contextlib.suppress(OSError, OutputError):  # the terminal may be gone
             if self._shaded:
                 self._shaded.end_text()
@@ -72,7 +72,7 @@ class AnswerDisplay:
     def take(self, delta: TextDelta) -> None:
         """Takes the next text."""
         if self._shaded:
-            self._activity.close()
+            self._progress.close()
             self._shaded.take(delta)
             return
         for text, thought in self._thoughts.push(delta.text):
@@ -80,9 +80,9 @@ class AnswerDisplay:
 
     def _show(self, text: str, thought: bool) -> None:
         if thought and not self._shows_thoughts:
-            self._activity.tokens("thinking", 0, 0)
+            self._progress.tokens("thinking", 0, 0)
             return
-        self._activity.close()
+        self._progress.close()
         if thought:
             self._enter_thoughts()
         else:

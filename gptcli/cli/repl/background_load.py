@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from gptcli.cli.terminal.stderr import Activity
+from gptcli.cli.terminal.stderr import ProgressLine
 from gptcli.language_model import LanguageModel
 
 _POLL_S = 0.05  # between two checks whether the wait was stopped
@@ -35,10 +35,10 @@ class BackgroundLoad:
             return None
         return self._done / self._total if self._total else 0.0
 
-    def wait(self, activity: Activity, stopped: Callable[[], bool]) -> bool:
+    def wait(self, progress: ProgressLine, stopped: Callable[[], bool]) -> bool:
         """Waits until the model is loaded; false if the wait was stopped before. Raises what loading raised."""
         while not self._ended.wait(_POLL_S):
-            activity.bytes(f"loading {self._lm.folder.path.name}", self._done, self._total)
+            progress.bytes(f"loading {self._lm.folder.path.name}", self._done, self._total)
             if stopped():
                 return False
         if self.failure:

@@ -18,8 +18,8 @@ from gptcli.cli.repl.slash_command import Command, Leave, find
 from gptcli.cli.terminal.capabilities import is_dumb_terminal
 from gptcli.cli.terminal.columns import excerpt
 from gptcli.cli.terminal.signals import stoppable
-from gptcli.cli.terminal.stderr import Activity, note_failures, print_error, print_note, stats_line
-from gptcli.cli.terminal.stdout import Sink
+from gptcli.cli.terminal.stderr import ProgressLine, note_failures, print_error, print_note, stats_line
+from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.terminal.type_ahead import CbreakTerminal
 from gptcli.errors import GptcliError, OutputError, TemplateError, UsageError
 from gptcli.generation.events import Finished, TextDelta
@@ -54,7 +54,7 @@ class Repl:
         dumb = is_dumb_terminal()
         history = PromptHistory(print_note, kept=file is not None)
         self._input = LineInput(history, CommandCompleter(commands), self._toolbar, dumb=dumb)
-        self._sink = Sink()
+        self._sink = StdoutSink()
         self._terminal = CbreakTerminal(self._input.terminal, dumb=dumb)
         self._loading = BackgroundLoad(session.lm, self._input.refresh, self._input.fail)
         self._used = 0  # tokens of the context
@@ -92,23 +92,23 @@ class Repl:
         """Shows the reply that a method of the session yields. Ctrl-C ends it, and keeps what came so far."""
         finished: Finished | None = None
         answer: AnswerDisplay | None = None
-        with self._terminal.typing_ahead() as typed, stoppable() as stop, Activity(quiet=False) as activity:
+        with self._terminal.typing_ahead() as typed, stoppable() as stop, ProgressLine(quiet=False) as progress:
             stop.pressed += typed.take_interrupt()
-            if not self._loading.wait(activity, stop):
+            if not self._loading.wait(progress, stop):
                 typed.keep_unsent()
-                activity.close()
+                progress.close()
                 print_note("not sent: the model is still loading")
                 return
             self.session.records_probabilities = self.display.probabilities
-            events = ask(on_prefill=partial(activity.tokens, "prefill"), cancelled=stop)
+            events = ask(on_prefill=partial(progress.tokens, "prefill"), cancelled=stop)
             try:
                 for event in events:
                     match event:
                         case TurnsDropped():
-                            activity.close()
+                            progress.close()
                             print_note(dropped_note(event))
                         case TextDelta():
-                            answer = answer or self._answer_display(activity)
+                            answer = answer or self._answer_display(progress)
                             answer.take(event)
                         case Finished():
                             finished = event
@@ -120,7 +120,7 @@ class Repl:
             finally:
                 if answer is not None:
                     answer.close()
-            activity.close()
+            progress.close()
             if stop.pressed:
                 typed.keep_unsent()
         if finished is not None:
@@ -128,17 +128,17 @@ class Repl:
 
     def switch_model(self, name: str) -> None:
         """Answers with another model from now on. Nothing changes until that is loaded."""
-        with self._terminal.typing_ahead(), stoppable() as stop, Activity(quiet=False) as activity:
+        with self._terminal.typing_ahead(), stoppable() as stop, ProgressLine(quiet=False) as progress:
             lm = LanguageModel.open(
                 name,
                 self.session.lm.runtime,
                 offline=self.offline,
-                on_fetch=activity.fetch,
+                on_fetch=progress.fetch,
                 one_text=None if self.display.probabilities else -1,
             )
             _ = self.template or lm.template  # fails here if the model has none
             loading = BackgroundLoad(lm, self._input.refresh, lambda error: None)
-            if not loading.wait(activity, stop):
+            if not loading.wait(progress, stop):
                 return
         self._loading = loading
         self.session.lm = lm
@@ -193,9 +193,9 @@ class Repl:
             message = typed.lstrip()[1:] if text.startswith("//") else typed
             self.answer(partial(self.session.send, message))
 
-    def _answer_display(self, activity: Activity) -> AnswerDisplay:
+    def _answer_display(self, progress: ProgressLine) -> AnswerDisplay:
         thinking = opens_thoughts(self.session)
-        return AnswerDisplay(self.display, self._sink, activity, lm=self.session.lm, thinking=thinking)
+        return AnswerDisplay(self.display, self._sink, progress, lm=self.session.lm, thinking=thinking)
 
     def _conclude(self, finished: Finished, *, answered: bool) -> None:
         """Notes and figures after an answer."""

@@ -82,7 +82,7 @@ def stats_line(finished: Finished, ctx_size: int) -> str:
     return " · ".join(figures)
 
 
-class Activity:
+class ProgressLine:
     """A line that shows what is being done and how far; only on a terminal, and only if it takes a while.
 
     The cursor stays visible, so that even a killed process leaves the terminal as it was.

@@ -30,7 +30,7 @@ def clean(text: str) -> str:
     return text.translate(_VISIBLE)
 
 
-class Sink:
+class StdoutSink:
     """Writes to stdout, unbuffered.
 
     Raises OutputError if stdout is closed or full, BrokenPipeError if nobody reads it.

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gptcli.cli.terminal.stdout import Sink, clean
+from gptcli.cli.terminal.stdout import StdoutSink, clean
 
 
 def spelled(value: Any) -> str:
@@ -34,7 +34,7 @@ def print_records(
     header: bool = True,
 ) -> None:
     """A table of `row`s on a terminal; in a pipe, a line a record: JSON or tab-separated values."""
-    sink = Sink()
+    sink = StdoutSink()
     if as_json:
         for record in records:
             sink.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gptcli.cli.terminal.columns import width
-from gptcli.cli.terminal.stdout import Sink
+from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.terminal.token_flow import painted
 from gptcli.cli.tokens.formats import write_pieces
 from gptcli.cli.tokens.inputs import TextReader, input_name
@@ -39,7 +39,7 @@ def compare(
     names: Sequence[str | None],
     models: tuple[str, str],
     tokenizers: tuple[Tokenizer, Tokenizer],
-    sink: Sink,
+    sink: StdoutSink,
     columns: int,
     *,
     colour: bool,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from gptcli.cli.json_records import json_line
 from gptcli.cli.prompt_input import DecodingErrors
-from gptcli.cli.terminal.stdout import Sink
+from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.tokens.inputs import BlockWindow, TextReader, input_name, read_ids
 from gptcli.errors import BrokenTokenizer
 from gptcli.text.detokenizer import Detokenizer
@@ -16,7 +16,7 @@ from gptcli.text.tokenizer import Tokenizer
 _BATCH = 4096  # tokens decoded together
 
 
-def decode(arguments: Sequence[str], tokenizer: Tokenizer, sink: Sink, errors: DecodingErrors) -> None:
+def decode(arguments: Sequence[str], tokenizer: Tokenizer, sink: StdoutSink, errors: DecodingErrors) -> None:
     """Writes the text of ids."""
     ids = read_ids(arguments, errors, tokenizer.size)
     if arguments and list(arguments) != ["-"]:
@@ -30,7 +30,7 @@ def decode(arguments: Sequence[str], tokenizer: Tokenizer, sink: Sink, errors: D
 
 
 def roundtrip(
-    reader: TextReader, names: Sequence[str | None], tokenizer: Tokenizer, sink: Sink, *, as_json: bool
+    reader: TextReader, names: Sequence[str | None], tokenizer: Tokenizer, sink: StdoutSink, *, as_json: bool
 ) -> None:
     """Reports whether each text's ids decode to it. Raises BrokenTokenizer after the last if one's do not."""
     failed = None

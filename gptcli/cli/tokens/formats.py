@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from gptcli.cli.terminal.columns import fitted
-from gptcli.cli.terminal.stdout import Sink, clean
+from gptcli.cli.terminal.stdout import StdoutSink, clean
 from gptcli.cli.terminal.token_flow import PLAIN, TokenFlow, grouped, spell
 from gptcli.text.token_spans import Token
 
@@ -19,7 +19,7 @@ _ROLE = 10  # columns of a role in the margin
 TSV_HEADER = "index\tid\ttoken\tbytes\tstart\tend\tspecial\trole"
 
 
-def write_flow(tokens: Iterable[Token], sink: Sink, columns: int, *, colour: bool) -> None:
+def write_flow(tokens: Iterable[Token], sink: StdoutSink, columns: int, *, colour: bool) -> None:
     """Tokens as running text, with roles in the margin."""
     flow = TokenFlow(columns, colour=colour)
     out = _Buffer(sink.draw)
@@ -142,7 +142,7 @@ def json_pieces(name: str | None, tokens: Iterable[Token], stats: Callable[[], d
     yield f'], "stats": {json.dumps(stats())}}}\n'
 
 
-def write_pieces(pieces: Iterable[str], sink: Sink) -> None:
+def write_pieces(pieces: Iterable[str], sink: StdoutSink) -> None:
     """Writes text that comes in small pieces."""
     out = _Buffer(lambda text: sink.write(text.encode("utf-8", "replace")))
     for piece in pieces:

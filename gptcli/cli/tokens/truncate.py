@@ -6,14 +6,21 @@ import itertools
 from collections import deque
 from collections.abc import Iterator
 
-from gptcli.cli.terminal.stdout import Sink
+from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.tokens.inputs import BlockWindow, TextReader
 from gptcli.text.token_spans import Token
 from gptcli.text.tokenizer import Tokenizer
 
 
 def truncate(
-    reader: TextReader, name: str | None, tokenizer: Tokenizer, sink: Sink, limit: int, *, from_end: bool, partial: bool
+    reader: TextReader,
+    name: str | None,
+    tokenizer: Tokenizer,
+    sink: StdoutSink,
+    limit: int,
+    *,
+    from_end: bool,
+    partial: bool,
 ) -> None:
     """Writes the longest beginning, or end, that has at most `limit` tokens when encoded by itself.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.cli.json_records import json_line
-from gptcli.cli.terminal.stdout import Sink
+from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.terminal.tables import spelled
 from gptcli.cli.terminal.token_flow import spell
 from gptcli.cli.tokens import formats
@@ -26,7 +26,7 @@ class TokenViews:
         tokenizer: Tokenizer,
         reader: TextReader,
         conversations: ConversationReader | None,
-        sink: Sink,
+        sink: StdoutSink,
         columns: int | None,
         *,
         colour: bool,
