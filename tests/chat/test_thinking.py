@@ -1,3 +1,5 @@
+"""Thoughts separated from answers, and how the prompt shows them."""
+
 from __future__ import annotations
 
 import pytest
@@ -8,7 +10,7 @@ from tests.cli.scripted import Script
 
 
 def split(*pieces: str, inside: bool = False) -> tuple[str, str]:
-    """What is thought and what is said."""
+    """The thoughts and the answer."""
     thoughts = Thoughts(inside=inside)
     parts = [part for piece in pieces for part in thoughts.push(piece)] + list(thoughts.flush())
     return "".join(text for text, thought in parts if thought), "".join(text for text, thought in parts if not thought)
@@ -23,7 +25,7 @@ def test_tags_are_found_however_the_text_is_split(size: int) -> None:
     assert split(*pieces) == ("hm, </thin k>?\n", "An *answer*.\n")
 
 
-def test_a_tag_in_mid_answer_is_a_word() -> None:
+def test_a_tag_in_mid_answer_is_text() -> None:
     assert split("The <think> tag", " opens </think> thoughts.") == ("", "The <think> tag opens </think> thoughts.")
 
 
@@ -43,7 +45,7 @@ def test_leading_blanks_of_an_answer_stay() -> None:
     assert split("    code") == ("", "    code")
 
 
-def test_the_answer_behind_thoughts_that_the_prompt_opened() -> None:
+def test_the_answer_after_thoughts_that_the_prompt_opened() -> None:
     assert without_thoughts("so\n</think>\n\nAnswer", inside=True) == "Answer"
     assert without_thoughts("Answer", inside=True) == "Answer"
 

@@ -1,4 +1,4 @@
-"""The way of text to stdout: nothing is changed in a pipe, nothing drives a terminal."""
+"""Text on stdout: unchanged in a pipe, without control characters on a terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ANY_TEXT = st.text(st.characters(exclude_categories=[])) | st.text(DRIVING + "a\
 
 
 @given(ANY_TEXT)
-def test_a_cleaned_text_holds_nothing_that_drives_a_terminal(text: str) -> None:
+def test_a_cleaned_text_has_nothing_that_drives_a_terminal(text: str) -> None:
     for character in clean(text):
         assert character not in BIDI
         assert character in "\t\n" or unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp")
@@ -38,7 +38,7 @@ def test_a_text_can_be_cleaned_in_pieces(first: str, second: str) -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["C", "Zl", "Zp"])))
-def test_what_is_harmless_stays(text: str) -> None:
+def test_harmless_characters_stay(text: str) -> None:
     assert clean(text + "\t\n\u200d\ufe0f\u0301") == text + "\t\n\u200d\ufe0f\u0301"
 
 
@@ -84,7 +84,7 @@ def test_a_terminal_gets_the_cleaned_text(monkeypatch: pytest.MonkeyPatch) -> No
     os.close(ours)
 
 
-def test_what_was_printed_before_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_printed_before_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
     with open(writer, "w") as stdout, open(reader, "rb") as piped:
         monkeypatch.setattr(sys, "stdout", stdout)
