@@ -1,4 +1,4 @@
-"""Draws docs/*.svg: real commands, run in a pseudo-terminal, as Rich exports what they printed.
+"""Draws docs/*.svg: runs real commands in a pseudo-terminal, and exports their screens with Rich.
 
 python docs/draw_terminal.py [terminal | tokens | chat]
 """
@@ -34,7 +34,7 @@ TOKENIZE = [
     f"gptcli tokenize --chat <<< '{CHAT}'",
     'gptcli tokenize --table --text "Köln 😀"',
 ]
-# What is typed in a conversation, and what shows that its answer is whole.
+# Lines typed in a conversation, and what the screen shows once each is answered.
 TALK = "gptcli chat -s 7 -t 0.3"
 TYPED = [
     ("What is a clock, in one sentence?", "ctx · "),
@@ -48,7 +48,7 @@ PICTURES = {"terminal": GENERATE, "tokens": TOKENIZE, "chat": [TALK]}
 
 
 def run(command: str) -> pyte.Screen:
-    """A terminal's screen once a command has ended."""
+    """The terminal's screen after a command."""
     screen = pyte.Screen(WIDTH, HEIGHT)
     child = pexpect.spawn("bash", ["-c", command], dimensions=(HEIGHT, WIDTH), encoding="utf-8", timeout=120)
     child.expect(pexpect.EOF)
@@ -57,12 +57,12 @@ def run(command: str) -> pyte.Screen:
 
 
 def converse() -> pyte.Screen:
-    """A terminal's screen in the midst of a conversation."""
+    """The terminal's screen during a conversation."""
     screen = pyte.Screen(WIDTH, HEIGHT)
     stream = pyte.ByteStream(screen)
 
     def wait(child: pexpect.spawn[bytes], rest: str) -> None:
-        """Until the screen ends with a prompt and the line below it, and `rest` is in the latest lines."""
+        """Waits until the screen ends with a prompt and its toolbar, and `rest` is in the latest lines."""
         while True:
             stream.feed(child.read_nonblocking(4096, timeout=120))
             line = screen.cursor.y
@@ -84,7 +84,7 @@ def converse() -> pyte.Screen:
 
 
 def as_text(screen: pyte.Screen) -> Text:
-    """The lines in use, with their colours."""
+    """The lines above the cursor, with their colours."""
     lines = []
     for row in range(screen.cursor.y):
         chars = [screen.buffer[row][column] for column in range(WIDTH)]
@@ -96,19 +96,19 @@ def as_text(screen: pyte.Screen) -> Text:
 
 
 def style_of(char: pyte.screens.Char) -> Style:
-    """Rich's style for a cell."""
+    """Rich's style of a cell."""
     return Style(color=color_of(char.fg), bgcolor=color_of(char.bg), bold=char.bold, italic=char.italics)
 
 
 def color_of(name: str) -> str | None:
-    """Rich's name for a colour of pyte's."""
+    """Rich's name of a pyte colour."""
     if len(name) == 6 and all(digit in string.hexdigits for digit in name):
         return f"#{name}"
     return None if name == "default" else name.replace("bright", "bright_").replace("brown", "yellow")
 
 
 def main() -> None:
-    """Writes the pictures, or those named."""
+    """Writes the pictures named, or all."""
     for name in sys.argv[1:] or PICTURES:
         console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
         for command in PICTURES[name]:

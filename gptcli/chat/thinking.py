@@ -1,4 +1,4 @@
-"""Tells what a model thinks, between `<think>` and `</think>`, from what it answers. Knows nothing of terminals."""
+"""Separates what a model thinks, between `<think>` and `</think>`, from its answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ OPENING, CLOSING = "<think>", "</think>"
 
 
 def opens_thoughts(session: Session[Model]) -> bool:
-    """Whether the template begins a reply with the tag that opens thoughts, so that the reply does not."""
+    """Whether the template itself ends the prompt with the opening tag, so that the reply begins inside thoughts."""
     if OPENING not in session.template.source:
         return False
     end = session.prompt()[-8:]
@@ -18,57 +18,57 @@ def opens_thoughts(session: Session[Model]) -> bool:
 
 
 class Thoughts:
-    """Splits a reply as it comes. Only a reply that begins with the tag thinks: later it is a word like any other.
+    """Splits a reply as it comes. Thoughts are at its beginning only: later tags are plain text.
 
-    inside: whether the prompt itself has opened the thoughts, as some templates do.
+    inside: whether the prompt has opened the thoughts, as in some templates.
     """
 
     def __init__(self, *, inside: bool = False) -> None:
-        self._tag = CLOSING if inside else OPENING  # what is looked for next; empty when nothing is
-        self._behind_tag = inside  # where line breaks belong to the tag
-        self._held = ""
+        self._next_tag = CLOSING if inside else OPENING  # empty once there is none to find
+        self._after_tag = inside  # newlines here belong to the tag
+        self._pending = ""
 
     def push(self, text: str) -> Iterator[tuple[str, bool]]:
-        """The next text as (text, whether it is a thought); held back is what may be the beginning of a tag."""
-        self._held += text
-        if self._tag == OPENING:
-            start = self._held.lstrip()
+        """The next (text, whether it is a thought); a possible beginning of a tag stays pending."""
+        self._pending += text
+        if self._next_tag == OPENING:
+            start = self._pending.lstrip()
             if start.startswith(OPENING):
-                self._held, self._tag, self._behind_tag = start.removeprefix(OPENING), CLOSING, True
+                self._pending, self._next_tag, self._after_tag = start.removeprefix(OPENING), CLOSING, True
             elif OPENING.startswith(start):
                 return
             else:
-                self._tag = ""
-        if self._tag == CLOSING:
-            thought, closed, answer = self._held.partition(CLOSING)
+                self._next_tag = ""
+        if self._next_tag == CLOSING:
+            thought, closed, answer = self._pending.partition(CLOSING)
             border = len(thought) if closed else len(thought) - _overlap(thought, CLOSING)
             yield from self._released(thought[:border], True)
             if not closed:
-                self._held = thought[border:]
+                self._pending = thought[border:]
                 return
-            self._held, self._tag, self._behind_tag = answer, "", True
-        yield from self._released(self._held, False)
-        self._held = ""
+            self._pending, self._next_tag, self._after_tag = answer, "", True
+        yield from self._released(self._pending, False)
+        self._pending = ""
 
     def flush(self) -> Iterator[tuple[str, bool]]:
-        """What was held back, once nothing more comes."""
-        yield from self._released(self._held, self._tag == CLOSING)
-        self._held = ""
+        """The pending text, at the end of the reply."""
+        yield from self._released(self._pending, self._next_tag == CLOSING)
+        self._pending = ""
 
     def _released(self, text: str, thought: bool) -> Iterator[tuple[str, bool]]:
-        if self._behind_tag:
+        if self._after_tag:
             text = text.lstrip("\n")
         if text:
-            self._behind_tag = False
+            self._after_tag = False
             yield text, thought
 
 
 def without_thoughts(reply: str, *, inside: bool = False) -> str:
-    """The answer alone; `inside` as in `Thoughts`, for a reply that leaves its thoughts."""
+    """The answer alone. inside: as in `Thoughts`; then a reply without the closing tag is all answer."""
     thoughts = Thoughts(inside=inside and CLOSING in reply)
     return "".join(text for text, thought in [*thoughts.push(reply), *thoughts.flush()] if not thought)
 
 
 def _overlap(text: str, tag: str) -> int:
-    """How many characters at the text's end may be the beginning of the tag."""
+    """Characters at the text's end that may be the beginning of the tag."""
     return max((count for count in range(1, len(tag)) if text.endswith(tag[:count])), default=0)

@@ -11,10 +11,12 @@ import psutil
 
 from gptcli.cli.json_records import json_line
 from gptcli.cli.model_facts import sampling_facts, stop_sources, weight_bytes
+from gptcli.cli.terminal.capabilities import uses_colour
+from gptcli.cli.terminal.columns import terminal_columns
 from gptcli.cli.terminal.stderr import print_note, size
-from gptcli.cli.terminal.stdout import Sink
+from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.terminal.tables import print_records
-from gptcli.cli.terminal.token_flow import TokenFlow, grouped, spell, terminal_columns, uses_colour
+from gptcli.cli.terminal.token_flow import TokenFlow, grouped, spell
 from gptcli.errors import NoTemplate
 from gptcli.language_model import LanguageModel
 from gptcli.settings import SamplingConfig, StopConfig
@@ -106,7 +108,7 @@ def print_prompt_report(
 
     Notes go to stderr, or are in the JSON.
     """
-    sink = Sink()
+    sink = StdoutSink()
     if as_json:
         sink.write(json_line(report))
         return

@@ -11,7 +11,7 @@ from gptcli.cli.json_records import json_line, stats_record
 from gptcli.cli.options import OutputOptions, PromptOptions
 from gptcli.cli.prompt_input import argument_text, read_prompt, read_text
 from gptcli.cli.terminal.signals import deadly
-from gptcli.cli.terminal.stderr import Activity, note_failures, print_line, stats_line
+from gptcli.cli.terminal.stderr import ProgressLine, note_failures, print_line, stats_line
 from gptcli.generation.events import Finished
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL
@@ -39,7 +39,7 @@ class RunOptions:
     output: OutputOptions
 
 
-def open_model(run: RunOptions, activity: Activity, workload: Workload | None = None) -> LanguageModel:
+def open_model(run: RunOptions, activity: ProgressLine, workload: Workload | None = None) -> LanguageModel:
     """The model, opened but not loaded. workload: what will be asked of it. Raises as `LanguageModel.open` does."""
     return LanguageModel.open(
         run.model or DEFAULT_MODEL,
@@ -50,7 +50,7 @@ def open_model(run: RunOptions, activity: Activity, workload: Workload | None = 
     )
 
 
-def load_model(lm: LanguageModel, activity: Activity, workload: Workload | None = None) -> None:
+def load_model(lm: LanguageModel, activity: ProgressLine, workload: Workload | None = None) -> None:
     """Loads what the workload needs while a terminal shows how far that is; signals end the process at once."""
     loading = partial(activity.bytes, f"loading {lm.folder.path.name}")
     loading(0, 0)  # torch is imported first, where it is needed, and takes a second

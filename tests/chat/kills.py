@@ -30,7 +30,7 @@ from gptcli.__main__ import main as chat
 from gptcli.chat import state_files as state
 from gptcli.chat.session import Session
 from gptcli.chat.storage import read_session, session_names
-from gptcli.cli.repl.prompt_history import FileHistory
+from gptcli.cli.repl.prompt_history import PromptHistory
 from gptcli.language_model import LanguageModel
 from gptcli.settings import RuntimeConfig
 from tests.cli.scripted import Script, follow
@@ -229,7 +229,7 @@ def kill(kills: int, dice: random.Random, directory: Path) -> Report:
         if left.turns != talk.turns and not (under_way and under_way.may_have_left(left.turns)):
             raise Loss(f"kill {report.kills}: {name} has {left}, after {talk} and {under_way}")
         talk = left
-    typed = {line.removeprefix("/edit ") for line in FileHistory(print).load_history_strings()}
+    typed = {line.removeprefix("/edit ") for line in PromptHistory(print).load_history_strings()}
     if forgotten := set(report.questions) - typed:
         raise Loss(f"the history has lost {forgotten}")
     return report

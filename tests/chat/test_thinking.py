@@ -1,3 +1,5 @@
+"""Thoughts separated from answers, and how the prompt shows them."""
+
 from __future__ import annotations
 
 import pytest
@@ -8,7 +10,7 @@ from tests.cli.scripted import Script
 
 
 def split(*pieces: str, inside: bool = False) -> tuple[str, str]:
-    """The thoughts, and the answer."""
+    """The thoughts and the answer."""
     thoughts = Thoughts(inside=inside)
     texts = [text for piece in pieces for text in thoughts.push(piece)] + list(thoughts.flush())
     return "".join(text for text, thought in texts if thought), "".join(text for text, thought in texts if not thought)
@@ -23,7 +25,7 @@ def test_tags_are_found_however_the_text_is_split(size: int) -> None:
     assert split(*pieces) == ("hm, </thin k>?\n", "An *answer*.\n")
 
 
-def test_a_tag_in_mid_answer_is_a_word() -> None:
+def test_a_tag_in_mid_answer_is_text() -> None:
     assert split("The <think> tag", " opens </think> thoughts.") == ("", "The <think> tag opens </think> thoughts.")
 
 

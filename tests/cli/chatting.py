@@ -1,4 +1,4 @@
-"""`gptcli chat` on a terminal, with a scripted model, for tests."""
+"""`gptcli chat` on a terminal, with a scripted model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from tests.cli.conftest import SCRIPTED
 from tests.cli.scripted import Script
 from tests.cli.terminal import Terminal
 
+HELLO = Script(pieces=["Hello."], reason="stop")
+
 
 class Chat(Terminal):
-    """A conversation at a prompt, whose state is in a directory of the test's own."""
+    """A conversation at a prompt."""
 
     def __init__(self, script: Script, *arguments: str, width: int = 80, height: int = 24, **environment: str) -> None:
         given = script.environment() | environment
@@ -21,7 +23,7 @@ class Chat(Terminal):
         self.before = self.modes()
 
     def ready(self, times: int = 1) -> Chat:
-        """Waits for a prompt: for the first, or for so many."""
+        """Waits until this many prompts were shown and the cursor is in one."""
         self.wait_for(
             lambda: self.prompts >= times and self.screen.display[self.screen.cursor.y].startswith(">"), "prompt"
         )
@@ -29,7 +31,7 @@ class Chat(Terminal):
 
     @property
     def prompts(self) -> int:
-        """How many prompts were ever shown."""
+        """The number of prompts shown so far."""
         return sum(line.startswith(">") for line in self.lines)
 
     def ask(self, text: str) -> None:
@@ -44,7 +46,7 @@ class Chat(Terminal):
         return self.end()
 
     def end(self) -> int | None:
-        """Waits for the end, at which the terminal is as it was; the exit code."""
+        """Waits for the end and checks that the terminal is restored; the exit code."""
         assert self.finish() == self.before
         assert not self.screen.cursor.hidden
         assert self.raw.rfind(b"\x1b[?2004l") >= self.raw.rfind(b"\x1b[?2004h")
@@ -60,10 +62,10 @@ def sessions() -> list[list[dict[str, Any]]]:
 
 
 def said() -> list[str]:
-    """Everything that was said, in the order of sessions and events."""
+    """All stored messages, in the order of sessions and events."""
     return [event["content"] for events in sessions() for event in events if event["type"] == "message"]
 
 
 def state() -> Path:
-    """Where the state is."""
+    """The directory of history and sessions."""
     return Path(os.environ["XDG_STATE_HOME"]) / "gptcli"

@@ -1,4 +1,4 @@
-"""Runs the command line in this process, which is quick, and in one of its own, where the process matters."""
+"""Runs the command line in this process, which is quick, or as a program, if the process matters."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ from tests.cli.scripted import Script, follow
 
 SCRIPTED = [sys.executable, "-m", "tests.cli.scripted"]
 GPTCLI = [sys.executable, "-m", "gptcli"]
-
-
 ROOT = Path(__file__).parents[2]
-CLOSED = b"<&-"  # in place of piped bytes: there is no stdin
+CLOSED = b"<&-"  # instead of piped bytes: stdin is closed
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run left: its exit code, the bytes of stdout, the text of stderr."""
+    """A run's exit code, the bytes of its stdout, the text of its stderr."""
 
     code: int
     out: bytes
@@ -41,7 +39,7 @@ class _Keyboard(io.StringIO):
 
 @pytest.fixture
 def cli(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """gptcli in this process, with bytes piped into it or none."""
+    """gptcli in this process. stdin: bytes piped into it; None is a terminal."""
 
     def call(*arguments: str | Path, stdin: bytes | None = None) -> Result:
         given = _Keyboard() if stdin is None else io.TextIOWrapper(io.BytesIO(stdin))
@@ -61,6 +59,12 @@ def generate(cli: Cli, tiny_model: Path) -> Cli:
         return cli("generate", "-m", tiny_model, "-t", "0", *arguments, stdin=stdin)
 
     return call
+
+
+@pytest.fixture
+def tiny_by_default(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the tiny model the default."""
+    monkeypatch.setenv("GPTCLI_MODEL", str(tiny_model))
 
 
 @pytest.fixture

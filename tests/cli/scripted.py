@@ -1,4 +1,4 @@
-"""A model that says what a script says, for tests of what the command line makes of it. Needs no torch.
+"""A model that follows a script, to test what the command line makes of its output. Needs no torch.
 
 Run as a program, it is `gptcli` with such a model: the script is JSON in GPTCLI_TEST_SCRIPT.
 """
@@ -24,7 +24,7 @@ ENGINE = SimpleNamespace(device_name="cpu", dtype_name="fp32", failures=())
 
 @dataclass(frozen=True, kw_only=True)
 class Script:
-    """What the model does: seconds to load and prefill, its pieces of text and the seconds before each, an error."""
+    """What the model does: its pieces of text, the seconds before each and for loading and prefill, its errors."""
 
     pieces: Sequence[str | bytes] = ()
     load_s: float = 0.0
@@ -32,10 +32,10 @@ class Script:
     piece_s: float = 0.0
     reason: FinishReason = "length"
     overflows: bool = False  # at the end
-    load_error: str = ""  # for lack of memory
-    turn_error: str = ""  # the same, before it says anything
-    loses_exceptions: bool = False  # while it loads, as numpy's import does
-    mark: str = ""  # a file that appears once it loads for `load_s`, or else once it has said something
+    load_error: str = ""  # out of memory
+    turn_error: str = ""  # out of memory before the first piece
+    loses_exceptions: bool = False  # while loading, as numpy's import does
+    mark: str = ""  # a file created when loading starts if that takes time, else after the first piece
 
     def environment(self) -> dict[str, str]:
         """The environment in which this module, run as a program, follows the script."""
@@ -102,7 +102,7 @@ class Script:
 
 
 def follow(script: Script, set_attribute: Callable[[Any, str, Any], None]) -> None:
-    """Puts the script in the place of every model's weights and generation."""
+    """Replaces loading and generation of every model by the script."""
     set_attribute(LanguageModel, "load", lambda lm, *given: script.load(*given))
     set_attribute(LanguageModel, "engine", ENGINE)
     set_attribute(LanguageModel, "stream", lambda lm, *given, **named: script.stream(lm, *given, **named))

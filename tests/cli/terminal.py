@@ -1,4 +1,4 @@
-"""A terminal for tests: a program on a pty, and the screen that its output makes."""
+"""A terminal for tests: a program on a pty, and the screen that its output draws."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.cli.conftest import ROOT
 
 
 class Terminal:
-    """A program on a pty. `screen` is what a person sees of it, `raw` the bytes that made it so."""
+    """A program on a pty. screen: what a person sees. raw: all bytes of output."""
 
     def __init__(
         self, program: str, *arguments: str, environment: dict[str, str], width: int = 80, height: int = 24
@@ -28,7 +28,7 @@ class Terminal:
 
     @property
     def lines(self) -> list[str]:
-        """What was ever written, scrolled out of sight or not, without blank ends."""
+        """All lines, those scrolled off the screen too, without trailing blanks."""
         above = [
             "".join(line[column].data for column in range(self.screen.columns)) for line in self.screen.history.top
         ]
@@ -40,26 +40,26 @@ class Terminal:
         return "\n".join(self.lines)
 
     def modes(self) -> list[Any]:
-        """The modes that the kernel keeps for the terminal."""
+        """The kernel's modes of the terminal."""
         return termios.tcgetattr(self.child.child_fd)
 
     def expect(self, text: str, times: int = 1) -> None:
-        """Waits until a text is on the screen, so often at least."""
+        """Waits until a text was shown at least this many times."""
         self.wait_for(lambda: self.text.count(text) >= times, f"{text!r} {times} times")
 
     def wait_for(self, condition: Callable[[], object], what: str) -> None:
-        """Waits until something is true."""
+        """Waits until a condition is true."""
         ends = time.monotonic() + 10
         while not condition():
             assert time.monotonic() < ends, f"no {what} in:\n{self.text}"
             self._read()
 
     def type(self, keys: str) -> None:
-        """Presses keys: `\\r` is Enter."""
+        """Types keys: `\\r` is Enter."""
         self.child.send(keys)
 
     def paste(self, text: str) -> None:
-        """Pastes, as a terminal does that marks it."""
+        """Pastes, as a terminal with bracketed paste does."""
         self.child.send("\x1b[200~" + text.replace("\n", "\r") + "\x1b[201~")
 
     def resize(self, width: int, height: int = 24) -> None:

@@ -1,4 +1,4 @@
-"""What the commands do, and that the table of them is whole."""
+"""What slash commands do, and that their table is complete."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from gptcli.cli.repl.commands import COMMANDS
+from gptcli.cli.repl.command_table import COMMANDS
 from gptcli.cli.repl.slash_command import find
 from gptcli.errors import UsageError
-from tests.cli.chatting import Chat, said, sessions, state
-from tests.cli.scripted import Script
+from tests.cli.chatting import HELLO, Chat, said, sessions, state
 from tests.tiny import make_model
 
-HELLO = Script(pieces=["Hello."], reason="stop")
+pytestmark = pytest.mark.usefixtures("tiny_by_default")
 
 
 @pytest.fixture
-def chat(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Chat:
-    monkeypatch.setenv("GPTCLI_MODEL", str(tiny_model))
+def chat(tiny_by_default: None) -> Chat:
     return Chat(HELLO).ready()
 
 
@@ -42,7 +40,7 @@ def test_every_command_has_a_help_and_an_example_that_finds_it(command: object) 
 @pytest.mark.parametrize(
     ("typed", "meant"), [("hlep", "help"), ("ex", "exit"), ("marcdown", "markdown"), ("quit", None), ("xyzzy", None)]
 )
-def test_an_unknown_command_suggests_what_was_perhaps_meant(typed: str, meant: str | None) -> None:
+def test_an_unknown_command_suggests_the_nearest(typed: str, meant: str | None) -> None:
     with pytest.raises(UsageError) as error:
         find(typed, COMMANDS)
     assert (f"did you mean /{meant}?" in str(error.value.hint)) == (meant is not None)
@@ -57,7 +55,7 @@ def test_an_unknown_command_is_not_sent_to_the_model(chat: Chat) -> None:
 
 def test_help_fits_a_screen_and_explains_a_command(chat: Chat) -> None:
     chat.ask("/help")
-    assert len(COMMANDS) + 2 <= 24  # and the prompt and the line under it
+    assert len(COMMANDS) + 2 <= 24  # with the prompt and the toolbar
     assert chat.screen.display[-1].startswith("tiny")
     assert not chat.screen.history.top or chat.lines[len(chat.screen.history.top)].startswith(("> /help", "/help"))
     assert answer_to(chat, "/help seed")[0] == "/seed [N]"
@@ -96,7 +94,7 @@ def test_retry_and_edit_ask_again(chat: Chat) -> None:
     assert [message["content"] for message in exported] == ["three and four", "Hello."]
 
 
-def test_an_edit_can_be_given_up(chat: Chat) -> None:
+def test_ctrl_d_gives_up_an_edit(chat: Chat) -> None:
     chat.ask("one")
     prompts = chat.prompts
     chat.type("/edit\r")
@@ -118,11 +116,11 @@ def test_a_long_question_is_edited_folded() -> None:
     chat.expect("[pasted 299 lines]")
     chat.type("!\r")
     chat.ready(3)
-    assert said()[2] == f"{pasted}!"
+    assert said()[-1] == f"{pasted}!"
 
 
 @pytest.mark.parametrize("command", ["/undo 2", "/new topic", "/retry hotter"])
-def test_what_a_command_does_not_take_is_refused(command: str, chat: Chat) -> None:
+def test_an_argument_that_a_command_does_not_take_is_refused(command: str, chat: Chat) -> None:
     chat.ask("one")
     assert answer_to(chat, command) == [f"gptcli: error: {command.split()[0]} takes nothing behind it"]
     assert said() == ["one", "Hello."]
@@ -209,7 +207,7 @@ def test_a_copy_goes_through_the_terminal_where_there_is_no_desktop(chat: Chat) 
     assert b"\x1b]52;c;" + base64.b64encode(b"Hello.") + b"\x07" in chat.raw
 
 
-def test_a_dumb_terminal_is_no_clipboard() -> None:
+def test_a_dumb_terminal_has_no_clipboard() -> None:
     chat = Chat(HELLO, TERM="dumb").ready()
     chat.ask("one")
     assert answer_to(chat, "/copy")[0].startswith("gptcli: error: nothing to copy with")

@@ -1,4 +1,4 @@
-"""What keys and pastes make of a line."""
+"""Keys, pastes, editor, completion and history at the prompt."""
 
 from __future__ import annotations
 
@@ -11,17 +11,11 @@ from pathlib import Path
 import pytest
 
 from gptcli.cli.repl.pastes import Pastes
-from gptcli.cli.repl.prompt_history import FileHistory
-from tests.cli.chatting import Chat, said, state
-from tests.cli.scripted import Script
+from gptcli.cli.repl.prompt_history import PromptHistory
+from tests.cli.chatting import HELLO, Chat, said, state
 
-HELLO = Script(pieces=["Hello."], reason="stop")
 LINES = "\n".join(f"line {number}" for number in range(312))
-
-
-@pytest.fixture(autouse=True)
-def _model(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GPTCLI_MODEL", str(tiny_model))
+pytestmark = pytest.mark.usefixtures("tiny_by_default")
 
 
 @pytest.mark.parametrize("key", ["\n", "\x1b\r"], ids=["ctrl-j", "alt-enter"])
@@ -70,7 +64,7 @@ def test_a_key_deletes_a_long_paste_whole() -> None:
     assert said()[0] == LINES + "\nmore"
 
 
-def test_a_paste_into_the_middle_of_a_word_leaves_the_cursor_behind_it() -> None:
+def test_a_paste_into_the_middle_of_a_word_leaves_the_cursor_after_it() -> None:
     chat = Chat(HELLO).ready()
     chat.type("ab\x02")
     chat.paste(LINES)
@@ -78,7 +72,7 @@ def test_a_paste_into_the_middle_of_a_word_leaves_the_cursor_behind_it() -> None
     assert said()[0] == f"a{LINES}xb"
 
 
-def test_pastes_that_show_alike_stay_apart() -> None:
+def test_pastes_with_the_same_label_stay_apart() -> None:
     pastes = Pastes()
     first, second = pastes.fold("a\n" * 30), pastes.fold("b\r\n" * 30)
     assert pastes.expand(f"{second} {first}") == f"{'b' + chr(10)}" * 30 + " " + "a\n" * 30
@@ -120,7 +114,7 @@ def test_whatever_an_editor_leaves_the_prompt_goes_on(commands: str, left: str, 
 
 
 def editor_is_back(chat: Chat, left: str) -> Callable[[], bool]:
-    """Whether this is at the prompt, which has been drawn again."""
+    """Whether the text is in the prompt, which was drawn again."""
     return lambda: left in chat.text and chat.raw.count(b"\x1b[?2004h") > 1
 
 
@@ -130,7 +124,7 @@ def test_two_slashes_send_one() -> None:
     assert said()[0] == "/etc/hosts is what?"
 
 
-def test_up_finds_what_began_alike_and_a_leading_space_is_not_recorded() -> None:
+def test_up_finds_lines_with_the_same_start_and_a_leading_space_is_not_recorded() -> None:
     chat = Chat(HELLO).ready()
     for line in ("what is tea", "who are you", " what a secret", "other"):
         chat.ask(line)
@@ -165,15 +159,15 @@ def test_tab_completes_commands_settings_and_values() -> None:
     assert "overflow = stop" in chat.lines
 
 
-def test_what_is_not_utf_8_becomes_a_visible_character() -> None:
+def test_invalid_utf_8_becomes_a_visible_character() -> None:
     chat = Chat(HELLO).ready()
     chat.child.send(b"a\xffb")
     chat.ask("")
     assert said()[0] == "a\ufffdb"
 
 
-def history(**given: object) -> FileHistory:
-    return FileHistory(lambda message: pytest.fail(message))
+def history() -> PromptHistory:
+    return PromptHistory(lambda message: pytest.fail(message))
 
 
 def test_a_history_is_private_and_outlives_a_torn_line() -> None:
@@ -186,7 +180,7 @@ def test_a_history_is_private_and_outlives_a_torn_line() -> None:
     assert list(history().load_history_strings()) == ["two", "one\nline"]
 
 
-def test_histories_side_by_side_keep_all() -> None:
+def test_histories_side_by_side_lose_nothing() -> None:
     first, second = history(), history()
     for number in range(50):
         first.append_string(f"first {number}")
@@ -200,14 +194,14 @@ def test_a_history_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     state().mkdir(parents=True)
     (state() / "history.jsonl").symlink_to(target)
     warnings: list[str] = []
-    kept = FileHistory(warnings.append)
+    kept = PromptHistory(warnings.append)
     kept.append_string("one")
     assert (len(warnings), kept.get_strings(), target.read_text()) == (1, ["one"], "")
 
 
-def test_a_full_disk_is_told_once_and_the_history_goes_on_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_noted_once_and_the_history_goes_on_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     warnings: list[str] = []
-    kept = FileHistory(warnings.append)
+    kept = PromptHistory(warnings.append)
 
     def full(descriptor: int, data: bytes) -> int:
         raise OSError(28, os.strerror(28))

@@ -1,4 +1,4 @@
-"""MarkdownStream: what is on the screen at the end is what rendering the whole at once would show."""
+"""MarkdownStream: in the end the screen shows what rendering the whole document at once would."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def written(console: Console) -> str:
 
 
 def lines(output: str, *, height: int = 10) -> list[str]:
-    """All lines of a terminal that is 40 columns wide, from the first in its history to the last that is not blank."""
+    """All lines of a terminal of 40 columns, scrolled off or not, up to the last that is not blank."""
     screen = pyte.HistoryScreen(40, height, history=1000)
     pyte.Stream(screen).feed(output.replace("\n", "\r\n"))
     assert not screen.cursor.hidden
@@ -94,7 +94,7 @@ def test_finished_blocks_are_printed_once() -> None:
     assert len(lines(written(shown))) == 119
 
 
-def test_the_newest_lines_of_a_tall_block_are_in_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_newest_lines_of_a_tall_block_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(markdown, "_FRAME_S", -1)
     shown = console()
     with MarkdownStream(shown) as stream:
@@ -118,14 +118,14 @@ def test_no_text_drives_the_terminal(text: str) -> None:
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, 20])
-def test_a_narrow_terminal_is_no_problem(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_narrow_terminal_works(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(markdown, "_FRAME_S", -1)
     for document in DOCUMENTS.values():
         with MarkdownStream(console(width, height=1)) as stream:
             stream.write(document)
 
 
-def test_a_failure_in_mid_stream_prints_what_there_is() -> None:
+def test_an_interrupted_stream_prints_its_open_block() -> None:
     shown = console()
     with pytest.raises(KeyboardInterrupt), MarkdownStream(shown) as stream:
         stream.write("# Title\n\nhalf a para")

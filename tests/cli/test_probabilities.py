@@ -1,4 +1,4 @@
-"""How probable tokens are: shades on a terminal, pages and pictures, the table of explanations."""
+"""Probabilities of tokens: shades on a terminal, pages and pictures, the table of explanations."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import json
 import math
 import os
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -16,30 +14,31 @@ import pytest
 
 from gptcli import LanguageModel
 from gptcli.cli.probabilities.html import page
-from gptcli.cli.probabilities.passage import Passage
-from gptcli.cli.probabilities.shading import STEPS, Shaded, ShownTokens, cells, step_of
+from gptcli.cli.probabilities.picture_content import Passage
+from gptcli.cli.probabilities.shaded_tokens import STEPS, EmittedTokens, ShadedToken, shaded_groups, step_of
 from gptcli.cli.probabilities.svg import picture
-from gptcli.cli.terminal.token_flow import packed
+from gptcli.cli.terminal.columns import packed
 from gptcli.generation.events import StepLogprobs, TextDelta, TokenLogprob
 from gptcli.settings import RuntimeConfig
-from tests.cli.conftest import Cli
+from tests.cli.conftest import GPTCLI, Cli
 from tests.cli.terminal import Terminal
-from tests.tiny import make_model
 
 HOSTILE = '<script>alert(1)</script> & "quoted" \x1b[31m\x00\u202e ]]> {y} \ufffe'
 
 
-def shaded(*tokens: tuple[str | bytes, float | None]) -> list[Shaded]:
-    """Tokens with their probabilities; each might have been the hostile text."""
+def shaded(*tokens: tuple[str | bytes, float | None]) -> list[ShadedToken]:
+    """Tokens with their probabilities; the hostile text is an alternative of each."""
     other = (TokenLogprob(7, HOSTILE.encode(), -1.5),)
     return [
-        Shaded(id, text if isinstance(text, bytes) else text.encode(), False, p if p is None else math.log(p), other)
+        ShadedToken(
+            id, text if isinstance(text, bytes) else text.encode(), False, p if p is None else math.log(p), other
+        )
         for id, (text, p) in enumerate(tokens)
     ]
 
 
 def passage(*tokens: tuple[str | bytes, float | None], lead: str = "") -> Passage:
-    return Passage("", list(cells(shaded(*tokens))), [("perplexity", "1.00")], lead)
+    return Passage("", list(shaded_groups(shaded(*tokens))), [("perplexity", "1.00")], lead)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +54,7 @@ def test_only_what_is_under_a_tenth_is_underlined() -> None:
 
 def luminance(colour: str) -> float:
     """WCAG's relative luminance."""
-    channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    channels = [int(colour[index : index + 2], 16) / 255 for index in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -69,8 +68,8 @@ def test_the_steps_differ_in_lightness_alone_and_their_text_is_readable() -> Non
         assert (bright + 0.05) / (dark + 0.05) > 4.5  # WCAG AA
 
 
-def test_tokens_that_share_a_character_are_one_cell_as_probable_as_both() -> None:
-    first, second = cells(shaded(("a", 0.5), (b"\xc3", 0.5), (b"\xa9", 0.25)))
+def test_tokens_that_share_a_character_are_one_group_as_probable_as_both() -> None:
+    first, second = shaded_groups(shaded(("a", 0.5), (b"\xc3", 0.5), (b"\xa9", 0.25)))
     assert (first.text, second.text) == ("a", "é")
     assert second.probability == pytest.approx(0.125)
 
@@ -79,17 +78,23 @@ def delta(data: bytes, *tokens: bytes) -> TextDelta:
     return TextDelta(data, tuple(StepLogprobs(TokenLogprob(9, token, -1.0), ()) for token in tokens))
 
 
-def test_a_token_is_shown_once_all_of_it_is_out_and_what_a_stop_text_hides_never(tiny: LanguageModel) -> None:
-    shown = ShownTokens(tiny.tokenizer)
-    assert [t.data for t in shown.take(delta(b"one t", b"one", b" two"))] == [b"one"]
-    assert [t.data for t in shown.take(delta(b"wo", b" STOP"))] == [b" two"]
-    assert shown.end() == []
-    assert shown.take(delta(b" S", b" more")) == []
-    assert [t.data for t in shown.end()] == [b" S"]
+def test_a_token_is_emitted_once_complete_and_a_stop_text_never(tiny: LanguageModel) -> None:
+    emitted = EmittedTokens(tiny.tokenizer)
+    assert [t.data for t in emitted.take(delta(b"one t", b"one", b" two"))] == [b"one"]
+    assert [t.data for t in emitted.take(delta(b"wo", b" STOP"))] == [b" two"]
+    assert emitted.end() == []
+    assert emitted.take(delta(b" S", b" more")) == []
+    assert [t.data for t in emitted.end()] == [b" S"]
+
+
+def test_a_generation_that_records_nothing_emits_no_tokens(tiny: LanguageModel) -> None:
+    emitted = EmittedTokens(tiny.tokenizer)
+    assert emitted.take(TextDelta(b"text")) == []
+    assert emitted.end() == []
 
 
 class _Page(HTMLParser):
-    """What a browser would make of a page: its tags, and its text outside of style."""
+    """A page as a browser reads it: its tags, and its text outside of style."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -111,7 +116,7 @@ class _Page(HTMLParser):
         self.text += "" if self._styling else data
 
 
-def test_a_page_needs_nothing_but_itself_and_runs_nothing() -> None:
+def test_a_page_fetches_nothing_and_runs_nothing() -> None:
     source = page(HOSTILE, [passage((HOSTILE, 0.5), ("x", None), lead=HOSTILE)])
     parsed = _Page(source)
     assert "script" not in parsed.tags
@@ -134,7 +139,7 @@ def test_a_page_shows_each_token_in_its_step_with_its_alternatives() -> None:
     assert '<span class="r d"><span>␣cat</span><span class="b"><i style="width:5.0%"></i></span>' in source
 
 
-def test_a_picture_is_well_formed_and_holds_what_is_hostile_as_text() -> None:
+def test_a_picture_is_well_formed_and_shows_hostile_text_as_text() -> None:
     source = picture(HOSTILE, [passage((HOSTILE, 0.5), ("x", None), lead=HOSTILE)])
     root = ElementTree.fromstring(source)
     tags = {element.tag.rpartition("}")[2] for element in root.iter()}
@@ -146,14 +151,14 @@ def test_a_picture_is_well_formed_and_holds_what_is_hostile_as_text() -> None:
 
 
 def placed(source: str) -> list[tuple[str, float, float]]:
-    """The texts that are shaded, or would be, with their places."""
+    """The texts of tokens and lead, with their x and y."""
     namespace = {"s": "http://www.w3.org/2000/svg"}
     texts = ElementTree.fromstring(source).findall("s:text[@textLength]", namespace)
     return [(text.text or "", float(text.get("x", "")), float(text.get("y", ""))) for text in texts]
 
 
 def test_a_pictures_lines_break_between_words_and_at_newlines() -> None:
-    words = [(" clockwork" if place % 2 else " and", 0.5) for place in range(30)]
+    words = [(" clockwork" if index % 2 else " and", 0.5) for index in range(30)]
     texts = placed(picture("t", [passage(*words, ("\n", 0.5), ("    ", 0.5), ("end", 0.5))]))
     lines = sorted({y for _, _, y in texts})
     assert len(lines) == 4
@@ -170,7 +175,12 @@ def test_a_word_of_several_tokens_stays_on_a_line() -> None:
     assert by_text["clock"] == by_text["maker"] > by_text["x" * 68]
 
 
-def test_a_picture_hides_what_is_for_hovering_where_no_style_is_known() -> None:
+def test_a_word_wider_than_the_picture_is_cut_and_drawn_at_once() -> None:
+    texts = [text for text, _, _ in placed(picture("t", [passage(("y" * 100, 0.5), lead="x" * 1_000_000)]))]
+    assert texts == ["x" * 71 + "…", "y" * 71 + "…"]
+
+
+def test_a_picture_hides_its_cards_even_without_style_sheets() -> None:
     root = ElementTree.fromstring(picture("t", [passage(("one", 0.5), (" two", 0.05))]))
     cards = [element for element in root.iter() if "card" in element.get("class", "").split()]
     assert [card.get("display") for card in cards] == ["none", "none"]
@@ -187,7 +197,7 @@ def test_score_writes_a_page_and_a_picture_of_all_its_texts(cli: Cli, tiny_model
     ElementTree.fromstring(svg.read_text())
 
 
-def test_generate_writes_a_page_and_its_text_is_what_it_would_be(generate: Cli, tmp_path: Path) -> None:
+def test_generate_writes_a_page_and_the_same_text_as_without(generate: Cli, tmp_path: Path) -> None:
     file = tmp_path / "p.html"
     plain = generate("In a small", "-n", "8", "--ignore-eos")
     result = generate("In a small", "-n", "8", "--ignore-eos", "--html", file)
@@ -222,6 +232,12 @@ def test_the_table_of_explanations_is_on_stderr(generate: Cli) -> None:
     assert generate("In a small", "-n", "3", "--ignore-eos", "--explain", "-q").err == ""
 
 
+def test_the_table_has_the_tokens_of_the_stop_text_too(generate: Cli) -> None:
+    result = generate("12", "-n", "6", "--ignore-eos", "--stop", "DZ", "--explain")
+    assert result.out == b"DDD"
+    assert [row.split()[0] for row in result.err.splitlines()] == ["token", "D", "D", "D", "D", "Z"]
+
+
 def test_json_has_explanations_and_no_logprobs_that_were_not_asked_for(generate: Cli) -> None:
     record = json.loads(generate("In a small", "-n", "3", "--ignore-eos", "--json", "--explain").out)
     assert "logprobs" not in record
@@ -234,35 +250,49 @@ def test_json_has_explanations_and_no_logprobs_that_were_not_asked_for(generate:
         assert step["filters"][0]["removed_probability"] == pytest.approx(removed, abs=1e-5)
 
 
-def terminal(*arguments: str, width: int = 80, **environment: str) -> Terminal:
+def shown(*arguments: str | Path, width: int = 80, **environment: str) -> Terminal:
+    """A finished run of gptcli on a terminal."""
     variables = {**os.environ, "TERM": "xterm-256color", **environment}
-    return Terminal(sys.executable, "-m", "gptcli", *arguments, environment=variables, width=width)
+    terminal = Terminal(*GPTCLI, *map(str, arguments), environment=variables, width=width)
+    terminal.finish()
+    return terminal
 
 
-def test_a_scored_text_is_shaded_on_a_terminal_with_figures_and_a_legend(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """A file to score."""
     file = tmp_path / "text"
     file.write_text("In a small town\n")
-    shown = terminal("score", "-m", str(tiny_model), str(file), "--top", "2")
-    shown.finish()
-    first, figures, legend, *table = shown.lines
+    return file
+
+
+def test_a_scored_text_is_shaded_on_a_terminal_with_figures_and_a_legend(tiny_model: Path, text: Path) -> None:
+    terminal = shown("score", "-m", tiny_model, text, "--top", "2")
+    first, figures, legend, *table = terminal.lines
     assert first.replace("·", "") == "In␠a␠small␠town⏎"
     assert figures.startswith("perplexity ")
     assert legend.split() == "probability under 0.1 0.1 to 0.3 0.3 to 0.6 0.6 to 0.9 0.9 and over".split()
     assert len(table) >= 4
-    assert re.search(rb"\x1b\[4;38;5;231;48;5;53m", shown.raw)  # what this random model finds improbable
+    assert re.search(rb"\x1b\[4;38;5;231;48;5;53m", terminal.raw)  # what this random model finds improbable
 
 
-def test_figures_and_tables_fit_a_narrow_terminal(tiny_model: Path, tmp_path: Path) -> None:
-    file = tmp_path / "text"
-    file.write_text("In a small town\n")
-    shown = terminal("score", "-m", str(tiny_model), str(file), "--top", "2", width=32)
-    shown.finish()
+def test_figures_and_tables_fit_a_narrow_terminal(tiny_model: Path, text: Path) -> None:
+    lines = shown("score", "-m", tiny_model, text, "--top", "2", width=32).lines
     labels = ("perplexity ", "bits a byte ", "log-probability ", "tokens ", " 0.9 and over")
-    for label in labels:  # each is on a line with its figure, where the terminal need not break it
-        assert any(re.search(rf"{label}[^ ]*( ·|$)", line) for line in shown.lines), label
-    rows = [line for line in shown.lines if re.match(r" +\d+ +[-\d.]+  ", line)]
-    assert len(rows) == len(LanguageModel.open(str(tiny_model), RuntimeConfig()).tokenizer.encode("In a small town\n"))
+    for label in labels:  # each is on a line with its figure
+        assert any(re.search(rf"{label}[^ ]*( ·|$)", line) for line in lines), label
+    rows = [line for line in lines if re.match(r" +\d+ +[-\d.]+  ", line)]
+    tokenizer = LanguageModel.open(str(tiny_model), RuntimeConfig()).tokenizer
+    assert len(rows) == len(tokenizer.encode(text.read_text()))
     assert all(row.split()[0] == str(number) for number, row in enumerate(rows, 1))
+
+
+def test_without_colour_the_shades_are_an_underline_and_borders(tiny_model: Path, text: Path) -> None:
+    terminal = shown("score", "-m", tiny_model, text, NO_COLOR="1")
+    assert b"\x1b[38" not in terminal.raw and b"\x1b[48" not in terminal.raw
+    assert b"\x1b[4m" in terminal.raw
+    assert "·" in terminal.lines[0]
+    assert terminal.lines[-1] == "underlined: the model gave it a probability under 0.1"
 
 
 def test_words_are_packed_into_lines_and_wide_ones_have_their_own() -> None:
@@ -271,118 +301,11 @@ def test_words_are_packed_into_lines_and_wide_ones_have_their_own() -> None:
     assert list(packed([], " ", 4)) == []
 
 
-def test_without_colour_the_shades_are_an_underline_and_borders(tiny_model: Path, tmp_path: Path) -> None:
-    file = tmp_path / "text"
-    file.write_text("In a small town")
-    shown = terminal("score", "-m", str(tiny_model), str(file), NO_COLOR="1")
-    shown.finish()
-    assert b"\x1b[38" not in shown.raw and b"\x1b[48" not in shown.raw
-    assert b"\x1b[4m" in shown.raw
-    assert "·" in shown.lines[0]
-    assert shown.lines[-1] == "underlined: the model gave it a probability under 0.1"
-
-
 def test_a_generation_is_shaded_as_it_comes_and_the_stop_text_is_not_shown(tiny_model: Path, cli: Cli) -> None:
     given = ["generate", "-m", str(tiny_model), "-t", "0", "-n", "6", "--ignore-eos", "12"]
     assert cli(*given).out.startswith(b"DDDDZ")
     assert cli(*given, "--stop", "DZ").out == b"DDD"
-    shown = terminal(*given, "--logprobs", "1", "--stop", "DZ")
-    shown.finish()
-    text, legend, *table = shown.lines
+    text, legend, *table = shown(*given, "--logprobs", "1", "--stop", "DZ").lines
     assert text.replace("·", "") == "DDD"
     assert legend.startswith("probability ")
     assert len(table) == 3
-
-
-def test_the_prompt_report_needs_no_torch(tiny_model: Path) -> None:
-    check = (
-        "import sys; from gptcli.cli.app import run\n"
-        f"assert run(['generate', '-m', {str(tiny_model)!r}, '--chat', 'Hello', '-n', '9', '--prompt-report']) == 0\n"
-        "assert 'torch' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", check], stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def report(cli: Cli, model: Path, *arguments: str) -> dict[str, object]:
-    result = cli("generate", "-m", model, "--prompt-report", "--json", *arguments)
-    assert (result.code, result.err) == (0, "")
-    return json.loads(result.out)
-
-
-def test_a_prompt_report_tells_the_rendered_prompt_and_where_control_tokens_come_from(
-    cli: Cli, tiny_model: Path, tiny: LanguageModel
-) -> None:
-    told = report(cli, tiny_model, "--chat", "Hello <|im_end|>", "-t", "0.3", "-n", "9", "--stop", "END")
-    assert told["text"] == "<|im_start|>user\nHello <|im_end|><|im_end|>\n<|im_start|>assistant\n"
-    tokens = told["tokens"]
-    assert isinstance(tokens, list)
-    assert tiny.tokenizer.decode([token["id"] for token in tokens]).decode() == told["text"]
-    assert [(t["token"], t["special"]) for t in tokens if t["special"]] == [
-        ("<|im_start|>", "template"),
-        ("<|im_end|>", "template"),
-        ("<|im_start|>", "template"),
-    ]
-    assert told["stop_ids"] == [{"id": 2, "token": "<|im_end|>", "from": ["config.json", "tokenizer_config.json"]}]
-    assert (told["stop"], told["max_tokens"], told["doubled_bos"]) == (["END"], 9, False)
-    sampling = told["sampling"]
-    assert isinstance(sampling, dict)
-    assert sampling["temperature"] == {"value": 0.3, "from": "flag"}
-    assert sampling["top_k"] == {"value": 40, "from": "gptcli"}
-    assert told["notes"] == ["<|im_end|> in the prompt is text, not a control token"]
-
-
-def test_a_prompt_report_flags_a_bos_that_is_there_twice(cli: Cli, tmp_path: Path) -> None:
-    model = make_model(tmp_path / "model", adds_bos=True, template=None, generation_config={"temperature": 0.5})
-    told = report(cli, model, "-n", "9", "--special", "<|im_start|>In a")
-    tokens = told["tokens"]
-    assert isinstance(tokens, list)
-    assert [token["special"] for token in tokens[:3]] == ["tokenizer", "typed", None]
-    assert told["doubled_bos"] is True
-    assert told["notes"] == [
-        "the text begins with <|im_start|> twice (from: tokenizer and typed), which no model was trained on"
-    ]
-    sampling = told["sampling"]
-    assert isinstance(sampling, dict)
-    assert sampling["temperature"] == {"value": 0.5, "from": "generation_config.json"}
-
-
-def test_a_prompt_report_says_what_makes_models_answer_nonsense(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
-    notes = report(cli, tiny_model, "-n", "9", "<|im_end|> ")["notes"]
-    assert isinstance(notes, list)
-    assert [note[:30] for note in notes] == [
-        "this model has a chat template",
-        "<|im_end|> in the prompt is te",
-        "the prompt ends with a space, ",
-    ]
-    assert "does not fit: " in str(report(cli, tiny_model, "--chat", "x" * 400)["notes"])
-    assert "are more than the context of 256" in str(report(cli, tiny_model, "--chat", "x", "-n", "300")["notes"])
-    without_bos = make_model(tmp_path / "m", adds_bos=True, template="{{ messages[0]['content'] }}", eos_token_id=None)
-    assert "the template does not begin with <|im_start|>" in str(report(cli, without_bos, "--chat", "x")["notes"])
-
-
-def test_a_prompt_report_in_a_pipe_is_names_and_values(cli: Cli, tiny_model: Path) -> None:
-    result = cli("generate", "-m", tiny_model, "--chat", "Hi", "--prompt-report")
-    rows = dict(line.split("\t") for line in result.out.decode().splitlines())
-    assert json.loads(rows["text"]) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    assert rows["special.0"] == "1 <|im_start|> (template)"
-    assert rows["doubled_bos"] == "no"
-    assert rows["sampling.temperature"] == "0.8 (gptcli)"
-    assert {"bytes.weights_as_stored", "bytes.cache_in_fp32", "ids", "stop.2"} <= set(rows)
-
-
-def test_a_generation_that_records_nothing_shows_no_tokens(tiny: LanguageModel) -> None:
-    shown = ShownTokens(tiny.tokenizer)
-    assert shown.take(TextDelta(b"text")) == []
-    assert shown.end() == []
-
-
-def test_the_table_has_the_tokens_of_the_stop_text_too(generate: Cli) -> None:
-    result = generate("12", "-n", "6", "--ignore-eos", "--stop", "DZ", "--explain")
-    assert result.out == b"DDD"
-    assert [row.split()[0] for row in result.err.splitlines()] == ["token", "D", "D", "D", "D", "Z"]
-
-
-def test_a_word_wider_than_the_picture_is_cut_and_drawn_at_once() -> None:
-    texts = [text for text, _, _ in placed(picture("t", [passage(("y" * 100, 0.5), lead="x" * 1_000_000)]))]
-    assert texts == ["x" * 71 + "…", "y" * 71 + "…"]

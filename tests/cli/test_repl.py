@@ -10,29 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.chatting import Chat, said, sessions, state
+from tests.cli.chatting import HELLO, Chat, said, sessions, state
 from tests.cli.conftest import GPTCLI, SCRIPTED
 from tests.cli.scripted import Script
 from tests.cli.terminal import Terminal
 
-HELLO = Script(pieces=["Hello", " there."], reason="stop")
 ENDLESS = Script(pieces=["word "] * 1000, piece_s=0.02)
-
-
-@pytest.fixture(autouse=True)
-def _model(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GPTCLI_MODEL", str(tiny_model))
+pytestmark = pytest.mark.usefixtures("tiny_by_default")
 
 
 def test_a_message_is_answered_and_the_prompt_comes_again() -> None:
     chat = Chat(HELLO).ready()
     chat.ask("good morning")
-    assert chat.lines[1:5] == ["> good morning", "Hello there.", "", ">"]
+    assert chat.lines[1:5] == ["> good morning", "Hello.", "", ">"]
     assert chat.leave() == 0
-    assert said() == ["good morning", "Hello there."]
+    assert said() == ["good morning", "Hello."]
 
 
-def test_the_prompt_is_there_before_the_model_is_and_what_is_typed_then_is_answered() -> None:
+def test_the_prompt_comes_before_the_model_is_loaded_and_what_is_typed_then_is_answered() -> None:
     chat = Chat(Script(pieces=["Hello"], load_s=1.0)).ready()
     chat.expect("loading 33%")
     chat.ask("good morning")
@@ -46,7 +41,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_chat_with_an_error() -> None:
     assert chat.lines[-1] == "gptcli: error: the model needs 9.9 GB"
 
 
-def test_a_blank_line_is_nothing_to_say() -> None:
+def test_a_blank_line_is_not_sent() -> None:
     chat = Chat(HELLO).ready()
     chat.ask("")
     chat.ask("   ")
@@ -54,7 +49,7 @@ def test_a_blank_line_is_nothing_to_say() -> None:
     assert sessions() == []
 
 
-def test_ctrl_c_stops_an_answer_keeps_what_there_is_and_the_chat_goes_on() -> None:
+def test_ctrl_c_stops_an_answer_keeps_it_and_the_chat_goes_on() -> None:
     chat = Chat(ENDLESS).ready()
     chat.type("go\r")
     chat.expect("word word word")
@@ -89,7 +84,7 @@ def test_ctrl_c_clears_the_line_and_hints_at_ctrl_d_on_an_empty_one() -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_at_the_prompt_ends_the_chat_by_itself(signum: int) -> None:
+def test_a_signal_at_the_prompt_kills_the_chat(signum: int) -> None:
     chat = Chat(HELLO).ready()
     chat.ask("good morning")
     chat.type("half a line")
@@ -97,12 +92,12 @@ def test_a_signal_at_the_prompt_ends_the_chat_by_itself(signum: int) -> None:
     chat.child.kill(signum)
     chat.end()
     assert chat.child.signalstatus == signum
-    assert said() == ["good morning", "Hello there."]
+    assert said() == ["good morning", "Hello."]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("markdown", ["on", "off"])
-def test_a_signal_during_an_answer_keeps_what_there_is_of_it(markdown: str, signum: int) -> None:
+def test_a_signal_during_an_answer_keeps_the_answer_so_far(markdown: str, signum: int) -> None:
     chat = Chat(ENDLESS).ready()
     chat.ask(f"/markdown {markdown}")
     chat.type("go\r")
@@ -113,7 +108,7 @@ def test_a_signal_during_an_answer_keeps_what_there_is_of_it(markdown: str, sign
     assert said()[1].startswith("word word word")
 
 
-def test_a_closed_window_keeps_what_there_is_of_an_answer() -> None:
+def test_a_closed_window_keeps_the_answer_so_far() -> None:
     chat = Chat(ENDLESS).ready()
     chat.type("go\r")
     chat.expect("word word word")
@@ -125,7 +120,7 @@ def test_a_closed_window_keeps_what_there_is_of_an_answer() -> None:
     assert said()[1].startswith("word word word")
 
 
-def test_a_killed_chat_has_lost_no_completed_turn() -> None:
+def test_a_killed_chat_loses_no_completed_turn() -> None:
     chat = Chat(Script(pieces=["word "] * 6, piece_s=0.05)).ready()
     chat.ask("one")
     chat.type("two\r")
@@ -209,10 +204,10 @@ def test_a_window_may_shrink_and_grow_in_mid_answer(markdown: str) -> None:
     assert said()[1].split() == [f"word{number}" for number in range(60)]
 
 
-def test_a_window_of_twenty_columns_is_enough() -> None:
+def test_twenty_columns_are_enough() -> None:
     chat = Chat(HELLO, width=20).ready()
     chat.ask("a rather long question for so little room")
-    assert "Hello there." in chat.lines
+    assert "Hello." in chat.lines
     assert "…" not in chat.text
     chat.ask("/help")
     assert chat.leave() == 0
@@ -222,11 +217,11 @@ def test_a_dumb_terminal_gets_plain_lines() -> None:
     chat = Chat(HELLO, TERM="dumb")
     chat.expect(">")
     chat.type("good morning\r")
-    chat.expect("Hello there.")
+    chat.expect("Hello.")
     chat.expect(">", 2)
     assert chat.leave() == 0
     assert b"\x1b" not in chat.raw
-    assert said() == ["good morning", "Hello there."]
+    assert said() == ["good morning", "Hello."]
 
 
 def test_without_colour_nothing_is_coloured() -> None:
@@ -245,11 +240,19 @@ def test_a_model_text_cannot_drive_the_terminal() -> None:
     assert "a␛[2Jb [red] <U+202E>" in chat.lines
 
 
-def test_an_error_within_a_turn_is_a_line_and_the_chat_goes_on() -> None:
-    chat = Chat(Script(pieces=["some"], overflows=True)).ready()
-    chat.ask("go")
-    assert "gptcli: error: the context of 8 tokens is full" in chat.lines
-    chat.ask("/context")
+@pytest.mark.parametrize(
+    ("script", "error"),
+    [
+        (Script(pieces=["some"], overflows=True), "the context of 8 tokens is full"),
+        (Script(turn_error="out of memory on cpu"), "out of memory on cpu"),
+    ],
+    ids=["in mid-answer", "before the answer"],
+)
+def test_an_error_ends_the_turn_and_the_chat_goes_on(script: Script, error: str) -> None:
+    chat = Chat(script).ready()
+    chat.ask("one")
+    chat.ask("two")
+    assert chat.lines.count(f"gptcli: error: {error}") == 2
     assert chat.leave() == 0
 
 
@@ -261,7 +264,7 @@ def test_an_answer_begins_with_a_spinner_and_ends_without() -> None:
     assert "prefill" not in chat.text and "Hello" in chat.lines
 
 
-def test_a_state_directory_that_cannot_be_written_is_told_once() -> None:
+def test_a_state_directory_that_cannot_be_written_is_noted_once() -> None:
     state().parent.mkdir()
     state().write_text("in the way")
     chat = Chat(HELLO).ready()
@@ -271,7 +274,7 @@ def test_a_state_directory_that_cannot_be_written_is_told_once() -> None:
     assert chat.text.replace("\n", "").count("File exists") == 1
 
 
-def test_two_chats_at_once_are_both_kept() -> None:
+def test_two_chats_at_once_are_both_stored() -> None:
     first, second = Chat(HELLO).ready(), Chat(HELLO).ready()
     first.ask("one")
     second.ask("two")
@@ -284,7 +287,7 @@ def test_two_chats_at_once_are_both_kept() -> None:
     third.expect("> one")
 
 
-def test_a_full_disk_is_told_once_and_at_the_end() -> None:
+def test_a_full_disk_is_noted_once_and_an_error_at_the_end() -> None:
     environment = HELLO.environment()
     shell = Terminal(
         "bash", "-c", f"ulimit -f 1; {' '.join(SCRIPTED)} chat; echo code $?", environment=environment, width=300
@@ -292,7 +295,7 @@ def test_a_full_disk_is_told_once_and_at_the_end() -> None:
     for number in range(1, 6):
         shell.wait_for(lambda: shell.lines[-2:-1] == [">"], "prompt")
         shell.type(f"{number}\r")
-        shell.expect("Hello there.", number)
+        shell.expect("Hello.", number)
     shell.wait_for(lambda: shell.lines[-2:-1] == [">"], "prompt")
     assert shell.text.count("note: not saved:") == 1
     shell.type("\x04")
@@ -301,32 +304,28 @@ def test_a_full_disk_is_told_once_and_at_the_end() -> None:
     assert shell.lines[-1] == "code 8"
 
 
-@pytest.mark.parametrize("room_again", [False, True])
-def test_a_conversation_that_was_left_for_lack_of_room_is_offered_to_the_disk_again(room_again: bool) -> None:
+@pytest.mark.parametrize("space_again", [False, True])
+def test_an_unsaved_conversation_that_was_left_is_saved_at_the_end_if_possible(space_again: bool) -> None:
     chat = Chat(HELLO, "--session", "mine", width=200).ready()
     chat.ask("one")
     limit_files_of(chat, 100)
     chat.ask("two")
     chat.expect("note: not saved")
     chat.ask("/new")
-    if room_again:
+    if space_again:
         limit_files_of(chat, resource.RLIM_INFINITY)
-    assert chat.leave() == (0 if room_again else 8)
-    assert ("mine.jsonl: File too large" in chat.lines[-1]) == (not room_again)
-    assert said() == ["one", "Hello there.", *(["two", "Hello there."] if room_again else [])]
+    assert chat.leave() == (0 if space_again else 8)
+    assert ("mine.jsonl: File too large" in chat.lines[-1]) == (not space_again)
+    assert said() == ["one", "Hello.", *(["two", "Hello."] if space_again else [])]
 
 
 def limit_files_of(chat: Chat, size: int) -> None:
-    """Lets no file of the program grow beyond so many bytes, as if the disk were full."""
+    """Limits the bytes of each file that the program writes, as a full disk does."""
     resource.prlimit(chat.child.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-def paragraph(count: int) -> Script:
-    return Script(pieces=[f"word{number} " for number in range(count)], piece_s=0.02, reason="stop")
-
-
 def test_a_shrinking_window_shows_nothing_twice() -> None:
-    chat = Chat(paragraph(40)).ready()
+    chat = Chat(Script(pieces=[f"word{number} " for number in range(40)], piece_s=0.02, reason="stop")).ready()
     chat.type("go\r")
     chat.expect("word9")
     chat.resize(20)
@@ -335,12 +334,11 @@ def test_a_shrinking_window_shows_nothing_twice() -> None:
     assert [words.count(f"word{number}") for number in range(40)] == [1] * 40
 
 
-@pytest.mark.parametrize("text", ["In a small town", "there lived"])
-def test_a_tiny_model_of_our_own_talks(tiny_model: Path, text: str) -> None:
+def test_the_tiny_model_talks() -> None:
     environment = {**os.environ, "TERM": "xterm-256color"}
     terminal = Terminal(*GPTCLI, "chat", "-n", "8", "-t", "0", "--stats", environment=environment)
     terminal.expect(">")
-    terminal.type(f"{text}\r")
+    terminal.type("In a small town\r")
     terminal.expect("8 tok ")
     terminal.type("/probs on\r")
     terminal.expect("shaded by probability from now on")
@@ -357,9 +355,7 @@ def test_a_tiny_model_of_our_own_talks(tiny_model: Path, text: str) -> None:
 @pytest.mark.real
 def test_the_default_model_talks(real_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GPTCLI_MODEL")
-    environment = {
-        **os.environ, "GPTCLI_WEIGHTS": str(real_weights), "TERM": "xterm-256color"
-    }  # fmt: skip
+    environment = {**os.environ, "GPTCLI_WEIGHTS": str(real_weights), "TERM": "xterm-256color"}
     terminal = Terminal(*GPTCLI, "chat", "-t", "0", "--system", "Be brief.", environment=environment)
     terminal.expect(">")
     terminal.type("What is the capital of France?\r")
@@ -369,7 +365,7 @@ def test_the_default_model_talks(real_weights: Path, monkeypatch: pytest.MonkeyP
     assert "Paris" in said()[1]
 
 
-def test_ctrl_c_right_behind_enter_stops_the_answer_too() -> None:
+def test_ctrl_c_right_after_enter_stops_the_answer_too() -> None:
     chat = Chat(ENDLESS).ready()
     chat.type("go\r\x03")
     chat.expect("interrupted")
@@ -377,29 +373,12 @@ def test_ctrl_c_right_behind_enter_stops_the_answer_too() -> None:
     assert chat.leave() == 0
 
 
-def test_a_question_that_was_not_sent_is_told_on_a_line_of_its_own() -> None:
-    chat = Chat(Script(pieces=["x"], load_s=5)).ready()
-    chat.type("hello\r")
+def test_a_message_can_be_called_back_while_the_model_loads() -> None:
+    chat = Chat(Script(pieces=["Hello"], load_s=1.5)).ready()
+    chat.type("go\r")
     chat.expect("100 MB/300 MB")
     chat.type("\x03")
     chat.ready(2)
     assert chat.lines[2] == "gptcli: note: not sent: the model is still loading"
-
-
-def test_a_message_can_be_called_back_while_the_model_loads() -> None:
-    chat = Chat(Script(pieces=["Hello"], load_s=1.5)).ready()
-    chat.type("go\r")
-    chat.expect("loading tiny ")
-    chat.type("\x03")
-    chat.expect("not sent")
-    chat.ready(2)
     assert chat.leave() == 0
     assert said() == []
-
-
-def test_running_out_of_memory_in_a_turn_is_a_line_and_the_chat_goes_on() -> None:
-    chat = Chat(Script(pieces=["Hello"], turn_error="out of memory on cpu")).ready()
-    chat.ask("one")
-    chat.ask("two")
-    assert chat.lines.count("gptcli: error: out of memory on cpu") == 2
-    assert chat.leave() == 0

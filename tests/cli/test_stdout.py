@@ -1,4 +1,4 @@
-"""The way of text to stdout: nothing is changed in a pipe, nothing drives a terminal."""
+"""Text on stdout: unchanged in a pipe, without control characters on a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.cli.terminal.stdout import Sink, clean
+from gptcli.cli.terminal.stdout import StdoutSink, clean
 from gptcli.errors import OutputError
 
 BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -21,7 +21,7 @@ ANY_TEXT = st.text(st.characters(exclude_categories=[])) | st.text(DRIVING + "a\
 
 
 @given(ANY_TEXT)
-def test_a_cleaned_text_holds_nothing_that_drives_a_terminal(text: str) -> None:
+def test_a_cleaned_text_has_nothing_that_drives_a_terminal(text: str) -> None:
     for character in clean(text):
         assert character not in BIDI
         assert character in "\t\n" or unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp")
@@ -38,7 +38,7 @@ def test_a_text_can_be_cleaned_in_pieces(first: str, second: str) -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["C", "Zl", "Zp"])))
-def test_what_is_harmless_stays(text: str) -> None:
+def test_harmless_characters_stay(text: str) -> None:
     assert clean(text + "\t\n\u200d\ufe0f\u0301") == text + "\t\n\u200d\ufe0f\u0301"
 
 
@@ -47,7 +47,7 @@ def test_a_pipe_gets_exactly_the_bytes(pieces: list[bytes]) -> None:
     reader, writer = os.pipe()
     with pytest.MonkeyPatch.context() as patch, open(writer, "w") as stdout, open(reader, "rb") as piped:
         patch.setattr(sys, "stdout", stdout)
-        sink = Sink()
+        sink = StdoutSink()
         for piece in pieces:
             sink.write(piece)
         stdout.close()
@@ -61,7 +61,7 @@ def test_a_text_larger_than_the_pipe_arrives_whole() -> None:
         patch.setattr(sys, "stdout", stdout)
         thread = threading.Thread(target=lambda: received.append(piped.read()))
         thread.start()
-        Sink().write(b"x" * 1_000_000)
+        StdoutSink().write(b"x" * 1_000_000)
         stdout.close()
         thread.join()
     assert received == [b"x" * 1_000_000]
@@ -71,7 +71,7 @@ def test_a_terminal_gets_the_cleaned_text(monkeypatch: pytest.MonkeyPatch) -> No
     ours, theirs = pty.openpty()
     with open(theirs, "w") as stdout:
         monkeypatch.setattr(sys, "stdout", stdout)
-        sink = Sink()
+        sink = StdoutSink()
         sink.write(b"a\x1b[31m\xff")
         sink.end_line()
         sink.end_line()
@@ -84,12 +84,12 @@ def test_a_terminal_gets_the_cleaned_text(monkeypatch: pytest.MonkeyPatch) -> No
     os.close(ours)
 
 
-def test_what_was_printed_before_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_printed_before_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
     with open(writer, "w") as stdout, open(reader, "rb") as piped:
         monkeypatch.setattr(sys, "stdout", stdout)
         print("before")
-        Sink().write(b"after")
+        StdoutSink().write(b"after")
         assert piped.read(12) == b"before\nafter"[:12]
         monkeypatch.undo()
 
@@ -97,4 +97,4 @@ def test_what_was_printed_before_comes_first(monkeypatch: pytest.MonkeyPatch) ->
 def test_closed_stdout_is_an_output_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     with pytest.raises(OutputError, match="standard output is closed"):
-        Sink()
+        StdoutSink()

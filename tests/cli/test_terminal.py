@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from tests.cli.conftest import SCRIPTED
 from tests.cli.scripted import Script
 from tests.cli.terminal import Terminal
 
-
-@pytest.fixture(autouse=True)
-def _model(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GPTCLI_MODEL", str(tiny_model))
+pytestmark = pytest.mark.usefixtures("tiny_by_default")
 
 
 def show(script: Script, *options: str, width: int = 80, height: int = 24, **environment: str) -> Terminal:
@@ -31,12 +26,12 @@ def test_a_missing_newline_is_added() -> None:
     assert (terminal.screen.cursor.x, terminal.screen.cursor.y) == (0, 1)
 
 
-def test_a_newline_that_is_there_is_not_added_to() -> None:
+def test_no_newline_is_added_to_one() -> None:
     terminal = show(Script(pieces=["text\n"]))
     assert terminal.screen.cursor.y == 1
 
 
-def test_no_text_is_not_even_a_newline() -> None:
+def test_an_empty_text_gets_no_newline() -> None:
     assert show(Script()).raw == b""
 
 
@@ -65,13 +60,13 @@ def test_long_lines_are_left_to_the_terminal() -> None:
 
 @pytest.mark.parametrize("slow", [{"load_s": 0.3}, {"prefill_s": 0.3}])
 @pytest.mark.parametrize("options", [[], ["--echo"], ["--markdown"], ["--echo", "--markdown"]])
-def test_progress_is_shown_and_then_gone(slow: dict[str, float], options: list[str]) -> None:
+def test_progress_is_shown_and_then_erased(slow: dict[str, float], options: list[str]) -> None:
     terminal = show(Script(pieces=["text ", "and more"], **slow), *options)  # type: ignore[arg-type]
     assert ("loading tiny" if "load_s" in slow else "prefill").encode() in terminal.raw
     assert terminal.lines == ["atext and more" if "--echo" in options else "text and more"]
 
 
-def test_progress_tells_how_far_it_is() -> None:
+def test_progress_shows_how_far_it_is() -> None:
     assert "━━━━━━──────────────  100 MB/300 MB".replace("  ", " ").encode() in show(Script(load_s=0.4)).raw
 
 

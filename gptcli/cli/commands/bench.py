@@ -14,8 +14,8 @@ from gptcli.cli.json_records import json_line
 from gptcli.cli.option_groups import only, with_option_groups, without
 from gptcli.cli.run_options import RunOptions, load_model, open_model, print_failures
 from gptcli.cli.terminal.signals import interruptible
-from gptcli.cli.terminal.stderr import Activity, size
-from gptcli.cli.terminal.stdout import Sink
+from gptcli.cli.terminal.stderr import ProgressLine, size
+from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.terminal.tables import print_records
 from gptcli.errors import UsageError
 from gptcli.language_model import LanguageModel
@@ -48,7 +48,7 @@ def bench(
     """
     run = RunOptions(model=model, runtime=runtime.config(), offline=runtime.offline, output=output)
     lengths = sorted(prompt_tokens or [512])
-    with Activity(quiet=output.quiet) as activity:
+    with ProgressLine(quiet=output.quiet) as activity:
         lm = open_model(run, activity)
         if lengths[-1] + decode_tokens > lm.ctx_size:
             raise UsageError(f"{lengths[-1]} + {decode_tokens} tokens are beyond the context of {lm.ctx_size}")
@@ -69,7 +69,7 @@ def bench(
     records = [_record(point, facts["bytes_a_second"]) for point in points]
     print_failures(run, lm)
     if output.as_json:
-        Sink().write(json_line(facts | {"lengths": records}))
+        StdoutSink().write(json_line(facts | {"lengths": records}))
         return
     print_records([{"": name, "value": value} for name, value in facts.items()], False, _fact_row, header=False)
     print_records([_row(record) for record in records], as_json=False)

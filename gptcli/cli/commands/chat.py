@@ -19,7 +19,7 @@ from gptcli.cli import options
 from gptcli.cli.json_records import json_line, sample_record
 from gptcli.cli.option_groups import only, option_group, with_option_groups, without
 from gptcli.cli.prompt_input import messages_of_script, read_prompt
-from gptcli.cli.repl.answer import Answer, View, dropped_note
+from gptcli.cli.repl.answer_display import AnswerDisplay, DisplaySettings, dropped_note
 from gptcli.cli.repl.stored_sessions import opened, print_sessions
 from gptcli.cli.run_options import (
     RunOptions,
@@ -33,8 +33,8 @@ from gptcli.cli.run_options import (
     read_template,
 )
 from gptcli.cli.terminal.signals import interruptible
-from gptcli.cli.terminal.stderr import Activity, print_note
-from gptcli.cli.terminal.stdout import Sink
+from gptcli.cli.terminal.stderr import ProgressLine, print_note
+from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.errors import UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import ChatSession
@@ -114,7 +114,7 @@ def chat(
 
     with (
         opened(sessions.session, sessions.continue_last, sessions.fork, at_prompt) as (file, events),
-        Activity(quiet=output.quiet) as activity,
+        ProgressLine(quiet=output.quiet) as activity,
     ):
         name, fingerprint = last_model(events)
         run = replace(run, model=run.model or name)
@@ -131,7 +131,7 @@ def chat(
             conversation.settings = replace(conversation.settings, **given)
         if at_prompt:
             activity.close()
-            _converse(conversation, file, template, View(stats=output.stats), run.offline)
+            _converse(conversation, file, template, DisplaySettings(stats=output.stats), run.offline)
         elif output.prompt_report:
             activity.close()
             _report(run, conversation, questions[0])
@@ -179,12 +179,12 @@ def _report(run: RunOptions, conversation: ChatSession, question: str) -> None:
     print_report(run, lm, prompt, settings.record, settings.sampling(lm.sampling_defaults), settings.stopping)
 
 
-def _answer(run: RunOptions, conversation: ChatSession, questions: Sequence[str], activity: Activity) -> None:
+def _answer(run: RunOptions, conversation: ChatSession, questions: Sequence[str], activity: ProgressLine) -> None:
     """Asks the questions in turn and writes the replies. Raises KeyboardInterrupt after a reply that Ctrl-C ended."""
     lm, output = conversation.lm, run.output
     conversation.preview(questions[0])  # one that does not fit is refused before the weights are read
     load_model(lm, activity)
-    sink = Sink()
+    sink = StdoutSink()
     with interruptible() as cancelled:
         for number, question in enumerate(questions, 1):
             reply = conversation.send(question, on_prefill=partial(activity.tokens, "prefill"), cancelled=cancelled)
@@ -198,7 +198,7 @@ def _answer(run: RunOptions, conversation: ChatSession, questions: Sequence[str]
 
 
 def _written(
-    run: RunOptions, reply: Iterator[Event], conversation: ChatSession, sink: Sink, activity: Activity
+    run: RunOptions, reply: Iterator[Event], conversation: ChatSession, sink: StdoutSink, activity: ProgressLine
 ) -> Finished:
     """Writes a reply as it comes, or as a JSON object, and returns how it ended."""
     pieces = list[bytes]()
@@ -225,7 +225,7 @@ def _written(
 
 @contextlib.contextmanager
 def _shown(
-    run: RunOptions, conversation: ChatSession, sink: Sink, activity: Activity, pieces: list[bytes]
+    run: RunOptions, conversation: ChatSession, sink: StdoutSink, activity: ProgressLine, pieces: list[bytes]
 ) -> Iterator[Callable[[TextDelta], object]]:
     """Yields what shows the text: on a terminal as at the prompt, in a pipe as it is; for JSON it goes to `pieces`."""
     if run.output.as_json:
@@ -239,17 +239,20 @@ def _shown(
         yield write
     else:
         thinking = opens_thoughts(conversation)
-        with contextlib.closing(Answer(View(), sink, activity, lm=conversation.lm, thinking=thinking)) as answer:
+        with contextlib.closing(
+            AnswerDisplay(DisplaySettings(), sink, activity, lm=conversation.lm, thinking=thinking)
+        ) as answer:
             yield answer.take
 
 
 def _converse(
-    session: ChatSession, file: SessionFile | None, template: ChatTemplate | None, view: View, offline: bool
+    session: ChatSession, file: SessionFile | None, template: ChatTemplate | None, view: DisplaySettings, offline: bool
 ) -> None:
     """Talks with a person at a terminal."""
+    from gptcli.cli.repl.command_table import COMMANDS
     from gptcli.cli.repl.repl import Repl  # its imports take a tenth of a second, which a pipe need not wait for
 
     _ = session.template  # a model without one fails here
-    repl = Repl(session, file, template, view, offline=offline)
+    repl = Repl(session, file, template, view, COMMANDS, offline=offline)
     repl.run()
     repl.session.lm.close()

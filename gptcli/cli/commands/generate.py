@@ -11,8 +11,8 @@ from typing import Annotated
 from gptcli.cli import options
 from gptcli.cli.json_records import json_line, sample_record
 from gptcli.cli.option_groups import with_option_groups, without
-from gptcli.cli.probabilities.picture_files import Pictures
-from gptcli.cli.probabilities.sample_view import TokenViews
+from gptcli.cli.probabilities.picture_files import PictureFiles
+from gptcli.cli.probabilities.sample_display import SampleDisplay
 from gptcli.cli.run_options import (
     RunOptions,
     load_model,
@@ -24,9 +24,10 @@ from gptcli.cli.run_options import (
     read_system,
     read_template,
 )
+from gptcli.cli.terminal.capabilities import is_dumb_terminal
 from gptcli.cli.terminal.signals import interruptible
-from gptcli.cli.terminal.stderr import Activity, is_dumb_terminal
-from gptcli.cli.terminal.stdout import Sink
+from gptcli.cli.terminal.stderr import ProgressLine
+from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.errors import UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import LanguageModel
@@ -62,14 +63,14 @@ def generate(
         output=output,
     )
     _check_together(run, samples)
-    pictures = Pictures(output.html, output.svg)
+    pictures = PictureFiles(output.html, output.svg)
     text, system = read_question(run, prompt), read_system(run)
     messages = [Message("user", text)] if system is None else [Message("system", system), Message("user", text)]
 
-    sink = Sink()
+    sink = StdoutSink()
     recorded = output.explain or output.logprobs is not None or pictures.wanted
     workload = Workload(samples, recorded, None if stop.max_tokens < 0 else stop.max_tokens)
-    with Activity(quiet=output.quiet) as activity, open_model(run, activity, workload) as lm:
+    with ProgressLine(quiet=output.quiet) as activity, open_model(run, activity, workload) as lm:
         template = (read_template(run) or lm.template) if prompts.chat else None
         ids = _ids(lm, template, messages, special=prompts.special)
         config = SamplingConfig.resolve(given, lm.sampling_defaults)
@@ -144,9 +145,9 @@ class _Writer:
 
     run: RunOptions
     lm: LanguageModel
-    sink: Sink
-    activity: Activity
-    pictures: Pictures
+    sink: StdoutSink
+    activity: ProgressLine
+    pictures: PictureFiles
     samples: int
     text: str  # the prompt's
 
@@ -155,7 +156,7 @@ class _Writer:
     ) -> None:
         """Writes a sample, the first of which has number 1."""
         output = self.run.output
-        views = TokenViews(
+        views = SampleDisplay(
             self.lm.tokenizer,
             self.sink,
             alternatives=None if output.as_json else output.logprobs,
@@ -185,7 +186,7 @@ class _Writer:
         print_figures(self.run, finished, self.lm.ctx_size)
 
     def _drain(
-        self, events: Iterator[TextDelta | Finished], write: Callable[[bytes], object], views: TokenViews
+        self, events: Iterator[TextDelta | Finished], write: Callable[[bytes], object], views: SampleDisplay
     ) -> Finished:
         """Writes the text, after the prompt with --echo, and returns how it ended."""
         echo = self.text.encode() if self.run.output.echo else b""
@@ -203,7 +204,7 @@ class _Writer:
 
 
 @contextlib.contextmanager
-def _shown(sink: Sink, markdown: bool, views: TokenViews) -> Iterator[Callable[[bytes], object]]:
+def _shown(sink: StdoutSink, markdown: bool, views: SampleDisplay) -> Iterator[Callable[[bytes], object]]:
     """Yields what writes the text. On a terminal the last line is ended, even after an error."""
     if markdown and sink.is_terminal and not is_dumb_terminal():
         from gptcli.cli.terminal.markdown import MarkdownStream

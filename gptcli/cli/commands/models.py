@@ -14,8 +14,8 @@ from gptcli.checkpoint.generation_config import MODEL_SETTINGS
 from gptcli.checkpoint.registry import FAMILIES
 from gptcli.cli import options
 from gptcli.cli.model_facts import sampling_facts, stop_sources, weight_bytes
-from gptcli.cli.terminal.stderr import Activity, print_note, size
-from gptcli.cli.terminal.stdout import Sink
+from gptcli.cli.terminal.stderr import ProgressLine, print_note, size
+from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.terminal.tables import print_records, spelled
 from gptcli.errors import BrokenCheckpoint, GptcliError, NoTemplate, UnsupportedArchitecture
 from gptcli.files import read_json
@@ -136,13 +136,13 @@ def rm(name: InstalledName, quiet: options.Quiet = False) -> None:
 def verify(name: Name = DEFAULT_MODEL, quiet: options.Quiet = False) -> None:
     """Check a model from end to end: checksums, headers, shapes, tokenizer, template, and every weight for NaN."""
     model = LocalModel(name, _path(name))
-    sink = Sink()
+    sink = StdoutSink()
 
     def passed(check: str) -> None:
         if not quiet:
             sink.write(f"ok  {check}\n".encode())
 
-    with Activity(quiet=quiet) as activity:
+    with ProgressLine(quiet=quiet) as activity:
         from gptcli.models.install import changed_files
 
         activity.bytes("comparing checksums", 0, 0)
@@ -185,9 +185,9 @@ def _install(name: str, force: bool, quiet: bool, fetch: Callable[[FetchProgress
             print_note(f"{name} is already here; --force replaces it")
         path = existing.path
     else:
-        with Activity(quiet=quiet) as activity:
+        with ProgressLine(quiet=quiet) as activity:
             path = fetch(activity.bytes)
-    Sink().write(f"{path}\n".encode())
+    StdoutSink().write(f"{path}\n".encode())
 
 
 def _path(name: str) -> Path:

@@ -15,13 +15,20 @@ import typer
 from gptcli.cli import options
 from gptcli.cli.json_records import choices_record, json_line, score_record
 from gptcli.cli.option_groups import only, option_group, with_option_groups, without
-from gptcli.cli.probabilities.picture_files import Pictures
-from gptcli.cli.probabilities.score_view import ScoreView, choice_lines, figure, text_figures, token_lines
-from gptcli.cli.probabilities.shading import figures, of_score
+from gptcli.cli.probabilities.picture_files import PictureFiles
+from gptcli.cli.probabilities.score_output import (
+    ScoreDisplay,
+    choice_lines,
+    score_figures,
+    score_line,
+    sortable,
+    token_lines,
+)
+from gptcli.cli.probabilities.shaded_tokens import scored_tokens
 from gptcli.cli.prompt_input import argument_text, read_prompt, text_blocks, text_lines
 from gptcli.cli.run_options import RunOptions, load_model, open_model
-from gptcli.cli.terminal.stderr import Activity
-from gptcli.cli.terminal.stdout import Sink
+from gptcli.cli.terminal.stderr import ProgressLine
+from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.errors import InputError, UsageError
 from gptcli.generation.request_checks import check_choices, check_scoring
 from gptcli.generation.score_result import ChoiceScore, Score
@@ -88,7 +95,7 @@ def score(
     run = RunOptions(model=model, runtime=runtime.config(), offline=runtime.offline, prompts=prompts, output=output)
     check_scoring(what.stride, what.top or 0)
     choices = _choices(what.choices)
-    pictures = Pictures(output.html, output.svg)
+    pictures = PictureFiles(output.html, output.svg)
     _check_together(what, output, choices, pictures)
     asked, sources = "", list[Path]()
     if choices and not what.lines:
@@ -98,8 +105,8 @@ def score(
     else:
         sources = _sources(files)
 
-    sink = Sink()
-    with Activity(quiet=output.quiet) as activity:
+    sink = StdoutSink()
+    with ProgressLine(quiet=output.quiet) as activity:
         lm = open_model(run, activity)
         check_scoring(what.stride, what.top or 0, lm.longest_stride)
         load_model(lm, activity)
@@ -123,13 +130,13 @@ class _Scorer:
     what: ScoreOptions
     lm: LanguageModel
     cache: PromptCache
-    sink: Sink
-    activity: Activity
+    sink: StdoutSink
+    activity: ProgressLine
 
-    def write_texts(self, sources: list[Path], pictures: Pictures) -> None:
+    def write_texts(self, sources: list[Path], pictures: PictureFiles) -> None:
         """Writes each text's figures, tokens or shades, and draws a picture of them all."""
         top, as_json = self.what.top, self.run.output.as_json
-        shown = ScoreView(self.sink, several=len(sources) > 1) if self.sink.is_terminal and not as_json else None
+        shown = ScoreDisplay(self.sink, several=len(sources) > 1) if self.sink.is_terminal and not as_json else None
         for source in sources:
             name = str(source)
             text = "".join(text_blocks(source, self.run.prompts.errors, self.run.prompts.max_input))
@@ -137,14 +144,14 @@ class _Scorer:
                 raise UsageError(f"there is nothing to score: {name}: it is empty")
             scored = self._score(text, f"scoring {name}", pictures.alternatives if top is None else top)
             self.activity.close()
-            tokens = of_score(scored, self.lm.tokenizer)
-            pictures.add(name if len(sources) > 1 else "", tokens, figures(scored))
+            tokens = scored_tokens(scored, self.lm.tokenizer)
+            pictures.add(name if len(sources) > 1 else "", tokens, score_figures(scored))
             if as_json:
                 self.sink.write(json_line(score_record(self.lm, scored, {"file": name}, top=top is not None)))
             elif shown:
                 shown.show(name, tokens, scored, with_alternatives=top is not None)
             else:
-                self.sink.write(text_figures(scored, name) if top is None else token_lines(tokens))
+                self.sink.write(score_line(scored, name) if top is None else token_lines(tokens))
         pictures.write(f"{self.lm.name} · how probable each token is")
 
     def write_choices(self, prompt: str, choices: list[str]) -> None:
@@ -164,7 +171,7 @@ class _Scorer:
         scored = self._score(line, "scoring", self.what.top or 0) if line else Score((), (), 0, ())
         if self.run.output.as_json:
             return json_line(score_record(self.lm, scored, {"text": line}, top=self.what.top is not None))
-        return f"{figure(scored.perplexity)}\t{line}\n".encode()
+        return f"{sortable(scored.perplexity)}\t{line}\n".encode()
 
     def _chosen_line(self, line: str, choices: list[str]) -> bytes:
         prompt = _prompt_form(self.what).replace(_LINE, line)
@@ -172,7 +179,7 @@ class _Scorer:
         if self.run.output.as_json:
             return json_line(choices_record(self.lm, chosen, {"text": line, "prompt": prompt}))
         probability, best = (chosen[0].probability, chosen[0].text) if chosen else (math.nan, "")
-        return f"{figure(probability)}\t{best}\t{line}\n".encode()
+        return f"{sortable(probability)}\t{best}\t{line}\n".encode()
 
     def _score(self, text: str, doing: str, top: int) -> Score:
         return self.lm.score(
@@ -208,7 +215,9 @@ def _choices(given: list[str] | None) -> list[str]:
     return choices
 
 
-def _check_together(what: ScoreOptions, output: options.OutputOptions, choices: list[str], pictures: Pictures) -> None:
+def _check_together(
+    what: ScoreOptions, output: options.OutputOptions, choices: list[str], pictures: PictureFiles
+) -> None:
     """Raises UsageError for options that mean nothing together."""
     excluded = {"--stride": what.stride is not None, "--top": what.top is not None, "--html or --svg": pictures.wanted}
     for name, given in excluded.items():

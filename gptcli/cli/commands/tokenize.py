@@ -10,13 +10,16 @@ import typer
 from gptcli.cli import options
 from gptcli.cli.option_groups import option_group, with_option_groups
 from gptcli.cli.prompt_input import argument_text
-from gptcli.cli.terminal.stderr import Activity
-from gptcli.cli.terminal.stdout import Sink
-from gptcli.cli.terminal.token_flow import terminal_columns, uses_colour
+from gptcli.cli.terminal.capabilities import uses_colour
+from gptcli.cli.terminal.columns import terminal_columns
+from gptcli.cli.terminal.stderr import ProgressLine
+from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.tokens import compare as token_compare
-from gptcli.cli.tokens import tasks as token_tasks
-from gptcli.cli.tokens.inputs import Conversations, Reading, open_tokenizer
-from gptcli.cli.tokens.views import Show
+from gptcli.cli.tokens import decode as token_decode
+from gptcli.cli.tokens.inputs import ConversationReader, TextReader, open_tokenizer
+from gptcli.cli.tokens.truncate import truncate as write_truncated
+from gptcli.cli.tokens.views import TokenViews
+from gptcli.cli.tokens.vocabulary_search import search
 from gptcli.errors import UsageError
 from gptcli.models.catalog import DEFAULT_MODEL
 
@@ -120,32 +123,32 @@ def tokenize(
     """Lay a tokenizer open: the tokens of texts, their ids, bytes and places."""
     mode = _mode(files, given, view, task)
     text = None if given.text is None else argument_text(given.text)
-    reading = Reading(given.errors, given.max_input, given.special, given.add_special, text)
+    reading = TextReader(given.errors, given.max_input, given.special, given.add_special, text)
     names = [] if mode in ("--decode", "--vocab", "--id") else reading.names(files)
     if mode == "--truncate" and len(names) > 1:
         raise UsageError("--truncate takes one text")
-    sink = Sink()
-    with Activity(quiet=quiet) as activity:
+    sink = StdoutSink()
+    with ProgressLine(quiet=quiet) as activity:
         tokenizer, path = open_tokenizer(model, offline, activity.fetch)
         other = None if task.compare is None else open_tokenizer(task.compare, offline, activity.fetch)[0]
     colour = uses_colour(sink.is_terminal) if view.color == "auto" else view.color == "always"
     columns = terminal_columns() if sink.is_terminal or view.color == "always" else None
-    conversations = Conversations(path, given.chat_template, reading) if given.chat else None
-    show = Show(tokenizer, reading, conversations, sink, columns, colour=colour)
+    conversations = ConversationReader(path, given.chat_template, reading) if given.chat else None
+    show = TokenViews(tokenizer, reading, conversations, sink, columns, colour=colour)
     match mode:
         case "--decode":
-            token_tasks.decode(files or [], tokenizer, sink, given.errors)
+            token_decode.decode(files or [], tokenizer, sink, given.errors)
         case "--truncate":
             limit, cut = task.truncate or 0, {"from_end": task.from_end, "partial": task.partial}
-            token_tasks.truncate(reading, names[0], tokenizer, sink, limit, **cut)
+            write_truncated(reading, names[0], tokenizer, sink, limit, **cut)
         case "--roundtrip":
-            token_tasks.roundtrip(reading, names, tokenizer, sink, as_json=view.as_json)
+            token_decode.roundtrip(reading, names, tokenizer, sink, as_json=view.as_json)
         case "--compare":
             assert other is not None and task.compare is not None
             both = (model, task.compare), (tokenizer, other)
             token_compare.compare(reading, names, *both, sink, columns or 80, colour=colour, as_json=view.as_json)
         case "--vocab" | "--id":
-            token_tasks.search(tokenizer, task.vocab, task.id or [], as_json=view.as_json)
+            search(tokenizer, task.vocab, task.id or [], as_json=view.as_json)
         case "--stats":
             show.stats(names, path, as_json=view.as_json)
         case "--table":

@@ -5,29 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from gptcli.cli.terminal.columns import fitted
 from gptcli.cli.terminal.stderr import print_line
-from gptcli.cli.terminal.token_flow import fitted, spell
+from gptcli.cli.terminal.token_flow import spell
 from gptcli.generation.events import FilterEffect, StepLogprobs
 
-_TOKEN = 12  # columns; a line fits 80 of them with the default filters
+_TOKEN = 12  # columns; a row with the default filters fits 80
 _CELL = 12
-_NO_REMOVAL = ("logit_bias", "penalties", "temperature")  # filters that only make tokens more or less probable
+_KEEP_ALL = ("logit_bias", "penalties", "temperature")  # filters that only change probabilities
 
 
 class ExplainTable:
-    """Prints a row a token: as they come, or after the text where that goes to the same terminal."""
+    """Prints a row a token: as they come, or after the text if that goes to the same terminal."""
 
     def __init__(self, *, at_end: bool) -> None:
         self._at_end = at_end
         self._printed = 0  # rows
 
     def add(self, steps: Sequence[StepLogprobs]) -> None:
-        """Takes the tokens that a piece of text brings, each with its explanation."""
+        """Takes the explained tokens of a piece of text."""
         if not self._at_end:
             self._print(steps)
 
     def close(self, steps: Sequence[StepLogprobs]) -> None:
-        """Prints what has not been printed of all the tokens, those too whose text a stop text hides."""
+        """Prints the remaining rows of all the sample's tokens, those of a hidden stop text included."""
         self._print(steps[self._printed :])
 
     def _print(self, steps: Sequence[StepLogprobs]) -> None:
@@ -37,14 +38,14 @@ class ExplainTable:
             if not self._printed:
                 names = "".join(f"{effect.name.replace('_', '-'):>{_CELL}}" for effect in filters)
                 print_line(f"{'token':<{_TOKEN}} {'p':>5} {'rank':>4} {'entropy':>7}{names}")
-            name, chance = fitted(spell(step.chosen.data), _TOKEN), math.exp(step.chosen.logprob)
-            print_line(f"{name} {chance:5.3f} {rank:4} {entropy:7.3f}{''.join(map(_cell, filters))}")
+            name, probability = fitted(spell(step.chosen.data), _TOKEN), math.exp(step.chosen.logprob)
+            print_line(f"{name} {probability:5.3f} {rank:4} {entropy:7.3f}{''.join(map(_cell, filters))}")
             self._printed += 1
 
 
 def _cell(effect: FilterEffect) -> str:
-    """How many tokens a filter left and how much of the probability it took, or the token's probability behind it."""
-    if effect.name in _NO_REMOVAL and not effect.removed:
+    """Tokens that a filter kept and the probability it removed, or the token's probability after it."""
+    if effect.name in _KEEP_ALL and not effect.removed:
         return f"{f'p {effect.probability:.3f}':>{_CELL}}"
-    taken = f" -{effect.removed_probability:.1%}" if effect.removed else ""
-    return f"{f'{effect.kept}{taken}':>{_CELL}}"
+    removed = f" -{effect.removed_probability:.1%}" if effect.removed else ""
+    return f"{f'{effect.kept}{removed}':>{_CELL}}"

@@ -1,21 +1,20 @@
-"""Draws probabilities as a page: no script, nothing fetched, light and dark, alternatives on hover or tap."""
+"""Draws probabilities as an HTML page: no script, nothing fetched, light and dark, alternatives on hover or tap."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
-from gptcli.cli.probabilities.passage import Passage, bars, legible, named, shown
-from gptcli.cli.probabilities.shading import STEPS, Cell, Shaded, step_of
+from gptcli.cli.probabilities.picture_content import DARK, LIGHT, Passage, bars, facts_of, markup, name_of
+from gptcli.cli.probabilities.shaded_tokens import STEPS, ShadedGroup, ShadedToken, step_of
 
+_COLOURS = f"""
+:root {{ color-scheme: light dark; {LIGHT} --card: #ffffff; }}
+@media (prefers-color-scheme: dark) {{ :root {{ {DARK} --card: #20252b; }} }}
+{"".join(f".s{step.number} {{ background: {step.colour}; color: {step.ink}; }}" for step in STEPS)}
+"""
+# Classes of one letter, as every token repeats them: t token, s0 to s4 its shade, u underlined, n mark of a newline,
+# k control token, c card; in a card h heading, r row, d drawn token's row, b bar.
 _STYLE = """
-:root {
-  color-scheme: light dark;
-  --page: #ffffff; --ink: #1b1f24; --faint: #66707c; --card: #ffffff; --edge: #d5dbe1; --bar: #e8ecf0;
-}
-@media (prefers-color-scheme: dark) {
-  :root { --page: #14171b; --ink: #e8eaed; --faint: #98a2ad; --card: #20252b; --edge: #3a424b; --bar: #39424c; }
-}
 * { box-sizing: border-box; }
 body {
   margin: 0 auto; padding: 2.5rem 1.5rem 14rem; max-width: 56rem; background: var(--page); color: var(--ink);
@@ -71,8 +70,7 @@ section { position: relative; margin-top: 2.5rem; }
 
 def page(title: str, passages: Sequence[Passage]) -> str:
     """The whole page as HTML."""
-    shades = "".join(f".s{number} {{ background: {s.colour}; color: {s.ink}; }}\n" for number, s in enumerate(STEPS))
-    legend = "".join(f'<li class="{_class(step.least)}">{step.label}</li>' for step in STEPS)
+    legend = "".join(f'<li class="{_classes(step.least)}">{step.label}</li>' for step in STEPS)
     body = "".join(map(_section, passages))
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -81,11 +79,11 @@ def page(title: str, passages: Sequence[Passage]) -> str:
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{_text(title)}</title>
-<style>{_STYLE}{shades}</style>
+<title>{markup(title)}</title>
+<style>{_COLOURS}{_STYLE}</style>
 </head>
 <body>
-<h1>{_text(title)}</h1>
+<h1>{markup(title)}</h1>
 <ul aria-label="probability of a token"><li>probability</li>{legend}</ul>
 {body}</body>
 </html>
@@ -93,49 +91,43 @@ def page(title: str, passages: Sequence[Passage]) -> str:
 
 
 def _section(passage: Passage) -> str:
-    heading = f"<h1>{_text(passage.title)}</h1>" if passage.title else ""
-    figures = "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in passage.figures)
-    tokens = "".join(map(_cell, passage.cells))
+    heading = f"<h1>{markup(passage.title)}</h1>" if passage.title else ""
+    figures = "".join(f"<div><dt>{markup(name)}</dt><dd>{markup(value)}</dd></div>" for name, value in passage.figures)
+    tokens = "".join(map(_token_group, passage.groups))
     return (
-        f'<section>{heading}<p class="text">{_text(passage.lead)}{tokens}</p>'
+        f'<section>{heading}<p class="text">{markup(passage.lead)}{tokens}</p>'
         f"{f'<dl>{figures}</dl>' if figures else ''}</section>\n"
     )
 
 
-def _cell(cell: Cell) -> str:
-    probability = cell.probability
-    name = "t" if probability is None else f"t {_class(probability)}"
-    name += " k" if cell.group.control else ""
-    cards = "".join(map(_card, cell.tokens))
-    # The space before a word is outside the shade, where a line can break; a token of nothing else is not.
-    space, text = (" ", cell.text[1:]) if cell.text.startswith(" ") and cell.text.strip() else ("", cell.text)
-    return f'{space}<span class="{name}" tabindex="0">{_broken(text)}<span class="c">{cards}</span></span>'
+def _token_group(group: ShadedGroup) -> str:
+    probability = group.probability
+    classes = "t" if probability is None else f"t {_classes(probability)}"
+    classes += " k" if group.look.control else ""
+    cards = "".join(map(_card, group.tokens))
+    # A line can break at the space before a word, which is left out of the shade; a token of blanks is all shade.
+    space, text = (" ", group.text[1:]) if group.text.startswith(" ") and group.text.strip() else ("", group.text)
+    return f'{space}<span class="{classes}" tabindex="0">{_with_marks(text)}<span class="c">{cards}</span></span>'
 
 
-def _card(token: Shaded) -> str:
-    """What is known of a token: its probability, and what else the model thought of."""
-    chance = "nothing before it" if token.logprob is None else f"logprob {token.logprob:.3f}"
-    head = f'<span class="h"><b>{_text(named(token.data))}</b> · id {token.id} · {chance}</span>'
+def _card(token: ShadedToken) -> str:
+    """What hovering shows of a token: its probability, and the alternatives."""
+    head = f'<span class="h"><b>{markup(name_of(token.data))}</b> · {facts_of(token)}</span>'
     rows = "".join(
-        f'<span class="r{" d" if bar.drawn else ""}"><span>{_text(bar.name)}</span>'
+        f'<span class="r{" d" if bar.drawn else ""}"><span>{markup(bar.name)}</span>'
         f'<span class="b"><i style="width:{100 * bar.probability:.1f}%"></i></span>'
-        f"<span>{shown(bar.probability)}</span></span>"
+        f"<span>{bar.label}</span></span>"
         for bar in bars(token)
     )
     return head + rows
 
 
-def _class(probability: float) -> str:
-    """The classes of a token as probable as that."""
+def _classes(probability: float) -> str:
     step = step_of(probability)
-    return f"s{STEPS.index(step)}{' u' if step.underlined else ''}"
+    return f"s{step.number}{' u' if step.underlined else ''}"
 
 
-def _broken(text: str) -> str:
-    """A token's text with its newlines and tabs seen, and still where they are."""
-    marked = _text(text).replace("\n", '<span class="n">⏎</span>\n')
+def _with_marks(text: str) -> str:
+    """A token's text with a mark before each newline and tab."""
+    marked = markup(text).replace("\n", '<span class="n">⏎</span>\n')
     return marked.replace("\t", '<span class="n">⇥</span>\t')
-
-
-def _text(text: str) -> str:
-    return escape(legible(text))

@@ -1,21 +1,21 @@
-"""Collects what a run has to show, and writes it as a page or picture once there is no more."""
+"""Collects the passages of a run, and writes them as an HTML page or an SVG picture at its end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from gptcli.cli.probabilities.passage import Passage
-from gptcli.cli.probabilities.shading import Shaded, cells
+from gptcli.cli.probabilities.picture_content import Passage
+from gptcli.cli.probabilities.shaded_tokens import ShadedToken, shaded_groups
 from gptcli.errors import OutputError, UsageError
 
-_ALTERNATIVES = 5  # at each token, where no other number was asked for
+_ALTERNATIVES = 5  # at each position, unless another number was asked for
 
 
-class Pictures:
-    """Passages for the files named by `--html` and `--svg`.
+class PictureFiles:
+    """The files named by `--html` and `--svg`.
 
-    Raises OutputError where those cannot be, and UsageError where they are the same.
+    Raises OutputError if they cannot be written, and UsageError if they are the same.
     """
 
     def __init__(self, html: Path | None, svg: Path | None) -> None:
@@ -31,20 +31,20 @@ class Pictures:
 
     @property
     def wanted(self) -> bool:
-        """Whether anything will be drawn."""
+        """Whether there is a file to write."""
         return self._html is not None or self._svg is not None
 
     @property
     def alternatives(self) -> int:
-        """How many of the likeliest tokens a picture shows at each place."""
+        """The number of likely tokens to show at each position."""
         return _ALTERNATIVES if self.wanted else 0
 
     def add(
-        self, title: str, tokens: Iterable[Shaded], figures: Sequence[tuple[str, str]] = (), lead: str = ""
+        self, title: str, tokens: Iterable[ShadedToken], figures: Sequence[tuple[str, str]] = (), lead: str = ""
     ) -> None:
-        """Adds a passage; lead is what came before its tokens."""
+        """Adds a passage. lead: unshaded text before its tokens."""
         if self.wanted:
-            self._passages.append(Passage(title, list(cells(tokens)), figures, lead))
+            self._passages.append(Passage(title, list(shaded_groups(tokens)), figures, lead))
 
     def write(self, title: str) -> None:
         """Writes the files. Raises OutputError."""

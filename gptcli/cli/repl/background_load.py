@@ -1,21 +1,21 @@
-"""Reads a model's weights in a thread while a person types. Knows nothing of prompts."""
+"""Loads a model in a thread while the user types."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 
-from gptcli.cli.terminal.stderr import Activity
+from gptcli.cli.terminal.stderr import ProgressLine
 from gptcli.language_model import LanguageModel
 
-_LOOK_S = 0.05  # between two looks at whether the wait was stopped
+_POLL_S = 0.05  # between two checks whether the wait was stopped
 
 
-class Loading:
-    """One model on its way into memory. Nothing else may use its engine before `wait` has returned true.
+class BackgroundLoad:
+    """A model being loaded. Nothing else may use its engine before `wait` has returned true.
 
-    failure: what kept it from loading. In that thread, `changed` is called when there is something new to show, and
-    `failed` with the error that ended it.
+    failure: the error that ended loading. The thread calls `changed` when there is something new to show, and `failed`
+    with the failure.
     """
 
     def __init__(self, lm: LanguageModel, changed: Callable[[], object], failed: Callable[[Exception], object]) -> None:
@@ -30,15 +30,15 @@ class Loading:
 
     @property
     def share(self) -> float | None:
-        """How much of the weights is there, from 0 to 1; None once there is nothing to wait for."""
+        """The share of the weights that is loaded, from 0 to 1; None once loading has ended."""
         if self._ended.is_set():
             return None
         return self._done / self._total if self._total else 0.0
 
-    def wait(self, activity: Activity, stopped: Callable[[], bool]) -> bool:
-        """Waits until the model can be used, or the wait was stopped: false then. Raises what loading raised."""
-        while not self._ended.wait(_LOOK_S):
-            activity.bytes(f"loading {self._lm.folder.path.name}", self._done, self._total)
+    def wait(self, progress: ProgressLine, stopped: Callable[[], bool]) -> bool:
+        """Waits until the model is loaded; false if the wait was stopped before. Raises what loading raised."""
+        while not self._ended.wait(_POLL_S):
+            progress.bytes(f"loading {self._lm.folder.path.name}", self._done, self._total)
             if stopped():
                 return False
         if self.failure:
@@ -48,7 +48,7 @@ class Loading:
     def _load(self) -> None:
         try:
             self._lm.load(self._progress)
-        except Exception as error:  # for the main thread, which alone can end the program
+        except Exception as error:  # `wait` raises it in the main thread
             self.failure = error
         self._ended.set()
         if self.failure:

@@ -1,4 +1,4 @@
-"""Copies text to the clipboard: through a program of the desktop, or through the terminal itself."""
+"""Copies text to the clipboard, through a desktop program or through the terminal."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import shutil
 import subprocess
 import sys
 
-from gptcli.cli.terminal.stderr import is_dumb_terminal
+from gptcli.cli.terminal.capabilities import is_dumb_terminal
 from gptcli.errors import OutputError
 
-# (program with its arguments, the variable that tells that its desktop is there; "" where it always is)
+# (command, the environment variable that its desktop sets; "" if it needs none)
 _PROGRAMS = (
     (["pbcopy"], ""),
     (["wl-copy"], "WAYLAND_DISPLAY"),
@@ -22,14 +22,14 @@ _PROGRAMS = (
 
 
 def copy(text: str) -> str:
-    """Copies a text; returns how. Over SSH the desktop is elsewhere, and only the terminal knows its clipboard.
+    """Copies a text and returns how. Over SSH only the terminal reaches the user's clipboard.
 
-    Raises OutputError where there is no way.
+    Raises OutputError if there is no way.
     """
     if "SSH_CONNECTION" not in os.environ:
         for command, variable in _PROGRAMS:
             if (not variable or os.environ.get(variable)) and shutil.which(command[0]):
-                # Its output is dropped, for xclip stays behind to serve the clipboard.
+                # xclip keeps running to serve the clipboard, and would keep a pipe open.
                 with contextlib.suppress(OSError, subprocess.SubprocessError):
                     subprocess.run(
                         command,

@@ -1,6 +1,6 @@
-"""Reads what a person says next: keys, pastes, history, completion, the toolbar. Knows nothing of models.
+"""Reads a line at the prompt: keys, pastes, history, completion, toolbar.
 
-On a dumb terminal the kernel edits lines, and there is nothing else.
+On a dumb terminal the kernel edits the line, with none of these.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.styles import Style
 
 from gptcli.cli.repl.editor import edited
-from gptcli.cli.repl.prompt_history import FileHistory
+from gptcli.cli.repl.prompt_history import PromptHistory
 from gptcli.cli.terminal.signals import handled
 from gptcli.cli.terminal.stdout import clean
 
-PROMPT, _MORE, _QUOTES = "> ", ". ", '"""'
-_STYLE = Style.from_dict({"pasted": "reverse", "under": "fg:ansibrightblack", "prompt": "bold"})
+_PROMPT, _MORE, _QUOTES = "> ", ". ", '"""'
+_STYLE = Style.from_dict({"pasted": "reverse", "toolbar": "fg:ansibrightblack", "prompt": "bold"})
 _WAY_OUT = "Ctrl-D leaves"
 
 
-class _Ended(BaseException):
-    """The prompt ends without an answer."""
+class _Aborted(BaseException):
+    """The prompt ends without a line."""
 
 
 class LineInput:
-    """The prompt. `toolbar` says what stands under it, in so many columns."""
+    """The prompt. toolbar: takes a number of columns, returns the text below the line."""
 
     def __init__(
-        self, history: FileHistory, completer: Completer, toolbar: Callable[[int], str], *, dumb: bool
+        self, history: PromptHistory, completer: Completer, toolbar: Callable[[int], str], *, dumb: bool
     ) -> None:
         self.terminal: Input = create_input()
         self._history = history
@@ -53,7 +53,7 @@ class LineInput:
         self._pastes = history.pastes
         self._hinting = False
         self._failure: Exception | None = None
-        self._ended_by = 0
+        self._killed_by = 0
         self._session: PromptSession[str] | None = None
         if not dumb:
             self._session = PromptSession(
@@ -70,18 +70,18 @@ class LineInput:
                 key_bindings=self._bindings(),
                 reserve_space_for_menu=6,
             )
-            # prompt_toolkit's own toolbar waits until the terminal has told where its cursor is.
-            under = Window(FormattedTextControl(self._toolbar_text), height=1, dont_extend_height=True)
+            # prompt_toolkit's own toolbar waits until the terminal reports its cursor position.
+            toolbar_window = Window(FormattedTextControl(self._toolbar_text), height=1, dont_extend_height=True)
             container = self._session.layout.container
             assert isinstance(container, HSplit)
-            container.children.append(ConditionalContainer(under, ~is_done))
+            container.children.append(ConditionalContainer(toolbar_window, ~is_done))
             self._session.app.key_processor.before_key_press += self._forget_hint
 
-    def read(self, prompt: str = PROMPT, default: str = "") -> str:
-        """The next message or command, its pastes whole and its triple quotes taken off.
+    def read(self, prompt: str = _PROMPT, default: str = "") -> str:
+        """The next message or command, with pastes unfolded and triple quotes removed.
 
-        Raises EOFError at Ctrl-D on an empty line, and what `fail` was given. A signal that ends the process is raised
-        again once the terminal is as it was.
+        Raises EOFError for Ctrl-D on an empty line, and the error given to `fail`. Restores the terminal before it
+        raises a deadly signal again.
         """
         if self._session is None:
             typed = _cooked_line(prompt, default)
@@ -96,55 +96,55 @@ class LineInput:
         return typed
 
     def fail(self, error: Exception) -> None:
-        """Ends the prompt with an error, now or when it comes; for another thread."""
+        """Ends this or the next prompt with an error. For another thread."""
         self._failure = error
-        self._end()
+        self._abort()
 
     def refresh(self) -> None:
-        """Draws the toolbar again; for another thread."""
+        """Redraws the toolbar. For another thread."""
         if self._session is not None:
             self._session.app.invalidate()
 
     def _edited(self, session: PromptSession[str], prompt: str, default: str) -> str:
-        with handled(self._end_by, "SIGTERM", "SIGHUP"):
+        with handled(self._kill, "SIGTERM", "SIGHUP"):
             try:
-                shown = self._pastes.recalled(default)
-                return session.prompt([("class:prompt", prompt)], default=shown, pre_run=self._begin)
-            except _Ended:
+                shown = self._pastes.refold(default)
+                return session.prompt([("class:prompt", prompt)], default=shown, pre_run=self._start)
+            except _Aborted:
                 pass
-        if self._ended_by:
-            signal.raise_signal(self._ended_by)  # to whoever handles it where there is no prompt
+        if self._killed_by:
+            signal.raise_signal(self._killed_by)  # for the handler that is in force outside of the prompt
         assert self._failure
         failure, self._failure = self._failure, None
         raise failure
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         self._hinting = False
-        self._check()
+        self._check_aborted()
 
     def _forget_hint(self, sender: object) -> None:
         self._hinting = False
 
-    def _end_by(self, signum: int, frame: FrameType | None) -> None:
-        self._ended_by = signum
-        self._end()
+    def _kill(self, signum: int, frame: FrameType | None) -> None:
+        self._killed_by = signum
+        self._abort()
 
-    def _end(self) -> None:
+    def _abort(self) -> None:
         app = self._session.app if self._session else None
         loop = app.loop if app else None
         if loop is not None:
-            with contextlib.suppress(RuntimeError):  # it closes at this moment; the next prompt checks
-                loop.call_soon_threadsafe(self._check)
+            with contextlib.suppress(RuntimeError):  # the loop is closing; the next prompt checks
+                loop.call_soon_threadsafe(self._check_aborted)
 
-    def _check(self) -> None:
+    def _check_aborted(self) -> None:
         app = get_app()
-        if (self._failure or self._ended_by) and app.is_running and not app.is_done:
-            app.exit(exception=_Ended())
+        if (self._failure or self._killed_by) and app.is_running and not app.is_done:
+            app.exit(exception=_Aborted())
 
     def _toolbar_text(self) -> StyleAndTextTuples:
         width = get_app().output.get_size().columns
         text = _WAY_OUT if self._hinting else self._toolbar(width - 1)
-        return [("class:under", text[: width - 1])]
+        return [("class:toolbar", text[: width - 1])]
 
     def _bindings(self) -> KeyBindings:
         bindings = KeyBindings()
@@ -173,7 +173,7 @@ class LineInput:
             buffer = event.current_buffer
             text = self._pastes.expand(buffer.text)
             text = await run_in_terminal(partial(edited, text), in_executor=True)
-            text = self._pastes.recalled(text)
+            text = self._pastes.refold(text)
             buffer.document = Document(text, len(text))
 
         @bindings.add("c-c", filter=typing)
@@ -189,7 +189,7 @@ class LineInput:
 
 
 def _output() -> Output:
-    """The terminal, which is never asked where its cursor is: an answer that comes late looks as if it were typed."""
+    """The terminal, without cursor position requests: a late reply would look like typed keys."""
     output = create_output(sys.stdout)
     if isinstance(output, Vt100_Output):
         output.enable_cpr = False
@@ -197,7 +197,7 @@ def _output() -> Output:
 
 
 def _cooked_line(prompt: str, default: str) -> str:
-    """A line as the kernel edits it, or all lines between triple quotes. Raises EOFError at the end of input."""
+    """A line edited by the kernel, or all lines between triple quotes. Raises EOFError at the end of input."""
     if default:
         print(f"Enter alone takes: {clean(default)}")
     print(prompt, end="", flush=True)

@@ -1,4 +1,4 @@
-"""What was typed at the prompt, in a file that several programs append to at once. Knows nothing of sessions."""
+"""What was typed at the prompt, in a file that several processes can append to at once."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from gptcli.chat.state_files import AppendOnlyFile, state_directory
 from gptcli.cli.repl.pastes import Pastes
 from gptcli.errors import OutputError
 
-_NEWEST = 4 << 20  # bytes at the file's end that count: some ten thousand entries
+_NEWEST = 4 << 20  # bytes read from the file's end: some ten thousand entries
 
 
-class FileHistory(History):
-    """One JSON string a line, each written at once, so that programs side by side keep all of them.
+class PromptHistory(History):
+    """One JSON string a line, each written at once, so that processes side by side lose none.
 
-    prompt_toolkit's own writes an entry in pieces, into a file that everybody may read. Where the file cannot be used,
-    `warn` is told so once, and the history lasts as long as the program; so does one that is not to be kept.
+    prompt_toolkit's FileHistory writes an entry in pieces, to a file that everybody can read. If the file cannot be
+    used, `warn` is told once, and the history ends with the process; so it does with kept=False.
 
-    pastes: what long entries are folded with; the file has them whole.
+    pastes: folds long entries; the file has them whole.
     """
 
     def __init__(self, warn: Callable[[str], object], *, kept: bool = True) -> None:
@@ -40,7 +40,7 @@ class FileHistory(History):
             warn(f"what you type is not remembered: {error.message}")
 
     def load_history_strings(self) -> Iterable[str]:
-        """What the file holds, the newest first; lines that a crash or a full disk left torn are passed over."""
+        """The entries in the file, newest first, without lines that a crash or a full disk tore."""
         lines = self._file.read()[-_NEWEST:].split(b"\n") if self._file else []
         for line in reversed(lines):
             try:
@@ -48,13 +48,13 @@ class FileHistory(History):
             except ValueError:
                 continue
             if isinstance(entry, str):
-                yield self.pastes.recalled(entry)
+                yield self.pastes.refold(entry)
 
     def store_string(self, string: str) -> None:
         """Appends an entry to the file."""
         if self._file is None:
             return
-        # The empty line ends what another program left torn.
+        # The newline ends a line that another process left torn.
         self._file.append(b"\n" + json.dumps(self.pastes.expand(string)).encode())
         if self._file.problem is not None:
             self._warn(f"what you type is not remembered: {self._file.problem.strerror}")
@@ -62,6 +62,6 @@ class FileHistory(History):
             self._file = None
 
     def append_string(self, string: str) -> None:
-        """Remembers an entry, unless it is blank, begins with a space or repeats the last one."""
+        """Remembers an entry, unless it is blank, starts with a space or repeats the last one."""
         if string.strip() and not string.startswith(" ") and self.get_strings()[-1:] != [string]:
             super().append_string(string)

@@ -1,4 +1,4 @@
-"""The sessions on disk, as the command line opens and lists them."""
+"""Stored sessions, as the command line opens and lists them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ _Events = Sequence[Mapping[str, Any]]
 
 @contextlib.contextmanager
 def opened(name: str | None, last: bool, fork: bool, at_prompt: bool) -> Iterator[tuple[SessionFile | None, _Events]]:
-    """The file that a session is to be kept in, if any, and what happened in it so far.
+    """The file that keeps the session, if any, and the session's events so far.
 
-    Raises OutputError at the end where it could not be written.
+    name: the session's; None is a new one, stored only at the prompt. last: the session used last. fork: a copy of it.
+    Raises OutputError at the end if the file could not be written.
     """
     if last:
         names = session_names()
@@ -53,7 +54,7 @@ def opened(name: str | None, last: bool, fork: bool, at_prompt: bool) -> Iterato
 
 
 def print_sessions(as_json: bool) -> None:
-    """Lists them, the last used one first."""
+    """Lists the sessions, the last used first."""
     sessions = [
         asdict(session) | {"modified": session.modified.isoformat(" ", "minutes")} for session in stored_sessions()
     ]

@@ -1,4 +1,4 @@
-"""Streams Markdown to a terminal: finished blocks are printed once, only the open one is redrawn."""
+"""Streams Markdown to a terminal: prints finished blocks once, and redraws only the open one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from rich.segment import ControlType, Segment, Segments
 from gptcli.cli.terminal.stdout import clean
 
 _FRAME_S = 1 / 15
-_REST = 10  # times as long as it took to draw
-# A terminal that sets one of these wraps what it shows anew when its width changes; others, such as xterm, do not.
-_WRAPS_ANEW = ("TERM_PROGRAM", "TMUX", "VTE_VERSION", "KITTY_WINDOW_ID", "ALACRITTY_WINDOW_ID", "KONSOLE_VERSION")
+_REST = 10  # pause between frames, in drawing times
+# A terminal that sets one of these rewraps its screen when its width changes; others, such as xterm, do not.
+_REWRAPS = ("TERM_PROGRAM", "TMUX", "VTE_VERSION", "KITTY_WINDOW_ID", "ALACRITTY_WINDOW_ID", "KONSOLE_VERSION")
 _Code = ControlType | tuple[ControlType, int | str]
 _START: _Code = ControlType.CARRIAGE_RETURN
 _ERASE: _Code = (ControlType.ERASE_IN_LINE, 2)
@@ -27,17 +27,17 @@ _PARAGRAPH, _RULE = "x\n\n", "---\n\n"
 
 
 class MarkdownStream:
-    """Text in, Markdown blocks on stdout. Wrong guesses about the open block vanish when it is redrawn."""
+    """Takes text, draws Markdown blocks on stdout. A wrong guess about the open block vanishes when it is redrawn."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()
-        # No HTML: rich shows none, and a model's <think> would vanish with all that is in it.
+        # HTML stays text: rich drops it, and a model's <think> would vanish with everything inside.
         self._parser = MarkdownIt("commonmark", {"html": False}).enable("table").enable("strikethrough")
-        self._shown: list[list[Segment]] = []  # lines of the open block that are on the screen, the cursor behind them
+        self._shown: list[list[Segment]] = []  # the open block's lines on the screen, the cursor at their end
         self._width = self._console.width  # when they were drawn
         self._next_frame = 0.0
         self._open = ""
-        # What stands for the block before the open one: the blank line between two depends on both.
+        # Stands for the block before the open one: whether a blank line separates two blocks depends on both.
         self._before = ""
 
     def __enter__(self) -> Self:
@@ -49,7 +49,7 @@ class MarkdownStream:
         self.close()
 
     def close(self) -> None:
-        """Prints what is still open, as it is."""
+        """Prints the open block as it is."""
         self._print_finished()
         self._print(self._open)
         self._open = ""
@@ -61,14 +61,14 @@ class MarkdownStream:
         if begun < self._next_frame:
             return
         self._print_finished()
-        # The newest lines: what is above the screen could not be erased.
+        # Only the newest lines: those above the screen could not be erased.
         self._redraw(self._drawn(self._open)[1 - self._console.height :])
         ended = time.monotonic()
-        # A long block takes long to draw: it comes less often then, for the model shares the processor.
+        # A long block is slow to draw, and is drawn less often: the model needs the processor.
         self._next_frame = ended + max(_FRAME_S, _REST * (ended - begun))
 
     def _print_finished(self) -> None:
-        """Prints all blocks but the last: only that can still change."""
+        """Prints all blocks but the last, which alone can still change."""
         blocks = [
             (token.map[0], token.type) for token in self._parser.parse(self._open) if not token.level and token.map
         ]
@@ -80,7 +80,7 @@ class MarkdownStream:
         self._before = _RULE if blocks[-2][1] == "hr" else _PARAGRAPH
 
     def _print(self, text: str) -> None:
-        """Shows a text for good, in the place of what is shown."""
+        """Prints a text for good instead of the lines shown."""
         lines = self._drawn(text)
         self._redraw(lines)
         if lines:
@@ -88,24 +88,24 @@ class MarkdownStream:
         self._shown = []
 
     def _redraw(self, lines: list[list[Segment]]) -> None:
-        """Puts lines in the place of those that are shown, in one write."""
+        """Replaces the lines shown, in one write."""
         rows = self._rows_shown()
         erase = [_START, _ERASE, *[_UP, _ERASE] * (rows - 1)] if rows else []
         segments = [segment for line in lines for segment in (*line, Segment.line())][:-1]
-        # Cleaned once more, since Markdown's entities can spell what a text may not contain.
+        # Cleaned again: HTML entities can spell control characters.
         cleaned = [Segment(clean(text), style) for text, style, _ in segments]
         self._console.print(Control(*erase), Segments(cleaned), end="", sep="")
         self._shown, self._width = lines, self._console.width
 
     def _rows_shown(self) -> int:
-        """How many rows the lines take; more than they were if the window has shrunk and the terminal wraps anew."""
+        """Rows that the lines shown take now: more than they were if the terminal has rewrapped them."""
         width = self._console.width
-        if width >= self._width or not any(name in os.environ for name in _WRAPS_ANEW):
+        if width >= self._width or not any(name in os.environ for name in _REWRAPS):
             return len(self._shown)
         return sum(max(1, -(-Segment.get_line_length(line) // width)) for line in self._shown)
 
     def _drawn(self, text: str) -> list[list[Segment]]:
-        """The lines that show a text, behind what is before it."""
+        """The lines of a text that follows the block before it."""
         return self._lines(self._before + text)[len(self._lines(self._before)) :]
 
     def _lines(self, text: str) -> list[list[Segment]]:
@@ -116,7 +116,7 @@ class MarkdownStream:
 
 
 def _trimmed(line: list[Segment]) -> list[Segment]:
-    """A line without the blanks at its end, which a narrower window would wrap; they stay where they are coloured."""
+    """A line without trailing blanks, which a narrower window would wrap; coloured ones stay."""
     line = list(line)
     while line and not (line[-1].style and line[-1].style.bgcolor):
         text, style, _ = line.pop()

@@ -1,4 +1,4 @@
-"""What signals do here: they end the process by themselves, so that a shell's loop around it stops too."""
+"""Signal handlers. The process dies by the signal itself, so that a shell loop around it stops too."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ _Handler = Callable[[int, FrameType | None], object]
 
 
 class Killed(BaseException):
-    """SIGTERM or SIGHUP asked the process to end; raised in the main thread, so that what is open is closed."""
+    """SIGTERM or SIGHUP came. Raised in the main thread, so that open files and sessions are closed."""
 
 
 def die_by(signum: int) -> NoReturn:
     """Ends the process by a signal."""
     signal.signal(signum, signal.SIG_DFL)
     os.kill(os.getpid(), signum)
-    os._exit(128 + signum)  # not reached where signals are signals
+    os._exit(128 + signum)  # only where the signal does not end the process
 
 
 def handle(handler: _Handler, *names: str) -> dict[int, signal._HANDLER]:
-    """Installs a handler for the signals that this platform has and that our parent did not have us ignore.
+    """Installs a handler for the named signals that exist here and are not ignored. Returns the previous handlers.
 
-    Ignored are SIGHUP under nohup, and SIGINT in the background of a script. Returns the handlers of before.
+    SIGHUP is ignored under nohup, SIGINT in the background of a script.
     """
     before = {int(number): signal.getsignal(number) for name in names if (number := getattr(signal, name, None))}
-    heard = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
-    for number in heard:
+    replaced = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
+    for number in replaced:
         signal.signal(number, handler)
-    return heard
+    return replaced
 
 
 @contextmanager
 def handled(handler: _Handler, *names: str) -> Iterator[None]:
-    """`handle` for the block."""
+    """`handle` within the block."""
     before = handle(handler, *names)
     try:
         yield
@@ -48,7 +48,7 @@ def handled(handler: _Handler, *names: str) -> Iterator[None]:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C within the block only makes what is yielded true, so that the text so far is kept; a second one raises."""
+    """Yields whether Ctrl-C was pressed within the block, so that the text so far is kept; a second one raises."""
     pressed = False
 
     def press(signum: int, frame: FrameType | None) -> None:
@@ -62,36 +62,36 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 
 class Stop:
-    """Why an answer is to end: Ctrl-C, or a signal that ends the process once the answer is kept."""
+    """Why an answer must end: Ctrl-C, or a signal that ends the process once the answer is saved."""
 
     def __init__(self) -> None:
-        self.pressed = 0  # how often Ctrl-C was
-        self.killed_by = 0
+        self.pressed = 0  # times that Ctrl-C was pressed
+        self.killed_by = 0  # the signal that ends the process; 0: none
 
     def __call__(self) -> bool:
-        """Whether it is to end."""
+        """Whether the answer must end."""
         return bool(self.pressed or self.killed_by)
 
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
-    """Signals within the block only set what is yielded; those that end the process come again behind the block.
+    """Signals within the block only set what is yielded; a deadly one is raised again after the block.
 
-    The third of a kind raises at once, whatever is lost by it.
+    The third of a kind raises at once, even if the answer is lost.
     """
-    stop, heard = Stop(), list[int]()
+    stop, received = Stop(), list[int]()
 
-    def hear(signum: int, frame: FrameType | None) -> None:
-        heard.append(signum)
+    def receive(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
         if signum == signal.SIGINT:
             stop.pressed += 1
         else:
             stop.killed_by = signum
-        if heard.count(signum) > 2:
+        if received.count(signum) > 2:
             raise KeyboardInterrupt if signum == signal.SIGINT else Killed
 
     try:
-        with handled(hear, "SIGINT", "SIGTERM", "SIGHUP"):
+        with handled(receive, "SIGINT", "SIGTERM", "SIGHUP"):
             yield stop
     finally:
         if stop.killed_by:
@@ -102,8 +102,8 @@ def stoppable() -> Iterator[Stop]:
 def deadly(tidy: Callable[[], object]) -> Iterator[None]:
     """Signals within the block end the process at once, after `tidy`.
 
-    For loading a model, where nothing but the terminal needs tidying: numpy's import, for one, loses exceptions that
-    come out of a signal handler.
+    For loading a model, when only the terminal needs tidying: imports such as numpy's swallow exceptions that a signal
+    handler raises.
     """
 
     def die(signum: int, frame: FrameType | None) -> NoReturn:

@@ -1,6 +1,6 @@
-"""What goes to stderr: errors, notes, the figures of a run, and the line that shows what is going on.
+"""Everything that goes to stderr: errors, notes, a run's figures, and the progress line.
 
-Where stderr is closed or full, nothing is said, and nothing fails for it.
+If stderr is closed or full, nothing is shown and nothing fails.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from gptcli.cli.terminal.capabilities import is_dumb_terminal
 from gptcli.cli.terminal.stdout import clean
 
 if TYPE_CHECKING:
     from gptcli.generation.events import Finished
 
-_DELAY_S = 0.15  # what ends sooner shows no progress
+_DELAY_S = 0.15  # work that ends sooner shows no progress
 _FRAME_S = 0.1
 _BAR = 20  # characters
 
 
 def print_error(message: str, hint: str | None) -> None:
-    """`gptcli: error: ...` and, where there is a way out, `hint: ...`."""
+    """`gptcli: error: ...`, and `hint: ...` if there is one."""
     _print_labelled("gptcli: error:", "bold red", message)
     if hint:
         _print_labelled("hint:", "bold cyan", hint)
@@ -37,13 +38,13 @@ def print_note(message: str) -> None:
 
 
 def note_failures(failures: Iterable[str]) -> None:
-    """Says what `Engine.failures` are: the text is right, and comes slower than it could."""
+    """Notes for `Engine.failures`: the text is right, but comes slower than it could."""
     for failure in failures:
         print_note(f"slower than it could be: {failure}")
 
 
 def print_line(line: str) -> None:
-    """One line, whatever is in it."""
+    """One line, even if the text contains newlines."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
             print(_one_line(line), file=sys.stderr, flush=True)
@@ -66,7 +67,7 @@ def _one_line(text: str) -> str:
 
 
 def stats_line(finished: Finished, ctx_size: int) -> str:
-    """One sample's figures for a person."""
+    """One sample's figures, for a person."""
     usage = finished.usage
     why = finished.reason if finished.stop is None else f"stop={finished.stop}"
     figures = [
@@ -81,10 +82,10 @@ def stats_line(finished: Finished, ctx_size: int) -> str:
     return " · ".join(figures)
 
 
-class Activity:
-    """A line on stderr that shows what is being done and how far; only on a terminal, and only if it takes a while.
+class ProgressLine:
+    """A line that shows what is being done and how far; only on a terminal, and only if it takes a while.
 
-    The cursor stays visible, so that no end of the process, however sudden, leaves the terminal other than it was.
+    The cursor stays visible, so that even a killed process leaves the terminal as it was.
     """
 
     def __init__(self, *, quiet: bool) -> None:
@@ -105,26 +106,26 @@ class Activity:
         self.close()
 
     def close(self) -> None:
-        """Erases the line, for good."""
+        """Erases the line for good."""
         self._closed.set()
         if self._thread:
             self._thread.join()
 
     def erase(self) -> None:
-        """Erases the line at once, for a signal handler that ends the process: it must wait for no thread."""
+        """Erases the line without waiting for a thread, for a signal handler that ends the process."""
         self._closed.set()
         if self._thread:
             _write_stderr("\r\x1b[K")
 
     def fetch(self, what: str, done: int, total: int) -> None:
-        """Shows progress of a fetch in bytes; where no line is shown, says once that there is one."""
+        """Shows a fetch in bytes; if no line can be shown, a note announces it once."""
         if not self._announced:
             self._announced = True
             print_note(f"{what}, {size(total)}" if total else what)
         self.bytes(what, done, total)
 
     def bytes(self, what: str, done: int, total: int) -> None:
-        """Shows progress in bytes; a total of 0 is unknown."""
+        """Shows progress in bytes. total: 0 if unknown."""
         self._update(what, done, total, size)
 
     def tokens(self, what: str, done: int, total: int) -> None:
@@ -143,7 +144,7 @@ class Activity:
         from rich.cells import set_cell_size
 
         for frame in itertools.cycle("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"):
-            # A line as wide as the terminal would wrap, and the rest of it could not be erased.
+            # A line as wide as the terminal would wrap, and its rest could not be erased.
             line = set_cell_size(f"{frame} {self._line}", _stderr_width() - 1).rstrip()
             _write_stderr(f"\r{line}\x1b[K")
             if self._closed.wait(_FRAME_S):
@@ -151,13 +152,8 @@ class Activity:
         _write_stderr("\r\x1b[K")
 
 
-def is_dumb_terminal() -> bool:
-    """Whether what has been written to the terminal cannot be taken back."""
-    return os.environ.get("TERM", "dumb") == "dumb"
-
-
 def size(count: int) -> str:
-    """Bytes for a person to read."""
+    """A number of bytes, for a person."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= scale:
             return f"{count / scale:.{1 if unit == 'GB' else 0}f} {unit}"

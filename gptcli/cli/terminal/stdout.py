@@ -1,4 +1,4 @@
-"""The one writer of model text to stdout: exact bytes in a pipe, nothing that drives the terminal on a terminal."""
+"""The one writer of model text to stdout: exact bytes in a pipe, no control characters on a terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gptcli.errors import OutputError
 
 
 def _visible_controls() -> dict[int, str]:
-    """What stands for each character that could drive a terminal or reorder its text."""
+    """A replacement for each character that could drive a terminal or reorder its text."""
     table = {code: chr(0x2400 + code) for code in range(0x20)}  # Control Pictures
     del table[ord("\t")], table[ord("\n")]
     table[0x7F] = "\u2421"
@@ -23,17 +23,17 @@ _VISIBLE = _visible_controls()
 
 
 def clean(text: str) -> str:
-    """A text that a terminal shows and does not obey; joined emoji and combining marks stay as they are.
+    """A text that a terminal shows but does not obey; joined emoji and combining marks stay as they are.
 
-    Introducers are replaced one by one, so a sequence split across calls is harmless too.
+    Replaces each character by itself, so an escape sequence split across calls is harmless too.
     """
     return text.translate(_VISIBLE)
 
 
-class Sink:
+class StdoutSink:
     """Writes to stdout, unbuffered.
 
-    Raises OutputError where that is closed or full, BrokenPipeError where nobody reads.
+    Raises OutputError if stdout is closed or full, BrokenPipeError if nobody reads it.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Sink:
         self._at_line_start = True
 
     def write(self, data: bytes) -> None:
-        """Writes the text's next bytes, which must be whole characters."""
+        """Writes the next bytes of a text, which must be whole characters."""
         if not data:
             return
         if self.is_terminal:
@@ -53,7 +53,7 @@ class Sink:
         self._write(data)
 
     def draw(self, text: str) -> None:
-        """Writes what is clean already and drives the terminal on purpose, such as colours."""
+        """Writes a text that is clean already, with escape sequences of ours such as colours."""
         if text:
             self._write(text.encode("utf-8", "replace"))
 
@@ -69,6 +69,6 @@ class Sink:
                 raise OutputError(f"cannot write: standard output: {error.strerror}") from None
 
     def end_line(self) -> None:
-        """Ends the last line where it is open."""
+        """Ends the last line if it is open."""
         if not self._at_line_start:
             self.write(b"\n")

@@ -1,4 +1,4 @@
-"""Records as a table on a terminal, as bare values or JSON in a pipe."""
+"""Records as a table on a terminal, as tab-separated values or JSON in a pipe."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gptcli.cli.terminal.stdout import Sink, clean
+from gptcli.cli.terminal.stdout import StdoutSink, clean
 
 
 def spelled(value: Any) -> str:
-    """A value for a person to read."""
+    """A value, for a person."""
     match value:
         case {"value": inner, "from": origin}:
             return f"{inner:g} ({origin})"
@@ -33,8 +33,8 @@ def print_records(
     row: Callable[[dict[str, Any]], dict[str, str]] = _spelled_out,
     header: bool = True,
 ) -> None:
-    """A table of `row`s on a terminal; in a pipe, JSON or the bare values between tabs, a record a line."""
-    sink = Sink()
+    """A table of `row`s on a terminal; in a pipe, a line a record: JSON or tab-separated values."""
+    sink = StdoutSink()
     if as_json:
         for record in records:
             sink.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
@@ -43,7 +43,7 @@ def print_records(
         for record in records:
             values = (" ".join(str("" if value is None else value).splitlines()) for value in record.values())
             line = "\t".join(value.replace("\t", " ") for value in values)
-            sink.write(line.encode("utf-8", "replace") + b"\n")  # half a surrogate pair in a session, say
+            sink.write(line.encode("utf-8", "replace") + b"\n")  # a session can contain half a surrogate pair
         return
     if not records:
         return

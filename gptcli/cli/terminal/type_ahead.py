@@ -1,4 +1,4 @@
-"""Holds the terminal for a conversation: what is typed during an answer is kept, unechoed, for the next prompt."""
+"""Keeps what is typed during an answer, unechoed, for the next prompt."""
 
 from __future__ import annotations
 
@@ -20,115 +20,113 @@ from prompt_toolkit.keys import Keys
 
 from gptcli.cli.terminal.signals import handled
 
-_ESCAPE_S = 0.3  # a lone escape character is the key once nothing has followed it for so long
+_ESCAPE_S = 0.3  # an escape character that nothing follows within this time is the Escape key
+_BRACKETED_PASTE, _PLAIN_PASTE, _SHOW_CURSOR = "\x1b[?2004h", "\x1b[?2004l", "\x1b[?25h"
 
-_PASTES_MARKED, _PASTES_PLAIN, _CURSOR = "\x1b[?2004h", "\x1b[?2004l", "\x1b[?25h"
 
+class CbreakTerminal:
+    """The terminal without echo and line editing, while Ctrl-C and Ctrl-Z stay signals; restored on exit.
 
-class HeldTerminal:
-    """A terminal without echo and line editing, in which Ctrl-C and Ctrl-Z still are signals; restored at the end.
-
-    The prompt takes it over and gives it back as it was. A dumb terminal is left alone: it echoes, the kernel edits
-    lines, and what is typed during an answer is seen in it.
+    The prompt takes it over and gives it back unchanged. A dumb terminal is left alone: the kernel echoes and edits
+    lines there, so what is typed during an answer shows in it.
     """
 
     def __init__(self, input: Input, *, dumb: bool) -> None:
         self._input = input
         self._dumb = dumb
-        self._before: list[Any] | None = None
+        self._original: list[Any] | None = None
 
-    def __enter__(self) -> HeldTerminal:
-        self._before = termios.tcgetattr(self._input.fileno())
-        self._hold()
+    def __enter__(self) -> CbreakTerminal:
+        self._original = termios.tcgetattr(self._input.fileno())
+        self._enter_cbreak()
         return self
 
     def __exit__(self, *failure: object) -> None:
-        self._release()
-
-    def _hold(self) -> None:
-        if self._before is None or self._dumb:
-            return
-        read, write, control, local, in_speed, out_speed, characters = self._before
-        read &= ~termios.ICRNL  # Enter stays what it is to the prompt
-        # Ctrl-C throws nothing away that was typed before it.
-        local = local & ~(termios.ICANON | termios.ECHO) | termios.ISIG | termios.NOFLSH
-        at_once = {termios.VMIN: 1, termios.VTIME: 0}
-        characters = [at_once.get(index, character) for index, character in enumerate(characters)]
-        self._set([read, write, control, local, in_speed, out_speed, characters])
-
-    def _release(self) -> None:
-        if self._before is None:
-            return
-        self._set(self._before)
-        if not self._dumb:
-            self._say(_PASTES_PLAIN + _CURSOR)
-
-    def _set(self, modes: list[Any]) -> None:
-        with contextlib.suppress(termios.error):  # the terminal may be gone
-            termios.tcsetattr(self._input.fileno(), termios.TCSANOW, modes)
-
-    def _say(self, sequence: str) -> None:
-        with contextlib.suppress(OSError):
-            os.write(sys.stdout.fileno(), sequence.encode())
+        self._restore()
 
     @contextlib.contextmanager
-    def typing_ahead(self) -> Iterator[TypedAhead]:
-        """What is typed within the block comes at the next prompt. At Ctrl-Z the shell gets its terminal."""
+    def typing_ahead(self) -> Iterator[TypeAhead]:
+        """Keeps what is typed within the block for the next prompt. Ctrl-Z gives the shell its terminal back."""
+        typed = TypeAhead(self._input)
         if self._dumb:
-            yield TypedAhead(self._input)
+            yield typed
             return
-        typed = TypedAhead(self._input)
-        with handled(self._stop, "SIGTSTP"):
-            self._say(_PASTES_MARKED)
+        with handled(self._suspend, "SIGTSTP"):
+            self._send(_BRACKETED_PASTE)
             typed.start()
             try:
                 yield typed
             finally:
                 typed.finish()
-                self._say(_PASTES_PLAIN)
+                self._send(_PLAIN_PASTE)
 
-    def _stop(self, signum: int, frame: FrameType | None) -> None:
-        self._release()
+    def _suspend(self, signum: int, frame: FrameType | None) -> None:
+        self._restore()
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTSTP)  # and here it goes on
-        signal.signal(signal.SIGTSTP, self._stop)
-        self._hold()
-        self._say(_PASTES_MARKED)
+        os.kill(os.getpid(), signal.SIGTSTP)  # returns when the shell resumes us
+        signal.signal(signal.SIGTSTP, self._suspend)
+        self._enter_cbreak()
+        self._send(_BRACKETED_PASTE)
+
+    def _enter_cbreak(self) -> None:
+        if self._original is None or self._dumb:
+            return
+        iflag, oflag, cflag, lflag, ispeed, ospeed, cc = self._original
+        iflag &= ~termios.ICRNL  # the prompt expects Enter as a carriage return
+        # NOFLSH: Ctrl-C must not discard what was typed before it.
+        lflag = lflag & ~(termios.ICANON | termios.ECHO) | termios.ISIG | termios.NOFLSH
+        cc = [{termios.VMIN: 1, termios.VTIME: 0}.get(index, value) for index, value in enumerate(cc)]
+        self._set_modes([iflag, oflag, cflag, lflag, ispeed, ospeed, cc])
+
+    def _restore(self) -> None:
+        if self._original is None:
+            return
+        self._set_modes(self._original)
+        if not self._dumb:
+            self._send(_PLAIN_PASTE + _SHOW_CURSOR)
+
+    def _set_modes(self, modes: list[Any]) -> None:
+        with contextlib.suppress(termios.error):  # the terminal may be gone
+            termios.tcsetattr(self._input.fileno(), termios.TCSANOW, modes)
+
+    def _send(self, sequence: str) -> None:
+        with contextlib.suppress(OSError):
+            os.write(sys.stdout.fileno(), sequence.encode())
 
 
-class TypedAhead:
-    """Keys pressed during an answer. A thread reads them, for the kernel holds 4 KB and a paste may be longer."""
+class TypeAhead:
+    """Keys pressed during an answer. A thread reads them: the kernel buffers 4 KB, and a paste may be longer."""
 
     def __init__(self, input: Input) -> None:
         self._input = input
         self._keys: list[KeyPress] = []
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._wake_read, self._wake = -1, -1
-        self._unsent = False
+        self._interrupted = False
 
     def start(self) -> None:
-        """Begins to read."""
+        """Starts reading."""
         self._wake_read, self._wake = os.pipe()
         self._thread.start()
 
     def take_interrupt(self) -> bool:
-        """Whether Ctrl-C was pressed while the prompt still had the terminal, in which it is a key like any other."""
+        """Whether Ctrl-C is among the keys that the prompt has read ahead, where it is a key and no signal."""
         keys = get_typeahead(self._input)
         store_typeahead(self._input, [key for key in keys if key.key != Keys.ControlC])
         return any(key.key == Keys.ControlC for key in keys)
 
     def keep_unsent(self) -> None:
-        """Enter among the keys shall not send: the answer they were typed ahead of was interrupted."""
-        self._unsent = True
+        """Makes Enter among the keys a newline: the answer before them was interrupted, so nothing may be sent."""
+        self._interrupted = True
 
     def finish(self) -> None:
-        """Ends reading, and leaves the keys to the next prompt."""
+        """Stops reading, and passes the keys to the next prompt."""
         os.write(self._wake, b"x")
         self._thread.join()
         os.close(self._wake)
         os.close(self._wake_read)
         keys = get_typeahead(self._input) + self._keys
-        if self._unsent:
+        if self._interrupted:
             while keys and keys[-1].key == Keys.ControlM:
                 keys.pop()
             keys = [KeyPress(Keys.ControlJ) if key.key == Keys.ControlM else key for key in keys]

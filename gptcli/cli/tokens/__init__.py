@@ -1,1 +1,1 @@
-"""The views of `gptcli tokenize`."""
+"""The views and tasks of `gptcli tokenize`."""

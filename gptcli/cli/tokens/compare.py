@@ -1,4 +1,4 @@
-"""Two tokenizers over one text: how many tokens each makes of it, and where they cut it otherwise."""
+"""`gptcli tokenize --compare`: how many tokens two tokenizers make of a text, and where they cut it differently."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gptcli.cli.terminal.stdout import Sink
-from gptcli.cli.terminal.token_flow import painted, width
-from gptcli.cli.tokens.formats import write_parts
-from gptcli.cli.tokens.inputs import Reading, where
+from gptcli.cli.terminal.columns import width
+from gptcli.cli.terminal.stdout import StdoutSink
+from gptcli.cli.terminal.token_flow import painted
+from gptcli.cli.tokens.formats import write_pieces
+from gptcli.cli.tokens.inputs import TextReader, input_name
 from gptcli.text.located_tokens import Token
 from gptcli.text.tokenizer import Tokenizer
 
-Pair = tuple[list[Token], list[Token]]
+Pair = tuple[list[Token], list[Token]]  # what each tokenizer makes of the same stretch of text
 
 
 @dataclass
 class _Counts:
-    """Borders between tokens that both make, and those that one makes alone."""
+    """Tokens of each, bytes of the text, and borders between tokens that both or only one of them make."""
 
     tokens: list[int]
     both: int = 0
@@ -34,25 +35,25 @@ class _Counts:
 
 
 def compare(
-    reading: Reading,
+    reader: TextReader,
     names: Sequence[str | None],
     models: tuple[str, str],
     tokenizers: tuple[Tokenizer, Tokenizer],
-    sink: Sink,
+    sink: StdoutSink,
     columns: int,
     *,
     colour: bool,
     as_json: bool,
 ) -> None:
-    """Writes, for each text, the stretches that are cut otherwise, and figures."""
+    """Writes the stretches of each text that are cut differently, and figures."""
     for name in names:
         counts = _Counts([0, 0])
-        pairs = _pairs(reading, name, tokenizers, counts)
+        pairs = _pairs(reader, name, tokenizers, counts)
         if as_json:
-            write_parts(_json(name, models, pairs, counts), sink)
+            write_pieces(_json(name, models, pairs, counts), sink)
             continue
         if len(names) > 1:
-            sink.write(f"==> {where(name)} <==\n".encode())
+            sink.write(f"==> {input_name(name)} <==\n".encode())
         for pair in pairs:
             if _differs(pair):
                 sink.draw(_line(pair, columns, colour))
@@ -67,17 +68,17 @@ def compare(
 
 
 def _pairs(
-    reading: Reading, name: str | None, tokenizers: tuple[Tokenizer, Tokenizer], counts: _Counts
+    reader: TextReader, name: str | None, tokenizers: tuple[Tokenizer, Tokenizer], counts: _Counts
 ) -> Iterator[Pair]:
-    """The tokens of both between borders that both make."""
+    """The tokens of both, in stretches between the borders that both make."""
 
     def blocks() -> Iterator[str]:
-        for block in reading.blocks(name):
+        for block in reader.blocks(name):
             counts.bytes += len(block.encode())
             yield block
 
     streams = [
-        _Peekable(reading.tokens(tokenizer, name, own))
+        _Peekable(reader.tokens(tokenizer, name, own))
         for tokenizer, own in zip(tokenizers, itertools.tee(blocks()), strict=True)
     ]
     while any(stream.peek() for stream in streams):
@@ -103,7 +104,7 @@ def _pairs(
 
 
 def _differs(pair: Pair) -> bool:
-    """Whether one of the two makes more tokens of a stretch of text than the other."""
+    """Whether the two cut the stretch differently; otherwise both make one token of it."""
     return any(len([token for token in side if token.end > token.start]) != 1 for side in pair)
 
 
@@ -114,13 +115,13 @@ def _extent(pair: Pair) -> tuple[int, int]:
 
 def _line(pair: Pair, columns: int, colour: bool) -> str:
     start, end = _extent(pair)
-    place = f"{start}-{end}"
+    extent = f"{start}-{end}"
     plain = [painted([token.data for token in side], colour=False) for side in pair]
     left, right = (painted([token.data for token in side], colour=colour) for side in pair)
     room = max(1, (columns - 18) // 2)
     if max(map(width, plain)) > room:
-        return f"{place}\n  {left}\n  {right}\n"
-    return f"{place:>13}  {left}{' ' * (room - width(plain[0]))} │ {right}\n"
+        return f"{extent}\n  {left}\n  {right}\n"
+    return f"{extent:>13}  {left}{' ' * (room - width(plain[0]))} │ {right}\n"
 
 
 def _json(name: str | None, models: tuple[str, str], pairs: Iterator[Pair], counts: _Counts) -> Iterator[str]:
@@ -139,6 +140,8 @@ def _json(name: str | None, models: tuple[str, str], pairs: Iterator[Pair], coun
 
 
 class _Peekable:
+    """Tokens of which the next can be looked at; None is the end."""
+
     def __init__(self, tokens: Iterator[Token]) -> None:
         self._tokens = tokens
         self._next = next(tokens, None)

@@ -1,4 +1,4 @@
-"""The forms in which tokens are written: for a person, for a program, or only counted. Knows no tokenizer."""
+"""The formats in which tokens are written: flow, lines, TSV, table, JSON. Knows no tokenizer."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
-from gptcli.cli.terminal.stdout import Sink, clean
-from gptcli.cli.terminal.token_flow import PLAIN, TokenFlow, fitted, grouped, spell
+from gptcli.cli.terminal.columns import fitted
+from gptcli.cli.terminal.stdout import StdoutSink, clean
+from gptcli.cli.terminal.token_flow import PLAIN, TokenFlow, grouped, spell
 from gptcli.text.located_tokens import Token
 
 Piece = Callable[[int], str]  # the vocabulary's own spelling of a token
@@ -18,13 +19,13 @@ _ROLE = 10  # columns of a role in the margin
 TSV_HEADER = "index\tid\ttoken\tbytes\tstart\tend\tspecial\trole"
 
 
-def write_flow(tokens: Iterable[Token], sink: Sink, columns: int, *, colour: bool) -> None:
+def write_flow(tokens: Iterable[Token], sink: StdoutSink, columns: int, *, colour: bool) -> None:
     """Tokens as running text, with roles in the margin."""
     flow = TokenFlow(columns, colour=colour)
     out = _Buffer(sink.draw)
     try:
         _write_turns(tokens, flow, out, columns)
-    except BaseException:  # whatever ends this, Ctrl-C too, may do so within a token
+    except BaseException:  # even Ctrl-C can come within a token
         if colour:
             sink.draw(PLAIN)
         raise
@@ -51,12 +52,12 @@ def _turn(token: Token) -> tuple[int | None, str | None, bool]:
 
 
 def lines(tokens: Iterable[Token]) -> Iterator[str]:
-    """`ID<TAB>TOKEN`, a token a line, everything in it visible."""
+    """`ID<TAB>TOKEN`, a line a token, every character visible."""
     return (f"{token.id}\t{spell(token.data)}\n" for token in tokens)
 
 
 def tsv(tokens: Iterable[Token]) -> Iterator[str]:
-    """A header, and a token a line; in its text, backslashes stand before t, n, r, and themselves."""
+    """A header, and a line a token, whose text is `escaped`."""
     yield TSV_HEADER + "\n"
     for token in tokens:
         fields = (
@@ -73,23 +74,23 @@ def tsv(tokens: Iterable[Token]) -> Iterator[str]:
 
 
 def escaped(data: bytes) -> str:
-    """A token's text in a field between tabs; bytes that are no text as `\\xe2`."""
+    """A token's text in a TSV field: tab, newline, return and backslash escaped, invalid bytes as `\\xe2`."""
     text = data.decode("utf-8", "surrogateescape").replace("\\", "\\\\")
     text = text.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def table(tokens: Iterable[Token], piece: Piece, columns: int | None) -> Iterator[str]:
-    """A header, and a row a token; of the columns, those that fit into a terminal of so many, or all."""
+    """A header, and a row a token. columns: the terminal's, which limit those of the table; None shows all."""
     shown: list[_Column] = []
     taken = 0
     for column in _COLUMNS:
         taken += column[1] + 2
         if columns is None or taken - 2 <= columns or len(shown) < 3:
             shown.append(column)
-    if columns is not None and taken > columns and len(shown) == 3:  # a terminal too narrow for the widths we want
-        name, _, place, cell = shown[2]
-        shown[2] = name, max(4, columns - 16), place, cell
+    if columns is not None and taken > columns and len(shown) == 3:  # too narrow for the usual widths
+        name, _, order, cell = shown[2]
+        shown[2] = name, max(4, columns - 16), order, cell
     shown.sort(key=lambda column: column[2])
 
     def row(cells: Iterable[str]) -> str:
@@ -101,9 +102,9 @@ def table(tokens: Iterable[Token], piece: Piece, columns: int | None) -> Iterato
         yield row(cell(token, piece) for *_, cell in shown)
 
 
-_Column = tuple[str, int, int, Callable[[Token, Piece], str]]  # name, width, place, cell
+_Column = tuple[str, int, int, Callable[[Token, Piece], str]]  # name, width, order from the left, cell
 
-# In the order in which they are wanted.
+# The most wanted first.
 _COLUMNS: list[_Column] = [
     ("index", 6, 0, lambda token, piece: str(token.position)),
     ("id", 6, 1, lambda token, piece: str(token.id)),
@@ -118,7 +119,7 @@ _COLUMNS: list[_Column] = [
 
 
 def token_record(token: Token) -> dict[str, Any]:
-    """A token as `--json` has it; in a conversation, with its message's index and role."""
+    """A token as `--json` writes it; in a conversation with its message's index and role."""
     record = {
         "index": token.position,
         "id": token.id,
@@ -133,36 +134,36 @@ def token_record(token: Token) -> dict[str, Any]:
     return record
 
 
-def json_parts(name: str | None, tokens: Iterable[Token], stats: Callable[[], dict[str, Any]]) -> Iterator[str]:
-    """One object on one line, in parts; `stats` is asked behind the last token."""
+def json_pieces(name: str | None, tokens: Iterable[Token], stats: Callable[[], dict[str, Any]]) -> Iterator[str]:
+    """One object on one line, in pieces; `stats` is called after the last token."""
     yield f'{{"file": {json.dumps(name, ensure_ascii=False)}, "tokens": ['
     for index, token in enumerate(tokens):
         yield (", " if index else "") + json.dumps(token_record(token), ensure_ascii=False)
     yield f'], "stats": {json.dumps(stats())}}}\n'
 
 
-def write_parts(parts: Iterable[str], sink: Sink) -> None:
-    """Writes text that comes in small parts."""
+def write_pieces(pieces: Iterable[str], sink: StdoutSink) -> None:
+    """Writes text that comes in small pieces."""
     out = _Buffer(lambda text: sink.write(text.encode("utf-8", "replace")))
-    for part in parts:
-        out.add(part)
+    for piece in pieces:
+        out.add(piece)
     out.flush()
 
 
 class _Buffer:
-    """Small parts, written together."""
+    """Collects small pieces, and writes them together."""
 
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write = write
-        self._parts: list[str] = []
+        self._pieces: list[str] = []
         self._size = 0
 
-    def add(self, part: str) -> None:
-        self._parts.append(part)
-        self._size += len(part)
+    def add(self, piece: str) -> None:
+        self._pieces.append(piece)
+        self._size += len(piece)
         if self._size > _BUFFER:
             self.flush()
 
     def flush(self) -> None:
-        self._write("".join(self._parts))
-        self._parts, self._size = [], 0
+        self._write("".join(self._pieces))
+        self._pieces, self._size = [], 0

@@ -1,10 +1,11 @@
-"""What `gptcli tokenize` reads: texts of any length, conversations, ids, and the tokenizer itself."""
+"""Reads the input of `gptcli tokenize`: texts of any length, conversations, ids, and the tokenizer."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ _SEPARATOR = re.compile(r"[\s,]+")
 
 
 def open_tokenizer(name: str, offline: bool, on_fetch: FetchProgress) -> tuple[Tokenizer, Path]:
-    """A tokenizer and its directory, by a model's name, that directory, or the tokenizer.json in it.
+    """A tokenizer and its directory. name: a model's, its directory, or the tokenizer.json in it.
 
     Raises ModelNotFound and BrokenTokenizer.
     """
@@ -40,8 +41,8 @@ def open_tokenizer(name: str, offline: bool, on_fetch: FetchProgress) -> tuple[T
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How texts are read and encoded; they go by their file names, `-` for stdin, and None for the one in `text`."""
+class TextReader:
+    """Reads and encodes texts. A text's name is its file, `-` for stdin, or None for the one in `text`."""
 
     errors: DecodingErrors
     max_input: int | None
@@ -50,7 +51,7 @@ class Reading:
     text: str | None = None
 
     def names(self, files: Sequence[str] | None) -> list[str | None]:
-        """The names of what is to be read. Raises UsageError for nothing, and for stdin twice."""
+        """The names of the texts to read. Raises UsageError if there are none, and for stdin twice."""
         if self.text is not None:
             return [None]
         if not files and sys.stdin is not None and sys.stdin.isatty():
@@ -60,58 +61,88 @@ class Reading:
         return list(files or ["-"])
 
     def blocks(self, name: str | None) -> Iterator[str]:
-        """A text, in blocks. Raises InputError."""
+        """A text in blocks. Raises InputError."""
         return iter([self.text or ""]) if name is None else text_blocks(Path(name), self.errors, self.max_input)
 
-    def parts(self, tokenizer: Tokenizer, name: str | None, blocks: Iterable[str] | None = None) -> Iterator[Chunk]:
-        """A text's encoded parts, without what a model adds around it."""
+    def chunks(self, tokenizer: Tokenizer, name: str | None, blocks: Iterable[str] | None = None) -> Iterator[Chunk]:
+        """A text's encoded chunks, without the tokens added around it. blocks: the text, if read already."""
         return encode_chunks(
             tokenizer,
             self.blocks(name) if blocks is None else blocks,
             special=self.special,
             largest=self.max_input or MAX_INPUT,
-            where=where(name),
+            where=input_name(name),
         )
 
     def tokens(self, tokenizer: Tokenizer, name: str | None, blocks: Iterable[str] | None = None) -> Iterator[Token]:
-        """A text's tokens."""
+        """A text's tokens. blocks: the text, if read already."""
         return tokens_of(
             tokenizer,
             self.blocks(name) if blocks is None else blocks,
             special=self.special,
             add_special=self.add_special,
             largest=self.max_input or MAX_INPUT,
-            where=where(name),
+            where=input_name(name),
         )
 
 
-def where(name: str | None) -> str:
-    """What errors call a text."""
+def input_name(name: str | None) -> str:
+    """A text's name in messages."""
     return "standard input" if name == "-" else name or "--text"
 
 
-class Conversations:
-    """Renders conversations with one template: a file's, or the one in a model's directory."""
+class BlockWindow:
+    """A text read in blocks, which keeps those that are still needed. Iterating reads it."""
 
-    def __init__(self, path: Path, template: Path | None, reading: Reading) -> None:
+    def __init__(self, blocks: Iterator[str]) -> None:
+        self._blocks = blocks
+        self._kept: deque[tuple[int, bytes]] = deque()  # each block after its first byte's index
+        self.size = 0  # bytes read
+
+    def __iter__(self) -> Iterator[str]:
+        for block in self._blocks:
+            data = block.encode()
+            self._kept.append((self.size, data))
+            self.size += len(data)
+            yield block
+
+    def forget(self, before: int) -> None:
+        """Drops blocks that end before a byte."""
+        while len(self._kept) > 1 and self._kept[1][0] <= before:
+            self._kept.popleft()
+
+    def data(self, start: int, end: int | None) -> bytes:
+        """Bytes that were read and not dropped. end: None is the last one read."""
+        end = self.size if end is None else end
+        return b"".join(
+            block[max(0, start - first) : end - first]
+            for first, block in self._kept
+            if first < end and first + len(block) > start
+        )
+
+
+class ConversationReader:
+    """Reads conversations and renders them. template: a file; None is the template in the model's directory."""
+
+    def __init__(self, path: Path, template: Path | None, reader: TextReader) -> None:
         self._path = path
-        self._file = template
-        self._reading = reading
+        self._template_file = template
+        self._reader = reader
 
     def tokens(self, tokenizer: Tokenizer, name: str | None) -> list[Token]:
-        """A conversation's tokens. Raises InputError for what is none, and TemplateError."""
-        limit = self._reading.max_input or MAX_INPUT
-        text = "".join(text_blocks(Path(name or "-"), self._reading.errors, limit))
-        return transcript(_messages(text, where(name)), self._template(tokenizer), tokenizer)
+        """A conversation's tokens. Raises InputError for anything else, and TemplateError."""
+        limit = self._reader.max_input or MAX_INPUT
+        text = "".join(text_blocks(Path(name or "-"), self._reader.errors, limit))
+        return transcript(_messages(text, input_name(name)), self._template(tokenizer), tokenizer)
 
     def _template(self, tokenizer: Tokenizer) -> ChatTemplate:
-        if self._file is None:
+        if self._template_file is None:
             return ChatTemplate.of_model(self._path, tokenizer)
-        return ChatTemplate(read_text(self._file, "strict", MAX_INPUT), str(self._file))
+        return ChatTemplate(read_text(self._template_file, "strict", MAX_INPUT), str(self._template_file))
 
 
 def _messages(text: str, where: str) -> list[Message]:
-    """Messages from a JSON list, an object that has one as `messages`, or a JSON object a line."""
+    """Messages from a JSON list, an object with one as `messages`, or a JSON object a line."""
     try:
         value = json.loads(text)
     except RecursionError:
@@ -140,14 +171,14 @@ def _json(line: str, where: str) -> Any:
 def _message(value: Any, where: str) -> Message:
     match value:
         case {"role": str(role), "content": str(content)}:
-            return Message(cast(Role, role), content)  # which roles there are, is the template's to say
+            return Message(cast(Role, role), content)  # the template decides which roles there are
     raise InputError(f"not a message: {where}: it must have a role and a content, both texts")
 
 
-def given_ids(arguments: Sequence[str], errors: DecodingErrors, size: int) -> Iterator[int]:
-    """Ids from arguments, or from stdin for `-` or none, separated by blanks or commas, or a JSON list.
+def read_ids(arguments: Sequence[str], errors: DecodingErrors, size: int) -> Iterator[int]:
+    """Ids from arguments, or from stdin for `-` or none: separated by blanks or commas, or a JSON list.
 
-    Raises UsageError, or InputError for stdin, where one is not below `size`.
+    Raises UsageError, or InputError for stdin, for an id that is not below `size`.
     """
     if arguments and list(arguments) != ["-"]:
         for id in _numbers([" ".join(map(argument_text, arguments))]):
@@ -162,22 +193,24 @@ def given_ids(arguments: Sequence[str], errors: DecodingErrors, size: int) -> It
 
 
 def _is_id(text: str, size: int) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) <= 20 and int(text) < size  # longer ones take int() ages
+    return (
+        text.isascii() and text.isdecimal() and len(text) <= 20 and int(text) < size
+    )  # int() is slow on very long ones
 
 
 def _numbers(blocks: Iterable[str]) -> Iterator[str]:
-    """The fields of a text that comes in blocks, without the brackets of a list around them all."""
-    held, last, first = "", "", True
+    """The fields of a text that comes in blocks, without the brackets of a list around them."""
+    pending, last, first = "", "", True
     for block in blocks:
-        held += block
-        if first and held.strip():
-            held, first = held.lstrip().removeprefix("["), False
-        *fields, held = _SEPARATOR.split(held)
+        pending += block
+        if first and pending.strip():
+            pending, first = pending.lstrip().removeprefix("["), False
+        *fields, pending = _SEPARATOR.split(pending)
         for field in filter(None, fields):
             if last:
                 yield last
             last = field
-    if held:
+    if pending:
         yield from filter(None, [last])
-        last = held
+        last = pending
     yield from filter(None, [last.removesuffix("]")])

@@ -1,4 +1,4 @@
-"""The views of `gptcli tokenize`: which form each takes, with a heading where there are several texts."""
+"""The views of `gptcli tokenize`: each text in one format, with a heading if there are several texts."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.cli.json_records import json_line
-from gptcli.cli.terminal.stdout import Sink
+from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.terminal.tables import spelled
 from gptcli.cli.terminal.token_flow import spell
 from gptcli.cli.tokens import formats
-from gptcli.cli.tokens.inputs import Conversations, Reading, where
+from gptcli.cli.tokens.inputs import ConversationReader, TextReader, input_name
 from gptcli.errors import GptcliError
 from gptcli.text.located_tokens import Token
 from gptcli.text.token_statistics import Totals
 from gptcli.text.tokenizer import Tokenizer
 
 
-class Show:
-    """Writes views of texts as one tokenizer sees them; `columns` is the terminal's width, None where there is none."""
+class TokenViews:
+    """Writes the tokens of texts or conversations. columns: the terminal's width; None without one."""
 
     def __init__(
         self,
         tokenizer: Tokenizer,
-        reading: Reading,
-        conversations: Conversations | None,
-        sink: Sink,
+        reader: TextReader,
+        conversations: ConversationReader | None,
+        sink: StdoutSink,
         columns: int | None,
         *,
         colour: bool,
     ) -> None:
         self._tokenizer = tokenizer
-        self._reading = reading
+        self._reader = reader
         self._conversations = conversations
         self._sink = sink
         self._columns = columns
@@ -43,7 +43,7 @@ class Show:
         """The default: running text on a terminal, a line a token elsewhere."""
         for name in self._headed(names):
             if self._columns is None:
-                formats.write_parts(formats.lines(self._tokens(name)), self._sink)
+                formats.write_pieces(formats.lines(self._tokens(name)), self._sink)
             else:
                 formats.write_flow(self._tokens(name), self._sink, self._columns, colour=self._colour)
 
@@ -51,12 +51,12 @@ class Show:
         """A row a token."""
         columns = self._columns if self._sink.is_terminal else None
         for name in self._headed(names):
-            formats.write_parts(formats.table(self._tokens(name), self._tokenizer.piece, columns), self._sink)
+            formats.write_pieces(formats.table(self._tokens(name), self._tokenizer.piece, columns), self._sink)
 
     def tsv(self, names: Sequence[str | None]) -> None:
-        """A row a token, between tabs."""
+        """A row a token, tab-separated."""
         for name in self._headed(names):
-            formats.write_parts(formats.tsv(self._tokens(name)), self._sink)
+            formats.write_pieces(formats.tsv(self._tokens(name)), self._sink)
 
     def ids(self, names: Sequence[str | None]) -> None:
         """The ids of each text on a line."""
@@ -69,11 +69,11 @@ class Show:
             self._sink.write(b"\n")
 
     def count(self, names: Sequence[str | None]) -> None:
-        """How many tokens there are; of several texts, in each and in all."""
+        """The number of tokens; of several texts, in each and in all."""
         counts = []
         for name in names:
             counts.append(sum(len(ids) for _, ids in self._encoded(name)))
-            label = f"\t{where(name)}" if len(names) > 1 else ""
+            label = f"\t{input_name(name)}" if len(names) > 1 else ""
             self._sink.write(f"{counts[-1]}{label}\n".encode())
         if len(names) > 1:
             self._sink.write(f"{sum(counts)}\ttotal\n".encode())
@@ -83,7 +83,7 @@ class Show:
         for name in names:
             totals = Totals(self._tokenizer.unknown_id)
             tokens = self._counted(self._tokens(name, totals), totals)
-            formats.write_parts(formats.json_parts(name, tokens, totals.record), self._sink)
+            formats.write_pieces(formats.json_pieces(name, tokens, totals.record), self._sink)
 
     def stats(self, names: Sequence[str | None], path: Path, *, as_json: bool) -> None:
         """Figures about each text."""
@@ -117,7 +117,7 @@ class Show:
     def _headed(self, names: Sequence[str | None]) -> Iterator[str | None]:
         for index, name in enumerate(names):
             if len(names) > 1:
-                self._sink.write(("\n" * (index > 0) + f"==> {where(name)} <==\n").encode())
+                self._sink.write(("\n" * (index > 0) + f"==> {input_name(name)} <==\n").encode())
             yield name
 
     def _tokens(self, name: str | None, totals: Totals | None = None) -> Iterable[Token]:
@@ -126,10 +126,10 @@ class Show:
             if totals:
                 totals.add_text(_text(tokens))
             return tokens
-        return self._reading.tokens(self._tokenizer, name, self._read(name, totals))
+        return self._reader.tokens(self._tokenizer, name, self._read(name, totals))
 
     def _read(self, name: str | None, totals: Totals | None) -> Iterator[str]:
-        for block in self._reading.blocks(name):
+        for block in self._reader.blocks(name):
             if totals:
                 totals.add_text(block)
             yield block
@@ -140,16 +140,16 @@ class Show:
             yield token
 
     def _encoded(self, name: str | None) -> Iterator[tuple[str, list[int]]]:
-        """The text in parts, and the ids of each: the quick way, where nobody asks what they stand for."""
+        """The text in chunks, and the ids of each: the quick way, which leaves out the bytes of each token."""
         if self._conversations is not None:
             tokens = self._conversations.tokens(self._tokenizer, name)
             yield _text(tokens), [token.id for token in tokens]
             return
-        before, behind = self._tokenizer.surroundings if self._reading.add_special else ((), ())
-        yield "", list(before)
-        for part in self._reading.parts(self._tokenizer, name):
-            yield part.text[part.lead :], part.ids
-        yield "", list(behind)
+        prefix, suffix = self._tokenizer.surroundings if self._reader.add_special else ((), ())
+        yield "", list(prefix)
+        for chunk in self._reader.chunks(self._tokenizer, name):
+            yield chunk.text[chunk.lead :], chunk.ids
+        yield "", list(suffix)
 
 
 def _text(tokens: Iterable[Token]) -> str:
@@ -157,7 +157,7 @@ def _text(tokens: Iterable[Token]) -> str:
 
 
 def _context(path: Path) -> int | None:
-    """The context of the model in a directory; None where there is only a tokenizer, or a model we cannot run."""
+    """The context of the model in a directory; None without a model that we can run."""
     from gptcli.checkpoint.folder import ModelFolder
 
     with contextlib.suppress(GptcliError):

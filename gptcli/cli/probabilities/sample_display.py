@@ -1,43 +1,43 @@
-"""What `generate` shows of a text's tokens as they are drawn: shades on the terminal, explanations on stderr."""
+"""Shows the tokens of a sample as they are drawn: shaded on the terminal, explained on stderr."""
 
 from __future__ import annotations
 
 from gptcli.cli.probabilities.explain_table import ExplainTable
-from gptcli.cli.probabilities.shaded_text import ShadedText
-from gptcli.cli.probabilities.shading import Shaded, ShownTokens
-from gptcli.cli.terminal.stdout import Sink
+from gptcli.cli.probabilities.shaded_tokens import EmittedTokens, ShadedToken
+from gptcli.cli.probabilities.terminal import ShadedText
+from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.text.tokenizer import Tokenizer
 
 
-class TokenViews:
-    """Follows one sample, and keeps the tokens that its text is made of.
+class SampleDisplay:
+    """Follows one sample, and keeps the tokens of its text.
 
-    alternatives: on a terminal the text is shaded, with so many of the likeliest tokens at each place below it; None is
-    plain. explain: whether a table says why each token was drawn.
+    alternatives: on a terminal the text is shaded, and this many of the likeliest tokens follow for each position; None
+    shows it plain. explain: prints the table that says why each token was drawn.
     """
 
-    def __init__(self, tokenizer: Tokenizer, sink: Sink, *, alternatives: int | None, explain: bool) -> None:
-        self.tokens: list[Shaded] = []
-        self._shown = ShownTokens(tokenizer)
+    def __init__(self, tokenizer: Tokenizer, sink: StdoutSink, *, alternatives: int | None, explain: bool) -> None:
+        self.tokens: list[ShadedToken] = []
+        self._emitted = EmittedTokens(tokenizer)
         self._alternatives = alternatives
         self._text = ShadedText(sink) if alternatives is not None and sink.is_terminal else None
         self._table = ExplainTable(at_end=sink.is_terminal) if explain else None
 
     @property
     def shaded(self) -> bool:
-        """Whether the text is written here."""
+        """Whether this writes the text."""
         return self._text is not None
 
     def take(self, delta: TextDelta) -> None:
         """Takes the next piece of text."""
-        self._show(self._shown.take(delta))
+        self._show(self._emitted.take(delta))
         if self._table:
             self._table.add(delta.steps)
 
     def end_text(self) -> None:
-        """Ends a shaded text: its alternatives follow, and what the shades mean."""
-        self._show(self._shown.end())
+        """Ends a shaded text with its legend and alternatives."""
+        self._show(self._emitted.end())
         if self._text:
             self._text.end()
             self._text.explain_shades()
@@ -45,11 +45,11 @@ class TokenViews:
                 self._text.list_alternatives()
 
     def close(self, finished: Finished) -> None:
-        """Ends the table, below the text and whatever belongs to that."""
+        """Ends the table, which comes after the text."""
         if self._table:
             self._table.close(finished.logprobs or ())
 
-    def _show(self, tokens: list[Shaded]) -> None:
+    def _show(self, tokens: list[ShadedToken]) -> None:
         self.tokens += tokens
         if self._text:
             self._text.show(tokens)

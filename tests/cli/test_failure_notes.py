@@ -1,3 +1,5 @@
+"""Notes that say why text comes slower than it could."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -19,13 +21,13 @@ NOTE = (
 
 
 def refused(run: Callable[[], Outputs], device: torch.device) -> Callable[[], Outputs]:
-    """What torch does where something cannot be part of a graph."""
+    """Raises what torch raises for an operation that a graph cannot record."""
     raise RuntimeError("operation not permitted when stream is capturing")
 
 
 @pytest.fixture(autouse=True)
 def nothing_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU whose graphs do not work."""
+    """Plans a device whose graphs do not work."""
     plan_for = device.plan_for
 
     def plan(*arguments: Any) -> device.DevicePlan:
@@ -35,13 +37,13 @@ def nothing_can_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("command", ["generate", "chat"])
-def test_it_is_said_why_text_comes_slower_than_it_could(command: str, cli: Cli, tiny_model: Path) -> None:
+def test_a_note_says_why_text_comes_slower(command: str, cli: Cli, tiny_model: Path) -> None:
     arguments = (command, "-m", str(tiny_model), "-n", "3", "hello")
     done = cli(*arguments)
     assert (done.code, done.err) == (0, NOTE) and done.out
     assert cli(*arguments, "--quiet").err == ""
 
 
-def test_bench_says_so_too_and_not_that_there_are_graphs(cli: Cli, tiny_model: Path) -> None:
+def test_bench_notes_it_too_and_reports_no_graphs(cli: Cli, tiny_model: Path) -> None:
     done = cli("bench", "-m", str(tiny_model), "-p", "4", "-n", "2", "--repeats", "1", "--json")
     assert (done.code, done.err) == (0, NOTE) and b'"kernels": "torch"' in done.out

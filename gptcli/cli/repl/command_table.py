@@ -1,0 +1,60 @@
+"""The table of slash commands: a new command is a row here and a function in one of the two modules beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gptcli.cli.repl import completion as complete
+from gptcli.cli.repl import conversation_commands as chat
+from gptcli.cli.repl import display_commands as show
+from gptcli.cli.repl.slash_command import Command
+
+
+def _command_names(argument: str) -> Iterable[str]:
+    return (command.name for command in COMMANDS)
+
+
+COMMANDS = (
+    Command("help", "[NAME]", "Lists the commands, or explains one.", "/help set", show.help, _command_names),
+    Command("exit", "", "Leaves, as Ctrl-D does. Every turn is saved already.", "/exit", chat.exit),
+    Command("new", "", "Begins another conversation. Model, system message and settings stay.", "/new", chat.new),
+    Command("undo", "", "Takes the last question and its answer back.", "/undo", chat.undo),
+    Command("retry", "", "Asks the last question again. The answer takes the old one's place.", "/retry", chat.retry),
+    Command("edit", "[TEXT]", "Changes the last question and asks it again.", "/edit What is a monad?", chat.edit),
+    Command(
+        "system", "[TEXT]", "Shows or sets the system message. `none` removes it.", "/system Be brief.", chat.system
+    ),
+    Command(
+        "set", "[K [V]]", "Shows or changes settings. The value `default` resets one.", "/set temperature 0.2",
+        chat.change_setting, complete.settings,
+    ),
+    Command("seed", "[N]", "Sets the seed, or shows the last answer's. `random` unsets it.", "/seed 42", chat.seed),
+    Command(
+        "model", "[NAME]", "Goes on with another model, or lists them.", "/model smollm2-135m-instruct",
+        chat.model, complete.models,
+    ),
+    Command("save", "[NAME]", "Saves the conversation under a name.", "/save rome", chat.save),
+    Command("load", "NAME", "Goes on with a saved conversation.", "/load rome", chat.load, complete.sessions),
+    Command("sessions", "", "Lists saved conversations.", "/sessions", chat.list_sessions),
+    Command("fork", "[NAME]", "Goes on in a copy. The conversation so far stays as it is.", "/fork plan-b", chat.fork),
+    Command(
+        "export", "md|json [F]", "Writes the conversation to a file or the screen.", "/export md chat.md",
+        chat.export, complete.exports,
+    ),
+    Command("copy", "", "Copies the last answer to the clipboard.", "/copy", chat.copy_answer),
+    Command("tokens", "[TEXT]", "Shows a text's tokens, or the last message's.", "/tokens Hello there", show.tokens),
+    Command(
+        "probs", "[on|off]", "Shades the answers to come by probability.", "/probs on",
+        show.probabilities, complete.on_off,
+    ),
+    Command(
+        "stats", "[on|off]", "Shows the figures of the last answer. `on`: after each.", "/stats",
+        show.stats, complete.on_off,
+    ),
+    Command("context", "", "Shows how full the context is.", "/context", chat.context),
+    Command(
+        "markdown", "[on|off]", "Draws answers as Markdown, or as they are.", "/markdown off",
+        show.markdown, complete.on_off,
+    ),
+    Command("clear", "", "Clears the screen. The conversation stays; /new begins another.", "/clear", show.clear),
+)  # fmt: skip

@@ -1,0 +1,72 @@
+"""Slash commands that show something, or change how answers are shown. `command_table.py` lists them."""
+
+from __future__ import annotations
+
+from prompt_toolkit import shortcuts
+
+from gptcli.cli.repl.slash_command import ReplControls, find, parse_switch
+from gptcli.cli.terminal.capabilities import is_dumb_terminal, uses_colour
+from gptcli.cli.terminal.columns import terminal_columns
+from gptcli.cli.terminal.token_flow import TokenFlow, grouped
+from gptcli.errors import UsageError
+
+
+def help(repl: ReplControls, name: str) -> None:
+    """Lists the commands, or explains one."""
+    if name:
+        command = find(name.removeprefix("/"), repl.commands)
+        repl.say(f"{command.usage}\n  {command.help}\n  example: {command.example}")
+        return
+    width = max(len(command.usage) for command in repl.commands)
+    for command in repl.commands:
+        repl.say(f"{command.usage:{width}}  {command.summary}")
+
+
+def tokens(repl: ReplControls, text: str) -> None:
+    """Shows the tokens of a text or of the last message."""
+    if not text and not repl.session.messages:
+        raise UsageError("there is nothing yet", hint="/tokens TEXT shows those of a text")
+    tokenizer = repl.session.lm.tokenizer
+    ids = tokenizer.encode(text or repl.session.messages[-1].content)
+    flow = TokenFlow(terminal_columns(), colour=uses_colour(True))
+    groups = grouped((tokenizer.token_bytes(id), tokenizer.is_control(id)) for id in ids)
+    repl.draw("".join(map(flow.add, groups)) + flow.end())
+    repl.say(f"{len(ids)} tokens")
+
+
+def probabilities(repl: ReplControls, switch: str) -> None:
+    """Turns shading by probability on or off."""
+    repl.display.probabilities = parse_switch(switch) if switch else not repl.display.probabilities
+    repl.say(f"answers are {'shaded by probability' if repl.display.probabilities else 'not shaded'} from now on")
+
+
+def stats(repl: ReplControls, switch: str) -> None:
+    """Shows the figures of the last answer; `on` and `off` say whether they come after each."""
+    if switch:
+        repl.display.stats = parse_switch(switch)
+    finished = repl.session.finished
+    if not finished:
+        repl.say("no answer yet")
+        return
+    last = finished[-1].usage
+    prefilled = round(last.prefill_s * last.prefill_tokens_per_s)
+    cached = last.prompt_tokens - prefilled
+    repl.say(f"prompt   {last.prompt_tokens} tokens: {cached} still in the cache, {prefilled} run")
+    repl.say(f"prefill  {last.prefill_tokens_per_s:.0f} tok/s, the first token after {last.ttft_s * 1000:.0f} ms")
+    repl.say(f"answer   {last.completion_tokens} tokens at {last.decode_tokens_per_s:.1f} tok/s")
+    completion_tokens = sum(answer.usage.completion_tokens for answer in finished)
+    seconds = sum(answer.usage.decode_s for answer in finished)
+    answers = "1 answer" if len(finished) == 1 else f"{len(finished)} answers"
+    repl.say(f"so far   {answers}, {completion_tokens} tokens in {seconds:.1f} s; loaded in {last.load_s:.1f} s")
+
+
+def markdown(repl: ReplControls, switch: str) -> None:
+    """Turns Markdown on or off."""
+    repl.display.markdown = parse_switch(switch) if switch else not repl.display.markdown
+    repl.say(f"markdown {'on' if repl.display.markdown else 'off'}")
+
+
+def clear(repl: ReplControls, _: str) -> None:
+    """Clears the screen."""
+    if not is_dumb_terminal():
+        shortcuts.clear()

@@ -1,0 +1,15 @@
+"""What the terminal can show."""
+
+from __future__ import annotations
+
+import os
+
+
+def is_dumb_terminal() -> bool:
+    """Whether the terminal obeys no escape sequences, so that nothing on it can be erased."""
+    return os.environ.get("TERM", "dumb") == "dumb"
+
+
+def uses_colour(is_terminal: bool) -> bool:
+    """Whether output to stdout may be coloured."""
+    return is_terminal and not os.environ.get("NO_COLOR") and not is_dumb_terminal()
