@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -38,7 +39,7 @@ CONSOLE = {
     block: f"{name}-{number}" for name, text in TEXTS.items() for number, block in enumerate(blocks(text, "console"))
 }
 PYTHON = [name for name, text in TEXTS.items() if blocks(text, "python")]
-COMMANDS = typer.main.get_command(program()).commands  # type: ignore[attr-defined]
+GPTCLI: Any = typer.main.get_command(program())
 
 
 @pytest.fixture
@@ -92,17 +93,14 @@ def test_there_are_examples_to_check() -> None:
 
 
 def test_every_command_has_a_page_that_begins_with_its_name() -> None:
-    for name in COMMANDS:
+    for name in set(GPTCLI.commands) - {"help"}:
         assert TEXTS[f"docs/{name}.md"].startswith(f"# gptcli {name}\n")
 
 
 def test_every_option_that_a_page_names_exists() -> None:
-    known = {"--help", "--install-completion"}  # which Typer adds
-    for command in COMMANDS.values():
-        for one in [command, *getattr(command, "commands", {}).values()]:
-            known.update(
-                spelling for parameter in one.params for spelling in [*parameter.opts, *parameter.secondary_opts]
-            )
+    commands = [GPTCLI, *GPTCLI.commands.values(), *GPTCLI.commands["models"].commands.values()]
+    options = [option for command in commands for option in command.params]
+    known = {"--help"}.union(*([*option.opts, *option.secondary_opts] for option in options))
     for name, text in TEXTS.items():
         spans = " ".join(span for span in re.findall(r"`([^`]+)`", without_code(text)) if not foreign(span))
         unknown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", spans)) - known
@@ -199,8 +197,8 @@ def test_the_lines_that_a_diff_adds_are_in_the_files_it_names() -> None:
     diffs = blocks(CONTRIBUTING, "diff")
     assert diffs
     for diff in diffs:
-        for part in re.split(r"^--- ", diff, flags=re.MULTILINE)[1:]:
-            file, *lines = part.splitlines()
+        for change in re.split(r"^--- ", diff, flags=re.MULTILINE)[1:]:
+            file, *lines = change.splitlines()
             added = "\n".join(line[1:] for line in lines if line.startswith("+"))
             assert added in (ROOT / file).read_text(encoding="utf-8"), file
 
