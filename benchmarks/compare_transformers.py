@@ -1,4 +1,4 @@
-"""Speed beside transformers' `generate`: the same fp32 weights, one process, alternating, medians.
+"""Speed beside transformers' `generate`: the same fp32 weights in one process, alternating. Prints medians.
 
 python benchmarks/compare_transformers.py [--model NAME] [--repeats 5] [--threads 2]
 """

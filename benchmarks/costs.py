@@ -1,10 +1,10 @@
-"""What a token costs by context and by parameters, beside what reading its bytes from memory takes: a picture.
+"""Draws what a token costs by context and by parameters, beside what reading its bytes from memory takes.
 
 python benchmarks/costs.py [--figures docs/costs.json] [--picture docs/costs.svg] [--redraw]
 
-Random weights in four shapes, as stored in bf16 and packed on load to int8 and int4. A point is the median of 48 steps.
-The dotted lines are the bytes that a step reads, weights and cache, over the greatest bandwidth that was measured in
-between. --redraw takes the figures that are there.
+Random weights in four shapes, in bf16 as stored, and packed on load to int8 and int4. A point is the median of 48
+steps. Dotted lines are the bytes that a step reads (weights and cache) over the greatest bandwidth measured in between.
+--redraw uses the figures in the file.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ SHAPES = (
     Shape(layers=32, hidden=960, mlp=2560, heads=15, kv_heads=5),
     Shape(),
 )
-LONG = SHAPES[1]  # whose cost is looked at by context
+LONG = SHAPES[1]  # drawn by context
 WAYS = {"bf16": "auto", "int8": "int8", "int4": "int4"}
 CONTEXTS, SHORT, STEPS = (128, 512, 1024, 2048, 4096, 8128), 128, 48
 COLORS = {"bf16": "#8250df", "int8": "#0969da", "int4": "#1a7f37"}
 
 
 def measure() -> dict[str, Any]:
-    """Points of both halves of the picture."""
+    """Measures the points of both halves of the picture."""
     points, bandwidth = [], 0.0
     with tempfile.TemporaryDirectory() as directory:
         for number, shape in enumerate(SHAPES):
@@ -55,9 +55,9 @@ def measure() -> dict[str, Any]:
 
 
 def point(engine: TorchEngine, context: int) -> dict[str, Any]:
-    """Milliseconds of a step behind so many tokens, and the bytes it reads."""
+    """Milliseconds of a step after `context` tokens, and the bytes it reads."""
     cache = engine.new_cache()
-    engine.prefill([(7 * place + 3) % 1000 for place in range(context)], cache)
+    engine.prefill([(7 * position + 3) % 1000 for position in range(context)], cache)
     seconds = []
     for step in range(STEPS):
         started = time.perf_counter()
@@ -79,42 +79,42 @@ class Axes:
         self.x, self.x_range, self.y_range = x, x_range, y_range
         self.parts: list[str] = []
 
-    def place(self, x: float, y: float) -> tuple[float, float]:
-        """Where a point is."""
+    def pixel(self, x: float, y: float) -> tuple[float, float]:
+        """The pixel of a point."""
         return (
             self.x + PLOT_WIDTH * _share(x, self.x_range),
             TOP + PLOT_HEIGHT * (1 - _share(y, self.y_range)),
         )
 
     def ticks(self, xs: dict[float, str], ys: dict[float, str]) -> None:
-        """Numbers at the axes, and faint lines."""
+        """Numbers along the axes, and grid lines."""
         for value, label in ys.items():
-            _, y = self.place(self.x_range[0], value)
+            _, y = self.pixel(self.x_range[0], value)
             self.parts.append(f'<path class="grid" d="M{self.x} {y:.1f}h{PLOT_WIDTH}"/>')
             self.parts.append(_text(self.x - 8, y + 4, label, "end"))
         for value, label in xs.items():
-            x, _ = self.place(value, self.y_range[0])
+            x, _ = self.pixel(value, self.y_range[0])
             self.parts.append(f'<path class="tick" d="M{x:.1f} {TOP + PLOT_HEIGHT}v5"/>')
             self.parts.append(_text(x, TOP + PLOT_HEIGHT + 20, label, "middle"))
         self.parts.append(f'<path class="tick" d="M{self.x} {TOP + PLOT_HEIGHT}h{PLOT_WIDTH}"/>')
 
     def series(self, way: str, points: list[dict[str, Any]], key: str) -> None:
-        """What was measured, with dots, and dotted what reading takes."""
+        """The measured points as a line with dots; what reading takes as a dotted line."""
         for name, style in (("read_ms", ' stroke-dasharray="2 4"'), ("ms", "")):
-            places = [self.place(one[key], one[name]) for one in points]
-            path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+            pixels = [self.pixel(one[key], one[name]) for one in points]
+            path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in pixels)
             self.parts.append(f'<path d="{path}" fill="none" stroke="{COLORS[way]}" stroke-width="2"{style}/>')
-        self.parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{COLORS[way]}"/>' for x, y in places]
+        self.parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{COLORS[way]}"/>' for x, y in pixels]
 
     def key(self) -> None:
-        """Which colour is what, in the corner that lines which grow leave empty."""
+        """The legend, in the corner that growing lines leave empty."""
         for row, way in enumerate(WAYS):
             y = TOP + 18 + 18 * row
             self.parts.append(f'<path d="M{self.x + 14} {y - 4}h20" stroke="{COLORS[way]}" stroke-width="2"/>')
             self.parts.append(_text(self.x + 42, y, way, "start", COLORS[way]))
 
     def titles(self, title: str, x_title: str) -> None:
-        """What it shows, above it and below."""
+        """The titles above and below."""
         self.parts.append(f'<text x="{self.x}" y="{TOP - 26}" class="title">{title}</text>')
         self.parts.append(_text(self.x + PLOT_WIDTH / 2, TOP + PLOT_HEIGHT + 42, x_title, "middle"))
 

@@ -1,9 +1,8 @@
-"""Drafting with a smaller model, or from the text itself, beside not drafting, in turns. Tokens a second, medians.
+"""Drafting with a smaller model, or from the text itself, beside not drafting, in turns. Median tokens per second.
 
 python benchmarks/drafts.py --model NAME [--draft-model NAME] [--speculate 4] [--dtype fp32] [--repeats 5]
 
-Greedy, behind a short prompt. Says whether the ids were the same, which they need not be where kernels round more than
-fp32 does.
+Greedy, after a short prompt. Says whether the ids were the same: they may differ where kernels round more than fp32.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What distrust costs: `python benchmarks/preflight.py MODEL_DIRECTORY`, medians and minima of 15 in milliseconds."""
+"""What checking untrusted files costs. Prints medians and minima of 15 runs, in milliseconds.
+
+python benchmarks/preflight.py MODEL_DIRECTORY
+"""
 
 from __future__ import annotations
 
@@ -33,10 +36,10 @@ def main() -> None:
     data = (path / "tokenizer.json").read_bytes()
     source = json.dumps(json.loads((path / "tokenizer_config.json").read_text())["chat_template"]).encode()
     measure("headers, configs and architecture", lambda: ModelFolder.open(path).architecture)
-    measure("a tokenizer's parts", lambda: is_harmless(parse_json(data, "tokenizer.json")))
-    measure("a template in a process of its own, first", lambda: SandboxClient("template", source).ask(MESSAGES))
+    measure("a tokenizer's components", lambda: is_harmless(parse_json(data, "tokenizer.json")))
+    measure("a template in a limited process, first", lambda: SandboxClient("template", source).ask(MESSAGES))
     again = SandboxClient("template", source)
-    measure("a template in a process of its own, again", lambda: again.ask(MESSAGES))
+    measure("a template in a limited process, again", lambda: again.ask(MESSAGES))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What quantized weights and activations cost: divergence from fp32 on real text, and how often the top token stays.
+"""What quantization costs on real text: divergence from fp32, and how often the top token stays the same.
 
 python benchmarks/quality.py [--model NAME] [--tokens 3072] [FILES]
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 import gptcli
 from gptcli.models.catalog import DEFAULT_MODEL
 
-CHUNK = 512  # tokens that see each other
+CHUNK = 512  # tokens per context
 WAYS: dict[str, dict[str, Any]] = {
     "auto": {},
     "--quantize int8": {"quantize": "int8"},

@@ -1,8 +1,8 @@
-"""Several samples of one prompt: decoded together, beside one after the other, in turns. All tokens a second, medians.
+"""Several samples of one prompt, decoded together and one after another, in turns. Median tokens per second of all.
 
 python benchmarks/samples.py [--model NAME] [--quantize auto] [--dtype auto] [--counts 1 2 4 8 16] [--repeats 5]
 
-Sampled with the defaults, 64 tokens after a prompt of 64, whose time counts as well.
+Samples 64 tokens after a prompt of 64, with the default settings. The prompt's time counts, as it does for a user.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
         return lm.streams(prompt, SamplingConfig(seed=1).for_samples(count), STOP)
 
     def in_turn(count: int) -> Iterator[Any]:
-        cache = PromptCache()  # keeps the prompt from one sample to the next
+        cache = PromptCache()  # keeps the prompt for the next sample
         return (lm.stream(prompt, own, STOP, cache=cache) for own in SamplingConfig(seed=1).for_samples(count))
 
     print(f"{lm.name}, {lm.engine.kernels}, {lm.engine.threads} threads, --quantize {options.quantize}\n")

@@ -1,7 +1,7 @@
-"""Two engines taking turns, each a process of its own, for the scripts that put gptcli beside another engine.
+"""Two engines that take turns, each in its own process: what scripts that compare gptcli with another engine share.
 
-Knows gptcli and how to measure and to print; the other engine is its script's. Such a script starts itself as a worker,
-perhaps with an interpreter that has neither gptcli nor torch: both are imported only where they are needed.
+This module measures, prints and runs gptcli; the script runs the other engine. The script starts itself as a worker,
+perhaps with an interpreter that has neither gptcli nor torch, so both are imported only where they are needed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from gptcli.checkpoint.folder import ModelFolder
 
 DECODE_TOKENS = 64
-# Greedy tokens after a prompt, without end; the first one is the prompt's prefill, each further one a step.
+# Endless greedy tokens after a prompt: the first costs the prefill, each further one a step.
 Generate = Callable[[list[int]], Iterator[int]]
 
 
 def arguments(pairs: Iterable[str], repeats: int) -> argparse.ArgumentParser:
-    """What such scripts have in common on their command lines; --worker is for themselves."""
+    """The options that these scripts share. --worker is for their own use."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--threads", type=int, default=2)
@@ -39,14 +39,14 @@ def arguments(pairs: Iterable[str], repeats: int) -> argparse.ArgumentParser:
 
 
 class Worker:
-    """The running script as a process that measures an engine when it is told to."""
+    """The running script as a second process, which measures one engine on request."""
 
     def __init__(self, settings: dict[str, Any], python: str = sys.executable) -> None:
         command = [python, sys.argv[0], "--worker", json.dumps(settings)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __enter__(self) -> Worker:
-        self._answer()  # it has loaded
+        self._answer()  # once it has loaded
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -55,11 +55,11 @@ class Worker:
         self.process.wait()
 
     def rate(self, phase: str) -> float:
-        """Tokens a second, in "decode" or in a prefill of so many tokens, "prefill 512"."""
+        """Tokens per second of a phase: "decode", or "prefill 512" for a prompt of 512 tokens."""
         return float(self._ask(phase))
 
     def greedy(self, prompt: list[int]) -> list[int]:
-        """DECODE_TOKENS tokens after the prompt."""
+        """The DECODE_TOKENS greedy tokens after the prompt."""
         return list(json.loads(self._ask(f"greedy {json.dumps(prompt)}")))
 
     def _ask(self, what: str) -> str:
@@ -75,7 +75,7 @@ class Worker:
 
 
 def work(generate: Generate) -> None:
-    """Is a worker: answers each line on stdin."""
+    """Runs as a worker: answers each line on stdin."""
     print("ready", flush=True)
     for line in sys.stdin:
         kind, _, rest = line.strip().partition(" ")
@@ -86,8 +86,8 @@ def work(generate: Generate) -> None:
 
 
 def measure(generate: Generate, kind: str, prompt: int) -> float:
-    """Tokens a second."""
-    tokens = generate([1 + place % 1000 for place in range(prompt)])
+    """Tokens per second."""
+    tokens = generate([1 + position % 1000 for position in range(prompt)])
     started = time.perf_counter()
     next(tokens)
     count = prompt
@@ -98,7 +98,7 @@ def measure(generate: Generate, kind: str, prompt: int) -> float:
 
 
 def ours(settings: dict[str, Any]) -> Generate:
-    """Of gptcli, settings["model"] with what settings["asked"] asks for."""
+    """Generates with gptcli: settings["model"], loaded with the keyword arguments in settings["asked"]."""
     import gptcli
 
     lm = gptcli.load(Path(settings["model"]), device="cpu", **settings["asked"])
@@ -117,19 +117,19 @@ def ours(settings: dict[str, Any]) -> Generate:
 
 
 def phases(prompts: list[int]) -> list[str]:
-    """Names of what is measured."""
+    """The names of the phases to measure."""
     return ["decode", *(f"prefill {prompt}" for prompt in prompts)]
 
 
 def print_head(other: str, prompts: list[int]) -> None:
-    """The head of a Markdown table that has a row for each pair."""
+    """Prints the head of a Markdown table with a row per pair."""
     names = phases(prompts)
     print("| weights | " + " | ".join(f"{name}: ours | {other} | ratio" for name in names) + " |")
     print("|---" * (1 + 3 * len(names)) + "|", flush=True)
 
 
 def print_row(title: str, first: Worker, second: Worker, prompts: list[int], repeats: int) -> None:
-    """Measures in turns; medians, the median of the pairs' ratios and its quartiles."""
+    """Measures in turns. Prints medians, and the median of the pairs' ratios with its quartiles."""
     cells = [title]
     for phase in phases(prompts):
         rates = [(first.rate(phase), second.rate(phase)) for _ in range(repeats + 1)][1:]  # the first warms up
@@ -141,7 +141,7 @@ def print_row(title: str, first: Worker, second: Worker, prompts: list[int], rep
 
 
 def dense_weights(folder: ModelFolder) -> dict[str, Tensor]:
-    """A model's weights by name, packed ones as fp32."""
+    """A model's weights by name. Packed ones become fp32."""
     import torch
 
     from gptcli.checkpoint.tensor_source import TensorSource
@@ -156,19 +156,19 @@ def dense_weights(folder: ModelFolder) -> dict[str, Tensor]:
 
 
 def dense_config(folder: ModelFolder) -> dict[str, Any]:
-    """Its config.json for such weights."""
+    """The model's config.json without quantization, for dense weights."""
     return {name: value for name, value in folder.config.items() if not name.startswith("quantization")}
 
 
 def write_dense(folder: ModelFolder, weights: dict[str, Tensor], dtype: str, directory: Path) -> None:
-    """Makes the directory a checkpoint of the weights in fp32, bf16 or fp16, with the folder's tokenizer."""
+    """Writes a checkpoint of the weights in fp32, bf16 or fp16, with the folder's tokenizer."""
     import torch
     from safetensors.torch import save_file
 
     to = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     directory.mkdir()
     dense = {name: value.to(to) for name, value in weights.items()}
-    save_file(dense, directory / "model.safetensors", metadata={"format": "pt"})  # which transformers insists on
+    save_file(dense, directory / "model.safetensors", metadata={"format": "pt"})  # transformers insists on it
     (directory / "config.json").write_text(json.dumps(dense_config(folder)))
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (directory / file).write_bytes((folder.path / file).read_bytes())
