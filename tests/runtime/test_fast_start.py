@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,20 @@ def test_what_a_copy_cannot_do_the_model_does(model: Path) -> None:
     lm = opened(model, device="cpu")
     lm.load_for_one(20)
     list(lm.stream(PROMPT, SamplingConfig(seed=1), StopConfig(max_tokens=100)))  # more than it has room for
+    assert lm._engine is not None
+
+
+def test_a_setting_that_compiled_code_does_not_know_is_sampled_in_torch(model: Path) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class LargerConfig(SamplingConfig):
+        unheard_of: float = 0.0
+
+    lm = opened(model, device="cpu")
+    lm.load_for_one(20)
+    list(lm.stream(PROMPT, LargerConfig(seed=1), StopConfig(max_tokens=3)))
+    assert lm._engine is None
+    cache = lm.fitting_cache(None, LargerConfig(unheard_of=1.0, seed=1), recorded=False)
+    list(lm.stream(PROMPT, LargerConfig(unheard_of=1.0, seed=1), StopConfig(max_tokens=3), cache=cache))
     assert lm._engine is not None
 
 
