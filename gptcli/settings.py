@@ -23,7 +23,7 @@ MAX_TEMPERATURE = 3.4028234663852886e38
 
 
 def random_seed() -> int:
-    """A seed that survives any JSON reader: 53 bits."""
+    """A random seed of 53 bits, which every JSON reader keeps exactly."""
     return secrets.randbits(53)
 
 
@@ -78,7 +78,7 @@ class SamplingConfig:
 
     @property
     def greedy(self) -> bool:
-        """Whether the most probable token is always taken."""
+        """Whether the likeliest token is always taken."""
         return self.temperature < GREEDY_BELOW
 
     @property
@@ -87,12 +87,12 @@ class SamplingConfig:
         return self.repeat_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
     def recent(self, history: Sequence[int]) -> Sequence[int]:
-        """The ids at a text's end that penalties are for."""
+        """The last ids of a text, those that penalties apply to."""
         last_n = self.repeat_last_n
         return history[0 if last_n < 0 else max(0, len(history) - last_n) :]
 
     def for_samples(self, count: int) -> list[Self]:
-        """A config for each of several samples: seeds count up, from a random one where none is set."""
+        """One config per sample; their seeds count up from this one's, or from a random one."""
         first = random_seed() if self.seed is None else self.seed
         return [replace(self, seed=(first + sample) % 2**64) for sample in range(count)]
 
@@ -133,7 +133,7 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class StopConfig:
-    """When a generation ends. `max_tokens` -1 means when the context is full."""
+    """When a generation ends. max_tokens: -1 is until the context is full."""
 
     max_tokens: int = 256
     strings: tuple[str, ...] = ()
@@ -142,7 +142,7 @@ class StopConfig:
 
     def __post_init__(self) -> None:
         _check_whole("max-tokens", self.max_tokens, -1, math.inf, " (-1 is until the context is full)")
-        if not all(isinstance(text, str) for text in self.strings):  # from a session's file, say
+        if not all(isinstance(text, str) for text in self.strings):  # in a session's file, say
             raise UsageError("a stop text must be a text")
         if "" in self.strings:
             raise UsageError("a stop text must not be empty")
@@ -151,7 +151,7 @@ class StopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """Where, in which precision and how far ahead of itself a model runs."""
+    """Where and in which precision a model runs. speculate: tokens to draft per step, 0 for none."""
 
     device: str = "auto"
     dtype: Dtype = "auto"
@@ -281,7 +281,7 @@ def _parsed(name: str, kind: str, text: str) -> Any:
 
 
 def parse_logit_bias(pairs: Iterable[str]) -> tuple[tuple[int, float], ...]:
-    """ID=BIAS texts as pairs. Raises UsageError for what is none."""
+    """Parses texts of the form ID=BIAS. Raises UsageError for others."""
     parsed = []
     for pair in pairs:
         id, _, bias = pair.partition("=")

@@ -1,4 +1,4 @@
-"""What a generation yields: pieces of text, then one record of how it ended."""
+"""What a generation yields: text as it comes, then one `Finished`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ FinishReason = Literal["stop", "length", "interrupt"]
 class TextDelta:
     """The next bytes of the text: whole characters, or bytes that cannot become one.
 
-    steps: the tokens drawn since the last one, where they are to be recorded; not all of their bytes need be out.
+    steps: the tokens drawn since the last delta, if logprobs or explanations were asked for. Some of their bytes may
+    still be pending.
     """
 
     data: bytes
@@ -20,13 +21,13 @@ class TextDelta:
 
     @property
     def text(self) -> str:
-        """The bytes as text, U+FFFD for what is none."""
+        """The bytes as text, with U+FFFD for those that are not UTF-8."""
         return self.data.decode("utf-8", "replace")
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token and the logarithm of the model's probability for it, before any sampling filter."""
+    """A token and its log-probability in the model's own distribution, before any sampling filter."""
 
     id: int
     data: bytes
@@ -35,10 +36,10 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class FilterEffect:
-    """What one sampling filter did at a token's place.
+    """What one sampling filter did when a token was drawn.
 
-    kept and removed: how many tokens, of those that came to it. removed_probability: theirs together, in the model's
-    own distribution. probability: of the token that was drawn, among those kept.
+    kept and removed: how many of the tokens that reached it. removed_probability: the sum over those removed, in the
+    model's own distribution. probability: of the token that was drawn, among those kept.
     """
 
     name: str
@@ -52,8 +53,8 @@ class FilterEffect:
 class Explanation:
     """How a token came to be drawn.
 
-    entropy: of the model's distribution, in nats. rank: of the token in it, 1 for the likeliest. filters: those that
-    were on, in their order; the last one's `probability` is what the token was drawn with.
+    entropy: of the model's distribution, in nats. rank: of the token in it, 1 for the likeliest. filters: the active
+    ones in their order; the `probability` of the last is the one that the token was drawn with.
     """
 
     entropy: float
@@ -63,7 +64,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class StepLogprobs:
-    """One generated token, the most probable ones at its place, best first, and why it was drawn, if that was asked."""
+    """One generated token, the likeliest tokens at its position, best first, and, if asked for, why it was drawn."""
 
     chosen: TokenLogprob
     top: tuple[TokenLogprob, ...]
@@ -72,9 +73,9 @@ class StepLogprobs:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """Counts of tokens, and times in seconds. `ttft_s` is the time from the request to the first token.
+    """Counts of tokens, and times in seconds.
 
-    Of the tokens that were drafted ahead, `kept_tokens` came true.
+    ttft_s: from the request to the first token. kept_tokens: the drafted tokens that were then drawn.
     """
 
     prompt_tokens: int
@@ -91,9 +92,10 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """The last event. `ids` leaves out the stop token; `stop` is the text or token that ended it, if one did.
+    """The last event.
 
-    `logprobs` has one entry an id, and is None where neither they nor explanations were asked for.
+    ids: without the stop token. stop: the text or token that ended it, if one did. logprobs: one entry per id; None if
+    neither they nor explanations were asked for.
     """
 
     reason: FinishReason

@@ -1,4 +1,4 @@
-"""Whether a request can be met by a model. No torch: it is asked before the weights are loaded."""
+"""Checks requests before the weights of a model are loaded. No torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from gptcli.settings import SamplingConfig
 
 
 def check_request(prompt: Sequence[int], sampling: SamplingConfig, ctx_size: int, vocabulary: int) -> None:
-    """Raises UsageError for an empty prompt, and for a token in it or a bias that is outside the vocabulary.
+    """Raises UsageError for an empty prompt, and for a prompt's token or a bias outside the vocabulary.
 
-    Raises ContextOverflow where it leaves no room for a single token.
+    Raises ContextOverflow if the prompt leaves no room for a single token.
     """
     tokens = len(prompt)
     if not all(type(token) is int and 0 <= token < vocabulary for token in prompt):
@@ -28,16 +28,17 @@ def check_request(prompt: Sequence[int], sampling: SamplingConfig, ctx_size: int
         )
 
 
-def check_scoring(stride: int | None, top: int, most: int | None = None) -> None:
-    """Raises UsageError for a negative top and for a stride outside 1 to `most`, where that is known."""
-    if stride is not None and (stride < 1 or (most is not None and stride > most)):
-        raise UsageError(f"stride must be {'at least 1' if most is None else f'between 1 and {most}'}, not {stride}")
+def check_scoring(stride: int | None, top: int, longest: int | None = None) -> None:
+    """Raises UsageError for a negative top, and for a stride below 1 or above `longest`, None before that is known."""
+    if stride is not None and (stride < 1 or (longest is not None and stride > longest)):
+        bounds = "at least 1" if longest is None else f"between 1 and {longest}"
+        raise UsageError(f"stride must be {bounds}, not {stride}")
     if top < 0:
         raise UsageError(f"top must be at least 0, not {top}")
 
 
 def check_choices(choices: Sequence[str]) -> None:
-    """Raises UsageError unless there are two or more choices, all different and none empty."""
+    """Raises UsageError unless there are two or more choices, all different, none empty."""
     if len(choices) < 2:
         raise UsageError("there must be at least two choices")
     if "" in choices:

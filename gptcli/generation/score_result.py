@@ -1,4 +1,4 @@
-"""What scoring a text yields, and the figures it adds up to. No torch."""
+"""The scores of texts, and the figures computed from them. No torch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from gptcli.generation.events import TokenLogprob
 class Score:
     """How probable a text is.
 
-    logprobs: one entry an id, in nats, among the tokens that the tokenizer has; None for what nothing comes before:
-    the first token, or those that the tokenizer put before the text. top: the likeliest tokens at each place, best
-    first, as many as were asked for. bytes: of the whole text.
+    logprobs: one per id, in nats, over the tokens that the tokenizer has. It is None for the first token, or for those
+    that the tokenizer put before the text. top: the likeliest tokens at each position, best first, as many as were
+    asked for. bytes: of the whole text.
     """
 
     ids: tuple[int, ...]
@@ -29,12 +29,12 @@ class Score:
 
     @property
     def nll(self) -> float:
-        """Negative log-likelihood of the tokens that have one, in nats."""
+        """Negative log-likelihood of the scored tokens, in nats."""
         return 0.0 - math.fsum(logprob for logprob in self.logprobs if logprob is not None)
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean negative log-likelihood a scored token; NaN where there is none."""
+        """exp of the mean negative log-likelihood per scored token; NaN if none is scored."""
         if not self.scored:
             return math.nan
         try:
@@ -44,7 +44,7 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits that the model needs for the scored tokens, a byte of the whole text; NaN where none is scored."""
+        """Bits that the scored tokens take, per byte of the whole text; NaN if none is scored."""
         return self.nll / math.log(2) / self.bytes if self.scored else math.nan
 
 
@@ -52,7 +52,7 @@ class Score:
 class ChoiceScore:
     """One of several continuations of a prompt.
 
-    logprobs: one entry an id, in nats. probability: among the choices, whose probabilities sum to 1.
+    logprobs: one per id, in nats. probability: among the choices, whose probabilities sum to 1.
     """
 
     text: str

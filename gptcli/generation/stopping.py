@@ -1,4 +1,4 @@
-"""Finds stop texts in a stream of bytes, across the borders of its pieces."""
+"""Finds stop texts in a stream of bytes, even if they are split between its chunks."""
 
 from __future__ import annotations
 
@@ -6,40 +6,41 @@ from collections.abc import Sequence
 
 
 class StopMatcher:
-    """Holds back what may be the beginning of a stop text until it is one, or is not."""
+    """Delays bytes that may begin a stop text until it is clear whether they do."""
 
     def __init__(self, strings: Sequence[str]) -> None:
         self._stops = [(stop.encode(), stop) for stop in strings]
-        self._held = b""
+        self._pending = b""
         self.matched: str | None = None
 
     def push(self, data: bytes) -> bytes:
-        """Takes the next bytes; returns those that belong to no stop text. Sets `matched` where one is complete.
+        """Takes the next bytes; returns those that belong to no stop text. Sets `matched` once one is complete.
 
-        The stop text that begins first wins; of several that begin together, the longest that is complete.
+        The stop text that begins first wins; of several that begin together, the longest complete one.
         """
-        self._held += data
-        # What may still become an earlier stop text is waited for.
-        return self._released(len(self._held) - self._possible_start())
+        self._pending += data
+        # A stop text that began earlier may still become complete.
+        return self._release(len(self._pending) - self._possible_start())
 
     def flush(self) -> bytes:
-        """Ends the text; returns what was held back, up to a stop text. Sets `matched` as `push` does."""
-        return self._released(len(self._held))
+        """Ends the text; returns the pending bytes, up to a stop text. Sets `matched` as `push` does."""
+        return self._release(len(self._pending))
 
-    def _released(self, border: int) -> bytes:
-        """Gives up what is before the border, or before a complete stop text that begins there at the latest."""
-        found = [(position, -len(stop), text) for stop, text in self._stops if (position := self._held.find(stop)) >= 0]
+    def _release(self, border: int) -> bytes:
+        """Releases the bytes before the border, or before a complete stop text that begins no later."""
+        pending = self._pending
+        found = [(position, -len(stop), text) for stop, text in self._stops if (position := pending.find(stop)) >= 0]
         if found and min(found)[0] <= border:
             border, _, self.matched = min(found)
-            ready, self._held = self._held[:border], b""
-            return ready
-        ready, self._held = self._held[:border], self._held[border:]
-        return ready
+            self._pending = b""
+        else:
+            self._pending = pending[border:]
+        return pending[:border]
 
     def _possible_start(self) -> int:
-        """Length of the longest end of the held bytes that begins a stop text."""
+        """Length of the longest suffix of the pending bytes that begins a stop text."""
         longest = max((len(stop) for stop, _ in self._stops), default=0) - 1
-        for length in range(min(longest, len(self._held)), 0, -1):
-            if any(stop.startswith(self._held[-length:]) for stop, _ in self._stops):
+        for length in range(min(longest, len(self._pending)), 0, -1):
+            if any(stop.startswith(self._pending[-length:]) for stop, _ in self._stops):
                 return length
         return 0

@@ -58,7 +58,7 @@ class Frame(Structure):
 
 
 class Draw(Structure):
-    """kernels.h's Draw: a token to be drawn."""
+    """kernels.h's Draw: what a token is drawn from, and how."""
 
     _fields_ = [
         ("logits", c_void_p),

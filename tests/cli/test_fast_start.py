@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,20 @@ def test_the_model_does_what_a_snapshot_cannot(model: Path) -> None:
     lm.load(workload=Workload(tokens=20))
     list(lm.stream(PROMPT, SamplingConfig(seed=1), StopConfig(max_tokens=100)))  # more than it has room for
     assert not is_fast(lm)
+
+
+def test_a_setting_that_compiled_code_does_not_know_is_sampled_in_torch(model: Path) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class LargerConfig(SamplingConfig):
+        unheard_of: float = 0.0
+
+    lm = opened(model, device="cpu")
+    lm.load_for_one(20)
+    list(lm.stream(PROMPT, LargerConfig(seed=1), StopConfig(max_tokens=3)))
+    assert lm._engine is None
+    cache = lm.fitting_cache(None, LargerConfig(unheard_of=1.0, seed=1), recorded=False)
+    list(lm.stream(PROMPT, LargerConfig(unheard_of=1.0, seed=1), StopConfig(max_tokens=3), cache=cache))
+    assert lm._engine is not None
 
 
 @pytest.mark.parametrize("command", ["generate", "chat"])

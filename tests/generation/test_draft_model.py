@@ -103,8 +103,8 @@ def test_logits_and_caches_are_those_of_one_token_at_a_time(
     # A text of which the draft is right about some tokens and wrong about others.
     text = list(PROMPT)
     while len(text) < 70:
-        behind = draft.logits(text)[-1]
-        text.append(int(behind.argmax()) if len(text) % 5 else (7 * len(text)) % 90 + 3)
+        following = draft.logits(text)[-1]
+        text.append(int(following.argmax()) if len(text) % 5 else (7 * len(text)) % 90 + 3)
     plain, ahead, drafts = engine.new_cache(), engine.new_cache(), draft.new_cache()
     one = SingleSteps(engine, plain, None, 0)
     several = SingleSteps(engine, ahead, DraftModel(draft, drafts, 96), 3)

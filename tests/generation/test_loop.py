@@ -32,7 +32,7 @@ def force(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, script: list[int])
     monkeypatch.setattr(lm.engine, "step", lambda tokens, cache: [logits()])
 
 
-def test_greedy_decoding_takes_the_best_token_at_every_place(tiny: LanguageModel) -> None:
+def test_greedy_decoding_takes_the_best_token_at_every_position(tiny: LanguageModel) -> None:
     prompt = tiny.tokenizer.encode("In a small")
     _, finished = run(tiny, prompt, max_tokens=12)
     ids = prompt
@@ -121,7 +121,7 @@ def test_a_full_context_can_forget_its_older_half(tiny: LanguageModel) -> None:
     prompt = list(range(3, 253))
     _, finished = run(tiny, prompt, max_tokens=20, overflow="shift")
     assert len(finished.ids) == 20
-    # After the shift the model sees the newer half alone, as a text of its own.
+    # After the shift the model sees the newer half alone, as a new text.
     seen = [*prompt, *finished.ids[:6]][128:]
     logits = tiny.logits(seen)[-1][: tiny.tokenizer.size]
     logits[2] = float("-inf")
@@ -187,9 +187,9 @@ def test_logprobs_are_the_models_own_whatever_the_temperature(tiny: LanguageMode
     _, finished = run(tiny, prompt, temperature=1.5, seed=3, max_tokens=6, logprobs=3, ignore_eos=False)
     assert finished.logprobs is not None and len(finished.logprobs) == len(finished.ids)
     wanted = tiny.logits([*prompt, *finished.ids])[:, : tiny.tokenizer.size].log_softmax(-1)
-    for place, step in enumerate(finished.logprobs):
-        row = wanted[len(prompt) - 1 + place]
-        assert step.chosen.id == finished.ids[place]
+    for position, step in enumerate(finished.logprobs):
+        row = wanted[len(prompt) - 1 + position]
+        assert step.chosen.id == finished.ids[position]
         assert step.chosen.logprob == pytest.approx(row[step.chosen.id].item(), abs=1e-4)
         assert [token.id for token in step.top] == row.topk(3).indices.tolist()
 

@@ -47,7 +47,7 @@ def outcome(events: Iterator[TextDelta | Finished]) -> Outcome:
 
 
 def facts(outcome: Outcome) -> tuple[Any, ...]:
-    """What does not depend on time."""
+    """All of an outcome but its times."""
     text, end = outcome
     if isinstance(end, GptcliError):
         return text, type(end), end.message
@@ -65,12 +65,12 @@ def alone(lm: LanguageModel, samplings: list[SamplingConfig], stop: StopConfig) 
 CASES = {
     "ends of text": StopConfig(),
     "a stop text": StopConfig(strings=("e", " th"), ignore_eos=True),
-    "so many tokens": StopConfig(max_tokens=9),
+    "a number of tokens": StopConfig(max_tokens=9),
     "no tokens": StopConfig(max_tokens=0),
     "a full context": StopConfig(max_tokens=-1, ignore_eos=True),
     "a full context, which is an error": StopConfig(overflow="error", ignore_eos=True),
     "a context shifted twice": StopConfig(max_tokens=100, overflow="shift", ignore_eos=True),
-    "ends of text behind a shift": StopConfig(max_tokens=100, overflow="shift"),
+    "ends of text after a shift": StopConfig(max_tokens=100, overflow="shift"),
 }
 
 
@@ -82,14 +82,14 @@ def test_each_is_what_it_would_be_alone(lm: LanguageModel, case: str) -> None:
 
 
 def test_the_cases_end_at_different_lengths(lm: LanguageModel) -> None:
-    for case in ("ends of text", "a stop text", "ends of text behind a shift"):
+    for case in ("ends of text", "a stop text", "ends of text after a shift"):
         lengths = {len(text) for text, _ in together(lm, VARIED.for_samples(7), CASES[case])}
         assert len(lengths) >= 4, case
     ends = [end for _, end in together(lm, VARIED.for_samples(7), CASES["a full context, which is an error"])]
     assert any(isinstance(end, ContextOverflow) for end in ends)
 
 
-def test_each_has_settings_of_its_own(lm: LanguageModel) -> None:
+def test_each_has_its_own_settings(lm: LanguageModel) -> None:
     samplings = [VARIED, replace(VARIED, temperature=0.0), replace(VARIED, repeat_penalty=1.5, top_k=3)]
     assert [facts(one) for one in together(lm, samplings, StopConfig())] == [
         facts(one) for one in alone(lm, samplings, StopConfig())
@@ -173,7 +173,7 @@ def test_one_bad_config_is_refused_before_anything_runs(lm: LanguageModel) -> No
         lm.streams(PROMPT, [VARIED, replace(VARIED, logit_bias=((10**6, 1.0),))], StopConfig())
 
 
-def test_seeds_count_up_from_a_random_one_and_start_again_behind_the_highest() -> None:
+def test_seeds_count_up_from_a_random_one_and_start_again_after_the_highest() -> None:
     assert [config.seed for config in replace(VARIED, seed=2**64 - 1).for_samples(3)] == [2**64 - 1, 0, 1]
     first, second = replace(VARIED, seed=None).for_samples(2)
     assert first.seed is not None and second.seed == first.seed + 1

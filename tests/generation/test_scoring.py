@@ -31,13 +31,13 @@ def with_bos(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
     return gptcli.load(path, device="cpu", dtype="fp32", ctx_size=24)
 
 
-def behind(lm: LanguageModel, before: list[int], id: int) -> float:
+def logprob_after(lm: LanguageModel, before: list[int], id: int) -> float:
     """A token's log-probability, computed on its own."""
     return lm.logits(before)[:, : lm.tokenizer.size].double().log_softmax(-1)[-1, id].item()
 
 
 @given(st.integers(1, 200), st.integers(1, 40), st.data())
-def test_windows_score_each_token_once_behind_as_many_as_fit(tokens: int, context: int, data: st.DataObject) -> None:
+def test_windows_score_each_token_once_after_as_many_as_fit(tokens: int, context: int, data: st.DataObject) -> None:
     stride = data.draw(st.integers(1, context))
     all_windows = list(windows(tokens, context, stride))
     assert [token for w in all_windows for token in range(w.first, w.end)] == list(range(1, tokens))
@@ -55,11 +55,11 @@ def test_a_long_text_is_scored_as_its_windows_are_one_by_one(short: LanguageMode
     assert score.ids == tuple(ids)
     assert score.logprobs[0] is None
     step = stride or 12
-    for place, got in enumerate(score.logprobs[1:], 1):
+    for position, got in enumerate(score.logprobs[1:], 1):
         # The window that a token is scored in ends at the first border that is not before it.
-        ahead = max(0, math.ceil((place - 24) / step))
+        ahead = max(0, math.ceil((position - 24) / step))
         end = min(len(ids), 25 + ahead * step)
-        assert got == pytest.approx(behind(short, ids[max(0, end - 25) : place], ids[place]), abs=1e-5)
+        assert got == pytest.approx(logprob_after(short, ids[max(0, end - 25) : position], ids[position]), abs=1e-5)
 
 
 def test_scores_of_a_tiny_checkpoint_are_the_references(tiny_model: Path, tiny: LanguageModel) -> None:
@@ -67,7 +67,7 @@ def test_scores_of_a_tiny_checkpoint_are_the_references(tiny_model: Path, tiny: 
     score = tiny.score(TEXT)
     with torch.no_grad():
         wanted = reference(torch.tensor([score.ids])).logits[0, :, : tiny.tokenizer.size].log_softmax(-1)
-    expected = [wanted[place, id].item() for place, id in enumerate(score.ids[1:])]
+    expected = [wanted[position, id].item() for position, id in enumerate(score.ids[1:])]
     assert score.logprobs[1:] == pytest.approx(expected, abs=1e-5)
 
 
@@ -95,11 +95,11 @@ def test_what_the_tokenizer_puts_before_a_text_begins_every_window_and_has_no_pr
     score = with_bos.score(TEXT, stride=8)
     ids = list(score.ids)
     assert (ids[0], score.logprobs[0]) == (1, None)
-    assert score.logprobs[1] == pytest.approx(behind(with_bos, [1], ids[1]), abs=1e-5)
-    for place in (30, len(ids) - 1):
-        end = min(len(ids), 25 + max(0, math.ceil((place - 24) / 8)) * 8)
-        before = [1, *ids[end - 24 : place]]
-        assert score.logprobs[place] == pytest.approx(behind(with_bos, before, ids[place]), abs=1e-5)
+    assert score.logprobs[1] == pytest.approx(logprob_after(with_bos, [1], ids[1]), abs=1e-5)
+    for position in (30, len(ids) - 1):
+        end = min(len(ids), 25 + max(0, math.ceil((position - 24) / 8)) * 8)
+        before = [1, *ids[end - 24 : position]]
+        assert score.logprobs[position] == pytest.approx(logprob_after(with_bos, before, ids[position]), abs=1e-5)
 
 
 def test_the_logits_of_a_whole_text_are_never_in_memory(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,13 +120,13 @@ def test_the_logits_of_a_whole_text_are_never_in_memory(tiny: LanguageModel, mon
     assert [[t.id for t in top] for top in in_pieces.top] == [[t.id for t in top] for top in whole.top]
 
 
-def test_the_likeliest_tokens_are_those_at_the_tokens_place(tiny: LanguageModel) -> None:
+def test_the_likeliest_tokens_are_those_at_its_position(tiny: LanguageModel) -> None:
     score = tiny.score("In a small town", top=3)
     logprobs = tiny.logits(score.ids)[:, : tiny.tokenizer.size].log_softmax(-1)
     assert score.top[0] == ()
-    for place, top in enumerate(score.top[1:]):
-        assert [token.id for token in top] == logprobs[place].topk(3).indices.tolist()
-        assert [token.logprob for token in top] == pytest.approx(logprobs[place].topk(3).values.tolist(), abs=1e-5)
+    for position, top in enumerate(score.top[1:]):
+        assert [token.id for token in top] == logprobs[position].topk(3).indices.tolist()
+        assert [token.logprob for token in top] == pytest.approx(logprobs[position].topk(3).values.tolist(), abs=1e-5)
 
 
 def test_a_text_of_one_token_has_no_figures() -> None:
@@ -150,13 +150,13 @@ def test_an_empty_text_is_not_scored(tiny: LanguageModel) -> None:
         tiny.score("")
 
 
-def test_choices_are_scored_behind_the_prompt_and_sum_to_one(tiny: LanguageModel) -> None:
+def test_choices_are_scored_after_the_prompt_and_sum_to_one(tiny: LanguageModel) -> None:
     prompt = tiny.tokenizer.encode("In a small")
     chosen = tiny.choose("In a small", [" town", " clockmaker", " bells and"])
     for choice in chosen:
         before = list(prompt)
         for id, logprob in zip(choice.ids, choice.logprobs, strict=True):
-            assert logprob == pytest.approx(behind(tiny, before, id), abs=1e-5)
+            assert logprob == pytest.approx(logprob_after(tiny, before, id), abs=1e-5)
             before.append(id)
         assert tiny.tokenizer.decode(before) == b"In a small" + choice.text.encode()
     assert sum(choice.probability for choice in chosen) == pytest.approx(1)
@@ -165,7 +165,7 @@ def test_choices_are_scored_behind_the_prompt_and_sum_to_one(tiny: LanguageModel
     assert chosen[0].probability / chosen[1].probability == pytest.approx(ratio)
 
 
-def test_a_choice_that_merges_with_the_prompts_end_is_compared_from_the_same_place(tiny: LanguageModel) -> None:
+def test_a_choice_that_merges_with_the_prompts_end_is_compared_from_the_same_position(tiny: LanguageModel) -> None:
     encode = tiny.tokenizer.encode
     assert encode("In a ")[: len(encode("In a"))] == encode("In a")
     assert encode("In a small")[: len(encode("In a "))] != encode("In a ")  # ` small` is one token
@@ -222,4 +222,4 @@ def test_a_prompt_and_choice_longer_than_the_context_are_refused(short: Language
 def test_a_model_that_adds_bos_can_choose_without_a_prompt(with_bos: LanguageModel) -> None:
     chosen = with_bos.choose("", ["In", "there"])
     for choice in chosen:
-        assert choice.logprobs[0] == pytest.approx(behind(with_bos, [1], choice.ids[0]), abs=1e-5)
+        assert choice.logprobs[0] == pytest.approx(logprob_after(with_bos, [1], choice.ids[0]), abs=1e-5)

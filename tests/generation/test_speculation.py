@@ -51,7 +51,7 @@ def test_drafts_grow_while_they_come_true() -> None:
 
 def test_drafts_pause_longer_and_longer_where_they_do_not_come_true() -> None:
     lengths = drafted(Pace(8), 0.0, 1.5, 41)
-    assert [place for place, length in enumerate(lengths) if length] == [1, 6, 15, 32]
+    assert [step for step, length in enumerate(lengths) if length] == [1, 6, 15, 32]
     assert set(lengths) == {0, 1, 2}
 
 
@@ -72,7 +72,7 @@ def test_drafts_that_come_true_in_part_pause_where_they_take_longer_than_they_sa
 
 def test_an_ordinary_step_is_timed_again_now_and_then() -> None:
     lengths = drafted(Pace(8), 1.0, 1.5, 100)
-    assert [place for place, length in enumerate(lengths) if not length] == [0, 33, 66, 99]
+    assert [step for step, length in enumerate(lengths) if not length] == [0, 33, 66, 99]
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ def test_what_only_began_like_a_stop_text_is_shown_once_that_is_clear() -> None:
     assert matcher.matched is None
 
 
-def test_nothing_is_held_back_without_stop_texts() -> None:
+def test_nothing_is_delayed_without_stop_texts() -> None:
     assert StopMatcher([]).push(b"all of it") == b"all of it"
 
 
