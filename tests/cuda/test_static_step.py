@@ -46,7 +46,7 @@ def engine_of(model: Path, record: Record | None, device: str = "cpu", dtype: to
 
 
 def logits_of(engine: Engine, text: list[int] = TEXT, prompt: int = 5) -> Tensor:
-    """The logits of every step after a prompt."""
+    """Of every step behind a prompt."""
     cache = engine.new_cache()
     engine.prefill(text[:prompt], cache)
     logits = torch.stack([engine.decode(token, cache) for token in text[prompt:]])
