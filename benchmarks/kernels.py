@@ -1,9 +1,9 @@
-"""The compiled kernels by themselves: bandwidth of decoding, and arithmetic of a prefill beside torch's in fp32.
+"""Measures the compiled kernels alone: bandwidth in decoding, and arithmetic in prefill beside torch in fp32.
 
 python benchmarks/kernels.py [--threads 2] [--megabytes 128]
 
-GPTCLI_KERNELS chooses the instruction set. Decoding goes through so many megabytes of different matrices that no cache
-holds them. Medians; coded and plain matrices alternate, and so do the two columns of a prefill.
+GPTCLI_KERNELS chooses the instruction set. Decoding reads more matrices than fit into a cache. Results are medians of
+runs in turns: coded and plain matrices in decoding, the kernels and torch in prefill.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def matrix(kernels: Library, kind: str, rows: int, columns: int) -> Matrix:
 
 
 def medians(*functions: Callable[[], object]) -> list[float]:
-    """Seconds that each takes, run in turns."""
+    """The median seconds of each function; they run in turns."""
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(REPEATS):
         for function, taken in zip(functions, times, strict=True):
@@ -58,7 +58,7 @@ def decode(kernels: Library, kind: str, rows: int, columns: int, megabytes: int)
 
 
 def decode_coded(kernels: Library, kind: str, rows: int, columns: int, megabytes: int) -> None:
-    """Prints microseconds for one token by coded matrices and by plain ones, and how long coding takes."""
+    """Prints microseconds for one token with coded and plain matrices, and the speed of coding."""
     copies = max(1, megabytes * 1_000_000 // (rows * columns * DENSE[kind].itemsize))
     tensors = [torch.randn(rows, columns).to(DENSE[kind]) for _ in range(copies)]
     plain, x = [kernels.dense(tensor) for tensor in tensors], torch.randn(1, columns)
@@ -68,13 +68,13 @@ def decode_coded(kernels: Library, kind: str, rows: int, columns: int, megabytes
     if not coded:
         return
     seconds = medians(*(lambda of=of: [kernels.linear(each, x) for each in of] for of in (plain, coded)))
-    ours, theirs = (f"{taken / copies * 1e6:.0f} us" for taken in reversed(seconds))
-    saved = sum(each.size for each in plain) / coding / 1e9
-    print(f"decode {rows} x {columns} {kind}, coded: {ours}, plain {theirs}; coded at {saved:.1f} GB/s")
+    plain_us, coded_us = (f"{taken / copies * 1e6:.0f} us" for taken in seconds)
+    speed = sum(each.size for each in plain) / coding / 1e9
+    print(f"decode {rows} x {columns} {kind}, coded: {coded_us}, plain {plain_us}; coded at {speed:.1f} GB/s")
 
 
 def prefill(kernels: Library, kind: str, rows: int, columns: int) -> None:
-    """Prints GFLOP/s for many tokens, and torch's in fp32."""
+    """Prints GFLOP/s for many tokens, beside torch in fp32."""
     weights, x, plain = matrix(kernels, kind, rows, columns), torch.randn(PREFILL, columns), torch.randn(rows, columns)
     ours, theirs = medians(lambda: kernels.linear(weights, x), lambda: F.linear(x, plain))
     work = 2 * PREFILL * rows * columns / 1e9

@@ -1,4 +1,4 @@
-"""What one token costs in linear layers alone: every matrix of the default model times one row, in several ways.
+"""Measures the linear layers of one token: every matrix of the default model times one row, in several ways.
 
 python benchmarks/one_row.py [--threads 2]
 """
@@ -17,7 +17,7 @@ SHAPES = [(960, 576), (576, 576), (3072, 576), (576, 1536)] * 30 + [(49152, 576)
 
 
 def median_ms(run: Callable[[], object]) -> float:
-    """Milliseconds of a call, after one to warm up."""
+    """Median milliseconds of a call, after a warm-up call."""
     run()
     times = []
     for _ in range(9):
@@ -42,10 +42,10 @@ def main() -> None:
         matrices = [torch.randn(shape).to(dtype) for shape in SHAPES]
         rows = {width: torch.randn(1, width).to(dtype) for width in (576, 1536)}
 
-        def in_parts(parts: int, matrices: list[torch.Tensor] = matrices, rows: dict[int, torch.Tensor] = rows) -> None:
+        def sliced(slices: int, matrices: list[torch.Tensor] = matrices, rows: dict[int, torch.Tensor] = rows) -> None:
             for matrix in matrices:
                 width = matrix.shape[1]
-                torch.bmm(matrix.view(parts, -1, width), rows[width].t().expand(parts, width, 1))
+                torch.bmm(matrix.view(slices, -1, width), rows[width].t().expand(slices, width, 1))
 
         def plain(matrices: list[torch.Tensor] = matrices, rows: dict[int, torch.Tensor] = rows) -> None:
             for matrix in matrices:
@@ -56,8 +56,8 @@ def main() -> None:
                 torch.mv(matrix, rows[matrix.shape[1]][0])
 
         ways: dict[str, Callable[[], None]] = {"`F.linear`": plain, "`torch.mv`": vector}
-        for parts in (2, 12, 16, 32, 64):
-            ways[f"`torch.bmm`, {parts} parts"] = lambda parts=parts, run=in_parts: run(parts)
+        for slices in (2, 12, 16, 32, 64):
+            ways[f"`torch.bmm`, {slices} slices"] = lambda slices=slices, run=sliced: run(slices)
         columns.append({name: median_ms(run) for name, run in ways.items()})
     for name in columns[0]:
         print(f"| {name} | {columns[0][name]:.1f} | {columns[1][name]:.1f} |")

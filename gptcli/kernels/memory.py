@@ -1,4 +1,4 @@
-"""Memory that the compiled functions read and write. No torch."""
+"""Memory for the compiled functions. No torch."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import mmap
 
 
 class Memory:
-    """So many bytes of zeros outside Python's heap, page-aligned; what is not touched takes no memory.
+    """`size` bytes of zeros outside Python's heap, page-aligned; untouched pages take no memory.
 
-    address: where they are, as long as this object is there. view: the same for Python. Raises MemoryError.
+    address: valid as long as this object lives. view: the same bytes for Python. Raises MemoryError.
     """
 
     def __init__(self, size: int, *, huge_pages: bool = False) -> None:
         self.size = size
         try:
-            if hasattr(mmap, "MAP_ANONYMOUS"):  # shared memory, which mmap gives by default, has no huge pages
+            if hasattr(mmap, "MAP_ANONYMOUS"):  # mmap's default, shared memory, has no huge pages
                 self.view = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             else:
                 self.view = mmap.mmap(-1, max(1, size))

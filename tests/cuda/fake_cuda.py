@@ -1,7 +1,7 @@
-"""CUDA tensors without numbers, which every machine has: what would wait for the device, or copy to it, raises.
+"""CUDA tensors without data, on any machine: whatever would wait for the device, or copy to it, raises.
 
-torch has them for its compiler. On a build without CUDA, indexing and in-place copies ask for a device all the same, so
-they are spelled as the operations that they become.
+torch has such tensors for its compiler. In a build without CUDA, indexing and in-place copies still ask for a device,
+so they are replaced here by the operations that they become.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _aten = torch.ops.aten
 
 @contextmanager
 def fake_cuda() -> Iterator[None]:
-    """What is made on "cuda" in the block has a shape, a type and a device, and no numbers."""
+    """Tensors made on "cuda" in the block have a shape, a dtype and a device, but no data."""
     with FakeTensorMode(allow_non_fake_inputs=False), _Spelled():
         yield
 
 
 def fake_model(config: DecoderConfig, rows: int = 1) -> tuple[Decoder, KVCache]:
-    """A decoder in bf16 without weights, and a cache with room for a token of each of several rows."""
+    """A decoder in bf16 without data, and a cache with room for one token in each row."""
     cuda = torch.device("cuda")
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -47,20 +47,20 @@ def fake_model(config: DecoderConfig, rows: int = 1) -> tuple[Decoder, KVCache]:
 
 
 class OnTheDevice(TorchDispatchMode):
-    """Raises where an operation brings a tensor to the device, or from it; single numbers are part of a launch."""
+    """Raises if an operation copies a tensor to the device or from it. Single numbers may go along with a launch."""
 
     def __init__(self) -> None:
         super().__init__()
         self.operations: list[str] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs the operation and looks where its tensors are."""
+        """Runs the operation and checks where its tensors are."""
         out = function(*args, **(kwargs or {}))
         self.operations.append(str(function))
-        places = [tensor.device.type for tensor in tensors((args, kwargs)) if tensor.dim()]
+        given = [tensor.device.type for tensor in tensors((args, kwargs)) if tensor.dim()]
         made = [tensor.device.type for tensor in tensors(out)]
-        if {"cpu", "cuda"} <= {*places, *made}:
-            raise AssertionError(f"{function} is on both sides: {places} to {made}")
+        if {"cpu", "cuda"} <= {*given, *made}:
+            raise AssertionError(f"{function} is on both sides: {given} to {made}")
         return out
 
 
@@ -69,30 +69,30 @@ class _Spelled(TorchFunctionMode):
         if function is Tensor.__getitem__ and args[0].is_cuda:
             return _indexed(args[0], args[1])
         if function in (Tensor.__setitem__, Tensor.copy_) and args[0].is_cuda:
-            return args[0]  # nothing has numbers
+            return args[0]  # nothing has data
         if function is Tensor.contiguous and args[0].is_cuda and not args[0].is_contiguous():
             return args[0].clone(memory_format=torch.contiguous_format)
         return function(*args, **(kwargs or {}))
 
 
 def _indexed(x: Tensor, index: Any) -> Any:
-    parts = list(index) if isinstance(index, tuple) else [index]
-    if any(part is Ellipsis for part in parts):
-        place = next(place for place, part in enumerate(parts) if part is Ellipsis)
-        axes = sum(part is not None for part in parts) - 1
-        parts[place : place + 1] = [slice(None)] * (x.dim() - axes)
+    indices = list(index) if isinstance(index, tuple) else [index]
+    if any(each is Ellipsis for each in indices):
+        first = next(axis for axis, each in enumerate(indices) if each is Ellipsis)
+        axes = sum(each is not None for each in indices) - 1
+        indices[first : first + 1] = [slice(None)] * (x.dim() - axes)
     chosen: list[Tensor | None] = []
     axis = 0
-    for part in parts:
-        match part:
+    for each in indices:
+        match each:
             case None:
                 x = x.unsqueeze(axis)
             case slice():
-                x = _aten.slice(x, axis, part.start, part.stop, part.step or 1)
+                x = _aten.slice(x, axis, each.start, each.stop, each.step or 1)
             case int():
-                x = x.select(axis, part)
+                x = x.select(axis, each)
                 continue
             case Tensor():
-                chosen += [None] * (axis - len(chosen)) + [part]
+                chosen += [None] * (axis - len(chosen)) + [each]
         axis += 1
     return _aten.index(x, chosen) if chosen else x

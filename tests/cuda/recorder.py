@@ -1,6 +1,6 @@
-"""A recorder for any device: each operation with its tensors, executed again in its place, as a CUDA graph is.
+"""Records operations on any device and runs them again on the same tensors, as a CUDA graph does.
 
-What Python did between the operations is not done again, and shapes, numbers and addresses stay what they were.
+Only the operations are repeated, not the Python code between them; shapes, numbers and addresses stay as recorded.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any]
 
 
 class Recorder(TorchDispatchMode):
-    """Notes every operation that runs under it."""
+    """Records every operation that runs under it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Call] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs the operation and notes it."""
+        """Runs the operation and records it."""
         out = function(*args, **(kwargs or {}))
         self.calls.append((function, args, kwargs or {}, out))
         return out
 
     def described(self) -> list[tuple[str, list[Any]]]:
-        """The operations' names, with the shapes, types and strides of what they were given, and plain arguments."""
+        """The operations' names and arguments, with shape, dtype and stride for each tensor."""
         return [
             (str(function), [_described(leaf) for leaf in tree_leaves((args, kwargs))])
             for function, args, kwargs, _ in self.calls
@@ -44,7 +44,7 @@ def _described(leaf: Any) -> Any:
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:
-    """Those in a nest of lists and dicts."""
+    """All tensors in nested lists and dicts."""
     return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
 
 
@@ -57,13 +57,13 @@ def record(run: Callable[[], Outputs], device: torch.device) -> Callable[[], Out
     def replay() -> Outputs:
         for function, args, kwargs, out in recorder.calls:
             if _is_view(args, kwargs, out) and not function._schema.is_mutable:  # type: ignore[attr-defined]
-                continue  # it shows what the operations before it have changed
+                continue  # a view already shows what earlier operations changed
             for old, new in zip(tensors(out), tensors(function(*args, **kwargs)), strict=True):
                 if old.data_ptr() != new.data_ptr():
                     old.copy_(new)
         return outputs
 
-    # A graph's memory is its own: what it held when it was recorded is nobody's result.
+    # A graph has private memory: its contents at recording are no result.
     for output in outputs:
         output.zero_()
     return replay

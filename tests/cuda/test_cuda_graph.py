@@ -1,4 +1,4 @@
-"""The calls that only a GPU answers: made with arguments that the installed torch takes, and in the right order."""
+"""Calls to CUDA are made with arguments that the installed torch accepts, and in the right order."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ DEVICE = torch.device("cuda:0")
 
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What torch was told, by stand-ins with the signatures of its own."""
+    """The calls that torch got, recorded by stand-ins with torch's own signatures."""
     said: list[str] = []
 
     def context(name: str) -> MagicMock:
         manager = MagicMock()
         manager.__enter__.side_effect = lambda: said.append(f"begin {name}")
-        manager.__exit__.side_effect = lambda *_: said.append(f"end {name}")  # and let what was raised go on
+        manager.__exit__.side_effect = lambda *_: said.append(f"end {name}")  # returns None, so exceptions propagate
         return manager
 
     def stream(name: str) -> MagicMock:
@@ -47,7 +47,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return said
 
 
-def test_a_step_runs_once_and_is_then_recorded_on_a_stream_of_its_own(said: list[str]) -> None:
+def test_a_step_runs_once_and_is_then_recorded_on_its_own_stream(said: list[str]) -> None:
     def run() -> Outputs:
         said.append("run")
         return OUTPUTS
@@ -74,7 +74,7 @@ def test_a_step_runs_once_and_is_then_recorded_on_a_stream_of_its_own(said: list
     assert recording.kwargs == {"stream": side, "capture_error_mode": "thread_local"}
 
 
-def test_the_stream_is_left_where_a_recording_fails(said: list[str]) -> None:
+def test_the_stream_is_left_if_a_recording_fails(said: list[str]) -> None:
     runs: list[None] = []
 
     def run() -> Outputs:

@@ -1,4 +1,4 @@
-"""The device without numbers finds what it is there to find."""
+"""The fake device notices waits and copies."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ WAITS: dict[str, Callable[[Tensor], object]] = {
 
 
 @pytest.mark.parametrize("what", WAITS)
-def test_what_waits_for_the_device_or_leaves_it_raises(what: str) -> None:
+def test_waiting_for_the_device_or_leaving_it_raises(what: str) -> None:
     with fake_cuda(), OnTheDevice(), pytest.raises((RuntimeError, AssertionError)):
         WAITS[what](torch.ones(2, 3, device="cuda"))
 
 
-def test_what_stays_there_does_not() -> None:
+def test_staying_on_the_device_does_not_raise() -> None:
     with fake_cuda(), OnTheDevice() as seen:
         x = torch.ones(4, 2, 3, device="cuda")
         row = torch.zeros(1, dtype=torch.int64, device="cuda")
-        parts = [
+        made = [
             x[0],
             x[:, None],
             x[..., None],
@@ -45,5 +45,5 @@ def test_what_stays_there_does_not() -> None:
             x * torch.tensor(2.0),
         ]
     shapes = [(2, 3), (4, 1, 2, 3), (4, 2, 3, 1), (4, 2, 2), (3,), (1, 2, 3), (4, 1, 3), (4, 2, 3), (4, 2, 3)]
-    assert [tuple(part.shape) for part in parts] == shapes
-    assert all(part.is_cuda for part in parts) and seen.operations
+    assert [tuple(each.shape) for each in made] == shapes
+    assert all(each.is_cuda for each in made) and seen.operations

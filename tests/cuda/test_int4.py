@@ -1,7 +1,7 @@
-"""torch's int4 kernel for CUDA, of which the CPU has neither the layout nor the product: both are spelled out here.
+"""torch's int4 kernel for CUDA. The CPU has neither its layout nor its product, so both are written out here.
 
 The layout is what matrix_to_m16n8k16_Bint4_layout in torch's aten/src/ATen/native/cuda/int4mm.cu writes; the product
-rounds as the kernel does. Where there is a GPU, the kernel itself is tested, too.
+rounds as the kernel does. With a GPU, the kernel itself is tested, too.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ CPU = torch.device("cpu")
 
 
 @cache
-def places(rows: int, columns: int, k_tiles: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """For every weight its row, the word it is in, counted through the tiles, the bit it begins at, and its column."""
+def locations(rows: int, columns: int, k_tiles: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For every weight: its row, the word that has it (counted through the tiles), its first bit, and its column."""
     found = []
     words = itertools.product(range(rows // 8), range(columns // (16 * k_tiles)), range(32), range(k_tiles // 2))
     for word, (row_tile, outer, lane, pair) in enumerate(words):
@@ -54,7 +54,7 @@ def pack(stored: Tensor, k_tiles: int) -> Tensor:
     rows, columns = stored.shape[0], stored.shape[1] * 2
     assert stored.dtype == torch.uint8 and stored.is_contiguous()
     assert rows % 8 == 0 and columns % (16 * k_tiles) == 0 and k_tiles in (2, 4, 8)
-    row, word, bit, column = places(rows, columns, k_tiles)
+    row, word, bit, column = locations(rows, columns, k_tiles)
     bytes_of = stored[row, column // 2].long()
     q = torch.where(column % 2 == 1, bytes_of & 15, bytes_of >> 4)
     words = torch.zeros(rows * columns // 8, dtype=torch.int64).index_add(0, word, q << bit)
@@ -68,7 +68,7 @@ def multiply(x: Tensor, tiles: Tensor, group: int, scales_and_zeros: Tensor) -> 
     assert x.dtype == scales_and_zeros.dtype == torch.bfloat16 and x.dim() == 2 and x.is_contiguous()
     assert group in (32, 64, 128, 256) and scales_and_zeros.shape == (columns // group, rows, 2)
     assert tiles.dtype == torch.int32 and scales_and_zeros.is_contiguous()
-    row, word, bit, column = places(rows, columns, tiles.shape[3] * 2)
+    row, word, bit, column = locations(rows, columns, tiles.shape[3] * 2)
     q = torch.empty(rows, columns)
     q[row, column] = (tiles.flatten()[word] >> bit & 15).float()
     scales, zeros = scales_and_zeros.float().repeat_interleave(group, 0).unbind(-1)  # (columns, rows)
@@ -160,7 +160,7 @@ def test_a_long_prompt_is_multiplied_with_the_dense_weight() -> None:
     ],
     ids=["12 rows", "3 bits", "experts", "groups of 16"],
 )
-def test_what_the_kernel_has_no_layout_for_stays_as_it_is_and_is_no_failure(weight: AffineWeight) -> None:
+def test_a_weight_without_a_layout_stays_as_it_is_and_is_no_failure(weight: AffineWeight) -> None:
     kernel = Tinygemm(pack, multiply)
     assert kernel.matrix(weight, CPU) is None and kernel.failure is None
 
@@ -188,7 +188,7 @@ def of_another_maker(stored: Tensor, k_tiles: int) -> Tensor:
     ids=["wrong product", "not in this build", "another order", "another order of what is made dense"],
 )
 def test_a_kernel_that_computes_something_else_is_not_used(kernel: Tinygemm, why: str) -> None:
-    for _ in range(2):  # the second time it is known
+    for _ in range(2):  # the second time from memory
         assert kernel.matrix(random_weight(16, 64, 4), CPU) is None
     assert kernel.failure is not None and re.search(why, kernel.failure) and not kernel.used
 

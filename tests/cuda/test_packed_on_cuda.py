@@ -1,4 +1,4 @@
-"""Packed weights that no kernel multiplies, on CUDA tensors without numbers: part of a step that is recorded."""
+"""Packed weights without a CUDA kernel can be part of a recorded step: nothing waits."""
 
 from __future__ import annotations
 

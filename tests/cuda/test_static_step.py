@@ -1,4 +1,4 @@
-"""Steps that are recorded: on the CPU with a recorder of ours, where there is a GPU with its graphs, too."""
+"""Recorded steps: on the CPU with our recorder, with a GPU also with its graphs."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ TEXT = torch.randint(3, 300, (60,), generator=torch.Generator().manual_seed(0)).
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A mistral, for it has a window."""
+    """A mistral, because it has a window."""
     return make_model(tmp_path_factory.mktemp("windowed"), model_type="mistral", sliding_window=24)
 
 
 @pytest.fixture(autouse=True)
 def small_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a text of 60 tokens moves its cache several times."""
+    """A text of 60 tokens then moves its cache several times."""
     monkeypatch.setattr(gptcli.model.cache, "CACHE_STEP", 16)
 
 
@@ -89,13 +89,13 @@ def test_logits_stay_when_the_next_step_is_run(device: str, record: Record, mode
 
 
 def nothing_again(run: Callable[[], Outputs], device: torch.device) -> Callable[[], Outputs]:
-    """A recording that was not made: what it gives is of the step that was recorded."""
+    """A recording that replays nothing: its outputs stay those of the recorded step."""
     outputs = run()
     return lambda: outputs
 
 
 def another_position(run: Callable[[], Outputs], device: torch.device) -> Callable[[], Outputs]:
-    """A recording that has the position in it."""
+    """A recording that contains its position as a constant."""
     inputs = run.__self__._inputs  # type: ignore[attr-defined]
     position = inputs[:1].clone()
 
@@ -107,7 +107,7 @@ def another_position(run: Callable[[], Outputs], device: torch.device) -> Callab
 
 
 def no_keys_written(run: Callable[[], Outputs], device: torch.device) -> Callable[[], Outputs]:
-    """A recording whose keys and values do not arrive."""
+    """A recording whose keys and values are not written."""
     step = run.__self__  # type: ignore[attr-defined]
 
     def replay() -> Outputs:
@@ -122,7 +122,7 @@ def no_keys_written(run: Callable[[], Outputs], device: torch.device) -> Callabl
 
 
 def refused(run: Callable[[], Outputs], device: torch.device) -> Callable[[], Outputs]:
-    """What torch does where something cannot be part of a graph."""
+    """Fails as torch does if something cannot be part of a graph."""
     run()
     raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be ...")
 
@@ -143,14 +143,14 @@ def test_a_recording_that_is_wrong_is_found_out_and_no_logits_come_of_it(faulty:
     assert engine.kernels == "torch"
 
 
-def test_keys_that_do_not_arrive_are_missed_where_the_same_ones_were_before(model: Path) -> None:
+def test_missing_keys_are_noticed_even_if_equal_ones_were_written_before(model: Path) -> None:
     made: list[Record] = [record, no_keys_written]
     engine = engine_of(model, lambda run, device: made.pop(0)(run, device))
     cache = engine.new_cache()
     engine.prefill(TEXT[:20], cache)
     engine.decode(7, cache)
     cache.truncate(20)
-    cache.moves += 1  # so that there is another recording, of the same step in the same memory
+    cache.moves += 1  # forces another recording, of the same step in the same memory
     engine.decode(7, cache)
     assert made == [] and len(engine.failures) == 1
 
@@ -219,12 +219,12 @@ def test_nan_where_a_step_is_first_recorded_is_no_fault_of_the_recording(model: 
 
 def test_a_prompt_on_cuda_waits_for_nothing_and_no_mask_meets_fewer_heads_of_keys(model: Path) -> None:
     config = ModelFolder.open(model).architecture.config
-    for window, held in ((None, 0), (None, 20), (24, 0), (24, 20)):
+    for window, cached in ((None, 0), (None, 20), (24, 0), (24, 20)):
         attention = replace(config.blocks[0].attention, window=window)
         blocks = tuple(replace(block, attention=attention) for block in config.blocks)
         with fake_cuda(), torch.inference_mode():
             decoder, cache = fake_model(replace(config, blocks=blocks))
-            cache.advance([0] * held)
+            cache.advance([0] * cached)
             cache.reserve(30)
             tokens = torch.zeros(1, 30, dtype=torch.int64, device="cuda")
             with OnTheDevice() as seen, Recorder() as recorder:

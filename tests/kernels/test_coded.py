@@ -1,4 +1,4 @@
-"""Coded matrices hold the bits of plain ones, and their products have the same bits, on every instruction set."""
+"""Coded matrices have the same bits as plain ones, and so do their products, on every instruction set."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BITS = {torch.bfloat16: 12, torch.float32: 28}
 def kernels() -> Iterator[Library]:
     loaded = library()
     if loaded is None or "avx512" not in loaded.levels():
-        pytest.skip("no kernels here that decode faster than they read")
+        pytest.skip("no kernels here decode faster than they read")
     before, threads = loaded.level, loaded.threads
     loaded.set_level("avx512")
     loaded.set_threads(2)
@@ -33,7 +33,7 @@ def kernels() -> Iterator[Library]:
 
 
 def weights_of(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """Normal ones, as models have them, of rows whose sizes differ."""
+    """Normally distributed weights, as models have, in rows of different magnitude."""
     return (torch.randn(rows, columns) * torch.rand(rows, 1) * 0.1).to(dtype)
 
 
@@ -55,7 +55,7 @@ def decoded(kernels: Library, matrix: Matrix) -> Tensor:
 @pytest.mark.parametrize(("rows", "columns"), [(1, 64), (16, 64), (17, 128), (50, 576), (16, 64 * 40)])
 def test_every_weight_comes_back_bit_for_bit(kernels: Library, rows: int, columns: int, dtype: torch.dtype) -> None:
     weights = torch.randn(rows, columns).to(dtype)
-    weights[weights.abs() < 0.01] = 0.5  # leaves no upper byte that is rare
+    weights[weights.abs() < 0.01] = 0.5  # so that no upper byte is rare
     assert bits(decoded(kernels, coded(kernels, weights))).equal(bits(weights))
 
 
@@ -64,8 +64,8 @@ def test_rare_numbers_come_back_bit_for_bit_wherever_they_are(kernels: Library, 
     weights = weights_of(80, 640, dtype)
     tiny = torch.finfo(dtype).tiny
     rare = [0.0, -0.0, tiny, tiny / 4, -tiny / 2, 1e30, -1e-30, float("inf"), -float("inf"), float("nan")]
-    for place, number in enumerate(rare):
-        weights[place * 8, place * 61] = number
+    for index, number in enumerate(rare):
+        weights[index * 8, index * 61] = number
     weights[0, 0], weights[-1, -1], weights[15, -1], weights[16, 0] = 1e20, -1e20, 1e-20, -1e-20
     matrix = coded(kernels, weights)
     assert bits(decoded(kernels, matrix)).equal(bits(weights))
@@ -118,14 +118,14 @@ def test_results_do_not_depend_on_the_number_of_threads(kernels: Library, thread
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_coded_matrix_is_smaller_and_says_by_how_much(kernels: Library, dtype: torch.dtype) -> None:
     signs, exponents = torch.randn(512, 1024).sign(), torch.randint(0, 16, (512, 1024))
-    weights = (signs * 2.0**-exponents).to(dtype)  # whose upper bytes are sixteen
+    weights = (signs * 2.0**-exponents).to(dtype)  # with sixteen different upper bytes
     size = coded(kernels, weights).size
     assert size == pytest.approx(512 * 1024 * BITS[dtype] / 8, rel=0.001)
-    weights[::8, 0] = 1e30  # 64 records of 8192, whose upper bytes are written out
+    weights[::8, 0] = 1e30  # 64 of 8192 records spell out their upper bytes
     assert coded(kernels, weights).size - size == 64 * (64 + 4)
 
 
-def test_what_gains_nothing_is_not_coded(kernels: Library) -> None:
+def test_weights_that_coding_would_not_shrink_are_not_coded(kernels: Library) -> None:
     numbers = torch.randint(-(1 << 15), 1 << 15, (64, 640)).short().view(torch.bfloat16)
     assert kernels.coded(numbers) is None  # exponents of all sizes
     assert kernels.coded(weights_of(64, 640, torch.float16)) is None

@@ -1,4 +1,4 @@
-"""What the compiled kernels make of a checkpoint's weights as they are stored."""
+"""The compiled kernels compute what a checkpoint's stored weights mean."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_checkpoint_of_mixed_precision_is_read_as_it_is(tmp_path: Path, librar
     mixed = write_reference(tmp_path / "mixed", "llama", **SIZES).path
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
     tensors = load_file(mixed / "model.safetensors")
-    rounded = {name: tensor.to(dtypes[place % 3]) for place, (name, tensor) in enumerate(sorted(tensors.items()))}
+    rounded = {name: tensor.to(dtypes[index % 3]) for index, (name, tensor) in enumerate(sorted(tensors.items()))}
     save_file(rounded, mixed / "model.safetensors")
     meant = write_reference(tmp_path / "meant", "llama", **SIZES).path
     save_file({name: tensor.float() for name, tensor in rounded.items()}, meant / "model.safetensors")
@@ -120,7 +120,7 @@ def test_a_checkpoint_of_mixed_precision_is_read_as_it_is(tmp_path: Path, librar
 
 
 @pytest.mark.parametrize(("packing", "bits"), [("int8", 8.5), ("int4", 5)])
-def test_quantizing_takes_so_many_bits_a_weight(
+def test_quantizing_takes_this_many_bits_per_weight(
     packing: Packing, bits: float, tmp_path: Path, library: Library
 ) -> None:
     path = write_reference(tmp_path, "llama", hidden_size=64, intermediate_size=128, num_hidden_layers=2).path
@@ -190,7 +190,7 @@ def test_a_head_never_rounds_activations(tied: bool, tmp_path: Path, library: Li
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_half_that_was_asked_for_is_that_of_matrices_alone(
+def test_a_half_that_was_asked_for_rounds_only_matrices(
     stored: torch.dtype, half: torch.dtype, tied: bool, tmp_path: Path, library: Library
 ) -> None:
     path = write_reference(tmp_path / "stored", "llama", tie_word_embeddings=tied, **SIZES).path
@@ -256,7 +256,7 @@ def test_a_dtype_that_was_asked_for_is_that_of_the_activations(tmp_path: Path, l
         (3, 32, torch.float16, torch.float16, False),
     ],
 )
-def test_what_the_kernels_cannot_read_is_left_to_torch(
+def test_formats_that_the_kernels_cannot_read_are_left_to_torch(
     bits: int, group: int, scale: torch.dtype, bias: torch.dtype, known: bool, library: Library
 ) -> None:
     packed = torch.randint(0, 256, (16, 96 * bits // 8), dtype=torch.uint8)
@@ -280,7 +280,7 @@ def test_auto_takes_integers_and_a_dtype_that_was_asked_for_does_not(tiny_model:
     assert not gptcli.load(tiny_model, quantize="int8", dtype="fp32", device="cpu").engine.plan.integers
 
 
-def test_what_is_asked_for_is_planned_with_the_memory_that_it_takes(
+def test_a_plan_needs_the_memory_of_what_was_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: Library
 ) -> None:
     if library.level == "portable":

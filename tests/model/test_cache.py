@@ -54,7 +54,7 @@ def test_it_never_grows_beyond_its_limit() -> None:
         filled([1] * 701, limit=700)
 
 
-def test_what_was_truncated_is_written_over() -> None:
+def test_truncated_tokens_are_overwritten() -> None:
     cache = filled([1, 2, 3, 4])
     cache.truncate(2)
     keys, _ = append(cache, [7])
@@ -65,13 +65,13 @@ def test_what_was_truncated_is_written_over() -> None:
 @pytest.mark.parametrize(
     ("prompt", "kept"), [([1, 2, 3, 4], 3), ([1, 2], 2), ([1, 9, 3], 1), ([], 0), ([9], 0), ([1, 2, 3], 3)]
 )
-def test_the_longest_common_beginning_is_kept(prompt: list[int], kept: int) -> None:
+def test_the_longest_common_prefix_is_kept(prompt: list[int], kept: int) -> None:
     cache = filled([1, 2, 3])
     cache.keep_common(prompt)
     assert cache.tokens == [1, 2, 3][:kept]
 
 
-def test_a_block_with_a_window_holds_no_more_than_that_and_a_step() -> None:
+def test_a_block_with_a_window_keeps_no_more_than_that_and_a_step() -> None:
     cache = filled([0], config=SLIDING)
     for token in range(1, 1500):
         keys, values = append(cache, [token])
@@ -90,7 +90,7 @@ def test_chunks_wider_than_a_window_see_what_was_before_them() -> None:
 
 
 @pytest.mark.parametrize(("length", "kept"), [(1100, 1100), (600, 600), (599, 0), (3, 0)])
-def test_going_back_behind_what_a_window_holds_forgets_everything(length: int, kept: int) -> None:
+def test_going_back_before_what_a_window_keeps_forgets_everything(length: int, kept: int) -> None:
     cache = filled(list(range(600)), config=SLIDING)
     append(cache, list(range(600, 1200)))
     cache.truncate(length)

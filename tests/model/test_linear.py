@@ -11,7 +11,7 @@ from gptcli.model.linear import Linear, project
 @pytest.mark.parametrize("rows", [1, 7, 32, 48, 96, 257])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3), (4, 1), (2, 2), (1, 5), (3, 40)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_product_in_parts_is_the_product(rows: int, shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_a_product_in_slices_is_the_product(rows: int, shape: tuple[int, int], dtype: torch.dtype) -> None:
     weight, x = torch.randn(rows, 24).to(dtype), torch.randn(*shape, 24).to(dtype)
     out = project(x, weight)
     assert out.shape == (*shape, rows)
@@ -20,7 +20,7 @@ def test_a_product_in_parts_is_the_product(rows: int, shape: tuple[int, int], dt
 
 def test_a_bias_is_added() -> None:
     layer = Linear(8, 64)
-    nn.init.normal_(layer.weight)  # a layer is made with whatever was in memory
+    nn.init.normal_(layer.weight)  # a new layer has whatever was in memory
     nn.init.normal_(layer.bias)
     x = torch.randn(1, 1, 8)
     torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))

@@ -41,7 +41,7 @@ def test_a_norm_in_one_kernel_rounds_once() -> None:
         random_norm("rms", 4, 64),
         random_norm("rms", 64).bfloat16(),
     ],
-    ids=["a bias", "no weight", "a weight a head", "another dtype"],
+    ids=["a bias", "no weight", "a weight for each head", "another dtype"],
 )
-def test_what_no_kernel_does_at_once_is_done_step_by_step(norm: Norm) -> None:
+def test_norms_without_a_fused_kernel_are_computed_step_by_step(norm: Norm) -> None:
     assert not norm._can_be_fused(torch.randn(2, 4, 64))

@@ -1,4 +1,4 @@
-"""Checkpoints of any family in packed formats, each beside a dense one that holds the values meant."""
+"""Checkpoints of any family in packed formats, each beside a dense one with the values that it means."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def logits_of(
 
 
 def agrees(packed: Path, meant: Path) -> None:
-    """Every way to run a packed checkpoint computes what the dense one does, but for activations rounded on request."""
+    """Asserts that every way to run a packed checkpoint gives the dense one's logits, up to rounded activations."""
     wanted = logits_of(meant)
     assert logits_of(packed, "expand").equal(wanted)
     assert (logits_of(packed, "keep") - wanted).abs().max() <= 1e-5 * wanted.abs().max()
@@ -72,7 +72,7 @@ def is_matrix(name: str) -> bool:
 
 
 def words(values: list[int], bits: int) -> list[int]:
-    """Values of so many bits as a stream of signed 32-bit words, the first in the lowest bits."""
-    stream = sum(value << (bits * place) for place, value in enumerate(values))
+    """Values of `bits` bits as a stream of signed 32-bit words, the first in the lowest bits."""
+    stream = sum(value << (bits * index) for index, value in enumerate(values))
     raw = stream.to_bytes(len(values) * bits // 8, "little")
     return [int.from_bytes(raw[start : start + 4], "little", signed=True) for start in range(0, len(raw), 4)]

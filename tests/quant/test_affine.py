@@ -65,7 +65,8 @@ def test_quantizing_moves_no_weight_by_more_than_half_a_step(bits: int, size: fl
 
 
 @pytest.mark.parametrize("size", [1e-6, 1e-4, 1, 1e4])
-def test_in_8_bits_128_stands_for_zero_and_the_scales_tell_the_biases(size: float) -> None:
+def test_in_8_bits_128_stands_for_zero_and_the_scales_imply_the_biases(size: float) -> None:
+    torch.manual_seed(0)  # without a value between two levels, which may go to either when mirrored
     dense = torch.randn(64, 64) * size
     dense[3, 5] = dense[9, 32:] = 0
     weight = quantize_affine(dense, 8)

@@ -15,8 +15,8 @@ GROUP = 32
 
 
 def in_awq_order(row: list[int]) -> list[int]:
-    """Eight by eight as AutoAWQ packs them: the even ones first."""
-    return [row[start + place] for start in range(0, len(row), 8) for place in (0, 2, 4, 6, 1, 3, 5, 7)]
+    """In AutoAWQ's order: of every eight outputs the even ones first."""
+    return [row[start + output] for start in range(0, len(row), 8) for output in (0, 2, 4, 6, 1, 3, 5, 7)]
 
 
 def pack(name: str, weight: Tensor) -> Packed | None:

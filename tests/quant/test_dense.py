@@ -1,4 +1,4 @@
-"""Dense weights take less memory where every number stays what it is, and only there."""
+"""Dense weights take less memory if every number stays exact, and only then."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def test_fp32_weights_that_are_halves_become_halves_of_the_same_bits(dtype: torc
     assert less.view(torch.int16).equal(values.view(torch.int16))
 
 
-@pytest.mark.parametrize("place", [0, 20_000, 39_999])
+@pytest.mark.parametrize("index", [0, 20_000, 39_999])
 @pytest.mark.parametrize("number", [0.1, 1e-40, 1 + 2**-20])
-def test_one_weight_that_is_no_half_keeps_all_in_fp32(place: int, number: float) -> None:
+def test_one_weight_that_needs_fp32_keeps_all_in_fp32(index: int, number: float) -> None:
     values = torch.randn(40_000).bfloat16().float()
-    values[place] = number
+    values[index] = number
     assert narrowed(values.view(100, 400)).dtype == torch.float32
 
 

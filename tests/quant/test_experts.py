@@ -52,17 +52,17 @@ def test_packed_experts_compute_with_what_is_meant(family: str, stacked: bool, t
 
 
 def stack_experts(file: Path) -> None:
-    """All experts' tensors of a kind in one, under `switch_mlp`."""
+    """Stacks the experts' tensors of each kind under `switch_mlp`."""
     kinds = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
-    tensors, parts = dict[str, Tensor](), dict[str, list[Tensor]]()
+    tensors, stacks = dict[str, Tensor](), dict[str, list[Tensor]]()
     for name, tensor in sorted(load_file(file).items()):
         root, _, rest = name.partition(".experts.")
         if not rest:
             tensors[name] = tensor
             continue
         _, kind, leaf = rest.split(".")
-        parts.setdefault(f"{root}.switch_mlp.{kinds.get(kind, kind)}.{leaf}", []).append(tensor)
-    save_file(tensors | {name: torch.stack(each) for name, each in parts.items()}, file)
+        stacks.setdefault(f"{root}.switch_mlp.{kinds.get(kind, kind)}.{leaf}", []).append(tensor)
+    save_file(tensors | {name: torch.stack(each) for name, each in stacks.items()}, file)
 
 
 def test_gpt_oss_as_mlx_stores_it(tmp_path: Path) -> None:
