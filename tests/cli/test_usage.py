@@ -15,7 +15,7 @@ import typer
 
 import gptcli
 from gptcli.cli.app import program
-from gptcli.cli.options import RuntimeOptions, SamplingKeywords
+from gptcli.cli.options import RuntimeOptions, SamplingOptions
 from gptcli.language_model import LanguageModel
 from gptcli.settings import RuntimeConfig, SamplingConfig
 from tests.cli.conftest import GPTCLI, ROOT, Cli
@@ -109,7 +109,7 @@ def test_help_of_generate_mentions_every_option(cli: Cli, monkeypatch: pytest.Mo
 
 
 def test_every_setting_has_an_option_of_its_name() -> None:
-    for group, settings in (SamplingKeywords, SamplingConfig), (RuntimeOptions, RuntimeConfig):
+    for group, settings in (SamplingOptions, SamplingConfig), (RuntimeOptions, RuntimeConfig):
         options = {field.name for field in fields(group)} - {"offline"}
         assert options == {field.name for field in fields(settings)}
 
