@@ -162,7 +162,7 @@ class RuntimeConfig:
     draft_model: str | None = None
 
     def for_draft_model(self) -> Self:
-        """The same for a model that drafts for this one: as fast as it can be, for its errors are not kept."""
+        """The config of a draft model: as fast as possible, since its mistakes are discarded."""
         return replace(self, ctx_size=None, speculate=0, draft_model=None, dtype="auto", quantize="auto")
 
     def __post_init__(self) -> None:

@@ -130,13 +130,11 @@ def test_a_setting_that_compiled_code_does_not_know_is_sampled_in_torch(model: P
     class LargerConfig(SamplingConfig):
         unheard_of: float = 0.0
 
-    lm = opened(model, device="cpu")
-    lm.load_for_one(20)
-    list(lm.stream(PROMPT, LargerConfig(seed=1), StopConfig(max_tokens=3)))
-    assert lm._engine is None
-    cache = lm.fitting_cache(None, LargerConfig(unheard_of=1.0, seed=1), recorded=False)
-    list(lm.stream(PROMPT, LargerConfig(unheard_of=1.0, seed=1), StopConfig(max_tokens=3), cache=cache))
-    assert lm._engine is not None
+    lm = opened(model, tokens=20, device="cpu")
+    outcome(lm, LargerConfig(seed=1), StopConfig(max_tokens=3))
+    assert is_fast(lm)
+    outcome(lm, LargerConfig(unheard_of=1.0, seed=1), StopConfig(max_tokens=3))
+    assert not is_fast(lm)
 
 
 @pytest.mark.parametrize("command", ["generate", "chat"])
