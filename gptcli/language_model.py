@@ -19,6 +19,7 @@ from gptcli.generation.sampling.native_sampler import native_can_sample
 from gptcli.generation.sampling.sampler import make_sampler
 from gptcli.models.catalog import DEFAULT_MODEL, FetchProgress, fingerprint
 from gptcli.models.locate import locate
+from gptcli.notes import Note
 from gptcli.runtime.engine import Cancelled, Engine, Progress, PromptCache, Workload, never_cancelled, no_progress
 from gptcli.runtime.loader import Loader
 from gptcli.settings import (
@@ -124,6 +125,11 @@ class LanguageModel:
     def torch_engine(self) -> TorchEngine:
         """The engine that serves every workload and whose logits are tensors; loaded if it is not yet."""
         return self._loader.load_with_torch()
+
+    @property
+    def notes(self) -> list[Note]:
+        """What of the model's files has no effect here."""
+        return [*self.folder.notes, *self.tokenizer.notes]
 
     @cached_property
     def sampling_defaults(self) -> dict[str, int | float]:

@@ -40,14 +40,19 @@ class RunOptions:
 
 
 def open_model(run: RunOptions, activity: ProgressLine, workload: Workload | None = None) -> LanguageModel:
-    """The model, opened but not loaded. workload: what will be asked of it. Raises as `LanguageModel.open` does."""
-    return LanguageModel.open(
+    """The model, opened but not loaded, with a note of what is left over in its files.
+
+    workload: what will be asked of it. Raises as `LanguageModel.open` does.
+    """
+    lm = LanguageModel.open(
         run.model or DEFAULT_MODEL,
         run.runtime,
         offline=run.offline,
         on_fetch=activity.fetch,
         workload=None if run.output.prompt_report else workload,
     )
+    activity.note_leftovers(lm.notes)
+    return lm
 
 
 def load_model(lm: LanguageModel, activity: ProgressLine, workload: Workload | None = None) -> None:

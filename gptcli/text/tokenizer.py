@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from gptcli.errors import BrokenTokenizer, ModelNotFound
 from gptcli.files import is_there, open_within, read_json
+from gptcli.notes import Note
 from gptcli.text.backend import BackendTokenizer
 from gptcli.text.control_tokens import ControlTokens
 from gptcli.text.spelling import spelling_of
@@ -20,7 +21,8 @@ _FILE_LIMIT = 64 << 20  # bytes of a tokenizer.json; the largest in use are abou
 class Tokenizer:
     """A model's tokenizer: encoding that keeps typed text apart from control tokens, and the exact bytes of tokens.
 
-    library: the library's tokenizer, for its vocabulary and components; `backend_for` encodes.
+    library: the library's tokenizer, for its vocabulary and components; `backend_for` encodes. notes: what of its files
+    has no effect.
     """
 
     def __init__(self, data: bytes, settings: dict[str, Any], where: Path) -> None:
@@ -29,6 +31,7 @@ class Tokenizer:
         settings: the contents of tokenizer_config.json, and of special_tokens_map.json where that says more.
         """
         self.settings = settings
+        self.notes: list[Note] = []
         self._backend = BackendTokenizer(data, where)
         self.library = self._backend.library
         self._added = self.library.get_added_tokens_decoder()
