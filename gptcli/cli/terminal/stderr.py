@@ -120,7 +120,7 @@ class ProgressLine:
             _write_stderr("\r\x1b[K")
 
     def note_leftovers(self, notes: Sequence[Note]) -> None:
-        """Says in one note what of a model's files has no effect, unless it is quiet; `models verify` lists it whole."""
+        """Notes in one line what of a model's files has no effect; `models verify` lists it whole."""
         if notes and not self._quiet:
             if self._thread:
                 _write_stderr("\r\x1b[K")
