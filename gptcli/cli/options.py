@@ -15,6 +15,7 @@ from gptcli.cli.prompt_input import DecodingErrors, argument_text
 from gptcli.errors import UsageError
 from gptcli.models.catalog import DEFAULT_MODEL, local_models
 from gptcli.settings import (
+    ID_LISTS,
     ChatSettings,
     Dtype,
     Overflow,
@@ -22,7 +23,9 @@ from gptcli.settings import (
     RuntimeConfig,
     SamplingConfig,
     StopConfig,
+    parse_ids,
     parse_logit_bias,
+    parse_words,
 )
 
 MAX_INPUT = 16 << 20  # bytes
@@ -183,6 +186,40 @@ class SamplingOptions:
         list[str] | None,
         _sampling_option("--logit-bias", metavar="ID=BIAS", help="Added to a token's logit. Repeatable."),
     ] = None
+    suppress_tokens: Annotated[
+        list[str] | None,
+        _sampling_option(
+            "--suppress-tokens",
+            metavar="ID,...",
+            help="Never draw these tokens; `none` for none. Repeatable. (default: the model's, else none)",
+        ),
+    ] = None
+    begin_suppress_tokens: Annotated[
+        list[str] | None,
+        _sampling_option(
+            "--begin-suppress-tokens",
+            metavar="ID,...",
+            help="Never draw these tokens first. Repeatable. (default: the model's, else none)",
+        ),
+    ] = None
+    bad_words_ids: Annotated[
+        list[str] | None,
+        _sampling_option(
+            "--bad-words-ids",
+            metavar="ID,...",
+            help="Never draw these tokens one after another; `none` for no such words. Repeatable, a word each. "
+            "(default: the model's, else none)",
+        ),
+    ] = None
+    no_repeat_ngram_size: Annotated[
+        int | None,
+        _sampling_option(
+            "--no-repeat-ngram-size",
+            metavar="N",
+            help=f"Never say the same N tokens twice, the prompt's included; 0 is off. "
+            f"{_else(_SAMPLING.no_repeat_ngram_size)}",
+        ),
+    ] = None
     seed: Annotated[int | None, _sampling_option("-s", "--seed", help="For the same text again. (default: random)")] = (
         None
     )
@@ -191,6 +228,9 @@ class SamplingOptions:
         """The values that an option gave, by the names of SamplingConfig's fields. Raises UsageError."""
         typed = {field.name: getattr(self, field.name) for field in fields(SamplingConfig)}
         typed["logit_bias"] = parse_logit_bias(self.logit_bias or ()) or None
+        for name in ID_LISTS:
+            typed[name] = parse_ids(name, typed[name]) if typed[name] else None
+        typed["bad_words_ids"] = parse_words(self.bad_words_ids) if self.bad_words_ids else None
         return {name: value for name, value in typed.items() if value is not None}
 
 

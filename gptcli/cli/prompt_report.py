@@ -15,7 +15,7 @@ from gptcli.cli.terminal.capabilities import uses_colour
 from gptcli.cli.terminal.columns import terminal_columns
 from gptcli.cli.terminal.stderr import print_note, size
 from gptcli.cli.terminal.stdout import StdoutSink
-from gptcli.cli.terminal.tables import print_records
+from gptcli.cli.terminal.tables import print_records, spelled
 from gptcli.cli.terminal.token_flow import TokenFlow, grouped, spell
 from gptcli.errors import NoTemplate
 from gptcli.language_model import LanguageModel
@@ -24,6 +24,7 @@ from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.messages import Message
 
 _NUMBERS = [field.name for field in fields(SamplingConfig) if isinstance(field.default, int | float)]
+_IDS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def prompt_report(
         "stop_ids": [{"id": id, "token": lm.tokenizer.token_name(id), "from": where} for id, where in stops.items()],
         "stop": list(stopping.strings),
         "max_tokens": stopping.max_tokens,
-        "sampling": sampling_facts(lm, sampling, _NUMBERS, by_flag=given),
+        "sampling": sampling_facts(lm, sampling, [*_NUMBERS, *filter(sampling.__getattribute__, _IDS)], by_flag=given),
         "bytes": {
             **weight_bytes(lm),
             "cache_in_fp32": lm.folder.architecture.config.cache_bytes(context, 4),
@@ -143,7 +144,7 @@ def _rows(report: dict[str, Any]) -> list[dict[str, Any]]:
         rows.append((f"stop.{stop['id']}", f"{spell(stop['token'].encode())} ({', '.join(stop['from'])})"))
     rows += [("stop.text", json.dumps(text, ensure_ascii=False)) for text in report["stop"]]
     rows.append(("max_tokens", report["max_tokens"]))
-    rows += [(f"sampling.{name}", f"{each['value']:g} ({each['from']})") for name, each in report["sampling"].items()]
+    rows += [(f"sampling.{name}", spelled(each)) for name, each in report["sampling"].items()]
     rows += [(f"bytes.{name}", f"{count} ({size(count)})") for name, count in report["bytes"].items()]
     return [{"name": name, "value": value} for name, value in rows]
 
