@@ -15,6 +15,7 @@ from gptcli.errors import UsageError
 Overflow = Literal["error", "stop", "shift"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 Quantize = Literal["auto", "none", "int8", "int4"]
+ReasoningEffort = Literal["low", "medium", "high"]
 
 # Below this a softmax over logits / temperature is one-hot in fp32.
 GREEDY_BELOW = 1e-5
@@ -218,7 +219,8 @@ class ChatSettings:
     """What a user can change in the course of a conversation. Every setting can be read by its name.
 
     given: the sampling settings that were given; the others are None, the model's default, else SamplingConfig's.
-    thinking: whether the model is asked to think first, if its template has a switch for that.
+    thinking: whether the model is asked to think first, if its template has a switch for that. reasoning_effort: how
+    much, likewise.
     """
 
     given: Mapping[str, Any]
@@ -227,6 +229,7 @@ class ChatSettings:
     ignore_eos: bool
     overflow: Overflow
     thinking: bool | None
+    reasoning_effort: ReasoningEffort | None
 
     def __init__(
         self,
@@ -237,6 +240,7 @@ class ChatSettings:
         ignore_eos: bool = False,
         overflow: Overflow = "shift",
         thinking: bool | None = None,
+        reasoning_effort: ReasoningEffort | None = None,
         **sampling: Unpack[SamplingKeywords],
     ) -> None:
         """Raises UsageError for a value out of range. `sampling` is added to `given`: so `replace` works."""
@@ -247,7 +251,10 @@ class ChatSettings:
             ignore_eos=ignore_eos,
             overflow=overflow,
             thinking=thinking,
+            reasoning_effort=reasoning_effort,
         )
+        if reasoning_effort is not None:
+            _check_choice("reasoning-effort", reasoning_effort, get_args(ReasoningEffort))
         _ = self.sampling({}), self.stopping  # these check the ranges
 
     def __getattr__(self, name: str) -> Any:

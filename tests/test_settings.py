@@ -127,6 +127,7 @@ def test_a_record_of_a_chats_settings_is_what_differs_from_the_defaults_in_a_fix
         ("ignore_eos", "on", True),
         ("overflow", "error", "error"),
         ("thinking", "off", False),
+        ("reasoning_effort", "high", "high"),
         ("max_tokens", "default", 1024),
     ],
 )
@@ -145,6 +146,7 @@ def test_a_setting_is_changed_as_a_user_spells_it(name: str, text: str, value: o
         ("top_k", "1.5", "whole number"),
         ("thinking", "maybe", "on or off"),
         ("overflow", "never", "one of"),
+        ("reasoning_effort", "most", "reasoning-effort must be one of low, medium, high"),
         ("logit_bias", "5", "ID=BIAS"),
         ("begin_suppress_tokens", "5,x", "begin-suppress-tokens must be token ids, such as 5,42, not 5 x"),
         ("stop", "'open", "text"),

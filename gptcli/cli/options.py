@@ -20,6 +20,7 @@ from gptcli.settings import (
     Dtype,
     Overflow,
     Quantize,
+    ReasoningEffort,
     RuntimeConfig,
     SamplingConfig,
     StopConfig,
@@ -105,7 +106,13 @@ Prompt = Annotated[
     typer.Argument(metavar="PROMPT", help="The text; `-` reads stdin. Piped stdin comes first, then a blank line."),
 ]
 ChatTemplateFile = Annotated[
-    Path | None, _prompt_option("--chat-template", readable=False, help="A Jinja template for the model's.")
+    Path | None,
+    _prompt_option(
+        "--chat-template",
+        metavar="FILE|NAME",
+        readable=False,
+        help="A file with a Jinja template, or one of the model's own by its name.",
+    ),
 ]
 Errors = Annotated[DecodingErrors, _prompt_option("--errors", help="What to do about input that is not UTF-8.")]
 
@@ -131,6 +138,10 @@ class PromptOptions:
     thinking: Annotated[
         bool | None,
         _prompt_option("--think/--no-think", help="Whether to think before answering, if the model can."),
+    ] = None
+    reasoning_effort: Annotated[
+        ReasoningEffort | None,
+        _prompt_option("--reasoning-effort", help="How much to think before answering, if the model can be told."),
     ] = None
     errors: Errors = "strict"
     max_input: Annotated[int, _prompt_option("--max-input", min=1, help="Largest input in bytes.")] = MAX_INPUT

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Unpack
 
 import psutil
 
@@ -20,7 +20,7 @@ from gptcli.cli.terminal.token_flow import TokenFlow, grouped, spell
 from gptcli.errors import NoTemplate
 from gptcli.language_model import LanguageModel
 from gptcli.settings import SamplingConfig, StopConfig
-from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.chat_template import ChatTemplate, Switches
 from gptcli.text.messages import Message
 
 _NUMBERS = [field.name for field in fields(SamplingConfig) if isinstance(field.default, int | float)]
@@ -57,11 +57,11 @@ def raw_prompt(lm: LanguageModel, text: str, *, special: bool) -> GivenPrompt:
 
 
 def rendered_prompt(
-    lm: LanguageModel, messages: Sequence[Message], template: ChatTemplate, *, thinking: bool | None = None
+    lm: LanguageModel, messages: Sequence[Message], template: ChatTemplate, **switches: Unpack[Switches]
 ) -> GivenPrompt:
     """A conversation in a chat template, up to the assistant's next turn. Raises TemplateError."""
-    text = template.render_text(messages, lm.tokenizer, thinking=thinking)
-    ids = template.render(messages, lm.tokenizer, thinking=thinking)
+    text = template.render_text(messages, lm.tokenizer, **switches)
+    ids = template.render(messages, lm.tokenizer, **switches)
     origins = ["template" if lm.tokenizer.is_control(id) else None for id in ids]
     spelled = dict.fromkeys(name for message in messages for name in lm.tokenizer.spelled_controls(message.content))
     return GivenPrompt(text, tuple(ids), tuple(origins), template.where, tuple(spelled))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gptcli.cli.json_records import json_line, stats_record
 from gptcli.cli.options import OutputOptions, PromptOptions
 from gptcli.cli.prompt_input import argument_text, read_prompt, read_text
+from gptcli.cli.template_choice import chosen_template
 from gptcli.cli.terminal.signals import deadly
 from gptcli.cli.terminal.stderr import ProgressLine, note_failures, print_line, stats_line
 from gptcli.generation.events import Finished
@@ -75,10 +76,10 @@ def read_system(run: RunOptions) -> str | None:
     return None if run.prompts.system is None else argument_text(run.prompts.system)
 
 
-def read_template(run: RunOptions) -> ChatTemplate | None:
-    """The chat template that replaces the model's, if there is one. Raises InputError."""
-    file = run.prompts.chat_template
-    return None if file is None else ChatTemplate(read_text(file, "strict", run.prompts.max_input), str(file))
+def read_template(run: RunOptions, lm: LanguageModel) -> ChatTemplate | None:
+    """The chat template that replaces the model's default one, if there is one. Raises as `chosen_template` does."""
+    given = run.prompts.chat_template
+    return None if given is None else chosen_template(given, lm.folder.path, lm.tokenizer, run.prompts.max_input)
 
 
 def print_report(
