@@ -98,7 +98,7 @@ def prompt_report(
             "cache_in_fp32": lm.folder.architecture.config.cache_bytes(context, 4),
             "free_now": psutil.virtual_memory().available,
         },
-        "notes": list(_notes(lm, prompt, stopping, wanted)),
+        "notes": [*map(str, lm.notes), *_notes(lm, prompt, stopping, wanted)],
     }
 
 

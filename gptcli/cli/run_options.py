@@ -52,7 +52,8 @@ def open_model(run: RunOptions, activity: ProgressLine, workload: Workload | Non
         on_fetch=activity.fetch,
         workload=None if run.output.prompt_report else workload,
     )
-    activity.note_leftovers(lm.notes)
+    if not run.output.prompt_report:  # which lists them whole
+        activity.note_leftovers(lm.notes)
     return lm
 
 
