@@ -39,8 +39,9 @@ def open_within(path: Path) -> BufferedReader:
     """
     directory, target = os.path.realpath(path.parent), os.path.realpath(path)
     homes = [directory]
-    if os.path.basename(os.path.dirname(directory)) == "snapshots":
-        homes.append(os.path.join(os.path.dirname(os.path.dirname(directory)), "blobs"))
+    for model in (directory, os.path.dirname(directory)):  # the file may be in a folder of the model
+        if os.path.basename(os.path.dirname(model)) == "snapshots":
+            homes.append(os.path.join(os.path.dirname(os.path.dirname(model)), "blobs"))
     if os.path.dirname(target) not in homes:
         raise BrokenCheckpoint(
             f"cannot open: {path}: a link out of the model's directory", hint="put the file itself there"

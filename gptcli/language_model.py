@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
 
 from gptcli.chat.session import Session
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.generation_config import sampling_defaults
+from gptcli.checkpoint.generation_config import generation_notes, generation_source, sampling_defaults
 from gptcli.errors import BrokenTokenizer, ContextOverflow, UsageError
 from gptcli.generation.request_checks import check_choices, check_request, check_scoring
+from gptcli.generation.sampling.banned_tokens import always_banned
 from gptcli.generation.sampling.native_sampler import native_can_sample
 from gptcli.generation.sampling.sampler import make_sampler
 from gptcli.models.catalog import DEFAULT_MODEL, FetchProgress, fingerprint
 from gptcli.models.locate import locate
+from gptcli.notes import Note
 from gptcli.runtime.engine import Cancelled, Engine, Progress, PromptCache, Workload, never_cancelled, no_progress
 from gptcli.runtime.loader import Loader
 from gptcli.settings import (
@@ -125,10 +127,18 @@ class LanguageModel:
         """The engine that serves every workload and whose logits are tensors; loaded if it is not yet."""
         return self._loader.load_with_torch()
 
+    @property
+    def notes(self) -> list[Note]:
+        """What of the model's files has no effect here."""
+        where, fields = generation_source(self.folder)
+        context = self.folder.architecture.config.max_context
+        return [*self.folder.notes, *generation_notes(fields, where, context), *self.tokenizer.notes]
+
     @cached_property
-    def sampling_defaults(self) -> dict[str, int | float]:
+    def sampling_defaults(self) -> dict[str, Any]:
         """Sampling defaults that the model brings. Raises BrokenCheckpoint."""
-        return sampling_defaults(self.folder.generation_config)
+        where, fields = generation_source(self.folder)
+        return sampling_defaults(fields, where)
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -246,9 +256,10 @@ class LanguageModel:
 
         Each is what it would be alone, except for the rounding of sums. Raises as `stream` does.
         """
+        samplings = [sampling.sparing(self.stop_ids) for sampling in samplings]
         for sampling in dict.fromkeys(replace(sampling, seed=None) for sampling in samplings):
             self.check_request(prompt, sampling)
-            never = {token for token, bias in sampling.logit_bias if bias == float("-inf")}
+            never = {token for token, bias in sampling.logit_bias if bias == float("-inf")} | always_banned(sampling)
             if never.union(self.stop_ids if stop.ignore_eos else ()).issuperset(range(self.tokenizer.size)):
                 raise UsageError("no token is left that may be drawn")
         if logprobs is not None and logprobs < 0:

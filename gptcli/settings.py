@@ -6,7 +6,7 @@ import math
 import re
 import secrets
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self, TypedDict, Unpack, get_args
 
@@ -15,6 +15,7 @@ from gptcli.errors import UsageError
 Overflow = Literal["error", "stop", "shift"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 Quantize = Literal["auto", "none", "int8", "int4"]
+ReasoningEffort = Literal["low", "medium", "high"]
 
 # Below this a softmax over logits / temperature is one-hot in fp32.
 GREEDY_BELOW = 1e-5
@@ -39,6 +40,11 @@ def _check_whole(name: str, value: int, low: int, high: float = math.inf, meanin
         raise UsageError(f"{name} must be a whole number, not {value}")
 
 
+def _check_ids(name: str, ids: Sequence[int]) -> None:
+    for id in ids:
+        _check_whole(f"{name}: an id", id, 0)
+
+
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise UsageError(f"{name} must be one of {', '.join(choices)}, not {value}")
@@ -57,6 +63,10 @@ class SamplingConfig:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    no_repeat_ngram_size: int = 0
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -73,6 +83,13 @@ class SamplingConfig:
             _check_whole("logit-bias id", token, 0, math.inf)
             if bias != -math.inf:
                 _check(f"logit-bias of token {token}", bias, -1e6, 1e6, " or -inf")
+        _check_ids("suppress-tokens", self.suppress_tokens)
+        _check_ids("begin-suppress-tokens", self.begin_suppress_tokens)
+        for word in self.bad_words_ids:
+            _check_ids("bad-words-ids", word)
+            if not word:
+                raise UsageError("bad-words-ids: a word must have at least one token")
+        _check_whole("no-repeat-ngram-size", self.no_repeat_ngram_size, 0, math.inf, " (0 is off)")
         if self.seed is not None:
             _check_whole("seed", self.seed, 0, 2**64 - 1)
 
@@ -85,6 +102,17 @@ class SamplingConfig:
     def penalizes(self) -> bool:
         """Whether recent tokens are made less likely."""
         return self.repeat_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+    @property
+    def bans(self) -> bool:
+        """Whether tokens are banned, always or at times."""
+        always = self.suppress_tokens or self.bad_words_ids
+        return bool(always or self.begin_suppress_tokens or self.no_repeat_ngram_size)
+
+    def sparing(self, stop_ids: Container[int]) -> Self:
+        """The same without those bad words that are a single stop id: as in transformers, a text can always end."""
+        kept = tuple(word for word in self.bad_words_ids if len(word) > 1 or word[0] not in stop_ids)
+        return self if kept == self.bad_words_ids else replace(self, bad_words_ids=kept)
 
     def recent(self, history: Sequence[int]) -> Sequence[int]:
         """The last ids of a text, those that penalties apply to."""
@@ -106,6 +134,7 @@ class SamplingConfig:
 
 
 SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingConfig))
+ID_LISTS = {"suppress_tokens", "begin_suppress_tokens"}  # the fields that are token ids
 
 
 class SamplingKeywords(TypedDict, total=False):
@@ -120,6 +149,10 @@ class SamplingKeywords(TypedDict, total=False):
     presence_penalty: float | None
     frequency_penalty: float | None
     logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] | None
+    suppress_tokens: tuple[int, ...] | None
+    begin_suppress_tokens: tuple[int, ...] | None
+    bad_words_ids: tuple[tuple[int, ...], ...] | None
+    no_repeat_ngram_size: int | None
     seed: int | None
 
 
@@ -128,6 +161,10 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in options.items() if value is not None}
     if isinstance(bias := given.get("logit_bias"), Mapping):
         given["logit_bias"] = tuple(bias.items())
+    for name in ID_LISTS & given.keys():  # a list, perhaps, as transformers takes them
+        given[name] = tuple(given[name])
+    if "bad_words_ids" in given:
+        given["bad_words_ids"] = tuple(map(tuple, given["bad_words_ids"]))
     return given
 
 
@@ -182,7 +219,8 @@ class ChatSettings:
     """What a user can change in the course of a conversation. Every setting can be read by its name.
 
     given: the sampling settings that were given; the others are None, the model's default, else SamplingConfig's.
-    thinking: whether the model is asked to think first, if its template has a switch for that.
+    thinking: whether the model is asked to think first, if its template has a switch for that. reasoning_effort: how
+    much, likewise.
     """
 
     given: Mapping[str, Any]
@@ -191,6 +229,7 @@ class ChatSettings:
     ignore_eos: bool
     overflow: Overflow
     thinking: bool | None
+    reasoning_effort: ReasoningEffort | None
 
     def __init__(
         self,
@@ -201,6 +240,7 @@ class ChatSettings:
         ignore_eos: bool = False,
         overflow: Overflow = "shift",
         thinking: bool | None = None,
+        reasoning_effort: ReasoningEffort | None = None,
         **sampling: Unpack[SamplingKeywords],
     ) -> None:
         """Raises UsageError for a value out of range. `sampling` is added to `given`: so `replace` works."""
@@ -211,7 +251,10 @@ class ChatSettings:
             ignore_eos=ignore_eos,
             overflow=overflow,
             thinking=thinking,
+            reasoning_effort=reasoning_effort,
         )
+        if reasoning_effort is not None:
+            _check_choice("reasoning-effort", reasoning_effort, get_args(ReasoningEffort))
         _ = self.sampling({}), self.stopping  # these check the ranges
 
     def __getattr__(self, name: str) -> Any:
@@ -267,6 +310,10 @@ def _parsed(name: str, kind: str, text: str) -> Any:
     try:
         if name == "logit_bias":
             return parse_logit_bias(shlex.split(text))
+        if name in ID_LISTS:
+            return parse_ids(name, [text])
+        if name == "bad_words_ids":
+            return parse_words(text.split())
         if name == "stop":
             return tuple(shlex.split(text))
         if kind.startswith("bool"):
@@ -290,3 +337,18 @@ def parse_logit_bias(pairs: Iterable[str]) -> tuple[tuple[int, float], ...]:
         except ValueError:
             raise UsageError(f"logit-bias must be ID=BIAS, such as 42=-1.5, not {pair}") from None
     return tuple(parsed)
+
+
+def parse_ids(name: str, texts: Iterable[str]) -> tuple[int, ...]:
+    """Token ids, with commas or blanks between them; `none` is none. Raises UsageError for what is none."""
+    words = [word for text in texts for word in text.replace(",", " ").split()]
+    try:
+        return () if words == ["none"] else tuple(map(int, words))
+    except ValueError:
+        raise UsageError(f"{name.replace('_', '-')} must be token ids, such as 5,42, not {' '.join(words)}") from None
+
+
+def parse_words(texts: Iterable[str]) -> tuple[tuple[int, ...], ...]:
+    """Words of token ids, each a text as `parse_ids` takes it; a single `none` is no word. Raises UsageError."""
+    words = list(texts)
+    return () if words == ["none"] else tuple(parse_ids("bad_words_ids", [word]) for word in words)

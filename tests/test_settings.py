@@ -36,6 +36,10 @@ from gptcli.settings import SAMPLING_FIELDS, SamplingConfig, SamplingKeywords
         ({"logit_bias": ((1, math.inf),)}, "or -inf"),
         ({"logit_bias": ((-1, 1.0),)}, "logit-bias"),
         ({"presence_penalty": math.inf}, "presence-penalty"),
+        ({"suppress_tokens": (-1,)}, "suppress-tokens: an id must be at least 0"),
+        ({"begin_suppress_tokens": (1.5,)}, "begin-suppress-tokens: an id must be a whole number"),
+        ({"bad_words_ids": ((),)}, "bad-words-ids: a word must have at least one token"),
+        ({"no_repeat_ngram_size": -1}, "no-repeat-ngram-size must be at least 0"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_its_options_name(field: dict[str, Any], complaint: str) -> None:
@@ -55,6 +59,14 @@ def test_sampling_options_are_the_fields_of_the_config_each_of_which_may_be_left
     for name in SAMPLING_FIELDS:
         dictionary = Mapping[int, float] if name == "logit_bias" else None
         assert options[name] == fields[name] | dictionary | None
+
+
+def test_ids_may_be_given_as_lists() -> None:
+    given = {"suppress_tokens": [5], "bad_words_ids": [[1, 2], [3]]}
+    resolved = SamplingConfig.resolve(given, {})
+    assert (resolved.suppress_tokens, resolved.bad_words_ids) == ((5,), ((1, 2), (3,)))
+    chat = ChatSettings(given=given)
+    assert ChatSettings.from_record(json.loads(json.dumps(chat.record))) == chat
 
 
 def test_a_bias_may_be_given_as_a_dictionary() -> None:
@@ -107,9 +119,15 @@ def test_a_record_of_a_chats_settings_is_what_differs_from_the_defaults_in_a_fix
         ("seed", "9", 9),
         ("stop", "'a b' c", ("a b", "c")),
         ("logit_bias", "5=-1 6=2.5", ((5, -1.0), (6, 2.5))),
+        ("suppress_tokens", "5, 6 7", (5, 6, 7)),
+        ("suppress_tokens", "none", ()),
+        ("bad-words-ids", "5,6 7", ((5, 6), (7,))),
+        ("bad_words_ids", "none", ()),
+        ("no_repeat_ngram_size", "3", 3),
         ("ignore_eos", "on", True),
         ("overflow", "error", "error"),
         ("thinking", "off", False),
+        ("reasoning_effort", "high", "high"),
         ("max_tokens", "default", 1024),
     ],
 )
@@ -128,7 +146,9 @@ def test_a_setting_is_changed_as_a_user_spells_it(name: str, text: str, value: o
         ("top_k", "1.5", "whole number"),
         ("thinking", "maybe", "on or off"),
         ("overflow", "never", "one of"),
+        ("reasoning_effort", "most", "reasoning-effort must be one of low, medium, high"),
         ("logit_bias", "5", "ID=BIAS"),
+        ("begin_suppress_tokens", "5,x", "begin-suppress-tokens must be token ids, such as 5,42, not 5 x"),
         ("stop", "'open", "text"),
     ],
 )

@@ -172,6 +172,8 @@ class Session(Generic[Model]):
     def settings(self, settings: ChatSettings) -> None:
         if settings.thinking is not None and not self.template.knows_thinking:
             raise UsageError("this model's chat template has no switch for thinking")
+        if settings.reasoning_effort is not None and not self.template.knows_effort:
+            raise UsageError("this model's chat template has no switch for the reasoning effort")
         self._record({"type": "settings", "settings": settings.record})
 
     def keep_in(self, journal: Journal | None, *, kept: int = 0) -> None:
@@ -257,7 +259,12 @@ class Session(Generic[Model]):
         return self._measured[1]
 
     def _rendered(self, hidden: int) -> list[int]:
-        return self.template.render(self._history.messages(hidden), self._lm.tokenizer, thinking=self.settings.thinking)
+        return self.template.render(
+            self._history.messages(hidden),
+            self._lm.tokenizer,
+            thinking=self.settings.thinking,
+            reasoning_effort=self.settings.reasoning_effort,
+        )
 
     def _last_question(self, purpose: str) -> Record:
         self._check_ended()

@@ -15,6 +15,7 @@ from gptcli.checkpoint.registry import architecture_of
 from gptcli.checkpoint.safetensors_header import TensorInfo, read_header
 from gptcli.errors import BrokenCheckpoint, ModelNotFound
 from gptcli.files import is_there, read_json
+from gptcli.notes import Note
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class ModelFolder:
             read_json(generation) if is_there(generation) else {},
             _read_tensors(path),
         )
+
+    @cached_property
+    def notes(self) -> list[Note]:
+        """What of the files has no effect on the decoder."""
+        return []
 
     @cached_property
     def architecture(self) -> Architecture:

@@ -1,30 +1,129 @@
-"""Reads sampling defaults from a model's generation_config.json."""
+"""Reads sampling defaults from a model's generation_config.json, or from config.json where there is none.
+
+Every field of transformers' GenerationConfig is done here, noted or without effect; a test holds the lists to it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from gptcli.checkpoint.folder import ModelFolder
 from gptcli.errors import BrokenCheckpoint, UsageError
+from gptcli.files import is_there
+from gptcli.notes import Note
 from gptcli.settings import SamplingConfig
 
-_SAME_NAME = ("temperature", "top_k", "top_p", "min_p")
-MODEL_SETTINGS = (*_SAME_NAME, "repeat_penalty", "repeat_last_n")  # SamplingConfig's fields that a model can set
+_NUMBERS = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram_size"}
+_ID_LISTS = {"suppress_tokens", "begin_suppress_tokens", "bad_words_ids"}
+DONE = _NUMBERS | _ID_LISTS | {"do_sample", "eos_token_id"}
+
+# SamplingConfig's fields that a model can set.
+MODEL_SETTINGS = (
+    *("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n"),
+    *("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "no_repeat_ngram_size"),
+)
+
+_OFF = -1  # what other programs write for "off", but in the fields below
+_NEVER_OFF = {"temperature", "repetition_penalty"}
+_TINY_TOP_P = 1e-9  # transformers takes 0, which leaves the likeliest token alone
+
+# Fields that change a text and are not done, each with the values that are off beside null and -1.
+NOTED: dict[str, tuple[Any, ...]] = {
+    "max_length": (20,),  # transformers' default, for which we have our own
+    "max_new_tokens": (),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "max_time": (),
+    "stop_strings": ([], ""),
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "num_return_sequences": (1,),
+    "top_h": (),
+    "typical_p": (1,),
+    "epsilon_cutoff": (0, 1),
+    "eta_cutoff": (0, 1),
+    "encoder_repetition_penalty": (1,),  # transformers applies these two to the prompt of a decoder
+    "encoder_no_repeat_ngram_size": (0,),
+    "renormalize_logits": (False,),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "exponential_decay_length_penalty": (),
+    "sequence_bias": ([], {}),
+    "token_healing": (False,),
+    "guidance_scale": (1,),
+    "watermarking_config": (),
+    "penalty_alpha": (0,),
+    "dola_layers": (),
+    "diversity_penalty": (0,),
+    "constraints": ([],),
+    "force_words_ids": ([],),
+}
+
+# Fields that change no text: caches, outputs, ids that are read elsewhere, speed, and what needs beams or an encoder.
+WITHOUT_EFFECT = frozenset(
+    """
+    use_cache cache_implementation cache_config max_cache_len prefill_chunk_size low_memory compile_config
+    disable_compile continuous_batching_config use_mtp
+    output_attentions output_hidden_states output_scores output_logits return_dict_in_generate
+    pad_token_id bos_token_id decoder_start_token_id transformers_version _from_model_config
+    early_stopping length_penalty remove_invalid_values
+    is_assistant num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold
+    prompt_lookup_num_tokens max_matching_ngram_size assistant_early_exit assistant_lookbehind target_lookbehind
+    assistant_ensemble_weight speculation_type
+    """.split()
+)
 
 
-def sampling_defaults(fields: Mapping[str, Any]) -> dict[str, int | float]:
+def generation_source(folder: ModelFolder) -> tuple[str, Mapping[str, Any]]:
+    """The file that sets how a model generates, config.json if there is no other (as in transformers); its fields."""
+    if folder.generation_config or is_there(folder.path / "generation_config.json"):
+        return "generation_config.json", folder.generation_config
+    return "config.json", folder.config
+
+
+def sampling_defaults(fields: Mapping[str, Any], where: str = "generation_config.json") -> dict[str, Any]:
     """Defaults for those of MODEL_SETTINGS that the model sets. Raises BrokenCheckpoint for bad values."""
-    defaults = {name: fields[name] for name in _SAME_NAME if fields.get(name) is not None}
-    if fields.get("repetition_penalty") is not None:
+    given = {name: value for name in (*_NUMBERS, *_ID_LISTS) if _is_set(name, value := fields.get(name))}
+    for name in _NUMBERS & given.keys():
+        if type(given[name]) not in (int, float):
+            raise BrokenCheckpoint(f"{where}: {name} must be a number, not {str(given[name])[:40]!r}")
+    defaults: dict[str, Any] = {name: given[name] for name in MODEL_SETTINGS if name in given}
+    if defaults.get("top_p") == 0:
+        defaults["top_p"] = _TINY_TOP_P
+    if "repetition_penalty" in given:
         # transformers applies it to the whole context.
-        defaults |= {"repeat_penalty": fields["repetition_penalty"], "repeat_last_n": -1}
+        defaults |= {"repeat_penalty": given["repetition_penalty"], "repeat_last_n": -1}
     if fields.get("do_sample") is False:
         defaults["temperature"] = 0.0
-    for name, value in defaults.items():
-        if type(value) not in (int, float):
-            raise BrokenCheckpoint(f"generation_config.json: {name} must be a number, not {str(value)[:40]!r}")
+    for name in _ID_LISTS & given.keys():
+        defaults[name] = _ids(name, given[name], where)
     try:
         SamplingConfig.resolve({}, defaults)
     except UsageError as error:
-        raise BrokenCheckpoint(f"generation_config.json: {error.message}") from None
+        raise BrokenCheckpoint(f"{where}: {error.message}") from None
     return defaults
+
+
+def generation_notes(fields: Mapping[str, Any], where: str, context: int) -> list[Note]:
+    """What a model asks of generation that is not done. A max_length of the context or more changes nothing."""
+    asked = [name for name, off in NOTED.items() if _is_set(name, value := fields.get(name)) and value not in off]
+    length = fields.get("max_length")
+    if "max_length" in asked and isinstance(length, int) and length >= context:
+        asked.remove("max_length")
+    return [Note(f"not done, though {where} asks for it", tuple(asked))] if asked else []
+
+
+def _is_set(name: str, value: Any) -> bool:
+    return value is not None and (value != _OFF or name in _NEVER_OFF)
+
+
+def _ids(name: str, value: Any, where: str) -> tuple[Any, ...]:
+    """A field's ids, or its lists of ids, as tuples. Negative ones are of no token, and so without effect."""
+    if name == "bad_words_ids":
+        if not isinstance(value, list) or not all(isinstance(word, list) for word in value):
+            raise BrokenCheckpoint(f"{where}: {name} must be a list of lists of token ids")
+        return tuple(tuple(word) for word in value)
+    if not isinstance(value, list) or not all(type(token) is int for token in value):
+        raise BrokenCheckpoint(f"{where}: {name} must be a list of token ids")
+    return tuple(token for token in value if token >= 0)

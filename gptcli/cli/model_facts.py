@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
+from gptcli.checkpoint.generation_config import generation_source
 from gptcli.language_model import LanguageModel
 from gptcli.settings import SamplingConfig
 
@@ -23,7 +24,7 @@ def sampling_facts(
     def origin(name: str) -> str:
         if name in by_flag:
             return "flag"
-        return "generation_config.json" if name in lm.sampling_defaults else "gptcli"
+        return generation_source(lm.folder)[0] if name in lm.sampling_defaults else "gptcli"
 
     return {name: {"value": getattr(sampling, name), "from": origin(name)} for name in names}
 

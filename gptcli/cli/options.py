@@ -15,14 +15,18 @@ from gptcli.cli.prompt_input import DecodingErrors, argument_text
 from gptcli.errors import UsageError
 from gptcli.models.catalog import DEFAULT_MODEL, local_models
 from gptcli.settings import (
+    ID_LISTS,
     ChatSettings,
     Dtype,
     Overflow,
     Quantize,
+    ReasoningEffort,
     RuntimeConfig,
     SamplingConfig,
     StopConfig,
+    parse_ids,
     parse_logit_bias,
+    parse_words,
 )
 
 MAX_INPUT = 16 << 20  # bytes
@@ -102,7 +106,13 @@ Prompt = Annotated[
     typer.Argument(metavar="PROMPT", help="The text; `-` reads stdin. Piped stdin comes first, then a blank line."),
 ]
 ChatTemplateFile = Annotated[
-    Path | None, _prompt_option("--chat-template", readable=False, help="A Jinja template for the model's.")
+    Path | None,
+    _prompt_option(
+        "--chat-template",
+        metavar="FILE|NAME",
+        readable=False,
+        help="A file with a Jinja template, or one of the model's own by its name.",
+    ),
 ]
 Errors = Annotated[DecodingErrors, _prompt_option("--errors", help="What to do about input that is not UTF-8.")]
 
@@ -128,6 +138,10 @@ class PromptOptions:
     thinking: Annotated[
         bool | None,
         _prompt_option("--think/--no-think", help="Whether to think before answering, if the model can."),
+    ] = None
+    reasoning_effort: Annotated[
+        ReasoningEffort | None,
+        _prompt_option("--reasoning-effort", help="How much to think before answering, if the model can be told."),
     ] = None
     errors: Errors = "strict"
     max_input: Annotated[int, _prompt_option("--max-input", min=1, help="Largest input in bytes.")] = MAX_INPUT
@@ -183,6 +197,40 @@ class SamplingOptions:
         list[str] | None,
         _sampling_option("--logit-bias", metavar="ID=BIAS", help="Added to a token's logit. Repeatable."),
     ] = None
+    suppress_tokens: Annotated[
+        list[str] | None,
+        _sampling_option(
+            "--suppress-tokens",
+            metavar="ID,...",
+            help="Never draw these tokens; `none` for none. Repeatable. (default: the model's, else none)",
+        ),
+    ] = None
+    begin_suppress_tokens: Annotated[
+        list[str] | None,
+        _sampling_option(
+            "--begin-suppress-tokens",
+            metavar="ID,...",
+            help="Never draw these tokens first. Repeatable. (default: the model's, else none)",
+        ),
+    ] = None
+    bad_words_ids: Annotated[
+        list[str] | None,
+        _sampling_option(
+            "--bad-words-ids",
+            metavar="ID,...",
+            help="Never draw these tokens one after another; `none` for no such words. Repeatable, a word each. "
+            "(default: the model's, else none)",
+        ),
+    ] = None
+    no_repeat_ngram_size: Annotated[
+        int | None,
+        _sampling_option(
+            "--no-repeat-ngram-size",
+            metavar="N",
+            help=f"Never say the same N tokens twice, the prompt's included; 0 is off. "
+            f"{_else(_SAMPLING.no_repeat_ngram_size)}",
+        ),
+    ] = None
     seed: Annotated[int | None, _sampling_option("-s", "--seed", help="For the same text again. (default: random)")] = (
         None
     )
@@ -191,6 +239,9 @@ class SamplingOptions:
         """The values that an option gave, by the names of SamplingConfig's fields. Raises UsageError."""
         typed = {field.name: getattr(self, field.name) for field in fields(SamplingConfig)}
         typed["logit_bias"] = parse_logit_bias(self.logit_bias or ()) or None
+        for name in ID_LISTS:
+            typed[name] = parse_ids(name, typed[name]) if typed[name] else None
+        typed["bad_words_ids"] = parse_words(self.bad_words_ids) if self.bad_words_ids else None
         return {name: value for name, value in typed.items() if value is not None}
 
 

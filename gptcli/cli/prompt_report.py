@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Unpack
 
 import psutil
 
@@ -15,15 +15,16 @@ from gptcli.cli.terminal.capabilities import uses_colour
 from gptcli.cli.terminal.columns import terminal_columns
 from gptcli.cli.terminal.stderr import print_note, size
 from gptcli.cli.terminal.stdout import StdoutSink
-from gptcli.cli.terminal.tables import print_records
+from gptcli.cli.terminal.tables import print_records, spelled
 from gptcli.cli.terminal.token_flow import TokenFlow, grouped, spell
 from gptcli.errors import NoTemplate
 from gptcli.language_model import LanguageModel
 from gptcli.settings import SamplingConfig, StopConfig
-from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.chat_template import ChatTemplate, Switches
 from gptcli.text.messages import Message
 
 _NUMBERS = [field.name for field in fields(SamplingConfig) if isinstance(field.default, int | float)]
+_IDS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,11 @@ def raw_prompt(lm: LanguageModel, text: str, *, special: bool) -> GivenPrompt:
 
 
 def rendered_prompt(
-    lm: LanguageModel, messages: Sequence[Message], template: ChatTemplate, *, thinking: bool | None = None
+    lm: LanguageModel, messages: Sequence[Message], template: ChatTemplate, **switches: Unpack[Switches]
 ) -> GivenPrompt:
     """A conversation in a chat template, up to the assistant's next turn. Raises TemplateError."""
-    text = template.render_text(messages, lm.tokenizer, thinking=thinking)
-    ids = template.render(messages, lm.tokenizer, thinking=thinking)
+    text = template.render_text(messages, lm.tokenizer, **switches)
+    ids = template.render(messages, lm.tokenizer, **switches)
     origins = ["template" if lm.tokenizer.is_control(id) else None for id in ids]
     spelled = dict.fromkeys(name for message in messages for name in lm.tokenizer.spelled_controls(message.content))
     return GivenPrompt(text, tuple(ids), tuple(origins), template.where, tuple(spelled))
@@ -91,13 +92,13 @@ def prompt_report(
         "stop_ids": [{"id": id, "token": lm.tokenizer.token_name(id), "from": where} for id, where in stops.items()],
         "stop": list(stopping.strings),
         "max_tokens": stopping.max_tokens,
-        "sampling": sampling_facts(lm, sampling, _NUMBERS, by_flag=given),
+        "sampling": sampling_facts(lm, sampling, [*_NUMBERS, *filter(sampling.__getattribute__, _IDS)], by_flag=given),
         "bytes": {
             **weight_bytes(lm),
             "cache_in_fp32": lm.folder.architecture.config.cache_bytes(context, 4),
             "free_now": psutil.virtual_memory().available,
         },
-        "notes": list(_notes(lm, prompt, stopping, wanted)),
+        "notes": [*map(str, lm.notes), *_notes(lm, prompt, stopping, wanted)],
     }
 
 
@@ -143,7 +144,7 @@ def _rows(report: dict[str, Any]) -> list[dict[str, Any]]:
         rows.append((f"stop.{stop['id']}", f"{spell(stop['token'].encode())} ({', '.join(stop['from'])})"))
     rows += [("stop.text", json.dumps(text, ensure_ascii=False)) for text in report["stop"]]
     rows.append(("max_tokens", report["max_tokens"]))
-    rows += [(f"sampling.{name}", f"{each['value']:g} ({each['from']})") for name, each in report["sampling"].items()]
+    rows += [(f"sampling.{name}", spelled(each)) for name, each in report["sampling"].items()]
     rows += [(f"bytes.{name}", f"{count} ({size(count)})") for name, count in report["bytes"].items()]
     return [{"name": name, "value": value} for name, value in rows]
 

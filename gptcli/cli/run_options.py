@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gptcli.cli.json_records import json_line, stats_record
 from gptcli.cli.options import OutputOptions, PromptOptions
 from gptcli.cli.prompt_input import argument_text, read_prompt, read_text
+from gptcli.cli.template_choice import chosen_template
 from gptcli.cli.terminal.signals import deadly
 from gptcli.cli.terminal.stderr import ProgressLine, note_failures, print_line, stats_line
 from gptcli.generation.events import Finished
@@ -40,14 +41,20 @@ class RunOptions:
 
 
 def open_model(run: RunOptions, activity: ProgressLine, workload: Workload | None = None) -> LanguageModel:
-    """The model, opened but not loaded. workload: what will be asked of it. Raises as `LanguageModel.open` does."""
-    return LanguageModel.open(
+    """The model, opened but not loaded, with a note of what is left over in its files.
+
+    workload: what will be asked of it. Raises as `LanguageModel.open` does.
+    """
+    lm = LanguageModel.open(
         run.model or DEFAULT_MODEL,
         run.runtime,
         offline=run.offline,
         on_fetch=activity.fetch,
         workload=None if run.output.prompt_report else workload,
     )
+    if not run.output.prompt_report:  # which lists them whole
+        activity.note_leftovers(lm.notes)
+    return lm
 
 
 def load_model(lm: LanguageModel, activity: ProgressLine, workload: Workload | None = None) -> None:
@@ -70,10 +77,10 @@ def read_system(run: RunOptions) -> str | None:
     return None if run.prompts.system is None else argument_text(run.prompts.system)
 
 
-def read_template(run: RunOptions) -> ChatTemplate | None:
-    """The chat template that replaces the model's, if there is one. Raises InputError."""
-    file = run.prompts.chat_template
-    return None if file is None else ChatTemplate(read_text(file, "strict", run.prompts.max_input), str(file))
+def read_template(run: RunOptions, lm: LanguageModel) -> ChatTemplate | None:
+    """The chat template that replaces the model's default one, if there is one. Raises as `chosen_template` does."""
+    given = run.prompts.chat_template
+    return None if given is None else chosen_template(given, lm.folder.path, lm.tokenizer, run.prompts.max_input)
 
 
 def print_report(

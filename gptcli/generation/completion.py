@@ -13,7 +13,6 @@ from gptcli.generation.sampling.sampler import Sampler
 from gptcli.generation.stopping import StopMatcher
 from gptcli.runtime.engine import Logits
 from gptcli.settings import StopConfig
-from gptcli.text.detokenizer import Detokenizer
 from gptcli.text.tokenizer import Tokenizer
 
 
@@ -47,7 +46,7 @@ class Completion:
         self._tokenizer, self._stop, self._stop_ids = tokenizer, stop, stop_ids
         self._steps_said = 0
         self._sampler, self._constraint = sampler, constraint
-        self._detokenizer, self._matcher = Detokenizer(), StopMatcher(stop.strings)
+        self._detokenizer, self._matcher = tokenizer.detokenizer(prompt), StopMatcher(stop.strings)
 
     @property
     def seed(self) -> int:
@@ -74,8 +73,8 @@ class Completion:
         self.history.append(token)
         if self.steps is not None and step is not None:
             self.steps.append(step)
-        text = b"" if self._tokenizer.is_control(token) else self._tokenizer.token_bytes(token)
-        self._say(self._matcher.push(self._detokenizer.push(text)))
+        text = b"" if self._tokenizer.is_control(token) else self._detokenizer.push(token)
+        self._say(self._matcher.push(text))
         if self._matcher.matched is not None or len(self.ids) == self._stop.max_tokens:
             self.end("length")
 

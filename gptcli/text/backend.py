@@ -11,7 +11,7 @@ import tokenizers
 
 from gptcli.errors import BrokenCheckpoint, BrokenTokenizer
 from gptcli.files import parse_json
-from gptcli.text.hf_tokenizers import Encoded, encode, encode_batch, parse
+from gptcli.text.hf_tokenizers import Encoded, decode_batch, encode, encode_batch, parse
 from gptcli.text.sandbox.client import SandboxClient, SandboxFailure
 from gptcli.text.sandbox.trusted import TRUSTED_TOKENIZERS, is_harmless
 
@@ -19,6 +19,7 @@ _SANDBOX_MEMORY = 512 << 20  # bytes, plus 16 for each byte of tokenizer.json
 _LONGEST_PIECE = 256  # characters; longer ones are slow and overflow the stack: the library's trees are as deep
 _MOST_ADDED = 1 << 20  # characters of all added tokens, which are searched for in every text
 _OPENED_PER_SECOND, _ENCODED_PER_SECOND = 4e6, 0.5e6  # bytes, characters: CPU time that we grant
+_DECODED_PER_SECOND = 1e5  # ids
 
 Encoding = tokenizers.Encoding | Encoded
 
@@ -72,6 +73,22 @@ class BackendTokenizer:
             return encode_batch(self.library, texts, offsets)
         except BrokenTokenizer as error:
             raise BrokenTokenizer(f"cannot encode: {self.where}: {error}") from None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """What the library makes of ids, control tokens included. Raises BrokenTokenizer."""
+        return self.decode_batch([ids])[0] if ids else ""
+
+    def decode_batch(self, sequences: Sequence[Sequence[int]]) -> list[str]:
+        """As `decode`, for many sequences of ids."""
+        try:
+            if self._sandbox is None:
+                return decode_batch(self.library, sequences)
+            request = {"sequences": [list(ids) for ids in sequences]}
+            count = sum(map(len, sequences))
+            texts: list[str] = self._sandbox.ask(request, 1 + count / _DECODED_PER_SECOND)
+            return texts
+        except (BrokenTokenizer, SandboxFailure) as error:
+            raise BrokenTokenizer(f"cannot decode: {self.where}: {error}") from None
 
 
 def _check_lengths(state: Mapping[str, Any]) -> None:

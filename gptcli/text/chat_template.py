@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from gptcli.errors import InputError, NoTemplate, TemplateError
 from gptcli.files import is_there, open_within, read_json
@@ -24,9 +24,20 @@ if TYPE_CHECKING:
     from gptcli.text.jinja_template import JinjaTemplate
 
 _FILE_LIMIT = 1 << 20  # bytes of a template
-# A variable that is read, not one that the template itself sets.
-_THINKING_SWITCH = re.compile(r"(?<![\w.])enable_thinking\b(?!\s*=(?!=))")
+_THINKING_SWITCHES = ("enable_thinking", "thinking")
+_EFFORT_SWITCH = "reasoning_effort"
+_DEFAULT = "default"
 _PROBE = "7193046582"  # digits, which filters such as `upper` leave alone
+
+
+class Switches(TypedDict, total=False):
+    """What a template can be asked for by its variables. None leaves a variable undefined.
+
+    thinking: `enable_thinking` or `thinking`, whichever it reads. reasoning_effort: the variable of that name.
+    """
+
+    thinking: bool | None
+    reasoning_effort: str | None
 
 
 class ChatTemplate:
@@ -40,25 +51,24 @@ class ChatTemplate:
         self._sandbox = None if trusted else SandboxClient("template", json.dumps(source).encode())
 
     @classmethod
-    def of_model(cls, path: Path, tokenizer: Tokenizer) -> ChatTemplate:
-        """The template that comes with a model, in chat_template.jinja or a JSON file. Raises NoTemplate."""
-        file = path / "chat_template.jinja"
-        if is_there(file):
-            return cls.from_file(file)
-        source, where = tokenizer.settings.get("chat_template"), path / "tokenizer_config.json"
-        if source is None and is_there(older := path / "chat_template.json"):
-            source, where = read_json(older).get("chat_template"), older
-        if isinstance(source, list):  # named templates, one of them the default
-            defaults = (e.get("template") for e in source if isinstance(e, dict) and e.get("name") == "default")
-            source = next(defaults, None)
-        if source is not None and not isinstance(source, str):
-            raise TemplateError(f"chat template: {where}: chat_template must be text, not {str(source)[:40]!r}")
-        if source is None:
+    def of_model(cls, path: Path, tokenizer: Tokenizer, name: str | None = None) -> ChatTemplate:
+        """One of the templates that come with a model, by default the default one.
+
+        Raises NoTemplate if it is not there, and TemplateError for something else in its place.
+        """
+        templates = _templates(path, tokenizer)
+        if template := templates.get(name or _DEFAULT):
+            return template
+        if not templates:
             raise NoTemplate(
                 f"no chat template: {path}: this looks like a base model, not one for chats",
                 hint="give one with --chat-template FILE, or continue raw text without --chat",
             )
-        return cls(source, str(where))
+        missing = "none of its templates is the default one" if name is None else f"there is no template {name}"
+        raise NoTemplate(
+            f"no chat template: {path}: {missing}; there are: {', '.join(sorted(templates))}",
+            hint="choose one with --chat-template NAME",
+        )
 
     @classmethod
     def from_file(cls, file: Path) -> ChatTemplate:
@@ -72,32 +82,37 @@ class ChatTemplate:
         except UnicodeDecodeError as error:
             raise InputError(f"cannot read: {file}: byte {error.start} is not UTF-8") from None
 
-    @property
+    @cached_property
     def knows_thinking(self) -> bool:
         """Whether the template can be asked for an answer with or without thinking first."""
-        return _THINKING_SWITCH.search(self.source) is not None
+        return any(_reads(self.source, switch) for switch in _THINKING_SWITCHES)
 
-    def render(self, messages: Sequence[Message], tokenizer: Tokenizer, *, thinking: bool | None = None) -> list[int]:
+    @cached_property
+    def knows_effort(self) -> bool:
+        """Whether the template can be asked for more or less reasoning."""
+        return _reads(self.source, _EFFORT_SWITCH)
+
+    def render(self, messages: Sequence[Message], tokenizer: Tokenizer, **switches: Unpack[Switches]) -> list[int]:
         """Token ids of a conversation, up to where the assistant speaks next.
 
         Only the template makes control tokens. Those that messages spell are text.
-        thinking: the template's `enable_thinking`; None leaves it undefined.
         Raises TemplateError where the template fails or refuses the conversation.
         """
-        return tokenizer.encode_rendered(self._text(messages, tokenizer, thinking))
+        return tokenizer.encode_rendered(self._text(messages, tokenizer, switches))
 
-    def render_text(self, messages: Sequence[Message], tokenizer: Tokenizer, *, thinking: bool | None = None) -> str:
+    def render_text(self, messages: Sequence[Message], tokenizer: Tokenizer, **switches: Unpack[Switches]) -> str:
         """The text that `render` gives the ids of. Raises as it does."""
-        return tokenizer.control_tokens.unguard(self._text(messages, tokenizer, thinking))
+        return tokenizer.control_tokens.unguard(self._text(messages, tokenizer, switches))
 
-    def _text(self, messages: Sequence[Message], tokenizer: Tokenizer, thinking: bool | None) -> str:
-        switches = {} if thinking is None else {"enable_thinking": thinking}
+    def _text(self, messages: Sequence[Message], tokenizer: Tokenizer, switches: Switches) -> str:
+        thinking, effort = switches.get("thinking"), switches.get("reasoning_effort")
         variables = {
             "messages": _guarded(messages, tokenizer),
             "add_generation_prompt": True,
             "tools": None,
             "documents": None,
-            **switches,
+            **({} if thinking is None else dict.fromkeys(_THINKING_SWITCHES, thinking)),
+            **({} if effort is None else {_EFFORT_SWITCH: effort}),
             **tokenizer.named_tokens,
         }
         try:
@@ -150,3 +165,45 @@ class ChatTemplate:
 def _guarded(messages: Sequence[Message], tokenizer: Tokenizer, *, beginnings: bool = False) -> list[dict[str, str]]:
     guard = tokenizer.control_tokens.guard
     return [{"role": message.role, "content": guard(message.content, beginnings=beginnings)} for message in messages]
+
+
+def _templates(path: Path, tokenizer: Tokenizer) -> dict[str, ChatTemplate]:
+    """A model's templates by name. As in transformers, files of Jinja replace what the JSON files have."""
+    files = {file.stem: file for file in sorted((path / "additional_chat_templates").glob("*.jinja"))}
+    if is_there(file := path / "chat_template.jinja"):
+        files[_DEFAULT] = file
+    if files:
+        return {name: ChatTemplate.from_file(file) for name, file in files.items()}
+    source, where = tokenizer.settings.get("chat_template"), path / "tokenizer_config.json"
+    if source is None and is_there(older := path / "chat_template.json"):
+        source, where = read_json(older).get("chat_template"), older
+    match source:
+        case None:
+            named = {}
+        case list() if all(isinstance(entry, dict) and {"name", "template"} <= entry.keys() for entry in source):
+            named = {str(entry["name"]): entry["template"] for entry in source}
+        case dict():
+            named = source
+        case _:
+            named = {_DEFAULT: source}
+    for template in named.values():
+        if not isinstance(template, str):
+            raise TemplateError(f"chat template: {where}: chat_template must be text, not {str(template)[:40]!r}")
+    return {name: ChatTemplate(template, str(where)) for name, template in named.items()}
+
+
+_CODE = re.compile(r"{#.*?#}|{[{%][-+]?(.*?)[-+]?[%}]}", re.DOTALL)
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+
+
+def _reads(source: str, variable: str) -> bool:
+    """Whether a template reads a variable that it is given: before it sets one of that name."""
+    read = re.compile(rf"(?<![\w.]){variable}\b(?!\s*=(?!=))")
+    for tag in _CODE.finditer(source):
+        code = _QUOTED.sub("''", tag.group(1) or "").strip()
+        made = re.match(rf"(set|for)\s+{variable}\b|macro\b[^(]*\(.*?\b{variable}\b", code)
+        if read.search(code, made.end() if made else 0):
+            return True
+        if made:
+            return False
+    return False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Callable
+from typing import Protocol
 
 
 class Detokenizer:
@@ -28,3 +30,31 @@ class Detokenizer:
         released, self._buffer = self._buffer, b""
         self._decoder.reset()
         return released
+
+
+class TokenDetokenizer(Protocol):
+    """Makes text of tokens as they arrive, but never half a character."""
+
+    def push(self, id: int) -> bytes:
+        """Takes the next token. Returns the bytes that can be shown."""
+        ...
+
+    def flush(self) -> bytes:
+        """Ends the text. Returns what is left of it."""
+        ...
+
+
+class ExactDetokenizer:
+    """A `TokenDetokenizer` for tokens of which each has its own bytes."""
+
+    def __init__(self, token_bytes: Callable[[int], bytes]) -> None:
+        self._token_bytes = token_bytes
+        self._detokenizer = Detokenizer()
+
+    def push(self, id: int) -> bytes:
+        """Takes the next token. Returns the bytes that can be shown."""
+        return self._detokenizer.push(self._token_bytes(id))
+
+    def flush(self) -> bytes:
+        """Ends the text. Returns the bytes of an incomplete character, if any."""
+        return self._detokenizer.flush()

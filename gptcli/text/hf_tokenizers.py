@@ -71,6 +71,17 @@ def encode_batch(library: tokenizers.Tokenizer, texts: Sequence[str], offsets: b
     return list(encode_all(list(texts), add_special_tokens=False))
 
 
+@_raises_broken_tokenizer
+def decode_batch(library: tokenizers.Tokenizer, sequences: Sequence[Sequence[int]]) -> list[str]:
+    """The text of each sequence of ids, control tokens included. Raises BrokenTokenizer as `parse` does."""
+    return [library.decode(list(ids), skip_special_tokens=False) for ids in sequences]
+
+
+def decoder_name(decoder: Decoder | None) -> str:
+    """The types of a decoder's steps, such as `ByteFallback+Fuse`."""
+    return "+".join(step["type"] for step in steps(description(decoder), "decoders"))
+
+
 def description(component: Normalizer | PreTokenizer | Decoder | None) -> dict[str, Any] | None:
     """What tokenizer.json says of a component of a tokenizer."""
     if component is None:

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from itertools import islice
+from typing import Any
 
-import tokenizers
+from tokenizers.decoders import Decoder
 
-from gptcli.errors import BrokenTokenizer
-from gptcli.text.hf_tokenizers import description
+from gptcli.text.hf_tokenizers import description, steps
 
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
-_NO_SPACE_BEFORE = (b" .", b" ?", b" !", b" ,", b" n't", b" 'm", b" 's", b" 've", b" 're")  # the WordPiece decoder's
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2}|\+[0-9A-Fa-f])>")  # what the library takes for one
+# What the WordPiece decoder replaces, in this order.
+_TIDIED = (
+    *((f" {mark}", mark) for mark in ".?!,"),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" do not", " don't"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+)
 
 
 @dataclass(frozen=True)
 class Spelling:
     """How pieces spell bytes.
 
-    space: the character for a space. byte_level: whether GPT-2's alphabet spells all pieces. byte_fallback: whether
+    space: the characters for a space. byte_level: whether GPT-2's alphabet spells all pieces. byte_fallback: whether
     pieces such as `<0x0A>` are bytes. continuation: how pieces within a word begin. word_end: how the last piece of a
-    word ends. leads_with_space: whether a decoded text begins with an added space. tidy: whether decoding drops spaces
-    before punctuation.
+    word ends. strips_lead: whether a decoded text loses a space at its beginning. first_without_spaces: whether the
+    first piece of a text loses all of them. tidy: whether decoding drops spaces before punctuation. separate: whether
+    decoding puts a space between any two pieces. exact: False where the decoder does what none of these says.
     """
 
     space: str = " "
@@ -32,8 +43,11 @@ class Spelling:
     byte_fallback: bool = False
     continuation: str = ""
     word_end: str = ""
-    leads_with_space: bool = False
+    strips_lead: bool = False
+    first_without_spaces: bool = False
     tidy: bool = False
+    separate: bool = False
+    exact: bool = True
 
     def surface(self, piece: str) -> bytes:
         """The bytes of a text that a piece stands for."""
@@ -50,54 +64,112 @@ class Spelling:
             piece = piece.removesuffix(self.word_end)
         return piece.replace(self.space, " ").encode()
 
-    def with_spaces(self, surface: bytes, piece: str) -> bytes:
-        """A surface with the space that decoding adds: WordPiece's before a word, or that for `word_end`."""
-        if self.continuation and not piece.startswith(self.continuation):
-            spaced = b" " + surface
-            return surface if self.tidy and spaced.startswith(_NO_SPACE_BEFORE) else spaced
-        if self.word_end and piece.endswith(self.word_end):
-            return surface + b" "
-        return surface
+    def is_byte(self, piece: str) -> bool:
+        """Whether a piece such as `<0x0A>` is a byte."""
+        return self.byte_fallback and _BYTE_TOKEN.fullmatch(piece) is not None
 
-    def without_outer_space(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
-        """The pieces of a decoded text without the space that decoding adds at its beginning or end."""
-        pending, first = b"", self.leads_with_space
-        for piece in pieces:
-            if first:
-                piece, first = piece.removeprefix(b" "), False
-            yield pending
-            pending = piece
-        yield pending.removesuffix(b" ") if self.word_end else pending
+    def decoded(self, piece: str) -> bytes:
+        """The bytes that decoding makes of a piece within a text: a surface, and spaces that only decoding adds."""
+        if self.continuation:
+            within_word = piece.startswith(self.continuation)
+            return self._tidied(piece.removeprefix(self.continuation) if within_word else " " + piece)
+        if self.word_end:
+            return piece.replace(self.word_end, " ").encode()
+        return b" " + piece.encode() if self.separate else self.surface(piece)
+
+    def decoded_text(
+        self, ids: Iterable[int], piece_of: Callable[[int], str | None], decoded: Callable[[int], bytes]
+    ) -> Iterator[bytes]:
+        """The bytes of the tokens of a whole text: as `decoded`, but for what decoding does at its two ends."""
+        ids = (id for id in ids if piece_of(id) is not None)
+        if self.word_end:
+            last: int | None = None
+            for id in ids:
+                if last is not None:
+                    yield decoded(last)
+                last = id
+            if last is not None:
+                yield (piece_of(last) or "").replace(self.word_end, "").encode()
+            return
+        if self.first_without_spaces or self.continuation or self.separate:
+            yield from (self._first(piece_of(id) or "") for id in islice(ids, 1))
+        elif self.strips_lead:
+            for id in ids:
+                if data := decoded(id):
+                    yield data.removeprefix(b" ")
+                    break
+        yield from map(decoded, ids)
+
+    def _first(self, piece: str) -> bytes:
+        """The bytes that decoding makes of a piece that begins a text."""
+        if self.first_without_spaces:
+            return self.surface(piece.replace(self.space, ""))
+        return self._tidied(piece) if self.continuation else piece.encode()
+
+    def _tidied(self, text: str) -> bytes:
+        if self.tidy:
+            for untidy, tidied in _TIDIED:
+                text = text.replace(untidy, tidied)
+        return text.encode()
 
     def plain_spaces(self, text: str) -> str:
         """A text with a space for each character that pieces have for one."""
         return text if self.byte_level else text.replace(self.space, " ")
 
 
-def spelling_of(library: tokenizers.Tokenizer, where: Path) -> Spelling:
-    """The spelling that a tokenizer's decoder undoes. Raises BrokenTokenizer for a decoder of another type."""
-    described = description(library.decoder) or {}
-    steps = described.get("decoders", [described])
-    kinds = {step.get("type") for step in steps}
-    if "ByteLevel" in kinds:
-        return Spelling(byte_level=True)
-    fallback = "ByteFallback" in kinds
-    stripped = any(step.get("type") == "Strip" and step.get("start") and step.get("content") == " " for step in steps)
-    for step in steps:
+def spelling_of(decoder: Decoder | None) -> Spelling:
+    """The spelling that a decoder undoes; one that is not `exact` for a decoder of an unusual kind."""
+    if decoder is None:
+        return Spelling(separate=True)
+    described = steps(description(decoder), "decoders")
+    each = [step for step in described if step["type"] != "Fuse"]
+    fused_at = next((index for index, step in enumerate(described) if step["type"] == "Fuse"), len(described))
+    match each:
+        case [{"type": "ByteLevel"}] if fused_at > 0:
+            return Spelling(byte_level=True)
+        case [{"type": "Metaspace", "replacement": str(space)} as step] if fused_at > 0:
+            return Spelling(space, first_without_spaces=step["prepend_scheme"] != "never")
+        case [{"type": "WordPiece", "prefix": str(prefix), "cleanup": bool(tidy)}] if prefix and fused_at > 0:
+            return Spelling(continuation=prefix, tidy=tidy)
+        case [{"type": "BPEDecoder", "suffix": str(suffix)}] if suffix and fused_at > 0:
+            return Spelling(word_end=suffix)
+    return _sentencepiece_spelling(described[:fused_at], described[fused_at:]) or Spelling(_space(each), exact=False)
+
+
+def _sentencepiece_spelling(each: Sequence[Mapping[str, Any]], whole: Sequence[Mapping[str, Any]]) -> Spelling | None:
+    """The spelling of a decoder in the manner of SentencePiece, if it is one. whole: its steps from `Fuse` on."""
+    stripped = False
+    match [step for step in whole if step["type"] != "Fuse"]:
+        case []:
+            pass
+        case [{"type": "Strip", "content": " ", "start": 1, "stop": 0}]:
+            stripped = True
+        case _:
+            return None
+    match each:
+        case []:
+            return Spelling(strips_lead=stripped)
+        case [{"type": "ByteFallback"}]:
+            return Spelling(byte_fallback=True, strips_lead=stripped)
+        case [{"type": "Replace", "pattern": {"String": str(space)}, "content": " "}] if space:
+            return Spelling(space, strips_lead=stripped)
+        case [
+            {"type": "Replace", "pattern": {"String": str(space)}, "content": " "},
+            {"type": "ByteFallback"},
+        ] if space and not set(space) & set("<0x>"):
+            return Spelling(space, byte_fallback=True, strips_lead=stripped)
+    return None
+
+
+def _space(described: Iterable[Mapping[str, Any]]) -> str:
+    """The characters that some step of a decoder makes a space, or a space."""
+    for step in described:
         match step:
             case {"type": "Metaspace", "replacement": str(space)}:
-                stripped = stripped or step.get("prepend_scheme", "always") != "never"
-                return Spelling(space, byte_fallback=fallback, leads_with_space=stripped)
-            case {"type": "Replace", "pattern": {"String": str(space)}, "content": " "}:
-                return Spelling(space, byte_fallback=fallback, leads_with_space=stripped)
-            case {"type": "WordPiece", "prefix": str(prefix), "cleanup": bool(tidy)} if prefix:
-                return Spelling(continuation=prefix, leads_with_space=True, tidy=tidy)
-            case {"type": "BPEDecoder", "suffix": str(suffix)} if suffix:
-                return Spelling(word_end=suffix)
-    raise BrokenTokenizer(
-        f"not supported: {where}: a decoder of type {'+'.join(sorted(map(str, kinds)))}",
-        hint="byte-level, SentencePiece-style and WordPiece tokenizers are supported",
-    )
+                return space
+            case {"type": "Replace", "pattern": {"String": str(space)}, "content": " "} if space:
+                return space
+    return " "
 
 
 @cache

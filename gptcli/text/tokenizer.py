@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 from gptcli.errors import BrokenTokenizer, ModelNotFound
 from gptcli.files import is_there, open_within, read_json
+from gptcli.notes import Note
 from gptcli.text.backend import BackendTokenizer
 from gptcli.text.control_tokens import ControlTokens
+from gptcli.text.detokenizer import ExactDetokenizer, TokenDetokenizer
+from gptcli.text.hf_tokenizers import decoder_name
+from gptcli.text.library_detokenizer import LibraryDetokenizer
 from gptcli.text.spelling import spelling_of
 
 _FILE_LIMIT = 64 << 20  # bytes of a tokenizer.json; the largest in use are about 35 MB
@@ -20,7 +24,8 @@ _FILE_LIMIT = 64 << 20  # bytes of a tokenizer.json; the largest in use are abou
 class Tokenizer:
     """A model's tokenizer: encoding that keeps typed text apart from control tokens, and the exact bytes of tokens.
 
-    library: the library's tokenizer, for its vocabulary and components; `backend_for` encodes.
+    library: the library's tokenizer, for its vocabulary and components; `backend_for` encodes. notes: what of its files
+    has no effect.
     """
 
     def __init__(self, data: bytes, settings: dict[str, Any], where: Path) -> None:
@@ -29,12 +34,17 @@ class Tokenizer:
         settings: the contents of tokenizer_config.json, and of special_tokens_map.json where that says more.
         """
         self.settings = settings
+        self.notes: list[Note] = []
         self._backend = BackendTokenizer(data, where)
         self.library = self._backend.library
         self._added = self.library.get_added_tokens_decoder()
         self.control_tokens = ControlTokens(self._backend, self._added)
-        self.spelling = spelling_of(self.library, where)
+        self.spelling = spelling_of(self.library.decoder)
         self._surfaces: dict[int, bytes] = {}
+        self._decoded: dict[int, bytes] = {}
+        if not self.spelling.exact:
+            what = "the bytes of a token depend on its neighbours, so those of single tokens are approximate"
+            self.notes.append(Note(f"{what}; decoder of type", (decoder_name(self.library.decoder),)))
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -103,6 +113,10 @@ class Tokenizer:
         """Whether the library searches texts for a token before it does anything else."""
         return id in self._added
 
+    def added_content(self, id: int) -> str:
+        """What the library searches texts for, for an id that `is_added`; `piece` may be a normal form of it."""
+        return self._added[id].content
+
     def backend_for(self, text: str, *, special: bool) -> BackendTokenizer:
         """What encodes a text; `special` as for `encode`."""
         if special or not self.control_tokens.may_be_in(text):
@@ -141,26 +155,56 @@ class Tokenizer:
         """The bytes of a text that a token stands for: `token_bytes` without spaces that only decoding adds."""
         surface = self._surfaces.get(id)
         if surface is None:
-            added = self._added.get(id)
-            surface = self.spelling.surface(self.piece(id)) if added is None else added.content.encode()
+            surface = self._surface(id)
             if surface:  # ids without a token, of which there is no end, are not cached
                 self._surfaces[id] = surface
         return surface
 
+    def _surface(self, id: int) -> bytes:
+        if not self.spelling.exact:
+            return self._backend.decode([id]).encode()
+        added = self._added.get(id)
+        if added is None:
+            return self.spelling.surface(self.piece(id))
+        if self.library.model.token_to_id(added.content) == id:  # other tokens may be merged to it
+            return self.spelling.surface(added.content)
+        return self.spelling.plain_spaces(added.content).encode()
+
     def token_bytes(self, id: int) -> bytes:
         """The bytes that a token adds to a text; empty for an id without a token."""
-        surface, spelling = self.surface(id), self.spelling
-        if surface and (spelling.continuation or spelling.word_end):
-            return spelling.with_spaces(surface, self.piece(id))
-        return surface
+        data = self._decoded.get(id)
+        if data is None:
+            piece = self.library.id_to_token(id)
+            if piece is None:
+                return b""
+            data = self.spelling.decoded(piece) if self.spelling.exact else self.surface(id)
+            self._decoded[id] = data
+        return data
 
     def decode(self, ids: Iterable[int]) -> bytes:
-        """The bytes of tokens, concatenated."""
-        return b"".join(map(self.token_bytes, ids))
+        """The bytes of tokens within a text, concatenated."""
+        if self.spelling.exact:
+            return b"".join(map(self.token_bytes, ids))
+        return b"".join(self.text_pieces(ids))
 
     def text_pieces(self, ids: Iterable[int]) -> Iterator[bytes]:
-        """The text of tokens, in pieces: as `decode`, without the space that decoding adds at its beginning or end."""
-        return self.spelling.without_outer_space(map(self.token_bytes, ids))
+        """The text of tokens, in pieces, as the library decodes it: at its two ends not always as `decode`."""
+        if self.spelling.exact:
+            yield from self.spelling.decoded_text(ids, self.library.id_to_token, self.token_bytes)
+            return
+        detokenizer = self.detokenizer()
+        yield from map(detokenizer.push, ids)
+        yield detokenizer.flush()
+
+    def library_texts(self, sequences: Sequence[Sequence[int]]) -> list[str]:
+        """What the library decodes each sequence of ids to, control tokens included. Raises BrokenTokenizer."""
+        return self._backend.decode_batch(sequences)
+
+    def detokenizer(self, before: Sequence[int] = ()) -> TokenDetokenizer:
+        """Makes text of the tokens that follow others, as they arrive."""
+        if self.spelling.exact:
+            return ExactDetokenizer(self.token_bytes)
+        return LibraryDetokenizer(self._backend, before)
 
     def token_name(self, id: int) -> str:
         """A token for a person to read: its text, with U+FFFD for bytes that are not UTF-8."""

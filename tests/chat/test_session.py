@@ -358,6 +358,8 @@ def test_thinking_is_a_setting_where_the_template_knows_it(tiny: LanguageModel) 
     assert tiny.tokenizer.decode(session.prompt()).endswith(b"NO")
     session.settings = ChatSettings(thinking=True)
     assert not tiny.tokenizer.decode(session.prompt()).endswith(b"NO")
+    with pytest.raises(UsageError, match="no switch for the reasoning effort"):
+        tiny.session(settings=ChatSettings(reasoning_effort="low"))
 
 
 def test_a_session_that_shares_a_cache_runs_only_what_is_its_own(

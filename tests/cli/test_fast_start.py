@@ -82,6 +82,7 @@ def outcome(lm: LanguageModel, sampling: SamplingConfig, stop: StopConfig) -> tu
         {"temperature": 1.3},
         {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0},
         {"temperature": 0.9, "repeat_penalty": 1.3, "presence_penalty": 0.4, "logit_bias": ((30, 3.0), (41, -9.0))},
+        {"temperature": 0.9, "suppress_tokens": (30, 41), "bad_words_ids": ((50,), (9, 8)), "no_repeat_ngram_size": 2},
     ],
 )
 @pytest.mark.parametrize("speculate", [0, 4])

@@ -118,6 +118,17 @@ def test_a_forbidden_token_is_not_drawn_and_the_record_is_still_json(generate: C
     assert record["settings"]["logit_bias"] == [[first, None]]
 
 
+def test_options_ban_tokens_and_lift_what_a_model_bans(generate: Cli) -> None:
+    first, second = records(generate(PROMPT, "-n", "2", "--json").out)[0]["ids"]
+    options = ["--suppress-tokens", f"1,{first}", "--bad-words-ids", "4,5", "--bad-words-ids", str(second)]
+    record = records(generate(PROMPT, "-n", "2", "--json", *options, "--no-repeat-ngram-size", "2").out)[0]
+    assert not {first, second} & {*record["ids"]}
+    assert record["settings"]["bad_words_ids"] == [[4, 5], [second]]
+    none = ["--suppress-tokens", "none", "--begin-suppress-tokens", "none", "--bad-words-ids", "none"]
+    assert records(generate(PROMPT, "-n", "2", "--json", *none).out)[0]["ids"] == [first, second]
+    assert generate(PROMPT, "--suppress-tokens", "x").code == 2
+
+
 def test_the_end_of_text_is_ignored_on_demand(generate: Cli) -> None:
     end = ("--logit-bias", "2=1000", "-n", "5", "--json")
     stopped = records(generate(PROMPT, *end).out)[0]

@@ -8,12 +8,14 @@ import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gptcli import LanguageModel
 from gptcli.text.messages import Message
 from tests.cli.conftest import CLOSED, Cli
+from tests.tiny import make_model
 
 
 @pytest.fixture
@@ -168,6 +170,34 @@ def test_a_chat_template_of_ones_own_replaces_the_models(
     template.write_text("{% for message in messages %}Q: {{ message.content }} A:{% endfor %}")
     result = generate("--json", "--chat", "hello", "--chat-template", template)
     assert json.loads(result.out)["prompt_tokens"] == len(tiny.tokenizer.encode("Q: hello A:", add_special=False))
+
+
+def test_a_template_of_the_model_is_chosen_by_its_name_unless_there_is_such_a_file(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    templates = [{"name": name, "template": name + ": {{ messages[0].content }}"} for name in ("default", "brief")]
+    model = make_model(tmp_path / "model", template=templates)  # type: ignore[arg-type]
+    monkeypatch.chdir(tmp_path)
+
+    def text(*options: str) -> Any:
+        return json.loads(cli("generate", "-m", model, "--prompt-report", "--json", "--chat", "Hi", *options).out)[
+            "text"
+        ]
+
+    assert [text(), text("--chat-template", "brief")] == ["default: Hi", "brief: Hi"]
+    missing = cli("generate", "-m", model, "--chat", "Hi", "--chat-template", "long")
+    assert missing.code == 4
+    assert "long: no such file; no chat template: " in missing.err and "there are: brief, default" in missing.err
+    (tmp_path / "brief").write_text("file: {{ messages[0].content }}")
+    assert text("--chat-template", "brief") == "file: Hi"
+
+
+def test_an_effort_is_asked_of_a_model_that_can_be_told(cli: Cli, tmp_path: Path) -> None:
+    told = make_model(tmp_path / "told", template="{{ reasoning_effort }}: {{ messages[0].content }}")
+    report = cli("chat", "-m", told, "--prompt-report", "--json", "--reasoning-effort", "low", "Hi")
+    assert json.loads(report.out)["text"] == "low: Hi"
+    other = cli("chat", "-m", make_model(tmp_path / "other"), "--reasoning-effort", "low", "Hi")
+    assert other.code == 2 and "no switch for the reasoning effort" in other.err
 
 
 def test_control_tokens_in_a_prompt_are_text_unless_special(generate: Cli, says: Callable[..., None]) -> None:

@@ -81,3 +81,14 @@ def test_a_prompt_report_in_a_pipe_is_names_and_values(cli: Cli, tiny_model: Pat
     assert rows["doubled_bos"] == "no"
     assert rows["sampling.temperature"] == "0.8 (gptcli)"
     assert {"bytes.weights_as_stored", "bytes.cache_in_fp32", "ids", "stop.2"} <= set(rows)
+
+
+def test_a_prompt_report_lists_the_models_notes_once(cli: Cli, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", generation_config={"num_beams": 2, "suppress_tokens": [5, 6]})
+    note = "not done, though generation_config.json asks for it: num_beams"
+    shown = report(cli, model, "Hi")
+    assert note in shown["notes"]
+    assert shown["sampling"]["suppress_tokens"] == {"value": [5, 6], "from": "generation_config.json"}
+    plain = cli("generate", "-m", model, "--prompt-report", "Hi")
+    assert plain.err.count(note) == 1
+    assert b"sampling.suppress_tokens\t5 6 (generation_config.json)\n" in plain.out

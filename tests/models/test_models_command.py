@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from gptcli.cli.app import run
 from gptcli.models.catalog import DEFAULT_MODEL, RECORD, install_root
+from gptcli.text import decode_check
 from tests.gguf.tiny_gguf import write_gguf
 from tests.models.fake_hub import FakeHub
 from tests.tiny import make_model
@@ -205,7 +206,10 @@ def test_verify_passes_what_was_installed(models: Any, imported: Path) -> None:
     code, out, err = models("verify", "mine")
     assert (code, err) == (0, "")
     assert out.splitlines()[0] == "ok  5 files are as installed"
-    assert all(line.startswith("ok  ") for line in out.splitlines())
+    *checks, numbers, verdict = out.splitlines()
+    assert all(line.startswith("ok  ") for line in checks if line != "--  chat template: none")
+    assert numbers == "--  logits were not compared: transformers is no part of gptcli"
+    assert verdict == "verdict: the same numbers as transformers, as far as can be told here"
     assert models("verify", "mine", "--quiet").out == ""
 
 
@@ -215,7 +219,7 @@ def test_verify_finds_a_flipped_bit(file: str, models: Any, imported: Path) -> N
     data[-100] ^= 1
     (imported / file).write_bytes(data)
     code, out, err = models("verify", "mine")
-    assert (code, out) == (3, "")
+    assert (code, out) == (3, "verdict: cannot be used: changed since it was installed\n")
     assert f"changed since it was installed: {imported}: {file}" in err
 
 
@@ -235,7 +239,44 @@ def test_verify_finds_a_template_that_fails(models: Any, tmp_path: Path) -> None
 
 
 def test_verify_says_where_there_are_no_checksums(models: Any, tiny_model: Path) -> None:
-    assert models("verify", tiny_model).out.splitlines()[0] == "ok  no checksums were recorded"
+    assert models("verify", tiny_model).out.splitlines()[0] == "--  no checksums were recorded"
+
+
+def test_verify_lists_what_is_left_over_and_what_it_comes_to(models: Any, tmp_path: Path) -> None:
+    asked = {"num_beams": 4, "typical_p": 0.9, "max_new_tokens": 9, "top_h": 0.5, "guidance_scale": 2, "top_k": 3}
+    model = make_model(tmp_path / "model", generation_config=asked)
+    code, out, err = models("verify", model)
+    names = "max_new_tokens, num_beams, top_h, typical_p, guidance_scale"
+    assert (code, err) == (0, "")
+    assert f"note  not done, though generation_config.json asks for it: {names}" in out.splitlines()
+    assert out.splitlines()[-1].endswith(f"; texts may differ by {names}")
+    assert "ok  sampling defaults: 1 of generation_config.json" in out.splitlines()
+    record = json.loads(models("verify", model, "--json").out)
+    assert list(record) == ["model", "checks", "notes", "verdict"]
+    assert [check["name"] for check in record["checks"]] == (
+        "files,config,weights,tokenizer,decoding,chat template,sampling,numbers".split(",")
+    )
+    assert [check["ok"] for check in record["checks"]] == [None, True, True, True, True, True, True, None]
+    [note] = json.loads(models("show", model, "--json").out)["notes"]
+    assert record["notes"] == [note] and note.endswith(names)
+    assert f"notes\t{note}" in models("show", model).out
+
+
+def test_verify_says_which_check_failed_as_json_too(models: Any, tmp_path: Path) -> None:
+    code, out, err = models("verify", "--json", make_model(tmp_path / "model", template="{{ nothing.at.all }}"))
+    record = json.loads(out)
+    assert code == 3 and err.startswith("gptcli: error: chat template: ")
+    assert record["checks"][-1]["name"] == "chat template" and not record["checks"][-1]["ok"]
+    assert record["verdict"].startswith("cannot be used: chat template")
+
+
+def test_verify_finds_a_token_that_decodes_otherwise(
+    models: Any, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode_check, "decode_differences", lambda tokenizer: ["ids 5 are 'a', not 'b'"])
+    code, out, err = models("verify", tiny_model)
+    assert code == 3 and "ids 5 are 'a', not 'b'" in err
+    assert out.splitlines()[-1].startswith("verdict: not the same texts as transformers: tokens decode to other texts")
 
 
 def test_rm_removes_what_was_installed(models: Any, imported: Path) -> None:

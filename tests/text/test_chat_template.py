@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from gptcli import LanguageModel
-from gptcli.errors import InputError, TemplateError
+from gptcli.errors import BrokenCheckpoint, InputError, NoTemplate, TemplateError
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.messages import Message
 from gptcli.text.tokenizer import Tokenizer
@@ -80,6 +81,97 @@ def test_the_default_is_used_if_templates_have_names(tmp_path: Path) -> None:
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
     tokenizer = Tokenizer.open(make_model(tmp_path, template=named))  # type: ignore[arg-type]
     assert ChatTemplate.of_model(tmp_path, tokenizer).source == "D"
+
+
+NAMED = [{"name": "tool_use", "template": "T"}, {"name": "rag", "template": "R{{ messages[0].content }}"}]
+DEFAULT = {"name": "default", "template": "D{{ messages[0].content }}"}
+
+
+@pytest.mark.parametrize("additional", [False, True])
+@pytest.mark.parametrize("jinja", [None, "J{{ messages[0].content }}"])
+@pytest.mark.parametrize("config", [None, "C{{ messages[0].content }}", NAMED, [*NAMED, DEFAULT], [DEFAULT, DEFAULT]])
+def test_the_template_of_each_name_is_transformers(
+    config: Any, jinja: str | None, additional: bool, tmp_path: Path
+) -> None:
+    make_model(tmp_path, template=config)
+    if jinja:
+        (tmp_path / "chat_template.jinja").write_text(jinja)
+    if additional:
+        (tmp_path / "additional_chat_templates").mkdir()
+        (tmp_path / "additional_chat_templates" / "brief.jinja").write_text("B{{ messages[0].content }}")
+    reference: Any = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    tokenizer = Tokenizer.open(tmp_path)
+    for name in (None, "default", "rag", "tool_use", "brief", "other"):
+        theirs = reference.chat_template
+        named = theirs if isinstance(theirs, dict) else {"default": theirs}
+        wanted = named.get(name or "default")
+        assert name is not None or wanted is None or reference.get_chat_template() == wanted
+        try:
+            source = ChatTemplate.of_model(tmp_path, tokenizer, name).source
+        except NoTemplate:
+            source = None
+        assert source == wanted, name
+
+
+def test_a_template_that_is_missing_is_an_error_with_the_names_that_there_are(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.open(make_model(tmp_path, template=NAMED))  # type: ignore[arg-type]
+    with pytest.raises(NoTemplate, match="none of its templates is the default one; there are: rag, tool_use") as error:
+        ChatTemplate.of_model(tmp_path, tokenizer)
+    assert error.value.hint == "choose one with --chat-template NAME"
+    with pytest.raises(NoTemplate, match="there is no template brief; there are: rag, tool_use"):
+        ChatTemplate.of_model(tmp_path, tokenizer, "brief")
+
+
+def test_a_file_for_processors_is_read_where_there_is_no_other(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.open(make_model(tmp_path, template=None))
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": [DEFAULT, *NAMED]}))
+    assert ChatTemplate.of_model(tmp_path, tokenizer).source == DEFAULT["template"]
+    assert ChatTemplate.of_model(tmp_path, tokenizer, "tool_use").source == "T"
+
+
+@pytest.mark.parametrize("config", [7, [7], [{"name": "default"}], [{"name": "a", "template": 1}], {"a": ["b"]}, True])
+def test_something_else_in_place_of_a_template_is_refused(config: Any, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.open(make_model(tmp_path, template=config))
+    with pytest.raises(TemplateError, match="tokenizer_config.json: chat_template must be text, not "):
+        ChatTemplate.of_model(tmp_path, tokenizer)
+
+
+def test_an_additional_template_may_be_a_blob_of_the_hubs_cache(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "abc").write_text("from a blob")
+    model = make_model(tmp_path / "snapshots" / "1")
+    (model / "additional_chat_templates").mkdir()
+    link = model / "additional_chat_templates" / "brief.jinja"
+    link.symlink_to("../../../blobs/abc")
+    assert ChatTemplate.of_model(model, Tokenizer.open(model), "brief").source == "from a blob"
+    link.unlink()
+    link.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BrokenCheckpoint, match="a link out of the model's directory"):
+        ChatTemplate.of_model(model, Tokenizer.open(model), "brief")
+
+
+@pytest.mark.parametrize(
+    ("source", "reads"),
+    [
+        ("{% if thinking %}", True),
+        ("{%- if not thinking is defined %}{% set thinking = false %}{% endif %}", True),
+        ("{% set thinking = thinking | default(true) %}", True),
+        ("{{ f(thinking=thinking) }}", True),
+        ("{{ a if thinking else b }}", True),
+        ("{% if m.x == '}' and thinking %}", True),
+        ("thinking {# {{ thinking }} #}", False),
+        ("{{ 'thinking' }}{{ \"no thinking\" }}{{ 'it\\'s thinking' }}", False),
+        ("{% if message.thinking %}{{ message['thinking'] }}{% endif %}", False),
+        ("{% set thinking = message.thought %}{{ thinking }}", False),
+        ("{% for thinking in messages %}{{ thinking }}{% endfor %}", False),
+        ("{% macro turn(thinking) %}{{ thinking }}{% endmacro %}", False),
+        ("{{ namespace(thinking=1) }}{{ enable_thinking_x }}{{ thinking_budget }}", False),
+    ],
+)
+def test_a_switch_is_known_where_the_template_reads_what_it_is_given(source: str, reads: bool) -> None:
+    assert ChatTemplate(source, "test").knows_thinking == reads
+    assert ChatTemplate(source.replace("thinking", "enable_thinking"), "test").knows_thinking == reads
+    assert ChatTemplate(source.replace("thinking", "reasoning_effort"), "test").knows_effort == reads
 
 
 def test_a_template_that_is_not_utf8_is_an_input_error(tmp_path: Path) -> None:

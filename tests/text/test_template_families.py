@@ -20,9 +20,10 @@ from gptcli.text.tokenizer import Tokenizer
 from tests.tiny import make_tokenizer
 
 HOME = Path(__file__).parent / "families"
-FAMILIES = """chatml command deepseek gemma glm gpt_oss llama2 llama3 mistral nemotron phi3 qwen3 smollm3
-zephyr""".split()
-SWITCHED = ["glm", "qwen3", "smollm3"]
+FAMILIES = """chatml command deepseek deepseek_switched gemma glm gpt_oss granite llama2 llama3 mistral nemotron phi3
+qwen3 smollm3 zephyr""".split()
+SWITCHED = {name: "enable_thinking" for name in ("glm", "qwen3", "smollm3")}
+SWITCHED |= {name: "thinking" for name in ("deepseek_switched", "granite")}
 CASES = [(name, None) for name in FAMILIES] + [(name, thinking) for name in SWITCHED for thinking in (True, False)]
 
 CONTROL = """<s> </s> <|end|> <|user|> <|system|> <|assistant|> <|eot_id|> <|start_header_id|> <|end_header_id|> [INST]
@@ -97,7 +98,7 @@ def ours(family: str, turns: Turns, tokenizer: Tokenizer, thinking: bool | None 
         return None
 
 
-def theirs(family: str, turns: Turns, reference: Any, **options: bool) -> Any:
+def theirs(family: str, turns: Turns, reference: Any, **options: Any) -> Any:
     """Token ids of transformers, or the text if not `tokenize`; None where the template refuses or renders nothing."""
     messages = [{"role": role, "content": text} for role, text in turns]
     source = (HOME / f"{family}.jinja").read_text(encoding="utf-8")
@@ -114,7 +115,7 @@ def theirs(family: str, turns: Turns, reference: Any, **options: bool) -> Any:
 def test_every_conversation_has_the_tokens_that_transformers_gives_it(
     family: str, thinking: bool | None, tokenizer: Tokenizer, reference: Any
 ) -> None:
-    options = {} if thinking is None else {"enable_thinking": thinking}
+    options = {} if thinking is None else {SWITCHED[family]: thinking}
     rendered = 0
     for turns in conversations():
         wanted = theirs(family, turns, reference, **options)
@@ -160,6 +161,16 @@ def test_the_switch_for_thinking_is_known_where_it_changes_the_prompt(family: st
     asked: Turns = (("user", "Hi"),)
     changes = ours(family, asked, tokenizer, thinking=True) != ours(family, asked, tokenizer, thinking=False)
     assert template(family).knows_thinking == changes == (family in SWITCHED)
+
+
+@pytest.mark.parametrize("effort", ["low", "medium", "high", None])
+def test_an_effort_is_asked_for_as_in_transformers(effort: str | None, tokenizer: Tokenizer, reference: Any) -> None:
+    asked: Turns = (("user", "Hi"),)
+    options = {} if effort is None else {"reasoning_effort": effort}
+    rendered = template("gpt_oss").render([Message(*asked[0])], tokenizer, reasoning_effort=effort)
+    assert rendered == theirs("gpt_oss", asked, reference, **options)
+    assert f"Effort: {effort or 'medium'}".encode() in tokenizer.decode(rendered)
+    assert [name for name in FAMILIES if template(name).knows_effort] == ["gpt_oss"]
 
 
 def test_a_template_can_write_todays_date(tokenizer: Tokenizer) -> None:

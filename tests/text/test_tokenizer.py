@@ -12,7 +12,6 @@ from gptcli import LanguageModel
 from gptcli.errors import BrokenTokenizer, ModelNotFound
 from gptcli.text.tokenizer import Tokenizer
 from tests.text.tokenizer_kinds import made
-from tests.tiny import make_tokenizer
 
 END = 2  # <|im_end|>
 
@@ -92,13 +91,6 @@ def test_a_tokenizer_that_cannot_be_read_is_one_error(tmp_path: Path, text: str)
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(BrokenTokenizer, match="cannot read"):
         Tokenizer.open(tmp_path)
-
-
-def test_a_decoder_of_an_unknown_type_is_refused(tmp_path: Path) -> None:
-    library = make_tokenizer()
-    library.decoder = decoders.CTC()
-    with pytest.raises(BrokenTokenizer, match="decoder of type CTC"):
-        save(library, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "qwen2", "llama2", "metaspace", "unigram", "wordpiece"])

@@ -98,6 +98,8 @@ def chat(
     given = sampling.given() | stopping.given()
     if prompts.thinking is not None:
         given["thinking"] = prompts.thinking
+    if prompts.reasoning_effort is not None:
+        given["reasoning_effort"] = prompts.reasoning_effort
     ChatSettings(**given)  # a bad value fails before anything is read
     run = RunOptions(
         model=model or None,
@@ -121,7 +123,7 @@ def chat(
         lm = open_model(run, activity, Workload())
         if lm.reference == name and lm.fingerprint != fingerprint and not output.quiet:
             print_note(f"{name} is not what it was when it last spoke in this session")
-        template = read_template(run)
+        template = read_template(run, lm)
         conversation = Session.restored(lm, events, template=template)
         if file is not None:
             conversation.keep_in(file, kept=len(file.events))
@@ -175,7 +177,13 @@ def _report(run: RunOptions, conversation: ChatSession, question: str) -> None:
 
     lm, settings = conversation.lm, conversation.settings
     messages = conversation.preview(question)
-    prompt = rendered_prompt(lm, messages, conversation.template, thinking=settings.thinking)
+    prompt = rendered_prompt(
+        lm,
+        messages,
+        conversation.template,
+        thinking=settings.thinking,
+        reasoning_effort=settings.reasoning_effort,
+    )
     print_report(run, lm, prompt, settings.record, settings.sampling(lm.sampling_defaults), settings.stopping)
 
 

@@ -44,7 +44,7 @@ def generate(
     *,
     model: options.Model = DEFAULT_MODEL,
     runtime: options.RuntimeOptions,
-    prompts: Annotated[options.PromptOptions, without("thinking")],
+    prompts: Annotated[options.PromptOptions, without("thinking", "reasoning_effort")],
     sampling: options.SamplingOptions,
     samples: options.Samples = 1,
     stopping: options.StopOptions,
@@ -71,7 +71,7 @@ def generate(
     recorded = output.explain or output.logprobs is not None or pictures.wanted
     workload = Workload(samples, recorded, None if stop.max_tokens < 0 else stop.max_tokens)
     with ProgressLine(quiet=output.quiet) as activity, open_model(run, activity, workload) as lm:
-        template = (read_template(run) or lm.template) if prompts.chat else None
+        template = (read_template(run, lm) or lm.template) if prompts.chat else None
         ids = _ids(lm, template, messages, special=prompts.special)
         config = SamplingConfig.resolve(given, lm.sampling_defaults)
         if output.prompt_report:

@@ -13,17 +13,17 @@ from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import MODEL_SETTINGS
 from gptcli.checkpoint.registry import FAMILIES
 from gptcli.cli import options
+from gptcli.cli.json_records import json_line
+from gptcli.cli.model_checks import template_state, verification
 from gptcli.cli.model_facts import sampling_facts, stop_sources, weight_bytes
 from gptcli.cli.terminal.stderr import ProgressLine, print_note, size
 from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.terminal.tables import print_records, spelled
-from gptcli.errors import BrokenCheckpoint, GptcliError, NoTemplate, UnsupportedArchitecture
+from gptcli.errors import GptcliError, UnsupportedArchitecture
 from gptcli.files import read_json
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL, LocalModel, find, find_named, local_models, missing
-from gptcli.runtime.machine import check_room_for_torch
 from gptcli.settings import RuntimeConfig, SamplingConfig
-from gptcli.text.messages import Message
 
 if TYPE_CHECKING:
     from gptcli.models.catalog import FetchProgress
@@ -133,39 +133,22 @@ def rm(name: InstalledName, quiet: options.Quiet = False) -> None:
 
 
 @app.command()
-def verify(name: Name = DEFAULT_MODEL, quiet: options.Quiet = False) -> None:
-    """Check a model from end to end: checksums, headers, shapes, tokenizer, template, and every weight for NaN."""
+def verify(name: Name = DEFAULT_MODEL, as_json: options.Json = False, quiet: options.Quiet = False) -> None:
+    """Check a model from end to end: files, tensors, every weight, tokenizer, template; say what is left over."""
     model = LocalModel(name, _path(name))
-    sink = StdoutSink()
-
-    def passed(check: str) -> None:
-        if not quiet:
-            sink.write(f"ok  {check}\n".encode())
-
     with ProgressLine(quiet=quiet) as activity:
-        from gptcli.models.install import changed_files
-
-        activity.bytes("comparing checksums", 0, 0)
-        checksums = model.record.get("sha256", {})
-        if changed := changed_files(model.path, model.record):
-            raise BrokenCheckpoint(f"changed since it was installed: {model.path}: {', '.join(changed)}")
-        lm = LanguageModel(name, ModelFolder.open(model.path), RuntimeConfig())
-        activity.bytes("checking weights", 0, 0)
-        check_room_for_torch()
-        from gptcli.checkpoint.load import empty_decoder
-        from gptcli.checkpoint.tensor_source import non_finite_tensors
-        from gptcli.runtime.device_plan import plan_for
-
-        empty_decoder(lm.folder)
-        plan_for(lm.folder, lm.runtime)  # whether it fits the memory
-        if damaged := non_finite_tensors(lm.folder):
-            raise BrokenCheckpoint(f"NaN or infinity: {lm.folder.path}: {', '.join(damaged[:5])}")
-        template = _template_state(lm)
-        SamplingConfig.resolve({}, lm.sampling_defaults)
-    passed(f"{len(checksums)} files are as installed" if checksums else "no checksums were recorded")
-    passed(f"{len(lm.folder.tensors)} tensors are well-formed, as {lm.folder.config['model_type']} wants them, finite")
-    passed(f"tokenizer: {lm.tokenizer.size} tokens")
-    passed(f"chat template: {template}")
+        verified = verification(model, activity)
+    sink = StdoutSink()
+    if as_json:
+        sink.write(json_line(verified.record))
+    elif not quiet:
+        marks = {True: "ok", None: "--"}
+        lines = [f"{marks[check.ok]}  {check.detail}" for check in verified.checks if check.ok is not False]
+        lines += [f"note  {note}" for note in verified.notes]
+        lines.append(f"verdict: {verified.verdict}")
+        sink.write("".join(f"{line}\n" for line in lines).encode("utf-8", "replace"))
+    if verified.failure is not None:
+        raise verified.failure
 
 
 def _check(directory: Path) -> None:
@@ -258,7 +241,7 @@ def _facts(lm: LanguageModel) -> dict[str, Any]:
         "tensors": dtypes,
         "quantization": packed,
         "stop_ids": {where: list(ids) for where, ids in stop_sources(lm).items()},
-        "chat_template": _template_state(lm),
+        "chat_template": template_state(lm),
         "sampling": sampling_facts(lm, sampling, MODEL_SETTINGS),
         "bytes": {
             "on_disk": LocalModel(lm.name, folder.path).size,
@@ -266,17 +249,8 @@ def _facts(lm: LanguageModel) -> dict[str, Any]:
             "cache_a_token_in_fp32": config.cache_bytes(1, 4),
             "cache_of_full_context_in_fp32": config.cache_bytes(config.max_context, 4),
         },
+        "notes": [str(note) for note in lm.notes],
     }
-
-
-def _template_state(lm: LanguageModel) -> str:
-    """The template's file name, or `none`. Raises TemplateError for one that fails."""
-    try:
-        template = lm.template
-    except NoTemplate:
-        return "none"
-    template.render([Message("user", "Hello")], lm.tokenizer)
-    return Path(template.where).name
 
 
 def _first_line(docstring: str | None) -> str:

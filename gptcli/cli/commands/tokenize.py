@@ -130,6 +130,7 @@ def tokenize(
     sink = StdoutSink()
     with ProgressLine(quiet=quiet) as activity:
         tokenizer, path = open_tokenizer(model, offline, activity.fetch)
+        activity.note_leftovers(tokenizer.notes)
         other = None if task.compare is None else open_tokenizer(task.compare, offline, activity.fetch)[0]
     colour = uses_colour(sink.is_terminal) if view.color == "auto" else view.color == "always"
     columns = terminal_columns() if sink.is_terminal or view.color == "always" else None

@@ -19,6 +19,7 @@ from gptcli.settings import ChatSettings
 _SETTING_VALUES = {
     **dict.fromkeys(("thinking", "ignore_eos", SHOW_THINKING), ("on", "off")),
     "overflow": ("error", "stop", "shift"),
+    "reasoning_effort": ("low", "medium", "high"),
 }
 
 

@@ -77,7 +77,7 @@ def change_setting(repl: ReplControls, argument: str) -> None:
     own = repl.session.settings.record | ({} if repl.display.thoughts else {SHOW_THINKING: False})
     values = _settings_in_use(repl)
     for key in [name] if name else values:
-        repl.say(f"{key} = {_spelled(values[key])}{'' if key in own else '  (default)'}")
+        repl.say(f"{key} = {_spelled(key, values[key])}{'' if key in own else '  (default)'}")
 
 
 def _settings_in_use(repl: ReplControls) -> dict[str, object]:
@@ -86,14 +86,18 @@ def _settings_in_use(repl: ReplControls) -> dict[str, object]:
     return in_use | {SHOW_THINKING: repl.display.thoughts}
 
 
-def _spelled(value: object) -> str:
+def _spelled(name: str, value: object) -> str:
+    if isinstance(value, tuple) and value:
+        if name == "logit_bias":
+            return " ".join(f"{token}={bias}" for token, bias in value)
+        if name == "bad_words_ids":
+            return " ".join(",".join(map(str, word)) for word in value)
+        return " ".join(map(repr, value))
     match value:
         case bool():
             return "on" if value else "off"
         case None | ():
             return "none"
-        case tuple():
-            return " ".join(f"{item[0]}={item[1]}" if isinstance(item, tuple) else repr(item) for item in value)
     return str(value)
 
 

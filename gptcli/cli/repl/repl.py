@@ -137,6 +137,7 @@ class Repl:
                 on_fetch=progress.fetch,
                 workload=None if self.display.probabilities else Workload(),
             )
+            progress.note_leftovers(lm.notes)
             _ = self.template or lm.template  # fails here if the model has none
             loading = BackgroundLoad(lm, self._input.refresh, lambda error: None)
             if not loading.wait(progress, stop):

@@ -10,12 +10,13 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from gptcli.cli.terminal.capabilities import is_dumb_terminal
 from gptcli.cli.terminal.stdout import clean
+from gptcli.notes import Note, one_line
 
 if TYPE_CHECKING:
     from gptcli.generation.events import Finished
@@ -92,6 +93,7 @@ class ProgressLine:
         shown = sys.stderr is not None and sys.stderr.isatty() and not is_dumb_terminal() and not quiet
         self._thread = threading.Thread(target=self._draw, daemon=True) if shown else None
         self._closed = threading.Event()
+        self._quiet = quiet
         self._announced = shown or quiet
         self._line = "starting"
 
@@ -116,6 +118,13 @@ class ProgressLine:
         self._closed.set()
         if self._thread:
             _write_stderr("\r\x1b[K")
+
+    def note_leftovers(self, notes: Sequence[Note]) -> None:
+        """Notes in one line what of a model's files has no effect; `models verify` lists it whole."""
+        if notes and not self._quiet:
+            if self._thread:
+                _write_stderr("\r\x1b[K")
+            print_note(one_line(notes))
 
     def fetch(self, what: str, done: int, total: int) -> None:
         """Shows a fetch in bytes; if no line can be shown, a note announces it once."""

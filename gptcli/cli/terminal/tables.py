@@ -12,6 +12,8 @@ from gptcli.cli.terminal.stdout import StdoutSink, clean
 def spelled(value: Any) -> str:
     """A value, for a person."""
     match value:
+        case {"value": tuple() as ids, "from": origin}:
+            return f"{' '.join(map(_ids, ids)) or 'none'} ({origin})"
         case {"value": inner, "from": origin}:
             return f"{inner:g} ({origin})"
         case list():
@@ -21,6 +23,10 @@ def spelled(value: Any) -> str:
         case int() if value >= 10_000:
             return f"{value:,}"
     return str(value)
+
+
+def _ids(ids: int | tuple[int, ...]) -> str:
+    return ",".join(map(str, ids)) if isinstance(ids, tuple) else str(ids)
 
 
 def _spelled_out(record: dict[str, Any]) -> dict[str, str]:

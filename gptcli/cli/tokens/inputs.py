@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from gptcli.cli.options import MAX_INPUT
-from gptcli.cli.prompt_input import DecodingErrors, argument_text, read_text, text_blocks
+from gptcli.cli.prompt_input import DecodingErrors, argument_text, text_blocks
+from gptcli.cli.template_choice import chosen_template
 from gptcli.errors import InputError, ModelNotFound, UsageError
 from gptcli.models.catalog import FetchProgress
 from gptcli.models.locate import locate
@@ -138,7 +139,7 @@ class ConversationReader:
     def _template(self, tokenizer: Tokenizer) -> ChatTemplate:
         if self._template_file is None:
             return ChatTemplate.of_model(self._path, tokenizer)
-        return ChatTemplate(read_text(self._template_file, "strict", MAX_INPUT), str(self._template_file))
+        return chosen_template(self._template_file, self._path, tokenizer, MAX_INPUT)
 
 
 def _messages(text: str, where: str) -> list[Message]:

@@ -1,6 +1,7 @@
 """The filters that a model's logits pass before a token is drawn: pure functions.
 
-A constraint's mask is first. Then their order is llama.cpp's: bias, penalties, top-k, top-p, min-p, temperature.
+A constraint's mask is first, then what is banned. Then their order is llama.cpp's: bias, penalties, top-k, top-p,
+min-p, temperature.
 kernels/sample.c has the same in C.
 """
 
@@ -22,6 +23,11 @@ _FIRST_CANDIDATES = 1024
 def keep_allowed(logits: Tensor, allowed: Tensor) -> Tensor:
     """Keeps the tokens of logits (vocab,) that are true in `allowed` (vocab,); the others become -inf."""
     return logits.masked_fill(~allowed, -math.inf)
+
+
+def ban(logits: Tensor, banned: Sequence[int]) -> Tensor:
+    """Makes -inf of the logits (vocab,) of single tokens."""
+    return logits.index_fill(0, torch.tensor(banned, device=logits.device), -math.inf)
 
 
 def add_bias(logits: Tensor, bias: Sequence[tuple[int, float]]) -> Tensor:
@@ -75,16 +81,26 @@ class Stage:
 
 
 def stages(
-    logits: Tensor, allowed: Tensor | None, recent: Tensor | None, config: SamplingConfig, *, whole: bool = False
+    logits: Tensor,
+    allowed: Tensor | None,
+    recent: Tensor | None,
+    config: SamplingConfig,
+    *,
+    banned: Sequence[int] = (),
+    whole: bool = False,
 ) -> Iterator[Stage]:
     """Yields what each active filter makes of logits (vocab,); the token is drawn from the last stage.
 
-    allowed: a constraint's mask (vocab,). recent: the tokens to penalize. Both are None if there are none. whole: each
-    stage has all that its filter leaves, and not only as many as the next filters can keep.
+    allowed: a constraint's mask (vocab,). recent: the tokens to penalize. Both are None if there are none. banned: ids
+    that `banned_next` gives. whole: each stage has all that its filter leaves, and not only as many as the next filters
+    can keep.
     """
     if allowed is not None:
         logits = keep_allowed(logits, allowed)
         yield Stage("constraint", logits)
+    if banned:
+        logits = ban(logits, banned)
+        yield Stage("banned", logits)
     if config.logit_bias:
         logits = add_bias(logits, config.logit_bias)
         yield Stage("logit_bias", logits)

@@ -8,11 +8,12 @@ from dataclasses import fields
 from random import Random
 from typing import Protocol
 
+from gptcli.generation.sampling.banned_tokens import always_banned, banned_next, within
 from gptcli.generation.sampling.constraint import TokenMask, mask_words, nothing_allowed
 from gptcli.kernels.bindings import Draw, Functions
 from gptcli.settings import MAX_TEMPERATURE, SamplingConfig, random_seed
 
-# SamplingConfig's fields that are applied here; sample.c has a filter for each of them but the seed.
+# SamplingConfig's fields that are applied here; sample.c filters by each of them but the seed, given what is banned.
 _APPLIED = frozenset(
     {
         "temperature",
@@ -24,6 +25,10 @@ _APPLIED = frozenset(
         "presence_penalty",
         "frequency_penalty",
         "logit_bias",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "bad_words_ids",
+        "no_repeat_ngram_size",
         "seed",
     }
 )
@@ -55,14 +60,13 @@ class NativeSampler:
         self._library, self._config, self._random = library, config, Random(self.seed)
         biased = [token for token, _ in config.logit_bias]
         # Draw has only the addresses of these arrays, so that they must live as long.
-        self._banned = _integers([token for token in banned if token < vocabulary])
+        self._banned = _integers(within(vocabulary, banned | always_banned(config)))
         self._biased = _integers(biased)
         self._mask = ctypes.c_uint32 * mask_words(vocabulary)
         self._biases = (ctypes.c_float * len(biased))(*(bias for _, bias in config.logit_bias))
+        self._vocabulary, self._begins = vocabulary, True
         self._draw = Draw(
             vocabulary=vocabulary,
-            banned=ctypes.addressof(self._banned),
-            banned_count=len(self._banned),
             biased=ctypes.addressof(self._biased),
             biases=ctypes.addressof(self._biases),
             biased_count=len(biased),
@@ -79,15 +83,24 @@ class NativeSampler:
     def sample(self, logits: HostLogits, history: Sequence[int], allowed: TokenMask | None = None) -> tuple[int, None]:
         """See `Sampler.sample`. Raises MemoryError, and ValueError for a mask of too few words."""
         recent = _integers(self._config.recent(history) if self._config.penalizes else ())
+        banned = self._banned_after(history)
         mask = None if allowed is None else self._mask.from_buffer(allowed)
         self._draw.logits = logits.data_ptr()
         self._draw.allowed = None if mask is None else ctypes.addressof(mask)
+        self._draw.banned, self._draw.banned_count = ctypes.addressof(banned), len(banned)
         self._draw.recent, self._draw.recent_count = ctypes.addressof(recent), len(recent)
         self._draw.uniform = 0.0 if self._config.greedy else self._random.random()
         token = self._library.draw(self._draw)
         if token is None:
             raise nothing_allowed()
         return token, None
+
+    def _banned_after(self, history: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+        if not self._config.bans:
+            return self._banned
+        now = within(self._vocabulary, banned_next(self._config, history, begins=self._begins))
+        self._begins = False
+        return _integers([*self._banned, *now]) if now else self._banned
 
 
 def _integers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gptcli.generation.events import Explanation, StepLogprobs, TokenLogprob
+from gptcli.generation.sampling.banned_tokens import always_banned, banned_next, within
 from gptcli.generation.sampling.constraint import TokenMask, mask_words, nothing_allowed
 from gptcli.generation.sampling.explain import explain
 from gptcli.generation.sampling.filters import Stage, stages
@@ -36,7 +37,8 @@ class TorchSampler:
         self.records = explain or logprobs is not None
         self.seed = random_seed() if config.seed is None else config.seed
         self._config, self._random, self._vocabulary = config, Random(self.seed), vocabulary
-        self._banned = [token for token in banned if token < vocabulary]
+        self._banned = within(vocabulary, banned)
+        self._always_banned, self._begins = always_banned(config), True
         self._token_bytes, self._alternatives, self._explain = token_bytes, logprobs or 0, explain
 
     def sample(
@@ -51,20 +53,26 @@ class TorchSampler:
         if self._config.penalizes:
             recent = torch.tensor(self._config.recent(history), dtype=torch.int64, device=logits.device)
         mask = None if allowed is None else _unpacked(allowed, self._vocabulary).to(logits.device)
-        passed = list(stages(logits, mask, recent, self._config, whole=self._explain))
-        token = self._draw(passed[-1], constrained=mask is not None)
+        now = self._banned_after(history) if self._config.bans else []
+        passed = list(stages(logits, mask, recent, self._config, banned=now, whole=self._explain))
+        token = self._draw(passed[-1], limited=mask is not None or bool(now))
         if not self.records:
             return token, None
         return token, self._step(logits, token, explain(logits, passed, token) if self._explain else None)
 
-    def _draw(self, last: Stage, *, constrained: bool) -> int:
+    def _banned_after(self, history: Sequence[int]) -> list[int]:
+        banned = self._always_banned.union(banned_next(self._config, history, begins=self._begins))
+        self._begins = False
+        return within(self._vocabulary, banned)
+
+    def _draw(self, last: Stage, *, limited: bool) -> int:
         """The token at which a random share of the probability that is left is reached."""
         if self._config.greedy:
             index = torch.zeros(1, dtype=torch.int64, device=last.logits.device)
         else:
             sums = last.logits.exp().cumsum(0, dtype=torch.float64)
             index = torch.searchsorted(sums, sums[-1:] * self._random.random(), right=True).clamp(max=len(sums) - 1)
-        if constrained and not last.logits[index] > -math.inf:  # NaN where every logit was -inf
+        if limited and not last.logits[index] > -math.inf:  # NaN where every logit was -inf
             raise nothing_allowed()
         return int(index if last.ids is None else last.ids[index])
 

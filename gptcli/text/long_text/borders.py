@@ -163,7 +163,7 @@ class Borders:
     def _never_merged(self) -> CharKind:
         """The borders that no token of a BPE vocabulary can lie across, so that words are not needed."""
         model, tokenizer = self._model, self._tokenizer
-        if type(model).__name__ != "BPE" or model.ignore_merges:
+        if type(model).__name__ != "BPE" or model.ignore_merges or not tokenizer.spelling.exact:
             return CharKind(0)
         if model.continuing_subword_prefix or model.end_of_word_suffix:
             return CharKind(0)

@@ -59,18 +59,18 @@ class Offsets:
         ranges: list[Range] = []
         first, char = 0, 0
         for index, (id, (start, end)) in enumerate(zip(ids, hints, strict=True)):
-            if char <= start <= end <= len(text) and self._is_added_token(id, surfaces[index], text[start:end]):
+            if char <= start <= end <= len(text) and self._is_added_token(id, text[start:end]):
                 own = slice(first, index)
                 ranges += self._segment(text[char:start], ids[own], surfaces[own], hints[own], to_byte, char)
                 ranges.append((to_byte(start), to_byte(end)))
                 first, char = index + 1, end
         return ranges + self._segment(text[char:], ids[first:], surfaces[first:], hints[first:], to_byte, char)
 
-    def _is_added_token(self, id: int, content: bytes, text: str) -> bool:
+    def _is_added_token(self, id: int, text: str) -> bool:
         """Whether the library found an added token as such in the text, and did not merge it from pieces."""
         if not self._tokenizer.is_added(id):
             return False
-        bare, name = text.strip(), content.decode().strip()
+        bare, name = text.strip(), self._tokenizer.added_content(id).strip()
         return bare == name or self._normalize(bare).strip() == self._normalize(name).strip()
 
     def _segment(

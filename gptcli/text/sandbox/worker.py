@@ -34,11 +34,13 @@ def _open_template(source: bytes) -> Answer:
 
 
 def _open_tokenizer(data: bytes) -> Answer:
-    from gptcli.text.hf_tokenizers import encode, parse
+    from gptcli.text.hf_tokenizers import decode_batch, encode, parse
 
     library = parse(data)
 
-    def answer(request: dict[str, Any]) -> dict[str, Any]:
+    def answer(request: dict[str, Any]) -> dict[str, Any] | list[str]:
+        if "sequences" in request:
+            return decode_batch(library, request["sequences"])
         found = encode(library, request["text"], request["add_special"])
         return {"ids": found.ids, "offsets": found.offsets, "special_tokens_mask": found.special_tokens_mask}
 

@@ -1,0 +1,187 @@
+"""What `gptcli models verify` checks of a model, in order, and what it makes of that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.generation_config import generation_notes, generation_source
+from gptcli.cli.terminal.stderr import ProgressLine
+from gptcli.errors import BrokenCheckpoint, BrokenTokenizer, GptcliError, NoTemplate
+from gptcli.language_model import LanguageModel
+from gptcli.models.catalog import LocalModel
+from gptcli.notes import Note
+from gptcli.runtime.machine import check_room_for_torch
+from gptcli.settings import RuntimeConfig, SamplingConfig
+from gptcli.text.messages import Message
+
+REFERENCE = "transformers"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked. ok: None if it could not be."""
+
+    name: str
+    ok: bool | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What came of a model's checks, up to the first that failed. failure: what that one raised."""
+
+    model: str
+    checks: Sequence[Check]
+    notes: Sequence[Note]
+    verdict: str
+    failure: GptcliError | None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """As `--json` writes it."""
+        return {
+            "model": self.model,
+            "checks": [asdict(check) for check in self.checks],
+            "notes": [str(note) for note in self.notes],
+            "verdict": self.verdict,
+        }
+
+
+def verification(model: LocalModel, activity: ProgressLine) -> Verification:
+    """Checks a model from end to end."""
+    steps = _Steps(model, activity)
+    checks: list[Check] = []
+    failure = None
+    for name, step in steps.all():
+        try:
+            ok, detail = step()
+        except GptcliError as error:
+            failure, ok, detail = error, False, error.message
+        checks.append(Check(name, ok, detail))
+        if not ok and failure is not None:
+            break
+    return Verification(model.name, checks, steps.notes, _verdict(steps, failure), failure)
+
+
+def template_state(lm: LanguageModel) -> str:
+    """The default template's file name, or `none`. Raises TemplateError for one that fails."""
+    try:
+        template = lm.template
+    except NoTemplate:
+        return "none"
+    template.render([Message("user", "Hello")], lm.tokenizer)
+    return Path(template.where).name
+
+
+class _Steps:
+    """The checks of one model; the first open it for the others."""
+
+    def __init__(self, model: LocalModel, activity: ProgressLine) -> None:
+        self._model, self._activity = model, activity
+        self._opened: LanguageModel | None = None
+
+    def all(self) -> Iterator[tuple[str, Callable[[], tuple[bool | None, str]]]]:
+        """The checks by their names."""
+        yield "files", self.files
+        yield "config", self.config
+        yield "weights", self.weights
+        yield "tokenizer", self.tokenizer
+        yield "decoding", self.decoding
+        yield "chat template", self.chat_template
+        yield "sampling", self.sampling
+        yield "numbers", self.numbers
+
+    @property
+    def notes(self) -> list[Note]:
+        """What is left over in the model's files, if it could be opened."""
+        return [] if self._opened is None else self._opened.notes
+
+    @property
+    def not_done(self) -> tuple[str, ...]:
+        """What the model asks of generation in vain."""
+        if self._opened is None:
+            return ()
+        where, fields = generation_source(self._opened.folder)
+        context = self._opened.folder.architecture.config.max_context
+        return tuple(name for note in generation_notes(fields, where, context) for name in note.names)
+
+    def files(self) -> tuple[bool | None, str]:
+        """Whether the files are those that were installed."""
+        from gptcli.models.install import changed_files
+
+        self._activity.bytes("comparing checksums", 0, 0)
+        if changed := changed_files(self._model.path, self._model.record):
+            raise BrokenCheckpoint(f"changed since it was installed: {self._model.path}: {', '.join(changed)}")
+        checksums = self._model.record.get("sha256", {})
+        return (True, f"{len(checksums)} files are as installed") if checksums else (None, "no checksums were recorded")
+
+    def config(self) -> tuple[bool, str]:
+        """Whether all that the model type needs is there, and fits the memory."""
+        self._opened = LanguageModel(self._model.name, ModelFolder.open(self._model.path), RuntimeConfig())
+        folder = self._lm.folder
+        check_room_for_torch()
+        from gptcli.checkpoint.load import empty_decoder
+        from gptcli.runtime.device_plan import plan_for
+
+        empty_decoder(folder)
+        plan_for(folder, self._lm.runtime)  # whether it fits the memory
+        return True, f"{len(folder.tensors)} tensors are well-formed, as {folder.config['model_type']} wants them"
+
+    def weights(self) -> tuple[bool, str]:
+        """Whether every weight is a number."""
+        self._activity.bytes("checking weights", 0, 0)
+        from gptcli.checkpoint.tensor_source import non_finite_tensors
+
+        if damaged := non_finite_tensors(self._lm.folder):
+            raise BrokenCheckpoint(f"NaN or infinity: {self._lm.folder.path}: {', '.join(damaged[:5])}")
+        return True, "no weight is NaN or infinite"
+
+    def tokenizer(self) -> tuple[bool, str]:
+        """Whether it opened, which it did with the config."""
+        return True, f"tokenizer: {self._lm.tokenizer.size} tokens"
+
+    def decoding(self) -> tuple[bool, str]:
+        """Whether tokens become the text that the library makes of them."""
+        from gptcli.text.decode_check import decode_differences
+
+        self._activity.bytes("decoding every token", 0, 0)
+        if differences := decode_differences(self._lm.tokenizer):
+            raise BrokenTokenizer(
+                f"tokens decode to other texts than in the tokenizers library: {self._lm.folder.path}: "
+                f"{'; '.join(differences)}"
+            )
+        return True, "tokens decode to the texts of the tokenizers library"
+
+    def chat_template(self) -> tuple[bool | None, str]:
+        """Whether the template renders a question."""
+        state = template_state(self._lm)
+        return None if state == "none" else True, f"chat template: {state}"
+
+    def sampling(self) -> tuple[bool, str]:
+        """Whether the model's sampling defaults can be used, and what of them."""
+        defaults = self._lm.sampling_defaults
+        SamplingConfig.resolve({}, defaults)
+        where = generation_source(self._lm.folder)[0]
+        return True, f"sampling defaults: {f'{len(defaults)} of {where}' if defaults else 'none of the model'}"
+
+    def numbers(self) -> tuple[None, str]:
+        """What cannot be checked here."""
+        return None, f"logits were not compared: {REFERENCE} is no part of gptcli"
+
+    @property
+    def _lm(self) -> LanguageModel:
+        assert self._opened is not None, "a model that does not open ends the checks"
+        return self._opened
+
+
+def _verdict(steps: _Steps, failure: GptcliError | None) -> str:
+    if isinstance(failure, BrokenTokenizer):
+        return f"not the same texts as {REFERENCE}: {failure.message.partition(':')[0]}"
+    if failure is not None:
+        return f"cannot be used: {failure.message.partition(':')[0]}"
+    same = f"the same numbers as {REFERENCE}, as far as can be told here"
+    return f"{same}; texts may differ by {', '.join(steps.not_done)}" if steps.not_done else same

@@ -1,0 +1,24 @@
+"""What `--chat-template` names: a file, or one of a model's own templates."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from gptcli.cli.prompt_input import read_text
+from gptcli.errors import InputError, NoTemplate
+from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.tokenizer import Tokenizer
+
+
+def chosen_template(given: Path, model: Path, tokenizer: Tokenizer, max_input: int) -> ChatTemplate:
+    """A chat template from a file, or if there is none of that name, one of a model's directory by its name.
+
+    Raises InputError if it is neither.
+    """
+    if not os.path.lexists(given):
+        try:
+            return ChatTemplate.of_model(model, tokenizer, str(given))
+        except NoTemplate as error:
+            raise InputError(f"cannot open: {given}: no such file; {error.message}") from None
+    return ChatTemplate(read_text(given, "strict", max_input), str(given))
