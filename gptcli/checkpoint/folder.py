@@ -48,8 +48,9 @@ class ModelFolder:
 
     @cached_property
     def notes(self) -> list[Note]:
-        """What of the files has no effect on the decoder."""
-        return []
+        """What of the files has no effect on the decoder. Raises as `architecture` does."""
+        fields = self.architecture.left_over
+        return [Note("config.json: fields that nothing reads", fields)] if fields else []
 
     @cached_property
     def architecture(self) -> Architecture:

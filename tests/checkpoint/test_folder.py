@@ -77,19 +77,59 @@ def test_a_head_beside_tied_embeddings_is_used(tiny_model: Path, tmp_path: Path)
     assert doubled.allclose(gptcli.load(tiny_model).logits([3, 4]) * 2, rtol=1e-5)
 
 
-@pytest.mark.parametrize("field", [{"bos_token_id": 1}, {"initializer_range": 0.02}, {"foo": None}])
-def test_harmless_fields_are_accepted(tmp_path: Path, field: dict[str, Any]) -> None:
-    gptcli.load(make_model(tmp_path, **field))
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"bos_token_id": 1},
+        {"initializer_range": 0.02},
+        {"foo": None},
+        {"layer_types": ["full_attention"] * 2},
+        {"is_encoder_decoder": False},
+        {"auto_map": {"AutoConfig": "configuration_llama.LlamaConfig", "AutoTokenizer": ["x.Y", None]}},
+        {"auto_map": {"AutoModelForCausalLM": "someone/else--modeling_llama_yarn.LlamaForCausalLM"}},
+    ],
+    ids=str,
+)
+def test_harmless_fields_are_accepted_without_a_word(tmp_path: Path, field: dict[str, Any]) -> None:
+    assert gptcli.load(make_model(tmp_path, **field)).notes == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"some_new_thing": False}, ("some_new_thing",)),
+        ({"logit_scale": 2.0, "attn_logit_softcapping": 50.0}, ("attn_logit_softcapping", "logit_scale")),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "surprise": 1}}, ("rope_scaling.surprise",)),
+        ({"rope_scaling": {"factor": 8.0, "mrope_section": [1, 1, 2]}}, ("factor", "mrope_section")),
+        ({"temperature": 0.3}, ("temperature",)),
+    ],
+    ids=str,
+)
+def test_a_field_that_the_reference_does_not_read_either_is_one_note(
+    tmp_path: Path, fields: dict[str, Any], named: tuple[str, ...]
+) -> None:
+    (note,) = gptcli.load(make_model(tmp_path, **fields)).notes
+    assert note.what == "config.json: fields that nothing reads"
+    assert [name.removeprefix("rope_scaling.") for name in note.names] == [
+        name.removeprefix("rope_scaling.") for name in named
+    ]
 
 
 @pytest.mark.parametrize(
     ("field", "complaint"),
     [
-        ({"logit_scale": 2.0}, "logit_scale = 2.0"),
-        ({"some_new_thing": False}, "some_new_thing = False"),
+        ({"sliding_window": 8}, "sliding_window = 8"),
+        ({"is_causal": False}, "is_causal = False"),
+        ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types"),
+        ({"is_encoder_decoder": True}, "is_encoder_decoder"),
+        ({"text_config": {"hidden_size": 4}}, "text_config"),
+        ({"per_layer_config": {"0": {"hidden_act": "relu"}}}, "per_layer_config"),
+        ({"transformers_weights": "other.safetensors"}, "transformers_weights"),
         ({"hidden_act": "xielu"}, "hidden_act 'xielu'"),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope type 'dynamic'"),
-        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "surprise": 1}}, "surprise"),
+        ({"rope_scaling": {"rope_type": "mrope", "mrope_section": [1, 1, 2]}}, "rope type 'mrope'"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "the same in every layer"),
+        ({"auto_map": {"AutoModelForCausalLM": "modeling_quick.QuickForCausalLM"}}, "code of the model's own"),
+        ({"auto_map": {"AutoConfig": "someone/else--configuration_quick.QuickConfig"}}, "code of the model's own"),
         ({"model_type": "mamba2"}, "`mamba2` models are not supported"),
         ({"rope_interleaved": True}, "rope_interleaved"),
         ({"quantization_config": {"quant_method": "hqq"}}, "quantization 'hqq'"),
@@ -113,6 +153,9 @@ def test_a_field_that_may_change_the_numbers_is_refused_by_name(
         ({"model_type": None}, "model_type must be a string"),
         ({"eos_token_id": "2"}, "eos_token_id"),
         ({"rope_scaling": [1]}, "must be an object"),
+        ({"rope_scaling": {"type": "linear"}}, "rope: factor must be a number"),
+        ({"rope_scaling": {"type": "dynamic"}}, "rope: factor must be a number"),
+        ({"auto_map": "LlamaConfig"}, "auto_map must be an object"),
     ],
 )
 def test_a_value_out_of_range_is_named(tmp_path: Path, field: dict[str, Any], complaint: str) -> None:

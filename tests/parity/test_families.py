@@ -101,6 +101,12 @@ ROWS = [
         {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
     ),
+    Row(
+        "dynamic rope",
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}},
+    ),
     Row("yarn rope", "llama", {"rope_parameters": YARN | {"attention_factor": 1.0}}, {"rope_parameters": YARN}),
     Row(
         "yarn rope, every field",

@@ -26,6 +26,7 @@ _FOUR_NORMS = Names(
 
 # What the hub's configs of Gemma 3 leave out of `text_config`.
 _GEMMA3_DEFAULTS = {
+    "model_type": "gemma3_text",
     "vocab_size": 262_208,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
@@ -69,7 +70,7 @@ def gemma3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     text.expect("model_type", "gemma3_text")
     text.expect("final_logit_softcapping")  # transformers does not read it here
     architecture = gemma3_text(text, tensors, root="language_model.")
-    text.refuse_unread()
+    text.check_unread(text.model_type)
     return replace(architecture, unused_prefixes=("vision_tower.", "multi_modal_projector."))
 
 

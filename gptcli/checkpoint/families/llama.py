@@ -76,7 +76,6 @@ def ministral3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 def qwen2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Qwen 2 and 2.5: biases on q, k and v."""
-    hf.expect("use_mrope", False)  # positions of images, in the configs of text models too
     config = with_attention(llama_config(hf, bias=False), qkv_bias=True)
     return llama_architecture(with_attention_per_layer(config, window=qwen_windows(hf)), tensors)
 
@@ -130,6 +129,7 @@ def phi3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
         hf.expect(field, 1)
     for field in ("lm_head_bias", "mlp_bias"):
         hf.expect(field, False)
+    hf.rename_rope_type("yarn", "longrope")
     rope = llama_rope(hf, fraction=1.0)
     config = llama_config(hf, norm=rms(hf, 1e-5), bias=False, rope=rope)
     config = with_attention(config, window=hf.optional_integer("sliding_window"))
