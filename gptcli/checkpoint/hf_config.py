@@ -44,6 +44,28 @@ _COMMONPLACE = frozenset(
     unsloth_version use_bfloat16 use_flash_attention use_flash_attn xla_device
     """.split()
 )
+# What some tools write of every generation; other values are worth a note.
+_OF_GENERATION: dict[str, object] = {
+    "diversity_penalty": 0.0,
+    "do_sample": False,
+    "early_stopping": False,
+    "encoder_no_repeat_ngram_size": 0,
+    "length_penalty": 1.0,
+    "max_length": 20,
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+    "num_beam_groups": 1,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "output_scores": False,
+    "remove_invalid_values": False,
+    "repetition_penalty": 1.0,
+    "return_dict_in_generate": False,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "typical_p": 1.0,
+}
 _QUIET = _WITHOUT_EFFECT | _COMMONPLACE
 # What some RoPE types read and others do not.
 _OF_OTHER_ROPES = frozenset(
@@ -363,7 +385,7 @@ class HfConfig:
                 return value is True
             case "layer_types":
                 return isinstance(value, list) and all(kind == "full_attention" for kind in value)
-        return False
+        return name in _OF_GENERATION and value == _OF_GENERATION[name]
 
 
 def _is_nested(fields: Mapping[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import gptcli
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.errors import BrokenCheckpoint, BrokenTokenizer, InvalidModel, ModelNotFound, UnsupportedArchitecture
+from gptcli.errors import BrokenCheckpoint, InvalidModel, ModelNotFound, UnsupportedArchitecture
 from tests.tiny import CONFIG, make_model, make_weights
 
 
@@ -47,10 +47,36 @@ def test_missing_tensors_are_named_and_counted(tmp_path: Path) -> None:
     refuses(path, f"{len(gone)} tensors are missing .*layers.1.*, \\.\\.\\.")
 
 
-def test_a_tensor_that_nothing_uses_is_refused(tmp_path: Path) -> None:
-    weights = make_weights(CONFIG)
-    extra = {"model.layers.0.self_attn.secret.weight": np.ones(3, np.float32)}
-    refuses(make_model(tmp_path, weights=weights | extra), "1 tensors that the architecture does not use: .*secret")
+Q = "model.layers.0.self_attn.q_proj."
+
+
+@pytest.mark.parametrize(
+    "name",
+    [f"{Q}bias", "model.layers.1.mlp.up_proj.bias", "model.norm.bias", "model.layers.2.mlp.up_proj.weight"],
+)
+def test_a_tensor_that_shows_another_model_is_refused(tmp_path: Path, name: str) -> None:
+    extra = {name: np.ones(3, np.float32)}
+    path = make_model(tmp_path, weights=make_weights(CONFIG) | extra)
+    refuses(path, f"1 tensors that the architecture does not use: {name}")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("v_head.summary.weight", "v_head.summary.bias"),
+        ("score.weight",),
+        ("model.layers.0.self_attn.k_scale", "model.layers.0.self_attn.v_scale"),
+        ("model.layers.0.self_attn.rotary_emb.cos_cached",),
+        ("model.layers.0.self_attn.q_proj.lora_A.weight",),
+        ("vision_tower.layers.0.weight", "visual.blocks.0.attn.qkv.weight"),
+    ],
+    ids=str,
+)
+def test_tensors_that_nothing_uses_are_one_note(tiny_model: Path, tmp_path: Path, names: tuple[str, ...]) -> None:
+    extra = {name: np.ones(3, np.float32) for name in names}
+    lm = gptcli.load(make_model(tmp_path, weights=make_weights(CONFIG) | extra))
+    assert [str(note) for note in lm.notes] == [f"tensors that nothing uses: {', '.join(sorted(names))}"]
+    assert lm.logits([3, 4, 5]).equal(gptcli.load(tiny_model).logits([3, 4, 5]))
 
 
 def test_rotary_buffers_of_old_checkpoints_may_be_unused(tmp_path: Path) -> None:
@@ -68,6 +94,43 @@ def test_names_without_the_model_prefix_are_read(tiny_model: Path, tmp_path: Pat
     weights = {name.removeprefix("model."): tensor for name, tensor in make_weights(CONFIG).items()}
     bare = gptcli.load(make_model(tmp_path, weights=weights))
     assert bare.logits([3, 4, 5]).equal(gptcli.load(tiny_model).logits([3, 4, 5]))
+
+
+@pytest.mark.parametrize("root", ["model.model.", "model.language_model.", "language_model.model.", "language_model."])
+def test_names_inside_of_another_model_are_read(tiny_model: Path, tmp_path: Path, root: str) -> None:
+    weights = {f"{root}{name.removeprefix('model.')}": tensor for name, tensor in make_weights(CONFIG).items()}
+    inside = gptcli.load(make_model(tmp_path, weights=weights))
+    assert inside.logits([3, 4, 5]).equal(gptcli.load(tiny_model).logits([3, 4, 5]))
+    assert inside.notes == []
+
+
+def test_a_tied_model_may_hold_its_head_alone(tiny_model: Path, tmp_path: Path) -> None:
+    weights = make_weights(CONFIG)
+    weights["lm_head.weight"] = weights.pop("model.embed_tokens.weight")
+    alone = gptcli.load(make_model(tmp_path / "tied", weights=weights))
+    assert alone.logits([3, 4, 5]).equal(gptcli.load(tiny_model).logits([3, 4, 5]))
+    path = make_model(tmp_path / "untied", weights=weights, tie_word_embeddings=False)
+    refuses(path, "1 tensors are missing from the weights: model.embed_tokens.weight")
+
+
+def test_an_index_may_name_too_much_or_too_little_and_another_file(tiny_model: Path, tmp_path: Path) -> None:
+    sharded = shutil.copytree(tiny_model, tmp_path / "sharded")
+    shard(sharded)
+    file = sharded / "model.safetensors.index.json"
+    weight_map = json.loads(file.read_text())["weight_map"]
+    files = sorted(set(weight_map.values()))
+    weight_map.pop("model.norm.weight")
+    weight_map |= {"lm_head.weight": files[0], Q + "weight": files[weight_map[Q + "weight"] == files[0]]}
+    file.write_text(json.dumps({"weight_map": weight_map}))
+    lm = gptcli.load(sharded)
+    assert lm.logits([3, 4, 5]).equal(gptcli.load(tiny_model).logits([3, 4, 5]))
+    assert [str(note) for note in lm.notes] == ["tensors that only the index names: lm_head.weight"]
+
+
+def test_a_stop_id_outside_the_vocabulary_is_a_note(tmp_path: Path) -> None:
+    lm = gptcli.load(make_model(tmp_path, eos_token_id=[2, 320, 2**63]))
+    assert [str(note) for note in lm.notes] == [f"eos_token_id outside the vocabulary: 320, {2**63}"]
+    assert [event.reason for event in lm.generate("hi", max_tokens=2) if hasattr(event, "reason")] == ["length"]
 
 
 def test_a_head_beside_tied_embeddings_is_used(tiny_model: Path, tmp_path: Path) -> None:
@@ -168,10 +231,6 @@ def test_a_gguf_file_given_as_a_model_hints_at_import(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound) as caught:
         ModelFolder.open(tmp_path / "x.gguf")
     assert "models import" in str(caught.value.hint)
-
-
-def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
-    refuses(make_model(tmp_path, vocab_size=300), "the tokenizer has 30. tokens, the model only 300", BrokenTokenizer)
 
 
 @pytest.mark.parametrize("text", ["", '{"a": 1e'])

@@ -113,10 +113,8 @@ def test_python_beside_a_model_is_never_imported(cli: Cli, model: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
-@pytest.mark.parametrize("id", [-1, 320, 2**63, 1.0, True, "2", [[2]], {}], ids=str)
-def test_an_end_of_text_outside_the_vocabulary_or_of_another_type_is_refused(
-    refuses: Refuses, model: Path, file: str, id: Any
-) -> None:
+@pytest.mark.parametrize("id", [-1, 1.0, True, "2", [[2]], {}], ids=str)
+def test_an_end_of_text_that_is_no_token_id_is_refused(refuses: Refuses, model: Path, file: str, id: Any) -> None:
     (model / "generation_config.json").write_text("{}")
     edit(model / file, eos_token_id=id)
     assert "eos_token_id" in refuses(3)
