@@ -379,7 +379,7 @@ class HfConfig:
         """Whether a field that we do not read says what is so anyway."""
         value = self._fields[name]
         match name:
-            case "is_encoder_decoder" | "add_cross_attention":
+            case "is_encoder_decoder" | "add_cross_attention" | "use_mrope":
                 return value is False
             case "is_causal":
                 return value is True

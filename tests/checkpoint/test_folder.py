@@ -147,7 +147,7 @@ def test_a_head_beside_tied_embeddings_is_used(tiny_model: Path, tmp_path: Path)
         {"initializer_range": 0.02},
         {"foo": None},
         {"layer_types": ["full_attention"] * 2},
-        {"is_encoder_decoder": False},
+        {"is_encoder_decoder": False, "use_mrope": False, "top_k": 50, "temperature": 1.0},
         {"auto_map": {"AutoConfig": "configuration_llama.LlamaConfig", "AutoTokenizer": ["x.Y", None]}},
         {"auto_map": {"AutoModelForCausalLM": "someone/else--modeling_llama_yarn.LlamaForCausalLM"}},
     ],
