@@ -118,3 +118,13 @@ def test_shards_with_an_index_that_is_wrong_have_the_logits_of_the_reference(wri
     assert wanted is not None
     assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
     assert [note.names for note in folder.notes] == [("nowhere.weight",)]
+
+
+@pytest.mark.parametrize(("model_type", "moved"), [("qwen3_moe", ".experts.0."), ("llama", ".layers.0.")])
+def test_an_expert_or_a_layer_more_than_the_config_says_is_refused(tmp_path: Path, model_type: str, moved: str) -> None:
+    write_reference(tmp_path, model_type, **TYPES[model_type])
+    weights = load_file(tmp_path / "model.safetensors")
+    more = {name.replace(moved, moved.replace("0", "6")): tensor.clone() for name, tensor in weights.items()}
+    save_file(more | weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(gptcli.errors.BrokenCheckpoint, match="tensors that the architecture does not use"):
+        _ = ModelFolder.open(tmp_path).architecture
