@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
 from gptcli.chat.session import Session
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import generation_notes, generation_source, sampling_defaults
-from gptcli.errors import BrokenTokenizer, ContextOverflow, UsageError
+from gptcli.errors import ContextOverflow, UsageError
 from gptcli.generation.request_checks import check_choices, check_request, check_scoring
 from gptcli.generation.sampling.banned_tokens import always_banned
 from gptcli.generation.sampling.native_sampler import native_can_sample
@@ -70,8 +71,7 @@ class LanguageModel:
             raise UsageError(f"ctx-size {self.ctx_size} is beyond the model's context of {config.max_context}")
         self._loader = Loader(folder, runtime, self.ctx_size, None if runtime.draft_model else workload)
         self.tokenizer = Tokenizer.open(folder.path)
-        if self.tokenizer.size > config.vocab_size:
-            raise BrokenTokenizer(f"the tokenizer has {self.tokenizer.size} tokens, the model only {config.vocab_size}")
+        self.vocabulary = min(self.tokenizer.size, config.vocab_size)  # ids below it are tokens that the model knows
 
     @classmethod
     def open(
@@ -132,7 +132,10 @@ class LanguageModel:
         """What of the model's files has no effect here."""
         where, fields = generation_source(self.folder)
         context = self.folder.architecture.config.max_context
-        return [*self.folder.notes, *generation_notes(fields, where, context), *self.tokenizer.notes]
+        notes = [*self.folder.notes, *generation_notes(fields, where, context), *self.tokenizer.notes]
+        if (more := self.tokenizer.size - self.vocabulary) > 0:
+            notes.append(Note(f"the tokenizer has {more} more tokens than the model, which are never drawn"))
+        return notes
 
     @cached_property
     def sampling_defaults(self) -> dict[str, Any]:
@@ -210,7 +213,19 @@ class LanguageModel:
 
     def check_request(self, prompt: Sequence[int], sampling: SamplingConfig) -> None:
         """Raises UsageError or ContextOverflow where a prompt cannot be continued so. Needs no weights."""
-        check_request(prompt, sampling, self.ctx_size, self.tokenizer.size)
+        if self.vocabulary < self.tokenizer.size:
+            self._check_known(prompt)
+        check_request(prompt, sampling, self.ctx_size, self.vocabulary)
+
+    def _check_known(self, ids: Sequence[int]) -> None:
+        """Raises UsageError if a text has a token that only the tokenizer knows: the model has no row for it."""
+        for id in ids:
+            if type(id) is int and self.vocabulary <= id < self.tokenizer.size:
+                name = self.tokenizer.token_name(id)
+                raise UsageError(
+                    f"the text has the token {name} with the id {id}, which the model does not know: its ids end at "
+                    f"{self.vocabulary - 1}"
+                )
 
     def stream(
         self,
@@ -260,7 +275,7 @@ class LanguageModel:
         for sampling in dict.fromkeys(replace(sampling, seed=None) for sampling in samplings):
             self.check_request(prompt, sampling)
             never = {token for token, bias in sampling.logit_bias if bias == float("-inf")} | always_banned(sampling)
-            if never.union(self.stop_ids if stop.ignore_eos else ()).issuperset(range(self.tokenizer.size)):
+            if never.union(self.stop_ids if stop.ignore_eos else ()).issuperset(range(self.vocabulary)):
                 raise UsageError("no token is left that may be drawn")
         if logprobs is not None and logprobs < 0:
             raise UsageError(f"logprobs must be at least 0, not {logprobs}")
@@ -278,7 +293,13 @@ class LanguageModel:
             prompt,
             samplers=[
                 make_sampler(
-                    engine.library, self.tokenizer, sampling, banned=banned, logprobs=logprobs, explain=explain
+                    engine.library,
+                    self.tokenizer,
+                    sampling,
+                    vocabulary=self.vocabulary,
+                    banned=banned,
+                    logprobs=logprobs,
+                    explain=explain,
                 )
                 for sampling in samplings
             ],
@@ -315,7 +336,7 @@ class LanguageModel:
         engine = self._draft_model.torch_engine()
         if self._draft_cache is None:  # kept from one generation to the next, as in a conversation
             self._draft_cache = engine.new_cache()
-        return DraftModel(engine, self._draft_cache, self.tokenizer.size, cancelled)
+        return DraftModel(engine, self._draft_cache, self.vocabulary, cancelled)
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Logits at every position of a text, (T, vocab) in fp32. Raises UsageError or ContextOverflow."""
@@ -350,6 +371,8 @@ class LanguageModel:
         check_scoring(stride, top, self.longest_stride)
         if not text:
             raise UsageError("there is nothing to score in an empty text")
+        if self.vocabulary < self.tokenizer.size:
+            self._check_known(self.tokenizer.encode(text, special=special))
         from gptcli.generation.scoring import score
 
         return score(
@@ -377,6 +400,9 @@ class LanguageModel:
         UsageError, and ContextOverflow where they do not fit.
         """
         check_choices(choices)
+        if self.vocabulary < self.tokenizer.size:
+            start, ids = (prompt, ()) if isinstance(prompt, str) else ("", prompt)
+            self._check_known([*ids, *chain(*(self.tokenizer.encode(start + end, special=special) for end in choices))])
         from gptcli.generation.scoring import choose
 
         return choose(self.torch_engine(), self.tokenizer, prompt, choices, special=special, cache=cache)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ class ModelFolder:
     config: dict[str, Any]
     generation_config: dict[str, Any]
     tensors: dict[str, TensorInfo]
+    not_in_shards: tuple[str, ...] = ()  # tensors that the index names and no file has
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -39,32 +41,29 @@ class ModelFolder:
         if not is_there(path / "config.json"):
             raise ModelNotFound(f"not a model directory: {path}: it has no config.json")
         generation = path / "generation_config.json"
-        return cls(
-            path,
-            read_json(path / "config.json"),
-            read_json(generation) if is_there(generation) else {},
-            _read_tensors(path),
-        )
+        config = read_json(path / "config.json")
+        return cls(path, config, read_json(generation) if is_there(generation) else {}, *_read_tensors(path))
 
     @cached_property
     def notes(self) -> list[Note]:
-        """What of the files has no effect on the decoder."""
-        return []
+        """What of the files has no effect on the decoder. Raises as `architecture` does."""
+        left_over = {
+            "config.json: fields that nothing reads": self.architecture.left_over,
+            "tensors that nothing uses": tuple(self._unused(self.architecture)),
+            "tensors that only the index names": self.not_in_shards,
+            "eos_token_id outside the vocabulary": tuple(map(str, self._stops_outside)),
+        }
+        return [Note(what, names) for what, names in left_over.items() if names]
 
     @cached_property
     def architecture(self) -> Architecture:
-        """The decoder described here. All tensors that it needs are there, and no others except harmless ones.
+        """The decoder described here. All tensors that it needs are there, and none that show another decoder.
 
         Raises UnsupportedArchitecture or BrokenCheckpoint.
         """
         architecture = architecture_of(HfConfig(self.config), self.weights)
         self._check_complete(architecture)
-        outside = [id for ids in self.stop_ids.values() for id in ids if id >= architecture.config.vocab_size]
-        if outside:
-            raise BrokenCheckpoint(
-                f"eos_token_id {outside[0]} is outside the vocabulary of {architecture.config.vocab_size}: "
-                "no text would end"
-            )
+        _ = self.stop_ids  # raises for what is no id
         return architecture
 
     @cached_property
@@ -87,6 +86,12 @@ class ModelFolder:
         """Ids that end a generation, by the name of the file that lists them."""
         sources = {"config.json": self.config, "generation_config.json": self.generation_config}
         return {name: ids for name, fields in sources.items() if (ids := _eos_ids(fields, name))}
+
+    @property
+    def _stops_outside(self) -> list[int]:
+        """Ids that should end a generation and that no text can have."""
+        size = self.architecture.config.vocab_size
+        return sorted({id for ids in self.stop_ids.values() for id in ids if id >= size})
 
     @property
     def surplus_biases(self) -> list[str]:
@@ -112,8 +117,17 @@ class ModelFolder:
         for name in wanted:
             if isinstance(self.weights[name], Dense):
                 check_floats(name, self.tensors)
+        unused = self._unused(architecture)
+        used = {_without_numbers(name) for name in wanted}
+        other = [name for name in unused if _is_bias_of(name, wanted) or _without_numbers(name) in used]
+        if other:
+            raise BrokenCheckpoint(_listed("tensors that the architecture does not use", other))
+
+    def _unused(self, architecture: Architecture) -> list[str]:
+        """Tensors that nothing uses, except those that the family and its packed formats always leave unused."""
+        wanted = {name for recipe in architecture.parameters.values() for name in sources(recipe)}
         suffixes, prefixes = architecture.unused_suffixes, architecture.unused_prefixes
-        unused = [
+        return [
             name
             for name in self.weights
             if name not in wanted
@@ -121,12 +135,20 @@ class ModelFolder:
             and not name.startswith(prefixes)
             and not isinstance(self.weights.get(name.removesuffix("bias") + "weight"), Gptq)
         ]
-        if unused:
-            raise BrokenCheckpoint(_listed("tensors that the architecture does not use", unused))
 
     def parameter_shape(self, recipe: Recipe) -> Shape:
         """The shape of what a recipe makes."""
         return shape(recipe, self.weights.__getitem__)
+
+
+def _is_bias_of(name: str, wanted: Container[str]) -> bool:
+    """Whether this is the bias of a weight that is used: a model that has it is not ours."""
+    return name.endswith(".bias") and f"{name.removesuffix('bias')}weight" in wanted
+
+
+def _without_numbers(name: str) -> str:
+    """The name without the number of its layer, expert or head."""
+    return ".".join("#" if part.isdecimal() else part for part in name.split("."))
 
 
 def _listed(what: str, names: list[str]) -> str:
@@ -141,10 +163,11 @@ def _eos_ids(fields: dict[str, Any], where: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _read_tensors(path: Path) -> dict[str, TensorInfo]:
+def _read_tensors(path: Path) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
+    """All tensors, and the names of those that an index names and no file has."""
     single, index = path / "model.safetensors", path / "model.safetensors.index.json"
     if is_there(single):
-        return read_header(single)
+        return read_header(single), ()
     if is_there(index):
         return _read_shards(path, index)
     if any(path.glob("*.bin")):
@@ -155,7 +178,7 @@ def _read_tensors(path: Path) -> dict[str, TensorInfo]:
     raise ModelNotFound(f"no weights: {path}: neither model.safetensors nor its index is there")
 
 
-def _read_shards(path: Path, index: Path) -> dict[str, TensorInfo]:
+def _read_shards(path: Path, index: Path) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
     weight_map = read_json(index, limit=32 << 20).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BrokenCheckpoint(f"cannot read: {index}: weight_map must be an object")
@@ -167,10 +190,7 @@ def _read_shards(path: Path, index: Path) -> dict[str, TensorInfo]:
         if not is_there(path / file):
             raise BrokenCheckpoint(f"a shard is missing: {path / file}", hint="fetch the model again")
         for name, tensor in read_header(path / file).items():
-            if weight_map.get(name) != file:
-                raise BrokenCheckpoint(f"cannot read: {index}: it does not say that {name!r} is in {file}")
+            if name in tensors:
+                raise BrokenCheckpoint(f"{name!r} is in more than one file: {path}: {tensors[name].file.name}, {file}")
             tensors[name] = tensor
-    absent = [name for name in weight_map if name not in tensors]
-    if absent:
-        raise BrokenCheckpoint(_listed(f"tensors named in {index.name} are in no shard", absent))
-    return tensors
+    return tensors, tuple(name for name in weight_map if name not in tensors)

@@ -1,15 +1,16 @@
-"""Reads a Hugging Face config.json strictly: typed, within range, in both dialects, with no field left unread.
+"""Reads a Hugging Face config.json strictly: typed, within range, in both dialects, with every field accounted for.
 
-A field that is neither read nor known to be harmless may change the mathematics, so it is refused by name.
+A field that we do not read is left over if transformers does not read it either, and refused by name if it does.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from gptcli.checkpoint import reference_fields
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
 from gptcli.model.config import (
     LinearScaling,
@@ -20,26 +21,57 @@ from gptcli.model.config import (
     YarnScaling,
 )
 
-# Fields about training, a file's origin or other programs' defaults. None changes a decoder's logits at inference.
-HARMLESS = frozenset(
+# Fields that transformers reads and that change no logits: about training, outputs, other heads and other files.
+_WITHOUT_EFFECT = frozenset(
     """
-    _attn_implementation _attn_implementation_internal _flash_attn_2_enabled _name_or_path _num_labels
-    add_cross_attention architectures attention_dropout attention_probs_dropout_prob attn_implementation attn_pdrop
-    auto_map bad_words_ids begin_suppress_tokens bos_token_id cache_implementation chunk_size_feed_forward
-    classifier_dropout cross_attention_hidden_size custom_pipelines decoder_start_token_id diversity_penalty
-    do_sample dtype early_stopping embd_pdrop embed_dropout embedding_dropout encoder_no_repeat_ngram_size
-    eos_token_id exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
-    gradient_checkpointing hidden_dropout hidden_dropout_prob id2label initializer_range is_decoder
-    is_encoder_decoder is_llama_config keys_to_ignore_at_inference label2id length_penalty max_length
-    max_sequence_length min_length model_max_length model_type n_ctx n_special no_repeat_ngram_size num_beam_groups
-    num_beams num_labels num_return_sequences output_attentions output_hidden_states output_past
-    output_router_logits output_scores pad_token_id predict_special_tokens prefix pretraining_tp problem_type
-    pruned_heads quantization quantization_config remove_invalid_values repetition_penalty resid_dropout resid_pdrop
-    residual_dropout return_dict return_dict_in_generate router_aux_loss_coef router_jitter_noise sep_token_id
-    summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj suppress_tokens
-    task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype
-    torchscript transformers.js_config transformers_version typical_p unsloth_fixed unsloth_version use_bfloat16
-    use_cache use_flash_attention use_flash_attn xla_device
+    _attn_implementation _attn_implementation_internal _name_or_path architectures attention_dropout
+    attn_implementation attn_pdrop auto_map bos_token_id classifier_dropout dtype embd_pdrop embed_dropout
+    embedding_dropout eos_token_id experts_implementation gradient_checkpointing hidden_dropout id2label
+    initializer_range label2id model_type num_labels output_attentions output_hidden_states output_router_logits
+    pad_token_id problem_type quantization quantization_config resid_dropout resid_pdrop residual_dropout return_dict
+    router_aux_loss_coef router_jitter_noise sep_token_id summary_activation summary_first_dropout
+    summary_last_dropout summary_proj_to_labels summary_type summary_use_proj torch_dtype transformers_version use_cache
+    """.split()
+)
+# Fields that nothing reads and that are in so many files that nobody wants to be told of them.
+_COMMONPLACE = frozenset(
+    """
+    _commit_hash _flash_attn_2_enabled _num_labels attention_probs_dropout_prob cache_implementation
+    chunk_size_feed_forward cross_attention_hidden_size custom_pipelines decoder_start_token_id finetuning_task
+    hidden_dropout_prob is_decoder is_llama_config keys_to_ignore_at_inference max_sequence_length model_max_length
+    n_ctx n_special output_past predict_special_tokens prefix pretraining_tp pruned_heads task_specific_params
+    tf_legacy_loss tie_encoder_decoder tokenizer_class torchscript transformers.js_config unsloth_fixed
+    unsloth_version use_bfloat16 use_flash_attention use_flash_attn xla_device
+    """.split()
+)
+# What some tools write of every generation; other values are worth a note.
+_OF_GENERATION: dict[str, object] = {
+    "diversity_penalty": 0.0,
+    "do_sample": False,
+    "early_stopping": False,
+    "encoder_no_repeat_ngram_size": 0,
+    "length_penalty": 1.0,
+    "max_length": 20,
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+    "num_beam_groups": 1,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "output_scores": False,
+    "remove_invalid_values": False,
+    "repetition_penalty": 1.0,
+    "return_dict_in_generate": False,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "typical_p": 1.0,
+}
+_QUIET = _WITHOUT_EFFECT | _COMMONPLACE
+# What some RoPE types read and others do not.
+_OF_OTHER_ROPES = frozenset(
+    """
+    attention_factor beta_fast beta_slow factor high_freq_factor long_factor low_freq_factor
+    max_position_embeddings mscale mscale_all_dim original_max_position_embeddings short_factor truncate
     """.split()
 )
 
@@ -50,25 +82,43 @@ _MIN_TURNS, _MAX_TURNS = 1e-9, 1e9  # of a rotation within a context
 
 
 class HfConfig:
-    """The fields of one config.json. It remembers which were read, for `refuse_unread`."""
+    """The fields of one config.json. It remembers which were read, for `check_unread`."""
 
     def __init__(self, fields: Mapping[str, Any], where: str = "config.json") -> None:
         self._fields = fields
         self._where = where
         self._read: set[str] = set()
         self._rope_extras: set[str] = set()
+        self._rope_types: dict[str, str] = {}
+        self._prefix = ""  # of the names of fields that are left over
+        self.left_over: list[str] = []  # fields that nothing reads, by their paths; found by `check_unread`
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> HfConfig:
         """The same config, with the fields that it leaves out because its class in transformers has these defaults."""
         given = {name: value for name, value in self._fields.items() if value is not None or name != "rope_parameters"}
-        return HfConfig({**defaults, **given}, self._where)
+        return self._like(HfConfig({**defaults, **given}, self._where), self._prefix)
+
+    def renamed(self, other_names: Mapping[str, str]) -> HfConfig:
+        """The same config by the names that the family reads. Raises BrokenCheckpoint if both are given and differ."""
+        fields = dict(self._fields)
+        for other, name in other_names.items():
+            if (value := fields.pop(other, None)) is None:
+                continue
+            if fields.get(name) not in (None, value):
+                raise BrokenCheckpoint(f"{self._where}: {name} = {fields[name]!r} contradicts {other} = {value!r}")
+            fields[name] = value
+        return self._like(HfConfig(fields, self._where), self._prefix)
 
     def section(self, name: str) -> HfConfig:
         """A nested config, such as `text_config`."""
         value = self._get(name)
         if not isinstance(value, dict):
             raise self._wrong(name, "an object", value)
-        return HfConfig(value, f"{self._where}: {name}")
+        return self._like(HfConfig(value, f"{self._where}: {name}"), f"{self._prefix}{name}.")
+
+    def _like(self, other: HfConfig, prefix: str) -> HfConfig:
+        other._prefix, other.left_over = prefix, self.left_over
+        return other
 
     @property
     def model_type(self) -> str:
@@ -177,7 +227,9 @@ class HfConfig:
         """
         theta = self.number("rope_theta", default_theta, low=1.0)
         new, old = self._object("rope_parameters"), self._object("rope_scaling")
-        return self._rope_config(old or new, head_dim, theta, fraction)
+        if _is_nested(old or new):
+            raise UnsupportedArchitecture(f"{self._where}: in this family RoPE is the same in every layer")
+        return self._rope_config("rope_scaling" if old else "rope_parameters", old or new, head_dim, theta, fraction)
 
     def rope_of_layer_type(self, layer_type: str, head_dim: int, theta: float) -> RopeConfig:
         """RoPE's settings for one type of layer, from `rope_parameters`; `rope_scaling` is for full attention only.
@@ -196,13 +248,17 @@ class HfConfig:
         rope.expect("truncate", True)
         if parameters.get("type") is not None:
             rope.expect("type", parameters.get("rope_type"))
-        return self._rope_config(parameters, head_dim, theta, None)
+        return self._rope_config("rope_parameters", parameters, head_dim, theta, None)
 
     def rope_extra(self, name: str) -> float | None:
         """A number that a family keeps among RoPE's settings. Call it before `rope`, which then accepts the field."""
         self._rope_extras.add(name)
         parameters = self._object("rope_scaling") or self._object("rope_parameters")
         return HfConfig(parameters, f"{self._where}: rope").nonzero(name)
+
+    def rename_rope_type(self, old: str, new: str) -> None:
+        """Lets `rope` take one name of a RoPE type for another, as a family's early files need it."""
+        self._rope_types[old] = new
 
     def _object(self, name: str) -> dict[str, Any]:
         value = self._get(name)
@@ -211,9 +267,9 @@ class HfConfig:
         return value or {}
 
     def _rope_config(
-        self, parameters: Mapping[str, Any], head_dim: int, theta: float, fraction: float | None
+        self, name: str, parameters: Mapping[str, Any], head_dim: int, theta: float, fraction: float | None
     ) -> RopeConfig:
-        rope = HfConfig(parameters, f"{self._where}: rope")
+        rope = self._like(HfConfig(parameters, f"{self._where}: rope"), f"{self._prefix}{name}.")
         theta = rope.number("rope_theta", theta, low=1.0)
         if fraction is None:
             rope.expect("partial_rotary_factor", 1.0, 1)
@@ -222,21 +278,25 @@ class HfConfig:
             raise BrokenCheckpoint(f"{self._where}: RoPE cannot turn {dim} of {head_dim} channels: see rotary factors")
         scaling = self._rope_scaling(rope, dim)
         rope._read |= self._rope_extras
-        rope.expect("finetuned", True, False)  # written by the authors of Yarn
-        rope.expect("max_position_embeddings", self._fields.get("max_position_embeddings"))
-        rope.refuse_unread()
+        rope.ignore("finetuned")  # written by the authors of Yarn
+        if parameters.get("max_position_embeddings") == self._fields.get("max_position_embeddings"):
+            rope.ignore("max_position_embeddings")
+        rope.check_unread(self.model_type, not_read=_OF_OTHER_ROPES)
         return RopeConfig(theta=theta, dim=dim, scaling=scaling)
 
     def _rope_scaling(self, rope: HfConfig, dim: int) -> RopeScaling | None:
         kind = rope.string("type", "default")
         kind = rope.string("rope_type", kind)
+        kind = self._rope_types.get(kind, kind)
         context = self.integer("max_position_embeddings")
         original = rope.integer("original_max_position_embeddings", context)
         # Phi 3 keeps it at the top level, where it takes precedence.
         original = self.integer("original_max_position_embeddings", original)
         match kind:
             case "default":
-                rope.expect("factor", 1.0, 1)
+                return None
+            case "dynamic":
+                rope.number("factor")  # takes effect beyond `max_position_embeddings`, where our context ends
                 return None
             case "linear":
                 return LinearScaling(factor=rope.number("factor"))
@@ -285,20 +345,47 @@ class HfConfig:
         """Accepts fields with any value, because they have no effect in this model."""
         self._read.update(names)
 
-    def refuse_unread(self) -> None:
-        """Raises UnsupportedArchitecture with the names of unread fields that may matter."""
-        unread = sorted(
-            name
-            for name, value in self._fields.items()
-            if name not in self._read and name not in HARMLESS and value is not None
-        )
-        if unread:
-            listed = ", ".join(f"{name} = {str(self._fields[name])[:40]}" for name in unread[:5])
-            more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
+    def refuse_own_code(self) -> None:
+        """Raises UnsupportedArchitecture if `auto_map` names classes that transformers does not have for this type."""
+        classes = self._object("auto_map")
+        for kind in ("AutoConfig", "AutoModel", "AutoModelForCausalLM"):
+            name = classes.get(kind)
+            if isinstance(name, str) and not reference_fields.has_class(self.model_type, name.rpartition(".")[2]):
+                raise UnsupportedArchitecture(
+                    f"{self._where}: auto_map: {name} is code of the model's own, and no class of `{self.model_type}`",
+                    hint="gptcli runs no code that comes with a model; if that code computes what "
+                    f"`{self.model_type}` does, take auto_map out of config.json",
+                )
+
+    def check_unread(self, model_type: str, not_read: Collection[str] = ()) -> None:
+        """Adds to `left_over` what transformers does not read either.
+
+        not_read: fields that it reads of other configs, not of this one. Raises UnsupportedArchitecture with the names
+        of fields that it reads and we do not.
+        """
+        unread = sorted(name for name, value in self._fields.items() if value is not None and name not in self._read)
+        unread = [name for name in unread if name not in _QUIET and not self._is_default(name)]
+        refused = [name for name in unread if name not in not_read and reference_fields.reads(model_type, name)]
+        if refused:
+            listed = ", ".join(f"{name} = {str(self._fields[name])[:40]}" for name in refused[:5])
+            more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
             raise UnsupportedArchitecture(
                 f"{self._where}: not supported: {listed}{more}",
                 hint="these fields may change what the model computes, so they are not ignored",
             )
+        self.left_over += [self._prefix + name for name in unread]
+
+    def _is_default(self, name: str) -> bool:
+        """Whether a field that we do not read says what is so anyway."""
+        value = self._fields[name]
+        match name:
+            case "is_encoder_decoder" | "add_cross_attention" | "use_mrope":
+                return value is False
+            case "is_causal":
+                return value is True
+            case "layer_types":
+                return isinstance(value, list) and all(kind == "full_attention" for kind in value)
+        return name in _OF_GENERATION and value == _OF_GENERATION[name]
 
 
 def _is_nested(fields: Mapping[str, Any]) -> bool:

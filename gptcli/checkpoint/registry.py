@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 
 from gptcli.checkpoint.families.gemma import gemma, gemma2, gemma3, gemma3_text
 from gptcli.checkpoint.families.gpt import gpt2, gpt_neo, gpt_neox, gptj, openai_gpt
@@ -49,20 +50,39 @@ FAMILIES: dict[str, Family] = {
     "starcoder2": starcoder2,
 }
 
+# Other names of fields in transformers' config classes (`attribute_map`).
+_GPT2_NAMES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+OTHER_NAMES: dict[str, dict[str, str]] = {
+    "gpt2": _GPT2_NAMES,
+    "gpt_neo": {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},
+    "gptj": _GPT2_NAMES,
+    "openai-gpt": _GPT2_NAMES,
+}
+
 # Defaults of the config classes in transformers, which configs may leave out. A null stays null.
 _DEFAULTS: dict[str, dict[str, object]] = {
-    "cohere": {"rope_theta": 500_000.0},
-    "gemma": {"num_key_value_heads": 16},
+    "cohere": {"max_position_embeddings": 8192, "rope_theta": 500_000.0},
+    "cohere2": {"max_position_embeddings": 8192},
+    "gemma": {"max_position_embeddings": 8192, "num_key_value_heads": 16},
     "gemma2": {
+        "max_position_embeddings": 8192,
         "num_attention_heads": 8,
         "num_key_value_heads": 4,
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
     },
-    "gemma3_text": {"num_attention_heads": 8, "num_key_value_heads": 4},
-    "glm4": {"num_key_value_heads": 2},
-    "gpt2": {"n_head": 12, "n_layer": 12},
+    "gemma3_text": {"max_position_embeddings": 131_072, "num_attention_heads": 8, "num_key_value_heads": 4},
+    "glm4": {"max_position_embeddings": 131_072, "num_key_value_heads": 2},
+    "gpt2": {"n_positions": 1024, "n_head": 12, "n_layer": 12},
+    "gpt_neo": {"max_position_embeddings": 2048},
+    "gpt_neox": {"max_position_embeddings": 2048},
     "gpt_oss": {
+        "max_position_embeddings": 131_072,
         "num_key_value_heads": 8,
         "rope_parameters": {
             "rope_type": "yarn",
@@ -73,8 +93,11 @@ _DEFAULTS: dict[str, dict[str, object]] = {
             "original_max_position_embeddings": 4096,
         },
     },
-    "gptj": {"rotary_dim": 64},
+    "gptj": {"n_positions": 2048, "rotary_dim": 64},
+    "granite": {"max_position_embeddings": 2048},
+    "llama": {"max_position_embeddings": 2048},
     "ministral3": {
+        "max_position_embeddings": 262_144,
         "num_key_value_heads": 8,
         "rope_parameters": {
             "rope_type": "yarn",
@@ -88,25 +111,29 @@ _DEFAULTS: dict[str, dict[str, object]] = {
             "llama_4_scaling_beta": 0.1,
         },
     },
-    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
-    "mixtral": {"num_key_value_heads": 8},
-    "openai-gpt": {"n_head": 12, "n_layer": 12},
-    "phi3": {"original_max_position_embeddings": 4096},
-    "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096},
-    "qwen2_moe": {"num_key_value_heads": 16, "sliding_window": 4096},
-    "qwen3": {"num_key_value_heads": 32, "sliding_window": 4096},
-    "qwen3_moe": {"num_key_value_heads": 4, "sliding_window": 4096},
-    "smollm3": {"num_key_value_heads": 4},
-    "stablelm": {"num_key_value_heads": 32},
-    "starcoder2": {"num_key_value_heads": 2},
+    "mistral": {"max_position_embeddings": 131_072, "num_key_value_heads": 8, "sliding_window": 4096},
+    "mixtral": {"max_position_embeddings": 131_072, "num_key_value_heads": 8},
+    "olmo": {"max_position_embeddings": 2048},
+    "olmo2": {"max_position_embeddings": 2048},
+    "olmo3": {"max_position_embeddings": 2048},
+    "openai-gpt": {"n_positions": 512, "n_head": 12, "n_layer": 12},
+    "phi": {"max_position_embeddings": 2048},
+    "phi3": {"max_position_embeddings": 4096, "original_max_position_embeddings": 4096},
+    "qwen2": {"max_position_embeddings": 32_768, "num_key_value_heads": 32, "sliding_window": 4096},
+    "qwen2_moe": {"max_position_embeddings": 32_768, "num_key_value_heads": 16, "sliding_window": 4096},
+    "qwen3": {"max_position_embeddings": 32_768, "num_key_value_heads": 32, "sliding_window": 4096},
+    "qwen3_moe": {"max_position_embeddings": 32_768, "num_key_value_heads": 4, "sliding_window": 4096},
+    "smollm3": {"max_position_embeddings": 32_768, "num_key_value_heads": 4},
+    "stablelm": {"max_position_embeddings": 4096, "num_key_value_heads": 32},
+    "starcoder2": {"max_position_embeddings": 4096, "num_key_value_heads": 2},
 }
 
 
 def architecture_of(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """The decoder that a config describes, for a checkpoint with tensors of these names.
 
-    Raises UnsupportedArchitecture for an unknown `model_type` or a field that the family does not read, and
-    BrokenCheckpoint for values out of range.
+    Raises UnsupportedArchitecture for an unknown `model_type`, for a field that transformers reads and we do not, and
+    for code of the model's own; BrokenCheckpoint for values out of range.
     """
     family = FAMILIES.get(hf.model_type)
     if family is None:
@@ -114,7 +141,8 @@ def architecture_of(hf: HfConfig, tensors: Collection[str]) -> Architecture:
             f"`{hf.model_type}` models are not supported",
             hint="run `gptcli models --supported` to see which are",
         )
-    hf = hf.with_defaults(_DEFAULTS.get(hf.model_type, {}))
+    hf.refuse_own_code()
+    hf = hf.renamed(OTHER_NAMES.get(hf.model_type, {})).with_defaults(_DEFAULTS.get(hf.model_type, {}))
     architecture = family(hf, tensors)
-    hf.refuse_unread()
-    return architecture
+    hf.check_unread(hf.model_type)
+    return replace(architecture, left_over=tuple(dict.fromkeys(hf.left_over)))

@@ -153,7 +153,7 @@ def _continued(
         # Only the wanted logits become log-probabilities, which spares a second matrix of their size.
         total = logits.logsumexp(-1, keepdim=True)  # (T, 1)
         chosen = logits.gather(1, targets[:, None]) - total
-        best = logits.topk(min(top, tokenizer.size))
+        best = logits.topk(min(top, logits.shape[-1]))
         rows = zip(best.indices.tolist(), (best.values - total).tolist(), strict=True)
         yield _Steps(
             chosen[:, 0].tolist(),

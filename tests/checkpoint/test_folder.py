@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import gptcli
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.errors import BrokenCheckpoint, BrokenTokenizer, InvalidModel, ModelNotFound, UnsupportedArchitecture
+from gptcli.errors import BrokenCheckpoint, InvalidModel, ModelNotFound, UnsupportedArchitecture
 from tests.tiny import CONFIG, make_model, make_weights
 
 
@@ -47,10 +47,36 @@ def test_missing_tensors_are_named_and_counted(tmp_path: Path) -> None:
     refuses(path, f"{len(gone)} tensors are missing .*layers.1.*, \\.\\.\\.")
 
 
-def test_a_tensor_that_nothing_uses_is_refused(tmp_path: Path) -> None:
-    weights = make_weights(CONFIG)
-    extra = {"model.layers.0.self_attn.secret.weight": np.ones(3, np.float32)}
-    refuses(make_model(tmp_path, weights=weights | extra), "1 tensors that the architecture does not use: .*secret")
+Q = "model.layers.0.self_attn.q_proj."
+
+
+@pytest.mark.parametrize(
+    "name",
+    [f"{Q}bias", "model.layers.1.mlp.up_proj.bias", "model.norm.bias", "model.layers.2.mlp.up_proj.weight"],
+)
+def test_a_tensor_that_shows_another_model_is_refused(tmp_path: Path, name: str) -> None:
+    extra = {name: np.ones(3, np.float32)}
+    path = make_model(tmp_path, weights=make_weights(CONFIG) | extra)
+    refuses(path, f"1 tensors that the architecture does not use: {name}")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("v_head.summary.weight", "v_head.summary.bias"),
+        ("score.weight",),
+        ("model.layers.0.self_attn.k_scale", "model.layers.0.self_attn.v_scale"),
+        ("model.layers.0.self_attn.rotary_emb.cos_cached",),
+        ("model.layers.0.self_attn.q_proj.lora_A.weight",),
+        ("vision_tower.layers.0.weight", "visual.blocks.0.attn.qkv.weight"),
+    ],
+    ids=str,
+)
+def test_tensors_that_nothing_uses_are_one_note(tiny_model: Path, tmp_path: Path, names: tuple[str, ...]) -> None:
+    extra = {name: np.ones(3, np.float32) for name in names}
+    lm = gptcli.load(make_model(tmp_path, weights=make_weights(CONFIG) | extra))
+    assert [str(note) for note in lm.notes] == [f"tensors that nothing uses: {', '.join(sorted(names))}"]
+    assert lm.logits([3, 4, 5]).equal(gptcli.load(tiny_model).logits([3, 4, 5]))
 
 
 def test_rotary_buffers_of_old_checkpoints_may_be_unused(tmp_path: Path) -> None:
@@ -70,6 +96,43 @@ def test_names_without_the_model_prefix_are_read(tiny_model: Path, tmp_path: Pat
     assert bare.logits([3, 4, 5]).equal(gptcli.load(tiny_model).logits([3, 4, 5]))
 
 
+@pytest.mark.parametrize("root", ["model.model.", "model.language_model.", "language_model.model.", "language_model."])
+def test_names_inside_of_another_model_are_read(tiny_model: Path, tmp_path: Path, root: str) -> None:
+    weights = {f"{root}{name.removeprefix('model.')}": tensor for name, tensor in make_weights(CONFIG).items()}
+    inside = gptcli.load(make_model(tmp_path, weights=weights))
+    assert inside.logits([3, 4, 5]).equal(gptcli.load(tiny_model).logits([3, 4, 5]))
+    assert inside.notes == []
+
+
+def test_a_tied_model_may_hold_its_head_alone(tiny_model: Path, tmp_path: Path) -> None:
+    weights = make_weights(CONFIG)
+    weights["lm_head.weight"] = weights.pop("model.embed_tokens.weight")
+    alone = gptcli.load(make_model(tmp_path / "tied", weights=weights))
+    assert alone.logits([3, 4, 5]).equal(gptcli.load(tiny_model).logits([3, 4, 5]))
+    path = make_model(tmp_path / "untied", weights=weights, tie_word_embeddings=False)
+    refuses(path, "1 tensors are missing from the weights: model.embed_tokens.weight")
+
+
+def test_an_index_may_name_too_much_or_too_little_and_another_file(tiny_model: Path, tmp_path: Path) -> None:
+    sharded = shutil.copytree(tiny_model, tmp_path / "sharded")
+    shard(sharded)
+    file = sharded / "model.safetensors.index.json"
+    weight_map = json.loads(file.read_text())["weight_map"]
+    files = sorted(set(weight_map.values()))
+    weight_map.pop("model.norm.weight")
+    weight_map |= {"lm_head.weight": files[0], Q + "weight": files[weight_map[Q + "weight"] == files[0]]}
+    file.write_text(json.dumps({"weight_map": weight_map}))
+    lm = gptcli.load(sharded)
+    assert lm.logits([3, 4, 5]).equal(gptcli.load(tiny_model).logits([3, 4, 5]))
+    assert [str(note) for note in lm.notes] == ["tensors that only the index names: lm_head.weight"]
+
+
+def test_a_stop_id_outside_the_vocabulary_is_a_note(tmp_path: Path) -> None:
+    lm = gptcli.load(make_model(tmp_path, eos_token_id=[2, 320, 2**63]))
+    assert [str(note) for note in lm.notes] == [f"eos_token_id outside the vocabulary: 320, {2**63}"]
+    assert [event.reason for event in lm.generate("hi", max_tokens=2) if hasattr(event, "reason")] == ["length"]
+
+
 def test_a_head_beside_tied_embeddings_is_used(tiny_model: Path, tmp_path: Path) -> None:
     weights = make_weights(CONFIG)
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"] * 2
@@ -77,19 +140,59 @@ def test_a_head_beside_tied_embeddings_is_used(tiny_model: Path, tmp_path: Path)
     assert doubled.allclose(gptcli.load(tiny_model).logits([3, 4]) * 2, rtol=1e-5)
 
 
-@pytest.mark.parametrize("field", [{"bos_token_id": 1}, {"initializer_range": 0.02}, {"foo": None}])
-def test_harmless_fields_are_accepted(tmp_path: Path, field: dict[str, Any]) -> None:
-    gptcli.load(make_model(tmp_path, **field))
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"bos_token_id": 1},
+        {"initializer_range": 0.02},
+        {"foo": None},
+        {"layer_types": ["full_attention"] * 2},
+        {"is_encoder_decoder": False, "use_mrope": False, "top_k": 50, "temperature": 1.0},
+        {"auto_map": {"AutoConfig": "configuration_llama.LlamaConfig", "AutoTokenizer": ["x.Y", None]}},
+        {"auto_map": {"AutoModelForCausalLM": "someone/else--modeling_llama_yarn.LlamaForCausalLM"}},
+    ],
+    ids=str,
+)
+def test_harmless_fields_are_accepted_without_a_word(tmp_path: Path, field: dict[str, Any]) -> None:
+    assert gptcli.load(make_model(tmp_path, **field)).notes == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"some_new_thing": False}, ("some_new_thing",)),
+        ({"logit_scale": 2.0, "attn_logit_softcapping": 50.0}, ("attn_logit_softcapping", "logit_scale")),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "surprise": 1}}, ("rope_scaling.surprise",)),
+        ({"rope_scaling": {"factor": 8.0, "mrope_section": [1, 1, 2]}}, ("factor", "mrope_section")),
+        ({"temperature": 0.3}, ("temperature",)),
+    ],
+    ids=str,
+)
+def test_a_field_that_the_reference_does_not_read_either_is_one_note(
+    tmp_path: Path, fields: dict[str, Any], named: tuple[str, ...]
+) -> None:
+    (note,) = gptcli.load(make_model(tmp_path, **fields)).notes
+    assert note.what == "config.json: fields that nothing reads"
+    assert [name.removeprefix("rope_scaling.") for name in note.names] == [
+        name.removeprefix("rope_scaling.") for name in named
+    ]
 
 
 @pytest.mark.parametrize(
     ("field", "complaint"),
     [
-        ({"logit_scale": 2.0}, "logit_scale = 2.0"),
-        ({"some_new_thing": False}, "some_new_thing = False"),
+        ({"sliding_window": 8}, "sliding_window = 8"),
+        ({"is_causal": False}, "is_causal = False"),
+        ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types"),
+        ({"is_encoder_decoder": True}, "is_encoder_decoder"),
+        ({"text_config": {"hidden_size": 4}}, "text_config"),
+        ({"per_layer_config": {"0": {"hidden_act": "relu"}}}, "per_layer_config"),
+        ({"transformers_weights": "other.safetensors"}, "transformers_weights"),
         ({"hidden_act": "xielu"}, "hidden_act 'xielu'"),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope type 'dynamic'"),
-        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "surprise": 1}}, "surprise"),
+        ({"rope_scaling": {"rope_type": "mrope", "mrope_section": [1, 1, 2]}}, "rope type 'mrope'"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "the same in every layer"),
+        ({"auto_map": {"AutoModelForCausalLM": "modeling_quick.QuickForCausalLM"}}, "code of the model's own"),
+        ({"auto_map": {"AutoConfig": "someone/else--configuration_quick.QuickConfig"}}, "code of the model's own"),
         ({"model_type": "mamba2"}, "`mamba2` models are not supported"),
         ({"rope_interleaved": True}, "rope_interleaved"),
         ({"quantization_config": {"quant_method": "hqq"}}, "quantization 'hqq'"),
@@ -113,6 +216,9 @@ def test_a_field_that_may_change_the_numbers_is_refused_by_name(
         ({"model_type": None}, "model_type must be a string"),
         ({"eos_token_id": "2"}, "eos_token_id"),
         ({"rope_scaling": [1]}, "must be an object"),
+        ({"rope_scaling": {"type": "linear"}}, "rope: factor must be a number"),
+        ({"rope_scaling": {"type": "dynamic"}}, "rope: factor must be a number"),
+        ({"auto_map": "LlamaConfig"}, "auto_map must be an object"),
     ],
 )
 def test_a_value_out_of_range_is_named(tmp_path: Path, field: dict[str, Any], complaint: str) -> None:
@@ -125,10 +231,6 @@ def test_a_gguf_file_given_as_a_model_hints_at_import(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound) as caught:
         ModelFolder.open(tmp_path / "x.gguf")
     assert "models import" in str(caught.value.hint)
-
-
-def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
-    refuses(make_model(tmp_path, vocab_size=300), "the tokenizer has 30. tokens, the model only 300", BrokenTokenizer)
 
 
 @pytest.mark.parametrize("text", ["", '{"a": 1e'])

@@ -75,7 +75,9 @@ def test_a_config_out_of_range_or_of_another_type_is_refused_by_its_field(
         ({"rope_scaling": {"rope_type": "spiral"}}, "rope type 'spiral'"),
         ({"hidden_act": "mish"}, "'mish'"),
         ({"quantization_config": {"quant_method": "magic"}}, "'magic'"),
-        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0"),
+        ({"is_causal": False}, "is_causal = False"),
+        ({"sliding_window": 128}, "sliding_window = 128"),
+        ({"auto_map": {"AutoModelForCausalLM": "modeling_quick.QuickForCausalLM"}}, "code of the model's own"),
     ],
 )
 def test_an_unknown_architecture_rope_type_activation_or_field_is_refused_and_never_approximated(
@@ -83,6 +85,16 @@ def test_an_unknown_architecture_rope_type_activation_or_field_is_refused_and_ne
 ) -> None:
     edit(model / "config.json", **fields)
     assert named in refuses(3)
+
+
+def test_a_field_that_nothing_reads_is_one_note_on_stderr(cli: Cli, model: Path) -> None:
+    edit(model / "config.json", dropout_of_the_toolkit=0.1, lora_alpha=8, rope_scaling={"factor": 2.0})
+    result = cli("generate", "-m", model, "-n", "1", "hi")
+    assert result.code == 0
+    (note,) = [line for line in result.err.splitlines() if line.startswith("gptcli: note: ")]
+    assert "fields that nothing reads: " in note
+    assert all(name in note for name in ("dropout_of_the_toolkit", "lora_alpha", "rope_scaling.factor"))
+    assert cli("generate", "-q", "-m", model, "-n", "1", "hi").err == ""
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
@@ -96,15 +108,13 @@ def test_a_config_of_millions_of_experts_is_refused_before_they_are_counted(
 def test_python_beside_a_model_is_never_imported(cli: Cli, model: Path) -> None:
     for name in ("modeling_tiny.py", "json.py", "torch.py", "tokenizers.py"):
         (model / name).write_text("raise SystemExit('I was run')")
-    edit(model / "config.json", auto_map={"AutoModelForCausalLM": "modeling_tiny.Tiny"})
+    edit(model / "config.json", auto_map={"AutoModelForCausalLM": "modeling_tiny.LlamaForCausalLM"})
     assert cli("generate", "-m", model, "-n", "1", "hi").code == 0
 
 
 @pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
-@pytest.mark.parametrize("id", [-1, 320, 2**63, 1.0, True, "2", [[2]], {}], ids=str)
-def test_an_end_of_text_outside_the_vocabulary_or_of_another_type_is_refused(
-    refuses: Refuses, model: Path, file: str, id: Any
-) -> None:
+@pytest.mark.parametrize("id", [-1, 1.0, True, "2", [[2]], {}], ids=str)
+def test_an_end_of_text_that_is_no_token_id_is_refused(refuses: Refuses, model: Path, file: str, id: Any) -> None:
     (model / "generation_config.json").write_text("{}")
     edit(model / file, eos_token_id=id)
     assert "eos_token_id" in refuses(3)

@@ -72,13 +72,6 @@ def test_padding_truncation_and_dropout_are_off_at_inference(cli: Cli, model: Pa
     assert expected.code == 0
 
 
-def test_a_vocabulary_larger_than_the_embedding_is_refused(refuses: Refuses, model: Path) -> None:
-    state = json.loads((model / "tokenizer.json").read_text())["model"]
-    state["vocab"]["more"] = 320
-    edit(model / "tokenizer.json", model=state)
-    assert "321 tokens, the model only 320" in refuses(3)
-
-
 def test_rows_that_pad_the_embedding_are_never_drawn(cli: Cli, model: Path) -> None:
     """The tokenizer has 304 tokens, the model 320."""
     flat = ("-t", "50", "--top-k", "0", "--top-p", "1", "--min-p", "0", "-s", "1", "--ignore-eos")

@@ -20,7 +20,7 @@ from gptcli.errors import BrokenCheckpoint
 from gptcli.models.catalog import fingerprint
 from tests.cli.conftest import Cli
 from tests.faults.conftest import Refuses, edit, read_weights, write_weights
-from tests.tiny import CONFIG, make_weights
+from tests.tiny import CONFIG, make_tokenizer, make_weights
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 INDEX = "model.safetensors.index.json"
@@ -128,9 +128,16 @@ def test_the_same_tensor_in_two_shards_is_refused_by_name(refuses: Refuses, mode
     assert name in refuses(3)
 
 
-def test_an_index_that_disagrees_with_the_headers_is_refused_by_name(refuses: Refuses, model: Path) -> None:
-    edit(model / INDEX, weight_map=shard(model) | {"lm_head.weight": SHARDS[0]})
-    assert "lm_head.weight" in refuses(3)
+def test_an_index_that_names_a_tensor_which_is_needed_and_in_no_shard_is_refused_by_name(
+    refuses: Refuses, model: Path
+) -> None:
+    edit(model / INDEX, weight_map=shard(model))
+    file = model / SHARDS[0]
+    weights = load_file(file)
+    weights.pop(Q, None)
+    save_file(weights, file)
+    save_file({name: tensor for name, tensor in load_file(model / SHARDS[1]).items() if name != Q}, model / SHARDS[1])
+    assert f"1 tensors are missing from the weights: {Q}" in refuses(3)
 
 
 def test_a_missing_shard_is_refused_by_name(refuses: Refuses, model: Path) -> None:
@@ -243,10 +250,11 @@ def test_nan_in_the_weights_is_found_by_verify_and_at_run_time(cli: Cli, refuses
     assert "at token" in message and "in fp32" in message and "--dtype fp32" in message
 
 
-def test_a_tensor_name_cannot_drive_the_terminal(refuses: Refuses, model: Path) -> None:
+def test_a_tensor_name_cannot_drive_the_terminal(cli: Cli, model: Path) -> None:
     weights = make_weights(CONFIG) | {"\x1b[2J\x1b]0;owned\x07\u202e": np.ones(1, np.float32)}
     save_file(weights, model / "model.safetensors")
-    assert "owned" in refuses(3)
+    result = cli("generate", "-m", model, "-n", "1", "hi")
+    assert "owned" in result.err and all(char.isprintable() or char == "\n" for char in result.err)
 
 
 def test_the_same_weights_in_shards_give_the_same_text(cli: Cli, model: Path, tmp_path: Path) -> None:
@@ -282,3 +290,23 @@ def test_integers_are_never_taken_for_the_scales_of_packed_weights(
     header[f"{module}{leaf}"]["dtype"] = dtype
     write_weights(model, header, data)
     assert f"{module}{leaf}: its dtype must be one of" in refuses(3)
+
+
+def test_a_token_that_the_model_has_no_row_for_is_an_error_only_in_a_text(cli: Cli, model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    edit(model / "config.json", vocab_size=300)
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:300]
+    save_file(weights, model / "model.safetensors")
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<pad>"])
+    tokenizer.save(str(model / "tokenizer.json"))
+    id = tokenizer.token_to_id("<pad>")
+    result = cli("generate", "-m", model, "hi <pad>")
+    assert (result.code, result.out) == (2, b"")
+    assert f"<pad> with the id {id}, which the model does not know: its ids end at 299" in result.err
+    assert cli("score", "-m", model, stdin=b"hi <pad>").code == 2
+    flat = ("-t", "50", "--top-k", "0", "--top-p", "1", "--min-p", "0", "-s", "1", "--ignore-eos")
+    result = cli("generate", "-m", model, "-n", "100", *flat, "--json", "hi")
+    assert result.code == 0 and max(json.loads(result.out)["ids"]) < 300
+    assert f"the tokenizer has {id - 299} more tokens than the model" in result.err
+    assert cli("score", "-m", model, "--top", "400", "--json", stdin=b"hi you").code == 0

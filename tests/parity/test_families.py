@@ -101,6 +101,12 @@ ROWS = [
         {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
     ),
+    Row(
+        "dynamic rope",
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}},
+    ),
     Row("yarn rope", "llama", {"rope_parameters": YARN | {"attention_factor": 1.0}}, {"rope_parameters": YARN}),
     Row(
         "yarn rope, every field",
@@ -403,7 +409,7 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.usefixtures("one_thread")
 def test_a_recorded_step_has_the_logits_of_a_plain_one(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gptcli.model.cache, "CACHE_STEP", 10)  # LongRoPE's borders fall inside a step, not between
-    monkeypatch.setattr(gptcli.model.attention, "_PART", 5)
+    monkeypatch.setattr(gptcli.model.attention, "_SPLIT", 5)
     monkeypatch.setattr(gptcli.model.mlp, "_few_on_a_gpu", lambda x: len(x) <= 3)
     plain, recorded = engine_of(reference.path), engine_of(reference.path, record=record)
     assert relative_error(decoded(recorded), decoded(plain)) < TOLERANCE

@@ -24,8 +24,11 @@ _FOUR_NORMS = Names(
     post_mlp_norm="post_feedforward_layernorm",
 )
 
+_VISION = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+
 # What the hub's configs of Gemma 3 leave out of `text_config`.
 _GEMMA3_DEFAULTS = {
+    "model_type": "gemma3_text",
     "vocab_size": 262_208,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
@@ -47,7 +50,7 @@ def gemma2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     return _four_norms(hf, tensors, types, config)
 
 
-def gemma3_text(hf: HfConfig, tensors: Collection[str], root: str = "") -> Architecture:
+def gemma3_text(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Gemma 3 1B: q and k normalised, five local layers per global one, and RoPE by kind of layer."""
     hf.expect("attn_logit_softcapping")  # transformers reads it in Gemma 2 only
     pattern = hf.integer("sliding_window_pattern", hf.integer("_sliding_window_pattern", 6))
@@ -58,7 +61,7 @@ def gemma3_text(hf: HfConfig, tensors: Collection[str], root: str = "") -> Archi
     config = _gemma_config(hf, rope=rope)
     config = with_attention(config, qk_norm=QkNormConfig(norm=config.norm, over="head"))
     ropes = [local if kind == "sliding_attention" else rope for kind in types]
-    return _four_norms(hf, tensors, types, with_attention_per_layer(config, rope=ropes), root)
+    return _four_norms(hf, tensors, types, with_attention_per_layer(config, rope=ropes))
 
 
 def gemma3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
@@ -68,9 +71,9 @@ def gemma3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     text = hf.section("text_config").with_defaults(_GEMMA3_DEFAULTS)
     text.expect("model_type", "gemma3_text")
     text.expect("final_logit_softcapping")  # transformers does not read it here
-    architecture = gemma3_text(text, tensors, root="language_model.")
-    text.refuse_unread()
-    return replace(architecture, unused_prefixes=("vision_tower.", "multi_modal_projector."))
+    architecture = gemma3_text(text, tensors)
+    text.check_unread(text.model_type)
+    return replace(architecture, unused_prefixes=_VISION)
 
 
 def _gemma_config(hf: HfConfig, act: Activation | None = None, rope: RopeConfig | None = None) -> DecoderConfig:
@@ -88,11 +91,9 @@ def _gemma_config(hf: HfConfig, act: Activation | None = None, rope: RopeConfig 
     return replace(config, embedding_scale=config.hidden_size**0.5)
 
 
-def _four_norms(
-    hf: HfConfig, tensors: Collection[str], types: Sequence[object], config: DecoderConfig, root: str = ""
-) -> Architecture:
+def _four_norms(hf: HfConfig, tensors: Collection[str], types: Sequence[object], config: DecoderConfig) -> Architecture:
     config = with_attention(config, scale=hf.number("query_pre_attn_scalar", 256.0) ** -0.5)
     config = with_attention_per_layer(config, window=windows(types, hf.integer("sliding_window", 4096)))
     config = with_blocks(config, residual="sandwich")
     config = replace(config, logit_softcap=hf.optional_number("final_logit_softcapping"))
-    return llama_architecture(config, tensors, _FOUR_NORMS, norm_weight=PlusOne, root=root)
+    return llama_architecture(config, tensors, _FOUR_NORMS, norm_weight=PlusOne)

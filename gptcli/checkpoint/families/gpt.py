@@ -237,7 +237,7 @@ def _architecture(
     if f"model.{names.embed}.weight" in tensors:  # MLX's names for all of them, with matrices (out, in)
         names = replace(names, root="model.", layers="h", head=f"model.{names.head}")
         weight = unchanged
-    root = "" if f"{names.embed}.weight" in tensors else names.root
+    root = "" if any(name.startswith(f"{names.layers}.0.") for name in tensors) else names.root
     parameters = Parameters({"embed.weight": Take(f"{root}{names.embed}.weight")})
     if names.positions:
         parameters["positions.weight"] = Take(f"{root}{names.positions}.weight")

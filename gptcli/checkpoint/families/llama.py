@@ -18,7 +18,7 @@ from gptcli.checkpoint.families.layer_configs import (
     with_attention_per_layer,
     with_blocks,
 )
-from gptcli.checkpoint.families.parameters import Parameters, Transform, unchanged
+from gptcli.checkpoint.families.parameters import Parameters, Transform, root_of, unchanged
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture, PairsToHalves, Recipe, Stack, Take, Transposed
 from gptcli.errors import BrokenCheckpoint
@@ -76,7 +76,6 @@ def ministral3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 def qwen2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Qwen 2 and 2.5: biases on q, k and v."""
-    hf.expect("use_mrope", False)  # positions of images, in the configs of text models too
     config = with_attention(llama_config(hf, bias=False), qkv_bias=True)
     return llama_architecture(with_attention_per_layer(config, window=qwen_windows(hf)), tensors)
 
@@ -130,6 +129,7 @@ def phi3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
         hf.expect(field, 1)
     for field in ("lm_head_bias", "mlp_bias"):
         hf.expect(field, False)
+    hf.rename_rope_type("yarn", "longrope")
     rope = llama_rope(hf, fraction=1.0)
     config = llama_config(hf, norm=rms(hf, 1e-5), bias=False, rope=rope)
     config = with_attention(config, window=hf.optional_integer("sliding_window"))
@@ -237,17 +237,15 @@ def llama_architecture(
     *,
     norm_weight: Transform = unchanged,
     pairs: bool = False,
-    root: str = "",
 ) -> Architecture:
     """The architecture for tensors with Llama's names, or with those in `names`.
 
-    norm_weight: applied to every norm's weight. pairs: RoPE turns neighbouring channels, not halves. root: what all
-    names begin with.
+    norm_weight: applied to every norm's weight. pairs: RoPE turns neighbouring channels, not halves.
     """
-    prefix = root if f"{root}embed_tokens.weight" in tensors else f"{root}model."
+    prefix = root_of(tensors)
     parameters = Parameters({"embed.weight": Take(f"{prefix}embed_tokens.weight")})
     parameters.norm("final_norm", prefix + names.final_norm, config.norm, norm_weight)
-    config = parameters.head(f"{root}lm_head", config, tensors)
+    config = parameters.head("lm_head", config, tensors)
     for layer, block in enumerate(config.blocks):
         ours, theirs = f"blocks.{layer}.", f"{prefix}layers.{layer}."
         for norm in ("attention_norm", "post_attention_norm", "mlp_norm", "post_mlp_norm"):

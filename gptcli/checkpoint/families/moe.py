@@ -20,7 +20,7 @@ from gptcli.checkpoint.families.llama import (
     qwen_windows,
     rms,
 )
-from gptcli.checkpoint.families.parameters import joined
+from gptcli.checkpoint.families.parameters import joined, root_of
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture, Concat, EvensThenOdds, Recipe, Stack, Take, Transposed
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
@@ -134,7 +134,7 @@ def _with_experts(
         if moe.top_k > moe.experts:
             raise BrokenCheckpoint(f"config.json: num_experts_per_tok {moe.top_k} of {moe.experts} experts")
     architecture = llama_architecture(replace(config, blocks=blocks), tensors)
-    prefix = "" if "embed_tokens.weight" in tensors else "model."
+    prefix = root_of(tensors)
     parameters = dict(architecture.parameters)
     for layer, block in enumerate(blocks):
         if isinstance(block.mlp, MoeConfig):

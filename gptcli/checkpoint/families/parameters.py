@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
-from gptcli.checkpoint.recipes import Concat, Recipe, Take
+from gptcli.checkpoint.recipes import Concat, Recipe, Take, sources
 from gptcli.model.config import DecoderConfig, NormConfig
 
 Transform = Callable[[Recipe], Recipe]
@@ -14,6 +14,15 @@ Transform = Callable[[Recipe], Recipe]
 def unchanged(recipe: Recipe) -> Recipe:
     """The recipe itself."""
     return recipe
+
+
+# What names of a decoder's tensors begin with: as transformers' classes save them, bare, and inside of other models.
+_ROOTS = ("", "model.", "model.model.", "language_model.model.", "model.language_model.", "language_model.")
+
+
+def root_of(tensors: Collection[str], layers: str = "layers", default: str = "model.") -> str:
+    """What the names of a decoder's tensors begin with, found by its first layer; the default if there is none."""
+    return next((root for root in _ROOTS if any(name.startswith(f"{root}{layers}.0.") for name in tensors)), default)
 
 
 class Parameters(dict[str, Recipe]):
@@ -46,9 +55,14 @@ class Parameters(dict[str, Recipe]):
     def head(self, theirs: str, config: DecoderConfig, tensors: Collection[str]) -> DecoderConfig:
         """Adds the output head, and returns the config for it.
 
-        A checkpoint with a head of its own means that one even if its config ties it; a bias needs a head, too.
+        A checkpoint with a head of its own means that one even if its config ties it; a bias needs a head, too. A tied
+        checkpoint may hold the head alone.
         """
+        theirs = next((f"{root}{theirs}" for root in _ROOTS if f"{root}{theirs}.weight" in tensors), theirs)
         in_checkpoint = not config.tied_head or f"{theirs}.weight" in tensors
+        if config.tied_head and in_checkpoint and not set(sources(self["embed.weight"])) <= set(tensors):
+            self["embed.weight"] = Take(f"{theirs}.weight")
+            in_checkpoint = False
         tied = not in_checkpoint and not config.head_bias
         if not tied:
             self.linear("head", [theirs], config.head_bias)

@@ -1,0 +1,27 @@
+"""What transformers reads of a config.json: a table made from its source, read only for a field that we do not know."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PATH = Path(__file__).with_suffix(".json")  # written by `python -m tests.checkpoint.reference_fields`
+
+
+@cache
+def _table() -> dict[str, Any]:
+    table: dict[str, Any] = json.loads(PATH.read_text())
+    return table
+
+
+def reads(model_type: str, name: str) -> bool:
+    """Whether any code of transformers for this type may read this field; True for a type that is not in the table."""
+    table = _table()
+    return name in table["shared"] or name in table["read"].get(model_type, (name,))
+
+
+def has_class(model_type: str, name: str) -> bool:
+    """Whether transformers has a class of this name for this type."""
+    return name in _table()["classes"].get(model_type, ())
