@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
 from gptcli.chat.session import Session
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import sampling_defaults
-from gptcli.errors import BrokenTokenizer, ContextOverflow, UsageError
+from gptcli.errors import ContextOverflow, UsageError
 from gptcli.generation.request_checks import check_choices, check_request, check_scoring
 from gptcli.generation.sampling.native_sampler import native_can_sample
 from gptcli.generation.sampling.sampler import make_sampler
@@ -69,8 +69,7 @@ class LanguageModel:
             raise UsageError(f"ctx-size {self.ctx_size} is beyond the model's context of {config.max_context}")
         self._loader = Loader(folder, runtime, self.ctx_size, None if runtime.draft_model else workload)
         self.tokenizer = Tokenizer.open(folder.path)
-        if self.tokenizer.size > config.vocab_size:
-            raise BrokenTokenizer(f"the tokenizer has {self.tokenizer.size} tokens, the model only {config.vocab_size}")
+        self.tokenizer.limit(config.vocab_size)
 
     @classmethod
     def open(
