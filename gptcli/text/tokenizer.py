@@ -18,6 +18,7 @@ from gptcli.text.hf_tokenizers import decoder_name
 from gptcli.text.library_detokenizer import LibraryDetokenizer
 from gptcli.text.named_tokens import read_settings, with_named_tokens
 from gptcli.text.spelling import spelling_of
+from gptcli.text.vocab_and_merges import read_vocab_and_merges
 
 _FILE_LIMIT = 64 << 20  # bytes of a tokenizer.json; the largest in use are about 35 MB
 
@@ -53,19 +54,22 @@ class Tokenizer:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Reads tokenizer.json, and tokenizer_config.json beside it, from a model directory.
+        """Reads a model directory's tokenizer.json, or vocab.json and merges.txt, and the settings beside it.
 
-        Raises ModelNotFound where it is missing and BrokenTokenizer where it cannot be used.
+        Raises ModelNotFound where they are missing and BrokenTokenizer where they cannot be used.
         """
         file = path / "tokenizer.json"
+        settings, added = read_settings(path)
         if not is_there(file):
-            hint = "only tokenizer.json is read, not tokenizer.model; AutoTokenizer.save_pretrained writes it"
+            if is_there(path / "vocab.json") and is_there(path / "merges.txt"):
+                data, settings = read_vocab_and_merges(path, settings)
+                return cls(data, settings, path / "vocab.json", added)
+            hint = "tokenizer.model is not read; AutoTokenizer.save_pretrained writes tokenizer.json"
             raise ModelNotFound(f"no tokenizer: {file}", hint)
         with open_within(file) as stream:
             data = stream.read(_FILE_LIMIT + 1)
         if len(data) > _FILE_LIMIT:
             raise BrokenTokenizer(f"cannot read: {file}: larger than {_FILE_LIMIT >> 20} MB")
-        settings, added = read_settings(path)
         return cls(data, settings, file, added)
 
     def limit(self, rows: int) -> None:
