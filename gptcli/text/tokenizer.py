@@ -17,6 +17,7 @@ from gptcli.text.detokenizer import ExactDetokenizer, TokenDetokenizer
 from gptcli.text.hf_tokenizers import decoder_name
 from gptcli.text.library_detokenizer import LibraryDetokenizer
 from gptcli.text.named_tokens import read_settings, with_named_tokens
+from gptcli.text.sentencepiece_model import read_sentencepiece
 from gptcli.text.spelling import spelling_of
 from gptcli.text.vocab_and_merges import read_vocab_and_merges
 
@@ -54,7 +55,7 @@ class Tokenizer:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Reads a model directory's tokenizer.json, or vocab.json and merges.txt, and the settings beside it.
+        """Reads a model directory's tokenizer.json, or what was there before it, and the settings beside it.
 
         Raises ModelNotFound where they are missing and BrokenTokenizer where they cannot be used.
         """
@@ -64,7 +65,10 @@ class Tokenizer:
             if is_there(path / "vocab.json") and is_there(path / "merges.txt"):
                 data, settings = read_vocab_and_merges(path, settings)
                 return cls(data, settings, path / "vocab.json", added)
-            hint = "tokenizer.model is not read; AutoTokenizer.save_pretrained writes tokenizer.json"
+            if is_there(path / "tokenizer.model"):
+                data, settings = read_sentencepiece(path, settings)
+                return cls(data, settings, path / "tokenizer.model", added)
+            hint = "vocab.json with merges.txt, and SentencePiece's tokenizer.model, are read as well"
             raise ModelNotFound(f"no tokenizer: {file}", hint)
         with open_within(file) as stream:
             data = stream.read(_FILE_LIMIT + 1)

@@ -54,7 +54,7 @@ def read_vocab_and_merges(path: Path, settings: Mapping[str, Any]) -> tuple[byte
         "added_tokens": [],
         "normalizer": {"type": "NFC"} if name in ("Qwen2Tokenizer", "GPTNeoXTokenizer") else None,
         "pre_tokenizer": splitter,
-        "post_processor": _around(settings, vocabulary, path),
+        "post_processor": tokens_around(settings, vocabulary, path / "vocab.json"),
         "decoder": byte_level,
         "model": {"type": "BPE", "vocab": vocabulary, "merges": _merges(path / "merges.txt")},
     }
@@ -78,7 +78,7 @@ def _class(path: Path, settings: Mapping[str, Any]) -> str:
     return name
 
 
-def _around(settings: _Json, vocabulary: Mapping[str, int], path: Path) -> _Json | None:
+def tokens_around(settings: Mapping[str, Any], vocabulary: Mapping[str, int], file: Path) -> _Json | None:
     """The post-processor that adds the tokens which settings want around a text, if they want any."""
     single: list[_Json] = [{"Sequence": {"id": "A", "type_id": 0}}]
     tokens = {}
@@ -88,7 +88,7 @@ def _around(settings: _Json, vocabulary: Mapping[str, int], path: Path) -> _Json
             continue
         content = str(value.get("content") if isinstance(value, dict) else value)
         if content not in vocabulary:
-            raise BrokenTokenizer(f"not supported: {path / 'vocab.json'}: add_{end}_token, of a token that it lacks")
+            raise BrokenTokenizer(f"not supported: {file}: add_{end}_token, of a token that it lacks")
         single.insert(place, {"SpecialToken": {"id": content, "type_id": 0}})
         tokens[content] = {"id": content, "ids": [vocabulary[content]], "tokens": [content]}
     template = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": tokens}
