@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
@@ -71,7 +70,7 @@ class LanguageModel:
             raise UsageError(f"ctx-size {self.ctx_size} is beyond the model's context of {config.max_context}")
         self._loader = Loader(folder, runtime, self.ctx_size, None if runtime.draft_model else workload)
         self.tokenizer = Tokenizer.open(folder.path)
-        self.vocabulary = min(self.tokenizer.size, config.vocab_size)  # ids below it are tokens that the model knows
+        self.tokenizer.limit(config.vocab_size)
 
     @classmethod
     def open(
@@ -132,10 +131,7 @@ class LanguageModel:
         """What of the model's files has no effect here."""
         where, fields = generation_source(self.folder)
         context = self.folder.architecture.config.max_context
-        notes = [*self.folder.notes, *generation_notes(fields, where, context), *self.tokenizer.notes]
-        if (more := self.tokenizer.size - self.vocabulary) > 0:
-            notes.append(Note(f"the tokenizer has {more} more tokens than the model, which are never drawn"))
-        return notes
+        return [*self.folder.notes, *generation_notes(fields, where, context), *self.tokenizer.notes]
 
     @cached_property
     def sampling_defaults(self) -> dict[str, Any]:
@@ -213,19 +209,7 @@ class LanguageModel:
 
     def check_request(self, prompt: Sequence[int], sampling: SamplingConfig) -> None:
         """Raises UsageError or ContextOverflow where a prompt cannot be continued so. Needs no weights."""
-        if self.vocabulary < self.tokenizer.size:
-            self._check_known(prompt)
-        check_request(prompt, sampling, self.ctx_size, self.vocabulary)
-
-    def _check_known(self, ids: Sequence[int]) -> None:
-        """Raises UsageError if a text has a token that only the tokenizer knows: the model has no row for it."""
-        for id in ids:
-            if type(id) is int and self.vocabulary <= id < self.tokenizer.size:
-                name = self.tokenizer.token_name(id)
-                raise UsageError(
-                    f"the text has the token {name} with the id {id}, which the model does not know: its ids end at "
-                    f"{self.vocabulary - 1}"
-                )
+        check_request(prompt, sampling, self.ctx_size, self.tokenizer.size)
 
     def stream(
         self,
@@ -275,7 +259,7 @@ class LanguageModel:
         for sampling in dict.fromkeys(replace(sampling, seed=None) for sampling in samplings):
             self.check_request(prompt, sampling)
             never = {token for token, bias in sampling.logit_bias if bias == float("-inf")} | always_banned(sampling)
-            if never.union(self.stop_ids if stop.ignore_eos else ()).issuperset(range(self.vocabulary)):
+            if never.union(self.stop_ids if stop.ignore_eos else ()).issuperset(range(self.tokenizer.size)):
                 raise UsageError("no token is left that may be drawn")
         if logprobs is not None and logprobs < 0:
             raise UsageError(f"logprobs must be at least 0, not {logprobs}")
@@ -296,7 +280,6 @@ class LanguageModel:
                     engine.library,
                     self.tokenizer,
                     sampling,
-                    vocabulary=self.vocabulary,
                     banned=banned,
                     logprobs=logprobs,
                     explain=explain,
@@ -336,7 +319,7 @@ class LanguageModel:
         engine = self._draft_model.torch_engine()
         if self._draft_cache is None:  # kept from one generation to the next, as in a conversation
             self._draft_cache = engine.new_cache()
-        return DraftModel(engine, self._draft_cache, self.vocabulary, cancelled)
+        return DraftModel(engine, self._draft_cache, self.tokenizer.size, cancelled)
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Logits at every position of a text, (T, vocab) in fp32. Raises UsageError or ContextOverflow."""
@@ -371,8 +354,6 @@ class LanguageModel:
         check_scoring(stride, top, self.longest_stride)
         if not text:
             raise UsageError("there is nothing to score in an empty text")
-        if self.vocabulary < self.tokenizer.size:
-            self._check_known(self.tokenizer.encode(text, special=special))
         from gptcli.generation.scoring import score
 
         return score(
@@ -400,9 +381,6 @@ class LanguageModel:
         UsageError, and ContextOverflow where they do not fit.
         """
         check_choices(choices)
-        if self.vocabulary < self.tokenizer.size:
-            start, ids = (prompt, ()) if isinstance(prompt, str) else ("", prompt)
-            self._check_known([*ids, *chain(*(self.tokenizer.encode(start + end, special=special) for end in choices))])
         from gptcli.generation.scoring import choose
 
         return choose(self.torch_engine(), self.tokenizer, prompt, choices, special=special, cache=cache)

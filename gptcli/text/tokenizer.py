@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 from gptcli.errors import BrokenTokenizer, ModelNotFound
-from gptcli.files import is_there, open_within, read_json
+from gptcli.files import is_there, open_within
 from gptcli.notes import Note
 from gptcli.text.backend import BackendTokenizer
 from gptcli.text.control_tokens import ControlTokens
 from gptcli.text.detokenizer import ExactDetokenizer, TokenDetokenizer
 from gptcli.text.hf_tokenizers import decoder_name
 from gptcli.text.library_detokenizer import LibraryDetokenizer
+from gptcli.text.named_tokens import read_settings, with_named_tokens
+from gptcli.text.sentencepiece_model import read_sentencepiece
 from gptcli.text.spelling import spelling_of
+from gptcli.text.vocab_and_merges import read_vocab_and_merges
 
 _FILE_LIMIT = 64 << 20  # bytes of a tokenizer.json; the largest in use are about 35 MB
 
@@ -28,14 +31,18 @@ class Tokenizer:
     has no effect.
     """
 
-    def __init__(self, data: bytes, settings: dict[str, Any], where: Path) -> None:
+    def __init__(
+        self, data: bytes, settings: dict[str, Any], where: Path, added: Mapping[str, int] | None = None
+    ) -> None:
         """data: the contents of a tokenizer.json, found at `where`. Raises BrokenTokenizer.
 
-        settings: the contents of tokenizer_config.json, and of special_tokens_map.json where that says more.
+        settings, added: what `read_settings` finds beside it.
         """
         self.settings = settings
         self.notes: list[Note] = []
         self._backend = BackendTokenizer(data, where)
+        if (named := with_named_tokens(self._backend.library, settings, added or {}, where)) is not None:
+            self._backend = BackendTokenizer(named, where)
         self.library = self._backend.library
         self._added = self.library.get_added_tokens_decoder()
         self.control_tokens = ControlTokens(self._backend, self._added)
@@ -48,23 +55,33 @@ class Tokenizer:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Reads tokenizer.json, and tokenizer_config.json beside it, from a model directory.
+        """Reads a model directory's tokenizer.json, or what was there before it, and the settings beside it.
 
-        Raises ModelNotFound where it is missing and BrokenTokenizer where it cannot be used.
+        Raises ModelNotFound where they are missing and BrokenTokenizer where they cannot be used.
         """
         file = path / "tokenizer.json"
+        settings, added = read_settings(path)
         if not is_there(file):
-            hint = "only tokenizer.json is read, not tokenizer.model; AutoTokenizer.save_pretrained writes it"
+            if is_there(path / "vocab.json") and is_there(path / "merges.txt"):
+                data, settings = read_vocab_and_merges(path, settings)
+                return cls(data, settings, path / "vocab.json", added)
+            if is_there(path / "tokenizer.model"):
+                data, settings = read_sentencepiece(path, settings)
+                return cls(data, settings, path / "tokenizer.model", added)
+            hint = "vocab.json with merges.txt, and SentencePiece's tokenizer.model, are read as well"
             raise ModelNotFound(f"no tokenizer: {file}", hint)
         with open_within(file) as stream:
             data = stream.read(_FILE_LIMIT + 1)
         if len(data) > _FILE_LIMIT:
             raise BrokenTokenizer(f"cannot read: {file}: larger than {_FILE_LIMIT >> 20} MB")
-        settings: dict[str, Any] = {}
-        for name in ("special_tokens_map.json", "tokenizer_config.json"):  # older models name tokens only in the first
-            if is_there(path / name):
-                settings |= read_json(path / name)
-        return cls(data, settings, file)
+        return cls(data, settings, file, added)
+
+    def limit(self, rows: int) -> None:
+        """Leaves out the tokens from an id on, for which a model has no rows: texts that make them are refused."""
+        missing = tuple(self.piece(id) for id in range(rows, self.size) if self.piece(id))
+        self.size = min(self.size, rows)
+        if missing:
+            self.notes.append(Note("tokens without a row in the model", missing))
 
     @cached_property
     def size(self) -> int:
@@ -143,7 +160,7 @@ class Tokenizer:
         ids = list(backend.encode(text, add_special).ids)
         # A tokenizer.json may add ids that no token has.
         if ids and max(ids) >= self.size:
-            raise BrokenTokenizer(f"cannot encode: {backend.where}: it makes token {max(ids)} of {self.size}")
+            raise BrokenTokenizer(f"cannot encode: {backend.where}: it makes token {max(ids)}, of {self.size} in use")
         return ids
 
     def piece(self, id: int) -> str:

@@ -72,6 +72,21 @@ def test_padding_truncation_and_dropout_are_off_at_inference(cli: Cli, model: Pa
     assert expected.code == 0
 
 
+def test_tokens_without_a_row_in_the_model_are_noted_and_refused_in_a_text(
+    cli: Cli, refuses: Refuses, model: Path
+) -> None:
+    flat = ("-n", "3", "-t", "0")
+    expected = cli("generate", "-m", model, *flat, "hi")
+    added = json.loads((model / "tokenizer.json").read_text())["added_tokens"]
+    filler = [{**added[0], "id": id, "content": f"<extra {id}>"} for id in range(304, 322)]
+    edit(model / "tokenizer.json", added_tokens=[*added, *filler])
+    found = cli("generate", "-m", model, *flat, "hi")
+    assert found.out == expected.out
+    assert "note: tokens without a row in the model: <extra 320>, <extra 321>" in found.err
+    found = cli("generate", "-m", model, *flat, "--special", "hi <extra 321>")
+    assert found.code == 3 and "it makes token 321, of 320 in use" in found.err
+
+
 def test_rows_that_pad_the_embedding_are_never_drawn(cli: Cli, model: Path) -> None:
     """The tokenizer has 304 tokens, the model 320."""
     flat = ("-t", "50", "--top-k", "0", "--top-p", "1", "--min-p", "0", "-s", "1", "--ignore-eos")

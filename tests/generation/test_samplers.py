@@ -259,7 +259,7 @@ def test_a_setting_that_compiled_code_does_not_know_is_sampled_in_torch(
     library: Functions, tiny: LanguageModel
 ) -> None:
     def kind(config: SamplingConfig) -> type[Sampler]:
-        return type(make_sampler(library, tiny.tokenizer, config, vocabulary=tiny.vocabulary, banned=NONE))
+        return type(make_sampler(library, tiny.tokenizer, config, banned=NONE))
 
     assert kind(LargerConfig(top_k=3, logit_bias=((1, 2.0),), seed=1)) is NativeSampler
     assert kind(LargerConfig(unheard_of=0.6)) is TorchSampler
@@ -269,6 +269,6 @@ def test_a_setting_that_compiled_code_does_not_know_is_sampled_in_torch(
 def test_what_is_recorded_is_sampled_in_torch(library: Functions, tiny: LanguageModel) -> None:
     config = SamplingConfig()
     for wanted in ({"logprobs": 0}, {"explain": True}):
-        sampler = make_sampler(library, tiny.tokenizer, config, vocabulary=tiny.vocabulary, banned=NONE, **wanted)
+        sampler = make_sampler(library, tiny.tokenizer, config, banned=NONE, **wanted)
         assert isinstance(sampler, TorchSampler) and sampler.records
-    assert isinstance(make_sampler(None, tiny.tokenizer, config, vocabulary=tiny.vocabulary, banned=NONE), TorchSampler)
+    assert isinstance(make_sampler(None, tiny.tokenizer, config, banned=NONE), TorchSampler)

@@ -39,19 +39,18 @@ def make_sampler(
     tokenizer: Tokenizer,
     config: SamplingConfig,
     *,
-    vocabulary: int,
     banned: frozenset[int],
     logprobs: int | None = None,
     explain: bool = False,
 ) -> Sampler:
     """A compiled sampler where it can do what is asked, else one in torch.
 
-    library: the kernels, or None where they cannot read the logits. vocabulary: how many tokens there are; the logits
-    after those are padding. banned: tokens that must not be drawn. logprobs: records each token's log-probability, and
-    those of this many alternatives. explain: records what the filters did.
+    library: the kernels, or None where they cannot read the logits. banned: tokens that must not be drawn.
+    logprobs: records each token's log-probability, and those of this many alternatives. explain: records what the
+    filters did.
     """
     if library is not None and logprobs is None and not explain and native_can_sample(config):
-        return NativeSampler(library, config, vocabulary, banned)
+        return NativeSampler(library, config, tokenizer.size, banned)
     from gptcli.generation.sampling.torch_sampler import TorchSampler
 
-    return TorchSampler(config, vocabulary, banned, tokenizer.token_bytes, logprobs=logprobs, explain=explain)
+    return TorchSampler(config, tokenizer.size, banned, tokenizer.token_bytes, logprobs=logprobs, explain=explain)

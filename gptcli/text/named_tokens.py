@@ -1,0 +1,180 @@
+"""Tokens that only the files beside tokenizer.json name: they are tokens as well, as transformers makes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from gptcli.errors import BrokenTokenizer
+from gptcli.files import is_there, read_json
+
+_MOST_ADDED = 1 << 20  # characters of all
+# The order in which transformers adds them.
+_ROLES = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A token as a file names it. normalized: None where it does not say, which is True unless it is special."""
+
+    content: str
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool | None = None
+    special: bool = False
+
+    @property
+    def complete(self) -> _Named:
+        """The same with no field unsaid."""
+        return replace(self, normalized=not self.special) if self.normalized is None else self
+
+
+def read_settings(path: Path) -> tuple[_Json, dict[str, int]]:
+    """The settings in a model's directory, and its tokens by id in added_tokens.json. Raises BrokenCheckpoint.
+
+    Older files are read where tokenizer_config.json has no `added_tokens_decoder`, and come first then.
+    """
+    config, older, added = (
+        read_json(path / name) if is_there(path / name) else {}
+        for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    )
+    if "additional_special_tokens" in config and not config.get("extra_special_tokens"):
+        config["extra_special_tokens"] = config.pop("additional_special_tokens")
+    if "added_tokens_decoder" in config:
+        return config, {}
+    match config.get("extra_special_tokens"), older.get("extra_special_tokens"):
+        case list(listed), list(more):
+            older["extra_special_tokens"] = listed + [token for token in more if token not in listed]
+    return config | older, added
+
+
+def with_named_tokens(
+    library: tokenizers.Tokenizer, settings: Mapping[str, Any], added: Mapping[str, int], where: Path
+) -> bytes | None:
+    """A tokenizer.json with the tokens that settings and added_tokens.json name; None if it has them already.
+
+    Raises BrokenTokenizer where they contradict it, or one another.
+    """
+    roles, extra = _roles(settings, where), _extra(settings, where)
+    # Which of added_tokens.json are special: as in transformers, others become so later, but stay normalized.
+    known = {*_roles({role: settings.get(role) for role in _ROLES if _is_plain(settings.get(role))}, where)}
+    if "extra_special_tokens" in settings:
+        known |= extra.keys()
+    stated = _stated(settings, added, known, where)
+    present = {token.content: _as_named(token) for token in library.get_added_tokens_decoder().values()}
+    wanted: dict[str, _Named] = {}
+    for id in sorted(stated):
+        token = stated[id]
+        if token.content in present and (token.content in added or present[token.content] == token.complete):
+            continue
+        wanted[token.content] = replace(token, special=True) if token.content in roles else token
+    for content, token in [*roles.items(), *extra.items()]:
+        if content not in present and content not in {named.content for named in stated.values()}:
+            wanted[content] = replace(token, special=token.special or content in roles)
+    _check(wanted, where)
+    ids = _ids(library, wanted)
+    for id, token in stated.items():
+        own = ids.get(token.content, library.token_to_id(token.content))
+        if own != id:
+            where_from = "added_tokens.json" if added else "tokenizer_config.json"
+            raise BrokenTokenizer(
+                f"contradictory: {where}: the token {token.content[:40]!r} has the id {own}, and {id} in {where_from}"
+            )
+    if not wanted:
+        return None
+    state = json.loads(library.to_str())
+    kept = [token for token in state["added_tokens"] if token["content"] not in wanted]
+    named = [{"id": ids[content], **asdict(token.complete)} for content, token in wanted.items()]
+    state["added_tokens"] = sorted([*kept, *named], key=lambda token: int(token["id"]))
+    return json.dumps(state).encode()
+
+
+def _stated(
+    settings: Mapping[str, Any], added: Mapping[str, int], special: Collection[str], where: Path
+) -> dict[int, _Named]:
+    """The tokens that are named with their ids. special: which of added_tokens.json are special."""
+    stated: dict[int, _Named] = {}
+    decoder = settings.get("added_tokens_decoder", {})
+    file = where.with_name("tokenizer_config.json")
+    if not isinstance(decoder, dict):
+        raise BrokenTokenizer(f"cannot read: {file}: its added_tokens_decoder is no object")
+    for key, value in decoder.items():
+        match value:
+            case {"content": str(content), **flags} if key.isdecimal() and key.isascii():
+                stated[int(key)] = _parsed(content, flags, special=False, where=where)
+            case _:
+                raise BrokenTokenizer(f"cannot read: {file}: token {key[:40]!r} of added_tokens_decoder")
+    for content, id in added.items():
+        if type(id) is not int or id < 0 or id in stated:
+            raise BrokenTokenizer(f"cannot read: {where.with_name('added_tokens.json')}: the id of {content[:40]!r}")
+        stated[id] = _Named(content, normalized=content not in special, special=content in special)
+    return stated
+
+
+def _roles(settings: Mapping[str, Any], where: Path) -> dict[str, _Named]:
+    """The tokens that are named for what they do, such as `eos_token`, by content."""
+    named = [role for role in settings if role.endswith("_token") and role not in _ROLES]
+    return _each([settings.get(role) for role in (*_ROLES, *named)], where, special=True)
+
+
+def _extra(settings: Mapping[str, Any], where: Path) -> dict[str, _Named]:
+    """More special tokens, which are listed, by content."""
+    extra = settings.get("extra_special_tokens", settings.get("additional_special_tokens"))
+    values = [*extra.values()] if isinstance(extra, dict) else extra if isinstance(extra, list) else []
+    return _each(values, where, special=isinstance(extra, dict))
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a token is named as older files do: by a string, or an object without a type."""
+    return not isinstance(value, dict) or "__type" not in value
+
+
+def _each(values: Iterable[object], where: Path, *, special: bool) -> dict[str, _Named]:
+    """The tokens among values, by content; of two with the same, the last. special: as for `_parsed`."""
+    tokens: dict[str, _Named] = {}
+    for value in values:
+        match value:
+            case str() if value:
+                tokens[value] = _Named(value, special=True)
+            case {"content": str(content), **flags} if content:
+                tokens[content] = _parsed(content, flags, special=special, where=where)
+    return tokens
+
+
+def _parsed(content: str, flags: Mapping[Any, Any], *, special: bool, where: Path) -> _Named:
+    """A token with the flags of its JSON object. special: whether it is one whatever they say."""
+    flags = {key: flag for key, flag in flags.items() if key != "__type"}
+    if not set(flags) <= set(_FLAGS) or not all(type(flag) is bool for flag in flags.values()):
+        raise BrokenTokenizer(f"cannot read: {where.parent}: the token {content[:40]!r} of its tokenizer's settings")
+    return replace(_Named(content, **flags), special=special or flags.get("special", False))
+
+
+def _as_named(token: tokenizers.AddedToken) -> _Named:
+    return _Named(token.content, **{flag: getattr(token, flag) for flag in _FLAGS})
+
+
+def _ids(library: tokenizers.Tokenizer, wanted: Iterable[str]) -> dict[str, int]:
+    """The ids that the library gives tokens in this order: those that they have, or new ones at the end."""
+    count = library.get_vocab_size(with_added_tokens=False)
+    following = max([count, *(id + 1 for id in library.get_added_tokens_decoder())])
+    ids: dict[str, int] = {}
+    for content in wanted:
+        id = library.token_to_id(content)
+        if id is None:
+            id, following = following, following + 1
+        ids[content] = id
+    return ids
+
+
+def _check(wanted: Iterable[str], where: Path) -> None:
+    size = sum(map(len, wanted))
+    if size > _MOST_ADDED:
+        raise BrokenTokenizer(f"cannot read: {where.parent}: the tokens of its settings have {size} characters")

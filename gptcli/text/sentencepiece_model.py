@@ -1,0 +1,341 @@
+"""A tokenizer of SentencePiece's tokenizer.model, built as the class in transformers does that a model names.
+
+The file is a protobuf message, of which only the fields that matter are read.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gptcli.errors import BrokenTokenizer
+from gptcli.files import is_there, open_within, read_json
+from gptcli.text.vocab_and_merges import tokens_around
+
+_LIMIT = 64 << 20  # bytes
+_MOST_PIECES, _LONGEST_PIECE = 1 << 21, 256
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # types of pieces
+_UNIGRAM, _BPE = 1, 2
+_Json = dict[str, Any]
+
+# Model types whose SentencePiece file transformers reads by itself, whatever class they name.
+_GENERIC_TYPES = frozenset(
+    {"glm4", "granite", "ministral3", "mistral", "mixtral", "olmo2", "olmo3", "phi3", "stablelm"}
+)
+_GENERIC_CLASSES = frozenset({"PreTrainedTokenizer", "TokenizersBackend"})
+_CLASSES: dict[str, _Json] = {
+    "LlamaTokenizer": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
+    "GemmaTokenizer": {
+        "unk_token": "<unk>",
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "pad_token": "<pad>",
+        "mask_token": "<mask>",
+    },
+}
+
+
+@dataclass
+class _Model:
+    """What tokenizer.model says. pieces: text, score and type of each. Defaults are those of SentencePiece."""
+
+    pieces: list[tuple[str, float, int]] = field(default_factory=list)
+    algorithm: int = _UNIGRAM
+    byte_fallback: bool = False
+    unk_id: int = 0
+    bos_id: int = 1
+    eos_id: int = 2
+    unk_piece: str = "<unk>"
+    bos_piece: str = "<s>"
+    eos_piece: str = "</s>"
+    charsmap: bytes = b""
+    dummy_prefix: bool = True
+    merges_spaces: bool = True
+    escapes_spaces: bool = True
+    suffixes: bool = False
+
+
+def read_sentencepiece(path: Path, settings: Mapping[str, Any]) -> tuple[bytes, _Json]:
+    """A tokenizer.json made of a model's tokenizer.model, and the settings with what their class adds.
+
+    Raises BrokenTokenizer for a class that is not known, and where the file cannot be used.
+    """
+    file = path / "tokenizer.model"
+    with open_within(file) as stream:
+        data = stream.read(_LIMIT + 1)
+    if len(data) > _LIMIT:
+        raise BrokenTokenizer(f"cannot read: {file}: larger than {_LIMIT >> 20} MB")
+    try:
+        model = _parsed(data)
+    except (ValueError, struct.error, IndexError):
+        raise BrokenTokenizer(f"cannot read: {file}: no SentencePiece model") from None
+    _check(model, file)
+    name = _class(path, settings)
+    settings = dict(settings)
+    listed = [
+        {"content": piece, "normalized": False, "special": kind == _CONTROL}
+        for piece, _, kind in model.pieces
+        if kind == _CONTROL or (kind == _USER_DEFINED and name is not None)
+    ]
+    if "extra_special_tokens" not in settings:  # as in transformers, where these come first
+        settings["additional_special_tokens"] = listed
+    if name is None:
+        roles = {"bos": (model.bos_id, model.bos_piece), "eos": (model.eos_id, model.eos_piece)}
+        roles["unk"] = model.unk_id, model.unk_piece
+        settings = {f"{role}_token": piece for role, (id, piece) in roles.items() if id >= 0} | settings
+        settings = _rename_pieces(model, settings)
+        components = _generic(model, settings)
+    else:
+        if model.algorithm != _BPE:
+            raise BrokenTokenizer(f"not supported: {file}: a {name} that is no BPE")
+        settings = _CLASSES[name] | settings
+        components = _llama(model, settings) if name == "LlamaTokenizer" else _gemma(model, settings)
+    vocabulary = {piece: id for id, (piece, _, _) in enumerate(model.pieces)}
+    components["post_processor"] = tokens_around(settings, vocabulary, file)
+    state = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], **components}
+    return json.dumps(state).encode(), settings
+
+
+def _class(path: Path, settings: Mapping[str, Any]) -> str | None:
+    """The class that a model names, or None where transformers goes by the file alone."""
+    config = read_json(path / "config.json") if is_there(path / "config.json") else {}
+    named = settings.get("tokenizer_class") or config.get("tokenizer_class")
+    if config.get("model_type") == "qwen2":  # whatever it names: so does transformers
+        named = "Qwen2Tokenizer"
+    elif named is None and config.get("model_type") in ("gemma", "gemma2", "gemma3", "gemma3_text"):
+        named = "GemmaTokenizer"
+    name = str(named).removesuffix("Fast")
+    if config.get("model_type") in _GENERIC_TYPES or name in _GENERIC_CLASSES:
+        return None
+    if name not in _CLASSES:
+        raise BrokenTokenizer(
+            f"not supported: {path / 'tokenizer.model'}: a tokenizer of class {named or 'unknown'}",
+            hint=f"known are {', '.join(_CLASSES)}; AutoTokenizer.save_pretrained writes tokenizer.json for others",
+        )
+    return name
+
+
+def _llama(model: _Model, settings: Mapping[str, Any]) -> _Json:
+    prefix = settings.get("add_prefix_space") is not False
+    scheme = ("always" if settings.get("legacy") else "first") if prefix else "never"
+    return {
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False},
+        "decoder": _decoder(byte_fallback=True, strip=prefix),
+        "model": _bpe(model, _merges_by_id(model), byte_fallback=True, unk_token=None),
+    }
+
+
+def _gemma(model: _Model, settings: Mapping[str, Any]) -> _Json:
+    unknown = settings["unk_token"]
+    split = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    return {
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        "pre_tokenizer": split,
+        "decoder": _decoder(byte_fallback=True, strip=False),
+        "model": _bpe(
+            model,
+            _merges_by_id(model),
+            byte_fallback=True,
+            unk_token=unknown["content"] if isinstance(unknown, dict) else unknown,
+        ),
+    }
+
+
+def _generic(model: _Model, settings: Mapping[str, Any]) -> _Json:
+    """As SentencePiece itself encodes."""
+    legacy = bool(settings.get("legacy", True))
+    normalizers: list[_Json] = []
+    if model.charsmap:
+        charsmap = base64.b64encode(model.charsmap).decode()
+        normalizers.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
+    if model.merges_spaces:
+        normalizers += [_replace(r"\A +| +\z", ""), _replace(" {2,}", " ")]
+    if model.escapes_spaces:
+        normalizers.append({"type": "Replace", "pattern": {"String": " "}, "content": "▁"})
+    splitters: list[_Json] = []
+    if model.dummy_prefix:
+        if legacy:
+            normalizers.append(_replace(r"\A▁", "▁▁"))
+        scheme = "always" if legacy else "first"
+        splitters.append({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False})
+    whole = [piece for piece, _, kind in model.pieces if kind == _USER_DEFINED]
+    if whole:
+        pattern = "|".join(re.escape(piece) for piece in sorted(whole, key=len, reverse=True))
+        splitters.append({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False})
+    if model.algorithm == _UNIGRAM:
+        vocabulary = [[piece, score] for piece, score, _ in model.pieces]
+        described: _Json = {"type": "Unigram", "unk_id": model.unk_id, "vocab": vocabulary}
+        described["byte_fallback"] = model.byte_fallback
+    else:
+        described = _bpe(
+            model, _merges_by_score(model), byte_fallback=model.byte_fallback, unk_token=model.unk_piece
+        ) | {"ignore_merges": bool(whole)}
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": splitters} if splitters else None,
+        "decoder": _decoder(byte_fallback=model.byte_fallback, strip=model.dummy_prefix),
+        "model": described,
+    }
+
+
+def _rename_pieces(model: _Model, settings: _Json) -> _Json:
+    """Gives pieces the names that settings have for their ids. Returns the settings, whose tokens are of raw text."""
+    decoder = settings.get("added_tokens_decoder")
+    if not isinstance(decoder, dict) or not decoder:
+        return settings
+    names = {int(id): str(token.get("content")) for id, token in decoder.items() if id.isdecimal() and token}
+    kept = {piece for id, (piece, _, _) in enumerate(model.pieces) if id not in names}
+    for id, (piece, score, kind) in enumerate(model.pieces):
+        name = names.get(id, piece)
+        model.pieces[id] = (piece if name in kept else name), score, kind
+    if not model.dummy_prefix:
+        return settings
+    return settings | {"added_tokens_decoder": {id: {**token, "normalized": False} for id, token in decoder.items()}}
+
+
+def _replace(regex: str, content: str) -> _Json:
+    return {"type": "Replace", "pattern": {"Regex": regex}, "content": content}
+
+
+def _decoder(*, byte_fallback: bool, strip: bool) -> _Json:
+    decoders: list[_Json] = [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}]
+    if byte_fallback:
+        decoders.append({"type": "ByteFallback"})
+    if byte_fallback or strip:
+        decoders.append({"type": "Fuse"})
+    if strip:
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return {"type": "Sequence", "decoders": decoders}
+
+
+def _bpe(model: _Model, merges: list[tuple[str, str]], *, byte_fallback: bool, unk_token: str | None) -> _Json:
+    vocabulary = {piece: id for id, (piece, _, _) in enumerate(model.pieces)}
+    return {
+        "type": "BPE",
+        "vocab": vocabulary,
+        "merges": merges,
+        "unk_token": unk_token,
+        "fuse_unk": True,
+        "byte_fallback": byte_fallback,
+    }
+
+
+def _merges_by_id(model: _Model) -> list[tuple[str, str]]:
+    """The pairs that a piece can be merged from, in the order of the pieces' ids."""
+    ids = {piece: id for id, (piece, _, _) in enumerate(model.pieces)}
+    ranked = [(ids[left + right], len(left), len(right), left, right) for left, right in _pairs(ids)]
+    return [(left, right) for *_, left, right in sorted(ranked)]
+
+
+def _merges_by_score(model: _Model) -> list[tuple[str, str]]:
+    """The pairs that a piece can be merged from, as SentencePiece ranks them: normal pieces only."""
+    ranks = {piece: (-score, id) for id, (piece, score, kind) in enumerate(model.pieces) if kind == _NORMAL}
+    ranked = [(*ranks[left + right], left, right) for left, right in _pairs(ranks)]
+    return [(left, right) for *_, left, right in sorted(ranked)]
+
+
+def _pairs(pieces: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    for piece in pieces:
+        for split in range(1, len(piece)):
+            left, right = piece[:split], piece[split:]
+            if left in pieces and right in pieces:
+                yield left, right
+
+
+def _check(model: _Model, file: Path) -> None:
+    if not model.pieces or len(model.pieces) > _MOST_PIECES:
+        raise BrokenTokenizer(f"cannot read: {file}: {len(model.pieces)} pieces")
+    if model.algorithm not in (_UNIGRAM, _BPE):
+        raise BrokenTokenizer(f"not supported: {file}: a SentencePiece model of words or characters")
+    if model.suffixes:
+        raise BrokenTokenizer(f"not supported: {file}: spaces at the ends of words (treat_whitespace_as_suffix)")
+    pieces = [piece for piece, _, _ in model.pieces]
+    longest = max(map(len, pieces))
+    if longest > _LONGEST_PIECE:
+        raise BrokenTokenizer(f"cannot read: {file}: a piece of its vocabulary has {longest} characters")
+    if len(set(pieces)) < len(pieces):
+        raise BrokenTokenizer(f"cannot read: {file}: a piece is there twice")
+    if not 0 <= model.unk_id < len(pieces):
+        raise BrokenTokenizer(f"cannot read: {file}: an unknown id of {model.unk_id}")
+
+
+def _parsed(data: bytes) -> _Model:
+    """Raises ValueError, struct.error or IndexError for anything but the message."""
+    model = _Model()
+    for number, value in _fields(data):
+        match number, value:
+            case 1, bytes():
+                piece = dict(_fields(value))
+                text, score, kind = piece[1] if 1 in piece else b"", piece.get(2, b"\0\0\0\0"), piece.get(3, _NORMAL)
+                if not isinstance(text, bytes) or not isinstance(score, bytes) or not isinstance(kind, int):
+                    raise ValueError
+                model.pieces.append((text.decode(), struct.unpack("<f", score)[0], kind))
+            case 2, bytes():
+                _read_fields(model, value, _TRAINER)
+            case 3, bytes():
+                _read_fields(model, value, _NORMALIZER)
+    return model
+
+
+# Field numbers of TrainerSpec and NormalizerSpec in sentencepiece_model.proto.
+_TRAINER = {
+    3: "algorithm",
+    24: "suffixes",
+    35: "byte_fallback",
+    40: "unk_id",
+    41: "bos_id",
+    42: "eos_id",
+    45: "unk_piece",
+    46: "bos_piece",
+    47: "eos_piece",
+}
+_NORMALIZER = {2: "charsmap", 3: "dummy_prefix", 4: "merges_spaces", 5: "escapes_spaces"}
+
+
+def _read_fields(model: _Model, data: bytes, names: Mapping[int, str]) -> None:
+    for number, value in _fields(data):
+        if (name := names.get(number)) is None:
+            continue
+        default = getattr(model, name)
+        if isinstance(default, bytes | str) != isinstance(value, bytes):
+            raise ValueError
+        if isinstance(value, bytes):
+            setattr(model, name, value if isinstance(default, bytes) else value.decode())
+        else:  # a negative number has 64 bits
+            setattr(model, name, bool(value) if isinstance(default, bool) else value - (value >> 63 << 64))
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
+    """Number and value of each field of a protobuf message: an int for a varint, else its bytes."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        number, wire = key >> 3, key & 7
+        if wire == 0:
+            value, at = _varint(data, at)
+            yield number, value
+            continue
+        size = {1: 8, 5: 4}.get(wire)
+        if wire == 2:
+            size, at = _varint(data, at)
+        if size is None or at + size > len(data):
+            raise ValueError
+        yield number, data[at : at + size]
+        at += size
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = data[at + shift // 7]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at + shift // 7 + 1
+    raise ValueError
