@@ -134,6 +134,7 @@ def _llama(model: _Model, settings: Mapping[str, Any]) -> _Json:
 
 def _gemma(model: _Model, settings: Mapping[str, Any]) -> _Json:
     unknown = settings["unk_token"]
+    unknown = unknown.get("content") if isinstance(unknown, dict) else unknown
     split = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
     return {
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
@@ -143,7 +144,7 @@ def _gemma(model: _Model, settings: Mapping[str, Any]) -> _Json:
             model,
             _merges_by_id(model),
             byte_fallback=True,
-            unk_token=unknown["content"] if isinstance(unknown, dict) else unknown,
+            unk_token=unknown,
         ),
     }
 
@@ -188,9 +189,9 @@ def _generic(model: _Model, settings: Mapping[str, Any]) -> _Json:
 def _rename_pieces(model: _Model, settings: _Json) -> _Json:
     """Gives pieces the names that settings have for their ids. Returns the settings, whose tokens are of raw text."""
     decoder = settings.get("added_tokens_decoder")
-    if not isinstance(decoder, dict) or not decoder:
-        return settings
-    names = {int(id): str(token.get("content")) for id, token in decoder.items() if id.isdecimal() and token}
+    if not isinstance(decoder, dict) or not decoder or not all(isinstance(token, dict) for token in decoder.values()):
+        return settings  # which are refused later if they are wrong
+    names = {int(id): str(token.get("content")) for id, token in decoder.items() if id.isdecimal() and id.isascii()}
     kept = {piece for id, (piece, _, _) in enumerate(model.pieces) if id not in names}
     for id, (piece, score, kind) in enumerate(model.pieces):
         name = names.get(id, piece)

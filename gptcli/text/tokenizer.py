@@ -78,10 +78,12 @@ class Tokenizer:
 
     def limit(self, rows: int) -> None:
         """Leaves out the tokens from an id on, for which a model has no rows: texts that make them are refused."""
-        missing = tuple(self.piece(id) for id in range(rows, self.size) if self.piece(id))
-        self.size = min(self.size, rows)
-        if missing:
-            self.notes.append(Note("tokens without a row in the model", missing))
+        if self.size <= rows:
+            return
+        vocabulary = self.library.get_vocab(with_added_tokens=True)
+        missing = sorted((id, piece) for piece, id in vocabulary.items() if id >= rows)
+        self.notes.append(Note("tokens without a row in the model", tuple(piece for _, piece in missing)))
+        self.size = rows
 
     @cached_property
     def size(self) -> int:

@@ -154,3 +154,14 @@ def test_random_bytes_are_no_sentencepiece_model(tmp_path: Path) -> None:
         (path / "tokenizer.model").write_bytes(bytes((seed * 7 + i * i) % 256 for i in range(seed)))
         with pytest.raises(BrokenTokenizer):
             Tokenizer.open(path)
+
+
+@pytest.mark.parametrize("name", ["LlamaTokenizer", "GemmaTokenizer", "TokenizersBackend"])
+@pytest.mark.parametrize("field", ["added_tokens_decoder", "unk_token", "bos_token", "legacy", "extra_special_tokens"])
+@pytest.mark.parametrize("value", [7, None, [], ["x"], {}, {"7": "x"}, {"²": {}}, {"content": 7}, "nope"], ids=repr)
+def test_settings_of_any_type_are_taken_or_refused(tmp_path: Path, name: str, field: str, value: Any) -> None:
+    path = written(tmp_path, BPE, {}, {"tokenizer_class": name, "add_bos_token": True, field: value})
+    try:
+        assert Tokenizer.open(path).encode("a")
+    except BrokenTokenizer as error:
+        assert str(tmp_path) in str(error)
