@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gptcli.cli.json_records import json_line, stats_record
 from gptcli.cli.options import OutputOptions, PromptOptions
-from gptcli.cli.prompt_input import argument_text, read_prompt, read_text
+from gptcli.cli.prompt_input import Decoding, argument_text, read_prompt, read_text
 from gptcli.cli.terminal.signals import deadly
-from gptcli.cli.terminal.stderr import ProgressLine, note_failures, print_line, stats_line
+from gptcli.cli.terminal.stderr import ProgressLine, note_failures, print_line, print_note, stats_line
 from gptcli.generation.events import Finished
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL
@@ -37,6 +37,16 @@ class RunOptions:
     given: Mapping[str, Any] = field(default_factory=dict)
     prompts: PromptOptions = PromptOptions()
     output: OutputOptions
+
+    @property
+    def decoding(self) -> Decoding:
+        """How texts are read, before there is a progress line."""
+        return Decoding(self.prompts.errors, self.prompts.max_input, self.note)
+
+    def note(self, message: str) -> None:
+        """Prints a note, unless notes are not wanted."""
+        if not self.output.quiet:
+            print_note(message)
 
 
 def open_model(run: RunOptions, activity: ProgressLine, workload: Workload | None = None) -> LanguageModel:
@@ -65,20 +75,21 @@ def load_model(lm: LanguageModel, activity: ProgressLine, workload: Workload | N
 
 def read_question(run: RunOptions, argument: str | None) -> str:
     """The whole prompt, from argument, file and stdin; raises as `read_prompt` does."""
-    return read_prompt(argument, run.prompts.file, run.prompts.errors, run.prompts.max_input)
+    return read_prompt(argument, run.prompts.file, run.decoding)
 
 
 def read_system(run: RunOptions) -> str | None:
     """The system message, if there is one. Raises UsageError or InputError."""
     if run.prompts.system_file is not None:
-        return read_text(run.prompts.system_file, run.prompts.errors, run.prompts.max_input)
+        return read_text(run.prompts.system_file, run.decoding)
     return None if run.prompts.system is None else argument_text(run.prompts.system)
 
 
 def read_template(run: RunOptions) -> ChatTemplate | None:
     """The chat template that replaces the model's, if there is one. Raises InputError."""
     file = run.prompts.chat_template
-    return None if file is None else ChatTemplate(read_text(file, "strict", run.prompts.max_input), str(file))
+    strict = replace(run.decoding, errors="strict")
+    return None if file is None else ChatTemplate(read_text(file, strict), str(file))
 
 
 def print_report(

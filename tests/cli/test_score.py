@@ -85,8 +85,8 @@ def test_tokens_in_a_pipe_are_lines_that_sort_and_cut_understand(score: Cli, tin
 
 
 def test_lines_are_scored_one_by_one_behind_their_figure(score: Cli, tiny: LanguageModel) -> None:
-    rows = fields(score("--lines", stdin=b"In a small town\n\n 12 bells \tx\r\nlast").out.replace(b"\r", b"?"))
-    assert [row[1:] for row in rows] == [["In a small town"], [""], [" 12 bells ", "x?"], ["last"]]
+    rows = fields(score("--lines", stdin=b"In a small town\n\n 12 bells \tx\r\nlast").out)
+    assert [row[1:] for row in rows] == [["In a small town"], [""], [" 12 bells ", "x"], ["last"]]
     assert rows[1][0] == "nan"
     assert float(rows[0][0]) == pytest.approx(tiny.score("In a small town").perplexity, abs=1e-3)
     assert float(rows[3][0]) == pytest.approx(tiny.score("last").perplexity, abs=1e-3)

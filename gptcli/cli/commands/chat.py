@@ -166,7 +166,7 @@ def _questions(run: RunOptions, sessions: SessionOptions, prompt: str | None) ->
     """What to say, message by message. Raises UsageError or InputError."""
     if sessions.script is None:
         return [read_question(run, prompt)]
-    script = read_prompt(None, sessions.script, run.prompts.errors, run.prompts.max_input)
+    script = read_prompt(None, sessions.script, run.decoding)
     return messages_of_script(script, str(sessions.script))
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +26,7 @@ from gptcli.cli.probabilities.score_output import (
     token_lines,
 )
 from gptcli.cli.probabilities.shaded_tokens import scored_tokens
-from gptcli.cli.prompt_input import argument_text, read_prompt, text_blocks, text_lines
+from gptcli.cli.prompt_input import Decoding, argument_text, read_prompt, read_text, text_lines, unless_dash
 from gptcli.cli.run_options import RunOptions, load_model, open_model
 from gptcli.cli.terminal.stderr import ProgressLine
 from gptcli.cli.terminal.stdout import StdoutSink
@@ -37,6 +38,7 @@ from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.runtime.engine import PromptCache
 
 _LINE = "{}"  # in --prompt, where a line goes
+_CARRIAGE_RETURN = re.compile(r"\r(?!\n)")
 
 _what_option = partial(typer.Option, rich_help_panel="What")
 
@@ -101,7 +103,7 @@ def score(
     if choices and not what.lines:
         if files and len(files) > 1:
             raise UsageError("--choices continue one text; --lines takes each line for one")
-        asked = read_prompt(what.prompt, files[0] if files else None, prompts.errors, prompts.max_input)
+        asked = read_prompt(what.prompt, files[0] if files else None, run.decoding)
     else:
         sources = _sources(files)
 
@@ -115,7 +117,7 @@ def score(
             scorer.write_choices(asked, choices)
         elif what.lines:
             for source in sources:
-                for line in text_lines(source, prompts.errors, prompts.max_input):
+                for line in text_lines(source, scorer.decoding, prompts.max_input):
                     activity.close()  # lines may come slowly, and what comes of them is the progress
                     scorer.write_line(line, choices)
         else:
@@ -133,13 +135,18 @@ class _Scorer:
     sink: StdoutSink
     activity: ProgressLine
 
+    @property
+    def decoding(self) -> Decoding:
+        """How texts are read beside the progress line."""
+        return replace(self.run.decoding, note=self.activity.note)
+
     def write_texts(self, sources: list[Path], pictures: PictureFiles) -> None:
         """Writes each text's figures, tokens or shades, and draws a picture of them all."""
         top, as_json = self.what.top, self.run.output.as_json
         shown = ScoreDisplay(self.sink, several=len(sources) > 1) if self.sink.is_terminal and not as_json else None
         for source in sources:
             name = str(source)
-            text = "".join(text_blocks(source, self.run.prompts.errors, self.run.prompts.max_input))
+            text = read_text(unless_dash(source), self.decoding)
             if not text:
                 raise UsageError(f"there is nothing to score: {name}: it is empty")
             scored = self._score(text, f"scoring {name}", pictures.alternatives if top is None else top)
@@ -203,13 +210,15 @@ def _prompt_form(what: ScoreOptions) -> str:
 def _choices(given: list[str] | None) -> list[str]:
     """The choices between the commas; quotes keep one that has a comma together. Raises UsageError."""
     try:
-        rows = [row for option in given or () for row in csv.reader([argument_text(option)], strict=True)]
+        # A carriage return alone ends no line, though it would for the reader; an argument has no NUL.
+        texts = [_CARRIAGE_RETURN.sub("\0", argument_text(option)) for option in given or ()]
+        rows = [row for text in texts for row in csv.reader([text], strict=True)]
     except csv.Error:
         raise UsageError(
             "the choices have a quote that is not closed, or a newline outside of quotes",
             hint='double the quotes within quotes: --choices \'"so-called ""tests""",b\'',
         ) from None
-    choices = [choice for row in rows for choice in row]
+    choices = [choice.replace("\0", "\r") for row in rows for choice in row]
     if given:
         check_choices(choices)
     return choices
