@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+import contextlib
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gptcli.cli.json_records import json_line, stats_record
+from gptcli.cli.model_facts import doubled_bos
 from gptcli.cli.options import OutputOptions, PromptOptions
 from gptcli.cli.prompt_input import Decoding, argument_text, read_prompt, read_text
 from gptcli.cli.terminal.signals import deadly
 from gptcli.cli.terminal.stderr import ProgressLine, note_failures, print_line, print_note, stats_line
+from gptcli.errors import TemplateError
 from gptcli.generation.events import Finished
-from gptcli.language_model import LanguageModel
+from gptcli.language_model import ChatSession, LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.runtime.engine import Workload
 from gptcli.settings import RuntimeConfig, SamplingConfig, StopConfig
 from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.messages import Message
 
 if TYPE_CHECKING:
     from gptcli.cli.prompt_report import GivenPrompt
@@ -90,6 +94,23 @@ def read_template(run: RunOptions) -> ChatTemplate | None:
     file = run.prompts.chat_template
     strict = replace(run.decoding, errors="strict")
     return None if file is None else ChatTemplate(read_text(file, strict), str(file))
+
+
+def note_doubled_bos(lm: LanguageModel, ids: Sequence[int], note: Callable[[str], None]) -> None:
+    """Notes a prompt that begins with BOS twice: the tokenizer adds it to a text that has it, or a template repeats it.
+
+    ids: the prompt's, or the first of them.
+    """
+    if bos := doubled_bos(lm.tokenizer, ids):
+        note(f"the prompt begins with {bos} twice, which no model was trained on; --prompt-report shows where from")
+
+
+def note_template_with_doubled_bos(session: ChatSession, note: Callable[[str], None]) -> None:
+    """The same for what the session's template begins with. One that fails is none of it: it fails when it is used."""
+    messages = [Message("user", "a")] if session.system is None else [Message("system", "a"), Message("user", "a")]
+    with contextlib.suppress(TemplateError):
+        ids = session.template.render(messages, session.lm.tokenizer, thinking=session.settings.thinking)
+        note_doubled_bos(session.lm, ids, note)
 
 
 def print_report(

@@ -6,7 +6,7 @@ import csv
 import math
 import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +27,7 @@ from gptcli.cli.probabilities.score_output import (
 )
 from gptcli.cli.probabilities.shaded_tokens import scored_tokens
 from gptcli.cli.prompt_input import Decoding, argument_text, read_prompt, read_text, text_lines, unless_dash
-from gptcli.cli.run_options import RunOptions, load_model, open_model
+from gptcli.cli.run_options import RunOptions, load_model, note_doubled_bos, open_model
 from gptcli.cli.terminal.stderr import ProgressLine
 from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.errors import InputError, UsageError
@@ -38,6 +38,7 @@ from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.runtime.engine import PromptCache
 
 _LINE = "{}"  # in --prompt, where a line goes
+_HEAD = 256  # characters of a text, more than the longest name of a control token
 _CARRIAGE_RETURN = re.compile(r"\r(?!\n)")
 
 _what_option = partial(typer.Option, rich_help_panel="What")
@@ -134,6 +135,7 @@ class _Scorer:
     cache: PromptCache
     sink: StdoutSink
     activity: ProgressLine
+    noted: list[str] = field(default_factory=list)
 
     @property
     def decoding(self) -> Decoding:
@@ -188,7 +190,16 @@ class _Scorer:
         probability, best = (chosen[0].probability, chosen[0].text) if chosen else (math.nan, "")
         return f"{sortable(probability)}\t{best}\t{line}\n".encode()
 
+    def _note_doubled_bos(self, text: str) -> None:
+        """Notes, once, a text that begins with BOS and gets another. Only control tokens can be that."""
+        if self.run.prompts.special and not self.noted:
+            ids = self.lm.tokenizer.encode(text[:_HEAD], special=True)
+            note_doubled_bos(self.lm, ids, self.noted.append)
+            for note in self.noted:
+                self.activity.note(note)
+
     def _score(self, text: str, doing: str, top: int) -> Score:
+        self._note_doubled_bos(text)
         return self.lm.score(
             text,
             stride=self.what.stride,
@@ -199,6 +210,7 @@ class _Scorer:
         )
 
     def _choose(self, prompt: str, choices: list[str]) -> tuple[ChoiceScore, ...]:
+        self._note_doubled_bos(prompt)
         return self.lm.choose(prompt, choices, special=self.run.prompts.special, cache=self.cache)
 
 
