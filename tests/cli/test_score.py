@@ -237,6 +237,8 @@ def test_a_model_that_computes_nan_is_that_exit_code(cli: Cli, tmp_path: Path) -
     weights = make_weights(CONFIG)
     weights["model.norm.weight"][3] = np.nan
     model = make_model(tmp_path / "model", weights=weights)
-    result = cli("score", "-m", model, stdin=b"In a small town")
-    assert (result.code, result.out) == (7, b"")
-    assert "NaN or infinity" in result.err
+    for dtype, way_out in [("fp32", "--quantize none if --quantize was given"), ("bf16", "--dtype fp32")]:
+        result = cli("score", "-m", model, "--dtype", dtype, stdin=b"In a small town")
+        assert (result.code, result.out) == (7, b"")
+        assert "NaN or infinity at token " in result.err and f" in {dtype}\n" in result.err
+        assert result.err.endswith(f"hint: `gptcli models verify` finds damaged weights; or try {way_out}\n")
