@@ -11,6 +11,8 @@ from typing import Any
 
 from gptcli.errors import BrokenCheckpoint, InputError
 
+RECORD = "gptcli.json"  # in a fetched model's directory: its origin and its files' checksums
+_FETCHED = (RECORD, ".git")  # what shows that others laid a directory out
 _MOST_CONTAINERS = 2_000_000
 JSON_LIMIT = 8 << 20  # bytes, far more than any config; tokenizers have another limit
 
@@ -35,17 +37,61 @@ def is_there(path: Path) -> bool:
 def open_within(path: Path) -> BufferedReader:
     """Opens a file of a model's directory as `open_regular` does.
 
-    Raises BrokenCheckpoint for a link out of the directory. A snapshot in a Hugging Face cache may link to its blobs.
+    Raises InputError for a broken link, and BrokenCheckpoint for one that leads out of the directory. That may be from
+    a snapshot in a Hugging Face cache to the cache's blobs, and from a directory of the user's own: see `may_link_out`.
     """
-    directory, target = os.path.realpath(path.parent), os.path.realpath(path)
-    homes = [directory]
-    if os.path.basename(os.path.dirname(directory)) == "snapshots":
-        homes.append(os.path.join(os.path.dirname(os.path.dirname(directory)), "blobs"))
-    if os.path.dirname(target) not in homes:
-        raise BrokenCheckpoint(
-            f"cannot open: {path}: a link out of the model's directory", hint="put the file itself there"
-        )
-    return open_regular(Path(target))
+    directory, target = Path(os.path.realpath(path.parent)), Path(os.path.realpath(path))
+    if path.is_symlink() and not target.exists():
+        hint = f"run `git annex get {path.name}`" if ".git/annex/" in target.as_posix() else None
+        raise InputError(f"cannot open: {path}: its link leads to nothing", hint)
+    if not target.is_relative_to(directory) and target.parent not in _hub_blobs(directory, target):
+        if not may_link_out(directory, path.name) or not _is_ordinary(target):
+            raise BrokenCheckpoint(
+                f"cannot open: {path}: a link out of the model's directory",
+                hint="put the file itself there; links are followed only out of a folder that you alone can write to, "
+                "and that was neither fetched by gptcli nor cloned",
+            )
+    return open_regular(target)
+
+
+def _hub_blobs(directory: Path, target: Path) -> list[Path]:
+    """The directories of blobs that a snapshot of a Hugging Face cache, or a directory in one, may link to.
+
+    A repository's own are in `models--OWNER--NAME/blobs`. Newer clients link from there to a store that all share,
+    whose directories have names of two characters.
+    """
+    for parent in (directory, *directory.parents):
+        if parent.parent.name == "snapshots":
+            repository = parent.parents[1]
+            return [repository / "blobs", repository.parent / "blobs" / target.name[:2]]
+    return []
+
+
+def may_link_out(directory: Path, name: str) -> bool:
+    """Whether the link with this name in a model's directory is the user's own, and may lead anywhere.
+
+    It is if link and directory belong to the user or root, nobody else can write to the directory, and the directory
+    was neither fetched by gptcli nor cloned. On Windows nothing tells.
+    """
+    if not hasattr(os, "geteuid") or any(os.path.lexists(directory / mark) for mark in _FETCHED):
+        return False
+    try:
+        link, folder = (directory / name).lstat(), directory.stat()
+    except OSError:
+        return False
+    user = os.geteuid()
+    return {link.st_uid, folder.st_uid} <= {user, 0} and not _others_can_write(folder, user)
+
+
+def _others_can_write(folder: os.stat_result, user: int) -> bool:
+    """Many systems give each user a group with the user's own number, which nobody else is in."""
+    own_group = folder.st_uid == folder.st_gid == user
+    return bool(folder.st_mode & (stat.S_IWOTH if own_group else stat.S_IWOTH | stat.S_IWGRP))
+
+
+def _is_ordinary(target: Path) -> bool:
+    """Whether a link's target is a file of data, and not of the system, where reading may do more than read."""
+    return target.is_file() and not str(target).startswith(("/proc/", "/sys/", "/dev/"))
 
 
 def lock(descriptor: int, *, wait: bool = False) -> bool:

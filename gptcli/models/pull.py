@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gptcli.errors import ModelNotFound
+from gptcli.files import RECORD
 from gptcli.gguf.convert import convert
-from gptcli.models.catalog import DEFAULT_MODEL, RECORD, FetchProgress
+from gptcli.models.catalog import DEFAULT_MODEL, FetchProgress
 from gptcli.models.install import check_name, install, need_space, scratch, sha256
 
 # Raises GptcliError if the model in a directory cannot be used. Its weights may still be missing.
