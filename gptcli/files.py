@@ -12,6 +12,7 @@ from typing import Any
 from gptcli.errors import BrokenCheckpoint, InputError
 
 RECORD = "gptcli.json"  # in a fetched model's directory: its origin and its files' checksums
+ADAPTER_CONFIG = "adapter_config.json"  # in a directory of an adapter
 _FETCHED = (RECORD, ".git")  # what shows that others laid a directory out
 _MOST_CONTAINERS = 2_000_000
 JSON_LIMIT = 8 << 20  # bytes, far more than any config; tokenizers have another limit

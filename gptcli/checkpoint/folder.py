@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from gptcli.checkpoint.formats import Dense, Gptq, Shape, Stored, check_floats, stored_weights
 from gptcli.checkpoint.hf_config import HfConfig
+from gptcli.checkpoint.not_a_model import refuse_adapter, refuse_pickle
 from gptcli.checkpoint.recipes import Architecture, Recipe, shape, sources
 from gptcli.checkpoint.registry import architecture_of
 from gptcli.checkpoint.safetensors_header import TensorInfo, read_header
@@ -37,6 +38,7 @@ class ModelFolder:
             hint = f"run `gptcli models import {path}`" if path.suffix == ".gguf" else None
             raise ModelNotFound(f"not a model directory: {path}", hint)
         if not is_there(path / "config.json"):
+            refuse_adapter(path)
             raise ModelNotFound(f"not a model directory: {path}: it has no config.json")
         generation = path / "generation_config.json"
         return cls(
@@ -147,11 +149,8 @@ def _read_tensors(path: Path) -> dict[str, TensorInfo]:
         return read_header(single)
     if is_there(index):
         return _read_shards(path, index)
-    if any(path.glob("*.bin")):
-        raise BrokenCheckpoint(
-            f"no safetensors weights: {path}: pickle (.bin) is not supported, for it can run code",
-            hint="convert it with transformers: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)",
-        )
+    refuse_adapter(path)
+    refuse_pickle(path)
     raise ModelNotFound(f"no weights: {path}: neither model.safetensors nor its index is there")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import platformdirs
 
 from gptcli.errors import ModelNotFound
-from gptcli.files import RECORD, open_within, read_json
+from gptcli.files import ADAPTER_CONFIG, RECORD, open_within, read_json
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -73,10 +73,13 @@ def local_models() -> list[LocalModel]:
 
 
 def find(name: str) -> LocalModel | None:
-    """The model with this path or name, or None if it is not on this machine."""
+    """The model with this path or name, or None if it is not on this machine.
+
+    An adapter of that name counts: opening it says what it is.
+    """
     if os.path.exists(name):
         return LocalModel(name, Path(name))
-    return find_named(name)
+    return find_named(name) or _named(name, ADAPTER_CONFIG)
 
 
 def fingerprint(path: Path) -> str:
@@ -108,12 +111,17 @@ def is_name(name: str) -> bool:
 
 def find_named(name: str) -> LocalModel | None:
     """The model with this name, never a path; None if there is no such model."""
+    return _named(name, "config.json")
+
+
+def _named(name: str, file: str) -> LocalModel | None:
+    """What has this name and such a file."""
     if not is_name(name):
         return None
     for root in (install_root(), _user_root()):
-        if os.path.isfile(root / name / "config.json"):
+        if os.path.isfile(root / name / file):
             return LocalModel(name, root / name)
-    snapshot = _hub_snapshot(name)
+    snapshot = _hub_snapshot(name, file)
     return LocalModel(name, snapshot) if snapshot else None
 
 
@@ -137,8 +145,8 @@ def _at_home(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def _hub_snapshot(name: str) -> Path | None:
-    """A model in the Hugging Face cache that has a config: the main revision, or the newest if none is called so.
+def _hub_snapshot(name: str, file: str = "config.json") -> Path | None:
+    """A model in the Hugging Face cache that has such a file: the main revision, or the newest if none is called so.
 
     Fetching a revision by another name, or by its commit, leaves no `refs/main`.
     """
@@ -148,4 +156,4 @@ def _hub_snapshot(name: str) -> Path | None:
         candidates = [snapshots / reference.read_text(errors="replace").strip()]
     else:
         candidates = sorted(snapshots.glob("*/"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
-    return next((snapshot for snapshot in candidates if os.path.isfile(snapshot / "config.json")), None)
+    return next((snapshot for snapshot in candidates if os.path.isfile(snapshot / file)), None)
