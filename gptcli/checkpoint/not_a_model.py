@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -24,8 +25,8 @@ _CANNOT_BE_MERGED = (
     "XLORA",
 )
 _CONVERT = (
-    "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
-    "M.from_pretrained('/in').save_pretrained('/out'); T.from_pretrained('/in').save_pretrained('/out')"
+    "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer; "
+    "[each.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2]) for each in (AutoModelForCausalLM, AutoTokenizer)]"
 )
 
 
@@ -52,14 +53,14 @@ def _way_to_merge(path: Path, config: dict[str, Any], base: object) -> str:
         return f"merge the two: mlx_lm.fuse --model {model} --adapter-path {shlex.quote(str(path))} --save-path MERGED"
     if kind is None:
         return "merge the two with what made it; PEFT's adapters have a peft_type"
-    merge = "merge_and_unload().save_pretrained('MERGED')"
+    adapter, merge = json.dumps(str(path)), 'merge_and_unload().save_pretrained("MERGED")'
     if isinstance(base, str) and _HUB_NAME.fullmatch(base):
-        code = f"from peft import AutoPeftModelForCausalLM as A; A.from_pretrained({str(path)!r}).{merge}"
+        code = f"from peft import AutoPeftModelForCausalLM as A; A.from_pretrained({adapter}).{merge}"
         where = ""
     else:  # a path on the machine where it was trained
         code = (
             "from peft import PeftModel as P; from transformers import AutoModelForCausalLM as M; "
-            f"P.from_pretrained(M.from_pretrained('BASE'), {str(path)!r}).{merge}"
+            f'P.from_pretrained(M.from_pretrained("BASE"), {adapter}).{merge}'
         )
         where = ", where BASE is that model on this machine"
     return f"merge the two with PEFT{where}: python -c {shlex.quote(code)}; then copy the tokenizer's files to MERGED"
@@ -71,7 +72,7 @@ def refuse_pickle(path: Path) -> None:
         return
     source, target = (shlex.quote(f"{path.absolute()}{ending}") for ending in ("", "-safetensors"))
     install = "pip install -q torch transformers --extra-index-url https://download.pytorch.org/whl/cpu"
-    inside = f'{install} && python -c "{_CONVERT}"'
+    inside = f'{install} && python -c "{_CONVERT}" /in /out'
     raise BrokenCheckpoint(
         f"no safetensors weights: {path}: pickle (.bin) is not supported, for it can run code",
         hint=f"convert it in a container, which sees nothing else: mkdir {target} && docker run --rm "

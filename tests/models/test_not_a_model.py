@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def test_an_adapter_says_what_it_is_of_which_model_and_how_to_merge_it(
     assert f"an adapter, not a whole model: {path}: of the model owner/base\n" in result.err
     assert "hint: merge the two with PEFT: " in result.err
     code = shlex.split(re.search("python -c (.*); then", result.err)[1])[0]  # type: ignore[index]
-    assert compile(code, "", "exec") and f"from_pretrained('{path}').merge_and_unload()" in code
+    assert compile(code, "", "exec") and f'from_pretrained("{path}").merge_and_unload()' in code
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,8 @@ def test_pickled_weights_come_with_a_command_that_converts_them_in_a_container(
         f"{target}:/out",
     ]
     assert arguments[-3:-1] == ["sh", "-c"]
-    code = shlex.split(arguments[-1])[-1]
-    exec(code.replace("/in", str(model).replace("'", r"\'")).replace("/out", target.replace("'", r"\'")), {})
+    code, *places = shlex.split(arguments[-1])[-3:]
+    assert places == ["/in", "/out"]
+    monkeypatch.setattr(sys, "argv", ["-c", str(model), target])
+    exec(code, {})
     assert cli("generate", "-m", target, "-t", "0", "-n", "4", "hi") == expected
