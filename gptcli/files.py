@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import BrokenCheckpoint, InputError
+from gptcli.notes import Note
 
 RECORD = "gptcli.json"  # in a fetched model's directory: its origin and its files' checksums
 ADAPTER_CONFIG = "adapter_config.json"  # in a directory of an adapter
@@ -111,21 +112,95 @@ def lock(descriptor: int, *, wait: bool = False) -> bool:
     return True
 
 
-def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
-    """A JSON object from a file of at most `limit` bytes.
+class Unusable:
+    """Stands for a value of a JSON file that cannot be meant: NaN, infinity, or two values of one key.
 
-    Raises BrokenCheckpoint for anything but one well-formed object without duplicate keys, NaN or infinity.
+    Nothing comes of it as long as nobody reads it. It is of no type that a reader wants, and comparing it raises
+    BrokenCheckpoint.
+    """
+
+    def __init__(self, where: str, what: str) -> None:
+        self._where = where
+        self._what = what
+
+    def __repr__(self) -> str:
+        return self._what
+
+    def __eq__(self, other: object) -> bool:
+        raise BrokenCheckpoint(f"cannot read: {self._where}: the value {self._what[:80]}")
+
+    def __bool__(self) -> bool:
+        return self == True  # noqa: E712 - raises
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def read_json(
+    path: Path, limit: int = JSON_LIMIT, *, notes: list[Note] | None = None, contradictions: bool = False
+) -> dict[str, Any]:
+    """A JSON object from a file of at most `limit` bytes. Raises BrokenCheckpoint for anything else.
+
+    notes: gets what other readers of the file take and JSON forbids: a key that has the same value twice, NaN and
+    infinity, for which there is an `Unusable`. Without it they are refused. contradictions: a key may also have two
+    values, for which there is an `Unusable`: for callers that look at the type of each value that they read.
     """
     with open_within(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
         raise BrokenCheckpoint(f"cannot read: {path}: larger than {limit >> 20} MB")
-    return parse_json(data, str(path))
+    return _parse(data, str(path), None if notes is None else _Oddities(path, notes, contradictions))
 
 
 def parse_json(data: bytes, where: str) -> dict[str, Any]:
-    """A JSON object from bytes, called `where` in errors. Raises BrokenCheckpoint as `read_json` does."""
+    """A JSON object from bytes, called `where` in errors. Raises BrokenCheckpoint as `read_json` does without notes."""
+    return _parse(data, where, None)
 
+
+class _Oddities:
+    """Takes what JSON forbids and others read, and notes it."""
+
+    def __init__(self, path: Path, notes: list[Note], contradictions: bool) -> None:
+        self._path = path
+        self._notes = notes
+        self._contradictions = contradictions
+        self._twice = dict[str, None]()
+        self._not_finite = dict[str, None]()
+        self._constant_seen = False
+
+    def constant(self, name: str) -> Unusable:
+        """For NaN and infinity."""
+        self._constant_seen = True
+        return Unusable(str(self._path), name)
+
+    def take(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """The object of these keys and values. Raises ValueError for two values of a key, unless they are accepted."""
+        result: dict[str, Any] = {}
+        for name, value in pairs:
+            if self._constant_seen and _is_not_finite(value):
+                self._not_finite[name] = None
+            if name in result:
+                self._twice[name] = None
+                before, now = (json.dumps(each, default=repr) for each in (result[name], value))
+                if before != now:
+                    if not self._contradictions:
+                        raise ValueError(f"the key {name[:60]!r} has two values: {before[:60]} and {now[:60]}")
+                    value = Unusable(str(self._path), f"{before[:60]} and {now[:60]}")
+            result[name] = value
+        self._constant_seen = False
+        return result
+
+    def note(self) -> None:
+        """Adds the notes."""
+        for what, names in (("keys given twice", self._twice), ("NaN or infinity", self._not_finite)):
+            if names:
+                self._notes.append(Note(f"{self._path.name}: {what}", tuple(name[:60] for name in names)))
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, Unusable) or (isinstance(value, list) and any(map(_is_not_finite, value)))
+
+
+def _parse(data: bytes, where: str, oddities: _Oddities | None) -> dict[str, Any]:
     def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) < len(pairs):
@@ -140,14 +215,18 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
         raise BrokenCheckpoint(f"cannot read: {where}: more than {_MOST_CONTAINERS} lists and objects")
     try:
         value = json.loads(
-            data.decode("utf-8-sig"), object_pairs_hook=without_duplicates, parse_constant=refuse_constant
+            data.decode("utf-8-sig"),
+            object_pairs_hook=oddities.take if oddities else without_duplicates,
+            parse_constant=oddities.constant if oddities else refuse_constant,
         )
         if b"\\ud" in data.lower():  # perhaps a lone surrogate, which UTF-8 cannot encode
-            json.dumps(value, ensure_ascii=False).encode()
+            json.dumps(value, ensure_ascii=False, default=repr).encode()
     except RecursionError:
         raise BrokenCheckpoint(f"cannot read: {where}: nested too deeply") from None
     except ValueError as error:
         raise BrokenCheckpoint(f"cannot read: {where}: {str(error)[:200]}") from None
     if not isinstance(value, dict):
         raise BrokenCheckpoint(f"cannot read: {where}: not a JSON object")
+    if oddities:
+        oddities.note()
     return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -27,6 +27,7 @@ class ModelFolder:
     config: dict[str, Any]
     generation_config: dict[str, Any]
     tensors: dict[str, TensorInfo]
+    reading_notes: list[Note] = field(default_factory=list)
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -41,17 +42,19 @@ class ModelFolder:
             refuse_adapter(path)
             raise ModelNotFound(f"not a model directory: {path}: it has no config.json")
         generation = path / "generation_config.json"
+        notes = list[Note]()
         return cls(
             path,
-            read_json(path / "config.json"),
-            read_json(generation) if is_there(generation) else {},
+            read_json(path / "config.json", notes=notes, contradictions=True),
+            read_json(generation, notes=notes) if is_there(generation) else {},
             _read_tensors(path),
+            notes,
         )
 
     @cached_property
     def notes(self) -> list[Note]:
         """What of the files has no effect on the decoder."""
-        return []
+        return [*self.reading_notes]
 
     @cached_property
     def architecture(self) -> Architecture:

@@ -36,7 +36,7 @@ def refuse_adapter(path: Path) -> None:
         return
     config: dict[str, Any] = {}
     with contextlib.suppress(GptcliError):
-        config = read_json(path / ADAPTER_CONFIG)
+        config = read_json(path / ADAPTER_CONFIG, notes=[])
     base = config.get("base_model_name_or_path") or config.get("model")
     of = f"of the model {base[:200]}" if isinstance(base, str) else "it does not say of which model"
     raise InvalidModel(f"an adapter, not a whole model: {path}: {of}", _way_to_merge(path, config, base))

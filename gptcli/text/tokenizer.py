@@ -54,10 +54,13 @@ class Tokenizer:
         if len(data) > _FILE_LIMIT:
             raise BrokenTokenizer(f"cannot read: {file}: larger than {_FILE_LIMIT >> 20} MB")
         settings: dict[str, Any] = {}
+        notes = list[Note]()
         for name in ("special_tokens_map.json", "tokenizer_config.json"):  # older models name tokens only in the first
             if is_there(path / name):
-                settings |= read_json(path / name)
-        return cls(data, settings, file)
+                settings |= read_json(path / name, notes=notes)
+        tokenizer = cls(data, settings, file)
+        tokenizer.notes += notes
+        return tokenizer
 
     @cached_property
     def size(self) -> int:
