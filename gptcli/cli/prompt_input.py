@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -172,7 +173,7 @@ class TextBlocks:
             if data.startswith(mark):
                 raise InputError(
                     f"not UTF-8: {self._where}: it begins with the byte-order mark of {encoding}",
-                    hint=f"convert it: iconv -f {encoding} -t UTF-8",
+                    hint=f"convert it: iconv -f {encoding} -t UTF-8 {shlex.quote(str(self._file or '-'))}",
                 )
         if self._file is not None and data.startswith(codecs.BOM_UTF8):
             self.start = len(codecs.BOM_UTF8)

@@ -165,7 +165,7 @@ def test_another_encoding_is_named_with_the_way_out(encoding: str, errors: str, 
     name = encoding[:6].upper()
     with pytest.raises(InputError, match=f"it begins with the byte-order mark of {name}$") as error:
         read_text(file, decoding(errors=errors))
-    assert error.value.hint == f"convert it: iconv -f {name} -t UTF-8"
+    assert error.value.hint == f"convert it: iconv -f {name} -t UTF-8 {file}"
 
 
 class Trickle:
