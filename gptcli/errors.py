@@ -91,14 +91,16 @@ class ContextOverflow(GptcliError):
 
 
 class NonFiniteLogits(GptcliError):
-    """The model computed NaN or infinity. tokens: how many it had read by then."""
+    """The model computed NaN or infinity. tokens: how many it had read by then. dtype: what it computed in."""
 
     exit_code = ExitCode.NON_FINITE
 
     def __init__(self, tokens: int, dtype: str) -> None:
+        # Nothing is more precise than fp32 but weights that were not rounded.
+        more_precise = "--dtype fp32" if dtype != "fp32" else "--quantize none if --quantize was given"
         super().__init__(
             f"the model computed NaN or infinity at token {tokens} in {dtype}",
-            hint="try --dtype fp32; `gptcli models verify` finds damaged weights",
+            hint=f"`gptcli models verify` finds damaged weights; or try {more_precise}",
         )
 
 

@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import BrokenCheckpoint, InputError
+from gptcli.notes import Note
 
+RECORD = "gptcli.json"  # in a fetched model's directory: its origin and its files' checksums
+ADAPTER_CONFIG = "adapter_config.json"  # in a directory of an adapter
+_FETCHED = (RECORD, ".git")  # what shows that others laid a directory out
 _MOST_CONTAINERS = 2_000_000
 JSON_LIMIT = 8 << 20  # bytes, far more than any config; tokenizers have another limit
 
@@ -35,18 +39,61 @@ def is_there(path: Path) -> bool:
 def open_within(path: Path) -> BufferedReader:
     """Opens a file of a model's directory as `open_regular` does.
 
-    Raises BrokenCheckpoint for a link out of the directory. A snapshot in a Hugging Face cache may link to its blobs.
+    Raises InputError for a broken link, and BrokenCheckpoint for one that leads out of the directory. That may be from
+    a snapshot in a Hugging Face cache to the cache's blobs, and from a directory of the user's own: see `may_link_out`.
     """
-    directory, target = os.path.realpath(path.parent), os.path.realpath(path)
-    homes = [directory]
-    for model in (directory, os.path.dirname(directory)):  # the file may be in a folder of the model
-        if os.path.basename(os.path.dirname(model)) == "snapshots":
-            homes.append(os.path.join(os.path.dirname(os.path.dirname(model)), "blobs"))
-    if os.path.dirname(target) not in homes:
-        raise BrokenCheckpoint(
-            f"cannot open: {path}: a link out of the model's directory", hint="put the file itself there"
-        )
-    return open_regular(Path(target))
+    directory, target = Path(os.path.realpath(path.parent)), Path(os.path.realpath(path))
+    if path.is_symlink() and not target.exists():
+        hint = f"run `git annex get {path.name}`" if ".git/annex/" in target.as_posix() else None
+        raise InputError(f"cannot open: {path}: its link leads to nothing", hint)
+    if not target.is_relative_to(directory) and target.parent not in _hub_blobs(directory, target):
+        if not may_link_out(directory, path.name) or not _is_ordinary(target):
+            raise BrokenCheckpoint(
+                f"cannot open: {path}: a link out of the model's directory",
+                hint="put the file itself there; links are followed only out of a folder that you alone can write to, "
+                "and that was neither fetched by gptcli nor cloned",
+            )
+    return open_regular(target)
+
+
+def _hub_blobs(directory: Path, target: Path) -> list[Path]:
+    """The directories of blobs that a snapshot of a Hugging Face cache, or a directory in one, may link to.
+
+    A repository's own are in `models--OWNER--NAME/blobs`. Newer clients link from there to a store that all share,
+    whose directories have names of two characters.
+    """
+    for parent in (directory, *directory.parents):
+        if parent.parent.name == "snapshots":
+            repository = parent.parents[1]
+            return [repository / "blobs", repository.parent / "blobs" / target.name[:2]]
+    return []
+
+
+def may_link_out(directory: Path, name: str) -> bool:
+    """Whether the link with this name in a model's directory is the user's own, and may lead anywhere.
+
+    It is if link and directory belong to the user or root, nobody else can write to the directory, and the directory
+    was neither fetched by gptcli nor cloned. On Windows nothing tells.
+    """
+    if not hasattr(os, "geteuid") or any(os.path.lexists(directory / mark) for mark in _FETCHED):
+        return False
+    try:
+        link, folder = (directory / name).lstat(), directory.stat()
+    except OSError:
+        return False
+    user = os.geteuid()
+    return {link.st_uid, folder.st_uid} <= {user, 0} and not _others_can_write(folder, user)
+
+
+def _others_can_write(folder: os.stat_result, user: int) -> bool:
+    """Many systems give each user a group with the user's own number, which nobody else is in."""
+    own_group = folder.st_uid == folder.st_gid == user
+    return bool(folder.st_mode & (stat.S_IWOTH if own_group else stat.S_IWOTH | stat.S_IWGRP))
+
+
+def _is_ordinary(target: Path) -> bool:
+    """Whether a link's target is a file of data, and not of the system, where reading may do more than read."""
+    return target.is_file() and not str(target).startswith(("/proc/", "/sys/", "/dev/"))
 
 
 def lock(descriptor: int, *, wait: bool = False) -> bool:
@@ -65,21 +112,95 @@ def lock(descriptor: int, *, wait: bool = False) -> bool:
     return True
 
 
-def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
-    """A JSON object from a file of at most `limit` bytes.
+class Unusable:
+    """Stands for a value of a JSON file that cannot be meant: NaN, infinity, or two values of one key.
 
-    Raises BrokenCheckpoint for anything but one well-formed object without duplicate keys, NaN or infinity.
+    Nothing comes of it as long as nobody reads it. It is of no type that a reader wants, and comparing it raises
+    BrokenCheckpoint.
+    """
+
+    def __init__(self, where: str, what: str) -> None:
+        self._where = where
+        self._what = what
+
+    def __repr__(self) -> str:
+        return self._what
+
+    def __eq__(self, other: object) -> bool:
+        raise BrokenCheckpoint(f"cannot read: {self._where}: the value {self._what[:80]}")
+
+    def __bool__(self) -> bool:
+        return self == True  # noqa: E712 - raises
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def read_json(
+    path: Path, limit: int = JSON_LIMIT, *, notes: list[Note] | None = None, contradictions: bool = False
+) -> dict[str, Any]:
+    """A JSON object from a file of at most `limit` bytes. Raises BrokenCheckpoint for anything else.
+
+    notes: gets what other readers of the file take and JSON forbids: a key that has the same value twice, NaN and
+    infinity, for which there is an `Unusable`. Without it they are refused. contradictions: a key may also have two
+    values, for which there is an `Unusable`: for callers that look at the type of each value that they read.
     """
     with open_within(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
         raise BrokenCheckpoint(f"cannot read: {path}: larger than {limit >> 20} MB")
-    return parse_json(data, str(path))
+    return _parse(data, str(path), None if notes is None else _Oddities(path, notes, contradictions))
 
 
 def parse_json(data: bytes, where: str) -> dict[str, Any]:
-    """A JSON object from bytes, called `where` in errors. Raises BrokenCheckpoint as `read_json` does."""
+    """A JSON object from bytes, called `where` in errors. Raises BrokenCheckpoint as `read_json` does without notes."""
+    return _parse(data, where, None)
 
+
+class _Oddities:
+    """Takes what JSON forbids and others read, and notes it."""
+
+    def __init__(self, path: Path, notes: list[Note], contradictions: bool) -> None:
+        self._path = path
+        self._notes = notes
+        self._contradictions = contradictions
+        self._twice = dict[str, None]()
+        self._not_finite = dict[str, None]()
+        self._constant_seen = False
+
+    def constant(self, name: str) -> Unusable:
+        """For NaN and infinity."""
+        self._constant_seen = True
+        return Unusable(str(self._path), name)
+
+    def take(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """The object of these keys and values. Raises ValueError for two values of a key, unless they are accepted."""
+        result: dict[str, Any] = {}
+        for name, value in pairs:
+            if self._constant_seen and _is_not_finite(value):
+                self._not_finite[name] = None
+            if name in result:
+                self._twice[name] = None
+                before, now = (json.dumps(each, default=repr) for each in (result[name], value))
+                if before != now:
+                    if not self._contradictions:
+                        raise ValueError(f"the key {name[:60]!r} has two values: {before[:60]} and {now[:60]}")
+                    value = Unusable(str(self._path), f"{before[:60]} and {now[:60]}")
+            result[name] = value
+        self._constant_seen = False
+        return result
+
+    def note(self) -> None:
+        """Adds the notes."""
+        for what, names in (("keys given twice", self._twice), ("NaN or infinity", self._not_finite)):
+            if names:
+                self._notes.append(Note(f"{self._path.name}: {what}", tuple(name[:60] for name in names)))
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, Unusable) or (isinstance(value, list) and any(map(_is_not_finite, value)))
+
+
+def _parse(data: bytes, where: str, oddities: _Oddities | None) -> dict[str, Any]:
     def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) < len(pairs):
@@ -94,14 +215,18 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
         raise BrokenCheckpoint(f"cannot read: {where}: more than {_MOST_CONTAINERS} lists and objects")
     try:
         value = json.loads(
-            data.decode("utf-8-sig"), object_pairs_hook=without_duplicates, parse_constant=refuse_constant
+            data.decode("utf-8-sig"),
+            object_pairs_hook=oddities.take if oddities else without_duplicates,
+            parse_constant=oddities.constant if oddities else refuse_constant,
         )
         if b"\\ud" in data.lower():  # perhaps a lone surrogate, which UTF-8 cannot encode
-            json.dumps(value, ensure_ascii=False).encode()
+            json.dumps(value, ensure_ascii=False, default=repr).encode()
     except RecursionError:
         raise BrokenCheckpoint(f"cannot read: {where}: nested too deeply") from None
     except ValueError as error:
         raise BrokenCheckpoint(f"cannot read: {where}: {str(error)[:200]}") from None
     if not isinstance(value, dict):
         raise BrokenCheckpoint(f"cannot read: {where}: not a JSON object")
+    if oddities:
+        oddities.note()
     return value

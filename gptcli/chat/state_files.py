@@ -49,6 +49,13 @@ class AppendOnlyFile:
         """Locks the file until it is closed; False if another process has locked it."""
         return lock(self._descriptor)
 
+    def is_at(self, path: Path) -> bool:
+        """Whether this is still the file at a path, and not one that was removed or renamed."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), path.lstat())
+        except FileNotFoundError:
+            return False
+
     def read(self) -> bytes:
         """The file's whole content."""
         with open(os.dup(self._descriptor), "rb") as file:

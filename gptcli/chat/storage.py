@@ -24,7 +24,7 @@ _CONTINUE = "gptcli chat --session"
 
 
 class SessionFile:
-    """The file that a session's events go to. It is created with the first message.
+    """The file that a session's events go to. Nothing is written before the first message.
 
     problem: why the last write failed, for a warning; None when everything is written. Failed writes are tried again.
     """
@@ -35,30 +35,28 @@ class SessionFile:
         Raises UsageError for a bad or taken name, and OutputError if there can be no state directory.
         """
         self.path = _path(unused_name(_now()) if name is None else name)
-        if os.path.lexists(self.path):
+        if _is_taken(self.path):
             raise UsageError(f"there is a session {name} already", hint=f"continue it with {_CONTINUE} {name}")
         self.events: list[Record] = []
         self.repaired = False  # whether an incomplete last line was cut off
         self.problem: OSError | None = None
         self._file: AppendOnlyFile | None = None
+        self._begun = False  # whether events go to the file
 
     @classmethod
-    def open(cls, name: str) -> Self:
+    def open(cls, name: str, *, create: bool = False) -> Self:
         """Opens a session on disk for this process alone.
 
+        create: begins one that is missing. Its file, which reserves the name, is removed if no message comes.
         Raises InputError if it is missing or damaged, and OutputError if another process has it open.
         """
-        path = _existing(name)
+        path = _path(name) if create else _existing(name)
         session = cls()
         session.path = path
+        session._file = file = _opened_alone(path, name)
         try:
-            session._file = file = AppendOnlyFile(path)
-        except OSError as error:
-            raise OutputError(f"cannot open: {path}: {error.strerror}") from None
-        try:
-            if not file.try_lock():
-                raise OutputError(f"in use: session {name}: another gptcli has it open", hint="--fork opens a copy")
             data = file.read()
+            session._begun = bool(data) or not create
             session.events, whole = _parsed(data, path)
             session.repaired = whole < len(data)
             if session.repaired:
@@ -76,15 +74,16 @@ class SessionFile:
     def append(self, event: Record) -> None:
         """Takes the next event."""
         self.events.append(event)
-        if self._file is not None:
-            self._write(self._file, [event])
+        if self._begun:
+            if self._file is not None:
+                self._write(self._file, [event])
         elif event.get("type") == "message":
-            self._create()
+            self._begin()
 
     def sync(self) -> None:
         """Waits until everything is on disk."""
-        if self._file is None:
-            self._create()
+        if not self._begun:
+            self._begin()
         if self._file is not None:
             self._file.sync()
             self.problem = self._file.problem
@@ -101,20 +100,28 @@ class SessionFile:
 
     def close(self) -> None:
         """Closes the file, so that other processes can open the session."""
-        if self._file is not None:
-            self._file.close()
+        file, self._file = self._file, None
+        if file is None:
+            return
+        if not self._begun and file.is_at(self.path):
+            with contextlib.suppress(OSError):  # Windows removes no file that is open
+                self.path.unlink()
+        file.close()
 
-    def _create(self) -> None:
+    def _begin(self) -> None:
+        """Writes the events so far, to a file with another name if another process took this one meanwhile."""
+        file = self._file
         try:
-            file = AppendOnlyFile(self.path)
-            while not file.try_lock() or file.read():  # another process took the name meanwhile
-                file.close()
-                self.path = _path(unused_name(self.name))
+            if file is None:
                 file = AppendOnlyFile(self.path)
+                while not file.try_lock() or not file.is_at(self.path) or file.read():
+                    file.close()
+                    self.path = _path(unused_name(self.name))
+                    file = AppendOnlyFile(self.path)
         except OSError as error:
             self.problem = error
         else:
-            self._file = file
+            self._file, self._begun = file, True
             self._write(file, self.events)
 
     def _write(self, file: AppendOnlyFile, events: Sequence[Record]) -> None:
@@ -143,12 +150,12 @@ def read_session(name: str) -> list[Record]:
 
 
 def session_names() -> list[str]:
-    """Names of all sessions, the most recently used first."""
+    """Names of all sessions in which something was said, the most recently used first."""
     modified = dict[str, int]()
     for path in _directory().glob(f"*{_SUFFIX}"):
         with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
             status = path.lstat()
-            if stat.S_ISREG(status.st_mode) and is_name(path.name):
+            if stat.S_ISREG(status.st_mode) and status.st_size and is_name(path.name):
                 modified[path.name.removesuffix(_SUFFIX)] = status.st_mtime_ns
     return sorted(modified, key=modified.__getitem__, reverse=True)
 
@@ -213,10 +220,39 @@ def _existing(name: str) -> Path:
     return path
 
 
+def _opened_alone(path: Path, name: str) -> AppendOnlyFile:
+    """A session's file, locked. Raises OutputError."""
+    while True:
+        try:
+            file = AppendOnlyFile(path)
+        except OSError as error:
+            raise OutputError(f"cannot open: {path}: {error.strerror}") from None
+        if not file.try_lock():
+            file.close()
+            raise OutputError(f"in use: session {name}: another gptcli has it open", hint="--fork opens a copy")
+        if file.is_at(path):
+            return file
+        file.close()  # its process has removed it between the two steps
+
+
+def _is_taken(path: Path) -> bool:
+    """Whether this is the file of a session, or reserved for one. A killed process may leave an empty one unlocked."""
+    if not os.path.lexists(path):
+        return False
+    if path.is_symlink() or not path.is_file() or path.stat().st_size:
+        return True
+    try:
+        file = AppendOnlyFile(path)
+    except OSError:
+        return True
+    with contextlib.closing(file):
+        return not file.try_lock()
+
+
 def unused_name(name: str) -> str:
     """This name if no session has it, else the first free one of name-2, name-3 and so on."""
     names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
-    return next(name for name in names if not os.path.lexists(_path(name)))
+    return next(name for name in names if not _is_taken(_path(name)))
 
 
 def _now() -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 from gptcli.checkpoint.formats import Dense, Gptq, Shape, Stored, check_floats, stored_weights
 from gptcli.checkpoint.hf_config import HfConfig
+from gptcli.checkpoint.not_a_model import refuse_adapter, refuse_pickle
 from gptcli.checkpoint.recipes import Architecture, Recipe, shape, sources
 from gptcli.checkpoint.registry import architecture_of
 from gptcli.checkpoint.safetensors_header import TensorInfo, read_header
@@ -28,6 +29,7 @@ class ModelFolder:
     generation_config: dict[str, Any]
     tensors: dict[str, TensorInfo]
     not_in_shards: tuple[str, ...] = ()  # tensors that the index names and no file has
+    reading_notes: list[Note] = field(default_factory=list)
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -39,10 +41,13 @@ class ModelFolder:
             hint = f"run `gptcli models import {path}`" if path.suffix == ".gguf" else None
             raise ModelNotFound(f"not a model directory: {path}", hint)
         if not is_there(path / "config.json"):
+            refuse_adapter(path)
             raise ModelNotFound(f"not a model directory: {path}: it has no config.json")
         generation = path / "generation_config.json"
-        config = read_json(path / "config.json")
-        return cls(path, config, read_json(generation) if is_there(generation) else {}, *_read_tensors(path))
+        notes = list[Note]()
+        config = read_json(path / "config.json", notes=notes, contradictions=True)
+        generation_config = read_json(generation, notes=notes) if is_there(generation) else {}
+        return cls(path, config, generation_config, *_read_tensors(path), notes)
 
     @cached_property
     def notes(self) -> list[Note]:
@@ -53,7 +58,7 @@ class ModelFolder:
             "tensors that only the index names": self.not_in_shards,
             "eos_token_id outside the vocabulary": tuple(map(str, self._stops_outside)),
         }
-        return [Note(what, names) for what, names in left_over.items() if names]
+        return [*self.reading_notes, *(Note(what, names) for what, names in left_over.items() if names)]
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -170,11 +175,8 @@ def _read_tensors(path: Path) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
         return read_header(single), ()
     if is_there(index):
         return _read_shards(path, index)
-    if any(path.glob("*.bin")):
-        raise BrokenCheckpoint(
-            f"no safetensors weights: {path}: pickle (.bin) is not supported, for it can run code",
-            hint="convert it with transformers: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)",
-        )
+    refuse_adapter(path)
+    refuse_pickle(path)
     raise ModelNotFound(f"no weights: {path}: neither model.safetensors nor its index is there")
 
 

@@ -8,6 +8,17 @@ from typing import Any
 from gptcli.checkpoint.generation_config import generation_source
 from gptcli.language_model import LanguageModel
 from gptcli.settings import SamplingConfig
+from gptcli.text.tokenizer import Tokenizer
+
+
+def doubled_bos(tokenizer: Tokenizer, ids: Sequence[int]) -> str | None:
+    """The name of the token that a prompt begins with twice, if it is the one that prompts begin with once."""
+    first = ids[:2]
+    if len(first) < 2 or first[0] != first[1]:
+        return None
+    name = tokenizer.token_name(first[0])
+    begins = name == tokenizer.named_tokens.get("bos_token") or first[0] in tokenizer.surroundings[0]
+    return name if begins else None
 
 
 def stop_sources(lm: LanguageModel) -> dict[str, Sequence[int]]:

@@ -1,36 +1,59 @@
-"""Reads texts from arguments, files and pipes. Bytes are taken as they are and must be UTF-8."""
+"""Reads texts from arguments, files and pipes. Bytes are taken as they are and must be UTF-8.
+
+Only a byte-order mark at the start of a file is dropped. A line ends at a newline, with an optional carriage return
+before it, nowhere else.
+"""
 
 from __future__ import annotations
 
 import codecs
 import os
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol, Self, cast
 
 from gptcli.errors import InputError, UsageError
 
 DecodingErrors = Literal["strict", "replace"]
 _BLOCK = 1 << 20  # bytes
+# The marks that texts in other encodings begin with. That of UTF-32 begins with that of UTF-16.
+_FOREIGN_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+_MARKS = [codecs.BOM_UTF8, *_FOREIGN_MARKS]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How bytes become texts. max_input: the most bytes; None is no limit. note: is told what is dropped."""
+
+    errors: DecodingErrors
+    max_input: int | None
+    note: Callable[[str], None]
 
 
 class _Readable(Protocol):
     def read1(self, size: int, /) -> bytes: ...
 
 
-def read_prompt(argument: str | None, file: Path | None, errors: DecodingErrors, max_input: int) -> str:
+def read_prompt(argument: str | None, file: Path | None, decoding: Decoding) -> str:
     """The whole prompt: a file or piped stdin, then a blank line and the argument if both are given.
 
     `-` stands for stdin, as argument or file. Raises UsageError if there is no prompt at all. Raises InputError for an
-    input that cannot be read, is not UTF-8 text, or is larger than `max_input` bytes.
+    input that cannot be read, is not UTF-8 text, or is larger than the limit.
     """
-    if argument == "-" or str(file) == "-":
-        given = _read_stdin(errors, max_input)
+    if argument == "-":
+        given = read_text(None, decoding)
     elif file is not None:
-        given = read_text(file, errors, max_input)
+        given = read_text(unless_dash(file), decoding)
     elif sys.stdin is not None and not sys.stdin.isatty():
-        given = _read_stdin(errors, max_input)
+        given = read_text(None, decoding)
     else:
         given = ""
     own = "" if argument in (None, "-") else argument_text(argument or "")
@@ -52,7 +75,7 @@ def messages_of_script(text: str, where: str) -> list[str]:
     """
     messages, block = list[str](), list[str]()
     inside = False
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(_lines(text), 1):
         if line.strip() == '"""':
             if inside:
                 messages.append("\n".join(block))
@@ -81,53 +104,105 @@ def argument_text(argument: str) -> str:
         raise UsageError(f"an argument is not UTF-8 at byte {error.start}") from None
 
 
-def read_text(file: Path, errors: DecodingErrors, max_input: int) -> str:
-    """A whole text file, or a pipe such as a shell's `<(...)`. Raises InputError as `read_prompt` does."""
-    try:
-        stream = open(file, "rb")
-    except OSError as error:
-        raise InputError(f"cannot open: {file}: {error.strerror}") from None
-    with stream:
-        return _decode(stream, str(file), errors, max_input)
+def unless_dash(file: Path) -> Path | None:
+    """A file that is read, or None for `-`, which stands for stdin."""
+    return None if str(file) == "-" else file
 
 
-def _read_stdin(errors: DecodingErrors, max_input: int) -> str:
-    if sys.stdin is None:
-        raise InputError("cannot read: standard input is closed")
-    return _decode(cast(_Readable, sys.stdin.buffer), "standard input", errors, max_input)
+def read_text(file: Path | None, decoding: Decoding) -> str:
+    """A whole text as `TextBlocks` reads it. Raises InputError as `read_prompt` does."""
+    return "".join(TextBlocks(file, decoding))
 
 
-def text_blocks(file: Path, errors: DecodingErrors, max_input: int | None) -> Iterator[str]:
-    """The text of a file, or of stdin for `-`, in blocks as they are read. max_input: in bytes; None is no limit.
+class TextBlocks:
+    """The text of a file, a pipe such as a shell's `<(...)`, or stdin for None, in blocks as they are read.
 
-    Raises InputError as `read_prompt` does.
+    start: the bytes of the file before the text, those of a byte-order mark; known once the first block is read.
+    Iterating raises InputError as `read_prompt` does.
     """
-    if str(file) == "-":
-        if sys.stdin is None:
-            raise InputError("cannot read: standard input is closed")
-        yield from _decoded(cast(_Readable, sys.stdin.buffer), "standard input", errors, max_input)
-        return
-    try:
-        stream = open(file, "rb")
-    except OSError as error:
-        raise InputError(f"cannot open: {file}: {error.strerror}") from None
-    with stream:
-        yield from _decoded(stream, str(file), errors, max_input)
+
+    def __init__(self, file: Path | None, decoding: Decoding) -> None:
+        self.start = 0
+        self._file = file
+        self._decoding = decoding
+        self._where = "standard input" if file is None else str(file)
+        self._blocks = self._read()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._blocks)
+
+    def _read(self) -> Iterator[str]:
+        if self._file is None:
+            if sys.stdin is None:
+                raise InputError("cannot read: standard input is closed")
+            yield from self._decoded(cast(_Readable, sys.stdin.buffer))
+            return
+        try:
+            stream = open(self._file, "rb")
+        except OSError as error:
+            raise InputError(f"cannot open: {self._where}: {error.strerror}") from None
+        with stream:
+            yield from self._decoded(stream)
+
+    def _decoded(self, stream: _Readable) -> Iterator[str]:
+        decoder = codecs.getincrementaldecoder("utf-8")(self._decoding.errors)
+        done, pending = 0, 0
+        for data in self._without_mark(_after_mark_is_known(_blocks(stream, self._where, self._decoding.max_input))):
+            first = self.start + done
+            if b"\0" in data:
+                raise InputError(f"not a text: {self._where}: a NUL byte at {first + data.index(0)}; it looks binary")
+            pending = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(data, final=not data)
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"not UTF-8: {self._where}: byte {first - pending + error.start}",
+                    hint="--errors replace takes it with U+FFFD in its place",
+                ) from None
+            done += len(data)
+            if text:
+                yield text
+
+    def _without_mark(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
+        """Raises InputError for the mark of another encoding, which --errors replace would make nonsense of."""
+        data = next(blocks)
+        for mark, encoding in _FOREIGN_MARKS.items():
+            if data.startswith(mark):
+                raise InputError(
+                    f"not UTF-8: {self._where}: it begins with the byte-order mark of {encoding}",
+                    hint=f"convert it: iconv -f {encoding} -t UTF-8 {shlex.quote(str(self._file or '-'))}",
+                )
+        if self._file is not None and data.startswith(codecs.BOM_UTF8):
+            self.start = len(codecs.BOM_UTF8)
+            self._decoding.note(f"byte-order mark dropped: {self._where}")
+            data = data[self.start :]
+        if data:
+            yield data
+        yield from blocks
 
 
-def text_lines(file: Path, errors: DecodingErrors, max_input: int) -> Iterator[str]:
-    """The lines of a file, or of stdin for `-`, as they come and without their newlines.
+def text_lines(file: Path, decoding: Decoding, longest: int) -> Iterator[str]:
+    """The lines of a file, or of stdin for `-`, as they come and without their ends. longest: in characters.
 
-    Raises InputError for a line longer than `max_input` characters, and as `read_prompt` does.
+    Raises InputError for a line that is longer, and as `read_prompt` does.
     """
     rest = ""
-    for block in text_blocks(file, errors, None):
+    for block in TextBlocks(unless_dash(file), replace(decoding, max_input=None)):
         *lines, rest = (rest + block).split("\n")
         for line in lines:
-            yield _short_enough(line, file, max_input)
-        _short_enough(rest, file, max_input)
+            yield _short_enough(line.removesuffix("\r"), file, longest)
+        _short_enough(rest.removesuffix("\r"), file, longest)
     if rest:
-        yield rest
+        yield _short_enough(rest, file, longest)
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of a text; `str.splitlines` would also cut at form feeds, U+2028 and the like."""
+    *lines, rest = text.split("\n")
+    return [*(line.removesuffix("\r") for line in lines), rest]
 
 
 def _short_enough(line: str, file: Path, limit: int) -> str:
@@ -136,29 +211,6 @@ def _short_enough(line: str, file: Path, limit: int) -> str:
             f"too large: {file}: a line of more than {limit} characters", hint="raise the limit with --max-input"
         )
     return line
-
-
-def _decode(stream: _Readable, where: str, errors: DecodingErrors, max_input: int) -> str:
-    return "".join(_decoded(stream, where, errors, max_input))
-
-
-def _decoded(stream: _Readable, where: str, errors: DecodingErrors, max_input: int | None) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")(errors)
-    done = 0
-    for data in _blocks(stream, where, max_input):
-        if b"\0" in data:
-            raise InputError(f"not a text: {where}: a NUL byte at {done + data.index(0)}; it looks binary")
-        pending = len(decoder.getstate()[0])
-        try:
-            text = decoder.decode(data, final=not data)
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"not UTF-8: {where}: byte {done - pending + error.start}",
-                hint="--errors replace takes it with U+FFFD in its place",
-            ) from None
-        done += len(data)
-        if text:
-            yield text
 
 
 def _blocks(stream: _Readable, where: str, max_input: int | None) -> Iterator[bytes]:
@@ -178,6 +230,19 @@ def _blocks(stream: _Readable, where: str, max_input: int | None) -> Iterator[by
         yield data
         if not data:
             return
+
+
+def _after_mark_is_known(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same, the first with all bytes that tell whether there is a byte-order mark."""
+    head = b""
+    for data in blocks:
+        head += data
+        if not data or not any(len(head) < len(mark) and mark.startswith(head) for mark in _MARKS):
+            yield head
+            if head and not data:
+                yield data
+            break
+    yield from blocks
 
 
 def _trailing_newlines(text: str) -> int:

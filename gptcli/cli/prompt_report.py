@@ -10,7 +10,7 @@ from typing import Any, Unpack
 import psutil
 
 from gptcli.cli.json_records import json_line
-from gptcli.cli.model_facts import sampling_facts, stop_sources, weight_bytes
+from gptcli.cli.model_facts import doubled_bos, sampling_facts, stop_sources, weight_bytes
 from gptcli.cli.terminal.capabilities import uses_colour
 from gptcli.cli.terminal.columns import terminal_columns
 from gptcli.cli.terminal.stderr import print_note, size
@@ -88,7 +88,7 @@ def prompt_report(
             {"id": id, "token": lm.tokenizer.token_name(id), "special": origin}
             for id, origin in zip(prompt.ids, prompt.origins, strict=True)
         ],
-        "doubled_bos": _doubled_bos(lm, prompt),
+        "doubled_bos": doubled_bos(lm.tokenizer, prompt.ids) is not None,
         "stop_ids": [{"id": id, "token": lm.tokenizer.token_name(id), "from": where} for id, where in stops.items()],
         "stop": list(stopping.strings),
         "max_tokens": stopping.max_tokens,
@@ -149,23 +149,13 @@ def _rows(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"name": name, "value": value} for name, value in rows]
 
 
-def _doubled_bos(lm: LanguageModel, prompt: GivenPrompt) -> bool:
-    """Whether the text begins with the BOS token twice."""
-    first = prompt.ids[:2]
-    return len(first) == 2 and first[0] == first[1] and lm.tokenizer.token_name(first[0]) == _bos(lm)
-
-
-def _bos(lm: LanguageModel) -> str:
-    return lm.tokenizer.named_tokens.get("bos_token", "")
-
-
 def _notes(lm: LanguageModel, prompt: GivenPrompt, stopping: StopConfig, wanted: int) -> list[str]:
     """What is known to make models answer nonsense."""
     tokenizer, notes = lm.tokenizer, []
     head = tokenizer.surroundings[0]
-    if _doubled_bos(lm, prompt):
+    if bos := doubled_bos(tokenizer, prompt.ids):
         where = " and ".join(str(origin) for origin in prompt.origins[:2])
-        notes.append(f"the text begins with {_bos(lm)} twice (from: {where}), which no model was trained on")
+        notes.append(f"the text begins with {bos} twice (from: {where}), which no model was trained on")
     if prompt.template is not None and head and prompt.ids[: len(head)] != head:
         notes.append(f"the template does not begin with {tokenizer.token_name(head[0])}, as raw texts do")
     if prompt.template is None and _has_template(lm):

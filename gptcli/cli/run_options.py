@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gptcli.cli.json_records import json_line, stats_record
+from gptcli.cli.model_facts import doubled_bos
 from gptcli.cli.options import OutputOptions, PromptOptions
-from gptcli.cli.prompt_input import argument_text, read_prompt, read_text
+from gptcli.cli.prompt_input import Decoding, argument_text, read_prompt, read_text
 from gptcli.cli.template_choice import chosen_template
 from gptcli.cli.terminal.signals import deadly
-from gptcli.cli.terminal.stderr import ProgressLine, note_failures, print_line, stats_line
+from gptcli.cli.terminal.stderr import ProgressLine, note_failures, print_line, print_note, stats_line
+from gptcli.errors import TemplateError
 from gptcli.generation.events import Finished
-from gptcli.language_model import LanguageModel
+from gptcli.language_model import ChatSession, LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.runtime.engine import Workload
 from gptcli.settings import RuntimeConfig, SamplingConfig, StopConfig
 from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.messages import Message
 
 if TYPE_CHECKING:
     from gptcli.cli.prompt_report import GivenPrompt
@@ -38,6 +42,16 @@ class RunOptions:
     given: Mapping[str, Any] = field(default_factory=dict)
     prompts: PromptOptions = PromptOptions()
     output: OutputOptions
+
+    @property
+    def decoding(self) -> Decoding:
+        """How texts are read, before there is a progress line."""
+        return Decoding(self.prompts.errors, self.prompts.max_input, self.note)
+
+    def note(self, message: str) -> None:
+        """Prints a note, unless notes are not wanted."""
+        if not self.output.quiet:
+            print_note(message)
 
 
 def open_model(run: RunOptions, activity: ProgressLine, workload: Workload | None = None) -> LanguageModel:
@@ -67,20 +81,37 @@ def load_model(lm: LanguageModel, activity: ProgressLine, workload: Workload | N
 
 def read_question(run: RunOptions, argument: str | None) -> str:
     """The whole prompt, from argument, file and stdin; raises as `read_prompt` does."""
-    return read_prompt(argument, run.prompts.file, run.prompts.errors, run.prompts.max_input)
+    return read_prompt(argument, run.prompts.file, run.decoding)
 
 
 def read_system(run: RunOptions) -> str | None:
     """The system message, if there is one. Raises UsageError or InputError."""
     if run.prompts.system_file is not None:
-        return read_text(run.prompts.system_file, run.prompts.errors, run.prompts.max_input)
+        return read_text(run.prompts.system_file, run.decoding)
     return None if run.prompts.system is None else argument_text(run.prompts.system)
 
 
 def read_template(run: RunOptions, lm: LanguageModel) -> ChatTemplate | None:
     """The chat template that replaces the model's default one, if there is one. Raises as `chosen_template` does."""
-    given = run.prompts.chat_template
-    return None if given is None else chosen_template(given, lm.folder.path, lm.tokenizer, run.prompts.max_input)
+    given, strict = run.prompts.chat_template, replace(run.decoding, errors="strict")
+    return None if given is None else chosen_template(given, lm.folder.path, lm.tokenizer, strict)
+
+
+def note_doubled_bos(lm: LanguageModel, ids: Sequence[int], note: Callable[[str], None]) -> None:
+    """Notes a prompt that begins with BOS twice: the tokenizer adds it to a text that has it, or a template repeats it.
+
+    ids: the prompt's, or the first of them.
+    """
+    if bos := doubled_bos(lm.tokenizer, ids):
+        note(f"the prompt begins with {bos} twice, which no model was trained on; --prompt-report shows where from")
+
+
+def note_template_with_doubled_bos(session: ChatSession, note: Callable[[str], None]) -> None:
+    """The same for what the session's template begins with. One that fails is none of it: it fails when it is used."""
+    messages = [Message("user", "a")] if session.system is None else [Message("system", "a"), Message("user", "a")]
+    with contextlib.suppress(TemplateError):
+        ids = session.template.render(messages, session.lm.tokenizer, thinking=session.settings.thinking)
+        note_doubled_bos(session.lm, ids, note)
 
 
 def print_report(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gptcli.cli.prompt_input import read_text
+from gptcli.cli.prompt_input import Decoding, read_text
 from gptcli.errors import InputError, NoTemplate
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.tokenizer import Tokenizer
 
 
-def chosen_template(given: Path, model: Path, tokenizer: Tokenizer, max_input: int) -> ChatTemplate:
+def chosen_template(given: Path, model: Path, tokenizer: Tokenizer, decoding: Decoding) -> ChatTemplate:
     """A chat template from a file, or if there is none of that name, one of a model's directory by its name.
 
     Raises InputError if it is neither.
@@ -21,4 +21,4 @@ def chosen_template(given: Path, model: Path, tokenizer: Tokenizer, max_input: i
             return ChatTemplate.of_model(model, tokenizer, str(given))
         except NoTemplate as error:
             raise InputError(f"cannot open: {given}: no such file; {error.message}") from None
-    return ChatTemplate(read_text(given, "strict", max_input), str(given))
+    return ChatTemplate(read_text(given, decoding), str(given))

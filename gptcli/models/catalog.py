@@ -13,10 +13,9 @@ from typing import Any
 import platformdirs
 
 from gptcli.errors import ModelNotFound
-from gptcli.files import open_within, read_json
+from gptcli.files import ADAPTER_CONFIG, RECORD, open_within, read_json
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
-RECORD = "gptcli.json"  # in a model's directory: its origin and its files' checksums
 
 _SMALL = 16 << 20  # bytes
 
@@ -74,10 +73,13 @@ def local_models() -> list[LocalModel]:
 
 
 def find(name: str) -> LocalModel | None:
-    """The model with this path or name, or None if it is not on this machine."""
+    """The model with this path or name, or None if it is not on this machine.
+
+    An adapter of that name counts: opening it says what it is.
+    """
     if os.path.exists(name):
         return LocalModel(name, Path(name))
-    return find_named(name)
+    return find_named(name) or _named(name, ADAPTER_CONFIG)
 
 
 def fingerprint(path: Path) -> str:
@@ -109,12 +111,17 @@ def is_name(name: str) -> bool:
 
 def find_named(name: str) -> LocalModel | None:
     """The model with this name, never a path; None if there is no such model."""
+    return _named(name, "config.json")
+
+
+def _named(name: str, file: str) -> LocalModel | None:
+    """What has this name and such a file."""
     if not is_name(name):
         return None
     for root in (install_root(), _user_root()):
-        if os.path.isfile(root / name / "config.json"):
+        if os.path.isfile(root / name / file):
             return LocalModel(name, root / name)
-    snapshot = _hub_snapshot(name)
+    snapshot = _hub_snapshot(name, file)
     return LocalModel(name, snapshot) if snapshot else None
 
 
@@ -126,9 +133,11 @@ def missing(name: str) -> ModelNotFound:
 
 
 def _hub_cache() -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    home = Path(os.environ.get("HF_HOME") or cache / "huggingface")
-    return _at_home(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    """Where huggingface_hub keeps its cache, by the same variables in the same order."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("HF_HOME") or os.path.join(cache, "huggingface")
+    chosen = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    return _at_home(os.path.expandvars(chosen or os.path.join(home, "hub")))
 
 
 def _at_home(path: str | Path) -> Path:
@@ -136,11 +145,15 @@ def _at_home(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def _hub_snapshot(name: str) -> Path | None:
-    """The main revision of a model in the Hugging Face cache, if it has a config."""
+def _hub_snapshot(name: str, file: str = "config.json") -> Path | None:
+    """A model in the Hugging Face cache that has such a file: the main revision, or the newest if none is called so.
+
+    Fetching a revision by another name, or by its commit, leaves no `refs/main`.
+    """
     directory = _hub_cache() / f"models--{name.replace('/', '--')}"
-    reference = directory / "refs" / "main"
-    if not os.path.isfile(reference):
-        return None
-    snapshot = directory / "snapshots" / reference.read_text(errors="replace").strip()
-    return snapshot if os.path.isfile(snapshot / "config.json") else None
+    snapshots, reference = directory / "snapshots", directory / "refs" / "main"
+    if os.path.isfile(reference):
+        candidates = [snapshots / reference.read_text(errors="replace").strip()]
+    else:
+        candidates = sorted(snapshots.glob("*/"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+    return next((snapshot for snapshot in candidates if os.path.isfile(snapshot / file)), None)

@@ -10,12 +10,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from gptcli.errors import InputError, InvalidModel, OutputError, UsageError
-from gptcli.files import lock, open_regular
-from gptcli.models.catalog import RECORD, find_named, install_root, is_name, missing
+from gptcli.files import RECORD, lock, open_regular, open_within
+from gptcli.models.catalog import find_named, install_root, is_name, missing
 
 _SCRATCH = ".fetch-"
 _ABANDONED_S = 24 * 3600
@@ -86,7 +87,11 @@ def need_space(size: int) -> None:
 
 def sha256(file: Path) -> str:
     """A file's checksum in hexadecimal."""
-    with open_regular(file) as stream:
+    return _checksum(open_regular(file))
+
+
+def _checksum(file: BufferedReader) -> str:
+    with file as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -132,7 +137,7 @@ def remove(name: str) -> Path:
 
 
 def changed_files(model: Path, record: dict[str, Any]) -> list[str]:
-    """Names of files that are missing or differ from what was installed."""
+    """Names of files that are missing or differ from what was installed. Raises BrokenCheckpoint for a link out."""
     checksums = record.get("sha256", {})
     if not isinstance(checksums, dict):
         raise InputError(f"cannot read: {model / RECORD}: sha256 must be an object")
@@ -140,7 +145,7 @@ def changed_files(model: Path, record: dict[str, Any]) -> list[str]:
         name
         for name, checksum in checksums.items()
         # A record may have come with the model: it must not name files elsewhere.
-        if Path(name).name != name or not (model / name).is_file() or sha256(model / name) != checksum
+        if Path(name).name != name or not (model / name).is_file() or _checksum(open_within(model / name)) != checksum
     ]
 
 

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gptcli.errors import ModelNotFound
+from gptcli.files import ADAPTER_CONFIG, RECORD
 from gptcli.gguf.convert import convert
-from gptcli.models.catalog import DEFAULT_MODEL, RECORD, FetchProgress
+from gptcli.models.catalog import DEFAULT_MODEL, FetchProgress
 from gptcli.models.install import check_name, install, need_space, scratch, sha256
 
 # Raises GptcliError if the model in a directory cannot be used. Its weights may still be missing.
@@ -97,6 +98,11 @@ def pull_hub(
     for file in [file for file in sizes if file.endswith(".safetensors")]:
         if file != "model.safetensors" if whole else not _SHARD.fullmatch(file):
             del sizes[file]
+    if "config.json" not in sizes and ADAPTER_CONFIG in sizes:
+        raise ModelNotFound(
+            f"cannot fetch from the hub: {repository}: an adapter, not a whole model",
+            hint=f"run `hf download {repository}`; `gptcli models show {repository}` then says how to merge it",
+        )
     if "config.json" not in sizes or not any(file.endswith(".safetensors") for file in sizes):
         raise ModelNotFound(f"cannot fetch from the hub: {repository}: it has no config.json with safetensors weights")
     total = sum(sizes.values())

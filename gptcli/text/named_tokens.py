@@ -12,6 +12,7 @@ import tokenizers
 
 from gptcli.errors import BrokenTokenizer
 from gptcli.files import is_there, read_json
+from gptcli.notes import Note
 
 _MOST_ADDED = 1 << 20  # characters of all
 # The order in which transformers adds them.
@@ -37,13 +38,13 @@ class _Named:
         return replace(self, normalized=not self.special) if self.normalized is None else self
 
 
-def read_settings(path: Path) -> tuple[_Json, dict[str, int]]:
+def read_settings(path: Path, notes: list[Note]) -> tuple[_Json, dict[str, int]]:
     """The settings in a model's directory, and its tokens by id in added_tokens.json. Raises BrokenCheckpoint.
 
     Older files are read where tokenizer_config.json has no `added_tokens_decoder`, and come first then.
     """
     config, older, added = (
-        read_json(path / name) if is_there(path / name) else {}
+        read_json(path / name, notes=notes) if is_there(path / name) else {}
         for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
     )
     if "additional_special_tokens" in config and not config.get("extra_special_tokens"):

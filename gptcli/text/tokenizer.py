@@ -59,22 +59,12 @@ class Tokenizer:
 
         Raises ModelNotFound where they are missing and BrokenTokenizer where they cannot be used.
         """
-        file = path / "tokenizer.json"
-        settings, added = read_settings(path)
-        if not is_there(file):
-            if is_there(path / "vocab.json") and is_there(path / "merges.txt"):
-                data, settings = read_vocab_and_merges(path, settings)
-                return cls(data, settings, path / "vocab.json", added)
-            if is_there(path / "tokenizer.model"):
-                data, settings = read_sentencepiece(path, settings)
-                return cls(data, settings, path / "tokenizer.model", added)
-            hint = "vocab.json with merges.txt, and SentencePiece's tokenizer.model, are read as well"
-            raise ModelNotFound(f"no tokenizer: {file}", hint)
-        with open_within(file) as stream:
-            data = stream.read(_FILE_LIMIT + 1)
-        if len(data) > _FILE_LIMIT:
-            raise BrokenTokenizer(f"cannot read: {file}: larger than {_FILE_LIMIT >> 20} MB")
-        return cls(data, settings, file, added)
+        notes = list[Note]()
+        settings, added = read_settings(path, notes)
+        data, settings, file = _read_data(path, settings)
+        tokenizer = cls(data, settings, file, added)
+        tokenizer.notes += notes
+        return tokenizer
 
     def limit(self, rows: int) -> None:
         """Leaves out the tokens from an id on, for which a model has no rows: texts that make them are refused."""
@@ -244,3 +234,20 @@ class Tokenizer:
             if mine != theirs or self.token_bytes(id) != other.token_bytes(id):
                 return f"token {id} is {theirs!r}, not {mine!r}"
         return None
+
+
+def _read_data(path: Path, settings: dict[str, Any]) -> tuple[bytes, dict[str, Any], Path]:
+    """A model directory's tokenizer.json, or what was there before it as one; settings; the file that it is from."""
+    file = path / "tokenizer.json"
+    if not is_there(file):
+        if is_there(path / "vocab.json") and is_there(path / "merges.txt"):
+            return *read_vocab_and_merges(path, settings), path / "vocab.json"
+        if is_there(path / "tokenizer.model"):
+            return *read_sentencepiece(path, settings), path / "tokenizer.model"
+        hint = "vocab.json with merges.txt, and SentencePiece's tokenizer.model, are read as well"
+        raise ModelNotFound(f"no tokenizer: {file}", hint)
+    with open_within(file) as stream:
+        data = stream.read(_FILE_LIMIT + 1)
+    if len(data) > _FILE_LIMIT:
+        raise BrokenTokenizer(f"cannot read: {file}: larger than {_FILE_LIMIT >> 20} MB")
+    return data, settings, file

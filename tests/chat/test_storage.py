@@ -4,13 +4,15 @@ import json
 import os
 import resource
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gptcli.chat.state_files import state_directory
-from gptcli.chat.storage import SessionFile, read_session, session_names, stored_sessions
+from gptcli.chat.storage import SessionFile, read_session, session_names, stored_sessions, unused_name
 from gptcli.errors import InputError, OutputError, UsageError
 
 EVENTS: list[dict[str, Any]] = [
@@ -191,6 +193,75 @@ def test_a_session_file_that_is_a_link_or_a_pipe_is_refused() -> None:
     os.mkfifo(path.with_name("pipe.jsonl"))
     with pytest.raises(OutputError, match="cannot open"):
         SessionFile.open("pipe")
+
+
+def test_a_name_is_reserved_from_the_first_moment_and_free_again_if_nothing_is_said() -> None:
+    first = SessionFile.open("new", create=True)
+    first.append(EVENTS[0])
+    with pytest.raises(OutputError, match="in use: session new"):
+        SessionFile.open("new", create=True)
+    with pytest.raises(UsageError, match="already"):
+        SessionFile("new")
+    assert session_names() == [] and unused_name("new") == "new-2"
+    first.close()
+    assert list(first.path.parent.iterdir()) == [] and unused_name("new") == "new"
+    second = SessionFile.open("new", create=True)
+    for event in EVENTS[:2]:
+        second.append(event)
+    second.close()
+    assert read_session("new") == EVENTS[:2]
+
+
+def test_a_reserved_session_keeps_its_new_name() -> None:
+    session = SessionFile.open("new", create=True)
+    session.rename("newer")
+    session.append(EVENTS[1])
+    session.close()
+    assert session_names() == ["newer"]
+
+
+def test_an_empty_file_that_a_kill_left_is_no_session_and_blocks_no_name() -> None:
+    path = written("mine").with_name("left.jsonl")
+    path.touch()
+    assert session_names() == ["mine"] and unused_name("left") == "left"
+    lazy = SessionFile("left")
+    lazy.append(EVENTS[1])
+    assert (lazy.name, read_session("left")) == ("left", [EVENTS[1]])
+    path.with_name("other.jsonl").touch()
+    session = SessionFile.open("mine")
+    session.rename("other")
+    assert len(read_session("other")) == len(EVENTS)
+
+
+# Takes the name and lets it go, over and over, as long as nobody else has it meanwhile.
+TAKER = """
+import os, sys
+from gptcli.chat.storage import SessionFile
+from gptcli.errors import OutputError
+print("ready", flush=True)
+sys.stdin.readline()
+taken = 0
+while taken < 100:
+    try:
+        session = SessionFile.open("new", create=True)
+    except OutputError:
+        continue
+    alone = os.open(sys.argv[1], os.O_CREAT | os.O_EXCL)  # fails if another process has the session, too
+    os.close(alone)
+    os.remove(sys.argv[1])
+    session.close()
+    taken += 1
+"""
+
+
+def test_of_processes_that_begin_a_session_at_once_one_has_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TAKER, str(tmp_path / "alone")]
+    takers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(3)]
+    assert all(taker.stdout and taker.stdout.readline() == b"ready\n" for taker in takers)
+    for taker in takers:
+        taker.communicate(b"\n")
+    assert [taker.returncode for taker in takers] == [0, 0, 0]
+    assert session_names() == [] and unused_name("new") == "new"
 
 
 def test_every_line_is_json_by_itself() -> None:

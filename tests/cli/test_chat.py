@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from gptcli.chat.storage import SessionFile, read_session, session_names
-from tests.cli.conftest import Cli
+from tests.cli.conftest import SCRIPTED, Cli
+from tests.cli.scripted import Script
 from tests.tiny import make_model
 
 
@@ -81,6 +84,27 @@ def test_a_session_in_use_is_refused_and_can_be_forked(chat: Cli) -> None:
     assert (refused.code, refused.out) == (8, b"") and "in use" in refused.err and "--fork" in refused.err
     assert chat("--session", "s", "--fork", "two").code == 0
     other.close()
+
+
+def test_a_session_is_refused_to_others_before_anything_is_said_in_it_and_a_kill_leaves_its_name_free(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    mark = tmp_path / "loading"
+    environment = Script(pieces=["Hi."], load_s=600, mark=str(mark)).environment()
+    quick = Script(pieces=["Hi."]).environment()
+    command = [*SCRIPTED, "chat", "-m", str(tiny_model), "--session", "new", "hello"]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL) as first:
+        while not mark.exists():
+            assert first.poll() is None
+            time.sleep(0.01)
+        others = [subprocess.Popen(command, env=quick, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in "23"]
+        complaints = [other.communicate()[1].splitlines()[0] for other in others]
+        first.kill()
+    assert complaints == [b"gptcli: error: in use: session new: another gptcli has it open"] * 2
+    assert [other.returncode for other in others] == [8, 8]
+    assert session_names() == []
+    subprocess.run(command, env=quick, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+    assert session_names() == ["new"]
 
 
 def test_a_torn_session_is_repaired_and_says_so(chat: Cli) -> None:

@@ -35,6 +35,8 @@ PROMPTS: dict[str, tuple[list[str], bytes | None, bytes]] = {
     "the argument": (["In a small"], None, b"In a small"),
     "the argument beside an empty pipe": (["In a small"], b"", b"In a small"),
     "a pipe, byte by byte": ([], b"  In\r\n\ta small \\n \n\n", b"  In\r\n\ta small \\n \n\n"),
+    "a pipe that begins with a byte-order mark": ([], b"\xef\xbb\xbfIn", b"\xef\xbb\xbfIn"),
+    "an argument that begins with a byte-order mark": (["\ufeffIn"], None, b"\xef\xbb\xbfIn"),
     "a pipe of whitespace": ([], b"\n", b"\n"),
     "stdin by a dash": (["-"], b"In a small", b"In a small"),
     "stdin by a file named dash": (["-f", "-"], b"In a small", b"In a small"),
@@ -58,7 +60,7 @@ def test_the_prompt_is(what: str, prompt: Callable[..., bytes]) -> None:
 
 def test_a_file_is_the_prompt_byte_by_byte(prompt: Callable[..., bytes], tmp_path: Path) -> None:
     file = tmp_path / "prompt"
-    file.write_bytes(b"\xef\xbb\xbf  In\r\n\ta small \\n \n\n")
+    file.write_bytes(b"  In\r\n\ta small \\n \n\n")
     assert prompt("-f", file) == file.read_bytes()
 
 

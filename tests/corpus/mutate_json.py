@@ -207,8 +207,6 @@ def json_damage(rng: Random, model: ModelDir) -> Expected:
             text[: rng.randrange(1, len(text) - 1)].encode(),
             f'{text[:-1]}, "bomb": {BOMB}}}'.encode(),
             f'{text[:-1]}, "bomb": {"9" * 5_000}}}'.encode(),
-            f'{text[:-1]}, "bomb": NaN}}'.encode(),
-            f'{text[:-1]}, "bomb": -Infinity}}'.encode(),
             f"{text[:-1]}, {key}: null}}".encode(),
             f"[{text}]".encode(),
             text.encode("utf-16"),
@@ -229,6 +227,15 @@ def json_damage(rng: Random, model: ModelDir) -> Expected:
         ]
     )
     return "reject"
+
+
+def json_oddities(rng: Random, model: ModelDir) -> Expected:
+    """What JSON forbids and other readers take, where nothing reads it."""
+    name = rng.choice(["config.json", "generation_config.json", "tokenizer_config.json"])
+    text = model.files[name].decode()
+    odd = rng.choice(["NaN", "-Infinity", "[Infinity]", '1, "transformers_version": 1'])
+    model.files[name] = f'{text[:-1]}, "transformers_version": {odd}}}'.encode()
+    return "accept"
 
 
 def json_style(rng: Random, model: ModelDir) -> Expected:
@@ -295,5 +302,6 @@ def value_swaps(rng: Random, model: ModelDir) -> Expected:
 MUTATORS = [
     config_sizes, config_numbers, config_against_weights, config_heads, config_fields_dropped, config_types,
     config_of_another_family, config_unknown_mathematics, config_extremes, config_harmless, eos, eos_elsewhere,
-    generation, generation_harmless, json_damage, json_style, json_too_large, flips, splices, value_swaps,
+    generation, generation_harmless, json_damage, json_oddities, json_style, json_too_large, flips, splices,
+    value_swaps,
 ]  # fmt: skip

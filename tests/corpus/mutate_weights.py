@@ -303,7 +303,7 @@ def index_beside_a_whole_file(rng: Random, model: ModelDir) -> Expected:
 
 
 def file_types(rng: Random, model: ModelDir) -> Expected:
-    """A pipe, directory, device, link or file of another format instead of a file."""
+    """A pipe, directory, device, link that others may have made or file of another format instead of a file."""
     needed = [WEIGHTS, "config.json", "tokenizer.json"]
     name = rng.choice([*needed, "tokenizer_config.json", "generation_config.json"])
     content = model.files[name]
@@ -312,6 +312,7 @@ def file_types(rng: Random, model: ModelDir) -> Expected:
         outside = path.parent.with_name(path.parent.name + ".outside")
         outside.write_bytes(content)
         path.symlink_to(outside)
+        path.parent.chmod(0o777)
 
     kinds: list[Callable[[Path], object]] = [
         os.mkfifo,

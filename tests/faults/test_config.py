@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from gptcli.errors import BrokenCheckpoint
+from gptcli.files import Unusable
 from tests.cli.conftest import Cli
 from tests.faults.conftest import Refuses, edit
 
@@ -17,17 +19,98 @@ from tests.faults.conftest import Refuses, edit
     [
         ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
         ("9" * 5_000, "4300"),
-        ("NaN", "NaN is not a JSON number"),
-        ('1, "model_type": "llama"', "duplicate key 'model_type'"),
+        ('1, "hidden_size": 65', "hidden_size must be a whole number between 1 and 16777216, not '32 and 65'"),
+        ('1, "hidden_size": NaN', "hidden_size must be a whole number between 1 and 16777216, not '32 and \"NaN\"'"),
+        ('1, "rms_norm_eps": Infinity', "rms_norm_eps must be a number above 0"),
+        ('1, "model_type": "qwen2"', "model_type must be a string"),
+        ('1, "tie_word_embeddings": [true]', "tie_word_embeddings must be true or false"),
+        ('1, "hidden_act": "gelu", "hidden_act": "silu"', "hidden_act"),
     ],
-    ids=["nested brackets", "a long integer", "NaN", "duplicate keys"],
 )
-def test_json_that_nests_too_deeply_or_holds_huge_integers_nan_or_duplicate_keys_is_refused(
+def test_json_that_nests_too_deeply_or_holds_huge_integers_or_two_values_of_what_is_read_is_refused(
     refuses: Refuses, model: Path, bomb: str, complaint: str
 ) -> None:
     text = (model / "config.json").read_text()
     (model / "config.json").write_text(f'{text[:-1]}, "x": {bomb}}}')
     assert complaint in refuses(3)
+
+
+@pytest.mark.parametrize("field", ["hidden_size", "rope_theta", "rms_norm_eps", "num_hidden_layers"])
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+def test_nan_or_infinity_where_it_is_read_is_refused(refuses: Refuses, model: Path, field: str, constant: str) -> None:
+    config = json.loads((model / "config.json").read_text())
+    config[field] = float(constant.replace("Infinity", "inf"))
+    (model / "config.json").write_text(json.dumps(config))
+    assert f"{field} must be a" in refuses(3) and constant in refuses(3)
+
+
+ODDITIES = {
+    "the same value twice": ('"model_type": "llama", "hidden_size": 32', "keys given twice: model_type, hidden_size"),
+    "the same list twice": (
+        '"label2id": [{"a": 1}], "label2id": [{"a": 1}]',
+        "keys given twice: label2id",
+    ),
+    "two values of what nothing reads": ('"torch_dtype": 1, "torch_dtype": 1.0', "keys given twice: torch_dtype"),
+    "twice within what nothing reads": ('"label2id": {"a": 1, "a": 2}', "keys given twice: a"),
+    "NaN in what nothing reads": ('"initializer_range": NaN', "NaN or infinity: initializer_range"),
+    "infinity in a list": ('"id2label": {"x": [0.0, [Infinity]]}', "NaN or infinity: x"),
+}
+
+
+@pytest.mark.parametrize("what", ODDITIES)
+def test_what_json_forbids_and_nothing_reads_is_a_note(what: str, cli: Cli, model: Path) -> None:
+    given = ["generate", "-m", model, "-t", "0", "-n", "3", "hi"]
+    expected = cli(*given)
+    added, note = ODDITIES[what]
+    text = (model / "config.json").read_text()
+    (model / "config.json").write_text(f"{text[:-1]}, {added}}}")
+    result = cli(*given)
+    assert (result.code, result.out, expected.code) == (0, expected.out, 0)
+    assert result.err == f"gptcli: note: config.json: {note}\n"
+    assert cli(*given, "-q").err == ""
+
+
+def test_the_same_goes_for_generation_config_and_the_files_beside_a_tokenizer(cli: Cli, model: Path) -> None:
+    (model / "generation_config.json").write_text('{"top_k": 3, "top_k": 3, "guidance_scale": NaN}')
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        (model / name).write_text('{"model_max_length": Infinity, "bos_token": "<|end|>", "bos_token": "<|end|>"}')
+    err = cli("generate", "-m", model, "-n", "1", "hi").err
+    for note in (
+        "generation_config.json: keys given twice: top_k",
+        "generation_config.json: NaN or infinity: guidance_scale",
+        "tokenizer_config.json: keys given twice: bos_token",
+        "special_tokens_map.json: NaN or infinity: model_max_length",
+    ):
+        assert note in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "complaint"),
+    [
+        ("generation_config.json", '{"do_sample": true, "do_sample": false}', "has two values: true and false"),
+        ("tokenizer_config.json", '{"bos_token": "a", "bos_token": "b"}', "has two values"),
+    ],
+)
+def test_two_values_in_files_beside_the_config_are_refused(
+    name: str, text: str, complaint: str, refuses: Refuses, model: Path
+) -> None:
+    (model / name).write_text(text)
+    assert complaint in refuses(3)
+
+
+def test_a_setting_that_is_nan_is_refused(cli: Cli, model: Path) -> None:
+    (model / "generation_config.json").write_text('{"temperature": NaN}')
+    result = cli("generate", "-m", model, "-n", "1", "hi")
+    assert (result.code, result.out) == (3, b"")
+    assert "error: generation_config.json: temperature must be a number, not 'NaN'" in result.err
+
+
+def test_an_unusable_value_is_refused_by_whoever_compares_it() -> None:
+    value = Unusable("config.json", "1 and 2")
+    for use in (lambda: value == 1, lambda: value != 1, lambda: bool(value), lambda: value in (1, 2)):
+        with pytest.raises(BrokenCheckpoint, match="1 and 2"):
+            use()
 
 
 def test_a_byte_order_mark_is_accepted(cli: Cli, model: Path) -> None:

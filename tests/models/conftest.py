@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from gptcli.models import pull
+from tests.cli.conftest import cli
 from tests.gguf.tiny_gguf import Kind, write_gguf
 from tests.models.fake_hub import FakeHub, files_of
+
+__all__ = ["cli"]
 
 
 @pytest.fixture(autouse=True)

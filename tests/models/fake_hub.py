@@ -71,9 +71,9 @@ class FakeHub:
             info = {"id": self.repository, "sha": self.commit, "siblings": siblings}
             self._send(handler, 200, json.dumps(info).encode(), body, {"Content-Type": "application/json"})
             return
-        prefix = f"/{self.repository}/resolve/{self.commit}/"
-        name = path.removeprefix(prefix)
-        if not path.startswith(prefix) or name not in self.files:
+        prefix = f"/{self.repository}/resolve/"
+        revision, _, name = path.removeprefix(prefix).partition("/")
+        if not path.startswith(prefix) or revision not in (self.commit, "main") or name not in self.files:
             self._send(handler, 404, b"", body, {"X-Error-Code": "EntryNotFound"})
             return
         if body:

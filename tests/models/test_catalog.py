@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import hashlib
+import importlib.util
+import itertools
+import os
 from pathlib import Path
 
 import pytest
 
+from gptcli.checkpoint.folder import ModelFolder
 from gptcli.errors import ModelNotFound
-from gptcli.models.catalog import DEFAULT_MODEL, find, find_named, install_root, local_models
+from gptcli.models.catalog import DEFAULT_MODEL, _hub_cache, find, find_named, install_root, local_models
 from gptcli.models.locate import locate
+from tests.models.fake_hub import FakeHub
 from tests.tiny import make_model
 
 
@@ -97,14 +103,72 @@ def test_a_cached_model_whose_main_revision_is_not_there_is_not_found(reference:
 
 
 def test_the_hubs_cache_is_where_its_client_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    snapshot = hub_snapshot(tmp_path, "owner/name")
-    monkeypatch.delenv("HF_HOME")
-    assert find("owner/name") is None
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert locate("owner/name") == snapshot
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "huggingface" / "hub"))
-    assert locate("owner/name") == snapshot
+    """Every combination of the variables, as the client's own module reads them when it is imported."""
+    variables = {
+        "XDG_CACHE_HOME": ["/xdg", "$OTHER/xdg"],
+        "HF_HOME": ["~/home", "/home/$OTHER"],
+        "HUGGINGFACE_HUB_CACHE": ["/old", "$OTHER/old", "~/old"],
+        "HF_HUB_CACHE": ["/new", "~/${OTHER}/new"],
+    }
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("OTHER", "/other")
+    spec = importlib.util.find_spec("huggingface_hub.constants")
+    assert spec and spec.loader
+    places = set()
+    for values in itertools.product(*([None, *values] for values in variables.values())):
+        for name, value in zip(variables, values, strict=True):
+            monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+        client = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(client)
+        assert _hub_cache() == Path(client.HF_HUB_CACHE), values
+        places.add(_hub_cache())
+    assert len(places) == 1 + 2 + 2 + 3 + 2
+
+
+def client_fetches(hub: FakeHub, cache: Path, revision: str) -> Path:
+    """A snapshot as the hub's client lays it out."""
+    from huggingface_hub import hf_hub_download
+
+    files = [hf_hub_download("owner/tiny", file, revision=revision, cache_dir=cache) for file in hub.files]
+    return Path(files[0]).parent
+
+
+def test_a_model_that_the_hubs_client_fetched_is_found_whatever_it_was_called(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "huggingface" / "hub"
+    fetched = client_fetches(hub, cache, revision=hub.commit)
+    assert not (cache / "models--owner--tiny" / "refs").exists()
+    assert locate("owner/tiny") == fetched
+    assert [model.name for model in local_models()] == ["owner/tiny"]
+    assert ModelFolder.open(locate("owner/tiny")).tensors
+    client_fetches(hub, cache, revision="main")
+    assert (cache / "models--owner--tiny" / "refs" / "main").read_text() == hub.commit
+    assert locate("owner/tiny") == fetched
+
+
+def test_of_several_snapshots_without_a_main_one_the_newest_with_a_config_is_taken(tmp_path: Path) -> None:
+    directory = tmp_path / "huggingface" / "hub" / "models--owner--name"
+    for age, commit in enumerate(["first", "latest", "older"]):
+        os.utime(config_in(directory / "snapshots" / commit), (1000 - age, 1000 - age + 5 * (commit == "latest")))
+    (directory / "snapshots" / "empty").mkdir()
+    assert locate("owner/name") == directory / "snapshots" / "latest"
+
+
+def test_a_snapshot_may_link_to_blobs_that_all_models_of_the_hubs_client_share(hub: FakeHub, tmp_path: Path) -> None:
+    """The client moves a blob there and leaves a link to it among the model's own."""
+    shared = pytest.importorskip("huggingface_hub.utils._shared_blobs")
+    cache = tmp_path / "huggingface" / "hub"
+    snapshot = client_fetches(hub, cache, revision="main")
+    for blob in list((snapshot.parents[1] / "blobs").iterdir()):
+        digest, size = hashlib.sha256(blob.read_bytes()).hexdigest(), blob.stat().st_size
+        assert shared.publish_blob_to_shared_store(
+            blob_path=str(blob), xet_hash=digest, cache_dir=cache, expected_size=size, replace_existing=False
+        )
+    weights = (snapshot / "model.safetensors").resolve()
+    assert weights.parent == cache / "blobs" / weights.name[:2]
+    snapshot.chmod(0o777)  # not as a folder of the user's own
+    assert ModelFolder.open(locate("owner/tiny")).tensors
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from gptcli.errors import ModelNotFound, OutputError, UsageError
+from gptcli.files import RECORD
 from gptcli.models import install as module
 from gptcli.models import pull
-from gptcli.models.catalog import RECORD, find, install_root, local_models
+from gptcli.models.catalog import find, install_root, local_models
 from gptcli.models.install import changed_files, install, remove, scratch
 from gptcli.models.pull import import_gguf
 from tests.gguf.tiny_gguf import write_gguf

@@ -17,7 +17,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gptcli.cli.app import run
-from gptcli.models.catalog import DEFAULT_MODEL, RECORD, install_root
+from gptcli.files import RECORD
+from gptcli.models.catalog import DEFAULT_MODEL, install_root
 from gptcli.text import decode_check
 from tests.gguf.tiny_gguf import write_gguf
 from tests.models.fake_hub import FakeHub

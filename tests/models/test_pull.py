@@ -13,8 +13,9 @@ import pytest
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.errors import InputError, ModelNotFound, OutputError, UnsupportedArchitecture, UsageError
+from gptcli.files import RECORD
 from gptcli.models import pull
-from gptcli.models.catalog import DEFAULT_MODEL, RECORD, FetchProgress, find, install_root
+from gptcli.models.catalog import DEFAULT_MODEL, FetchProgress, find, install_root
 from gptcli.models.locate import locate
 from gptcli.models.pull import import_gguf, pull_default, pull_hub
 from tests.gguf.tiny_gguf import Kind, write_gguf

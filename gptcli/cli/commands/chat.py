@@ -24,6 +24,7 @@ from gptcli.cli.repl.stored_sessions import opened, print_sessions
 from gptcli.cli.run_options import (
     RunOptions,
     load_model,
+    note_template_with_doubled_bos,
     open_model,
     print_failures,
     print_figures,
@@ -133,6 +134,7 @@ def chat(
             conversation.settings = replace(conversation.settings, **given)
         if at_prompt:
             activity.close()
+            note_template_with_doubled_bos(conversation, run.note)
             _converse(conversation, file, template, DisplaySettings(stats=output.stats), run.offline)
         elif output.prompt_report:
             activity.close()
@@ -168,7 +170,7 @@ def _questions(run: RunOptions, sessions: SessionOptions, prompt: str | None) ->
     """What to say, message by message. Raises UsageError or InputError."""
     if sessions.script is None:
         return [read_question(run, prompt)]
-    script = read_prompt(None, sessions.script, run.prompts.errors, run.prompts.max_input)
+    script = read_prompt(None, sessions.script, run.decoding)
     return messages_of_script(script, str(sessions.script))
 
 
@@ -191,6 +193,7 @@ def _answer(run: RunOptions, conversation: ChatSession, questions: Sequence[str]
     """Asks the questions in turn and writes the replies. Raises KeyboardInterrupt after a reply that Ctrl-C ended."""
     lm, output = conversation.lm, run.output
     conversation.preview(questions[0])  # one that does not fit is refused before the weights are read
+    note_template_with_doubled_bos(conversation, activity.note)
     load_model(lm, activity)
     sink = StdoutSink()
     with interruptible() as cancelled:

@@ -16,6 +16,7 @@ from gptcli.cli.probabilities.sample_display import SampleDisplay
 from gptcli.cli.run_options import (
     RunOptions,
     load_model,
+    note_doubled_bos,
     open_model,
     print_failures,
     print_figures,
@@ -79,6 +80,7 @@ def generate(
             _report(run, lm, template, messages, config, stop)
             return
         lm.check_request(ids, config)
+        note_doubled_bos(lm, ids, activity.note)
         with_prompt = None if workload.tokens is None else len(ids) + workload.tokens
         load_model(lm, activity, replace(workload, tokens=with_prompt))
         writer = _Writer(run, lm, sink, activity, pictures, samples, text)

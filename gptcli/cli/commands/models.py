@@ -153,7 +153,7 @@ def verify(name: Name = DEFAULT_MODEL, as_json: options.Json = False, quiet: opt
 
 def _check(directory: Path) -> None:
     """Raises if a model cannot be used; before its weights are there, only its type is checked."""
-    model_type = read_json(directory / "config.json").get("model_type")
+    model_type = read_json(directory / "config.json", notes=[], contradictions=True).get("model_type")
     if model_type not in FAMILIES:
         hint = "run `gptcli models --supported` to see which are"
         raise UnsupportedArchitecture(f"`{model_type}` models are not supported", hint)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -25,8 +26,8 @@ from gptcli.cli.probabilities.score_output import (
     token_lines,
 )
 from gptcli.cli.probabilities.shaded_tokens import scored_tokens
-from gptcli.cli.prompt_input import argument_text, read_prompt, text_blocks, text_lines
-from gptcli.cli.run_options import RunOptions, load_model, open_model
+from gptcli.cli.prompt_input import Decoding, argument_text, read_prompt, read_text, text_lines, unless_dash
+from gptcli.cli.run_options import RunOptions, load_model, note_doubled_bos, open_model
 from gptcli.cli.terminal.stderr import ProgressLine
 from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.errors import InputError, UsageError
@@ -37,6 +38,8 @@ from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.runtime.engine import PromptCache
 
 _LINE = "{}"  # in --prompt, where a line goes
+_HEAD = 256  # characters of a text, more than the longest name of a control token
+_CARRIAGE_RETURN = re.compile(r"\r(?!\n)")
 
 _what_option = partial(typer.Option, rich_help_panel="What")
 
@@ -101,7 +104,7 @@ def score(
     if choices and not what.lines:
         if files and len(files) > 1:
             raise UsageError("--choices continue one text; --lines takes each line for one")
-        asked = read_prompt(what.prompt, files[0] if files else None, prompts.errors, prompts.max_input)
+        asked = read_prompt(what.prompt, files[0] if files else None, run.decoding)
     else:
         sources = _sources(files)
 
@@ -115,7 +118,7 @@ def score(
             scorer.write_choices(asked, choices)
         elif what.lines:
             for source in sources:
-                for line in text_lines(source, prompts.errors, prompts.max_input):
+                for line in text_lines(source, scorer.decoding, prompts.max_input):
                     activity.close()  # lines may come slowly, and what comes of them is the progress
                     scorer.write_line(line, choices)
         else:
@@ -132,6 +135,12 @@ class _Scorer:
     cache: PromptCache
     sink: StdoutSink
     activity: ProgressLine
+    noted: list[str] = field(default_factory=list)
+
+    @property
+    def decoding(self) -> Decoding:
+        """How texts are read beside the progress line."""
+        return replace(self.run.decoding, note=self.activity.note)
 
     def write_texts(self, sources: list[Path], pictures: PictureFiles) -> None:
         """Writes each text's figures, tokens or shades, and draws a picture of them all."""
@@ -139,7 +148,7 @@ class _Scorer:
         shown = ScoreDisplay(self.sink, several=len(sources) > 1) if self.sink.is_terminal and not as_json else None
         for source in sources:
             name = str(source)
-            text = "".join(text_blocks(source, self.run.prompts.errors, self.run.prompts.max_input))
+            text = read_text(unless_dash(source), self.decoding)
             if not text:
                 raise UsageError(f"there is nothing to score: {name}: it is empty")
             scored = self._score(text, f"scoring {name}", pictures.alternatives if top is None else top)
@@ -181,7 +190,16 @@ class _Scorer:
         probability, best = (chosen[0].probability, chosen[0].text) if chosen else (math.nan, "")
         return f"{sortable(probability)}\t{best}\t{line}\n".encode()
 
+    def _note_doubled_bos(self, text: str) -> None:
+        """Notes, once, a text that begins with BOS and gets another. Only control tokens can be that."""
+        if self.run.prompts.special and not self.noted:
+            ids = self.lm.tokenizer.encode(text[:_HEAD], special=True)
+            note_doubled_bos(self.lm, ids, self.noted.append)
+            for note in self.noted:
+                self.activity.note(note)
+
     def _score(self, text: str, doing: str, top: int) -> Score:
+        self._note_doubled_bos(text)
         return self.lm.score(
             text,
             stride=self.what.stride,
@@ -192,6 +210,7 @@ class _Scorer:
         )
 
     def _choose(self, prompt: str, choices: list[str]) -> tuple[ChoiceScore, ...]:
+        self._note_doubled_bos(prompt)
         return self.lm.choose(prompt, choices, special=self.run.prompts.special, cache=self.cache)
 
 
@@ -203,13 +222,15 @@ def _prompt_form(what: ScoreOptions) -> str:
 def _choices(given: list[str] | None) -> list[str]:
     """The choices between the commas; quotes keep one that has a comma together. Raises UsageError."""
     try:
-        rows = [row for option in given or () for row in csv.reader([argument_text(option)], strict=True)]
+        # A carriage return alone ends no line, though it would for the reader; an argument has no NUL.
+        texts = [_CARRIAGE_RETURN.sub("\0", argument_text(option)) for option in given or ()]
+        rows = [row for text in texts for row in csv.reader([text], strict=True)]
     except csv.Error:
         raise UsageError(
             "the choices have a quote that is not closed, or a newline outside of quotes",
             hint='double the quotes within quotes: --choices \'"so-called ""tests""",b\'',
         ) from None
-    choices = [choice for row in rows for choice in row]
+    choices = [choice.replace("\0", "\r") for row in rows for choice in row]
     if given:
         check_choices(choices)
     return choices

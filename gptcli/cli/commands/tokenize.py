@@ -9,10 +9,10 @@ import typer
 
 from gptcli.cli import options
 from gptcli.cli.option_groups import option_group, with_option_groups
-from gptcli.cli.prompt_input import argument_text
+from gptcli.cli.prompt_input import Decoding, argument_text
 from gptcli.cli.terminal.capabilities import uses_colour
 from gptcli.cli.terminal.columns import terminal_columns
-from gptcli.cli.terminal.stderr import ProgressLine
+from gptcli.cli.terminal.stderr import ProgressLine, print_note
 from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.tokens import compare as token_compare
 from gptcli.cli.tokens import decode as token_decode
@@ -123,7 +123,8 @@ def tokenize(
     """Lay a tokenizer open: the tokens of texts, their ids, bytes and places."""
     mode = _mode(files, given, view, task)
     text = None if given.text is None else argument_text(given.text)
-    reading = TextReader(given.errors, given.max_input, given.special, given.add_special, text)
+    decoding = Decoding(given.errors, given.max_input, (lambda note: None) if quiet else print_note)
+    reading = TextReader(decoding, given.special, given.add_special, text)
     names = [] if mode in ("--decode", "--vocab", "--id") else reading.names(files)
     if mode == "--truncate" and len(names) > 1:
         raise UsageError("--truncate takes one text")
@@ -138,7 +139,7 @@ def tokenize(
     show = TokenViews(tokenizer, reading, conversations, sink, columns, colour=colour)
     match mode:
         case "--decode":
-            token_decode.decode(files or [], tokenizer, sink, given.errors)
+            token_decode.decode(files or [], tokenizer, sink, decoding)
         case "--truncate":
             limit, cut = task.truncate or 0, {"from_end": task.from_end, "partial": task.partial}
             write_truncated(reading, names[0], tokenizer, sink, limit, **cut)

@@ -40,13 +40,11 @@ def opened(name: str | None, last: bool, fork: bool, at_prompt: bool) -> Iterato
             return
     elif fork:
         events, file = read_session(name), SessionFile(unused_name(name))
-    elif unused_name(name) != name:
-        file = SessionFile.open(name)
+    else:
+        file = SessionFile.open(name, create=True)
         events = list(file.events)
         if file.repaired:
             print_note(f"session {name}: its last line was torn, and was cut off")
-    else:
-        events, file = [], SessionFile(name)
     with contextlib.closing(file):
         yield file, events
         if file.problem is not None:

@@ -121,10 +121,15 @@ class ProgressLine:
 
     def note_leftovers(self, notes: Sequence[Note]) -> None:
         """Notes in one line what of a model's files has no effect; `models verify` lists it whole."""
-        if notes and not self._quiet:
+        if notes:
+            self.note(one_line(notes))
+
+    def note(self, message: str) -> None:
+        """Prints a note in place of the line, which comes back; nothing if notes are not wanted."""
+        if not self._quiet:
             if self._thread:
                 _write_stderr("\r\x1b[K")
-            print_note(one_line(notes))
+            print_note(message)
 
     def fetch(self, what: str, done: int, total: int) -> None:
         """Shows a fetch in bytes; if no line can be shown, a note announces it once."""

@@ -11,7 +11,7 @@ from gptcli.cli.terminal.columns import width
 from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.terminal.token_flow import painted
 from gptcli.cli.tokens.formats import write_pieces
-from gptcli.cli.tokens.inputs import TextReader, input_name
+from gptcli.cli.tokens.inputs import TextReader, from_start_of_file, input_name
 from gptcli.text.located_tokens import Token
 from gptcli.text.tokenizer import Tokenizer
 
@@ -72,14 +72,16 @@ def _pairs(
 ) -> Iterator[Pair]:
     """The tokens of both, in stretches between the borders that both make."""
 
-    def blocks() -> Iterator[str]:
-        for block in reader.blocks(name):
+    blocks = reader.blocks(name)
+
+    def counted() -> Iterator[str]:
+        for block in blocks:
             counts.bytes += len(block.encode())
             yield block
 
     streams = [
-        _Peekable(reader.tokens(tokenizer, name, own))
-        for tokenizer, own in zip(tokenizers, itertools.tee(blocks()), strict=True)
+        _Peekable(from_start_of_file(reader.tokens(tokenizer, name, own), blocks))
+        for tokenizer, own in zip(tokenizers, itertools.tee(counted()), strict=True)
     ]
     while any(stream.peek() for stream in streams):
         pair: Pair = [], []

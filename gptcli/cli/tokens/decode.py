@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from gptcli.cli.json_records import json_line
-from gptcli.cli.prompt_input import DecodingErrors
+from gptcli.cli.prompt_input import Decoding
 from gptcli.cli.terminal.stdout import StdoutSink
-from gptcli.cli.tokens.inputs import BlockWindow, TextReader, input_name, read_ids
+from gptcli.cli.tokens.inputs import BlockWindow, TextReader, bytes_before, input_name, read_ids
 from gptcli.errors import BrokenTokenizer
 from gptcli.text.detokenizer import Detokenizer
 from gptcli.text.tokenizer import Tokenizer
@@ -16,9 +16,9 @@ from gptcli.text.tokenizer import Tokenizer
 _BATCH = 4096  # tokens decoded together
 
 
-def decode(arguments: Sequence[str], tokenizer: Tokenizer, sink: StdoutSink, errors: DecodingErrors) -> None:
+def decode(arguments: Sequence[str], tokenizer: Tokenizer, sink: StdoutSink, decoding: Decoding) -> None:
     """Writes the text of ids."""
-    ids = read_ids(arguments, errors, tokenizer.size)
+    ids = read_ids(arguments, decoding, tokenizer.size)
     if arguments and list(arguments) != ["-"]:
         ids = iter(list(ids))  # a wrong id fails before anything is written
     detokenizer = Detokenizer()
@@ -48,8 +48,9 @@ def roundtrip(
 
 
 def _first_difference(reader: TextReader, name: str | None, tokenizer: Tokenizer) -> tuple[int, int, int | None]:
-    """A text's bytes and tokens, and the first byte where decoding gives something else, if any."""
-    window, tokens = BlockWindow(reader.blocks(name)), 0
+    """A text's bytes and tokens, and the first byte of the file where decoding gives something else, if any."""
+    blocks = reader.blocks(name)
+    window, tokens = BlockWindow(blocks), 0
 
     def ids() -> Iterator[int]:
         nonlocal tokens
@@ -68,7 +69,7 @@ def _first_difference(reader: TextReader, name: str | None, tokenizer: Tokenizer
             window.forget(start)
     if difference is None and start < window.size:
         difference = start
-    return window.size, tokens, difference
+    return window.size, tokens, None if difference is None else difference + bytes_before(blocks)
 
 
 def _decoded(ids: Iterator[int], tokenizer: Tokenizer) -> Iterator[bytes]:

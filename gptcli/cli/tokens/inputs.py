@@ -7,12 +7,12 @@ import re
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from gptcli.cli.options import MAX_INPUT
-from gptcli.cli.prompt_input import DecodingErrors, argument_text, text_blocks
+from gptcli.cli.prompt_input import Decoding, TextBlocks, argument_text, read_text, unless_dash
 from gptcli.cli.template_choice import chosen_template
 from gptcli.errors import InputError, ModelNotFound, UsageError
 from gptcli.models.catalog import FetchProgress
@@ -45,8 +45,7 @@ def open_tokenizer(name: str, offline: bool, on_fetch: FetchProgress) -> tuple[T
 class TextReader:
     """Reads and encodes texts. A text's name is its file, `-` for stdin, or None for the one in `text`."""
 
-    errors: DecodingErrors
-    max_input: int | None
+    decoding: Decoding
     special: bool
     add_special: bool
     text: str | None = None
@@ -63,7 +62,7 @@ class TextReader:
 
     def blocks(self, name: str | None) -> Iterator[str]:
         """A text in blocks. Raises InputError."""
-        return iter([self.text or ""]) if name is None else text_blocks(Path(name), self.errors, self.max_input)
+        return iter([self.text or ""]) if name is None else TextBlocks(unless_dash(Path(name)), self.decoding)
 
     def chunks(self, tokenizer: Tokenizer, name: str | None, blocks: Iterable[str] | None = None) -> Iterator[Chunk]:
         """A text's encoded chunks, without the tokens added around it. blocks: the text, if read already."""
@@ -71,7 +70,7 @@ class TextReader:
             tokenizer,
             self.blocks(name) if blocks is None else blocks,
             special=self.special,
-            largest=self.max_input or MAX_INPUT,
+            largest=self.decoding.max_input or MAX_INPUT,
             where=input_name(name),
         )
 
@@ -82,9 +81,27 @@ class TextReader:
             self.blocks(name) if blocks is None else blocks,
             special=self.special,
             add_special=self.add_special,
-            largest=self.max_input or MAX_INPUT,
+            largest=self.decoding.max_input or MAX_INPUT,
             where=input_name(name),
         )
+
+
+def bytes_before(blocks: Iterator[str]) -> int:
+    """The bytes of a file before its text, those of a byte-order mark; known once the first block is read."""
+    return blocks.start if isinstance(blocks, TextBlocks) else 0
+
+
+def from_start_of_file(tokens: Iterable[Token], blocks: Iterator[str]) -> Iterator[Token]:
+    """Tokens whose ranges count from the first byte and character of the file. tokens: those of the blocks."""
+    for token in tokens:
+        if before := bytes_before(blocks):
+            token = token._replace(
+                start=token.start + before,
+                end=token.end + before,
+                first_char=token.first_char + 1,
+                end_char=token.end_char + 1,
+            )
+        yield token
 
 
 def input_name(name: str | None) -> str:
@@ -132,14 +149,20 @@ class ConversationReader:
 
     def tokens(self, tokenizer: Tokenizer, name: str | None) -> list[Token]:
         """A conversation's tokens. Raises InputError for anything else, and TemplateError."""
-        limit = self._reader.max_input or MAX_INPUT
-        text = "".join(text_blocks(Path(name or "-"), self._reader.errors, limit))
+        text = read_text(unless_dash(Path(name or "-")), self._limited)
         return transcript(_messages(text, input_name(name)), self._template(tokenizer), tokenizer)
 
     def _template(self, tokenizer: Tokenizer) -> ChatTemplate:
         if self._template_file is None:
             return ChatTemplate.of_model(self._path, tokenizer)
-        return chosen_template(self._template_file, self._path, tokenizer, MAX_INPUT)
+        strict = replace(self._limited, errors="strict", max_input=MAX_INPUT)
+        return chosen_template(self._template_file, self._path, tokenizer, strict)
+
+    @property
+    def _limited(self) -> Decoding:
+        """How a text is read that must be in memory as a whole."""
+        decoding = self._reader.decoding
+        return replace(decoding, max_input=decoding.max_input or MAX_INPUT)
 
 
 def _messages(text: str, where: str) -> list[Message]:
@@ -176,7 +199,7 @@ def _message(value: Any, where: str) -> Message:
     raise InputError(f"not a message: {where}: it must have a role and a content, both texts")
 
 
-def read_ids(arguments: Sequence[str], errors: DecodingErrors, size: int) -> Iterator[int]:
+def read_ids(arguments: Sequence[str], decoding: Decoding, size: int) -> Iterator[int]:
     """Ids from arguments, or from stdin for `-` or none: separated by blanks or commas, or a JSON list.
 
     Raises UsageError, or InputError for stdin, for an id that is not below `size`.
@@ -187,7 +210,7 @@ def read_ids(arguments: Sequence[str], errors: DecodingErrors, size: int) -> Ite
                 raise UsageError(f"{id[:40]} is not an id: they are 0 to {size - 1}")
             yield int(id)
         return
-    for id in _numbers(text_blocks(Path("-"), errors, None)):
+    for id in _numbers(TextBlocks(None, replace(decoding, max_input=None))):
         if not _is_id(id, size):
             raise InputError(f"not an id: standard input: {id[:40]}: they are 0 to {size - 1}")
         yield int(id)

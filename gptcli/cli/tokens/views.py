@@ -12,7 +12,7 @@ from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.terminal.tables import spelled
 from gptcli.cli.terminal.token_flow import spell
 from gptcli.cli.tokens import formats
-from gptcli.cli.tokens.inputs import ConversationReader, TextReader, input_name
+from gptcli.cli.tokens.inputs import ConversationReader, TextReader, from_start_of_file, input_name
 from gptcli.errors import GptcliError
 from gptcli.text.located_tokens import Token
 from gptcli.text.token_statistics import Totals
@@ -122,14 +122,16 @@ class TokenViews:
 
     def _tokens(self, name: str | None, totals: Totals | None = None) -> Iterable[Token]:
         if self._conversations is not None:
-            tokens = self._conversations.tokens(self._tokenizer, name)
+            conversation = self._conversations.tokens(self._tokenizer, name)
             if totals:
-                totals.add_text(_text(tokens))
-            return tokens
-        return self._reader.tokens(self._tokenizer, name, self._read(name, totals))
+                totals.add_text(_text(conversation))
+            return conversation
+        blocks = self._reader.blocks(name)
+        tokens = self._reader.tokens(self._tokenizer, name, self._read(blocks, totals))
+        return from_start_of_file(tokens, blocks)
 
-    def _read(self, name: str | None, totals: Totals | None) -> Iterator[str]:
-        for block in self._reader.blocks(name):
+    def _read(self, blocks: Iterator[str], totals: Totals | None) -> Iterator[str]:
+        for block in blocks:
             if totals:
                 totals.add_text(block)
             yield block
