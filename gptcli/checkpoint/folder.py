@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from gptcli.checkpoint.formats import Dense, Gptq, Shape, Stored, check_floats, stored_weights
+from gptcli.checkpoint.generation_config import GENERATION_FIELDS
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.not_a_model import refuse_adapter, refuse_pickle
 from gptcli.checkpoint.recipes import Architecture, Recipe, shape, sources
@@ -52,8 +53,9 @@ class ModelFolder:
     @cached_property
     def notes(self) -> list[Note]:
         """What of the files has no effect on the decoder. Raises as `architecture` does."""
+        fields = tuple(name for name in self.architecture.left_over if name not in GENERATION_FIELDS)
         left_over = {
-            "config.json: fields that nothing reads": self.architecture.left_over,
+            "config.json: fields that nothing reads": fields,
             "tensors that nothing uses": tuple(self._unused(self.architecture)),
             "tensors that only the index names": self.not_in_shards,
             "eos_token_id outside the vocabulary": tuple(map(str, self._stops_outside)),

@@ -6,11 +6,11 @@ Every field of transformers' GenerationConfig is done here, noted or without eff
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
-from gptcli.checkpoint.folder import ModelFolder
 from gptcli.errors import BrokenCheckpoint, UsageError
-from gptcli.files import is_there
+from gptcli.files import Unusable, is_there
 from gptcli.notes import Note
 from gptcli.settings import SamplingConfig
 
@@ -75,7 +75,21 @@ WITHOUT_EFFECT = frozenset(
 )
 
 
-def generation_source(folder: ModelFolder) -> tuple[str, Mapping[str, Any]]:
+GENERATION_FIELDS = DONE | NOTED.keys() | WITHOUT_EFFECT
+
+
+class _Folder(Protocol):
+    """See `folder.ModelFolder`."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+    @property
+    def generation_config(self) -> Mapping[str, Any]: ...
+
+
+def generation_source(folder: _Folder) -> tuple[str, Mapping[str, Any]]:
     """The file that sets how a model generates, config.json if there is no other (as in transformers); its fields."""
     if folder.generation_config or is_there(folder.path / "generation_config.json"):
         return "generation_config.json", folder.generation_config
@@ -107,7 +121,8 @@ def sampling_defaults(fields: Mapping[str, Any], where: str = "generation_config
 
 def generation_notes(fields: Mapping[str, Any], where: str, context: int) -> list[Note]:
     """What a model asks of generation that is not done. A max_length of the context or more changes nothing."""
-    asked = [name for name, off in NOTED.items() if _is_set(name, value := fields.get(name)) and value not in off]
+    given = {name: value for name in NOTED if not isinstance(value := fields.get(name), Unusable)}
+    asked = [name for name, value in given.items() if _is_set(name, value) and value not in NOTED[name]]
     length = fields.get("max_length")
     if "max_length" in asked and isinstance(length, int) and length >= context:
         asked.remove("max_length")
@@ -115,7 +130,7 @@ def generation_notes(fields: Mapping[str, Any], where: str, context: int) -> lis
 
 
 def _is_set(name: str, value: Any) -> bool:
-    return value is not None and (value != _OFF or name in _NEVER_OFF)
+    return value is not None and (isinstance(value, Unusable) or value != _OFF or name in _NEVER_OFF)
 
 
 def _ids(name: str, value: Any, where: str) -> tuple[Any, ...]:

@@ -54,7 +54,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = make_model(tmp_path_factory.mktemp("promises") / "model")
     for name in ("modeling_tiny.py", "json.py", "torch.py", "tokenizers.py", "jinja2.py", "pip.py"):
         (model / name).write_text("raise SystemExit('I was run')")
-    edit(model / "config.json", auto_map={"AutoModelForCausalLM": "modeling_tiny.Tiny"})
+    edit(model / "config.json", auto_map={"AutoModelForCausalLM": "modeling_tiny.LlamaForCausalLM"})
     edit(model / "tokenizer_config.json", chat_template=TEMPLATE + "{# not trusted #}")
     (model.parent / "secret").write_text("secret")
     return model

@@ -42,7 +42,7 @@ def test_an_adapter_says_what_it_is_of_which_model_and_how_to_merge_it(
         (path / "config.json").write_text((make_model(tmp_path / "base") / "config.json").read_text())
     given = [path] if command[0] == "models" else ["-m", path]
     result = cli(*command[:2], *given, *command[2:], stdin=b"")
-    assert (result.code, result.out) == (3, b"")
+    assert result.code == 3 and (result.out == b"" or command == ["models", "verify"])
     assert f"an adapter, not a whole model: {path}: of the model owner/base\n" in result.err
     assert "hint: merge the two with PEFT: " in result.err
     code = shlex.split(re.search("python -c (.*); then", result.err)[1])[0]  # type: ignore[index]
@@ -121,4 +121,5 @@ def test_pickled_weights_come_with_a_command_that_converts_them_in_a_container(
     assert places == ["/in", "/out"]
     monkeypatch.setattr(sys, "argv", ["-c", str(model), target])
     exec(code, {})
-    assert cli("generate", "-m", target, "-t", "0", "-n", "4", "hi") == expected
+    converted = cli("generate", "-m", target, "-t", "0", "-n", "4", "hi")  # its stderr has the progress of transformers
+    assert (converted.code, converted.out) == (expected.code, expected.out)

@@ -145,6 +145,8 @@ def test_an_additional_template_may_be_a_blob_of_the_hubs_cache(tmp_path: Path) 
     link.symlink_to("../../../blobs/abc")
     assert ChatTemplate.of_model(model, Tokenizer.open(model), "brief").source == "from a blob"
     link.unlink()
+    (tmp_path / "elsewhere").write_text("from elsewhere")
+    (model / "additional_chat_templates").chmod(0o777)  # not the user's alone
     link.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(BrokenCheckpoint, match="a link out of the model's directory"):
         ChatTemplate.of_model(model, Tokenizer.open(model), "brief")
