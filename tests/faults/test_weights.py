@@ -384,4 +384,5 @@ def test_a_token_that_the_model_has_no_row_for_is_an_error_only_in_a_text(cli: C
     result = cli("generate", "-m", model, "-n", "100", *flat, "--json", "hi")
     assert result.code == 0 and max(json.loads(result.out)["ids"]) < 300
     assert "note: tokens without a row in the model: " in result.err
+    assert "<pad>" in cli("models", "verify", model).out.decode()  # whole, where the note is short
     assert cli("score", "-m", model, "--top", "400", "--json", stdin=b"hi you").code == 0
