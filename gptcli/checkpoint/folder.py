@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from gptcli.checkpoint.formats import Dense, Gptq, Shape, Stored, check_floats, stored_weights
-from gptcli.checkpoint.generation_config import GENERATION_FIELDS
+from gptcli.checkpoint.generation_config import GENERATION_FIELDS, generation_source
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.not_a_model import refuse_adapter, refuse_pickle
 from gptcli.checkpoint.recipes import Architecture, Recipe, shape, sources
@@ -53,7 +53,8 @@ class ModelFolder:
     @cached_property
     def notes(self) -> list[Note]:
         """What of the files has no effect on the decoder. Raises as `architecture` does."""
-        fields = tuple(name for name in self.architecture.left_over if name not in GENERATION_FIELDS)
+        read_there = GENERATION_FIELDS if generation_source(self)[0] == "config.json" else ()
+        fields = tuple(name for name in self.architecture.left_over if name not in read_there)
         left_over = {
             "config.json: fields that nothing reads": fields,
             "tensors that nothing uses": tuple(self._unused(self.architecture)),

@@ -164,7 +164,6 @@ def test_harmless_fields_are_accepted_without_a_word(tmp_path: Path, field: dict
         ({"logit_scale": 2.0, "attn_logit_softcapping": 50.0}, ("attn_logit_softcapping", "logit_scale")),
         ({"rope_scaling": {"type": "linear", "factor": 2.0, "surprise": 1}}, ("rope_scaling.surprise",)),
         ({"rope_scaling": {"factor": 8.0, "mrope_section": [1, 1, 2]}}, ("factor", "mrope_section")),
-        ({"temperature": 0.3}, ("temperature",)),
     ],
     ids=str,
 )
@@ -176,6 +175,15 @@ def test_a_field_that_the_reference_does_not_read_either_is_one_note(
     assert [name.removeprefix("rope_scaling.") for name in note.names] == [
         name.removeprefix("rope_scaling.") for name in named
     ]
+
+
+def test_a_field_of_generation_is_left_over_beside_a_generation_config(tmp_path: Path) -> None:
+    folder = make_model(tmp_path, temperature=0.3)
+    assert gptcli.load(folder).notes == []
+    assert gptcli.load(folder).sampling_defaults == {"temperature": 0.3}
+    (folder / "generation_config.json").write_text('{"top_k": 5}')
+    (note,) = gptcli.load(folder).notes
+    assert (note.what, note.names) == ("config.json: fields that nothing reads", ("temperature",))
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,9 @@ def config_heads(rng: Random, model: ModelDir) -> Expected:
 
 def config_fields_dropped(rng: Random, model: ModelDir) -> Expected:
     config = model.json()
-    needed = [*SIZES, "model_type"]
-    field = rng.choice([*needed, "rope_theta", "bos_token_id", "eos_token_id", "tie_word_embeddings"])
+    optional = "max_position_embeddings"
+    needed = [*(size for size in SIZES if size != optional), "model_type"]
+    field = rng.choice([*needed, optional, "rope_theta", "bos_token_id", "eos_token_id", "tie_word_embeddings"])
     if rng.random() < 0.5:
         del config[field]
     else:
@@ -91,24 +92,32 @@ def config_unknown_mathematics(rng: Random, model: ModelDir) -> Expected:
         {"mlp_bias": 0},
         {"tie_word_embeddings": "yes"},
         {"tie_word_embeddings": False},
-        {"sliding_window": 4},
-        {"attn_logit_softcapping": 50.0},
-        {"layer_types": ["sliding_attention"] * 2},
         {"partial_rotary_factor": 0.5},
         {"quantization_config": {"quant_method": "bogus"}},
         {"quantization_config": {"quant_method": ["gptq"]}},
         {"quantization_config": []},
         {"quantization_config": {}},
         {"quantization": {"bits": 4, "group_size": "x"}, "quantization_config": "x"},
-        {"mystery": 1},
-        {"\x1b[31m": "\u202e"},
-        {"num_experts": 8},
         {"head_dim": 0},
         {"head_dim": "8"},
         {"head_dim": 7},
     ]
     model.change("config.json", **rng.choice(changes))
     return "reject"
+
+
+def config_unread(rng: Random, model: ModelDir) -> Expected:
+    """Fields that change another architecture, and that no code of this one's reference class reads."""
+    changes: list[dict[str, Any]] = [
+        {"sliding_window": 4},
+        {"attn_logit_softcapping": 50.0},
+        {"layer_types": ["sliding_attention"] * 2},
+        {"mystery": 1},
+        {"\x1b[31m": "\u202e"},
+        {"num_experts": 8},
+    ]
+    model.change("config.json", **rng.choice(changes))
+    return "accept"
 
 
 def config_extremes(rng: Random, model: ModelDir) -> Expected:
@@ -165,13 +174,13 @@ def config_harmless(rng: Random, model: ModelDir) -> Expected:
 
 
 def eos(rng: Random, model: ModelDir) -> Expected:
-    wrong = [-1, 320, 10**9, 2**63, 1.0, True, "2", {}, [2, "x"], [[2]], [2, None], [2, -1], 1e999, "<|im_end|>"]
+    wrong = [-1, 1.0, True, "2", {}, [2, "x"], [[2]], [2, None], [2, -1], 1e999, "<|im_end|>"]
     model.change(rng.choice(["config.json", "generation_config.json"]), eos_token_id=rng.choice(wrong))
     return "reject"
 
 
 def eos_elsewhere(rng: Random, model: ModelDir) -> Expected:
-    fine = [0, [0, 1, 2], [], None, [2] * 10_000]
+    fine = [0, [0, 1, 2], [], None, [2] * 10_000, 320, 10**9, 2**63]  # one outside the vocabulary never comes
     model.change(rng.choice(["config.json", "generation_config.json"]), eos_token_id=rng.choice(fine))
     return "accept"
 
@@ -179,9 +188,9 @@ def eos_elsewhere(rng: Random, model: ModelDir) -> Expected:
 def generation(rng: Random, model: ModelDir) -> Expected:
     changes: list[tuple[str, list[Any]]] = [
         ("temperature", ["hot", -1, [], {}, True, 1e999, float("nan")]),
-        ("top_k", [1.5, -1, "x", [], True, float("nan")]),
-        ("top_p", [0, -1, 2, "x", [], True, float("nan")]),
-        ("min_p", [-1, 2, "x", {}, True]),
+        ("top_k", [1.5, -2, "x", [], True, float("nan")]),
+        ("top_p", [-2, 2, "x", [], True, float("nan")]),
+        ("min_p", [-0.5, 2, "x", {}, True]),
         ("repetition_penalty", [0, -1, 1e9, "x", [], True]),
     ]
     field, values = rng.choice(changes)
@@ -191,7 +200,7 @@ def generation(rng: Random, model: ModelDir) -> Expected:
 
 def generation_harmless(rng: Random, model: ModelDir) -> Expected:
     fields = [{"max_length": -5}, {"do_sample": "x"}, {"num_beams": 10**9}, {"temperature": 1e30}, {"top_k": 10**30},
-              {"temperature": None}, {"\x1b": [BOMB[:100]]}, {"transformers_version": {}},
+              {"top_k": -1}, {"temperature": None}, {"\x1b": [BOMB[:100]]}, {"transformers_version": {}},
               {"temperature": 0}]  # fmt: skip
     model.change("generation_config.json", **rng.choice(fields))
     return "accept"
@@ -301,7 +310,7 @@ def value_swaps(rng: Random, model: ModelDir) -> Expected:
 
 MUTATORS = [
     config_sizes, config_numbers, config_against_weights, config_heads, config_fields_dropped, config_types,
-    config_of_another_family, config_unknown_mathematics, config_extremes, config_harmless, eos, eos_elsewhere,
-    generation, generation_harmless, json_damage, json_oddities, json_style, json_too_large, flips, splices,
-    value_swaps,
+    config_of_another_family, config_unknown_mathematics, config_unread, config_extremes, config_harmless,
+    eos, eos_elsewhere, generation, generation_harmless, json_damage, json_oddities, json_style, json_too_large,
+    flips, splices, value_swaps,
 ]  # fmt: skip

@@ -166,16 +166,19 @@ def metadata(rng: Random, model: ModelDir) -> Expected:
     return "either"
 
 
-def names(rng: Random, model: ModelDir) -> Expected:
+def renamed(rng: Random, model: ModelDir) -> Expected:
     header, data = model.header()
-    name, hostile = rng.choice(_names(header)), rng.choice(HOSTILE_NAMES)
-    if rng.random() < 0.5:
-        header[hostile] = header.pop(name)
-    else:
-        header[hostile] = {"dtype": "F32", "shape": [1], "data_offsets": [len(data), len(data) + 4]}
-        data += bytes(4)
+    header[rng.choice(HOSTILE_NAMES)] = header.pop(rng.choice(_names(header)))
     model.put_header(header, data)
     return "reject"
+
+
+def hostile_extra(rng: Random, model: ModelDir) -> Expected:
+    """A tensor that nothing uses, whose name is an attack on a terminal, a path or a parser."""
+    header, data = model.header()
+    header[rng.choice(HOSTILE_NAMES)] = {"dtype": "F32", "shape": [1], "data_offsets": [len(data), len(data) + 4]}
+    model.put_header(header, data + bytes(4))
+    return "either"
 
 
 def header_flips(rng: Random, model: ModelDir) -> Expected:
@@ -195,15 +198,27 @@ def header_bombs(rng: Random, model: ModelDir) -> Expected:
     return "reject"
 
 
-def tensors_missing_or_extra(rng: Random, model: ModelDir) -> Expected:
+def tensors_missing(rng: Random, model: ModelDir) -> Expected:
     tensors = _tensors(model)
-    name = rng.choice(sorted(tensors))
-    if rng.random() < 0.5:
-        del tensors[name]
-    else:
-        extra = ["model.layers.2.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.bias", f"{name}_scale", "x",
-                 "model.layers.0.self_attn.q_norm.weight", "model.norm.bias", "lm_head.bias"]  # fmt: skip
-        tensors[rng.choice(extra)] = "F32", np.ones(32, np.float32)
+    del tensors[rng.choice(sorted(tensors))]
+    _put(model, tensors)
+    return "reject"
+
+
+def tensors_extra(rng: Random, model: ModelDir) -> Expected:
+    """Tensors that nothing uses, neither does the reference."""
+    tensors = _tensors(model)
+    extra = ["x", "model.layers.0.self_attn.q_norm.weight", "lm_head.bias", f"{rng.choice(sorted(tensors))}_scale"]
+    tensors[rng.choice(extra)] = "F32", np.ones(32, np.float32)
+    _put(model, tensors)
+    return "accept"
+
+
+def tensors_of_another_model(rng: Random, model: ModelDir) -> Expected:
+    """A layer beyond the last, or a bias beside a weight that has none."""
+    tensors = _tensors(model)
+    extra = ["model.layers.2.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.bias", "model.norm.bias"]
+    tensors[rng.choice(extra)] = "F32", np.ones(32, np.float32)
     _put(model, tensors)
     return "reject"
 
@@ -270,30 +285,40 @@ def shards(rng: Random, model: ModelDir) -> Expected:
              {}, True, "x\0.safetensors", "nope.safetensors", "config.json", "./" + home, home + "/",
              "\x1b[31m.safetensors",
              "a" * 5_000 + ".safetensors", "\ud800.safetensors"]  # fmt: skip
-    match rng.randrange(8):
+    match rng.randrange(6):
         case 0:
             weight_map[name] = rng.choice(paths)
         case 1:
-            weight_map[name] = other
-        case 2:
-            del weight_map[name]
-        case 3:
-            weight_map[rng.choice(HOSTILE_NAMES)] = home
-        case 4:
             del model.files[home]
-        case 5:
+        case 2:
             header, data = model.header(other)
             header[name] = {"dtype": "F32", "shape": [1], "data_offsets": [len(data), len(data) + 4]}
             model.put_header(header, data + bytes(4), other)
-        case 6:
+        case 3:
             index["weight_map"] = rng.choice([None, [], {}, "x", 7, list(weight_map.items()), {"x": home}])
-        case 7:
+        case 4:
             model.files[home] = model.files[home][: rng.randrange(len(model.files[home]))]
-    if rng.random() < 0.1:
-        model.files[INDEX] = rng.choice([b"", b"[]", b"{", b"\xff\xfe{}", b"null"])
-    else:
-        model.put(INDEX, index)
+        case 5:
+            index = rng.choice([None, [], "x", 7])
+    model.put(INDEX, index)
     return "reject"
+
+
+def careless_index(rng: Random, model: ModelDir) -> Expected:
+    """An index that names a tensor too many, too few, or in another shard; each is in one of them all the same."""
+    _shard(rng, model)
+    index = model.json(INDEX)
+    weight_map: dict[str, Any] = index["weight_map"]
+    name = rng.choice(sorted(weight_map))
+    match rng.randrange(3):
+        case 0:
+            weight_map[name] = SHARDS[1 - SHARDS.index(weight_map[name])]
+        case 1:
+            del weight_map[name]
+        case 2:
+            weight_map[rng.choice(HOSTILE_NAMES)] = SHARDS[0]
+    model.put(INDEX, index)
+    return "either"
 
 
 def index_beside_a_whole_file(rng: Random, model: ModelDir) -> Expected:
@@ -356,8 +381,11 @@ def code_beside(rng: Random, model: ModelDir) -> Expected:
     evil = b"import os, sys; sys.stderr.write('Traceback: I was run'); os._exit(99)"
     for name in ("modeling_tiny.py", "json.py", "torch.py", "tokenizers.py", "sitecustomize.py", "__init__.py"):
         model.files[name] = evil
-    model.change("config.json", auto_map={"AutoModelForCausalLM": "modeling_tiny.Tiny"})
-    return "accept"
+    ours = rng.random() < 0.5
+    model.change(
+        "config.json", auto_map={"AutoModelForCausalLM": f"modeling_tiny.{'LlamaForCausalLM' if ours else 'Tiny'}"}
+    )
+    return "accept" if ours else "reject"
 
 
 def too_large(rng: Random, model: ModelDir) -> Expected:
@@ -446,11 +474,12 @@ def integer_scales(rng: Random, model: ModelDir) -> Expected:
     return "reject"
 
 
-OF_HEADERS = [offsets, shapes, dtypes, same_size_dtypes, fields_of_an_entry, names, header_flips]
+OF_HEADERS = [offsets, shapes, dtypes, same_size_dtypes, fields_of_an_entry, renamed, header_flips]
 MUTATORS = [
     header_length, truncated, appended, offsets, shapes, many_dimensions, integer_scales, dtypes,
     same_size_dtypes, whole_numbers, doubles, reordered,
-    duplicate_keys, fields_of_an_entry, metadata, names, header_flips, header_bombs, tensors_missing_or_extra,
-    harmless_extra, transposed, not_finite, enormous_values, payload_noise, sharded, shards, index_beside_a_whole_file,
-    file_types, files_missing, link_within, code_beside, too_large,
+    duplicate_keys, fields_of_an_entry, metadata, renamed, hostile_extra, header_flips, header_bombs,
+    tensors_missing, tensors_extra, tensors_of_another_model, harmless_extra, transposed, not_finite,
+    enormous_values, payload_noise, sharded, shards, careless_index, index_beside_a_whole_file, file_types,
+    files_missing, link_within, code_beside, too_large,
 ]  # fmt: skip

@@ -147,7 +147,8 @@ def _complaint(expected: str, job: _Job, out: bytes, err: bytes, reference: dict
     if len(text.splitlines()) > _LINES or any(not char.isprintable() and char != "\n" for char in text):
         return "babble"
     if job.code:
-        if not text.startswith("gptcli: error: ") or out:
+        after_notes = next((line for line in text.splitlines() if not line.startswith("gptcli: note: ")), "")
+        if not after_notes.startswith("gptcli: error: ") or out:
             return "no error message"
         return "wrong reject" if expected == "accept" else ""
     if expected == "reject":
