@@ -11,7 +11,9 @@ from typing import Annotated
 
 import typer
 
+from gptcli.cli.config_file import ConfiguredCommand
 from gptcli.cli.terminal.stderr import print_error
+from gptcli.cli.usage_errors import usage_error
 from gptcli.errors import ExitCode, GptcliError
 from gptcli.version import VERSION
 
@@ -35,7 +37,7 @@ def program(arguments: Sequence[str] = ()) -> typer.Typer:
         if name == "models":
             app.add_typer(module.app, name=name)
         else:
-            app.command(name)(getattr(module, name))
+            app.command(name, cls=ConfiguredCommand)(getattr(module, name))
     app.command("help")(_help)
     return app
 
@@ -77,7 +79,7 @@ def run(arguments: Sequence[str]) -> int:
     except typer.Exit as exit:
         return exit.exit_code
     except typer.TyperException as error:
-        return _report(error.format_message(), _usage_hint(error), error.exit_code, error)
+        return _report(*usage_error(error, arguments), error.exit_code, error)
     except GptcliError as error:
         return _report(error.message, error.hint, error.exit_code, error)
     except BrokenPipeError:
@@ -110,11 +112,6 @@ def _with_plain_stats(arguments: Sequence[str]) -> list[str]:
     ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
     replaced = ["--stats-json" if argument == "--stats=json" else argument for argument in ours]
     return replaced + list(arguments[len(ours) :])
-
-
-def _usage_hint(error: typer.TyperException) -> str:
-    context = getattr(error, "ctx", None)
-    return f"run `{context.command_path if context else 'gptcli'} --help`"
 
 
 def _report(message: str, hint: str | None, code: int, error: Exception) -> int:

@@ -25,9 +25,9 @@ BAD_VALUES = {
     "-t nan": "temperature must be at least 0",
     "-t -1": "temperature must be at least 0",
     "-t inf": "temperature must be at least 0",
-    "-t warm": "'--temperature': Input should be a valid number",
+    "-t warm": "--temperature must be a number, not warm",
     "--top-k -1": "top-k must be at least 0",
-    "--top-k 1.5": "'--top-k': Input should be a valid integer",
+    "--top-k 1.5": "--top-k must be a whole number, not 1.5",
     "--top-p 0": "top-p must be above 0 and at most 1",
     "--top-p 1.5": "top-p must be above 0 and at most 1",
     "--top-p nan": "top-p must be above 0 and at most 1",
@@ -42,24 +42,24 @@ BAD_VALUES = {
     "--logit-bias -5=1": "logit-bias id must be at least 0",
     "-s -1": "seed must be between 0 and",
     "-s 18446744073709551616": "seed must be between 0 and",
-    "--samples 0": "'--samples': Input should be greater than or equal to 1",
+    "--samples 0": "--samples must be at least 1, not 0",
     "-n -2": "max-tokens must be at least -1",
-    "-n many": "'--max-tokens': Input should be a valid integer",
+    "-n many": "--max-tokens must be a whole number, not many",
     "--stop=": "a stop text must not be empty",
-    "--overflow wrap": "'error', 'stop', 'shift'",
+    "--overflow wrap": "--overflow must be one of error, stop, shift, not wrap",
     "-c 0": "ctx-size must be at least 1",
     "--threads 0": "threads must be between 1 and 1024",
-    "--dtype fp64": "'auto', 'fp32', 'bf16', 'fp16'",
-    "--quantize int2": "'auto', 'none', 'int8', 'int4'",
-    "--errors ignore": "'strict', 'replace'",
-    "--max-input 0": "'--max-input': Input should be greater than or equal to 1",
-    "--json --logprobs -1": "'--logprobs': Input should be greater than or equal to 0",
+    "--dtype fp64": "--dtype must be one of auto, fp32, bf16, fp16, not fp64",
+    "--quantize int2": "--quantize must be one of auto, none, int8, int4, not int2",
+    "--errors ignore": "--errors must be one of strict, replace, not ignore",
+    "--max-input 0": "--max-input must be at least 1, not 0",
+    "--json --logprobs -1": "--logprobs must be at least 0, not -1",
     "--markdown --logprobs 3": "--markdown and --logprobs exclude each other",
     "--json --markdown": "exclude each other",
-    "--stats=xml": "'--stats' does not take a value",
-    "--nonsense": "No such option: --nonsense",
-    "small town": "unexpected extra argument",
-    "-m": "'-m' requires an argument",
+    "--stats=xml": "--stats takes no value",
+    "--nonsense": "there is no option --nonsense",
+    "small town": "too many arguments: small town",
+    "-m": "-m needs a value",
 }
 
 
@@ -138,13 +138,32 @@ def test_help_of_an_unknown_command_is_a_usage_error(cli: Cli, command: list[str
     result = cli("help", *command)
     assert (result.code, result.out) == (2, b"")
     assert (
-        result.err
-        == f"gptcli: error: No such command 'nonsense'.\nhint: run `{' '.join(['gptcli', *command[:-1]])} --help`\n"
+        result.err == f"gptcli: error: there is no command {' '.join(command)}\n"
+        f"hint: run `{' '.join(['gptcli', *command[:-1]])} --help`\n"
     )
 
 
 def test_the_version_is_told(cli: Cli) -> None:
     assert cli("--version").out == f"gptcli {gptcli.__version__}\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (
+            "why is the sky blue?",
+            "to ask it: gptcli chat 'why is the sky blue?'; to have it continued: gptcli generate",
+        ),
+        ("chatt", "perhaps chat? run `gptcli --help`"),
+        ("generate --temprature 1", "perhaps --temperature? run `gptcli generate --help`"),
+        ("models shwo", "perhaps show? run `gptcli models --help`"),
+    ],
+)
+def test_what_was_meant_is_proposed(cli: Cli, arguments: str, hint: str) -> None:
+    for words in [arguments.split(), [arguments]] if arguments.endswith("?") else [arguments.split()]:
+        result = cli(*words)
+        assert (result.code, result.out) == (2, b"")
+        assert hint in result.err
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["--nonsense"]])

@@ -1,0 +1,63 @@
+"""Says what is wrong with a command line in gptcli's own words, where Typer has those of three libraries."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import typer
+
+_WANTED = {"int_parsing": "a whole number", "float_parsing": "a number", "bool_parsing": "true or false"}
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def usage_error(error: typer.TyperException, arguments: Sequence[str]) -> tuple[str, str]:
+    """The message and the hint for a command line that cannot be understood."""
+    context: Any = getattr(error, "ctx", None)
+    see_help = f"run `{context.command_path if context else 'gptcli'} --help`"
+    if isinstance(error, typer.BadParameter):
+        name = max(parameter.opts, key=len) if (parameter := getattr(error, "param", None)) else "a value"
+        return f"{name} {bad_value(error)}", see_help
+    if (option := getattr(error, "option_name", None)) and context:
+        near = get_close_matches(option, [name for names in context.command.params for name in names.opts], 1, 0.7)
+        return f"there is no option {option}", f"perhaps {near[0]}? {see_help}" if near else see_help
+    if option:
+        return f"{option} {'needs a' if 'requires' in error.format_message() else 'takes no'} value", see_help
+    message = error.format_message()
+    if command := re.match(r"No such command (['\"])(.*?)\1\.", message):
+        return _no_command(command[2], context, arguments, see_help)
+    if extra := message.partition("unexpected extra argument(s) ")[2]:
+        return f"too many arguments: {extra[1:-1]}", f"put a text with blanks in quotes; {see_help}"
+    return message, see_help
+
+
+def bad_value(error: typer.BadParameter) -> str:
+    """What a value must be, to follow the option's name; from pydantic's account of it, where there is one."""
+    validation: Any = error.__cause__
+    if not hasattr(validation, "errors"):
+        return error.message
+    first = validation.errors()[0]
+    given, limits = first["input"], first.get("ctx", {})
+    choices = getattr(getattr(error.param, "type_descriptor", None), "choices", None)
+    if wanted := _WANTED.get(first["type"]):
+        return f"must be {wanted}, not {given}"
+    if bounds := [f"{words} {limits[bound]}" for bound, words in _BOUNDS.items() if bound in limits]:
+        return f"must be {bounds[0]}, not {given}"
+    if choices:
+        return f"must be one of {', '.join(map(str, choices))}, not {given}"
+    return error.message
+
+
+def _no_command(name: str, context: Any, arguments: Sequence[str], see_help: str) -> tuple[str, str]:
+    """An unknown command, which may be a text meant for a model."""
+    within = context.command_path.split(" ")[1:]
+    message = f"there is no command {' '.join([*within, name])}"
+    if near := get_close_matches(name, context.command.commands, 1):
+        return message, f"perhaps {near[0]}? {see_help}"
+    if " " in (text := " ".join(arguments)) and name == arguments[0]:
+        quoted = shlex.quote(text)
+        return message, f"to ask it: gptcli chat {quoted}; to have it continued: gptcli generate {quoted}"
+    return message, see_help
