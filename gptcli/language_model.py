@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
 
 from gptcli.chat.session import Session
@@ -21,7 +20,16 @@ from gptcli.generation.sampling.sampler import make_sampler
 from gptcli.models.catalog import DEFAULT_MODEL, FetchProgress, fingerprint
 from gptcli.models.locate import locate
 from gptcli.notes import Note
-from gptcli.runtime.engine import Cancelled, Engine, Progress, PromptCache, Workload, never_cancelled, no_progress
+from gptcli.runtime.engine import (
+    Cancelled,
+    Engine,
+    Progress,
+    PromptCache,
+    RunKeywords,
+    Workload,
+    never_cancelled,
+    no_progress,
+)
 from gptcli.runtime.loader import Loader
 from gptcli.settings import (
     ChatSettings,
@@ -96,9 +104,7 @@ class LanguageModel:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *failure: object) -> None:
         if kind is None:
             self.close()
 
@@ -151,12 +157,12 @@ class LanguageModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells this model from any other, for records of what it said; see `store.catalog.fingerprint`."""
+        """Tells this model from any other, for what is stored of its replies; see `models.catalog.fingerprint`."""
         return fingerprint(self.folder.path)
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What a record of this model's words says of how they were computed."""
+        """How replies are computed, as it is stored with each of them."""
         return {
             "model": self.reference,
             "fingerprint": self.fingerprint,
@@ -194,18 +200,11 @@ class LanguageModel:
         logprobs and explain are what each TextDelta brings of its tokens, and Finished of all: their log-probabilities
         with that many alternatives, and what each sampling filter did.
         """
-        return self.stream(
-            self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt,
-            SamplingConfig.resolve(sampling, self.sampling_defaults),
-            StopConfig(
-                max_tokens=max_tokens,
-                strings=(stop,) if isinstance(stop, str) else tuple(stop),
-                ignore_eos=ignore_eos,
-                overflow=overflow,
-            ),
-            logprobs=logprobs,
-            explain=explain,
-        )
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        config = SamplingConfig.resolve(sampling, self.sampling_defaults)
+        strings = (stop,) if isinstance(stop, str) else tuple(stop)
+        stopping = StopConfig(max_tokens=max_tokens, strings=strings, ignore_eos=ignore_eos, overflow=overflow)
+        return self.stream(ids, config, stopping, logprobs=logprobs, explain=explain)
 
     def check_request(self, prompt: Sequence[int], sampling: SamplingConfig) -> None:
         """Raises UsageError or ContextOverflow where a prompt cannot be continued so. Needs no weights."""
@@ -217,27 +216,15 @@ class LanguageModel:
         sampling: SamplingConfig,
         stop: StopConfig,
         *,
-        cache: PromptCache | None = None,
         logprobs: int | None = None,
         explain: bool = False,
-        on_prefill: Progress = no_progress,
-        cancelled: Cancelled = never_cancelled,
+        **run: Unpack[RunKeywords],
     ) -> Iterator[TextDelta | Finished]:
-        """`generate` with resolved configs; see gptcli.generation.loop.generate for the rest.
+        """`generate` with resolved configs.
 
         Raises what `check_request` does, and UsageError for a negative `logprobs`, before anything is loaded.
         """
-        streams = self.streams(
-            prompt,
-            [sampling],
-            stop,
-            cache=cache,
-            logprobs=logprobs,
-            explain=explain,
-            on_prefill=on_prefill,
-            cancelled=cancelled,
-        )
-        return next(streams)
+        return next(self.streams(prompt, [sampling], stop, logprobs=logprobs, explain=explain, **run))
 
     def streams(
         self,
@@ -245,11 +232,9 @@ class LanguageModel:
         samplings: Sequence[SamplingConfig],
         stop: StopConfig,
         *,
-        cache: PromptCache | None = None,
         logprobs: int | None = None,
         explain: bool = False,
-        on_prefill: Progress = no_progress,
-        cancelled: Cancelled = never_cancelled,
+        **run: Unpack[RunKeywords],
     ) -> Iterator[Iterator[TextDelta | Finished]]:
         """`stream` for each of several configs, to be read in order; they decode together, which is far faster.
 
@@ -271,28 +256,17 @@ class LanguageModel:
         if not engine.serves(Workload(len(samplings), needs_tensors, tokens)):
             engine = self.torch_engine()
         banned = self.stop_ids if stop.ignore_eos else frozenset[int]()
+        make = partial(make_sampler, engine.library, self.tokenizer, banned=banned, logprobs=logprobs, explain=explain)
         return generate(
             engine,
             self.tokenizer,
             prompt,
-            samplers=[
-                make_sampler(
-                    engine.library,
-                    self.tokenizer,
-                    sampling,
-                    banned=banned,
-                    logprobs=logprobs,
-                    explain=explain,
-                )
-                for sampling in samplings
-            ],
+            samplers=list(map(make, samplings)),
             stop=stop,
             stop_ids=self.stop_ids,
-            cache=cache,
-            drafter=self._drafter(cancelled),
+            drafter=self._drafter(run.get("cancelled", never_cancelled)),
             most_drafted=self._most_drafted,
-            on_prefill=on_prefill,
-            cancelled=cancelled,
+            **run,
         )
 
     def draft_with(self, draft_model: LanguageModel) -> None:

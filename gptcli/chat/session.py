@@ -10,12 +10,12 @@ import datetime
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, Unpack
 
 from gptcli.chat.events import FORMAT_VERSION, History, Record
 from gptcli.errors import InputError, UsageError
 from gptcli.generation.events import Finished, TextDelta
-from gptcli.runtime.engine import Cancelled, Progress, PromptCache, never_cancelled, no_progress
+from gptcli.runtime.engine import PromptCache, ReplyKeywords, RunKeywords
 from gptcli.settings import ChatSettings, SamplingConfig, StopConfig
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.messages import Message, message_record
@@ -49,10 +49,8 @@ class ChatModel(Protocol):
         sampling: SamplingConfig,
         stop: StopConfig,
         *,
-        cache: PromptCache | None = None,
         logprobs: int | None = None,
-        on_prefill: Progress = no_progress,
-        cancelled: Cancelled = never_cancelled,
+        **run: Unpack[RunKeywords],
     ) -> Iterator[TextDelta | Finished]:
         """Continues a prompt: text as it comes, then one Finished."""
 
@@ -193,28 +191,16 @@ class Session(Generic[Model]):
         finally:
             self._history.turns.pop()
 
-    def send(
-        self,
-        text: str,
-        *,
-        on_prefill: Progress = no_progress,
-        cancelled: Cancelled = never_cancelled,
-    ) -> Iterator[Event]:
+    def send(self, text: str, **run: Unpack[ReplyKeywords]) -> Iterator[Event]:
         """Asks a question; yields the reply as it comes. Nothing happens until the first event is read.
 
         Once `cancelled` is true the reply ends, and is kept and marked. A question without any reply, after an error or
         an interrupt, is taken back; so is one whose reply is not read to its end. Raises what LanguageModel.stream
         does, UsageError while another reply is being read, and ContextOverflow if the question alone does not fit.
         """
-        return self._ask({"type": "message", "role": "user", "content": text}, on_prefill, cancelled)
+        return self._ask({"type": "message", "role": "user", "content": text}, **run)
 
-    def retry(
-        self,
-        text: str | None = None,
-        *,
-        on_prefill: Progress = no_progress,
-        cancelled: Cancelled = never_cancelled,
-    ) -> Iterator[Event]:
+    def retry(self, text: str | None = None, **run: Unpack[ReplyKeywords]) -> Iterator[Event]:
         """Asks the last or the `unanswered` question again with the next seed, or another question instead of it.
 
         Keeps the old turn if the new one produces no reply, even if the process dies. Otherwise as `send`. Raises
@@ -225,7 +211,7 @@ class Session(Generic[Model]):
             question = {**self._last_question("ask again"), "instead": True}
         if text is not None:
             question = {**question, "content": text}
-        return self._ask(question, on_prefill, cancelled)
+        return self._ask(question, **run)
 
     def undo(self) -> str:
         """Takes the last turn back; returns its question. Raises UsageError if there is no turn."""
@@ -276,17 +262,17 @@ class Session(Generic[Model]):
         if self._history.asks:
             raise UsageError("the reply before has not ended: read it to its end, or close it")
 
-    def _ask(self, question: Record, on_prefill: Progress, cancelled: Cancelled) -> Iterator[Event]:
+    def _ask(self, question: Record, **run: Unpack[ReplyKeywords]) -> Iterator[Event]:
         self._check_ended()
         self._record(question)
         try:
-            yield from self._answer(on_prefill, cancelled)
+            yield from self._answer(**run)
         finally:
             self._take_question_back()
             if self._journal is not None:
                 self._journal.sync()
 
-    def _answer(self, on_prefill: Progress, cancelled: Cancelled) -> Iterator[Event]:
+    def _answer(self, **run: Unpack[ReplyKeywords]) -> Iterator[Event]:
         hidden, prompt = self._fitting()
         sampling = self._next_sampling()
         stopping = self.settings.stopping
@@ -301,8 +287,7 @@ class Session(Generic[Model]):
             replace(stopping, overflow="stop") if stopping.overflow == "shift" else stopping,
             cache=self._cache,
             logprobs=0 if self.records_probabilities else None,
-            on_prefill=on_prefill,
-            cancelled=cancelled,
+            **run,
         ):
             if isinstance(event, TextDelta):
                 answer += event.data

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
+import typer
+
 _Group = TypeVar("_Group")
 Selection = Callable[[str], bool]
 
@@ -18,6 +20,18 @@ def option_group(group: type[_Group]) -> type[_Group]:
     It has neither comparison nor repr, which every start of the program would have to compile.
     """
     return dataclass(frozen=True, kw_only=True, eq=False, repr=False)(group)
+
+
+def panel(name: str) -> Callable[..., Any]:
+    """Makes the options of one panel of the help: of a help text, flags, and Typer's settings.
+
+    Without flags an option is called as its field, which makes `--x` and `--no-x` of a bool.
+    """
+
+    def option(help: str, *flags: str, **settings: Any) -> Any:
+        return typer.Option(*flags, help=help, rich_help_panel=name, **settings)
+
+    return option
 
 
 def only(*names: str) -> Selection:

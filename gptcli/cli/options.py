@@ -4,13 +4,12 @@ A group's record holds what was typed; its methods turn that into the records of
 """
 
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from gptcli.cli.option_groups import option_group
+from gptcli.cli.option_groups import option_group, panel
 from gptcli.cli.prompt_input import DecodingErrors, argument_text
 from gptcli.errors import UsageError
 from gptcli.models.catalog import DEFAULT_MODEL, local_models
@@ -33,11 +32,8 @@ MAX_INPUT = 16 << 20  # bytes
 
 _SAMPLING, _STOPPING = SamplingConfig(), StopConfig()
 
-_model_option = partial(typer.Option, rich_help_panel="Model")
-_prompt_option = partial(typer.Option, rich_help_panel="Prompt")
-_sampling_option = partial(typer.Option, rich_help_panel="Sampling")
-_stop_option = partial(typer.Option, rich_help_panel="Stopping")
-_output_option = partial(typer.Option, rich_help_panel="Output")
+_model_option, _prompt_option = panel("Model"), panel("Prompt")
+_sampling_option, _stop_option, _output_option = panel("Sampling"), panel("Stopping"), panel("Output")
 
 
 def model_names() -> list[str]:
@@ -49,49 +45,41 @@ def _else(value: float) -> str:
     return f"(default: the model's, else {value:g})"
 
 
-_model_name = partial(_model_option, "-m", "--model", envvar="GPTCLI_MODEL", autocompletion=model_names)
-Model = Annotated[str, _model_name(help="A directory, or a name that `gptcli models` lists.")]
-ChatModel = Annotated[
-    str | None,
-    _model_name(
-        help=f"A directory, or a name that `gptcli models` lists. (default: the session's, else {DEFAULT_MODEL})"
-    ),
-]
-TokenizerModel = Annotated[
-    str, _model_name(help="A directory, a tokenizer.json, or a name that `gptcli models` lists.")
-]
-Offline = Annotated[bool, _model_option("--offline", help="Never fetch the default model.")]
+def _model_name(help: str) -> Any:
+    return _model_option(help, "-m", "--model", envvar="GPTCLI_MODEL", autocompletion=model_names)
+
+
+_NAMED = "or a name that `gptcli models` lists."
+Model = Annotated[str, _model_name(f"A directory, {_NAMED}")]
+ChatModel = Annotated[str | None, _model_name(f"A directory, {_NAMED} (default: the session's, else {DEFAULT_MODEL})")]
+TokenizerModel = Annotated[str, _model_name(f"A directory, a tokenizer.json, {_NAMED}")]
+Offline = Annotated[bool, _model_option("Never fetch the default model.", "--offline")]
 
 
 @option_group
 class RuntimeOptions:
     """Where and how a model runs."""
 
-    device: Annotated[str, _model_option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto"
-    dtype: Annotated[Dtype, _model_option("--dtype", help="Least precision of the computation.")] = "auto"
-    quantize: Annotated[
-        Quantize, _model_option("--quantize", help="Precision the weights are kept in; auto: as stored.")
-    ] = "auto"
-    ctx_size: Annotated[
-        int | None, _model_option("-c", "--ctx-size", help="Context in tokens. (default: the model's)")
-    ] = None
-    threads: Annotated[int | None, _model_option("--threads", help="CPU threads. (default: one a core)")] = None
+    device: Annotated[str, _model_option("auto, cpu, cuda or cuda:N.")] = "auto"
+    dtype: Annotated[Dtype, _model_option("Least precision of the computation.")] = "auto"
+    quantize: Annotated[Quantize, _model_option("Precision the weights are kept in; auto: as stored.")] = "auto"
+    ctx_size: Annotated[int | None, _model_option("Context in tokens. (default: the model's)", "-c", "--ctx-size")] = (
+        None
+    )
+    threads: Annotated[int | None, _model_option("CPU threads. (default: one a core)")] = None
     speculate: Annotated[
         int,
         _model_option(
-            "--speculate",
+            "Draft up to N tokens a step, from the text itself or with --draft-model: the same text, often faster.",
             metavar="N",
-            help="Draft up to N tokens a step, from the text itself or with --draft-model: "
-            "the same text, often faster.",
         ),
     ] = 0
     draft_model: Annotated[
         str | None,
         _model_option(
-            "--draft-model",
+            "Draft with a smaller model that has the same tokenizer: the same text, often faster.",
             metavar="NAME",
             autocompletion=model_names,
-            help="Draft with a smaller model that has the same tokenizer: the same text, often faster.",
         ),
     ] = None
     offline: Offline = False
@@ -108,43 +96,34 @@ Prompt = Annotated[
 ChatTemplateFile = Annotated[
     Path | None,
     _prompt_option(
-        "--chat-template",
+        "A file with a Jinja template, or one of the model's own by its name.",
         metavar="FILE|NAME",
         readable=False,
-        help="A file with a Jinja template, or one of the model's own by its name.",
     ),
 ]
-Errors = Annotated[DecodingErrors, _prompt_option("--errors", help="What to do about input that is not UTF-8.")]
+Errors = Annotated[DecodingErrors, _prompt_option("What to do about input that is not UTF-8.")]
 
 
 @option_group
 class PromptOptions:
     """Where a prompt comes from, how its bytes are read, and what is made of it."""
 
-    file: Annotated[
-        Path | None, _prompt_option("-f", "--file", readable=False, help="Take the prompt from a file.")
-    ] = None
-    chat: Annotated[bool, _prompt_option("--chat", help="Ask it as a user's turn in the model's chat template.")] = (
+    file: Annotated[Path | None, _prompt_option("Take the prompt from a file.", "-f", "--file", readable=False)] = None
+    chat: Annotated[bool, _prompt_option("Ask it as a user's turn in the model's chat template.", "--chat")] = False
+    system: Annotated[str | None, _prompt_option("System message, with --chat.")] = None
+    system_file: Annotated[Path | None, _prompt_option("System message from a file.", readable=False)] = None
+    chat_template: ChatTemplateFile = None
+    special: Annotated[bool, _prompt_option("Read control tokens such as <|im_end|> in the prompt.", "--special")] = (
         False
     )
-    system: Annotated[str | None, _prompt_option("--system", help="System message, with --chat.")] = None
-    system_file: Annotated[
-        Path | None, _prompt_option("--system-file", readable=False, help="System message from a file.")
-    ] = None
-    chat_template: ChatTemplateFile = None
-    special: Annotated[
-        bool, _prompt_option("--special", help="Read control tokens such as <|im_end|> in the prompt.")
-    ] = False
     thinking: Annotated[
-        bool | None,
-        _prompt_option("--think/--no-think", help="Whether to think before answering, if the model can."),
+        bool | None, _prompt_option("Whether to think before answering, if the model can.", "--think/--no-think")
     ] = None
     reasoning_effort: Annotated[
-        ReasoningEffort | None,
-        _prompt_option("--reasoning-effort", help="How much to think before answering, if the model can be told."),
+        ReasoningEffort | None, _prompt_option("How much to think before answering, if the model can be told.")
     ] = None
     errors: Errors = "strict"
-    max_input: Annotated[int, _prompt_option("--max-input", min=1, help="Largest input in bytes.")] = MAX_INPUT
+    max_input: Annotated[int, _prompt_option("Largest input in bytes.", min=1)] = MAX_INPUT
 
     def __post_init__(self) -> None:
         if self.system is not None and self.system_file is not None:
@@ -157,83 +136,61 @@ class SamplingOptions:
 
     temperature: Annotated[
         float | None,
-        _sampling_option(
-            "-t", "--temperature", help=f"Higher is more varied, 0 greedy. {_else(_SAMPLING.temperature)}"
-        ),
+        _sampling_option(f"Higher is more varied, 0 greedy. {_else(_SAMPLING.temperature)}", "-t", "--temperature"),
     ] = None
-    top_k: Annotated[
-        int | None, _sampling_option("--top-k", help=f"Only the K likeliest; 0 is off. {_else(_SAMPLING.top_k)}")
-    ] = None
-    top_p: Annotated[
-        float | None, _sampling_option("--top-p", help=f"Only the likeliest that sum to P. {_else(_SAMPLING.top_p)}")
-    ] = None
+    top_k: Annotated[int | None, _sampling_option(f"Only the K likeliest; 0 is off. {_else(_SAMPLING.top_k)}")] = None
+    top_p: Annotated[float | None, _sampling_option(f"Only the likeliest that sum to P. {_else(_SAMPLING.top_p)}")] = (
+        None
+    )
     min_p: Annotated[
         float | None,
-        _sampling_option(
-            "--min-p", help=f"Only those at least P times as likely as the likeliest. {_else(_SAMPLING.min_p)}"
-        ),
+        _sampling_option(f"Only those at least P times as likely as the likeliest. {_else(_SAMPLING.min_p)}"),
     ] = None
     repeat_penalty: Annotated[
         float | None,
-        _sampling_option(
-            "--repeat-penalty",
-            help=f"Divides the logits of recent tokens; 1 is off. {_else(_SAMPLING.repeat_penalty)}",
-        ),
+        _sampling_option(f"Divides the logits of recent tokens; 1 is off. {_else(_SAMPLING.repeat_penalty)}"),
     ] = None
     repeat_last_n: Annotated[
         int | None,
-        _sampling_option(
-            "--repeat-last-n", help=f"How many tokens are recent; -1 is all. (default: {_SAMPLING.repeat_last_n})"
-        ),
+        _sampling_option(f"How many tokens are recent; -1 is all. (default: {_SAMPLING.repeat_last_n})"),
     ] = None
     presence_penalty: Annotated[
-        float | None,
-        _sampling_option("--presence-penalty", help="Subtracted from each recent token's logit. (default: 0)"),
+        float | None, _sampling_option("Subtracted from each recent token's logit. (default: 0)")
     ] = None
-    frequency_penalty: Annotated[
-        float | None, _sampling_option("--frequency-penalty", help="The same, once an occurrence. (default: 0)")
-    ] = None
+    frequency_penalty: Annotated[float | None, _sampling_option("The same, once an occurrence. (default: 0)")] = None
     logit_bias: Annotated[
-        list[str] | None,
-        _sampling_option("--logit-bias", metavar="ID=BIAS", help="Added to a token's logit. Repeatable."),
+        list[str] | None, _sampling_option("Added to a token's logit. Repeatable.", metavar="ID=BIAS")
     ] = None
     suppress_tokens: Annotated[
         list[str] | None,
         _sampling_option(
-            "--suppress-tokens",
+            "Never draw these tokens; `none` for none. Repeatable. (default: the model's, else none)",
             metavar="ID,...",
-            help="Never draw these tokens; `none` for none. Repeatable. (default: the model's, else none)",
         ),
     ] = None
     begin_suppress_tokens: Annotated[
         list[str] | None,
         _sampling_option(
-            "--begin-suppress-tokens",
-            metavar="ID,...",
-            help="Never draw these tokens first. Repeatable. (default: the model's, else none)",
+            "Never draw these tokens first. Repeatable. (default: the model's, else none)", metavar="ID,..."
         ),
     ] = None
     bad_words_ids: Annotated[
         list[str] | None,
         _sampling_option(
-            "--bad-words-ids",
-            metavar="ID,...",
-            help="Never draw these tokens one after another; `none` for no such words. Repeatable, a word each. "
+            "Never draw these tokens one after another; `none` for no such words. Repeatable, a word each. "
             "(default: the model's, else none)",
+            metavar="ID,...",
         ),
     ] = None
     no_repeat_ngram_size: Annotated[
         int | None,
         _sampling_option(
-            "--no-repeat-ngram-size",
-            metavar="N",
-            help=f"Never say the same N tokens twice, the prompt's included; 0 is off. "
+            f"Never say the same N tokens twice, the prompt's included; 0 is off. "
             f"{_else(_SAMPLING.no_repeat_ngram_size)}",
+            metavar="N",
         ),
     ] = None
-    seed: Annotated[int | None, _sampling_option("-s", "--seed", help="For the same text again. (default: random)")] = (
-        None
-    )
+    seed: Annotated[int | None, _sampling_option("For the same text again. (default: random)", "-s", "--seed")] = None
 
     def given(self) -> dict[str, Any]:
         """The values that an option gave, by the names of SamplingConfig's fields. Raises UsageError."""
@@ -245,31 +202,29 @@ class SamplingOptions:
         return {name: value for name, value in typed.items() if value is not None}
 
 
-Samples = Annotated[int, _sampling_option("--samples", min=1, help="How many texts; their seeds count up.")]
-Stop = Annotated[list[str] | None, _stop_option("--stop", metavar="TEXT", help="End before this text. Repeatable.")]
-IgnoreEos = Annotated[bool, _stop_option("--ignore-eos", help="Never draw a token that ends the text.")]
+Samples = Annotated[int, _sampling_option("How many texts; their seeds count up.", min=1)]
+Stop = Annotated[list[str] | None, _stop_option("End before this text. Repeatable.", metavar="TEXT")]
+IgnoreEos = Annotated[bool, _stop_option("Never draw a token that ends the text.", "--ignore-eos")]
 
 
 @option_group
 class StopOptions:
     """When a text ends."""
 
-    max_tokens: Annotated[int, _stop_option("-n", "--max-tokens", help="-1 is until the context is full.")] = (
+    max_tokens: Annotated[int, _stop_option("-1 is until the context is full.", "-n", "--max-tokens")] = (
         _STOPPING.max_tokens
     )
     stop: Stop = None
     ignore_eos: IgnoreEos = False
-    overflow: Annotated[
-        Overflow, _stop_option("--overflow", help="At the context's end: fail, stop, or forget the older half.")
-    ] = _STOPPING.overflow
+    overflow: Annotated[Overflow, _stop_option("At the context's end: fail, stop, or forget the older half.")] = (
+        _STOPPING.overflow
+    )
 
     def config(self) -> StopConfig:
         """Raises UsageError for a value out of range."""
+        strings = tuple(map(argument_text, self.stop or ()))
         return StopConfig(
-            max_tokens=self.max_tokens,
-            strings=tuple(map(argument_text, self.stop or ())),
-            ignore_eos=self.ignore_eos,
-            overflow=self.overflow,
+            max_tokens=self.max_tokens, strings=strings, ignore_eos=self.ignore_eos, overflow=self.overflow
         )
 
 
@@ -280,9 +235,7 @@ class ChatStopOptions:
     max_tokens: Annotated[
         int | None,
         _stop_option(
-            "-n",
-            "--max-tokens",
-            help=f"Of a reply; -1 is until the context is full. (default: {ChatSettings().max_tokens})",
+            f"Of a reply; -1 is until the context is full. (default: {ChatSettings().max_tokens})", "-n", "--max-tokens"
         ),
     ] = None
     stop: Stop = None
@@ -290,69 +243,55 @@ class ChatStopOptions:
     overflow: Annotated[
         Overflow | None,
         _stop_option(
-            "--overflow",
-            help="When the conversation no longer fits: fail, stop, or (the default) shift: drop the oldest turns.",
+            "When the conversation no longer fits: fail, stop, or (the default) shift: drop the oldest turns."
         ),
     ] = None
 
     def given(self) -> dict[str, Any]:
         """The values that an option gave, by the names of ChatSettings' fields. Raises UsageError."""
-        typed = {
-            "max_tokens": self.max_tokens,
-            "stop": tuple(map(argument_text, self.stop or ())) or None,
-            "ignore_eos": self.ignore_eos or None,
-            "overflow": self.overflow,
-        }
-        return {name: value for name, value in typed.items() if value is not None}
+        typed = vars(self) | {"stop": tuple(map(argument_text, self.stop or ())), "ignore_eos": self.ignore_eos or None}
+        return {name: value for name, value in typed.items() if value not in (None, ())}
 
 
-Json = Annotated[bool, _output_option("--json", help="One JSON object a line instead of text.")]
+Json = Annotated[bool, _output_option("One JSON object a line instead of text.", "--json")]
 Color = Annotated[
-    Literal["auto", "always", "never"],
-    _output_option("--color", help="Colours: on a terminal unless NO_COLOR is set; or always."),
+    Literal["auto", "always", "never"], _output_option("Colours: on a terminal unless NO_COLOR is set; or always.")
 ]
-Quiet = Annotated[bool, _output_option("-q", "--quiet", help="Only errors on stderr.")]
+Quiet = Annotated[bool, _output_option("Only errors on stderr.", "-q", "--quiet")]
 
 
 @option_group
 class OutputOptions:
     """What is written, and in which form."""
 
-    echo: Annotated[bool, _output_option("--echo", help="Write the prompt first.")] = False
-    newline: Annotated[bool, _output_option("--newline", help="End the output with a newline, in a pipe too.")] = False
-    markdown: Annotated[bool, _output_option("--markdown", help="On a terminal, draw the text as Markdown.")] = False
+    echo: Annotated[bool, _output_option("Write the prompt first.", "--echo")] = False
+    newline: Annotated[bool, _output_option("End the output with a newline, in a pipe too.", "--newline")] = False
+    markdown: Annotated[bool, _output_option("On a terminal, draw the text as Markdown.", "--markdown")] = False
     as_json: Json = False
     logprobs: Annotated[
         int | None,
         _output_option(
-            "--logprobs",
+            "How probable each token is, and the N likeliest: shaded on a terminal, in --json, or in a picture.",
             min=0,
             metavar="N",
-            help="How probable each token is, and the N likeliest: shaded on a terminal, in --json, or in a picture.",
         ),
     ] = None
     explain: Annotated[
         bool,
         _output_option(
+            "A line a token on stderr, or in --json: its rank, the entropy, what each sampling filter removed.",
             "--explain",
-            help="A line a token on stderr, or in --json: its rank, the entropy, what each sampling filter removed.",
         ),
     ] = False
-    html: Annotated[
-        Path | None, _output_option("--html", help="Write a page that shows how probable each token is.")
-    ] = None
-    svg: Annotated[
-        Path | None, _output_option("--svg", help="Write a picture that shows how probable each token is.")
-    ] = None
+    html: Annotated[Path | None, _output_option("Write a page that shows how probable each token is.")] = None
+    svg: Annotated[Path | None, _output_option("Write a picture that shows how probable each token is.")] = None
     prompt_report: Annotated[
         bool,
         _output_option(
+            "Generate nothing: show the exact prompt and tokens, what stops it, settings and memory.",
             "--prompt-report",
-            help="Generate nothing: show the exact prompt and tokens, what stops it, settings and memory.",
         ),
     ] = False
-    stats: Annotated[bool, _output_option("--stats", help="A line of figures on stderr; --stats=json for scripts.")] = (
-        False
-    )
+    stats: Annotated[bool, _output_option("A line of figures on stderr; --stats=json for scripts.", "--stats")] = False
     stats_json: Annotated[bool, typer.Option("--stats-json", hidden=True)] = False
     quiet: Quiet = False

@@ -53,22 +53,63 @@ class RunOptions:
         if not self.output.quiet:
             print_note(message)
 
+    def question(self, argument: str | None) -> str:
+        """The whole prompt, from argument, file and stdin; raises as `read_prompt` does."""
+        return read_prompt(argument, self.prompts.file, self.decoding)
 
-def open_model(run: RunOptions, activity: ProgressLine, workload: Workload | None = None) -> LanguageModel:
-    """The model, opened but not loaded, with a note of what is left over in its files.
+    def system(self) -> str | None:
+        """The system message, if there is one. Raises UsageError or InputError."""
+        if self.prompts.system_file is not None:
+            return read_text(self.prompts.system_file, self.decoding)
+        return None if self.prompts.system is None else argument_text(self.prompts.system)
 
-    workload: what will be asked of it. Raises as `LanguageModel.open` does.
-    """
-    lm = LanguageModel.open(
-        run.model or DEFAULT_MODEL,
-        run.runtime,
-        offline=run.offline,
-        on_fetch=activity.fetch,
-        workload=None if run.output.prompt_report else workload,
-    )
-    if not run.output.prompt_report:  # which lists them whole
-        activity.note_leftovers(lm.notes)
-    return lm
+    def open_model(self, activity: ProgressLine, workload: Workload | None = None) -> LanguageModel:
+        """The model, opened but not loaded, with a note of what is left over in its files.
+
+        workload: what will be asked of it. Raises as `LanguageModel.open` does.
+        """
+        lm = LanguageModel.open(
+            self.model or DEFAULT_MODEL,
+            self.runtime,
+            offline=self.offline,
+            on_fetch=activity.fetch,
+            workload=None if self.output.prompt_report else workload,
+        )
+        if not self.output.prompt_report:  # which lists them whole
+            activity.note_leftovers(lm.notes)
+        return lm
+
+    def template(self, lm: LanguageModel) -> ChatTemplate | None:
+        """The chat template that replaces the model's default one, if any. Raises as `chosen_template` does."""
+        given, strict = self.prompts.chat_template, replace(self.decoding, errors="strict")
+        return None if given is None else chosen_template(given, lm.folder.path, lm.tokenizer, strict)
+
+    def print_report(
+        self,
+        lm: LanguageModel,
+        prompt: GivenPrompt,
+        given: Container[str],
+        sampling: SamplingConfig,
+        stopping: StopConfig,
+    ) -> None:
+        """Prints what `--prompt-report` shows. given: the names of the sampling settings that are not a default."""
+        from gptcli.cli.prompt_report import print_prompt_report, prompt_report
+
+        report = prompt_report(lm, prompt, given, sampling, stopping)
+        print_prompt_report(lm, prompt, report, as_json=self.output.as_json, quiet=self.output.quiet)
+
+    def print_figures(self, finished: Finished, ctx_size: int) -> None:
+        """Prints what `--stats` or `--stats=json` says on stderr of a generation."""
+        if self.output.quiet:
+            return
+        if self.output.stats_json:
+            print_line(json_line(stats_record(finished)).decode().rstrip())
+        elif self.output.stats:
+            print_line(stats_line(finished, ctx_size))
+
+    def print_failures(self, lm: LanguageModel) -> None:
+        """Says why text came slower than it could, unless notes are not wanted."""
+        note_failures(() if self.output.quiet else lm.engine.failures)
 
 
 def load_model(lm: LanguageModel, activity: ProgressLine, workload: Workload | None = None) -> None:
@@ -77,24 +118,6 @@ def load_model(lm: LanguageModel, activity: ProgressLine, workload: Workload | N
     loading(0, 0)  # torch is imported first, where it is needed, and takes a second
     with deadly(activity.erase):
         lm.load(loading, workload)
-
-
-def read_question(run: RunOptions, argument: str | None) -> str:
-    """The whole prompt, from argument, file and stdin; raises as `read_prompt` does."""
-    return read_prompt(argument, run.prompts.file, run.decoding)
-
-
-def read_system(run: RunOptions) -> str | None:
-    """The system message, if there is one. Raises UsageError or InputError."""
-    if run.prompts.system_file is not None:
-        return read_text(run.prompts.system_file, run.decoding)
-    return None if run.prompts.system is None else argument_text(run.prompts.system)
-
-
-def read_template(run: RunOptions, lm: LanguageModel) -> ChatTemplate | None:
-    """The chat template that replaces the model's default one, if there is one. Raises as `chosen_template` does."""
-    given, strict = run.prompts.chat_template, replace(run.decoding, errors="strict")
-    return None if given is None else chosen_template(given, lm.folder.path, lm.tokenizer, strict)
 
 
 def note_doubled_bos(lm: LanguageModel, ids: Sequence[int], note: Callable[[str], None]) -> None:
@@ -107,38 +130,8 @@ def note_doubled_bos(lm: LanguageModel, ids: Sequence[int], note: Callable[[str]
 
 
 def note_template_with_doubled_bos(session: ChatSession, note: Callable[[str], None]) -> None:
-    """The same for what the session's template begins with. One that fails is none of it: it fails when it is used."""
+    """The same for what the session's template begins with. A template that fails is reported when it is used."""
     messages = [Message("user", "a")] if session.system is None else [Message("system", "a"), Message("user", "a")]
     with contextlib.suppress(TemplateError):
         ids = session.template.render(messages, session.lm.tokenizer, thinking=session.settings.thinking)
         note_doubled_bos(session.lm, ids, note)
-
-
-def print_report(
-    run: RunOptions,
-    lm: LanguageModel,
-    prompt: GivenPrompt,
-    given: Container[str],
-    sampling: SamplingConfig,
-    stopping: StopConfig,
-) -> None:
-    """What `--prompt-report` shows of a prompt. given: the names of the sampling settings that are not a default."""
-    from gptcli.cli.prompt_report import print_prompt_report, prompt_report
-
-    report = prompt_report(lm, prompt, given, sampling, stopping)
-    print_prompt_report(lm, prompt, report, as_json=run.output.as_json, quiet=run.output.quiet)
-
-
-def print_figures(run: RunOptions, finished: Finished, ctx_size: int) -> None:
-    """What `--stats` or `--stats=json` says on stderr of a generation."""
-    if run.output.quiet:
-        return
-    if run.output.stats_json:
-        print_line(json_line(stats_record(finished)).decode().rstrip())
-    elif run.output.stats:
-        print_line(stats_line(finished, ctx_size))
-
-
-def print_failures(run: RunOptions, lm: LanguageModel) -> None:
-    """Says why text came slower than it could, unless notes are not wanted."""
-    note_failures(() if run.output.quiet else lm.engine.failures)

@@ -24,34 +24,24 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """Where a model runs, in which precision, what becomes of packed weights, and what multiplies them.
+    """How a model's weights are loaded, and what runs its steps.
 
-    library: the compiled kernels, or None for torch alone. as_stored: whether they take weights in their stored
-    precision. half: the precision that dense matrices get instead; the kernels compute with them in fp32. integers:
-    whether they may round activations to 8 bits for packed weights. record: what records a token's step, or None for
-    plain steps. tinygemm: the CUDA kernel for packed weights, if there is one.
+    library: the compiled kernels, or None for torch alone. record: records a token's step; None runs plain steps.
     """
 
-    device: torch.device
-    dtype: torch.dtype
-    packing: Packing
+    weights: WeightPlan
     library: Library | None = None
-    as_stored: bool = False
-    half: torch.dtype | None = None
-    integers: bool = False
     record: Record | None = None
-    tinygemm: Tinygemm | None = None
 
     @property
-    def weights(self) -> WeightPlan:
-        """The part of the plan that loading needs."""
-        library = self.library if self.as_stored or self.half else None
-        return WeightPlan(self.device, self.dtype, self.packing, library, self.half, self.integers, self.tinygemm)
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.weights.device
 
     @property
     def dtype_name(self) -> str:
         """The dtype as the command line spells it."""
-        return next(name for name, dtype in _DTYPES.items() if dtype == (self.half or self.dtype))
+        return next(name for name, dtype in _DTYPES.items() if dtype == (self.weights.half or self.weights.dtype))
 
 
 def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
@@ -101,10 +91,17 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
             f"{free / 1e9:.1f} GB are free ({free} bytes)",
             hint="try --quantize int4, a smaller --dtype or a smaller model",
         )
-    integers = as_stored and runtime.dtype == "auto"
     record = cuda_graph if device.type == "cuda" and not _plain() else None
-    tinygemm = Tinygemm() if _has_tinygemm(device) and dtype == torch.bfloat16 else None
-    return DevicePlan(device, dtype, packing, library, as_stored, half, integers, record, tinygemm)
+    weights = WeightPlan(
+        device,
+        dtype,
+        packing,
+        library if as_stored or half else None,
+        half,
+        integers=as_stored and runtime.dtype == "auto",
+        tinygemm=Tinygemm() if _has_tinygemm(device) and dtype == torch.bfloat16 else None,
+    )
+    return DevicePlan(weights, library, record)
 
 
 def _bytes_in_fp32(folder: ModelFolder, runtime: RuntimeConfig, as_stored: bool) -> int:

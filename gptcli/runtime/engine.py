@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypedDict
 from weakref import ref
 
 from gptcli.kernels.bindings import Functions
@@ -26,6 +26,19 @@ def no_progress(done: int, total: int) -> None:
 def never_cancelled() -> bool:
     """Goes on to the end."""
     return False
+
+
+class ReplyKeywords(TypedDict, total=False):
+    """How a generation is followed. on_prefill: as `Engine.prefill` reports. cancelled: once true, the text ends."""
+
+    on_prefill: Progress
+    cancelled: Cancelled
+
+
+class RunKeywords(ReplyKeywords, total=False):
+    """The same, and the cache of earlier runs: its common prefix with the prompt is not run again."""
+
+    cache: PromptCache | None
 
 
 @dataclass(frozen=True)

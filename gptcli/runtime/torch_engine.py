@@ -42,13 +42,13 @@ class TorchEngine:
         if library is not None:
             return library.level if self._program else f"{library.level} and torch"
         graphs = ["CUDA graphs"] if self._recorded and self._recorded.failure is None else []
-        tinygemm = ["tinygemm"] if plan.tinygemm and plan.tinygemm.used else []
+        tinygemm = ["tinygemm"] if plan.weights.tinygemm and plan.weights.tinygemm.used else []
         return ", ".join(["torch", *graphs, *tinygemm])
 
     @property
     def failures(self) -> tuple[str, ...]:
         """See `Engine.failures`: what did not pass its check is done in another way."""
-        checked = (self._recorded, self.plan.tinygemm)
+        checked = (self._recorded, self.plan.weights.tinygemm)
         return tuple(each.failure for each in checked if each is not None and each.failure is not None)
 
     @property
@@ -84,7 +84,7 @@ class TorchEngine:
     def new_cache(self) -> KVCache:
         """See `Engine.new_cache`."""
         config, plan = self.decoder.config, self.plan
-        return KVCache(config, self.ctx_size, plan.device, plan.dtype, zeroed=self._recorded is not None)
+        return KVCache(config, self.ctx_size, plan.device, plan.weights.dtype, zeroed=self._recorded is not None)
 
     @torch.inference_mode()
     def prefill(
@@ -157,7 +157,7 @@ class TorchEngine:
 
     def most_rows(self, tokens: int) -> int:
         """As many as gain by sharing steps, and as fit into the memory; see `Engine.most_rows`."""
-        config, itemsize = self.decoder.config, self.plan.dtype.itemsize
+        config, itemsize = self.decoder.config, self.plan.weights.dtype.itemsize
         row_bytes = config.cache_bytes(min(tokens, self.ctx_size), itemsize)
         # A text that is run again needs three: the old row, its own cache, and the new row.
         return max(1, min(_MOST_ROWS, int(free_bytes(self.plan.device) / (3 * row_bytes))))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import gptcli.model.cache
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.load import load_decoder
+from gptcli.checkpoint.load import WeightPlan, load_decoder
 from gptcli.cuda.graph import Record, cuda_graph
 from gptcli.cuda.static_step import Outputs, StaticStep
 from gptcli.errors import NonFiniteLogits
@@ -43,7 +43,7 @@ def small_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
 def engine_of(
     model: Path, record: Record | None, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> TorchEngine:
-    plan = DevicePlan(torch.device(device), dtype, "expand", record=record)
+    plan = DevicePlan(WeightPlan(torch.device(device), dtype, "expand"), record=record)
     return TorchEngine(load_decoder(ModelFolder.open(model), plan.weights), plan, 256, load_s=0.0)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import gptcli
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.load import Packing, load_decoder
+from gptcli.checkpoint.load import Packing, WeightPlan, load_decoder
 from gptcli.errors import OutOfMemory
 from gptcli.kernels.layers import CompiledEmbedding, CompiledExperts, CompiledLinear, can_compile
 from gptcli.kernels.tensors import Library
@@ -43,10 +43,8 @@ def engine_of(
     half: torch.dtype | None = None,
     integers: bool = False,
 ) -> TorchEngine:
-    cpu, dtype = torch.device("cpu"), torch.float32
-    folder = ModelFolder.open(path)
-    plan = DevicePlan(cpu, dtype, packing, library, as_stored=half is None, half=half, integers=integers)
-    decoder = load_decoder(folder, plan.weights)
+    plan = DevicePlan(WeightPlan(torch.device("cpu"), torch.float32, packing, library, half, integers), library)
+    decoder = load_decoder(ModelFolder.open(path), plan.weights)
     return TorchEngine(decoder, plan, decoder.config.max_context, load_s=0.0)
 
 
@@ -272,12 +270,12 @@ def test_auto_takes_integers_and_a_dtype_that_was_asked_for_does_not(tiny_model:
     dtypes = ("auto", "fp32", "bf16", "fp16")
     plans = [gptcli.load(tiny_model, dtype=dtype, device="cpu").engine.plan for dtype in dtypes]
     fast = library.level != "portable"  # torch multiplies dense weights faster than portable code
-    assert [plan.integers for plan in plans] == [fast, False, False, False]
+    assert [plan.weights.integers for plan in plans] == [fast, False, False, False]
     assert [plan.library is library for plan in plans] == [fast] * 4
     assert [plan.dtype_name for plan in plans] == ["fp32", "fp32", "bf16", "fp16"]
-    assert [plan.dtype == torch.float32 for plan in plans] == [True, True, fast, fast]
-    assert gptcli.load(tiny_model, quantize="int8", device="cpu").engine.plan.integers
-    assert not gptcli.load(tiny_model, quantize="int8", dtype="fp32", device="cpu").engine.plan.integers
+    assert [plan.weights.dtype == torch.float32 for plan in plans] == [True, True, fast, fast]
+    assert gptcli.load(tiny_model, quantize="int8", device="cpu").engine.plan.weights.integers
+    assert not gptcli.load(tiny_model, quantize="int8", dtype="fp32", device="cpu").engine.plan.weights.integers
 
 
 def test_a_plan_needs_the_memory_of_what_was_asked_for(

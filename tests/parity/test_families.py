@@ -20,7 +20,7 @@ import gptcli.model.cache
 import gptcli.model.mlp
 import gptcli.runtime.torch_engine
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.load import load_decoder
+from gptcli.checkpoint.load import WeightPlan, load_decoder
 from gptcli.cuda.graph import Record, cuda_graph
 from gptcli.cuda.static_step import StaticStep
 from gptcli.kernels.tensors import Library
@@ -288,9 +288,8 @@ def engine_of(
     device: str = "cpu",
     half: torch.dtype | None = None,
 ) -> TorchEngine:
-    folder = ModelFolder.open(path)
-    plan = DevicePlan(torch.device(device), dtype, "expand", library, as_stored=True, half=half, record=record)
-    decoder = load_decoder(folder, plan.weights)
+    plan = DevicePlan(WeightPlan(torch.device(device), dtype, "expand", library, half), library, record)
+    decoder = load_decoder(ModelFolder.open(path), plan.weights)
     return TorchEngine(decoder, plan, decoder.config.max_context, load_s=0.0)
 
 

@@ -12,11 +12,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import gptcli
-from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.load import load_decoder
-from gptcli.runtime.device_plan import DevicePlan
-from gptcli.runtime.torch_engine import TorchEngine
 from tests.parity.reference import Reference, write_reference
+from tests.parity.test_families import engine_of
 
 IDS = torch.randint(3, 96, (40,), generator=torch.Generator().manual_seed(2)).tolist()
 FACTORS = {"short_factor": [1.0 + i / 8 for i in range(8)], "long_factor": [1.0 + i for i in range(8)]}
@@ -88,13 +85,10 @@ def test_a_spelling_means_what_transformers_makes_of_it(written: Path, tmp_path:
     (tmp_path / "model.safetensors").hardlink_to(written / "model.safetensors")
     wanted = reference_logits(tmp_path)
     try:
-        folder = ModelFolder.open(tmp_path / ".")
-        plan = DevicePlan(torch.device("cpu"), torch.float32, "expand", None, as_stored=True, half=None, record=None)
-        decoder = load_decoder(folder, plan.weights)
+        found = engine_of(tmp_path).logits(IDS)
     except gptcli.errors.InvalidModel:
         assert wanted is None or fields == SPELLINGS["by layer type"]  # which it ignores in silence
         return
     if wanted is None:
         return  # we may read more than it does
-    found = TorchEngine(decoder, plan, decoder.config.max_context, load_s=0.0).logits(IDS)
     assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()

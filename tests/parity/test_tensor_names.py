@@ -15,11 +15,8 @@ from transformers import AutoModelForCausalLM
 
 import gptcli
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.load import load_decoder
-from gptcli.runtime.device_plan import DevicePlan
-from gptcli.runtime.torch_engine import TorchEngine
 from tests.parity.reference import Reference, write_reference
-from tests.parity.test_families import GPT, QWEN_MOE
+from tests.parity.test_families import GPT, QWEN_MOE, engine_of
 
 Weights = dict[str, Tensor]
 IDS = torch.randint(3, 96, (24,), generator=torch.Generator().manual_seed(3)).tolist()
@@ -90,13 +87,10 @@ def test_what_transformers_loads_has_its_logits(
     )
     wanted = reference_logits(tmp_path)
     try:
-        folder = ModelFolder.open(tmp_path)
-        plan = DevicePlan(torch.device("cpu"), torch.float32, "expand", None, as_stored=True, half=None, record=None)
-        decoder = load_decoder(folder, plan.weights)
+        found = engine_of(tmp_path).logits(IDS)
     except gptcli.errors.InvalidModel:
         assert wanted is None
         return
-    found = TorchEngine(decoder, plan, decoder.config.max_context, load_s=0.0).logits(IDS)
     assert wanted is not None
     assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
 
@@ -111,13 +105,10 @@ def test_shards_with_an_index_that_is_wrong_have_the_logits_of_the_reference(wri
     listed = {name: files[index % 2] for index, name in enumerate(names[:-2])} | {"nowhere.weight": files[0]}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": listed}))
     wanted = reference_logits(tmp_path)
-    folder = ModelFolder.open(tmp_path)
-    plan = DevicePlan(torch.device("cpu"), torch.float32, "expand", None, as_stored=True, half=None, record=None)
-    decoder = load_decoder(folder, plan.weights)
-    found = TorchEngine(decoder, plan, decoder.config.max_context, load_s=0.0).logits(IDS)
+    found = engine_of(tmp_path).logits(IDS)
     assert wanted is not None
     assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
-    assert [note.names for note in folder.notes] == [("nowhere.weight",)]
+    assert [note.names for note in ModelFolder.open(tmp_path).notes] == [("nowhere.weight",)]
 
 
 @pytest.mark.parametrize(("model_type", "moved"), [("qwen3_moe", ".experts.0."), ("llama", ".layers.0.")])

@@ -52,7 +52,7 @@ def logits_of(
     path: Path, packing: Packing = "expand", library: Library | None = None, integers: bool = False
 ) -> Tensor:
     decoder = decoder_of(path, packing, library, integers)
-    plan = DevicePlan(torch.device("cpu"), torch.float32, packing, library)
+    plan = DevicePlan(WeightPlan(torch.device("cpu"), torch.float32, packing, library), library)
     return TorchEngine(decoder, plan, decoder.config.max_context, load_s=0.0).logits(IDS)
 
 

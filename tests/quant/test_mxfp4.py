@@ -63,7 +63,7 @@ def test_experts_stay_packed_unless_they_are_to_be_expanded(gpt_oss: Path, tmp_p
     repack(gpt_oss, tmp_path / "packed", tmp_path / "meant", pack, **SETTINGS)
     folder = ModelFolder.open(tmp_path / "packed")
     plans = [plan_for(folder, RuntimeConfig(device="cpu", quantize=quantize)) for quantize in ("auto", "none")]
-    assert [plan.packing for plan in plans] == ["keep", "dense"]
+    assert [plan.weights.packing for plan in plans] == ["keep", "dense"]
 
 
 def test_blocks_without_their_scales_are_refused(gpt_oss: Path, tmp_path: Path) -> None:

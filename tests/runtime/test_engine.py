@@ -100,7 +100,7 @@ def test_a_model_that_fits_once_it_is_quantized_computes_in_fp32(
 ) -> None:
     monkeypatch.setattr(device, "free_bytes", lambda device: 60_000)  # of 25,760 weights
     plan = plan_for(ModelFolder.open(tiny_model), RuntimeConfig(device="cpu", quantize="int8"))
-    assert (plan.dtype_name, plan.packing) == ("fp32", "int8")
+    assert (plan.dtype_name, plan.weights.packing) == ("fp32", "int8")
     with pytest.raises(OutOfMemory):
         plan_for(ModelFolder.open(tiny_model), RuntimeConfig(device="cpu", quantize="none"))
 
@@ -157,10 +157,10 @@ def test_a_gpu_has_recorded_steps_and_its_kernel_for_packed_weights_in_bf16(tiny
     folder = ModelFolder.open(tiny_model)
     plan = plan_for(folder, RuntimeConfig(quantize=quantize))
     assert (plan.device.type, plan.dtype_name, plan.library) == ("cuda", "bf16", None)
-    assert plan.record is cuda_graph and plan.tinygemm is not None
+    assert plan.record is cuda_graph and plan.weights.tinygemm is not None
     assert not torch.backends.cuda.cudnn_sdp_enabled()
     named = plan_for(folder, RuntimeConfig(quantize=quantize, dtype="fp16"))
-    assert (named.dtype_name, named.tinygemm) == ("fp16", None) and named.record is cuda_graph
+    assert (named.dtype_name, named.weights.tinygemm) == ("fp16", None) and named.record is cuda_graph
 
 
 @pytest.mark.usefixtures("a_gpu")
@@ -173,13 +173,13 @@ def test_an_older_gpu_or_torch_alone_has_no_such_kernel(tiny_model: Path, monkey
     folder = ModelFolder.open(tiny_model)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     older = plan_for(folder, RuntimeConfig(quantize="int4"))
-    assert (older.dtype_name, older.tinygemm) == ("fp32", None) and older.record is cuda_graph
+    assert (older.dtype_name, older.weights.tinygemm) == ("fp32", None) and older.record is cuda_graph
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setenv("GPTCLI_KERNELS", "off")
     alone = plan_for(folder, RuntimeConfig(quantize="int4", dtype="bf16"))
-    assert (alone.record, alone.tinygemm) == (None, None)
+    assert (alone.record, alone.weights.tinygemm) == (None, None)
 
 
 def test_a_cpu_has_neither(tiny_model: Path) -> None:
     plan = plan_for(ModelFolder.open(tiny_model), RuntimeConfig(device="cpu", quantize="int4"))
-    assert (plan.record, plan.tinygemm) == (None, None)
+    assert (plan.record, plan.weights.tinygemm) == (None, None)

@@ -12,7 +12,7 @@ import typer
 from gptcli.cli import options
 from gptcli.cli.json_records import json_line
 from gptcli.cli.option_groups import only, with_option_groups, without
-from gptcli.cli.run_options import RunOptions, load_model, open_model, print_failures
+from gptcli.cli.run_options import RunOptions, load_model
 from gptcli.cli.terminal.signals import interruptible
 from gptcli.cli.terminal.stderr import ProgressLine, size
 from gptcli.cli.terminal.stdout import StdoutSink
@@ -49,7 +49,7 @@ def bench(
     run = RunOptions(model=model, runtime=runtime.config(), offline=runtime.offline, output=output)
     lengths = sorted(prompt_tokens or [512])
     with ProgressLine(quiet=output.quiet) as activity:
-        lm = open_model(run, activity)
+        lm = run.open_model(activity)
         if lengths[-1] + decode_tokens > lm.ctx_size:
             raise UsageError(f"{lengths[-1]} + {decode_tokens} tokens are beyond the context of {lm.ctx_size}")
         load_model(lm, activity)
@@ -67,7 +67,7 @@ def bench(
             points.append(point)
     facts = _facts(run, lm, first_token_s)
     records = [_record(point, facts["bytes_a_second"]) for point in points]
-    print_failures(run, lm)
+    run.print_failures(lm)
     if output.as_json:
         StdoutSink().write(json_line(facts | {"lengths": records}))
         return

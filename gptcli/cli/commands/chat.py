@@ -17,22 +17,11 @@ from gptcli.chat.storage import SessionFile, last_model, session_names
 from gptcli.chat.thinking import opens_thoughts
 from gptcli.cli import options
 from gptcli.cli.json_records import json_line, sample_record
-from gptcli.cli.option_groups import only, option_group, with_option_groups, without
+from gptcli.cli.option_groups import only, option_group, panel, with_option_groups, without
 from gptcli.cli.prompt_input import messages_of_script, read_prompt
 from gptcli.cli.repl.answer_display import AnswerDisplay, DisplaySettings, dropped_note
 from gptcli.cli.repl.stored_sessions import opened, print_sessions
-from gptcli.cli.run_options import (
-    RunOptions,
-    load_model,
-    note_template_with_doubled_bos,
-    open_model,
-    print_failures,
-    print_figures,
-    print_report,
-    read_question,
-    read_system,
-    read_template,
-)
+from gptcli.cli.run_options import RunOptions, load_model, note_template_with_doubled_bos
 from gptcli.cli.terminal.signals import interruptible
 from gptcli.cli.terminal.stderr import ProgressLine, print_note
 from gptcli.cli.terminal.stdout import StdoutSink
@@ -41,9 +30,9 @@ from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import ChatSession
 from gptcli.runtime.engine import Workload
 from gptcli.settings import ChatSettings
-from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.chat_template import ChatTemplate, Switches
 
-_session_option = partial(typer.Option, rich_help_panel="Session")
+_session_option = panel("Session")
 
 Question = Annotated[
     str | None,
@@ -58,22 +47,18 @@ class SessionOptions:
     session: Annotated[
         str | None,
         _session_option(
-            "--session",
-            metavar="NAME",
-            autocompletion=session_names,
-            help="Begin a session of this name, or go on with it.",
+            "Begin a session of this name, or go on with it.", metavar="NAME", autocompletion=session_names
         ),
     ] = None
-    continue_last: Annotated[bool, _session_option("--continue", help="Go on with the last session.")] = False
-    fork: Annotated[bool, _session_option("--fork", help="Go on with a copy of the session.")] = False
-    list_sessions: Annotated[bool, _session_option("--list", help="List the sessions.")] = False
+    continue_last: Annotated[bool, _session_option("Go on with the last session.", "--continue")] = False
+    fork: Annotated[bool, _session_option("Go on with a copy of the session.", "--fork")] = False
+    list_sessions: Annotated[bool, _session_option("List the sessions.", "--list")] = False
     script: Annotated[
         Path | None,
         _session_option(
-            "--script",
+            'Say what a file says, a message a line or between lines of """, and write the replies.',
             metavar="FILE",
             readable=False,
-            help='Say what a file says, a message a line or between lines of """, and write the replies.',
         ),
     ] = None
 
@@ -97,23 +82,15 @@ def chat(
         print_sessions(output.as_json)
         return
     given = sampling.given() | stopping.given()
-    if prompts.thinking is not None:
-        given["thinking"] = prompts.thinking
-    if prompts.reasoning_effort is not None:
-        given["reasoning_effort"] = prompts.reasoning_effort
+    switches = {"thinking": prompts.thinking, "reasoning_effort": prompts.reasoning_effort}
+    given |= {name: value for name, value in switches.items() if value is not None}
     ChatSettings(**given)  # a bad value fails before anything is read
-    run = RunOptions(
-        model=model or None,
-        runtime=runtime.config(),
-        offline=runtime.offline,
-        given=given,
-        prompts=prompts,
-        output=output,
-    )
+    config, offline = runtime.config(), runtime.offline
+    run = RunOptions(model=model or None, runtime=config, offline=offline, given=given, prompts=prompts, output=output)
     at_prompt = _is_at_prompt(run, sessions, prompt)
     _check_together(run, sessions, prompt, at_prompt=at_prompt)
     questions = [] if at_prompt else _questions(run, sessions, prompt)
-    system = read_system(run)
+    system = run.system()
 
     with (
         opened(sessions.session, sessions.continue_last, sessions.fork, at_prompt) as (file, events),
@@ -121,10 +98,10 @@ def chat(
     ):
         name, fingerprint = last_model(events)
         run = replace(run, model=run.model or name)
-        lm = open_model(run, activity, Workload())
+        lm = run.open_model(activity, Workload())
         if lm.reference == name and lm.fingerprint != fingerprint and not output.quiet:
             print_note(f"{name} is not what it was when it last spoke in this session")
-        template = read_template(run, lm)
+        template = run.template(lm)
         conversation = Session.restored(lm, events, template=template)
         if file is not None:
             conversation.keep_in(file, kept=len(file.events))
@@ -169,7 +146,7 @@ def _check_together(run: RunOptions, sessions: SessionOptions, prompt: str | Non
 def _questions(run: RunOptions, sessions: SessionOptions, prompt: str | None) -> list[str]:
     """What to say, message by message. Raises UsageError or InputError."""
     if sessions.script is None:
-        return [read_question(run, prompt)]
+        return [run.question(prompt)]
     script = read_prompt(None, sessions.script, run.decoding)
     return messages_of_script(script, str(sessions.script))
 
@@ -179,14 +156,9 @@ def _report(run: RunOptions, conversation: ChatSession, question: str) -> None:
 
     lm, settings = conversation.lm, conversation.settings
     messages = conversation.preview(question)
-    prompt = rendered_prompt(
-        lm,
-        messages,
-        conversation.template,
-        thinking=settings.thinking,
-        reasoning_effort=settings.reasoning_effort,
-    )
-    print_report(run, lm, prompt, settings.record, settings.sampling(lm.sampling_defaults), settings.stopping)
+    switches: Switches = {"thinking": settings.thinking, "reasoning_effort": settings.reasoning_effort}
+    prompt = rendered_prompt(lm, messages, conversation.template, **switches)
+    run.print_report(lm, prompt, settings.record, settings.sampling(lm.sampling_defaults), settings.stopping)
 
 
 def _answer(run: RunOptions, conversation: ChatSession, questions: Sequence[str], activity: ProgressLine) -> None:
@@ -202,10 +174,10 @@ def _answer(run: RunOptions, conversation: ChatSession, questions: Sequence[str]
             finished = _written(run, reply, conversation, sink, activity)
             if not output.as_json and (output.newline or number < len(questions)):
                 sink.end_line()
-            print_figures(run, finished, lm.ctx_size)
+            run.print_figures(finished, lm.ctx_size)
             if cancelled():
                 raise KeyboardInterrupt
-    print_failures(run, lm)
+    run.print_failures(lm)
 
 
 def _written(

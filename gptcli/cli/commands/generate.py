@@ -13,18 +13,7 @@ from gptcli.cli.json_records import json_line, sample_record
 from gptcli.cli.option_groups import with_option_groups, without
 from gptcli.cli.probabilities.picture_files import PictureFiles
 from gptcli.cli.probabilities.sample_display import SampleDisplay
-from gptcli.cli.run_options import (
-    RunOptions,
-    load_model,
-    note_doubled_bos,
-    open_model,
-    print_failures,
-    print_figures,
-    print_report,
-    read_question,
-    read_system,
-    read_template,
-)
+from gptcli.cli.run_options import RunOptions, load_model, note_doubled_bos
 from gptcli.cli.terminal.capabilities import is_dumb_terminal
 from gptcli.cli.terminal.signals import interruptible
 from gptcli.cli.terminal.stderr import ProgressLine
@@ -55,31 +44,25 @@ def generate(
     given = sampling.given()
     SamplingConfig.resolve(given, {})  # a bad value fails before anything is read
     stop = stopping.config()
-    run = RunOptions(
-        model=model,
-        runtime=runtime.config(),
-        offline=runtime.offline,
-        given=given,
-        prompts=prompts,
-        output=output,
-    )
+    config, offline = runtime.config(), runtime.offline
+    run = RunOptions(model=model, runtime=config, offline=offline, given=given, prompts=prompts, output=output)
     _check_together(run, samples)
     pictures = PictureFiles(output.html, output.svg)
-    text, system = read_question(run, prompt), read_system(run)
+    text, system = run.question(prompt), run.system()
     messages = [Message("user", text)] if system is None else [Message("system", system), Message("user", text)]
 
     sink = StdoutSink()
     recorded = output.explain or output.logprobs is not None or pictures.wanted
     workload = Workload(samples, recorded, None if stop.max_tokens < 0 else stop.max_tokens)
-    with ProgressLine(quiet=output.quiet) as activity, open_model(run, activity, workload) as lm:
-        template = (read_template(run, lm) or lm.template) if prompts.chat else None
+    with ProgressLine(quiet=output.quiet) as activity, run.open_model(activity, workload) as lm:
+        template = (run.template(lm) or lm.template) if prompts.chat else None
         ids = _ids(lm, template, messages, special=prompts.special)
-        config = SamplingConfig.resolve(given, lm.sampling_defaults)
+        drawing = SamplingConfig.resolve(given, lm.sampling_defaults)
         if output.prompt_report:
             activity.close()
-            _report(run, lm, template, messages, config, stop)
+            _report(run, lm, template, messages, drawing, stop)
             return
-        lm.check_request(ids, config)
+        lm.check_request(ids, drawing)
         note_doubled_bos(lm, ids, activity.note)
         with_prompt = None if workload.tokens is None else len(ids) + workload.tokens
         load_model(lm, activity, replace(workload, tokens=with_prompt))
@@ -87,7 +70,7 @@ def generate(
         with interruptible() as cancelled:
             streams = lm.streams(
                 ids,
-                config.for_samples(samples),
+                drawing.for_samples(samples),
                 stop,
                 logprobs=pictures.alternatives if output.logprobs is None and pictures.wanted else output.logprobs,
                 explain=output.explain,
@@ -95,8 +78,8 @@ def generate(
                 cancelled=cancelled,
             )
             for number, events in enumerate(streams, 1):
-                writer.write(number, events, config, stop)
-        print_failures(run, lm)
+                writer.write(number, events, drawing, stop)
+        run.print_failures(lm)
         pictures.write(f"{lm.name} · how probable each token is")
         if cancelled():
             raise KeyboardInterrupt
@@ -138,7 +121,7 @@ def _report(
         prompt = raw_prompt(lm, messages[-1].content, special=run.prompts.special)
     else:
         prompt = rendered_prompt(lm, messages, template)
-    print_report(run, lm, prompt, run.given, sampling, stopping)
+    run.print_report(lm, prompt, run.given, sampling, stopping)
 
 
 @dataclass(frozen=True)
@@ -185,7 +168,7 @@ class _Writer:
             views.close(finished)
         title = "" if self.samples == 1 else f"sample {number}, seed {finished.seed}"
         self.pictures.add(title, views.tokens, lead=f"{self.text}\n\n" if self.run.prompts.chat else self.text)
-        print_figures(self.run, finished, self.lm.ctx_size)
+        self.run.print_figures(finished, self.lm.ctx_size)
 
     def _drain(
         self, events: Iterator[TextDelta | Finished], write: Callable[[bytes], object], views: SampleDisplay

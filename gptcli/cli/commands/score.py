@@ -15,7 +15,7 @@ import typer
 
 from gptcli.cli import options
 from gptcli.cli.json_records import choices_record, json_line, score_record
-from gptcli.cli.option_groups import only, option_group, with_option_groups, without
+from gptcli.cli.option_groups import only, option_group, panel, with_option_groups, without
 from gptcli.cli.probabilities.picture_files import PictureFiles
 from gptcli.cli.probabilities.score_output import (
     ScoreDisplay,
@@ -27,7 +27,7 @@ from gptcli.cli.probabilities.score_output import (
 )
 from gptcli.cli.probabilities.shaded_tokens import scored_tokens
 from gptcli.cli.prompt_input import Decoding, argument_text, read_prompt, read_text, text_lines, unless_dash
-from gptcli.cli.run_options import RunOptions, load_model, note_doubled_bos, open_model
+from gptcli.cli.run_options import RunOptions, load_model, note_doubled_bos
 from gptcli.cli.terminal.stderr import ProgressLine
 from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.errors import InputError, UsageError
@@ -41,7 +41,7 @@ _LINE = "{}"  # in --prompt, where a line goes
 _HEAD = 256  # characters of a text, more than the longest name of a control token
 _CARRIAGE_RETURN = re.compile(r"\r(?!\n)")
 
-_what_option = partial(typer.Option, rich_help_panel="What")
+_what_option = panel("What")
 
 Files = Annotated[
     list[Path] | None, typer.Argument(metavar="[FILE]...", help="Texts to score; `-`, or none, is stdin.")
@@ -54,34 +54,21 @@ class ScoreOptions:
 
     stride: Annotated[
         int | None,
-        _what_option(
-            "--stride",
-            metavar="N",
-            help="Tokens that each further window of a long text scores. (default: half the context)",
-        ),
+        _what_option("Tokens that each further window of a long text scores. (default: half the context)", metavar="N"),
     ] = None
-    lines: Annotated[bool, _what_option("--lines", help="Score each line by itself, as it comes: FIGURE TAB LINE.")] = (
-        False
-    )
+    lines: Annotated[bool, _what_option("Score each line by itself, as it comes: FIGURE TAB LINE.", "--lines")] = False
     choices: Annotated[
         list[str] | None,
         _what_option(
-            "--choices",
+            'How probable each continues the prompt. Repeatable; "a, b" in quotes may have a comma.',
             metavar="A,B,...",
-            help='How probable each continues the prompt. Repeatable; "a, b" in quotes may have a comma.',
         ),
     ] = None
     prompt: Annotated[
         str | None,
-        _what_option(
-            "--prompt",
-            metavar="TEXT",
-            help="What the choices continue, behind a piped text; with --lines, {} is the line.",
-        ),
+        _what_option("What the choices continue, behind a piped text; with --lines, {} is the line.", metavar="TEXT"),
     ] = None
-    top: Annotated[
-        int | None, _what_option("--top", min=0, metavar="N", help="A line a token, with the N likeliest.")
-    ] = None
+    top: Annotated[int | None, _what_option("A line a token, with the N likeliest.", min=0, metavar="N")] = None
 
 
 @with_option_groups
@@ -110,7 +97,7 @@ def score(
 
     sink = StdoutSink()
     with ProgressLine(quiet=output.quiet) as activity:
-        lm = open_model(run, activity)
+        lm = run.open_model(activity)
         check_scoring(what.stride, what.top or 0, lm.longest_stride)
         load_model(lm, activity)
         scorer = _Scorer(run, what, lm, PromptCache(), sink, activity)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated
 
 import typer
 
 from gptcli.cli import options
-from gptcli.cli.option_groups import option_group, with_option_groups
+from gptcli.cli.option_groups import option_group, panel, with_option_groups
 from gptcli.cli.prompt_input import Decoding, argument_text
 from gptcli.cli.terminal.capabilities import uses_colour
 from gptcli.cli.terminal.columns import terminal_columns
@@ -23,9 +22,7 @@ from gptcli.cli.tokens.vocabulary_search import search
 from gptcli.errors import UsageError
 from gptcli.models.catalog import DEFAULT_MODEL
 
-_input_option = partial(typer.Option, rich_help_panel="Input")
-_view_option = partial(typer.Option, rich_help_panel="Views")
-_task_option = partial(typer.Option, rich_help_panel="Instead of a view")
+_input_option, _view_option, _task_option = panel("Input"), panel("Views"), panel("Instead of a view")
 
 Files = Annotated[
     list[str] | None,
@@ -37,25 +34,17 @@ Files = Annotated[
 class InputOptions:
     """What is tokenized, and how it is read."""
 
-    text: Annotated[str | None, _input_option("--text", help="Take this text instead.")] = None
-    chat: Annotated[
-        bool, _input_option("--chat", help="Files are conversations: a JSON list, or a message a line.")
-    ] = False
+    text: Annotated[str | None, _input_option("Take this text instead.")] = None
+    chat: Annotated[bool, _input_option("Files are conversations: a JSON list, or a message a line.", "--chat")] = False
     chat_template: options.ChatTemplateFile = None
-    special: Annotated[bool, _input_option("--special", help="Read control tokens such as <|im_end|> in the text.")] = (
-        False
-    )
+    special: Annotated[bool, _input_option("Read control tokens such as <|im_end|> in the text.", "--special")] = False
     add_special: Annotated[
-        bool, _input_option("--add-special", help="Add what the model expects around a text, such as BOS.")
+        bool, _input_option("Add what the model expects around a text, such as BOS.", "--add-special")
     ] = False
     errors: options.Errors = "strict"
     max_input: Annotated[
         int | None,
-        _input_option(
-            "--max-input",
-            min=1,
-            help="Largest input in bytes. (default: any; 16777216 where it must be encoded in one piece)",
-        ),
+        _input_option("Largest input in bytes. (default: any; 16777216 where it must be encoded in one piece)", min=1),
     ] = None
 
 
@@ -63,14 +52,14 @@ class InputOptions:
 class ViewOptions:
     """How the tokens are shown."""
 
-    table: Annotated[bool, _view_option("--table", help="A row a token, with all about it.")] = False
-    tsv: Annotated[bool, _view_option("--tsv", help="The same for programs, between tabs.")] = False
-    ids: Annotated[bool, _view_option("--ids", help="Only ids, a line a file.")] = False
-    count: Annotated[bool, _view_option("--count", help="Only how many there are.")] = False
-    as_json: Annotated[bool, _view_option("--json", help="One JSON object a file a line.")] = False
-    stats: Annotated[
-        bool, _view_option("--stats", help="Figures: bytes, tokens, bytes a token, longest tokens, ...")
-    ] = False
+    table: Annotated[bool, _view_option("A row a token, with all about it.", "--table")] = False
+    tsv: Annotated[bool, _view_option("The same for programs, between tabs.", "--tsv")] = False
+    ids: Annotated[bool, _view_option("Only ids, a line a file.", "--ids")] = False
+    count: Annotated[bool, _view_option("Only how many there are.", "--count")] = False
+    as_json: Annotated[bool, _view_option("One JSON object a file a line.", "--json")] = False
+    stats: Annotated[bool, _view_option("Figures: bytes, tokens, bytes a token, longest tokens, ...", "--stats")] = (
+        False
+    )
     color: options.Color = "auto"
 
 
@@ -79,34 +68,28 @@ class TaskOptions:
     """What is done instead of showing tokens."""
 
     decode: Annotated[
-        bool, _task_option("--decode", help="The text of ids: arguments, or `-` for stdin; a JSON list too.")
+        bool, _task_option("The text of ids: arguments, or `-` for stdin; a JSON list too.", "--decode")
     ] = False
     truncate: Annotated[
-        int | None,
-        _task_option("--truncate", min=0, metavar="N", help="The text, cut to at most N tokens and no half character."),
+        int | None, _task_option("The text, cut to at most N tokens and no half character.", min=0, metavar="N")
     ] = None
-    from_end: Annotated[bool, _task_option("--from-end", help="With --truncate: keep the end, not the beginning.")] = (
-        False
-    )
+    from_end: Annotated[bool, _task_option("With --truncate: keep the end, not the beginning.", "--from-end")] = False
     partial: Annotated[
-        bool, _task_option("--partial", help="With --truncate: exactly N tokens, if that halves a character.")
+        bool, _task_option("With --truncate: exactly N tokens, if that halves a character.", "--partial")
     ] = False
     roundtrip: Annotated[
-        bool, _task_option("--roundtrip", help="Whether decoding gives the text again; exits with 3 where not.")
+        bool, _task_option("Whether decoding gives the text again; exits with 3 where not.", "--roundtrip")
     ] = False
     compare: Annotated[
         str | None,
         _task_option(
-            "--compare",
+            "Where another model's tokenizer cuts otherwise.",
             metavar="MODEL",
             autocompletion=options.model_names,
-            help="Where another model's tokenizer cuts otherwise.",
         ),
     ] = None
-    vocab: Annotated[
-        str | None, _task_option("--vocab", metavar="PATTERN", help="Tokens that a regular expression finds.")
-    ] = None
-    id: Annotated[list[int] | None, _task_option("--id", metavar="N", help="The token of an id. Repeatable.")] = None
+    vocab: Annotated[str | None, _task_option("Tokens that a regular expression finds.", metavar="PATTERN")] = None
+    id: Annotated[list[int] | None, _task_option("The token of an id. Repeatable.", metavar="N")] = None
 
 
 @with_option_groups
