@@ -6,18 +6,16 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any
 
 import typer
 
 from gptcli.cli.app import program
+from gptcli.cli.value_names import value_name
 from gptcli.errors import ExitCode
 from gptcli.version import VERSION
 
 DIRECTORY = Path(__file__).parent / "man"
-
-VALUES = {str: "TEXT", int: "N", float: "X", Path: "FILE"}
 
 ENVIRONMENT = {
     "GPTCLI_MODEL": "The model of a command that names none.",
@@ -114,7 +112,7 @@ def _options(command: Any) -> dict[str, list[tuple[str, str]]]:
         else:
             term = ", ".join(map(_bold, sorted([*parameter.opts, *parameter.secondary_opts], key=len)))
             if not parameter.is_flag:
-                term += f" \\fI{_escaped(parameter.metavar or _value(types[parameter.name].annotation))}\\fR"
+                term += f" \\fI{_escaped(parameter.metavar or value_name(types[parameter.name].annotation))}\\fR"
         panels.setdefault(parameter.rich_help_panel or "", []).append((term, _help(parameter)))
     panels[""].append((f"{_bold('-h')}, {_bold('--help')}", "Show the options and exit."))
     return panels
@@ -125,18 +123,6 @@ def _help(parameter: Any) -> str:
     if not (parameter.default is None or parameter.default is False):
         more.append(f"default: {parameter.default}")
     return parameter.help + (f" ({'; '.join(more)})" if more else "")
-
-
-def _value(annotation: Any) -> str:
-    """What stands for an option's value: its choices, or the kind of value."""
-    origin, parts = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _value(parts[0])
-    if origin is Literal:
-        return "|".join(parts)
-    if parts:  # list[str], or str | None
-        return _value(next(part for part in parts if part is not NoneType))
-    return VALUES[annotation]
 
 
 def _dashed(name: str) -> str:

@@ -14,6 +14,7 @@ import typer
 from gptcli.cli.config_file import ConfiguredCommand
 from gptcli.cli.terminal.stderr import print_error
 from gptcli.cli.usage_errors import usage_error
+from gptcli.cli.value_names import Command, Group
 from gptcli.errors import ExitCode, GptcliError
 from gptcli.version import VERSION
 
@@ -25,6 +26,7 @@ def program(arguments: Sequence[str] = ()) -> typer.Typer:
     """The command line. Imports only the command that the arguments name, or all commands if they name none."""
     app = typer.Typer(
         name="gptcli",
+        cls=Group,
         help="Local text generation for a terminal, a pipe and a Python program.",
         invoke_without_command=True,
         callback=_gptcli,
@@ -38,7 +40,7 @@ def program(arguments: Sequence[str] = ()) -> typer.Typer:
             app.add_typer(module.app, name=name)
         else:
             app.command(name, cls=ConfiguredCommand)(getattr(module, name))
-    app.command("help")(_help)
+    app.command("help", cls=Command)(_help)
     return app
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import platformdirs
 import typer
-from typer.core import TyperCommand
 
 from gptcli.cli.usage_errors import bad_value
+from gptcli.cli.value_names import Command
 from gptcli.errors import UsageError
 from gptcli.files import open_regular
 from gptcli.models.catalog import DEFAULT_MODEL
@@ -26,7 +26,7 @@ _MODEL = "model"  # [model.NAME] is a model's table
 _LARGEST = 1 << 20  # bytes
 
 
-class ConfiguredCommand(TyperCommand):
+class ConfiguredCommand(Command):
     """A command whose options have defaults in the configuration file."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]

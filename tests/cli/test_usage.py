@@ -108,6 +108,16 @@ def test_help_of_generate_mentions_every_option(cli: Cli, monkeypatch: pytest.Mo
     assert "--stats=json" in help
 
 
+@pytest.mark.parametrize(
+    "command", ["", "generate", "chat", "score", "tokenize", "bench", "models", "models pull", "models import", "help"]
+)
+def test_help_names_values_and_not_types(cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    help = cli(*command.split(), "--help").out.decode()
+    assert "Show this message and exit" in help
+    assert re.findall(r"<(?!\|im_end)[^>]*>|\bint\b|\bstr\b", help) == []
+
+
 def test_every_setting_has_an_option_of_its_name() -> None:
     for group, settings in (SamplingOptions, SamplingConfig), (RuntimeOptions, RuntimeConfig):
         options = {field.name for field in fields(group)} - {"offline"}

@@ -19,6 +19,7 @@ from gptcli.cli.model_facts import sampling_facts, stop_sources, weight_bytes
 from gptcli.cli.terminal.stderr import ProgressLine, print_note, size
 from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.terminal.tables import print_records, spelled
+from gptcli.cli.value_names import Command, Group
 from gptcli.errors import GptcliError, UnsupportedArchitecture
 from gptcli.files import read_json
 from gptcli.language_model import LanguageModel
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from gptcli.models.catalog import FetchProgress
 
 app = typer.Typer(
+    cls=Group,
     help="List, inspect, fetch and remove local models.",
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -70,7 +72,7 @@ def models(
         print_note(f"no models yet; `gptcli models pull {DEFAULT_MODEL}` fetches the default one")
 
 
-@app.command()
+@app.command(cls=Command)
 def show(name: Name = DEFAULT_MODEL, as_json: options.Json = False) -> None:
     """Show what a model is: shapes, context, template, defaults and where each comes from, memory it will need."""
     lm = LanguageModel(name, ModelFolder.open(_path(name)), RuntimeConfig())
@@ -88,7 +90,7 @@ def show(name: Name = DEFAULT_MODEL, as_json: options.Json = False) -> None:
     print_records(rows, as_json=False, row=_fact_row, header=False)
 
 
-@app.command()
+@app.command(cls=Command)
 def pull(
     name: Annotated[str, typer.Argument(metavar="NAME", help=f"{DEFAULT_MODEL}, or OWNER/NAME on the hub.")],
     revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.")] = None,
@@ -106,7 +108,7 @@ def pull(
     _install(name, force, quiet, fetch)
 
 
-@app.command("import")
+@app.command("import", cls=Command)
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="A llama-architecture GGUF file.")],
     name: Annotated[str | None, typer.Option("--name", help="(default: the file's name)")] = None,
@@ -120,7 +122,7 @@ def import_(
     _install(name, force, quiet, partial(import_gguf, file, name, check=_check))
 
 
-@app.command()
+@app.command(cls=Command)
 def rm(name: InstalledName, quiet: options.Quiet = False) -> None:
     """Remove a model that gptcli installed."""
     from gptcli.models.install import remove
@@ -132,7 +134,7 @@ def rm(name: InstalledName, quiet: options.Quiet = False) -> None:
         print_note(f"removed {path}")
 
 
-@app.command()
+@app.command(cls=Command)
 def verify(name: Name = DEFAULT_MODEL, as_json: options.Json = False, quiet: options.Quiet = False) -> None:
     """Check a model from end to end: files, tensors, every weight, tokenizer, template; say what is left over."""
     model = LocalModel(name, _path(name))

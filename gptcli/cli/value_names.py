@@ -1,0 +1,51 @@
+"""What stands for an option's value in the help and the man pages: FILE, N or its choices, not Python's types."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+_NAMES = {str: "TEXT", int: "N", float: "X", Path: "FILE"}
+
+
+def value_name(annotation: Any) -> str:
+    """The choices of a Literal, or the kind of value; of a list or an optional value, that of the value."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return value_name(parts[0])
+    if origin is Literal:
+        return "|".join(parts)
+    if parts:  # list[str], or str | None
+        return value_name(next(part for part in parts if part is not NoneType))
+    return _NAMES[annotation]
+
+
+class Command(TyperCommand):
+    """A command whose help names values as `value_name` does."""
+
+    def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        """Writes the help."""
+        _name_values(self, ctx)
+        super().format_help(ctx, formatter)
+
+
+class Group(TyperGroup):
+    """The same for a group of commands."""
+
+    def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        """Writes the help."""
+        _name_values(self, ctx)
+        super().format_help(ctx, formatter)
+
+
+def _name_values(command: Any, ctx: typer.Context) -> None:
+    for parameter in command.get_params(ctx):
+        if parameter.param_type_name == "argument":
+            parameter.display_type_rich = lambda ctx: None  # its own name says enough
+        elif parameter.metavar is None:
+            kind = parameter.type_descriptor
+            parameter.metavar = "" if parameter.is_flag else "|".join(kind.choices or ()) or value_name(kind.annotation)
