@@ -43,28 +43,26 @@ class _Readable(Protocol):
 
 
 def read_prompt(argument: str | None, file: Path | None, decoding: Decoding) -> str:
-    """The whole prompt: a file or piped stdin, then a blank line and the argument if both are given.
+    """The whole prompt: piped stdin, the file, the argument, those that are given, with blank lines between them.
 
     `-` stands for stdin, as argument or file. Raises UsageError if there is no prompt at all. Raises InputError for an
     input that cannot be read, is not UTF-8 text, or is larger than the limit.
     """
-    if argument == "-":
-        given = read_text(None, decoding)
-    elif file is not None:
-        given = read_text(unless_dash(file), decoding)
-    elif sys.stdin is not None and not sys.stdin.isatty():
-        given = read_text(None, decoding)
-    else:
-        given = ""
-    own = "" if argument in (None, "-") else argument_text(argument or "")
-    if not given and not own:
+    piped = sys.stdin is not None and not sys.stdin.isatty()
+    texts = [read_text(None, decoding)] if piped or argument == "-" or str(file) == "-" else []
+    if file is not None and str(file) != "-":
+        texts.append(read_text(file, decoding))
+    if argument not in (None, "-"):
+        texts.append(argument_text(argument or ""))
+    prompt = ""
+    for text in filter(None, texts):
+        prompt += "\n" * max(0, 2 - _trailing_newlines(prompt)) + text if prompt else text
+    if not prompt:
         raise UsageError(
             "there is no prompt",
             hint='give one as an argument, with --file, or through a pipe: printf "Once" | gptcli ...',
         )
-    if not given or not own:
-        return given or own
-    return given + "\n" * max(0, 2 - _trailing_newlines(given)) + own
+    return prompt
 
 
 def messages_of_script(text: str, where: str) -> list[str]:

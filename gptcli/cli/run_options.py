@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -107,6 +108,19 @@ class RunOptions:
         elif self.output.stats:
             print_line(stats_line(finished, ctx_size))
 
+    def note_ending(self, finished: Finished, max_tokens: int, lm: LanguageModel, question: str | None = None) -> None:
+        """Tells a person at a terminal that a text is empty or cut, or that `question` was continued, not asked."""
+        if self.output.as_json or not all(stream and stream.isatty() for stream in (sys.stdout, sys.stderr)):
+            return
+        to_ask = question is not None and _has_template(lm)
+        if not finished.usage.completion_tokens and finished.reason == "stop":
+            self.note(f"the model ended at once{'; --chat asks it a question' if to_ask else ''}")
+        elif to_ask and question is not None and question.rstrip().endswith("?"):
+            self.note("this continued the question; --chat asks it")
+        if finished.reason == "length":
+            cut = finished.usage.completion_tokens == max_tokens
+            self.note(f"cut at {max_tokens} tokens; -n sets how many" if cut else "cut: the context is full")
+
     def print_failures(self, lm: LanguageModel) -> None:
         """Says why text came slower than it could, unless notes are not wanted."""
         note_failures(() if self.output.quiet else lm.engine.failures)
@@ -135,3 +149,10 @@ def note_template_with_doubled_bos(session: ChatSession, note: Callable[[str], N
     with contextlib.suppress(TemplateError):
         ids = session.template.render(messages, session.lm.tokenizer, thinking=session.settings.thinking)
         note_doubled_bos(session.lm, ids, note)
+
+
+def _has_template(lm: LanguageModel) -> bool:
+    try:
+        return bool(lm.template)
+    except TemplateError:
+        return False

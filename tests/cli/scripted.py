@@ -30,7 +30,7 @@ class Script:
     load_s: float = 0.0
     prefill_s: float = 0.0
     piece_s: float = 0.0
-    reason: FinishReason = "length"
+    reason: FinishReason = "stop"
     overflows: bool = False  # at the end
     load_error: str = ""  # out of memory
     turn_error: str = ""  # out of memory before the first piece

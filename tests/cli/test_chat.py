@@ -195,7 +195,7 @@ def test_a_script_is_a_conversation_whose_replies_stand_below_each_other(chat: C
 @pytest.mark.parametrize(
     ("script", "complaint"),
     [
-        ("", "no prompt"),
+        ("", "no message"),
         ("\n \n", "no message"),
         ('"""\nopen', "does not end"),
         ("hello\n/set seed 1", "line 2"),

@@ -52,6 +52,25 @@ PROMPTS: dict[str, tuple[list[str], bytes | None, bytes]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("arguments", "piped", "expected"),
+    [
+        (["-f", "FILE"], b"piped", b"piped\n\nin a file"),
+        (["-f", "FILE", "argument"], b"piped\n", b"piped\n\nin a file\n\nargument"),
+        (["-f", "FILE", "-"], b"piped", b"piped\n\nin a file"),
+        (["-f", "FILE", "argument"], b"", b"in a file\n\nargument"),
+        (["-f", "FILE", "argument"], None, b"in a file\n\nargument"),
+    ],
+)
+def test_nothing_that_is_given_is_dropped(
+    prompt: Callable[..., bytes], tmp_path: Path, arguments: list[str], piped: bytes | None, expected: bytes
+) -> None:
+    (tmp_path / "file").write_text("in a file")
+    assert (
+        prompt(*[argument.replace("FILE", str(tmp_path / "file")) for argument in arguments], stdin=piped) == expected
+    )
+
+
 @pytest.mark.parametrize("what", PROMPTS)
 def test_the_prompt_is(what: str, prompt: Callable[..., bytes]) -> None:
     arguments, stdin, expected = PROMPTS[what]

@@ -11,10 +11,18 @@ from tests.cli.terminal import Terminal
 pytestmark = pytest.mark.usefixtures("tiny_by_default")
 
 
-def show(script: Script, *options: str, width: int = 80, height: int = 24, **environment: str) -> Terminal:
-    """A finished run on a terminal."""
+def show(
+    script: Script, *options: str, prompt: bool = True, width: int = 80, height: int = 24, **environment: str
+) -> Terminal:
+    """A finished run on a terminal. prompt: of one letter, before the options."""
     terminal = Terminal(
-        *SCRIPTED, "generate", "a", *options, environment=script.environment() | environment, width=width, height=height
+        *SCRIPTED,
+        "generate",
+        *(["a"] if prompt else []),
+        *options,
+        environment=script.environment() | environment,
+        width=width,
+        height=height,
     )
     terminal.finish()
     return terminal
@@ -31,8 +39,21 @@ def test_no_newline_is_added_to_one() -> None:
     assert terminal.screen.cursor.y == 1
 
 
-def test_an_empty_text_gets_no_newline() -> None:
-    assert show(Script()).raw == b""
+def test_an_empty_text_gets_a_note_and_no_newline() -> None:
+    assert show(Script()).lines == ["gptcli: note: the model ended at once; --chat asks it a question"]
+    assert show(Script(), "-q").raw == b""
+
+
+def test_a_cut_text_says_so() -> None:
+    cut = Script(pieces=["one ", "two"], reason="length")
+    assert show(cut, "-n", "2").lines[1] == "gptcli: note: cut at 2 tokens; -n sets how many"
+    assert show(cut).lines[1] == "gptcli: note: cut: the context is full"
+
+
+def test_a_question_that_was_only_continued_gets_a_hint() -> None:
+    terminal = show(Script(pieces=["Because."]), "Why?", prompt=False)
+    assert terminal.lines[1] == "gptcli: note: this continued the question; --chat asks it"
+    assert show(Script(pieces=["Because."]), "Why?", "--chat", prompt=False).lines == ["Because."]
 
 
 def test_control_characters_are_shown_and_not_obeyed() -> None:

@@ -18,7 +18,7 @@ from gptcli.chat.thinking import opens_thoughts
 from gptcli.cli import options
 from gptcli.cli.json_records import json_line, sample_record
 from gptcli.cli.option_groups import only, option_group, panel, with_option_groups, without
-from gptcli.cli.prompt_input import messages_of_script, read_prompt
+from gptcli.cli.prompt_input import messages_of_script, read_text, unless_dash
 from gptcli.cli.repl.answer_display import AnswerDisplay, DisplaySettings, dropped_note
 from gptcli.cli.repl.stored_sessions import opened, print_sessions
 from gptcli.cli.run_options import RunOptions, load_model, note_template_with_doubled_bos
@@ -147,8 +147,7 @@ def _questions(run: RunOptions, sessions: SessionOptions, prompt: str | None) ->
     """What to say, message by message. Raises UsageError or InputError."""
     if sessions.script is None:
         return [run.question(prompt)]
-    script = read_prompt(None, sessions.script, run.decoding)
-    return messages_of_script(script, str(sessions.script))
+    return messages_of_script(read_text(unless_dash(sessions.script), run.decoding), str(sessions.script))
 
 
 def _report(run: RunOptions, conversation: ChatSession, question: str) -> None:
@@ -175,6 +174,7 @@ def _answer(run: RunOptions, conversation: ChatSession, questions: Sequence[str]
             if not output.as_json and (output.newline or number < len(questions)):
                 sink.end_line()
             run.print_figures(finished, lm.ctx_size)
+            run.note_ending(finished, conversation.settings.max_tokens, lm)
             if cancelled():
                 raise KeyboardInterrupt
     run.print_failures(lm)

@@ -169,6 +169,7 @@ class _Writer:
         title = "" if self.samples == 1 else f"sample {number}, seed {finished.seed}"
         self.pictures.add(title, views.tokens, lead=f"{self.text}\n\n" if self.run.prompts.chat else self.text)
         self.run.print_figures(finished, self.lm.ctx_size)
+        self.run.note_ending(finished, stopping.max_tokens, self.lm, None if self.run.prompts.chat else self.text)
 
     def _drain(
         self, events: Iterator[TextDelta | Finished], write: Callable[[bytes], object], views: SampleDisplay
