@@ -13,9 +13,10 @@ from typing import Annotated
 import typer
 
 from gptcli.chat.session import Event, Session, TurnsDropped
-from gptcli.chat.storage import SessionFile, last_model, session_names
+from gptcli.chat.storage import SessionFile, delete_session, last_model, session_names
 from gptcli.chat.thinking import opens_thoughts
 from gptcli.cli import options
+from gptcli.cli.config_file import CONFIGURED
 from gptcli.cli.json_records import json_line, sample_record
 from gptcli.cli.option_groups import only, option_group, panel, with_option_groups, without
 from gptcli.cli.prompt_input import messages_of_script, read_text, unless_dash
@@ -51,6 +52,10 @@ class SessionOptions:
         ),
     ] = None
     continue_last: Annotated[bool, _session_option("Go on with the last session.", "--continue")] = False
+    delete: Annotated[
+        str | None,
+        _session_option("Delete a session.", metavar="NAME", autocompletion=session_names),
+    ] = None
     fork: Annotated[bool, _session_option("Go on with a copy of the session.", "--fork")] = False
     list_sessions: Annotated[bool, _session_option("List the sessions.", "--list")] = False
     script: Annotated[
@@ -65,6 +70,7 @@ class SessionOptions:
 
 @with_option_groups
 def chat(
+    context: typer.Context,
     prompt: Question = None,
     *,
     model: options.ChatModel = None,
@@ -80,6 +86,9 @@ def chat(
     """Talk with a model: a conversation at a terminal; with a prompt or in a pipe, one answer."""
     if sessions.list_sessions:
         print_sessions(output.as_json)
+        return
+    if sessions.delete is not None:
+        delete_session(sessions.delete)
         return
     given = sampling.given() | stopping.given()
     switches = {"thinking": prompts.thinking, "reasoning_effort": prompts.reasoning_effort}
@@ -97,7 +106,9 @@ def chat(
         ProgressLine(quiet=output.quiet) as activity,
     ):
         name, fingerprint = last_model(events)
-        run = replace(run, model=run.model or name)
+        typed = context.get_parameter_source("model")
+        if name and not (typed and typed.name == "COMMANDLINE"):  # a session goes on with its own model
+            run = replace(run, model=name)
         lm = run.open_model(activity, Workload())
         if lm.reference == name and lm.fingerprint != fingerprint and not output.quiet:
             print_note(f"{name} is not what it was when it last spoke in this session")
@@ -107,8 +118,10 @@ def chat(
             conversation.keep_in(file, kept=len(file.events))
         if system not in (None, conversation.system):
             conversation.system = system
-        if given:
-            conversation.settings = replace(conversation.settings, **given)
+        conversation.borrows_model = bool(name) and lm.reference != name
+        configured = context.meta.get(CONFIGURED, set())  # below what the session has kept
+        kept = conversation.kept_settings
+        conversation.override(**{key: value for key, value in given.items() if key not in {*configured} & kept.keys()})
         if at_prompt:
             activity.close()
             note_template_with_doubled_bos(conversation, run.note)

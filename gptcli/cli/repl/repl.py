@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -70,6 +71,8 @@ class Repl:
             with contextlib.suppress(Leave):
                 while True:
                     self._turn()
+            if self.file is not None and self.file.problem is None and self.session.messages[-1:]:
+                self.say(f"to go on: gptcli chat --session {shlex.quote(self.file.name)}")
         unsaved = [file for file in (*self._unsaved, self.file) if file is not None and file.problem is not None]
         for file in unsaved:
             file.sync()
@@ -163,9 +166,19 @@ class Repl:
         what = f"session {self.file.name}" if asked and self.file else "a new conversation"
         self.say(f"{_short_name(self.session.lm)}: {what}. /help lists commands, Ctrl-D leaves.")
         if asked:
-            self.say(f"last said: {excerpt(asked[-1])}")
+            self._show_last_turn()
         if self.session.unanswered is not None:
             print_note(f"without an answer: {excerpt(self.session.unanswered)}; /retry asks it again")
+
+    def _show_last_turn(self) -> None:
+        question, *answer = self.session.messages[-2:]
+        if question.role == "user":
+            self.say(f"> {excerpt(question.content, 300)}")
+            for message in answer:
+                display = self._answer_display(ProgressLine(quiet=True))
+                display.take(TextDelta(message.content.encode()))
+                display.close()
+            self.say("")
 
     def _turn(self) -> None:
         self._used = self._tokens_used()
