@@ -45,7 +45,7 @@ COMMANDS = (
     Command("sessions", "", "Lists saved conversations.", "/sessions", chat.list_sessions),
     Command("fork", "[NAME]", "Goes on in a copy. The conversation so far stays as it is.", "/fork plan-b", chat.fork),
     Command(
-        "export", "FILE|md|json", "Writes the conversation to a file, by its ending, or shows it.", "/export chat.md",
+        "export", "FILE|md|json", "Writes the conversation to a file or the screen.", "/export chat.md",
         chat.export, complete.exports,
     ),
     Command("copy", "[code]", "Copies the last answer, or its code, to the clipboard.", "/copy code",
