@@ -14,7 +14,6 @@ import typer
 
 from gptcli.chat.session import Event, Session, TurnsDropped
 from gptcli.chat.storage import SessionFile, last_model, session_names
-from gptcli.chat.thinking import opens_thoughts
 from gptcli.cli import options
 from gptcli.cli.json_records import json_line, sample_record
 from gptcli.cli.option_groups import only, option_group, panel, with_option_groups, without
@@ -221,10 +220,7 @@ def _shown(
 
         yield write
     else:
-        thinking = opens_thoughts(conversation)
-        with contextlib.closing(
-            AnswerDisplay(DisplaySettings(), sink, activity, lm=conversation.lm, thinking=thinking)
-        ) as answer:
+        with contextlib.closing(AnswerDisplay(DisplaySettings(), sink, activity, conversation)) as answer:
             yield answer.take
 
 
