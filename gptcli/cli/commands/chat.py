@@ -151,13 +151,15 @@ def _questions(run: RunOptions, sessions: SessionOptions, prompt: str | None) ->
 
 
 def _report(run: RunOptions, conversation: ChatSession, question: str) -> None:
-    from gptcli.cli.prompt_report import rendered_prompt
+    from gptcli.cli.prompt_report import print_prompt_report, rendered_prompt
 
     lm, settings = conversation.lm, conversation.settings
     messages = conversation.preview(question)
     switches: Switches = {"thinking": settings.thinking, "reasoning_effort": settings.reasoning_effort}
     prompt = rendered_prompt(lm, messages, conversation.template, **switches)
-    run.print_report(lm, prompt, settings.record, settings.sampling(lm.sampling_defaults), settings.stopping)
+    sampling = settings.sampling(lm.sampling_defaults)
+    form = {"as_json": run.output.as_json, "quiet": run.output.quiet}
+    print_prompt_report(lm, prompt, settings.record, sampling, settings.stopping, **form)
 
 
 def _answer(run: RunOptions, conversation: ChatSession, questions: Sequence[str], activity: ProgressLine) -> None:
