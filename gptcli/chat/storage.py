@@ -88,6 +88,11 @@ class SessionFile:
             self._file.sync()
             self.problem = self._file.problem
 
+    def check_written(self) -> None:
+        """Raises OutputError if the last write failed."""
+        if self.problem is not None:
+            raise OutputError(f"cannot write: {self.path}: {self.problem.strerror}")
+
     def rename(self, name: str) -> None:
         """Renames the session. Raises UsageError for a bad or taken name, and OutputError."""
         target = SessionFile(name).path

@@ -86,14 +86,9 @@ class _Steps:
 
     def all(self) -> Iterator[tuple[str, Callable[[], tuple[bool | None, str]]]]:
         """The checks by their names."""
-        yield "files", self.files
-        yield "config", self.config
-        yield "weights", self.weights
-        yield "tokenizer", self.tokenizer
-        yield "decoding", self.decoding
-        yield "chat template", self.chat_template
-        yield "sampling", self.sampling
-        yield "numbers", self.numbers
+        checks = (self.files, self.config, self.weights, self.tokenizer, self.decoding, self.chat_template)
+        for check in (*checks, self.sampling, self.numbers):
+            yield check.__name__.replace("_", " "), check
 
     @property
     def notes(self) -> list[Note]:

@@ -1,6 +1,6 @@
-"""Every option of more than one command, defined once: in groups that commands get as records, or by itself.
+"""Every option of more than one command, defined once: in a group that commands take, or by itself.
 
-A group's record holds what was typed; its methods turn that into the records of `settings.py`, which check ranges.
+A group holds what was typed; its methods make the configs of `settings.py`, which check ranges.
 """
 
 from dataclasses import fields

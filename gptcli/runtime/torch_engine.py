@@ -97,7 +97,7 @@ class TorchEngine:
         """See `Engine.prefill`; the logits are (vocab,) in fp32."""
         tokens = self._rotated_alike(tokens, cache)
         done = 0
-        for chunk in self._chunks(tokens, _CUDA_CHUNK if self._spares_scores() else CHUNK):
+        for chunk in self._chunks(tokens, self._prompt_chunk):
             if cancelled():
                 return None
             logits = self._run([chunk], cache)
@@ -193,10 +193,11 @@ class TorchEngine:
         most = most or CHUNK
         return [tokens[start : start + most] for start in range(0, len(tokens), most)]
 
-    def _spares_scores(self) -> bool:
-        """Whether attention over a prompt runs in a fused CUDA kernel, which keeps no scores."""
-        attentions = [block.attention for block in self.decoder.config.blocks]
-        return self.plan.device.type == "cuda" and not any(each.sinks or each.softcap for each in attentions)
+    @property
+    def _prompt_chunk(self) -> int:
+        """Prompt tokens per pass: more where attention runs in a fused CUDA kernel, which keeps no scores."""
+        keeps_scores = any(block.attention.sinks or block.attention.softcap for block in self.decoder.config.blocks)
+        return _CUDA_CHUNK if self.plan.device.type == "cuda" and not keeps_scores else CHUNK
 
     def _rotated_alike(self, tokens: Sequence[int], cache: KVCache) -> Sequence[int]:
         """The tokens to run so that all keys are rotated alike: the whole text if it crosses a RoPE border."""

@@ -6,7 +6,6 @@ import os
 import resource
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
@@ -118,16 +117,6 @@ def test_a_closed_window_keeps_the_answer_so_far() -> None:
         assert time.monotonic() < ends
         time.sleep(0.05)
     assert said()[1].startswith("word word word")
-
-
-def test_a_killed_chat_loses_no_completed_turn() -> None:
-    chat = Chat(Script(pieces=["word "] * 6, piece_s=0.05)).ready()
-    chat.ask("one")
-    chat.type("two\r")
-    chat.expect("word", 9)
-    chat.child.kill(signal.SIGKILL)
-    chat.child.wait()
-    assert said()[:2] == ["one", "word " * 6]
 
 
 def test_what_is_typed_during_an_answer_is_not_echoed_and_comes_next() -> None:
@@ -350,19 +339,6 @@ def test_the_tiny_model_talks() -> None:
     terminal.finish()
     assert terminal.child.exitstatus == 0
     assert [event.get("instead") for event in sessions()[0] if event.get("role") == "user"] == [None, True]
-
-
-@pytest.mark.real
-def test_the_default_model_talks(real_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("GPTCLI_MODEL")
-    environment = {**os.environ, "GPTCLI_WEIGHTS": str(real_weights), "TERM": "xterm-256color"}
-    terminal = Terminal(*GPTCLI, "chat", "-t", "0", "--system", "Be brief.", environment=environment)
-    terminal.expect(">")
-    terminal.type("What is the capital of France?\r")
-    terminal.expect("Paris")
-    terminal.type("\x04")
-    terminal.finish()
-    assert "Paris" in said()[1]
 
 
 def test_ctrl_c_right_after_enter_stops_the_answer_too() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from gptcli import LanguageModel
+from gptcli.text.tokenizer import Tokenizer
 from tests.cli.conftest import CLOSED, GPTCLI, ROOT, Cli, Result
 from tests.cli.terminal import Terminal
 from tests.test_layers import HEAVY
@@ -207,11 +208,12 @@ def test_a_text_that_is_short_enough_stays_as_it_is(tokenize: Cli, options: list
 @pytest.mark.parametrize("options", [[], ["--from-end"]])
 def test_a_cut_text_never_has_more_tokens_than_asked(cli: Cli, tmp_path: Path, kind: str, options: list[str]) -> None:
     model = other_model(tmp_path / kind, kind)
+    tokenizer = Tokenizer.open(model)
     whole = "In a small Town, naïve ﬁnal 😀 １2 時計 e\u0301x"
-    for limit in range(1, 30, 3):
+    for limit in (1, 2, 5, 12, 20, 28):
         out = cli("tokenize", "-m", model, "--truncate", str(limit), *options, stdin=whole.encode()).out.decode()
         assert whole.endswith(out) if options else whole.startswith(out)
-        assert int(cli("tokenize", "-m", model, "--count", stdin=out.encode()).out) <= limit
+        assert len(tokenizer.encode(out, add_special=False)) <= limit
 
 
 def test_what_does_not_come_back_is_named_with_its_byte(cli: Cli, tmp_path: Path) -> None:
@@ -419,7 +421,7 @@ def test_a_reader_that_leaves_ends_it_silently(tiny_model: Path, tmp_path: Path)
 def on_terminal(model: Path, *options: str, width: int = 80, height: int = 24, **environment: Any) -> Terminal:
     """A finished run on a terminal."""
     terminal = Terminal(
-        *GPTCLI, "tokenize", "-m", str(model), *options,
+        *GPTCLI, "tokenize", "-m", str(model), *options, forked=True,
         environment=os.environ | {"TERM": "xterm-256color"} | environment, width=width, height=height,
     )  # fmt: skip
     terminal.finish()
@@ -451,7 +453,7 @@ def test_neighbouring_tokens_have_different_backgrounds(tiny_model: Path) -> Non
     assert "default" not in backgrounds
 
 
-@pytest.mark.parametrize("width", [1, 2, 3, 7, 20, 80])
+@pytest.mark.parametrize("width", [1, 2, 7, 20])
 @pytest.mark.parametrize("view", [[], ["--table"], ["--stats"]])
 def test_any_width_will_do(tiny_model: Path, width: int, view: list[str]) -> None:
     shown = on_terminal(tiny_model, *view, "--text", "Clockmaker 😀 時計", width=width, height=50)

@@ -14,7 +14,6 @@ import typer
 
 from gptcli.chat.session import Event, Session, TurnsDropped
 from gptcli.chat.storage import SessionFile, delete_session, last_model, session_names
-from gptcli.chat.thinking import opens_thoughts
 from gptcli.cli import options
 from gptcli.cli.config_file import CONFIGURED
 from gptcli.cli.json_records import json_line, sample_record
@@ -164,13 +163,15 @@ def _questions(run: RunOptions, sessions: SessionOptions, prompt: str | None) ->
 
 
 def _report(run: RunOptions, conversation: ChatSession, question: str) -> None:
-    from gptcli.cli.prompt_report import rendered_prompt
+    from gptcli.cli.prompt_report import print_prompt_report, rendered_prompt
 
     lm, settings = conversation.lm, conversation.settings
     messages = conversation.preview(question)
     switches: Switches = {"thinking": settings.thinking, "reasoning_effort": settings.reasoning_effort}
     prompt = rendered_prompt(lm, messages, conversation.template, **switches)
-    run.print_report(lm, prompt, settings.record, settings.sampling(lm.sampling_defaults), settings.stopping)
+    sampling = settings.sampling(lm.sampling_defaults)
+    form = {"as_json": run.output.as_json, "quiet": run.output.quiet}
+    print_prompt_report(lm, prompt, settings.record, sampling, settings.stopping, **form)
 
 
 def _answer(run: RunOptions, conversation: ChatSession, questions: Sequence[str], activity: ProgressLine) -> None:
@@ -234,10 +235,7 @@ def _shown(
 
         yield write
     else:
-        thinking = opens_thoughts(conversation)
-        with contextlib.closing(
-            AnswerDisplay(DisplaySettings(), sink, activity, lm=conversation.lm, thinking=thinking)
-        ) as answer:
+        with contextlib.closing(AnswerDisplay(DisplaySettings(), sink, activity, conversation)) as answer:
             yield answer.take
 
 

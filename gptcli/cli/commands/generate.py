@@ -115,13 +115,14 @@ def _report(
     sampling: SamplingConfig,
     stopping: StopConfig,
 ) -> None:
-    from gptcli.cli.prompt_report import raw_prompt, rendered_prompt
+    from gptcli.cli.prompt_report import print_prompt_report, raw_prompt, rendered_prompt
 
     if template is None:
         prompt = raw_prompt(lm, messages[-1].content, special=run.prompts.special)
     else:
         prompt = rendered_prompt(lm, messages, template)
-    run.print_report(lm, prompt, run.given, sampling, stopping)
+    form = {"as_json": run.output.as_json, "quiet": run.output.quiet}
+    print_prompt_report(lm, prompt, run.given, sampling, stopping, **form)
 
 
 @dataclass(frozen=True)

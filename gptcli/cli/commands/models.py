@@ -58,7 +58,10 @@ def models(
     if context.invoked_subcommand:
         return
     if supported:
-        types = [{"model_type": name, "about": _first_line(family.__doc__)} for name, family in FAMILIES.items()]
+        types = [
+            {"model_type": name, "about": (family.__doc__ or "").partition("\n")[0]}
+            for name, family in FAMILIES.items()
+        ]
         print_records(types, as_json)
         return
     found = [_list_entry(model) for model in local_models()]
@@ -253,7 +256,3 @@ def _facts(lm: LanguageModel) -> dict[str, Any]:
         },
         "notes": [str(note) for note in lm.notes],
     }
-
-
-def _first_line(docstring: str | None) -> str:
-    return (docstring or "").partition("\n")[0]

@@ -92,12 +92,9 @@ def _spelled(name: str, value: object) -> str:
         if name == "bad_words_ids":
             return " ".join(",".join(map(str, word)) for word in value)
         return " ".join(map(repr, value))
-    match value:
-        case bool():
-            return "on" if value else "off"
-        case None | ():
-            return "none"
-    return str(value)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "none" if value in (None, ()) else str(value)
 
 
 def seed(repl: ReplControls, text: str) -> None:
@@ -127,8 +124,7 @@ def save(repl: ReplControls, name: str) -> None:
     if name and name != repl.file.name:
         repl.file.rename(name)
     repl.file.sync()
-    if repl.file.problem is not None:
-        raise OutputError(f"cannot write: {repl.file.path}: {repl.file.problem.strerror}")
+    repl.file.check_written()
     repl.say(f"saved as {repl.file.name}; every turn is from now on")
 
 
@@ -142,13 +138,12 @@ def load(repl: ReplControls, name: str) -> None:
         file = SessionFile.open(name)
     except InputError as error:
         raise InputError(error.message, hint="/sessions lists them" if error.hint else None) from None
-    events = list(file.events)
     try:
-        session = repl.session.successor(events)
+        session = repl.session.successor(file.events)
     except InputError:
         file.close()
         raise
-    session.keep_in(file, kept=len(events))
+    session.keep_in(file, kept=len(file.events))
     repl.change_session(session, file)
     repl.say(f"session {name}: {_turn_count(session)} so far")
 

@@ -9,7 +9,6 @@ from functools import partial
 
 from gptcli.chat.session import Event, TurnsDropped
 from gptcli.chat.storage import SessionFile
-from gptcli.chat.thinking import opens_thoughts
 from gptcli.cli.repl.answer_display import AnswerDisplay, DisplaySettings, dropped_note
 from gptcli.cli.repl.background_load import BackgroundLoad
 from gptcli.cli.repl.completion import CommandCompleter
@@ -77,8 +76,7 @@ class Repl:
         for file in unsaved:
             file.sync()
         for file in unsaved:
-            if file.problem is not None:
-                raise OutputError(f"cannot write: {file.path}: {file.problem.strerror}")
+            file.check_written()
 
     def say(self, text: str) -> None:
         """Writes a message of ours."""
@@ -112,7 +110,7 @@ class Repl:
                             progress.close()
                             print_note(dropped_note(event))
                         case TextDelta():
-                            answer = answer or self._answer_display(progress)
+                            answer = answer or AnswerDisplay(self.display, self._sink, progress, self.session)
                             answer.take(event)
                         case Finished():
                             finished = event
@@ -175,13 +173,17 @@ class Repl:
         if question.role == "user":
             self.say(f"> {excerpt(question.content, 300)}")
             for message in answer:
-                display = self._answer_display(ProgressLine(quiet=True))
-                display.take(TextDelta(message.content.encode()))
-                display.close()
+                with contextlib.closing(
+                    AnswerDisplay(self.display, self._sink, ProgressLine(quiet=True), self.session)
+                ) as display:
+                    display.take(TextDelta(message.content.encode()))
             self.say("")
 
     def _turn(self) -> None:
-        self._used = self._tokens_used()
+        try:
+            self._used = self.session.used
+        except TemplateError:  # shown when a message is sent
+            self._used = 0
         try:
             self._take(self._input.read())
         except EOFError:
@@ -208,10 +210,6 @@ class Repl:
             message = typed.lstrip()[1:] if text.startswith("//") else typed
             self.answer(partial(self.session.send, message))
 
-    def _answer_display(self, progress: ProgressLine) -> AnswerDisplay:
-        thinking = opens_thoughts(self.session)
-        return AnswerDisplay(self.display, self._sink, progress, lm=self.session.lm, thinking=thinking)
-
     def _conclude(self, finished: Finished, *, answered: bool) -> None:
         """Notes and figures after an answer."""
         if finished.reason == "interrupt":
@@ -225,19 +223,10 @@ class Repl:
         note_failures(new)
         self._noted_failures += new
         self.say("")
-        self._warn_of_unsaved()
-
-    def _warn_of_unsaved(self) -> None:
         problem = self.file.problem if self.file else None
-        if problem is not None and not self._warned_unsaved and self.file:
+        if self.file and problem and not self._warned_unsaved:
             print_note(f"not saved: {self.file.path}: {problem.strerror}; it is tried again at every turn")
         self._warned_unsaved = problem is not None
-
-    def _tokens_used(self) -> int:
-        try:
-            return self.session.used
-        except TemplateError:  # shown when a message is sent
-            return 0
 
     def _toolbar(self, width: int) -> str:
         """Model, context and speed, as far as they fit."""
