@@ -19,6 +19,7 @@ from gptcli.text.library_detokenizer import LibraryDetokenizer
 from gptcli.text.named_tokens import read_settings, with_named_tokens
 from gptcli.text.sentencepiece_model import read_sentencepiece
 from gptcli.text.spelling import spelling_of
+from gptcli.text.tokenizer_classes import class_of, is_class, rebuilt_by
 from gptcli.text.vocab_and_merges import read_vocab_and_merges
 
 _FILE_LIMIT = 64 << 20  # bytes of a tokenizer.json; the largest in use are about 35 MB
@@ -28,7 +29,7 @@ class Tokenizer:
     """A model's tokenizer: encoding that keeps typed text apart from control tokens, and the exact bytes of tokens.
 
     library: the library's tokenizer, for its vocabulary and components; `backend_for` encodes. notes: what of its files
-    has no effect.
+    has no effect. unread: components of tokenizer.json in whose place its class has others, as in transformers.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Tokenizer:
         """
         self.settings = settings
         self.notes: list[Note] = []
+        self.unread: tuple[str, ...] = ()
         self._backend = BackendTokenizer(data, where)
         if (named := with_named_tokens(self._backend.library, settings, added or {}, where)) is not None:
             self._backend = BackendTokenizer(named, where)
@@ -62,8 +64,17 @@ class Tokenizer:
         notes = list[Note]()
         settings, added = read_settings(path, notes)
         data, settings, file = _read_data(path, settings)
+        rebuilt = None
+        if file.name == "tokenizer.json" and (name := class_of(path, settings, byte_level=b'"ByteLevel"' in data)):
+            rebuilt = rebuilt_by(name, data, settings, added, file)
+            if rebuilt is None and is_class(name):
+                what = "tokenizer.json is read as it is; ids may differ where transformers builds its own, of class"
+                notes.append(Note(what, (name,)))
+        if rebuilt is not None:
+            data, settings, added = rebuilt.data, rebuilt.settings, rebuilt.added
         tokenizer = cls(data, settings, file, added)
         tokenizer.notes += notes
+        tokenizer.unread = rebuilt.unread if rebuilt else ()
         return tokenizer
 
     def limit(self, rows: int) -> None:
