@@ -170,10 +170,8 @@ class Session(Generic[Model]):
 
     @settings.setter
     def settings(self, settings: ChatSettings) -> None:
-        if settings.thinking is not None and not self.template.knows_thinking:
-            raise UsageError("this model's chat template has no switch for thinking")
-        if settings.reasoning_effort is not None and not self.template.knows_effort:
-            raise UsageError("this model's chat template has no switch for the reasoning effort")
+        if settings.thinking is not None or settings.reasoning_effort is not None:
+            self.template.check_switches(thinking=settings.thinking, reasoning_effort=settings.reasoning_effort)
         self._record({"type": "settings", "settings": settings.record})
 
     def keep_in(self, journal: Journal | None, *, kept: int = 0) -> None:
