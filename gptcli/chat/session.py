@@ -173,13 +173,10 @@ class Session(Generic[Model]):
     @settings.setter
     def settings(self, settings: ChatSettings) -> None:
         self._check_switches(settings)
-        before, values = self.settings.values, settings.values
-        changed = {
-            name: value for name, value in values.items() if value != before[name] or name not in self._overrides
-        }
-        self._overrides = {name: value for name, value in self._overrides.items() if name not in changed}
-        kept = replace(self._history.settings, **changed)
-        self._record({"type": "settings", "settings": kept.record})
+        values = settings.values
+        self._overrides = {name: value for name, value in self._overrides.items() if values[name] == value}
+        changed = {name: values[name] for name in values.keys() - self._overrides.keys()}
+        self._record({"type": "settings", "settings": replace(self._history.settings, **changed).record})
 
     def override(self, **settings: Any) -> None:
         """Changes settings for as long as this object lives: they are not among the events. Raises UsageError."""
@@ -192,10 +189,8 @@ class Session(Generic[Model]):
         return self._history.settings.record
 
     def _check_switches(self, settings: ChatSettings) -> None:
-        if settings.thinking is not None and not self.template.knows_thinking:
-            raise UsageError("this model's chat template has no switch for thinking")
-        if settings.reasoning_effort is not None and not self.template.knows_effort:
-            raise UsageError("this model's chat template has no switch for the reasoning effort")
+        if settings.thinking is not None or settings.reasoning_effort is not None:
+            self.template.check_switches(thinking=settings.thinking, reasoning_effort=settings.reasoning_effort)
 
     def keep_in(self, journal: Journal | None, *, kept: int = 0) -> None:
         """Writes all events, past and future, to a journal that has the first `kept` of them; None ends writing."""

@@ -27,6 +27,7 @@ from gptcli.settings import (
     parse_logit_bias,
     parse_words,
 )
+from gptcli.text.chat_template import Switches
 
 MAX_INPUT = 16 << 20  # bytes
 
@@ -128,6 +129,11 @@ class PromptOptions:
     def __post_init__(self) -> None:
         if self.system is not None and self.system_file is not None:
             raise UsageError("--system and --system-file exclude each other")
+
+    @property
+    def switches(self) -> Switches:
+        """What the chat template is asked for."""
+        return {"thinking": self.thinking, "reasoning_effort": self.reasoning_effort}
 
 
 @option_group

@@ -146,14 +146,15 @@ def _at_home(path: str | Path) -> Path:
 
 
 def _hub_snapshot(name: str, file: str = "config.json") -> Path | None:
-    """A model in the Hugging Face cache that has such a file: the main revision, or the newest if none is called so.
+    """A model in the Hugging Face cache that has such a file: the main revision, or the newest if that is not there.
 
-    Fetching a revision by another name, or by its commit, leaves no `refs/main`.
+    Fetching a revision by another name, or by its commit, leaves no `refs/main`; pruning may leave it to no snapshot.
     """
     directory = _hub_cache() / f"models--{name.replace('/', '--')}"
     snapshots, reference = directory / "snapshots", directory / "refs" / "main"
+    candidates = sorted(snapshots.glob("*/"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
     if os.path.isfile(reference):
-        candidates = [snapshots / reference.read_text(errors="replace").strip()]
-    else:
-        candidates = sorted(snapshots.glob("*/"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+        revision = reference.read_text(errors="replace").strip()
+        if revision and os.path.isdir(main := snapshots / revision):
+            candidates = [main]
     return next((snapshot for snapshot in candidates if os.path.isfile(snapshot / file)), None)

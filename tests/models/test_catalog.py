@@ -94,12 +94,13 @@ def test_without_directories_there_are_no_models() -> None:
 
 
 @pytest.mark.parametrize("reference", ["another commit", "\0\udcff", ""])
-def test_a_cached_model_whose_main_revision_is_not_there_is_not_found(reference: str, tmp_path: Path) -> None:
+def test_of_a_cached_model_whose_main_revision_is_not_there_the_newest_is_found(reference: str, tmp_path: Path) -> None:
     hub_snapshot(tmp_path, "owner/name")
+    before = find("owner/name")
     file = tmp_path / "huggingface/hub/models--owner--name/refs/main"
     file.write_bytes(reference.encode(errors="surrogateescape"))
-    assert find("owner/name") is None
-    assert local_models() == []
+    assert before is not None and find("owner/name") == before
+    assert local_models() == [before]
 
 
 def test_the_hubs_cache_is_where_its_client_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

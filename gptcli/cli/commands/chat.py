@@ -90,8 +90,7 @@ def chat(
         delete_session(sessions.delete)
         return
     given = sampling.given() | stopping.given()
-    switches = {"thinking": prompts.thinking, "reasoning_effort": prompts.reasoning_effort}
-    given |= {name: value for name, value in switches.items() if value is not None}
+    given |= {name: value for name, value in prompts.switches.items() if value is not None}
     ChatSettings(**given)  # a bad value fails before anything is read
     config, offline = runtime.config(), runtime.offline
     run = RunOptions(model=model or None, runtime=config, offline=offline, given=given, prompts=prompts, output=output)

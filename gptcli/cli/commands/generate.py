@@ -6,11 +6,10 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated
 
 from gptcli.cli import options
 from gptcli.cli.json_records import json_line, sample_record
-from gptcli.cli.option_groups import with_option_groups, without
+from gptcli.cli.option_groups import with_option_groups
 from gptcli.cli.probabilities.picture_files import PictureFiles
 from gptcli.cli.probabilities.sample_display import SampleDisplay
 from gptcli.cli.run_options import RunOptions, load_model, note_doubled_bos
@@ -34,7 +33,7 @@ def generate(
     *,
     model: options.Model = DEFAULT_MODEL,
     runtime: options.RuntimeOptions,
-    prompts: Annotated[options.PromptOptions, without("thinking", "reasoning_effort")],
+    prompts: options.PromptOptions,
     sampling: options.SamplingOptions,
     samples: options.Samples = 1,
     stopping: options.StopOptions,
@@ -56,7 +55,9 @@ def generate(
     workload = Workload(samples, recorded, None if stop.max_tokens < 0 else stop.max_tokens)
     with ProgressLine(quiet=output.quiet) as activity, run.open_model(activity, workload) as lm:
         template = (run.template(lm) or lm.template) if prompts.chat else None
-        ids = _ids(lm, template, messages, special=prompts.special)
+        if template is not None:
+            template.check_switches(**prompts.switches)
+        ids = _ids(lm, template, messages, prompts)
         drawing = SamplingConfig.resolve(given, lm.sampling_defaults)
         if output.prompt_report:
             activity.close()
@@ -90,21 +91,20 @@ def _check_together(run: RunOptions, samples: int) -> None:
     prompts, output = run.prompts, run.output
     if run.runtime.draft_model is not None and samples > 1:
         raise UsageError("--draft-model is for one sample: several share every step already, and draft nothing")
-    if not prompts.chat and any(
-        option is not None for option in (prompts.system, prompts.system_file, prompts.chat_template)
-    ):
-        raise UsageError("--system, --system-file and --chat-template need --chat")
+    of_chats = (prompts.system, prompts.system_file, prompts.chat_template, prompts.thinking, prompts.reasoning_effort)
+    if not prompts.chat and any(option is not None for option in of_chats):
+        raise UsageError("--system, --system-file, --chat-template, --think and --reasoning-effort need --chat")
     if output.markdown and (output.as_json or output.logprobs is not None):
         raise UsageError(f"--markdown and {'--json' if output.as_json else '--logprobs'} exclude each other")
 
 
 def _ids(
-    lm: LanguageModel, template: ChatTemplate | None, messages: Sequence[Message], *, special: bool
+    lm: LanguageModel, template: ChatTemplate | None, messages: Sequence[Message], prompts: options.PromptOptions
 ) -> Sequence[int]:
     """The prompt's ids: the messages in the template, or without one the user's text as it is."""
     if template is not None:
-        return template.render(messages, lm.tokenizer)
-    return lm.tokenizer.encode(messages[-1].content, special=special)
+        return template.render(messages, lm.tokenizer, **prompts.switches)
+    return lm.tokenizer.encode(messages[-1].content, special=prompts.special)
 
 
 def _report(
@@ -120,7 +120,7 @@ def _report(
     if template is None:
         prompt = raw_prompt(lm, messages[-1].content, special=run.prompts.special)
     else:
-        prompt = rendered_prompt(lm, messages, template)
+        prompt = rendered_prompt(lm, messages, template, **run.prompts.switches)
     form = {"as_json": run.output.as_json, "quiet": run.output.quiet}
     print_prompt_report(lm, prompt, run.given, sampling, stopping, **form)
 

@@ -15,6 +15,7 @@ from gptcli.cli.repl.completion import CommandCompleter
 from gptcli.cli.repl.line_input import LineInput
 from gptcli.cli.repl.prompt_history import PromptHistory
 from gptcli.cli.repl.slash_command import Command, Leave, find
+from gptcli.cli.run_options import note_template_with_doubled_bos
 from gptcli.cli.terminal.capabilities import is_dumb_terminal
 from gptcli.cli.terminal.columns import excerpt
 from gptcli.cli.terminal.signals import stoppable
@@ -145,6 +146,7 @@ class Repl:
                 return
         self._loading = loading
         self.session.lm = lm
+        note_template_with_doubled_bos(self.session, print_note)
 
     def change_session(self, session: ChatSession, file: SessionFile | None) -> None:
         """Goes on with another conversation. The present one is kept, and saved again if that failed."""
