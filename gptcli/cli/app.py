@@ -19,7 +19,7 @@ from gptcli.errors import ExitCode, GptcliError
 from gptcli.version import VERSION
 
 # In the order of the help; each is in a module of its name.
-_COMMANDS = ("generate", "chat", "score", "tokenize", "bench", "models")
+_COMMANDS = ("generate", "chat", "score", "tokenize", "bench", "models", "cache")
 
 
 def program(arguments: Sequence[str] = ()) -> typer.Typer:

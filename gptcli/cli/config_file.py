@@ -21,7 +21,7 @@ from gptcli.models.catalog import DEFAULT_MODEL
 CONFIGURED = "gptcli.configured"  # in a context's meta: the names of the parameters that the file gave
 
 _VARIABLE = "GPTCLI_CONFIG"
-_COMMANDS = ("generate", "chat", "score", "tokenize", "bench")
+_COMMANDS = ("generate", "chat", "score", "tokenize", "bench", "cache")
 _MODEL = "model"  # [model.NAME] is a model's table
 _LARGEST = 1 << 20  # bytes
 

@@ -10,7 +10,7 @@ import pytest
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.errors import ModelNotFound
-from gptcli.models.catalog import DEFAULT_MODEL, _hub_cache, find, find_named, install_root, local_models
+from gptcli.models.catalog import DEFAULT_MODEL, _hub_cache, find, find_named, install_root, local_models, missing_roots
 from gptcli.models.locate import locate
 from tests.models.fake_hub import FakeHub
 from tests.tiny import make_model
@@ -200,3 +200,32 @@ def test_a_path_is_not_a_name(name: str) -> None:
     make_model(install_root() / "a")
     make_model(install_root().parent / "victim")
     assert find_named(name) is None
+
+
+def test_gptcli_weights_may_be_a_list_whose_first_directory_takes_new_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    monkeypatch.setenv("GPTCLI_WEIGHTS", f"{first}{os.pathsep}{second}")
+    config_in(second / "mine")
+    assert install_root() == first
+    assert missing_roots() == [first]
+    model = find_named("mine")
+    assert model is not None and model.path == second / "mine"
+    assert [model.name for model in local_models()] == ["mine"]
+
+
+def test_a_path_may_begin_at_home_or_be_a_file_of_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = make_model(tmp_path / "mine")
+    for name in ("~/mine", "~/mine/model.safetensors", str(model / "model.safetensors")):
+        found = find(name)
+        assert found is not None and found.path == model
+
+
+def test_a_near_name_is_proposed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTCLI_WEIGHTS", str(tmp_path))
+    config_in(tmp_path / "smollm2-360m")
+    with pytest.raises(ModelNotFound) as error:
+        locate("smolm2-360m")
+    assert str(error.value.hint).startswith("perhaps smollm2-360m?")

@@ -23,7 +23,7 @@ from gptcli.cli.value_names import Command, Group
 from gptcli.errors import GptcliError, UnsupportedArchitecture
 from gptcli.files import read_json
 from gptcli.language_model import LanguageModel
-from gptcli.models.catalog import DEFAULT_MODEL, LocalModel, find, find_named, local_models, missing
+from gptcli.models.catalog import DEFAULT_MODEL, LocalModel, find, find_named, local_models, missing, missing_roots
 from gptcli.settings import RuntimeConfig, SamplingConfig
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ def models(
     print_records(found, as_json, _list_row)
     if as_json:
         return
+    for root in missing_roots():
+        print_note(f"GPTCLI_WEIGHTS: there is no directory {root}")
     for entry in found:
         if entry["error"]:
             print_note(f"{entry['name']} cannot be used: {entry['error']}")
