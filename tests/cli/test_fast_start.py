@@ -399,3 +399,12 @@ def test_a_snapshot_is_read_at_once_if_no_thread_can_start(model: Path, monkeypa
 
     monkeypatch.setattr(snapshot_file._BackgroundRead, "start", start)
     assert has_snapshot(model, device="cpu")
+
+
+def test_what_is_kept_is_listed_and_deleted(model: Path, cli: Cli) -> None:
+    [record] = map(json.loads, cli("cache", "--json").out.splitlines())
+    assert record["model"] == str(model)
+    assert record["size"] == snapshot_path().stat().st_size
+    assert cli("cache", "--clear", "-q").code == 0
+    assert cli("cache", "--json").out == b""
+    assert not has_snapshot(model)
