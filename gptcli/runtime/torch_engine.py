@@ -10,6 +10,7 @@ from torch import Tensor
 from gptcli.cuda.graph import RecordedSteps
 from gptcli.cuda.static_step import all_finite
 from gptcli.errors import NonFiniteLogits
+from gptcli.kernels.bindings import not_built
 from gptcli.kernels.tensors import Library
 from gptcli.model.cache import KVCache
 from gptcli.model.decoder import Decoder
@@ -49,7 +50,10 @@ class TorchEngine:
     def failures(self) -> tuple[str, ...]:
         """See `Engine.failures`: what did not pass its check is done in another way."""
         checked = (self._recorded, self.plan.weights.tinygemm)
-        return tuple(each.failure for each in checked if each is not None and each.failure is not None)
+        failures = [each.failure for each in checked if each is not None and each.failure is not None]
+        if self.plan.device.type == "cpu" and not_built():
+            failures.append("the CPU kernels are not built: install a C compiler, then gptcli again")
+        return tuple(failures)
 
     @property
     def threads(self) -> int:
