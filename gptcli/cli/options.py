@@ -110,6 +110,12 @@ class PromptOptions:
     """Where a prompt comes from, how its bytes are read, and what is made of it."""
 
     file: Annotated[Path | None, _prompt_option("Take the prompt from a file.", "-f", "--file", readable=False)] = None
+    lines: Annotated[
+        bool,
+        _prompt_option(
+            "Each line of the file or of stdin is a prompt; {} in PROMPT is the line. Implies --json.", "--lines"
+        ),
+    ] = False
     chat: Annotated[bool, _prompt_option("Ask it as a user's turn in the model's chat template.", "--chat")] = False
     system: Annotated[str | None, _prompt_option("System message, with --chat.")] = None
     system_file: Annotated[Path | None, _prompt_option("System message from a file.", readable=False)] = None

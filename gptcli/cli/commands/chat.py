@@ -17,6 +17,7 @@ from gptcli.chat.storage import SessionFile, delete_session, last_model, session
 from gptcli.cli import options
 from gptcli.cli.config_file import CONFIGURED
 from gptcli.cli.json_records import json_line, sample_record
+from gptcli.cli.line_answers import line_prompts, write_answers
 from gptcli.cli.option_groups import only, option_group, panel, with_option_groups, without
 from gptcli.cli.prompt_input import messages_of_script, read_text, unless_dash
 from gptcli.cli.repl.answer_display import AnswerDisplay, DisplaySettings, dropped_note
@@ -96,7 +97,8 @@ def chat(
     run = RunOptions(model=model or None, runtime=config, offline=offline, given=given, prompts=prompts, output=output)
     at_prompt = _is_at_prompt(run, sessions, prompt)
     _check_together(run, sessions, prompt, at_prompt=at_prompt)
-    questions = [] if at_prompt else _questions(run, sessions, prompt)
+    lines = line_prompts(run, prompt) if prompts.lines else None
+    questions = [] if at_prompt or lines else _questions(run, sessions, prompt)
     system = run.system()
 
     with (
@@ -124,6 +126,8 @@ def chat(
             activity.close()
             note_template_with_doubled_bos(conversation, run.note)
             _converse(conversation, file, template, DisplaySettings(stats=output.stats), run.offline)
+        elif lines:
+            _answer_lines(run, conversation, lines, activity)
         elif output.prompt_report:
             activity.close()
             _report(run, conversation, questions[0])
@@ -134,7 +138,7 @@ def chat(
 
 def _is_at_prompt(run: RunOptions, sessions: SessionOptions, prompt: str | None) -> bool:
     """Whether a person at a terminal is to be talked with."""
-    nothing_asked = prompt is None and run.prompts.file is None and sessions.script is None
+    nothing_asked = prompt is None and run.prompts.file is None and sessions.script is None and not run.prompts.lines
     return (
         nothing_asked
         and not run.output.prompt_report
@@ -150,6 +154,8 @@ def _check_together(run: RunOptions, sessions: SessionOptions, prompt: str | Non
         raise UsageError("--fork needs --session or --continue")
     if sessions.script is not None and (prompt is not None or run.prompts.file is not None):
         raise UsageError("--script and a prompt exclude each other")
+    if run.prompts.lines and (sessions.script is not None or sessions.session is not None or sessions.continue_last):
+        raise UsageError("--lines asks each line in a conversation of its own: no --session, --continue or --script")
     if at_prompt and run.output.as_json:
         raise UsageError("--json needs a prompt")
 
@@ -171,6 +177,24 @@ def _report(run: RunOptions, conversation: ChatSession, question: str) -> None:
     sampling = settings.sampling(lm.sampling_defaults)
     form = {"as_json": run.output.as_json, "quiet": run.output.quiet}
     print_prompt_report(lm, prompt, settings.record, sampling, settings.stopping, **form)
+
+
+def _answer_lines(run: RunOptions, conversation: ChatSession, lines: Iterator[str], activity: ProgressLine) -> None:
+    """Asks each line in a conversation of its own; raises as `write_answers` does."""
+    lm, settings = conversation.lm, conversation.settings
+    load_model(lm, activity)
+    activity.close()
+    with interruptible() as cancelled:
+
+        def answers(text: str) -> Iterator[Iterator[Event]]:
+            if cancelled():
+                raise KeyboardInterrupt
+            yield conversation.successor().send(text, cancelled=cancelled)
+
+        write_answers(run, lm, lines, answers, settings.sampling(lm.sampling_defaults), settings.stopping)
+        if cancelled():
+            raise KeyboardInterrupt
+    run.print_failures(lm)
 
 
 def _answer(run: RunOptions, conversation: ChatSession, questions: Sequence[str], activity: ProgressLine) -> None:

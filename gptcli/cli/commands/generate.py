@@ -9,6 +9,7 @@ from functools import partial
 
 from gptcli.cli import options
 from gptcli.cli.json_records import json_line, sample_record
+from gptcli.cli.line_answers import line_prompts, write_answers
 from gptcli.cli.option_groups import with_option_groups
 from gptcli.cli.probabilities.picture_files import PictureFiles
 from gptcli.cli.probabilities.sample_display import SampleDisplay
@@ -47,8 +48,12 @@ def generate(
     run = RunOptions(model=model, runtime=config, offline=offline, given=given, prompts=prompts, output=output)
     _check_together(run, samples)
     pictures = PictureFiles(output.html, output.svg)
-    text, system = run.question(prompt), run.system()
-    messages = [Message("user", text)] if system is None else [Message("system", system), Message("user", text)]
+    system = run.system()
+    if prompts.lines:
+        _answer_lines(run, line_prompts(run, prompt), system, samples, stop)
+        return
+    text = run.question(prompt)
+    messages = _messages(system, text)
 
     sink = StdoutSink()
     recorded = output.explain or output.logprobs is not None or pictures.wanted
@@ -86,6 +91,39 @@ def generate(
             raise KeyboardInterrupt
 
 
+def _messages(system: str | None, text: str) -> list[Message]:
+    return [*([] if system is None else [Message("system", system)]), Message("user", text)]
+
+
+def _answer_lines(
+    run: RunOptions, texts: Iterator[str], system: str | None, samples: int, stopping: StopConfig
+) -> None:
+    """Completes each prompt by itself; raises as `write_answers` does."""
+    output, prompts = run.output, run.prompts
+    with ProgressLine(quiet=output.quiet) as activity, run.open_model(activity) as lm, interruptible() as cancelled:
+        template = (run.template(lm) or lm.template) if prompts.chat else None
+        if template is not None:
+            template.check_switches(**prompts.switches)
+        sampling = SamplingConfig.resolve(run.given, lm.sampling_defaults)
+        load_model(lm, activity)
+        activity.close()
+
+        def answers(text: str) -> Iterator[Iterator[TextDelta | Finished]]:
+            if cancelled():
+                raise KeyboardInterrupt
+            ids = _ids(lm, template, _messages(system, text), prompts)
+            lm.check_request(ids, sampling)
+            drawing = sampling.for_samples(samples)
+            return lm.streams(
+                ids, drawing, stopping, logprobs=output.logprobs, explain=output.explain, cancelled=cancelled
+            )
+
+        write_answers(run, lm, texts, answers, sampling, stopping)
+        run.print_failures(lm)
+        if cancelled():
+            raise KeyboardInterrupt
+
+
 def _check_together(run: RunOptions, samples: int) -> None:
     """Raises UsageError for options that mean nothing together."""
     prompts, output = run.prompts, run.output
@@ -94,6 +132,9 @@ def _check_together(run: RunOptions, samples: int) -> None:
     of_chats = (prompts.system, prompts.system_file, prompts.chat_template, prompts.thinking, prompts.reasoning_effort)
     if not prompts.chat and any(option is not None for option in of_chats):
         raise UsageError("--system, --system-file, --chat-template, --think and --reasoning-effort need --chat")
+    shown = (output.echo, output.newline, output.markdown, output.html, output.svg, output.prompt_report)
+    if prompts.lines and any(shown):
+        raise UsageError("--lines writes JSON alone: no --echo, --newline, --markdown, --html, --svg, --prompt-report")
     if output.markdown and (output.as_json or output.logprobs is not None):
         raise UsageError(f"--markdown and {'--json' if output.as_json else '--logprobs'} exclude each other")
 
