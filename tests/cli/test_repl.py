@@ -18,8 +18,13 @@ ENDLESS = Script(pieces=["word "] * 1000, piece_s=0.02)
 pytestmark = pytest.mark.usefixtures("tiny_by_default")
 
 
-def test_a_message_is_answered_and_the_prompt_comes_again() -> None:
-    chat = Chat(HELLO).ready()
+@pytest.fixture
+def chat(tiny_by_default: None) -> Chat:
+    """A conversation at its first prompt."""
+    return Chat(HELLO).ready()
+
+
+def test_a_message_is_answered_and_the_prompt_comes_again(chat: Chat) -> None:
     chat.ask("good morning")
     assert chat.lines[1:5] == ["> good morning", "Hello.", "", ">"]
     assert chat.leave() == 0
@@ -40,8 +45,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_chat_with_an_error() -> None:
     assert chat.lines[-1] == "gptcli: error: the model needs 9.9 GB"
 
 
-def test_a_blank_line_is_not_sent() -> None:
-    chat = Chat(HELLO).ready()
+def test_a_blank_line_is_not_sent(chat: Chat) -> None:
     chat.ask("")
     chat.ask("   ")
     assert chat.leave() == 0
@@ -66,8 +70,7 @@ def test_ctrl_c_stops_an_answer_keeps_it_and_the_chat_goes_on() -> None:
     assert replies[0]["content"].startswith("word word word")
 
 
-def test_ctrl_c_clears_the_line_and_hints_at_ctrl_d_on_an_empty_one() -> None:
-    chat = Chat(HELLO).ready()
+def test_ctrl_c_clears_the_line_and_hints_at_ctrl_d_on_an_empty_one(chat: Chat) -> None:
     chat.type("something")
     chat.expect("> something")
     chat.type("\x03")
@@ -83,8 +86,7 @@ def test_ctrl_c_clears_the_line_and_hints_at_ctrl_d_on_an_empty_one() -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_at_the_prompt_kills_the_chat(signum: int) -> None:
-    chat = Chat(HELLO).ready()
+def test_a_signal_at_the_prompt_kills_the_chat(signum: int, chat: Chat) -> None:
     chat.ask("good morning")
     chat.type("half a line")
     chat.expect("half a line")
