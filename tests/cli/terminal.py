@@ -2,46 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import termios
 import time
-import traceback
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pexpect
 import pyte
 
-from gptcli.__main__ import main
-from tests.cli.conftest import GPTCLI, ROOT, SCRIPTED
-from tests.cli.scripted import Script, follow
+from tests.cli.conftest import ROOT
 
 
 class Terminal:
-    """A program on a pty. screen: what a person sees. raw: all bytes of output.
-
-    forked: gptcli runs in a fork of this process, which has imported everything, so that it starts at once. Not for
-    what runs in torch, whose threads a fork does not have.
-    """
+    """A program on a pty. screen: what a person sees. raw: all bytes of output."""
 
     def __init__(
-        self, *command: str, environment: dict[str, str], width: int = 80, height: int = 24, forked: bool = False
+        self, program: str, *arguments: str, environment: dict[str, str], width: int = 80, height: int = 24
     ) -> None:
         self.screen = pyte.HistoryScreen(width, height, history=1000)
         self.raw = b""
         self._stream = pyte.ByteStream(self.screen)
-        forked = forked or list(command[: len(SCRIPTED)]) == SCRIPTED
         self.child = pexpect.spawn(
-            command[0],
-            list(command[1:]),
-            env=environment,
-            cwd=str(ROOT),
-            dimensions=(height, width),
-            timeout=10,
-            preexec_fn=partial(_be_gptcli, command[len(GPTCLI) :], environment) if forked else None,
+            program, list(arguments), env=environment, cwd=str(ROOT), dimensions=(height, width), timeout=10
         )
 
     @property
@@ -104,20 +86,3 @@ class Terminal:
         self.raw += data
         self._stream.feed(data)
         return True
-
-
-def _be_gptcli(arguments: tuple[str, ...], environment: dict[str, str]) -> None:
-    """Makes this process, a fork on a pty, `gptcli`; never returns."""
-    try:
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-        os.environ.clear()
-        os.environ |= environment | {"TOKENIZERS_PARALLELISM": "false"}  # else it warns of the fork
-        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")
-        sys.__stdout__ = sys.stdout  # whose width is the terminal's
-        if script := environment.get("GPTCLI_TEST_SCRIPT"):
-            follow(Script(**json.loads(script)), setattr)
-        sys.argv = ["gptcli", *arguments]
-        main()
-    except BaseException:
-        traceback.print_exc()
-    os._exit(1)

@@ -156,7 +156,7 @@ def test_a_line_without_a_prompt_is_the_prompt_and_nothing_has_no_choice(score: 
         ("- -", "stdin can be read once"),
         ("--html x --svg x", "--html and --svg exclude each other in one file: x"),
         ("--stride 0", "stride must be at least 1"),
-        ("--top -1", "'--top'"),
+        ("--top -1", "--top must be at least 0"),
         ("", "there is nothing to score"),
     ],
 )

@@ -350,9 +350,9 @@ BAD_COMBINATIONS = {
     "--vocab (": "not a regular expression: (",
     "--id 304": "no token has the id 304: they are 0 to 303",
     "--id -1": "no token has the id -1",
-    "--truncate -1 a": "'--truncate'",
+    "--truncate -1 a": "--truncate must be at least",
     "--truncate 1 a b": "--truncate takes one text",
-    "--color red": "'auto', 'always', 'never'",
+    "--color red": "--color must be one of auto, always, never, not red",
     "--color always --ids": "--color has no meaning with --ids",
     "- -": "stdin can be read once",
     "": "there is no text",
@@ -421,7 +421,7 @@ def test_a_reader_that_leaves_ends_it_silently(tiny_model: Path, tmp_path: Path)
 def on_terminal(model: Path, *options: str, width: int = 80, height: int = 24, **environment: Any) -> Terminal:
     """A finished run on a terminal."""
     terminal = Terminal(
-        *GPTCLI, "tokenize", "-m", str(model), *options, forked=True,
+        *GPTCLI, "tokenize", "-m", str(model), *options,
         environment=os.environ | {"TERM": "xterm-256color"} | environment, width=width, height=height,
     )  # fmt: skip
     terminal.finish()
