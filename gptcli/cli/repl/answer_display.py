@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from gptcli.generation.events import TextDelta
 from gptcli.language_model import LanguageModel
 
 if TYPE_CHECKING:
+    from gptcli.cli.terminal.background import Rgb
     from gptcli.cli.terminal.markdown import MarkdownStream
 
 _DIM, _NOT_DIM = "\x1b[2m", "\x1b[22m"
@@ -36,11 +38,18 @@ class DisplaySettings:
 class AnswerDisplay:
     """Shows one answer on the terminal, and `progress` until there is something to show.
 
-    thinking: whether the prompt has opened the thoughts already.
+    thinking: whether the prompt has opened the thoughts already. background: knows the terminal's; None asks for it.
     """
 
     def __init__(
-        self, settings: DisplaySettings, sink: StdoutSink, progress: ProgressLine, *, lm: LanguageModel, thinking: bool
+        self,
+        settings: DisplaySettings,
+        sink: StdoutSink,
+        progress: ProgressLine,
+        *,
+        lm: LanguageModel,
+        thinking: bool,
+        background: Callable[[], Rgb | None] | None = None,
     ) -> None:
         self._sink = sink
         self._progress = progress
@@ -52,9 +61,10 @@ class AnswerDisplay:
             self._shaded = SampleDisplay(lm.tokenizer, sink, alternatives=0, explain=False)
         self._markdown: MarkdownStream | None = None
         if settings.markdown and not self._shaded and not is_dumb_terminal():
+            from gptcli.cli.terminal.background import terminal_background
             from gptcli.cli.terminal.markdown import MarkdownStream
 
-            self._markdown = MarkdownStream()
+            self._markdown = MarkdownStream(background=(background or terminal_background)())
 
     def close(self) -> None:
         """Shows pending text, and ends the last line."""

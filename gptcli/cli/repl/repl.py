@@ -13,12 +13,14 @@ from gptcli.cli.repl.answer_display import AnswerDisplay, DisplaySettings, dropp
 from gptcli.cli.repl.background_load import BackgroundLoad
 from gptcli.cli.repl.completion import CommandCompleter
 from gptcli.cli.repl.line_input import LineInput
+from gptcli.cli.repl.prompt_background import PromptBackground
 from gptcli.cli.repl.prompt_history import PromptHistory
 from gptcli.cli.repl.slash_command import Command, Leave, find
 from gptcli.cli.terminal.capabilities import is_dumb_terminal
 from gptcli.cli.terminal.columns import excerpt
 from gptcli.cli.terminal.signals import stoppable
-from gptcli.cli.terminal.stderr import ProgressLine, note_failures, print_error, print_note, stats_line
+from gptcli.cli.terminal.stderr import ProgressLine, note_failures, print_error, stats_line
+from gptcli.cli.terminal.stderr import print_prompt_note as print_note
 from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.terminal.type_ahead import CbreakTerminal
 from gptcli.errors import GptcliError, OutputError, TemplateError, UsageError
@@ -66,10 +68,12 @@ class Repl:
     def run(self) -> None:
         """Runs until the user leaves. Raises the error that ended loading, and OutputError for unsaved sessions."""
         with self._terminal:
+            self._background = PromptBackground(self._input.terminal)
             self._greet()
             with contextlib.suppress(Leave):
                 while True:
                     self._turn()
+            self._background.finish()
         unsaved = [file for file in (*self._unsaved, self.file) if file is not None and file.problem is not None]
         for file in unsaved:
             file.sync()
@@ -93,7 +97,8 @@ class Repl:
         """Shows the reply that a method of the session yields. Ctrl-C ends it, and keeps what came so far."""
         finished: Finished | None = None
         answer: AnswerDisplay | None = None
-        with self._terminal.typing_ahead() as typed, stoppable() as stop, ProgressLine(quiet=False) as progress:
+        progress = ProgressLine(quiet=False, at_prompt=True)
+        with self._terminal.typing_ahead() as typed, stoppable() as stop, progress:
             stop.pressed += typed.take_interrupt()
             if not self._loading.wait(progress, stop):
                 typed.keep_unsent()
@@ -129,7 +134,7 @@ class Repl:
 
     def switch_model(self, name: str) -> None:
         """Answers with another model from now on. Nothing changes until that is loaded."""
-        with self._terminal.typing_ahead(), stoppable() as stop, ProgressLine(quiet=False) as progress:
+        with self._terminal.typing_ahead(), stoppable() as stop, ProgressLine(quiet=False, at_prompt=True) as progress:
             lm = LanguageModel.open(
                 name,
                 self.session.lm.runtime,
@@ -197,7 +202,14 @@ class Repl:
 
     def _answer_display(self, progress: ProgressLine) -> AnswerDisplay:
         thinking = opens_thoughts(self.session)
-        return AnswerDisplay(self.display, self._sink, progress, lm=self.session.lm, thinking=thinking)
+        return AnswerDisplay(
+            self.display,
+            self._sink,
+            progress,
+            lm=self.session.lm,
+            thinking=thinking,
+            background=self._background.colour,
+        )
 
     def _conclude(self, finished: Finished, *, answered: bool) -> None:
         """Notes and figures after an answer."""
@@ -209,7 +221,7 @@ class Repl:
         if self.display.stats:
             print_note(stats_line(finished, self.session.lm.ctx_size))
         new = [failure for failure in self.session.lm.engine.failures if failure not in self._noted_failures]
-        note_failures(new)
+        note_failures(new, print_note)
         self._noted_failures += new
         self.say("")
         self._warn_of_unsaved()
