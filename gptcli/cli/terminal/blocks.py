@@ -54,7 +54,7 @@ class Blocks:
         self._parser.use(keep_mathematics)
         self._theme = _CodeTheme(background)
         self._code = Style(bold=True, color=readable("#56d4dd", background))
-        self.faint = Style(color=readable("#8b949e", background))
+        self._faint = Style(color=readable("#8b949e", background))
 
     def parse(self, text: str) -> list[SyntaxTreeNode]:
         """The top-level blocks of a text, with the lines of each in `map`."""
@@ -63,6 +63,10 @@ class Blocks:
     def draw(self, nodes: Iterable[SyntaxTreeNode]) -> list[Text]:
         """The lines of blocks, with a blank line between two. Only lines of code may be wider than the console."""
         return self._stacked(nodes, min(_COLUMNS, self._console.width))
+
+    def faint(self, text: str) -> Text:
+        """A text that stays in the background, but can be read."""
+        return Text().append(text, self._faint)
 
     def _stacked(self, nodes: Iterable[SyntaxTreeNode], columns: int, *, spaced: bool = True) -> list[Text]:
         lines: list[Text] = []
@@ -83,12 +87,12 @@ class Blocks:
             case "bullet_list" | "ordered_list":
                 return self._list(node, columns)
             case "blockquote":
-                bar = Text("▌ ", self.faint)
+                bar = self.faint("▌ ")
                 return [_joined(bar, line) for line in self._stacked(node.children, columns - len(bar))]
             case "table":
                 return self._table(node, columns)
             case "hr":
-                return [Text("─" * columns, self.faint)]
+                return [self.faint("─" * columns)]
         return [Text(line) for line in node.content.splitlines()]
 
     def _wrapped(self, text: Text, columns: int) -> list[Text]:
@@ -110,7 +114,7 @@ class Blocks:
                     shown = self._inline(node.children, style)
                     text.append_text(shown)
                     if target and shown.plain != target:
-                        text.append(f" ({target})" if shown else target, self.faint)
+                        text.append_text(self.faint(f" ({target})" if shown else target))
                 case _ if node.children:
                     text.append_text(self._inline(node.children, style + _INLINE.get(node.type, Style.null())))
                 case _:
@@ -160,7 +164,7 @@ class Blocks:
             for pieces in zip_longest(*row, fillvalue=Text()):
                 lines.append(_aligned(pieces, widths, sides))
             if not number:
-                lines.append(Text((" " * _GAP).join("─" * width for width in widths), self.faint))
+                lines.append(self.faint((" " * _GAP).join("─" * width for width in widths)))
         return lines
 
     def _records(self, rows: Sequence[Sequence[Text]], columns: int) -> list[Text]:
@@ -193,9 +197,12 @@ def _column_widths(rows: Sequence[Sequence[Text]], columns: int) -> list[int] | 
         return whole
     if sum(least) > room:
         return None
-    missing = [most - fewest for most, fewest in zip(whole, least, strict=True)]
     spare = room - sum(least)
-    return [fewest + spare * more // sum(missing) for fewest, more in zip(least, missing, strict=True)]
+    for shared, column in enumerate(sorted(range(len(whole)), key=lambda column: whole[column] - least[column])):
+        more = min(whole[column] - least[column], spare // (len(whole) - shared))
+        least[column] += more
+        spare -= more
+    return least
 
 
 def _side(cell: SyntaxTreeNode) -> str:

@@ -63,7 +63,7 @@ class MarkdownStream:
             return
         is_fence = self._print_finished()
         lines = self._drawn(self._open)[self._printed :]
-        hint = Text(STOP_HINT, self._blocks.faint, no_wrap=True)
+        hint = self._blocks.faint(STOP_HINT)
         newest = self._newest([*lines, hint])
         scrolled_off = lines[: len(lines) + 1 - len(newest)]
         if is_fence:  # its lines are final but the last, and only they are not redrawn
