@@ -21,8 +21,10 @@ Rgb = tuple[float, float, float]  # each from 0 to 1
 # Themes differ: these are the least favourable backgrounds of each kind, a greyish dark and a greyish light one.
 _DARK: Rgb = (0.18, 0.2, 0.25)
 _LIGHT: Rgb = (0.92, 0.92, 0.92)
-_CONTRAST = 4.6  # WCAG AA asks for 4.5
-_PRESUMED = 0.179  # luminance that is as readable on black as on white
+_BLACK: Rgb = (0, 0, 0)
+_WHITE: Rgb = (1, 1, 1)
+_LEVELS = tuple(level / 255 for level in (0, 95, 135, 175, 215, 255))
+_CONTRAST = 5.0  # WCAG AA asks for 4.5; rich rounds greys
 _ANSWER_S = 0.1
 _LATE_S = 3.0
 # What is the background (OSC 11), and which terminal is this (DA1)? Nearly all terminals answer the second question, so
@@ -148,25 +150,28 @@ def readable(colour: str, background: Rgb | None) -> str:
     colour: `#rrggbb`.
     """
     hue, lightness, saturation = colorsys.rgb_to_hls(*(int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)))
-    for step in range(101):
-        for lighter in (lightness + step / 100, lightness - step / 100):
-            if 0 <= lighter <= 1:
-                rgb = colorsys.hls_to_rgb(hue, lighter, saturation)
-                if _reads_well(rgb, background):
-                    return "#" + "".join(f"{round(255 * channel):02x}" for channel in rgb)
-    raise AssertionError("neither black nor white reads well")
+    backgrounds = (background,) if background else (_BLACK, _WHITE)
+
+    def worst_contrast(candidate: Rgb) -> float:
+        return min(contrast(candidate, other) for other in backgrounds)
+
+    nearest_first = sorted((step / 100 for step in range(101)), key=lambda other: abs(other - lightness))
+    candidates = [_among_256(colorsys.hls_to_rgb(hue, other, saturation)) for other in nearest_first]
+    readable = (candidate for candidate in candidates if worst_contrast(candidate) >= _CONTRAST)
+    best = next(readable, None) or max(candidates, key=worst_contrast)
+    return "#" + "".join(f"{round(255 * channel):02x}" for channel in best)
+
+
+def _among_256(colour: Rgb) -> Rgb:
+    """The nearest of the colours that a terminal of 256 colours has, apart from its greys."""
+    red, green, blue = (min(_LEVELS, key=lambda level: abs(level - channel)) for channel in colour)  # noqa: B023
+    return red, green, blue
 
 
 def contrast(one: Rgb, other: Rgb) -> float:
     """The contrast of two colours, from 1 to 21 (WCAG 2)."""
     darker, lighter = sorted((_luminance(one), _luminance(other)))
     return (lighter + 0.05) / (darker + 0.05)
-
-
-def _reads_well(colour: Rgb, background: Rgb | None) -> bool:
-    if background is None:
-        return abs(_luminance(colour) - _PRESUMED) < 0.02
-    return contrast(colour, background) >= _CONTRAST
 
 
 def _luminance(colour: Rgb) -> float:
