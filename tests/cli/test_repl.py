@@ -379,6 +379,6 @@ def test_a_message_can_be_called_back_while_the_model_loads() -> None:
     chat.expect("100 MB/300 MB")
     chat.type("\x03")
     chat.ready(2)
-    assert chat.lines[2] == "gptcli: note: not sent: the model is still loading"
+    assert chat.lines[2] == "note: not sent: the model is still loading"
     assert chat.leave() == 0
     assert said() == []

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Self
 
+from markdown_it.tree import SyntaxTreeNode
 from rich.cells import chop_cells
 from rich.console import Console
 from rich.control import Control
@@ -51,8 +52,7 @@ class MarkdownStream:
 
     def close(self) -> None:
         """Prints the open block as it is."""
-        self._print_finished()
-        self._print(self._open)
+        self._print(self._print_finished())
         self._open = ""
 
     def write(self, text: str) -> None:
@@ -61,39 +61,35 @@ class MarkdownStream:
         begun = time.monotonic()
         if begun < self._next_frame:
             return
-        is_fence = self._print_finished()
-        lines = self._drawn(self._open)[self._printed :]
-        hint = self._blocks.faint(STOP_HINT)
-        newest = self._newest([*lines, hint])
-        scrolled_off = lines[: len(lines) + 1 - len(newest)]
-        if is_fence:  # its lines are final but the last, and only they are not redrawn
-            self._printed += len(scrolled_off[: len(lines) - 1])
-            self._show(scrolled_off[: len(lines) - 1], newest)
-        else:
-            self._show([], newest)
+        latest = self._print_finished()
+        lines = self._drawn(latest)[self._printed :]
+        newest = self._newest([*lines, self._blocks.faint(STOP_HINT)])
+        # Lines of code that scroll off the screen are final, and are printed; other blocks can change from the start.
+        final = lines[: len(lines) + 1 - len(newest)][: len(lines) - 1] if latest and latest[0].type == "fence" else []
+        self._printed += len(final)
+        self._show(final, newest)
         ended = time.monotonic()
         # A long block is slow to draw, and is drawn less often: the model needs the processor.
         self._next_frame = ended + max(_FRAME_S, _REST * (ended - begun))
 
-    def _print_finished(self) -> bool:
-        """Prints all blocks but the last, which alone can still change. Returns whether that is a fenced block."""
+    def _print_finished(self) -> list[SyntaxTreeNode]:
+        """Prints all blocks but the last, which alone can still change. Returns that, if there is one."""
         blocks = self._blocks.parse(self._open)
         if len(blocks) > 1 and blocks[-1].map:
-            border = sum(len(line) for line in self._open.splitlines(keepends=True)[: blocks[-1].map[0]])
-            self._print(self._open[:border])
-            self._open = self._open[border:]
-        return bool(blocks) and blocks[-1].type == "fence"
+            self._print(blocks[:-1])
+            self._open = "".join(self._open.splitlines(keepends=True)[blocks[-1].map[0] :])
+        return blocks[-1:]
 
-    def _print(self, text: str) -> None:
-        """Prints a text for good instead of the live lines."""
-        lines = self._drawn(text)
+    def _print(self, blocks: Sequence[SyntaxTreeNode]) -> None:
+        """Prints blocks for good instead of the live lines."""
+        lines = self._drawn(blocks)
         self._show(lines[self._printed :], [])
         self._printed = 0
         self._began = self._began or bool(lines)
 
-    def _drawn(self, text: str) -> list[Text]:
-        """The lines of a text that follows the block before it."""
-        lines = self._blocks.draw(self._blocks.parse(text))
+    def _drawn(self, blocks: Sequence[SyntaxTreeNode]) -> list[Text]:
+        """The lines of blocks that follow those printed."""
+        lines = self._blocks.draw(blocks)
         return [Text()] * bool(self._began and lines) + lines
 
     def _newest(self, lines: Sequence[Text]) -> list[Text]:
