@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import termios
 import time
 from collections.abc import Callable
@@ -94,7 +95,7 @@ class Terminal:
             return False
         self.raw += data
         if self._answer and QUESTION in self.raw:
-            self.child.send(self._answer)
+            os.write(self.child.child_fd, self._answer.encode())  # at once: `send` waits
             self._answer = ""
         self._stream.feed(data)
         return True
