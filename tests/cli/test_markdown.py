@@ -14,7 +14,7 @@ from rich.console import Console
 from gptcli.cli.terminal import markdown
 from gptcli.cli.terminal.blocks import Blocks
 from gptcli.cli.terminal.markdown import MarkdownStream
-from gptcli.cli.terminal.stdout import STOP_HINT
+from gptcli.cli.terminal.stderr import STOP_HINT
 
 DOCUMENTS = {
     "paragraphs": "One\n\nTwo\ntwo\n\nThree *em* `code`",

@@ -8,9 +8,7 @@ import os
 import re
 import select
 import sys
-import termios
 import time
-from collections.abc import Iterator
 from functools import cache, lru_cache
 
 from gptcli.cli.terminal.capabilities import uses_colour
@@ -83,8 +81,7 @@ def terminal_background() -> Rgb | None:
     asks = chosen_background() is None and may_ask() and "SSH_CONNECTION" not in os.environ
     answers = BackgroundAnswers()
     if asks:
-        with contextlib.suppress(OSError, termios.error), _unechoed(sys.stdin.fileno(), answers):
-            _await_answers(sys.stdin.fileno(), answers)
+        _await_answers(sys.stdin.fileno(), answers)
     return chosen_background() or answers.colour or background_of_environment()
 
 
@@ -106,6 +103,8 @@ def background_of_environment() -> Rgb | None:
 
 def may_ask() -> bool:
     """Whether a terminal in the foreground answers on stdin, and colours are wanted."""
+    if sys.platform == "win32":
+        return False
     streams = (sys.stdin, sys.stdout)
     if not uses_colour(all(stream is not None and stream.isatty() for stream in streams)):
         return False
@@ -122,25 +121,23 @@ def ask_background() -> None:
 
 
 def _await_answers(descriptor: int, answers: BackgroundAnswers) -> None:
-    if select.select([descriptor], [], [], 0)[0]:
-        answers.done = True  # what was typed for the shell is not ours to read
-        return
-    ask_background()
-    while not answers.done and (left := _ANSWER_S - answers.age) > 0:
-        if select.select([descriptor], [], [], left)[0]:
-            answers.without(os.read(descriptor, 1024).decode("latin-1"))
+    """Asks, and reads answers unechoed; what was typed before, for the shell, is not read."""
+    import termios  # not on Windows, where nothing is asked
 
-
-@contextlib.contextmanager
-def _unechoed(descriptor: int, answers: BackgroundAnswers) -> Iterator[None]:
-    """The terminal without echo and lines; restored, and without an answer that has not been read."""
-    modes = termios.tcgetattr(descriptor)
-    changed = [*modes[:3], modes[3] & ~(termios.ICANON | termios.ECHO), *modes[4:]]
-    termios.tcsetattr(descriptor, termios.TCSANOW, changed)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSANOW if answers.done else termios.TCSAFLUSH, modes)
+    with contextlib.suppress(OSError, termios.error):
+        modes = termios.tcgetattr(descriptor)
+        if select.select([descriptor], [], [], 0)[0]:
+            return
+        unechoed = [*modes[:3], modes[3] & ~(termios.ICANON | termios.ECHO), *modes[4:]]
+        termios.tcsetattr(descriptor, termios.TCSANOW, unechoed)
+        try:
+            ask_background()
+            while not answers.done and (left := _ANSWER_S - answers.age) > 0:
+                if select.select([descriptor], [], [], left)[0]:
+                    answers.without(os.read(descriptor, 1024).decode("latin-1"))
+        finally:
+            # TCSAFLUSH: an answer that comes just now is dropped.
+            termios.tcsetattr(descriptor, termios.TCSANOW if answers.done else termios.TCSAFLUSH, modes)
 
 
 @lru_cache(maxsize=256)
@@ -157,14 +154,14 @@ def readable(colour: str, background: Rgb | None) -> str:
 
     nearest_first = sorted((step / 100 for step in range(101)), key=lambda other: abs(other - lightness))
     candidates = [_among_256(colorsys.hls_to_rgb(hue, other, saturation)) for other in nearest_first]
-    readable = (candidate for candidate in candidates if worst_contrast(candidate) >= _CONTRAST)
-    best = next(readable, None) or max(candidates, key=worst_contrast)
+    passing = (candidate for candidate in candidates if worst_contrast(candidate) >= _CONTRAST)
+    best = next(passing, None) or max(candidates, key=worst_contrast)
     return "#" + "".join(f"{round(255 * channel):02x}" for channel in best)
 
 
 def _among_256(colour: Rgb) -> Rgb:
     """The nearest of the colours that a terminal of 256 colours has, apart from its greys."""
-    red, green, blue = (min(_LEVELS, key=lambda level: abs(level - channel)) for channel in colour)  # noqa: B023
+    red, green, blue = (min(_LEVELS, key=lambda level: abs(level - channel)) for channel in colour)
     return red, green, blue
 
 

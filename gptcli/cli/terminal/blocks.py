@@ -20,6 +20,7 @@ _COLUMNS = 100  # at most: longer lines are hard to read
 _GAP = 2  # columns between those of a table
 _TASK = re.compile(r"\[([ xX])\] ")
 _WORD = re.compile("[\u2e80-\U0003ffff]|[^\\s\u2e80-\U0003ffff]+")  # lines may break beside a wide character
+_PLAIN = Style.null()
 _HEADINGS = {"h1": Style(bold=True, underline=True), "h2": Style(bold=True)}
 _INLINE = {"em": Style(italic=True), "strong": Style(bold=True), "s": Style(strike=True)}
 
@@ -38,7 +39,7 @@ class _CodeTheme(PygmentsSyntaxTheme):
         return Style(color=colour, bold=look["bold"] or None, italic=look["italic"] or None)
 
     def get_background_style(self) -> Style:
-        return Style.null()
+        return _PLAIN
 
 
 class Blocks:
@@ -101,7 +102,7 @@ class Blocks:
             line.rstrip()
         return lines
 
-    def _inline(self, nodes: Iterable[SyntaxTreeNode], style: Style = Style.null()) -> Text:  # noqa: B008
+    def _inline(self, nodes: Iterable[SyntaxTreeNode], style: Style = _PLAIN) -> Text:
         text = Text()
         for node in nodes:
             match node.type:
@@ -116,7 +117,7 @@ class Blocks:
                     if target and shown.plain != target:
                         text.append_text(self.faint(f" ({target})" if shown else target))
                 case _ if node.children:
-                    text.append_text(self._inline(node.children, style + _INLINE.get(node.type, Style.null())))
+                    text.append_text(self._inline(node.children, style + _INLINE.get(node.type, _PLAIN)))
                 case _:
                     text.append(node.content.replace("\t", " "), style)
         return text
@@ -157,7 +158,7 @@ class Blocks:
         for cell in rows[0]:
             cell.stylize("bold")
         lines: list[Text] = []
-        drawn = [[self._wrapped(cell, width) for cell, width in zip(row, widths)] for row in rows]  # noqa: B905
+        drawn = [[self._wrapped(cell, width) for cell, width in zip(row, widths, strict=True)] for row in rows]
         folded = any(len(cell) > 1 for row in drawn for cell in row)
         for number, row in enumerate(drawn):
             lines += [Text()] * (folded and number > 1)

@@ -16,7 +16,8 @@ from rich.text import Text
 
 from gptcli.cli.terminal.background import Rgb
 from gptcli.cli.terminal.blocks import Blocks
-from gptcli.cli.terminal.stdout import STOP_HINT, clean
+from gptcli.cli.terminal.stderr import STOP_HINT
+from gptcli.cli.terminal.stdout import clean
 
 _FRAME_S = 1 / 15
 _REST = 10  # pause between frames, in drawing times

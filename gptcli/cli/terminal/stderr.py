@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Self
 
 from gptcli.cli.terminal.capabilities import is_dumb_terminal
-from gptcli.cli.terminal.stdout import STOP_HINT, clean
+from gptcli.cli.terminal.stdout import clean
 from gptcli.notes import Note, one_line
 
 if TYPE_CHECKING:
     from gptcli.generation.events import Finished
 
+STOP_HINT = "Ctrl-C stops"  # shown while an answer comes
 _DELAY_S = 0.15  # work that ends sooner shows no progress
 _FRAME_S = 0.1
 _BAR = 20  # characters

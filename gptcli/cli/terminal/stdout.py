@@ -7,8 +7,6 @@ import sys
 
 from gptcli.errors import OutputError
 
-STOP_HINT = "Ctrl-C stops"  # shown while an answer comes
-
 
 def _visible_controls() -> dict[int, str]:
     """A replacement for each character that could drive a terminal or reorder its text."""
