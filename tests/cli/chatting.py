@@ -17,9 +17,17 @@ HELLO = Script(pieces=["Hello."], reason="stop")
 class Chat(Terminal):
     """A conversation at a prompt."""
 
-    def __init__(self, script: Script, *arguments: str, width: int = 80, height: int = 24, **environment: str) -> None:
+    def __init__(
+        self,
+        script: Script,
+        *arguments: str,
+        width: int = 80,
+        height: int = 24,
+        answer: str = "",
+        **environment: str,
+    ) -> None:
         given = script.environment() | environment
-        super().__init__(*SCRIPTED, "chat", *arguments, environment=given, width=width, height=height)
+        super().__init__(*SCRIPTED, "chat", *arguments, environment=given, width=width, height=height, answer=answer)
         self.before = self.modes()
 
     def ready(self, times: int = 1) -> Chat:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import termios
 import time
 from collections.abc import Callable
@@ -12,13 +13,22 @@ import pyte
 
 from tests.cli.conftest import ROOT
 
+QUESTION = b"\x1b]11;?\x1b\\\x1b[c"  # what is the background, and which terminal is this?
+
 
 class Terminal:
-    """A program on a pty. screen: what a person sees. raw: all bytes of output."""
+    """A program on a pty. screen: what a person sees. raw: all bytes of output. answer: to the question above."""
 
     def __init__(
-        self, program: str, *arguments: str, environment: dict[str, str], width: int = 80, height: int = 24
+        self,
+        program: str,
+        *arguments: str,
+        environment: dict[str, str],
+        width: int = 80,
+        height: int = 24,
+        answer: str = "",
     ) -> None:
+        self._answer = answer
         self.screen = pyte.HistoryScreen(width, height, history=1000)
         self.raw = b""
         self._stream = pyte.ByteStream(self.screen)
@@ -84,5 +94,8 @@ class Terminal:
         except pexpect.EOF:
             return False
         self.raw += data
+        if self._answer and QUESTION in self.raw:
+            os.write(self.child.child_fd, self._answer.encode())  # at once: `send` waits
+            self._answer = ""
         self._stream.feed(data)
         return True

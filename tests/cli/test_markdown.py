@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import random
+import re
 
 import pyte
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
-from rich.markdown import Markdown
 
 from gptcli.cli.terminal import markdown
+from gptcli.cli.terminal.blocks import Blocks
 from gptcli.cli.terminal.markdown import MarkdownStream
+from gptcli.cli.terminal.stderr import STOP_HINT
 
 DOCUMENTS = {
     "paragraphs": "One\n\nTwo\ntwo\n\nThree *em* `code`",
@@ -61,9 +64,17 @@ def streamed(pieces: list[str]) -> list[str]:
 
 
 def at_once(document: str) -> list[str]:
-    shown = console()
-    shown.print(Markdown(document, hyperlinks=False))
-    return lines(written(shown))
+    return lines("\n".join(drawn(document)))
+
+
+def drawn(document: str, width: int = 40) -> list[str]:
+    blocks = Blocks(console(width), None)
+    return [line.plain for line in blocks.draw(blocks.parse(document))]
+
+
+def draw_at_every_text(monkeypatch: pytest.MonkeyPatch, frame_s: float = -1) -> None:
+    monkeypatch.setattr(markdown, "_FRAME_S", frame_s)
+    monkeypatch.setattr(markdown, "_REST", 0)
 
 
 @pytest.mark.parametrize("frame_s", [-1, 1e9], ids=["every frame", "no frame"])
@@ -71,7 +82,7 @@ def at_once(document: str) -> list[str]:
 def test_a_streamed_document_looks_as_if_it_came_at_once(
     name: str, frame_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(markdown, "_FRAME_S", frame_s)
+    draw_at_every_text(monkeypatch, frame_s)
     document = DOCUMENTS[name]
     assert streamed(list(document)) == at_once(document)
 
@@ -95,7 +106,7 @@ def test_finished_blocks_are_printed_once() -> None:
 
 
 def test_the_newest_lines_of_a_tall_block_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(markdown, "_FRAME_S", -1)
+    draw_at_every_text(monkeypatch)
     shown = console()
     with MarkdownStream(shown) as stream:
         stream.write("```\n" + "\n".join(f"line {number}" for number in range(30)))
@@ -119,7 +130,7 @@ def test_no_text_drives_the_terminal(text: str) -> None:
 
 @pytest.mark.parametrize("width", [1, 2, 5, 20])
 def test_a_narrow_terminal_works(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(markdown, "_FRAME_S", -1)
+    draw_at_every_text(monkeypatch)
     for document in DOCUMENTS.values():
         with MarkdownStream(console(width, height=1)) as stream:
             stream.write(document)
@@ -131,3 +142,96 @@ def test_an_interrupted_stream_prints_its_open_block() -> None:
         stream.write("# Title\n\nhalf a para")
         raise KeyboardInterrupt
     assert lines(written(shown))[-1] == "half a para"
+
+
+TALL = "```\n" + "\n".join(f"line {number}" for number in range(30))
+
+
+def test_the_beginning_of_a_tall_block_of_code_is_above_the_screen_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_at_every_text(monkeypatch)
+    shown = console()
+    with MarkdownStream(shown) as stream:
+        for char in TALL:
+            stream.write(char)
+        assert lines(written(shown)) == [f"line {number}" for number in range(30)] + [STOP_HINT]
+
+
+def test_the_stop_hint_is_shown_while_an_answer_comes_and_then_vanishes() -> None:
+    shown = console()
+    with MarkdownStream(shown) as stream:
+        stream.write("some")
+        assert lines(written(shown)) == ["some", STOP_HINT]
+    assert lines(written(shown)) == ["some"]
+
+
+def test_code_is_not_padded_filled_or_cut() -> None:
+    code = ["if x:", "    " + "y = 1; " * 12 + "z", "", "end"]
+    shown = console()
+    with MarkdownStream(shown) as stream:
+        stream.write("```python\n" + "\n".join(code) + "\n```\n")
+        assert stream._rows_shown() == 7  # of code; the longest line takes three, the hint one
+    raw = re.sub(r"\x1b\[[\d;]*m", "", written(shown))
+    assert raw.split(STOP_HINT)[1].split("\x1b[2K")[-1].removeprefix("\n").split("\n")[-5:-1] == code
+    assert not re.search(r"\x1b\[[\d;]*4\d[;m]", written(shown))
+
+
+def test_text_is_at_most_100_columns_wide_and_at_the_left() -> None:
+    document = (
+        "# Title\n\n" + "word " * 100 + "\n\n- " + "word " * 100 + "\n\n| a | b |\n|-|-|\n| x | " + "word " * 90 + "|"
+    )
+    shown = drawn(document, 200)
+    assert shown[0] == "Title"
+    assert 95 < max(map(len, shown)) <= 100
+    assert not any(line.endswith(" ") for line in shown)
+
+
+def test_tasks_have_boxes() -> None:
+    document = "- [ ] open\n- [x] done\n  1. [X] *nested* one\n- [y] no task\n- [ ]no task"
+    assert drawn(document) == ["☐ open", "☑ done", "  1. ☑ nested one", "• [y] no task", "• [ ]no task"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"$a_1*b*c_1$",
+        r"$$x_1 *y* z_1$$",
+        r"\(a_i * b_i\) and \(c*d*e\)",
+        r"\[ x_1 = *y* \]",
+        "\\[\nx\n- y_1\n= *z*\n\\]",
+        "$$\n# a\n\\\\\n$$",
+        "it costs $5 and $10",
+    ],
+)
+def test_mathematics_is_left_as_written(text: str) -> None:
+    assert drawn(text) == text.split("\n")
+    assert drawn("- " + text.replace("\n", "\n  ")) == ("• " + text.replace("\n", "\n  ")).split("\n")
+
+
+def test_what_only_looks_like_mathematics_is_markdown() -> None:
+    assert drawn("$5 for *one* and $6 for *two*") == ["$5 for one and $6 for two"]
+    assert drawn("$$ *much*\n\n*more*") == ["$$ much", "", "more"]
+    assert drawn(r"\*a\* `$x$`") == ["*a* $x$"]
+
+
+TABLE = """\
+| Algorithm | Worst case | Notes                |
+|:----------|-----------:|----------------------|
+| Quicksort | n²         | in place, not stable |
+| Heapsort  | 排序       | none                 |
+"""
+
+
+@pytest.mark.parametrize("width", range(14, 60, 3))
+def test_no_word_of_a_table_is_cut(width: int) -> None:
+    shown = drawn(TABLE, width)
+    assert max(map(cell_len, shown)) <= width
+    assert set(re.findall(r"\w+", TABLE)) <= set(re.findall(r"\w+", "\n".join(shown)))
+
+
+def test_a_table_is_aligned_and_becomes_a_list_where_it_has_no_room() -> None:
+    assert drawn(TABLE)[:3] == [
+        "Algorithm  Worst case  Notes",
+        "─────────  ──────────  ─────────────────",
+        "Quicksort          n²  in place, not",
+    ]
+    assert drawn(TABLE, 20)[:3] == ["Algorithm: Quicksort", "Worst case: n²", "Notes: in place, not"]

@@ -31,6 +31,14 @@ def test_a_message_is_answered_and_the_prompt_comes_again(chat: Chat) -> None:
     assert said() == ["good morning", "Hello."]
 
 
+def test_a_question_is_told_from_its_answer() -> None:
+    chat = Chat(HELLO).ready()
+    chat.ask("good morning")
+    rows = [chat.screen.buffer[row] for row in (1, 2)]
+    assert [row[2].bold for row in rows] == [True, False]
+    assert chat.leave() == 0
+
+
 def test_the_prompt_comes_before_the_model_is_loaded_and_what_is_typed_then_is_answered() -> None:
     chat = Chat(Script(pieces=["Hello"], load_s=1.0)).ready()
     chat.expect("loading 33%")
@@ -354,9 +362,9 @@ def test_ctrl_c_right_after_enter_stops_the_answer_too() -> None:
 def test_a_message_can_be_called_back_while_the_model_loads() -> None:
     chat = Chat(Script(pieces=["Hello"], load_s=1.5)).ready()
     chat.type("go\r")
-    chat.expect("100 MB/300 MB")
+    chat.expect("100 MB/300 MB · Ctrl-C stops")
     chat.type("\x03")
     chat.ready(2)
-    assert chat.lines[2] == "gptcli: note: not sent: the model is still loading"
+    assert chat.lines[2] == "note: not sent: the model is still loading"
     assert chat.leave() == 0
     assert said() == []

@@ -235,9 +235,10 @@ class _Writer:
 def _shown(sink: StdoutSink, markdown: bool, views: SampleDisplay) -> Iterator[Callable[[bytes], object]]:
     """Yields what writes the text. On a terminal the last line is ended, even after an error."""
     if markdown and sink.is_terminal and not is_dumb_terminal():
+        from gptcli.cli.terminal.background import terminal_background
         from gptcli.cli.terminal.markdown import MarkdownStream
 
-        with MarkdownStream() as stream:
+        with MarkdownStream(background=terminal_background()) as stream:
             yield lambda data: stream.write(data.decode("utf-8", "replace"))
         return
     try:

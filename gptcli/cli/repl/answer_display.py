@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from gptcli.generation.events import TextDelta
 from gptcli.language_model import ChatSession
 
 if TYPE_CHECKING:
+    from gptcli.cli.terminal.background import Rgb
     from gptcli.cli.terminal.markdown import MarkdownStream
 
 _DIM, _NOT_DIM = "\x1b[2m", "\x1b[22m"
@@ -34,10 +36,18 @@ class DisplaySettings:
 
 
 class AnswerDisplay:
-    """Shows a session's next answer on the terminal, and `progress` until there is something to show."""
+    """Shows a session's next answer on the terminal, and `progress` until there is something to show.
+
+    background: knows the terminal's; None asks for it.
+    """
 
     def __init__(
-        self, settings: DisplaySettings, sink: StdoutSink, progress: ProgressLine, session: ChatSession
+        self,
+        settings: DisplaySettings,
+        sink: StdoutSink,
+        progress: ProgressLine,
+        session: ChatSession,
+        background: Callable[[], Rgb | None] | None = None,
     ) -> None:
         self._sink = sink
         self._progress = progress
@@ -49,9 +59,10 @@ class AnswerDisplay:
             self._shaded = SampleDisplay(session.lm.tokenizer, sink, alternatives=0, explain=False)
         self._markdown: MarkdownStream | None = None
         if settings.markdown and not self._shaded and not is_dumb_terminal():
+            from gptcli.cli.terminal.background import terminal_background
             from gptcli.cli.terminal.markdown import MarkdownStream
 
-            self._markdown = MarkdownStream()
+            self._markdown = MarkdownStream(background=(background or terminal_background)())
 
     def close(self) -> None:
         """Shows pending text, and ends the last line."""

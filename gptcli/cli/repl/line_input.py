@@ -33,7 +33,9 @@ from gptcli.cli.terminal.signals import handled
 from gptcli.cli.terminal.stdout import clean
 
 _PROMPT, _MORE, _QUOTES = "> ", ". ", '"""'
-_STYLE = Style.from_dict({"pasted": "reverse", "toolbar": "fg:ansibrightblack", "prompt": "bold"})
+_STYLE = Style.from_dict(
+    {"": "bold", "prompt": "ansimagenta", "pasted": "reverse", "toolbar": "nobold fg:ansibrightblack"}
+)
 _WAY_OUT = "Ctrl-D leaves"
 
 

@@ -13,13 +13,15 @@ from gptcli.cli.repl.answer_display import AnswerDisplay, DisplaySettings, dropp
 from gptcli.cli.repl.background_load import BackgroundLoad
 from gptcli.cli.repl.completion import CommandCompleter
 from gptcli.cli.repl.line_input import LineInput
+from gptcli.cli.repl.prompt_background import PromptBackground
 from gptcli.cli.repl.prompt_history import PromptHistory
 from gptcli.cli.repl.slash_command import Command, Leave, find
 from gptcli.cli.run_options import note_template_with_doubled_bos
 from gptcli.cli.terminal.capabilities import is_dumb_terminal
 from gptcli.cli.terminal.columns import excerpt
 from gptcli.cli.terminal.signals import stoppable
-from gptcli.cli.terminal.stderr import ProgressLine, note_failures, print_error, print_note, stats_line
+from gptcli.cli.terminal.stderr import ProgressLine, note_failures, print_error, stats_line
+from gptcli.cli.terminal.stderr import print_prompt_note as print_note
 from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.terminal.type_ahead import CbreakTerminal
 from gptcli.errors import GptcliError, OutputError, TemplateError, UsageError
@@ -67,10 +69,12 @@ class Repl:
     def run(self) -> None:
         """Runs until the user leaves. Raises the error that ended loading, and OutputError for unsaved sessions."""
         with self._terminal:
+            self._background = PromptBackground(self._input.terminal)
             self._greet()
             with contextlib.suppress(Leave):
                 while True:
                     self._turn()
+            self._background.finish()
             if self.file is not None and self.file.problem is None and self.session.messages[-1:]:
                 self.say(f"to go on: gptcli chat --session {shlex.quote(self.file.name)}")
         unsaved = [file for file in (*self._unsaved, self.file) if file is not None and file.problem is not None]
@@ -95,7 +99,8 @@ class Repl:
         """Shows the reply that a method of the session yields. Ctrl-C ends it, and keeps what came so far."""
         finished: Finished | None = None
         answer: AnswerDisplay | None = None
-        with self._terminal.typing_ahead() as typed, stoppable() as stop, ProgressLine(quiet=False) as progress:
+        progress = ProgressLine(quiet=False, at_prompt=True)
+        with self._terminal.typing_ahead() as typed, stoppable() as stop, progress:
             stop.pressed += typed.take_interrupt()
             if not self._loading.wait(progress, stop):
                 typed.keep_unsent()
@@ -111,7 +116,7 @@ class Repl:
                             progress.close()
                             print_note(dropped_note(event))
                         case TextDelta():
-                            answer = answer or AnswerDisplay(self.display, self._sink, progress, self.session)
+                            answer = answer or self._answer_display(progress)
                             answer.take(event)
                         case Finished():
                             finished = event
@@ -131,7 +136,7 @@ class Repl:
 
     def switch_model(self, name: str) -> None:
         """Answers with another model from now on. Nothing changes until that is loaded."""
-        with self._terminal.typing_ahead(), stoppable() as stop, ProgressLine(quiet=False) as progress:
+        with self._terminal.typing_ahead(), stoppable() as stop, ProgressLine(quiet=False, at_prompt=True) as progress:
             lm = LanguageModel.open(
                 name,
                 self.session.lm.runtime,
@@ -175,9 +180,7 @@ class Repl:
         if question.role == "user":
             self.say(f"> {excerpt(question.content, 300)}")
             for message in answer:
-                with contextlib.closing(
-                    AnswerDisplay(self.display, self._sink, ProgressLine(quiet=True), self.session)
-                ) as display:
+                with contextlib.closing(self._answer_display(ProgressLine(quiet=True))) as display:
                     display.take(TextDelta(message.content.encode()))
             self.say("")
 
@@ -212,6 +215,9 @@ class Repl:
             message = typed.lstrip()[1:] if text.startswith("//") else typed
             self.answer(partial(self.session.send, message))
 
+    def _answer_display(self, progress: ProgressLine) -> AnswerDisplay:
+        return AnswerDisplay(self.display, self._sink, progress, self.session, self._background.colour)
+
     def _conclude(self, finished: Finished, *, answered: bool) -> None:
         """Notes and figures after an answer."""
         if finished.reason == "interrupt":
@@ -222,7 +228,7 @@ class Repl:
         if self.display.stats:
             print_note(stats_line(finished, self.session.lm.ctx_size))
         new = [failure for failure in self.session.lm.engine.failures if failure not in self._noted_failures]
-        note_failures(new)
+        note_failures(new, print_note)
         self._noted_failures += new
         self.say("")
         problem = self.file.problem if self.file else None

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Self
 
-from markdown_it import MarkdownIt
+from markdown_it.tree import SyntaxTreeNode
+from rich.cells import chop_cells
 from rich.console import Console
 from rich.control import Control
-from rich.markdown import Markdown
 from rich.segment import ControlType, Segment, Segments
+from rich.text import Text
 
+from gptcli.cli.terminal.background import Rgb
+from gptcli.cli.terminal.blocks import Blocks
+from gptcli.cli.terminal.stderr import STOP_HINT
 from gptcli.cli.terminal.stdout import clean
 
 _FRAME_S = 1 / 15
@@ -22,22 +27,23 @@ _Code = ControlType | tuple[ControlType, int | str]
 _START: _Code = ControlType.CARRIAGE_RETURN
 _ERASE: _Code = (ControlType.ERASE_IN_LINE, 2)
 _UP: _Code = (ControlType.CURSOR_UP, 1)
-_PARAGRAPH, _RULE = "x\n\n", "---\n\n"
 
 
 class MarkdownStream:
-    """Takes text, draws Markdown blocks on stdout. A wrong guess about the open block vanishes when it is redrawn."""
+    """Takes text, draws Markdown blocks on stdout. A wrong guess about the open block vanishes when it is redrawn.
 
-    def __init__(self, console: Console | None = None) -> None:
+    background: the terminal's; None if it is unknown. Below the open block a line says how to stop.
+    """
+
+    def __init__(self, console: Console | None = None, background: Rgb | None = None) -> None:
         self._console = console or Console()
-        # HTML stays text: rich drops it, and a model's <think> would vanish with everything inside.
-        self._parser = MarkdownIt("commonmark", {"html": False}).enable("table").enable("strikethrough")
-        self._shown: list[list[Segment]] = []  # the open block's lines on the screen, the cursor at their end
+        self._blocks = Blocks(self._console, background)
+        self._live: list[Text] = []  # the lines on the screen that will be redrawn, the cursor at their end
         self._width = self._console.width  # when they were drawn
         self._next_frame = 0.0
         self._open = ""
-        # Stands for the block before the open one: whether a blank line separates two blocks depends on both.
-        self._before = ""
+        self._printed = 0  # lines of the open block that are printed for good
+        self._began = False  # whether a block was printed, so that a blank line comes before the next
 
     def __enter__(self) -> Self:
         return self
@@ -47,8 +53,7 @@ class MarkdownStream:
 
     def close(self) -> None:
         """Prints the open block as it is."""
-        self._print_finished()
-        self._print(self._open)
+        self._print(self._print_finished())
         self._open = ""
 
     def write(self, text: str) -> None:
@@ -57,66 +62,63 @@ class MarkdownStream:
         begun = time.monotonic()
         if begun < self._next_frame:
             return
-        self._print_finished()
-        # Only the newest lines: those above the screen could not be erased.
-        self._redraw(self._drawn(self._open)[1 - self._console.height :])
+        latest = self._print_finished()
+        lines = self._drawn(latest)[self._printed :]
+        newest = self._newest([*lines, self._blocks.faint(STOP_HINT)])
+        # Lines of code that scroll off the screen are final, and are printed; other blocks can change from the start.
+        final = lines[: len(lines) + 1 - len(newest)][: len(lines) - 1] if latest and latest[0].type == "fence" else []
+        self._printed += len(final)
+        self._show(final, newest)
         ended = time.monotonic()
         # A long block is slow to draw, and is drawn less often: the model needs the processor.
         self._next_frame = ended + max(_FRAME_S, _REST * (ended - begun))
 
-    def _print_finished(self) -> None:
-        """Prints all blocks but the last, which alone can still change."""
-        blocks = [
-            (token.map[0], token.type) for token in self._parser.parse(self._open) if not token.level and token.map
-        ]
-        if len(blocks) < 2:
-            return
-        border = sum(len(line) for line in self._open.splitlines(keepends=True)[: blocks[-1][0]])
-        self._print(self._open[:border])
-        self._open = self._open[border:]
-        self._before = _RULE if blocks[-2][1] == "hr" else _PARAGRAPH
+    def _print_finished(self) -> list[SyntaxTreeNode]:
+        """Prints all blocks but the last, which alone can still change. Returns that, if there is one."""
+        blocks = self._blocks.parse(self._open)
+        if len(blocks) > 1 and blocks[-1].map:
+            self._print(blocks[:-1])
+            self._open = "".join(self._open.splitlines(keepends=True)[blocks[-1].map[0] :])
+        return blocks[-1:]
 
-    def _print(self, text: str) -> None:
-        """Prints a text for good instead of the lines shown."""
-        lines = self._drawn(text)
-        self._redraw(lines)
-        if lines:
-            self._console.print()
-        self._shown = []
+    def _print(self, blocks: Sequence[SyntaxTreeNode]) -> None:
+        """Prints blocks for good instead of the live lines."""
+        lines = self._drawn(blocks)
+        self._show(lines[self._printed :], [])
+        self._printed = 0
+        self._began = self._began or bool(lines)
 
-    def _redraw(self, lines: list[list[Segment]]) -> None:
-        """Replaces the lines shown, in one write."""
+    def _drawn(self, blocks: Sequence[SyntaxTreeNode]) -> list[Text]:
+        """The lines of blocks that follow those printed."""
+        lines = self._blocks.draw(blocks)
+        return [Text()] * bool(self._began and lines) + lines
+
+    def _newest(self, lines: Sequence[Text]) -> list[Text]:
+        """The last of these lines that fit on the screen: those above it could not be erased."""
+        room, first = self._console.height - 1, len(lines)
+        while first and (room := room - _rows(lines[first - 1], self._console.width)) >= 0:
+            first -= 1
+        return list(lines[first:])
+
+    def _show(self, final: Sequence[Text], live: list[Text]) -> None:
+        """Replaces the live lines by lines that stay and by new live ones, in one write."""
         rows = self._rows_shown()
         erase = [_START, _ERASE, *[_UP, _ERASE] * (rows - 1)] if rows else []
-        segments = [segment for line in lines for segment in (*line, Segment.line())][:-1]
+        segments = [segment for line in [*final, *live] for segment in (*line.render(self._console), Segment.line())]
+        if live:
+            segments.pop()
         # Cleaned again: HTML entities can spell control characters.
         cleaned = [Segment(clean(text), style) for text, style, _ in segments]
-        self._console.print(Control(*erase), Segments(cleaned), end="", sep="")
-        self._shown, self._width = lines, self._console.width
+        # Not cropped: the terminal wraps long lines of code, so that they can be copied whole.
+        self._console.print(Control(*erase), Segments(cleaned), end="", sep="", crop=False)
+        self._live, self._width = live, self._console.width
 
     def _rows_shown(self) -> int:
-        """Rows that the lines shown take now: more than they were if the terminal has rewrapped them."""
-        width = self._console.width
-        if width >= self._width or not any(name in os.environ for name in _REWRAPS):
-            return len(self._shown)
-        return sum(max(1, -(-Segment.get_line_length(line) // width)) for line in self._shown)
-
-    def _drawn(self, text: str) -> list[list[Segment]]:
-        """The lines of a text that follows the block before it."""
-        return self._lines(self._before + text)[len(self._lines(self._before)) :]
-
-    def _lines(self, text: str) -> list[list[Segment]]:
-        markdown = Markdown("", hyperlinks=False)
-        markdown.parsed = self._parser.parse(text)
-        lines = self._console.render_lines(markdown, pad=False) if text.strip() else []
-        return [_trimmed(line) for line in lines]
+        """Rows that the live lines take now: others than when they were drawn if the terminal has rewrapped them."""
+        rewraps = any(name in os.environ for name in _REWRAPS)
+        return sum(_rows(line, self._console.width if rewraps else self._width) for line in self._live)
 
 
-def _trimmed(line: list[Segment]) -> list[Segment]:
-    """A line without trailing blanks, which a narrower window would wrap; coloured ones stay."""
-    line = list(line)
-    while line and not (line[-1].style and line[-1].style.bgcolor):
-        text, style, _ = line.pop()
-        if text.rstrip(" "):
-            return [*line, Segment(text.rstrip(" "), style)]
-    return line
+def _rows(line: Text, columns: int) -> int:
+    """Rows of a terminal that a line takes."""
+    return 1 if line.cell_len <= columns else len(chop_cells(line.plain, columns))

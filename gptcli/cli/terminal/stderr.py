@@ -20,6 +20,7 @@ from gptcli.notes import Note, one_line
 if TYPE_CHECKING:
     from gptcli.generation.events import Finished
 
+STOP_HINT = "Ctrl-C stops"  # shown while an answer comes
 _DELAY_S = 0.15  # work that ends sooner shows no progress
 _FRAME_S = 0.1
 _BAR = 20  # characters
@@ -29,18 +30,23 @@ def print_error(message: str, hint: str | None) -> None:
     """`gptcli: error: ...`, and `hint: ...` if there is one."""
     _print_labelled("gptcli: error:", "bold red", message)
     if hint:
-        _print_labelled("hint:", "bold cyan", hint)
+        _print_labelled("hint:", "bold", hint)
 
 
 def print_note(message: str) -> None:
     """`gptcli: note: ...`."""
-    _print_labelled("gptcli: note:", "bold yellow", message)
+    _print_labelled("gptcli: note:", "bold magenta", message)
 
 
-def note_failures(failures: Iterable[str]) -> None:
+def print_prompt_note(message: str) -> None:
+    """`note: ...`, at the prompt of a chat, where nobody else could speak."""
+    _print_labelled("note:", "bold magenta", message)
+
+
+def note_failures(failures: Iterable[str], note: Callable[[str], object] = print_note) -> None:
     """Notes for `Engine.failures`: the text is right, but comes slower than it could."""
     for failure in failures:
-        print_note(f"slower than it could be: {failure}")
+        note(f"slower than it could be: {failure}")
 
 
 def print_line(line: str) -> None:
@@ -85,16 +91,19 @@ def stats_line(finished: Finished, ctx_size: int) -> str:
 class ProgressLine:
     """A line that shows what is being done and how far; only on a terminal, and only if it takes a while.
 
-    The cursor stays visible, so that even a killed process leaves the terminal as it was.
+    The cursor stays visible, so that even a killed process leaves the terminal as it was. at_prompt: a chat's, where
+    Ctrl-C ends an answer and no more.
     """
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, *, quiet: bool, at_prompt: bool = False) -> None:
         shown = sys.stderr is not None and sys.stderr.isatty() and not is_dumb_terminal() and not quiet
         self._thread = threading.Thread(target=self._draw, daemon=True) if shown else None
         self._closed = threading.Event()
         self._quiet = quiet
         self._announced = shown or quiet
         self._line = "starting"
+        self._print_note = print_prompt_note if at_prompt else print_note
+        self._hint = f" · {STOP_HINT}" if at_prompt else ""
 
     def __enter__(self) -> Self:
         if self._thread:
@@ -126,13 +135,13 @@ class ProgressLine:
         if not self._quiet:
             if self._thread:
                 _write_stderr("\r\x1b[K")
-            print_note(message)
+            self._print_note(message)
 
     def fetch(self, what: str, done: int, total: int) -> None:
         """Shows a fetch in bytes; if no line can be shown, a note announces it once."""
         if not self._announced:
             self._announced = True
-            print_note(f"{what}, {size(total)}" if total else what)
+            self._print_note(f"{what}, {size(total)}" if total else what)
         self.bytes(what, done, total)
 
     def bytes(self, what: str, done: int, total: int) -> None:
@@ -156,7 +165,7 @@ class ProgressLine:
 
         for frame in itertools.cycle("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"):
             # A line as wide as the terminal would wrap, and its rest could not be erased.
-            line = set_cell_size(f"{frame} {self._line}", _stderr_width() - 1).rstrip()
+            line = set_cell_size(f"{frame} {self._line}{self._hint}", _stderr_width() - 1).rstrip()
             _write_stderr(f"\r{line}\x1b[K")
             if self._closed.wait(_FRAME_S):
                 break
