@@ -25,6 +25,7 @@ MODEL_SETTINGS = (
 
 _OFF = -1  # what other programs write for "off", but in the fields below
 _NEVER_OFF = {"temperature", "repetition_penalty"}
+_USUAL = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None}  # transformers' defaults, which say nothing
 _TINY_TOP_P = 1e-9  # transformers takes 0, which leaves the likeliest token alone
 
 # Fields that change a text and are not done, each with the values that are off beside null and -1.
@@ -138,7 +139,7 @@ def _drawn_anyway(fields: Mapping[str, Any], where: str) -> tuple[str, ...]:
         defaults = sampling_defaults(fields, where)
     except BrokenCheckpoint:  # an error of its own
         return ()
-    return tuple(name for name in ("temperature", "top_k", "top_p", "min_p") if name in defaults)
+    return tuple(name for name, usual in _USUAL.items() if defaults.get(name, usual) != usual)
 
 
 def _is_set(name: str, value: Any) -> bool:

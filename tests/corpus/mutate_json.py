@@ -109,9 +109,7 @@ def config_unknown_mathematics(rng: Random, model: ModelDir) -> Expected:
 def config_unread(rng: Random, model: ModelDir) -> Expected:
     """Fields that change another architecture, and that no code of this one's reference class reads."""
     changes: list[dict[str, Any]] = [
-        {"sliding_window": 4},
         {"attn_logit_softcapping": 50.0},
-        {"layer_types": ["sliding_attention"] * 2},
         {"mystery": 1},
         {"\x1b[31m": "\u202e"},
         {"num_experts": 8},
