@@ -68,7 +68,9 @@ class RuntimeOptions:
     """Where and how a model runs."""
 
     device: Annotated[str, _model_option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto"
-    dtype: Annotated[Dtype, _model_option("--dtype", help="Least precision of the computation.")] = "auto"
+    dtype: Annotated[Dtype, _model_option("--dtype", help="Least precision computed in; auto: the checkpoint's.")] = (
+        "auto"
+    )
     quantize: Annotated[
         Quantize, _model_option("--quantize", help="Precision the weights are kept in; auto: as stored.")
     ] = "auto"

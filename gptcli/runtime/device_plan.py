@@ -12,6 +12,7 @@ from gptcli.checkpoint.load import Packing, WeightPlan
 from gptcli.cuda.graph import Record, cuda_graph
 from gptcli.cuda.int4 import Tinygemm
 from gptcli.errors import NoSuchDevice, OutOfMemory
+from gptcli.kernels.bindings import BF16_LEVELS, Arithmetic
 from gptcli.kernels.tensors import Library
 from gptcli.kernels.tensors import library as kernels
 from gptcli.model.config import MoeConfig
@@ -19,6 +20,7 @@ from gptcli.runtime.machine import cpu_limit, free_memory
 from gptcli.settings import RuntimeConfig
 
 _PACKED_BYTES = {"int8": 1.125, "int4": 0.625}  # a weight: its bits and its share of a scale and bias in fp16
+_LARGE = 4 << 30  # bytes of packed weights beside which a prompt in fp32 takes minutes on a few cores
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -27,9 +29,9 @@ class DevicePlan:
     """Where a model runs, in which precision, what becomes of packed weights, and what multiplies them.
 
     library: the compiled kernels, or None for torch alone. as_stored: whether they take weights in their stored
-    precision. half: the precision that dense matrices get instead; the kernels compute with them in fp32. integers:
-    whether they may round activations to 8 bits for packed weights. record: what records a token's step, or None for
-    plain steps. tinygemm: the CUDA kernel for packed weights, if there is one.
+    precision. half: the precision that dense matrices get instead. arithmetic: the kernels' for more than a few tokens,
+    where the weights and the processor allow it. rounding: why that rounds more than was asked for, if it does. record:
+    what records a token's step, or None for plain steps. tinygemm: the CUDA kernel for packed weights, if there is one.
     """
 
     device: torch.device
@@ -38,7 +40,8 @@ class DevicePlan:
     library: Library | None = None
     as_stored: bool = False
     half: torch.dtype | None = None
-    integers: bool = False
+    arithmetic: Arithmetic = "fp32"
+    rounding: str | None = None
     record: Record | None = None
     tinygemm: Tinygemm | None = None
 
@@ -46,7 +49,7 @@ class DevicePlan:
     def weights(self) -> WeightPlan:
         """The part of the plan that loading needs."""
         library = self.library if self.as_stored or self.half else None
-        return WeightPlan(self.device, self.dtype, self.packing, library, self.half, self.integers, self.tinygemm)
+        return WeightPlan(self.device, self.dtype, self.packing, library, self.half, self.arithmetic, self.tinygemm)
 
     @property
     def dtype_name(self) -> str:
@@ -60,7 +63,7 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
     `auto` runs on CUDA in the checkpoint's precision, or on the CPU in fp32 if that fits. On the CPU the compiled
     kernels take weights as stored. Without kernels, packed weights are expanded where that fits easily, as torch
     multiplies dense ones faster; experts stay packed. A requested dtype is the least precision of activations: the
-    kernels round dense matrices to a requested half, and compute in fp32.
+    kernels round dense matrices to a requested half. See `_arithmetic` for what they compute in.
     """
     device = _device(runtime.device)
     torch.set_num_threads(runtime.threads or min(torch.get_num_threads(), cpu_limit()))
@@ -101,10 +104,10 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
             f"{free / 1e9:.1f} GB are free ({free} bytes)",
             hint="try --quantize int4, a smaller --dtype or a smaller model",
         )
-    integers = as_stored and runtime.dtype == "auto"
+    arithmetic, rounding = ("fp32", None) if library is None else _arithmetic(folder, runtime, library, as_stored)
     record = cuda_graph if device.type == "cuda" and not _plain() else None
     tinygemm = Tinygemm() if _has_tinygemm(device) and dtype == torch.bfloat16 else None
-    return DevicePlan(device, dtype, packing, library, as_stored, half, integers, record, tinygemm)
+    return DevicePlan(device, dtype, packing, library, as_stored, half, arithmetic, rounding, record, tinygemm)
 
 
 def _bytes_in_fp32(folder: ModelFolder, runtime: RuntimeConfig, as_stored: bool) -> int:
@@ -125,6 +128,28 @@ def _kernels(runtime: RuntimeConfig) -> Library | None:
         return None
     library.set_threads(torch.get_num_threads())
     return library
+
+
+def _arithmetic(
+    folder: ModelFolder, runtime: RuntimeConfig, library: Library, as_stored: bool
+) -> tuple[Arithmetic, str | None]:
+    """What more than a few tokens are multiplied in, and why it rounds more than was asked for.
+
+    `auto` computes what the checkpoint holds: in bf16 where the processor has such products, else in fp32. Activations
+    in 8 bits come with a requested `int8` or `int4`, and with models that would be of little use without. AMX
+    multiplies bf16 faster than other instructions 8 bits.
+    """
+    if runtime.dtype in ("fp32", "fp16"):
+        return "fp32", None
+    if runtime.dtype == "auto" and runtime.quantize in ("int8", "int4") and library.level != "amx":
+        return "int8", None
+    large = runtime.dtype == "auto" and as_stored and folder.weight_bytes >= _LARGE and _is_packed(folder)
+    if large and library.level not in BF16_LEVELS:
+        return "int8", (
+            f"{folder.weight_bytes / 1e9:.1f} GB of packed weights are many for a processor without bf16 products, so "
+            "activations are rounded to 8 bits; --dtype fp32 does not round them"
+        )
+    return "bf16", None
 
 
 def _plain() -> bool:

@@ -39,9 +39,9 @@ def print_note(message: str) -> None:
 
 
 def note_failures(failures: Iterable[str]) -> None:
-    """Notes for `Engine.failures`: the text is right, but comes slower than it could."""
+    """Notes for `Engine.failures`."""
     for failure in failures:
-        print_note(f"slower than it could be: {failure}")
+        print_note(failure)
 
 
 def print_line(line: str) -> None:
