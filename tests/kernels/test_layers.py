@@ -322,7 +322,7 @@ def test_a_plan_needs_the_memory_of_what_was_asked_for(
 
     def packing(dtype: Dtype, quantize: Quantize, free: int) -> Packing:
         monkeypatch.setattr(device, "free_bytes", lambda device: free)
-        return plan_for(folder, RuntimeConfig(device="cpu", dtype=dtype, quantize=quantize)).packing
+        return plan_for(folder, RuntimeConfig(device="cpu", dtype=dtype, quantize=quantize)).weights.packing
 
     halves = 2 * folder.parameter_count
     assert folder.weight_bytes < halves
