@@ -69,7 +69,7 @@ class LanguageModel:
         if self.ctx_size > config.max_context:
             raise UsageError(f"ctx-size {self.ctx_size} is beyond the model's context of {config.max_context}")
         self._loader = Loader(folder, runtime, self.ctx_size, None if runtime.draft_model else workload)
-        self.tokenizer = Tokenizer.open(folder.path)
+        self.tokenizer = Tokenizer.open(folder.path, folder.gguf.file if folder.gguf else None)
         self.tokenizer.limit(config.vocab_size)
 
     @classmethod

@@ -39,6 +39,7 @@ from gptcli.model.linear import Linear
 from gptcli.model.mlp import Experts
 from gptcli.quant.affine import quantize_affine
 from gptcli.quant.dense import DenseWeight
+from gptcli.quant.ggml import GgmlWeight
 from gptcli.quant.packed import (
     PackedEmbedding,
     PackedExperts,
@@ -224,11 +225,18 @@ def _form(slot: _Slot, value: Tensor | PackedWeight, plan: WeightPlan) -> Tensor
     if isinstance(value, PackedWeight):
         in_kernels = plan.library is not None and can_compile(value)
         if plan.packing == "dense" or (plan.packing == "expand" and not in_kernels):
-            value = value.dequantize(half or slot.dtype)
+            value = value.dequantize(half or _precision(value, slot, plan))
     if isinstance(value, Tensor) and plan.library is not None:
         value = value if half is None else value.to(half)
         return DenseWeight(value) if value.dtype in FLOATS else value
     return value
+
+
+def _precision(value: PackedWeight, slot: _Slot, plan: WeightPlan) -> torch.dtype:
+    """Of a weight that is expanded for the kernels: fp16 is far finer than the few bits of ggml's blocks."""
+    if isinstance(value, GgmlWeight) and plan.library is not None and plan.packing != "dense":
+        return torch.float16
+    return slot.dtype
 
 
 def _quantized(slot: _Slot, value: Tensor, packing: Literal["int8", "int4"]) -> Tensor | PackedWeight:

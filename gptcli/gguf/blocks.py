@@ -12,12 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Array = np.ndarray[Any, Any]
+Array: TypeAlias = Any  # an np.ndarray: arithmetic on one that may have any dtype is Any to numpy's own types
 
 _CHUNK = 1 << 20  # values decoded at once
 _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -31,7 +28,7 @@ class BlockType:
     number: int
     columns: int
     fields: tuple[tuple[str, str, int], ...]
-    decode: Callable[[Any], Array]
+    decode: Callable[[Array], Array]
 
     @property
     def size(self) -> int:
@@ -85,47 +82,47 @@ def _scaled(scales: Array, q: Array) -> Array:
     return (scales[..., None] * _wide(q).reshape(*scales.shape, -1)).reshape(q.shape)
 
 
-def _floats(block: Any) -> Array:
+def _floats(block: Array) -> Array:
     return _wide(block["x"])
 
 
-def _bf16(block: Any) -> Array:
+def _bf16(block: Array) -> Array:
     import numpy as np
 
     return (block["x"].astype(np.uint32) << 16).view(np.float32)
 
 
-def _q4_0(block: Any) -> Array:
+def _q4_0(block: Array) -> Array:
     return _wide(block["d"]) * (_wide(_split(block["q"], 4, 16)) - 8)
 
 
-def _q4_1(block: Any) -> Array:
+def _q4_1(block: Array) -> Array:
     return _wide(block["d"]) * _split(block["q"], 4, 16) + _wide(block["m"])
 
 
-def _five_bits(block: Any) -> Array:
+def _five_bits(block: Array) -> Array:
     return _wide(_split(block["q"], 4, 16) | _split(block["high"], 1) << 4)
 
 
-def _q5_0(block: Any) -> Array:
+def _q5_0(block: Array) -> Array:
     return _wide(block["d"]) * (_five_bits(block) - 16)
 
 
-def _q5_1(block: Any) -> Array:
+def _q5_1(block: Array) -> Array:
     return _wide(block["d"]) * _five_bits(block) + _wide(block["m"])
 
 
-def _q8_0(block: Any) -> Array:
+def _q8_0(block: Array) -> Array:
     return _wide(block["d"]) * _wide(block["q"])
 
 
-def _q2_k(block: Any) -> Array:
+def _q2_k(block: Array) -> Array:
     scales, minima = block["scales"] & 15, block["scales"] >> 4
     q = _scaled(_wide(block["d"]) * scales, _split(block["q"], 2, 32))
     return _below(q, _wide(block["dmin"]) * minima)
 
 
-def _q3_k(block: Any) -> Array:
+def _q3_k(block: Array) -> Array:
     low, high = _split(block["scales"][:, :8], 4, 8), _split(block["scales"][:, 8:], 2, 4)
     q = _wide(_split(block["q"], 2, 32)) - 4 * _wide(1 - _split(block["mask"], 1, 32))
     return _scaled(_wide(block["d"]) * (_wide(low | high << 4) - 32), q)
@@ -140,15 +137,15 @@ def scales_and_minima(packed: Array) -> tuple[Array, Array]:
     return scales, np.concatenate([middle & 63, mixed >> 4 | middle >> 2 & 48], axis=1)
 
 
-def _q4_k(block: Any) -> Array:
+def _q4_k(block: Array) -> Array:
     return _of_scales_and_minima(block, _split(block["q"], 4, 32))
 
 
-def _q5_k(block: Any) -> Array:
+def _q5_k(block: Array) -> Array:
     return _of_scales_and_minima(block, _split(block["q"], 4, 32) | _split(block["high"], 1, 32) << 4)
 
 
-def _of_scales_and_minima(block: Any, q: Array) -> Array:
+def _of_scales_and_minima(block: Array, q: Array) -> Array:
     scales, minima = scales_and_minima(block["scales"])
     return _below(_scaled(_wide(block["d"]) * scales, q), _wide(block["dmin"]) * minima)
 
@@ -158,12 +155,12 @@ def _below(values: Array, minima: Array) -> Array:
     return (values.reshape(*minima.shape, -1) - minima[..., None]).reshape(values.shape)
 
 
-def _q6_k(block: Any) -> Array:
+def _q6_k(block: Array) -> Array:
     q = _split(block["q"], 4, 64) | _split(block["high"], 2, 32) << 4
     return _scaled(_wide(block["d"]) * block["scales"], _wide(q) - 32)
 
 
-def _tq1_0(block: Any) -> Array:
+def _tq1_0(block: Array) -> Array:
     """Five base-3 digits per byte, as a fraction of 256; four in the last bytes."""
     import numpy as np
 
@@ -173,11 +170,11 @@ def _tq1_0(block: Any) -> Array:
     return _wide(block["d"]) * (_wide(np.concatenate(digits, axis=1).astype(np.uint16) * 3 >> 8) - 1)
 
 
-def _tq2_0(block: Any) -> Array:
+def _tq2_0(block: Array) -> Array:
     return _wide(block["d"]) * (_wide(_split(block["q"], 2, 32)) - 1)
 
 
-def _mxfp4(block: Any) -> Array:
+def _mxfp4(block: Array) -> Array:
     """Half the power of two, for the values are doubled. The two least are subnormal in fp32."""
     import numpy as np
 
@@ -186,11 +183,11 @@ def _mxfp4(block: Any) -> Array:
     return halves * np.array(_E2M1, np.float32)[_split(block["q"], 4, 16)]
 
 
-def _iq4_nl(block: Any) -> Array:
+def _iq4_nl(block: Array) -> Array:
     return _wide(block["d"]) * _iq4_values(block["q"])
 
 
-def _iq4_xs(block: Any) -> Array:
+def _iq4_xs(block: Array) -> Array:
     scales = _split(block["low"], 4) | _split(block["high"], 2) << 4
     return _scaled(_wide(block["d"]) * (_wide(scales) - 32), _iq4_values(block["q"]))
 
@@ -201,39 +198,39 @@ def _iq4_values(q: Array) -> Array:
     return np.array(_IQ4, np.float32)[_split(q, 4, 16)]
 
 
-def _iq2_xxs(block: Any) -> Array:
+def _iq2_xxs(block: Array) -> Array:
     words = block["q"].reshape(len(block), 8, 2)
     indices, rest = _bytes_of(words[..., 0]), words[..., 1]
     scales = _wide(block["d"]) * (_wide(rest >> 28) + 0.5) * 0.25
     return _scaled(scales, _from_grid("IQ2_XXS", indices) * _signs_of_28_bits(rest))
 
 
-def _iq2_xs(block: Any) -> Array:
+def _iq2_xs(block: Array) -> Array:
     grid = _from_grid("IQ2_XS", block["q"] & 511)
     return _scaled(_small_scales(block), grid * _signs(_signs_of_7_bits()[block["q"] >> 9]))
 
 
-def _iq2_s(block: Any) -> Array:
+def _iq2_s(block: Array) -> Array:
     indices = block["q"] | _split(block["high"], 2).astype("u2") << 8
     return _scaled(_small_scales(block), _from_grid("IQ2_S", indices) * _signs(block["signs"]))
 
 
-def _small_scales(block: Any) -> Array:
+def _small_scales(block: Array) -> Array:
     return _wide(block["d"]) * (_wide(_split(block["scales"], 4)) + 0.5) * 0.25
 
 
-def _iq3_xxs(block: Any) -> Array:
+def _iq3_xxs(block: Array) -> Array:
     scales = _wide(block["d"]) * (_wide(block["rest"] >> 28) + 0.5) * 0.5
     return _scaled(scales, _from_grid("IQ3_XXS", block["q"]) * _signs_of_28_bits(block["rest"]))
 
 
-def _iq3_s(block: Any) -> Array:
+def _iq3_s(block: Array) -> Array:
     indices = block["q"] | _split(block["high"], 1).astype("u2") << 8
     scales = _wide(block["d"]) * (2 * _wide(_split(block["scales"], 4)) + 1)
     return _scaled(scales, _from_grid("IQ3_S", indices) * _signs(block["signs"]))
 
 
-def _iq1_s(block: Any) -> Array:
+def _iq1_s(block: Array) -> Array:
     import numpy as np
 
     high = block["high"]
@@ -243,7 +240,7 @@ def _iq1_s(block: Any) -> Array:
     return _scaled(_wide(block["d"]) * (2 * _wide(high >> 12 & 7) + 1), shifted)
 
 
-def _iq1_m(block: Any) -> Array:
+def _iq1_m(block: Array) -> Array:
     import numpy as np
 
     words, high = block["scales"], _split(block["high"], 4)
@@ -301,7 +298,7 @@ def _bytes_of(words: Array) -> Array:
     return np.ascontiguousarray(words).view(np.uint8).reshape(len(words), -1)
 
 
-def _type(number: int, columns: int, decode: Callable[[Any], Array], **fields: str) -> BlockType:
+def _type(number: int, columns: int, decode: Callable[[Array], Array], **fields: str) -> BlockType:
     """fields: the dtype of each and, after a star, how many there are."""
     parsed = ((name, *spec.partition("*")[::2]) for name, spec in fields.items())
     return BlockType(number, columns, tuple((name, kind, int(count or 1)) for name, kind, count in parsed), decode)
