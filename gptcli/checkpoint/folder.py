@@ -86,7 +86,8 @@ class ModelFolder:
 
         Raises UnsupportedArchitecture or BrokenCheckpoint.
         """
-        architecture = architecture_of(HfConfig(self.config), self.weights)
+        where = str(self.path) if self.gguf else "config.json"
+        architecture = architecture_of(HfConfig(self.config, where), self.weights)
         self._check_complete(architecture)
         _ = self.stop_ids  # raises for what is no id
         return architecture

@@ -101,7 +101,8 @@ class GgufArchitecture:
     model_type: transformers' name; extra may replace it. top, block: tensors outside of layers and in each one, by
     their names without `.weight` or `.bias`. eps: config.json's name for the norms' epsilon. pairs: RoPE turns
     neighbouring channels, for which the converter has reordered the rows of q and k. plus_one: 1 was added to norms.
-    regrouped: the rows of attn_qkv were regrouped from heads to q, k and v. constants: more of config.json.
+    regrouped: the rows of attn_qkv were regrouped from heads to q, k and v. partial: RoPE turns a part of each head
+    unless config.json says otherwise. constants: more of config.json.
     renamed: other names of config.json's common fields.
     """
 
@@ -113,6 +114,7 @@ class GgufArchitecture:
     pairs: bool = False
     plus_one: bool = False
     regrouped: bool = False
+    partial: bool = False
     constants: Mapping[str, Any] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     extra: Extra = _nothing
@@ -127,6 +129,17 @@ def _llama(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
         raise fields.file.unsupported("a mixture of experts with biases is not read")
     top_k = fields.integer("expert_used_count")
     return {"model_type": "mixtral", "num_local_experts": experts, "num_experts_per_tok": top_k}
+
+
+def _ministral3(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    scaling, beta = config["rope_scaling"], fields.number("attention.temperature_scale")
+    if beta and (not scaling or "original_max_position_embeddings" not in scaling):
+        raise fields.file.broken("attention.temperature_scale without an original context")
+    if scaling and beta:
+        scaling["llama_4_scaling_beta"] = beta
+    if scaling and (scale := fields.number("rope.scaling.yarn_log_multiplier")):
+        scaling |= {"mscale": scale, "mscale_all_dim": scale}
+    return {}
 
 
 def _qwen_moe(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
@@ -182,17 +195,25 @@ def _original_context(fields: Fields, config: dict[str, Any]) -> int:
     return fields.integer("rope.scaling.original_context_length", config["max_position_embeddings"])
 
 
+def _no_groups(fields: Fields, config: dict[str, Any]) -> None:
+    """Takes out the number of heads for keys and values, which is that of all heads."""
+    if config.pop("num_key_value_heads") != config["num_attention_heads"]:
+        raise fields.file.unsupported("heads that share keys and values are not read in this architecture")
+
+
 def _gpt_neox(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    _no_groups(fields, config)
     return {
         "use_parallel_residual": fields.flag("use_parallel_residual", True),
-        "rotary_pct": config.pop("partial_rotary_factor", 1.0),
+        "rotary_pct": config.pop("partial_rotary_factor"),
         "attention_bias": fields.has(".attn_qkv.bias"),
     }
 
 
 def _gpt2(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
-    for name in ("head_dim", "num_key_value_heads", "rope_theta", "rope_scaling"):
-        config.pop(name, None)
+    _no_groups(fields, config)
+    for name in ("head_dim", "rope_theta", "rope_scaling"):
+        config.pop(name)
     return {"activation_function": "gelu_new"}
 
 
@@ -206,12 +227,11 @@ def _stablelm(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
         "use_parallel_residual": not fields.has(".ffn_norm.weight"),
         "use_qkv_bias": fields.has(".attn_q.bias"),
         "qk_layernorm": fields.has(".attn_q_norm.weight"),
-        "partial_rotary_factor": config.get("partial_rotary_factor", 1.0),
     }
 
 
 def _olmo(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
-    if config.pop("layer_norm_eps", 1e-5) != 1e-5:
+    if config.pop("layer_norm_eps") not in (None, 1e-5):
         raise fields.file.unsupported("an epsilon of norms that is not 1e-5")
     return {"clip_qkv": fields.number("attention.clamp_kqv")}
 
@@ -221,7 +241,12 @@ def _olmo2(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     if not window:
         return {}
     types = fields.sliding(config["num_hidden_layers"], 4)
-    return {"model_type": "olmo3", "sliding_window": window, "layer_types": types}
+    theta, scaling = config.pop("rope_theta"), config.pop("rope_scaling") or {"rope_type": "default"}
+    ropes = {
+        "full_attention": scaling | {"rope_theta": theta},
+        "sliding_attention": {"rope_type": "default", "rope_theta": fields.number("rope.freq_base_swa", theta)},
+    }
+    return {"model_type": "olmo3", "sliding_window": window, "layer_types": types, "rope_parameters": ropes}
 
 
 def _granite(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
@@ -245,8 +270,7 @@ def _cohere(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _glm4(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
-    factor = config.get("partial_rotary_factor", 1.0)
-    return {"attention_bias": fields.has(".attn_q.bias"), "partial_rotary_factor": factor}
+    return {"attention_bias": fields.has(".attn_q.bias")}
 
 
 def _gpt_oss(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
@@ -278,6 +302,7 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
         pairs=True,
         extra=_llama,
     ),
+    "mistral3": GgufArchitecture(model_type="ministral3", pairs=True, extra=_ministral3),
     "qwen2": GgufArchitecture(model_type="qwen2"),
     "qwen2moe": GgufArchitecture(
         model_type="qwen2_moe",
@@ -304,7 +329,11 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
         model_type="gemma3_text", block=_ATTENTION | _QK_NORMS | _MLP | _FOUR_NORMS, plus_one=True, extra=_gemma3
     ),
     "phi2": GgufArchitecture(
-        model_type="phi", block=_PHI_BLOCK, top=_TOP | {"output_norm": "model.final_layernorm"}, eps="layer_norm_eps"
+        model_type="phi",
+        partial=True,
+        block=_PHI_BLOCK,
+        top=_TOP | {"output_norm": "model.final_layernorm"},
+        eps="layer_norm_eps",
     ),
     "phi3": GgufArchitecture(
         model_type="phi3",
@@ -319,6 +348,7 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     ),
     "gptneox": GgufArchitecture(
         model_type="gpt_neox",
+        partial=True,
         block=_NORMS
         | {
             "attn_qkv": "attention.query_key_value",
@@ -367,6 +397,7 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     ),
     "stablelm": GgufArchitecture(
         model_type="stablelm",
+        partial=True,
         block=_LLAMA | {"attn_q_norm": "self_attn.q_layernorm.norms", "attn_k_norm": "self_attn.k_layernorm.norms"},
         eps="layer_norm_eps",
         extra=_stablelm,
@@ -385,6 +416,7 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     "cohere2": GgufArchitecture(model_type="cohere2", eps="layer_norm_eps", extra=_cohere),
     "glm4": GgufArchitecture(
         model_type="glm4",
+        partial=True,
         block=_ATTENTION
         | {
             "attn_norm": "input_layernorm",

@@ -180,8 +180,8 @@ class GgufModel:
         if config["max_position_embeddings"] < 1 or config["num_hidden_layers"] < 1:
             raise file.broken("it has no context or no layers")
         config["rope_scaling"] = self._rope_scaling(config)
-        if (dim := fields.integer("rope.dimension_count", head_dim)) != head_dim:
-            config["partial_rotary_factor"] = _fraction(dim, head_dim)
+        if known.partial or fields.integer("rope.dimension_count", head_dim) != head_dim:
+            config["partial_rotary_factor"] = _fraction(fields.integer("rope.dimension_count", head_dim), head_dim)
         config |= known.extra(fields, config)
         config = {known.renamed.get(name, name): value for name, value in config.items() if value is not None}
         for role in ("bos", "eos"):

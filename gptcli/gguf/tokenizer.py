@@ -60,7 +60,9 @@ def gguf_tokenizer(file: GgufFile) -> tuple[bytes, _Json]:
         **{f"{role}_token": tokens[id] for role in ("bos", "eos", "unk", "pad") if (id := ids[role]) is not None},
         "chat_template": file.optional("tokenizer.chat_template", str),
     }
-    return json.dumps(state).encode(), {name: value for name, value in settings.items() if value is not None}
+    return json.dumps(state, ensure_ascii=False).encode(), {
+        name: value for name, value in settings.items() if value is not None
+    }
 
 
 def stop_ids(file: GgufFile) -> list[int]:

@@ -112,7 +112,7 @@ def write_gguf(
         if name == "general.architecture":
             writer.kv_data[0][name].value = value
             continue
-        _add_field(writer, name, value)
+        add_field(writer, name, value)
     chosen: dict[str, np.ndarray | tuple[np.ndarray, Kind]] = {}
     for seed, (name, shape) in enumerate((tensor_shapes or shapes(tied)).items()):
         kind = Kind.F32 if len(shape) == 1 else _kind_of(name, kinds)
@@ -147,7 +147,7 @@ def _kind_of(name: str, kinds: Kind | dict[str, Kind]) -> Kind:
     return next((kind for end, kind in kinds.items() if name.endswith(end)), Kind.F32)
 
 
-def _add_field(writer: GGUFWriter, name: str, value: Any) -> None:
+def add_field(writer: GGUFWriter, name: str, value: Any) -> None:
     match value:
         case bool():
             writer.add_bool(name, value)
