@@ -44,7 +44,7 @@ def ggml_weight(kind: str, data: Tensor) -> Tensor | PackedWeight:
         return torch.from_numpy(decoded(kind, data.numpy()))
     fields = _fields(kind, data)
     if kind == "MXFP4":
-        return Mxfp4Weight(_neighbours(fields["q"]), fields["e"].squeeze(-1))
+        return Mxfp4Weight(_neighbours(fields["q"]).flatten(-2), fields["e"].squeeze(-1))
     affine = _affine(kind, fields)
     if affine is None or not affine.scales.isfinite().all() or not affine.biases.isfinite().all():
         return GgmlWeight(data, kind)

@@ -6,12 +6,12 @@ What llama.cpp's converter does to tensors of some architectures is done here by
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, get_tensor_name_map
+from gguf import MODEL_ARCH_NAMES, GGUFWriter, get_tensor_name_map
 from safetensors.numpy import load_file
 
 from tests.gguf.tiny_gguf import add_field
@@ -34,15 +34,25 @@ Arrays = dict[str, np.ndarray]
 
 
 def write_model(
-    checkpoint: Path, file: Path, architecture: str, config: dict[str, Any], fields: dict[str, Any], more: Arrays
+    checkpoint: Path,
+    file: Path,
+    architecture: str,
+    config: dict[str, Any],
+    fields: dict[str, Any],
+    more: Arrays,
+    also: Callable[[GGUFWriter], object] = lambda writer: None,
 ) -> None:
-    """Writes a checkpoint's weights. fields: by their names without the architecture's. more: tensors to add."""
+    """Writes a checkpoint's weights.
+
+    fields: by their names without the architecture's. more: tensors to add. also: adds other fields.
+    """
     writer = GGUFWriter(file, architecture)
     common = {name: next((config[key] for key in keys if config.get(key) is not None), None)
               for name, keys in COMMON.items()}  # fmt: skip
     for name, value in (common | fields).items():
         if value is not None:
             add_field(writer, f"{architecture}.{name}", value)
+    also(writer)
     for name, values in (tensors_of(checkpoint, architecture, config) | more).items():
         writer.add_tensor(name, np.ascontiguousarray(values))
     writer.write_header_to_file()
@@ -54,7 +64,6 @@ def write_model(
 def tensors_of(checkpoint: Path, architecture: str, config: dict[str, Any]) -> Arrays:
     """A checkpoint's tensors as llama.cpp's converter would name and change them."""
     names = get_tensor_name_map(ARCHITECTURES[architecture], config.get("num_hidden_layers", config.get("n_layer", 0)))
-    assert MODEL_ARCH
     result: Arrays = {}
     for name, values in _in_one(load_file(checkpoint / "model.safetensors")):
         mapped = names.get_name(name, try_suffixes=(".weight", ".bias"))

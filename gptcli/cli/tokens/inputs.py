@@ -17,6 +17,7 @@ from gptcli.cli.template_choice import chosen_template
 from gptcli.errors import InputError, ModelNotFound, UsageError
 from gptcli.models.catalog import FetchProgress
 from gptcli.models.locate import locate
+from gptcli.gguf.reader import is_gguf
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.chat_tokens import transcript
 from gptcli.text.located_tokens import Token, tokens_of
@@ -28,15 +29,14 @@ _SEPARATOR = re.compile(r"[\s,]+")
 
 
 def open_tokenizer(name: str, offline: bool, on_fetch: FetchProgress) -> tuple[Tokenizer, Path]:
-    """A tokenizer and its directory. name: a model's, its directory, or the tokenizer.json in it.
+    """A tokenizer and its directory. name: a model's, its directory or GGUF file, or the tokenizer.json in it.
 
     Raises ModelNotFound and BrokenTokenizer.
     """
     path = locate(name, offline=offline, on_progress=on_fetch)
-    if not path.is_dir():
+    if not path.is_dir() and not is_gguf(path):
         if path.name != "tokenizer.json":
-            hint = f"run `gptcli models import {path}`" if path.suffix == ".gguf" else None
-            raise ModelNotFound(f"no tokenizer: {path}: neither a directory nor called tokenizer.json", hint)
+            raise ModelNotFound(f"no tokenizer: {path}: not a directory, a GGUF file or a tokenizer.json")
         path = path.parent
     return Tokenizer.open(path), path
 
