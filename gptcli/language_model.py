@@ -405,7 +405,7 @@ def load(
     draft_model: str | Path | None = None,
     offline: bool = False,
 ) -> LanguageModel:
-    """Loads a model by name or directory. Raises subclasses of GptcliError that say what is wrong.
+    """Loads a model by name, directory or GGUF file. Raises subclasses of GptcliError that say what is wrong.
 
     speculate: most tokens drafted a step, from the text itself or with a smaller model, `draft_model`.
     """

@@ -50,15 +50,16 @@ def _else(value: float) -> str:
 
 
 _model_name = partial(_model_option, "-m", "--model", envvar="GPTCLI_MODEL", autocompletion=model_names)
-Model = Annotated[str, _model_name(help="A directory, or a name that `gptcli models` lists.")]
+Model = Annotated[str, _model_name(help="A directory, a GGUF file, or a name that `gptcli models` lists.")]
 ChatModel = Annotated[
     str | None,
     _model_name(
-        help=f"A directory, or a name that `gptcli models` lists. (default: the session's, else {DEFAULT_MODEL})"
+        help="A directory, a GGUF file, or a name that `gptcli models` lists. "
+        f"(default: the session's, else {DEFAULT_MODEL})"
     ),
 ]
 TokenizerModel = Annotated[
-    str, _model_name(help="A directory, a tokenizer.json, or a name that `gptcli models` lists.")
+    str, _model_name(help="A directory, a GGUF file, a tokenizer.json, or a name that `gptcli models` lists.")
 ]
 Offline = Annotated[bool, _model_option("--offline", help="Never fetch the default model.")]
 

@@ -30,6 +30,7 @@ _DEEPSEEK_LETTERS = (
     "\uff21-\uff3a\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb\U00010c80-"
     "\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
 )
+LAST_SPACES = r"\s+$"  # takes time by the square of the length of a run of spaces
 _CHINESE = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 
 _ALIKE: dict[tuple[str, ...], tuple[str, ...]] = {
@@ -48,7 +49,7 @@ _ALIKE: dict[tuple[str, ...], tuple[str, ...]] = {
         r"[\r\n]",
         rf"\s?[{_DEEPSEEK_LETTERS}]+",
         "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
-        r"\s+$",
+        LAST_SPACES,
         "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+",
         r"\p{N}+",
     ),

@@ -12,18 +12,30 @@ import pytest
 from gptcli.gguf.convert import convert
 from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.text.tokenizer import Tokenizer
-from tests.gguf.tiny_gguf import BOS, CONTROL, PRE_TOKENIZERS, TOKENS, write_gguf, write_vocabulary
+from tests.gguf.record_llama_cpp_tokens import SENTENCEPIECE
+from tests.gguf.tiny_gguf import (
+    BOS,
+    CONTROL,
+    PRE_TOKENIZERS,
+    TOKENS,
+    write_gguf,
+    write_sentencepiece,
+    write_vocabulary,
+)
 
 RECORDED: dict[str, Any] = json.loads(Path(__file__).with_name("llama_cpp_tokens.json").read_text())
 
 
-@pytest.fixture(scope="module", params=PRE_TOKENIZERS)
+@pytest.fixture(scope="module", params=[*PRE_TOKENIZERS, *SENTENCEPIECE])
 def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Tokenizer]:
-    """A pre-tokenizer's name, and a tokenizer converted from a file with it."""
-    path = tmp_path_factory.mktemp(request.param)
-    merges = [tuple(merge.split(" ")) for merge in RECORDED["merges"]]
-    convert(write_vocabulary(path / "tiny.gguf", request.param, merges), path, lambda done, total: None)
-    return request.param, Tokenizer.open(path)
+    """A tokenizer's name, and the tokenizer of a file with it."""
+    file = tmp_path_factory.mktemp("kind") / "tiny.gguf"
+    if (prefix := SENTENCEPIECE.get(request.param)) is not None:
+        write_sentencepiece(file, RECORDED["pieces"], prefix=prefix)
+    else:
+        merges = [tuple(merge.split(" ")) for merge in RECORDED["merges"]]
+        write_vocabulary(file, request.param, merges)
+    return request.param, Tokenizer.open(file)
 
 
 def check(tokenizer: Tokenizer, name: str, *, special: bool) -> None:
