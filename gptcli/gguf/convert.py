@@ -36,10 +36,10 @@ def convert(source: Path, target: Path, on_progress: Callable[[int, int], None])
     Raises InputError, InvalidModel or OutputError. on_progress gets tensors' bytes done and in all.
     """
     model = read_model(source)
-    data, settings = gguf_tokenizer(model.file)
+    tokenizer, settings = gguf_tokenizer(model.file)
     files = {
         "config.json": model.config,
-        "tokenizer.json": json.loads(Tokenizer.from_buffer(data).to_str()),
+        "tokenizer.json": json.loads(Tokenizer.from_str(json.dumps(tokenizer)).to_str()),
         "tokenizer_config.json": {
             **settings,
             "clean_up_tokenization_spaces": False,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gptcli.errors import BrokenTokenizer
@@ -17,7 +16,7 @@ _Json = dict[str, Any]
 _BYTE_LEVEL: _Json = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
 
 
-def gguf_tokenizer(file: GgufFile) -> tuple[bytes, _Json]:
+def gguf_tokenizer(file: GgufFile) -> tuple[_Json, _Json]:
     """A file's tokenizer as the contents of a tokenizer.json, and the settings of a tokenizer_config.json.
 
     Raises BrokenTokenizer for unknown types of tokenizers, and BrokenCheckpoint.
@@ -60,9 +59,7 @@ def gguf_tokenizer(file: GgufFile) -> tuple[bytes, _Json]:
         **{f"{role}_token": tokens[id] for role in ("bos", "eos", "unk", "pad") if (id := ids[role]) is not None},
         "chat_template": file.optional("tokenizer.chat_template", str),
     }
-    return json.dumps(state, ensure_ascii=False).encode(), {
-        name: value for name, value in settings.items() if value is not None
-    }
+    return state, {name: value for name, value in settings.items() if value is not None}
 
 
 def stop_ids(file: GgufFile) -> list[int]:
@@ -156,7 +153,9 @@ def _sentencepiece(file: GgufFile, tokens: Sequence[str], types: Sequence[int]) 
     scores = file.values("tokenizer.ggml.scores", float)
     if len(scores) != len(tokens):
         raise file.broken("token scores do not match the tokens")
-    ranks = {token: (-score, id) for id, (token, score) in enumerate(zip(tokens, scores, strict=True))}
+    ids = {token: id for id, token in enumerate(tokens)}
+    plain = {token: id for token, id in ids.items() if types[id] != _CONTROL}
+    ranked = sorted(plain, key=lambda token: -scores[ids[token]])
     normalizers: list[_Json] = [{"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
     decoders: list[_Json] = [
         {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
@@ -174,8 +173,8 @@ def _sentencepiece(file: GgufFile, tokens: Sequence[str], types: Sequence[int]) 
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": {
             "type": "BPE",
-            "vocab": {token: id for id, token in enumerate(tokens)},
-            "merges": [(left, right) for *_, left, right in sorted(_pairs(ranks))],
+            "vocab": ids,
+            "merges": _pairs(ranked, plain),
             "unk_token": _unknown(tokens, types),
             "fuse_unk": False,
             "byte_fallback": True,
@@ -187,12 +186,12 @@ def _unknown(tokens: Sequence[str], types: Sequence[int]) -> str | None:
     return next((token for token, type in zip(tokens, types, strict=True) if type == _UNKNOWN), None)
 
 
-def _pairs(ranks: Mapping[str, tuple[float, int]]) -> Iterator[tuple[float, int, str, str]]:
-    """Every pair of tokens that makes a token, with the rank of that one."""
-    for token, rank in ranks.items():
-        if len(token) > _LONGEST_PIECE:
-            continue
-        for split in range(1, len(token)):
-            left, right = token[:split], token[split:]
-            if left in ranks and right in ranks:
-                yield *rank, left, right
+def _pairs(ranked: Sequence[str], known: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Every pair of tokens that makes a token, in the order of those."""
+    return [
+        (token[:split], token[split:])
+        for token in ranked
+        if len(token) <= _LONGEST_PIECE
+        for split in range(1, len(token))
+        if token[:split] in known and token[split:] in known
+    ]

@@ -34,9 +34,13 @@ class Tokenizer:
     """
 
     def __init__(
-        self, data: bytes, settings: dict[str, Any], where: Path, added: Mapping[str, int] | None = None
+        self,
+        data: bytes | dict[str, Any],
+        settings: dict[str, Any],
+        where: Path,
+        added: Mapping[str, int] | None = None,
     ) -> None:
-        """data: the contents of a tokenizer.json, found at `where`. Raises BrokenTokenizer.
+        """data: the contents of a tokenizer.json, found at `where`, as they are or parsed. Raises BrokenTokenizer.
 
         settings, added: what `read_settings` finds beside it.
         """
@@ -63,8 +67,8 @@ class Tokenizer:
         missing and BrokenTokenizer where they cannot be used.
         """
         if gguf is not None or is_gguf(path):
-            data, settings = gguf_tokenizer(gguf or GgufFile(path))
-            return cls(data, settings, path)
+            state, settings = gguf_tokenizer(gguf or GgufFile(path))
+            return cls(state, settings, path)
         notes = list[Note]()
         settings, added = read_settings(path, notes)
         data, settings, file = _read_data(path, settings)
