@@ -11,15 +11,19 @@ from typing import Any
 import pytest
 import torch
 
+from gptcli.checkpoint import load
 from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.load import Packing
 from gptcli.errors import BrokenCheckpoint, GptcliError, UnsupportedArchitecture
 from gptcli.gguf.convert import convert
+from gptcli.kernels.tensors import library as kernels
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import LocalModel, fingerprint
+from gptcli.quant.dense import DenseWeight
 from gptcli.settings import RuntimeConfig
 from gptcli.text.tokenizer import Tokenizer
 from tests.gguf.raw_gguf import RawGguf
-from tests.gguf.tiny_gguf import BOS, EOS, Kind, shapes, write_gguf
+from tests.gguf.tiny_gguf import BOS, EOS, HEAD_DIM, KV_HEADS, WIDTH, Kind, shapes, write_gguf
 
 FP32 = RuntimeConfig(device="cpu", dtype="fp32", quantize="none")
 IDS = [5, 17, 200, 3, 99, 2, 150, 260]
@@ -115,3 +119,19 @@ def test_parts_that_are_missing_wrong_or_not_the_first_are_refused(parts: list[P
     os.chmod(tmp_path / "parts", 0o777)
     with pytest.raises(BrokenCheckpoint, match="a link out of the model's directory"):
         ModelFolder.open(parts[0])
+
+
+@pytest.mark.parametrize(("packing", "dtype"), [("expand", torch.float16), ("dense", torch.float32)])
+def test_types_that_are_joined_and_not_alike_are_expanded_no_further_than_asked(
+    packing: Packing, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """q, k and v are one matrix here, and often of two types in a file."""
+    if (library := kernels()) is None:
+        pytest.skip("the kernels are not built here")
+    dense: list[DenseWeight] = []
+    monkeypatch.setattr(load, "DenseWeight", lambda values: dense.append(DenseWeight(values)) or dense[-1])
+    file = write_gguf(tmp_path / "tiny.gguf", {"attn_v.weight": Kind.Q8_0, "weight": Kind.Q4_0})
+    plan = load.WeightPlan(torch.device("cpu"), torch.float32, packing, library)
+    load.load_decoder(ModelFolder.open(file), plan)
+    rows = WIDTH + 2 * KV_HEADS * HEAD_DIM
+    assert {weight.values.dtype for weight in dense if weight.shape == (rows, WIDTH)} == {dtype}
