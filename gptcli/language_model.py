@@ -77,7 +77,7 @@ class LanguageModel:
         if self.ctx_size > config.max_context:
             raise UsageError(f"ctx-size {self.ctx_size} is beyond the model's context of {config.max_context}")
         self._loader = Loader(folder, runtime, self.ctx_size, None if runtime.draft_model else workload)
-        self.tokenizer = Tokenizer.open(folder.path)
+        self.tokenizer = Tokenizer.open(folder.path, folder.gguf.file if folder.gguf else None)
         self.tokenizer.limit(config.vocab_size)
 
     @classmethod
@@ -380,7 +380,7 @@ def load(
     draft_model: str | Path | None = None,
     offline: bool = False,
 ) -> LanguageModel:
-    """Loads a model by name or directory. Raises subclasses of GptcliError that say what is wrong.
+    """Loads a model by name, directory or GGUF file. Raises subclasses of GptcliError that say what is wrong.
 
     speculate: most tokens drafted a step, from the text itself or with a smaller model, `draft_model`.
     """

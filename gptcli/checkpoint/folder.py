@@ -1,4 +1,4 @@
-"""A model's directory: its JSON files, its tensors and weights by name, and its architecture. No torch."""
+"""A model's directory or GGUF file: its config, its tensors and weights by name, and its architecture. No torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from gptcli.checkpoint.formats import Dense, Gptq, Shape, Stored, check_floats, stored_weights
+from gptcli.checkpoint.formats import Dense, Gptq, Shape, Stored, check_floats, expanded_types, stored_weights
 from gptcli.checkpoint.generation_config import GENERATION_FIELDS, generation_source
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.not_a_model import refuse_adapter, refuse_pickle
@@ -18,12 +18,17 @@ from gptcli.checkpoint.registry import architecture_of
 from gptcli.checkpoint.safetensors_header import TensorInfo, read_header
 from gptcli.errors import BrokenCheckpoint, ModelNotFound
 from gptcli.files import NotJson, is_there, read_json
+from gptcli.gguf.model import GgufModel, read_model
+from gptcli.gguf.reader import is_gguf
 from gptcli.notes import Note
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """An opened model directory. generation_config: None if there is none that can be read, as in transformers."""
+    """An opened model directory, or a GGUF file, which is read as one.
+
+    generation_config: None if there is none that can be read, as in transformers.
+    """
 
     path: Path
     config: dict[str, Any]
@@ -31,6 +36,7 @@ class ModelFolder:
     tensors: dict[str, TensorInfo]
     not_in_shards: tuple[str, ...] = ()  # tensors that the index names and no file has
     reading_notes: list[Note] = field(default_factory=list)
+    gguf: GgufModel | None = field(default=None, compare=False)
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -38,15 +44,29 @@ class ModelFolder:
 
         Raises ModelNotFound if there is no model, and BrokenCheckpoint if its files contradict each other.
         """
+        if is_gguf(path):
+            return cls._open_gguf(path)
         if not path.is_dir():
-            hint = f"run `gptcli models import {path}`" if path.suffix == ".gguf" else None
-            raise ModelNotFound(f"not a model directory: {path}", hint)
+            raise ModelNotFound(f"neither a model directory nor a GGUF file: {path}")
         if not is_there(path / "config.json"):
             refuse_adapter(path)
             raise ModelNotFound(f"not a model directory: {path}: it has no config.json")
         notes = list[Note]()
         config = read_json(path / "config.json", notes=notes, contradictions=True)
         return cls(path, config, _read_generation_config(path, notes), *_read_tensors(path), notes)
+
+    @classmethod
+    def _open_gguf(cls, path: Path) -> Self:
+        model = read_model(path)
+        tensors = {
+            name: TensorInfo(each.kind, each.shape, each.file, each.offset, each.size, each.edit)
+            for name, each in model.tensors.items()
+        }
+        notes = [Note("fields that nothing reads", model.left_over)] if model.left_over else []
+        folder = cls(path, model.config, model.generation_config, tensors, (), notes, model)
+        if kinds := expanded_types(folder.weights):
+            notes.append(Note("expanded in memory, for nothing multiplies with them as stored: blocks of type", kinds))
+        return folder
 
     @cached_property
     def notes(self) -> list[Note]:
@@ -67,7 +87,8 @@ class ModelFolder:
 
         Raises UnsupportedArchitecture or BrokenCheckpoint.
         """
-        architecture = architecture_of(HfConfig(self.config), self.weights)
+        where = str(self.path) if self.gguf else "config.json"
+        architecture = architecture_of(HfConfig(self.config, where), self.weights)
         self._check_complete(architecture)
         _ = self.stop_ids  # raises for what is no id
         return architecture
@@ -125,7 +146,7 @@ class ModelFolder:
                 check_floats(name, self.tensors)
         unused = self._unused(architecture)
         used = {_without_numbers(name) for name in wanted}
-        other = [name for name in unused if _is_bias_of(name, wanted) or _without_numbers(name) in used]
+        other = [name for name in unused if self.gguf or _is_bias_of(name, wanted) or _without_numbers(name) in used]
         if other:
             raise BrokenCheckpoint(_listed("tensors that the architecture does not use", other))
 

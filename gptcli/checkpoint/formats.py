@@ -12,6 +12,7 @@ from typing import Any
 
 from gptcli.checkpoint.safetensors_header import TensorInfo
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
+from gptcli.gguf.blocks import BLOCKS
 
 Shape = tuple[int, ...]
 Tensors = Mapping[str, TensorInfo]
@@ -52,6 +53,13 @@ class Mxfp4(Stored):
     """gpt-oss's blocks and scales."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ggml(Stored):
+    """Blocks of one of ggml's types, in a GGUF file. `quant.ggml.ggml_weight` makes a weight of them."""
+
+    kind: str
+
+
 class Awq(Stored):
     """AWQ's qweight, qzeros and scales."""
 
@@ -66,6 +74,9 @@ class Gptq(Stored):
 
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
+GGML_TYPES = frozenset(BLOCKS) - {*_FLOATS}  # of blocks
+# Those that no packed weight stands for: they are expanded.
+_EXPANDED_TYPES = GGML_TYPES - {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "MXFP4"}
 
 Finder = Callable[[dict[str, Any], Tensors], Iterator[tuple[str, Stored]]]
 
@@ -76,7 +87,7 @@ def stored_weights(config: dict[str, Any], tensors: Tensors) -> dict[str, Stored
     Raises UnsupportedArchitecture for an unknown quantization, and BrokenCheckpoint for tensors that do not match.
     """
     finder, settings = _finder(config)
-    packed = dict(finder(settings, tensors))
+    packed = dict(finder(settings, tensors)) | dict(_find_ggml(tensors))
     taken = {name for stored in packed.values() for name in stored.tensors + stored.unread}
     dense = {
         name: Dense(shape=info.shape, tensors=(name,))
@@ -84,6 +95,12 @@ def stored_weights(config: dict[str, Any], tensors: Tensors) -> dict[str, Stored
         if name not in taken and name not in packed
     }
     return packed | dense
+
+
+def expanded_types(weights: Mapping[str, Stored]) -> tuple[str, ...]:
+    """The types of ggml's blocks among weights that are kept in no packed form."""
+    kinds = {stored.kind for stored in weights.values() if isinstance(stored, Ggml)}
+    return tuple(sorted(kinds & _EXPANDED_TYPES))
 
 
 def check_floats(name: str, tensors: Tensors) -> None:
@@ -148,6 +165,12 @@ def _affine_settings(settings: dict[str, Any], module: str) -> tuple[int, int]:
             f"config.json: quantization with {bits} bits in groups of {group_size} is not supported"
         )
     return bits, group_size
+
+
+def _find_ggml(tensors: Tensors) -> Iterator[tuple[str, Stored]]:
+    for name, info in tensors.items():
+        if info.dtype in GGML_TYPES:
+            yield name, Ggml(shape=info.shape, tensors=(name,), about=info.dtype, kind=info.dtype)
 
 
 def _find_fp8(settings: dict[str, Any], tensors: Tensors) -> Iterator[tuple[str, Stored]]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.formats import Ggml
 from gptcli.checkpoint.recipes import (
     Concat,
     EvensThenOdds,
@@ -87,7 +88,8 @@ def load_decoder(folder: ModelFolder, plan: WeightPlan, on_progress: Progress = 
         for name, recipe in folder.architecture.parameters.items():
             # 1 + w needs more bits than w.
             dtype = torch.float32 if isinstance(recipe, PlusOne) else plan.dtype
-            slot = _Slot(decoder, name, dtype)
+            of_blocks = any(isinstance(source.stored(each), Ggml) for each in sources(recipe))
+            slot = _Slot(decoder, name, dtype, of_blocks)
             slot.fill(_holder(slot, _cook(recipe, source), plan))
             on_progress(source.bytes_read, folder.weight_bytes)
         for name in folder.surplus_biases:
@@ -115,11 +117,15 @@ def empty_decoder(folder: ModelFolder) -> Decoder:
 
 @dataclass(frozen=True)
 class _Slot:
-    """A parameter of the decoder that waits for its value. dtype: its precision if it becomes dense."""
+    """A parameter of the decoder that waits for its value.
+
+    dtype: its precision if it becomes dense. of_blocks: whether it is made of ggml's blocks.
+    """
 
     decoder: Decoder
     name: str
     dtype: torch.dtype
+    of_blocks: bool
 
     @property
     def path(self) -> str:
@@ -227,9 +233,18 @@ def _form(slot: _Slot, value: Tensor | PackedWeight, plan: WeightPlan) -> Tensor
         if plan.packing == "dense" or (plan.packing == "expand" and not in_kernels):
             value = value.dequantize(half or slot.dtype)
     if isinstance(value, Tensor) and plan.library is not None:
-        value = value if half is None else value.to(half)
+        if half is not None:
+            value = value.to(half)
+        elif slot.of_blocks and plan.packing != "dense":
+            value = _halved(value)
         return DenseWeight(value) if value.dtype in FLOATS else value
     return value
+
+
+def _halved(value: Tensor) -> Tensor:
+    """In fp16, which is far finer than the few bits of ggml's blocks, unless a value is too large."""
+    halves = value.half()
+    return halves if halves.isfinite().all() else value
 
 
 def _quantized(slot: _Slot, value: Tensor, packing: Literal["int8", "int4"]) -> Tensor | PackedWeight:

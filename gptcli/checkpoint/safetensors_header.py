@@ -14,6 +14,7 @@ from typing import Any
 
 from gptcli.errors import BrokenCheckpoint
 from gptcli.files import open_within, parse_json
+from gptcli.gguf.model import Edit
 
 DTYPE_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
@@ -27,13 +28,17 @@ _MOST_DIMENSIONS = 8  # the product of a million would take an hour
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor's dtype and shape, and its `size` bytes at `offset` of a file."""
+    """A tensor's dtype and shape, and its `size` bytes at `offset` of a file.
+
+    In a GGUF file the dtype is a type of blocks, and `edit` makes of the bytes those of the model, if they differ.
+    """
 
     dtype: str
     shape: tuple[int, ...]
     file: Path
     offset: int
     size: int
+    edit: Edit | None = None
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.formats import Affine, Awq, Fp8, Gptq, Mxfp4, Stored
+from gptcli.checkpoint.formats import GGML_TYPES, Affine, Awq, Fp8, Ggml, Gptq, Mxfp4, Stored
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
 from gptcli.files import open_within
+from gptcli.gguf.blocks import BLOCKS, decoded
 from gptcli.quant.affine import AffineWeight
 from gptcli.quant.awq import awq_weight
 from gptcli.quant.fp8 import fp8_weight
+from gptcli.quant.ggml import ggml_weight
 from gptcli.quant.gptq import gptq_weight
 from gptcli.quant.mxfp4 import mxfp4_weight
 from gptcli.quant.packed import PackedWeight
@@ -55,20 +57,30 @@ class TensorSource:
         return self._folder.weights[name]
 
     def read(self, name: str) -> Tensor:
-        """A tensor as it is stored; U32 comes as bytes. Raises BrokenCheckpoint if the file has become too short."""
+        """A tensor as it is stored; U32 and ggml's blocks come as bytes.
+
+        Raises BrokenCheckpoint if the file has become too short.
+        """
         info = self._folder.tensors[name]
-        shape = (*info.shape[:-1], -1) if info.dtype == "U32" else info.shape
-        return self._bytes(name, 0, info.size).view(shape)
+        as_bytes = info.dtype == "U32" or info.dtype in GGML_TYPES
+        shape = (*info.shape[:-1], -1) if as_bytes else info.shape
+        data = self._bytes(name, 0, info.size)
+        if info.edit is not None:
+            edited = info.edit.undone(data.view(torch.uint8).numpy(), info.shape[0])
+            data = torch.from_numpy(edited).view(data.dtype)
+        return data.view(shape)
 
     def chunks(self, name: str) -> Iterator[Tensor]:
-        """A tensor's values in flat chunks of a few MB. Raises as `read` does."""
-        size = self._folder.tensors[name].size
-        for start in range(0, size, _CHUNK):
-            yield self._bytes(name, start, min(_CHUNK, size - start))
+        """A tensor's values in flat chunks of a few MB, unedited. Raises as `read` does."""
+        info = self._folder.tensors[name]
+        step = _CHUNK // BLOCKS[info.dtype].size * BLOCKS[info.dtype].size if info.dtype in GGML_TYPES else _CHUNK
+        for start in range(0, info.size, step):
+            data = self._bytes(name, start, min(step, info.size - start))
+            yield torch.from_numpy(decoded(info.dtype, data.numpy())) if info.dtype in GGML_TYPES else data
 
     def _bytes(self, name: str, start: int, size: int) -> Tensor:
         info = self._folder.tensors[name]
-        if info.dtype not in _DTYPES:
+        if info.dtype not in _DTYPES and info.dtype not in GGML_TYPES:
             raise UnsupportedArchitecture(f"{name}: weights of dtype {info.dtype} are not supported")
         if info.file not in self._files:
             self._files[info.file] = open_within(info.file)
@@ -78,7 +90,7 @@ class TensorSource:
         if file.readinto(buffer.numpy().data) != size:
             raise BrokenCheckpoint(f"cannot read: {info.file}: it ends within {name!r}")
         self.bytes_read += size
-        return buffer.view(_DTYPES[info.dtype])
+        return buffer.view(_DTYPES.get(info.dtype, torch.uint8))
 
     def weight(self, name: str) -> Tensor | PackedWeight:
         """A weight by its name in transformers: dense as it is stored, or packed."""
@@ -95,6 +107,8 @@ class TensorSource:
                 return mxfp4_weight(*tensors)
             case Awq():
                 return awq_weight(*tensors)
+            case Ggml(kind=kind):
+                return ggml_weight(kind, tensors[0])
             case Gptq(bits=bits, group_size=size, zero_offset=offset):
                 qweight, qzeros, scales, *g_idx = tensors
                 group_of = g_idx[0] if g_idx else None
@@ -105,7 +119,9 @@ class TensorSource:
 def non_finite_tensors(folder: ModelFolder) -> list[str]:
     """Names of the tensors that contain NaN or infinity. Reads all of them, a few MB at a time."""
     floats = [
-        name for name, info in folder.tensors.items() if (kind := _DTYPES.get(info.dtype)) and kind.is_floating_point
+        name
+        for name, info in folder.tensors.items()
+        if info.dtype in GGML_TYPES or ((kind := _DTYPES.get(info.dtype)) and kind.is_floating_point)
     ]
     with TensorSource(folder) as source:
         return [name for name in floats if not all(chunk.float().isfinite().all() for chunk in source.chunks(name))]

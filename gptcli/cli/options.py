@@ -51,9 +51,11 @@ def _model_name(help: str) -> Any:
 
 
 _NAMED = "or a name that `gptcli models` lists."
-Model = Annotated[str, _model_name(f"A directory, {_NAMED}")]
-ChatModel = Annotated[str | None, _model_name(f"A directory, {_NAMED} (default: the session's, else {DEFAULT_MODEL})")]
-TokenizerModel = Annotated[str, _model_name(f"A directory, a tokenizer.json, {_NAMED}")]
+Model = Annotated[str, _model_name(f"A directory, a GGUF file, {_NAMED}")]
+ChatModel = Annotated[
+    str | None, _model_name(f"A directory, a GGUF file, {_NAMED} (default: the session's, else {DEFAULT_MODEL})")
+]
+TokenizerModel = Annotated[str, _model_name(f"A directory, a GGUF file, a tokenizer.json, {_NAMED}")]
 Offline = Annotated[bool, _model_option("Never fetch the default model.", "--offline")]
 
 

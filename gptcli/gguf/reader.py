@@ -6,15 +6,16 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 an
 from __future__ import annotations
 
 import math
+import re
 import struct
 from dataclasses import dataclass
-from io import BufferedReader
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
-from gptcli.files import open_regular
+from gptcli.files import open_regular, open_within
+from gptcli.gguf.blocks import BLOCKS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,21 +25,25 @@ T = TypeVar("T")
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _MOST_VALUES = 1 << 24  # in a list: ten times the largest vocabulary
+_FIRST_READ, _MOST_READ = 8 << 20, 512 << 20  # bytes: most headers are shorter than the first
+_TYPES = {block.number: name for name, block in BLOCKS.items()}
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """A tensor's `size` bytes at `offset`. `shape` has the columns last; `kind` is a GGMLQuantizationType."""
+    """A tensor's `size` bytes at `offset` of a file. `shape` has the columns last; `kind` is a name in BLOCKS."""
 
     name: str
-    kind: Any
+    kind: str
     shape: tuple[int, ...]
+    file: Path
     offset: int
     size: int
 
 
 class GgufFile:
-    """A GGUF file's typed fields, and its tensors by name.
+    """A GGUF file's typed fields, and its tensors by name; those of all parts, if it is the first part of a split one.
 
     Raises BrokenCheckpoint for damage and UnsupportedArchitecture for what is unknown, made by `broken` and
     `unsupported`.
@@ -47,21 +52,17 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._read: set[str] = set()
-        with open_regular(path) as file:
-            self._size = file.seek(0, 2)
-            file.seek(0)
-            try:
-                self._fields, self.tensors = self._read_header(file)
-            except UnicodeDecodeError:
-                raise self.broken("a name or text in it is not UTF-8") from None
+        self.fields, self.tensors = _Header(path, path.resolve()).read()
+        if (parts := self.get("split.count", int, 1)) > 1:
+            self._read_parts(parts)
 
     def broken(self, why: str) -> BrokenCheckpoint:
         """An error: this file is damaged."""
-        return BrokenCheckpoint(f"cannot import: {self.path}: {why}")
+        return _broken(self.path, why)
 
     def unsupported(self, why: str, hint: str | None = None) -> UnsupportedArchitecture:
         """An error: this file needs something that is not implemented."""
-        return UnsupportedArchitecture(f"cannot import: {self.path}: {why}", hint)
+        return _unsupported(self.path, why, hint)
 
     def get(self, name: str, kind: type[T], default: T | None = None) -> T:
         """A field's value. An absent one gives the default, or an error if there is none."""
@@ -75,108 +76,192 @@ class GgufFile:
     def optional(self, name: str, kind: type[T]) -> T | None:
         """A field's value, or None if it is absent. Raises BrokenCheckpoint for another type."""
         self._read.add(name)
-        value = self._fields.get(name)
+        value = self.fields.get(name)
         if value is not None and (type(value) is not kind or isinstance(value, float) and not math.isfinite(value)):
             raise self.broken(f"{name} must be of type {kind.__name__}, not {str(value)[:40]!r}")
         return value
 
-    def texts(self, name: str) -> list[str]:
-        """A field that is a list of strings."""
-        return self._list(name, str)
+    def any(self, name: str) -> Any:
+        """A field's value of whatever type, or None if it is absent."""
+        self._read.add(name)
+        return self.fields.get(name)
 
-    def numbers(self, name: str) -> list[int]:
-        """A field that is a list of whole numbers."""
-        return self._list(name, int)
-
-    def unread(self, prefix: str) -> list[str]:
-        """Fields with this prefix that were never read."""
-        return [name for name in self._fields if name.startswith(prefix) and name not in self._read]
-
-    def data(self, tensor: GgufTensor) -> np.ndarray[Any, Any]:
-        """A tensor's bytes, copied: (..., bytes of a row)."""
-        import numpy as np
-
-        with open_regular(self.path) as file:
-            file.seek(tensor.offset)
-            data = np.frombuffer(self._take(file, tensor.size), np.uint8)
-        return data.reshape(*tensor.shape[:-1], -1)
-
-    def _list(self, name: str, kind: type[T]) -> list[T]:
+    def values(self, name: str, kind: type[T]) -> list[T]:
+        """A field that is a list of values of a type."""
         values = self.get(name, list)
         if any(type(value) is not kind for value in values):
             raise self.broken(f"{name} must be a list of type {kind.__name__}")
         return values
 
-    def _read_header(self, file: BufferedReader) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
-        if self._take(file, 4) != b"GGUF":
-            raise self.broken("not a GGUF file")
-        version = self._number(file, "I")
+    def unread(self, prefix: str) -> list[str]:
+        """Fields with this prefix that were never read."""
+        return [name for name in self.fields if name.startswith(prefix) and name not in self._read]
+
+    def data(self, tensor: GgufTensor) -> np.ndarray[Any, Any]:
+        """A tensor's bytes, copied: (..., bytes of a row)."""
+        import numpy as np
+
+        with open_regular(tensor.file) as file:
+            file.seek(tensor.offset)
+            data = file.read(tensor.size)
+        if len(data) < tensor.size:
+            raise self.broken("it ends too early; truncated or damaged")
+        return np.frombuffer(data, np.uint8).reshape(*tensor.shape[:-1], -1)
+
+    def _read_parts(self, count: int) -> None:
+        """Adds the tensors of the other parts, which are beside the first."""
+        name = _PART.fullmatch(self.path.name)
+        if name is None or int(name[3]) != count or count > 99_999:
+            raise self.unsupported(f"one of {count} parts, whose name does not end in -00001-of-{count:05}.gguf")
+        if int(name[2]) != 1 or self.get("split.no", int, 0) != 0:
+            raise self.unsupported(
+                "a part that is not the first", f"give {self.path.with_name(f'{name[1]}-00001-of-{name[3]}.gguf')}"
+            )
+        total = self.optional("split.tensors.count", int)
+        for number in range(2, count + 1):
+            path = self.path.with_name(f"{name[1]}-{number:05}-of-{name[3]}.gguf")
+            with open_within(path):  # else a part could be a link to any file
+                pass
+            fields, tensors = _Header(path, path.resolve()).read()
+            if fields.get("split.no") != number - 1 or fields.get("split.count") != count:
+                raise _broken(path, f"not part {number} of {count}")
+            if twice := sorted(self.tensors.keys() & tensors.keys()):
+                raise _broken(path, f"tensor {twice[0][:80]!r} is in another part, too")
+            self.tensors |= tensors
+        if total is not None and total != len(self.tensors):
+            raise self.broken(f"its parts have {len(self.tensors)} tensors of {total}")
+
+
+class _TooShort(Exception):
+    """The header goes on after what was read of it."""
+
+
+class _Header:
+    """Reads a header from the start of a file. Whatever it says of sizes, no more is read than is there."""
+
+    def __init__(self, path: Path, target: Path) -> None:
+        self._path, self._target = path, target
+        self._data = b""
+        self._at = 0
+        self._size = 0  # of the file
+
+    def read(self) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
+        """The fields, and the tensors by name."""
+        with open_regular(self._target) as file:
+            self._size = file.seek(0, 2)
+            length = _FIRST_READ
+            while True:
+                file.seek(0)
+                self._data, self._at = file.read(length), 0
+                try:
+                    return self._parsed()
+                except (_TooShort, struct.error):
+                    if length >= min(self._size, _MOST_READ):
+                        raise _broken(self._path, "it ends too early; truncated or damaged") from None
+                    length *= 8
+                except UnicodeDecodeError:
+                    raise _broken(self._path, "a name or text in it is not UTF-8") from None
+
+    def _parsed(self) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
+        if self._take(4) != b"GGUF":
+            raise _broken(self._path, "not a GGUF file")
+        version = self._number("I")
         if version not in (2, 3):
-            raise self.unsupported(f"GGUF version {version}; only 2 and 3 are read, little-endian")
-        tensor_count, field_count = self._number(file, "Q"), self._number(file, "Q")
+            raise _unsupported(self._path, f"GGUF version {version}; only 2 and 3 are read, little-endian")
+        tensor_count, field_count = self._number("Q"), self._number("Q")
         fields: dict[str, Any] = {}
         for _ in range(field_count):
-            name = self._text(file)
+            name = self._text()
             if name in fields:
-                raise self.broken(f"field {name[:80]!r} occurs twice")
-            fields[name] = self._value(file, self._number(file, "I"))
+                raise _broken(self._path, f"field {name[:80]!r} occurs twice")
+            fields[name] = self._value(self._number("I"))
         infos: dict[str, tuple[tuple[int, ...], int, int]] = {}
         for _ in range(tensor_count):
-            name, dimensions = self._text(file), self._number(file, "I")
+            name, dimensions = self._text(), self._number("I")
             if name in infos or not 1 <= dimensions <= 4:
-                raise self.broken(f"tensor {name[:80]!r} occurs twice, or has {dimensions} dimensions")
-            shape = struct.unpack(f"<{dimensions}Q", self._take(file, 8 * dimensions))
-            infos[name] = shape[::-1], self._number(file, "I"), self._number(file, "Q")
+                raise _broken(self._path, f"tensor {name[:80]!r} occurs twice, or has {dimensions} dimensions")
+            shape = struct.unpack(f"<{dimensions}Q", self._take(8 * dimensions))
+            infos[name] = shape[::-1], self._number("I"), self._number("Q")
         alignment = fields.get("general.alignment", 32)
         if type(alignment) is not int or alignment < 1:
-            raise self.broken(f"general.alignment must be a whole number, not {alignment!r}")
-        start = -(-file.tell() // alignment) * alignment
+            raise _broken(self._path, f"general.alignment must be a whole number, not {alignment!r}")
+        start = -(-self._at // alignment) * alignment
         tensors = {name: self._tensor(name, shape, kind, start + at) for name, (shape, kind, at) in infos.items()}
         ordered = sorted(tensors.values(), key=lambda tensor: tensor.offset)
         for tensor, following in pairwise(ordered):
             if tensor.offset + tensor.size > following.offset:  # else a small file could become a huge model
-                raise self.broken(f"tensors {tensor.name[:80]!r} and {following.name[:80]!r} overlap")
+                raise _broken(self._path, f"tensors {tensor.name[:80]!r} and {following.name[:80]!r} overlap")
         return fields, tensors
 
     def _tensor(self, name: str, shape: tuple[int, ...], kind: int, offset: int) -> GgufTensor:
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-        try:
-            known = GGMLQuantizationType(kind)
-        except ValueError:
-            raise self.unsupported(f"tensor {name[:80]!r} is of unknown type {kind}") from None
-        columns, block_bytes = GGML_QUANT_SIZES[known]
-        size = math.prod(shape) // columns * block_bytes
-        if shape[-1] % columns or not size or offset + size > self._size:
-            raise self.broken(
-                f"tensor {name[:80]!r} of shape {list(shape)} is not within the file; truncated or damaged"
+        if kind not in _TYPES:
+            raise _unsupported(self._path, f"tensor {name[:80]!r} is of type {kind}, which is not read")
+        block = BLOCKS[_TYPES[kind]]
+        size = math.prod(shape) // block.columns * block.size
+        if shape[-1] % block.columns or not size or offset + size > self._size:
+            raise _broken(
+                self._path,
+                f"tensor {name[:80]!r} of shape {list(shape)} is not within the file; truncated or damaged",
             )
-        return GgufTensor(name, known, shape, offset, size)
+        return GgufTensor(name, _TYPES[kind], shape, self._target, offset, size)
 
-    def _take(self, file: BufferedReader, size: int) -> bytes:
-        if size > self._size or len(data := file.read(size)) < size:
-            raise self.broken("it ends too early; truncated or damaged")
+    def _take(self, size: int) -> bytes:
+        data = self._data[self._at : self._at + size]
+        if len(data) < size:
+            raise _TooShort
+        self._at += size
         return data
 
-    def _number(self, file: BufferedReader, code: str) -> Any:
-        return struct.unpack(f"<{code}", self._take(file, struct.calcsize(code)))[0]
+    def _number(self, code: str) -> Any:
+        (value,) = struct.unpack_from(f"<{code}", self._data, self._at)
+        self._at += struct.calcsize(code)
+        return value
 
-    def _text(self, file: BufferedReader) -> str:
-        return self._take(file, self._number(file, "Q")).decode()
+    def _text(self) -> str:
+        return self._take(self._number("Q")).decode()
 
-    def _value(self, file: BufferedReader, kind: int) -> Any:
+    def _texts(self, count: int) -> list[str]:
+        data, at = self._data, self._at
+        length_at = struct.Struct("<Q").unpack_from
+        texts = []
+        for _ in range(count):
+            start = at + 8
+            at = start + length_at(data, at)[0]
+            if at > len(data):
+                raise _TooShort
+            texts.append(data[start:at].decode())
+        self._at = at
+        return texts
+
+    def _value(self, kind: int) -> Any:
         if kind in _NUMBERS:
-            return self._number(file, _NUMBERS[kind])
+            return self._number(_NUMBERS[kind])
         if kind == _STRING:
-            return self._text(file)
+            return self._text()
         if kind != _ARRAY:
-            raise self.broken(f"a field is of unknown type {kind}")
-        kind, count = self._number(file, "I"), self._number(file, "Q")
-        if _MOST_VALUES < count <= self._size:
-            raise self.broken(f"a field is a list of {count} values")
+            raise _broken(self._path, f"a field is of unknown type {kind}")
+        kind, count = self._number("I"), self._number("Q")
+        if kind != _STRING and kind not in _NUMBERS:
+            raise _broken(self._path, f"a field is a list of type {kind}")
+        if count > _MOST_VALUES:
+            raise _broken(self._path, f"a field is a list of {count} values")
         if kind == _STRING:
-            return [self._text(file) for _ in range(count)]
-        if kind not in _NUMBERS:
-            raise self.broken(f"a field is a list of type {kind}")
+            return self._texts(count)
         code = _NUMBERS[kind]
-        return list(struct.unpack(f"<{count}{code}", self._take(file, count * struct.calcsize(f"<{code}"))))
+        return list(struct.unpack(f"<{count}{code}", self._take(count * struct.calcsize(f"<{code}"))))
+
+
+def _broken(path: Path, why: str) -> BrokenCheckpoint:
+    return BrokenCheckpoint(f"cannot read: {path}: {why}")
+
+
+def _unsupported(path: Path, why: str, hint: str | None = None) -> UnsupportedArchitecture:
+    return UnsupportedArchitecture(f"cannot read: {path}: {why}", hint)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a path is a file that begins as a GGUF file does, or is called one."""
+    if not path.is_file():
+        return False
+    with open_regular(path) as file:
+        return file.read(4) == b"GGUF" or path.suffix == ".gguf"

@@ -1,101 +1,197 @@
-"""Builds tokenizer.json, tokenizer_config.json and generation_config.json from a GGUF file's fields."""
+"""Builds a tokenizer.json and its settings from a GGUF file's fields, so that ids are llama.cpp's."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-
 from gptcli.errors import BrokenTokenizer
+from gptcli.gguf.pre_tokenizers import ADDS_BOS, COMPOSES, DIGIT, GPT2, IGNORES_MERGES, SPLITTERS
 from gptcli.gguf.reader import GgufFile
 
-_CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
-
-_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
-_PATTERNS = {
-    "llama-bpe": _CONTRACTIONS + _WORDS % r"\p{N}{1,3}",
-    "qwen2": _CONTRACTIONS + _WORDS % r"\p{N}",
-}
-_KNOWN = ("gpt-2", "smollm", *_PATTERNS)
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # values of tokenizer.ggml.token_type
+_ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad", "eot": "eot", "eom": "eom"}
+_LONGEST_PIECE = 256  # characters; longer ones are made of no others
+_Json = dict[str, Any]
+_BYTE_LEVEL: _Json = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
 
 
-def tokenizer_files(file: GgufFile) -> dict[str, Any]:
-    """Contents of the three files by name.
+def gguf_tokenizer(file: GgufFile) -> tuple[_Json, _Json]:
+    """A file's tokenizer as the contents of a tokenizer.json, and the settings of a tokenizer_config.json.
 
     Raises BrokenTokenizer for unknown types of tokenizers, and BrokenCheckpoint.
     """
-    model = file.get("tokenizer.ggml.model", str)
-    if model != "gpt2":
-        raise BrokenTokenizer(f"cannot import: {file.path}: tokenizer {model!r} is not read, only byte-level BPE")
-    pre = file.get("tokenizer.ggml.pre", str)
-    if pre not in _KNOWN:
-        known = ", ".join(_KNOWN)
-        raise BrokenTokenizer(f"cannot import: {file.path}: pre-tokenizer {pre!r} is not known, only {known}")
-    tokens = file.texts("tokenizer.ggml.tokens")
-    roles = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad", "eot": "eot", "eom": "eom"}
-    ids = {role: file.optional(f"tokenizer.ggml.{field}_token_id", int) for field, role in roles.items()}
-    outside = {role: id for role, id in ids.items() if id is not None and not 0 <= id < len(tokens)}
+    kind = file.get("tokenizer.ggml.model", str)
+    if kind not in ("gpt2", "llama"):
+        raise _unsupported(file, f"tokenizer {kind[:40]!r}; gpt2 (byte-level BPE) and llama (SentencePiece) are read")
+    pre = file.get("tokenizer.ggml.pre", str, "default")
+    if kind == "gpt2" and pre not in SPLITTERS:
+        raise _unsupported(file, f"pre-tokenizer {pre[:40]!r}; known are {', '.join(SPLITTERS)}")
+    tokens = [token or f"[EMPTY_{id}]" for id, token in enumerate(file.values("tokenizer.ggml.tokens", str))]
+    types = file.values("tokenizer.ggml.token_type", int)
+    vocabulary = {token: id for id, token in enumerate(tokens)}
+    if len(types) != len(tokens) or len(vocabulary) != len(tokens):
+        raise file.broken("token types do not match the tokens, or a token occurs twice")
+    ids = _role_ids(file, len(tokens))
+    around = _around(file, ids, adds_bos=kind == "llama" or pre in ADDS_BOS)
+    components = _byte_level(file, pre, vocabulary) if kind == "gpt2" else _sentencepiece(file, tokens, types)
+    state = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": id,
+                "content": token,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": type == _CONTROL,
+            }
+            for id, (token, type) in enumerate(zip(tokens, types, strict=True))
+            if type in (_CONTROL, _USER_DEFINED)
+        ],
+        **components,
+        "post_processor": _post_processor(components["post_processor"], around, tokens),
+    }
+    settings = {
+        **{f"{role}_token": tokens[id] for role in ("bos", "eos", "unk", "pad") if (id := ids[role]) is not None},
+        "chat_template": file.optional("tokenizer.chat_template", str),
+    }
+    return state, {name: value for name, value in settings.items() if value is not None}
+
+
+def stop_ids(file: GgufFile) -> list[int]:
+    """Every id that ends a text or a turn."""
+    ids = [file.optional(f"tokenizer.ggml.{role}_token_id", int) for role in ("eos", "eot", "eom")]
+    return list(dict.fromkeys(id for id in ids if id is not None))
+
+
+def _unsupported(file: GgufFile, what: str) -> BrokenTokenizer:
+    return BrokenTokenizer(f"cannot read: {file.path}: {what}")
+
+
+def _role_ids(file: GgufFile, size: int) -> dict[str, int | None]:
+    ids = {role: file.optional(f"tokenizer.ggml.{field}_token_id", int) for field, role in _ROLES.items()}
+    outside = {role: id for role, id in ids.items() if id is not None and not 0 <= id < size}
     if outside:
-        raise file.broken(f"outside the vocabulary of {len(tokens)}: {outside}")
-    adds_bos = file.get("tokenizer.ggml.add_bos_token", bool, pre == "llama-bpe")
-    bos = tokens[ids["bos"]] if adds_bos and ids["bos"] is not None else None
-    if adds_bos and bos is None:
-        raise file.broken("a BOS token is to be added, but none is named")
-    stops = [ids[role] for role in ("eos", "eot", "eom")]
+        raise file.broken(f"outside the vocabulary of {size}: {outside}")
+    return ids
+
+
+def _around(file: GgufFile, ids: Mapping[str, int | None], *, adds_bos: bool) -> tuple[list[int], list[int]]:
+    """The ids before and after a text."""
+    result: tuple[list[int], list[int]] = [], []
+    for role, default, where in (("bos", adds_bos, result[0]), ("eos", False, result[1])):
+        if not file.get(f"tokenizer.ggml.add_{role}_token", bool, default):
+            continue
+        id = ids[role]
+        if id is None:
+            raise file.broken(f"{role.upper()} is to be added to texts, but is not named")
+        where.append(id)
+    return result
+
+
+def _post_processor(first: _Json | None, around: tuple[list[int], list[int]], tokens: Sequence[str]) -> _Json | None:
+    """Adds the ids around a text, after what else there is to do."""
+    before, after = around
+    if not before and not after:
+        return first
+    text: _Json = {"Sequence": {"id": "A", "type_id": 0}}
+    named = [*({"SpecialToken": {"id": tokens[id], "type_id": 0}} for id in before), text]
+    named += ({"SpecialToken": {"id": tokens[id], "type_id": 0}} for id in after)
+    special = {tokens[id]: {"id": tokens[id], "ids": [id], "tokens": [tokens[id]]} for id in before + after}
+    template = {"type": "TemplateProcessing", "single": named, "pair": named, "special_tokens": special}
+    return template if first is None else {"type": "Sequence", "processors": [first, template]}
+
+
+def _byte_level(file: GgufFile, pre: str, vocabulary: Mapping[str, int]) -> _Json:
+    """Byte-level BPE. Qwen composes characters first, which llama.cpp leaves out."""
+    model = {
+        "type": "BPE",
+        "vocab": vocabulary,
+        "merges": _merges(file, vocabulary),
+        "ignore_merges": pre in IGNORES_MERGES,
+    }
     return {
-        "tokenizer.json": json.loads(_tokenizer(file, pre, tokens, bos).to_str()),
-        "tokenizer_config.json": {
-            **{f"{role}_token": tokens[id] for role in ("bos", "eos", "unk", "pad") if (id := ids[role]) is not None},
-            "add_bos_token": adds_bos,
-            "chat_template": file.optional("tokenizer.chat_template", str),
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": file.optional("llama.context_length", int),
-            "tokenizer_class": "PreTrainedTokenizerFast",
-        },
-        "generation_config.json": {
-            "bos_token_id": ids["bos"],
-            "eos_token_id": list(dict.fromkeys(stop for stop in stops if stop is not None)),
+        "normalizer": {"type": "NFC"} if pre in COMPOSES else None,
+        "pre_tokenizer": _pre_tokenizer(SPLITTERS[pre]),
+        "post_processor": _BYTE_LEVEL | {"trim_offsets": False},
+        "decoder": _BYTE_LEVEL,
+        "model": model,
+    }
+
+
+def _pre_tokenizer(regexes: Sequence[str]) -> _Json:
+    """The library has two of the regular expressions built in, where they are faster."""
+    *splits, last = regexes
+    steps: list[_Json] = []
+    for regex in splits if last == GPT2 else regexes:
+        if regex == DIGIT:
+            steps.append({"type": "Digits", "individual_digits": True})
+        else:
+            steps.append({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False})
+    steps.append(_BYTE_LEVEL | {"add_prefix_space": False, "use_regex": last == GPT2})
+    return steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps}
+
+
+def _merges(file: GgufFile, vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Pairs by rank. As in llama.cpp, the first space that is not the first letter parts them."""
+    merges = []
+    for merge in file.values("tokenizer.ggml.merges", str):
+        at = merge.find(" ", 1)
+        left, right = merge[:at], merge[at + 1 :]
+        if at < 0 or left not in vocabulary or right not in vocabulary or left + right not in vocabulary:
+            raise BrokenTokenizer(f"cannot read: {file.path}: the merge {merge[:40]!r} is of tokens that are not there")
+        merges.append((left, right))
+    return merges
+
+
+def _sentencepiece(file: GgufFile, tokens: Sequence[str], types: Sequence[int]) -> _Json:
+    """SentencePiece's BPE: of all neighbours that make a token, those with the highest score are merged first."""
+    scores = file.values("tokenizer.ggml.scores", float)
+    if len(scores) != len(tokens):
+        raise file.broken("token scores do not match the tokens")
+    ids = {token: id for id, token in enumerate(tokens)}
+    plain = {token: id for token, id in ids.items() if types[id] != _CONTROL}
+    ranked = sorted(plain, key=lambda token: -scores[ids[token]])
+    normalizers: list[_Json] = [{"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
+    decoders: list[_Json] = [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if file.get("tokenizer.ggml.add_space_prefix", bool, True):
+        normalizers.insert(0, {"type": "Prepend", "prepend": "▁"})
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    file.any("tokenizer.ggml.remove_extra_whitespaces")  # which llama.cpp does not do for these
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": {
+            "type": "BPE",
+            "vocab": ids,
+            "merges": _pairs(ranked, plain),
+            "unk_token": _unknown(tokens, types),
+            "fuse_unk": False,
+            "byte_fallback": True,
         },
     }
 
 
-def _tokenizer(file: GgufFile, pre: str, tokens: list[str], bos: str | None) -> Tokenizer:
-    vocabulary = {token: id for id, token in enumerate(tokens)}
-    types = file.numbers("tokenizer.ggml.token_type")
-    merges = [merge.partition(" ")[::2] for merge in file.texts("tokenizer.ggml.merges")]
-    if len(types) != len(tokens) or len(vocabulary) != len(tokens):
-        raise file.broken("token types do not match the tokens, or a token occurs twice")
-    try:
-        # In Llama 3 a word in the vocabulary is one token, whatever the merges give.
-        tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre == "llama-bpe"))
-    except Exception as error:  # the library raises nothing more specific
-        raise BrokenTokenizer(f"cannot import: {file.path}: {error}") from None
-    tokenizer.pre_tokenizer = _pre_tokenizer(pre)
-    tokenizer.decoder = decoders.ByteLevel()
-    if pre == "qwen2":
-        tokenizer.normalizer = normalizers.NFC()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    if bos is not None:
-        template = processors.TemplateProcessing(single=[bos, "$A"], special_tokens=[(bos, vocabulary[bos])])
-        tokenizer.post_processor = processors.Sequence([tokenizer.post_processor, template])
-    tokenizer.add_tokens(
-        [
-            AddedToken(token, special=kind == _CONTROL, normalized=False)
-            for token, kind in zip(tokens, types, strict=True)
-            if kind in (_CONTROL, _USER_DEFINED)
-        ]
-    )
-    return tokenizer
+def _unknown(tokens: Sequence[str], types: Sequence[int]) -> str | None:
+    return next((token for token, type in zip(tokens, types, strict=True) if type == _UNKNOWN), None)
 
 
-def _pre_tokenizer(pre: str) -> pre_tokenizers.PreTokenizer:
-    if pre == "gpt-2":
-        return pre_tokenizers.ByteLevel(add_prefix_space=False)
-    if pre == "smollm":
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    words = pre_tokenizers.Split(Regex(_PATTERNS[pre]), "isolated")
-    spelled = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return pre_tokenizers.Sequence([words, spelled])
+def _pairs(ranked: Sequence[str], known: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Every pair of tokens that makes a token, in the order of those."""
+    return [
+        (token[:split], token[split:])
+        for token in ranked
+        if len(token) <= _LONGEST_PIECE
+        for split in range(1, len(token))
+        if token[:split] in known and token[split:] in known
+    ]

@@ -14,7 +14,7 @@ from typing import Any
 import platformdirs
 
 from gptcli.errors import ModelNotFound
-from gptcli.files import ADAPTER_CONFIG, RECORD, open_within, read_json
+from gptcli.files import ADAPTER_CONFIG, RECORD, open_regular, open_within, read_json
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -39,6 +39,8 @@ class LocalModel:
     @property
     def size(self) -> int:
         """Bytes on disk."""
+        if self.path.is_file():
+            return self.path.stat().st_size
         return sum(file.stat().st_size for file in self.path.iterdir() if file.is_file())
 
 
@@ -108,9 +110,10 @@ def fingerprint(path: Path) -> str:
     if checksums := record.get("sha256"):
         return hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
     digest = hashlib.sha256()
-    for file in sorted(path.iterdir()):
-        if file.suffix in (".json", ".jinja", ".safetensors") and file.is_file():
-            with open_within(file) as stream:
+    whole = path.is_file()  # a GGUF file
+    for file in [path] if whole else sorted(path.iterdir()):
+        if whole or (file.suffix in (".json", ".jinja", ".safetensors") and file.is_file()):
+            with open_regular(file) if whole else open_within(file) as stream:
                 status = os.fstat(stream.fileno())
                 digest.update(f"{file.name}\0{status.st_size}\0".encode())
                 digest.update(stream.read(_SMALL) if status.st_size < _SMALL else str(status.st_mtime_ns).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,17 @@ Encoding = tokenizers.Encoding | Encoded
 class BackendTokenizer:
     """An opened tokenizer.json. `library` answers what no text influences: vocabulary, components."""
 
-    def __init__(self, data: bytes, where: Path) -> None:
-        """data: the contents of a tokenizer.json, found at `where`. Raises BrokenTokenizer."""
+    def __init__(self, data: bytes | dict[str, Any], where: Path) -> None:
+        """data: the contents of a tokenizer.json, found at `where`, as they are or parsed. Raises BrokenTokenizer."""
         self.where = where
         self._sandbox: SandboxClient | None = None
+        state = None if isinstance(data, bytes) else data
+        data = data if isinstance(data, bytes) else json.dumps(data, ensure_ascii=False).encode()
         try:
             if hashlib.sha256(data).hexdigest() in TRUSTED_TOKENIZERS:
                 self.library = parse(data)
                 return
-            state = parse_json(data, str(where))
+            state = parse_json(data, str(where)) if state is None else state
             _check_lengths(state)
             if not is_harmless(state):
                 seconds = _seconds(data, _OPENED_PER_SECOND)

@@ -181,7 +181,8 @@ def _templates(path: Path, tokenizer: Tokenizer) -> dict[str, ChatTemplate]:
         files[_DEFAULT] = file
     if files:
         return {name: ChatTemplate.from_file(file) for name, file in files.items()}
-    source, where = tokenizer.settings.get("chat_template"), path / "tokenizer_config.json"
+    source = tokenizer.settings.get("chat_template")
+    where = path if path.is_file() else path / "tokenizer_config.json"  # a GGUF file has its own
     if source is None and is_there(older := path / "chat_template.json"):
         source, where = read_json(older).get("chat_template"), older
     match source:

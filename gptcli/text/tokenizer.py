@@ -10,6 +10,8 @@ from typing import Any, Self
 
 from gptcli.errors import BrokenTokenizer, ModelNotFound
 from gptcli.files import is_there, open_within
+from gptcli.gguf.reader import GgufFile, is_gguf
+from gptcli.gguf.tokenizer import gguf_tokenizer
 from gptcli.notes import Note
 from gptcli.text.backend import BackendTokenizer
 from gptcli.text.control_tokens import ControlTokens
@@ -34,9 +36,13 @@ class Tokenizer:
     """
 
     def __init__(
-        self, data: bytes, settings: dict[str, Any], where: Path, added: Mapping[str, int] | None = None
+        self,
+        data: bytes | dict[str, Any],
+        settings: dict[str, Any],
+        where: Path,
+        added: Mapping[str, int] | None = None,
     ) -> None:
-        """data: the contents of a tokenizer.json, found at `where`. Raises BrokenTokenizer.
+        """data: the contents of a tokenizer.json, found at `where`, as they are or parsed. Raises BrokenTokenizer.
 
         settings, added: what `read_settings` finds beside it.
         """
@@ -58,11 +64,15 @@ class Tokenizer:
             self.notes.append(Note(f"{what}; decoder of type", (decoder_name(self.library.decoder),)))
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path, gguf: GgufFile | None = None) -> Self:
         """Reads a model directory's tokenizer.json, or what was there before it, and the settings beside it.
 
-        Raises ModelNotFound where they are missing and BrokenTokenizer where they cannot be used.
+        A GGUF file has all of it; gguf: the file at `path`, if it is opened. Raises ModelNotFound where they are
+        missing and BrokenTokenizer where they cannot be used.
         """
+        if gguf is not None or is_gguf(path):
+            state, settings = gguf_tokenizer(gguf or GgufFile(path))
+            return cls(state, settings, path)
         notes = list[Note]()
         settings, added = read_settings(path, notes)
         data, settings, file = _read_data(path, settings)

@@ -234,11 +234,10 @@ def test_a_value_out_of_range_is_named(tmp_path: Path, field: dict[str, Any], co
         _ = gptcli.load(make_model(tmp_path, weights=make_weights(CONFIG), **field)).stop_ids
 
 
-def test_a_gguf_file_given_as_a_model_hints_at_import(tmp_path: Path) -> None:
-    (tmp_path / "x.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ModelNotFound) as caught:
-        ModelFolder.open(tmp_path / "x.gguf")
-    assert "models import" in str(caught.value.hint)
+def test_a_file_of_another_kind_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "x.bin").write_bytes(b"GGML")
+    with pytest.raises(ModelNotFound, match="neither a model directory nor a GGUF file"):
+        ModelFolder.open(tmp_path / "x.bin")
 
 
 @pytest.mark.parametrize("text", ["", '{"a": 1e'])

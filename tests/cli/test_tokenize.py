@@ -15,6 +15,7 @@ from gptcli import LanguageModel
 from gptcli.text.tokenizer import Tokenizer
 from tests.cli.conftest import CLOSED, GPTCLI, ROOT, Cli, Result
 from tests.cli.terminal import Terminal
+from tests.gguf.tiny_gguf import write_gguf
 from tests.test_layers import HEAVY
 from tests.text.tokenizer_kinds import KINDS
 from tests.tiny import CONTROL
@@ -158,11 +159,15 @@ def test_a_tokenizer_alone_is_enough(cli: Cli, tmp_path: Path, name: str) -> Non
 
 
 def test_another_file_is_no_tokenizer(cli: Cli, tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    result = cli("tokenize", "-m", tmp_path / "model.gguf", "--text", "In")
+    (tmp_path / "model.bin").write_bytes(b"GGML")
+    result = cli("tokenize", "-m", tmp_path / "model.bin", "--text", "In")
     assert result.code == 4
-    assert "neither a directory nor called tokenizer.json" in result.err
-    assert "hint: run `gptcli models import" in result.err
+    assert "not a directory, a GGUF file or a tokenizer.json" in result.err
+
+
+def test_a_gguf_file_has_its_tokenizer(cli: Cli, tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf")
+    assert cli("tokenize", "-m", file, "--count", "--text", "the 12").out == b"5\n"
 
 
 @pytest.mark.parametrize("given", ["{0} {1}", "{0},{1}", "{0}, {1}", "[{0}, {1}]", " [ {0},{1} ]\n", "{0}\n{1}\n"])

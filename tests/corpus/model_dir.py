@@ -17,6 +17,7 @@ from typing import Any, Literal
 from tests.tiny import make_model
 
 WEIGHTS = "model.safetensors"
+GGUF = "model.gguf"
 GENERATION = {"temperature": 0.7, "top_p": 0.9, "eos_token_id": [2]}
 
 # What must come of a mutant. If "accept" or "either" is accepted, it must have the base model's log-probabilities.
@@ -65,6 +66,10 @@ class ModelDir:
         """Replaces a file by whatever `make` puts at its path."""
         self.files.pop(name, None)
         self.odd[name] = make
+
+    def entry(self, path: Path) -> Path:
+        """What names the model if the directory is written at `path`."""
+        return path / GGUF if GGUF in {*self.files, *self.odd} else path
 
     def write(self, path: Path) -> None:
         """Writes the directory."""

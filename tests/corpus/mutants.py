@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from tests.corpus import mutate_json, mutate_tokenizers, mutate_weights
+from tests.corpus import mutate_gguf, mutate_json, mutate_tokenizers, mutate_weights
 from tests.corpus.model_dir import Expected, ModelDir, Mutator
 
 _SINGLE: list[Mutator] = [*mutate_weights.MUTATORS, *mutate_json.MUTATORS, *mutate_tokenizers.MUTATORS]
@@ -43,7 +43,7 @@ def packed(rng: Random, model: ModelDir) -> Expected:
     return "any"
 
 
-MUTATORS: list[Mutator] = [*_SINGLE, several, packed]
+MUTATORS: list[Mutator] = [*_SINGLE, several, packed, *mutate_gguf.MUTATORS]
 
 
 @dataclass(frozen=True)

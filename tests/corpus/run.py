@@ -62,7 +62,8 @@ def run(seed: int, count: int, *, cold: int = 0, jobs: int = 2) -> Iterator[Outc
                 index, mutant = following
                 path = root / mutant.name
                 mutant.model.write(path)
-                running.append((mutant, _Job(path, mutant.chat, cold=bool(cold) and index % cold == 0)))
+                entry = mutant.model.entry(path)
+                running.append((mutant, _Job(path, mutant.chat, entry, cold=bool(cold) and index % cold == 0)))
             if not running:
                 return
             time.sleep(0.002)
@@ -75,11 +76,12 @@ def run(seed: int, count: int, *, cold: int = 0, jobs: int = 2) -> Iterator[Outc
 class _Job:
     """One run of gptcli, with its output in files beside the model."""
 
-    def __init__(self, path: Path, chat: bool, *, cold: bool) -> None:
+    def __init__(self, path: Path, chat: bool, entry: Path | None = None, *, cold: bool) -> None:
+        """entry: what names the model, if it is not its directory."""
         self.path = path
         self.out, self.err = path.with_name(f"{path.name}.out"), path.with_name(f"{path.name}.err")
         self.late = False
-        self._arguments = [*_ARGUMENTS, "-m", str(path), *(["--chat"] if chat else [])]
+        self._arguments = [*_ARGUMENTS, "-m", str(entry or path), *(["--chat"] if chat else [])]
         self._began = time.monotonic()
         sys.stdout.flush()
         self.pid = os.fork()

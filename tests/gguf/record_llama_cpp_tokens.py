@@ -16,8 +16,9 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from tests.gguf.tiny_gguf import CONTROL, PRE_TOKENIZERS, byte_letters, write_vocabulary
+from tests.gguf.tiny_gguf import CONTROL, PRE_TOKENIZERS, byte_letters, write_sentencepiece, write_vocabulary
 
+SENTENCEPIECE = {"sentencepiece": True, "sentencepiece without a prefix": False}  # add_space_prefix
 RECORDED = Path(__file__).with_name("llama_cpp_tokens.json")
 
 TEXTS = [
@@ -113,6 +114,8 @@ TEXTS = [
     "a<|im_start|>user\nhi<|im_end|>\n<|endoftext|> b",
     "<|im_start|> <|im_start |> <|im_start|<|im_start|>|>",
     "The quick brown fox jumps over the lazy dog.",
+    "<user>a <user> b<user><user>  two  two",
+    "\u2581\u2581a \u2581 b\u2581",
 ]
 
 
@@ -138,6 +141,27 @@ def learn_merges(texts: list[str]) -> list[tuple[str, str]]:
                     word[index : index + 2] = ["".join(best)]
 
 
+def learn_pieces(texts: list[str]) -> list[str]:
+    """SentencePiece's pieces: characters that are in more than one text, and pairs of pieces, the commonest first."""
+    counts = Counter(letter for text in texts for letter in set(text.replace(" ", "\u2581")))
+    letters = sorted(letter for letter, count in counts.items() if count > 1)
+    words = [list(text.replace(" ", "\u2581")) for text in texts]
+    pieces: list[str] = []
+    while len(pieces) < 700:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word in words:
+            pairs.update(pair for pair in zip(word, word[1:], strict=False) if len("".join(pair)) <= 12)
+        known = {*letters, *pieces}
+        fresh = [pair for pair in pairs if known.issuperset(pair) and "".join(pair) not in {*known, *CONTROL, "<user>"}]
+        best = min(fresh, key=lambda pair: (-pairs[pair], pair))
+        pieces.append("".join(best))
+        for word in words:
+            for index in range(len(word) - 2, -1, -1):
+                if tuple(word[index : index + 2]) == best:
+                    word[index : index + 2] = ["".join(best)]
+    return [*pieces, *letters]
+
+
 def main(default_model: str) -> None:
     import llama_cpp
 
@@ -157,17 +181,21 @@ def main(default_model: str) -> None:
         llama_cpp.llama_model_free(model)
         return result
 
-    merges = learn_merges(TEXTS)
+    merges, pieces = learn_merges(TEXTS), learn_pieces(TEXTS)
     recorded = {"smollm2": ids(Path(default_model), special=False)}
     special = {"smollm2": ids(Path(default_model), special=True)}
     with tempfile.TemporaryDirectory() as directory:
         for pre in PRE_TOKENIZERS:
             file = write_vocabulary(Path(directory) / f"{pre}.gguf", pre, merges)
             recorded[pre], special[pre] = ids(file, special=False), ids(file, special=True)
+        for name, prefix in SENTENCEPIECE.items():
+            file = write_sentencepiece(Path(directory) / f"{name}.gguf", pieces, prefix=prefix)
+            recorded[name], special[name] = ids(file, special=False), ids(file, special=True)
     content = {
         "llama_cpp_python": llama_cpp.__version__,
         "texts": TEXTS,
         "merges": [" ".join(merge) for merge in merges],
+        "pieces": pieces,
         "ids": recorded,
         "special": {  # only texts for which control tokens make a difference
             name: {index: ids for index, ids in enumerate(all_ids) if ids != recorded[name][index]}

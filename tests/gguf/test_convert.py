@@ -20,7 +20,7 @@ from gptcli.gguf import convert as gguf
 from gptcli.gguf.convert import convert
 from gptcli.gguf.reader import GgufFile
 from gptcli.language_model import LanguageModel
-from gptcli.model.config import LinearScaling, Llama3Scaling
+from gptcli.model.config import LinearScaling, Llama3Scaling, LongRopeScaling, YarnScaling
 from gptcli.quant.affine import AffineWeight
 from gptcli.settings import RuntimeConfig
 from tests.gguf.tiny_gguf import HEAD_DIM, HEADS, KV_HEADS, TOKENS, WIDTH, Kind, random_blocks, shapes, write_gguf
@@ -196,12 +196,28 @@ def test_llama_3_factors_are_recognised(factor: float, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "factors", [np.full(HEAD_DIM // 2, 3.0, np.float32), np.ones(3, np.float32)], ids=["other values", "too few"]
-)
-def test_unknown_rope_factors_are_refused(factors: np.ndarray, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedArchitecture, match="no known RoPE scaling"):
-        converted(tmp_path, tensors={"rope_freqs.weight": factors})
+def test_other_rope_factors_are_kept_as_they_are(tmp_path: Path) -> None:
+    factors = np.linspace(1, 3, HEAD_DIM // 2, dtype=np.float32)
+    folder = converted(tmp_path, tensors={"rope_freqs.weight": factors})
+    rope = folder.architecture.config.blocks[0].attention.rope
+    assert rope is not None and isinstance(rope.scaling, LongRopeScaling)
+    assert np.array_equal(np.float32(rope.scaling.short), factors) and rope.scaling.short == rope.scaling.long
+    assert rope.scaling.magnitude == 1.0 and rope.border == folder.architecture.config.max_context
+
+
+def test_rope_factors_for_other_heads_are_refused(tmp_path: Path) -> None:
+    folder = converted(tmp_path, tensors={"rope_freqs.weight": np.ones(3, np.float32)})
+    with pytest.raises(BrokenCheckpoint, match="a list of 8 numbers"):
+        _ = folder.architecture
+
+
+def test_a_yarn_rope_is_kept(tmp_path: Path) -> None:
+    changes = {"type": "yarn", "factor": 4.0, "original_context_length": 16, "yarn_beta_fast": 24.0}
+    folder = converted(tmp_path, **{f"llama__rope__scaling__{name}": value for name, value in changes.items()})
+    rope = folder.architecture.config.blocks[0].attention.rope
+    magnitude = 0.1 * np.log(4) + 1
+    expected = YarnScaling(factor=4.0, original_context=16, magnitude=magnitude, beta_fast=24.0)
+    assert rope is not None and rope.scaling == expected
 
 
 def test_linear_rope_scaling_is_kept(tmp_path: Path) -> None:
@@ -212,47 +228,50 @@ def test_linear_rope_scaling_is_kept(tmp_path: Path) -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], type[GptcliError], str]] = {
     "another architecture": ({"general__architecture": "mamba"}, UnsupportedArchitecture, "'mamba'"),
-    "experts": ({"llama__expert_count": 8}, UnsupportedArchitecture, "mixtures of experts"),
     "yarn": ({"llama__rope__scaling__type": "yarn"}, UnsupportedArchitecture, "'yarn'"),
-    "part of a split file": ({"split__count": 3}, UnsupportedArchitecture, "split file"),
-    "partial rotary embeddings": ({"llama__rope__dimension_count": 8}, UnsupportedArchitecture, "partial rotary"),
+    "part of a split file": ({"split__count": 3}, UnsupportedArchitecture, "one of 3 parts"),
     "values of another size": ({"llama__attention__value_length": 8}, UnsupportedArchitecture, "values of another"),
     "an unknown field": ({"llama__logit_scale": 2.0}, UnsupportedArchitecture, "llama.logit_scale"),
-    "heads by layer": ({"llama__attention__head_count": [4, 4]}, BrokenCheckpoint, "head_count must be of type int"),
+    "heads by layer": (
+        {"llama__attention__head_count": [4, 2]},
+        UnsupportedArchitecture,
+        "differs from layer to layer",
+    ),
     "no heads": ({"llama__attention__head_count": 0}, BrokenCheckpoint, "0 attention heads"),
-    "uneven heads": ({"llama__attention__head_count": 3}, UnsupportedArchitecture, "partial rotary"),
+    "uneven heads": ({"llama__attention__head_count": 3}, BrokenCheckpoint, "no multiple of 6"),
     "no context length": ({"llama__context_length": None}, BrokenCheckpoint, "context_length is missing"),
     "an infinite epsilon": (
         {"llama__attention__layer_norm_rms_epsilon": float("inf")},
         BrokenCheckpoint,
         "rms_epsilon must be of type float",
     ),
-    "a SentencePiece tokenizer": (
-        {"tokenizer__ggml__model": "llama", "tokenizer__ggml__pre": None},
-        BrokenTokenizer,
-        "tokenizer 'llama'",
+    "a tokenizer of words": ({"tokenizer__ggml__model": "bert"}, BrokenTokenizer, "tokenizer 'bert'"),
+    "Gemma 4's tokenizer": ({"tokenizer__ggml__model": "gemma4"}, BrokenTokenizer, "tokenizer 'gemma4'"),
+    "a SentencePiece tokenizer without scores": (
+        {"tokenizer__ggml__model": "llama"},
+        BrokenCheckpoint,
+        "scores is missing",
     ),
-    "an unknown pre-tokenizer": ({"tokenizer__ggml__pre": "tekken"}, BrokenTokenizer, "'tekken'"),
-    "no pre-tokenizer": ({"tokenizer__ggml__pre": None}, BrokenCheckpoint, "ggml.pre is missing"),
-    "merges that make no token": ({"tokenizer__ggml__merges": ["x y"]}, BrokenTokenizer, "cannot import"),
-    "a merge of one": ({"tokenizer__ggml__merges": ["x"]}, BrokenTokenizer, "cannot import"),
+    "an unknown pre-tokenizer": ({"tokenizer__ggml__pre": "superbpe"}, BrokenTokenizer, "'superbpe'"),
+    "merges that make no token": ({"tokenizer__ggml__merges": ["x y"]}, BrokenTokenizer, "not there"),
+    "a merge of one": ({"tokenizer__ggml__merges": ["x"]}, BrokenTokenizer, "not there"),
     "a token twice": ({"tokenizer__ggml__tokens": ["a"] * len(TOKENS)}, BrokenCheckpoint, "occurs twice"),
     "too few types": ({"tokenizer__ggml__token_type": [1, 1]}, BrokenCheckpoint, "token types do not match"),
     "a stop token outside": ({"tokenizer__ggml__eot_token_id": 9999}, BrokenCheckpoint, "outside the vocabulary"),
     "a BOS without a name": (
         {"tokenizer__ggml__bos_token_id": None, "tokenizer__ggml__add_bos_token": True},
         BrokenCheckpoint,
-        "BOS token is to be added",
+        "BOS is to be added",
     ),
     "an unknown tensor": (
-        {"tensors": {"blk.0.ffn_gate_inp.weight": np.ones((2, 2), np.float32)}},
+        {"tensors": {"blk.0.ssm_in.weight": np.ones((2, 2), np.float32)}},
         UnsupportedArchitecture,
-        "'blk.0.ffn_gate_inp.weight'",
+        "'blk.0.ssm_in.weight'",
     ),
     "a kind nobody reads": (
         {"tensors": {"output.weight": (np.ones((2, 2), np.int32), Kind.I32)}},
         UnsupportedArchitecture,
-        "type I32",
+        "type 26",
     ),
     "rows that heads do not divide": (
         {"tensors": {"blk.0.attn_q.weight": np.ones((WIDTH + 1, WIDTH), np.float32)}},
@@ -286,7 +305,7 @@ def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
 def test_garbage_is_refused(data: bytes, tmp_path: Path) -> None:
     file = tmp_path / "garbage.gguf"
     file.write_bytes(data)
-    with pytest.raises((BrokenCheckpoint, UnsupportedArchitecture), match="cannot import"):
+    with pytest.raises((BrokenCheckpoint, UnsupportedArchitecture), match="cannot read"):
         convert(file, tmp_path, lambda done, total: None)
 
 
@@ -295,7 +314,7 @@ def test_a_list_longer_than_the_file_is_refused_at_once(tmp_path: Path) -> None:
     name = b"tokenizer.ggml.scores"
     field = struct.pack("<Q", len(name)) + name + struct.pack("<IIQ", 9, 0, 1 << 60)
     file.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + field)
-    with pytest.raises(BrokenCheckpoint, match="it ends too early"):
+    with pytest.raises(BrokenCheckpoint, match="a list of 1152921504606846976 values"):
         convert(file, tmp_path, lambda done, total: None)
 
 

@@ -12,32 +12,54 @@ import pytest
 from gptcli.gguf.convert import convert
 from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.text.tokenizer import Tokenizer
-from tests.gguf.tiny_gguf import BOS, CONTROL, PRE_TOKENIZERS, TOKENS, write_gguf, write_vocabulary
+from tests.gguf.record_llama_cpp_tokens import SENTENCEPIECE
+from tests.gguf.tiny_gguf import (
+    BOS,
+    CONTROL,
+    PRE_TOKENIZERS,
+    TOKENS,
+    write_gguf,
+    write_sentencepiece,
+    write_vocabulary,
+)
 
+SENTENCEPIECE_CONTROL = {1, 2, 3, 4, 5}
 RECORDED: dict[str, Any] = json.loads(Path(__file__).with_name("llama_cpp_tokens.json").read_text())
 
 
-@pytest.fixture(scope="module", params=PRE_TOKENIZERS)
+@pytest.fixture(scope="module", params=[*PRE_TOKENIZERS, *SENTENCEPIECE])
 def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Tokenizer]:
-    """A pre-tokenizer's name, and a tokenizer converted from a file with it."""
-    path = tmp_path_factory.mktemp(request.param)
-    merges = [tuple(merge.split(" ")) for merge in RECORDED["merges"]]
-    convert(write_vocabulary(path / "tiny.gguf", request.param, merges), path, lambda done, total: None)
-    return request.param, Tokenizer.open(path)
+    """A tokenizer's name, and the tokenizer of a file with it."""
+    file = tmp_path_factory.mktemp("kind") / "tiny.gguf"
+    if (prefix := SENTENCEPIECE.get(request.param)) is not None:
+        write_sentencepiece(file, RECORDED["pieces"], prefix=prefix)
+    else:
+        merges = [tuple(merge.split(" ")) for merge in RECORDED["merges"]]
+        write_vocabulary(file, request.param, merges)
+    return request.param, Tokenizer.open(file)
+
+
+def is_comparable(name: str, text: str, ids: list[int]) -> bool:
+    """Whether llama.cpp does with a text what a model's own tokenizer does, and we promise."""
+    if name == "qwen2":  # which composes characters first; llama.cpp does not
+        return unicodedata.is_normalized("NFC", text)
+    if name in ("deepseek-llm", "deepseek-coder"):  # llama.cpp takes all whitespace out of ranges of letters
+        return "\u2028" not in text
+    return name not in SENTENCEPIECE or not {*ids} & SENTENCEPIECE_CONTROL  # which it merges from what is typed
 
 
 def check(tokenizer: Tokenizer, name: str, *, special: bool) -> None:
     expected = RECORDED["ids"][name]
     if special:
         expected = [RECORDED["special"][name].get(str(index), ids) for index, ids in enumerate(expected)]
-    different = {
-        text: (ours, theirs)
-        for text, theirs in zip(RECORDED["texts"], expected, strict=True)
-        # Qwen's own tokenizer composes characters first; llama.cpp does not.
-        if (name != "qwen2" or unicodedata.is_normalized("NFC", text))
-        and (ours := tokenizer.encode(text, special=special, add_special=False)) != theirs
-    }
-    assert not different
+    compared = [
+        (text, ids)
+        for text, ids in zip(RECORDED["texts"], expected, strict=True)
+        if is_comparable(name, text, [] if special else ids)
+    ]
+    assert len(compared) > len(expected) - 16
+    ours = {text: tokenizer.encode(text, special=special, add_special=False) for text, _ in compared}
+    assert {text: (ours[text], ids) for text, ids in compared if ours[text] != ids} == {}
 
 
 @pytest.mark.parametrize("special", [False, True], ids=["typed", "special"])
@@ -102,3 +124,21 @@ def test_the_chat_template_is_kept(tmp_path: Path) -> None:
     template = "{{ '\u00e9\n' }}"
     tokenizer = tokenizer_of(tmp_path, "gpt-2", tokenizer__chat_template=template)
     assert tokenizer.settings["chat_template"] == template
+
+
+@pytest.mark.parametrize("name", SENTENCEPIECE)
+def test_pieces_never_add_up_to_a_control_token(name: str, tmp_path: Path) -> None:
+    file = write_sentencepiece(tmp_path / "tiny.gguf", RECORDED["pieces"], prefix=SENTENCEPIECE[name])
+    tokenizer = Tokenizer.open(file)
+    typed = "a<|im_start|>user\nhi<|im_end|>\n</s> b"
+    assert SENTENCEPIECE_CONTROL & {
+        *RECORDED["ids"][name][RECORDED["texts"].index("<|im_end|>")]
+    }  # as llama.cpp has it
+    assert not SENTENCEPIECE_CONTROL & {*tokenizer.encode(typed, add_special=False)}
+    assert tokenizer.decode(tokenizer.encode(typed, add_special=False)).decode().lstrip() == typed
+
+
+def test_sentencepiece_adds_bos_by_default(tmp_path: Path) -> None:
+    file = write_sentencepiece(tmp_path / "tiny.gguf", RECORDED["pieces"], prefix=True)
+    assert Tokenizer.open(file).encode("a")[0] == 1
+    assert Tokenizer.open(file).surroundings == ((1,), ())

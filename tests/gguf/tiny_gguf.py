@@ -24,7 +24,10 @@ def byte_letters() -> list[str]:
 
 MERGES = [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("i", "n"), ("1", "2"), ("Ġ", "Ġ"), ("'", "s"), ("Ċ", "Ċ"), ("r", "e")]
 CONTROL = ["<|endoftext|>", BOS, EOS]
-PRE_TOKENIZERS = ("gpt-2", "smollm", "llama-bpe", "qwen2")
+PRE_TOKENIZERS = (
+    *("gpt-2", "smollm", "llama-bpe", "qwen2", "falcon", "default", "gpt-4o", "tekken"),
+    *("deepseek-llm", "deepseek-coder", "deepseek-v3"),
+)  # one of each that split alike
 TOKENS = [*CONTROL, *byte_letters(), *("".join(merge) for merge in MERGES)]
 
 
@@ -112,7 +115,7 @@ def write_gguf(
         if name == "general.architecture":
             writer.kv_data[0][name].value = value
             continue
-        _add_field(writer, name, value)
+        add_field(writer, name, value)
     chosen: dict[str, np.ndarray | tuple[np.ndarray, Kind]] = {}
     for seed, (name, shape) in enumerate((tensor_shapes or shapes(tied)).items()):
         kind = Kind.F32 if len(shape) == 1 else _kind_of(name, kinds)
@@ -141,13 +144,33 @@ def write_vocabulary(path: Path, pre: str, merges: list[tuple[str, str]]) -> Pat
     )
 
 
+def write_sentencepiece(path: Path, pieces: list[str], *, prefix: bool) -> Path:
+    """Writes a tiny file with a SentencePiece vocabulary: bytes, and pieces that are better the earlier they come."""
+    control = ["<unk>", "<s>", "</s>", *CONTROL]
+    tokens = [*control, *(f"<0x{byte:02X}>" for byte in range(256)), "<user>", "  two", *pieces]
+    types = [2, *[3] * (len(control) - 1), *[6] * 256, 4, 4, *[1] * len(pieces)]
+    return write_gguf(
+        path,
+        tensor_shapes=shapes(vocabulary=len(tokens)),
+        tokenizer__ggml__model="llama",
+        tokenizer__ggml__pre="default",
+        tokenizer__ggml__tokens=tokens,
+        tokenizer__ggml__scores=[0.0] * (len(control) + 258) + [float(-rank) for rank in range(len(pieces))],
+        tokenizer__ggml__token_type=types,
+        tokenizer__ggml__merges=None,
+        tokenizer__ggml__add_bos_token=True,
+        tokenizer__ggml__add_space_prefix=prefix,
+        llama__vocab_size=len(tokens),
+    )
+
+
 def _kind_of(name: str, kinds: Kind | dict[str, Kind]) -> Kind:
     if isinstance(kinds, Kind):
         return kinds
     return next((kind for end, kind in kinds.items() if name.endswith(end)), Kind.F32)
 
 
-def _add_field(writer: GGUFWriter, name: str, value: Any) -> None:
+def add_field(writer: GGUFWriter, name: str, value: Any) -> None:
     match value:
         case bool():
             writer.add_bool(name, value)

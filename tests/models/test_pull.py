@@ -285,7 +285,7 @@ def test_only_a_regular_file_can_be_imported(what: str, tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_converted_leaves_no_files(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedArchitecture):
-        import_gguf(write_gguf(tmp_path / "a.gguf", llama__expert_count=2), "mine", silent)
+        import_gguf(write_gguf(tmp_path / "a.gguf", llama__logit_scale=2.0), "mine", silent)
     assert leftovers() == []
 
 

@@ -37,7 +37,7 @@ app = typer.Typer(
 )
 
 
-_NAME_HELP = "A name that `gptcli models` lists, or a directory."
+_NAME_HELP = "A name that `gptcli models` lists, a directory, or a GGUF file."
 Name = Annotated[
     str,
     typer.Argument(metavar="NAME", envvar="GPTCLI_MODEL", autocompletion=options.model_names, help=_NAME_HELP),
@@ -115,12 +115,12 @@ def pull(
 
 @app.command("import", cls=Command)
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="A llama-architecture GGUF file.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="A GGUF file, or the first part of one.")],
     name: Annotated[str | None, typer.Option("--name", help="(default: the file's name)")] = None,
     force: Force = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Convert a GGUF file into a model directory, keeping quantized values exactly; prints the directory."""
+    """Convert a GGUF file into a model directory, keeping Q4_0, Q4_1 and Q8_0 as they are; prints the directory."""
     from gptcli.models.pull import import_gguf
 
     name = name or file.stem.lower()

@@ -15,6 +15,7 @@ from gptcli.cli.options import MAX_INPUT
 from gptcli.cli.prompt_input import Decoding, TextBlocks, argument_text, read_text, unless_dash
 from gptcli.cli.template_choice import chosen_template
 from gptcli.errors import InputError, ModelNotFound, UsageError
+from gptcli.gguf.reader import is_gguf
 from gptcli.models.catalog import FetchProgress
 from gptcli.models.locate import locate
 from gptcli.text.chat_template import ChatTemplate
@@ -28,15 +29,14 @@ _SEPARATOR = re.compile(r"[\s,]+")
 
 
 def open_tokenizer(name: str, offline: bool, on_fetch: FetchProgress) -> tuple[Tokenizer, Path]:
-    """A tokenizer and its directory. name: a model's, its directory, or the tokenizer.json in it.
+    """A tokenizer and its directory. name: a model's, its directory or GGUF file, or the tokenizer.json in it.
 
     Raises ModelNotFound and BrokenTokenizer.
     """
     path = locate(name, offline=offline, on_progress=on_fetch)
-    if not path.is_dir():
+    if not path.is_dir() and not is_gguf(path):
         if path.name != "tokenizer.json":
-            hint = f"run `gptcli models import {path}`" if path.suffix == ".gguf" else None
-            raise ModelNotFound(f"no tokenizer: {path}: neither a directory nor called tokenizer.json", hint)
+            raise ModelNotFound(f"no tokenizer: {path}: not a directory, a GGUF file or a tokenizer.json")
         path = path.parent
     return Tokenizer.open(path), path
 

@@ -93,11 +93,12 @@ def slot_for(folder: ModelFolder, runtime: RuntimeConfig) -> Slot | None:
         [os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")],
     ]
     weights = sorted({info.file for info in folder.tensors.values()})
+    config = [] if folder.gguf else [folder.path / "config.json"]
     try:
         key = {
             "version": VERSION,
             "sources": _sources(),
-            "model": {str(path): _identity(path) for path in [folder.path / "config.json", *weights]},
+            "model": {str(path): _identity(path) for path in [*config, *weights]},
             "way": way_of_running,
         }
     except OSError:  # a file is being replaced, or gone

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from gptcli.gguf.pre_tokenizers import LAST_SPACES, SPLITTERS
+
 _Check = Callable[[Mapping[str, Any]], bool]
 
 # SHA-256 of the template's source in UTF-8, as it comes with these models.
@@ -65,6 +67,7 @@ _REGEXES = frozenset(
         r"\s?\p{P}+",
         r"[0-9][0-9][0-9]",
         r" {2,}",
+        *(regex for regexes in SPLITTERS.values() for regex in regexes if regex != LAST_SPACES),  # of GGUF files
     }
 )
 

@@ -1,0 +1,447 @@
+"""GGUF's architectures as data: what each calls the fields of a config.json and the tensors of transformers.
+
+Names, transformations and defaults are those of llama.cpp's converter and of its model loaders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gptcli.gguf.reader import GgufFile
+
+
+class Fields:
+    """The fields of a file's architecture, by their names without the architecture's."""
+
+    def __init__(self, file: GgufFile, prefix: str) -> None:
+        self.file, self._prefix = file, prefix
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        """A whole number. A list of one for each layer must repeat it."""
+        value = self.file.any(self._prefix + name)
+        if isinstance(value, list) and value and all(each == value[0] for each in value):
+            value = value[0]
+        if isinstance(value, list):
+            raise self.file.unsupported(f"{self._prefix}{name} differs from layer to layer")
+        return self.file.get(self._prefix + name, int, default) if type(value) is not int else value
+
+    def number(self, name: str, default: float | None = None) -> float | None:
+        """A number, as the shortest that is its float32: 1e-05, not 9.999999747378752e-06."""
+        import numpy as np
+
+        value = self.file.optional(self._prefix + name, float)
+        return default if value is None else float(str(np.float32(value)))
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false."""
+        return self.file.get(self._prefix + name, bool, default)
+
+    def text(self, name: str, default: str) -> str:
+        """A string."""
+        return self.file.get(self._prefix + name, str, default)
+
+    def has(self, tensor: str) -> bool:
+        """Whether the file has this tensor, or the first layer if the name begins with a dot."""
+        return (f"blk.0{tensor}" if tensor.startswith(".") else tensor) in self.file.tensors
+
+    def expect(self, name: str, *harmless: object) -> None:
+        """Refuses a field unless it is absent or has one of these values."""
+        value = self.file.any(self._prefix + name)
+        if value is not None and not any(value == known and type(value) is type(known) for known in harmless):
+            raise self.file.unsupported(f"{self._prefix}{name} = {str(value)[:40]!r} is not read")
+
+    def sliding(self, layers: int, period: int, first_is_full: bool = False) -> list[str]:
+        """`layer_types`, from a pattern or a period in the file, or with every period-th layer attending to all."""
+        name = f"{self._prefix}attention.sliding_window_pattern"
+        pattern = self.file.any(name)
+        if pattern is None or type(pattern) is int:
+            period = period if pattern is None else pattern
+            pattern = [period == 0 or (layer + 1) % period != 0 for layer in range(layers)]
+        if not isinstance(pattern, list) or len(pattern) < layers or {*map(type, pattern)} - {bool, int}:
+            raise self.file.broken(f"{name} must be a period, or a list of {layers} true or false")
+        return ["sliding_attention" if slides else "full_attention" for slides in pattern[:layers]]
+
+
+Extra = Callable[[Fields, dict[str, Any]], dict[str, Any]]
+
+
+def _nothing(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_ATTENTION = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+}
+_QK_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_MLP = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+_NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+_LLAMA = _ATTENTION | _MLP | _NORMS
+_FOUR_NORMS = {
+    "attn_norm": "input_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+
+
+def _experts(module: str) -> dict[str, str]:
+    return {f"ffn_{kind}_exps": f"{module}.{kind}_proj" for kind in ("gate", "up", "down")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufArchitecture:
+    """How a GGUF architecture is one of ours.
+
+    model_type: transformers' name; extra may replace it. top, block: tensors outside of layers and in each one, by
+    their names without `.weight` or `.bias`. eps: config.json's name for the norms' epsilon. pairs: RoPE turns
+    neighbouring channels, for which the converter has reordered the rows of q and k. plus_one: 1 was added to norms.
+    regrouped: the rows of attn_qkv were regrouped from heads to q, k and v. partial: RoPE turns a part of each head
+    unless config.json says otherwise. constants: more of config.json.
+    renamed: other names of config.json's common fields.
+    """
+
+    model_type: str
+    block: Mapping[str, str] = field(default_factory=lambda: _LLAMA)
+    top: Mapping[str, str] = field(default_factory=lambda: _TOP)
+    layers: str = "model.layers."
+    eps: str = "rms_norm_eps"
+    pairs: bool = False
+    plus_one: bool = False
+    regrouped: bool = False
+    partial: bool = False
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    extra: Extra = _nothing
+
+
+def _llama(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    biases = {"attention_bias": fields.has(".attn_q.bias"), "mlp_bias": fields.has(".ffn_up.bias")}
+    experts = fields.integer("expert_count", 0)
+    if not experts:
+        return biases
+    if any(biases.values()):
+        raise fields.file.unsupported("a mixture of experts with biases is not read")
+    top_k = fields.integer("expert_used_count")
+    return {"model_type": "mixtral", "num_local_experts": experts, "num_experts_per_tok": top_k}
+
+
+def _ministral3(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    scaling, beta = config["rope_scaling"], fields.number("attention.temperature_scale")
+    if beta and (not scaling or "original_max_position_embeddings" not in scaling):
+        raise fields.file.broken("attention.temperature_scale without an original context")
+    if scaling and beta:
+        scaling["llama_4_scaling_beta"] = beta
+    if scaling and (scale := fields.number("rope.scaling.yarn_log_multiplier")):
+        scaling |= {"mscale": scale, "mscale_all_dim": scale}
+    return {}
+
+
+def _qwen_moe(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    top_k = fields.integer("expert_used_count")
+    if top_k < 1:
+        raise fields.file.broken(f"{top_k} experts are used")
+    width = fields.integer("expert_feed_forward_length", config["intermediate_size"] // top_k)
+    extra = {
+        "num_experts": fields.integer("expert_count"),
+        "num_experts_per_tok": top_k,
+        "moe_intermediate_size": width,
+    }
+    if config["model_type"] == "qwen2_moe":
+        shared = fields.integer("expert_shared_feed_forward_length", config["intermediate_size"])
+        extra["shared_expert_intermediate_size"] = shared
+    return extra
+
+
+def _gemma2(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "layer_types": fields.sliding(config["num_hidden_layers"], 2),
+        "sliding_window": fields.integer("attention.sliding_window", 4096),
+        "query_pre_attn_scalar": _gemma_scale(config, layers_of_27b=46),
+        "attn_logit_softcapping": fields.number("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": fields.number("final_logit_softcapping", 30.0),
+    }
+
+
+def _gemma3(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    layers, window = config["num_hidden_layers"], fields.integer("attention.sliding_window", 0)
+    return {
+        "layer_types": fields.sliding(layers, 6) if window else ["full_attention"] * layers,
+        "sliding_window": window or None,
+        "query_pre_attn_scalar": _gemma_scale(config, layers_of_27b=62),
+        "final_logit_softcapping": fields.number("final_logit_softcapping"),
+        "rope_local_base_freq": fields.number("rope.freq_base_swa", 10_000.0),
+    }
+
+
+def _gemma_scale(config: dict[str, Any], layers_of_27b: int) -> float:
+    """What scores are divided by the root of, which files do not say: llama.cpp knows it by the number of layers."""
+    if config["num_hidden_layers"] == layers_of_27b:
+        return float(config["hidden_size"] // config["num_attention_heads"])
+    return float(config["head_dim"])
+
+
+def _phi3(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    window = fields.integer("attention.sliding_window", 0)
+    return {"sliding_window": window or None, "original_max_position_embeddings": _original_context(fields, config)}
+
+
+def _original_context(fields: Fields, config: dict[str, Any]) -> int:
+    return fields.integer("rope.scaling.original_context_length", config["max_position_embeddings"])
+
+
+def _no_groups(fields: Fields, config: dict[str, Any]) -> None:
+    """Takes out the number of heads for keys and values, which is that of all heads."""
+    if config.pop("num_key_value_heads") != config["num_attention_heads"]:
+        raise fields.file.unsupported("heads that share keys and values are not read in this architecture")
+
+
+def _gpt_neox(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    _no_groups(fields, config)
+    return {
+        "use_parallel_residual": fields.flag("use_parallel_residual", True),
+        "rotary_pct": config.pop("partial_rotary_factor"),
+        "attention_bias": fields.has(".attn_qkv.bias"),
+    }
+
+
+def _gpt2(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    _no_groups(fields, config)
+    for name in ("head_dim", "rope_theta", "rope_scaling"):
+        config.pop(name)
+    return {"activation_function": "gelu_new"}
+
+
+def _starcoder2(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    return {"use_bias": fields.has(".attn_q.bias"), "sliding_window": None}
+
+
+def _stablelm(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    fields.flag("use_parallel_residual", True)  # which files get wrong: the norm of the MLP tells
+    return {
+        "use_parallel_residual": not fields.has(".ffn_norm.weight"),
+        "use_qkv_bias": fields.has(".attn_q.bias"),
+        "qk_layernorm": fields.has(".attn_q_norm.weight"),
+    }
+
+
+def _olmo(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    if config.pop("layer_norm_eps") not in (None, 1e-5):
+        raise fields.file.unsupported("an epsilon of norms that is not 1e-5")
+    return {"clip_qkv": fields.number("attention.clamp_kqv")}
+
+
+def _olmo2(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    window = fields.integer("attention.sliding_window", 0)
+    if not window:
+        return {}
+    types = fields.sliding(config["num_hidden_layers"], 4)
+    theta, scaling = config.pop("rope_theta"), config.pop("rope_scaling") or {"rope_type": "default"}
+    ropes = {
+        "full_attention": scaling | {"rope_theta": theta},
+        "sliding_attention": {"rope_type": "default", "rope_theta": fields.number("rope.freq_base_swa", theta)},
+    }
+    return {"model_type": "olmo3", "sliding_window": window, "layer_types": types, "rope_parameters": ropes}
+
+
+def _granite(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    return _llama(fields, config) | {
+        "attention_multiplier": fields.number("attention.scale", config["head_dim"] ** -0.5),
+        "embedding_multiplier": fields.number("embedding_scale", 1.0),
+        "residual_multiplier": fields.number("residual_scale", 1.0),
+        "logits_scaling": fields.number("logit_scale", 1.0),
+    }
+
+
+def _cohere(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    scale = fields.number("logit_scale")
+    if scale is None:
+        raise fields.file.broken("logit_scale is missing")
+    if config["model_type"] == "cohere":
+        return {"logit_scale": scale, "use_qk_norm": fields.has(".attn_q_norm.weight")}
+    window = fields.integer("attention.sliding_window")
+    types = fields.sliding(config["num_hidden_layers"], 4)
+    return {"logit_scale": scale, "sliding_window": window, "layer_types": types}
+
+
+def _glm4(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    return {"attention_bias": fields.has(".attn_q.bias")}
+
+
+def _gpt_oss(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    config["intermediate_size"] = fields.integer("expert_feed_forward_length", config["intermediate_size"])
+    if config["rope_scaling"]:
+        config["rope_scaling"] |= {"truncate": False}  # llama.cpp rounds, the model does not
+    return {
+        "attention_bias": fields.has(".attn_q.bias"),
+        "num_local_experts": fields.integer("expert_count"),
+        "num_experts_per_tok": fields.integer("expert_used_count"),
+        "sliding_window": fields.integer("attention.sliding_window"),
+        "layer_types": fields.sliding(config["num_hidden_layers"], 2),
+    }
+
+
+_GEMMA = {"hidden_act": "gelu_pytorch_tanh"}
+_PHI_BLOCK = {
+    **_ATTENTION,
+    "attn_norm": "input_layernorm",
+    "attn_output": "self_attn.dense",
+    "ffn_up": "mlp.fc1",
+    "ffn_down": "mlp.fc2",
+}
+
+ARCHITECTURES: dict[str, GgufArchitecture] = {
+    "llama": GgufArchitecture(
+        model_type="llama",
+        block=_LLAMA | {"ffn_gate_inp": "block_sparse_moe.gate"} | _experts("block_sparse_moe.switch_mlp"),
+        pairs=True,
+        extra=_llama,
+    ),
+    "mistral3": GgufArchitecture(model_type="ministral3", pairs=True, extra=_ministral3),
+    "qwen2": GgufArchitecture(model_type="qwen2"),
+    "qwen2moe": GgufArchitecture(
+        model_type="qwen2_moe",
+        block=_ATTENTION
+        | _NORMS
+        | _experts("mlp.switch_mlp")
+        | {"ffn_gate_inp": "mlp.gate", "ffn_gate_inp_shexp": "mlp.shared_expert_gate"}
+        | {f"ffn_{kind}_shexp": f"mlp.shared_expert.{kind}_proj" for kind in ("gate", "up", "down")},
+        constants={"norm_topk_prob": False},
+        extra=_qwen_moe,
+    ),
+    "qwen3": GgufArchitecture(model_type="qwen3", block=_LLAMA | _QK_NORMS),
+    "qwen3moe": GgufArchitecture(
+        model_type="qwen3_moe",
+        block=_ATTENTION | _QK_NORMS | _NORMS | _experts("mlp.switch_mlp") | {"ffn_gate_inp": "mlp.gate"},
+        constants={"norm_topk_prob": True},
+        extra=_qwen_moe,
+    ),
+    "gemma": GgufArchitecture(model_type="gemma", plus_one=True, constants=_GEMMA),
+    "gemma2": GgufArchitecture(
+        model_type="gemma2", block=_ATTENTION | _MLP | _FOUR_NORMS, plus_one=True, extra=_gemma2
+    ),
+    "gemma3": GgufArchitecture(
+        model_type="gemma3_text", block=_ATTENTION | _QK_NORMS | _MLP | _FOUR_NORMS, plus_one=True, extra=_gemma3
+    ),
+    "phi2": GgufArchitecture(
+        model_type="phi",
+        partial=True,
+        block=_PHI_BLOCK,
+        top=_TOP | {"output_norm": "model.final_layernorm"},
+        eps="layer_norm_eps",
+    ),
+    "phi3": GgufArchitecture(
+        model_type="phi3",
+        block=_NORMS
+        | {
+            "attn_qkv": "self_attn.qkv_proj",
+            "attn_output": "self_attn.o_proj",
+            "ffn_up": "mlp.gate_up_proj",
+            "ffn_down": "mlp.down_proj",
+        },
+        extra=_phi3,
+    ),
+    "gptneox": GgufArchitecture(
+        model_type="gpt_neox",
+        partial=True,
+        block=_NORMS
+        | {
+            "attn_qkv": "attention.query_key_value",
+            "attn_output": "attention.dense",
+            "ffn_up": "mlp.dense_h_to_4h",
+            "ffn_down": "mlp.dense_4h_to_h",
+        },
+        top={"token_embd": "gpt_neox.embed_in", "output_norm": "gpt_neox.final_layer_norm", "output": "embed_out"},
+        layers="gpt_neox.layers.",
+        eps="layer_norm_eps",
+        regrouped=True,
+        extra=_gpt_neox,
+    ),
+    "gpt2": GgufArchitecture(
+        model_type="gpt2",  # with MLX's names, whose matrices are (out, in) as here
+        block={
+            "attn_norm": "ln_1",
+            "attn_qkv": "attn.c_attn",
+            "attn_output": "attn.c_proj",
+            "ffn_norm": "ln_2",
+            "ffn_up": "mlp.c_fc",
+            "ffn_down": "mlp.c_proj",
+        },
+        top={
+            "token_embd": "model.wte",
+            "position_embd": "model.wpe",
+            "output_norm": "model.ln_f",
+            "output": "model.lm_head",
+        },
+        layers="model.h.",
+        eps="layer_norm_epsilon",
+        renamed={
+            "hidden_size": "n_embd",
+            "max_position_embeddings": "n_positions",
+            "num_attention_heads": "n_head",
+            "num_hidden_layers": "n_layer",
+            "intermediate_size": "n_inner",
+        },
+        extra=_gpt2,
+    ),
+    "starcoder2": GgufArchitecture(
+        model_type="starcoder2",
+        block=_ATTENTION | _NORMS | {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
+        eps="norm_epsilon",
+        extra=_starcoder2,
+    ),
+    "stablelm": GgufArchitecture(
+        model_type="stablelm",
+        partial=True,
+        block=_LLAMA | {"attn_q_norm": "self_attn.q_layernorm.norms", "attn_k_norm": "self_attn.k_layernorm.norms"},
+        eps="layer_norm_eps",
+        extra=_stablelm,
+    ),
+    "olmo": GgufArchitecture(model_type="olmo", eps="layer_norm_eps", pairs=True, extra=_olmo),
+    "olmo2": GgufArchitecture(
+        model_type="olmo2",
+        block=_ATTENTION
+        | _QK_NORMS
+        | _MLP
+        | {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"},
+        extra=_olmo2,
+    ),
+    "granite": GgufArchitecture(model_type="granite", pairs=True, extra=_granite),
+    "command-r": GgufArchitecture(model_type="cohere", block=_LLAMA | _QK_NORMS, eps="layer_norm_eps", extra=_cohere),
+    "cohere2": GgufArchitecture(model_type="cohere2", eps="layer_norm_eps", extra=_cohere),
+    "glm4": GgufArchitecture(
+        model_type="glm4",
+        partial=True,
+        block=_ATTENTION
+        | {
+            "attn_norm": "input_layernorm",
+            "post_attention_norm": "post_self_attn_layernorm",
+            "ffn_norm": "post_attention_layernorm",
+            "post_ffw_norm": "post_mlp_layernorm",
+            "ffn_up": "mlp.gate_up_proj",
+            "ffn_down": "mlp.down_proj",
+        },
+        extra=_glm4,
+    ),
+    "smollm3": GgufArchitecture(
+        model_type="smollm3", pairs=True, constants={"no_rope_layer_interval": 4}, extra=_llama
+    ),
+    "gpt-oss": GgufArchitecture(
+        model_type="gpt_oss",
+        block=_ATTENTION
+        | {
+            "attn_norm": "input_layernorm",
+            "post_attention_norm": "post_attention_layernorm",
+            "ffn_norm": "post_attention_layernorm",
+            "attn_sinks": "self_attn.sinks",
+            "ffn_gate_inp": "mlp.router",
+        }
+        | _experts("mlp.experts"),
+        extra=_gpt_oss,
+    ),
+}

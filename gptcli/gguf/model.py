@@ -1,0 +1,339 @@
+"""A GGUF file seen as a checkpoint of transformers: its config, and its tensors by their names there."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptcli.errors import BrokenCheckpoint
+from gptcli.files import open_regular
+from gptcli.gguf.architectures import ARCHITECTURES, Fields
+from gptcli.gguf.reader import GgufFile, GgufTensor
+from gptcli.gguf.tokenizer import stop_ids
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+# Llama 3.1's and 3.2's RoPE scaling is stored as the resulting factors only; these are all known settings.
+_LLAMA3_FACTORS = (8.0, 32.0)
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+# Fields that no computation reads, or that repeat what is known: after the architecture's name.
+_WITHOUT_EFFECT = frozenset(
+    """
+    vocab_size tensor_data_layout rope.scaling.finetuned expert_used_count expert_count rope.dimension_count
+    rope.scaling.original_context_length use_parallel_residual
+    """.split()
+)
+# Fields that mean what we do if they have these values.
+_HARMLESS: dict[str, tuple[object, ...]] = {
+    "attention.causal": (True,),
+    "pooling_type": (0,),
+    "expert_shared_count": (0, 1),
+    "expert_group_count": (0, 1),
+    "expert_group_used_count": (0, 1),
+    "expert_weights_scale": (0.0, 1.0),
+    "expert_gating_func": (0, 1),  # softmax
+    "leading_dense_block_count": (0,),
+    "nextn_predict_layers": (0,),
+    "attention.max_alibi_bias": (0.0,),
+    "attention.clamp_kqv": (0.0,),
+    "logit_scale": (0.0,),
+    "rope.scale_linear": (1.0,),
+    "rope.scaling.attn_factor": (1.0,),
+    "rope.scaling.alpha": (0.0, 1.0),
+    "attention.sliding_window": (0,),
+    "embedding_length_per_layer_input": (0,),
+    "attention.shared_kv_layers": (0,),
+}
+# Beginnings of names that are of computing; others are left over.
+_OF_COMPUTING = re.compile(
+    r"attention|rope|expert|moe|ssm|wkv|attn|logit|final_logit|router|embedding|residual|leading|nextn|num_loops|"
+    r"feed_forward|activation|hidden_act|swiglu|full_attention|interleave|deepstack|hyper|altup|laurel|shortconv|"
+    r"pooling|use_parallel|dense|kda|ple"
+)
+_LAYER_TENSOR = re.compile(r"blk\.(\d{1,4})\.(.+)\.(weight|bias)")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What the converter did to a tensor, to be undone.
+
+    pairs: the rows of each of this many heads were reordered. regrouped: rows of as many heads, [q k v] each, were
+    gathered to all q, k and v. minus: was added to every value.
+    """
+
+    pairs: int = 0
+    regrouped: int = 0
+    minus: float = 0.0
+
+    def undone(self, data: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]:
+        """The bytes (n,) of the tensor as it was, which has this many rows."""
+        import numpy as np
+
+        if self.minus:
+            return (data.view(np.float32) - np.float32(self.minus)).view(np.uint8)
+        stored = np.arange(rows)
+        if self.pairs:
+            order = stored.reshape(self.pairs, -1, 2).transpose(0, 2, 1)
+        else:
+            order = stored.reshape(3, self.regrouped, -1).transpose(1, 0, 2)
+        return data.reshape(rows, -1)[order.reshape(-1)].reshape(-1)
+
+
+@dataclass(frozen=True)
+class ModelTensor:
+    """A tensor as a checkpoint of transformers has it, stored in blocks of a type. edit: None if it is as it was."""
+
+    kind: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    size: int
+    edit: Edit | None = None
+
+    def data(self) -> np.ndarray[Any, Any]:
+        """Its bytes (n,), as the model has them."""
+        import numpy as np
+
+        with open_regular(self.file) as file:
+            file.seek(self.offset)
+            data = file.read(self.size)
+        if len(data) < self.size:
+            raise BrokenCheckpoint(f"cannot read: {self.file}: it ends too early; truncated or damaged")
+        array = np.frombuffer(data, np.uint8)
+        return array if self.edit is None else self.edit.undone(array, self.shape[0])
+
+
+class GgufModel:
+    """A GGUF file of an architecture that we know.
+
+    left_over: names of fields that nothing reads. Raises BrokenCheckpoint, or UnsupportedArchitecture with the name of
+    what is unknown and may change what the model computes.
+    """
+
+    def __init__(self, file: GgufFile) -> None:
+        self.file = file
+        name = file.get("general.architecture", str)
+        if name not in ARCHITECTURES:
+            known = ", ".join(ARCHITECTURES)
+            raise file.unsupported(f"architecture {name[:40]!r}", f"these are read: {known}")
+        self._architecture = ARCHITECTURES[name]
+        self._fields = Fields(file, f"{name}.")
+        self.config = self._read_config()
+        self.left_over = self._check_unread(f"{name}.")
+
+    @cached_property
+    def tensors(self) -> dict[str, ModelTensor]:
+        """All tensors by their names in transformers, or in MLX for those that only MLX stores in one."""
+        found: dict[str, ModelTensor] = {}
+        for tensor in self.file.tensors.values():
+            if tensor.name in _ROPE_TENSORS:
+                continue
+            for name, part in self._as_stored(tensor):
+                if name in found:
+                    raise self.file.broken(f"two tensors are {name}")
+                found[name] = part
+        return found
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """What the file says of generation, as a generation_config.json says it."""
+        names = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+        given = {ours: self.file.any(f"general.sampling.{theirs}") for theirs, ours in names.items()}
+        return {
+            "eos_token_id": stop_ids(self.file),
+            **{name: value for name, value in given.items() if value is not None},
+        }
+
+    def _read_config(self) -> dict[str, Any]:
+        file, fields, known = self.file, self._fields, self._architecture
+        embedding = file.tensors.get("token_embd.weight")
+        if embedding is None:
+            raise file.broken("tensor 'token_embd.weight' is missing")
+        width, heads = fields.integer("embedding_length"), fields.integer("attention.head_count")
+        kv_heads = fields.integer("attention.head_count_kv", heads)
+        if heads < 1 or kv_heads < 1 or width < 1:
+            raise file.broken(f"{heads} attention heads with {kv_heads} for keys and values, of width {width}")
+        head_dim = fields.integer("attention.key_length", width // heads)
+        if fields.integer("attention.value_length", head_dim) != head_dim:
+            raise file.unsupported("values of another size than keys are not read")
+        config: dict[str, Any] = {
+            "model_type": known.model_type,
+            "vocab_size": embedding.shape[0],
+            "hidden_size": width,
+            "intermediate_size": fields.integer("feed_forward_length"),
+            "num_hidden_layers": fields.integer("block_count"),
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "head_dim": head_dim,
+            "max_position_embeddings": fields.integer("context_length"),
+            "rope_theta": fields.number("rope.freq_base", 10_000.0),
+            "tie_word_embeddings": "output.weight" not in file.tensors,
+            known.eps: self._epsilon(),
+            **known.constants,
+        }
+        if config["max_position_embeddings"] < 1 or config["num_hidden_layers"] < 1:
+            raise file.broken("it has no context or no layers")
+        config["rope_scaling"] = self._rope_scaling(config)
+        if known.partial or fields.integer("rope.dimension_count", head_dim) != head_dim:
+            config["partial_rotary_factor"] = _fraction(fields.integer("rope.dimension_count", head_dim), head_dim)
+        config |= known.extra(fields, config)
+        config = {known.renamed.get(name, name): value for name, value in config.items() if value is not None}
+        for role in ("bos", "eos"):
+            if (id := file.optional(f"tokenizer.ggml.{role}_token_id", int)) is not None:
+                config[f"{role}_token_id"] = id
+        return config
+
+    def _epsilon(self) -> float | None:
+        rms, layer = (self._fields.number(f"attention.layer_norm_{kind}epsilon") for kind in ("rms_", ""))
+        return rms if self._architecture.eps == "rms_norm_eps" else layer
+
+    def _rope_scaling(self, config: dict[str, Any]) -> dict[str, Any] | None:
+        fields = self._fields
+        kind = fields.text("rope.scaling.type", "none")
+        factor = fields.number("rope.scaling.factor") or fields.number("rope.scale_linear")
+        if self._has_factors("rope_factors_long.weight"):
+            return {
+                "rope_type": "longrope",
+                "long_factor": self._factors("rope_factors_long.weight"),
+                "short_factor": self._factors("rope_factors_short.weight"),
+                "attention_factor": fields.number("rope.scaling.attn_factor", 1.0),
+            }
+        if self._has_factors("rope_freqs.weight"):
+            return self._stored_factors(config)
+        if kind == "yarn" and factor:
+            scaling = {
+                "rope_type": "yarn",
+                "factor": factor,
+                "original_max_position_embeddings": fields.integer(
+                    "rope.scaling.original_context_length", config["max_position_embeddings"]
+                ),
+                "attention_factor": fields.number("rope.scaling.yarn_attn_factor"),
+                "beta_fast": fields.number("rope.scaling.yarn_beta_fast"),
+                "beta_slow": fields.number("rope.scaling.yarn_beta_slow"),
+            }
+            fields.expect("rope.scaling.yarn_ext_factor", 1.0, -1.0)
+            return {name: value for name, value in scaling.items() if value is not None}
+        if kind in ("none", "longrope") or (kind == "linear" and factor in (None, 1.0)):
+            fields.expect("rope.scaling.factor", 0.0, 1.0)
+            return None
+        if kind == "linear":
+            return {"rope_type": "linear", "factor": factor}
+        raise self.file.unsupported(f"RoPE scaling {kind!r} with factor {factor} is not read")
+
+    def _stored_factors(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Llama 3's scaling if the file's factors are its; else the factors themselves, for texts of any length."""
+        import numpy as np
+
+        factors = np.array(self._factors("rope_freqs.weight"))
+        dim, theta = 2 * len(factors), config["rope_theta"]
+        turns = _LLAMA3["original_max_position_embeddings"] * theta ** -(np.arange(0, dim, 2) / dim) / (2 * np.pi)
+        low, high = _LLAMA3["low_freq_factor"], _LLAMA3["high_freq_factor"]
+        keep = np.clip((turns - low) / (high - low), 0, 1)
+        for factor in _LLAMA3_FACTORS:
+            if np.allclose(1 / (keep + (1 - keep) / factor), factors, rtol=1e-4):
+                return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
+        values, context = factors.tolist(), max(2, config["max_position_embeddings"])
+        return {
+            "rope_type": "longrope",
+            "short_factor": values,
+            "long_factor": values,
+            "attention_factor": 1.0,
+            "original_max_position_embeddings": context,
+        }
+
+    def _has_factors(self, name: str) -> bool:
+        return name in self.file.tensors
+
+    def _factors(self, name: str) -> list[float]:
+        import numpy as np
+
+        tensor = self.file.tensors.get(name)
+        if tensor is None or tensor.kind != "F32" or len(tensor.shape) != 1:
+            raise self.file.broken(f"{name} must be a list of numbers in fp32")
+        return [float(str(value)) for value in self.file.data(tensor).view(np.float32)]
+
+    def _check_unread(self, prefix: str) -> tuple[str, ...]:
+        """The fields of the architecture that nothing reads. Raises where one may change what is computed."""
+        left_over = []
+        for name in self.file.unread(prefix):
+            rest, value = name.removeprefix(prefix), self.file.fields[name]
+            if rest in _WITHOUT_EFFECT or any(value == known for known in _HARMLESS.get(rest, ())):
+                continue
+            if _OF_COMPUTING.match(rest):
+                raise self.file.unsupported(f"{name} = {str(value)[:40]} is not read, and may change the results")
+            left_over.append(name)
+        return tuple(left_over)
+
+    def _as_stored(self, tensor: GgufTensor) -> list[tuple[str, ModelTensor]]:
+        """The tensors of transformers that a tensor holds, by name."""
+        known, file = self._architecture, self.file
+        match = _LAYER_TENSOR.fullmatch(tensor.name)
+        if match is None:
+            stem, _, leaf = tensor.name.rpartition(".")
+            if stem not in known.top or leaf not in ("weight", "bias"):
+                raise file.unsupported(f"tensor {tensor.name[:80]!r} belongs to no part of this architecture")
+            return [(f"{known.top[stem]}.{leaf}", self._edited(tensor, stem, leaf))]
+        layer, stem, leaf = match.groups()
+        if stem not in known.block:
+            raise file.unsupported(f"tensor {tensor.name[:80]!r} belongs to no part of this architecture")
+        name = f"{known.layers}{layer}.{known.block[stem]}"
+        if name.endswith(".sinks"):
+            return [(name, self._edited(tensor, stem, leaf))]
+        if name.endswith(".norms"):  # one in transformers for each head
+            return self._by_head(tensor, name)
+        return [(f"{name}.{leaf}", self._edited(tensor, stem, leaf))]
+
+    def _edited(self, tensor: GgufTensor, stem: str, leaf: str) -> ModelTensor:
+        known, shape, edit = self._architecture, tensor.shape, None
+        config = self.config
+        if stem.endswith("norm") and known.plus_one:
+            if tensor.kind != "F32":
+                raise self.file.unsupported(f"tensor {tensor.name!r} is of type {tensor.kind}, not F32")
+            edit = Edit(minus=1.0)
+        elif known.pairs and stem in ("attn_q", "attn_k"):
+            heads = config["num_attention_heads" if stem == "attn_q" else "num_key_value_heads"]
+            edit = Edit(pairs=heads)
+            self._check_rows(tensor, 2 * heads)
+        elif known.regrouped and stem == "attn_qkv":
+            edit = Edit(regrouped=config["num_attention_heads"])
+            self._check_rows(tensor, 3 * config["num_attention_heads"])
+        if stem == "ffn_gate_inp_shexp" and len(shape) == 1:
+            shape = 1, *shape
+        return ModelTensor(tensor.kind, shape, tensor.file, tensor.offset, tensor.size, edit)
+
+    def _check_rows(self, tensor: GgufTensor, unit: int) -> None:
+        if tensor.shape[0] % unit:
+            raise self.file.broken(
+                f"tensor {tensor.name!r} has {tensor.shape[0]} rows, which are no multiple of {unit}"
+            )
+        if len(tensor.shape) == 1 and tensor.kind not in ("F32", "F16", "BF16"):
+            raise self.file.unsupported(f"tensor {tensor.name!r} is of type {tensor.kind}")
+
+    def _by_head(self, tensor: GgufTensor, name: str) -> list[tuple[str, ModelTensor]]:
+        if len(tensor.shape) != 2:
+            raise self.file.broken(f"tensor {tensor.name!r} has {len(tensor.shape)} dimensions, not 2")
+        heads, size = tensor.shape[0], tensor.size // tensor.shape[0]
+        return [
+            (
+                f"{name}.{head}.weight",
+                ModelTensor(tensor.kind, tensor.shape[1:], tensor.file, tensor.offset + head * size, size),
+            )
+            for head in range(heads)
+        ]
+
+
+def read_model(path: Path) -> GgufModel:
+    """The model in a GGUF file, or in the parts of one. Raises as GgufFile and GgufModel do."""
+    return GgufModel(GgufFile(path))
+
+
+def _fraction(dim: int, head_dim: int) -> float:
+    """What `int(head_dim * fraction)` makes `dim` of."""
+    fraction = dim / head_dim if head_dim else 0.0
+    return fraction if int(head_dim * fraction) == dim else math.nextafter(fraction, math.inf)

@@ -1,0 +1,137 @@
+"""A GGUF file as a model, as it is: commands, parts, notes."""
+
+from __future__ import annotations
+
+import os
+import struct
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gptcli.checkpoint import load
+from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.load import Packing
+from gptcli.errors import BrokenCheckpoint, GptcliError, UnsupportedArchitecture
+from gptcli.gguf.convert import convert
+from gptcli.kernels.tensors import library as kernels
+from gptcli.language_model import LanguageModel
+from gptcli.models.catalog import LocalModel, fingerprint
+from gptcli.quant.dense import DenseWeight
+from gptcli.settings import RuntimeConfig
+from gptcli.text.tokenizer import Tokenizer
+from tests.gguf.raw_gguf import RawGguf
+from tests.gguf.tiny_gguf import BOS, EOS, HEAD_DIM, KV_HEADS, WIDTH, Kind, shapes, write_gguf
+
+FP32 = RuntimeConfig(device="cpu", dtype="fp32", quantize="none")
+IDS = [5, 17, 200, 3, 99, 2, 150, 260]
+
+
+def logits(path: Path) -> torch.Tensor:
+    return LanguageModel.open(str(path), FP32).logits(IDS)
+
+
+@pytest.mark.parametrize("kind", [Kind.F32, Kind.F16, Kind.BF16, Kind.Q4_0, Kind.Q4_1, Kind.Q8_0], ids=lambda k: k.name)
+def test_a_file_has_the_logits_of_what_it_converts_to(kind: Kind, tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf", kind)
+    converted = tmp_path / "converted"
+    converted.mkdir()
+    convert(file, converted, lambda done, total: None)
+    assert torch.equal(logits(file), logits(converted))
+    assert Tokenizer.open(file).encode("the 12 <|im_end|>") == Tokenizer.open(converted).encode("the 12 <|im_end|>")
+
+
+def test_the_ends_of_a_text_are_those_of_the_file(tmp_path: Path) -> None:
+    lm = LanguageModel.open(str(write_gguf(tmp_path / "tiny.gguf", tokenizer__ggml__eot_token_id=1)), FP32)
+    assert lm.stop_ids == {1, 2}
+    assert (lm.tokenizer.named_tokens["bos_token"], lm.tokenizer.named_tokens["eos_token"]) == (BOS, EOS)
+
+
+def test_sampling_defaults_are_those_of_the_file(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"general__sampling__temp": 0.5, "general__sampling__top_k": 7}
+    lm = LanguageModel.open(str(write_gguf(tmp_path / "tiny.gguf", **changes)), FP32)
+    assert lm.sampling_defaults == {"temperature": 0.5, "top_k": 7}
+
+
+def test_blocks_that_nothing_multiplies_with_are_named(tmp_path: Path) -> None:
+    wide = shapes(width=256)
+    kinds = {name: Kind.Q6_K if shape[-1] == 256 and len(shape) == 2 else Kind.F32 for name, shape in wide.items()}
+    changes = {"llama__embedding_length": 256, "llama__rope__dimension_count": 64}
+    folder = ModelFolder.open(write_gguf(tmp_path / "tiny.gguf", kinds, tensor_shapes=wide, **changes))
+    assert ["blocks of type: Q6_K" in str(note) for note in folder.notes] == [True]
+
+
+def test_a_file_changed_or_moved_is_another_model_or_the_same(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf", Kind.Q8_0)
+    before = fingerprint(file)
+    assert LocalModel("tiny", file).size == file.stat().st_size
+    write_gguf(file, Kind.Q8_0, llama__rope__freq_base=5e5)
+    assert fingerprint(file) != before
+
+
+def in_parts(whole: Path, directory: Path, counts: tuple[int, ...]) -> list[Path]:
+    """A file's tensors in several files, whose first has the fields."""
+    directory.mkdir(exist_ok=True)
+    raw = RawGguf.of(whole)
+    tensors, paths = iter(raw.tensors.items()), []
+    for number, count in enumerate(counts):
+        split = {
+            "split.no": (2, struct.pack("<H", number)),
+            "split.count": (2, struct.pack("<H", len(counts))),
+            "split.tensors.count": (5, struct.pack("<i", len(raw.tensors))),
+        }
+        part = RawGguf((raw.fields if number == 0 else {}) | split, dict(islice(tensors, count)))
+        path = directory / f"tiny-{number + 1:05}-of-{len(counts):05}.gguf"
+        path.write_bytes(part.written())
+        paths.append(path)
+    return paths
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> list[Path]:
+    whole = write_gguf(tmp_path / "whole.gguf", Kind.Q8_0)
+    return in_parts(whole, tmp_path / "parts", (5, 9, len(shapes()) - 14))
+
+
+def test_a_split_file_is_one_model(parts: list[Path], tmp_path: Path) -> None:
+    assert torch.equal(logits(parts[0]), logits(tmp_path / "whole.gguf"))
+
+
+def test_parts_that_are_missing_wrong_or_not_the_first_are_refused(parts: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedArchitecture, match="not the first") as raised:
+        ModelFolder.open(parts[1])
+    assert str(parts[0]) in str(raised.value.hint)
+    with pytest.raises(UnsupportedArchitecture, match="whose name does not end in"):
+        ModelFolder.open(parts[0].rename(tmp_path / "parts" / "other.gguf"))
+    (tmp_path / "parts" / "other.gguf").rename(parts[0])
+    third = parts[2].read_bytes()
+    parts[2].write_bytes(parts[1].read_bytes())
+    with pytest.raises(BrokenCheckpoint, match="not part 3 of 3"):
+        ModelFolder.open(parts[0])
+    parts[2].unlink()
+    with pytest.raises(GptcliError, match="cannot open"):
+        ModelFolder.open(parts[0])
+    outside = tmp_path / "outside.gguf"
+    outside.write_bytes(third)
+    parts[2].symlink_to(outside)
+    os.chmod(tmp_path / "parts", 0o777)
+    with pytest.raises(BrokenCheckpoint, match="a link out of the model's directory"):
+        ModelFolder.open(parts[0])
+
+
+@pytest.mark.parametrize(("packing", "dtype"), [("expand", torch.float16), ("dense", torch.float32)])
+def test_types_that_are_joined_and_not_alike_are_expanded_no_further_than_asked(
+    packing: Packing, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """q, k and v are one matrix here, and often of two types in a file."""
+    if (library := kernels()) is None:
+        pytest.skip("the kernels are not built here")
+    dense: list[DenseWeight] = []
+    monkeypatch.setattr(load, "DenseWeight", lambda values: dense.append(DenseWeight(values)) or dense[-1])
+    file = write_gguf(tmp_path / "tiny.gguf", {"attn_v.weight": Kind.Q8_0, "weight": Kind.Q4_0})
+    plan = load.WeightPlan(torch.device("cpu"), torch.float32, packing, library)
+    load.load_decoder(ModelFolder.open(file), plan)
+    rows = WIDTH + 2 * KV_HEADS * HEAD_DIM
+    assert {weight.values.dtype for weight in dense if weight.shape == (rows, WIDTH)} == {dtype}
