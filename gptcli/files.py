@@ -112,6 +112,10 @@ def lock(descriptor: int, *, wait: bool = False) -> bool:
     return True
 
 
+class NotJson(BrokenCheckpoint):
+    """A file that is to be JSON and is not, neither here nor for anybody else."""
+
+
 class Unusable:
     """Stands for a value of a JSON file that cannot be meant: NaN, infinity, or two values of one key.
 
@@ -223,6 +227,8 @@ def _parse(data: bytes, where: str, oddities: _Oddities | None) -> dict[str, Any
             json.dumps(value, ensure_ascii=False, default=repr).encode()
     except RecursionError:
         raise BrokenCheckpoint(f"cannot read: {where}: nested too deeply") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise NotJson(f"cannot read: {where}: {str(error)[:200]}") from None
     except ValueError as error:
         raise BrokenCheckpoint(f"cannot read: {where}: {str(error)[:200]}") from None
     if not isinstance(value, dict):

@@ -153,7 +153,8 @@ class LanguageModel:
     @property
     def reference(self) -> str:
         """What finds this model again from wherever: a name, or an absolute path."""
-        return os.path.abspath(self.name) if os.path.exists(self.name) else self.name
+        path = os.path.expanduser(self.name)
+        return os.path.abspath(path) if os.path.exists(path) else self.name
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""What a user can set, as frozen records that check their own ranges. Knows nothing of models."""
+"""What a user can set, as frozen dataclasses that check their own ranges. Knows nothing of models."""
 
 from __future__ import annotations
 

@@ -16,13 +16,15 @@ from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.models.locate import locate
 from tests.tiny import make_model
 
+# As the program has it, which is too late here: torch's threads must not keep cores from what the tests start.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 settings.register_profile("gptcli", deadline=None)  # how long an example takes is the machine's affair
 settings.load_profile("gptcli")
 
 
 @pytest.fixture(autouse=True)
 def _a_home_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the models, caches or settings of whoever runs it."""
+    """No test sees the models, caches, settings or terminal of whoever runs it."""
     monkeypatch.setenv("GPTCLI_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
@@ -30,7 +32,7 @@ def _a_home_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
     caches = ("GPTCLI_PREPARED", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
-    for name in ("GPTCLI_MODEL", "GPTCLI_DEBUG", "NO_COLOR", *caches):
+    for name in ("GPTCLI_MODEL", "GPTCLI_DEBUG", "NO_COLOR", "COLUMNS", "LINES", *caches):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from pathlib import Path
 
 import pytest
@@ -43,18 +42,6 @@ def test_logits_have_a_row_a_token(tiny: LanguageModel) -> None:
     assert logits.dtype == torch.float32
 
 
-def test_a_score_is_the_log_probability_of_each_token(tiny: LanguageModel) -> None:
-    text = "In a small town"
-    score = tiny.score(text)
-    ids = tiny.tokenizer.encode(text)
-    wanted = tiny.logits(ids)[:, : tiny.tokenizer.size].double().log_softmax(-1)
-    assert score.ids == tuple(ids)
-    assert score.logprobs[0] is None
-    assert score.logprobs[1:] == pytest.approx([wanted[i, id].item() for i, id in enumerate(ids[1:])], abs=1e-5)
-    assert score.perplexity == pytest.approx(math.exp(score.nll / (len(ids) - 1)))
-    assert score.bits_per_byte == pytest.approx(score.nll / math.log(2) / len(text))
-
-
 def test_an_unknown_model_and_a_bad_value_are_errors_that_say_so(tiny: LanguageModel) -> None:
     with pytest.raises(ModelNotFound, match="no such model: nothing"):
         gptcli.load("nothing")
@@ -62,11 +49,6 @@ def test_an_unknown_model_and_a_bad_value_are_errors_that_say_so(tiny: LanguageM
         gptcli.load("nothing", dtype="fp8")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="top-p"):
         tiny.generate("x", top_p=0.0)
-
-
-def test_a_context_beyond_the_models_is_refused(tiny_model: Path) -> None:
-    with pytest.raises(UsageError, match="beyond the model's context of 256"):
-        gptcli.load(tiny_model, ctx_size=257)
 
 
 def test_the_models_sampling_defaults_hold_unless_overridden(tmp_path: Path) -> None:

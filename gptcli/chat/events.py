@@ -1,7 +1,7 @@
 """What a session's events add up to. Knows nothing of models or of what a reply costs.
 
-An event is a plain record that JSON can spell: a message, a setting, a truncation. Applying the same events again in
-order gives the same conversation.
+An event is a JSON object: a message, a setting, a truncation. Applying the same events again in order gives the same
+conversation.
 """
 
 from __future__ import annotations

@@ -85,7 +85,8 @@ class Session(Generic[Model]):
     """A conversation with a model. What a turn shares with the one before is not run again.
 
     events: all that happened, as JSON objects that `restored` takes. finished: how each reply of this process ended.
-    records_probabilities: whether the next replies come with their tokens' probabilities.
+    records_probabilities: whether the next replies come with their tokens' probabilities. borrows_model: whether its
+    model only stands in for the session's own, until another is set.
     """
 
     def __init__(
@@ -98,12 +99,14 @@ class Session(Generic[Model]):
     ) -> None:
         self.finished: list[Finished] = []
         self.records_probabilities = False
+        self.borrows_model = False
         self.events: list[Record] = []
         self._lm = lm
         self._own_template = template
         self._cache = PromptCache()
         self._journal: Journal | None = None
         self._history = History()
+        self._overrides: dict[str, Any] = {}  # settings that are not among the events
         self._measured = 0, 0  # number of events when the prompt was measured, and its tokens
         self._record({"type": "session", "version": FORMAT_VERSION, "created": _now()})
         if system is not None:
@@ -135,6 +138,7 @@ class Session(Generic[Model]):
     def lm(self, lm: Model) -> None:
         if lm is not self._lm:
             self._lm, self._cache, self._measured = lm, PromptCache(), (0, 0)
+            self.borrows_model = False
 
     @property
     def template(self) -> ChatTemplate:
@@ -164,15 +168,29 @@ class Session(Generic[Model]):
     @property
     def settings(self) -> ChatSettings:
         """How replies are drawn and when they end."""
-        return self._history.settings
+        return replace(self._history.settings, **self._overrides) if self._overrides else self._history.settings
 
     @settings.setter
     def settings(self, settings: ChatSettings) -> None:
-        if settings.thinking is not None and not self.template.knows_thinking:
-            raise UsageError("this model's chat template has no switch for thinking")
-        if settings.reasoning_effort is not None and not self.template.knows_effort:
-            raise UsageError("this model's chat template has no switch for the reasoning effort")
-        self._record({"type": "settings", "settings": settings.record})
+        self._check_switches(settings)
+        values = settings.values
+        self._overrides = {name: value for name, value in self._overrides.items() if values[name] == value}
+        changed = {name: values[name] for name in values.keys() - self._overrides.keys()}
+        self._record({"type": "settings", "settings": replace(self._history.settings, **changed).record})
+
+    def override(self, **settings: Any) -> None:
+        """Changes settings for as long as this object lives: they are not among the events. Raises UsageError."""
+        self._check_switches(replace(self.settings, **settings))
+        self._overrides |= settings
+
+    @property
+    def kept_settings(self) -> Mapping[str, Any]:
+        """The settings among the events that are not the default."""
+        return self._history.settings.record
+
+    def _check_switches(self, settings: ChatSettings) -> None:
+        if settings.thinking is not None or settings.reasoning_effort is not None:
+            self.template.check_switches(thinking=settings.thinking, reasoning_effort=settings.reasoning_effort)
 
     def keep_in(self, journal: Journal | None, *, kept: int = 0) -> None:
         """Writes all events, past and future, to a journal that has the first `kept` of them; None ends writing."""
@@ -222,8 +240,25 @@ class Session(Generic[Model]):
     def fork(self) -> Session[Model]:
         """A session with the same events so far, which shares the cache."""
         fork = Session.restored(self._lm, self.events, template=self._own_template)
-        fork.share_cache(self)
+        self._lend(fork)
         return fork
+
+    def successor(self, events: Sequence[Record] | None = None) -> Session[Model]:
+        """Another session with the same model and overrides, and this one's system message and settings, or `events`.
+
+        Shares the cache. Raises InputError if they are not a session's.
+        """
+        if events is None:
+            other = Session(self._lm, self.system, self._history.settings, template=self._own_template)
+        else:
+            other = Session.restored(self._lm, events, template=self._own_template)
+        self._lend(other)
+        return other
+
+    def _lend(self, other: Session[Model]) -> None:
+        other._overrides = dict(self._overrides)
+        other.borrows_model = self.borrows_model
+        other.share_cache(self)
 
     def share_cache(self, other: Session[Model]) -> None:
         """Uses the cache of another session of the same model, so that their common prefix is not run again.
@@ -332,6 +367,7 @@ class Session(Generic[Model]):
             "seed": finished.seed,
             "sampling": asdict(replace(sampling, seed=finished.seed)),
             **self._lm.provenance,
+            **({"borrowed": True} if self.borrows_model else {}),
             "time": _now(),
         }
 

@@ -88,6 +88,11 @@ class SessionFile:
             self._file.sync()
             self.problem = self._file.problem
 
+    def check_written(self) -> None:
+        """Raises OutputError if the last write failed."""
+        if self.problem is not None:
+            raise OutputError(f"cannot write: {self.path}: {self.problem.strerror}")
+
     def rename(self, name: str) -> None:
         """Renames the session. Raises UsageError for a bad or taken name, and OutputError."""
         target = SessionFile(name).path
@@ -189,10 +194,23 @@ def _stored(name: str) -> StoredSession:
     )
 
 
+def delete_session(name: str) -> None:
+    """Removes a session's file. Raises InputError if it is missing, and OutputError if it is open elsewhere."""
+    path = _existing(name)
+    with contextlib.closing(_opened_alone(path, name)):
+        try:
+            path.unlink()
+        except OSError as error:
+            raise OutputError(f"cannot remove: {path}: {error.strerror}") from None
+
+
 def last_model(events: Sequence[Record]) -> tuple[str, str]:
-    """The name or path of the model that replied last, and its fingerprint; empty strings if none has replied."""
+    """The name or path of the model that replied last, and its fingerprint; empty strings if none has replied.
+
+    A model that only stood in for the session's own does not count.
+    """
     for event in reversed(events):
-        if "model" in event:
+        if "model" in event and not event.get("borrowed"):
             return str(event["model"]), str(event.get("fingerprint"))
     return "", ""
 

@@ -17,17 +17,17 @@ from gptcli.checkpoint.recipes import Architecture, Recipe, shape, sources
 from gptcli.checkpoint.registry import architecture_of
 from gptcli.checkpoint.safetensors_header import TensorInfo, read_header
 from gptcli.errors import BrokenCheckpoint, ModelNotFound
-from gptcli.files import is_there, read_json
+from gptcli.files import NotJson, is_there, read_json
 from gptcli.notes import Note
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """An opened model directory."""
+    """An opened model directory. generation_config: None if there is none that can be read, as in transformers."""
 
     path: Path
     config: dict[str, Any]
-    generation_config: dict[str, Any]
+    generation_config: dict[str, Any] | None
     tensors: dict[str, TensorInfo]
     not_in_shards: tuple[str, ...] = ()  # tensors that the index names and no file has
     reading_notes: list[Note] = field(default_factory=list)
@@ -44,11 +44,9 @@ class ModelFolder:
         if not is_there(path / "config.json"):
             refuse_adapter(path)
             raise ModelNotFound(f"not a model directory: {path}: it has no config.json")
-        generation = path / "generation_config.json"
         notes = list[Note]()
         config = read_json(path / "config.json", notes=notes, contradictions=True)
-        generation_config = read_json(generation, notes=notes) if is_there(generation) else {}
-        return cls(path, config, generation_config, *_read_tensors(path), notes)
+        return cls(path, config, _read_generation_config(path, notes), *_read_tensors(path), notes)
 
     @cached_property
     def notes(self) -> list[Note]:
@@ -92,7 +90,7 @@ class ModelFolder:
     @property
     def stop_ids(self) -> dict[str, tuple[int, ...]]:
         """Ids that end a generation, by the name of the file that lists them."""
-        sources = {"config.json": self.config, "generation_config.json": self.generation_config}
+        sources = {"config.json": self.config, "generation_config.json": self.generation_config or {}}
         return {name: ids for name, fields in sources.items() if (ids := _eos_ids(fields, name))}
 
     @property
@@ -147,6 +145,18 @@ class ModelFolder:
     def parameter_shape(self, recipe: Recipe) -> Shape:
         """The shape of what a recipe makes."""
         return shape(recipe, self.weights.__getitem__)
+
+
+def _read_generation_config(path: Path, notes: list[Note]) -> dict[str, Any] | None:
+    """Raises BrokenCheckpoint as `read_json` does, but for what is no JSON at all: transformers goes on without it."""
+    file = path / "generation_config.json"
+    if not is_there(file):
+        return None
+    try:
+        return read_json(file, notes=notes)
+    except NotJson as error:
+        notes.append(Note(f"{error.message}; so config.json says how to generate"))
+        return None
 
 
 def _is_bias_of(name: str, wanted: Container[str]) -> bool:

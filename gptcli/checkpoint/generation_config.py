@@ -6,11 +6,10 @@ Every field of transformers' GenerationConfig is done here, noted or without eff
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 from gptcli.errors import BrokenCheckpoint, UsageError
-from gptcli.files import Unusable, is_there
+from gptcli.files import Unusable
 from gptcli.notes import Note
 from gptcli.settings import SamplingConfig
 
@@ -26,6 +25,7 @@ MODEL_SETTINGS = (
 
 _OFF = -1  # what other programs write for "off", but in the fields below
 _NEVER_OFF = {"temperature", "repetition_penalty"}
+_OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 _TINY_TOP_P = 1e-9  # transformers takes 0, which leaves the likeliest token alone
 
 # Fields that change a text and are not done, each with the values that are off beside null and -1.
@@ -82,18 +82,16 @@ class _Folder(Protocol):
     """See `folder.ModelFolder`."""
 
     @property
-    def path(self) -> Path: ...
-    @property
     def config(self) -> Mapping[str, Any]: ...
     @property
-    def generation_config(self) -> Mapping[str, Any]: ...
+    def generation_config(self) -> Mapping[str, Any] | None: ...
 
 
 def generation_source(folder: _Folder) -> tuple[str, Mapping[str, Any]]:
     """The file that sets how a model generates, config.json if there is no other (as in transformers); its fields."""
-    if folder.generation_config or is_there(folder.path / "generation_config.json"):
-        return "generation_config.json", folder.generation_config
-    return "config.json", folder.config
+    if folder.generation_config is None:
+        return "config.json", folder.config
+    return "generation_config.json", folder.generation_config
 
 
 def sampling_defaults(fields: Mapping[str, Any], where: str = "generation_config.json") -> dict[str, Any]:
@@ -126,7 +124,12 @@ def generation_notes(fields: Mapping[str, Any], where: str, context: int) -> lis
     length = fields.get("max_length")
     if "max_length" in asked and isinstance(length, int) and length >= context:
         asked.remove("max_length")
-    return [Note(f"not done, though {where} asks for it", tuple(asked))] if asked else []
+    notes = [Note(f"not done, though {where} asks for it", tuple(asked))] if asked else []
+    sampled = tuple(name for name in _OF_SAMPLING if _is_set(name, fields.get(name)))
+    if sampled and fields.get("do_sample") is None:
+        what = f"done, though {where} has no do_sample, without which transformers takes the likeliest tokens"
+        notes.append(Note(what, sampled))
+    return notes
 
 
 def _is_set(name: str, value: Any) -> bool:

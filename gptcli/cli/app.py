@@ -19,7 +19,7 @@ from gptcli.errors import ExitCode, GptcliError
 from gptcli.version import VERSION
 
 # In the order of the help; each is in a module of its name.
-_COMMANDS = ("generate", "chat", "score", "tokenize", "bench", "models")
+_COMMANDS = ("generate", "chat", "score", "tokenize", "bench", "models", "cache")
 
 
 def program(arguments: Sequence[str] = ()) -> typer.Typer:
@@ -105,8 +105,13 @@ def run(arguments: Sequence[str]) -> int:
 
 def _program(arguments: Sequence[str]) -> None:
     command = typer.main.get_command(program(arguments))
-    with command.make_context("gptcli", _with_plain_stats(arguments)) as context:
+    with command.make_context("gptcli", _with_plain_stats(arguments), obj=_configured_commands) as context:
         command.invoke(context)
+
+
+def _configured_commands() -> list[ConfiguredCommand]:
+    commands = typer.main.get_command(program()).commands.values()  # type: ignore[attr-defined]
+    return [command for command in commands if isinstance(command, ConfiguredCommand)]
 
 
 def _with_plain_stats(arguments: Sequence[str]) -> list[str]:

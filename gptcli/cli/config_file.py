@@ -21,13 +21,13 @@ from gptcli.models.catalog import DEFAULT_MODEL
 CONFIGURED = "gptcli.configured"  # in a context's meta: the names of the parameters that the file gave
 
 _VARIABLE = "GPTCLI_CONFIG"
-_COMMANDS = ("generate", "chat", "score", "tokenize", "bench")
+_COMMANDS = ("generate", "chat", "score", "tokenize", "bench", "cache")
 _MODEL = "model"  # [model.NAME] is a model's table
 _LARGEST = 1 << 20  # bytes
 
 
 class ConfiguredCommand(Command):
-    """A command whose options have defaults in the configuration file."""
+    """A command whose options have defaults in the configuration file. A context's obj returns all such commands."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         """Parses arguments, then fills in what neither they nor the environment gave. Raises UsageError."""
@@ -44,7 +44,7 @@ class ConfiguredCommand(Command):
             _refuse_unknown("table", tables, {_MODEL, *_COMMANDS}, path)
             _refuse_unknown("option", own, known, path)
             if not known.issuperset(others := general | of_model):
-                _refuse_unknown("option", others, set(_options(_all_commands())), path)
+                _refuse_unknown("option", others, set(_options(ctx.obj())), path)
         return rest
 
     def _apply(self, ctx: typer.Context, values: Mapping[str, Any], path: Path) -> None:
@@ -105,13 +105,6 @@ def _options(commands: Iterable[Any]) -> dict[str, tuple[Any, bool]]:
         if option.startswith("--")
     ]
     return {name: (parameter, on) for name, parameter, on in named}
-
-
-def _all_commands() -> list[Any]:
-    from gptcli.cli.app import program
-
-    commands = typer.main.get_command(program()).commands  # type: ignore[attr-defined]
-    return [commands[name] for name in _COMMANDS]
 
 
 def _as_typed(value: Any, on: bool) -> Any:

@@ -57,7 +57,7 @@ def sample_record(
         "stop": finished.stop,
         "seed": finished.seed,
         "settings": settings,
-        "timings": _timings(finished),
+        "timings": {name: value for name, value in asdict(finished.usage).items() if not name.endswith("_tokens")},
     }
     steps = finished.logprobs or ()
     if logprobs:
@@ -67,19 +67,10 @@ def sample_record(
     return record
 
 
-def _timings(finished: Finished) -> dict[str, float]:
-    counts = ("prompt_tokens", "completion_tokens", "drafted_tokens", "kept_tokens")
-    return {name: value for name, value in asdict(finished.usage).items() if name not in counts}
-
-
 def stats_record(finished: Finished) -> dict[str, Any]:
     """One sample's figures, as `--stats=json` writes them."""
-    return {
-        **asdict(finished.usage),
-        "finish_reason": finished.reason,
-        "stop": finished.stop,
-        "seed": finished.seed,
-    }
+    end = {"finish_reason": finished.reason, "stop": finished.stop, "seed": finished.seed}
+    return asdict(finished.usage) | end
 
 
 def step_record(step: StepLogprobs) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from gptcli.settings import RuntimeConfig, SamplingConfig
 from gptcli.text.messages import Message
 
 REFERENCE = "transformers"
+_ORDER = "the order of filters"
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,9 @@ class _Steps:
 
     def all(self) -> Iterator[tuple[str, Callable[[], tuple[bool | None, str]]]]:
         """The checks by their names."""
-        yield "files", self.files
-        yield "config", self.config
-        yield "weights", self.weights
-        yield "tokenizer", self.tokenizer
-        yield "decoding", self.decoding
-        yield "chat template", self.chat_template
-        yield "sampling", self.sampling
-        yield "numbers", self.numbers
+        checks = (self.files, self.config, self.weights, self.tokenizer, self.decoding, self.chat_template)
+        for check in (*checks, self.sampling, self.numbers):
+            yield check.__name__.replace("_", " "), check
 
     @property
     def notes(self) -> list[Note]:
@@ -107,7 +103,15 @@ class _Steps:
             return ()
         where, fields = generation_source(self._opened.folder)
         context = self._opened.folder.architecture.config.max_context
-        return tuple(name for note in generation_notes(fields, where, context) for name in note.names)
+        names = tuple(name for note in generation_notes(fields, where, context) for name in note.names)
+        return (*names, _ORDER) if self._reordered else names
+
+    @property
+    def _reordered(self) -> bool:
+        """Whether the order of filters matters to the model's sampling defaults."""
+        defaults = self._lm.sampling_defaults
+        scaled = defaults.get("temperature", 1) not in (0, 1)
+        return scaled and (defaults.get("top_p", 1) < 1 or defaults.get("min_p", 0) > 0)
 
     def files(self) -> tuple[bool | None, str]:
         """Whether the files are those that were installed."""
@@ -142,7 +146,9 @@ class _Steps:
 
     def tokenizer(self) -> tuple[bool, str]:
         """Whether it opened, which it did with the config."""
-        return True, f"tokenizer: {self._lm.tokenizer.size} tokens"
+        tokenizer = self._lm.tokenizer
+        instead = f", with its class's own {', '.join(tokenizer.unread)}" if tokenizer.unread else ""
+        return True, f"tokenizer: {tokenizer.size} tokens{instead}"
 
     def decoding(self) -> tuple[bool, str]:
         """Whether tokens become the text that the library makes of them."""
@@ -159,14 +165,19 @@ class _Steps:
     def chat_template(self) -> tuple[bool | None, str]:
         """Whether the template renders a question."""
         state = template_state(self._lm)
-        return None if state == "none" else True, f"chat template: {state}"
+        marked = state != "none" and self._lm.template.source.startswith("\ufeff")
+        mark = ", which puts its byte-order mark before every prompt" if marked else ""
+        return None if state == "none" else True, f"chat template: {state}{mark}"
 
     def sampling(self) -> tuple[bool, str]:
         """Whether the model's sampling defaults can be used, and what of them."""
         defaults = self._lm.sampling_defaults
         SamplingConfig.resolve({}, defaults)
-        where = generation_source(self._lm.folder)[0]
-        return True, f"sampling defaults: {f'{len(defaults)} of {where}' if defaults else 'none of the model'}"
+        where, fields = generation_source(self._lm.folder)
+        order = f"; {_ORDER} is gptcli's, which has temperature last" if self._reordered else ""
+        greedy = "; greedy in transformers, and drawn here" if fields.get("do_sample") is None else ""
+        of = f"{len(defaults)} of {where}" if defaults else "none of the model"
+        return True, f"sampling defaults: {of}{order}{greedy}"
 
     def numbers(self) -> tuple[None, str]:
         """What cannot be checked here."""

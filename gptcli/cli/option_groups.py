@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 import typer
@@ -45,7 +45,7 @@ def without(*names: str) -> Selection:
 
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with a parameter for each option, as Typer reads it; it is called with one record per group.
+    """The command with a parameter for each option, as Typer reads it; it is called with an object per group.
 
     A parameter is a group if its type is a dataclass. Options come in the order of the parameters and fields.
     """
@@ -58,14 +58,9 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
             flat.append(parameter.replace(annotation=hints[parameter.name], kind=parameter.KEYWORD_ONLY))
             continue
         assert isinstance(group, type)
-        options = [field for field in fields(group) if all(selects(field.name) for selects in selections)]
-        types = get_type_hints(group, include_extras=True)
-        flat += [
-            inspect.Parameter(
-                option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=types[option.name]
-            )
-            for option in options
-        ]
+        all_options = inspect.signature(group, eval_str=True).parameters.values()
+        options = [option for option in all_options if all(selects(option.name) for selects in selections)]
+        flat += options
         groups[parameter.name] = group, [option.name for option in options]
 
     def flattened(**given: Any) -> None:

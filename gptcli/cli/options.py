@@ -1,6 +1,6 @@
-"""Every option of more than one command, defined once: in groups that commands get as records, or by itself.
+"""Every option of more than one command, defined once: in a group that commands take, or by itself.
 
-A group's record holds what was typed; its methods turn that into the records of `settings.py`, which check ranges.
+A group holds what was typed; its methods make the configs of `settings.py`, which check ranges.
 """
 
 from dataclasses import fields
@@ -27,6 +27,7 @@ from gptcli.settings import (
     parse_logit_bias,
     parse_words,
 )
+from gptcli.text.chat_template import Switches
 
 MAX_INPUT = 16 << 20  # bytes
 
@@ -109,6 +110,12 @@ class PromptOptions:
     """Where a prompt comes from, how its bytes are read, and what is made of it."""
 
     file: Annotated[Path | None, _prompt_option("Take the prompt from a file.", "-f", "--file", readable=False)] = None
+    lines: Annotated[
+        bool,
+        _prompt_option(
+            "Each line of the file or of stdin is a prompt; {} in PROMPT is the line. Implies --json.", "--lines"
+        ),
+    ] = False
     chat: Annotated[bool, _prompt_option("Ask it as a user's turn in the model's chat template.", "--chat")] = False
     system: Annotated[str | None, _prompt_option("System message, with --chat.")] = None
     system_file: Annotated[Path | None, _prompt_option("System message from a file.", readable=False)] = None
@@ -128,6 +135,11 @@ class PromptOptions:
     def __post_init__(self) -> None:
         if self.system is not None and self.system_file is not None:
             raise UsageError("--system and --system-file exclude each other")
+
+    @property
+    def switches(self) -> Switches:
+        """What the chat template is asked for."""
+        return {"thinking": self.thinking, "reasoning_effort": self.reasoning_effort}
 
 
 @option_group

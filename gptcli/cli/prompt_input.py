@@ -56,7 +56,8 @@ def read_prompt(argument: str | None, file: Path | None, decoding: Decoding) -> 
         texts.append(argument_text(argument or ""))
     prompt = ""
     for text in filter(None, texts):
-        prompt += "\n" * max(0, 2 - _trailing_newlines(prompt)) + text if prompt else text
+        newlines = len(prompt) - len(prompt.rstrip("\n"))
+        prompt += "\n" * max(0, 2 - newlines) + text if prompt else text
     if not prompt:
         raise UsageError(
             "there is no prompt",
@@ -148,7 +149,7 @@ class TextBlocks:
     def _decoded(self, stream: _Readable) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8")(self._decoding.errors)
         done, pending = 0, 0
-        for data in self._without_mark(_after_mark_is_known(_blocks(stream, self._where, self._decoding.max_input))):
+        for data in self._without_mark(_blocks(stream, self._where, self._decoding.max_input)):
             first = self.start + done
             if b"\0" in data:
                 raise InputError(f"not a text: {self._where}: a NUL byte at {first + data.index(0)}; it looks binary")
@@ -166,7 +167,11 @@ class TextBlocks:
 
     def _without_mark(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
         """Raises InputError for the mark of another encoding, which --errors replace would make nonsense of."""
-        data = next(blocks)
+        data = block = b""
+        for block in blocks:
+            data += block
+            if not block or not any(len(data) < len(mark) and mark.startswith(data) for mark in _MARKS):
+                break  # all bytes are there that tell whether there is a mark
         for mark, encoding in _FOREIGN_MARKS.items():
             if data.startswith(mark):
                 raise InputError(
@@ -179,6 +184,8 @@ class TextBlocks:
             data = data[self.start :]
         if data:
             yield data
+        if not block:
+            yield block
         yield from blocks
 
 
@@ -228,20 +235,3 @@ def _blocks(stream: _Readable, where: str, max_input: int | None) -> Iterator[by
         yield data
         if not data:
             return
-
-
-def _after_mark_is_known(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """The same, the first with all bytes that tell whether there is a byte-order mark."""
-    head = b""
-    for data in blocks:
-        head += data
-        if not data or not any(len(head) < len(mark) and mark.startswith(head) for mark in _MARKS):
-            yield head
-            if head and not data:
-                yield data
-            break
-    yield from blocks
-
-
-def _trailing_newlines(text: str) -> int:
-    return len(text) - len(text.rstrip("\n"))

@@ -67,10 +67,10 @@ def rendered_prompt(
     return GivenPrompt(text, tuple(ids), tuple(origins), template.where, tuple(spelled))
 
 
-def prompt_report(
+def _report(
     lm: LanguageModel, prompt: GivenPrompt, given: Container[str], sampling: SamplingConfig, stopping: StopConfig
 ) -> dict[str, Any]:
-    """The report as `--json` writes it. given: the names of the sampling settings that are not a default."""
+    """The report as `--json` writes it."""
     wanted = lm.ctx_size if stopping.max_tokens < 0 else len(prompt.ids) + stopping.max_tokens
     context = min(lm.ctx_size, wanted)
     stops: dict[int, list[str]] = {}
@@ -103,13 +103,20 @@ def prompt_report(
 
 
 def print_prompt_report(
-    lm: LanguageModel, prompt: GivenPrompt, report: dict[str, Any], *, as_json: bool, quiet: bool
+    lm: LanguageModel,
+    prompt: GivenPrompt,
+    given: Container[str],
+    sampling: SamplingConfig,
+    stopping: StopConfig,
+    *,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Prints the report: as JSON, as tokens and a table on a terminal, or as names and values in a pipe.
 
-    Notes go to stderr, or are in the JSON.
+    given: the names of the sampling settings that are not a default. Notes go to stderr, or are in the JSON.
     """
-    sink = StdoutSink()
+    sink, report = StdoutSink(), _report(lm, prompt, given, sampling, stopping)
     if as_json:
         sink.write(json_line(report))
         return

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gptcli.cli.json_records import json_line, stats_record
 from gptcli.cli.model_facts import doubled_bos
@@ -21,12 +21,9 @@ from gptcli.generation.events import Finished
 from gptcli.language_model import ChatSession, LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.runtime.engine import Workload
-from gptcli.settings import RuntimeConfig, SamplingConfig, StopConfig
+from gptcli.settings import RuntimeConfig
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.messages import Message
-
-if TYPE_CHECKING:
-    from gptcli.cli.prompt_report import GivenPrompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,20 +81,6 @@ class RunOptions:
         """The chat template that replaces the model's default one, if any. Raises as `chosen_template` does."""
         given, strict = self.prompts.chat_template, replace(self.decoding, errors="strict")
         return None if given is None else chosen_template(given, lm.folder.path, lm.tokenizer, strict)
-
-    def print_report(
-        self,
-        lm: LanguageModel,
-        prompt: GivenPrompt,
-        given: Container[str],
-        sampling: SamplingConfig,
-        stopping: StopConfig,
-    ) -> None:
-        """Prints what `--prompt-report` shows. given: the names of the sampling settings that are not a default."""
-        from gptcli.cli.prompt_report import print_prompt_report, prompt_report
-
-        report = prompt_report(lm, prompt, given, sampling, stopping)
-        print_prompt_report(lm, prompt, report, as_json=self.output.as_json, quiet=self.output.quiet)
 
     def print_figures(self, finished: Finished, ctx_size: int) -> None:
         """Prints what `--stats` or `--stats=json` says on stderr of a generation."""

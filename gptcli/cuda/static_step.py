@@ -7,6 +7,7 @@ and values are written to the slot that a tensor names, and a mask covers the re
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from weakref import ref
 
 import torch
@@ -90,45 +91,40 @@ def all_finite(logits: Tensor) -> Tensor:
     return torch.stack(logits.aminmax()).isfinite().all()
 
 
+@dataclass
 class _SlotPosition:
     """The `Position` of one run, computed from tensors by recordable operations."""
 
-    def __init__(
-        self,
-        positions: Tensor,
-        slots: dict[int | None, Tensor],
-        rooms: dict[int | None, int],
-        windows_of: Sequence[int | None],
-        storage: Sequence[tuple[Tensor, Tensor]],
-        tables: dict[RopeConfig, Rotation],
-    ) -> None:
-        self.positions = positions
-        self._slots, self._rooms, self._windows_of, self._storage = slots, rooms, windows_of, storage
-        self._tables = tables
-        self._rotations: dict[RopeConfig, Rotation] = {}
-        self._masks: dict[int | None, Tensor] = {}
+    positions: Tensor
+    slots: dict[int | None, Tensor]
+    rooms: dict[int | None, int]
+    windows_of: Sequence[int | None]
+    storage: Sequence[tuple[Tensor, Tensor]]
+    tables: dict[RopeConfig, Rotation]
+    rotations: dict[RopeConfig, Rotation] = field(default_factory=dict)
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
 
     def rotation(self, rope: RopeConfig) -> Rotation:
         """See `Position.rotation`."""
-        if rope not in self._rotations:
-            cos, sin = self._tables[rope]
-            self._rotations[rope] = cos.index_select(0, self.positions), sin.index_select(0, self.positions)
-        return self._rotations[rope]
+        if rope not in self.rotations:
+            cos, sin = self.tables[rope]
+            self.rotations[rope] = cos.index_select(0, self.positions), sin.index_select(0, self.positions)
+        return self.rotations[rope]
 
     def mask(self, window: int | None) -> Tensor:
         """See `Position.mask`."""
-        if window not in self._masks:
-            slot, keys = self._slots[window], torch.arange(self._rooms[window], device=self.positions.device)
+        if window not in self.masks:
+            slot, keys = self.slots[window], torch.arange(self.rooms[window], device=self.positions.device)
             hidden = keys > slot
             if window is not None:
                 hidden |= keys <= slot - window
-            zeros = torch.zeros(1, len(keys), dtype=self._storage[0][0].dtype, device=keys.device)
-            self._masks[window] = zeros.masked_fill_(hidden, float("-inf"))
-        return self._masks[window]
+            zeros = torch.zeros(1, len(keys), dtype=self.storage[0][0].dtype, device=keys.device)
+            self.masks[window] = zeros.masked_fill_(hidden, float("-inf"))
+        return self.masks[window]
 
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See `Position.write`."""
-        slot = self._slots[self._windows_of[block]]
-        for stored, new in zip(self._storage[block], (keys, values), strict=True):
+        slot = self.slots[self.windows_of[block]]
+        for stored, new in zip(self.storage[block], (keys, values), strict=True):
             stored.index_copy_(2, slot, new)
-        return self._storage[block]
+        return self.storage[block]

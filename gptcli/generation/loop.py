@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from gptcli.errors import ContextOverflow
 from gptcli.generation.completion import Completion
@@ -57,28 +58,24 @@ def generate(
             steps = SingleSteps(engine, own_cache, drafter, most_drafted)
         else:
             steps = SharedSteps(engine, own_cache)
-        together = _Together(engine, prompt, samples, stop, steps, on_prefill, cancelled)
+        together = _Together(engine, prompt, list(samples), stop, steps, on_prefill, cancelled)
         yield from map(together.events, samples)
 
 
+@dataclass
 class _Together:
     """Samples of one prompt, which is prefilled once; then each step is one for all that have not ended."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        prompt: Sequence[int],
-        samples: Sequence[Completion],
-        stop: StopConfig,
-        steps: Steps,
-        on_prefill: Progress,
-        cancelled: Cancelled,
-    ) -> None:
-        self._engine, self._prompt, self._stop, self._steps = engine, prompt, stop, steps
-        self._on_prefill, self._cancelled = on_prefill, cancelled
-        self._running = list(samples)  # in the order of the rows of steps
-        self._started_at: float | None = None
-        self._prefilled, self._prefill_s = 0, 0.0
+    engine: Engine
+    prompt: Sequence[int]
+    running: list[Completion]  # in the order of the rows of steps
+    stop: StopConfig
+    steps: Steps
+    on_prefill: Progress
+    cancelled: Cancelled
+    started_at: float | None = None
+    prefilled: int = 0
+    prefill_s: float = 0.0
 
     def events(self, sample: Completion) -> Iterator[Event]:
         """What a sample says, and how it ended. The others go on as far as it does."""
@@ -93,51 +90,48 @@ class _Together:
 
     def _advance(self) -> None:
         """Draws a token for each sample that has not ended."""
-        if self._started_at is None:
+        if self.started_at is None:
             logits = self._prefill()
-        elif self._cancelled():
+        elif self.cancelled():
             logits = None
-        elif len(self._running[0].history) < self._engine.ctx_size:
-            logits = self._steps.after([sample.history for sample in self._running])
-        elif self._stop.overflow == "shift":
+        elif len(self.running[0].history) < self.engine.ctx_size:
+            logits = self.steps.after([sample.history for sample in self.running])
+        elif self.stop.overflow == "shift":
             logits = self._shift()
         else:
             self._end_at_the_contexts_end()
             return
         if logits is None:
-            for sample in self._running:
+            for sample in self.running:
                 sample.end("interrupt")
             return
-        for sample, own in zip(self._running, logits, strict=True):
+        for sample, own in zip(self.running, logits, strict=True):
             sample.take(own)
-        for row in reversed(range(len(self._running))):
-            if self._running[row].reason is not None:
-                self._leave(row)
-
-    def _leave(self, row: int) -> None:
-        self._running[row] = self._running[-1]
-        self._running.pop()
-        self._steps.leave(row)
+        for row in reversed(range(len(self.running))):
+            if self.running[row].reason is not None:
+                self.running[row] = self.running[-1]
+                self.running.pop()
+                self.steps.leave(row)
 
     def _prefill(self) -> Sequence[Logits] | None:
-        self._started_at = time.perf_counter()
-        self._prefilled, logits = self._steps.begin(self._prompt, len(self._running), self._on_prefill, self._cancelled)
-        self._prefill_s = time.perf_counter() - self._started_at
+        self.started_at = time.perf_counter()
+        self.prefilled, logits = self.steps.begin(self.prompt, len(self.running), self.on_prefill, self.cancelled)
+        self.prefill_s = time.perf_counter() - self.started_at
         return logits
 
     def _shift(self) -> Sequence[Logits] | None:
-        for sample in self._running:
+        for sample in self.running:
             sample.forget_older_half()
-        return self._steps.again([sample.history for sample in self._running], self._cancelled)
+        return self.steps.again([sample.history for sample in self.running], self.cancelled)
 
     def _end_at_the_contexts_end(self) -> None:
-        for sample in self._running:
+        for sample in self.running:
             sample.end("length")
-            if self._stop.overflow == "error":
-                sample.error = ContextOverflow(f"the context of {self._engine.ctx_size} tokens is full")
+            if self.stop.overflow == "error":
+                sample.error = ContextOverflow(f"the context of {self.engine.ctx_size} tokens is full")
 
     def _finished(self, sample: Completion) -> Finished:
-        assert sample.reason is not None and self._started_at is not None
+        assert sample.reason is not None and self.started_at is not None
         first_token_at = sample.first_token_at or sample.ended_at
         decode_s = sample.ended_at - first_token_at
         return Finished(
@@ -146,16 +140,16 @@ class _Together:
             stop=sample.stopped_by,
             seed=sample.seed,
             usage=Usage(
-                prompt_tokens=len(self._prompt),
+                prompt_tokens=len(self.prompt),
                 completion_tokens=len(sample.ids),
-                load_s=self._engine.load_s,
-                prefill_s=self._prefill_s,
-                ttft_s=first_token_at - self._started_at,
+                load_s=self.engine.load_s,
+                prefill_s=self.prefill_s,
+                ttft_s=first_token_at - self.started_at,
                 decode_s=decode_s,
-                prefill_tokens_per_s=self._prefilled / self._prefill_s,
+                prefill_tokens_per_s=self.prefilled / self.prefill_s,
                 decode_tokens_per_s=max(0, len(sample.ids) - 1) / decode_s if decode_s else 0.0,
-                drafted_tokens=self._steps.drafted,
-                kept_tokens=self._steps.kept,
+                drafted_tokens=self.steps.drafted,
+                kept_tokens=self.steps.kept,
             ),
             logprobs=None if sample.steps is None else tuple(sample.steps),
         )

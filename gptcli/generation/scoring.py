@@ -62,9 +62,9 @@ def score(
     own_cache = (cache or PromptCache()).for_engine(engine)
     for window in windows(len(ids), engine.ctx_size, stride, unscored):
         before = [*head, *ids[window.begin + len(head) : window.first]]
-        for step in _continued(engine, tokenizer, own_cache, before, ids[window.first : window.end], top):
-            logprobs += step.logprobs
-            likeliest += step.top
+        for some, best in _continued(engine, tokenizer, own_cache, before, ids[window.first : window.end], top):
+            logprobs += some
+            likeliest += best
             on_progress(len(logprobs), len(ids))
     return Score(tuple(ids), tuple(logprobs), len(text.encode()), tuple(likeliest))
 
@@ -91,7 +91,7 @@ def choose(
         )
     own_cache = (cache or PromptCache()).for_engine(engine)
     logprobs = [
-        [logprob for step in _continued(engine, tokenizer, own_cache, shared, ending, 0) for logprob in step.logprobs]
+        [logprob for some, _ in _continued(engine, tokenizer, own_cache, shared, ending, 0) for logprob in some]
         for ending in endings
     ]
     sums = torch.tensor([math.fsum(each) for each in logprobs], dtype=torch.float64)
@@ -131,18 +131,13 @@ def _common_prefix(
     return shared, [ids[len(shared) :] for ids in texts]
 
 
-@dataclass(frozen=True)
-class _Steps:
-    """Consecutive tokens: their log-probabilities, and the likeliest tokens at each one's position."""
-
-    logprobs: list[float]
-    top: list[tuple[TokenLogprob, ...]]
-
-
 def _continued(
     engine: TorchEngine, tokenizer: Tokenizer, cache: KVCache, before: Sequence[int], tokens: Sequence[int], top: int
-) -> Iterator[_Steps]:
-    """Scores tokens that follow one or more others, a chunk at a time. Cached tokens are not run again."""
+) -> Iterator[tuple[list[float], list[tuple[TokenLogprob, ...]]]]:
+    """Scores tokens that follow one or more others, a chunk at a time. Cached tokens are not run again.
+
+    Yields the log-probabilities of a chunk, and the likeliest tokens at each position.
+    """
     cache.keep_common(before[:-1])  # the last one's logits are wanted
     inputs = [*before, *tokens[:-1]]
     done = 0
@@ -155,7 +150,7 @@ def _continued(
         chosen = logits.gather(1, targets[:, None]) - total
         best = logits.topk(min(top, logits.shape[-1]))
         rows = zip(best.indices.tolist(), (best.values - total).tolist(), strict=True)
-        yield _Steps(
+        yield (
             chosen[:, 0].tolist(),
             [
                 tuple(TokenLogprob(id, tokenizer.token_bytes(id), value) for id, value in zip(ids, values, strict=True))

@@ -238,6 +238,11 @@ def functions() -> Functions | None:
     return Functions.built()
 
 
+def not_built() -> bool:
+    """Whether the kernels are missing against the user's will."""
+    return built_file() is None and os.environ.get(_VARIABLE) != "off"
+
+
 def built_file() -> Path | None:
     """The path of the compiled file; None if it was not built."""
     folder = Path(__file__).parent

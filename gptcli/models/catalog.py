@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -42,13 +43,28 @@ class LocalModel:
 
 
 def install_root() -> Path:
-    """The directory for new models: GPTCLI_WEIGHTS, a checkout's `weights/`, or the user's data directory."""
-    if chosen := os.environ.get("GPTCLI_WEIGHTS"):
-        return _at_home(chosen)
+    """The directory for new models: GPTCLI_WEIGHTS's first, a checkout's `weights/`, or the user's data directory."""
+    if chosen := _chosen_roots():
+        return chosen[0]
     checkout = Path(__file__).parents[2]
     if (checkout / "weights").is_dir() and (checkout / "pyproject.toml").is_file():
         return checkout / "weights"
     return _user_root()
+
+
+def missing_roots() -> list[Path]:
+    """The directories of GPTCLI_WEIGHTS that there are not."""
+    return [root for root in _chosen_roots() if not root.is_dir()]
+
+
+def _chosen_roots() -> list[Path]:
+    """The directories of GPTCLI_WEIGHTS, separated as those of PATH are."""
+    return [_at_home(path) for path in os.environ.get("GPTCLI_WEIGHTS", "").split(os.pathsep) if path]
+
+
+def _roots() -> list[Path]:
+    """Where models are looked for by name, each directory once."""
+    return list(dict.fromkeys([install_root(), *_chosen_roots(), _user_root()]))
 
 
 def _user_root() -> Path:
@@ -58,7 +74,7 @@ def _user_root() -> Path:
 def local_models() -> list[LocalModel]:
     """Every model in the install root, the user's data directory and the Hugging Face cache, by name."""
     found: dict[str, LocalModel] = {}
-    for root in dict.fromkeys([install_root(), _user_root()]):
+    for root in _roots():
         for config in [*root.glob("*/config.json"), *root.glob("*/*/config.json")]:
             directory = config.parent
             name = directory.relative_to(root).as_posix()
@@ -75,10 +91,11 @@ def local_models() -> list[LocalModel]:
 def find(name: str) -> LocalModel | None:
     """The model with this path or name, or None if it is not on this machine.
 
-    An adapter of that name counts: opening it says what it is.
+    A file of weights stands for its directory. An adapter of that name counts: opening it says what it is.
     """
-    if os.path.exists(name):
-        return LocalModel(name, Path(name))
+    path = _at_home(name)
+    if os.path.exists(path):
+        return LocalModel(name, path.parent if path.suffix == ".safetensors" and path.is_file() else path)
     return find_named(name) or _named(name, ADAPTER_CONFIG)
 
 
@@ -118,7 +135,7 @@ def _named(name: str, file: str) -> LocalModel | None:
     """What has this name and such a file."""
     if not is_name(name):
         return None
-    for root in (install_root(), _user_root()):
+    for root in _roots():
         if os.path.isfile(root / name / file):
             return LocalModel(name, root / name)
     snapshot = _hub_snapshot(name, file)
@@ -129,7 +146,9 @@ def missing(name: str) -> ModelNotFound:
     """The error for a missing model, with a way to get it."""
     if name == DEFAULT_MODEL or name.count("/") == 1:
         return ModelNotFound(f"no such model: {name}", hint=f"run `gptcli models pull {name}`")
-    return ModelNotFound(f"no such model: {name}", hint="run `gptcli models` to see which are")
+    near = difflib.get_close_matches(name, [model.name for model in local_models()], 1)
+    hint = f"perhaps {near[0]}? " if near else ""
+    return ModelNotFound(f"no such model: {name}", hint=f"{hint}run `gptcli models` to see which are")
 
 
 def _hub_cache() -> Path:
@@ -146,14 +165,15 @@ def _at_home(path: str | Path) -> Path:
 
 
 def _hub_snapshot(name: str, file: str = "config.json") -> Path | None:
-    """A model in the Hugging Face cache that has such a file: the main revision, or the newest if none is called so.
+    """A model in the Hugging Face cache that has such a file: the main revision, or the newest if that is not there.
 
-    Fetching a revision by another name, or by its commit, leaves no `refs/main`.
+    Fetching a revision by another name, or by its commit, leaves no `refs/main`; pruning may leave it to no snapshot.
     """
     directory = _hub_cache() / f"models--{name.replace('/', '--')}"
     snapshots, reference = directory / "snapshots", directory / "refs" / "main"
+    candidates = sorted(snapshots.glob("*/"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
     if os.path.isfile(reference):
-        candidates = [snapshots / reference.read_text(errors="replace").strip()]
-    else:
-        candidates = sorted(snapshots.glob("*/"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+        revision = reference.read_text(errors="replace").strip()
+        if revision and os.path.isdir(main := snapshots / revision):
+            candidates = [main]
     return next((snapshot for snapshot in candidates if os.path.isfile(snapshot / file)), None)

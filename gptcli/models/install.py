@@ -16,7 +16,7 @@ from typing import Any
 
 from gptcli.errors import InputError, InvalidModel, OutputError, UsageError
 from gptcli.files import RECORD, lock, open_regular, open_within
-from gptcli.models.catalog import find_named, install_root, is_name, missing
+from gptcli.models.catalog import find, find_named, install_root, is_name, missing
 
 _SCRATCH = ".fetch-"
 _ABANDONED_S = 24 * 3600
@@ -123,6 +123,11 @@ def install(directory: Path, name: str, source: dict[str, Any]) -> Path:
 def remove(name: str) -> Path:
     """Removes a model that gptcli installed. Returns its former path. Raises ModelNotFound or UsageError."""
     model = find_named(name)
+    if model is None and find(name):
+        raise UsageError(
+            f"not a model's name: {name}",
+            hint="rm removes models that gptcli installed, by the names of `gptcli models`",
+        )
     if model is None:
         raise missing(name)
     target = install_root() / name

@@ -16,7 +16,6 @@ from gptcli.cuda.int4 import TinygemmEmbedding, TinygemmLinear
 from gptcli.kernels.layers import CompiledEmbedding, CompiledExperts, CompiledLinear
 from gptcli.model.mlp import Experts, Moe
 from gptcli.quant.packed import PackedEmbedding, PackedExperts, PackedLinear
-from gptcli.quant.weight import StoredWeight
 from gptcli.runtime.torch_engine import TorchEngine
 
 _READ_BYTES = 256 << 20  # more than caches hold
@@ -108,14 +107,10 @@ def _module_bytes(module: nn.Module) -> int:
         case TinygemmLinear() | TinygemmEmbedding():
             return module.matrix.nbytes
         case PackedLinear() | PackedEmbedding() | PackedExperts():
-            return _packed_bytes(module.weight)
+            return sum(tensor.nbytes for tensor in module.weight.tensors().values())
         case nn.Linear() | nn.Embedding() | Experts():
             return module.weight.nbytes
     return 0
-
-
-def _packed_bytes(weight: StoredWeight) -> int:
-    return sum(tensor.nbytes for tensor in weight.tensors().values())
 
 
 def read_bandwidth(device: torch.device) -> float:

@@ -67,7 +67,8 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
         dtype = torch.float32
     else:
         dtype, library, as_stored = _stored_dtype(folder), None, False
-        if _has_tinygemm(device) and (runtime.quantize in ("int8", "int4") or _is_packed(folder)):
+        is_packed = folder.kept_bytes(4) != folder.parameter_count * 4
+        if _has_tinygemm(device) and (runtime.quantize in ("int8", "int4") or is_packed):
             dtype = torch.bfloat16  # the kernel multiplies these only
     itemsize = (half or dtype).itemsize
     dense_bytes = folder.parameter_count * itemsize
@@ -136,10 +137,6 @@ def _has_tinygemm(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def _is_packed(folder: ModelFolder) -> bool:
-    return folder.kept_bytes(4) != folder.parameter_count * 4
-
-
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -164,5 +161,5 @@ def _stored_dtype(folder: ModelFolder) -> torch.dtype:
     for tensor in folder.tensors.values():
         if tensor.dtype in sizes:
             sizes[tensor.dtype] += tensor.size
-    stored = max(sizes, key=lambda name: sizes[name])
+    stored = max(sizes, key=sizes.__getitem__)
     return {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[stored]

@@ -35,7 +35,7 @@ from gptcli.model.mlp import Mlp
 from gptcli.model.norm import Norm
 from gptcli.model.rope import rotary_table
 from gptcli.runtime.fast_start.snapshot_file import RotaryTable, Snapshot
-from gptcli.runtime.program import Program, Rows, Storage, Vector
+from gptcli.runtime.program import Buffer, Program, Storage, Vector
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -166,7 +166,7 @@ class _Lowering:
     decoder: Decoder
     library: Library
     ops: list[Op] = field(default_factory=list)
-    uses: list[tuple[int, str, Rows]] = field(default_factory=list)
+    uses: list[tuple[int, str, Buffer]] = field(default_factory=list)
     matrices: list[tuple[int, Matrix]] = field(default_factory=list)
     vectors: list[tuple[int, str, Vector]] = field(default_factory=list)
 
@@ -179,7 +179,7 @@ class _Lowering:
         """The whole step, from ids to logits."""
         decoder, config = self.decoder, self.decoder.config
         _handles(config, *_IN_PROGRAM, *_AFTER_PROGRAM)
-        x, normalized = Rows("x", config.hidden_size), Rows("normalized", config.hidden_size)
+        x, normalized = Buffer("x", config.hidden_size), Buffer("normalized", config.hidden_size)
         embedding, positions = decoder.embed, decoder.positions
         self._add(
             "EMBED",
@@ -194,10 +194,10 @@ class _Lowering:
         final = self._norm(decoder.final_norm, x, normalized)
         self._linear(embedding if decoder.head is None else decoder.head, final, None)
 
-    def _block(self, block: Block, x: Rows, normalized: Rows) -> None:
+    def _block(self, block: Block, x: Buffer, normalized: Buffer) -> None:
         _handles(block.config, "attention", "mlp", "residual", "residual_scale")
         residual, scale = block.config.residual, block.config.residual_scale
-        attended, fed = Rows("attended", x.width), Rows("fed", x.width)
+        attended, fed = Buffer("attended", x.width), Buffer("fed", x.width)
         match residual:
             case "after":
                 self._attention(block.attention, x, attended)
@@ -222,17 +222,17 @@ class _Lowering:
             case _:
                 raise Unsupported
 
-    def _attention(self, attention: Attention, x: Rows, out: Rows) -> None:
+    def _attention(self, attention: Attention, x: Buffer, out: Buffer) -> None:
         config = attention.config
         _handles(
             config, "heads", "kv_heads", "head_dim", "rope", "scale", "window", "qkv_bias", "out_bias", "qk_norm",
             "softcap", "sinks",
         )  # fmt: skip
-        qkv = Rows("qkv", (config.heads + 2 * config.kv_heads) * config.head_dim)
-        heads = Rows("heads", config.heads * config.head_dim)
+        qkv = Buffer("qkv", (config.heads + 2 * config.kv_heads) * config.head_dim)
+        heads = Buffer("heads", config.heads * config.head_dim)
         self._linear(attention.qkv, x, qkv)
         if config.qk_norm is not None:
-            keys = Rows(qkv.name, qkv.width, offset=heads.width)
+            keys = Buffer(qkv.name, qkv.width, offset=heads.width)
             self._head_norm(attention.q_norm, config, qkv, config.heads)
             self._head_norm(attention.k_norm, config, keys, config.kv_heads)
         if config.rope is not None:
@@ -261,7 +261,7 @@ class _Lowering:
         )
         self._linear(attention.out, heads, out)
 
-    def _head_norm(self, norm: nn.Module, config: AttentionConfig, heads: Rows, count: int) -> None:
+    def _head_norm(self, norm: nn.Module, config: AttentionConfig, heads: Buffer, count: int) -> None:
         assert config.qk_norm is not None
         _handles(config.qk_norm, "norm", "over")
         match config.qk_norm.over:
@@ -274,14 +274,14 @@ class _Lowering:
             case _:
                 raise Unsupported
 
-    def _norm(self, norm: nn.Module, x: Rows, out: Rows) -> Rows:
+    def _norm(self, norm: nn.Module, x: Buffer, out: Buffer) -> Buffer:
         """Returns the buffer of the normalized values: x itself if there is no norm."""
         if isinstance(norm, nn.Identity):
             return x
         self._vectors(norm, x, out, rows=1, size=x.width)
         return out
 
-    def _vectors(self, norm: nn.Module, x: Rows, out: Rows, *, rows: int, size: int, weight_step: int = 0) -> None:
+    def _vectors(self, norm: nn.Module, x: Buffer, out: Buffer, *, rows: int, size: int, weight_step: int = 0) -> None:
         assert isinstance(norm, Norm)
         _handles(norm.config, "kind", "eps", "weight", "bias", "wide_scale")  # wide_scale: all is wide in fp32
         codes = {"rms": "RMS_NORM", "layer": "LAYER_NORM"}
@@ -300,15 +300,15 @@ class _Lowering:
             factor=norm.config.eps,
         )
 
-    def _mlp(self, mlp: nn.Module, x: Rows, out: Rows) -> None:
+    def _mlp(self, mlp: nn.Module, x: Buffer, out: Buffer) -> None:
         if not isinstance(mlp, Mlp):
             raise Unsupported
         config: MlpConfig = mlp.config
         _handles(config, "width", "activation", "gated", "bias")
         if config.activation not in ACTIVATIONS:
             raise Unsupported
-        up = Rows("up", config.width * (2 if config.gated else 1))
-        activated = Rows("activated", config.width)
+        up = Buffer("up", config.width * (2 if config.gated else 1))
+        activated = Buffer("activated", config.width)
         self._linear(mlp.up, x, up)
         self._add(
             "ACTIVATE",
@@ -320,10 +320,10 @@ class _Lowering:
         )
         self._linear(mlp.down, activated, out)
 
-    def _linear(self, module: nn.Module, x: Rows, out: Rows | None) -> None:
+    def _linear(self, module: nn.Module, x: Buffer, out: Buffer | None) -> None:
         self._add("LINEAR", matrix=self._matrix(module), input=x, out=out, bias=getattr(module, "bias", None))
 
-    def _sum(self, x: Rows, addend: Rows, scale: float) -> None:
+    def _sum(self, x: Buffer, addend: Buffer, scale: float) -> None:
         self._add("ADD", input=addend, out=x, size=x.width, factor=scale)
 
     def _matrix(self, module: nn.Module) -> Matrix:
@@ -339,8 +339,8 @@ class _Lowering:
         code: str,
         *,
         matrix: Matrix | None = None,
-        input: Rows | None = None,
-        out: Rows | None = None,
+        input: Buffer | None = None,
+        out: Buffer | None = None,
         weight: Tensor | None = None,
         bias: Tensor | None = None,
         **numbers: float,

@@ -13,8 +13,8 @@ CHUNK = 512  # prompt tokens per forward pass: bounds memory, costs a tenth of t
 
 
 @dataclass(frozen=True)
-class Rows:
-    """A buffer, the width of a token's row in it, and the offset in the row that an operation uses; all in fp32."""
+class Buffer:
+    """A buffer by its name, the width of a token's row in it, and where in the row an operation begins; in fp32."""
 
     name: str
     width: int
@@ -51,7 +51,7 @@ class Program:
         self,
         library: Functions,
         ops: Sequence[Op],
-        uses: Sequence[tuple[int, str, Rows]],
+        uses: Sequence[tuple[int, str, Buffer]],
         matrices: Sequence[tuple[int, Matrix]],
         vectors: Sequence[tuple[int, str, Vector]],
     ) -> None:

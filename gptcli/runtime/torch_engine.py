@@ -10,6 +10,7 @@ from torch import Tensor
 from gptcli.cuda.graph import RecordedSteps
 from gptcli.cuda.static_step import all_finite
 from gptcli.errors import NonFiniteLogits
+from gptcli.kernels.bindings import not_built
 from gptcli.kernels.tensors import Library
 from gptcli.model.cache import KVCache
 from gptcli.model.decoder import Decoder
@@ -49,7 +50,10 @@ class TorchEngine:
     def failures(self) -> tuple[str, ...]:
         """See `Engine.failures`: what did not pass its check is done in another way."""
         checked = (self._recorded, self.plan.weights.tinygemm)
-        return tuple(each.failure for each in checked if each is not None and each.failure is not None)
+        failures = [each.failure for each in checked if each is not None and each.failure is not None]
+        if self.plan.device.type == "cpu" and not_built():
+            failures.append("the CPU kernels are not built: install a C compiler, then gptcli again")
+        return tuple(failures)
 
     @property
     def threads(self) -> int:
@@ -97,7 +101,7 @@ class TorchEngine:
         """See `Engine.prefill`; the logits are (vocab,) in fp32."""
         tokens = self._rotated_alike(tokens, cache)
         done = 0
-        for chunk in self._chunks(tokens, _CUDA_CHUNK if self._spares_scores() else CHUNK):
+        for chunk in self._chunks(tokens, self._prompt_chunk):
             if cancelled():
                 return None
             logits = self._run([chunk], cache)
@@ -193,10 +197,11 @@ class TorchEngine:
         most = most or CHUNK
         return [tokens[start : start + most] for start in range(0, len(tokens), most)]
 
-    def _spares_scores(self) -> bool:
-        """Whether attention over a prompt runs in a fused CUDA kernel, which keeps no scores."""
-        attentions = [block.attention for block in self.decoder.config.blocks]
-        return self.plan.device.type == "cuda" and not any(each.sinks or each.softcap for each in attentions)
+    @property
+    def _prompt_chunk(self) -> int:
+        """Prompt tokens per pass: more where attention runs in a fused CUDA kernel, which keeps no scores."""
+        keeps_scores = any(block.attention.sinks or block.attention.softcap for block in self.decoder.config.blocks)
+        return _CUDA_CHUNK if self.plan.device.type == "cuda" and not keeps_scores else CHUNK
 
     def _rotated_alike(self, tokens: Sequence[int], cache: KVCache) -> Sequence[int]:
         """The tokens to run so that all keys are rotated alike: the whole text if it crosses a RoPE border."""

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from gptcli.errors import InputError, NoTemplate, TemplateError
+from gptcli.errors import InputError, NoTemplate, TemplateError, UsageError
 from gptcli.files import is_there, open_within, read_json
 from gptcli.text.messages import Message
 from gptcli.text.sandbox.client import SandboxClient, SandboxFailure
@@ -91,6 +91,13 @@ class ChatTemplate:
     def knows_effort(self) -> bool:
         """Whether the template can be asked for more or less reasoning."""
         return _reads(self.source, _EFFORT_SWITCH)
+
+    def check_switches(self, **switches: Unpack[Switches]) -> None:
+        """Raises UsageError for a switch that is set and that the template does not know."""
+        if switches.get("thinking") is not None and not self.knows_thinking:
+            raise UsageError("this model's chat template has no switch for thinking")
+        if switches.get("reasoning_effort") is not None and not self.knows_effort:
+            raise UsageError("this model's chat template has no switch for the reasoning effort")
 
     def render(self, messages: Sequence[Message], tokenizer: Tokenizer, **switches: Unpack[Switches]) -> list[int]:
         """Token ids of a conversation, up to where the assistant speaks next.

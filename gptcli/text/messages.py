@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,15 +25,32 @@ def message_record(message: Message) -> dict[str, Any]:
     return record | {"interrupted": True} if message.interrupted else record
 
 
-def as_json(messages: Sequence[Message]) -> str:
-    """A conversation as a JSON list of messages."""
-    return json.dumps([message_record(message) for message in messages], ensure_ascii=False, indent=2) + "\n"
+def as_json(messages: Sequence[Message], about: Mapping[str, Any]) -> str:
+    """A conversation as JSON: what it is about, such as the model, and its messages."""
+    whole = {**about, "messages": [message_record(message) for message in messages]}
+    return json.dumps(whole, ensure_ascii=False, indent=2) + "\n"
 
 
-def as_markdown(messages: Sequence[Message]) -> str:
-    """A conversation as Markdown: for each message a heading, and its text unchanged."""
-    sections = []
+def as_markdown(messages: Sequence[Message], about: Mapping[str, Any]) -> str:
+    """A conversation as Markdown: a list of what it is about; for each message a heading, and its text unchanged."""
+    sections = ["".join(f"- {name}: {value}\n" for name, value in about.items())] if about else []
     for message in messages:
         heading = message.role.capitalize() + (" (interrupted)" if message.interrupted else "")
         sections.append(f"## {heading}\n\n{message.content.strip()}\n")
     return "\n".join(sections)
+
+
+def code_blocks(text: str) -> str:
+    """The contents of a Markdown text's fenced code blocks, with a blank line between two; empty if there are none."""
+    blocks, fence = list[list[str]](), ""
+    for line in text.split("\n"):
+        stripped = line.lstrip(" ")
+        mark = stripped[: len(stripped) - len(stripped.lstrip(stripped[:1]))] if stripped[:1] in ("`", "~") else ""
+        if fence and mark.startswith(fence) and not stripped.strip(fence[0]).strip():
+            fence = ""
+        elif fence:
+            blocks[-1].append(line)
+        elif len(mark) >= 3:
+            fence = mark
+            blocks.append([])
+    return "\n\n".join("\n".join(block) for block in blocks)

@@ -6,7 +6,6 @@ The file is a protobuf message, of which only the fields that matter are read.
 from __future__ import annotations
 
 import base64
-import json
 import re
 import struct
 from collections.abc import Iterator, Mapping
@@ -15,30 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import BrokenTokenizer
-from gptcli.files import is_there, open_within, read_json
-from gptcli.text.vocab_and_merges import tokens_around
+from gptcli.files import open_within
+from gptcli.text.tokenizer_classes import (
+    as_tokenizer_json,
+    built,
+    class_without_tokenizer_json,
+    sentencepiece_decoder,
+    tokens_around,
+    with_roles,
+)
 
 _LIMIT = 64 << 20  # bytes
 _MOST_PIECES, _LONGEST_PIECE = 1 << 21, 256
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # types of pieces
 _UNIGRAM, _BPE = 1, 2
 _Json = dict[str, Any]
-
-# Model types whose SentencePiece file transformers reads by itself, whatever class they name.
-_GENERIC_TYPES = frozenset(
-    {"glm4", "granite", "ministral3", "mistral", "mixtral", "olmo2", "olmo3", "phi3", "stablelm"}
-)
-_GENERIC_CLASSES = frozenset({"PreTrainedTokenizer", "TokenizersBackend"})
-_CLASSES: dict[str, _Json] = {
-    "LlamaTokenizer": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
-    "GemmaTokenizer": {
-        "unk_token": "<unk>",
-        "bos_token": "<bos>",
-        "eos_token": "<eos>",
-        "pad_token": "<pad>",
-        "mask_token": "<mask>",
-    },
-}
 
 
 @dataclass
@@ -60,6 +50,11 @@ class _Model:
     escapes_spaces: bool = True
     suffixes: bool = False
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of each piece."""
+        return {piece: id for id, (piece, _, _) in enumerate(self.pieces)}
+
 
 def read_sentencepiece(path: Path, settings: Mapping[str, Any]) -> tuple[bytes, _Json]:
     """A tokenizer.json made of a model's tokenizer.model, and the settings with what their class adds.
@@ -76,7 +71,7 @@ def read_sentencepiece(path: Path, settings: Mapping[str, Any]) -> tuple[bytes, 
     except (ValueError, struct.error, IndexError):
         raise BrokenTokenizer(f"cannot read: {file}: no SentencePiece model") from None
     _check(model, file)
-    name = _class(path, settings)
+    name = class_without_tokenizer_json(path, settings, file.name)
     settings = dict(settings)
     listed = [
         {"content": piece, "normalized": False, "special": kind == _CONTROL}
@@ -85,68 +80,17 @@ def read_sentencepiece(path: Path, settings: Mapping[str, Any]) -> tuple[bytes, 
     ]
     if "extra_special_tokens" not in settings:  # as in transformers, where these come first
         settings["additional_special_tokens"] = listed
-    if name is None:
-        roles = {"bos": (model.bos_id, model.bos_piece), "eos": (model.eos_id, model.eos_piece)}
-        roles["unk"] = model.unk_id, model.unk_piece
-        settings = {f"{role}_token": piece for role, (id, piece) in roles.items() if id >= 0} | settings
-        settings = _rename_pieces(model, settings)
-        components = _generic(model, settings)
-    else:
+    if name is not None:
         if model.algorithm != _BPE:
             raise BrokenTokenizer(f"not supported: {file}: a {name} that is no BPE")
-        settings = _CLASSES[name] | settings
-        components = _llama(model, settings) if name == "LlamaTokenizer" else _gemma(model, settings)
-    vocabulary = {piece: id for id, (piece, _, _) in enumerate(model.pieces)}
-    components["post_processor"] = tokens_around(settings, vocabulary, file)
-    state = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], **components}
-    return json.dumps(state).encode(), settings
-
-
-def _class(path: Path, settings: Mapping[str, Any]) -> str | None:
-    """The class that a model names, or None where transformers goes by the file alone."""
-    config = read_json(path / "config.json") if is_there(path / "config.json") else {}
-    named = settings.get("tokenizer_class") or config.get("tokenizer_class")
-    if config.get("model_type") == "qwen2":  # whatever it names: so does transformers
-        named = "Qwen2Tokenizer"
-    elif named is None and config.get("model_type") in ("gemma", "gemma2", "gemma3", "gemma3_text"):
-        named = "GemmaTokenizer"
-    name = str(named).removesuffix("Fast")
-    if config.get("model_type") in _GENERIC_TYPES or name in _GENERIC_CLASSES:
-        return None
-    if name not in _CLASSES:
-        raise BrokenTokenizer(
-            f"not supported: {path / 'tokenizer.model'}: a tokenizer of class {named or 'unknown'}",
-            hint=f"known are {', '.join(_CLASSES)}; AutoTokenizer.save_pretrained writes tokenizer.json for others",
-        )
-    return name
-
-
-def _llama(model: _Model, settings: Mapping[str, Any]) -> _Json:
-    prefix = settings.get("add_prefix_space") is not False
-    scheme = ("always" if settings.get("legacy") else "first") if prefix else "never"
-    return {
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False},
-        "decoder": _decoder(byte_fallback=True, strip=prefix),
-        "model": _bpe(model, _merges_by_id(model), byte_fallback=True, unk_token=None),
-    }
-
-
-def _gemma(model: _Model, settings: Mapping[str, Any]) -> _Json:
-    unknown = settings["unk_token"]
-    unknown = unknown.get("content") if isinstance(unknown, dict) else unknown
-    split = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
-    return {
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-        "pre_tokenizer": split,
-        "decoder": _decoder(byte_fallback=True, strip=False),
-        "model": _bpe(
-            model,
-            _merges_by_id(model),
-            byte_fallback=True,
-            unk_token=unknown,
-        ),
-    }
+        settings = with_roles(name, settings)
+        return built(name, settings, model.vocabulary, _merges_by_id(model), file), settings
+    roles = {"bos": (model.bos_id, model.bos_piece), "eos": (model.eos_id, model.eos_piece)}
+    roles["unk"] = model.unk_id, model.unk_piece
+    settings = {f"{role}_token": piece for role, (id, piece) in roles.items() if id >= 0} | settings
+    settings = _rename_pieces(model, settings)
+    around = tokens_around(settings, model.vocabulary, file)
+    return as_tokenizer_json({**_generic(model, settings), "post_processor": around}), settings
 
 
 def _generic(model: _Model, settings: Mapping[str, Any]) -> _Json:
@@ -175,13 +119,12 @@ def _generic(model: _Model, settings: Mapping[str, Any]) -> _Json:
         described: _Json = {"type": "Unigram", "unk_id": model.unk_id, "vocab": vocabulary}
         described["byte_fallback"] = model.byte_fallback
     else:
-        described = _bpe(
-            model, _merges_by_score(model), byte_fallback=model.byte_fallback, unk_token=model.unk_piece
-        ) | {"ignore_merges": bool(whole)}
+        described = {"type": "BPE", "vocab": model.vocabulary, "merges": _merges_by_score(model), "fuse_unk": True}
+        described |= {"unk_token": model.unk_piece, "byte_fallback": model.byte_fallback, "ignore_merges": bool(whole)}
     return {
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": splitters} if splitters else None,
-        "decoder": _decoder(byte_fallback=model.byte_fallback, strip=model.dummy_prefix),
+        "decoder": sentencepiece_decoder(byte_fallback=model.byte_fallback, strip=model.dummy_prefix),
         "model": described,
     }
 
@@ -205,32 +148,9 @@ def _replace(regex: str, content: str) -> _Json:
     return {"type": "Replace", "pattern": {"Regex": regex}, "content": content}
 
 
-def _decoder(*, byte_fallback: bool, strip: bool) -> _Json:
-    decoders: list[_Json] = [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}]
-    if byte_fallback:
-        decoders.append({"type": "ByteFallback"})
-    if byte_fallback or strip:
-        decoders.append({"type": "Fuse"})
-    if strip:
-        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    return {"type": "Sequence", "decoders": decoders}
-
-
-def _bpe(model: _Model, merges: list[tuple[str, str]], *, byte_fallback: bool, unk_token: str | None) -> _Json:
-    vocabulary = {piece: id for id, (piece, _, _) in enumerate(model.pieces)}
-    return {
-        "type": "BPE",
-        "vocab": vocabulary,
-        "merges": merges,
-        "unk_token": unk_token,
-        "fuse_unk": True,
-        "byte_fallback": byte_fallback,
-    }
-
-
 def _merges_by_id(model: _Model) -> list[tuple[str, str]]:
     """The pairs that a piece can be merged from, in the order of the pieces' ids."""
-    ids = {piece: id for id, (piece, _, _) in enumerate(model.pieces)}
+    ids = model.vocabulary
     ranked = [(ids[left + right], len(left), len(right), left, right) for left, right in _pairs(ids)]
     return [(left, right) for *_, left, right in sorted(ranked)]
 

@@ -19,6 +19,8 @@ from gptcli.text.library_detokenizer import LibraryDetokenizer
 from gptcli.text.named_tokens import read_settings, with_named_tokens
 from gptcli.text.sentencepiece_model import read_sentencepiece
 from gptcli.text.spelling import spelling_of
+from gptcli.text.tidied_text import TidyDetokenizer, TidyStream, tidied, wants_tidied
+from gptcli.text.tokenizer_classes import class_of, is_class, rebuilt_by
 from gptcli.text.vocab_and_merges import read_vocab_and_merges
 
 _FILE_LIMIT = 64 << 20  # bytes of a tokenizer.json; the largest in use are about 35 MB
@@ -28,7 +30,7 @@ class Tokenizer:
     """A model's tokenizer: encoding that keeps typed text apart from control tokens, and the exact bytes of tokens.
 
     library: the library's tokenizer, for its vocabulary and components; `backend_for` encodes. notes: what of its files
-    has no effect.
+    has no effect. unread: components of tokenizer.json in whose place its class has others, as in transformers.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Tokenizer:
         """
         self.settings = settings
         self.notes: list[Note] = []
+        self.unread: tuple[str, ...] = ()
         self._backend = BackendTokenizer(data, where)
         if (named := with_named_tokens(self._backend.library, settings, added or {}, where)) is not None:
             self._backend = BackendTokenizer(named, where)
@@ -47,6 +50,7 @@ class Tokenizer:
         self._added = self.library.get_added_tokens_decoder()
         self.control_tokens = ControlTokens(self._backend, self._added)
         self.spelling = spelling_of(self.library.decoder)
+        self._tidies = wants_tidied(settings, type(self.library.model).__name__)
         self._surfaces: dict[int, bytes] = {}
         self._decoded: dict[int, bytes] = {}
         if not self.spelling.exact:
@@ -62,8 +66,17 @@ class Tokenizer:
         notes = list[Note]()
         settings, added = read_settings(path, notes)
         data, settings, file = _read_data(path, settings)
+        rebuilt = None
+        if file.name == "tokenizer.json" and (name := class_of(path, settings, byte_level=b'"ByteLevel"' in data)):
+            rebuilt = rebuilt_by(name, data, settings, added, file)
+            if rebuilt is None and is_class(name):
+                what = "tokenizer.json is read as it is; ids may differ where transformers builds its own, of class"
+                notes.append(Note(what, (name,)))
+        if rebuilt is not None:
+            data, settings, added = rebuilt.data, rebuilt.settings, rebuilt.added
         tokenizer = cls(data, settings, file, added)
         tokenizer.notes += notes
+        tokenizer.unread = rebuilt.unread if rebuilt else ()
         return tokenizer
 
     def limit(self, rows: int) -> None:
@@ -197,23 +210,30 @@ class Tokenizer:
         return b"".join(self.text_pieces(ids))
 
     def text_pieces(self, ids: Iterable[int]) -> Iterator[bytes]:
-        """The text of tokens, in pieces, as the library decodes it: at its two ends not always as `decode`."""
+        """The text of tokens, in pieces, as transformers decodes it: at its two ends not always as `decode`."""
         if self.spelling.exact:
-            yield from self.spelling.decoded_text(ids, self.library.id_to_token, self.token_bytes)
+            pieces = self.spelling.decoded_text(ids, self.library.id_to_token, self.token_bytes)
+            if self._tidies:
+                stream = TidyStream()
+                yield from map(stream.push, pieces)
+                yield stream.flush()
+            else:
+                yield from pieces
             return
         detokenizer = self.detokenizer()
         yield from map(detokenizer.push, ids)
         yield detokenizer.flush()
 
     def library_texts(self, sequences: Sequence[Sequence[int]]) -> list[str]:
-        """What the library decodes each sequence of ids to, control tokens included. Raises BrokenTokenizer."""
-        return self._backend.decode_batch(sequences)
+        """What transformers decodes each sequence of ids to, control tokens included. Raises BrokenTokenizer."""
+        texts = self._backend.decode_batch(sequences)
+        return list(map(tidied, texts)) if self._tidies else texts
 
     def detokenizer(self, before: Sequence[int] = ()) -> TokenDetokenizer:
         """Makes text of the tokens that follow others, as they arrive."""
-        if self.spelling.exact:
-            return ExactDetokenizer(self.token_bytes)
-        return LibraryDetokenizer(self._backend, before)
+        exact = self.spelling.exact
+        made = ExactDetokenizer(self.token_bytes) if exact else LibraryDetokenizer(self._backend, before)
+        return TidyDetokenizer(made) if self._tidies else made
 
     def token_name(self, id: int) -> str:
         """A token for a person to read: its text, with U+FFFD for bytes that are not UTF-8."""

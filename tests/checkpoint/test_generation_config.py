@@ -99,13 +99,35 @@ def test_a_model_says_what_transformers_makes_it_say(fields: dict[str, Any], fil
 
 
 def test_config_json_says_nothing_beside_a_generation_config(tmp_path: Path) -> None:
-    model = make_model(tmp_path / "model", generation_config={"top_k": 3}, temperature=0.3, num_beams=4)
+    model = make_model(
+        tmp_path / "model", generation_config={"top_k": 3, "do_sample": True}, temperature=0.3, num_beams=4
+    )
     lm = LanguageModel.open(str(model), RuntimeConfig())
-    assert lm.sampling_defaults == {"top_k": 3} and lm.notes == []
+    assert lm.sampling_defaults == {"top_k": 3}
+    assert [note.names for note in lm.notes] == [("num_beams", "temperature")]
     (model / WHERE).unlink()
     lm = LanguageModel.open(str(model), RuntimeConfig())
     assert lm.sampling_defaults == {"temperature": 0.3}
-    assert [str(note) for note in lm.notes] == ["not done, though config.json asks for it: num_beams"]
+    assert str(lm.notes[0]) == "not done, though config.json asks for it: num_beams"
+
+
+@pytest.mark.parametrize("text", ["", "{", "{'a': 1}", "[1,", '{"top_k": 3,}', b"\xff{}"])
+def test_a_generation_config_that_is_no_json_is_noted_and_config_json_read_instead(
+    text: str | bytes, tmp_path: Path
+) -> None:
+    model = make_model(tmp_path / "model", no_repeat_ngram_size=3)
+    (model / WHERE).write_bytes(text if isinstance(text, bytes) else text.encode())
+    reference: Any = LlamaForCausalLM.from_pretrained(model)
+    lm = LanguageModel.open(str(model), RuntimeConfig())
+    assert lm.sampling_defaults == {"no_repeat_ngram_size": reference.generation_config.no_repeat_ngram_size}
+    assert [WHERE in str(note) for note in lm.notes] == [True]
+
+
+@pytest.mark.parametrize("fields", [{"temperature": 0.3}, {"top_k": 5, "top_p": 0.5}, {"min_p": 0.1}], ids=str)
+@pytest.mark.parametrize("do_sample", [True, False, None])
+def test_sampling_without_do_sample_is_noted(fields: dict[str, Any], do_sample: bool | None) -> None:
+    notes = generation_notes(fields | {"do_sample": do_sample}, WHERE, 100)
+    assert [note.names for note in notes] == ([tuple(fields)] if do_sample is None else [])
 
 
 def test_an_option_overrides_the_models_ban_and_an_empty_one_lifts_it(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import time
@@ -52,14 +53,44 @@ def test_a_named_session_remembers(chat: Cli) -> None:
     assert both["prompt_tokens"] > 2 * first["prompt_tokens"]
 
 
-def test_a_session_goes_on_with_its_own_model_settings_and_system_message(cli: Cli, tiny_model: Path) -> None:
+def test_options_are_for_one_call_and_the_model_and_system_message_stay(cli: Cli, tiny_model: Path) -> None:
     given = ["-m", tiny_model, "-t", "0", "-n", "3", "--system", "Be brief."]
-    assert cli("chat", "--session", "s", *given, "one", stdin=b"").code == 0
-    record = json.loads(cli("chat", "--session", "s", "two", "--json", stdin=b"").out)
-    assert (record["completion_tokens"], record["settings"]["temperature"]) == (3, 0)
+    first = json.loads(cli("chat", "--session", "s", *given, "one", "--json", stdin=b"").out)
+    assert (first["completion_tokens"], first["settings"]["temperature"]) == (3, 0)
+    record = json.loads(cli("chat", "--session", "s", "two", "--ignore-eos", "-n", "4", "--json", stdin=b"").out)
+    assert (record["completion_tokens"], record["settings"]["temperature"]) == (4, 0.8)
     assert [event["type"] for event in read_session("s")].count("system") == 1
-    changed = json.loads(cli("chat", "--session", "s", "-n", "4", "three", "--json", stdin=b"").out)
-    assert changed["completion_tokens"] == 4
+    assert [event["type"] for event in read_session("s")].count("settings") == 0
+
+
+def test_another_model_for_one_call_is_not_the_sessions(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:
+    other = make_model(tmp_path / "other", seed=1)
+    spoken = [
+        json.loads(cli("chat", "--session", "s", *given, "-n", "2", "--json", "say", stdin=b"").out)["model"]
+        for given in (["-m", tiny_model], ["-m", other], [])
+    ]
+    assert spoken == [str(tiny_model), str(other), str(tiny_model)]
+
+
+def test_what_a_session_keeps_wins_over_the_configuration_file(
+    cli: Cli, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.toml").write_text("max-tokens = 2\ntemperature = 0.5")
+    monkeypatch.setenv("GPTCLI_CONFIG", str(tmp_path / "config.toml"))
+    assert cli("chat", "--session", "s", "-m", tiny_model, "--ignore-eos", "one", stdin=b"").code == 0
+    with contextlib.closing(SessionFile.open("s")) as file:
+        file.append({"type": "settings", "settings": {"max_tokens": 3, "ignore_eos": True}})
+    record = json.loads(cli("chat", "--session", "s", "two", "--json", stdin=b"").out)
+    assert (record["completion_tokens"], record["settings"]["temperature"]) == (3, 0.5)
+
+
+def test_a_session_can_be_deleted_unless_it_is_open(chat: Cli) -> None:
+    chat("--session", "s", "one")
+    with contextlib.closing(SessionFile.open("s")):
+        assert chat("--delete", "s").code == 8
+    assert chat("--delete", "s").code == 0
+    assert session_names() == []
+    assert chat("--delete", "s").code == 4
 
 
 def test_a_model_that_is_not_what_it_was_is_mentioned(cli: Cli, tmp_path: Path) -> None:
@@ -74,7 +105,7 @@ def test_a_fork_leaves_the_session_as_it_was(chat: Cli) -> None:
     before = read_session("s")
     assert chat("--session", "s", "--fork", "two").code == 0
     assert read_session("s") == before
-    assert len(read_session("s-2")) == len(before) + 3  # settings, question, answer
+    assert len(read_session("s-2")) == len(before) + 2  # question, answer
 
 
 def test_a_session_in_use_is_refused_and_can_be_forked(chat: Cli) -> None:

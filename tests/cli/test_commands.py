@@ -13,6 +13,7 @@ from gptcli.cli.repl.command_table import COMMANDS
 from gptcli.cli.repl.slash_command import find
 from gptcli.errors import UsageError
 from tests.cli.chatting import HELLO, Chat, said, sessions, state
+from tests.cli.scripted import Script
 from tests.tiny import make_model
 
 pytestmark = pytest.mark.usefixtures("tiny_by_default")
@@ -38,12 +39,17 @@ def test_every_command_has_a_help_and_an_example_that_finds_it(command: object) 
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("hlep", "help"), ("ex", "exit"), ("marcdown", "markdown"), ("quit", None), ("xyzzy", None)]
+    ("typed", "meant"), [("hlep", "help"), ("ex", "exit"), ("marcdown", "markdown"), ("xyzzy", None)]
 )
 def test_an_unknown_command_suggests_the_nearest(typed: str, meant: str | None) -> None:
     with pytest.raises(UsageError) as error:
         find(typed, COMMANDS)
     assert (f"did you mean /{meant}?" in str(error.value.hint)) == (meant is not None)
+
+
+@pytest.mark.parametrize(("alias", "name"), [("quit", "exit"), ("q", "exit"), ("bye", "exit"), ("?", "help")])
+def test_commands_of_other_programs_are_known(alias: str, name: str) -> None:
+    assert find(alias, COMMANDS).name == name
 
 
 def test_an_unknown_command_is_not_sent_to_the_model(chat: Chat) -> None:
@@ -53,12 +59,12 @@ def test_an_unknown_command_is_not_sent_to_the_model(chat: Chat) -> None:
     assert said() == []
 
 
-def test_help_fits_a_screen_and_explains_a_command(chat: Chat) -> None:
-    chat.ask("/help")
-    assert len(COMMANDS) + 2 <= 24  # with the prompt and the toolbar
-    assert chat.screen.display[-1].startswith("tiny")
-    assert not chat.screen.history.top or chat.lines[len(chat.screen.history.top)].startswith(("> /help", "/help"))
+def test_help_lists_commands_and_keys_and_explains_a_command(chat: Chat) -> None:
+    shown = answer_to(chat, "/help")
+    assert [line.split()[0].removeprefix("/") for line in shown[: len(COMMANDS)]] == [each.name for each in COMMANDS]
+    assert any(line.startswith("Ctrl-C ") for line in shown[len(COMMANDS) :])
     assert answer_to(chat, "/help seed")[0] == "/seed [N]"
+    assert answer_to(chat, "/help exit")[-1].strip() == "also: /quit /q /bye"
     assert all(len(f"{command.usage:17}  {command.help.split('.')[0]}") <= 80 for command in COMMANDS)
 
 
@@ -91,7 +97,7 @@ def test_retry_and_edit_ask_again(chat: Chat) -> None:
     chat.type(" and four\r")
     chat.ready(prompts + 1)
     exported = json.loads("\n".join(answer_to(chat, "/export json")))
-    assert [message["content"] for message in exported] == ["three and four", "Hello."]
+    assert [message["content"] for message in exported["messages"]] == ["three and four", "Hello."]
 
 
 def test_ctrl_d_gives_up_an_edit(chat: Chat) -> None:
@@ -175,7 +181,8 @@ def test_a_session_may_be_saved_under_its_own_name_and_not_loaded_into_itself(ch
     for _ in range(2):
         assert answer_to(chat, "/save mine") == ["saved as mine; every turn is from now on"]
     assert answer_to(chat, "/load mine") == ["gptcli: error: session mine is the one that goes on here"]
-    assert answer_to(chat, "/sessions") == ["* mine    1 turn   one"]
+    [line] = answer_to(chat, "/sessions")
+    assert re.fullmatch(r"\* mine  \d{4}-\d\d-\d\d \d\d:\d\d    1 turn   one", line)
 
 
 def test_a_session_that_another_chat_has_open_is_refused(chat: Chat) -> None:
@@ -193,11 +200,45 @@ def test_a_fork_leaves_the_session_as_it_was(chat: Chat) -> None:
     assert [len([event for event in events if event["type"] == "message"]) for events in (plan, town)] == [4, 2]
 
 
+def test_a_session_is_deleted_after_a_question(chat: Chat) -> None:
+    chat.ask("one")
+    chat.ask("/save town")
+    chat.type("/delete town\r")
+    chat.expect("for good? [y/N]")
+    chat.type("\r")
+    chat.expect("nothing deleted")
+    chat.ready(chat.prompts)
+    assert len(sessions()) == 1
+    chat.type("/delete\r")
+    chat.expect("for good? [y/N]", 2)
+    chat.type("y\r")
+    chat.expect("deleted: town")
+    assert sessions() == []
+
+
+def test_leaving_says_how_to_come_back_and_coming_back_shows_the_last_turn(chat: Chat) -> None:
+    chat.ask("what is one?")
+    chat.ask("/save town")
+    assert chat.leave() == 0
+    assert chat.lines[-1] == "to go on: gptcli chat --session town"
+    again = Chat(HELLO, "--session", "town")
+    again.wait_for(lambda: again.prompts == 2, "prompt")
+    assert again.lines[1:3] == ["> what is one?", "Hello."]
+
+
+def test_the_code_of_an_answer_is_copied() -> None:
+    chat = Chat(Script(pieces=["So:\n\n```py\nx = 1\n```\n\nor\n\n~~~~\n```\n~~~~\n"])).ready()
+    chat.ask("code?")
+    assert answer_to(chat, "/copy code") == ["copied 10 characters through the terminal (OSC 52)"]
+    assert b"\x1b]52;c;" + base64.b64encode(b"x = 1\n\n```") + b"\x07" in chat.raw
+
+
 def test_an_export_is_a_new_file(chat: Chat, tmp_path: Path) -> None:
     chat.ask("one")
     file = tmp_path / "chat.md"
-    answer_to(chat, f"/export md {file}")
-    assert re.sub(r"\s+", " ", file.read_text()) == "## User one ## Assistant Hello. "
+    answer_to(chat, f"/export {file}")
+    about, text = re.sub(r"\s+", " ", file.read_text()).split(" ## ", 1)
+    assert about.startswith("- model: /") and text == "User one ## Assistant Hello. "
     assert "File exists" in "".join(answer_to(chat, f"/export md {file}"))
 
 

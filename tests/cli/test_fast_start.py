@@ -138,17 +138,16 @@ def test_a_setting_that_compiled_code_does_not_know_is_sampled_in_torch(model: P
     assert not is_fast(lm)
 
 
-@pytest.mark.parametrize("command", ["generate", "chat"])
-def test_the_second_run_needs_no_torch(command: str, tmp_path: Path) -> None:
-    path = make_model(tmp_path / "tiny")
+def test_the_second_run_needs_no_torch(tmp_path: Path) -> None:
+    given = ["-m", str(make_model(tmp_path / "tiny")), "-t", "0", "--device", "cpu", "In a small", "-n", "20"]
     code = (
         "import sys\nfrom gptcli.cli.app import run\n"
-        f"code = run([{command!r}, '-m', {str(path)!r}, '-t', '0', '--device', 'cpu', 'In a small', '-n', '20'])\n"
-        "print(code, 'torch' in sys.modules, file=sys.stderr)"
+        f"print(run([*sys.argv[1:], *{given!r}]), 'torch' in sys.modules, file=sys.stderr)"
     )
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True) for _ in range(2)]
-    assert [run.stderr.splitlines()[-1] for run in runs] == [b"0 True", b"0 False"]
-    assert runs[0].stdout == runs[1].stdout != b""
+    commands = (["generate", "--chat"], ["generate", "--chat"], ["chat"])
+    runs = [subprocess.run([sys.executable, "-c", code, *command], capture_output=True) for command in commands]
+    assert [run.stderr.splitlines()[-1] for run in runs] == [b"0 True", b"0 False", b"0 False"]
+    assert runs[0].stdout == runs[1].stdout == runs[2].stdout != b""
 
 
 def test_the_record_of_a_run_is_the_same(cli: Cli, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,3 +399,12 @@ def test_a_snapshot_is_read_at_once_if_no_thread_can_start(model: Path, monkeypa
 
     monkeypatch.setattr(snapshot_file._BackgroundRead, "start", start)
     assert has_snapshot(model, device="cpu")
+
+
+def test_what_is_kept_is_listed_and_deleted(model: Path, cli: Cli) -> None:
+    [record] = map(json.loads, cli("cache", "--json").out.splitlines())
+    assert record["model"] == str(model)
+    assert record["size"] == snapshot_path().stat().st_size
+    assert cli("cache", "--clear", "-q").code == 0
+    assert cli("cache", "--json").out == b""
+    assert not has_snapshot(model)

@@ -65,11 +65,6 @@ def test_samples_stand_on_lines_of_their_own(generate: Cli, says: Callable[..., 
     assert generate(PROMPT, "--samples", "3").out == b"text\ntext\ntext"
 
 
-def test_no_tokens_are_no_output(generate: Cli) -> None:
-    result = generate(PROMPT, "-n", "0")
-    assert (result.code, result.out, result.err) == (0, b"", "")
-
-
 def test_minus_one_token_fills_the_context(generate: Cli) -> None:
     record = records(generate(PROMPT, "-n", "-1", "-c", "24", "--ignore-eos", "--json").out)[0]
     assert record["prompt_tokens"] + record["completion_tokens"] == 24
@@ -178,16 +173,6 @@ def test_samples_count_the_seed_up_and_are_what_each_is_alone(generate: Cli) -> 
         assert alone["ids"] == sample["ids"]
 
 
-def test_samples_count_up_from_a_random_seed_too(generate: Cli) -> None:
-    first, second = records(generate(PROMPT, "-n", "1", "--json", "--samples", "2").out)
-    assert second["seed"] == first["seed"] + 1
-
-
-def test_the_highest_seed_is_followed_by_zero(generate: Cli) -> None:
-    samples = records(generate(PROMPT, "-n", "1", "--json", "--samples", "2", "-s", str(2**64 - 1)).out)
-    assert [sample["seed"] for sample in samples] == [2**64 - 1, 0]
-
-
 def test_a_draft_model_changes_nothing_but_the_figures(generate: Cli, tiny_model: Path) -> None:
     drafted = generate(PROMPT, "-n", "40", "--draft-model", tiny_model, "--stats")
     assert drafted.out == generate(PROMPT, "-n", "40").out
@@ -198,11 +183,6 @@ def test_a_draft_model_is_for_one_sample(generate: Cli, tiny_model: Path) -> Non
     result = generate(PROMPT, "--draft-model", tiny_model, "--samples", "2")
     assert result.code == 2
     assert result.err.startswith("gptcli: error: --draft-model is for one sample")
-
-
-def test_samples_draft_nothing_and_say_what_they_said(generate: Cli) -> None:
-    several = ("1 2 3 1 2 3 1 2 3", "-n", "20", "--samples", "2", "-t", "1", "-s", "5")
-    assert generate(*several, "--speculate", "4").out == generate(*several).out
 
 
 def test_logprobs_have_a_token_and_its_likeliest_alternatives(generate: Cli, tiny: LanguageModel) -> None:

@@ -18,33 +18,35 @@ LINES = "\n".join(f"line {number}" for number in range(312))
 pytestmark = pytest.mark.usefixtures("tiny_by_default")
 
 
+@pytest.fixture
+def chat(tiny_by_default: None) -> Chat:
+    """A conversation at its first prompt."""
+    return Chat(HELLO).ready()
+
+
 @pytest.mark.parametrize("key", ["\n", "\x1b\r"], ids=["ctrl-j", "alt-enter"])
-def test_a_newline_is_inserted_and_enter_submits(key: str) -> None:
-    chat = Chat(HELLO).ready()
+def test_a_newline_is_inserted_and_enter_submits(key: str, chat: Chat) -> None:
     chat.type(f"one{key}two")
     chat.expect(". two")
     chat.ask("")
     assert said()[0] == "one\ntwo"
 
 
-def test_triple_quotes_open_many_lines() -> None:
-    chat = Chat(HELLO).ready()
+def test_triple_quotes_open_many_lines(chat: Chat) -> None:
     chat.type('"""one\rtwo\r')
     chat.expect(". two")
     chat.ask('"""')
     assert said()[0] == "one\ntwo"
 
 
-def test_a_paste_is_not_submitted_and_a_short_one_is_shown() -> None:
-    chat = Chat(HELLO).ready()
+def test_a_paste_is_not_submitted_and_a_short_one_is_shown(chat: Chat) -> None:
     chat.paste("one\ntwo\n")
     chat.expect(". two")
     chat.ask("three")
     assert said()[0] == "one\ntwo\nthree"
 
 
-def test_a_long_paste_is_a_word_in_the_line_and_whole_in_the_message() -> None:
-    chat = Chat(HELLO).ready()
+def test_a_long_paste_is_a_word_in_the_line_and_whole_in_the_message(chat: Chat) -> None:
     chat.type("see ")
     chat.paste(LINES)
     chat.expect("> see [pasted 312 lines]")
@@ -53,8 +55,7 @@ def test_a_long_paste_is_a_word_in_the_line_and_whole_in_the_message() -> None:
     assert said()[0] == f"see {LINES} and say"
 
 
-def test_a_key_deletes_a_long_paste_whole() -> None:
-    chat = Chat(HELLO).ready()
+def test_a_key_deletes_a_long_paste_whole(chat: Chat) -> None:
     chat.paste(LINES)
     chat.paste(LINES + "\nmore")
     chat.expect("> [pasted 312 lines][pasted 313 lines]")
@@ -64,8 +65,7 @@ def test_a_key_deletes_a_long_paste_whole() -> None:
     assert said()[0] == LINES + "\nmore"
 
 
-def test_a_paste_into_the_middle_of_a_word_leaves_the_cursor_after_it() -> None:
-    chat = Chat(HELLO).ready()
+def test_a_paste_into_the_middle_of_a_word_leaves_the_cursor_after_it(chat: Chat) -> None:
     chat.type("ab\x02")
     chat.paste(LINES)
     chat.ask("x")
@@ -118,14 +118,12 @@ def editor_is_back(chat: Chat, left: str) -> Callable[[], bool]:
     return lambda: left in chat.text and chat.raw.count(b"\x1b[?2004h") > 1
 
 
-def test_two_slashes_send_one() -> None:
-    chat = Chat(HELLO).ready()
+def test_two_slashes_send_one(chat: Chat) -> None:
     chat.ask("//etc/hosts is what?")
     assert said()[0] == "/etc/hosts is what?"
 
 
-def test_up_finds_lines_with_the_same_start_and_a_leading_space_is_not_recorded() -> None:
-    chat = Chat(HELLO).ready()
+def test_up_finds_lines_with_the_same_start_and_a_leading_space_is_not_recorded(chat: Chat) -> None:
     for line in ("what is tea", "who are you", " what a secret", "other"):
         chat.ask(line)
     chat.type("wh\x1b[A")
@@ -135,8 +133,7 @@ def test_up_finds_lines_with_the_same_start_and_a_leading_space_is_not_recorded(
     assert "secret" not in (state() / "history.jsonl").read_text()
 
 
-def test_ctrl_r_searches_backwards() -> None:
-    chat = Chat(HELLO).ready()
+def test_ctrl_r_searches_backwards(chat: Chat) -> None:
     chat.ask("what is tea")
     chat.ask("other")
     chat.type("\x12is")
@@ -145,8 +142,7 @@ def test_ctrl_r_searches_backwards() -> None:
     chat.ready(3)
 
 
-def test_tab_completes_commands_settings_and_values() -> None:
-    chat = Chat(HELLO).ready()
+def test_tab_completes_commands_settings_and_values(chat: Chat) -> None:
     chat.type("/mark\t")
     chat.expect("> /markdown")
     chat.type("of\t")
@@ -159,8 +155,7 @@ def test_tab_completes_commands_settings_and_values() -> None:
     assert "overflow = stop" in chat.lines
 
 
-def test_invalid_utf_8_becomes_a_visible_character() -> None:
-    chat = Chat(HELLO).ready()
+def test_invalid_utf_8_becomes_a_visible_character(chat: Chat) -> None:
     chat.child.send(b"a\xffb")
     chat.ask("")
     assert said()[0] == "a\ufffdb"
@@ -221,8 +216,7 @@ def test_the_same_line_twice_is_recorded_once() -> None:
     assert [json.loads(line) for line in (state() / "history.jsonl").read_text().split("\n") if line] == ["one"]
 
 
-def test_a_long_message_is_recalled_folded_and_sent_whole() -> None:
-    chat = Chat(HELLO).ready()
+def test_a_long_message_is_recalled_folded_and_sent_whole(chat: Chat) -> None:
     chat.type("see ")
     chat.paste(LINES)
     chat.ask("")
@@ -238,8 +232,7 @@ def test_a_long_message_is_recalled_folded_and_sent_whole() -> None:
     assert said() == [f"see {LINES}"] * 2
 
 
-def test_a_long_line_is_folded_too() -> None:
-    chat = Chat(HELLO).ready()
+def test_a_long_line_is_folded_too(chat: Chat) -> None:
     chat.paste("x" * 9000)
     chat.expect("> [pasted 9000 characters]")
     chat.ask("")

@@ -213,12 +213,18 @@ def test_a_template_of_the_model_is_chosen_by_its_name_unless_there_is_such_a_fi
     assert text("--chat-template", "brief") == "file: Hi"
 
 
-def test_an_effort_is_asked_of_a_model_that_can_be_told(cli: Cli, tmp_path: Path) -> None:
-    told = make_model(tmp_path / "told", template="{{ reasoning_effort }}: {{ messages[0].content }}")
-    report = cli("chat", "-m", told, "--prompt-report", "--json", "--reasoning-effort", "low", "Hi")
-    assert json.loads(report.out)["text"] == "low: Hi"
-    other = cli("chat", "-m", make_model(tmp_path / "other"), "--reasoning-effort", "low", "Hi")
-    assert other.code == 2 and "no switch for the reasoning effort" in other.err
+@pytest.mark.parametrize("command", [("chat",), ("generate", "--chat")], ids=" ".join)
+def test_thoughts_and_an_effort_are_asked_of_a_model_that_can_be_told(
+    cli: Cli, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    told = make_model(tmp_path / "told", template="{{ thinking }} {{ reasoning_effort }}: {{ messages[0].content }}")
+    options = ("--no-think", "--reasoning-effort", "low", "Hi")
+    report = cli(*command, "-m", told, "--prompt-report", "--json", *options)
+    assert json.loads(report.out)["text"] == "False low: Hi"
+    other = make_model(tmp_path / "other")
+    for asked, reason in ((options[1:], "the reasoning effort"), (("--think", "Hi"), "thinking")):
+        result = cli(*command, "-m", other, *asked)
+        assert result.code == 2 and f"no switch for {reason}" in result.err
 
 
 def test_control_tokens_in_a_prompt_are_text_unless_special(generate: Cli, says: Callable[..., None]) -> None:
@@ -228,8 +234,11 @@ def test_control_tokens_in_a_prompt_are_text_unless_special(generate: Cli, says:
     assert as_text > as_token == 1
 
 
-@pytest.mark.parametrize("option", ["--system", "--system-file", "--chat-template"])
+@pytest.mark.parametrize(
+    "option",
+    ["--system b", "--system-file b", "--chat-template b", "--think", "--no-think", "--reasoning-effort low"],
+)
 def test_what_shapes_a_chat_needs_chat(generate: Cli, option: str) -> None:
-    result = generate("a", option, "b")
+    result = generate("a", *option.split())
     assert result.code == 2
     assert "need --chat" in result.err

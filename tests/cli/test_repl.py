@@ -6,7 +6,6 @@ import os
 import resource
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
@@ -19,8 +18,13 @@ ENDLESS = Script(pieces=["word "] * 1000, piece_s=0.02)
 pytestmark = pytest.mark.usefixtures("tiny_by_default")
 
 
-def test_a_message_is_answered_and_the_prompt_comes_again() -> None:
-    chat = Chat(HELLO).ready()
+@pytest.fixture
+def chat(tiny_by_default: None) -> Chat:
+    """A conversation at its first prompt."""
+    return Chat(HELLO).ready()
+
+
+def test_a_message_is_answered_and_the_prompt_comes_again(chat: Chat) -> None:
     chat.ask("good morning")
     assert chat.lines[1:5] == ["> good morning", "Hello.", "", ">"]
     assert chat.leave() == 0
@@ -49,8 +53,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_chat_with_an_error() -> None:
     assert chat.lines[-1] == "gptcli: error: the model needs 9.9 GB"
 
 
-def test_a_blank_line_is_not_sent() -> None:
-    chat = Chat(HELLO).ready()
+def test_a_blank_line_is_not_sent(chat: Chat) -> None:
     chat.ask("")
     chat.ask("   ")
     assert chat.leave() == 0
@@ -75,8 +78,7 @@ def test_ctrl_c_stops_an_answer_keeps_it_and_the_chat_goes_on() -> None:
     assert replies[0]["content"].startswith("word word word")
 
 
-def test_ctrl_c_clears_the_line_and_hints_at_ctrl_d_on_an_empty_one() -> None:
-    chat = Chat(HELLO).ready()
+def test_ctrl_c_clears_the_line_and_hints_at_ctrl_d_on_an_empty_one(chat: Chat) -> None:
     chat.type("something")
     chat.expect("> something")
     chat.type("\x03")
@@ -92,8 +94,7 @@ def test_ctrl_c_clears_the_line_and_hints_at_ctrl_d_on_an_empty_one() -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_at_the_prompt_kills_the_chat(signum: int) -> None:
-    chat = Chat(HELLO).ready()
+def test_a_signal_at_the_prompt_kills_the_chat(signum: int, chat: Chat) -> None:
     chat.ask("good morning")
     chat.type("half a line")
     chat.expect("half a line")
@@ -126,16 +127,6 @@ def test_a_closed_window_keeps_the_answer_so_far() -> None:
         assert time.monotonic() < ends
         time.sleep(0.05)
     assert said()[1].startswith("word word word")
-
-
-def test_a_killed_chat_loses_no_completed_turn() -> None:
-    chat = Chat(Script(pieces=["word "] * 6, piece_s=0.05)).ready()
-    chat.ask("one")
-    chat.type("two\r")
-    chat.expect("word", 9)
-    chat.child.kill(signal.SIGKILL)
-    chat.child.wait()
-    assert said()[:2] == ["one", "word " * 6]
 
 
 def test_what_is_typed_during_an_answer_is_not_echoed_and_comes_next() -> None:
@@ -358,19 +349,6 @@ def test_the_tiny_model_talks() -> None:
     terminal.finish()
     assert terminal.child.exitstatus == 0
     assert [event.get("instead") for event in sessions()[0] if event.get("role") == "user"] == [None, True]
-
-
-@pytest.mark.real
-def test_the_default_model_talks(real_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("GPTCLI_MODEL")
-    environment = {**os.environ, "GPTCLI_WEIGHTS": str(real_weights), "TERM": "xterm-256color"}
-    terminal = Terminal(*GPTCLI, "chat", "-t", "0", "--system", "Be brief.", environment=environment)
-    terminal.expect(">")
-    terminal.type("What is the capital of France?\r")
-    terminal.expect("Paris")
-    terminal.type("\x04")
-    terminal.finish()
-    assert "Paris" in said()[1]
 
 
 def test_ctrl_c_right_after_enter_stops_the_answer_too() -> None:

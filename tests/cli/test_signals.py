@@ -60,13 +60,6 @@ def test_a_signal_in_mid_stream_ends_the_run_by_itself_and_the_text_stays(
     assert set(out.split()) <= {b"text"} and not out.endswith(b"\n")
 
 
-def test_an_interrupt_is_obeyed_within_a_token(started: subprocess.Popen[bytes]) -> None:
-    at = time.monotonic()
-    started.send_signal(signal.SIGINT)
-    started.wait()
-    assert time.monotonic() - at < 0.5
-
-
 def test_an_interrupted_record_is_still_written(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     with start(replace(ENDLESS, mark=str(mark)), "--json") as process:

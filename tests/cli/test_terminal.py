@@ -80,7 +80,7 @@ def test_long_lines_are_left_to_the_terminal() -> None:
 
 
 @pytest.mark.parametrize("slow", [{"load_s": 0.3}, {"prefill_s": 0.3}])
-@pytest.mark.parametrize("options", [[], ["--echo"], ["--markdown"], ["--echo", "--markdown"]])
+@pytest.mark.parametrize("options", [["--echo"], ["--markdown"]])
 def test_progress_is_shown_and_then_erased(slow: dict[str, float], options: list[str]) -> None:
     terminal = show(Script(pieces=["text ", "and more"], **slow), *options)  # type: ignore[arg-type]
     assert ("loading tiny" if "load_s" in slow else "prefill").encode() in terminal.raw

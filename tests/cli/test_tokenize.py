@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from gptcli import LanguageModel
+from gptcli.text.tokenizer import Tokenizer
 from tests.cli.conftest import CLOSED, GPTCLI, ROOT, Cli, Result
 from tests.cli.terminal import Terminal
 from tests.test_layers import HEAVY
@@ -207,11 +208,12 @@ def test_a_text_that_is_short_enough_stays_as_it_is(tokenize: Cli, options: list
 @pytest.mark.parametrize("options", [[], ["--from-end"]])
 def test_a_cut_text_never_has_more_tokens_than_asked(cli: Cli, tmp_path: Path, kind: str, options: list[str]) -> None:
     model = other_model(tmp_path / kind, kind)
+    tokenizer = Tokenizer.open(model)
     whole = "In a small Town, naïve ﬁnal 😀 １2 時計 e\u0301x"
-    for limit in range(1, 30, 3):
+    for limit in (1, 2, 5, 12, 20, 28):
         out = cli("tokenize", "-m", model, "--truncate", str(limit), *options, stdin=whole.encode()).out.decode()
         assert whole.endswith(out) if options else whole.startswith(out)
-        assert int(cli("tokenize", "-m", model, "--count", stdin=out.encode()).out) <= limit
+        assert len(tokenizer.encode(out, add_special=False)) <= limit
 
 
 def test_what_does_not_come_back_is_named_with_its_byte(cli: Cli, tmp_path: Path) -> None:
@@ -348,9 +350,9 @@ BAD_COMBINATIONS = {
     "--vocab (": "not a regular expression: (",
     "--id 304": "no token has the id 304: they are 0 to 303",
     "--id -1": "no token has the id -1",
-    "--truncate -1 a": "'--truncate'",
+    "--truncate -1 a": "--truncate must be at least",
     "--truncate 1 a b": "--truncate takes one text",
-    "--color red": "'auto', 'always', 'never'",
+    "--color red": "--color must be one of auto, always, never, not red",
     "--color always --ids": "--color has no meaning with --ids",
     "- -": "stdin can be read once",
     "": "there is no text",
@@ -451,7 +453,7 @@ def test_neighbouring_tokens_have_different_backgrounds(tiny_model: Path) -> Non
     assert "default" not in backgrounds
 
 
-@pytest.mark.parametrize("width", [1, 2, 3, 7, 20, 80])
+@pytest.mark.parametrize("width", [1, 2, 7, 20])
 @pytest.mark.parametrize("view", [[], ["--table"], ["--stats"]])
 def test_any_width_will_do(tiny_model: Path, width: int, view: list[str]) -> None:
     shown = on_terminal(tiny_model, *view, "--text", "Clockmaker 😀 時計", width=width, height=50)

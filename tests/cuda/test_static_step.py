@@ -48,7 +48,7 @@ def engine_of(
 
 
 def logits_of(engine: TorchEngine, text: list[int] = TEXT, prompt: int = 5) -> Tensor:
-    """Of every step behind a prompt."""
+    """The logits of every step after a prompt."""
     cache = engine.new_cache()
     engine.prefill(text[:prompt], cache)
     logits = torch.stack([engine.decode(token, cache) for token in text[prompt:]])

@@ -30,6 +30,7 @@ COMMANDS = [
     "models verify MODEL",
     "models",
     "bench -m MODEL -p 8 -n 2 --repeats 1",
+    "cache",
     "help generate",
 ]
 # Files of Python, its libraries and the operating system may be read.

@@ -102,7 +102,7 @@ def test_logits_and_caches_are_those_of_one_token_at_a_time(
     draft = engine_of(write_reference(tmp_path / "draft", family, num_hidden_layers=1, **window).path)
     # A text of which the draft is right about some tokens and wrong about others.
     text = list(PROMPT)
-    while len(text) < 70:
+    while len(text) < 48:
         following = draft.logits(text)[-1]
         text.append(int(following.argmax()) if len(text) % 5 else (7 * len(text)) % 90 + 3)
     plain, ahead, drafts = engine.new_cache(), engine.new_cache(), draft.new_cache()

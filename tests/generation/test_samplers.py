@@ -196,17 +196,17 @@ def test_a_huge_vocabulary_gives_the_same_tokens_as_sorting_it_all(make: Make) -
     logits = torch.randn(5000, generator=torch.Generator().manual_seed(3)) * 3
     ordered, ids = logits.sort(descending=True)
     nucleus = int((ordered.softmax(0).cumsum(0) < 0.6).sum()) + 1
-    got = set(frequencies(make, logits, 2000, top_p=0.6).nonzero().flatten().tolist())
+    got = set(frequencies(make, logits, 300, top_p=0.6).nonzero().flatten().tolist())
     assert got <= set(ids[:nucleus].tolist()) and len(got) > 0.5 * nucleus
 
 
 def test_a_flat_distribution_is_not_cut_to_the_first_candidates(make: Make) -> None:
-    assert frequencies(make, torch.zeros(5000), 2000, top_p=0.99).count_nonzero() > 1024
+    assert frequencies(make, torch.linspace(0.01, 0, 5000), 60, top_p=0.99)[1024:].any()
 
 
 def test_a_top_p_of_one_draws_tokens_however_unlikely(make: Make) -> None:
-    logits = torch.cat([torch.tensor([30.0]), torch.zeros(5000)])
-    assert frequencies(make, logits, 2000, temperature=100.0).count_nonzero() > 1024
+    logits = torch.cat([torch.tensor([30.0]), torch.linspace(0.01, 0, 5000)])
+    assert frequencies(make, logits, 60, temperature=100.0)[1024:].any()
 
 
 def test_of_equals_the_first_is_taken(library: Functions) -> None:

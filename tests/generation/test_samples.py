@@ -76,17 +76,12 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_each_is_what_it_would_be_alone(lm: LanguageModel, case: str) -> None:
-    samplings = VARIED.for_samples(7)
+    samplings = VARIED.for_samples(5)
     got = together(lm, samplings, CASES[case])
     assert [facts(one) for one in got] == [facts(one) for one in alone(lm, samplings, CASES[case])]
-
-
-def test_the_cases_end_at_different_lengths(lm: LanguageModel) -> None:
-    for case in ("ends of text", "a stop text", "ends of text after a shift"):
-        lengths = {len(text) for text, _ in together(lm, VARIED.for_samples(7), CASES[case])}
-        assert len(lengths) >= 4, case
-    ends = [end for _, end in together(lm, VARIED.for_samples(7), CASES["a full context, which is an error"])]
-    assert any(isinstance(end, ContextOverflow) for end in ends)
+    if case in ("ends of text", "a stop text", "ends of text after a shift"):
+        assert len({len(text) for text, _ in got}) >= 3
+    assert any(isinstance(end, ContextOverflow) for _, end in got) == ("error" in case)
 
 
 def test_each_has_its_own_settings(lm: LanguageModel) -> None:

@@ -80,7 +80,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
     return engine_of(write_reference(tmp_path_factory.mktemp("llama"), "llama", num_hidden_layers=2).path)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_logits_are_those_of_one_token_at_a_time_whatever_is_drafted(engine: TorchEngine, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
     text = torch.randint(3, 90, (10,), generator=random).repeat(6)

@@ -10,7 +10,7 @@ import pytest
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.errors import ModelNotFound
-from gptcli.models.catalog import DEFAULT_MODEL, _hub_cache, find, find_named, install_root, local_models
+from gptcli.models.catalog import DEFAULT_MODEL, _hub_cache, find, find_named, install_root, local_models, missing_roots
 from gptcli.models.locate import locate
 from tests.models.fake_hub import FakeHub
 from tests.tiny import make_model
@@ -94,12 +94,13 @@ def test_without_directories_there_are_no_models() -> None:
 
 
 @pytest.mark.parametrize("reference", ["another commit", "\0\udcff", ""])
-def test_a_cached_model_whose_main_revision_is_not_there_is_not_found(reference: str, tmp_path: Path) -> None:
+def test_of_a_cached_model_whose_main_revision_is_not_there_the_newest_is_found(reference: str, tmp_path: Path) -> None:
     hub_snapshot(tmp_path, "owner/name")
+    before = find("owner/name")
     file = tmp_path / "huggingface/hub/models--owner--name/refs/main"
     file.write_bytes(reference.encode(errors="surrogateescape"))
-    assert find("owner/name") is None
-    assert local_models() == []
+    assert before is not None and find("owner/name") == before
+    assert local_models() == [before]
 
 
 def test_the_hubs_cache_is_where_its_client_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,3 +200,32 @@ def test_a_path_is_not_a_name(name: str) -> None:
     make_model(install_root() / "a")
     make_model(install_root().parent / "victim")
     assert find_named(name) is None
+
+
+def test_gptcli_weights_may_be_a_list_whose_first_directory_takes_new_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    monkeypatch.setenv("GPTCLI_WEIGHTS", f"{first}{os.pathsep}{second}")
+    config_in(second / "mine")
+    assert install_root() == first
+    assert missing_roots() == [first]
+    model = find_named("mine")
+    assert model is not None and model.path == second / "mine"
+    assert [model.name for model in local_models()] == ["mine"]
+
+
+def test_a_path_may_begin_at_home_or_be_a_file_of_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = make_model(tmp_path / "mine")
+    for name in ("~/mine", "~/mine/model.safetensors", str(model / "model.safetensors")):
+        found = find(name)
+        assert found is not None and found.path == model
+
+
+def test_a_near_name_is_proposed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTCLI_WEIGHTS", str(tmp_path))
+    config_in(tmp_path / "smollm2-360m")
+    with pytest.raises(ModelNotFound) as error:
+        locate("smolm2-360m")
+    assert str(error.value.hint).startswith("perhaps smollm2-360m?")

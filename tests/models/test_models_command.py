@@ -245,7 +245,7 @@ def test_verify_says_where_there_are_no_checksums(models: Any, tiny_model: Path)
 
 def test_verify_lists_what_is_left_over_and_what_it_comes_to(models: Any, tmp_path: Path) -> None:
     asked = {"num_beams": 4, "typical_p": 0.9, "max_new_tokens": 9, "top_h": 0.5, "guidance_scale": 2, "top_k": 3}
-    model = make_model(tmp_path / "model", generation_config=asked)
+    model = make_model(tmp_path / "model", generation_config=asked | {"do_sample": True})
     code, out, err = models("verify", model)
     names = "max_new_tokens, num_beams, top_h, typical_p, guidance_scale"
     assert (code, err) == (0, "")
@@ -261,6 +261,35 @@ def test_verify_lists_what_is_left_over_and_what_it_comes_to(models: Any, tmp_pa
     [note] = json.loads(models("show", model, "--json").out)["notes"]
     assert record["notes"] == [note] and note.endswith(names)
     assert f"notes\t{note}" in models("show", model).out
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "differs"),
+    [
+        ({}, "none of the model; greedy in transformers, and drawn here", ""),
+        ({"do_sample": True, "temperature": 0.7}, "1 of generation_config.json", ""),
+        ({"do_sample": False, "top_p": 0.5}, "2 of generation_config.json", ""),
+        (
+            {"do_sample": True, "temperature": 0.7, "top_p": 0.5},
+            "2 of generation_config.json; the order of filters is gptcli's, which has temperature last",
+            "; texts may differ by the order of filters",
+        ),
+    ],
+)
+def test_verify_says_how_sampling_differs(
+    models: Any, tmp_path: Path, asked: dict[str, Any], said: str, differs: str
+) -> None:
+    lines = models("verify", make_model(tmp_path / "model", generation_config=asked)).out.splitlines()
+    assert f"ok  sampling defaults: {said}" in lines
+    assert lines[-1].endswith(f"as far as can be told here{differs}")
+
+
+def test_verify_says_which_components_a_class_replaces(models: Any, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model")
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "Qwen2Tokenizer"}))
+    lines = models("verify", model).out.splitlines()
+    assert any(line.endswith("tokens, with its class's own normalizer, pre_tokenizer") for line in lines)
 
 
 def test_verify_says_which_check_failed_as_json_too(models: Any, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def library() -> Library:
 
 
 def decoder_config(scaling: RopeScaling | None = LINEAR) -> DecoderConfig:
-    """A config with every record that can be lowered, one scaling at a time."""
+    """A config of every kind that can be lowered, one scaling at a time."""
     attention = AttentionConfig(
         heads=2,
         kv_heads=1,
@@ -76,24 +76,24 @@ def decoder_of(config: DecoderConfig) -> Decoder:
     return decoder
 
 
-def changed(record: Any, change: Callable[[Any], Any]) -> Any:
-    """A tree of records after a change of each, leaves first."""
-    if isinstance(record, tuple):
-        return tuple(changed(each, change) for each in record)
-    if not is_dataclass(record):
-        return record
-    children = {each.name: changed(getattr(record, each.name), change) for each in fields(record)}
-    return change(replace(record, **children))  # type: ignore[type-var]
+def changed(node: Any, change: Callable[[Any], Any]) -> Any:
+    """A tree of configs after a change of each, leaves first."""
+    if isinstance(node, tuple):
+        return tuple(changed(each, change) for each in node)
+    if not is_dataclass(node):
+        return node
+    children = {each.name: changed(getattr(node, each.name), change) for each in fields(node)}
+    return change(replace(node, **children))  # type: ignore[type-var]
 
 
 def with_field(config: DecoderConfig, kind: type, value: int) -> DecoderConfig:
-    """The same config in which records of a kind have one more field, which is 0 by default."""
+    """The same config in which those of a kind have one more field, which is 0 by default."""
     extended = make_dataclass(kind.__name__, [("added", int, 0)], bases=(kind,), frozen=True, kw_only=True)
 
-    def extend(record: Any) -> Any:
-        if type(record) is not kind:
-            return record
-        return extended(**{each.name: getattr(record, each.name) for each in fields(record)}, added=value)
+    def extend(node: Any) -> Any:
+        if type(node) is not kind:
+            return node
+        return extended(**{each.name: getattr(node, each.name) for each in fields(node)}, added=value)
 
     made: DecoderConfig = changed(config, extend)
     assert made != config
@@ -107,9 +107,9 @@ KINDS = [
 ]
 
 
-def test_every_record_of_a_config_is_tested_here() -> None:
-    records = {each for each in vars(configs).values() if isinstance(each, type) and is_dataclass(each)}
-    assert records == {kind for kind, _ in KINDS} | NEVER_LOWERED
+def test_every_kind_of_config_is_tested_here() -> None:
+    kinds = {each for each in vars(configs).values() if isinstance(each, type) and is_dataclass(each)}
+    assert kinds == {kind for kind, _ in KINDS} | NEVER_LOWERED
 
 
 @pytest.mark.parametrize(("kind", "config"), KINDS)

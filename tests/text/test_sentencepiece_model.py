@@ -28,6 +28,8 @@ UNIGRAM: dict[str, Any] = {"model_type": "unigram", "normalization_rule_name": "
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "Llama": (LLAMA, {"model_type": "llama"}, {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}),
     "Llama, legacy": (LLAMA, {"model_type": "llama"}, {"tokenizer_class": "LlamaTokenizerFast", "legacy": True}),
+    "Llama, of no class": (LLAMA, {"model_type": "llama"}, {}),
+    "Code Llama": (LLAMA, {"model_type": "llama"}, {"tokenizer_class": "CodeLlamaTokenizer", "legacy": True}),
     "Llama, bare": (
         LLAMA,
         {"model_type": "llama"},
@@ -119,10 +121,10 @@ def test_ids_are_as_in_sentencepiece_itself(tmp_path: Path, name: str, text: str
     assert ours.encode(text, add_special=False) == processor.encode(text)
 
 
-@pytest.mark.parametrize("name", ["T5Tokenizer", "XLMRobertaTokenizer", None])
-def test_an_unknown_class_is_refused_by_name(tmp_path: Path, name: str | None) -> None:
-    path = written(tmp_path, BPE, {"model_type": "llama"}, {} if name is None else {"tokenizer_class": name})
-    with pytest.raises(BrokenTokenizer, match=f"tokenizer.model: a tokenizer of class {name or 'unknown'}"):
+@pytest.mark.parametrize("name", ["T5Tokenizer", "XLMRobertaTokenizer", "TheirTokenizer", "GPT2Tokenizer"])
+def test_an_unknown_class_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path, BPE, {"model_type": "llama"}, {"tokenizer_class": name})
+    with pytest.raises(BrokenTokenizer, match=f"tokenizer.model: a tokenizer of class {name}"):
         Tokenizer.open(path)
 
 

@@ -125,16 +125,13 @@ def _fact_row(fact: dict[str, Any]) -> dict[str, str]:
 
 
 def _row(record: dict[str, Any]) -> dict[str, str]:
+    rate = "{median:.0f} ({least:.0f}-{greatest:.0f})".format_map
     return {
         "prompt": str(record["prompt_tokens"]),
-        "prefill tok/s": _spread(record["prefill_tokens_per_s"]),
-        "decode tok/s": _spread(record["decode_tokens_per_s"]),
+        "prefill tok/s": rate(record["prefill_tokens_per_s"]),
+        "decode tok/s": rate(record["decode_tokens_per_s"]),
         "ms": f"{record['decode_ms']:.2f}",
         "a token": size(record["bytes_a_token"]),
         "GB/s": f"{record['bytes_a_second'] / 1e9:.1f}",
         "of memory": f"{record['share_of_bandwidth']:.0%}",
     }
-
-
-def _spread(rate: dict[str, float]) -> str:
-    return f"{rate['median']:.0f} ({rate['least']:.0f}-{rate['greatest']:.0f})"

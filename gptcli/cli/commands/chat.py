@@ -13,10 +13,11 @@ from typing import Annotated
 import typer
 
 from gptcli.chat.session import Event, Session, TurnsDropped
-from gptcli.chat.storage import SessionFile, last_model, session_names
-from gptcli.chat.thinking import opens_thoughts
+from gptcli.chat.storage import SessionFile, delete_session, last_model, session_names
 from gptcli.cli import options
+from gptcli.cli.config_file import CONFIGURED
 from gptcli.cli.json_records import json_line, sample_record
+from gptcli.cli.line_answers import line_prompts, write_answers
 from gptcli.cli.option_groups import only, option_group, panel, with_option_groups, without
 from gptcli.cli.prompt_input import messages_of_script, read_text, unless_dash
 from gptcli.cli.repl.answer_display import AnswerDisplay, DisplaySettings, dropped_note
@@ -51,6 +52,10 @@ class SessionOptions:
         ),
     ] = None
     continue_last: Annotated[bool, _session_option("Go on with the last session.", "--continue")] = False
+    delete: Annotated[
+        str | None,
+        _session_option("Delete a session.", metavar="NAME", autocompletion=session_names),
+    ] = None
     fork: Annotated[bool, _session_option("Go on with a copy of the session.", "--fork")] = False
     list_sessions: Annotated[bool, _session_option("List the sessions.", "--list")] = False
     script: Annotated[
@@ -65,6 +70,7 @@ class SessionOptions:
 
 @with_option_groups
 def chat(
+    context: typer.Context,
     prompt: Question = None,
     *,
     model: options.ChatModel = None,
@@ -81,15 +87,18 @@ def chat(
     if sessions.list_sessions:
         print_sessions(output.as_json)
         return
+    if sessions.delete is not None:
+        delete_session(sessions.delete)
+        return
     given = sampling.given() | stopping.given()
-    switches = {"thinking": prompts.thinking, "reasoning_effort": prompts.reasoning_effort}
-    given |= {name: value for name, value in switches.items() if value is not None}
+    given |= {name: value for name, value in prompts.switches.items() if value is not None}
     ChatSettings(**given)  # a bad value fails before anything is read
     config, offline = runtime.config(), runtime.offline
     run = RunOptions(model=model or None, runtime=config, offline=offline, given=given, prompts=prompts, output=output)
     at_prompt = _is_at_prompt(run, sessions, prompt)
     _check_together(run, sessions, prompt, at_prompt=at_prompt)
-    questions = [] if at_prompt else _questions(run, sessions, prompt)
+    lines = line_prompts(run, prompt) if prompts.lines else None
+    questions = [] if at_prompt or lines else _questions(run, sessions, prompt)
     system = run.system()
 
     with (
@@ -97,7 +106,9 @@ def chat(
         ProgressLine(quiet=output.quiet) as activity,
     ):
         name, fingerprint = last_model(events)
-        run = replace(run, model=run.model or name)
+        typed = context.get_parameter_source("model")
+        if name and not (typed and typed.name == "COMMANDLINE"):  # a session goes on with its own model
+            run = replace(run, model=name)
         lm = run.open_model(activity, Workload())
         if lm.reference == name and lm.fingerprint != fingerprint and not output.quiet:
             print_note(f"{name} is not what it was when it last spoke in this session")
@@ -107,12 +118,16 @@ def chat(
             conversation.keep_in(file, kept=len(file.events))
         if system not in (None, conversation.system):
             conversation.system = system
-        if given:
-            conversation.settings = replace(conversation.settings, **given)
+        conversation.borrows_model = bool(name) and lm.reference != name
+        configured = context.meta.get(CONFIGURED, set())  # below what the session has kept
+        kept = conversation.kept_settings
+        conversation.override(**{key: value for key, value in given.items() if key not in {*configured} & kept.keys()})
         if at_prompt:
             activity.close()
             note_template_with_doubled_bos(conversation, run.note)
             _converse(conversation, file, template, DisplaySettings(stats=output.stats), run.offline)
+        elif lines:
+            _answer_lines(run, conversation, lines, activity)
         elif output.prompt_report:
             activity.close()
             _report(run, conversation, questions[0])
@@ -123,7 +138,7 @@ def chat(
 
 def _is_at_prompt(run: RunOptions, sessions: SessionOptions, prompt: str | None) -> bool:
     """Whether a person at a terminal is to be talked with."""
-    nothing_asked = prompt is None and run.prompts.file is None and sessions.script is None
+    nothing_asked = prompt is None and run.prompts.file is None and sessions.script is None and not run.prompts.lines
     return (
         nothing_asked
         and not run.output.prompt_report
@@ -139,6 +154,8 @@ def _check_together(run: RunOptions, sessions: SessionOptions, prompt: str | Non
         raise UsageError("--fork needs --session or --continue")
     if sessions.script is not None and (prompt is not None or run.prompts.file is not None):
         raise UsageError("--script and a prompt exclude each other")
+    if run.prompts.lines and (sessions.script is not None or sessions.session is not None or sessions.continue_last):
+        raise UsageError("--lines asks each line in a conversation of its own: no --session, --continue or --script")
     if at_prompt and run.output.as_json:
         raise UsageError("--json needs a prompt")
 
@@ -151,13 +168,33 @@ def _questions(run: RunOptions, sessions: SessionOptions, prompt: str | None) ->
 
 
 def _report(run: RunOptions, conversation: ChatSession, question: str) -> None:
-    from gptcli.cli.prompt_report import rendered_prompt
+    from gptcli.cli.prompt_report import print_prompt_report, rendered_prompt
 
     lm, settings = conversation.lm, conversation.settings
     messages = conversation.preview(question)
     switches: Switches = {"thinking": settings.thinking, "reasoning_effort": settings.reasoning_effort}
     prompt = rendered_prompt(lm, messages, conversation.template, **switches)
-    run.print_report(lm, prompt, settings.record, settings.sampling(lm.sampling_defaults), settings.stopping)
+    sampling = settings.sampling(lm.sampling_defaults)
+    form = {"as_json": run.output.as_json, "quiet": run.output.quiet}
+    print_prompt_report(lm, prompt, settings.record, sampling, settings.stopping, **form)
+
+
+def _answer_lines(run: RunOptions, conversation: ChatSession, lines: Iterator[str], activity: ProgressLine) -> None:
+    """Asks each line in a conversation of its own; raises as `write_answers` does."""
+    lm, settings = conversation.lm, conversation.settings
+    load_model(lm, activity)
+    activity.close()
+    with interruptible() as cancelled:
+
+        def answers(text: str) -> Iterator[Iterator[Event]]:
+            if cancelled():
+                raise KeyboardInterrupt
+            yield conversation.successor().send(text, cancelled=cancelled)
+
+        write_answers(run, lm, lines, answers, settings.sampling(lm.sampling_defaults), settings.stopping)
+        if cancelled():
+            raise KeyboardInterrupt
+    run.print_failures(lm)
 
 
 def _answer(run: RunOptions, conversation: ChatSession, questions: Sequence[str], activity: ProgressLine) -> None:
@@ -221,10 +258,7 @@ def _shown(
 
         yield write
     else:
-        thinking = opens_thoughts(conversation)
-        with contextlib.closing(
-            AnswerDisplay(DisplaySettings(), sink, activity, lm=conversation.lm, thinking=thinking)
-        ) as answer:
+        with contextlib.closing(AnswerDisplay(DisplaySettings(), sink, activity, conversation)) as answer:
             yield answer.take
 
 

@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated
 
 from gptcli.cli import options
 from gptcli.cli.json_records import json_line, sample_record
-from gptcli.cli.option_groups import with_option_groups, without
+from gptcli.cli.line_answers import line_prompts, write_answers
+from gptcli.cli.option_groups import with_option_groups
 from gptcli.cli.probabilities.picture_files import PictureFiles
 from gptcli.cli.probabilities.sample_display import SampleDisplay
 from gptcli.cli.run_options import RunOptions, load_model, note_doubled_bos
@@ -34,7 +34,7 @@ def generate(
     *,
     model: options.Model = DEFAULT_MODEL,
     runtime: options.RuntimeOptions,
-    prompts: Annotated[options.PromptOptions, without("thinking", "reasoning_effort")],
+    prompts: options.PromptOptions,
     sampling: options.SamplingOptions,
     samples: options.Samples = 1,
     stopping: options.StopOptions,
@@ -48,15 +48,21 @@ def generate(
     run = RunOptions(model=model, runtime=config, offline=offline, given=given, prompts=prompts, output=output)
     _check_together(run, samples)
     pictures = PictureFiles(output.html, output.svg)
-    text, system = run.question(prompt), run.system()
-    messages = [Message("user", text)] if system is None else [Message("system", system), Message("user", text)]
+    system = run.system()
+    if prompts.lines:
+        _answer_lines(run, line_prompts(run, prompt), system, samples, stop)
+        return
+    text = run.question(prompt)
+    messages = _messages(system, text)
 
     sink = StdoutSink()
     recorded = output.explain or output.logprobs is not None or pictures.wanted
     workload = Workload(samples, recorded, None if stop.max_tokens < 0 else stop.max_tokens)
     with ProgressLine(quiet=output.quiet) as activity, run.open_model(activity, workload) as lm:
         template = (run.template(lm) or lm.template) if prompts.chat else None
-        ids = _ids(lm, template, messages, special=prompts.special)
+        if template is not None:
+            template.check_switches(**prompts.switches)
+        ids = _ids(lm, template, messages, prompts)
         drawing = SamplingConfig.resolve(given, lm.sampling_defaults)
         if output.prompt_report:
             activity.close()
@@ -85,26 +91,61 @@ def generate(
             raise KeyboardInterrupt
 
 
+def _messages(system: str | None, text: str) -> list[Message]:
+    return [*([] if system is None else [Message("system", system)]), Message("user", text)]
+
+
+def _answer_lines(
+    run: RunOptions, texts: Iterator[str], system: str | None, samples: int, stopping: StopConfig
+) -> None:
+    """Completes each prompt by itself; raises as `write_answers` does."""
+    output, prompts = run.output, run.prompts
+    with ProgressLine(quiet=output.quiet) as activity, run.open_model(activity) as lm, interruptible() as cancelled:
+        template = (run.template(lm) or lm.template) if prompts.chat else None
+        if template is not None:
+            template.check_switches(**prompts.switches)
+        sampling = SamplingConfig.resolve(run.given, lm.sampling_defaults)
+        load_model(lm, activity)
+        activity.close()
+
+        def answers(text: str) -> Iterator[Iterator[TextDelta | Finished]]:
+            if cancelled():
+                raise KeyboardInterrupt
+            ids = _ids(lm, template, _messages(system, text), prompts)
+            lm.check_request(ids, sampling)
+            drawing = sampling.for_samples(samples)
+            return lm.streams(
+                ids, drawing, stopping, logprobs=output.logprobs, explain=output.explain, cancelled=cancelled
+            )
+
+        write_answers(run, lm, texts, answers, sampling, stopping)
+        run.print_failures(lm)
+        if cancelled():
+            raise KeyboardInterrupt
+
+
 def _check_together(run: RunOptions, samples: int) -> None:
     """Raises UsageError for options that mean nothing together."""
     prompts, output = run.prompts, run.output
     if run.runtime.draft_model is not None and samples > 1:
         raise UsageError("--draft-model is for one sample: several share every step already, and draft nothing")
-    if not prompts.chat and any(
-        option is not None for option in (prompts.system, prompts.system_file, prompts.chat_template)
-    ):
-        raise UsageError("--system, --system-file and --chat-template need --chat")
+    of_chats = (prompts.system, prompts.system_file, prompts.chat_template, prompts.thinking, prompts.reasoning_effort)
+    if not prompts.chat and any(option is not None for option in of_chats):
+        raise UsageError("--system, --system-file, --chat-template, --think and --reasoning-effort need --chat")
+    shown = (output.echo, output.newline, output.markdown, output.html, output.svg, output.prompt_report)
+    if prompts.lines and any(shown):
+        raise UsageError("--lines writes JSON alone: no --echo, --newline, --markdown, --html, --svg, --prompt-report")
     if output.markdown and (output.as_json or output.logprobs is not None):
         raise UsageError(f"--markdown and {'--json' if output.as_json else '--logprobs'} exclude each other")
 
 
 def _ids(
-    lm: LanguageModel, template: ChatTemplate | None, messages: Sequence[Message], *, special: bool
+    lm: LanguageModel, template: ChatTemplate | None, messages: Sequence[Message], prompts: options.PromptOptions
 ) -> Sequence[int]:
     """The prompt's ids: the messages in the template, or without one the user's text as it is."""
     if template is not None:
-        return template.render(messages, lm.tokenizer)
-    return lm.tokenizer.encode(messages[-1].content, special=special)
+        return template.render(messages, lm.tokenizer, **prompts.switches)
+    return lm.tokenizer.encode(messages[-1].content, special=prompts.special)
 
 
 def _report(
@@ -115,13 +156,14 @@ def _report(
     sampling: SamplingConfig,
     stopping: StopConfig,
 ) -> None:
-    from gptcli.cli.prompt_report import raw_prompt, rendered_prompt
+    from gptcli.cli.prompt_report import print_prompt_report, raw_prompt, rendered_prompt
 
     if template is None:
         prompt = raw_prompt(lm, messages[-1].content, special=run.prompts.special)
     else:
-        prompt = rendered_prompt(lm, messages, template)
-    run.print_report(lm, prompt, run.given, sampling, stopping)
+        prompt = rendered_prompt(lm, messages, template, **run.prompts.switches)
+    form = {"as_json": run.output.as_json, "quiet": run.output.quiet}
+    print_prompt_report(lm, prompt, run.given, sampling, stopping, **form)
 
 
 @dataclass(frozen=True)

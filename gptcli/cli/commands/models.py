@@ -23,7 +23,7 @@ from gptcli.cli.value_names import Command, Group
 from gptcli.errors import GptcliError, UnsupportedArchitecture
 from gptcli.files import read_json
 from gptcli.language_model import LanguageModel
-from gptcli.models.catalog import DEFAULT_MODEL, LocalModel, find, find_named, local_models, missing
+from gptcli.models.catalog import DEFAULT_MODEL, LocalModel, find, find_named, local_models, missing, missing_roots
 from gptcli.settings import RuntimeConfig, SamplingConfig
 
 if TYPE_CHECKING:
@@ -58,13 +58,18 @@ def models(
     if context.invoked_subcommand:
         return
     if supported:
-        types = [{"model_type": name, "about": _first_line(family.__doc__)} for name, family in FAMILIES.items()]
+        types = [
+            {"model_type": name, "about": (family.__doc__ or "").partition("\n")[0]}
+            for name, family in FAMILIES.items()
+        ]
         print_records(types, as_json)
         return
     found = [_list_entry(model) for model in local_models()]
     print_records(found, as_json, _list_row)
     if as_json:
         return
+    for root in missing_roots():
+        print_note(f"GPTCLI_WEIGHTS: there is no directory {root}")
     for entry in found:
         if entry["error"]:
             print_note(f"{entry['name']} cannot be used: {entry['error']}")
@@ -253,7 +258,3 @@ def _facts(lm: LanguageModel) -> dict[str, Any]:
         },
         "notes": [str(note) for note in lm.notes],
     }
-
-
-def _first_line(docstring: str | None) -> str:
-    return (docstring or "").partition("\n")[0]

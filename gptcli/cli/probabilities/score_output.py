@@ -42,11 +42,9 @@ def choice_lines(choices: Sequence[ChoiceScore], for_terminal: bool) -> bytes:
     """A line a choice, the likeliest first: its probability and text; on a terminal with a bar."""
     if not for_terminal:
         return "".join(f"{sortable(choice.probability)}\t{choice.text}\n" for choice in choices).encode()
-    lines = []
-    for choice in choices:
-        filled = round(_BAR * choice.probability)
-        lines.append(f"{choice.probability:.4f}  {'█' * filled:<{_BAR}}  {visible(choice.text)}\n")
-    return "".join(lines).encode()
+    bars = ["█" * round(_BAR * choice.probability) for choice in choices]
+    rows = zip(choices, bars, strict=True)
+    return "".join(f"{row.probability:.4f}  {bar:<{_BAR}}  {visible(row.text)}\n" for row, bar in rows).encode()
 
 
 def score_figures(score: Score) -> Sequence[tuple[str, str]]:

@@ -9,10 +9,10 @@ import math
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gptcli.cli.terminal.token_flow import Group, grouped
-from gptcli.generation.events import StepLogprobs, TextDelta, TokenLogprob
+from gptcli.generation.events import TextDelta, TokenLogprob
 from gptcli.generation.score_result import Score
 from gptcli.text.tokenizer import Tokenizer
 
@@ -114,17 +114,19 @@ class EmittedTokens:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._pending = deque[StepLogprobs]()
+        self._pending = deque[ShadedToken]()
         self._emitted = 0  # bytes of the pending tokens
 
     def take(self, delta: TextDelta) -> list[ShadedToken]:
         """The tokens that a piece of text completes."""
-        self._pending.extend(delta.steps)
+        for step in delta.steps:
+            id, data = step.chosen.id, step.chosen.data
+            self._pending.append(ShadedToken(id, data, self._tokenizer.is_control(id), step.chosen.logprob, step.top))
         self._emitted += len(delta.data)
         tokens = []
         while self._pending and self._size(self._pending[0]) <= self._emitted:
             self._emitted -= self._size(self._pending[0])
-            tokens.append(self._shaded(self._pending.popleft()))
+            tokens.append(self._pending.popleft())
         return tokens
 
     def end(self) -> list[ShadedToken]:
@@ -132,13 +134,9 @@ class EmittedTokens:
         if not self._emitted or not self._pending:
             return []
         emitted, self._emitted = self._emitted, 0
-        return [self._shaded(self._pending.popleft(), emitted)]
+        token = self._pending.popleft()
+        return [replace(token, data=token.data[:emitted])]
 
-    def _size(self, step: StepLogprobs) -> int:
+    def _size(self, token: ShadedToken) -> int:
         """Bytes of a token in the text: none for a control token."""
-        return 0 if self._tokenizer.is_control(step.chosen.id) else len(step.chosen.data)
-
-    def _shaded(self, step: StepLogprobs, size: int | None = None) -> ShadedToken:
-        chosen = step.chosen
-        control = self._tokenizer.is_control(chosen.id)
-        return ShadedToken(chosen.id, chosen.data[:size], control, chosen.logprob, step.top)
+        return 0 if token.control else len(token.data)

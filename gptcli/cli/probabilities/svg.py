@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gptcli.cli.probabilities.picture_content import DARK, LIGHT, Passage, bars, facts_of, legible, markup, name_of
 from gptcli.cli.probabilities.shaded_tokens import STEPS, ShadedGroup, ShadedToken, step_of
@@ -40,16 +40,14 @@ text {{ font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono
 """
 
 
-@dataclass(frozen=True)
-class _Piece:
+class _Piece(NamedTuple):
     """A token's text, or a word of the lead, which has no group."""
 
     text: str
     group: ShadedGroup | None
 
 
-@dataclass(frozen=True)
-class _Placed:
+class _Placed(NamedTuple):
     """A piece's visible text and position. line, column: from 0. columns: its width."""
 
     piece: _Piece
@@ -61,7 +59,7 @@ class _Placed:
 
 def picture(title: str, passages: Sequence[Passage]) -> str:
     """The whole picture as SVG."""
-    elements, cards = [_title(title), _legend()], list[str]()
+    elements, cards = [_title(title, 52), _legend()], list[str]()
     y = 110.0
     for passage in passages:
         y = _draw(passage, y, elements, cards)
@@ -76,8 +74,8 @@ def picture(title: str, passages: Sequence[Passage]) -> str:
 """
 
 
-def _title(title: str) -> str:
-    return f'<text class="title ink" x="{_MARGIN:g}" y="52">{markup(title)}</text>\n'
+def _title(title: str, y: float) -> str:
+    return f'<text class="title ink" x="{_MARGIN:g}" y="{y:g}">{markup(title)}</text>\n'
 
 
 def _legend() -> str:
@@ -96,7 +94,7 @@ def _draw(passage: Passage, y: float, elements: list[str], cards: list[str]) -> 
     """Draws a passage from y on; returns the y of the next one."""
     if passage.title:
         y += 24
-        elements.append(f'<text class="title ink" x="{_MARGIN:g}" y="{y:g}">{markup(passage.title)}</text>\n')
+        elements.append(_title(passage.title, y))
         y += 12
     lines = 0
     pieces = [_Piece(text, None) for text in re.findall(r"\n|\s?\S+|\s", passage.lead)]
@@ -133,7 +131,7 @@ def _placed(pieces: Sequence[_Piece]) -> Iterator[_Placed]:
                 text, column = text[1:], column + (not new_line)
             if column and column + _columns(text) > _COLUMNS:  # a word longer than a line
                 line, column = line + 1, 0
-            text = _cut(text)
+            text = fitted(text, _COLUMNS) if width(text) > _COLUMNS else text
             new_line = False
             yield _Placed(piece, text, line, column, _columns(text))
             column += _columns(text)
@@ -155,10 +153,6 @@ def _words(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
 
 def _columns(text: str) -> int:
     return max(1, width(legible(text.replace("\n", "⏎").replace("\t", "⇥"))))
-
-
-def _cut(text: str) -> str:
-    return fitted(text, _COLUMNS) if width(text) > _COLUMNS else text
 
 
 def _drawn(placed: _Placed, top: float) -> str:
@@ -206,14 +200,11 @@ def _rows(tokens: Sequence[ShadedToken]) -> Iterator[str]:
         for bar in bars(token):
             y += _ROW
             filled = max(2.0, 120 * bar.probability)
+            shown = bar.name if len(bar.name) <= 16 else bar.name[:15] + "…"
             name, end = (' class="drawn"', "end drawn") if bar.drawn else ("", "end")
             yield (
-                f'<text{name} x="14" y="{y:g}">{markup(_shortened(bar.name))}</text>'
+                f'<text{name} x="14" y="{y:g}">{markup(shown)}</text>'
                 f'<rect class="bar" x="140" y="{y - 9:g}" width="120" height="9" rx="4"/>'
                 f'<rect class="s2" x="140" y="{y - 9:g}" width="{filled:.1f}" height="9" rx="4"/>'
                 f'<text class="{end}" x="{_CARD - 14:g}" y="{y:g}">{bar.label}</text>'
             )
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= 16 else name[:15] + "…"

@@ -44,15 +44,13 @@ class ShadedText:
             self._sink.draw(self._row(number, token))
 
     def explain_shades(self) -> None:
-        """The legend of the shades."""
-        self._sink.draw(self._legend())
-
-    def _legend(self) -> str:
-        if not self._colour:
-            return "underlined: the model gave it a probability under 0.1\n" if self._style(0.0) else ""
-        styles = {f" {step.label} ": self._style(step.least) for step in STEPS}
-        lines = packed(["probability", *styles], " ", self._columns)
-        return "".join(" ".join(paint(styles.get(word, ""), word) for word in line) + "\n" for line in lines)
+        """Draws the legend of the shades."""
+        if self._colour:
+            styles = {f" {step.label} ": self._style(step.least) for step in STEPS}
+            for line in packed(["probability", *styles], " ", self._columns):
+                self._sink.draw(" ".join(paint(styles.get(word, ""), word) for word in line) + "\n")
+        elif self._style(0.0):
+            self._sink.draw("underlined: the model gave it a probability under 0.1\n")
 
     def _style(self, probability: float | None) -> str:
         """The escape sequence for a probability; without colour only the underline is left."""

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gptcli.chat.session import TurnsDropped
-from gptcli.chat.thinking import CLOSING, OPENING, Thoughts
+from gptcli.chat.thinking import CLOSING, OPENING, Thoughts, opens_thoughts
 from gptcli.cli.probabilities.sample_display import SampleDisplay
 from gptcli.cli.terminal.capabilities import is_dumb_terminal, uses_colour
 from gptcli.cli.terminal.stderr import ProgressLine
 from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.errors import OutputError
 from gptcli.generation.events import TextDelta
-from gptcli.language_model import LanguageModel
+from gptcli.language_model import ChatSession
 
 if TYPE_CHECKING:
     from gptcli.cli.terminal.background import Rgb
@@ -36,9 +36,9 @@ class DisplaySettings:
 
 
 class AnswerDisplay:
-    """Shows one answer on the terminal, and `progress` until there is something to show.
+    """Shows a session's next answer on the terminal, and `progress` until there is something to show.
 
-    thinking: whether the prompt has opened the thoughts already. background: knows the terminal's; None asks for it.
+    background: knows the terminal's; None asks for it.
     """
 
     def __init__(
@@ -46,19 +46,17 @@ class AnswerDisplay:
         settings: DisplaySettings,
         sink: StdoutSink,
         progress: ProgressLine,
-        *,
-        lm: LanguageModel,
-        thinking: bool,
+        session: ChatSession,
         background: Callable[[], Rgb | None] | None = None,
     ) -> None:
         self._sink = sink
         self._progress = progress
         self._shows_thoughts = settings.thoughts
-        self._thoughts = Thoughts(inside=thinking)
+        self._thoughts = Thoughts(inside=opens_thoughts(session))
         self._in_thoughts = False
         self._shaded: SampleDisplay | None = None
         if settings.probabilities:
-            self._shaded = SampleDisplay(lm.tokenizer, sink, alternatives=0, explain=False)
+            self._shaded = SampleDisplay(session.lm.tokenizer, sink, alternatives=0, explain=False)
         self._markdown: MarkdownStream | None = None
         if settings.markdown and not self._shaded and not is_dumb_terminal():
             from gptcli.cli.terminal.background import terminal_background

@@ -15,8 +15,10 @@ def _command_names(argument: str) -> Iterable[str]:
 
 
 COMMANDS = (
-    Command("help", "[NAME]", "Lists the commands, or explains one.", "/help set", show.help, _command_names),
-    Command("exit", "", "Leaves, as Ctrl-D does. Every turn is saved already.", "/exit", chat.exit),
+    Command("help", "[NAME]", "Lists the commands, or explains one.", "/help set", show.help, _command_names,
+            ("?",)),
+    Command("exit", "", "Leaves, as Ctrl-D does. Every turn is saved already.", "/exit", chat.exit,
+            aliases=("quit", "q", "bye")),
     Command("new", "", "Begins another conversation. Model, system message and settings stay.", "/new", chat.new),
     Command("undo", "", "Takes the last question and its answer back.", "/undo", chat.undo),
     Command("retry", "", "Asks the last question again. The answer takes the old one's place.", "/retry", chat.retry),
@@ -34,14 +36,20 @@ COMMANDS = (
         chat.model, complete.models,
     ),
     Command("save", "[NAME]", "Saves the conversation under a name.", "/save rome", chat.save),
+    Command("rename", "NAME", "Gives the conversation another name.", "/rename rome", chat.rename),
+    Command(
+        "delete", "[NAME]", "Deletes a saved conversation, or this one.", "/delete rome",
+        chat.delete, complete.sessions,
+    ),
     Command("load", "NAME", "Goes on with a saved conversation.", "/load rome", chat.load, complete.sessions),
     Command("sessions", "", "Lists saved conversations.", "/sessions", chat.list_sessions),
     Command("fork", "[NAME]", "Goes on in a copy. The conversation so far stays as it is.", "/fork plan-b", chat.fork),
     Command(
-        "export", "md|json [F]", "Writes the conversation to a file or the screen.", "/export md chat.md",
+        "export", "FILE|md|json", "Writes the conversation to a file or the screen.", "/export chat.md",
         chat.export, complete.exports,
     ),
-    Command("copy", "", "Copies the last answer to the clipboard.", "/copy", chat.copy_answer),
+    Command("copy", "[code]", "Copies the last answer, or its code, to the clipboard.", "/copy code",
+            chat.copy_answer, lambda argument: ("code",)),
     Command("tokens", "[TEXT]", "Shows a text's tokens, or the last message's.", "/tokens Hello there", show.tokens),
     Command(
         "probs", "[on|off]", "Shades the answers to come by probability.", "/probs on",

@@ -78,9 +78,9 @@ def sessions(argument: str) -> Iterable[str]:
 
 
 def exports(argument: str) -> Iterable[str]:
-    """Export formats, then paths."""
+    """Export formats and paths."""
     form, blank, start = argument.partition(" ")
-    return [f"{form} {path}" for path in _paths(start)] if blank else ("md", "json")
+    return [f"{form} {path}" for path in _paths(start)] if blank else ("md", "json", *_paths(argument))
 
 
 def _paths(start: str) -> list[str]:

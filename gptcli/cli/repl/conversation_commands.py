@@ -8,19 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from gptcli.chat.session import Session
-from gptcli.chat.storage import SessionFile, stored_sessions, unused_name
+from gptcli.chat.storage import SessionFile, delete_session, session_names, stored_sessions, unused_name
 from gptcli.chat.thinking import opens_thoughts, without_thoughts
 from gptcli.cli.repl.answer_display import SHOW_THINKING
 from gptcli.cli.repl.clipboard import copy
 from gptcli.cli.repl.slash_command import Leave, ReplControls, parse_switch
-from gptcli.cli.terminal.columns import excerpt
+from gptcli.cli.terminal.columns import excerpt, fitted, terminal_columns, width
 from gptcli.errors import InputError, OutputError, UsageError
 from gptcli.language_model import ChatSession
 from gptcli.models.catalog import local_models
-from gptcli.text.messages import Role, as_json, as_markdown
+from gptcli.text.messages import Role, as_json, as_markdown, code_blocks
 
-_SESSION_ROW = 60  # columns of a session's name and question
+_EXPORTS = {"md": as_markdown, "json": as_json}
 
 
 def exit(repl: ReplControls, _: str) -> NoReturn:
@@ -30,7 +29,7 @@ def exit(repl: ReplControls, _: str) -> NoReturn:
 
 def new(repl: ReplControls, _: str) -> None:
     """Begins another session."""
-    session = Session(repl.session.lm, repl.session.system, repl.session.settings, template=repl.template)
+    session = repl.session.successor()
     file = repl.file and SessionFile()
     session.keep_in(file)
     repl.change_session(session, file)
@@ -93,12 +92,9 @@ def _spelled(name: str, value: object) -> str:
         if name == "bad_words_ids":
             return " ".join(",".join(map(str, word)) for word in value)
         return " ".join(map(repr, value))
-    match value:
-        case bool():
-            return "on" if value else "off"
-        case None | ():
-            return "none"
-    return str(value)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "none" if value in (None, ()) else str(value)
 
 
 def seed(repl: ReplControls, text: str) -> None:
@@ -128,8 +124,7 @@ def save(repl: ReplControls, name: str) -> None:
     if name and name != repl.file.name:
         repl.file.rename(name)
     repl.file.sync()
-    if repl.file.problem is not None:
-        raise OutputError(f"cannot write: {repl.file.path}: {repl.file.problem.strerror}")
+    repl.file.check_written()
     repl.say(f"saved as {repl.file.name}; every turn is from now on")
 
 
@@ -139,27 +134,56 @@ def load(repl: ReplControls, name: str) -> None:
         raise UsageError("which session?", hint="/sessions lists them")
     if repl.file is not None and name == repl.file.name:
         raise UsageError(f"session {name} is the one that goes on here")
-    file = SessionFile.open(name)
-    events = list(file.events)
     try:
-        session = Session.restored(repl.session.lm, events, template=repl.template)
+        file = SessionFile.open(name)
+    except InputError as error:
+        raise InputError(error.message, hint="/sessions lists them" if error.hint else None) from None
+    try:
+        session = repl.session.successor(file.events)
     except InputError:
         file.close()
         raise
-    session.keep_in(file, kept=len(events))
+    session.keep_in(file, kept=len(file.events))
     repl.change_session(session, file)
     repl.say(f"session {name}: {_turn_count(session)} so far")
 
 
+def rename(repl: ReplControls, name: str) -> None:
+    """Gives the session another name."""
+    if not name:
+        raise UsageError("which name?", hint="/rename NAME")
+    save(repl, name)
+
+
+def delete(repl: ReplControls, name: str) -> None:
+    """Deletes a stored session, or this one, after a question."""
+    own = repl.file is not None and name in ("", repl.file.name)
+    if not own and not name:
+        raise UsageError("nothing of this conversation is stored")
+    with contextlib.suppress(EOFError):
+        if repl.read(f"delete {name or 'this conversation'} for good? [y/N] ", "").strip().lower() in ("y", "yes"):
+            if own and repl.file is not None:
+                name = repl.file.name
+                new(repl, "")
+            if not own or name in session_names():
+                delete_session(name)
+            repl.say(f"deleted: {name}")
+            return
+    repl.say("nothing deleted")
+
+
 def list_sessions(repl: ReplControls, _: str) -> None:
-    """Lists the stored sessions."""
+    """Lists the stored sessions: name, last use, turns, and the first question as far as it fits."""
     stored = stored_sessions()
-    width = max((len(session.name) for session in stored), default=0)
+    columns = terminal_columns()
+    names = max((width(session.name) for session in stored), default=0)
     for session in stored:
         mark = "*" if repl.file and session.name == repl.file.name else " "
         count = f"{session.turns:3} {'turn ' if session.turns == 1 else 'turns'}"
-        what = session.error or f"{count}  {excerpt(session.question, _SESSION_ROW - width)}"
-        repl.say(f"{mark} {session.name:{width}}  {what}")
+        head = f"{mark} {fitted(session.name, min(names, columns // 3))}  {session.modified:%Y-%m-%d %H:%M}  {count}"
+        room = columns - width(head) - 2
+        title = excerpt(session.error or session.question, room)
+        repl.say(f"{head}  {title}" if width(title) <= room else head)
     if not stored:
         repl.say("there are none yet")
 
@@ -174,12 +198,13 @@ def fork(repl: ReplControls, name: str) -> None:
 
 
 def export(repl: ReplControls, argument: str) -> None:
-    """Writes the conversation as Markdown or JSON."""
+    """Writes the conversation as Markdown or JSON, with model and settings."""
     form, _, name = argument.partition(" ")
-    forms = {"md": as_markdown, "json": as_json}
-    if form not in forms:
-        raise UsageError("export as what?", hint="/export md FILE or /export json FILE")
-    text = forms[form](repl.session.messages)
+    if form not in _EXPORTS:
+        form, name = Path(argument).suffix[1:], argument
+    if form not in _EXPORTS:
+        raise UsageError("export as what?", hint="/export FILE.md or /export FILE.json; /export md shows it")
+    text = _EXPORTS[form](repl.session.messages, {"model": repl.session.lm.reference, **repl.session.settings.record})
     if not name:
         repl.say(text.rstrip("\n"))
         return
@@ -192,9 +217,15 @@ def export(repl: ReplControls, argument: str) -> None:
     repl.say(f"written to {file}")
 
 
-def copy_answer(repl: ReplControls, _: str) -> None:
-    """Copies the last answer, without its thoughts, to the clipboard."""
+def copy_answer(repl: ReplControls, what: str) -> None:
+    """Copies the last answer without its thoughts, or the code in it, to the clipboard."""
     answer = without_thoughts(_last_message(repl, "assistant"), inside=opens_thoughts(repl.session))
+    if what not in ("", "code"):
+        raise UsageError(f"copy what? nothing or code, not {what}")
+    if what:
+        answer = code_blocks(answer)
+        if not answer:
+            raise UsageError("there is no code in the last answer")
     repl.say(f"copied {len(answer)} characters {copy(answer)}")
 
 

@@ -10,16 +10,27 @@ from gptcli.cli.terminal.columns import terminal_columns
 from gptcli.cli.terminal.token_flow import TokenFlow, grouped
 from gptcli.errors import UsageError
 
+_KEYS = (
+    ("Enter", "sends"),
+    ("Alt-Enter, Ctrl-J", 'begins a line in the message; """ begins and ends many lines'),
+    ("Ctrl-C", "stops an answer; clears what is typed"),
+    ("Ctrl-D", "leaves"),
+    ("Up, Ctrl-R", "go back to what was typed before, search it"),
+    ("Tab", "completes commands, settings, models, sessions, paths"),
+    ("Ctrl-X Ctrl-E", "opens the message in an editor"),
+)
+
 
 def help(repl: ReplControls, name: str) -> None:
     """Lists the commands, or explains one."""
     if name:
         command = find(name.removeprefix("/"), repl.commands)
-        repl.say(f"{command.usage}\n  {command.help}\n  example: {command.example}")
+        also = f"\n  also: {' '.join(f'/{alias}' for alias in command.aliases)}" if command.aliases else ""
+        repl.say(f"{command.usage}\n  {command.help}\n  example: {command.example}{also}")
         return
-    width = max(len(command.usage) for command in repl.commands)
-    for command in repl.commands:
-        repl.say(f"{command.usage:{width}}  {command.summary}")
+    rows = [(command.usage, command.summary) for command in repl.commands]
+    for names, about in (*rows, ("", ""), *_KEYS):
+        repl.say(f"{names:{max(len(usage) for usage, _ in rows)}}  {about}".rstrip())
 
 
 def tokens(repl: ReplControls, text: str) -> None:

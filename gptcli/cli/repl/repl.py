@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from gptcli.chat.session import Event, TurnsDropped
 from gptcli.chat.storage import SessionFile
-from gptcli.chat.thinking import opens_thoughts
 from gptcli.cli.repl.answer_display import AnswerDisplay, DisplaySettings, dropped_note
 from gptcli.cli.repl.background_load import BackgroundLoad
 from gptcli.cli.repl.completion import CommandCompleter
@@ -16,6 +16,7 @@ from gptcli.cli.repl.line_input import LineInput
 from gptcli.cli.repl.prompt_background import PromptBackground
 from gptcli.cli.repl.prompt_history import PromptHistory
 from gptcli.cli.repl.slash_command import Command, Leave, find
+from gptcli.cli.run_options import note_template_with_doubled_bos
 from gptcli.cli.terminal.capabilities import is_dumb_terminal
 from gptcli.cli.terminal.columns import excerpt
 from gptcli.cli.terminal.signals import stoppable
@@ -30,6 +31,7 @@ from gptcli.runtime.engine import Workload
 from gptcli.text.chat_template import ChatTemplate
 
 _METER = 10  # characters
+_FIRST_ANSWER_S, _LAST_ANSWER_S = 0.1, 0.5  # of the terminal, after it was asked for its background
 
 
 class Repl:
@@ -73,13 +75,14 @@ class Repl:
             with contextlib.suppress(Leave):
                 while True:
                     self._turn()
-            self._background.finish()
+            self._background.wait(_LAST_ANSWER_S)  # it would be typed into the shell
+            if self.file is not None and self.file.problem is None and self.session.messages[-1:]:
+                self.say(f"to go on: gptcli chat --session {shlex.quote(self.file.name)}")
         unsaved = [file for file in (*self._unsaved, self.file) if file is not None and file.problem is not None]
         for file in unsaved:
             file.sync()
         for file in unsaved:
-            if file.problem is not None:
-                raise OutputError(f"cannot write: {file.path}: {file.problem.strerror}")
+            file.check_written()
 
     def say(self, text: str) -> None:
         """Writes a message of ours."""
@@ -149,6 +152,7 @@ class Repl:
                 return
         self._loading = loading
         self.session.lm = lm
+        note_template_with_doubled_bos(self.session, print_note)
 
     def change_session(self, session: ChatSession, file: SessionFile | None) -> None:
         """Goes on with another conversation. The present one is kept, and saved again if that failed."""
@@ -168,12 +172,25 @@ class Repl:
         what = f"session {self.file.name}" if asked and self.file else "a new conversation"
         self.say(f"{_short_name(self.session.lm)}: {what}. /help lists commands, Ctrl-D leaves.")
         if asked:
-            self.say(f"last said: {excerpt(asked[-1])}")
+            self._show_last_turn()
         if self.session.unanswered is not None:
             print_note(f"without an answer: {excerpt(self.session.unanswered)}; /retry asks it again")
 
+    def _show_last_turn(self) -> None:
+        question, *answer = self.session.messages[-2:]
+        if question.role == "user":
+            self.say(f"> {excerpt(question.content, 300)}")
+            self._background.wait(_FIRST_ANSWER_S)
+            for message in answer:
+                with contextlib.closing(self._answer_display(ProgressLine(quiet=True))) as display:
+                    display.take(TextDelta(message.content.encode()))
+            self.say("")
+
     def _turn(self) -> None:
-        self._used = self._tokens_used()
+        try:
+            self._used = self.session.used
+        except TemplateError:  # shown when a message is sent
+            self._used = 0
         try:
             self._take(self._input.read())
         except EOFError:
@@ -201,15 +218,7 @@ class Repl:
             self.answer(partial(self.session.send, message))
 
     def _answer_display(self, progress: ProgressLine) -> AnswerDisplay:
-        thinking = opens_thoughts(self.session)
-        return AnswerDisplay(
-            self.display,
-            self._sink,
-            progress,
-            lm=self.session.lm,
-            thinking=thinking,
-            background=self._background.colour,
-        )
+        return AnswerDisplay(self.display, self._sink, progress, self.session, self._background.colour)
 
     def _conclude(self, finished: Finished, *, answered: bool) -> None:
         """Notes and figures after an answer."""
@@ -224,19 +233,10 @@ class Repl:
         note_failures(new, print_note)
         self._noted_failures += new
         self.say("")
-        self._warn_of_unsaved()
-
-    def _warn_of_unsaved(self) -> None:
         problem = self.file.problem if self.file else None
-        if problem is not None and not self._warned_unsaved and self.file:
+        if self.file and problem and not self._warned_unsaved:
             print_note(f"not saved: {self.file.path}: {problem.strerror}; it is tried again at every turn")
         self._warned_unsaved = problem is not None
-
-    def _tokens_used(self) -> int:
-        try:
-            return self.session.used
-        except TemplateError:  # shown when a message is sent
-            return 0
 
     def _toolbar(self, width: int) -> str:
         """Model, context and speed, as far as they fit."""

@@ -40,7 +40,8 @@ class ReplControls(Protocol):
 class Command:
     """A row of the command table: `/name arguments` does what `help` says, as in `example`.
 
-    run: takes the argument as typed, "" if there is none. values: completions for the argument typed so far.
+    run: takes the argument as typed, "" if there is none. values: completions for the argument typed so far. aliases:
+    other names, which other programs use.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Command:
     example: str
     run: Callable[[ReplControls, str], None]
     values: Callable[[str], Iterable[str]] = lambda argument: ()
+    aliases: tuple[str, ...] = ()
 
     @property
     def usage(self) -> str:
@@ -64,7 +66,7 @@ class Command:
 def find(name: str, commands: Sequence[Command]) -> Command:
     """The command of this name. Raises UsageError, which suggests the nearest name."""
     for command in commands:
-        if command.name == name:
+        if name in (command.name, *command.aliases):
             return command
     names = [command.name for command in commands]
     starting = [known for known in names if name and known.startswith(name)]

@@ -47,8 +47,7 @@ def opened(name: str | None, last: bool, fork: bool, at_prompt: bool) -> Iterato
             print_note(f"session {name}: its last line was torn, and was cut off")
     with contextlib.closing(file):
         yield file, events
-        if file.problem is not None:
-            raise OutputError(f"cannot write: {file.path}: {file.problem.strerror}")
+        file.check_written()
 
 
 def print_sessions(as_json: bool) -> None:

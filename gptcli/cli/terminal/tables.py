@@ -29,17 +29,13 @@ def _ids(ids: int | tuple[int, ...]) -> str:
     return ",".join(map(str, ids)) if isinstance(ids, tuple) else str(ids)
 
 
-def _spelled_out(record: dict[str, Any]) -> dict[str, str]:
-    return {key: spelled(value) for key, value in record.items()}
-
-
 def print_records(
     records: Sequence[dict[str, Any]],
     as_json: bool,
-    row: Callable[[dict[str, Any]], dict[str, str]] = _spelled_out,
+    row: Callable[[dict[str, Any]], dict[str, str]] | None = None,
     header: bool = True,
 ) -> None:
-    """A table of `row`s on a terminal; in a pipe, a line a record: JSON or tab-separated values."""
+    """A table on a terminal, of `row`s or of all values; in a pipe, a line a record: JSON or tab-separated values."""
     sink = StdoutSink()
     if as_json:
         for record in records:
@@ -57,7 +53,7 @@ def print_records(
     from rich.table import Table
     from rich.text import Text
 
-    rows = [row(record) for record in records]
+    rows = [row(record) if row else {key: spelled(record[key]) for key in record} for record in records]
     table = Table(box=None, show_header=header, pad_edge=False, header_style="bold")
     for key in rows[0]:
         number = key in ("weights", "size")

@@ -66,24 +66,20 @@ class TextReader:
 
     def chunks(self, tokenizer: Tokenizer, name: str | None, blocks: Iterable[str] | None = None) -> Iterator[Chunk]:
         """A text's encoded chunks, without the tokens added around it. blocks: the text, if read already."""
-        return encode_chunks(
-            tokenizer,
-            self.blocks(name) if blocks is None else blocks,
-            special=self.special,
-            largest=self.decoding.max_input or MAX_INPUT,
-            where=input_name(name),
-        )
+        text, where = self.blocks(name) if blocks is None else blocks, input_name(name)
+        return encode_chunks(tokenizer, text, special=self.special, largest=self._largest, where=where)
 
     def tokens(self, tokenizer: Tokenizer, name: str | None, blocks: Iterable[str] | None = None) -> Iterator[Token]:
         """A text's tokens. blocks: the text, if read already."""
+        text, where, special = self.blocks(name) if blocks is None else blocks, input_name(name), self.special
         return tokens_of(
-            tokenizer,
-            self.blocks(name) if blocks is None else blocks,
-            special=self.special,
-            add_special=self.add_special,
-            largest=self.decoding.max_input or MAX_INPUT,
-            where=input_name(name),
+            tokenizer, text, special=special, add_special=self.add_special, largest=self._largest, where=where
         )
+
+    @property
+    def _largest(self) -> int:
+        """The most bytes that are encoded in one piece."""
+        return self.decoding.max_input or MAX_INPUT
 
 
 def bytes_before(blocks: Iterator[str]) -> int:
@@ -139,13 +135,13 @@ class BlockWindow:
         )
 
 
+@dataclass(frozen=True)
 class ConversationReader:
     """Reads conversations and renders them. template: a file; None is the template in the model's directory."""
 
-    def __init__(self, path: Path, template: Path | None, reader: TextReader) -> None:
-        self._path = path
-        self._template_file = template
-        self._reader = reader
+    path: Path
+    template: Path | None
+    reader: TextReader
 
     def tokens(self, tokenizer: Tokenizer, name: str | None) -> list[Token]:
         """A conversation's tokens. Raises InputError for anything else, and TemplateError."""
@@ -153,15 +149,15 @@ class ConversationReader:
         return transcript(_messages(text, input_name(name)), self._template(tokenizer), tokenizer)
 
     def _template(self, tokenizer: Tokenizer) -> ChatTemplate:
-        if self._template_file is None:
-            return ChatTemplate.of_model(self._path, tokenizer)
+        if self.template is None:
+            return ChatTemplate.of_model(self.path, tokenizer)
         strict = replace(self._limited, errors="strict", max_input=MAX_INPUT)
-        return chosen_template(self._template_file, self._path, tokenizer, strict)
+        return chosen_template(self.template, self.path, tokenizer, strict)
 
     @property
     def _limited(self) -> Decoding:
         """How a text is read that must be in memory as a whole."""
-        decoding = self._reader.decoding
+        decoding = self.reader.decoding
         return replace(decoding, max_input=decoding.max_input or MAX_INPUT)
 
 
@@ -217,9 +213,8 @@ def read_ids(arguments: Sequence[str], decoding: Decoding, size: int) -> Iterato
 
 
 def _is_id(text: str, size: int) -> bool:
-    return (
-        text.isascii() and text.isdecimal() and len(text) <= 20 and int(text) < size
-    )  # int() is slow on very long ones
+    # int() is slow on very long texts.
+    return text.isascii() and text.isdecimal() and len(text) <= 20 and int(text) < size
 
 
 def _numbers(blocks: Iterable[str]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,44 +20,35 @@ from gptcli.text.token_statistics import Totals
 from gptcli.text.tokenizer import Tokenizer
 
 
+@dataclass(frozen=True)
 class TokenViews:
     """Writes the tokens of texts or conversations. columns: the terminal's width; None without one."""
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        reader: TextReader,
-        conversations: ConversationReader | None,
-        sink: StdoutSink,
-        columns: int | None,
-        *,
-        colour: bool,
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._reader = reader
-        self._conversations = conversations
-        self._sink = sink
-        self._columns = columns
-        self._colour = colour
+    tokenizer: Tokenizer
+    reader: TextReader
+    conversations: ConversationReader | None
+    sink: StdoutSink
+    columns: int | None
+    colour: bool
 
     def flow(self, names: Sequence[str | None]) -> None:
         """The default: running text on a terminal, a line a token elsewhere."""
         for name in self._headed(names):
-            if self._columns is None:
-                formats.write_pieces(formats.lines(self._tokens(name)), self._sink)
+            if self.columns is None:
+                formats.write_pieces(formats.lines(self._tokens(name)), self.sink)
             else:
-                formats.write_flow(self._tokens(name), self._sink, self._columns, colour=self._colour)
+                formats.write_flow(self._tokens(name), self.sink, self.columns, colour=self.colour)
 
     def table(self, names: Sequence[str | None]) -> None:
         """A row a token."""
-        columns = self._columns if self._sink.is_terminal else None
+        columns = self.columns if self.sink.is_terminal else None
         for name in self._headed(names):
-            formats.write_pieces(formats.table(self._tokens(name), self._tokenizer.piece, columns), self._sink)
+            formats.write_pieces(formats.table(self._tokens(name), self.tokenizer.piece, columns), self.sink)
 
     def tsv(self, names: Sequence[str | None]) -> None:
         """A row a token, tab-separated."""
         for name in self._headed(names):
-            formats.write_pieces(formats.tsv(self._tokens(name)), self._sink)
+            formats.write_pieces(formats.tsv(self._tokens(name)), self.sink)
 
     def ids(self, names: Sequence[str | None]) -> None:
         """The ids of each text on a line."""
@@ -64,9 +56,9 @@ class TokenViews:
             gap = ""
             for _, ids in self._encoded(name):
                 if ids:
-                    self._sink.write((gap + " ".join(map(str, ids))).encode())
+                    self.sink.write((gap + " ".join(map(str, ids))).encode())
                     gap = " "
-            self._sink.write(b"\n")
+            self.sink.write(b"\n")
 
     def count(self, names: Sequence[str | None]) -> None:
         """The number of tokens; of several texts, in each and in all."""
@@ -74,60 +66,60 @@ class TokenViews:
         for name in names:
             counts.append(sum(len(ids) for _, ids in self._encoded(name)))
             label = f"\t{input_name(name)}" if len(names) > 1 else ""
-            self._sink.write(f"{counts[-1]}{label}\n".encode())
+            self.sink.write(f"{counts[-1]}{label}\n".encode())
         if len(names) > 1:
-            self._sink.write(f"{sum(counts)}\ttotal\n".encode())
+            self.sink.write(f"{sum(counts)}\ttotal\n".encode())
 
     def json(self, names: Sequence[str | None]) -> None:
         """An object a text."""
         for name in names:
-            totals = Totals(self._tokenizer.unknown_id)
+            totals = Totals(self.tokenizer.unknown_id)
             tokens = self._counted(self._tokens(name, totals), totals)
-            formats.write_pieces(formats.json_pieces(name, tokens, totals.record), self._sink)
+            formats.write_pieces(formats.json_pieces(name, tokens, totals.record), self.sink)
 
     def stats(self, names: Sequence[str | None], path: Path, *, as_json: bool) -> None:
         """Figures about each text."""
         context = _context(path)
         for name in names if as_json else self._headed(names):
-            totals = Totals(self._tokenizer.unknown_id)
+            totals = Totals(self.tokenizer.unknown_id)
             for text, ids in self._encoded(name):
                 totals.add_text(text)
                 totals.add_ids(ids)
             record = totals.record()
-            longest = totals.longest(self._tokenizer)
+            longest = totals.longest(self.tokenizer)
             if as_json:
                 known = {} if context is None else {"context": context, "context_share": totals.tokens / context}
-                surfaces = {id: self._tokenizer.surface(id) for id in longest}
+                surfaces = {id: self.tokenizer.surface(id) for id in longest}
                 tokens = [
                     {"id": id, "token": data.decode("utf-8", "replace"), "bytes": data.hex()}
                     for id, data in surfaces.items()
                 ]
-                self._sink.write(json_line({"file": name, "stats": record, "longest": tokens, **known}))
+                self.sink.write(json_line({"file": name, "stats": record, "longest": tokens, **known}))
                 continue
             shown: dict[str, Any] = dict(record)
-            shown["longest"] = " ".join(spell(self._tokenizer.surface(id)) for id in longest)
+            shown["longest"] = " ".join(spell(self.tokenizer.surface(id)) for id in longest)
             if context is not None:
                 shown["context"] = f"{100 * totals.tokens / context:.3g} % of {context}"
             for label, value in shown.items():
                 value = "" if value is None else value  # a mean over no tokens
                 wide = f"{label.replace('_', ' '):<16}  {spelled(value)}".rstrip()
-                line = wide if self._sink.is_terminal else f"{label}\t{value}"
-                self._sink.write(f"{line}\n".encode())
+                line = wide if self.sink.is_terminal else f"{label}\t{value}"
+                self.sink.write(f"{line}\n".encode())
 
     def _headed(self, names: Sequence[str | None]) -> Iterator[str | None]:
         for index, name in enumerate(names):
             if len(names) > 1:
-                self._sink.write(("\n" * (index > 0) + f"==> {input_name(name)} <==\n").encode())
+                self.sink.write(("\n" * (index > 0) + f"==> {input_name(name)} <==\n").encode())
             yield name
 
     def _tokens(self, name: str | None, totals: Totals | None = None) -> Iterable[Token]:
-        if self._conversations is not None:
-            conversation = self._conversations.tokens(self._tokenizer, name)
+        if self.conversations is not None:
+            conversation = self.conversations.tokens(self.tokenizer, name)
             if totals:
                 totals.add_text(_text(conversation))
             return conversation
-        blocks = self._reader.blocks(name)
-        tokens = self._reader.tokens(self._tokenizer, name, self._read(blocks, totals))
+        blocks = self.reader.blocks(name)
+        tokens = self.reader.tokens(self.tokenizer, name, self._read(blocks, totals))
         return from_start_of_file(tokens, blocks)
 
     def _read(self, blocks: Iterator[str], totals: Totals | None) -> Iterator[str]:
@@ -143,13 +135,13 @@ class TokenViews:
 
     def _encoded(self, name: str | None) -> Iterator[tuple[str, list[int]]]:
         """The text in chunks, and the ids of each: the quick way, which leaves out the bytes of each token."""
-        if self._conversations is not None:
-            tokens = self._conversations.tokens(self._tokenizer, name)
+        if self.conversations is not None:
+            tokens = self.conversations.tokens(self.tokenizer, name)
             yield _text(tokens), [token.id for token in tokens]
             return
-        prefix, suffix = self._tokenizer.surroundings if self._reader.add_special else ((), ())
+        prefix, suffix = self.tokenizer.surroundings if self.reader.add_special else ((), ())
         yield "", list(prefix)
-        for chunk in self._reader.chunks(self._tokenizer, name):
+        for chunk in self.reader.chunks(self.tokenizer, name):
             yield chunk.text[chunk.lead :], chunk.ids
         yield "", list(suffix)
 

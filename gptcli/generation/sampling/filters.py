@@ -1,8 +1,7 @@
 """The filters that a model's logits pass before a token is drawn: pure functions.
 
 A constraint's mask is first, then what is banned. Then their order is llama.cpp's: bias, penalties, top-k, top-p,
-min-p, temperature.
-kernels/sample.c has the same in C.
+min-p, temperature. `kernels/c/sample.c` has the same in C.
 """
 
 from __future__ import annotations

@@ -15,22 +15,10 @@ from gptcli.settings import MAX_TEMPERATURE, SamplingConfig, random_seed
 
 # SamplingConfig's fields that are applied here; sample.c filters by each of them but the seed, given what is banned.
 _APPLIED = frozenset(
-    {
-        "temperature",
-        "top_k",
-        "top_p",
-        "min_p",
-        "repeat_penalty",
-        "repeat_last_n",
-        "presence_penalty",
-        "frequency_penalty",
-        "logit_bias",
-        "suppress_tokens",
-        "begin_suppress_tokens",
-        "bad_words_ids",
-        "no_repeat_ngram_size",
-        "seed",
-    }
+    """
+    temperature top_k top_p min_p repeat_penalty repeat_last_n presence_penalty frequency_penalty logit_bias
+    suppress_tokens begin_suppress_tokens bad_words_ids no_repeat_ngram_size seed
+    """.split()
 )
 
 

@@ -25,7 +25,7 @@ from typing import IO, Any, cast
 
 from gptcli.kernels.bindings import Functions, Matrix, Op, Rotation
 from gptcli.kernels.memory import Memory
-from gptcli.runtime.program import Program, Rows, Vector
+from gptcli.runtime.program import Buffer, Program, Vector
 
 _ALIGNED = 64
 _POINTERS = [field[0] for field in Op._fields_ if field[1] is ctypes.c_void_p]
@@ -187,7 +187,7 @@ def read(
     program = Program(
         library,
         list((Op * (len(ops) // ctypes.sizeof(Op))).from_buffer_copy(ops)),
-        [(index, name, Rows(buffer, width, offset)) for index, name, buffer, width, offset in header["uses"]],
+        [(index, name, Buffer(buffer, width, offset)) for index, name, buffer, width, offset in header["uses"]],
         [(index, matrix(*described)) for index, *described in header["matrices"]],
         [(index, name, vector(*where)) for index, name, *where in header["vectors"]],
     )

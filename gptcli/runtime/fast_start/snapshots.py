@@ -147,6 +147,29 @@ def keep_snapshot(slot: Slot, folder: ModelFolder, runtime: RuntimeConfig, engin
         _remove_old(directory)
 
 
+@dataclass(frozen=True)
+class StoredSnapshot:
+    """A file in the cache. model: the directory that it was made from, "" if it says none. used: seconds since 1970."""
+
+    path: Path
+    model: str
+    size: int
+    used: float
+
+
+def stored_snapshots() -> list[StoredSnapshot]:
+    """Every snapshot, the last used first."""
+    found = []
+    for path in _directory().glob(f"*{_SUFFIX}"):
+        with contextlib.suppress(OSError, InputError):  # another process may remove it
+            status = path.stat()
+            with open_regular(path) as file:
+                key = snapshot_file.key_if_whole(file) or {}
+            model = next((str(Path(file).parent) for file in key.get("model", {})), "")
+            found.append(StoredSnapshot(path, model, status.st_size, status.st_mtime))
+    return sorted(found, key=lambda snapshot: -snapshot.used)
+
+
 def forget_snapshots(model: Path) -> None:
     """Removes the snapshots of the model in this directory."""
     for path in _directory().glob(f"{_of_model(model)}-*"):

@@ -1,0 +1,44 @@
+"""`gptcli cache`: what is kept for a fast start, which may be deleted at any time."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Annotated, Any
+
+import typer
+
+from gptcli.cli import options
+from gptcli.cli.terminal.stderr import print_note
+from gptcli.cli.terminal.tables import print_records
+from gptcli.runtime.fast_start.snapshots import stored_snapshots
+
+
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Delete all of it; models stay.")] = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """List the files that models start fast from, or delete them."""
+    snapshots = stored_snapshots()
+    if clear:
+        for snapshot in snapshots:
+            snapshot.path.unlink(missing_ok=True)
+        if not quiet:
+            print_note(f"deleted {sum(snapshot.size for snapshot in snapshots) / 1e6:.0f} MB")
+        return
+    records = [
+        {
+            "model": snapshot.model,
+            "size": snapshot.size,
+            "used": datetime.datetime.fromtimestamp(snapshot.used).isoformat(" ", "minutes"),
+            "path": str(snapshot.path),
+        }
+        for snapshot in snapshots
+    ]
+    print_records(records, as_json, _row)
+    if not records and not as_json and not quiet:
+        print_note("nothing is kept")
+
+
+def _row(record: dict[str, Any]) -> dict[str, str]:
+    return {"size": f"{record['size'] / 1e6:.0f} MB", "used": record["used"], "model": record["model"]}

@@ -1,0 +1,370 @@
+"""Tokenizers as transformers' classes build them: of vocabulary and merges, with components of the class's own.
+
+Most classes take from a tokenizer.json only its model's vocabulary and merges, its added tokens and its post-processor.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gptcli.errors import BrokenCheckpoint, BrokenTokenizer
+from gptcli.files import is_there, parse_json, read_json
+
+_Json = dict[str, Any]
+
+# Classes that a model type has unless its files name another; "" where transformers reads tokenizer.json as it is.
+_CLASS_OF_TYPE = {
+    type: name
+    for name, types in {
+        "CohereTokenizer": "cohere cohere2",
+        "GemmaTokenizer": "gemma gemma2 gemma3 gemma3_text",
+        "GPT2Tokenizer": "codegen gpt2 gpt_neo gptj opt phi starcoder2",
+        "GPTNeoXTokenizer": "gpt_neox olmo olmoe",
+        "OpenAIGPTTokenizer": "openai-gpt",
+        "Qwen2Tokenizer": "qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next",
+        "": "glm4 granite granitemoe ministral3 mistral mixtral olmo2 olmo3 phi3 phimoe stablelm",
+    }.items()
+    for type in types.split()
+}
+_WHATEVER_IT_NAMES = "qwen2"  # the type whose class is its own, whatever class a model names
+_GENERIC = frozenset({"PreTrainedTokenizer", "TokenizersBackend", "BloomTokenizer", "FNetTokenizer"})
+# Classes with components of their own that are not built here.
+_OTHER_CLASSES = frozenset(
+    f"{name}Tokenizer"
+    for name in """
+    Albert Bart Barthez Bartpho Bert BertGeneration BertJapanese Bertweet BigBird BioGpt Blenderbot BlenderbotSmall ByT5
+    CLIP CTRL Camembert Canine Clvp Cpm CpmAnt DPRQuestionEncoder Deberta DebertaV2 Dia Esm Esmc FSMT Flaubert Funnel
+    GPTNeoXJapanese GPTSw3 Herbert LED Lasr LayoutLMv2 LayoutLMv3 LayoutXLM Luke Lxmert M2M100 MBart MBart50 MLuke
+    MPNet Marian MarkupLM Mgpstr MobileBert Mvp MyT5 Nllb Nougat PLBart Pegasus Perceiver Phobert ProphetNet Rag
+    Reformer RemBert RoCBert RoFormer Roberta SeamlessM4T Siglip Siglip2 Speech2Text SpeechT5 Splinter T5 Tapas Tipsv2
+    Udop VideoPrism Vits Wav2Vec2CTC Wav2Vec2PhonemeCTC Whisper XGLM XLM XLMRoberta XLNet
+    """.split()
+)
+
+_QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN3_5_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}|"
+    r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_BYTE_LEVEL: _Json = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+_NFC: _Json = {"type": "NFC"}
+
+
+def _byte_level(settings: Mapping[str, Any], *, normalizer: _Json | None = None, before: _Json | None = None) -> _Json:
+    """Byte-level BPE. before: splits texts first; a regular expression does so instead of GPT-2's."""
+    spelled = _BYTE_LEVEL | {"add_prefix_space": settings.get("add_prefix_space") is True}
+    splitter = spelled
+    if before is not None:
+        spelled = spelled | {"use_regex": before["type"] != "Split"}
+        splitter = {"type": "Sequence", "pretokenizers": [before, spelled]}
+    model = {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
+    return {"normalizer": normalizer, "pre_tokenizer": splitter, "decoder": _BYTE_LEVEL, "model": model}
+
+
+def _words(regex: str) -> _Json:
+    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+
+
+def _llama(settings: Mapping[str, Any], *, code: bool = False) -> _Json:
+    prefix = settings.get("add_prefix_space") is not False
+    legacy = bool(settings.get("legacy")) and not code
+    scheme = ("always" if legacy else "first") if prefix else "never"
+    return {
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False},
+        "decoder": sentencepiece_decoder(byte_fallback=True, strip=prefix or code),
+        "model": {"fuse_unk": True, "byte_fallback": True, "unk_token": _content(settings, "unk") if code else None},
+    }
+
+
+def _gemma(settings: Mapping[str, Any]) -> _Json:
+    split = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    return {
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        "pre_tokenizer": split,
+        "decoder": sentencepiece_decoder(byte_fallback=True, strip=False),
+        "model": {"fuse_unk": True, "byte_fallback": True, "unk_token": _content(settings, "unk")},
+    }
+
+
+def _openai_gpt(settings: Mapping[str, Any]) -> _Json:
+    bert = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None}
+    return {
+        "normalizer": bert | {"lowercase": True},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "decoder": {"type": "BPEDecoder", "suffix": "</w>"},
+        "model": {
+            "end_of_word_suffix": "</w>",
+            "continuing_subword_prefix": "",
+            "unk_token": _content(settings, "unk"),
+        },
+    }
+
+
+def sentencepiece_decoder(*, byte_fallback: bool, strip: bool) -> _Json:
+    """The decoder of pieces in which `▁` is a space. strip: the first space of a text is not its own."""
+    decoders: list[_Json] = [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}]
+    if byte_fallback:
+        decoders.append({"type": "ByteFallback"})
+    if byte_fallback or strip:
+        decoders.append({"type": "Fuse"})
+    if strip:
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return {"type": "Sequence", "decoders": decoders}
+
+
+@dataclass(frozen=True)
+class _Class:
+    """A class of transformers. roles: the tokens that it has unless settings say otherwise, by role.
+
+    components: normalizer, pre-tokenizer, decoder and the fields of its BPE. file: read without tokenizer.json.
+    own_ends: whether it adds what settings want around a text, and not what a tokenizer.json says.
+    """
+
+    roles: _Json
+    components: Callable[[Mapping[str, Any]], _Json]
+    file: str = "vocab.json"
+    own_ends: bool = False
+
+
+_END = dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>")
+_QWEN_END = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
+_LLAMA = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+_INFILLING = {
+    "prefix_token": "▁<PRE>",
+    "middle_token": "▁<MID>",
+    "suffix_token": "▁<SUF>",
+    "eot_token": "▁<EOT>",
+    "fill_token": "<FILL_ME>",
+}
+_GEMMA = {role: f"<{role.removesuffix('_token')}>" for role in (*_LLAMA, "pad_token", "mask_token")}
+_COHERE = {"unk_token": "<UNK>", "bos_token": "<BOS_TOKEN>", "eos_token": "<|END_OF_TURN_TOKEN|>"} | {
+    "pad_token": "<PAD>",
+    "cls_token": "<CLS>",
+    "sep_token": "<SEP>",
+    "mask_token": "<MASK_TOKEN>",
+}
+_DIGITS = {"type": "Digits", "individual_digits": True}
+_CLASSES = {
+    "GPT2Tokenizer": _Class(_END, _byte_level),
+    "CodeGenTokenizer": _Class(_END, _byte_level),
+    "GPTNeoXTokenizer": _Class(
+        _END | {"pad_token": "<|padding|>"}, partial(_byte_level, normalizer=_NFC), own_ends=True
+    ),
+    "Qwen2Tokenizer": _Class(_QWEN_END, partial(_byte_level, normalizer=_NFC, before=_words(_QWEN2_WORDS))),
+    "Qwen3_5Tokenizer": _Class(_QWEN_END, partial(_byte_level, normalizer=_NFC, before=_words(_QWEN3_5_WORDS))),
+    "CohereTokenizer": _Class(_COHERE, partial(_byte_level, normalizer=_NFC, before=_DIGITS), file=""),
+    "OpenAIGPTTokenizer": _Class({"unk_token": "<unk>"}, _openai_gpt),
+    "LlamaTokenizer": _Class(_LLAMA, _llama, "tokenizer.model"),
+    "CodeLlamaTokenizer": _Class(_LLAMA | _INFILLING, partial(_llama, code=True), "tokenizer.model", own_ends=True),
+    "GemmaTokenizer": _Class(_GEMMA, _gemma, "tokenizer.model"),
+}
+
+
+def class_of(path: Path, settings: Mapping[str, Any], *, byte_level: bool = False) -> str | None:
+    """The class whose tokenizer transformers makes of a directory; None where it reads tokenizer.json as it is.
+
+    byte_level: whether a tokenizer.json says that it is, which LlamaTokenizer is not. Raises BrokenCheckpoint.
+    """
+    file = path / "config.json"
+    config = read_json(file, notes=[], contradictions=True) if is_there(file) else {}
+    model_type = config.get("model_type")
+    own = _CLASS_OF_TYPE.get(model_type) if isinstance(model_type, str) else None
+    named = settings.get("tokenizer_class") or config.get("tokenizer_class")
+    name = str(named).removesuffix("Fast") if named else own
+    auto_map = settings.get("auto_map")
+    has_code = isinstance(auto_map, list) or (isinstance(auto_map, dict) and "AutoTokenizer" in auto_map)
+    if model_type == _WHATEVER_IT_NAMES:
+        return own
+    if not has_code and (own == "" or (byte_level and name == "LlamaTokenizer")):
+        return None
+    return None if name in _GENERIC else name or None
+
+
+def is_class(name: str) -> bool:
+    """Whether transformers has this class, with components of its own."""
+    return name in _CLASSES or name in _OTHER_CLASSES
+
+
+def class_without_tokenizer_json(path: Path, settings: Mapping[str, Any], file: str) -> str | None:
+    """As `class_of`, of a directory without tokenizer.json. Raises BrokenTokenizer for a class not made of `file`.
+
+    None is what transformers makes of tokenizer.model where no class is named.
+    """
+    name = class_of(path, settings)
+    if name is None and file == "tokenizer.model":
+        return None
+    if name is None or name not in _CLASSES or _CLASSES[name].file != file:
+        known = ", ".join(known for known, made in _CLASSES.items() if made.file == file)
+        raise BrokenTokenizer(
+            f"not supported: {path / file}: a tokenizer of class {name or 'unknown'} without tokenizer.json",
+            hint=f"known are {known}; AutoTokenizer.from_pretrained and save_pretrained of transformers write "
+            "tokenizer.json for others",
+        )
+    return name
+
+
+def with_roles(name: str, settings: Mapping[str, Any]) -> _Json:
+    """Settings with the tokens that a class has anyway."""
+    settings = _CLASSES[name].roles | dict(settings)
+    if name == "CodeLlamaTokenizer":
+        settings.setdefault("add_bos_token", True)
+        if "extra_special_tokens" not in settings:
+            given = [
+                default if isinstance(settings[role], str) else settings[role] for role, default in _INFILLING.items()
+            ]
+            listed = settings.get("additional_special_tokens", [])
+            settings["extra_special_tokens"] = [*listed, *(token for token in given if token is not None)]
+    return _plain(settings) if name == "Qwen2Tokenizer" else settings
+
+
+def built(
+    name: str, settings: Mapping[str, Any], vocabulary: Mapping[str, int], merges: Sequence[object], file: Path
+) -> bytes:
+    """A tokenizer.json as a class builds it, with no added tokens. Raises BrokenTokenizer.
+
+    settings: `with_roles`. file: what the vocabulary is from, for errors.
+    """
+    components = _CLASSES[name].components(settings)
+    model = {"type": "BPE", "vocab": vocabulary, "merges": merges, **components.pop("model")}
+    around = tokens_around(settings, vocabulary, file)
+    return as_tokenizer_json({**components, "post_processor": around, "model": model})
+
+
+def as_tokenizer_json(components: _Json) -> bytes:
+    """A tokenizer.json of these components, with no added tokens."""
+    return json.dumps(
+        {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], **components}
+    ).encode()
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """A tokenizer.json as a class makes it of another. settings, added: as `read_settings` gives them.
+
+    unread: the components of the other one that differ from the class's own.
+    """
+
+    data: bytes
+    settings: _Json
+    added: dict[str, int]
+    unread: tuple[str, ...]
+
+
+def rebuilt_by(
+    name: str, data: bytes, settings: Mapping[str, Any], added: Mapping[str, int], file: Path
+) -> Rebuilt | None:
+    """What a class makes of a tokenizer.json; None where it is not of the class's kind. Raises BrokenTokenizer."""
+    if name not in _CLASSES:
+        return None
+    try:
+        state = parse_json(data, str(file))
+    except BrokenCheckpoint as error:
+        raise BrokenTokenizer(error.message) from None
+    match state:
+        case {
+            "model": {"type": "BPE", "vocab": dict(vocabulary), "merges": list(merges)},
+            "added_tokens": list(tokens),
+        } if all(map(_is_token, tokens)):
+            pass
+        case _:
+            return None
+    # With a tokenizer.json these are not read.
+    kept = {key: value for key, value in settings.items() if key not in ("add_bos_token", "add_eos_token")}
+    roles = with_roles(name, kept)
+    components = json.loads(built(name, roles, vocabulary, merges, file))
+    if _is_byte_level(components) != _is_byte_level(state):
+        return None
+    if not _CLASSES[name].own_ends:
+        components["post_processor"] = state.get("post_processor")
+    if "added_tokens_decoder" not in settings:
+        added = {content: id for content, id in added.items() if id not in {token["id"] for token in tokens}}
+        roles["added_tokens_decoder"] = {
+            str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in tokens
+        }
+    parts = ("normalizer", "pre_tokenizer", "decoder", "post_processor")
+    unread = tuple(part for part in parts if not _same(part, components[part], state.get(part)))
+    return Rebuilt(json.dumps(components).encode(), roles, dict(added), unread)
+
+
+def _is_token(token: object) -> bool:
+    return isinstance(token, dict) and type(token.get("id")) is int and isinstance(token.get("content"), str)
+
+
+def _is_byte_level(state: Mapping[str, Any]) -> bool:
+    return '"ByteLevel"' in json.dumps([state.get("pre_tokenizer"), state.get("decoder")])
+
+
+def _same(part: str, ours: object, theirs: object) -> bool:
+    """Whether two components are the same, as far as ids and texts go. part: which of tokenizer.json's they are."""
+    return bool(_bare(part, ours) == _bare(part, theirs))
+
+
+def _bare(part: str, value: Any) -> Any:
+    """A component without what matters to offsets alone, and without sequences of one."""
+    if not isinstance(value, dict):
+        return value
+    if value.get("type") == "ByteLevel":
+        if part != "pre_tokenizer":
+            return value["type"] if part == "decoder" else None
+        return [value.get(key, True) for key in ("add_prefix_space", "use_regex")]
+    if value.get("type") == "Sequence":
+        (inner,) = [inner for inner in value.values() if isinstance(inner, list)] or [[]]
+        members = [bare for member in inner if (bare := _bare(part, member)) is not None]
+        return members if len(members) > 1 else next(iter(members), None)
+    return value
+
+
+def tokens_around(settings: Mapping[str, Any], vocabulary: Mapping[str, int], file: Path) -> _Json | None:
+    """The post-processor that adds the tokens which settings want around a text, if they want any."""
+    single: list[_Json] = [{"Sequence": {"id": "A", "type_id": 0}}]
+    tokens = {}
+    for end, place in (("bos", 0), ("eos", 2)):
+        content = _content(settings, end)
+        if settings.get(f"add_{end}_token") is not True or content is None:
+            continue
+        if content not in vocabulary:
+            raise BrokenTokenizer(f"not supported: {file}: add_{end}_token, of a token that it lacks")
+        single.insert(place, {"SpecialToken": {"id": content, "type_id": 0}})
+        tokens[content] = {"id": content, "ids": [vocabulary[content]], "tokens": [content]}
+    template = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": tokens}
+    return template if tokens else None
+
+
+def _content(settings: Mapping[str, Any], role: str) -> str | None:
+    """The text of the token that settings name for a role, such as `bos`."""
+    value = settings.get(f"{role}_token")
+    if value is None:
+        return None
+    return str(value.get("content") if isinstance(value, dict) else value)
+
+
+def _plain(settings: _Json) -> _Json:
+    """Settings in which special tokens have no flags of their own, which this class overrides."""
+
+    def content(value: object) -> object:
+        return value["content"] if isinstance(value, dict) and "content" in value else value
+
+    roles = {role: content(value) for role, value in settings.items() if role.endswith("_token")}
+    lists = {
+        role: list(map(content, settings[role]))
+        for role in ("extra_special_tokens", "additional_special_tokens")
+        if isinstance(settings.get(role), list)
+    }
+    names = [*roles.values(), *(name for listed in lists.values() for name in listed)]
+    decoder = settings.get("added_tokens_decoder")
+    if isinstance(decoder, dict):
+        special = {"special": True, "normalized": False}
+        lists["added_tokens_decoder"] = {  # type: ignore[assignment]
+            id: {"content": content(token), **special} if content(token) in names else token
+            for id, token in decoder.items()
+        }
+    return settings | roles | lists

@@ -1,0 +1,65 @@
+"""clean_up_tokenization_spaces against transformers, as a whole and token by token."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from gptcli.text.tidied_text import TidyStream, tidied
+from gptcli.text.tokenizer import Tokenizer
+from tests.text.tokenizer_kinds import KINDS, texts
+
+FORCED = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
+CASES = {
+    "unigram": {"clean_up_tokenization_spaces": True},
+    "wordpiece": {"clean_up_tokenization_spaces": True},
+    "gpt2": {"clean_up_tokenization_spaces": True},
+    "llama3": {"clean_up_tokenization_spaces": True, FORCED: True},
+    "metaspace": {"clean_up_tokenization_spaces": False, FORCED: True},
+}
+PIECES = st.sampled_from([" ", "'", ".", " '", "n't", " n", "'t", " 've", "' ", "a", "é", " ,", "?", "!", "  ", "'s"])
+untidy = st.lists(PIECES, max_size=12)
+
+
+@cache
+def both(kind: str) -> tuple[Any, Tokenizer]:
+    path = Path(mkdtemp())
+    (path / "tokenizer.json").write_text(KINDS[kind]().to_str())
+    (path / "tokenizer_config.json").write_text(json.dumps(CASES[kind]))
+    return PreTrainedTokenizerFast.from_pretrained(path), Tokenizer.open(path)
+
+
+@pytest.mark.parametrize("kind", CASES)
+@given(text=texts(4) | untidy.map("".join))
+@example(" a ' b n't . , ' s")
+@settings(max_examples=80, deadline=None)
+def test_text_is_tidied_as_in_transformers(kind: str, text: str) -> None:
+    theirs, ours = both(kind)
+    ids = theirs.encode(text, add_special_tokens=False)
+    assert b"".join(ours.text_pieces(ids)).decode("utf-8", "replace") == theirs.decode(ids)
+    assert ours.library_texts([ids]) == [theirs.decode(ids)]
+
+
+@given(pieces=untidy)
+@settings(max_examples=300, deadline=None)
+def test_pieces_are_tidied_as_the_whole(pieces: list[str]) -> None:
+    stream = TidyStream()
+    streamed = b"".join(map(stream.push, map(str.encode, pieces))) + stream.flush()
+    assert streamed.decode() == tidied("".join(pieces)) == both("unigram")[0].clean_up_tokenization("".join(pieces))
+
+
+def test_a_reply_is_tidied_as_it_comes() -> None:
+    theirs, ours = both("wordpiece")
+    ids = theirs.encode("in a town . clocks , bells ! it ' s", add_special_tokens=False)
+    detokenizer = ours.detokenizer()
+    streamed = b"".join(map(detokenizer.push, ids)) + detokenizer.flush()
+    assert streamed.decode().strip() == theirs.decode(ids)
+    assert b" ." not in streamed
