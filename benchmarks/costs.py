@@ -18,10 +18,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from random_model import Shape, write_model
 
 import gptcli
-from gptcli.runtime.bench import read_bandwidth, weight_bytes
+from gptcli.kernels.tensors import library
+from gptcli.runtime.bench import Bandwidth, weight_bytes
 from gptcli.runtime.torch_engine import TorchEngine
 
 SHAPES = (
@@ -38,7 +40,8 @@ COLORS = {"bf16": "#8250df", "int8": "#0969da", "int4": "#1a7f37"}
 
 def measure() -> dict[str, Any]:
     """Measures the points of both halves of the picture."""
-    points, bandwidth = [], 0.0
+    points: list[dict[str, Any]] = []
+    memory = Bandwidth(torch.device("cpu"), library())
     with tempfile.TemporaryDirectory() as directory:
         for number, shape in enumerate(SHAPES):
             path = Path(directory) / str(number)
@@ -48,10 +51,10 @@ def measure() -> dict[str, Any]:
                 kernels, threads = engine.kernels, engine.threads
                 for context in CONTEXTS if shape == LONG else (SHORT,):
                     points.append({"way": way, "parameters": shape.parameters} | point(engine, context))
-                    bandwidth = max(bandwidth, read_bandwidth(engine.plan.device))
+                    memory.measure()
                     print(points[-1], flush=True)
                 del engine
-    return {"kernels": kernels, "threads": threads, "bandwidth": bandwidth, "points": points}
+    return {"kernels": kernels, "threads": threads, "bandwidth": memory.best, "points": points}
 
 
 def point(engine: TorchEngine, context: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import gptcli
 from gptcli.checkpoint.registry import FAMILIES
 from gptcli.cli.app import program
 from gptcli.errors import ExitCode
+from gptcli.kernels.bindings import functions
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "weights" / "README.md"])
@@ -43,10 +44,11 @@ GPTCLI: Any = typer.main.get_command(program())
 
 
 @pytest.fixture
-def environment(real_weights: Path) -> dict[str, str]:
-    """Finds gptcli and the default model. The kernels' rounding is not every machine's; torch's is."""
+def environment(real_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Finds gptcli and the default model. Snapshots are shared, so that most examples start quickly."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return os.environ | {"PATH": path, "GPTCLI_WEIGHTS": str(real_weights), "GPTCLI_KERNELS": "off"}
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    return os.environ | {"PATH": path, "GPTCLI_WEIGHTS": str(real_weights), "XDG_CACHE_HOME": str(cache)}
 
 
 def printed(command: list[str], environment: dict[str, str], directory: Path) -> str:
@@ -58,6 +60,24 @@ def printed(command: list[str], environment: dict[str, str], directory: Path) ->
     return done.stdout.rstrip("\n")
 
 
+def computed(block: str) -> bool:
+    """Whether a model computes what the block shows."""
+    return re.search(r"gptcli (generate|chat|score|bench)", block) is not None
+
+
+def levels() -> list[str]:
+    """The values of GPTCLI_KERNELS that matter here. At the portable level torch runs the default model."""
+    library = functions()
+    return ["off", *(level for level in (library.levels() if library else ()) if level != "portable")]
+
+
+EXAMPLES = [
+    pytest.param(block, level, id=f"{name}-{level}")
+    for block, name in CONSOLE.items()
+    for level in (levels() if computed(block) else ["off"])
+]
+
+
 def text_and_numbers(output: str) -> tuple[str, list[float]]:
     """Sets numbers of four and more decimals apart: the last digits of a sum in fp32 are not the same everywhere."""
     long = r"-?\d+\.\d{4,}"
@@ -65,9 +85,12 @@ def text_and_numbers(output: str) -> tuple[str, list[float]]:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("block", CONSOLE, ids=CONSOLE.values())
-def test_an_example_prints_what_its_page_shows(block: str, environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("block", "level"), EXAMPLES)
+def test_an_example_prints_what_its_page_shows_at_every_level(
+    block: str, level: str, environment: dict[str, str], tmp_path: Path
+) -> None:
     assert block.startswith("$ ")
+    environment["GPTCLI_KERNELS"] = level
     for example in block.removeprefix("$ ").rstrip("\n").split("\n$ "):
         command, _, shown = example.partition("\n")
         text, numbers = text_and_numbers(printed(["bash", "-c", command], environment, tmp_path))

@@ -25,7 +25,7 @@ MODEL_SETTINGS = (
 
 _OFF = -1  # what other programs write for "off", but in the fields below
 _NEVER_OFF = {"temperature", "repetition_penalty"}
-_OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+_USUAL = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None}  # transformers' defaults, which say nothing
 _TINY_TOP_P = 1e-9  # transformers takes 0, which leaves the likeliest token alone
 
 # Fields that change a text and are not done, each with the values that are off beside null and -1.
@@ -125,11 +125,21 @@ def generation_notes(fields: Mapping[str, Any], where: str, context: int) -> lis
     if "max_length" in asked and isinstance(length, int) and length >= context:
         asked.remove("max_length")
     notes = [Note(f"not done, though {where} asks for it", tuple(asked))] if asked else []
-    sampled = tuple(name for name in _OF_SAMPLING if _is_set(name, fields.get(name)))
-    if sampled and fields.get("do_sample") is None:
+    if drawn := _drawn_anyway(fields, where):
         what = f"done, though {where} has no do_sample, without which transformers takes the likeliest tokens"
-        notes.append(Note(what, sampled))
+        notes.append(Note(what, drawn))
     return notes
+
+
+def _drawn_anyway(fields: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """The settings that are for drawing only, where a model does not say that it is drawn from."""
+    if fields.get("do_sample") is not None:
+        return ()
+    try:
+        defaults = sampling_defaults(fields, where)
+    except BrokenCheckpoint:  # an error of its own
+        return ()
+    return tuple(name for name, usual in _USUAL.items() if defaults.get(name, usual) != usual)
 
 
 def _is_set(name: str, value: Any) -> bool:

@@ -32,6 +32,7 @@ from gptcli.checkpoint.recipes import (
 from gptcli.checkpoint.tensor_source import TensorSource
 from gptcli.cuda.int4 import Tinygemm, TinygemmEmbedding, TinygemmLinear, TinygemmMatrix
 from gptcli.errors import BrokenCheckpoint
+from gptcli.kernels.bindings import Arithmetic
 from gptcli.kernels.layers import CompiledEmbedding, CompiledExperts, CompiledLinear, can_compile
 from gptcli.kernels.tensors import FLOATS, Library
 from gptcli.model.decoder import Decoder, Embedding
@@ -63,7 +64,7 @@ class WeightPlan:
     that no kernel below multiplies ("expand"). "int8" and "int4" also pack dense ones; int4 packs the head in 8 bits.
     library: the CPU's kernels, for every matrix they can multiply, in fp32. They take dense ones in the precision they
     are stored in. half: the precision that dense ones are rounded to for them instead.
-    integers: whether the kernels may round activations to 8 bits for packed matrices.
+    arithmetic: the kernels' for more than a few tokens.
     tinygemm: torch's int4 kernel on CUDA, for every packed matrix it can multiply, in bf16.
     """
 
@@ -72,7 +73,7 @@ class WeightPlan:
     packing: Packing
     library: Library | None = None
     half: torch.dtype | None = None
-    integers: bool = False
+    arithmetic: Arithmetic = "fp32"
     tinygemm: Tinygemm | None = None
 
 
@@ -250,7 +251,7 @@ def _module(
         case Embedding():
             return CompiledEmbedding(library, weight) if library else PackedEmbedding(weight, slot.dtype)
         case Experts(bias=bias):
-            return CompiledExperts(library, weight, bias, plan.integers) if library else PackedExperts(weight, bias)
+            return CompiledExperts(library, weight, bias, plan.arithmetic) if library else PackedExperts(weight, bias)
         case Linear(bias=bias):
-            integers = plan.integers and slot.path != "head"
-            return CompiledLinear(library, weight, bias, integers) if library else PackedLinear(weight, bias)
+            arithmetic: Arithmetic = "fp32" if slot.path == "head" else plan.arithmetic
+            return CompiledLinear(library, weight, bias, arithmetic) if library else PackedLinear(weight, bias)

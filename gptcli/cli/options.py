@@ -62,7 +62,7 @@ class RuntimeOptions:
     """Where and how a model runs."""
 
     device: Annotated[str, _model_option("auto, cpu, cuda or cuda:N.")] = "auto"
-    dtype: Annotated[Dtype, _model_option("Least precision of the computation.")] = "auto"
+    dtype: Annotated[Dtype, _model_option("Least precision computed in; auto: the checkpoint's.")] = "auto"
     quantize: Annotated[Quantize, _model_option("Precision the weights are kept in; auto: as stored.")] = "auto"
     ctx_size: Annotated[int | None, _model_option("Context in tokens. (default: the model's)", "-c", "--ctx-size")] = (
         None

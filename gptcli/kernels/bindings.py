@@ -17,10 +17,12 @@ from typing import Literal, Self, get_args
 
 from gptcli.errors import UsageError
 
-Level = Literal["portable", "avx2", "avx512"]
+Level = Literal["portable", "avx2", "avx512", "avx512_bf16", "amx"]
+Arithmetic = Literal["fp32", "bf16", "int8"]  # in the order of kernels.h's Arithmetic
 
 _VARIABLE = "GPTCLI_KERNELS"
 _NO_MEMORY, _NO_TOKEN = -1, -2  # of gptcli_draw
+BF16_LEVELS: tuple[Level, ...] = ("avx512_bf16", "amx")  # those with products in bf16
 _MOST_THREADS = 256  # kernels.h's MOST_THREADS
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "clamped_swiglu": 4}
 
@@ -94,7 +96,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "gptcli_matrix_dense": (c_void_p, [c_int, c_void_p, c_int64, c_int64]),
     "gptcli_matrix_coded": (c_void_p, [c_int, c_void_p, c_int64, c_int64]),
     "gptcli_matrix_affine": (c_void_p, [c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64, c_int, c_int64]),
-    "gptcli_matrix_round_activations": (None, [c_void_p]),
+    "gptcli_matrix_set_arithmetic": (c_int, [c_void_p, c_int]),
     "gptcli_matrix_free": (None, [c_void_p]),
     "gptcli_matrix_data": (c_void_p, [c_void_p, POINTER(c_int64)]),
     "gptcli_matrix_restored": (c_void_p, [c_char_p, c_void_p]),
@@ -156,7 +158,7 @@ class Functions:
 
     @property
     def level(self) -> Level:
-        """The instruction set in use: the best one of this processor, unless it was set."""
+        """The instruction set in use: the fastest one of this processor, unless it was set."""
         name: Level = self._c.gptcli_level().decode()
         return name
 
@@ -202,6 +204,12 @@ class Functions:
         matrix = Matrix(handle, rows, columns, address, size.value, weights)
         weakref.finalize(matrix, self._c.gptcli_matrix_free, handle).atexit = False  # the system frees faster
         return matrix
+
+    def set_arithmetic(self, matrix: Matrix, wanted: Arithmetic) -> Arithmetic:
+        """Multiplies more than a few tokens in an arithmetic; returns the one that the matrix and the level allow."""
+        names = get_args(Arithmetic)
+        effective: Arithmetic = names[self._c.gptcli_matrix_set_arithmetic(matrix.handle, names.index(wanted))]
+        return effective
 
     def code(self, operation: str) -> int:
         """The number of an operation of a program."""

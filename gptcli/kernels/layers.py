@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from torch import Tensor, nn
 
-from gptcli.kernels.bindings import Matrix
+from gptcli.kernels.bindings import Arithmetic, Matrix
 from gptcli.kernels.tensors import FLOATS, GROUP, Library
 from gptcli.quant.affine import AffineWeight
 from gptcli.quant.dense import DenseWeight, narrowed
@@ -22,11 +24,11 @@ def can_compile(weight: StoredWeight) -> bool:
     return False
 
 
-def _matrix(library: Library, weight: StoredWeight, integers: bool) -> Matrix:
+def _matrix(library: Library, weight: StoredWeight) -> Matrix:
     match weight:
         case AffineWeight(packed, scales, biases, bits):
             scales, biases = _halves(torch.stack([scales, biases]))
-            return library.affine(packed.contiguous(), scales, biases, bits, integers=integers)
+            return library.affine(packed.contiguous(), scales, biases, bits)
         case DenseWeight(values):
             values = narrowed(values.contiguous())
             return library.coded(values) or library.dense(values)
@@ -42,12 +44,15 @@ def _halves(constants: Tensor) -> Tensor:
 class CompiledLinear(nn.Module):
     """A linear layer. Of a packed weight only the kernels' copy is kept.
 
-    integers: round activations to 8 bits for affine weights, which is faster for many tokens.
+    arithmetic: what is wanted; as attribute, what the weights and the processor allow.
     """
 
-    def __init__(self, library: Library, weight: StoredWeight, bias: nn.Parameter | None, integers: bool) -> None:
+    def __init__(
+        self, library: Library, weight: StoredWeight, bias: nn.Parameter | None, arithmetic: Arithmetic
+    ) -> None:
         super().__init__()
-        self.matrix = _matrix(library, weight, integers)
+        self.matrix = _matrix(library, weight)
+        self.arithmetic = library.set_arithmetic(self.matrix, arithmetic)
         self.bias = bias
         self._library = library
 
@@ -57,11 +62,15 @@ class CompiledLinear(nn.Module):
 
 
 class CompiledExperts(nn.Module):
-    """A linear layer for each expert. integers: see `CompiledLinear`."""
+    """A linear layer for each expert. arithmetic: see `CompiledLinear`."""
 
-    def __init__(self, library: Library, weight: StoredWeight, bias: nn.Parameter | None, integers: bool) -> None:
+    def __init__(
+        self, library: Library, weight: StoredWeight, bias: nn.Parameter | None, arithmetic: Arithmetic
+    ) -> None:
         super().__init__()
-        self.matrices = [_matrix(library, weight.expert(index), integers) for index in range(weight.shape[0])]
+        self.matrices = [_matrix(library, weight.expert(index)) for index in range(weight.shape[0])]
+        effective = [library.set_arithmetic(matrix, arithmetic) for matrix in self.matrices]
+        self.arithmetic = max(effective, key=get_args(Arithmetic).index)  # they may be stored differently
         self.bias = bias
         self._library = library
 
@@ -75,7 +84,7 @@ class CompiledEmbedding(nn.Module):
 
     def __init__(self, library: Library, weight: StoredWeight) -> None:
         super().__init__()
-        self.matrix = _matrix(library, weight, integers=False)  # rounding in the head changes logits directly
+        self.matrix = _matrix(library, weight)  # in fp32: rounding in the head changes logits directly
         self._library = library
 
     def forward(self, tokens: Tensor) -> Tensor:

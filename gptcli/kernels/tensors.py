@@ -35,11 +35,11 @@ class Library(Functions):
         handle = self._c.gptcli_matrix_coded(FLOATS[weight.dtype], weight.data_ptr(), rows, columns)
         return None if handle is None else self._matrix(handle, rows, columns, None)
 
-    def affine(self, packed: Tensor, scales: Tensor, biases: Tensor, bits: int, *, integers: bool = True) -> Matrix:
+    def affine(self, packed: Tensor, scales: Tensor, biases: Tensor, bits: int) -> Matrix:
         """A copy of a `quant.affine.AffineWeight`, repacked.
 
         packed: (rows, columns * bits / 8) uint8 of 4 or 8 bits; scales and biases: (rows, columns / group) in fp32,
-        fp16 or bf16; group: a multiple of 32. integers: round activations to 8 bits.
+        fp16 or bf16; group: a multiple of 32.
         """
         rows, groups = scales.shape
         columns = packed.shape[1] * 8 // bits
@@ -50,10 +50,7 @@ class Library(Functions):
             packed.data_ptr(), scales.data_ptr(), biases.data_ptr(), FLOATS[scales.dtype],
             rows, columns, bits, columns // groups,
         )  # fmt: skip
-        matrix = self._matrix(handle, rows, columns, None)
-        if integers:
-            self._c.gptcli_matrix_round_activations(handle)
-        return matrix
+        return self._matrix(handle, rows, columns, None)
 
     def row(self, matrix: Matrix, row: int) -> Tensor:
         """One row in fp32, (columns,): an embedding."""
@@ -65,8 +62,8 @@ class Library(Functions):
     def linear(self, matrix: Matrix, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x @ W.T + bias: (..., columns) to (..., rows).
 
-        For affine matrices with `integers`, x is rounded to signed 8 bits with a scale per 32 columns, and products are
-        exact. All others multiply and add in fp32. Raises MemoryError.
+        In int8, x is rounded to signed 8 bits with a scale per 32 columns, and products are exact. In bf16, the weights
+        and more than 16 tokens are rounded to that. All else multiplies and adds in fp32. Raises MemoryError.
         """
         x = contiguous(x)
         assert x.shape[-1] == matrix.columns and (bias is None or bias.shape == (matrix.rows,))

@@ -14,12 +14,13 @@ from torch import nn
 
 from gptcli.cuda.int4 import TinygemmEmbedding, TinygemmLinear
 from gptcli.kernels.layers import CompiledEmbedding, CompiledExperts, CompiledLinear
+from gptcli.kernels.tensors import Library
 from gptcli.model.mlp import Experts, Moe
 from gptcli.quant.packed import PackedEmbedding, PackedExperts, PackedLinear
 from gptcli.runtime.torch_engine import TorchEngine
 
 _READ_BYTES = 256 << 20  # more than caches hold
-_READS = 5
+_READS = 3
 _CUDA_READ_BYTES = 1 << 30
 _CUDA_READS = 20  # in a row, beside which the launch and the wait are little
 
@@ -48,11 +49,12 @@ def measure(
     prompt_tokens: int,
     decode_tokens: int,
     repeats: int,
+    bandwidth: Bandwidth,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Point | None:
     """Prefills, then decodes greedily, `repeats` times after a first run that does not count; None if cancelled.
 
-    The tokens are arbitrary: speed does not depend on them.
+    The tokens are arbitrary: speed does not depend on them. bandwidth: measured between the runs.
     """
     vocabulary = engine.decoder.config.vocab_size
     prompt = [(7 * position + 3) % vocabulary for position in range(prompt_tokens)]
@@ -69,9 +71,12 @@ def measure(
                 return None
             logits = engine.decode(int(logits.argmax()), cache)
         decodes.append(decode_tokens / (_settled(engine.plan.device) - started))
+        bandwidth.measure()
     context = prompt_tokens + decode_tokens // 2
     cache_bytes = engine.decoder.config.cache_bytes(context, cache.dtype.itemsize)
-    return Point(prompt_tokens, _rate(prefills[1:]), _rate(decodes[1:]), weight_bytes(engine.decoder) + cache_bytes)
+    bytes_a_token = weight_bytes(engine.decoder) + cache_bytes
+    bandwidth.best = max(bandwidth.best, max(decodes) * bytes_a_token)
+    return Point(prompt_tokens, _rate(prefills[1:]), _rate(decodes[1:]), bytes_a_token)
 
 
 def _settled(device: torch.device) -> float:
@@ -113,16 +118,33 @@ def _module_bytes(module: nn.Module) -> int:
     return 0
 
 
-def read_bandwidth(device: torch.device) -> float:
-    """Bytes a second that all threads read from memory, at best; on CUDA, that a sum or a copy moves."""
-    if device.type == "cuda":
-        numbers = torch.ones(_CUDA_READ_BYTES // 4, device=device)
-        copy = torch.empty_like(numbers)
-        seconds = [_seconds(device, lambda: copy.copy_(numbers), _CUDA_READS) / 2 for _ in range(_READS)]
-        seconds += [_seconds(device, numbers.sum, _CUDA_READS) for _ in range(_READS)]
-        return _CUDA_READ_BYTES / min(seconds)
-    numbers = torch.ones(_READ_BYTES // 4)
-    return _READ_BYTES / min(_seconds(device, numbers.sum, 1) for _ in range(_READS))
+class Bandwidth:
+    """How many bytes a second a device's memory delivers: the most of all measurements and ways to read.
+
+    On a CPU all threads read; on CUDA a sum or a copy moves the bytes. best: the most so far. library: the kernels,
+    whose own reading is measured too.
+    """
+
+    def __init__(self, device: torch.device, library: Library | None) -> None:
+        self.best = 0.0
+        self._device = device
+        self._size, self._times = (_CUDA_READ_BYTES, _CUDA_READS) if device.type == "cuda" else (_READ_BYTES, 1)
+        numbers = torch.ones(self._size // 4, device=device)
+        self._ways: list[tuple[Callable[[], object], int]] = [(numbers.sum, self._size)]
+        if device.type == "cuda":
+            copy = torch.empty_like(numbers)
+            self._ways.append((lambda: copy.copy_(numbers), 2 * self._size))
+        if library is not None:
+            columns = 1 << 13
+            packed = torch.zeros(self._size // columns, columns, dtype=torch.uint8)
+            scales = torch.zeros(len(packed), columns // 32, dtype=torch.half)
+            matrix, x = library.affine(packed, scales, scales, 8), torch.zeros(1, columns)
+            self._ways.append((lambda: library.linear(matrix, x), matrix.size))
+
+    def measure(self) -> None:
+        """Measures a few times more."""
+        for act, size in self._ways * _READS:
+            self.best = max(self.best, size / _seconds(self._device, act, self._times))
 
 
 def _seconds(device: torch.device, act: Callable[[], object], times: int) -> float:

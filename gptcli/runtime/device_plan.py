@@ -12,6 +12,7 @@ from gptcli.checkpoint.load import Packing, WeightPlan
 from gptcli.cuda.graph import Record, cuda_graph
 from gptcli.cuda.int4 import Tinygemm
 from gptcli.errors import NoSuchDevice, OutOfMemory
+from gptcli.kernels.bindings import BF16_LEVELS, Arithmetic
 from gptcli.kernels.tensors import Library
 from gptcli.kernels.tensors import library as kernels
 from gptcli.model.config import MoeConfig
@@ -19,6 +20,7 @@ from gptcli.runtime.machine import cpu_limit, free_memory
 from gptcli.settings import RuntimeConfig
 
 _PACKED_BYTES = {"int8": 1.125, "int4": 0.625}  # a weight: its bits and its share of a scale and bias in fp16
+_LARGE = 4 << 30  # bytes of packed weights beside which a prompt in fp32 takes minutes on a few cores
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -26,11 +28,13 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class DevicePlan:
     """How a model's weights are loaded, and what runs its steps.
 
-    library: the compiled kernels, or None for torch alone. record: records a token's step; None runs plain steps.
+    library: the compiled kernels, or None for torch alone. rounding: why the weights' arithmetic rounds more than was
+    asked for, if it does. record: records a token's step; None runs plain steps.
     """
 
     weights: WeightPlan
     library: Library | None = None
+    rounding: str | None = None
     record: Record | None = None
 
     @property
@@ -50,7 +54,7 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
     `auto` runs on CUDA in the checkpoint's precision, or on the CPU in fp32 if that fits. On the CPU the compiled
     kernels take weights as stored. Without kernels, packed weights are expanded where that fits easily, as torch
     multiplies dense ones faster; experts stay packed. A requested dtype is the least precision of activations: the
-    kernels round dense matrices to a requested half, and compute in fp32.
+    kernels round dense matrices to a requested half. See `_arithmetic` for what they compute in.
     """
     device = _device(runtime.device)
     torch.set_num_threads(runtime.threads or min(torch.get_num_threads(), cpu_limit()))
@@ -67,8 +71,7 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
         dtype = torch.float32
     else:
         dtype, library, as_stored = _stored_dtype(folder), None, False
-        is_packed = folder.kept_bytes(4) != folder.parameter_count * 4
-        if _has_tinygemm(device) and (runtime.quantize in ("int8", "int4") or is_packed):
+        if _has_tinygemm(device) and (runtime.quantize in ("int8", "int4") or _is_packed(folder)):
             dtype = torch.bfloat16  # the kernel multiplies these only
     itemsize = (half or dtype).itemsize
     dense_bytes = folder.parameter_count * itemsize
@@ -92,6 +95,7 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
             f"{free / 1e9:.1f} GB are free ({free} bytes)",
             hint="try --quantize int4, a smaller --dtype or a smaller model",
         )
+    arithmetic, rounding = ("fp32", None) if library is None else _arithmetic(folder, runtime, library, as_stored)
     record = cuda_graph if device.type == "cuda" and not _plain() else None
     weights = WeightPlan(
         device,
@@ -99,10 +103,10 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
         packing,
         library if as_stored or half else None,
         half,
-        integers=as_stored and runtime.dtype == "auto",
-        tinygemm=Tinygemm() if _has_tinygemm(device) and dtype == torch.bfloat16 else None,
+        arithmetic,
+        Tinygemm() if _has_tinygemm(device) and dtype == torch.bfloat16 else None,
     )
-    return DevicePlan(weights, library, record)
+    return DevicePlan(weights, library, rounding, record)
 
 
 def _bytes_in_fp32(folder: ModelFolder, runtime: RuntimeConfig, as_stored: bool) -> int:
@@ -125,6 +129,28 @@ def _kernels(runtime: RuntimeConfig) -> Library | None:
     return library
 
 
+def _arithmetic(
+    folder: ModelFolder, runtime: RuntimeConfig, library: Library, as_stored: bool
+) -> tuple[Arithmetic, str | None]:
+    """What more than a few tokens are multiplied in, and why it rounds more than was asked for.
+
+    `auto` computes what the checkpoint holds: in bf16 where the processor has such products, else in fp32. Activations
+    in 8 bits come with a requested `int8` or `int4`, and with models that would be of little use without. AMX
+    multiplies bf16 faster than other instructions 8 bits.
+    """
+    if runtime.dtype in ("fp32", "fp16"):
+        return "fp32", None
+    if runtime.dtype == "auto" and runtime.quantize in ("int8", "int4") and library.level != "amx":
+        return "int8", None
+    large = runtime.dtype == "auto" and as_stored and folder.weight_bytes >= _LARGE and _is_packed(folder)
+    if large and library.level not in BF16_LEVELS:
+        return "int8", (
+            f"{folder.weight_bytes / 1e9:.1f} GB of packed weights are many for a processor without bf16 products, so "
+            "activations are rounded to 8 bits; --dtype fp32 does not round them"
+        )
+    return "bf16", None
+
+
 def _plain() -> bool:
     """Whether torch runs every step alone, operation by operation."""
     return os.environ.get("GPTCLI_KERNELS") == "off"
@@ -135,6 +161,10 @@ def _has_tinygemm(device: torch.device) -> bool:
     if device.type != "cuda" or torch.version.hip is not None or _plain():
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _is_packed(folder: ModelFolder) -> bool:
+    return folder.kept_bytes(4) != folder.parameter_count * 4
 
 
 def _device(name: str) -> torch.device:

@@ -106,7 +106,7 @@ class Engine(Protocol):
 
     @property
     def failures(self) -> Sequence[str]:
-        """Why it is slower here than it could be; what it computes is right all the same."""
+        """Notes on why it is slower here than it could be, or rounds more than was asked for."""
 
     def serves(self, workload: Workload) -> bool:
         """Whether it can do all that a workload asks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -10,7 +11,8 @@ from torch import Tensor
 from gptcli.cuda.graph import RecordedSteps
 from gptcli.cuda.static_step import all_finite
 from gptcli.errors import NonFiniteLogits
-from gptcli.kernels.bindings import not_built
+from gptcli.kernels.bindings import Arithmetic, not_built
+from gptcli.kernels.layers import CompiledExperts, CompiledLinear
 from gptcli.kernels.tensors import Library
 from gptcli.model.cache import KVCache
 from gptcli.model.decoder import Decoder
@@ -47,13 +49,21 @@ class TorchEngine:
         return ", ".join(["torch", *graphs, *tinygemm])
 
     @property
+    def arithmetic(self) -> str:
+        """What more than a few tokens are multiplied in, where that rounds most."""
+        compiled = [m for m in self.decoder.modules() if isinstance(m, CompiledLinear | CompiledExperts)]
+        names = get_args(Arithmetic)
+        return max((module.arithmetic for module in compiled), key=names.index, default=self.dtype_name)
+
+    @property
     def failures(self) -> tuple[str, ...]:
         """See `Engine.failures`: what did not pass its check is done in another way."""
         checked = (self._recorded, self.plan.weights.tinygemm)
         failures = [each.failure for each in checked if each is not None and each.failure is not None]
         if self.plan.device.type == "cpu" and not_built():
             failures.append("the CPU kernels are not built: install a C compiler, then gptcli again")
-        return tuple(failures)
+        rounding = [] if self.plan.rounding is None else [self.plan.rounding]
+        return *rounding, *(f"slower than it could be: {failure}" for failure in failures)
 
     @property
     def threads(self) -> int:

@@ -178,12 +178,12 @@ def test_a_field_that_the_reference_does_not_read_either_is_one_note(
 
 
 def test_a_field_of_generation_is_left_over_beside_a_generation_config(tmp_path: Path) -> None:
-    folder = make_model(tmp_path, temperature=0.3)
+    folder = make_model(tmp_path, temperature=0.3, do_sample=True)
     assert gptcli.load(folder).notes == []
     assert gptcli.load(folder).sampling_defaults == {"temperature": 0.3}
-    (folder / "generation_config.json").write_text('{"top_k": 5}')
+    (folder / "generation_config.json").write_text('{"top_k": 5, "do_sample": true}')
     (note,) = gptcli.load(folder).notes
-    assert (note.what, note.names) == ("config.json: fields that nothing reads", ("temperature",))
+    assert (note.what, note.names) == ("config.json: fields that nothing reads", ("do_sample", "temperature"))
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,13 @@ def test_bench_prints_an_object_with_every_figure(cli: Cli, tiny_model: Path) ->
     assert (done.code, done.err) == (0, "")
     record = json.loads(done.out)
     assert record["weight_bytes"] == 103_040 and record["kernels"] and record["bytes_a_second"] > 0
+    assert record["arithmetic"] == "fp32"
     assert record["first_token_s"] > record["load_s"] > 0
     assert [point["prompt_tokens"] for point in record["lengths"]] == [8, 16]
     for point in record["lengths"]:
         rate = point["decode_tokens_per_s"]
         assert 0 < rate["least"] <= rate["median"] <= rate["greatest"]
+        assert point["share_of_bandwidth"] <= 1
         assert point["bytes_a_second"] == pytest.approx(point["bytes_a_token"] * rate["median"])
 
 

@@ -76,3 +76,11 @@ def test_it_is_noted_before_the_first_prompt(repeating: Path) -> None:
     chat = Chat(HELLO, "-m", str(repeating), width=200).ready()
     assert any("begins with <|im_start|> twice" in line for line in chat.lines)
     assert chat.leave() == 0
+
+
+def test_it_is_noted_of_a_model_that_a_conversation_goes_on_with(model: Path, repeating: Path) -> None:
+    chat = Chat(HELLO, "-m", str(model), width=200).ready()
+    assert not any("begins with <|im_start|> twice" in line for line in chat.lines)
+    chat.ask(f"/model {repeating}")
+    assert any("begins with <|im_start|> twice" in line for line in chat.lines)
+    assert chat.leave() == 0

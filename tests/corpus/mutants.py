@@ -19,11 +19,14 @@ from tests.corpus.model_dir import Expected, ModelDir, Mutator
 
 _SINGLE: list[Mutator] = [*mutate_weights.MUTATORS, *mutate_json.MUTATORS, *mutate_tokenizers.MUTATORS]
 
+# What a mutator raises where an earlier one has left it nothing to damage, or too deep a JSON.
+_NOTHING_LEFT = (KeyError, ValueError, TypeError, IndexError, AttributeError, RecursionError, struct.error)
+
 
 def several(rng: Random, model: ModelDir) -> Expected:
     """Several faults, each as far as the one before leaves it something to damage."""
     for mutator in rng.choices(_SINGLE, k=rng.randint(2, 4)):
-        with contextlib.suppress(KeyError, ValueError, TypeError, IndexError, AttributeError, struct.error):
+        with contextlib.suppress(*_NOTHING_LEFT):
             mutator(rng, model)
     return "any"
 
@@ -35,7 +38,7 @@ def packed(rng: Random, model: ModelDir) -> Expected:
         settings = model.json()["quantization"]
         settings[rng.choice(["bits", "group_size", "mode"])] = rng.choice([*mutate_json.WRONG, 4.0, 64.0, 3, 32, 128])
         model.change("config.json", quantization=settings)
-    with contextlib.suppress(KeyError, ValueError, TypeError, IndexError):
+    with contextlib.suppress(*_NOTHING_LEFT):
         rng.choice(mutate_weights.OF_HEADERS + mutate_json.MUTATORS)(rng, model)
     return "any"
 

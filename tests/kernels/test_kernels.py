@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from gptcli.errors import UsageError
 from gptcli.kernels import bindings, tensors
-from gptcli.kernels.bindings import Level, Matrix
+from gptcli.kernels.bindings import BF16_LEVELS, Arithmetic, Level, Matrix
 from gptcli.kernels.tensors import Library
 from gptcli.quant.affine import pack_nibbles
 from tests.kernels.operations import Operations
@@ -25,7 +25,7 @@ TOKENS = (*range(1, 41), 130, 600)
 DENSE = (torch.float32, torch.float16, torch.bfloat16)
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512"])
+@pytest.fixture(params=get_args(Level))
 def kernels(request: pytest.FixtureRequest) -> Iterator[Operations]:
     library = Operations.built()
     if library is None:
@@ -54,9 +54,11 @@ class Affine(NamedTuple):
     biases: Tensor
     bits: int
 
-    def matrix(self, kernels: Library, *, integers: bool = True) -> Matrix:
+    def matrix(self, kernels: Library, arithmetic: Arithmetic = "int8") -> Matrix:
         packed = pack_nibbles(self.q) if self.bits == 4 else self.q
-        return kernels.affine(packed, self.scales, self.biases, self.bits, integers=integers)
+        matrix = kernels.affine(packed, self.scales, self.biases, self.bits)
+        kernels.set_arithmetic(matrix, arithmetic)
+        return matrix
 
     def expanded(self) -> Tensor:
         q = self.q.double().view(*self.scales.shape, -1)
@@ -104,7 +106,7 @@ def assert_product(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None =
 def assert_affine(kernels: Library, weight: Affine, x: Tensor, bias: Tensor | None = None) -> None:
     """With activations in 8 bits, and with activations in fp32."""
     assert_product(kernels.linear(weight.matrix(kernels), x, bias), quantized(x), weight.expanded(), bias)
-    assert_product(kernels.linear(weight.matrix(kernels, integers=False), x, bias), x, weight.expanded(), bias)
+    assert_product(kernels.linear(weight.matrix(kernels, "fp32"), x, bias), x, weight.expanded(), bias)
 
 
 # Dense
@@ -204,7 +206,7 @@ def test_affine_weights_of_any_shape(
 )
 def test_affine_weights_and_every_number_of_tokens(kernels: Library, make: Callable[..., Affine], bits: int) -> None:
     weight, x, bias = make(100, 192, bits, 64), torch.randn(max(TOKENS), 192), torch.randn(100)
-    rounding, exact = (weight.matrix(kernels, integers=integers) for integers in (True, False))
+    rounding, exact = weight.matrix(kernels), weight.matrix(kernels, "fp32")
     for tokens in TOKENS:
         some = x[:tokens]
         assert_product(kernels.linear(rounding, some, bias), quantized(some), weight.expanded(), bias)
@@ -213,12 +215,12 @@ def test_affine_weights_and_every_number_of_tokens(kernels: Library, make: Calla
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("tokens", [1, 5, 30])
-def test_each_weight_is_exactly_that_of_an_expanded_matrix(kernels: Library, tokens: int, bits: int) -> None:
+def test_each_weight_is_that_of_an_expanded_matrix(kernels: Library, tokens: int, bits: int) -> None:
     weight = affine(37, 64, bits, 32)
-    matrix, x = weight.matrix(kernels, integers=False), torch.zeros(tokens, 64)
+    matrix, x = weight.matrix(kernels, "fp32"), torch.zeros(tokens, 64)
     for column in range(64):
         x.zero_()[-1, column] = 1
-        assert torch.equal(kernels.linear(matrix, x)[-1], weight.expanded()[:, column].float())
+        assert_close(kernels.linear(matrix, x)[-1], weight.expanded()[:, column], 2e-7)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -233,10 +235,7 @@ def test_affine_sources_may_lie_at_any_byte(kernels: Library, bits: int) -> None
     packed = pack_nibbles(weight.q) if bits == 4 else weight.q
     shifted = torch.cat([packed.new_zeros(1), packed.flatten()])[1:].view(packed.shape)
     constants = [torch.cat([c.new_zeros(1), c.flatten()])[1:].view(c.shape) for c in (weight.scales, weight.biases)]
-    out = kernels.linear(kernels.affine(shifted, *constants, bits), x)
-    assert_product(out, quantized(x), weight.expanded())
-    out = kernels.linear(kernels.affine(shifted, *constants, bits, integers=False), x)
-    assert_product(out, x, weight.expanded())
+    assert_product(kernels.linear(kernels.affine(shifted, *constants, bits), x), x, weight.expanded())
 
 
 @pytest.mark.parametrize("level", [0, -1])
@@ -272,14 +271,15 @@ def test_an_outlier_or_a_tiny_value_costs_precision_only_in_its_segment(kernels:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nan_and_infinity_affect_only_their_token(kernels: Library, value: float) -> None:
+@pytest.mark.parametrize("tokens", [1, 20])
+def test_nan_and_infinity_affect_only_their_token(kernels: Library, value: float, tokens: int) -> None:
     x = torch.randn(2, 128)
     x[1, 70] = value
     for weight in (affine(40, 128, 4, 32), centred(40, 128, 8)):
-        for integers in (True, False):
-            out = kernels.linear(weight.matrix(kernels, integers=integers), x)
-            assert out[0].isfinite().all()
-            assert not out[1].isfinite().any()
+        for arithmetic in get_args(Arithmetic):
+            out = kernels.linear(weight.matrix(kernels, arithmetic), x.repeat(tokens, 1))
+            assert out[::2].isfinite().all()
+            assert not out[1::2].isfinite().any()
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -299,11 +299,11 @@ def test_packing_costs_little_more_than_the_weights(kernels: Library) -> None:
 def test_centred_weights_give_the_numbers_of_the_same_with_biases(kernels: Library, bits: int) -> None:
     weight = centred(37, 128, bits)
     stored = weight._replace(scales=weight.scales.float(), biases=weight.biases.float())
-    matrix, other = weight.matrix(kernels, integers=False), stored.matrix(kernels, integers=False)
+    matrix, other = weight.matrix(kernels, "fp32"), stored.matrix(kernels, "fp32")
     assert matrix.size < other.size
     for tokens in (1, 5, 30):
         x = torch.randn(tokens, 128)
-        assert torch.equal(kernels.linear(matrix, x), kernels.linear(other, x))
+        assert_close(kernels.linear(matrix, x), kernels.linear(other, x), 1e-6)
     for row in range(37):
         assert torch.equal(kernels.row(matrix, row), kernels.row(other, row))
         assert torch.equal(kernels.row(matrix, row), weight.expanded()[row].float())
@@ -330,7 +330,7 @@ def test_one_bias_that_does_not_follow_from_its_scale_is_kept(
 def test_a_scale_whose_bias_overflows_keeps_the_biases(kernels: Library, bits: int) -> None:
     weight = centred(40, 64, bits)
     weight.scales[5, 0], weight.biases[5, 0] = 60_000, float("-inf")
-    matrix = weight.matrix(kernels, integers=False)
+    matrix = weight.matrix(kernels, "fp32")
     out = kernels.linear(matrix, torch.ones(2, 64))
     assert not out[:, 5].isfinite().any()
     out[:, 5] = 0
@@ -347,6 +347,68 @@ def test_many_matrices_come_and_go(kernels: Library) -> None:
         assert_product(kernels.linear(matrix, x), quantized(x), weight.expanded())
 
 
+# In bf16
+
+
+def rounded(x: Tensor) -> Tensor:
+    return x.bfloat16().double()
+
+
+@pytest.fixture
+def bf16_kernels(kernels: Library) -> Library:
+    if kernels.level not in BF16_LEVELS:
+        pytest.skip(f"{kernels.level} has no products in bf16")
+    return kernels
+
+
+@pytest.mark.parametrize(("rows", "columns", "tokens"), MANY)
+def test_bf16_weights_and_many_tokens_in_bf16(bf16_kernels: Library, rows: int, columns: int, tokens: int) -> None:
+    weight, bias = torch.randn(rows * columns + 1).bfloat16()[1:].view(rows, columns), torch.randn(rows + 1)[1:]
+    x = torch.randn((tokens + 20) * columns + 1)[1:].view(tokens + 20, columns)  # more than a few
+    matrix = bf16_kernels.dense(weight)
+    assert bf16_kernels.set_arithmetic(matrix, "bf16") == "bf16"
+    assert_product(bf16_kernels.linear(matrix, x), rounded(x), weight)
+    assert_product(bf16_kernels.linear(matrix, x, bias), rounded(x), weight, bias)
+
+
+@pytest.mark.parametrize("make", [centred, *(partial(affine, dtype=dtype) for dtype in DENSE)])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("columns", [64, 192, 1536])
+def test_affine_weights_in_bf16(bf16_kernels: Library, make: Callable[..., Affine], bits: int, columns: int) -> None:
+    for rows in ROWS:
+        weight, bias = make(rows, columns, bits, 32), torch.randn(rows)
+        matrix = weight.matrix(bf16_kernels, "bf16")
+        for tokens in (17, 32, 45, 130):
+            x = torch.randn(tokens, columns)
+            out = bf16_kernels.linear(matrix, x, bias)
+            assert_product(out, rounded(x), rounded(weight.expanded().float()), bias, 1e-4)
+
+
+def test_coded_weights_in_bf16_give_the_numbers_of_plain_ones(bf16_kernels: Library) -> None:
+    weight, x = torch.randn(100, 192).bfloat16(), torch.randn(40, 192)
+    coded, plain = bf16_kernels.coded(weight), bf16_kernels.dense(weight)
+    assert coded is not None
+    outs = []
+    for matrix in (coded, plain):
+        assert bf16_kernels.set_arithmetic(matrix, "bf16") == "bf16"
+        outs.append(bf16_kernels.linear(matrix, x))
+    assert outs[0].equal(outs[1])
+
+
+def test_a_few_tokens_are_multiplied_in_fp32(kernels: Library) -> None:
+    weight, x = affine(100, 192, 4, 32), torch.randn(16, 192)
+    assert_product(kernels.linear(weight.matrix(kernels, "bf16"), x), x, weight.expanded())
+
+
+def test_an_arithmetic_is_used_where_weights_and_level_allow_it(kernels: Library) -> None:
+    bf16 = "bf16" if kernels.level in BF16_LEVELS else "fp32"
+    packed = affine(40, 64, 4, 32).matrix(kernels)
+    wide, half, narrow = (kernels.dense(torch.randn(40, 64).to(dtype)) for dtype in DENSE)
+    assert [kernels.set_arithmetic(packed, name) for name in get_args(Arithmetic)] == ["fp32", bf16, "int8"]
+    assert [kernels.set_arithmetic(matrix, "bf16") for matrix in (wide, half, narrow)] == ["fp32", "fp32", bf16]
+    assert kernels.set_arithmetic(narrow, "int8") == "fp32"
+
+
 # Threads
 
 
@@ -355,10 +417,11 @@ def test_results_do_not_depend_on_the_number_of_threads(kernels: Library, thread
     for matrix, tokens in (
         (affine(3000, 256, 8, 32).matrix(kernels), 20),
         (centred(3000, 256, 8).matrix(kernels), 20),
-        (affine(3000, 256, 4, 32).matrix(kernels, integers=False), 3),
-        (affine(333, 256, 8, 32).matrix(kernels, integers=False), 150),
+        (affine(3000, 256, 4, 32).matrix(kernels, "fp32"), 3),
+        (affine(333, 256, 8, 32).matrix(kernels, "fp32"), 150),
         (kernels.dense(torch.randn(333, 300)), 3),
         (kernels.dense(torch.randn(333, 300).half()), 150),
+        (affine(333, 256, 4, 32).matrix(kernels, "bf16"), 500),
     ):
         x = torch.randn(tokens, matrix.columns)
         kernels.set_threads(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import gptcli
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import Packing, WeightPlan, load_decoder
 from gptcli.errors import OutOfMemory
+from gptcli.kernels.bindings import BF16_LEVELS, Arithmetic
 from gptcli.kernels.layers import CompiledEmbedding, CompiledExperts, CompiledLinear, can_compile
 from gptcli.kernels.tensors import Library
 from gptcli.quant.affine import AffineWeight
@@ -41,9 +43,10 @@ def engine_of(
     packing: Packing = "keep",
     *,
     half: torch.dtype | None = None,
-    integers: bool = False,
+    arithmetic: Arithmetic = "fp32",
 ) -> TorchEngine:
-    plan = DevicePlan(WeightPlan(torch.device("cpu"), torch.float32, packing, library, half, integers), library)
+    weights = WeightPlan(torch.device("cpu"), torch.float32, packing, library, half, arithmetic)
+    plan = DevicePlan(weights, library)
     decoder = load_decoder(ModelFolder.open(path), plan.weights)
     return TorchEngine(decoder, plan, decoder.config.max_context, load_s=0.0)
 
@@ -85,7 +88,7 @@ def test_weights_in_fewer_bytes_give_the_logits_of_plain_ones_to_the_bit(
     assert weight_bytes(plain.decoder) == sum(
         tensor.nbytes for name, tensor in stored.items() if tensor.ndim == 2 and (tied or "embed" not in name)
     )
-    if library.level == "avx512":
+    if library.level in ("avx512", *BF16_LEVELS):
         assert weight_bytes(less.decoder) < 0.93 * weight_bytes(plain.decoder)
     assert less.logits(IDS).equal(plain.logits(IDS))
     assert decoded(less).equal(decoded(plain))
@@ -146,7 +149,7 @@ def test_constants_that_are_all_numbers_of_fp16_take_16_bits(
     biases = scales * -7
     biases[20, 2] += offset
     weight = AffineWeight(torch.randint(0, 256, (32, 64), dtype=torch.uint8), scales, biases, 4)
-    linear = CompiledLinear(library, weight, None, integers=False)
+    linear = CompiledLinear(library, weight, None, "fp32")
     assert linear.matrix.size == 32 * 4 * bytes_a_group
     assert linear(torch.eye(128)).T.equal(weight.expanded())
 
@@ -157,7 +160,7 @@ def test_the_biases_of_a_symmetric_gptq_weight_are_not_kept(zero: int, bytes_a_g
     zeros = torch.full((4, 16), zero * 0x11, dtype=torch.uint8).view(torch.int32)
     weight = gptq_weight(q, zeros, scales, None, bits=4, group_size=32, zero_offset=0)
     assert isinstance(weight, AffineWeight)
-    assert CompiledLinear(library, weight, None, integers=False).matrix.size == 32 * 4 * bytes_a_group
+    assert CompiledLinear(library, weight, None, "fp32").matrix.size == 32 * 4 * bytes_a_group
 
 
 @pytest.mark.parametrize("packing", ["int8", "int4"])
@@ -166,7 +169,7 @@ def test_quantized_activations_cost_less_than_quantized_weights(
 ) -> None:
     path = write_reference(tmp_path, "llama", **SIZES).path
     dense, exact = logits_of(path), logits_of(path, packing)
-    engine = engine_of(path, library, packing, integers=True)
+    engine = engine_of(path, library, packing, arithmetic="int8")
     assert engine.kernels == library.level
     for logits in (engine.logits(IDS), decoded(engine)):
         assert 0 < relative_error(logits, exact) < 0.05
@@ -176,7 +179,7 @@ def test_quantized_activations_cost_less_than_quantized_weights(
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_head_never_rounds_activations(tied: bool, tmp_path: Path, library: Library) -> None:
     path = write_reference(tmp_path, "llama", tie_word_embeddings=tied, **SIZES).path
-    decoder = engine_of(path, library, "int8", integers=True).decoder
+    decoder = engine_of(path, library, "int8", arithmetic="int8").decoder
     head = decoder.embed if tied else decoder.head
     assert isinstance(head, CompiledEmbedding | CompiledLinear)
     weights = torch.stack([library.row(head.matrix, row) for row in range(head.matrix.rows)])
@@ -224,7 +227,7 @@ def test_packed_weights_become_a_half_or_stay_as_exact_as_they_are(
 def test_packed_experts_are_compiled_too(family: str, tmp_path: Path, library: Library) -> None:
     path = write_reference(tmp_path / "dense", family, **FAMILIES[family]).path
     repack(path, tmp_path / "packed", tmp_path / "meant", pack, **MLX)
-    engine = engine_of(tmp_path / "packed", library, integers=True)
+    engine = engine_of(tmp_path / "packed", library, arithmetic="int8")
     assert sum(isinstance(module, CompiledExperts) for module in engine.decoder.modules()) == 4
     assert engine.kernels == f"{library.level} and torch"
     errors = (engine.logits(IDS) - logits_of(tmp_path / "meant")).abs().amax(-1)
@@ -239,7 +242,7 @@ def test_a_dtype_that_was_asked_for_is_that_of_the_activations(tmp_path: Path, l
     assert sum(isinstance(module, CompiledLinear) for module in engine.decoder.modules()) > 0
     assert relative_error(engine.logits(IDS), wanted) < 1e-5
     assert relative_error(decoded(engine), wanted) < 1e-5
-    assert relative_error(engine_of(tmp_path / "packed", library, integers=True).logits(IDS), wanted) > 1e-4
+    assert relative_error(engine_of(tmp_path / "packed", library, arithmetic="int8").logits(IDS), wanted) > 1e-4
 
 
 @pytest.mark.parametrize(
@@ -261,21 +264,51 @@ def test_formats_that_the_kernels_cannot_read_are_left_to_torch(
     weight = AffineWeight(packed, torch.rand(16, 96 // group).to(scale), torch.rand(16, 96 // group).to(bias), bits)
     assert can_compile(weight) is known
     if known:
-        for integers in (True, False):
-            got = CompiledLinear(library, weight, None, integers)(torch.ones(1, 96))
+        for arithmetic in get_args(Arithmetic):
+            got = CompiledLinear(library, weight, None, arithmetic)(torch.ones(1, 96))
             assert got.allclose(weight.dequantize(torch.float32).sum(1), rtol=1e-3)
 
 
-def test_auto_takes_integers_and_a_dtype_that_was_asked_for_does_not(tiny_model: Path, library: Library) -> None:
+def test_auto_computes_what_the_checkpoint_holds_and_int8_rounds_activations(
+    tiny_model: Path, library: Library
+) -> None:
     dtypes = ("auto", "fp32", "bf16", "fp16")
     plans = [gptcli.load(tiny_model, dtype=dtype, device="cpu").engine.plan for dtype in dtypes]
     fast = library.level != "portable"  # torch multiplies dense weights faster than portable code
-    assert [plan.weights.integers for plan in plans] == [fast, False, False, False]
+    half = "bf16" if fast else "fp32"
+    assert [plan.weights.arithmetic for plan in plans] == [half, "fp32", half, "fp32"]
+    assert {plan.rounding for plan in plans} == {None}
     assert [plan.library is library for plan in plans] == [fast] * 4
     assert [plan.dtype_name for plan in plans] == ["fp32", "fp32", "bf16", "fp16"]
     assert [plan.weights.dtype == torch.float32 for plan in plans] == [True, True, fast, fast]
-    assert gptcli.load(tiny_model, quantize="int8", device="cpu").engine.plan.weights.integers
-    assert not gptcli.load(tiny_model, quantize="int8", dtype="fp32", device="cpu").engine.plan.weights.integers
+    wanted = "bf16" if library.level == "amx" else "int8"
+    for quantize in ("int8", "int4"):
+        engine = gptcli.load(tiny_model, quantize=quantize, device="cpu").engine
+        assert (engine.plan.weights.arithmetic, engine.arithmetic, engine.failures) == (wanted, wanted, ())
+        assert gptcli.load(tiny_model, quantize=quantize, dtype="fp32", device="cpu").engine.arithmetic == "fp32"
+
+
+def test_a_large_packed_model_rounds_activations_where_there_are_no_bf16_products_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: Library
+) -> None:
+    if library.level == "portable":
+        pytest.skip("torch multiplies dense weights here")
+    path = write_reference(tmp_path / "dense", "llama", **SIZES).path
+    repack(path, tmp_path / "packed", tmp_path / "meant", pack, **MLX)
+    monkeypatch.setattr(device, "_LARGE", ModelFolder.open(tmp_path / "packed").weight_bytes)
+
+    def planned(model: Path, dtype: Dtype) -> TorchEngine:
+        folder = ModelFolder.open(model)
+        plan = plan_for(folder, RuntimeConfig(device="cpu", dtype=dtype))
+        return TorchEngine(load_decoder(folder, plan.weights), plan, 64, load_s=0.0)
+
+    engine = planned(tmp_path / "packed", "auto")
+    if library.level in BF16_LEVELS:
+        assert (engine.arithmetic, engine.failures) == ("bf16", ())
+    else:
+        assert engine.arithmetic == "int8" and "rounded to 8 bits; --dtype fp32" in engine.failures[0]
+    for model, dtype in ((tmp_path / "packed", "fp32"), (path, "auto")):
+        assert planned(model, dtype).failures == ()
 
 
 def test_a_plan_needs_the_memory_of_what_was_asked_for(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import Packing, WeightPlan, load_decoder
+from gptcli.kernels.bindings import Arithmetic
 from gptcli.kernels.tensors import Library
 from gptcli.kernels.tensors import library as kernels
 from gptcli.model.decoder import Decoder
@@ -43,15 +44,17 @@ def repack(path: Path, packed: Path, meant: Path, pack: Callable[[str, Tensor], 
         (folder / "config.json").write_text(json.dumps(fields | extra))
 
 
-def decoder_of(path: Path, packing: Packing, library: Library | None = None, integers: bool = False) -> Decoder:
-    plan = WeightPlan(torch.device("cpu"), torch.float32, packing, library, integers=integers)
+def decoder_of(
+    path: Path, packing: Packing, library: Library | None = None, arithmetic: Arithmetic = "fp32"
+) -> Decoder:
+    plan = WeightPlan(torch.device("cpu"), torch.float32, packing, library, arithmetic=arithmetic)
     return load_decoder(ModelFolder.open(path), plan)
 
 
 def logits_of(
-    path: Path, packing: Packing = "expand", library: Library | None = None, integers: bool = False
+    path: Path, packing: Packing = "expand", library: Library | None = None, arithmetic: Arithmetic = "fp32"
 ) -> Tensor:
-    decoder = decoder_of(path, packing, library, integers)
+    decoder = decoder_of(path, packing, library, arithmetic)
     plan = DevicePlan(WeightPlan(torch.device("cpu"), torch.float32, packing, library), library)
     return TorchEngine(decoder, plan, decoder.config.max_context, load_s=0.0).logits(IDS)
 
@@ -64,7 +67,9 @@ def agrees(packed: Path, meant: Path) -> None:
     if (library := kernels()) is not None:
         assert (logits_of(packed, "keep", library) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
         # The median: in a mixture a token here and there goes to another expert.
-        assert (logits_of(packed, "keep", library, integers=True) - wanted).abs().median() <= 0.02 * wanted.abs().max()
+        assert (
+            logits_of(packed, "keep", library, arithmetic="int8") - wanted
+        ).abs().median() <= 0.02 * wanted.abs().max()
 
 
 def is_matrix(name: str) -> bool:

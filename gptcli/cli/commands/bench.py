@@ -56,17 +56,21 @@ def bench(
         engine = lm.torch_engine()
         engine.prefill([0], engine.new_cache())
         first_token_s = time.time() - psutil.Process().create_time()
-    from gptcli.runtime.bench import measure
+    from gptcli.runtime.bench import Bandwidth, measure, peak_device_memory, peak_memory
 
     points: list[Point] = []
     with interruptible() as cancelled:  # without a progress line, which would take time from what is measured
+        engine.prefill([0] * (lengths[-1] + decode_tokens), engine.new_cache(), cancelled=cancelled)
+        # The peaks come first: measuring the bandwidth takes memory.
+        peaks = {"peak_memory": peak_memory(), "peak_device_memory": peak_device_memory(engine.plan.device)}
+        bandwidth = Bandwidth(engine.plan.device, engine.library)
         for length in lengths:
-            point = measure(engine, length, decode_tokens, repeats, cancelled)
+            point = measure(engine, length, decode_tokens, repeats, bandwidth, cancelled)
             if point is None:
                 raise KeyboardInterrupt
             points.append(point)
-    facts = _facts(run, lm, first_token_s)
-    records = [_record(point, facts["bytes_a_second"]) for point in points]
+    facts = _facts(run, lm, first_token_s, bandwidth.best) | {name: peak for name, peak in peaks.items() if peak}
+    records = [_record(point, bandwidth.best) for point in points]
     run.print_failures(lm)
     if output.as_json:
         StdoutSink().write(json_line(facts | {"lengths": records}))
@@ -75,26 +79,21 @@ def bench(
     print_records([_row(record) for record in records], as_json=False)
 
 
-def _facts(run: RunOptions, lm: LanguageModel, first_token_s: float) -> dict[str, Any]:
-    from gptcli.runtime.bench import peak_device_memory, peak_memory, read_bandwidth
-
+def _facts(run: RunOptions, lm: LanguageModel, first_token_s: float, bandwidth: float) -> dict[str, Any]:
     engine = lm.torch_engine()
-    device = engine.plan.device
-    # The peaks come first: measuring the bandwidth takes memory.
-    peaks = {"peak_memory": peak_memory(), "peak_device_memory": peak_device_memory(device)}
     return {
         "model": lm.name,
         "parameters": lm.folder.parameter_count,
-        "device": str(device),
-        "dtype": engine.plan.dtype_name,
+        "device": engine.device_name,
+        "dtype": engine.dtype_name,
+        "arithmetic": engine.arithmetic,
         "quantize": run.runtime.quantize,
         "kernels": engine.kernels,
         "threads": engine.threads,
-        "bytes_a_second": read_bandwidth(device),
+        "bytes_a_second": bandwidth,
         "load_s": engine.load_s,
         "first_token_s": first_token_s,
         "weight_bytes": lm.folder.weight_bytes,
-        **{name: peak for name, peak in peaks.items() if peak is not None},
     }
 
 

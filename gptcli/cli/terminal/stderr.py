@@ -44,9 +44,9 @@ def print_prompt_note(message: str) -> None:
 
 
 def note_failures(failures: Iterable[str], note: Callable[[str], object] = print_note) -> None:
-    """Notes for `Engine.failures`: the text is right, but comes slower than it could."""
+    """Notes for `Engine.failures`."""
     for failure in failures:
-        note(f"slower than it could be: {failure}")
+        note(failure)
 
 
 def print_line(line: str) -> None:

@@ -3,7 +3,43 @@
 
 #include <string.h>
 
+#if GPTCLI_BF16
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 static const Level *in_use;
+
+#if GPTCLI_X86 && GPTCLI_BF16
+/* AVX-512 with products in bf16, once `named` has filled them. */
+static Level avx512_bf16_level, amx_level;
+
+static const Level *with_bf16(Level *level, const char *name, typeof(level->bf16_panels) panels) {
+    *level = avx512_level;
+    level->name = name;
+    level->bf16_panels = panels;
+    level->round_tokens = avx512_bf16_round;
+    return level;
+}
+
+static int has_avx512_bf16(void) {
+    unsigned eax = 0, ebx, ecx, edx;
+    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && eax >> 5 & 1;
+}
+
+/* Whether there are tiles for bf16 and the system lets the process use them, which is asked for here. */
+static int has_amx(void) {
+#if defined(__linux__)
+    enum { ASK_FOR_STATE = 0x1023, TILE_DATA = 18 }; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA */
+    unsigned eax, ebx, ecx, edx = 0;
+    int known = __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && edx >> 22 & 1 && edx >> 24 & 1;
+    return known && syscall(SYS_arch_prctl, ASK_FOR_STATE, TILE_DATA) == 0;
+#else
+    return 0;
+#endif
+}
+#endif
 
 static const Level *named(const char *name) {
 #if GPTCLI_X86
@@ -13,15 +49,33 @@ static const Level *named(const char *name) {
     int avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                  __builtin_cpu_supports("avx512vnni");
+#if GPTCLI_BF16
+    if (avx512 && strcmp(name, "amx") == 0 && has_avx512_bf16() && has_amx())
+        return with_bf16(&amx_level, "amx", amx_panels);
+    if (avx512 && strcmp(name, "avx512_bf16") == 0 && has_avx512_bf16())
+        return with_bf16(&avx512_bf16_level, "avx512_bf16", avx512_bf16_panels);
+#endif
     if (avx512 && strcmp(name, avx512_level.name) == 0) return &avx512_level;
     if (avx2 && strcmp(name, avx2_level.name) == 0) return &avx2_level;
 #endif
     return strcmp(name, portable_level.name) == 0 ? &portable_level : NULL;
 }
 
+/* Intel multiplies vectors of bf16 no faster than fp32 ones, only tiles. */
+static int is_slow(const char *name) {
+#if GPTCLI_X86
+    __builtin_cpu_init();
+    return strcmp(name, "avx512_bf16") == 0 && __builtin_cpu_is("intel");
+#else
+    (void)name;
+    return 0;
+#endif
+}
+
 __attribute__((constructor)) static void choose_level(void) {
-    static const char *const best_first[] = {"avx512", "avx2", "portable"};
-    for (int i = 0; in_use == NULL; i++) in_use = named(best_first[i]);
+    static const char *const best_first[] = {"amx", "avx512_bf16", "avx512", "avx2", "portable"};
+    for (int i = 0; in_use == NULL; i++)
+        if (!is_slow(best_first[i])) in_use = named(best_first[i]);
 }
 
 const Level *level(void) { return in_use; }

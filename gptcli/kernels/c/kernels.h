@@ -37,6 +37,7 @@
 enum {
     BLOCK = 16,      /* rows of a matrix that are computed together; packed weights interleave them */
     SEGMENT = 32,    /* columns whose quantized activations share a scale */
+    MOST_TERMS = 3,  /* of 8 bits, in which an activation is written */
     TILE = 8,        /* tokens that are computed together */
     CACHE_LINE = 64, /* bytes */
     PANEL_FLOATS = 1 << 13, /* fp32 weights that stay in the L1 cache while many tokens are multiplied with them */
@@ -44,6 +45,7 @@ enum {
     SPAN = 64,       /* positions that many tokens attend to at once */
     RECORD = 64,     /* columns of a row that are coded together */
     CODE_BYTES = RECORD / 2,
+    BF16_TOKENS = 32, /* tokens that are multiplied at once in bf16 */
     MOST_THREADS = 256,
 };
 
@@ -57,6 +59,13 @@ typedef enum {
     HALVES,  /* scales and biases in fp16 */
     CENTRED, /* scales in fp16; each bias is -(8 or 128) * scale */
 } Constants;
+
+/* How a matrix multiplies more than a few tokens. A few are always multiplied in fp32, unless it is INT8_PRODUCTS. */
+typedef enum {
+    FP32_PRODUCTS,
+    BF16_PRODUCTS, /* weights and activations are rounded to bf16, sums are fp32; fp32 where the level has no such products */
+    INT8_PRODUCTS, /* activations are rounded to 8 bits */
+} Arithmetic;
 
 struct Chunk;
 
@@ -85,7 +94,7 @@ typedef struct Matrix {
     Kind kind;
     int bits; /* affine: 8 or 4 */
     Constants constants;
-    int integers; /* affine: activations are rounded to 8 bits; otherwise weights are expanded to fp32 */
+    Arithmetic arithmetic;
     int64_t rows, columns, group;
     int64_t record_bytes; /* affine */
     int64_t block_bytes;
@@ -119,8 +128,9 @@ EXPORT Matrix *gptcli_matrix_dense(int kind, const void *weights, int64_t rows, 
 EXPORT Matrix *gptcli_matrix_affine(const uint8_t *q, const void *scales, const void *biases, int constants,
                                     int64_t rows, int64_t columns, int bits, int64_t group);
 
-/* From now on activations are rounded to 8 bits for an affine matrix. */
-EXPORT void gptcli_matrix_round_activations(Matrix *matrix);
+/* Sets the arithmetic, and returns what it is in effect at the level in use: INT8_PRODUCTS are for affine weights,
+ * BF16_PRODUCTS for those and for weights in bf16. */
+EXPORT int gptcli_matrix_set_arithmetic(Matrix *matrix, int arithmetic);
 
 EXPORT void gptcli_matrix_free(Matrix *matrix);
 
@@ -151,15 +161,16 @@ void chunk_release(struct Chunk *owner);
 
 /* ---- linear.c ---- */
 
-/* Activations quantized to signed 8 bits: value = round(x / scale), one scale per SEGMENT columns. They lie in tiles of
- * `width` tokens, where the tokens of a segment are side by side: values (tiles, segments, width, SEGMENT), the others
- * (tiles, segments, width). */
+/* Activations as integers: value = round(x / scale), one scale per SEGMENT columns. One term holds 8 bits. Three terms,
+ * the greatest first, hold 24: no fewer than fp32, so products with them are those of fp32. They lie in tiles of `width`
+ * tokens, where the tokens of a segment are side by side: values (tiles, segments, width, terms, SEGMENT), scales and
+ * sums (tiles, segments, width), offsets (tiles, segments, width, terms). */
 typedef struct Activations {
     int8_t *values;
     float *scales;
     float *sums;      /* scale * the sum of the segment's values: the factor of a group's bias */
-    int32_t *offsets; /* -128 * the sum of the segment's values: where dot products with centred 8-bit weights start */
-    int64_t tokens, segments, width;
+    int32_t *offsets; /* -128 * the sum of a term: where dot products with centred 8-bit weights start */
+    int64_t tokens, segments, width, terms;
 } Activations;
 
 /* Where results go: out[token * stride + row], plus bias[row] unless bias is NULL. */
@@ -312,17 +323,16 @@ EXPORT int gptcli_all_finite(const float *values, int64_t size);
 /* What simd/ implements for each instruction set; pointers as above. */
 typedef struct Level {
     const char *name;
-    void (*quantize)(const float *x, int64_t segments, int64_t width, int8_t *values, float *scales, float *sums,
-                     int32_t *offsets);
+    int64_t few; /* tokens for which affine_blocks with three terms are faster than panels */
+    void (*quantize)(const float *x, int64_t segments, int64_t width, int64_t terms, int8_t *values, float *scales,
+                     float *sums, int32_t *offsets);
     /* Codes records [begin, end) and lists those with upper bytes that are not in `tops`; `listed` are listed so far.
      * While the matrix has no memory, only counts them. Returns how many are listed then. NULL: decoding would be no
      * faster than reading. */
     int64_t (*encode)(Matrix *, const uint8_t *weights, int64_t begin, int64_t end, int64_t listed);
-    /* Blocks [begin, end) of rows for all tokens: dense and coded weights, affine weights with quantized activations,
-     * affine weights with fp32 activations. */
+    /* Blocks [begin, end) of rows for all tokens: dense and coded weights, affine weights. */
     void (*dense_blocks)(const Matrix *, const float *x, int64_t tokens, int64_t begin, int64_t end, const Output *);
     void (*affine_blocks)(const Matrix *, const Activations *, int64_t begin, int64_t end, const Output *);
-    void (*exact_blocks)(const Matrix *, const float *x, int64_t tokens, int64_t begin, int64_t end, const Output *);
     /* Rows [begin, end) of any matrix; panel: PANEL_FLOATS of the calling thread, 64-byte aligned. */
     void (*panels)(const Matrix *, const float *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
                    const Output *);
@@ -339,17 +349,32 @@ typedef struct Level {
     void (*activate)(int activation, const float *gate, const float *up, int64_t size, float *out);
     void (*exp)(const float *x, int64_t size, float *out);
     float (*greatest)(const float *x, int64_t size); /* -infinity of none; NaNs are not allowed */
+    /* As panels, in bf16, and the rounding of tokens [begin, end) for it; NULL: the processor has no such products. See
+     * simd/bf16.h for the layout of x. */
+    void (*bf16_panels)(const Matrix *, const uint16_t *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
+                        const Output *);
+    void (*round_tokens)(const float *x, int64_t tokens, int64_t columns, int64_t begin, int64_t end, uint16_t *out);
 } Level;
 
 extern const Level portable_level;
 #if GPTCLI_X86
 extern const Level avx2_level, avx512_level;
+
+/* What levels above avx512 have, where the compiler knows their instructions. */
+#if __has_include(<amxbf16intrin.h>)
+#define GPTCLI_BF16 1
+void avx512_bf16_panels(const Matrix *, const uint16_t *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
+                        const Output *);
+void amx_panels(const Matrix *, const uint16_t *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
+                const Output *);
+void avx512_bf16_round(const float *x, int64_t tokens, int64_t columns, int64_t begin, int64_t end, uint16_t *out);
+#endif
 #endif
 
 /* The level in use: the best one of this processor until another is set. */
 const Level *level(void);
 
-/* Whether the processor and the system support "portable", "avx2" or "avx512"; 1 or 0. */
+/* Whether the processor and the system support "portable", "avx2", "avx512", "avx512_bf16" or "amx"; 1 or 0. */
 EXPORT int gptcli_has_level(const char *name);
 
 /* Uses a level from now on; -1 if it is not supported. Must not be called while other threads compute. */

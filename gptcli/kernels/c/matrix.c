@@ -157,7 +157,13 @@ Matrix *gptcli_matrix_affine(const uint8_t *q, const void *scales, const void *b
     return NULL;
 }
 
-void gptcli_matrix_round_activations(Matrix *matrix) { matrix->integers = matrix->kind == AFFINE; }
+int gptcli_matrix_set_arithmetic(Matrix *matrix, int arithmetic) {
+    int affine = matrix->kind == AFFINE, narrow = matrix->kind == CODED && matrix->rest_bytes == RECORD;
+    int possible = arithmetic == INT8_PRODUCTS ? affine : affine || narrow || matrix->kind == BFLOAT16;
+    matrix->arithmetic = possible ? (Arithmetic)arithmetic : FP32_PRODUCTS;
+    if (matrix->arithmetic == BF16_PRODUCTS && level()->bf16_panels == NULL) return FP32_PRODUCTS;
+    return matrix->arithmetic;
+}
 
 void gptcli_matrix_free(Matrix *matrix) {
     if (matrix == NULL) return;

@@ -1,4 +1,4 @@
-/* What the products with affine weights share: constants, results, and one copy of the code for each format. */
+/* What products with affine weights and their expansion share: constants, and one copy of the code for each format. */
 #ifndef GPTCLI_SIMD_AFFINE_H
 #define GPTCLI_SIMD_AFFINE_H
 
@@ -14,19 +14,6 @@ INLINE floats load_constant(const uint8_t *record, int64_t index, const Constant
 
 INLINE void prefetch_constants(const uint8_t *record, const Constants constants) {
     for (int64_t i = 0; i < constants_bytes(constants); i += CACHE_LINE) prefetch(record + i, AHEAD);
-}
-
-/* Stores (tokens, vectors) values. noinline: memcpy would spill the vector registers of the caller's loops. */
-static __attribute__((noinline)) void store_rows(const Matrix *matrix, int64_t row, int64_t token, int64_t tokens,
-                                                 const floats *values, int64_t vectors, const Output *output) {
-    for (int64_t t = 0; t < tokens; t++) {
-        float *out = output->out + (token + t) * output->stride;
-        for (int v = 0; v < vectors && row + v * LANES < matrix->rows; v++) {
-            int64_t first = row + v * LANES;
-            floats bias = output->bias != NULL ? load_some(output->bias, first, matrix->rows) : (floats){0};
-            store_some(out, first, matrix->rows, values[t * vectors + v] + bias);
-        }
-    }
 }
 
 /* Calls a function with an affine matrix's bits and constants as its last arguments: a copy of it for each format. */

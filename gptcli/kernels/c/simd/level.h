@@ -4,6 +4,7 @@
  *   LANES               4, 8 or 16
  *   TILE_TOKENS         tokens of a register tile with affine weights, a divisor of TILE
  *   PAIRED_TOKENS       tokens of a register tile with two blocks of rows: 4, or 0 where registers do not suffice
+ *   FEW                 tokens for which products in integers are faster than panels (see Level)
  *   PANEL_TOKENS        tokens of a register tile with a panel: 12, 6 or 4
  *   floats, ints, words vectors of LANES float, int32_t, uint32_t
  *   halves              a vector of LANES uint16_t
@@ -19,8 +20,7 @@
  * A function with constant arguments is inlined once for each combination of them, so that its inner loops unroll and
  * its arrays become registers.
  */
-#include "affine_fp32.h"
-#include "affine_int8.h"
+#include "affine_dots.h"
 #include "attention.h"
 #include "coded.h"
 #include "dense.h"
@@ -30,5 +30,5 @@
 #include "vector_ops.h"
 
 #define LEVEL(name)                                                                                                   \
-    {name,  quantize,       encode,   dense_blocks, affine_blocks, exact_blocks, panels,       attend,                \
-     merge, attend_passage, rms_norm, layer_norm,   rope,          activate,     exponentials, greatest_of}
+    {name,  FEW,            quantize, encode,     dense_blocks, affine_blocks, panels,       attend,                 \
+     merge, attend_passage, rms_norm, layer_norm, rope,         activate,      exponentials, greatest_of, NULL, NULL}

@@ -7,7 +7,7 @@
 #ifndef GPTCLI_SIMD_PANELS_H
 #define GPTCLI_SIMD_PANELS_H
 
-#include "affine_fp32.h"
+#include "affine_weights.h"
 #include "coded.h"
 #include "dense.h"
 
@@ -15,18 +15,6 @@ enum {
     PANEL_ROWS = 2 * LANES,
     PANEL_COLUMNS = PANEL_FLOATS / PANEL_ROWS,
 };
-
-/* Transposes LANES vectors by interleaving their two halves log2(LANES) times. */
-INLINE void transpose(floats *vectors) {
-    UNROLL for (int round = LANES; round > 1; round /= 2) {
-        floats from[LANES];
-        UNROLL for (int i = 0; i < LANES; i++) from[i] = vectors[i];
-        UNROLL for (int i = 0; i < LANES / 2; i++) {
-            vectors[2 * i] = interleave_low(from[i], from[i + LANES / 2]);
-            vectors[2 * i + 1] = interleave_high(from[i], from[i + LANES / 2]);
-        }
-    }
-}
 
 /* The first `count` weights of a vector; the others are zero. */
 INLINE floats load_some_weights(const void *weights, int64_t index, int64_t count, const Kind kind) {

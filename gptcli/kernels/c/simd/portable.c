@@ -7,6 +7,7 @@ enum { LANES = 4 };
 #define TILE_TOKENS 2
 #define PAIRED_TOKENS 0
 #define HAS_CODES 0
+#define FEW 1
 #define PANEL_TOKENS 4
 
 typedef float floats __attribute__((vector_size(16)));

@@ -1,4 +1,4 @@
-/* Quantizes activations to 8 bits. */
+/* Writes activations as integers, in one term of 8 bits or in three. */
 #ifndef GPTCLI_SIMD_QUANTIZE_H
 #define GPTCLI_SIMD_QUANTIZE_H
 
@@ -7,10 +7,14 @@
 
 typedef int8_t bytes __attribute__((vector_size(LANES)));
 
+/* The lowest eight bits, signed. */
+INLINE ints lowest_term(ints value) { return value << 24 >> 24; }
+
 /* One token: x (segments * SEGMENT). Consecutive segments of the outputs are `width` apart; see Activations. */
-static void quantize(const float *x, int64_t segments, int64_t width, int8_t *values, float *scales, float *sums,
-                     int32_t *offsets) {
-    for (int64_t segment = 0; segment < segments; segment++, x += SEGMENT, values += width * SEGMENT) {
+INLINE void quantize_terms(const float *x, int64_t segments, int64_t width, int8_t *values, float *scales, float *sums,
+                           int32_t *offsets, const int terms) {
+    const float steps = terms == 1 ? 127 : 127 << 16; /* that the greatest magnitude is away from zero */
+    for (int64_t segment = 0; segment < segments; segment++, x += SEGMENT) {
         /* Magnitudes compare alike as integers, and a NaN is then the greatest, so it is not lost. */
         ints most = {0};
         for (int i = 0; i < SEGMENT; i += LANES) {
@@ -20,19 +24,36 @@ static void quantize(const float *x, int64_t segments, int64_t width, int8_t *va
         int32_t bits = largest(most);
         float magnitude;
         memcpy(&magnitude, &bits, sizeof bits);
-        float inverse = magnitude < 1e-30f ? 0 : 127 / magnitude; /* 127 / a subnormal would be infinite */
-        words total = {0}; /* unsigned: a rounded NaN may overflow; its scale is NaN anyway */
+        float inverse = magnitude < 1e-30f ? 0 : steps / magnitude; /* steps / a subnormal would be infinite */
+        int8_t *to = values + segment * width * terms * SEGMENT;
+        words totals[MOST_TERMS] = {{0}}; /* unsigned: a rounded NaN may overflow; its scale is NaN anyway */
         for (int i = 0; i < SEGMENT; i += LANES) {
-            ints rounded = nearest(load(x + i) * inverse);
-            total += (words)rounded;
-            bytes narrow = __builtin_convertvector(rounded, bytes);
-            memcpy(values + i, &narrow, sizeof narrow);
+            ints rest = nearest(load(x + i) * inverse);
+            UNROLL for (int term = terms - 1; term >= 0; term--) {
+                ints value = term == 0 ? rest : lowest_term(rest);
+                rest = (ints)((words)rest - (words)value) >> 8;
+                totals[term] += (words)value;
+                bytes narrow = __builtin_convertvector(value, bytes);
+                memcpy(to + term * SEGMENT + i, &narrow, sizeof narrow);
+            }
         }
-        scales[segment * width] = magnitude / 127;
-        float all = sum(float_of_ints((ints)total)); /* exact: below 2^24 */
-        sums[segment * width] = magnitude / 127 * all;
-        offsets[segment * width] = magnitude < INFINITY ? -middle_of(8) * (int32_t)all : 0;
+        float all = 0;
+        UNROLL for (int term = 0; term < terms; term++) {
+            float total = sum(float_of_ints((ints)totals[term])); /* exact: below 2^24 */
+            all = all * 256 + total;
+            offsets[segment * width * terms + term] = magnitude < INFINITY ? -middle_of(8) * (int32_t)total : 0;
+        }
+        scales[segment * width] = magnitude / steps;
+        sums[segment * width] = magnitude / steps * all;
     }
+}
+
+static void quantize(const float *x, int64_t segments, int64_t width, int64_t terms, int8_t *values, float *scales,
+                     float *sums, int32_t *offsets) {
+    if (terms == 1)
+        quantize_terms(x, segments, width, values, scales, sums, offsets, 1);
+    else
+        quantize_terms(x, segments, width, values, scales, sums, offsets, MOST_TERMS);
 }
 
 #endif

@@ -43,6 +43,18 @@ INLINE floats greatest(floats a, floats b) { return choose(a > b, a, b); }
 
 INLINE void prefetch(const void *address, int64_t ahead) { __builtin_prefetch((const char *)address + ahead); }
 
+/* Transposes LANES vectors by interleaving their two halves log2(LANES) times. */
+INLINE void transpose(floats *vectors) {
+    UNROLL for (int round = LANES; round > 1; round /= 2) {
+        floats from[LANES];
+        UNROLL for (int i = 0; i < LANES; i++) from[i] = vectors[i];
+        UNROLL for (int i = 0; i < LANES / 2; i++) {
+            vectors[2 * i] = interleave_low(from[i], from[i + LANES / 2]);
+            vectors[2 * i + 1] = interleave_high(from[i], from[i + LANES / 2]);
+        }
+    }
+}
+
 INLINE float greatest_lane(floats value) {
     float most = value[0];
     for (int i = 1; i < LANES; i++) most = value[i] > most ? value[i] : most;

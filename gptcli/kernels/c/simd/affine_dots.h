@@ -1,10 +1,16 @@
-/* Affine weights times quantized activations, in integers. */
-#ifndef GPTCLI_SIMD_AFFINE_INT8_H
-#define GPTCLI_SIMD_AFFINE_INT8_H
+/* Affine weights times activations, in integers. With three terms that is fp32 arithmetic: see Activations. */
+#ifndef GPTCLI_SIMD_AFFINE_DOTS_H
+#define GPTCLI_SIMD_AFFINE_DOTS_H
 
 #include "affine.h"
 
-enum { MOST_VECTORS = PAIRED_TOKENS > 0 ? 2 * VECTORS : VECTORS }; /* of a register tile */
+enum {
+    MOST_VECTORS = PAIRED_TOKENS > 0 ? 2 * VECTORS : VECTORS, /* of a register tile */
+    SPLIT_TOKENS = TILE_TOKENS / 2,                           /* of a register tile with three terms */
+};
+
+/* Dot products: of each term, token and vector of rows. */
+typedef ints Dots[MOST_TERMS][TILE_TOKENS][MOST_VECTORS];
 
 /* The constants from `first` on in a record of each of `blocks` blocks. */
 INLINE void load_constants(const uint8_t *record, int64_t block_bytes, int64_t first, const Constants constants,
@@ -21,7 +27,7 @@ INLINE int32_t four_values(const int8_t *values) {
 
 /* Adds the dot products of a segment: lines of packed weights with the values of `tokens` tokens. */
 INLINE void segment_dots(const uint8_t *lines, int64_t block_bytes, const int8_t *values, const int bits,
-                         const int blocks, const int tokens, ints dots[TILE_TOKENS][MOST_VECTORS]) {
+                         const int terms, const int blocks, const int tokens, Dots dots) {
     const words low = (words){0} + 0x0f0f0f0f;
     UNROLL for (int step = 0; step < SEGMENT / 4; step += 8 / bits) {
         UNROLL for (int v = 0; v < blocks * VECTORS; v++) {
@@ -29,28 +35,52 @@ INLINE void segment_dots(const uint8_t *lines, int64_t block_bytes, const int8_t
             if (v == 0 && blocks == 1) prefetch(line, AHEAD);
             words word = load_words(line + v % VECTORS * LANES * 4);
             words first = bits == 4 ? word & low : word, second = word >> 4 & low;
-            UNROLL for (int t = 0; t < tokens; t++) {
-                const int8_t *four = values + t * SEGMENT + step * 4;
-                dots[t][v] = dot(dots[t][v], first, four_values(four), bits);
-                if (bits == 4) dots[t][v] = dot(dots[t][v], second, four_values(four + 4), bits);
-            }
+            UNROLL for (int t = 0; t < tokens; t++)
+                UNROLL for (int term = 0; term < terms; term++) {
+                    const int8_t *four = values + (t * terms + term) * SEGMENT + step * 4;
+                    ints *sum = &dots[term][t][v];
+                    *sum = dot(*sum, first, four_values(four), bits);
+                    if (bits == 4) *sum = dot(*sum, second, four_values(four + 4), bits);
+                }
         }
     }
 }
 
 /* Dot products with centred weights start at minus what the middle q, which stands for zero, adds to them. */
-INLINE void start_dots(const int32_t *offsets, const int bits, const int blocks, const int tokens,
-                       ints dots[TILE_TOKENS][MOST_VECTORS]) {
-    UNROLL for (int t = 0; t < tokens; t++) {
-        ints offset = (ints){0} + offsets[t];
-        if (bits == 4) offset >>= 4; /* exact: from 128 times the sum to 8 times */
-        UNROLL for (int v = 0; v < blocks * VECTORS; v++) dots[t][v] = offset;
+INLINE void start_dots(const int32_t *offsets, const int bits, const int terms, const int blocks, const int tokens,
+                       Dots dots) {
+    UNROLL for (int t = 0; t < tokens; t++)
+        UNROLL for (int term = 0; term < terms; term++) {
+            ints offset = (ints){0} + offsets[t * terms + term];
+            if (bits == 4) offset >>= 4; /* exact: from 128 times the sum to 8 times */
+            UNROLL for (int v = 0; v < blocks * VECTORS; v++) dots[term][t][v] = offset;
+        }
+}
+
+/* The dot product of all terms. The upper two fit into 32 bits together. */
+INLINE floats joined_dots(Dots dots, int token, int vector, const int terms) {
+    if (terms == 1) return float_of_ints(dots[0][token][vector]);
+    ints upper = (dots[0][token][vector] << 8) + dots[1][token][vector];
+    return float_of_ints(upper) * 256 + float_of_ints(dots[2][token][vector]);
+}
+
+/* Stores (tokens, vectors) values. noinline: memcpy would spill the vector registers of the caller's loops. */
+static __attribute__((noinline)) void store_rows(const Matrix *matrix, int64_t row, int64_t token, int64_t tokens,
+                                                 const floats *values, int64_t vectors, const Output *output) {
+    for (int64_t t = 0; t < tokens; t++) {
+        float *out = output->out + (token + t) * output->stride;
+        for (int v = 0; v < vectors && row + v * LANES < matrix->rows; v++) {
+            int64_t first = row + v * LANES;
+            floats bias = output->bias != NULL ? load_some(output->bias, first, matrix->rows) : (floats){0};
+            store_some(out, first, matrix->rows, values[t * vectors + v] + bias);
+        }
     }
 }
 
 /* `blocks` blocks of rows times `tokens` tokens from `token` on, all within one tile of the activations. */
 INLINE void affine_tile(const Matrix *matrix, const Activations *x, int64_t block, int64_t token, const Output *output,
-                        const int bits, const Constants constants, const int blocks, const int tokens) {
+                        const int bits, const Constants constants, const int terms, const int blocks,
+                        const int tokens) {
     int64_t index = token / x->width * x->segments * x->width + token % x->width; /* of the segment and token */
     const int64_t last = index + x->segments * x->width, group_step = matrix->group / SEGMENT * x->width;
     const uint8_t *lines = matrix->packed + block * matrix->block_bytes; /* records follow each other */
@@ -65,12 +95,13 @@ INLINE void affine_tile(const Matrix *matrix, const Activations *x, int64_t bloc
             if (constants != CENTRED) load_constants(record, matrix->block_bytes, BLOCK, constants, blocks, biases);
             for (int64_t end = index + group_step; index < end;
                  index += x->width, lines += SEGMENT * BLOCK * bits / 8) {
-                ints dots[TILE_TOKENS][MOST_VECTORS] = {{{0}}};
-                if (constants == CENTRED) start_dots(x->offsets + index, bits, blocks, tokens, dots);
-                segment_dots(lines, matrix->block_bytes, x->values + index * SEGMENT, bits, blocks, tokens, dots);
+                Dots dots = {{{{0}}}};
+                if (constants == CENTRED) start_dots(x->offsets + index * terms, bits, terms, blocks, tokens, dots);
+                segment_dots(lines, matrix->block_bytes, x->values + index * terms * SEGMENT, bits, terms, blocks,
+                             tokens, dots);
                 UNROLL for (int t = 0; t < tokens; t++) {
                     UNROLL for (int v = 0; v < blocks * VECTORS; v++) {
-                        sums[t][v] += float_of_ints(dots[t][v]) * (scales[v] * x->scales[index + t]);
+                        sums[t][v] += joined_dots(dots, t, v, terms) * (scales[v] * x->scales[index + t]);
                         if (constants != CENTRED) sums[t][v] += biases[v] * x->sums[index + t];
                     }
                 }
@@ -88,13 +119,33 @@ INLINE void affine_block(const Matrix *matrix, const Activations *x, int64_t blo
     for (int64_t token = 0; token < x->tokens;) {
         int64_t left = x->tokens - token, count = left < TILE_TOKENS ? left : TILE_TOKENS;
         switch (count) {
-#define TILE_OF(count) case count: affine_tile(matrix, x, block, token, output, bits, constants, 1, count); break;
+#define TILE_OF(count) case count: affine_tile(matrix, x, block, token, output, bits, constants, 1, 1, count); break;
             TILE_OF(1) TILE_OF(2)
 #if TILE_TOKENS >= 4
             TILE_OF(3) TILE_OF(4)
 #endif
 #if TILE_TOKENS >= 8
             TILE_OF(5) TILE_OF(6) TILE_OF(7) TILE_OF(8)
+#endif
+#undef TILE_OF
+        }
+        token += count;
+    }
+}
+
+/* As affine_block, for three terms. */
+INLINE void affine_split_block(const Matrix *matrix, const Activations *x, int64_t block, const Output *output,
+                               const int bits, const Constants constants) {
+    for (int64_t token = 0; token < x->tokens;) {
+        int64_t left = x->tokens - token, count = left < SPLIT_TOKENS ? left : SPLIT_TOKENS;
+        switch (count) {
+#define TILE_OF(count) case count: affine_tile(matrix, x, block, token, output, bits, constants, 3, 1, count); break;
+            TILE_OF(1)
+#if TILE_TOKENS >= 4
+            TILE_OF(2)
+#endif
+#if TILE_TOKENS >= 8
+            TILE_OF(3) TILE_OF(4)
 #endif
 #undef TILE_OF
         }
@@ -111,7 +162,7 @@ INLINE void affine_pair(const Matrix *matrix, const Activations *x, int64_t bloc
     for (int64_t token = 0; token < x->tokens;) {
         int64_t left = x->tokens - token, count = left < PAIRED_TOKENS ? left : PAIRED_TOKENS;
         switch (count) {
-#define TILE_OF(count) case count: affine_tile(matrix, x, block, token, output, bits, constants, 2, count); break;
+#define TILE_OF(count) case count: affine_tile(matrix, x, block, token, output, bits, constants, 1, 2, count); break;
             TILE_OF(1) TILE_OF(2) TILE_OF(3) TILE_OF(4)
 #undef TILE_OF
         }
@@ -123,6 +174,8 @@ INLINE void affine_pair(const Matrix *matrix, const Activations *x, int64_t bloc
 INLINE void affine_range(const Matrix *matrix, const Activations *x, int64_t begin, int64_t end, const Output *output,
                          const int bits, const Constants constants) {
     int64_t block = begin;
+    if (x->terms > 1)
+        for (; block < end; block++) affine_split_block(matrix, x, block, output, bits, constants);
 #if PAIRED_TOKENS > 0
     if (x->tokens >= PAIRED_FROM)
         for (; block + 2 <= end; block += 2) affine_pair(matrix, x, block, output, bits, constants);

@@ -1,0 +1,99 @@
+/* Products in bf16 for the levels above AVX-512: AVX512-BF16 (Intel Cooper Lake, AMD Zen 4) and AMX (Intel from Sapphire
+ * Rapids on). */
+#include "../kernels.h"
+
+#if GPTCLI_X86 && GPTCLI_BF16
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,amx-tile," \
+                                                   "amx-bf16,avx2,fma,f16c"))),                                        \
+                             apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,amx-tile,amx-bf16,avx2,fma,f16c")
+#pragma GCC target("prefer-vector-width=512")
+#endif
+
+#include "avx512.h"
+#include "vectors.h"
+
+#include "bf16.h"
+
+enum { PAIR_TOKENS = 8 }; /* multiplied at once by vectors */
+
+static void multiply_vectors(const uint16_t *x, int64_t next, const uint16_t *panel, int64_t steps, Square before,
+                             Square out) {
+    for (int64_t token = 0; token < BF16_TOKENS; token += PAIR_TOKENS) {
+        const uint16_t *lines = x + token / TILE_LINES * next + token % TILE_LINES * SEGMENT;
+        __m512 sums[PAIR_TOKENS][2];
+        UNROLL for (int t = 0; t < PAIR_TOKENS; t++)
+            UNROLL for (int v = 0; v < 2; v++)
+                sums[t][v] = _mm512_loadu_ps(before.first + (token + t) * before.stride + v * LANES);
+        for (int64_t step = 0; step < steps; step++)
+            for (int64_t pair = 0; pair < TILE_LINES; pair++) {
+                const uint16_t *weights = panel + step * 2 * TILE_NUMBERS + pair * SEGMENT;
+                __m512i low = _mm512_loadu_si512(weights), high = _mm512_loadu_si512(weights + TILE_NUMBERS);
+                UNROLL for (int t = 0; t < PAIR_TOKENS; t++) {
+                    int32_t both;
+                    memcpy(&both, lines + step * TILE_NUMBERS + t * SEGMENT + pair * 2, sizeof both);
+                    __m512bh values = (__m512bh)_mm512_set1_epi32(both);
+                    sums[t][0] = _mm512_dpbf16_ps(sums[t][0], values, (__m512bh)low);
+                    sums[t][1] = _mm512_dpbf16_ps(sums[t][1], values, (__m512bh)high);
+                }
+            }
+        UNROLL for (int t = 0; t < PAIR_TOKENS; t++)
+            UNROLL for (int v = 0; v < 2; v++)
+                _mm512_storeu_ps(out.first + (token + t) * out.stride + v * LANES, sums[t][v]);
+    }
+}
+
+void avx512_bf16_panels(const Matrix *matrix, const uint16_t *x, int64_t tokens, int64_t begin, int64_t end,
+                        float *panel, const Output *output) {
+    bf16_panels(matrix, x, tokens, begin, end, (uint16_t *)panel, output, multiply_vectors);
+}
+
+/* Tile registers: 0 to 3 sums (token tile, block of rows), 4 and 5 tokens, 6 and 7 weights. */
+static void multiply_tiles(const uint16_t *x, int64_t next, const uint16_t *panel, int64_t steps, Square before,
+                           Square out) {
+    const int64_t from = before.stride * (int64_t)sizeof(float), to = out.stride * (int64_t)sizeof(float);
+    _tile_loadd(0, before.first, from);
+    _tile_loadd(1, before.first + LANES, from);
+    _tile_loadd(2, before.first + TILE_LINES * before.stride, from);
+    _tile_loadd(3, before.first + TILE_LINES * before.stride + LANES, from);
+    for (int64_t step = 0; step < steps; step++, x += TILE_NUMBERS, panel += 2 * TILE_NUMBERS) {
+        _tile_loadd(4, x, CACHE_LINE);
+        _tile_loadd(6, panel, CACHE_LINE);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, panel + TILE_NUMBERS, CACHE_LINE);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, x + next, CACHE_LINE);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, out.first, to);
+    _tile_stored(1, out.first + LANES, to);
+    _tile_stored(2, out.first + TILE_LINES * out.stride, to);
+    _tile_stored(3, out.first + TILE_LINES * out.stride + LANES, to);
+}
+
+void amx_panels(const Matrix *matrix, const uint16_t *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
+                const Output *output) {
+    /* The layout that `ldtilecfg` reads: palette 1, eight tiles of 16 lines of 64 bytes. */
+    struct {
+        uint8_t palette, start, reserved[14];
+        uint16_t line_bytes[16];
+        uint8_t lines[16];
+    } tiles = {.palette = 1};
+    for (int i = 0; i < 8; i++) {
+        tiles.line_bytes[i] = CACHE_LINE;
+        tiles.lines[i] = TILE_LINES;
+    }
+    _tile_loadconfig(&tiles);
+    bf16_panels(matrix, x, tokens, begin, end, (uint16_t *)panel, output, multiply_tiles);
+    _tile_release(); /* so that the system need not save the tiles */
+}
+
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
+
+#endif

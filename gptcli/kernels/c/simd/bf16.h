@@ -1,0 +1,140 @@
+/* Weights times many tokens in bf16, with sums in fp32. For vectors of 512 bits.
+ *
+ * Tokens and weights lie in tiles of 1 KB, which are 16 lines of 32 numbers:
+ *   tokens    (tokens / 16, steps)   a line has SEGMENT columns of a token; past the last column are zeros
+ *   weights   (steps, 2)             a line has two columns of 16 rows, those of a row side by side
+ * A panel is PANEL_ROWS rows of at most BF16_COLUMNS columns. It stays in the L1 cache while all tokens, BF16_TOKENS at
+ * a time, are multiplied with it.
+ */
+#ifndef GPTCLI_SIMD_BF16_H
+#define GPTCLI_SIMD_BF16_H
+
+#include "../coded_layout.h"
+#include "affine_weights.h"
+
+enum {
+    TILE_LINES = 16,
+    TILE_NUMBERS = TILE_LINES * SEGMENT,
+    PANEL_ROWS = 2 * LANES,
+    BF16_COLUMNS = PANEL_FLOATS * 2 / PANEL_ROWS,
+};
+
+/* Numbers for BF16_TOKENS tokens and PANEL_ROWS rows: token t's are at first + t * stride. */
+typedef struct Square {
+    float *first;
+    int64_t stride;
+} Square;
+
+/* out = before + the products of `steps` tiles of weights and of both tiles of tokens, which are `next` numbers apart. */
+typedef void Multiply(const uint16_t *x, int64_t next, const uint16_t *panel, int64_t steps, Square before, Square out);
+
+/* Two vectors of fp32 to bf16, ties to even: first the numbers of `low`. */
+INLINE __m512i rounded_pair(floats low, floats high) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low); }
+
+void avx512_bf16_round(const float *x, int64_t tokens, int64_t columns, int64_t begin, int64_t end, uint16_t *out) {
+    const int64_t steps = (columns + SEGMENT - 1) / SEGMENT;
+    (void)tokens;
+    for (int64_t token = begin; token < end; token++) {
+        uint16_t *line = out + token / TILE_LINES * steps * TILE_NUMBERS + token % TILE_LINES * SEGMENT;
+        for (int64_t column = 0; column < columns; column += SEGMENT, line += TILE_NUMBERS) {
+            const float *from = x + token * columns;
+            int64_t left = columns - column;
+            floats low = load_some(from, column, columns);
+            floats high = left > LANES ? load_some(from, column + LANES, columns) : (floats){0};
+            _mm512_storeu_si512(line, rounded_pair(low, high));
+        }
+    }
+}
+
+/* Stores two columns of 16 rows as a line. */
+INLINE void store_columns(uint16_t *line, floats first, floats second) {
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    _mm512_storeu_si512(line, _mm512_permutexvar_epi16(order, rounded_pair(first, second)));
+}
+
+/* A tile of the weights of a block of rows, [column, column + SEGMENT). */
+INLINE void fill_affine_tile(const Matrix *matrix, int64_t block, int64_t column, uint16_t *tile, const int bits,
+                             const Constants constants) {
+    const int64_t span = groups_in_record(constants) * matrix->group, inside = column % span; /* columns of a record */
+    const uint8_t *record = matrix->packed + block * matrix->block_bytes + column / span * matrix->record_bytes;
+    const uint8_t *lines = record + constants_bytes(constants) + inside * BLOCK * bits / 8;
+    floats scales[STEP], bias = exact_constants(record, inside / matrix->group, 0, bits, constants, scales);
+    prefetch(record, AHEAD);
+    for (int first = 0; first < SEGMENT; first += STEP, lines += STEP * BLOCK * bits / 8) {
+        prefetch_columns(lines, bits);
+        UNROLL for (int c = 0; c < STEP; c += 2, tile += SEGMENT)
+            store_columns(tile, exact_weights(lines, c, bits, scales, bias),
+                          exact_weights(lines, c + 1, bits, scales, bias));
+    }
+}
+
+/* The same of bf16 weights, coded or not. */
+INLINE void fill_row_tile(const Matrix *matrix, int64_t row, int64_t column, uint16_t *tile) {
+    floats lines[LANES] = {{0}};
+    int64_t rows = matrix->rows - row, columns = matrix->columns, left = columns - column;
+    for (int64_t r = 0; r < LANES && r < rows; r++) {
+        int64_t index = (row + r) * columns + column;
+        if (matrix->kind == CODED) {
+            int64_t record = index / RECORD, half = index % RECORD / LANES;
+            floats weights[RECORD / LANES];
+            decode_record(matrix, matrix->packed + record * CODE_BYTES, matrix->rest + record * matrix->rest_bytes,
+                          spelled_tops(matrix, record), weights, 0);
+            lines[r] = (floats)rounded_pair(weights[half], weights[half + 1]);
+        } else {
+            __mmask32 some = left < SEGMENT ? ((__mmask32)1 << left) - 1 : ~(__mmask32)0;
+            const uint16_t *from = (const uint16_t *)matrix->dense + index;
+            prefetch(from, BF16_COLUMNS * sizeof *from);
+            lines[r] = (floats)_mm512_maskz_loadu_epi16(some, from);
+        }
+    }
+    transpose(lines);
+    UNROLL for (int i = 0; i < LANES; i++) _mm512_storeu_si512(tile + i * SEGMENT, (__m512i)lines[i]);
+}
+
+static void fill_tile(const Matrix *matrix, int64_t row, int64_t column, uint16_t *tile) {
+    if (row >= matrix->rows)
+        memset(tile, 0, TILE_NUMBERS * sizeof *tile);
+    else if (matrix->kind == AFFINE)
+        BY_FORMAT(fill_affine_tile, matrix, row / BLOCK, column, tile)
+    else
+        fill_row_tile(matrix, row, column, tile);
+}
+
+/* Multiplies tokens [token, token + BF16_TOKENS), of which `count` exist, with a panel, and adds the products to rows
+ * [row, end) of the output; the first columns' to the bias. */
+INLINE void bf16_square(const uint16_t *x, int64_t next, const uint16_t *panel, int64_t steps, int64_t row, int64_t end,
+                        int64_t token, int64_t count, int first, const Output *output, Multiply multiply) {
+    static float zeros[PANEL_ROWS];
+    const Square nothing = {zeros, 0}, out = {output->out + token * output->stride + row, output->stride};
+    Square before = out;
+    if (first) before = output->bias != NULL ? (Square){(float *)output->bias + row, 0} : nothing;
+    if (row + PANEL_ROWS <= end && count >= BF16_TOKENS) {
+        multiply(x, next, panel, steps, before, out);
+        return;
+    }
+    float edge[BF16_TOKENS * PANEL_ROWS]; /* a whole square, of which only the existing numbers are copied */
+    multiply(x, next, panel, steps, nothing, (Square){edge, PANEL_ROWS});
+    for (int64_t t = 0; t < count; t++)
+        for (int64_t i = 0; i < end - row; i++)
+            out.first[t * out.stride + i] = before.first[t * before.stride + i] + edge[t * PANEL_ROWS + i];
+}
+
+/* Rows [begin, end) of all tokens. */
+INLINE void bf16_panels(const Matrix *matrix, const uint16_t *x, int64_t tokens, int64_t begin, int64_t end,
+                        uint16_t *panel, const Output *output, Multiply multiply) {
+    const int64_t all = (matrix->columns + SEGMENT - 1) / SEGMENT, most = BF16_COLUMNS / SEGMENT;
+    const int64_t across = (all + most - 1) / most, width = (all + across - 1) / across; /* steps of about equal panels */
+    for (int64_t row = begin; row < end; row += PANEL_ROWS)
+        for (int64_t step = 0; step < all; step += width) {
+            int64_t steps = all - step < width ? all - step : width;
+            for (int64_t i = 0; i < 2 * steps; i++)
+                fill_tile(matrix, row + i % 2 * LANES, (step + i / 2) * SEGMENT, panel + i * TILE_NUMBERS);
+            for (int64_t token = 0; token < tokens; token += BF16_TOKENS)
+                bf16_square(x + (token / TILE_LINES * all + step) * TILE_NUMBERS, all * TILE_NUMBERS, panel, steps, row,
+                            end, token, tokens - token < BF16_TOKENS ? tokens - token : BF16_TOKENS, step == 0, output,
+                            multiply);
+        }
+}
+
+#endif
