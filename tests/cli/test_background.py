@@ -112,6 +112,17 @@ class TestPrograms:
         assert chat.leave() == 0
         assert said()[0] == "question"
 
+    def test_the_last_answer_is_shown_in_colours_that_suit(self) -> None:
+        chat = Chat(CODE).ready()
+        chat.ask("question")
+        assert chat.leave() == 0
+        shown = []
+        for background in (LIGHT, DARK):
+            chat = Chat(CODE, "--continue", answer=answer(background)).ready(2)
+            shown.append(colours(chat))
+            assert chat.leave() == 0
+        assert shown[0] and shown[0].isdisjoint(shown[1])
+
     def test_leaving_waits_for_the_answer(self) -> None:
         chat = Chat(CODE).ready()
         chat.type("\x04")

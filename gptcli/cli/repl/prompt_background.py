@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 
 from prompt_toolkit.input import Input
+from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.input.vt100 import Vt100Input
 
 from gptcli.cli.terminal.background import (
@@ -15,8 +16,6 @@ from gptcli.cli.terminal.background import (
     chosen_background,
     may_ask,
 )
-
-_LEAVE_S = 0.5  # an answer later than this may be typed into the shell
 
 
 class PromptBackground:
@@ -39,10 +38,10 @@ class PromptBackground:
         """The background as far as it is known now."""
         return self._chosen or (self._answers and self._answers.colour) or background_of_environment()
 
-    def finish(self) -> None:
-        """Waits for an answer that would otherwise be typed into the shell."""
-        while self._answers and not self._answers.done and (left := _LEAVE_S - self._answers.age) > 0:
+    def wait(self, seconds: float) -> None:
+        """Waits for the answer, at most until so many seconds after the question. Keys go to the next prompt."""
+        while self._answers and not self._answers.done and (left := seconds - self._answers.age) > 0:
             if select.select([self._input.fileno()], [], [], left)[0]:
-                self._input.read_keys()
+                store_typeahead(self._input, get_typeahead(self._input) + self._input.read_keys())
                 if self._input.closed:
                     return

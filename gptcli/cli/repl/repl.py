@@ -31,6 +31,7 @@ from gptcli.runtime.engine import Workload
 from gptcli.text.chat_template import ChatTemplate
 
 _METER = 10  # characters
+_FIRST_ANSWER_S, _LAST_ANSWER_S = 0.1, 0.5  # of the terminal, after it was asked for its background
 
 
 class Repl:
@@ -74,7 +75,7 @@ class Repl:
             with contextlib.suppress(Leave):
                 while True:
                     self._turn()
-            self._background.finish()
+            self._background.wait(_LAST_ANSWER_S)  # it would be typed into the shell
             if self.file is not None and self.file.problem is None and self.session.messages[-1:]:
                 self.say(f"to go on: gptcli chat --session {shlex.quote(self.file.name)}")
         unsaved = [file for file in (*self._unsaved, self.file) if file is not None and file.problem is not None]
@@ -179,6 +180,7 @@ class Repl:
         question, *answer = self.session.messages[-2:]
         if question.role == "user":
             self.say(f"> {excerpt(question.content, 300)}")
+            self._background.wait(_FIRST_ANSWER_S)
             for message in answer:
                 with contextlib.closing(self._answer_display(ProgressLine(quiet=True))) as display:
                     display.take(TextDelta(message.content.encode()))
