@@ -19,11 +19,13 @@ DIRECTORY = Path(__file__).parent / "man"
 
 ENVIRONMENT = {
     "GPTCLI_MODEL": "The model of a command that names none.",
-    "GPTCLI_WEIGHTS": "The directory of models, in place of the user's own.",
+    "GPTCLI_CONFIG": "The configuration file; `off` for none.",
+    "GPTCLI_WEIGHTS": "Directories of models, `:` between them; the first takes new ones.",
     "GPTCLI_PREPARED": "`off`: neither keep nor use prepared copies of weights.",
     "GPTCLI_KERNELS": "`off`: compute in torch alone; or the instruction set to use: `portable`, `avx2`, `avx512`.",
     "GPTCLI_DEBUG": "`1`: show the traceback of an error.",
-    "HF_HUB_CACHE, HF_HOME": "Where the models of the Hugging Face cache are.",
+    "GPTCLI_THEME": "`light` or `dark`: the terminal's background, which is asked for otherwise.",
+    "HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, HF_HOME": "Where the models of the Hugging Face cache are.",
     "NO_COLOR": "If set, nothing is coloured.",
 }
 EXIT_STATUS = {
@@ -39,6 +41,7 @@ EXIT_STATUS = {
 }
 SIGNALS = ("129, 130, 141, 143", "Ended by SIGHUP, SIGINT, SIGPIPE, SIGTERM.")
 FILES = {
+    "~/.config/gptcli/config.toml": "Defaults of options.",
     "~/.local/share/gptcli/models": "Models that were fetched or imported; in a source checkout, `weights/`.",
     "~/.cache/huggingface/hub": "Models that other programs fetched.",
     "~/.cache/gptcli/prepared": "Prepared copies of weights, for a quick start. They can be deleted.",

@@ -300,7 +300,9 @@ class ChatSettings:
         defaults = ChatSettings().values
         name = name.replace("-", "_")
         if name not in defaults:
-            raise UsageError(f"there is no setting {name}", hint=f"there are {', '.join(defaults)}")
+            near = [known for known in defaults if known.startswith(name)]
+            perhaps = f"perhaps {near[0]}? " if near else ""
+            raise UsageError(f"there is no setting {name}", hint=f"{perhaps}there are {', '.join(defaults)}")
         kinds = {field.name: str(field.type) for record in (SamplingConfig, ChatSettings) for field in fields(record)}
         return replace(self, **{name: defaults[name] if text == "default" else _parsed(name, kinds[name], text)})
 

@@ -85,8 +85,8 @@ class Session(Generic[Model]):
     """A conversation with a model. What a turn shares with the one before is not run again.
 
     events: all that happened, as JSON objects that `restored` takes. finished: how each reply of this process ended.
-    records_probabilities: whether the next replies come with their tokens' probabilities. borrows_model: whether its
-    model only stands in for the session's own, until another is set.
+    records_probabilities: whether the next replies come with their tokens' probabilities. borrows_model: whether
+    replies leave open which model the session goes on with.
     """
 
     def __init__(
@@ -106,7 +106,8 @@ class Session(Generic[Model]):
         self._cache = PromptCache()
         self._journal: Journal | None = None
         self._history = History()
-        self._overrides: dict[str, Any] = {}  # settings that are not among the events
+        self._overrides: dict[str, Any] = {}  # settings above those of the events, and
+        self._defaults: dict[str, Any] = {}  # below them; neither are among the events
         self._measured = 0, 0  # number of events when the prompt was measured, and its tokens
         self._record({"type": "session", "version": FORMAT_VERSION, "created": _now()})
         if system is not None:
@@ -168,25 +169,34 @@ class Session(Generic[Model]):
     @property
     def settings(self) -> ChatSettings:
         """How replies are drawn and when they end."""
-        return replace(self._history.settings, **self._overrides) if self._overrides else self._history.settings
+        kept = self._history.settings
+        if not self._overrides and not self._defaults:
+            return kept
+        below = {name: value for name, value in self._defaults.items() if name not in kept.record}
+        return replace(kept, **below | self._overrides)
 
     @settings.setter
     def settings(self, settings: ChatSettings) -> None:
         self._check_switches(settings)
-        values = settings.values
-        self._overrides = {name: value for name, value in self._overrides.items() if values[name] == value}
-        changed = {name: values[name] for name in values.keys() - self._overrides.keys()}
-        self._record({"type": "settings", "settings": replace(self._history.settings, **changed).record})
+        self._overrides, self._defaults = {}, {}
+        self._record({"type": "settings", "settings": settings.record})
 
-    def override(self, **settings: Any) -> None:
-        """Changes settings for as long as this object lives: they are not among the events. Raises UsageError."""
-        self._check_switches(replace(self.settings, **settings))
-        self._overrides |= settings
+    def change(self, name: str, text: str) -> None:
+        """Changes one setting for good, as a user spells it; what overrode it no longer does. Raises UsageError."""
+        changed = self.settings.changed(name, text)
+        self._check_switches(changed)
+        name = name.replace("-", "_")
+        self._overrides.pop(name, None)
+        kept = replace(self._history.settings, **{name: changed.values[name]})
+        self._record({"type": "settings", "settings": kept.record})
 
-    @property
-    def kept_settings(self) -> Mapping[str, Any]:
-        """The settings among the events that are not the default."""
-        return self._history.settings.record
+    def override(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        """Changes settings for as long as this object lives, without an event. Raises UsageError.
+
+        given: what applies whatever the events say. defaults: what applies where they say nothing.
+        """
+        self._check_switches(replace(self.settings, **{**defaults, **given}))
+        self._overrides, self._defaults = dict(given), dict(defaults)
 
     def _check_switches(self, settings: ChatSettings) -> None:
         if settings.thinking is not None or settings.reasoning_effort is not None:
@@ -256,8 +266,7 @@ class Session(Generic[Model]):
         return other
 
     def _lend(self, other: Session[Model]) -> None:
-        other._overrides = dict(self._overrides)
-        other.borrows_model = self.borrows_model
+        other._overrides, other._defaults = dict(self._overrides), dict(self._defaults)
         other.share_cache(self)
 
     def share_cache(self, other: Session[Model]) -> None:

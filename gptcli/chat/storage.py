@@ -7,6 +7,7 @@ import datetime
 import itertools
 import json
 import os
+import shlex
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +37,9 @@ class SessionFile:
         """
         self.path = _path(unused_name(_now()) if name is None else name)
         if _is_taken(self.path):
-            raise UsageError(f"there is a session {name} already", hint=f"continue it with {_CONTINUE} {name}")
+            raise UsageError(
+                f"there is a session {name} already", hint=f"continue it with {_CONTINUE} {shlex.quote(str(name))}"
+            )
         self.events: list[Record] = []
         self.repaired = False  # whether an incomplete last line was cut off
         self.problem: OSError | None = None
@@ -102,6 +105,13 @@ class SessionFile:
             except OSError as error:
                 raise OutputError(f"cannot write: {target}: {error.strerror}") from None
         self.path = target
+
+    def delete(self) -> None:
+        """Removes the file; nothing more is written. Raises OutputError."""
+        if self._file is not None and self._file.is_at(self.path):
+            _remove(self.path)
+        self.problem, self._begun = None, True
+        self.close()
 
     def close(self) -> None:
         """Closes the file, so that other processes can open the session."""
@@ -197,11 +207,12 @@ def _stored(name: str) -> StoredSession:
 def delete_session(name: str) -> None:
     """Removes a session's file. Raises InputError if it is missing, and OutputError if it is open elsewhere."""
     path = _existing(name)
-    with contextlib.closing(_opened_alone(path, name)):
-        try:
-            path.unlink()
-        except OSError as error:
-            raise OutputError(f"cannot remove: {path}: {error.strerror}") from None
+    try:
+        file = _opened_alone(path, name)
+    except OutputError as error:
+        raise OutputError(error.message) from None  # a copy would be no way out
+    with contextlib.closing(file):
+        _remove(path)
 
 
 def last_model(events: Sequence[Record]) -> tuple[str, str]:
@@ -213,6 +224,13 @@ def last_model(events: Sequence[Record]) -> tuple[str, str]:
         if "model" in event and not event.get("borrowed"):
             return str(event["model"]), str(event.get("fingerprint"))
     return "", ""
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink()
+    except OSError as error:
+        raise OutputError(f"cannot remove: {path}: {error.strerror}") from None
 
 
 def _directory() -> Path:
@@ -227,7 +245,7 @@ def _directory() -> Path:
 def _path(name: str) -> Path:
     """The file of a session. Raises UsageError for a bad name."""
     if "/" in name or not is_name(name):
-        raise UsageError(f"a session's name is a word without slashes, not {name!r}")
+        raise UsageError(f"a session's name has no slashes and does not begin with a dot, not {name!r}")
     return _directory() / f"{name}{_SUFFIX}"
 
 

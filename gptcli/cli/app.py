@@ -11,15 +11,14 @@ from typing import Annotated
 
 import typer
 
-from gptcli.cli.config_file import ConfiguredCommand
+from gptcli.cli.config_file import COMMANDS, ConfiguredCommand
 from gptcli.cli.terminal.stderr import print_error
 from gptcli.cli.usage_errors import usage_error
 from gptcli.cli.value_names import Command, Group
 from gptcli.errors import ExitCode, GptcliError
 from gptcli.version import VERSION
 
-# In the order of the help; each is in a module of its name.
-_COMMANDS = ("generate", "chat", "score", "tokenize", "bench", "models", "cache")
+_COMMANDS = (*COMMANDS, "models")  # each is in a module of its name
 
 
 def program(arguments: Sequence[str] = ()) -> typer.Typer:

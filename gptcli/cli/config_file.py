@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import os
 import tomllib
@@ -12,18 +13,35 @@ from typing import Any
 import platformdirs
 import typer
 
+from gptcli.cli.terminal.stderr import print_note
 from gptcli.cli.usage_errors import bad_value
 from gptcli.cli.value_names import Command
 from gptcli.errors import UsageError
 from gptcli.files import open_regular
 from gptcli.models.catalog import DEFAULT_MODEL
 
-CONFIGURED = "gptcli.configured"  # in a context's meta: the names of the parameters that the file gave
+COMMANDS = ("generate", "chat", "score", "tokenize", "bench", "cache")  # those that have a table
 
 _VARIABLE = "GPTCLI_CONFIG"
-_COMMANDS = ("generate", "chat", "score", "tokenize", "bench", "cache")
-_MODEL = "model"  # [model.NAME] is a model's table
+_CONFIGURED = "gptcli.configured"  # in a context's meta: the names of the parameters that the file gave
+_MODELS = "models"  # [models.NAME] is a model's table
 _LARGEST = 1 << 20  # bytes
+# What one call does, and no other: `--delete` in a file would delete again and again.
+_OF_ONE_CALL = {
+    "clear",
+    "continue",
+    "delete",
+    "file",
+    "fork",
+    "help",
+    "list",
+    "lines",
+    "script",
+    "session",
+    "stats-json",
+}
+# An option that was typed leaves no place for these.
+_EXCLUDED_BY = {"system": "system_file", "system_file": "system"}
 
 
 class ConfiguredCommand(Command):
@@ -37,11 +55,12 @@ class ConfiguredCommand(Command):
             tables = {name: value for name, value in config.items() if isinstance(value, dict)}
             general = {name: value for name, value in config.items() if name not in tables}
             own = tables.get(ctx.info_name or "", {})
-            self._apply(ctx, general | own, path)
-            of_model = _model_table(tables.get(_MODEL, {}), ctx.params, path)
+            self._apply(ctx, general, path)
+            self._apply(ctx, own, path)
+            of_model = _model_table(tables.get(_MODELS, {}), ctx, path)
             self._apply(ctx, of_model, path)
             known = set(_options([self]))
-            _refuse_unknown("table", tables, {_MODEL, *_COMMANDS}, path)
+            _refuse_unknown("table", tables, {_MODELS, *COMMANDS}, path)
             _refuse_unknown("option", own, known, path)
             if not known.issuperset(others := general | of_model):
                 _refuse_unknown("option", others, set(_options(ctx.obj())), path)
@@ -49,16 +68,33 @@ class ConfiguredCommand(Command):
 
     def _apply(self, ctx: typer.Context, values: Mapping[str, Any], path: Path) -> None:
         for name, (parameter, on) in _options([self]).items():
-            source = ctx.get_parameter_source(parameter.name)
-            if name in values and (source is None or source.name == "DEFAULT"):
-                where, value = f"{path}: {name}", values[name]
-                if isinstance(value, bool) != parameter.is_flag:
-                    raise UsageError(f"{where} must be {'true or false' if parameter.is_flag else 'a value'}")
-                try:
-                    ctx.params[parameter.name] = parameter.process_value(ctx, _as_typed(value, on))
-                except typer.BadParameter as error:
-                    raise UsageError(f"{where} {bad_value(error)}") from None
-                ctx.meta.setdefault(CONFIGURED, set()).add(parameter.name)
+            if name not in values or _is_given(ctx, parameter.name):
+                continue
+            where, value = f"{path}: {name}", values[name]
+            if name in _OF_ONE_CALL:
+                raise UsageError(f"{where} is for one call, and has no default")
+            if isinstance(value, bool) != parameter.is_flag:
+                raise UsageError(f"{where} must be {'true or false' if parameter.is_flag else 'a value'}")
+            if isinstance(value, list) != parameter.multiple:
+                raise UsageError(f"{where} must be {'a list' if parameter.multiple else 'one value'}")
+            if _is_given(ctx, _EXCLUDED_BY.get(parameter.name, "")):
+                continue
+            try:
+                ctx.params[parameter.name] = parameter.process_value(ctx, _as_typed(value, on))
+            except typer.BadParameter as error:
+                raise UsageError(f"{where} {bad_value(error)}") from None
+            ctx.meta.setdefault(_CONFIGURED, set()).add(parameter.name)
+
+
+def configured(ctx: typer.Context) -> frozenset[str]:
+    """The names of the parameters that the configuration file gave."""
+    return frozenset(ctx.meta.get(_CONFIGURED, ()))
+
+
+def _is_given(ctx: typer.Context, name: str) -> bool:
+    """Whether a parameter was typed or is in the environment."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
 
 def config_path() -> Path | None:
@@ -75,22 +111,27 @@ def read_config(path: Path) -> dict[str, Any]:
     if not os.environ.get(_VARIABLE) and not os.path.lexists(path):
         return {}
     with open_regular(path) as file:
-        data = file.read(_LARGEST)
+        data = file.read(_LARGEST + 1)
+    if len(data) > _LARGEST:
+        raise UsageError(f"{path}: more than {_LARGEST} bytes")
+    if data.startswith(codecs.BOM_UTF8):
+        print_note(f"byte-order mark dropped: {path}")
     try:
-        return tomllib.loads(data.decode())
+        return tomllib.loads(data.decode("utf-8-sig"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: not TOML: {error}") from None
 
 
-def _model_table(tables: Mapping[str, Any], parameters: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The table of the model that a command runs; nothing if a session names the model."""
-    name: Any = parameters.get("model")
-    if name is None and not (parameters.get("session") or parameters.get("continue_last")):
-        name = DEFAULT_MODEL
+def _model_table(tables: Mapping[str, Any], ctx: typer.Context, path: Path) -> dict[str, Any]:
+    """The table of the model that a command runs; nothing where a session may name another."""
     for table in tables.values():
         if not isinstance(table, dict) or "model" in table:
-            raise UsageError(f"{path}: [{_MODEL}.NAME] must be a table of options, without `model`")
-    found: dict[str, Any] = tables.get(name, {})
+            raise UsageError(f"{path}: options of a model go in [{_MODELS}.NAME]; `model` cannot be one")
+    name: Any = ctx.params.get("model")
+    in_session = ctx.params.get("session") or ctx.params.get("continue_last")
+    if in_session and not _is_given(ctx, "model"):
+        return {}
+    found: dict[str, Any] = tables.get(name or DEFAULT_MODEL, {})
     return found
 
 
@@ -116,5 +157,5 @@ def _as_typed(value: Any, on: bool) -> Any:
 
 def _refuse_unknown(kind: str, names: Iterable[str], known: set[str], path: Path) -> None:
     for name in sorted(set(names) - known):
-        near = difflib.get_close_matches(name, known, 1)
+        near = [option for option in sorted(known) if option.startswith(name)] or difflib.get_close_matches(name, known)
         raise UsageError(f"{path}: there is no {kind} {name}", hint=f"perhaps {near[0]}?" if near else None)

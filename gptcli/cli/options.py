@@ -119,7 +119,7 @@ class PromptOptions:
         ),
     ] = False
     chat: Annotated[bool, _prompt_option("Ask it as a user's turn in the model's chat template.", "--chat")] = False
-    system: Annotated[str | None, _prompt_option("System message, with --chat.")] = None
+    system: Annotated[str | None, _prompt_option("System message of a chat.")] = None
     system_file: Annotated[Path | None, _prompt_option("System message from a file.", readable=False)] = None
     chat_template: ChatTemplateFile = None
     special: Annotated[bool, _prompt_option("Read control tokens such as <|im_end|> in the prompt.", "--special")] = (
@@ -225,7 +225,7 @@ IgnoreEos = Annotated[bool, _stop_option("Never draw a token that ends the text.
 class StopOptions:
     """When a text ends."""
 
-    max_tokens: Annotated[int, _stop_option("-1 is until the context is full.", "-n", "--max-tokens")] = (
+    max_tokens: Annotated[int, _stop_option("Most tokens; -1: until the context is full.", "-n", "--max-tokens")] = (
         _STOPPING.max_tokens
     )
     stop: Stop = None
@@ -249,7 +249,9 @@ class ChatStopOptions:
     max_tokens: Annotated[
         int | None,
         _stop_option(
-            f"Of a reply; -1 is until the context is full. (default: {ChatSettings().max_tokens})", "-n", "--max-tokens"
+            f"Most tokens; -1: until the context is full. (default: {ChatSettings().max_tokens})",
+            "-n",
+            "--max-tokens",
         ),
     ] = None
     stop: Stop = None

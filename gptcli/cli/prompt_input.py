@@ -18,6 +18,7 @@ from typing import Literal, Protocol, Self, cast
 from gptcli.errors import InputError, UsageError
 
 DecodingErrors = Literal["strict", "replace"]
+LINE = "{}"  # stands for the line in a prompt that is asked for each line
 _BLOCK = 1 << 20  # bytes
 # The marks that texts in other encodings begin with. That of UTF-32 begins with that of UTF-16.
 _FOREIGN_MARKS = {

@@ -16,13 +16,13 @@ from gptcli.cli.prompt_input import Decoding, argument_text, read_prompt, read_t
 from gptcli.cli.template_choice import chosen_template
 from gptcli.cli.terminal.signals import deadly
 from gptcli.cli.terminal.stderr import ProgressLine, note_failures, print_line, print_note, stats_line
-from gptcli.errors import TemplateError
+from gptcli.errors import GptcliError, TemplateError, UsageError
 from gptcli.generation.events import Finished
 from gptcli.language_model import ChatSession, LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.runtime.engine import Workload
 from gptcli.settings import RuntimeConfig
-from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.chat_template import ChatTemplate, Switches
 from gptcli.text.messages import Message
 
 
@@ -31,7 +31,7 @@ class RunOptions:
     """A run of a model, as the options of `generate`, `chat`, `score` or `bench` ask for it.
 
     model: None is the default one. given: the settings that options gave, by the names of SamplingConfig's fields, or
-    of ChatSettings' in a conversation.
+    of ChatSettings' in a conversation. configured: the parameters whose values are the configuration file's.
     """
 
     model: str | None
@@ -40,11 +40,16 @@ class RunOptions:
     given: Mapping[str, Any] = field(default_factory=dict)
     prompts: PromptOptions = PromptOptions()
     output: OutputOptions
+    configured: frozenset[str] = frozenset()
 
     @property
     def decoding(self) -> Decoding:
         """How texts are read, before there is a progress line."""
         return Decoding(self.prompts.errors, self.prompts.max_input, self.note)
+
+    def __post_init__(self) -> None:
+        if self.model == "":
+            raise UsageError("-m must name a model")
 
     def note(self, message: str) -> None:
         """Prints a note, unless notes are not wanted."""
@@ -104,6 +109,16 @@ class RunOptions:
             cut = finished.usage.completion_tokens == max_tokens
             self.note(f"cut at {max_tokens} tokens; -n sets how many" if cut else "cut: the context is full")
 
+    def switches(self, template: ChatTemplate) -> Switches:
+        """What the template is asked for. A switch that it lacks raises UsageError, unless only the file has it."""
+        switches = self.prompts.switches
+        if "thinking" in self.configured and not template.knows_thinking:
+            switches["thinking"] = None
+        if "reasoning_effort" in self.configured and not template.knows_effort:
+            switches["reasoning_effort"] = None
+        template.check_switches(**switches)
+        return switches
+
     def print_failures(self, lm: LanguageModel) -> None:
         """Says why text came slower than it could, unless notes are not wanted."""
         note_failures(() if self.output.quiet else lm.engine.failures)
@@ -137,5 +152,5 @@ def note_template_with_doubled_bos(session: ChatSession, note: Callable[[str], N
 def _has_template(lm: LanguageModel) -> bool:
     try:
         return bool(lm.template)
-    except TemplateError:
+    except GptcliError:
         return False

@@ -18,11 +18,16 @@ def usage_error(error: typer.TyperException, arguments: Sequence[str]) -> tuple[
     """The message and the hint for a command line that cannot be understood."""
     context: Any = getattr(error, "ctx", None)
     see_help = f"run `{context.command_path if context else 'gptcli'} --help`"
+    if context is None and arguments and not arguments[0].startswith("-"):
+        see_help = f"run `gptcli {arguments[0]} --help`"
+    if isinstance(error, typer.BadParameter) and not error.message and (parameter := getattr(error, "param", None)):
+        return f"{parameter.metavar or parameter.name.upper()} is missing", see_help
     if isinstance(error, typer.BadParameter):
         name = max(parameter.opts, key=len) if (parameter := getattr(error, "param", None)) else "a value"
         return f"{name} {bad_value(error)}", see_help
     if (option := getattr(error, "option_name", None)) and context:
-        near = get_close_matches(option, [name for names in context.command.params for name in names.opts], 1, 0.7)
+        known = [name for names in context.command.params for name in names.opts]
+        near = [name for name in known if name.startswith(option)] or get_close_matches(option, known, 1, 0.7)
         return f"there is no option {option}", f"perhaps {near[0]}? {see_help}" if near else see_help
     if option:
         return f"{option} {'needs a' if 'requires' in error.format_message() else 'takes no'} value", see_help
@@ -30,7 +35,9 @@ def usage_error(error: typer.TyperException, arguments: Sequence[str]) -> tuple[
     if command := re.match(r"No such command (['\"])(.*?)\1\.", message):
         return _no_command(command[2], context, arguments, see_help)
     if extra := message.partition("unexpected extra argument(s) ")[2]:
-        return f"too many arguments: {extra[1:-1]}", f"put a text with blanks in quotes; {see_help}"
+        takes_text = any(parameter.metavar == "PROMPT" for parameter in context.command.params)
+        quoting = "put a text with blanks in quotes; " if takes_text else ""
+        return f"too many arguments: {extra[1:-1]}", f"{quoting}{see_help}"
     return message, see_help
 
 

@@ -64,7 +64,7 @@ def _chosen_roots() -> list[Path]:
     return [_at_home(path) for path in os.environ.get("GPTCLI_WEIGHTS", "").split(os.pathsep) if path]
 
 
-def _roots() -> list[Path]:
+def roots() -> list[Path]:
     """Where models are looked for by name, each directory once."""
     return list(dict.fromkeys([install_root(), *_chosen_roots(), _user_root()]))
 
@@ -76,7 +76,7 @@ def _user_root() -> Path:
 def local_models() -> list[LocalModel]:
     """Every model in the install root, the user's data directory and the Hugging Face cache, by name."""
     found: dict[str, LocalModel] = {}
-    for root in _roots():
+    for root in roots():
         for config in [*root.glob("*/config.json"), *root.glob("*/*/config.json")]:
             directory = config.parent
             name = directory.relative_to(root).as_posix()
@@ -138,7 +138,7 @@ def _named(name: str, file: str) -> LocalModel | None:
     """What has this name and such a file."""
     if not is_name(name):
         return None
-    for root in _roots():
+    for root in roots():
         if os.path.isfile(root / name / file):
             return LocalModel(name, root / name)
     snapshot = _hub_snapshot(name, file)
@@ -147,7 +147,7 @@ def _named(name: str, file: str) -> LocalModel | None:
 
 def missing(name: str) -> ModelNotFound:
     """The error for a missing model, with a way to get it."""
-    if name == DEFAULT_MODEL or name.count("/") == 1:
+    if name == DEFAULT_MODEL or (name.count("/") == 1 and is_name(name)):
         return ModelNotFound(f"no such model: {name}", hint=f"run `gptcli models pull {name}`")
     near = difflib.get_close_matches(name, [model.name for model in local_models()], 1)
     hint = f"perhaps {near[0]}? " if near else ""

@@ -16,7 +16,7 @@ from typing import Any
 
 from gptcli.errors import InputError, InvalidModel, OutputError, UsageError
 from gptcli.files import RECORD, lock, open_regular, open_within
-from gptcli.models.catalog import find, find_named, install_root, is_name, missing
+from gptcli.models.catalog import find, find_named, install_root, is_name, missing, roots
 
 _SCRATCH = ".fetch-"
 _ABANDONED_S = 24 * 3600
@@ -130,12 +130,13 @@ def remove(name: str) -> Path:
         )
     if model is None:
         raise missing(name)
-    target = install_root() / name
-    if model.path != target or not (target / RECORD).is_file():
-        raise UsageError(f"not installed by gptcli: {model.path}", hint="remove it as it came")
+    target = model.path
+    root = next((root for root in roots() if root / name == target), None)
+    if root is None or not (target / RECORD).is_file():
+        raise UsageError(f"not installed by gptcli: {target}", hint="remove it as it came")
     with scratch() as aside:
-        target.rename(aside / "removed")
-    if target.parent != install_root():
+        shutil.move(target, aside / "removed")
+    if target.parent != root:
         with contextlib.suppress(OSError):  # the owner has other models
             target.parent.rmdir()
     return target

@@ -10,6 +10,7 @@ import pytest
 import gptcli
 from gptcli import ChatSettings, Finished, LanguageModel, Session, TextDelta
 from gptcli.chat.session import Event, TurnsDropped
+from gptcli.chat.storage import last_model
 from gptcli.errors import ContextOverflow, InputError, NonFiniteLogits, UsageError
 from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.text.chat_template import ChatTemplate
@@ -382,3 +383,25 @@ def test_a_session_that_shares_a_cache_runs_only_what_is_its_own(
     before = finish(another.send("first")).ids
     another.share_cache(session)
     assert finish(another.retry()).ids == before
+
+
+def test_overrides_are_for_this_session_object_and_end_where_a_setting_is_changed(tiny: LanguageModel) -> None:
+    session = tiny.session(settings=ChatSettings(temperature=0.2))
+    session.override({"temperature": 0.5}, {"temperature": 0.9, "top_k": 7})
+    assert (session.settings.temperature, session.settings.top_k) == (0.5, 7)
+    assert Session.restored(tiny, session.events).settings.record == {"temperature": 0.2}
+    session.change("temperature", "0.5")  # the same as the override, and kept all the same
+    session.change("top-k", "3")
+    assert Session.restored(tiny, session.events).settings.record == {"temperature": 0.5, "top_k": 3}
+    other = session.successor()
+    assert (other.settings.temperature, other.settings.top_k) == (0.5, 3)
+
+
+def test_a_borrowed_model_is_not_the_next_conversations(tiny: LanguageModel) -> None:
+    session = tiny.session(settings=ChatSettings(max_tokens=1))
+    session.borrows_model = True
+    list(session.send("hello"))
+    assert last_model(session.events) == ("", "")
+    other = session.successor()
+    list(other.send("hello"))
+    assert last_model(other.events)[0] == tiny.reference

@@ -84,6 +84,24 @@ def test_what_a_session_keeps_wins_over_the_configuration_file(
     assert (record["completion_tokens"], record["settings"]["temperature"]) == (3, 0.5)
 
 
+def test_the_configured_system_message_does_not_replace_a_sessions_own(
+    cli: Cli, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.toml").write_text('system = "From the file."')
+    for configured in ("off", str(tmp_path / "config.toml")):
+        monkeypatch.setenv("GPTCLI_CONFIG", configured)
+        own = ["--system", "Its own."] if configured == "off" else []
+        assert cli("chat", "--session", "s", "-m", tiny_model, *own, "-n", "1", "hi", stdin=b"").code == 0
+    assert [event["content"] for event in read_session("s") if event["type"] == "system"] == ["Its own."]
+
+
+@pytest.mark.parametrize("others", [["hello"], ["--session", "a"], ["--list"]])
+def test_deleting_does_nothing_else(chat: Cli, others: list[str]) -> None:
+    chat("--session", "s", "one")
+    assert chat("--delete", "s", *others).code == 2
+    assert session_names() == ["s"]
+
+
 def test_a_session_can_be_deleted_unless_it_is_open(chat: Cli) -> None:
     chat("--session", "s", "one")
     with contextlib.closing(SessionFile.open("s")):

@@ -25,9 +25,9 @@ def config(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) ->
     [
         ("seed = 1", "", 1),
         ("seed = 1\n[generate]\nseed = 2", "", 2),
-        ("seed = 1\n[generate]\nseed = 2\n[model.tiny]\nseed = 3", "", 3),
-        ("[generate]\nseed = 2\n[model.other]\nseed = 3", "", 2),
-        ("[generate]\nseed = 2\n[model.tiny]\nseed = 3", "--seed 4", 4),
+        ("seed = 1\n[generate]\nseed = 2\n[models.tiny]\nseed = 3", "", 3),
+        ("[generate]\nseed = 2\n[models.other]\nseed = 3", "", 2),
+        ("[generate]\nseed = 2\n[models.tiny]\nseed = 3", "--seed 4", 4),
         ("[chat]\nseed = 2\n[generate]\nseed = 5", "", 5),
     ],
 )
@@ -50,7 +50,7 @@ def test_the_environment_wins_over_the_file(cli: Cli, config: Path, monkeypatch:
 
 
 def test_an_option_that_only_another_command_has_is_no_error(cli: Cli, config: Path) -> None:
-    config.write_text("samples = 2\n[model.tiny]\nmax-tokens = 5")
+    config.write_text("samples = 2\n[models.tiny]\nmax-tokens = 5")
     assert cli("tokenize", "-m", "tiny", "--text", "good morning").code == 0
 
 
@@ -58,17 +58,20 @@ def test_an_option_that_only_another_command_has_is_no_error(cli: Cli, config: P
     ("content", "says"),
     [
         ("temprature = 1", "there is no option temprature\nhint: perhaps temperature?"),
-        ("[model.tiny]\ntemprature = 1", "there is no option temprature\nhint: perhaps temperature?"),
+        ("[models.tiny]\ntemprature = 1", "there is no option temprature\nhint: perhaps temperature?"),
         ("[generate]\nstride = 1", "there is no option stride"),
         ("[generat]", "there is no table generat\nhint: perhaps generate?"),
-        ("[model]\ntiny = 1", "[model.NAME] must be a table of options"),
-        ('[model.tiny]\nmodel = "other"', "[model.NAME] must be a table of options"),
+        ("[models]\ntiny = 1", "options of a model go in [models.NAME]"),
+        ('[models.tiny]\nmodel = "other"', "`model` cannot be one"),
         ('[generate]\ntemperature = "hot"', "temperature must be a number, not hot"),
         ("[generate]\ntemperature = true", "temperature must be a value"),
         ('[generate]\nchat = "yes"', "chat must be true or false"),
         ("[generate]\nsamples = 0", "samples must be at least 1, not 0"),
         ("[generate]\nspeculate = 99", "speculate must be between 0 and 64"),
         ("[generate", "not TOML"),
+        ('[generate]\nstop = "x"', "stop must be a list"),
+        ("[generate]\ntemperature = [1, 2]", "temperature must be one value"),
+        ('[generate]\nfile = "x"', "file is for one call"),
         ('a = "\\ud800"', "not TOML"),
     ],
 )
@@ -90,3 +93,18 @@ def test_another_file_or_none_can_be_named(
     os.mkfifo(tmp_path / "pipe")
     monkeypatch.setenv("GPTCLI_CONFIG", str(tmp_path / "pipe"))
     assert cli("generate", "good morning", "-m", "tiny", "-n", "1").code == 4
+
+
+def test_what_means_nothing_in_a_call_is_left_out(cli: Cli, config: Path, tmp_path: Path) -> None:
+    config.write_text('system = "Be brief."\nthink = true')
+    (tmp_path / "system").write_text("Be long.")
+    for arguments in (["generate"], ["generate", "--chat", "--system-file", tmp_path / "system"], ["chat"]):
+        result = cli(*arguments, "good morning", "-m", "tiny", "-n", "1", stdin=b"")
+        assert (result.code, result.err) == (0, "")
+
+
+def test_a_default_model_and_tables_of_models_go_together(cli: Cli, config: Path) -> None:
+    config.write_text('\ufeffmodel = "tiny"\n[models.tiny]\nseed = 7')
+    result = cli("generate", "good morning", "-n", "1", "--json")
+    assert json.loads(result.out)["seed"] == 7
+    assert "byte-order mark dropped" in result.err

@@ -45,7 +45,14 @@ def test_a_line_that_does_not_fit_has_its_error_and_the_others_their_answers(cli
     result = cli("generate", "--lines", *GREEDY, stdin=b"one\n" + b"long " * 400 + b"\ntwo\n")
     first, failed, last = records(result.out)
     assert "does not fit" in failed["error"] and (first["line"], failed["line"], last["line"]) == (1, 2, 3)
-    assert result.code == 6
+    assert result.code == 6 and "line 2: " in result.err
+
+
+def test_piped_lines_come_before_those_of_a_file(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "lines").write_text("two\n")
+    found = records(cli("generate", "--lines", "-f", tmp_path / "lines", *GREEDY, stdin=b"one\n").out)
+    alone = [records(cli("generate", text, "--json", *GREEDY).out)[0]["ids"] for text in ("one", "two")]
+    assert [record["ids"] for record in found] == alone
 
 
 @pytest.mark.parametrize(
@@ -54,6 +61,8 @@ def test_a_line_that_does_not_fit_has_its_error_and_the_others_their_answers(cli
         ("generate --lines here", "must have {} where the line goes"),
         ("generate --lines --echo", "--lines writes JSON alone"),
         ("chat --lines --session s", "a conversation of its own"),
+        ("chat --lines --prompt-report", "--lines writes JSON alone"),
+        ("generate --lines --logit-bias 999999=1", "999999"),
     ],
 )
 def test_what_means_nothing_with_lines_is_refused(cli: Cli, arguments: str, says: str) -> None:

@@ -10,7 +10,7 @@ import typer
 from gptcli.cli import options
 from gptcli.cli.terminal.stderr import print_note
 from gptcli.cli.terminal.tables import print_records
-from gptcli.runtime.fast_start.snapshots import stored_snapshots
+from gptcli.runtime.fast_start.snapshots import delete_snapshots, stored_snapshots
 
 
 def cache(
@@ -19,12 +19,10 @@ def cache(
     quiet: options.Quiet = False,
 ) -> None:
     """List the files that models start fast from, or delete them."""
-    snapshots = stored_snapshots()
     if clear:
-        for snapshot in snapshots:
-            snapshot.path.unlink(missing_ok=True)
+        size = delete_snapshots()
         if not quiet:
-            print_note(f"deleted {sum(snapshot.size for snapshot in snapshots) / 1e6:.0f} MB")
+            print_note(f"deleted {size / 1e6:.0f} MB")
         return
     records = [
         {
@@ -33,7 +31,7 @@ def cache(
             "used": datetime.datetime.fromtimestamp(snapshot.used).isoformat(" ", "minutes"),
             "path": str(snapshot.path),
         }
-        for snapshot in snapshots
+        for snapshot in stored_snapshots()
     ]
     print_records(records, as_json, _row)
     if not records and not as_json and not quiet:

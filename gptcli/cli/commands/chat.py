@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from gptcli.chat.session import Event, Session, TurnsDropped
 from gptcli.chat.storage import SessionFile, delete_session, last_model, session_names
 from gptcli.cli import options
-from gptcli.cli.config_file import CONFIGURED
+from gptcli.cli.config_file import configured
 from gptcli.cli.json_records import json_line, sample_record
 from gptcli.cli.line_answers import line_prompts, write_answers
 from gptcli.cli.option_groups import only, option_group, panel, with_option_groups, without
@@ -29,7 +29,7 @@ from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.errors import UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import ChatSession
-from gptcli.runtime.engine import Workload
+from gptcli.runtime.engine import Cancelled, Workload
 from gptcli.settings import ChatSettings
 from gptcli.text.chat_template import ChatTemplate, Switches
 
@@ -84,17 +84,26 @@ def chat(
     ],
 ) -> None:
     """Talk with a model: a conversation at a terminal; with a prompt or in a pipe, one answer."""
-    if sessions.list_sessions:
-        print_sessions(output.as_json)
-        return
-    if sessions.delete is not None:
-        delete_session(sessions.delete)
+    if sessions.list_sessions or sessions.delete is not None:
+        _check_alone(sessions, prompt)
+        if sessions.delete is not None:
+            delete_session(sessions.delete)
+        else:
+            print_sessions(output.as_json)
         return
     given = sampling.given() | stopping.given()
     given |= {name: value for name, value in prompts.switches.items() if value is not None}
     ChatSettings(**given)  # a bad value fails before anything is read
     config, offline = runtime.config(), runtime.offline
-    run = RunOptions(model=model or None, runtime=config, offline=offline, given=given, prompts=prompts, output=output)
+    run = RunOptions(
+        model=model,
+        runtime=config,
+        offline=offline,
+        given=given,
+        prompts=prompts,
+        output=output,
+        configured=configured(context),
+    )
     at_prompt = _is_at_prompt(run, sessions, prompt)
     _check_together(run, sessions, prompt, at_prompt=at_prompt)
     lines = line_prompts(run, prompt) if prompts.lines else None
@@ -106,22 +115,21 @@ def chat(
         ProgressLine(quiet=output.quiet) as activity,
     ):
         name, fingerprint = last_model(events)
-        typed = context.get_parameter_source("model")
-        if name and not (typed and typed.name == "COMMANDLINE"):  # a session goes on with its own model
+        source = context.get_parameter_source("model")
+        if name and not (model and source and source.name == "COMMANDLINE"):  # a session goes on with its own model
             run = replace(run, model=name)
         lm = run.open_model(activity, Workload())
         if lm.reference == name and lm.fingerprint != fingerprint and not output.quiet:
             print_note(f"{name} is not what it was when it last spoke in this session")
         template = run.template(lm)
         conversation = Session.restored(lm, events, template=template)
+        conversation.borrows_model = name not in ("", lm.reference)
+        _override(conversation, given, run.configured)
         if file is not None:
             conversation.keep_in(file, kept=len(file.events))
-        if system not in (None, conversation.system):
+        has_own = conversation.system is not None and run.configured & {"system", "system_file"}
+        if system not in (None, conversation.system) and not has_own:
             conversation.system = system
-        conversation.borrows_model = bool(name) and lm.reference != name
-        configured = context.meta.get(CONFIGURED, set())  # below what the session has kept
-        kept = conversation.kept_settings
-        conversation.override(**{key: value for key, value in given.items() if key not in {*configured} & kept.keys()})
         if at_prompt:
             activity.close()
             note_template_with_doubled_bos(conversation, run.note)
@@ -134,6 +142,24 @@ def chat(
         else:
             _answer(run, conversation, questions, activity)
             lm.close()
+
+
+def _check_alone(sessions: SessionOptions, prompt: str | None) -> None:
+    """Raises UsageError if there is more to do than to list or to delete."""
+    others = (sessions.session, sessions.script, sessions.continue_last or None, sessions.fork or None, prompt)
+    if any(other is not None for other in others) or (sessions.list_sessions and sessions.delete is not None):
+        raise UsageError("--list and --delete do nothing else: no prompt, and no other option of sessions")
+
+
+def _override(conversation: ChatSession, given: Mapping[str, Any], configured: Set[str]) -> None:
+    """Applies options for this call, and those of the configuration file below what the session keeps."""
+    defaults = {name: value for name, value in given.items() if name in configured}
+    template = conversation.template if defaults.keys() & {"thinking", "reasoning_effort"} else None
+    if template and not template.knows_thinking:
+        defaults.pop("thinking", None)
+    if template and not template.knows_effort:
+        defaults.pop("reasoning_effort", None)
+    conversation.override({name: value for name, value in given.items() if name not in configured}, defaults)
 
 
 def _is_at_prompt(run: RunOptions, sessions: SessionOptions, prompt: str | None) -> bool:
@@ -182,19 +208,18 @@ def _report(run: RunOptions, conversation: ChatSession, question: str) -> None:
 def _answer_lines(run: RunOptions, conversation: ChatSession, lines: Iterator[str], activity: ProgressLine) -> None:
     """Asks each line in a conversation of its own; raises as `write_answers` does."""
     lm, settings = conversation.lm, conversation.settings
+    sampling = settings.sampling(lm.sampling_defaults)
+    lm.check_request([0], sampling)
+    note_template_with_doubled_bos(conversation, activity.note)
     load_model(lm, activity)
     activity.close()
-    with interruptible() as cancelled:
 
-        def answers(text: str) -> Iterator[Iterator[Event]]:
-            if cancelled():
-                raise KeyboardInterrupt
-            yield conversation.successor().send(text, cancelled=cancelled)
+    def answers(text: str, cancelled: Cancelled) -> Iterator[Iterator[Event]]:
+        yield conversation.successor().send(text, cancelled=cancelled)
 
-        write_answers(run, lm, lines, answers, settings.sampling(lm.sampling_defaults), settings.stopping)
-        if cancelled():
-            raise KeyboardInterrupt
+    write_answers(run, lm, lines, answers, sampling, settings.stopping)
     run.print_failures(lm)
+    lm.close()
 
 
 def _answer(run: RunOptions, conversation: ChatSession, questions: Sequence[str], activity: ProgressLine) -> None:

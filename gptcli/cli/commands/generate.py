@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import typer
+
 from gptcli.cli import options
+from gptcli.cli.config_file import configured
 from gptcli.cli.json_records import json_line, sample_record
 from gptcli.cli.line_answers import line_prompts, write_answers
 from gptcli.cli.option_groups import with_option_groups
@@ -22,7 +25,7 @@ from gptcli.errors import UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL
-from gptcli.runtime.engine import Workload
+from gptcli.runtime.engine import Cancelled, Workload
 from gptcli.settings import SamplingConfig, StopConfig
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.messages import Message
@@ -30,6 +33,7 @@ from gptcli.text.messages import Message
 
 @with_option_groups
 def generate(
+    context: typer.Context,
     prompt: options.Prompt = None,
     *,
     model: options.Model = DEFAULT_MODEL,
@@ -45,7 +49,15 @@ def generate(
     SamplingConfig.resolve(given, {})  # a bad value fails before anything is read
     stop = stopping.config()
     config, offline = runtime.config(), runtime.offline
-    run = RunOptions(model=model, runtime=config, offline=offline, given=given, prompts=prompts, output=output)
+    run = RunOptions(
+        model=model,
+        runtime=config,
+        offline=offline,
+        given=given,
+        prompts=prompts,
+        output=output,
+        configured=configured(context),
+    )
     _check_together(run, samples)
     pictures = PictureFiles(output.html, output.svg)
     system = run.system()
@@ -59,10 +71,8 @@ def generate(
     recorded = output.explain or output.logprobs is not None or pictures.wanted
     workload = Workload(samples, recorded, None if stop.max_tokens < 0 else stop.max_tokens)
     with ProgressLine(quiet=output.quiet) as activity, run.open_model(activity, workload) as lm:
-        template = (run.template(lm) or lm.template) if prompts.chat else None
-        if template is not None:
-            template.check_switches(**prompts.switches)
-        ids = _ids(lm, template, messages, prompts)
+        template = _template(run, lm)
+        ids = _ids(run, lm, template, messages)
         drawing = SamplingConfig.resolve(given, lm.sampling_defaults)
         if output.prompt_report:
             activity.close()
@@ -99,19 +109,16 @@ def _answer_lines(
     run: RunOptions, texts: Iterator[str], system: str | None, samples: int, stopping: StopConfig
 ) -> None:
     """Completes each prompt by itself; raises as `write_answers` does."""
-    output, prompts = run.output, run.prompts
-    with ProgressLine(quiet=output.quiet) as activity, run.open_model(activity) as lm, interruptible() as cancelled:
-        template = (run.template(lm) or lm.template) if prompts.chat else None
-        if template is not None:
-            template.check_switches(**prompts.switches)
+    output = run.output
+    with ProgressLine(quiet=output.quiet) as activity, run.open_model(activity) as lm:
+        template = _template(run, lm)
         sampling = SamplingConfig.resolve(run.given, lm.sampling_defaults)
+        lm.check_request([0], sampling)
         load_model(lm, activity)
         activity.close()
 
-        def answers(text: str) -> Iterator[Iterator[TextDelta | Finished]]:
-            if cancelled():
-                raise KeyboardInterrupt
-            ids = _ids(lm, template, _messages(system, text), prompts)
+        def answers(text: str, cancelled: Cancelled) -> Iterator[Iterator[TextDelta | Finished]]:
+            ids = _ids(run, lm, template, _messages(system, text))
             lm.check_request(ids, sampling)
             drawing = sampling.for_samples(samples)
             return lm.streams(
@@ -120,8 +127,11 @@ def _answer_lines(
 
         write_answers(run, lm, texts, answers, sampling, stopping)
         run.print_failures(lm)
-        if cancelled():
-            raise KeyboardInterrupt
+
+
+def _template(run: RunOptions, lm: LanguageModel) -> ChatTemplate | None:
+    """What renders the prompt with --chat. Raises as `RunOptions.template` does, and TemplateError if there is none."""
+    return (run.template(lm) or lm.template) if run.prompts.chat else None
 
 
 def _check_together(run: RunOptions, samples: int) -> None:
@@ -129,23 +139,20 @@ def _check_together(run: RunOptions, samples: int) -> None:
     prompts, output = run.prompts, run.output
     if run.runtime.draft_model is not None and samples > 1:
         raise UsageError("--draft-model is for one sample: several share every step already, and draft nothing")
-    of_chats = (prompts.system, prompts.system_file, prompts.chat_template, prompts.thinking, prompts.reasoning_effort)
-    if not prompts.chat and any(option is not None for option in of_chats):
+    of_chats = ("system", "system_file", "chat_template", "thinking", "reasoning_effort")
+    if not prompts.chat and any(getattr(prompts, name) is not None for name in of_chats if name not in run.configured):
         raise UsageError("--system, --system-file, --chat-template, --think and --reasoning-effort need --chat")
-    shown = (output.echo, output.newline, output.markdown, output.html, output.svg, output.prompt_report)
-    if prompts.lines and any(shown):
-        raise UsageError("--lines writes JSON alone: no --echo, --newline, --markdown, --html, --svg, --prompt-report")
     if output.markdown and (output.as_json or output.logprobs is not None):
         raise UsageError(f"--markdown and {'--json' if output.as_json else '--logprobs'} exclude each other")
 
 
 def _ids(
-    lm: LanguageModel, template: ChatTemplate | None, messages: Sequence[Message], prompts: options.PromptOptions
+    run: RunOptions, lm: LanguageModel, template: ChatTemplate | None, messages: Sequence[Message]
 ) -> Sequence[int]:
     """The prompt's ids: the messages in the template, or without one the user's text as it is."""
     if template is not None:
-        return template.render(messages, lm.tokenizer, **prompts.switches)
-    return lm.tokenizer.encode(messages[-1].content, special=prompts.special)
+        return template.render(messages, lm.tokenizer, **run.switches(template))
+    return lm.tokenizer.encode(messages[-1].content, special=run.prompts.special)
 
 
 def _report(
@@ -161,9 +168,8 @@ def _report(
     if template is None:
         prompt = raw_prompt(lm, messages[-1].content, special=run.prompts.special)
     else:
-        prompt = rendered_prompt(lm, messages, template, **run.prompts.switches)
-    form = {"as_json": run.output.as_json, "quiet": run.output.quiet}
-    print_prompt_report(lm, prompt, run.given, sampling, stopping, **form)
+        prompt = rendered_prompt(lm, messages, template, **run.switches(template))
+    print_prompt_report(lm, prompt, run.given, sampling, stopping, as_json=run.output.as_json, quiet=run.output.quiet)
 
 
 @dataclass(frozen=True)

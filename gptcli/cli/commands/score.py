@@ -26,7 +26,7 @@ from gptcli.cli.probabilities.score_output import (
     token_lines,
 )
 from gptcli.cli.probabilities.shaded_tokens import scored_tokens
-from gptcli.cli.prompt_input import Decoding, argument_text, read_prompt, read_text, text_lines, unless_dash
+from gptcli.cli.prompt_input import LINE, Decoding, argument_text, read_prompt, read_text, text_lines, unless_dash
 from gptcli.cli.run_options import RunOptions, load_model, note_doubled_bos
 from gptcli.cli.terminal.stderr import ProgressLine
 from gptcli.cli.terminal.stdout import StdoutSink
@@ -37,7 +37,6 @@ from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.runtime.engine import PromptCache
 
-_LINE = "{}"  # in --prompt, where a line goes
 _HEAD = 256  # characters of a text, more than the longest name of a control token
 _CARRIAGE_RETURN = re.compile(r"\r(?!\n)")
 
@@ -170,7 +169,7 @@ class _Scorer:
         return f"{sortable(scored.perplexity)}\t{line}\n".encode()
 
     def _chosen_line(self, line: str, choices: list[str]) -> bytes:
-        prompt = _prompt_form(self.what).replace(_LINE, line)
+        prompt = _prompt_form(self.what).replace(LINE, line)
         chosen = self._choose(prompt, choices) if prompt else ()
         if self.run.output.as_json:
             return json_line(choices_record(self.lm, chosen, {"text": line, "prompt": prompt}))
@@ -203,7 +202,7 @@ class _Scorer:
 
 def _prompt_form(what: ScoreOptions) -> str:
     """What the choices for a line continue, with the line left open."""
-    return _LINE if what.prompt is None else argument_text(what.prompt)
+    return LINE if what.prompt is None else argument_text(what.prompt)
 
 
 def _choices(given: list[str] | None) -> list[str]:
@@ -237,8 +236,8 @@ def _check_together(
         raise UsageError("--prompt needs --choices")
     if what.lines and what.top is not None and not output.as_json:
         raise UsageError("--lines with --top needs --json")
-    if what.lines and _LINE not in _prompt_form(what):
-        raise UsageError(f"with --lines, --prompt must have {_LINE} where the line goes")
+    if what.lines and LINE not in _prompt_form(what):
+        raise UsageError(f"with --lines, --prompt must have {LINE} where the line goes")
 
 
 def _sources(files: list[Path] | None) -> list[Path]:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from gptcli.chat.storage import SessionFile, delete_session, session_names, stored_sessions, unused_name
+from gptcli.chat.storage import SessionFile, delete_session, last_model, session_names, stored_sessions, unused_name
 from gptcli.chat.thinking import opens_thoughts, without_thoughts
 from gptcli.cli.repl.answer_display import SHOW_THINKING
 from gptcli.cli.repl.clipboard import copy
@@ -51,6 +51,8 @@ def edit(repl: ReplControls, text: str) -> None:
     if not text:
         with contextlib.suppress(EOFError):  # Ctrl-D gives up
             text = repl.read("edit> ", repl.session.unanswered or _last_message(repl, "user")).strip()
+        if text.startswith("/"):
+            raise UsageError("a question was expected, not a command", hint="Ctrl-D gives up an edit")
     if text:
         repl.answer(partial(repl.session.retry, text))
 
@@ -70,9 +72,10 @@ def change_setting(repl: ReplControls, argument: str) -> None:
         if text:
             repl.display.thoughts = text == "default" or parse_switch(text)
     elif name:
-        changed = repl.session.settings.changed(name, text or "default")  # refuses unknown names
         if text:
-            repl.session.settings = changed
+            repl.session.change(name, text)
+        else:
+            repl.session.settings.changed(name, "default")  # refuses unknown names
     own = repl.session.settings.record | ({} if repl.display.thoughts else {SHOW_THINKING: False})
     values = _settings_in_use(repl)
     for key in [name] if name else values:
@@ -125,7 +128,7 @@ def save(repl: ReplControls, name: str) -> None:
         repl.file.rename(name)
     repl.file.sync()
     repl.file.check_written()
-    repl.say(f"saved as {repl.file.name}; every turn is from now on")
+    repl.say(f"saved as {repl.file.name}")
 
 
 def load(repl: ReplControls, name: str) -> None:
@@ -140,6 +143,7 @@ def load(repl: ReplControls, name: str) -> None:
         raise InputError(error.message, hint="/sessions lists them" if error.hint else None) from None
     try:
         session = repl.session.successor(file.events)
+        session.borrows_model = last_model(file.events)[0] not in ("", session.lm.reference)
     except InputError:
         file.close()
         raise
@@ -157,19 +161,24 @@ def rename(repl: ReplControls, name: str) -> None:
 
 def delete(repl: ReplControls, name: str) -> None:
     """Deletes a stored session, or this one, after a question."""
-    own = repl.file is not None and name in ("", repl.file.name)
-    if not own and not name:
+    own = name in ("", repl.file.name if repl.file else "")
+    if own and repl.file is None:
         raise UsageError("nothing of this conversation is stored")
+    if not own and name not in session_names():
+        raise InputError(f"no such session: {name}", hint="/sessions lists them")
+    answer = ""
     with contextlib.suppress(EOFError):
-        if repl.read(f"delete {name or 'this conversation'} for good? [y/N] ", "").strip().lower() in ("y", "yes"):
-            if own and repl.file is not None:
-                name = repl.file.name
-                new(repl, "")
-            if not own or name in session_names():
-                delete_session(name)
-            repl.say(f"deleted: {name}")
-            return
-    repl.say("nothing deleted")
+        answer = repl.read(f"delete {'this conversation' if own else name} for good? [y/N] ", "")
+    if answer.strip().lower() not in ("y", "yes"):
+        repl.say("nothing deleted")
+        return
+    if own and repl.file is not None:
+        name = repl.file.name
+        repl.file.delete()
+        new(repl, "")
+    else:
+        delete_session(name)
+    repl.say(f"deleted: {name}")
 
 
 def list_sessions(repl: ReplControls, _: str) -> None:

@@ -76,7 +76,7 @@ class Repl:
                 while True:
                     self._turn()
             self._background.wait(_LAST_ANSWER_S)  # it would be typed into the shell
-            if self.file is not None and self.file.problem is None and self.session.messages[-1:]:
+            if self.file is not None and self.file.problem is None and self.session.messages[1:]:
                 self.say(f"to go on: gptcli chat --session {shlex.quote(self.file.name)}")
         unsaved = [file for file in (*self._unsaved, self.file) if file is not None and file.problem is not None]
         for file in unsaved:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.errors import GptcliError, InputError
+from gptcli.errors import GptcliError, InputError, OutputError
 from gptcli.files import open_regular
 from gptcli.kernels.bindings import Functions, built_file, functions
 from gptcli.runtime.fast_start import snapshot_file
@@ -169,6 +169,20 @@ def stored_snapshots() -> list[StoredSnapshot]:
             model = next((str(Path(file).parent) for file in key.get("model", {})), "")
             found.append(StoredSnapshot(path, model, status.st_size, status.st_mtime))
     return sorted(found, key=lambda snapshot: -snapshot.used)
+
+
+def delete_snapshots() -> int:
+    """Deletes all snapshots, unfinished ones too; returns their bytes. Raises OutputError."""
+    size = 0
+    for path in [path for suffix in (_SUFFIX, ".part") for path in _directory().glob(f"*{suffix}")]:
+        try:
+            size += path.stat().st_size
+            path.unlink(missing_ok=True)
+        except FileNotFoundError:  # another process was faster
+            continue
+        except OSError as error:
+            raise OutputError(f"cannot remove: {path}: {error.strerror}") from None
+    return size
 
 
 def forget_snapshots(model: Path) -> None:
