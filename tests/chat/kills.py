@@ -41,7 +41,7 @@ _LATEST_S = 0.6  # a process is killed within this time after its start
 _LAST_WRITE = 16  # a process is killed at this write at the latest; a turn takes three or four
 _PATIENCE_S = 30
 _REPLY = r"reply-[0-9a-f]{12}"
-_PROMPT = r"\x1b\[0;1m>"
+_PROMPT = r"\x1b\[0;35;1m>"
 
 Turns = tuple[tuple[str, str], ...]  # questions and answers
 

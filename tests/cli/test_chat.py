@@ -181,7 +181,7 @@ def test_sessions_are_listed_for_scripts(chat: Cli) -> None:
         (["--continue", "x"], 4, "no session"),
         (["--fork", "x"], 2, "--fork needs"),
         (["--session", "a", "--continue", "x"], 2, "exclude"),
-        (["--session", "a/b", "x"], 2, "without slashes"),
+        (["--session", "a/b", "x"], 2, "has no slashes"),
         (["--session", "a", "--fork", "x"], 4, "no such session"),
         (["--system", "a", "--system-file", "b", "x"], 2, "exclude"),
         (["--top-p", "0", "x"], 2, "top-p"),

@@ -166,7 +166,7 @@ def test_another_model_goes_on_with_the_conversation(chat: Chat, tmp_path: Path)
 
 def test_a_session_is_saved_under_a_name_and_loaded_again(chat: Chat) -> None:
     chat.ask("one")
-    assert answer_to(chat, "/save town") == ["saved as town; every turn is from now on"]
+    assert answer_to(chat, "/save town") == ["saved as town"]
     chat.ask("/new")
     assert "town" in answer_to(chat, "/sessions")[0]
     assert answer_to(chat, "/load town") == ["session town: 1 turn so far"]
