@@ -41,15 +41,16 @@ class Tokenizer:
         settings: dict[str, Any],
         where: Path,
         added: Mapping[str, int] | None = None,
+        state: dict[str, Any] | None = None,
     ) -> None:
-        """data: the contents of a tokenizer.json, found at `where`, as they are or parsed. Raises BrokenTokenizer.
+        """data, state: as for `BackendTokenizer`, found at `where`. Raises BrokenTokenizer.
 
         settings, added: what `read_settings` finds beside it.
         """
         self.settings = settings
         self.notes: list[Note] = []
         self.unread: tuple[str, ...] = ()
-        self._backend = BackendTokenizer(data, where)
+        self._backend = BackendTokenizer(data, where, state)
         if (named := with_named_tokens(self._backend.library, settings, added or {}, where)) is not None:
             self._backend = BackendTokenizer(named, where)
         self.library = self._backend.library
@@ -71,20 +72,20 @@ class Tokenizer:
         missing and BrokenTokenizer where they cannot be used.
         """
         if gguf is not None or is_gguf(path):
-            state, settings = gguf_tokenizer(gguf or GgufFile(path))
-            return cls(state, settings, path)
+            return cls(*gguf_tokenizer(gguf or GgufFile(path)), path)
         notes = list[Note]()
         settings, added = read_settings(path, notes)
         data, settings, file = _read_data(path, settings)
         rebuilt = None
-        if file.name == "tokenizer.json" and (name := class_of(path, settings, byte_level=b'"ByteLevel"' in data)):
+        if isinstance(data, bytes) and (name := class_of(path, settings, byte_level=b'"ByteLevel"' in data)):
             rebuilt = rebuilt_by(name, data, settings, added, file)
             if rebuilt is None and is_class(name):
                 what = "tokenizer.json is read as it is; ids may differ where transformers builds its own, of class"
                 notes.append(Note(what, (name,)))
-        if rebuilt is not None:
-            data, settings, added = rebuilt.data, rebuilt.settings, rebuilt.added
-        tokenizer = cls(data, settings, file, added)
+        if rebuilt is None:
+            tokenizer = cls(data, settings, file, added)
+        else:
+            tokenizer = cls(rebuilt.data, rebuilt.settings, file, rebuilt.added, rebuilt.state)
         tokenizer.notes += notes
         tokenizer.unread = rebuilt.unread if rebuilt else ()
         return tokenizer
@@ -266,8 +267,8 @@ class Tokenizer:
         return None
 
 
-def _read_data(path: Path, settings: dict[str, Any]) -> tuple[bytes, dict[str, Any], Path]:
-    """A model directory's tokenizer.json, or what was there before it as one; settings; the file that it is from."""
+def _read_data(path: Path, settings: dict[str, Any]) -> tuple[bytes | dict[str, Any], dict[str, Any], Path]:
+    """A model directory's tokenizer.json, or what was there before it as a parsed one; settings; the file read."""
     file = path / "tokenizer.json"
     if not is_there(file):
         if is_there(path / "vocab.json") and is_there(path / "merges.txt"):
