@@ -21,7 +21,7 @@ from gptcli.text.library_detokenizer import LibraryDetokenizer
 from gptcli.text.named_tokens import read_settings, with_named_tokens
 from gptcli.text.sentencepiece_model import read_sentencepiece
 from gptcli.text.spelling import spelling_of
-from gptcli.text.tidied_text import TidyDetokenizer, TidyStream, tidied, wants_tidied
+from gptcli.text.tidied_text import TidyDetokenizer, wants_tidied
 from gptcli.text.tokenizer_classes import class_of, is_class, rebuilt_by
 from gptcli.text.vocab_and_merges import read_vocab_and_merges
 
@@ -221,27 +221,20 @@ class Tokenizer:
         return b"".join(self.text_pieces(ids))
 
     def text_pieces(self, ids: Iterable[int]) -> Iterator[bytes]:
-        """The text of tokens, in pieces, as transformers decodes it: at its two ends not always as `decode`."""
+        """The text of tokens, in pieces, as the library decodes it: at its two ends not always as `decode`."""
         if self.spelling.exact:
-            pieces = self.spelling.decoded_text(ids, self.library.id_to_token, self.token_bytes)
-            if self._tidies:
-                stream = TidyStream()
-                yield from map(stream.push, pieces)
-                yield stream.flush()
-            else:
-                yield from pieces
+            yield from self.spelling.decoded_text(ids, self.library.id_to_token, self.token_bytes)
             return
-        detokenizer = self.detokenizer()
+        detokenizer = LibraryDetokenizer(self._backend)
         yield from map(detokenizer.push, ids)
         yield detokenizer.flush()
 
     def library_texts(self, sequences: Sequence[Sequence[int]]) -> list[str]:
-        """What transformers decodes each sequence of ids to, control tokens included. Raises BrokenTokenizer."""
-        texts = self._backend.decode_batch(sequences)
-        return list(map(tidied, texts)) if self._tidies else texts
+        """What the library decodes each sequence of ids to, control tokens included. Raises BrokenTokenizer."""
+        return self._backend.decode_batch(sequences)
 
     def detokenizer(self, before: Sequence[int] = ()) -> TokenDetokenizer:
-        """Makes text of the tokens that follow others, as they arrive."""
+        """Makes a reply of the tokens that follow others, as they arrive: tidied if transformers does so."""
         exact = self.spelling.exact
         made = ExactDetokenizer(self.token_bytes) if exact else LibraryDetokenizer(self._backend, before)
         return TidyDetokenizer(made) if self._tidies else made
