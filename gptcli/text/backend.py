@@ -28,11 +28,14 @@ Encoding = tokenizers.Encoding | Encoded
 class BackendTokenizer:
     """An opened tokenizer.json. `library` answers what no text influences: vocabulary, components."""
 
-    def __init__(self, data: bytes | dict[str, Any], where: Path) -> None:
-        """data: the contents of a tokenizer.json, found at `where`, as they are or parsed. Raises BrokenTokenizer."""
+    def __init__(self, data: bytes | dict[str, Any], where: Path, state: dict[str, Any] | None = None) -> None:
+        """data: the contents of a tokenizer.json, found at `where`, as they are or parsed. Raises BrokenTokenizer.
+
+        state: what `data` parsed is, if it has been parsed already.
+        """
         self.where = where
         self._sandbox: SandboxClient | None = None
-        state = None if isinstance(data, bytes) else data
+        state = state if isinstance(data, bytes) else data
         data = data if isinstance(data, bytes) else json.dumps(data, ensure_ascii=False).encode()
         try:
             if hashlib.sha256(data).hexdigest() in TRUSTED_TOKENIZERS:

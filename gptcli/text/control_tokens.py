@@ -97,7 +97,7 @@ class ControlTokens:
             model["vocab"] = [[renamed.get(piece, piece), score] for piece, score in model["vocab"]]
         if model.get("unk_token") in renamed:
             model["unk_token"] = renamed[model["unk_token"]]
-        return BackendTokenizer(json.dumps(state).encode(), self._backend.where)
+        return BackendTokenizer(state, self._backend.where)
 
     @cached_property
     def _renamed(self) -> dict[str, str]:

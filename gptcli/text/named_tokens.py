@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,15 @@ class _Named:
         return replace(self, normalized=not self.special) if self.normalized is None else self
 
 
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a tokenizer has: the number of its model's pieces, the id of a piece or token, and added tokens by id."""
+
+    size: int
+    id_of: Callable[[str], int | None]
+    added: Mapping[int, _Named]
+
+
 def read_settings(path: Path, notes: list[Note]) -> tuple[_Json, dict[str, int]]:
     """The settings in a model's directory, and its tokens by id in added_tokens.json. Raises BrokenCheckpoint.
 
@@ -59,18 +68,30 @@ def read_settings(path: Path, notes: list[Note]) -> tuple[_Json, dict[str, int]]
 
 def with_named_tokens(
     library: tokenizers.Tokenizer, settings: Mapping[str, Any], added: Mapping[str, int], where: Path
-) -> bytes | None:
+) -> _Json | None:
     """A tokenizer.json with the tokens that settings and added_tokens.json name; None if it has them already.
 
     Raises BrokenTokenizer where they contradict it, or one another.
     """
+    present = {id: _as_named(token) for id, token in library.get_added_tokens_decoder().items()}
+    known = Vocabulary(library.get_vocab_size(with_added_tokens=False), library.token_to_id, present)
+    if (tokens := named_tokens(known, settings, added, where)) is None:
+        return None
+    state: _Json = json.loads(library.to_str())
+    return state | {"added_tokens": tokens}
+
+
+def named_tokens(
+    vocabulary: Vocabulary, settings: Mapping[str, Any], added: Mapping[str, int], where: Path
+) -> list[_Json] | None:
+    """The `added_tokens` of a tokenizer.json with those that are named, as for `with_named_tokens`."""
     roles, extra = _roles(settings, where), _extra(settings, where)
     # Which of added_tokens.json are special: as in transformers, others become so later, but stay normalized.
     known = {*_roles({role: settings.get(role) for role in _ROLES if _is_plain(settings.get(role))}, where)}
     if "extra_special_tokens" in settings:
         known |= extra.keys()
     stated = _stated(settings, added, known, where)
-    present = {token.content: _as_named(token) for token in library.get_added_tokens_decoder().values()}
+    present = {token.content: token for token in vocabulary.added.values()}
     wanted: dict[str, _Named] = {}
     for id in sorted(stated):
         token = stated[id]
@@ -81,9 +102,9 @@ def with_named_tokens(
         if content not in present and content not in {named.content for named in stated.values()}:
             wanted[content] = replace(token, special=token.special or content in roles)
     _check(wanted, where)
-    ids = _ids(library, wanted)
+    ids = _ids(vocabulary, wanted)
     for id, token in stated.items():
-        own = ids.get(token.content, library.token_to_id(token.content))
+        own = ids.get(token.content, vocabulary.id_of(token.content))
         if own != id:
             where_from = "added_tokens.json" if added else "tokenizer_config.json"
             raise BrokenTokenizer(
@@ -91,11 +112,9 @@ def with_named_tokens(
             )
     if not wanted:
         return None
-    state = json.loads(library.to_str())
-    kept = [token for token in state["added_tokens"] if token["content"] not in wanted]
-    named = [{"id": ids[content], **asdict(token.complete)} for content, token in wanted.items()]
-    state["added_tokens"] = sorted([*kept, *named], key=lambda token: int(token["id"]))
-    return json.dumps(state).encode()
+    by_id = {id: token for id, token in vocabulary.added.items() if token.content not in wanted}
+    by_id |= {ids[content]: token.complete for content, token in wanted.items()}
+    return [{"id": id, **asdict(token)} for id, token in sorted(by_id.items())]
 
 
 def _stated(
@@ -162,13 +181,12 @@ def _as_named(token: tokenizers.AddedToken) -> _Named:
     return _Named(token.content, **{flag: getattr(token, flag) for flag in _FLAGS})
 
 
-def _ids(library: tokenizers.Tokenizer, wanted: Iterable[str]) -> dict[str, int]:
+def _ids(vocabulary: Vocabulary, wanted: Iterable[str]) -> dict[str, int]:
     """The ids that the library gives tokens in this order: those that they have, or new ones at the end."""
-    count = library.get_vocab_size(with_added_tokens=False)
-    following = max([count, *(id + 1 for id in library.get_added_tokens_decoder())])
+    following = max([vocabulary.size, *(id + 1 for id in vocabulary.added)])
     ids: dict[str, int] = {}
     for content in wanted:
-        id = library.token_to_id(content)
+        id = vocabulary.id_of(content)
         if id is None:
             id, following = following, following + 1
         ids[content] = id

@@ -16,7 +16,6 @@ from typing import Any
 from gptcli.errors import BrokenTokenizer
 from gptcli.files import open_within
 from gptcli.text.tokenizer_classes import (
-    as_tokenizer_json,
     built,
     class_without_tokenizer_json,
     sentencepiece_decoder,
@@ -56,7 +55,7 @@ class _Model:
         return {piece: id for id, (piece, _, _) in enumerate(self.pieces)}
 
 
-def read_sentencepiece(path: Path, settings: Mapping[str, Any]) -> tuple[bytes, _Json]:
+def read_sentencepiece(path: Path, settings: Mapping[str, Any]) -> tuple[_Json, _Json]:
     """A tokenizer.json made of a model's tokenizer.model, and the settings with what their class adds.
 
     Raises BrokenTokenizer for a class that is not known, and where the file cannot be used.
@@ -90,7 +89,7 @@ def read_sentencepiece(path: Path, settings: Mapping[str, Any]) -> tuple[bytes, 
     settings = {f"{role}_token": piece for role, (id, piece) in roles.items() if id >= 0} | settings
     settings = _rename_pieces(model, settings)
     around = tokens_around(settings, model.vocabulary, file)
-    return as_tokenizer_json({**_generic(model, settings), "post_processor": around}), settings
+    return {**_generic(model, settings), "post_processor": around}, settings
 
 
 def _generic(model: _Model, settings: Mapping[str, Any]) -> _Json:

@@ -1,4 +1,4 @@
-"""Text without the spaces that decoding puts before punctuation, where a model's settings ask for that."""
+"""Replies without the spaces that decoding puts before punctuation, where a model's settings ask for that."""
 
 from __future__ import annotations
 
@@ -39,12 +39,6 @@ class TidyStream:
             self._kept[index] = last[len(last) - held :]
             data = untidy.strip().join([*before, last[: len(last) - held]])
         return data
-
-
-def tidied(text: str) -> str:
-    """The whole of a text, tidied."""
-    stream = TidyStream()
-    return (stream.push(text.encode()) + stream.flush()).decode()
 
 
 class TidyDetokenizer:

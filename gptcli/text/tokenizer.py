@@ -21,7 +21,7 @@ from gptcli.text.library_detokenizer import LibraryDetokenizer
 from gptcli.text.named_tokens import read_settings, with_named_tokens
 from gptcli.text.sentencepiece_model import read_sentencepiece
 from gptcli.text.spelling import spelling_of
-from gptcli.text.tidied_text import TidyDetokenizer, TidyStream, tidied, wants_tidied
+from gptcli.text.tidied_text import TidyDetokenizer, wants_tidied
 from gptcli.text.tokenizer_classes import class_of, is_class, rebuilt_by
 from gptcli.text.vocab_and_merges import read_vocab_and_merges
 
@@ -41,15 +41,16 @@ class Tokenizer:
         settings: dict[str, Any],
         where: Path,
         added: Mapping[str, int] | None = None,
+        state: dict[str, Any] | None = None,
     ) -> None:
-        """data: the contents of a tokenizer.json, found at `where`, as they are or parsed. Raises BrokenTokenizer.
+        """data, state: as for `BackendTokenizer`, found at `where`. Raises BrokenTokenizer.
 
         settings, added: what `read_settings` finds beside it.
         """
         self.settings = settings
         self.notes: list[Note] = []
         self.unread: tuple[str, ...] = ()
-        self._backend = BackendTokenizer(data, where)
+        self._backend = BackendTokenizer(data, where, state)
         if (named := with_named_tokens(self._backend.library, settings, added or {}, where)) is not None:
             self._backend = BackendTokenizer(named, where)
         self.library = self._backend.library
@@ -71,20 +72,20 @@ class Tokenizer:
         missing and BrokenTokenizer where they cannot be used.
         """
         if gguf is not None or is_gguf(path):
-            state, settings = gguf_tokenizer(gguf or GgufFile(path))
-            return cls(state, settings, path)
+            return cls(*gguf_tokenizer(gguf or GgufFile(path)), path)
         notes = list[Note]()
         settings, added = read_settings(path, notes)
         data, settings, file = _read_data(path, settings)
         rebuilt = None
-        if file.name == "tokenizer.json" and (name := class_of(path, settings, byte_level=b'"ByteLevel"' in data)):
+        if isinstance(data, bytes) and (name := class_of(path, settings, byte_level=b'"ByteLevel"' in data)):
             rebuilt = rebuilt_by(name, data, settings, added, file)
             if rebuilt is None and is_class(name):
                 what = "tokenizer.json is read as it is; ids may differ where transformers builds its own, of class"
                 notes.append(Note(what, (name,)))
-        if rebuilt is not None:
-            data, settings, added = rebuilt.data, rebuilt.settings, rebuilt.added
-        tokenizer = cls(data, settings, file, added)
+        if rebuilt is None:
+            tokenizer = cls(data, settings, file, added)
+        else:
+            tokenizer = cls(rebuilt.data, rebuilt.settings, file, rebuilt.added, rebuilt.state)
         tokenizer.notes += notes
         tokenizer.unread = rebuilt.unread if rebuilt else ()
         return tokenizer
@@ -220,27 +221,20 @@ class Tokenizer:
         return b"".join(self.text_pieces(ids))
 
     def text_pieces(self, ids: Iterable[int]) -> Iterator[bytes]:
-        """The text of tokens, in pieces, as transformers decodes it: at its two ends not always as `decode`."""
+        """The text of tokens, in pieces, as the library decodes it: at its two ends not always as `decode`."""
         if self.spelling.exact:
-            pieces = self.spelling.decoded_text(ids, self.library.id_to_token, self.token_bytes)
-            if self._tidies:
-                stream = TidyStream()
-                yield from map(stream.push, pieces)
-                yield stream.flush()
-            else:
-                yield from pieces
+            yield from self.spelling.decoded_text(ids, self.library.id_to_token, self.token_bytes)
             return
-        detokenizer = self.detokenizer()
+        detokenizer = LibraryDetokenizer(self._backend)
         yield from map(detokenizer.push, ids)
         yield detokenizer.flush()
 
     def library_texts(self, sequences: Sequence[Sequence[int]]) -> list[str]:
-        """What transformers decodes each sequence of ids to, control tokens included. Raises BrokenTokenizer."""
-        texts = self._backend.decode_batch(sequences)
-        return list(map(tidied, texts)) if self._tidies else texts
+        """What the library decodes each sequence of ids to, control tokens included. Raises BrokenTokenizer."""
+        return self._backend.decode_batch(sequences)
 
     def detokenizer(self, before: Sequence[int] = ()) -> TokenDetokenizer:
-        """Makes text of the tokens that follow others, as they arrive."""
+        """Makes a reply of the tokens that follow others, as they arrive: tidied if transformers does so."""
         exact = self.spelling.exact
         made = ExactDetokenizer(self.token_bytes) if exact else LibraryDetokenizer(self._backend, before)
         return TidyDetokenizer(made) if self._tidies else made
@@ -266,8 +260,8 @@ class Tokenizer:
         return None
 
 
-def _read_data(path: Path, settings: dict[str, Any]) -> tuple[bytes, dict[str, Any], Path]:
-    """A model directory's tokenizer.json, or what was there before it as one; settings; the file that it is from."""
+def _read_data(path: Path, settings: dict[str, Any]) -> tuple[bytes | dict[str, Any], dict[str, Any], Path]:
+    """A model directory's tokenizer.json, or what was there before it as a parsed one; settings; the file read."""
     file = path / "tokenizer.json"
     if not is_there(file):
         if is_there(path / "vocab.json") and is_there(path / "merges.txt"):

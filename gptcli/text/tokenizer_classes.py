@@ -14,6 +14,7 @@ from typing import Any
 
 from gptcli.errors import BrokenCheckpoint, BrokenTokenizer
 from gptcli.files import is_there, parse_json, read_json
+from gptcli.text.named_tokens import Vocabulary, named_tokens
 
 _Json = dict[str, Any]
 
@@ -56,6 +57,9 @@ _QWEN3_5_WORDS = (
 )
 _BYTE_LEVEL: _Json = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 _NFC: _Json = {"type": "NFC"}
+_BPE_DEFAULTS = {"unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": ""} | dict.fromkeys(
+    ("fuse_unk", "byte_fallback", "ignore_merges"), False
+)
 
 
 def _byte_level(settings: Mapping[str, Any], *, normalizer: _Json | None = None, before: _Json | None = None) -> _Json:
@@ -228,7 +232,7 @@ def with_roles(name: str, settings: Mapping[str, Any]) -> _Json:
 
 def built(
     name: str, settings: Mapping[str, Any], vocabulary: Mapping[str, int], merges: Sequence[object], file: Path
-) -> bytes:
+) -> _Json:
     """A tokenizer.json as a class builds it, with no added tokens. Raises BrokenTokenizer.
 
     settings: `with_roles`. file: what the vocabulary is from, for errors.
@@ -236,24 +240,19 @@ def built(
     components = _CLASSES[name].components(settings)
     model = {"type": "BPE", "vocab": vocabulary, "merges": merges, **components.pop("model")}
     around = tokens_around(settings, vocabulary, file)
-    return as_tokenizer_json({**components, "post_processor": around, "model": model})
-
-
-def as_tokenizer_json(components: _Json) -> bytes:
-    """A tokenizer.json of these components, with no added tokens."""
-    return json.dumps(
-        {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], **components}
-    ).encode()
+    return {**components, "post_processor": around, "model": model}
 
 
 @dataclass(frozen=True)
 class Rebuilt:
     """A tokenizer.json as a class makes it of another. settings, added: as `read_settings` gives them.
 
+    data: the other one as it is, if the class makes the same; else `state`, which is it parsed.
     unread: the components of the other one that differ from the class's own.
     """
 
-    data: bytes
+    data: bytes | _Json
+    state: _Json
     settings: _Json
     added: dict[str, int]
     unread: tuple[str, ...]
@@ -273,26 +272,31 @@ def rebuilt_by(
         case {
             "model": {"type": "BPE", "vocab": dict(vocabulary), "merges": list(merges)},
             "added_tokens": list(tokens),
-        } if all(map(_is_token, tokens)):
+        } if all(map(_is_token, tokens)) and all(type(id) is int for id in vocabulary.values()):
             pass
         case _:
             return None
     # With a tokenizer.json these are not read.
     kept = {key: value for key, value in settings.items() if key not in ("add_bos_token", "add_eos_token")}
     roles = with_roles(name, kept)
-    components = json.loads(built(name, roles, vocabulary, merges, file))
-    if _is_byte_level(components) != _is_byte_level(state):
+    made = built(name, roles, vocabulary, merges, file)
+    if _is_byte_level(made) != _is_byte_level(state):
         return None
     if not _CLASSES[name].own_ends:
-        components["post_processor"] = state.get("post_processor")
+        made["post_processor"] = state.get("post_processor")
     if "added_tokens_decoder" not in settings:
         added = {content: id for content, id in added.items() if id not in {token["id"] for token in tokens}}
         roles["added_tokens_decoder"] = {
             str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in tokens
         }
+    own = Vocabulary(len(vocabulary), vocabulary.get, {})
+    made["added_tokens"] = named_tokens(own, roles, added, file) or []
     parts = ("normalizer", "pre_tokenizer", "decoder", "post_processor")
-    unread = tuple(part for part in parts if not _same(part, components[part], state.get(part)))
-    return Rebuilt(json.dumps(components).encode(), roles, dict(added), unread)
+    unread = tuple(part for part in parts if not _same(part, made[part], state.get(part)))
+    same_tokens = made["added_tokens"] == sorted(tokens, key=lambda token: int(token["id"]))
+    if not unread and same_tokens and _same_options(made["model"], state["model"]):
+        return Rebuilt(data, state, roles, dict(added), unread)
+    return Rebuilt(made, made, roles, dict(added), unread)
 
 
 def _is_token(token: object) -> bool:
@@ -306,6 +310,15 @@ def _is_byte_level(state: Mapping[str, Any]) -> bool:
 def _same(part: str, ours: object, theirs: object) -> bool:
     """Whether two components are the same, as far as ids and texts go. part: which of tokenizer.json's they are."""
     return bool(_bare(part, ours) == _bare(part, theirs))
+
+
+def _same_options(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether two BPE models are the same but for vocabulary, merges, and dropout, which is never used."""
+
+    def options(model: Mapping[str, Any]) -> list[Any]:
+        return [default if model.get(key) is None else model[key] for key, default in _BPE_DEFAULTS.items()]
+
+    return options(ours) == options(theirs)
 
 
 def _bare(part: str, value: Any) -> Any:

@@ -14,7 +14,7 @@ _LIMIT = 32 << 20  # bytes of each file
 _Json = dict[str, Any]
 
 
-def read_vocab_and_merges(path: Path, settings: Mapping[str, Any]) -> tuple[bytes, _Json]:
+def read_vocab_and_merges(path: Path, settings: Mapping[str, Any]) -> tuple[_Json, _Json]:
     """A tokenizer.json made of a model's vocab.json and merges.txt, and the settings with what their class adds.
 
     Raises BrokenTokenizer for a class that is not known, and where the files cannot be used.

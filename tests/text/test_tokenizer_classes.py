@@ -13,6 +13,8 @@ from transformers import AutoTokenizer, TokenizersBackend
 from transformers.models.auto import tokenization_auto
 
 from gptcli.checkpoint.registry import FAMILIES
+from gptcli.text import backend
+from gptcli.text.hf_tokenizers import parse
 from gptcli.text.tokenizer import Tokenizer
 from gptcli.text.tokenizer_classes import class_of, is_class
 from tests.text.tokenizer_kinds import KINDS, texts
@@ -109,6 +111,27 @@ def test_components_that_are_not_read_are_known(tmp_path: Path, kind: str) -> No
     read = Tokenizer.open(written(tmp_path, kind, {"model_type": "qwen3"}, BYTE_LEVEL)).unread
     ours = Tokenizer.open(written(tmp_path, "llama2", {}, ROLES | {"tokenizer_class": "LlamaTokenizer"})).unread
     assert (read, ours) == ((), ("normalizer", "pre_tokenizer"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "pad", "as_it_is"),
+    [
+        ("qwen2", {}, "<|end|>", True),
+        ("qwen2", {"ignore_merges": True}, "<|end|>", False),
+        ("qwen2", {}, "<|pad|>", False),
+        ("llama3", {}, "<|end|>", False),
+    ],
+)
+def test_a_file_is_opened_once_and_as_it_is_where_its_class_makes_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, options: dict[str, Any], pad: str, as_it_is: bool
+) -> None:
+    opened = list[bytes]()
+    monkeypatch.setattr(backend, "parse", lambda data: opened.append(data) or parse(data))
+    path = written(tmp_path, kind, {"model_type": "qwen3"}, BYTE_LEVEL | {"pad_token": pad})
+    state = json.loads((path / "tokenizer.json").read_text())
+    (path / "tokenizer.json").write_text(json.dumps(state | {"model": state["model"] | options}, indent=1))
+    Tokenizer.open(path)
+    assert [data == (path / "tokenizer.json").read_bytes() for data in opened] == [as_it_is]
 
 
 @pytest.mark.parametrize(
