@@ -97,10 +97,9 @@ def stored_weights(config: dict[str, Any], tensors: Tensors) -> dict[str, Stored
     return packed | dense
 
 
-def expanded_types(weights: Mapping[str, Stored]) -> tuple[str, ...]:
-    """The types of ggml's blocks among weights that are kept in no packed form."""
-    kinds = {stored.kind for stored in weights.values() if isinstance(stored, Ggml)}
-    return tuple(sorted(kinds & _EXPANDED_TYPES))
+def is_expanded(stored: Stored) -> bool:
+    """Whether a weight is of a type of ggml's blocks that is kept in no packed form."""
+    return isinstance(stored, Ggml) and stored.kind in _EXPANDED_TYPES
 
 
 def check_floats(name: str, tensors: Tensors) -> None:
