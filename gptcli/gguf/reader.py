@@ -24,8 +24,8 @@ T = TypeVar("T")
 
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_MOST_VALUES = 1 << 24  # in a list: ten times the largest vocabulary
-_FIRST_READ, _MOST_READ = 8 << 20, 512 << 20  # bytes: most headers are shorter than the first
+_MOST_VALUES = 1 << 22  # in a list: ten times the largest vocabulary
+_FIRST_READ, _MOST_READ = 8 << 20, 256 << 20  # bytes: most headers are shorter than the first
 _TYPES = {block.number: name for name, block in BLOCKS.items()}
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 

@@ -194,6 +194,7 @@ def _list_entry(model: LocalModel) -> dict[str, Any]:
         "parameters": parameters,
         "bytes": model.size,
         "path": str(model.path),
+        "store": model.store,
         "error": error,
     }
 
