@@ -194,8 +194,8 @@ def _list_entry(model: LocalModel) -> dict[str, Any]:
         "parameters": parameters,
         "bytes": model.size,
         "path": str(model.path),
-        "store": model.store,
         "error": error,
+        "store": model.store,
     }
 
 
