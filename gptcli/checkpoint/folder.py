@@ -7,7 +7,7 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from gptcli.checkpoint.formats import Dense, Gptq, Shape, Stored, check_floats, is_expanded, stored_weights
 from gptcli.checkpoint.generation_config import GENERATION_FIELDS, generation_source
@@ -17,10 +17,11 @@ from gptcli.checkpoint.recipes import Architecture, Recipe, shape, sources
 from gptcli.checkpoint.registry import architecture_of
 from gptcli.checkpoint.safetensors_header import TensorInfo, read_header
 from gptcli.errors import BrokenCheckpoint, ModelNotFound
-from gptcli.files import is_there, read_json
-from gptcli.gguf.model import GgufModel, read_model
-from gptcli.gguf.reader import is_gguf
+from gptcli.files import is_gguf, is_there, read_json
 from gptcli.notes import Note
+
+if TYPE_CHECKING:
+    from gptcli.gguf.model import GgufModel
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class ModelFolder:
 
     @classmethod
     def _open_gguf(cls, path: Path) -> Self:
+        from gptcli.gguf.model import read_model  # which most models do without
+
         model = read_model(path)
         tensors = {
             name: TensorInfo(each.kind, each.shape, each.file, each.offset, each.size, each.edit)

@@ -257,11 +257,3 @@ def _broken(path: Path, why: str) -> BrokenCheckpoint:
 
 def _unsupported(path: Path, why: str, hint: str | None = None) -> UnsupportedArchitecture:
     return UnsupportedArchitecture(f"cannot read: {path}: {why}", hint)
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether a path is a file that begins as a GGUF file does, or is called one."""
-    if not path.is_file():
-        return False
-    with open_regular(path) as file:
-        return file.read(4) == b"GGUF" or path.suffix == ".gguf"

@@ -13,6 +13,8 @@ from gptcli.quant.affine import AffineWeight, pack_nibbles
 from gptcli.quant.mxfp4 import Mxfp4Weight
 from gptcli.quant.packed import PackedWeight
 
+GGML_TYPES = frozenset(BLOCKS) - {"F32", "F16", "BF16"}  # of blocks
+
 
 @dataclass(frozen=True)
 class GgmlWeight(PackedWeight):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from gptcli.checkpoint.formats import GGML_TYPES, Ggml, is_expanded
+from gptcli.checkpoint.formats import Ggml, is_expanded
 from gptcli.gguf.blocks import BLOCKS, decoded
 from gptcli.quant.affine import AffineWeight
-from gptcli.quant.ggml import GgmlWeight, ggml_weight
+from gptcli.quant.ggml import GGML_TYPES, GgmlWeight, ggml_weight
 from gptcli.quant.mxfp4 import Mxfp4Weight
 from gptcli.quant.packed import PackedWeight
 
