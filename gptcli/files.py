@@ -31,6 +31,14 @@ def open_regular(path: Path) -> BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a path is a file that begins as a GGUF file does, or is called one."""
+    if not path.is_file():
+        return False
+    with open_regular(path) as file:
+        return file.read(4) == b"GGUF" or path.suffix == ".gguf"
+
+
 def is_there(path: Path) -> bool:
     """Whether a path exists, if only as a broken link, which `open_within` then refuses."""
     return os.path.lexists(path)

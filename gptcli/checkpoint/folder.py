@@ -7,9 +7,9 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from gptcli.checkpoint.formats import Dense, Gptq, Shape, Stored, check_floats, expanded_types, stored_weights
+from gptcli.checkpoint.formats import Dense, Gptq, Shape, Stored, check_floats, is_expanded, stored_weights
 from gptcli.checkpoint.generation_config import GENERATION_FIELDS, generation_source
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.not_a_model import refuse_adapter, refuse_pickle
@@ -17,10 +17,11 @@ from gptcli.checkpoint.recipes import Architecture, Recipe, shape, sources
 from gptcli.checkpoint.registry import architecture_of
 from gptcli.checkpoint.safetensors_header import TensorInfo, read_header
 from gptcli.errors import BrokenCheckpoint, ModelNotFound
-from gptcli.files import NotJson, is_there, read_json
-from gptcli.gguf.model import GgufModel, read_model
-from gptcli.gguf.reader import is_gguf
+from gptcli.files import NotJson, is_gguf, is_there, read_json
 from gptcli.notes import Note
+
+if TYPE_CHECKING:
+    from gptcli.gguf.model import GgufModel
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class ModelFolder:
 
     @classmethod
     def _open_gguf(cls, path: Path) -> Self:
+        from gptcli.gguf.model import read_model  # which most models do without
+
         model = read_model(path)
         tensors = {
             name: TensorInfo(each.kind, each.shape, each.file, each.offset, each.size, each.edit)
@@ -64,8 +67,9 @@ class ModelFolder:
         }
         notes = [Note("fields that nothing reads", model.left_over)] if model.left_over else []
         folder = cls(path, model.config, model.generation_config, tensors, (), notes, model)
-        if kinds := expanded_types(folder.weights):
-            notes.append(Note("expanded in memory, for nothing multiplies with them as stored: blocks of type", kinds))
+        if kinds := sorted({stored.about for stored in folder.weights.values() if is_expanded(stored)}):
+            what = "expanded in memory, for nothing multiplies with them as stored: blocks of type"
+            notes.append(Note(what, tuple(kinds)))
         return folder
 
     @cached_property
@@ -104,6 +108,14 @@ class ModelFolder:
         return sum(tensor.size for tensor in self.tensors.values())
 
     @property
+    def bytes_for_kernels(self) -> int:
+        """Bytes of the weights in memory where kernels multiply with them as stored: some of ggml's blocks as fp16."""
+        expanded = (stored for stored in self.weights.values() if is_expanded(stored))
+        return self.weight_bytes + sum(
+            2 * math.prod(stored.shape) - self.tensors[stored.tensors[0]].size for stored in expanded
+        )
+
+    @property
     def parameter_count(self) -> int:
         """The decoder's number of parameters; packed ones count fully."""
         return sum(math.prod(self.parameter_shape(recipe)) for recipe in self.architecture.parameters.values())
@@ -131,7 +143,7 @@ class ModelFolder:
         """Bytes of the weights in memory, if packed ones stay so and dense ones take `element_bytes` each."""
         return sum(
             math.prod(stored.shape) * element_bytes
-            if isinstance(stored, Dense)
+            if isinstance(stored, Dense) or is_expanded(stored)
             else sum(self.tensors[name].size for name in stored.tensors)
             for stored in self.weights.values()
         )

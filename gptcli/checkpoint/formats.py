@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gptcli.checkpoint.safetensors_header import TensorInfo
+from gptcli.checkpoint.safetensors_header import DTYPE_BYTES, TensorInfo
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
-from gptcli.gguf.blocks import BLOCKS
 
 Shape = tuple[int, ...]
 Tensors = Mapping[str, TensorInfo]
@@ -74,9 +73,8 @@ class Gptq(Stored):
 
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
-GGML_TYPES = frozenset(BLOCKS) - {*_FLOATS}  # of blocks
-# Those that no packed weight stands for: they are expanded.
-_EXPANDED_TYPES = GGML_TYPES - {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "MXFP4"}
+# Types of ggml's blocks that `quant.ggml` has a packed weight for; others are expanded.
+_PACKED_TYPES = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "MXFP4"})
 
 Finder = Callable[[dict[str, Any], Tensors], Iterator[tuple[str, Stored]]]
 
@@ -97,10 +95,9 @@ def stored_weights(config: dict[str, Any], tensors: Tensors) -> dict[str, Stored
     return packed | dense
 
 
-def expanded_types(weights: Mapping[str, Stored]) -> tuple[str, ...]:
-    """The types of ggml's blocks among weights that are kept in no packed form."""
-    kinds = {stored.kind for stored in weights.values() if isinstance(stored, Ggml)}
-    return tuple(sorted(kinds & _EXPANDED_TYPES))
+def is_expanded(stored: Stored) -> bool:
+    """Whether a weight is of a type of ggml's blocks that is kept in no packed form."""
+    return isinstance(stored, Ggml) and stored.kind not in _PACKED_TYPES
 
 
 def check_floats(name: str, tensors: Tensors) -> None:
@@ -169,7 +166,7 @@ def _affine_settings(settings: dict[str, Any], module: str) -> tuple[int, int]:
 
 def _find_ggml(tensors: Tensors) -> Iterator[tuple[str, Stored]]:
     for name, info in tensors.items():
-        if info.dtype in GGML_TYPES:
+        if info.dtype not in DTYPE_BYTES:
             yield name, Ggml(shape=info.shape, tensors=(name,), about=info.dtype, kind=info.dtype)
 
 

@@ -41,6 +41,7 @@ from gptcli.model.linear import Linear
 from gptcli.model.mlp import Experts
 from gptcli.quant.affine import quantize_affine
 from gptcli.quant.dense import DenseWeight
+from gptcli.quant.ggml import GgmlWeight
 from gptcli.quant.packed import (
     PackedEmbedding,
     PackedExperts,
@@ -221,6 +222,8 @@ def _holder(slot: _Slot, value: Tensor | PackedWeight, plan: WeightPlan) -> nn.P
 
 def _form(slot: _Slot, value: Tensor | PackedWeight, plan: WeightPlan) -> Tensor | StoredWeight | TinygemmMatrix:
     """The form that a matrix is multiplied in: dense, packed, or in the layout of torch's int4 kernel."""
+    if isinstance(value, GgmlWeight) and (plan.library is None or not can_compile(value)):
+        value = value.dequantize(torch.float32)
     if isinstance(value, Tensor) and plan.packing in ("int8", "int4"):
         value = _quantized(slot, value, plan.packing)
     if isinstance(value, PackedWeight) and plan.tinygemm is not None and plan.packing != "dense":

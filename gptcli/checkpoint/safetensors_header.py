@@ -10,11 +10,13 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import BrokenCheckpoint
 from gptcli.files import open_within, parse_json
-from gptcli.gguf.model import Edit
+
+if TYPE_CHECKING:
+    from gptcli.gguf.model import Edit
 
 DTYPE_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,

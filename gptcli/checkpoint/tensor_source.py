@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.formats import GGML_TYPES, Affine, Awq, Fp8, Ggml, Gptq, Mxfp4, Stored
+from gptcli.checkpoint.formats import Affine, Awq, Fp8, Ggml, Gptq, Mxfp4, Stored
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
 from gptcli.files import open_within
 from gptcli.gguf.blocks import BLOCKS, decoded
 from gptcli.quant.affine import AffineWeight
 from gptcli.quant.awq import awq_weight
 from gptcli.quant.fp8 import fp8_weight
-from gptcli.quant.ggml import ggml_weight
+from gptcli.quant.ggml import GGML_TYPES, ggml_weight
 from gptcli.quant.gptq import gptq_weight
 from gptcli.quant.mxfp4 import mxfp4_weight
 from gptcli.quant.packed import PackedWeight

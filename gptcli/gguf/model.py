@@ -197,14 +197,17 @@ class GgufModel:
         fields = self._fields
         kind = fields.text("rope.scaling.type", "none")
         factor = fields.number("rope.scaling.factor") or fields.number("rope.scale_linear")
-        if self._has_factors("rope_factors_long.weight"):
+        stored = [name for name in _ROPE_TENSORS if name in self.file.tensors]
+        if stored and (kind not in ("none", "longrope") or factor not in (None, 0.0, 1.0)):
+            raise self.file.unsupported(f"{stored[0]} with RoPE scaling {kind!r} is not read")
+        if "rope_factors_long.weight" in stored:
             return {
                 "rope_type": "longrope",
                 "long_factor": self._factors("rope_factors_long.weight"),
                 "short_factor": self._factors("rope_factors_short.weight"),
                 "attention_factor": fields.number("rope.scaling.attn_factor", 1.0),
             }
-        if self._has_factors("rope_freqs.weight"):
+        if stored == ["rope_freqs.weight"]:
             return self._stored_factors(config)
         if kind == "yarn" and factor:
             scaling = {
@@ -219,7 +222,7 @@ class GgufModel:
             }
             fields.expect("rope.scaling.yarn_ext_factor", 1.0, -1.0)
             return {name: value for name, value in scaling.items() if value is not None}
-        if kind in ("none", "longrope") or (kind == "linear" and factor in (None, 1.0)):
+        if kind == "none" or (kind == "linear" and factor in (None, 1.0)):
             fields.expect("rope.scaling.factor", 0.0, 1.0)
             return None
         if kind == "linear":
@@ -246,9 +249,6 @@ class GgufModel:
             "attention_factor": 1.0,
             "original_max_position_embeddings": context,
         }
-
-    def _has_factors(self, name: str) -> bool:
-        return name in self.file.tensors
 
     def _factors(self, name: str) -> list[float]:
         import numpy as np

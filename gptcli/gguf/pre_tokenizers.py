@@ -41,6 +41,9 @@ _ALIKE: dict[tuple[str, ...], tuple[str, ...]] = {
         *("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
         *("dbrx", "smaug-bpe", "chatglm-bpe", "glm4"),
     ): (_WORDS % "{1,3}",),
+    ("qwen35",): (
+        _ENGLISH + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|" + _SPACES,
+    ),
     ("falcon",): (r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]"),
     ("default",): (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
     ("gpt-4o", "llama4", "kanana2", "minimax-m2"): (_CASED % (_ENGLISH + "?", _ENGLISH + "?", "{1,3}"),),
@@ -73,4 +76,6 @@ IGNORES_MERGES = frozenset(
     ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "glm4", "tekken")
 )
 ADDS_BOS = IGNORES_MERGES - {"glm4"}  # where files do not say
-COMPOSES = frozenset(("qwen2", "deepseek-r1-qwen"))  # characters (NFC), as tokenizer.json of these models does
+COMPOSES = frozenset(
+    ("qwen2", "deepseek-r1-qwen", "qwen35")
+)  # characters (NFC), as tokenizer.json of these models does

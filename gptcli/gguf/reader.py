@@ -24,8 +24,8 @@ T = TypeVar("T")
 
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_MOST_VALUES = 1 << 24  # in a list: ten times the largest vocabulary
-_FIRST_READ, _MOST_READ = 8 << 20, 512 << 20  # bytes: most headers are shorter than the first
+_MOST_VALUES = 1 << 22  # in a list: ten times the largest vocabulary
+_FIRST_READ, _MOST_READ = 8 << 20, 256 << 20  # bytes: most headers are shorter than the first
 _TYPES = {block.number: name for name, block in BLOCKS.items()}
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
@@ -257,11 +257,3 @@ def _broken(path: Path, why: str) -> BrokenCheckpoint:
 
 def _unsupported(path: Path, why: str, hint: str | None = None) -> UnsupportedArchitecture:
     return UnsupportedArchitecture(f"cannot read: {path}: {why}", hint)
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether a path is a file that begins as a GGUF file does, or is called one."""
-    if not path.is_file():
-        return False
-    with open_regular(path) as file:
-        return file.read(4) == b"GGUF" or path.suffix == ".gguf"

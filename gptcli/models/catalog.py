@@ -15,6 +15,7 @@ import platformdirs
 
 from gptcli.errors import ModelNotFound
 from gptcli.files import ADAPTER_CONFIG, RECORD, open_regular, open_within, read_json
+from gptcli.models.stores import find_stored, stored_models
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -35,6 +36,11 @@ class LocalModel:
         """What was recorded at installation; empty for a directory made by hand."""
         file = self.path / RECORD
         return read_json(file) if file.exists() else {}
+
+    @property
+    def store(self) -> str:
+        """What keeps it: another program's name, or nothing for a directory."""
+        return self.name.partition(":")[0] if self.path.is_file() else ""
 
     @property
     def size(self) -> int:
@@ -74,7 +80,7 @@ def _user_root() -> Path:
 
 
 def local_models() -> list[LocalModel]:
-    """Every model in the install root, the user's data directory and the Hugging Face cache, by name."""
+    """Every model in the install root, the user's data directory, the Hugging Face cache and other stores, by name."""
     found: dict[str, LocalModel] = {}
     for root in roots():
         for config in [*root.glob("*/config.json"), *root.glob("*/*/config.json")]:
@@ -87,6 +93,8 @@ def local_models() -> list[LocalModel]:
         name = directory.name.removeprefix("models--").replace("--", "/")
         if snapshot := _hub_snapshot(name):
             found.setdefault(name, LocalModel(name, snapshot))
+    for name, file in stored_models():
+        found.setdefault(name, LocalModel(name, file))
     return sorted(found.values(), key=lambda model: model.name)
 
 
@@ -98,6 +106,8 @@ def find(name: str) -> LocalModel | None:
     path = _at_home(name)
     if os.path.exists(path):
         return LocalModel(name, path.parent if path.suffix == ".safetensors" and path.is_file() else path)
+    if (file := find_stored(name)) is not None:
+        return LocalModel(name, file)
     return find_named(name) or _named(name, ADAPTER_CONFIG)
 
 

@@ -13,6 +13,8 @@ from gptcli.quant.affine import AffineWeight, pack_nibbles
 from gptcli.quant.mxfp4 import Mxfp4Weight
 from gptcli.quant.packed import PackedWeight
 
+GGML_TYPES = frozenset(BLOCKS) - {"F32", "F16", "BF16"}  # of blocks
+
 
 @dataclass(frozen=True)
 class GgmlWeight(PackedWeight):
@@ -78,8 +80,9 @@ def _affine(kind: str, fields: dict[str, Any]) -> AffineWeight | None:
             # Kernels multiply with 4 or 8 bits.
             high = fields["high"].unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8) & 1
             q = _in_order(fields["q"]) | high.flatten(-2) << 4
-            biases = fields["d"] * -16 if kind == "Q5_0" else fields["m"]
-            return _joined(q, fields["d"], biases, 8)
+            if kind == "Q5_0":  # with 128 for 0 the kernels need no biases
+                return _joined(q + 112, fields["d"], fields["d"] * -128, 8)
+            return _joined(q, fields["d"], fields["m"], 8)
         case "Q4_K" | "Q5_K":
             return _of_super_blocks(kind, fields)
     return None

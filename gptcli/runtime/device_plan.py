@@ -83,7 +83,7 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
             packing = runtime.quantize
             needed = _bytes_in_fp32(folder, runtime, as_stored)
         case "auto":
-            kept_bytes = folder.weight_bytes if as_stored and half is None else folder.kept_bytes(itemsize)
+            kept_bytes = folder.bytes_for_kernels if as_stored and half is None else folder.kept_bytes(itemsize)
             # Most experts of a mixture are idle: expanding them would waste memory.
             mixture = any(isinstance(block.mlp, MoeConfig) for block in folder.architecture.config.blocks)
             expand = kept_bytes == dense_bytes or (dense_bytes < free / 4 and not mixture)
@@ -116,7 +116,7 @@ def _bytes_in_fp32(folder: ModelFolder, runtime: RuntimeConfig, as_stored: bool)
             return folder.parameter_count * 4
         case "int8" | "int4":
             return int(folder.parameter_count * _PACKED_BYTES[runtime.quantize])
-    return folder.weight_bytes if as_stored else folder.kept_bytes(4)
+    return folder.bytes_for_kernels if as_stored else folder.kept_bytes(4)
 
 
 def _kernels(runtime: RuntimeConfig) -> Library | None:
@@ -189,7 +189,7 @@ def _stored_dtype(folder: ModelFolder) -> torch.dtype:
     """The precision of most dense weights; fp16 if all are packed, as their scales are."""
     sizes = {"BF16": 0, "F16": 0, "F32": 0}
     for tensor in folder.tensors.values():
-        if tensor.dtype in sizes:
+        if tensor.dtype in sizes and len(tensor.shape) > 1:
             sizes[tensor.dtype] += tensor.size
     stored = max(sizes, key=sizes.__getitem__)
     return {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}[stored]

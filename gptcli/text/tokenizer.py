@@ -6,12 +6,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from gptcli.errors import BrokenTokenizer, ModelNotFound
-from gptcli.files import is_there, open_within
-from gptcli.gguf.reader import GgufFile, is_gguf
-from gptcli.gguf.tokenizer import gguf_tokenizer
+from gptcli.files import is_gguf, is_there, open_within
 from gptcli.notes import Note
 from gptcli.text.backend import BackendTokenizer
 from gptcli.text.control_tokens import ControlTokens
@@ -24,6 +22,9 @@ from gptcli.text.spelling import spelling_of
 from gptcli.text.tidied_text import TidyDetokenizer, wants_tidied
 from gptcli.text.tokenizer_classes import class_of, is_class, rebuilt_by
 from gptcli.text.vocab_and_merges import read_vocab_and_merges
+
+if TYPE_CHECKING:
+    from gptcli.gguf.reader import GgufFile
 
 _FILE_LIMIT = 64 << 20  # bytes of a tokenizer.json; the largest in use are about 35 MB
 
@@ -72,6 +73,9 @@ class Tokenizer:
         missing and BrokenTokenizer where they cannot be used.
         """
         if gguf is not None or is_gguf(path):
+            from gptcli.gguf.reader import GgufFile  # which most models do without
+            from gptcli.gguf.tokenizer import gguf_tokenizer
+
             return cls(*gguf_tokenizer(gguf or GgufFile(path)), path)
         notes = list[Note]()
         settings, added = read_settings(path, notes)

@@ -26,7 +26,7 @@ MERGES = [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("i", "n"), ("1", "2"), ("Ġ",
 CONTROL = ["<|endoftext|>", BOS, EOS]
 PRE_TOKENIZERS = (
     *("gpt-2", "smollm", "llama-bpe", "qwen2", "falcon", "default", "gpt-4o", "tekken"),
-    *("deepseek-llm", "deepseek-coder", "deepseek-v3"),
+    *("deepseek-llm", "deepseek-coder", "deepseek-v3", "qwen35"),
 )  # one of each that split alike
 TOKENS = [*CONTROL, *byte_letters(), *("".join(merge) for merge in MERGES)]
 

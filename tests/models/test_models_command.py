@@ -77,7 +77,7 @@ def test_the_list_is_a_record_a_line_in_a_pipe(models: Any) -> None:
     code, out, err = models()
     assert (code, err) == (0, "")
     size = sum(file.stat().st_size for file in path.iterdir())
-    assert out == f"owner/tiny\tllama\t25760\t{size}\t{path}\t\n"
+    assert out == f"owner/tiny\tllama\t25760\t{size}\t{path}\t\t\n"
 
 
 def test_the_list_is_an_object_a_line_as_json(models: Any) -> None:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from gptcli.checkpoint.formats import GGML_TYPES, Ggml, expanded_types
+from gptcli.checkpoint.formats import Ggml, is_expanded
 from gptcli.gguf.blocks import BLOCKS, decoded
 from gptcli.quant.affine import AffineWeight
-from gptcli.quant.ggml import GgmlWeight, ggml_weight
+from gptcli.quant.ggml import GGML_TYPES, GgmlWeight, ggml_weight
 from gptcli.quant.mxfp4 import Mxfp4Weight
 from gptcli.quant.packed import PackedWeight
 
@@ -35,7 +35,7 @@ def random_blocks(kind: str, *outer: int) -> torch.Tensor:
     return torch.from_numpy(data.reshape(*outer, 2 * block.size))
 
 
-def expanded(weight: torch.Tensor | PackedWeight) -> np.ndarray:
+def values_of(weight: torch.Tensor | PackedWeight) -> np.ndarray:
     return (weight.dequantize(torch.float32) if isinstance(weight, PackedWeight) else weight).numpy()
 
 
@@ -43,7 +43,7 @@ def expanded(weight: torch.Tensor | PackedWeight) -> np.ndarray:
 def test_a_weight_has_exactly_the_values_of_its_blocks(kind: str) -> None:
     data = random_blocks(kind, 6)
     weight = ggml_weight(kind, data)
-    assert np.array_equal(expanded(weight), decoded(kind, data.numpy()))
+    assert np.array_equal(values_of(weight), decoded(kind, data.numpy()))
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -51,18 +51,18 @@ def test_so_has_a_stack_and_each_of_its_experts(kind: str) -> None:
     data = random_blocks(kind, 3, 5)
     weight = ggml_weight(kind, data)
     assert isinstance(weight, PackedWeight) and weight.shape == (3, 5, 2 * BLOCKS[kind].columns)
-    assert np.array_equal(expanded(weight), decoded(kind, data.numpy()))
-    assert np.array_equal(expanded(weight.expert(1).rows(torch.tensor([4, 0]))), decoded(kind, data[1, [4, 0]].numpy()))
+    assert np.array_equal(values_of(weight), decoded(kind, data.numpy()))
+    assert np.array_equal(
+        values_of(weight.expert(1).rows(torch.tensor([4, 0]))), decoded(kind, data[1, [4, 0]].numpy())
+    )
 
 
 def test_what_is_named_as_expanded_is_what_has_no_packed_form() -> None:
-    weights = {
-        kind: Ggml(shape=(6, 2 * BLOCKS[kind].columns), tensors=(kind,), about=kind, kind=kind) for kind in TYPES
-    }
+    expanded = {kind for kind in TYPES if is_expanded(Ggml(shape=(6, 1), tensors=(kind,), about=kind, kind=kind))}
     packed = {
         kind for kind in TYPES if isinstance(ggml_weight(kind, random_blocks(kind, 6)), AffineWeight | Mxfp4Weight)
     }
-    assert set(expanded_types(weights)) == GGML_TYPES - packed
+    assert expanded == GGML_TYPES - packed
     assert {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "MXFP4"} == packed
 
 
@@ -73,7 +73,7 @@ def test_a_scale_that_has_no_affine_form_leaves_the_blocks_as_they_are(kind: str
     data[2, scale : scale + 2] = torch.from_numpy(np.array([np.inf], np.float16).view(np.uint8))
     weight = ggml_weight(kind, data)
     assert isinstance(weight, GgmlWeight)
-    assert np.array_equal(expanded(weight), decoded(kind, data.numpy()), equal_nan=True)
+    assert np.array_equal(values_of(weight), decoded(kind, data.numpy()), equal_nan=True)
 
 
 @pytest.mark.parametrize("kind", TYPES)

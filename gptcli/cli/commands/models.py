@@ -202,6 +202,7 @@ def _list_entry(model: LocalModel) -> dict[str, Any]:
         "bytes": model.size,
         "path": str(model.path),
         "error": error,
+        "store": model.store,
     }
 
 

@@ -15,7 +15,7 @@ from gptcli.cli.options import MAX_INPUT
 from gptcli.cli.prompt_input import Decoding, TextBlocks, argument_text, read_text, unless_dash
 from gptcli.cli.template_choice import chosen_template
 from gptcli.errors import InputError, ModelNotFound, UsageError
-from gptcli.gguf.reader import is_gguf
+from gptcli.files import is_gguf
 from gptcli.models.catalog import FetchProgress
 from gptcli.models.locate import locate
 from gptcli.text.chat_template import ChatTemplate
