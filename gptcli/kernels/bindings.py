@@ -96,6 +96,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "gptcli_matrix_dense": (c_void_p, [c_int, c_void_p, c_int64, c_int64]),
     "gptcli_matrix_coded": (c_void_p, [c_int, c_void_p, c_int64, c_int64]),
     "gptcli_matrix_affine": (c_void_p, [c_void_p, c_void_p, c_void_p, c_int, c_int64, c_int64, c_int, c_int64]),
+    "gptcli_matrix_quants": (c_void_p, [*([c_void_p] * 6), c_int64, c_int64, c_int, c_int]),
     "gptcli_matrix_set_arithmetic": (c_int, [c_void_p, c_int]),
     "gptcli_matrix_free": (None, [c_void_p]),
     "gptcli_matrix_data": (c_void_p, [c_void_p, POINTER(c_int64)]),

@@ -8,10 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.kernels.bindings import Arithmetic, Matrix
-from gptcli.kernels.tensors import FLOATS, GROUP, Library
-from gptcli.quant.affine import AffineWeight
+from gptcli.kernels.tensors import FLOATS, GROUP, Library, fits
+from gptcli.quant.affine import AffineWeight, unpacked
+from gptcli.quant.codebook import CodebookWeight
 from gptcli.quant.dense import DenseWeight, narrowed
+from gptcli.quant.mxfp4 import Mxfp4Weight
+from gptcli.quant.super_block import SuperBlockWeight
 from gptcli.quant.weight import StoredWeight
+
+_NO_EXPONENT = 255  # stands for no number
+_TWICE_E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 
 def can_compile(weight: StoredWeight) -> bool:
@@ -21,11 +27,35 @@ def can_compile(weight: StoredWeight) -> bool:
             return True
         case AffineWeight(bits=4 | 8, scales=scales, biases=biases):
             return weight.shape[-1] // scales.shape[-1] % GROUP == 0 and scales.dtype == biases.dtype in FLOATS
+        case AffineWeight(bits=5, scales=scales, biases=biases):
+            halves = scales.dtype == biases.dtype == torch.float16
+            return halves and weight.shape[-1] == scales.shape[-1] * GROUP
+        case SuperBlockWeight():
+            return True
+        case CodebookWeight():
+            return fits(weight.shape[-1], "looked_up")
+        case Mxfp4Weight(exponents=exponents):
+            return fits(weight.shape[-1], "looked_up_wide") and int(exponents.max()) < _NO_EXPONENT
     return False
 
 
 def _matrix(library: Library, weight: StoredWeight) -> Matrix:
     match weight:
+        case AffineWeight(packed, scales, biases, 5 as bits):
+            q = unpacked(packed, bits).to(torch.uint8)
+            if fits(q.shape[-1], "centred") and biases.equal(scales * -16):
+                return library.quants(q, bits, "centred", scales)
+            return library.quants(q, bits, "halves", scales, biases)
+        case SuperBlockWeight(_, scales, minima, factors, minimum_factors, bits):
+            if minima is None:
+                return library.quants(weight.quants(), bits, "nested_centred", factors, None, scales)
+            return library.quants(weight.quants(), bits, "nested", factors, minimum_factors, scales, minima)
+        case CodebookWeight(packed, scales, codes):
+            return library.quants(unpacked(packed, 4), 4, "looked_up", scales, codes=codes)
+        case Mxfp4Weight(packed, exponents):
+            # The codes are twice the values, so that they are integers.
+            scales = torch.ldexp(torch.ones(exponents.shape), exponents.int() - 128).bfloat16()
+            return library.quants(unpacked(packed, 4), 4, "looked_up_wide", scales, codes=_TWICE_E2M1)
         case AffineWeight(packed, scales, biases, bits):
             scales, biases = _halves(torch.stack([scales, biases]))
             return library.affine(packed.contiguous(), scales, biases, bits)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Sequence
 from functools import cache
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +15,16 @@ from gptcli.kernels.bindings import Functions, Matrix
 FLOATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # kernels.h's Kind of each dtype
 _BITS = (4, 8)
 GROUP = 32  # kernels.h's SEGMENT, of which groups of affine weights are multiples
+
+# In the order of kernels.h's Constants.
+Constants = Literal["singles", "halves", "centred", "nested", "nested_centred", "looked_up", "looked_up_wide"]
+
+
+def fits(columns: int, constants: Constants) -> bool:
+    """Whether rows of so many columns are whole records of the kernels' layout."""
+    if constants.startswith("nested"):
+        return columns % 256 == 0
+    return columns % (GROUP if constants == "halves" else 2 * GROUP) == 0
 
 
 class Library(Functions):
@@ -49,6 +62,32 @@ class Library(Functions):
         handle = self._c.gptcli_matrix_affine(
             packed.data_ptr(), scales.data_ptr(), biases.data_ptr(), FLOATS[scales.dtype],
             rows, columns, bits, columns // groups,
+        )  # fmt: skip
+        return self._matrix(handle, rows, columns, None)
+
+    def quants(
+        self,
+        q: Tensor,
+        bits: int,
+        constants: Constants,
+        factors: Tensor,
+        bias_factors: Tensor | None = None,
+        scales: Tensor | None = None,
+        biases: Tensor | None = None,
+        codes: Sequence[int] = (),
+    ) -> Matrix:
+        """A copy of a weight of 4, 5 or 6 bits, repacked; see gptcli_matrix_quants in kernels.h for the shapes.
+
+        q: (rows, columns) uint8, a byte a weight, whose columns `fits` allows.
+        """
+        rows, columns = q.shape
+        assert fits(columns, constants) and len(codes) in (0, 16)
+        tensors = [None if t is None else t.contiguous() for t in (q, factors, bias_factors, scales, biases)]
+        addresses = [None if t is None else t.data_ptr() for t in tensors]
+        shifted = (ctypes.c_uint8 * 16)(*(code + 128 for code in codes)) if codes else None
+        handle = self._c.gptcli_matrix_quants(
+            *addresses, ctypes.addressof(shifted) if shifted else None, rows, columns, bits,
+            get_args(Constants).index(constants),
         )  # fmt: skip
         return self._matrix(handle, rows, columns, None)
 

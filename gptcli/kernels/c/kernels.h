@@ -37,6 +37,7 @@
 enum {
     BLOCK = 16,      /* rows of a matrix that are computed together; packed weights interleave them */
     SEGMENT = 32,    /* columns whose quantized activations share a scale */
+    SUPER_BLOCK = 256, /* columns that share the factors of nested constants */
     MOST_TERMS = 3,  /* of 8 bits, in which an activation is written */
     TILE = 8,        /* tokens that are computed together */
     CACHE_LINE = 64, /* bytes */
@@ -57,7 +58,11 @@ typedef enum { FLOAT32, FLOAT16, BFLOAT16, AFFINE, CODED } Kind;
 typedef enum {
     SINGLES, /* scales and biases in fp32 */
     HALVES,  /* scales and biases in fp16 */
-    CENTRED, /* scales in fp16; each bias is -(8 or 128) * scale */
+    CENTRED, /* scales in fp16; the q of `middle_of` stands for zero */
+    NESTED,  /* a factor and a bias factor in fp16 for SUPER_BLOCK columns, times scales and biases of 8 bits */
+    NESTED_CENTRED, /* a factor in fp16 for SUPER_BLOCK columns, times signed scales of 8 bits; groups of 16 columns */
+    LOOKED_UP,      /* scales in fp16; a q is an index in `codes` */
+    LOOKED_UP_WIDE, /* scales in bf16; a q is an index in `codes` */
 } Constants;
 
 /* How a matrix multiplies more than a few tokens. A few are always multiplied in fp32, unless it is INT8_PRODUCTS. */
@@ -79,7 +84,11 @@ struct Chunk;
  *   group / 4 lines of 64 bytes          8 bits: four columns of row 0, the same four columns of row 1, ...
  *   group / 8 lines of 64 bytes          4 bits: as above in the low nibbles, the next four columns in the high ones
  * So one line feeds one vector instruction, and decoding reads memory as a single stream. Rows past the last are zero.
- * CENTRED weights store no biases: a record has the scales of two groups instead, then the lines of both.
+ * In 5 and 6 bits, every 32 columns have four lines as in 4 bits, then one or two with the upper bits: column 4 * s + j
+ * of a row has its bit in bit 8 * j + s of the row's word, or its two bits in bits 8 * j + 2 * (s % 4) of word s / 4.
+ * CENTRED and LOOKED_UP weights store no biases: a record has the scales of two groups instead, then the lines of both.
+ * A record of nested weights has SUPER_BLOCK columns: 16 factors and 16 bias factors in fp16, then 16 scales and 16
+ * biases of each group, a byte each, then all lines. Its biases are subtracted. Centred, it has no biases.
  *
  * Coded weights are bf16 or fp32, copied in 12 or 28 bits each. Every 64 columns of a row are a record, which is split
  * over two streams, both in row order:
@@ -92,7 +101,7 @@ struct Chunk;
  */
 typedef struct Matrix {
     Kind kind;
-    int bits; /* affine: 8 or 4 */
+    int bits; /* affine: 4, 5, 6 or 8 */
     Constants constants;
     Arithmetic arithmetic;
     int64_t rows, columns, group;
@@ -100,6 +109,7 @@ typedef struct Matrix {
     int64_t block_bytes;
     const void *dense;
     uint8_t *packed;
+    uint8_t codes[16];  /* looked up: the numbers that q stand for, plus 128 */
     int64_t rest_bytes; /* coded: bytes of a record in `rest` */
     int64_t listed;     /* coded: records whose upper bytes are spelled out */
     uint8_t tops[16];
@@ -115,8 +125,22 @@ typedef struct Matrix {
 static inline int middle_of(int bits) { return 1 << (bits - 1); }
 
 /* Of an affine record. */
-static inline int64_t constants_bytes(Constants constants) { return 2 * BLOCK * (constants == SINGLES ? 4 : 2); }
-static inline int64_t groups_in_record(Constants constants) { return constants == CENTRED ? 2 : 1; }
+static inline int is_nested(Constants constants) { return constants == NESTED || constants == NESTED_CENTRED; }
+static inline int is_looked_up(Constants constants) { return constants == LOOKED_UP || constants == LOOKED_UP_WIDE; }
+static inline int has_biases(Constants constants) { return constants <= HALVES || constants == NESTED; }
+
+/* Columns of a half segment: the least group. */
+enum { HALF_SEGMENT = SEGMENT / 2 };
+
+static inline int64_t constants_bytes(Constants constants) {
+    if (is_nested(constants)) return CACHE_LINE + SUPER_BLOCK / HALF_SEGMENT * BLOCK;
+    return 2 * BLOCK * (constants == SINGLES ? 4 : 2);
+}
+
+static inline int64_t groups_in_record(Constants constants) {
+    if (is_nested(constants)) return SUPER_BLOCK / (constants == NESTED ? SEGMENT : HALF_SEGMENT);
+    return has_biases(constants) ? 1 : 2;
+}
 
 static inline int64_t blocks_of(const Matrix *matrix) { return (matrix->rows + BLOCK - 1) / BLOCK; }
 
@@ -127,6 +151,14 @@ EXPORT Matrix *gptcli_matrix_dense(int kind, const void *weights, int64_t rows, 
  * scales and biases of (rows, columns / group) in `constants` (a Kind). NULL: no memory, or an unsupported shape. */
 EXPORT Matrix *gptcli_matrix_affine(const uint8_t *q, const void *scales, const void *biases, int constants,
                                     int64_t rows, int64_t columns, int bits, int64_t group);
+
+/* The same from q of (rows, columns) bytes, in 5 or 6 bits, or in 4 bits with nested or looked up constants (a
+ * Constants). factors: (rows, columns / 256) in fp16 if nested, else scales of (rows, columns / 32) in fp16 or bf16;
+ * bias_factors: of the same shape, for NESTED and HALVES. scales and biases, if nested: (rows, groups). codes: 16, plus
+ * 128 each, if looked up. NULL: no memory, or an unsupported shape. */
+EXPORT Matrix *gptcli_matrix_quants(const uint8_t *q, const uint16_t *factors, const uint16_t *bias_factors,
+                                    const uint8_t *scales, const uint8_t *biases, const uint8_t *codes, int64_t rows,
+                                    int64_t columns, int bits, int constants);
 
 /* Sets the arithmetic, and returns what it is in effect at the level in use: INT8_PRODUCTS are for affine weights,
  * BF16_PRODUCTS for those and for weights in bf16. */
@@ -164,12 +196,12 @@ void chunk_release(struct Chunk *owner);
 /* Activations as integers: value = round(x / scale), one scale per SEGMENT columns. One term holds 8 bits. Three terms,
  * the greatest first, hold 24: no fewer than fp32, so products with them are those of fp32. They lie in tiles of `width`
  * tokens, where the tokens of a segment are side by side: values (tiles, segments, width, terms, SEGMENT), scales and
- * sums (tiles, segments, width), offsets (tiles, segments, width, terms). */
+ * sums (tiles, segments, width), offsets (tiles, segments, width, terms, 2). */
 typedef struct Activations {
     int8_t *values;
     float *scales;
     float *sums;      /* scale * the sum of the segment's values: the factor of a group's bias */
-    int32_t *offsets; /* -128 * the sum of a term: where dot products with centred 8-bit weights start */
+    int32_t *offsets; /* -128 * the sum of a half segment's term: where dot products with centred 8-bit weights start */
     int64_t tokens, segments, width, terms;
 } Activations;
 

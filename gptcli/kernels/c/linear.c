@@ -19,7 +19,7 @@ static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 static int64_t activations_bytes(int64_t tokens, int64_t columns, int64_t terms) {
     int64_t padded = round_up(tokens, smaller(tokens, TILE)), segments = columns / SEGMENT;
-    return padded * columns * terms + (2 + terms) * round_up(padded * segments * (int64_t)sizeof(float), CACHE_LINE);
+    return padded * columns * terms + (2 + 2 * terms) * round_up(padded * segments * (int64_t)sizeof(float), CACHE_LINE);
 }
 
 /* workspace: activations_bytes, 64-byte aligned. */
@@ -37,7 +37,7 @@ static void quantize(const Activations *to, const float *x, int64_t begin, int64
         int64_t index = token / width * segments * width + token % width;
         level()->quantize(x + token * segments * SEGMENT, segments, width, to->terms,
                           to->values + index * to->terms * SEGMENT, to->scales + index, to->sums + index,
-                          to->offsets + index * to->terms);
+                          to->offsets + index * to->terms * 2);
     }
 }
 

@@ -129,7 +129,94 @@ static Constants constants_of(Packing *packing) {
     return packing->uncentred ? HALVES : CENTRED;
 }
 
+/* Quants of a byte each, and constants for them; see gptcli_matrix_quants. */
+typedef struct {
+    Matrix *matrix;
+    const uint8_t *q;
+    const uint16_t *factors, *bias_factors;
+    const uint8_t *scales, *biases;
+    atomic_llong next; /* block */
+} Quants;
+
+/* A segment of one row: 32 bytes to the row's words in the segment's lines. */
+static void pack_segment(const uint8_t *q, int bits, uint8_t *lines) {
+    uint32_t words[6] = {0}; /* four of lower halves, then the upper bits */
+    int upper_bits = bits - 4;
+    for (int step = 0; step < SEGMENT / 4; step++) {
+        uint32_t four = word_at(q + 4 * step), upper = four >> 4 & (upper_bits == 2 ? 0x03030303 : 0x01010101);
+        words[step / 2] |= (four & 0x0f0f0f0f) << step % 2 * 4;
+        if (upper_bits > 0) words[4 + step * upper_bits / 8] |= upper << step * upper_bits % 8;
+    }
+    for (int i = 0; i < bits; i++) memcpy(lines + i * CACHE_LINE, &words[i], sizeof words[i]);
+}
+
+static void pack_quants_row(const Quants *from, int64_t row) {
+    const Matrix *matrix = from->matrix;
+    const Constants constants = matrix->constants;
+    int64_t columns = matrix->columns, lane = row % BLOCK, nested = is_nested(constants);
+    int64_t span = groups_in_record(constants) * matrix->group, groups = columns / matrix->group;
+    int64_t factors = columns / (nested ? SUPER_BLOCK : matrix->group);
+    for (int64_t column = 0; column < columns; column += SEGMENT) {
+        uint8_t *record = matrix->packed + row / BLOCK * matrix->block_bytes + column / span * matrix->record_bytes;
+        uint8_t *lines = record + constants_bytes(constants) + column % span * BLOCK * matrix->bits / 8;
+        pack_segment(from->q + row * columns + column, matrix->bits, lines + lane * 4);
+        int64_t at = nested ? 0 : column % span / matrix->group * BLOCK, index = row * factors;
+        index += column / (nested ? SUPER_BLOCK : matrix->group);
+        memcpy(record + (at + lane) * 2, &from->factors[index], 2);
+        if (has_biases(constants)) memcpy(record + (BLOCK + lane) * 2, &from->bias_factors[index], 2);
+        for (int64_t part = 0; nested && part < SEGMENT; part += matrix->group) {
+            int64_t group = (column + part) / matrix->group, inside = group % groups_in_record(constants);
+            uint8_t *bytes = record + CACHE_LINE + inside * BLOCK * (constants == NESTED ? 2 : 1) + lane;
+            bytes[0] = from->scales[row * groups + group];
+            if (constants == NESTED) bytes[BLOCK] = from->biases[row * groups + group];
+        }
+    }
+}
+
+static void pack_quants(void *argument, int thread, int threads) {
+    Quants *from = argument;
+    const Matrix *matrix = from->matrix;
+    (void)thread, (void)threads;
+    for (int64_t block; (block = atomic_fetch_add(&from->next, 1)) < blocks_of(matrix);) {
+        memset(matrix->packed + block * matrix->block_bytes, 0, (size_t)matrix->block_bytes);
+        for (int64_t row = block * BLOCK; row < (block + 1) * BLOCK && row < matrix->rows; row++)
+            pack_quants_row(from, row);
+    }
+}
+
 /* ---- making and freeing ---- */
+
+/* Allocates the weights of an affine matrix whose constants are set. -1: no memory. */
+static int allocate(Matrix *matrix) {
+    int64_t each = groups_in_record(matrix->constants);
+    matrix->record_bytes = constants_bytes(matrix->constants) + each * BLOCK * matrix->group * matrix->bits / 8;
+    matrix->block_bytes = matrix->columns / matrix->group / each * matrix->record_bytes;
+    matrix->packed = chunk_memory(blocks_of(matrix) * matrix->block_bytes, &matrix->chunk);
+    return matrix->packed != NULL ? 0 : -1;
+}
+
+Matrix *gptcli_matrix_quants(const uint8_t *q, const uint16_t *factors, const uint16_t *bias_factors,
+                             const uint8_t *scales, const uint8_t *biases, const uint8_t *codes, int64_t rows,
+                             int64_t columns, int bits, int constants) {
+    int64_t group = constants == NESTED_CENTRED ? HALF_SEGMENT : SEGMENT;
+    if (columns % (group * groups_in_record((Constants)constants)) != 0) return NULL;
+    Matrix *matrix = matrix_new((Matrix){.kind = AFFINE,
+                                         .bits = bits,
+                                         .constants = (Constants)constants,
+                                         .rows = rows,
+                                         .columns = columns,
+                                         .group = group});
+    if (matrix == NULL) return NULL;
+    if (codes != NULL) memcpy(matrix->codes, codes, sizeof matrix->codes);
+    Quants from = {matrix, q, factors, bias_factors, scales, biases, 0};
+    pool_lock();
+    int status = allocate(matrix);
+    if (status == 0) pool_share(pack_quants, &from);
+    pool_unlock();
+    if (status == 0) return matrix;
+    free(matrix);
+    return NULL;
+}
 
 Matrix *gptcli_matrix_dense(int kind, const void *weights, int64_t rows, int64_t columns) {
     int64_t block_bytes = BLOCK * columns * (int64_t)size_of((Kind)kind);
@@ -146,13 +233,10 @@ Matrix *gptcli_matrix_affine(const uint8_t *q, const void *scales, const void *b
     Packing packing = {matrix, q, scales, biases, (Kind)constants, 0, 0};
     pool_lock();
     matrix->constants = constants_of(&packing);
-    int64_t each = groups_in_record(matrix->constants);
-    matrix->record_bytes = constants_bytes(matrix->constants) + each * BLOCK * group * bits / 8;
-    matrix->block_bytes = columns / group / each * matrix->record_bytes;
-    matrix->packed = chunk_memory(blocks_of(matrix) * matrix->block_bytes, &matrix->chunk);
-    if (matrix->packed != NULL) pool_share(pack_blocks, &packing);
+    int status = allocate(matrix);
+    if (status == 0) pool_share(pack_blocks, &packing);
     pool_unlock();
-    if (matrix->packed != NULL) return matrix;
+    if (status == 0) return matrix;
     free(matrix);
     return NULL;
 }
@@ -193,21 +277,44 @@ Matrix *gptcli_matrix_restored(const Matrix *record, const void *data) {
 
 /* ---- a row in fp32 ---- */
 
+/* A weight's q, as a dot product has it, from the lines of its segment. */
 static int quant_at(const Matrix *matrix, const uint8_t *lines, int64_t lane, int64_t column) {
-    int64_t line_columns = 32 / matrix->bits;
-    int byte = lines[column / line_columns * CACHE_LINE + lane * 4 + column % 4];
-    if (matrix->bits == 8) return byte;
-    return column % line_columns < 4 ? byte & 15 : byte >> 4;
+    int64_t step = column / 4, byte = lane * 4 + column % 4;
+    if (matrix->bits == 8) return lines[step * CACHE_LINE + byte];
+    int q = lines[step / 2 * CACHE_LINE + byte] >> step % 2 * 4 & 15;
+    if (matrix->bits == 5) q |= (lines[4 * CACHE_LINE + byte] >> step & 1) << 4;
+    if (matrix->bits == 6) q |= (lines[(4 + step / 4) * CACHE_LINE + byte] >> step % 4 * 2 & 3) << 4;
+    return is_looked_up(matrix->constants) ? matrix->codes[q] : q;
+}
+
+static float scale_of(const Matrix *matrix, const uint8_t *record, int64_t group, int64_t lane) {
+    switch (matrix->constants) {
+    case SINGLES: return element(FLOAT32, record, group * BLOCK + lane);
+    case LOOKED_UP_WIDE: return element(BFLOAT16, record, group * BLOCK + lane);
+    case NESTED: return element(FLOAT16, record, lane) * record[CACHE_LINE + 2 * group * BLOCK + lane];
+    case NESTED_CENTRED: return element(FLOAT16, record, lane) * (int8_t)record[CACHE_LINE + group * BLOCK + lane];
+    default: return element(FLOAT16, record, group * BLOCK + lane);
+    }
+}
+
+static float bias_of(const Matrix *matrix, const uint8_t *record, int64_t group, int64_t lane) {
+    switch (matrix->constants) {
+    case SINGLES: return element(FLOAT32, record, BLOCK + lane);
+    case HALVES: return element(FLOAT16, record, BLOCK + lane);
+    case NESTED: return -element(FLOAT16, record, BLOCK + lane) * record[CACHE_LINE + (2 * group + 1) * BLOCK + lane];
+    default: return scale_of(matrix, record, group, lane) *
+                    -(float)middle_of(is_looked_up(matrix->constants) ? 8 : matrix->bits);
+    }
 }
 
 static void affine_row(const Matrix *matrix, int64_t row, float *out) {
-    Kind kind = matrix->constants == SINGLES ? FLOAT32 : FLOAT16;
-    for (int64_t i = 0; i < matrix->columns / matrix->group; i++, out += matrix->group) {
-        Group group = find_group(matrix, row, i);
-        float scale = element(kind, group.record, group.scale), bias = scale * -(float)middle_of(matrix->bits);
-        if (matrix->constants != CENTRED) bias = element(kind, group.record, BLOCK + group.scale);
-        for (int64_t column = 0; column < matrix->group; column++)
-            out[column] = scale * (float)quant_at(matrix, group.lines, row % BLOCK, column) + bias;
+    int64_t span = groups_in_record(matrix->constants) * matrix->group, lane = row % BLOCK;
+    for (int64_t column = 0; column < matrix->columns; column++) {
+        const uint8_t *record = matrix->packed + row / BLOCK * matrix->block_bytes + column / span * matrix->record_bytes;
+        int64_t inside = column % span, group = inside / matrix->group;
+        const uint8_t *lines = record + constants_bytes(matrix->constants) + inside / SEGMENT * SEGMENT * BLOCK * matrix->bits / 8;
+        float q = (float)quant_at(matrix, lines, lane, inside % SEGMENT);
+        out[column] = scale_of(matrix, record, group, lane) * q + bias_of(matrix, record, group, lane);
     }
 }
 

@@ -12,11 +12,14 @@ enum {
 /* Dot products: of each term, token and vector of rows. */
 typedef ints Dots[MOST_TERMS][TILE_TOKENS][MOST_VECTORS];
 
-/* The constants from `first` on in a record of each of `blocks` blocks. */
-INLINE void load_constants(const uint8_t *record, int64_t block_bytes, int64_t first, const Constants constants,
-                           const int blocks, floats *loaded) {
-    UNROLL for (int v = 0; v < blocks * VECTORS; v++)
-        loaded[v] = load_constant(record + v / VECTORS * block_bytes, first + v % VECTORS * LANES, constants);
+/* The constants of a group in a record of each of `blocks` blocks. */
+INLINE void load_constants(const uint8_t *record, int64_t block_bytes, int64_t group, const Constants constants,
+                           const int blocks, floats *scales, floats *biases) {
+    UNROLL for (int v = 0; v < blocks * VECTORS; v++) {
+        const uint8_t *of_block = record + v / VECTORS * block_bytes;
+        scales[v] = load_scale(of_block, group, v % VECTORS * LANES, constants);
+        if (has_biases(constants)) biases[v] = load_bias(of_block, group, v % VECTORS * LANES, constants);
+    }
 }
 
 INLINE int32_t four_values(const int8_t *values) {
@@ -25,35 +28,34 @@ INLINE int32_t four_values(const int8_t *values) {
     return word;
 }
 
-/* Adds the dot products of a segment: lines of packed weights with the values of `tokens` tokens. */
-INLINE void segment_dots(const uint8_t *lines, int64_t block_bytes, const int8_t *values, const int bits,
-                         const int terms, const int blocks, const int tokens, Dots dots) {
-    const words low = (words){0} + 0x0f0f0f0f;
-    UNROLL for (int step = 0; step < SEGMENT / 4; step += 8 / bits) {
+/* Adds the dot products of steps [begin, end) of a segment, of four columns each: packed weights with the values of
+ * `tokens` tokens. */
+INLINE void segment_dots(const Matrix *matrix, const uint8_t *lines, const int8_t *values, const int begin,
+                         const int end, const int bits, const Constants constants, const int terms, const int blocks,
+                         const int tokens, Dots dots) {
+    UNROLL for (int step = begin; step < end; step++) {
         UNROLL for (int v = 0; v < blocks * VECTORS; v++) {
-            const uint8_t *line = lines + v / VECTORS * block_bytes + step * bits / 8 * CACHE_LINE;
-            if (v == 0 && blocks == 1) prefetch(line, AHEAD);
-            words word = load_words(line + v % VECTORS * LANES * 4);
-            words first = bits == 4 ? word & low : word, second = word >> 4 & low;
+            const uint8_t *of_block = lines + v / VECTORS * matrix->block_bytes;
+            if (v == 0 && blocks == 1 && step < bits) prefetch(of_block + step * CACHE_LINE, AHEAD);
+            words word = four_columns(matrix, of_block + v % VECTORS * LANES * 4, step, bits, constants);
             UNROLL for (int t = 0; t < tokens; t++)
                 UNROLL for (int term = 0; term < terms; term++) {
                     const int8_t *four = values + (t * terms + term) * SEGMENT + step * 4;
-                    ints *sum = &dots[term][t][v];
-                    *sum = dot(*sum, first, four_values(four), bits);
-                    if (bits == 4) *sum = dot(*sum, second, four_values(four + 4), bits);
+                    dots[term][t][v] = dot(dots[term][t][v], word, four_values(four), width_of(bits, constants));
                 }
         }
     }
 }
 
-/* Dot products with centred weights start at minus what the middle q, which stands for zero, adds to them. */
-INLINE void start_dots(const int32_t *offsets, const int bits, const int terms, const int blocks, const int tokens,
-                       Dots dots) {
+/* Dot products without biases start at minus what the q that stands for zero adds to them. */
+INLINE void start_dots(const int32_t *offsets, const int begin, const int end, const int width, const int terms,
+                       const int blocks, const int tokens, Dots dots) {
     UNROLL for (int t = 0; t < tokens; t++)
         UNROLL for (int term = 0; term < terms; term++) {
-            ints offset = (ints){0} + offsets[t * terms + term];
-            if (bits == 4) offset >>= 4; /* exact: from 128 times the sum to 8 times */
-            UNROLL for (int v = 0; v < blocks * VECTORS; v++) dots[term][t][v] = offset;
+            int32_t offset = 0;
+            UNROLL for (int half = begin / 4; half < end / 4; half++) offset += offsets[(t * terms + term) * 2 + half];
+            UNROLL for (int v = 0; v < blocks * VECTORS; v++)
+                dots[term][t][v] = ((ints){0} + offset) >> (8 - width); /* exact */
         }
 }
 
@@ -77,35 +79,47 @@ static __attribute__((noinline)) void store_rows(const Matrix *matrix, int64_t r
     }
 }
 
+/* Adds to the sums what one group of a segment, steps [begin, end), adds. */
+INLINE void add_group(const Matrix *matrix, const Activations *x, int64_t index, const uint8_t *lines, const int begin,
+                      const int end, const floats *scales, const floats *biases, const int bits,
+                      const Constants constants, const int terms, const int blocks, const int tokens,
+                      floats sums[TILE_TOKENS][MOST_VECTORS]) {
+    Dots dots = {{{{0}}}};
+    if (!has_biases(constants))
+        start_dots(x->offsets + index * terms * 2, begin, end, width_of(bits, constants), terms, blocks, tokens, dots);
+    segment_dots(matrix, lines, x->values + index * terms * SEGMENT, begin, end, bits, constants, terms, blocks, tokens,
+                 dots);
+    UNROLL for (int t = 0; t < tokens; t++) {
+        UNROLL for (int v = 0; v < blocks * VECTORS; v++) {
+            sums[t][v] += joined_dots(dots, t, v, terms) * (scales[v] * x->scales[index + t]);
+            if (has_biases(constants)) sums[t][v] += biases[v] * x->sums[index + t];
+        }
+    }
+}
+
 /* `blocks` blocks of rows times `tokens` tokens from `token` on, all within one tile of the activations. */
 INLINE void affine_tile(const Matrix *matrix, const Activations *x, int64_t block, int64_t token, const Output *output,
                         const int bits, const Constants constants, const int terms, const int blocks,
                         const int tokens) {
     int64_t index = token / x->width * x->segments * x->width + token % x->width; /* of the segment and token */
-    const int64_t last = index + x->segments * x->width, group_step = matrix->group / SEGMENT * x->width;
-    const uint8_t *lines = matrix->packed + block * matrix->block_bytes; /* records follow each other */
+    const int64_t last = index + x->segments * x->width, block_bytes = matrix->block_bytes;
+    const int parts = constants == NESTED_CENTRED ? 2 : 1; /* groups of a segment */
+    const int64_t group_step = parts == 2 ? x->width : matrix->group / SEGMENT * x->width;
+    const uint8_t *lines = matrix->packed + block * block_bytes; /* records follow each other */
     floats sums[TILE_TOKENS][MOST_VECTORS] = {{{0}}};
     while (index < last) {
         const uint8_t *record = lines;
         prefetch_constants(record, constants);
         lines += constants_bytes(constants);
-        UNROLL for (int group = 0; group < groups_in_record(constants); group++) {
-            floats scales[MOST_VECTORS], biases[MOST_VECTORS];
-            load_constants(record, matrix->block_bytes, group * BLOCK, constants, blocks, scales);
-            if (constants != CENTRED) load_constants(record, matrix->block_bytes, BLOCK, constants, blocks, biases);
+        for (int group = 0; group < groups_in_record(constants); group += parts) {
+            floats scales[2][MOST_VECTORS], biases[2][MOST_VECTORS];
+            UNROLL for (int part = 0; part < parts; part++)
+                load_constants(record, block_bytes, group + part, constants, blocks, scales[part], biases[part]);
             for (int64_t end = index + group_step; index < end;
-                 index += x->width, lines += SEGMENT * BLOCK * bits / 8) {
-                Dots dots = {{{{0}}}};
-                if (constants == CENTRED) start_dots(x->offsets + index * terms, bits, terms, blocks, tokens, dots);
-                segment_dots(lines, matrix->block_bytes, x->values + index * terms * SEGMENT, bits, terms, blocks,
-                             tokens, dots);
-                UNROLL for (int t = 0; t < tokens; t++) {
-                    UNROLL for (int v = 0; v < blocks * VECTORS; v++) {
-                        sums[t][v] += joined_dots(dots, t, v, terms) * (scales[v] * x->scales[index + t]);
-                        if (constants != CENTRED) sums[t][v] += biases[v] * x->sums[index + t];
-                    }
-                }
-            }
+                 index += x->width, lines += SEGMENT * BLOCK * bits / 8)
+                UNROLL for (int part = 0; part < parts; part++)
+                    add_group(matrix, x, index, lines, part * 8 / parts, (part + 1) * 8 / parts, scales[part],
+                              biases[part], bits, constants, terms, blocks, tokens, sums);
         }
     }
     floats done[TILE_TOKENS * MOST_VECTORS];

@@ -49,10 +49,15 @@ static inline int32_t largest(ints value) {
     return _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 1)));
 }
 
+static inline words look_up(const uint8_t *table, words indices) {
+    __m256i values = _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)table));
+    return (words)_mm256_shuffle_epi8(values, (__m256i)indices);
+}
+
 static inline __attribute__((always_inline)) ints dot(ints total, words weights, int32_t values, const int bits) {
     __m256i w = (__m256i)weights, x = _mm256_set1_epi32(values);
-    /* maddubs adds two products in 16 bits: 2 * 15 * 127 fits, 2 * 255 * 127 does not. */
-    if (bits == 4) return total + (ints)_mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1));
+    /* maddubs adds two products in 16 bits: 2 * 63 * 127 fits, 2 * 255 * 127 does not. */
+    if (bits < 8) return total + (ints)_mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1));
     __m256i even = _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(255)),
                                      _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8));
     __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(w, 8), _mm256_srai_epi16(x, 8));

@@ -34,6 +34,11 @@ static inline ints nearest(floats value) { return (ints)_mm512_cvtps_epi32((__m5
 static inline float sum(floats value) { return _mm512_reduce_add_ps((__m512)value); }
 static inline int32_t largest(ints value) { return _mm512_reduce_max_epi32((__m512i)value); }
 
+static inline words look_up(const uint8_t *table, words indices) {
+    __m512i values = _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)table));
+    return (words)_mm512_shuffle_epi8(values, (__m512i)indices);
+}
+
 static inline __attribute__((always_inline)) ints dot(ints total, words weights, int32_t values, const int bits) {
     (void)bits;
     return (ints)_mm512_dpbusd_epi32((__m512i)total, (__m512i)weights, _mm512_set1_epi32(values));

@@ -59,13 +59,15 @@ INLINE void fill_affine_tile(const Matrix *matrix, int64_t block, int64_t column
     const int64_t span = groups_in_record(constants) * matrix->group, inside = column % span; /* columns of a record */
     const uint8_t *record = matrix->packed + block * matrix->block_bytes + column / span * matrix->record_bytes;
     const uint8_t *lines = record + constants_bytes(constants) + inside * BLOCK * bits / 8;
-    floats scales[STEP], bias = exact_constants(record, inside / matrix->group, 0, bits, constants, scales);
+    floats scales[STEP] = {{0}}, bias = {0};
     prefetch(record, AHEAD);
-    for (int first = 0; first < SEGMENT; first += STEP, lines += STEP * BLOCK * bits / 8) {
-        prefetch_columns(lines, bits);
+    for (int first = 0; first < SEGMENT; first += STEP) {
+        if (first == 0 || (constants == NESTED_CENTRED && first == HALF_SEGMENT))
+            bias = exact_constants(record, (inside + first) / matrix->group, 0, bits, constants, scales);
+        prefetch_columns(lines + first * BLOCK * bits / 8, bits);
         UNROLL for (int c = 0; c < STEP; c += 2, tile += SEGMENT)
-            store_columns(tile, exact_weights(lines, c, bits, scales, bias),
-                          exact_weights(lines, c + 1, bits, scales, bias));
+            store_columns(tile, exact_weights(matrix, lines, first, c, bits, constants, scales, bias),
+                          exact_weights(matrix, lines, first, c + 1, bits, constants, scales, bias));
     }
 }
 

@@ -14,6 +14,7 @@
  *   interleave_high     the same of the second halves
  *   nearest             floats to ints, ties to even
  *   sum, largest        of a vector's lanes: floats, and ints that are not negative
+ *   look_up             each byte of words replaced by that at its index, below 16, in a table
  *   dot                 ints + the products of four u8 (a word) and four s8 (an int32_t), in each lane, exact
  *   HAS_CODES           1 if there are an encode_record and a decode_record (see coded.h), else 0
  *

@@ -85,13 +85,15 @@ INLINE void fill_affine_panel(const Matrix *matrix, int64_t row, int64_t end, in
             int64_t inside = (column + i) % span;
             const uint8_t *record = block + (column + i) / span * matrix->record_bytes;
             const uint8_t *lines = record + constants_bytes(constants) + inside * BLOCK * bits / 8 + lane * 4;
-            floats scales[STEP];
-            floats bias = exact_constants(record, inside / matrix->group, lane, bits, constants, scales);
+            floats scales[STEP] = {{0}}, bias = {0};
             prefetch(record, AHEAD);
-            for (int first = 0; first < SEGMENT; first += STEP, lines += STEP * BLOCK * bits / 8) {
-                prefetch_columns(lines, bits);
+            for (int first = 0; first < SEGMENT; first += STEP) {
+                if (first == 0 || (constants == NESTED_CENTRED && first == HALF_SEGMENT))
+                    bias = exact_constants(record, (inside + first) / matrix->group, lane, bits, constants, scales);
+                prefetch_columns(lines + first * BLOCK * bits / 8, bits);
                 UNROLL for (int c = 0; c < STEP; c++)
-                    store(to + (first + c) * PANEL_ROWS, exact_weights(lines, c, bits, scales, bias));
+                    store(to + (first + c) * PANEL_ROWS,
+                          exact_weights(matrix, lines, first, c, bits, constants, scales, bias));
             }
         }
     }

@@ -2,6 +2,7 @@
 #include "../kernels.h"
 
 #include <math.h>
+#include <string.h>
 
 enum { LANES = 4 };
 #define TILE_TOKENS 2
@@ -43,14 +44,22 @@ static inline int32_t largest(ints value) {
     return most;
 }
 
+static inline words look_up(const uint8_t *table, words indices) {
+    uint8_t bytes[sizeof indices];
+    memcpy(bytes, &indices, sizeof indices);
+    for (size_t i = 0; i < sizeof bytes; i++) bytes[i] = table[bytes[i]];
+    memcpy(&indices, bytes, sizeof indices);
+    return indices;
+}
+
 /* The two 16-bit halves of each lane, added. */
 static inline ints paired(shorts products) { return ((ints)products << 16 >> 16) + ((ints)products >> 16); }
 
-/* In 16 bits, because SSE2 cannot multiply 32: one product fits (255 * 127), and so do two of 4-bit weights. */
+/* In 16 bits, because SSE2 cannot multiply 32: one product fits (255 * 127), and so do two of up to 6 bits. */
 static inline __attribute__((always_inline)) ints dot(ints total, words weights, int32_t values, const int bits) {
     shorts w = (shorts)weights, x = (shorts)((ints){0} + values);
     shorts even = (w & 255) * (x << 8 >> 8), odd = (w >> 8 & 255) * (x >> 8);
-    return bits == 4 ? total + paired(even + odd) : total + paired(even) + paired(odd);
+    return bits < 8 ? total + paired(even + odd) : total + paired(even) + paired(odd);
 }
 
 #include "level.h"

@@ -26,22 +26,27 @@ INLINE void quantize_terms(const float *x, int64_t segments, int64_t width, int8
         memcpy(&magnitude, &bits, sizeof bits);
         float inverse = magnitude < 1e-30f ? 0 : steps / magnitude; /* steps / a subnormal would be infinite */
         int8_t *to = values + segment * width * terms * SEGMENT;
-        words totals[MOST_TERMS] = {{0}}; /* unsigned: a rounded NaN may overflow; its scale is NaN anyway */
+        words totals[MOST_TERMS][2] = {{{0}}}; /* unsigned: a rounded NaN may overflow; its scale is NaN anyway */
         for (int i = 0; i < SEGMENT; i += LANES) {
             ints rest = nearest(load(x + i) * inverse);
             UNROLL for (int term = terms - 1; term >= 0; term--) {
                 ints value = term == 0 ? rest : lowest_term(rest);
                 rest = (ints)((words)rest - (words)value) >> 8;
-                totals[term] += (words)value;
+                totals[term][i / HALF_SEGMENT] += (words)value;
                 bytes narrow = __builtin_convertvector(value, bytes);
                 memcpy(to + term * SEGMENT + i, &narrow, sizeof narrow);
             }
         }
         float all = 0;
         UNROLL for (int term = 0; term < terms; term++) {
-            float total = sum(float_of_ints((ints)totals[term])); /* exact: below 2^24 */
-            all = all * 256 + total;
-            offsets[segment * width * terms + term] = magnitude < INFINITY ? -middle_of(8) * (int32_t)total : 0;
+            float both = 0;
+            UNROLL for (int half = 0; half < 2; half++) {
+                float total = sum(float_of_ints((ints)totals[term][half])); /* exact: below 2^24 */
+                both += total;
+                offsets[(segment * width * terms + term) * 2 + half] =
+                    magnitude < INFINITY ? -middle_of(8) * (int32_t)total : 0;
+            }
+            all = all * 256 + both;
         }
         scales[segment * width] = magnitude / steps;
         sums[segment * width] = magnitude / steps * all;

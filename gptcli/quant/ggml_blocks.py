@@ -1,0 +1,133 @@
+"""ggml's blocks as packed weights with the same values. Source: ggml-common.h and ggml-quants.c of llama.cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gptcli.quant.affine import AffineWeight, pack_nibbles
+from gptcli.quant.codebook import IQ4_NL, CodebookWeight
+from gptcli.quant.mxfp4 import Mxfp4Weight
+from gptcli.quant.packed import PackedWeight
+from gptcli.quant.super_block import SuperBlockWeight, pack_bits
+
+
+def packed_from_ggml(type_name: str, blocks: Tensor, rows: int, columns: int) -> PackedWeight | None:
+    """A weight (rows, columns) from its blocks; None for types that have no packed form.
+
+    blocks: the bytes of all rows, one after the other, uint8. None also for weights with an infinite or NaN factor,
+    whose products the packed forms would not give.
+    """
+    if type_name not in _READERS:
+        return None
+    columns_each, read = _READERS[type_name]
+    data = blocks.view(rows, columns // columns_each, -1)
+    weight = read(data)
+    numbers = [tensor for tensor in weight.tensors().values() if tensor.is_floating_point()]
+    return weight if all(tensor.isfinite().all() for tensor in numbers) else None
+
+
+def _halves(data: Tensor, begin: int) -> Tensor:
+    """The fp16 number at a byte of each block: (rows, blocks)."""
+    return data[..., begin : begin + 2].contiguous().view(torch.float16).squeeze(-1)
+
+
+def _by_halves(data: Tensor) -> Tensor:
+    """(..., n) bytes, first all lower halves, then all upper ones: (..., 2 * n) of 4 bits."""
+    return torch.cat([data & 15, data >> 4], dim=-1)
+
+
+def _nibbles(data: Tensor) -> Tensor:
+    return pack_nibbles(_by_halves(data)).flatten(-2)
+
+
+def _q4_0(data: Tensor) -> PackedWeight:
+    scales = _halves(data, 0)
+    return AffineWeight(_nibbles(data[..., 2:]), scales, scales * -8, bits=4)
+
+
+def _q4_1(data: Tensor) -> PackedWeight:
+    return AffineWeight(_nibbles(data[..., 4:]), _halves(data, 0), _halves(data, 2), bits=4)
+
+
+def _five_bits(data: Tensor) -> Tensor:
+    """Four bytes of upper bits, a bit a column, and 16 of lower halves: a stream of 5 bits."""
+    upper = data[..., :4, None] >> torch.arange(8, dtype=torch.uint8) & 1
+    return pack_bits(_by_halves(data[..., 4:]) | upper.flatten(-2) << 4, 5).flatten(-2)
+
+
+def _q5_0(data: Tensor) -> PackedWeight:
+    scales = _halves(data, 0)
+    return AffineWeight(_five_bits(data[..., 2:]), scales, scales * -16, bits=5)
+
+
+def _q5_1(data: Tensor) -> PackedWeight:
+    return AffineWeight(_five_bits(data[..., 4:]), _halves(data, 0), _halves(data, 2), bits=5)
+
+
+def _q8_0(data: Tensor) -> PackedWeight:
+    scales = _halves(data, 0)
+    return AffineWeight((data[..., 2:] ^ 128).flatten(-2), scales, scales * -128, bits=8)
+
+
+def _iq4_nl(data: Tensor) -> PackedWeight:
+    return CodebookWeight(_nibbles(data[..., 2:]), _halves(data, 0), IQ4_NL)
+
+
+def _mxfp4(data: Tensor) -> PackedWeight:
+    return Mxfp4Weight(_nibbles(data[..., 1:]), data[..., 0].contiguous())
+
+
+def _six_bit_pairs(data: Tensor) -> tuple[Tensor, Tensor]:
+    """Eight scales and eight minima in 12 bytes: (rows, blocks * 8) each."""
+    first, second, third = data[..., :4], data[..., 4:8], data[..., 8:]
+    scales = torch.cat([first & 63, third & 15 | first >> 6 << 4], dim=-1)
+    minima = torch.cat([second & 63, third >> 4 | second >> 6 << 4], dim=-1)
+    return scales.flatten(-2), minima.flatten(-2)
+
+
+def _by_64(data: Tensor) -> Tensor:
+    """128 bytes, of which 32 hold 64 columns: (..., 256) of 4 bits."""
+    return _by_halves(data.reshape(*data.shape[:-1], 4, 32)).flatten(-2)
+
+
+def _q4_k(data: Tensor) -> PackedWeight:
+    packed = pack_nibbles(_by_64(data[..., 16:])).flatten(-2)
+    scales, minima = _six_bit_pairs(data[..., 4:16])
+    return SuperBlockWeight(packed, scales, minima, _halves(data, 0), _halves(data, 2), bits=4)
+
+
+def _q5_k(data: Tensor) -> PackedWeight:
+    # Bit i of byte c is the upper bit of column 32 * i + c.
+    upper = data[..., None, 16:48] >> torch.arange(8, dtype=torch.uint8)[:, None] & 1
+    packed = pack_bits(_by_64(data[..., 48:]) | upper.flatten(-2) << 4, 5).flatten(-2)
+    scales, minima = _six_bit_pairs(data[..., 4:16])
+    return SuperBlockWeight(packed, scales, minima, _halves(data, 0), _halves(data, 2), bits=5)
+
+
+def _q6_k(data: Tensor) -> PackedWeight:
+    # Each half of the block has 64 bytes of lower bits, as above for 64 columns at once, and 32 of upper ones.
+    outer = data.shape[:-1]
+    lower = _by_halves(data[..., :128].reshape(*outer, 2, 64)).flatten(-2)
+    shifts = torch.arange(0, 8, 2, dtype=torch.uint8)[:, None]
+    upper = data[..., 128:192].reshape(*outer, 2, 1, 32) >> shifts & 3
+    packed = pack_bits(lower | upper.flatten(-3) << 4, 6).flatten(-2)
+    scales = data[..., 192:208].contiguous().view(torch.int8).flatten(-2)
+    return SuperBlockWeight(packed, scales, None, _halves(data, 208), None, bits=6)
+
+
+# Columns of a block, and how it is read.
+_READERS: dict[str, tuple[int, Callable[[Tensor], PackedWeight]]] = {
+    "Q4_0": (32, _q4_0),
+    "Q4_1": (32, _q4_1),
+    "Q5_0": (32, _q5_0),
+    "Q5_1": (32, _q5_1),
+    "Q8_0": (32, _q8_0),
+    "IQ4_NL": (32, _iq4_nl),
+    "MXFP4": (32, _mxfp4),
+    "Q4_K": (256, _q4_k),
+    "Q5_K": (256, _q5_k),
+    "Q6_K": (256, _q6_k),
+}
