@@ -184,9 +184,17 @@ def _hub_snapshot(name: str, file: str = "config.json") -> Path | None:
     """
     directory = _hub_cache() / f"models--{name.replace('/', '--')}"
     snapshots, reference = directory / "snapshots", directory / "refs" / "main"
-    candidates = sorted(snapshots.glob("*/"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
     if os.path.isfile(reference):
         revision = reference.read_text(errors="replace").strip()
         if revision and os.path.isdir(main := snapshots / revision):
-            candidates = [main]
-    return next((snapshot for snapshot in candidates if os.path.isfile(snapshot / file)), None)
+            return main if os.path.isfile(main / file) else None
+    candidates = (snapshot for snapshot in snapshots.glob("*/") if os.path.isfile(snapshot / file))
+    return max(candidates, key=lambda snapshot: (_modified(snapshot), snapshot.name), default=None)
+
+
+def _modified(path: Path) -> int:
+    """When a directory was last changed, in nanoseconds; 0 if another process has removed it by now."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0

@@ -41,16 +41,8 @@ def as_markdown(messages: Sequence[Message], about: Mapping[str, Any]) -> str:
 
 
 def code_blocks(text: str) -> str:
-    """The contents of a Markdown text's fenced code blocks, with a blank line between two; empty if there are none."""
-    blocks, fence = list[list[str]](), ""
-    for line in text.split("\n"):
-        stripped = line.lstrip(" ")
-        mark = stripped[: len(stripped) - len(stripped.lstrip(stripped[:1]))] if stripped[:1] in ("`", "~") else ""
-        if fence and mark.startswith(fence) and not stripped.strip(fence[0]).strip():
-            fence = ""
-        elif fence:
-            blocks[-1].append(line)
-        elif len(mark) >= 3:
-            fence = mark
-            blocks.append([])
-    return "\n\n".join("\n".join(block) for block in blocks)
+    """The contents of a Markdown text's fenced code blocks (CommonMark), with a blank line between two; or empty."""
+    from markdown_it import MarkdownIt  # not needed to start
+
+    blocks = MarkdownIt("commonmark", {"html": False}).disable("inline").parse(text)
+    return "\n\n".join(block.content.removesuffix("\n") for block in blocks if block.type == "fence")

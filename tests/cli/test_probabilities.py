@@ -20,6 +20,7 @@ from gptcli.cli.probabilities.svg import picture
 from gptcli.cli.terminal.columns import packed
 from gptcli.generation.events import StepLogprobs, TextDelta, TokenLogprob
 from gptcli.settings import RuntimeConfig
+from gptcli.text.tidied_text import TidyStream
 from tests.cli.conftest import GPTCLI, Cli
 from tests.cli.terminal import Terminal
 
@@ -85,6 +86,20 @@ def test_a_token_is_emitted_once_complete_and_a_stop_text_never(tiny: LanguageMo
     assert emitted.end() == []
     assert emitted.take(delta(b" S", b" more")) == []
     assert [t.data for t in emitted.end()] == [b" S"]
+
+
+def test_a_tidied_text_has_all_its_tokens_as_they_are(tiny: LanguageModel) -> None:
+    emitted, stream = EmittedTokens(tiny.tokenizer), TidyStream()
+    tokens = [b"a", b" ", b". b", b" , c ", b"!", b" d ' ", b"s", b" \xc3", b"\xa9"]
+    shown = [t.data for token in tokens for t in emitted.take(delta(stream.push(token), token))]
+    shown += [t.data for t in emitted.take(delta(stream.flush()))]
+    assert (shown, emitted.end()) == (tokens, [])
+
+
+def test_a_tidied_text_hides_a_stop_text(tiny: LanguageModel) -> None:
+    emitted = EmittedTokens(tiny.tokenizer)
+    assert [t.data for t in emitted.take(delta(b"a. b", b"a", b" .", b" b !", b" c"))] == [b"a", b" ."]
+    assert [t.data for t in emitted.end()] == [b" b"]
 
 
 def test_a_generation_that_records_nothing_emits_no_tokens(tiny: LanguageModel) -> None:

@@ -109,34 +109,41 @@ def scored_tokens(score: Score, tokenizer: Tokenizer) -> list[ShadedToken]:
 class EmittedTokens:
     """Follows a generation, and returns each token once its bytes are emitted: a stop text stays hidden.
 
-    Returns none for a generation that records no steps.
+    Tokens keep the spaces that a tidied text has not. Returns none for a generation that records no steps.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._pending = deque[ShadedToken]()
-        self._emitted = 0  # bytes of the pending tokens
+        self._emitted = b""  # what no token has yet
+        self._found = 0  # bytes of the first pending token
 
     def take(self, delta: TextDelta) -> list[ShadedToken]:
         """The tokens that a piece of text completes."""
         for step in delta.steps:
             id, data = step.chosen.id, step.chosen.data
             self._pending.append(ShadedToken(id, data, self._tokenizer.is_control(id), step.chosen.logprob, step.top))
-        self._emitted += len(delta.data)
+        self._emitted = self._emitted + delta.data if self._pending else b""
         tokens = []
-        while self._pending and self._size(self._pending[0]) <= self._emitted:
-            self._emitted -= self._size(self._pending[0])
+        while self._pending and self._is_complete(self._pending[0]):
             tokens.append(self._pending.popleft())
+            self._found = 0
         return tokens
 
     def end(self) -> list[ShadedToken]:
         """The token that a stop text cuts in two, less the stop text, if there is one."""
-        if not self._emitted or not self._pending:
+        found, self._found = self._found, 0
+        if not found:
             return []
-        emitted, self._emitted = self._emitted, 0
         token = self._pending.popleft()
-        return [replace(token, data=token.data[:emitted])]
+        return [replace(token, data=token.data[:found])]
 
-    def _size(self, token: ShadedToken) -> int:
-        """Bytes of a token in the text: none for a control token."""
-        return 0 if token.control else len(token.data)
+    def _is_complete(self, token: ShadedToken) -> bool:
+        """Whether all of a token is emitted, of which it takes its bytes: a control token has none."""
+        data, taken = b"" if token.control else token.data, 0
+        while self._found < len(data) and taken < len(self._emitted):
+            is_tidied_away = data[self._found] == ord(" ") != self._emitted[taken]
+            taken += not is_tidied_away
+            self._found += 1
+        self._emitted = self._emitted[taken:]
+        return self._found == len(data)
