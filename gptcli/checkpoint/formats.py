@@ -73,8 +73,8 @@ class Gptq(Stored):
 
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
-# Types of ggml's blocks that `quant.ggml` has a packed weight for; others are expanded.
-_PACKED_TYPES = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "MXFP4"})
+# Types of ggml's blocks that `quant.ggml_blocks`, which needs torch, has a packed weight for; others are expanded.
+_PACKED_TYPES = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "Q4_K", "Q5_K", "Q6_K"})
 
 Finder = Callable[[dict[str, Any], Tensors], Iterator[tuple[str, Stored]]]
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gptcli.gguf.blocks import BLOCKS
 from gptcli.quant.affine import AffineWeight, pack_nibbles
 from gptcli.quant.codebook import IQ4_NL, CodebookWeight
 from gptcli.quant.mxfp4 import Mxfp4Weight
@@ -14,17 +15,15 @@ from gptcli.quant.packed import PackedWeight
 from gptcli.quant.super_block import SuperBlockWeight, pack_bits
 
 
-def packed_from_ggml(type_name: str, blocks: Tensor, rows: int, columns: int) -> PackedWeight | None:
-    """A weight (rows, columns) from its blocks; None for types that have no packed form.
+def packed_from_ggml(type_name: str, data: Tensor) -> PackedWeight | None:
+    """A weight (rows, columns), or a stack of them, from its blocks; None for types that have no packed form.
 
-    blocks: the bytes of all rows, one after the other, uint8. None also for weights with an infinite or NaN factor,
-    whose products the packed forms would not give.
+    data: (..., bytes of a row) uint8. None also for weights with an infinite or NaN factor, whose products the packed
+    forms would not give.
     """
     if type_name not in _READERS:
         return None
-    columns_each, read = _READERS[type_name]
-    data = blocks.view(rows, columns // columns_each, -1)
-    weight = read(data)
+    weight = _READERS[type_name](data.view(*data.shape[:-1], -1, BLOCKS[type_name].size))
     numbers = [tensor for tensor in weight.tensors().values() if tensor.is_floating_point()]
     return weight if all(tensor.isfinite().all() for tensor in numbers) else None
 
@@ -118,16 +117,15 @@ def _q6_k(data: Tensor) -> PackedWeight:
     return SuperBlockWeight(packed, scales, None, _halves(data, 208), None, bits=6)
 
 
-# Columns of a block, and how it is read.
-_READERS: dict[str, tuple[int, Callable[[Tensor], PackedWeight]]] = {
-    "Q4_0": (32, _q4_0),
-    "Q4_1": (32, _q4_1),
-    "Q5_0": (32, _q5_0),
-    "Q5_1": (32, _q5_1),
-    "Q8_0": (32, _q8_0),
-    "IQ4_NL": (32, _iq4_nl),
-    "MXFP4": (32, _mxfp4),
-    "Q4_K": (256, _q4_k),
-    "Q5_K": (256, _q5_k),
-    "Q6_K": (256, _q6_k),
+_READERS: dict[str, Callable[[Tensor], PackedWeight]] = {
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q5_1": _q5_1,
+    "Q8_0": _q8_0,
+    "IQ4_NL": _iq4_nl,
+    "MXFP4": _mxfp4,
+    "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
+    "Q6_K": _q6_k,
 }

@@ -57,10 +57,10 @@ def test_sampling_defaults_are_those_of_the_file(tmp_path: Path) -> None:
 
 def test_blocks_that_nothing_multiplies_with_are_named(tmp_path: Path) -> None:
     wide = shapes(width=256)
-    kinds = {name: Kind.Q6_K if shape[-1] == 256 and len(shape) == 2 else Kind.F32 for name, shape in wide.items()}
+    kinds = {name: Kind.TQ2_0 if shape[-1] == 256 and len(shape) == 2 else Kind.F32 for name, shape in wide.items()}
     changes = {"llama__embedding_length": 256, "llama__rope__dimension_count": 64}
     folder = ModelFolder.open(write_gguf(tmp_path / "tiny.gguf", kinds, tensor_shapes=wide, **changes))
-    assert ["blocks of type: Q6_K" in str(note) for note in folder.notes] == [True]
+    assert ["blocks of type: TQ2_0" in str(note) for note in folder.notes] == [True]
 
 
 def test_a_file_changed_or_moved_is_another_model_or_the_same(tmp_path: Path) -> None:

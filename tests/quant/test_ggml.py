@@ -8,9 +8,7 @@ import torch
 
 from gptcli.checkpoint.formats import Ggml, is_expanded
 from gptcli.gguf.blocks import BLOCKS, decoded
-from gptcli.quant.affine import AffineWeight
 from gptcli.quant.ggml import GGML_TYPES, GgmlWeight, ggml_weight
-from gptcli.quant.mxfp4 import Mxfp4Weight
 from gptcli.quant.packed import PackedWeight
 
 TYPES = sorted(GGML_TYPES)
@@ -59,11 +57,9 @@ def test_so_has_a_stack_and_each_of_its_experts(kind: str) -> None:
 
 def test_what_is_named_as_expanded_is_what_has_no_packed_form() -> None:
     expanded = {kind for kind in TYPES if is_expanded(Ggml(shape=(6, 1), tensors=(kind,), about=kind, kind=kind))}
-    packed = {
-        kind for kind in TYPES if isinstance(ggml_weight(kind, random_blocks(kind, 6)), AffineWeight | Mxfp4Weight)
-    }
-    assert expanded == GGML_TYPES - packed
-    assert {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "MXFP4"} == packed
+    blocks = {kind for kind in TYPES if isinstance(ggml_weight(kind, random_blocks(kind, 6)), GgmlWeight)}
+    assert expanded == blocks
+    assert {"Q4_K", "Q6_K", "IQ4_NL", "MXFP4"} <= GGML_TYPES - blocks
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q4_K"])

@@ -46,8 +46,8 @@ def meant(kind: str, data: np.ndarray) -> Tensor:
     return torch.from_numpy(gguf.dequantize(data, gguf.GGMLQuantizationType[kind]))
 
 
-def packed(kind: str, data: np.ndarray, columns: int = COLUMNS) -> PackedWeight:
-    weight = packed_from_ggml(kind, torch.from_numpy(data).flatten(), len(data), columns)
+def packed(kind: str, data: np.ndarray) -> PackedWeight:
+    weight = packed_from_ggml(kind, torch.from_numpy(data))
     assert weight is not None
     return weight
 
@@ -113,11 +113,11 @@ def test_an_infinite_factor_has_no_packed_form(kind: str) -> None:
     data = blocks_of(kind, 2)
     for at in TYPES[kind][0]:
         data[1, at : at + 2] = np.array([np.inf], np.float16).view(np.uint8)
-        assert packed_from_ggml(kind, torch.from_numpy(data).flatten(), 2, COLUMNS) is None
+        assert packed_from_ggml(kind, torch.from_numpy(data)) is None
 
 
 def test_other_types_have_no_packed_form() -> None:
-    assert packed_from_ggml("Q2_K", torch.zeros(84, dtype=torch.uint8), 1, 256) is None
+    assert packed_from_ggml("Q2_K", torch.zeros(1, 84, dtype=torch.uint8)) is None
 
 
 @pytest.mark.parametrize("columns", [32, 64, 96])
@@ -126,7 +126,7 @@ def test_rows_that_are_no_whole_records_are_left_to_torch_or_keep_their_biases(
     kernels: Library, kind: str, columns: int
 ) -> None:
     data = blocks_of(kind, 20, columns)
-    weight, x = packed(kind, data, columns), torch.randn(3, columns)
+    weight, x = packed(kind, data), torch.randn(3, columns)
     assert can_compile(weight) == (columns == 64 or kind.startswith("Q5"))
     if can_compile(weight):
         wanted = F.linear(x, meant(kind, data))
