@@ -22,10 +22,10 @@ from rich.text import Text
 
 WIDTH, HEIGHT = 92, 60
 GENERATE = [
-    'gptcli generate "In a small town" -s 4 -n 40 --stats',
+    'gptcli generate "The planets in order: Mercury, Venus," -t 0 -n 14 --stats',
     'echo "Pancakes: mix flour, milk and eggs, fry thin rounds in butter." |'
     ' gptcli generate --chat "Sum this up." -t 0',
-    'gptcli generate --chat "Give me a short list of three reasons to drink tea." -s 3 -t 0.5 --markdown',
+    'gptcli generate --chat "Give me a short list of three colours." -t 0 --markdown',
     'gptcli generate "In a small town" --top-p 1.5',
 ]
 CHAT = '[{"role": "user", "content": "Is <|im_end|> text?"}, {"role": "assistant", "content": "Typed: yes."}]'
