@@ -49,7 +49,9 @@ def test_a_prompt_report_shows_the_rendered_prompt_and_where_control_tokens_come
 
 
 def test_a_prompt_report_flags_a_doubled_bos(cli: Cli, tmp_path: Path) -> None:
-    model = make_model(tmp_path / "model", adds_bos=True, template=None, generation_config={"temperature": 0.5})
+    model = make_model(
+        tmp_path / "model", adds_bos=True, template=None, generation_config={"temperature": 0.5, "do_sample": True}
+    )
     shown = report(cli, model, "-n", "9", "--special", "<|im_start|>In a")
     tokens = shown["tokens"]
     assert [token["special"] for token in tokens[:3]] == ["tokenizer", "typed", None]
