@@ -289,7 +289,7 @@ def engine_of(
     device: str = "cpu",
     half: torch.dtype | None = None,
 ) -> TorchEngine:
-    plan = DevicePlan(WeightPlan(torch.device(device), dtype, "expand", library, half), library, record)
+    plan = DevicePlan(WeightPlan(torch.device(device), dtype, "expand", library, half), library, record=record)
     decoder = load_decoder(ModelFolder.open(path), plan.weights)
     return TorchEngine(decoder, plan, decoder.config.max_context, load_s=0.0)
 
