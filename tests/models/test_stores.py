@@ -95,5 +95,5 @@ def test_they_run_where_they_are_and_stay_as_they_are(cli: Cli, home: Path) -> N
     records = [json.loads(line) for line in cli("models", "--json").out.splitlines()]
     assert {record["name"]: record["store"] for record in records}["ollama:tiny:latest"] == "ollama"
     refused = cli("models", "rm", "ollama:tiny")
-    assert refused.code == 4 and "no such model" in refused.err
+    assert refused.code == 2 and "rm removes what gptcli installed" in refused.err
     assert {path: path.stat().st_mtime_ns for path in home.rglob("*")} == before
