@@ -126,7 +126,7 @@ def remove(name: str) -> Path:
     if model is None and find(name):
         raise UsageError(
             f"not a model's name: {name}",
-            hint="rm removes models that gptcli installed, by the names of `gptcli models`",
+            hint="rm removes what gptcli installed, by its name",
         )
     if model is None:
         raise missing(name)
