@@ -301,8 +301,8 @@ class ChatSettings:
         name = name.replace("-", "_")
         if name not in defaults:
             near = [known for known in defaults if known.startswith(name)]
-            perhaps = f"perhaps {near[0]}? " if near else ""
-            raise UsageError(f"there is no setting {name}", hint=f"{perhaps}there are {', '.join(defaults)}")
+            hint = f"perhaps {near[0]}?" if near else f"there are {', '.join(defaults)}"
+            raise UsageError(f"there is no setting {name}", hint)
         kinds = {field.name: str(field.type) for record in (SamplingConfig, ChatSettings) for field in fields(record)}
         return replace(self, **{name: defaults[name] if text == "default" else _parsed(name, kinds[name], text)})
 

@@ -143,3 +143,12 @@ def test_a_setting_is_changed_as_a_user_spells_it(name: str, text: str, value: o
 def test_an_unknown_setting_or_value_is_refused(name: str, text: str, complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         ChatSettings().changed(name, text)
+
+
+def test_an_unknown_setting_is_told_the_near_one_or_all() -> None:
+    with pytest.raises(UsageError) as error:
+        ChatSettings().changed("temp", "1")
+    assert error.value.hint == "perhaps temperature?"
+    with pytest.raises(UsageError) as error:
+        ChatSettings().changed("xyzzy", "1")
+    assert "temperature, top_k" in str(error.value.hint)
