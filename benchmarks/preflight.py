@@ -14,8 +14,8 @@ from pathlib import Path
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.files import parse_json
+from gptcli.text.sandbox.allowlist import is_harmless
 from gptcli.text.sandbox.client import SandboxClient
-from gptcli.text.sandbox.trusted import is_harmless
 
 MESSAGES = {"messages": [{"role": "user", "content": "hi"}]}
 

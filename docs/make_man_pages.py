@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from gptcli.cli.app import program
-from gptcli.cli.value_names import value_name
+from gptcli.cli.metavars import value_name
 from gptcli.errors import ExitCode
 from gptcli.version import VERSION
 
@@ -21,7 +21,7 @@ ENVIRONMENT = {
     "GPTCLI_MODEL": "The model of a command that names none.",
     "GPTCLI_CONFIG": "The configuration file; `off` for none.",
     "GPTCLI_WEIGHTS": "Directories of models, `:` between them; the first takes new ones.",
-    "GPTCLI_PREPARED": "`off`: neither keep nor use prepared copies of weights.",
+    "GPTCLI_PREPARED": "`off`: neither keep nor use snapshots of models.",
     "GPTCLI_KERNELS": "`off`: compute in torch alone; or a level: `portable`, `avx2`, `avx512`, `avx512_bf16`, `amx`.",
     "GPTCLI_STORES": "`off`: leave out the models of Ollama, LM Studio and llama.cpp.",
     "GPTCLI_DEBUG": "`1`: show the traceback of an error.",
@@ -45,7 +45,7 @@ FILES = {
     "~/.config/gptcli/config.toml": "Defaults of options.",
     "~/.local/share/gptcli/models": "Models that were fetched or imported; in a source checkout, `weights/`.",
     "~/.cache/huggingface/hub": "Models that other programs fetched.",
-    "~/.cache/gptcli/prepared": "Prepared copies of weights, for a quick start. They can be deleted.",
+    "~/.cache/gptcli/prepared": "Snapshots of models, for a fast start. They can be deleted.",
     "~/.local/state/gptcli": "Sessions of `gptcli chat`, and what was typed at its prompt.",
 }
 

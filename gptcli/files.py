@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import BrokenCheckpoint, InputError
-from gptcli.notes import Note
+from gptcli.model_notes import Note
 
 RECORD = "gptcli.json"  # in a fetched model's directory: its origin and its files' checksums
 ADAPTER_CONFIG = "adapter_config.json"  # in a directory of an adapter

@@ -17,9 +17,9 @@ from gptcli.generation.request_checks import check_choices, check_request, check
 from gptcli.generation.sampling.banned_tokens import always_banned
 from gptcli.generation.sampling.native_sampler import native_can_sample
 from gptcli.generation.sampling.sampler import make_sampler
+from gptcli.model_notes import Note
 from gptcli.models.catalog import DEFAULT_MODEL, FetchProgress, fingerprint
 from gptcli.models.locate import locate
-from gptcli.notes import Note
 from gptcli.runtime.engine import (
     Cancelled,
     Engine,
@@ -109,7 +109,7 @@ class LanguageModel:
             self.close()
 
     def close(self) -> None:
-        """Keeps what makes the next start fast, if a workload was announced and the weights had to be read for it."""
+        """Keeps a snapshot for the next start, if a workload was announced and the weights had to be read for it."""
         if self._workload is not None:
             self._loader.keep_snapshot()
 

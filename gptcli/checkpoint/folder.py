@@ -18,7 +18,7 @@ from gptcli.checkpoint.registry import architecture_of
 from gptcli.checkpoint.safetensors_header import TensorInfo, read_header
 from gptcli.errors import BrokenCheckpoint, ModelNotFound
 from gptcli.files import NotJson, is_gguf, is_there, read_json
-from gptcli.notes import Note
+from gptcli.model_notes import Note
 
 if TYPE_CHECKING:
     from gptcli.gguf.model import GgufModel

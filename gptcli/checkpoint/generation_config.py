@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from gptcli.errors import BrokenCheckpoint, UsageError
 from gptcli.files import Unusable
-from gptcli.notes import Note
+from gptcli.model_notes import Note
 from gptcli.settings import SamplingConfig
 
 _NUMBERS = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram_size"}

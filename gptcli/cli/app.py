@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 
 from gptcli.cli.config_file import COMMANDS, ConfiguredCommand
+from gptcli.cli.metavars import Command, Group
 from gptcli.cli.terminal.stderr import print_error
 from gptcli.cli.usage_errors import usage_error
-from gptcli.cli.value_names import Command, Group
 from gptcli.errors import ExitCode, GptcliError
 from gptcli.version import VERSION
 

@@ -12,9 +12,9 @@ from gptcli.checkpoint.generation_config import generation_notes, generation_sou
 from gptcli.cli.terminal.stderr import ProgressLine
 from gptcli.errors import BrokenCheckpoint, BrokenTokenizer, GptcliError, NoTemplate
 from gptcli.language_model import LanguageModel
+from gptcli.model_notes import Note
 from gptcli.models.catalog import LocalModel
-from gptcli.notes import Note
-from gptcli.runtime.machine import check_room_for_torch
+from gptcli.runtime.resource_limits import check_room_for_torch
 from gptcli.settings import RuntimeConfig, SamplingConfig
 from gptcli.text.messages import Message
 

@@ -16,7 +16,7 @@ from gptcli.kernels.bindings import BF16_LEVELS, Arithmetic
 from gptcli.kernels.tensors import Library
 from gptcli.kernels.tensors import library as kernels
 from gptcli.model.config import MoeConfig
-from gptcli.runtime.machine import cpu_limit, free_memory
+from gptcli.runtime.resource_limits import cpu_limit, free_memory
 from gptcli.settings import RuntimeConfig
 
 _PACKED_BYTES = {"int8": 1.125, "int4": 0.625}  # a weight: its bits and its share of a scale and bias in fp16

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.runtime.engine import Engine, Progress, Workload, no_progress
 from gptcli.runtime.fast_start.snapshots import OpenedSnapshot, Slot, keep_snapshot, open_snapshot, slot_for
-from gptcli.runtime.machine import check_room_for_torch
+from gptcli.runtime.resource_limits import check_room_for_torch
 from gptcli.settings import RuntimeConfig
 
 if TYPE_CHECKING:

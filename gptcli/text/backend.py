@@ -13,8 +13,8 @@ import tokenizers
 from gptcli.errors import BrokenCheckpoint, BrokenTokenizer
 from gptcli.files import parse_json
 from gptcli.text.hf_tokenizers import Encoded, decode_batch, encode, encode_batch, parse
+from gptcli.text.sandbox.allowlist import TRUSTED_TOKENIZERS, is_harmless
 from gptcli.text.sandbox.client import SandboxClient, SandboxFailure
-from gptcli.text.sandbox.trusted import TRUSTED_TOKENIZERS, is_harmless
 
 _SANDBOX_MEMORY = 512 << 20  # bytes, plus 16 for each byte of tokenizer.json
 _LONGEST_PIECE = 256  # characters; longer ones are slow and overflow the stack: the library's trees are as deep

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from gptcli.errors import InputError, NoTemplate, TemplateError, UsageError
 from gptcli.files import is_there, open_within, read_json
 from gptcli.text.messages import Message
+from gptcli.text.sandbox.allowlist import TRUSTED_TEMPLATES
 from gptcli.text.sandbox.client import SandboxClient, SandboxFailure
-from gptcli.text.sandbox.trusted import TRUSTED_TEMPLATES
 from gptcli.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

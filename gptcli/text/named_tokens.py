@@ -12,7 +12,7 @@ import tokenizers
 
 from gptcli.errors import BrokenTokenizer
 from gptcli.files import is_there, read_json
-from gptcli.notes import Note
+from gptcli.model_notes import Note
 
 _MOST_ADDED = 1 << 20  # characters of all
 # The order in which transformers adds them.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from gptcli.errors import BrokenTokenizer, ModelNotFound
 from gptcli.files import is_gguf, is_there, open_within
-from gptcli.notes import Note
+from gptcli.model_notes import Note
 from gptcli.text.backend import BackendTokenizer
 from gptcli.text.control_tokens import ControlTokens
 from gptcli.text.detokenizer import ExactDetokenizer, TokenDetokenizer

@@ -14,7 +14,7 @@ from gptcli.errors import BrokenTokenizer
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.messages import Message
 from gptcli.text.sandbox import client
-from gptcli.text.sandbox.trusted import TRUSTED_TEMPLATES, TRUSTED_TOKENIZERS
+from gptcli.text.sandbox.allowlist import TRUSTED_TEMPLATES, TRUSTED_TOKENIZERS
 from gptcli.text.tokenizer import Tokenizer
 from tests.cli.conftest import Cli
 from tests.faults.conftest import Refuses, edit

@@ -1,4 +1,4 @@
-"""`gptcli cache`: what is kept for a fast start, which may be deleted at any time."""
+"""`gptcli cache`: the snapshots that models start fast from, which may be deleted at any time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def cache(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """List the files that models start fast from, or delete them."""
+    """List the snapshots that models start fast from, or delete them."""
     if clear:
         size = delete_snapshots()
         if not quiet:
@@ -35,7 +35,7 @@ def cache(
     ]
     print_records(records, as_json, _row)
     if not records and not as_json and not quiet:
-        print_note("nothing is kept")
+        print_note("there are no snapshots")
 
 
 def _row(record: dict[str, Any]) -> dict[str, str]:

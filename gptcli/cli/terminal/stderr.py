@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from gptcli.cli.terminal.capabilities import is_dumb_terminal
 from gptcli.cli.terminal.stdout import clean
-from gptcli.notes import Note, one_line
+from gptcli.model_notes import Note, one_line
 
 if TYPE_CHECKING:
     from gptcli.generation.events import Finished

@@ -28,7 +28,7 @@ def native_can_sample(config: SamplingConfig) -> bool:
 
 
 class HostLogits(Protocol):
-    """Contiguous fp32 logits in main memory: a tensor, or what a fast start has without torch."""
+    """Contiguous fp32 logits in main memory: a tensor, or a snapshot's, without torch."""
 
     def data_ptr(self) -> int:
         """The address of the first."""

@@ -126,7 +126,7 @@ static int attend_one(const Op *op, int64_t cached, int64_t token, int64_t texts
 }
 
 static int attend_many(const Op *op, int64_t cached, int64_t tokens) {
-    Passage passage = {
+    Prefill prefill = {
         .queries = op->in,
         .keys = op->keys,
         .values = op->values,
@@ -143,7 +143,7 @@ static int attend_many(const Op *op, int64_t cached, int64_t tokens) {
         .scale = op->factor,
         .softcap = op->softcap,
     };
-    return attention_of_passage(&passage);
+    return prefill_attention(&prefill);
 }
 
 /* First stores all keys and values: each token sees those before it and its own. */

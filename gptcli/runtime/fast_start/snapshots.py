@@ -26,7 +26,7 @@ from gptcli.kernels.bindings import Functions, built_file, functions
 from gptcli.runtime.fast_start import snapshot_file
 from gptcli.runtime.fast_start.snapshot_engine import SnapshotEngine
 from gptcli.runtime.fast_start.snapshot_file import Snapshot
-from gptcli.runtime.machine import cpu_limit, free_memory
+from gptcli.runtime.resource_limits import cpu_limit, free_memory
 from gptcli.settings import RuntimeConfig
 from gptcli.version import VERSION
 

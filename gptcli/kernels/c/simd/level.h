@@ -26,10 +26,10 @@
 #include "coded.h"
 #include "dense.h"
 #include "panels.h"
-#include "passage.h"
+#include "prefill_attention.h"
 #include "quantize.h"
 #include "vector_ops.h"
 
 #define LEVEL(name)                                                                                                   \
     {name,  FEW,            quantize, encode,     dense_blocks, affine_blocks, panels,       attend,                 \
-     merge, attend_passage, rms_norm, layer_norm, rope,         activate,      exponentials, greatest_of, NULL, NULL}
+     merge, attend_prefill, rms_norm, layer_norm, rope,         activate,      exponentials, greatest_of, NULL, NULL}
