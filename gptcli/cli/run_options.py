@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from gptcli.cli.json_records import json_line, stats_record
 from gptcli.cli.model_facts import doubled_bos
@@ -111,13 +111,14 @@ class RunOptions:
 
     def switches(self, template: ChatTemplate) -> Switches:
         """What the template is asked for. A switch that it lacks raises UsageError, unless only the file has it."""
-        switches = self.prompts.switches
-        if "thinking" in self.configured and not template.knows_thinking:
-            switches["thinking"] = None
-        if "reasoning_effort" in self.configured and not template.knows_effort:
-            switches["reasoning_effort"] = None
+        switches = cast("Switches", self.without_missing_switches(self.prompts.switches, template))
         template.check_switches(**switches)
         return switches
+
+    def without_missing_switches(self, values: Mapping[str, object], template: ChatTemplate) -> dict[str, object]:
+        """The values without switches that the template lacks and only the configuration file has."""
+        dropped = self.configured & template.missing_switches
+        return {name: value for name, value in values.items() if name not in dropped}
 
     def print_failures(self, lm: LanguageModel) -> None:
         """Says why text came slower than it could, unless notes are not wanted."""

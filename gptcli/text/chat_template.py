@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from gptcli.text.jinja_template import JinjaTemplate
 
 _FILE_LIMIT = 1 << 20  # bytes of a template
-_THINKING_SWITCHES = ("enable_thinking", "thinking")
-_EFFORT_SWITCH = "reasoning_effort"
+_VARIABLES = {"thinking": ("enable_thinking", "thinking"), "reasoning_effort": ("reasoning_effort",)}  # by switch
 _DEFAULT = "default"
 _PROBE = "7193046582"  # digits, which filters such as `upper` leave alone
 
@@ -83,21 +82,17 @@ class ChatTemplate:
             raise InputError(f"cannot read: {file}: byte {error.start} is not UTF-8") from None
 
     @cached_property
-    def knows_thinking(self) -> bool:
-        """Whether the template can be asked for an answer with or without thinking first."""
-        return any(_reads(self.source, switch) for switch in _THINKING_SWITCHES)
-
-    @cached_property
-    def knows_effort(self) -> bool:
-        """Whether the template can be asked for more or less reasoning."""
-        return _reads(self.source, _EFFORT_SWITCH)
+    def missing_switches(self) -> frozenset[str]:
+        """The names of the switches that the template does not read."""
+        read = {name for name, variables in _VARIABLES.items() if any(_reads(self.source, each) for each in variables)}
+        return frozenset(_VARIABLES.keys() - read)
 
     def check_switches(self, **switches: Unpack[Switches]) -> None:
-        """Raises UsageError for a switch that is set and that the template does not know."""
-        if switches.get("thinking") is not None and not self.knows_thinking:
-            raise UsageError("this model's chat template has no switch for thinking")
-        if switches.get("reasoning_effort") is not None and not self.knows_effort:
-            raise UsageError("this model's chat template has no switch for the reasoning effort")
+        """Raises UsageError for a switch that is set and that the template does not have."""
+        for name, value in switches.items():
+            if value is not None and name in self.missing_switches:
+                what = "thinking" if name == "thinking" else "the reasoning effort"
+                raise UsageError(f"this model's chat template has no switch for {what}")
 
     def render(self, messages: Sequence[Message], tokenizer: Tokenizer, **switches: Unpack[Switches]) -> list[int]:
         """Token ids of a conversation, up to where the assistant speaks next.
@@ -112,14 +107,13 @@ class ChatTemplate:
         return tokenizer.control_tokens.unguard(self._text(messages, tokenizer, switches))
 
     def _text(self, messages: Sequence[Message], tokenizer: Tokenizer, switches: Switches) -> str:
-        thinking, effort = switches.get("thinking"), switches.get("reasoning_effort")
+        given = {name: value for name, value in switches.items() if value is not None}
         variables = {
             "messages": _guarded(messages, tokenizer),
             "add_generation_prompt": True,
             "tools": None,
             "documents": None,
-            **({} if thinking is None else dict.fromkeys(_THINKING_SWITCHES, thinking)),
-            **({} if effort is None else {_EFFORT_SWITCH: effort}),
+            **{variable: value for name, value in given.items() for variable in _VARIABLES[name]},
             **tokenizer.named_tokens,
         }
         try:

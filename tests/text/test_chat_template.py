@@ -171,9 +171,9 @@ def test_an_additional_template_may_be_a_blob_of_the_hubs_cache(tmp_path: Path) 
     ],
 )
 def test_a_switch_is_known_where_the_template_reads_what_it_is_given(source: str, reads: bool) -> None:
-    assert ChatTemplate(source, "test").knows_thinking == reads
-    assert ChatTemplate(source.replace("thinking", "enable_thinking"), "test").knows_thinking == reads
-    assert ChatTemplate(source.replace("thinking", "reasoning_effort"), "test").knows_effort == reads
+    for variable, switch in (("thinking",) * 2, ("enable_thinking", "thinking"), ("reasoning_effort",) * 2):
+        template = ChatTemplate(source.replace("thinking", variable), "test")
+        assert (switch not in template.missing_switches) == reads
 
 
 def test_a_template_that_is_not_utf8_is_an_input_error(tmp_path: Path) -> None:

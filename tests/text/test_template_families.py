@@ -160,7 +160,7 @@ def test_control_tokens_that_somebody_types_are_text(
 def test_the_switch_for_thinking_is_known_where_it_changes_the_prompt(family: str, tokenizer: Tokenizer) -> None:
     asked: Turns = (("user", "Hi"),)
     changes = ours(family, asked, tokenizer, thinking=True) != ours(family, asked, tokenizer, thinking=False)
-    assert template(family).knows_thinking == changes == (family in SWITCHED)
+    assert ("thinking" not in template(family).missing_switches) == changes == (family in SWITCHED)
 
 
 @pytest.mark.parametrize("effort", ["low", "medium", "high", None])
@@ -170,7 +170,7 @@ def test_an_effort_is_asked_for_as_in_transformers(effort: str | None, tokenizer
     rendered = template("gpt_oss").render([Message(*asked[0])], tokenizer, reasoning_effort=effort)
     assert rendered == theirs("gpt_oss", asked, reference, **options)
     assert f"Effort: {effort or 'medium'}".encode() in tokenizer.decode(rendered)
-    assert [name for name in FAMILIES if template(name).knows_effort] == ["gpt_oss"]
+    assert [name for name in FAMILIES if "reasoning_effort" not in template(name).missing_switches] == ["gpt_oss"]
 
 
 def test_a_template_can_write_todays_date(tokenizer: Tokenizer) -> None:

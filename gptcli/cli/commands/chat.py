@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -124,7 +124,7 @@ def chat(
         template = run.template(lm)
         conversation = Session.restored(lm, events, template=template)
         conversation.borrows_model = name not in ("", lm.reference)
-        _override(conversation, given, run.configured)
+        _override(conversation, run)
         if file is not None:
             conversation.keep_in(file, kept=len(file.events))
         has_own = conversation.system is not None and run.configured & {"system", "system_file"}
@@ -151,15 +151,13 @@ def _check_alone(sessions: SessionOptions, prompt: str | None) -> None:
         raise UsageError("--list and --delete do nothing else: no prompt, and no other option of sessions")
 
 
-def _override(conversation: ChatSession, given: Mapping[str, Any], configured: Set[str]) -> None:
+def _override(conversation: ChatSession, run: RunOptions) -> None:
     """Applies options for this call, and those of the configuration file below what the session keeps."""
-    defaults = {name: value for name, value in given.items() if name in configured}
-    template = conversation.template if defaults.keys() & {"thinking", "reasoning_effort"} else None
-    if template and not template.knows_thinking:
-        defaults.pop("thinking", None)
-    if template and not template.knows_effort:
-        defaults.pop("reasoning_effort", None)
-    conversation.override({name: value for name, value in given.items() if name not in configured}, defaults)
+    given = {name: value for name, value in run.given.items() if name not in run.configured}
+    defaults = {name: value for name, value in run.given.items() if name in run.configured}
+    if defaults.keys() & Switches.__annotations__.keys():
+        defaults = run.without_missing_switches(defaults, conversation.template)
+    conversation.override(given, defaults)
 
 
 def _is_at_prompt(run: RunOptions, sessions: SessionOptions, prompt: str | None) -> bool:
