@@ -9,7 +9,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from gptcli.errors import BrokenCheckpoint, InputError
+from gptcli.errors import BrokenCheckpoint, GptcliError, InputError
 from gptcli.model_notes import Note
 
 RECORD = "gptcli.json"  # in a fetched model's directory: its origin and its files' checksums
@@ -62,6 +62,15 @@ def open_within(path: Path) -> BufferedReader:
                 "and that was neither fetched by gptcli nor cloned",
             )
     return open_regular(target)
+
+
+def read_within(path: Path, limit: int, error: type[GptcliError]) -> bytes:
+    """The bytes of a file of a model's directory; raises the error if they are more. Else raises as `open_within`."""
+    with open_within(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise error(f"cannot read: {path}: larger than {limit >> 20} MB")
+    return data
 
 
 def _hub_blobs(directory: Path, target: Path) -> list[Path]:
@@ -156,11 +165,8 @@ def read_json(
     infinity, for which there is an `Unusable`. Without it they are refused. contradictions: a key may also have two
     values, for which there is an `Unusable`: for callers that look at the type of each value that they read.
     """
-    with open_within(path) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise BrokenCheckpoint(f"cannot read: {path}: larger than {limit >> 20} MB")
-    return _parse(data, str(path), None if notes is None else _Oddities(path, notes, contradictions))
+    oddities = None if notes is None else _Oddities(path, notes, contradictions)
+    return _parse(read_within(path, limit, BrokenCheckpoint), str(path), oddities)
 
 
 def parse_json(data: bytes, where: str) -> dict[str, Any]:

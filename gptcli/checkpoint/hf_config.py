@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from gptcli.checkpoint import reference_fields
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
@@ -20,6 +20,8 @@ from gptcli.model.config import (
     RopeScaling,
     YarnScaling,
 )
+
+T = TypeVar("T")
 
 # Fields that transformers reads and that change no logits: about training, outputs, other heads and other files.
 _WITHOUT_EFFECT = frozenset(
@@ -174,20 +176,19 @@ class HfConfig:
 
     def flag(self, name: str, default: bool) -> bool:
         """True or false. Absent or null gives the default."""
-        value = self._get(name)
-        if value is None:
-            return default
-        if type(value) is not bool:
-            raise self._wrong(name, "true or false", value)
-        return value
+        return self._typed(name, default, "true or false")
 
     def string(self, name: str, default: str) -> str:
         """A string. Absent or null gives the default."""
+        return self._typed(name, default, "a string")
+
+    def _typed(self, name: str, default: T, expected: str) -> T:
+        """A value of the default's type."""
         value = self._get(name)
         if value is None:
             return default
-        if not isinstance(value, str):
-            raise self._wrong(name, "a string", value)
+        if not isinstance(value, type(default)):
+            raise self._wrong(name, expected, value)
         return value
 
     def per_layer(self, name: str, layers: int) -> list[Any] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -132,17 +133,12 @@ class TinygemmMatrix:
         flat = x.reshape(-1, x.shape[-1]).contiguous()
         if len(flat) > _FEW:
             return F.linear(x, self.dense())
-        out, *others = (self._multiply(flat, half.tiles, half.group, half.scales_and_zeros) for half in self.halves)
-        for other in others:
-            out = out + other
-        return out.view(*x.shape[:-1], -1)
+        parts = (self._multiply(flat, half.tiles, half.group, half.scales_and_zeros) for half in self.halves)
+        return reduce(torch.add, parts).view(*x.shape[:-1], -1)
 
     def rows(self, index: Tensor) -> Tensor:
         """The chosen rows, (n, columns) in bf16."""
-        out, *others = (half.rows(index) for half in self.halves)
-        for other in others:
-            out = out + other
-        return out
+        return reduce(torch.add, (half.rows(index) for half in self.halves))
 
     def dense(self) -> Tensor:
         """The whole weight, (rows, columns) in bf16."""

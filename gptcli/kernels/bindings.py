@@ -24,8 +24,7 @@ _VARIABLE = "GPTCLI_KERNELS"
 _NO_MEMORY, _NO_TOKEN = -1, -2  # of gptcli_draw
 BF16_LEVELS: tuple[Level, ...] = ("avx512_bf16", "amx")  # those with products in bf16
 _MOST_THREADS = 256  # kernels.h's MOST_THREADS
-ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "clamped_swiglu": 4}
-
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "clamped_swiglu": 4}  # numbers of config.Activation's
 
 # In the order of kernels.h's Code.
 _CODES = ("EMBED", "RMS_NORM", "LAYER_NORM", "LINEAR", "ROTATE", "ATTEND", "ACTIVATE", "ADD")
@@ -215,10 +214,6 @@ class Functions:
     def code(self, operation: str) -> int:
         """The number of an operation of a program."""
         return _CODES.index(operation)
-
-    def activation(self, name: str) -> int:
-        """The number of an activation function; the names are `model.config.Activation`'s."""
-        return ACTIVATIONS[name]
 
     def run(self, ops: ctypes.Array[Op], frame: Frame) -> None:
         """Runs a program, whose addresses must be valid. Raises MemoryError."""

@@ -316,7 +316,7 @@ class _Lowering:
             out=activated,
             size=config.width,
             stride=up.width,
-            table=self.library.activation(config.activation),
+            table=ACTIVATIONS[config.activation],
         )
         self._linear(mlp.down, activated, out)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from gptcli.errors import InputError, NoTemplate, TemplateError, UsageError
-from gptcli.files import is_there, open_within, read_json
+from gptcli.files import is_there, read_json, read_within
 from gptcli.text.messages import Message
 from gptcli.text.sandbox.allowlist import TRUSTED_TEMPLATES
 from gptcli.text.sandbox.client import SandboxClient, SandboxFailure
@@ -72,12 +72,8 @@ class ChatTemplate:
     @classmethod
     def from_file(cls, file: Path) -> ChatTemplate:
         """A template from a file. Raises InputError where it cannot be read or is not text."""
-        with open_within(file) as stream:
-            data = stream.read(_FILE_LIMIT + 1)
-        if len(data) > _FILE_LIMIT:
-            raise InputError(f"cannot read: {file}: larger than {_FILE_LIMIT >> 20} MB")
         try:
-            return cls(data.decode("utf-8"), str(file))
+            return cls(read_within(file, _FILE_LIMIT, InputError).decode("utf-8"), str(file))
         except UnicodeDecodeError as error:
             raise InputError(f"cannot read: {file}: byte {error.start} is not UTF-8") from None
 

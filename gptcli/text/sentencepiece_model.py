@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import BrokenTokenizer
-from gptcli.files import open_within
+from gptcli.files import read_within
 from gptcli.text.tokenizer_classes import (
     built,
     class_without_tokenizer_json,
@@ -61,10 +61,7 @@ def read_sentencepiece(path: Path, settings: Mapping[str, Any]) -> tuple[_Json, 
     Raises BrokenTokenizer for a class that is not known, and where the file cannot be used.
     """
     file = path / "tokenizer.model"
-    with open_within(file) as stream:
-        data = stream.read(_LIMIT + 1)
-    if len(data) > _LIMIT:
-        raise BrokenTokenizer(f"cannot read: {file}: larger than {_LIMIT >> 20} MB")
+    data = read_within(file, _LIMIT, BrokenTokenizer)
     try:
         model = _parsed(data)
     except (ValueError, struct.error, IndexError):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from gptcli.errors import BrokenTokenizer, ModelNotFound
-from gptcli.files import is_gguf, is_there, open_within
+from gptcli.files import is_gguf, is_there, read_within
 from gptcli.model_notes import Note
 from gptcli.text.backend import BackendTokenizer
 from gptcli.text.control_tokens import ControlTokens
@@ -274,8 +274,4 @@ def _read_data(path: Path, settings: dict[str, Any]) -> tuple[bytes | dict[str, 
             return *read_sentencepiece(path, settings), path / "tokenizer.model"
         hint = "vocab.json with merges.txt, and SentencePiece's tokenizer.model, are read as well"
         raise ModelNotFound(f"no tokenizer: {file}", hint)
-    with open_within(file) as stream:
-        data = stream.read(_FILE_LIMIT + 1)
-    if len(data) > _FILE_LIMIT:
-        raise BrokenTokenizer(f"cannot read: {file}: larger than {_FILE_LIMIT >> 20} MB")
-    return data, settings, file
+    return read_within(file, _FILE_LIMIT, BrokenTokenizer), settings, file

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gptcli.errors import BrokenCheckpoint, BrokenTokenizer
-from gptcli.files import open_within, parse_json
+from gptcli.files import parse_json, read_within
 from gptcli.text.tokenizer_classes import built, class_without_tokenizer_json, with_roles
 
 _LIMIT = 32 << 20  # bytes of each file
@@ -28,7 +28,7 @@ def read_vocab_and_merges(path: Path, settings: Mapping[str, Any]) -> tuple[_Jso
 
 def _vocabulary(file: Path) -> _Json:
     try:
-        vocabulary = parse_json(_read(file), str(file))
+        vocabulary = parse_json(read_within(file, _LIMIT, BrokenTokenizer), str(file))
     except BrokenCheckpoint as error:
         raise BrokenTokenizer(error.message) from None
     if not all(type(id) is int and id >= 0 for id in vocabulary.values()):
@@ -38,7 +38,7 @@ def _vocabulary(file: Path) -> _Json:
 
 def _merges(file: Path) -> list[str]:
     try:
-        lines = _read(file).decode().removesuffix("\n").split("\n")
+        lines = read_within(file, _LIMIT, BrokenTokenizer).decode().removesuffix("\n").split("\n")
     except UnicodeDecodeError:
         raise BrokenTokenizer(f"cannot read: {file}: not UTF-8") from None
     merges = []
@@ -50,11 +50,3 @@ def _merges(file: Path) -> list[str]:
             raise BrokenTokenizer(f"cannot read: {file}: line {number} is no pair")
         merges.append(line)
     return merges
-
-
-def _read(file: Path) -> bytes:
-    with open_within(file) as stream:
-        data = stream.read(_LIMIT + 1)
-    if len(data) > _LIMIT:
-        raise BrokenTokenizer(f"cannot read: {file}: larger than {_LIMIT >> 20} MB")
-    return data

@@ -136,18 +136,9 @@ def tokenize(
             search(tokenizer, task.vocab, task.id or [], as_json=view.as_json)
         case "--stats":
             show.stats(names, path, as_json=view.as_json)
-        case "--table":
-            show.table(names)
-        case "--tsv":
-            show.tsv(names)
-        case "--ids":
-            show.ids(names)
-        case "--count":
-            show.count(names)
-        case "--json":
-            show.json(names)
         case _:
-            show.flow(names)
+            views = {"--table": show.table, "--tsv": show.tsv, "--ids": show.ids, "--count": show.count}
+            views.get(mode, show.json if view.as_json else show.flow)(names)
 
 
 def _mode(files: list[str] | None, given: InputOptions, view: ViewOptions, task: TaskOptions) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from typing import get_args
 
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
@@ -14,12 +15,12 @@ from gptcli.cli.repl.answer_display import SHOW_THINKING
 from gptcli.cli.repl.slash_command import Command, find
 from gptcli.errors import GptcliError
 from gptcli.models.catalog import local_models
-from gptcli.settings import ChatSettings
+from gptcli.settings import ChatSettings, Overflow, ReasoningEffort
 
 _SETTING_VALUES = {
     **dict.fromkeys(("thinking", "ignore_eos", SHOW_THINKING), ("on", "off")),
-    "overflow": ("error", "stop", "shift"),
-    "reasoning_effort": ("low", "medium", "high"),
+    "overflow": get_args(Overflow),
+    "reasoning_effort": get_args(ReasoningEffort),
 }
 
 
