@@ -11,6 +11,7 @@ import psutil
 
 from gptcli.cli.json_records import json_line
 from gptcli.cli.model_facts import doubled_bos, sampling_facts, stop_sources, weight_bytes
+from gptcli.cli.options import OutputOptions
 from gptcli.cli.terminal.capabilities import uses_colour
 from gptcli.cli.terminal.columns import terminal_columns
 from gptcli.cli.terminal.stderr import print_note, size
@@ -108,16 +109,14 @@ def print_prompt_report(
     given: Container[str],
     sampling: SamplingConfig,
     stopping: StopConfig,
-    *,
-    as_json: bool,
-    quiet: bool,
+    output: OutputOptions,
 ) -> None:
     """Prints the report: as JSON, as tokens and a table on a terminal, or as names and values in a pipe.
 
     given: the names of the sampling settings that are not a default. Notes go to stderr, or are in the JSON.
     """
     sink, report = StdoutSink(), _report(lm, prompt, given, sampling, stopping)
-    if as_json:
+    if output.as_json:
         sink.write(json_line(report))
         return
     rows = _rows(report)
@@ -128,7 +127,7 @@ def print_prompt_report(
         sink.draw("".join(map(flow.add, grouped(pieces))) + flow.end() + "\n")
         rows = [row for row in rows if row["name"] != "text"]
     print_records(rows, as_json=False, header=False)
-    for note in () if quiet else report["notes"]:
+    for note in () if output.quiet else report["notes"]:
         print_note(note)
 
 

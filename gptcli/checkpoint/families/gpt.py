@@ -91,12 +91,29 @@ _NEOX = Names(
 )
 
 
+@dataclass(frozen=True)
+class Fields:
+    """What a family's config.json calls the fields that all of them have."""
+
+    hidden: str = "n_embd"
+    heads: str = "n_head"
+    layers: str = "n_layer"
+    context: str = "n_positions"
+    eps: str = "layer_norm_epsilon"
+
+
+_NEO_FIELDS = Fields("hidden_size", "num_heads", "num_layers", "max_position_embeddings")
+_NEOX_FIELDS = Fields(
+    "hidden_size", "num_attention_heads", "num_hidden_layers", "max_position_embeddings", "layer_norm_eps"
+)
+
+
 def openai_gpt(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """The first GPT: norms after each sum, none at the end."""
     # Its `gelu` is the tanh form.
     act = "gelu_tanh" if hf.string("afn", "gelu") == "gelu" else activation(hf, "afn", "gelu")
     mlp = MlpConfig(width=4 * hf.integer("n_embd"), activation=act, gated=False, bias=True)
-    config = with_blocks(_gpt_config(hf, _attention(hf), mlp), residual="after")
+    config = with_blocks(_config(hf, _attention(hf), mlp), residual="after")
     config = replace(config, final_norm=False)
     return _architecture(config, tensors, _OPENAI, weight=Transposed)
 
@@ -108,7 +125,7 @@ def gpt2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     attention = _attention(hf)
     if not hf.flag("scale_attn_weights", True):
         attention = replace(attention, scale=1.0)
-    config = _gpt_config(hf, attention, _mlp(hf))
+    config = _config(hf, attention, _mlp(hf))
     if hf.flag("scale_attn_by_inverse_layer_idx", False):
         scales = [attention.scale / (layer + 1) for layer in range(len(config.blocks))]
         config = with_attention_per_layer(config, scale=scales)
@@ -117,27 +134,16 @@ def gpt2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 def gpt_neo(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """GPT-Neo: scores without a scale, a window on every other layer."""
-    layers, hidden, heads = hf.layers_of("num_layers"), hf.integer("hidden_size"), hf.heads_of("num_heads")
     hf.ignore("attention_types")  # a shorter form of attention_layers
-    kinds = hf.per_layer("attention_layers", layers)
+    kinds = hf.per_layer("attention_layers", hf.layers_of("num_layers"))
     if kinds is None:
         raise BrokenCheckpoint("config.json: attention_layers must list what each layer is")
     window = hf.integer("window_size", 256)
     if set(map(str, kinds)) - {"global", "local"}:
         raise BrokenCheckpoint("config.json: attention_layers must be `global` or `local`")
-    head_dim = head_dim_of(hf, hidden, heads)
-    attention = AttentionConfig(heads=heads, kv_heads=heads, head_dim=head_dim, rope=None, scale=1.0, out_bias=True)
-    width = hf.optional_integer("intermediate_size") or 4 * hidden
-    mlp = MlpConfig(width=width, activation=activation(hf, "activation_function", "gelu_new"), gated=False, bias=True)
-    config = DecoderConfig(
-        vocab_size=hf.integer("vocab_size"),
-        hidden_size=hidden,
-        max_context=hf.integer("max_position_embeddings"),
-        blocks=(BlockConfig(attention=attention, mlp=mlp),) * layers,
-        norm=_layer_norm(hf, "layer_norm_epsilon"),
-        tied_head=hf.flag("tie_word_embeddings", True),
-        learned_positions=True,
-    )
+    attention = replace(_attention(hf, _NEO_FIELDS), scale=1.0, qkv_bias=False)
+    width = hf.optional_integer("intermediate_size") or 4 * hf.integer("hidden_size")
+    config = _config(hf, attention, _mlp(hf, width), _NEO_FIELDS)
     config = with_attention_per_layer(config, window=[window if kind == "local" else None for kind in kinds])
     return _architecture(config, tensors, _NEO)
 
@@ -151,7 +157,7 @@ def gptj(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     if rope.dim > attention.head_dim or rope.dim % 2:
         raise BrokenCheckpoint(f"config.json: RoPE cannot turn {rope.dim} of {attention.head_dim} channels")
     attention = replace(attention, rope=rope, qkv_bias=False, out_bias=False)
-    config = _gpt_config(hf, attention, _mlp(hf), tied=False)
+    config = _config(hf, attention, _mlp(hf), tied=False)
     config = replace(with_blocks(config, residual="shared"), learned_positions=False, head_bias=True)
     halves = partial(PairsToHalves, heads=attention.heads, dim=rope.dim)
     return _architecture(config, tensors, _GPTJ, rows=(halves, halves, unchanged))
@@ -159,42 +165,24 @@ def gptj(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 def gpt_neox(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """GPT-NeoX and Pythia: parallel attention and MLP, RoPE on some channels of each head."""
-    layers, hidden, heads = hf.layers, hf.integer("hidden_size"), hf.heads_of("num_attention_heads")
-    head_dim = head_dim_of(hf, hidden, heads)
+    attention = _attention(hf, _NEOX_FIELDS)
     hf.ignore("partial_rotary_factor")  # repeats rotary_pct
     bias = hf.flag("attention_bias", True)
-    attention = AttentionConfig(
-        heads=heads,
-        kv_heads=heads,
-        head_dim=head_dim,
-        rope=hf.rope(head_dim, hf.number("rotary_emb_base", 10_000.0), hf.number("rotary_pct", 0.25)),
-        scale=head_dim**-0.5,
-        qkv_bias=bias,
-        out_bias=bias,
-    )
+    rope = hf.rope(attention.head_dim, hf.number("rotary_emb_base", 10_000.0), hf.number("rotary_pct", 0.25))
+    attention = replace(attention, rope=rope, qkv_bias=bias, out_bias=bias)
     mlp = MlpConfig(
         width=hf.integer("intermediate_size"), activation=activation(hf, "hidden_act", "gelu"), gated=False, bias=True
     )
-    parallel = hf.flag("use_parallel_residual", True)
-    block = BlockConfig(attention=attention, mlp=mlp, residual="parallel" if parallel else "pre")
-    config = DecoderConfig(
-        vocab_size=hf.integer("vocab_size"),
-        hidden_size=hidden,
-        max_context=hf.integer("max_position_embeddings"),
-        blocks=(block,) * layers,
-        norm=_layer_norm(hf, "layer_norm_eps"),
-        tied_head=hf.flag("tie_word_embeddings", False),
-    )
-    return _architecture(config, tensors, _NEOX, rows=(partial(HeadsToQkv, heads=heads),))
+    config = replace(_config(hf, attention, mlp, _NEOX_FIELDS, tied=False), learned_positions=False)
+    if hf.flag("use_parallel_residual", True):
+        config = with_blocks(config, residual="parallel")
+    return _architecture(config, tensors, _NEOX, rows=(partial(HeadsToQkv, heads=attention.heads),))
 
 
-def _layer_norm(hf: HfConfig, eps: str) -> NormConfig:
-    return NormConfig(kind="layer", eps=hf.number(eps, 1e-5), bias=True)
-
-
-def _attention(hf: HfConfig) -> AttentionConfig:
-    hidden, heads = hf.integer("n_embd"), hf.heads_of("n_head")
-    head_dim = head_dim_of(hf, hidden, heads)
+def _attention(hf: HfConfig, fields: Fields = Fields()) -> AttentionConfig:
+    """Attention with biases and without RoPE."""
+    heads = hf.heads_of(fields.heads)
+    head_dim = head_dim_of(hf, hf.integer(fields.hidden), heads)
     return AttentionConfig(
         heads=heads,
         kv_heads=heads,
@@ -206,20 +194,22 @@ def _attention(hf: HfConfig) -> AttentionConfig:
     )
 
 
-def _mlp(hf: HfConfig) -> MlpConfig:
-    width = hf.optional_integer("n_inner") or 4 * hf.integer("n_embd")
+def _mlp(hf: HfConfig, width: int | None = None) -> MlpConfig:
+    width = width or hf.optional_integer("n_inner") or 4 * hf.integer("n_embd")
     act = activation(hf, "activation_function", "gelu_new")
     return MlpConfig(width=width, activation=act, gated=False, bias=True)
 
 
-def _gpt_config(hf: HfConfig, attention: AttentionConfig, mlp: MlpConfig, tied: bool = True) -> DecoderConfig:
-    """The config that GPT, GPT-2 and GPT-J share."""
+def _config(
+    hf: HfConfig, attention: AttentionConfig, mlp: MlpConfig, fields: Fields = Fields(), tied: bool = True
+) -> DecoderConfig:
+    """GPT-2's order of norms, and learned positions, unless a family changes them."""
     return DecoderConfig(
         vocab_size=hf.integer("vocab_size"),
-        hidden_size=hf.integer("n_embd"),
-        max_context=hf.integer("n_positions"),
-        blocks=(BlockConfig(attention=attention, mlp=mlp),) * hf.layers_of("n_layer"),
-        norm=_layer_norm(hf, "layer_norm_epsilon"),
+        hidden_size=hf.integer(fields.hidden),
+        max_context=hf.integer(fields.context),
+        blocks=(BlockConfig(attention=attention, mlp=mlp),) * hf.layers_of(fields.layers),
+        norm=NormConfig(kind="layer", eps=hf.number(fields.eps, 1e-5), bias=True),
         tied_head=hf.flag("tie_word_embeddings", tied),
         learned_positions=True,
     )

@@ -199,10 +199,7 @@ def _report(run: RunOptions, conversation: ChatSession, question: str) -> None:
     switches: Switches = {"thinking": settings.thinking, "reasoning_effort": settings.reasoning_effort}
     prompt = rendered_prompt(lm, messages, conversation.template, **switches)
     sampling = settings.sampling(lm.sampling_defaults)
-    output = run.output
-    print_prompt_report(
-        lm, prompt, settings.record, sampling, settings.stopping, as_json=output.as_json, quiet=output.quiet
-    )
+    print_prompt_report(lm, prompt, settings.record, sampling, settings.stopping, run.output)
 
 
 def _answer_lines(run: RunOptions, conversation: ChatSession, lines: Iterator[str], activity: ProgressLine) -> None:

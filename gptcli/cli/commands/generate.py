@@ -169,7 +169,7 @@ def _report(
         prompt = raw_prompt(lm, messages[-1].content, special=run.prompts.special)
     else:
         prompt = rendered_prompt(lm, messages, template, **run.switches(template))
-    print_prompt_report(lm, prompt, run.given, sampling, stopping, as_json=run.output.as_json, quiet=run.output.quiet)
+    print_prompt_report(lm, prompt, run.given, sampling, stopping, run.output)
 
 
 @dataclass(frozen=True)
