@@ -88,21 +88,21 @@ enum {
 };
 
 typedef struct {
-    const Prefill *prefill;
+    const Passage *passage;
     float *transposed, *slices;
     int64_t spans, tile, tiles; /* tile: tokens of a task */
     int64_t slice; /* floats of a thread's workspace */
     atomic_llong next_span, next_tile;
-} PrefillJob;
+} PassageJob;
 
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-static void transpose_span(const PrefillJob *job, int64_t kv_head, int64_t span) {
-    const Prefill *prefill = job->prefill;
-    int64_t head_dim = prefill->head_dim, from = span * SPAN;
-    int64_t present = smaller(SPAN, prefill->first + prefill->tokens - from);
-    const float *keys = prefill->keys + kv_head * prefill->head_stride + from * head_dim;
+static void transpose_span(const PassageJob *job, int64_t kv_head, int64_t span) {
+    const Passage *passage = job->passage;
+    int64_t head_dim = passage->head_dim, from = span * SPAN;
+    int64_t present = smaller(SPAN, passage->first + passage->tokens - from);
+    const float *keys = passage->keys + kv_head * passage->head_stride + from * head_dim;
     float *to = job->transposed + (kv_head * job->spans + span) * SPAN * head_dim;
     for (int64_t i = 0; i < head_dim; i++, to += SPAN) {
         for (int64_t position = 0; position < present; position++) to[position] = keys[position * head_dim + i];
@@ -111,34 +111,34 @@ static void transpose_span(const PrefillJob *job, int64_t kv_head, int64_t span)
 }
 
 static void spans_share(void *argument, int thread, int threads) {
-    PrefillJob *job = argument;
+    PassageJob *job = argument;
     (void)thread, (void)threads;
-    for (int64_t task; (task = atomic_fetch_add(&job->next_span, 1)) < job->prefill->kv_heads * job->spans;)
+    for (int64_t task; (task = atomic_fetch_add(&job->next_span, 1)) < job->passage->kv_heads * job->spans;)
         transpose_span(job, task / job->spans, task % job->spans);
 }
 
 static void tiles_share(void *argument, int thread, int threads) {
-    PrefillJob *job = argument;
-    const Prefill *prefill = job->prefill;
+    PassageJob *job = argument;
+    const Passage *passage = job->passage;
     (void)threads;
-    for (int64_t task; (task = atomic_fetch_add(&job->next_tile, 1)) < prefill->kv_heads * job->tiles;) {
-        int64_t kv_head = task % prefill->kv_heads;
-        int64_t tile = job->tiles - 1 - task / prefill->kv_heads; /* the last tokens see most, so they go first */
-        int64_t begin = tile * job->tile, end = smaller(begin + job->tile, prefill->tokens);
-        const float *transposed = job->transposed + kv_head * job->spans * SPAN * prefill->head_dim;
-        level()->attend_prefill(prefill, kv_head, begin, end, transposed, job->slices + thread * job->slice);
+    for (int64_t task; (task = atomic_fetch_add(&job->next_tile, 1)) < passage->kv_heads * job->tiles;) {
+        int64_t kv_head = task % passage->kv_heads;
+        int64_t tile = job->tiles - 1 - task / passage->kv_heads; /* the last tokens see most, so they go first */
+        int64_t begin = tile * job->tile, end = smaller(begin + job->tile, passage->tokens);
+        const float *transposed = job->transposed + kv_head * job->spans * SPAN * passage->head_dim;
+        level()->attend_passage(passage, kv_head, begin, end, transposed, job->slices + thread * job->slice);
     }
 }
 
-int prefill_attention(const Prefill *prefill) {
-    int64_t group = prefill->heads / prefill->kv_heads, head_dim = prefill->head_dim;
-    PrefillJob job = {.prefill = prefill, .tile = larger(1, QUERIES / group)};
-    job.spans = (prefill->first + prefill->tokens + SPAN - 1) / SPAN;
-    job.tiles = (prefill->tokens + job.tile - 1) / job.tile;
+int attention_of_passage(const Passage *passage) {
+    int64_t group = passage->heads / passage->kv_heads, head_dim = passage->head_dim;
+    PassageJob job = {.passage = passage, .tile = larger(1, QUERIES / group)};
+    job.spans = (passage->first + passage->tokens + SPAN - 1) / SPAN;
+    job.tiles = (passage->tokens + job.tile - 1) / job.tile;
     int64_t rows = (job.tile * group + MOST_ROWS - 1) / MOST_ROWS * MOST_ROWS;
     int64_t line = CACHE_LINE / (int64_t)sizeof(float);
     job.slice = (rows * (2 * head_dim + SPAN + 2) + line - 1) / line * line;
-    int64_t transposed = prefill->kv_heads * job.spans * SPAN * head_dim;
+    int64_t transposed = passage->kv_heads * job.spans * SPAN * head_dim;
     pool_lock();
     job.transposed = pool_workspace((transposed + gptcli_threads() * job.slice) * (int64_t)sizeof(float));
     if (job.transposed != NULL) {

@@ -242,15 +242,15 @@ int attention_of_texts(const Attention *first, int64_t texts, int64_t query_stri
 
 /* The attention of several tokens of one text, at positions `first` on. Each sees the `window` positions up to its own,
  * or all of them if that is 0. A token's queries: (heads, head_dim) at queries + token * query_stride. */
-typedef struct Prefill {
+typedef struct Passage {
     const float *queries, *keys, *values, *sinks; /* as above */
     float *out;                                   /* (tokens, heads, head_dim) */
     int64_t tokens, first, window, heads, kv_heads, head_dim, head_stride, query_stride;
     float scale, softcap;
-} Prefill;
+} Passage;
 
 /* On all threads. */
-int prefill_attention(const Prefill *prefill);
+int attention_of_passage(const Passage *passage);
 
 /* ---- dispatch.c: n rows of `size`, on the calling thread; out may be x; exported for tests ---- */
 
@@ -372,7 +372,7 @@ typedef struct Level {
     void (*attend)(const Attention *, int64_t kv_head, int64_t begin, int64_t end, float *partial, int64_t stride);
     /* A head's output from the results of all its ranges, side by side, which are overwritten. */
     void (*merge)(const Attention *, int64_t head, float *partials, int64_t ranges);
-    void (*attend_prefill)(const Prefill *, int64_t kv_head, int64_t begin, int64_t end, const float *transposed,
+    void (*attend_passage)(const Passage *, int64_t kv_head, int64_t begin, int64_t end, const float *transposed,
                            float *workspace);
     void (*rms_norm)(const float *x, const float *weight, float epsilon, int64_t size, float *out);
     void (*layer_norm)(const float *x, const float *weight, const float *bias, float epsilon, int64_t size,

@@ -126,7 +126,7 @@ static int attend_one(const Op *op, int64_t cached, int64_t token, int64_t texts
 }
 
 static int attend_many(const Op *op, int64_t cached, int64_t tokens) {
-    Prefill prefill = {
+    Passage passage = {
         .queries = op->in,
         .keys = op->keys,
         .values = op->values,
@@ -143,7 +143,7 @@ static int attend_many(const Op *op, int64_t cached, int64_t tokens) {
         .scale = op->factor,
         .softcap = op->softcap,
     };
-    return prefill_attention(&prefill);
+    return attention_of_passage(&passage);
 }
 
 /* First stores all keys and values: each token sees those before it and its own. */

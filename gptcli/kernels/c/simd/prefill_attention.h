@@ -47,11 +47,11 @@ INLINE void product(const float *a, int64_t a_stride, const float *b, int64_t b_
 
 /* Replaces a row's scores over a span by weights, and rescales its earlier results to the new largest score. The row
  * sees positions [begin, end) of the span. */
-INLINE void weights_of_row(const Prefill *prefill, float *scores, int64_t begin, int64_t end, float *largest_score,
+INLINE void weights_of_row(const Passage *passage, float *scores, int64_t begin, int64_t end, float *largest_score,
                            float *total, float *out) {
     for (int64_t i = 0; i < SPAN; i += LANES) {
         floats value = load(scores + i);
-        if (prefill->softcap != 0) value = hyperbolic_tangent(value / prefill->softcap) * prefill->softcap;
+        if (passage->softcap != 0) value = hyperbolic_tangent(value / passage->softcap) * passage->softcap;
         store(scores + i, value);
     }
     for (int64_t i = 0; i < begin; i++) scores[i] = -INFINITY;
@@ -65,8 +65,8 @@ INLINE void weights_of_row(const Prefill *prefill, float *scores, int64_t begin,
     }
     if (now > *largest_score) {
         float shrink = expf(*largest_score - now);
-        for (int64_t i = 0; i < prefill->head_dim; i += LANES)
-            store_some(out, i, prefill->head_dim, load_some(out, i, prefill->head_dim) * shrink);
+        for (int64_t i = 0; i < passage->head_dim; i += LANES)
+            store_some(out, i, passage->head_dim, load_some(out, i, passage->head_dim) * shrink);
         *total *= shrink;
         *largest_score = now;
     }
@@ -74,9 +74,9 @@ INLINE void weights_of_row(const Prefill *prefill, float *scores, int64_t begin,
 }
 
 /* Tokens [begin, end) of one kv head. transposed: its keys, (spans, head_dim, SPAN); workspace: see attention.c. */
-static void attend_prefill(const Prefill *prefill, int64_t kv_head, int64_t begin, int64_t end, const float *transposed,
+static void attend_passage(const Passage *passage, int64_t kv_head, int64_t begin, int64_t end, const float *transposed,
                            float *workspace) {
-    const int64_t head_dim = prefill->head_dim, group = prefill->heads / prefill->kv_heads;
+    const int64_t head_dim = passage->head_dim, group = passage->heads / passage->kv_heads;
     const int64_t rows = (end - begin) * group, padded = (rows + ROWS - 1) / ROWS * ROWS;
     float *queries = workspace, *out = queries + padded * head_dim, *scores = out + padded * head_dim;
     float *greatest = scores + padded * SPAN, *totals = greatest + padded;
@@ -85,22 +85,22 @@ static void attend_prefill(const Prefill *prefill, int64_t kv_head, int64_t begi
         greatest[row] = -INFINITY;
         totals[row] = 0;
         if (row >= rows) continue;
-        const float *query = prefill->queries + (begin + row / group) * prefill->query_stride +
+        const float *query = passage->queries + (begin + row / group) * passage->query_stride +
                              (kv_head * group + row % group) * head_dim;
         for (int64_t i = 0; i < head_dim; i += LANES)
-            store_some(queries + row * head_dim, i, head_dim, load_some(query, i, head_dim) * prefill->scale);
+            store_some(queries + row * head_dim, i, head_dim, load_some(query, i, head_dim) * passage->scale);
     }
-    int64_t oldest = prefill->window != 0 ? prefill->first + begin - prefill->window + 1 : 0;
-    int64_t newest = prefill->first + end;
+    int64_t oldest = passage->window != 0 ? passage->first + begin - passage->window + 1 : 0;
+    int64_t newest = passage->first + end;
     for (int64_t from = oldest > 0 ? oldest / SPAN * SPAN : 0; from < newest; from += SPAN) {
         const float *keys = transposed + from * head_dim;
-        const float *values = prefill->values + kv_head * prefill->head_stride + from * head_dim;
+        const float *values = passage->values + kv_head * passage->head_stride + from * head_dim;
         int64_t present = newest - from < SPAN ? newest - from : SPAN;
         product(queries, head_dim, keys, SPAN, padded, head_dim, SPAN, scores, SPAN, 0);
         for (int64_t row = 0; row < rows; row++) {
-            int64_t last = prefill->first + begin + row / group - from + 1;
-            int64_t first = prefill->window != 0 ? last - prefill->window : 0;
-            weights_of_row(prefill, scores + row * SPAN, first > 0 ? (first < SPAN ? first : SPAN) : 0,
+            int64_t last = passage->first + begin + row / group - from + 1;
+            int64_t first = passage->window != 0 ? last - passage->window : 0;
+            weights_of_row(passage, scores + row * SPAN, first > 0 ? (first < SPAN ? first : SPAN) : 0,
                            last > 0 ? (last < SPAN ? last : SPAN) : 0, greatest + row, totals + row,
                            out + row * head_dim);
         }
@@ -108,12 +108,12 @@ static void attend_prefill(const Prefill *prefill, int64_t kv_head, int64_t begi
     }
     for (int64_t row = 0; row < rows; row++) {
         int64_t head = kv_head * group + row % group;
-        float *to = prefill->out + ((begin + row / group) * prefill->heads + head) * head_dim;
+        float *to = passage->out + ((begin + row / group) * passage->heads + head) * head_dim;
         float total = totals[row], shrink = 1;
-        if (prefill->sinks != NULL) {
-            float most = fmaxf(greatest[row], prefill->sinks[head]);
+        if (passage->sinks != NULL) {
+            float most = fmaxf(greatest[row], passage->sinks[head]);
             shrink = expf(greatest[row] - most);
-            total = total * shrink + expf(prefill->sinks[head] - most);
+            total = total * shrink + expf(passage->sinks[head] - most);
         }
         for (int64_t i = 0; i < head_dim; i += LANES)
             store_some(to, i, head_dim, load_some(out + row * head_dim, i, head_dim) * (shrink / total));
