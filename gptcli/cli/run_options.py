@@ -15,7 +15,7 @@ from gptcli.cli.options import OutputOptions, PromptOptions
 from gptcli.cli.prompt_input import Decoding, argument_text, read_prompt, read_text
 from gptcli.cli.template_choice import chosen_template
 from gptcli.cli.terminal.signals import deadly
-from gptcli.cli.terminal.stderr import ProgressLine, print_line, print_note, stats_line
+from gptcli.cli.terminal.stderr import ProgressLine, note_failures, print_line, print_note, stats_line
 from gptcli.errors import GptcliError, TemplateError, UsageError
 from gptcli.generation.events import Finished
 from gptcli.language_model import ChatSession, LanguageModel
@@ -122,8 +122,7 @@ class RunOptions:
 
     def print_failures(self, lm: LanguageModel) -> None:
         """Says why text came slower than it could, unless notes are not wanted."""
-        for failure in lm.engine.failures:
-            self.note(failure)
+        note_failures(() if self.output.quiet else lm.engine.failures)
 
 
 def load_model(lm: LanguageModel, activity: ProgressLine, workload: Workload | None = None) -> None:

@@ -20,7 +20,7 @@ from gptcli.cli.run_options import note_template_with_doubled_bos
 from gptcli.cli.terminal.capabilities import is_dumb_terminal
 from gptcli.cli.terminal.columns import excerpt
 from gptcli.cli.terminal.signals import stoppable
-from gptcli.cli.terminal.stderr import ProgressLine, print_error, stats_line
+from gptcli.cli.terminal.stderr import ProgressLine, note_failures, print_error, stats_line
 from gptcli.cli.terminal.stderr import print_prompt_note as print_note
 from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.terminal.type_ahead import CbreakTerminal
@@ -229,10 +229,9 @@ class Repl:
             print_note("cut off at max_tokens, which /set changes" if whole else "cut off: the context is full")
         if self.display.stats:
             print_note(stats_line(finished, self.session.lm.ctx_size))
-        for failure in self.session.lm.engine.failures:
-            if failure not in self._noted_failures:
-                print_note(failure)
-                self._noted_failures.append(failure)
+        new = [failure for failure in self.session.lm.engine.failures if failure not in self._noted_failures]
+        note_failures(new, print_note)
+        self._noted_failures += new
         self.say("")
         problem = self.file.problem if self.file else None
         if self.file and problem and not self._warned_unsaved:

@@ -10,7 +10,7 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Self
 
 from gptcli.cli.terminal.capabilities import is_dumb_terminal
@@ -41,6 +41,12 @@ def print_note(message: str) -> None:
 def print_prompt_note(message: str) -> None:
     """`note: ...`, at the prompt of a chat, where nobody else could speak."""
     _print_labelled("note:", "bold magenta", message)
+
+
+def note_failures(failures: Iterable[str], note: Callable[[str], object] = print_note) -> None:
+    """Notes for `Engine.failures`."""
+    for failure in failures:
+        note(failure)
 
 
 def print_line(line: str) -> None:

@@ -84,7 +84,7 @@ int gptcli_attention(const Attention *attention) { return attention_of_texts(att
 
 enum {
     QUERIES = 48,  /* of a task, which share what is loaded of keys and values */
-    MOST_ROWS = 8, /* the greatest ROWS of simd/prefill_attention.h, to which queries are padded */
+    MOST_ROWS = 8, /* the greatest ROWS of simd/passage.h, to which queries are padded */
 };
 
 typedef struct {

@@ -26,7 +26,7 @@
 #include "coded.h"
 #include "dense.h"
 #include "panels.h"
-#include "prefill_attention.h"
+#include "passage.h"
 #include "quantize.h"
 #include "vector_ops.h"
 

@@ -1,6 +1,6 @@
 /* Attention of many tokens of one text. */
-#ifndef GPTCLI_SIMD_PREFILL_ATTENTION_H
-#define GPTCLI_SIMD_PREFILL_ATTENTION_H
+#ifndef GPTCLI_SIMD_PASSAGE_H
+#define GPTCLI_SIMD_PASSAGE_H
 
 #include "attention.h"
 
