@@ -52,7 +52,7 @@ class Fields:
         if value is not None and not any(value == known and type(value) is type(known) for known in harmless):
             raise self.file.unsupported(f"{self._prefix}{name} = {str(value)[:40]!r} is not read")
 
-    def sliding(self, layers: int, period: int, first_is_full: bool = False) -> list[str]:
+    def sliding(self, layers: int, period: int) -> list[str]:
         """`layer_types`, from a pattern or a period in the file, or with every period-th layer attending to all."""
         name = f"{self._prefix}attention.sliding_window_pattern"
         pattern = self.file.any(name)

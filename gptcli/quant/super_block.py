@@ -13,8 +13,6 @@ from torch import Tensor
 from gptcli.quant.affine import unpacked
 from gptcli.quant.packed import PackedWeight
 
-SUPER_BLOCK = 256  # columns that share factors
-
 
 @dataclass(frozen=True)
 class SuperBlockWeight(PackedWeight):

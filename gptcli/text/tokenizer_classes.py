@@ -292,7 +292,7 @@ def rebuilt_by(
     own = Vocabulary(len(vocabulary), vocabulary.get, {})
     made["added_tokens"] = named_tokens(own, roles, added, file) or []
     parts = ("normalizer", "pre_tokenizer", "decoder", "post_processor")
-    unread = tuple(part for part in parts if not _same(part, made[part], state.get(part)))
+    unread = tuple(part for part in parts if _bare(part, made[part]) != _bare(part, state.get(part)))
     same_tokens = made["added_tokens"] == sorted(tokens, key=lambda token: int(token["id"]))
     if not unread and same_tokens and _same_options(made["model"], state["model"]):
         return Rebuilt(data, state, roles, dict(added), unread)
@@ -307,11 +307,6 @@ def _is_byte_level(state: Mapping[str, Any]) -> bool:
     return '"ByteLevel"' in json.dumps([state.get("pre_tokenizer"), state.get("decoder")])
 
 
-def _same(part: str, ours: object, theirs: object) -> bool:
-    """Whether two components are the same, as far as ids and texts go. part: which of tokenizer.json's they are."""
-    return bool(_bare(part, ours) == _bare(part, theirs))
-
-
 def _same_options(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
     """Whether two BPE models are the same but for vocabulary, merges, and dropout, which is never used."""
 
@@ -322,7 +317,10 @@ def _same_options(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
 
 
 def _bare(part: str, value: Any) -> Any:
-    """A component without what matters to offsets alone, and without sequences of one."""
+    """A component as far as ids and texts go: without what matters to offsets alone, and sequences of one.
+
+    part: which of tokenizer.json's it is.
+    """
     if not isinstance(value, dict):
         return value
     if value.get("type") == "ByteLevel":

@@ -20,9 +20,9 @@ def unchanged(recipe: Recipe) -> Recipe:
 _ROOTS = ("", "model.", "model.model.", "language_model.model.", "model.language_model.", "language_model.")
 
 
-def root_of(tensors: Collection[str], layers: str = "layers", default: str = "model.") -> str:
-    """What the names of a decoder's tensors begin with, found by its first layer; the default if there is none."""
-    return next((root for root in _ROOTS if any(name.startswith(f"{root}{layers}.0.") for name in tensors)), default)
+def root_of(tensors: Collection[str]) -> str:
+    """What the names of a decoder's tensors begin with, found by its first layer; `model.` if there is none."""
+    return next((root for root in _ROOTS if any(name.startswith(f"{root}layers.0.") for name in tensors)), "model.")
 
 
 class Parameters(dict[str, Recipe]):

@@ -106,7 +106,7 @@ def score(
             for source in sources:
                 for line in text_lines(source, scorer.decoding, prompts.max_input):
                     activity.close()  # lines may come slowly, and what comes of them is the progress
-                    scorer.write_line(line, choices)
+                    sink.write(scorer.chosen_line(line, choices) if choices else scorer.scored_line(line))
         else:
             scorer.write_texts(sources, pictures)
 
@@ -158,17 +158,15 @@ class _Scorer:
         else:
             self.sink.write(choice_lines(chosen, self.sink.is_terminal))
 
-    def write_line(self, line: str, choices: list[str]) -> None:
-        """Writes a line after its perplexity, or after its likeliest choice; an empty one has neither."""
-        self.sink.write(self._chosen_line(line, choices) if choices else self._scored_line(line))
-
-    def _scored_line(self, line: str) -> bytes:
+    def scored_line(self, line: str) -> bytes:
+        """A line after its perplexity; an empty one has none."""
         scored = self._score(line, "scoring", self.what.top or 0) if line else Score((), (), 0, ())
         if self.run.output.as_json:
             return json_line(score_record(self.lm, scored, {"text": line}, top=self.what.top is not None))
         return f"{sortable(scored.perplexity)}\t{line}\n".encode()
 
-    def _chosen_line(self, line: str, choices: list[str]) -> bytes:
+    def chosen_line(self, line: str, choices: list[str]) -> bytes:
+        """A line after its likeliest choice; an empty one has none."""
         prompt = _prompt_form(self.what).replace(LINE, line)
         chosen = self._choose(prompt, choices) if prompt else ()
         if self.run.output.as_json:
