@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from gptcli.cli.json_records import json_line, stats_record
 from gptcli.cli.model_facts import doubled_bos
-from gptcli.cli.options import OutputOptions, PromptOptions
+from gptcli.cli.options import OutputOptions, PromptOptions, RuntimeOptions
 from gptcli.cli.prompt_input import Decoding, argument_text, read_prompt, read_text
 from gptcli.cli.template_choice import chosen_template
 from gptcli.cli.terminal.signals import deadly
@@ -21,7 +21,6 @@ from gptcli.generation.events import Finished
 from gptcli.language_model import ChatSession, LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.runtime.engine import Workload
-from gptcli.settings import RuntimeConfig
 from gptcli.text.chat_template import ChatTemplate, Switches
 from gptcli.text.messages import Message
 
@@ -35,8 +34,7 @@ class RunOptions:
     """
 
     model: str | None
-    runtime: RuntimeConfig
-    offline: bool
+    runtime: RuntimeOptions
     given: Mapping[str, Any] = field(default_factory=dict)
     prompts: PromptOptions = PromptOptions()
     output: OutputOptions
@@ -48,6 +46,7 @@ class RunOptions:
         return Decoding(self.prompts.errors, self.prompts.max_input, self.note)
 
     def __post_init__(self) -> None:
+        self.runtime.config()  # a bad value fails here
         if self.model == "":
             raise UsageError("-m must name a model")
 
@@ -73,8 +72,8 @@ class RunOptions:
         """
         lm = LanguageModel.open(
             self.model or DEFAULT_MODEL,
-            self.runtime,
-            offline=self.offline,
+            self.runtime.config(),
+            offline=self.runtime.offline,
             on_fetch=activity.fetch,
             workload=None if self.output.prompt_report else workload,
         )

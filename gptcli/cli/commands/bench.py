@@ -46,7 +46,7 @@ def bench(
 
     benchmarks/compare_llama_cpp.py in the source tree puts it beside llama.cpp.
     """
-    run = RunOptions(model=model, runtime=runtime.config(), offline=runtime.offline, output=output)
+    run = RunOptions(model=model, runtime=runtime, output=output)
     lengths = sorted(prompt_tokens or [512])
     with ProgressLine(quiet=output.quiet) as activity:
         lm = run.open_model(activity)

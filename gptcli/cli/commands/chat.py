@@ -94,15 +94,8 @@ def chat(
     given = sampling.given() | stopping.given()
     given |= {name: value for name, value in prompts.switches.items() if value is not None}
     ChatSettings(**given)  # a bad value fails before anything is read
-    config, offline = runtime.config(), runtime.offline
     run = RunOptions(
-        model=model,
-        runtime=config,
-        offline=offline,
-        given=given,
-        prompts=prompts,
-        output=output,
-        configured=configured(context),
+        model=model, runtime=runtime, given=given, prompts=prompts, output=output, configured=configured(context)
     )
     at_prompt = _is_at_prompt(run, sessions, prompt)
     _check_together(run, sessions, prompt, at_prompt=at_prompt)
@@ -133,7 +126,7 @@ def chat(
         if at_prompt:
             activity.close()
             note_template_with_doubled_bos(conversation, run.note)
-            _converse(conversation, file, template, DisplaySettings(stats=output.stats), run.offline)
+            _converse(conversation, file, template, DisplaySettings(stats=output.stats), run.runtime.offline)
         elif lines:
             _answer_lines(run, conversation, lines, activity)
         elif output.prompt_report:

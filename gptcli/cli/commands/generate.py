@@ -48,15 +48,8 @@ def generate(
     given = sampling.given()
     SamplingConfig.resolve(given, {})  # a bad value fails before anything is read
     stop = stopping.config()
-    config, offline = runtime.config(), runtime.offline
     run = RunOptions(
-        model=model,
-        runtime=config,
-        offline=offline,
-        given=given,
-        prompts=prompts,
-        output=output,
-        configured=configured(context),
+        model=model, runtime=runtime, given=given, prompts=prompts, output=output, configured=configured(context)
     )
     _check_together(run, samples)
     pictures = PictureFiles(output.html, output.svg)

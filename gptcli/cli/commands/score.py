@@ -81,7 +81,7 @@ def score(
     output: Annotated[options.OutputOptions, only("as_json", "html", "svg", "quiet")],
 ) -> None:
     """Score texts: log-probability of every token, perplexity, bits a byte; or what may continue one."""
-    run = RunOptions(model=model, runtime=runtime.config(), offline=runtime.offline, prompts=prompts, output=output)
+    run = RunOptions(model=model, runtime=runtime, prompts=prompts, output=output)
     check_scoring(what.stride, what.top or 0)
     choices = _choices(what.choices)
     pictures = PictureFiles(output.html, output.svg)
