@@ -1,4 +1,4 @@
-"""250 mutants of a model, judged by `run.py`; the nightly run takes thousands."""
+"""200 mutants of a model, judged by `run.py`; the nightly run takes thousands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.cli.conftest import ROOT
 from tests.corpus.mutants import MUTATORS, mutants
 
-SEED, COUNT, COLD = 2026, 250, 40
+SEED, COUNT, COLD = 2026, 200, 40
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="its limits are Linux's")

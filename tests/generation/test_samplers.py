@@ -75,7 +75,7 @@ def frequencies(make: Make, logits: torch.Tensor, count: int, **config: Any) -> 
     return torch.bincount(torch.tensor(drawn(sampler, logits, count)), minlength=len(logits)) / count
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(
     st.integers(0, 2**32),
     st.sampled_from([1, 2, 7, 900, 1024, 1025, 5000]),
@@ -114,7 +114,7 @@ def test_both_samplers_draw_the_same_tokens(
     assert of_native == of_torch
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(
     st.lists(st.floats(-1e30, 1e30), min_size=2, max_size=50),
     st.builds(
