@@ -76,8 +76,3 @@ def test_what_is_no_token_is_refused(tiny: LanguageModel, ids: list[int]) -> Non
         tiny.logits(ids)
     with pytest.raises(UsageError):
         tiny.generate(ids)
-
-
-def test_the_number_of_logprobs_cannot_be_negative(tiny: LanguageModel) -> None:
-    with pytest.raises(UsageError, match="logprobs must be at least 0"):
-        tiny.generate("x", logprobs=-1)

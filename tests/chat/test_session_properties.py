@@ -49,7 +49,7 @@ def state(session: Session) -> object:
     return session.messages, session.unanswered, session.system, session.settings, session.prompt()
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=_STEPS, cut=st.floats(0, 1))
 def test_what_happened_is_stored_and_restored_whole_whatever_it_was(
     steps: list[_Step], cut: float, tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
@@ -84,7 +84,7 @@ def torn(path: Path, share: float) -> None:
     path.write_bytes(data[: round(share * len(data))])
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=st.lists(
         st.tuples(

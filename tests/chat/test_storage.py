@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import resource
 import stat
@@ -112,12 +111,6 @@ def test_an_invalid_name_is_refused(name: str) -> None:
         SessionFile(name)
 
 
-def test_a_missing_session_is_an_input_error() -> None:
-    for read in (SessionFile.open, read_session):
-        with pytest.raises(InputError, match="no such session"):
-            read("nowhere")
-
-
 def test_sessions_are_listed_the_most_recently_used_first(monkeypatch: pytest.MonkeyPatch) -> None:
     for number, name in enumerate(("old", "new")):
         os.utime(written(name), (number, number))
@@ -212,14 +205,6 @@ def test_a_name_is_reserved_from_the_first_moment_and_free_again_if_nothing_is_s
     assert read_session("new") == EVENTS[:2]
 
 
-def test_a_reserved_session_keeps_its_new_name() -> None:
-    session = SessionFile.open("new", create=True)
-    session.rename("newer")
-    session.append(EVENTS[1])
-    session.close()
-    assert session_names() == ["newer"]
-
-
 def test_an_empty_file_that_a_kill_left_is_no_session_and_blocks_no_name() -> None:
     path = written("mine").with_name("left.jsonl")
     path.touch()
@@ -262,11 +247,6 @@ def test_of_processes_that_begin_a_session_at_once_one_has_it(tmp_path: Path) ->
         taker.communicate(b"\n")
     assert [taker.returncode for taker in takers] == [0, 0, 0]
     assert session_names() == [] and unused_name("new") == "new"
-
-
-def test_every_line_is_json_by_itself() -> None:
-    lines = written("mine").read_bytes().split(b"\n")
-    assert [json.loads(line) for line in lines[:-1]] == EVENTS
 
 
 def test_two_sessions_that_chose_one_name_become_two_files() -> None:

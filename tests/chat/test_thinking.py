@@ -25,33 +25,23 @@ def test_tags_are_found_however_the_text_is_split(size: int) -> None:
     assert split(*pieces) == ("hm, </thin k>?\n", "An *answer*.\n")
 
 
-def test_a_tag_in_mid_answer_is_text() -> None:
-    assert split("The <think> tag", " opens </think> thoughts.") == ("", "The <think> tag opens </think> thoughts.")
-
-
-def test_thoughts_that_the_prompt_opened_are_closed_by_the_reply() -> None:
-    assert split("hm</th", "ink>\nyes", inside=True) == ("hm", "yes")
-
-
-def test_thoughts_that_never_end_are_thoughts() -> None:
-    assert split("<think>hm</thi") == ("hm</thi", "")
-
-
-def test_an_unfinished_tag_is_text() -> None:
-    assert split("<thi") == ("", "<thi")
-
-
-def test_leading_blanks_of_an_answer_stay() -> None:
-    assert split("    code") == ("", "    code")
+@pytest.mark.parametrize(
+    ("pieces", "inside", "thoughts", "answer"),
+    [
+        (["The <think> tag", " opens </think> it."], False, "", "The <think> tag opens </think> it."),
+        (["hm</th", "ink>\nyes"], True, "hm", "yes"),
+        (["<think>hm</thi"], False, "hm</thi", ""),
+        (["<thi"], False, "", "<thi"),
+        (["    code"], False, "", "    code"),
+    ],
+)
+def test_only_a_tag_at_the_start_opens_thoughts(pieces: list[str], inside: bool, thoughts: str, answer: str) -> None:
+    assert split(*pieces, inside=inside) == (thoughts, answer)
 
 
 def test_the_answer_after_thoughts_that_the_prompt_opened() -> None:
     assert without_thoughts("so\n</think>\n\nAnswer", inside=True) == "Answer"
     assert without_thoughts("Answer", inside=True) == "Answer"
-
-
-def test_an_answer_without_thoughts() -> None:
-    assert without_thoughts("<think>\nhm\n</think>\n\nyes") == "yes"
 
 
 def thinking(tiny_model: object, **environment: str) -> Chat:

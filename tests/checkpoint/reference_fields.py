@@ -28,34 +28,15 @@ from gptcli.checkpoint.registry import FAMILIES
 
 # What every text model runs through, besides what its own modules import.
 SHARED = (
-    "activations",
-    "cache_utils",
-    "configuration_utils",
-    "core_model_loading",
-    "integrations.eager_paged",
-    "integrations.hub_kernels",
-    "integrations.moe",
-    "integrations.sdpa_attention",
-    "masking_utils",
-    "modeling_layers",
-    "modeling_rope_utils",
-    "modeling_utils",
-)
+    "activations", "cache_utils", "configuration_utils", "core_model_loading", "integrations.eager_paged",
+    "integrations.hub_kernels", "integrations.moe", "integrations.sdpa_attention", "masking_utils", "modeling_layers",
+    "modeling_rope_utils", "modeling_utils",
+)  # fmt: skip
 # What a model's modules import that computes no logits from a config's fields. Any other module counts as the model's.
 _BESIDE = (
-    "conversion_mapping",
-    "distributed",
-    "generation",
-    "initialization",
-    "integrations.peft",
-    "loss",
-    "modeling_flash_attention_utils",
-    "modeling_outputs",
-    "models.auto",
-    "monkey_patching",
-    "processing_utils",
-    "utils",
-)
+    "conversion_mapping", "distributed", "generation", "initialization", "integrations.peft", "loss",
+    "modeling_flash_attention_utils", "modeling_outputs", "models.auto", "monkey_patching", "processing_utils", "utils",
+)  # fmt: skip
 # Configs of other things than the model.
 _OTHER_CONFIGS = ("compile", "deepspeed", "distributed", "generation", "kernel", "load", "peft", "quantization", "tp")
 _LOOKUPS = ("getattr", "hasattr", "setattr", "delattr")

@@ -146,11 +146,6 @@ def test_minus_one_and_null_are_off(fields: dict[str, Any]) -> None:
     assert sampling_defaults(fields) == {}
 
 
-def test_empty_lists_and_negative_ids_ban_nothing() -> None:
-    fields = {"suppress_tokens": [-1], "begin_suppress_tokens": [], "bad_words_ids": [], "no_repeat_ngram_size": 0}
-    assert not any(sampling_defaults(fields).values())
-
-
 def test_a_top_p_of_nothing_leaves_the_likeliest() -> None:
     assert 0 < sampling_defaults({"top_p": 0.0})["top_p"] < 1e-6
 

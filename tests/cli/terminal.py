@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import termios
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pexpect
 import pyte
 
-from tests.cli.conftest import ROOT
+from tests.cli.conftest import GPTCLI, ROOT, SCRIPTED
+from tests.cli.forked import gptcli_with
 
 QUESTION = b"\x1b]11;?\x1b\\\x1b[c"  # what is the background, and which terminal is this?
 
@@ -32,9 +34,14 @@ class Terminal:
         self.screen = pyte.HistoryScreen(width, height, history=1000)
         self.raw = b""
         self._stream = pyte.ByteStream(self.screen)
-        self.child = pexpect.spawn(
-            program, list(arguments), env=environment, cwd=str(ROOT), dimensions=(height, width), timeout=10
-        )
+        command = [program, *arguments]
+        own = command[:3] == SCRIPTED or command[:4] == [*GPTCLI, "tokenize"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on, of threads that a fork loses
+            self.child = pexpect.spawn(
+                program, list(arguments), env=environment, cwd=str(ROOT), dimensions=(height, width), timeout=10,
+                preexec_fn=gptcli_with(command[3:], environment) if own else None,
+            )  # fmt: skip
 
     @property
     def lines(self) -> list[str]:

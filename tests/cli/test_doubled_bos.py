@@ -67,17 +67,6 @@ def test_a_template_that_begins_with_bos_once_is_not_noted(cli: Cli, model: Path
     assert cli("chat", "-m", model, "-n", "1", "hello").err == ""
 
 
-def test_the_prompt_report_has_it_in_its_own_notes_alone(cli: Cli, model: Path) -> None:
-    err = cli("generate", "-m", model, "--special", "--prompt-report", f"{BOS}hello").err
-    assert "begins with <|im_start|> twice (from: tokenizer and typed)" in err and NOTE not in err
-
-
-def test_it_is_noted_before_the_first_prompt(repeating: Path) -> None:
-    chat = Chat(HELLO, "-m", str(repeating), width=200).ready()
-    assert any("begins with <|im_start|> twice" in line for line in chat.lines)
-    assert chat.leave() == 0
-
-
 def test_it_is_noted_of_a_model_that_a_conversation_goes_on_with(model: Path, repeating: Path) -> None:
     chat = Chat(HELLO, "-m", str(model), width=200).ready()
     assert not any("begins with <|im_start|> twice" in line for line in chat.lines)

@@ -55,20 +55,9 @@ def test_echo_puts_the_prompt_first(generate: Cli, tiny: LanguageModel) -> None:
     assert generate(PROMPT, "-n", "8", "--echo").out == PROMPT.encode() + continuation(tiny, max_tokens=8)
 
 
-def test_echo_is_part_of_the_text_in_json(generate: Cli, says: Callable[..., None]) -> None:
-    says(" there lived")
-    assert records(generate(PROMPT, "--echo", "--json").out)[0]["text"] == PROMPT + " there lived"
-
-
 def test_samples_stand_on_lines_of_their_own(generate: Cli, says: Callable[..., None]) -> None:
     says("text")
     assert generate(PROMPT, "--samples", "3").out == b"text\ntext\ntext"
-
-
-def test_minus_one_token_fills_the_context(generate: Cli) -> None:
-    record = records(generate(PROMPT, "-n", "-1", "-c", "24", "--ignore-eos", "--json").out)[0]
-    assert record["prompt_tokens"] + record["completion_tokens"] == 24
-    assert record["finish_reason"] == "length"
 
 
 def test_the_end_of_the_context_stops_the_text(generate: Cli) -> None:
@@ -83,27 +72,12 @@ def test_the_end_of_the_context_can_be_an_error_that_keeps_the_text(generate: Cl
     assert result.err.startswith("gptcli: error: the context of 24 tokens is full\n")
 
 
-def test_the_end_of_the_context_can_be_shifted_beyond(generate: Cli) -> None:
-    result = generate(PROMPT, "-n", "60", "-c", "24", "--ignore-eos", "--overflow", "shift", "--json")
-    assert records(result.out)[0]["completion_tokens"] == 60
-
-
 def test_a_stop_text_across_tokens_is_not_shown(generate: Cli, tiny: LanguageModel) -> None:
     letter = tiny.tokenizer.token_bytes(70).decode()
     result = generate(PROMPT, "--logit-bias", "70=1000", "--stop", "not there", "--stop", letter * 3)
     assert (result.code, result.out) == (0, b"")
     record = records(generate(PROMPT, "--logit-bias", "70=1000", "--stop", letter * 3, "--json").out)[0]
     assert (record["text"], record["finish_reason"], record["stop"]) == ("", "stop", letter * 3)
-
-
-def test_what_only_began_like_a_stop_text_is_shown(generate: Cli, tiny: LanguageModel) -> None:
-    letter = tiny.tokenizer.token_bytes(70).decode()
-    result = generate(PROMPT, "-n", "2", "--logit-bias", "70=1000", "--stop", letter * 3)
-    assert result.out.decode() == letter * 2
-
-
-def test_a_biased_token_is_drawn(generate: Cli) -> None:
-    assert records(generate(PROMPT, "-n", "3", "--json", "--logit-bias", "70=1000").out)[0]["ids"] == [70, 70, 70]
 
 
 def test_a_forbidden_token_is_not_drawn_and_the_record_is_still_json(generate: Cli) -> None:
@@ -158,21 +132,6 @@ def test_json_spells_what_is_no_character(generate: Cli, says: Callable[..., Non
     assert b"\x1b" not in result.out
 
 
-def test_a_seed_gives_the_same_text_again(generate: Cli) -> None:
-    hot = (PROMPT, "-t", "2", "--top-k", "0", "-n", "20")
-    assert generate(*hot, "-s", "3").out == generate(*hot, "-s", "3").out
-    assert generate(*hot, "-s", "3").out != generate(*hot, "-s", "4").out
-
-
-def test_samples_count_the_seed_up_and_are_what_each_is_alone(generate: Cli) -> None:
-    hot = (PROMPT, "-t", "2", "--top-k", "0", "-n", "20", "--json")
-    samples = records(generate(*hot, "-s", "3", "--samples", "3").out)
-    assert [sample["seed"] for sample in samples] == [3, 4, 5]
-    for sample in samples:
-        alone = records(generate(*hot, "-s", str(sample["seed"])).out)[0]
-        assert alone["ids"] == sample["ids"]
-
-
 def test_a_draft_model_changes_nothing_but_the_figures(generate: Cli, tiny_model: Path) -> None:
     drafted = generate(PROMPT, "-n", "40", "--draft-model", tiny_model, "--stats")
     assert drafted.out == generate(PROMPT, "-n", "40").out
@@ -217,30 +176,15 @@ def test_stats_are_one_line_on_stderr(generate: Cli) -> None:
     assert b"tok" not in result.out
 
 
-def test_stats_are_one_line_whatever_stopped_the_text(generate: Cli) -> None:
-    newline = records(generate(PROMPT, "-n", "1", "--json").out)[0]["text"]
-    result = generate(PROMPT, "--stats", "--stop", newline[-1], "--stop", "\n", "--logit-bias", "201=1000")
-    assert result.err.count("\n") == 1
-    assert "stop=\u240a" in result.err
-
-
 def test_stats_as_json_are_a_record(generate: Cli) -> None:
     record = json.loads(generate(PROMPT, "-n", "4", "--stats=json", "-s", "7").err)
     assert (record["completion_tokens"], record["finish_reason"], record["seed"]) == (4, "length", 7)
     assert {"ttft_s", "decode_tokens_per_s", "prompt_tokens", "stop"} <= set(record)
 
 
-def test_every_sample_has_its_stats(generate: Cli) -> None:
-    assert generate(PROMPT, "-n", "1", "--stats", "--samples", "3").err.count(" tok · ") == 3
-
-
 @pytest.mark.parametrize("stats", ["--stats", "--stats=json"])
 def test_quiet_silences_stats(generate: Cli, stats: str) -> None:
     assert generate(PROMPT, "-n", "1", stats, "-q").err == ""
-
-
-def test_quiet_does_not_silence_errors(generate: Cli) -> None:
-    assert "gptcli: error: " in generate(PROMPT, "-q", "-t", "nan").err
 
 
 def test_markdown_in_a_pipe_is_the_models_text(generate: Cli, says: Callable[..., None]) -> None:

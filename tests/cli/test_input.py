@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Callable
@@ -44,15 +43,6 @@ def test_a_paste_is_not_submitted_and_a_short_one_is_shown(chat: Chat) -> None:
     chat.expect(". two")
     chat.ask("three")
     assert said()[0] == "one\ntwo\nthree"
-
-
-def test_a_long_paste_is_a_word_in_the_line_and_whole_in_the_message(chat: Chat) -> None:
-    chat.type("see ")
-    chat.paste(LINES)
-    chat.expect("> see [pasted 312 lines]")
-    chat.ask(" and say")
-    assert "line 7" not in chat.text
-    assert said()[0] == f"see {LINES} and say"
 
 
 def test_a_key_deletes_a_long_paste_whole(chat: Chat) -> None:
@@ -133,15 +123,6 @@ def test_up_finds_lines_with_the_same_start_and_a_leading_space_is_not_recorded(
     assert "secret" not in (state() / "history.jsonl").read_text()
 
 
-def test_ctrl_r_searches_backwards(chat: Chat) -> None:
-    chat.ask("what is tea")
-    chat.ask("other")
-    chat.type("\x12is")
-    chat.expect("what is tea", 2)
-    chat.type("\r")
-    chat.ready(3)
-
-
 def test_tab_completes_commands_settings_and_values(chat: Chat) -> None:
     chat.type("/mark\t")
     chat.expect("> /markdown")
@@ -209,13 +190,6 @@ def test_a_full_disk_is_noted_once_and_the_history_goes_on_in_memory(monkeypatch
     assert "No space left" in warnings[0]
 
 
-def test_the_same_line_twice_is_recorded_once() -> None:
-    kept = history()
-    kept.append_string("one")
-    kept.append_string("one")
-    assert [json.loads(line) for line in (state() / "history.jsonl").read_text().split("\n") if line] == ["one"]
-
-
 def test_a_long_message_is_recalled_folded_and_sent_whole(chat: Chat) -> None:
     chat.type("see ")
     chat.paste(LINES)
@@ -230,10 +204,3 @@ def test_a_long_message_is_recalled_folded_and_sent_whole(chat: Chat) -> None:
     later.expect(". [pasted 311 lines]")
     later.ask("")
     assert said() == [f"see {LINES}"] * 2
-
-
-def test_a_long_line_is_folded_too(chat: Chat) -> None:
-    chat.paste("x" * 9000)
-    chat.expect("> [pasted 9000 characters]")
-    chat.ask("")
-    assert said()[0] == "x" * 9000

@@ -48,13 +48,6 @@ def test_a_line_that_does_not_fit_has_its_error_and_the_others_their_answers(cli
     assert result.code == 6 and "line 2: " in result.err
 
 
-def test_piped_lines_come_before_those_of_a_file(cli: Cli, tmp_path: Path) -> None:
-    (tmp_path / "lines").write_text("two\n")
-    found = records(cli("generate", "--lines", "-f", tmp_path / "lines", *GREEDY, stdin=b"one\n").out)
-    alone = [records(cli("generate", text, "--json", *GREEDY).out)[0]["ids"] for text in ("one", "two")]
-    assert [record["ids"] for record in found] == alone
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from gptcli.cli.prompt_input import Decoding, TextBlocks, messages_of_script, read_text, text_lines
 from gptcli.errors import InputError
 from tests.cli.conftest import Cli
-from tests.cli.test_tokenize import other_model
 
 BOM = codecs.BOM_UTF8
 # What str.splitlines takes for the end of a line, and editors do not.
@@ -56,11 +55,6 @@ def test_scored_lines_are_the_same_with_and_without_carriage_returns(cli: Cli, t
 
     for options in [(), ("--choices", "a,b"), ("--json",)]:
         assert scored(b"In a\r\n\r\nsmall\r\n", *options) == scored(b"In a\n\nsmall\n", *options) != b""
-
-
-def test_a_choice_keeps_a_carriage_return_and_ends_at_no_newline(cli: Cli, tiny_model: Path) -> None:
-    result = cli("score", "-m", tiny_model, "--json", "--choices", "a\rb,c\r", "--choices", "d,e\r\n", stdin=b"x")
-    assert {choice["choice"] for choice in json.loads(result.out)["choices"]} == {"a\rb", "c\r", "d", "e"}
 
 
 def test_the_limit_of_a_line_counts_neither_of_its_ends(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
@@ -105,16 +99,6 @@ def test_a_second_mark_is_text(file: Path) -> None:
     assert read_text(file, decoding()) == "\ufeffa\ufeff"
 
 
-def test_a_conversation_with_a_mark_is_read(cli: Cli, tiny_by_default: None, file: Path) -> None:
-    file.write_bytes(BOM + b'{"role": "user", "content": "hi"}\r\n{"role": "assistant", "content": "ho"}\r\n')
-    result = cli("tokenize", "--chat", "--count", file)
-    assert (result.code, int(result.out) > 0, result.err) == (
-        0,
-        True,
-        f"gptcli: note: byte-order mark dropped: {file}\n",
-    )
-
-
 def test_places_of_tokens_count_from_the_first_byte_of_the_file(cli: Cli, tiny_by_default: None, file: Path) -> None:
     content = "In a ßmall town".encode()
     file.write_bytes(BOM + content)
@@ -125,29 +109,6 @@ def test_places_of_tokens_count_from_the_first_byte_of_the_file(cli: Cli, tiny_b
     rows = [line.split("\t") for line in cli("tokenize", "--tsv", file).out.decode().splitlines()]
     start = rows[0].index("start")
     assert [(int(row[start]), int(row[start + 1])) for row in rows[1:]] == ranges
-
-
-def test_compared_places_count_from_the_first_byte_of_the_file(
-    cli: Cli, tiny_by_default: None, tmp_path: Path, file: Path
-) -> None:
-    other = other_model(tmp_path / "other", "wordpiece")
-    places = []
-    for content in (b"xyzzy unheard", BOM + b"xyzzy unheard"):
-        file.write_bytes(content)
-        differences = json.loads(cli("tokenize", "--json", "--compare", other, file).out)["differences"]
-        places.append([(each["start"], each["end"]) for each in differences])
-    assert places[1] == [(start + 3, end + 3) for start, end in places[0]] != []
-
-
-def test_the_byte_that_does_not_come_back_counts_from_the_first_byte_of_the_file(
-    cli: Cli, tmp_path: Path, file: Path
-) -> None:
-    model = other_model(tmp_path / "model", "wordpiece")
-    places = []
-    for content in (b"in a SMALL town", BOM + b"in a SMALL town"):
-        file.write_bytes(content)
-        places.append(json.loads(cli("tokenize", "-m", model, "--roundtrip", "--json", file).out)["first_difference"])
-    assert places[1] == places[0] + 3
 
 
 def test_the_byte_that_is_no_text_counts_from_the_first_byte_of_the_file(file: Path) -> None:

@@ -96,25 +96,6 @@ def test_the_pieces_make_no_difference() -> None:
         assert streamed(pieces) == at_once(document)
 
 
-def test_finished_blocks_are_printed_once() -> None:
-    shown = console()
-    with MarkdownStream(shown) as stream:
-        for paragraph in range(60):
-            for word in f"paragraph {paragraph}\n\n".split(" "):
-                stream.write(f"{word} ")
-    assert len(lines(written(shown))) == 119
-
-
-def test_the_newest_lines_of_a_tall_block_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw_at_every_text(monkeypatch)
-    shown = console()
-    with MarkdownStream(shown) as stream:
-        stream.write("```\n" + "\n".join(f"line {number}" for number in range(30)))
-        screen = pyte.Screen(40, 10)
-        pyte.Stream(screen).feed(written(shown).replace("\n", "\r\n"))
-        assert any("line 29" in line for line in screen.display)
-
-
 def test_html_is_shown_as_text() -> None:
     assert streamed(["<think>\nwhat\n</think>\n\nSo <b>bold</b>"]) == ["<think> what </think>", "", "So <b>bold</b>"]
 

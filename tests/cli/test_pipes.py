@@ -45,27 +45,21 @@ def test_a_reader_that_leaves_ends_the_decoding_within_a_token_in_silence() -> N
     assert (done.stdout, done.stderr) == (b"t141\n", b"")
 
 
-def test_a_reader_that_leaves_a_real_generation_ends_it() -> None:
-    done = shell("$gptcli generate a -n 100000 --overflow shift --ignore-eos | head -c1 | wc -c; echo ${PIPESTATUS[0]}")
-    assert (done.stdout.split(), done.stderr) == ([b"1", b"141"], b"")
-
-
 def test_a_reader_that_leaves_json_or_help_is_no_error() -> None:
     assert shell("$gptcli generate a --json | true; echo ${PIPESTATUS[0]}", SAYS).stdout in (b"141\n", b"0\n")
     done = shell("(sleep 0.5; $gptcli generate --help; echo $? >&2) | true")
     assert done.stderr == b"141\n"
 
 
-@pytest.mark.parametrize("options", ["", "--json", "--markdown", "--newline", "--echo"])
+@pytest.mark.parametrize("options", ["", "--json", "--markdown"])
 def test_a_full_disk_is_an_output_error(options: str) -> None:
     done = shell(f"$gptcli generate a {options} > /dev/full", SAYS)
     assert done.returncode == 8
     assert done.stderr == b"gptcli: error: cannot write: standard output: No space left on device\n"
 
 
-@pytest.mark.parametrize("arguments", ["--help", "--version", "generate -h"])
-def test_help_onto_a_full_disk_is_an_output_error(arguments: str) -> None:
-    done = shell(f"$gptcli {arguments} > /dev/full")
+def test_help_onto_a_full_disk_is_an_output_error() -> None:
+    done = shell("$gptcli --help > /dev/full")
     assert done.returncode == 8
     assert done.stderr == b"gptcli: error: cannot write: standard output: No space left on device\n"
 
@@ -76,13 +70,13 @@ def test_closed_stdout_is_an_output_error_before_a_model_is_loaded() -> None:
     assert done.stderr == b"gptcli: error: cannot write: standard output is closed\n"
 
 
-@pytest.mark.parametrize("closed", ["2>&-", "2>/dev/full", "<&-", "<&- 2>&-"])
+@pytest.mark.parametrize("closed", ["2>/dev/full", "<&- 2>&-"])
 def test_the_text_comes_whatever_else_is_closed(closed: str) -> None:
     done = shell(f"$gptcli generate a --stats {closed}", SAYS)
     assert (done.returncode, done.stdout) == (0, b"some text")
 
 
-@pytest.mark.parametrize("closed", ["2>&-", "2>/dev/full", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", ["2>/dev/full", "<&- >&- 2>&-"])
 def test_an_error_that_cannot_be_said_keeps_its_exit_code(closed: str) -> None:
     done = shell(f"$gptcli generate a -t nan {closed}", SAYS)
     assert (done.returncode, done.stdout, done.stderr) == (2, b"", b"")
@@ -91,9 +85,7 @@ def test_an_error_that_cannot_be_said_keeps_its_exit_code(closed: str) -> None:
 @pytest.mark.parametrize(
     "locale",
     [
-        {"LC_ALL": "C"},
         {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
-        {"PYTHONIOENCODING": "latin-1"},
         {"PYTHONIOENCODING": "ascii:strict"},
     ],
 )

@@ -104,8 +104,7 @@ def test_a_signal_at_the_prompt_kills_the_chat(signum: int, chat: Chat) -> None:
     assert said() == ["good morning", "Hello."]
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("markdown", ["on", "off"])
+@pytest.mark.parametrize(("markdown", "signum"), [("on", signal.SIGTERM), ("off", signal.SIGHUP)])
 def test_a_signal_during_an_answer_keeps_the_answer_so_far(markdown: str, signum: int) -> None:
     chat = Chat(ENDLESS).ready()
     chat.ask(f"/markdown {markdown}")
@@ -203,15 +202,6 @@ def test_a_window_may_shrink_and_grow_in_mid_answer(markdown: str) -> None:
     assert said()[1].split() == [f"word{number}" for number in range(60)]
 
 
-def test_twenty_columns_are_enough() -> None:
-    chat = Chat(HELLO, width=20).ready()
-    chat.ask("a rather long question for so little room")
-    assert "Hello." in chat.lines
-    assert "…" not in chat.text
-    chat.ask("/help")
-    assert chat.leave() == 0
-
-
 def test_a_dumb_terminal_gets_plain_lines() -> None:
     chat = Chat(HELLO, TERM="dumb")
     chat.expect(">")
@@ -253,14 +243,6 @@ def test_an_error_ends_the_turn_and_the_chat_goes_on(script: Script, error: str)
     chat.ask("two")
     assert chat.lines.count(f"gptcli: error: {error}") == 2
     assert chat.leave() == 0
-
-
-def test_an_answer_begins_with_a_spinner_and_ends_without() -> None:
-    chat = Chat(Script(pieces=["Hello"], prefill_s=0.6)).ready()
-    chat.type("go\r")
-    chat.expect("prefill")
-    chat.ready(2)
-    assert "prefill" not in chat.text and "Hello" in chat.lines
 
 
 def test_a_state_directory_that_cannot_be_written_is_noted_once() -> None:

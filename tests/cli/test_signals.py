@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import GPTCLI, ROOT, SCRIPTED
+from tests.cli.forked import gptcli_with
 from tests.cli.scripted import Script
 from tests.cli.terminal import Terminal
 
@@ -37,6 +38,7 @@ def start(script: Script, *options: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [*SCRIPTED, "generate", "a", *options],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=script.environment(),
+        preexec_fn=gptcli_with(["generate", "a", *options], script.environment()),
     )  # fmt: skip
 
 
@@ -60,18 +62,6 @@ def test_a_signal_in_mid_stream_ends_the_run_by_itself_and_the_text_stays(
     assert set(out.split()) <= {b"text"} and not out.endswith(b"\n")
 
 
-def test_an_interrupted_record_is_still_written(tmp_path: Path) -> None:
-    mark = tmp_path / "mark"
-    with start(replace(ENDLESS, mark=str(mark)), "--json") as process:
-        wait_for(mark)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=5)
-    record = json.loads(out)
-    assert (process.returncode, err) == (-signal.SIGINT, b"")
-    assert record["finish_reason"] == "interrupt"
-    assert record["text"].startswith("text ")
-
-
 def test_an_interrupt_ends_all_samples_and_keeps_what_each_has_said(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     with start(replace(ENDLESS, mark=str(mark)), "--json", "--samples", "3", "--stats") as process:
@@ -83,8 +73,9 @@ def test_an_interrupt_ends_all_samples_and_keeps_what_each_has_said(tmp_path: Pa
     assert err.count(b"\n") == 3
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("loses_exceptions", [False, True])
+@pytest.mark.parametrize(
+    ("loses_exceptions", "signum"), [(False, signal.SIGINT), (True, signal.SIGINT), (True, signal.SIGTERM)]
+)
 def test_a_signal_while_loading_ends_the_run_in_silence(tmp_path: Path, loses_exceptions: bool, signum: int) -> None:
     mark = tmp_path / "mark"
     with start(Script(load_s=20, loses_exceptions=loses_exceptions, mark=str(mark))) as process:
@@ -108,7 +99,7 @@ def wait_for_main(process: subprocess.Popen[bytes]) -> None:
     raise AssertionError("gptcli did not start")
 
 
-@pytest.mark.parametrize("after_s", [0, 0.06, 0.2, 0.4, 0.7])
+@pytest.mark.parametrize("after_s", [0, 0.2, 0.7])
 def test_a_signal_while_importing_ends_the_run_in_silence(after_s: float) -> None:
     process = subprocess.Popen(
         [*GPTCLI, "generate", "a", "-n", "100000", "--overflow", "shift", "--ignore-eos"],

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.cli.terminal.stdout import StdoutSink, clean
-from gptcli.errors import OutputError
 
 BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 DRIVING = BIDI + "".join(map(chr, [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, 0xD800, 0xDFFF]))
@@ -25,11 +24,6 @@ def test_a_cleaned_text_has_nothing_that_drives_a_terminal(text: str) -> None:
     for character in clean(text):
         assert character not in BIDI
         assert character in "\t\n" or unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp")
-
-
-@given(ANY_TEXT)
-def test_cleaning_twice_is_cleaning_once(text: str) -> None:
-    assert clean(clean(text)) == clean(text)
 
 
 @given(ANY_TEXT, ANY_TEXT)
@@ -92,9 +86,3 @@ def test_text_printed_before_comes_first(monkeypatch: pytest.MonkeyPatch) -> Non
         StdoutSink().write(b"after")
         assert piped.read(12) == b"before\nafter"[:12]
         monkeypatch.undo()
-
-
-def test_closed_stdout_is_an_output_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdout", None)
-    with pytest.raises(OutputError, match="standard output is closed"):
-        StdoutSink()

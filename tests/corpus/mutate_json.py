@@ -75,33 +75,18 @@ def config_of_another_family(rng: Random, model: ModelDir) -> Expected:
 
 def config_unknown_mathematics(rng: Random, model: ModelDir) -> Expected:
     changes: list[dict[str, Any]] = [
-        {"rope_scaling": {"type": "bogus", "factor": 2.0}},
-        {"rope_scaling": {"type": "linear"}},
-        {"rope_scaling": {"type": "linear", "factor": -1}},
-        {"rope_scaling": {"rope_type": "yarn", "factor": "x"}},
-        {"rope_scaling": {"rope_type": ["yarn"]}},
-        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
-        {"rope_scaling": [1]},
-        {"rope_scaling": {"rope_type": "longrope", "short_factor": [1], "long_factor": [1]}},
-        {"rope_parameters": "x"},
-        {"hidden_act": "mish"},
-        {"hidden_act": 7},
-        {"attention_bias": True},
-        {"attention_bias": "no"},
-        {"mlp_bias": True},
-        {"mlp_bias": 0},
-        {"tie_word_embeddings": "yes"},
-        {"tie_word_embeddings": False},
-        {"partial_rotary_factor": 0.5},
-        {"quantization_config": {"quant_method": "bogus"}},
-        {"quantization_config": {"quant_method": ["gptq"]}},
-        {"quantization_config": []},
-        {"quantization_config": {}},
-        {"quantization": {"bits": 4, "group_size": "x"}, "quantization_config": "x"},
-        {"head_dim": 0},
-        {"head_dim": "8"},
-        {"head_dim": 7},
-    ]
+        {"rope_scaling": {"type": "bogus", "factor": 2.0}}, {"rope_scaling": {"type": "linear"}},
+        {"rope_scaling": {"type": "linear", "factor": -1}}, {"rope_scaling": {"rope_type": "yarn", "factor": "x"}},
+        {"rope_scaling": {"rope_type": ["yarn"]}}, {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+        {"rope_scaling": [1]}, {"rope_scaling": {"rope_type": "longrope", "short_factor": [1], "long_factor": [1]}},
+        {"rope_parameters": "x"}, {"hidden_act": "mish"}, {"hidden_act": 7}, {"attention_bias": True},
+        {"attention_bias": "no"}, {"mlp_bias": True}, {"mlp_bias": 0}, {"tie_word_embeddings": "yes"},
+        {"tie_word_embeddings": False}, {"partial_rotary_factor": 0.5},
+        {"quantization_config": {"quant_method": "bogus"}}, {"quantization_config": {"quant_method": ["gptq"]}},
+        {"quantization_config": []}, {"quantization_config": {}},
+        {"quantization": {"bits": 4, "group_size": "x"}, "quantization_config": "x"}, {"head_dim": 0},
+        {"head_dim": "8"}, {"head_dim": 7},
+    ]  # fmt: skip
     model.change("config.json", **rng.choice(changes))
     return "reject"
 
@@ -153,20 +138,11 @@ def config_extremes(rng: Random, model: ModelDir) -> Expected:
 
 def config_harmless(rng: Random, model: ModelDir) -> Expected:
     changes: list[dict[str, Any]] = [
-        {"architectures": ["Evil\x1b[2J"]},
-        {"torch_dtype": "float16"},
-        {"torch_dtype": 7},
-        {"head_dim": 8},
-        {"attention_bias": False},
-        {"hidden_act": "silu"},
-        {"rope_scaling": None},
-        {"use_cache": "x"},
-        {"id2label": {"0": "x" * 70_000}},
-        {"transformers_version": None},
-        {"_name_or_path": "../../x"},
-        {"task_specific_params": {"a": [[[]]]}},
-        {"bos_token_id": None},
-    ]
+        {"architectures": ["Evil\x1b[2J"]}, {"torch_dtype": "float16"}, {"torch_dtype": 7}, {"head_dim": 8},
+        {"attention_bias": False}, {"hidden_act": "silu"}, {"rope_scaling": None}, {"use_cache": "x"},
+        {"id2label": {"0": "x" * 70_000}}, {"transformers_version": None}, {"_name_or_path": "../../x"},
+        {"task_specific_params": {"a": [[[]]]}}, {"bos_token_id": None},
+    ]  # fmt: skip
     model.change("config.json", **rng.choice(changes))
     return "accept"
 

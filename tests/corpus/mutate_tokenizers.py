@@ -104,22 +104,13 @@ def normalizer(rng: Random, model: ModelDir) -> Expected:
     components: list[Any] = [
         {"type": "Precompiled", "precompiled_charsmap": garbage},
         {"type": "Precompiled", "precompiled_charsmap": sized},
-        {"type": "Precompiled", "precompiled_charsmap": "not base64!"},
-        {"type": "Sequence", "normalizers": double},
+        {"type": "Precompiled", "precompiled_charsmap": "not base64!"}, {"type": "Sequence", "normalizers": double},
         {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": double}]},
-        {"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 40},
-        _replace("", Regex=rng.choice(REGEXES)),
-        _replace("x", String=""),
-        _replace("b" * 1_000_000, String="a"),
-        {"type": "Prepend", "prepend": "x" * 1_000_000},
-        {"type": "Prepend", "prepend": ""},
-        {"type": "Nope"},
-        {"type": 7},
-        {},
-        [],
-        "NFC",
-        _nested("normalizers", 300),
-    ]
+        {"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 40}, _replace("", Regex=rng.choice(REGEXES)),
+        _replace("x", String=""), _replace("b" * 1_000_000, String="a"),
+        {"type": "Prepend", "prepend": "x" * 1_000_000}, {"type": "Prepend", "prepend": ""}, {"type": "Nope"},
+        {"type": 7}, {}, [], "NFC", _nested("normalizers", 300),
+    ]  # fmt: skip
     model.put(FILE, model.json(FILE) | {"normalizer": rng.choice(components)})
     return "any"
 
@@ -132,14 +123,10 @@ def pre_tokenizer(rng: Random, model: ModelDir) -> Expected:
         {"type": "Sequence", "pretokenizers": [_BYTE_LEVEL] * 30},
         {"type": "Metaspace", "replacement": "xy", "prepend_scheme": "always", "split": True},
         {"type": "Metaspace", "replacement": "", "prepend_scheme": "always", "split": True},
-        {"type": "Digits", "individual_digits": "x"},
-        {"type": "CharDelimiterSplit", "delimiter": "xy"},
-        {"type": "FixedLength", "length": 0},
-        {"type": "UnicodeScripts"},
-        {"type": "ByteLevel"},
-        {"type": "Nope"},
+        {"type": "Digits", "individual_digits": "x"}, {"type": "CharDelimiterSplit", "delimiter": "xy"},
+        {"type": "FixedLength", "length": 0}, {"type": "UnicodeScripts"}, {"type": "ByteLevel"}, {"type": "Nope"},
         _nested("pretokenizers", 300),
-    ]
+    ]  # fmt: skip
     model.put(FILE, model.json(FILE) | {"pre_tokenizer": rng.choice(components)})
     return "any"
 
@@ -169,19 +156,12 @@ def post_processor(rng: Random, model: ModelDir) -> Expected:
 
 def decoder(rng: Random, model: ModelDir) -> Expected:
     components: list[Any] = [
-        None,
-        {},
-        [],
-        "ByteLevel",
-        {"type": "Nope"},
-        {"type": "WordPiece", "prefix": "##", "cleanup": True},
-        {"type": "CTC"},
-        {"type": "Sequence", "decoders": []},
+        None, {}, [], "ByteLevel", {"type": "Nope"}, {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        {"type": "CTC"}, {"type": "Sequence", "decoders": []},
         {"type": "Sequence", "decoders": [_replace(" ", Regex=rng.choice(REGEXES))]},
-        {"type": "Strip", "content": " ", "start": 10**18, "stop": 10**18},
-        {"type": "Metaspace", "replacement": "xy"},
+        {"type": "Strip", "content": " ", "start": 10**18, "stop": 10**18}, {"type": "Metaspace", "replacement": "xy"},
         _nested("decoders", 300),
-    ]
+    ]  # fmt: skip
     model.put(FILE, model.json(FILE) | {"decoder": rng.choice(components)})
     return "any"
 
@@ -190,26 +170,15 @@ def model_part(rng: Random, model: ModelDir) -> Expected:
     state = model.json(FILE)
     section = state["model"]
     changes: list[dict[str, Any]] = [
-        {"continuing_subword_prefix": "x" * 1000},
-        {"continuing_subword_prefix": "é"},
-        {"end_of_word_suffix": "</w>"},
-        {"unk_token": "nope"},
-        {"unk_token": 7},
+        {"continuing_subword_prefix": "x" * 1000}, {"continuing_subword_prefix": "é"}, {"end_of_word_suffix": "</w>"},
+        {"unk_token": "nope"}, {"unk_token": 7},
         {"type": "WordPiece", "unk_token": "x", "max_input_chars_per_word": 10**18, "continuing_subword_prefix": ""},
-        {"type": "WordLevel", "unk_token": "nope"},
-        {"type": "Unigram", "unk_id": 10**9, "vocab": [["a", 0.0]]},
-        {"type": "Unigram", "unk_id": None, "vocab": [["a", -1e999]]},
-        {"type": "Unigram", "unk_id": 0, "vocab": []},
-        {"type": "Unigram", "unk_id": 0, "vocab": [["", 0.0], ["a", 1e308], ["aa", 1e308]]},
-        {"type": "Nope"},
-        {"type": None},
-        {"fuse_unk": "x"},
-        {"byte_fallback": True},
-        {"ignore_merges": True},
-        {"dropout": 7.5},
-        {"dropout": -1},
-        {"cache_capacity": 2**63},
-    ]
+        {"type": "WordLevel", "unk_token": "nope"}, {"type": "Unigram", "unk_id": 10**9, "vocab": [["a", 0.0]]},
+        {"type": "Unigram", "unk_id": None, "vocab": [["a", -1e999]]}, {"type": "Unigram", "unk_id": 0, "vocab": []},
+        {"type": "Unigram", "unk_id": 0, "vocab": [["", 0.0], ["a", 1e308], ["aa", 1e308]]}, {"type": "Nope"},
+        {"type": None}, {"fuse_unk": "x"}, {"byte_fallback": True}, {"ignore_merges": True}, {"dropout": 7.5},
+        {"dropout": -1}, {"cache_capacity": 2**63},
+    ]  # fmt: skip
     state["model"] = section | rng.choice(changes)
     model.put(FILE, state)
     return "any"
@@ -261,42 +230,25 @@ def templates_of_wrong_types(rng: Random, model: ModelDir) -> Expected:
 def templates(rng: Random, model: ModelDir) -> Expected:
     """Templates that never end, fill the memory, leave the sandbox, or fail."""
     attacks = [
-        "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3,
-        "{{ 'a' * 10**9 }}",
-        "{% set x = messages[0].content * 10**9 %}{{ x }}",
-        "{{ 'a'.center(10**9) }}",
-        "{{ messages[0].content.ljust(10**10) }}",
-        "{{ '%1000000000d' | format(1) }}",
-        "{{ '{:>1000000000}'.format(1) }}",
-        "{{ [0] * 10**9 }}",
-        "{{ range(10**9) | list }}",
-        "{{ 2 ** 10 ** 9 }}",
+        "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3, "{{ 'a' * 10**9 }}",
+        "{% set x = messages[0].content * 10**9 %}{{ x }}", "{{ 'a'.center(10**9) }}",
+        "{{ messages[0].content.ljust(10**10) }}", "{{ '%1000000000d' | format(1) }}",
+        "{{ '{:>1000000000}'.format(1) }}", "{{ [0] * 10**9 }}", "{{ range(10**9) | list }}", "{{ 2 ** 10 ** 9 }}",
         "{{ (10 ** 4000) ** 4000 }}",
         "{% set ns = namespace(s='a') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s }}",
         "{% macro f(n) %}{{ f(n + 1) }}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ cycler.__init__.__globals__ }}",
-        "{{ self.__init__.__globals__ }}",
-        "{{ lipsum.__globals__['os'].popen('touch /tmp/owned').read() }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ cycler.__init__.__globals__ }}",
+        "{{ self.__init__.__globals__ }}", "{{ lipsum.__globals__['os'].popen('touch /tmp/owned').read() }}",
         "{{ joiner.__init__.__globals__.os.system('id') }}",
-        "{{ messages.__class__ }}{{ ().__class__.__bases__ }}{{ 1/0 }}",
-        "{% include '/etc/passwd' %}",
-        "{% import 'os' as os %}{{ os.system('id') }}",
-        "{% extends '/etc/passwd' %}",
-        "{{ raise_exception('\x1b[2J\x07no\nno\nno\nno\nno\nno\nno') }}",
-        "{{ messages[0].nope.nope }}",
-        "{{ messages[7] }}",
-        "{{ undefined_function() }}",
-        "{{ strftime_now('%Y' * 10**8) }}",
-        "{{ strftime_now(7) }}",
-        "{{ messages | tojson(indent=10**9) }}",
-        "{{ '(' * 100000 }}{{ " + "(" * 100_000,
-        "{{ " + "-" * 50_000 + "1 }}",
-        "{% if " + "not " * 50_000 + "1 %}{% endif %}",
-        "{{ 'x' | indent(10**9) }}",
+        "{{ messages.__class__ }}{{ ().__class__.__bases__ }}{{ 1/0 }}", "{% include '/etc/passwd' %}",
+        "{% import 'os' as os %}{{ os.system('id') }}", "{% extends '/etc/passwd' %}",
+        "{{ raise_exception('\x1b[2J\x07no\nno\nno\nno\nno\nno\nno') }}", "{{ messages[0].nope.nope }}",
+        "{{ messages[7] }}", "{{ undefined_function() }}", "{{ strftime_now('%Y' * 10**8) }}", "{{ strftime_now(7) }}",
+        "{{ messages | tojson(indent=10**9) }}", "{{ '(' * 100000 }}{{ " + "(" * 100_000, "{{ " + "-" * 50_000 + "1 }}",
+        "{% if " + "not " * 50_000 + "1 %}{% endif %}", "{{ 'x' | indent(10**9) }}",
         "{{ 'x' | wordwrap(1) | urlize }}{% for i in range(10) recursive %}{{ loop([i]) }}{% endfor %}",
         "{{ messages | map(attribute='x.' * 100000) | list }}",
-    ]
+    ]  # fmt: skip
     model.change(SETTINGS, chat_template=rng.choice(attacks))
     return "any"
 

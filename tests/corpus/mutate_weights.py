@@ -340,21 +340,14 @@ def file_types(rng: Random, model: ModelDir) -> Expected:
         path.parent.chmod(0o777)
 
     kinds: list[Callable[[Path], object]] = [
-        os.mkfifo,
-        Path.mkdir,
-        lambda path: path.symlink_to("/dev/zero"),
-        lambda path: path.symlink_to("/dev/null"),
-        lambda path: path.symlink_to("/dev/stdin"),
-        lambda path: path.symlink_to("/proc/self/mem"),
-        lambda path: path.symlink_to(path.name),
-        lambda path: path.symlink_to(path.parent),
+        os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to("/dev/null"),
+        lambda path: path.symlink_to("/dev/stdin"), lambda path: path.symlink_to("/proc/self/mem"),
+        lambda path: path.symlink_to(path.name), lambda path: path.symlink_to(path.parent),
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
-        lambda path: path.write_bytes(b"\x80\x02}q\x00."),
-        lambda path: _sparse(path, content, 1 << 40),
-        lambda path: path.write_bytes(b"PK\x03\x04" + content),
-        elsewhere,
-    ]
+        lambda path: path.write_bytes(b"\x80\x02}q\x00."), lambda path: _sparse(path, content, 1 << 40),
+        lambda path: path.write_bytes(b"PK\x03\x04" + content), elsewhere,
+    ]  # fmt: skip
     model.replace(name, rng.choice(kinds))
     return "either" if name == "generation_config.json" else "reject"
 

@@ -1,18 +1,17 @@
-"""250 mutants of a model, judged by `run.py`; the nightly run takes thousands."""
+"""200 mutants of a model, judged by `run.py`; the nightly run takes thousands."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import ROOT
 from tests.corpus.mutants import MUTATORS, mutants
 
-SEED, COUNT, COLD = 2026, 250, 40
+SEED, COUNT, COLD = 2026, 200, 40
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="its limits are Linux's")
@@ -31,11 +30,3 @@ def test_the_same_seed_makes_the_same_mutants() -> None:
     first, again, other = (list(mutants(seed, len(MUTATORS))) for seed in (1, 1, 2))
     assert [mutant.model.files for mutant in first] == [mutant.model.files for mutant in again]
     assert [mutant.model.files for mutant in first] != [mutant.model.files for mutant in other]
-
-
-def test_mutants_can_be_written_down(tmp_path: Path) -> None:
-    arguments = ["--seed", "1", "--count", "70", "--out", str(tmp_path / "corpus")]
-    subprocess.run([sys.executable, "-m", "tests.corpus.mutants", *arguments], cwd=ROOT, check=True)
-    expected = json.loads((tmp_path / "corpus" / "expected.json").read_text())
-    assert len(expected) == 70
-    assert all((tmp_path / "corpus" / name).is_dir() for name in expected)

@@ -125,15 +125,6 @@ def test_the_halves_of_a_weight_sum_to_it(bits: int, dtype: torch.dtype) -> None
     torch.testing.assert_close(total, weight.expanded(), rtol=1e-5, atol=1e-5)
 
 
-def test_eight_bits_lose_little_more_than_weights_in_bf16_do() -> None:
-    dense = torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
-    weight = quantize_affine(dense, 8)
-    made = Tinygemm(pack, multiply).matrix(weight, CPU)
-    assert made is not None
-    as_bf16 = error(weight.dequantize(torch.bfloat16), weight.dequantize(torch.float32))
-    assert error(made.dense(), weight.dequantize(torch.float32)) < 2 * as_bf16
-
-
 def test_a_long_prompt_is_multiplied_with_the_dense_weight() -> None:
     weight = random_weight(16, 64, 4)
     calls = list[int]()

@@ -99,13 +99,6 @@ def test_two_values_in_files_beside_the_config_are_refused(
     assert complaint in refuses(3)
 
 
-def test_a_setting_that_is_nan_is_refused(cli: Cli, model: Path) -> None:
-    (model / "generation_config.json").write_text('{"temperature": NaN}')
-    result = cli("generate", "-m", model, "-n", "1", "hi")
-    assert (result.code, result.out) == (3, b"")
-    assert "error: generation_config.json: temperature must be a number, not 'NaN'" in result.err
-
-
 def test_an_unusable_value_is_refused_by_whoever_compares_it() -> None:
     value = Unusable("config.json", "1 and 2")
     for use in (lambda: value == 1, lambda: value != 1, lambda: bool(value), lambda: value in (1, 2)):
@@ -137,6 +130,10 @@ def test_json_of_millions_of_lists_is_refused_before_it_fills_the_memory(refuses
         {"num_hidden_layers": True},
         {"num_hidden_layers": 12.0},
         {"num_attention_heads": 0},
+        {"vocab_size": None},
+        {"model_type": None},
+        {"eos_token_id": "2"},
+        {"auto_map": "LlamaConfig"},
         {"hidden_size": 33},
         {"rms_norm_eps": "1e-5"},
         {"rope_theta": 0},
@@ -159,6 +156,7 @@ def test_a_config_out_of_range_or_of_another_type_is_refused_by_its_field(
         ({"hidden_act": "mish"}, "'mish'"),
         ({"quantization_config": {"quant_method": "magic"}}, "'magic'"),
         ({"is_causal": False}, "is_causal = False"),
+        ({"num_key_value_heads": 3}, "cannot share 3 key-value heads"),
         ({"sliding_window": 128}, "sliding_window = 128"),
         ({"auto_map": {"AutoModelForCausalLM": "modeling_quick.QuickForCausalLM"}}, "code of the model's own"),
     ],
@@ -193,21 +191,3 @@ def test_python_beside_a_model_is_never_imported(cli: Cli, model: Path) -> None:
         (model / name).write_text("raise SystemExit('I was run')")
     edit(model / "config.json", auto_map={"AutoModelForCausalLM": "modeling_tiny.LlamaForCausalLM"})
     assert cli("generate", "-m", model, "-n", "1", "hi").code == 0
-
-
-@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
-@pytest.mark.parametrize("id", [-1, 1.0, True, "2", [[2]], {}], ids=str)
-def test_an_end_of_text_that_is_no_token_id_is_refused(refuses: Refuses, model: Path, file: str, id: Any) -> None:
-    (model / "generation_config.json").write_text("{}")
-    edit(model / file, eos_token_id=id)
-    assert "eos_token_id" in refuses(3)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [{"temperature": "hot"}, {"temperature": -1}, {"top_p": 7}, {"top_k": 1.5}, {"repetition_penalty": 0}],
-    ids=str,
-)
-def test_absurd_sampling_defaults_are_refused_by_name(refuses: Refuses, model: Path, fields: dict[str, Any]) -> None:
-    (model / "generation_config.json").write_text(json.dumps(fields))
-    assert "generation_config.json: " in refuses(3)

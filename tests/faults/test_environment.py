@@ -26,15 +26,11 @@ def shell(command: str, model: Path, **environment: str) -> subprocess.Completed
     )
 
 
-@pytest.mark.parametrize("kilobytes", [60_000, 450_000, 650_000])
+@pytest.mark.parametrize("kilobytes", [60_000, 650_000])
 def test_too_little_memory_to_import_torch_in_is_an_error_and_no_crash(tiny_model: Path, kilobytes: int) -> None:
     done = shell(f"ulimit -v {kilobytes}; $gptcli generate -m $model hi -n 1", tiny_model)
     assert (done.returncode, done.stdout) == (5, "")
     assert re.match(r"gptcli: error: (out of memory|torch needs \d+ bytes of address space)", done.stderr)
-
-
-def test_two_gigabytes_of_address_space_are_enough(tiny_model: Path) -> None:
-    assert shell("ulimit -v 2097152; $gptcli generate -m $model hi -n 1", tiny_model).returncode == 0
 
 
 def test_a_file_that_may_not_grow_is_an_output_error(tiny_model: Path, tmp_path: Path) -> None:

@@ -32,11 +32,6 @@ def test_a_top_k_above_the_vocabulary_is_all_of_it(cli: Cli, tiny_model: Path) -
     assert ids(cli, tiny_model, "--top-k", str(10**20)) == ids(cli, tiny_model, "--top-k", "0")
 
 
-@pytest.mark.parametrize("temperature", ["1e308", "3.5e38"])
-def test_an_enormous_temperature_is_a_flat_distribution(cli: Cli, tiny_model: Path, temperature: str) -> None:
-    assert len(ids(cli, tiny_model, "-t", temperature, "--top-k", "0", "--min-p", "0", "--top-p", "1")) == 8
-
-
 def test_a_model_of_which_every_token_ends_the_text_cannot_be_told_to_ignore_that(cli: Cli, tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", generation_config={"eos_token_id": list(range(320))})
     result = cli("generate", "-m", model, "--ignore-eos", "hi")

@@ -20,19 +20,11 @@ from tests.tiny import TEMPLATE, make_model
 
 # A command is a line here; MODEL stands for the model's directory.
 COMMANDS = [
-    "generate -m MODEL -n 2 hi",
-    "generate -m MODEL -n 2 --chat hi",
-    "generate -m MODEL -n 2 --json --logprobs 3 --quantize int8 hi",
-    "chat -m MODEL -n 2 hi",
-    "tokenize -m MODEL --text hi",
-    "score -m MODEL FILE",
-    "models show MODEL",
-    "models verify MODEL",
-    "models",
-    "bench -m MODEL -p 8 -n 2 --repeats 1",
-    "cache",
-    "help generate",
-]
+    "generate -m MODEL -n 2 hi", "generate -m MODEL -n 2 --chat hi",
+    "generate -m MODEL -n 2 --json --logprobs 3 --quantize int8 hi", "chat -m MODEL -n 2 hi",
+    "tokenize -m MODEL --text hi", "score -m MODEL FILE", "models show MODEL", "models verify MODEL", "models",
+    "bench -m MODEL -p 8 -n 2 --repeats 1", "cache", "help generate",
+]  # fmt: skip
 # Files of Python, its libraries and the operating system may be read.
 LIBRARIES = {
     os.path.realpath(path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -59,12 +58,6 @@ def test_a_syntax_error_in_a_template_names_the_line(refuses: Refuses, model: Pa
 def test_what_a_template_raises_is_shown_cleaned_on_a_line(refuses: Refuses, model: Path) -> None:
     edit(model / "tokenizer_config.json", chat_template="{{ raise_exception('no\x1b[2J\nno\n' * 9) }}")
     assert "no\u241b[2J no" in refuses(3, "--chat")
-
-
-@pytest.mark.parametrize("template", [7, True, {}, [], [{"name": ["x"], "template": "y"}], [7]], ids=repr)
-def test_a_template_of_another_type_is_refused(refuses: Refuses, model: Path, template: Any) -> None:
-    edit(model / "tokenizer_config.json", chat_template=template)
-    assert "chat" in refuses(3, "--chat")
 
 
 def test_a_model_without_a_template_hints_at_chat_template(refuses: Refuses, model: Path) -> None:

@@ -48,7 +48,7 @@ def processors(
     return LogitsProcessorList(made)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(id_lists, id_lists, words, st.integers(0, 4), histories, st.booleans(), st.integers(0, 2**32))
 def test_the_tokens_that_may_be_drawn_are_those_of_transformers(
     suppressed: list[int],

@@ -1,23 +1,17 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.generation.sampling.filters import add_bias, keep_min_p, keep_top_k, keep_top_p, penalize
+from gptcli.generation.sampling.filters import keep_min_p, keep_top_k, keep_top_p, penalize
 
 logit_lists = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=60)
 
 
 def descending(values: list[float]) -> torch.Tensor:
     return torch.tensor(sorted(values, reverse=True))
-
-
-def test_a_bias_is_added_and_minus_infinity_bans() -> None:
-    assert add_bias(torch.zeros(4), [(1, 2.5), (3, -math.inf)]).tolist() == [0, 2.5, 0, -math.inf]
 
 
 @given(logit_lists, st.floats(0.5, 2.0), st.floats(0, 2), st.floats(0, 2), st.data())

@@ -67,11 +67,6 @@ def test_a_stop_text_across_tokens_is_never_shown(tiny: LanguageModel, monkeypat
     assert len(finished.ids) == len("one. STOP")
 
 
-def test_a_single_stop_text_need_not_be_a_list(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    force(tiny, monkeypatch, [tiny.tokenizer.encode(char)[0] for char in "one. STOP two"])
-    assert run(tiny, "x", stop="STOP")[0] == b"one. "
-
-
 def test_a_character_of_many_tokens_comes_whole(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = tiny.tokenizer.encode("🙂é")
     force(tiny, monkeypatch, ids)
@@ -85,23 +80,6 @@ def test_half_a_character_at_the_end_keeps_its_bytes(tiny: LanguageModel, monkey
     force(tiny, monkeypatch, tiny.tokenizer.encode("🙂")[:2])
     text, _ = run(tiny, "x", max_tokens=2)
     assert text == "🙂".encode()[:2]
-
-
-def test_padding_rows_of_the_vocabulary_are_never_drawn(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert tiny.tokenizer.size < tiny.folder.architecture.config.vocab_size
-    force(tiny, monkeypatch, [319, 319, 319])
-    _, finished = run(tiny, "x", max_tokens=3)
-    assert max(finished.ids) < tiny.tokenizer.size
-
-
-def test_no_tokens_asked_for_are_no_tokens(tiny: LanguageModel) -> None:
-    text, finished = run(tiny, "In a", max_tokens=0)
-    assert (text, finished.ids, finished.reason) == (b"", (), "length")
-
-
-def test_a_full_context_can_be_an_error(tiny: LanguageModel) -> None:
-    with pytest.raises(ContextOverflow, match="256 tokens is full"):
-        run(tiny, list(range(3, 253)), max_tokens=-1, overflow="error")
 
 
 def test_a_full_context_can_forget_its_older_half(tiny: LanguageModel) -> None:
@@ -134,27 +112,6 @@ def test_a_bias_outside_the_vocabulary_is_refused(tiny: LanguageModel) -> None:
     size = tiny.tokenizer.size
     with pytest.raises(UsageError, match=f"id {size} is outside the vocabulary of {size}"):
         tiny.generate("x", logit_bias={size: 1.0})
-
-
-def test_a_cancelled_generation_keeps_what_came(tiny: LanguageModel) -> None:
-    asked = 0
-
-    def cancelled() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked > 4
-
-    prompt = tiny.tokenizer.encode("In a")
-    *_, finished = tiny.stream(prompt, GREEDY, StopConfig(ignore_eos=True), cancelled=cancelled)
-    assert isinstance(finished, Finished)
-    assert finished.reason == "interrupt"
-    assert 0 < len(finished.ids) < 5
-
-
-def test_a_cancelled_prefill_is_an_interrupt_without_text(tiny: LanguageModel) -> None:
-    events = list(tiny.stream([5, 6, 7], GREEDY, StopConfig(), cancelled=lambda: True))
-    assert [type(event) for event in events] == [Finished]
-    assert events[0].reason == "interrupt"  # type: ignore[union-attr]
 
 
 def test_a_cache_that_holds_the_prompt_changes_nothing_but_the_work(tiny: LanguageModel) -> None:
@@ -200,18 +157,3 @@ def test_pieces_of_text_bring_the_tokens_that_they_are_made_of(tiny: LanguageMod
     assert tuple(steps) == finished.logprobs
     for step in steps:
         assert step.explanation is not None and len(step.top) == 2
-
-
-def test_nothing_is_recorded_that_was_not_asked_for(tiny: LanguageModel) -> None:
-    *deltas, finished = tiny.generate("In a", max_tokens=4, seed=1, ignore_eos=True)
-    assert isinstance(finished, Finished) and finished.logprobs is None
-    assert all(delta.steps == () for delta in deltas if isinstance(delta, TextDelta))
-
-
-def test_a_seed_gives_the_same_text_with_and_without_explanations(tiny: LanguageModel) -> None:
-    def ids(explain: bool) -> tuple[int, ...]:
-        *_, finished = tiny.generate("In a", max_tokens=12, top_k=0, seed=5, ignore_eos=True, explain=explain)
-        assert isinstance(finished, Finished)
-        return finished.ids
-
-    assert ids(explain=True) == ids(explain=False)

@@ -75,7 +75,7 @@ def frequencies(make: Make, logits: torch.Tensor, count: int, **config: Any) -> 
     return torch.bincount(torch.tensor(drawn(sampler, logits, count)), minlength=len(logits)) / count
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(
     st.integers(0, 2**32),
     st.sampled_from([1, 2, 7, 900, 1024, 1025, 5000]),
@@ -114,7 +114,7 @@ def test_both_samplers_draw_the_same_tokens(
     assert of_native == of_torch
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(
     st.lists(st.floats(-1e30, 1e30), min_size=2, max_size=50),
     st.builds(
@@ -147,14 +147,6 @@ def test_any_settings_draw_a_token_that_is_neither_banned_nor_masked(
     assert token not in forbidden
 
 
-@given(st.integers(1, 100), st.data())
-def test_a_mask_of_one_token_draws_it(make: Make, size: int, data: st.DataObject) -> None:
-    token = data.draw(st.integers(0, size - 1))
-    config = data.draw(st.sampled_from([SamplingConfig(), SamplingConfig(temperature=0), SamplingConfig(**OFF)]))
-    logits = torch.randn(size, generator=torch.Generator().manual_seed(size)) * 20
-    assert drawn(make(config, size, NONE), logits, 3, [token], mask_of([token], size)) == [token] * 3
-
-
 @pytest.mark.parametrize("config", [SamplingConfig(), SamplingConfig(temperature=0), SamplingConfig(**OFF)])
 def test_a_mask_that_leaves_no_token_is_refused(make: Make, config: SamplingConfig) -> None:
     sampler = make(replace(config, logit_bias=((1, -math.inf), (2, 5.0))), 40, frozenset({3}))
@@ -168,16 +160,6 @@ def test_a_mask_that_leaves_no_token_is_refused(make: Make, config: SamplingConf
 def test_a_mask_that_is_too_short_is_refused(make: Make) -> None:
     with pytest.raises(ValueError):
         make(SamplingConfig(), 33, NONE).sample(torch.zeros(33), [], bytearray(4))
-
-
-def test_banned_tokens_are_not_drawn_however_hot(make: Make) -> None:
-    config = SamplingConfig(**OFF | {"temperature": 1e300}, logit_bias=((2, -math.inf),), seed=1)
-    assert set(drawn(make(config, 5, frozenset({0, 1})), torch.zeros(5), 200)) == {3, 4}
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1e-45, 1e-6])
-def test_a_temperature_near_zero_takes_the_best(make: Make, temperature: float) -> None:
-    assert frequencies(make, torch.tensor([1.0, 1.001, 0.0]), 50, temperature=temperature).tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.9999}, {"min_p": 0.01}])

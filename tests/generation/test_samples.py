@@ -11,7 +11,7 @@ import pytest
 
 import gptcli
 from gptcli import Finished, LanguageModel, TextDelta
-from gptcli.errors import ContextOverflow, GptcliError, UsageError
+from gptcli.errors import ContextOverflow, GptcliError
 from gptcli.kernels.tensors import library
 from gptcli.runtime import device_plan as device
 from gptcli.runtime import torch_engine as engine
@@ -151,21 +151,11 @@ def test_an_interrupt_ends_all_that_were_begun(lm: LanguageModel, monkeypatch: p
         assert text and all_of_it.startswith(text)
 
 
-def test_an_interrupted_prompt_leaves_samples_without_text(lm: LanguageModel) -> None:
-    got = together(lm, VARIED.for_samples(3), StopConfig(), cancelled=lambda: True)
-    assert [(text, end.reason) for text, end in got if isinstance(end, Finished)] == [(b"", "interrupt")] * 3
-
-
 def test_as_many_share_a_step_as_fit_into_the_memory(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     row = lm.engine.decoder.config.cache_bytes(64, 4)
     for free, rows in ((10**9, 32), (3 * 5 * row, 5), (1, 1)):
         monkeypatch.setattr(engine, "free_bytes", lambda device, free=free: free)
         assert lm.engine.most_rows(64) == lm.engine.most_rows(1000) == rows
-
-
-def test_one_bad_config_is_refused_before_anything_runs(lm: LanguageModel) -> None:
-    with pytest.raises(UsageError, match="outside the vocabulary"):
-        lm.streams(PROMPT, [VARIED, replace(VARIED, logit_bias=((10**6, 1.0),))], StopConfig())
 
 
 def test_seeds_count_up_from_a_random_one_and_start_again_after_the_highest() -> None:

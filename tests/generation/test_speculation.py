@@ -38,13 +38,6 @@ def drafted(pace: Pace, kept: float, step_s: float, steps: int) -> list[int]:
     return lengths
 
 
-def test_nothing_is_drafted_before_an_ordinary_step_was_timed() -> None:
-    pace = Pace(8)
-    assert pace.wanted() == 0
-    pace.learn(0, 0, 1.0)
-    assert pace.wanted() == 2
-
-
 def test_drafts_grow_while_they_come_true() -> None:
     assert drafted(Pace(8), 1.0, 1.5, 6) == [0, 2, 4, 8, 8, 8]
 

@@ -335,11 +335,3 @@ def test_a_plan_needs_the_memory_of_what_was_asked_for(
             packing(dtype, "auto", folder.weight_bytes // 2)
         with pytest.raises(OutOfMemory):
             packing(dtype, "none", halves - 1)
-
-
-@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-def test_a_half_leaves_packed_weights_as_they_are(half: torch.dtype, tmp_path: Path, library: Library) -> None:
-    path = write_reference(tmp_path / "dense", "llama", **SIZES).path
-    repack(path, tmp_path / "packed", tmp_path / "meant", pack, **MLX)
-    engine = engine_of(tmp_path / "packed", library, "expand", half=half)
-    assert relative_error(engine.logits(IDS), logits_of(tmp_path / "meant")) < 1e-5

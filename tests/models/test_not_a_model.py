@@ -29,8 +29,10 @@ def adapter(directory: Path, config: Any = LORA) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("with_config", [False, True])
-@pytest.mark.parametrize("command", [["generate", "hi"], ["models", "show"], ["models", "verify"], ["chat", "hi"]])
+@pytest.mark.parametrize(
+    ("command", "with_config"),
+    [(["generate", "hi"], True), (["models", "show"], False), (["models", "verify"], False), (["chat", "hi"], False)],
+)
 def test_an_adapter_says_what_it_is_of_which_model_and_how_to_merge_it(
     command: list[str],
     with_config: bool,

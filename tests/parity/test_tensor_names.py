@@ -22,7 +22,6 @@ Weights = dict[str, Tensor]
 IDS = torch.randint(3, 96, (24,), generator=torch.Generator().manual_seed(3)).tolist()
 TYPES: dict[str, dict[str, Any]] = {
     "llama": {"num_hidden_layers": 2, "tie_word_embeddings": True},
-    "qwen2": {"num_hidden_layers": 2},
     "gemma3_text": {"num_hidden_layers": 2, "head_dim": 16, "tie_word_embeddings": True},
     "qwen3_moe": QWEN_MOE | {"num_hidden_layers": 2, "head_dim": 16},
     "gpt2": GPT,

@@ -34,14 +34,6 @@ def pack_mlx(weight: AffineWeight, name: str) -> dict[str, torch.Tensor]:
     return {f"{name}.weight": words, f"{name}.scales": weight.scales, f"{name}.biases": weight.biases}
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("group_size", [32, 64])
-def test_a_packed_weight_expands_to_what_its_words_say(bits: int, group_size: int) -> None:
-    weight = quantize_affine(torch.randn(5, 128), bits, group_size)
-    assert weight.shape == (5, 128)
-    assert weight.dequantize(torch.float32).equal(spelled_out(weight))
-
-
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 def test_every_width_of_mlx_expands_to_what_its_bits_say(bits: int, group_size: int) -> None:

@@ -70,17 +70,6 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[Library]:
     library.set_threads(1)
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("kind", TYPES)
-def test_a_packed_weight_has_the_values_of_its_blocks(kind: str, seed: int) -> None:
-    data = blocks_of(kind, 21, seed=seed)
-    weight = packed(kind, data)
-    assert weight.shape == (21, COLUMNS)
-    assert torch.allclose(weight.expanded(), meant(kind, data), rtol=2e-7, atol=1e-9)
-    order = torch.tensor([4, 0, 20])
-    assert weight.rows(order).expanded().equal(weight.expanded()[order])
-
-
 @pytest.mark.parametrize("kind", TYPES)
 def test_the_kernels_give_the_products_of_these_values(kernels: Library, kind: str) -> None:
     data = blocks_of(kind, 100)
@@ -106,18 +95,6 @@ def test_a_row_in_the_kernels_is_that_of_the_blocks_and_takes_about_their_bytes(
     assert matrix.size * 8 == 32 * COLUMNS * TYPES[kind][1]
     rows = torch.stack([kernels.row(matrix, row) for row in range(32)])
     assert torch.allclose(rows, meant(kind, data), rtol=2e-7, atol=1e-9)
-
-
-@pytest.mark.parametrize("kind", TYPES)
-def test_an_infinite_factor_has_no_packed_form(kind: str) -> None:
-    data = blocks_of(kind, 2)
-    for at in TYPES[kind][0]:
-        data[1, at : at + 2] = np.array([np.inf], np.float16).view(np.uint8)
-        assert packed_from_ggml(kind, torch.from_numpy(data)) is None
-
-
-def test_other_types_have_no_packed_form() -> None:
-    assert packed_from_ggml("Q2_K", torch.zeros(1, 84, dtype=torch.uint8)) is None
 
 
 @pytest.mark.parametrize("columns", [32, 64, 96])

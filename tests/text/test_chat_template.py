@@ -71,18 +71,6 @@ def test_a_template_that_fails_is_one_error(source: str, complaint: str, tiny: L
         render(source, tiny.tokenizer)
 
 
-def test_a_template_file_beside_the_model_comes_first(tmp_path: Path) -> None:
-    tokenizer = Tokenizer.open(make_model(tmp_path))
-    (tmp_path / "chat_template.jinja").write_text("from the file")
-    assert ChatTemplate.of_model(tmp_path, tokenizer).source == "from the file"
-
-
-def test_the_default_is_used_if_templates_have_names(tmp_path: Path) -> None:
-    named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
-    tokenizer = Tokenizer.open(make_model(tmp_path, template=named))  # type: ignore[arg-type]
-    assert ChatTemplate.of_model(tmp_path, tokenizer).source == "D"
-
-
 NAMED = [{"name": "tool_use", "template": "T"}, {"name": "rag", "template": "R{{ messages[0].content }}"}]
 DEFAULT = {"name": "default", "template": "D{{ messages[0].content }}"}
 

@@ -118,12 +118,6 @@ def test_wordpiece_ranges_are_of_text_that_is_lowered_and_stripped_to_the_token(
         last = end
 
 
-def test_accents_that_are_stripped_stay_within_the_word() -> None:
-    text = "Cafés CAFE\u0301S"
-    found = [text.encode()[slice(*span)].decode() for *_, span in ranges(made("wordpiece")[1], text)]
-    assert "".join(found) == text.replace(" ", "")
-
-
 def test_tokens_that_share_a_character_have_all_of_it() -> None:
     found = {own: span for _, own, span in ranges(made("unigram")[1], "a ㎞")}
     assert found[b"k"] == found[b"m"] == (2, 5)

@@ -30,38 +30,20 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "Llama, legacy": (LLAMA, {"model_type": "llama"}, {"tokenizer_class": "LlamaTokenizerFast", "legacy": True}),
     "Llama, of no class": (LLAMA, {"model_type": "llama"}, {}),
     "Code Llama": (LLAMA, {"model_type": "llama"}, {"tokenizer_class": "CodeLlamaTokenizer", "legacy": True}),
-    "Llama, bare": (
-        LLAMA,
-        {"model_type": "llama"},
-        {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": False, "add_eos_token": True},
-    ),
+    "Llama, bare": (LLAMA, {"model_type": "llama"}, {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": False,
+         "add_eos_token": True}),
     "Gemma": (GEMMA, {"model_type": "gemma"}, {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}),
     "Mistral": (LLAMA, {"model_type": "mistral"}, {"tokenizer_class": "LlamaTokenizer", "legacy": False}),
     "Mistral, legacy": (BPE, {"model_type": "mistral"}, {"tokenizer_class": "LlamaTokenizer"}),
-    "Phi 3": (
-        BPE,
-        {"model_type": "phi3"},
-        {
-            "tokenizer_class": "LlamaTokenizer",
-            "added_tokens_decoder": {
-                "2": {"content": "<end>", "rstrip": True, "special": False},
-                "400": {"content": "<|user|>", "rstrip": True, "special": True},
-            },
-            "eos_token": "<|user|>",
-        },
-    ),
+    "Phi 3": (BPE, {"model_type": "phi3"}, {"tokenizer_class": "LlamaTokenizer",
+         "added_tokens_decoder": {"2": {"content": "<end>", "rstrip": True, "special": False},
+         "400": {"content": "<|user|>", "rstrip": True, "special": True}}, "eos_token": "<|user|>"}),
     "Unigram": (UNIGRAM, {"model_type": "mistral"}, {}),
-    "Unigram, bytes": (
-        UNIGRAM | {"byte_fallback": True, "add_dummy_prefix": False, "remove_extra_whitespaces": False},
-        {"model_type": "mistral"},
-        {},
-    ),
-    "BPE with user symbols": (
-        BPE | {"user_defined_symbols": ["clock", " a", "町"], "control_symbols": ["<ctl>"]},
-        {"model_type": "mistral"},
-        {},
-    ),
-}
+    "Unigram, bytes": (UNIGRAM | {"byte_fallback": True, "add_dummy_prefix": False, "remove_extra_whitespaces": False},
+         {"model_type": "mistral"}, {}),
+    "BPE with user symbols": (BPE | {"user_defined_symbols": ["clock", " a", "町"], "control_symbols": ["<ctl>"]},
+         {"model_type": "mistral"}, {}),
+}  # fmt: skip
 # In these the fast class agrees with SentencePiece on whole texts.
 AS_SENTENCEPIECE = ["Mistral, legacy", "Unigram, bytes"]
 
@@ -103,7 +85,7 @@ def test_vocabulary_and_roles_are_as_in_transformers(both: tuple[Any, Tokenizer]
 @given(text=texts(8))
 @example("a<s> b</s>  c<ctl>d")
 @example("  a  b  ")
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_ids_and_text_are_as_in_transformers(both: tuple[Any, Tokenizer], text: str) -> None:
     theirs, ours = both
     ids = theirs.encode(text, add_special_tokens=False)
@@ -158,11 +140,10 @@ def test_random_bytes_are_no_sentencepiece_model(tmp_path: Path) -> None:
             Tokenizer.open(path)
 
 
-@pytest.mark.parametrize("name", ["LlamaTokenizer", "GemmaTokenizer", "TokenizersBackend"])
 @pytest.mark.parametrize("field", ["added_tokens_decoder", "unk_token", "bos_token", "legacy", "extra_special_tokens"])
 @pytest.mark.parametrize("value", [7, None, [], ["x"], {}, {"7": "x"}, {"²": {}}, {"content": 7}, "nope"], ids=repr)
-def test_settings_of_any_type_are_taken_or_refused(tmp_path: Path, name: str, field: str, value: Any) -> None:
-    path = written(tmp_path, BPE, {}, {"tokenizer_class": name, "add_bos_token": True, field: value})
+def test_settings_of_any_type_are_taken_or_refused(tmp_path: Path, field: str, value: Any) -> None:
+    path = written(tmp_path, BPE, {}, {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, field: value})
     try:
         assert Tokenizer.open(path).encode("a")
     except BrokenTokenizer as error:

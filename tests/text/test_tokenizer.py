@@ -35,10 +35,6 @@ def test_typed_text_never_becomes_a_control_token(tiny: LanguageModel, text: str
     assert tiny.tokenizer.decode(ids) == text.encode("utf-8", "replace")
 
 
-def test_control_tokens_are_control_tokens_if_asked_for(tiny: LanguageModel) -> None:
-    assert tiny.tokenizer.encode("<|im_end|>", special=True) == [END]
-
-
 @given(SPOKEN)
 def test_a_rendered_chat_takes_control_tokens_from_the_template_alone(tiny: LanguageModel, text: str) -> None:
     tokenizer = tiny.tokenizer
@@ -60,10 +56,6 @@ def test_typed_text_is_no_control_token_of_sentencepiece_either(sentencepiece: T
     ids = sentencepiece.encode(typed, add_special=False)
     assert not any(sentencepiece.is_control(id) for id in ids)
     assert sentencepiece.decode(ids) == b" " + typed.encode()
-
-
-def test_bos_is_added_once_and_only_if_asked_for(sentencepiece: Tokenizer) -> None:
-    assert sentencepiece.encode("hello") == [1, *sentencepiece.encode("hello", add_special=False)]
 
 
 def test_byte_fallback_tokens_are_their_bytes(sentencepiece: Tokenizer) -> None:
@@ -91,16 +83,6 @@ def test_a_tokenizer_that_cannot_be_read_is_one_error(tmp_path: Path, text: str)
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(BrokenTokenizer, match="cannot read"):
         Tokenizer.open(tmp_path)
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "qwen2", "llama2", "metaspace", "unigram", "wordpiece"])
-@given(text=st.text(alphabet="In a small.?!'ns,töwn\n 3"))
-def test_the_text_of_ids_is_what_the_library_decodes(kind: str, text: str) -> None:
-    library, tokenizer = made(kind)
-    ids = tokenizer.encode(text, add_special=False)
-    assert b"".join(tokenizer.text_pieces(ids)).decode("utf-8", "replace") == library.decode(
-        ids, skip_special_tokens=False
-    )
 
 
 def test_a_marked_end_of_a_word_decodes_to_a_space(tmp_path: Path) -> None:

@@ -33,11 +33,8 @@ DECODER = {
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "Llama": ("llama2", {"model_type": "llama"}, ROLES | {"tokenizer_class": "LlamaTokenizer"}),
     "Llama, legacy": ("llama2", {"model_type": "llama"}, ROLES | {"tokenizer_class": "LlamaTokenizer", "legacy": True}),
-    "Llama, bare": (
-        "metaspace",
-        {"tokenizer_class": "LlamaTokenizerFast"},
-        ROLES | {"add_prefix_space": False, "add_bos_token": False},
-    ),
+    "Llama, bare": ("metaspace", {"tokenizer_class": "LlamaTokenizerFast"}, ROLES | {"add_prefix_space": False,
+         "add_bos_token": False}),
     "Llama, tokens by id": ("llama2", {}, ROLES | DECODER | {"tokenizer_class": "LlamaTokenizer"}),
     "Llama, byte-level": ("llama3", {"model_type": "llama"}, BYTE_LEVEL | {"tokenizer_class": "LlamaTokenizerFast"}),
     "Llama for Mistral": ("llama2", {"model_type": "mistral"}, ROLES | {"tokenizer_class": "LlamaTokenizer"}),
@@ -45,11 +42,8 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "Llama for Qwen 2": ("llama3", {"model_type": "qwen2"}, BYTE_LEVEL | {"tokenizer_class": "LlamaTokenizerFast"}),
     "Llama for Gemma": ("llama2", {"model_type": "gemma2"}, ROLES | {"tokenizer_class": "LlamaTokenizer"}),
     "Code Llama": ("llama2", {"model_type": "llama"}, ROLES | {"tokenizer_class": "CodeLlamaTokenizer"}),
-    "Code Llama, its own tokens": (
-        "metaspace",
-        {"model_type": "llama"},
-        ROLES | {"tokenizer_class": "CodeLlamaTokenizerFast", "fill_token": None, "prefix_token": "clock"},
-    ),
+    "Code Llama, its own tokens": ("metaspace", {"model_type": "llama"}, ROLES |
+         {"tokenizer_class": "CodeLlamaTokenizerFast", "fill_token": None, "prefix_token": "clock"}),
     "Gemma": ("llama2", {"model_type": "gemma3_text"}, ROLES),
     "GPT-2": ("llama3", {"model_type": "gpt2"}, BYTE_LEVEL),
     "GPT-2, named": ("qwen2", {"model_type": "llama"}, BYTE_LEVEL | {"tokenizer_class": "GPT2Tokenizer"}),
@@ -62,7 +56,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "OpenAI GPT": ("openai_gpt", {"model_type": "openai-gpt"}, {"unk_token": "<unk>"}),
     "generic": ("o200k", {"model_type": "olmo2"}, BYTE_LEVEL | {"tokenizer_class": "GPT2Tokenizer"}),
     "unheard of": ("o200k", {"model_type": "llama"}, BYTE_LEVEL | {"tokenizer_class": "TheirTokenizer"}),
-}
+}  # fmt: skip
 
 
 def openai_gpt() -> Library:

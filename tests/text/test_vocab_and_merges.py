@@ -19,14 +19,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "GPT2TokenizerFast": {"add_prefix_space": True, "bos_token": "<|end|>", "add_bos_token": True},
     "CodeGenTokenizer": {"add_prefix_space": False},
     "GPTNeoXTokenizer": {"added_tokens_decoder": {"420": {"content": "  ", "normalized": True}}},
-    "Qwen2Tokenizer": {
-        "added_tokens_decoder": {"0": {"content": "<|end|>", "rstrip": True, "special": True}},
-        "pad_token": "<|end|>",
-        "eos_token": "<|end|>",
-        "bos_token": None,
-        "unk_token": "<|end|>",
-    },
-}
+    "Qwen2Tokenizer": {"added_tokens_decoder": {"0": {"content": "<|end|>", "rstrip": True, "special": True}},
+         "pad_token": "<|end|>", "eos_token": "<|end|>", "bos_token": None, "unk_token": "<|end|>"},
+}  # fmt: skip
 
 
 def written(path: Path, name: str | None, tokenizer: dict[str, Any], **files: Any) -> Path:
@@ -54,7 +49,7 @@ def test_vocabulary_and_roles_are_as_in_transformers(both: tuple[PreTrainedToken
 
 
 @given(text=texts(8))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_ids_and_text_are_as_in_transformers(both: tuple[PreTrainedTokenizerBase, Tokenizer], text: str) -> None:
     theirs, ours = both
     ids = theirs.encode(text, add_special_tokens=False)
