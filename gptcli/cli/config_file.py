@@ -159,4 +159,4 @@ def _as_typed(value: Any, on: bool) -> Any:
 def _refuse_unknown(kind: str, names: Iterable[str], known: set[str], path: Path) -> None:
     for name in sorted(set(names) - known):
         near = [option for option in sorted(known) if option.startswith(name)] or difflib.get_close_matches(name, known)
-        raise UsageError(f"{path}: there is no {kind} {name}", hint=f"perhaps {near[0]}?" if near else None)
+        raise UsageError(f"{path}: there is no {kind} {name}", hint=f"did you mean {near[0]}?" if near else None)
