@@ -156,9 +156,9 @@ def _named(name: str, file: str) -> LocalModel | None:
     return LocalModel(name, snapshot) if snapshot else None
 
 
-def missing(name: str) -> ModelNotFound:
-    """The error for a missing model, with a way to get it."""
-    if name == DEFAULT_MODEL or (name.count("/") == 1 and is_name(name)):
+def missing(name: str, *, wanted: bool = True) -> ModelNotFound:
+    """The error for a missing model, with a way to get it if it is `wanted`."""
+    if wanted and (name == DEFAULT_MODEL or (name.count("/") == 1 and is_name(name))):
         return ModelNotFound(f"no such model: {name}", hint=f"run `gptcli models pull {name}`")
     near = difflib.get_close_matches(name, [model.name for model in local_models()], 1)
     hint = f"did you mean {near[0]}? " if near else ""

@@ -141,7 +141,7 @@ def remove(name: str) -> Path:
             hint="rm removes what gptcli installed, by its name",
         )
     if model is None:
-        raise missing(name)
+        raise missing(name, wanted=False)
     target = model.path
     root = next((root for root in roots() if root / name == target), None)
     if root is None or not (target / RECORD).is_file():

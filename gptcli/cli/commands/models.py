@@ -118,7 +118,7 @@ def pull(
 @app.command("import", cls=Command)
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="A GGUF file, or the first part of one.")],
-    name: Annotated[str | None, typer.Option("--name", help="(default: the file's name)")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The model's name. (default: the file's)")] = None,
     force: Force = False,
     quiet: options.Quiet = False,
 ) -> None:

@@ -26,7 +26,7 @@ _input_option, _view_option, _task_option = panel("Input"), panel("Views"), pane
 
 Files = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[FILE]...", help="Texts; `-`, or nothing, reads stdin. With --decode, ids."),
+    typer.Argument(metavar="FILE", help="Texts; `-`, or nothing, reads stdin. With --decode, ids."),
 ]
 
 
