@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 import secrets
@@ -301,7 +302,8 @@ class ChatSettings:
         name = name.replace("-", "_")
         if name not in defaults:
             near = [known for known in defaults if known.startswith(name)]
-            hint = f"perhaps {near[0]}?" if near else f"there are {', '.join(defaults)}"
+            near = near or difflib.get_close_matches(name, defaults, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(defaults)}"
             raise UsageError(f"there is no setting {name}", hint)
         kinds = {field.name: str(field.type) for record in (SamplingConfig, ChatSettings) for field in fields(record)}
         return replace(self, **{name: defaults[name] if text == "default" else _parsed(name, kinds[name], text)})

@@ -25,7 +25,8 @@ settings.load_profile("gptcli")
 @pytest.fixture(autouse=True)
 def _a_home_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the models, caches, settings or terminal of whoever runs it."""
-    monkeypatch.setenv("GPTCLI_WEIGHTS", str(tmp_path / "weights"))
+    (weights := tmp_path / "weights").mkdir()
+    monkeypatch.setenv("GPTCLI_WEIGHTS", str(weights))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))

@@ -148,7 +148,7 @@ def test_an_unknown_setting_or_value_is_refused(name: str, text: str, complaint:
 def test_an_unknown_setting_is_told_the_near_one_or_all() -> None:
     with pytest.raises(UsageError) as error:
         ChatSettings().changed("temp", "1")
-    assert error.value.hint == "perhaps temperature?"
+    assert error.value.hint == "did you mean temperature?"
     with pytest.raises(UsageError) as error:
         ChatSettings().changed("xyzzy", "1")
     assert "temperature, top_k" in str(error.value.hint)

@@ -10,7 +10,7 @@ import datetime
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar, Unpack
+from typing import Any, Generic, Literal, Protocol, TypeVar, Unpack
 
 from gptcli.chat.events import FORMAT_VERSION, History, Record
 from gptcli.errors import InputError, UsageError
@@ -180,6 +180,14 @@ class Session(Generic[Model]):
         self._check_switches(settings)
         self._overrides, self._defaults = {}, {}
         self._record({"type": "settings", "settings": settings.record})
+
+    def origin(self, name: str) -> Literal["option", "session", "file", "default"]:
+        """Who gave a setting its value: `override`'s given, the events, `override`'s defaults, or nobody."""
+        if name in self._overrides:
+            return "option"
+        if name in self._history.settings.record:
+            return "session"
+        return "file" if name in self._defaults else "default"
 
     def change(self, name: str, text: str) -> None:
         """Changes one setting for good, as a user spells it; what overrode it no longer does. Raises UsageError."""

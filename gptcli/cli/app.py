@@ -121,7 +121,7 @@ def _with_plain_stats(arguments: Sequence[str]) -> list[str]:
 
 
 def _report(message: str, hint: str | None, code: int, error: Exception) -> int:
-    if os.environ.get("GPTCLI_DEBUG") == "1":
+    if os.environ.get("GPTCLI_DEBUG", "0") not in ("", "0"):
         traceback.print_exception(error)
     print_error(message, hint)
     return code

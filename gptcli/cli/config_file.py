@@ -16,7 +16,7 @@ import typer
 from gptcli.cli.metavars import Command
 from gptcli.cli.terminal.stderr import print_note
 from gptcli.cli.usage_errors import bad_value
-from gptcli.errors import UsageError
+from gptcli.errors import InputError, UsageError
 from gptcli.files import open_regular
 from gptcli.models.catalog import DEFAULT_MODEL
 
@@ -111,8 +111,12 @@ def read_config(path: Path) -> dict[str, Any]:
     """What a configuration file says; nothing if there is none and none was asked for. Raises GptcliError."""
     if not os.environ.get(_VARIABLE) and not os.path.lexists(path):
         return {}
-    with open_regular(path) as file:
-        data = file.read(_LARGEST + 1)
+    try:
+        with open_regular(path) as file:
+            data = file.read(_LARGEST + 1)
+    except InputError as error:
+        hint = f"{_VARIABLE} names it; `off` is for none" if os.environ.get(_VARIABLE) else error.hint
+        raise InputError(error.message, hint) from None
     if len(data) > _LARGEST:
         raise UsageError(f"{path}: more than {_LARGEST} bytes")
     if data.startswith(codecs.BOM_UTF8):
@@ -159,4 +163,4 @@ def _as_typed(value: Any, on: bool) -> Any:
 def _refuse_unknown(kind: str, names: Iterable[str], known: set[str], path: Path) -> None:
     for name in sorted(set(names) - known):
         near = [option for option in sorted(known) if option.startswith(name)] or difflib.get_close_matches(name, known)
-        raise UsageError(f"{path}: there is no {kind} {name}", hint=f"perhaps {near[0]}?" if near else None)
+        raise UsageError(f"{path}: there is no {kind} {name}", hint=f"did you mean {near[0]}?" if near else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -9,6 +10,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from gptcli.cli.terminal.columns import terminal_columns
+
+_FRAMED = 72  # columns that the help with frames needs
 _NAMES = {str: "TEXT", int: "N", float: "X", Path: "FILE"}
 
 
@@ -29,7 +33,7 @@ class Command(TyperCommand):
 
     def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
         """Writes the help."""
-        _name_values(self, ctx)
+        _fit_to_terminal(self, ctx, formatter)
         super().format_help(ctx, formatter)
 
 
@@ -38,8 +42,17 @@ class Group(TyperGroup):
 
     def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
         """Writes the help."""
-        _name_values(self, ctx)
+        _fit_to_terminal(self, ctx, formatter)
         super().format_help(ctx, formatter)
+
+
+def _fit_to_terminal(command: Any, ctx: typer.Context, formatter: Any) -> None:
+    """Names values; leaves frames out, which would cut words, if the terminal is narrow."""
+    _name_values(command, ctx)
+    if (columns := terminal_columns()) < _FRAMED:
+        command.rich_markup_mode = None
+        formatter.width = columns
+        formatter.write_dl = partial(formatter.write_dl, col_max=columns // 3)
 
 
 def _name_values(command: Any, ctx: typer.Context) -> None:

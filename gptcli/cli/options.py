@@ -122,7 +122,7 @@ class PromptOptions:
     system: Annotated[str | None, _prompt_option("System message of a chat.")] = None
     system_file: Annotated[Path | None, _prompt_option("System message from a file.", readable=False)] = None
     chat_template: ChatTemplateFile = None
-    special: Annotated[bool, _prompt_option("Read control tokens such as <|im_end|> in the prompt.", "--special")] = (
+    special: Annotated[bool, _prompt_option("Read control tokens such as <|im_end|> in the input.", "--special")] = (
         False
     )
     thinking: Annotated[
@@ -171,7 +171,9 @@ class SamplingOptions:
     presence_penalty: Annotated[
         float | None, _sampling_option("Subtracted from each recent token's logit. (default: 0)")
     ] = None
-    frequency_penalty: Annotated[float | None, _sampling_option("The same, once an occurrence. (default: 0)")] = None
+    frequency_penalty: Annotated[
+        float | None, _sampling_option("Subtracted from a recent token's logit once per occurrence. (default: 0)")
+    ] = None
     logit_bias: Annotated[
         list[str] | None, _sampling_option("Added to a token's logit. Repeatable.", metavar="ID=BIAS")
     ] = None
@@ -271,7 +273,8 @@ class ChatStopOptions:
 
 Json = Annotated[bool, _output_option("One JSON object a line instead of text.", "--json")]
 Color = Annotated[
-    Literal["auto", "always", "never"], _output_option("Colours: on a terminal unless NO_COLOR is set; or always.")
+    Literal["auto", "always", "never"],
+    _output_option("Colours: on a terminal unless NO_COLOR is set; always; or never."),
 ]
 Quiet = Annotated[bool, _output_option("Only errors on stderr.", "-q", "--quiet")]
 

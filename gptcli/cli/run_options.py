@@ -19,7 +19,7 @@ from gptcli.cli.terminal.stderr import ProgressLine, note_failures, print_line, 
 from gptcli.errors import GptcliError, TemplateError, UsageError
 from gptcli.generation.events import Finished
 from gptcli.language_model import ChatSession, LanguageModel
-from gptcli.models.catalog import DEFAULT_MODEL
+from gptcli.models.catalog import DEFAULT_MODEL, missing_root_notes
 from gptcli.runtime.engine import Workload
 from gptcli.text.chat_template import ChatTemplate, Switches
 from gptcli.text.messages import Message
@@ -70,8 +70,11 @@ class RunOptions:
 
         workload: what will be asked of it. Raises as `LanguageModel.open` does.
         """
+        name = self.model or DEFAULT_MODEL
+        for note in missing_root_notes(name):
+            activity.note(note)
         lm = LanguageModel.open(
-            self.model or DEFAULT_MODEL,
+            name,
             self.runtime.config(),
             offline=self.runtime.offline,
             on_fetch=activity.fetch,

@@ -28,7 +28,7 @@ def usage_error(error: typer.TyperException, arguments: Sequence[str]) -> tuple[
     if (option := getattr(error, "option_name", None)) and context:
         known = [name for names in context.command.params for name in names.opts]
         near = [name for name in known if name.startswith(option)] or get_close_matches(option, known, 1, 0.7)
-        return f"there is no option {option}", f"perhaps {near[0]}? {see_help}" if near else see_help
+        return f"there is no option {option}", f"did you mean {near[0]}? {see_help}" if near else see_help
     if option:
         return f"{option} {'needs a' if 'requires' in error.format_message() else 'takes no'} value", see_help
     message = error.format_message()
@@ -62,9 +62,9 @@ def _no_command(name: str, context: Any, arguments: Sequence[str], see_help: str
     """An unknown command, which may be a text meant for a model."""
     within = context.command_path.split(" ")[1:]
     message = f"there is no command {' '.join([*within, name])}"
-    if near := get_close_matches(name, context.command.commands, 1):
-        return message, f"perhaps {near[0]}? {see_help}"
+    near = get_close_matches(name, context.command.commands, 1)
+    suggestion = f"did you mean {near[0]}? " if near else ""
     if " " in (text := " ".join(arguments)) and name == arguments[0]:
         quoted = shlex.quote(text)
-        return message, f"to ask it: gptcli chat {quoted}; to have it continued: gptcli generate {quoted}"
-    return message, see_help
+        see_help = f"to ask it, run `gptcli chat {quoted}`; to have it continued, `gptcli generate {quoted}`"
+    return message, suggestion + see_help

@@ -60,9 +60,10 @@ def install_root() -> Path:
     return _user_root()
 
 
-def missing_roots() -> list[Path]:
-    """The directories of GPTCLI_WEIGHTS that there are not."""
-    return [root for root in _chosen_roots() if not root.is_dir()]
+def missing_root_notes(name: str = "") -> list[str]:
+    """Notes of the directories of GPTCLI_WEIGHTS that there are not; none if `name` is a path."""
+    missing = [] if os.path.exists(name) else [root for root in _chosen_roots() if not root.is_dir()]
+    return [f"GPTCLI_WEIGHTS: there is no directory {root}" for root in missing]
 
 
 def _chosen_roots() -> list[Path]:
@@ -155,12 +156,12 @@ def _named(name: str, file: str) -> LocalModel | None:
     return LocalModel(name, snapshot) if snapshot else None
 
 
-def missing(name: str) -> ModelNotFound:
-    """The error for a missing model, with a way to get it."""
-    if name == DEFAULT_MODEL or (name.count("/") == 1 and is_name(name)):
+def missing(name: str, *, wanted: bool = True) -> ModelNotFound:
+    """The error for a missing model, with a way to get it if it is `wanted`."""
+    if wanted and (name == DEFAULT_MODEL or (name.count("/") == 1 and is_name(name))):
         return ModelNotFound(f"no such model: {name}", hint=f"run `gptcli models pull {name}`")
     near = difflib.get_close_matches(name, [model.name for model in local_models()], 1)
-    hint = f"perhaps {near[0]}? " if near else ""
+    hint = f"did you mean {near[0]}? " if near else ""
     return ModelNotFound(f"no such model: {name}", hint=f"{hint}run `gptcli models` to see which are")
 
 

@@ -42,37 +42,49 @@ def scratch(name: str | None = None) -> Iterator[Path]:
     root = install_root()
     directory = root
     done = name is None
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        _sweep(root)
-        if name is None:
-            directory = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=root))
-        else:
-            directory = root / f"{_SCRATCH}{name.replace('/', '--')}"
-            directory.mkdir(exist_ok=True)
-        with _locked(directory):
-            yield directory
-        done = True
-    except InvalidModel:
-        done = True  # there is nothing to resume
-        raise
-    except OSError as error:
-        raise OutputError(f"cannot write: {directory}: {error.strerror or error}") from None
-    finally:
-        if done and directory != root:
-            shutil.rmtree(directory, ignore_errors=True)
+    with _made(root):
+        try:
+            _sweep(root)
+            if name is None:
+                directory = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=root))
+            else:
+                directory = root / f"{_SCRATCH}{name.replace('/', '--')}"
+                directory.mkdir(exist_ok=True)
+            with _locked(directory):
+                yield directory
+            done = True
+        except InvalidModel:
+            done = True  # there is nothing to resume
+            raise
+        except OSError as error:
+            raise OutputError(f"cannot write: {directory}: {error.strerror or error}") from None
+        finally:
+            if done and directory != root:
+                shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def one_at_a_time() -> Iterator[None]:
     """Runs the block in one process at a time; others wait. Raises OutputError as `scratch` does."""
     lock = install_root() / ".lock"
-    try:
-        lock.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write: {lock}: {error.strerror}") from None
-    with _locked(lock, wait=True):
+    with _made(lock), _locked(lock, wait=True):
         yield
+
+
+@contextlib.contextmanager
+def _made(directory: Path) -> Iterator[None]:
+    """Makes a directory and its parents; removes those again that end up empty. Raises OutputError."""
+    new = [path for path in (directory, *directory.parents) if not path.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write: {directory}: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for path in new:
+                path.rmdir()
 
 
 def need_space(size: int) -> None:
@@ -129,7 +141,7 @@ def remove(name: str) -> Path:
             hint="rm removes what gptcli installed, by its name",
         )
     if model is None:
-        raise missing(name)
+        raise missing(name, wanted=False)
     target = model.path
     root = next((root for root in roots() if root / name == target), None)
     if root is None or not (target / RECORD).is_file():

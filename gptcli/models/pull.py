@@ -145,6 +145,7 @@ def _hub_errors(repository: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = re.sub(r"^\[Errno -?\d+\] ", "", reason)
     raise ModelNotFound(f"cannot fetch from the hub: {repository}: {reason}", hint)
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from gptcli.environment import switched_off
 from gptcli.errors import GptcliError
 from gptcli.files import read_json
 
@@ -19,7 +20,7 @@ _NO_MODEL = re.compile(r"(^|[-_./])mmproj", re.IGNORECASE)  # vision modules, wh
 
 def stored_models() -> Iterator[tuple[str, Path]]:
     """The name, which begins with the store's, and the file of each model. None with GPTCLI_STORES=off."""
-    if os.environ.get("GPTCLI_STORES") == "off":
+    if switched_off("GPTCLI_STORES"):
         return
     for store, models in (("ollama", _ollama()), ("lmstudio", _lm_studio()), ("llama.cpp", _llama_cpp())):
         for name, file in models:

@@ -134,15 +134,29 @@ def test_the_system_message_is_shown_set_and_removed(chat: Chat) -> None:
 
 def test_settings_are_shown_changed_and_refused_with_their_range(chat: Chat) -> None:
     assert "temperature = 0.8  (default)" in answer_to(chat, "/set")
-    assert answer_to(chat, "/set temperature 0.2") == ["temperature = 0.2"]
+    assert answer_to(chat, "/set temperature 0.2") == ["temperature = 0.2  (session)"]
     assert "at least 0" in answer_to(chat, "/set temperature -1")[0]
     assert answer_to(chat, "/set temperature default") == ["temperature = 0.8  (default)"]
     assert "there is no setting heat" in answer_to(chat, "/set heat")[0]
-    assert answer_to(chat, "/set stop 'a b' c") == ["stop = 'a b' 'c'"]
+    assert answer_to(chat, "/set stop 'a b' c") == ["stop = 'a b' 'c'  (session)"]
+
+
+def test_settings_say_how_long_they_stay(tmp_path: Path) -> None:
+    (config := tmp_path / "config.toml").write_text("[chat]\nmin-p = 0.1\n")
+    chat = Chat(HELLO, "-t", "0.3", "--top-k", "9", GPTCLI_CONFIG=str(config)).ready()
+    answer_to(chat, "/set top_k 5")
+    lines = answer_to(chat, "/set")
+    assert lines[:4] == [
+        "temperature = 0.3  (this call)",
+        "top_k = 5  (session)",
+        "top_p = 0.95  (default)",
+        "min_p = 0.1  (configuration file)",
+    ]
+    assert answer_to(chat, "/set show_thinking off") == ["show_thinking = off  (this call)"]
 
 
 def test_a_seed_is_set_and_the_last_one_shown(chat: Chat) -> None:
-    assert answer_to(chat, "/seed 42") == ["seed = 42"]
+    assert answer_to(chat, "/seed 42") == ["seed = 42  (session)"]
     chat.ask("one")
     assert answer_to(chat, "/seed") == ["the last answer was drawn with seed 42"]
 
@@ -228,7 +242,7 @@ def test_an_export_is_a_new_file(chat: Chat, tmp_path: Path) -> None:
     answer_to(chat, f"/export {file}")
     about, text = re.sub(r"\s+", " ", file.read_text()).split(" ## ", 1)
     assert about.startswith("- model: /") and text == "User one ## Assistant Hello. "
-    assert "File exists" in "".join(answer_to(chat, f"/export md {file}"))
+    assert "File exists" in " ".join(answer_to(chat, f"/export md {file}"))
 
 
 def test_a_dumb_terminal_has_no_clipboard() -> None:

@@ -57,10 +57,10 @@ def test_an_option_that_only_another_command_has_is_no_error(cli: Cli, config: P
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("temprature = 1", "there is no option temprature\nhint: perhaps temperature?"),
-        ("[models.tiny]\ntemprature = 1", "there is no option temprature\nhint: perhaps temperature?"),
+        ("temprature = 1", "there is no option temprature\nhint: did you mean temperature?"),
+        ("[models.tiny]\ntemprature = 1", "there is no option temprature\nhint: did you mean temperature?"),
         ("[generate]\nstride = 1", "there is no option stride"),
-        ("[generat]", "there is no table generat\nhint: perhaps generate?"),
+        ("[generat]", "there is no table generat\nhint: did you mean generate?"),
         ("[models]\ntiny = 1", "options of a model go in [models.NAME]"),
         ('[models.tiny]\nmodel = "other"', "`model` cannot be one"),
         ('[generate]\ntemperature = "hot"', "temperature must be a number, not hot"),

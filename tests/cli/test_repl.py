@@ -24,6 +24,17 @@ def chat(tiny_by_default: None) -> Chat:
     return Chat(HELLO).ready()
 
 
+def test_a_line_typed_before_the_prompt_is_sent_and_several_lines_wait() -> None:
+    chat = Chat(HELLO)
+    chat.type("one\r")
+    chat.expect("Hello.")
+    chat = Chat(HELLO)
+    chat.type("one\rtwo\r")
+    chat.expect(". two")
+    chat.type("\r")
+    chat.expect("Hello.")
+
+
 def test_a_message_is_answered_and_the_prompt_comes_again(chat: Chat) -> None:
     chat.ask("good morning")
     assert chat.lines[1:5] == ["> good morning", "Hello.", "", ">"]

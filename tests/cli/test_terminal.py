@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gptcli.cli.terminal.columns import wrapped
 from tests.cli.conftest import SCRIPTED
 from tests.cli.scripted import Script
 from tests.cli.terminal import Terminal
@@ -108,6 +109,26 @@ def test_errors_are_coloured_unless_asked_not_to() -> None:
     assert b"\x1b[1;31mgptcli: error:" in show(Script(), "-t", "nan").raw
     assert b"31m" not in show(Script(), "-t", "nan", NO_COLOR="1").raw
     assert b"\x1b" not in show(Script(), "-t", "nan", TERM="dumb").raw
+
+
+def test_an_error_is_wrapped_between_words() -> None:
+    terminal = show(Script(), "-t", "nan", width=20)
+    assert terminal.lines == ["gptcli: error:", "temperature must be", "at least 0 (0 is", "greedy), not nan"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "lines"),
+    [
+        (60, ["hint: run `gptcli models pull one/two` or call it three"]),
+        (40, ["hint: run `gptcli models pull one/two`", "or call it three"]),
+        (30, ["hint: run", "`gptcli models pull one/two`", "or call it three"]),
+        (12, ["hint: run", "`gptcli models pull one/two`", "or call it", "three"]),
+    ],
+)
+def test_a_command_to_be_copied_is_never_split(columns: int, lines: list[str]) -> None:
+    text = "hint: run `gptcli models pull one/two` or call it three"
+    assert wrapped(text, columns).split("\n") == lines
+    assert wrapped(f"  {text}", columns + 2).split("\n") == [f"  {line}" for line in lines]
 
 
 DOCUMENT = "# Title\n\nSome *text*.\n\n- one\n- two\n\n```\ncode\n```\n"

@@ -105,6 +105,13 @@ def test_help_of_generate_mentions_every_option(cli: Cli, monkeypatch: pytest.Mo
     assert "--stats=json" in help
 
 
+@pytest.mark.parametrize("command", ["generate", "models"])
+def test_help_on_a_narrow_terminal_cuts_no_word(cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    help = cli(command, "--help").out.decode()
+    assert max(map(len, help.split("\n"))) <= 40 and "…" not in help
+
+
 @pytest.mark.parametrize(
     "command", ["", "generate", "chat", "score", "tokenize", "bench", "models", "models pull", "models import", "help"]
 )
@@ -145,14 +152,14 @@ def test_the_version_is_told(cli: Cli) -> None:
     [
         (
             "why is the sky blue?",
-            "to ask it: gptcli chat 'why is the sky blue?'; to have it continued: gptcli generate",
+            "to ask it, run `gptcli chat 'why is the sky blue?'`; to have it continued, `gptcli generate",
         ),
-        ("chatt", "perhaps chat? run `gptcli --help`"),
-        ("generate --temprature 1", "perhaps --temperature? run `gptcli generate --help`"),
-        ("models shwo", "perhaps show? run `gptcli models --help`"),
+        ("chatt", "did you mean chat? run `gptcli --help`"),
+        ("generate --temprature 1", "did you mean --temperature? run `gptcli generate --help`"),
+        ("models shwo", "did you mean show? run `gptcli models --help`"),
         ("models rm", "NAME is missing\nhint: run `gptcli models rm --help`"),
         ("generate -n", "-n needs a value\nhint: run `gptcli generate --help`"),
-        ("generate --temp 1", "perhaps --temperature?"),
+        ("generate --temp 1", "did you mean --temperature?"),
         ("bench 1", "too many arguments: 1\nhint: run `gptcli bench --help`"),
     ],
 )

@@ -10,7 +10,15 @@ import pytest
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.errors import ModelNotFound
-from gptcli.models.catalog import DEFAULT_MODEL, _hub_cache, find, find_named, install_root, local_models, missing_roots
+from gptcli.models.catalog import (
+    DEFAULT_MODEL,
+    _hub_cache,
+    find,
+    find_named,
+    install_root,
+    local_models,
+    missing_root_notes,
+)
 from gptcli.models.locate import locate
 from tests.models.fake_hub import FakeHub
 from tests.tiny import make_model
@@ -190,7 +198,8 @@ def test_gptcli_weights_may_be_a_list_whose_first_directory_takes_new_models(
     monkeypatch.setenv("GPTCLI_WEIGHTS", f"{first}{os.pathsep}{second}")
     config_in(second / "mine")
     assert install_root() == first
-    assert missing_roots() == [first]
+    assert missing_root_notes() == missing_root_notes("by-name") == [f"GPTCLI_WEIGHTS: there is no directory {first}"]
+    assert missing_root_notes(str(tmp_path)) == []
     model = find_named("mine")
     assert model is not None and model.path == second / "mine"
     assert [model.name for model in local_models()] == ["mine"]
@@ -209,4 +218,4 @@ def test_a_near_name_is_proposed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     config_in(tmp_path / "smollm2-360m")
     with pytest.raises(ModelNotFound) as error:
         locate("smolm2-360m")
-    assert str(error.value.hint).startswith("perhaps smollm2-360m?")
+    assert str(error.value.hint).startswith("did you mean smollm2-360m?")

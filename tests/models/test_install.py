@@ -16,7 +16,7 @@ from gptcli.files import RECORD
 from gptcli.models import install as module
 from gptcli.models import pull
 from gptcli.models.catalog import find, install_root, local_models
-from gptcli.models.install import changed_files, install, remove, scratch
+from gptcli.models.install import changed_files, install, one_at_a_time, remove, scratch
 from gptcli.models.pull import import_gguf
 from tests.gguf.tiny_gguf import write_gguf
 
@@ -47,6 +47,15 @@ def test_a_model_is_installed_with_its_checksums() -> None:
     assert changed_files(path, record) == ["config.json"]
     (path / "config.json").unlink()
     assert changed_files(path, record) == ["config.json"]
+
+
+def test_a_directory_is_made_for_a_model_and_not_for_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "not" / "there"
+    monkeypatch.setenv("GPTCLI_WEIGHTS", str(root))
+    with pytest.raises(ModelNotFound), one_at_a_time(), scratch():
+        raise ModelNotFound("no network")
+    assert not root.parent.exists()
+    assert put("name").parent == root
 
 
 def test_a_model_of_the_same_name_is_replaced_whole() -> None:

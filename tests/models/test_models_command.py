@@ -262,7 +262,7 @@ def test_a_terminal_shows_a_table_that_fits(tiny_model: Path) -> None:
     wide = on_terminal(80)
     assert re.fullmatch(r"name +type +weights +size", wide[0])
     assert re.fullmatch(r"tiny +llama +25,760 +114 kB", wide[2])
-    assert wide[3].startswith("gptcli: note: broken cannot be used: cannot read: ")
+    assert wide[3].startswith("gptcli: note: broken cannot be used: cannot read:")
     narrow = on_terminal(40)
     assert [line.split()[0] for line in narrow[:3]] == ["name", "broken", "tiny"]
 

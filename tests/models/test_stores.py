@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gptcli.errors import UsageError
 from gptcli.models.catalog import find, local_models
 from tests.cli.conftest import Cli
 from tests.gguf.tiny_gguf import Kind, write_gguf
@@ -75,6 +76,9 @@ def test_a_model_is_found_by_its_name() -> None:
 
 
 def test_they_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTCLI_STORES", "no")
+    with pytest.raises(UsageError, match="GPTCLI_STORES is on or off, not no"):
+        local_models()
     monkeypatch.setenv("GPTCLI_STORES", "off")
     assert local_models() == [] and find("ollama:tiny") is None
 

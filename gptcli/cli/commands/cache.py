@@ -21,7 +21,9 @@ def cache(
     """List the snapshots that models start fast from, or delete them."""
     if clear:
         size = delete_snapshots()
-        if not quiet:
+        if as_json:
+            print_records([{"deleted_bytes": size}], as_json)
+        elif not quiet:
             print_note(f"deleted {size / 1e6:.0f} MB")
         return
     records = [

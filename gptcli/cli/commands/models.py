@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,13 +18,14 @@ from gptcli.cli.json_records import json_line
 from gptcli.cli.metavars import Command, Group
 from gptcli.cli.model_checks import template_state, verification
 from gptcli.cli.model_facts import sampling_facts, stop_sources, weight_bytes
+from gptcli.cli.terminal.columns import hanging, terminal_columns
 from gptcli.cli.terminal.stderr import ProgressLine, print_note, size
 from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.terminal.tables import print_records, spelled
 from gptcli.errors import GptcliError, UnsupportedArchitecture
 from gptcli.files import read_json
 from gptcli.language_model import LanguageModel
-from gptcli.models.catalog import DEFAULT_MODEL, LocalModel, find, find_named, local_models, missing, missing_roots
+from gptcli.models.catalog import DEFAULT_MODEL, LocalModel, find, find_named, local_models, missing, missing_root_notes
 from gptcli.settings import RuntimeConfig, SamplingConfig
 
 if TYPE_CHECKING:
@@ -68,8 +70,8 @@ def models(
     print_records(found, as_json, _list_row)
     if as_json:
         return
-    for root in missing_roots():
-        print_note(f"GPTCLI_WEIGHTS: there is no directory {root}")
+    for note in missing_root_notes():
+        print_note(note)
     for entry in found:
         if entry["error"]:
             print_note(f"{entry['name']} cannot be used: {entry['error']}")
@@ -116,7 +118,7 @@ def pull(
 @app.command("import", cls=Command)
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="A GGUF file, or the first part of one.")],
-    name: Annotated[str | None, typer.Option("--name", help="(default: the file's name)")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The model's name. (default: the file's)")] = None,
     force: Force = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -150,10 +152,11 @@ def verify(name: Name = DEFAULT_MODEL, as_json: options.Json = False, quiet: opt
         sink.write(json_line(verified.record))
     elif not quiet:
         marks = {True: "ok", None: "--"}
-        lines = [f"{marks[check.ok]}  {check.detail}" for check in verified.checks if check.ok is not False]
-        lines += [f"note  {note}" for note in verified.notes]
-        lines.append(f"verdict: {verified.verdict}")
-        sink.write("".join(f"{line}\n" for line in lines).encode("utf-8", "replace"))
+        lines = [(f"{marks[check.ok]}  ", check.detail) for check in verified.checks if check.ok is not False]
+        lines += [("note  ", str(note)) for note in verified.notes]
+        lines.append(("verdict: ", verified.verdict))
+        columns = terminal_columns() if sink.is_terminal else sys.maxsize
+        sink.write("".join(f"{hanging(head, text, columns)}\n" for head, text in lines).encode("utf-8", "replace"))
     if verified.failure is not None:
         raise verified.failure
 

@@ -42,9 +42,7 @@ _CARRIAGE_RETURN = re.compile(r"\r(?!\n)")
 
 _what_option = panel("What")
 
-Files = Annotated[
-    list[Path] | None, typer.Argument(metavar="[FILE]...", help="Texts to score; `-`, or none, is stdin.")
-]
+Files = Annotated[list[Path] | None, typer.Argument(metavar="FILE", help="Texts to score; `-`, or none, is stdin.")]
 
 
 @option_group
@@ -59,13 +57,15 @@ class ScoreOptions:
     choices: Annotated[
         list[str] | None,
         _what_option(
-            'How probable each continues the prompt. Repeatable; "a, b" in quotes may have a comma.',
+            'Compare what may continue the prompt. Repeatable; "a, b" in quotes may have a comma.',
             metavar="A,B,...",
         ),
     ] = None
     prompt: Annotated[
         str | None,
-        _what_option("What the choices continue, behind a piped text; with --lines, {} is the line.", metavar="TEXT"),
+        _what_option(
+            "What the choices continue, after the text of a file or pipe; with --lines, {} is the line.", metavar="TEXT"
+        ),
     ] = None
     top: Annotated[int | None, _what_option("A line a token, with the N likeliest.", min=0, metavar="N")] = None
 

@@ -20,13 +20,13 @@ from gptcli.cli.tokens.truncate import truncate as write_truncated
 from gptcli.cli.tokens.views import TokenViews
 from gptcli.cli.tokens.vocabulary_search import search
 from gptcli.errors import UsageError
-from gptcli.models.catalog import DEFAULT_MODEL
+from gptcli.models.catalog import DEFAULT_MODEL, missing_root_notes
 
 _input_option, _view_option, _task_option = panel("Input"), panel("Views"), panel("Instead of a view")
 
 Files = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[FILE]...", help="Texts; `-`, or nothing, reads stdin. With --decode, ids."),
+    typer.Argument(metavar="FILE", help="Texts; `-`, or nothing, reads stdin. With --decode, ids."),
 ]
 
 
@@ -113,6 +113,8 @@ def tokenize(
         raise UsageError("--truncate takes one text")
     sink = StdoutSink()
     with ProgressLine(quiet=quiet) as activity:
+        for note in missing_root_notes(model):
+            activity.note(note)
         tokenizer, path = open_tokenizer(model, offline, activity.fetch)
         activity.note_leftovers(tokenizer.notes)
         other = None if task.compare is None else open_tokenizer(task.compare, offline, activity.fetch)[0]

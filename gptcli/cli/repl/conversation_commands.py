@@ -14,6 +14,7 @@ from gptcli.cli.repl.answer_display import SHOW_THINKING
 from gptcli.cli.repl.clipboard import copy
 from gptcli.cli.repl.slash_command import Leave, ReplControls, parse_switch
 from gptcli.cli.terminal.columns import excerpt, fitted, terminal_columns, width
+from gptcli.cli.terminal.stdout import clean
 from gptcli.errors import InputError, OutputError, UsageError
 from gptcli.language_model import ChatSession
 from gptcli.models.catalog import local_models
@@ -76,10 +77,16 @@ def change_setting(repl: ReplControls, argument: str) -> None:
             repl.session.change(name, text)
         else:
             repl.session.settings.changed(name, "default")  # refuses unknown names
-    own = repl.session.settings.record | ({} if repl.display.thoughts else {SHOW_THINKING: False})
     values = _settings_in_use(repl)
     for key in [name] if name else values:
-        repl.say(f"{key} = {_spelled(key, values[key])}{'' if key in own else '  (default)'}")
+        repl.say(f"{key} = {_spelled(key, values[key])}  ({_origin(repl, key)})")
+
+
+def _origin(repl: ReplControls, name: str) -> str:
+    """Who gave a setting, which tells how long it stays."""
+    if name == SHOW_THINKING:
+        return "default" if repl.display.thoughts else "this call"
+    return {"option": "this call", "file": "configuration file"}.get(origin := repl.session.origin(name), origin)
 
 
 def _settings_in_use(repl: ReplControls) -> dict[str, object]:
@@ -117,7 +124,8 @@ def model(repl: ReplControls, name: str) -> None:
     for model in [] if name else local_models():
         repl.say(f"{'*' if model.name == repl.session.lm.name else ' '} {model.name}")
     lm = repl.session.lm
-    repl.say(f"model: {lm.name}, context of {lm.ctx_size} tokens")
+    lent = " (this call)" if repl.session.borrows_model else ""
+    repl.say(f"model: {lm.name}{lent}, context of {lm.ctx_size} tokens")
 
 
 def save(repl: ReplControls, name: str) -> None:
@@ -189,7 +197,8 @@ def list_sessions(repl: ReplControls, _: str) -> None:
     for session in stored:
         mark = "*" if repl.file and session.name == repl.file.name else " "
         count = f"{session.turns:3} {'turn ' if session.turns == 1 else 'turns'}"
-        head = f"{mark} {fitted(session.name, min(names, columns // 3))}  {session.modified:%Y-%m-%d %H:%M}  {count}"
+        head = f"{mark} {fitted(session.name, min(names, max(20, columns // 3)))}  {session.modified:%Y-%m-%d %H:%M}"
+        head += f"  {count}" if width(head) + width(count) + 2 <= columns else ""
         room = columns - width(head) - 2
         title = excerpt(session.error or session.question, room)
         repl.say(f"{head}  {title}" if width(title) <= room else head)
@@ -215,7 +224,7 @@ def export(repl: ReplControls, argument: str) -> None:
         raise UsageError("export as what?", hint="/export FILE.md or /export FILE.json; /export md shows it")
     text = _EXPORTS[form](repl.session.messages, {"model": repl.session.lm.reference, **repl.session.settings.record})
     if not name:
-        repl.say(text.rstrip("\n"))
+        repl.draw(clean(text))  # as it is, to be copied
         return
     file = Path(os.path.expanduser(name.strip()))
     try:

@@ -6,7 +6,7 @@ from prompt_toolkit import shortcuts
 
 from gptcli.cli.repl.slash_command import ReplControls, find, parse_switch
 from gptcli.cli.terminal.capabilities import is_dumb_terminal, uses_colour
-from gptcli.cli.terminal.columns import terminal_columns
+from gptcli.cli.terminal.columns import hanging, terminal_columns
 from gptcli.cli.terminal.token_flow import TokenFlow, grouped
 from gptcli.errors import UsageError
 
@@ -29,8 +29,9 @@ def help(repl: ReplControls, name: str) -> None:
         repl.say(f"{command.usage}\n  {command.help}\n  example: {command.example}{also}")
         return
     rows = [(command.usage, command.summary) for command in repl.commands]
+    start = max(len(usage) for usage, _ in rows) + 2
     for names, about in (*rows, ("", ""), *_KEYS):
-        repl.say(f"{names:{max(len(usage) for usage, _ in rows)}}  {about}".rstrip())
+        repl.draw(hanging(f"{names:{start}}", about, terminal_columns()).rstrip() + "\n")
 
 
 def tokens(repl: ReplControls, text: str) -> None:

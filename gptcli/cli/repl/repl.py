@@ -18,7 +18,7 @@ from gptcli.cli.repl.prompt_history import PromptHistory
 from gptcli.cli.repl.slash_command import Command, Leave, find
 from gptcli.cli.run_options import note_template_with_doubled_bos
 from gptcli.cli.terminal.capabilities import is_dumb_terminal
-from gptcli.cli.terminal.columns import excerpt
+from gptcli.cli.terminal.columns import excerpt, packed, terminal_columns, wrapped
 from gptcli.cli.terminal.signals import stoppable
 from gptcli.cli.terminal.stderr import ProgressLine, note_failures, print_error, stats_line
 from gptcli.cli.terminal.stderr import print_prompt_note as print_note
@@ -77,7 +77,8 @@ class Repl:
                     self._turn()
             self._background.wait(_LAST_ANSWER_S)  # it would be typed into the shell
             if self.file is not None and self.file.problem is None and self.session.messages[1:]:
-                self.say(f"to go on: gptcli chat --session {shlex.quote(self.file.name)}")
+                command = f"gptcli chat --session {shlex.quote(self.file.name)}"
+                self.say("\n".join(map(" ".join, packed(["to go on:", command], " ", terminal_columns()))))
         unsaved = [file for file in (*self._unsaved, self.file) if file is not None and file.problem is not None]
         for file in unsaved:
             file.sync()
@@ -85,8 +86,9 @@ class Repl:
             file.check_written()
 
     def say(self, text: str) -> None:
-        """Writes a message of ours."""
-        self._sink.write(f"{text}\n".encode())
+        """Writes a message of ours, in lines that fit."""
+        columns = terminal_columns()
+        self._sink.write("".join(f"{wrapped(line, columns)}\n" for line in text.split("\n")).encode())
 
     def draw(self, text: str) -> None:
         """Writes a clean text with colours."""
@@ -226,7 +228,9 @@ class Repl:
             print_note("interrupted" if answered else "interrupted, and the question taken back; /retry asks it again")
         elif finished.reason == "length":
             whole = finished.usage.completion_tokens == self.session.settings.max_tokens
-            print_note("cut off at max_tokens, which /set changes" if whole else "cut off: the context is full")
+            length = self.session.settings.max_tokens
+            why = f"at {length} tokens; `/set max_tokens N` changes that" if whole else "off: the context is full"
+            print_note(f"cut {why}")
         if self.display.stats:
             print_note(stats_line(finished, self.session.lm.ctx_size))
         new = [failure for failure in self.session.lm.engine.failures if failure not in self._noted_failures]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from gptcli.chat.storage import SessionFile, read_session, session_names, stored_sessions, unused_name
+from gptcli.cli.terminal.columns import excerpt, terminal_columns
 from gptcli.cli.terminal.stderr import print_note
 from gptcli.cli.terminal.tables import print_records
 from gptcli.errors import InputError, OutputError
+
+_WITH_QUESTIONS = 72  # columns that a list with models and questions needs
 
 _Events = Sequence[Mapping[str, Any]]
 
@@ -61,6 +63,7 @@ def print_sessions(as_json: bool) -> None:
 
 
 def _session_row(record: dict[str, Any]) -> dict[str, str]:
-    shown = ("name", "modified", "turns", "model")
-    question = record["error"] or record["question"]
-    return {key: str(record[key]) for key in shown} | {"question": textwrap.shorten(question, 40, placeholder="...")}
+    if terminal_columns() < _WITH_QUESTIONS:
+        return {key: record[key] for key in ("name", "modified")}
+    shown = {key: str(record[key]) for key in ("name", "modified", "turns", "model")}
+    return shown | {"question": excerpt(record["error"] or record["question"], 40)}

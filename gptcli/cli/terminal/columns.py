@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Iterator
+
+_WORD = re.compile(r"(?:`[^`]*`|\S)+")
 
 
 def terminal_columns() -> int:
@@ -40,6 +43,24 @@ def packed(words: Iterable[str], gap: str, columns: int) -> Iterator[list[str]]:
         line.append(word)
     if line:
         yield line
+
+
+def wrapped(text: str, columns: int) -> str:
+    """A text with line breaks between words, but not within `a command`, which is there to be copied.
+
+    All lines are indented as the first.
+    """
+    if width(text) <= columns:
+        return text
+    indent = text[: len(text) - len(text.lstrip())]
+    lines = packed(_WORD.findall(text), " ", columns - len(indent))
+    return "\n".join(indent + " ".join(line) for line in lines)
+
+
+def hanging(head: str, text: str, columns: int) -> str:
+    """A text behind a head, with its further lines below its first one."""
+    start = width(head)
+    return head + wrapped(text, columns - start).replace("\n", "\n" + " " * start)
 
 
 def excerpt(text: str, characters: int = 60) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Self
 
 from gptcli.cli.terminal.capabilities import is_dumb_terminal
+from gptcli.cli.terminal.columns import wrapped
 from gptcli.cli.terminal.stdout import clean
 from gptcli.model_notes import Note, one_line
 
@@ -50,10 +51,11 @@ def note_failures(failures: Iterable[str], note: Callable[[str], object] = print
 
 
 def print_line(line: str) -> None:
-    """One line, even if the text contains newlines."""
+    """One line, even if the text contains newlines; on a narrow terminal, several."""
     if sys.stderr is not None:
+        line = _one_line(line)
         with contextlib.suppress(OSError):
-            print(_one_line(line), file=sys.stderr, flush=True)
+            print(wrapped(line, _stderr_width()) if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
 
 
 def _print_labelled(label: str, style: str, message: str) -> None:
@@ -64,8 +66,10 @@ def _print_labelled(label: str, style: str, message: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    text = Text(wrapped(f"{label} {clean(message)}", _stderr_width()))
+    text.stylize(style, 0, len(label))
     with contextlib.suppress(OSError):
-        Console(stderr=True).print(Text.assemble((label, style), " ", clean(message)), soft_wrap=True)
+        Console(stderr=True).print(text, soft_wrap=True)
 
 
 def _one_line(text: str) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from gptcli.cli.terminal.columns import terminal_columns, width, wrapped
 from gptcli.cli.terminal.stdout import StdoutSink, clean
 
 
@@ -29,6 +30,16 @@ def _ids(ids: int | tuple[int, ...]) -> str:
     return ",".join(map(str, ids)) if isinstance(ids, tuple) else str(ids)
 
 
+def _facts(rows: list[list[str]]) -> Iterator[str]:
+    """Lines of names and values. A value that does not fit begins below its name, and can still be copied."""
+    columns = terminal_columns()
+    start = min(max(width(name) for name, _ in rows) + 2, columns // 2)
+    for name, value in rows:
+        gap = start - width(name)
+        fits = gap > 1 and start + width(value) <= columns
+        yield f"{name}{' ' * gap}{value}\n" if fits else f"{name}\n{wrapped(f'  {value}', columns)}\n"
+
+
 def print_records(
     records: Sequence[dict[str, Any]],
     as_json: bool,
@@ -49,12 +60,15 @@ def print_records(
         return
     if not records:
         return
+    rows = [row(record) if row else {key: spelled(record[key]) for key in record} for record in records]
+    if not header:
+        sink.draw(clean("".join(_facts([list(cells.values()) for cells in rows]))))
+        return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    rows = [row(record) if row else {key: spelled(record[key]) for key in record} for record in records]
-    table = Table(box=None, show_header=header, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for key in rows[0]:
         number = key in ("weights", "size")
         table.add_column(key, justify="right" if number else "left", no_wrap=number, overflow="fold")

@@ -39,6 +39,8 @@ class CbreakTerminal:
     def __enter__(self) -> CbreakTerminal:
         self._original = termios.tcgetattr(self._input.fileno())
         self._enter_cbreak()
+        if not self._dumb and select.select([self._input.fileno()], [], [], 0)[0]:
+            store_typeahead(self._input, _typed_before(self._input.read_keys()))
         return self
 
     def __exit__(self, *failure: object) -> None:
@@ -92,6 +94,15 @@ class CbreakTerminal:
     def _send(self, sequence: str) -> None:
         with contextlib.suppress(OSError):
             os.write(sys.stdout.fileno(), sequence.encode())
+
+
+def _typed_before(keys: list[KeyPress]) -> list[KeyPress]:
+    """Keys typed before this terminal was set, when the kernel made Enter a newline. Enter sends the only line.
+
+    Several lines may have been pasted, which never sends.
+    """
+    newlines = [number for number, key in enumerate(keys) if key.key == Keys.ControlJ]
+    return [*keys[:-1], KeyPress(Keys.ControlM)] if newlines == [len(keys) - 1] else keys
 
 
 class TypeAhead:

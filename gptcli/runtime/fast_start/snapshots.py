@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 
 from gptcli.checkpoint.folder import ModelFolder
+from gptcli.environment import switched_off
 from gptcli.errors import GptcliError, InputError, OutputError
 from gptcli.files import open_regular
 from gptcli.kernels.bindings import Functions, built_file, functions
@@ -75,7 +76,7 @@ def slot_for(folder: ModelFolder, runtime: RuntimeConfig) -> Slot | None:
 
     None where there can be none: switched off, without kernels, or perhaps on a GPU, which only torch could tell.
     """
-    if os.environ.get(_VARIABLE) == "off" or runtime.device not in ("auto", "cpu"):
+    if switched_off(_VARIABLE) or runtime.device not in ("auto", "cpu"):
         return None
     if runtime.device == "auto" and _may_have_gpu():
         return None
