@@ -17,15 +17,15 @@ class Attention(Structure):
 
     _fields_ = [
         *((name, c_void_p) for name in ("queries", "keys", "values", "sinks", "out")),
-        *((name, c_int64) for name in ("heads", "kv_heads", "head_dim", "head_stride", "start", "length")),
+        *((name, c_int64) for name in ("kind", "heads", "kv_heads", "head_dim", "head_bytes", "start", "length")),
         ("scale", c_float),
         ("softcap", c_float),
     ]
 
 
-_ATTENTION = 5  # its number in gptcli_record_bytes
+_ATTENTION = 6  # its number in gptcli_record_bytes
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
-    "gptcli_attention": (c_int, [POINTER(Attention)]),
+    "gptcli_attention": (c_int, [POINTER(Attention), c_int64]),
     "gptcli_rms_norm": (None, [c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p]),
     "gptcli_layer_norm": (None, [c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p]),
     "gptcli_rope": (None, [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64]),
@@ -68,9 +68,9 @@ class Operations(Library):
         out = torch.empty(heads, head_dim)
         attention = Attention(
             queries.data_ptr(), keys.data_ptr(), values.data_ptr(), address(sinks), out.data_ptr(),
-            heads, kv_heads, head_dim, keys.stride(0), start, length, scale, softcap or 0.0,
+            0, heads, kv_heads, head_dim, 4 * keys.stride(0), start, length, scale, softcap or 0.0,
         )  # fmt: skip
-        assert self._c.gptcli_attention(byref(attention)) == 0
+        assert self._c.gptcli_attention(byref(attention), 1) == 0
         return out
 
     def rms_norm(self, x: Tensor, weight: Tensor | None, epsilon: float) -> Tensor:
