@@ -10,7 +10,7 @@ from itertools import accumulate
 
 from gptcli.kernels.bindings import CACHE_KINDS, CacheKind, Frame, Functions, Matrix, Op, Rotation, Row
 from gptcli.kernels.memory import Memory
-from gptcli.runtime.program_cache import Layout, vector_bytes
+from gptcli.runtime.program_cache import Layout, planes
 
 CHUNK = 512  # prompt tokens per forward pass: bounds memory, costs a tenth of the speed at 4,096
 
@@ -80,7 +80,7 @@ class Program:
             if op.code == self._library.code("ATTEND"):
                 layout = layouts.setdefault(op.table, Layout(op.window or None, []))
                 op.cache_kind, op.keys_at = CACHE_KINDS.index(kind), layout.position_bytes
-                layout.heads += [vector_bytes(kind, op.size)] * (2 * op.kv_heads)
+                layout.planes += planes(kind, op.size) * (2 * op.kv_heads)
         return [layouts[window] for window in sorted(layouts)]
 
     def run(self, texts: Sequence[Text], wanted: Sequence[int], logits: int) -> None:

@@ -13,22 +13,22 @@ from gptcli.kernels.memory import Memory
 from gptcli.model.config import CACHE_STEP
 
 
-def vector_bytes(kind: CacheKind, head_dim: int) -> int:
-    """Bytes of a stored key or value; kernels.h has the same function."""
-    return {"fp32": 4 * head_dim, "fp16": 2 * head_dim, "int8": head_dim + 4}[kind]
+def planes(kind: CacheKind, head_dim: int) -> list[int]:
+    """Bytes of each array that a head's keys or values consist of, for one position; see kernels.h's `head_bytes`."""
+    return {"fp32": [4 * head_dim], "fp16": [2 * head_dim], "int8": [head_dim, 4]}[kind]
 
 
 @dataclass
 class Layout:
-    """The blocks of one window. heads: bytes of a vector of each kv head: of a block's keys, its values, and so on."""
+    """The blocks of one window. planes: those of each head of a block's keys, of its values, and so on."""
 
     window: int | None
-    heads: list[int]
+    planes: list[int]
 
     @property
     def position_bytes(self) -> int:
         """What a token takes in all these blocks."""
-        return sum(self.heads)
+        return sum(self.planes)
 
 
 class ProgramCache:
@@ -106,8 +106,8 @@ class _Part:
     def _move(self, dropped: int, kept: int, room: int) -> None:
         """Goes to new memory with as many tokens after the `dropped` oldest ones."""
         memory = Memory(self.layout.position_bytes * room)
-        at = 0  # bytes of a position in the heads before
-        for size in self.layout.heads if kept else ():
+        at = 0  # bytes of a position in the planes before
+        for size in self.layout.planes if kept else ():
             source = self.memory.address + at * self.room + dropped * size
             ctypes.memmove(memory.address + at * room, source, kept * size)
             at += size

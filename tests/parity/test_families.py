@@ -6,7 +6,7 @@ import ctypes
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 import gptcli.model.attention
 import gptcli.model.cache
 import gptcli.model.mlp
+import gptcli.runtime.program_cache
 import gptcli.runtime.torch_engine
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import WeightPlan, load_decoder
@@ -411,6 +412,18 @@ def test_texts_that_share_their_steps_have_the_logits_they_have_alone(
         got = torch.stack(list(together.step([texts[text][step] for text in running])))
         wanted = torch.stack([engine.decode(texts[text][step], alone[text]) for text in running])
         assert relative_error(got, wanted) < TOLERANCE
+
+
+def test_keys_and_values_in_fewer_bits_round_little(wanted: Tensor, reference: Reference) -> None:
+    exact, least = engine_of(reference.path, library=needed_library()), 0.0
+    if exact._program is None:
+        return
+    for kind, most in (("fp32", TOLERANCE), ("fp16", 2e-3), ("int8", 5e-2)):
+        plan = replace(exact.plan, cache_kind=kind)
+        engine = TorchEngine(exact.decoder, plan, exact.ctx_size, load_s=0.0)
+        error = relative_error(engine.logits(IDS), wanted)
+        assert least < error < most
+        least = 2 * error
 
 
 @pytest.fixture

@@ -15,12 +15,13 @@ static int64_t partials_size(const Attention *attention) {
     return attention->heads * ranges_of(attention) * partial_size(attention);
 }
 
-static void attend_range(const Attention *attention, int64_t kv_head, int64_t range, float *partials) {
+static void attend_range(const Attention *attention, int64_t kv_head, int64_t range, float *partials,
+                         float *workspace) {
     int64_t begin = range * RANGE, end = begin + RANGE < attention->length ? begin + RANGE : attention->length;
     int64_t size = partial_size(attention), ranges = ranges_of(attention);
     int64_t head = kv_head * (attention->heads / attention->kv_heads);
     level()->attend(attention, kv_head, attention->start + begin, attention->start + end,
-                    partials + (head * ranges + range) * size, ranges * size);
+                    partials + (head * ranges + range) * size, ranges * size, workspace);
 }
 
 static void merge_heads(const Attention *attention, float *partials) {
@@ -32,7 +33,8 @@ static void merge_heads(const Attention *attention, float *partials) {
 typedef struct {
     const Attention *tokens;
     int64_t count, tasks;
-    float *partials;
+    float *partials, *workspaces;
+    int64_t workspace; /* floats of a thread's */
     int64_t *first_tasks; /* (count) each token's first task */
     int64_t *offsets;     /* (count) of its results in `partials` */
 } Job;
@@ -49,7 +51,8 @@ static void ranges_share(void *argument, int thread, int threads) {
         while (token + 1 < job->count && job->first_tasks[token + 1] <= task) token++;
         const Attention *attention = &job->tokens[token];
         int64_t own = task - job->first_tasks[token], ranges = ranges_of(attention);
-        attend_range(attention, own / ranges, own % ranges, job->partials + job->offsets[token]);
+        attend_range(attention, own / ranges, own % ranges, job->partials + job->offsets[token],
+                     job->workspaces + thread * job->workspace);
     }
 }
 
@@ -61,13 +64,16 @@ static void merge_share(void *argument, int thread, int threads) {
 }
 
 int gptcli_attention(const Attention *tokens, int64_t count) {
-    int64_t floats = 0;
+    Job job = {.tokens = tokens, .count = count, .workspace = 2 * RANGE * tokens->head_dim};
+    int64_t floats = gptcli_threads() * job.workspace;
     for (int64_t token = 0; token < count; token++) floats += partials_size(&tokens[token]);
     floats += floats % 2; /* the numbers after them are aligned */
     pool_lock();
-    float *partials = pool_workspace(floats * (int64_t)sizeof(float) + 2 * count * (int64_t)sizeof(int64_t));
-    if (partials != NULL) {
-        Job job = {tokens, count, 0, partials, (int64_t *)(partials + floats), (int64_t *)(partials + floats) + count};
+    job.workspaces = pool_workspace(floats * (int64_t)sizeof(float) + 2 * count * (int64_t)sizeof(int64_t));
+    if (job.workspaces != NULL) {
+        job.partials = job.workspaces + gptcli_threads() * job.workspace;
+        job.first_tasks = (int64_t *)(job.workspaces + floats);
+        job.offsets = job.first_tasks + count;
         int64_t offset = 0;
         for (int64_t token = 0; token < count; token++) {
             job.first_tasks[token] = job.tasks;
@@ -78,14 +84,14 @@ int gptcli_attention(const Attention *tokens, int64_t count) {
         pool_deal(job.tasks, 1, 1);
         pool_share(ranges_share, &job);
         if (count == 1) {
-            merge_heads(tokens, partials);
+            merge_heads(tokens, job.partials);
         } else {
             pool_deal(count, 1, 1);
             pool_share(merge_share, &job);
         }
     }
     pool_unlock();
-    return partials == NULL ? -1 : 0;
+    return job.workspaces == NULL ? -1 : 0;
 }
 
 /* ---- many tokens ----
@@ -110,19 +116,18 @@ typedef struct {
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-static void transpose_span(const PassageJob *job, int64_t kv_head, int64_t span, float *key) {
+static void transpose_span(const PassageJob *job, int64_t kv_head, int64_t span, float *expanded) {
     const Passage *passage = job->passage;
     int64_t head_dim = passage->head_dim, from = span * SPAN;
     int64_t present = smaller(SPAN, passage->first + passage->tokens - from);
-    int64_t bytes = vector_bytes(passage->kind, head_dim);
-    const uint8_t *keys = passage->keys + kv_head * passage->head_bytes + from * bytes;
+    CacheKind kind = (CacheKind)passage->kind;
+    const uint8_t *keys = passage->keys + kv_head * head_bytes(kind, head_dim, passage->room);
     float *to = job->transposed + (kv_head * job->spans + span) * SPAN * head_dim;
-    for (int64_t position = 0; position < present; position++) {
-        level()->expand(passage->kind, keys + position * bytes, head_dim, key);
-        for (int64_t i = 0; i < head_dim; i++) to[i * SPAN + position] = key[i];
+    level()->expand(kind, keys, head_dim, passage->room, from, from + present, expanded);
+    for (int64_t i = 0; i < head_dim; i++, to += SPAN) {
+        for (int64_t position = 0; position < present; position++) to[position] = expanded[position * head_dim + i];
+        for (int64_t position = present; position < SPAN; position++) to[position] = 0;
     }
-    for (int64_t i = 0; i < head_dim; i++)
-        for (int64_t position = present; position < SPAN; position++) to[i * SPAN + position] = 0;
 }
 
 static void spans_share(void *argument, int thread, int threads) {

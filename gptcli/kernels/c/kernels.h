@@ -217,23 +217,25 @@ EXPORT int gptcli_linear(const Matrix *matrix, const float *x, int64_t tokens, c
 
 /* ---- attention.c ---- */
 
-/* How a key or a value is stored. In 8 bits, its head_dim numbers are multiples of a scale in fp32 that follows them. */
+/* How keys and values are stored. In 8 bits, a vector's numbers are multiples of a scale in fp32. */
 typedef enum { CACHE_FP32, CACHE_FP16, CACHE_INT8 } CacheKind;
 
-static inline int64_t vector_bytes(CacheKind kind, int64_t head_dim) {
-    return kind == CACHE_FP32 ? 4 * head_dim : kind == CACHE_FP16 ? 2 * head_dim : head_dim + 4;
+static inline int64_t number_bytes(CacheKind kind) { return kind == CACHE_FP32 ? 4 : kind == CACHE_FP16 ? 2 : 1; }
+
+/* Bytes of a head's keys or values at `room` positions: vectors of head_dim numbers side by side, then their scales. */
+static inline int64_t head_bytes(CacheKind kind, int64_t head_dim, int64_t room) {
+    return room * (number_bytes(kind) * head_dim + (kind == CACHE_INT8 ? (int64_t)sizeof(float) : 0));
 }
 
+
 /* The attention of one token: queries (heads, head_dim) over positions [start, start + length) of a cache. Consecutive
- * heads / kv_heads queries share a kv head. A head's keys are side by side, `head_bytes` after those of the head before,
- * and so are its values.
- */
+ * heads / kv_heads queries share a kv head. The heads' keys, and their values, have `room` positions each. */
 typedef struct Attention {
     const float *queries;
     const uint8_t *keys, *values;
     const float *sinks; /* (heads) logits without a value, or NULL */
     float *out;         /* (heads, head_dim) */
-    int64_t kind, heads, kv_heads, head_dim, head_bytes, start, length;
+    int64_t kind, heads, kv_heads, head_dim, room, start, length;
     float scale;
     float softcap; /* scores become softcap * tanh(score / softcap); 0: none */
 } Attention;
@@ -251,7 +253,7 @@ typedef struct Passage {
     const float *queries, *sinks; /* as above, and so on */
     const uint8_t *keys, *values;
     float *out; /* (tokens, heads, head_dim) */
-    int64_t tokens, first, window, kind, heads, kv_heads, head_dim, head_bytes, query_stride;
+    int64_t tokens, first, window, kind, heads, kv_heads, head_dim, room, query_stride;
     float scale, softcap;
 } Passage;
 
@@ -384,12 +386,15 @@ typedef struct Level {
     /* Rows [begin, end) of any matrix; panel: PANEL_FLOATS of the calling thread, 64-byte aligned. */
     void (*panels)(const Matrix *, const float *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
                    const Output *);
-    /* Stores a key or a value of `size` numbers. */
-    void (*cache)(CacheKind, const float *x, int64_t size, uint8_t *out);
-    /* The reverse. */
-    void (*expand)(CacheKind, const uint8_t *cached, int64_t size, float *out);
-    /* One range of all heads that share kv_head; the heads' results are `stride` apart. */
-    void (*attend)(const Attention *, int64_t kv_head, int64_t begin, int64_t end, float *partial, int64_t stride);
+    /* Stores a key or a value at a position of a head, whose first one is at `head`. */
+    void (*cache)(CacheKind, const float *x, int64_t head_dim, int64_t room, int64_t position, uint8_t *head);
+    /* The keys or values of positions [begin, end) of a head, (end - begin, head_dim); returns out. */
+    const float *(*expand)(CacheKind, const uint8_t *head, int64_t head_dim, int64_t room, int64_t begin, int64_t end,
+                           float *out);
+    /* One range of all heads that share kv_head; the heads' results are `stride` apart. workspace: 2 * RANGE * head_dim
+     * floats. */
+    void (*attend)(const Attention *, int64_t kv_head, int64_t begin, int64_t end, float *partial, int64_t stride,
+                   float *workspace);
     /* A head's output from the results of all its ranges, side by side, which are overwritten. */
     void (*merge)(const Attention *, int64_t head, float *partials, int64_t ranges);
     void (*attend_passage)(const Passage *, int64_t kv_head, int64_t begin, int64_t end, const float *transposed,

@@ -101,15 +101,15 @@ static void add(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
     for (int64_t i = begin * op->size; i < end * op->size; i++) op->out[i] += op->in[i] * op->factor;
 }
 
-/* Where a block's keys of a text begin; its values follow them. */
+/* Where a block's keys of a text begin, and its values, which follow them. */
 static uint8_t *keys_of(const Op *op, const Row *row) { return row->memory + op->keys_at * row->room; }
 
 static const Row *row_of(const Op *op, const Frame *frame, int64_t text) {
     return &frame->rows[text * frame->windows + op->table];
 }
 
-static int64_t head_bytes(const Op *op, const Row *row) {
-    return row->room * vector_bytes((CacheKind)op->cache_kind, op->size);
+static uint8_t *values_of(const Op *op, const Row *row) {
+    return keys_of(op, row) + op->kv_heads * head_bytes((CacheKind)op->cache_kind, op->size, row->room);
 }
 
 static void store_heads(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
@@ -119,12 +119,11 @@ static void store_heads(const Op *op, const Frame *frame, int64_t begin, int64_t
         int64_t text = text_of(frame, token);
         const Row *row = row_of(op, frame, text);
         const float *from = op->in + token * op->stride;
-        uint8_t *key = keys_of(op, row) +
-                       (row->cached + token - frame->starts[text]) * vector_bytes(kind, op->size);
-        for (int64_t head = 0; head < op->kv_heads; head++, key += head_bytes(op, row)) {
-            level()->cache(kind, from + keys_at + head * op->size, op->size, key);
-            level()->cache(kind, from + values_at + head * op->size, op->size,
-                           key + op->kv_heads * head_bytes(op, row));
+        int64_t position = row->cached + token - frame->starts[text], bytes = head_bytes(kind, op->size, row->room);
+        for (int64_t head = 0; head < op->kv_heads; head++) {
+            const float *key = from + keys_at + head * op->size, *value = from + values_at + head * op->size;
+            level()->cache(kind, key, op->size, row->room, position, keys_of(op, row) + head * bytes);
+            level()->cache(kind, value, op->size, row->room, position, values_of(op, row) + head * bytes);
         }
     }
 }
@@ -132,22 +131,21 @@ static void store_heads(const Op *op, const Frame *frame, int64_t begin, int64_t
 /* Attention of a text's tokens one by one: describes each. */
 static void describe_tokens(const Op *op, const Frame *frame, int64_t text, Attention *tokens) {
     const Row *row = row_of(op, frame, text);
-    const uint8_t *keys = keys_of(op, row);
     int64_t seen = row->cached;
     for (int64_t token = frame->starts[text]; token < frame->starts[text + 1]; token++) {
         seen++;
         int64_t length = op->window != 0 && op->window < seen ? op->window : seen;
         *tokens++ = (Attention){
             .queries = op->in + token * op->stride,
-            .keys = keys,
-            .values = keys + op->kv_heads * head_bytes(op, row),
+            .keys = keys_of(op, row),
+            .values = values_of(op, row),
             .sinks = op->weight,
             .out = op->out + token * op->heads * op->size,
             .kind = op->cache_kind,
             .heads = op->heads,
             .kv_heads = op->kv_heads,
             .head_dim = op->size,
-            .head_bytes = head_bytes(op, row),
+            .room = row->room,
             .start = seen - length,
             .length = length,
             .scale = op->factor,
@@ -158,12 +156,11 @@ static void describe_tokens(const Op *op, const Frame *frame, int64_t text, Atte
 
 static int attend_many(const Op *op, const Frame *frame, int64_t text) {
     const Row *row = row_of(op, frame, text);
-    const uint8_t *keys = keys_of(op, row);
     int64_t begin = frame->starts[text];
     Passage passage = {
         .queries = op->in + begin * op->stride,
-        .keys = keys,
-        .values = keys + op->kv_heads * head_bytes(op, row),
+        .keys = keys_of(op, row),
+        .values = values_of(op, row),
         .sinks = op->weight,
         .out = op->out + begin * op->heads * op->size,
         .tokens = frame->starts[text + 1] - begin,
@@ -173,7 +170,7 @@ static int attend_many(const Op *op, const Frame *frame, int64_t text) {
         .heads = op->heads,
         .kv_heads = op->kv_heads,
         .head_dim = op->size,
-        .head_bytes = head_bytes(op, row),
+        .room = row->room,
         .query_stride = op->stride,
         .scale = op->factor,
         .softcap = op->softcap,

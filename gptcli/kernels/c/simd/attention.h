@@ -23,39 +23,36 @@ INLINE floats quartered(floats a, floats b, floats c, floats d) { return halved(
 
 /* scores[head][position] = scale * q . k; keys and values: of the first position. A turn computes every TURNS-th of
  * LANES positions, so that the sums come out in order. */
-INLINE void multiply_keys(const Attention *attention, const float *queries, const uint8_t *keys, const uint8_t *values,
-                          int64_t positions, float scores[HEADS][RANGE], const int heads, const CacheKind kind) {
+INLINE void multiply_keys(const Attention *attention, const float *queries, const float *keys, const float *values,
+                          int64_t positions, float scores[HEADS][RANGE], const int heads) {
     const int64_t head_dim = attention->head_dim, whole = head_dim / LANES * LANES;
-    const int64_t bytes = vector_bytes(kind, head_dim);
     for (int64_t position = 0; position < positions; position += LANES) {
         const int64_t last = positions - position - 1;
-        const uint8_t *rows[LANES], *next = last < LANES ? values : keys + (position + LANES) * bytes;
-        for (int r = 0; r < LANES; r++) rows[r] = keys + (position + (r < last ? r : last)) * bytes;
+        const float *rows[LANES], *next = last < LANES ? values : keys + (position + LANES) * head_dim;
+        for (int r = 0; r < LANES; r++) rows[r] = keys + (position + (r < last ? r : last)) * head_dim;
         floats products[HEADS][TURNS];
         UNROLL for (int turn = 0; turn < TURNS; turn++) {
             floats sums[HEADS][KEYS] = {{{0}}};
             for (int64_t i = 0; i < whole; i += LANES) {
                 UNROLL for (int k = 0; k < KEYS; k++) {
                     int r = k * TURNS + turn;
-                    prefetch(next + r * bytes, i * number_bytes(kind));
-                    floats key = cached_numbers(kind, rows[r], i);
+                    prefetch(next + r * head_dim + i, 0);
+                    floats key = load(rows[r] + i);
                     UNROLL for (int h = 0; h < heads; h++) sums[h][k] += key * load(queries + h * head_dim + i);
                 }
             }
             UNROLL for (int h = 0; h < heads; h++)
                 products[h][turn] = quartered(sums[h][0], sums[h][1], sums[h][2], sums[h][3]);
         }
-        floats scale = splat(attention->scale);
-        if (kind == CACHE_INT8)
-            for (int r = 0; r < LANES; r++) scale[r] *= scale_of(kind, rows[r], head_dim);
         UNROLL for (int h = 0; h < heads; h++) {
             floats all = products[h][0];
             if (TURNS == 2) all = halved(all, products[h][1 % TURNS]);
             if (TURNS == 4)
                 all = quartered(all, products[h][1 % TURNS], products[h][2 % TURNS], products[h][3 % TURNS]);
+            store(scores[h] + position, all);
             for (int64_t i = whole; i < head_dim; i++)
-                for (int r = 0; r < LANES; r++) all[r] += queries[h * head_dim + i] * cached_number(kind, rows[r], i);
-            store(scores[h] + position, all * scale);
+                for (int r = 0; r < LANES; r++) scores[h][position + r] += queries[h * head_dim + i] * rows[r][i];
+            store(scores[h] + position, load(scores[h] + position) * attention->scale);
         }
     }
 }
@@ -84,19 +81,18 @@ INLINE float exponentiate(float *scores, int64_t positions, float most) {
 
 /* Writes `columns` vectors of out[head] (head_dim), from `from` on: the weighted sum of values. values: of the first
  * position; next: the keys that will be read next. */
-INLINE void weigh(const Attention *attention, const uint8_t *values, const uint8_t *next, int64_t positions,
+INLINE void weigh(const Attention *attention, const float *values, const float *next, int64_t positions,
                   float scores[HEADS][RANGE], int64_t from, float *out, int64_t stride, const int heads,
-                  const int columns, const CacheKind kind) {
-    const int64_t head_dim = attention->head_dim, bytes = vector_bytes(kind, head_dim);
+                  const int columns) {
+    const int64_t head_dim = attention->head_dim;
     floats sums[HEADS][COLUMNS] = {{{0}}};
-    for (int64_t position = 0; position < positions; position++, values += bytes) {
+    for (int64_t position = 0; position < positions; position++, values += head_dim) {
         int64_t past = position + LANES - positions;
-        const uint8_t *ahead = past < 0 ? values + LANES * bytes : next + past * bytes;
+        const float *ahead = past < 0 ? values + LANES * head_dim : next + past * head_dim;
         UNROLL for (int c = 0; c < columns; c++) {
             int64_t column = from + c * LANES;
-            prefetch(ahead, column * number_bytes(kind));
-            floats value =
-                columns == 1 ? cached_some(kind, values, column, head_dim) : cached_numbers(kind, values, column);
+            prefetch(ahead + column, 0);
+            floats value = columns == 1 ? load_some(values, column, head_dim) : load(values + column);
             UNROLL for (int h = 0; h < heads; h++) sums[h][c] += value * scores[h][position];
         }
     }
@@ -109,50 +105,46 @@ INLINE void weigh(const Attention *attention, const uint8_t *values, const uint8
         }
 }
 
-INLINE void attend_heads(const Attention *attention, const float *queries, const uint8_t *keys, const uint8_t *values,
-                         int64_t positions, float *partial, int64_t stride, const int heads, const CacheKind kind) {
-    const int64_t head_dim = attention->head_dim, bytes = vector_bytes(kind, head_dim);
-    const uint8_t *next = keys + positions * bytes;
+INLINE void attend_heads(const Attention *attention, const float *queries, const float *keys, const float *values,
+                         int64_t positions, float *partial, int64_t stride, const int heads) {
+    const int64_t head_dim = attention->head_dim;
+    const float *next = keys + positions * head_dim;
     float scores[HEADS][RANGE];
-    multiply_keys(attention, queries, keys, values, positions, scores, heads, kind);
+    multiply_keys(attention, queries, keys, values, positions, scores, heads);
     for (int h = 0; h < heads; h++) {
         float most = bounded(scores[h], positions, attention->softcap);
         partial[h * stride + GREATEST] = most;
         partial[h * stride + SUM] = exponentiate(scores[h], positions, most);
-        if (kind == CACHE_INT8)
-            for (int64_t i = 0; i < positions; i++) scores[h][i] *= scale_of(kind, values + i * bytes, head_dim);
     }
     int64_t from = 0;
     for (; from + COLUMNS * LANES <= head_dim; from += COLUMNS * LANES)
-        weigh(attention, values, next, positions, scores, from, partial + WEIGHTED, stride, heads, COLUMNS, kind);
+        weigh(attention, values, next, positions, scores, from, partial + WEIGHTED, stride, heads, COLUMNS);
     for (; from < head_dim; from += LANES)
-        weigh(attention, values, next, positions, scores, from, partial + WEIGHTED, stride, heads, 1, kind);
+        weigh(attention, values, next, positions, scores, from, partial + WEIGHTED, stride, heads, 1);
 }
 
-/* All heads that share kv_head over positions [begin, end). */
-INLINE void attend_as(const CacheKind kind, const Attention *attention, int64_t kv_head, int64_t begin, int64_t end,
-                      float *partial, int64_t stride) {
-    int64_t group = attention->heads / attention->kv_heads, head_dim = attention->head_dim;
-    int64_t first = kv_head * attention->head_bytes + begin * vector_bytes(kind, head_dim);
-    const uint8_t *keys = attention->keys + first, *values = attention->values + first;
+/* All heads that share kv_head over positions [begin, end). workspace: 2 * RANGE * head_dim floats, for keys and values
+ * that are not stored in fp32. */
+static void attend(const Attention *attention, int64_t kv_head, int64_t begin, int64_t end, float *partial,
+                   int64_t stride, float *workspace) {
+    const CacheKind kind = (CacheKind)attention->kind;
+    int64_t group = attention->heads / attention->kv_heads, head_dim = attention->head_dim, room = attention->room;
+    int64_t first = kv_head * head_bytes(kind, head_dim, room);
+    const float *keys = (const float *)(attention->keys + first) + begin * head_dim;
+    const float *values = (const float *)(attention->values + first) + begin * head_dim;
+    if (kind != CACHE_FP32) {
+        keys = expand(kind, attention->keys + first, head_dim, room, begin, end, workspace);
+        values = expand(kind, attention->values + first, head_dim, room, begin, end, workspace + RANGE * head_dim);
+    }
     for (int64_t head = 0; head < group; head += HEADS) {
         const float *queries = attention->queries + (kv_head * group + head) * head_dim;
         float *out = partial + head * stride;
         switch (group - head) {
-        case 1: attend_heads(attention, queries, keys, values, end - begin, out, stride, 1, kind); break;
-        case 2: attend_heads(attention, queries, keys, values, end - begin, out, stride, 2, kind); break;
-        case 3: attend_heads(attention, queries, keys, values, end - begin, out, stride, 3, kind); break;
-        default: attend_heads(attention, queries, keys, values, end - begin, out, stride, HEADS, kind); break;
+        case 1: attend_heads(attention, queries, keys, values, end - begin, out, stride, 1); break;
+        case 2: attend_heads(attention, queries, keys, values, end - begin, out, stride, 2); break;
+        case 3: attend_heads(attention, queries, keys, values, end - begin, out, stride, 3); break;
+        default: attend_heads(attention, queries, keys, values, end - begin, out, stride, HEADS); break;
         }
-    }
-}
-
-static void attend(const Attention *attention, int64_t kv_head, int64_t begin, int64_t end, float *partial,
-                   int64_t stride) {
-    switch ((CacheKind)attention->kind) {
-    case CACHE_FP32: attend_as(CACHE_FP32, attention, kv_head, begin, end, partial, stride); break;
-    case CACHE_FP16: attend_as(CACHE_FP16, attention, kv_head, begin, end, partial, stride); break;
-    case CACHE_INT8: attend_as(CACHE_INT8, attention, kv_head, begin, end, partial, stride); break;
     }
 }
 
