@@ -34,6 +34,7 @@ from gptcli.runtime.loader import Loader
 from gptcli.settings import (
     ChatSettings,
     Dtype,
+    Kv,
     Overflow,
     Quantize,
     RuntimeConfig,
@@ -51,8 +52,7 @@ if TYPE_CHECKING:
     from gptcli.generation.events import Finished, TextDelta
     from gptcli.generation.score_result import ChoiceScore, Score
     from gptcli.generation.speculation import Drafter
-    from gptcli.model.cache import KVCache
-    from gptcli.runtime.torch_engine import TorchEngine
+    from gptcli.runtime.torch_engine import TextCache, TorchEngine
 
 DRAFTED_TOKENS = 4  # at most in a step by a draft model, unless --speculate says otherwise
 
@@ -71,7 +71,7 @@ class LanguageModel:
         self.runtime = runtime
         self._workload = workload
         self._draft_model: LanguageModel | None = None
-        self._draft_cache: KVCache | None = None
+        self._draft_cache: TextCache | None = None
         config = folder.architecture.config
         self.ctx_size = runtime.ctx_size or config.max_context
         if self.ctx_size > config.max_context:
@@ -374,6 +374,7 @@ def load(
     device: str = "auto",
     dtype: Dtype = "auto",
     quantize: Quantize = "auto",
+    kv: Kv = "auto",
     ctx_size: int | None = None,
     threads: int | None = None,
     speculate: int = 0,
@@ -388,6 +389,7 @@ def load(
         device=device,
         dtype=dtype,
         quantize=quantize,
+        kv=kv,
         ctx_size=ctx_size,
         threads=threads,
         speculate=speculate,

@@ -16,6 +16,7 @@ from gptcli.errors import UsageError
 Overflow = Literal["error", "stop", "shift"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 Quantize = Literal["auto", "none", "int8", "int4"]
+Kv = Literal["auto", "fp32", "fp16", "int8"]
 ReasoningEffort = Literal["low", "medium", "high"]
 
 # Below this a softmax over logits / temperature is one-hot in fp32.
@@ -189,19 +190,30 @@ class StopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """Where and in which precision a model runs. speculate: tokens to draft per step, 0 for none."""
+    """Where and in which precision a model runs.
+
+    kv: how keys and values are stored. speculate: tokens to draft per step, 0 for none.
+    """
 
     device: str = "auto"
     dtype: Dtype = "auto"
     quantize: Quantize = "auto"
+    kv: Kv = "auto"
     ctx_size: int | None = None
     threads: int | None = None
     speculate: int = 0
     draft_model: str | None = None
 
+    @property
+    def cache_kind(self) -> Literal["fp32", "fp16", "int8"]:
+        """How keys and values are stored; fp32 is what `dtype="fp32"` promises."""
+        if self.kv == "auto":
+            return "fp32" if self.dtype == "fp32" else "fp16"
+        return self.kv
+
     def for_draft_model(self) -> Self:
         """The config of a draft model: as fast as possible, since its mistakes are discarded."""
-        return replace(self, ctx_size=None, speculate=0, draft_model=None, dtype="auto", quantize="auto")
+        return replace(self, ctx_size=None, speculate=0, draft_model=None, dtype="auto", quantize="auto", kv="auto")
 
     def __post_init__(self) -> None:
         _check_whole("speculate", self.speculate, 0, 64, " (0 is off)")
@@ -209,6 +221,7 @@ class RuntimeConfig:
             raise UsageError(f"device must be auto, cpu, cuda or cuda:N, not {self.device}")
         _check_choice("dtype", self.dtype, get_args(Dtype))
         _check_choice("quantize", self.quantize, get_args(Quantize))
+        _check_choice("kv", self.kv, get_args(Kv))
         if self.ctx_size is not None:
             _check_whole("ctx-size", self.ctx_size, 1, math.inf)
         if self.threads is not None:

@@ -17,6 +17,7 @@ from gptcli.settings import (
     ID_LISTS,
     ChatSettings,
     Dtype,
+    Kv,
     Overflow,
     Quantize,
     ReasoningEffort,
@@ -66,6 +67,7 @@ class RuntimeOptions:
     device: Annotated[str, _model_option("auto, cpu, cuda or cuda:N.")] = "auto"
     dtype: Annotated[Dtype, _model_option("Least precision computed in; auto: the checkpoint's.")] = "auto"
     quantize: Annotated[Quantize, _model_option("Precision the weights are kept in; auto: as stored.")] = "auto"
+    kv: Annotated[Kv, _model_option("How keys and values are kept; auto: fp16, or fp32 with --dtype fp32.")] = "auto"
     ctx_size: Annotated[int | None, _model_option("Context in tokens. (default: the model's)", "-c", "--ctx-size")] = (
         None
     )

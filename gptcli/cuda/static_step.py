@@ -32,7 +32,8 @@ class StaticStep:
         self._storage = [(keys[: cache.rows], values[: cache.rows]) for keys, values in storage]
         self._rooms = dict(zip(self._windows_of, (keys.shape[2] for keys, _ in self._storage), strict=True))
         ropes = {block.attention.rope for block in decoder.config.blocks}
-        self._tables = {rope: decoder.tables.of(rope, cache) for rope in ropes if rope is not None}
+        where = cache.capacity, cache.span, cache.device, cache.dtype
+        self._tables = {rope: decoder.tables.of(rope, *where) for rope in ropes if rope is not None}
         # The position, a slot for each window, the ids: one tensor, so that feeding is one copy.
         self._inputs = torch.zeros(1 + len(self._rooms) + cache.rows, dtype=torch.int64, device=cache.device)
 

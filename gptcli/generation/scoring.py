@@ -12,9 +12,8 @@ import torch
 from gptcli.errors import ContextOverflow, UsageError
 from gptcli.generation.events import TokenLogprob
 from gptcli.generation.score_result import ChoiceScore, Score
-from gptcli.model.cache import KVCache
 from gptcli.runtime.engine import Progress, PromptCache, no_progress
-from gptcli.runtime.torch_engine import TorchEngine
+from gptcli.runtime.torch_engine import TextCache, TorchEngine
 from gptcli.text.tokenizer import Tokenizer
 
 
@@ -132,7 +131,7 @@ def _common_prefix(
 
 
 def _continued(
-    engine: TorchEngine, tokenizer: Tokenizer, cache: KVCache, before: Sequence[int], tokens: Sequence[int], top: int
+    engine: TorchEngine, tokenizer: Tokenizer, cache: TextCache, before: Sequence[int], tokens: Sequence[int], top: int
 ) -> Iterator[tuple[list[float], list[tuple[TokenLogprob, ...]]]]:
     """Scores tokens that follow one or more others, a chunk at a time. Cached tokens are not run again.
 

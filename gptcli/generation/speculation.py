@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from gptcli.runtime.engine import Cancelled, never_cancelled
 
 if TYPE_CHECKING:
-    from gptcli.model.cache import KVCache
-    from gptcli.runtime.torch_engine import TorchEngine
+    from gptcli.runtime.torch_engine import TextCache, TorchEngine
 
 _NGRAMS = (3, 2)  # lengths of the repeated tokens whose continuation is a draft, in order of preference
 _FIRST_DRAFT = 2
@@ -64,7 +63,7 @@ class DraftModel:
     """
 
     def __init__(
-        self, engine: TorchEngine, cache: KVCache, vocabulary: int, cancelled: Cancelled = never_cancelled
+        self, engine: TorchEngine, cache: TextCache, vocabulary: int, cancelled: Cancelled = never_cancelled
     ) -> None:
         self._engine, self._cache, self._vocabulary, self._cancelled = engine, cache, vocabulary, cancelled
         self.forget()

@@ -19,11 +19,13 @@ from gptcli.errors import UsageError
 
 Level = Literal["portable", "avx2", "avx512", "avx512_bf16", "amx"]
 Arithmetic = Literal["fp32", "bf16", "int8"]  # in the order of kernels.h's Arithmetic
+CacheKind = Literal["fp32", "fp16", "int8"]  # in the order of kernels.h's CacheKind
 
 _VARIABLE = "GPTCLI_KERNELS"
 _NO_MEMORY, _NO_TOKEN = -1, -2  # of gptcli_draw
 BF16_LEVELS: tuple[Level, ...] = ("avx512_bf16", "amx")  # those with products in bf16
 _MOST_THREADS = 256  # kernels.h's MOST_THREADS
+CACHE_KINDS: tuple[CacheKind, ...] = get_args(CacheKind)
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "clamped_swiglu": 4}  # numbers of config.Activation's
 
 # In the order of kernels.h's Code.
@@ -35,26 +37,32 @@ class Op(Structure):
 
     _fields_ = [
         ("code", c_int64),
-        *((name, c_void_p) for name in ("matrix", "input", "out", "weight", "bias", "keys", "values")),
+        *((name, c_void_p) for name in ("matrix", "input", "out", "weight", "bias")),
         *((name, c_int64) for name in ("rows", "size", "stride", "weight_step", "table")),
-        *((name, c_int64) for name in ("heads", "kv_heads", "window", "row_stride", "head_stride")),
+        *((name, c_int64) for name in ("heads", "kv_heads", "window", "cache_kind", "keys_at")),
         ("factor", c_float),
         ("softcap", c_float),
     ]
 
 
 class Rotation(Structure):
-    """kernels.h's Rotation: cos and sin of the tokens' positions, (tokens, dim)."""
+    """kernels.h's Rotation: cos and sin of a text's tokens in a step, (tokens, dim)."""
 
     _fields_ = [("cosines", c_void_p), ("sines", c_void_p), ("dim", c_int64)]
+
+
+class Row(Structure):
+    """kernels.h's Row: a text's keys and values in all blocks of one window."""
+
+    _fields_ = [("memory", c_void_p), ("room", c_int64), ("cached", c_int64)]
 
 
 class Frame(Structure):
     """kernels.h's Frame: what changes from step to step."""
 
     _fields_ = [
-        *((name, c_int64) for name in ("tokens", "texts", "position", "wanted")),
-        *((name, c_void_p) for name in ("ids", "rotations", "cached", "logits")),
+        *((name, c_int64) for name in ("tokens", "texts", "ropes", "windows", "wanted")),
+        *((name, c_void_p) for name in ("ids", "starts", "positions", "rotations", "rows", "wanted_tokens", "logits")),
     ]
 
 
@@ -81,7 +89,7 @@ class Draw(Structure):
     ]
 
 
-_STRUCTURES = (Op, Rotation, Frame, Draw)  # in the order of gptcli_record_bytes
+_STRUCTURES = (Op, Rotation, Row, Frame, Draw)  # in the order of gptcli_record_bytes
 _MATRIX = len(_STRUCTURES)  # its number for kernels.h's Matrix, which Python does not declare
 
 # The result and the arguments of each function, as kernels.h declares them.

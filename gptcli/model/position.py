@@ -33,18 +33,17 @@ class Position(Protocol):
 
 
 class RotaryTables:
-    """cos and sin of every position that a cache has room for, per rope."""
+    """cos and sin of a text's first positions, per rope."""
 
     def __init__(self) -> None:
         self._tables: dict[tuple[RopeConfig, bool], Rotation] = {}
 
-    def of(self, rope: RopeConfig, cache: KVCache) -> Rotation:
-        """cos and sin, each (capacity or more, 1, dim), as the cache's text is rotated now."""
-        key = rope, rope.border is not None and cache.span > rope.border
+    def of(self, rope: RopeConfig, positions: int, span: int, device: torch.device, dtype: torch.dtype) -> Rotation:
+        """cos and sin, each (positions or more, 1, dim), as a text of `span` tokens is rotated."""
+        key = rope, rope.border is not None and span > rope.border
         table = self._tables.get(key)
-        if table is None or len(table[0]) < cache.capacity:
-            table = rotary_table(rope, cache.capacity, cache.span, cache.device, cache.dtype)
-            self._tables[key] = table
+        if table is None or len(table[0]) < positions:
+            table = self._tables[key] = rotary_table(rope, positions, span, device, dtype)
         return table
 
 
@@ -64,8 +63,9 @@ class AppendPosition:
     def rotation(self, rope: RopeConfig) -> Rotation:
         """See `Position.rotation`."""
         if rope not in self._rotations:
-            cos, sin = self._tables.of(rope, self._cache)
-            rows = slice(self._cache.length, self._cache.length + self._T)
+            cache = self._cache
+            cos, sin = self._tables.of(rope, cache.capacity, cache.span, cache.device, cache.dtype)
+            rows = slice(cache.length, cache.length + self._T)
             self._rotations[rope] = cos[rows], sin[rows]
         return self._rotations[rope]
 

@@ -73,8 +73,7 @@ def measure(
         decodes.append(decode_tokens / (_settled(engine.plan.device) - started))
         bandwidth.measure()
     context = prompt_tokens + decode_tokens // 2
-    cache_bytes = engine.decoder.config.cache_bytes(context, cache.dtype.itemsize)
-    bytes_a_token = weight_bytes(engine.decoder) + cache_bytes
+    bytes_a_token = weight_bytes(engine.decoder) + engine.cache_bytes(context)
     bandwidth.best = max(bandwidth.best, max(decodes) * bytes_a_token)
     return Point(prompt_tokens, _rate(prefills[1:]), _rate(decodes[1:]), bytes_a_token)
 

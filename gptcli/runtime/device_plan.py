@@ -12,7 +12,7 @@ from gptcli.checkpoint.load import Packing, WeightPlan
 from gptcli.cuda.graph import Record, cuda_graph
 from gptcli.cuda.int4 import Tinygemm
 from gptcli.errors import NoSuchDevice, OutOfMemory
-from gptcli.kernels.bindings import BF16_LEVELS, Arithmetic
+from gptcli.kernels.bindings import BF16_LEVELS, Arithmetic, CacheKind
 from gptcli.kernels.tensors import Library
 from gptcli.kernels.tensors import library as kernels
 from gptcli.model.config import MoeConfig
@@ -28,12 +28,14 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class DevicePlan:
     """How a model's weights are loaded, and what runs its steps.
 
-    library: the compiled kernels, or None for torch alone. rounding: why the weights' arithmetic rounds more than was
-    asked for, if it does. record: records a token's step; None runs plain steps.
+    library: the compiled kernels, or None for torch alone. cache_kind: how these store keys and values. rounding: why
+    the weights' arithmetic rounds more than was asked for, if it does. record: records a token's step; None runs
+    plain steps.
     """
 
     weights: WeightPlan
     library: Library | None = None
+    cache_kind: CacheKind = "fp32"
     rounding: str | None = None
     record: Record | None = None
 
@@ -106,7 +108,7 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
         arithmetic,
         Tinygemm() if _has_tinygemm(device) and dtype == torch.bfloat16 else None,
     )
-    return DevicePlan(weights, library, rounding, record)
+    return DevicePlan(weights, library, runtime.cache_kind, rounding, record)
 
 
 def _bytes_in_fp32(folder: ModelFolder, runtime: RuntimeConfig, as_stored: bool) -> int:

@@ -1,4 +1,4 @@
-"""Lowers a decoder to a program that the compiled kernels run, and runs it over a KVCache.
+"""Lowers a decoder to a program that the compiled kernels run, and runs it.
 
 Nothing here computes: blocks become operations on buffers, in the order of `model/decoder.py`. Each function names the
 config fields that it lowers. If any other field differs from its default, or there is no operation for something
@@ -10,17 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, cast
-from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
-from gptcli.kernels.bindings import ACTIVATIONS, Matrix, Op
+from gptcli.kernels.bindings import ACTIVATIONS, CacheKind, Matrix, Op
 from gptcli.kernels.layers import CompiledEmbedding, CompiledLinear
 from gptcli.kernels.tensors import Library
 from gptcli.model.attention import Attention
-from gptcli.model.cache import KVCache
 from gptcli.model.config import (
+    CACHE_STEP,
     AttentionConfig,
     LinearScaling,
     Llama3Scaling,
@@ -35,7 +34,8 @@ from gptcli.model.mlp import Mlp
 from gptcli.model.norm import Norm
 from gptcli.model.rope import rotary_table
 from gptcli.runtime.fast_start.snapshot_file import RotaryTable, Snapshot
-from gptcli.runtime.program import Buffer, Program, Storage, Vector
+from gptcli.runtime.program import Buffer, Program, Text, Vector
+from gptcli.runtime.program_cache import ProgramCache
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -59,25 +59,27 @@ def _handles(config: DataclassInstance, *names: str) -> None:
             raise Unsupported(f"{type(config).__name__}.{each.name}")
 
 
-def lower(decoder: Decoder, library: Library) -> DecoderProgram | None:
-    """The decoder's step as a program; None if something in it has no operation. Its weights must stay alive."""
+def lower(decoder: Decoder, library: Library, kind: CacheKind = "fp32") -> DecoderProgram | None:
+    """The decoder's step as a program; None if something in it has no operation. Its weights must stay alive.
+
+    kind: how keys and values are stored.
+    """
     lowering = _Lowering(decoder, library)
     try:
         lowering.step()
     except Unsupported:
         return None
-    program = Program(library, lowering.ops, lowering.uses, lowering.matrices, lowering.vectors)
-    return DecoderProgram(decoder, program, lowering.ropes, lowering.windows)
+    program = Program(library, lowering.ops, lowering.uses, lowering.matrices, lowering.vectors, kind)
+    return DecoderProgram(decoder, program, lowering.ropes)
 
 
 class DecoderProgram:
-    """A decoder's step, for some tokens of one text, or for one token of each of several texts."""
+    """A decoder's step, for tokens of one or more texts."""
 
-    def __init__(self, decoder: Decoder, program: Program, ropes: list[RopeConfig], windows: list[int | None]) -> None:
+    def __init__(self, decoder: Decoder, program: Program, ropes: list[RopeConfig]) -> None:
         self.program = program
-        self._decoder, self._ropes, self._windows = decoder, ropes, windows
-        self._bound: tuple[ref[KVCache], object] | None = None
-        self._tables: list[RotaryTable] = []
+        self._decoder, self._ropes = decoder, ropes
+        self._tables: dict[tuple[RopeConfig, bool], RotaryTable] = {}
 
     def snapshot(self, most_positions: int, dtype: str, threads: int) -> Snapshot | None:
         """Runs one text of up to `most_positions` without the decoder; None if that takes more than the program.
@@ -94,49 +96,43 @@ class DecoderProgram:
         positions = min(config.max_context, most_positions)
         device = torch.device("cpu")
         tables = [_rotary(*rotary_table(rope, positions, positions, device, torch.float32)) for rope in self._ropes]
-        return Snapshot(self.program, tables, len(self._windows), config.vocab_size, positions, dtype, threads)
+        return Snapshot(self.program, tables, config.vocab_size, positions, dtype, threads)
 
-    def run(self, rows: Sequence[Sequence[int]], cache: KVCache, wanted: int = 1) -> Tensor:
-        """Appends tokens to a cache: some to its only row, or one to each of its rows.
+    def new_cache(self, limit: int) -> ProgramCache:
+        """An empty cache of a text of up to `limit` tokens."""
+        return ProgramCache(self.program.layouts, limit)
 
-        Returns the logits of each row's last `wanted` tokens, (rows * wanted, vocab). The caller must then `advance`
-        the cache.
+    def run(self, texts: Sequence[tuple[ProgramCache, Sequence[int]]], wanted: Sequence[int]) -> Tensor:
+        """Appends tokens to each of several texts, and counts them as cached.
+
+        wanted: how many of each text's last tokens logits are computed of: (sum of wanted, vocab).
         """
-        tokens = [token for row in rows for token in row]
-        new = len(rows[0])
-        assert len(rows) == cache.rows and (cache.rows == 1 or new == 1)
-        assert 0 <= min(tokens) <= max(tokens) < self._decoder.config.vocab_size
-        cache.reserve(new)
-        self._bind(cache)
-        logits = torch.empty(cache.rows * wanted, self._decoder.config.vocab_size)
-        self.program.run(
-            tokens,
-            texts=cache.rows,
-            position=cache.length,
-            cached=[cache.cached(window) for window in self._windows],
-            rotations=[table.at(cache.length) for table in self._tables],
-            wanted=cache.rows * wanted,
-            logits=logits.data_ptr(),
-        )
+        parts, asked, end = [], list[int](), 0
+        for (cache, tokens), last in zip(texts, wanted, strict=True):
+            assert 0 <= min(tokens) <= max(tokens) < self._decoder.config.vocab_size
+            rows, total = cache.rows(len(tokens)), cache.length + len(tokens)
+            rotations = [self._table(rope, total, cache.span).at(cache.length) for rope in self._ropes]
+            parts.append(Text(tokens, cache.length, rotations, rows))
+            end += len(tokens)
+            asked += range(end - last, end)
+        logits = torch.empty(len(asked), self._decoder.config.vocab_size)
+        self.program.run(parts, asked, logits.data_ptr())
+        for cache, tokens in texts:
+            cache.tokens += tokens
         return self._decoder.scaled(logits)
 
-    def _bind(self, cache: KVCache) -> None:
-        """Sets the program's addresses for a cache, unless they are still valid."""
-        state = cache.moves, cache.capacity, *(cache.span > border for border in self._decoder.config.rope_borders)
-        if self._bound is not None and self._bound[0]() is cache and self._bound[1] == state:
-            return
-        self.program.bind([_storage(cache, block) for block in range(len(self._decoder.config.blocks))])
-        self._tables = [_rotary(*self._decoder.tables.of(rope, cache)) for rope in self._ropes]
-        self._bound = ref(cache), state
+    def _table(self, rope: RopeConfig, positions: int, span: int) -> RotaryTable:
+        key = rope, rope.border is not None and span > rope.border
+        table = self._tables.get(key)
+        if table is None or table.positions < positions:
+            positions = min(self._decoder.config.max_context, 2 * positions + CACHE_STEP)
+            table = _rotary(*rotary_table(rope, positions, span, torch.device("cpu"), torch.float32))
+            self._tables[key] = table
+        return table
 
 
 def _rotary(cos: Tensor, sin: Tensor) -> RotaryTable:
     return RotaryTable(_vector(cos), _vector(sin), cos.shape[-1])
-
-
-def _storage(cache: KVCache, block: int) -> Storage:
-    keys, values = cache.storage(block)
-    return Storage(keys.data_ptr(), values.data_ptr(), *keys.stride()[:2])
 
 
 def _vector(values: Tensor) -> Vector:

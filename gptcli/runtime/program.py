@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from ctypes import c_int64
 from dataclasses import dataclass
+from itertools import accumulate
 
-from gptcli.kernels.bindings import Frame, Functions, Matrix, Op, Rotation
+from gptcli.kernels.bindings import CACHE_KINDS, CacheKind, Frame, Functions, Matrix, Op, Rotation, Row
 from gptcli.kernels.memory import Memory
+from gptcli.runtime.program_cache import Layout, planes
 
 CHUNK = 512  # prompt tokens per forward pass: bounds memory, costs a tenth of the speed at 4,096
 
@@ -31,20 +34,23 @@ class Vector:
 
 
 @dataclass(frozen=True)
-class Storage:
-    """The addresses of a block's keys and values, and the elements from row to row and from head to head."""
+class Text:
+    """Tokens that a step appends to a text, which has `position` tokens already.
 
-    keys: int
-    values: int
-    row_stride: int
-    head_stride: int
+    rotations: of these tokens, for each kind of rope. rows: its cache, see `ProgramCache.rows`.
+    """
+
+    tokens: Sequence[int]
+    position: int
+    rotations: Sequence[Rotation]
+    rows: Sequence[Row]
 
 
 class Program:
     """Operations, the buffers between them, and the weights that they read.
 
     uses, matrices and vectors begin with an operation's index and say what it has in a field: `uses` in "input" or
-    "out", `vectors` in "weight" or "bias". Each block has one ATTEND operation, in the blocks' order.
+    "out", `vectors` in "weight" or "bias". cache_kind: how texts' keys and values are stored.
     """
 
     def __init__(
@@ -54,6 +60,7 @@ class Program:
         uses: Sequence[tuple[int, str, Buffer]],
         matrices: Sequence[tuple[int, Matrix]],
         vectors: Sequence[tuple[int, str, Vector]],
+        cache_kind: CacheKind,
     ) -> None:
         self.uses, self.matrices, self.vectors = uses, matrices, vectors
         self.ops = (Op * len(ops))(*ops)
@@ -62,39 +69,38 @@ class Program:
         for index, name, vector in vectors:
             setattr(self.ops[index], name, vector.address)
         self._library = library
-        self.attends = [op for op in self.ops if op.code == library.code("ATTEND")]
+        self.layouts = self._lay_out(cache_kind)
         self._buffers: list[Memory] = []
         self._room = 0  # tokens that fit in the buffers
 
-    def bind(self, caches: Sequence[Storage]) -> None:
-        """Sets the addresses of each block's keys and values, until the next call."""
-        for op, cache in zip(self.attends, caches, strict=True):
-            op.keys, op.values = cache.keys, cache.values
-            op.row_stride, op.head_stride = cache.row_stride, cache.head_stride
+    def _lay_out(self, kind: CacheKind) -> list[Layout]:
+        """Tells each block where its keys and values are in a cache; the layouts, by the number of their window."""
+        layouts: dict[int, Layout] = {}
+        for op in self.ops:
+            if op.code == self._library.code("ATTEND"):
+                layout = layouts.setdefault(op.table, Layout(op.window or None, []))
+                op.cache_kind, op.keys_at = CACHE_KINDS.index(kind), layout.position_bytes
+                layout.planes += planes(kind, op.size) * (2 * op.kv_heads)
+        return [layouts[window] for window in sorted(layouts)]
 
-    def run(
-        self,
-        tokens: Sequence[int],
-        *,
-        texts: int,
-        position: int,
-        cached: Sequence[int],
-        rotations: Sequence[Rotation],
-        wanted: int,
-        logits: int,
-    ) -> None:
-        """Runs tokens of one text, or one token of each of several `texts`, from `position` on.
+    def run(self, texts: Sequence[Text], wanted: Sequence[int], logits: int) -> None:
+        """Runs tokens of each of several texts, for which their caches have room.
 
-        cached: how many positions each kind of cache has before. rotations: of these positions, for each kind of rope.
-        The logits of the last `wanted` tokens go to the address `logits`, (wanted, vocab) in fp32. Raises MemoryError.
+        wanted: the indices of tokens, counted over all texts, in ascending order; the logits after these go to the
+        address `logits`, (len(wanted), vocab) in fp32. Raises MemoryError.
         """
-        if len(tokens) > self._room:
-            self._make_room(len(tokens))
-        ids = (ctypes.c_int64 * len(tokens))(*tokens)
-        counts = (ctypes.c_int64 * len(cached))(*cached)
-        tables = (Rotation * max(1, len(rotations)))(*rotations)
-        address = ctypes.addressof
-        frame = Frame(len(tokens), texts, position, wanted, address(ids), address(tables), address(counts), logits)
+        starts = list(accumulate((len(text.tokens) for text in texts), initial=0))
+        if starts[-1] > self._room:
+            self._make_room(starts[-1])
+        ids = (c_int64 * starts[-1])(*(token for text in texts for token in text.tokens))
+        begins = (c_int64 * len(starts))(*starts)
+        positions = (c_int64 * len(texts))(*(text.position for text in texts))
+        ropes, windows = len(texts[0].rotations), len(self.layouts)
+        tables = (Rotation * max(1, len(texts) * ropes))(*(table for text in texts for table in text.rotations))
+        rows = (Row * (len(texts) * windows))(*(row for text in texts for row in text.rows))
+        asked = (c_int64 * len(wanted))(*wanted)
+        addresses = [ctypes.addressof(array) for array in (ids, begins, positions, tables, rows, asked)]
+        frame = Frame(starts[-1], len(texts), ropes, windows, len(wanted), *addresses, logits)
         self._library.run(self.ops, frame)
 
     def _make_room(self, tokens: int) -> None:

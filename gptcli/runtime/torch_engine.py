@@ -17,11 +17,14 @@ from gptcli.kernels.tensors import Library
 from gptcli.model.cache import KVCache
 from gptcli.model.decoder import Decoder
 from gptcli.runtime.device_plan import DevicePlan, free_bytes
-from gptcli.runtime.engine import Cancelled, Progress, Workload, never_cancelled, no_progress
+from gptcli.runtime.engine import Cancelled, Progress, Rows, Workload, never_cancelled, no_progress
 from gptcli.runtime.fast_start.snapshot_file import Snapshot
 from gptcli.runtime.lowering import lower
 from gptcli.runtime.memory_errors import memory_errors
 from gptcli.runtime.program import CHUNK
+from gptcli.runtime.program_cache import ProgramCache
+
+TextCache = KVCache | ProgramCache
 
 _MOST_ROWS = 32  # texts in one step: 64 gain little more and take twice as long for the first one
 _CUDA_CHUNK = 2048  # prompt tokens where attention keeps no scores: fewer leave a GPU half idle
@@ -35,7 +38,7 @@ class TorchEngine:
         self.plan = plan
         self.ctx_size = ctx_size
         self.load_s = load_s
-        self._program = lower(decoder, plan.library) if plan.library else None
+        self._program = lower(decoder, plan.library, plan.cache_kind) if plan.library else None
         self._recorded = RecordedSteps(decoder, plan.record) if plan.record else None
 
     @property
@@ -95,8 +98,11 @@ class TorchEngine:
             return None
         return self._program.snapshot(most_positions, self.dtype_name, self.threads)
 
-    def new_cache(self) -> KVCache:
+    def new_cache(self) -> TextCache:
         """See `Engine.new_cache`."""
+        return self._new_kv_cache() if self._program is None else self._program.new_cache(self.ctx_size)
+
+    def _new_kv_cache(self) -> KVCache:
         config, plan = self.decoder.config, self.plan
         return KVCache(config, self.ctx_size, plan.device, plan.weights.dtype, zeroed=self._recorded is not None)
 
@@ -104,7 +110,7 @@ class TorchEngine:
     def prefill(
         self,
         tokens: Sequence[int],
-        cache: KVCache,
+        cache: TextCache,
         on_progress: Progress = no_progress,
         cancelled: Cancelled = never_cancelled,
     ) -> Tensor | None:
@@ -114,21 +120,21 @@ class TorchEngine:
         for chunk in self._chunks(tokens, self._prompt_chunk):
             if cancelled():
                 return None
-            logits = self._run([chunk], cache)
+            logits = self._run(chunk, cache)
             done += len(chunk)
             on_progress(done, len(tokens))
         return logits[-1]
 
-    def decode(self, token: int, cache: KVCache) -> Tensor:
+    def decode(self, token: int, cache: TextCache) -> Tensor:
         """Appends one token; its logits (vocab,) in fp32. Raises as `prefill` does."""
         return self.step([token], cache)[0]
 
-    def step(self, tokens: Sequence[int], cache: KVCache) -> Sequence[Tensor]:
+    def step(self, tokens: Sequence[int], cache: TextCache) -> Sequence[Tensor]:
         """See `Engine.step`; each logits is (vocab,) in fp32."""
         *earlier, last = self._chunks(self._rotated_alike(tokens, cache))
         for chunk in earlier:
-            self._run([chunk], cache)
-        return self._run([last], cache, wanted=len(tokens)).unbind()
+            self._run(chunk, cache)
+        return self._run(last, cache, wanted=len(tokens)).unbind()
 
     @torch.inference_mode()
     def decode_rows(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
@@ -137,7 +143,7 @@ class TorchEngine:
             logits = self.prefill_rows([[*text, token] for text, token in zip(cache.texts, tokens, strict=True)], cache)
             assert logits is not None
             return logits
-        return self._run([[token] for token in tokens], cache)
+        return self._run_in_torch([[token] for token in tokens], cache)
 
     @torch.inference_mode()
     def prefill_rows(
@@ -149,7 +155,7 @@ class TorchEngine:
         """
         caches, logits = [], []
         for text in texts:
-            caches.append(self.new_cache())
+            caches.append(self._new_kv_cache())
             last = self.prefill(text, caches[-1], cancelled=cancelled)
             if last is None:
                 return None
@@ -163,21 +169,30 @@ class TorchEngine:
         with memory_errors(self.plan.device, f"sharing {caches[0].length} tokens among {len(caches)} texts"):
             cache.fill(caches)
 
-    def rows(self, cache: KVCache, count: int) -> TensorRows:
+    def rows(self, cache: TextCache, count: int) -> Rows:
         """See `Engine.rows`."""
-        rows = self.new_cache()
+        if isinstance(cache, ProgramCache):
+            with memory_errors(self.plan.device, f"sharing {cache.length} tokens among {count} texts"):
+                return ProgramRows(self, [cache.copy() for _ in range(count)])
+        rows = self._new_kv_cache()
         self.fill(rows, [cache] * count)
         return TensorRows(self, rows)
 
+    def cache_bytes(self, tokens: int) -> int:
+        """Bytes of a text's keys and values."""
+        itemsize = self.plan.weights.dtype.itemsize
+        if self._program is not None:
+            itemsize = {"fp32": 4, "fp16": 2, "int8": 1}[self.plan.cache_kind]
+        return self.decoder.config.cache_bytes(tokens, itemsize)
+
     def most_rows(self, tokens: int) -> int:
         """As many as gain by sharing steps, and as fit into the memory; see `Engine.most_rows`."""
-        config, itemsize = self.decoder.config, self.plan.weights.dtype.itemsize
-        row_bytes = config.cache_bytes(min(tokens, self.ctx_size), itemsize)
+        row_bytes = self.cache_bytes(min(tokens, self.ctx_size))
         # A text that is run again needs three: the old row, its own cache, and the new row.
         return max(1, min(_MOST_ROWS, int(free_bytes(self.plan.device) / (3 * row_bytes))))
 
     @torch.inference_mode()
-    def each_logits(self, tokens: Sequence[int], cache: KVCache, wanted: int) -> Iterator[Tensor]:
+    def each_logits(self, tokens: Sequence[int], cache: TextCache, wanted: int) -> Iterator[Tensor]:
         """Appends tokens; yields the logits of the last `wanted` in pieces, (T, vocab) in fp32.
 
         Holds no more than one chunk's logits. Raises as `prefill` does.
@@ -187,11 +202,11 @@ class TorchEngine:
         for chunk in self._chunks(tokens):
             remaining -= len(chunk)
             asked = min(len(chunk), wanted - remaining)
-            logits = self._run([chunk], cache, wanted=max(1, asked))
+            logits = self._run(chunk, cache, wanted=max(1, asked))
             if asked > 0:
                 yield logits
 
-    def most_ahead(self, cache: KVCache) -> int:
+    def most_ahead(self, cache: TextCache) -> int:
         """See `Engine.most_ahead`: a text that crosses a RoPE border cannot go back."""
         borders = [border for border in self.decoder.config.rope_borders if border >= cache.length]
         return max(0, min([self.ctx_size, *borders]) - cache.length - 1)
@@ -201,7 +216,7 @@ class TorchEngine:
         """Logits at every position of a text, (T, vocab) in fp32. Raises as `prefill` does."""
         cache = self.new_cache()
         cache.span = len(tokens)
-        return torch.cat([self._run([chunk], cache, wanted=len(chunk)) for chunk in self._chunks(tokens)])
+        return torch.cat([self._run(chunk, cache, wanted=len(chunk)) for chunk in self._chunks(tokens)])
 
     def _chunks(self, tokens: Sequence[int], most: int | None = None) -> list[Sequence[int]]:
         most = most or CHUNK
@@ -213,7 +228,7 @@ class TorchEngine:
         keeps_scores = any(block.attention.sinks or block.attention.softcap for block in self.decoder.config.blocks)
         return _CUDA_CHUNK if self.plan.device.type == "cuda" and not keeps_scores else CHUNK
 
-    def _rotated_alike(self, tokens: Sequence[int], cache: KVCache) -> Sequence[int]:
+    def _rotated_alike(self, tokens: Sequence[int], cache: TextCache) -> Sequence[int]:
         """The tokens to run so that all keys are rotated alike: the whole text if it crosses a RoPE border."""
         if not self._crosses_border(len(tokens), cache):
             return tokens
@@ -221,27 +236,41 @@ class TorchEngine:
         cache.truncate(0)
         return tokens
 
-    def _crosses_border(self, tokens: int, cache: KVCache) -> bool:
+    def _crosses_border(self, tokens: int, cache: TextCache) -> bool:
         """Whether this many more tokens make the text cross a border, past which its cached keys are wrong."""
         before, cache.span = cache.span, cache.length + tokens
         crossed = any((before > border) != (cache.span > border) for border in self.decoder.config.rope_borders)
         return crossed and cache.length > 0
 
-    def _run(self, rows: Sequence[Sequence[int]], cache: KVCache, wanted: int = 1) -> Tensor:
-        """Appends tokens, equally many to each row; the logits of each row's last ones, (rows * wanted, vocab)."""
-        length = cache.length + len(rows[0])
-        finite: bool | Tensor
-        with memory_errors(self.plan.device, f"running token {length}"):
-            if self._program is not None:  # no torch modes here: one costs as much as a layer
-                logits = self._program.run(rows, cache, wanted)
-                finite = self._all_finite(logits)
-            else:
-                logits, finite = self._run_in_torch(rows, cache, wanted)
-            cache.advance(*rows)
-        if not finite:
-            if self._recorded is not None:
-                cache.discard()  # a recorded step multiplies scratch with zero, and NaN stays NaN
-            raise NonFiniteLogits(length, self.plan.dtype_name)
+    def _run(self, tokens: Sequence[int], cache: TextCache, wanted: int = 1) -> Tensor:
+        """Appends tokens to a text; the logits of the last ones, (wanted, vocab)."""
+        if isinstance(cache, ProgramCache):
+            return self._run_program([(cache, tokens)], wanted)
+        return self._run_in_torch([tokens], cache, wanted)
+
+    def decode_texts(self, texts: Sequence[tuple[ProgramCache, int]]) -> list[Tensor]:
+        """Appends one token to each of several texts; the logits after each, (vocab,). Raises as `prefill` does."""
+        crossing = [self._crosses_border(1, cache) for cache, _ in texts]
+        together = [(cache, [token]) for (cache, token), crosses in zip(texts, crossing, strict=True) if not crosses]
+        logits = iter(self._run_program(together) if together else ())
+        return [self._anew(*text) if crosses else next(logits) for text, crosses in zip(texts, crossing, strict=True)]
+
+    def _anew(self, cache: ProgramCache, token: int) -> Tensor:
+        """Runs a whole text again, with one more token."""
+        tokens = [*cache.tokens, token]
+        cache.truncate(0)
+        logits = self.prefill(tokens, cache)
+        assert logits is not None
+        return logits
+
+    def _run_program(self, texts: Sequence[tuple[ProgramCache, Sequence[int]]], wanted: int = 1) -> Tensor:
+        """Appends tokens to each of several texts; the logits of each one's last tokens, (texts * wanted, vocab)."""
+        assert self._program is not None
+        length = max(cache.length + len(tokens) for cache, tokens in texts)
+        with memory_errors(self.plan.device, f"running token {length}"):  # no torch modes: one costs as much as a layer
+            logits = self._program.run(texts, [wanted] * len(texts))
+            if not self._all_finite(logits):
+                raise NonFiniteLogits(length, self.plan.dtype_name)
         return logits
 
     def _all_finite(self, logits: Tensor) -> bool | Tensor:
@@ -251,12 +280,51 @@ class TorchEngine:
         return all_finite(logits)
 
     @torch.inference_mode()
-    def _run_in_torch(self, rows: Sequence[Sequence[int]], cache: KVCache, wanted: int) -> tuple[Tensor, bool | Tensor]:
-        if self._recorded is not None and len(rows[0]) == 1:
-            return self._recorded.run([token for [token] in rows], cache)
-        hidden = self.decoder(torch.tensor(rows, device=self.plan.device), cache)
-        logits = self.decoder.logits(hidden[:, -wanted:].flatten(0, 1))
-        return logits, self._all_finite(logits)
+    def _run_in_torch(self, rows: Sequence[Sequence[int]], cache: KVCache, wanted: int = 1) -> Tensor:
+        """Appends tokens, equally many to each row; the logits of each row's last ones, (rows * wanted, vocab)."""
+        length = cache.length + len(rows[0])
+        finite: bool | Tensor
+        with memory_errors(self.plan.device, f"running token {length}"):
+            if self._recorded is not None and len(rows[0]) == 1:
+                logits, finite = self._recorded.run([token for [token] in rows], cache)
+            else:
+                hidden = self.decoder(torch.tensor(rows, device=self.plan.device), cache)
+                logits = self.decoder.logits(hidden[:, -wanted:].flatten(0, 1))
+                finite = self._all_finite(logits)
+            cache.advance(*rows)
+        if not finite:
+            if self._recorded is not None:
+                cache.discard()  # a recorded step multiplies scratch with zero, and NaN stays NaN
+            raise NonFiniteLogits(length, self.plan.dtype_name)
+        return logits
+
+
+class ProgramRows:
+    """Texts that share steps, each with a cache of its own; see `Rows`."""
+
+    def __init__(self, engine: TorchEngine, caches: list[ProgramCache]) -> None:
+        self._engine, self._caches = engine, caches
+
+    def step(self, tokens: Sequence[int]) -> Sequence[Tensor]:
+        """See `Rows.step`; each logits is (vocab,) in fp32."""
+        return self._engine.decode_texts(list(zip(self._caches, tokens, strict=True)))
+
+    def replace(self, texts: Sequence[Sequence[int]], cancelled: Cancelled) -> Sequence[Tensor] | None:
+        """See `Rows.replace`."""
+        logits = []
+        for cache, text in zip(self._caches, texts, strict=True):
+            cache.truncate(0)
+            last = self._engine.prefill(text, cache, cancelled=cancelled)
+            if last is None:
+                return None
+            logits.append(last)
+        return logits
+
+    def drop(self, row: int) -> None:
+        """See `Rows.drop`."""
+        last = self._caches.pop()
+        if row < len(self._caches):
+            self._caches[row] = last
 
 
 class TensorRows:

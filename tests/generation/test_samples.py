@@ -12,6 +12,7 @@ import pytest
 import gptcli
 from gptcli import Finished, LanguageModel, TextDelta
 from gptcli.errors import ContextOverflow, GptcliError
+from gptcli.generation.steps import SharedSteps
 from gptcli.kernels.tensors import library
 from gptcli.runtime import device_plan as device
 from gptcli.runtime import torch_engine as engine
@@ -107,9 +108,9 @@ def test_more_than_fit_into_a_step_take_turns_and_run_the_prompt_once(
 ) -> None:
     monkeypatch.setattr(engine, "_MOST_ROWS", 3)
     prefilled, rows = list[int](), list[int]()
-    prefill, decode = lm.engine.prefill, lm.engine.decode_rows
+    prefill, decode = lm.engine.prefill, SharedSteps.after
     monkeypatch.setattr(lm.engine, "prefill", lambda ids, *rest: prefilled.append(len(ids)) or prefill(ids, *rest))
-    monkeypatch.setattr(lm.engine, "decode_rows", lambda ids, cache: rows.append(len(ids)) or decode(ids, cache))
+    monkeypatch.setattr(SharedSteps, "after", lambda self, texts: rows.append(len(texts)) or decode(self, texts))
     samplings = VARIED.for_samples(7)
     got = together(lm, samplings, StopConfig())
     assert prefilled == [len(PROMPT), 1, 1]
@@ -119,8 +120,8 @@ def test_more_than_fit_into_a_step_take_turns_and_run_the_prompt_once(
 
 def test_the_first_is_there_while_the_others_still_run(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = list[int]()
-    decode = lm.engine.decode_rows
-    monkeypatch.setattr(lm.engine, "decode_rows", lambda ids, cache: steps.append(len(ids)) or decode(ids, cache))
+    decode = SharedSteps.after
+    monkeypatch.setattr(SharedSteps, "after", lambda self, texts: steps.append(len(texts)) or decode(self, texts))
     streams = lm.streams(PROMPT, VARIED.for_samples(4), StopConfig(ignore_eos=True))
     first = next(streams)
     assert isinstance(next(first), TextDelta)

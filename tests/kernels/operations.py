@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gptcli.kernels.bindings import ACTIVATIONS
+from gptcli.kernels.bindings import ACTIVATIONS, CACHE_KINDS, CacheKind
 from gptcli.kernels.tensors import Library, address, contiguous
 
 
@@ -17,21 +17,30 @@ class Attention(Structure):
 
     _fields_ = [
         *((name, c_void_p) for name in ("queries", "keys", "values", "sinks", "out")),
-        *((name, c_int64) for name in ("heads", "kv_heads", "head_dim", "head_stride", "start", "length")),
+        *((name, c_int64) for name in ("kind", "heads", "kv_heads", "head_dim", "room", "start", "length")),
         ("scale", c_float),
         ("softcap", c_float),
     ]
 
 
-_ATTENTION = 5  # its number in gptcli_record_bytes
+_ATTENTION = 6  # its number in gptcli_record_bytes
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
-    "gptcli_attention": (c_int, [POINTER(Attention)]),
+    "gptcli_attention": (c_int, [POINTER(Attention), c_int64]),
     "gptcli_rms_norm": (None, [c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p]),
     "gptcli_layer_norm": (None, [c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p]),
     "gptcli_rope": (None, [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64]),
     "gptcli_activate": (None, [c_int, c_void_p, c_void_p, c_int64, c_void_p]),
     "gptcli_exp": (None, [c_void_p, c_int64, c_void_p]),
 }
+
+
+def stored_as(kind: CacheKind, vectors: Tensor) -> Tensor:
+    """Keys or values, (kv_heads, room, head_dim), as a cache stores them; see kernels.h's `head_bytes`."""
+    if kind != "int8":
+        return vectors.to({"fp32": torch.float32, "fp16": torch.float16}[kind]).contiguous()
+    scales = vectors.abs().amax(-1, keepdim=True) / 127
+    numbers = (vectors / scales).round().to(torch.int8)
+    return torch.cat([numbers.flatten(1), scales.flatten(1).contiguous().view(torch.int8)], 1).contiguous()
 
 
 class Operations(Library):
@@ -54,23 +63,23 @@ class Operations(Library):
         scale: float,
         softcap: float | None = None,
         sinks: Tensor | None = None,
+        kind: CacheKind = "fp32",
     ) -> Tensor:
         """One token's softmax(scale q k) v over positions start to start + length - 1: (heads, head_dim).
 
-        queries: (heads, head_dim); keys and values: (kv_heads, capacity, head_dim), contiguous in each head; sinks:
+        queries: (heads, head_dim); keys and values: (kv_heads, room, head_dim), which are stored as `kind` says; sinks:
         (heads,).
         """
         queries = contiguous(queries)
-        (heads, head_dim), (kv_heads, capacity, _) = queries.shape, keys.shape
-        assert keys.stride() == values.stride() and keys.stride()[1:] == (head_dim, 1) and keys.shape == values.shape
-        assert keys.dtype == values.dtype == torch.float32 and heads % kv_heads == 0
-        assert 0 <= start and 0 < length and start + length <= capacity and (sinks is None or sinks.shape == (heads,))
-        out = torch.empty(heads, head_dim)
+        (heads, head_dim), (kv_heads, room, _) = queries.shape, keys.shape
+        assert keys.shape == values.shape and heads % kv_heads == 0
+        assert 0 <= start and 0 < length and start + length <= room and (sinks is None or sinks.shape == (heads,))
+        out, stored = torch.empty(heads, head_dim), [stored_as(kind, keys), stored_as(kind, values)]
         attention = Attention(
-            queries.data_ptr(), keys.data_ptr(), values.data_ptr(), address(sinks), out.data_ptr(),
-            heads, kv_heads, head_dim, keys.stride(0), start, length, scale, softcap or 0.0,
+            queries.data_ptr(), stored[0].data_ptr(), stored[1].data_ptr(), address(sinks), out.data_ptr(),
+            CACHE_KINDS.index(kind), heads, kv_heads, head_dim, room, start, length, scale, softcap or 0.0,
         )  # fmt: skip
-        assert self._c.gptcli_attention(byref(attention)) == 0
+        assert self._c.gptcli_attention(byref(attention), 1) == 0
         return out
 
     def rms_norm(self, x: Tensor, weight: Tensor | None, epsilon: float) -> Tensor:

@@ -498,6 +498,23 @@ def test_attention_of_one_token(kernels: Operations, heads: int, kv_heads: int, 
         assert_close(out, attended(queries, seen[0], seen[1], head_dim**-0.5, softcap, sinks))
 
 
+@pytest.mark.parametrize("head_dim", [64, 80, 6])
+def test_attention_over_keys_and_values_in_fewer_bits(kernels: Operations, head_dim: int) -> None:
+    queries, length = torch.randn(6, head_dim), 150
+    keys, values = torch.randn(2, 2, 160, head_dim)
+    for kind in ("fp16", "int8"):
+        rounded = [rounded_as(kind, t[:, 7 : 7 + length]) for t in (keys, values)]
+        out = kernels.attention(queries, keys, values, 7, length, 0.3, kind=kind)
+        assert_close(out, attended(queries, rounded[0], rounded[1], 0.3, None, None))
+
+
+def rounded_as(kind: str, vectors: Tensor) -> Tensor:
+    if kind == "fp16":
+        return vectors.half().float()
+    scales = vectors.abs().amax(-1, keepdim=True) / 127
+    return (vectors / scales).round() * scales
+
+
 def test_attention_to_one_key_among_many(kernels: Operations) -> None:
     queries, keys, values = torch.ones(2, 64), torch.zeros(1, 300, 64), torch.randn(1, 300, 64)
     keys[0, 200] = 100  # its score is thousands above the others

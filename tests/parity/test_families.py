@@ -6,7 +6,7 @@ import ctypes
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 import gptcli.model.attention
 import gptcli.model.cache
 import gptcli.model.mlp
+import gptcli.runtime.program_cache
 import gptcli.runtime.torch_engine
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import WeightPlan, load_decoder
@@ -220,16 +221,22 @@ def test_all_logits_agree_at_prefill(wanted: Tensor, engine: TorchEngine) -> Non
     assert relative_error(engine.logits(IDS), wanted) < TOLERANCE
 
 
+def small_steps(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    """Makes caches grow often."""
+    for module in (gptcli.model.cache, gptcli.runtime.program_cache):
+        monkeypatch.setattr(module, "CACHE_STEP", tokens)
+
+
 def test_all_logits_agree_in_chunks(wanted: Tensor, engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gptcli.runtime.torch_engine, "CHUNK", 7)
-    monkeypatch.setattr(gptcli.model.cache, "CACHE_STEP", 4)
+    small_steps(monkeypatch, 4)
     assert relative_error(engine.logits(IDS), wanted) < TOLERANCE
 
 
 def test_all_logits_agree_token_by_token(
     reference: Reference, wanted: Tensor, engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gptcli.model.cache, "CACHE_STEP", 4)
+    small_steps(monkeypatch, 4)
     cache = engine.new_cache()
     logits = torch.stack([engine.decode(token, cache) for token in IDS])
     for border in sorted(engine.decoder.config.rope_borders, reverse=True):
@@ -262,7 +269,7 @@ def test_a_snapshot_has_exactly_the_logits_of_the_decoder(engine: TorchEngine, t
     library = needed_library()
     with (tmp_path / "copy").open("wb") as file:
         write(snapshot, {"this": "one"}, library, file)
-    copy = read((tmp_path / "copy").open("rb"), {"this": "one"}, library, free=sys.maxsize, positions=80)
+    copy = read((tmp_path / "copy").open("rb"), {"this": "one"}, library, "fp32", free=sys.maxsize, positions=80)
     assert copy is not None and copy.wait()
     del snapshot
     again = SnapshotEngine(copy, library, engine.ctx_size, room=80)
@@ -286,22 +293,33 @@ def test_a_snapshot_has_exactly_the_logits_of_the_decoder(engine: TorchEngine, t
 def test_texts_that_share_their_steps_have_the_logits_they_have_alone(
     engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gptcli.model.cache, "CACHE_STEP", 4)
-    prompt, together = IDS[:16], engine.new_cache()
+    small_steps(monkeypatch, 4)
+    prompt = IDS[:16]
     texts = [IDS[start:] + IDS[:start] for start in (16, 5, 30, 11)]  # what follows the prompt
     alone = [engine.new_cache() for _ in texts]
     for cache in alone:
         engine.prefill(prompt, cache)
-    engine.fill(together, alone)
+    together = engine.rows(alone[0], len(texts))
     running = list(range(len(texts)))
     for step in range(48 if engine.decoder.config.rope_borders else 24):
         if step in (5, 11):  # the first text ends, and then the one that took its row
             together.drop(0)
             running[0] = running.pop()
-        got = engine.decode_rows([texts[text][step] for text in running], together)
+        got = torch.stack(list(together.step([texts[text][step] for text in running])))
         wanted = torch.stack([engine.decode(texts[text][step], alone[text]) for text in running])
         assert relative_error(got, wanted) < TOLERANCE
-    assert together.texts == [alone[text].tokens for text in running]
+
+
+def test_keys_and_values_in_fewer_bits_round_little(wanted: Tensor, reference: Reference) -> None:
+    exact, least = engine_of(reference.path, library=needed_library()), 0.0
+    if exact._program is None:
+        return
+    for kind, most in (("fp32", TOLERANCE), ("fp16", 2e-3), ("int8", 5e-2)):
+        plan = replace(exact.plan, cache_kind=kind)
+        engine = TorchEngine(exact.decoder, plan, exact.ctx_size, load_s=0.0)
+        error = relative_error(engine.logits(IDS), wanted)
+        assert least < error < most
+        least = 2 * error
 
 
 @pytest.fixture
@@ -315,7 +333,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_recorded_step_has_the_logits_of_a_plain_one(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gptcli.model.cache, "CACHE_STEP", 10)  # LongRoPE's borders fall inside a step, not between
+    small_steps(monkeypatch, 10)  # LongRoPE's borders fall inside a step, not between
     monkeypatch.setattr(gptcli.model.attention, "_SPLIT", 5)
     monkeypatch.setattr(gptcli.model.mlp, "_few_on_a_gpu", lambda x: len(x) <= 3)
     plain, recorded = engine_of(reference.path), engine_of(reference.path, record=record)
@@ -326,13 +344,13 @@ def test_a_recorded_step_has_the_logits_of_a_plain_one(reference: Reference, mon
 def decoded(engine: TorchEngine) -> Tensor:
     """Logits of steps after a prompt: past LongRoPE's borders and the cache's room, of several rows, then of fewer, and
     after the text was truncated."""
-    cache, rows = engine.new_cache(), engine.new_cache()
+    cache = engine.new_cache()
     engine.prefill(IDS[:25], cache)
     logits = [engine.decode(token, cache)[None] for token in IDS[25:45]]
-    engine.fill(rows, [cache] * 3)
-    logits += [engine.decode_rows([token, token + 1, token + 2], rows) for token in IDS[:5]]
+    rows = engine.rows(cache, 3)
+    logits += [torch.stack(list(rows.step([token, token + 1, token + 2]))) for token in IDS[:5]]
     rows.drop(0)
-    logits.append(engine.decode_rows([5, 6], rows))
+    logits.append(torch.stack(list(rows.step([5, 6]))))
     cache.truncate(40)
     logits += [engine.decode(token, cache)[None] for token in IDS[:2]]
     return torch.cat(logits)

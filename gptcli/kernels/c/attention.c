@@ -1,7 +1,7 @@
-/* Attention of one token of each text, and of many tokens of one text. */
+/* Attention of single tokens, of any texts, and of many tokens of one text. */
 #include "kernels.h"
 
-/* ---- one token ----
+/* ---- single tokens ----
  *
  * A task is a range of positions of a kv head, so that even a single kv head keeps all threads busy. Afterwards the
  * results of each head's ranges are merged.
@@ -15,12 +15,13 @@ static int64_t partials_size(const Attention *attention) {
     return attention->heads * ranges_of(attention) * partial_size(attention);
 }
 
-static void attend_range(const Attention *attention, int64_t kv_head, int64_t range, float *partials) {
+static void attend_range(const Attention *attention, int64_t kv_head, int64_t range, float *partials,
+                         float *workspace) {
     int64_t begin = range * RANGE, end = begin + RANGE < attention->length ? begin + RANGE : attention->length;
     int64_t size = partial_size(attention), ranges = ranges_of(attention);
     int64_t head = kv_head * (attention->heads / attention->kv_heads);
     level()->attend(attention, kv_head, attention->start + begin, attention->start + end,
-                    partials + (head * ranges + range) * size, ranges * size);
+                    partials + (head * ranges + range) * size, ranges * size, workspace);
 }
 
 static void merge_heads(const Attention *attention, float *partials) {
@@ -30,51 +31,68 @@ static void merge_heads(const Attention *attention, float *partials) {
 }
 
 typedef struct {
-    const Attention *first;
-    int64_t query_stride, cache_stride;
-    float *partials;
+    const Attention *tokens;
+    int64_t count, tasks;
+    float *partials, *workspaces;
+    int64_t workspace; /* floats of a thread's */
+    int64_t *first_tasks; /* (count) each token's first task */
+    int64_t *offsets;     /* (count) of its results in `partials` */
 } Job;
 
-static Attention of_text(const Job *job, int64_t text) {
-    Attention attention = *job->first;
-    attention.queries += text * job->query_stride;
-    attention.keys += text * job->cache_stride;
-    attention.values += text * job->cache_stride;
-    attention.out += text * attention.heads * attention.head_dim;
-    return attention;
-}
-
-static float *partials_of(const Job *job, int64_t text) { return job->partials + text * partials_size(job->first); }
+static int64_t tasks_of(const Attention *attention) { return attention->kv_heads * ranges_of(attention); }
 
 /* Consecutive tasks of a thread read consecutive memory. */
 static void ranges_share(void *argument, int thread, int threads) {
     Job *job = argument;
-    int64_t ranges = ranges_of(job->first), kv_heads = job->first->kv_heads;
+    int64_t token = 0;
     (void)threads;
     for (int64_t task, end; pool_take(thread, &task, &end);) {
-        int64_t text = task / ranges / kv_heads;
-        Attention attention = of_text(job, text);
-        attend_range(&attention, task / ranges % kv_heads, task % ranges, partials_of(job, text));
+        while (token > 0 && job->first_tasks[token] > task) token--;
+        while (token + 1 < job->count && job->first_tasks[token + 1] <= task) token++;
+        const Attention *attention = &job->tokens[token];
+        int64_t own = task - job->first_tasks[token], ranges = ranges_of(attention);
+        attend_range(attention, own / ranges, own % ranges, job->partials + job->offsets[token],
+                     job->workspaces + thread * job->workspace);
     }
 }
 
-int attention_of_texts(const Attention *first, int64_t texts, int64_t query_stride, int64_t cache_stride) {
+static void merge_share(void *argument, int thread, int threads) {
+    Job *job = argument;
+    (void)threads;
+    for (int64_t token, end; pool_take(thread, &token, &end);)
+        merge_heads(&job->tokens[token], job->partials + job->offsets[token]);
+}
+
+int gptcli_attention(const Attention *tokens, int64_t count) {
+    Job job = {.tokens = tokens, .count = count, .workspace = 2 * RANGE * tokens->head_dim};
+    int64_t floats = gptcli_threads() * job.workspace;
+    for (int64_t token = 0; token < count; token++) floats += partials_size(&tokens[token]);
+    floats += floats % 2; /* the numbers after them are aligned */
     pool_lock();
-    float *partials = pool_workspace(texts * partials_size(first) * (int64_t)sizeof(float));
-    if (partials != NULL) {
-        Job job = {first, query_stride, cache_stride, partials};
-        pool_deal(texts * first->kv_heads * ranges_of(first), 1, 1);
+    job.workspaces = pool_workspace(floats * (int64_t)sizeof(float) + 2 * count * (int64_t)sizeof(int64_t));
+    if (job.workspaces != NULL) {
+        job.partials = job.workspaces + gptcli_threads() * job.workspace;
+        job.first_tasks = (int64_t *)(job.workspaces + floats);
+        job.offsets = job.first_tasks + count;
+        int64_t offset = 0;
+        for (int64_t token = 0; token < count; token++) {
+            job.first_tasks[token] = job.tasks;
+            job.offsets[token] = offset;
+            job.tasks += tasks_of(&tokens[token]);
+            offset += partials_size(&tokens[token]);
+        }
+        pool_deal(job.tasks, 1, 1);
         pool_share(ranges_share, &job);
-        for (int64_t text = 0; text < texts; text++) {
-            Attention attention = of_text(&job, text);
-            merge_heads(&attention, partials_of(&job, text));
+        if (count == 1) {
+            merge_heads(tokens, job.partials);
+        } else {
+            pool_deal(count, 1, 1);
+            pool_share(merge_share, &job);
         }
     }
     pool_unlock();
-    return partials == NULL ? -1 : 0;
+    return job.workspaces == NULL ? -1 : 0;
 }
-
-int gptcli_attention(const Attention *attention) { return attention_of_texts(attention, 1, 0, 0); }
 
 /* ---- many tokens ----
  *
@@ -98,23 +116,25 @@ typedef struct {
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-static void transpose_span(const PassageJob *job, int64_t kv_head, int64_t span) {
+static void transpose_span(const PassageJob *job, int64_t kv_head, int64_t span, float *expanded) {
     const Passage *passage = job->passage;
     int64_t head_dim = passage->head_dim, from = span * SPAN;
     int64_t present = smaller(SPAN, passage->first + passage->tokens - from);
-    const float *keys = passage->keys + kv_head * passage->head_stride + from * head_dim;
+    CacheKind kind = (CacheKind)passage->kind;
+    const uint8_t *keys = passage->keys + kv_head * head_bytes(kind, head_dim, passage->room);
     float *to = job->transposed + (kv_head * job->spans + span) * SPAN * head_dim;
+    level()->expand(kind, keys, head_dim, passage->room, from, from + present, expanded);
     for (int64_t i = 0; i < head_dim; i++, to += SPAN) {
-        for (int64_t position = 0; position < present; position++) to[position] = keys[position * head_dim + i];
+        for (int64_t position = 0; position < present; position++) to[position] = expanded[position * head_dim + i];
         for (int64_t position = present; position < SPAN; position++) to[position] = 0;
     }
 }
 
 static void spans_share(void *argument, int thread, int threads) {
     PassageJob *job = argument;
-    (void)thread, (void)threads;
+    (void)threads;
     for (int64_t task; (task = atomic_fetch_add(&job->next_span, 1)) < job->passage->kv_heads * job->spans;)
-        transpose_span(job, task / job->spans, task % job->spans);
+        transpose_span(job, task / job->spans, task % job->spans, job->slices + thread * job->slice);
 }
 
 static void tiles_share(void *argument, int thread, int threads) {
@@ -137,7 +157,7 @@ int attention_of_passage(const Passage *passage) {
     job.tiles = (passage->tokens + job.tile - 1) / job.tile;
     int64_t rows = (job.tile * group + MOST_ROWS - 1) / MOST_ROWS * MOST_ROWS;
     int64_t line = CACHE_LINE / (int64_t)sizeof(float);
-    job.slice = (rows * (2 * head_dim + SPAN + 2) + line - 1) / line * line;
+    job.slice = (rows * (2 * head_dim + SPAN + 2) + SPAN * head_dim + line - 1) / line * line;
     int64_t transposed = passage->kv_heads * job.spans * SPAN * head_dim;
     pool_lock();
     job.transposed = pool_workspace((transposed + gptcli_threads() * job.slice) * (int64_t)sizeof(float));

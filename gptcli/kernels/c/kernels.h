@@ -217,14 +217,25 @@ EXPORT int gptcli_linear(const Matrix *matrix, const float *x, int64_t tokens, c
 
 /* ---- attention.c ---- */
 
+/* How keys and values are stored. In 8 bits, a vector's numbers are multiples of a scale in fp32. */
+typedef enum { CACHE_FP32, CACHE_FP16, CACHE_INT8 } CacheKind;
+
+static inline int64_t number_bytes(CacheKind kind) { return kind == CACHE_FP32 ? 4 : kind == CACHE_FP16 ? 2 : 1; }
+
+/* Bytes of a head's keys or values at `room` positions: vectors of head_dim numbers side by side, then their scales. */
+static inline int64_t head_bytes(CacheKind kind, int64_t head_dim, int64_t room) {
+    return room * (number_bytes(kind) * head_dim + (kind == CACHE_INT8 ? (int64_t)sizeof(float) : 0));
+}
+
+
 /* The attention of one token: queries (heads, head_dim) over positions [start, start + length) of a cache. Consecutive
- * heads / kv_heads queries share a kv head. A position's key is at keys + kv_head * head_stride + position * head_dim.
- */
+ * heads / kv_heads queries share a kv head. The heads' keys, and their values, have `room` positions each. */
 typedef struct Attention {
-    const float *queries, *keys, *values;
+    const float *queries;
+    const uint8_t *keys, *values;
     const float *sinks; /* (heads) logits without a value, or NULL */
     float *out;         /* (heads, head_dim) */
-    int64_t heads, kv_heads, head_dim, head_stride, start, length;
+    int64_t kind, heads, kv_heads, head_dim, room, start, length;
     float scale;
     float softcap; /* scores become softcap * tanh(score / softcap); 0: none */
 } Attention;
@@ -233,19 +244,16 @@ typedef struct Attention {
  * weighted with these, (head_dim). */
 enum { GREATEST, SUM, WEIGHTED };
 
-/* On all threads; for tests. */
-EXPORT int gptcli_attention(const Attention *attention);
-
-/* The attention of one token of each of several texts, on all threads. first: the first text's; the strides lead to the
- * next text's queries, and to its keys and values. Results lie side by side. */
-int attention_of_texts(const Attention *first, int64_t texts, int64_t query_stride, int64_t cache_stride);
+/* The attention of `count` tokens, of one or more texts, on all threads. They differ in addresses, start and length. */
+EXPORT int gptcli_attention(const Attention *tokens, int64_t count);
 
 /* The attention of several tokens of one text, at positions `first` on. Each sees the `window` positions up to its own,
  * or all of them if that is 0. A token's queries: (heads, head_dim) at queries + token * query_stride. */
 typedef struct Passage {
-    const float *queries, *keys, *values, *sinks; /* as above */
-    float *out;                                   /* (tokens, heads, head_dim) */
-    int64_t tokens, first, window, heads, kv_heads, head_dim, head_stride, query_stride;
+    const float *queries, *sinks; /* as above, and so on */
+    const uint8_t *keys, *values;
+    float *out; /* (tokens, heads, head_dim) */
+    int64_t tokens, first, window, kind, heads, kv_heads, head_dim, room, query_stride;
     float scale, softcap;
 } Passage;
 
@@ -283,7 +291,7 @@ typedef enum {
     LAYER_NORM, /* as RMS_NORM, with a bias beside the weight */
     LINEAR,     /* out = in @ matrix.T + bias; out NULL: the logits */
     ROTATE,     /* `rows` heads of `size` channels in a row of `stride`, by rotation number `table` */
-    ATTEND,     /* in: queries, keys, values in a row of `stride`; out (heads * size); sinks: weight; cached[table] */
+    ATTEND,     /* in: queries, keys, values in a row of `stride`; out (heads * size); sinks: weight; rows[table] */
     ACTIVATE,   /* out (size) = activation `table` of the row's first half, times its second if stride is 2 * size */
     ADD,        /* out (size) += in * factor */
 } Code;
@@ -294,30 +302,40 @@ typedef struct Op {
     const float *in;
     float *out;
     const float *weight, *bias;
-    float *keys, *values; /* of a block's cache: position 0 of its first row's first head */
-    int64_t rows, size, stride, weight_step, table, heads, kv_heads, window, row_stride, head_stride;
+    int64_t rows, size, stride, weight_step, table, heads, kv_heads, window;
+    int64_t cache_kind; /* a CacheKind */
+    int64_t keys_at;    /* bytes of a position in the blocks before this one that have the same window */
     float factor, softcap;
 } Op;
 
-/* cos and sin of the tokens' positions, (tokens, dim). */
+/* cos and sin of a text's tokens in a step, (tokens, dim). */
 typedef struct Rotation {
     const float *cosines, *sines;
     int64_t dim;
 } Rotation;
 
-/* What changes from step to step. The tokens are either consecutive ones of one text, or one of each of several texts,
- * all at the same position; each text has a row of the caches. */
+/* A text's keys and values in all blocks of one window, for `room` positions. Each block has, in this order, the keys of
+ * each kv head, (kv_heads, room), and its values alike. */
+typedef struct Row {
+    uint8_t *memory;
+    int64_t room;
+    int64_t cached; /* positions that it holds before this step */
+} Row;
+
+/* What changes from step to step: consecutive tokens of each of one or more texts. */
 typedef struct Frame {
-    int64_t tokens, texts;
-    int64_t position; /* of the first token in its text */
-    int64_t wanted;   /* logits are computed for this many tokens, the last ones */
-    const int64_t *ids;
-    const Rotation *rotations;
-    const int64_t *cached; /* positions that a cache has before these tokens, for each window */
-    float *logits;         /* (wanted, vocabulary) */
+    int64_t tokens, texts, ropes, windows;
+    int64_t wanted;           /* number of tokens whose logits are computed */
+    const int64_t *ids;       /* (tokens), text by text */
+    const int64_t *starts;    /* (texts + 1) the index of each text's first token, and `tokens` */
+    const int64_t *positions; /* (texts) where each first token is in its text */
+    const Rotation *rotations; /* (texts, ropes) */
+    const Row *rows;           /* (texts, windows) */
+    const int64_t *wanted_tokens; /* (wanted) their indices, ascending */
+    float *logits;                /* (wanted, vocabulary) */
 } Frame;
 
-/* Bytes of a struct: 0 Op, 1 Rotation, 2 Frame, 3 Draw, 4 Matrix, 5 Attention. By comparing them with its own, Python
+/* Bytes of a struct: 0 Op, 1 Rotation, 2 Row, 3 Frame, 4 Draw, 5 Matrix, 6 Attention. By comparing them with its own, Python
  * notices a library that was compiled from another header. */
 EXPORT int64_t gptcli_record_bytes(int record);
 
@@ -368,8 +386,15 @@ typedef struct Level {
     /* Rows [begin, end) of any matrix; panel: PANEL_FLOATS of the calling thread, 64-byte aligned. */
     void (*panels)(const Matrix *, const float *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
                    const Output *);
-    /* One range of all heads that share kv_head; the heads' results are `stride` apart. */
-    void (*attend)(const Attention *, int64_t kv_head, int64_t begin, int64_t end, float *partial, int64_t stride);
+    /* Stores a key or a value at a position of a head, whose first one is at `head`. */
+    void (*cache)(CacheKind, const float *x, int64_t head_dim, int64_t room, int64_t position, uint8_t *head);
+    /* The keys or values of positions [begin, end) of a head, (end - begin, head_dim); returns out. */
+    const float *(*expand)(CacheKind, const uint8_t *head, int64_t head_dim, int64_t room, int64_t begin, int64_t end,
+                           float *out);
+    /* One range of all heads that share kv_head; the heads' results are `stride` apart. workspace: 2 * RANGE * head_dim
+     * floats. */
+    void (*attend)(const Attention *, int64_t kv_head, int64_t begin, int64_t end, float *partial, int64_t stride,
+                   float *workspace);
     /* A head's output from the results of all its ranges, side by side, which are overwritten. */
     void (*merge)(const Attention *, int64_t head, float *partials, int64_t ranges);
     void (*attend_passage)(const Passage *, int64_t kv_head, int64_t begin, int64_t end, const float *transposed,

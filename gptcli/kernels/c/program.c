@@ -1,6 +1,7 @@
 /* Runs a decoder's step, a list of operations on buffers that Python allocated: one call for all layers. */
 #include "kernels.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 /* An operation that computes each token by itself, for tokens [begin, end). */
@@ -8,9 +9,18 @@ typedef void TokenOp(const Op *op, const Frame *frame, int64_t begin, int64_t en
 
 enum { TOKENS_AT_ONCE = 16 }; /* that a thread takes */
 
-/* How many positions a token is after the step's first one in its text, and its text's row of the caches. */
-static int64_t offset_of(const Frame *frame, int64_t token) { return frame->texts == 1 ? token : 0; }
-static int64_t text_of(const Frame *frame, int64_t token) { return frame->texts == 1 ? 0 : token; }
+/* The text of a token, by halves. */
+static int64_t text_of(const Frame *frame, int64_t token) {
+    int64_t text = 0, past = frame->texts;
+    while (past - text > 1) {
+        int64_t middle = (text + past) / 2;
+        if (frame->starts[middle] <= token)
+            text = middle;
+        else
+            past = middle;
+    }
+    return text;
+}
 
 typedef struct {
     TokenOp *run;
@@ -46,7 +56,8 @@ static void embed(const Op *op, const Frame *frame, int64_t begin, int64_t end) 
         gptcli_matrix_row(op->matrix, frame->ids[token], out);
         for (int64_t i = 0; i < op->size; i++) out[i] *= op->factor;
         if (op->weight == NULL) continue;
-        const float *position = op->weight + (frame->position + offset_of(frame, token)) * op->size;
+        int64_t text = text_of(frame, token);
+        const float *position = op->weight + (frame->positions[text] + token - frame->starts[text]) * op->size;
         for (int64_t i = 0; i < op->size; i++) out[i] += position[i];
     }
 }
@@ -67,9 +78,10 @@ static void norm(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
 }
 
 static void rotate(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
-    const Rotation *rotation = &frame->rotations[op->table];
     for (int64_t token = begin; token < end; token++) {
-        int64_t first = offset_of(frame, token) * rotation->dim;
+        int64_t text = text_of(frame, token);
+        const Rotation *rotation = &frame->rotations[text * frame->ropes + op->table];
+        int64_t first = (token - frame->starts[text]) * rotation->dim;
         gptcli_rope(op->out + token * op->stride, rotation->cosines + first, rotation->sines + first, op->rows,
                     op->size, rotation->dim);
     }
@@ -89,56 +101,76 @@ static void add(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
     for (int64_t i = begin * op->size; i < end * op->size; i++) op->out[i] += op->in[i] * op->factor;
 }
 
+/* Where a block's keys of a text begin, and its values, which follow them. */
+static uint8_t *keys_of(const Op *op, const Row *row) { return row->memory + op->keys_at * row->room; }
+
+static const Row *row_of(const Op *op, const Frame *frame, int64_t text) {
+    return &frame->rows[text * frame->windows + op->table];
+}
+
+static uint8_t *values_of(const Op *op, const Row *row) {
+    return keys_of(op, row) + op->kv_heads * head_bytes((CacheKind)op->cache_kind, op->size, row->room);
+}
+
 static void store_heads(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
     int64_t keys_at = op->heads * op->size, values_at = keys_at + op->kv_heads * op->size;
-    size_t bytes = (size_t)op->size * sizeof(float);
+    CacheKind kind = (CacheKind)op->cache_kind;
     for (int64_t token = begin; token < end; token++) {
-        const float *row = op->in + token * op->stride;
+        int64_t text = text_of(frame, token);
+        const Row *row = row_of(op, frame, text);
+        const float *from = op->in + token * op->stride;
+        int64_t position = row->cached + token - frame->starts[text], bytes = head_bytes(kind, op->size, row->room);
         for (int64_t head = 0; head < op->kv_heads; head++) {
-            int64_t index = text_of(frame, token) * op->row_stride + head * op->head_stride +
-                            (frame->cached[op->table] + offset_of(frame, token)) * op->size;
-            memcpy(op->keys + index, row + keys_at + head * op->size, bytes);
-            memcpy(op->values + index, row + values_at + head * op->size, bytes);
+            const float *key = from + keys_at + head * op->size, *value = from + values_at + head * op->size;
+            level()->cache(kind, key, op->size, row->room, position, keys_of(op, row) + head * bytes);
+            level()->cache(kind, value, op->size, row->room, position, values_of(op, row) + head * bytes);
         }
     }
 }
 
-/* The attention of one token, or, with several texts, of the one token of each. */
-static int attend_one(const Op *op, int64_t cached, int64_t token, int64_t texts) {
-    int64_t seen = cached + token + 1;
-    int64_t length = op->window != 0 && op->window < seen ? op->window : seen;
-    Attention attention = {
-        .queries = op->in + token * op->stride,
-        .keys = op->keys,
-        .values = op->values,
-        .sinks = op->weight,
-        .out = op->out + token * op->heads * op->size,
-        .heads = op->heads,
-        .kv_heads = op->kv_heads,
-        .head_dim = op->size,
-        .head_stride = op->head_stride,
-        .start = seen - length,
-        .length = length,
-        .scale = op->factor,
-        .softcap = op->softcap,
-    };
-    return attention_of_texts(&attention, texts, op->stride, op->row_stride);
+/* Attention of a text's tokens one by one: describes each. */
+static void describe_tokens(const Op *op, const Frame *frame, int64_t text, Attention *tokens) {
+    const Row *row = row_of(op, frame, text);
+    int64_t seen = row->cached;
+    for (int64_t token = frame->starts[text]; token < frame->starts[text + 1]; token++) {
+        seen++;
+        int64_t length = op->window != 0 && op->window < seen ? op->window : seen;
+        *tokens++ = (Attention){
+            .queries = op->in + token * op->stride,
+            .keys = keys_of(op, row),
+            .values = values_of(op, row),
+            .sinks = op->weight,
+            .out = op->out + token * op->heads * op->size,
+            .kind = op->cache_kind,
+            .heads = op->heads,
+            .kv_heads = op->kv_heads,
+            .head_dim = op->size,
+            .room = row->room,
+            .start = seen - length,
+            .length = length,
+            .scale = op->factor,
+            .softcap = op->softcap,
+        };
+    }
 }
 
-static int attend_many(const Op *op, int64_t cached, int64_t tokens) {
+static int attend_many(const Op *op, const Frame *frame, int64_t text) {
+    const Row *row = row_of(op, frame, text);
+    int64_t begin = frame->starts[text];
     Passage passage = {
-        .queries = op->in,
-        .keys = op->keys,
-        .values = op->values,
+        .queries = op->in + begin * op->stride,
+        .keys = keys_of(op, row),
+        .values = values_of(op, row),
         .sinks = op->weight,
-        .out = op->out,
-        .tokens = tokens,
-        .first = cached,
+        .out = op->out + begin * op->heads * op->size,
+        .tokens = frame->starts[text + 1] - begin,
+        .first = row->cached,
         .window = op->window,
+        .kind = op->cache_kind,
         .heads = op->heads,
         .kv_heads = op->kv_heads,
         .head_dim = op->size,
-        .head_stride = op->head_stride,
+        .room = row->room,
         .query_stride = op->stride,
         .scale = op->factor,
         .softcap = op->softcap,
@@ -146,21 +178,35 @@ static int attend_many(const Op *op, int64_t cached, int64_t tokens) {
     return attention_of_passage(&passage);
 }
 
-/* First stores all keys and values: each token sees those before it and its own. */
+/* First stores all keys and values: each token sees those before it and its own. A text's few tokens attend one by one,
+ * along with those of other texts. */
 static int attend(const Op *op, const Frame *frame) {
-    int64_t cached = frame->cached[op->table];
+    Attention *tokens = malloc((size_t)frame->tokens * sizeof *tokens);
+    if (tokens == NULL) return -1;
     on_tokens(store_heads, op, frame);
-    if (frame->texts > 1) return attend_one(op, cached, 0, frame->texts);
-    if (frame->tokens > TILE) return attend_many(op, cached, frame->tokens);
+    int64_t count = 0;
     int status = 0;
-    for (int64_t token = 0; token < frame->tokens && status == 0; token++) status = attend_one(op, cached, token, 1);
+    for (int64_t text = 0; text < frame->texts && status == 0; text++) {
+        int64_t own = frame->starts[text + 1] - frame->starts[text];
+        if (own > TILE) {
+            status = attend_many(op, frame, text);
+        } else {
+            describe_tokens(op, frame, text, tokens + count);
+            count += own;
+        }
+    }
+    if (status == 0 && count > 0) status = gptcli_attention(tokens, count);
+    free(tokens);
     return status;
 }
 
-/* Logits are computed for the last tokens only. */
+/* Logits are computed for the wanted tokens only, whose rows are moved together. */
 static int linear(const Op *op, const Frame *frame) {
     if (op->out != NULL) return gptcli_linear(op->matrix, op->in, frame->tokens, op->bias, op->out);
-    const float *in = op->in + (frame->tokens - frame->wanted) * op->matrix->columns;
+    int64_t columns = op->matrix->columns, first = frame->wanted_tokens[0];
+    float *in = (float *)op->in + first * columns; /* a buffer of the program, which nothing reads afterwards */
+    for (int64_t i = 1; i < frame->wanted; i++)
+        memmove(in + i * columns, op->in + frame->wanted_tokens[i] * columns, (size_t)columns * sizeof(float));
     return gptcli_linear(op->matrix, in, frame->wanted, op->bias, frame->logits);
 }
 
@@ -185,7 +231,7 @@ int gptcli_run(const Op *ops, int64_t count, const Frame *frame) {
 }
 
 int64_t gptcli_record_bytes(int record) {
-    const int64_t bytes[] = {sizeof(Op),   sizeof(Rotation), sizeof(Frame),
+    const int64_t bytes[] = {sizeof(Op),   sizeof(Rotation), sizeof(Row),      sizeof(Frame),
                              sizeof(Draw), sizeof(Matrix),   sizeof(Attention)};
-    return record >= 0 && record < 6 ? bytes[record] : -1;
+    return record >= 0 && record < 7 ? bytes[record] : -1;
 }

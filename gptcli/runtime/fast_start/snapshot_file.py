@@ -23,7 +23,7 @@ from io import BufferedReader
 from threading import Thread
 from typing import IO, Any, cast
 
-from gptcli.kernels.bindings import Functions, Matrix, Op, Rotation
+from gptcli.kernels.bindings import CacheKind, Functions, Matrix, Op, Rotation
 from gptcli.kernels.memory import Memory
 from gptcli.runtime.program import Buffer, Program, Vector
 
@@ -40,6 +40,11 @@ class RotaryTable:
     sines: Vector
     dim: int
 
+    @property
+    def positions(self) -> int:
+        """How many rows there are."""
+        return self.cosines.size // (4 * self.dim)
+
     def at(self, position: int) -> Rotation:
         """The rows that begin at a position."""
         offset = 4 * position * self.dim
@@ -50,13 +55,12 @@ class RotaryTable:
 class Snapshot:
     """A decoder's step: the program, and what it needs of the decoder's config.
 
-    cache_kinds: number of cache windows, which differ in the tokens they keep. positions: rows of the rotary tables.
-    dtype: as the command line spells it. threads: number to run it with unless a user asks for another.
+    positions: rows of the rotary tables. dtype: as the command line spells it. threads: number to run it with unless a
+    user asks for another.
     """
 
     program: Program
     tables: Sequence[RotaryTable]
-    cache_kinds: int
     vocab_size: int
     positions: int
     dtype: str
@@ -139,7 +143,6 @@ def write(snapshot: Snapshot, key: dict[str, Any], library: Functions, file: IO[
             )
             for table in snapshot.tables
         ],
-        "cache_kinds": snapshot.cache_kinds,
         "vocab_size": snapshot.vocab_size,
         "positions": snapshot.positions,
         "dtype": snapshot.dtype,
@@ -157,7 +160,7 @@ def write(snapshot: Snapshot, key: dict[str, Any], library: Functions, file: IO[
 
 
 def read(
-    file: BufferedReader, key: dict[str, Any], library: Functions, *, free: int, positions: int
+    file: BufferedReader, key: dict[str, Any], library: Functions, cache_kind: CacheKind, *, free: int, positions: int
 ) -> Snapshot | None:
     """Begins to read the snapshot in a file; None if its key is another, or it is damaged.
 
@@ -190,9 +193,10 @@ def read(
         [(index, name, Buffer(buffer, width, offset)) for index, name, buffer, width, offset in header["uses"]],
         [(index, matrix(*described)) for index, *described in header["matrices"]],
         [(index, name, vector(*where)) for index, name, *where in header["vectors"]],
+        cache_kind,
     )
     tables = [RotaryTable(vector(cos, size), vector(sin, size), dim) for cos, sin, size, dim in header["tables"]]
-    names = ("cache_kinds", "vocab_size", "positions", "dtype", "threads")
+    names = ("vocab_size", "positions", "dtype", "threads")
     return Snapshot(program, tables, **{name: header[name] for name in names}, reading=reading)
 
 

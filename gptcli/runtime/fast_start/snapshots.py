@@ -116,7 +116,9 @@ def open_snapshot(slot: Slot, runtime: RuntimeConfig, room: int) -> OpenedSnapsh
         if not slot.path.is_file() or not _is_ours(slot.path):
             return None
         os.utime(slot.path)  # the least recently used are removed first
-        snapshot = snapshot_file.read(open_regular(slot.path), slot.key, library, free=free_memory(), positions=room)
+        snapshot = snapshot_file.read(
+            open_regular(slot.path), slot.key, library, runtime.cache_kind, free=free_memory(), positions=room
+        )
     except (OSError, MemoryError, InputError):  # loading with torch may succeed, or says what is wrong
         return None
     return None if snapshot is None else OpenedSnapshot(snapshot, library, runtime, started)

@@ -7,6 +7,7 @@
 #define GPTCLI_SIMD_ATTENTION_H
 
 #include "../kernels.h"
+#include "cached.h"
 #include "vectors.h"
 
 enum {
@@ -122,12 +123,19 @@ INLINE void attend_heads(const Attention *attention, const float *queries, const
         weigh(attention, values, next, positions, scores, from, partial + WEIGHTED, stride, heads, 1);
 }
 
-/* All heads that share kv_head over positions [begin, end). */
+/* All heads that share kv_head over positions [begin, end). workspace: 2 * RANGE * head_dim floats, for keys and values
+ * that are not stored in fp32. */
 static void attend(const Attention *attention, int64_t kv_head, int64_t begin, int64_t end, float *partial,
-                   int64_t stride) {
-    int64_t group = attention->heads / attention->kv_heads, head_dim = attention->head_dim;
-    int64_t first = kv_head * attention->head_stride + begin * head_dim;
-    const float *keys = attention->keys + first, *values = attention->values + first;
+                   int64_t stride, float *workspace) {
+    const CacheKind kind = (CacheKind)attention->kind;
+    int64_t group = attention->heads / attention->kv_heads, head_dim = attention->head_dim, room = attention->room;
+    int64_t first = kv_head * head_bytes(kind, head_dim, room);
+    const float *keys = (const float *)(attention->keys + first) + begin * head_dim;
+    const float *values = (const float *)(attention->values + first) + begin * head_dim;
+    if (kind != CACHE_FP32) {
+        keys = expand(kind, attention->keys + first, head_dim, room, begin, end, workspace);
+        values = expand(kind, attention->values + first, head_dim, room, begin, end, workspace + RANGE * head_dim);
+    }
     for (int64_t head = 0; head < group; head += HEADS) {
         const float *queries = attention->queries + (kv_head * group + head) * head_dim;
         float *out = partial + head * stride;

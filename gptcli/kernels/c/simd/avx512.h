@@ -19,6 +19,9 @@ typedef uint32_t words __attribute__((vector_size(64)));
 typedef uint16_t halves __attribute__((vector_size(32)));
 
 static inline floats float_of_halves(halves value) { return (floats)_mm512_cvtph_ps((__m256i)value); }
+static inline halves halves_of_floats(floats value) {
+    return (halves)_mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT);
+}
 static inline words words_of_halves(halves value) { return (words)_mm512_cvtepu16_epi32((__m256i)value); }
 static inline floats interleave_low(floats a, floats b) {
     const __m512i order = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);

@@ -9,6 +9,7 @@
  *   floats, ints, words vectors of LANES float, int32_t, uint32_t
  *   halves              a vector of LANES uint16_t
  *   float_of_halves     halves in fp16 to floats
+ *   halves_of_floats    the reverse, to the nearest
  *   words_of_halves     halves to words
  *   interleave_low      a[0], b[0], a[1], b[1], ... of the first halves of two floats
  *   interleave_high     the same of the second halves
@@ -23,6 +24,7 @@
  */
 #include "affine_dots.h"
 #include "attention.h"
+#include "cached.h"
 #include "coded.h"
 #include "dense.h"
 #include "panels.h"
@@ -31,5 +33,5 @@
 #include "vector_ops.h"
 
 #define LEVEL(name)                                                                                                   \
-    {name,  FEW,            quantize, encode,     dense_blocks, affine_blocks, panels,       attend,                 \
-     merge, attend_passage, rms_norm, layer_norm, rope,         activate,      exponentials, greatest_of, NULL, NULL}
+    {name,   FEW,    quantize, encode,         dense_blocks, affine_blocks, panels, cache,    expand,                 \
+     attend, merge,  attend_passage, rms_norm, layer_norm,   rope,          activate, exponentials, greatest_of, NULL, NULL}

@@ -79,7 +79,9 @@ static void attend_passage(const Passage *passage, int64_t kv_head, int64_t begi
     const int64_t head_dim = passage->head_dim, group = passage->heads / passage->kv_heads;
     const int64_t rows = (end - begin) * group, padded = (rows + ROWS - 1) / ROWS * ROWS;
     float *queries = workspace, *out = queries + padded * head_dim, *scores = out + padded * head_dim;
-    float *greatest = scores + padded * SPAN, *totals = greatest + padded;
+    float *greatest = scores + padded * SPAN, *totals = greatest + padded, *expanded = totals + padded;
+    const CacheKind kind = (CacheKind)passage->kind;
+    const uint8_t *cached = passage->values + kv_head * head_bytes(kind, head_dim, passage->room);
     memset(workspace, 0, (size_t)(2 * padded * head_dim) * sizeof(float));
     for (int64_t row = 0; row < padded; row++) {
         greatest[row] = -INFINITY;
@@ -94,8 +96,9 @@ static void attend_passage(const Passage *passage, int64_t kv_head, int64_t begi
     int64_t newest = passage->first + end;
     for (int64_t from = oldest > 0 ? oldest / SPAN * SPAN : 0; from < newest; from += SPAN) {
         const float *keys = transposed + from * head_dim;
-        const float *values = passage->values + kv_head * passage->head_stride + from * head_dim;
+        const float *values = kind == CACHE_FP32 ? (const float *)cached + from * head_dim : expanded;
         int64_t present = newest - from < SPAN ? newest - from : SPAN;
+        if (values == expanded) expand(kind, cached, head_dim, passage->room, from, from + present, expanded);
         product(queries, head_dim, keys, SPAN, padded, head_dim, SPAN, scores, SPAN, 0);
         for (int64_t row = 0; row < rows; row++) {
             int64_t last = passage->first + begin + row / group - from + 1;

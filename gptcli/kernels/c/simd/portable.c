@@ -1,5 +1,6 @@
 /* The inner loops for any processor: vectors of 128 bits, which become SSE2, NEON or plain instructions. */
 #include "../kernels.h"
+#include "../numbers.h"
 
 #include <math.h>
 #include <string.h>
@@ -25,6 +26,12 @@ static inline floats float_of_halves(halves value) {
     words finite = (words)((floats)(rest << 13) * 0x1p112f);
     words special = (words)(rest >= 0x7c00) & 0x7f800000; /* finite has its mantissa right already */
     return (floats)(sign | finite | special);
+}
+
+static inline halves halves_of_floats(floats value) {
+    halves rounded;
+    for (int i = 0; i < LANES; i++) rounded[i] = half_of_float(value[i]);
+    return rounded;
 }
 
 static inline floats interleave_low(floats a, floats b) { return (floats){a[0], b[0], a[1], b[1]}; }

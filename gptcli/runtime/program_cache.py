@@ -1,0 +1,114 @@
+"""Keys and values of a text, in the layout that a program's operations read. No torch."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Self
+
+from gptcli.kernels.bindings import CacheKind, Row
+from gptcli.kernels.memory import Memory
+from gptcli.model.config import CACHE_STEP
+
+
+def planes(kind: CacheKind, head_dim: int) -> list[int]:
+    """Bytes of each array that a head's keys or values consist of, for one position; see kernels.h's `head_bytes`."""
+    return {"fp32": [4 * head_dim], "fp16": [2 * head_dim], "int8": [head_dim, 4]}[kind]
+
+
+@dataclass
+class Layout:
+    """The blocks of one window. planes: those of each head of a block's keys, of its values, and so on."""
+
+    window: int | None
+    planes: list[int]
+
+    @property
+    def position_bytes(self) -> int:
+        """What a token takes in all these blocks."""
+        return sum(self.planes)
+
+
+class ProgramCache:
+    """Keys and values of one text of up to `limit` tokens; `tokens` are the cached ids. Raises MemoryError.
+
+    Memory grows with the text; blocks with a window keep little more than that.
+    """
+
+    def __init__(self, layouts: Sequence[Layout], limit: int) -> None:
+        self.tokens: list[int] = []
+        self.span = 0  # tokens of the whole text that the keys are rotated for
+        self.limit = limit
+        self._parts = [_Part(layout) for layout in layouts]
+
+    @property
+    def length(self) -> int:
+        """See `Cache.length`."""
+        return len(self.tokens)
+
+    def rows(self, tokens: int) -> list[Row]:
+        """Where this many more tokens go, for each window; makes room for them. Exceeding `limit` is a bug."""
+        assert self.length + tokens <= self.limit, f"{self.length + tokens} tokens in a cache limited to {self.limit}"
+        for part in self._parts:
+            part.reserve(self.length, tokens, self.limit)
+        return [Row(part.memory.address, part.room, self.length - part.first) for part in self._parts]
+
+    def truncate(self, length: int) -> None:
+        """See `Cache.truncate`; keeps nothing if a window has already dropped keys that the next token needs."""
+        if any(part.first > max(0, length - part.window + 1) for part in self._parts if part.window):
+            length = 0
+        if length == 0:
+            for part in self._parts:
+                part.first = 0
+        del self.tokens[length:]
+
+    def keep_common(self, prompt: Sequence[int]) -> None:
+        """See `Cache.keep_common`."""
+        pairs = zip(self.tokens, prompt, strict=False)
+        self.truncate(sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+    def copy(self) -> Self:
+        """Another cache with the same tokens."""
+        other = type(self)([part.layout for part in self._parts], self.limit)
+        other.tokens, other.span = list(self.tokens), self.span
+        other._parts = [part.copy(self.length) for part in self._parts]
+        return other
+
+
+class _Part:
+    """The blocks of one window. first: the position of the oldest token that they hold."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout, self.window = layout, layout.window
+        self.memory = Memory(0)
+        self.room = self.first = 0
+
+    def reserve(self, length: int, tokens: int, limit: int) -> None:
+        """Makes room for more tokens after the `length` first ones."""
+        cached = length - self.first
+        if cached + tokens <= self.room:
+            return
+        if self.window is None:  # memory that is never touched costs nothing
+            kept, room = cached, max(-(-(cached + tokens) // CACHE_STEP) * CACHE_STEP, 2 * self.room)
+        else:
+            kept, room = min(cached, self.window - 1), min(cached, self.window) + max(tokens, CACHE_STEP)
+        self._move(cached - kept, kept, min(limit, room))
+
+    def copy(self, length: int) -> _Part:
+        """The same tokens elsewhere, with the same room."""
+        other = _Part(self.layout)
+        other.memory, other.room, other.first = self.memory, self.room, self.first
+        other._move(0, length - self.first, self.room)
+        return other
+
+    def _move(self, dropped: int, kept: int, room: int) -> None:
+        """Goes to new memory with as many tokens after the `dropped` oldest ones."""
+        memory = Memory(self.layout.position_bytes * room)
+        at = 0  # bytes of a position in the planes before
+        for size in self.layout.planes if kept else ():
+            source = self.memory.address + at * self.room + dropped * size
+            ctypes.memmove(memory.address + at * room, source, kept * size)
+            at += size
+        self.memory, self.room, self.first = memory, room, self.first + dropped
