@@ -15,7 +15,7 @@ from gptcli.checkpoint.folder import ModelFolder
 from gptcli.cuda.graph import cuda_graph
 from gptcli.errors import NoSuchDevice, OutOfMemory
 from gptcli.runtime import device_plan as device
-from gptcli.runtime import machine
+from gptcli.runtime import resource_limits
 from gptcli.runtime.device_plan import plan_for
 from gptcli.settings import RuntimeConfig
 from tests.tiny import make_model
@@ -108,7 +108,7 @@ def test_threads_are_no_more_than_the_control_group_allows(
     limit: str, threads: int, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpu.max").write_text(limit)
-    monkeypatch.setattr(machine, "_CPU_MAX", tmp_path / "cpu.max")
+    monkeypatch.setattr(resource_limits, "_CPU_MAX", tmp_path / "cpu.max")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     chosen: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
