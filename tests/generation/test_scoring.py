@@ -179,7 +179,7 @@ def test_the_prompt_of_many_choices_is_run_once(tiny: LanguageModel, monkeypatch
     run = type(tiny.engine)._run
 
     def watched(engine: object, rows: list[list[int]], *given: object, **named: int) -> torch.Tensor:
-        ran.append(len(rows[0]))
+        ran.append(len(rows))
         return run(engine, rows, *given, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(type(tiny.engine), "_run", watched)
