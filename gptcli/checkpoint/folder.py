@@ -66,6 +66,8 @@ class ModelFolder:
             for name, each in model.tensors.items()
         }
         notes = [Note("fields that nothing reads", model.left_over)] if model.left_over else []
+        if model.reads_images:
+            notes.append(Note("text alone goes in, though the model reads images too"))
         folder = cls(path, model.config, model.generation_config, tensors, (), notes, model)
         if kinds := sorted({stored.about for stored in folder.weights.values() if is_expanded(stored)}):
             what = "expanded in memory, for nothing multiplies with them as stored: blocks of type"

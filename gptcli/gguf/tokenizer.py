@@ -139,7 +139,9 @@ def _pre_tokenizer(regexes: Sequence[str]) -> _Json:
 def _merges(file: GgufFile, vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
     """Pairs by rank. As in llama.cpp, the first space that is not the first letter parts them."""
     merges = []
-    for merge in file.values("tokenizer.ggml.merges", str):
+    if not (written := file.values("tokenizer.ggml.merges", str)):  # llama.cpp would make bytes of every text
+        raise file.broken("tokenizer.ggml.merges is empty")
+    for merge in written:
         at = merge.find(" ", 1)
         left, right = merge[:at], merge[at + 1 :]
         if at < 0 or left not in vocabulary or right not in vocabulary or left + right not in vocabulary:

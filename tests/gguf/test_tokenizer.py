@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from gptcli.errors import BrokenCheckpoint
 from gptcli.gguf.convert import convert
 from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.text.tokenizer import Tokenizer
+from tests.gguf.raw_gguf import RawGguf, texts
 from tests.gguf.record_llama_cpp_tokens import SENTENCEPIECE
 from tests.gguf.tiny_gguf import (
     BOS,
@@ -124,6 +126,15 @@ def test_the_chat_template_is_kept(tmp_path: Path) -> None:
     template = "{{ '\u00e9\n' }}"
     tokenizer = tokenizer_of(tmp_path, "gpt-2", tokenizer__chat_template=template)
     assert tokenizer.settings["chat_template"] == template
+
+
+def test_a_file_without_merges_is_refused(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf")
+    raw = RawGguf.of(file)
+    raw.fields["tokenizer.ggml.merges"] = texts([])
+    file.write_bytes(raw.written())
+    with pytest.raises(BrokenCheckpoint, match=r"tokenizer\.ggml\.merges is empty"):
+        Tokenizer.open(file)
 
 
 @pytest.mark.parametrize("name", SENTENCEPIECE)
