@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from gptcli.checkpoint.formats import Dense, Gptq, Shape, Stored, check_floats, is_expanded, stored_weights
-from gptcli.checkpoint.generation_config import GENERATION_FIELDS, generation_source
+from gptcli.checkpoint.generation_config import GENERATION_FIELDS, GGUF_METADATA, generation_source
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.not_a_model import refuse_adapter, refuse_pickle
 from gptcli.checkpoint.recipes import Architecture, Recipe, shape, sources
@@ -126,6 +126,8 @@ class ModelFolder:
     def stop_ids(self) -> dict[str, tuple[int, ...]]:
         """Ids that end a generation, by the name of the file that lists them."""
         sources = {"config.json": self.config, "generation_config.json": self.generation_config or {}}
+        if self.gguf:
+            sources = {GGUF_METADATA: self.generation_config or {}}
         return {name: ids for name, fields in sources.items() if (ids := _eos_ids(fields, name))}
 
     @property

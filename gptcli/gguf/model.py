@@ -151,10 +151,8 @@ class GgufModel:
         """What the file says of generation, as a generation_config.json says it."""
         names = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
         given = {ours: self.file.any(f"general.sampling.{theirs}") for theirs, ours in names.items()}
-        return {
-            "eos_token_id": stop_ids(self.file),
-            **{name: value for name, value in given.items() if value is not None},
-        }
+        given = {name: value for name, value in given.items() if value is not None}
+        return {"eos_token_id": stop_ids(self.file), **({"do_sample": True} if given else {}), **given}
 
     def _read_config(self) -> dict[str, Any]:
         file, fields, known = self.file, self._fields, self._architecture

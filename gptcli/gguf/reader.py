@@ -92,7 +92,7 @@ class GgufFile:
     def values(self, name: str, kind: type[T]) -> list[T]:
         """A field that is a list of values of a type."""
         values = self.get(name, list)
-        if any(type(value) is not kind for value in values):
+        if {*map(type, values)} - {kind}:
             raise self.broken(f"{name} must be a list of type {kind.__name__}")
         return values
 

@@ -11,6 +11,8 @@ import pytest
 
 from gptcli.errors import BrokenCheckpoint
 from gptcli.gguf.convert import convert
+from gptcli.gguf.reader import GgufFile
+from gptcli.gguf.tokenizer import stop_ids
 from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.text.tokenizer import Tokenizer
 from tests.gguf.raw_gguf import RawGguf, texts
@@ -120,6 +122,27 @@ def test_every_stop_token_is_in_the_generation_config(tmp_path: Path) -> None:
     tokenizer_of(tmp_path, "gpt-2", tokenizer__ggml__eot_token_id=0, tokenizer__ggml__eom_token_id=2)
     assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == [2, 0]
     assert Tokenizer.open(tmp_path).stop_ids == (2,)
+
+
+@pytest.mark.parametrize(
+    ("texts_of_control", "ends"),
+    [
+        (["<eos>", "<end_of_turn>", "<start_of_turn>"], [0, 1]),
+        (["<|return|>", "<|end|>", "<|call|>"], [0, 2]),  # gpt-oss: several messages are one turn
+        (["<|start|>", "<|end|>", "<|call|>"], [1, 2]),
+    ],
+)
+def test_control_tokens_that_llama_cpp_ends_at_end_a_text(
+    texts_of_control: list[str], ends: list[int], tmp_path: Path
+) -> None:
+    tokens = [*texts_of_control, *TOKENS[len(CONTROL) : -1], "</s>"]  # the last one is text
+    file = write_gguf(
+        tmp_path / "tiny.gguf",
+        tokenizer__ggml__tokens=tokens,
+        tokenizer__ggml__merges=["h e"],
+        tokenizer__ggml__eos_token_id=None,
+    )
+    assert sorted(stop_ids(GgufFile(file))) == ends
 
 
 def test_the_chat_template_is_kept(tmp_path: Path) -> None:
