@@ -1,7 +1,7 @@
 """Compares a model, requantized by llama.cpp to one type of blocks after another, with two others that run it.
 
-`python benchmarks/requantized.py --gguf FILE --llama PYTHON`, where PYTHON has llama-cpp-python, and this one transformers
-and gguf. For each type: the largest error of logits against transformers with the weights that the gguf package
+`python benchmarks/requantized.py --gguf FILE --llama PYTHON`, where PYTHON has llama-cpp-python, and this one
+transformers and gguf. For each type: the largest error of logits against transformers with the weights that the gguf package
 decodes, relative to the largest logit, in fp32 and as the command line runs it; and how many greedy tokens are
 llama.cpp's. Where one differs, how far apart our logits of the two are, in the same measure: llama.cpp rounds
 activations to 8 bits, and so decides near-ties by chance.
@@ -39,7 +39,7 @@ source, target, kind, ids, count = json.loads(sys.argv[1])
 settings = llama_cpp.llama_model_quantize_default_params()
 settings.ftype, settings.allow_requantize, settings.nthread = kind, True, 2
 assert llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(settings)) == 0
-model = llama_cpp.Llama(target, n_ctx=256, n_threads=2, verbose=False)
+model = llama_cpp.Llama(target, n_ctx=256, n_threads=1, verbose=False)
 tokens = model.generate(ids, top_k=1, temp=0.0)
 print(json.dumps([next(tokens) for _ in range(count)]))
 """
@@ -102,7 +102,9 @@ def main() -> None:
     parser.add_argument("--llama", required=True, help="a Python with llama-cpp-python")
     parser.add_argument("--only", nargs="+", choices=TYPES, default=list(TYPES))
     given = parser.parse_args()
-    print("| mix | types in it | error in fp32 | as run | greedy tokens alike | largest gap |\n|---|---|---|---|---|---|")
+    print(
+        "| mix | types in it | error in fp32 | as run | greedy tokens alike | largest gap |\n|---|---|---|---|---|---|"
+    )
     with tempfile.TemporaryDirectory() as scratch:
         for name in given.only:
             print(f"| {' | '.join(compared(given.gguf, name, given.llama, Path(scratch)))} |", flush=True)

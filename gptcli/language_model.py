@@ -202,10 +202,12 @@ class LanguageModel:
         of_store = frozenset(id for id in ids if id is not None)
         return of_store.union(self.tokenizer.stop_ids, *self.folder.stop_ids.values())
 
-    @property
-    def stop_texts(self) -> tuple[str, ...]:
-        """The texts that the store names as the end, where a request names none, unless they are control tokens."""
-        return tuple(text for text in self.store.stop if self.tokenizer.control_tokens.id_of(text) is None)
+    def stopping(self, asked: StopConfig) -> StopConfig:
+        """What ends a generation: the texts that are asked for, else those of the store that are no control tokens."""
+        if asked.strings:
+            return asked
+        id_of = self.tokenizer.control_tokens.id_of
+        return replace(asked, strings=tuple(text for text in self.store.stop if id_of(text) is None))
 
     def generate(
         self,
@@ -268,7 +270,7 @@ class LanguageModel:
         Each is what it would be alone, except for the rounding of sums. Raises as `stream` does.
         """
         samplings = [sampling.sparing(self.stop_ids) for sampling in samplings]
-        stop = stop if stop.strings else replace(stop, strings=self.stop_texts)
+        stop = self.stopping(stop)
         for sampling in dict.fromkeys(replace(sampling, seed=None) for sampling in samplings):
             self.check_request(prompt, sampling)
             never = {token for token, bias in sampling.logit_bias if bias == float("-inf")} | always_banned(sampling)

@@ -14,7 +14,7 @@ from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
 from gptcli.generation.events import TextDelta
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import find, local_models
-from gptcli.settings import RuntimeConfig
+from gptcli.settings import RuntimeConfig, StopConfig
 from tests.cli.conftest import Cli
 from tests.gguf.tiny_gguf import BOS, CONTROL, TOKENS, Kind, write_gguf
 
@@ -141,7 +141,7 @@ def test_ollamas_parameters_are_defaults_that_flags_override(ollama: Callable[..
 def test_ollamas_stop_texts_end_a_text_and_control_tokens_among_them_are_ids(ollama: Callable[..., None]) -> None:
     ollama(params={"stop": ["<|im_start|>", "e", ""]})
     lm = opened()
-    assert CONTROL.index(BOS) in lm.stop_ids and lm.stop_texts == ("e",)
+    assert CONTROL.index(BOS) in lm.stop_ids and lm.stopping(StopConfig()).strings == ("e",)
 
     def text(*stop: str) -> str:
         events = lm.generate(

@@ -72,7 +72,7 @@ def generate(
         template = _template(run, lm)
         messages = _messages(lm, system, text)
         ids = _ids(run, lm, template, messages)
-        drawing = SamplingConfig.resolve(given, lm.sampling_defaults)
+        drawing, stop = SamplingConfig.resolve(given, lm.sampling_defaults), lm.stopping(stop)
         if output.prompt_report:
             activity.close()
             _report(run, lm, template, messages, drawing, stop)
@@ -112,7 +112,7 @@ def _answer_lines(
     output = run.output
     with ProgressLine(quiet=output.quiet) as activity, run.open_model(activity) as lm:
         template = _template(run, lm)
-        sampling = SamplingConfig.resolve(run.given, lm.sampling_defaults)
+        sampling, stopping = SamplingConfig.resolve(run.given, lm.sampling_defaults), lm.stopping(stopping)
         lm.check_request([0], sampling)
         load_model(lm, activity)
         activity.close()
