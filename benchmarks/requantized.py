@@ -1,10 +1,10 @@
 """Compares a model, requantized by llama.cpp to one type of blocks after another, with two others that run it.
 
-`python benchmarks/requantized.py --gguf FILE --llama PYTHON`, where PYTHON has llama-cpp-python, and this one
-transformers and gguf. For each type: the largest error of logits against transformers with the weights that the gguf package
-decodes, relative to the largest logit, in fp32 and as the command line runs it; and how many greedy tokens are
-llama.cpp's. Where one differs, how far apart our logits of the two are, in the same measure: llama.cpp rounds
-activations to 8 bits, and so decides near-ties by chance.
+`python benchmarks/requantized.py --gguf FILE --llama PYTHON [--only Q4_K_M ...]`: FILE is a llama, PYTHON has
+llama-cpp-python, and this one transformers and gguf. For each type: the largest error of logits against transformers
+with the weights that the gguf package decodes, relative to the largest logit, in fp32 and as the command line runs it;
+and how many greedy tokens are llama.cpp's. Where one differs, how far apart our logits of the two are, in the same
+measure: llama.cpp rounds activations to 8 bits, and so decides near-ties by chance.
 """
 
 from __future__ import annotations
