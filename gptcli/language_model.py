@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
 from gptcli.chat.session import Session
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import generation_notes, generation_source, sampling_defaults
-from gptcli.errors import ContextOverflow, UsageError
+from gptcli.errors import BrokenCheckpoint, ContextOverflow, UsageError
 from gptcli.generation.request_checks import check_choices, check_request, check_scoring
 from gptcli.generation.sampling.banned_tokens import always_banned
 from gptcli.generation.sampling.native_sampler import native_can_sample
@@ -20,6 +20,7 @@ from gptcli.generation.sampling.sampler import make_sampler
 from gptcli.model_notes import Note
 from gptcli.models.catalog import DEFAULT_MODEL, FetchProgress, fingerprint
 from gptcli.models.locate import locate
+from gptcli.models.stores import store_settings
 from gptcli.runtime.engine import (
     Cancelled,
     Engine,
@@ -72,8 +73,9 @@ class LanguageModel:
         self._workload = workload
         self._draft_model: LanguageModel | None = None
         self._draft_cache: TextCache | None = None
+        self.store = store_settings(name)
         config = folder.architecture.config
-        self.ctx_size = runtime.ctx_size or config.max_context
+        self.ctx_size = runtime.ctx_size or min(self.store.context or config.max_context, config.max_context)
         if self.ctx_size > config.max_context:
             raise UsageError(f"ctx-size {self.ctx_size} is beyond the model's context of {config.max_context}")
         self._loader = Loader(folder, runtime, self.ctx_size, None if runtime.draft_model else workload)
@@ -137,13 +139,30 @@ class LanguageModel:
         """What of the model's files has no effect here."""
         where, fields = generation_source(self.folder)
         context = self.folder.architecture.config.max_context
-        return [*self.folder.notes, *generation_notes(fields, where, context), *self.tokenizer.notes]
+        return [
+            *self.folder.notes,
+            *generation_notes(fields, where, context),
+            *self.tokenizer.notes,
+            *self._store_notes,
+        ]
+
+    @property
+    def _store_notes(self) -> Iterator[Note]:
+        if self.store.not_done:
+            yield Note("not done, though Ollama's parameters ask for it", self.store.not_done)
+        if self.store.go_template and "chat_template" not in self.tokenizer.settings:
+            yield Note("Ollama's chat template is Go's and not read, and the file has none: --chat-template gives one")
 
     @cached_property
     def sampling_defaults(self) -> dict[str, Any]:
-        """Sampling defaults that the model brings. Raises BrokenCheckpoint."""
+        """Sampling defaults that the model, or its store, brings. Raises BrokenCheckpoint."""
         where, fields = generation_source(self.folder)
-        return sampling_defaults(fields, where)
+        defaults = sampling_defaults(fields, where) | self.store.sampling
+        try:
+            SamplingConfig.resolve({}, defaults)
+        except UsageError as error:
+            raise BrokenCheckpoint(f"{self.name}: Ollama's parameters: {error.message}") from None
+        return defaults
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -178,8 +197,17 @@ class LanguageModel:
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """Every id that config, generation config or tokenizer name as the end."""
-        return frozenset(self.tokenizer.stop_ids).union(*self.folder.stop_ids.values())
+        """Every id that config, generation config, tokenizer or store name as the end."""
+        ids = map(self.tokenizer.control_tokens.id_of, self.store.stop)
+        of_store = frozenset(id for id in ids if id is not None)
+        return of_store.union(self.tokenizer.stop_ids, *self.folder.stop_ids.values())
+
+    def stopping(self, asked: StopConfig) -> StopConfig:
+        """What ends a generation: the texts that are asked for, else those of the store that are no control tokens."""
+        if asked.strings:
+            return asked
+        id_of = self.tokenizer.control_tokens.id_of
+        return replace(asked, strings=tuple(text for text in self.store.stop if id_of(text) is None))
 
     def generate(
         self,
@@ -242,6 +270,7 @@ class LanguageModel:
         Each is what it would be alone, except for the rounding of sums. Raises as `stream` does.
         """
         samplings = [sampling.sparing(self.stop_ids) for sampling in samplings]
+        stop = self.stopping(stop)
         for sampling in dict.fromkeys(replace(sampling, seed=None) for sampling in samplings):
             self.check_request(prompt, sampling)
             never = {token for token, bias in sampling.logit_bias if bias == float("-inf")} | always_banned(sampling)
@@ -361,8 +390,8 @@ class LanguageModel:
         return choose(self.torch_engine(), self.tokenizer, prompt, choices, special=special, cache=cache)
 
     def session(self, system: str | None = None, settings: ChatSettings | None = None) -> ChatSession:
-        """A conversation with this model; settings that are left out are the model's own, else the command line's."""
-        return Session(self, system, settings)
+        """A conversation with this model; what is left out is the model's own, else the command line's."""
+        return Session(self, self.store.system if system is None else system, settings)
 
 
 ChatSession: TypeAlias = Session[LanguageModel]

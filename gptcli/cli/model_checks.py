@@ -175,13 +175,18 @@ class _Steps:
         SamplingConfig.resolve({}, defaults)
         where, fields = generation_source(self._lm.folder)
         order = f"; {_ORDER} is gptcli's, which has temperature last" if self._reordered else ""
-        greedy = "; greedy in transformers, and drawn here" if fields.get("do_sample") is None else ""
-        of = f"{len(defaults)} of {where}" if defaults else "none of the model"
+        says_nothing = fields.get("do_sample") is None and self._lm.folder.gguf is None
+        greedy = "; greedy in transformers, and drawn here" if says_nothing else ""
+        of_store = len(self._lm.store.sampling)
+        of = f"{len(defaults) - of_store} of {where}" if len(defaults) > of_store else "none of the model"
+        of += f", {of_store} of Ollama" if of_store else ""
         return True, f"sampling defaults: {of}{order}{greedy}"
 
     def numbers(self) -> tuple[None, str]:
         """What cannot be checked here."""
-        return None, f"logits were not compared: {REFERENCE} is no part of gptcli"
+        if self._lm.folder.gguf is None:
+            return None, f"logits were not compared: {REFERENCE} is no part of gptcli"
+        return None, "logits were not compared: neither llama.cpp nor the model that the file was made of is here"
 
     @property
     def _lm(self) -> LanguageModel:

@@ -37,6 +37,10 @@ class ControlTokens:
         }
         self._mark = os.urandom(16).hex()  # in no text
 
+    def id_of(self, text: str) -> int | None:
+        """The id of the control token that is spelled so, if there is one."""
+        return self._ids.get(text)
+
     def spelled_in(self, text: str) -> tuple[str, ...]:
         """The control tokens that a text spells."""
         return tuple(content for content in self._ids if content in text)
