@@ -252,10 +252,21 @@ def _halved(value: Tensor) -> Tensor:
 
 
 def _quantized(slot: _Slot, value: Tensor, packing: Literal["int8", "int4"]) -> Tensor | PackedWeight:
-    if slot.chooses_experts or value.shape[-1] % 32:
-        return value
+    bits = _bits(slot, value.shape[-1], packing)
+    return value if bits is None else quantize_affine(value, bits)
+
+
+def _bits(slot: _Slot, columns: int, packing: Literal["int8", "int4"]) -> int | None:
+    if slot.chooses_experts or columns % 32:
+        return None
     is_vocabulary = slot.path in ("embed", "head")
-    return quantize_affine(value, bits=4 if packing == "int4" and not is_vocabulary else 8)
+    return 4 if packing == "int4" and not is_vocabulary else 8
+
+
+def quantized_bits(decoder: Decoder, name: str, columns: int, packing: Literal["int8", "int4"]) -> int | None:
+    """The bits that `load_decoder` packs one of a decoder's parameters in, which is dense; None if it stays so."""
+    slot = _Slot(decoder, name, torch.float32, of_blocks=False)
+    return None if slot.multiplied_by is None else _bits(slot, columns, packing)
 
 
 def _module(

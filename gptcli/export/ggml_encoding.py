@@ -81,7 +81,9 @@ def _halves(weight: AffineWeight) -> tuple[Tensor, Tensor] | None:
     if columns % _BLOCK or not per_group:
         return None
     pair = weight.scales.half(), weight.biases.half()
-    exact = all(half.float().equal(full.float()) for half, full in zip(pair, (weight.scales, weight.biases), strict=True))
+    exact = all(
+        half.float().equal(full.float()) for half, full in zip(pair, (weight.scales, weight.biases), strict=True)
+    )
     scales, biases = (each.repeat_interleave(per_group, -1) for each in pair)
     return (scales, biases) if exact else None
 
@@ -99,5 +101,3 @@ def _bytes(halves: Tensor) -> Tensor:
 def _joined(*parts: Tensor) -> Tensor:
     """Blocks (..., blocks, bytes) of these bytes."""
     return torch.cat(parts, dim=-1)
-
-

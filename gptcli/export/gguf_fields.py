@@ -35,7 +35,9 @@ from gptcli.model.config import (
 )
 from gptcli.notes import Note
 
-_KEPT = frozenset({"vocab_size", "expert_count", "expert_used_count", "rope.dimension_count"})  # read by llama.cpp alone
+_KEPT = frozenset(
+    {"vocab_size", "expert_count", "expert_used_count", "rope.dimension_count"}
+)  # read by llama.cpp alone
 _TOLERANCE = 1e-6  # relative, of numbers that files have in fp32
 Floats = dict[str, np.ndarray[Any, Any]]
 

@@ -39,6 +39,18 @@ class Target:
     recipe: Recipe
     part: int | None = None
 
+    @property
+    def is_matrix(self) -> bool:
+        """Whether activations are multiplied with it, and it may be in any type of blocks; others are in fp32."""
+        stem = self.name.split(".")[-2]
+        added = self.name.endswith(".bias") or stem.endswith("norm") or stem in ("position_embd", "attn_sinks")
+        return len(self.shape) > 1 and not added and not stem.startswith("ffn_gate_inp")
+
+    @property
+    def is_vocabulary(self) -> bool:
+        """Whether it has a row for each token."""
+        return self.name in ("token_embd.weight", "output.weight")
+
 
 def architecture_name(model_type: str) -> str:
     """The GGUF architecture for a model type. Raises UnsupportedArchitecture if there is none."""
@@ -64,7 +76,9 @@ def targets_of(folder: ModelFolder, known: GgufArchitecture) -> tuple[dict[str, 
     for taken, recipe, part in pairs:
         name = names.get(taken)
         if name is None:
-            raise UnsupportedArchitecture(f"cannot write as GGUF: the architecture has no tensor for {sources(recipe)[0]}")
+            raise UnsupportedArchitecture(
+                f"cannot write as GGUF: the architecture has no tensor for {sources(recipe)[0]}"
+            )
         found[name] = Target(name, _shape(folder, name, recipe, part), recipe, part)
     order = {name: at for at, name in enumerate(names.values())}
     return {name: found[name] for name in sorted(found, key=order.__getitem__)}, theirs.parameters
@@ -105,7 +119,7 @@ def _solved(theirs: Recipe, ours: Recipe) -> Iterator[tuple[str, Recipe, int | N
                 yield from _solved(operand, operands)
         case (Transposed(wanted), Transposed(given)):
             yield from _solved(wanted, given)
-        case (PairsToHalves() | HeadsToQkv()), _ if replace(theirs, operand=_NOTHING) == _without_operand(ours):
+        case ((PairsToHalves() | HeadsToQkv()), _) if replace(theirs, operand=_NOTHING) == _without_operand(ours):
             yield from _solved(theirs.operand, ours.operand)  # type: ignore[union-attr]
         case _:
             raise UnsupportedArchitecture(f"cannot write as GGUF: {sources(ours)[0]} has another form there")
@@ -123,5 +137,3 @@ def _shape(folder: ModelFolder, name: str, recipe: Recipe, part: int | None) -> 
     if part is not None:
         whole = (whole[0], whole[1] // 2, *whole[2:])
     return whole[1:] if ".ffn_gate_inp_shexp." in name else whole  # a vector there
-
-

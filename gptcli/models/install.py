@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,17 @@ def install(directory: Path, name: str, source: dict[str, Any]) -> Path:
                 replaced.rename(target)
             raise
     return target
+
+
+def install_whole(name: str, size: int, fill: Callable[[Path], None], source: dict[str, Any]) -> Path:
+    """Installs a model of about `size` bytes that `fill` writes to a directory. Raises as `install` and `fill` do."""
+    check_name(name)
+    with scratch() as directory:
+        need_space(size)
+        model = directory / "model"
+        model.mkdir()
+        fill(model)
+        return install(model, name, source)
 
 
 def remove(name: str) -> Path:

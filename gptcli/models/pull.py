@@ -17,7 +17,7 @@ from gptcli.errors import ModelNotFound
 from gptcli.files import ADAPTER_CONFIG, RECORD
 from gptcli.gguf.convert import convert
 from gptcli.models.catalog import DEFAULT_MODEL, FetchProgress
-from gptcli.models.install import check_name, install, need_space, scratch, sha256
+from gptcli.models.install import check_name, install, install_whole, need_space, scratch, sha256
 
 # Raises GptcliError if the model in a directory cannot be used. Its weights may still be missing.
 Check = Callable[[Path], None]
@@ -57,13 +57,12 @@ def import_gguf(file: Path, name: str, on_progress: FetchProgress, check: Check 
     """Converts a local GGUF file and installs it under a name. Raises what `convert` and `check` raise."""
     check_name(name)
     checksum = sha256(file)
-    with scratch() as directory:
-        need_space(2 * file.stat().st_size)
-        model = directory / "model"
-        model.mkdir()
+
+    def fill(model: Path) -> None:
         convert(file, model, lambda done, total: on_progress("converting", done, total))
         check(model)
-        return install(model, name, {"file": file.name, "sha256": checksum})
+
+    return install_whole(name, 2 * file.stat().st_size, fill, {"file": file.name, "sha256": checksum})
 
 
 def pull_hub(

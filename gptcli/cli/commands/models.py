@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,10 +20,20 @@ from gptcli.cli.terminal.stderr import ProgressLine, print_note, size
 from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.terminal.tables import print_records, spelled
 from gptcli.cli.value_names import Command, Group
-from gptcli.errors import GptcliError, UnsupportedArchitecture
+from gptcli.errors import GptcliError, UnsupportedArchitecture, UsageError
 from gptcli.files import read_json
 from gptcli.language_model import LanguageModel
-from gptcli.models.catalog import DEFAULT_MODEL, LocalModel, find, find_named, local_models, missing, missing_roots
+from gptcli.models.catalog import (
+    DEFAULT_MODEL,
+    LocalModel,
+    find,
+    find_named,
+    fingerprint,
+    is_name,
+    local_models,
+    missing,
+    missing_roots,
+)
 from gptcli.settings import RuntimeConfig, SamplingConfig
 
 if TYPE_CHECKING:
@@ -46,6 +56,10 @@ InstalledName = Annotated[
     str, typer.Argument(metavar="NAME", autocompletion=options.model_names, help="A name that `gptcli models` lists.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace a model of the same name.")]
+OutputFile = Annotated[
+    Path | None, typer.Argument(metavar="[FILE]", help="The file to write. (default: NAME.gguf, in this directory)")
+]
+ForceFile = Annotated[bool, typer.Option("--force", help="Replace a file, or a model of the same name.")]
 
 
 @app.callback()
@@ -128,6 +142,58 @@ def import_(
 
 
 @app.command(cls=Command)
+def export(
+    name: Name,
+    file: OutputFile = None,
+    gguf: Annotated[bool, typer.Option("--gguf", help="As a GGUF file, the one format there is.")] = False,
+    force: ForceFile = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write a model as a file that other programs read, with every weight as it is; prints the file's path."""
+    if not gguf:
+        raise UsageError("the format is missing", hint=f"gptcli models export {name} --gguf FILE")
+    _write_gguf(name, file or _file_name(name, ""), force, quiet, None)
+
+
+@app.command(cls=Command)
+def quantize(
+    name: Name,
+    to: Annotated[
+        Literal["int8", "int4", "q8_0", "q6_k", "q4_k", "q4_0"],
+        typer.Option("--to", help="int8 and int4: a model; others: a GGUF file."),
+    ],
+    file: OutputFile = None,
+    new_name: Annotated[str | None, typer.Option("--name", help="Of the new model. (default: NAME-TO)")] = None,
+    force: ForceFile = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Round a model's weights to fewer bits, as a new model or a GGUF file; prints where it is."""
+    if to != "int8" and to != "int4":
+        if new_name is not None:
+            raise UsageError("--name is for int8 and int4; a GGUF file is named as an argument")
+        _write_gguf(name, file or _file_name(name, f"-{to.upper()}"), force, quiet, to)
+        return
+    if file is not None:
+        raise UsageError("int8 and int4 become a model, not a file", hint="--name NAME names it")
+    from gptcli.export.quantized_folder import quantized_size, write_quantized
+    from gptcli.models.install import install_whole
+
+    folder = ModelFolder.open(_path(name))
+    new_name = new_name or f"{name if is_name(name) else Path(name).name}-{to}"
+
+    def write(on_progress: FetchProgress) -> Path:
+        def fill(target: Path) -> None:
+            progress = partial(on_progress, "quantizing")
+            write_quantized(folder, target, to, progress)
+            _check(target)
+
+        source = {"quantized": name, "to": to, "of": fingerprint(folder.path)}
+        return install_whole(new_name, quantized_size(folder, to), fill, source)
+
+    _install(new_name, force, quiet, write)
+
+
+@app.command(cls=Command)
 def rm(name: InstalledName, quiet: options.Quiet = False) -> None:
     """Remove a model that gptcli installed."""
     from gptcli.models.install import remove
@@ -178,6 +244,24 @@ def _install(name: str, force: bool, quiet: bool, fetch: Callable[[FetchProgress
         with ProgressLine(quiet=quiet) as activity:
             path = fetch(activity.bytes)
     StdoutSink().write(f"{path}\n".encode())
+
+
+def _write_gguf(name: str, file: Path, force: bool, quiet: bool, to: str | None) -> None:
+    from gptcli.export.gguf_file import write_model
+
+    if file.exists() and not force:
+        raise UsageError(f"already there: {file}", hint="--force replaces it")
+    lm = LanguageModel(name, ModelFolder.open(_path(name)), RuntimeConfig())
+    with ProgressLine(quiet=quiet) as activity:
+        progress = partial(activity.bytes, "writing")
+        notes = write_model(lm.folder, lm.tokenizer, Path(name).name, file, to=to, on_progress=progress)
+        activity.note_leftovers([*lm.notes, *notes])
+    StdoutSink().write(f"{file}\n".encode())
+
+
+def _file_name(name: str, suffix: str) -> Path:
+    """A file in this directory, for a model's name or path."""
+    return Path(f"{Path(name).name.removesuffix('.gguf').replace(':', '-')}{suffix}.gguf")
 
 
 def _path(name: str) -> Path:
