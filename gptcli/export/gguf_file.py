@@ -22,7 +22,7 @@ from gptcli.errors import OutputError
 from gptcli.export.ggml_encoding import exact_blocks, float_blocks, rounded_blocks
 from gptcli.export.ggml_rounding import block_columns
 from gptcli.export.gguf_fields import gguf_config
-from gptcli.export.gguf_tokenizer import dropped_switches, tokenizer_fields
+from gptcli.export.gguf_tokenizer import tokenizer_fields, tokenizer_notes
 from gptcli.export.targets import Target, architecture_name, targets_of
 from gptcli.files import written_whole
 from gptcli.gguf.architectures import ARCHITECTURES
@@ -70,7 +70,7 @@ def write_model(
     if not file.parent.is_dir():
         raise OutputError(f"cannot write: {file}: {file.parent} is not a directory")
     plan = _planned(folder, tokenizer, name)
-    notes = [*plan.notes, *dropped_switches(tokenizer)]
+    notes = list(plan.notes)
     shapes = {target.name: target.shape for target in plan.targets}
     _need_space(file, plan, folder, to)
     expanded: set[str] = set()
@@ -94,7 +94,8 @@ def _planned(folder: ModelFolder, tokenizer: Tokenizer, name: str) -> _Plan:
         stops = [id for where in ("generation_config.json", "config.json") for id in folder.stop_ids.get(where, ())]
         words = tokenizer_fields(folder.path, tokenizer, stops, folder.architecture.config.vocab_size)
     fields = {**config.fields, "general.type": "model", "general.name": name, **_sampling(folder), **words}
-    return _Plan(fields, list(targets.values()), config.factors, config.edits, config.notes)
+    notes = [*config.notes, *(tokenizer_notes(tokenizer, words) if folder.gguf is None else ())]
+    return _Plan(fields, list(targets.values()), config.factors, config.edits, notes)
 
 
 def _sampling(folder: ModelFolder) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, product
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from gptcli.errors import BrokenTokenizer, GptcliError, NoTemplate
 from gptcli.gguf.pre_tokenizers import COMPOSES, IGNORES_MERGES, SPLITTERS
@@ -40,7 +41,7 @@ def tokenizer_fields(path: Path, tokenizer: Tokenizer, stop_ids: Iterable[int], 
         common["tokenizer.chat_template"] = ChatTemplate.of_model(path, tokenizer).source
     except NoTemplate:
         pass
-    texts = list(_probes())
+    texts = [normalize("NFC", text) for text in _probes()]  # see `tokenizer_notes`
     wanted = [tokenizer.encode(text, add_special=False) for text in texts]
     reason = "no way of splitting texts that files know is its own"
     for candidate in _models(state, tokens, types):
@@ -51,11 +52,17 @@ def tokenizer_fields(path: Path, tokenizer: Tokenizer, stop_ids: Iterable[int], 
     raise BrokenTokenizer(f"cannot write as GGUF: the tokenizer: {reason}")
 
 
-def dropped_switches(tokenizer: Tokenizer) -> list[Note]:
-    """What a file does not say of added tokens."""
+def tokenizer_notes(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> list[Note]:
+    """What the fields of a file do not say of a tokenizer."""
+    notes = []
+    composes = tokenizer.library.normalizer is not None and fields["tokenizer.ggml.model"] == "gpt2"
+    if composes and fields["tokenizer.ggml.pre"] not in COMPOSES:
+        notes.append(Note("the tokenizer composes characters (NFC), for which files have no field"))
     added = tokenizer.library.get_added_tokens_decoder().values()
     stripping = tuple(token.content for token in added if token.lstrip or token.rstrip or token.single_word)
-    return [Note("in the file without what they strip around them, tokens such as", stripping)] if stripping else []
+    if stripping:
+        notes.append(Note("in the file without what they strip around them, tokens such as", stripping))
+    return notes
 
 
 class _Fields(GgufFile):
@@ -156,9 +163,10 @@ def _pre_tokenizers(state: Mapping[str, Any], ignores_merges: bool) -> Iterator[
         raise BrokenTokenizer(f"cannot write as GGUF: the tokenizer: a normalizer of type {normalizer['type']}")
     text = "".join(_probes())
     wanted, seen = _split(state["pre_tokenizer"], text), set[tuple[str, ...]]()
-    for pre, regexes in SPLITTERS.items():
-        alike = (pre in COMPOSES) == (normalizer is not None) and (pre in IGNORES_MERGES) == ignores_merges
-        if alike and regexes not in seen:
+    composing_first = sorted(SPLITTERS.items(), key=lambda item: (item[0] in COMPOSES) != (normalizer is not None))
+    for pre, regexes in composing_first:
+        composes_alone = pre in COMPOSES and normalizer is None
+        if not composes_alone and (pre in IGNORES_MERGES) == ignores_merges and regexes not in seen:
             seen.add(regexes)
             fields = {"model": "gpt2", "pre": pre, "tokens": ["a"], "token_type": [1], "merges": [],
                       "add_bos_token": False}  # fmt: skip
