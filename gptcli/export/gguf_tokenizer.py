@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, product
 from pathlib import Path
+from string import printable
 from typing import Any
 from unicodedata import normalize
 
@@ -22,9 +23,9 @@ from gptcli.text.tokenizer import Tokenizer
 # Values of tokenizer.ggml.token_type.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _STOPS = ("eos", "eot", "eom")
-# One character or more of every kind that a pre-tokenizer may treat in its own way.
-_LETTERS = [*"aAsSt'éÉßſKǅʰ中あア한ا\u05d0ก\u0e31\u0301\u0903", "ll", "'ve", "\u2019s"]
-_OTHERS = [*"12²Ⅷ\u0663½ \n\r\t\u00a0\u3000\u2028!-_/.,$+<`。、😀\u200d\ufe0f\x01\u00ad\ufffd", "  ", "\r\n", "123"]
+# ASCII, and a character or more of every other kind that a pre-tokenizer may treat in its own way.
+_LETTERS = [*"éÉßſKǅʰ中あア한ا\u05d0ก\u0e31\u0301\u0903", "ll", "'ve", "\u2019s"]
+_OTHERS = [*"²Ⅷ\u0663½\u00a0\u3000\u2028。、😀\u200d\ufe0f\x01\u00ad\ufffd", "  ", "\r\n", "123"]
 _MORE = 20_000  # random ones after all pairs
 
 
@@ -186,7 +187,7 @@ def _split(pre_tokenizer: Mapping[str, Any] | None, text: str) -> list[str] | No
 
 def _probes() -> Iterator[str]:
     """Texts in which every kind of character meets every other."""
-    kinds = [*_LETTERS, *_OTHERS]
+    kinds = [*printable, *_LETTERS, *_OTHERS]
     yield from ("", " ", "a", " a", "  a", "\n", "\n a", "A b", "12 345", "it's", "▁▁ ▁a")
     yield "".join(first + second for first, second in product(kinds, kinds))
     yield "".join(random.Random(0).choices(kinds, k=_MORE))

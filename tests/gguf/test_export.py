@@ -27,12 +27,13 @@ from gptcli.settings import RuntimeConfig
 from gptcli.text.tokenizer import Tokenizer
 from tests.gguf.model_writer import tensors_of
 from tests.gguf.test_architectures import CASES, Case
-from tests.gguf.tiny_gguf import Kind, shapes, write_gguf
+from tests.gguf.tiny_gguf import Kind, shapes, write_gguf, write_sentencepiece
 from tests.parity.reference import Reference, write_reference
 from tests.parity.test_families import engine_of
 from tests.tiny import make_model, make_tokenizer
 
 IDS = torch.randint(3, 320, (40,), generator=torch.Generator().manual_seed(1)).tolist()
+FEW = [5, 17, 200, 3, 99, 2, 150, 260]  # in the smallest vocabulary
 FP32 = RuntimeConfig(device="cpu", dtype="fp32", quantize="none")
 ONE_EACH = list({case.architecture: case for case in CASES}.values())
 
@@ -52,8 +53,7 @@ def export(model: Path, file: Path, **options: Any) -> list[Note]:
 @pytest.mark.parametrize("case", ONE_EACH, ids=lambda case: case.architecture)
 def test_a_file_has_the_logits_of_the_model_and_the_tensors_that_others_expect(case: Case, tmp_path: Path) -> None:
     reference = reference_with_tokenizer(case, tmp_path / "model")
-    notes = [note.what[:33] for note in export(reference.path, tmp_path / "x.gguf")]
-    assert notes == ["the tokenizer composes characters"] * (case.architecture in ("gptneox", "olmo"))
+    assert export(reference.path, tmp_path / "x.gguf") == []
     assert torch.equal(engine_of(tmp_path / "x.gguf").logits(IDS), engine_of(reference.path).logits(IDS))
     tensors = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "x.gguf").tensors}
     wanted = tensors_of(reference.path, case.architecture, reference.model.config.to_dict())
@@ -143,7 +143,7 @@ def test_weights_of_a_form_that_ggml_lacks_are_expanded_exactly_and_named(tmp_pa
     save_file(tensors, tmp_path / "model" / "model.safetensors")
     (note,) = export(folder.path, tmp_path / "b.gguf")
     assert str(note) == "expanded, for ggml has no blocks of the form: 8 bits in groups of 32"
-    assert torch.equal(engine_of(tmp_path / "b.gguf").logits(IDS[:9]), engine_of(folder.path).logits(IDS[:9]))
+    assert torch.equal(engine_of(tmp_path / "b.gguf").logits(FEW), engine_of(folder.path).logits(FEW))
 
 
 def test_fields_are_what_the_gguf_package_reads(tiny_model: Path, tmp_path: Path) -> None:
@@ -152,7 +152,8 @@ def test_fields_are_what_the_gguf_package_reads(tiny_model: Path, tmp_path: Path
     tokenizer = Tokenizer.open(tiny_model)
     assert fields["general.architecture"] == "llama"
     assert fields["tokenizer.ggml.model"] == "gpt2" and fields["tokenizer.ggml.pre"] == "gpt-2"
-    assert fields["tokenizer.ggml.tokens"] == [tokenizer.piece(id) for id in range(320)]
+    pieces = [tokenizer.piece(id) for id in range(tokenizer.size)]
+    assert fields["tokenizer.ggml.tokens"] == pieces + [f"[PAD{id}]" for id in range(tokenizer.size, 320)]
     assert fields["tokenizer.ggml.token_type"][:4] == [3, 3, 3, 1]
     assert fields["tokenizer.ggml.eos_token_id"] == 2
     assert fields["tokenizer.chat_template"] == tokenizer.settings["chat_template"]
@@ -193,7 +194,7 @@ def test_a_quantized_file_is_near_the_model(to: str, tmp_path: Path) -> None:
     assert kinds["blk.0.attn_norm.weight"] == "F32"
     exact, found = engine_of(model).logits(IDS), engine_of(tmp_path / "x.gguf").logits(IDS)
     error = float((found - exact).norm() / exact.norm())
-    assert 0 < error < {"q8_0": 0.05, "q6_k": 0.1, "q4_k": 0.4, "q4_0": 0.5}[to]
+    assert 0 < error < {"q8_0": 0.05, "q6_k": 0.15, "q4_k": 0.4, "q4_0": 0.5}[to]
 
 
 def test_a_full_disk_is_an_output_error_and_leaves_nothing(tiny_model: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -220,4 +221,28 @@ def test_a_chat_in_the_file_is_the_models(tiny_model: Path, tmp_path: Path) -> N
     one, other = LanguageModel.open(str(tiny_model), FP32), LanguageModel.open(str(tmp_path / "x.gguf"), FP32)
     assert one.stop_ids == other.stop_ids
     assert one.template.source == other.template.source
-    assert one.tokenizer.difference(other.tokenizer) is None
+    text = "In a small town <|im_end|>\n  12 é"
+    assert other.tokenizer.encode(text, special=True) == one.tokenizer.encode(text, special=True)
+
+
+def test_a_tokenizer_that_composes_characters_is_written_with_a_note(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model")
+    state = json.loads((model / "tokenizer.json").read_text())
+    (model / "tokenizer.json").write_text(json.dumps(state | {"normalizer": {"type": "NFC"}}))
+    (note,) = export(model, tmp_path / "x.gguf")
+    assert "composes characters (NFC)" in str(note)
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_a_sentencepiece_tokenizer_comes_back_from_scores(prefix: bool, tmp_path: Path) -> None:
+    pieces = ["▁t", "he", "▁the", "in", "▁town", "▁to", "wn", "▁", *"thewnio"]
+    file = write_sentencepiece(tmp_path / "a.gguf", pieces, prefix=prefix)
+    (tmp_path / "model").mkdir()
+    convert(file, tmp_path / "model", lambda done, total: None)
+    export(tmp_path / "model", tmp_path / "b.gguf")
+    fields = {name: field.contents() for name, field in GGUFReader(tmp_path / "b.gguf").fields.items()}
+    assert (fields["tokenizer.ggml.model"], fields["tokenizer.ggml.add_space_prefix"]) == ("llama", prefix)
+    first, second = Tokenizer.open(file), Tokenizer.open(tmp_path / "b.gguf")
+    text = "the town in  the town\n<user> é"
+    assert first.encode(text) == second.encode(text)
+    assert first.difference(second) is None

@@ -29,6 +29,7 @@ from gptcli.models.catalog import (
     find,
     find_named,
     fingerprint,
+    first_gguf,
     is_name,
     local_models,
     missing,
@@ -113,6 +114,10 @@ def show(name: Name = DEFAULT_MODEL, as_json: options.Json = False) -> None:
 def pull(
     name: Annotated[str, typer.Argument(metavar="NAME", help=f"{DEFAULT_MODEL}, or OWNER/NAME on the hub.")],
     revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.")] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", metavar="PATTERN", help="Of several files of weights, such as '*Q4_K_M*'.")
+    ] = None,
+    new_name: Annotated[str | None, typer.Option("--name", help="(default: OWNER/NAME)")] = None,
     force: Force = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -120,11 +125,11 @@ def pull(
     from gptcli.models.pull import pull_default, pull_hub
 
     def fetch(on_progress: FetchProgress) -> Path:
-        if name == DEFAULT_MODEL and revision is None:
+        if name == DEFAULT_MODEL and revision is None and new_name is None and file is None:
             return pull_default(on_progress)
-        return pull_hub(name, revision, on_progress, check=_check)
+        return pull_hub(name, revision, on_progress, name=new_name, pattern=file, check=_check)
 
-    _install(name, force, quiet, fetch)
+    _install(new_name or name, force, quiet, fetch)
 
 
 @app.command("import", cls=Command)
@@ -226,6 +231,10 @@ def verify(name: Name = DEFAULT_MODEL, as_json: options.Json = False, quiet: opt
 
 def _check(directory: Path) -> None:
     """Raises if a model cannot be used; before its weights are there, only its type is checked."""
+    if gguf := first_gguf(directory):
+        LanguageModel(directory.name, ModelFolder.open(gguf), RuntimeConfig())
+    if not (directory / "config.json").exists():
+        return
     model_type = read_json(directory / "config.json", notes=[], contradictions=True).get("model_type")
     if model_type not in FAMILIES:
         hint = "run `gptcli models --supported` to see which are"
