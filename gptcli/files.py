@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
+import tempfile
+from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from gptcli.errors import BrokenCheckpoint, GptcliError, InputError
+from gptcli.errors import BrokenCheckpoint, GptcliError, InputError, OutputError
 from gptcli.model_notes import Note
 
 RECORD = "gptcli.json"  # in a fetched model's directory: its origin and its files' checksums
@@ -111,6 +114,34 @@ def _others_can_write(folder: os.stat_result, user: int) -> bool:
 def _is_ordinary(target: Path) -> bool:
     """Whether a link's target is a file of data, and not of the system, where reading may do more than read."""
     return target.is_file() and not str(target).startswith(("/proc/", "/sys/", "/dev/"))
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write, which takes its place if the block ends well, and is gone if not.
+
+    Raises OutputError for what the system refuses.
+    """
+    draft: Path | None = None
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:80]}-", suffix=".part", dir=path.parent)
+        draft = Path(name)
+        os.fchmod(descriptor, 0o666 & ~_umask())
+        os.close(descriptor)
+        yield draft
+        draft.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write: {path}: {error.strerror or error}") from None
+    finally:
+        if draft is not None:
+            draft.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """What new files' permissions lack; it can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def lock(descriptor: int, *, wait: bool = False) -> bool:

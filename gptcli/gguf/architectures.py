@@ -109,10 +109,11 @@ class GgufArchitecture:
     added to norms. regrouped: the rows of attn_qkv were regrouped from heads to q, k and v. partial: RoPE turns a part
     of each head unless config.json says otherwise. images: the model reads images too, of which files have only the
     decoder; RoPE's sections are alike for text. constants: more of config.json. renamed: other names of config.json's
-    common fields.
+    common fields. others: model types that are stored as this architecture, too.
     """
 
     model_type: str
+    others: tuple[str, ...] = ()
     block: Mapping[str, str] = field(default_factory=lambda: _LLAMA)
     top: Mapping[str, str] = field(default_factory=lambda: _TOP)
     layers: str = "model.layers."
@@ -322,6 +323,7 @@ _PHI_BLOCK = {
 ARCHITECTURES: dict[str, GgufArchitecture] = {
     "llama": GgufArchitecture(
         model_type="llama",
+        others=("mistral", "mixtral"),
         block=_LLAMA
         | {"ffn_gate_inp": "block_sparse_moe.gate"}
         | _experts("block_sparse_moe.switch_mlp")
@@ -359,7 +361,11 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
         model_type="gemma2", block=_ATTENTION | _MLP | _FOUR_NORMS, plus_one=True, extra=_gemma2
     ),
     "gemma3": GgufArchitecture(
-        model_type="gemma3_text", block=_ATTENTION | _QK_NORMS | _MLP | _FOUR_NORMS, plus_one=True, extra=_gemma3
+        model_type="gemma3_text",
+        others=("gemma3",),
+        block=_ATTENTION | _QK_NORMS | _MLP | _FOUR_NORMS,
+        plus_one=True,
+        extra=_gemma3,
     ),
     "phi2": GgufArchitecture(
         model_type="phi",
@@ -438,6 +444,7 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     "olmo": GgufArchitecture(model_type="olmo", eps="layer_norm_eps", pairs=True, extra=_olmo),
     "olmo2": GgufArchitecture(
         model_type="olmo2",
+        others=("olmo3",),
         block=_ATTENTION
         | _QK_NORMS
         | _MLP

@@ -78,12 +78,17 @@ class Edit:
 
         if self.minus:
             return (data.view(np.float32) - np.float32(self.minus)).view(np.uint8)
+        undone: np.ndarray[Any, Any] = data.reshape(rows, -1)[self.order(rows)].reshape(-1)
+        return undone
+
+    def order(self, rows: int) -> np.ndarray[Any, Any]:
+        """Where in the file each of this many rows of the tensor is, if rows were moved."""
+        import numpy as np
+
         stored = np.arange(rows)
         if self.pairs:
-            order = stored.reshape(self.pairs, -1, 2).transpose(0, 2, 1)
-        else:
-            order = stored.reshape(3, self.regrouped, -1).transpose(1, 0, 2)
-        return data.reshape(rows, -1)[order.reshape(-1)].reshape(-1)
+            return stored.reshape(self.pairs, -1, 2).transpose(0, 2, 1).reshape(-1)
+        return stored.reshape(3, self.regrouped, -1).transpose(1, 0, 2).reshape(-1)
 
 
 @dataclass(frozen=True)
