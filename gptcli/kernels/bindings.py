@@ -38,7 +38,7 @@ class Op(Structure):
         ("code", c_int64),
         *((name, c_void_p) for name in ("matrix", "input", "out", "weight", "bias", "keys", "values")),
         *((name, c_int64) for name in ("rows", "size", "stride", "weight_step", "table")),
-        *((name, c_int64) for name in ("heads", "kv_heads", "window", "row_stride", "head_stride")),
+        *((name, c_int64) for name in ("heads", "kv_heads", "window", "row_stride", "head_stride", "arithmetic")),
         ("factor", c_float),
         ("softcap", c_float),
     ]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_int64, c_void_p, sizeof
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from gptcli.kernels.bindings import ACTIVATIONS
+from gptcli.kernels.bindings import ACTIVATIONS, Arithmetic
 from gptcli.kernels.tensors import Library, address, contiguous
 
 
@@ -23,9 +24,23 @@ class Attention(Structure):
     ]
 
 
-_ATTENTION = 5  # its number in gptcli_record_bytes
+class Passage(Structure):
+    """kernels.h's Passage."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("queries", "keys", "values", "sinks", "out")),
+        *((name, c_int64) for name in ("tokens", "first", "window", "heads", "kv_heads", "head_dim")),
+        *((name, c_int64) for name in ("head_stride", "query_stride")),
+        ("scale", c_float),
+        ("softcap", c_float),
+        ("arithmetic", c_int64),
+    ]
+
+
+_ATTENTION, _PASSAGE = 5, 6  # their numbers in gptcli_record_bytes
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "gptcli_attention": (c_int, [POINTER(Attention)]),
+    "gptcli_passage": (c_int, [POINTER(Passage)]),
     "gptcli_rms_norm": (None, [c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p]),
     "gptcli_layer_norm": (None, [c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p]),
     "gptcli_rope": (None, [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64]),
@@ -43,6 +58,7 @@ class Operations(Library):
             function = getattr(self._c, name)
             function.restype, function.argtypes = result, arguments
         assert self._c.gptcli_record_bytes(_ATTENTION) == sizeof(Attention)
+        assert self._c.gptcli_record_bytes(_PASSAGE) == sizeof(Passage)
 
     def attention(
         self,
@@ -71,6 +87,30 @@ class Operations(Library):
             heads, kv_heads, head_dim, keys.stride(0), start, length, scale, softcap or 0.0,
         )  # fmt: skip
         assert self._c.gptcli_attention(byref(attention)) == 0
+        return out
+
+    def passage(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        arithmetic: Arithmetic,
+        window: int = 0,
+        softcap: float = 0.0,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """Attention of the last tokens of a text, (tokens, heads, head_dim): `attention` of each, unscaled.
+
+        queries: (tokens, heads, head_dim); keys and values: (kv_heads, positions, head_dim).
+        """
+        (tokens, heads, head_dim), (kv_heads, positions, _) = queries.shape, keys.shape
+        out = torch.empty(tokens, heads, head_dim)
+        passage = Passage(
+            address(queries), address(keys), address(values), address(sinks), address(out), tokens, positions - tokens,
+            window, heads, kv_heads, head_dim, positions * head_dim, heads * head_dim, 1.0, softcap,
+            get_args(Arithmetic).index(arithmetic),
+        )  # fmt: skip
+        assert self._c.gptcli_passage(byref(passage)) == 0
         return out
 
     def rms_norm(self, x: Tensor, weight: Tensor | None, epsilon: float) -> Tensor:

@@ -140,10 +140,11 @@ static int attend_many(const Op *op, int64_t cached, int64_t tokens) {
         .head_dim = op->size,
         .head_stride = op->head_stride,
         .query_stride = op->stride,
+        .arithmetic = op->arithmetic,
         .scale = op->factor,
         .softcap = op->softcap,
     };
-    return attention_of_passage(&passage);
+    return gptcli_passage(&passage);
 }
 
 /* First stores all keys and values: each token sees those before it and its own. */
@@ -186,6 +187,6 @@ int gptcli_run(const Op *ops, int64_t count, const Frame *frame) {
 
 int64_t gptcli_record_bytes(int record) {
     const int64_t bytes[] = {sizeof(Op),   sizeof(Rotation), sizeof(Frame),
-                             sizeof(Draw), sizeof(Matrix),   sizeof(Attention)};
-    return record >= 0 && record < 6 ? bytes[record] : -1;
+                             sizeof(Draw), sizeof(Matrix),   sizeof(Attention), sizeof(Passage)};
+    return record >= 0 && record < 7 ? bytes[record] : -1;
 }
