@@ -63,7 +63,8 @@ def _slices_are_faster(vectors: int, threads: int) -> bool:
     ways = (lambda: F.linear(x, weight)), (lambda: _in_slices(x, weight, _MOST_SLICES))
     times = [[_seconds(way) for way in ways] for _ in range(_TURNS + 1)][1:]  # the first turn only warms up
     plain, sliced = (min(each) for each in zip(*times, strict=True))
-    return sliced <= 0.8 * plain
+    faster: bool = sliced <= 0.8 * plain
+    return faster
 
 
 def _seconds(run: Callable[[], object]) -> float:

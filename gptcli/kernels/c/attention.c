@@ -83,9 +83,9 @@ int gptcli_attention(const Attention *attention) { return attention_of_texts(att
  */
 
 enum {
-    QUERIES = 48,       /* of a task, which share what is loaded of keys and values */
-    SPLIT_QUERIES = 64, /* the same in tiles */
-    MOST_ROWS = 32,     /* to which queries are padded at most */
+    QUERIES = 48,        /* of a task, which share what is loaded of keys and values */
+    SPLIT_QUERIES = 192, /* the same in tiles, which wait for the third cache with fewer */
+    MOST_ROWS = 32,      /* to which queries are padded at most */
 };
 
 typedef struct {

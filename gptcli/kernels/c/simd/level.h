@@ -32,4 +32,5 @@
 
 #define LEVEL(name)                                                                                                   \
     {name,  FEW,            quantize, encode,     dense_blocks, affine_blocks, panels,       attend,                 \
-     merge, attend_passage, rms_norm, layer_norm, rope,         activate,      exponentials, greatest_of, NULL, NULL}
+     merge, attend_passage, rms_norm, layer_norm, rope,         activate,      exponentials, greatest_of, NULL, NULL, \
+     NULL,  NULL}
