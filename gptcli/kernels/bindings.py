@@ -39,7 +39,7 @@ class Op(Structure):
         ("code", c_int64),
         *((name, c_void_p) for name in ("matrix", "input", "out", "weight", "bias")),
         *((name, c_int64) for name in ("rows", "size", "stride", "weight_step", "table")),
-        *((name, c_int64) for name in ("heads", "kv_heads", "window", "cache_kind", "keys_at")),
+        *((name, c_int64) for name in ("heads", "kv_heads", "window", "cache_kind", "keys_at", "arithmetic")),
         ("factor", c_float),
         ("softcap", c_float),
     ]

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from gptcli.kernels.bindings import ACTIVATIONS, CacheKind, Matrix, Op
+from gptcli.kernels.bindings import ACTIVATIONS, Arithmetic, CacheKind, Matrix, Op
 from gptcli.kernels.layers import CompiledEmbedding, CompiledLinear
 from gptcli.kernels.tensors import Library
 from gptcli.model.attention import Attention
@@ -254,6 +254,7 @@ class _Lowering:
             window=config.window or 0,
             factor=config.scale,
             softcap=config.softcap or 0.0,
+            arithmetic=get_args(Arithmetic).index(getattr(attention.qkv, "arithmetic", "fp32")),
         )
         self._linear(attention.out, heads, out)
 

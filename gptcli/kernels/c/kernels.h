@@ -255,10 +255,11 @@ typedef struct Passage {
     float *out; /* (tokens, heads, head_dim) */
     int64_t tokens, first, window, kind, heads, kv_heads, head_dim, room, query_stride;
     float scale, softcap;
+    int64_t arithmetic; /* BF16_PRODUCTS allows products to lose 2^-16, where that is faster */
 } Passage;
 
-/* On all threads. */
-int attention_of_passage(const Passage *passage);
+/* On all threads; exported for tests. */
+EXPORT int gptcli_passage(const Passage *passage);
 
 /* ---- dispatch.c: n rows of `size`, on the calling thread; out may be x; exported for tests ---- */
 
@@ -305,6 +306,7 @@ typedef struct Op {
     int64_t rows, size, stride, weight_step, table, heads, kv_heads, window;
     int64_t cache_kind; /* a CacheKind */
     int64_t keys_at;    /* bytes of a position in the blocks before this one that have the same window */
+    int64_t arithmetic; /* of ATTEND: see Passage */
     float factor, softcap;
 } Op;
 
@@ -335,8 +337,8 @@ typedef struct Frame {
     float *logits;                /* (wanted, vocabulary) */
 } Frame;
 
-/* Bytes of a struct: 0 Op, 1 Rotation, 2 Row, 3 Frame, 4 Draw, 5 Matrix, 6 Attention. By comparing them with its own, Python
- * notices a library that was compiled from another header. */
+/* Bytes of a struct: 0 Op, 1 Rotation, 2 Row, 3 Frame, 4 Draw, 5 Matrix, 6 Attention, 7 Passage. By comparing them with
+ * its own, Python notices a library that was compiled from another header. */
 EXPORT int64_t gptcli_record_bytes(int record);
 
 /* Runs a step; -1: no memory, or no such operation. */
@@ -411,6 +413,11 @@ typedef struct Level {
     void (*bf16_panels)(const Matrix *, const uint16_t *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
                         const Output *);
     void (*round_tokens)(const float *x, int64_t tokens, int64_t columns, int64_t begin, int64_t end, uint16_t *out);
+    /* As attend_passage, for BF16_PRODUCTS, and what makes a span's keys and values ready for it; NULL: fp32 is as fast.
+     * See simd/amx_attention.c for the layouts. */
+    void (*attend_split)(const Passage *, int64_t kv_head, int64_t begin, int64_t end, const float *spans,
+                         float *workspace);
+    void (*split_span)(const float *keys, const float *values, int64_t present, int64_t head_dim, float *to);
 } Level;
 
 extern const Level portable_level;
@@ -425,6 +432,9 @@ void avx512_bf16_panels(const Matrix *, const uint16_t *x, int64_t tokens, int64
 void amx_panels(const Matrix *, const uint16_t *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
                 const Output *);
 void avx512_bf16_round(const float *x, int64_t tokens, int64_t columns, int64_t begin, int64_t end, uint16_t *out);
+void amx_attend_passage(const Passage *, int64_t kv_head, int64_t begin, int64_t end, const float *spans,
+                        float *workspace);
+void amx_split_span(const float *keys, const float *values, int64_t present, int64_t head_dim, float *to);
 #endif
 #endif
 

@@ -172,10 +172,11 @@ static int attend_many(const Op *op, const Frame *frame, int64_t text) {
         .head_dim = op->size,
         .room = row->room,
         .query_stride = op->stride,
+        .arithmetic = op->arithmetic,
         .scale = op->factor,
         .softcap = op->softcap,
     };
-    return attention_of_passage(&passage);
+    return gptcli_passage(&passage);
 }
 
 /* First stores all keys and values: each token sees those before it and its own. A text's few tokens attend one by one,
@@ -231,7 +232,7 @@ int gptcli_run(const Op *ops, int64_t count, const Frame *frame) {
 }
 
 int64_t gptcli_record_bytes(int record) {
-    const int64_t bytes[] = {sizeof(Op),   sizeof(Rotation), sizeof(Row),      sizeof(Frame),
-                             sizeof(Draw), sizeof(Matrix),   sizeof(Attention)};
-    return record >= 0 && record < 7 ? bytes[record] : -1;
+    const int64_t bytes[] = {sizeof(Op),   sizeof(Rotation), sizeof(Row),       sizeof(Frame),
+                             sizeof(Draw), sizeof(Matrix),   sizeof(Attention), sizeof(Passage)};
+    return record >= 0 && record < 8 ? bytes[record] : -1;
 }

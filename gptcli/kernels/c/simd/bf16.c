@@ -77,19 +77,9 @@ static void multiply_tiles(const uint16_t *x, int64_t next, const uint16_t *pane
 
 void amx_panels(const Matrix *matrix, const uint16_t *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
                 const Output *output) {
-    /* The layout that `ldtilecfg` reads: palette 1, eight tiles of 16 lines of 64 bytes. */
-    struct {
-        uint8_t palette, start, reserved[14];
-        uint16_t line_bytes[16];
-        uint8_t lines[16];
-    } tiles = {.palette = 1};
-    for (int i = 0; i < 8; i++) {
-        tiles.line_bytes[i] = CACHE_LINE;
-        tiles.lines[i] = TILE_LINES;
-    }
-    _tile_loadconfig(&tiles);
+    configure_tiles();
     bf16_panels(matrix, x, tokens, begin, end, (uint16_t *)panel, output, multiply_tiles);
-    _tile_release(); /* so that the system need not save the tiles */
+    _tile_release();
 }
 
 #ifdef __clang__

@@ -11,10 +11,9 @@
 
 #include "../coded_layout.h"
 #include "affine_weights.h"
+#include "amx.h"
 
 enum {
-    TILE_LINES = 16,
-    TILE_NUMBERS = TILE_LINES * SEGMENT,
     PANEL_ROWS = 2 * LANES,
     BF16_COLUMNS = PANEL_FLOATS * 2 / PANEL_ROWS,
 };
