@@ -28,7 +28,9 @@ ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "clamped_swiglu"
 
 
 # In the order of kernels.h's Code.
-_CODES = ("EMBED", "RMS_NORM", "LAYER_NORM", "LINEAR", "ROTATE", "ATTEND", "ACTIVATE", "ADD")
+_CODES = (
+    "EMBED", "RMS_NORM", "LAYER_NORM", "LINEAR", "CHOOSE", "EXPERTS", "MIX", "GATE", "ROTATE", "ATTEND", "ACTIVATE", "ADD",
+)  # fmt: skip
 
 
 class Op(Structure):
@@ -36,7 +38,7 @@ class Op(Structure):
 
     _fields_ = [
         ("code", c_int64),
-        *((name, c_void_p) for name in ("matrix", "input", "out", "weight", "bias", "keys", "values")),
+        *((name, c_void_p) for name in ("matrices", "input", "out", "choices", "weight", "bias", "keys", "values")),
         *((name, c_int64) for name in ("rows", "size", "stride", "weight_step", "table")),
         *((name, c_int64) for name in ("heads", "kv_heads", "window", "row_stride", "head_stride")),
         ("factor", c_float),

@@ -31,18 +31,13 @@ typedef void Multiply(const uint16_t *x, int64_t next, const uint16_t *panel, in
 /* Two vectors of fp32 to bf16, ties to even: first the numbers of `low`. */
 INLINE __m512i rounded_pair(floats low, floats high) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low); }
 
-void avx512_bf16_round(const float *x, int64_t tokens, int64_t columns, int64_t begin, int64_t end, uint16_t *out) {
+void avx512_bf16_round(const float *x, int64_t columns, int64_t token, uint16_t *out) {
     const int64_t steps = (columns + SEGMENT - 1) / SEGMENT;
-    (void)tokens;
-    for (int64_t token = begin; token < end; token++) {
-        uint16_t *line = out + token / TILE_LINES * steps * TILE_NUMBERS + token % TILE_LINES * SEGMENT;
-        for (int64_t column = 0; column < columns; column += SEGMENT, line += TILE_NUMBERS) {
-            const float *from = x + token * columns;
-            int64_t left = columns - column;
-            floats low = load_some(from, column, columns);
-            floats high = left > LANES ? load_some(from, column + LANES, columns) : (floats){0};
-            _mm512_storeu_si512(line, rounded_pair(low, high));
-        }
+    uint16_t *line = out + token / TILE_LINES * steps * TILE_NUMBERS + token % TILE_LINES * SEGMENT;
+    for (int64_t column = 0; column < columns; column += SEGMENT, line += TILE_NUMBERS) {
+        floats low = load_some(x, column, columns);
+        floats high = columns - column > LANES ? load_some(x, column + LANES, columns) : (floats){0};
+        _mm512_storeu_si512(line, rounded_pair(low, high));
     }
 }
 
