@@ -169,7 +169,7 @@ def test_experts_multiply_in_the_arithmetic_that_they_are_to(
 
 
 def first_among_equals(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    values, indices = logits.sort(-1, descending=True, stable=True)
+    values, indices = logits.sort(dim=-1, descending=True, stable=True)
     return values[..., :count], indices[..., :count]
 
 

@@ -192,7 +192,7 @@ static void panels_share(void *argument, int thread, int threads) {
     Job *job = argument;
     float *panel = job->panels + (int64_t)thread * PANEL_FLOATS;
     (void)threads;
-    for (int64_t task; (task = atomic_fetch_add(&job->next, 1)) < job->tasks;) {
+    for (int64_t task, next; pool_take(thread, &task, &next);) {
         const Part *part = part_at(job, task);
         const Matrix *matrix = part->product->matrix;
         int64_t slices = (part->product->tokens + part->slice - 1) / part->slice, number = task - part->first;
@@ -274,11 +274,10 @@ int linear_products(const Product *products, int64_t count) {
         begin_region(&job, tiles_to_prepare);
         if (job.tasks > 0) run_tasks(prepare_share, &job, tokens <= TILE); /* as fast as sharing them */
         begin_region(&job, blocks_to_multiply);
-        if (job.tasks > 0) {
-            pool_deal(job.tasks, step_of(&job), 2); /* see step_of */
-            run_tasks(blocks_share, &job, solo);
-        }
+        pool_deal(job.tasks, step_of(&job), 2); /* see step_of */
+        if (job.tasks > 0) run_tasks(blocks_share, &job, solo);
         begin_region(&job, panels_to_fill);
+        pool_deal(job.tasks, 1, 1);
         if (job.tasks > 0) run_tasks(panels_share, &job, solo);
     }
     pool_unlock();

@@ -25,8 +25,13 @@ typedef struct Square {
     int64_t stride;
 } Square;
 
-/* out = before + the products of `steps` tiles of weights and of both tiles of tokens, which are `next` numbers apart. */
-typedef void Multiply(const uint16_t *x, int64_t next, const uint16_t *panel, int64_t steps, Square before, Square out);
+/* out = before + the products of `steps` tiles of weights and of both tiles of tokens, which are `next` numbers apart;
+ * only of the first tile if there are no more `tokens`. */
+typedef void Multiply(const uint16_t *x, int64_t next, const uint16_t *panel, int64_t steps, int64_t tokens,
+                      Square before, Square out);
+
+/* Fetches what the next panel is filled from, `ahead` bytes on, into the L2 cache while this one is multiplied. */
+INLINE void fetch_next(const void *from, int64_t ahead) { _mm_prefetch((const char *)from + ahead, _MM_HINT_T1); }
 
 /* Two vectors of fp32 to bf16, ties to even: first the numbers of `low`. */
 INLINE __m512i rounded_pair(floats low, floats high) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low); }
@@ -54,48 +59,79 @@ INLINE void fill_affine_tile(const Matrix *matrix, int64_t block, int64_t column
     const int64_t span = groups_in_record(constants) * matrix->group, inside = column % span; /* columns of a record */
     const uint8_t *record = matrix->packed + block * matrix->block_bytes + column / span * matrix->record_bytes;
     const uint8_t *lines = record + constants_bytes(constants) + inside * BLOCK * bits / 8;
+    const int64_t next = PANEL_ROWS / BLOCK * matrix->block_bytes;
     floats scales[STEP] = {{0}}, bias = {0};
-    prefetch(record, AHEAD);
+    fetch_next(record, next);
     for (int first = 0; first < SEGMENT; first += STEP) {
         if (first == 0 || (constants == NESTED_CENTRED && first == HALF_SEGMENT))
             bias = exact_constants(record, (inside + first) / matrix->group, 0, bits, constants, scales);
-        prefetch_columns(lines + first * BLOCK * bits / 8, bits);
+        for (int64_t i = 0; i < STEP * BLOCK * bits / 8; i += CACHE_LINE)
+            fetch_next(lines + first * BLOCK * bits / 8 + i, next);
         UNROLL for (int c = 0; c < STEP; c += 2, tile += SEGMENT)
             store_columns(tile, exact_weights(matrix, lines, first, c, bits, constants, scales, bias),
                           exact_weights(matrix, lines, first, c + 1, bits, constants, scales, bias));
     }
 }
 
-/* The same of bf16 weights, coded or not. */
-INLINE void fill_row_tile(const Matrix *matrix, int64_t row, int64_t column, uint16_t *tile) {
-    floats lines[LANES] = {{0}};
-    int64_t rows = matrix->rows - row, columns = matrix->columns, left = columns - column;
-    for (int64_t r = 0; r < LANES && r < rows; r++) {
-        int64_t index = (row + r) * columns + column;
-        if (matrix->kind == CODED) {
-            int64_t record = index / RECORD, half = index % RECORD / LANES;
-            floats weights[RECORD / LANES];
-            decode_record(matrix, matrix->packed + record * CODE_BYTES, matrix->rest + record * matrix->rest_bytes,
-                          spelled_tops(matrix, record), weights, 0);
-            lines[r] = (floats)rounded_pair(weights[half], weights[half + 1]);
-        } else {
-            __mmask32 some = left < SEGMENT ? ((__mmask32)1 << left) - 1 : ~(__mmask32)0;
-            const uint16_t *from = (const uint16_t *)matrix->dense + index;
-            prefetch(from, BF16_COLUMNS * sizeof *from);
-            lines[r] = (floats)_mm512_maskz_loadu_epi16(some, from);
-        }
-    }
+/* Stores a tile from LANES rows of 32 columns in bf16. */
+INLINE void store_tile(floats *lines, uint16_t *tile) {
     transpose(lines);
     UNROLL for (int i = 0; i < LANES; i++) _mm512_storeu_si512(tile + i * SEGMENT, (__m512i)lines[i]);
 }
 
-static void fill_tile(const Matrix *matrix, int64_t row, int64_t column, uint16_t *tile) {
-    if (row >= matrix->rows)
-        memset(tile, 0, TILE_NUMBERS * sizeof *tile);
-    else if (matrix->kind == AFFINE)
-        BY_FORMAT(fill_affine_tile, matrix, row / BLOCK, column, tile)
-    else
-        fill_row_tile(matrix, row, column, tile);
+/* The same of bf16 weights. */
+INLINE void fill_row_tile(const Matrix *matrix, int64_t row, int64_t column, uint16_t *tile) {
+    floats lines[LANES] = {{0}};
+    int64_t rows = matrix->rows - row, columns = matrix->columns, left = columns - column;
+    __mmask32 some = left < SEGMENT ? ((__mmask32)1 << left) - 1 : ~(__mmask32)0;
+    for (int64_t r = 0; r < LANES && r < rows; r++) {
+        const uint16_t *from = (const uint16_t *)matrix->dense + (row + r) * columns + column;
+        fetch_next(from, PANEL_ROWS * columns * (int64_t)sizeof *from);
+        lines[r] = (floats)_mm512_maskz_loadu_epi16(some, from);
+    }
+    store_tile(lines, tile);
+}
+
+/* All tiles of a block of coded rows in a panel: steps [step, step + steps). A record fills two. */
+INLINE void fill_coded_tiles(const Matrix *matrix, int64_t row, int64_t step, int64_t steps, uint16_t *panel) {
+    int64_t rows = matrix->rows - row < LANES ? matrix->rows - row : LANES, each = matrix->columns / RECORD;
+    int64_t listed[LANES]; /* the index of each row's next listed record */
+    for (int64_t r = 0; r < rows; r++) listed[r] = first_listed(matrix, (row + r) * each + step / 2);
+    for (int64_t place = step / 2; 2 * place < step + steps; place++) {
+        floats lines[2][LANES] = {{{0}}};
+        for (int64_t r = 0; r < rows; r++) {
+            int64_t record = (row + r) * each + place;
+            const uint8_t *spelled = NULL, *codes = matrix->packed + record * CODE_BYTES;
+            const uint8_t *rest = matrix->rest + record * matrix->rest_bytes;
+            if (listed_record(matrix, listed[r]) == record) spelled = matrix->spelled + listed[r]++ * RECORD;
+            fetch_next(codes, PANEL_ROWS * each * CODE_BYTES);
+            fetch_next(rest, PANEL_ROWS * each * matrix->rest_bytes);
+            floats weights[RECORD / LANES];
+            decode_record(matrix, codes, rest, spelled, weights, 0);
+            lines[0][r] = (floats)rounded_pair(weights[0], weights[1]);
+            lines[1][r] = (floats)rounded_pair(weights[2], weights[3]);
+        }
+        for (int half = 0; half < 2; half++) {
+            int64_t at = 2 * place + half - step;
+            if (at >= 0 && at < steps) store_tile(lines[half], panel + 2 * at * TILE_NUMBERS);
+        }
+    }
+}
+
+/* The tiles of a block of rows in a panel: steps [step, step + steps). */
+static void fill_tiles(const Matrix *matrix, int64_t row, int64_t step, int64_t steps, uint16_t *panel) {
+    if (matrix->kind == CODED) {
+        fill_coded_tiles(matrix, row, step, steps, panel);
+        return;
+    }
+    for (int64_t i = 0; i < steps; i++, panel += 2 * TILE_NUMBERS) {
+        if (row >= matrix->rows)
+            memset(panel, 0, TILE_NUMBERS * sizeof *panel);
+        else if (matrix->kind == AFFINE)
+            BY_FORMAT(fill_affine_tile, matrix, row / BLOCK, (step + i) * SEGMENT, panel)
+        else
+            fill_row_tile(matrix, row, (step + i) * SEGMENT, panel);
+    }
 }
 
 /* Multiplies tokens [token, token + BF16_TOKENS), of which `count` exist, with a panel, and adds the products to rows
@@ -107,11 +143,11 @@ INLINE void bf16_square(const uint16_t *x, int64_t next, const uint16_t *panel, 
     Square before = out;
     if (first) before = output->bias != NULL ? (Square){(float *)output->bias + row, 0} : nothing;
     if (row + PANEL_ROWS <= end && count >= BF16_TOKENS) {
-        multiply(x, next, panel, steps, before, out);
+        multiply(x, next, panel, steps, count, before, out);
         return;
     }
     float edge[BF16_TOKENS * PANEL_ROWS]; /* a whole square, of which only the existing numbers are copied */
-    multiply(x, next, panel, steps, nothing, (Square){edge, PANEL_ROWS});
+    multiply(x, next, panel, steps, count, nothing, (Square){edge, PANEL_ROWS});
     for (int64_t t = 0; t < count; t++)
         for (int64_t i = 0; i < end - row; i++)
             out.first[t * out.stride + i] = before.first[t * before.stride + i] + edge[t * PANEL_ROWS + i];
@@ -125,8 +161,8 @@ INLINE void bf16_panels(const Matrix *matrix, const uint16_t *x, int64_t tokens,
     for (int64_t row = begin; row < end; row += PANEL_ROWS)
         for (int64_t step = 0; step < all; step += width) {
             int64_t steps = all - step < width ? all - step : width;
-            for (int64_t i = 0; i < 2 * steps; i++)
-                fill_tile(matrix, row + i % 2 * LANES, (step + i / 2) * SEGMENT, panel + i * TILE_NUMBERS);
+            for (int64_t i = 0; i < 2; i++)
+                fill_tiles(matrix, row + i * LANES, step, steps, panel + i * TILE_NUMBERS);
             for (int64_t token = 0; token < tokens; token += BF16_TOKENS)
                 bf16_square(x + (token / TILE_LINES * all + step) * TILE_NUMBERS, all * TILE_NUMBERS, panel, steps, row,
                             end, token, tokens - token < BF16_TOKENS ? tokens - token : BF16_TOKENS, step == 0, output,
