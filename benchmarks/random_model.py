@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from safetensors.torch import save_file
+from torch import Tensor
 
 from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.models.locate import locate

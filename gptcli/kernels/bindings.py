@@ -29,7 +29,8 @@ ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "clamped_swiglu"
 
 # In the order of kernels.h's Code.
 _CODES = (
-    "EMBED", "RMS_NORM", "LAYER_NORM", "LINEAR", "CHOOSE", "EXPERTS", "MIX", "GATE", "ROTATE", "ATTEND", "ACTIVATE", "ADD",
+    "EMBED", "RMS_NORM", "LAYER_NORM", "LINEAR", "CHOOSE", "EXPERTS", "MIX", "GATE", "ROTATE", "ATTEND", "ACTIVATE",
+    "ADD",
 )  # fmt: skip
 
 

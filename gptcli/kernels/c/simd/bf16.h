@@ -30,9 +30,6 @@ typedef struct Square {
 typedef void Multiply(const uint16_t *x, int64_t next, const uint16_t *panel, int64_t steps, int64_t tokens,
                       Square before, Square out);
 
-/* Fetches what the next panel is filled from, `ahead` bytes on, into the L2 cache while this one is multiplied. */
-INLINE void fetch_next(const void *from, int64_t ahead) { _mm_prefetch((const char *)from + ahead, _MM_HINT_T1); }
-
 /* Two vectors of fp32 to bf16, ties to even: first the numbers of `low`. */
 INLINE __m512i rounded_pair(floats low, floats high) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low); }
 
@@ -59,14 +56,10 @@ INLINE void fill_affine_tile(const Matrix *matrix, int64_t block, int64_t column
     const int64_t span = groups_in_record(constants) * matrix->group, inside = column % span; /* columns of a record */
     const uint8_t *record = matrix->packed + block * matrix->block_bytes + column / span * matrix->record_bytes;
     const uint8_t *lines = record + constants_bytes(constants) + inside * BLOCK * bits / 8;
-    const int64_t next = PANEL_ROWS / BLOCK * matrix->block_bytes;
     floats scales[STEP] = {{0}}, bias = {0};
-    fetch_next(record, next);
     for (int first = 0; first < SEGMENT; first += STEP) {
         if (first == 0 || (constants == NESTED_CENTRED && first == HALF_SEGMENT))
             bias = exact_constants(record, (inside + first) / matrix->group, 0, bits, constants, scales);
-        for (int64_t i = 0; i < STEP * BLOCK * bits / 8; i += CACHE_LINE)
-            fetch_next(lines + first * BLOCK * bits / 8 + i, next);
         UNROLL for (int c = 0; c < STEP; c += 2, tile += SEGMENT)
             store_columns(tile, exact_weights(matrix, lines, first, c, bits, constants, scales, bias),
                           exact_weights(matrix, lines, first, c + 1, bits, constants, scales, bias));
@@ -84,11 +77,8 @@ INLINE void fill_row_tile(const Matrix *matrix, int64_t row, int64_t column, uin
     floats lines[LANES] = {{0}};
     int64_t rows = matrix->rows - row, columns = matrix->columns, left = columns - column;
     __mmask32 some = left < SEGMENT ? ((__mmask32)1 << left) - 1 : ~(__mmask32)0;
-    for (int64_t r = 0; r < LANES && r < rows; r++) {
-        const uint16_t *from = (const uint16_t *)matrix->dense + (row + r) * columns + column;
-        fetch_next(from, PANEL_ROWS * columns * (int64_t)sizeof *from);
-        lines[r] = (floats)_mm512_maskz_loadu_epi16(some, from);
-    }
+    for (int64_t r = 0; r < LANES && r < rows; r++)
+        lines[r] = (floats)_mm512_maskz_loadu_epi16(some, (const uint16_t *)matrix->dense + (row + r) * columns + column);
     store_tile(lines, tile);
 }
 
@@ -101,13 +91,11 @@ INLINE void fill_coded_tiles(const Matrix *matrix, int64_t row, int64_t step, in
         floats lines[2][LANES] = {{{0}}};
         for (int64_t r = 0; r < rows; r++) {
             int64_t record = (row + r) * each + place;
-            const uint8_t *spelled = NULL, *codes = matrix->packed + record * CODE_BYTES;
-            const uint8_t *rest = matrix->rest + record * matrix->rest_bytes;
+            const uint8_t *spelled = NULL;
             if (listed_record(matrix, listed[r]) == record) spelled = matrix->spelled + listed[r]++ * RECORD;
-            fetch_next(codes, PANEL_ROWS * each * CODE_BYTES);
-            fetch_next(rest, PANEL_ROWS * each * matrix->rest_bytes);
             floats weights[RECORD / LANES];
-            decode_record(matrix, codes, rest, spelled, weights, 0);
+            decode_record(matrix, matrix->packed + record * CODE_BYTES, matrix->rest + record * matrix->rest_bytes,
+                          spelled, weights, 0);
             lines[0][r] = (floats)rounded_pair(weights[0], weights[1]);
             lines[1][r] = (floats)rounded_pair(weights[2], weights[3]);
         }
@@ -153,20 +141,44 @@ INLINE void bf16_square(const uint16_t *x, int64_t next, const uint16_t *panel, 
             out.first[t * out.stride + i] = before.first[t * before.stride + i] + edge[t * PANEL_ROWS + i];
 }
 
+/* Part `i` of `n` of some bytes, into the L2 cache. */
+INLINE void fetch_part(const void *from, int64_t bytes, int64_t i, int64_t n) {
+    for (int64_t at = bytes * i / n; at < bytes * (i + 1) / n; at += CACHE_LINE)
+        _mm_prefetch((const char *)from + at, _MM_HINT_T1);
+}
+
+/* Part `i` of `n` of what the panel that begins at a row is filled from. A few lines at a time, while the one before is
+ * multiplied: all at once would wait for memory. */
+INLINE void fetch_panel(const Matrix *matrix, int64_t row, int64_t i, int64_t n) {
+    if (row >= matrix->rows) return;
+    int64_t numbers = row * matrix->columns, count = PANEL_ROWS * matrix->columns;
+    if (matrix->kind == AFFINE) {
+        fetch_part(matrix->packed + row / BLOCK * matrix->block_bytes, PANEL_ROWS / BLOCK * matrix->block_bytes, i, n);
+    } else if (matrix->kind == CODED) {
+        fetch_part(matrix->packed + numbers / RECORD * CODE_BYTES, count / RECORD * CODE_BYTES, i, n);
+        fetch_part(matrix->rest + numbers / RECORD * matrix->rest_bytes, count / RECORD * matrix->rest_bytes, i, n);
+    } else {
+        fetch_part((const uint16_t *)matrix->dense + numbers, count * (int64_t)sizeof(uint16_t), i, n);
+    }
+}
+
 /* Rows [begin, end) of all tokens. */
 INLINE void bf16_panels(const Matrix *matrix, const uint16_t *x, int64_t tokens, int64_t begin, int64_t end,
                         uint16_t *panel, const Output *output, Multiply multiply) {
     const int64_t all = (matrix->columns + SEGMENT - 1) / SEGMENT, most = BF16_COLUMNS / SEGMENT;
     const int64_t across = (all + most - 1) / most, width = (all + across - 1) / across; /* steps of about equal panels */
+    const int64_t squares = across * ((tokens + BF16_TOKENS - 1) / BF16_TOKENS);
     for (int64_t row = begin; row < end; row += PANEL_ROWS)
-        for (int64_t step = 0; step < all; step += width) {
+        for (int64_t step = 0, square = 0; step < all; step += width) {
             int64_t steps = all - step < width ? all - step : width;
             for (int64_t i = 0; i < 2; i++)
                 fill_tiles(matrix, row + i * LANES, step, steps, panel + i * TILE_NUMBERS);
-            for (int64_t token = 0; token < tokens; token += BF16_TOKENS)
+            for (int64_t token = 0; token < tokens; token += BF16_TOKENS, square++) {
+                fetch_panel(matrix, row + PANEL_ROWS, square, squares);
                 bf16_square(x + (token / TILE_LINES * all + step) * TILE_NUMBERS, all * TILE_NUMBERS, panel, steps, row,
                             end, token, tokens - token < BF16_TOKENS ? tokens - token : BF16_TOKENS, step == 0, output,
                             multiply);
+            }
         }
 }
 
