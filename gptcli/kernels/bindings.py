@@ -29,7 +29,10 @@ CACHE_KINDS: tuple[CacheKind, ...] = get_args(CacheKind)
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "clamped_swiglu": 4}  # numbers of config.Activation's
 
 # In the order of kernels.h's Code.
-_CODES = ("EMBED", "RMS_NORM", "LAYER_NORM", "LINEAR", "ROTATE", "ATTEND", "ACTIVATE", "ADD")
+_CODES = (
+    "EMBED", "RMS_NORM", "LAYER_NORM", "LINEAR", "CHOOSE", "EXPERTS", "MIX", "GATE", "ROTATE", "ATTEND", "ACTIVATE",
+    "ADD",
+)  # fmt: skip
 
 
 class Op(Structure):
@@ -37,7 +40,7 @@ class Op(Structure):
 
     _fields_ = [
         ("code", c_int64),
-        *((name, c_void_p) for name in ("matrix", "input", "out", "weight", "bias")),
+        *((name, c_void_p) for name in ("matrices", "input", "out", "choices", "weight", "bias")),
         *((name, c_int64) for name in ("rows", "size", "stride", "weight_step", "table")),
         *((name, c_int64) for name in ("heads", "kv_heads", "window", "cache_kind", "keys_at", "arithmetic")),
         ("factor", c_float),

@@ -19,7 +19,7 @@ static const Level *with_bf16(Level *level, const char *name, typeof(level->bf16
     *level = avx512_level;
     level->name = name;
     level->bf16_panels = panels;
-    level->round_tokens = avx512_bf16_round;
+    level->round_token = avx512_bf16_round;
     return level;
 }
 
