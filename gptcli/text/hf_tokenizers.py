@@ -76,7 +76,7 @@ def built(state: dict[str, Any]) -> tokenizers.Tokenizer:
         if (value := getattr(others, component)) is not None:
             setattr(library, component, value)
     names = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
-    library.add_tokens([AddedToken(**{name: token[name] for name in names}) for token in state["added_tokens"]])
+    library.add_tokens([AddedToken(**{name: token[name] for name in names}) for token in state.get("added_tokens", ())])
     return library
 
 
