@@ -128,6 +128,11 @@ class LanguageModel:
         """What runs the decoder; loaded if nothing is yet."""
         return self._loader.engine or self.load()
 
+    @property
+    def failures(self) -> list[str]:
+        """Notes on why the engine or its start is slower here than it could be, or rounds more than was asked for."""
+        return [*self._loader.failures, *self.engine.failures]
+
     def torch_engine(self) -> TorchEngine:
         """The engine that serves every workload and whose logits are tensors; loaded if it is not yet."""
         return self._loader.load_with_torch()

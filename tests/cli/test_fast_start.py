@@ -63,9 +63,19 @@ def has_snapshot(path: Path, room: int = ROOM, **runtime: Any) -> bool:
     return is_fast(lm)
 
 
-def snapshot_path() -> Path:
-    [path] = (Path(os.environ["XDG_CACHE_HOME"]) / "gptcli" / "prepared").iterdir()
+def snapshot_path(pattern: str = "*.snapshot") -> Path:
+    [path] = (Path(os.environ["XDG_CACHE_HOME"]) / "gptcli" / "prepared").glob(pattern)
     return path
+
+
+def weights_path() -> Path:
+    return snapshot_path("*.weights")
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
 
 
 def outcome(lm: LanguageModel, sampling: SamplingConfig, stop: StopConfig) -> tuple[bytes, Any]:
@@ -193,12 +203,28 @@ def touch_config(model: Path) -> None:
 
 
 def damage_header(model: Path) -> None:
-    data = bytearray(snapshot_path().read_bytes())
-    data[200] ^= 1
-    snapshot_path().write_bytes(data)
+    flip(snapshot_path(), 200)
+
+
+def damage_the_first_weight(model: Path) -> None:
+    flip(weights_path(), 0)
+
+
+def damage_the_last_weight(model: Path) -> None:
+    flip(weights_path(), -1)
+
+
+def damage_many_weights(model: Path) -> None:
+    data = bytearray(weights_path().read_bytes())
+    data[4096:8192] = bytes(4096)
+    weights_path().write_bytes(data)
 
 
 def cut_short(model: Path) -> None:
+    os.truncate(weights_path(), weights_path().stat().st_size - 1)
+
+
+def cut_header_short(model: Path) -> None:
     os.truncate(snapshot_path(), snapshot_path().stat().st_size - 1)
 
 
@@ -206,8 +232,16 @@ def cut_to_nothing(model: Path) -> None:
     os.truncate(snapshot_path(), 5)
 
 
+def remove_weights(model: Path) -> None:
+    weights_path().unlink()
+
+
 def make_writable_for_all(model: Path) -> None:
     snapshot_path().chmod(0o666)
+
+
+def make_weights_writable_for_all(model: Path) -> None:
+    weights_path().chmod(0o666)
 
 
 def put_a_pipe_there(model: Path) -> None:
@@ -231,10 +265,20 @@ def use_other_cores(model: Path) -> None:
     [
         touch_weights,
         touch_config,
-        damage_header,
-        cut_short,
-        cut_to_nothing,
+        *(
+            DAMAGE := [
+                damage_header,
+                damage_the_first_weight,
+                damage_the_last_weight,
+                damage_many_weights,
+                cut_short,
+                cut_header_short,
+                cut_to_nothing,
+            ]
+        ),
+        remove_weights,
         make_writable_for_all,
+        make_weights_writable_for_all,
         put_a_pipe_there,
         put_a_directory_there,
         use_other_cores,
@@ -249,6 +293,32 @@ def test_a_snapshot_is_not_used_after_anything_has_changed(
     assert has_snapshot(model, device="cpu")
     change(model)
     assert not has_snapshot(model, device="cpu")
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_snapshot_is_dropped_with_a_note_and_made_again(cli: Cli, model: Path, damage: Any) -> None:
+    given = ("generate", "-m", model, "--device", "cpu", "-t", "0", "-n", "9", "In a")
+    whole = cli(*given, stdin=None)
+    assert whole.err == ""
+    damage(model)
+    first, second = cli(*given, stdin=None), cli(*given, stdin=None)
+    assert first.out == second.out == whole.out
+    assert (first.err.count("note:"), second.err) == (1, "")
+    assert "was damaged" in first.err
+    assert has_snapshot(model, device="cpu")
+
+
+def test_ways_of_running_share_the_weights_that_are_the_same(model: Path, cli: Cli) -> None:
+    for dtype in ("fp32", "bf16"):
+        lm = opened(model, device="cpu", dtype=dtype)
+        lm.torch_engine()
+        lm.close()
+        assert has_snapshot(model, device="cpu", dtype=dtype)
+    records = list(map(json.loads, cli("cache", "--json").out.splitlines()))
+    assert [record["dtype"] for record in records] == ["bf16", "fp32"]  # dense weights are rounded to bf16
+    assert (
+        len(list((Path(os.environ["XDG_CACHE_HOME"]) / "gptcli" / "prepared").glob("*.snapshot"))) == 3
+    )  # the first was made with --dtype auto
 
 
 def test_a_snapshot_is_not_used_after_sources_or_memory_have_changed(
@@ -343,6 +413,7 @@ def test_nan_ends_a_text_from_a_snapshot_as_it_ends_any(tmp_path: Path) -> None:
         messages.append(error.value.message)
     assert messages[0] == messages[1]
     assert is_fast(snapshot)
+    assert not has_snapshot(path, device="cpu")
 
 
 def test_a_truncated_snapshot_is_written_again(model: Path) -> None:
@@ -404,7 +475,8 @@ def test_a_snapshot_is_read_at_once_if_no_thread_can_start(model: Path, monkeypa
 def test_what_is_kept_is_listed_and_deleted(model: Path, cli: Cli) -> None:
     [record] = map(json.loads, cli("cache", "--json").out.splitlines())
     assert record["model"] == str(model)
-    assert record["size"] == snapshot_path().stat().st_size
+    assert record["size"] == weights_path().stat().st_size
+    assert record["dtype"] == "fp32"
     assert cli("cache", "--clear", "-q").code == 0
     assert cli("cache", "--json").out == b""
     assert not has_snapshot(model)

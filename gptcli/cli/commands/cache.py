@@ -30,6 +30,7 @@ def cache(
             "size": snapshot.size,
             "used": datetime.datetime.fromtimestamp(snapshot.used).isoformat(" ", "minutes"),
             "path": str(snapshot.path),
+            "dtype": ",".join(snapshot.dtypes),
         }
         for snapshot in stored_snapshots()
     ]
@@ -39,4 +40,9 @@ def cache(
 
 
 def _row(record: dict[str, Any]) -> dict[str, str]:
-    return {"size": f"{record['size'] / 1e6:.0f} MB", "used": record["used"], "model": record["model"]}
+    return {
+        "size": f"{record['size'] / 1e6:.0f} MB",
+        "used": record["used"],
+        "dtype": record["dtype"],
+        "model": record["model"],
+    }

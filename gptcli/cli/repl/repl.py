@@ -229,7 +229,7 @@ class Repl:
             print_note("cut off at max_tokens, which /set changes" if whole else "cut off: the context is full")
         if self.display.stats:
             print_note(stats_line(finished, self.session.lm.ctx_size))
-        new = [failure for failure in self.session.lm.engine.failures if failure not in self._noted_failures]
+        new = [failure for failure in self.session.lm.failures if failure not in self._noted_failures]
         note_failures(new, print_note)
         self._noted_failures += new
         self.say("")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import NoReturn
 
@@ -55,16 +55,21 @@ class SnapshotLogits:
 
 
 class SnapshotEngine:
-    """An `Engine` for one text of up to `room` tokens, whose logits are addresses. Raises MemoryError."""
+    """An `Engine` for one text of up to `room` tokens, whose logits are addresses. Raises MemoryError.
+
+    drop: is called where logits are not finite, lest the next run starts from this snapshot.
+    """
 
     failures: tuple[str, ...] = ()
 
-    def __init__(self, snapshot: Snapshot, library: Functions, ctx_size: int, room: int) -> None:
+    def __init__(
+        self, snapshot: Snapshot, library: Functions, ctx_size: int, room: int, drop: Callable[[], None]
+    ) -> None:
         self.ctx_size = ctx_size
         self.load_s = 0.0
         self.dtype_name, self.device_name = snapshot.dtype, "cpu"
         self.library = library
-        self._room = room
+        self._room, self._drop = room, drop
         self._snapshot = snapshot
         self._cache = SnapshotCache(snapshot, room)
         self._logits = Memory(4 * snapshot.vocab_size)
@@ -131,5 +136,6 @@ class SnapshotEngine:
         )
         cache.tokens += tokens
         if not self.library.all_finite(self._logits.address, wanted * snapshot.vocab_size):
+            self._drop()
             raise NonFiniteLogits(cache.length, self.dtype_name)
         return [SnapshotLogits(self._logits, index * row) for index in range(wanted)]
