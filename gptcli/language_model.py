@@ -109,7 +109,8 @@ class LanguageModel:
             self.close()
 
     def close(self) -> None:
-        """Keeps what makes the next start fast, if a workload was announced and the weights had to be read for it."""
+        """Keeps what makes the next start fast: of the weights, if a workload was announced and they had to be read."""
+        self.tokenizer.keep()
         if self._workload is not None:
             self._loader.keep_snapshot()
 

@@ -18,6 +18,7 @@ from tokenizers import AddedToken
 
 from gptcli.errors import BrokenTokenizer
 from gptcli.text.backend import BackendTokenizer
+from gptcli.text.fast_open.partial_tokenizer import PartialTokenizer
 from gptcli.text.hf_tokenizers import description, steps
 from gptcli.text.literal_regex import regex_for_any
 
@@ -86,7 +87,9 @@ class ControlTokens:
     @cached_property
     def renamed_backend(self) -> BackendTokenizer:
         """The same tokenizer, except that control tokens have names that nobody can type."""
-        renamed = self._renamed
+        renamed, library = self._renamed, self._backend.library
+        if isinstance(library, PartialTokenizer):
+            return BackendTokenizer.trusted(library.renamed(renamed), self._backend.where)
         state = json.loads(self._backend.library.to_str())
         for token in state["added_tokens"]:
             token["content"] = renamed.get(token["content"], token["content"])

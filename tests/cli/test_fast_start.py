@@ -315,7 +315,10 @@ def test_ways_of_running_share_the_weights_that_are_the_same(model: Path, cli: C
         lm.close()
         assert has_snapshot(model, device="cpu", dtype=dtype)
     records = list(map(json.loads, cli("cache", "--json").out.splitlines()))
-    assert [record["dtype"] for record in records] == ["bf16", "fp32"]  # dense weights are rounded to bf16
+    assert [record["content"] for record in records] == [
+        "weights in bf16",
+        "weights in fp32",
+    ]  # dense weights are rounded to bf16
     assert (
         len(list((Path(os.environ["XDG_CACHE_HOME"]) / "gptcli" / "prepared").glob("*.snapshot"))) == 3
     )  # the first was made with --dtype auto
@@ -476,7 +479,7 @@ def test_what_is_kept_is_listed_and_deleted(model: Path, cli: Cli) -> None:
     [record] = map(json.loads, cli("cache", "--json").out.splitlines())
     assert record["model"] == str(model)
     assert record["size"] == weights_path().stat().st_size
-    assert record["dtype"] == "fp32"
+    assert record["content"] == "weights in fp32"
     assert cli("cache", "--clear", "-q").code == 0
     assert cli("cache", "--json").out == b""
     assert not has_snapshot(model)

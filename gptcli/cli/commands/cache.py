@@ -30,7 +30,7 @@ def cache(
             "size": snapshot.size,
             "used": datetime.datetime.fromtimestamp(snapshot.used).isoformat(" ", "minutes"),
             "path": str(snapshot.path),
-            "dtype": ",".join(snapshot.dtypes),
+            "content": snapshot.content,
         }
         for snapshot in stored_snapshots()
     ]
@@ -43,6 +43,6 @@ def _row(record: dict[str, Any]) -> dict[str, str]:
     return {
         "size": f"{record['size'] / 1e6:.0f} MB",
         "used": record["used"],
-        "dtype": record["dtype"],
+        "content": record["content"],
         "model": record["model"],
     }

@@ -148,6 +148,8 @@ def tokenize(
             show.json(names)
         case _:
             show.flow(names)
+    for opened in filter(None, (tokenizer, other)):
+        opened.keep()
 
 
 def _mode(files: list[str] | None, given: InputOptions, view: ViewOptions, task: TaskOptions) -> str:

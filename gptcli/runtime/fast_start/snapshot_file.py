@@ -14,29 +14,24 @@ A snapshot is used only if its key is the wanted one, and all of it is whole.
 from __future__ import annotations
 
 import base64
-import contextlib
 import ctypes
 import hashlib
 import json
-import os
-import stat
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
 from threading import Thread
 from typing import IO, Any, TypeAlias, cast
 
-from gptcli.errors import InputError
-from gptcli.files import open_regular
+from gptcli.files import open_own, replaced
 from gptcli.kernels.bindings import Checksum, Functions, Matrix, Op, Rotation
 from gptcli.kernels.memory import Memory
 from gptcli.runtime.program import Buffer, Program, Vector
 
 Header: TypeAlias = dict[str, Any]
 
-WEIGHTS, UNFINISHED = ".weights", ".part"  # how names of files end
+WEIGHTS = ".weights"  # how the name of such a file ends
 _ALIGNED = 64
 _POINTERS = [field[0] for field in Op._fields_ if field[1] is ctypes.c_void_p]
 
@@ -183,23 +178,11 @@ def write(snapshot: Snapshot, key: dict[str, Any], library: Functions, path: Pat
         "checksum": data.checksum(library),
     }
     if not has_weights(path, header):
-        with _replaced(weights_of(path, header)) as file:
+        with replaced(weights_of(path, header)) as file:
             data.write(file)
     encoded = json.dumps(header, separators=(",", ":")).encode()
-    with _replaced(path) as file:
+    with replaced(path) as file:
         file.write(hashlib.sha256(encoded).digest() + encoded)
-
-
-@contextlib.contextmanager
-def _replaced(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes a path's place, unless the block raises."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=UNFINISHED, delete=False) as file:
-        try:
-            yield file
-            os.replace(file.name, path)
-        except BaseException:  # Ctrl-C too: half a file is useless
-            os.unlink(file.name)
-            raise
 
 
 def weights_of(path: Path, header: Header) -> Path:
@@ -217,7 +200,7 @@ def read(path: Path, key: dict[str, Any], library: Functions, *, free: int, posi
     if header["key"] != key or header["size"] > free or header["positions"] < positions:
         return None
     data = Memory(header["size"], huge_pages=True)
-    reading = _BackgroundRead(_open_ours(weights_of(path, header)), data, library, header["checksum"])
+    reading = _BackgroundRead(open_own(weights_of(path, header)), data, library, header["checksum"])
     try:
         reading.start()
     except RuntimeError:  # no thread can be started
@@ -244,7 +227,7 @@ def read(path: Path, key: dict[str, Any], library: Functions, *, free: int, posi
 
 def read_header(path: Path) -> Header:
     """The header in a file. Raises DamagedSnapshot, InputError and OSError."""
-    with _open_ours(path) as file:
+    with open_own(path) as file:
         digest, encoded = file.read(32), file.read()
     if hashlib.sha256(encoded).digest() != digest:
         raise DamagedSnapshot
@@ -255,16 +238,6 @@ def has_weights(path: Path, header: Header) -> bool:
     """Whether the weights that a header at `path` names are there, as far as their size tells. Raises OSError."""
     weights = weights_of(path, header)
     return weights.is_file() and weights.stat().st_size == header["size"]
-
-
-def _open_ours(path: Path) -> BufferedReader:
-    """Opens a file. Raises InputError, also for one that another user could have written."""
-    file = open_regular(path)
-    status = os.fstat(file.fileno())
-    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o022):
-        file.close()
-        raise InputError(f"cannot open: {path}: others can write to it")
-    return file
 
 
 def _name(checksum: ctypes.Array[ctypes.c_uint64]) -> str:

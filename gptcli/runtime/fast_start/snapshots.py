@@ -20,12 +20,14 @@ import platformdirs
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.errors import GptcliError, InputError, OutputError
+from gptcli.files import UNFINISHED, identity, program_identity
 from gptcli.kernels.bindings import Functions, built_file, functions
 from gptcli.runtime.fast_start import snapshot_file
 from gptcli.runtime.fast_start.snapshot_engine import SnapshotEngine
-from gptcli.runtime.fast_start.snapshot_file import UNFINISHED, WEIGHTS, DamagedSnapshot, Snapshot
+from gptcli.runtime.fast_start.snapshot_file import WEIGHTS, DamagedSnapshot, Snapshot
 from gptcli.runtime.machine import cpu_limit, free_memory
 from gptcli.settings import RuntimeConfig
+from gptcli.text.fast_open.tokenizer_snapshots import kept_tokenizers
 from gptcli.version import VERSION
 
 if TYPE_CHECKING:
@@ -101,7 +103,7 @@ def slot_for(folder: ModelFolder, runtime: RuntimeConfig) -> Slot | None:
         key = {
             "version": VERSION,
             "sources": _sources(),
-            "model": {str(path): _identity(path) for path in [*config, *weights]},
+            "model": {str(path): identity(path) for path in [*config, *weights]},
             "way": way_of_running,
         }
     except OSError:  # a file is being replaced, or gone
@@ -155,14 +157,14 @@ def drop_snapshot(slot: Slot) -> None:
 
 @dataclass(frozen=True)
 class StoredSnapshot:
-    """A file of weights in the cache. used: seconds since 1970.
+    """A file of weights or of a tokenizer in the cache. used: seconds since 1970.
 
-    model: the directory or GGUF file that it was made from. dtypes: in which it is run, the last used first.
+    model: the directory or GGUF file that it was made from. content: what it holds, weights with their dtypes.
     """
 
     path: Path
     model: str
-    dtypes: tuple[str, ...]
+    content: str
     size: int
     used: float
 
@@ -181,8 +183,12 @@ def stored_snapshots() -> list[StoredSnapshot]:
         used, header = entries[0]
         source = Path(next(iter(header["key"]["model"])))
         model = str(source.parent if source.name == "config.json" else source)
-        dtypes = tuple(dict.fromkeys(header["dtype"] for _, header in entries))
-        found.append(StoredSnapshot(path, model, dtypes, header["size"], used))
+        dtypes = dict.fromkeys(header["dtype"] for _, header in entries)
+        found.append(StoredSnapshot(path, model, f"weights in {', '.join(dtypes)}", header["size"], used))
+    for path, of_model in kept_tokenizers().items():
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            found.append(StoredSnapshot(path, str(of_model), "tokenizer", status.st_size, status.st_mtime))
     return sorted(found, key=lambda snapshot: -snapshot.used)
 
 
@@ -201,8 +207,8 @@ def delete_snapshots() -> int:
 
 
 def forget_snapshots(model: Path) -> None:
-    """Removes the snapshots of the model in this directory."""
-    for path in _directory().glob(f"{_of_model(model)}-*"):
+    """Removes the snapshots of the model in this directory, its tokenizer's included."""
+    for path in _directory().glob(f"{_of_model(model)}*"):
         path.unlink(missing_ok=True)
 
 
@@ -240,26 +246,21 @@ def _hash(text: str) -> str:
 
 def _sources() -> str:
     """Changes whenever the program does."""
-    kernels, package = built_file(), Path(__file__).parents[2]
+    kernels = built_file()
     assert kernels is not None
-    return _hash(repr([_identity(path) for path in [kernels, *sorted(package.glob("**/*.py"))]]))
-
-
-def _identity(path: Path) -> list[int]:
-    """Changes whenever a file does: nobody can set the last of these times."""
-    status = path.stat()
-    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    return _hash(repr([identity(kernels), program_identity()]))
 
 
 def _remove_old(directory: Path) -> None:
-    """Keeps the weights used last and their headers; all else goes, but what others write only after a day."""
+    """Keeps the weights used last and their headers; unfinished files go after a day."""
     kept = set[Path]()
     for path in sorted(directory.glob(f"*{_SUFFIX}"), key=lambda path: -path.stat().st_mtime):
         with contextlib.suppress(InputError, DamagedSnapshot):
             weights = snapshot_file.weights_of(path, snapshot_file.read_header(path))
             if weights in kept or sum(path.suffix == WEIGHTS for path in kept) < _MOST_WEIGHTS:
                 kept |= {path, weights}
-    for path in directory.iterdir():
-        unfinished = path.suffix == UNFINISHED and path.stat().st_mtime > time.time() - 86_400
-        if path not in kept and not unfinished:
+    abandoned = [path for path in directory.glob(f"*{UNFINISHED}") if path.stat().st_mtime < time.time() - 86_400]
+    old = [path for suffix in (_SUFFIX, WEIGHTS, ".prepared") for path in directory.glob(f"*{suffix}")]
+    for path in [*abandoned, *old]:
+        if path not in kept:
             path.unlink(missing_ok=True)
