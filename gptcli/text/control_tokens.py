@@ -75,14 +75,18 @@ class ControlTokens:
         """Whether a text spells a control token, or may do so once it is normalized."""
         if not self._ids:
             return False
-        if self._pattern.search(text):
+        if self._is_in(text):
             return True
         if not self._normalizer_spells_control:
             return False
         normalizer = self._backend.library.normalizer
         assert normalizer is not None
         # An untrusted one is not run in this process.
-        return self._backend.is_sandboxed or self._pattern.search(normalizer.normalize_str(text)) is not None
+        return self._backend.is_sandboxed or self._is_in(normalizer.normalize_str(text))
+
+    def _is_in(self, text: str) -> bool:
+        # Compiling a pattern of thousands takes longer than most short texts.
+        return not self._letters.isdisjoint(text) and self._pattern.search(text) is not None
 
     @cached_property
     def renamed_backend(self) -> BackendTokenizer:
@@ -116,7 +120,12 @@ class ControlTokens:
 
     @cached_property
     def _first_letters(self) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, sorted({content[0] for content in self._ids}))))
+        return re.compile("|".join(map(re.escape, sorted(self._letters))))
+
+    @cached_property
+    def _letters(self) -> set[str]:
+        """Those that control tokens begin with."""
+        return {content[0] for content in self._ids}
 
     @cached_property
     def _normalizer_spells_control(self) -> bool:

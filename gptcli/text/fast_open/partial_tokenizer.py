@@ -40,7 +40,8 @@ class PartialTokenizer:
         self._part = parse(json.dumps(state | {"added_tokens": tokens, "model": model}).encode())
         self._added = self._part.get_added_tokens_decoder()
         self._parameters = {name: state["model"][name] for name in _PARAMETERS if name in state["model"]}
-        self.model = self._bpe(token["content"] for token in state["added_tokens"])
+        known = {added.content: id for id, added in self._added.items() if vocabulary.piece(id) == added.content}
+        self.model = models.BPE(vocab=known, merges=[], **self._parameters)
         self._pieces = set(_BYTES if state["model"].get("byte_fallback") else ())
         self._last = self._bpe(self._pieces)
         self._work, self._is_whole = 0, False
