@@ -258,7 +258,7 @@ class LanguageModel:
         from gptcli.generation.loop import generate
 
         tokens = None if stop.max_tokens < 0 else len(prompt) + stop.max_tokens
-        needs_tensors = logprobs is not None or explain or not all(map(native_can_sample, samplings))
+        needs_tensors = explain or not all(map(native_can_sample, samplings))
         engine = self.engine
         if not engine.serves(Workload(len(samplings), needs_tensors, tokens)):
             engine = self.torch_engine()

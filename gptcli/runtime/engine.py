@@ -45,7 +45,7 @@ class RunKeywords(ReplyKeywords, total=False):
 class Workload:
     """What will be asked of an engine. A smaller workload may start sooner.
 
-    texts: how many share steps. probabilities: whether logits are needed as tensors, to record or score tokens.
+    texts: how many share steps. probabilities: whether logits are needed as tensors, to explain or score tokens.
     tokens: length of the longest text with what is generated; None for as many as the context holds.
     """
 

@@ -127,13 +127,30 @@ def test_the_model_does_what_a_snapshot_cannot(model: Path) -> None:
     lm = opened(model, device="cpu")
     lm.load(workload=Workload(tokens=20))
     assert is_fast(lm)
-    *_, finished = lm.stream(PROMPT, SamplingConfig(seed=1), StopConfig(max_tokens=3), logprobs=2)
+    *_, finished = lm.stream(PROMPT, SamplingConfig(seed=1), StopConfig(max_tokens=3), explain=True)
     assert isinstance(finished, Finished) and finished.logprobs is not None
     assert not is_fast(lm)
     lm = opened(model, device="cpu")
     lm.load(workload=Workload(tokens=20))
     list(lm.stream(PROMPT, SamplingConfig(seed=1), StopConfig(max_tokens=100)))  # more than it has room for
     assert not is_fast(lm)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.3])
+def test_a_snapshot_records_the_probabilities_that_torch_records(model: Path, temperature: float) -> None:
+    def recorded(explain: bool) -> list[Any]:
+        lm = opened(model, device="cpu")
+        lm.load(workload=Workload(tokens=40))
+        config = SamplingConfig(temperature=temperature, seed=3, logit_bias=((30, 3.0),))
+        stop = StopConfig(max_tokens=12, ignore_eos=True)
+        *_, finished = lm.stream(PROMPT, config, stop, logprobs=5, explain=explain)
+        assert isinstance(finished, Finished) and finished.logprobs is not None
+        assert is_fast(lm) != explain
+        return [each for step in finished.logprobs for each in (step.chosen, *step.top)]
+
+    fast, torch = recorded(explain=False), recorded(explain=True)
+    assert [(each.id, each.data) for each in fast] == [(each.id, each.data) for each in torch]
+    assert [each.logprob for each in fast] == pytest.approx([each.logprob for each in torch], abs=1e-6)
 
 
 def test_a_setting_that_compiled_code_does_not_know_is_sampled_in_torch(model: Path) -> None:
@@ -364,7 +381,9 @@ def test_a_conversation_goes_on_where_its_cache_must_be_of_another_kind(model: P
     def replies(lm: LanguageModel) -> list[tuple[int, ...]]:
         session = lm.session(settings=ChatSettings(temperature=0.0, max_tokens=9, ignore_eos=True))
         for turn in range(4):
-            session.records_probabilities = turn == 2
+            session.records_probabilities = turn == 1
+            if turn == 2:
+                lm.torch_engine()
             list(session.send("In a"))
         return [finished.ids for finished in session.finished]
 
