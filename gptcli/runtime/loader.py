@@ -38,7 +38,7 @@ class Loader:
         self._slot: Slot | None = None  # for a snapshot of the weights that were read
         self._opened: OpenedSnapshot | None = None
         self.failures: list[str] = []  # notes on why it is slower than it could be
-        if announced is not None and announced.plain and (slot := slot_for(folder, runtime)) is not None:
+        if announced is not None and not announced.probabilities and (slot := slot_for(folder, runtime)) is not None:
             with self._dropping(slot):
                 self._opened = open_snapshot(slot, runtime, self._room(announced))
 

@@ -17,13 +17,12 @@ from gptcli.kernels.tensors import Library
 from gptcli.model.cache import KVCache
 from gptcli.model.decoder import Decoder
 from gptcli.runtime.device_plan import DevicePlan, free_bytes
-from gptcli.runtime.engine import Cancelled, Progress, Workload, never_cancelled, no_progress
+from gptcli.runtime.engine import MOST_ROWS, Cancelled, Progress, Workload, never_cancelled, no_progress
 from gptcli.runtime.fast_start.snapshot_file import Snapshot
 from gptcli.runtime.lowering import lower
 from gptcli.runtime.memory_errors import memory_errors
 from gptcli.runtime.program import CHUNK
 
-_MOST_ROWS = 32  # texts in one step: 64 gain little more and take twice as long for the first one
 _CUDA_CHUNK = 2048  # prompt tokens where attention keeps no scores: fewer leave a GPU half idle
 
 
@@ -174,7 +173,7 @@ class TorchEngine:
         config, itemsize = self.decoder.config, self.plan.weights.dtype.itemsize
         row_bytes = config.cache_bytes(min(tokens, self.ctx_size), itemsize)
         # A text that is run again needs three: the old row, its own cache, and the new row.
-        return max(1, min(_MOST_ROWS, int(free_bytes(self.plan.device) / (3 * row_bytes))))
+        return max(1, min(MOST_ROWS, int(free_bytes(self.plan.device) / (3 * row_bytes))))
 
     @torch.inference_mode()
     def each_logits(self, tokens: Sequence[int], cache: KVCache, wanted: int) -> Iterator[Tensor]:

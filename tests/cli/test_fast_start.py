@@ -136,6 +136,28 @@ def test_the_model_does_what_a_snapshot_cannot(model: Path) -> None:
     assert not is_fast(lm)
 
 
+@pytest.mark.parametrize("overflow", ["stop", "shift"])
+def test_samples_of_a_snapshot_are_those_of_the_model(
+    model: Path, overflow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptcli.runtime.fast_start.snapshot_engine.MOST_ROWS", 4)
+    sampling = SamplingConfig(temperature=1.2, seed=5)
+    strings = ("e", "1") if overflow == "stop" else ()  # by which some end before others
+    stop = StopConfig(max_tokens=90 if overflow == "shift" else 30, overflow=overflow, strings=strings)
+
+    def samples(lm: LanguageModel) -> list[tuple[int, ...]]:
+        streams = lm.streams(PROMPT, sampling.for_samples(7), stop)
+        return [list(stream)[-1].ids for stream in streams]  # type: ignore[union-attr]
+
+    whole, snapshot = opened(model, device="cpu", ctx_size=64), opened(model, device="cpu", ctx_size=64)
+    whole.torch_engine()
+    snapshot.load(workload=Workload(texts=7, tokens=len(PROMPT) + stop.max_tokens))
+    found = samples(snapshot)
+    assert found == samples(whole)
+    assert len(set(map(len, found))) > 1 or overflow == "shift"
+    assert is_fast(snapshot)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.3])
 def test_a_snapshot_records_the_probabilities_that_torch_records(model: Path, temperature: float) -> None:
     def recorded(explain: bool) -> list[Any]:
