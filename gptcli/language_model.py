@@ -111,7 +111,8 @@ class LanguageModel:
             self.close()
 
     def close(self) -> None:
-        """Keeps a snapshot for the next start, if a workload was announced and the weights had to be read for it."""
+        """Keeps what makes the next start fast: of the weights, if a workload was announced and they had to be read."""
+        self.tokenizer.keep()
         if self._workload is not None:
             self._loader.keep_snapshot()
 
@@ -129,6 +130,11 @@ class LanguageModel:
     def engine(self) -> Engine:
         """What runs the decoder; loaded if nothing is yet."""
         return self._loader.engine or self.load()
+
+    @property
+    def failures(self) -> list[str]:
+        """Notes on why the engine or its start is slower here than it could be, or rounds more than was asked for."""
+        return [*self._loader.failures, *self.engine.failures]
 
     def torch_engine(self) -> TorchEngine:
         """The engine that serves every workload and whose logits are tensors; loaded if it is not yet."""
@@ -281,7 +287,7 @@ class LanguageModel:
         from gptcli.generation.loop import generate
 
         tokens = None if stop.max_tokens < 0 else len(prompt) + stop.max_tokens
-        needs_tensors = logprobs is not None or explain or not all(map(native_can_sample, samplings))
+        needs_tensors = explain or not all(map(native_can_sample, samplings))
         engine = self.engine
         if not engine.serves(Workload(len(samplings), needs_tensors, tokens)):
             engine = self.torch_engine()

@@ -6,13 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import tokenizers
 
 from gptcli.errors import BrokenCheckpoint, BrokenTokenizer
 from gptcli.files import parse_json
-from gptcli.text.hf_tokenizers import Encoded, built, decode_batch, encode, encode_batch, parse
+from gptcli.text.hf_tokenizers import Encoded, Library, built, decode_batch, encode, encode_batch, parse
 from gptcli.text.sandbox.allowlist import TRUSTED_TOKENIZERS, is_harmless
 from gptcli.text.sandbox.client import SandboxClient, SandboxFailure
 
@@ -34,6 +34,7 @@ class BackendTokenizer:
         state: what `data` parsed is, if it has been parsed already.
         """
         self.where = where
+        self.library: Library
         self._sandbox: SandboxClient | None = None
         try:
             if not isinstance(data, bytes):
@@ -57,6 +58,13 @@ class BackendTokenizer:
             raise BrokenTokenizer(error.message) from None
         except (BrokenTokenizer, SandboxFailure) as error:
             raise BrokenTokenizer(f"cannot read: {where}: {error}") from None
+
+    @classmethod
+    def trusted(cls, library: Library, where: Path) -> Self:
+        """What encodes with an opened tokenizer that needs no sandbox."""
+        backend = cls.__new__(cls)
+        backend.library, backend.where, backend._sandbox = library, where, None
+        return backend
 
     @property
     def is_sandboxed(self) -> bool:

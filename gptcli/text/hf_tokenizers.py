@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 import tokenizers
 from tokenizers import AddedToken
@@ -20,6 +20,10 @@ from tokenizers.pre_tokenizers import PreTokenizer
 
 from gptcli.errors import BrokenTokenizer
 
+if TYPE_CHECKING:
+    from gptcli.text.fast_open.partial_tokenizer import PartialTokenizer
+
+Library: TypeAlias = "tokenizers.Tokenizer | PartialTokenizer"
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
 
@@ -81,20 +85,20 @@ def built(state: dict[str, Any]) -> tokenizers.Tokenizer:
 
 
 @_raises_broken_tokenizer
-def encode(library: tokenizers.Tokenizer, text: str, add_special: bool) -> tokenizers.Encoding:
+def encode(library: Library, text: str, add_special: bool) -> tokenizers.Encoding:
     """The encoding of a text. Raises BrokenTokenizer as `parse` does."""
     return library.encode(text, add_special_tokens=add_special)
 
 
 @_raises_broken_tokenizer
-def encode_batch(library: tokenizers.Tokenizer, texts: Sequence[str], offsets: bool) -> list[tokenizers.Encoding]:
+def encode_batch(library: Library, texts: Sequence[str], offsets: bool) -> list[tokenizers.Encoding]:
     """The encodings of texts, in parallel, with nothing added around them. Raises BrokenTokenizer as `parse` does."""
     encode_all = library.encode_batch if offsets else library.encode_batch_fast
     return list(encode_all(list(texts), add_special_tokens=False))
 
 
 @_raises_broken_tokenizer
-def decode_batch(library: tokenizers.Tokenizer, sequences: Sequence[Sequence[int]]) -> list[str]:
+def decode_batch(library: Library, sequences: Sequence[Sequence[int]]) -> list[str]:
     """The text of each sequence of ids, control tokens included. Raises BrokenTokenizer as `parse` does."""
     return [library.decode(list(ids), skip_special_tokens=False) for ids in sequences]
 

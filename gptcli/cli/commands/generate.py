@@ -59,8 +59,7 @@ def generate(
         return
     text = run.question(prompt)
     sink = StdoutSink()
-    recorded = output.explain or output.logprobs is not None or pictures.wanted
-    workload = Workload(samples, recorded, None if stop.max_tokens < 0 else stop.max_tokens)
+    workload = Workload(samples, output.explain, None if stop.max_tokens < 0 else stop.max_tokens)
     with ProgressLine(quiet=output.quiet) as activity, run.open_model(activity, workload) as lm:
         template = _template(run, lm)
         messages = _messages(lm, system, text)

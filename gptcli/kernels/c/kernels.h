@@ -473,6 +473,14 @@ EXPORT int gptcli_has_level(const char *name);
 EXPORT int gptcli_set_level(const char *name);
 EXPORT const char *gptcli_level(void);
 
+/* ---- checksum.c ---- */
+
+/* Adds `bytes` of data, a multiple of 64, to a checksum of eight numbers, which are 0 at first. */
+EXPORT void gptcli_checksum(const void *data, int64_t bytes, uint64_t *lanes);
+
+/* Reads `bytes`, a multiple of 64, from an open file and adds them to a checksum; -1 if it is too short or fails. */
+EXPORT int gptcli_read(int file, void *data, int64_t bytes, uint64_t *lanes);
+
 /* ---- pool.c: tasks must not call what itself runs on all threads ---- */
 
 /* A thread's share of some work; the calling thread is number 0. */
