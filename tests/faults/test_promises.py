@@ -28,6 +28,7 @@ COMMANDS = [
     "score -m MODEL FILE",
     "models show MODEL",
     "models verify MODEL",
+    "models export MODEL /dev/null --gguf --force",
     "models",
     "bench -m MODEL -p 8 -n 2 --repeats 1",
     "cache",
