@@ -79,13 +79,7 @@ def write_model(
         write_gguf(draft, plan.fields, {**shapes, **{name: each.shape for name, each in plan.factors.items()}}, blocks)
     if expanded:
         notes.append(Note("expanded, for ggml has no blocks of the form", tuple(sorted(expanded))))
-    if to and (
-        narrow := [each.name for each in plan.targets if each.is_matrix and _kind(each, to) not in ROUNDINGS[to]]
-    ):
-        notes.append(Note("of another type, for their rows are no multiple of 256 or 32", tuple(narrow)))
-    if to and (packed := _packed_forms(folder)):
-        notes.append(Note("rounded a second time, which adds up: weights in", packed))
-    return notes
+    return notes + ([] if to is None else _rounding_notes(plan, folder, to))
 
 
 def _planned(folder: ModelFolder, tokenizer: Tokenizer, name: str) -> _Plan:
@@ -133,8 +127,8 @@ def _blocks(
         value = _value(target, source, plan.edits.get(target.name))
         if not target.is_matrix:
             yield float_blocks(_fp32(value))
-        elif to is not None:
-            yield rounded_blocks(_fp32(value), _kind(target, to))
+        elif to is not None and (kind := _kind(target, to)) != "F32":
+            yield rounded_blocks(_fp32(value), kind)
         else:
             blocks = exact_blocks(value)
             if isinstance(value, PackedWeight) and blocks.kind in ("F32", "F16", "BF16"):
@@ -167,11 +161,17 @@ def _kind(target: Target, to: str) -> str:
     columns = target.shape[-1]
     if columns % block_columns(kind):
         kind = _NARROW.get(kind, kind)
-    return kind if columns % block_columns(kind) == 0 else "F16"
+    return kind if columns % block_columns(kind) == 0 else "F32"
 
 
-def _packed_forms(folder: ModelFolder) -> tuple[str, ...]:
-    return tuple(sorted({stored.about for stored in folder.weights.values() if not isinstance(stored, Dense)}))
+def _rounding_notes(plan: _Plan, folder: ModelFolder, to: str) -> list[Note]:
+    narrow = tuple(each.name for each in plan.targets if each.is_matrix and _kind(each, to) not in ROUNDINGS[to])
+    packed = tuple(sorted({stored.about for stored in folder.weights.values() if not isinstance(stored, Dense)}))
+    notes = [
+        Note("of another type, for their rows are no multiple of 256 or 32", narrow),
+        Note("rounded a second time, which adds up: weights in", packed),
+    ]
+    return [note for note in notes if note.names]
 
 
 def _need_space(file: Path, plan: _Plan, folder: ModelFolder, to: str | None) -> None:
