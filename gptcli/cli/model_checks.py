@@ -118,7 +118,7 @@ class _Steps:
         from gptcli.models.install import changed_files
 
         self._activity.bytes("comparing checksums", 0, 0)
-        if changed := changed_files(self._model.path, self._model.record):
+        if changed := changed_files(self._model.directory, self._model.record):
             raise BrokenCheckpoint(f"changed since it was installed: {self._model.path}: {', '.join(changed)}")
         checksums = self._model.record.get("sha256", {})
         return (True, f"{len(checksums)} files are as installed") if checksums else (None, "no checksums were recorded")

@@ -1,4 +1,4 @@
-"""Rounds floats to ggml's blocks. Q8_0 and Q4_0 as llama.cpp does; K-quants by least squares, in our own way.
+"""Rounds floats to ggml's blocks. Q8_0, Q5_0 and Q4_0 as llama.cpp does; K-quants by least squares, in our own way.
 
 Layouts: ggml-common.h of llama.cpp.
 """
@@ -37,6 +37,14 @@ def _q4_0(x: Tensor) -> Tensor:
     scales = farthest / -8
     q = (x * _inverse(scales) + 8.5).trunc().clamp(0, 15).to(torch.uint8)
     return torch.cat([_fp16(scales), q[:, :16] | q[:, 16:] << 4], -1)
+
+
+def _q5_0(x: Tensor) -> Tensor:
+    farthest = x.gather(-1, x.abs().argmax(-1, keepdim=True))
+    scales = farthest / -16
+    q = (x * _inverse(scales) + 16.5).trunc().clamp(0, 31).to(torch.uint8)
+    low, high = q & 15, (q >> 4).view(-1, 4, 8) << torch.arange(8, dtype=torch.uint8)
+    return torch.cat([_fp16(scales), high.sum(-1).to(torch.uint8), low[:, :16] | low[:, 16:] << 4], -1)
 
 
 def _q6_k(x: Tensor) -> Tensor:
@@ -128,6 +136,7 @@ def _fp16(x: Tensor) -> Tensor:
 
 _TYPES: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
     "Q8_0": (32, _q8_0),
+    "Q5_0": (32, _q5_0),
     "Q4_0": (32, _q4_0),
     "Q6_K": (256, _q6_k),
     "Q4_K": (256, _q4_k),

@@ -36,7 +36,7 @@ from gptcli.text.tokenizer import Tokenizer
 
 # By `--to`: the type of matrices, and that of embeddings and heads, which 4 bits would hurt most.
 ROUNDINGS = {"q8_0": ("Q8_0", "Q8_0"), "q6_k": ("Q6_K", "Q6_K"), "q4_k": ("Q4_K", "Q6_K"), "q4_0": ("Q4_0", "Q8_0")}
-_NARROW = "Q8_0"  # in the place of types whose blocks are wider than a matrix divides into
+_NARROW = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}  # where rows are no multiple of 256 columns, as in llama.cpp
 _SPARE = 64 << 20  # bytes for header and tokenizer
 _SAMPLING = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
 Progress = Callable[[int, int], None]  # bytes read, and in all
@@ -79,9 +79,7 @@ def write_model(
         write_gguf(draft, plan.fields, {**shapes, **{name: each.shape for name, each in plan.factors.items()}}, blocks)
     if expanded:
         notes.append(Note("expanded, for ggml has no blocks of the form", tuple(sorted(expanded))))
-    if to and (packed := _packed_forms(folder)):
-        notes.append(Note("rounded a second time, which adds up: weights in", packed))
-    return notes
+    return notes + ([] if to is None else _rounding_notes(plan, folder, to))
 
 
 def _planned(folder: ModelFolder, tokenizer: Tokenizer, name: str) -> _Plan:
@@ -129,8 +127,8 @@ def _blocks(
         value = _value(target, source, plan.edits.get(target.name))
         if not target.is_matrix:
             yield float_blocks(_fp32(value))
-        elif to is not None:
-            yield rounded_blocks(_fp32(value), _kind(target, to))
+        elif to is not None and (kind := _kind(target, to)) != "F32":
+            yield rounded_blocks(_fp32(value), kind)
         else:
             blocks = exact_blocks(value)
             if isinstance(value, PackedWeight) and blocks.kind in ("F32", "F16", "BF16"):
@@ -162,12 +160,18 @@ def _kind(target: Target, to: str) -> str:
     kind = ROUNDINGS[to][target.is_vocabulary]
     columns = target.shape[-1]
     if columns % block_columns(kind):
-        kind = _NARROW
-    return kind if columns % block_columns(kind) == 0 else "F16"
+        kind = _NARROW.get(kind, kind)
+    return kind if columns % block_columns(kind) == 0 else "F32"
 
 
-def _packed_forms(folder: ModelFolder) -> tuple[str, ...]:
-    return tuple(sorted({stored.about for stored in folder.weights.values() if not isinstance(stored, Dense)}))
+def _rounding_notes(plan: _Plan, folder: ModelFolder, to: str) -> list[Note]:
+    narrow = tuple(each.name for each in plan.targets if each.is_matrix and _kind(each, to) not in ROUNDINGS[to])
+    packed = tuple(sorted({stored.about for stored in folder.weights.values() if not isinstance(stored, Dense)}))
+    notes = [
+        Note("of another type, for their rows are no multiple of 256 or 32", narrow),
+        Note("rounded a second time, which adds up: weights in", packed),
+    ]
+    return [note for note in notes if note.names]
 
 
 def _need_space(file: Path, plan: _Plan, folder: ModelFolder, to: str | None) -> None:

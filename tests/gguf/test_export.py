@@ -170,7 +170,7 @@ def test_a_tokenizer_that_splits_in_its_own_way_is_refused(tmp_path: Path) -> No
         export(model, tmp_path / "x.gguf")
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q6_K", "Q4_K"])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q5_0", "Q4_0", "Q6_K", "Q4_K"])
 def test_rounded_blocks_are_those_of_llama_cpp_or_as_near(kind: str) -> None:
     values = torch.randn(64, 512, generator=torch.Generator().manual_seed(0)) * 0.05
     values[0, :256], values[1, :32] = 0, 0
@@ -195,6 +195,14 @@ def test_a_quantized_file_is_near_the_model(to: str, tmp_path: Path) -> None:
     exact, found = engine_of(model).logits(IDS), engine_of(tmp_path / "x.gguf").logits(IDS)
     error = float((found - exact).norm() / exact.norm())
     assert 0 < error < {"q8_0": 0.05, "q6_k": 0.15, "q4_k": 0.4, "q4_0": 0.5}[to]
+
+
+def test_rows_that_blocks_do_not_divide_are_of_a_narrower_type_with_a_note(tiny_model: Path, tmp_path: Path) -> None:
+    (note,) = export(tiny_model, tmp_path / "x.gguf", to="q4_k")
+    kinds = {each.name: each.tensor_type.name for each in GGUFReader(tmp_path / "x.gguf").tensors}
+    assert (kinds["blk.0.attn_q.weight"], kinds["token_embd.weight"]) == ("Q5_0", "Q8_0")
+    assert kinds["blk.0.ffn_down.weight"] == "F32"  # 48 columns
+    assert "blk.0.attn_q.weight" in note.names and "blk.0.attn_norm.weight" not in note.names
 
 
 def test_a_full_disk_is_an_output_error_and_leaves_nothing(tiny_model: Path, tmp_path: Path, monkeypatch: Any) -> None:
