@@ -3,8 +3,8 @@
 python benchmarks/mixtures.py [--layers 12 --hidden 1024 --width 384 --experts 64 --chosen 8] [--only int4]
 
 Both have random weights and are loaded in one process. A share is the bytes that decoding reads a second, the mixture's
-beside the dense model's. Ratios are medians of pairs, with their quartiles. --keep DIR leaves the models there. On a busy
-machine, --threads 1 --cpu counts a thread's own time, without what others take.
+beside the dense model's. Ratios are medians of pairs, with their quartiles. --keep DIR leaves the models there. On a
+busy machine, --threads 1 --cpu counts a thread's own time, without what others take.
 """
 
 from __future__ import annotations
