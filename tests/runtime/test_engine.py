@@ -17,6 +17,7 @@ from gptcli.errors import NoSuchDevice, OutOfMemory
 from gptcli.runtime import device_plan as device
 from gptcli.runtime import resource_limits
 from gptcli.runtime.device_plan import plan_for
+from gptcli.runtime.program_cache import ProgramCache
 from gptcli.settings import RuntimeConfig
 from tests.tiny import make_model
 
@@ -55,6 +56,28 @@ def test_logits_are_the_same_however_a_text_is_cut_and_whatever_the_cache_held_b
         assert logits is not None
         torch.testing.assert_close(logits, uncached[end - 1], rtol=1e-4, atol=1e-4)
     assert cache.tokens == tokens
+
+
+@settings(max_examples=30)
+@given(st.lists(st.lists(st.integers(3, 303), min_size=1, max_size=30), min_size=1, max_size=5), st.data())
+def test_texts_of_any_lengths_that_share_steps_are_what_each_is_alone(
+    tiny: LanguageModel, texts: list[list[int]], data: st.DataObject
+) -> None:
+    engine = tiny.torch_engine()
+    running = list[tuple[ProgramCache, list[int]]]()
+    for _ in range(8):
+        if texts and (not running or data.draw(st.booleans())):  # one more text joins
+            cache, text = engine.new_cache(), texts.pop()
+            assert isinstance(cache, ProgramCache)
+            engine.prefill(text, cache)
+            running.append((cache, text))
+        if len(running) > 1 and data.draw(st.booleans()):  # one leaves
+            running.pop(data.draw(st.integers(0, len(running) - 1)))
+        tokens = [data.draw(st.integers(3, 303)) for _ in running]
+        together = engine.decode_texts([(cache, token) for (cache, _), token in zip(running, tokens, strict=True)])
+        for (_, text), token, logits in zip(running, tokens, together, strict=True):
+            text.append(token)
+            torch.testing.assert_close(logits, engine.logits(text)[-1], rtol=1e-4, atol=1e-4)
 
 
 def test_progress_is_told_after_every_chunk(long: LanguageModel) -> None:
