@@ -45,18 +45,26 @@ static void cache(CacheKind kind, const float *x, int64_t head_dim, int64_t room
     }
 }
 
-INLINE void expand_vector(const CacheKind kind, const uint8_t *vector, float scale, int64_t size, float *out) {
-    for (int64_t i = 0; i < size; i += LANES) {
-        halves half = {0};
-        octets byte = {0};
-        prefetch(vector + i * number_bytes(kind), AHEAD);
-        if (kind == CACHE_FP16)
-            memcpy(&half, vector + 2 * i, 2 * (size_t)lanes_left(i, size));
-        else
-            memcpy(&byte, vector + i, (size_t)lanes_left(i, size));
-        store_some(out, i, size,
-                   kind == CACHE_FP16 ? float_of_halves(half) : __builtin_convertvector(byte, floats) * scale);
+/* LANES numbers from `from` on, the first `count` of them if there are fewer. */
+INLINE floats expand_lanes(const CacheKind kind, const uint8_t *from, float scale, const int64_t count) {
+    halves half = {0};
+    octets byte = {0};
+    if (kind == CACHE_FP16) {
+        memcpy(&half, from, 2 * (size_t)count);
+        return float_of_halves(half);
     }
+    memcpy(&byte, from, (size_t)count);
+    return __builtin_convertvector(byte, floats) * scale;
+}
+
+INLINE void expand_vector(const CacheKind kind, const uint8_t *vector, float scale, int64_t size, float *out) {
+    int64_t i = 0;
+    for (; i + LANES <= size; i += LANES) {
+        prefetch(vector + i * number_bytes(kind), AHEAD);
+        store(out + i, expand_lanes(kind, vector + i * number_bytes(kind), scale, LANES));
+    }
+    if (i < size)
+        store_some(out, i, size, expand_lanes(kind, vector + i * number_bytes(kind), scale, size - i));
 }
 
 /* Writes the keys or values of positions [begin, end) of a head in fp32, (end - begin, head_dim), and returns them. */
