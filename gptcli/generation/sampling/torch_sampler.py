@@ -60,6 +60,15 @@ class TorchSampler:
             return token, None
         return token, self._step(logits, token, explain(logits, passed, token) if self._explain else None)
 
+    def take(self, logits: Tensor, token: int) -> StepLogprobs | None:
+        """See `Sampler.take`."""
+        self._begins = False
+        if not self.records:
+            return None
+        logits = logits[: self._vocabulary]
+        forced = [Stage("constraint", logits[[token]], torch.tensor([token], device=logits.device))]
+        return self._step(logits, token, explain(logits, forced, token) if self._explain else None)
+
     def _banned_after(self, history: Sequence[int]) -> list[int]:
         banned = self._always_banned.union(banned_next(self._config, history, begins=self._begins))
         self._begins = False
