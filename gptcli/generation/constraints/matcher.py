@@ -35,7 +35,7 @@ class _Tokens:
         hidden = frozenset(self.special_token_ids)
         self.tokens = [b"" if id in hidden else tokenizer.token_bytes(id) for id in range(size + 1)]
         self._tokenizer = tokenizer
-        self.greedy: Callable[[str], list[int]] = lambda text: []
+        self.greedy: Callable[[str], list[int]]  # llguidance's, which needs these tokens first
 
     def __call__(self, text: str) -> list[int]:
         """The tokens of forced text, which is amid another: without the space that some tokenizers put first."""
