@@ -232,11 +232,11 @@ class LanguageModel:
 
         return Compiler(self.tokenizer, self.stop_ids)
 
-    def _constraint(self, config: ConstraintConfig | None, prompt: Sequence[int]) -> Constraint | None:
+    def _constraint(self, config: ConstraintConfig | None, prompt: Sequence[int], forces: bool) -> Constraint | None:
         """What limits a text: from its beginning, or from the end of thoughts that the prompt opens."""
         if config is None:
             return None
-        constraint = self._compiler.constraint(config)
+        constraint = self._compiler.constraint(config, forces=forces)
         end = b"".join(map(self.tokenizer.token_bytes, prompt[-8:]))
         if not end.rstrip().endswith(OPENING.encode()):
             return constraint
@@ -278,11 +278,13 @@ class LanguageModel:
         Each is what it would be alone, except for the rounding of sums. Raises as `stream` does.
         """
         samplings = [sampling.sparing(self.stop_ids) for sampling in samplings]
+        forces = True  # what the settings ban is never forced
         for sampling in dict.fromkeys(replace(sampling, seed=None) for sampling in samplings):
             self.check_request(prompt, sampling, constraint)
             never = {token for token, bias in sampling.logit_bias if bias == float("-inf")} | always_banned(sampling)
             if never.union(self.stop_ids if stop.ignore_eos else ()).issuperset(range(self.tokenizer.size)):
                 raise UsageError("no token is left that may be drawn")
+            forces = forces and not never and not sampling.bans
         if logprobs is not None and logprobs < 0:
             raise UsageError(f"logprobs must be at least 0, not {logprobs}")
         from gptcli.generation.loop import generate
@@ -303,7 +305,7 @@ class LanguageModel:
             stop_ids=self.stop_ids,
             drafter=self._drafter(run.get("cancelled", never_cancelled)),
             most_drafted=self._most_drafted,
-            constrain=partial(self._constraint, constraint, prompt),
+            constrain=partial(self._constraint, constraint, prompt, forces),
             **run,
         )
 

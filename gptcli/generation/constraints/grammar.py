@@ -36,6 +36,7 @@ _REASONS = (
     (r"Pointer '(.*?)' does not exist", r"$ref: there is nothing at #\1"),
     (r"Unsatisfiable schema.*|NoExtension.*", "no text can meet it"),
     (r".*(?:too big|too large|TooComplex|limit exceeded).*|ParserTooComplex.*", "too large"),
+    (r"Parser Error: token .*", "the model's tokens cannot spell what must come next"),
     (r"(?:at )?(\d+)\((\d+)\): (.*)", r"line \1, column \2: \3"),
     (r"panic.*", "llguidance fails on it"),
 )
@@ -91,7 +92,7 @@ def _of_regex(text: str) -> str:
     from llguidance import regex_to_lark
 
     # \d is 0-9, as in JSON Schema. An empty expression cannot be spelled.
-    return _checked("regex", f"start: /{regex_to_lark(text)}/" if text else 'start: ""')
+    return _checked("regex", f"start: /{regex_to_lark(text, 'd')}/" if text else 'start: ""')
 
 
 def _of_grammar(text: str) -> str:
@@ -142,7 +143,7 @@ def _of_schema(text: str) -> str:
 def _schema_grammar(schema: dict[str, Any]) -> str:
     from llguidance import LLMatcher
 
-    return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON)  # type: ignore[arg-type]
+    return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_JSON)  # type: ignore[arg-type]
 
 
 def _path_of(error: str, schema: dict[str, Any]) -> str:

@@ -77,10 +77,10 @@ class Compiler:
             del self._compiled[next(iter(self._compiled))]
         self._compiled[config] = self._thread.submit(self._matcher, grammar)
 
-    def constraint(self, config: ConstraintConfig) -> Grammar:
-        """What limits one text. Raises as `start` does."""
+    def constraint(self, config: ConstraintConfig, *, forces: bool = True) -> Grammar:
+        """What limits one text; forces: whether it may take tokens without a draw. Raises as `start` does."""
         self.start(config)
-        return Grammar(self._compiled[config].result().deep_copy(), self._tokenizer.size)
+        return Grammar(self._compiled[config].result().deep_copy(), self._tokenizer.size, forces=forces)
 
     def _matcher(self, grammar: str) -> LLMatcher:
         from llguidance import LLMatcher
@@ -102,8 +102,8 @@ class Compiler:
 class Grammar:
     """A `Constraint` that is a grammar. Raises UsageError once the text makes it too complex to follow."""
 
-    def __init__(self, matcher: LLMatcher, vocabulary: int) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: LLMatcher, vocabulary: int, *, forces: bool) -> None:
+        self._matcher, self._forces = matcher, forces
         self._mask = (ctypes.c_uint32 * mask_words(vocabulary + 1))()
         self._forced: list[int] = []
 
@@ -120,7 +120,7 @@ class Grammar:
 
     def forced(self) -> Sequence[int]:
         """See `Constraint.forced`: as the tokenizer spells the text that the grammar leaves no choice in."""
-        if not self._forced and not self.finished:
+        if self._forces and not self._forced and not self.finished:
             self._forced = self._matcher.compute_ff_tokens()
             _check(self._matcher)
         return self._forced
