@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from gptcli.errors import GptcliError
     from gptcli.generation.events import Finished, TextDelta
     from gptcli.language_model import LanguageModel, load
-    from gptcli.settings import ChatSettings, SamplingConfig, StopConfig
+    from gptcli.settings import ChatSettings, ConstraintConfig, SamplingConfig, StopConfig
     from gptcli.text.messages import Message
 
 __all__ = [
     "ChatSettings",
+    "ConstraintConfig",
     "Finished",
     "GptcliError",
     "LanguageModel",
@@ -34,6 +35,7 @@ __all__ = [
 
 _HOME = {
     "ChatSettings": "gptcli.settings",
+    "ConstraintConfig": "gptcli.settings",
     "Finished": "gptcli.generation.events",
     "GptcliError": "gptcli.errors",
     "LanguageModel": "gptcli.language_model",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
 
 from gptcli.chat.session import Session
+from gptcli.chat.thinking import CLOSING, OPENING
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import generation_notes, generation_source, sampling_defaults
 from gptcli.errors import BrokenCheckpoint, ContextOverflow, UsageError
@@ -33,14 +34,16 @@ from gptcli.runtime.engine import (
 )
 from gptcli.runtime.loader import Loader
 from gptcli.settings import (
+    CONSTRAINT_FIELDS,
     ChatSettings,
+    ConstraintConfig,
     Dtype,
+    GenerateKeywords,
     Kv,
     Overflow,
     Quantize,
     RuntimeConfig,
     SamplingConfig,
-    SamplingKeywords,
     StopConfig,
 )
 from gptcli.text.chat_template import ChatTemplate
@@ -50,7 +53,9 @@ from gptcli.version import VERSION
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gptcli.generation.constraints.matcher import Compiler
     from gptcli.generation.events import Finished, TextDelta
+    from gptcli.generation.sampling.constraint import Constraint
     from gptcli.generation.score_result import ChoiceScore, Score
     from gptcli.generation.speculation import Drafter
     from gptcli.runtime.torch_engine import TextCache, TorchEngine
@@ -225,25 +230,53 @@ class LanguageModel:
         overflow: Overflow = "stop",
         logprobs: int | None = None,
         explain: bool = False,
-        **sampling: Unpack[SamplingKeywords],
+        **options: Unpack[GenerateKeywords],
     ) -> Iterator[TextDelta | Finished]:
         """Continues a text or token ids; yields TextDelta as text comes, then one Finished.
 
-        sampling: SamplingConfig's fields; those left out are the model's own defaults, else the command line's. Raises
-        UsageError for values out of range and ContextOverflow for a prompt that does not fit.
+        options: SamplingConfig's fields; those left out are the model's own defaults, else the command line's. And one
+        of ConstraintConfig's, if the text must be of a form. Raises UsageError for values out of range and
+        ContextOverflow for a prompt that does not fit.
 
         logprobs and explain are what each TextDelta brings of its tokens, and Finished of all: their log-probabilities
         with that many alternatives, and what each sampling filter did.
         """
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        sampling = {name: value for name, value in options.items() if name not in CONSTRAINT_FIELDS}
         config = SamplingConfig.resolve(sampling, self.sampling_defaults)
+        constraint = ConstraintConfig.resolve(options)
         strings = (stop,) if isinstance(stop, str) else tuple(stop)
         stopping = StopConfig(max_tokens=max_tokens, strings=strings, ignore_eos=ignore_eos, overflow=overflow)
-        return self.stream(ids, config, stopping, logprobs=logprobs, explain=explain)
+        return self.stream(ids, config, stopping, constraint=constraint, logprobs=logprobs, explain=explain)
 
-    def check_request(self, prompt: Sequence[int], sampling: SamplingConfig) -> None:
-        """Raises UsageError or ContextOverflow where a prompt cannot be continued so. Needs no weights."""
+    def check_request(
+        self, prompt: Sequence[int], sampling: SamplingConfig, constraint: ConstraintConfig | None = None
+    ) -> None:
+        """Raises UsageError or ContextOverflow where a prompt cannot be continued so. Needs no weights.
+
+        Begins to compile the constraint, so that it is ready once the weights are.
+        """
         check_request(prompt, sampling, self.ctx_size, self.tokenizer.size)
+        if constraint is not None:
+            self._compiler.start(constraint)
+
+    @cached_property
+    def _compiler(self) -> Compiler:
+        from gptcli.generation.constraints.matcher import Compiler  # most texts do without
+
+        return Compiler(self.tokenizer, self.stop_ids)
+
+    def _constraint(self, config: ConstraintConfig | None, prompt: Sequence[int], forces: bool) -> Constraint | None:
+        """What limits a text: from its beginning, or from the end of thoughts that the prompt opens."""
+        if config is None:
+            return None
+        constraint = self._compiler.constraint(config, forces=forces)
+        end = b"".join(map(self.tokenizer.token_bytes, prompt[-8:]))
+        if not end.rstrip().endswith(OPENING.encode()):
+            return constraint
+        from gptcli.generation.constraints.matcher import AfterThoughts
+
+        return AfterThoughts(constraint, self.tokenizer, CLOSING.encode(), self.stop_ids)
 
     def stream(
         self,
@@ -251,6 +284,7 @@ class LanguageModel:
         sampling: SamplingConfig,
         stop: StopConfig,
         *,
+        constraint: ConstraintConfig | None = None,
         logprobs: int | None = None,
         explain: bool = False,
         **run: Unpack[RunKeywords],
@@ -259,7 +293,8 @@ class LanguageModel:
 
         Raises what `check_request` does, and UsageError for a negative `logprobs`, before anything is loaded.
         """
-        return next(self.streams(prompt, [sampling], stop, logprobs=logprobs, explain=explain, **run))
+        also: dict[str, Any] = {"constraint": constraint, "logprobs": logprobs, "explain": explain}
+        return next(self.streams(prompt, [sampling], stop, **also, **run))
 
     def streams(
         self,
@@ -267,6 +302,7 @@ class LanguageModel:
         samplings: Sequence[SamplingConfig],
         stop: StopConfig,
         *,
+        constraint: ConstraintConfig | None = None,
         logprobs: int | None = None,
         explain: bool = False,
         **run: Unpack[RunKeywords],
@@ -277,11 +313,13 @@ class LanguageModel:
         """
         samplings = [sampling.sparing(self.stop_ids) for sampling in samplings]
         stop = self.stopping(stop)
+        forces = True  # what the settings ban is never forced
         for sampling in dict.fromkeys(replace(sampling, seed=None) for sampling in samplings):
-            self.check_request(prompt, sampling)
+            self.check_request(prompt, sampling, constraint)
             never = {token for token, bias in sampling.logit_bias if bias == float("-inf")} | always_banned(sampling)
             if never.union(self.stop_ids if stop.ignore_eos else ()).issuperset(range(self.tokenizer.size)):
                 raise UsageError("no token is left that may be drawn")
+            forces = forces and not never and not sampling.bans
         if logprobs is not None and logprobs < 0:
             raise UsageError(f"logprobs must be at least 0, not {logprobs}")
         from gptcli.generation.loop import generate
@@ -302,6 +340,7 @@ class LanguageModel:
             stop_ids=self.stop_ids,
             drafter=self._drafter(run.get("cancelled", never_cancelled)),
             most_drafted=self._most_drafted,
+            constrain=partial(self._constraint, constraint, prompt, forces),
             **run,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 import secrets
@@ -189,6 +190,50 @@ class StopConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConstraintConfig:
+    """What a text must be, in exactly one of these forms. docs/structured-output.md says what each can express.
+
+    json_schema: as JSON text, or in the form that `json.loads` makes of it. json_object: any JSON object. regex: for
+    the whole text, in the syntax of Rust's regex crate. grammar: in Lark's notation, or in GBNF. choices: one of these.
+    """
+
+    json_schema: str | Mapping[str, Any] | None = None
+    json_object: bool = False
+    regex: str | None = None
+    grammar: str | None = None
+    choices: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.json_schema, str | None):
+            object.__setattr__(self, "json_schema", json.dumps(self.json_schema))
+        object.__setattr__(self, "choices", tuple(self.choices))
+        given = [name for name in CONSTRAINT_FIELDS if getattr(self, name) not in (None, False, ())]
+        if len(given) != 1:
+            raise UsageError(f"a constraint has one form, not {' and '.join(given) or 'none'}")
+        if not all(isinstance(choice, str) and choice for choice in self.choices):
+            raise UsageError("a choice must be a text, and not empty")
+
+    @classmethod
+    def resolve(cls, given: Mapping[str, Any]) -> Self | None:
+        """The constraint of these fields, those that are neither None nor empty; None if there is none."""
+        named = {name: given[name] for name in CONSTRAINT_FIELDS if given.get(name) not in (None, False, (), [])}
+        return cls(**named) if named else None
+
+
+CONSTRAINT_FIELDS = tuple(field.name for field in fields(ConstraintConfig))
+
+
+class GenerateKeywords(SamplingKeywords, total=False):
+    """The same, and ConstraintConfig's fields."""
+
+    json_schema: str | Mapping[str, Any] | None
+    json_object: bool
+    regex: str | None
+    grammar: str | None
+    choices: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
     """Where and in which precision a model runs.
 
@@ -244,6 +289,11 @@ class ChatSettings:
     overflow: Overflow
     thinking: bool | None
     reasoning_effort: ReasoningEffort | None
+    json_schema: str | None
+    json_object: bool
+    regex: str | None
+    grammar: str | None
+    choices: tuple[str, ...]
 
     def __init__(
         self,
@@ -255,6 +305,11 @@ class ChatSettings:
         overflow: Overflow = "shift",
         thinking: bool | None = None,
         reasoning_effort: ReasoningEffort | None = None,
+        json_schema: str | Mapping[str, Any] | None = None,
+        json_object: bool = False,
+        regex: str | None = None,
+        grammar: str | None = None,
+        choices: Sequence[str] = (),
         **sampling: Unpack[SamplingKeywords],
     ) -> None:
         """Raises UsageError for a value out of range. `sampling` is added to `given`: so `replace` works."""
@@ -266,10 +321,15 @@ class ChatSettings:
             overflow=overflow,
             thinking=thinking,
             reasoning_effort=reasoning_effort,
+            json_schema=json_schema if isinstance(json_schema, str | None) else json.dumps(json_schema),
+            json_object=json_object,
+            regex=regex,
+            grammar=grammar,
+            choices=tuple(choices),
         )
         if reasoning_effort is not None:
             _check_choice("reasoning-effort", reasoning_effort, get_args(ReasoningEffort))
-        _ = self.sampling({}), self.stopping  # these check the ranges
+        _ = self.sampling({}), self.stopping, self.constraint  # these check the ranges
 
     def __getattr__(self, name: str) -> Any:
         if name not in SAMPLING_FIELDS:
@@ -286,6 +346,11 @@ class ChatSettings:
         return StopConfig(
             max_tokens=self.max_tokens, strings=self.stop, ignore_eos=self.ignore_eos, overflow=self.overflow
         )
+
+    @property
+    def constraint(self) -> ConstraintConfig | None:
+        """What a reply must be."""
+        return ConstraintConfig.resolve(vars(self))
 
     @property
     def values(self) -> dict[str, Any]:
@@ -331,7 +396,7 @@ def _parsed(name: str, kind: str, text: str) -> Any:
             return parse_ids(name, [text])
         if name == "bad_words_ids":
             return parse_words(text.split())
-        if name == "stop":
+        if name in ("stop", "choices"):
             return tuple(shlex.split(text))
         if kind.startswith("bool"):
             return {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}[text.lower()]

@@ -16,7 +16,7 @@ from gptcli.chat.events import FORMAT_VERSION, History, Record
 from gptcli.errors import InputError, UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.runtime.engine import PromptCache, ReplyKeywords, RunKeywords
-from gptcli.settings import ChatSettings, SamplingConfig, StopConfig
+from gptcli.settings import ChatSettings, ConstraintConfig, SamplingConfig, StopConfig
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.messages import Message, message_record
 from gptcli.text.tokenizer import Tokenizer
@@ -40,7 +40,9 @@ class ChatModel(Protocol):
     def provenance(self) -> Mapping[str, Any]:
         """What a stored reply says of how it was computed."""
 
-    def check_request(self, prompt: Sequence[int], sampling: SamplingConfig) -> None:
+    def check_request(
+        self, prompt: Sequence[int], sampling: SamplingConfig, constraint: ConstraintConfig | None = None
+    ) -> None:
         """Raises UsageError or ContextOverflow where a prompt cannot be continued."""
 
     def stream(
@@ -49,6 +51,7 @@ class ChatModel(Protocol):
         sampling: SamplingConfig,
         stop: StopConfig,
         *,
+        constraint: ConstraintConfig | None = None,
         logprobs: int | None = None,
         **run: Unpack[RunKeywords],
     ) -> Iterator[TextDelta | Finished]:
@@ -222,7 +225,7 @@ class Session(Generic[Model]):
         self._history.turns.append({"role": "user", "content": text})
         try:
             hidden, prompt = self._fitting()
-            self._lm.check_request(prompt, self._next_sampling())
+            self._lm.check_request(prompt, self._next_sampling(), self.settings.constraint)
             return self._history.messages(hidden)
         finally:
             self._history.turns.pop()
@@ -328,7 +331,7 @@ class Session(Generic[Model]):
         hidden, prompt = self._fitting()
         sampling = self._next_sampling()
         stopping = self.settings.stopping
-        self._lm.check_request(prompt, sampling)
+        self._lm.check_request(prompt, sampling, self.settings.constraint)
         if hidden > self._history.hidden:
             yield TurnsDropped((hidden - self._history.hidden) // 2)
         answer = b""
@@ -338,6 +341,7 @@ class Session(Generic[Model]):
             # Whole turns are dropped before a reply: amid it the model would lose its own thread.
             replace(stopping, overflow="stop") if stopping.overflow == "shift" else stopping,
             cache=self._cache,
+            constraint=self.settings.constraint,
             logprobs=0 if self.records_probabilities else None,
             **run,
         ):

@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal
 import typer
 
 from gptcli.cli.option_groups import option_group, panel
-from gptcli.cli.prompt_input import DecodingErrors, argument_text
+from gptcli.cli.prompt_input import Decoding, DecodingErrors, argument_text, read_text, unless_dash
 from gptcli.errors import UsageError
 from gptcli.models.catalog import DEFAULT_MODEL, local_models
 from gptcli.settings import (
     ID_LISTS,
     ChatSettings,
+    ConstraintConfig,
     Dtype,
     Kv,
     Overflow,
@@ -36,6 +37,7 @@ _SAMPLING, _STOPPING = SamplingConfig(), StopConfig()
 
 _model_option, _prompt_option = panel("Model"), panel("Prompt")
 _sampling_option, _stop_option, _output_option = panel("Sampling"), panel("Stopping"), panel("Output")
+_constraint_option = panel("Constraint")
 
 
 def model_names() -> list[str]:
@@ -271,6 +273,50 @@ class ChatStopOptions:
         """The values that an option gave, by the names of ChatSettings' fields. Raises UsageError."""
         typed = vars(self) | {"stop": tuple(map(argument_text, self.stop or ())), "ignore_eos": self.ignore_eos or None}
         return {name: value for name, value in typed.items() if value not in (None, ())}
+
+
+@option_group
+class ConstraintOptions:
+    """What the text must be. They exclude each other."""
+
+    json_schema: Annotated[
+        str | None,
+        _constraint_option("The text is JSON that this JSON schema accepts.", metavar="FILE|TEXT"),
+    ] = None
+    json_object: Annotated[bool, _constraint_option("The text is a JSON object.", "--json-object")] = False
+    regex: Annotated[str | None, _constraint_option("The whole text matches this.", metavar="RE")] = None
+    grammar: Annotated[
+        Path | None,
+        _constraint_option("The text is a sentence of this grammar, in Lark's notation or GBNF.", readable=False),
+    ] = None
+    choice: Annotated[list[str] | None, _constraint_option("The text is one of these. Repeatable.", metavar="TEXT")] = (
+        None
+    )
+
+    def __post_init__(self) -> None:
+        given = [f"--{name.replace('_', '-')}" for name, value in vars(self).items() if value not in (None, False)]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)} exclude each other")
+
+    def given(self, decoding: Decoding) -> dict[str, Any]:
+        """ConstraintConfig's fields if an option gave one, else nothing. Raises UsageError or InputError."""
+        config = ConstraintConfig.resolve(
+            {
+                "json_schema": self._schema(decoding),
+                "json_object": self.json_object,
+                "regex": None if self.regex is None else argument_text(self.regex),
+                "grammar": None if self.grammar is None else read_text(unless_dash(self.grammar), decoding),
+                "choices": tuple(map(argument_text, self.choice or ())),
+            }
+        )
+        return {} if config is None else vars(config)
+
+    def _schema(self, decoding: Decoding) -> str | None:
+        if self.json_schema is None:
+            return None
+        text = argument_text(self.json_schema)
+        is_text = text.lstrip().startswith("{") or text in ("true", "false")
+        return text if is_text else read_text(unless_dash(Path(text)), decoding)
 
 
 Json = Annotated[bool, _output_option("One JSON object a line instead of text.", "--json")]

@@ -21,6 +21,7 @@ from gptcli.generation.events import Finished
 from gptcli.language_model import ChatSession, LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL, missing_root_notes
 from gptcli.runtime.engine import Workload
+from gptcli.settings import ConstraintConfig
 from gptcli.text.chat_template import ChatTemplate, Switches
 from gptcli.text.messages import Message
 
@@ -30,7 +31,8 @@ class RunOptions:
     """A run of a model, as the options of `generate`, `chat`, `score` or `bench` ask for it.
 
     model: None is the default one. given: the settings that options gave, by the names of SamplingConfig's fields, or
-    of ChatSettings' in a conversation. configured: the parameters whose values are the configuration file's.
+    of ChatSettings' in a conversation. constraint: what a text must be, outside a conversation. configured: the
+    parameters whose values are the configuration file's.
     """
 
     model: str | None
@@ -38,6 +40,7 @@ class RunOptions:
     given: Mapping[str, Any] = field(default_factory=dict)
     prompts: PromptOptions = PromptOptions()
     output: OutputOptions
+    constraint: ConstraintConfig | None = None
     configured: frozenset[str] = frozenset()
 
     @property
@@ -98,9 +101,24 @@ class RunOptions:
         elif self.output.stats:
             print_line(stats_line(finished, ctx_size))
 
-    def note_ending(self, finished: Finished, max_tokens: int, lm: LanguageModel, question: str | None = None) -> None:
-        """Tells a person at a terminal that a text is empty or cut, or that `question` was continued, not asked."""
-        if self.output.as_json or not all(stream and stream.isatty() for stream in (sys.stdout, sys.stderr)):
+    def note_ending(
+        self,
+        finished: Finished,
+        max_tokens: int,
+        lm: LanguageModel,
+        question: str | None = None,
+        *,
+        constrained: bool = False,
+    ) -> None:
+        """Tells a person at a terminal that a text is empty or cut, or that `question` was continued, not asked.
+
+        That a constraint is not met by what was cut is said in a pipe, too.
+        """
+        if self.output.as_json:
+            return
+        if finished.reason == "length" and constrained:
+            self.note("cut before the text was what it had to be; -n sets how many tokens")
+        if constrained or not all(stream and stream.isatty() for stream in (sys.stdout, sys.stderr)):
             return
         to_ask = question is not None and _has_template(lm)
         if not finished.usage.completion_tokens and finished.reason == "stop":

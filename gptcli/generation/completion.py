@@ -36,6 +36,7 @@ class Completion:
     ) -> None:
         self.history = list(prompt)
         self.ids: list[int] = []
+        self.forced = 0  # tokens that the constraint left no choice in
         self.said: deque[TextDelta] = deque()
         self.steps: list[StepLogprobs] | None = [] if sampler.records else None
         self.reason: FinishReason | None = None
@@ -58,13 +59,10 @@ class Completion:
 
         Raises UsageError if constraint and settings leave no token.
         """
-        if len(self.ids) == self._stop.max_tokens:
-            self.end("length")
+        if len(self.ids) == self._stop.max_tokens or self._finished:
+            self.end("stop" if self._finished else "length")
             return
-        allowed = None if self._constraint is None else self._constraint.allowed()
-        token, step = self._sampler.sample(logits, self.history, allowed)
-        if self._constraint is not None:
-            self._constraint.accept(token)
+        token, step = self._next(logits)
         self.first_token_at = self.first_token_at or time.perf_counter()
         if token in self._stop_ids:
             self.end("stop", self._tokenizer.token_name(token))
@@ -75,8 +73,24 @@ class Completion:
             self.steps.append(step)
         text = b"" if self._tokenizer.is_control(token) else self._detokenizer.push(token)
         self._say(self._matcher.push(text))
-        if self._matcher.matched is not None or len(self.ids) == self._stop.max_tokens:
-            self.end("length")
+        if self._matcher.matched is not None or len(self.ids) == self._stop.max_tokens or self._finished:
+            self.end("stop" if self._finished else "length")
+
+    @property
+    def _finished(self) -> bool:
+        return self._constraint is not None and self._constraint.finished
+
+    def _next(self, logits: Logits) -> tuple[int, StepLogprobs | None]:
+        if self._constraint is None:
+            return self._sampler.sample(logits, self.history)
+        forced = self._constraint.forced()
+        if forced:
+            self.forced += 1
+            token, step = forced[0], self._sampler.take(logits, forced[0])
+        else:
+            token, step = self._sampler.sample(logits, self.history, self._constraint.allowed())
+        self._constraint.accept(token)
+        return token, step
 
     def end(self, reason: FinishReason, stopped_by: str | None = None) -> None:
         """Says the text that is still pending. If that completes a stop text, the reason is "stop"."""

@@ -76,6 +76,7 @@ class Usage:
     """Counts of tokens, and times in seconds.
 
     ttft_s: from the request to the first token. kept_tokens: the drafted tokens that were then drawn.
+    forced_tokens: those of the completion that a constraint left no choice in.
     """
 
     prompt_tokens: int
@@ -88,6 +89,7 @@ class Usage:
     decode_tokens_per_s: float
     drafted_tokens: int = 0
     kept_tokens: int = 0
+    forced_tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

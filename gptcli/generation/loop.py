@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from gptcli.errors import ContextOverflow
 from gptcli.generation.completion import Completion
 from gptcli.generation.events import Finished, TextDelta, Usage
+from gptcli.generation.sampling.constraint import Constraint
 from gptcli.generation.sampling.sampler import Sampler
 from gptcli.generation.speculation import Drafter
 from gptcli.generation.steps import SharedSteps, SingleSteps, Steps
@@ -30,6 +31,7 @@ def generate(
     cache: PromptCache | None = None,
     drafter: Drafter | None = None,
     most_drafted: int = 0,
+    constrain: Callable[[], Constraint | None] = lambda: None,
     on_prefill: Progress = no_progress,
     cancelled: Cancelled = never_cancelled,
 ) -> Iterator[Iterator[Event]]:
@@ -40,6 +42,7 @@ def generate(
 
     cache: its common prefix with the prompt is not run again; afterwards it holds the prompt and, for a single text,
     what was generated. drafter: drafts up to `most_drafted` tokens a step of a single text; the text stays the same.
+    constrain: makes what limits a text, for each of them.
     cancelled: asked before every step and chunk; once true, running texts finish with reason "interrupt", and no other
     begins.
 
@@ -52,10 +55,14 @@ def generate(
         if group and cancelled():
             return
         own = samplers[group * len(samplers) // groups : (group + 1) * len(samplers) // groups]
-        samples = [Completion(tokenizer, prompt, sampler, stop, stop_ids) for sampler in own]
+        constraints = [constrain() for _ in own]
+        samples = [
+            Completion(tokenizer, prompt, sampler, stop, stop_ids, constraint)
+            for sampler, constraint in zip(own, constraints, strict=True)
+        ]
         steps: Steps
         if len(samplers) == 1:
-            steps = SingleSteps(engine, own_cache, drafter, most_drafted)
+            steps = SingleSteps(engine, own_cache, drafter, most_drafted, constraints[0])
         else:
             steps = SharedSteps(engine, own_cache)
         together = _Together(engine, prompt, list(samples), stop, steps, on_prefill, cancelled)
@@ -150,6 +157,7 @@ class _Together:
                 decode_tokens_per_s=max(0, len(sample.ids) - 1) / decode_s if decode_s else 0.0,
                 drafted_tokens=self.steps.drafted,
                 kept_tokens=self.steps.kept,
+                forced_tokens=sample.forced,
             ),
             logprobs=None if sample.steps is None else tuple(sample.steps),
         )

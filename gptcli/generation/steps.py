@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
+from gptcli.generation.sampling.constraint import Constraint
 from gptcli.generation.speculation import Drafter, Pace
 from gptcli.runtime.engine import Cache, Cancelled, Engine, Logits, Progress, Rows, no_progress
 
@@ -44,13 +45,23 @@ def _prefill(
 
 
 class SingleSteps:
-    """The steps of one text. With a drafter, a step runs up to `most_drafted` tokens ahead."""
+    """The steps of one text. With a drafter, a step runs up to `most_drafted` tokens ahead.
 
-    def __init__(self, engine: Engine, cache: Cache, drafter: Drafter | None, most_drafted: int) -> None:
-        self._engine, self._cache = engine, cache
+    constraint: the text's, whose forced tokens are run in one step, and which cuts drafts; it has taken the last token.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        cache: Cache,
+        drafter: Drafter | None = None,
+        most_drafted: int = 0,
+        constraint: Constraint | None = None,
+    ) -> None:
+        self._engine, self._cache, self._constraint = engine, cache, constraint
         self._drafter, self._pace = drafter, Pace(most_drafted)
-        self._ahead: deque[tuple[int, Logits]] = deque()  # drafted tokens that were run, with the logits after each
-        self._last: tuple[int, float] | None = None  # tokens that the last step had drafted, and its seconds
+        self._ahead: deque[tuple[int, Logits]] = deque()  # tokens that were run, with the logits after each
+        self._last: tuple[int, float] | None = None  # tokens the last step had drafted, its seconds; None if forced
         self.drafted = self.kept = 0
 
     def begin(
@@ -66,15 +77,16 @@ class SingleSteps:
         [text] = texts
         token = text[-1]
         if self._ahead and self._ahead[0][0] == token:
-            self.kept += 1
+            self.kept += self._last is not None
             return [self._ahead.popleft()[1]]
         self._settle(len(text) - 1)
         started = time.perf_counter()
-        draft = self._draft(text)
-        logits = self._engine.step([token, *draft], self._cache)
-        self._last = len(draft), time.perf_counter() - started
-        self._ahead.extend(zip(draft, logits[1:], strict=True))
-        self.drafted += len(draft)
+        forced = self._forced()
+        ahead = forced or self._draft(text)
+        logits = self._engine.step([token, *ahead], self._cache)
+        self._last = None if forced else (len(ahead), time.perf_counter() - started)
+        self._ahead.extend(zip(ahead, logits[1:], strict=True))
+        self.drafted += 0 if forced else len(ahead)
         return [logits[0]]
 
     def again(self, texts: Sequence[Sequence[int]], cancelled: Cancelled) -> Sequence[Logits] | None:
@@ -93,7 +105,14 @@ class SingleSteps:
 
     def _draft(self, text: Sequence[int]) -> list[int]:
         most = min(self._pace.wanted(), self._engine.most_ahead(self._cache)) if self._drafter else 0
-        return self._drafter.draft(text, most) if self._drafter and most else []
+        draft = self._drafter.draft(text, most) if self._drafter and most else []
+        return draft if self._constraint is None else draft[: self._constraint.fitting(draft)]
+
+    def _forced(self) -> list[int]:
+        """The tokens that the constraint leaves no choice in."""
+        if self._constraint is None:
+            return []
+        return list(self._constraint.forced()[: self._engine.most_ahead(self._cache)])
 
     def _settle(self, length: int) -> None:
         """Learns from the last step, and forgets its drafted tokens that did not come true."""

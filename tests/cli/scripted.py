@@ -66,6 +66,7 @@ class Script:
         stop: StopConfig,
         *,
         cache: object = None,
+        constraint: object = None,
         logprobs: int | None = None,
         explain: bool = False,
         on_prefill: Callable[[int, int], None] = lambda done, total: None,

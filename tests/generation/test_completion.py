@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
+from typing import Any
 
+import pytest
 import torch
 
 from gptcli import LanguageModel
@@ -12,10 +15,24 @@ from gptcli.settings import SamplingConfig, StopConfig
 
 
 class Spelling:
-    """Allows the tokens of a script in turn, then all; remembers what was drawn."""
+    """Allows the tokens of a script in turn, then all; remembers what was drawn.
 
-    def __init__(self, script: list[int], vocabulary: int) -> None:
+    forces: whether the script leaves no choice. ends: whether nothing follows it.
+    """
+
+    def __init__(self, script: list[int], vocabulary: int, *, forces: bool = False, ends: bool = False) -> None:
         self.script, self.vocabulary, self.accepted = script, vocabulary, list[int]()
+        self.forces, self.ends = forces, ends
+
+    @property
+    def finished(self) -> bool:
+        return self.ends and self.accepted == self.script
+
+    def forced(self) -> Sequence[int]:
+        return self.script[len(self.accepted) :] if self.forces else ()
+
+    def fitting(self, tokens: Sequence[int]) -> int:
+        return len(tokens)
 
     def allowed(self) -> TokenMask | None:
         if len(self.accepted) >= len(self.script):
@@ -29,8 +46,9 @@ class Spelling:
         self.accepted.append(token)
 
 
-def completion(lm: LanguageModel, constraint: Spelling | None) -> Completion:
-    sampler = TorchSampler(SamplingConfig(temperature=0), lm.tokenizer.size, frozenset(), lm.tokenizer.token_bytes)
+def completion(lm: LanguageModel, constraint: Spelling | None, **sampling: Any) -> Completion:
+    config = SamplingConfig(**{"temperature": 0, **sampling})
+    sampler = TorchSampler(config, lm.tokenizer.size, frozenset(), lm.tokenizer.token_bytes)
     return Completion(lm.tokenizer, [5], sampler, StopConfig(max_tokens=9), frozenset({2}), constraint)
 
 
@@ -53,3 +71,28 @@ def test_a_constraint_may_allow_everything(tiny: LanguageModel) -> None:
         free.take(torch.arange(float(size)))
     assert free.ids == [size - 1] * 3
     assert constrained.ids == constraint.accepted == [40, size - 1, size - 1]
+
+
+def test_the_end_of_a_constraint_is_that_of_the_text(tiny: LanguageModel) -> None:
+    text = completion(tiny, Spelling([40, 70], tiny.tokenizer.size, ends=True))
+    while text.reason is None:
+        text.take(torch.arange(float(tiny.tokenizer.size)))
+    assert (text.ids, text.reason, text.stopped_by, text.forced) == ([40, 70], "stop", None, 0)
+
+
+def test_a_constraint_that_allows_nothing_ends_the_text_at_once(tiny: LanguageModel) -> None:
+    text = completion(tiny, Spelling([], tiny.tokenizer.size, ends=True))
+    text.take(torch.arange(float(tiny.tokenizer.size)))
+    assert (text.ids, text.reason) == ([], "stop")
+
+
+@pytest.mark.parametrize("forced", [0, 3])
+def test_a_forced_token_is_taken_without_a_random_number(tiny: LanguageModel, forced: int) -> None:
+    logits = torch.zeros(tiny.tokenizer.size)
+    text = completion(tiny, Spelling([40] * forced, tiny.tokenizer.size, forces=True), temperature=1.0, top_k=0, seed=1)
+    for _ in range(forced + 3):
+        text.take(logits)
+    free = completion(tiny, None, temperature=1.0, top_k=0, seed=1)
+    for _ in range(3):
+        free.take(logits)
+    assert (text.ids[forced:], text.forced) == (free.ids, forced)

@@ -78,6 +78,7 @@ def chat(
     sessions: SessionOptions,
     prompts: Annotated[options.PromptOptions, without("chat", "special")],
     sampling: options.SamplingOptions,
+    constraints: options.ConstraintOptions,
     stopping: options.ChatStopOptions,
     output: Annotated[
         options.OutputOptions, only("newline", "as_json", "prompt_report", "stats", "stats_json", "quiet")
@@ -97,6 +98,7 @@ def chat(
     run = RunOptions(
         model=model, runtime=runtime, given=given, prompts=prompts, output=output, configured=configured(context)
     )
+    run = replace(run, given=given | constraints.given(run.decoding))
     at_prompt = _is_at_prompt(run, sessions, prompt)
     _check_together(run, sessions, prompt, at_prompt=at_prompt)
     lines = line_prompts(run, prompt) if prompts.lines else None
@@ -200,7 +202,7 @@ def _answer_lines(run: RunOptions, conversation: ChatSession, lines: Iterator[st
     """Asks each line in a conversation of its own; raises as `write_answers` does."""
     lm, settings = conversation.lm, conversation.settings
     sampling = settings.sampling(lm.sampling_defaults)
-    lm.check_request([0], sampling)
+    lm.check_request([0], sampling, settings.constraint)
     note_template_with_doubled_bos(conversation, activity.note)
     load_model(lm, activity)
     activity.close()
@@ -227,7 +229,8 @@ def _answer(run: RunOptions, conversation: ChatSession, questions: Sequence[str]
             if not output.as_json and (output.newline or number < len(questions)):
                 sink.end_line()
             run.print_figures(finished, lm.ctx_size)
-            run.note_ending(finished, conversation.settings.max_tokens, lm)
+            settings = conversation.settings
+            run.note_ending(finished, settings.max_tokens, lm, constrained=settings.constraint is not None)
             if cancelled():
                 raise KeyboardInterrupt
     run.print_failures(lm)

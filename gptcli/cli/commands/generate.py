@@ -26,7 +26,7 @@ from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.runtime.engine import Cancelled, Workload
-from gptcli.settings import SamplingConfig, StopConfig
+from gptcli.settings import ConstraintConfig, SamplingConfig, StopConfig
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.messages import Message
 
@@ -41,6 +41,7 @@ def generate(
     prompts: options.PromptOptions,
     sampling: options.SamplingOptions,
     samples: options.Samples = 1,
+    constraints: options.ConstraintOptions,
     stopping: options.StopOptions,
     output: options.OutputOptions,
 ) -> None:
@@ -52,6 +53,7 @@ def generate(
         model=model, runtime=runtime, given=given, prompts=prompts, output=output, configured=configured(context)
     )
     _check_together(run, samples)
+    run = replace(run, constraint=ConstraintConfig.resolve(constraints.given(run.decoding)))
     pictures = PictureFiles(output.html, output.svg)
     system = run.system()
     if prompts.lines:
@@ -69,7 +71,7 @@ def generate(
             activity.close()
             _report(run, lm, template, messages, drawing, stop)
             return
-        lm.check_request(ids, drawing)
+        lm.check_request(ids, drawing, run.constraint)
         note_doubled_bos(lm, ids, activity.note)
         with_prompt = None if workload.tokens is None else len(ids) + workload.tokens
         load_model(lm, activity, replace(workload, tokens=with_prompt))
@@ -79,6 +81,7 @@ def generate(
                 ids,
                 drawing.for_samples(samples),
                 stop,
+                constraint=run.constraint,
                 logprobs=pictures.alternatives if output.logprobs is None and pictures.wanted else output.logprobs,
                 explain=output.explain,
                 on_prefill=partial(activity.tokens, "prefill"),
@@ -105,7 +108,7 @@ def _answer_lines(
     with ProgressLine(quiet=output.quiet) as activity, run.open_model(activity) as lm:
         template = _template(run, lm)
         sampling, stopping = SamplingConfig.resolve(run.given, lm.sampling_defaults), lm.stopping(stopping)
-        lm.check_request([0], sampling)
+        lm.check_request([0], sampling, run.constraint)
         load_model(lm, activity)
         activity.close()
 
@@ -114,7 +117,13 @@ def _answer_lines(
             lm.check_request(ids, sampling)
             drawing = sampling.for_samples(samples)
             return lm.streams(
-                ids, drawing, stopping, logprobs=output.logprobs, explain=output.explain, cancelled=cancelled
+                ids,
+                drawing,
+                stopping,
+                constraint=run.constraint,
+                logprobs=output.logprobs,
+                explain=output.explain,
+                cancelled=cancelled,
             )
 
         write_answers(run, lm, texts, answers, sampling, stopping)
@@ -209,7 +218,9 @@ class _Writer:
         title = "" if self.samples == 1 else f"sample {number}, seed {finished.seed}"
         self.pictures.add(title, views.tokens, lead=f"{self.text}\n\n" if self.run.prompts.chat else self.text)
         self.run.print_figures(finished, self.lm.ctx_size)
-        self.run.note_ending(finished, stopping.max_tokens, self.lm, None if self.run.prompts.chat else self.text)
+        question = None if self.run.prompts.chat else self.text
+        constrained = self.run.constraint is not None
+        self.run.note_ending(finished, stopping.max_tokens, self.lm, question, constrained=constrained)
 
     def _drain(
         self, events: Iterator[TextDelta | Finished], write: Callable[[bytes], object], views: SampleDisplay

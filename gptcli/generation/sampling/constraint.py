@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from gptcli.errors import UsageError
@@ -19,11 +20,21 @@ Any writable buffer of at least `mask_words(vocabulary)` words, as llguidance an
 class Constraint(Protocol):
     """Limits one text as it grows."""
 
+    @property
+    def finished(self) -> bool:
+        """Whether nothing may follow, so that the text ends."""
+
     def allowed(self) -> TokenMask | None:
         """The tokens that may come next, None for all. The buffer may be used again after `accept`."""
 
+    def forced(self) -> Sequence[int]:
+        """The tokens that must come next, those that are known; empty where there is a choice."""
+
+    def fitting(self, tokens: Sequence[int]) -> int:
+        """How many of the tokens, one after another, may come next."""
+
     def accept(self, token: int) -> None:
-        """Takes the token that was drawn; one that ends the text, too."""
+        """Takes the next token; one that ends the text, too."""
 
 
 def mask_words(vocabulary: int) -> int:

@@ -83,6 +83,10 @@ class NativeSampler:
             raise nothing_allowed()
         return token, None
 
+    def take(self, logits: HostLogits, token: int) -> None:
+        """See `Sampler.take`."""
+        self._begins = False
+
     def _banned_after(self, history: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
         if not self._config.bans:
             return self._banned

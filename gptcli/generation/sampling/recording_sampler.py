@@ -35,9 +35,17 @@ class RecordingSampler:
         self, logits: HostLogits, history: Sequence[int], allowed: TokenMask | None = None
     ) -> tuple[int, StepLogprobs]:
         """See `Sampler.sample`. Raises as the other does."""
+        token, _ = self._sampler.sample(logits, history, allowed)
+        return token, self._record(logits, token)
+
+    def take(self, logits: HostLogits, token: int) -> StepLogprobs:
+        """See `Sampler.take`."""
+        self._sampler.take(logits, token)
+        return self._record(logits, token)
+
+    def _record(self, logits: HostLogits, token: int) -> StepLogprobs:
         import numpy as np
 
-        token, _ = self._sampler.sample(logits, history, allowed)
         row = (ctypes.c_float * self._vocabulary).from_address(logits.data_ptr())
         logprobs = np.ctypeslib.as_array(row).astype(np.float64)
         logprobs[self._banned] = -np.inf
@@ -48,6 +56,4 @@ class RecordingSampler:
         def entry(id: int) -> TokenLogprob:
             return TokenLogprob(id, self._token_bytes(id), float(logprobs[id]))
 
-        return token, StepLogprobs(
-            entry(token), tuple(map(entry, sorted(likeliest.tolist(), key=lambda id: -logprobs[id])))
-        )
+        return StepLogprobs(entry(token), tuple(map(entry, sorted(likeliest.tolist(), key=lambda id: -logprobs[id]))))

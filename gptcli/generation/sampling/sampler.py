@@ -34,6 +34,9 @@ class Sampler(Protocol):
         back. Raises UsageError if no token is left.
         """
 
+    def take(self, logits: Logits, token: int) -> StepLogprobs | None:
+        """Takes a token that is forced, without a draw; returns what it records."""
+
 
 def make_sampler(
     library: Functions | None,

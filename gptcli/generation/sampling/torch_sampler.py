@@ -13,7 +13,7 @@ from gptcli.generation.events import Explanation, StepLogprobs, TokenLogprob
 from gptcli.generation.sampling.banned_tokens import always_banned, banned_next, within
 from gptcli.generation.sampling.constraint import TokenMask, mask_words, nothing_allowed
 from gptcli.generation.sampling.explain import explain
-from gptcli.generation.sampling.filters import Stage, stages
+from gptcli.generation.sampling.filters import Stage, ban, stages
 from gptcli.settings import SamplingConfig, random_seed
 
 
@@ -45,10 +45,7 @@ class TorchSampler:
         self, logits: Tensor, history: Sequence[int], allowed: TokenMask | None = None
     ) -> tuple[int, StepLogprobs | None]:
         """See `Sampler.sample`. Raises ValueError for a mask of too few words."""
-        logits = logits[: self._vocabulary]
-        if self._banned:
-            logits = logits.clone()
-            logits[self._banned] = -math.inf
+        logits = self._possible(logits)
         recent = None
         if self._config.penalizes:
             recent = torch.tensor(self._config.recent(history), dtype=torch.int64, device=logits.device)
@@ -59,6 +56,20 @@ class TorchSampler:
         if not self.records:
             return token, None
         return token, self._step(logits, token, explain(logits, passed, token) if self._explain else None)
+
+    def take(self, logits: Tensor, token: int) -> StepLogprobs | None:
+        """See `Sampler.take`."""
+        self._begins = False
+        if not self.records:
+            return None
+        logits = self._possible(logits)
+        forced = [Stage("constraint", logits[[token]], torch.tensor([token], device=logits.device))]
+        return self._step(logits, token, explain(logits, forced, token) if self._explain else None)
+
+    def _possible(self, logits: Tensor) -> Tensor:
+        """Logits without padding and banned tokens, which records do not count either."""
+        logits = logits[: self._vocabulary]
+        return ban(logits, self._banned) if self._banned else logits
 
     def _banned_after(self, history: Sequence[int]) -> list[int]:
         banned = self._always_banned.union(banned_next(self._config, history, begins=self._begins))

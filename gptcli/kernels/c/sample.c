@@ -171,7 +171,12 @@ static int64_t draw_filtered(const Draw *draw, const float *logits) {
 
 static void keep_allowed(const uint32_t *allowed, int64_t vocabulary, float *logits) {
     for (int64_t begin = 0; begin < vocabulary; begin += 32) {
-        for (uint32_t masked = ~allowed[begin / 32]; masked != 0; masked &= masked - 1) {
+        uint32_t masked = ~allowed[begin / 32];
+        if (masked == UINT32_MAX && begin + 32 <= vocabulary) { /* most words of a strict grammar */
+            for (int64_t token = begin; token < begin + 32; token++) logits[token] = -INFINITY;
+            continue;
+        }
+        for (; masked != 0; masked &= masked - 1) {
             int64_t token = begin + __builtin_ctz(masked);
             if (token < vocabulary) logits[token] = -INFINITY;
         }

@@ -1,0 +1,195 @@
+"""Makes a grammar of a constraint, and refuses one that cannot be met. Needs neither a model nor its tokenizer.
+
+llguidance is imported by the functions that need it: most texts do without.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from gptcli.errors import UsageError
+from gptcli.settings import ConstraintConfig
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+_LONGEST = 256 << 10  # characters; llguidance takes seconds, or a gigabyte, only for more
+# JSON on one line, spelled as Python's json does: more of it is forced, and whitespace cannot go on for ever.
+_JSON = {
+    "whitespace_flexible": False,
+    "whitespace_pattern": None,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "coerce_one_of": False,  # a text may meet two of its choices
+    "lenient": False,  # would ignore keywords
+}
+_SCHEMA_MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions"})
+_LARK_TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)+/|(?://|#).*|(<[^\s<>]+>)')
+_REASONS = (
+    (r'Unimplemented keys: \["(.*)"\]', r"not supported: \1"),
+    (r"oneOf constraints are not supported.*", "not supported: oneOf where a value may meet two of its schemas"),
+    (r"Resource '(.*?)' is not present.*", r"$ref: another document: \1"),
+    (r"Pointer '(.*?)' does not exist", r"$ref: there is nothing at #\1"),
+    (r"Unsatisfiable schema.*|NoExtension.*", "no text can meet it"),
+    (r".*(?:too big|too large|TooComplex|limit exceeded).*|ParserTooComplex.*", "too large"),
+    (r"Parser Error: token .*", "the model's tokens cannot spell what must come next"),
+    (r"(?:at )?(\d+)\((\d+)\): (.*)", r"line \1, column \2: \3"),
+    (r"panic.*", "llguidance fails on it"),
+)
+
+
+class _Bytes:
+    """A tokenizer of single bytes, for checks: as llguidance asks for one."""
+
+    is_tokenizer_wrapper = True
+    eos_token_id, bos_token_id, special_token_ids = 256, None, (256,)
+    tokens = (*(bytes([byte]) for byte in range(256)), b"")
+
+    def __call__(self, text: str) -> list[int]:
+        return list(text.encode())
+
+
+def checked_grammar(config: ConstraintConfig) -> str:
+    """The grammar as llguidance takes it.
+
+    Raises UsageError, with the path in a schema, where it is not valid, not supported, too large, or cannot be met.
+    """
+    match config:
+        case ConstraintConfig(json_schema=str(text)):
+            return _of_schema(text)
+        case ConstraintConfig(json_object=True):
+            return _schema_grammar({"type": "object"})
+        case ConstraintConfig(regex=str(text)):
+            return _of_regex(text)
+        case ConstraintConfig(grammar=str(text)):
+            return _of_grammar(text)
+    return _checked("choice", "start: " + " | ".join(map(json.dumps, config.choices)))
+
+
+def limits() -> LLParserLimits:
+    """llguidance's limits on time and memory, without the grammar's text in its errors."""
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(verbose_errors=False)
+
+
+def reason_of(error: str) -> str:
+    """llguidance's error in a line."""
+    line = error.strip().partition("\n")[0]
+    if regex_error := re.search(r"^error: (.*)$", error, re.MULTILINE):
+        return regex_error[1]
+    for pattern, reason in _REASONS:
+        if match := re.fullmatch(pattern, line):
+            return match.expand(reason)
+    return line
+
+
+def _of_regex(text: str) -> str:
+    from llguidance import regex_to_lark
+
+    # \d is 0-9, as in JSON Schema. An empty expression cannot be spelled.
+    return _checked("regex", f"start: /{regex_to_lark(text, 'd')}/" if text else 'start: ""')
+
+
+def _of_grammar(text: str) -> str:
+    _check_length("grammar", text)
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    try:
+        lark = any_to_lark(text)
+    except RecursionError:
+        raise UsageError("grammar: too deeply nested") from None
+    except Exception as error:  # its classes are not promised
+        raise UsageError(f"grammar: {error}") from None
+    for match in _LARK_TOKEN.finditer(lark):
+        if match[1]:
+            raise UsageError(f"grammar: {match[1]} is a token, and a grammar can describe text alone")
+    return _checked("grammar", lark)
+
+
+def _checked(form: str, lark: str) -> str:
+    from llguidance import LLMatcher
+
+    _check_length(form, lark)
+    grammar = LLMatcher.grammar_from_lark(lark)
+    if error := _error_of(grammar):
+        raise UsageError(f"{form}: {reason_of(error)}")
+    return grammar
+
+
+def _of_schema(text: str) -> str:
+    _check_length("json-schema", text)
+    try:
+        schema = json.loads(text)
+        if schema is True:
+            schema = {}
+        if not isinstance(schema, dict):
+            raise UsageError(f"json-schema: a schema is an object, not {json.dumps(schema)[:40]}")
+        grammar = _schema_grammar(schema)
+    except RecursionError:
+        raise UsageError("json-schema: too deeply nested") from None
+    except ValueError as error:  # of json, or of llguidance, which nests less deeply
+        deep = "recursion limit" in str(error)
+        raise UsageError(f"json-schema: {'too deeply nested' if deep else f'not JSON: {error}'}") from None
+    if failure := _error_of(grammar):
+        raise UsageError(f"json-schema: #{_path_of(failure, schema)}: {reason_of(failure)}")
+    return grammar
+
+
+def _schema_grammar(schema: dict[str, Any]) -> str:
+    from llguidance import LLMatcher
+
+    return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_JSON)  # type: ignore[arg-type]
+
+
+def _path_of(error: str, schema: dict[str, Any]) -> str:
+    """The path of the innermost schema that fails for the same reason by itself."""
+    named = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+    path, found = "", True
+    while found:
+        found = False
+        for step, inner in _inner_schemas(schema):
+            if _error_of(_schema_grammar(named | inner)) == error:
+                path, schema, found = f"{path}/{step}", inner, True
+                break
+    return path
+
+
+def _inner_schemas(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for key, value in schema.items():
+        if key in _SCHEMA_MAPS and isinstance(value, dict):
+            inner = value.items()
+        elif isinstance(value, list):
+            inner = dict(enumerate(value)).items()
+        elif isinstance(value, dict):
+            yield key, value
+            continue
+        else:
+            continue
+        yield from ((f"{key}/{name}", each) for name, each in inner if isinstance(each, dict))
+
+
+def _check_length(form: str, text: str) -> None:
+    if len(text) > _LONGEST:
+        raise UsageError(f"{form}: too large: {len(text)} characters, of at most {_LONGEST}")
+
+
+def _error_of(grammar: str) -> str:
+    """What is wrong with a grammar, or how it ends before it begins; empty if it is fine."""
+    from llguidance import LLMatcher
+
+    matcher: LLMatcher = LLMatcher(_byte_tokenizer(), grammar, log_level=0, limits=limits())
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+    return matcher.get_error()
+
+
+@cache
+def _byte_tokenizer() -> LLTokenizer:
+    from llguidance import LLTokenizer
+
+    return LLTokenizer(_Bytes())  # type: ignore[arg-type]

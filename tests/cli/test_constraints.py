@@ -1,0 +1,88 @@
+"""What must a text be: the options of `generate` and `chat`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Cli
+
+SCHEMA = '{"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": false}'
+TEXTS = [b'{"n": 1}', b'{"n": 2}']
+
+
+def test_a_schema_is_taken_as_text_or_from_a_file(generate: Cli, tmp_path: Path) -> None:
+    (tmp_path / "schema.json").write_text(SCHEMA)
+    for given in (SCHEMA, tmp_path / "schema.json"):
+        done = generate("In", "--json-schema", given)
+        assert (done.code, done.err) == (0, "") and done.out in TEXTS
+
+
+@pytest.mark.parametrize("grammar", ['start: "a" | "bc"', 'root ::= "a" | "bc"'])
+def test_a_grammar_comes_from_a_file(generate: Cli, tmp_path: Path, grammar: str) -> None:
+    (tmp_path / "grammar").write_text(grammar)
+    assert generate("In", "--grammar", tmp_path / "grammar").out in (b"a", b"bc")
+
+
+def test_every_line_and_every_sample_has_the_form(generate: Cli) -> None:
+    done = generate("--lines", "{} is", "--choice", "b", "--choice", "cd", "--samples", "2", stdin=b"One\nTwo\n")
+    records = [json.loads(line) for line in done.out.splitlines()]
+    assert [record["line"] for record in records] == [1, 1, 2, 2]
+    assert {record["text"] for record in records} <= {"b", "cd"}
+    assert {record["finish_reason"] for record in records} == {"stop"}
+
+
+def test_a_chat_answers_in_the_form_in_a_pipe_and_by_lines(cli: Cli, tiny_model: Path) -> None:
+    options = ("-m", tiny_model, "--regex", "[0-9]{3}")
+    assert cli("chat", *options, "How many?", stdin=b"").out.isdigit()
+    records = map(json.loads, cli("chat", *options, "--lines", stdin=b"One\nTwo\n").out.splitlines())
+    assert all(len(record["text"]) == 3 and record["text"].isdigit() for record in records)
+
+
+def test_the_options_exclude_each_other(generate: Cli) -> None:
+    done = generate("In", "--json-object", "--regex", "a")
+    assert (done.code, done.out) == (2, b"")
+    assert "--json-object and --regex exclude each other" in done.err
+
+
+def test_what_is_not_supported_is_refused_before_the_weights_are_read(
+    generate: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptcli.language_model.LanguageModel.load", lambda *given: pytest.fail("weights were read"))
+    done = generate("In", "--json-schema", '{"items": {"not": {}}}')
+    assert (done.code, done.out, done.err) == (2, b"", "gptcli: error: json-schema: #/items: not supported: not\n")
+
+
+def test_a_file_that_is_missing_is_an_input_error(generate: Cli) -> None:
+    assert generate("In", "--json-schema", "missing.json").code == 4
+
+
+def test_a_text_that_was_cut_is_noted_in_a_pipe_too(generate: Cli) -> None:
+    done = generate("In", "-n", "3", "--json-schema", '{"type": "string", "minLength": 99}')
+    assert done.code == 0
+    assert "cut before the text was what it had to be" in done.err
+    record = json.loads(generate("In", "-n", "3", "--json-schema", '{"type": "string", "minLength": 99}', "--json").out)
+    assert record["finish_reason"] == "length"
+
+
+def test_forced_tokens_are_counted(generate: Cli) -> None:
+    done = generate("In", "--choice", "a small town", "--stats=json")
+    stats = json.loads(done.err)
+    assert 0 < stats["forced_tokens"] <= stats["completion_tokens"]
+
+
+def test_explain_says_how_many_tokens_the_constraint_left(generate: Cli) -> None:
+    done = generate("In", "--regex", "[0-9]", "--explain", "--json")
+    [step] = json.loads(done.out)["explain"]
+    constraint = step["filters"][0]
+    assert (constraint["name"], constraint["kept"]) == ("constraint", 10)
+    assert constraint["removed"] > 200
+
+
+def test_nothing_is_imported_for_texts_without_constraint(tiny_model: Path) -> None:
+    from tests.test_layers import loaded_by
+
+    code = f"import gptcli; list(gptcli.load({str(tiny_model)!r}).generate('a', max_tokens=2))"
+    assert loaded_by(code, "llguidance", "gptcli.generation.constraints.grammar") == set()

@@ -1,0 +1,270 @@
+"""What constraints become, which are refused and why, and how a text is followed: without a model."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from array import array
+from typing import Any
+
+import pytest
+
+from gptcli.errors import UsageError
+from gptcli.generation.constraints.grammar import checked_grammar
+from gptcli.generation.constraints.matcher import AfterThoughts, Compiler
+from gptcli.generation.sampling.constraint import Constraint, TokenMask
+from gptcli.settings import ConstraintConfig
+from gptcli.text.tokenizer import Tokenizer
+from tests.text.tokenizer_kinds import KINDS, made
+
+SPELL_ALL = [name for name in KINDS if name not in ("unigram", "wordpiece")]
+
+
+def ids_in(mask: TokenMask | None, size: int) -> list[int]:
+    """The tokens that a mask allows."""
+    assert mask is not None
+    words = array("I", bytes(memoryview(mask)))
+    return [id for id in range(size) if words[id // 32] >> id % 32 & 1]
+
+
+def walk(tokenizer: Tokenizer, constraint: Constraint, end: int, seed: int = 0, most: int = 300) -> bytes:
+    """The text of tokens chosen at random among those that are allowed, until one ends it or nothing may follow."""
+    chance, ids = random.Random(seed), list[int]()
+    while not constraint.finished and len(ids) < most:
+        forced = constraint.forced()
+        token = forced[0] if forced else chance.choice(ids_in(constraint.allowed(), tokenizer.size))
+        constraint.accept(token)
+        if token == end:
+            break
+        ids.append(token)
+    return b"".join(map(tokenizer.token_bytes, ids))
+
+
+def refusal(**form: Any) -> str:
+    with pytest.raises(UsageError) as caught:
+        checked_grammar(ConstraintConfig(**form))
+    return caught.value.message
+
+
+CHOICES = [
+    "a small town",
+    " a small town",
+    'say "hi"\n',
+    "früher",
+    "<|end|>",
+    "小さな\t町",
+    "back\\slash",
+    "a/b",
+    "\x7f",
+]
+
+
+@pytest.mark.parametrize("kind", SPELL_ALL)
+def test_every_tokenizer_spells_what_is_asked_for(kind: str) -> None:
+    tokenizer = made(kind)[1]
+    compiler = Compiler(tokenizer, frozenset({0}))
+    for choice in CHOICES:
+        assert walk(tokenizer, compiler.constraint(ConstraintConfig(choices=(choice,))), 0).decode() == choice
+    several = ConstraintConfig(choices=tuple(CHOICES))
+    assert {walk(tokenizer, compiler.constraint(several), 0, seed).decode() for seed in range(20)} <= set(CHOICES)
+
+
+@pytest.mark.parametrize("kind", ["unigram", "wordpiece"])
+def test_a_text_that_the_vocabulary_cannot_spell_is_refused(kind: str) -> None:
+    tokenizer = made(kind)[1]
+    with pytest.raises(UsageError, match="cannot be followed"):
+        walk(tokenizer, Compiler(tokenizer, frozenset({0})).constraint(ConstraintConfig(choices=("back\\slash",))), 0)
+
+
+@pytest.fixture(scope="module")
+def compiler() -> Compiler:
+    return Compiler(made("llama3")[1], frozenset({0}))
+
+
+def all_texts(compiler: Compiler, seeds: int = 40, **form: Any) -> set[str]:
+    tokenizer = made("llama3")[1]
+    config = ConstraintConfig(**form)
+    return {walk(tokenizer, compiler.constraint(config), 0, seed).decode() for seed in range(seeds)}
+
+
+@pytest.mark.parametrize(
+    ("form", "texts"),
+    [
+        ({"regex": "^(a|bc)$"}, {"a", "bc"}),
+        ({"regex": r"[^\s\S]?x/y"}, {"x/y"}),
+        ({"regex": ""}, {""}),
+        ({"grammar": 'start: "a" b\nb: "c" | "d"'}, {"ac", "ad"}),
+        ({"grammar": 'root ::= "a" b\nb ::= "c" | "d"'}, {"ac", "ad"}),
+        ({"grammar": "start: /<x>/ // <|end|>"}, {"<x>"}),
+        ({"choices": ["yes", "no"]}, {"yes", "no"}),
+        ({"json_schema": True}, None),
+        ({"json_schema": {"enum": [[1, {"a": None}], "x"]}}, {'[1, {"a": null}]', '"x"'}),
+    ],
+)
+def test_a_form_describes_these_texts(compiler: Compiler, form: dict[str, Any], texts: set[str] | None) -> None:
+    got = all_texts(compiler, **form)
+    assert len(got) > 10 if texts is None else got == texts
+
+
+def test_digits_are_ascii(compiler: Compiler) -> None:
+    assert all(text.isascii() and text.isdigit() and len(text) == 3 for text in all_texts(compiler, regex=r"\d{3}"))
+
+
+def test_no_grammar_allows_a_control_token(compiler: Compiler) -> None:
+    allowed = ids_in(compiler.constraint(ConstraintConfig(regex="(?s).+")).allowed(), made("llama3")[1].size)
+    assert allowed and 0 not in allowed
+
+
+def test_every_end_is_allowed_where_a_text_may_end() -> None:
+    tokenizer = made("llama3")[1]
+    ends = frozenset({0, 70, tokenizer.size + 5})  # one that is text elsewhere, and one that the model lacks
+    constraint = Compiler(tokenizer, ends).constraint(ConstraintConfig(regex="a*"))
+    allowed = ids_in(constraint.allowed(), tokenizer.size)
+    assert {0, 70} < set(allowed)
+    assert all(set(tokenizer.token_bytes(id)) == set(b"a") for id in allowed if id not in ends)
+
+
+def test_without_an_end_a_text_ends_where_nothing_may_follow() -> None:
+    tokenizer = made("llama3")[1]
+    constraint = Compiler(tokenizer, frozenset()).constraint(ConstraintConfig(regex="a{3,5}"))
+    assert re.fullmatch("a{3,5}", walk(tokenizer, constraint, -1).decode())
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ({"regex": "(abc"}, "regex: unclosed group"),
+        ({"regex": r"(a)\1"}, "regex: backreferences are not supported"),
+        ({"regex": r"[^\s\S]"}, "regex: no text can meet it"),
+        ({"grammar": "start: other"}, 'grammar: line 1, column 8: unknown name: "other"'),
+        ({"grammar": "start: <|end|>"}, "grammar: <|end|> is a token, and a grammar can describe text alone"),
+        ({"grammar": "start: <[0]>"}, "grammar: <[0]> is a token, and a grammar can describe text alone"),
+        ({"json_schema": "{"}, "json-schema: not JSON: Expecting property name"),
+        ({"json_schema": "[]"}, "json-schema: a schema is an object, not []"),
+        ({"json_schema": "false"}, "json-schema: a schema is an object, not false"),
+        ({"json_schema": {"type": "strin"}}, "json-schema: #: Invalid type: strin"),
+        ({"json_schema": {"type": "string", "enum": [1]}}, "json-schema: #: no text can meet it"),
+        ({"json_schema": {"$ref": "#/$defs/x"}}, "json-schema: #: $ref: there is nothing at #/$defs/x"),
+        ({"json_schema": {"$ref": "https://a.b/c"}}, "json-schema: #: $ref: another document: https://a.b/c"),
+        ({"json_schema": {"$ref": "#"}}, "json-schema: #: no text can meet it"),
+        (
+            {"json_schema": {"properties": {"a": {"items": {"not": {}}}}}},
+            "json-schema: #/properties/a/items: not supported: not",
+        ),
+        (
+            {"json_schema": {"$defs": {"s": {"format": "x"}}, "anyOf": [{"type": "null"}, {"$ref": "#/$defs/s"}]}},
+            "json-schema: #/$defs/s: Unknown format: x",
+        ),
+        (
+            {"json_schema": {"prefixItems": [{}, {"oneOf": [{"type": "number"}, {"type": "integer"}]}]}},
+            "json-schema: #/prefixItems/1: not supported: oneOf where a value may meet two of its schemas",
+        ),
+        (
+            {"json_schema": {"x-guidance": {"lenient": True}, "items": {"not": {}}}},
+            "json-schema: #/items: not supported: not",
+        ),
+    ],
+)
+def test_what_cannot_be_met_is_refused_with_the_reason_and_its_place(form: dict[str, Any], message: str) -> None:
+    assert refusal(**form).startswith(message)
+
+
+def nested(depth: int) -> str:
+    return '{"properties":{"a":' * depth + "{}" + "}}" * depth
+
+
+HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
+    "a deep schema": ({"json_schema": nested(10_000)}, "too deeply nested"),
+    "a schema too deep for its compiler": ({"json_schema": nested(100)}, "too deeply nested"),
+    "a deep list": ({"json_schema": '{"enum": ' + "[" * 100_000}, "too deeply nested"),
+    "a large schema": ({"json_schema": {"description": "x" * 10_000_000}}, "too large"),
+    "a large pattern": ({"json_schema": {"pattern": "x" * 10_000_000}}, "too large"),
+    "a large enum": ({"json_schema": {"enum": [str(number) for number in range(200_000)]}}, "too large"),
+    "many properties": ({"json_schema": {"properties": {f"p{i}": {} for i in range(20_000)}}}, "too large"),
+    "products of choices": (
+        {"json_schema": {"allOf": [{"anyOf": [{"properties": {f"{c}{i}": {}}} for c in "ab"]} for i in range(20)]}},
+        "too large",
+    ),
+    "a deep grammar": ({"grammar": "start: " + "(" * 5000 + '"a"' + ")" * 5000}, "nested"),
+    "a deep GBNF": ({"grammar": "root ::= " + "(" * 5000}, ""),
+    "a large regex": ({"regex": "x" * 10_000_000}, "too large"),
+    "many choices": ({"choices": [str(number) for number in range(200_000)]}, "too large"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_constraint_is_refused(name: str) -> None:
+    form, reason = HOSTILE[name]
+    assert reason in refusal(**form)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"json_schema": {"type": "array", "items": {"type": "null"}, "minItems": 10**9}},
+        {"json_schema": {"type": "string", "minLength": 10**9}},
+        {"json_schema": {"type": "integer", "minimum": 0, "maximum": 10**300}},
+        {"json_schema": {"enum": [f"v{number}" for number in range(10_000)]}},
+        {"json_schema": {"$defs": {"n": {"items": {"$ref": "#/$defs/n"}}}, "$ref": "#/$defs/n"}},
+        {"regex": "(a+)+$"},
+        {"regex": "(a?){10000}a{10000}"},
+        {"regex": "((((a{1,100}){1,100}){1,100}){1,100})"},
+        {"regex": "(.*a.{1000})"},
+        {"grammar": 'start: start start | "a"'},
+    ],
+)
+def test_a_costly_constraint_is_followed_for_a_while_or_refused(compiler: Compiler, form: dict[str, Any]) -> None:
+    tokenizer = made("llama3")[1]
+    try:
+        constraint = compiler.constraint(ConstraintConfig(**form))
+        assert walk(tokenizer, constraint, 0, most=20)
+    except UsageError as error:
+        assert "cannot be followed" in error.message or "too large" in error.message
+
+
+def test_forced_tokens_are_those_of_the_tokenizer(compiler: Compiler) -> None:
+    tokenizer = made("llama3")[1]
+    constraint = compiler.constraint(ConstraintConfig(regex="In a small town (there|here)"))
+    wanted = tokenizer.encode("In a small town", add_special=False)
+    assert list(constraint.forced())[: len(wanted)] == wanted
+    for token in wanted:
+        assert constraint.forced()[0] == token
+        constraint.accept(token)
+
+
+def test_what_fits_is_the_beginning_that_is_allowed(compiler: Compiler) -> None:
+    tokenizer = made("llama3")[1]
+    constraint = compiler.constraint(ConstraintConfig(regex="[0-9]+"))
+    digits, letters = (tokenizer.encode(text, add_special=False) for text in ("12345", "abc"))
+    assert constraint.fitting([*digits, *letters]) == len(digits)
+    assert constraint.fitting(letters) == 0
+    constraint.accept(digits[0])  # which asking has not changed
+
+
+def test_a_constraint_after_thoughts_begins_where_they_end(compiler: Compiler) -> None:
+    tokenizer = made("llama3")[1]
+    inner = compiler.constraint(ConstraintConfig(choices=("yes",)))
+    constraint = AfterThoughts(inner, tokenizer, b"</think>", frozenset({0}))
+    thoughts = tokenizer.encode("hm, yes or no</think>", add_special=False)
+    answer = tokenizer.encode("yes", add_special=False)
+    for count, token in enumerate(thoughts):
+        assert ids_in(constraint.allowed(), tokenizer.size) == list(range(1, tokenizer.size))
+        assert not constraint.forced()
+        assert constraint.fitting([*thoughts[count:], *answer]) == len(thoughts) - count
+        constraint.accept(token)
+    assert list(constraint.forced()) == answer
+    for token in answer:
+        assert not constraint.finished
+        constraint.accept(token)
+    assert constraint.finished
+
+
+def test_constraints_of_one_compiler_do_not_disturb_each_other(compiler: Compiler) -> None:
+    tokenizer = made("llama3")[1]
+    config = ConstraintConfig(json_schema={"enum": ["a", "b"]})
+    one, other = compiler.constraint(config), compiler.constraint(config)
+    for token in tokenizer.encode('"a"', add_special=False):
+        one.accept(token)
+    assert one.finished and not other.finished
+    assert json.loads(walk(tokenizer, other, 0)) in ("a", "b")
