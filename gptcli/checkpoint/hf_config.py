@@ -39,11 +39,11 @@ _WITHOUT_EFFECT = frozenset(
 _COMMONPLACE = frozenset(
     """
     _commit_hash _flash_attn_2_enabled _num_labels attention_probs_dropout_prob cache_implementation
-    chunk_size_feed_forward cross_attention_hidden_size custom_pipelines decoder_start_token_id finetuning_task
-    hidden_dropout_prob is_decoder is_llama_config keys_to_ignore_at_inference max_sequence_length model_max_length
-    n_ctx n_special output_past predict_special_tokens prefix pretraining_tp pruned_heads task_specific_params
-    tf_legacy_loss tie_encoder_decoder tokenizer_class torchscript transformers.js_config unsloth_fixed
-    unsloth_version use_bfloat16 use_flash_attention use_flash_attn xla_device
+    chunk_size_feed_forward cross_attention_hidden_size custom_pipelines decoder_start_token_id eod_token_id
+    finetuning_task hidden_dropout_prob is_decoder is_llama_config keys_to_ignore_at_inference max_sequence_length
+    model_max_length n_ctx n_special output_past predict_special_tokens prefix pretraining_tp pruned_heads
+    task_specific_params tf_legacy_loss tie_encoder_decoder tokenizer_class torchscript transformers.js_config
+    unsloth_fixed unsloth_version use_bfloat16 use_flash_attention use_flash_attn xla_device
     """.split()
 )
 # What some tools write of every generation; other values are worth a note.
@@ -256,6 +256,12 @@ class HfConfig:
         self._rope_extras.add(name)
         parameters = self._object("rope_scaling") or self._object("rope_parameters")
         return HfConfig(parameters, f"{self._where}: rope").nonzero(name)
+
+    @property
+    def rope_type(self) -> str:
+        """The name of RoPE's type."""
+        parameters = self._object("rope_scaling") or self._object("rope_parameters")
+        return HfConfig(parameters, f"{self._where}: rope").string("rope_type", str(parameters.get("type", "default")))
 
     def rename_rope_type(self, old: str, new: str) -> None:
         """Lets `rope` take one name of a RoPE type for another, as a family's early files need it."""

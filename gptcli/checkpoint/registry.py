@@ -7,10 +7,20 @@ from dataclasses import replace
 
 from gptcli.checkpoint.families.gemma import gemma, gemma2, gemma3, gemma3_text
 from gptcli.checkpoint.families.gpt import gpt2, gpt_neo, gpt_neox, gptj, openai_gpt
-from gptcli.checkpoint.families.layer_norm import cohere, cohere2, glm4, phi, stablelm, starcoder2
+from gptcli.checkpoint.families.layer_norm import cohere, cohere2, glm, glm4, phi, stablelm, starcoder2
 from gptcli.checkpoint.families.llama import granite, llama, ministral3, mistral, phi3, qwen2, qwen3, smollm3
+from gptcli.checkpoint.families.llama_relatives import (
+    cwm,
+    ernie4_5,
+    exaone4,
+    helium,
+    hunyuan_v1_dense,
+    ministral,
+    seed_oss,
+)
 from gptcli.checkpoint.families.moe import gpt_oss, mixtral, qwen2_moe, qwen3_moe
 from gptcli.checkpoint.families.olmo import olmo, olmo2, olmo3
+from gptcli.checkpoint.families.plain_mlp import apertus, arcee, nemotron
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.errors import UnsupportedArchitecture
@@ -18,12 +28,18 @@ from gptcli.errors import UnsupportedArchitecture
 Family = Callable[[HfConfig, Collection[str]], Architecture]
 
 FAMILIES: dict[str, Family] = {
+    "apertus": apertus,
+    "arcee": arcee,
     "cohere": cohere,
     "cohere2": cohere2,
+    "cwm": cwm,
+    "ernie4_5": ernie4_5,
+    "exaone4": exaone4,
     "gemma": gemma,
     "gemma2": gemma2,
     "gemma3": gemma3,
     "gemma3_text": gemma3_text,
+    "glm": glm,
     "glm4": glm4,
     "gpt2": gpt2,
     "gpt_neo": gpt_neo,
@@ -31,10 +47,14 @@ FAMILIES: dict[str, Family] = {
     "gpt_oss": gpt_oss,
     "gptj": gptj,
     "granite": granite,
+    "helium": helium,
+    "hunyuan_v1_dense": hunyuan_v1_dense,
     "llama": llama,
+    "ministral": ministral,
     "ministral3": ministral3,
     "mistral": mistral,
     "mixtral": mixtral,
+    "nemotron": nemotron,
     "olmo": olmo,
     "olmo2": olmo2,
     "olmo3": olmo3,
@@ -45,6 +65,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2_moe": qwen2_moe,
     "qwen3": qwen3,
     "qwen3_moe": qwen3_moe,
+    "seed_oss": seed_oss,
     "smollm3": smollm3,
     "stablelm": stablelm,
     "starcoder2": starcoder2,
@@ -66,8 +87,35 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
 
 # Defaults of the config classes in transformers, which configs may leave out. A null stays null.
 _DEFAULTS: dict[str, dict[str, object]] = {
+    "apertus": {
+        "max_position_embeddings": 65_536,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 12_000_000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    },
+    "arcee": {"max_position_embeddings": 4096},
     "cohere": {"max_position_embeddings": 8192, "rope_theta": 500_000.0},
     "cohere2": {"max_position_embeddings": 8192},
+    "cwm": {
+        "max_position_embeddings": 131_072,
+        "num_key_value_heads": 8,
+        "sliding_window": 8192,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 1_000_000.0,
+            "factor": 16.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    },
+    "ernie4_5": {"max_position_embeddings": 131_072, "num_key_value_heads": 2},
+    "exaone4": {"max_position_embeddings": 2048, "num_key_value_heads": 32, "sliding_window": 4096},
     "gemma": {"max_position_embeddings": 8192, "num_key_value_heads": 16},
     "gemma2": {
         "max_position_embeddings": 8192,
@@ -77,6 +125,7 @@ _DEFAULTS: dict[str, dict[str, object]] = {
         "final_logit_softcapping": 30.0,
     },
     "gemma3_text": {"max_position_embeddings": 131_072, "num_attention_heads": 8, "num_key_value_heads": 4},
+    "glm": {"max_position_embeddings": 131_072, "num_key_value_heads": 2},
     "glm4": {"max_position_embeddings": 131_072, "num_key_value_heads": 2},
     "gpt2": {"n_positions": 1024, "n_head": 12, "n_layer": 12},
     "gpt_neo": {"max_position_embeddings": 2048},
@@ -95,7 +144,10 @@ _DEFAULTS: dict[str, dict[str, object]] = {
     },
     "gptj": {"n_positions": 2048, "rotary_dim": 64},
     "granite": {"max_position_embeddings": 2048},
+    "helium": {"max_position_embeddings": 4096, "num_key_value_heads": 20},
+    "hunyuan_v1_dense": {"max_position_embeddings": 2048},
     "llama": {"max_position_embeddings": 2048},
+    "ministral": {"max_position_embeddings": 131_072, "num_key_value_heads": 8, "sliding_window": 4096},
     "ministral3": {
         "max_position_embeddings": 262_144,
         "num_key_value_heads": 8,
@@ -113,6 +165,7 @@ _DEFAULTS: dict[str, dict[str, object]] = {
     },
     "mistral": {"max_position_embeddings": 131_072, "num_key_value_heads": 8, "sliding_window": 4096},
     "mixtral": {"max_position_embeddings": 131_072, "num_key_value_heads": 8},
+    "nemotron": {"max_position_embeddings": 4096},
     "olmo": {"max_position_embeddings": 2048},
     "olmo2": {"max_position_embeddings": 2048},
     "olmo3": {"max_position_embeddings": 2048},
@@ -123,6 +176,7 @@ _DEFAULTS: dict[str, dict[str, object]] = {
     "qwen2_moe": {"max_position_embeddings": 32_768, "num_key_value_heads": 16, "sliding_window": 4096},
     "qwen3": {"max_position_embeddings": 32_768, "num_key_value_heads": 32, "sliding_window": 4096},
     "qwen3_moe": {"max_position_embeddings": 32_768, "num_key_value_heads": 4, "sliding_window": 4096},
+    "seed_oss": {"max_position_embeddings": 524_288, "num_key_value_heads": 8},
     "smollm3": {"max_position_embeddings": 32_768, "num_key_value_heads": 4},
     "stablelm": {"max_position_embeddings": 4096, "num_key_value_heads": 32},
     "starcoder2": {"max_position_embeddings": 4096, "num_key_value_heads": 2},

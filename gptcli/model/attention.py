@@ -36,10 +36,12 @@ class Attention(nn.Module):
             projected = projected.clamp(-config.clip, config.clip)
         heads = projected.view(B, T, -1, config.head_dim)  # (B, T, q heads + k heads + v heads, head_dim)
         qk, v = heads.tensor_split([config.heads + config.kv_heads], dim=2)
-        if config.qk_norm is not None:
+        if config.qk_norm is not None and not config.qk_norm.after_rope:
             qk = self._normalized(qk, config.qk_norm)
         if config.rope is not None:
             qk = rotate(qk, *position.rotation(config.rope))
+        if config.qk_norm is not None and config.qk_norm.after_rope:
+            qk = self._normalized(qk, config.qk_norm)
         q, k = qk.tensor_split([config.heads], dim=2)
         if config.position_scale is not None:
             q = q * _position_scales(config.position_scale, position.positions, q)

@@ -82,10 +82,11 @@ class NormConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class QkNormConfig:
-    """Norms of q and k before rotation: one weight for all heads, one for each head, or one over the full width."""
+    """Norms of q and k: one weight for all heads, one for each head, or one over the full width."""
 
     norm: NormConfig
     over: Literal["head", "each_head", "full"]
+    after_rope: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +116,7 @@ class AttentionConfig:
     sinks: bool = False  # each head has a learned logit that takes part in the softmax and is dropped
 
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "clamped_swiglu"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu_squared", "xielu", "clamped_swiglu"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,26 @@ _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
+    "relu_squared": lambda x: F.relu(x).square(),
 }
+
+
+class Xielu(nn.Module):
+    """xIELU (Huang and Schlag, 2024): a parabola above 0, an exponential below, with a learned curvature for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha_p = nn.Parameter(torch.empty(1))
+        self.alpha_n = nn.Parameter(torch.empty(1))
+        self.beta = nn.Parameter(torch.empty(()))  # the slope at 0
+        self.eps = nn.Parameter(torch.empty(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Element by element, in fp32."""
+        wide, beta = x.float(), self.beta.float()
+        above = F.softplus(self.alpha_p.float()) * wide * wide
+        below = (beta + F.softplus(self.alpha_n.float())) * (torch.expm1(torch.minimum(wide, self.eps.float())) - wide)
+        return (torch.where(wide > 0, above, below) + beta * wide).to(x.dtype)
 
 
 def activate(config: MlpConfig, x: Tensor) -> Tensor:
@@ -47,10 +66,12 @@ class Mlp(nn.Module):
         self.config = config
         self.up = Linear(hidden_size, config.width * (2 if config.gated else 1), bias=config.bias)
         self.down = Linear(config.width, hidden_size, bias=config.bias)
+        self.xielu = Xielu() if config.activation == "xielu" else None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., hidden) to the same shape."""
-        out: Tensor = self.down(activate(self.config, self.up(x)))
+        up = self.up(x)
+        out: Tensor = self.down(activate(self.config, up) if self.xielu is None else self.xielu(up))
         return out
 
 

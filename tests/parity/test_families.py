@@ -44,6 +44,7 @@ LONGROPE = {
     "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
     "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 6.0], "partial_rotary_factor": 0.75,
 }  # fmt: skip
+ALPHA = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 1.0, "alpha": 50.0}
 MINISTRAL = YARN | {"llama_4_scaling_beta": 0.5, "mscale": 1.0, "mscale_all_dim": 1.0}
 GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 8, "tie_word_embeddings": True}
 GEMMA3_ROPES = {
@@ -164,6 +165,24 @@ ROWS = [
     Row("gpt_neox", "gpt_neox", {"use_parallel_residual": False}),
     Row("gpt_neox, one after the other", "gpt_neox", {"use_parallel_residual": True}, {"use_parallel_residual": False,
          "attention_bias": False}),
+    Row("glm", "glm", {"rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 1.0}}, {"head_dim": 16}),
+    Row("nemotron", "nemotron", {"norm_eps": 0.1}, {"attention_bias": True, "mlp_bias": True},
+         ({"hidden_act": "relu"}, {"rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 1.0}})),
+    Row("arcee", "arcee", {"hidden_act": "relu"}, {"mlp_bias": True}),
+    Row("apertus", "apertus", {"rms_norm_eps": 0.1}, {"rope_parameters": LLAMA3 | {
+         "original_max_position_embeddings": 16}}, ({"rope_parameters": {"rope_theta": 10000.0}},)),
+    Row("exaone4", "exaone4", {"sliding_window": 9}, {"sliding_window": 8}, ({"layer_types": ["full_attention"] * 4},)),
+    Row("exaone4, no window", "exaone4", {"sliding_window": 64}, {"sliding_window": None,
+         "layer_types": ["full_attention"] * 4}),
+    Row("ernie4_5", "ernie4_5", {"rope_parameters": {"rope_theta": 10000.0}}, {"use_bias": True, "head_dim": 32}),
+    Row("seed_oss", "seed_oss", {"rms_norm_eps": 0.1}, {"attention_out_bias": True, "mlp_bias": True, "head_dim": 32}),
+    Row("cwm", "cwm", {"sliding_window": 9}, {"sliding_window": 8, "head_dim": 16, "rope_parameters": LLAMA3 | {
+         "original_max_position_embeddings": 16}}, ({"rope_parameters": {"rope_theta": 10000.0}},)),
+    Row("hunyuan", "hunyuan_v1_dense", {"rope_parameters": ALPHA | {"alpha": 2.0}}, {"rope_parameters": ALPHA,
+         "head_dim": 32}, ({"rms_norm_eps": 0.1},)),
+    Row("ministral", "ministral", {"layer_types": ["sliding_attention"] * 4}, {"sliding_window": 8,
+         "head_dim": 16, "layer_types": ["sliding_attention", "full_attention"] * 2}),
+    Row("helium", "helium", {"rms_norm_eps": 0.1}, {"head_dim": 16}),
 ]  # fmt: skip
 
 
