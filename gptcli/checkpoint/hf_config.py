@@ -200,6 +200,12 @@ class HfConfig:
             raise self._wrong(name, f"a list of {layers}", value)
         return value[:layers]
 
+    def integer_per_layer(self, name: str, layers: int, default: int) -> list[int]:
+        """A whole number of at least 1 for each layer, from a list or from one for all."""
+        if isinstance(self._get(name), list):
+            return [HfConfig({name: each}, self._where).integer(name) for each in self.per_layer(name, layers) or ()]
+        return [self.integer(name, default)] * layers
+
     def integers(self, name: str) -> list[int]:
         """A list of whole numbers. Absent or null gives an empty one."""
         value = self._get(name)

@@ -87,8 +87,9 @@ def load_decoder(folder: ModelFolder, plan: WeightPlan, on_progress: Progress = 
     decoder = empty_decoder(folder)
     with TensorSource(folder) as source:
         for name, recipe in folder.architecture.parameters.items():
-            # 1 + w needs more bits than w.
-            dtype = torch.float32 if isinstance(recipe, PlusOne) else plan.dtype
+            # 1 + w needs more bits than w, and so does a choice among scores that are nearly equal.
+            wide = isinstance(recipe, PlusOne) or name.endswith(".correction")
+            dtype = torch.float32 if wide else plan.dtype
             of_blocks = any(isinstance(source.stored(each), Ggml) for each in sources(recipe))
             slot = _Slot(decoder, name, dtype, of_blocks)
             slot.fill(_holder(slot, _cook(recipe, source), plan))

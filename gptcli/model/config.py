@@ -131,17 +131,26 @@ class MlpConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MoeConfig:
-    """A mixture of experts: each token goes through its `top_k` by a softmax over all (Shazeer et al., 2017).
+    """A mixture of experts: each token goes through its `top_k` by a score of each (Shazeer et al., 2017).
 
-    `renormalize` makes their shares sum to 1. A shared expert sees every token, scaled by a sigmoid gate.
+    router: what makes scores of logits; `sparsemixer` does two softmaxes, each over the experts near the best one left
+    (Liu et al., 2023). A shared expert sees every token.
     """
 
     expert: MlpConfig
     experts: int
     top_k: int
-    renormalize: bool
+    renormalize: bool  # the chosen scores are divided by their sum
+    router: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
     router_bias: bool = False
+    correction: bool = False  # each expert has a learned bias, added to its score for the choice alone
+    groups: int = 1  # of consecutive experts; the choice is among the `top_groups` with the best two in sum
+    top_groups: int = 1
+    least_sum: float = 0.0  # what the chosen scores are divided by, at least
+    scale: float = 1.0  # of the chosen scores
+    jitter: float = 0.0  # of sparsemixer: an expert is near if it is less than twice this below the best, relatively
     shared: MlpConfig | None = None
+    shared_gate: bool = True  # a sigmoid scales the shared expert
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,10 +71,12 @@ def write_reference(path: Path, model_type: str, **overrides: Any) -> Reference:
 
 
 def randomized(model: Any) -> Any:
-    """The model with every parameter random, in fp32."""
+    """The model with every parameter random, in fp32, and every buffer that is saved."""
     torch.manual_seed(0)
     model = model.eval().float()
+    saved = model.state_dict()
+    buffers = [buffer for name, buffer in model.named_buffers() if name in saved]
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.15 if parameter.dim() < 2 else 0.1)
+        for tensor in (*model.parameters(), *buffers):
+            tensor.normal_(0, 0.15 if tensor.dim() < 2 else 0.1)
     return model

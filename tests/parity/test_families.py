@@ -45,6 +45,10 @@ LONGROPE = {
     "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 6.0], "partial_rotary_factor": 0.75,
 }  # fmt: skip
 ALPHA = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 1.0, "alpha": 50.0}
+PHIMOE_LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
+    "long_factor": [2.0] * 8, "short_mscale": 1.2, "long_mscale": 1.2, "original_max_position_embeddings": 96,
+}  # fmt: skip
 MINISTRAL = YARN | {"llama_4_scaling_beta": 0.5, "mscale": 1.0, "mscale_all_dim": 1.0}
 GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 8, "tie_word_embeddings": True}
 GEMMA3_ROPES = {
@@ -62,6 +66,10 @@ TWO_LONGROPES = {
     for layer_type, border in (("full_attention", 20), ("sliding_attention", 36))
 }
 QWEN_MOE = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+SIGMOID = {
+    "num_experts_per_tok": 2, "moe_intermediate_size": 24, "first_k_dense_replace": 1, "routed_scaling_factor": 2.5,
+    "head_dim": 16,
+}  # fmt: skip
 GPT_OSS = {"head_dim": 16, "num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 8}
 OSS_YARN = {
     "rope_type": "yarn", "rope_theta": 150000.0, "factor": 4.0, "original_max_position_embeddings": 32,
@@ -183,6 +191,32 @@ ROWS = [
     Row("ministral", "ministral", {"layer_types": ["sliding_attention"] * 4}, {"sliding_window": 8,
          "head_dim": 16, "layer_types": ["sliding_attention", "full_attention"] * 2}),
     Row("helium", "helium", {"rms_norm_eps": 0.1}, {"head_dim": 16}),
+    Row("olmoe", "olmoe", {"norm_topk_prob": True}, {"num_experts": 6, "num_experts_per_tok": 2,
+         "attention_bias": True}),
+    Row("flex_olmo", "flex_olmo", {"norm_topk_prob": False}, {"num_experts": 6, "num_experts_per_tok": 2,
+         "norm_topk_prob": True}),
+    Row("granitemoe", "granitemoe", {"residual_multiplier": 1.0}, {"num_local_experts": 5, "attention_multiplier": 0.1,
+         "residual_multiplier": 0.3, "embedding_multiplier": 6.0}, ({"num_experts_per_tok": 1},)),
+    Row("granitemoeshared", "granitemoeshared", {"logits_scaling": 1.0}, {"num_local_experts": 5, "logits_scaling": 4.0,
+         "shared_intermediate_size": 40}),
+    Row("glm4_moe", "glm4_moe", {"routed_scaling_factor": 1.0}, SIGMOID | {"num_local_experts": 6},
+         ({"norm_topk_prob": False},)),
+    Row("glm4_moe, groups, qk norms", "glm4_moe", {"topk_group": 2}, SIGMOID | {"n_routed_experts": 8, "n_group": 4,
+         "topk_group": 3, "use_qk_norm": True, "attention_bias": True, "n_shared_experts": 2}),
+    Row("dots1", "dots1", {"norm_topk_prob": True}, SIGMOID | {"n_routed_experts": 6, "n_shared_experts": 2,
+         "sliding_window": 8, "max_window_layers": 2}, ({"sliding_window": 9},)),
+    Row("ernie4_5_moe", "ernie4_5_moe", {"moe_norm_min": 0.9}, {"moe_num_experts": 6, "moe_k": 2, "use_bias": True,
+         "moe_intermediate_size": 24}, ({"moe_k": 1},)),
+    Row("ernie4_5_moe, some layers dense", "ernie4_5_moe", {"moe_k": 1}, {"moe_num_experts": 6, "moe_k": 2,
+         "moe_intermediate_size": 24, "moe_layer_interval": 2, "moe_num_shared_experts": 0}),
+    Row("minimax_m2", "minimax_m2", {"num_experts_per_tok": 1}, {"num_local_experts": 6, "num_experts_per_tok": 2,
+         "head_dim": 16, "rotary_dim": 8}, ({"rms_norm_eps": 0.1},)),
+    Row("hunyuan, mixture", "hunyuan_v1_moe", {"moe_topk": 1}, {"num_experts": 6, "moe_topk": [2, 1, 3, 2],
+         "head_dim": 16, "attention_bias": True}, ({"rope_parameters": ALPHA},)),
+    Row("phimoe", "phimoe", {"router_jitter_noise": 0.9}, {"num_local_experts": 6, "router_jitter_noise": 0.2,
+         "attention_bias": True, "lm_head_bias": True, "sliding_window": 8}, ({"sliding_window": 9},)),
+    Row("phimoe, longrope within", "phimoe", {"rope_parameters": PHIMOE_LONGROPE | {"short_mscale": 1.0,
+         "long_mscale": 1.0}}, {"num_local_experts": 4, "rope_parameters": PHIMOE_LONGROPE}),
 ]  # fmt: skip
 
 

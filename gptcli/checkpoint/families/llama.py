@@ -51,6 +51,7 @@ class Names:
     final_norm: str = "norm"
 
 
+LLAMA = Names()
 POST_NORMS = Names(
     attention_norm=None,
     post_attention_norm="post_attention_layernorm",
@@ -120,15 +121,18 @@ def smollm3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 def granite(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Granite 3: multipliers on embedding, attention, residual stream and logits."""
-    config = llama_config(hf, mlp=llama_mlp(hf, bias=hf.flag("mlp_bias", False)))
-    config = with_attention(config, scale=hf.number("attention_multiplier", 1.0))
+    return llama_architecture(granite_config(hf, llama_mlp(hf, bias=hf.flag("mlp_bias", False))), tensors)
+
+
+def granite_config(hf: HfConfig, mlp: MlpConfig) -> DecoderConfig:
+    """What Granite reads with and without a mixture."""
+    config = with_attention(llama_config(hf, mlp=mlp), scale=hf.number("attention_multiplier", 1.0))
     config = with_blocks(config, residual_scale=hf.number("residual_multiplier", 1.0))
-    config = replace(
+    return replace(
         config,
         embedding_scale=hf.number("embedding_multiplier", 1.0),
         logit_scale=1 / hf.number("logits_scaling", 1.0),
     )
-    return llama_architecture(config, tensors)
 
 
 def phi3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
@@ -241,7 +245,7 @@ def qwen_windows(
 def llama_architecture(
     config: DecoderConfig,
     tensors: Collection[str],
-    names: Names = Names(),
+    names: Names = LLAMA,
     *,
     norm_weight: Transform = unchanged,
     pairs: bool = False,

@@ -27,7 +27,7 @@ def olmo(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 def olmo2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """OLMo 2: norms after attention and MLP, and over the full width of q and k."""
-    return llama_architecture(_olmo2_config(hf), tensors, POST_NORMS)
+    return llama_architecture(olmo2_config(hf), tensors, POST_NORMS)
 
 
 def olmo3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
@@ -38,11 +38,12 @@ def olmo3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     full = hf.rope_of_layer_type("full_attention", head_dim, hf.number("rope_theta", _OLMO3_THETA))
     sliding = hf.rope_of_layer_type("sliding_attention", head_dim, _OLMO3_THETA)
     ropes = [sliding if window else full for window in layer_windows]
-    config = with_attention_per_layer(_olmo2_config(hf, rope=full), window=layer_windows, rope=ropes)
+    config = with_attention_per_layer(olmo2_config(hf, rope=full), window=layer_windows, rope=ropes)
     return llama_architecture(config, tensors, POST_NORMS)
 
 
-def _olmo2_config(hf: HfConfig, rope: RopeConfig | None = None) -> DecoderConfig:
-    config = llama_config(hf, norm=rms(hf, 1e-5, wide_scale=True), rope=rope)
+def olmo2_config(hf: HfConfig, rope: RopeConfig | None = None, eps: float = 1e-5) -> DecoderConfig:
+    """What OLMo 2 reads, and the families that follow it; eps and rope as their defaults are."""
+    config = llama_config(hf, norm=rms(hf, eps, wide_scale=True), rope=rope)
     config = with_attention(config, qk_norm=QkNormConfig(norm=config.norm, over="full"))
     return with_blocks(config, residual="post")
