@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from gptcli.checkpoint.families.gemma import gemma, gemma2, gemma3, gemma3_text
+from gptcli.checkpoint.families.gemma import gemma, gemma2, gemma3, gemma3_text, vaultgemma
 from gptcli.checkpoint.families.gpt import gpt2, gpt_neo, gpt_neox, gptj, openai_gpt
 from gptcli.checkpoint.families.layer_norm import cohere, cohere2, glm, glm4, phi, stablelm, starcoder2
 from gptcli.checkpoint.families.llama import granite, llama, ministral3, mistral, phi3, qwen2, qwen3, smollm3
@@ -32,7 +32,7 @@ from gptcli.checkpoint.families.moe_relatives import (
     phimoe,
 )
 from gptcli.checkpoint.families.olmo import olmo, olmo2, olmo3
-from gptcli.checkpoint.families.plain_mlp import apertus, arcee, nemotron
+from gptcli.checkpoint.families.plain_mlp import apertus, arcee, nanochat, nemotron
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.errors import UnsupportedArchitecture
@@ -74,6 +74,7 @@ FAMILIES: dict[str, Family] = {
     "ministral3": ministral3,
     "mistral": mistral,
     "mixtral": mixtral,
+    "nanochat": nanochat,
     "nemotron": nemotron,
     "olmo": olmo,
     "olmo2": olmo2,
@@ -91,6 +92,7 @@ FAMILIES: dict[str, Family] = {
     "smollm3": smollm3,
     "stablelm": stablelm,
     "starcoder2": starcoder2,
+    "vaultgemma": vaultgemma,
 }
 
 # Other names of fields in transformers' config classes (`attribute_map`).
@@ -201,6 +203,7 @@ _DEFAULTS: dict[str, dict[str, object]] = {
     },
     "mistral": {"max_position_embeddings": 131_072, "num_key_value_heads": 8, "sliding_window": 4096},
     "mixtral": {"max_position_embeddings": 131_072, "num_key_value_heads": 8},
+    "nanochat": {"max_position_embeddings": 2048, "final_logit_softcapping": 15.0},
     "nemotron": {"max_position_embeddings": 4096},
     "olmo": {"max_position_embeddings": 2048},
     "olmo2": {"max_position_embeddings": 2048},
@@ -218,6 +221,13 @@ _DEFAULTS: dict[str, dict[str, object]] = {
     "smollm3": {"max_position_embeddings": 32_768, "num_key_value_heads": 4},
     "stablelm": {"max_position_embeddings": 4096, "num_key_value_heads": 32},
     "starcoder2": {"max_position_embeddings": 4096, "num_key_value_heads": 2},
+    "vaultgemma": {
+        "max_position_embeddings": 8192,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
 }
 
 

@@ -59,6 +59,7 @@ class RopeConfig:
     theta: float
     dim: int
     scaling: RopeScaling | None = None
+    backward: bool = False  # turns the other way
 
     @property
     def border(self) -> int | None:
@@ -98,6 +99,17 @@ class PositionScale:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Alibi:
+    """Scores plus the key's position times a slope for each head, from 2 ** (-most / heads) on (Press et al., 2021).
+
+    rounded: the products are rounded to bf16, as Falcon does, and multiplied by the scale of scores.
+    """
+
+    most: float = 8.0
+    rounded: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
     """Grouped-query attention. `window` counts the query itself; None attends to all; rope None is NoPE."""
 
@@ -111,6 +123,7 @@ class AttentionConfig:
     out_bias: bool = False
     qk_norm: QkNormConfig | None = None
     position_scale: PositionScale | None = None
+    alibi: Alibi | None = None
     clip: float | None = None  # bound on q, k and v as they are projected
     softcap: float | None = None  # scores become tanh(scores / softcap) * softcap
     sinks: bool = False  # each head has a learned logit that takes part in the softmax and is dropped
@@ -181,6 +194,7 @@ class DecoderConfig:
     blocks: tuple[BlockConfig, ...]
     norm: NormConfig
     tied_head: bool
+    embedding_norm: bool = False  # before the first block
     final_norm: bool = True
     head_bias: bool = False
     learned_positions: bool = False

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 # The fields of DecoderConfig that the program computes, and those that `Decoder.scaled` applies to its logits.
 _IN_PROGRAM = (
     "vocab_size", "hidden_size", "max_context", "blocks", "norm", "tied_head", "final_norm", "head_bias",
-    "learned_positions", "embedding_scale",
+    "learned_positions", "embedding_scale", "embedding_norm",
 )  # fmt: skip
 _AFTER_PROGRAM = ("logit_scale", "logit_softcap")
 
@@ -141,7 +141,7 @@ def _vector(values: Tensor) -> Vector:
 
 
 def _check_rope(rope: RopeConfig) -> None:
-    _handles(rope, "theta", "dim", "scaling")
+    _handles(rope, "theta", "dim", "scaling", "backward")
     match rope.scaling:
         case None:
             pass
@@ -185,6 +185,7 @@ class _Lowering:
             size=config.hidden_size,
             factor=config.embedding_scale,
         )
+        self._norm(decoder.embedding_norm, x, x)
         for block in decoder.blocks:
             self._block(cast(Block, block), x, normalized)
         final = self._norm(decoder.final_norm, x, normalized)

@@ -217,6 +217,10 @@ ROWS = [
          "attention_bias": True, "lm_head_bias": True, "sliding_window": 8}, ({"sliding_window": 9},)),
     Row("phimoe, longrope within", "phimoe", {"rope_parameters": PHIMOE_LONGROPE | {"short_mscale": 1.0,
          "long_mscale": 1.0}}, {"num_local_experts": 4, "rope_parameters": PHIMOE_LONGROPE}),
+    Row("vaultgemma", "vaultgemma", {"attn_logit_softcapping": 1.0}, GEMMA | {"attn_logit_softcapping": 2.0,
+         "final_logit_softcapping": 3.0}, ({"final_logit_softcapping": None}, {"sliding_window": 9})),
+    Row("nanochat", "nanochat", {"rms_norm_eps": 0.1}, {"final_logit_softcapping": 3.0},
+         ({"final_logit_softcapping": None}, {"hidden_act": "relu"})),
 ]  # fmt: skip
 
 

@@ -32,6 +32,16 @@ def arcee(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     return llama_architecture(llama_config(hf, norm=rms(hf, 1e-5), mlp=_mlp(hf)), tensors, _PLAIN)
 
 
+def nanochat(hf: HfConfig, tensors: Collection[str]) -> Architecture:
+    """nanochat: norms without weights, also of the embedding and behind RoPE, which turns backward; a softcap."""
+    norm = replace(rms(hf, 1e-6), weight=False)
+    mlp = llama_mlp(hf, act=activation(hf, "hidden_act", "relu2"), gated=False)
+    config = llama_config(hf, norm=norm, mlp=mlp, rope=replace(llama_rope(hf), backward=True))
+    config = with_attention(config, qk_norm=QkNormConfig(norm=norm, over="head", after_rope=True))
+    config = replace(config, embedding_norm=True, logit_softcap=hf.optional_number("final_logit_softcapping"))
+    return llama_architecture(config, tensors, replace(_PLAIN, up=("mlp.fc1",), down="mlp.fc2"))
+
+
 def nemotron(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Nemotron 3 and 4, Minitron: a squared ReLU, layer norms stored less 1, RoPE on half of each head."""
     norm = NormConfig(kind="layer", eps=hf.number("norm_eps", 1e-5), bias=True)
