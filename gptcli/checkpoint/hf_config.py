@@ -30,9 +30,10 @@ _WITHOUT_EFFECT = frozenset(
     attn_implementation attn_pdrop auto_map bos_token_id classifier_dropout dtype embd_pdrop embed_dropout
     embedding_dropout eos_token_id experts_implementation gradient_checkpointing hidden_dropout id2label
     initializer_range label2id model_type num_labels output_attentions output_hidden_states output_router_logits
-    pad_token_id problem_type quantization quantization_config resid_dropout resid_pdrop residual_dropout return_dict
-    router_aux_loss_coef router_jitter_noise sep_token_id summary_activation summary_first_dropout
-    summary_last_dropout summary_proj_to_labels summary_type summary_use_proj torch_dtype transformers_version use_cache
+    pad_token_id pretraining_tp problem_type quantization quantization_config resid_dropout resid_pdrop
+    residual_dropout return_dict router_aux_loss_coef router_jitter_noise sep_token_id summary_activation
+    summary_first_dropout summary_last_dropout summary_proj_to_labels summary_type summary_use_proj torch_dtype
+    transformers_version use_cache
     """.split()
 )
 # Fields that nothing reads and that are in so many files that nobody wants to be told of them.
@@ -41,9 +42,9 @@ _COMMONPLACE = frozenset(
     _commit_hash _flash_attn_2_enabled _num_labels attention_probs_dropout_prob cache_implementation
     chunk_size_feed_forward cross_attention_hidden_size custom_pipelines decoder_start_token_id eod_token_id
     finetuning_task hidden_dropout_prob is_decoder is_llama_config keys_to_ignore_at_inference max_sequence_length
-    model_max_length n_ctx n_special output_past predict_special_tokens prefix pretraining_tp pruned_heads
-    task_specific_params tf_legacy_loss tie_encoder_decoder tokenizer_class torchscript transformers.js_config
-    unsloth_fixed unsloth_version use_bfloat16 use_flash_attention use_flash_attn xla_device
+    model_max_length n_ctx n_special output_past predict_special_tokens prefix pruned_heads task_specific_params
+    tf_legacy_loss tie_encoder_decoder tokenizer_class torchscript transformers.js_config unsloth_fixed
+    unsloth_version use_bfloat16 use_flash_attention use_flash_attn xla_device
     """.split()
 )
 # What some tools write of every generation; other values are worth a note.

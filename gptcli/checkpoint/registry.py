@@ -32,6 +32,7 @@ from gptcli.checkpoint.families.moe_relatives import (
     phimoe,
 )
 from gptcli.checkpoint.families.olmo import olmo, olmo2, olmo3
+from gptcli.checkpoint.families.open_gpts import bloom, codegen, falcon, gpt_bigcode, mpt, opt, xglm
 from gptcli.checkpoint.families.plain_mlp import apertus, arcee, nanochat, nemotron
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
@@ -42,6 +43,8 @@ Family = Callable[[HfConfig, Collection[str]], Architecture]
 FAMILIES: dict[str, Family] = {
     "apertus": apertus,
     "arcee": arcee,
+    "bloom": bloom,
+    "codegen": codegen,
     "cohere": cohere,
     "cohere2": cohere2,
     "cwm": cwm,
@@ -49,6 +52,7 @@ FAMILIES: dict[str, Family] = {
     "ernie4_5": ernie4_5,
     "ernie4_5_moe": ernie4_5_moe,
     "exaone4": exaone4,
+    "falcon": falcon,
     "flex_olmo": flex_olmo,
     "gemma": gemma,
     "gemma2": gemma2,
@@ -58,6 +62,7 @@ FAMILIES: dict[str, Family] = {
     "glm4": glm4,
     "glm4_moe": glm4_moe,
     "gpt2": gpt2,
+    "gpt_bigcode": gpt_bigcode,
     "gpt_neo": gpt_neo,
     "gpt_neox": gpt_neox,
     "gpt_oss": gpt_oss,
@@ -74,6 +79,7 @@ FAMILIES: dict[str, Family] = {
     "ministral3": ministral3,
     "mistral": mistral,
     "mixtral": mixtral,
+    "mpt": mpt,
     "nanochat": nanochat,
     "nemotron": nemotron,
     "olmo": olmo,
@@ -81,6 +87,7 @@ FAMILIES: dict[str, Family] = {
     "olmo3": olmo3,
     "olmoe": olmoe,
     "openai-gpt": openai_gpt,
+    "opt": opt,
     "phi": phi,
     "phi3": phi3,
     "phimoe": phimoe,
@@ -93,6 +100,7 @@ FAMILIES: dict[str, Family] = {
     "stablelm": stablelm,
     "starcoder2": starcoder2,
     "vaultgemma": vaultgemma,
+    "xglm": xglm,
 }
 
 # Other names of fields in transformers' config classes (`attribute_map`).
@@ -103,16 +111,21 @@ _GPT2_NAMES = {
     "num_hidden_layers": "n_layer",
 }
 OTHER_NAMES: dict[str, dict[str, str]] = {
+    "bloom": {"num_attention_heads": "n_head", "num_hidden_layers": "n_layer"},
+    "codegen": _GPT2_NAMES,
     "dots1": {"num_local_experts": "n_routed_experts"},
     "ernie4_5_moe": {"num_experts": "moe_num_experts", "num_experts_per_tok": "moe_k"},
     "flex_olmo": {"num_local_experts": "num_experts"},
     "glm4_moe": {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
     "gpt2": _GPT2_NAMES,
+    "gpt_bigcode": _GPT2_NAMES,
     "gpt_neo": {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},
     "gptj": _GPT2_NAMES,
     "hunyuan_v1_moe": {"num_experts_per_tok": "moe_topk", "num_local_experts": "num_experts"},
+    "mpt": {"hidden_size": "d_model", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"},
     "olmoe": {"num_local_experts": "num_experts"},
     "openai-gpt": _GPT2_NAMES,
+    "xglm": {"hidden_size": "d_model", "num_attention_heads": "attention_heads", "num_hidden_layers": "num_layers"},
 }
 
 # Defaults of the config classes in transformers, which configs may leave out. A null stays null.
@@ -129,6 +142,8 @@ _DEFAULTS: dict[str, dict[str, object]] = {
         },
     },
     "arcee": {"max_position_embeddings": 4096},
+    "bloom": {"seq_length": 2048},
+    "codegen": {"n_positions": 2048, "n_head": 16, "n_layer": 28, "rotary_dim": 64},
     "cohere": {"max_position_embeddings": 8192, "rope_theta": 500_000.0},
     "cohere2": {"max_position_embeddings": 8192},
     "cwm": {
@@ -148,6 +163,7 @@ _DEFAULTS: dict[str, dict[str, object]] = {
     "ernie4_5": {"max_position_embeddings": 131_072, "num_key_value_heads": 2},
     "ernie4_5_moe": {"max_position_embeddings": 131_072, "num_key_value_heads": 4},
     "exaone4": {"max_position_embeddings": 2048, "num_key_value_heads": 32, "sliding_window": 4096},
+    "falcon": {"max_position_embeddings": 2048},
     "flex_olmo": {"max_position_embeddings": 4096},
     "gemma": {"max_position_embeddings": 8192, "num_key_value_heads": 16},
     "gemma2": {
@@ -162,6 +178,7 @@ _DEFAULTS: dict[str, dict[str, object]] = {
     "glm4": {"max_position_embeddings": 131_072, "num_key_value_heads": 2},
     "glm4_moe": {"max_position_embeddings": 131_072, "num_key_value_heads": 8},
     "gpt2": {"n_positions": 1024, "n_head": 12, "n_layer": 12},
+    "gpt_bigcode": {"n_positions": 1024, "n_head": 12, "n_layer": 12},
     "gpt_neo": {"max_position_embeddings": 2048},
     "gpt_neox": {"max_position_embeddings": 2048},
     "gpt_oss": {
@@ -203,6 +220,7 @@ _DEFAULTS: dict[str, dict[str, object]] = {
     },
     "mistral": {"max_position_embeddings": 131_072, "num_key_value_heads": 8, "sliding_window": 4096},
     "mixtral": {"max_position_embeddings": 131_072, "num_key_value_heads": 8},
+    "mpt": {"max_seq_len": 2048, "attn_config": {}},
     "nanochat": {"max_position_embeddings": 2048, "final_logit_softcapping": 15.0},
     "nemotron": {"max_position_embeddings": 4096},
     "olmo": {"max_position_embeddings": 2048},
@@ -210,6 +228,7 @@ _DEFAULTS: dict[str, dict[str, object]] = {
     "olmo3": {"max_position_embeddings": 2048},
     "olmoe": {"max_position_embeddings": 4096},
     "openai-gpt": {"n_positions": 512, "n_head": 12, "n_layer": 12},
+    "opt": {"max_position_embeddings": 2048},
     "phi": {"max_position_embeddings": 2048},
     "phi3": {"max_position_embeddings": 4096, "original_max_position_embeddings": 4096},
     "phimoe": {"max_position_embeddings": 131_072, "num_key_value_heads": 8},
@@ -228,6 +247,7 @@ _DEFAULTS: dict[str, dict[str, object]] = {
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
     },
+    "xglm": {"max_position_embeddings": 2048, "attention_heads": 16, "num_layers": 24},
 }
 
 
