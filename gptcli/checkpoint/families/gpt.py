@@ -236,7 +236,8 @@ def gpt_architecture(
     rows: tuple[Transform, ...] = (),
 ) -> Architecture:
     """weight: applied to every matrix in a layer. rows: for each tensor of `names.qkv`, applied to weight and bias."""
-    if names.root != "model." and f"model.{names.embed}.weight" in tensors:  # MLX's names for all of them, with matrices (out, in)
+    # MLX has these names for all of them, with matrices (out, in).
+    if names.root != "model." and f"model.{names.embed}.weight" in tensors:
         names = replace(names, root="model.", layers="h", head=f"model.{names.head}")
         weight = unchanged
     roots = ("", names.root.partition(".")[2], names.root)
