@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import stat
+import tempfile
+from collections.abc import Iterator
+from functools import cache
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from gptcli.errors import BrokenCheckpoint, GptcliError, InputError
+from gptcli.errors import BrokenCheckpoint, GptcliError, InputError, OutputError
 from gptcli.model_notes import Note
 
 RECORD = "gptcli.json"  # in a fetched model's directory: its origin and its files' checksums
 ADAPTER_CONFIG = "adapter_config.json"  # in a directory of an adapter
+UNFINISHED = ".part"  # how the name of a file ends until it is written
 _FETCHED = (RECORD, ".git")  # what shows that others laid a directory out
 _MOST_CONTAINERS = 2_000_000
 JSON_LIMIT = 8 << 20  # bytes, far more than any config; tokenizers have another limit
@@ -29,6 +35,41 @@ def open_regular(path: Path) -> BufferedReader:
         os.close(descriptor)
         raise InputError(f"cannot open: {path}: not a regular file")
     return os.fdopen(descriptor, "rb")
+
+
+def open_own(path: Path) -> BufferedReader:
+    """Opens a file as `open_regular` does. Raises InputError also for one that another user could have written."""
+    file = open_regular(path)
+    status = os.fstat(file.fileno())
+    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o022):
+        file.close()
+        raise InputError(f"cannot open: {path}: others can write to it")
+    return file
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, for nobody else to read, that takes a path's place unless the block raises."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=UNFINISHED, delete=False) as file:
+        try:
+            yield file
+            os.replace(file.name, path)
+        except BaseException:  # Ctrl-C too: half a file is useless
+            os.unlink(file.name)
+            raise
+
+
+def identity(path: Path) -> list[int]:
+    """Changes whenever a file does: nobody can set the last of these times."""
+    status = path.stat()
+    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+@cache
+def program_identity() -> str:
+    """Changes whenever a Python file of the program does."""
+    package = Path(__file__).parent
+    return hashlib.sha256(repr([identity(path) for path in sorted(package.glob("**/*.py"))]).encode()).hexdigest()[:24]
 
 
 def is_gguf(path: Path) -> bool:
@@ -111,6 +152,34 @@ def _others_can_write(folder: os.stat_result, user: int) -> bool:
 def _is_ordinary(target: Path) -> bool:
     """Whether a link's target is a file of data, and not of the system, where reading may do more than read."""
     return target.is_file() and not str(target).startswith(("/proc/", "/sys/", "/dev/"))
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write, which takes its place if the block ends well, and is gone if not.
+
+    Raises OutputError for what the system refuses.
+    """
+    draft: Path | None = None
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:80]}-", suffix=".part", dir=path.parent)
+        draft = Path(name)
+        os.fchmod(descriptor, 0o666 & ~_umask())
+        os.close(descriptor)
+        yield draft
+        draft.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write: {path}: {error.strerror or error}") from None
+    finally:
+        if draft is not None:
+            draft.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """What new files' permissions lack; it can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def lock(descriptor: int, *, wait: bool = False) -> bool:

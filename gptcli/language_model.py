@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
 from gptcli.chat.session import Session
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import generation_notes, generation_source, sampling_defaults
-from gptcli.errors import ContextOverflow, UsageError
+from gptcli.errors import BrokenCheckpoint, ContextOverflow, UsageError
 from gptcli.generation.request_checks import check_choices, check_request, check_scoring
 from gptcli.generation.sampling.banned_tokens import always_banned
 from gptcli.generation.sampling.native_sampler import native_can_sample
@@ -20,6 +20,7 @@ from gptcli.generation.sampling.sampler import make_sampler
 from gptcli.model_notes import Note
 from gptcli.models.catalog import DEFAULT_MODEL, FetchProgress, fingerprint
 from gptcli.models.locate import locate
+from gptcli.models.stores import store_settings
 from gptcli.runtime.engine import (
     Cancelled,
     Engine,
@@ -72,8 +73,9 @@ class LanguageModel:
         self._workload = workload
         self._draft_model: LanguageModel | None = None
         self._draft_cache: TextCache | None = None
+        self.store = store_settings(name)
         config = folder.architecture.config
-        self.ctx_size = runtime.ctx_size or config.max_context
+        self.ctx_size = runtime.ctx_size or min(self.store.context or config.max_context, config.max_context)
         if self.ctx_size > config.max_context:
             raise UsageError(f"ctx-size {self.ctx_size} is beyond the model's context of {config.max_context}")
         self._loader = Loader(folder, runtime, self.ctx_size, None if runtime.draft_model else workload)
@@ -109,7 +111,8 @@ class LanguageModel:
             self.close()
 
     def close(self) -> None:
-        """Keeps a snapshot for the next start, if a workload was announced and the weights had to be read for it."""
+        """Keeps what makes the next start fast: of the weights, if a workload was announced and they had to be read."""
+        self.tokenizer.keep()
         if self._workload is not None:
             self._loader.keep_snapshot()
 
@@ -128,6 +131,11 @@ class LanguageModel:
         """What runs the decoder; loaded if nothing is yet."""
         return self._loader.engine or self.load()
 
+    @property
+    def failures(self) -> list[str]:
+        """Notes on why the engine or its start is slower here than it could be, or rounds more than was asked for."""
+        return [*self._loader.failures, *self.engine.failures]
+
     def torch_engine(self) -> TorchEngine:
         """The engine that serves every workload and whose logits are tensors; loaded if it is not yet."""
         return self._loader.load_with_torch()
@@ -137,13 +145,30 @@ class LanguageModel:
         """What of the model's files has no effect here."""
         where, fields = generation_source(self.folder)
         context = self.folder.architecture.config.max_context
-        return [*self.folder.notes, *generation_notes(fields, where, context), *self.tokenizer.notes]
+        return [
+            *self.folder.notes,
+            *generation_notes(fields, where, context),
+            *self.tokenizer.notes,
+            *self._store_notes,
+        ]
+
+    @property
+    def _store_notes(self) -> Iterator[Note]:
+        if self.store.not_done:
+            yield Note("not done, though Ollama's parameters ask for it", self.store.not_done)
+        if self.store.go_template and "chat_template" not in self.tokenizer.settings:
+            yield Note("Ollama's chat template is Go's and not read, and the file has none: --chat-template gives one")
 
     @cached_property
     def sampling_defaults(self) -> dict[str, Any]:
-        """Sampling defaults that the model brings. Raises BrokenCheckpoint."""
+        """Sampling defaults that the model, or its store, brings. Raises BrokenCheckpoint."""
         where, fields = generation_source(self.folder)
-        return sampling_defaults(fields, where)
+        defaults = sampling_defaults(fields, where) | self.store.sampling
+        try:
+            SamplingConfig.resolve({}, defaults)
+        except UsageError as error:
+            raise BrokenCheckpoint(f"{self.name}: Ollama's parameters: {error.message}") from None
+        return defaults
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -178,8 +203,17 @@ class LanguageModel:
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """Every id that config, generation config or tokenizer name as the end."""
-        return frozenset(self.tokenizer.stop_ids).union(*self.folder.stop_ids.values())
+        """Every id that config, generation config, tokenizer or store name as the end."""
+        ids = map(self.tokenizer.control_tokens.id_of, self.store.stop)
+        of_store = frozenset(id for id in ids if id is not None)
+        return of_store.union(self.tokenizer.stop_ids, *self.folder.stop_ids.values())
+
+    def stopping(self, asked: StopConfig) -> StopConfig:
+        """What ends a generation: the texts that are asked for, else those of the store that are no control tokens."""
+        if asked.strings:
+            return asked
+        id_of = self.tokenizer.control_tokens.id_of
+        return replace(asked, strings=tuple(text for text in self.store.stop if id_of(text) is None))
 
     def generate(
         self,
@@ -242,6 +276,7 @@ class LanguageModel:
         Each is what it would be alone, except for the rounding of sums. Raises as `stream` does.
         """
         samplings = [sampling.sparing(self.stop_ids) for sampling in samplings]
+        stop = self.stopping(stop)
         for sampling in dict.fromkeys(replace(sampling, seed=None) for sampling in samplings):
             self.check_request(prompt, sampling)
             never = {token for token, bias in sampling.logit_bias if bias == float("-inf")} | always_banned(sampling)
@@ -252,7 +287,7 @@ class LanguageModel:
         from gptcli.generation.loop import generate
 
         tokens = None if stop.max_tokens < 0 else len(prompt) + stop.max_tokens
-        needs_tensors = logprobs is not None or explain or not all(map(native_can_sample, samplings))
+        needs_tensors = explain or not all(map(native_can_sample, samplings))
         engine = self.engine
         if not engine.serves(Workload(len(samplings), needs_tensors, tokens)):
             engine = self.torch_engine()
@@ -361,8 +396,8 @@ class LanguageModel:
         return choose(self.torch_engine(), self.tokenizer, prompt, choices, special=special, cache=cache)
 
     def session(self, system: str | None = None, settings: ChatSettings | None = None) -> ChatSession:
-        """A conversation with this model; settings that are left out are the model's own, else the command line's."""
-        return Session(self, system, settings)
+        """A conversation with this model; what is left out is the model's own, else the command line's."""
+        return Session(self, self.store.system if system is None else system, settings)
 
 
 ChatSession: TypeAlias = Session[LanguageModel]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from gptcli.checkpoint.formats import Dense, Gptq, Shape, Stored, check_floats, is_expanded, stored_weights
-from gptcli.checkpoint.generation_config import GENERATION_FIELDS, generation_source
+from gptcli.checkpoint.generation_config import GENERATION_FIELDS, GGUF_METADATA, generation_source
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.not_a_model import refuse_adapter, refuse_pickle
 from gptcli.checkpoint.recipes import Architecture, Recipe, shape, sources
@@ -66,6 +66,8 @@ class ModelFolder:
             for name, each in model.tensors.items()
         }
         notes = [Note("fields that nothing reads", model.left_over)] if model.left_over else []
+        if model.reads_images:
+            notes.append(Note("text alone goes in, though the model reads images too"))
         folder = cls(path, model.config, model.generation_config, tensors, (), notes, model)
         if kinds := sorted({stored.about for stored in folder.weights.values() if is_expanded(stored)}):
             what = "expanded in memory, for nothing multiplies with them as stored: blocks of type"
@@ -124,6 +126,8 @@ class ModelFolder:
     def stop_ids(self) -> dict[str, tuple[int, ...]]:
         """Ids that end a generation, by the name of the file that lists them."""
         sources = {"config.json": self.config, "generation_config.json": self.generation_config or {}}
+        if self.gguf:
+            sources = {GGUF_METADATA: self.generation_config or {}}
         return {name: ids for name, fields in sources.items() if (ids := _eos_ids(fields, name))}
 
     @property

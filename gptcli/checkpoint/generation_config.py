@@ -75,6 +75,8 @@ WITHOUT_EFFECT = frozenset(
 )
 
 
+GGUF_METADATA = "GGUF metadata"  # in place of a file's name
+
 GENERATION_FIELDS = DONE | NOTED.keys() | WITHOUT_EFFECT
 
 
@@ -85,13 +87,15 @@ class _Folder(Protocol):
     def config(self) -> Mapping[str, Any]: ...
     @property
     def generation_config(self) -> Mapping[str, Any] | None: ...
+    @property
+    def gguf(self) -> object | None: ...
 
 
 def generation_source(folder: _Folder) -> tuple[str, Mapping[str, Any]]:
-    """The file that sets how a model generates, config.json if there is no other (as in transformers); its fields."""
+    """What sets how a model generates, config.json if there is no other (as in transformers); its fields."""
     if folder.generation_config is None:
         return "config.json", folder.config
-    return "generation_config.json", folder.generation_config
+    return GGUF_METADATA if folder.gguf else "generation_config.json", folder.generation_config
 
 
 def sampling_defaults(fields: Mapping[str, Any], where: str = "generation_config.json") -> dict[str, Any]:

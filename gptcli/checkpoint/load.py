@@ -1,6 +1,6 @@
 """Fills a decoder from a checkpoint, one parameter after the other.
 
-`_cook` makes a value from the checkpoint's tensors, `_form` decides how it is multiplied, `_module` makes the layer for
+`cook` makes a value from the checkpoint's tensors, `_form` decides how it is multiplied, `_module` makes the layer for
 that form, and `_Slot.fill` puts it into the decoder.
 """
 
@@ -96,7 +96,7 @@ def load_decoder(folder: ModelFolder, plan: WeightPlan, on_progress: Progress = 
             dtype = torch.float32 if wide else plan.dtype
             of_blocks = any(isinstance(source.stored(each), Ggml) for each in sources(recipe))
             slot = _Slot(decoder, name, dtype, of_blocks)
-            slot.fill(_holder(slot, _cook(recipe, source), plan))
+            slot.fill(_holder(slot, cook(recipe, source), plan))
             on_progress(source.bytes_read, folder.weight_bytes)
         for name in folder.surplus_biases:
             if source.read(name).any():
@@ -158,31 +158,32 @@ class _Slot:
             self.decoder.set_submodule(self.path, holder)
 
 
-def _cook(recipe: Recipe, source: TensorSource) -> Tensor | PackedWeight:
+def cook(recipe: Recipe, source: TensorSource) -> Tensor | PackedWeight:
+    """What a recipe makes of a checkpoint's tensors. Raises as `TensorSource.weight` does."""
     match recipe:
         case Take(name):
             return source.weight(name)
         case Concat(operands, axis):
-            return _joined([_cook(each, source) for each in operands], concat_rows, partial(torch.cat, dim=axis))
+            return _joined([cook(each, source) for each in operands], concat_rows, partial(torch.cat, dim=axis))
         case Stack(operands):
-            return _joined([_cook(each, source) for each in operands], stack, torch.stack)
+            return _joined([cook(each, source) for each in operands], stack, torch.stack)
         case Transposed(operand):
-            value = _cook(operand, source)
+            value = cook(operand, source)
             return _dense(value).mT.contiguous() if is_transposed(operand, source.stored) else value
         case PlusOne(operand):
             return _fp32(operand, source) + 1
         case PairsToHalves(operand, heads, dim, others):
-            return _reordered(_cook(operand, source), lambda rows: _pairs_to_halves(rows, heads, dim, others))
+            return _reordered(cook(operand, source), lambda rows: _pairs_to_halves(rows, heads, dim, others))
         case HeadsToQkv():
-            return _reordered(_cook(recipe.operand, source), partial(_heads_to_qkv, recipe))
+            return _reordered(cook(recipe.operand, source), partial(_heads_to_qkv, recipe))
         case WithoutFirst(operand, count):
-            return _reordered(_cook(operand, source), lambda rows: rows[count:])
+            return _reordered(cook(operand, source), lambda rows: rows[count:])
         case Product(left, right):
             return _fp32(left, source) @ _fp32(right, source)
         case Sinusoids():
             return _sinusoids(recipe)
         case EvensThenOdds(operand):
-            value = _cook(operand, source)
+            value = cook(operand, source)
             order = torch.arange(value.shape[1]).view(-1, 2).t().flatten()
             return value[:, order] if isinstance(value, Tensor) else value.rows(order)
         case LowRankUpdate(operand, up, down, scale):
@@ -194,7 +195,7 @@ def _dense(value: Tensor | PackedWeight) -> Tensor:
 
 
 def _fp32(recipe: Recipe, source: TensorSource) -> Tensor:
-    return _dense(_cook(recipe, source)).float()
+    return _dense(cook(recipe, source)).float()
 
 
 def _joined(
@@ -279,10 +280,21 @@ def _halved(value: Tensor) -> Tensor:
 
 
 def _quantized(slot: _Slot, value: Tensor, packing: Literal["int8", "int4"]) -> Tensor | PackedWeight:
-    if slot.chooses_experts or value.shape[-1] % 32:
-        return value
+    bits = _bits(slot, value.shape[-1], packing)
+    return value if bits is None else quantize_affine(value, bits)
+
+
+def _bits(slot: _Slot, columns: int, packing: Literal["int8", "int4"]) -> int | None:
+    if slot.chooses_experts or columns % 32:
+        return None
     is_vocabulary = slot.path in ("embed", "head")
-    return quantize_affine(value, bits=4 if packing == "int4" and not is_vocabulary else 8)
+    return 4 if packing == "int4" and not is_vocabulary else 8
+
+
+def quantized_bits(decoder: Decoder, name: str, columns: int, packing: Literal["int8", "int4"]) -> int | None:
+    """The bits that `load_decoder` packs one of a decoder's parameters in, which is dense; None if it stays so."""
+    slot = _Slot(decoder, name, torch.float32, of_blocks=False)
+    return None if slot.multiplied_by is None else _bits(slot, columns, packing)
 
 
 def _module(

@@ -118,7 +118,7 @@ class _Steps:
         from gptcli.models.install import changed_files
 
         self._activity.bytes("comparing checksums", 0, 0)
-        if changed := changed_files(self._model.path, self._model.record):
+        if changed := changed_files(self._model.directory, self._model.record):
             raise BrokenCheckpoint(f"changed since it was installed: {self._model.path}: {', '.join(changed)}")
         checksums = self._model.record.get("sha256", {})
         return (True, f"{len(checksums)} files are as installed") if checksums else (None, "no checksums were recorded")
@@ -175,13 +175,18 @@ class _Steps:
         SamplingConfig.resolve({}, defaults)
         where, fields = generation_source(self._lm.folder)
         order = f"; {_ORDER} is gptcli's, which has temperature last" if self._reordered else ""
-        greedy = "; greedy in transformers, and drawn here" if fields.get("do_sample") is None else ""
-        of = f"{len(defaults)} of {where}" if defaults else "none of the model"
+        says_nothing = fields.get("do_sample") is None and self._lm.folder.gguf is None
+        greedy = "; greedy in transformers, and drawn here" if says_nothing else ""
+        of_store = len(self._lm.store.sampling)
+        of = f"{len(defaults) - of_store} of {where}" if len(defaults) > of_store else "none of the model"
+        of += f", {of_store} of Ollama" if of_store else ""
         return True, f"sampling defaults: {of}{order}{greedy}"
 
     def numbers(self) -> tuple[None, str]:
         """What cannot be checked here."""
-        return None, f"logits were not compared: {REFERENCE} is no part of gptcli"
+        if self._lm.folder.gguf is None:
+            return None, f"logits were not compared: {REFERENCE} is no part of gptcli"
+        return None, "logits were not compared: neither llama.cpp nor the model that the file was made of is here"
 
     @property
     def _lm(self) -> LanguageModel:

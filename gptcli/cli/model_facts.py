@@ -22,9 +22,11 @@ def doubled_bos(tokenizer: Tokenizer, ids: Sequence[int]) -> str | None:
 
 
 def stop_sources(lm: LanguageModel) -> dict[str, Sequence[int]]:
-    """The ids that end a generation, by the file that names them."""
-    own = {"tokenizer_config.json": lm.tokenizer.stop_ids} if lm.tokenizer.stop_ids else {}
-    return {**lm.folder.stop_ids, **own}
+    """The ids that end a generation, by the file that names them, or by the store."""
+    own = {"tokenizer_config.json": lm.tokenizer.stop_ids} if lm.tokenizer.stop_ids and not lm.folder.gguf else {}
+    named: dict[str, Sequence[int]] = {**lm.folder.stop_ids, **own}
+    of_store = sorted(lm.stop_ids.difference(*named.values()))
+    return {**named, "Ollama": of_store} if of_store else named
 
 
 def sampling_facts(
@@ -35,6 +37,8 @@ def sampling_facts(
     def origin(name: str) -> str:
         if name in by_flag:
             return "flag"
+        if name in lm.store.sampling:
+            return "Ollama"
         return generation_source(lm.folder)[0] if name in lm.sampling_defaults else "gptcli"
 
     return {name: {"value": getattr(sampling, name), "from": origin(name)} for name in names}

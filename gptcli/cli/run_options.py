@@ -124,7 +124,7 @@ class RunOptions:
 
     def print_failures(self, lm: LanguageModel) -> None:
         """Says why text came slower than it could, unless notes are not wanted."""
-        note_failures(() if self.output.quiet else lm.engine.failures)
+        note_failures(() if self.output.quiet else lm.failures)
 
 
 def load_model(lm: LanguageModel, activity: ProgressLine, workload: Workload | None = None) -> None:

@@ -6,7 +6,7 @@ Names, transformations and defaults are those of llama.cpp's converter and of it
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gptcli.gguf.reader import GgufFile
@@ -45,6 +45,11 @@ class Fields:
     def has(self, tensor: str) -> bool:
         """Whether the file has this tensor, or the first layer if the name begins with a dot."""
         return (f"blk.0{tensor}" if tensor.startswith(".") else tensor) in self.file.tensors
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether q, k and v have biases, in one tensor or in three."""
+        return self.has(".attn_q.bias") or self.has(".attn_qkv.bias")
 
     def expect(self, name: str, *harmless: object) -> None:
         """Refuses a field unless it is absent or has one of these values."""
@@ -99,14 +104,16 @@ class GgufArchitecture:
     """How a GGUF architecture is one of ours.
 
     model_type: transformers' name; extra may replace it. top, block: tensors outside of layers and in each one, by
-    their names without `.weight` or `.bias`. eps: config.json's name for the norms' epsilon. pairs: RoPE turns
-    neighbouring channels, for which the converter has reordered the rows of q and k. plus_one: 1 was added to norms.
-    regrouped: the rows of attn_qkv were regrouped from heads to q, k and v. partial: RoPE turns a part of each head
-    unless config.json says otherwise. constants: more of config.json.
-    renamed: other names of config.json's common fields.
+    their names without `.weight` or `.bias`, # for an expert's number. eps: config.json's name for the norms' epsilon.
+    pairs: RoPE turns neighbouring channels, for which the converter has reordered the rows of q and k. plus_one: 1 was
+    added to norms. regrouped: the rows of attn_qkv were regrouped from heads to q, k and v. partial: RoPE turns a part
+    of each head unless config.json says otherwise. images: the model reads images too, of which files have only the
+    decoder; RoPE's sections are alike for text. constants: more of config.json. renamed: other names of config.json's
+    common fields. others: model types that are stored as this architecture, too.
     """
 
     model_type: str
+    others: tuple[str, ...] = ()
     block: Mapping[str, str] = field(default_factory=lambda: _LLAMA)
     top: Mapping[str, str] = field(default_factory=lambda: _TOP)
     layers: str = "model.layers."
@@ -115,13 +122,14 @@ class GgufArchitecture:
     plus_one: bool = False
     regrouped: bool = False
     partial: bool = False
+    images: bool = False
     constants: Mapping[str, Any] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     extra: Extra = _nothing
 
 
 def _llama(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
-    biases = {"attention_bias": fields.has(".attn_q.bias"), "mlp_bias": fields.has(".ffn_up.bias")}
+    biases = {"attention_bias": fields.qkv_bias, "mlp_bias": fields.has(".ffn_up.bias")}
     experts = fields.integer("expert_count", 0)
     if not experts:
         return biases
@@ -206,7 +214,7 @@ def _gpt_neox(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     return {
         "use_parallel_residual": fields.flag("use_parallel_residual", True),
         "rotary_pct": config.pop("partial_rotary_factor"),
-        "attention_bias": fields.has(".attn_qkv.bias"),
+        "attention_bias": fields.qkv_bias,
     }
 
 
@@ -218,14 +226,14 @@ def _gpt2(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _starcoder2(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
-    return {"use_bias": fields.has(".attn_q.bias"), "sliding_window": None}
+    return {"use_bias": fields.qkv_bias, "sliding_window": None}
 
 
 def _stablelm(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     fields.flag("use_parallel_residual", True)  # which files get wrong: the norm of the MLP tells
     return {
         "use_parallel_residual": not fields.has(".ffn_norm.weight"),
-        "use_qkv_bias": fields.has(".attn_q.bias"),
+        "use_qkv_bias": fields.qkv_bias,
         "qk_layernorm": fields.has(".attn_q_norm.weight"),
     }
 
@@ -250,12 +258,21 @@ def _olmo2(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _granite(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    fields.expect("rope.scaling.finetuned", True)  # false is a model without RoPE
     return _llama(fields, config) | {
         "attention_multiplier": fields.number("attention.scale", config["head_dim"] ** -0.5),
         "embedding_multiplier": fields.number("embedding_scale", 1.0),
         "residual_multiplier": fields.number("residual_scale", 1.0),
         "logits_scaling": fields.number("logit_scale", 1.0),
     }
+
+
+def _minicpm(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    """Granite's multipliers, which old files leave to the program that reads them."""
+    for name in ("embedding_scale", "residual_scale", "logit_scale"):
+        if fields.number(name) is None:
+            raise fields.file.unsupported(f"minicpm.{name} is missing", "convert the model with a newer llama.cpp")
+    return _granite(fields, config)
 
 
 def _cohere(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
@@ -270,7 +287,7 @@ def _cohere(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _glm4(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
-    return {"attention_bias": fields.has(".attn_q.bias")}
+    return {"attention_bias": fields.qkv_bias}
 
 
 def _gpt_oss(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
@@ -278,7 +295,7 @@ def _gpt_oss(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     if config["rope_scaling"]:
         config["rope_scaling"] |= {"truncate": False}  # llama.cpp rounds, the model does not
     return {
-        "attention_bias": fields.has(".attn_q.bias"),
+        "attention_bias": fields.qkv_bias,
         "num_local_experts": fields.integer("expert_count"),
         "num_experts_per_tok": fields.integer("expert_used_count"),
         "sliding_window": fields.integer("attention.sliding_window"),
@@ -286,6 +303,14 @@ def _gpt_oss(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+_QWEN3 = GgufArchitecture(model_type="qwen3", block=_LLAMA | _QK_NORMS)
+_QWEN3_MOE = GgufArchitecture(
+    model_type="qwen3_moe",
+    block=_ATTENTION | _QK_NORMS | _NORMS | _experts("mlp.switch_mlp") | {"ffn_gate_inp": "mlp.gate"},
+    constants={"norm_topk_prob": True},
+    extra=_qwen_moe,
+)
+_MIXTRAL_EXPERT = {"gate": "w1", "up": "w3", "down": "w2"}  # in files of before experts were stacked
 _GEMMA = {"hidden_act": "gelu_pytorch_tanh"}
 _PHI_BLOCK = {
     **_ATTENTION,
@@ -298,7 +323,11 @@ _PHI_BLOCK = {
 ARCHITECTURES: dict[str, GgufArchitecture] = {
     "llama": GgufArchitecture(
         model_type="llama",
-        block=_LLAMA | {"ffn_gate_inp": "block_sparse_moe.gate"} | _experts("block_sparse_moe.switch_mlp"),
+        others=("mistral", "mixtral"),
+        block=_LLAMA
+        | {"ffn_gate_inp": "block_sparse_moe.gate"}
+        | _experts("block_sparse_moe.switch_mlp")
+        | {f"ffn_{kind}.#": f"block_sparse_moe.experts.#.{name}" for kind, name in _MIXTRAL_EXPERT.items()},
         pairs=True,
         extra=_llama,
     ),
@@ -314,19 +343,29 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
         constants={"norm_topk_prob": False},
         extra=_qwen_moe,
     ),
-    "qwen3": GgufArchitecture(model_type="qwen3", block=_LLAMA | _QK_NORMS),
-    "qwen3moe": GgufArchitecture(
-        model_type="qwen3_moe",
-        block=_ATTENTION | _QK_NORMS | _NORMS | _experts("mlp.switch_mlp") | {"ffn_gate_inp": "mlp.gate"},
-        constants={"norm_topk_prob": True},
-        extra=_qwen_moe,
+    "qwen2vl": GgufArchitecture(model_type="qwen2", images=True),
+    "qwen3": _QWEN3,
+    "qwen3moe": _QWEN3_MOE,
+    "qwen3vl": replace(_QWEN3, images=True),
+    "qwen3vlmoe": replace(_QWEN3_MOE, images=True),
+    "internlm2": GgufArchitecture(model_type="llama", pairs=True, extra=_llama),
+    "xverse": GgufArchitecture(model_type="llama", pairs=True, extra=_llama),
+    "ernie4_5": GgufArchitecture(model_type="llama", pairs=True, extra=_llama),
+    "exaone": GgufArchitecture(model_type="llama", extra=_llama),
+    "seed_oss": GgufArchitecture(
+        model_type="qwen2", block=_ATTENTION | _MLP | _NORMS | {"post_attention_norm": "post_attention_layernorm"}
     ),
+    "minicpm": GgufArchitecture(model_type="granite", pairs=True, extra=_minicpm),
     "gemma": GgufArchitecture(model_type="gemma", plus_one=True, constants=_GEMMA),
     "gemma2": GgufArchitecture(
         model_type="gemma2", block=_ATTENTION | _MLP | _FOUR_NORMS, plus_one=True, extra=_gemma2
     ),
     "gemma3": GgufArchitecture(
-        model_type="gemma3_text", block=_ATTENTION | _QK_NORMS | _MLP | _FOUR_NORMS, plus_one=True, extra=_gemma3
+        model_type="gemma3_text",
+        others=("gemma3",),
+        block=_ATTENTION | _QK_NORMS | _MLP | _FOUR_NORMS,
+        plus_one=True,
+        extra=_gemma3,
     ),
     "phi2": GgufArchitecture(
         model_type="phi",
@@ -405,6 +444,7 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     "olmo": GgufArchitecture(model_type="olmo", eps="layer_norm_eps", pairs=True, extra=_olmo),
     "olmo2": GgufArchitecture(
         model_type="olmo2",
+        others=("olmo3",),
         block=_ATTENTION
         | _QK_NORMS
         | _MLP

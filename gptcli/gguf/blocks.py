@@ -183,6 +183,20 @@ def _mxfp4(block: Array) -> Array:
     return halves * np.array(_E2M1, np.float32)[_split(block["q"], 4, 16)]
 
 
+def _nvfp4(block: Array) -> Array:
+    """Scales of four bits of exponent and three of mantissa, without sign. Halved, for the values are doubled."""
+    import numpy as np
+
+    e, mantissa = block["e"] >> 3 & 15, _wide(block["e"] & 7)
+    scales = np.where(e == 0, mantissa / 1024, np.ldexp(1 + mantissa / 8, e.astype(np.int32) - 8))
+    scales[block["e"] == 0x7F] = 0
+    return _scaled(_wide(scales), np.array(_E2M1, np.float32)[_split(block["q"], 4, 8)])
+
+
+def _q1_0(block: Array) -> Array:
+    return _wide(block["d"]) * (2 * _wide(_split(block["q"], 1)) - 1)
+
+
 def _iq4_nl(block: Array) -> Array:
     return _wide(block["d"]) * _iq4_values(block["q"])
 
@@ -330,4 +344,6 @@ BLOCKS: dict[str, BlockType] = {
     "TQ1_0": _type(34, 256, _tq1_0, q="u1*48", last="u1*4", d="f2"),
     "TQ2_0": _type(35, 256, _tq2_0, q="u1*64", d="f2"),
     "MXFP4": _type(39, 32, _mxfp4, e="u1", q="u1*16"),
+    "NVFP4": _type(40, 64, _nvfp4, e="u1*4", q="u1*32"),
+    "Q1_0": _type(41, 128, _q1_0, d="f2", q="u1*16"),
 }

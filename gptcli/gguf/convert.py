@@ -6,7 +6,6 @@ Other types of blocks become fp16.
 from __future__ import annotations
 
 import json
-import struct
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,17 +16,15 @@ from tokenizers import Tokenizer
 from gptcli.errors import OutputError
 from gptcli.gguf.blocks import decoded
 from gptcli.gguf.model import GgufModel, ModelTensor, read_model
+from gptcli.gguf.safetensors_writer import SafetensorsWriter, write_json
 from gptcli.gguf.tokenizer import gguf_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
 
-    Arrays = dict[str, np.ndarray[Any, Any]]  # by the name to store them under
+    from gptcli.gguf.safetensors_writer import Arrays
 
 _GROUP = 32  # columns that share a scale in Q4_0, Q4_1 and Q8_0
-_SHARD_BYTES = 2 << 30
-# numpy has no bf16, so its bits are uint16.
-_DTYPES = {"uint32": "U32", "float32": "F32", "float16": "F16", "uint16": "BF16"}
 
 
 def convert(source: Path, target: Path, on_progress: Callable[[int, int], None]) -> None:
@@ -51,7 +48,7 @@ def convert(source: Path, target: Path, on_progress: Callable[[int, int], None])
     try:
         files["config.json"] = model.config | _quantization(_write_tensors(model, target, on_progress))
         for name, content in files.items():
-            _write_json(target / name, content)
+            write_json(target / name, content)
     except OSError as error:
         raise OutputError(f"cannot write: {target}: {error.strerror or error}") from None
 
@@ -69,51 +66,18 @@ def _write_tensors(model: GgufModel, target: Path, on_progress: Callable[[int, i
     """Writes model.safetensors, or shards and their index; returns the bits of each packed module."""
     total = sum(tensor.size for tensor in model.tensors.values())
     packed: dict[str, int] = {}
-    shards: list[list[str]] = []  # the names in each
-    shard: Arrays = {}
+    writer = SafetensorsWriter(target)
     done = 0
-    for count, (name, tensor) in enumerate(model.tensors.items(), 1):
+    for name, tensor in model.tensors.items():
         module = name.removesuffix(".weight")
         arrays, bits = _arrays(tensor, may_pack=module != name)
         if bits:
             packed[module] = bits
-        shard |= {f"{module}.{part}" if part else name: array for part, array in arrays.items()}
+        writer.add({f"{module}.{part}" if part else name: array for part, array in arrays.items()})
         done += tensor.size
         on_progress(done, total)
-        if count == len(model.tensors) or sum(array.nbytes for array in shard.values()) > _SHARD_BYTES:
-            _write_shard(shard, target / f"shard-{len(shards)}")
-            shards.append(list(shard))
-            shard = {}
-    if len(shards) == 1:
-        (target / "shard-0").rename(target / "model.safetensors")
-        return packed
-    weight_map: dict[str, str] = {}
-    for index, members in enumerate(shards):
-        name = f"model-{index + 1:05}-of-{len(shards):05}.safetensors"
-        (target / f"shard-{index}").rename(target / name)
-        weight_map |= dict.fromkeys(members, name)
-    _write_json(target / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
+    writer.close()
     return packed
-
-
-def _write_shard(tensors: Arrays, path: Path) -> None:
-    # Widest dtype first, and a header padded to 8 bytes: so every tensor is aligned, as the format recommends.
-    ordered = sorted(tensors.items(), key=lambda item: -item[1].itemsize)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, array in ordered:
-        begin, end = end, end + array.nbytes
-        header[name] = {"dtype": _DTYPES[array.dtype.name], "shape": array.shape, "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for _, array in ordered:
-            file.write(array.data)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _arrays(tensor: ModelTensor, *, may_pack: bool) -> tuple[Arrays, int | None]:

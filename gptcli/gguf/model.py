@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ _WITHOUT_EFFECT = frozenset(
     rope.scaling.original_context_length use_parallel_residual
     """.split()
 )
+_OF_IMAGES = frozenset(("rope.dimension_sections", "n_deepstack_layers"))
 # Fields that mean what we do if they have these values.
 _HARMLESS: dict[str, tuple[object, ...]] = {
     "attention.causal": (True,),
@@ -56,7 +57,7 @@ _OF_COMPUTING = re.compile(
     r"feed_forward|activation|hidden_act|swiglu|full_attention|interleave|deepstack|hyper|altup|laurel|shortconv|"
     r"pooling|use_parallel|dense|kda|ple"
 )
-_LAYER_TENSOR = re.compile(r"blk\.(\d{1,4})\.(.+)\.(weight|bias)")
+_LAYER_TENSOR = re.compile(r"blk\.(\d{1,4})\.(.+?)(?:\.(\d{1,4}))?\.(weight|bias)")
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,17 @@ class Edit:
 
         if self.minus:
             return (data.view(np.float32) - np.float32(self.minus)).view(np.uint8)
+        undone: np.ndarray[Any, Any] = data.reshape(rows, -1)[self.order(rows)].reshape(-1)
+        return undone
+
+    def order(self, rows: int) -> np.ndarray[Any, Any]:
+        """Where in the file each of this many rows of the tensor is, if rows were moved."""
+        import numpy as np
+
         stored = np.arange(rows)
         if self.pairs:
-            order = stored.reshape(self.pairs, -1, 2).transpose(0, 2, 1)
-        else:
-            order = stored.reshape(3, self.regrouped, -1).transpose(1, 0, 2)
-        return data.reshape(rows, -1)[order.reshape(-1)].reshape(-1)
+            return stored.reshape(self.pairs, -1, 2).transpose(0, 2, 1).reshape(-1)
+        return stored.reshape(3, self.regrouped, -1).transpose(1, 0, 2).reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -141,14 +147,17 @@ class GgufModel:
         return found
 
     @property
+    def reads_images(self) -> bool:
+        """Whether the model can read images, which nothing here does."""
+        return self._architecture.images
+
+    @property
     def generation_config(self) -> dict[str, Any]:
         """What the file says of generation, as a generation_config.json says it."""
         names = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
         given = {ours: self.file.any(f"general.sampling.{theirs}") for theirs, ours in names.items()}
-        return {
-            "eos_token_id": stop_ids(self.file),
-            **{name: value for name, value in given.items() if value is not None},
-        }
+        given = {name: value for name, value in given.items() if value is not None}
+        return {"eos_token_id": stop_ids(self.file), **({"do_sample": True} if given else {}), **given}
 
     def _read_config(self) -> dict[str, Any]:
         file, fields, known = self.file, self._fields, self._architecture
@@ -263,7 +272,8 @@ class GgufModel:
         left_over = []
         for name in self.file.unread(prefix):
             rest, value = name.removeprefix(prefix), self.file.fields[name]
-            if rest in _WITHOUT_EFFECT or any(value == known for known in _HARMLESS.get(rest, ())):
+            without_effect = _WITHOUT_EFFECT | (_OF_IMAGES if self.reads_images else frozenset())
+            if rest in without_effect or any(value == known for known in _HARMLESS.get(rest, ())):
                 continue
             if _OF_COMPUTING.match(rest):
                 raise self.file.unsupported(f"{name} = {str(value)[:40]} is not read, and may change the results")
@@ -279,10 +289,13 @@ class GgufModel:
             if stem not in known.top or leaf not in ("weight", "bias"):
                 raise file.unsupported(f"tensor {tensor.name[:80]!r} belongs to no part of this architecture")
             return [(f"{known.top[stem]}.{leaf}", self._edited(tensor, stem, leaf))]
-        layer, stem, leaf = match.groups()
-        if stem not in known.block:
+        layer, stem, expert, leaf = match.groups()
+        kind = stem if expert is None else f"{stem}.#"
+        if kind == "attn_qkv" and kind not in known.block and "attn_q" in known.block:
+            return self._by_projection(tensor, f"{known.layers}{layer}.", leaf)
+        if kind not in known.block:
             raise file.unsupported(f"tensor {tensor.name[:80]!r} belongs to no part of this architecture")
-        name = f"{known.layers}{layer}.{known.block[stem]}"
+        name = f"{known.layers}{layer}.{known.block[kind]}".replace("#", expert or "")
         if name.endswith(".sinks"):
             return [(name, self._edited(tensor, stem, leaf))]
         if name.endswith(".norms"):  # one in transformers for each head
@@ -314,6 +327,20 @@ class GgufModel:
             )
         if len(tensor.shape) == 1 and tensor.kind not in ("F32", "F16", "BF16"):
             raise self.file.unsupported(f"tensor {tensor.name!r} is of type {tensor.kind}")
+
+    def _by_projection(self, tensor: GgufTensor, layer: str, leaf: str) -> list[tuple[str, ModelTensor]]:
+        """q, k and v, whose rows are in one tensor one after the other."""
+        dim, kv = self.config["head_dim"], self.config["num_key_value_heads"]
+        rows = {"attn_q": self.config["num_attention_heads"] * dim, "attn_k": kv * dim, "attn_v": kv * dim}
+        if tensor.shape[0] != sum(rows.values()):
+            raise self.file.broken(f"tensor {tensor.name!r} has {tensor.shape[0]} rows, not {sum(rows.values())}")
+        parts, offset = [], tensor.offset
+        for stem, count in rows.items():
+            shape, size = (count, *tensor.shape[1:]), tensor.size // tensor.shape[0] * count
+            part = replace(tensor, shape=shape, offset=offset, size=size)
+            parts.append((f"{layer}{self._architecture.block[stem]}.{leaf}", self._edited(part, stem, leaf)))
+            offset += size
+        return parts
 
     def _by_head(self, tensor: GgufTensor, name: str) -> list[tuple[str, ModelTensor]]:
         if len(tensor.shape) != 2:

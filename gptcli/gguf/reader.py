@@ -27,6 +27,9 @@ _STRING, _ARRAY = 8, 9
 _MOST_VALUES = 1 << 22  # in a list: ten times the largest vocabulary
 _FIRST_READ, _MOST_READ = 8 << 20, 256 << 20  # bytes: most headers are shorter than the first
 _TYPES = {block.number: name for name, block in BLOCKS.items()}
+_NOT_READ = {9: "Q8_1", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 42: "Q2_0"} | {
+    31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"
+}  # fmt: skip
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 
@@ -89,7 +92,7 @@ class GgufFile:
     def values(self, name: str, kind: type[T]) -> list[T]:
         """A field that is a list of values of a type."""
         values = self.get(name, list)
-        if any(type(value) is not kind for value in values):
+        if {*map(type, values)} - {kind}:
             raise self.broken(f"{name} must be a list of type {kind.__name__}")
         return values
 
@@ -195,7 +198,12 @@ class _Header:
 
     def _tensor(self, name: str, shape: tuple[int, ...], kind: int, offset: int) -> GgufTensor:
         if kind not in _TYPES:
-            raise _unsupported(self._path, f"tensor {name[:80]!r} is of type {kind}, which is not read")
+            known = f" ({_NOT_READ[kind]})" if kind in _NOT_READ else ""
+            raise _unsupported(
+                self._path,
+                f"tensor {name[:80]!r} is of type {kind}{known}, which is not read",
+                "get the model in another type, such as Q4_K_M or Q8_0",
+            )
         block = BLOCKS[_TYPES[kind]]
         size = math.prod(shape) // block.columns * block.size
         if shape[-1] % block.columns or not size or offset + size > self._size:

@@ -11,6 +11,14 @@ from gptcli.gguf.reader import GgufFile
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # values of tokenizer.ggml.token_type
 _ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad", "eot": "eot", "eom": "eom"}
+# Texts of tokens that end a text or a turn in llama.cpp, whatever a file says of them.
+_ENDS = frozenset(
+    """
+    <|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|>
+    <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response>
+    <｜end▁of▁sentence｜> [e~[
+    """.split()
+)
 _LONGEST_PIECE = 256  # characters; longer ones are made of no others
 _Json = dict[str, Any]
 _BYTE_LEVEL: _Json = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
@@ -27,14 +35,19 @@ def gguf_tokenizer(file: GgufFile) -> tuple[_Json, _Json]:
     pre = file.get("tokenizer.ggml.pre", str, "default")
     if kind == "gpt2" and pre not in SPLITTERS:
         raise _unsupported(file, f"pre-tokenizer {pre[:40]!r}; known are {', '.join(SPLITTERS)}")
-    tokens = [token or f"[EMPTY_{id}]" for id, token in enumerate(file.values("tokenizer.ggml.tokens", str))]
+    tokens = file.values("tokenizer.ggml.tokens", str)
+    if "" in tokens:
+        tokens = [token or f"[EMPTY_{id}]" for id, token in enumerate(tokens)]
     types = file.values("tokenizer.ggml.token_type", int)
-    vocabulary = {token: id for id, token in enumerate(tokens)}
+    vocabulary = dict(zip(tokens, range(len(tokens)), strict=True))
     if len(types) != len(tokens) or len(vocabulary) != len(tokens):
         raise file.broken("token types do not match the tokens, or a token occurs twice")
     ids = _role_ids(file, len(tokens))
     around = _around(file, ids, adds_bos=kind == "llama" or pre in ADDS_BOS)
-    components = _byte_level(file, pre, vocabulary) if kind == "gpt2" else _sentencepiece(file, tokens, types)
+    if kind == "gpt2":
+        components = _byte_level(file, pre, vocabulary)
+    else:
+        components = _sentencepiece(file, tokens, types, vocabulary)
     state = {
         "version": "1.0",
         "truncation": None,
@@ -42,14 +55,14 @@ def gguf_tokenizer(file: GgufFile) -> tuple[_Json, _Json]:
         "added_tokens": [
             {
                 "id": id,
-                "content": token,
+                "content": tokens[id],
                 "single_word": False,
                 "lstrip": False,
                 "rstrip": False,
                 "normalized": False,
                 "special": type == _CONTROL,
             }
-            for id, (token, type) in enumerate(zip(tokens, types, strict=True))
+            for id, type in enumerate(types)
             if type in (_CONTROL, _USER_DEFINED)
         ],
         **components,
@@ -63,8 +76,16 @@ def gguf_tokenizer(file: GgufFile) -> tuple[_Json, _Json]:
 
 
 def stop_ids(file: GgufFile) -> list[int]:
-    """Every id that ends a text or a turn."""
+    """Every id that ends a text or a turn: as the file names it, or a control token with the text of one."""
     ids = [file.optional(f"tokenizer.ggml.{role}_token_id", int) for role in ("eos", "eot", "eom")]
+    tokens = file.any("tokenizer.ggml.tokens")  # what is wrong with them is found when the tokenizer is made
+    types = file.any("tokenizer.ggml.token_type")
+    if isinstance(tokens, list) and isinstance(types, list):
+        control = (id for id, type in enumerate(types[: len(tokens)]) if type == _CONTROL)
+        ends = {tokens[id]: id for id in control if tokens[id] in _ENDS}
+        if {"<|return|>", "<|call|>"} <= ends.keys():  # of gpt-oss, where <|end|> ends a message within a turn
+            ends.pop("<|end|>", None)
+        ids += ends.values()
     return list(dict.fromkeys(id for id in ids if id is not None))
 
 
@@ -139,7 +160,9 @@ def _pre_tokenizer(regexes: Sequence[str]) -> _Json:
 def _merges(file: GgufFile, vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
     """Pairs by rank. As in llama.cpp, the first space that is not the first letter parts them."""
     merges = []
-    for merge in file.values("tokenizer.ggml.merges", str):
+    if not (written := file.values("tokenizer.ggml.merges", str)):  # llama.cpp would make bytes of every text
+        raise file.broken("tokenizer.ggml.merges is empty")
+    for merge in written:
         at = merge.find(" ", 1)
         left, right = merge[:at], merge[at + 1 :]
         if at < 0 or left not in vocabulary or right not in vocabulary or left + right not in vocabulary:
@@ -148,14 +171,13 @@ def _merges(file: GgufFile, vocabulary: Mapping[str, int]) -> list[tuple[str, st
     return merges
 
 
-def _sentencepiece(file: GgufFile, tokens: Sequence[str], types: Sequence[int]) -> _Json:
+def _sentencepiece(file: GgufFile, tokens: Sequence[str], types: Sequence[int], vocabulary: Mapping[str, int]) -> _Json:
     """SentencePiece's BPE: of all neighbours that make a token, those with the highest score are merged first."""
     scores = file.values("tokenizer.ggml.scores", float)
     if len(scores) != len(tokens):
         raise file.broken("token scores do not match the tokens")
-    ids = {token: id for id, token in enumerate(tokens)}
-    plain = {token: id for token, id in ids.items() if types[id] != _CONTROL}
-    ranked = sorted(plain, key=lambda token: -scores[ids[token]])
+    by_score = sorted(range(len(tokens)), key=scores.__getitem__, reverse=True)
+    ranked = [tokens[id] for id in by_score if types[id] != _CONTROL]
     normalizers: list[_Json] = [{"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
     decoders: list[_Json] = [
         {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
@@ -173,8 +195,8 @@ def _sentencepiece(file: GgufFile, tokens: Sequence[str], types: Sequence[int]) 
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": {
             "type": "BPE",
-            "vocab": ids,
-            "merges": _pairs(ranked, plain),
+            "vocab": vocabulary,
+            "merges": _pairs(ranked),
             "unk_token": _unknown(tokens, types),
             "fuse_unk": False,
             "byte_fallback": True,
@@ -183,15 +205,16 @@ def _sentencepiece(file: GgufFile, tokens: Sequence[str], types: Sequence[int]) 
 
 
 def _unknown(tokens: Sequence[str], types: Sequence[int]) -> str | None:
-    return next((token for token, type in zip(tokens, types, strict=True) if type == _UNKNOWN), None)
+    return tokens[types.index(_UNKNOWN)] if _UNKNOWN in types else None
 
 
-def _pairs(ranked: Sequence[str], known: Mapping[str, int]) -> list[tuple[str, str]]:
+def _pairs(ranked: Sequence[str]) -> list[tuple[str, str]]:
     """Every pair of tokens that makes a token, in the order of those."""
+    known = frozenset(ranked)
     return [
-        (token[:split], token[split:])
+        (left, right)
         for token in ranked
         if len(token) <= _LONGEST_PIECE
         for split in range(1, len(token))
-        if token[:split] in known and token[split:] in known
+        if (left := token[:split]) in known and (right := token[split:]) in known
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
-from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_float, c_int, c_int64, c_void_p, sizeof
+from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_float, c_int, c_int64, c_uint64, c_void_p, sizeof
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -29,7 +29,10 @@ CACHE_KINDS: tuple[CacheKind, ...] = get_args(CacheKind)
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "clamped_swiglu": 4}  # numbers of config.Activation's
 
 # In the order of kernels.h's Code.
-_CODES = ("EMBED", "RMS_NORM", "LAYER_NORM", "LINEAR", "ROTATE", "ATTEND", "ACTIVATE", "ADD")
+_CODES = (
+    "EMBED", "RMS_NORM", "LAYER_NORM", "LINEAR", "CHOOSE", "EXPERTS", "MIX", "GATE", "ROTATE", "ATTEND", "ACTIVATE",
+    "ADD",
+)  # fmt: skip
 
 
 class Op(Structure):
@@ -37,9 +40,9 @@ class Op(Structure):
 
     _fields_ = [
         ("code", c_int64),
-        *((name, c_void_p) for name in ("matrix", "input", "out", "weight", "bias")),
+        *((name, c_void_p) for name in ("matrices", "input", "out", "choices", "weight", "bias")),
         *((name, c_int64) for name in ("rows", "size", "stride", "weight_step", "table")),
-        *((name, c_int64) for name in ("heads", "kv_heads", "window", "cache_kind", "keys_at")),
+        *((name, c_int64) for name in ("heads", "kv_heads", "window", "cache_kind", "keys_at", "arithmetic")),
         ("factor", c_float),
         ("softcap", c_float),
     ]
@@ -89,6 +92,9 @@ class Draw(Structure):
     ]
 
 
+Checksum = c_uint64 * 8
+"""A checksum of data, all 0 for none. No proof against forgery."""
+
 _STRUCTURES = (Op, Rotation, Row, Frame, Draw)  # in the order of gptcli_record_bytes
 _MATRIX = len(_STRUCTURES)  # its number for kernels.h's Matrix, which Python does not declare
 
@@ -113,6 +119,8 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "gptcli_run": (c_int, [c_void_p, c_int64, POINTER(Frame)]),
     "gptcli_draw": (c_int64, [POINTER(Draw)]),
     "gptcli_all_finite": (c_int, [c_void_p, c_int64]),
+    "gptcli_checksum": (None, [c_void_p, c_int64, POINTER(Checksum)]),
+    "gptcli_read": (c_int, [c_int, c_void_p, c_int64, POINTER(Checksum)]),
 }
 
 
@@ -238,6 +246,14 @@ class Functions:
     def all_finite(self, address: int, size: int) -> bool:
         """Whether none of `size` fp32 values is infinite or NaN."""
         return bool(self._c.gptcli_all_finite(address, size))
+
+    def add_to_checksum(self, checksum: ctypes.Array[c_uint64], address: int, size: int) -> None:
+        """Adds `size` bytes, a multiple of 64, to a `Checksum`."""
+        self._c.gptcli_checksum(address, size, checksum)
+
+    def read_into(self, checksum: ctypes.Array[c_uint64], file: int, address: int, size: int) -> bool:
+        """The same with bytes from a file descriptor, which go to an address; False if it has not as many."""
+        return bool(self._c.gptcli_read(file, address, size, checksum) == 0)
 
 
 @cache

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +13,7 @@ from torch.nn import functional as F
 
 _MOST_SLICES = 32
 _FEW_ROWS = 4  # with more, a plain product is as fast
+_PROBE, _TURNS = 1024, 5  # rows and columns of what is measured, and how often
 
 
 class Linear(nn.Linear):
@@ -27,14 +31,43 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias: (..., columns), (rows, columns) and (rows,) to (..., rows).
 
     A decode step multiplies every weight with one vector. Some BLAS libraries do that on one core, at a third of the
-    memory bandwidth; a batch of products with slices of the matrix uses all cores (docs/benchmarks.md).
+    memory bandwidth; there a batch of products with slices of the matrix uses all cores. Elsewhere it is slower
+    (docs/benchmarks.md), so the first call measures. Both ways round alike, but not equally.
     """
     rows, columns = weight.shape
     slices = math.gcd(rows, _MOST_SLICES)
     vectors = x.numel() // columns
-    if vectors > _FEW_ROWS or slices == 1 or x.is_cuda or x.dtype != torch.float32:
+    if not 0 < vectors <= _FEW_ROWS or slices == 1 or x.is_cuda or x.dtype != torch.float32:
         return F.linear(x, weight, bias)
-    columns_of_x = x.reshape(vectors, columns).t().expand(slices, columns, vectors)
-    out = torch.bmm(weight.view(slices, -1, columns), columns_of_x)  # (slices, rows / slices, vectors)
-    out = out.view(rows, vectors).t().reshape(*x.shape[:-1], rows)
+    if not _slices_are_faster(vectors, torch.get_num_threads()):
+        return F.linear(x, weight, bias)
+    out = _in_slices(x.reshape(vectors, columns), weight, slices).reshape(*x.shape[:-1], rows)
     return out if bias is None else out + bias
+
+
+def _in_slices(x: Tensor, weight: Tensor, slices: int) -> Tensor:
+    """x @ weight.T for (vectors, columns), as a batch of products."""
+    (vectors, columns), rows = x.shape, weight.shape[0]
+    out = torch.bmm(weight.view(slices, -1, columns), x.t().expand(slices, columns, vectors))
+    return out.view(rows, vectors).t()
+
+
+@cache
+def _slices_are_faster(vectors: int, threads: int) -> bool:
+    """Whether slices take at most four fifths of the time here: a closer race would change with every process.
+
+    The fastest of a few turns counts, since other processes only ever slow one down. That takes a few milliseconds.
+    """
+    del threads  # a key only
+    weight, x = (torch.zeros(rows, _PROBE, dtype=torch.float32, device="cpu") for rows in (_PROBE, vectors))
+    ways = (lambda: F.linear(x, weight)), (lambda: _in_slices(x, weight, _MOST_SLICES))
+    times = [[_seconds(way) for way in ways] for _ in range(_TURNS + 1)][1:]  # the first turn only warms up
+    plain, sliced = (min(each) for each in zip(*times, strict=True))
+    faster: bool = sliced <= 0.8 * plain
+    return faster
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started

@@ -19,6 +19,7 @@ from gptcli.models.stores import find_stored, stored_models
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
+SCRATCH = ".fetch-"  # begins the names of directories that models are written to
 _SMALL = 16 << 20  # bytes
 
 FetchProgress = Callable[[str, int, int], None]  # the current action, bytes done, bytes in all (0: unknown)
@@ -34,13 +35,18 @@ class LocalModel:
     @property
     def record(self) -> dict[str, Any]:
         """What was recorded at installation; empty for a directory made by hand."""
-        file = self.path / RECORD
+        file = self.directory / RECORD
         return read_json(file) if file.exists() else {}
+
+    @property
+    def directory(self) -> Path:
+        """What its files are in."""
+        return self.path.parent if self.path.is_file() else self.path
 
     @property
     def store(self) -> str:
         """What keeps it: another program's name, or nothing for a directory."""
-        return self.name.partition(":")[0] if self.path.is_file() else ""
+        return self.name.partition(":")[0] if ":" in self.name and self.path.is_file() else ""
 
     @property
     def size(self) -> int:
@@ -84,12 +90,15 @@ def local_models() -> list[LocalModel]:
     """Every model in the install root, the user's data directory, the Hugging Face cache and other stores, by name."""
     found: dict[str, LocalModel] = {}
     for root in roots():
-        for config in [*root.glob("*/config.json"), *root.glob("*/*/config.json")]:
+        records = [*root.glob(f"*/{RECORD}"), *root.glob(f"*/*/{RECORD}")]
+        for config in [*root.glob("*/config.json"), *root.glob("*/*/config.json"), *records]:
             directory = config.parent
             name = directory.relative_to(root).as_posix()
             within_another = directory.parent != root and (directory.parent / "config.json").exists()
             if not within_another and not any(part.startswith(".") for part in name.split("/")):
-                found.setdefault(name, LocalModel(name, directory))
+                path = directory if (directory / "config.json").is_file() else first_gguf(directory)
+                if path is not None:
+                    found.setdefault(name, LocalModel(name, path))
     for directory in sorted(_hub_cache().glob("models--*")):
         name = directory.name.removeprefix("models--").replace("--", "/")
         if snapshot := _hub_snapshot(name):
@@ -152,8 +161,20 @@ def _named(name: str, file: str) -> LocalModel | None:
     for root in roots():
         if os.path.isfile(root / name / file):
             return LocalModel(name, root / name)
+        if (gguf := first_gguf(root / name)) is not None:
+            return LocalModel(name, gguf)
     snapshot = _hub_snapshot(name, file)
     return LocalModel(name, snapshot) if snapshot else None
+
+
+def first_gguf(directory: Path) -> Path | None:
+    """The GGUF file that was fetched into a directory, or the first part of one; None if there is none."""
+    files = sorted(directory.glob("*.gguf")) if (directory / RECORD).exists() or _being_fetched(directory) else []
+    return files[0] if files else None
+
+
+def _being_fetched(directory: Path) -> bool:
+    return directory.name.startswith(SCRATCH)
 
 
 def missing(name: str, *, wanted: bool = True) -> ModelNotFound:

@@ -9,16 +9,15 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from gptcli.errors import InputError, InvalidModel, OutputError, UsageError
 from gptcli.files import RECORD, lock, open_regular, open_within
-from gptcli.models.catalog import find, find_named, install_root, is_name, missing, roots
+from gptcli.models.catalog import SCRATCH, find, find_named, first_gguf, install_root, is_name, missing, roots
 
-_SCRATCH = ".fetch-"
 _ABANDONED_S = 24 * 3600
 
 
@@ -27,7 +26,7 @@ def check_name(name: str) -> None:
     if not is_name(name):
         raise UsageError(f"a model's name is NAME or OWNER/NAME, not {name!r}")
     target = install_root() / name
-    if os.path.lexists(target) and not (target / "config.json").is_file():
+    if os.path.lexists(target) and not (target / "config.json").is_file() and first_gguf(target) is None:
         raise UsageError(f"in the way, and not a model: {target}", hint="choose another name")
     if "/" in name and (target.parent / "config.json").exists():
         raise UsageError(f"in the way: {target.parent} is a model itself", hint="choose another name")
@@ -46,9 +45,9 @@ def scratch(name: str | None = None) -> Iterator[Path]:
         try:
             _sweep(root)
             if name is None:
-                directory = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=root))
+                directory = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=root))
             else:
-                directory = root / f"{_SCRATCH}{name.replace('/', '--')}"
+                directory = root / f"{SCRATCH}{name.replace('/', '--')}"
                 directory.mkdir(exist_ok=True)
             with _locked(directory):
                 yield directory
@@ -132,6 +131,17 @@ def install(directory: Path, name: str, source: dict[str, Any]) -> Path:
     return target
 
 
+def install_whole(name: str, size: int, fill: Callable[[Path], None], source: dict[str, Any]) -> Path:
+    """Installs a model of about `size` bytes that `fill` writes to a directory. Raises as `install` and `fill` do."""
+    check_name(name)
+    with scratch() as directory:
+        need_space(size)
+        model = directory / "model"
+        model.mkdir()
+        fill(model)
+        return install(model, name, source)
+
+
 def remove(name: str) -> Path:
     """Removes a model that gptcli installed. Returns its former path. Raises ModelNotFound or UsageError."""
     model = find_named(name)
@@ -142,7 +152,7 @@ def remove(name: str) -> Path:
         )
     if model is None:
         raise missing(name, wanted=False)
-    target = model.path
+    target = model.directory
     root = next((root for root in roots() if root / name == target), None)
     if root is None or not (target / RECORD).is_file():
         raise UsageError(f"not installed by gptcli: {target}", hint="remove it as it came")
@@ -184,7 +194,7 @@ def _locked(directory: Path, *, wait: bool = False) -> Iterator[None]:
 
 def _sweep(root: Path) -> None:
     """Removes what killed processes have left."""
-    for directory in root.glob(f"{_SCRATCH}*"):
+    for directory in root.glob(f"{SCRATCH}*"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - directory.stat().st_mtime > _ABANDONED_S:
                 shutil.rmtree(directory, ignore_errors=True)

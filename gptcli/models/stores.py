@@ -1,18 +1,33 @@
-"""GGUF files that other programs keep: Ollama, LM Studio and llama.cpp. Read in place, never written or removed."""
+"""GGUF files that other programs keep: Ollama, LM Studio and llama.cpp. Read in place, never written or removed.
+
+Ollama keeps more of a model beside its file: parameters, a system message, a template of Go. See `StoreSettings`.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gptcli.environment import switched_off
-from gptcli.errors import GptcliError
-from gptcli.files import read_json
+from gptcli.errors import BrokenCheckpoint, GptcliError, UnsupportedArchitecture
+from gptcli.files import open_regular, read_json
 
 _OLLAMA_HOST, _OLLAMA_OWNER = "registry.ollama.ai", "library"  # which its names leave out
-_OLLAMA_MODEL = "application/vnd.ollama.image.model"
+_OLLAMA_LAYER = "application/vnd.ollama.image."
+# Ollama's parameters that are settings of ours by the same names, and those that change no text.
+_OLLAMA_SETTINGS = frozenset(
+    "temperature top_k top_p min_p repeat_penalty repeat_last_n presence_penalty frequency_penalty".split()
+)
+_OLLAMA_WITHOUT_EFFECT = frozenset(
+    """
+    num_gpu main_gpu num_thread num_batch num_keep low_vram numa f16_kv logits_all vocab_only use_mmap use_mlock
+    """.split()
+)
+_LONGEST_SYSTEM = 1 << 20  # bytes
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 _NO_MODEL = re.compile(r"(^|[-_./])mmproj", re.IGNORECASE)  # vision modules, which lie beside their models
@@ -35,31 +50,101 @@ def find_stored(name: str) -> Path | None:
     return next((file for known, file in stored_models() if known in wanted), None)
 
 
+@dataclass(frozen=True)
+class StoreSettings:
+    """What a store says of a model beside its file, each below what a user asks for.
+
+    sampling: settings by SamplingConfig's names. stop: texts that end a generation. context: in tokens. go_template:
+    whether there is a chat template that is not Jinja. not_done: names of parameters that nothing does.
+    """
+
+    sampling: dict[str, Any] = field(default_factory=dict)
+    stop: tuple[str, ...] = ()
+    context: int | None = None
+    system: str | None = None
+    go_template: bool = False
+    not_done: tuple[str, ...] = ()
+
+
+def store_settings(name: str) -> StoreSettings:
+    """What the store of a model says of it; nothing for a name without a store.
+
+    Raises BrokenCheckpoint or InputError for what cannot be read, UnsupportedArchitecture for an adapter.
+    """
+    if not name.startswith("ollama:") or os.environ.get("GPTCLI_STORES") == "off":
+        return StoreSettings()
+    for known, layers in _ollama_models():
+        if f"ollama:{known}" in (name, f"{name}:latest"):
+            if "adapter" in layers:
+                raise UnsupportedArchitecture(f"cannot run: {name}: it has an adapter, which is not applied")
+            parameters = read_json(layers["params"]) if "params" in layers else {}
+            settings = _settings(f"{name}: {layers.get('params')}", parameters)
+            return StoreSettings(
+                **settings,
+                system=_text(layers["system"]) if "system" in layers else None,
+                go_template="template" in layers,
+            )
+    return StoreSettings()
+
+
+def _settings(where: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Parameters as fields of StoreSettings. Raises BrokenCheckpoint for bad values."""
+    stop = parameters.get("stop") or []
+    context = parameters.get("num_ctx")
+    sampling = {name: value for name, value in parameters.items() if name in _OLLAMA_SETTINGS}
+    if context is not None and (type(context) is not int or context < 1):
+        raise BrokenCheckpoint(f"{where}: num_ctx must be a number of tokens")
+    if not isinstance(stop, list) or not all(isinstance(text, str) for text in stop):
+        raise BrokenCheckpoint(f"{where}: stop must be a list of texts")
+    if any(type(value) not in (int, float) for value in sampling.values()):
+        raise BrokenCheckpoint(f"{where}: these must be numbers: {', '.join(sampling)}")
+    done = _OLLAMA_SETTINGS | _OLLAMA_WITHOUT_EFFECT | {"stop", "num_ctx"}
+    not_done = tuple(name for name in parameters if name not in done)
+    return {"sampling": sampling, "stop": tuple(filter(None, stop)), "context": context, "not_done": not_done}
+
+
+def _text(blob: Path) -> str:
+    with open_regular(blob) as file:
+        data = file.read(_LONGEST_SYSTEM + 1)
+    try:
+        if len(data) <= _LONGEST_SYSTEM:
+            return data.decode()
+    except UnicodeDecodeError:
+        raise BrokenCheckpoint(f"cannot read: {blob}: not UTF-8") from None
+    raise BrokenCheckpoint(f"cannot read: {blob}: a system message of more than {_LONGEST_SYSTEM} bytes")
+
+
 def _ollama() -> Iterator[tuple[str, Path]]:
-    """A manifest is `manifests/HOST/OWNER/MODEL/TAG`; it names blobs by their hashes."""
+    for name, layers in _ollama_models():
+        if "model" in layers:
+            yield name, layers["model"]
+
+
+def _ollama_models() -> Iterator[tuple[str, dict[str, Path]]]:
+    """Each model's name, and its blobs by what they are; a manifest is `manifests/HOST/OWNER/MODEL/TAG`."""
     chosen = os.environ.get("OLLAMA_MODELS")
     for root in [Path(chosen)] if chosen else [_home() / ".ollama/models", Path("/usr/share/ollama/.ollama/models")]:
         for manifest in sorted(root.glob("manifests/*/*/*/*")):
             host, owner, model, tag = manifest.parts[-4:]
-            if (blob := _blob(root, manifest)) is not None:
-                prefix = "" if host == _OLLAMA_HOST else f"{host}/"
-                prefix += "" if not prefix and owner == _OLLAMA_OWNER else f"{owner}/"
-                yield f"{prefix}{model}:{tag}", blob
+            prefix = "" if host == _OLLAMA_HOST else f"{host}/"
+            prefix += "" if not prefix and owner == _OLLAMA_OWNER else f"{owner}/"
+            yield f"{prefix}{model}:{tag}", _blobs(root, manifest)
 
 
-def _blob(root: Path, manifest: Path) -> Path | None:
-    """The file with a model's weights, if its manifest can be read and the file is there."""
+def _blobs(root: Path, manifest: Path) -> dict[str, Path]:
+    """The files that a manifest names by their hashes, if it can be read and they are there."""
     try:
         layers = read_json(manifest).get("layers")
     except GptcliError:
-        return None
+        return {}
+    blobs: dict[str, Path] = {}
     for layer in layers if isinstance(layers, list) else []:
         match layer:
-            case {"mediaType": str(kind), "digest": str(digest)} if kind == _OLLAMA_MODEL:
-                if (hexadecimal := _DIGEST.fullmatch(digest)) is not None:
-                    blob = root / "blobs" / f"sha256-{hexadecimal[1]}"
-                    return blob if blob.is_file() else None
-    return None
+            case {"mediaType": str(kind), "digest": str(digest)} if hexadecimal := _DIGEST.fullmatch(digest):
+                blob = root / "blobs" / f"sha256-{hexadecimal[1]}"
+                if kind.startswith(_OLLAMA_LAYER) and blob.is_file():
+                    blobs.setdefault(kind.removeprefix(_OLLAMA_LAYER), blob)
+    return blobs
 
 
 def _lm_studio() -> Iterator[tuple[str, Path]]:

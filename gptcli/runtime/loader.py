@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.runtime.engine import Engine, Progress, Workload, no_progress
-from gptcli.runtime.fast_start.snapshots import OpenedSnapshot, Slot, keep_snapshot, open_snapshot, slot_for
+from gptcli.runtime.fast_start.snapshot_file import DamagedSnapshot
+from gptcli.runtime.fast_start.snapshots import (
+    OpenedSnapshot,
+    Slot,
+    drop_snapshot,
+    keep_snapshot,
+    open_snapshot,
+    slot_for,
+)
 from gptcli.runtime.resource_limits import check_room_for_torch
 from gptcli.settings import RuntimeConfig
 
@@ -27,8 +37,10 @@ class Loader:
         self._snapshot_engine: SnapshotEngine | None = None
         self._slot: Slot | None = None  # for a snapshot of the weights that were read
         self._opened: OpenedSnapshot | None = None
-        if announced is not None and announced.plain and (slot := slot_for(folder, runtime)) is not None:
-            self._opened = open_snapshot(slot, runtime, self._room(announced))
+        self.failures: list[str] = []  # notes on why it is slower than it could be
+        if announced is not None and not announced.probabilities and (slot := slot_for(folder, runtime)) is not None:
+            with self._dropping(slot):
+                self._opened = open_snapshot(slot, runtime, self._room(announced))
 
     @property
     def engine(self) -> Engine | None:
@@ -42,7 +54,8 @@ class Loader:
         """
         if self._torch_engine is None and workload is not None:
             if self._opened is not None and self._snapshot_engine is None:
-                self._snapshot_engine = self._opened.engine(self._ctx_size, self._room(workload))
+                with self._dropping(self._opened.slot):
+                    self._snapshot_engine = self._opened.engine(self._ctx_size, self._room(workload))
             if self._snapshot_engine is not None and self._snapshot_engine.serves(workload):
                 return self._snapshot_engine
         return self.load_with_torch(on_progress)
@@ -58,6 +71,15 @@ class Loader:
         """Keeps a snapshot for the next start, if the weights were read and can have one."""
         if self._torch_engine is not None and self._slot is not None:
             keep_snapshot(self._slot, self._folder, self._runtime, self._torch_engine)
+
+    @contextlib.contextmanager
+    def _dropping(self, slot: Slot) -> Iterator[None]:
+        """Drops the snapshot in a slot if it turns out to be damaged, and goes on without one."""
+        try:
+            yield
+        except DamagedSnapshot:
+            drop_snapshot(slot)
+            self.failures.append("what was kept for a fast start was damaged: the model was read instead")
 
     def _room(self, workload: Workload) -> int:
         return self._ctx_size if workload.tokens is None else min(workload.tokens, self._ctx_size)

@@ -2,20 +2,20 @@
 
 Nothing here computes: blocks become operations on buffers, in the order of `model/decoder.py`. Each function names the
 config fields that it lowers. If any other field differs from its default, or there is no operation for something
-(experts, for example), `lower` returns None, and torch runs the decoder.
+(a clip of q, for example), `lower` returns None, and torch runs the decoder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from gptcli.kernels.bindings import ACTIVATIONS, CacheKind, Matrix, Op
-from gptcli.kernels.layers import CompiledEmbedding, CompiledLinear
+from gptcli.kernels.bindings import ACTIVATIONS, Arithmetic, CacheKind, Matrix, Op
+from gptcli.kernels.layers import CompiledEmbedding, CompiledExperts, CompiledLinear
 from gptcli.kernels.tensors import Library
 from gptcli.model.attention import Attention
 from gptcli.model.config import (
@@ -30,7 +30,7 @@ from gptcli.model.config import (
 )
 from gptcli.model.decoder import Block, Decoder, Embedding
 from gptcli.model.linear import Linear
-from gptcli.model.mlp import Mlp
+from gptcli.model.mlp import Experts, Mlp, Moe
 from gptcli.model.norm import Norm
 from gptcli.model.rope import rotary_table
 from gptcli.runtime.fast_start.snapshot_file import RotaryTable, Snapshot
@@ -46,6 +46,7 @@ _IN_PROGRAM = (
     "learned_positions", "embedding_scale", "embedding_norm",
 )  # fmt: skip
 _AFTER_PROGRAM = ("logit_scale", "logit_softcap")
+_CHOICE_WIDTH = 3  # of kernels.h's Choice, beside fp32
 
 
 class Unsupported(Exception):
@@ -157,6 +158,10 @@ def _check_rope(rope: RopeConfig) -> None:
             raise Unsupported
 
 
+def _up_width(config: MlpConfig) -> int:
+    return config.width * (2 if config.gated else 1)
+
+
 @dataclass
 class _Lowering:
     decoder: Decoder
@@ -179,7 +184,7 @@ class _Lowering:
         embedding, positions = decoder.embed, decoder.positions
         self._add(
             "EMBED",
-            matrix=self._matrix(embedding),
+            matrices=[self._matrix(embedding)],
             out=x,
             weight=None if positions is None else positions.weight,
             size=config.hidden_size,
@@ -256,6 +261,7 @@ class _Lowering:
             window=config.window or 0,
             factor=config.scale,
             softcap=config.softcap or 0.0,
+            arithmetic=get_args(Arithmetic).index(getattr(attention.qkv, "arithmetic", "fp32")),
         )
         self._linear(attention.out, heads, out)
 
@@ -306,27 +312,76 @@ class _Lowering:
         )
 
     def _mlp(self, mlp: nn.Module, x: Buffer, out: Buffer) -> None:
-        if not isinstance(mlp, Mlp):
-            raise Unsupported
-        config: MlpConfig = mlp.config
+        match mlp:
+            case Moe():
+                self._mixture(mlp, x, out)
+            case Mlp():
+                self._linear(mlp.up, x, Buffer("up", _up_width(mlp.config)))
+                self._activate(mlp.config)
+                self._linear(mlp.down, Buffer("activated", mlp.config.width), out)
+            case _:
+                raise Unsupported
+
+    def _activate(self, config: MlpConfig, rows: int = 1) -> None:
+        """From "up" to "activated", for so many rows of each token."""
         _handles(config, "width", "activation", "gated", "bias")
         if config.activation not in ACTIVATIONS:
             raise Unsupported
-        up = Buffer("up", config.width * (2 if config.gated else 1))
-        activated = Buffer("activated", config.width)
-        self._linear(mlp.up, x, up)
         self._add(
             "ACTIVATE",
-            input=up,
-            out=activated,
+            input=Buffer("up", rows * _up_width(config)),
+            out=Buffer("activated", rows * config.width),
+            rows=rows,
             size=config.width,
-            stride=up.width,
+            stride=_up_width(config),
             table=ACTIVATIONS[config.activation],
         )
-        self._linear(mlp.down, activated, out)
+
+    def _mixture(self, moe: Moe, x: Buffer, out: Buffer) -> None:
+        config, top_k = moe.config, moe.config.top_k
+        _handles(config, "expert", "experts", "top_k", "renormalize", "router_bias", "shared")
+        if not config.expert.gated:
+            raise Unsupported
+        routed, choices = Buffer("routed", config.experts), Buffer("choices", top_k * _CHOICE_WIDTH)
+        each = Buffer("each", top_k * out.width)  # the results of a token's experts
+        self._linear(moe.router, x, routed)
+        self._add("CHOOSE", out=routed, choices=choices, rows=top_k, size=config.experts, table=config.renormalize)
+        self._experts(moe.up, x, choices, Buffer("up", top_k * _up_width(config.expert)), moe, by_token=True)
+        self._activate(config.expert, rows=top_k)
+        self._experts(moe.down, Buffer("activated", top_k * config.expert.width), choices, each, moe, by_token=False)
+        self._add("MIX", input=each, out=out, choices=choices, rows=top_k, size=out.width)
+        if moe.shared is not None:
+            shared, gate = Buffer("shared", out.width), Buffer("gate", 1)
+            self._mlp(moe.shared, x, shared)
+            self._linear(cast(nn.Module, moe.shared_gate), x, gate)
+            self._add("GATE", input=gate, out=shared, size=out.width)
+            self._sum(out, shared, 1.0)
+
+    def _experts(
+        self, experts: nn.Module, x: Buffer, choices: Buffer, out: Buffer, moe: Moe, *, by_token: bool
+    ) -> None:
+        """by_token: whether x has a row for each token, not one for each of its choices, sorted by expert."""
+        match experts:
+            case CompiledExperts():
+                matrices = experts.matrices
+            case Experts() if experts.weight.dtype == torch.float32 and experts.weight.is_contiguous():
+                matrices = [self.library.dense(weight) for weight in experts.weight.detach()]
+            case _:
+                raise Unsupported
+        self._add(
+            "EXPERTS",
+            matrices=matrices,
+            input=x,
+            out=out,
+            choices=choices,
+            bias=experts.bias,
+            rows=moe.config.top_k,
+            size=moe.config.experts,
+            table=by_token,
+        )
 
     def _linear(self, module: nn.Module, x: Buffer, out: Buffer | None) -> None:
-        self._add("LINEAR", matrix=self._matrix(module), input=x, out=out, bias=getattr(module, "bias", None))
+        self._add("LINEAR", matrices=[self._matrix(module)], input=x, out=out, bias=getattr(module, "bias", None))
 
     def _sum(self, x: Buffer, addend: Buffer, scale: float) -> None:
         self._add("ADD", input=addend, out=x, size=x.width, factor=scale)
@@ -343,9 +398,10 @@ class _Lowering:
         self,
         code: str,
         *,
-        matrix: Matrix | None = None,
+        matrices: Sequence[Matrix] = (),
         input: Buffer | None = None,
         out: Buffer | None = None,
+        choices: Buffer | None = None,
         weight: Tensor | None = None,
         bias: Tensor | None = None,
         **numbers: float,
@@ -354,9 +410,9 @@ class _Lowering:
             raise Unsupported
         index = len(self.ops)
         self.ops.append(Op(code=self.library.code(code), **numbers))
-        if matrix is not None:
-            self.matrices.append((index, matrix))
+        self.matrices += [(index, matrix) for matrix in matrices]
         for name, vector in (("weight", weight), ("bias", bias)):
             if vector is not None:
                 self.vectors.append((index, name, _vector(vector)))
-        self.uses += [(index, name, rows) for name, rows in (("input", input), ("out", out)) if rows]
+        buffers = (("input", input), ("out", out), ("choices", choices))
+        self.uses += [(index, name, rows) for name, rows in buffers if rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections import defaultdict
 from collections.abc import Sequence
 from ctypes import c_int64
 from dataclasses import dataclass
@@ -49,8 +50,9 @@ class Text:
 class Program:
     """Operations, the buffers between them, and the weights that they read.
 
-    uses, matrices and vectors begin with an operation's index and say what it has in a field: `uses` in "input" or
-    "out", `vectors` in "weight" or "bias". cache_kind: how texts' keys and values are stored.
+    uses, matrices and vectors begin with an operation's index and say what it has in a field: `uses` in "input", "out"
+    or "choices", `vectors` in "weight" or "bias". An operation's matrices are in their order, by expert if there are
+    several. cache_kind: how texts' keys and values are stored.
     """
 
     def __init__(
@@ -64,8 +66,12 @@ class Program:
     ) -> None:
         self.uses, self.matrices, self.vectors = uses, matrices, vectors
         self.ops = (Op * len(ops))(*ops)
+        handles = defaultdict[int, list[int]](list)
         for index, matrix in matrices:
-            self.ops[index].matrix = matrix.handle
+            handles[index].append(matrix.handle)
+        self._handles = {index: (ctypes.c_void_p * len(each))(*each) for index, each in handles.items()}
+        for index, array in self._handles.items():
+            self.ops[index].matrices = ctypes.addressof(array)
         for index, name, vector in vectors:
             setattr(self.ops[index], name, vector.address)
         self._library = library

@@ -6,11 +6,12 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Self
+from typing import Generic, Protocol, Self, TypeVar
 
 from gptcli.kernels.bindings import CacheKind, Row
 from gptcli.kernels.memory import Memory
 from gptcli.model.config import CACHE_STEP
+from gptcli.runtime.engine import Cancelled, Progress
 
 
 def planes(kind: CacheKind, head_dim: int) -> list[int]:
@@ -112,3 +113,41 @@ class _Part:
             ctypes.memmove(memory.address + at * room, source, kept * size)
             at += size
         self.memory, self.room, self.first = memory, room, self.first + dropped
+
+
+_Logits = TypeVar("_Logits", covariant=True)
+
+
+class _Engine(Protocol[_Logits]):
+    """What `ProgramRows` needs of an engine."""
+
+    def prefill(
+        self, tokens: Sequence[int], cache: ProgramCache, on_progress: Progress = ..., cancelled: Cancelled = ...
+    ) -> _Logits | None: ...
+
+    def decode_texts(self, texts: Sequence[tuple[ProgramCache, int]]) -> Sequence[_Logits]: ...
+
+
+class ProgramRows(Generic[_Logits]):
+    """Texts that share steps, each with a cache of its own; see `Rows`."""
+
+    def __init__(self, engine: _Engine[_Logits], caches: list[ProgramCache]) -> None:
+        self._engine, self._caches = engine, caches
+
+    def step(self, tokens: Sequence[int]) -> Sequence[_Logits]:
+        """See `Rows.step`."""
+        return self._engine.decode_texts(list(zip(self._caches, tokens, strict=True)))
+
+    def replace(self, texts: Sequence[Sequence[int]], cancelled: Cancelled) -> Sequence[_Logits] | None:
+        """See `Rows.replace`."""
+        for cache, text in zip(self._caches, texts, strict=True):
+            cache.truncate(0)
+            if len(text) > 1 and self._engine.prefill(text[:-1], cache, cancelled=cancelled) is None:
+                return None
+        return self.step([text[-1] for text in texts])
+
+    def drop(self, row: int) -> None:
+        """See `Rows.drop`."""
+        last = self._caches.pop()
+        if row < len(self._caches):
+            self._caches[row] = last

@@ -17,16 +17,15 @@ from gptcli.kernels.tensors import Library
 from gptcli.model.cache import KVCache
 from gptcli.model.decoder import Decoder
 from gptcli.runtime.device_plan import DevicePlan, free_bytes
-from gptcli.runtime.engine import Cancelled, Progress, Rows, Workload, never_cancelled, no_progress
+from gptcli.runtime.engine import MOST_ROWS, Cancelled, Progress, Rows, Workload, never_cancelled, no_progress
 from gptcli.runtime.fast_start.snapshot_file import Snapshot
 from gptcli.runtime.lowering import lower
 from gptcli.runtime.memory_errors import memory_errors
 from gptcli.runtime.program import CHUNK
-from gptcli.runtime.program_cache import ProgramCache
+from gptcli.runtime.program_cache import ProgramCache, ProgramRows
 
 TextCache = KVCache | ProgramCache
 
-_MOST_ROWS = 32  # texts in one step: 64 gain little more and take twice as long for the first one
 _CUDA_CHUNK = 2048  # prompt tokens where attention keeps no scores: fewer leave a GPU half idle
 
 
@@ -189,7 +188,7 @@ class TorchEngine:
         """As many as gain by sharing steps, and as fit into the memory; see `Engine.most_rows`."""
         row_bytes = self.cache_bytes(min(tokens, self.ctx_size))
         # A text that is run again needs three: the old row, its own cache, and the new row.
-        return max(1, min(_MOST_ROWS, int(free_bytes(self.plan.device) / (3 * row_bytes))))
+        return max(1, min(MOST_ROWS, int(free_bytes(self.plan.device) / (3 * row_bytes))))
 
     @torch.inference_mode()
     def each_logits(self, tokens: Sequence[int], cache: TextCache, wanted: int) -> Iterator[Tensor]:
@@ -297,34 +296,6 @@ class TorchEngine:
                 cache.discard()  # a recorded step multiplies scratch with zero, and NaN stays NaN
             raise NonFiniteLogits(length, self.plan.dtype_name)
         return logits
-
-
-class ProgramRows:
-    """Texts that share steps, each with a cache of its own; see `Rows`."""
-
-    def __init__(self, engine: TorchEngine, caches: list[ProgramCache]) -> None:
-        self._engine, self._caches = engine, caches
-
-    def step(self, tokens: Sequence[int]) -> Sequence[Tensor]:
-        """See `Rows.step`; each logits is (vocab,) in fp32."""
-        return self._engine.decode_texts(list(zip(self._caches, tokens, strict=True)))
-
-    def replace(self, texts: Sequence[Sequence[int]], cancelled: Cancelled) -> Sequence[Tensor] | None:
-        """See `Rows.replace`."""
-        logits = []
-        for cache, text in zip(self._caches, texts, strict=True):
-            cache.truncate(0)
-            last = self._engine.prefill(text, cache, cancelled=cancelled)
-            if last is None:
-                return None
-            logits.append(last)
-        return logits
-
-    def drop(self, row: int) -> None:
-        """See `Rows.drop`."""
-        last = self._caches.pop()
-        if row < len(self._caches):
-            self._caches[row] = last
 
 
 class TensorRows:

@@ -6,13 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import tokenizers
 
 from gptcli.errors import BrokenCheckpoint, BrokenTokenizer
 from gptcli.files import parse_json
-from gptcli.text.hf_tokenizers import Encoded, decode_batch, encode, encode_batch, parse
+from gptcli.text.hf_tokenizers import Encoded, Library, built, decode_batch, encode, encode_batch, parse
 from gptcli.text.sandbox.allowlist import TRUSTED_TOKENIZERS, is_harmless
 from gptcli.text.sandbox.client import SandboxClient, SandboxFailure
 
@@ -34,27 +34,37 @@ class BackendTokenizer:
         state: what `data` parsed is, if it has been parsed already.
         """
         self.where = where
+        self.library: Library
         self._sandbox: SandboxClient | None = None
-        state = state if isinstance(data, bytes) else data
-        data = data if isinstance(data, bytes) else json.dumps(data, ensure_ascii=False).encode()
         try:
-            if hashlib.sha256(data).hexdigest() in TRUSTED_TOKENIZERS:
+            if not isinstance(data, bytes):
+                state = data
+            elif hashlib.sha256(data).hexdigest() in TRUSTED_TOKENIZERS:
                 self.library = parse(data)
                 return
-            state = parse_json(data, str(where)) if state is None else state
+            elif state is None:
+                state = parse_json(data, str(where))
             _check_lengths(state)
             if not is_harmless(state):
-                seconds = _seconds(data, _OPENED_PER_SECOND)
-                memory = _SANDBOX_MEMORY + 16 * len(data)
-                self._sandbox = SandboxClient("tokenizer", data, seconds=seconds, memory=memory)
+                written = data if isinstance(data, bytes) else json.dumps(data, ensure_ascii=False).encode()
+                seconds = _seconds(written, _OPENED_PER_SECOND)
+                memory = _SANDBOX_MEMORY + 16 * len(written)
+                self._sandbox = SandboxClient("tokenizer", written, seconds=seconds, memory=memory)
                 self._sandbox.open()
             # What opened there within its limits opens here as well. Only encoding depends on a text.
-            self.library = parse(data)
+            self.library = parse(data) if isinstance(data, bytes) else built(state)
             _check_ids(state, self.library)
         except BrokenCheckpoint as error:
             raise BrokenTokenizer(error.message) from None
         except (BrokenTokenizer, SandboxFailure) as error:
             raise BrokenTokenizer(f"cannot read: {where}: {error}") from None
+
+    @classmethod
+    def trusted(cls, library: Library, where: Path) -> Self:
+        """What encodes with an opened tokenizer that needs no sandbox."""
+        backend = cls.__new__(cls)
+        backend.library, backend.where, backend._sandbox = library, where, None
+        return backend
 
     @property
     def is_sandboxed(self) -> bool:

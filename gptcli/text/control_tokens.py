@@ -18,6 +18,7 @@ from tokenizers import AddedToken
 
 from gptcli.errors import BrokenTokenizer
 from gptcli.text.backend import BackendTokenizer
+from gptcli.text.fast_open.partial_tokenizer import PartialTokenizer
 from gptcli.text.hf_tokenizers import description, steps
 from gptcli.text.literal_regex import regex_for_any
 
@@ -36,6 +37,10 @@ class ControlTokens:
             token.content: id for id, token in added.items() if token.special or _BARRED.fullmatch(token.content)
         }
         self._mark = os.urandom(16).hex()  # in no text
+
+    def id_of(self, text: str) -> int | None:
+        """The id of the control token that is spelled so, if there is one."""
+        return self._ids.get(text)
 
     def spelled_in(self, text: str) -> tuple[str, ...]:
         """The control tokens that a text spells."""
@@ -74,19 +79,25 @@ class ControlTokens:
         """Whether a text spells a control token, or may do so once it is normalized."""
         if not self._ids:
             return False
-        if self._pattern.search(text):
+        if self._is_in(text):
             return True
         if not self._normalizer_spells_control:
             return False
         normalizer = self._backend.library.normalizer
         assert normalizer is not None
         # An untrusted one is not run in this process.
-        return self._backend.is_sandboxed or self._pattern.search(normalizer.normalize_str(text)) is not None
+        return self._backend.is_sandboxed or self._is_in(normalizer.normalize_str(text))
+
+    def _is_in(self, text: str) -> bool:
+        # Compiling a pattern of thousands takes longer than most short texts.
+        return not self._letters.isdisjoint(text) and self._pattern.search(text) is not None
 
     @cached_property
     def renamed_backend(self) -> BackendTokenizer:
         """The same tokenizer, except that control tokens have names that nobody can type."""
-        renamed = self._renamed
+        renamed, library = self._renamed, self._backend.library
+        if isinstance(library, PartialTokenizer):
+            return BackendTokenizer.trusted(library.renamed(renamed), self._backend.where)
         state = json.loads(self._backend.library.to_str())
         for token in state["added_tokens"]:
             token["content"] = renamed.get(token["content"], token["content"])
@@ -113,7 +124,12 @@ class ControlTokens:
 
     @cached_property
     def _first_letters(self) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, sorted({content[0] for content in self._ids}))))
+        return re.compile("|".join(map(re.escape, sorted(self._letters))))
+
+    @cached_property
+    def _letters(self) -> set[str]:
+        """Those that control tokens begin with."""
+        return {content[0] for content in self._ids}
 
     @cached_property
     def _normalizer_spells_control(self) -> bool:

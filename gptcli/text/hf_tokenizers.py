@@ -9,15 +9,21 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 import tokenizers
+from tokenizers import AddedToken
 from tokenizers.decoders import Decoder
+from tokenizers.models import BPE
 from tokenizers.normalizers import Normalizer
 from tokenizers.pre_tokenizers import PreTokenizer
 
 from gptcli.errors import BrokenTokenizer
 
+if TYPE_CHECKING:
+    from gptcli.text.fast_open.partial_tokenizer import PartialTokenizer
+
+Library: TypeAlias = "tokenizers.Tokenizer | PartialTokenizer"
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
 
@@ -59,20 +65,40 @@ def parse(data: bytes) -> tokenizers.Tokenizer:
 
 
 @_raises_broken_tokenizer
-def encode(library: tokenizers.Tokenizer, text: str, add_special: bool) -> tokenizers.Encoding:
+def built(state: dict[str, Any]) -> tokenizers.Tokenizer:
+    """As `parse`, from the contents of a tokenizer.json. BPE without JSON in between, which takes most of the time."""
+    model = state["model"]
+    if model["type"] != "BPE" or any(isinstance(merge, str) for merge in model["merges"]):
+        return parse(json.dumps(state, ensure_ascii=False).encode())
+    left_out = ("type", "merges", "dropout")
+    options = {name: value for name, value in model.items() if name not in left_out and value is not None}
+    library = tokenizers.Tokenizer(BPE(**options, merges=[*map(tuple, model["merges"])]))
+    others = parse(
+        json.dumps(state | {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}).encode()
+    )
+    for component in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        if (value := getattr(others, component)) is not None:
+            setattr(library, component, value)
+    names = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+    library.add_tokens([AddedToken(**{name: token[name] for name in names}) for token in state.get("added_tokens", ())])
+    return library
+
+
+@_raises_broken_tokenizer
+def encode(library: Library, text: str, add_special: bool) -> tokenizers.Encoding:
     """The encoding of a text. Raises BrokenTokenizer as `parse` does."""
     return library.encode(text, add_special_tokens=add_special)
 
 
 @_raises_broken_tokenizer
-def encode_batch(library: tokenizers.Tokenizer, texts: Sequence[str], offsets: bool) -> list[tokenizers.Encoding]:
+def encode_batch(library: Library, texts: Sequence[str], offsets: bool) -> list[tokenizers.Encoding]:
     """The encodings of texts, in parallel, with nothing added around them. Raises BrokenTokenizer as `parse` does."""
     encode_all = library.encode_batch if offsets else library.encode_batch_fast
     return list(encode_all(list(texts), add_special_tokens=False))
 
 
 @_raises_broken_tokenizer
-def decode_batch(library: tokenizers.Tokenizer, sequences: Sequence[Sequence[int]]) -> list[str]:
+def decode_batch(library: Library, sequences: Sequence[Sequence[int]]) -> list[str]:
     """The text of each sequence of ids, control tokens included. Raises BrokenTokenizer as `parse` does."""
     return [library.decode(list(ids), skip_special_tokens=False) for ids in sequences]
 

@@ -13,6 +13,7 @@ import tokenizers
 from gptcli.errors import BrokenTokenizer
 from gptcli.files import is_there, read_json
 from gptcli.model_notes import Note
+from gptcli.text.hf_tokenizers import Library
 
 _MOST_ADDED = 1 << 20  # characters of all
 # The order in which transformers adds them.
@@ -67,7 +68,7 @@ def read_settings(path: Path, notes: list[Note]) -> tuple[_Json, dict[str, int]]
 
 
 def with_named_tokens(
-    library: tokenizers.Tokenizer, settings: Mapping[str, Any], added: Mapping[str, int], where: Path
+    library: Library, settings: Mapping[str, Any], added: Mapping[str, int], where: Path
 ) -> _Json | None:
     """A tokenizer.json with the tokens that settings and added_tokens.json name; None if it has them already.
 

@@ -14,6 +14,13 @@ from gptcli.model_notes import Note
 from gptcli.text.backend import BackendTokenizer
 from gptcli.text.control_tokens import ControlTokens
 from gptcli.text.detokenizer import ExactDetokenizer, TokenDetokenizer
+from gptcli.text.fast_open.tokenizer_snapshots import (
+    OpenedTokenizer,
+    TokenizerSlot,
+    keep_tokenizer,
+    read_tokenizer,
+    tokenizer_slot,
+)
 from gptcli.text.hf_tokenizers import decoder_name
 from gptcli.text.library_detokenizer import LibraryDetokenizer
 from gptcli.text.named_tokens import read_settings, with_named_tokens
@@ -48,13 +55,18 @@ class Tokenizer:
 
         settings, added: what `read_settings` finds beside it.
         """
+        backend = BackendTokenizer(data, where, state)
+        if (named := with_named_tokens(backend.library, settings, added or {}, where)) is not None:
+            backend = BackendTokenizer(named, where)
+        self._begin(backend, settings)
+
+    def _begin(self, backend: BackendTokenizer, settings: dict[str, Any]) -> None:
         self.settings = settings
         self.notes: list[Note] = []
         self.unread: tuple[str, ...] = ()
-        self._backend = BackendTokenizer(data, where, state)
-        if (named := with_named_tokens(self._backend.library, settings, added or {}, where)) is not None:
-            self._backend = BackendTokenizer(named, where)
-        self.library = self._backend.library
+        self._unkept: tuple[TokenizerSlot, tuple[Note, ...]] | None = None
+        self._backend = backend
+        self.library = backend.library
         self._added = self.library.get_added_tokens_decoder()
         self.control_tokens = ControlTokens(self._backend, self._added)
         self.spelling = spelling_of(self.library.decoder)
@@ -72,6 +84,31 @@ class Tokenizer:
         A GGUF file has all of it; gguf: the file at `path`, if it is opened. Raises ModelNotFound where they are
         missing and BrokenTokenizer where they cannot be used.
         """
+        slot = tokenizer_slot(path)
+        kept = None if slot is None else read_tokenizer(slot)
+        if kept is None:
+            tokenizer = cls._read(path, gguf)
+            if slot is not None and not tokenizer._backend.is_sandboxed:
+                tokenizer._unkept = slot, tuple(tokenizer.notes)
+            return tokenizer
+        library, opened = kept
+        tokenizer = cls.__new__(cls)
+        tokenizer._begin(BackendTokenizer.trusted(library, opened.where), opened.settings)
+        tokenizer.notes, tokenizer.unread, tokenizer.size = list(opened.notes), opened.unread, opened.size
+        return tokenizer
+
+    def keep(self) -> None:
+        """Keeps a snapshot of a tokenizer that `open` had to parse, which makes the next start faster."""
+        if self._unkept is None:
+            return
+        (slot, notes), self._unkept = self._unkept, None
+        if tokenizer_slot(slot.model) == slot:
+            size = max(self.library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+            opened = OpenedTokenizer(self.settings, notes, self.unread, self._backend.where, size)
+            keep_tokenizer(slot, self.library, opened)
+
+    @classmethod
+    def _read(cls, path: Path, gguf: GgufFile | None) -> Self:
         if gguf is not None or is_gguf(path):
             from gptcli.gguf.reader import GgufFile  # which most models do without
             from gptcli.gguf.tokenizer import gguf_tokenizer
@@ -98,9 +135,10 @@ class Tokenizer:
         """Leaves out the tokens from an id on, for which a model has no rows: texts that make them are refused."""
         if self.size <= rows:
             return
-        vocabulary = self.library.get_vocab(with_added_tokens=True)
-        missing = sorted((id, piece) for piece, id in vocabulary.items() if id >= rows)
-        self.notes.append(Note("tokens without a row in the model", tuple(piece for _, piece in missing)))
+        pieces = map(self.library.id_to_token, range(rows, self.size))
+        self.notes.append(
+            Note("tokens without a row in the model", tuple(piece for piece in pieces if piece is not None))
+        )
         self.size = rows
 
     @cached_property

@@ -63,9 +63,19 @@ def has_snapshot(path: Path, room: int = ROOM, **runtime: Any) -> bool:
     return is_fast(lm)
 
 
-def snapshot_path() -> Path:
-    [path] = (Path(os.environ["XDG_CACHE_HOME"]) / "gptcli" / "prepared").iterdir()
+def snapshot_path(pattern: str = "*.snapshot") -> Path:
+    [path] = (Path(os.environ["XDG_CACHE_HOME"]) / "gptcli" / "prepared").glob(pattern)
     return path
+
+
+def weights_path() -> Path:
+    return snapshot_path("*.weights")
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
 
 
 def outcome(lm: LanguageModel, sampling: SamplingConfig, stop: StopConfig) -> tuple[bytes, Any]:
@@ -117,13 +127,52 @@ def test_the_model_does_what_a_snapshot_cannot(model: Path) -> None:
     lm = opened(model, device="cpu")
     lm.load(workload=Workload(tokens=20))
     assert is_fast(lm)
-    *_, finished = lm.stream(PROMPT, SamplingConfig(seed=1), StopConfig(max_tokens=3), logprobs=2)
+    *_, finished = lm.stream(PROMPT, SamplingConfig(seed=1), StopConfig(max_tokens=3), explain=True)
     assert isinstance(finished, Finished) and finished.logprobs is not None
     assert not is_fast(lm)
     lm = opened(model, device="cpu")
     lm.load(workload=Workload(tokens=20))
     list(lm.stream(PROMPT, SamplingConfig(seed=1), StopConfig(max_tokens=100)))  # more than it has room for
     assert not is_fast(lm)
+
+
+@pytest.mark.parametrize("overflow", ["stop", "shift"])
+def test_samples_of_a_snapshot_are_those_of_the_model(
+    model: Path, overflow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptcli.runtime.fast_start.snapshot_engine.MOST_ROWS", 4)
+    sampling = SamplingConfig(temperature=1.2, seed=5)
+    strings = ("e", "1") if overflow == "stop" else ()  # by which some end before others
+    stop = StopConfig(max_tokens=90 if overflow == "shift" else 30, overflow=overflow, strings=strings)
+
+    def samples(lm: LanguageModel) -> list[tuple[int, ...]]:
+        streams = lm.streams(PROMPT, sampling.for_samples(7), stop)
+        return [list(stream)[-1].ids for stream in streams]  # type: ignore[union-attr]
+
+    whole, snapshot = opened(model, device="cpu", ctx_size=64), opened(model, device="cpu", ctx_size=64)
+    whole.torch_engine()
+    snapshot.load(workload=Workload(texts=7, tokens=len(PROMPT) + stop.max_tokens))
+    found = samples(snapshot)
+    assert found == samples(whole)
+    assert len(set(map(len, found))) > 1 or overflow == "shift"
+    assert is_fast(snapshot)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.3])
+def test_a_snapshot_records_the_probabilities_that_torch_records(model: Path, temperature: float) -> None:
+    def recorded(explain: bool) -> list[Any]:
+        lm = opened(model, device="cpu")
+        lm.load(workload=Workload(tokens=40))
+        config = SamplingConfig(temperature=temperature, seed=3, logit_bias=((30, 3.0),))
+        stop = StopConfig(max_tokens=12, ignore_eos=True)
+        *_, finished = lm.stream(PROMPT, config, stop, logprobs=5, explain=explain)
+        assert isinstance(finished, Finished) and finished.logprobs is not None
+        assert is_fast(lm) != explain
+        return [each for step in finished.logprobs for each in (step.chosen, *step.top)]
+
+    fast, torch = recorded(explain=False), recorded(explain=True)
+    assert [(each.id, each.data) for each in fast] == [(each.id, each.data) for each in torch]
+    assert [each.logprob for each in fast] == pytest.approx([each.logprob for each in torch], abs=1e-6)
 
 
 def test_a_setting_that_compiled_code_does_not_know_is_sampled_in_torch(model: Path) -> None:
@@ -193,12 +242,28 @@ def touch_config(model: Path) -> None:
 
 
 def damage_header(model: Path) -> None:
-    data = bytearray(snapshot_path().read_bytes())
-    data[200] ^= 1
-    snapshot_path().write_bytes(data)
+    flip(snapshot_path(), 200)
+
+
+def damage_the_first_weight(model: Path) -> None:
+    flip(weights_path(), 0)
+
+
+def damage_the_last_weight(model: Path) -> None:
+    flip(weights_path(), -1)
+
+
+def damage_many_weights(model: Path) -> None:
+    data = bytearray(weights_path().read_bytes())
+    data[4096:8192] = bytes(4096)
+    weights_path().write_bytes(data)
 
 
 def cut_short(model: Path) -> None:
+    os.truncate(weights_path(), weights_path().stat().st_size - 1)
+
+
+def cut_header_short(model: Path) -> None:
     os.truncate(snapshot_path(), snapshot_path().stat().st_size - 1)
 
 
@@ -206,8 +271,16 @@ def cut_to_nothing(model: Path) -> None:
     os.truncate(snapshot_path(), 5)
 
 
+def remove_weights(model: Path) -> None:
+    weights_path().unlink()
+
+
 def make_writable_for_all(model: Path) -> None:
     snapshot_path().chmod(0o666)
+
+
+def make_weights_writable_for_all(model: Path) -> None:
+    weights_path().chmod(0o666)
 
 
 def put_a_pipe_there(model: Path) -> None:
@@ -231,10 +304,20 @@ def use_other_cores(model: Path) -> None:
     [
         touch_weights,
         touch_config,
-        damage_header,
-        cut_short,
-        cut_to_nothing,
+        *(
+            DAMAGE := [
+                damage_header,
+                damage_the_first_weight,
+                damage_the_last_weight,
+                damage_many_weights,
+                cut_short,
+                cut_header_short,
+                cut_to_nothing,
+            ]
+        ),
+        remove_weights,
         make_writable_for_all,
+        make_weights_writable_for_all,
         put_a_pipe_there,
         put_a_directory_there,
         use_other_cores,
@@ -249,6 +332,35 @@ def test_a_snapshot_is_not_used_after_anything_has_changed(
     assert has_snapshot(model, device="cpu")
     change(model)
     assert not has_snapshot(model, device="cpu")
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_snapshot_is_dropped_with_a_note_and_made_again(cli: Cli, model: Path, damage: Any) -> None:
+    given = ("generate", "-m", model, "--device", "cpu", "-t", "0", "-n", "9", "In a")
+    whole = cli(*given, stdin=None)
+    assert whole.err == ""
+    damage(model)
+    first, second = cli(*given, stdin=None), cli(*given, stdin=None)
+    assert first.out == second.out == whole.out
+    assert (first.err.count("note:"), second.err) == (1, "")
+    assert "was damaged" in first.err
+    assert has_snapshot(model, device="cpu")
+
+
+def test_ways_of_running_share_the_weights_that_are_the_same(model: Path, cli: Cli) -> None:
+    for dtype in ("fp32", "bf16"):
+        lm = opened(model, device="cpu", dtype=dtype)
+        lm.torch_engine()
+        lm.close()
+        assert has_snapshot(model, device="cpu", dtype=dtype)
+    records = list(map(json.loads, cli("cache", "--json").out.splitlines()))
+    assert [record["content"] for record in records] == [
+        "weights in bf16",
+        "weights in fp32",
+    ]  # dense weights are rounded to bf16
+    assert (
+        len(list((Path(os.environ["XDG_CACHE_HOME"]) / "gptcli" / "prepared").glob("*.snapshot"))) == 3
+    )  # the first was made with --dtype auto
 
 
 def test_a_snapshot_is_not_used_after_sources_or_memory_have_changed(
@@ -291,7 +403,9 @@ def test_a_conversation_goes_on_where_its_cache_must_be_of_another_kind(model: P
     def replies(lm: LanguageModel) -> list[tuple[int, ...]]:
         session = lm.session(settings=ChatSettings(temperature=0.0, max_tokens=9, ignore_eos=True))
         for turn in range(4):
-            session.records_probabilities = turn == 2
+            session.records_probabilities = turn == 1
+            if turn == 2:
+                lm.torch_engine()
             list(session.send("In a"))
         return [finished.ids for finished in session.finished]
 
@@ -343,6 +457,7 @@ def test_nan_ends_a_text_from_a_snapshot_as_it_ends_any(tmp_path: Path) -> None:
         messages.append(error.value.message)
     assert messages[0] == messages[1]
     assert is_fast(snapshot)
+    assert not has_snapshot(path, device="cpu")
 
 
 def test_a_truncated_snapshot_is_written_again(model: Path) -> None:
@@ -404,7 +519,8 @@ def test_a_snapshot_is_read_at_once_if_no_thread_can_start(model: Path, monkeypa
 def test_what_is_kept_is_listed_and_deleted(model: Path, cli: Cli) -> None:
     [record] = map(json.loads, cli("cache", "--json").out.splitlines())
     assert record["model"] == str(model)
-    assert record["size"] == snapshot_path().stat().st_size
-    assert json.loads(cli("cache", "--clear", "--json").out) == {"deleted_bytes": record["size"]}
+    assert record["size"] == weights_path().stat().st_size
+    assert record["content"] == "weights in fp32"
+    assert "deleted_bytes" in json.loads(cli("cache", "--clear", "--json").out)
     assert cli("cache", "--json").out == b""
     assert not has_snapshot(model)

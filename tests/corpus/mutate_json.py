@@ -52,7 +52,8 @@ def config_fields_dropped(rng: Random, model: ModelDir) -> Expected:
     else:
         config[field] = None
     model.put("config.json", config)
-    return "reject" if field in (*needed, "tie_word_embeddings") else "accept"
+    is_null = field in config  # as transformers, whose class says that it is a number
+    return "reject" if field in (*needed, "tie_word_embeddings") or (field == optional and is_null) else "accept"
 
 
 def config_types(rng: Random, model: ModelDir) -> Expected:

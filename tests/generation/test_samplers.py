@@ -18,6 +18,7 @@ from gptcli import LanguageModel
 from gptcli.errors import UsageError
 from gptcli.generation.sampling.constraint import mask_words
 from gptcli.generation.sampling.native_sampler import NativeSampler, native_can_sample
+from gptcli.generation.sampling.recording_sampler import RecordingSampler
 from gptcli.generation.sampling.sampler import Sampler, make_sampler
 from gptcli.generation.sampling.torch_sampler import TorchSampler
 from gptcli.kernels.bindings import Functions, functions
@@ -248,9 +249,28 @@ def test_a_setting_that_compiled_code_does_not_know_is_sampled_in_torch(
     assert not native_can_sample(LargerConfig(unheard_of=0.6))
 
 
-def test_what_is_recorded_is_sampled_in_torch(library: Functions, tiny: LanguageModel) -> None:
+def test_what_is_explained_is_sampled_in_torch(library: Functions, tiny: LanguageModel) -> None:
     config = SamplingConfig()
-    for wanted in ({"logprobs": 0}, {"explain": True}):
-        sampler = make_sampler(library, tiny.tokenizer, config, banned=NONE, **wanted)
-        assert isinstance(sampler, TorchSampler) and sampler.records
+    sampler = make_sampler(library, tiny.tokenizer, config, banned=NONE, explain=True)
+    assert isinstance(sampler, TorchSampler) and sampler.records
+
+
+def test_probabilities_are_recorded_without_torch_where_the_kernels_can_draw(
+    library: Functions, tiny: LanguageModel
+) -> None:
+    config = SamplingConfig(temperature=0.0)
+    banned = frozenset({3, 7})
+    samplers = [make_sampler(each, tiny.tokenizer, config, banned=banned, logprobs=4) for each in (library, None)]
+    assert [type(sampler) for sampler in samplers] == [RecordingSampler, TorchSampler]
+    logits = torch.linspace(-3, 3, tiny.tokenizer.size + 5).flip(0).contiguous()  # the last five are padding
+    (token, fast), (same, slow) = (sampler.sample(logits, []) for sampler in samplers)
+    assert token == same == 0
+    assert fast is not None and slow is not None
+    assert [each.id for each in fast.top] == [each.id for each in slow.top] == [0, 1, 2, 4]
+    pairs = zip((fast.chosen, *fast.top), (slow.chosen, *slow.top), strict=True)
+    assert all(each.logprob == pytest.approx(other.logprob, abs=1e-6) for each, other in pairs)
+
+
+def test_without_kernels_everything_is_sampled_in_torch(tiny: LanguageModel) -> None:
+    config = SamplingConfig()
     assert isinstance(make_sampler(None, tiny.tokenizer, config, banned=NONE), TorchSampler)

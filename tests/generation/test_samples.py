@@ -106,7 +106,7 @@ def test_log_probabilities_are_those_it_would_have_alone(lm: LanguageModel) -> N
 def test_more_than_fit_into_a_step_take_turns_and_run_the_prompt_once(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "_MOST_ROWS", 3)
+    monkeypatch.setattr(engine, "MOST_ROWS", 3)
     prefilled, rows = list[int](), list[int]()
     prefill, decode = lm.engine.prefill, SharedSteps.after
     monkeypatch.setattr(lm.engine, "prefill", lambda ids, *rest: prefilled.append(len(ids)) or prefill(ids, *rest))
@@ -134,7 +134,7 @@ def test_the_first_is_there_while_the_others_still_run(lm: LanguageModel, monkey
 
 
 def test_an_interrupt_ends_all_that_were_begun(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_MOST_ROWS", 3)
+    monkeypatch.setattr(engine, "MOST_ROWS", 3)
     asked = 0
 
     def cancelled() -> bool:

@@ -30,6 +30,7 @@ COMMON = {
     "attention.layer_norm_rms_epsilon": ("rms_norm_eps",),
     "attention.layer_norm_epsilon": ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
 }
+PAIRS = ("llama", "olmo", "granite", "smollm3", "mistral3", "internlm2", "xverse", "minicpm")  # q and k are reordered
 Arrays = dict[str, np.ndarray]
 
 
@@ -103,7 +104,7 @@ def _changed(name: str, values: np.ndarray, architecture: str, config: dict[str,
     stem = name.split(".")[-2]
     if architecture.startswith("gemma") and stem.endswith("norm"):
         return values + np.float32(1)
-    if architecture in ("llama", "olmo", "granite", "smollm3", "mistral3") and stem in ("attn_q", "attn_k"):
+    if architecture in PAIRS and stem in ("attn_q", "attn_k"):
         heads = config["num_attention_heads" if stem == "attn_q" else "num_key_value_heads"]
         half = len(values) // heads // 2
         rows = [head * 2 * half + part * half + row for head in range(heads) for row in range(half) for part in (0, 1)]

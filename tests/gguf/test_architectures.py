@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModel
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.errors import BrokenCheckpoint, GptcliError, UnsupportedArchitecture
 from gptcli.gguf.architectures import ARCHITECTURES
+from gptcli.gguf.reader import GgufFile
+from tests.gguf import model_writer
 from tests.gguf.model_writer import write_model
-from tests.parity.reference import Reference, write_reference
+from tests.parity.reference import BASE, Reference, randomized, write_reference
 from tests.parity.test_families import IDS, TOLERANCE, engine_of, relative_error
 
 GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8, "tie_word_embeddings": True}
@@ -47,6 +53,13 @@ OSS_YARN = YARN | {"rope_theta": 150000.0, "original_max_position_embeddings": 3
 GEMMA3_ROPES = {
     "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+MULTIPLIERS = {"embedding_scale": 6.0, "residual_scale": 0.3, "logit_scale": 4.0}
+GRANITE = {
+    "attention_multiplier": 0.25,
+    "embedding_multiplier": 6.0,
+    "residual_multiplier": 0.3,
+    "logits_scaling": 4.0,
 }
 
 
@@ -129,7 +142,40 @@ CASES = [
         EXPERTS | {"expert_shared_feed_forward_length": 40},
         MOE | {"shared_expert_intermediate_size": 40},
     ),
+    Case(
+        "qwen2vl",
+        "qwen2vl",
+        "qwen2_vl_text",
+        EPSILON,
+        {"rope.dimension_sections": [2, 3, 3, 0]},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}},
+    ),
     Case("qwen3", "qwen3", "qwen3", EPSILON, config={"head_dim": 32}),
+    Case(
+        "qwen3vl",
+        "qwen3vl",
+        "qwen3_vl_text",
+        EPSILON,
+        {"rope.dimension_sections": [6, 5, 5, 0], "n_deepstack_layers": 3},
+        {
+            "head_dim": 32,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 5, 5]},
+        },
+    ),
+    Case(
+        "qwen3vlmoe",
+        "qwen3vlmoe",
+        "qwen3_moe",
+        {"expert_used_count": 1},
+        EXPERTS | {"rope.dimension_sections": [6, 5, 5, 0]},
+        MOE | {"norm_topk_prob": True, "head_dim": 32},
+    ),
+    Case("internlm2", "internlm2", "llama", {"rope.freq_base": 5e5}),
+    Case("xverse", "xverse", "llama", {"rope.freq_base": 5e5}),
+    Case("ernie4_5", "ernie4_5", "ernie4_5", {"rope.freq_base": 1e4}, {"rope.freq_base": 5e5}, {"head_dim": 16}),
+    Case("exaone", "exaone", "llama", {"rope.freq_base": 5e5}),
+    Case("seed_oss", "seed_oss", "seed_oss", EPSILON, config={"head_dim": 32}),
+    Case("minicpm", "minicpm", "granite", {"logit_scale": 2.0}, MULTIPLIERS, GRANITE),
     Case(
         "qwen3moe",
         "qwen3moe",
@@ -245,13 +291,8 @@ CASES = [
         "granite",
         "granite",
         {"residual_scale": 0.5},
-        {"attention.scale": 0.1, "embedding_scale": 6.0, "residual_scale": 0.3, "logit_scale": 4.0},
-        {
-            "attention_multiplier": 0.1,
-            "embedding_multiplier": 6.0,
-            "residual_multiplier": 0.3,
-            "logits_scaling": 4.0,
-        },
+        MULTIPLIERS | {"attention.scale": 0.1},
+        GRANITE | {"attention_multiplier": 0.1},
     ),
     Case(
         "command-r",
@@ -296,6 +337,25 @@ CASES = [
 ]
 
 
+class TextModel(torch.nn.Module):
+    """The decoder of a model that reads images, with a head."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config, self.model = config, AutoModel.from_config(config, attn_implementation="eager")
+        self.lm_head = torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(self, ids: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.lm_head(self.model(ids).last_hidden_state))
+
+
+def write_text_reference(path: Path, model_type: str, **overrides: Any) -> Reference:
+    """As write_reference, for a TextModel."""
+    model = randomized(TextModel(AutoConfig.for_model(model_type, **(BASE | overrides))))
+    save_file({name: values.clone() for name, values in model.state_dict().items()}, path / "model.safetensors")
+    return Reference(path, model)
+
+
 @pytest.fixture(scope="module", params=CASES, ids=[case.title for case in CASES])
 def case(request: pytest.FixtureRequest) -> Case:
     return request.param
@@ -303,7 +363,8 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture(scope="module")
 def reference(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    return write_reference(tmp_path_factory.mktemp("reference"), case.model_type, **case.config)
+    write = write_text_reference if case.model_type.endswith("vl_text") else write_reference
+    return write(tmp_path_factory.mktemp("reference"), case.model_type, **case.config)
 
 
 def written(case: Case, reference: Reference, path: Path, **changes: Any) -> Path:
@@ -333,11 +394,50 @@ def llama(tmp_path: Path, **changes: Any) -> ModelFolder:
     return ModelFolder.open(written(case, reference, tmp_path, **changes))
 
 
+def rewritten(tensors: dict[str, np.ndarray], layout: str) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of a file as other converters lay them out."""
+    for name, values in tensors.items():
+        if layout == "experts apart" and "_exps." in name:
+            for expert, part in enumerate(values):
+                yield name.replace("_exps.", f".{expert}."), part
+        elif layout == "q, k and v in one" and "attn_q." in name:
+            parts = [tensors[name.replace("attn_q.", f"attn_{letter}.")] for letter in "qkv"]
+            yield name.replace("attn_q.", "attn_qkv."), np.concatenate(parts)
+        elif layout == "experts apart" or "attn_k." not in name and "attn_v." not in name:
+            yield name, values
+
+
+@pytest.mark.parametrize(
+    ("title", "layout"),
+    [
+        ("mixtral", "experts apart"),
+        ("phi2", "q, k and v in one"),
+        ("llama, biases", "q, k and v in one"),
+        ("qwen2", "q, k and v in one"),
+    ],
+)
+def test_other_layouts_of_tensors_have_the_same_logits(
+    title: str, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = next(case for case in CASES if case.title == title)
+    reference = write_reference(tmp_path / "reference", case.model_type, **case.config)
+    plain = model_writer.tensors_of
+    monkeypatch.setattr(model_writer, "tensors_of", lambda *given: dict(rewritten(plain(*given), layout)))
+    file = written(case, reference, tmp_path)
+    assert any(name in {"blk.0.ffn_up.0.weight", "blk.0.attn_qkv.weight"} for name in GgufFile(file).tensors)
+    assert relative_error(engine_of(file).logits(IDS), reference.logits(IDS)) < TOLERANCE
+
+
 REFUSED: dict[str, tuple[dict[str, Any], type[GptcliError], str]] = {
     "partial rotary embeddings": ({"rope.dimension_count": 8}, UnsupportedArchitecture, "partial_rotary_factor"),
     "a window where there is none": ({"attention.sliding_window": 8}, UnsupportedArchitecture, "sliding_window"),
     "experts without their tensors": ({"expert_count": 4, "expert_used_count": 2}, BrokenCheckpoint, "missing"),
     "a scale of attention": ({"attention.scale": 0.5}, UnsupportedArchitecture, "attention.scale"),
+    "sections of positions for images": (
+        {"rope.dimension_sections": [2, 3, 3, 0]},
+        UnsupportedArchitecture,
+        "dimension_sections",
+    ),
     "attention both ways": ({"attention.causal": False}, UnsupportedArchitecture, "attention.causal"),
     "a layer too many": ({"block_count": 3}, BrokenCheckpoint, "does not use"),
     "a layer too few": ({"block_count": 5}, BrokenCheckpoint, "missing"),
@@ -360,3 +460,23 @@ def test_what_would_change_the_numbers_is_refused_by_name(what: str, tmp_path: P
 def test_fields_that_compute_nothing_are_left_over(tmp_path: Path) -> None:
     folder = llama(tmp_path, **{"attention.causal": True, "vocab_size": 96, "training.steps": 5})
     assert [str(note) for note in folder.notes] == ["fields that nothing reads: llama.training.steps"]
+
+
+def test_models_that_read_images_get_text_alone_with_a_note(tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.title == "qwen2vl")
+    file = written(case, write_text_reference(tmp_path, case.model_type, **case.config), tmp_path)
+    assert [str(note) for note in ModelFolder.open(file).notes] == [
+        "text alone goes in, though the model reads images too"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("title", "field", "value"),
+    [("minicpm", "embedding_scale", None), ("granite", "rope.scaling.finetuned", False)],
+    ids=["multipliers that are missing", "a model without RoPE"],
+)
+def test_what_a_file_leaves_open_is_refused(title: str, field: str, value: object, tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.title == title)
+    reference = write_reference(tmp_path / "reference", case.model_type, **case.config)
+    with pytest.raises(UnsupportedArchitecture, match=field):
+        ModelFolder.open(written(case, reference, tmp_path, **{field: value}))

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.tensor_source import TensorSource, non_finite_tensors
 from gptcli.errors import BrokenCheckpoint, BrokenTokenizer, GptcliError, InputError, UnsupportedArchitecture
-from gptcli.gguf import convert as gguf
+from gptcli.gguf import safetensors_writer
 from gptcli.gguf.convert import convert
 from gptcli.gguf.reader import GgufFile
 from gptcli.language_model import LanguageModel
@@ -140,7 +140,7 @@ def test_a_large_model_is_split_into_shards_that_their_index_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = converted(tmp_path, Kind.Q4_0)
-    monkeypatch.setattr(gguf, "_SHARD_BYTES", 20_000)
+    monkeypatch.setattr(safetensors_writer, "_SHARD_BYTES", 20_000)
     target = tmp_path / "sharded"
     target.mkdir()
     convert(tmp_path / "tiny.gguf", target, lambda done, total: None)

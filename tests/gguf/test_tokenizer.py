@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 
+from gptcli.errors import BrokenCheckpoint
 from gptcli.gguf.convert import convert
+from gptcli.gguf.reader import GgufFile
+from gptcli.gguf.tokenizer import stop_ids
 from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.text.tokenizer import Tokenizer
+from tests.gguf.raw_gguf import RawGguf, texts
 from tests.gguf.record_llama_cpp_tokens import SENTENCEPIECE
 from tests.gguf.tiny_gguf import (
     BOS,
@@ -120,10 +124,40 @@ def test_every_stop_token_is_in_the_generation_config(tmp_path: Path) -> None:
     assert Tokenizer.open(tmp_path).stop_ids == (2,)
 
 
+@pytest.mark.parametrize(
+    ("texts_of_control", "ends"),
+    [
+        (["<eos>", "<end_of_turn>", "<start_of_turn>"], [0, 1]),
+        (["<|return|>", "<|end|>", "<|call|>"], [0, 2]),  # gpt-oss: several messages are one turn
+        (["<|start|>", "<|end|>", "<|call|>"], [1, 2]),
+    ],
+)
+def test_control_tokens_that_llama_cpp_ends_at_end_a_text(
+    texts_of_control: list[str], ends: list[int], tmp_path: Path
+) -> None:
+    tokens = [*texts_of_control, *TOKENS[len(CONTROL) : -1], "</s>"]  # the last one is text
+    file = write_gguf(
+        tmp_path / "tiny.gguf",
+        tokenizer__ggml__tokens=tokens,
+        tokenizer__ggml__merges=["h e"],
+        tokenizer__ggml__eos_token_id=None,
+    )
+    assert sorted(stop_ids(GgufFile(file))) == ends
+
+
 def test_the_chat_template_is_kept(tmp_path: Path) -> None:
     template = "{{ '\u00e9\n' }}"
     tokenizer = tokenizer_of(tmp_path, "gpt-2", tokenizer__chat_template=template)
     assert tokenizer.settings["chat_template"] == template
+
+
+def test_a_file_without_merges_is_refused(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "tiny.gguf")
+    raw = RawGguf.of(file)
+    raw.fields["tokenizer.ggml.merges"] = texts([])
+    file.write_bytes(raw.written())
+    with pytest.raises(BrokenCheckpoint, match=r"tokenizer\.ggml\.merges is empty"):
+        Tokenizer.open(file)
 
 
 @pytest.mark.parametrize("name", SENTENCEPIECE)

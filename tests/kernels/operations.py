@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_int64, c_void_p, sizeof
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from gptcli.kernels.bindings import ACTIVATIONS, CACHE_KINDS, CacheKind
+from gptcli.kernels.bindings import ACTIVATIONS, CACHE_KINDS, Arithmetic, CacheKind
 from gptcli.kernels.tensors import Library, address, contiguous
 
 
@@ -23,9 +24,23 @@ class Attention(Structure):
     ]
 
 
-_ATTENTION = 6  # its number in gptcli_record_bytes
+class Passage(Structure):
+    """kernels.h's Passage."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("queries", "sinks", "keys", "values", "out")),
+        *((name, c_int64) for name in ("tokens", "first", "window", "kind", "heads", "kv_heads", "head_dim")),
+        *((name, c_int64) for name in ("room", "query_stride")),
+        ("scale", c_float),
+        ("softcap", c_float),
+        ("arithmetic", c_int64),
+    ]
+
+
+_ATTENTION, _PASSAGE = 6, 7  # their numbers in gptcli_record_bytes
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "gptcli_attention": (c_int, [POINTER(Attention), c_int64]),
+    "gptcli_passage": (c_int, [POINTER(Passage)]),
     "gptcli_rms_norm": (None, [c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p]),
     "gptcli_layer_norm": (None, [c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p]),
     "gptcli_rope": (None, [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64]),
@@ -52,6 +67,7 @@ class Operations(Library):
             function = getattr(self._c, name)
             function.restype, function.argtypes = result, arguments
         assert self._c.gptcli_record_bytes(_ATTENTION) == sizeof(Attention)
+        assert self._c.gptcli_record_bytes(_PASSAGE) == sizeof(Passage)
 
     def attention(
         self,
@@ -80,6 +96,32 @@ class Operations(Library):
             CACHE_KINDS.index(kind), heads, kv_heads, head_dim, room, start, length, scale, softcap or 0.0,
         )  # fmt: skip
         assert self._c.gptcli_attention(byref(attention), 1) == 0
+        return out
+
+    def passage(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        arithmetic: Arithmetic,
+        window: int = 0,
+        softcap: float = 0.0,
+        sinks: Tensor | None = None,
+        kind: CacheKind = "fp32",
+    ) -> Tensor:
+        """Attention of the last tokens of a text, (tokens, heads, head_dim): `attention` of each, unscaled.
+
+        queries: (tokens, heads, head_dim); keys and values: (kv_heads, positions, head_dim).
+        """
+        (tokens, heads, head_dim), (kv_heads, positions, _) = queries.shape, keys.shape
+        out = torch.empty(tokens, heads, head_dim)
+        stored = [stored_as(kind, keys), stored_as(kind, values)]
+        passage = Passage(
+            address(queries), address(sinks), stored[0].data_ptr(), stored[1].data_ptr(), address(out),
+            tokens, positions - tokens, window, CACHE_KINDS.index(kind), heads, kv_heads, head_dim,
+            positions, heads * head_dim, 1.0, softcap, get_args(Arithmetic).index(arithmetic),
+        )  # fmt: skip
+        assert self._c.gptcli_passage(byref(passage)) == 0
         return out
 
     def rms_norm(self, x: Tensor, weight: Tensor | None, epsilon: float) -> Tensor:

@@ -522,6 +522,30 @@ def test_attention_to_one_key_among_many(kernels: Operations) -> None:
     assert_close(out, values[0, 200].expand(2, -1))
 
 
+@pytest.mark.parametrize("arithmetic", ["fp32", "bf16"])
+@pytest.mark.parametrize(("tokens", "before"), [(9, 0), (65, 0), (70, 63), (33, 300)])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(9, 3, 64), (8, 1, 80), (2, 2, 6), (7, 1, 128)])
+def test_attention_of_many_tokens(
+    kernels: Operations, heads: int, kv_heads: int, head_dim: int, tokens: int, before: int, arithmetic: Arithmetic
+) -> None:
+    queries = torch.randn(tokens, heads, head_dim) * 2 * head_dim**-0.5
+    keys, values = torch.randn(2, kv_heads, before + tokens, head_dim)
+    for window, softcap, sinks in [(0, 0.0, None), (17, 0.0, None), (0, 3.0, torch.randn(heads)), (100, 0.0, None)]:
+        out = kernels.passage(queries, keys, values, arithmetic, window, softcap, sinks)
+        for token, query in enumerate(queries):
+            end = before + token + 1
+            seen = slice(max(0, end - window) if window else 0, end)
+            expected = attended(query, keys[:, seen], values[:, seen], 1.0, softcap or None, sinks)
+            assert_close(out[token], expected, 5e-5 if arithmetic == "bf16" else 1e-5)
+
+
+def test_attention_of_many_tokens_to_one_key_among_many(kernels: Operations) -> None:
+    queries, keys, values = torch.ones(20, 2, 64), torch.zeros(1, 300, 64), torch.randn(1, 300, 64)
+    keys[0, 200] = 100  # its score is thousands above the others
+    out = kernels.passage(queries, keys, values, "bf16")
+    assert_close(out, values[0, 200].expand(20, 2, -1), 5e-5)
+
+
 # Which kernels
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 COMMIT = "c" * 40
 
@@ -23,6 +24,7 @@ class FakeHub:
         self.requests: list[str] = []
         self.refuse: tuple[int, str] | None = None  # a status and an X-Error-Code for every request
         self.before_file: Callable[[str], None] = lambda name: None
+        self.sent: dict[str, bytes] = {}  # in the place of what is listed
 
     def fetched(self) -> list[str]:
         """The files whose content was asked for, in order."""
@@ -67,7 +69,7 @@ class FakeHub:
             return
         path = handler.path.partition("?")[0]
         if path.startswith(f"/api/models/{self.repository}"):
-            siblings = [{"rfilename": name, "size": len(data)} for name, data in self.files.items()]
+            siblings = [self._listed(name, data) for name, data in self.files.items()]
             info = {"id": self.repository, "sha": self.commit, "siblings": siblings}
             self._send(handler, 200, json.dumps(info).encode(), body, {"Content-Type": "application/json"})
             return
@@ -78,9 +80,18 @@ class FakeHub:
             return
         if body:
             self.before_file(name)
-        data = self.files[name]
+        data = self.sent.get(name, self.files[name])
         etag = f'"{hashlib.sha256(data).hexdigest()}"'
         self._send(handler, 200, data, body, {"X-Repo-Commit": self.commit, "ETag": etag})
+
+    @staticmethod
+    def _listed(name: str, data: bytes) -> dict[str, Any]:
+        """A file as the hub lists it: large ones with the hash that Git LFS has, others with git's own."""
+        listed: dict[str, Any] = {"rfilename": name, "size": len(data)}
+        if name.endswith((".safetensors", ".gguf")):
+            digest = hashlib.sha256(data).hexdigest()
+            return listed | {"lfs": {"sha256": digest, "size": len(data), "pointerSize": 134}, "blobId": "0" * 40}
+        return listed | {"blobId": hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()}
 
     def _send(
         self, handler: BaseHTTPRequestHandler, status: int, data: bytes, body: bool, headers: dict[str, str]

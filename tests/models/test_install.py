@@ -14,7 +14,6 @@ import pytest
 from gptcli.errors import ModelNotFound, OutputError, UsageError
 from gptcli.files import RECORD
 from gptcli.models import install as module
-from gptcli.models import pull
 from gptcli.models.catalog import find, install_root, local_models
 from gptcli.models.install import changed_files, install, one_at_a_time, remove, scratch
 from gptcli.models.pull import import_gguf
@@ -169,7 +168,7 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     if mounted.returncode:
         pytest.skip("cannot mount a file system")
     monkeypatch.setenv("GPTCLI_WEIGHTS", str(disk))
-    monkeypatch.setattr(pull, "need_space", lambda size: None)
+    monkeypatch.setattr(module, "need_space", lambda size: None)
     yield disk
     subprocess.run(["umount", disk], check=True)
 

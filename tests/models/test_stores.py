@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from gptcli.errors import UsageError
+from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture, UsageError
+from gptcli.generation.events import TextDelta
+from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import find, local_models
+from gptcli.settings import RuntimeConfig, StopConfig
 from tests.cli.conftest import Cli
-from tests.gguf.tiny_gguf import Kind, write_gguf
+from tests.gguf.tiny_gguf import BOS, CONTROL, TOKENS, Kind, write_gguf
 
 
 @pytest.fixture(autouse=True)
@@ -101,3 +106,90 @@ def test_they_run_where_they_are_and_stay_as_they_are(cli: Cli, home: Path) -> N
     refused = cli("models", "rm", "ollama:tiny")
     assert refused.code == 2 and "rm removes what gptcli installed" in refused.err
     assert {path: path.stat().st_mtime_ns for path in home.rglob("*")} == before
+
+
+@pytest.fixture
+def ollama(home: Path) -> Callable[..., None]:
+    """Writes a model's other layers, by their kinds, as JSON or text."""
+
+    def write(**layers: Any) -> None:
+        manifest = home / ".ollama/models/manifests/registry.ollama.ai/library/tiny/latest"
+        listed = [layer for layer in json.loads(manifest.read_text())["layers"] if layer["mediaType"].endswith("model")]
+        for kind, content in layers.items():
+            data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
+            digest = hashlib.sha256(data).hexdigest()
+            (home / f".ollama/models/blobs/sha256-{digest}").write_bytes(data)
+            listed.append({"mediaType": f"application/vnd.ollama.image.{kind}", "digest": f"sha256:{digest}"})
+        manifest.write_text(json.dumps({"layers": listed}))
+
+    return write
+
+
+def opened(name: str = "ollama:tiny") -> LanguageModel:
+    return LanguageModel.open(name, RuntimeConfig(device="cpu", dtype="fp32", quantize="none"))
+
+
+def test_ollamas_parameters_are_defaults_that_flags_override(ollama: Callable[..., None], cli: Cli) -> None:
+    ollama(params={"temperature": 0.25, "top_k": 7, "repeat_last_n": 32, "num_ctx": 16, "num_gpu": 1})
+    lm = opened()
+    assert lm.sampling_defaults == {"temperature": 0.25, "top_k": 7, "repeat_last_n": 32}
+    assert lm.ctx_size == 16 and lm.notes == []
+    assert LanguageModel.open("ollama:tiny", RuntimeConfig(ctx_size=48)).ctx_size == 48
+    shown = json.loads(cli("models", "show", "ollama:tiny", "--json").out)["sampling"]
+    assert shown["temperature"] == {"value": 0.25, "from": "Ollama"} and shown["top_p"]["from"] == "gptcli"
+    settings = json.loads(cli("generate", "a", "-m", "ollama:tiny", "-n", "1", "-t", "0.5", "--json").out)["settings"]
+    assert (settings["temperature"], settings["top_k"]) == (0.5, 7)
+
+
+def test_ollamas_stop_texts_end_a_text_and_control_tokens_among_them_are_ids(ollama: Callable[..., None]) -> None:
+    ollama(params={"stop": ["<|im_start|>", "e", ""]})
+    lm = opened()
+    assert CONTROL.index(BOS) in lm.stop_ids and lm.stopping(StopConfig()).strings == ("e",)
+
+    def text(*stop: str) -> str:
+        events = lm.generate(
+            "a", max_tokens=40, stop=stop, seed=1, ignore_eos=True, logit_bias={TOKENS.index("e"): 3.0}
+        )
+        return "".join(event.text for event in events if isinstance(event, TextDelta))
+
+    assert "e" not in text() and "e" in text("never")
+
+
+def test_ollamas_system_message_is_the_first_unless_another_is_given(ollama: Callable[..., None], cli: Cli) -> None:
+    ollama(system="Be terse.\n")
+    assert opened().session().system == "Be terse.\n"
+    report = ("--prompt-report", "--json", "-m", "ollama:tiny")
+    assert b"Be terse." in cli("generate", "Hello", "--chat", *report).out
+    assert b"Be terse." in cli("chat", "Hello", *report).out
+    for command in (("generate", "--chat"), ("chat",)):
+        out = cli(*command, "Hello", "--system", "Sing.", *report).out
+        assert b"Sing." in out and b"terse" not in out
+    assert b"terse" not in cli("generate", "Hello", *report).out
+
+
+def test_what_of_ollamas_layers_is_not_read_is_noted_or_refused(
+    ollama: Callable[..., None], home: Path, tmp_path: Path
+) -> None:
+    ollama(params={"mirostat": 2}, template="{{ .Prompt }}")
+    assert [str(note) for note in opened().notes] == ["not done, though Ollama's parameters ask for it: mirostat"]
+    ollama(adapter="x")
+    with pytest.raises(UnsupportedArchitecture, match="an adapter, which is not applied"):
+        opened()
+    for params in ({"temperature": "hot"}, {"stop": "a"}, {"top_p": 7}, {"num_ctx": 0}):
+        ollama(params=params)
+        with pytest.raises(BrokenCheckpoint, match="ollama:tiny"):
+            _ = opened().sampling_defaults
+    ollama(system="x" * ((1 << 20) + 1))
+    with pytest.raises(BrokenCheckpoint, match="a system message of more than"):
+        opened()
+
+
+def test_a_template_of_go_is_noted_where_the_file_has_none_of_jinja(
+    ollama: Callable[..., None], home: Path, tmp_path: Path
+) -> None:
+    ollama(template="{{ .Prompt }}")
+    assert opened().notes == []
+    blob = find("ollama:tiny")
+    assert blob is not None
+    write_gguf(blob.path, Kind.Q8_0, tokenizer__chat_template=None)
+    assert ["Ollama's chat template is Go's" in str(note) for note in opened().notes] == [True]

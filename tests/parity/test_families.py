@@ -345,12 +345,12 @@ def test_a_snapshot_has_exactly_the_logits_of_the_decoder(engine: TorchEngine, t
     if snapshot is None:
         return
     library = needed_library()
-    with (tmp_path / "copy").open("wb") as file:
-        write(snapshot, {"this": "one"}, library, file)
-    copy = read((tmp_path / "copy").open("rb"), {"this": "one"}, library, "fp32", free=sys.maxsize, positions=80)
-    assert copy is not None and copy.wait()
+    write(snapshot, {"this": "one"}, library, tmp_path / "copy")
+    copy = read(tmp_path / "copy", {"this": "one"}, library, "fp32", free=sys.maxsize, positions=80)
+    assert copy is not None
+    copy.wait()
     del snapshot
-    again = SnapshotEngine(copy, library, engine.ctx_size, room=80)
+    again = SnapshotEngine(copy, library, engine.ctx_size, room=80, drop=lambda: None)
     cache, snapshot_cache = engine.new_cache(), again.new_cache()
 
     def same(rows: list[SnapshotLogits], wanted: Tensor) -> bool:

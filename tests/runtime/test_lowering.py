@@ -33,6 +33,7 @@ from tests.parity.test_families import needed_library
 
 NORM = NormConfig(kind="rms", eps=1e-5)
 MLP = MlpConfig(width=16)
+MOE = MoeConfig(expert=MLP, experts=4, top_k=2, renormalize=True, shared=MLP)
 LINEAR = LinearScaling(factor=2.0)
 SCALINGS: list[RopeScaling | None] = [
     None,
@@ -41,7 +42,7 @@ SCALINGS: list[RopeScaling | None] = [
     YarnScaling(factor=4.0, original_context=16, magnitude=1.0),
     LongRopeScaling(short=(1.0,) * 4, long=(2.0,) * 4, original_context=16, magnitude=1.0),
 ]
-NEVER_LOWERED = {MoeConfig, PositionScale}
+NEVER_LOWERED = {PositionScale}
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,11 @@ def decoder_config(scaling: RopeScaling | None = LINEAR) -> DecoderConfig:
         norm=NORM,
         tied_head=True,
     )
+
+
+def with_mlp(config: DecoderConfig, mlp: MlpConfig | MoeConfig) -> DecoderConfig:
+    """The same config with another MLP in its blocks."""
+    return replace(config, blocks=tuple(replace(block, mlp=mlp) for block in config.blocks))
 
 
 def decoder_of(config: DecoderConfig) -> Decoder:
@@ -103,6 +109,7 @@ def with_field(config: DecoderConfig, kind: type, value: int) -> DecoderConfig:
 KINDS = [
     *((kind, decoder_config()) for kind in (DecoderConfig, BlockConfig, AttentionConfig, MlpConfig)),
     *((kind, decoder_config()) for kind in (NormConfig, QkNormConfig, RopeConfig)),
+    *((kind, with_mlp(decoder_config(), MOE)) for kind in (MoeConfig, MlpConfig)),
     *((type(scaling), decoder_config(scaling)) for scaling in SCALINGS if scaling is not None),
 ]
 
@@ -124,7 +131,7 @@ def test_a_field_that_lowering_does_not_know_is_refused_unless_it_has_its_defaul
     "change",
     [
         lambda block: replace(block, residual="between"),
-        lambda block: replace(block, mlp=MoeConfig(expert=MLP, experts=4, top_k=2, renormalize=True)),
+        lambda block: replace(block, mlp=replace(MOE, expert=replace(MLP, gated=False))),
         lambda block: replace(block, mlp=replace(MLP, activation="mish")),
         lambda block: replace(block, attention=replace(block.attention, clip=8.0)),
         lambda block: replace(
@@ -136,7 +143,7 @@ def test_a_field_that_lowering_does_not_know_is_refused_unless_it_has_its_defaul
             attention=replace(block.attention, qk_norm=QkNormConfig(norm=replace(NORM, bias=True), over="head")),
         ),
     ],
-    ids=["residual", "experts", "activation", "clip", "position scale", "bias of an rms norm"],
+    ids=["residual", "experts without gates", "activation", "clip", "position scale", "bias of an rms norm"],
 )
 def test_what_has_no_operation_is_refused(change: Callable[[BlockConfig], BlockConfig], library: Library) -> None:
     config = decoder_config()

@@ -14,7 +14,7 @@ from transformers.models.auto import tokenization_auto
 
 from gptcli.checkpoint.registry import FAMILIES
 from gptcli.text import backend
-from gptcli.text.hf_tokenizers import parse
+from gptcli.text.hf_tokenizers import built, parse
 from gptcli.text.tokenizer import Tokenizer
 from gptcli.text.tokenizer_classes import class_of, is_class
 from tests.text.tokenizer_kinds import KINDS, texts
@@ -121,6 +121,7 @@ def test_a_file_is_opened_once_and_as_it_is_where_its_class_makes_the_same(
 ) -> None:
     opened = list[bytes]()
     monkeypatch.setattr(backend, "parse", lambda data: opened.append(data) or parse(data))
+    monkeypatch.setattr(backend, "built", lambda state: opened.append(b"another") or built(state))
     path = written(tmp_path, kind, {"model_type": "qwen3"}, BYTE_LEVEL | {"pad_token": pad})
     state = json.loads((path / "tokenizer.json").read_text())
     (path / "tokenizer.json").write_text(json.dumps(state | {"model": state["model"] | options}, indent=1))

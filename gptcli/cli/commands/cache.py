@@ -32,6 +32,7 @@ def cache(
             "size": snapshot.size,
             "used": datetime.datetime.fromtimestamp(snapshot.used).isoformat(" ", "minutes"),
             "path": str(snapshot.path),
+            "content": snapshot.content,
         }
         for snapshot in stored_snapshots()
     ]
@@ -41,4 +42,9 @@ def cache(
 
 
 def _row(record: dict[str, Any]) -> dict[str, str]:
-    return {"size": f"{record['size'] / 1e6:.0f} MB", "used": record["used"], "model": record["model"]}
+    return {
+        "size": f"{record['size'] / 1e6:.0f} MB",
+        "used": record["used"],
+        "content": record["content"],
+        "model": record["model"],
+    }

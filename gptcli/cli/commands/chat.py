@@ -112,6 +112,7 @@ def chat(
         if name and not (model and source and source.name == "COMMANDLINE"):  # a session goes on with its own model
             run = replace(run, model=name)
         lm = run.open_model(activity, Workload())
+        system = lm.store.system if system is None and not events else system
         if lm.reference == name and lm.fingerprint != fingerprint and not output.quiet:
             print_note(f"{name} is not what it was when it last spoke in this session")
         template = run.template(lm)

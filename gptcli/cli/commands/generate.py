@@ -58,15 +58,13 @@ def generate(
         _answer_lines(run, line_prompts(run, prompt), system, samples, stop)
         return
     text = run.question(prompt)
-    messages = _messages(system, text)
-
     sink = StdoutSink()
-    recorded = output.explain or output.logprobs is not None or pictures.wanted
-    workload = Workload(samples, recorded, None if stop.max_tokens < 0 else stop.max_tokens)
+    workload = Workload(samples, output.explain, None if stop.max_tokens < 0 else stop.max_tokens)
     with ProgressLine(quiet=output.quiet) as activity, run.open_model(activity, workload) as lm:
         template = _template(run, lm)
+        messages = _messages(lm, system, text)
         ids = _ids(run, lm, template, messages)
-        drawing = SamplingConfig.resolve(given, lm.sampling_defaults)
+        drawing, stop = SamplingConfig.resolve(given, lm.sampling_defaults), lm.stopping(stop)
         if output.prompt_report:
             activity.close()
             _report(run, lm, template, messages, drawing, stop)
@@ -94,7 +92,8 @@ def generate(
             raise KeyboardInterrupt
 
 
-def _messages(system: str | None, text: str) -> list[Message]:
+def _messages(lm: LanguageModel, system: str | None, text: str) -> list[Message]:
+    system = lm.store.system if system is None else system
     return [*([] if system is None else [Message("system", system)]), Message("user", text)]
 
 
@@ -105,13 +104,13 @@ def _answer_lines(
     output = run.output
     with ProgressLine(quiet=output.quiet) as activity, run.open_model(activity) as lm:
         template = _template(run, lm)
-        sampling = SamplingConfig.resolve(run.given, lm.sampling_defaults)
+        sampling, stopping = SamplingConfig.resolve(run.given, lm.sampling_defaults), lm.stopping(stopping)
         lm.check_request([0], sampling)
         load_model(lm, activity)
         activity.close()
 
         def answers(text: str, cancelled: Cancelled) -> Iterator[Iterator[TextDelta | Finished]]:
-            ids = _ids(run, lm, template, _messages(system, text))
+            ids = _ids(run, lm, template, _messages(lm, system, text))
             lm.check_request(ids, sampling)
             drawing = sampling.for_samples(samples)
             return lm.streams(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,10 +22,21 @@ from gptcli.cli.terminal.columns import hanging, terminal_columns
 from gptcli.cli.terminal.stderr import ProgressLine, print_note, size
 from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.terminal.tables import print_records, spelled
-from gptcli.errors import GptcliError, UnsupportedArchitecture
+from gptcli.errors import GptcliError, UnsupportedArchitecture, UsageError
 from gptcli.files import read_json
 from gptcli.language_model import LanguageModel
-from gptcli.models.catalog import DEFAULT_MODEL, LocalModel, find, find_named, local_models, missing, missing_root_notes
+from gptcli.models.catalog import (
+    DEFAULT_MODEL,
+    LocalModel,
+    find,
+    find_named,
+    fingerprint,
+    first_gguf,
+    is_name,
+    local_models,
+    missing,
+    missing_root_notes,
+)
 from gptcli.settings import RuntimeConfig, SamplingConfig
 
 if TYPE_CHECKING:
@@ -48,6 +59,10 @@ InstalledName = Annotated[
     str, typer.Argument(metavar="NAME", autocompletion=options.model_names, help="A name that `gptcli models` lists.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace a model of the same name.")]
+OutputFile = Annotated[
+    Path | None, typer.Argument(metavar="[FILE]", help="The file to write. (default: NAME.gguf, in this directory)")
+]
+ForceFile = Annotated[bool, typer.Option("--force", help="Replace a file, or a model of the same name.")]
 
 
 @app.callback()
@@ -101,6 +116,10 @@ def show(name: Name = DEFAULT_MODEL, as_json: options.Json = False) -> None:
 def pull(
     name: Annotated[str, typer.Argument(metavar="NAME", help=f"{DEFAULT_MODEL}, or OWNER/NAME on the hub.")],
     revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.")] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", metavar="PATTERN", help="Of several files of weights, such as '*Q4_K_M*'.")
+    ] = None,
+    new_name: Annotated[str | None, typer.Option("--name", help="(default: OWNER/NAME)")] = None,
     force: Force = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -108,11 +127,11 @@ def pull(
     from gptcli.models.pull import pull_default, pull_hub
 
     def fetch(on_progress: FetchProgress) -> Path:
-        if name == DEFAULT_MODEL and revision is None:
+        if name == DEFAULT_MODEL and revision is None and new_name is None and file is None:
             return pull_default(on_progress)
-        return pull_hub(name, revision, on_progress, check=_check)
+        return pull_hub(name, revision, on_progress, name=new_name, pattern=file, check=_check)
 
-    _install(name, force, quiet, fetch)
+    _install(new_name or name, force, quiet, fetch)
 
 
 @app.command("import", cls=Command)
@@ -127,6 +146,58 @@ def import_(
 
     name = name or file.stem.lower()
     _install(name, force, quiet, partial(import_gguf, file, name, check=_check))
+
+
+@app.command(cls=Command)
+def export(
+    name: Name,
+    file: OutputFile = None,
+    gguf: Annotated[bool, typer.Option("--gguf", help="As a GGUF file, the one format there is.")] = False,
+    force: ForceFile = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write a model as a file that other programs read, with every weight as it is; prints the file's path."""
+    if not gguf:
+        raise UsageError("the format is missing", hint=f"gptcli models export {name} --gguf FILE")
+    _write_gguf(name, file or _file_name(name, ""), force, quiet, None)
+
+
+@app.command(cls=Command)
+def quantize(
+    name: Name,
+    to: Annotated[
+        Literal["int8", "int4", "q8_0", "q6_k", "q4_k", "q4_0"],
+        typer.Option("--to", help="int8 and int4: a model; others: a GGUF file."),
+    ],
+    file: OutputFile = None,
+    new_name: Annotated[str | None, typer.Option("--name", help="Of the new model. (default: NAME-TO)")] = None,
+    force: ForceFile = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Round a model's weights to fewer bits, as a new model or a GGUF file; prints where it is."""
+    if to != "int8" and to != "int4":
+        if new_name is not None:
+            raise UsageError("--name is for int8 and int4; a GGUF file is named as an argument")
+        _write_gguf(name, file or _file_name(name, f"-{to.upper()}"), force, quiet, to)
+        return
+    if file is not None:
+        raise UsageError("int8 and int4 become a model, not a file", hint="--name NAME names it")
+    from gptcli.export.quantized_folder import quantized_size, write_quantized
+    from gptcli.models.install import install_whole
+
+    folder = ModelFolder.open(_path(name))
+    new_name = new_name or f"{name if is_name(name) else Path(name).name}-{to}"
+
+    def write(on_progress: FetchProgress) -> Path:
+        def fill(target: Path) -> None:
+            progress = partial(on_progress, "quantizing")
+            write_quantized(folder, target, to, progress)
+            _check(target)
+
+        source = {"quantized": name, "to": to, "of": fingerprint(folder.path)}
+        return install_whole(new_name, quantized_size(folder, to), fill, source)
+
+    _install(new_name, force, quiet, write)
 
 
 @app.command(cls=Command)
@@ -163,6 +234,10 @@ def verify(name: Name = DEFAULT_MODEL, as_json: options.Json = False, quiet: opt
 
 def _check(directory: Path) -> None:
     """Raises if a model cannot be used; before its weights are there, only its type is checked."""
+    if gguf := first_gguf(directory):
+        LanguageModel(directory.name, ModelFolder.open(gguf), RuntimeConfig())
+    if not (directory / "config.json").exists():
+        return
     model_type = read_json(directory / "config.json", notes=[], contradictions=True).get("model_type")
     if model_type not in FAMILIES:
         hint = "run `gptcli models --supported` to see which are"
@@ -181,6 +256,24 @@ def _install(name: str, force: bool, quiet: bool, fetch: Callable[[FetchProgress
         with ProgressLine(quiet=quiet) as activity:
             path = fetch(activity.bytes)
     StdoutSink().write(f"{path}\n".encode())
+
+
+def _write_gguf(name: str, file: Path, force: bool, quiet: bool, to: str | None) -> None:
+    from gptcli.export.gguf_file import write_model
+
+    if file.exists() and not force:
+        raise UsageError(f"already there: {file}", hint="--force replaces it")
+    lm = LanguageModel(name, ModelFolder.open(_path(name)), RuntimeConfig())
+    with ProgressLine(quiet=quiet) as activity:
+        progress = partial(activity.bytes, "writing")
+        notes = write_model(lm.folder, lm.tokenizer, Path(name).name, file, to=to, on_progress=progress)
+        activity.note_leftovers([*lm.notes, *notes])
+    StdoutSink().write(f"{file}\n".encode())
+
+
+def _file_name(name: str, suffix: str) -> Path:
+    """A file in this directory, for a model's name or path."""
+    return Path(f"{Path(name).name.removesuffix('.gguf').replace(':', '-')}{suffix}.gguf")
 
 
 def _path(name: str) -> Path:

@@ -141,6 +141,8 @@ def tokenize(
         case _:
             views = {"--table": show.table, "--tsv": show.tsv, "--ids": show.ids, "--count": show.count}
             views.get(mode, show.json if view.as_json else show.flow)(names)
+    for opened in filter(None, (tokenizer, other)):
+        opened.keep()
 
 
 def _mode(files: list[str] | None, given: InputOptions, view: ViewOptions, task: TaskOptions) -> str:

@@ -233,7 +233,7 @@ class Repl:
             print_note(f"cut {why}")
         if self.display.stats:
             print_note(stats_line(finished, self.session.lm.ctx_size))
-        new = [failure for failure in self.session.lm.engine.failures if failure not in self._noted_failures]
+        new = [failure for failure in self.session.lm.failures if failure not in self._noted_failures]
         note_failures(new, print_note)
         self._noted_failures += new
         self.say("")

@@ -45,7 +45,7 @@ def print_prompt_note(message: str) -> None:
 
 
 def note_failures(failures: Iterable[str], note: Callable[[str], object] = print_note) -> None:
-    """Notes for `Engine.failures`."""
+    """Notes for `LanguageModel.failures`."""
     for failure in failures:
         note(failure)
 

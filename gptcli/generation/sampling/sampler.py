@@ -8,6 +8,7 @@ from typing import Protocol
 from gptcli.generation.events import StepLogprobs
 from gptcli.generation.sampling.constraint import TokenMask
 from gptcli.generation.sampling.native_sampler import NativeSampler, native_can_sample
+from gptcli.generation.sampling.recording_sampler import RecordingSampler
 from gptcli.kernels.bindings import Functions
 from gptcli.runtime.engine import Logits
 from gptcli.settings import SamplingConfig
@@ -49,8 +50,11 @@ def make_sampler(
     logprobs: records each token's log-probability, and those of this many alternatives. explain: records what the
     filters did.
     """
-    if library is not None and logprobs is None and not explain and native_can_sample(config):
-        return NativeSampler(library, config, tokenizer.size, banned)
+    if library is not None and not explain and native_can_sample(config):
+        native = NativeSampler(library, config, tokenizer.size, banned)
+        if logprobs is None:
+            return native
+        return RecordingSampler(native, tokenizer.size, banned, tokenizer.token_bytes, logprobs)
     from gptcli.generation.sampling.torch_sampler import TorchSampler
 
     return TorchSampler(config, tokenizer.size, banned, tokenizer.token_bytes, logprobs=logprobs, explain=explain)

@@ -101,40 +101,59 @@ int gptcli_attention(const Attention *tokens, int64_t count) {
  */
 
 enum {
-    QUERIES = 48,  /* of a task, which share what is loaded of keys and values */
-    MOST_ROWS = 8, /* the greatest ROWS of simd/passage.h, to which queries are padded */
+    QUERIES = 48,        /* of a task, which share what is loaded of keys and values */
+    SPLIT_QUERIES = 192, /* the same in tiles, which wait for the third cache with fewer */
+    MOST_ROWS = 32,      /* to which queries are padded at most */
 };
 
 typedef struct {
     const Passage *passage;
-    float *transposed, *slices;
+    float *prepared, *slices; /* prepared: keys, and what else a span needs */
+    int split;                /* whether in tiles */
     int64_t spans, tile, tiles; /* tile: tokens of a task */
+    int64_t span_floats;
     int64_t slice; /* floats of a thread's workspace */
     atomic_llong next_span, next_tile;
 } PassageJob;
 
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-static void transpose_span(const PassageJob *job, int64_t kv_head, int64_t span, float *expanded) {
-    const Passage *passage = job->passage;
-    int64_t head_dim = passage->head_dim, from = span * SPAN;
-    int64_t present = smaller(SPAN, passage->first + passage->tokens - from);
+/* The keys or values of a span in fp32; expanded: SPAN * head_dim floats for those that are stored otherwise. */
+static const float *span_of(const Passage *passage, const uint8_t *cached, int64_t kv_head, int64_t span,
+                            float *expanded) {
     CacheKind kind = (CacheKind)passage->kind;
-    const uint8_t *keys = passage->keys + kv_head * head_bytes(kind, head_dim, passage->room);
-    float *to = job->transposed + (kv_head * job->spans + span) * SPAN * head_dim;
-    level()->expand(kind, keys, head_dim, passage->room, from, from + present, expanded);
+    int64_t from = span * SPAN, end = smaller(from + SPAN, passage->first + passage->tokens);
+    const uint8_t *head = cached + kv_head * head_bytes(kind, passage->head_dim, passage->room);
+    if (kind == CACHE_FP32) return (const float *)head + from * passage->head_dim;
+    return level()->expand(kind, head, passage->head_dim, passage->room, from, end, expanded);
+}
+
+static void transpose_keys(const float *keys, int64_t present, int64_t head_dim, float *to) {
     for (int64_t i = 0; i < head_dim; i++, to += SPAN) {
-        for (int64_t position = 0; position < present; position++) to[position] = expanded[position * head_dim + i];
+        for (int64_t position = 0; position < present; position++) to[position] = keys[position * head_dim + i];
         for (int64_t position = present; position < SPAN; position++) to[position] = 0;
     }
+}
+
+static void prepare_span(const PassageJob *job, int64_t kv_head, int64_t span, float *to, float *workspace) {
+    const Passage *passage = job->passage;
+    int64_t present = smaller(SPAN, passage->first + passage->tokens - span * SPAN), head_dim = passage->head_dim;
+    const float *keys = span_of(passage, passage->keys, kv_head, span, workspace);
+    if (job->split)
+        level()->split_span(keys, span_of(passage, passage->values, kv_head, span, workspace + SPAN * head_dim), present,
+                            head_dim, to);
+    else
+        transpose_keys(keys, present, head_dim, to);
 }
 
 static void spans_share(void *argument, int thread, int threads) {
     PassageJob *job = argument;
     (void)threads;
     for (int64_t task; (task = atomic_fetch_add(&job->next_span, 1)) < job->passage->kv_heads * job->spans;)
-        transpose_span(job, task / job->spans, task % job->spans, job->slices + thread * job->slice);
+        prepare_span(job, task / job->spans, task % job->spans, job->prepared + task * job->span_floats,
+                     job->slices + thread * job->slice);
 }
 
 static void tiles_share(void *argument, int thread, int threads) {
@@ -145,27 +164,32 @@ static void tiles_share(void *argument, int thread, int threads) {
         int64_t kv_head = task % passage->kv_heads;
         int64_t tile = job->tiles - 1 - task / passage->kv_heads; /* the last tokens see most, so they go first */
         int64_t begin = tile * job->tile, end = smaller(begin + job->tile, passage->tokens);
-        const float *transposed = job->transposed + kv_head * job->spans * SPAN * passage->head_dim;
-        level()->attend_passage(passage, kv_head, begin, end, transposed, job->slices + thread * job->slice);
+        const float *prepared = job->prepared + kv_head * job->spans * job->span_floats;
+        (job->split ? level()->attend_split : level()->attend_passage)(passage, kv_head, begin, end, prepared,
+                                                                       job->slices + thread * job->slice);
     }
 }
 
-int attention_of_passage(const Passage *passage) {
+int gptcli_passage(const Passage *passage) {
     int64_t group = passage->heads / passage->kv_heads, head_dim = passage->head_dim;
-    PassageJob job = {.passage = passage, .tile = larger(1, QUERIES / group)};
+    PassageJob job = {.passage = passage};
+    job.split = passage->arithmetic == BF16_PRODUCTS && level()->attend_split != NULL;
+    if (job.split) head_dim = round_up(head_dim, SEGMENT);
+    job.tile = larger(1, (job.split ? SPLIT_QUERIES : QUERIES) / group);
     job.spans = (passage->first + passage->tokens + SPAN - 1) / SPAN;
+    job.span_floats = (job.split ? 2 : 1) * SPAN * head_dim;
     job.tiles = (passage->tokens + job.tile - 1) / job.tile;
-    int64_t rows = (job.tile * group + MOST_ROWS - 1) / MOST_ROWS * MOST_ROWS;
-    int64_t line = CACHE_LINE / (int64_t)sizeof(float);
-    job.slice = (rows * (2 * head_dim + SPAN + 2) + SPAN * head_dim + line - 1) / line * line;
-    int64_t transposed = passage->kv_heads * job.spans * SPAN * head_dim;
+    int64_t line = CACHE_LINE / (int64_t)sizeof(float); /* and the totals of a row in tiles */
+    job.slice = round_up(job.tile * group, MOST_ROWS) * (2 * head_dim + 2 * SPAN + line + 1) + 2 * SPAN * head_dim;
+    job.slice = round_up(job.slice, line);
+    int64_t prepared = passage->kv_heads * job.spans * job.span_floats;
     pool_lock();
-    job.transposed = pool_workspace((transposed + gptcli_threads() * job.slice) * (int64_t)sizeof(float));
-    if (job.transposed != NULL) {
-        job.slices = job.transposed + transposed;
+    job.prepared = pool_workspace((prepared + gptcli_threads() * job.slice) * (int64_t)sizeof(float));
+    if (job.prepared != NULL) {
+        job.slices = job.prepared + prepared;
         pool_share(spans_share, &job);
         pool_share(tiles_share, &job);
     }
     pool_unlock();
-    return job.transposed == NULL ? -1 : 0;
+    return job.prepared == NULL ? -1 : 0;
 }

@@ -38,8 +38,8 @@ static inline int64_t listed_record(const Matrix *matrix, int64_t index) {
     return index < matrix->listed ? matrix->spelled_records[index] : INT64_MAX;
 }
 
-/* The upper bytes of a record if it is listed, else NULL. */
-static inline const uint8_t *spelled_tops(const Matrix *matrix, int64_t record) {
+/* The index of the first listed record from `record` on; past its block's last, perhaps, of another block. */
+static inline int64_t first_listed(const Matrix *matrix, int64_t record) {
     int64_t block = record * RECORD / matrix->columns / BLOCK;
     int64_t low = matrix->spelled_from[block], end = matrix->spelled_from[block + 1];
     end = end < matrix->listed ? end : matrix->listed;
@@ -50,7 +50,13 @@ static inline const uint8_t *spelled_tops(const Matrix *matrix, int64_t record) 
         else
             end = middle;
     }
-    return listed_record(matrix, low) == record ? matrix->spelled + low * RECORD : NULL;
+    return low;
+}
+
+/* The upper bytes of a record if it is listed, else NULL. */
+static inline const uint8_t *spelled_tops(const Matrix *matrix, int64_t record) {
+    int64_t index = first_listed(matrix, record);
+    return listed_record(matrix, index) == record ? matrix->spelled + index * RECORD : NULL;
 }
 
 /* A record's columns in fp32. spelled: its upper bytes, or NULL. */

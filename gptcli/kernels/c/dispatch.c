@@ -19,7 +19,7 @@ static const Level *with_bf16(Level *level, const char *name, typeof(level->bf16
     *level = avx512_level;
     level->name = name;
     level->bf16_panels = panels;
-    level->round_tokens = avx512_bf16_round;
+    level->round_token = avx512_bf16_round;
     return level;
 }
 
@@ -50,8 +50,12 @@ static const Level *named(const char *name) {
                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                  __builtin_cpu_supports("avx512vnni");
 #if GPTCLI_BF16
-    if (avx512 && strcmp(name, "amx") == 0 && has_avx512_bf16() && has_amx())
-        return with_bf16(&amx_level, "amx", amx_panels);
+    if (avx512 && strcmp(name, "amx") == 0 && has_avx512_bf16() && has_amx()) {
+        with_bf16(&amx_level, "amx", amx_panels);
+        amx_level.attend_split = amx_attend_passage;
+        amx_level.split_span = amx_split_span;
+        return &amx_level;
+    }
     if (avx512 && strcmp(name, "avx512_bf16") == 0 && has_avx512_bf16())
         return with_bf16(&avx512_bf16_level, "avx512_bf16", avx512_bf16_panels);
 #endif

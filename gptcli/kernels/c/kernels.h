@@ -212,6 +212,19 @@ typedef struct Output {
     const float *bias;
 } Output;
 
+/* out (tokens, rows) = x (tokens, columns) @ W.T + bias for some tokens. */
+typedef struct Product {
+    const Matrix *matrix;
+    const float *x;
+    const int32_t *from; /* (tokens) the row of each in x; NULL if they lie side by side */
+    int64_t tokens;
+    const float *bias; /* (rows) or NULL */
+    float *out;
+} Product;
+
+/* One or more products on all threads, as if they were of one matrix. */
+int linear_products(const Product *products, int64_t count);
+
 /* out (tokens, rows) = x (tokens, columns) @ W.T + bias, on all threads. bias: (rows) or NULL. */
 EXPORT int gptcli_linear(const Matrix *matrix, const float *x, int64_t tokens, const float *bias, float *out);
 
@@ -255,10 +268,11 @@ typedef struct Passage {
     float *out; /* (tokens, heads, head_dim) */
     int64_t tokens, first, window, kind, heads, kv_heads, head_dim, room, query_stride;
     float scale, softcap;
+    int64_t arithmetic; /* BF16_PRODUCTS allows products to lose 2^-16, where that is faster */
 } Passage;
 
-/* On all threads. */
-int attention_of_passage(const Passage *passage);
+/* On all threads; exported for tests. */
+EXPORT int gptcli_passage(const Passage *passage);
 
 /* ---- dispatch.c: n rows of `size`, on the calling thread; out may be x; exported for tests ---- */
 
@@ -290,21 +304,34 @@ typedef enum {
     RMS_NORM,   /* `rows` vectors of `size` in a row of `stride`, weights `weight_step` apart; factor is epsilon */
     LAYER_NORM, /* as RMS_NORM, with a bias beside the weight */
     LINEAR,     /* out = in @ matrix.T + bias; out NULL: the logits */
+    CHOOSE,     /* choices: the `rows` greatest of out (size), their shares of its softmax, of themselves if `table` */
+    EXPERTS,    /* out: in @ matrix.T + bias for each choice, by expert; in: by token if `table`, else by expert */
+    MIX,        /* out (size) = the sum of the token's choices in `in`, times their shares */
+    GATE,       /* out (size) *= the logistic function of in (1) */
     ROTATE,     /* `rows` heads of `size` channels in a row of `stride`, by rotation number `table` */
     ATTEND,     /* in: queries, keys, values in a row of `stride`; out (heads * size); sinks: weight; rows[table] */
-    ACTIVATE,   /* out (size) = activation `table` of the row's first half, times its second if stride is 2 * size */
+    ACTIVATE,   /* `rows` times: out (size) = activation `table` of in, times what follows if stride is 2 * size */
     ADD,        /* out (size) += in * factor */
 } Code;
 
+/* An expert that a token chose. A row of choices has `rows` of them, the greatest share first. */
+typedef struct Choice {
+    float share;
+    int32_t expert;
+    int32_t slot; /* its row where all tokens' choices are sorted by expert, then by token */
+} Choice;
+
 typedef struct Op {
     int64_t code;
-    const Matrix *matrix;
+    const Matrix *const *matrices; /* one, or `size` of EXPERTS */
     const float *in;
     float *out;
+    Choice *choices;
     const float *weight, *bias;
     int64_t rows, size, stride, weight_step, table, heads, kv_heads, window;
     int64_t cache_kind; /* a CacheKind */
     int64_t keys_at;    /* bytes of a position in the blocks before this one that have the same window */
+    int64_t arithmetic; /* of ATTEND: see Passage */
     float factor, softcap;
 } Op;
 
@@ -335,8 +362,8 @@ typedef struct Frame {
     float *logits;                /* (wanted, vocabulary) */
 } Frame;
 
-/* Bytes of a struct: 0 Op, 1 Rotation, 2 Row, 3 Frame, 4 Draw, 5 Matrix, 6 Attention. By comparing them with its own, Python
- * notices a library that was compiled from another header. */
+/* Bytes of a struct: 0 Op, 1 Rotation, 2 Row, 3 Frame, 4 Draw, 5 Matrix, 6 Attention, 7 Passage. By comparing them with
+ * its own, Python notices a library that was compiled from another header. */
 EXPORT int64_t gptcli_record_bytes(int record);
 
 /* Runs a step; -1: no memory, or no such operation. */
@@ -406,11 +433,16 @@ typedef struct Level {
     void (*activate)(int activation, const float *gate, const float *up, int64_t size, float *out);
     void (*exp)(const float *x, int64_t size, float *out);
     float (*greatest)(const float *x, int64_t size); /* -infinity of none; NaNs are not allowed */
-    /* As panels, in bf16, and the rounding of tokens [begin, end) for it; NULL: the processor has no such products. See
-     * simd/bf16.h for the layout of x. */
+    /* As panels, in bf16, and the rounding of a token for it; NULL: the processor has no such products. See simd/bf16.h
+     * for the layout of x. */
     void (*bf16_panels)(const Matrix *, const uint16_t *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
                         const Output *);
-    void (*round_tokens)(const float *x, int64_t tokens, int64_t columns, int64_t begin, int64_t end, uint16_t *out);
+    void (*round_token)(const float *x, int64_t columns, int64_t token, uint16_t *out);
+    /* As attend_passage, for BF16_PRODUCTS, and what makes a span's keys and values ready for it; NULL: fp32 is as fast.
+     * See simd/amx_attention.c for the layouts. */
+    void (*attend_split)(const Passage *, int64_t kv_head, int64_t begin, int64_t end, const float *spans,
+                         float *workspace);
+    void (*split_span)(const float *keys, const float *values, int64_t present, int64_t head_dim, float *to);
 } Level;
 
 extern const Level portable_level;
@@ -424,7 +456,10 @@ void avx512_bf16_panels(const Matrix *, const uint16_t *x, int64_t tokens, int64
                         const Output *);
 void amx_panels(const Matrix *, const uint16_t *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
                 const Output *);
-void avx512_bf16_round(const float *x, int64_t tokens, int64_t columns, int64_t begin, int64_t end, uint16_t *out);
+void avx512_bf16_round(const float *x, int64_t columns, int64_t token, uint16_t *out);
+void amx_attend_passage(const Passage *, int64_t kv_head, int64_t begin, int64_t end, const float *spans,
+                        float *workspace);
+void amx_split_span(const float *keys, const float *values, int64_t present, int64_t head_dim, float *to);
 #endif
 #endif
 
@@ -437,6 +472,14 @@ EXPORT int gptcli_has_level(const char *name);
 /* Uses a level from now on; -1 if it is not supported. Must not be called while other threads compute. */
 EXPORT int gptcli_set_level(const char *name);
 EXPORT const char *gptcli_level(void);
+
+/* ---- checksum.c ---- */
+
+/* Adds `bytes` of data, a multiple of 64, to a checksum of eight numbers, which are 0 at first. */
+EXPORT void gptcli_checksum(const void *data, int64_t bytes, uint64_t *lanes);
+
+/* Reads `bytes`, a multiple of 64, from an open file and adds them to a checksum; -1 if it is too short or fails. */
+EXPORT int gptcli_read(int file, void *data, int64_t bytes, uint64_t *lanes);
 
 /* ---- pool.c: tasks must not call what itself runs on all threads ---- */
 

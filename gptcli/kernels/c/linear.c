@@ -1,5 +1,7 @@
-/* out = x @ W.T + bias, on all threads. */
+/* out = x @ W.T + bias, on all threads, of several matrices at once if there are more. */
 #include "kernels.h"
+
+#include <string.h>
 
 enum {
     SLAB = 512,                     /* tokens that are quantized at once */
@@ -30,76 +32,180 @@ static Activations activations_in(void *workspace, int64_t tokens, int64_t colum
     return (Activations){workspace, (float *)scales, (float *)sums, (int32_t *)offsets, tokens, segments, width, terms};
 }
 
-/* Quantizes tokens [begin, end) of x, (tokens, columns). */
-static void quantize(const Activations *to, const float *x, int64_t begin, int64_t end) {
+/* Quantizes one token of x, (columns). */
+static void quantize(const Activations *to, const float *x, int64_t token) {
     int64_t segments = to->segments, width = to->width;
-    for (int64_t token = begin; token < end; token++) {
-        int64_t index = token / width * segments * width + token % width;
-        level()->quantize(x + token * segments * SEGMENT, segments, width, to->terms,
-                          to->values + index * to->terms * SEGMENT, to->scales + index, to->sums + index,
-                          to->offsets + index * to->terms * 2);
-    }
+    int64_t index = token / width * segments * width + token % width;
+    level()->quantize(x, segments, width, to->terms, to->values + index * to->terms * SEGMENT, to->scales + index,
+                      to->sums + index, to->offsets + index * to->terms * 2);
 }
 
 /* ---- products ---- */
 
+/* How a product is computed, and in which form it takes its tokens. */
+typedef enum {
+    ROWS,        /* dense weights, row by row; tokens in fp32, side by side */
+    DOTS,        /* affine weights, with quantized tokens */
+    PANELS,      /* tokens as for ROWS */
+    BF16_PANELS, /* tokens in bf16; see simd/bf16.h */
+} Way;
+
 typedef struct {
-    const Matrix *matrix;
+    const Product *product;
+    Way way;
+    int prepares; /* whether the tokens must be brought into their form; else they, or those of the part before, are */
     const float *x;
-    int64_t tokens;
     Activations activations;
-    uint16_t *rounded; /* the tokens in bf16 for level()->bf16_panels, or NULL */
-    float *panels;     /* PANEL_FLOATS for each thread */
+    uint16_t *rounded;
     int64_t slice; /* tokens that one filling of a panel is used for */
-    Output output;
-    int64_t step; /* blocks that are taken at once */
-    atomic_llong next_token, next_panel;
+    int64_t first, tasks; /* in the region at hand, whose tasks are numbered through all parts */
+} Part;
+
+typedef struct {
+    Part *parts;
+    int64_t count;
+    float *panels; /* PANEL_FLOATS for each thread */
+    int64_t tasks; /* of all parts */
+    atomic_llong next;
 } Job;
 
-static void quantize_share(void *argument, int thread, int threads) {
-    Job *job = argument;
-    (void)thread, (void)threads;
-    for (int64_t token; (token = atomic_fetch_add(&job->next_token, TILE)) < job->tokens;)
-        quantize(&job->activations, job->x, token, smaller(token + TILE, job->tokens));
+static Way way_of(const Product *product) {
+    const Matrix *matrix = product->matrix;
+    int64_t few = matrix->kind == AFFINE ? level()->few : MANY;
+    if (product->tokens <= few || matrix->arithmetic == INT8_PRODUCTS) return matrix->kind == AFFINE ? DOTS : ROWS;
+    return matrix->arithmetic == BF16_PRODUCTS && level()->bf16_panels != NULL ? BF16_PANELS : PANELS;
 }
 
-static void round_share(void *argument, int thread, int threads) {
+static int64_t terms_of(const Matrix *matrix) { return matrix->arithmetic == INT8_PRODUCTS ? 1 : MOST_TERMS; }
+
+/* Bytes of the tokens in the form that the product takes. */
+static int64_t prepared_bytes(const Product *product, Way way) {
+    int64_t tokens = product->tokens, columns = product->matrix->columns, bytes = 0;
+    if (way == DOTS)
+        bytes = activations_bytes(tokens, columns, terms_of(product->matrix));
+    else if (way == BF16_PANELS)
+        bytes = round_up(tokens, BF16_TOKENS) * round_up(columns, SEGMENT) * (int64_t)sizeof(uint16_t);
+    else if (product->from != NULL)
+        bytes = tokens * columns * (int64_t)sizeof(float);
+    return round_up(bytes, CACHE_LINE);
+}
+
+static Part part_of(const Product *product, void *memory) {
+    Part part = {.product = product, .way = way_of(product), .x = product->x, .prepares = 1};
+    if (part.way == DOTS)
+        part.activations =
+            activations_in(memory, product->tokens, product->matrix->columns, terms_of(product->matrix));
+    else if (part.way == BF16_PANELS)
+        part.rounded = memory;
+    else if (product->from != NULL)
+        part.x = memory;
+    else
+        part.prepares = 0;
+    return part;
+}
+
+/* Whether a product takes the same tokens in the same form as another. */
+static int takes_the_same(const Product *a, const Product *b) {
+    return a->x == b->x && a->from == b->from && a->tokens == b->tokens && a->matrix->columns == b->matrix->columns &&
+           way_of(a) == way_of(b) && terms_of(a->matrix) == terms_of(b->matrix);
+}
+
+/* The part of a task of the region at hand: the last that begins no later. */
+static Part *part_at(const Job *job, int64_t task) {
+    int64_t low = 0, high = job->count;
+    while (high - low > 1) {
+        int64_t middle = (low + high) / 2;
+        if (job->parts[middle].first <= task)
+            low = middle;
+        else
+            high = middle;
+    }
+    return &job->parts[low];
+}
+
+/* Numbers the tasks of a region. */
+static void begin_region(Job *job, int64_t (*tasks_of)(const Part *)) {
+    job->tasks = 0;
+    for (Part *part = job->parts; part < job->parts + job->count; part++) {
+        part->first = job->tasks;
+        part->tasks = tasks_of(part);
+        job->tasks += part->tasks;
+    }
+    atomic_store(&job->next, 0);
+}
+
+static int64_t tiles_to_prepare(const Part *part) {
+    return part->prepares ? (part->product->tokens + TILE - 1) / TILE : 0;
+}
+
+static int64_t blocks_to_multiply(const Part *part) {
+    return part->way == ROWS || part->way == DOTS ? blocks_of(part->product->matrix) : 0;
+}
+
+static int64_t panels_to_fill(const Part *part) {
+    if (part->way == ROWS || part->way == DOTS) return 0;
+    int64_t panels = (blocks_of(part->product->matrix) + PANEL_BLOCKS - 1) / PANEL_BLOCKS;
+    return panels * ((part->product->tokens + part->slice - 1) / part->slice);
+}
+
+static void prepare_share(void *argument, int thread, int threads) {
     Job *job = argument;
     (void)thread, (void)threads;
-    for (int64_t token; (token = atomic_fetch_add(&job->next_token, TILE)) < job->tokens;)
-        level()->round_tokens(job->x, job->tokens, job->matrix->columns, token, smaller(token + TILE, job->tokens),
-                              job->rounded);
+    for (int64_t task; (task = atomic_fetch_add(&job->next, 1)) < job->tasks;) {
+        const Part *part = part_at(job, task);
+        const Product *product = part->product;
+        int64_t columns = product->matrix->columns, begin = (task - part->first) * TILE;
+        for (int64_t token = begin; token < smaller(begin + TILE, product->tokens); token++) {
+            const float *x = product->x + (product->from != NULL ? product->from[token] : token) * columns;
+            if (part->way == DOTS)
+                quantize(&part->activations, x, token);
+            else if (part->way == BF16_PANELS)
+                level()->round_token(x, columns, token, part->rounded);
+            else
+                memcpy((float *)part->x + token * columns, x, (size_t)columns * sizeof(float));
+        }
+    }
+}
+
+static Output output_of(const Product *product) {
+    return (Output){product->out, product->matrix->rows, product->bias};
 }
 
 static void blocks_share(void *argument, int thread, int threads) {
     const Job *job = argument;
-    const Matrix *matrix = job->matrix;
     (void)threads;
-    for (int64_t begin, end; pool_take(thread, &begin, &end);) {
-        if (matrix->kind == AFFINE)
-            level()->affine_blocks(matrix, &job->activations, begin, end, &job->output);
-        else
-            level()->dense_blocks(matrix, job->x, job->tokens, begin, end, &job->output);
-    }
+    for (int64_t begin, end; pool_take(thread, &begin, &end);)
+        for (const Part *part = part_at(job, begin); begin < end; part++) {
+            const Product *product = part->product;
+            Output output = output_of(product);
+            int64_t from = begin - part->first, to = smaller(end - part->first, part->tasks);
+            if (part->way == DOTS)
+                level()->affine_blocks(product->matrix, &part->activations, from, to, &output);
+            else if (part->way == ROWS)
+                level()->dense_blocks(product->matrix, part->x, product->tokens, from, to, &output);
+            begin = part->first + to;
+        }
 }
 
 /* A task is a panel's rows for a slice of the tokens. */
 static void panels_share(void *argument, int thread, int threads) {
     Job *job = argument;
-    const Matrix *matrix = job->matrix;
     float *panel = job->panels + (int64_t)thread * PANEL_FLOATS;
-    int64_t rows = PANEL_BLOCKS * BLOCK, slices = (job->tokens + job->slice - 1) / job->slice;
     (void)threads;
-    for (int64_t task; (task = atomic_fetch_add(&job->next_panel, 1)) / slices * rows < matrix->rows;) {
-        int64_t row = task / slices * rows, token = task % slices * job->slice;
-        Output output = job->output;
-        int64_t count = smaller(job->slice, job->tokens - token), end = smaller(row + rows, matrix->rows);
+    for (int64_t task, next; pool_take(thread, &task, &next);) {
+        const Part *part = part_at(job, task);
+        const Matrix *matrix = part->product->matrix;
+        int64_t slices = (part->product->tokens + part->slice - 1) / part->slice, number = task - part->first;
+        int64_t row = number / slices * PANEL_BLOCKS * BLOCK, token = number % slices * part->slice;
+        int64_t count = smaller(part->slice, part->product->tokens - token);
+        int64_t end = smaller(row + PANEL_BLOCKS * BLOCK, matrix->rows);
+        Output output = output_of(part->product);
         output.out += token * output.stride;
-        if (job->rounded != NULL)
-            level()->bf16_panels(matrix, job->rounded + token * round_up(matrix->columns, SEGMENT), count, row, end,
+        if (part->way == BF16_PANELS)
+            level()->bf16_panels(matrix, part->rounded + token * round_up(matrix->columns, SEGMENT), count, row, end,
                                  panel, &output);
         else
-            level()->panels(matrix, job->x + token * matrix->columns, count, row, end, panel, &output);
+            level()->panels(matrix, part->x + token * matrix->columns, count, row, end, panel, &output);
     }
 }
 
@@ -110,69 +216,81 @@ static int64_t slice_of(const Matrix *matrix, int64_t tokens) {
     return slices > 1 ? round_up((tokens + slices - 1) / slices, BF16_TOKENS) : tokens;
 }
 
-/* -1: no memory. */
-static int prepare_blocks(Job *job) {
-    pool_deal(blocks_of(job->matrix), job->step, 2); /* see step_of */
-    if (job->matrix->kind != AFFINE) return 0;
-    int64_t columns = job->matrix->columns, terms = job->matrix->arithmetic == INT8_PRODUCTS ? 1 : MOST_TERMS;
-    void *workspace = pool_workspace(activations_bytes(job->tokens, columns, terms));
-    if (workspace == NULL) return -1;
-    job->activations = activations_in(workspace, job->tokens, columns, terms);
-    if (job->tokens <= TILE) /* takes a few microseconds, no longer than sharing it */
-        quantize(&job->activations, job->x, 0, job->tokens);
-    else
-        pool_share(quantize_share, job);
-    return 0;
-}
-
-/* -1: no memory. */
-static int prepare_panels(Job *job) {
-    const Matrix *matrix = job->matrix;
-    int bf16 = matrix->arithmetic == BF16_PRODUCTS && level()->bf16_panels != NULL;
-    int64_t panel_bytes = gptcli_threads() * PANEL_FLOATS * (int64_t)sizeof(float);
-    int64_t rounded = round_up(job->tokens, BF16_TOKENS) * round_up(matrix->columns, SEGMENT);
-    uint8_t *workspace = pool_workspace(panel_bytes + (bf16 ? rounded * (int64_t)sizeof(uint16_t) : 0));
-    if (workspace == NULL) return -1;
-    job->panels = (float *)workspace;
-    job->slice = slice_of(matrix, job->tokens);
-    if (bf16) {
-        job->rounded = (uint16_t *)(workspace + panel_bytes);
-        pool_share(round_share, job);
+/* -1: no memory. The pool is locked. */
+static int make_job(const Product *products, int64_t count, Job *job) {
+    int64_t parts_bytes = round_up(count * (int64_t)sizeof(Part), CACHE_LINE);
+    int64_t panel_bytes = gptcli_threads() * PANEL_FLOATS * (int64_t)sizeof(float), bytes = parts_bytes + panel_bytes;
+    for (int64_t i = 0; i < count; i++) bytes += prepared_bytes(&products[i], way_of(&products[i]));
+    uint8_t *memory = pool_workspace(bytes);
+    if (memory == NULL) return -1;
+    *job = (Job){.parts = (Part *)memory, .count = count, .panels = (float *)(memory + parts_bytes)};
+    memory += parts_bytes + panel_bytes;
+    for (int64_t i = 0; i < count; i++) {
+        Part *part = &job->parts[i];
+        if (i > 0 && takes_the_same(&products[i - 1], &products[i])) {
+            *part = part[-1];
+            part->product = &products[i];
+            part->prepares = 0;
+        } else {
+            *part = part_of(&products[i], memory);
+            memory += prepared_bytes(&products[i], part->way);
+        }
+        part->slice = slice_of(products[i].matrix, products[i].tokens);
     }
     return 0;
 }
 
-/* At most SLAB tokens. The pool is locked. */
-static int linear_slab(Job *job) {
-    const Matrix *matrix = job->matrix;
-    int64_t few = matrix->kind == AFFINE ? level()->few : MANY;
-    int panels = job->tokens > few && matrix->arithmetic != INT8_PRODUCTS;
-    if ((panels ? prepare_panels(job) : prepare_blocks(job)) != 0) return -1;
-    Task *share = panels ? panels_share : blocks_share;
-    if (matrix->rows * matrix->columns * job->tokens < SOLO_MULTIPLICATIONS)
-        share(job, 0, 1);
-    else
-        pool_share(share, job);
-    return 0;
+/* Blocks that are taken at once. */
+static int64_t step_of(const Job *job) {
+    int64_t threads = gptcli_threads(), tokens = 0, bytes = 1;
+    for (const Part *part = job->parts; part < job->parts + job->count; part++) {
+        if (part->tasks == 0) continue;
+        tokens = larger(tokens, part->product->tokens);
+        bytes = larger(bytes, part->product->matrix->block_bytes);
+    }
+    int64_t step = larger(1, job->tasks / (threads * STEPS_PER_THREAD));
+    if (tokens > TILE) return round_up(step, 2); /* the widest vectors take two blocks at a time */
+    return larger(step, smaller((job->tasks + threads - 1) / threads, STEP_BYTES / bytes));
 }
 
-static int64_t step_of(const Matrix *matrix, int64_t tokens) {
-    int64_t blocks = blocks_of(matrix), threads = gptcli_threads();
-    int64_t step = larger(1, blocks / (threads * STEPS_PER_THREAD));
-    if (tokens > TILE) return round_up(step, 2); /* the widest vectors take two blocks at a time */
-    return larger(step, smaller((blocks + threads - 1) / threads, STEP_BYTES / matrix->block_bytes));
+static void run_tasks(Task *task, Job *job, int solo) {
+    if (solo)
+        task(job, 0, 1);
+    else
+        pool_share(task, job);
+}
+
+int linear_products(const Product *products, int64_t count) {
+    int64_t multiplications = 0, tokens = 0;
+    for (int64_t i = 0; i < count; i++) {
+        tokens += products[i].tokens;
+        multiplications += products[i].matrix->rows * products[i].matrix->columns * products[i].tokens;
+    }
+    int solo = multiplications < SOLO_MULTIPLICATIONS;
+    Job job;
+    pool_lock();
+    int status = make_job(products, count, &job);
+    if (status == 0) {
+        begin_region(&job, tiles_to_prepare);
+        if (job.tasks > 0) run_tasks(prepare_share, &job, tokens <= TILE); /* as fast as sharing them */
+        begin_region(&job, blocks_to_multiply);
+        pool_deal(job.tasks, step_of(&job), 2); /* see step_of */
+        if (job.tasks > 0) run_tasks(blocks_share, &job, solo);
+        begin_region(&job, panels_to_fill);
+        pool_deal(job.tasks, 1, 1);
+        if (job.tasks > 0) run_tasks(panels_share, &job, solo);
+    }
+    pool_unlock();
+    return status;
 }
 
 int gptcli_linear(const Matrix *matrix, const float *x, int64_t tokens, const float *bias, float *out) {
     int status = 0;
-    pool_lock();
-    int64_t step = step_of(matrix, tokens);
     for (int64_t first = 0; first < tokens && status == 0; first += SLAB) {
-        Job job = {.matrix = matrix, .x = x + first * matrix->columns, .tokens = smaller(SLAB, tokens - first)};
-        job.output = (Output){out + first * matrix->rows, matrix->rows, bias};
-        job.step = step;
-        status = linear_slab(&job);
+        Product product = {.matrix = matrix, .tokens = smaller(SLAB, tokens - first), .bias = bias};
+        product.x = x + first * matrix->columns;
+        product.out = out + first * matrix->rows;
+        status = linear_products(&product, 1);
     }
-    pool_unlock();
     return status;
 }

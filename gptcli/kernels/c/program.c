@@ -1,6 +1,7 @@
 /* Runs a decoder's step, a list of operations on buffers that Python allocated: one call for all layers. */
 #include "kernels.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -53,7 +54,7 @@ static void on_tokens(TokenOp *run, const Op *op, const Frame *frame) {
 static void embed(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
     for (int64_t token = begin; token < end; token++) {
         float *out = op->out + token * op->size;
-        gptcli_matrix_row(op->matrix, frame->ids[token], out);
+        gptcli_matrix_row(op->matrices[0], frame->ids[token], out);
         for (int64_t i = 0; i < op->size; i++) out[i] *= op->factor;
         if (op->weight == NULL) continue;
         int64_t text = text_of(frame, token);
@@ -89,10 +90,10 @@ static void rotate(const Op *op, const Frame *frame, int64_t begin, int64_t end)
 
 static void activate(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
     (void)frame;
-    for (int64_t token = begin; token < end; token++) {
-        const float *in = op->in + token * op->stride;
+    for (int64_t row = begin * op->rows; row < end * op->rows; row++) {
+        const float *in = op->in + row * op->stride;
         gptcli_activate((int)op->table, in, op->stride == op->size ? NULL : in + op->size, op->size,
-                        op->out + token * op->size);
+                        op->out + row * op->size);
     }
 }
 
@@ -172,10 +173,11 @@ static int attend_many(const Op *op, const Frame *frame, int64_t text) {
         .head_dim = op->size,
         .room = row->room,
         .query_stride = op->stride,
+        .arithmetic = op->arithmetic,
         .scale = op->factor,
         .softcap = op->softcap,
     };
-    return attention_of_passage(&passage);
+    return gptcli_passage(&passage);
 }
 
 /* First stores all keys and values: each token sees those before it and its own. A text's few tokens attend one by one,
@@ -202,12 +204,111 @@ static int attend(const Op *op, const Frame *frame) {
 
 /* Logits are computed for the wanted tokens only, whose rows are moved together. */
 static int linear(const Op *op, const Frame *frame) {
-    if (op->out != NULL) return gptcli_linear(op->matrix, op->in, frame->tokens, op->bias, op->out);
-    int64_t columns = op->matrix->columns, first = frame->wanted_tokens[0];
+    const Matrix *matrix = op->matrices[0];
+    if (op->out != NULL) return gptcli_linear(matrix, op->in, frame->tokens, op->bias, op->out);
+    int64_t columns = matrix->columns, first = frame->wanted_tokens[0];
     float *in = (float *)op->in + first * columns; /* a buffer of the program, which nothing reads afterwards */
     for (int64_t i = 1; i < frame->wanted; i++)
         memmove(in + i * columns, op->in + frame->wanted_tokens[i] * columns, (size_t)columns * sizeof(float));
-    return gptcli_linear(op->matrix, in, frame->wanted, op->bias, frame->logits);
+    return gptcli_linear(matrix, in, frame->wanted, op->bias, frame->logits);
+}
+
+/* The `count` greatest of logits (size), in descending order; among equals, the first ones. */
+static void choose_greatest(const float *logits, int64_t size, int64_t count, Choice *choices) {
+    for (int64_t i = 0; i < size; i++) {
+        if (i >= count && !(logits[i] > logits[choices[count - 1].expert])) continue;
+        int64_t at = i < count ? i : count - 1;
+        for (; at > 0 && logits[i] > logits[choices[at - 1].expert]; at--) choices[at] = choices[at - 1];
+        choices[at].expert = (int32_t)i;
+    }
+}
+
+/* The softmax is over all experts, so that a NaN among the logits is not lost. */
+static void choose(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
+    (void)frame;
+    for (int64_t token = begin; token < end; token++) {
+        float *logits = op->out + token * op->size, all = 0, chosen = 0;
+        Choice *choices = op->choices + token * op->rows;
+        choose_greatest(logits, op->size, op->rows, choices);
+        float greatest = logits[choices[0].expert];
+        for (int64_t i = 0; i < op->size; i++) logits[i] -= greatest;
+        gptcli_exp(logits, op->size, logits);
+        for (int64_t i = 0; i < op->size; i++) all += logits[i];
+        for (int64_t i = 0; i < op->rows; i++) chosen += choices[i].share = logits[choices[i].expert] / all;
+        for (int64_t i = 0; i < op->rows && op->table; i++) choices[i].share /= chosen;
+    }
+}
+
+static int sort_choices(const Op *op, const Frame *frame) {
+    int64_t *next = calloc((size_t)op->size + 1, sizeof *next); /* slot of each expert */
+    Choice *end = op->choices + frame->tokens * op->rows;
+    if (next == NULL) return -1;
+    for (Choice *choice = op->choices; choice < end; choice++) next[choice->expert + 1]++;
+    for (int64_t expert = 0; expert < op->size; expert++) next[expert + 1] += next[expert];
+    for (Choice *choice = op->choices; choice < end; choice++) choice->slot = (int32_t)next[choice->expert]++;
+    free(next);
+    return 0;
+}
+
+/* One product for each expert that was chosen; from: for each slot. Returns how many. */
+static int64_t products_of(const Op *op, int64_t slots, int32_t *from, Product *products) {
+    int64_t count = 0, last = -1;
+    for (int64_t i = 0; i < slots; i++) from[op->choices[i].slot] = (int32_t)i;
+    for (int64_t slot = 0; slot < slots; slot++) {
+        int64_t expert = op->choices[from[slot]].expert;
+        from[slot] /= (int32_t)op->rows; /* from the choice's number to its token's */
+        if (expert == last) {
+            Product *product = &products[count - 1];
+            product->tokens++;
+            if (op->table) { /* they do not lie side by side */
+                product->x = op->in;
+                product->from = from + slot + 1 - product->tokens;
+            }
+            continue;
+        }
+        const Matrix *matrix = op->matrices[last = expert];
+        products[count++] = (Product){
+            .matrix = matrix,
+            .x = op->in + (op->table ? from[slot] : slot) * matrix->columns,
+            .tokens = 1,
+            .bias = op->bias != NULL ? op->bias + expert * matrix->rows : NULL,
+            .out = op->out + slot * matrix->rows,
+        };
+    }
+    return count;
+}
+
+static int experts(const Op *op, const Frame *frame) {
+    int64_t slots = frame->tokens * op->rows, most = slots < op->size ? slots : op->size;
+    int32_t *from = malloc((size_t)slots * sizeof *from);
+    Product *products = malloc((size_t)most * sizeof *products);
+    int status = -1;
+    if (from != NULL && products != NULL)
+        status = linear_products(products, products_of(op, slots, from, products));
+    free(products);
+    free(from);
+    return status;
+}
+
+static void mix(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
+    (void)frame;
+    for (int64_t token = begin; token < end; token++) {
+        float *out = op->out + token * op->size;
+        memset(out, 0, (size_t)op->size * sizeof *out);
+        for (int64_t i = 0; i < op->rows; i++) {
+            Choice choice = op->choices[token * op->rows + i];
+            const float *in = op->in + choice.slot * op->size;
+            for (int64_t column = 0; column < op->size; column++) out[column] += choice.share * in[column];
+        }
+    }
+}
+
+static void gate(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
+    (void)frame;
+    for (int64_t token = begin; token < end; token++) {
+        float factor = 1 / (1 + expf(-op->in[token]));
+        for (int64_t i = token * op->size; i < (token + 1) * op->size; i++) op->out[i] *= factor;
+    }
 }
 
 static int run_op(const Op *op, const Frame *frame) {
@@ -216,6 +317,10 @@ static int run_op(const Op *op, const Frame *frame) {
     case RMS_NORM:
     case LAYER_NORM: on_tokens(norm, op, frame); return 0;
     case LINEAR: return linear(op, frame);
+    case CHOOSE: on_tokens(choose, op, frame); return sort_choices(op, frame);
+    case EXPERTS: return experts(op, frame);
+    case MIX: on_tokens(mix, op, frame); return 0;
+    case GATE: on_tokens(gate, op, frame); return 0;
     case ROTATE: on_tokens(rotate, op, frame); return 0;
     case ATTEND: return attend(op, frame);
     case ACTIVATE: on_tokens(activate, op, frame); return 0;
@@ -231,7 +336,7 @@ int gptcli_run(const Op *ops, int64_t count, const Frame *frame) {
 }
 
 int64_t gptcli_record_bytes(int record) {
-    const int64_t bytes[] = {sizeof(Op),   sizeof(Rotation), sizeof(Row),      sizeof(Frame),
-                             sizeof(Draw), sizeof(Matrix),   sizeof(Attention)};
-    return record >= 0 && record < 7 ? bytes[record] : -1;
+    const int64_t bytes[] = {sizeof(Op),   sizeof(Rotation), sizeof(Row),       sizeof(Frame),
+                             sizeof(Draw), sizeof(Matrix),   sizeof(Attention), sizeof(Passage)};
+    return record >= 0 && record < 8 ? bytes[record] : -1;
 }

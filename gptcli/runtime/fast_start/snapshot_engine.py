@@ -1,17 +1,18 @@
-"""Runs a snapshot of a decoder: one text at a time, with logits in main memory. No torch."""
+"""Runs a snapshot of a decoder: with logits in main memory. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 from gptcli.errors import NonFiniteLogits
 from gptcli.kernels.bindings import Functions
 from gptcli.kernels.memory import Memory
-from gptcli.runtime.engine import Cancelled, Progress, Workload, never_cancelled, no_progress
+from gptcli.runtime.engine import MOST_ROWS, Cancelled, Progress, Workload, never_cancelled, no_progress
 from gptcli.runtime.fast_start.snapshot_file import Snapshot
 from gptcli.runtime.program import CHUNK, Text
-from gptcli.runtime.program_cache import ProgramCache
+from gptcli.runtime.program_cache import ProgramCache, ProgramRows
+from gptcli.runtime.resource_limits import free_memory
 
 
 class SnapshotLogits:
@@ -26,35 +27,41 @@ class SnapshotLogits:
 
 
 class SnapshotEngine:
-    """An `Engine` for one text of up to `room` tokens, whose logits are addresses. Raises MemoryError."""
+    """An `Engine` for texts of up to `room` tokens, whose logits are addresses. Raises MemoryError.
+
+    drop: is called where logits are not finite, lest the next run starts from this snapshot.
+    """
 
     failures: tuple[str, ...] = ()
 
-    def __init__(self, snapshot: Snapshot, library: Functions, ctx_size: int, room: int) -> None:
+    def __init__(
+        self, snapshot: Snapshot, library: Functions, ctx_size: int, room: int, drop: Callable[[], None]
+    ) -> None:
         self.ctx_size = ctx_size
         self.load_s = 0.0
         self.dtype_name, self.device_name = snapshot.dtype, "cpu"
         self.library = library
-        self._room = room
+        self._room, self._drop = room, drop
         self._snapshot = snapshot
         self._logits = Memory(4 * snapshot.vocab_size)
 
     def serves(self, workload: Workload) -> bool:
         """See `Engine.serves`."""
         tokens = self.ctx_size if workload.tokens is None else min(workload.tokens, self.ctx_size)
-        return workload.plain and tokens <= self._room
+        return not workload.probabilities and tokens <= self._room
 
     def new_cache(self) -> ProgramCache:
         """See `Engine.new_cache`."""
         return ProgramCache(self._snapshot.program.layouts, self._room)
 
     def most_rows(self, tokens: int) -> int:
-        """One: texts do not share steps here."""
-        return 1
+        """As many as fit into the memory; see `Engine.most_rows`."""
+        position_bytes = sum(layout.position_bytes for layout in self._snapshot.program.layouts)
+        return max(1, min(MOST_ROWS, free_memory() // (2 * min(tokens, self._room) * position_bytes)))
 
-    def rows(self, cache: ProgramCache, count: int) -> NoReturn:
-        """Is never asked for: see `serves`."""
-        raise AssertionError("a snapshot runs one text")
+    def rows(self, cache: ProgramCache, count: int) -> ProgramRows[SnapshotLogits]:
+        """See `Engine.rows`. Raises MemoryError."""
+        return ProgramRows(self, [cache.copy() for _ in range(count)])
 
     def most_ahead(self, cache: ProgramCache) -> int:
         """See `Engine.most_ahead`."""
@@ -73,25 +80,37 @@ class SnapshotEngine:
             if cancelled():
                 return None
             chunk = tokens[start : start + CHUNK]
-            [logits] = self._run(chunk, cache, wanted=1)
+            [logits] = self._run([(cache, chunk)], wanted=1)
             on_progress(start + len(chunk), len(tokens))
         return logits
 
     def step(self, tokens: Sequence[int], cache: ProgramCache) -> list[SnapshotLogits]:
         """See `Engine.step`. Raises as `prefill` does."""
-        return self._run(tokens, cache, wanted=len(tokens))
+        return self._run([(cache, tokens)], wanted=len(tokens))
 
-    def _run(self, tokens: Sequence[int], cache: ProgramCache, wanted: int) -> list[SnapshotLogits]:
-        snapshot, position = self._snapshot, cache.length
-        assert position + len(tokens) <= self._room
-        assert 0 <= min(tokens) <= max(tokens) < snapshot.vocab_size
-        row = 4 * snapshot.vocab_size
-        if self._logits.size < wanted * row:
-            self._logits = Memory(wanted * row)
-        rotations = [table.at(position) for table in snapshot.tables]
-        text = Text(tokens, position, rotations, cache.rows(len(tokens)))
-        snapshot.program.run([text], range(len(tokens) - wanted, len(tokens)), self._logits.address)
-        cache.tokens += tokens
-        if not self.library.all_finite(self._logits.address, wanted * snapshot.vocab_size):
-            raise NonFiniteLogits(cache.length, self.dtype_name)
-        return [SnapshotLogits(self._logits, index * row) for index in range(wanted)]
+    def decode_texts(self, texts: Sequence[tuple[ProgramCache, int]]) -> list[SnapshotLogits]:
+        """Appends one token to each of several texts; the logits after each. Raises as `prefill` does."""
+        return self._run([(cache, [token]) for cache, token in texts], wanted=1)
+
+    def _run(self, texts: Sequence[tuple[ProgramCache, Sequence[int]]], wanted: int) -> list[SnapshotLogits]:
+        """Appends tokens to each of several texts; the logits of each one's last tokens."""
+        snapshot, row = self._snapshot, 4 * self._snapshot.vocab_size
+        for cache, tokens in texts:
+            assert cache.length + len(tokens) <= self._room
+            assert 0 <= min(tokens) <= max(tokens) < snapshot.vocab_size
+        count = wanted * len(texts)
+        if self._logits.size < count * row:
+            self._logits = Memory(count * row)
+        parts = [
+            Text(tokens, cache.length, [table.at(cache.length) for table in snapshot.tables], cache.rows(len(tokens)))
+            for cache, tokens in texts
+        ]
+        ends = accumulate(len(tokens) for _, tokens in texts)
+        asked = [index for end in ends for index in range(end - wanted, end)]
+        snapshot.program.run(parts, asked, self._logits.address)
+        for cache, tokens in texts:
+            cache.tokens += tokens
+        if not self.library.all_finite(self._logits.address, count * snapshot.vocab_size):
+            self._drop()
+            raise NonFiniteLogits(max(cache.length for cache, _ in texts), self.dtype_name)
+        return [SnapshotLogits(self._logits, index * row) for index in range(count)]

@@ -1,35 +1,39 @@
-"""The file of a snapshot: a program with the weights that it reads, ready to run. No torch.
+"""The files of a snapshot: a program with the weights that it reads, ready to run. No torch.
 
-    8 bytes     size of the header, little-endian
-    32 bytes    its SHA-256
-    header      JSON: the key, the operations, and the offsets of what each of them reads
-    data        weights as the kernels read them, each piece at a multiple of 64 bytes
+A header, of one way to run a model:
 
-A snapshot is used only if its key is the wanted one and its header, which says what the kernels read and write, is
-whole. Damaged data change numbers, as in a checkpoint.
+    32 bytes    the SHA-256 of what follows
+    JSON        the key, the operations, the offsets of what each of them reads, and the checksum of the weights
+
+Weights, which headers of one model share where they are the same: as the kernels read them, each piece at a multiple
+of 64 bytes. Their name has the checksum.
+
+A snapshot is used only if its key is the wanted one, and all of it is whole.
 """
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import ctypes
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BufferedReader
+from pathlib import Path
 from threading import Thread
-from typing import IO, Any, cast
+from typing import IO, Any, TypeAlias, cast
 
-from gptcli.kernels.bindings import CacheKind, Functions, Matrix, Op, Rotation
+from gptcli.files import open_own, replaced
+from gptcli.kernels.bindings import CacheKind, Checksum, Functions, Matrix, Op, Rotation
 from gptcli.kernels.memory import Memory
 from gptcli.runtime.program import Buffer, Program, Vector
 
+Header: TypeAlias = dict[str, Any]
+
+WEIGHTS = ".weights"  # how the name of such a file ends
 _ALIGNED = 64
 _POINTERS = [field[0] for field in Op._fields_ if field[1] is ctypes.c_void_p]
-_LARGEST_HEADER = 64 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -67,29 +71,37 @@ class Snapshot:
     threads: int
     reading: _BackgroundRead | None = None
 
-    def wait(self) -> bool:
-        """Waits for the weights; False if the file ended too early or could not be read."""
-        return self.reading is None or self.reading.wait()
+    def wait(self) -> None:
+        """Waits for the weights. Raises DamagedSnapshot."""
+        if self.reading is not None:
+            self.reading.wait()
+
+
+class DamagedSnapshot(Exception):
+    """A file of a snapshot is not as it was written."""
 
 
 class _BackgroundRead(Thread):
-    """Reads the rest of a file into memory in a thread."""
+    """Reads a file of weights into memory in a thread."""
 
-    def __init__(self, file: BufferedReader, data: Memory) -> None:
+    def __init__(self, file: BufferedReader, data: Memory, library: Functions, checksum: str) -> None:
         super().__init__(daemon=True)
-        self._file, self._data = file, data
+        self._file, self._data, self._library, self._checksum = file, data, library, checksum
         self._whole = False
 
     def run(self) -> None:
         """Fills the memory, and closes the file."""
-        with self._file, contextlib.suppress(OSError):
-            self._whole = self._file.readinto(self._data.view) == self._data.size
+        with self._file:
+            found = Checksum()  # all in one call: this thread need not wait for the others' Python in between
+            read = self._library.read_into(found, self._file.fileno(), self._data.address, self._data.size)
+            self._whole = read and _name(found) == self._checksum
 
-    def wait(self) -> bool:
-        """Waits; whether the file was long enough."""
+    def wait(self) -> None:
+        """Waits. Raises DamagedSnapshot if the file could not be read, or is another."""
         if self.ident is not None:
             self.join()
-        return self._whole
+        if not self._whole:
+            raise DamagedSnapshot
 
 
 @dataclass
@@ -108,9 +120,27 @@ class _Pieces:
             self.size += -(-size // _ALIGNED) * _ALIGNED
         return self._known[address]
 
+    def checksum(self, library: Functions) -> str:
+        """The checksum of the data with zeros between the pieces."""
+        result = Checksum()
+        for _, address, size in self.pieces:
+            whole, rest = size // _ALIGNED * _ALIGNED, size % _ALIGNED
+            library.add_to_checksum(result, address, whole)
+            if rest:
+                last = ctypes.create_string_buffer(ctypes.string_at(address + whole, rest), _ALIGNED)
+                library.add_to_checksum(result, ctypes.addressof(last), _ALIGNED)
+        return _name(result)
 
-def write(snapshot: Snapshot, key: dict[str, Any], library: Functions, file: IO[bytes]) -> None:
-    """Writes a snapshot. Raises OSError."""
+    def write(self, file: IO[bytes]) -> None:
+        """Writes the data. Raises OSError."""
+        for offset, address, size in self.pieces:
+            file.seek(offset)
+            file.write((ctypes.c_char * size).from_address(address))
+        file.truncate(self.size)
+
+
+def write(snapshot: Snapshot, key: dict[str, Any], library: Functions, path: Path) -> None:
+    """Writes a snapshot, whose header goes to `path`. Raises OSError."""
     program, data = snapshot.program, _Pieces()
     ops = (Op * len(program.ops)).from_buffer_copy(program.ops)
     for op in ops:
@@ -148,33 +178,34 @@ def write(snapshot: Snapshot, key: dict[str, Any], library: Functions, file: IO[
         "dtype": snapshot.dtype,
         "threads": snapshot.threads,
         "size": data.size,
+        "checksum": data.checksum(library),
     }
+    if not has_weights(path, header):
+        with replaced(weights_of(path, header)) as file:
+            data.write(file)
     encoded = json.dumps(header, separators=(",", ":")).encode()
-    begin = len(encoded).to_bytes(8, "little") + hashlib.sha256(encoded).digest() + encoded
-    start = _aligned(len(begin))
-    file.write(begin)
-    for offset, address, size in data.pieces:
-        file.seek(start + offset)
-        file.write((ctypes.c_char * size).from_address(address))
-    file.truncate(start + data.size)
+    with replaced(path) as file:
+        file.write(hashlib.sha256(encoded).digest() + encoded)
+
+
+def weights_of(path: Path, header: Header) -> Path:
+    """The path of the weights that a snapshot's header at `path` names."""
+    return path.with_name(f"{path.name.partition('-')[0]}-{header['checksum']}{WEIGHTS}")
 
 
 def read(
-    file: BufferedReader, key: dict[str, Any], library: Functions, cache_kind: CacheKind, *, free: int, positions: int
+    path: Path, key: dict[str, Any], library: Functions, cache_kind: CacheKind, *, free: int, positions: int
 ) -> Snapshot | None:
-    """Begins to read the snapshot in a file; None if its key is another, or it is damaged.
+    """Begins to read the snapshot with the header at `path`; None if its key is another or it is too large.
 
-    Its weights are read in a thread, which then closes the file; see `Snapshot.wait`. free: bytes that it may take.
-    positions: the fewest it must have. Raises OSError and MemoryError.
+    Its weights are read in a thread; see `Snapshot.wait`. free: bytes that it may take. positions: the fewest it must
+    have. Raises DamagedSnapshot, InputError, OSError and MemoryError.
     """
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(file)
-        header = _header(file)
-        if header is None or header["key"] != key or header["size"] > free or header["positions"] < positions:
-            return None
-        data = Memory(header["size"], huge_pages=True)
-        stack.pop_all()
-    reading = _BackgroundRead(file, data)
+    header = read_header(path)
+    if header["key"] != key or header["size"] > free or header["positions"] < positions:
+        return None
+    data = Memory(header["size"], huge_pages=True)
+    reading = _BackgroundRead(open_own(weights_of(path, header)), data, library, header["checksum"])
     try:
         reading.start()
     except RuntimeError:  # no thread can be started
@@ -200,27 +231,23 @@ def read(
     return Snapshot(program, tables, **{name: header[name] for name in names}, reading=reading)
 
 
-def key_if_whole(file: BufferedReader) -> dict[str, Any] | None:
-    """The key of the snapshot in a file; None if the file is cut short. Raises OSError."""
-    header = _header(file)
-    if header is None or os.fstat(file.fileno()).st_size != file.tell() + header["size"]:
-        return None
-    return cast("dict[str, Any]", header["key"])
-
-
-def _header(file: BufferedReader) -> dict[str, Any] | None:
-    """The header, if it is whole; the file is left at the data."""
-    size, digest = int.from_bytes(file.read(8), "little"), file.read(32)
-    encoded = file.read(size) if size <= _LARGEST_HEADER else b""
+def read_header(path: Path) -> Header:
+    """The header in a file. Raises DamagedSnapshot, InputError and OSError."""
+    with open_own(path) as file:
+        digest, encoded = file.read(32), file.read()
     if hashlib.sha256(encoded).digest() != digest:
-        return None
-    file.seek(_aligned(40 + size))
-    header: dict[str, Any] = json.loads(encoded)
-    return header
+        raise DamagedSnapshot
+    return cast("Header", json.loads(encoded))
 
 
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGNED) * _ALIGNED
+def has_weights(path: Path, header: Header) -> bool:
+    """Whether the weights that a header at `path` names are there, as far as their size tells. Raises OSError."""
+    weights = weights_of(path, header)
+    return weights.is_file() and weights.stat().st_size == header["size"]
+
+
+def _name(checksum: ctypes.Array[ctypes.c_uint64]) -> str:
+    return hashlib.sha256(bytes(checksum)).hexdigest()[:24]
 
 
 def _text(data: bytes) -> str:

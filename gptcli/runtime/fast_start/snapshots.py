@@ -10,10 +10,9 @@ import contextlib
 import hashlib
 import importlib.util
 import os
-import stat
-import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +21,14 @@ import platformdirs
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.environment import switched_off
 from gptcli.errors import GptcliError, InputError, OutputError
-from gptcli.files import open_regular
+from gptcli.files import UNFINISHED, identity, program_identity
 from gptcli.kernels.bindings import Functions, built_file, functions
 from gptcli.runtime.fast_start import snapshot_file
 from gptcli.runtime.fast_start.snapshot_engine import SnapshotEngine
-from gptcli.runtime.fast_start.snapshot_file import Snapshot
+from gptcli.runtime.fast_start.snapshot_file import WEIGHTS, DamagedSnapshot, Snapshot
 from gptcli.runtime.resource_limits import cpu_limit, free_memory
 from gptcli.settings import RuntimeConfig
+from gptcli.text.fast_open.tokenizer_snapshots import kept_tokenizers
 from gptcli.version import VERSION
 
 if TYPE_CHECKING:
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 
 _VARIABLE = "GPTCLI_PREPARED"
 _MOST_BYTES = 1 << 30  # of weights: larger models take long to read from any file
-_MOST_SNAPSHOTS = 4
+_MOST_WEIGHTS = 4  # files of weights
 _MOST_POSITIONS = 32_768  # of the rotary tables
-_SUFFIX = ".prepared"
+_SUFFIX = ".snapshot"
 
 
 @dataclass(frozen=True)
 class Slot:
-    """The file of a model's snapshot for one way of running it, and the key that it must have now."""
+    """The header of a model's snapshot for one way of running it, and the key that it must have now."""
 
     path: Path
     key: dict[str, Any]
@@ -53,17 +53,22 @@ class Slot:
 class OpenedSnapshot:
     """A snapshot that is being read. started: when that began, on time.perf_counter's clock."""
 
+    slot: Slot
     snapshot: Snapshot
     library: Functions
     runtime: RuntimeConfig
     started: float
 
     def engine(self, ctx_size: int, room: int) -> SnapshotEngine | None:
-        """Waits for the weights; an engine for a text of up to `room` tokens, or None where it cannot run one."""
+        """Waits for the weights; an engine for a text of up to `room` tokens, or None where it cannot run one.
+
+        Raises DamagedSnapshot.
+        """
+        if room > self.snapshot.positions:
+            return None
+        self.snapshot.wait()
         try:
-            if room > self.snapshot.positions or not self.snapshot.wait():
-                return None
-            engine = SnapshotEngine(self.snapshot, self.library, ctx_size, room)
+            engine = SnapshotEngine(self.snapshot, self.library, ctx_size, room, partial(drop_snapshot, self.slot))
         except MemoryError:  # loading with torch may need less, or says what is wrong
             return None
         self.library.set_threads(self.runtime.threads or self.snapshot.threads)
@@ -99,7 +104,7 @@ def slot_for(folder: ModelFolder, runtime: RuntimeConfig) -> Slot | None:
         key = {
             "version": VERSION,
             "sources": _sources(),
-            "model": {str(path): _identity(path) for path in [*config, *weights]},
+            "model": {str(path): identity(path) for path in [*config, *weights]},
             "way": way_of_running,
         }
     except OSError:  # a file is being replaced, or gone
@@ -108,20 +113,21 @@ def slot_for(folder: ModelFolder, runtime: RuntimeConfig) -> Slot | None:
 
 
 def open_snapshot(slot: Slot, runtime: RuntimeConfig, room: int) -> OpenedSnapshot | None:
-    """Begins to read the snapshot in a slot; None if there is none that can run texts of `room` tokens."""
+    """Begins to read the snapshot in a slot; None if there is none that can run texts of `room` tokens.
+
+    Raises DamagedSnapshot.
+    """
     started = time.perf_counter()
     library = functions()
     assert library is not None
     try:
-        if not slot.path.is_file() or not _is_ours(slot.path):
-            return None
         os.utime(slot.path)  # the least recently used are removed first
         snapshot = snapshot_file.read(
-            open_regular(slot.path), slot.key, library, runtime.cache_kind, free=free_memory(), positions=room
+            slot.path, slot.key, library, runtime.cache_kind, free=free_memory(), positions=room
         )
     except (OSError, MemoryError, InputError):  # loading with torch may succeed, or says what is wrong
         return None
-    return None if snapshot is None else OpenedSnapshot(snapshot, library, runtime, started)
+    return None if snapshot is None else OpenedSnapshot(slot, snapshot, library, runtime, started)
 
 
 def keep_snapshot(slot: Slot, folder: ModelFolder, runtime: RuntimeConfig, engine: TorchEngine) -> None:
@@ -139,45 +145,60 @@ def keep_snapshot(slot: Slot, folder: ModelFolder, runtime: RuntimeConfig, engin
         sizes = {} if snapshot is None else {matrix.address: matrix.size for _, matrix in snapshot.program.matrices}
         if snapshot is None or sum(sizes.values()) > _MOST_BYTES:
             return
-        directory = slot.path.parent
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.NamedTemporaryFile(dir=directory, suffix=".part", delete=False) as file:
-            try:
-                snapshot_file.write(snapshot, slot.key, library, file)
-                os.replace(file.name, slot.path)
-            except BaseException:  # Ctrl-C too: half a snapshot is useless
-                os.unlink(file.name)
-                raise
-        _remove_old(directory)
+        slot.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        snapshot_file.write(snapshot, slot.key, library, slot.path)
+        _remove_old(slot.path.parent)
+
+
+def drop_snapshot(slot: Slot) -> None:
+    """Removes a snapshot that failed, and the weights that it names."""
+    with contextlib.suppress(OSError, InputError, DamagedSnapshot):
+        snapshot_file.weights_of(slot.path, snapshot_file.read_header(slot.path)).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        slot.path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class StoredSnapshot:
-    """A file in the cache. model: the directory that it was made from, "" if it says none. used: seconds since 1970."""
+    """A file of weights or of a tokenizer in the cache. used: seconds since 1970.
+
+    model: the directory or GGUF file that it was made from. content: what it holds, weights with their dtypes.
+    """
 
     path: Path
     model: str
+    content: str
     size: int
     used: float
 
 
 def stored_snapshots() -> list[StoredSnapshot]:
     """Every snapshot, the last used first."""
-    found = []
+    headers: dict[Path, list[tuple[float, snapshot_file.Header]]] = {}
     for path in _directory().glob(f"*{_SUFFIX}"):
-        with contextlib.suppress(OSError, InputError):  # another process may remove it
+        with contextlib.suppress(OSError, InputError, DamagedSnapshot):  # another process may remove it
+            header, used = snapshot_file.read_header(path), path.stat().st_mtime
+            if snapshot_file.has_weights(path, header):
+                headers.setdefault(snapshot_file.weights_of(path, header), []).append((used, header))
+    found = []
+    for path, entries in headers.items():
+        entries.sort(key=lambda entry: -entry[0])
+        used, header = entries[0]
+        source = Path(next(iter(header["key"]["model"])))
+        model = str(source.parent if source.name == "config.json" else source)
+        dtypes = dict.fromkeys(header["dtype"] for _, header in entries)
+        found.append(StoredSnapshot(path, model, f"weights in {', '.join(dtypes)}", header["size"], used))
+    for path, of_model in kept_tokenizers().items():
+        with contextlib.suppress(OSError):
             status = path.stat()
-            with open_regular(path) as file:
-                key = snapshot_file.key_if_whole(file) or {}
-            model = next((str(Path(file).parent) for file in key.get("model", {})), "")
-            found.append(StoredSnapshot(path, model, status.st_size, status.st_mtime))
+            found.append(StoredSnapshot(path, str(of_model), "tokenizer", status.st_size, status.st_mtime))
     return sorted(found, key=lambda snapshot: -snapshot.used)
 
 
 def delete_snapshots() -> int:
     """Deletes all snapshots, unfinished ones too; returns their bytes. Raises OutputError."""
     size = 0
-    for path in [path for suffix in (_SUFFIX, ".part") for path in _directory().glob(f"*{suffix}")]:
+    for path in _directory().glob("*"):
         try:
             size += path.stat().st_size
             path.unlink(missing_ok=True)
@@ -189,19 +210,17 @@ def delete_snapshots() -> int:
 
 
 def forget_snapshots(model: Path) -> None:
-    """Removes the snapshots of the model in this directory."""
-    for path in _directory().glob(f"{_of_model(model)}-*"):
+    """Removes the snapshots of the model in this directory, its tokenizer's included."""
+    for path in _directory().glob(f"{_of_model(model)}*"):
         path.unlink(missing_ok=True)
 
 
 def _is_kept(slot: Slot) -> bool:
     """Whether the slot holds a whole snapshot with its key."""
     try:
-        if not slot.path.is_file() or not _is_ours(slot.path):
-            return False
-        with open_regular(slot.path) as file:
-            return snapshot_file.key_if_whole(file) == slot.key
-    except (OSError, InputError):
+        header = snapshot_file.read_header(slot.path)
+        return header["key"] == slot.key and snapshot_file.has_weights(slot.path, header)
+    except (OSError, InputError, DamagedSnapshot):
         return False
 
 
@@ -230,25 +249,21 @@ def _hash(text: str) -> str:
 
 def _sources() -> str:
     """Changes whenever the program does."""
-    kernels, package = built_file(), Path(__file__).parents[2]
+    kernels = built_file()
     assert kernels is not None
-    return _hash(repr([_identity(path) for path in [kernels, *sorted(package.glob("**/*.py"))]]))
-
-
-def _identity(path: Path) -> list[int]:
-    """Changes whenever a file does: nobody can set the last of these times."""
-    status = path.stat()
-    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-
-
-def _is_ours(path: Path) -> bool:
-    status = path.stat()
-    return not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not stat.S_IMODE(status.st_mode) & 0o022)
+    return _hash(repr([identity(kernels), program_identity()]))
 
 
 def _remove_old(directory: Path) -> None:
-    """Keeps the most recently used snapshots; unfinished ones go after a day."""
-    snapshots = sorted(directory.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime)
-    abandoned = [path for path in directory.glob("*.part") if path.stat().st_mtime < time.time() - 86_400]
-    for path in [*snapshots[:-_MOST_SNAPSHOTS], *abandoned]:
-        path.unlink(missing_ok=True)
+    """Keeps the weights used last and their headers; unfinished files go after a day."""
+    kept = set[Path]()
+    for path in sorted(directory.glob(f"*{_SUFFIX}"), key=lambda path: -path.stat().st_mtime):
+        with contextlib.suppress(InputError, DamagedSnapshot):
+            weights = snapshot_file.weights_of(path, snapshot_file.read_header(path))
+            if weights in kept or sum(path.suffix == WEIGHTS for path in kept) < _MOST_WEIGHTS:
+                kept |= {path, weights}
+    abandoned = [path for path in directory.glob(f"*{UNFINISHED}") if path.stat().st_mtime < time.time() - 86_400]
+    old = [path for suffix in (_SUFFIX, WEIGHTS, ".prepared") for path in directory.glob(f"*{suffix}")]
+    for path in [*abandoned, *old]:
+        if path not in kept:
+            path.unlink(missing_ok=True)

@@ -20,9 +20,9 @@
 
 enum { PAIR_TOKENS = 8 }; /* multiplied at once by vectors */
 
-static void multiply_vectors(const uint16_t *x, int64_t next, const uint16_t *panel, int64_t steps, Square before,
-                             Square out) {
-    for (int64_t token = 0; token < BF16_TOKENS; token += PAIR_TOKENS) {
+static void multiply_vectors(const uint16_t *x, int64_t next, const uint16_t *panel, int64_t steps, int64_t tokens,
+                             Square before, Square out) {
+    for (int64_t token = 0; token < BF16_TOKENS && token < tokens; token += PAIR_TOKENS) {
         const uint16_t *lines = x + token / TILE_LINES * next + token % TILE_LINES * SEGMENT;
         __m512 sums[PAIR_TOKENS][2];
         UNROLL for (int t = 0; t < PAIR_TOKENS; t++)
@@ -52,44 +52,37 @@ void avx512_bf16_panels(const Matrix *matrix, const uint16_t *x, int64_t tokens,
 }
 
 /* Tile registers: 0 to 3 sums (token tile, block of rows), 4 and 5 tokens, 6 and 7 weights. */
-static void multiply_tiles(const uint16_t *x, int64_t next, const uint16_t *panel, int64_t steps, Square before,
-                           Square out) {
+static void multiply_tiles(const uint16_t *x, int64_t next, const uint16_t *panel, int64_t steps, int64_t tokens,
+                           Square before, Square out) {
     const int64_t from = before.stride * (int64_t)sizeof(float), to = out.stride * (int64_t)sizeof(float);
+    const int both = tokens > TILE_LINES;
     _tile_loadd(0, before.first, from);
     _tile_loadd(1, before.first + LANES, from);
-    _tile_loadd(2, before.first + TILE_LINES * before.stride, from);
-    _tile_loadd(3, before.first + TILE_LINES * before.stride + LANES, from);
+    if (both) _tile_loadd(2, before.first + TILE_LINES * before.stride, from);
+    if (both) _tile_loadd(3, before.first + TILE_LINES * before.stride + LANES, from);
     for (int64_t step = 0; step < steps; step++, x += TILE_NUMBERS, panel += 2 * TILE_NUMBERS) {
         _tile_loadd(4, x, CACHE_LINE);
         _tile_loadd(6, panel, CACHE_LINE);
         _tile_dpbf16ps(0, 4, 6);
         _tile_loadd(7, panel + TILE_NUMBERS, CACHE_LINE);
         _tile_dpbf16ps(1, 4, 7);
+        if (!both) continue;
         _tile_loadd(5, x + next, CACHE_LINE);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
     }
     _tile_stored(0, out.first, to);
     _tile_stored(1, out.first + LANES, to);
+    if (!both) return;
     _tile_stored(2, out.first + TILE_LINES * out.stride, to);
     _tile_stored(3, out.first + TILE_LINES * out.stride + LANES, to);
 }
 
 void amx_panels(const Matrix *matrix, const uint16_t *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
                 const Output *output) {
-    /* The layout that `ldtilecfg` reads: palette 1, eight tiles of 16 lines of 64 bytes. */
-    struct {
-        uint8_t palette, start, reserved[14];
-        uint16_t line_bytes[16];
-        uint8_t lines[16];
-    } tiles = {.palette = 1};
-    for (int i = 0; i < 8; i++) {
-        tiles.line_bytes[i] = CACHE_LINE;
-        tiles.lines[i] = TILE_LINES;
-    }
-    _tile_loadconfig(&tiles);
+    configure_tiles();
     bf16_panels(matrix, x, tokens, begin, end, (uint16_t *)panel, output, multiply_tiles);
-    _tile_release(); /* so that the system need not save the tiles */
+    _tile_release();
 }
 
 #ifdef __clang__

@@ -11,10 +11,9 @@
 
 #include "../coded_layout.h"
 #include "affine_weights.h"
+#include "amx.h"
 
 enum {
-    TILE_LINES = 16,
-    TILE_NUMBERS = TILE_LINES * SEGMENT,
     PANEL_ROWS = 2 * LANES,
     BF16_COLUMNS = PANEL_FLOATS * 2 / PANEL_ROWS,
 };
@@ -25,24 +24,21 @@ typedef struct Square {
     int64_t stride;
 } Square;
 
-/* out = before + the products of `steps` tiles of weights and of both tiles of tokens, which are `next` numbers apart. */
-typedef void Multiply(const uint16_t *x, int64_t next, const uint16_t *panel, int64_t steps, Square before, Square out);
+/* out = before + the products of `steps` tiles of weights and of both tiles of tokens, which are `next` numbers apart;
+ * only of the first tile if there are no more `tokens`. */
+typedef void Multiply(const uint16_t *x, int64_t next, const uint16_t *panel, int64_t steps, int64_t tokens,
+                      Square before, Square out);
 
 /* Two vectors of fp32 to bf16, ties to even: first the numbers of `low`. */
 INLINE __m512i rounded_pair(floats low, floats high) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low); }
 
-void avx512_bf16_round(const float *x, int64_t tokens, int64_t columns, int64_t begin, int64_t end, uint16_t *out) {
+void avx512_bf16_round(const float *x, int64_t columns, int64_t token, uint16_t *out) {
     const int64_t steps = (columns + SEGMENT - 1) / SEGMENT;
-    (void)tokens;
-    for (int64_t token = begin; token < end; token++) {
-        uint16_t *line = out + token / TILE_LINES * steps * TILE_NUMBERS + token % TILE_LINES * SEGMENT;
-        for (int64_t column = 0; column < columns; column += SEGMENT, line += TILE_NUMBERS) {
-            const float *from = x + token * columns;
-            int64_t left = columns - column;
-            floats low = load_some(from, column, columns);
-            floats high = left > LANES ? load_some(from, column + LANES, columns) : (floats){0};
-            _mm512_storeu_si512(line, rounded_pair(low, high));
-        }
+    uint16_t *line = out + token / TILE_LINES * steps * TILE_NUMBERS + token % TILE_LINES * SEGMENT;
+    for (int64_t column = 0; column < columns; column += SEGMENT, line += TILE_NUMBERS) {
+        floats low = load_some(x, column, columns);
+        floats high = columns - column > LANES ? load_some(x, column + LANES, columns) : (floats){0};
+        _mm512_storeu_si512(line, rounded_pair(low, high));
     }
 }
 
@@ -60,47 +56,69 @@ INLINE void fill_affine_tile(const Matrix *matrix, int64_t block, int64_t column
     const uint8_t *record = matrix->packed + block * matrix->block_bytes + column / span * matrix->record_bytes;
     const uint8_t *lines = record + constants_bytes(constants) + inside * BLOCK * bits / 8;
     floats scales[STEP] = {{0}}, bias = {0};
-    prefetch(record, AHEAD);
     for (int first = 0; first < SEGMENT; first += STEP) {
         if (first == 0 || (constants == NESTED_CENTRED && first == HALF_SEGMENT))
             bias = exact_constants(record, (inside + first) / matrix->group, 0, bits, constants, scales);
-        prefetch_columns(lines + first * BLOCK * bits / 8, bits);
         UNROLL for (int c = 0; c < STEP; c += 2, tile += SEGMENT)
             store_columns(tile, exact_weights(matrix, lines, first, c, bits, constants, scales, bias),
                           exact_weights(matrix, lines, first, c + 1, bits, constants, scales, bias));
     }
 }
 
-/* The same of bf16 weights, coded or not. */
-INLINE void fill_row_tile(const Matrix *matrix, int64_t row, int64_t column, uint16_t *tile) {
-    floats lines[LANES] = {{0}};
-    int64_t rows = matrix->rows - row, columns = matrix->columns, left = columns - column;
-    for (int64_t r = 0; r < LANES && r < rows; r++) {
-        int64_t index = (row + r) * columns + column;
-        if (matrix->kind == CODED) {
-            int64_t record = index / RECORD, half = index % RECORD / LANES;
-            floats weights[RECORD / LANES];
-            decode_record(matrix, matrix->packed + record * CODE_BYTES, matrix->rest + record * matrix->rest_bytes,
-                          spelled_tops(matrix, record), weights, 0);
-            lines[r] = (floats)rounded_pair(weights[half], weights[half + 1]);
-        } else {
-            __mmask32 some = left < SEGMENT ? ((__mmask32)1 << left) - 1 : ~(__mmask32)0;
-            const uint16_t *from = (const uint16_t *)matrix->dense + index;
-            prefetch(from, BF16_COLUMNS * sizeof *from);
-            lines[r] = (floats)_mm512_maskz_loadu_epi16(some, from);
-        }
-    }
+/* Stores a tile from LANES rows of 32 columns in bf16. */
+INLINE void store_tile(floats *lines, uint16_t *tile) {
     transpose(lines);
     UNROLL for (int i = 0; i < LANES; i++) _mm512_storeu_si512(tile + i * SEGMENT, (__m512i)lines[i]);
 }
 
-static void fill_tile(const Matrix *matrix, int64_t row, int64_t column, uint16_t *tile) {
-    if (row >= matrix->rows)
-        memset(tile, 0, TILE_NUMBERS * sizeof *tile);
-    else if (matrix->kind == AFFINE)
-        BY_FORMAT(fill_affine_tile, matrix, row / BLOCK, column, tile)
-    else
-        fill_row_tile(matrix, row, column, tile);
+/* The same of bf16 weights. */
+INLINE void fill_row_tile(const Matrix *matrix, int64_t row, int64_t column, uint16_t *tile) {
+    floats lines[LANES] = {{0}};
+    int64_t rows = matrix->rows - row, columns = matrix->columns, left = columns - column;
+    __mmask32 some = left < SEGMENT ? ((__mmask32)1 << left) - 1 : ~(__mmask32)0;
+    for (int64_t r = 0; r < LANES && r < rows; r++)
+        lines[r] = (floats)_mm512_maskz_loadu_epi16(some, (const uint16_t *)matrix->dense + (row + r) * columns + column);
+    store_tile(lines, tile);
+}
+
+/* All tiles of a block of coded rows in a panel: steps [step, step + steps). A record fills two. */
+INLINE void fill_coded_tiles(const Matrix *matrix, int64_t row, int64_t step, int64_t steps, uint16_t *panel) {
+    int64_t rows = matrix->rows - row < LANES ? matrix->rows - row : LANES, each = matrix->columns / RECORD;
+    int64_t listed[LANES]; /* the index of each row's next listed record */
+    for (int64_t r = 0; r < rows; r++) listed[r] = first_listed(matrix, (row + r) * each + step / 2);
+    for (int64_t place = step / 2; 2 * place < step + steps; place++) {
+        floats lines[2][LANES] = {{{0}}};
+        for (int64_t r = 0; r < rows; r++) {
+            int64_t record = (row + r) * each + place;
+            const uint8_t *spelled = NULL;
+            if (listed_record(matrix, listed[r]) == record) spelled = matrix->spelled + listed[r]++ * RECORD;
+            floats weights[RECORD / LANES];
+            decode_record(matrix, matrix->packed + record * CODE_BYTES, matrix->rest + record * matrix->rest_bytes,
+                          spelled, weights, 0);
+            lines[0][r] = (floats)rounded_pair(weights[0], weights[1]);
+            lines[1][r] = (floats)rounded_pair(weights[2], weights[3]);
+        }
+        for (int half = 0; half < 2; half++) {
+            int64_t at = 2 * place + half - step;
+            if (at >= 0 && at < steps) store_tile(lines[half], panel + 2 * at * TILE_NUMBERS);
+        }
+    }
+}
+
+/* The tiles of a block of rows in a panel: steps [step, step + steps). */
+static void fill_tiles(const Matrix *matrix, int64_t row, int64_t step, int64_t steps, uint16_t *panel) {
+    if (matrix->kind == CODED) {
+        fill_coded_tiles(matrix, row, step, steps, panel);
+        return;
+    }
+    for (int64_t i = 0; i < steps; i++, panel += 2 * TILE_NUMBERS) {
+        if (row >= matrix->rows)
+            memset(panel, 0, TILE_NUMBERS * sizeof *panel);
+        else if (matrix->kind == AFFINE)
+            BY_FORMAT(fill_affine_tile, matrix, row / BLOCK, (step + i) * SEGMENT, panel)
+        else
+            fill_row_tile(matrix, row, (step + i) * SEGMENT, panel);
+    }
 }
 
 /* Multiplies tokens [token, token + BF16_TOKENS), of which `count` exist, with a panel, and adds the products to rows
@@ -112,14 +130,35 @@ INLINE void bf16_square(const uint16_t *x, int64_t next, const uint16_t *panel, 
     Square before = out;
     if (first) before = output->bias != NULL ? (Square){(float *)output->bias + row, 0} : nothing;
     if (row + PANEL_ROWS <= end && count >= BF16_TOKENS) {
-        multiply(x, next, panel, steps, before, out);
+        multiply(x, next, panel, steps, count, before, out);
         return;
     }
     float edge[BF16_TOKENS * PANEL_ROWS]; /* a whole square, of which only the existing numbers are copied */
-    multiply(x, next, panel, steps, nothing, (Square){edge, PANEL_ROWS});
+    multiply(x, next, panel, steps, count, nothing, (Square){edge, PANEL_ROWS});
     for (int64_t t = 0; t < count; t++)
         for (int64_t i = 0; i < end - row; i++)
             out.first[t * out.stride + i] = before.first[t * before.stride + i] + edge[t * PANEL_ROWS + i];
+}
+
+/* Part `i` of `n` of some bytes, into the L2 cache. */
+INLINE void fetch_part(const void *from, int64_t bytes, int64_t i, int64_t n) {
+    for (int64_t at = bytes * i / n; at < bytes * (i + 1) / n; at += CACHE_LINE)
+        _mm_prefetch((const char *)from + at, _MM_HINT_T1);
+}
+
+/* Part `i` of `n` of what the panel that begins at a row is filled from. A few lines at a time, while the one before is
+ * multiplied: all at once would wait for memory. */
+INLINE void fetch_panel(const Matrix *matrix, int64_t row, int64_t i, int64_t n) {
+    if (row >= matrix->rows) return;
+    int64_t numbers = row * matrix->columns, count = PANEL_ROWS * matrix->columns;
+    if (matrix->kind == AFFINE) {
+        fetch_part(matrix->packed + row / BLOCK * matrix->block_bytes, PANEL_ROWS / BLOCK * matrix->block_bytes, i, n);
+    } else if (matrix->kind == CODED) {
+        fetch_part(matrix->packed + numbers / RECORD * CODE_BYTES, count / RECORD * CODE_BYTES, i, n);
+        fetch_part(matrix->rest + numbers / RECORD * matrix->rest_bytes, count / RECORD * matrix->rest_bytes, i, n);
+    } else {
+        fetch_part((const uint16_t *)matrix->dense + numbers, count * (int64_t)sizeof(uint16_t), i, n);
+    }
 }
 
 /* Rows [begin, end) of all tokens. */
@@ -127,15 +166,18 @@ INLINE void bf16_panels(const Matrix *matrix, const uint16_t *x, int64_t tokens,
                         uint16_t *panel, const Output *output, Multiply multiply) {
     const int64_t all = (matrix->columns + SEGMENT - 1) / SEGMENT, most = BF16_COLUMNS / SEGMENT;
     const int64_t across = (all + most - 1) / most, width = (all + across - 1) / across; /* steps of about equal panels */
+    const int64_t squares = across * ((tokens + BF16_TOKENS - 1) / BF16_TOKENS);
     for (int64_t row = begin; row < end; row += PANEL_ROWS)
-        for (int64_t step = 0; step < all; step += width) {
+        for (int64_t step = 0, square = 0; step < all; step += width) {
             int64_t steps = all - step < width ? all - step : width;
-            for (int64_t i = 0; i < 2 * steps; i++)
-                fill_tile(matrix, row + i % 2 * LANES, (step + i / 2) * SEGMENT, panel + i * TILE_NUMBERS);
-            for (int64_t token = 0; token < tokens; token += BF16_TOKENS)
+            for (int64_t i = 0; i < 2; i++)
+                fill_tiles(matrix, row + i * LANES, step, steps, panel + i * TILE_NUMBERS);
+            for (int64_t token = 0; token < tokens; token += BF16_TOKENS, square++) {
+                fetch_panel(matrix, row + PANEL_ROWS, square, squares);
                 bf16_square(x + (token / TILE_LINES * all + step) * TILE_NUMBERS, all * TILE_NUMBERS, panel, steps, row,
                             end, token, tokens - token < BF16_TOKENS ? tokens - token : BF16_TOKENS, step == 0, output,
                             multiply);
+            }
         }
 }
 

@@ -3,6 +3,7 @@
 #define GPTCLI_SIMD_PASSAGE_H
 
 #include "attention.h"
+#include "passage_rows.h"
 
 enum { ROWS = LANES == 16 ? 8 : 4 }; /* of a product whose sums fit into registers */
 
@@ -87,40 +88,27 @@ static void attend_passage(const Passage *passage, int64_t kv_head, int64_t begi
         greatest[row] = -INFINITY;
         totals[row] = 0;
         if (row >= rows) continue;
-        const float *query = passage->queries + (begin + row / group) * passage->query_stride +
-                             (kv_head * group + row % group) * head_dim;
+        const float *query = query_of_row(passage, kv_head, begin, row);
         for (int64_t i = 0; i < head_dim; i += LANES)
             store_some(queries + row * head_dim, i, head_dim, load_some(query, i, head_dim) * passage->scale);
     }
-    int64_t oldest = passage->window != 0 ? passage->first + begin - passage->window + 1 : 0;
-    int64_t newest = passage->first + end;
-    for (int64_t from = oldest > 0 ? oldest / SPAN * SPAN : 0; from < newest; from += SPAN) {
+    const int64_t newest = passage->first + end;
+    for (int64_t from = first_span(passage, begin); from < newest; from += SPAN) {
         const float *keys = transposed + from * head_dim;
         const float *values = kind == CACHE_FP32 ? (const float *)cached + from * head_dim : expanded;
         int64_t present = newest - from < SPAN ? newest - from : SPAN;
         if (values == expanded) expand(kind, cached, head_dim, passage->room, from, from + present, expanded);
         product(queries, head_dim, keys, SPAN, padded, head_dim, SPAN, scores, SPAN, 0);
         for (int64_t row = 0; row < rows; row++) {
-            int64_t last = passage->first + begin + row / group - from + 1;
-            int64_t first = passage->window != 0 ? last - passage->window : 0;
-            weights_of_row(passage, scores + row * SPAN, first > 0 ? (first < SPAN ? first : SPAN) : 0,
-                           last > 0 ? (last < SPAN ? last : SPAN) : 0, greatest + row, totals + row,
+            int64_t first, last;
+            seen_in_span(passage, begin + row / group, from, &first, &last);
+            weights_of_row(passage, scores + row * SPAN, first, last, greatest + row, totals + row,
                            out + row * head_dim);
         }
         product(scores, SPAN, values, head_dim, padded, present, head_dim, out, head_dim, 1);
     }
-    for (int64_t row = 0; row < rows; row++) {
-        int64_t head = kv_head * group + row % group;
-        float *to = passage->out + ((begin + row / group) * passage->heads + head) * head_dim;
-        float total = totals[row], shrink = 1;
-        if (passage->sinks != NULL) {
-            float most = fmaxf(greatest[row], passage->sinks[head]);
-            shrink = expf(greatest[row] - most);
-            total = total * shrink + expf(passage->sinks[head] - most);
-        }
-        for (int64_t i = 0; i < head_dim; i += LANES)
-            store_some(to, i, head_dim, load_some(out + row * head_dim, i, head_dim) * (shrink / total));
-    }
+    for (int64_t row = 0; row < rows; row++)
+        store_result(passage, kv_head, begin, row, greatest[row], totals[row], out + row * head_dim);
 }
 
 #endif

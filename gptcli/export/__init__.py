@@ -1,0 +1,1 @@
+"""Writes opened models: as GGUF files, and as folders of quantized safetensors."""

@@ -1,0 +1,103 @@
+"""Weights as ggml's blocks with the same values: packed ones where ggml has their form, else floats."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gptcli.export.ggml_rounding import rounded
+from gptcli.gguf.writer import Blocks
+from gptcli.quant.affine import AffineWeight, unpacked
+from gptcli.quant.dense import narrowed
+from gptcli.quant.ggml import GgmlWeight
+from gptcli.quant.mxfp4 import Mxfp4Weight
+from gptcli.quant.packed import PackedWeight
+
+_BLOCK = 32  # columns
+_FLOATS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+def exact_blocks(value: Tensor | PackedWeight) -> Blocks:
+    """A weight as it is: packed, if ggml has blocks of its form; else the narrowest floats that hold all its values.
+
+    Those are computed in fp32, as everywhere here.
+    """
+    if isinstance(value, PackedWeight):
+        return _packed(value) or float_blocks(narrowed(value.dequantize(torch.float32)))
+    return float_blocks(value)
+
+
+def float_blocks(value: Tensor) -> Blocks:
+    """Floats in the precision that they have; fp64 becomes fp32."""
+    value = value if value.dtype in _FLOATS else value.float()
+    return _blocks(_FLOATS[value.dtype], value.view(torch.int16) if value.element_size() == 2 else value)
+
+
+def rounded_blocks(value: Tensor, kind: str) -> Blocks:
+    """The nearest values in blocks of a type that `rounded` knows. value: (..., columns)."""
+    return _blocks(kind, rounded(value, kind))
+
+
+def _blocks(kind: str, data: Tensor) -> Blocks:
+    return Blocks(kind, data.contiguous().numpy())
+
+
+def _packed(weight: PackedWeight) -> Blocks | None:
+    match weight:
+        case GgmlWeight(data=data, kind=kind):
+            return _blocks(kind, data)
+        case Mxfp4Weight(packed=packed, exponents=exponents):
+            return _blocks("MXFP4", _joined(exponents[..., None], _nibbles(packed)))
+        case AffineWeight(bits=4):
+            return _affine4(weight)
+        case AffineWeight(bits=8):
+            return _affine8(weight)
+    return None
+
+
+def _affine4(weight: AffineWeight) -> Blocks | None:
+    pair = _halves(weight)
+    if pair is None:
+        return None
+    scales, biases = pair
+    quants = _nibbles(weight.packed)
+    if biases.equal(scales * -8):
+        return _blocks("Q4_0", _joined(_bytes(scales), quants))
+    return _blocks("Q4_1", _joined(_bytes(scales), _bytes(biases), quants))
+
+
+def _affine8(weight: AffineWeight) -> Blocks | None:
+    pair = _halves(weight)
+    if pair is None or not pair[1].equal(pair[0] * -128):
+        return None
+    quants = (weight.packed ^ 128).view(*pair[0].shape, _BLOCK)
+    return _blocks("Q8_0", _joined(_bytes(pair[0]), quants))
+
+
+def _halves(weight: AffineWeight) -> tuple[Tensor, Tensor] | None:
+    """Scales and biases for each block, if fp16 has them all and groups are whole blocks."""
+    columns = weight.shape[-1]
+    per_group = columns // weight.scales.shape[-1] // _BLOCK
+    if columns % _BLOCK or not per_group:
+        return None
+    pair = weight.scales.half(), weight.biases.half()
+    exact = all(
+        half.float().equal(full.float()) for half, full in zip(pair, (weight.scales, weight.biases), strict=True)
+    )
+    scales, biases = (each.repeat_interleave(per_group, -1) for each in pair)
+    return (scales, biases) if exact else None
+
+
+def _nibbles(packed: Tensor) -> Tensor:
+    """Bytes (..., columns / 2) with neighbours in one, as (..., blocks, 16) with columns 16 apart in one."""
+    columns = unpacked(packed, 4).view(*packed.shape[:-1], -1, 2, _BLOCK // 2)
+    return columns[..., 0, :] | columns[..., 1, :] << 4
+
+
+def _bytes(halves: Tensor) -> Tensor:
+    return halves.contiguous()[..., None].view(torch.uint8)
+
+
+def _joined(*parts: Tensor) -> Tensor:
+    """Blocks (..., blocks, bytes) of these bytes."""
+    return torch.cat(parts, dim=-1)

@@ -1,0 +1,243 @@
+"""The fields of a GGUF file for a decoder, checked by reading them back.
+
+All that a decoder's config has a field for is offered, and the reader's own code says which of it an architecture
+reads. What it then reads must be the same decoder with the same recipes; so nothing is lost in silence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.formats import Shape
+from gptcli.checkpoint.hf_config import HfConfig
+from gptcli.checkpoint.recipes import Recipe
+from gptcli.checkpoint.registry import architecture_of
+from gptcli.errors import GptcliError, UnsupportedArchitecture
+from gptcli.gguf.model import Edit, GgufModel
+from gptcli.gguf.reader import GgufFile, GgufTensor
+from gptcli.model.config import (
+    AttentionConfig,
+    DecoderConfig,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    MlpConfig,
+    MoeConfig,
+    RopeConfig,
+    YarnScaling,
+)
+from gptcli.model_notes import Note
+
+_KEPT = frozenset(
+    {"vocab_size", "expert_count", "expert_used_count", "rope.dimension_count"}
+)  # read by llama.cpp alone
+_TOLERANCE = 1e-6  # relative, of numbers that files have in fp32
+Floats = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True)
+class GgufConfig:
+    """What a file says of a decoder: its fields, tensors of RoPE factors, and how it wants other tensors edited."""
+
+    fields: dict[str, Any]
+    factors: Floats
+    edits: dict[str, Edit]
+    notes: list[Note]
+
+
+def gguf_config(name: str, folder: ModelFolder, shapes: Mapping[str, Shape], taken: Mapping[str, Recipe]) -> GgufConfig:
+    """The fields of a file of architecture `name` with tensors of these shapes.
+
+    taken: our parameters' recipes over the tensors of the file. Raises UnsupportedArchitecture if what llama.cpp and we
+    would read is not this decoder.
+    """
+    config = folder.architecture.config
+    factors = _rope_factors(config)
+    shapes = {**shapes, **{each: values.shape for each, values in factors.items()}}
+    offered = {f"{name}.{field}": value for field, value in _offered(name, config) if value is not None}
+    offered["general.architecture"] = name
+    notes = []
+    try:
+        draft = _Draft(offered, shapes, factors)
+        GgufModel(draft)
+        unread = set(draft.never_read(f"{name}.")) - {f"{name}.{field}" for field in _KEPT}
+        chosen = {field: value for field, value in offered.items() if field not in unread}
+        window = min((block.attention.window for block in config.blocks if block.attention.window), default=0)
+        if f"{name}.attention.sliding_window" in unread and window < config.max_context:
+            chosen[f"{name}.context_length"] = window
+            config = replace(config, max_context=window)
+            notes.append(Note(f"the context is {window} tokens in the file: {name} has no sliding windows there"))
+        model = GgufModel(_Draft(chosen, shapes, factors, strict=True))
+        read = architecture_of(HfConfig(model.config), model.tensors)
+    except GptcliError as error:
+        raise UnsupportedArchitecture(f"cannot write as GGUF: {error.message}") from None
+    difference = next(_differences(_plain(config), _plain(read.config), ""), None)
+    if difference is None and dict(read.parameters) != dict(taken):
+        difference = "another arrangement of tensors"
+    if difference is not None:
+        raise UnsupportedArchitecture(
+            f"cannot write as GGUF: in a file of architecture {name} this model would have {difference}"
+        )
+    return GgufConfig(chosen, factors, _edits(model), notes)
+
+
+class _Draft(GgufFile):
+    """A file that is not written yet, with all tensors in fp32."""
+
+    def __init__(
+        self, fields: dict[str, Any], shapes: Mapping[str, Shape], factors: Floats, *, strict: bool = False
+    ) -> None:
+        self.path = Path("the GGUF file")
+        self._read = set()
+        self.fields = fields
+        self.tensors = {name: GgufTensor(name, "F32", shape, self.path, at, 4 * math.prod(shape))
+                        for at, (name, shape) in enumerate(shapes.items())}  # fmt: skip
+        self._factors = factors
+        self._strict = strict
+
+    def data(self, tensor: GgufTensor) -> np.ndarray[Any, Any]:
+        return self._factors[tensor.name].view(np.uint8)
+
+    def unread(self, prefix: str) -> list[str]:
+        return self.never_read(prefix) if self._strict else []
+
+    def never_read(self, prefix: str) -> list[str]:
+        """As `unread` in a file that is there."""
+        return super().unread(prefix)
+
+
+def _edits(model: GgufModel) -> dict[str, Edit]:
+    """Edits by the names of the file's tensors, which the places in `_Draft` tell. 1 is added to norms already."""
+    by_place = {at: name for at, name in enumerate(model.file.tensors)}
+    return {
+        by_place[tensor.offset]: tensor.edit
+        for tensor in model.tensors.values()
+        if tensor.edit is not None and not tensor.edit.minus
+    }
+
+
+def _offered(name: str, config: DecoderConfig) -> Iterator[tuple[str, Any]]:
+    """Every field that a decoder has a value for, by its name without the architecture's; None for none."""
+    first, blocks = config.blocks[0], config.blocks
+    attention, mlp = first.attention, first.mlp
+    widest = next((block.mlp for block in blocks if isinstance(block.mlp, MlpConfig)), None)
+    expert = mlp.expert if isinstance(mlp, MoeConfig) else None
+    yield "context_length", config.max_context
+    yield "embedding_length", config.hidden_size
+    yield "block_count", len(blocks)
+    yield "vocab_size", config.vocab_size
+    yield "feed_forward_length", (widest or expert or mlp).width  # type: ignore[union-attr]
+    yield "attention.head_count", attention.heads
+    yield "attention.head_count_kv", attention.kv_heads
+    yield "attention.key_length", attention.head_dim
+    yield "attention.value_length", attention.head_dim
+    yield f"attention.layer_norm_{'rms_' if config.norm.kind == 'rms' else ''}epsilon", config.norm.eps
+    yield "attention.scale", attention.scale
+    yield "attention.clamp_kqv", attention.clip
+    yield "attn_logit_softcapping", attention.softcap
+    yield "final_logit_softcapping", config.logit_softcap
+    yield "attention.sliding_window", next((each.attention.window for each in blocks if each.attention.window), None)
+    yield "use_parallel_residual", first.residual in ("parallel", "shared")
+    yield "embedding_scale", config.embedding_scale
+    yield "residual_scale", first.residual_scale
+    yield "logit_scale", 1 / config.logit_scale if name == "granite" else config.logit_scale  # which divides by it
+    if isinstance(mlp, MoeConfig):
+        yield "expert_count", mlp.experts
+        yield "expert_used_count", mlp.top_k
+        yield "expert_feed_forward_length", mlp.expert.width
+        yield "expert_shared_feed_forward_length", mlp.shared.width if mlp.shared else None
+    if attention.position_scale is not None:
+        yield "attention.temperature_scale", attention.position_scale.beta
+    full = _rope(config, sliding=False)
+    if full is not None:
+        yield from _offered_rope(full)
+        local = _rope(config, sliding=True)
+        yield "rope.freq_base_swa", local.theta if local and local.theta != full.theta else None
+
+
+def _rope(config: DecoderConfig, *, sliding: bool) -> RopeConfig | None:
+    """RoPE of layers with a window or without; of any if there are no such layers."""
+    ropes = [(block.attention.window is not None, block.attention.rope) for block in config.blocks]
+    rotated = [(windowed, rope) for windowed, rope in ropes if rope is not None]
+    return next((rope for windowed, rope in rotated if windowed == sliding), rotated[0][1] if rotated else None)
+
+
+def _offered_rope(rope: RopeConfig) -> Iterator[tuple[str, Any]]:
+    yield "rope.dimension_count", rope.dim
+    yield "rope.freq_base", rope.theta
+    match rope.scaling:
+        case LinearScaling(factor=factor):
+            yield "rope.scaling.type", "linear"
+            yield "rope.scaling.factor", factor
+        case YarnScaling() as yarn:
+            yield "rope.scaling.type", "yarn"
+            yield "rope.scaling.factor", yarn.factor
+            yield "rope.scaling.original_context_length", yarn.original_context
+            yield "rope.scaling.yarn_beta_fast", yarn.beta_fast if yarn.beta_fast != 32 else None
+            yield "rope.scaling.yarn_beta_slow", yarn.beta_slow if yarn.beta_slow != 1 else None
+            yield "rope.scaling.yarn_log_multiplier", 1.0 if yarn.magnitude == 1 else None
+        case LongRopeScaling() as scaling:
+            yield "rope.scaling.original_context_length", scaling.original_context
+            yield "rope.scaling.attn_factor", scaling.magnitude
+
+
+def _rope_factors(config: DecoderConfig) -> Floats:
+    rope = _rope(config, sliding=False)
+    match rope and rope.scaling:
+        case LongRopeScaling(short=short, long=long):
+            return {
+                "rope_factors_long.weight": np.array(long, np.float32),
+                "rope_factors_short.weight": np.array(short, np.float32),
+            }
+        case Llama3Scaling() as scaling:
+            assert rope is not None
+            return {"rope_freqs.weight": _llama3_factors(rope, scaling).astype(np.float32)}
+    return {}
+
+
+def _llama3_factors(rope: RopeConfig, scaling: Llama3Scaling) -> np.ndarray[Any, Any]:
+    """What each pair of channels' wavelength is multiplied with (dim / 2,)."""
+    turns = scaling.original_context * rope.theta ** -(np.arange(0, rope.dim, 2) / rope.dim) / (2 * math.pi)
+    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    keep = np.clip(keep, 0, 1)
+    return 1 / (keep + (1 - keep) / scaling.factor)
+
+
+def _plain(config: DecoderConfig) -> DecoderConfig:
+    """The decoder with windows that no text fills left out, and Llama 3's RoPE as the factors that it is."""
+
+    def plain(attention: AttentionConfig) -> AttentionConfig:
+        window, rope = attention.window, attention.rope
+        if rope is not None and isinstance(rope.scaling, Llama3Scaling):
+            factors = tuple(map(float, _llama3_factors(rope, rope.scaling)))
+            scaling = LongRopeScaling(
+                short=factors, long=factors, original_context=max(2, config.max_context), magnitude=1.0
+            )
+            rope = replace(rope, scaling=scaling)
+        return replace(attention, window=None if window and window >= config.max_context else window, rope=rope)
+
+    blocks = tuple(replace(block, attention=plain(block.attention)) for block in config.blocks)
+    return replace(config, blocks=blocks)
+
+
+def _differences(ours: Any, theirs: Any, where: str) -> Iterator[str]:
+    """Where two configs differ, in words."""
+    if is_dataclass(ours) and type(ours) is type(theirs):
+        for each in fields(ours):
+            name = f"{where}.{each.name}".lstrip(".")
+            yield from _differences(getattr(ours, each.name), getattr(theirs, each.name), name)
+    elif isinstance(ours, tuple) and isinstance(theirs, tuple) and len(ours) == len(theirs):
+        for index, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+            yield from _differences(mine, other, f"{where}[{index}]")
+    elif isinstance(ours, float) and isinstance(theirs, float):
+        if not math.isclose(ours, theirs, rel_tol=_TOLERANCE):
+            yield f"{where} = {theirs!r}, not {ours!r}"
+    elif ours != theirs:
+        yield f"{where} = {str(theirs)[:60]}, not {str(ours)[:60]}"

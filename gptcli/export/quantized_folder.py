@@ -1,0 +1,130 @@
+"""Writes a folder of safetensors whose matrices are packed as `--quantize int8` or `int4` packs them in memory.
+
+The layout is MLX's affine form, which gptcli and mlx-lm read; transformers does not.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.formats import Affine, Dense
+from gptcli.checkpoint.load import empty_decoder, quantized_bits
+from gptcli.checkpoint.recipes import Recipe, Take, Transposed, operands_of
+from gptcli.checkpoint.tensor_source import TensorSource
+from gptcli.errors import OutputError, UnsupportedArchitecture, UsageError
+from gptcli.files import RECORD
+from gptcli.gguf.safetensors_writer import SafetensorsWriter, write_json
+from gptcli.quant.affine import quantize_affine
+
+_GROUP = 32  # columns, the same as in memory
+_COPIED = (".json", ".jinja", ".model", ".txt", "LICENSE", "LICENSE.md")
+_WRITTEN = ("config.json", "model.safetensors.index.json", RECORD)
+Packing = Literal["int8", "int4"]
+
+
+def quantized_size(folder: ModelFolder, packing: Packing) -> int:
+    """About how many bytes `write_quantized` will write; never fewer."""
+    packed = _packed_in(folder, packing)
+    return sum(
+        _packed_bytes(stored.shape, packed[name][0])
+        if name in packed
+        else sum(folder.tensors[each].size for each in stored.tensors)
+        for name, stored in folder.weights.items()
+    )
+
+
+def write_quantized(
+    folder: ModelFolder, target: Path, packing: Packing, on_progress: Callable[[int, int], None]
+) -> None:
+    """Writes a model to an existing directory. Weights that are packed already stay as they are.
+
+    Raises UsageError if there is nothing to pack, UnsupportedArchitecture for what the layout cannot have,
+    BrokenCheckpoint and OutputError. on_progress gets bytes read and in all.
+    """
+    packed = _packed_in(folder, packing)
+    settings = _settings(folder, {name: bits for name, (bits, _) in packed.items()}, packing)
+    try:
+        with TensorSource(folder) as source:
+            writer = SafetensorsWriter(target)
+            for name, stored in folder.weights.items():
+                if name in packed:
+                    bits, transposed = packed[name]
+                    writer.add(_quantized(name, source.read(stored.tensors[0]), bits, transposed))
+                else:
+                    writer.add({each: _array(source.read(each), folder.tensors[each].dtype) for each in stored.tensors})
+                on_progress(source.bytes_read, folder.weight_bytes)
+            writer.close()
+        for file in folder.path.iterdir():
+            if file.is_file() and file.name.endswith(_COPIED) and file.name not in _WRITTEN:
+                shutil.copyfile(file, target / file.name)
+        write_json(target / "config.json", {**folder.config, "quantization": settings})
+    except OSError as error:
+        raise OutputError(f"cannot write: {target}: {error.strerror or error}") from None
+
+
+def _packed_in(folder: ModelFolder, packing: Packing) -> dict[str, tuple[int, bool]]:
+    """The bits of each dense matrix that becomes packed, and whether it is stored (in, out)."""
+    if folder.gguf is not None:
+        raise UsageError("a GGUF file has no config.json to keep", "run `gptcli models import` first, or --to q8_0")
+    decoder = empty_decoder(folder)
+    found: dict[str, tuple[int, bool]] = {}
+    for name, recipe in folder.architecture.parameters.items():
+        bits = quantized_bits(decoder, name, folder.parameter_shape(recipe)[-1], packing)
+        if bits is None:
+            continue
+        for taken, transposed in _matrices(recipe, False):
+            if isinstance(folder.weights[taken], Dense):
+                if not taken.endswith(".weight"):
+                    raise UnsupportedArchitecture(f"{taken}: the layout has no name for it", "try --to q8_0")
+                found[taken] = bits, transposed
+    if not found:
+        forms = sorted({stored.about for stored in folder.weights.values() if stored.about})
+        raise UsageError(f"nothing to quantize: the weights are packed already: {', '.join(forms)}")
+    return found
+
+
+def _matrices(recipe: Recipe, transposed: bool) -> Iterator[tuple[str, bool]]:
+    """The tensors that a recipe takes, and whether each is transposed. All it does else is to order and join rows."""
+    if isinstance(recipe, Take):
+        yield recipe.name, transposed
+    for operand in operands_of(recipe):
+        yield from _matrices(operand, transposed != isinstance(recipe, Transposed))
+
+
+def _settings(folder: ModelFolder, bits: dict[str, int], packing: Packing) -> dict[str, Any]:
+    """config.json's `quantization`: the bits of most modules, exceptions by name; what is there already stays."""
+    if any(not isinstance(stored, Dense | Affine) for stored in folder.weights.values()):
+        raise UnsupportedArchitecture("its packed weights cannot be in one folder with those of MLX's form")
+    settings = dict(folder.config.get("quantization") or {"group_size": _GROUP, "bits": int(packing[3:])})
+    usual = settings["group_size"], settings["bits"]
+    for name, each in bits.items():
+        if (_GROUP, each) != usual:
+            settings[name.removesuffix(".weight")] = {"group_size": _GROUP, "bits": each}
+    return settings
+
+
+def _quantized(name: str, value: Tensor, bits: int, transposed: bool) -> dict[str, Any]:
+    weight = quantize_affine(value.mT.contiguous() if transposed else value, bits, _GROUP)
+    module = name.removesuffix(".weight")
+    words = weight.packed.contiguous().numpy().view("uint32")
+    return {name: words, f"{module}.scales": weight.scales.numpy(), f"{module}.biases": weight.biases.numpy()}
+
+
+def _array(value: Tensor, dtype: str) -> Any:
+    """A tensor as it is stored, without torch's types that numpy lacks."""
+    if dtype == "U32":
+        return value.contiguous().numpy().view("uint32")
+    return (value.view(torch.uint16) if dtype == "BF16" else value).contiguous().numpy()
+
+
+def _packed_bytes(shape: tuple[int, ...], bits: int) -> int:
+    count = math.prod(shape)
+    return count * bits // 8 + count // _GROUP * 4

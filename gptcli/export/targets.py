@@ -1,0 +1,139 @@
+"""Which tensors a GGUF file of a model has, and what each is made of: the reader's tables, read backwards.
+
+The families say what our parameters are made of, once for the names of the model and once for those of the file. Where
+the two recipes agree, they cancel, and each tensor of the file is left with a recipe of tensors of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.formats import Shape
+from gptcli.checkpoint.hf_config import HfConfig
+from gptcli.checkpoint.recipes import (
+    Architecture,
+    Concat,
+    EvensThenOdds,
+    HeadsToQkv,
+    PairsToHalves,
+    PlusOne,
+    Recipe,
+    Stack,
+    Take,
+    Transposed,
+    sources,
+)
+from gptcli.checkpoint.registry import architecture_of
+from gptcli.errors import UnsupportedArchitecture
+from gptcli.gguf.architectures import ARCHITECTURES, GgufArchitecture
+
+
+@dataclass(frozen=True)
+class Target:
+    """A tensor of a file: `recipe` of the model's tensors, or the `part`-th of two equal parts of its rows."""
+
+    name: str
+    shape: Shape
+    recipe: Recipe
+    part: int | None = None
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether activations are multiplied with it, and it may be in any type of blocks; others are in fp32."""
+        stem = self.name.split(".")[-2]
+        added = self.name.endswith(".bias") or stem.endswith("norm") or stem in ("position_embd", "attn_sinks")
+        return len(self.shape) > 1 and not added and not stem.startswith("ffn_gate_inp")
+
+    @property
+    def is_vocabulary(self) -> bool:
+        """Whether it has a row for each token."""
+        return self.name in ("token_embd.weight", "output.weight")
+
+
+def architecture_name(model_type: str) -> str:
+    """The GGUF architecture for a model type. Raises UnsupportedArchitecture if there is none."""
+    for name, known in ARCHITECTURES.items():
+        if model_type in (known.model_type, *known.others):
+            return name
+    types = sorted({each for known in ARCHITECTURES.values() for each in (known.model_type, *known.others)})
+    raise UnsupportedArchitecture(
+        f"cannot write as GGUF: there is no architecture for `{model_type}`", f"there is one for: {', '.join(types)}"
+    )
+
+
+def targets_of(folder: ModelFolder, known: GgufArchitecture) -> tuple[dict[str, Target], Mapping[str, Recipe]]:
+    """A file's tensors by their names there, and our parameters' recipes of them.
+
+    Raises UnsupportedArchitecture for what the architecture has no name for.
+    """
+    names = _file_names(known, folder.architecture)
+    theirs = architecture_of(HfConfig(folder.config), names)
+    pairs = [pair for name, recipe in folder.architecture.parameters.items()
+             for pair in _solved(theirs.parameters[name], recipe)]  # fmt: skip
+    found: dict[str, Target] = {}
+    for taken, recipe, part in pairs:
+        name = names.get(taken)
+        if name is None:
+            raise UnsupportedArchitecture(
+                f"cannot write as GGUF: the architecture has no tensor for {sources(recipe)[0]}"
+            )
+        found[name] = Target(name, _shape(folder, name, recipe, part), recipe, part)
+    order = {name: at for at, name in enumerate(names.values())}
+    return {name: found[name] for name in sorted(found, key=order.__getitem__)}, theirs.parameters
+
+
+def _file_names(known: GgufArchitecture, architecture: Architecture) -> dict[str, str]:
+    """Every tensor that a file of this architecture may have: its name for `GgufModel.tensors` -> that in the file."""
+    names: dict[str, str] = {}
+    places = [("", "", stem, module) for stem, module in known.top.items()]
+    for layer in range(len(architecture.config.blocks)):
+        places += [(f"blk.{layer}.", f"{known.layers}{layer}.", *item) for item in known.block.items()]
+    for ours, theirs, stem, module in places:
+        for leaf in ("weight", "bias"):
+            name = f"{theirs}{module}" if module.endswith(".sinks") else f"{theirs}{module}.{leaf}"
+            if not (stem == "output" and architecture.config.tied_head):
+                names.setdefault(name, f"{ours}{stem}.{leaf}")
+    return names
+
+
+def _solved(theirs: Recipe, ours: Recipe) -> Iterator[tuple[str, Recipe, int | None]]:
+    """For each tensor that `theirs` takes: its name, and what it must be for `theirs` to make what `ours` makes."""
+    match theirs, ours:
+        case Take(name), _:
+            yield name, ours, None
+        case PlusOne(Take(name)), PlusOne():
+            yield name, ours, None  # in files, 1 is added already
+        case Stack((Take(name), *_)), Stack() if ".norms." in name:  # one for each head, which files have in one
+            yield name.replace(".norms.0.", ".norms."), ours, None
+        case Concat(wanted, axis=1), EvensThenOdds() if len(wanted) == 2:
+            for part, operand in enumerate(wanted):
+                assert isinstance(operand, Take)
+                yield operand.name, ours, part
+        case Concat(wanted, axis=1), Stack(given) if all(isinstance(each, Concat) for each in given):
+            for index, operand in enumerate(wanted):
+                yield from _solved(operand, Stack(tuple(each.operands[index] for each in given)))  # type: ignore[union-attr]
+        case Concat(wanted, axis), Concat(given, other) if axis == other and len(wanted) == len(given):
+            for operand, operands in zip(wanted, given, strict=True):
+                yield from _solved(operand, operands)
+        case (Transposed(wanted), Transposed(given)):
+            yield from _solved(wanted, given)
+        case ((PairsToHalves() | HeadsToQkv()), _) if replace(theirs, operand=_NOTHING) == _without_operand(ours):
+            yield from _solved(theirs.operand, ours.operand)  # type: ignore[union-attr]
+        case _:
+            raise UnsupportedArchitecture(f"cannot write as GGUF: {sources(ours)[0]} has another form there")
+
+
+_NOTHING = Take("")
+
+
+def _without_operand(recipe: Recipe) -> Recipe | None:
+    return replace(recipe, operand=_NOTHING) if isinstance(recipe, PairsToHalves | HeadsToQkv) else None
+
+
+def _shape(folder: ModelFolder, name: str, recipe: Recipe, part: int | None) -> Shape:
+    whole = folder.parameter_shape(recipe)
+    if part is not None:
+        whole = (whole[0], whole[1] // 2, *whole[2:])
+    return whole[1:] if ".ffn_gate_inp_shexp." in name else whole  # a vector there

@@ -1,0 +1,68 @@
+"""Which files of a repository on the Hugging Face hub make a model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+
+from gptcli.errors import ModelNotFound, UsageError
+from gptcli.files import ADAPTER_CONFIG, RECORD
+
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+_PART = re.compile(r"-(\d{5}-of-\d{5})(?=\.(?:gguf|safetensors)$)")
+_BESIDE = (".json", ".jinja", "LICENSE", "LICENSE.txt", "LICENSE.md")
+_WEIGHTS = (".safetensors", ".gguf")
+Sizes = Mapping[str, int]
+
+
+def chosen_files(repository: str, sizes: Sizes, pattern: str | None) -> dict[str, int]:
+    """The files of one model and their sizes, of all files of a repository.
+
+    pattern: of the weights' names; without one, those that transformers would read. Raises UsageError, which lists what
+    there is to choose from, and ModelNotFound.
+    """
+    top = {name: size for name, size in sizes.items() if "/" not in name and name != RECORD}
+    variants = _variants(top)
+    beside = {name: size for name, size in top.items() if name.endswith(_BESIDE)}
+    if pattern is not None:
+        matching = [name for name, files in variants.items() if any(fnmatchcase(file, pattern) for file in files)]
+        if len(matching) != 1:
+            found = f"{len(matching)} match {pattern!r}" if matching else f"none matches {pattern!r}"
+            raise _choice(repository, found, {name: variants[name] for name in matching or variants}, top)
+        files = variants[matching[0]]
+        if files[0].endswith(".safetensors") and len(files) > 1 and not _SHARD.fullmatch(files[0]):
+            raise UsageError(f"cannot fetch from the hub: {repository}: {matching[0]} in parts of these names")
+        return {name: top[name] for name in files} | ({} if files[0].endswith(".gguf") else beside)
+    usual = ["model.safetensors"] if "model.safetensors" in top else [*filter(_SHARD.fullmatch, top)]
+    if "config.json" in top and usual:
+        return beside | {name: top[name] for name in usual}
+    if "config.json" not in top and ADAPTER_CONFIG in top:
+        raise ModelNotFound(
+            f"cannot fetch from the hub: {repository}: an adapter, not a whole model",
+            hint=f"run `hf download {repository}`; `gptcli models show {repository}` then says how to merge it",
+        )
+    if variants:
+        raise _choice(repository, "several are there", variants, top)
+    raise ModelNotFound(f"cannot fetch from the hub: {repository}: it has no config.json with safetensors weights")
+
+
+def _variants(names: Iterable[str]) -> dict[str, list[str]]:
+    """Files of weights by what they are called without the number of a part."""
+    variants: dict[str, list[str]] = {}
+    for name in sorted(names):
+        if name.endswith(_WEIGHTS):
+            variants.setdefault(_PART.sub("", name), []).append(name)
+    return variants
+
+
+def _choice(repository: str, found: str, variants: Mapping[str, list[str]], sizes: Sizes) -> UsageError:
+    listed = ", ".join(f"{name} ({_size(sum(sizes[file] for file in files))})" for name, files in variants.items())
+    return UsageError(
+        f"which weights of {repository}? {found}: {listed or 'there are none'}",
+        hint="choose with --file PATTERN, such as --file '*Q4_K_M*'",
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
