@@ -178,8 +178,9 @@ def cook(recipe: Recipe, source: TensorSource) -> Tensor | PackedWeight:
             return _reordered(cook(recipe.operand, source), partial(_heads_to_qkv, recipe))
         case WithoutFirst(operand, count):
             return _reordered(cook(operand, source), lambda rows: rows[count:])
-        case Product(left, right):
-            return _fp32(left, source) @ _fp32(right, source)
+        case Product(left, right, transposed):
+            factor = _fp32(right, source)
+            return _fp32(left, source) @ (factor.mT if transposed else factor)
         case Sinusoids():
             return _sinusoids(recipe)
         case EvensThenOdds(operand):

@@ -83,10 +83,11 @@ class WithoutFirst:
 
 @dataclass(frozen=True)
 class Product:
-    """`left @ right`, in fp32: an embedding and its projection. left: (rows, rank); right: (rank, columns)."""
+    """`left @ right`, or `left @ right.T`, in fp32: an embedding and its projection. left: (rows, rank)."""
 
     left: Recipe
     right: Recipe
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -190,10 +191,11 @@ def shape(recipe: Recipe, stored: Callable[[str], Stored]) -> Shape:
             if not first or first[0] < count:
                 raise _misfit(recipe, shapes)
             return (first[0] - count, *first[1:])
-        case Product():
-            if not len(first) == len(others[0]) == 2 or first[1] != others[0][0]:
+        case Product(transposed=transposed):
+            second = others[0][::-1] if transposed else others[0]
+            if not len(first) == len(second) == 2 or first[1] != second[0]:
                 raise _misfit(recipe, shapes)
-            return (first[0], others[0][1])
+            return (first[0], second[1])
         case LowRankUpdate():
             up, down = others
             if not len(up) == len(down) == 2 or up[1] != down[0] or first != (up[0], down[1]):

@@ -163,7 +163,7 @@ class MoeConfig:
     scale: float = 1.0  # of the chosen scores
     jitter: float = 0.0  # of sparsemixer: an expert is near if it is less than twice this below the best, relatively
     shared: MlpConfig | None = None
-    shared_gate: bool = True  # a sigmoid scales the shared expert
+    shared_gate: bool = True  # a sigmoid scales the shared expert, if there is one
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,10 +72,9 @@ def granitemoe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 def granitemoeshared(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Granite 3 MoE with an expert that sees every token."""
-    width = hf.nonzero("shared_intermediate_size")
-    return _granite(
-        hf, tensors, replace(llama_mlp(hf), width=hf.integer("shared_intermediate_size")) if width else None
-    )
+    if hf.nonzero("shared_intermediate_size") is None:
+        return _granite(hf, tensors, None)
+    return _granite(hf, tensors, replace(llama_mlp(hf), width=hf.integer("shared_intermediate_size")))
 
 
 def _granite(hf: HfConfig, tensors: Collection[str], shared: MlpConfig | None) -> Architecture:
@@ -86,7 +85,7 @@ def _granite(hf: HfConfig, tensors: Collection[str], shared: MlpConfig | None) -
         top_k=hf.integer("num_experts_per_tok", 2),
         renormalize=True,
         shared=shared,
-        shared_gate=False,
+        shared_gate=shared is None,
     )
     return with_experts(granite_config(hf, expert), tensors, lambda layer: moe, _GRANITE.recipes)
 

@@ -31,7 +31,6 @@ from gptcli.checkpoint.recipes import (
     Recipe,
     Sinusoids,
     Take,
-    Transposed,
     WithoutFirst,
     sources,
 )
@@ -223,7 +222,7 @@ def opt(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     embed = parameters["embed.weight"]
     root = sources(embed)[0].removesuffix("embed_tokens.weight")
     head = parameters.get("head.weight", embed)
-    parameters["embed.weight"] = Product(embed, Transposed(Take(f"{root}project_in.weight")))
+    parameters["embed.weight"] = Product(embed, Take(f"{root}project_in.weight"), transposed=True)
     parameters["head.weight"] = Product(head, Take(f"{root}project_out.weight"))
     return replace(architecture, config=replace(architecture.config, tied_head=False), parameters=parameters)
 
