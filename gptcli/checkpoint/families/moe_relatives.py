@@ -166,7 +166,8 @@ def ernie4_5_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
         return moe if start <= layer <= end and (layer + 1) % interval == 0 else None
 
     config = replace(ernie_config(hf, llama_head_dim(hf)), head_bias=wide.bias)
-    return with_experts(config, tensors, moe_of, _ERNIE.recipes, pairs=True)
+    architecture = with_experts(config, tensors, moe_of, _ERNIE.recipes, pairs=True)
+    return replace(architecture, unused_prefixes=("model.mtp_",))  # modules that predict tokens further ahead
 
 
 def minimax_m2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
