@@ -3,7 +3,8 @@
 python benchmarks/mixtures.py [--layers 12 --hidden 1024 --width 384 --experts 64 --chosen 8] [--only int4]
 
 Both have random weights and are loaded in one process. A share is the bytes that decoding reads a second, the mixture's
-beside the dense model's. Ratios are medians of pairs, with their quartiles. --keep DIR leaves the models there.
+beside the dense model's. Ratios are medians of pairs, with their quartiles. --keep DIR leaves the models there. On a
+busy machine, --threads 1 --cpu counts a thread's own time, without what others take.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from random_model import Shape, write_model
@@ -23,17 +25,17 @@ DECODE_TOKENS = 32
 WEIGHTS = {"bf16": "auto", "int8": "int8", "int4": "int4", "mxfp4": "auto"}
 
 
-def rates(lm: gptcli.LanguageModel, prompt_tokens: int) -> tuple[float, float]:
+def rates(lm: gptcli.LanguageModel, prompt_tokens: int, clock: Callable[[], float]) -> tuple[float, float]:
     """Tokens a second in prefill and then in decode, of arbitrary tokens."""
     engine = lm.engine
     cache = engine.new_cache()
     prompt = [(7919 * position + 3) % engine.decoder.config.vocab_size for position in range(prompt_tokens)]
-    started = time.perf_counter()
+    started = clock()
     engine.prefill(prompt, cache)
-    prefilled = time.perf_counter()
+    prefilled = clock()
     for token in prompt[:DECODE_TOKENS]:
         engine.decode(token, cache)
-    return prompt_tokens / (prefilled - started), DECODE_TOKENS / (time.perf_counter() - prefilled)
+    return prompt_tokens / (prefilled - started), DECODE_TOKENS / (clock() - prefilled)
 
 
 def ratio(pairs: list[tuple[float, float]]) -> str:
@@ -51,7 +53,9 @@ def row(weights: str, shapes: dict[str, Shape], directory: Path, options: argpar
             write_model(path, shape, mxfp4=weights == "mxfp4")
         models.append(gptcli.load(path, device="cpu", quantize=WEIGHTS[weights], threads=options.threads))
     sizes = [weight_bytes(lm.engine.decoder) for lm in models]
-    pairs = [[rates(lm, options.prompt) for lm in models] for _ in range(options.repeats + 1)][1:]  # the first warms up
+    clock = time.process_time if options.cpu else time.perf_counter
+    runs = [[rates(lm, options.prompt, clock) for lm in models] for _ in range(options.repeats + 1)]
+    pairs = runs[1:]  # the first warms up
     prefills = [(dense[0], mixture[0]) for dense, mixture in pairs]
     decodes = [(dense[1], mixture[1]) for dense, mixture in pairs]
     read = [(dense * sizes[0], mixture * sizes[1]) for dense, mixture in decodes]
@@ -69,6 +73,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--only", nargs="+", choices=WEIGHTS, default=list(WEIGHTS))
     parser.add_argument("--keep", type=Path)
+    parser.add_argument("--cpu", action="store_true")
     options = parser.parse_args()
     common = {"layers": options.layers, "hidden": options.hidden, "heads": 16, "kv_heads": 4}
     shapes = {

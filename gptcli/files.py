@@ -158,8 +158,11 @@ def _is_ordinary(target: Path) -> bool:
 def written_whole(path: Path) -> Iterator[Path]:
     """A file beside `path` to write, which takes its place if the block ends well, and is gone if not.
 
-    Raises OutputError for what the system refuses.
+    A link is followed. Raises OutputError for what the system refuses, and for a device or a pipe.
     """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise OutputError(f"cannot write: {path}: it is not a regular file")
     draft: Path | None = None
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:80]}-", suffix=".part", dir=path.parent)

@@ -169,8 +169,8 @@ def _pre_tokenizers(state: Mapping[str, Any], ignores_merges: bool) -> Iterator[
         composes_alone = pre in COMPOSES and normalizer is None
         if not composes_alone and (pre in IGNORES_MERGES) == ignores_merges and regexes not in seen:
             seen.add(regexes)
-            fields = {"model": "gpt2", "pre": pre, "tokens": ["a"], "token_type": [1], "merges": [],
-                      "add_bos_token": False}  # fmt: skip
+            fields = {"model": "gpt2", "pre": pre, "tokens": ["a", "aa"], "token_type": [1, 1],
+                      "merges": ["a a"], "add_bos_token": False}  # fmt: skip
             own, _ = gguf_tokenizer(_Fields({f"tokenizer.ggml.{name}": value for name, value in fields.items()}))
             if _split(own["pre_tokenizer"], text) == wanted:
                 yield pre

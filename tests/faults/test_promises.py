@@ -8,6 +8,7 @@ import site
 import subprocess
 import sys
 import sysconfig
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ from tests.faults import audited
 from tests.faults.conftest import edit
 from tests.tiny import TEMPLATE, make_model
 
-# A command is a line here; MODEL stands for the model's directory.
+# A command is a line here; MODEL stands for the model's directory, OUT for one that is written to.
 COMMANDS = [
     "generate -m MODEL -n 2 hi", "generate -m MODEL -n 2 --chat hi",
     "generate -m MODEL -n 2 --json --logprobs 3 --quantize int8 hi", "chat -m MODEL -n 2 hi",
     "tokenize -m MODEL --text hi", "score -m MODEL FILE", "models show MODEL", "models verify MODEL", "models",
-    "models export MODEL /dev/null --gguf --force", "bench -m MODEL -p 8 -n 2 --repeats 1", "cache", "help generate",
+    "models export MODEL OUT/tiny.gguf --gguf", "bench -m MODEL -p 8 -n 2 --repeats 1", "cache", "help generate",
 ]  # fmt: skip
 # Files of Python, its libraries and the operating system may be read.
 LIBRARIES = {
@@ -57,7 +58,8 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_command_opens_no_socket_runs_nothing_of_a_model_and_reads_nothing_outside_of_it(
     hostile: Path, tmp_path: Path, command: str
 ) -> None:
-    arguments = command.replace("MODEL", str(hostile)).replace("FILE", str(hostile / "config.json")).split()
+    names = {"MODEL": hostile, "FILE": hostile / "config.json", "OUT": tmp_path}
+    arguments = reduce(lambda text, name: text.replace(name, str(names[name])), names, command).split()
     report = tmp_path / "report"
     done = subprocess.run(
         [sys.executable, "-P", "-m", "tests.faults.audited", str(report), *arguments],
@@ -72,7 +74,7 @@ def test_a_command_opens_no_socket_runs_nothing_of_a_model_and_reads_nothing_out
     assert seen["sockets"] == []
     copies = f"{os.environ['XDG_CACHE_HOME']}/gptcli/prepared"
     assert [path for path in seen["read"] if not _is_allowed(path, hostile) and not path.startswith(copies)] == []
-    assert [path for path in seen["written"] if not path.startswith(("/dev/", "/proc/", copies))] == []
+    assert [path for path in seen["written"] if not path.startswith(("/dev/", "/proc/", copies, str(tmp_path)))] == []
     assert [name for name, file in seen["modules"].items() if file.startswith(str(hostile))] == []
     own = f"({sys.executable!r}, [{sys.executable!r}, '-I', '-S', '-c',"
     assert [started for started in seen["started"] if not started.startswith(own)] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -210,6 +211,16 @@ def test_a_full_disk_is_an_output_error_and_leaves_nothing(tiny_model: Path, tmp
     with pytest.raises(OutputError, match="MB are needed"):
         export(tiny_model, tmp_path / "x.gguf")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipe_is_not_replaced_and_a_link_is_followed(tiny_model: Path, tmp_path: Path) -> None:
+    opened = ModelFolder.open(tiny_model), Tokenizer.open(tiny_model)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="not a regular file"):
+        write_model(*opened, "tiny", tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    write_model(*opened, "tiny", tmp_path / "link")
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink() and (tmp_path / "target").is_file()
 
 
 def test_an_interrupted_file_is_gone_and_the_old_one_stays(tiny_model: Path, tmp_path: Path) -> None:

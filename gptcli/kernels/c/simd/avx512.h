@@ -87,22 +87,31 @@ static inline __attribute__((always_inline)) int encode_record(const Matrix *mat
     return _mm512_cmpeq_epi8_mask(code, none) == 0;
 }
 
-/* See coded.h. Takes 19 vector instructions for 64 weights in bf16, loads included. */
-static inline __attribute__((always_inline)) void decode_record(const Matrix *matrix, const uint8_t *codes,
+/* The upper halves of a record's numbers: those of the first 32 columns, then of the others. Four columns from each half
+ * of these follow each other: 0 to 3, 16 to 19, 4 to 7, ... */
+static inline __attribute__((always_inline)) void decode_halves(const Matrix *matrix, const uint8_t *codes,
                                                                 const uint8_t *rest, const uint8_t *spelled,
-                                                                floats *weights, const int wide) {
+                                                                __m512i *first, __m512i *second) {
     const __m512i shifts = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1);
     const __m512i known = _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)matrix->tops));
     __m512i twice = _mm512_broadcast_i64x4(_mm256_loadu_si256((const void *)codes));
     __m512i code = _mm512_and_si512(_mm512_srlv_epi16(twice, shifts), _mm512_set1_epi8(15));
-    __m512i tops = _mm512_shuffle_epi8(known, code);
+    __m512i tops = _mm512_shuffle_epi8(known, code), next = _mm512_loadu_si512(rest);
     if (__builtin_expect(spelled != NULL, 0)) tops = _mm512_loadu_si512(spelled);
-    __m512i next = _mm512_loadu_si512(rest), low = _mm512_setzero_si512(), more = low;
+    *first = _mm512_unpacklo_epi8(next, tops);
+    *second = _mm512_unpackhi_epi8(next, tops);
+}
+
+/* See coded.h. Takes 19 vector instructions for 64 weights in bf16, loads included. */
+static inline __attribute__((always_inline)) void decode_record(const Matrix *matrix, const uint8_t *codes,
+                                                                const uint8_t *rest, const uint8_t *spelled,
+                                                                floats *weights, const int wide) {
+    __m512i first, second, low = _mm512_setzero_si512(), more = low;
+    decode_halves(matrix, codes, rest, spelled, &first, &second);
     if (wide) {
         low = _mm512_loadu_si512(rest + RECORD);
         more = _mm512_loadu_si512(rest + 2 * RECORD);
     }
-    __m512i first = _mm512_unpacklo_epi8(next, tops), second = _mm512_unpackhi_epi8(next, tops);
     weights[0] = (floats)_mm512_unpacklo_epi16(low, first);
     weights[1] = (floats)_mm512_unpackhi_epi16(low, first);
     weights[2] = (floats)_mm512_unpacklo_epi16(more, second);

@@ -65,10 +65,13 @@ INLINE void fill_affine_tile(const Matrix *matrix, int64_t block, int64_t column
     }
 }
 
-/* Stores a tile from LANES rows of 32 columns in bf16. */
-INLINE void store_tile(floats *lines, uint16_t *tile) {
+/* Stores a tile from LANES rows of 32 columns in bf16. coded: whether they are in the order of decode_halves. */
+INLINE void store_tile(floats *lines, uint16_t *tile, const int coded) {
     transpose(lines);
-    UNROLL for (int i = 0; i < LANES; i++) _mm512_storeu_si512(tile + i * SEGMENT, (__m512i)lines[i]);
+    UNROLL for (int i = 0; i < LANES; i++) {
+        const int pair = coded ? i / 2 % 2 * 8 + i / 4 * 2 + i % 2 : i; /* of columns */
+        _mm512_storeu_si512(tile + pair * SEGMENT, (__m512i)lines[i]);
+    }
 }
 
 /* The same of bf16 weights. */
@@ -78,7 +81,7 @@ INLINE void fill_row_tile(const Matrix *matrix, int64_t row, int64_t column, uin
     __mmask32 some = left < SEGMENT ? ((__mmask32)1 << left) - 1 : ~(__mmask32)0;
     for (int64_t r = 0; r < LANES && r < rows; r++)
         lines[r] = (floats)_mm512_maskz_loadu_epi16(some, (const uint16_t *)matrix->dense + (row + r) * columns + column);
-    store_tile(lines, tile);
+    store_tile(lines, tile, 0);
 }
 
 /* All tiles of a block of coded rows in a panel: steps [step, step + steps). A record fills two. */
@@ -92,15 +95,15 @@ INLINE void fill_coded_tiles(const Matrix *matrix, int64_t row, int64_t step, in
             int64_t record = (row + r) * each + place;
             const uint8_t *spelled = NULL;
             if (listed_record(matrix, listed[r]) == record) spelled = matrix->spelled + listed[r]++ * RECORD;
-            floats weights[RECORD / LANES];
-            decode_record(matrix, matrix->packed + record * CODE_BYTES, matrix->rest + record * matrix->rest_bytes,
-                          spelled, weights, 0);
-            lines[0][r] = (floats)rounded_pair(weights[0], weights[1]);
-            lines[1][r] = (floats)rounded_pair(weights[2], weights[3]);
+            __m512i first, second;
+            decode_halves(matrix, matrix->packed + record * CODE_BYTES, matrix->rest + record * matrix->rest_bytes,
+                          spelled, &first, &second);
+            lines[0][r] = (floats)first;
+            lines[1][r] = (floats)second;
         }
         for (int half = 0; half < 2; half++) {
             int64_t at = 2 * place + half - step;
-            if (at >= 0 && at < steps) store_tile(lines[half], panel + 2 * at * TILE_NUMBERS);
+            if (at >= 0 && at < steps) store_tile(lines[half], panel + 2 * at * TILE_NUMBERS, 1);
         }
     }
 }
