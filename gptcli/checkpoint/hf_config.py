@@ -30,18 +30,19 @@ _WITHOUT_EFFECT = frozenset(
     attn_implementation attn_pdrop auto_map bos_token_id classifier_dropout dtype embd_pdrop embed_dropout
     embedding_dropout eos_token_id experts_implementation gradient_checkpointing hidden_dropout id2label
     initializer_range label2id model_type num_labels output_attentions output_hidden_states output_router_logits
-    pad_token_id problem_type quantization quantization_config resid_dropout resid_pdrop residual_dropout return_dict
-    router_aux_loss_coef router_jitter_noise sep_token_id summary_activation summary_first_dropout
-    summary_last_dropout summary_proj_to_labels summary_type summary_use_proj torch_dtype transformers_version use_cache
+    pad_token_id pretraining_tp problem_type quantization quantization_config resid_dropout resid_pdrop
+    residual_dropout return_dict router_aux_loss_coef router_jitter_noise sep_token_id summary_activation
+    summary_first_dropout summary_last_dropout summary_proj_to_labels summary_type summary_use_proj torch_dtype
+    transformers_version use_cache
     """.split()
 )
 # Fields that nothing reads and that are in so many files that nobody wants to be told of them.
 _COMMONPLACE = frozenset(
     """
     _commit_hash _flash_attn_2_enabled _num_labels attention_probs_dropout_prob cache_implementation
-    chunk_size_feed_forward cross_attention_hidden_size custom_pipelines decoder_start_token_id finetuning_task
-    hidden_dropout_prob is_decoder is_llama_config keys_to_ignore_at_inference max_sequence_length model_max_length
-    n_ctx n_special output_past predict_special_tokens prefix pretraining_tp pruned_heads task_specific_params
+    chunk_size_feed_forward cross_attention_hidden_size custom_pipelines decoder_start_token_id eod_token_id
+    finetuning_task hidden_dropout_prob is_decoder is_llama_config keys_to_ignore_at_inference max_sequence_length
+    model_max_length n_ctx n_special output_past predict_special_tokens prefix pruned_heads task_specific_params
     tf_legacy_loss tie_encoder_decoder tokenizer_class torchscript transformers.js_config unsloth_fixed
     unsloth_version use_bfloat16 use_flash_attention use_flash_attn xla_device
     """.split()
@@ -200,6 +201,12 @@ class HfConfig:
             raise self._wrong(name, f"a list of {layers}", value)
         return value[:layers]
 
+    def integer_per_layer(self, name: str, layers: int, default: int) -> list[int]:
+        """A whole number of at least 1 for each layer, from a list or from one for all."""
+        if isinstance(self._get(name), list):
+            return [HfConfig({name: each}, self._where).integer(name) for each in self.per_layer(name, layers) or ()]
+        return [self.integer(name, default)] * layers
+
     def integers(self, name: str) -> list[int]:
         """A list of whole numbers. Absent or null gives an empty one."""
         value = self._get(name)
@@ -256,6 +263,12 @@ class HfConfig:
         self._rope_extras.add(name)
         parameters = self._object("rope_scaling") or self._object("rope_parameters")
         return HfConfig(parameters, f"{self._where}: rope").nonzero(name)
+
+    @property
+    def rope_type(self) -> str:
+        """The name of RoPE's type."""
+        parameters = self._object("rope_scaling") or self._object("rope_parameters")
+        return HfConfig(parameters, f"{self._where}: rope").string("rope_type", str(parameters.get("type", "default")))
 
     def rename_rope_type(self, old: str, new: str) -> None:
         """Lets `rope` take one name of a RoPE type for another, as a family's early files need it."""

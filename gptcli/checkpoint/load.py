@@ -6,6 +6,7 @@ that form, and `_Slot.fill` puts it into the decoder.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,10 +24,13 @@ from gptcli.checkpoint.recipes import (
     LowRankUpdate,
     PairsToHalves,
     PlusOne,
+    Product,
     Recipe,
+    Sinusoids,
     Stack,
     Take,
     Transposed,
+    WithoutFirst,
     is_transposed,
     sources,
 )
@@ -87,8 +91,9 @@ def load_decoder(folder: ModelFolder, plan: WeightPlan, on_progress: Progress = 
     decoder = empty_decoder(folder)
     with TensorSource(folder) as source:
         for name, recipe in folder.architecture.parameters.items():
-            # 1 + w needs more bits than w.
-            dtype = torch.float32 if isinstance(recipe, PlusOne) else plan.dtype
+            # 1 + w needs more bits than w, and so does a choice among scores that are nearly equal.
+            wide = isinstance(recipe, PlusOne) or name.endswith(".correction")
+            dtype = torch.float32 if wide else plan.dtype
             of_blocks = any(isinstance(source.stored(each), Ggml) for each in sources(recipe))
             slot = _Slot(decoder, name, dtype, of_blocks)
             slot.fill(_holder(slot, cook(recipe, source), plan))
@@ -167,10 +172,17 @@ def cook(recipe: Recipe, source: TensorSource) -> Tensor | PackedWeight:
             return _dense(value).mT.contiguous() if is_transposed(operand, source.stored) else value
         case PlusOne(operand):
             return _fp32(operand, source) + 1
-        case PairsToHalves(operand, heads, dim):
-            return _reordered(cook(operand, source), lambda rows: _pairs_to_halves(rows.view(heads, -1), dim))
-        case HeadsToQkv(operand, heads):
-            return _reordered(cook(operand, source), lambda rows: rows.view(heads, 3, -1).transpose(0, 1))
+        case PairsToHalves(operand, heads, dim, others):
+            return _reordered(cook(operand, source), lambda rows: _pairs_to_halves(rows, heads, dim, others))
+        case HeadsToQkv():
+            return _reordered(cook(recipe.operand, source), partial(_heads_to_qkv, recipe))
+        case WithoutFirst(operand, count):
+            return _reordered(cook(operand, source), lambda rows: rows[count:])
+        case Product(left, right, transposed):
+            factor = _fp32(right, source)
+            return _fp32(left, source) @ (factor.mT if transposed else factor)
+        case Sinusoids():
+            return _sinusoids(recipe)
         case EvensThenOdds(operand):
             value = cook(operand, source)
             order = torch.arange(value.shape[1]).view(-1, 2).t().flatten()
@@ -205,9 +217,26 @@ def _reordered(value: Tensor | PackedWeight, order: Callable[[Tensor], Tensor]) 
     return value[indices] if isinstance(value, Tensor) else value.rows(indices)
 
 
-def _pairs_to_halves(rows: Tensor, dim: int) -> Tensor:
-    """Row indices (heads, head_dim); of the first `dim` in each head, even ones now precede odd ones."""
-    return torch.cat([rows[:, :dim:2], rows[:, 1:dim:2], rows[:, dim:]], dim=1)
+def _pairs_to_halves(rows: Tensor, heads: int, dim: int, others: int) -> Tensor:
+    """Row indices of heads and others; of the first `dim` in each of `heads`, even ones now precede odd ones."""
+    turned, rest = rows.view(heads + others, -1).tensor_split([heads])
+    turned = torch.cat([turned[:, :dim:2], turned[:, 1:dim:2], turned[:, dim:]], dim=1)
+    return torch.cat([turned.flatten(), rest.flatten()])
+
+
+def _heads_to_qkv(recipe: HeadsToQkv, rows: Tensor) -> Tensor:
+    """Row indices (rows,), now those of q, then of k, then of v."""
+    queries = recipe.queries
+    q, first, second = rows.view(recipe.groups, queries + 2, -1).tensor_split([queries, queries + 1], dim=1)
+    k, v = (second, first) if recipe.values_first else (first, second)
+    return torch.cat([q.flatten(), k.flatten(), v.flatten()])
+
+
+def _sinusoids(recipe: Sinusoids) -> Tensor:
+    half = recipe.columns // 2
+    frequencies = torch.exp(torch.arange(half).float() * -(math.log(10_000) / (half - 1)))
+    angles = torch.arange(recipe.first, recipe.first + recipe.rows).float()[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], 1)
 
 
 def _holder(slot: _Slot, value: Tensor | PackedWeight, plan: WeightPlan) -> nn.Parameter | nn.Module:

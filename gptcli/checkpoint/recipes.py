@@ -51,20 +51,52 @@ class PlusOne:
 class PairsToHalves:
     """Rows of q or k for RoPE on neighbouring channels, reordered for RoPE by halves.
 
-    Reorders the first `dim` rows of each of `heads` heads. Products of q and k do not change.
+    Reorders the first `dim` rows of each of `heads` heads; other heads may follow. Products of q and k do not change.
     """
 
     operand: Recipe
     heads: int
     dim: int
+    others: int = 0
 
 
 @dataclass(frozen=True)
 class HeadsToQkv:
-    """Rows stored as [q k v] per head, regrouped as all q, all k, all v (GPT-NeoX)."""
+    """Rows stored as [q k v] per group of heads, regrouped as all q, all k, all v (GPT-NeoX).
+
+    queries: how many times the rows of k those of q are. values_first: they are [q v k] (CodeGen).
+    """
 
     operand: Recipe
-    heads: int
+    groups: int
+    queries: int = 1
+    values_first: bool = False
+
+
+@dataclass(frozen=True)
+class WithoutFirst:
+    """The rows after the first `count`: OPT counts positions from 2."""
+
+    operand: Recipe
+    count: int
+
+
+@dataclass(frozen=True)
+class Product:
+    """`left @ right`, or `left @ right.T`, in fp32: an embedding and its projection. left: (rows, rank)."""
+
+    left: Recipe
+    right: Recipe
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Sinusoids:
+    """Positions as sines, then cosines, of falling frequencies: (rows, columns), from position `first` on (XGLM)."""
+
+    rows: int
+    columns: int
+    first: int
 
 
 @dataclass(frozen=True)
@@ -87,16 +119,31 @@ class LowRankUpdate:
     scale: float
 
 
-Recipe = Take | Concat | Stack | Transposed | PlusOne | PairsToHalves | HeadsToQkv | EvensThenOdds | LowRankUpdate
+Recipe = (
+    Take
+    | Concat
+    | Stack
+    | Transposed
+    | PlusOne
+    | PairsToHalves
+    | HeadsToQkv
+    | WithoutFirst
+    | EvensThenOdds
+    | Product
+    | LowRankUpdate
+    | Sinusoids
+)
 
 
 def operands_of(recipe: Recipe) -> tuple[Recipe, ...]:
     """The recipes that a recipe is made of."""
     match recipe:
-        case Take():
+        case Take() | Sinusoids():
             return ()
         case Concat(operands=operands) | Stack(operands=operands):
             return operands
+        case Product(left, right):
+            return left, right
         case LowRankUpdate(operand, up, down):
             return operand, up, down
         case _:
@@ -122,6 +169,8 @@ def shape(recipe: Recipe, stored: Callable[[str], Stored]) -> Shape:
     """
     if isinstance(recipe, Take):
         return stored(recipe.name).shape
+    if isinstance(recipe, Sinusoids):
+        return recipe.rows, recipe.columns
     shapes = [shape(operand, stored) for operand in operands_of(recipe)]
     first, *others = shapes
     match recipe:
@@ -138,6 +187,15 @@ def shape(recipe: Recipe, stored: Callable[[str], Stored]) -> Shape:
                 raise _misfit(recipe, shapes)
             *outer, rows, columns = first
             return (*outer, columns, rows)
+        case WithoutFirst(count=count):
+            if not first or first[0] < count:
+                raise _misfit(recipe, shapes)
+            return (first[0] - count, *first[1:])
+        case Product(transposed=transposed):
+            second = others[0][::-1] if transposed else others[0]
+            if not len(first) == len(second) == 2 or first[1] != second[0]:
+                raise _misfit(recipe, shapes)
+            return (first[0], second[1])
         case LowRankUpdate():
             up, down = others
             if not len(up) == len(down) == 2 or up[1] != down[0] or first != (up[0], down[1]):

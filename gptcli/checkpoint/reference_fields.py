@@ -23,5 +23,12 @@ def reads(model_type: str, name: str) -> bool:
 
 
 def has_class(model_type: str, name: str) -> bool:
-    """Whether transformers has a class of this name for this type."""
-    return name in _table()["classes"].get(model_type, ())
+    """Whether transformers has a class of this name for this type, whatever its case and underscores.
+
+    Models' own files say PhiMoEConfig and Ernie4_5_Config for PhimoeConfig and Ernie4_5Config.
+    """
+    return _plain(name) in map(_plain, _table()["classes"].get(model_type, ()))
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "")

@@ -5,12 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from gptcli.checkpoint.families.gemma import gemma, gemma2, gemma3, gemma3_text
+from gptcli.checkpoint.families.gemma import gemma, gemma2, gemma3, gemma3_text, vaultgemma
 from gptcli.checkpoint.families.gpt import gpt2, gpt_neo, gpt_neox, gptj, openai_gpt
-from gptcli.checkpoint.families.layer_norm import cohere, cohere2, glm4, phi, stablelm, starcoder2
+from gptcli.checkpoint.families.layer_norm import cohere, cohere2, glm, glm4, phi, stablelm, starcoder2
 from gptcli.checkpoint.families.llama import granite, llama, ministral3, mistral, phi3, qwen2, qwen3, smollm3
+from gptcli.checkpoint.families.llama_relatives import (
+    cwm,
+    ernie4_5,
+    exaone4,
+    helium,
+    hunyuan_v1_dense,
+    ministral,
+    seed_oss,
+)
 from gptcli.checkpoint.families.moe import gpt_oss, mixtral, qwen2_moe, qwen3_moe
+from gptcli.checkpoint.families.moe_relatives import (
+    dots1,
+    ernie4_5_moe,
+    flex_olmo,
+    glm4_moe,
+    granitemoe,
+    granitemoeshared,
+    hunyuan_v1_moe,
+    minimax_m2,
+    olmoe,
+    phimoe,
+)
 from gptcli.checkpoint.families.olmo import olmo, olmo2, olmo3
+from gptcli.checkpoint.families.open_gpts import bloom, codegen, falcon, gpt_bigcode, mpt, opt, xglm
+from gptcli.checkpoint.families.plain_mlp import apertus, arcee, nanochat, nemotron
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.errors import UnsupportedArchitecture
@@ -18,36 +41,66 @@ from gptcli.errors import UnsupportedArchitecture
 Family = Callable[[HfConfig, Collection[str]], Architecture]
 
 FAMILIES: dict[str, Family] = {
+    "apertus": apertus,
+    "arcee": arcee,
+    "bloom": bloom,
+    "codegen": codegen,
     "cohere": cohere,
     "cohere2": cohere2,
+    "cwm": cwm,
+    "dots1": dots1,
+    "ernie4_5": ernie4_5,
+    "ernie4_5_moe": ernie4_5_moe,
+    "exaone4": exaone4,
+    "falcon": falcon,
+    "flex_olmo": flex_olmo,
     "gemma": gemma,
     "gemma2": gemma2,
     "gemma3": gemma3,
     "gemma3_text": gemma3_text,
+    "glm": glm,
     "glm4": glm4,
+    "glm4_moe": glm4_moe,
     "gpt2": gpt2,
+    "gpt_bigcode": gpt_bigcode,
     "gpt_neo": gpt_neo,
     "gpt_neox": gpt_neox,
     "gpt_oss": gpt_oss,
     "gptj": gptj,
     "granite": granite,
+    "granitemoe": granitemoe,
+    "granitemoeshared": granitemoeshared,
+    "helium": helium,
+    "hunyuan_v1_dense": hunyuan_v1_dense,
+    "hunyuan_v1_moe": hunyuan_v1_moe,
     "llama": llama,
+    "minimax_m2": minimax_m2,
+    "ministral": ministral,
     "ministral3": ministral3,
     "mistral": mistral,
     "mixtral": mixtral,
+    "mpt": mpt,
+    "nanochat": nanochat,
+    "nemotron": nemotron,
     "olmo": olmo,
     "olmo2": olmo2,
     "olmo3": olmo3,
+    "olmoe": olmoe,
     "openai-gpt": openai_gpt,
+    "opt": opt,
     "phi": phi,
     "phi3": phi3,
+    "phimoe": phimoe,
     "qwen2": qwen2,
     "qwen2_moe": qwen2_moe,
     "qwen3": qwen3,
     "qwen3_moe": qwen3_moe,
+    "seed_oss": seed_oss,
     "smollm3": smollm3,
     "stablelm": stablelm,
     "starcoder2": starcoder2,
+    "vaultgemma": vaultgemma,
+    "xglm": xglm,
 }
 
 # Other names of fields in transformers' config classes (`attribute_map`).
@@ -58,16 +111,60 @@ _GPT2_NAMES = {
     "num_hidden_layers": "n_layer",
 }
 OTHER_NAMES: dict[str, dict[str, str]] = {
+    "bloom": {"num_attention_heads": "n_head", "num_hidden_layers": "n_layer"},
+    "codegen": _GPT2_NAMES,
+    "dots1": {"num_local_experts": "n_routed_experts"},
+    "ernie4_5_moe": {"num_experts": "moe_num_experts", "num_experts_per_tok": "moe_k"},
+    "flex_olmo": {"num_local_experts": "num_experts"},
+    "glm4_moe": {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
     "gpt2": _GPT2_NAMES,
+    "gpt_bigcode": _GPT2_NAMES,
     "gpt_neo": {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},
     "gptj": _GPT2_NAMES,
+    "hunyuan_v1_moe": {"num_experts_per_tok": "moe_topk", "num_local_experts": "num_experts"},
+    "mpt": {"hidden_size": "d_model", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"},
+    "olmoe": {"num_local_experts": "num_experts"},
     "openai-gpt": _GPT2_NAMES,
+    "xglm": {"hidden_size": "d_model", "num_attention_heads": "attention_heads", "num_hidden_layers": "num_layers"},
 }
 
 # Defaults of the config classes in transformers, which configs may leave out. A null stays null.
 _DEFAULTS: dict[str, dict[str, object]] = {
+    "apertus": {
+        "max_position_embeddings": 65_536,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 12_000_000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    },
+    "arcee": {"max_position_embeddings": 4096},
+    "bloom": {"seq_length": 2048},
+    "codegen": {"n_positions": 2048, "n_head": 16, "n_layer": 28, "rotary_dim": 64},
     "cohere": {"max_position_embeddings": 8192, "rope_theta": 500_000.0},
     "cohere2": {"max_position_embeddings": 8192},
+    "cwm": {
+        "max_position_embeddings": 131_072,
+        "num_key_value_heads": 8,
+        "sliding_window": 8192,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 1_000_000.0,
+            "factor": 16.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    },
+    "dots1": {"max_position_embeddings": 2048, "num_key_value_heads": 32, "sliding_window": 4096},
+    "ernie4_5": {"max_position_embeddings": 131_072, "num_key_value_heads": 2},
+    "ernie4_5_moe": {"max_position_embeddings": 131_072, "num_key_value_heads": 4},
+    "exaone4": {"max_position_embeddings": 2048, "num_key_value_heads": 32, "sliding_window": 4096},
+    "falcon": {"max_position_embeddings": 2048},
+    "flex_olmo": {"max_position_embeddings": 4096},
     "gemma": {"max_position_embeddings": 8192, "num_key_value_heads": 16},
     "gemma2": {
         "max_position_embeddings": 8192,
@@ -77,8 +174,11 @@ _DEFAULTS: dict[str, dict[str, object]] = {
         "final_logit_softcapping": 30.0,
     },
     "gemma3_text": {"max_position_embeddings": 131_072, "num_attention_heads": 8, "num_key_value_heads": 4},
+    "glm": {"max_position_embeddings": 131_072, "num_key_value_heads": 2},
     "glm4": {"max_position_embeddings": 131_072, "num_key_value_heads": 2},
+    "glm4_moe": {"max_position_embeddings": 131_072, "num_key_value_heads": 8},
     "gpt2": {"n_positions": 1024, "n_head": 12, "n_layer": 12},
+    "gpt_bigcode": {"n_positions": 1024, "n_head": 12, "n_layer": 12},
     "gpt_neo": {"max_position_embeddings": 2048},
     "gpt_neox": {"max_position_embeddings": 2048},
     "gpt_oss": {
@@ -95,7 +195,14 @@ _DEFAULTS: dict[str, dict[str, object]] = {
     },
     "gptj": {"n_positions": 2048, "rotary_dim": 64},
     "granite": {"max_position_embeddings": 2048},
+    "granitemoe": {"max_position_embeddings": 2048},
+    "granitemoeshared": {"max_position_embeddings": 2048},
+    "helium": {"max_position_embeddings": 4096, "num_key_value_heads": 20},
+    "hunyuan_v1_dense": {"max_position_embeddings": 2048},
+    "hunyuan_v1_moe": {"max_position_embeddings": 2048},
     "llama": {"max_position_embeddings": 2048},
+    "minimax_m2": {"max_position_embeddings": 196_608, "num_key_value_heads": 8},
+    "ministral": {"max_position_embeddings": 131_072, "num_key_value_heads": 8, "sliding_window": 4096},
     "ministral3": {
         "max_position_embeddings": 262_144,
         "num_key_value_heads": 8,
@@ -113,19 +220,34 @@ _DEFAULTS: dict[str, dict[str, object]] = {
     },
     "mistral": {"max_position_embeddings": 131_072, "num_key_value_heads": 8, "sliding_window": 4096},
     "mixtral": {"max_position_embeddings": 131_072, "num_key_value_heads": 8},
+    "mpt": {"max_seq_len": 2048, "attn_config": {}},
+    "nanochat": {"max_position_embeddings": 2048, "final_logit_softcapping": 15.0},
+    "nemotron": {"max_position_embeddings": 4096},
     "olmo": {"max_position_embeddings": 2048},
     "olmo2": {"max_position_embeddings": 2048},
     "olmo3": {"max_position_embeddings": 2048},
+    "olmoe": {"max_position_embeddings": 4096},
     "openai-gpt": {"n_positions": 512, "n_head": 12, "n_layer": 12},
+    "opt": {"max_position_embeddings": 2048},
     "phi": {"max_position_embeddings": 2048},
     "phi3": {"max_position_embeddings": 4096, "original_max_position_embeddings": 4096},
+    "phimoe": {"max_position_embeddings": 131_072, "num_key_value_heads": 8},
     "qwen2": {"max_position_embeddings": 32_768, "num_key_value_heads": 32, "sliding_window": 4096},
     "qwen2_moe": {"max_position_embeddings": 32_768, "num_key_value_heads": 16, "sliding_window": 4096},
     "qwen3": {"max_position_embeddings": 32_768, "num_key_value_heads": 32, "sliding_window": 4096},
     "qwen3_moe": {"max_position_embeddings": 32_768, "num_key_value_heads": 4, "sliding_window": 4096},
+    "seed_oss": {"max_position_embeddings": 524_288, "num_key_value_heads": 8},
     "smollm3": {"max_position_embeddings": 32_768, "num_key_value_heads": 4},
     "stablelm": {"max_position_embeddings": 4096, "num_key_value_heads": 32},
     "starcoder2": {"max_position_embeddings": 4096, "num_key_value_heads": 2},
+    "vaultgemma": {
+        "max_position_embeddings": 8192,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+    "xglm": {"max_position_embeddings": 2048, "attention_heads": 16, "num_layers": 24},
 }
 
 

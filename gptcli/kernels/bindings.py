@@ -26,7 +26,8 @@ _NO_MEMORY, _NO_TOKEN = -1, -2  # of gptcli_draw
 BF16_LEVELS: tuple[Level, ...] = ("avx512_bf16", "amx")  # those with products in bf16
 _MOST_THREADS = 256  # kernels.h's MOST_THREADS
 CACHE_KINDS: tuple[CacheKind, ...] = get_args(CacheKind)
-ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "clamped_swiglu": 4}  # numbers of config.Activation's
+# The numbers of config.Activation's; one without any runs in torch.
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "clamped_swiglu": 4, "relu_squared": 5}
 
 # In the order of kernels.h's Code.
 _CODES = (

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptcli.model.config import AttentionConfig, PositionScale, QkNormConfig
+from gptcli.model.config import Alibi, AttentionConfig, PositionScale, QkNormConfig
 from gptcli.model.linear import Linear
 from gptcli.model.norm import Norm
 from gptcli.model.position import Position, causal_mask
@@ -36,10 +36,12 @@ class Attention(nn.Module):
             projected = projected.clamp(-config.clip, config.clip)
         heads = projected.view(B, T, -1, config.head_dim)  # (B, T, q heads + k heads + v heads, head_dim)
         qk, v = heads.tensor_split([config.heads + config.kv_heads], dim=2)
-        if config.qk_norm is not None:
+        if config.qk_norm is not None and not config.qk_norm.after_rope:
             qk = self._normalized(qk, config.qk_norm)
         if config.rope is not None:
             qk = rotate(qk, *position.rotation(config.rope))
+        if config.qk_norm is not None and config.qk_norm.after_rope:
+            qk = self._normalized(qk, config.qk_norm)
         q, k = qk.tensor_split([config.heads], dim=2)
         if config.position_scale is not None:
             q = q * _position_scales(config.position_scale, position.positions, q)
@@ -81,7 +83,7 @@ def attend(
         return _attend_to_room(config, q, k, v, mask, sinks)
     if T == 1 and config.window is not None:
         k, v = k[:, :, -config.window :], v[:, :, -config.window :]
-    if config.softcap is not None or sinks is not None:
+    if config.softcap is not None or config.alibi is not None or sinks is not None:
         return _attend_spelled_out(config, q, k, v, mask, sinks)
     if T == 1:
         # The heads that share keys become the query axis: one small product instead of a repeated k.
@@ -96,6 +98,17 @@ def attend(
     return out.transpose(1, 2).reshape(B, T, -1)
 
 
+def alibi_bias(config: AttentionConfig, alibi: Alibi, keys: int, device: torch.device) -> Tensor:
+    """What is added to the scores of a text's first keys, the same for all queries: (heads, keys) in fp32."""
+    power = 1 << (config.heads - 1).bit_length()  # at least the number of heads
+    slopes = torch.exp2(torch.arange(1, power + 1, device=device) * (-alibi.most / power))
+    if power != config.heads:
+        slopes = torch.cat([slopes[1::2], slopes[::2]])[: config.heads]
+    if alibi.rounded:
+        return (slopes[:, None].bfloat16() * torch.arange(keys, device=device)).float() * config.scale
+    return slopes[:, None] * torch.arange(1 - keys, 1, device=device)
+
+
 def _attend_to_room(
     config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, sinks: Tensor | None
 ) -> Tensor:
@@ -106,6 +119,8 @@ def _attend_to_room(
     (B, _, _, head_dim), (kv_heads, S) = q.shape, k.shape[1:3]
     q = q.reshape(B * kv_heads, -1, head_dim)  # (B * kv_heads, group, head_dim)
     k, v = k.flatten(0, 1), v.flatten(0, 1)  # (B * kv_heads, S, head_dim)
+    if config.alibi is not None:
+        mask = mask + alibi_bias(config, config.alibi, S, q.device).to(mask.dtype).view(kv_heads, -1, S).repeat(B, 1, 1)
     if config.softcap is None:
         scores = torch.baddbmm(mask, q, k.mT, alpha=config.scale)  # (B * kv_heads, group, S)
     else:
@@ -125,13 +140,15 @@ def _attend_spelled_out(
     config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor | None
 ) -> Tensor:
     B, T, heads, head_dim = q.shape
-    kv_heads = k.shape[1]
+    kv_heads, S = k.shape[1:3]
     if mask is None and T > 1:
-        mask = causal_mask(k.shape[2] - T, T, None, q.device, always=True)
+        mask = causal_mask(S - T, T, None, q.device, always=True)
     q = q.view(B, T, kv_heads, -1, head_dim).permute(0, 2, 3, 1, 4)  # (B, kv_heads, group, T, head_dim)
     scores = (q @ k.mT[:, :, None]).float() * config.scale  # (B, kv_heads, group, T, S)
     if config.softcap is not None:
         scores = torch.tanh(scores / config.softcap) * config.softcap
+    if config.alibi is not None:
+        scores = scores + alibi_bias(config, config.alibi, S, q.device).view(kv_heads, -1, 1, S)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     if sinks is not None:

@@ -59,6 +59,7 @@ class RopeConfig:
     theta: float
     dim: int
     scaling: RopeScaling | None = None
+    backward: bool = False  # turns the other way
 
     @property
     def border(self) -> int | None:
@@ -82,10 +83,11 @@ class NormConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class QkNormConfig:
-    """Norms of q and k before rotation: one weight for all heads, one for each head, or one over the full width."""
+    """Norms of q and k: one weight for all heads, one for each head, or one over the full width."""
 
     norm: NormConfig
     over: Literal["head", "each_head", "full"]
+    after_rope: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,17 @@ class PositionScale:
 
     beta: float
     original_context: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alibi:
+    """Scores plus the key's position times a slope for each head, from 2 ** (-most / heads) on (Press et al., 2021).
+
+    rounded: the products are rounded to bf16, as Falcon does, and multiplied by the scale of scores.
+    """
+
+    most: float = 8.0
+    rounded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +123,13 @@ class AttentionConfig:
     out_bias: bool = False
     qk_norm: QkNormConfig | None = None
     position_scale: PositionScale | None = None
+    alibi: Alibi | None = None
     clip: float | None = None  # bound on q, k and v as they are projected
     softcap: float | None = None  # scores become tanh(scores / softcap) * softcap
     sinks: bool = False  # each head has a learned logit that takes part in the softmax and is dropped
 
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "clamped_swiglu"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu_squared", "xielu", "clamped_swiglu"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,17 +144,26 @@ class MlpConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MoeConfig:
-    """A mixture of experts: each token goes through its `top_k` by a softmax over all (Shazeer et al., 2017).
+    """A mixture of experts: each token goes through its `top_k` by a score of each (Shazeer et al., 2017).
 
-    `renormalize` makes their shares sum to 1. A shared expert sees every token, scaled by a sigmoid gate.
+    router: what makes scores of logits; `sparsemixer` does two softmaxes, each over the experts near the best one left
+    (Liu et al., 2023). A shared expert sees every token.
     """
 
     expert: MlpConfig
     experts: int
     top_k: int
-    renormalize: bool
+    renormalize: bool  # the chosen scores are divided by their sum
+    router: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
     router_bias: bool = False
+    correction: bool = False  # each expert has a learned bias, added to its score for the choice alone
+    groups: int = 1  # of consecutive experts; the choice is among the `top_groups` with the best two in sum
+    top_groups: int = 1
+    least_sum: float = 0.0  # what the chosen scores are divided by, at least
+    scale: float = 1.0  # of the chosen scores
+    jitter: float = 0.0  # of sparsemixer: an expert is near if it is less than twice this below the best, relatively
     shared: MlpConfig | None = None
+    shared_gate: bool = True  # a sigmoid scales the shared expert, if there is one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +194,7 @@ class DecoderConfig:
     blocks: tuple[BlockConfig, ...]
     norm: NormConfig
     tied_head: bool
+    embedding_norm: bool = False  # before the first block
     final_norm: bool = True
     head_bias: bool = False
     learned_positions: bool = False

@@ -68,6 +68,7 @@ class Decoder(nn.Module):
         self.config = config
         self.embed = Embedding(config.vocab_size, config.hidden_size)
         self.positions = Embedding(config.max_context, config.hidden_size) if config.learned_positions else None
+        self.embedding_norm = Norm(config.norm, config.hidden_size) if config.embedding_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(block, config.hidden_size, config.norm) for block in config.blocks)
         self.final_norm = Norm(config.norm, config.hidden_size) if config.final_norm else nn.Identity()
         self.head = None if config.tied_head else Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
@@ -89,6 +90,7 @@ class Decoder(nn.Module):
             x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype)
         if self.positions is not None:
             x = x + self.positions(position.positions)
+        x = self.embedding_norm(x)
         for index, block in enumerate(self.blocks):
             x = block(x, position, index)
         return x

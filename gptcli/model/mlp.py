@@ -26,7 +26,26 @@ _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
+    "relu_squared": lambda x: F.relu(x).square(),
 }
+
+
+class Xielu(nn.Module):
+    """xIELU (Huang and Schlag, 2024): a parabola above 0, an exponential below, with a learned curvature for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha_p = nn.Parameter(torch.empty(1))
+        self.alpha_n = nn.Parameter(torch.empty(1))
+        self.beta = nn.Parameter(torch.empty(()))  # the slope at 0
+        self.eps = nn.Parameter(torch.empty(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Element by element, in fp32."""
+        wide, beta = x.float(), self.beta.float()
+        above = F.softplus(self.alpha_p.float()) * wide * wide
+        below = (beta + F.softplus(self.alpha_n.float())) * (torch.expm1(torch.minimum(wide, self.eps.float())) - wide)
+        return (torch.where(wide > 0, above, below) + beta * wide).to(x.dtype)
 
 
 def activate(config: MlpConfig, x: Tensor) -> Tensor:
@@ -47,11 +66,43 @@ class Mlp(nn.Module):
         self.config = config
         self.up = Linear(hidden_size, config.width * (2 if config.gated else 1), bias=config.bias)
         self.down = Linear(config.width, hidden_size, bias=config.bias)
+        self.xielu = Xielu() if config.activation == "xielu" else None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., hidden) to the same shape."""
-        out: Tensor = self.down(activate(self.config, self.up(x)))
+        up = self.up(x)
+        out: Tensor = self.down(activate(self.config, up) if self.xielu is None else self.xielu(up))
         return out
+
+
+def route(config: MoeConfig, logits: Tensor, correction: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The shares and the indices of each token's experts, both (tokens, top_k). logits: (tokens, experts) in fp32."""
+    if config.router == "sparsemixer":
+        return _sparsemixer(logits, config.jitter)
+    scores = logits.sigmoid() if config.router == "sigmoid" else logits.softmax(-1)
+    ranked = scores if correction is None else scores + correction
+    if config.groups > 1:
+        grouped = ranked.view(len(ranked), config.groups, -1)
+        best = grouped.topk(2).values.sum(-1).topk(config.top_groups).indices  # (tokens, top_groups)
+        out = torch.ones_like(grouped[..., 0], dtype=torch.bool).scatter(1, best, False)
+        ranked = grouped.masked_fill(out[..., None], float("-inf")).flatten(1)
+    chosen = ranked.topk(config.top_k).indices
+    shares = scores.gather(1, chosen)
+    if config.renormalize:
+        shares = shares / shares.sum(-1, keepdim=True).clamp(min=config.least_sum)
+    return shares * config.scale, chosen
+
+
+def _sparsemixer(logits: Tensor, jitter: float) -> tuple[Tensor, Tensor]:
+    """`route` for two experts: each one's share is its own softmax over those near it, less the ones before it."""
+    left, shares, chosen = logits, [], []
+    for _ in range(2):
+        best, index = left.max(-1, keepdim=True)
+        far = (best - logits) / torch.maximum(logits.abs(), best) > 2 * jitter
+        shares.append(left.masked_fill(far, float("-inf")).softmax(-1).gather(1, index))
+        chosen.append(index)
+        left = left.scatter(1, index, float("-inf"))
+    return torch.cat(shares, -1), torch.cat(chosen, -1)
 
 
 class Moe(nn.Module):
@@ -63,19 +114,19 @@ class Moe(nn.Module):
         self.router = Linear(hidden_size, config.experts, bias=config.router_bias)
         self.up = Experts(config.experts, hidden_size, 2 * expert.width, bias=expert.bias)
         self.down = Experts(config.experts, expert.width, hidden_size, bias=expert.bias)
+        self.correction = nn.Parameter(torch.empty(1, config.experts)) if config.correction else None
         self.shared = Mlp(config.shared, hidden_size) if config.shared else None
-        self.shared_gate = Linear(hidden_size, 1, bias=False) if config.shared else None
+        self.shared_gate = Linear(hidden_size, 1, bias=False) if config.shared and config.shared_gate else None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, hidden) to the same shape."""
         flat = x.reshape(-1, x.shape[-1])  # (tokens, hidden)
-        shares, chosen = self.router(flat).softmax(-1, dtype=torch.float32).topk(self.config.top_k)
-        if self.config.renormalize:
-            shares = shares / shares.sum(-1, keepdim=True)
+        shares, chosen = route(self.config, self.router(flat).float(), self.correction)
         run = self._side_by_side if _few_on_a_gpu(flat) else self._one_by_one
         out = run(flat, shares.to(x.dtype), chosen)
-        if self.shared is not None and self.shared_gate is not None:
-            out = out + self.shared(flat) * torch.sigmoid(self.shared_gate(flat))
+        if self.shared is not None:
+            shared = self.shared(flat)
+            out = out + (shared if self.shared_gate is None else shared * torch.sigmoid(self.shared_gate(flat)))
         return out.view_as(x)
 
     def _one_by_one(self, x: Tensor, shares: Tensor, chosen: Tensor) -> Tensor:

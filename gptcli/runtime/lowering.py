@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 # The fields of DecoderConfig that the program computes, and those that `Decoder.scaled` applies to its logits.
 _IN_PROGRAM = (
     "vocab_size", "hidden_size", "max_context", "blocks", "norm", "tied_head", "final_norm", "head_bias",
-    "learned_positions", "embedding_scale",
+    "learned_positions", "embedding_scale", "embedding_norm",
 )  # fmt: skip
 _AFTER_PROGRAM = ("logit_scale", "logit_softcap")
 _CHOICE_WIDTH = 3  # of kernels.h's Choice, beside fp32
@@ -142,7 +142,7 @@ def _vector(values: Tensor) -> Vector:
 
 
 def _check_rope(rope: RopeConfig) -> None:
-    _handles(rope, "theta", "dim", "scaling")
+    _handles(rope, "theta", "dim", "scaling", "backward")
     match rope.scaling:
         case None:
             pass
@@ -190,6 +190,7 @@ class _Lowering:
             size=config.hidden_size,
             factor=config.embedding_scale,
         )
+        self._norm(decoder.embedding_norm, x, x)
         for block in decoder.blocks:
             self._block(cast(Block, block), x, normalized)
         final = self._norm(decoder.final_norm, x, normalized)
@@ -232,10 +233,9 @@ class _Lowering:
         qkv = Buffer("qkv", (config.heads + 2 * config.kv_heads) * config.head_dim)
         heads = Buffer("heads", config.heads * config.head_dim)
         self._linear(attention.qkv, x, qkv)
-        if config.qk_norm is not None:
-            keys = Buffer(qkv.name, qkv.width, offset=heads.width)
-            self._head_norm(attention.q_norm, config, qkv, config.heads)
-            self._head_norm(attention.k_norm, config, keys, config.kv_heads)
+        after_rope = config.qk_norm is not None and config.qk_norm.after_rope
+        if not after_rope:
+            self._head_norms(attention, qkv)
         if config.rope is not None:
             _check_rope(config.rope)
             self._add(
@@ -246,6 +246,8 @@ class _Lowering:
                 stride=qkv.width,
                 table=self.ropes.index(config.rope),
             )
+        if after_rope:
+            self._head_norms(attention, qkv)
         self._add(
             "ATTEND",
             input=qkv,
@@ -263,9 +265,16 @@ class _Lowering:
         )
         self._linear(attention.out, heads, out)
 
+    def _head_norms(self, attention: Attention, qkv: Buffer) -> None:
+        config = attention.config
+        if config.qk_norm is not None:
+            keys = Buffer(qkv.name, qkv.width, offset=config.heads * config.head_dim)
+            self._head_norm(attention.q_norm, config, qkv, config.heads)
+            self._head_norm(attention.k_norm, config, keys, config.kv_heads)
+
     def _head_norm(self, norm: nn.Module, config: AttentionConfig, heads: Buffer, count: int) -> None:
         assert config.qk_norm is not None
-        _handles(config.qk_norm, "norm", "over")
+        _handles(config.qk_norm, "norm", "over", "after_rope")
         match config.qk_norm.over:
             case "full":
                 self._vectors(norm, heads, heads, rows=1, size=count * config.head_dim)

@@ -25,6 +25,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 2048,
     "rope_type": "llama3",
 }
+LLAMA_ONLY = dict.fromkeys(("rms_norm_eps", "num_key_value_heads", "max_position_embeddings"))  # left out if null
 CONFIGS: dict[str, dict[str, Any]] = {
     "Llama 1, converted early": {"model_type": "llama", "max_sequence_length": 2048, "pad_token_id": -1},
     "Llama 2": {"model_type": "llama", "pretraining_tp": 1, "rope_scaling": None, "_name_or_path": "x"},
@@ -54,11 +55,93 @@ CONFIGS: dict[str, dict[str, Any]] = {
          "tie_word_embeddings": None},
     "Mixtral": {"model_type": "mixtral", "num_experts_per_tok": 2, "num_local_experts": 8,
          "output_router_logits": False, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02, "sliding_window": None},
+    "GLM-4 9B": {"model_type": "glm", "attention_bias": True, "head_dim": 16, "partial_rotary_factor": 0.5,
+         "rms_norm_eps": 1.5625e-07, "rope_theta": 10000.0, "pad_token_id": 151329, "eos_token_id": [1, 2]},
+    "Minitron 4B": {"model_type": "nemotron", "attention_bias": False, "head_dim": 16, "hidden_act": "relu2",
+         "mlp_bias": False, "norm_eps": 1e-05, "partial_rotary_factor": 0.5, "rope_percent": 0.5, "rope_theta": 10000.0,
+         "rms_norm_eps": None},
+    "EXAONE 4.0 32B": {"model_type": "exaone4", "head_dim": 16, "layer_types": ["sliding_attention", "full_attention"],
+         "rope_scaling": LLAMA3, "rope_theta": 1000000, "sliding_window": 4096, "sliding_window_pattern": "LLLG"},
+    "EXAONE 4.0 1.2B": {"model_type": "exaone4", "head_dim": 16, "layer_types": ["full_attention", "full_attention"],
+         "rope_scaling": LLAMA3, "rope_theta": 1000000, "sliding_window": None, "sliding_window_pattern": None},
+    "ERNIE 4.5 0.3B": {"model_type": "ernie4_5", "head_dim": 16, "rope_theta": 500000, "use_bias": False,
+         "tie_word_embeddings": True},
+    "ERNIE 4.5 21B": {"model_type": "ernie4_5_moe", "moe_capacity": [64, 64, 64], "moe_gate": "topk",
+         "moe_intermediate_size": 32, "moe_k": 6, "moe_layer_end_index": -1, "moe_layer_interval": 1,
+         "moe_layer_start_index": 1, "moe_num_experts": 64, "moe_num_shared_experts": 2, "moe_use_aux_free": True,
+         "num_nextn_predict_layers": 1, "rope_theta": 500000.0, "use_bias": False, "router_aux_loss_coef": 0.001},
+    "Seed-OSS 36B": {"model_type": "seed_oss", "attention_bias": True, "attention_out_bias": False, "head_dim": 16,
+         "mlp_bias": False, "residual_dropout": 0.1, "rope_scaling": {"rope_type": "default"}, "rope_theta": 1e7},
+    "Apertus 8B": {"model_type": "apertus", "attention_bias": False, "hidden_act": "xielu", "hidden_dropout": 0.0,
+         "mlp_bias": False, "post_norm": False, "qk_norm": True, "rope_scaling": LLAMA3, "rope_theta": 12000000},
+    "Hunyuan 7B": {"model_type": "hunyuan_v1_dense", "attention_head_dim": 16, "head_dim": 16, "use_qk_norm": True,
+         "use_cla": False, "rope_theta": 10000.0, "rope_scaling": {"alpha": 1000.0, "beta_fast": 32, "beta_slow": 1,
+         "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "type": "dynamic"}, "eod_token_id": 3},
+    "Hunyuan A13B": {"model_type": "hunyuan_v1_moe", "moe_intermediate_size": [32, 32], "moe_topk": [8, 8],
+         "num_experts": 64, "num_shared_expert": [1, 1], "head_dim": 16, "rope_theta": 10000.0, "use_qk_norm": True,
+         "rope_scaling": {"alpha": 1000.0, "factor": 1.0, "type": "dynamic"}},
+    "Helium 1 2B": {"model_type": "helium", "attention_bias": False, "head_dim": 16, "mlp_bias": False, "rms_norm_eps":
+         1e-08, "rope_theta": 20000.0},
+    "OLMoE 1B 7B": {"model_type": "olmoe", "attention_bias": False, "clip_qkv": None, "norm_topk_prob": False,
+         "num_experts": 64, "num_experts_per_tok": 8, "router_aux_loss_coef": 0.01, "rope_theta": 10000.0},
+    "Granite 3.1 3B A800M": {"model_type": "granitemoe", "attention_multiplier": 0.015625, "embedding_multiplier": 12.0,
+         "logits_scaling": 6.0, "num_experts_per_tok": 8, "num_local_experts": 40, "residual_multiplier": 0.22,
+         "rope_scaling": None, "rope_theta": 10000000.0, "tie_word_embeddings": True},
+    "GLM-4.5 Air": {"model_type": "glm4_moe", "attention_bias": True, "first_k_dense_replace": 1, "head_dim": 16,
+         "moe_intermediate_size": 32, "n_group": 1, "n_routed_experts": 128, "n_shared_experts": 1, "norm_topk_prob":
+         True, "num_experts_per_tok": 8, "num_nextn_predict_layers": 1, "partial_rotary_factor": 0.5, "rope_scaling":
+         None, "rope_theta": 1000000, "routed_scaling_factor": 1.0, "topk_group": 1, "use_qk_norm": False},
+    "dots.llm1": {"model_type": "dots1", "first_k_dense_replace": 1, "max_window_layers": 62, "moe_intermediate_size":
+         32, "moe_layer_freq": 1, "n_group": 1, "n_routed_experts": 128, "n_shared_experts": 2, "norm_topk_prob": True,
+         "num_experts_per_tok": 6, "rope_theta": 10000000, "routed_scaling_factor": 2.5, "scoring_func": "noaux_tc",
+         "sliding_window": None, "topk_group": 1, "use_sliding_window": False},
+    "Phi 3.5 MoE": {"model_type": "phimoe", "attention_bias": True, "input_jitter_noise": 0.01, "lm_head_bias": True,
+         "num_experts_per_tok": 2, "num_local_experts": 16, "router_jitter_noise": 0.01, "sliding_window": 131072,
+         "rope_scaling": {"long_factor": [2.0] * 8, "long_mscale": 1.24, "original_max_position_embeddings": 1024,
+         "short_factor": [1.0] * 8, "short_mscale": 1.24, "type": "longrope"}, "original_max_position_embeddings": 1024,
+         "auto_map": {"AutoConfig": "configuration_phimoe.PhiMoEConfig"}},
+    "MiniMax M2": {"model_type": "minimax_m2", "attn_type_list": [1, 1], "head_dim": 16, "mtp_transformer_layers": 1,
+         "num_experts_per_tok": 8, "num_local_experts": 256, "num_mtp_modules": 3, "qk_norm_type": "per_layer",
+         "rope_theta": 5000000, "rotary_dim": 8, "scoring_func": "sigmoid", "shared_intermediate_size": 0, "use_mtp":
+         True, "use_qk_norm": True, "use_routing_bias": True, "auto_map": {"AutoModelForCausalLM":
+         "modeling_minimax_m2.MiniMaxM2ForCausalLM"}},
+    "Falcon 7B": LLAMA_ONLY | {"model_type": "falcon", "alibi": False, "apply_residual_connection_post_layernorm":
+         False, "auto_map": {"AutoConfig": "configuration_falcon.FalconConfig", "AutoModelForCausalLM":
+         "modeling_falcon.FalconForCausalLM"}, "bias": False, "hidden_dropout": 0.0, "layer_norm_epsilon": 1e-05,
+         "multi_query": True, "new_decoder_architecture": False, "parallel_attn": True},
+    "Falcon 40B": LLAMA_ONLY | {"model_type": "falcon", "alibi": False, "bias": False, "multi_query": True,
+         "new_decoder_architecture": True, "num_kv_heads": 2, "parallel_attn": True},
+    "BLOOM 560M": LLAMA_ONLY | {"model_type": "bloom", "attention_softmax_in_fp32": True, "bias_dropout_fusion": True,
+         "masked_softmax_fusion": True, "n_embed": 64, "n_inner": None, "n_layer": 2, "num_attention_heads": 4,
+         "offset_alibi": 100, "pretraining_tp": 1, "skip_bias_add": True, "skip_bias_add_qkv": False, "slow_but_exact":
+         False, "unk_token_id": 0},
+    "MPT 7B": LLAMA_ONLY | {"model_type": "mpt", "attn_config": {"alibi": True, "alibi_bias_max": 8, "attn_impl":
+         "torch", "attn_pdrop": 0, "attn_type": "multihead_attention", "attn_uses_sequence_id": False, "clip_qkv": None,
+         "prefix_lm": False, "qk_ln": False, "softmax_scale": None}, "auto_map": {"AutoConfig":
+         "configuration_mpt.MPTConfig", "AutoModelForCausalLM": "modeling_mpt.MPTForCausalLM"}, "d_model": 64,
+         "emb_pdrop": 0, "embedding_fraction": 1.0, "expansion_ratio": 4, "init_config": {"name": "kaiming_normal_"},
+         "init_device": "cpu", "learned_pos_emb": True, "logit_scale": None, "max_seq_len": 2048, "n_heads": 4,
+         "n_layers": 2, "no_bias": True, "norm_type": "low_precision_layernorm", "resid_pdrop": 0, "verbose": 0,
+         "tie_word_embeddings": True},
+    "OPT 350M": LLAMA_ONLY | {"model_type": "opt", "_remove_final_layer_norm": False, "activation_function": "relu",
+         "dropout": 0.1, "do_layer_norm_before": False, "ffn_dim": 128, "init_std": 0.02, "layerdrop": 0.0, "prefix":
+         "</s>", "word_embed_proj_dim": 32, "tie_word_embeddings": True},
+    "StarCoder": LLAMA_ONLY | {"model_type": "gpt_bigcode", "activation_function": "gelu", "attention_softmax_in_fp32":
+         True, "inference_runner": 0, "max_batch_size": None, "multi_query": True, "n_embd": 64, "n_head": 4, "n_inner":
+         256, "n_layer": 2, "n_positions": 4096, "pad_key_length": True, "pre_allocate_kv_cache": False,
+         "scale_attention_softmax_in_fp32": True, "scale_attn_weights": True, "validate_runner_input": True},
+    "CodeGen 350M": LLAMA_ONLY | {"model_type": "codegen", "activation_function": "gelu_new", "attn_pdrop": 0.0,
+         "n_ctx": 2048, "n_embd": 64, "n_head": 4, "n_inner": None, "n_layer": 2, "n_positions": 4096, "rotary_dim": 8,
+         "scale_attn_weights": True, "summary_type": "cls_index", "tokenizer_class": "GPT2Tokenizer"},
+    "XGLM 564M": LLAMA_ONLY | {"model_type": "xglm", "activation_function": "gelu", "attention_heads": 4, "d_model": 64,
+         "decoder_start_token_id": 2, "ffn_dim": 256, "init_std": 0.02, "layerdrop": 0.0, "num_layers": 2,
+         "pad_token_id": 1, "scale_embedding": True, "tie_word_embeddings": True},
 }  # fmt: skip
 
 
 def architecture(fields: dict[str, Any]) -> Any:
-    return architecture_of(HfConfig(COMMON | SIZES | fields), ["model.embed_tokens.weight"])
+    whole = {name: value for name, value in (COMMON | SIZES | fields).items() if value or name not in LLAMA_ONLY}
+    return architecture_of(HfConfig(whole), ["model.embed_tokens.weight"])
 
 
 @pytest.mark.parametrize("fields", CONFIGS.values(), ids=CONFIGS)

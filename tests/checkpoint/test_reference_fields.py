@@ -64,9 +64,9 @@ def test_all_that_a_class_declares_and_reads_is_read_here_too(model_type: str) -
 
 @pytest.mark.parametrize("model_type", sorted(set(FAMILIES) - {"gemma3"}))
 def test_the_other_names_of_fields_are_those_of_the_class(model_type: str) -> None:
-    names = CONFIG_MAPPING[model_type].attribute_map
     experts = {"num_experts": "num_local_experts"}  # which all families with experts read under both names
-    assert {other: name for other, name in names.items() if other not in experts} == OTHER_NAMES.get(model_type, {})
+    names = CONFIG_MAPPING[model_type].attribute_map.items()
+    assert {other: name for other, name in names if experts.get(other) != name} == OTHER_NAMES.get(model_type, {})
 
 
 def test_a_field_by_its_other_name_means_the_same_and_a_contradiction_is_refused() -> None:

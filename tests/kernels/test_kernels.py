@@ -441,10 +441,11 @@ def test_rope_by_halves(kernels: Operations, head_dim: int, dim: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 5, 16, 1000])
-@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu"])
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu", "relu_squared"])
 def test_activations(kernels: Operations, activation: str, size: int) -> None:
     gate, up = torch.randn(size) * 4, torch.randn(size)
     functions = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
+    functions["relu_squared"] = lambda x: F.relu(x).square()
     expected = functions[activation](gate.double())
     assert_close(kernels.activate(activation, gate), expected, 1e-6)
     assert_close(kernels.activate(activation, gate, up), expected * up, 1e-6)

@@ -27,7 +27,17 @@ UNKNOWN = {
     "gptj": _LLAMA_ONLY,
     "gpt_neo": ("intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     "gpt_neox": ("num_key_value_heads",),
+    "bloom": ("intermediate_size", "num_key_value_heads", "max_position_embeddings"),
+    "codegen": _LLAMA_ONLY,
+    "falcon": ("intermediate_size", "num_key_value_heads"),
+    "gpt_bigcode": _LLAMA_ONLY,
+    "mpt": _LLAMA_ONLY,
+    "opt": ("intermediate_size", "num_key_value_heads"),
+    "xglm": ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
 }
+
+# The implementation of attention that is the reference: Falcon's eager one adds ALiBi twice.
+ATTENTION = {"falcon": "sdpa"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,8 @@ class Reference:
     @property
     def attention_kinds(self) -> list[str]:
         """Transformers' implementations of attention for this family."""
+        if (kind := ATTENTION.get(self.model.config.model_type)) is not None:
+            return [kind]
         return ["eager", "sdpa"] if self.model._supports_sdpa else ["eager"]
 
     def in_bf16(self, attention: str) -> Reference:
@@ -65,16 +77,19 @@ def write_reference(path: Path, model_type: str, **overrides: Any) -> Reference:
     """Saves a model with every parameter random: norms of ones and biases of zeros would hide that they are missing."""
     base = {name: value for name, value in BASE.items() if name not in UNKNOWN.get(model_type, ())}
     config = AutoConfig.for_model(model_type, **(base | overrides))
-    model = randomized(AutoModelForCausalLM.from_config(config, attn_implementation="eager"))
+    attention = ATTENTION.get(model_type, "eager")
+    model = randomized(AutoModelForCausalLM.from_config(config, attn_implementation=attention))
     model.save_pretrained(path)
     return Reference(path, model)
 
 
 def randomized(model: Any) -> Any:
-    """The model with every parameter random, in fp32."""
+    """The model with every parameter random, in fp32, and every buffer that is saved."""
     torch.manual_seed(0)
     model = model.eval().float()
+    saved = model.state_dict()
+    buffers = [buffer for name, buffer in model.named_buffers() if name in saved]
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.15 if parameter.dim() < 2 else 0.1)
+        for tensor in (*model.parameters(), *buffers):
+            tensor.normal_(0, 0.15 if tensor.dim() < 2 else 0.1)
     return model

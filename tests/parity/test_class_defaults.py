@@ -21,7 +21,8 @@ CASES += [(model_type, WINDOW) for model_type in ("qwen2", "qwen2_moe", "qwen3")
 # Fields that no real config leaves out, so we may refuse a config without them.
 NEVER_LEFT_OUT = set(
     """
-    attention_layers hidden_size intermediate_size n_embd n_head n_layer
+    attention_layers d_model ffn_dim hidden_size intermediate_size n_embd n_head n_heads
+    n_layer n_layers
     num_attention_heads num_heads num_hidden_layers num_layers use_sliding_window vocab_size
     """.split()
 )

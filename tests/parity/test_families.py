@@ -44,6 +44,11 @@ LONGROPE = {
     "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
     "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 6.0], "partial_rotary_factor": 0.75,
 }  # fmt: skip
+ALPHA = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 1.0, "alpha": 50.0}
+PHIMOE_LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
+    "long_factor": [2.0] * 8, "short_mscale": 1.2, "long_mscale": 1.2, "original_max_position_embeddings": 96,
+}  # fmt: skip
 MINISTRAL = YARN | {"llama_4_scaling_beta": 0.5, "mscale": 1.0, "mscale_all_dim": 1.0}
 GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 8, "tie_word_embeddings": True}
 GEMMA3_ROPES = {
@@ -61,6 +66,10 @@ TWO_LONGROPES = {
     for layer_type, border in (("full_attention", 20), ("sliding_attention", 36))
 }
 QWEN_MOE = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+SIGMOID = {
+    "num_experts_per_tok": 2, "moe_intermediate_size": 24, "first_k_dense_replace": 1, "routed_scaling_factor": 2.5,
+    "head_dim": 16,
+}  # fmt: skip
 GPT_OSS = {"head_dim": 16, "num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 8}
 OSS_YARN = {
     "rope_type": "yarn", "rope_theta": 150000.0, "factor": 4.0, "original_max_position_embeddings": 32,
@@ -164,6 +173,75 @@ ROWS = [
     Row("gpt_neox", "gpt_neox", {"use_parallel_residual": False}),
     Row("gpt_neox, one after the other", "gpt_neox", {"use_parallel_residual": True}, {"use_parallel_residual": False,
          "attention_bias": False}),
+    Row("glm", "glm", {"rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 1.0}}, {"head_dim": 16}),
+    Row("nemotron", "nemotron", {"norm_eps": 0.1}, {"attention_bias": True, "mlp_bias": True},
+         ({"hidden_act": "relu"}, {"rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 1.0}})),
+    Row("arcee", "arcee", {"hidden_act": "relu"}, {"mlp_bias": True}),
+    Row("apertus", "apertus", {"rms_norm_eps": 0.1}, {"rope_parameters": LLAMA3 | {
+         "original_max_position_embeddings": 16}}, ({"rope_parameters": {"rope_theta": 10000.0}},)),
+    Row("exaone4", "exaone4", {"sliding_window": 9}, {"sliding_window": 8}, ({"layer_types": ["full_attention"] * 4},)),
+    Row("exaone4, no window", "exaone4", {"sliding_window": 64}, {"sliding_window": None,
+         "layer_types": ["full_attention"] * 4}),
+    Row("ernie4_5", "ernie4_5", {"rope_parameters": {"rope_theta": 10000.0}}, {"use_bias": True, "head_dim": 32}),
+    Row("seed_oss", "seed_oss", {"rms_norm_eps": 0.1}, {"attention_out_bias": True, "mlp_bias": True, "head_dim": 32}),
+    Row("cwm", "cwm", {"sliding_window": 9}, {"sliding_window": 8, "head_dim": 16, "rope_parameters": LLAMA3 | {
+         "original_max_position_embeddings": 16}}, ({"rope_parameters": {"rope_theta": 10000.0}},)),
+    Row("hunyuan", "hunyuan_v1_dense", {"rope_parameters": ALPHA | {"alpha": 2.0}}, {"rope_parameters": ALPHA,
+         "head_dim": 32}, ({"rms_norm_eps": 0.1},)),
+    Row("ministral", "ministral", {"layer_types": ["sliding_attention"] * 4}, {"sliding_window": 8,
+         "head_dim": 16, "layer_types": ["sliding_attention", "full_attention"] * 2}),
+    Row("helium", "helium", {"rms_norm_eps": 0.1}, {"head_dim": 16}),
+    Row("olmoe", "olmoe", {"norm_topk_prob": True}, {"num_experts": 6, "num_experts_per_tok": 2,
+         "attention_bias": True}),
+    Row("flex_olmo", "flex_olmo", {"norm_topk_prob": False}, {"num_experts": 6, "num_experts_per_tok": 2,
+         "norm_topk_prob": True}),
+    Row("granitemoe", "granitemoe", {"residual_multiplier": 1.0}, {"num_local_experts": 5, "attention_multiplier": 0.1,
+         "residual_multiplier": 0.3, "embedding_multiplier": 6.0}, ({"num_experts_per_tok": 1},)),
+    Row("granitemoeshared", "granitemoeshared", {"logits_scaling": 1.0}, {"num_local_experts": 5, "logits_scaling": 4.0,
+         "shared_intermediate_size": 40}),
+    Row("glm4_moe", "glm4_moe", {"routed_scaling_factor": 1.0}, SIGMOID | {"num_local_experts": 6},
+         ({"norm_topk_prob": False},)),
+    Row("glm4_moe, groups, qk norms", "glm4_moe", {"topk_group": 2}, SIGMOID | {"n_routed_experts": 8, "n_group": 4,
+         "topk_group": 3, "use_qk_norm": True, "attention_bias": True, "n_shared_experts": 2}),
+    Row("dots1", "dots1", {"norm_topk_prob": True}, SIGMOID | {"n_routed_experts": 6, "n_shared_experts": 2,
+         "sliding_window": 8, "max_window_layers": 2}, ({"sliding_window": 9},)),
+    Row("ernie4_5_moe", "ernie4_5_moe", {"moe_norm_min": 0.9}, {"moe_num_experts": 6, "moe_k": 2, "use_bias": True,
+         "moe_intermediate_size": 24}, ({"moe_k": 1},)),
+    Row("ernie4_5_moe, some layers dense", "ernie4_5_moe", {"moe_k": 1}, {"moe_num_experts": 6, "moe_k": 2,
+         "moe_intermediate_size": 24, "moe_layer_interval": 2, "moe_num_shared_experts": 0}),
+    Row("minimax_m2", "minimax_m2", {"num_experts_per_tok": 1}, {"num_local_experts": 6, "num_experts_per_tok": 2,
+         "head_dim": 16, "rotary_dim": 8}, ({"rms_norm_eps": 0.1},)),
+    Row("hunyuan, mixture", "hunyuan_v1_moe", {"moe_topk": 1}, {"num_experts": 6, "moe_topk": [2, 1, 3, 2],
+         "head_dim": 16, "attention_bias": True}, ({"rope_parameters": ALPHA},)),
+    Row("phimoe", "phimoe", {"router_jitter_noise": 0.9}, {"num_local_experts": 6, "router_jitter_noise": 0.2,
+         "attention_bias": True, "lm_head_bias": True, "sliding_window": 8}, ({"sliding_window": 9},)),
+    Row("phimoe, longrope within", "phimoe", {"rope_parameters": PHIMOE_LONGROPE | {"short_mscale": 1.0,
+         "long_mscale": 1.0}}, {"num_local_experts": 4, "rope_parameters": PHIMOE_LONGROPE}),
+    Row("vaultgemma", "vaultgemma", {"attn_logit_softcapping": 1.0}, GEMMA | {"attn_logit_softcapping": 2.0,
+         "final_logit_softcapping": 3.0}, ({"final_logit_softcapping": None}, {"sliding_window": 9})),
+    Row("nanochat", "nanochat", {"rms_norm_eps": 0.1}, {"final_logit_softcapping": 3.0},
+         ({"final_logit_softcapping": None}, {"hidden_act": "relu"})),
+    Row("opt", "opt", {"activation_function": "gelu"}, {"ffn_dim": 112}),
+    Row("opt, projected, norms after", "opt", {"activation_function": "gelu"}, {"ffn_dim": 112,
+         "word_embed_proj_dim": 32, "do_layer_norm_before": False, "tie_word_embeddings": True}),
+    Row("opt, nothing to switch on", "opt", {"activation_function": "relu"}, {"ffn_dim": 112, "enable_bias": False,
+         "layer_norm_elementwise_affine": False, "_remove_final_layer_norm": True, "activation_function": "gelu"}),
+    Row("gpt_bigcode", "gpt_bigcode", {"layer_norm_epsilon": 0.1}, GPT | {"n_inner": 80}),
+    Row("gpt_bigcode, many kv heads", "gpt_bigcode", {"scale_attn_weights": False}, GPT | {"multi_query": False}),
+    Row("codegen", "codegen", {"rotary_dim": 4}, GPT | {"rotary_dim": 8, "tie_word_embeddings": False}),
+    Row("falcon", "falcon", {"rope_parameters": {"rope_theta": 500.0}}),
+    Row("falcon, new decoder", "falcon", {"rope_parameters": {"rope_theta": 500.0}}, {"new_decoder_architecture": True,
+         "num_kv_heads": 2, "ffn_hidden_size": 112}),
+    Row("falcon, new decoder, one norm", "falcon", {"layer_norm_epsilon": 0.1}, {"new_decoder_architecture": True,
+         "num_kv_heads": 2, "num_ln_in_parallel_attn": 1, "bias": True, "tie_word_embeddings": True}),
+    Row("falcon, alibi, one after the other", "falcon", {"alibi": False}, {"alibi": True, "multi_query": False,
+         "parallel_attn": False, "bias": True}),
+    Row("bloom", "bloom", {"layer_norm_epsilon": 0.1}, {"hidden_size": 48, "num_attention_heads": 6}),
+    Row("mpt", "mpt", {"attn_config": {"clip_qkv": 0.5, "softmax_scale": 0.3}}, {"d_model": 48, "n_heads": 6,
+         "n_layers": 3, "max_seq_len": 128, "attn_config": {"clip_qkv": 0.3, "softmax_scale": 0.3}},
+         ({"attn_config": {"clip_qkv": 0.3, "softmax_scale": 0.1}},)),
+    Row("xglm", "xglm", {"scale_embedding": False}, {"d_model": 64, "ffn_dim": 112, "num_layers": 3,
+         "attention_heads": 4}),
 ]  # fmt: skip
 
 

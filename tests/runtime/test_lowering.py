@@ -12,6 +12,7 @@ import torch
 from gptcli.kernels.tensors import Library
 from gptcli.model import config as configs
 from gptcli.model.config import (
+    Alibi,
     AttentionConfig,
     BlockConfig,
     DecoderConfig,
@@ -42,7 +43,7 @@ SCALINGS: list[RopeScaling | None] = [
     YarnScaling(factor=4.0, original_context=16, magnitude=1.0),
     LongRopeScaling(short=(1.0,) * 4, long=(2.0,) * 4, original_context=16, magnitude=1.0),
 ]
-NEVER_LOWERED = {PositionScale}
+NEVER_LOWERED = {Alibi, PositionScale}
 
 
 @pytest.fixture(scope="module")

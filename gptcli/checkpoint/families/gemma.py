@@ -50,6 +50,14 @@ def gemma2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     return _four_norms(hf, tensors, types, config)
 
 
+def vaultgemma(hf: HfConfig, tensors: Collection[str]) -> Architecture:
+    """VaultGemma: as Gemma 2, with two norms."""
+    types = hf.per_layer("layer_types", hf.layers) or full_every(2, hf.layers)
+    config = with_attention(_gemma_config(hf), softcap=hf.optional_number("attn_logit_softcapping"))
+    config = _gemma2_config(hf, types, config)
+    return llama_architecture(config, tensors, Names(mlp_norm="pre_feedforward_layernorm"), norm_weight=PlusOne)
+
+
 def gemma3_text(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Gemma 3 1B: q and k normalised, five local layers per global one, and RoPE by kind of layer."""
     hf.expect("attn_logit_softcapping")  # transformers reads it in Gemma 2 only
@@ -92,8 +100,11 @@ def _gemma_config(hf: HfConfig, act: Activation | None = None, rope: RopeConfig 
 
 
 def _four_norms(hf: HfConfig, tensors: Collection[str], types: Sequence[object], config: DecoderConfig) -> Architecture:
+    config = with_blocks(_gemma2_config(hf, types, config), residual="sandwich")
+    return llama_architecture(config, tensors, _FOUR_NORMS, norm_weight=PlusOne)
+
+
+def _gemma2_config(hf: HfConfig, types: Sequence[object], config: DecoderConfig) -> DecoderConfig:
     config = with_attention(config, scale=hf.number("query_pre_attn_scalar", 256.0) ** -0.5)
     config = with_attention_per_layer(config, window=windows(types, hf.integer("sliding_window", 4096)))
-    config = with_blocks(config, residual="sandwich")
-    config = replace(config, logit_softcap=hf.optional_number("final_logit_softcapping"))
-    return llama_architecture(config, tensors, _FOUR_NORMS, norm_weight=PlusOne)
+    return replace(config, logit_softcap=hf.optional_number("final_logit_softcapping"))

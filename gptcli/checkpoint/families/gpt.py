@@ -37,10 +37,11 @@ class Names:
     up: str
     down: str
     positions: str | None = None
+    embedding_norm: str | None = None
     unused_suffixes: tuple[str, ...] = ()
 
 
-_GPT2 = Names(
+GPT2 = Names(
     root="transformer.",
     layers="h",
     embed="wte",
@@ -55,20 +56,20 @@ _GPT2 = Names(
     unused_suffixes=(".attn.bias", ".attn.masked_bias"),
 )
 _OPENAI = replace(
-    _GPT2,
+    GPT2,
     embed="tokens_embed",
     positions="positions_embed",
     final_norm=None,
     norms={"post_attention_norm": "ln_1", "post_mlp_norm": "ln_2"},
 )
 _NEO = replace(
-    _GPT2,
+    GPT2,
     qkv=("attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj"),
     out="attn.attention.out_proj",
     unused_suffixes=(".attn.attention.bias", ".attn.attention.masked_bias"),
 )
-_GPTJ = replace(
-    _GPT2,
+GPTJ = replace(
+    GPT2,
     positions=None,
     norms={"attention_norm": "ln_1"},
     qkv=("attn.q_proj", "attn.k_proj", "attn.v_proj"),
@@ -113,23 +114,23 @@ def openai_gpt(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     # Its `gelu` is the tanh form.
     act = "gelu_tanh" if hf.string("afn", "gelu") == "gelu" else activation(hf, "afn", "gelu")
     mlp = MlpConfig(width=4 * hf.integer("n_embd"), activation=act, gated=False, bias=True)
-    config = with_blocks(_config(hf, _attention(hf), mlp), residual="after")
+    config = with_blocks(gpt_config(hf, gpt_attention(hf), mlp), residual="after")
     config = replace(config, final_norm=False)
-    return _architecture(config, tensors, _OPENAI, weight=Transposed)
+    return gpt_architecture(config, tensors, _OPENAI, weight=Transposed)
 
 
 def gpt2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """GPT-2: norms before attention and MLP, learned positions."""
     hf.expect("reorder_and_upcast_attn", False, True)  # changes the order of operations, not their result
     hf.expect("add_cross_attention", False)
-    attention = _attention(hf)
+    attention = gpt_attention(hf)
     if not hf.flag("scale_attn_weights", True):
         attention = replace(attention, scale=1.0)
-    config = _config(hf, attention, _mlp(hf))
+    config = gpt_config(hf, attention, gpt_mlp(hf))
     if hf.flag("scale_attn_by_inverse_layer_idx", False):
         scales = [attention.scale / (layer + 1) for layer in range(len(config.blocks))]
         config = with_attention_per_layer(config, scale=scales)
-    return _architecture(config, tensors, _GPT2, weight=Transposed)
+    return gpt_architecture(config, tensors, GPT2, weight=Transposed)
 
 
 def gpt_neo(hf: HfConfig, tensors: Collection[str]) -> Architecture:
@@ -141,31 +142,36 @@ def gpt_neo(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     window = hf.integer("window_size", 256)
     if set(map(str, kinds)) - {"global", "local"}:
         raise BrokenCheckpoint("config.json: attention_layers must be `global` or `local`")
-    attention = replace(_attention(hf, _NEO_FIELDS), scale=1.0, qkv_bias=False)
+    attention = replace(gpt_attention(hf, _NEO_FIELDS), scale=1.0, qkv_bias=False)
     width = hf.optional_integer("intermediate_size") or 4 * hf.integer("hidden_size")
-    config = _config(hf, attention, _mlp(hf, width), _NEO_FIELDS)
+    config = gpt_config(hf, attention, gpt_mlp(hf, width), _NEO_FIELDS)
     config = with_attention_per_layer(config, window=[window if kind == "local" else None for kind in kinds])
-    return _architecture(config, tensors, _NEO)
+    return gpt_architecture(config, tensors, _NEO)
 
 
 def gptj(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """GPT-J: one norm for parallel attention and MLP; RoPE turns the first channels of each head, in pairs."""
-    attention = _attention(hf)
     hf.expect("rotary", True)
+    config, rope = gptj_config(hf)
+    halves = partial(PairsToHalves, heads=config.blocks[0].attention.heads, dim=rope.dim)
+    return gpt_architecture(config, tensors, GPTJ, rows=(halves, halves, unchanged))
+
+
+def gptj_config(hf: HfConfig) -> tuple[DecoderConfig, RopeConfig]:
+    """What GPT-J and CodeGen read, and their RoPE."""
+    attention = gpt_attention(hf)
     hf.ignore("scale_attn_weights")  # GPT-2's; GPT-J always scales
     rope = RopeConfig(theta=10_000.0, dim=hf.optional_integer("rotary_dim") or attention.head_dim)
     if rope.dim > attention.head_dim or rope.dim % 2:
         raise BrokenCheckpoint(f"config.json: RoPE cannot turn {rope.dim} of {attention.head_dim} channels")
     attention = replace(attention, rope=rope, qkv_bias=False, out_bias=False)
-    config = _config(hf, attention, _mlp(hf), tied=False)
-    config = replace(with_blocks(config, residual="shared"), learned_positions=False, head_bias=True)
-    halves = partial(PairsToHalves, heads=attention.heads, dim=rope.dim)
-    return _architecture(config, tensors, _GPTJ, rows=(halves, halves, unchanged))
+    config = gpt_config(hf, attention, gpt_mlp(hf), tied=False)
+    return replace(with_blocks(config, residual="shared"), learned_positions=False, head_bias=True), rope
 
 
 def gpt_neox(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """GPT-NeoX and Pythia: parallel attention and MLP, RoPE on some channels of each head."""
-    attention = _attention(hf, _NEOX_FIELDS)
+    attention = gpt_attention(hf, _NEOX_FIELDS)
     hf.ignore("partial_rotary_factor")  # repeats rotary_pct
     bias = hf.flag("attention_bias", True)
     rope = hf.rope(attention.head_dim, hf.number("rotary_emb_base", 10_000.0), hf.number("rotary_pct", 0.25))
@@ -173,13 +179,13 @@ def gpt_neox(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     mlp = MlpConfig(
         width=hf.integer("intermediate_size"), activation=activation(hf, "hidden_act", "gelu"), gated=False, bias=True
     )
-    config = replace(_config(hf, attention, mlp, _NEOX_FIELDS, tied=False), learned_positions=False)
+    config = replace(gpt_config(hf, attention, mlp, _NEOX_FIELDS, tied=False), learned_positions=False)
     if hf.flag("use_parallel_residual", True):
         config = with_blocks(config, residual="parallel")
-    return _architecture(config, tensors, _NEOX, rows=(partial(HeadsToQkv, heads=attention.heads),))
+    return gpt_architecture(config, tensors, _NEOX, rows=(partial(HeadsToQkv, groups=attention.heads),))
 
 
-def _attention(hf: HfConfig, fields: Fields = Fields()) -> AttentionConfig:
+def gpt_attention(hf: HfConfig, fields: Fields = Fields()) -> AttentionConfig:
     """Attention with biases and without RoPE."""
     heads = hf.heads_of(fields.heads)
     head_dim = head_dim_of(hf, hf.integer(fields.hidden), heads)
@@ -194,14 +200,20 @@ def _attention(hf: HfConfig, fields: Fields = Fields()) -> AttentionConfig:
     )
 
 
-def _mlp(hf: HfConfig, width: int | None = None) -> MlpConfig:
+def gpt_mlp(hf: HfConfig, width: int | None = None, default_act: str = "gelu_new") -> MlpConfig:
+    """The MLP of every layer: four times as wide as the hidden size, unless the config or a family says otherwise."""
     width = width or hf.optional_integer("n_inner") or 4 * hf.integer("n_embd")
-    act = activation(hf, "activation_function", "gelu_new")
+    act = activation(hf, "activation_function", default_act)
     return MlpConfig(width=width, activation=act, gated=False, bias=True)
 
 
-def _config(
-    hf: HfConfig, attention: AttentionConfig, mlp: MlpConfig, fields: Fields = Fields(), tied: bool = True
+def gpt_config(
+    hf: HfConfig,
+    attention: AttentionConfig,
+    mlp: MlpConfig,
+    fields: Fields = Fields(),
+    tied: bool = True,
+    norm: NormConfig | None = None,
 ) -> DecoderConfig:
     """GPT-2's order of norms, and learned positions, unless a family changes them."""
     return DecoderConfig(
@@ -209,13 +221,13 @@ def _config(
         hidden_size=hf.integer(fields.hidden),
         max_context=hf.integer(fields.context),
         blocks=(BlockConfig(attention=attention, mlp=mlp),) * hf.layers_of(fields.layers),
-        norm=NormConfig(kind="layer", eps=hf.number(fields.eps, 1e-5), bias=True),
+        norm=norm or NormConfig(kind="layer", eps=hf.number(fields.eps, 1e-5), bias=True),
         tied_head=hf.flag("tie_word_embeddings", tied),
         learned_positions=True,
     )
 
 
-def _architecture(
+def gpt_architecture(
     config: DecoderConfig,
     tensors: Collection[str],
     names: Names,
@@ -224,13 +236,19 @@ def _architecture(
     rows: tuple[Transform, ...] = (),
 ) -> Architecture:
     """weight: applied to every matrix in a layer. rows: for each tensor of `names.qkv`, applied to weight and bias."""
-    if f"model.{names.embed}.weight" in tensors:  # MLX's names for all of them, with matrices (out, in)
+    # MLX has these names for all of them, with matrices (out, in).
+    if names.root != "model." and f"model.{names.embed}.weight" in tensors:
         names = replace(names, root="model.", layers="h", head=f"model.{names.head}")
         weight = unchanged
-    root = "" if any(name.startswith(f"{names.layers}.0.") for name in tensors) else names.root
+    roots = ("", names.root.partition(".")[2], names.root)
+    root = next(
+        (root for root in roots if any(name.startswith(f"{root}{names.layers}.0.") for name in tensors)), names.root
+    )
     parameters = Parameters({"embed.weight": Take(f"{root}{names.embed}.weight")})
     if names.positions:
         parameters["positions.weight"] = Take(f"{root}{names.positions}.weight")
+    if names.embedding_norm:
+        parameters.norm("embedding_norm", root + names.embedding_norm, config.norm)
     parameters.norm("final_norm", names.final_norm and root + names.final_norm, config.norm)
     config = parameters.head(names.head, config, tensors)
     for layer, block in enumerate(config.blocks):
@@ -241,6 +259,7 @@ def _architecture(
         qkv = [theirs + name for name in names.qkv]
         parameters.linear(f"{ours}attention.qkv", qkv, attention.qkv_bias, rows, weight)
         parameters.linear(f"{ours}attention.out", [theirs + names.out], attention.out_bias, weight=weight)
-        parameters.linear(f"{ours}mlp.up", [theirs + names.up], True, weight=weight)
-        parameters.linear(f"{ours}mlp.down", [theirs + names.down], True, weight=weight)
+        assert isinstance(block.mlp, MlpConfig)
+        parameters.linear(f"{ours}mlp.up", [theirs + names.up], block.mlp.bias, weight=weight)
+        parameters.linear(f"{ours}mlp.down", [theirs + names.down], block.mlp.bias, weight=weight)
     return Architecture(config, parameters, names.unused_suffixes)

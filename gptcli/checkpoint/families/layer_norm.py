@@ -39,9 +39,8 @@ _PHI = Names(
     down="mlp.fc2",
     final_norm="final_layernorm",
 )
-_GLM4 = Names(
-    post_attention_norm="post_self_attn_layernorm", post_mlp_norm="post_mlp_layernorm", up=("mlp.gate_up_proj",)
-)
+_GLM = Names(up=("mlp.gate_up_proj",))
+_GLM4 = replace(_GLM, post_attention_norm="post_self_attn_layernorm", post_mlp_norm="post_mlp_layernorm")
 
 
 def phi(hf: HfConfig, tensors: Collection[str]) -> Architecture:
@@ -115,14 +114,21 @@ _COHERE2_SWITCHES = {
 }
 
 
+def glm(hf: HfConfig, tensors: Collection[str]) -> Architecture:
+    """GLM-4 9B and GLM-Edge: RoPE on neighbouring channels of half of each head, gate and up in one matrix."""
+    return llama_architecture(_glm_config(hf), tensors, _GLM, pairs=True)
+
+
 def glm4(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """GLM-4: four norms, RoPE on neighbouring channels of half of each head."""
+    return llama_architecture(with_blocks(_glm_config(hf), residual="sandwich"), tensors, _GLM4, pairs=True)
+
+
+def _glm_config(hf: HfConfig) -> DecoderConfig:
     head_dim = llama_head_dim(hf, 128)
     rope = llama_rope(hf, head_dim=head_dim, fraction=0.5)
     config = llama_config(hf, norm=rms(hf, 1.5625e-7), bias=False, head_dim=head_dim, rope=rope)
-    config = with_attention(config, qkv_bias=hf.flag("attention_bias", True))
-    config = with_blocks(config, residual="sandwich")
-    return llama_architecture(config, tensors, _GLM4, pairs=True)
+    return with_attention(config, qkv_bias=hf.flag("attention_bias", True))
 
 
 def _cohere_config(hf: HfConfig) -> DecoderConfig:

@@ -45,10 +45,19 @@ class Names:
     post_mlp_norm: str | None = None
     qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     out: str = "self_attn.o_proj"
-    qk_norm: str = "self_attn.{letter}_norm"  # if it contains {head}, each head has a tensor
+    qk_norm: str = "self_attn.{letter}_norm"  # or {word}; if it contains {head}, each head has a tensor
     up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     down: str = "mlp.down_proj"
     final_norm: str = "norm"
+
+
+LLAMA = Names()
+POST_NORMS = Names(
+    attention_norm=None,
+    post_attention_norm="post_attention_layernorm",
+    mlp_norm=None,
+    post_mlp_norm="post_feedforward_layernorm",
+)
 
 
 def llama(hf: HfConfig, tensors: Collection[str]) -> Architecture:
@@ -112,15 +121,18 @@ def smollm3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 def granite(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Granite 3: multipliers on embedding, attention, residual stream and logits."""
-    config = llama_config(hf, mlp=llama_mlp(hf, bias=hf.flag("mlp_bias", False)))
-    config = with_attention(config, scale=hf.number("attention_multiplier", 1.0))
+    return llama_architecture(granite_config(hf, llama_mlp(hf, bias=hf.flag("mlp_bias", False))), tensors)
+
+
+def granite_config(hf: HfConfig, mlp: MlpConfig) -> DecoderConfig:
+    """What Granite reads with and without a mixture."""
+    config = with_attention(llama_config(hf, mlp=mlp), scale=hf.number("attention_multiplier", 1.0))
     config = with_blocks(config, residual_scale=hf.number("residual_multiplier", 1.0))
-    config = replace(
+    return replace(
         config,
         embedding_scale=hf.number("embedding_multiplier", 1.0),
         logit_scale=1 / hf.number("logits_scaling", 1.0),
     )
-    return llama_architecture(config, tensors)
 
 
 def phi3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
@@ -233,7 +245,7 @@ def qwen_windows(
 def llama_architecture(
     config: DecoderConfig,
     tensors: Collection[str],
-    names: Names = Names(),
+    names: Names = LLAMA,
     *,
     norm_weight: Transform = unchanged,
     pairs: bool = False,
@@ -255,6 +267,9 @@ def llama_architecture(
         if isinstance(block.mlp, MlpConfig):
             parameters.linear(f"{ours}mlp.up", [theirs + name for name in names.up], block.mlp.bias)
             parameters.linear(f"{ours}mlp.down", [theirs + names.down], block.mlp.bias)
+            if block.mlp.activation == "xielu":
+                leaves = ("alpha_p", "alpha_n", "beta", "eps")
+                parameters |= {f"{ours}mlp.xielu.{leaf}": Take(f"{theirs}mlp.act_fn.{leaf}") for leaf in leaves}
     return Architecture(config, parameters, unused_suffixes=(".rotary_emb.inv_freq",))
 
 
@@ -283,11 +298,14 @@ def attention_parameters(
     if attention.sinks:
         parameters[f"{ours}attention.sinks"] = Take(f"{theirs}self_attn.sinks")
     if attention.qk_norm is not None:
-        for letter, heads in (("q", attention.heads), ("k", attention.kv_heads)):
+        for word, heads in (("query", attention.heads), ("key", attention.kv_heads)):
+            letter = word[0]
             norm = f"{ours}attention.{letter}_norm"
             if "{head}" in names.qk_norm:
                 tensors = (f"{theirs}{names.qk_norm.format(letter=letter, head=head)}.weight" for head in range(heads))
                 parameters[f"{norm}.weight"] = Stack(tuple(map(Take, tensors)))
                 continue
             weight = channels if attention.qk_norm.over == "each_head" else norm_weight
-            parameters.norm(norm, theirs + names.qk_norm.format(letter=letter), attention.qk_norm.norm, weight)
+            parameters.norm(
+                norm, theirs + names.qk_norm.format(letter=letter, word=word), attention.qk_norm.norm, weight
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from gptcli.checkpoint.families.layer_configs import (
     activation,
@@ -13,6 +13,8 @@ from gptcli.checkpoint.families.layer_configs import (
     with_attention_per_layer,
 )
 from gptcli.checkpoint.families.llama import (
+    LLAMA,
+    Names,
     llama_architecture,
     llama_config,
     llama_head_dim,
@@ -20,7 +22,7 @@ from gptcli.checkpoint.families.llama import (
     qwen_windows,
     rms,
 )
-from gptcli.checkpoint.families.parameters import joined, root_of
+from gptcli.checkpoint.families.parameters import Parameters, joined, root_of
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture, Concat, EvensThenOdds, Recipe, Stack, Take, Transposed
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
@@ -35,14 +37,14 @@ ExpertRecipes = Callable[[str, MoeConfig, Collection[str]], dict[str, Recipe]]
 def mixtral(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Mixtral: a mixture in every layer."""
     moe = MoeConfig(
-        expert=_expert(hf, "intermediate_size"),
-        experts=_experts(hf, 8),
+        expert=expert_of(hf, "intermediate_size"),
+        experts=experts_of(hf, 8),
         top_k=hf.integer("num_experts_per_tok", 2),
         renormalize=True,
     )
     config = llama_config(hf, norm=rms(hf, 1e-5), bias=False, rope=llama_rope(hf, theta=1_000_000.0))
     config = with_attention(config, window=hf.optional_integer("sliding_window"))
-    return _with_experts(config, tensors, lambda layer: moe, _mixtral_recipes)
+    return with_experts(config, tensors, lambda layer: moe, MIXTRAL.recipes)
 
 
 def qwen2_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
@@ -51,13 +53,13 @@ def qwen2_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     layer_windows = qwen_windows(hf, slides=lambda layer, first: layer < first and layer % 2 == 0)
     config = with_attention_per_layer(config, window=layer_windows)
     moe = MoeConfig(
-        expert=_expert(hf, "moe_intermediate_size", 1408),
-        experts=_experts(hf, 60),
+        expert=expert_of(hf, "moe_intermediate_size", 1408),
+        experts=experts_of(hf, 60),
         top_k=hf.integer("num_experts_per_tok", 4),
         renormalize=hf.flag("norm_topk_prob", False),
-        shared=_expert(hf, "shared_expert_intermediate_size", 5632),
+        shared=expert_of(hf, "shared_expert_intermediate_size", 5632),
     )
-    return _with_experts(config, tensors, _qwen_layers(hf, moe), _qwen_recipes)
+    return with_experts(config, tensors, _qwen_layers(hf, moe), _QWEN.recipes)
 
 
 def qwen3_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
@@ -69,12 +71,12 @@ def qwen3_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     config = llama_config(hf)
     config = with_attention(config, qk_norm=QkNormConfig(norm=config.norm, over="head"), window=window)
     moe = MoeConfig(
-        expert=_expert(hf, "moe_intermediate_size", 768),
-        experts=_experts(hf, 128),
+        expert=expert_of(hf, "moe_intermediate_size", 768),
+        experts=experts_of(hf, 128),
         top_k=hf.integer("num_experts_per_tok", 8),
         renormalize=hf.flag("norm_topk_prob", False),
     )
-    return _with_experts(config, tensors, _qwen_layers(hf, moe), _qwen_recipes)
+    return with_experts(config, tensors, _qwen_layers(hf, moe), _QWEN.recipes)
 
 
 def gpt_oss(hf: HfConfig, tensors: Collection[str]) -> Architecture:
@@ -93,19 +95,21 @@ def gpt_oss(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     config = with_attention(config, sinks=True)
     moe = MoeConfig(
         expert=MlpConfig(width=hf.integer("intermediate_size"), activation="clamped_swiglu", bias=True),
-        experts=_experts(hf, 128),
+        experts=experts_of(hf, 128),
         top_k=top_k,
         renormalize=True,
         router_bias=True,
     )
-    return _with_experts(config, tensors, lambda layer: moe, _gpt_oss_recipes)
+    return with_experts(config, tensors, lambda layer: moe, _gpt_oss_recipes)
 
 
-def _expert(hf: HfConfig, field: str, default: int | None = None) -> MlpConfig:
+def expert_of(hf: HfConfig, field: str, default: int | None = None) -> MlpConfig:
+    """An expert's MLP, whose width is in this field."""
     return MlpConfig(width=hf.integer(field, default), activation=activation(hf, "hidden_act", "silu"))
 
 
-def _experts(hf: HfConfig, default: int) -> int:
+def experts_of(hf: HfConfig, default: int) -> int:
+    """The number of experts, by either of its names."""
     experts = hf.integer("num_local_experts", hf.integer("num_experts", default))
     for field in ("num_local_experts", "num_experts"):
         hf.expect(field, experts)
@@ -119,11 +123,14 @@ def _qwen_layers(hf: HfConfig, moe: MoeConfig) -> Callable[[int], MoeConfig | No
     return lambda layer: moe if layer not in dense and (layer + 1) % step == 0 else None
 
 
-def _with_experts(
+def with_experts(
     config: DecoderConfig,
     tensors: Collection[str],
     moe_of: Callable[[int], MoeConfig | None],
     recipes_of: ExpertRecipes,
+    names: Names = LLAMA,
+    *,
+    pairs: bool = False,
 ) -> Architecture:
     """The architecture with experts in the layers for which `moe_of` gives a mixture."""
     blocks = tuple(replace(block, mlp=moe_of(layer) or block.mlp) for layer, block in enumerate(config.blocks))
@@ -131,9 +138,11 @@ def _with_experts(
     if (experts := sum(moe.experts for moe in mixtures)) > _MOST_EXPERTS:
         raise UnsupportedArchitecture(f"config.json: {experts} experts are more than {_MOST_EXPERTS}")
     for moe in set(mixtures):
-        if moe.top_k > moe.experts:
-            raise BrokenCheckpoint(f"config.json: num_experts_per_tok {moe.top_k} of {moe.experts} experts")
-    architecture = llama_architecture(replace(config, blocks=blocks), tensors)
+        if moe.experts % moe.groups or moe.top_groups > moe.groups or 1 < moe.groups > moe.experts // 2:
+            raise BrokenCheckpoint(f"config.json: {moe.experts} experts cannot be in {moe.groups} groups")
+        if moe.top_k > (among := moe.experts // moe.groups * moe.top_groups):
+            raise BrokenCheckpoint(f"config.json: num_experts_per_tok {moe.top_k} of {among} experts")
+    architecture = llama_architecture(replace(config, blocks=blocks), tensors, names, pairs=pairs)
     prefix = root_of(tensors)
     parameters = dict(architecture.parameters)
     for layer, block in enumerate(blocks):
@@ -143,24 +152,45 @@ def _with_experts(
     return replace(architecture, parameters=parameters)
 
 
-def _mixtral_recipes(layer: str, moe: MoeConfig, tensors: Collection[str]) -> dict[str, Recipe]:
-    root = f"{layer}block_sparse_moe."
-    router: dict[str, Recipe] = {"router.weight": Take(f"{root}gate.weight")}
-    return router | _expert_recipes(root, moe, tensors, gate="w1", up="w3", down="w2")
+@dataclass(frozen=True)
+class ExpertNames:
+    """The names of a mixture's modules, after a layer's prefix; `gate`, `up` and `down` in each expert."""
+
+    root: str = "mlp."
+    router: str = "gate"
+    gate: str = "gate_proj"
+    up: str = "up_proj"
+    down: str = "down_proj"
+    correction: str = "gate.e_score_correction_bias"
+    correction_is_row: bool = False  # stored as (1, experts)
+    shared: str = "shared_experts."
+    shared_up: tuple[str, ...] = ("gate_proj", "up_proj")
+    shared_down: str = "down_proj"
+    stacked: tuple[str, str] | None = None  # all experts' gate and up, and down, in one tensor each
+
+    def recipes(self, layer: str, moe: MoeConfig, tensors: Collection[str]) -> dict[str, Recipe]:
+        """Recipes by our names after `mlp.`, from a layer's prefix and the names of all tensors."""
+        root = layer + self.root
+        shared = layer + self.shared.removeprefix("../") if self.shared.startswith("../") else root + self.shared
+        recipes = Parameters({"router.weight": Take(f"{root}{self.router}.weight")})
+        if self.stacked is not None:
+            up, down = self.stacked
+            recipes |= {"up.weight": Take(root + up), "down.weight": Take(root + down)}
+        else:
+            recipes |= _expert_recipes(root, moe, tensors, gate=self.gate, up=self.up, down=self.down)
+        if moe.correction:
+            correction = Take(root + self.correction)
+            recipes["correction"] = correction if self.correction_is_row else Stack((correction,))
+        if moe.shared is not None:
+            recipes.linear("shared.up", [shared + name for name in self.shared_up], moe.shared.bias)
+            recipes.linear("shared.down", [shared + self.shared_down], moe.shared.bias)
+            if moe.shared_gate:
+                recipes["shared_gate.weight"] = Take(f"{root}shared_expert_gate.weight")
+        return recipes
 
 
-def _qwen_recipes(layer: str, moe: MoeConfig, tensors: Collection[str]) -> dict[str, Recipe]:
-    root = f"{layer}mlp."
-    shared = f"{root}shared_expert."
-    recipes: dict[str, Recipe] = {"router.weight": Take(f"{root}gate.weight")}
-    recipes |= _expert_recipes(root, moe, tensors, gate="gate_proj", up="up_proj", down="down_proj")
-    if moe.shared is not None:
-        recipes |= {
-            "shared.up.weight": Concat((Take(f"{shared}gate_proj.weight"), Take(f"{shared}up_proj.weight"))),
-            "shared.down.weight": Take(f"{shared}down_proj.weight"),
-            "shared_gate.weight": Take(f"{root}shared_expert_gate.weight"),
-        }
-    return recipes
+MIXTRAL = ExpertNames("block_sparse_moe.", gate="w1", up="w3", down="w2")
+_QWEN = ExpertNames(shared="shared_expert.")
 
 
 def _expert_recipes(

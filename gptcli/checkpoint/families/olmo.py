@@ -11,18 +11,12 @@ from gptcli.checkpoint.families.layer_configs import (
     with_attention_per_layer,
     with_blocks,
 )
-from gptcli.checkpoint.families.llama import Names, llama_architecture, llama_config, llama_head_dim, rms
+from gptcli.checkpoint.families.llama import POST_NORMS, llama_architecture, llama_config, llama_head_dim, rms
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.model.config import DecoderConfig, NormConfig, QkNormConfig, RopeConfig
 
 _OLMO3_THETA = 500_000.0
-_POST_NORMS = Names(
-    attention_norm=None,
-    post_attention_norm="post_attention_layernorm",
-    mlp_norm=None,
-    post_mlp_norm="post_feedforward_layernorm",
-)
 
 
 def olmo(hf: HfConfig, tensors: Collection[str]) -> Architecture:
@@ -33,7 +27,7 @@ def olmo(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 def olmo2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """OLMo 2: norms after attention and MLP, and over the full width of q and k."""
-    return llama_architecture(_olmo2_config(hf), tensors, _POST_NORMS)
+    return llama_architecture(olmo2_config(hf), tensors, POST_NORMS)
 
 
 def olmo3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
@@ -44,11 +38,12 @@ def olmo3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     full = hf.rope_of_layer_type("full_attention", head_dim, hf.number("rope_theta", _OLMO3_THETA))
     sliding = hf.rope_of_layer_type("sliding_attention", head_dim, _OLMO3_THETA)
     ropes = [sliding if window else full for window in layer_windows]
-    config = with_attention_per_layer(_olmo2_config(hf, rope=full), window=layer_windows, rope=ropes)
-    return llama_architecture(config, tensors, _POST_NORMS)
+    config = with_attention_per_layer(olmo2_config(hf, rope=full), window=layer_windows, rope=ropes)
+    return llama_architecture(config, tensors, POST_NORMS)
 
 
-def _olmo2_config(hf: HfConfig, rope: RopeConfig | None = None) -> DecoderConfig:
-    config = llama_config(hf, norm=rms(hf, 1e-5, wide_scale=True), rope=rope)
+def olmo2_config(hf: HfConfig, rope: RopeConfig | None = None, eps: float = 1e-5) -> DecoderConfig:
+    """What OLMo 2 reads, and the families that follow it; eps and rope as their defaults are."""
+    config = llama_config(hf, norm=rms(hf, eps, wide_scale=True), rope=rope)
     config = with_attention(config, qk_norm=QkNormConfig(norm=config.norm, over="full"))
     return with_blocks(config, residual="post")

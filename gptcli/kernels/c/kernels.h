@@ -276,7 +276,7 @@ EXPORT int gptcli_passage(const Passage *passage);
 
 /* ---- dispatch.c: n rows of `size`, on the calling thread; out may be x; exported for tests ---- */
 
-typedef enum { SILU, GELU, GELU_TANH, RELU, CLAMPED_SWIGLU } Activation;
+typedef enum { SILU, GELU, GELU_TANH, RELU, CLAMPED_SWIGLU, RELU_SQUARED } Activation;
 
 /* x / sqrt(mean(x^2) + epsilon) * weight; weight (size) or NULL. */
 EXPORT void gptcli_rms_norm(const float *x, const float *weight, float epsilon, int64_t n, int64_t size, float *out);

@@ -67,6 +67,7 @@ INLINE floats activation(const int kind, floats gate) {
     case SILU: return gate * sigmoid(gate);
     case GELU: return gelu(gate);
     case GELU_TANH: return gelu_tanh(gate);
+    case RELU_SQUARED: return choose(gate < 0, (floats){0}, gate * gate);
     default: return choose(gate < 0, (floats){0}, gate);
     }
 }
@@ -92,6 +93,7 @@ static void activate(int kind, const float *gate, const float *up, int64_t size,
     case GELU: activate_kind(GELU, gate, up, size, out); break;
     case GELU_TANH: activate_kind(GELU_TANH, gate, up, size, out); break;
     case RELU: activate_kind(RELU, gate, up, size, out); break;
+    case RELU_SQUARED: activate_kind(RELU_SQUARED, gate, up, size, out); break;
     case CLAMPED_SWIGLU: activate_kind(CLAMPED_SWIGLU, gate, up, size, out); break;
     }
 }
