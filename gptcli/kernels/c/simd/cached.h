@@ -45,26 +45,23 @@ static void cache(CacheKind kind, const float *x, int64_t head_dim, int64_t room
     }
 }
 
-/* LANES numbers from `from` on, the first `count` of them if there are fewer. */
-INLINE floats expand_lanes(const CacheKind kind, const uint8_t *from, float scale, const int64_t count) {
-    halves half = {0};
-    octets byte = {0};
-    if (kind == CACHE_FP16) {
-        memcpy(&half, from, 2 * (size_t)count);
-        return float_of_halves(half);
-    }
-    memcpy(&byte, from, (size_t)count);
-    return __builtin_convertvector(byte, floats) * scale;
-}
-
-INLINE void expand_vector(const CacheKind kind, const uint8_t *vector, float scale, int64_t size, float *out) {
+INLINE void expand_halves(const uint8_t *vector, int64_t size, float *out) {
     int64_t i = 0;
     for (; i + LANES <= size; i += LANES) {
-        prefetch(vector + i * number_bytes(kind), AHEAD);
-        store(out + i, expand_lanes(kind, vector + i * number_bytes(kind), scale, LANES));
+        halves half;
+        prefetch(vector + 2 * i, AHEAD);
+        memcpy(&half, vector + 2 * i, sizeof half);
+        store(out + i, float_of_halves(half));
     }
-    if (i < size)
-        store_some(out, i, size, expand_lanes(kind, vector + i * number_bytes(kind), scale, size - i));
+    halves half = {0};
+    memcpy(&half, vector + 2 * i, 2 * (size_t)(size - i));
+    if (i < size) store_some(out, i, size, float_of_halves(half));
+}
+
+/* A plain loop, for compilers turn vectors of bytes into floats one by one. */
+INLINE void expand_bytes(const int8_t *vector, float scale, int64_t size, float *restrict out) {
+    prefetch(vector, AHEAD);
+    for (int64_t i = 0; i < size; i++) out[i] = (float)vector[i] * scale;
 }
 
 /* Writes the keys or values of positions [begin, end) of a head in fp32, (end - begin, head_dim), and returns them. */
@@ -75,10 +72,10 @@ static const float *expand(CacheKind kind, const uint8_t *head, int64_t head_dim
         float scale;
         switch (kind) {
         case CACHE_FP32: memcpy(out, vector, (size_t)head_dim * sizeof(float)); break;
-        case CACHE_FP16: expand_vector(CACHE_FP16, vector, 1, head_dim, out); break;
+        case CACHE_FP16: expand_halves(vector, head_dim, out); break;
         case CACHE_INT8:
             memcpy(&scale, head + room * head_dim + position * (int64_t)sizeof scale, sizeof scale);
-            expand_vector(CACHE_INT8, vector, scale, head_dim, out);
+            expand_bytes((const int8_t *)vector, scale, head_dim, out);
             break;
         }
     }
