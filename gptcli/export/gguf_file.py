@@ -87,13 +87,14 @@ def _planned(folder: ModelFolder, tokenizer: Tokenizer, name: str) -> _Plan:
     targets, taken = targets_of(folder, ARCHITECTURES[architecture])
     config = gguf_config(architecture, folder, {each.name: each.shape for each in targets.values()}, taken)
     if folder.gguf is not None:
+        told: list[Note] = []
         words = {field: value for field, value in folder.gguf.file.fields.items() if field.startswith("tokenizer.")}
     else:
         stops = [id for where in ("generation_config.json", "config.json") for id in folder.stop_ids.get(where, ())]
         words = tokenizer_fields(folder.path, tokenizer, stops, folder.architecture.config.vocab_size)
+        told = tokenizer_notes(tokenizer, words, stops)
     fields = {**config.fields, "general.type": "model", "general.name": name, **_sampling(folder), **words}
-    notes = [*config.notes, *(tokenizer_notes(tokenizer, words) if folder.gguf is None else ())]
-    return _Plan(fields, list(targets.values()), config.factors, config.edits, notes)
+    return _Plan(fields, list(targets.values()), config.factors, config.edits, [*config.notes, *told])
 
 
 def _sampling(folder: ModelFolder) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from gptcli.errors import BrokenTokenizer, GptcliError, NoTemplate
 from gptcli.gguf.pre_tokenizers import COMPOSES, IGNORES_MERGES, SPLITTERS
 from gptcli.gguf.reader import GgufFile
 from gptcli.gguf.tokenizer import gguf_tokenizer
+from gptcli.gguf.tokenizer import stop_ids as gguf_stop_ids
 from gptcli.model_notes import Note
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.hf_tokenizers import parse
@@ -53,9 +54,11 @@ def tokenizer_fields(path: Path, tokenizer: Tokenizer, stop_ids: Iterable[int], 
     raise BrokenTokenizer(f"cannot write as GGUF: the tokenizer: {reason}")
 
 
-def tokenizer_notes(tokenizer: Tokenizer, fields: Mapping[str, Any]) -> list[Note]:
-    """What the fields of a file do not say of a tokenizer."""
-    notes = []
+def tokenizer_notes(tokenizer: Tokenizer, fields: Mapping[str, Any], stop_ids: Iterable[int]) -> list[Note]:
+    """What the fields of a file do not say of a tokenizer, and where else texts end there."""
+    own, read = {*tokenizer.stop_ids, *stop_ids}, {*gguf_stop_ids(_Fields(dict(fields)))}
+    ends = (("texts end at these too in the file", read - own), ("texts do not end at these in the file", own - read))
+    notes = [Note(what, tuple(tokenizer.piece(id) for id in sorted(ids))) for what, ids in ends if ids]
     composes = tokenizer.library.normalizer is not None and fields["tokenizer.ggml.model"] == "gpt2"
     if composes and fields["tokenizer.ggml.pre"] not in COMPOSES:
         notes.append(Note("the tokenizer composes characters (NFC), for which files have no field"))

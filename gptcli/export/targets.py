@@ -29,6 +29,13 @@ from gptcli.checkpoint.registry import architecture_of
 from gptcli.errors import UnsupportedArchitecture
 from gptcli.gguf.architectures import ARCHITECTURES, GgufArchitecture
 
+# Model types -> the architecture to write: the first that has the type.
+WRITTEN_AS = {
+    model_type: name
+    for name, known in reversed(ARCHITECTURES.items())
+    for model_type in (known.model_type, *known.others)
+}
+
 
 @dataclass(frozen=True)
 class Target:
@@ -54,13 +61,12 @@ class Target:
 
 def architecture_name(model_type: str) -> str:
     """The GGUF architecture for a model type. Raises UnsupportedArchitecture if there is none."""
-    for name, known in ARCHITECTURES.items():
-        if model_type in (known.model_type, *known.others):
-            return name
-    types = sorted({each for known in ARCHITECTURES.values() for each in (known.model_type, *known.others)})
-    raise UnsupportedArchitecture(
-        f"cannot write as GGUF: there is no architecture for `{model_type}`", f"there is one for: {', '.join(types)}"
-    )
+    if model_type not in WRITTEN_AS:
+        raise UnsupportedArchitecture(
+            f"cannot write as GGUF: there is no architecture for `{model_type}`",
+            f"there is one for: {', '.join(sorted(WRITTEN_AS))}",
+        )
+    return WRITTEN_AS[model_type]
 
 
 def targets_of(folder: ModelFolder, known: GgufArchitecture) -> tuple[dict[str, Target], Mapping[str, Recipe]]:

@@ -109,7 +109,8 @@ class GgufArchitecture:
     added to norms. regrouped: the rows of attn_qkv were regrouped from heads to q, k and v. partial: RoPE turns a part
     of each head unless config.json says otherwise. images: the model reads images too, of which files have only the
     decoder; RoPE's sections are alike for text. constants: more of config.json. renamed: other names of config.json's
-    common fields. others: model types that are stored as this architecture, too.
+    common fields. others: model types that are stored as this architecture, too; of two architectures with a type, the
+    first is written.
     """
 
     model_type: str
@@ -355,7 +356,6 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     "seed_oss": GgufArchitecture(
         model_type="qwen2", block=_ATTENTION | _MLP | _NORMS | {"post_attention_norm": "post_attention_layernorm"}
     ),
-    "minicpm": GgufArchitecture(model_type="granite", pairs=True, extra=_minicpm),
     "gemma": GgufArchitecture(model_type="gemma", plus_one=True, constants=_GEMMA),
     "gemma2": GgufArchitecture(
         model_type="gemma2", block=_ATTENTION | _MLP | _FOUR_NORMS, plus_one=True, extra=_gemma2
@@ -452,6 +452,7 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
         extra=_olmo2,
     ),
     "granite": GgufArchitecture(model_type="granite", pairs=True, extra=_granite),
+    "minicpm": GgufArchitecture(model_type="granite", pairs=True, extra=_minicpm),
     "command-r": GgufArchitecture(model_type="cohere", block=_LLAMA | _QK_NORMS, eps="layer_norm_eps", extra=_cohere),
     "cohere2": GgufArchitecture(model_type="cohere2", eps="layer_norm_eps", extra=_cohere),
     "glm4": GgufArchitecture(

@@ -20,6 +20,7 @@ from gptcli.errors import BrokenTokenizer, OutputError, UnsupportedArchitecture
 from gptcli.export import gguf_file
 from gptcli.export.ggml_rounding import rounded
 from gptcli.export.gguf_file import write_model
+from gptcli.export.targets import WRITTEN_AS
 from gptcli.gguf.blocks import decoded
 from gptcli.gguf.convert import convert
 from gptcli.language_model import LanguageModel
@@ -34,9 +35,12 @@ from tests.parity.test_families import engine_of
 from tests.tiny import make_model, make_tokenizer
 
 IDS = torch.randint(3, 320, (40,), generator=torch.Generator().manual_seed(1)).tolist()
+STOPS = {"eos_token_id": [2, 0]}  # all that end a text in files, whatever a model says
 FEW = [5, 17, 200, 3, 99, 2, 150, 260]  # in the smallest vocabulary
 FP32 = RuntimeConfig(device="cpu", dtype="fp32", quantize="none")
-ONE_EACH = list({case.architecture: case for case in CASES}.values())
+ONE_EACH = list(
+    {case.architecture: case for case in CASES if WRITTEN_AS.get(case.model_type) == case.architecture}.values()
+)
 
 
 def reference_with_tokenizer(case: Case, path: Path) -> Reference:
@@ -44,11 +48,23 @@ def reference_with_tokenizer(case: Case, path: Path) -> Reference:
     make_tokenizer().save(str(path / "tokenizer.json"))
     settings = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "tokenizer_class": "PreTrainedTokenizerFast"}
     (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (path / "generation_config.json").write_text(json.dumps(STOPS))
     return reference
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """An empty directory."""
+    (path := tmp_path / "out").mkdir()
+    return path
 
 
 def export(model: Path, file: Path, **options: Any) -> list[Note]:
     return write_model(ModelFolder.open(model), Tokenizer.open(model), "tiny", file, **options)
+
+
+def test_every_architecture_that_is_written_has_a_case() -> None:
+    assert {case.architecture for case in ONE_EACH} == {*WRITTEN_AS.values()}
 
 
 @pytest.mark.parametrize("case", ONE_EACH, ids=lambda case: case.architecture)
@@ -91,13 +107,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_a_file_cannot_say_is_refused_by_name(what: str, tmp_path: Path) -> None:
+def test_what_a_file_cannot_say_is_refused_by_name(what: str, tmp_path: Path, out: Path) -> None:
     model_type, config, message = REFUSED[what]
     case = replace(CASES[0], model_type=model_type, config=config)
     reference = reference_with_tokenizer(case, tmp_path / "model")
     with pytest.raises(UnsupportedArchitecture, match=message):
-        export(reference.path, tmp_path / "x.gguf")
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+        export(reference.path, out / "x.gguf")
+    assert list(out.iterdir()) == []
 
 
 def test_a_window_that_files_do_not_say_bounds_the_context(tmp_path: Path) -> None:
@@ -199,18 +215,18 @@ def test_a_quantized_file_is_near_the_model(to: str, tmp_path: Path) -> None:
 
 
 def test_rows_that_blocks_do_not_divide_are_of_a_narrower_type_with_a_note(tiny_model: Path, tmp_path: Path) -> None:
-    (note,) = export(tiny_model, tmp_path / "x.gguf", to="q4_k")
+    note = export(tiny_model, tmp_path / "x.gguf", to="q4_k")[-1]
     kinds = {each.name: each.tensor_type.name for each in GGUFReader(tmp_path / "x.gguf").tensors}
     assert (kinds["blk.0.attn_q.weight"], kinds["token_embd.weight"]) == ("Q5_0", "Q8_0")
     assert kinds["blk.0.ffn_down.weight"] == "F32"  # 48 columns
     assert "blk.0.attn_q.weight" in note.names and "blk.0.attn_norm.weight" not in note.names
 
 
-def test_a_full_disk_is_an_output_error_and_leaves_nothing(tiny_model: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_full_disk_is_an_output_error_and_leaves_nothing(tiny_model: Path, out: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     with pytest.raises(OutputError, match="MB are needed"):
-        export(tiny_model, tmp_path / "x.gguf")
-    assert list(tmp_path.iterdir()) == []
+        export(tiny_model, out / "x.gguf")
+    assert list(out.iterdir()) == []
 
 
 def test_a_pipe_is_not_replaced_and_a_link_is_followed(tiny_model: Path, tmp_path: Path) -> None:
@@ -223,29 +239,30 @@ def test_a_pipe_is_not_replaced_and_a_link_is_followed(tiny_model: Path, tmp_pat
     assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink() and (tmp_path / "target").is_file()
 
 
-def test_an_interrupted_file_is_gone_and_the_old_one_stays(tiny_model: Path, tmp_path: Path) -> None:
-    (tmp_path / "x.gguf").write_bytes(b"old")
+def test_an_interrupted_file_is_gone_and_the_old_one_stays(tiny_model: Path, out: Path) -> None:
+    (out / "x.gguf").write_bytes(b"old")
 
     def interrupt(done: int, total: int) -> None:
         if done > total / 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export(tiny_model, tmp_path / "x.gguf", on_progress=interrupt)
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("x.gguf", b"old")]
+        export(tiny_model, out / "x.gguf", on_progress=interrupt)
+    assert [(path.name, path.read_bytes()) for path in out.iterdir()] == [("x.gguf", b"old")]
 
 
 def test_a_chat_in_the_file_is_the_models(tiny_model: Path, tmp_path: Path) -> None:
-    export(tiny_model, tmp_path / "x.gguf")
+    (note,) = export(tiny_model, tmp_path / "x.gguf")
+    assert str(note) == "texts end at these too in the file: <|endoftext|>"
     one, other = LanguageModel.open(str(tiny_model), FP32), LanguageModel.open(str(tmp_path / "x.gguf"), FP32)
-    assert one.stop_ids == other.stop_ids
+    assert other.stop_ids == one.stop_ids | {0}
     assert one.template.source == other.template.source
     text = "In a small town <|im_end|>\n  12 é"
     assert other.tokenizer.encode(text, special=True) == one.tokenizer.encode(text, special=True)
 
 
 def test_a_tokenizer_that_composes_characters_is_written_with_a_note(tmp_path: Path) -> None:
-    model = make_model(tmp_path / "model")
+    model = make_model(tmp_path / "model", generation_config=STOPS)
     state = json.loads((model / "tokenizer.json").read_text())
     (model / "tokenizer.json").write_text(json.dumps(state | {"normalizer": {"type": "NFC"}}))
     (note,) = export(model, tmp_path / "x.gguf")

@@ -108,11 +108,13 @@ def test_show_says_where_a_sampling_default_comes_from(models: Any, tmp_path: Pa
     assert "sampling.temperature\t" in models("show", model).out
 
 
-@pytest.mark.parametrize("command", ["show", "verify", "rm"])
-def test_a_missing_model_is_exit_code_4_with_a_way_out(command: str, models: Any) -> None:
+@pytest.mark.parametrize(
+    ("command", "way"), [("show", " pull owner/none`"), ("verify", " pull owner/none`"), ("rm", "` to see which are")]
+)
+def test_a_missing_model_is_exit_code_4_with_a_way_out(command: str, way: str, models: Any) -> None:
     code, out, err = models(command, "owner/none")
     assert (code, out) == (4, "")
-    assert err == "gptcli: error: no such model: owner/none\nhint: run `gptcli models pull owner/none`\n"
+    assert err == f"gptcli: error: no such model: owner/none\nhint: run `gptcli models{way}\n"
 
 
 def test_import_prints_the_directory_and_nothing_else(imported: Path) -> None:
