@@ -133,7 +133,7 @@ def test_tab_completes_commands_settings_and_values(chat: Chat) -> None:
     chat.type(" st\t")
     chat.expect("> /set overflow stop")
     chat.ask("")
-    assert "overflow = stop" in chat.lines
+    assert "overflow = stop  (session)" in chat.lines
 
 
 def test_invalid_utf_8_becomes_a_visible_character(chat: Chat) -> None:

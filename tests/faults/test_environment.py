@@ -66,4 +66,4 @@ def test_a_working_directory_that_is_gone_is_no_crash(tiny_model: Path, tmp_path
 def test_a_home_of_no_user_has_no_models(tiny_model: Path, name: str) -> None:
     done = shell("$gptcli generate --offline hi", tiny_model, **{"GPTCLI_WEIGHTS": "/nowhere", name: "~nobody-here/x"})
     assert done.returncode == 4
-    assert done.stderr.startswith("gptcli: error: no such model: ")
+    assert "\ngptcli: error: no such model: " in done.stderr
