@@ -86,7 +86,7 @@ def route(config: MoeConfig, logits: Tensor, correction: Tensor | None) -> tuple
         best = grouped.topk(2).values.sum(-1).topk(config.top_groups).indices  # (tokens, top_groups)
         out = torch.ones_like(grouped[..., 0], dtype=torch.bool).scatter(1, best, False)
         ranked = grouped.masked_fill(out[..., None], float("-inf")).flatten(1)
-    chosen = ranked.topk(config.top_k).indices
+    _, chosen = ranked.topk(config.top_k)
     shares = scores.gather(1, chosen)
     if config.renormalize:
         shares = shares / shares.sum(-1, keepdim=True).clamp(min=config.least_sum)

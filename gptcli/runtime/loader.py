@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from gptcli.checkpoint.folder import ModelFolder
+from gptcli.errors import UsageError
 from gptcli.runtime.engine import Engine, Progress, Workload, no_progress
 from gptcli.runtime.fast_start.snapshot_file import DamagedSnapshot
 from gptcli.runtime.fast_start.snapshots import (
@@ -61,7 +62,7 @@ class Loader:
         return self.load_with_torch(on_progress)
 
     def load_with_torch(self, on_progress: Progress = no_progress) -> TorchEngine:
-        """The engine that serves every workload. Raises as `load` does."""
+        """The engine that serves every workload. Raises as `load` does, and UsageError."""
         if self._torch_engine is None:
             self._opened = self._snapshot_engine = None  # frees memory that the weights may need
             self._torch_engine = self._read_weights(on_progress)
@@ -100,4 +101,9 @@ class Loader:
         plan = plan_for(self._folder, self._runtime)
         with memory_errors(plan.device, "loading the weights"):
             decoder = load_decoder(self._folder, plan.weights, on_progress)
-        return TorchEngine(decoder, plan, self._ctx_size, load_s=time.perf_counter() - started)
+        engine = TorchEngine(decoder, plan, self._ctx_size, load_s=time.perf_counter() - started)
+        if self._runtime.kv not in ("auto", engine.kv):
+            raise UsageError(
+                f"--kv {self._runtime.kv} is for the CPU kernels: here keys and values are kept in {engine.kv}"
+            )
+        return engine

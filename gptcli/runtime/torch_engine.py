@@ -177,6 +177,11 @@ class TorchEngine:
         self.fill(rows, [cache] * count)
         return TensorRows(self, rows)
 
+    @property
+    def kv(self) -> str:
+        """How keys and values are kept, as the command line spells it."""
+        return self.dtype_name if self._program is None else self.plan.cache_kind
+
     def cache_bytes(self, tokens: int) -> int:
         """Bytes of a text's keys and values."""
         itemsize = self.plan.weights.dtype.itemsize

@@ -106,12 +106,11 @@ FORMS: dict[str, Callable[[Tensor], StoredWeight]] = {
 
 def every_way(engine: TorchEngine) -> Tensor:
     """Logits of a prompt, of one token, of several tokens, and of one token of each of several texts."""
-    cache, together = engine.new_cache(), engine.new_cache()
+    cache = engine.new_cache()
     prompt = engine.prefill(IDS[:-8], cache)
     assert prompt is not None
     logits = [prompt[None], engine.decode(IDS[-8], cache)[None], torch.stack(list(engine.step(IDS[-7:], cache)))]
-    engine.fill(together, [cache] * 5)
-    logits.append(engine.decode_rows(IDS[:5], together))
+    logits.append(torch.stack(list(engine.rows(cache, 5).step(IDS[:5]))))
     return torch.cat([*logits, engine.logits(IDS)])
 
 

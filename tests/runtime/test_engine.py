@@ -13,7 +13,7 @@ import gptcli
 from gptcli import LanguageModel
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.cuda.graph import cuda_graph
-from gptcli.errors import NoSuchDevice, OutOfMemory
+from gptcli.errors import NoSuchDevice, OutOfMemory, UsageError
 from gptcli.runtime import device_plan as device
 from gptcli.runtime import resource_limits
 from gptcli.runtime.device_plan import plan_for
@@ -187,3 +187,12 @@ def test_an_older_gpu_or_torch_alone_has_no_such_kernel(tiny_model: Path, monkey
     monkeypatch.setenv("GPTCLI_KERNELS", "off")
     alone = plan_for(folder, RuntimeConfig(quantize="int4", dtype="bf16"))
     assert (alone.record, alone.weights.tinygemm) == (None, None)
+
+
+def test_keys_and_values_that_only_kernels_keep_are_refused_without(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "_kernels", lambda runtime: None)
+    with pytest.raises(UsageError, match="kept in fp32"):
+        gptcli.load(tiny_model, device="cpu", kv="int8")
+    gptcli.load(tiny_model, device="cpu", kv="fp32")
