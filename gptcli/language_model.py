@@ -406,7 +406,7 @@ class LanguageModel:
         from gptcli.generation.scoring import score
 
         return score(
-            self.torch_engine(),
+            self._scorer(),
             self.tokenizer,
             text,
             stride=stride or max(1, self.longest_stride // 2),
@@ -415,6 +415,10 @@ class LanguageModel:
             cache=cache,
             on_progress=on_progress,
         )
+
+    def _scorer(self) -> Engine:
+        """An engine for texts as long as the context."""
+        return self.engine if self.engine.serves(Workload()) else self.torch_engine()
 
     def choose(
         self,
@@ -432,7 +436,7 @@ class LanguageModel:
         check_choices(choices)
         from gptcli.generation.scoring import choose
 
-        return choose(self.torch_engine(), self.tokenizer, prompt, choices, special=special, cache=cache)
+        return choose(self._scorer(), self.tokenizer, prompt, choices, special=special, cache=cache)
 
     def session(self, system: str | None = None, settings: ChatSettings | None = None) -> ChatSession:
         """A conversation with this model; what is left out is the model's own, else the command line's."""

@@ -1,4 +1,4 @@
-"""Computes how probable given tokens are, in bounded memory: texts in windows, logits in chunks."""
+"""Computes how probable given tokens are, in bounded memory: texts in windows, logits in chunks. No torch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-import torch
-
 from gptcli.errors import ContextOverflow, UsageError
 from gptcli.generation.events import TokenLogprob
 from gptcli.generation.score_result import ChoiceScore, Score
-from gptcli.runtime.engine import Progress, PromptCache, no_progress
-from gptcli.runtime.torch_engine import TextCache, TorchEngine
+from gptcli.runtime.engine import Cache, Engine, Progress, PromptCache, TokenScore, no_progress
 from gptcli.text.tokenizer import Tokenizer
 
 
@@ -39,7 +36,7 @@ def windows(tokens: int, context: int, stride: int, first: int = 1) -> Iterator[
 
 
 def score(
-    engine: TorchEngine,
+    engine: Engine,
     tokenizer: Tokenizer,
     text: str,
     *,
@@ -61,15 +58,18 @@ def score(
     own_cache = (cache or PromptCache()).for_engine(engine)
     for window in windows(len(ids), engine.ctx_size, stride, unscored):
         before = [*head, *ids[window.begin + len(head) : window.first]]
-        for some, best in _continued(engine, tokenizer, own_cache, before, ids[window.first : window.end], top):
-            logprobs += some
-            likeliest += best
+        for scores in _continued(engine, tokenizer, own_cache, before, ids[window.first : window.end], top):
+            logprobs += [token.logprob for token in scores]
+            likeliest += [
+                tuple(TokenLogprob(id, tokenizer.token_bytes(id), value) for id, value in token.likeliest)
+                for token in scores
+            ]
             on_progress(len(logprobs), len(ids))
     return Score(tuple(ids), tuple(logprobs), len(text.encode()), tuple(likeliest))
 
 
 def choose(
-    engine: TorchEngine,
+    engine: Engine,
     tokenizer: Tokenizer,
     prompt: str | Sequence[int],
     choices: Sequence[str],
@@ -90,13 +90,14 @@ def choose(
         )
     own_cache = (cache or PromptCache()).for_engine(engine)
     logprobs = [
-        [logprob for some, _ in _continued(engine, tokenizer, own_cache, shared, ending, 0) for logprob in some]
+        [token.logprob for scores in _continued(engine, tokenizer, own_cache, shared, ending, 0) for token in scores]
         for ending in endings
     ]
-    sums = torch.tensor([math.fsum(each) for each in logprobs], dtype=torch.float64)
+    sums = [math.fsum(each) for each in logprobs]
+    weights = [math.exp(own - max(sums)) for own in sums]
     scores = [
-        ChoiceScore(choice, tuple(ending), tuple(each), probability)
-        for choice, ending, each, probability in zip(choices, endings, logprobs, sums.softmax(0).tolist(), strict=True)
+        ChoiceScore(choice, tuple(ending), tuple(each), weight / math.fsum(weights))
+        for choice, ending, each, weight in zip(choices, endings, logprobs, weights, strict=True)
     ]
     return tuple(sorted(scores, key=lambda score: -score.probability))
 
@@ -131,28 +132,9 @@ def _common_prefix(
 
 
 def _continued(
-    engine: TorchEngine, tokenizer: Tokenizer, cache: TextCache, before: Sequence[int], tokens: Sequence[int], top: int
-) -> Iterator[tuple[list[float], list[tuple[TokenLogprob, ...]]]]:
-    """Scores tokens that follow one or more others, a chunk at a time. Cached tokens are not run again.
-
-    Yields the log-probabilities of a chunk, and the likeliest tokens at each position.
-    """
+    engine: Engine, tokenizer: Tokenizer, cache: Cache, before: Sequence[int], tokens: Sequence[int], top: int
+) -> Iterator[list[TokenScore]]:
+    """Scores tokens that follow one or more others, a chunk at a time. Cached tokens are not run again."""
     cache.keep_common(before[:-1])  # the last one's logits are wanted
     inputs = [*before, *tokens[:-1]]
-    done = 0
-    for logits in engine.each_logits(inputs[cache.length :], cache, len(tokens)):
-        logits = logits[:, : tokenizer.size]  # the rows after these pad the vocabulary
-        targets = torch.tensor(tokens[done : done + len(logits)], device=logits.device)
-        done += len(logits)
-        # Only the wanted logits become log-probabilities, which spares a second matrix of their size.
-        total = logits.logsumexp(-1, keepdim=True)  # (T, 1)
-        chosen = logits.gather(1, targets[:, None]) - total
-        best = logits.topk(min(top, logits.shape[-1]))
-        rows = zip(best.indices.tolist(), (best.values - total).tolist(), strict=True)
-        yield (
-            chosen[:, 0].tolist(),
-            [
-                tuple(TokenLogprob(id, tokenizer.token_bytes(id), value) for id, value in zip(ids, values, strict=True))
-                for ids, values in rows
-            ],
-        )
+    yield from engine.score_tokens(inputs[cache.length :], cache, tokens, tokenizer.size, top)

@@ -5,9 +5,9 @@ Torch, the compiled program, a CUDA graph and a fast start are implementations t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, TypedDict
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypedDict
 from weakref import ref
 
 from gptcli.kernels.bindings import Functions
@@ -47,13 +47,20 @@ class RunKeywords(ReplyKeywords, total=False):
 class Workload:
     """What will be asked of an engine. A smaller workload may start sooner.
 
-    texts: how many share steps. probabilities: whether logits are needed as tensors, to explain or score tokens.
+    texts: how many share steps. probabilities: whether logits are needed as tensors, to explain tokens.
     tokens: length of the longest text with what is generated; None for as many as the context holds.
     """
 
     texts: int = 1
     probabilities: bool = False
     tokens: int | None = None
+
+
+class TokenScore(NamedTuple):
+    """A token's log-probability, and the likeliest ids at its position with theirs, the likeliest first."""
+
+    logprob: float
+    likeliest: Sequence[tuple[int, float]]
 
 
 class Cache(Protocol):
@@ -126,6 +133,15 @@ class Engine(Protocol):
 
     def step(self, tokens: Sequence[int], cache: Any) -> Sequence[Logits]:
         """Appends one token, and at most `most_ahead` more; the logits after each. Raises as `prefill` does."""
+
+    def score_tokens(
+        self, tokens: Sequence[int], cache: Any, targets: Sequence[int], vocabulary: int, top: int
+    ) -> Iterator[list[TokenScore]]:
+        """Appends tokens; scores `targets`, each of which follows one of the last tokens, chunk by chunk.
+
+        vocabulary: ids that count, for those after them pad it. top: likeliest ids that are scored too. Raises as
+        `prefill` does.
+        """
 
     def most_ahead(self, cache: Any) -> int:
         """How many tokens may follow the next one in a step so that they can still be taken back."""

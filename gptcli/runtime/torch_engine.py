@@ -17,7 +17,16 @@ from gptcli.kernels.tensors import Library
 from gptcli.model.cache import KVCache
 from gptcli.model.decoder import Decoder
 from gptcli.runtime.device_plan import DevicePlan, free_bytes
-from gptcli.runtime.engine import MOST_ROWS, Cancelled, Progress, Rows, Workload, never_cancelled, no_progress
+from gptcli.runtime.engine import (
+    MOST_ROWS,
+    Cancelled,
+    Progress,
+    Rows,
+    TokenScore,
+    Workload,
+    never_cancelled,
+    no_progress,
+)
 from gptcli.runtime.fast_start.snapshot_file import Snapshot
 from gptcli.runtime.lowering import lower
 from gptcli.runtime.memory_errors import memory_errors
@@ -196,19 +205,25 @@ class TorchEngine:
         return max(1, min(MOST_ROWS, int(free_bytes(self.plan.device) / (3 * row_bytes))))
 
     @torch.inference_mode()
-    def each_logits(self, tokens: Sequence[int], cache: TextCache, wanted: int) -> Iterator[Tensor]:
-        """Appends tokens; yields the logits of the last `wanted` in pieces, (T, vocab) in fp32.
-
-        Holds no more than one chunk's logits. Raises as `prefill` does.
-        """
+    def score_tokens(
+        self, tokens: Sequence[int], cache: TextCache, targets: Sequence[int], vocabulary: int, top: int
+    ) -> Iterator[list[TokenScore]]:
+        """See `Engine.score_tokens`. Holds no more than one chunk's logits."""
         tokens = self._rotated_alike(tokens, cache)
-        remaining = len(tokens)
+        before = len(tokens) - len(targets)  # tokens that nothing is scored after
         for chunk in self._chunks(tokens):
-            remaining -= len(chunk)
-            asked = min(len(chunk), wanted - remaining)
-            logits = self._run(chunk, cache, wanted=max(1, asked))
-            if asked > 0:
-                yield logits
+            asked = targets[max(0, -before) :][: max(0, len(chunk) - max(0, before))]
+            before -= len(chunk)
+            logits = self._run(chunk, cache, wanted=max(1, len(asked)))[:, :vocabulary]
+            if not asked:
+                continue
+            most = logits.amax(-1, keepdim=True)
+            total = (logits - most).exp().sum(-1, keepdim=True, dtype=torch.float64).log() + most  # (T, 1)
+            chosen = logits.gather(1, torch.tensor(asked, device=logits.device)[:, None]) - total
+            best = logits.topk(min(top, vocabulary))
+            ranked = zip(best.indices.tolist(), (best.values - total).tolist(), strict=True)
+            likeliest = [list(zip(*pair, strict=True)) for pair in ranked]
+            yield list(map(TokenScore, chosen[:, 0].tolist(), likeliest))
 
     def most_ahead(self, cache: TextCache) -> int:
         """See `Engine.most_ahead`: a text that crosses a RoPE border cannot go back."""

@@ -175,6 +175,21 @@ def test_a_snapshot_records_the_probabilities_that_torch_records(model: Path, te
     assert [each.logprob for each in fast] == pytest.approx([each.logprob for each in torch], abs=1e-6)
 
 
+def test_scores_are_those_of_torch(model: Path) -> None:
+    text = "In a small town, people were ringing the bells"
+
+    def scored(workload: Workload | None) -> list[float]:
+        lm = LanguageModel.open(str(model), RuntimeConfig(device="cpu"), workload=workload)
+        found = lm.score(text, top=3)
+        [likeliest, *_] = lm.choose("In a", [" small", " town"])
+        assert is_fast(lm) == (workload is not None)
+        tops = [each.logprob for tokens in found.top for each in tokens]
+        return [*(each or 0.0 for each in found.logprobs), *tops, likeliest.probability]
+
+    outcome(opened(model, tokens=20, device="cpu"), SamplingConfig(seed=1), StopConfig(max_tokens=3))
+    assert scored(Workload()) == pytest.approx(scored(None), abs=1e-5)
+
+
 def test_a_setting_that_compiled_code_does_not_know_is_sampled_in_torch(model: Path) -> None:
     @dataclass(frozen=True, kw_only=True)
     class LargerConfig(SamplingConfig):

@@ -35,7 +35,7 @@ from gptcli.generation.request_checks import check_choices, check_scoring
 from gptcli.generation.score_result import ChoiceScore, Score
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL
-from gptcli.runtime.engine import PromptCache
+from gptcli.runtime.engine import PromptCache, Workload
 
 _HEAD = 256  # characters of a text, more than the longest name of a control token
 _CARRIAGE_RETURN = re.compile(r"\r(?!\n)")
@@ -95,8 +95,7 @@ def score(
         sources = _sources(files)
 
     sink = StdoutSink()
-    with ProgressLine(quiet=output.quiet) as activity:
-        lm = run.open_model(activity)
+    with ProgressLine(quiet=output.quiet) as activity, run.open_model(activity, Workload()) as lm:
         check_scoring(what.stride, what.top or 0, lm.longest_stride)
         load_model(lm, activity)
         scorer = _Scorer(run, what, lm, PromptCache(), sink, activity)

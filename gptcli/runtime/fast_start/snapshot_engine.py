@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from gptcli.errors import NonFiniteLogits
 from gptcli.kernels.bindings import Functions
 from gptcli.kernels.memory import Memory
-from gptcli.runtime.engine import MOST_ROWS, Cancelled, Progress, Workload, never_cancelled, no_progress
+from gptcli.runtime.engine import MOST_ROWS, Cancelled, Progress, TokenScore, Workload, never_cancelled, no_progress
 from gptcli.runtime.fast_start.snapshot_file import Snapshot
 from gptcli.runtime.program import CHUNK, Text
 from gptcli.runtime.program_cache import ProgramCache, ProgramRows
 from gptcli.runtime.resource_limits import free_memory
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class SnapshotLogits:
@@ -24,6 +29,21 @@ class SnapshotLogits:
     def data_ptr(self) -> int:
         """The address of (vocab,) values in fp32."""
         return self._memory.address + self._offset
+
+    def values(self, count: int) -> NDArray[np.float32]:
+        """The first ones as an array, (count,)."""
+        import numpy as np
+
+        return np.frombuffer(self._memory.view, np.float32, count, self._offset)
+
+
+def _score(logits: NDArray[np.float32], id: int, top: int) -> TokenScore:
+    import numpy as np
+
+    total = np.log(np.exp(logits - logits.max()).sum(dtype=np.float64)) + logits.max()
+    best = np.argpartition(-logits, top - 1)[:top] if 0 < top < len(logits) else np.arange(len(logits))[: top or 0]
+    best = best[np.argsort(-logits[best], kind="stable")]
+    return TokenScore(float(logits[id] - total), [(int(each), float(logits[each] - total)) for each in best])
 
 
 class SnapshotEngine:
@@ -87,6 +107,18 @@ class SnapshotEngine:
     def step(self, tokens: Sequence[int], cache: ProgramCache) -> list[SnapshotLogits]:
         """See `Engine.step`. Raises as `prefill` does."""
         return self._run([(cache, tokens)], wanted=len(tokens))
+
+    def score_tokens(
+        self, tokens: Sequence[int], cache: ProgramCache, targets: Sequence[int], vocabulary: int, top: int
+    ) -> Iterator[list[TokenScore]]:
+        """See `Engine.score_tokens`."""
+        before = len(tokens) - len(targets)  # tokens that nothing is scored after
+        for start in range(0, len(tokens), CHUNK):
+            chunk = tokens[start : start + CHUNK]
+            asked = targets[max(0, start - before) : max(0, start - before + len(chunk))]
+            rows = self._run([(cache, chunk)], wanted=max(1, len(asked)))
+            if asked:
+                yield [_score(row.values(vocabulary), id, top) for row, id in zip(rows, asked, strict=True)]
 
     def decode_texts(self, texts: Sequence[tuple[ProgramCache, int]]) -> list[SnapshotLogits]:
         """Appends one token to each of several texts; the logits after each. Raises as `prefill` does."""
