@@ -53,6 +53,7 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=UNFINISHED, delete=False) as file:
         try:
             yield file
+            file.flush()
             os.replace(file.name, path)
         except BaseException:  # Ctrl-C too: half a file is useless
             os.unlink(file.name)

@@ -29,7 +29,7 @@ def test_a_generation_is_text_and_then_how_it_ended(tiny: LanguageModel) -> None
 def test_names_and_defaults_are_the_command_lines() -> None:
     ours = inspect.signature(LanguageModel.generate).parameters
     theirs = inspect.signature(command).parameters
-    for name in set(ours) - {"self", "prompt", "stop", "sampling"}:
+    for name in set(ours) - {"self", "prompt", "stop", "options"}:
         assert ours[name].default == theirs[name].default, name
     assert all(theirs[name].default is None for name in SAMPLING_FIELDS)
     for name in set(inspect.signature(gptcli.load).parameters) - {"model"}:

@@ -20,7 +20,7 @@ from gptcli.checkpoint.load import empty_decoder, quantized_bits
 from gptcli.checkpoint.recipes import Recipe, Take, Transposed, operands_of
 from gptcli.checkpoint.tensor_source import TensorSource
 from gptcli.errors import OutputError, UnsupportedArchitecture, UsageError
-from gptcli.files import RECORD
+from gptcli.files import RECORD, open_within
 from gptcli.gguf.safetensors_writer import SafetensorsWriter, write_json
 from gptcli.quant.affine import quantize_affine
 
@@ -64,7 +64,8 @@ def write_quantized(
             writer.close()
         for file in folder.path.iterdir():
             if file.is_file() and file.name.endswith(_COPIED) and file.name not in _WRITTEN:
-                shutil.copyfile(file, target / file.name)
+                with open_within(file) as source_file, (target / file.name).open("wb") as copy:
+                    shutil.copyfileobj(source_file, copy)
         write_json(target / "config.json", {**folder.config, "quantization": settings})
     except OSError as error:
         raise OutputError(f"cannot write: {target}: {error.strerror or error}") from None

@@ -11,7 +11,7 @@ from gptcli.files import ADAPTER_CONFIG, RECORD
 
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _PART = re.compile(r"-(\d{5}-of-\d{5})(?=\.(?:gguf|safetensors)$)")
-_BESIDE = (".json", ".jinja", "LICENSE", "LICENSE.txt", "LICENSE.md")
+_BESIDE = (".json", ".jinja", "merges.txt", "tokenizer.model", "LICENSE", "LICENSE.txt", "LICENSE.md")
 _WEIGHTS = (".safetensors", ".gguf")
 Sizes = Mapping[str, int]
 

@@ -28,7 +28,7 @@ def check_name(name: str) -> None:
     target = install_root() / name
     if os.path.lexists(target) and not (target / "config.json").is_file() and first_gguf(target) is None:
         raise UsageError(f"in the way, and not a model: {target}", hint="choose another name")
-    if "/" in name and (target.parent / "config.json").exists():
+    if "/" in name and any((target.parent / each).exists() for each in ("config.json", RECORD)):
         raise UsageError(f"in the way: {target.parent} is a model itself", hint="choose another name")
 
 

@@ -121,8 +121,11 @@ def _check_hash(repository: str, file: Path, listed: RepoSibling) -> None:
     if listed.lfs is not None:
         wrong = sha256(file) != listed.lfs.sha256
     elif listed.blob_id is not None:  # of git
-        data = file.read_bytes()
-        wrong = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() != listed.blob_id
+        digest = hashlib.sha1(b"blob %d\0" % file.stat().st_size, usedforsecurity=False)
+        with file.open("rb") as content:
+            while piece := content.read(1 << 20):
+                digest.update(piece)
+        wrong = digest.hexdigest() != listed.blob_id
     else:
         return
     if wrong:

@@ -109,10 +109,11 @@ class DecoderProgram:
         wanted: how many of each text's last tokens logits are computed of: (sum of wanted, vocab).
         """
         parts, asked, end = [], list[int](), 0
+        longest = max(cache.length + len(tokens) for cache, tokens in texts)  # a table must not be replaced meanwhile
         for (cache, tokens), last in zip(texts, wanted, strict=True):
             assert 0 <= min(tokens) <= max(tokens) < self._decoder.config.vocab_size
-            rows, total = cache.rows(len(tokens)), cache.length + len(tokens)
-            rotations = [self._table(rope, total, cache.span).at(cache.length) for rope in self._ropes]
+            rows = cache.rows(len(tokens))
+            rotations = [self._table(rope, longest, cache.span).at(cache.length) for rope in self._ropes]
             parts.append(Text(tokens, cache.length, rotations, rows))
             end += len(tokens)
             asked += range(end - last, end)

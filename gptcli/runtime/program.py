@@ -96,6 +96,7 @@ class Program:
         address `logits`, (len(wanted), vocab) in fp32. Raises MemoryError.
         """
         starts = list(accumulate((len(text.tokens) for text in texts), initial=0))
+        assert 0 <= wanted[0] <= wanted[-1] < starts[-1]
         if starts[-1] > self._room:
             self._make_room(starts[-1])
         ids = (c_int64 * starts[-1])(*(token for text in texts for token in text.tokens))

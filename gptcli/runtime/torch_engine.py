@@ -228,7 +228,7 @@ class TorchEngine:
     def most_ahead(self, cache: TextCache) -> int:
         """See `Engine.most_ahead`: a text that crosses a RoPE border cannot go back."""
         borders = [border for border in self.decoder.config.rope_borders if border >= cache.length]
-        return max(0, min([self.ctx_size, *borders]) - cache.length - 1)
+        return max(0, min(min([self.ctx_size, *borders]) - cache.length, CHUNK) - 1)
 
     @torch.no_grad()  # not inference mode: the caller may change what it gets
     def logits(self, tokens: Sequence[int]) -> Tensor:

@@ -135,10 +135,9 @@ class Tokenizer:
         """Leaves out the tokens from an id on, for which a model has no rows: texts that make them are refused."""
         if self.size <= rows:
             return
-        pieces = map(self.library.id_to_token, range(rows, self.size))
-        self.notes.append(
-            Note("tokens without a row in the model", tuple(piece for piece in pieces if piece is not None))
-        )
+        vocabulary = self.library.get_vocab(with_added_tokens=True)  # ids may be far apart
+        beyond = sorted((id, piece) for piece, id in vocabulary.items() if id >= rows)
+        self.notes.append(Note("tokens without a row in the model", tuple(piece for _, piece in beyond)))
         self.size = rows
 
     @cached_property

@@ -122,16 +122,16 @@ def test_scores_are_the_references_to_a_ten_thousandth(real: LanguageModel, refe
 def test_a_long_texts_scores_are_what_the_reference_computes_window_by_window(
     real_weights: Path, reference: Reference
 ) -> None:
-    lm = gptcli.load(real_weights / DEFAULT_MODEL, device="cpu", dtype="fp32", quantize="none", ctx_size=64)
-    score = lm.score("\n\n".join(PROMPTS), stride=40)
+    lm = gptcli.load(real_weights / DEFAULT_MODEL, device="cpu", dtype="fp32", quantize="none", ctx_size=48)
+    score = lm.score("\n\n".join(PROMPTS), stride=30)
     ids, got = list(score.ids), list(score.logprobs)
-    assert len(ids) > 3 * 64
-    end = 65  # the first window scores all it can
+    assert len(ids) > 3 * 48
+    end = 49  # the first window scores all it can
     expected = list[float]()
     while len(expected) < len(ids) - 1:
         first, end = len(expected) + 1, min(end, len(ids))
-        begin = max(0, end - 65)
+        begin = max(0, end - 49)
         wanted = reference.logits(ids[begin : end - 1]).log_softmax(-1)
         expected += [wanted[position - begin - 1, ids[position]].item() for position in range(first, end)]
-        end += 40
+        end += 30
     assert got[1:] == pytest.approx(expected, abs=1e-4)

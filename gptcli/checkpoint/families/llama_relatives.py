@@ -47,7 +47,7 @@ def cwm(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 def ernie4_5(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """ERNIE 4.5: RoPE on neighbouring channels, and one switch for all biases."""
-    return llama_architecture(ernie_config(hf, llama_head_dim(hf, 128)), tensors, pairs=True)
+    return llama_architecture(ernie_config(hf, llama_head_dim(hf)), tensors, pairs=True)
 
 
 def ernie_config(hf: HfConfig, head_dim: int) -> DecoderConfig:
@@ -112,6 +112,6 @@ def ministral(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 def seed_oss(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Seed-OSS: biases on q, k and v."""
     mlp = llama_mlp(hf, bias=hf.flag("mlp_bias", False))
-    config = llama_config(hf, bias=False, mlp=mlp, head_dim=llama_head_dim(hf, 128))
+    config = llama_config(hf, bias=False, mlp=mlp, head_dim=llama_head_dim(hf))
     bias, out_bias = hf.flag("attention_bias", True), hf.flag("attention_out_bias", False)
     return llama_architecture(with_attention(config, qkv_bias=bias, out_bias=out_bias), tensors)

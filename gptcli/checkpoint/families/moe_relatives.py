@@ -213,7 +213,7 @@ def phimoe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
         top_k=2,
         renormalize=False,
         router="sparsemixer",
-        jitter=hf.number("router_jitter_noise", 0.01),
+        jitter=hf.nonzero("router_jitter_noise") or 0.0,
     )
     return with_experts(config, tensors, lambda layer: moe, MIXTRAL.recipes)
 

@@ -65,10 +65,10 @@ static void merge_share(void *argument, int thread, int threads) {
 
 int gptcli_attention(const Attention *tokens, int64_t count) {
     Job job = {.tokens = tokens, .count = count, .workspace = 2 * RANGE * tokens->head_dim};
+    pool_lock();
     int64_t floats = gptcli_threads() * job.workspace;
     for (int64_t token = 0; token < count; token++) floats += partials_size(&tokens[token]);
     floats += floats % 2; /* the numbers after them are aligned */
-    pool_lock();
     job.workspaces = pool_workspace(floats * (int64_t)sizeof(float) + 2 * count * (int64_t)sizeof(int64_t));
     if (job.workspaces != NULL) {
         job.partials = job.workspaces + gptcli_threads() * job.workspace;

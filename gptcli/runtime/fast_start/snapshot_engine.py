@@ -85,7 +85,7 @@ class SnapshotEngine:
 
     def most_ahead(self, cache: ProgramCache) -> int:
         """See `Engine.most_ahead`."""
-        return max(0, self._room - cache.length - 1)
+        return max(0, min(self._room - cache.length, CHUNK) - 1)
 
     def prefill(
         self,

@@ -120,8 +120,9 @@ def open_snapshot(slot: Slot, runtime: RuntimeConfig, room: int) -> OpenedSnapsh
     started = time.perf_counter()
     library = functions()
     assert library is not None
-    try:
+    with contextlib.suppress(OSError):  # it may be read-only, or just removed
         os.utime(slot.path)  # the least recently used are removed first
+    try:
         snapshot = snapshot_file.read(
             slot.path, slot.key, library, runtime.cache_kind, free=free_memory(), positions=room
         )

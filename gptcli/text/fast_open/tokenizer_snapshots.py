@@ -99,7 +99,8 @@ def read_tokenizer(slot: TokenizerSlot) -> tuple[PartialTokenizer, OpenedTokeniz
         Path(header["where"]),
         header["size"],
     )
-    os.utime(slot.path)  # the least recently used are removed first
+    with contextlib.suppress(OSError):  # it may be read-only, or just removed
+        os.utime(slot.path)  # the least recently used are removed first
     return PartialTokenizer(header["state"], FlatVocabulary(parts)), opened
 
 

@@ -18,12 +18,13 @@ INLINE void cache_halves(const float *x, int64_t size, uint8_t *out) {
 
 /* Returns the scale. */
 INLINE float cache_bytes(const float *x, int64_t size, uint8_t *out) {
-    floats most = {0};
+    floats most = {0}, poison = {0};
     for (int64_t i = 0; i < size; i += LANES) {
         floats value = load_some(x, i, size);
         most = greatest(greatest(value, -value), most);
+        poison += value * 0; /* NaN once a number is not finite, which no comparison shows */
     }
-    float scale = greatest_lane(most) / 127, inverse = scale > 1e-30f ? 1 / scale : 0;
+    float scale = greatest_lane(most) / 127 + sum(poison), inverse = scale > 1e-30f ? 1 / scale : 0;
     for (int64_t i = 0; i < size; i += LANES) {
         octets rounded = __builtin_convertvector(nearest(load_some(x, i, size) * inverse), octets);
         memcpy(out + i, &rounded, (size_t)lanes_left(i, size));
