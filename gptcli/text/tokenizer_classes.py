@@ -25,10 +25,12 @@ _CLASS_OF_TYPE = {
         "CohereTokenizer": "cohere cohere2",
         "GemmaTokenizer": "gemma gemma2 gemma3 gemma3_text",
         "GPT2Tokenizer": "codegen gpt2 gpt_neo gptj opt phi starcoder2",
-        "GPTNeoXTokenizer": "gpt_neox olmo olmoe",
+        "GPTNeoXTokenizer": "gpt_neox mpt olmo olmoe",
         "OpenAIGPTTokenizer": "openai-gpt",
         "Qwen2Tokenizer": "qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next",
-        "": "glm4 granite granitemoe ministral3 mistral mixtral olmo2 olmo3 phi3 phimoe stablelm",
+        "XGLMTokenizer": "xglm",
+        "": "ernie4_5 ernie4_5_moe flex_olmo glm glm4 glm4_moe gpt_bigcode granite granitemoe granitemoeshared minimax_m2 "
+        "ministral ministral3 mistral mixtral nemotron olmo2 olmo3 phi3 phimoe stablelm",
     }.items()
     for type in types.split()
 }
