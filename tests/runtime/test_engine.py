@@ -80,6 +80,13 @@ def test_texts_of_any_lengths_that_share_steps_are_what_each_is_alone(
             torch.testing.assert_close(logits, engine.logits(text)[-1], rtol=1e-4, atol=1e-4)
 
 
+def test_a_step_of_as_many_tokens_as_may_be_has_logits_after_each(long: LanguageModel) -> None:
+    most = 1 + long.engine.most_ahead(long.engine.new_cache())
+    tokens = torch.randint(3, 300, (most,), generator=torch.Generator().manual_seed(1)).tolist()
+    logits = long.engine.step(tokens, long.engine.new_cache())
+    torch.testing.assert_close(torch.stack(list(logits)), long.logits(tokens), rtol=1e-4, atol=1e-4)
+
+
 def test_progress_is_told_after_every_chunk(long: LanguageModel) -> None:
     told: list[tuple[int, int]] = []
     long.engine.prefill([5] * 1100, long.engine.new_cache(), lambda done, total: told.append((done, total)))
