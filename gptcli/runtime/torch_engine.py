@@ -35,6 +35,7 @@ from gptcli.runtime.program_cache import ProgramCache, ProgramRows
 
 TextCache = KVCache | ProgramCache
 
+_CACHED_ROWS = 16  # of logits that stay in a cache while they are summed
 _CUDA_CHUNK = 2048  # prompt tokens where attention keeps no scores: fewer leave a GPU half idle
 
 
@@ -217,8 +218,7 @@ class TorchEngine:
             logits = self._run(chunk, cache, wanted=max(1, len(asked)))[:, :vocabulary]
             if not asked:
                 continue
-            most = logits.amax(-1, keepdim=True)
-            total = (logits - most).exp().sum(-1, keepdim=True, dtype=torch.float64).log() + most  # (T, 1)
+            total = torch.cat([_log_sums(some) for some in torch.split(logits, _CACHED_ROWS)])  # (T, 1)
             chosen = logits.gather(1, torch.tensor(asked, device=logits.device)[:, None]) - total
             best = logits.topk(min(top, vocabulary))
             ranked = zip(best.indices.tolist(), (best.values - total).tolist(), strict=True)
@@ -316,6 +316,12 @@ class TorchEngine:
                 cache.discard()  # a recorded step multiplies scratch with zero, and NaN stays NaN
             raise NonFiniteLogits(length, self.plan.dtype_name)
         return logits
+
+
+def _log_sums(logits: Tensor) -> Tensor:
+    """The logarithm of each row's sum of e^logit, (rows, 1) in fp64."""
+    most = logits.amax(-1, keepdim=True)
+    return (logits - most).exp_().sum(-1, keepdim=True, dtype=torch.float64).log() + most
 
 
 class TensorRows:
