@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ import pytest
 import gptcli
 from gptcli import ChatSettings, Finished, LanguageModel, Session, TextDelta
 from gptcli.chat.session import Event, TurnsDropped
+from gptcli.chat.storage import last_model
 from gptcli.errors import ContextOverflow, InputError, NonFiniteLogits, UsageError
+from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.messages import Message
 from tests.tiny import TEMPLATE, make_model
@@ -315,3 +318,40 @@ def test_overrides_are_for_this_session_object_and_end_where_a_setting_is_change
     assert Session.restored(tiny, session.events).settings.record == {"temperature": 0.5, "top_k": 3}
     other = session.successor()
     assert (other.settings.temperature, other.settings.top_k) == (0.5, 3)
+
+
+def test_a_borrowed_model_is_not_the_next_conversations(tiny: LanguageModel) -> None:
+    session = tiny.session(settings=ChatSettings(max_tokens=1))
+    session.borrows_model = True
+    list(session.send("hello"))
+    assert last_model(session.events) == ("", "")
+    other = session.successor()
+    list(other.send("hello"))
+    assert last_model(other.events)[0] == tiny.reference
+
+
+@pytest.mark.real
+def test_the_tenth_turn_runs_no_more_tokens_than_the_second(
+    real_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = gptcli.load(real_weights / DEFAULT_MODEL)
+    run = counted_prefills(lm, monkeypatch)
+    session = lm.session("You are a helpful assistant.", ChatSettings(temperature=0.0, max_tokens=40))
+    for topic in ("Rome", "bread", "the moon", "trees", "trains", "tea", "the sea", "chess", "bees", "rain"):
+        finish(session.send(f"Tell me something about {topic}, please."))
+    assert len(session.prompt()) > 500
+    assert len(run) == 10 and max(run[1:]) < 30
+
+
+def test_an_interrupt_before_any_text_takes_the_question_back(tiny: LanguageModel) -> None:
+    session = tiny.session(settings=GREEDY)
+    assert finish(session.send("In a small town", cancelled=lambda: True)).reason == "interrupt"
+    assert session.messages == []
+
+
+def test_the_events_of_a_session_survive_json(tiny: LanguageModel) -> None:
+    session = tiny.session("Be brief.", ChatSettings(seed=3, max_tokens=8, logit_bias=((5, -1.0),)))
+    finish(session.send("one"))
+    again = Session.restored(tiny, json.loads(json.dumps(session.events)))
+    assert (again.messages, again.settings) == (session.messages, session.settings)
+    assert finish(again.send("two")).ids == finish(session.send("two")).ids

@@ -167,3 +167,16 @@ def test_a_field_that_may_change_the_numbers_is_refused_by_name(
     tmp_path: Path, field: dict[str, Any], complaint: str
 ) -> None:
     refuses(make_model(tmp_path, **field), complaint, UnsupportedArchitecture)
+
+
+def test_a_tensor_of_another_shape_is_named_before_anything_is_read(tmp_path: Path) -> None:
+    weights = make_weights(CONFIG)
+    weights["model.layers.0.mlp.down_proj.weight"] = np.ones((32, 47), np.float32)
+    refuses(make_model(tmp_path, weights=weights), r"down_proj.weight is \[32, 47\], the config wants \[32, 48\]")
+
+
+def test_missing_tensors_are_named_and_counted(tmp_path: Path) -> None:
+    weights = make_weights(CONFIG)
+    gone = [name for name in weights if "layers.1" in name]
+    path = make_model(tmp_path, weights={name: weights[name] for name in weights if name not in gone})
+    refuses(path, f"{len(gone)} tensors are missing .*layers.1.*, \\.\\.\\.")

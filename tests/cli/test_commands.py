@@ -279,3 +279,9 @@ def test_the_screen_is_cleared_and_the_conversation_stays(chat: Chat) -> None:
 def test_exit_leaves(chat: Chat) -> None:
     chat.type("/exit\r")
     assert chat.end() == 0
+
+
+def test_a_session_that_another_chat_has_open_is_refused(chat: Chat) -> None:
+    chat.ask("one")
+    chat.ask("/save town")
+    assert "in use" in answer_to(Chat(HELLO).ready(), "/load town")[0]

@@ -106,3 +106,8 @@ def test_a_pipe_is_written_to_as_the_text_comes() -> None:
     assert os.read(process.stdout.fileno(), 9) == b"a"
     assert process.poll() is None
     assert process.communicate()[0] == b"b"
+
+
+def test_a_reader_that_leaves_a_real_generation_ends_it() -> None:
+    done = shell("$gptcli generate a -n 100000 --overflow shift --ignore-eos | head -c1 | wc -c; echo ${PIPESTATUS[0]}")
+    assert (done.stdout.split(), done.stderr) == ([b"1", b"141"], b"")

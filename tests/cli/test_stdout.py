@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.cli.terminal.stdout import StdoutSink, clean
+from gptcli.errors import OutputError
 
 BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 DRIVING = BIDI + "".join(map(chr, [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, 0xD800, 0xDFFF]))
@@ -86,3 +87,9 @@ def test_text_printed_before_comes_first(monkeypatch: pytest.MonkeyPatch) -> Non
         StdoutSink().write(b"after")
         assert piped.read(12) == b"before\nafter"[:12]
         monkeypatch.undo()
+
+
+def test_closed_stdout_is_an_output_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(OutputError, match="standard output is closed"):
+        StdoutSink()

@@ -13,7 +13,7 @@ import pytest
 
 from gptcli import LanguageModel
 from gptcli.text.tokenizer import Tokenizer
-from tests.cli.conftest import GPTCLI, ROOT, Cli, Result
+from tests.cli.conftest import CLOSED, GPTCLI, ROOT, Cli, Result
 from tests.cli.terminal import Terminal
 from tests.test_layers import HEAVY
 from tests.text.tokenizer_kinds import KINDS
@@ -421,3 +421,8 @@ def test_colours_can_be_asked_for_in_a_pipe(tokenize: Cli) -> None:
 def test_the_default_models_ids_are_the_recorded_ones(cli: Cli, real_weights: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("GPTCLI_WEIGHTS", str(real_weights))
     assert cli("tokenize", "--ids", "--text", "In a small town").out == b"788 253 1165 3102\n"
+
+
+def test_closed_stdin_is_no_crash(tokenize: Cli) -> None:
+    assert tokenize("--count", stdin=CLOSED).code == 4
+    assert tokenize("--count", "--text", "In", stdin=CLOSED).out == b"1\n"

@@ -230,3 +230,9 @@ def test_debugging_shows_the_traceback_and_keeps_the_exit_code(
 def test_an_error_that_holds_control_characters_shows_them(cli: Cli) -> None:
     result = cli("generate", "-m", "a\x1b[31m\nb\u202e", "In a")
     assert result.err.startswith("gptcli: error: no such model: a\u241b[31m b<U+202E>\n")
+
+
+def test_a_missing_device_is_an_error_of_its_own(generate: Cli) -> None:
+    result = generate("--device", "cuda:99", "In a")
+    assert result.code == 5
+    assert "no such device: cuda:99" in result.err and "hint: use --device cpu" in result.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -30,3 +31,11 @@ def test_the_same_seed_makes_the_same_mutants() -> None:
     first, again, other = (list(mutants(seed, len(MUTATORS))) for seed in (1, 1, 2))
     assert [mutant.model.files for mutant in first] == [mutant.model.files for mutant in again]
     assert [mutant.model.files for mutant in first] != [mutant.model.files for mutant in other]
+
+
+def test_mutants_can_be_written_down(tmp_path: Path) -> None:
+    arguments = ["--seed", "1", "--count", "70", "--out", str(tmp_path / "corpus")]
+    subprocess.run([sys.executable, "-m", "tests.corpus.mutants", *arguments], cwd=ROOT, check=True)
+    expected = json.loads((tmp_path / "corpus" / "expected.json").read_text())
+    assert len(expected) == 70
+    assert all((tmp_path / "corpus" / name).is_dir() for name in expected)

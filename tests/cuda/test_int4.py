@@ -231,3 +231,12 @@ def test_torch_takes_the_shapes_and_types_on_cuda_and_nothing_waits_there(bits: 
     assert (x.shape, x.dtype) == ((2, 1, columns), torch.bfloat16)
     assert (logits.shape, logits.dtype, many.shape) == ((2, 1, 320), torch.bfloat16, (2, 400, 320))
     assert sum("_weight_int4pack_mm" in name for name in seen.operations) == bits // 4
+
+
+def test_eight_bits_lose_little_more_than_weights_in_bf16_do() -> None:
+    dense = torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
+    weight = quantize_affine(dense, 8)
+    made = Tinygemm(pack, multiply).matrix(weight, CPU)
+    assert made is not None
+    as_bf16 = error(weight.dequantize(torch.bfloat16), weight.dequantize(torch.float32))
+    assert error(made.dense(), weight.dequantize(torch.float32)) < 2 * as_bf16

@@ -67,3 +67,7 @@ def test_a_home_of_no_user_has_no_models(tiny_model: Path, name: str) -> None:
     done = shell("$gptcli generate --offline hi", tiny_model, **{"GPTCLI_WEIGHTS": "/nowhere", name: "~nobody-here/x"})
     assert done.returncode == 4
     assert "\ngptcli: error: no such model: " in done.stderr
+
+
+def test_two_gigabytes_of_address_space_are_enough(tiny_model: Path) -> None:
+    assert shell("ulimit -v 2097152; $gptcli generate -m $model hi -n 1", tiny_model).returncode == 0

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import stat
 import struct
 from collections.abc import Callable
@@ -371,3 +372,17 @@ def test_a_token_that_the_model_has_no_row_for_is_an_error_only_in_a_text(cli: C
     assert "note: tokens without a row in the model: " in result.err
     assert "<pad>" in cli("models", "verify", model).out.decode()  # whole, where the note is short
     assert cli("score", "-m", model, "--top", "400", "--json", stdin=b"hi you").code == 0
+
+
+def test_a_tensor_name_cannot_drive_the_terminal(cli: Cli, model: Path) -> None:
+    weights = make_weights(CONFIG) | {"\x1b[2J\x1b]0;owned\x07\u202e": np.ones(1, np.float32)}
+    save_file(weights, model / "model.safetensors")
+    result = cli("generate", "-m", model, "-n", "1", "hi")
+    assert "owned" in result.err and all(char.isprintable() or char == "\n" for char in result.err)
+
+
+def test_the_same_weights_in_shards_give_the_same_text(cli: Cli, model: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(model, tmp_path / "copy")
+    shard(copy)
+    results = [cli("generate", "-m", path, "-n", "3", "-t", "0", "hi") for path in (model, copy)]
+    assert results[0] == results[1] and results[0].code == 0

@@ -274,3 +274,8 @@ def test_probabilities_are_recorded_without_torch_where_the_kernels_can_draw(
 def test_without_kernels_everything_is_sampled_in_torch(tiny: LanguageModel) -> None:
     config = SamplingConfig()
     assert isinstance(make_sampler(None, tiny.tokenizer, config, banned=NONE), TorchSampler)
+
+
+def test_banned_tokens_are_not_drawn_however_hot(make: Make) -> None:
+    config = SamplingConfig(**OFF | {"temperature": 1e300}, logit_bias=((2, -math.inf),), seed=1)
+    assert set(drawn(make(config, 5, frozenset({0, 1})), torch.zeros(5), 200)) == {3, 4}

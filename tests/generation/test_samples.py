@@ -11,7 +11,7 @@ import pytest
 
 import gptcli
 from gptcli import Finished, LanguageModel, TextDelta
-from gptcli.errors import ContextOverflow, GptcliError
+from gptcli.errors import ContextOverflow, GptcliError, UsageError
 from gptcli.generation.steps import SharedSteps
 from gptcli.kernels.tensors import library
 from gptcli.runtime import device_plan as device
@@ -163,3 +163,13 @@ def test_seeds_count_up_from_a_random_one_and_start_again_after_the_highest() ->
     assert [config.seed for config in replace(VARIED, seed=2**64 - 1).for_samples(3)] == [2**64 - 1, 0, 1]
     first, second = replace(VARIED, seed=None).for_samples(2)
     assert first.seed is not None and second.seed == first.seed + 1
+
+
+def test_one_bad_config_is_refused_before_anything_runs(lm: LanguageModel) -> None:
+    with pytest.raises(UsageError, match="outside the vocabulary"):
+        lm.streams(PROMPT, [VARIED, replace(VARIED, logit_bias=((10**6, 1.0),))], StopConfig())
+
+
+def test_an_interrupted_prompt_leaves_samples_without_text(lm: LanguageModel) -> None:
+    got = together(lm, VARIED.for_samples(3), StopConfig(), cancelled=lambda: True)
+    assert [(text, end.reason) for text, end in got if isinstance(end, Finished)] == [(b"", "interrupt")] * 3

@@ -595,3 +595,30 @@ def test_kernels_compiled_from_other_sources_are_refused_and_not_called(
     monkeypatch.setitem(bindings._SIGNATURES, "gptcli_is_to_come", (None, []))
     with pytest.raises(UsageError, match="another version"):
         Library(path)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_centred_weights_are_kept_without_biases(kernels: Library, bits: int) -> None:
+    matrix = centred(160, 256, bits).matrix(kernels)
+    assert matrix.size == 160 * 256 * bits // 8 + 160 * 8 * 2
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantizing_the_activations_costs_little(kernels: Library, bits: int) -> None:
+    weight, x = affine(577, 576, bits, 32), torch.randn(5, 576)
+    assert_product(kernels.linear(weight.matrix(kernels), x), x, weight.expanded(), relative=0.02)
+
+
+def test_packing_costs_little_more_than_the_weights(kernels: Library) -> None:
+    matrix = affine(160, 256, 4, 32).matrix(kernels)
+    assert matrix.size == 160 * 256 // 2 + 160 * 8 * 4
+
+
+def test_many_matrices_come_and_go(kernels: Library) -> None:
+    weights = [affine(64, 512, 8, 32) for _ in range(8)]
+    x = torch.randn(1, 512)
+    matrices = [weight.matrix(kernels) for weight in weights]
+    for _ in range(20):
+        matrices = [weight.matrix(kernels) for weight in weights]
+    for weight, matrix in zip(weights, matrices, strict=True):
+        assert_product(kernels.linear(matrix, x), quantized(x), weight.expanded())

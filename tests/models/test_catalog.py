@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import itertools
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -219,3 +220,36 @@ def test_a_near_name_is_proposed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ModelNotFound) as error:
         locate("smolm2-360m")
     assert str(error.value.hint).startswith("did you mean smollm2-360m?")
+
+
+def test_a_snapshot_that_another_process_removes_meanwhile_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = hub_snapshot(tmp_path, "owner/name", reference="gone").parent
+    removed = config_in(directory / "removed")
+    is_file = os.path.isfile
+
+    def is_file_until_now(path: Path) -> bool:
+        found = is_file(path)
+        if path.parent == removed:
+            shutil.rmtree(removed)
+        return found
+
+    monkeypatch.setattr(os.path, "isfile", is_file_until_now)
+    assert locate("owner/name") == directory / "abc" and not removed.exists()
+
+
+def test_of_several_snapshots_without_a_main_one_the_newest_with_a_config_is_taken(tmp_path: Path) -> None:
+    directory = tmp_path / "huggingface" / "hub" / "models--owner--name"
+    for age, commit in enumerate(["first", "latest", "older"]):
+        os.utime(config_in(directory / "snapshots" / commit), (1000 - age, 1000 - age + 5 * (commit == "latest")))
+    (directory / "snapshots" / "empty").mkdir()
+    assert locate("owner/name") == directory / "snapshots" / "latest"
+
+
+def test_where_the_main_snapshot_is_there_no_other_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = hub_snapshot(tmp_path, "owner/name")
+    monkeypatch.delattr(Path, "glob")
+    assert locate("owner/name") == main

@@ -200,3 +200,9 @@ def test_rm_removes_nothing_that_gptcli_did_not_install(
         with pytest.raises((UsageError, ModelNotFound)):
             remove(name)
     assert len(local_models()) == 2 and tiny_model.exists()
+
+
+def test_scratch_directories_are_not_listed_as_models() -> None:
+    with scratch() as directory:
+        (directory / "config.json").write_text("{}")
+        assert local_models() == []

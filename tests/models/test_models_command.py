@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pexpect
 import pyte
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from gptcli.cli.app import run
 from gptcli.files import RECORD
@@ -272,3 +274,28 @@ def test_a_terminal_shows_a_table_that_fits(tiny_model: Path) -> None:
 def test_a_terminal_shows_facts_in_units_a_person_reads(tiny_model: Path) -> None:
     shown = dict(line.split(maxsplit=1) for line in on_terminal(80, "show", str(tiny_model)) if "bytes." in line)
     assert shown["bytes.weights_as_stored"] == "103 kB"
+
+
+def test_pull_of_an_unknown_type_stops_before_the_weights(models: Any, hub: FakeHub) -> None:
+    hub.files["config.json"] = b'{"model_type": "mamba"}'
+    code, _, err = models("pull", "owner/tiny")
+    assert code == 3
+    assert "`mamba` models are not supported" in err and "models --supported" in err
+    assert "model.safetensors" not in hub.fetched()
+
+
+def test_rm_leaves_what_it_did_not_install(models: Any) -> None:
+    model = make_model(install_root() / "by-hand")
+    code, _, err = models("rm", "by-hand")
+    assert code == 2 and "not installed by gptcli" in err
+    assert model.exists()
+
+
+def test_verify_finds_a_weight_that_is_not_a_number(models: Any, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = np.nan
+    save_file(weights, model / "model.safetensors")
+    code, _, err = models("verify", model)
+    assert code == 3
+    assert f"NaN or infinity: {model}: model.layers.1.mlp.up_proj.weight" in err

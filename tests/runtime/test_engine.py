@@ -203,3 +203,11 @@ def test_keys_and_values_that_only_kernels_keep_are_refused_without(
     with pytest.raises(UsageError, match="kept in fp32"):
         gptcli.load(tiny_model, device="cpu", kv="int8")
     gptcli.load(tiny_model, device="cpu", kv="fp32")
+
+
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_read(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "free_bytes", lambda device: 1000)
+    with pytest.raises(OutOfMemory, match=r"needs .* GB on cpu"):
+        plan_for(ModelFolder.open(tiny_model), RuntimeConfig())

@@ -145,3 +145,9 @@ def test_ranges_are_in_order_and_within_the_text(kind: str, text: str) -> None:
         assert last[0] <= start <= end <= len(text.encode())
         assert last[1] <= end
         last = start, end
+
+
+def test_accents_that_are_stripped_stay_within_the_word() -> None:
+    text = "Cafés CAFE\u0301S"
+    found = [text.encode()[slice(*span)].decode() for *_, span in ranges(made("wordpiece")[1], text)]
+    assert "".join(found) == text.replace(" ", "")
