@@ -1,4 +1,4 @@
-"""200 mutants of a model, judged by `run.py`; the nightly run takes thousands."""
+"""350 mutants of a model, judged by `run.py`; the nightly run takes thousands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tests.cli.conftest import ROOT
 from tests.corpus.mutants import MUTATORS, mutants
 
-SEED, COUNT, COLD = 2026, 200, 40
+SEED, COUNT, COLD = 2026, 350, 40
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="its limits are Linux's")

@@ -26,7 +26,7 @@ def shell(command: str, model: Path, **environment: str) -> subprocess.Completed
     )
 
 
-@pytest.mark.parametrize("kilobytes", [60_000, 650_000])
+@pytest.mark.parametrize("kilobytes", [60_000, 450_000, 650_000])
 def test_too_little_memory_to_import_torch_in_is_an_error_and_no_crash(tiny_model: Path, kilobytes: int) -> None:
     done = shell(f"ulimit -v {kilobytes}; $gptcli generate -m $model hi -n 1", tiny_model)
     assert (done.returncode, done.stdout) == (5, "")
@@ -64,9 +64,12 @@ def test_a_working_directory_that_is_gone_is_no_crash(tiny_model: Path, tmp_path
 
 @pytest.mark.parametrize("name", ["GPTCLI_WEIGHTS", "HF_HOME"])
 def test_a_home_of_no_user_has_no_models(tiny_model: Path, name: str) -> None:
-    done = shell("$gptcli generate --offline hi", tiny_model, **{"GPTCLI_WEIGHTS": "/nowhere", name: "~nobody-here/x"})
+    places = {"GPTCLI_WEIGHTS": "/nowhere"} | {name: "~nobody-here/x"}
+    done = shell("$gptcli generate --offline hi", tiny_model, **places)
     assert done.returncode == 4
-    assert "\ngptcli: error: no such model: " in done.stderr
+    note, error, *_ = done.stderr.splitlines()
+    assert note == f"gptcli: note: GPTCLI_WEIGHTS: there is no directory {places['GPTCLI_WEIGHTS']}"
+    assert error.startswith("gptcli: error: no such model: ")
 
 
 def test_two_gigabytes_of_address_space_are_enough(tiny_model: Path) -> None:

@@ -392,7 +392,9 @@ def test_keys_and_values_in_fewer_bits_round_little(wanted: Tensor, reference: R
     exact, least = engine_of(reference.path, library=needed_library()), 0.0
     if exact._program is None:
         return
-    for kind, most in (("fp32", TOLERANCE), ("fp16", 2e-3), ("int8", 0.3)):
+    mixture = any(isinstance(block.mlp, MoeConfig) for block in exact.decoder.config.blocks)
+    most_int8 = 0.3 if mixture else 5e-2  # a router may choose another expert
+    for kind, most in (("fp32", TOLERANCE), ("fp16", 2e-3), ("int8", most_int8)):
         plan = replace(exact.plan, cache_kind=kind)
         engine = TorchEngine(exact.decoder, plan, exact.ctx_size, load_s=0.0)
         error = relative_error(engine.logits(IDS), wanted)
