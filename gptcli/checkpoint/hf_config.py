@@ -101,6 +101,10 @@ class HfConfig:
         given = {name: value for name, value in self._fields.items() if value is not None or name != "rope_parameters"}
         return self._like(HfConfig({**defaults, **given}, self._where), self._prefix)
 
+    def of_type(self, model_type: str) -> HfConfig:
+        """The same config by the name of another family."""
+        return self._like(HfConfig({**self._fields, "model_type": model_type}, self._where), self._prefix)
+
     def renamed(self, other_names: Mapping[str, str]) -> HfConfig:
         """The same config by the names that the family reads. Raises BrokenCheckpoint if both are given and differ."""
         fields = dict(self._fields)

@@ -51,13 +51,15 @@ class PlusOne:
 class PairsToHalves:
     """Rows of q or k for RoPE on neighbouring channels, reordered for RoPE by halves.
 
-    Reorders the first `dim` rows of each of `heads` heads; other heads may follow. Products of q and k do not change.
+    Reorders the first `dim` rows of each of `heads` heads, or those after `skipped` rows; other heads may follow.
+    Products of q and k do not change.
     """
 
     operand: Recipe
     heads: int
     dim: int
     others: int = 0
+    skipped: int = 0
 
 
 @dataclass(frozen=True)

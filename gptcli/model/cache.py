@@ -14,6 +14,8 @@ from gptcli.model.config import CACHE_STEP, DecoderConfig
 class KVCache:
     """Keys and values of every block, each (rows, kv_heads, room, head_dim), for up to `limit` tokens per row.
 
+    Latent attention keeps its latents as keys of one head, and values of no channels.
+
     A row is a text. A cache starts with one row; `fill` gives it several. Memory grows with the text; a block with a
     window keeps little more than that. `texts` are the cached ids of each row. Memory past them is scratch, which is
     finite if the cache is `zeroed`, for code that multiplies it by zero.
@@ -32,12 +34,11 @@ class KVCache:
         self._windows = [block.attention.window for block in config.blocks]
         self._room = dict.fromkeys(self._windows, 0)  # tokens that fit into a block, by window
         self._first = dict.fromkeys(self._windows, 0)  # the position of a block's oldest token, by window
-        empty = [
-            torch.empty(1, block.attention.kv_heads, 0, block.attention.head_dim, device=device, dtype=dtype)
-            for block in config.blocks
-        ]
-        self._keys = list(empty)
-        self._values = list(empty)
+        shapes = [(block.attention.kv_heads, block.attention.cached_dims) for block in config.blocks]
+        self._keys, self._values = (
+            [torch.empty(1, kv_heads, 0, dims[kind], device=device, dtype=dtype) for kv_heads, dims in shapes]
+            for kind in range(2)
+        )
 
     @property
     def rows(self) -> int:

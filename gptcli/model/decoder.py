@@ -7,7 +7,15 @@ from torch import Tensor, nn
 
 from gptcli.model.attention import Attention
 from gptcli.model.cache import KVCache
-from gptcli.model.config import BlockConfig, DecoderConfig, MoeConfig, NormConfig
+from gptcli.model.config import (
+    AttentionConfig,
+    BlockConfig,
+    DecoderConfig,
+    LatentAttentionConfig,
+    MoeConfig,
+    NormConfig,
+)
+from gptcli.model.latent_attention import LatentAttention
 from gptcli.model.linear import Linear, project
 from gptcli.model.mlp import Mlp, Moe
 from gptcli.model.norm import Norm
@@ -34,7 +42,7 @@ class Block(nn.Module):
         before = config.residual in ("pre", "sandwich", "parallel", "shared")
         after = config.residual in ("post", "sandwich", "after")
         self.attention_norm = Norm(norm, hidden_size) if before else nn.Identity()
-        self.attention = Attention(config.attention, hidden_size)
+        self.attention = _attention(config.attention, hidden_size)
         self.post_attention_norm = Norm(norm, hidden_size) if after else nn.Identity()
         self.mlp_norm = Norm(norm, hidden_size) if before and config.residual != "shared" else nn.Identity()
         self.mlp = Moe(config.mlp, hidden_size) if isinstance(config.mlp, MoeConfig) else Mlp(config.mlp, hidden_size)
@@ -58,6 +66,14 @@ class Block(nn.Module):
                 x = torch.add(x, self.post_attention_norm(attended), alpha=scale)
                 out = torch.add(x, self.post_mlp_norm(self.mlp(self.mlp_norm(x))), alpha=scale)
         return out
+
+
+def _attention(config: AttentionConfig | LatentAttentionConfig, hidden_size: int) -> nn.Module:
+    match config:
+        case AttentionConfig():
+            return Attention(config, hidden_size)
+        case LatentAttentionConfig():
+            return LatentAttention(config, hidden_size)
 
 
 class Decoder(nn.Module):

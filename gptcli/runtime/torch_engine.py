@@ -244,7 +244,7 @@ class TorchEngine:
     @property
     def _prompt_chunk(self) -> int:
         """Prompt tokens per pass: more where attention runs in a fused CUDA kernel, which keeps no scores."""
-        keeps_scores = any(block.attention.sinks or block.attention.softcap for block in self.decoder.config.blocks)
+        keeps_scores = any(block.attention.keeps_scores for block in self.decoder.config.blocks)
         return _CUDA_CHUNK if self.plan.device.type == "cuda" and not keeps_scores else CHUNK
 
     def _rotated_alike(self, tokens: Sequence[int], cache: TextCache) -> Sequence[int]:

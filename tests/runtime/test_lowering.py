@@ -16,6 +16,7 @@ from gptcli.model.config import (
     AttentionConfig,
     BlockConfig,
     DecoderConfig,
+    LatentAttentionConfig,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
@@ -43,7 +44,16 @@ SCALINGS: list[RopeScaling | None] = [
     YarnScaling(factor=4.0, original_context=16, magnitude=1.0),
     LongRopeScaling(short=(1.0,) * 4, long=(2.0,) * 4, original_context=16, magnitude=1.0),
 ]
-NEVER_LOWERED = {Alibi, PositionScale}
+NEVER_LOWERED = {Alibi, PositionScale, LatentAttentionConfig}
+LATENT = LatentAttentionConfig(
+    heads=2,
+    latent_dim=8,
+    plain_dim=8,
+    value_dim=8,
+    rope=RopeConfig(theta=10000.0, dim=8),
+    scale=0.25,
+    norm=NORM,
+)
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +144,7 @@ def test_a_field_that_lowering_does_not_know_is_refused_unless_it_has_its_defaul
         lambda block: replace(block, residual="between"),
         lambda block: replace(block, mlp=replace(MOE, expert=replace(MLP, gated=False))),
         lambda block: replace(block, mlp=replace(MLP, activation="mish")),
+        lambda block: replace(block, attention=LATENT),
         lambda block: replace(block, attention=replace(block.attention, clip=8.0)),
         lambda block: replace(
             block,
@@ -144,7 +155,7 @@ def test_a_field_that_lowering_does_not_know_is_refused_unless_it_has_its_defaul
             attention=replace(block.attention, qk_norm=QkNormConfig(norm=replace(NORM, bias=True), over="head")),
         ),
     ],
-    ids=["residual", "experts without gates", "activation", "clip", "position scale", "bias of an rms norm"],
+    ids=["residual", "experts without gates", "activation", "latents", "clip", "position scale", "bias of an rms norm"],
 )
 def test_what_has_no_operation_is_refused(change: Callable[[BlockConfig], BlockConfig], library: Library) -> None:
     config = decoder_config()

@@ -256,6 +256,7 @@ def gpt_architecture(
         for mine, norm in names.norms.items():
             parameters.norm(ours + mine, theirs + norm, config.norm)
         attention = block.attention
+        assert isinstance(attention, AttentionConfig)
         qkv = [theirs + name for name in names.qkv]
         parameters.linear(f"{ours}attention.qkv", qkv, attention.qkv_bias, rows, weight)
         parameters.linear(f"{ours}attention.out", [theirs + names.out], attention.out_bias, weight=weight)

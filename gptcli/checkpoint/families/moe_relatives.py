@@ -26,7 +26,7 @@ from gptcli.checkpoint.recipes import Architecture
 from gptcli.errors import UnsupportedArchitecture
 from gptcli.model.config import LongRopeScaling, MlpConfig, MoeConfig, NormConfig, QkNormConfig, RopeConfig
 
-_COMMON = ExpertNames()
+COMMON = ExpertNames()
 _GRANITE = ExpertNames(
     "block_sparse_moe.",
     "router.layer",
@@ -46,14 +46,14 @@ def olmoe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     config = llama_config(hf, norm=rms(hf, 1e-5))
     config = with_attention(config, qk_norm=QkNormConfig(norm=config.norm, over="full"))
     moe = _softmax(hf, experts=64, top_k=8)
-    return with_experts(config, tensors, lambda layer: moe, _COMMON.recipes)
+    return with_experts(config, tensors, lambda layer: moe, COMMON.recipes)
 
 
 def flex_olmo(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """FlexOlmo: OLMo 2 with a mixture in every layer."""
     moe = _softmax(hf, experts=7, top_k=5)
     config = olmo2_config(hf, llama_rope(hf, theta=500_000.0), eps=1e-6)
-    return with_experts(config, tensors, lambda layer: moe, _COMMON.recipes, POST_NORMS)
+    return with_experts(config, tensors, lambda layer: moe, COMMON.recipes, POST_NORMS)
 
 
 def _softmax(hf: HfConfig, experts: int, top_k: int) -> MoeConfig:
@@ -97,9 +97,12 @@ def glm4_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     config = llama_config(hf, norm=rms(hf, 1e-5), bias=False, head_dim=head_dim, rope=rope)
     qk_norm = QkNormConfig(norm=config.norm, over="head") if hf.flag("use_qk_norm", False) else None
     config = with_attention(config, qkv_bias=hf.flag("attention_bias", False), qk_norm=qk_norm)
-    moe = _sigmoid(hf, renormalize=True, experts=128, top_k=8, width=1408)
-    architecture = with_experts(config, tensors, _after_dense(hf, moe, 1), _COMMON.recipes)
-    # Layers that predict tokens further ahead follow the others.
+    moe = sigmoid_mixture(hf, renormalize=True, experts=128, top_k=8, width=1408)
+    return without_layers_ahead(hf, with_experts(config, tensors, after_dense(hf, moe, 1), COMMON.recipes))
+
+
+def without_layers_ahead(hf: HfConfig, architecture: Architecture) -> Architecture:
+    """Leaves unused the layers that follow the others and predict tokens further ahead."""
     ahead = range(hf.layers, hf.layers + hf.integer("num_nextn_predict_layers", 1, low=0))
     return replace(architecture, unused_prefixes=tuple(f"model.layers.{layer}." for layer in ahead))
 
@@ -114,11 +117,11 @@ def dots1(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     config = llama_config(hf)
     config = with_attention(config, qk_norm=QkNormConfig(norm=config.norm, over="head"))
     config = with_attention_per_layer(config, window=windows(types, window))
-    moe = _sigmoid(hf, renormalize=False, experts=1, top_k=1, width=1408)
-    return with_experts(config, tensors, _after_dense(hf, moe, 0), _COMMON.recipes)
+    moe = sigmoid_mixture(hf, renormalize=False, experts=1, top_k=1, width=1408)
+    return with_experts(config, tensors, after_dense(hf, moe, 0), COMMON.recipes)
 
 
-def _sigmoid(hf: HfConfig, *, renormalize: bool, experts: int, top_k: int, width: int) -> MoeConfig:
+def sigmoid_mixture(hf: HfConfig, *, renormalize: bool, experts: int, top_k: int, width: int) -> MoeConfig:
     """A sigmoid router with a correction and groups, and a shared expert; the arguments are defaults."""
     expert = expert_of(hf, "moe_intermediate_size", width)
     return MoeConfig(
@@ -137,7 +140,7 @@ def _sigmoid(hf: HfConfig, *, renormalize: bool, experts: int, top_k: int, width
     )
 
 
-def _after_dense(hf: HfConfig, moe: MoeConfig, dense: int) -> Callable[[int], MoeConfig | None]:
+def after_dense(hf: HfConfig, moe: MoeConfig, dense: int) -> Callable[[int], MoeConfig | None]:
     """The mixture of a layer: those from `first_k_dense_replace` on have one."""
     dense = hf.integer("first_k_dense_replace", dense, low=0)
     return lambda layer: moe if layer >= dense else None
