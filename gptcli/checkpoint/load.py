@@ -20,6 +20,7 @@ from gptcli.checkpoint.formats import Ggml
 from gptcli.checkpoint.recipes import (
     Concat,
     EvensThenOdds,
+    HeadRows,
     HeadsToQkv,
     LowRankUpdate,
     PairsToHalves,
@@ -174,6 +175,8 @@ def cook(recipe: Recipe, source: TensorSource) -> Tensor | PackedWeight:
             return _fp32(operand, source) + 1
         case PairsToHalves(operand):
             return _reordered(cook(operand, source), partial(_pairs_to_halves, recipe))
+        case HeadRows(keys, values):
+            return torch.cat([_fp32(keys, source).mT, _fp32(values, source)], 1).flatten(0, 1)
         case HeadsToQkv():
             return _reordered(cook(recipe.operand, source), partial(_heads_to_qkv, recipe))
         case WithoutFirst(operand, count):

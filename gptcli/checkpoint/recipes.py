@@ -63,6 +63,17 @@ class PairsToHalves:
 
 
 @dataclass(frozen=True)
+class HeadRows:
+    """Rows of each head's keys, then of its values, in fp32, of what makes both of a latent.
+
+    keys: a matrix for each head that takes queries to latents, (heads, columns, dim). values: (heads, dim, columns).
+    """
+
+    keys: Recipe
+    values: Recipe
+
+
+@dataclass(frozen=True)
 class HeadsToQkv:
     """Rows stored as [q k v] per group of heads, regrouped as all q, all k, all v (GPT-NeoX).
 
@@ -128,6 +139,7 @@ Recipe = (
     | Transposed
     | PlusOne
     | PairsToHalves
+    | HeadRows
     | HeadsToQkv
     | WithoutFirst
     | EvensThenOdds
@@ -144,7 +156,7 @@ def operands_of(recipe: Recipe) -> tuple[Recipe, ...]:
             return ()
         case Concat(operands=operands) | Stack(operands=operands):
             return operands
-        case Product(left, right):
+        case Product(left, right) | HeadRows(left, right):
             return left, right
         case LowRankUpdate(operand, up, down):
             return operand, up, down
@@ -198,6 +210,11 @@ def shape(recipe: Recipe, stored: Callable[[str], Stored]) -> Shape:
             if not len(first) == len(second) == 2 or first[1] != second[0]:
                 raise _misfit(recipe, shapes)
             return (first[0], second[1])
+        case HeadRows():
+            values = others[0]
+            if not len(first) == len(values) == 3 or first[:2] != (values[0], values[2]):
+                raise _misfit(recipe, shapes)
+            return (first[0] * (first[2] + values[1]), first[1])
         case LowRankUpdate():
             up, down = others
             if not len(up) == len(down) == 2 or up[1] != down[0] or first != (up[0], down[1]):

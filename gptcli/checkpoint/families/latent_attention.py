@@ -6,11 +6,12 @@ Source: transformers' modelling files of DeepSeek V2 and V3.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from functools import partial
 
 from gptcli.checkpoint.families.parameters import Parameters, Transform, unchanged
 from gptcli.checkpoint.hf_config import HfConfig
-from gptcli.checkpoint.recipes import PairsToHalves, Take
+from gptcli.checkpoint.recipes import HeadRows, PairsToHalves, Take
 from gptcli.errors import BrokenCheckpoint
 from gptcli.model.config import LatentAttentionConfig, NormConfig
 
@@ -49,7 +50,12 @@ def _score_factor(hf: HfConfig) -> float:
 
 
 def latent_attention_parameters(
-    parameters: Parameters, ours: str, theirs: str, attention: LatentAttentionConfig, pairs: bool
+    parameters: Parameters,
+    ours: str,
+    theirs: str,
+    attention: LatentAttentionConfig,
+    tensors: Collection[str],
+    pairs: bool,
 ) -> None:
     """Adds the recipes of one layer's attention. pairs: RoPE turns neighbouring channels, not halves."""
     ours, theirs, dim = f"{ours}attention.", f"{theirs}self_attn.", attention.rope.dim
@@ -66,5 +72,7 @@ def latent_attention_parameters(
         parameters.linear(f"{ours}q", [f"{theirs}q_b_proj"], False, [query])
     parameters.linear(f"{ours}latent", [f"{theirs}kv_a_proj_with_mqa"], attention.bias, [key])
     parameters.norm(f"{ours}latent_norm", f"{theirs}kv_a_layernorm", attention.norm)
-    parameters[f"{ours}kv.weight"] = Take(f"{theirs}kv_b_proj.weight")
+    keys, values = f"{theirs}embed_q.weight", f"{theirs}unembed_out.weight"  # MLX's names, and a GGUF file's here
+    parts = HeadRows(Take(keys), Take(values))
+    parameters[f"{ours}kv.weight"] = parts if keys in tensors else Take(f"{theirs}kv_b_proj.weight")
     parameters.linear(f"{ours}out", [f"{theirs}o_proj"], attention.bias)

@@ -271,7 +271,7 @@ def llama_architecture(
             name = getattr(names, norm)
             parameters.norm(ours + norm, name and theirs + name, config.norm, norm_weight)
         if isinstance(block.attention, LatentAttentionConfig):
-            latent_attention_parameters(parameters, ours, theirs, block.attention, pairs)
+            latent_attention_parameters(parameters, ours, theirs, block.attention, tensors, pairs)
         else:
             attention_parameters(parameters, ours, theirs, block.attention, names, norm_weight, pairs)
         if isinstance(block.mlp, MlpConfig):
