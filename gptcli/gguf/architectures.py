@@ -109,8 +109,8 @@ class GgufArchitecture:
     added to norms. regrouped: the rows of attn_qkv were regrouped from heads to q, k and v. partial: RoPE turns a part
     of each head unless config.json says otherwise. images: the model reads images too, of which files have only the
     decoder; RoPE's sections are alike for text. constants: more of config.json. renamed: other names of config.json's
-    common fields. read_only: no such file is written. others: model types that are stored as this architecture, too; of two architectures with a type, the
-    first is written.
+    common fields. read_only: no such file is written. others: model types that are stored as this architecture, too; of
+    two architectures with a type, the first is written.
     """
 
     model_type: str
@@ -305,7 +305,7 @@ def _gpt_oss(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-# Groups of experts, and how many are used, by layers and experts: in files of DeepSeek V2 and V3 of before they said so.
+# Groups of experts and how many are used, by layers and experts: old files of DeepSeek V2 and V3 do not say so.
 _GROUPS = {(60, 160): (8, 3), (61, 256): (8, 4)}
 
 

@@ -197,7 +197,11 @@ class GgufModel:
         if known.partial or fields.integer("rope.dimension_count", head_dim) != head_dim:
             config["partial_rotary_factor"] = _fraction(fields.integer("rope.dimension_count", head_dim), head_dim)
         config |= known.extra(fields, config)
-        config = {known.renamed.get(name, name): value for name, value in config.items() if value is not None or name in _NULLS}
+        config = {
+            known.renamed.get(name, name): value
+            for name, value in config.items()
+            if value is not None or name in _NULLS
+        }
         for role in ("bos", "eos"):
             if (id := file.optional(f"tokenizer.ggml.{role}_token_id", int)) is not None:
                 config[f"{role}_token_id"] = id

@@ -173,7 +173,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
          "weight_block_size": [128, 128]}},
     "Kimi K2": DEEPSEEK_V3 | {"model_type": "kimi_k2", "n_group": 1, "n_routed_experts": 384,
          "num_nextn_predict_layers": 0, "pad_token_id": 163839, "rms_norm_eps": 1e-05, "rope_scaling":
-         DEEPSEEK_YARN | {"beta_fast": 1.0, "factor": 64.0}, "rope_theta": 50000.0, "routed_scaling_factor": 2.827, "topk_group": 1},
+         DEEPSEEK_YARN | {"beta_fast": 1.0, "factor": 64.0}, "rope_theta": 50000.0,
+         "routed_scaling_factor": 2.827, "topk_group": 1},
     "GLM-4.7 Flash": LATENT | {"model_type": "glm4_moe_lite", "dtype": "bfloat16", "first_k_dense_replace": 1,
          "n_group": 1, "n_routed_experts": 64, "n_shared_experts": 1, "norm_topk_prob": True, "num_experts_per_tok": 4,
          "num_nextn_predict_layers": 1, "partial_rotary_factor": 1.0, "q_lora_rank": 768, "qk_nope_head_dim": 192,
