@@ -175,7 +175,9 @@ _DEFAULTS: dict[str, dict[str, object]] = {
     "deepseek_v3": {
         "max_position_embeddings": 4096,
         "n_group": 8,
+        "norm_topk_prob": True,
         "q_lora_rank": 1536,
+        "rope_interleave": True,
         "routed_scaling_factor": 2.5,
         "topk_group": 4,
     },
@@ -199,8 +201,10 @@ _DEFAULTS: dict[str, dict[str, object]] = {
     "glm4_moe": {"max_position_embeddings": 131_072, "num_key_value_heads": 8},
     "glm4_moe_lite": {
         "max_position_embeddings": 202_752,
+        "norm_topk_prob": True,
         "q_lora_rank": 768,
         "qk_nope_head_dim": 192,
+        "rope_interleave": True,
         "routed_scaling_factor": 1.8,
         "v_head_dim": 256,
     },

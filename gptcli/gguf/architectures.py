@@ -328,9 +328,9 @@ def _deepseek2(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     ahead = fields.integer("nextn_predict_layers", 0)
     config["num_hidden_layers"] -= ahead
     scaling, weight = config["rope_scaling"], fields.number("rope.scaling.yarn_log_multiplier")
-    if scaling and scaling["rope_type"] == "yarn":
-        if not weight:
-            raise fields.file.unsupported("yarn without rope.scaling.yarn_log_multiplier is not read")
+    if scaling:
+        if scaling["rope_type"] != "yarn" or not weight:
+            raise fields.file.unsupported("RoPE scaling that is not yarn with a yarn_log_multiplier is not read")
         scaling |= {"mscale": 10 * weight, "mscale_all_dim": 10 * weight}
     experts = fields.integer("expert_count", 0)
     if not experts:

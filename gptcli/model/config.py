@@ -177,8 +177,8 @@ class LatentAttentionConfig:
         )
 
     @property
-    def expands(self) -> float:
-        """With as many queries, it costs less to expand all keys and values than to project queries to latents."""
+    def expands_from(self) -> float:
+        """As many queries make it cheaper to expand all keys and values than to project each query to latents."""
         saved = 2 * self.latent_dim - self.plain_dim - self.value_dim
         return self.latent_dim * (self.plain_dim + self.value_dim) / saved if saved > 0 else math.inf
 

@@ -40,7 +40,7 @@ class LatentAttention(nn.Module):
         latent, key = self.latent(x).tensor_split([config.latent_dim], -1)
         new = torch.cat([self.latent_norm(latent), rotate(key[:, :, None], *rotation)[:, :, 0]], -1)[:, None]
         cached, _ = position.write(block, new, new[..., :0])  # (B, 1, S, latent_dim + rope.dim)
-        run = self._absorbed if T < config.expands else self._expanded
+        run = self._absorbed if T < config.expands_from else self._expanded
         out: Tensor = self.out(run(plain, rotate(turned, *rotation), cached, position.mask(None)))
         return out
 

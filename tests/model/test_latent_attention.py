@@ -45,14 +45,14 @@ def lm(path: Path) -> LanguageModel:
 
 
 def test_queries_are_projected_where_that_costs_less() -> None:
-    assert V3.expands == 512 * 256 / 768
-    assert replace(V3, latent_dim=128).expands == math.inf
+    assert V3.expands_from == 512 * 256 / 768
+    assert replace(V3, latent_dim=128).expands_from == math.inf
 
 
 def test_both_ways_of_attending_have_the_same_logits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logits = []
     for limit in (0.0, math.inf):
-        monkeypatch.setattr(LatentAttentionConfig, "expands", limit)
+        monkeypatch.setattr(LatentAttentionConfig, "expands_from", limit)
         engine = engine_of(path)
         cache = engine.new_cache()
         engine.prefill(IDS[:20], cache)

@@ -21,14 +21,13 @@ _OF_TRAINING = ("aux_loss_alpha", "ep_size", "seq_aux")
 
 def deepseek_v2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """DeepSeek V2: latent attention; dense first layers, then experts beside shared ones, chosen within groups."""
-    hf.ignore(*_OF_TRAINING)
+    hf.ignore(*_OF_TRAINING, "n_group", "topk_group")  # the latter unless the choice is within groups
     hf.expect("moe_layer_freq", 1)
     hf.expect("norm_topk_prob", False)  # transformers never divides by the sum, DeepSeek's own code would
     hf.expect("scoring_func", "softmax")
     method = hf.string("topk_method", "greedy")
     if method not in ("greedy", "group_limited_greedy"):
         raise UnsupportedArchitecture(f"config.json: topk_method {method!r} is not supported")
-    groups, top_groups = (hf.optional_integer(name) or 1 for name in ("n_group", "topk_group"))
     grouped = method == "group_limited_greedy"
     bias = hf.flag("mlp_bias", False)
     expert = expert_of(hf, "moe_intermediate_size", 1407)
@@ -37,8 +36,8 @@ def deepseek_v2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
         experts=hf.integer("n_routed_experts", 64),
         top_k=hf.integer("num_experts_per_tok"),
         renormalize=False,
-        groups=groups if grouped else 1,
-        top_groups=top_groups if grouped else 1,
+        groups=hf.integer("n_group") if grouped else 1,
+        top_groups=hf.integer("topk_group") if grouped else 1,
         group_best=1,
         scale=hf.number("routed_scaling_factor", 1.0),
         shared=replace(expert, width=expert.width * hf.integer("n_shared_experts", 2), bias=bias),
@@ -52,7 +51,7 @@ def deepseek_v3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """DeepSeek V3 and R1, Moonlight: as V2, with a sigmoid router whose choice is corrected."""
     hf.ignore(*_OF_TRAINING)
     hf.expect("moe_layer_freq", 1)
-    pairs = hf.flag("rope_interleave", True)
+    pairs = hf.flag("rope_interleave", False)  # null is false, absent is true
     moe = _corrected(hf, experts=256, top_k=8, width=2048)
     config = llama_config(hf, attention=latent_attention(hf))
     architecture = with_experts(config, tensors, after_dense(hf, moe, 3), COMMON.recipes, pairs=pairs)
@@ -73,7 +72,7 @@ def glm4_moe_lite(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     dense = types.count("dense")
     if types == ["dense"] * dense + ["sparse"] * (hf.layers - dense):
         hf.expect("first_k_dense_replace", dense)  # which transformers does not read
-    pairs = hf.flag("rope_interleave", True)
+    pairs = hf.flag("rope_interleave", False)
     moe = _corrected(hf, experts=64, top_k=4, width=1536)
     config = llama_config(hf, attention=latent_attention(hf), norm=rms(hf, 1e-5))
     architecture = with_experts(
@@ -85,7 +84,7 @@ def glm4_moe_lite(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 def _corrected(hf: HfConfig, *, experts: int, top_k: int, width: int) -> MoeConfig:
     hf.expect("scoring_func", "sigmoid")
     hf.expect("topk_method", "noaux_tc")
-    return sigmoid_mixture(hf, renormalize=True, experts=experts, top_k=top_k, width=width)
+    return sigmoid_mixture(hf, renormalize=False, experts=experts, top_k=top_k, width=width)
 
 
 def minicpm3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
