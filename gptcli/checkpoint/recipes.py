@@ -236,11 +236,12 @@ class Architecture:
     """What a family makes of a checkpoint: the decoder, a recipe for each of its parameters, and what may be unused.
 
     unused_suffixes: of tensors that carry nothing the model needs. unused_prefixes: of modules outside the decoder.
-    left_over: fields of the config that nothing reads.
+    ahead: the same of layers that predict tokens further ahead. left_over: fields of the config that nothing reads.
     """
 
     config: DecoderConfig
     parameters: Mapping[str, Recipe]
     unused_suffixes: tuple[str, ...] = ()
     unused_prefixes: tuple[str, ...] = ()
+    ahead: tuple[str, ...] = ()
     left_over: tuple[str, ...] = ()

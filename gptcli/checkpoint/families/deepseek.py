@@ -55,7 +55,7 @@ def deepseek_v3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     moe = _corrected(hf, experts=256, top_k=8, width=2048)
     config = llama_config(hf, attention=latent_attention(hf))
     architecture = with_experts(config, tensors, after_dense(hf, moe, 3), COMMON.recipes, pairs=pairs)
-    return without_layers_ahead(hf, architecture)
+    return without_layers_ahead(hf, tensors, architecture)
 
 
 def kimi_k2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
@@ -78,7 +78,7 @@ def glm4_moe_lite(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     architecture = with_experts(
         config, tensors, lambda layer: moe if types[layer] == "sparse" else None, COMMON.recipes, pairs=pairs
     )
-    return without_layers_ahead(hf, architecture)
+    return without_layers_ahead(hf, tensors, architecture)
 
 
 def _corrected(hf: HfConfig, *, experts: int, top_k: int, width: int) -> MoeConfig:

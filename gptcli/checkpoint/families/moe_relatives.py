@@ -21,6 +21,7 @@ from gptcli.checkpoint.families.llama import (
 from gptcli.checkpoint.families.llama_relatives import HUNYUAN, ernie_config, hunyuan_config
 from gptcli.checkpoint.families.moe import MIXTRAL, ExpertNames, expert_of, experts_of, with_experts
 from gptcli.checkpoint.families.olmo import olmo2_config
+from gptcli.checkpoint.families.parameters import root_of
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.errors import UnsupportedArchitecture
@@ -98,13 +99,13 @@ def glm4_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     qk_norm = QkNormConfig(norm=config.norm, over="head") if hf.flag("use_qk_norm", False) else None
     config = with_attention(config, qkv_bias=hf.flag("attention_bias", False), qk_norm=qk_norm)
     moe = sigmoid_mixture(hf, renormalize=True, experts=128, top_k=8, width=1408)
-    return without_layers_ahead(hf, with_experts(config, tensors, after_dense(hf, moe, 1), COMMON.recipes))
+    return without_layers_ahead(hf, tensors, with_experts(config, tensors, after_dense(hf, moe, 1), COMMON.recipes))
 
 
-def without_layers_ahead(hf: HfConfig, architecture: Architecture) -> Architecture:
+def without_layers_ahead(hf: HfConfig, tensors: Collection[str], architecture: Architecture) -> Architecture:
     """Leaves unused the layers that follow the others and predict tokens further ahead."""
     ahead = range(hf.layers, hf.layers + hf.integer("num_nextn_predict_layers", 1, low=0))
-    return replace(architecture, unused_prefixes=tuple(f"model.layers.{layer}." for layer in ahead))
+    return replace(architecture, ahead=tuple(f"{root_of(tensors)}layers.{layer}." for layer in ahead))
 
 
 def dots1(hf: HfConfig, tensors: Collection[str]) -> Architecture:
@@ -170,7 +171,7 @@ def ernie4_5_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
     config = replace(ernie_config(hf, llama_head_dim(hf)), head_bias=wide.bias)
     architecture = with_experts(config, tensors, moe_of, _ERNIE.recipes, pairs=True)
-    return replace(architecture, unused_prefixes=("model.mtp_",))  # modules that predict tokens further ahead
+    return replace(architecture, ahead=("model.mtp_",))
 
 
 def minimax_m2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
