@@ -138,17 +138,20 @@ class GgufModel:
     def tensors(self) -> dict[str, ModelTensor]:
         """All tensors by their names in transformers, or in MLX for those that only MLX stores in one."""
         found: dict[str, ModelTensor] = {}
-        first = self.config.get("num_hidden_layers", 0)
-        # Layers that predict tokens further ahead follow the others.
-        ahead = tuple(f"blk.{first + layer}." for layer in range(self.config.get("num_nextn_predict_layers", 0)))
         for tensor in self.file.tensors.values():
-            if tensor.name in _ROPE_TENSORS or tensor.name.startswith(ahead):
+            if tensor.name in _ROPE_TENSORS:
                 continue
             for name, part in self._as_stored(tensor):
                 if name in found:
                     raise self.file.broken(f"two tensors are {name}")
                 found[name] = part
         return found
+
+    @property
+    def _ahead(self) -> range:
+        """The layers that predict tokens further ahead, which follow the others."""
+        layers = self.config.get("num_hidden_layers", 0)
+        return range(layers, layers + self.config.get("num_nextn_predict_layers", 0))
 
     @property
     def reads_images(self) -> bool:
@@ -299,6 +302,8 @@ class GgufModel:
                 raise file.unsupported(f"tensor {tensor.name[:80]!r} belongs to no part of this architecture")
             return [(f"{known.top[stem]}.{leaf}", self._edited(tensor, stem, leaf))]
         layer, stem, expert, leaf = match.groups()
+        if int(layer) in self._ahead:
+            return []
         kind = stem if expert is None else f"{stem}.#"
         if kind == "attn_qkv" and kind not in known.block and "attn_q" in known.block:
             return self._by_projection(tensor, f"{known.layers}{layer}.", leaf)

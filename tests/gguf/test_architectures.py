@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.errors import BrokenCheckpoint, GptcliError, UnsupportedArchitecture
+from gptcli.gguf import architectures
 from gptcli.gguf.architectures import ARCHITECTURES
 from gptcli.gguf.reader import GgufFile
 from tests.gguf import model_writer
@@ -516,6 +517,17 @@ def test_layers_that_predict_further_ahead_stay_unread(tmp_path: Path) -> None:
     assert relative_error(engine_of(file).logits(IDS), reference.logits(IDS)) < TOLERANCE
     with pytest.raises(UnsupportedArchitecture, match="eh_proj"):
         _ = ModelFolder.open(written(ahead, reference, tmp_path, nextn_predict_layers=0)).architecture
+
+
+def test_groups_that_an_old_file_does_not_name_are_known_by_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = next(case for case in CASES if case.title == "deepseek2")
+    reference = write_reference(tmp_path / "reference", case.model_type, **case.config)
+    file = written(case, reference, tmp_path, expert_group_count=None, expert_group_used_count=None)
+    assert relative_error(engine_of(file).logits(IDS), reference.logits(IDS)) > 10 * TOLERANCE
+    monkeypatch.setattr(architectures, "_GROUPS", {(4, 8): (4, 2)})
+    assert relative_error(engine_of(file).logits(IDS), reference.logits(IDS)) < TOLERANCE
 
 
 @pytest.mark.parametrize(

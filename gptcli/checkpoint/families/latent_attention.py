@@ -5,12 +5,11 @@ Source: transformers' modelling files of DeepSeek V2 and V3.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from functools import partial
 
 from gptcli.checkpoint.families.parameters import Parameters, Transform, unchanged
-from gptcli.checkpoint.hf_config import HfConfig
+from gptcli.checkpoint.hf_config import HfConfig, yarn_mscale
 from gptcli.checkpoint.recipes import HeadRows, PairsToHalves, Take
 from gptcli.errors import BrokenCheckpoint
 from gptcli.model.config import LatentAttentionConfig, NormConfig
@@ -46,7 +45,8 @@ def _score_factor(hf: HfConfig) -> float:
         return 1.0
     if factor is None:
         raise BrokenCheckpoint("config.json: rope: mscale_all_dim without a factor")
-    return 1.0 if factor <= 1 else (0.1 * weight * math.log(factor) + 1) ** 2
+    mscale = yarn_mscale(factor, weight)
+    return mscale * mscale  # ** would raise an error for infinity
 
 
 def latent_attention_parameters(
