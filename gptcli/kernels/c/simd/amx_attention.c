@@ -144,6 +144,19 @@ INLINE void product(const uint16_t *a, const uint16_t *b, int64_t rows, int64_t 
                    width, add);
 }
 
+/* e^x of no positive x, as `exponential`. */
+INLINE floats power_of_e(floats x) {
+    const __m512 n = _mm512_roundscale_ps((__m512)(x * 1.44269504f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    floats r = (x - (floats)n * 0.693359375f) + (floats)n * 2.12194440e-4f;
+    floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1;
+    return (floats)_mm512_scalef_ps((__m512)p, n);
+}
+
 /* Makes a row's scores over a span weights, and rescales its earlier results to the new greatest score. The row sees
  * positions [first, last) of the span. */
 INLINE void weigh_row(const Passage *passage, const float *scores, int64_t first, int64_t last, float *most,
@@ -167,7 +180,7 @@ INLINE void weigh_row(const Passage *passage, const float *scores, int64_t first
         *most = here;
     }
     UNROLL for (int v = 0; v < SPAN_VECTORS; v++) {
-        values[v] = seen == 0 ? (floats){0} : exponential(values[v] - *most);
+        values[v] = seen == 0 ? (floats){0} : power_of_e(values[v] - *most);
         *total += values[v];
     }
     UNROLL for (int step = 0; step < SPAN_STEPS; step++, weights += PAIR) {
