@@ -193,6 +193,44 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+NODE = {"type": "object", "properties": {"next": {"$ref": "#"}}}
+LEAF = {"type": "object", "properties": {"node": {"$ref": "#/$defs/a~1b"}}, "required": ["node"]}
+ENDLESS: dict[str, tuple[dict[str, Any], str]] = {
+    "itself": (NODE | {"required": ["next"]}, "#"),
+    "a cycle": ({"$defs": {"a/b": {"$ref": "#/$defs/c"}, "c": LEAF}, "$ref": "#/$defs/c"}, "#/$defs/c"),
+    "a list": ({"type": "array", "minItems": 1, "items": {"$ref": "#"}}, "#"),
+    "a first item": ({"type": "array", "minItems": 1, "prefixItems": [{"$ref": "#"}]}, "#"),
+    "every choice": ({"anyOf": [NODE | {"required": ["next"]}, {"allOf": [{"$ref": "#"}]}]}, "#"),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_schema_that_only_an_endless_text_could_meet_is_refused(name: str) -> None:
+    schema, place = ENDLESS[name]
+    assert refusal(json_schema=schema) == (
+        f"json-schema: {place}: no text can meet it: it requires itself, and never ends"
+    )
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        NODE,
+        {"anyOf": [NODE | {"required": ["next"]}, {"type": "null"}]},
+        {"type": "array", "minItems": 1, "items": {"anyOf": [{"$ref": "#"}, {"type": "integer"}]}},
+        {"type": "array", "prefixItems": [{"type": "null"}], "minItems": 1, "items": {"$ref": "#"}},
+        {
+            "$defs": {"a": {"enum": [1]}},
+            "type": "object",
+            "properties": {"a": {"$ref": "#/$defs/a"}},
+            "required": ["a"],
+        },
+    ],
+)
+def test_recursion_with_a_way_out_is_no_endless_text(schema: dict[str, Any]) -> None:
+    assert checked_grammar(ConstraintConfig(json_schema=schema))
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_constraint_is_refused(name: str) -> None:
     form, reason = HOSTILE[name]

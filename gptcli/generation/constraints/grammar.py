@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import UsageError
+from gptcli.generation.constraints.endless_schemas import endless_reference
 from gptcli.settings import ConstraintConfig
 
 if TYPE_CHECKING:
@@ -137,6 +138,8 @@ def _of_schema(text: str) -> str:
         raise UsageError(f"json-schema: {'too deeply nested' if deep else f'not JSON: {error}'}") from None
     if failure := _error_of(grammar):
         raise UsageError(f"json-schema: #{_path_of(failure, schema)}: {reason_of(failure)}")
+    if (endless := endless_reference(schema)) is not None:
+        raise UsageError(f"json-schema: {endless}: no text can meet it: it requires itself, and never ends")
     return grammar
 
 

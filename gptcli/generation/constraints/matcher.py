@@ -105,7 +105,7 @@ class Grammar:
     def __init__(self, matcher: LLMatcher, vocabulary: int, *, forces: bool) -> None:
         self._matcher, self._forces = matcher, forces
         self._mask = (ctypes.c_uint32 * mask_words(vocabulary + 1))()
-        self._forced: list[int] = []
+        self._forced: list[int] | None = None  # None until it is known
 
     @property
     def finished(self) -> bool:
@@ -120,8 +120,8 @@ class Grammar:
 
     def forced(self) -> Sequence[int]:
         """See `Constraint.forced`: as the tokenizer spells the text that the grammar leaves no choice in."""
-        if self._forces and not self._forced and not self.finished:
-            self._forced = self._matcher.compute_ff_tokens()
+        if self._forced is None:
+            self._forced = [] if self.finished or not self._forces else self._matcher.compute_ff_tokens()
             _check(self._matcher)
         return self._forced
 
@@ -133,7 +133,8 @@ class Grammar:
         """See `Constraint.accept`."""
         self._matcher.consume_token(token)
         _check(self._matcher)
-        self._forced = self._forced[1:] if self._forced[:1] == [token] else []
+        # The rest of what is forced stays so; after a token that was drawn, it is not known.
+        self._forced = self._forced[1:] or None if self._forced and self._forced[0] == token else None
 
 
 class AfterThoughts:

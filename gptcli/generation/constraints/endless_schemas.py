@@ -1,0 +1,78 @@
+"""Finds JSON schemas that only an endless text could meet, such as an object that requires one like itself."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import unquote
+
+
+def endless_reference(schema: Mapping[str, Any]) -> str | None:
+    """What a schema requires and what no text can end, as a JSON pointer with `#`; None if a text can meet it.
+
+    Only references make a schema endless. One to nowhere, or in a form that is not known here, counts as one that ends.
+    """
+    targets = {reference: target for reference in _references(schema) if (target := _target(schema, reference))}
+    endless, unseen = set(targets), list(targets)
+    waiting = defaultdict[str, list[str]](list)  # by what each is blocked by
+    while unseen:
+        reference = unseen.pop()
+        if (blocker := _blocked_by(targets[reference], endless)) is not None:
+            waiting[blocker].append(reference)
+        else:
+            endless.discard(reference)
+            unseen += waiting.pop(reference, ())
+    return _blocked_by(schema, endless)
+
+
+def _blocked_by(schema: object, endless: set[str]) -> str | None:
+    """The endless reference that a schema requires, if there is one."""
+    if not isinstance(schema, Mapping) or "const" in schema or "enum" in schema:
+        return None
+    if schema.get("$ref") in endless:
+        return str(schema["$ref"])
+    required = list(schema["allOf"]) if isinstance(schema.get("allOf"), list) else []
+    if schema.get("type") == "object" and isinstance(schema.get("required"), list):
+        properties = schema.get("properties", {})
+        required += [properties.get(name) for name in schema["required"]]
+    least = schema.get("minItems", 0)
+    if schema.get("type") == "array" and isinstance(least, int | float):
+        first = list(schema.get("prefixItems", ()))[: int(least)]
+        required += [*first, schema.get("items")] if least > len(first) else first
+    for each in required:
+        if blocked := _blocked_by(each, endless):
+            return blocked
+    for key in ("anyOf", "oneOf"):
+        choices = schema.get(key)
+        if isinstance(choices, list) and choices:
+            blocks = [_blocked_by(choice, endless) for choice in choices]
+            if all(blocks):
+                return blocks[0]
+    return None
+
+
+def _references(schema: object) -> Iterator[str]:
+    if isinstance(schema, Mapping):
+        if isinstance(schema.get("$ref"), str):
+            yield schema["$ref"]
+        for each in schema.values():
+            yield from _references(each)
+    elif isinstance(schema, list):
+        for each in schema:
+            yield from _references(each)
+
+
+def _target(schema: object, reference: str) -> object:
+    """What a pointer within the document points to; None if it points to nothing."""
+    if not reference.startswith("#"):
+        return None
+    for step in reference[1:].split("/")[1:]:
+        name = unquote(step).replace("~1", "/").replace("~0", "~")
+        if isinstance(schema, list) and name.isdigit() and int(name) < len(schema):
+            schema = schema[int(name)]
+        elif isinstance(schema, Mapping):
+            schema = schema.get(name)
+        else:
+            return None
+    return schema
