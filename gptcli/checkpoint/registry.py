@@ -8,6 +8,7 @@ from dataclasses import replace
 from gptcli.checkpoint.families.gemma import gemma, gemma2, gemma3, gemma3_text, vaultgemma
 from gptcli.checkpoint.families.gpt import gpt2, gpt_neo, gpt_neox, gptj, openai_gpt
 from gptcli.checkpoint.families.layer_norm import cohere, cohere2, glm, glm4, phi, stablelm, starcoder2
+from gptcli.checkpoint.families.lfm2 import lfm2, lfm2_moe
 from gptcli.checkpoint.families.llama import granite, llama, ministral3, mistral, phi3, qwen2, qwen3, smollm3
 from gptcli.checkpoint.families.llama_relatives import (
     cwm,
@@ -73,6 +74,8 @@ FAMILIES: dict[str, Family] = {
     "helium": helium,
     "hunyuan_v1_dense": hunyuan_v1_dense,
     "hunyuan_v1_moe": hunyuan_v1_moe,
+    "lfm2": lfm2,
+    "lfm2_moe": lfm2_moe,
     "llama": llama,
     "minimax_m2": minimax_m2,
     "ministral": ministral,
@@ -200,6 +203,8 @@ _DEFAULTS: dict[str, dict[str, object]] = {
     "helium": {"max_position_embeddings": 4096, "num_key_value_heads": 20},
     "hunyuan_v1_dense": {"max_position_embeddings": 2048},
     "hunyuan_v1_moe": {"max_position_embeddings": 2048},
+    "lfm2": {"max_position_embeddings": 128_000, "num_key_value_heads": 8},
+    "lfm2_moe": {"max_position_embeddings": 128_000, "num_key_value_heads": 8},
     "llama": {"max_position_embeddings": 2048},
     "minimax_m2": {"max_position_embeddings": 196_608, "num_key_value_heads": 8},
     "ministral": {"max_position_embeddings": 131_072, "num_key_value_heads": 8, "sliding_window": 4096},

@@ -47,7 +47,7 @@ class Attention(nn.Module):
             q = q * _position_scales(config.position_scale, position.positions, q)
         k, v = position.write(block, k.transpose(1, 2), v.transpose(1, 2))  # (B, kv_heads, S, head_dim)
         out: Tensor = self.out(attend(config, q, k, v, position.mask(config.window), self.sinks))
-        return out
+        return out if config.out_scale == 1 else out * config.out_scale
 
     def _normalized(self, qk: Tensor, config: QkNormConfig) -> Tensor:
         q, k = qk.tensor_split([self.config.heads], dim=2)

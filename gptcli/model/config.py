@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Literal
 
 CACHE_STEP = 512  # tokens by which the key-value cache grows
@@ -127,6 +128,7 @@ class AttentionConfig:
     clip: float | None = None  # bound on q, k and v as they are projected
     softcap: float | None = None  # scores become tanh(scores / softcap) * softcap
     sinks: bool = False  # each head has a learned logit that takes part in the softmax and is dropped
+    out_scale: float = 1.0  # of what it adds to the residual stream
 
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu_squared", "xielu", "clamped_swiglu"]
@@ -140,6 +142,8 @@ class MlpConfig:
     activation: Activation = "silu"
     gated: bool = True
     bias: bool = False
+    gate_scale: float = 1.0  # of what the activation sees
+    out_scale: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,10 +164,26 @@ class MoeConfig:
     groups: int = 1  # of consecutive experts; the choice is among the `top_groups` with the best two in sum
     top_groups: int = 1
     least_sum: float = 0.0  # what the chosen scores are divided by, at least
+    added_to_sum: float = 0.0  # and what is added to it
     scale: float = 1.0  # of the chosen scores
     jitter: float = 0.0  # of sparsemixer: an expert is near if it is less than twice this below the best, relatively
     shared: MlpConfig | None = None
     shared_gate: bool = True  # a sigmoid scales the shared expert, if there is one
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortConvolutionConfig:
+    """A convolution over the last `kernel` tokens, channel by channel, between two gates (Liquid AI, LFM2)."""
+
+    kernel: int
+    bias: bool = False
+
+    def state_shapes(self, hidden_size: int) -> tuple[tuple[int, ...], ...]:
+        """Shapes of what it keeps of a text: the convolution's last inputs."""
+        return ((self.kernel - 1, hidden_size),)
+
+
+StateConfig = ShortConvolutionConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,12 +196,16 @@ class BlockConfig:
     after:     N(x + A(x)), then N(x + M(x))
     parallel:  x + A(N(x)) + M(N(x)), with two norms
     shared:    the same with one norm
+
+    A layer with a `state` keeps that instead of keys and values, or beside them: A is then the sum of both. Without
+    attention and state, or without an MLP, a layer is its other half.
     """
 
-    attention: AttentionConfig
-    mlp: MlpConfig | MoeConfig
+    attention: AttentionConfig | None
+    mlp: MlpConfig | MoeConfig | None
     residual: Literal["pre", "post", "sandwich", "after", "parallel", "shared"] = "pre"
     residual_scale: float = 1.0
+    state: StateConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,16 +226,27 @@ class DecoderConfig:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
 
+    @property
+    def attentions(self) -> list[AttentionConfig]:
+        """Attention of every layer that has it."""
+        return [block.attention for block in self.blocks if block.attention is not None]
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether a layer keeps a state, which cannot be cut back to fewer tokens."""
+        return any(block.state is not None for block in self.blocks)
+
     def cache_bytes(self, context: int, element_bytes: int) -> int:
-        """Bytes of the keys and values of `context` tokens. A window is kept with a CACHE_STEP more."""
+        """Bytes of the keys and values of `context` tokens, and of states. A window is kept with a CACHE_STEP more."""
         elements = 0
-        for attention in (block.attention for block in self.blocks):
+        for attention in self.attentions:
             tokens = context if attention.window is None else min(context, attention.window + CACHE_STEP)
             elements += 2 * attention.kv_heads * attention.head_dim * tokens
-        return elements * element_bytes
+        shapes = (shape for block in self.blocks if block.state for shape in block.state.state_shapes(self.hidden_size))
+        return elements * element_bytes + 4 * sum(map(prod, shapes))
 
     @cached_property
     def rope_borders(self) -> frozenset[int]:
         """All different `RopeConfig.border`s."""
-        ropes = (block.attention.rope for block in self.blocks)
+        ropes = (attention.rope for attention in self.attentions)
         return frozenset(rope.border for rope in ropes if rope and rope.border)

@@ -26,6 +26,7 @@ from gptcli.model.config import (
     QkNormConfig,
     RopeConfig,
     RopeScaling,
+    ShortConvolutionConfig,
     YarnScaling,
 )
 from gptcli.model.decoder import Decoder
@@ -43,7 +44,7 @@ SCALINGS: list[RopeScaling | None] = [
     YarnScaling(factor=4.0, original_context=16, magnitude=1.0),
     LongRopeScaling(short=(1.0,) * 4, long=(2.0,) * 4, original_context=16, magnitude=1.0),
 ]
-NEVER_LOWERED = {Alibi, PositionScale}
+NEVER_LOWERED = {Alibi, PositionScale, ShortConvolutionConfig}
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,9 @@ def test_a_field_that_lowering_does_not_know_is_refused_unless_it_has_its_defaul
     "change",
     [
         lambda block: replace(block, residual="between"),
+        lambda block: replace(block, state=ShortConvolutionConfig(kernel=3)),
+        lambda block: replace(block, attention=None),
+        lambda block: replace(block, mlp=None),
         lambda block: replace(block, mlp=replace(MOE, expert=replace(MLP, gated=False))),
         lambda block: replace(block, mlp=replace(MLP, activation="mish")),
         lambda block: replace(block, attention=replace(block.attention, clip=8.0)),
@@ -144,7 +148,17 @@ def test_a_field_that_lowering_does_not_know_is_refused_unless_it_has_its_defaul
             attention=replace(block.attention, qk_norm=QkNormConfig(norm=replace(NORM, bias=True), over="head")),
         ),
     ],
-    ids=["residual", "experts without gates", "activation", "clip", "position scale", "bias of an rms norm"],
+    ids=[
+        "residual",
+        "state",
+        "no attention",
+        "no mlp",
+        "experts without gates",
+        "activation",
+        "clip",
+        "position scale",
+        "bias of an rms norm",
+    ],
 )
 def test_what_has_no_operation_is_refused(change: Callable[[BlockConfig], BlockConfig], library: Library) -> None:
     config = decoder_config()

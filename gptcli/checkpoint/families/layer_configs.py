@@ -8,7 +8,7 @@ from typing import Any
 
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
-from gptcli.model.config import Activation, DecoderConfig
+from gptcli.model.config import Activation, DecoderConfig, StateConfig
 
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -63,7 +63,18 @@ def with_attention_per_layer(config: DecoderConfig, **changes: Sequence[Any]) ->
     rows = [dict(zip(changes, row, strict=True)) for row in zip(*changes.values(), strict=True)]
     blocks = zip(config.blocks, rows, strict=True)
     return replace(
-        config, blocks=tuple(replace(block, attention=replace(block.attention, **row)) for block, row in blocks)
+        config,
+        blocks=tuple(
+            replace(block, attention=block.attention and replace(block.attention, **row)) for block, row in blocks
+        ),
+    )
+
+
+def with_state(config: DecoderConfig, state: StateConfig, layers: Sequence[bool]) -> DecoderConfig:
+    """The decoder with a state in place of attention in these layers."""
+    blocks = zip(config.blocks, layers, strict=True)
+    return replace(
+        config, blocks=tuple(replace(block, attention=None, state=state) if has else block for block, has in blocks)
     )
 
 

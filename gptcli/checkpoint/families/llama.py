@@ -19,6 +19,7 @@ from gptcli.checkpoint.families.layer_configs import (
     with_blocks,
 )
 from gptcli.checkpoint.families.parameters import Parameters, Transform, root_of, unchanged
+from gptcli.checkpoint.families.state_parameters import state_parameters
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture, PairsToHalves, Recipe, Stack, Take, Transposed
 from gptcli.errors import BrokenCheckpoint
@@ -49,6 +50,8 @@ class Names:
     up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     down: str = "mlp.down_proj"
     final_norm: str = "norm"
+    embedding: str = "embed_tokens"
+    state: str = ""  # the module that keeps a state
 
 
 LLAMA = Names()
@@ -255,15 +258,22 @@ def llama_architecture(
     norm_weight: applied to every norm's weight. pairs: RoPE turns neighbouring channels, not halves.
     """
     prefix = root_of(tensors)
-    parameters = Parameters({"embed.weight": Take(f"{prefix}embed_tokens.weight")})
+    parameters = Parameters({"embed.weight": Take(f"{prefix}{names.embedding}.weight")})
     parameters.norm("final_norm", prefix + names.final_norm, config.norm, norm_weight)
     config = parameters.head("lm_head", config, tensors)
     for layer, block in enumerate(config.blocks):
         ours, theirs = f"blocks.{layer}.", f"{prefix}layers.{layer}."
-        for norm in ("attention_norm", "post_attention_norm", "mlp_norm", "post_mlp_norm"):
-            name = getattr(names, norm)
-            parameters.norm(ours + norm, name and theirs + name, config.norm, norm_weight)
-        attention_parameters(parameters, ours, theirs, block.attention, names, norm_weight, pairs)
+        for half, norms in (
+            (block.attention or block.state, ("attention_norm", "post_attention_norm")),
+            (block.mlp, ("mlp_norm", "post_mlp_norm")),
+        ):
+            for norm in norms if half else ():
+                name = getattr(names, norm)
+                parameters.norm(ours + norm, name and theirs + name, config.norm, norm_weight)
+        if block.attention is not None:
+            attention_parameters(parameters, ours, theirs, block.attention, names, norm_weight, pairs)
+        if block.state is not None:
+            state_parameters(parameters, f"{ours}state", theirs + names.state, block.state)
         if isinstance(block.mlp, MlpConfig):
             parameters.linear(f"{ours}mlp.up", [theirs + name for name in names.up], block.mlp.bias)
             parameters.linear(f"{ours}mlp.down", [theirs + names.down], block.mlp.bias)
