@@ -57,6 +57,8 @@ from gptcli.quant.packed import (
 )
 from gptcli.quant.weight import StoredWeight
 
+_NEVER_ROUNDED = (".correction", ".decay", ".step_bias")
+
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
 Packing = Literal["keep", "expand", "dense", "int8", "int4"]  # see WeightPlan
 
@@ -91,8 +93,8 @@ def load_decoder(folder: ModelFolder, plan: WeightPlan, on_progress: Progress = 
     decoder = empty_decoder(folder)
     with TensorSource(folder) as source:
         for name, recipe in folder.architecture.parameters.items():
-            # 1 + w needs more bits than w, and so does a choice among scores that are nearly equal.
-            wide = isinstance(recipe, PlusOne) or name.endswith(".correction")
+            # 1 + w needs more bits than w; so do choices among scores that are nearly equal, and exponents.
+            wide = isinstance(recipe, PlusOne) or name.endswith(_NEVER_ROUNDED)
             dtype = torch.float32 if wide else plan.dtype
             of_blocks = any(isinstance(source.stored(each), Ggml) for each in sources(recipe))
             slot = _Slot(decoder, name, dtype, of_blocks)

@@ -19,6 +19,7 @@ from gptcli.checkpoint.families.llama_relatives import (
     ministral,
     seed_oss,
 )
+from gptcli.checkpoint.families.mamba import bamba, falcon_h1, granitemoehybrid, mamba2, nemotron_h
 from gptcli.checkpoint.families.moe import gpt_oss, mixtral, qwen2_moe, qwen3_moe
 from gptcli.checkpoint.families.moe_relatives import (
     dots1,
@@ -44,6 +45,7 @@ Family = Callable[[HfConfig, Collection[str]], Architecture]
 FAMILIES: dict[str, Family] = {
     "apertus": apertus,
     "arcee": arcee,
+    "bamba": bamba,
     "bloom": bloom,
     "codegen": codegen,
     "cohere": cohere,
@@ -54,6 +56,7 @@ FAMILIES: dict[str, Family] = {
     "ernie4_5_moe": ernie4_5_moe,
     "exaone4": exaone4,
     "falcon": falcon,
+    "falcon_h1": falcon_h1,
     "flex_olmo": flex_olmo,
     "gemma": gemma,
     "gemma2": gemma2,
@@ -70,6 +73,7 @@ FAMILIES: dict[str, Family] = {
     "gptj": gptj,
     "granite": granite,
     "granitemoe": granitemoe,
+    "granitemoehybrid": granitemoehybrid,
     "granitemoeshared": granitemoeshared,
     "helium": helium,
     "hunyuan_v1_dense": hunyuan_v1_dense,
@@ -77,6 +81,7 @@ FAMILIES: dict[str, Family] = {
     "lfm2": lfm2,
     "lfm2_moe": lfm2_moe,
     "llama": llama,
+    "mamba2": mamba2,
     "minimax_m2": minimax_m2,
     "ministral": ministral,
     "ministral3": ministral3,
@@ -85,6 +90,7 @@ FAMILIES: dict[str, Family] = {
     "mpt": mpt,
     "nanochat": nanochat,
     "nemotron": nemotron,
+    "nemotron_h": nemotron_h,
     "olmo": olmo,
     "olmo2": olmo2,
     "olmo3": olmo3,
@@ -114,17 +120,21 @@ _GPT2_NAMES = {
     "num_hidden_layers": "n_layer",
 }
 OTHER_NAMES: dict[str, dict[str, str]] = {
+    "bamba": {"layer_types": "layers_block_type"},
     "bloom": {"num_attention_heads": "n_head", "num_hidden_layers": "n_layer"},
     "codegen": _GPT2_NAMES,
     "dots1": {"num_local_experts": "n_routed_experts"},
     "ernie4_5_moe": {"num_experts": "moe_num_experts", "num_experts_per_tok": "moe_k"},
+    "falcon_h1": {"layer_types": "layers_block_type"},
     "flex_olmo": {"num_local_experts": "num_experts"},
     "glm4_moe": {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
     "gpt2": _GPT2_NAMES,
     "gpt_bigcode": _GPT2_NAMES,
     "gpt_neo": {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},
     "gptj": _GPT2_NAMES,
+    "granitemoehybrid": {"layers_block_type": "layer_types"},
     "hunyuan_v1_moe": {"num_experts_per_tok": "moe_topk", "num_local_experts": "num_experts"},
+    "nemotron_h": {"layer_types": "layers_block_type", "num_local_experts": "n_routed_experts"},
     "mpt": {"hidden_size": "d_model", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"},
     "olmoe": {"num_local_experts": "num_experts"},
     "openai-gpt": _GPT2_NAMES,
@@ -145,6 +155,7 @@ _DEFAULTS: dict[str, dict[str, object]] = {
         },
     },
     "arcee": {"max_position_embeddings": 4096},
+    "bamba": {"max_position_embeddings": 262_144, "num_key_value_heads": 8},
     "bloom": {"seq_length": 2048},
     "codegen": {"n_positions": 2048, "n_head": 16, "n_layer": 28, "rotary_dim": 64},
     "cohere": {"max_position_embeddings": 8192, "rope_theta": 500_000.0},
@@ -167,6 +178,7 @@ _DEFAULTS: dict[str, dict[str, object]] = {
     "ernie4_5_moe": {"max_position_embeddings": 131_072, "num_key_value_heads": 4},
     "exaone4": {"max_position_embeddings": 2048, "num_key_value_heads": 32, "sliding_window": 4096},
     "falcon": {"max_position_embeddings": 2048},
+    "falcon_h1": {"max_position_embeddings": 8192, "num_key_value_heads": 8, "mamba_d_ssm": 1024},
     "flex_olmo": {"max_position_embeddings": 4096},
     "gemma": {"max_position_embeddings": 8192, "num_key_value_heads": 16},
     "gemma2": {
@@ -199,6 +211,7 @@ _DEFAULTS: dict[str, dict[str, object]] = {
     "gptj": {"n_positions": 2048, "rotary_dim": 64},
     "granite": {"max_position_embeddings": 2048},
     "granitemoe": {"max_position_embeddings": 2048},
+    "granitemoehybrid": {"max_position_embeddings": 2048},
     "granitemoeshared": {"max_position_embeddings": 2048},
     "helium": {"max_position_embeddings": 4096, "num_key_value_heads": 20},
     "hunyuan_v1_dense": {"max_position_embeddings": 2048},
@@ -206,6 +219,7 @@ _DEFAULTS: dict[str, dict[str, object]] = {
     "lfm2": {"max_position_embeddings": 128_000, "num_key_value_heads": 8},
     "lfm2_moe": {"max_position_embeddings": 128_000, "num_key_value_heads": 8},
     "llama": {"max_position_embeddings": 2048},
+    "mamba2": {"max_position_embeddings": 1 << 20},  # no position in it limits a text
     "minimax_m2": {"max_position_embeddings": 196_608, "num_key_value_heads": 8},
     "ministral": {"max_position_embeddings": 131_072, "num_key_value_heads": 8, "sliding_window": 4096},
     "ministral3": {
@@ -228,6 +242,7 @@ _DEFAULTS: dict[str, dict[str, object]] = {
     "mpt": {"max_seq_len": 2048, "attn_config": {}},
     "nanochat": {"max_position_embeddings": 2048, "final_logit_softcapping": 15.0},
     "nemotron": {"max_position_embeddings": 4096},
+    "nemotron_h": {"max_position_embeddings": 4096, "num_attention_heads": 32, "num_key_value_heads": 8},
     "olmo": {"max_position_embeddings": 2048},
     "olmo2": {"max_position_embeddings": 2048},
     "olmo3": {"max_position_embeddings": 2048},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
+from math import inf, prod
 from typing import Literal
 
 CACHE_STEP = 512  # tokens by which the key-value cache grows
@@ -183,7 +183,48 @@ class ShortConvolutionConfig:
         return ((self.kernel - 1, hidden_size),)
 
 
-StateConfig = ShortConvolutionConfig
+@dataclass(frozen=True, kw_only=True)
+class Mamba2Config:
+    """Mamba 2 (Dao and Gu, 2024). Heads of a group share the vectors that write to their states and read them.
+
+    part_scales: of what is projected: the gate, x, b, c, and the steps.
+    """
+
+    heads: int
+    head_dim: int
+    groups: int
+    state_dim: int
+    kernel: int
+    bias: bool = False
+    out_bias: bool | None = None  # of the output's projection; None: as `bias`
+    convolution_bias: bool = True
+    step_limits: tuple[float, float] = (0.0, inf)
+    norm_eps: float | None = None  # of the norm over each group's channels, if there is one
+    norm_before_gate: bool = False
+    part_scales: tuple[float, float, float, float, float] | None = None
+    out_scale: float = 1.0
+
+    @property
+    def width(self) -> int:
+        """Channels of all heads."""
+        return self.heads * self.head_dim
+
+    @property
+    def shared_width(self) -> int:
+        """Channels of b, and of c."""
+        return self.groups * self.state_dim
+
+    @property
+    def channels(self) -> int:
+        """What is convolved: x, b and c."""
+        return self.width + 2 * self.shared_width
+
+    def state_shapes(self, hidden_size: int) -> tuple[tuple[int, ...], ...]:
+        """Shapes of what it keeps of a text: the convolution's last inputs, and the states of its heads."""
+        return ((self.kernel - 1, self.channels), (self.heads, self.head_dim, self.state_dim))
+
+
+StateConfig = ShortConvolutionConfig | Mamba2Config
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,18 @@ from torch import Tensor, nn
 
 from gptcli.model.attention import Attention
 from gptcli.model.cache import KVCache
-from gptcli.model.config import BlockConfig, DecoderConfig, MlpConfig, MoeConfig, NormConfig, StateConfig
+from gptcli.model.config import (
+    BlockConfig,
+    DecoderConfig,
+    Mamba2Config,
+    MlpConfig,
+    MoeConfig,
+    NormConfig,
+    ShortConvolutionConfig,
+    StateConfig,
+)
 from gptcli.model.linear import Linear, project
+from gptcli.model.mamba2 import Mamba2
 from gptcli.model.mlp import Mlp, Moe
 from gptcli.model.norm import Norm
 from gptcli.model.position import AppendPosition, Position, RotaryTables
@@ -69,7 +79,11 @@ class Block(nn.Module):
 
 
 def _state_layer(config: StateConfig, hidden_size: int) -> nn.Module:
-    return ShortConvolution(config, hidden_size)
+    match config:
+        case ShortConvolutionConfig():
+            return ShortConvolution(config, hidden_size)
+        case Mamba2Config():
+            return Mamba2(config, hidden_size)
 
 
 def _mlp(config: MlpConfig | MoeConfig, hidden_size: int) -> nn.Module:

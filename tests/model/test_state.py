@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import gptcli.model.mamba2
 from gptcli.generation.speculation import PromptLookup
 from gptcli.generation.steps import SingleSteps
 from gptcli.model.cache import KVCache
@@ -17,7 +18,7 @@ from gptcli.runtime.torch_engine import TorchEngine
 from tests.parity.reference import write_reference
 from tests.parity.test_families import IDS, ROWS, engine_of, relative_error
 
-KINDS = ("lfm2",)
+KINDS = ("lfm2", "mamba2", "falcon_h1")
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -62,6 +63,13 @@ def test_a_text_that_leaves_a_prompt_before_its_end_runs_again_from_an_earlier_m
     cache.keep_common([*IDS[:9], 7])
     assert cache.length == 0
     assert goes_on(engine, cache, [*IDS[:9], 7])
+
+
+def test_a_scan_in_short_chunks_is_the_scan_in_one(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = engine.logits(IDS)
+    for module in (gptcli.model.mamba2,):
+        monkeypatch.setattr(module, "CHUNK", 5)
+    assert relative_error(engine.logits(IDS), whole) < 1e-5
 
 
 def test_nothing_is_lost_where_nothing_is_cut(engine: TorchEngine) -> None:

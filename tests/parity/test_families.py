@@ -75,6 +75,13 @@ OSS_YARN = {
     "rope_type": "yarn", "rope_theta": 150000.0, "factor": 4.0, "original_max_position_embeddings": 32,
     "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
 }  # fmt: skip
+MAMBA = {"hidden_size": 64, "num_heads": 8, "head_dim": 16, "residual_in_fp32": False}
+HYBRID = {"mamba_n_heads": 8, "mamba_d_state": 12, "mamba_n_groups": 2}
+NEMOTRON = {
+    "layers_block_type": ["linear_attention", "mlp", "full_attention", "moe", "linear_attention"], "head_dim": 16,
+    "mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 12, "n_routed_experts": 6,
+    "moe_intermediate_size": 24, "moe_shared_expert_intermediate_size": 40, "routed_scaling_factor": 2.5,
+}  # fmt: skip
 GPT = {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 128, "tie_word_embeddings": True}
 
 
@@ -90,7 +97,7 @@ class Row:
 
 
 CROSSED = "phi3, longrope crossed while decoding"  # after IDS
-GREEDY = ("llama", CROSSED, "lfm2", "lfm2_moe")
+GREEDY = ("llama", CROSSED, "lfm2", "lfm2_moe", "mamba2", "bamba", "granitemoehybrid", "falcon_h1", "nemotron_h")
 ROWS = [
     Row("llama", "llama", {"rms_norm_eps": 0.1}),
     Row("llama, one kv head, wide heads", "llama", {"rope_parameters": {"rope_theta": 5e5}},
@@ -248,6 +255,36 @@ ROWS = [
     Row("lfm2_moe", "lfm2_moe", {"routed_scaling_factor": 1.0}, {"layer_types": ["conv", "full_attention"] * 2,
          "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "num_dense_layers": 1,
          "routed_scaling_factor": 2.5}, ({"norm_topk_prob": False},)),
+    Row("mamba2", "mamba2", {"layer_norm_epsilon": 0.1}, MAMBA | {"state_size": 12, "n_groups": 2}),
+    Row("mamba2, biases, bounded steps", "mamba2", {"time_step_limit": [0.0, 1e9]}, MAMBA | {"state_size": 12,
+         "n_groups": 1, "use_bias": True, "use_conv_bias": False, "time_step_limit": [2.0, 3.0], "conv_kernel": 3}),
+    Row("bamba", "bamba", {"rms_norm_eps": 0.1}, HYBRID | {"attn_layer_indices": [1, 3]},
+         ({"rope_parameters": {"rope_theta": 500.0, "partial_rotary_factor": 0.5}},)),
+    Row("bamba, biases", "bamba", {"rms_norm_eps": 0.1}, HYBRID | {"attn_layer_indices": [2], "mamba_proj_bias": True,
+         "attention_bias": True, "mlp_bias": True, "mamba_conv_bias": False}),
+    Row("granitemoehybrid", "granitemoehybrid", {"residual_multiplier": 1.0}, HYBRID | {"num_local_experts": 5,
+         "shared_intermediate_size": 40, "residual_multiplier": 0.3, "embedding_multiplier": 6.0,
+         "layer_types": ["linear_attention", "full_attention"] * 2}, ({"num_experts_per_tok": 1},
+         {"position_embedding_type": "rope"})),
+    Row("granitemoehybrid, no experts, rope", "granitemoehybrid", {"position_embedding_type": "nope"}, HYBRID | {
+         "num_local_experts": 0, "shared_intermediate_size": 40, "attention_multiplier": 0.1, "logits_scaling": 4.0,
+         "position_embedding_type": "rope", "layer_types": ["linear_attention", "full_attention"] * 2}),
+    Row("falcon_h1", "falcon_h1", {"key_multiplier": 1.0}, HYBRID | {"mamba_d_ssm": 96, "mamba_n_heads": 6,
+         "mamba_d_head": 16, "key_multiplier": 0.3, "attention_in_multiplier": 1.4, "attention_out_multiplier": 0.7,
+         "ssm_in_multiplier": 1.3, "ssm_out_multiplier": 0.6, "ssm_multipliers": [0.5, 0.7, 0.9, 1.1, 1.3],
+         "mlp_multipliers": [0.8, 0.6], "embedding_multiplier": 5.0, "lm_head_multiplier": 0.2},
+         ({"ssm_multipliers": [1.0] * 5}, {"attention_in_multiplier": 1.0}, {"attention_out_multiplier": 1.0},
+         {"ssm_in_multiplier": 1.0}, {"ssm_out_multiplier": 1.0}, {"mlp_multipliers": [1.0, 0.6]},
+         {"mlp_multipliers": [0.8, 1.0]}, {"lm_head_multiplier": 1.0}, {"embedding_multiplier": 1.0})),
+    Row("falcon_h1, norm after gate, biases", "falcon_h1", {"mamba_norm_before_gate": True}, HYBRID | {
+         "mamba_d_ssm": 128, "mamba_rms_norm": True, "mamba_norm_before_gate": False, "projectors_bias": True,
+         "attention_bias": True, "mlp_bias": True, "mamba_proj_bias": True}),
+    Row("falcon_h1, norm before gate", "falcon_h1", {"mamba_norm_before_gate": False}, HYBRID | {
+         "mamba_d_ssm": None, "mamba_rms_norm": True}),
+    Row("nemotron_h", "nemotron_h", {"layer_norm_epsilon": 0.1}, NEMOTRON, ({"routed_scaling_factor": 1.0},
+         {"mlp_hidden_act": "relu"}, {"norm_topk_prob": False})),
+    Row("nemotron_h, biases, bounded steps", "nemotron_h", {"time_step_min": 0.001}, NEMOTRON | {"use_bias": True,
+         "mlp_bias": True, "use_conv_bias": False, "time_step_min": 2.0, "norm_topk_prob": False}),
     Row("xglm", "xglm", {"scale_embedding": False}, {"d_model": 64, "ffn_dim": 112, "num_layers": 3,
          "attention_heads": 4}),
 ]  # fmt: skip

@@ -19,6 +19,7 @@ from gptcli.model.config import (
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
+    Mamba2Config,
     MlpConfig,
     MoeConfig,
     NormConfig,
@@ -44,7 +45,7 @@ SCALINGS: list[RopeScaling | None] = [
     YarnScaling(factor=4.0, original_context=16, magnitude=1.0),
     LongRopeScaling(short=(1.0,) * 4, long=(2.0,) * 4, original_context=16, magnitude=1.0),
 ]
-NEVER_LOWERED = {Alibi, PositionScale, ShortConvolutionConfig}
+NEVER_LOWERED = {Alibi, PositionScale, ShortConvolutionConfig, Mamba2Config}
 
 
 @pytest.fixture(scope="module")

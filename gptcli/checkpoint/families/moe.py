@@ -201,11 +201,13 @@ def _expert_recipes(
     if f"{mlx}down_proj.weight" in tensors:
         return _stacked_recipes(mlx, leaf="weight")
 
+    rows = (gate, up) if moe.expert.gated else (up,)
+
     def stacked(*names: str) -> Recipe:
         each = ([Take(f"{root}experts.{expert}.{name}.weight") for name in names] for expert in range(moe.experts))
         return Stack(tuple(map(joined, each)))
 
-    return {"up.weight": stacked(gate, up), "down.weight": stacked(down)}
+    return {"up.weight": stacked(*rows), "down.weight": stacked(down)}
 
 
 def _stacked_recipes(experts: str, leaf: str) -> dict[str, Recipe]:

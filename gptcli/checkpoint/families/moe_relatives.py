@@ -27,7 +27,7 @@ from gptcli.errors import UnsupportedArchitecture
 from gptcli.model.config import LongRopeScaling, MlpConfig, MoeConfig, NormConfig, QkNormConfig, RopeConfig
 
 _COMMON = ExpertNames()
-_GRANITE = ExpertNames(
+GRANITE = ExpertNames(
     "block_sparse_moe.",
     "router.layer",
     stacked=("input_linear.weight", "output_linear.weight"),
@@ -78,16 +78,20 @@ def granitemoeshared(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 
 def _granite(hf: HfConfig, tensors: Collection[str], shared: MlpConfig | None) -> Architecture:
-    expert = llama_mlp(hf)
-    moe = MoeConfig(
-        expert=expert,
+    moe = granite_mixture(hf, shared)
+    return with_experts(granite_config(hf, moe.expert), tensors, lambda layer: moe, GRANITE.recipes)
+
+
+def granite_mixture(hf: HfConfig, shared: MlpConfig | None) -> MoeConfig:
+    """Granite's experts, and perhaps one that sees every token."""
+    return MoeConfig(
+        expert=llama_mlp(hf),
         experts=experts_of(hf, 8),
         top_k=hf.integer("num_experts_per_tok", 2),
         renormalize=True,
         shared=shared,
         shared_gate=shared is None,
     )
-    return with_experts(granite_config(hf, expert), tensors, lambda layer: moe, _GRANITE.recipes)
 
 
 def glm4_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
@@ -97,7 +101,7 @@ def glm4_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     config = llama_config(hf, norm=rms(hf, 1e-5), bias=False, head_dim=head_dim, rope=rope)
     qk_norm = QkNormConfig(norm=config.norm, over="head") if hf.flag("use_qk_norm", False) else None
     config = with_attention(config, qkv_bias=hf.flag("attention_bias", False), qk_norm=qk_norm)
-    moe = _sigmoid(hf, renormalize=True, experts=128, top_k=8, width=1408)
+    moe = sigmoid_mixture(hf, renormalize=True, experts=128, top_k=8, width=1408)
     architecture = with_experts(config, tensors, _after_dense(hf, moe, 1), _COMMON.recipes)
     # Layers that predict tokens further ahead follow the others.
     ahead = range(hf.layers, hf.layers + hf.integer("num_nextn_predict_layers", 1, low=0))
@@ -114,11 +118,11 @@ def dots1(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     config = llama_config(hf)
     config = with_attention(config, qk_norm=QkNormConfig(norm=config.norm, over="head"))
     config = with_attention_per_layer(config, window=windows(types, window))
-    moe = _sigmoid(hf, renormalize=False, experts=1, top_k=1, width=1408)
+    moe = sigmoid_mixture(hf, renormalize=False, experts=1, top_k=1, width=1408)
     return with_experts(config, tensors, _after_dense(hf, moe, 0), _COMMON.recipes)
 
 
-def _sigmoid(hf: HfConfig, *, renormalize: bool, experts: int, top_k: int, width: int) -> MoeConfig:
+def sigmoid_mixture(hf: HfConfig, *, renormalize: bool, experts: int, top_k: int, width: int) -> MoeConfig:
     """A sigmoid router with a correction and groups, and a shared expert; the arguments are defaults."""
     expert = expert_of(hf, "moe_intermediate_size", width)
     return MoeConfig(
