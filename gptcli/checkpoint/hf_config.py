@@ -284,6 +284,10 @@ class HfConfig:
         parameters = self._object("rope_scaling") or self._object("rope_parameters")
         return HfConfig(parameters, f"{self._where}: rope").nonzero(name)
 
+    def ignore_in_rope(self, *names: str) -> None:
+        """Accepts fields among RoPE's settings that have no effect in this model. Call it before `rope`."""
+        self._rope_extras.update(names)
+
     @property
     def rope_type(self) -> str:
         """The name of RoPE's type."""

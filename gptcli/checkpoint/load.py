@@ -20,6 +20,7 @@ from gptcli.checkpoint.formats import Ggml
 from gptcli.checkpoint.recipes import (
     Concat,
     EvensThenOdds,
+    GroupsToParts,
     HeadsToQkv,
     LowRankUpdate,
     PairsToHalves,
@@ -178,6 +179,8 @@ def cook(recipe: Recipe, source: TensorSource) -> Tensor | PackedWeight:
             return _reordered(cook(operand, source), lambda rows: _pairs_to_halves(rows, heads, dim, others))
         case HeadsToQkv():
             return _reordered(cook(recipe.operand, source), partial(_heads_to_qkv, recipe))
+        case GroupsToParts(operand):
+            return _reordered(cook(operand, source), partial(_groups_to_parts, recipe))
         case WithoutFirst(operand, count):
             return _reordered(cook(operand, source), lambda rows: rows[count:])
         case Product(left, right, transposed):
@@ -232,6 +235,14 @@ def _heads_to_qkv(recipe: HeadsToQkv, rows: Tensor) -> Tensor:
     q, first, second = rows.view(recipe.groups, queries + 2, -1).tensor_split([queries, queries + 1], dim=1)
     k, v = (second, first) if recipe.values_first else (first, second)
     return torch.cat([q.flatten(), k.flatten(), v.flatten()])
+
+
+def _groups_to_parts(recipe: GroupsToParts, rows: Tensor) -> Tensor:
+    """Row indices (rows,), now those of one part in all groups, then of the next."""
+    grouped = rows.view(recipe.groups, -1)
+    unit = grouped.shape[1] // sum(recipe.parts)
+    parts = torch.split(grouped, [unit * part for part in recipe.parts], 1)
+    return torch.cat([parts[index].flatten() for index in recipe.order or range(len(parts))])
 
 
 def _sinusoids(recipe: Sinusoids) -> Tensor:

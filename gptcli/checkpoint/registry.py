@@ -36,6 +36,13 @@ from gptcli.checkpoint.families.moe_relatives import (
 from gptcli.checkpoint.families.olmo import olmo, olmo2, olmo3
 from gptcli.checkpoint.families.open_gpts import bloom, codegen, falcon, gpt_bigcode, mpt, opt, xglm
 from gptcli.checkpoint.families.plain_mlp import apertus, arcee, nanochat, nemotron
+from gptcli.checkpoint.families.qwen_hybrid import (
+    qwen3_5,
+    qwen3_5_moe,
+    qwen3_5_moe_text,
+    qwen3_5_text,
+    qwen3_next,
+)
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.errors import UnsupportedArchitecture
@@ -103,7 +110,12 @@ FAMILIES: dict[str, Family] = {
     "qwen2": qwen2,
     "qwen2_moe": qwen2_moe,
     "qwen3": qwen3,
+    "qwen3_5": qwen3_5,
+    "qwen3_5_moe": qwen3_5_moe,
+    "qwen3_5_moe_text": qwen3_5_moe_text,
+    "qwen3_5_text": qwen3_5_text,
     "qwen3_moe": qwen3_moe,
+    "qwen3_next": qwen3_next,
     "seed_oss": seed_oss,
     "smollm3": smollm3,
     "stablelm": stablelm,
@@ -256,6 +268,9 @@ _DEFAULTS: dict[str, dict[str, object]] = {
     "qwen2_moe": {"max_position_embeddings": 32_768, "num_key_value_heads": 16, "sliding_window": 4096},
     "qwen3": {"max_position_embeddings": 32_768, "num_key_value_heads": 32, "sliding_window": 4096},
     "qwen3_moe": {"max_position_embeddings": 32_768, "num_key_value_heads": 4, "sliding_window": 4096},
+    "qwen3_5_moe_text": {"max_position_embeddings": 32_768, "num_key_value_heads": 2},
+    "qwen3_5_text": {"max_position_embeddings": 32_768, "num_key_value_heads": 4},
+    "qwen3_next": {"max_position_embeddings": 32_768, "num_key_value_heads": 2},
     "seed_oss": {"max_position_embeddings": 524_288, "num_key_value_heads": 8, "head_dim": 128},
     "smollm3": {"max_position_embeddings": 32_768, "num_key_value_heads": 4},
     "stablelm": {"max_position_embeddings": 4096, "num_key_value_heads": 32},

@@ -128,6 +128,7 @@ class AttentionConfig:
     clip: float | None = None  # bound on q, k and v as they are projected
     softcap: float | None = None  # scores become tanh(scores / softcap) * softcap
     sinks: bool = False  # each head has a learned logit that takes part in the softmax and is dropped
+    gated: bool = False  # what the heads return is multiplied by a sigmoid, projected with q
     out_scale: float = 1.0  # of what it adds to the residual stream
 
 
@@ -224,7 +225,33 @@ class Mamba2Config:
         return ((self.kernel - 1, self.channels), (self.heads, self.head_dim, self.state_dim))
 
 
-StateConfig = ShortConvolutionConfig | Mamba2Config
+@dataclass(frozen=True, kw_only=True)
+class DeltaNetConfig:
+    """Gated DeltaNet (Yang et al., 2024). `heads` of values share `key_heads` of keys and queries, evenly."""
+
+    heads: int
+    key_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+    norm: NormConfig  # of what each head reads
+
+    @property
+    def width(self) -> int:
+        """Channels of all values."""
+        return self.heads * self.value_dim
+
+    @property
+    def channels(self) -> int:
+        """What is convolved: q, k and v."""
+        return 2 * self.key_heads * self.key_dim + self.width
+
+    def state_shapes(self, hidden_size: int) -> tuple[tuple[int, ...], ...]:
+        """Shapes of what it keeps of a text: the convolution's last inputs, and the states of its heads."""
+        return ((self.kernel - 1, self.channels), (self.heads, self.key_dim, self.value_dim))
+
+
+StateConfig = ShortConvolutionConfig | Mamba2Config | DeltaNetConfig
 
 
 @dataclass(frozen=True, kw_only=True)

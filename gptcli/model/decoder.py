@@ -10,6 +10,7 @@ from gptcli.model.cache import KVCache
 from gptcli.model.config import (
     BlockConfig,
     DecoderConfig,
+    DeltaNetConfig,
     Mamba2Config,
     MlpConfig,
     MoeConfig,
@@ -17,6 +18,7 @@ from gptcli.model.config import (
     ShortConvolutionConfig,
     StateConfig,
 )
+from gptcli.model.delta_net import DeltaNet
 from gptcli.model.linear import Linear, project
 from gptcli.model.mamba2 import Mamba2
 from gptcli.model.mlp import Mlp, Moe
@@ -84,6 +86,8 @@ def _state_layer(config: StateConfig, hidden_size: int) -> nn.Module:
             return ShortConvolution(config, hidden_size)
         case Mamba2Config():
             return Mamba2(config, hidden_size)
+        case DeltaNetConfig():
+            return DeltaNet(config, hidden_size)
 
 
 def _mlp(config: MlpConfig | MoeConfig, hidden_size: int) -> nn.Module:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import gptcli.model.delta_net
 import gptcli.model.mamba2
 from gptcli.generation.speculation import PromptLookup
 from gptcli.generation.steps import SingleSteps
@@ -18,7 +19,7 @@ from gptcli.runtime.torch_engine import TorchEngine
 from tests.parity.reference import write_reference
 from tests.parity.test_families import IDS, ROWS, engine_of, relative_error
 
-KINDS = ("lfm2", "mamba2", "falcon_h1")
+KINDS = ("lfm2", "mamba2", "falcon_h1", "qwen3_next")
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -67,7 +68,7 @@ def test_a_text_that_leaves_a_prompt_before_its_end_runs_again_from_an_earlier_m
 
 def test_a_scan_in_short_chunks_is_the_scan_in_one(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = engine.logits(IDS)
-    for module in (gptcli.model.mamba2,):
+    for module in (gptcli.model.mamba2, gptcli.model.delta_net):
         monkeypatch.setattr(module, "CHUNK", 5)
     assert relative_error(engine.logits(IDS), whole) < 1e-5
 

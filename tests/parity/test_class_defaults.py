@@ -15,8 +15,9 @@ from gptcli.checkpoint.recipes import Architecture
 from gptcli.checkpoint.registry import FAMILIES, architecture_of
 from gptcli.errors import BrokenCheckpoint
 
+WITH_VISION = {"gemma3", "qwen3_5", "qwen3_5_moe"}  # whose text_config is of another type
 WINDOW = {"use_sliding_window": True, "max_window_layers": 3}
-CASES = [(model_type, {}) for model_type in sorted(set(FAMILIES) - {"gemma3"})]  # its text_config is a gemma3_text
+CASES = [(model_type, {}) for model_type in sorted(set(FAMILIES) - WITH_VISION)]
 CASES += [(model_type, WINDOW) for model_type in ("qwen2", "qwen2_moe", "qwen3")]
 # Fields that no real config leaves out, so we may refuse a config without them.
 NEVER_LEFT_OUT = set(

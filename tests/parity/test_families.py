@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration,
+)
 
 import gptcli.model.attention
 import gptcli.model.cache
@@ -75,6 +82,10 @@ OSS_YARN = {
     "rope_type": "yarn", "rope_theta": 150000.0, "factor": 4.0, "original_max_position_embeddings": 32,
     "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
 }  # fmt: skip
+DELTA = {
+    "head_dim": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 12,
+    "linear_value_head_dim": 16, "layer_types": ["linear_attention", "full_attention"] * 2,
+}  # fmt: skip
 MAMBA = {"hidden_size": 64, "num_heads": 8, "head_dim": 16, "residual_in_fp32": False}
 HYBRID = {"mamba_n_heads": 8, "mamba_d_state": 12, "mamba_n_groups": 2}
 NEMOTRON = {
@@ -97,7 +108,20 @@ class Row:
 
 
 CROSSED = "phi3, longrope crossed while decoding"  # after IDS
-GREEDY = ("llama", CROSSED, "lfm2", "lfm2_moe", "mamba2", "bamba", "granitemoehybrid", "falcon_h1", "nemotron_h")
+GREEDY = (
+    "llama",
+    CROSSED,
+    "lfm2",
+    "lfm2_moe",
+    "mamba2",
+    "bamba",
+    "granitemoehybrid",
+    "falcon_h1",
+    "nemotron_h",
+    "qwen3_next",
+    "qwen3_5",
+    "qwen3_5_moe",
+)
 ROWS = [
     Row("llama", "llama", {"rms_norm_eps": 0.1}),
     Row("llama, one kv head, wide heads", "llama", {"rope_parameters": {"rope_theta": 5e5}},
@@ -285,6 +309,16 @@ ROWS = [
          {"mlp_hidden_act": "relu"}, {"norm_topk_prob": False})),
     Row("nemotron_h, biases, bounded steps", "nemotron_h", {"time_step_min": 0.001}, NEMOTRON | {"use_bias": True,
          "mlp_bias": True, "use_conv_bias": False, "time_step_min": 2.0, "norm_topk_prob": False}),
+    Row("qwen3_next", "qwen3_next", {"norm_topk_prob": False}, DELTA | QWEN_MOE | {"mlp_only_layers": [1],
+         "shared_expert_intermediate_size": 40},
+         ({"rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 1.0}}, {"rms_norm_eps": 0.1})),
+    Row("qwen3_next, biases, as many keys as values", "qwen3_next", {"rms_norm_eps": 0.1}, DELTA | QWEN_MOE | {
+         "linear_num_key_heads": 4, "attention_bias": True, "linear_conv_kernel_dim": 3, "full_attention_interval": 2,
+         "mlp_only_layers": [0, 1, 2, 3], "layer_types": None}),
+    Row("qwen3_5", "qwen3_5_text", {"rms_norm_eps": 0.1}, DELTA,
+         ({"rope_parameters": {"rope_theta": 500.0, "partial_rotary_factor": 0.25}},)),
+    Row("qwen3_5_moe", "qwen3_5_moe_text", {"num_experts_per_tok": 1}, DELTA | QWEN_MOE | {
+         "shared_expert_intermediate_size": 40}),
     Row("xglm", "xglm", {"scale_embedding": False}, {"d_model": 64, "ffn_dim": 112, "num_layers": 3,
          "attention_heads": 4}),
 ]  # fmt: skip
@@ -523,4 +557,23 @@ def test_the_text_of_a_gemma3_with_vision_is_the_references(tmp_path: Path) -> N
     config = Gemma3Config(text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14})
     model = randomized(Gemma3ForConditionalGeneration(config))
     model.save_pretrained(tmp_path)
+    assert relative_error(engine_of(tmp_path).logits(IDS), Reference(tmp_path, model).logits(IDS)) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("config_class", "model_class", "fields"),
+    [
+        (Qwen3_5Config, Qwen3_5ForConditionalGeneration, {}),
+        (Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration, QWEN_MOE | {"shared_expert_intermediate_size": 40}),
+    ],
+)
+def test_the_text_of_a_qwen3_5_with_vision_is_the_references(
+    tmp_path: Path, config_class: Any, model_class: Any, fields: dict[str, Any]
+) -> None:
+    text = {name: value for name, value in BASE.items() if name != "pad_token_id"} | DELTA | fields
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64}
+    model = randomized(model_class(config_class(text_config=text, vision_config=vision)))
+    model.save_pretrained(tmp_path)
+    folder = ModelFolder.open(tmp_path)
+    assert not folder.notes
     assert relative_error(engine_of(tmp_path).logits(IDS), Reference(tmp_path, model).logits(IDS)) < TOLERANCE

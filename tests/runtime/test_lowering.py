@@ -16,6 +16,7 @@ from gptcli.model.config import (
     AttentionConfig,
     BlockConfig,
     DecoderConfig,
+    DeltaNetConfig,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
@@ -45,7 +46,7 @@ SCALINGS: list[RopeScaling | None] = [
     YarnScaling(factor=4.0, original_context=16, magnitude=1.0),
     LongRopeScaling(short=(1.0,) * 4, long=(2.0,) * 4, original_context=16, magnitude=1.0),
 ]
-NEVER_LOWERED = {Alibi, PositionScale, ShortConvolutionConfig, Mamba2Config}
+NEVER_LOWERED = {Alibi, PositionScale, ShortConvolutionConfig, Mamba2Config, DeltaNetConfig}
 
 
 @pytest.fixture(scope="module")

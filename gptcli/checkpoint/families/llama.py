@@ -252,10 +252,12 @@ def llama_architecture(
     *,
     norm_weight: Transform = unchanged,
     pairs: bool = False,
+    q_rows: Transform = unchanged,
 ) -> Architecture:
     """The architecture for tensors with Llama's names, or with those in `names`.
 
-    norm_weight: applied to every norm's weight. pairs: RoPE turns neighbouring channels, not halves.
+    norm_weight: applied to every norm's weight. pairs: RoPE turns neighbouring channels, not halves. q_rows: applied to
+    the projection to q.
     """
     prefix = root_of(tensors)
     parameters = Parameters({"embed.weight": Take(f"{prefix}{names.embedding}.weight")})
@@ -271,9 +273,9 @@ def llama_architecture(
                 name = getattr(names, norm)
                 parameters.norm(ours + norm, name and theirs + name, config.norm, norm_weight)
         if block.attention is not None:
-            attention_parameters(parameters, ours, theirs, block.attention, names, norm_weight, pairs)
+            attention_parameters(parameters, ours, theirs, block.attention, names, norm_weight, q_rows, pairs)
         if block.state is not None:
-            state_parameters(parameters, f"{ours}state", theirs + names.state, block.state)
+            state_parameters(parameters, f"{ours}state", theirs + names.state, block.state, tensors)
         if isinstance(block.mlp, MlpConfig):
             parameters.linear(f"{ours}mlp.up", [theirs + name for name in names.up], block.mlp.bias)
             parameters.linear(f"{ours}mlp.down", [theirs + names.down], block.mlp.bias)
@@ -290,10 +292,11 @@ def attention_parameters(
     attention: AttentionConfig,
     names: Names,
     norm_weight: Transform,
+    q_rows: Transform,
     pairs: bool,
 ) -> None:
     """Adds the recipes of one layer's attention."""
-    rows: Sequence[Transform] = ()
+    rows: Sequence[Transform] = () if q_rows is unchanged else (q_rows, unchanged, unchanged)
     channels: Transform = unchanged  # of weights (heads, head_dim)
     if pairs and attention.rope is not None:
         dim = attention.rope.dim
