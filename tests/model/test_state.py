@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import gptcli
 import gptcli.model.delta_net
 import gptcli.model.mamba2
 from gptcli.generation.speculation import PromptLookup
@@ -18,6 +20,7 @@ from gptcli.runtime.engine import never_cancelled, no_progress
 from gptcli.runtime.torch_engine import TorchEngine
 from tests.parity.reference import write_reference
 from tests.parity.test_families import IDS, ROWS, engine_of, relative_error
+from tests.tiny import make_model
 
 KINDS = ("lfm2", "mamba2", "falcon_h1", "qwen3_next")
 
@@ -136,6 +139,35 @@ def test_choices_after_one_prompt_do_not_run_it_again(engine: TorchEngine, monke
         for score, row, token in zip(scores, wanted, choice, strict=True):
             assert abs(score.logprob - float(row[token])) < 1e-4
     assert ran == [19, 2, 2]
+
+
+@pytest.mark.parametrize("title", KINDS)
+def test_a_conversation_that_goes_back_answers_as_one_that_never_went_there(tmp_path: Path, title: str) -> None:
+    row = next(row for row in ROWS if row.title == title)
+    path = write_reference(tmp_path, row.model_type, **(row.config | {"vocab_size": 320})).path
+    for file in make_model(tmp_path / "tiny").glob("tokenizer*.json"):
+        file.rename(path / file.name)
+
+    def conversation() -> Any:
+        session = gptcli.load(path, device="cpu", dtype="fp32", quantize="none").session()
+        for name, value in (("temperature", "0"), ("max_tokens", "6"), ("ignore_eos", "on")):
+            session.change(name, value)
+        return session
+
+    def answer(events: Any) -> tuple[int, ...]:
+        *_, finished = events
+        return finished.ids
+
+    session, straight = conversation(), conversation()
+    first = answer(session.send("In a small town"))
+    second = answer(session.send("lived a clockmaker"))
+    assert answer(session.retry()) == second
+    session.undo()
+    answer(session.send("and a bell"))
+    session.undo()
+    session.undo()
+    assert answer(session.send("In a small town")) == first == answer(straight.send("In a small town"))
+    assert answer(session.send("there were 3 bells")) == answer(straight.send("there were 3 bells"))
 
 
 def test_nothing_is_drafted_and_the_text_is_the_same(engine: TorchEngine) -> None:

@@ -75,6 +75,7 @@ def _config(hf: HfConfig, width: int, types: Sequence[object]) -> DecoderConfig:
     norm = NormConfig(kind="rms", eps=hf.number("norm_eps", 1e-5))
     rope = llama_rope(hf, theta=1_000_000.0)
     tied = hf.flag("tie_embedding", hf.flag("tie_word_embeddings", True))
+    hf.expect("num_heads", hf.heads_of("num_attention_heads"))  # by its older name
     config = llama_config(hf, norm=norm, bias=False, mlp=MlpConfig(width=width), rope=rope)
     config = replace(with_attention(config, qk_norm=QkNormConfig(norm=norm, over="head")), tied_head=tied)
     state = ShortConvolutionConfig(kernel=hf.integer("conv_L_cache", 3, high=64), bias=hf.flag("conv_bias", False))

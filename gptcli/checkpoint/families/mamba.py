@@ -163,7 +163,7 @@ def nemotron_h(hf: HfConfig, tensors: Collection[str]) -> Architecture:
         "residual_in_fp32", "rescale_prenorm_residual", "chunk_size", "expand", "num_hidden_layers",
         "num_logits_to_keep", "use_mamba_kernels", "mamba_proj_bias", "mamba_ssm_cache_dtype", "hidden_dropout",
         "moe_shared_expert_overlap", "time_step_max", "time_step_floor", "time_step_limit", "attention_bias",
-        "num_nextn_predict_layers", "mtp_layers_block_type", "mtp_hybrid_override_pattern",
+        "num_nextn_predict_layers", "rms_norm_eps", "mtp_layers_block_type", "mtp_hybrid_override_pattern",
     )  # fmt: skip
     hidden = hf.integer("hidden_size")
     norm = NormConfig(kind="rms", eps=hf.number("layer_norm_epsilon", 1e-5), wide_scale=True)
