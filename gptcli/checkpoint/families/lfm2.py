@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from gptcli.checkpoint.families.layer_configs import with_attention, with_state
+from gptcli.checkpoint.families.layer_configs import check_types, with_attention, with_state
 from gptcli.checkpoint.families.llama import Names, llama_architecture, llama_config, llama_rope
 from gptcli.checkpoint.families.moe import ExpertNames, expert_of, experts_of, with_experts
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
-from gptcli.errors import UnsupportedArchitecture
 from gptcli.model.config import (
     DecoderConfig,
     MlpConfig,
@@ -69,9 +68,7 @@ def lfm2_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 def _config(hf: HfConfig, width: int, types: Sequence[object]) -> DecoderConfig:
     """types: those of the layers, unless `layer_types` says them."""
     types = hf.per_layer("layer_types", hf.layers) or types
-    unknown = {str(kind) for kind in types} - {"full_attention", "conv"}
-    if unknown:
-        raise UnsupportedArchitecture(f"config.json: layer type {min(unknown)!r} is not supported")
+    check_types(types, "full_attention", "conv")
     norm = NormConfig(kind="rms", eps=hf.number("norm_eps", 1e-5))
     rope = llama_rope(hf, theta=1_000_000.0)
     tied = hf.flag("tie_embedding", hf.flag("tie_word_embeddings", True))

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from math import inf
 
-from gptcli.checkpoint.families.layer_configs import activation, head_dim_of, with_attention, with_state
+from gptcli.checkpoint.families.layer_configs import activation, check_types, head_dim_of, with_attention, with_state
 from gptcli.checkpoint.families.llama import (
     Names,
     granite_config,
@@ -20,7 +20,7 @@ from gptcli.checkpoint.families.moe import ExpertNames, with_experts
 from gptcli.checkpoint.families.moe_relatives import GRANITE, granite_mixture, sigmoid_mixture
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
-from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
+from gptcli.errors import BrokenCheckpoint
 from gptcli.model.config import (
     AttentionConfig,
     BlockConfig,
@@ -223,9 +223,7 @@ def _nemotron_kinds(hf: HfConfig) -> list[str]:
 
 def _kinds(types: Sequence[object], *known: str) -> list[str]:
     """Layer types by their shortest names. Raises UnsupportedArchitecture for one that is not among `known`."""
-    unknown = {str(kind) for kind in types if _KINDS.get(str(kind)) not in known}
-    if unknown:
-        raise UnsupportedArchitecture(f"config.json: layer type {min(unknown)!r} is not supported")
+    check_types(types, *(name for name, kind in _KINDS.items() if kind in known))
     return [_KINDS[str(kind)] for kind in types]
 
 

@@ -9,12 +9,12 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 
-from gptcli.checkpoint.families.layer_configs import with_attention, with_state
+from gptcli.checkpoint.families.layer_configs import check_types, with_attention, with_state
 from gptcli.checkpoint.families.llama import Names, llama_config, llama_head_dim, llama_mlp, llama_rope, rms
 from gptcli.checkpoint.families.moe import QWEN, expert_of, experts_of, qwen_layers, with_experts
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture, GroupsToParts, PlusOne
-from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
+from gptcli.errors import BrokenCheckpoint
 from gptcli.model.config import DecoderConfig, DeltaNetConfig, MlpConfig, MoeConfig, NormConfig, QkNormConfig
 
 _MOST_CHANNELS = 4096  # of a head, and tokens of a convolution: more than any known model has
@@ -96,8 +96,7 @@ def _config(hf: HfConfig, mlp: MlpConfig) -> DecoderConfig:
     types = hf.per_layer("layer_types", hf.layers)
     if types is None:
         types = ["linear_attention" if (layer + 1) % interval else "full_attention" for layer in range(hf.layers)]
-    if unknown := {str(kind) for kind in types} - {"linear_attention", "full_attention"}:
-        raise UnsupportedArchitecture(f"config.json: layer type {min(unknown)!r} is not supported")
+    check_types(types, "linear_attention", "full_attention")
     return with_state(config, _delta_net(hf, norm), [kind == "linear_attention" for kind in types])
 
 

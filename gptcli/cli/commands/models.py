@@ -350,7 +350,7 @@ def _facts(lm: LanguageModel) -> dict[str, Any]:
         "bytes": {
             "on_disk": LocalModel(lm.name, folder.path).size,
             **weight_bytes(lm),
-            "cache_a_token_in_fp32": config.cache_bytes(1, 4),
+            "cache_a_token_in_fp32": config.cache_bytes(1, 4) - config.cache_bytes(0, 4),
             "cache_of_full_context_in_fp32": config.cache_bytes(config.max_context, 4),
         },
         "notes": [str(note) for note in lm.notes],
