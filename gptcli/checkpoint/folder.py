@@ -82,6 +82,11 @@ class ModelFolder:
         left_over = {
             "config.json: fields that nothing reads": fields,
             "tensors that nothing uses": tuple(self._unused(self.architecture)),
+            "layers that predict tokens further ahead, and that nothing uses": tuple(
+                prefix.rstrip("._")
+                for prefix in self.architecture.ahead
+                if any(name.startswith(prefix) for name in self.weights)
+            ),
             "tensors that only the index names": self.not_in_shards,
             "eos_token_id outside the vocabulary": tuple(map(str, self._stops_outside)),
         }
@@ -169,7 +174,7 @@ class ModelFolder:
     def _unused(self, architecture: Architecture) -> list[str]:
         """Tensors that nothing uses, except those that the family and its packed formats always leave unused."""
         wanted = {name for recipe in architecture.parameters.values() for name in sources(recipe)}
-        suffixes, prefixes = architecture.unused_suffixes, architecture.unused_prefixes
+        suffixes, prefixes = architecture.unused_suffixes, (*architecture.unused_prefixes, *architecture.ahead)
         return [
             name
             for name in self.weights

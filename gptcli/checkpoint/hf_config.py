@@ -103,6 +103,10 @@ class HfConfig:
         given = {name: value for name, value in self._fields.items() if value is not None or name != "rope_parameters"}
         return self._like(HfConfig({**defaults, **given}, self._where), self._prefix)
 
+    def of_type(self, model_type: str) -> HfConfig:
+        """The same config by the name of another family."""
+        return self._like(HfConfig({**self._fields, "model_type": model_type}, self._where), self._prefix)
+
     def renamed(self, other_names: Mapping[str, str]) -> HfConfig:
         """The same config by the names that the family reads. Raises BrokenCheckpoint if both are given and differ."""
         fields = dict(self._fields)
@@ -432,17 +436,19 @@ def _is_nested(fields: Mapping[str, Any]) -> bool:
     return any(isinstance(value, dict) for value in fields.values())
 
 
-def _yarn_magnitude(rope: HfConfig, factor: float) -> float:
-    def mscale(weight: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+def yarn_mscale(factor: float, weight: float) -> float:
+    """What a context stretched by a factor multiplies queries and keys by (Peng et al., 2023)."""
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
+
+def _yarn_magnitude(rope: HfConfig, factor: float) -> float:
     given = rope.optional_number("attention_factor")
     numerator, denominator = rope.nonzero("mscale"), rope.nonzero("mscale_all_dim")
     if given is not None:
         return given
     if numerator is None or denominator is None:
-        return mscale(1.0)
-    return mscale(numerator) / mscale(denominator)
+        return yarn_mscale(factor, 1.0)
+    return yarn_mscale(factor, numerator) / yarn_mscale(factor, denominator)
 
 
 def _longrope_magnitude(rope: HfConfig, context: int, original: int) -> float:

@@ -21,6 +21,7 @@ from gptcli.checkpoint.recipes import (
     Concat,
     EvensThenOdds,
     GroupsToParts,
+    HeadRows,
     HeadsToQkv,
     LowRankUpdate,
     PairsToHalves,
@@ -175,8 +176,10 @@ def cook(recipe: Recipe, source: TensorSource) -> Tensor | PackedWeight:
             return _dense(value).mT.contiguous() if is_transposed(operand, source.stored) else value
         case PlusOne(operand):
             return _fp32(operand, source) + 1
-        case PairsToHalves(operand, heads, dim, others):
-            return _reordered(cook(operand, source), lambda rows: _pairs_to_halves(rows, heads, dim, others))
+        case PairsToHalves(operand):
+            return _reordered(cook(operand, source), partial(_pairs_to_halves, recipe))
+        case HeadRows(keys, values):
+            return torch.cat([_fp32(keys, source).mT, _fp32(values, source)], 1).flatten(0, 1)
         case HeadsToQkv():
             return _reordered(cook(recipe.operand, source), partial(_heads_to_qkv, recipe))
         case GroupsToParts(operand):
@@ -222,11 +225,12 @@ def _reordered(value: Tensor | PackedWeight, order: Callable[[Tensor], Tensor]) 
     return value[indices] if isinstance(value, Tensor) else value.rows(indices)
 
 
-def _pairs_to_halves(rows: Tensor, heads: int, dim: int, others: int) -> Tensor:
-    """Row indices of heads and others; of the first `dim` in each of `heads`, even ones now precede odd ones."""
-    turned, rest = rows.view(heads + others, -1).tensor_split([heads])
-    turned = torch.cat([turned[:, :dim:2], turned[:, 1:dim:2], turned[:, dim:]], dim=1)
-    return torch.cat([turned.flatten(), rest.flatten()])
+def _pairs_to_halves(recipe: PairsToHalves, rows: Tensor) -> Tensor:
+    """Row indices of heads and others; of the `dim` that turn in each of the heads, even ones now precede odd ones."""
+    heads, rest = rows.view(recipe.heads + recipe.others, -1).tensor_split([recipe.heads])
+    before, turned, after = heads.tensor_split([recipe.skipped, recipe.skipped + recipe.dim], dim=1)
+    ordered = torch.cat([before, turned[:, ::2], turned[:, 1::2], after], dim=1)
+    return torch.cat([ordered.flatten(), rest.flatten()])
 
 
 def _heads_to_qkv(recipe: HeadsToQkv, rows: Tensor) -> Tensor:

@@ -51,13 +51,26 @@ class PlusOne:
 class PairsToHalves:
     """Rows of q or k for RoPE on neighbouring channels, reordered for RoPE by halves.
 
-    Reorders the first `dim` rows of each of `heads` heads; other heads may follow. Products of q and k do not change.
+    Reorders the first `dim` rows of each of `heads` heads, or those after `skipped` rows; other heads may follow.
+    Products of q and k do not change.
     """
 
     operand: Recipe
     heads: int
     dim: int
     others: int = 0
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
+class HeadRows:
+    """Rows of each head's keys, then of its values, in fp32, of what makes both of a latent.
+
+    keys: a matrix for each head that takes queries to latents, (heads, columns, dim). values: (heads, dim, columns).
+    """
+
+    keys: Recipe
+    values: Recipe
 
 
 @dataclass(frozen=True)
@@ -139,6 +152,7 @@ Recipe = (
     | Transposed
     | PlusOne
     | PairsToHalves
+    | HeadRows
     | HeadsToQkv
     | GroupsToParts
     | WithoutFirst
@@ -156,7 +170,7 @@ def operands_of(recipe: Recipe) -> tuple[Recipe, ...]:
             return ()
         case Concat(operands=operands) | Stack(operands=operands):
             return operands
-        case Product(left, right):
+        case Product(left, right) | HeadRows(left, right):
             return left, right
         case LowRankUpdate(operand, up, down):
             return operand, up, down
@@ -210,6 +224,11 @@ def shape(recipe: Recipe, stored: Callable[[str], Stored]) -> Shape:
             if not len(first) == len(second) == 2 or first[1] != second[0]:
                 raise _misfit(recipe, shapes)
             return (first[0], second[1])
+        case HeadRows():
+            values = others[0]
+            if not len(first) == len(values) == 3 or first[:2] != (values[0], values[2]):
+                raise _misfit(recipe, shapes)
+            return (first[0] * (first[2] + values[1]), first[1])
         case LowRankUpdate():
             up, down = others
             if not len(up) == len(down) == 2 or up[1] != down[0] or first != (up[0], down[1]):
@@ -231,11 +250,12 @@ class Architecture:
     """What a family makes of a checkpoint: the decoder, a recipe for each of its parameters, and what may be unused.
 
     unused_suffixes: of tensors that carry nothing the model needs. unused_prefixes: of modules outside the decoder.
-    left_over: fields of the config that nothing reads.
+    ahead: the same of layers that predict tokens further ahead. left_over: fields of the config that nothing reads.
     """
 
     config: DecoderConfig
     parameters: Mapping[str, Recipe]
     unused_suffixes: tuple[str, ...] = ()
     unused_prefixes: tuple[str, ...] = ()
+    ahead: tuple[str, ...] = ()
     left_over: tuple[str, ...] = ()

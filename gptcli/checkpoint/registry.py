@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
+from gptcli.checkpoint.families.deepseek import deepseek_v2, deepseek_v3, glm4_moe_lite, kimi_k2, minicpm3
 from gptcli.checkpoint.families.gemma import gemma, gemma2, gemma3, gemma3_text, vaultgemma
 from gptcli.checkpoint.families.gpt import gpt2, gpt_neo, gpt_neox, gptj, openai_gpt
 from gptcli.checkpoint.families.layer_norm import cohere, cohere2, glm, glm4, phi, stablelm, starcoder2
@@ -58,6 +59,8 @@ FAMILIES: dict[str, Family] = {
     "cohere": cohere,
     "cohere2": cohere2,
     "cwm": cwm,
+    "deepseek_v2": deepseek_v2,
+    "deepseek_v3": deepseek_v3,
     "dots1": dots1,
     "ernie4_5": ernie4_5,
     "ernie4_5_moe": ernie4_5_moe,
@@ -72,6 +75,7 @@ FAMILIES: dict[str, Family] = {
     "glm": glm,
     "glm4": glm4,
     "glm4_moe": glm4_moe,
+    "glm4_moe_lite": glm4_moe_lite,
     "gpt2": gpt2,
     "gpt_bigcode": gpt_bigcode,
     "gpt_neo": gpt_neo,
@@ -85,10 +89,12 @@ FAMILIES: dict[str, Family] = {
     "helium": helium,
     "hunyuan_v1_dense": hunyuan_v1_dense,
     "hunyuan_v1_moe": hunyuan_v1_moe,
+    "kimi_k2": kimi_k2,
     "lfm2": lfm2,
     "lfm2_moe": lfm2_moe,
     "llama": llama,
     "mamba2": mamba2,
+    "minicpm3": minicpm3,
     "minimax_m2": minimax_m2,
     "ministral": ministral,
     "ministral3": ministral3,
@@ -135,11 +141,14 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
     "bamba": {"layer_types": "layers_block_type"},
     "bloom": {"num_attention_heads": "n_head", "num_hidden_layers": "n_layer"},
     "codegen": _GPT2_NAMES,
+    "deepseek_v2": {"num_experts": "n_routed_experts"},
+    "deepseek_v3": {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
     "dots1": {"num_local_experts": "n_routed_experts"},
     "ernie4_5_moe": {"num_experts": "moe_num_experts", "num_experts_per_tok": "moe_k"},
     "falcon_h1": {"layer_types": "layers_block_type"},
     "flex_olmo": {"num_local_experts": "num_experts"},
     "glm4_moe": {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
+    "glm4_moe_lite": {"num_local_experts": "n_routed_experts", "head_dim": "qk_rope_head_dim"},
     "gpt2": _GPT2_NAMES,
     "gpt_bigcode": _GPT2_NAMES,
     "gpt_neo": {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},
@@ -152,6 +161,9 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
     "openai-gpt": _GPT2_NAMES,
     "xglm": {"hidden_size": "d_model", "num_attention_heads": "attention_heads", "num_hidden_layers": "num_layers"},
 }
+
+# Model types that transformers has no class for, and whose class they say they are.
+SAME_AS = {"kimi_k2": "deepseek_v3"}
 
 # Defaults of the config classes in transformers, which configs may leave out. A null stays null.
 _DEFAULTS: dict[str, dict[str, object]] = {
@@ -185,6 +197,16 @@ _DEFAULTS: dict[str, dict[str, object]] = {
             "original_max_position_embeddings": 8192,
         },
     },
+    "deepseek_v2": {"max_position_embeddings": 2048, "q_lora_rank": 1536},
+    "deepseek_v3": {
+        "max_position_embeddings": 4096,
+        "n_group": 8,
+        "norm_topk_prob": True,
+        "q_lora_rank": 1536,
+        "rope_interleave": True,
+        "routed_scaling_factor": 2.5,
+        "topk_group": 4,
+    },
     "dots1": {"max_position_embeddings": 2048, "num_key_value_heads": 32, "sliding_window": 4096},
     "ernie4_5": {"max_position_embeddings": 131_072, "num_key_value_heads": 2, "head_dim": 128},
     "ernie4_5_moe": {"max_position_embeddings": 131_072, "num_key_value_heads": 4},
@@ -204,6 +226,15 @@ _DEFAULTS: dict[str, dict[str, object]] = {
     "glm": {"max_position_embeddings": 131_072, "num_key_value_heads": 2},
     "glm4": {"max_position_embeddings": 131_072, "num_key_value_heads": 2},
     "glm4_moe": {"max_position_embeddings": 131_072, "num_key_value_heads": 8},
+    "glm4_moe_lite": {
+        "max_position_embeddings": 202_752,
+        "norm_topk_prob": True,
+        "q_lora_rank": 768,
+        "qk_nope_head_dim": 192,
+        "rope_interleave": True,
+        "routed_scaling_factor": 1.8,
+        "v_head_dim": 256,
+    },
     "gpt2": {"n_positions": 1024, "n_head": 12, "n_layer": 12},
     "gpt_bigcode": {"n_positions": 1024, "n_head": 12, "n_layer": 12},
     "gpt_neo": {"max_position_embeddings": 2048},
@@ -232,6 +263,15 @@ _DEFAULTS: dict[str, dict[str, object]] = {
     "lfm2_moe": {"max_position_embeddings": 128_000, "num_key_value_heads": 8},
     "llama": {"max_position_embeddings": 2048},
     "mamba2": {"max_position_embeddings": 1 << 20},  # no position in it limits a text
+    "minicpm3": {
+        "max_position_embeddings": 32_768,
+        "dim_model_base": 256,
+        "kv_lora_rank": 256,
+        "q_lora_rank": 768,
+        "qk_nope_head_dim": 64,
+        "qk_rope_head_dim": 32,
+        "scale_depth": 1.4,
+    },
     "minimax_m2": {"max_position_embeddings": 196_608, "num_key_value_heads": 8},
     "ministral": {"max_position_embeddings": 131_072, "num_key_value_heads": 8, "sliding_window": 4096},
     "ministral3": {
@@ -298,6 +338,7 @@ def architecture_of(hf: HfConfig, tensors: Collection[str]) -> Architecture:
             f"`{hf.model_type}` models are not supported",
             hint="run `gptcli models --supported` to see which are",
         )
+    hf = hf.of_type(SAME_AS.get(hf.model_type, hf.model_type))
     hf.refuse_own_code()
     hf = hf.renamed(OTHER_NAMES.get(hf.model_type, {})).with_defaults(_DEFAULTS.get(hf.model_type, {}))
     architecture = family(hf, tensors)

@@ -25,6 +25,7 @@ from gptcli.gguf.reader import GgufFile, GgufTensor
 from gptcli.model.config import (
     AttentionConfig,
     DecoderConfig,
+    LatentAttentionConfig,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
@@ -126,7 +127,8 @@ def _edits(model: GgufModel) -> dict[str, Edit]:
 def _offered(name: str, config: DecoderConfig) -> Iterator[tuple[str, Any]]:
     """Every field that a decoder has a value for, by its name without the architecture's; None for none."""
     first, blocks = config.blocks[0], config.blocks
-    attention, mlp = config.attentions[0], first.mlp
+    attention, mlp = first.attention, first.mlp
+    assert isinstance(attention, AttentionConfig)
     widest = next((block.mlp for block in blocks if isinstance(block.mlp, MlpConfig)), None)
     expert = mlp.expert if isinstance(mlp, MoeConfig) else None
     yield "context_length", config.max_context
@@ -213,7 +215,8 @@ def _llama3_factors(rope: RopeConfig, scaling: Llama3Scaling) -> np.ndarray[Any,
 def _plain(config: DecoderConfig) -> DecoderConfig:
     """The decoder with windows that no text fills left out, and Llama 3's RoPE as the factors that it is."""
 
-    def plain(attention: AttentionConfig) -> AttentionConfig:
+    def plain(attention: AttentionConfig | LatentAttentionConfig) -> AttentionConfig:
+        assert isinstance(attention, AttentionConfig)
         window, rope = attention.window, attention.rope
         if rope is not None and isinstance(rope.scaling, Llama3Scaling):
             factors = tuple(map(float, _llama3_factors(rope, rope.scaling)))

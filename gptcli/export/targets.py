@@ -33,6 +33,7 @@ from gptcli.gguf.architectures import ARCHITECTURES, GgufArchitecture
 WRITTEN_AS = {
     model_type: name
     for name, known in reversed(ARCHITECTURES.items())
+    if not known.read_only
     for model_type in (known.model_type, *known.others)
 }
 

@@ -109,8 +109,8 @@ class GgufArchitecture:
     added to norms. regrouped: the rows of attn_qkv were regrouped from heads to q, k and v. partial: RoPE turns a part
     of each head unless config.json says otherwise. images: the model reads images too, of which files have only the
     decoder; RoPE's sections are alike for text. constants: more of config.json. renamed: other names of config.json's
-    common fields. others: model types that are stored as this architecture, too; of two architectures with a type, the
-    first is written.
+    common fields. read_only: no such file is written. others: model types that are stored as this architecture, too; of
+    two architectures with a type, the first is written.
     """
 
     model_type: str
@@ -124,6 +124,7 @@ class GgufArchitecture:
     regrouped: bool = False
     partial: bool = False
     images: bool = False
+    read_only: bool = False
     constants: Mapping[str, Any] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     extra: Extra = _nothing
@@ -304,6 +305,69 @@ def _gpt_oss(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+# Groups of experts and how many are used, by layers and experts: old files of DeepSeek V2 and V3 do not say so.
+_GROUPS = {(60, 160): (8, 3), (61, 256): (8, 4)}
+
+
+def _latent(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    """Latent attention, whether a file's keys and values are those of heads or the latent's."""
+    config.pop("partial_rotary_factor", None)
+    config["num_key_value_heads"] = config["num_attention_heads"]
+    rope_dim, length = fields.integer("rope.dimension_count"), config.pop("head_dim")
+    value_length = fields.integer("attention.value_length", config["hidden_size"] // config["num_attention_heads"])
+    return {
+        "kv_lora_rank": fields.integer("attention.kv_lora_rank"),
+        "q_lora_rank": fields.integer("attention.q_lora_rank", 0) or None,
+        "qk_nope_head_dim": fields.integer("attention.key_length_mla", length) - rope_dim,
+        "qk_rope_head_dim": rope_dim,
+        "v_head_dim": fields.integer("attention.value_length_mla", value_length),
+    }
+
+
+def _deepseek2(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    ahead = fields.integer("nextn_predict_layers", 0)
+    config["num_hidden_layers"] -= ahead
+    scaling, weight = config["rope_scaling"], fields.number("rope.scaling.yarn_log_multiplier")
+    if scaling:
+        if scaling["rope_type"] != "yarn" or not weight:
+            raise fields.file.unsupported("RoPE scaling that is not yarn with a yarn_log_multiplier is not read")
+        scaling |= {"mscale": 10 * weight, "mscale_all_dim": 10 * weight}
+    experts = fields.integer("expert_count", 0)
+    if not experts:
+        raise fields.file.unsupported("latent attention without experts is not read")
+    groups, used = _GROUPS.get((config["num_hidden_layers"], experts), (1, 1))
+    groups = fields.integer("expert_group_count", groups)
+    corrected = any(name.endswith(".exp_probs_b.bias") for name in fields.file.tensors)
+    fields.expect("expert_gating_func", *((0, 2) if corrected else (0, 1)))
+    if not corrected:
+        config |= {"model_type": "deepseek_v2", "topk_method": "group_limited_greedy" if groups > 1 else "greedy"}
+    return _latent(fields, config) | {
+        "model_type": config["model_type"],
+        "first_k_dense_replace": fields.integer("leading_dense_block_count"),
+        "moe_intermediate_size": fields.integer("expert_feed_forward_length"),
+        "n_group": groups,
+        "n_routed_experts": experts,
+        "n_shared_experts": fields.integer("expert_shared_count"),
+        "norm_topk_prob": fields.flag("expert_weights_norm", False),
+        "num_experts_per_tok": fields.integer("expert_used_count"),
+        "num_nextn_predict_layers": ahead,
+        "routed_scaling_factor": fields.number("expert_weights_scale", 1.0),
+        "topk_group": fields.integer("expert_group_used_count", used),
+    }
+
+
+_LATENT_ATTENTION = {
+    "attn_q": "self_attn.q_proj",
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_kv_b": "self_attn.kv_b_proj",
+    "attn_k_b": "self_attn.embed_q",  # MLX's names of its two parts
+    "attn_v_b": "self_attn.unembed_out",
+    "attn_output": "self_attn.o_proj",
+}
 _QWEN3 = GgufArchitecture(model_type="qwen3", block=_LLAMA | _QK_NORMS)
 _QWEN3_MOE = GgufArchitecture(
     model_type="qwen3_moe",
@@ -453,6 +517,24 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     ),
     "granite": GgufArchitecture(model_type="granite", pairs=True, extra=_granite),
     "minicpm": GgufArchitecture(model_type="granite", pairs=True, extra=_minicpm),
+    "minicpm3": GgufArchitecture(
+        model_type="minicpm3",
+        read_only=True,
+        block=_LATENT_ATTENTION | _MLP | _NORMS,
+        constants={"dim_model_base": 256, "scale_depth": 1.4, "scale_emb": 12},  # which llama.cpp knows
+        extra=_latent,
+    ),
+    "deepseek2": GgufArchitecture(
+        model_type="deepseek_v3",  # or deepseek_v2
+        read_only=True,
+        block=_LATENT_ATTENTION
+        | _MLP
+        | _NORMS
+        | _experts("mlp.switch_mlp")
+        | {"ffn_gate_inp": "mlp.gate", "exp_probs_b": "mlp.gate.e_score_correction_bias"}
+        | {f"ffn_{kind}_shexp": f"mlp.shared_experts.{kind}_proj" for kind in ("gate", "up", "down")},
+        extra=_deepseek2,
+    ),
     "command-r": GgufArchitecture(model_type="cohere", block=_LLAMA | _QK_NORMS, eps="layer_norm_eps", extra=_cohere),
     "cohere2": GgufArchitecture(model_type="cohere2", eps="layer_norm_eps", extra=_cohere),
     "glm4": GgufArchitecture(

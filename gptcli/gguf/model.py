@@ -29,6 +29,7 @@ _WITHOUT_EFFECT = frozenset(
     rope.scaling.original_context_length use_parallel_residual
     """.split()
 )
+_NULLS = ("q_lora_rank",)  # fields of config.json for which null is not the default
 _OF_IMAGES = frozenset(("rope.dimension_sections", "n_deepstack_layers"))
 # Fields that mean what we do if they have these values.
 _HARMLESS: dict[str, tuple[object, ...]] = {
@@ -147,6 +148,12 @@ class GgufModel:
         return found
 
     @property
+    def _ahead(self) -> range:
+        """The layers that predict tokens further ahead, which follow the others."""
+        layers = self.config.get("num_hidden_layers", 0)
+        return range(layers, layers + self.config.get("num_nextn_predict_layers", 0))
+
+    @property
     def reads_images(self) -> bool:
         """Whether the model can read images, which nothing here does."""
         return self._architecture.images
@@ -169,7 +176,8 @@ class GgufModel:
         if heads < 1 or kv_heads < 1 or width < 1:
             raise file.broken(f"{heads} attention heads with {kv_heads} for keys and values, of width {width}")
         head_dim = fields.integer("attention.key_length", width // heads)
-        if fields.integer("attention.value_length", head_dim) != head_dim:
+        latent = "attn_kv_a_mqa" in known.block
+        if not latent and fields.integer("attention.value_length", head_dim) != head_dim:
             raise file.unsupported("values of another size than keys are not read")
         config: dict[str, Any] = {
             "model_type": known.model_type,
@@ -192,7 +200,11 @@ class GgufModel:
         if known.partial or fields.integer("rope.dimension_count", head_dim) != head_dim:
             config["partial_rotary_factor"] = _fraction(fields.integer("rope.dimension_count", head_dim), head_dim)
         config |= known.extra(fields, config)
-        config = {known.renamed.get(name, name): value for name, value in config.items() if value is not None}
+        config = {
+            known.renamed.get(name, name): value
+            for name, value in config.items()
+            if value is not None or name in _NULLS
+        }
         for role in ("bos", "eos"):
             if (id := file.optional(f"tokenizer.ggml.{role}_token_id", int)) is not None:
                 config[f"{role}_token_id"] = id
@@ -290,13 +302,15 @@ class GgufModel:
                 raise file.unsupported(f"tensor {tensor.name[:80]!r} belongs to no part of this architecture")
             return [(f"{known.top[stem]}.{leaf}", self._edited(tensor, stem, leaf))]
         layer, stem, expert, leaf = match.groups()
+        if int(layer) in self._ahead:
+            return []
         kind = stem if expert is None else f"{stem}.#"
         if kind == "attn_qkv" and kind not in known.block and "attn_q" in known.block:
             return self._by_projection(tensor, f"{known.layers}{layer}.", leaf)
         if kind not in known.block:
             raise file.unsupported(f"tensor {tensor.name[:80]!r} belongs to no part of this architecture")
         name = f"{known.layers}{layer}.{known.block[kind]}".replace("#", expert or "")
-        if name.endswith(".sinks"):
+        if name.endswith((".sinks", ".e_score_correction_bias")):
             return [(name, self._edited(tensor, stem, leaf))]
         if name.endswith(".norms"):  # one in transformers for each head
             return self._by_head(tensor, name)

@@ -15,6 +15,8 @@ from gptcli.model.state import States
 class KVCache:
     """Keys and values of every block, each (rows, kv_heads, room, head_dim), for up to `limit` tokens per row.
 
+    Latent attention keeps its latents as keys of one head, and values of no channels.
+
     A row is a text. A cache starts with one row; `fill` gives it several. Memory grows with the text; a block with a
     window keeps little more than that. `texts` are the cached ids of each row. Memory past them is scratch, which is
     finite if the cache is `zeroed`, for code that multiplies it by zero. `states` has what else layers keep.
@@ -34,13 +36,12 @@ class KVCache:
         self._windows = [block.attention.window if block.attention else None for block in config.blocks]
         self._room = dict.fromkeys(self._windows, 0)  # tokens that fit into a block, by window
         self._first = dict.fromkeys(self._windows, 0)  # the position of a block's oldest token, by window
-        sizes = [
-            (block.attention.kv_heads, block.attention.head_dim) if block.attention else (0, 0)
-            for block in config.blocks
-        ]
-        empty = [torch.empty(1, kv_heads, 0, head_dim, device=device, dtype=dtype) for kv_heads, head_dim in sizes]
-        self._keys = list(empty)
-        self._values = list(empty)
+        attentions = [block.attention for block in config.blocks]
+        shapes = [(each.kv_heads, each.cached_dims) if each else (0, (0, 0)) for each in attentions]
+        self._keys, self._values = (
+            [torch.empty(1, kv_heads, 0, dims[kind], device=device, dtype=dtype) for kv_heads, dims in shapes]
+            for kind in range(2)
+        )
 
     @property
     def rows(self) -> int:

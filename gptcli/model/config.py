@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
-from math import inf, prod
 from typing import Literal
 
 CACHE_STEP = 512  # tokens by which the key-value cache grows
@@ -131,6 +131,78 @@ class AttentionConfig:
     gated: bool = False  # what the heads return is multiplied by a sigmoid, projected with q
     out_scale: float = 1.0  # of what it adds to the residual stream
 
+    @property
+    def cached_dims(self) -> tuple[int, int]:
+        """Numbers that a cache keeps of each token's keys and values, for one key-value head."""
+        return self.head_dim, self.head_dim
+
+    @property
+    def keeps_scores(self) -> bool:
+        """Whether no fused kernel computes it, so that all scores are in memory at once."""
+        return self.sinks or self.softcap is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentAttentionConfig:
+    """Multi-head latent attention (DeepSeek-AI, 2024): all heads make their keys and values of one latent per token.
+
+    Of each head's query and key, `rope` turns the last channels, which in keys are the same for all heads. A cache
+    keeps the latent and these.
+    """
+
+    heads: int
+    latent_dim: int
+    plain_dim: int  # channels of a head's query and key that are not turned
+    value_dim: int
+    rope: RopeConfig
+    scale: float  # of the scores
+    norm: NormConfig  # of the latents
+    query_rank: int | None = None  # queries are made of a latent of this size; None: of x
+    bias: bool = False  # of what makes the latents, and of the output
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a query or a key."""
+        return self.plain_dim + self.rope.dim
+
+    @property
+    def absorbed(self) -> AttentionConfig:
+        """Attention of queries projected to latents, which all share one head of keys."""
+        dim = self.latent_dim + self.rope.dim
+        return AttentionConfig(heads=self.heads, kv_heads=1, head_dim=dim, rope=self.rope, scale=self.scale)
+
+    @property
+    def expanded(self) -> AttentionConfig:
+        """Attention with keys and values made of the latents, for each head."""
+        return AttentionConfig(
+            heads=self.heads, kv_heads=self.heads, head_dim=self.head_dim, rope=self.rope, scale=self.scale
+        )
+
+    @property
+    def expands_from(self) -> float:
+        """As many queries make it cheaper to expand all keys and values than to project each query to latents."""
+        saved = 2 * self.latent_dim - self.plain_dim - self.value_dim
+        return self.latent_dim * (self.plain_dim + self.value_dim) / saved if saved > 0 else math.inf
+
+    @property
+    def kv_heads(self) -> int:
+        """One key for all heads."""
+        return 1
+
+    @property
+    def cached_dims(self) -> tuple[int, int]:
+        """Numbers that a cache keeps of each token: the latent with the keys' turned channels, and no values."""
+        return self.absorbed.head_dim, 0
+
+    @property
+    def window(self) -> None:
+        """It attends to all."""
+
+    @property
+    def keeps_scores(self) -> bool:
+        """See `AttentionConfig.keeps_scores`."""
+        return False
+
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu_squared", "xielu", "clamped_swiglu"]
 
@@ -162,8 +234,9 @@ class MoeConfig:
     router: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
     router_bias: bool = False
     correction: bool = False  # each expert has a learned bias, added to its score for the choice alone
-    groups: int = 1  # of consecutive experts; the choice is among the `top_groups` with the best two in sum
+    groups: int = 1  # of consecutive experts; the choice is among the `top_groups` whose best experts are the best
     top_groups: int = 1
+    group_best: int = 2  # how many of a group's best scores are summed to rank it
     least_sum: float = 0.0  # what the chosen scores are divided by, at least
     added_to_sum: float = 0.0  # and what is added to it
     scale: float = 1.0  # of the chosen scores
@@ -199,7 +272,7 @@ class Mamba2Config:
     bias: bool = False
     out_bias: bool | None = None  # of the output's projection; None: as `bias`
     convolution_bias: bool = True
-    step_limits: tuple[float, float] = (0.0, inf)
+    step_limits: tuple[float, float] = (0.0, math.inf)
     norm_eps: float | None = None  # of the norm over each group's channels, if there is one
     norm_before_gate: bool = False
     part_scales: tuple[float, float, float, float, float] | None = None
@@ -269,7 +342,7 @@ class BlockConfig:
     attention and state, or without an MLP, a layer is its other half.
     """
 
-    attention: AttentionConfig | None
+    attention: AttentionConfig | LatentAttentionConfig | None
     mlp: MlpConfig | MoeConfig | None
     residual: Literal["pre", "post", "sandwich", "after", "parallel", "shared"] = "pre"
     residual_scale: float = 1.0
@@ -295,7 +368,7 @@ class DecoderConfig:
     logit_softcap: float | None = None
 
     @property
-    def attentions(self) -> list[AttentionConfig]:
+    def attentions(self) -> list[AttentionConfig | LatentAttentionConfig]:
         """Attention of every layer that has it."""
         return [block.attention for block in self.blocks if block.attention is not None]
 
@@ -309,9 +382,9 @@ class DecoderConfig:
         elements = 0
         for attention in self.attentions:
             tokens = context if attention.window is None else min(context, attention.window + CACHE_STEP)
-            elements += 2 * attention.kv_heads * attention.head_dim * tokens
+            elements += attention.kv_heads * sum(attention.cached_dims) * tokens
         shapes = (shape for block in self.blocks if block.state for shape in block.state.state_shapes(self.hidden_size))
-        return elements * element_bytes + 4 * sum(map(prod, shapes))
+        return elements * element_bytes + 4 * sum(map(math.prod, shapes))
 
     @cached_property
     def rope_borders(self) -> frozenset[int]:

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from gptcli.model.attention import Attention
 from gptcli.model.cache import KVCache
 from gptcli.model.config import (
+    AttentionConfig,
     BlockConfig,
     DecoderConfig,
     DeltaNetConfig,
+    LatentAttentionConfig,
     Mamba2Config,
     MlpConfig,
     MoeConfig,
@@ -19,6 +21,7 @@ from gptcli.model.config import (
     StateConfig,
 )
 from gptcli.model.delta_net import DeltaNet
+from gptcli.model.latent_attention import LatentAttention
 from gptcli.model.linear import Linear, project
 from gptcli.model.mamba2 import Mamba2
 from gptcli.model.mlp import Mlp, Moe
@@ -51,7 +54,7 @@ class Block(nn.Module):
         after = config.residual in ("post", "sandwich", "after")
         mixes, mlp = bool(config.attention or config.state), config.mlp is not None
         self.attention_norm = Norm(norm, hidden_size) if before and mixes else nn.Identity()
-        self.attention = Attention(config.attention, hidden_size) if config.attention else None
+        self.attention = None if config.attention is None else _attention(config.attention, hidden_size)
         self.state = None if config.state is None else _state_layer(config.state, hidden_size)
         self.post_attention_norm = Norm(norm, hidden_size) if after and mixes else nn.Identity()
         self.mlp_norm = Norm(norm, hidden_size) if before and mlp and config.residual != "shared" else nn.Identity()
@@ -92,6 +95,14 @@ def _state_layer(config: StateConfig, hidden_size: int) -> nn.Module:
 
 def _mlp(config: MlpConfig | MoeConfig, hidden_size: int) -> nn.Module:
     return Moe(config, hidden_size) if isinstance(config, MoeConfig) else Mlp(config, hidden_size)
+
+
+def _attention(config: AttentionConfig | LatentAttentionConfig, hidden_size: int) -> nn.Module:
+    match config:
+        case AttentionConfig():
+            return Attention(config, hidden_size)
+        case LatentAttentionConfig():
+            return LatentAttention(config, hidden_size)
 
 
 class Decoder(nn.Module):

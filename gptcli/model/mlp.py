@@ -85,7 +85,7 @@ def route(config: MoeConfig, logits: Tensor, correction: Tensor | None) -> tuple
     ranked = scores if correction is None else scores + correction
     if config.groups > 1:
         grouped = ranked.view(len(ranked), config.groups, -1)
-        best = grouped.topk(2).values.sum(-1).topk(config.top_groups).indices  # (tokens, top_groups)
+        best = grouped.topk(config.group_best).values.sum(-1).topk(config.top_groups).indices  # (tokens, top_groups)
         out = torch.ones_like(grouped[..., 0], dtype=torch.bool).scatter(1, best, False)
         ranked = grouped.masked_fill(out[..., None], float("-inf")).flatten(1)
     _, chosen = ranked.topk(config.top_k)

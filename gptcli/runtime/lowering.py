@@ -227,7 +227,9 @@ class _Lowering:
             case _:
                 raise Unsupported
 
-    def _attention(self, attention: Attention, x: Buffer, out: Buffer) -> None:
+    def _attention(self, attention: nn.Module, x: Buffer, out: Buffer) -> None:
+        if not isinstance(attention, Attention):
+            raise Unsupported(type(attention).__name__)
         config = attention.config
         _handles(
             config, "heads", "kv_heads", "head_dim", "rope", "scale", "window", "qkv_bias", "out_bias", "qk_norm",

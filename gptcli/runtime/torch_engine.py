@@ -252,7 +252,7 @@ class TorchEngine:
     @property
     def _prompt_chunk(self) -> int:
         """Prompt tokens per pass: more where attention runs in a fused CUDA kernel, which keeps no scores."""
-        keeps_scores = any(attention.sinks or attention.softcap for attention in self.decoder.config.attentions)
+        keeps_scores = any(attention.keeps_scores for attention in self.decoder.config.attentions)
         return _CUDA_CHUNK if self.plan.device.type == "cuda" and not keeps_scores else CHUNK
 
     def _mark(self, cache: TextCache) -> None:

@@ -30,8 +30,9 @@ _CLASS_OF_TYPE = {
         "Qwen2Tokenizer": "qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next",
         "Qwen3_5Tokenizer": "qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text",
         "XGLMTokenizer": "xglm",
-        "": "ernie4_5 ernie4_5_moe flex_olmo glm glm4 glm4_moe gpt_bigcode granite granitemoe granitemoehybrid "
-        "granitemoeshared minimax_m2 ministral ministral3 mistral mixtral nemotron olmo2 olmo3 phi3 phimoe stablelm",
+        "": "ernie4_5 ernie4_5_moe flex_olmo glm glm4 glm4_moe glm4_moe_lite gpt_bigcode granite granitemoe "
+        "granitemoehybrid granitemoeshared minicpm3 minimax_m2 ministral ministral3 mistral mixtral nemotron olmo2 "
+        "olmo3 phi3 phimoe stablelm",
     }.items()
     for type in types.split()
 }

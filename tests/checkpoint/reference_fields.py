@@ -24,7 +24,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from gptcli.checkpoint.reference_fields import PATH
-from gptcli.checkpoint.registry import FAMILIES
+from gptcli.checkpoint.registry import FAMILIES, SAME_AS
 
 # What every text model runs through, besides what its own modules import.
 SHARED = (
@@ -48,12 +48,13 @@ _KEYED = ("pop", "get", "setdefault")
 def reference_fields() -> dict[str, Any]:
     """What the data file holds, from the installed transformers."""
     shared = fields_read(map(module_of, shared_names()))
-    read = {model_type: fields_read(modules_of(model_type)) for model_type in sorted(FAMILIES)}
+    types = sorted(FAMILIES.keys() - SAME_AS.keys())
+    read = {model_type: fields_read(modules_of(model_type)) for model_type in types}
     return {
         "transformers": transformers.__version__,
         "shared": sorted(shared),
         "read": {model_type: sorted(names - shared) for model_type, names in read.items()},
-        "classes": {model_type: sorted(classes_of(model_type)) for model_type in sorted(FAMILIES)},
+        "classes": {model_type: sorted(classes_of(model_type)) for model_type in types},
     }
 
 

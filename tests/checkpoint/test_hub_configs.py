@@ -8,6 +8,7 @@ import pytest
 
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.registry import architecture_of
+from gptcli.errors import InvalidModel
 
 SIZES = {
     "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2,
@@ -26,6 +27,28 @@ LLAMA3 = {
     "rope_type": "llama3",
 }
 LLAMA_ONLY = dict.fromkeys(("rms_norm_eps", "num_key_value_heads", "max_position_embeddings"))  # left out if null
+LATENT = {"num_key_value_heads": 4, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
+          "v_head_dim": 128, "attention_bias": False, "moe_intermediate_size": 32, "rms_norm_eps": 1e-06}  # fmt: skip
+DEEPSEEK = LATENT | {
+    "aux_loss_alpha": 0.001, "ep_size": 1, "first_k_dense_replace": 1, "moe_layer_freq": 1, "num_experts_per_tok": 8,
+    "pretraining_tp": 1, "rope_theta": 10000, "seq_aux": True,
+}  # fmt: skip
+CODE = {
+    "AutoConfig": "configuration_deepseek.Deepseek{}Config", "AutoModel": "modeling_deepseek.Deepseek{}Model",
+    "AutoModelForCausalLM": "modeling_deepseek.Deepseek{}ForCausalLM",
+}  # fmt: skip
+CODE_V2, CODE_V3 = ({name: value.format(version) for name, value in CODE.items()} for version in ("V2", "V3"))
+DEEPSEEK_YARN = {
+    "beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 4096, "type": "yarn",
+}  # fmt: skip
+DEEPSEEK_V3 = DEEPSEEK | {
+    "model_type": "deepseek_v3", "auto_map": CODE_V3, "n_group": 8, "n_routed_experts": 256, "n_shared_experts": 1,
+    "norm_topk_prob": True, "num_nextn_predict_layers": 1, "q_lora_rank": 1536, "rope_scaling": DEEPSEEK_YARN,
+    "routed_scaling_factor": 2.5, "scoring_func": "sigmoid", "topk_group": 4, "topk_method": "noaux_tc",
+    "quantization_config": {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8",
+                            "weight_block_size": [128, 128]},
+}  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
     "Llama 1, converted early": {"model_type": "llama", "max_sequence_length": 2048, "pad_token_id": -1},
     "Llama 2": {"model_type": "llama", "pretraining_tp": 1, "rope_scaling": None, "_name_or_path": "x"},
@@ -191,6 +214,32 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "XGLM 564M": LLAMA_ONLY | {"model_type": "xglm", "activation_function": "gelu", "attention_heads": 4, "d_model": 64,
          "decoder_start_token_id": 2, "ffn_dim": 256, "init_std": 0.02, "layerdrop": 0.0, "num_layers": 2,
          "pad_token_id": 1, "scale_embedding": True, "tie_word_embeddings": True},
+    "DeepSeek V2 Lite": DEEPSEEK | {"model_type": "deepseek_v2", "auto_map": CODE_V2, "n_group": 1, "n_routed_experts":
+         64, "n_shared_experts": 2, "norm_topk_prob": False, "num_experts_per_tok": 6, "q_lora_rank": None,
+         "rope_scaling": DEEPSEEK_YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}, "routed_scaling_factor": 1.0,
+         "scoring_func": "softmax", "topk_group": 1, "topk_method": "greedy"},
+    "DeepSeek V2.5": DEEPSEEK | {"model_type": "deepseek_v2", "auto_map": CODE_V2, "n_group": 8, "n_routed_experts":
+         160, "n_shared_experts": 2, "norm_topk_prob": False, "num_experts_per_tok": 6, "q_lora_rank": 1536,
+         "rope_scaling": DEEPSEEK_YARN, "routed_scaling_factor": 16.0, "scoring_func": "softmax", "topk_group": 3,
+         "topk_method": "group_limited_greedy"},
+    "DeepSeek V3": DEEPSEEK_V3,
+    "DeepSeek V3.1": DEEPSEEK_V3 | {"aux_loss_alpha": None, "seq_aux": None, "quantization_config": {
+         "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "scale_fmt": "ue8m0",
+         "weight_block_size": [128, 128]}},
+    "Kimi K2": DEEPSEEK_V3 | {"model_type": "kimi_k2", "n_group": 1, "n_routed_experts": 384,
+         "num_nextn_predict_layers": 0, "pad_token_id": 163839, "rms_norm_eps": 1e-05, "rope_scaling":
+         DEEPSEEK_YARN | {"beta_fast": 1.0, "factor": 64.0}, "rope_theta": 50000.0,
+         "routed_scaling_factor": 2.827, "topk_group": 1},
+    "GLM-4.7 Flash": LATENT | {"model_type": "glm4_moe_lite", "dtype": "bfloat16", "first_k_dense_replace": 1,
+         "n_group": 1, "n_routed_experts": 64, "n_shared_experts": 1, "norm_topk_prob": True, "num_experts_per_tok": 4,
+         "num_nextn_predict_layers": 1, "partial_rotary_factor": 1.0, "q_lora_rank": 768, "qk_nope_head_dim": 192,
+         "rope_scaling": None, "rope_theta": 1000000, "routed_scaling_factor": 1.8, "topk_group": 1, "topk_method":
+         "noaux_tc", "v_head_dim": 256},
+    "MiniCPM3 4B": {"model_type": "minicpm3", "auto_map": {"AutoConfig": "configuration_minicpm.MiniCPM3Config",
+         "AutoModelForCausalLM": "modeling_minicpm.MiniCPM3ForCausalLM"}, "dim_model_base": 256, "kv_lora_rank": 256,
+         "num_key_value_heads": 4, "q_lora_rank": 768, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "rope_scaling":
+         {"long_factor": [2.0] * 16, "original_max_position_embeddings": 4096, "short_factor": [1.0] * 16,
+         "type": "longrope"}, "scale_depth": 1.4, "scale_emb": 12, "tie_word_embeddings": None},
 }  # fmt: skip
 
 
@@ -202,6 +251,31 @@ def architecture(fields: dict[str, Any]) -> Any:
 @pytest.mark.parametrize("fields", CONFIGS.values(), ids=CONFIGS)
 def test_a_config_from_the_hub_is_understood(fields: dict[str, Any]) -> None:
     assert len(architecture(fields).config.blocks) == 2
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in CONFIGS if name.startswith(("DeepSeek", "Kimi", "GLM-4.7", "MiniCPM3"))]
+)
+def test_nothing_of_a_config_with_latent_attention_is_left_over(name: str) -> None:
+    assert architecture(CONFIGS[name]).left_over == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_key_value_heads": 2}, "num_key_value_heads = '2'"),
+        ({"scoring_func": "softmax"}, "scoring_func = 'softmax'"),
+        ({"topk_method": "greedy"}, "topk_method = 'greedy'"),
+        ({"moe_layer_freq": 2}, "moe_layer_freq = '2'"),
+        ({"head_dim": 128}, "head_dim = '128'"),
+        ({"n_group": 200}, "256 experts cannot be in 200 groups"),
+        ({"num_experts_per_tok": 200}, "num_experts_per_tok 200 of 128 experts"),
+        ({"q_lora_rank": "none"}, "q_lora_rank must be a whole number"),
+    ],
+)
+def test_another_mathematics_than_deepseeks_is_refused_by_name(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidModel, match=message):
+        architecture(DEEPSEEK_V3 | change)
 
 
 def test_mistral_without_a_window_field_has_its_class_default_and_null_has_none() -> None:

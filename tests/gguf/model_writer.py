@@ -66,10 +66,24 @@ def tensors_of(checkpoint: Path, architecture: str, config: dict[str, Any]) -> A
     """A checkpoint's tensors as llama.cpp's converter would name and change them."""
     names = get_tensor_name_map(ARCHITECTURES[architecture], config.get("num_hidden_layers", config.get("n_layer", 0)))
     result: Arrays = {}
-    for name, values in _in_one(load_file(checkpoint / "model.safetensors")):
+    for name, values in _in_one(_split(load_file(checkpoint / "model.safetensors"), architecture, config)):
+        name = name.replace("e_score_correction_bias", "e_score_correction.bias")
         mapped = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert mapped is not None, name
         result[mapped] = _changed(mapped, values, architecture, config)
+    return result
+
+
+def _split(tensors: Arrays, architecture: str, config: dict[str, Any]) -> Arrays:
+    """The tensors, with what makes keys and values of latents as deepseek2 has it: one for each, keys' transposed."""
+    result: Arrays = {}
+    for name, values in tensors.items():
+        if architecture == "deepseek2" and name.endswith("kv_b_proj.weight"):
+            heads = values.reshape(config["num_attention_heads"], -1, config["kv_lora_rank"])
+            result[name.replace("kv_b", "k_b")] = heads[:, : config["qk_nope_head_dim"]].swapaxes(1, 2)
+            result[name.replace("kv_b", "v_b")] = heads[:, config["qk_nope_head_dim"] :]
+        else:
+            result[name] = values
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.errors import BrokenCheckpoint, GptcliError, UnsupportedArchitecture
+from gptcli.gguf import architectures
 from gptcli.gguf.architectures import ARCHITECTURES
 from gptcli.gguf.reader import GgufFile
 from tests.gguf import model_writer
@@ -87,6 +88,54 @@ def llama3_factors() -> np.ndarray:
     return (plain / scaled).numpy().astype(np.float32)
 
 
+LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 24,
+    "q_lora_rank": 40,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+}
+LATENT_FIELDS = {
+    "attention.kv_lora_rank": 24,
+    "attention.q_lora_rank": 40,
+    "attention.key_length": 24,
+    "attention.value_length": None,
+    "rope.dimension_count": 8,
+}
+DEEPSEEK = LATENT | {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_shared_experts": 2,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 2.5,
+    "n_group": 4,
+    "topk_group": 2,
+    "rope_parameters": YARN | {"mscale": 40.0, "mscale_all_dim": 40.0},
+}
+DEEPSEEK_FIELDS = (
+    LATENT_FIELDS
+    | YARN_FIELDS
+    | {
+        "attention.head_count_kv": 1,
+        "attention.key_length": 32,
+        "attention.value_length": 24,
+        "attention.key_length_mla": 24,
+        "attention.value_length_mla": 12,
+        "rope.scaling.yarn_log_multiplier": 4.0,
+        "expert_count": 8,
+        "expert_used_count": 3,
+        "expert_shared_count": 2,
+        "expert_feed_forward_length": 24,
+        "expert_weights_scale": 2.5,
+        "expert_weights_norm": True,
+        "expert_gating_func": 2,
+        "expert_group_count": 4,
+        "expert_group_used_count": 2,
+        "leading_dense_block_count": 1,
+    }
+)
 EPSILON = {"attention.layer_norm_rms_epsilon": 0.1}
 LAYER_EPSILON = {"attention.layer_norm_epsilon": 0.1}
 CASES = [
@@ -312,6 +361,31 @@ CASES = [
     ),
     Case("glm4", "glm4", "glm4", {"rope.dimension_count": 16}, {"rope.dimension_count": 8}, {"head_dim": 16}),
     Case("smollm3", "smollm3", "smollm3", EPSILON, {"rope.freq_base": 2e6}),
+    Case("deepseek2", "deepseek2", "deepseek_v3", {"expert_group_used_count": 3}, DEEPSEEK_FIELDS, DEEPSEEK),
+    Case(
+        "deepseek2, the temperature of yarn",
+        "deepseek2",
+        "deepseek_v3",
+        {"rope.scaling.yarn_log_multiplier": 1.0},
+        DEEPSEEK_FIELDS | {"attention.q_lora_rank": None, "nextn_predict_layers": 0},
+        DEEPSEEK | {"q_lora_rank": None},
+    ),
+    Case(
+        "deepseek2, softmax",
+        "deepseek2",
+        "deepseek_v2",
+        {"expert_weights_scale": 1.0},
+        DEEPSEEK_FIELDS | {"expert_gating_func": 1, "expert_weights_norm": False},
+        DEEPSEEK | {"topk_method": "group_limited_greedy"},
+    ),
+    Case(
+        "minicpm3",
+        "minicpm3",
+        "minicpm3",
+        EPSILON,
+        LATENT_FIELDS,
+        LATENT | {"v_head_dim": 16, "tie_word_embeddings": True},
+    ),
     Case(
         "gpt-oss",
         "gpt-oss",
@@ -403,6 +477,11 @@ def rewritten(tensors: dict[str, np.ndarray], layout: str) -> Iterator[tuple[str
         elif layout == "q, k and v in one" and "attn_q." in name:
             parts = [tensors[name.replace("attn_q.", f"attn_{letter}.")] for letter in "qkv"]
             yield name.replace("attn_q.", "attn_qkv."), np.concatenate(parts)
+        elif layout == "keys and values in one" and "attn_k_b." in name:
+            heads = np.concatenate([values.swapaxes(1, 2), tensors[name.replace("_k_b.", "_v_b.")]], 1)
+            yield name.replace("_k_b.", "_kv_b."), heads.reshape(-1, heads.shape[-1])
+        elif layout == "keys and values in one" and "attn_v_b." in name:
+            continue
         elif layout == "experts apart" or "attn_k." not in name and "attn_v." not in name:
             yield name, values
 
@@ -414,6 +493,7 @@ def rewritten(tensors: dict[str, np.ndarray], layout: str) -> Iterator[tuple[str
         ("phi2", "q, k and v in one"),
         ("llama, biases", "q, k and v in one"),
         ("qwen2", "q, k and v in one"),
+        ("deepseek2", "keys and values in one"),
     ],
 )
 def test_other_layouts_of_tensors_have_the_same_logits(
@@ -424,8 +504,47 @@ def test_other_layouts_of_tensors_have_the_same_logits(
     plain = model_writer.tensors_of
     monkeypatch.setattr(model_writer, "tensors_of", lambda *given: dict(rewritten(plain(*given), layout)))
     file = written(case, reference, tmp_path)
-    assert any(name in {"blk.0.ffn_up.0.weight", "blk.0.attn_qkv.weight"} for name in GgufFile(file).tensors)
+    changed = {"blk.0.ffn_up.0.weight", "blk.0.attn_qkv.weight", "blk.0.attn_kv_b.weight"}
+    assert changed & GgufFile(file).tensors.keys()
     assert relative_error(engine_of(file).logits(IDS), reference.logits(IDS)) < TOLERANCE
+
+
+def test_layers_that_predict_further_ahead_stay_unread(tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.title == "deepseek2")
+    reference = write_reference(tmp_path / "reference", case.model_type, **case.config)
+    ahead = replace(case, tensors={"blk.4.nextn.eh_proj.weight": np.ones((4, 4), np.float32)})
+    file = written(ahead, reference, tmp_path, block_count=5, nextn_predict_layers=1)
+    assert relative_error(engine_of(file).logits(IDS), reference.logits(IDS)) < TOLERANCE
+    with pytest.raises(UnsupportedArchitecture, match="eh_proj"):
+        _ = ModelFolder.open(written(ahead, reference, tmp_path, nextn_predict_layers=0)).architecture
+
+
+def test_groups_that_an_old_file_does_not_name_are_known_by_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = next(case for case in CASES if case.title == "deepseek2")
+    reference = write_reference(tmp_path / "reference", case.model_type, **case.config)
+    file = written(case, reference, tmp_path, expert_group_count=None, expert_group_used_count=None)
+    assert relative_error(engine_of(file).logits(IDS), reference.logits(IDS)) > 10 * TOLERANCE
+    monkeypatch.setattr(architectures, "_GROUPS", {(4, 8): (4, 2)})
+    assert relative_error(engine_of(file).logits(IDS), reference.logits(IDS)) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("rope.scaling.yarn_log_multiplier", None, "yarn_log_multiplier"),
+        ("expert_count", 0, "without experts"),
+        ("expert_gating_func", 1, "expert_gating_func"),
+    ],
+)
+def test_latent_attention_is_read_as_it_is_known_or_refused(
+    field: str, value: object, message: str, tmp_path: Path
+) -> None:
+    case = next(case for case in CASES if case.title == "deepseek2")
+    reference = write_reference(tmp_path / "reference", case.model_type, **case.config)
+    with pytest.raises(UnsupportedArchitecture, match=message):
+        ModelFolder.open(written(case, reference, tmp_path, **{field: value}))
 
 
 REFUSED: dict[str, tuple[dict[str, Any], type[GptcliError], str]] = {

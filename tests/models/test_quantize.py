@@ -16,6 +16,7 @@ from gptcli.settings import RuntimeConfig
 from tests.gguf.tiny_gguf import Kind, write_gguf
 from tests.models.test_models_command import models
 from tests.parity.reference import write_reference
+from tests.parity.test_families import DEEPSEEK, GROUPS
 from tests.tiny import make_model, make_tokenizer
 
 __all__ = ["models"]
@@ -27,6 +28,7 @@ FAMILIES = {
     "mixtral": {"num_local_experts": 4},
     "gpt_neox": {},
     "qwen2_moe": {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
+    "deepseek_v3": DEEPSEEK | GROUPS | {"moe_intermediate_size": 32, "q_lora_rank": 64, "v_head_dim": 16},
 }
 
 

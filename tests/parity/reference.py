@@ -37,6 +37,9 @@ UNKNOWN = {
     "xglm": ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
 }
 
+# Fields that a class in transformers needs, though its default is null.
+NO_DEFAULT: dict[str, dict[str, Any]] = {"deepseek_v2": {"num_experts_per_tok": 6}}
+
 # The implementation of attention that is the reference: Falcon's eager one adds ALiBi twice.
 ATTENTION = {"falcon": "sdpa"}
 

@@ -77,6 +77,20 @@ SIGMOID = {
     "num_experts_per_tok": 2, "moe_intermediate_size": 24, "first_k_dense_replace": 1, "routed_scaling_factor": 2.5,
     "head_dim": 16,
 }  # fmt: skip
+LATENT = {
+    "num_key_value_heads": 4, "kv_lora_rank": 24, "q_lora_rank": 40, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+}  # fmt: skip
+DEEPSEEK = LATENT | {
+    "n_routed_experts": 8, "num_experts_per_tok": 3, "n_shared_experts": 2, "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1, "routed_scaling_factor": 2.5,
+}  # fmt: skip
+GROUPS = {"n_group": 4, "topk_group": 2}
+SCORED_YARN = YARN | {"mscale": 60.0, "mscale_all_dim": 40.0, "beta_fast": 32.0, "beta_slow": 1.0}
+MINICPM_LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [1.0, 2.0, 3.0, 6.0], "original_max_position_embeddings": 32, "factor": 4.0, "mscale_all_dim": 40.0,
+}  # fmt: skip
 GPT_OSS = {"head_dim": 16, "num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 8}
 OSS_YARN = {
     "rope_type": "yarn", "rope_theta": 150000.0, "factor": 4.0, "original_max_position_embeddings": 32,
@@ -321,6 +335,27 @@ ROWS = [
          "shared_expert_intermediate_size": 40}),
     Row("xglm", "xglm", {"scale_embedding": False}, {"d_model": 64, "ffn_dim": 112, "num_layers": 3,
          "attention_heads": 4}),
+    Row("deepseek_v2", "deepseek_v2", {"topk_method": "greedy"}, DEEPSEEK | GROUPS | {"mlp_bias": True,
+         "topk_method": "group_limited_greedy", "attention_bias": True, "rope_parameters": SCORED_YARN},
+         ({"rope_parameters": SCORED_YARN | {"mscale": 40.0}}, {"rope_parameters": SCORED_YARN | {"mscale": 30.0,
+         "mscale_all_dim": 20.0}}, {"topk_group": 3}, {"n_group": 2})),
+    Row("deepseek_v2, one matrix for queries", "deepseek_v2", {"num_experts_per_tok": 2}, DEEPSEEK |
+         {"q_lora_rank": None}, ({"routed_scaling_factor": 1.0}, {"rope_parameters": {"rope_theta": 500.0}})),
+    Row("deepseek_v3", "deepseek_v3", {"topk_group": 3}, DEEPSEEK | GROUPS | {"rope_parameters": SCORED_YARN},
+         ({"norm_topk_prob": False}, {"rope_interleave": False}, {"rope_parameters": SCORED_YARN | {
+         "mscale_all_dim": 0.0}}, {"n_group": 2}, {"rms_norm_eps": 0.1})),
+    Row("deepseek_v3, every other switch", "deepseek_v3", {"rope_interleave": True}, DEEPSEEK | {"q_lora_rank": None,
+         "attention_bias": True, "rope_interleave": False, "norm_topk_prob": False, "n_group": 1, "topk_group": 1,
+         "v_head_dim": 32, "tie_word_embeddings": True}, ({"norm_topk_prob": True},)),
+    Row("glm4_moe_lite", "glm4_moe_lite", {"rope_interleave": False}, DEEPSEEK | {"first_k_dense_replace": 2,
+         "mlp_layer_types": ["dense", "dense", "sparse", "sparse"]}, ({"num_experts_per_tok": 2},)),
+    Row("glm4_moe_lite, groups", "glm4_moe_lite", {"n_group": 2}, DEEPSEEK | GROUPS, ({"rms_norm_eps": 0.1},)),
+    Row("minicpm3", "minicpm3", {"scale_depth": 2.0}, LATENT | {"v_head_dim": None, "attention_bias": True,
+         "rope_parameters": SCORED_YARN},
+         ({"scale_emb": 6.0}, {"dim_model_base": 128}, {"rope_parameters": SCORED_YARN | {"rope_theta": 500.0}})),
+    Row("minicpm3, longrope beyond", "minicpm3", {"rope_parameters": MINICPM_LONGROPE | {"long_factor": [1.0] * 4}},
+         LATENT | {"scale_depth": None, "dim_model_base": None, "rope_parameters": MINICPM_LONGROPE, "mlp_bias": True,
+         "tie_word_embeddings": True}, ({"scale_depth": 1.0},)),
 ]  # fmt: skip
 
 
@@ -577,3 +612,10 @@ def test_the_text_of_a_qwen3_5_with_vision_is_the_references(
     folder = ModelFolder.open(tmp_path)
     assert not folder.notes
     assert relative_error(engine_of(tmp_path).logits(IDS), Reference(tmp_path, model).logits(IDS)) < TOLERANCE
+
+
+def test_kimi_k2_is_deepseek_v3_by_another_name(tmp_path: Path) -> None:
+    reference = write_reference(tmp_path, "deepseek_v3", **DEEPSEEK | GROUPS)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "kimi_k2"}))
+    assert relative_error(engine_of(tmp_path).logits(IDS), reference.logits(IDS)) < TOLERANCE

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 import gptcli
 from gptcli.checkpoint.folder import ModelFolder
 from tests.parity.reference import Reference, write_reference
-from tests.parity.test_families import DELTA, GPT, QWEN_MOE, engine_of
+from tests.parity.test_families import DEEPSEEK, DELTA, GPT, GROUPS, QWEN_MOE, engine_of
 
 Weights = dict[str, Tensor]
 IDS = torch.randint(3, 96, (24,), generator=torch.Generator().manual_seed(3)).tolist()
@@ -24,6 +24,7 @@ TYPES: dict[str, dict[str, Any]] = {
     "llama": {"num_hidden_layers": 2, "tie_word_embeddings": True},
     "gemma3_text": {"num_hidden_layers": 2, "head_dim": 16, "tie_word_embeddings": True},
     "qwen3_moe": QWEN_MOE | {"num_hidden_layers": 2, "head_dim": 16},
+    "deepseek_v3": DEEPSEEK | GROUPS | {"num_hidden_layers": 2},
     "gpt2": GPT,
     "gpt_neox": {"num_hidden_layers": 2},
     "phi": {"num_hidden_layers": 2},
@@ -126,5 +127,20 @@ def test_an_expert_or_a_layer_more_than_the_config_says_is_refused(tmp_path: Pat
     weights = load_file(tmp_path / "model.safetensors")
     more = {name.replace(moved, moved.replace("0", "6")): tensor.clone() for name, tensor in weights.items()}
     save_file(more | weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(gptcli.errors.BrokenCheckpoint, match="tensors that the architecture does not use"):
+        _ = ModelFolder.open(tmp_path).architecture
+
+
+def test_layers_that_predict_further_ahead_are_one_note(tmp_path: Path) -> None:
+    reference = write_reference(tmp_path, "deepseek_v3", **DEEPSEEK | GROUPS)
+    weights = load_file(tmp_path / "model.safetensors")
+    ahead = {name.replace(".layers.3.", ".layers.4."): 2 * weights[name] for name in weights if ".layers.3." in name}
+    more = {"model.layers.4.eh_proj.weight": torch.ones(64, 128)}
+    save_file(weights | ahead | more, tmp_path / "model.safetensors", {"format": "pt"})
+    wanted = reference.logits(IDS)
+    assert (engine_of(tmp_path).logits(IDS) - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    assert [note.names for note in ModelFolder.open(tmp_path).notes] == [("model.layers.4",)]
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 0}))
     with pytest.raises(gptcli.errors.BrokenCheckpoint, match="tensors that the architecture does not use"):
         _ = ModelFolder.open(tmp_path).architecture

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import gptcli
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
 from gptcli.quant.fp8 import fp8_weight
+from tests.parity.reference import write_reference
+from tests.parity.test_families import DEEPSEEK, GROUPS, IDS, engine_of, relative_error
 from tests.tiny import CONFIG, make_model, make_weights
 
 BLOCK = (16, 8)
@@ -91,3 +94,23 @@ def test_integers_in_compressed_tensors_are_refused(tmp_path: Path) -> None:
     path, _ = fp8_model(tmp_path, "tensor", "_scale", settings)
     with pytest.raises(UnsupportedArchitecture, match="'compressed-tensors'"):
         gptcli.load(path)
+
+
+def test_latent_attention_in_fp8_computes_with_what_is_meant(tmp_path: Path) -> None:
+    """As DeepSeek V3 is published: blocks that the rows of heads and of the turned channels cut."""
+    settings = {"quant_method": "fp8", "weight_block_size": list(BLOCK), "fmt": "e4m3"}
+    dense = write_reference(tmp_path / "dense", "deepseek_v3", **DEEPSEEK | GROUPS).path
+    fp8 = tmp_path / "fp8"
+    fp8.mkdir()
+    stored, meant = {}, {}
+    for name, weight in load_file(dense / "model.safetensors").items():
+        stored[name] = meant[name] = weight
+        if "_proj" in name:
+            scale = SCALES["block"](*weight.shape)
+            stored |= {name: weight.to(torch.float8_e4m3fn), f"{name}_scale_inv": scale}
+            meant[name] = spelled_out(stored[name], scale)
+    config = json.loads((dense / "config.json").read_text())
+    (fp8 / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+    save_file(stored, fp8 / "model.safetensors")
+    save_file(meant, dense / "model.safetensors")
+    assert relative_error(engine_of(fp8).logits(IDS), engine_of(dense).logits(IDS)) < 1e-6

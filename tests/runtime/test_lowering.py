@@ -17,6 +17,7 @@ from gptcli.model.config import (
     BlockConfig,
     DecoderConfig,
     DeltaNetConfig,
+    LatentAttentionConfig,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
@@ -46,7 +47,23 @@ SCALINGS: list[RopeScaling | None] = [
     YarnScaling(factor=4.0, original_context=16, magnitude=1.0),
     LongRopeScaling(short=(1.0,) * 4, long=(2.0,) * 4, original_context=16, magnitude=1.0),
 ]
-NEVER_LOWERED = {Alibi, PositionScale, ShortConvolutionConfig, Mamba2Config, DeltaNetConfig}
+NEVER_LOWERED = {
+    Alibi,
+    PositionScale,
+    LatentAttentionConfig,
+    ShortConvolutionConfig,
+    Mamba2Config,
+    DeltaNetConfig,
+}
+LATENT = LatentAttentionConfig(
+    heads=2,
+    latent_dim=8,
+    plain_dim=8,
+    value_dim=8,
+    rope=RopeConfig(theta=10000.0, dim=8),
+    scale=0.25,
+    norm=NORM,
+)
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +157,7 @@ def test_a_field_that_lowering_does_not_know_is_refused_unless_it_has_its_defaul
         lambda block: replace(block, mlp=None),
         lambda block: replace(block, mlp=replace(MOE, expert=replace(MLP, gated=False))),
         lambda block: replace(block, mlp=replace(MLP, activation="mish")),
+        lambda block: replace(block, attention=LATENT),
         lambda block: replace(block, attention=replace(block.attention, clip=8.0)),
         lambda block: replace(
             block,
@@ -157,6 +175,7 @@ def test_a_field_that_lowering_does_not_know_is_refused_unless_it_has_its_defaul
         "no mlp",
         "experts without gates",
         "activation",
+        "latents",
         "clip",
         "position scale",
         "bias of an rms norm",

@@ -255,6 +255,7 @@ def gpt_architecture(
         ours, theirs = f"blocks.{layer}.", f"{root}{names.layers}.{layer}."
         for mine, norm in names.norms.items():
             parameters.norm(ours + mine, theirs + norm, config.norm)
+        assert isinstance(attention, AttentionConfig)
         qkv = [theirs + name for name in names.qkv]
         parameters.linear(f"{ours}attention.qkv", qkv, attention.qkv_bias, rows, weight)
         parameters.linear(f"{ours}attention.out", [theirs + names.out], attention.out_bias, weight=weight)

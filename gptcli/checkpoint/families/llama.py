@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from gptcli.checkpoint.families.latent_attention import latent_attention_parameters
 from gptcli.checkpoint.families.layer_configs import (
     activation,
     head_dim_of,
@@ -28,6 +29,7 @@ from gptcli.model.config import (
     AttentionConfig,
     BlockConfig,
     DecoderConfig,
+    LatentAttentionConfig,
     MlpConfig,
     NormConfig,
     PositionScale,
@@ -160,20 +162,33 @@ def llama_config(
     head_dim: int | None = None,
     rope: RopeConfig | None = None,
     tied: bool = False,
+    attention: LatentAttentionConfig | None = None,
 ) -> DecoderConfig:
     """What the Llama shape reads from a config. A family passes what it reads in another way.
 
     bias: on all of attention; None reads `attention_bias`. tied: whether head and embedding are one if the config does
     not say.
     """
-    layers, hidden, heads = hf.layers, hf.integer("hidden_size"), hf.heads_of("num_attention_heads")
+    block = BlockConfig(attention=attention or _attention(hf, bias, head_dim, rope), mlp=mlp or llama_mlp(hf))
+    return DecoderConfig(
+        vocab_size=hf.integer("vocab_size"),
+        hidden_size=hf.integer("hidden_size"),
+        max_context=hf.integer("max_position_embeddings"),
+        blocks=(block,) * hf.layers,
+        norm=norm or rms(hf, 1e-6),
+        tied_head=hf.flag("tie_word_embeddings", tied),
+    )
+
+
+def _attention(hf: HfConfig, bias: bool | None, head_dim: int | None, rope: RopeConfig | None) -> AttentionConfig:
+    heads = hf.heads_of("num_attention_heads")
     kv_heads = hf.heads_of("num_key_value_heads", heads)
     if heads % kv_heads:
         raise BrokenCheckpoint(f"config.json: {heads} attention heads cannot share {kv_heads} key-value heads evenly")
     head_dim = head_dim or llama_head_dim(hf)
     attention_bias = hf.flag("attention_bias", False)
     bias = attention_bias if bias is None else bias
-    attention = AttentionConfig(
+    return AttentionConfig(
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
@@ -181,14 +196,6 @@ def llama_config(
         scale=head_dim**-0.5,
         qkv_bias=bias,
         out_bias=bias,
-    )
-    return DecoderConfig(
-        vocab_size=hf.integer("vocab_size"),
-        hidden_size=hidden,
-        max_context=hf.integer("max_position_embeddings"),
-        blocks=(BlockConfig(attention=attention, mlp=mlp or llama_mlp(hf)),) * layers,
-        norm=norm or rms(hf, 1e-6),
-        tied_head=hf.flag("tie_word_embeddings", tied),
     )
 
 
@@ -272,8 +279,11 @@ def llama_architecture(
             for norm in norms if half else ():
                 name = getattr(names, norm)
                 parameters.norm(ours + norm, name and theirs + name, config.norm, norm_weight)
-        if block.attention is not None:
-            attention_parameters(parameters, ours, theirs, block.attention, names, norm_weight, q_rows, pairs)
+        match block.attention:
+            case LatentAttentionConfig() as latent:
+                latent_attention_parameters(parameters, ours, theirs, latent, tensors, pairs)
+            case AttentionConfig() as attention:
+                attention_parameters(parameters, ours, theirs, attention, names, norm_weight, q_rows, pairs)
         if block.state is not None:
             state_parameters(parameters, f"{ours}state", theirs + names.state, block.state, tensors)
         if isinstance(block.mlp, MlpConfig):

@@ -138,7 +138,7 @@ def with_experts(
     if (experts := sum(moe.experts for moe in mixtures)) > _MOST_EXPERTS:
         raise UnsupportedArchitecture(f"config.json: {experts} experts are more than {_MOST_EXPERTS}")
     for moe in set(mixtures):
-        if moe.experts % moe.groups or moe.top_groups > moe.groups or 1 < moe.groups > moe.experts // 2:
+        if moe.experts % moe.groups or moe.top_groups > moe.groups or 1 < moe.groups > moe.experts // moe.group_best:
             raise BrokenCheckpoint(f"config.json: {moe.experts} experts cannot be in {moe.groups} groups")
         if moe.top_k > (among := moe.experts // moe.groups * moe.top_groups):
             raise BrokenCheckpoint(f"config.json: num_experts_per_tok {moe.top_k} of {among} experts")

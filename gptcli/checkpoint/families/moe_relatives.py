@@ -21,12 +21,13 @@ from gptcli.checkpoint.families.llama import (
 from gptcli.checkpoint.families.llama_relatives import HUNYUAN, ernie_config, hunyuan_config
 from gptcli.checkpoint.families.moe import MIXTRAL, ExpertNames, expert_of, experts_of, with_experts
 from gptcli.checkpoint.families.olmo import olmo2_config
+from gptcli.checkpoint.families.parameters import root_of
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.errors import UnsupportedArchitecture
 from gptcli.model.config import LongRopeScaling, MlpConfig, MoeConfig, NormConfig, QkNormConfig, RopeConfig
 
-_COMMON = ExpertNames()
+COMMON = ExpertNames()
 GRANITE = ExpertNames(
     "block_sparse_moe.",
     "router.layer",
@@ -46,14 +47,14 @@ def olmoe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     config = llama_config(hf, norm=rms(hf, 1e-5))
     config = with_attention(config, qk_norm=QkNormConfig(norm=config.norm, over="full"))
     moe = _softmax(hf, experts=64, top_k=8)
-    return with_experts(config, tensors, lambda layer: moe, _COMMON.recipes)
+    return with_experts(config, tensors, lambda layer: moe, COMMON.recipes)
 
 
 def flex_olmo(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """FlexOlmo: OLMo 2 with a mixture in every layer."""
     moe = _softmax(hf, experts=7, top_k=5)
     config = olmo2_config(hf, llama_rope(hf, theta=500_000.0), eps=1e-6)
-    return with_experts(config, tensors, lambda layer: moe, _COMMON.recipes, POST_NORMS)
+    return with_experts(config, tensors, lambda layer: moe, COMMON.recipes, POST_NORMS)
 
 
 def _softmax(hf: HfConfig, experts: int, top_k: int) -> MoeConfig:
@@ -102,10 +103,13 @@ def glm4_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     qk_norm = QkNormConfig(norm=config.norm, over="head") if hf.flag("use_qk_norm", False) else None
     config = with_attention(config, qkv_bias=hf.flag("attention_bias", False), qk_norm=qk_norm)
     moe = sigmoid_mixture(hf, renormalize=True, experts=128, top_k=8, width=1408)
-    architecture = with_experts(config, tensors, _after_dense(hf, moe, 1), _COMMON.recipes)
-    # Layers that predict tokens further ahead follow the others.
+    return without_layers_ahead(hf, tensors, with_experts(config, tensors, after_dense(hf, moe, 1), COMMON.recipes))
+
+
+def without_layers_ahead(hf: HfConfig, tensors: Collection[str], architecture: Architecture) -> Architecture:
+    """Leaves unused the layers that follow the others and predict tokens further ahead."""
     ahead = range(hf.layers, hf.layers + hf.integer("num_nextn_predict_layers", 1, low=0))
-    return replace(architecture, unused_prefixes=tuple(f"model.layers.{layer}." for layer in ahead))
+    return replace(architecture, ahead=tuple(f"{root_of(tensors)}layers.{layer}." for layer in ahead))
 
 
 def dots1(hf: HfConfig, tensors: Collection[str]) -> Architecture:
@@ -119,7 +123,7 @@ def dots1(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     config = with_attention(config, qk_norm=QkNormConfig(norm=config.norm, over="head"))
     config = with_attention_per_layer(config, window=windows(types, window))
     moe = sigmoid_mixture(hf, renormalize=False, experts=1, top_k=1, width=1408)
-    return with_experts(config, tensors, _after_dense(hf, moe, 0), _COMMON.recipes)
+    return with_experts(config, tensors, after_dense(hf, moe, 0), COMMON.recipes)
 
 
 def sigmoid_mixture(hf: HfConfig, *, renormalize: bool, experts: int, top_k: int, width: int) -> MoeConfig:
@@ -141,7 +145,7 @@ def sigmoid_mixture(hf: HfConfig, *, renormalize: bool, experts: int, top_k: int
     )
 
 
-def _after_dense(hf: HfConfig, moe: MoeConfig, dense: int) -> Callable[[int], MoeConfig | None]:
+def after_dense(hf: HfConfig, moe: MoeConfig, dense: int) -> Callable[[int], MoeConfig | None]:
     """The mixture of a layer: those from `first_k_dense_replace` on have one."""
     dense = hf.integer("first_k_dense_replace", dense, low=0)
     return lambda layer: moe if layer >= dense else None
@@ -171,7 +175,7 @@ def ernie4_5_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
     config = replace(ernie_config(hf, llama_head_dim(hf)), head_bias=wide.bias)
     architecture = with_experts(config, tensors, moe_of, _ERNIE.recipes, pairs=True)
-    return replace(architecture, unused_prefixes=("model.mtp_",))  # modules that predict tokens further ahead
+    return replace(architecture, ahead=("model.mtp_",))
 
 
 def minimax_m2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
