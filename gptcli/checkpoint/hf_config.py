@@ -78,6 +78,8 @@ _OF_OTHER_ROPES = frozenset(
     """.split()
 )
 
+_INFINITY = ("Infinity", "{'__float__': 'Infinity'}", "inf")  # as older and newer files have it
+
 _MAX_COUNT = 1 << 24  # larger than any known width or vocabulary
 _MAX_LAYERS = 1024
 _MAX_HEADS = 1024
@@ -220,6 +222,24 @@ class HfConfig:
             raise self._wrong(name, "a list of whole numbers", value)
         return value
 
+    def strings(self, name: str) -> list[str]:
+        """A list of strings. Absent or null gives an empty one."""
+        value: list[Any] = self._typed(name, [], "a list of strings")
+        if not all(isinstance(item, str) for item in value):
+            raise self._wrong(name, "a list of strings", value)
+        return value
+
+    def limits(self, name: str) -> tuple[float, float]:
+        """A least and a largest number, which may be infinite. Absent or null gives 0 and infinity."""
+        value = self._get(name)
+        if value is None:
+            return 0.0, math.inf
+        given = value if isinstance(value, list) else []
+        limits = [math.inf if str(item) in _INFINITY else item for item in given]
+        if len(limits) != 2 or any(type(item) not in (int, float) for item in limits) or limits[0] > limits[1]:
+            raise self._wrong(name, "a least and a largest number", value)
+        return float(limits[0]), float(limits[1])
+
     def optional_number(self, name: str) -> float | None:
         """A number above 0, or None if absent or null."""
         return None if self._get(name) is None else self.number(name)
@@ -267,6 +287,10 @@ class HfConfig:
         self._rope_extras.add(name)
         parameters = self._object("rope_scaling") or self._object("rope_parameters")
         return HfConfig(parameters, f"{self._where}: rope").nonzero(name)
+
+    def ignore_in_rope(self, *names: str) -> None:
+        """Accepts fields among RoPE's settings that have no effect in this model. Call it before `rope`."""
+        self._rope_extras.update(names)
 
     @property
     def rope_type(self) -> str:
@@ -346,9 +370,11 @@ class HfConfig:
                 )
         raise UnsupportedArchitecture(f"{self._where}: rope type {kind!r} is not supported")
 
-    def numbers(self, name: str, count: int) -> tuple[float, ...]:
-        """A list of `count` numbers above 0."""
+    def numbers(self, name: str, count: int, default: tuple[float, ...] | None = None) -> tuple[float, ...]:
+        """A list of `count` numbers above 0. Absent or null gives the default, or an error if there is none."""
         value = self._get(name)
+        if value is None and default is not None:
+            return default
         if not isinstance(value, list) or len(value) != count:
             raise self._wrong(name, f"a list of {count} numbers", value)
         return tuple(HfConfig({name: item}, self._where).number(name) for item in value)

@@ -20,6 +20,7 @@ from gptcli.checkpoint.formats import Ggml
 from gptcli.checkpoint.recipes import (
     Concat,
     EvensThenOdds,
+    GroupsToParts,
     HeadRows,
     HeadsToQkv,
     LowRankUpdate,
@@ -58,6 +59,8 @@ from gptcli.quant.packed import (
 )
 from gptcli.quant.weight import StoredWeight
 
+_NEVER_ROUNDED = (".correction", ".decay", ".step_bias")
+
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
 Packing = Literal["keep", "expand", "dense", "int8", "int4"]  # see WeightPlan
 
@@ -92,8 +95,8 @@ def load_decoder(folder: ModelFolder, plan: WeightPlan, on_progress: Progress = 
     decoder = empty_decoder(folder)
     with TensorSource(folder) as source:
         for name, recipe in folder.architecture.parameters.items():
-            # 1 + w needs more bits than w, and so does a choice among scores that are nearly equal.
-            wide = isinstance(recipe, PlusOne) or name.endswith(".correction")
+            # 1 + w needs more bits than w; so do choices among scores that are nearly equal, and exponents.
+            wide = isinstance(recipe, PlusOne) or name.endswith(_NEVER_ROUNDED)
             dtype = torch.float32 if wide else plan.dtype
             of_blocks = any(isinstance(source.stored(each), Ggml) for each in sources(recipe))
             slot = _Slot(decoder, name, dtype, of_blocks)
@@ -179,6 +182,8 @@ def cook(recipe: Recipe, source: TensorSource) -> Tensor | PackedWeight:
             return torch.cat([_fp32(keys, source).mT, _fp32(values, source)], 1).flatten(0, 1)
         case HeadsToQkv():
             return _reordered(cook(recipe.operand, source), partial(_heads_to_qkv, recipe))
+        case GroupsToParts(operand):
+            return _reordered(cook(operand, source), partial(_groups_to_parts, recipe))
         case WithoutFirst(operand, count):
             return _reordered(cook(operand, source), lambda rows: rows[count:])
         case Product(left, right, transposed):
@@ -234,6 +239,14 @@ def _heads_to_qkv(recipe: HeadsToQkv, rows: Tensor) -> Tensor:
     q, first, second = rows.view(recipe.groups, queries + 2, -1).tensor_split([queries, queries + 1], dim=1)
     k, v = (second, first) if recipe.values_first else (first, second)
     return torch.cat([q.flatten(), k.flatten(), v.flatten()])
+
+
+def _groups_to_parts(recipe: GroupsToParts, rows: Tensor) -> Tensor:
+    """Row indices (rows,), now those of one part in all groups, then of the next."""
+    grouped = rows.view(recipe.groups, -1)
+    unit = grouped.shape[1] // sum(recipe.parts)
+    parts = torch.split(grouped, [unit * part for part in recipe.parts], 1)
+    return torch.cat([parts[index].flatten() for index in recipe.order or range(len(parts))])
 
 
 def _sinusoids(recipe: Sinusoids) -> Tensor:

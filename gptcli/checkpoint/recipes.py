@@ -87,6 +87,19 @@ class HeadsToQkv:
 
 
 @dataclass(frozen=True)
+class GroupsToParts:
+    """Rows stored as parts of these sizes per group, regrouped as all of one part, then all of the next.
+
+    parts: relative sizes. order: of the parts in the result; None keeps theirs.
+    """
+
+    operand: Recipe
+    groups: int
+    parts: tuple[int, ...]
+    order: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
 class WithoutFirst:
     """The rows after the first `count`: OPT counts positions from 2."""
 
@@ -141,6 +154,7 @@ Recipe = (
     | PairsToHalves
     | HeadRows
     | HeadsToQkv
+    | GroupsToParts
     | WithoutFirst
     | EvensThenOdds
     | Product

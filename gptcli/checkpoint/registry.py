@@ -9,6 +9,7 @@ from gptcli.checkpoint.families.deepseek import deepseek_v2, deepseek_v3, glm4_m
 from gptcli.checkpoint.families.gemma import gemma, gemma2, gemma3, gemma3_text, vaultgemma
 from gptcli.checkpoint.families.gpt import gpt2, gpt_neo, gpt_neox, gptj, openai_gpt
 from gptcli.checkpoint.families.layer_norm import cohere, cohere2, glm, glm4, phi, stablelm, starcoder2
+from gptcli.checkpoint.families.lfm2 import lfm2, lfm2_moe
 from gptcli.checkpoint.families.llama import granite, llama, ministral3, mistral, phi3, qwen2, qwen3, smollm3
 from gptcli.checkpoint.families.llama_relatives import (
     cwm,
@@ -19,6 +20,7 @@ from gptcli.checkpoint.families.llama_relatives import (
     ministral,
     seed_oss,
 )
+from gptcli.checkpoint.families.mamba import bamba, falcon_h1, granitemoehybrid, mamba2, nemotron_h
 from gptcli.checkpoint.families.moe import gpt_oss, mixtral, qwen2_moe, qwen3_moe
 from gptcli.checkpoint.families.moe_relatives import (
     dots1,
@@ -35,6 +37,13 @@ from gptcli.checkpoint.families.moe_relatives import (
 from gptcli.checkpoint.families.olmo import olmo, olmo2, olmo3
 from gptcli.checkpoint.families.open_gpts import bloom, codegen, falcon, gpt_bigcode, mpt, opt, xglm
 from gptcli.checkpoint.families.plain_mlp import apertus, arcee, nanochat, nemotron
+from gptcli.checkpoint.families.qwen_hybrid import (
+    qwen3_5,
+    qwen3_5_moe,
+    qwen3_5_moe_text,
+    qwen3_5_text,
+    qwen3_next,
+)
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.errors import UnsupportedArchitecture
@@ -44,6 +53,7 @@ Family = Callable[[HfConfig, Collection[str]], Architecture]
 FAMILIES: dict[str, Family] = {
     "apertus": apertus,
     "arcee": arcee,
+    "bamba": bamba,
     "bloom": bloom,
     "codegen": codegen,
     "cohere": cohere,
@@ -56,6 +66,7 @@ FAMILIES: dict[str, Family] = {
     "ernie4_5_moe": ernie4_5_moe,
     "exaone4": exaone4,
     "falcon": falcon,
+    "falcon_h1": falcon_h1,
     "flex_olmo": flex_olmo,
     "gemma": gemma,
     "gemma2": gemma2,
@@ -73,12 +84,16 @@ FAMILIES: dict[str, Family] = {
     "gptj": gptj,
     "granite": granite,
     "granitemoe": granitemoe,
+    "granitemoehybrid": granitemoehybrid,
     "granitemoeshared": granitemoeshared,
     "helium": helium,
     "hunyuan_v1_dense": hunyuan_v1_dense,
     "hunyuan_v1_moe": hunyuan_v1_moe,
     "kimi_k2": kimi_k2,
+    "lfm2": lfm2,
+    "lfm2_moe": lfm2_moe,
     "llama": llama,
+    "mamba2": mamba2,
     "minicpm3": minicpm3,
     "minimax_m2": minimax_m2,
     "ministral": ministral,
@@ -88,6 +103,7 @@ FAMILIES: dict[str, Family] = {
     "mpt": mpt,
     "nanochat": nanochat,
     "nemotron": nemotron,
+    "nemotron_h": nemotron_h,
     "olmo": olmo,
     "olmo2": olmo2,
     "olmo3": olmo3,
@@ -100,7 +116,12 @@ FAMILIES: dict[str, Family] = {
     "qwen2": qwen2,
     "qwen2_moe": qwen2_moe,
     "qwen3": qwen3,
+    "qwen3_5": qwen3_5,
+    "qwen3_5_moe": qwen3_5_moe,
+    "qwen3_5_moe_text": qwen3_5_moe_text,
+    "qwen3_5_text": qwen3_5_text,
     "qwen3_moe": qwen3_moe,
+    "qwen3_next": qwen3_next,
     "seed_oss": seed_oss,
     "smollm3": smollm3,
     "stablelm": stablelm,
@@ -117,12 +138,14 @@ _GPT2_NAMES = {
     "num_hidden_layers": "n_layer",
 }
 OTHER_NAMES: dict[str, dict[str, str]] = {
+    "bamba": {"layer_types": "layers_block_type"},
     "bloom": {"num_attention_heads": "n_head", "num_hidden_layers": "n_layer"},
     "codegen": _GPT2_NAMES,
     "deepseek_v2": {"num_experts": "n_routed_experts"},
     "deepseek_v3": {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
     "dots1": {"num_local_experts": "n_routed_experts"},
     "ernie4_5_moe": {"num_experts": "moe_num_experts", "num_experts_per_tok": "moe_k"},
+    "falcon_h1": {"layer_types": "layers_block_type"},
     "flex_olmo": {"num_local_experts": "num_experts"},
     "glm4_moe": {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
     "glm4_moe_lite": {"num_local_experts": "n_routed_experts", "head_dim": "qk_rope_head_dim"},
@@ -130,7 +153,9 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
     "gpt_bigcode": _GPT2_NAMES,
     "gpt_neo": {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},
     "gptj": _GPT2_NAMES,
+    "granitemoehybrid": {"layers_block_type": "layer_types"},
     "hunyuan_v1_moe": {"num_experts_per_tok": "moe_topk", "num_local_experts": "num_experts"},
+    "nemotron_h": {"layer_types": "layers_block_type", "num_local_experts": "n_routed_experts"},
     "mpt": {"hidden_size": "d_model", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"},
     "olmoe": {"num_local_experts": "num_experts"},
     "openai-gpt": _GPT2_NAMES,
@@ -154,6 +179,7 @@ _DEFAULTS: dict[str, dict[str, object]] = {
         },
     },
     "arcee": {"max_position_embeddings": 4096},
+    "bamba": {"max_position_embeddings": 262_144, "num_key_value_heads": 8},
     "bloom": {"seq_length": 2048},
     "codegen": {"n_positions": 2048, "n_head": 16, "n_layer": 28, "rotary_dim": 64},
     "cohere": {"max_position_embeddings": 8192, "rope_theta": 500_000.0},
@@ -186,6 +212,7 @@ _DEFAULTS: dict[str, dict[str, object]] = {
     "ernie4_5_moe": {"max_position_embeddings": 131_072, "num_key_value_heads": 4},
     "exaone4": {"max_position_embeddings": 2048, "num_key_value_heads": 32, "sliding_window": 4096},
     "falcon": {"max_position_embeddings": 2048},
+    "falcon_h1": {"max_position_embeddings": 8192, "num_key_value_heads": 8, "mamba_d_ssm": 1024},
     "flex_olmo": {"max_position_embeddings": 4096},
     "gemma": {"max_position_embeddings": 8192, "num_key_value_heads": 16},
     "gemma2": {
@@ -227,11 +254,15 @@ _DEFAULTS: dict[str, dict[str, object]] = {
     "gptj": {"n_positions": 2048, "rotary_dim": 64},
     "granite": {"max_position_embeddings": 2048},
     "granitemoe": {"max_position_embeddings": 2048},
+    "granitemoehybrid": {"max_position_embeddings": 2048},
     "granitemoeshared": {"max_position_embeddings": 2048},
     "helium": {"max_position_embeddings": 4096, "num_key_value_heads": 20},
     "hunyuan_v1_dense": {"max_position_embeddings": 2048},
     "hunyuan_v1_moe": {"max_position_embeddings": 2048},
+    "lfm2": {"max_position_embeddings": 128_000, "num_key_value_heads": 8},
+    "lfm2_moe": {"max_position_embeddings": 128_000, "num_key_value_heads": 8},
     "llama": {"max_position_embeddings": 2048},
+    "mamba2": {"max_position_embeddings": 1 << 20},  # no position in it limits a text
     "minicpm3": {
         "max_position_embeddings": 32_768,
         "dim_model_base": 256,
@@ -263,6 +294,7 @@ _DEFAULTS: dict[str, dict[str, object]] = {
     "mpt": {"max_seq_len": 2048, "attn_config": {}},
     "nanochat": {"max_position_embeddings": 2048, "final_logit_softcapping": 15.0},
     "nemotron": {"max_position_embeddings": 4096},
+    "nemotron_h": {"max_position_embeddings": 4096, "num_attention_heads": 32, "num_key_value_heads": 8},
     "olmo": {"max_position_embeddings": 2048},
     "olmo2": {"max_position_embeddings": 2048},
     "olmo3": {"max_position_embeddings": 2048},
@@ -276,6 +308,9 @@ _DEFAULTS: dict[str, dict[str, object]] = {
     "qwen2_moe": {"max_position_embeddings": 32_768, "num_key_value_heads": 16, "sliding_window": 4096},
     "qwen3": {"max_position_embeddings": 32_768, "num_key_value_heads": 32, "sliding_window": 4096},
     "qwen3_moe": {"max_position_embeddings": 32_768, "num_key_value_heads": 4, "sliding_window": 4096},
+    "qwen3_5_moe_text": {"max_position_embeddings": 32_768, "num_key_value_heads": 2},
+    "qwen3_5_text": {"max_position_embeddings": 32_768, "num_key_value_heads": 4},
+    "qwen3_next": {"max_position_embeddings": 32_768, "num_key_value_heads": 2},
     "seed_oss": {"max_position_embeddings": 524_288, "num_key_value_heads": 8, "head_dim": 128},
     "smollm3": {"max_position_embeddings": 32_768, "num_key_value_heads": 4},
     "stablelm": {"max_position_embeddings": 4096, "num_key_value_heads": 32},

@@ -43,7 +43,8 @@ class RecordedSteps:
     """Steps of one token per row, replayed from a recording. `failure`: why steps are no longer recorded."""
 
     def __init__(self, decoder: Decoder, record: Record) -> None:
-        self.failure: str | None = None
+        states = decoder.config.keeps_states
+        self.failure: str | None = "steps of layers that keep a state are not recorded" if states else None
         self._decoder, self._record = decoder, record
         self._last: tuple[StaticStep, Callable[[], Outputs]] | None = None
 

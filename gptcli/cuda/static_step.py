@@ -17,21 +17,24 @@ from gptcli.model.cache import KVCache
 from gptcli.model.config import RopeConfig
 from gptcli.model.decoder import Decoder
 from gptcli.model.position import Rotation
+from gptcli.model.state import States
 
 Outputs = tuple[Tensor, Tensor]  # logits (rows, vocab) in fp32, and whether all of them are finite, () bool
 
 
 class StaticStep:
-    """A step of one token for each row of a zeroed cache that has room for it."""
+    """A step of one token for each row of a zeroed cache that has room for it. Its layers must keep no states."""
 
     def __init__(self, decoder: Decoder, cache: KVCache) -> None:
         self._decoder, self._cache, self._state = decoder, ref(cache), _state(decoder, cache)
         self._rows = cache.rows
-        self._windows_of = [block.attention.window for block in decoder.config.blocks]
+        assert not decoder.config.keeps_states
+        self._states = cache.states
+        self._windows_of = [block.attention.window if block.attention else None for block in decoder.config.blocks]
         storage = map(cache.storage, range(len(decoder.blocks)))
         self._storage = [(keys[: cache.rows], values[: cache.rows]) for keys, values in storage]
         self._rooms = dict(zip(self._windows_of, (keys.shape[2] for keys, _ in self._storage), strict=True))
-        ropes = {block.attention.rope for block in decoder.config.blocks}
+        ropes = {attention.rope for attention in decoder.config.attentions}
         where = cache.capacity, cache.span, cache.device, cache.dtype
         self._tables = {rope: decoder.tables.of(rope, *where) for rope in ropes if rope is not None}
         # The position, a slot for each window, the ids: one tensor, so that feeding is one copy.
@@ -62,7 +65,9 @@ class StaticStep:
     def run(self) -> Outputs:
         """Runs what was fed, and writes its keys and values. The caller must then `advance` the cache."""
         slots = {window: self._inputs[index : index + 1] for index, window in enumerate(self._rooms, 1)}
-        position = _SlotPosition(self._inputs[:1], slots, self._rooms, self._windows_of, self._storage, self._tables)
+        position = _SlotPosition(
+            self._inputs[:1], slots, self._rooms, self._windows_of, self._storage, self._tables, self._states
+        )
         hidden = self._decoder.run(self._inputs[-self._rows :].view(-1, 1), position)
         logits = self._decoder.logits(hidden[:, -1])
         return logits, all_finite(logits)
@@ -102,6 +107,7 @@ class _SlotPosition:
     windows_of: Sequence[int | None]
     storage: Sequence[tuple[Tensor, Tensor]]
     tables: dict[RopeConfig, Rotation]
+    states: States
     rotations: dict[RopeConfig, Rotation] = field(default_factory=dict)
     masks: dict[int | None, Tensor] = field(default_factory=dict)
 

@@ -70,7 +70,7 @@ def gguf_config(name: str, folder: ModelFolder, shapes: Mapping[str, Shape], tak
         GgufModel(draft)
         unread = set(draft.never_read(f"{name}.")) - {f"{name}.{field}" for field in _KEPT}
         chosen = {field: value for field, value in offered.items() if field not in unread}
-        window = min((block.attention.window for block in config.blocks if block.attention.window), default=0)
+        window = min((attention.window for attention in config.attentions if attention.window), default=0)
         if f"{name}.attention.sliding_window" in unread and window < config.max_context:
             chosen[f"{name}.context_length"] = window
             config = replace(config, max_context=window)
@@ -145,7 +145,7 @@ def _offered(name: str, config: DecoderConfig) -> Iterator[tuple[str, Any]]:
     yield "attention.clamp_kqv", attention.clip
     yield "attn_logit_softcapping", attention.softcap
     yield "final_logit_softcapping", config.logit_softcap
-    yield "attention.sliding_window", next((each.attention.window for each in blocks if each.attention.window), None)
+    yield "attention.sliding_window", next((each.window for each in config.attentions if each.window), None)
     yield "use_parallel_residual", first.residual in ("parallel", "shared")
     yield "embedding_scale", config.embedding_scale
     yield "residual_scale", first.residual_scale
@@ -166,7 +166,7 @@ def _offered(name: str, config: DecoderConfig) -> Iterator[tuple[str, Any]]:
 
 def _rope(config: DecoderConfig, *, sliding: bool) -> RopeConfig | None:
     """RoPE of layers with a window or without; of any if there are no such layers."""
-    ropes = [(block.attention.window is not None, block.attention.rope) for block in config.blocks]
+    ropes = [(attention.window is not None, attention.rope) for attention in config.attentions]
     rotated = [(windowed, rope) for windowed, rope in ropes if rope is not None]
     return next((rope for windowed, rope in rotated if windowed == sliding), rotated[0][1] if rotated else None)
 
@@ -226,7 +226,7 @@ def _plain(config: DecoderConfig) -> DecoderConfig:
             rope = replace(rope, scaling=scaling)
         return replace(attention, window=None if window and window >= config.max_context else window, rope=rope)
 
-    blocks = tuple(replace(block, attention=plain(block.attention)) for block in config.blocks)
+    blocks = tuple(replace(block, attention=block.attention and plain(block.attention)) for block in config.blocks)
     return replace(config, blocks=blocks)
 
 

@@ -22,7 +22,8 @@ class Attention(nn.Module):
         super().__init__()
         self.config = config
         width = config.heads * config.head_dim
-        self.qkv = Linear(hidden_size, width + 2 * config.kv_heads * config.head_dim, bias=config.qkv_bias)
+        rows = width * (2 if config.gated else 1) + 2 * config.kv_heads * config.head_dim
+        self.qkv = Linear(hidden_size, rows, bias=config.qkv_bias)  # before them, if gated, the gate of q's heads
         self.out = Linear(width, hidden_size, bias=config.out_bias)
         self.q_norm = _head_norm(config.qk_norm, config.heads, config.head_dim)
         self.k_norm = _head_norm(config.qk_norm, config.kv_heads, config.head_dim)
@@ -35,7 +36,8 @@ class Attention(nn.Module):
         if config.clip is not None:
             projected = projected.clamp(-config.clip, config.clip)
         heads = projected.view(B, T, -1, config.head_dim)  # (B, T, q heads + k heads + v heads, head_dim)
-        qk, v = heads.tensor_split([config.heads + config.kv_heads], dim=2)
+        gates = config.heads if config.gated else 0
+        gate, qk, v = heads.tensor_split([gates, gates + config.heads + config.kv_heads], dim=2)
         if config.qk_norm is not None and not config.qk_norm.after_rope:
             qk = self._normalized(qk, config.qk_norm)
         if config.rope is not None:
@@ -46,8 +48,11 @@ class Attention(nn.Module):
         if config.position_scale is not None:
             q = q * _position_scales(config.position_scale, position.positions, q)
         k, v = position.write(block, k.transpose(1, 2), v.transpose(1, 2))  # (B, kv_heads, S, head_dim)
-        out: Tensor = self.out(attend(config, q, k, v, position.mask(config.window), self.sinks))
-        return out
+        attended = attend(config, q, k, v, position.mask(config.window), self.sinks)
+        if config.gated:
+            attended = attended * torch.sigmoid(gate.flatten(2))
+        out: Tensor = self.out(attended)
+        return out if config.out_scale == 1 else out * config.out_scale
 
     def _normalized(self, qk: Tensor, config: QkNormConfig) -> Tensor:
         q, k = qk.tensor_split([self.config.heads], dim=2)

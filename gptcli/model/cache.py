@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gptcli.model.config import CACHE_STEP, DecoderConfig
+from gptcli.model.state import States
 
 
 class KVCache:
@@ -18,7 +19,7 @@ class KVCache:
 
     A row is a text. A cache starts with one row; `fill` gives it several. Memory grows with the text; a block with a
     window keeps little more than that. `texts` are the cached ids of each row. Memory past them is scratch, which is
-    finite if the cache is `zeroed`, for code that multiplies it by zero.
+    finite if the cache is `zeroed`, for code that multiplies it by zero. `states` has what else layers keep.
     """
 
     def __init__(
@@ -31,10 +32,12 @@ class KVCache:
         self.capacity = 0  # positions that fit into a block without a window
         self._new = Tensor.new_zeros if zeroed else Tensor.new_empty
         self.moves = 0  # how often the tensors were replaced
-        self._windows = [block.attention.window for block in config.blocks]
+        self.states = States(config, device, dtype)
+        self._windows = [block.attention.window if block.attention else None for block in config.blocks]
         self._room = dict.fromkeys(self._windows, 0)  # tokens that fit into a block, by window
         self._first = dict.fromkeys(self._windows, 0)  # the position of a block's oldest token, by window
-        shapes = [(block.attention.kv_heads, block.attention.cached_dims) for block in config.blocks]
+        attentions = [block.attention for block in config.blocks]
+        shapes = [(each.kv_heads, each.cached_dims) if each else (0, (0, 0)) for each in attentions]
         self._keys, self._values = (
             [torch.empty(1, kv_heads, 0, dims[kind], device=device, dtype=dtype) for kv_heads, dims in shapes]
             for kind in range(2)
@@ -125,14 +128,27 @@ class KVCache:
         """Counts tokens that every block has written as cached: one sequence per row."""
         for text, new in zip(self.texts, tokens, strict=True):
             text += new
+        self.states.advance()
+
+    def mark(self) -> None:
+        """Lets `truncate` come back to here without running tokens again, if layers keep states."""
+        self.states.mark(self.length)
 
     def truncate(self, length: int) -> None:
-        """Keeps the first `length` tokens; none if a window has already dropped keys that the next token needs."""
+        """Keeps the first `length` tokens; none if a window has already dropped keys that the next token needs.
+
+        Where layers keep states, it keeps as many as were last marked.
+        """
+        if length >= self.length:
+            return
+        if self.states.any:
+            length = self.states.latest(length)
         oldest = {window: max(0, length - window + 1) for window in self._first if window is not None}
         if any(self._first[window] > needed for window, needed in oldest.items()):
             length = 0
         if length == 0:
             self._first = dict.fromkeys(self._first, 0)
+        self.states.back_to(length)
         for text in self.texts:
             del text[length:]
 
@@ -164,6 +180,7 @@ class KVCache:
         self.texts = [list(cache.tokens) for cache in caches]
         self.span, self.capacity = first.span, first.capacity
         self._room, self._first = dict(first._room), dict(first._first)
+        self.states.fill([cache.states for cache in caches])
         self.moves += 1
 
     @torch.inference_mode()
@@ -173,5 +190,6 @@ class KVCache:
         for block, window in enumerate(self._windows):
             for stored in (self._keys, self._values):
                 stored[block][row, :, : self.cached(window)] = stored[block][last, :, : self.cached(window)]
+        self.states.drop(row, last)
         self.texts[row] = self.texts[last]
         self.texts.pop()

@@ -128,6 +128,8 @@ class AttentionConfig:
     clip: float | None = None  # bound on q, k and v as they are projected
     softcap: float | None = None  # scores become tanh(scores / softcap) * softcap
     sinks: bool = False  # each head has a learned logit that takes part in the softmax and is dropped
+    gated: bool = False  # what the heads return is multiplied by a sigmoid, projected with q
+    out_scale: float = 1.0  # of what it adds to the residual stream
 
     @property
     def cached_dims(self) -> tuple[int, int]:
@@ -213,6 +215,8 @@ class MlpConfig:
     activation: Activation = "silu"
     gated: bool = True
     bias: bool = False
+    gate_scale: float = 1.0  # of what the activation sees
+    out_scale: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,10 +238,93 @@ class MoeConfig:
     top_groups: int = 1
     group_best: int = 2  # how many of a group's best scores are summed to rank it
     least_sum: float = 0.0  # what the chosen scores are divided by, at least
+    added_to_sum: float = 0.0  # and what is added to it
     scale: float = 1.0  # of the chosen scores
     jitter: float = 0.0  # of sparsemixer: an expert is near if it is less than twice this below the best, relatively
     shared: MlpConfig | None = None
     shared_gate: bool = True  # a sigmoid scales the shared expert, if there is one
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortConvolutionConfig:
+    """A convolution over the last `kernel` tokens, channel by channel, between two gates (Liquid AI, LFM2)."""
+
+    kernel: int
+    bias: bool = False
+
+    def state_shapes(self, hidden_size: int) -> tuple[tuple[int, ...], ...]:
+        """Shapes of what it keeps of a text: the convolution's last inputs."""
+        return ((self.kernel - 1, hidden_size),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mamba2Config:
+    """Mamba 2 (Dao and Gu, 2024). Heads of a group share the vectors that write to their states and read them.
+
+    part_scales: of what is projected: the gate, x, b, c, and the steps.
+    """
+
+    heads: int
+    head_dim: int
+    groups: int
+    state_dim: int
+    kernel: int
+    bias: bool = False
+    out_bias: bool | None = None  # of the output's projection; None: as `bias`
+    convolution_bias: bool = True
+    step_limits: tuple[float, float] = (0.0, math.inf)
+    norm_eps: float | None = None  # of the norm over each group's channels, if there is one
+    norm_before_gate: bool = False
+    part_scales: tuple[float, float, float, float, float] | None = None
+    out_scale: float = 1.0
+
+    @property
+    def width(self) -> int:
+        """Channels of all heads."""
+        return self.heads * self.head_dim
+
+    @property
+    def shared_width(self) -> int:
+        """Channels of b, and of c."""
+        return self.groups * self.state_dim
+
+    @property
+    def channels(self) -> int:
+        """What is convolved: x, b and c."""
+        return self.width + 2 * self.shared_width
+
+    def state_shapes(self, hidden_size: int) -> tuple[tuple[int, ...], ...]:
+        """Shapes of what it keeps of a text: the convolution's last inputs, and the states of its heads."""
+        return ((self.kernel - 1, self.channels), (self.heads, self.head_dim, self.state_dim))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaNetConfig:
+    """Gated DeltaNet (Yang et al., 2024). `heads` of values share `key_heads` of keys and queries, evenly."""
+
+    heads: int
+    key_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+    norm: NormConfig  # of what each head reads
+
+    @property
+    def width(self) -> int:
+        """Channels of all values."""
+        return self.heads * self.value_dim
+
+    @property
+    def channels(self) -> int:
+        """What is convolved: q, k and v."""
+        return 2 * self.key_heads * self.key_dim + self.width
+
+    def state_shapes(self, hidden_size: int) -> tuple[tuple[int, ...], ...]:
+        """Shapes of what it keeps of a text: the convolution's last inputs, and the states of its heads."""
+        return ((self.kernel - 1, self.channels), (self.heads, self.key_dim, self.value_dim))
+
+
+StateConfig = ShortConvolutionConfig | Mamba2Config | DeltaNetConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,12 +337,16 @@ class BlockConfig:
     after:     N(x + A(x)), then N(x + M(x))
     parallel:  x + A(N(x)) + M(N(x)), with two norms
     shared:    the same with one norm
+
+    A layer with a `state` keeps that instead of keys and values, or beside them: A is then the sum of both. Without
+    attention and state, or without an MLP, a layer is its other half.
     """
 
-    attention: AttentionConfig | LatentAttentionConfig
-    mlp: MlpConfig | MoeConfig
+    attention: AttentionConfig | LatentAttentionConfig | None
+    mlp: MlpConfig | MoeConfig | None
     residual: Literal["pre", "post", "sandwich", "after", "parallel", "shared"] = "pre"
     residual_scale: float = 1.0
+    state: StateConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,16 +367,27 @@ class DecoderConfig:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
 
+    @property
+    def attentions(self) -> list[AttentionConfig | LatentAttentionConfig]:
+        """Attention of every layer that has it."""
+        return [block.attention for block in self.blocks if block.attention is not None]
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether a layer keeps a state, which cannot be cut back to fewer tokens."""
+        return any(block.state is not None for block in self.blocks)
+
     def cache_bytes(self, context: int, element_bytes: int) -> int:
-        """Bytes of the keys and values of `context` tokens. A window is kept with a CACHE_STEP more."""
+        """Bytes of the keys and values of `context` tokens, and of states. A window is kept with a CACHE_STEP more."""
         elements = 0
-        for attention in (block.attention for block in self.blocks):
+        for attention in self.attentions:
             tokens = context if attention.window is None else min(context, attention.window + CACHE_STEP)
             elements += attention.kv_heads * sum(attention.cached_dims) * tokens
-        return elements * element_bytes
+        shapes = (shape for block in self.blocks if block.state for shape in block.state.state_shapes(self.hidden_size))
+        return elements * element_bytes + 4 * sum(map(math.prod, shapes))
 
     @cached_property
     def rope_borders(self) -> frozenset[int]:
         """All different `RopeConfig.border`s."""
-        ropes = (block.attention.rope for block in self.blocks)
+        ropes = (attention.rope for attention in self.attentions)
         return frozenset(rope.border for rope in ropes if rope and rope.border)

@@ -11,15 +11,23 @@ from gptcli.model.config import (
     AttentionConfig,
     BlockConfig,
     DecoderConfig,
+    DeltaNetConfig,
     LatentAttentionConfig,
+    Mamba2Config,
+    MlpConfig,
     MoeConfig,
     NormConfig,
+    ShortConvolutionConfig,
+    StateConfig,
 )
+from gptcli.model.delta_net import DeltaNet
 from gptcli.model.latent_attention import LatentAttention
 from gptcli.model.linear import Linear, project
+from gptcli.model.mamba2 import Mamba2
 from gptcli.model.mlp import Mlp, Moe
 from gptcli.model.norm import Norm
 from gptcli.model.position import AppendPosition, Position, RotaryTables
+from gptcli.model.short_convolution import ShortConvolution
 
 
 class Embedding(nn.Embedding):
@@ -34,38 +42,59 @@ class Embedding(nn.Embedding):
 
 
 class Block(nn.Module):
-    """Attention and an MLP on the residual stream; BlockConfig.residual says where the norms are."""
+    """A mixer of tokens and an MLP on the residual stream; BlockConfig.residual says where the norms are.
+
+    The mixer is attention, a layer with a state, or the sum of both. A block may lack it, or the MLP.
+    """
 
     def __init__(self, config: BlockConfig, hidden_size: int, norm: NormConfig) -> None:
         super().__init__()
         self.config = config
         before = config.residual in ("pre", "sandwich", "parallel", "shared")
         after = config.residual in ("post", "sandwich", "after")
-        self.attention_norm = Norm(norm, hidden_size) if before else nn.Identity()
-        self.attention = _attention(config.attention, hidden_size)
-        self.post_attention_norm = Norm(norm, hidden_size) if after else nn.Identity()
-        self.mlp_norm = Norm(norm, hidden_size) if before and config.residual != "shared" else nn.Identity()
-        self.mlp = Moe(config.mlp, hidden_size) if isinstance(config.mlp, MoeConfig) else Mlp(config.mlp, hidden_size)
-        self.post_mlp_norm = Norm(norm, hidden_size) if after else nn.Identity()
+        mixes, mlp = bool(config.attention or config.state), config.mlp is not None
+        self.attention_norm = Norm(norm, hidden_size) if before and mixes else nn.Identity()
+        self.attention = None if config.attention is None else _attention(config.attention, hidden_size)
+        self.state = None if config.state is None else _state_layer(config.state, hidden_size)
+        self.post_attention_norm = Norm(norm, hidden_size) if after and mixes else nn.Identity()
+        self.mlp_norm = Norm(norm, hidden_size) if before and mlp and config.residual != "shared" else nn.Identity()
+        self.mlp = None if config.mlp is None else _mlp(config.mlp, hidden_size)
+        self.post_mlp_norm = Norm(norm, hidden_size) if after and mlp else nn.Identity()
 
     def forward(self, x: Tensor, position: Position, block: int) -> Tensor:
         """x: (B, T, hidden) to the same shape. block: its index in the decoder."""
-        scale = self.config.residual_scale
+        residual, scale = self.config.residual, self.config.residual_scale
         normalized = self.attention_norm(x)
-        attended: Tensor = self.attention(normalized, position, block)
-        out: Tensor
-        match self.config.residual:
-            case "parallel":
-                out = torch.add(x, attended + self.mlp(self.mlp_norm(x)), alpha=scale)
-            case "shared":
-                out = torch.add(x, attended + self.mlp(normalized), alpha=scale)
-            case "after":
-                x = self.post_attention_norm(x + attended)
-                out = self.post_mlp_norm(x + self.mlp(x))
-            case _:
-                x = torch.add(x, self.post_attention_norm(attended), alpha=scale)
-                out = torch.add(x, self.post_mlp_norm(self.mlp(self.mlp_norm(x))), alpha=scale)
-        return out
+        mixers = [mixer for mixer in (self.attention, self.state) if mixer is not None]
+        mixed = sum(mixer(normalized, position, block) for mixer in mixers)
+        if residual in ("parallel", "shared"):
+            assert self.mlp is not None
+            return torch.add(x, mixed + self.mlp(normalized if residual == "shared" else self.mlp_norm(x)), alpha=scale)
+        if mixers:
+            x = self._added(x, mixed, self.post_attention_norm)
+        if self.mlp is not None:
+            x = self._added(x, self.mlp(self.mlp_norm(x)), self.post_mlp_norm)
+        return x
+
+    def _added(self, x: Tensor, out: Tensor, norm: nn.Module) -> Tensor:
+        if self.config.residual == "after":
+            normalized: Tensor = norm(x + out)
+            return normalized
+        return torch.add(x, norm(out), alpha=self.config.residual_scale)
+
+
+def _state_layer(config: StateConfig, hidden_size: int) -> nn.Module:
+    match config:
+        case ShortConvolutionConfig():
+            return ShortConvolution(config, hidden_size)
+        case Mamba2Config():
+            return Mamba2(config, hidden_size)
+        case DeltaNetConfig():
+            return DeltaNet(config, hidden_size)
+
+
+def _mlp(config: MlpConfig | MoeConfig, hidden_size: int) -> nn.Module:
+    return Moe(config, hidden_size) if isinstance(config, MoeConfig) else Mlp(config, hidden_size)
 
 
 def _attention(config: AttentionConfig | LatentAttentionConfig, hidden_size: int) -> nn.Module:

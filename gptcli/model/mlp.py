@@ -53,6 +53,8 @@ def activate(config: MlpConfig, x: Tensor) -> Tensor:
     if not config.gated:
         return _ACTIVATIONS[config.activation](x)
     gate, up = x.chunk(2, -1)
+    if config.gate_scale != 1:
+        gate = gate * config.gate_scale
     if config.activation == "clamped_swiglu":
         return _clamped_swiglu(gate, up)
     return _ACTIVATIONS[config.activation](gate) * up
@@ -72,7 +74,7 @@ class Mlp(nn.Module):
         """x: (..., hidden) to the same shape."""
         up = self.up(x)
         out: Tensor = self.down(activate(self.config, up) if self.xielu is None else self.xielu(up))
-        return out
+        return out if self.config.out_scale == 1 else out * self.config.out_scale
 
 
 def route(config: MoeConfig, logits: Tensor, correction: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -89,7 +91,7 @@ def route(config: MoeConfig, logits: Tensor, correction: Tensor | None) -> tuple
     _, chosen = ranked.topk(config.top_k)
     shares = scores.gather(1, chosen)
     if config.renormalize:
-        shares = shares / shares.sum(-1, keepdim=True).clamp(min=config.least_sum)
+        shares = shares / (shares.sum(-1, keepdim=True).clamp(min=config.least_sum) + config.added_to_sum)
     return shares * config.scale, chosen
 
 
@@ -112,7 +114,7 @@ class Moe(nn.Module):
         super().__init__()
         self.config, expert = config, config.expert
         self.router = Linear(hidden_size, config.experts, bias=config.router_bias)
-        self.up = Experts(config.experts, hidden_size, 2 * expert.width, bias=expert.bias)
+        self.up = Experts(config.experts, hidden_size, expert.width * (2 if expert.gated else 1), bias=expert.bias)
         self.down = Experts(config.experts, expert.width, hidden_size, bias=expert.bias)
         self.correction = nn.Parameter(torch.empty(1, config.experts)) if config.correction else None
         self.shared = Mlp(config.shared, hidden_size) if config.shared else None

@@ -11,6 +11,7 @@ from torch import Tensor
 from gptcli.model.cache import KVCache
 from gptcli.model.config import RopeConfig
 from gptcli.model.rope import rotary_table
+from gptcli.model.state import States
 
 Rotation = tuple[Tensor, Tensor]  # cos and sin
 
@@ -30,6 +31,10 @@ class Position(Protocol):
 
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Stores (rows, kv_heads, T, head_dim); returns all keys and values to attend to, with S in place of T."""
+
+    @property
+    def states(self) -> States:
+        """What layers keep besides keys and values."""
 
 
 class RotaryTables:
@@ -78,6 +83,11 @@ class AppendPosition:
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See `Position.write`."""
         return self._cache.write(block, keys, values)
+
+    @property
+    def states(self) -> States:
+        """See `Position.states`."""
+        return self._cache.states
 
 
 def causal_mask(

@@ -173,7 +173,7 @@ class _Lowering:
     vectors: list[tuple[int, str, Vector]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        attentions = [block.attention for block in self.decoder.config.blocks]
+        attentions = self.decoder.config.attentions
         self.ropes = list(dict.fromkeys(attention.rope for attention in attentions if attention.rope is not None))
         self.windows = list(dict.fromkeys(attention.window for attention in attentions))
 
@@ -201,6 +201,8 @@ class _Lowering:
         _handles(block.config, "attention", "mlp", "residual", "residual_scale")
         residual, scale = block.config.residual, block.config.residual_scale
         attended, fed = Buffer("attended", x.width), Buffer("fed", x.width)
+        if block.attention is None or block.mlp is None:
+            raise Unsupported
         match residual:
             case "after":
                 self._attention(block.attention, x, attended)

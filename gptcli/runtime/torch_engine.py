@@ -126,9 +126,13 @@ class TorchEngine:
         """See `Engine.prefill`; the logits are (vocab,) in fp32."""
         tokens = self._rotated_alike(tokens, cache)
         done = 0
-        for chunk in self._chunks(tokens, self._prompt_chunk):
+        # The same prompt again needs what was before its last token.
+        states = self.decoder.config.keeps_states and len(tokens) > 1
+        chunks = self._chunks(tokens[:-1] if states else tokens, self._prompt_chunk) + [tokens[-1:]] * states
+        for chunk in chunks:
             if cancelled():
                 return None
+            self._mark(cache)
             logits = self._run(chunk, cache)
             done += len(chunk)
             on_progress(done, len(tokens))
@@ -212,7 +216,9 @@ class TorchEngine:
         """See `Engine.score_tokens`. Holds no more than one chunk's logits."""
         tokens = self._rotated_alike(tokens, cache)
         before = len(tokens) - len(targets)  # tokens that nothing is scored after
-        for chunk in self._chunks(tokens):
+        first = max(0, before) if self.decoder.config.keeps_states else 0
+        for chunk in self._chunks(tokens[:first]) + self._chunks(tokens[first:]):
+            self._mark(cache)
             asked = targets[max(0, -before) :][: max(0, len(chunk) - max(0, before))]
             before -= len(chunk)
             logits = self._run(chunk, cache, wanted=max(1, len(asked)))[:, :vocabulary]
@@ -226,7 +232,9 @@ class TorchEngine:
             yield list(map(TokenScore, chosen[:, 0].tolist(), likeliest))
 
     def most_ahead(self, cache: TextCache) -> int:
-        """See `Engine.most_ahead`: a text that crosses a RoPE border cannot go back."""
+        """See `Engine.most_ahead`: a text that crosses a RoPE border cannot go back, nor can a state."""
+        if self.decoder.config.keeps_states:
+            return 0
         borders = [border for border in self.decoder.config.rope_borders if border >= cache.length]
         return max(0, min(min([self.ctx_size, *borders]) - cache.length, CHUNK) - 1)
 
@@ -244,8 +252,12 @@ class TorchEngine:
     @property
     def _prompt_chunk(self) -> int:
         """Prompt tokens per pass: more where attention runs in a fused CUDA kernel, which keeps no scores."""
-        keeps_scores = any(block.attention.keeps_scores for block in self.decoder.config.blocks)
+        keeps_scores = any(attention.keeps_scores for attention in self.decoder.config.attentions)
         return _CUDA_CHUNK if self.plan.device.type == "cuda" and not keeps_scores else CHUNK
+
+    def _mark(self, cache: TextCache) -> None:
+        if isinstance(cache, KVCache):
+            cache.mark()
 
     def _rotated_alike(self, tokens: Sequence[int], cache: TextCache) -> Sequence[int]:
         """The tokens to run so that all keys are rotated alike: the whole text if it crosses a RoPE border."""

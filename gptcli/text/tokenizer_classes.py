@@ -25,17 +25,19 @@ _CLASS_OF_TYPE = {
         "CohereTokenizer": "cohere cohere2",
         "GemmaTokenizer": "gemma gemma2 gemma3 gemma3_text",
         "GPT2Tokenizer": "codegen gpt2 gpt_neo gptj opt phi starcoder2",
-        "GPTNeoXTokenizer": "gpt_neox mpt olmo olmoe",
+        "GPTNeoXTokenizer": "gpt_neox mamba2 mpt olmo olmoe",
         "OpenAIGPTTokenizer": "openai-gpt",
         "Qwen2Tokenizer": "qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next",
+        "Qwen3_5Tokenizer": "qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text",
         "XGLMTokenizer": "xglm",
         "": "ernie4_5 ernie4_5_moe flex_olmo glm glm4 glm4_moe glm4_moe_lite gpt_bigcode granite granitemoe "
-        "granitemoeshared minicpm3 minimax_m2 ministral ministral3 mistral mixtral nemotron olmo2 olmo3 phi3 phimoe "
-        "stablelm",
+        "granitemoehybrid granitemoeshared minicpm3 minimax_m2 ministral ministral3 mistral mixtral nemotron olmo2 "
+        "olmo3 phi3 phimoe stablelm",
     }.items()
     for type in types.split()
 }
-_WHATEVER_IT_NAMES = "qwen2"  # the type whose class is its own, whatever class a model names
+# The types whose class is their own, whatever class a model names.
+_WHATEVER_IT_NAMES = ("qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text")
 _GENERIC = frozenset({"PreTrainedTokenizer", "TokenizersBackend", "BloomTokenizer", "FNetTokenizer"})
 # Classes with components of their own that are not built here.
 _OTHER_CLASSES = frozenset(
@@ -189,7 +191,7 @@ def class_of(path: Path, settings: Mapping[str, Any], *, byte_level: bool = Fals
     name = str(named).removesuffix("Fast") if named else own
     auto_map = settings.get("auto_map")
     has_code = isinstance(auto_map, list) or (isinstance(auto_map, dict) and "AutoTokenizer" in auto_map)
-    if model_type == _WHATEVER_IT_NAMES:
+    if model_type in _WHATEVER_IT_NAMES:
         return own
     if not has_code and (own == "" or (byte_level and name == "LlamaTokenizer")):
         return None

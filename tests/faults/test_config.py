@@ -151,7 +151,7 @@ def test_a_config_out_of_range_or_of_another_type_is_refused_by_its_field(
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"model_type": "mamba2"}, "`mamba2` models are not supported"),
+        ({"model_type": "rwkv"}, "`rwkv` models are not supported"),
         ({"rope_scaling": {"rope_type": "spiral"}}, "rope type 'spiral'"),
         ({"hidden_act": "mish"}, "'mish'"),
         ({"quantization_config": {"quant_method": "magic"}}, "'magic'"),

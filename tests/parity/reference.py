@@ -31,6 +31,7 @@ UNKNOWN = {
     "codegen": _LLAMA_ONLY,
     "falcon": ("intermediate_size", "num_key_value_heads"),
     "gpt_bigcode": _LLAMA_ONLY,
+    "mamba2": ("intermediate_size", "num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
     "mpt": _LLAMA_ONLY,
     "opt": ("intermediate_size", "num_key_value_heads"),
     "xglm": ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),

@@ -16,10 +16,11 @@ from gptcli.checkpoint.registry import FAMILIES, SAME_AS, architecture_of
 from gptcli.errors import BrokenCheckpoint
 from tests.parity.reference import NO_DEFAULT
 
+WITH_VISION = {"gemma3", "qwen3_5", "qwen3_5_moe"}  # whose text_config is of another type
 WINDOW = {"use_sliding_window": True, "max_window_layers": 3}
 CASES = [
     (model_type, NO_DEFAULT.get(model_type, {}))
-    for model_type in sorted(FAMILIES.keys() - SAME_AS.keys() - {"gemma3"})  # whose text_config is a gemma3_text
+    for model_type in sorted(FAMILIES.keys() - SAME_AS.keys() - WITH_VISION)
 ]
 CASES += [(model_type, WINDOW) for model_type in ("qwen2", "qwen2_moe", "qwen3")]
 # Fields that no real config leaves out, so we may refuse a config without them.

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 import gptcli
 from gptcli.checkpoint.folder import ModelFolder
 from tests.parity.reference import Reference, write_reference
-from tests.parity.test_families import DEEPSEEK, GPT, GROUPS, QWEN_MOE, engine_of
+from tests.parity.test_families import DEEPSEEK, DELTA, GPT, GROUPS, QWEN_MOE, engine_of
 
 Weights = dict[str, Tensor]
 IDS = torch.randint(3, 96, (24,), generator=torch.Generator().manual_seed(3)).tolist()
@@ -109,6 +109,16 @@ def test_shards_with_an_index_that_is_wrong_have_the_logits_of_the_reference(wri
     assert wanted is not None
     assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
     assert [note.names for note in ModelFolder.open(tmp_path).notes] == [("nowhere.weight",)]
+
+
+def test_layers_that_predict_ahead_are_left_over_and_noted(tmp_path: Path) -> None:
+    reference = write_reference(tmp_path, "qwen3_5_text", **DELTA)
+    weights = load_file(tmp_path / "model.safetensors")
+    ahead = {f"mtp.{name.removeprefix('model.')}": tensor for name, tensor in weights.items() if ".layers.1." in name}
+    save_file({name: tensor.clone() for name, tensor in (weights | ahead).items()}, tmp_path / "model.safetensors")
+    assert [set(note.names) for note in ModelFolder.open(tmp_path).notes] == [set(ahead)]
+    wanted = reference.logits(IDS)
+    assert (engine_of(tmp_path).logits(IDS) - wanted).abs().max() < 1e-5 * wanted.abs().max()
 
 
 @pytest.mark.parametrize(("model_type", "moved"), [("qwen3_moe", ".experts.0."), ("llama", ".layers.0.")])

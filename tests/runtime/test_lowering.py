@@ -16,10 +16,12 @@ from gptcli.model.config import (
     AttentionConfig,
     BlockConfig,
     DecoderConfig,
+    DeltaNetConfig,
     LatentAttentionConfig,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
+    Mamba2Config,
     MlpConfig,
     MoeConfig,
     NormConfig,
@@ -27,6 +29,7 @@ from gptcli.model.config import (
     QkNormConfig,
     RopeConfig,
     RopeScaling,
+    ShortConvolutionConfig,
     YarnScaling,
 )
 from gptcli.model.decoder import Decoder
@@ -44,7 +47,14 @@ SCALINGS: list[RopeScaling | None] = [
     YarnScaling(factor=4.0, original_context=16, magnitude=1.0),
     LongRopeScaling(short=(1.0,) * 4, long=(2.0,) * 4, original_context=16, magnitude=1.0),
 ]
-NEVER_LOWERED = {Alibi, PositionScale, LatentAttentionConfig}
+NEVER_LOWERED = {
+    Alibi,
+    PositionScale,
+    LatentAttentionConfig,
+    ShortConvolutionConfig,
+    Mamba2Config,
+    DeltaNetConfig,
+}
 LATENT = LatentAttentionConfig(
     heads=2,
     latent_dim=8,
@@ -142,6 +152,9 @@ def test_a_field_that_lowering_does_not_know_is_refused_unless_it_has_its_defaul
     "change",
     [
         lambda block: replace(block, residual="between"),
+        lambda block: replace(block, state=ShortConvolutionConfig(kernel=3)),
+        lambda block: replace(block, attention=None),
+        lambda block: replace(block, mlp=None),
         lambda block: replace(block, mlp=replace(MOE, expert=replace(MLP, gated=False))),
         lambda block: replace(block, mlp=replace(MLP, activation="mish")),
         lambda block: replace(block, attention=LATENT),
@@ -155,7 +168,18 @@ def test_a_field_that_lowering_does_not_know_is_refused_unless_it_has_its_defaul
             attention=replace(block.attention, qk_norm=QkNormConfig(norm=replace(NORM, bias=True), over="head")),
         ),
     ],
-    ids=["residual", "experts without gates", "activation", "latents", "clip", "position scale", "bias of an rms norm"],
+    ids=[
+        "residual",
+        "state",
+        "no attention",
+        "no mlp",
+        "experts without gates",
+        "activation",
+        "latents",
+        "clip",
+        "position scale",
+        "bias of an rms norm",
+    ],
 )
 def test_what_has_no_operation_is_refused(change: Callable[[BlockConfig], BlockConfig], library: Library) -> None:
     config = decoder_config()

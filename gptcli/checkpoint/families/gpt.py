@@ -153,7 +153,7 @@ def gptj(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """GPT-J: one norm for parallel attention and MLP; RoPE turns the first channels of each head, in pairs."""
     hf.expect("rotary", True)
     config, rope = gptj_config(hf)
-    halves = partial(PairsToHalves, heads=config.blocks[0].attention.heads, dim=rope.dim)
+    halves = partial(PairsToHalves, heads=config.attentions[0].heads, dim=rope.dim)
     return gpt_architecture(config, tensors, GPTJ, rows=(halves, halves, unchanged))
 
 
@@ -251,11 +251,10 @@ def gpt_architecture(
         parameters.norm("embedding_norm", root + names.embedding_norm, config.norm)
     parameters.norm("final_norm", names.final_norm and root + names.final_norm, config.norm)
     config = parameters.head(names.head, config, tensors)
-    for layer, block in enumerate(config.blocks):
+    for layer, (block, attention) in enumerate(zip(config.blocks, config.attentions, strict=True)):
         ours, theirs = f"blocks.{layer}.", f"{root}{names.layers}.{layer}."
         for mine, norm in names.norms.items():
             parameters.norm(ours + mine, theirs + norm, config.norm)
-        attention = block.attention
         assert isinstance(attention, AttentionConfig)
         qkv = [theirs + name for name in names.qkv]
         parameters.linear(f"{ours}attention.qkv", qkv, attention.qkv_bias, rows, weight)

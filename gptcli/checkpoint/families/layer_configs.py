@@ -8,7 +8,7 @@ from typing import Any
 
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
-from gptcli.model.config import Activation, DecoderConfig
+from gptcli.model.config import Activation, DecoderConfig, StateConfig
 
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -40,12 +40,16 @@ def head_dim_of(hf: HfConfig, hidden: int, heads: int, default: int | None = Non
 
 def windows(types: Sequence[object], window: int | None) -> list[int | None]:
     """The attention window of each layer, from `layer_types` and the window of sliding layers; None attends to all."""
-    unknown = {str(kind) for kind in types} - {"full_attention", "sliding_attention"}
-    if unknown:
-        raise UnsupportedArchitecture(f"config.json: layer type {min(unknown)!r} is not supported")
+    check_types(types, "full_attention", "sliding_attention")
     if window is None and "sliding_attention" in types:
         raise BrokenCheckpoint("config.json: layer_types has sliding_attention, but there is no sliding_window")
     return [window if kind == "sliding_attention" else None for kind in types]
+
+
+def check_types(types: Sequence[object], *known: str) -> None:
+    """Raises UnsupportedArchitecture for a layer type that is not known."""
+    if unknown := {str(kind) for kind in types} - set(known):
+        raise UnsupportedArchitecture(f"config.json: layer type {min(unknown)!r} is not supported")
 
 
 def full_every(period: int, layers: int) -> list[str]:
@@ -63,7 +67,18 @@ def with_attention_per_layer(config: DecoderConfig, **changes: Sequence[Any]) ->
     rows = [dict(zip(changes, row, strict=True)) for row in zip(*changes.values(), strict=True)]
     blocks = zip(config.blocks, rows, strict=True)
     return replace(
-        config, blocks=tuple(replace(block, attention=replace(block.attention, **row)) for block, row in blocks)
+        config,
+        blocks=tuple(
+            replace(block, attention=block.attention and replace(block.attention, **row)) for block, row in blocks
+        ),
+    )
+
+
+def with_state(config: DecoderConfig, state: StateConfig, layers: Sequence[bool]) -> DecoderConfig:
+    """The decoder with a state in place of attention in these layers."""
+    blocks = zip(config.blocks, layers, strict=True)
+    return replace(
+        config, blocks=tuple(replace(block, attention=None, state=state) if has else block for block, has in blocks)
     )
 
 

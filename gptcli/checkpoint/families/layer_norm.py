@@ -96,7 +96,7 @@ def cohere2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
         hf.expect(field, harmless)
     hf.ignore("layer_switch", "use_parallel_embedding")
     config = _cohere_config(hf)
-    rope = config.blocks[0].attention.rope
+    rope = config.attentions[0].rope
     ropes = [rope if window else None for window in layer_windows]
     config = with_attention_per_layer(config, window=layer_windows, rope=ropes)
     return llama_architecture(config, tensors, _ONE_NORM, pairs=True)

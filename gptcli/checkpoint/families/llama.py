@@ -20,6 +20,7 @@ from gptcli.checkpoint.families.layer_configs import (
     with_blocks,
 )
 from gptcli.checkpoint.families.parameters import Parameters, Transform, root_of, unchanged
+from gptcli.checkpoint.families.state_parameters import state_parameters
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture, PairsToHalves, Recipe, Stack, Take, Transposed
 from gptcli.errors import BrokenCheckpoint
@@ -51,6 +52,8 @@ class Names:
     up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     down: str = "mlp.down_proj"
     final_norm: str = "norm"
+    embedding: str = "embed_tokens"
+    state: str = ""  # the module that keeps a state
 
 
 LLAMA = Names()
@@ -256,24 +259,33 @@ def llama_architecture(
     *,
     norm_weight: Transform = unchanged,
     pairs: bool = False,
+    q_rows: Transform = unchanged,
 ) -> Architecture:
     """The architecture for tensors with Llama's names, or with those in `names`.
 
-    norm_weight: applied to every norm's weight. pairs: RoPE turns neighbouring channels, not halves.
+    norm_weight: applied to every norm's weight. pairs: RoPE turns neighbouring channels, not halves. q_rows: applied to
+    the projection to q.
     """
     prefix = root_of(tensors)
-    parameters = Parameters({"embed.weight": Take(f"{prefix}embed_tokens.weight")})
+    parameters = Parameters({"embed.weight": Take(f"{prefix}{names.embedding}.weight")})
     parameters.norm("final_norm", prefix + names.final_norm, config.norm, norm_weight)
     config = parameters.head("lm_head", config, tensors)
     for layer, block in enumerate(config.blocks):
         ours, theirs = f"blocks.{layer}.", f"{prefix}layers.{layer}."
-        for norm in ("attention_norm", "post_attention_norm", "mlp_norm", "post_mlp_norm"):
-            name = getattr(names, norm)
-            parameters.norm(ours + norm, name and theirs + name, config.norm, norm_weight)
-        if isinstance(block.attention, LatentAttentionConfig):
-            latent_attention_parameters(parameters, ours, theirs, block.attention, tensors, pairs)
-        else:
-            attention_parameters(parameters, ours, theirs, block.attention, names, norm_weight, pairs)
+        for half, norms in (
+            (block.attention or block.state, ("attention_norm", "post_attention_norm")),
+            (block.mlp, ("mlp_norm", "post_mlp_norm")),
+        ):
+            for norm in norms if half else ():
+                name = getattr(names, norm)
+                parameters.norm(ours + norm, name and theirs + name, config.norm, norm_weight)
+        match block.attention:
+            case LatentAttentionConfig() as latent:
+                latent_attention_parameters(parameters, ours, theirs, latent, tensors, pairs)
+            case AttentionConfig() as attention:
+                attention_parameters(parameters, ours, theirs, attention, names, norm_weight, q_rows, pairs)
+        if block.state is not None:
+            state_parameters(parameters, f"{ours}state", theirs + names.state, block.state, tensors)
         if isinstance(block.mlp, MlpConfig):
             parameters.linear(f"{ours}mlp.up", [theirs + name for name in names.up], block.mlp.bias)
             parameters.linear(f"{ours}mlp.down", [theirs + names.down], block.mlp.bias)
@@ -290,10 +302,11 @@ def attention_parameters(
     attention: AttentionConfig,
     names: Names,
     norm_weight: Transform,
+    q_rows: Transform,
     pairs: bool,
 ) -> None:
     """Adds the recipes of one layer's attention."""
-    rows: Sequence[Transform] = ()
+    rows: Sequence[Transform] = () if q_rows is unchanged else (q_rows, unchanged, unchanged)
     channels: Transform = unchanged  # of weights (heads, head_dim)
     if pairs and attention.rope is not None:
         dim = attention.rope.dim

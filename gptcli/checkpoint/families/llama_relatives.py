@@ -67,7 +67,7 @@ def exaone4(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     hf.ignore("sliding_window_pattern")
     config = llama_config(hf, norm=rms(hf, 1e-5), bias=False)
     config = with_attention(config, qk_norm=QkNormConfig(norm=config.norm, over="head"))
-    rope = config.blocks[0].attention.rope
+    rope = config.attentions[0].rope
     ropes = [rope if window is None or kind == "sliding_attention" else None for kind in types]
     config = with_attention_per_layer(config, window=windows(types, window), rope=ropes)
     return llama_architecture(with_blocks(config, residual="post"), tensors, POST_NORMS)

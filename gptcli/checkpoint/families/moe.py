@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from typing import Any
 
 from gptcli.checkpoint.families.layer_configs import (
     activation,
@@ -59,7 +60,7 @@ def qwen2_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
         renormalize=hf.flag("norm_topk_prob", False),
         shared=expert_of(hf, "shared_expert_intermediate_size", 5632),
     )
-    return with_experts(config, tensors, _qwen_layers(hf, moe), _QWEN.recipes)
+    return with_experts(config, tensors, qwen_layers(hf, moe), QWEN.recipes)
 
 
 def qwen3_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
@@ -76,7 +77,7 @@ def qwen3_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
         top_k=hf.integer("num_experts_per_tok", 8),
         renormalize=hf.flag("norm_topk_prob", False),
     )
-    return with_experts(config, tensors, _qwen_layers(hf, moe), _QWEN.recipes)
+    return with_experts(config, tensors, qwen_layers(hf, moe), QWEN.recipes)
 
 
 def gpt_oss(hf: HfConfig, tensors: Collection[str]) -> Architecture:
@@ -116,7 +117,7 @@ def experts_of(hf: HfConfig, default: int) -> int:
     return experts
 
 
-def _qwen_layers(hf: HfConfig, moe: MoeConfig) -> Callable[[int], MoeConfig | None]:
+def qwen_layers(hf: HfConfig, moe: MoeConfig) -> Callable[[int], MoeConfig | None]:
     """The mixture of a layer: every `decoder_sparse_step`-th has one, except those in `mlp_only_layers`."""
     step = hf.integer("decoder_sparse_step", 1)
     dense = hf.integers("mlp_only_layers")
@@ -129,10 +130,9 @@ def with_experts(
     moe_of: Callable[[int], MoeConfig | None],
     recipes_of: ExpertRecipes,
     names: Names = LLAMA,
-    *,
-    pairs: bool = False,
+    **options: Any,
 ) -> Architecture:
-    """The architecture with experts in the layers for which `moe_of` gives a mixture."""
+    """The architecture with experts where `moe_of` gives a mixture for a layer. options: of `llama_architecture`."""
     blocks = tuple(replace(block, mlp=moe_of(layer) or block.mlp) for layer, block in enumerate(config.blocks))
     mixtures = [block.mlp for block in blocks if isinstance(block.mlp, MoeConfig)]
     if (experts := sum(moe.experts for moe in mixtures)) > _MOST_EXPERTS:
@@ -142,7 +142,7 @@ def with_experts(
             raise BrokenCheckpoint(f"config.json: {moe.experts} experts cannot be in {moe.groups} groups")
         if moe.top_k > (among := moe.experts // moe.groups * moe.top_groups):
             raise BrokenCheckpoint(f"config.json: num_experts_per_tok {moe.top_k} of {among} experts")
-    architecture = llama_architecture(replace(config, blocks=blocks), tensors, names, pairs=pairs)
+    architecture = llama_architecture(replace(config, blocks=blocks), tensors, names, **options)
     prefix = root_of(tensors)
     parameters = dict(architecture.parameters)
     for layer, block in enumerate(blocks):
@@ -190,7 +190,7 @@ class ExpertNames:
 
 
 MIXTRAL = ExpertNames("block_sparse_moe.", gate="w1", up="w3", down="w2")
-_QWEN = ExpertNames(shared="shared_expert.")
+QWEN = ExpertNames(shared="shared_expert.")
 
 
 def _expert_recipes(
@@ -201,11 +201,15 @@ def _expert_recipes(
     if f"{mlx}down_proj.weight" in tensors:
         return _stacked_recipes(mlx, leaf="weight")
 
+    if f"{root}experts.gate_up_proj" in tensors:  # as the files of Qwen 3.5 have them
+        return {"up.weight": Take(f"{root}experts.gate_up_proj"), "down.weight": Take(f"{root}experts.down_proj")}
+    rows = (gate, up) if moe.expert.gated else (up,)
+
     def stacked(*names: str) -> Recipe:
         each = ([Take(f"{root}experts.{expert}.{name}.weight") for name in names] for expert in range(moe.experts))
         return Stack(tuple(map(joined, each)))
 
-    return {"up.weight": stacked(gate, up), "down.weight": stacked(down)}
+    return {"up.weight": stacked(*rows), "down.weight": stacked(down)}
 
 
 def _stacked_recipes(experts: str, leaf: str) -> dict[str, Recipe]:

@@ -28,7 +28,7 @@ from gptcli.errors import UnsupportedArchitecture
 from gptcli.model.config import LongRopeScaling, MlpConfig, MoeConfig, NormConfig, QkNormConfig, RopeConfig
 
 COMMON = ExpertNames()
-_GRANITE = ExpertNames(
+GRANITE = ExpertNames(
     "block_sparse_moe.",
     "router.layer",
     stacked=("input_linear.weight", "output_linear.weight"),
@@ -79,16 +79,20 @@ def granitemoeshared(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 
 def _granite(hf: HfConfig, tensors: Collection[str], shared: MlpConfig | None) -> Architecture:
-    expert = llama_mlp(hf)
-    moe = MoeConfig(
-        expert=expert,
+    moe = granite_mixture(hf, shared)
+    return with_experts(granite_config(hf, moe.expert), tensors, lambda layer: moe, GRANITE.recipes)
+
+
+def granite_mixture(hf: HfConfig, shared: MlpConfig | None) -> MoeConfig:
+    """Granite's experts, and perhaps one that sees every token."""
+    return MoeConfig(
+        expert=llama_mlp(hf),
         experts=experts_of(hf, 8),
         top_k=hf.integer("num_experts_per_tok", 2),
         renormalize=True,
         shared=shared,
         shared_gate=shared is None,
     )
-    return with_experts(granite_config(hf, expert), tensors, lambda layer: moe, _GRANITE.recipes)
 
 
 def glm4_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:

@@ -98,7 +98,7 @@ def bloom(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 def codegen(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """CodeGen: GPT-J with q, v and k in one matrix, four groups of each."""
     config, rope = gptj_config(hf)
-    heads = config.blocks[0].attention.heads
+    heads = config.attentions[0].heads
     if heads % 4:
         raise BrokenCheckpoint(f"config.json: {heads} attention heads cannot be in 4 groups")
 

@@ -17,7 +17,15 @@ def unchanged(recipe: Recipe) -> Recipe:
 
 
 # What names of a decoder's tensors begin with: as transformers' classes save them, bare, and inside of other models.
-_ROOTS = ("", "model.", "model.model.", "language_model.model.", "model.language_model.", "language_model.")
+_ROOTS = (
+    "",
+    "model.",
+    "model.model.",
+    "language_model.model.",
+    "model.language_model.",
+    "language_model.",
+    "backbone.",
+)
 
 
 def root_of(tensors: Collection[str]) -> str:

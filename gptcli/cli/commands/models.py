@@ -321,7 +321,7 @@ def _fact_row(fact: dict[str, Any]) -> dict[str, str]:
 def _facts(lm: LanguageModel) -> dict[str, Any]:
     folder, config = lm.folder, lm.folder.architecture.config
     parameters = folder.parameter_count
-    first = config.blocks[0]
+    first, attention = config.blocks[0], next(iter(config.attentions), None)
     dtypes: dict[str, int] = {}
     for tensor in folder.tensors.values():
         dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + 1
@@ -334,9 +334,9 @@ def _facts(lm: LanguageModel) -> dict[str, Any]:
         "parameters": parameters,
         "layers": len(config.blocks),
         "hidden_size": config.hidden_size,
-        "heads": first.attention.heads,
-        "kv_heads": first.attention.kv_heads,
-        "head_dim": first.attention.head_dim,
+        "heads": attention and attention.heads,
+        "kv_heads": attention and attention.kv_heads,
+        "head_dim": attention and attention.head_dim,
         "mlp_width": getattr(first.mlp, "width", None),
         "vocabulary": config.vocab_size,
         "tokens": lm.tokenizer.size,
@@ -350,7 +350,7 @@ def _facts(lm: LanguageModel) -> dict[str, Any]:
         "bytes": {
             "on_disk": LocalModel(lm.name, folder.path).size,
             **weight_bytes(lm),
-            "cache_a_token_in_fp32": config.cache_bytes(1, 4),
+            "cache_a_token_in_fp32": config.cache_bytes(1, 4) - config.cache_bytes(0, 4),
             "cache_of_full_context_in_fp32": config.cache_bytes(config.max_context, 4),
         },
         "notes": [str(note) for note in lm.notes],

@@ -1,0 +1,49 @@
+"""Recipes of layers that keep a state, whose names are alike in all families."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from gptcli.checkpoint.families.parameters import Parameters
+from gptcli.checkpoint.recipes import GroupsToParts, Take
+from gptcli.model.config import DeltaNetConfig, Mamba2Config, ShortConvolutionConfig, StateConfig
+
+
+def state_parameters(
+    parameters: Parameters, ours: str, theirs: str, config: StateConfig, tensors: Collection[str]
+) -> None:
+    """Adds the recipes of one layer's module."""
+    match config:
+        case DeltaNetConfig():
+            _delta_net(parameters, ours, theirs, config, tensors)
+        case ShortConvolutionConfig(bias=bias):
+            _layer(parameters, ours, theirs, "conv", bias, bias, bias)
+        case Mamba2Config(bias=bias, convolution_bias=convolution_bias, out_bias=out_bias):
+            _layer(parameters, ours, theirs, "conv1d", bias, convolution_bias, bias if out_bias is None else out_bias)
+            names = {"decay": "A_log", "step_bias": "dt_bias", "skip": "D"}
+            if config.norm_eps is not None:
+                names["norm_weight"] = "norm.weight"
+            parameters |= {f"{ours}.{mine}": Take(f"{theirs}.{name}") for mine, name in names.items()}
+
+
+def _delta_net(
+    parameters: Parameters, ours: str, theirs: str, config: DeltaNetConfig, tensors: Collection[str]
+) -> None:
+    values = config.heads // config.key_heads  # value heads of each key head
+    if f"{theirs}.in_proj_qkvz.weight" in tensors:  # a group for each key head
+        parts = config.key_dim, config.key_dim, values * config.value_dim, values * config.value_dim
+        into, rates = Take(f"{theirs}.in_proj_qkvz.weight"), Take(f"{theirs}.in_proj_ba.weight")
+        parameters[f"{ours}.into.weight"] = GroupsToParts(into, config.key_heads, parts)
+        parameters[f"{ours}.rates.weight"] = GroupsToParts(rates, config.key_heads, (1, 1))
+    else:
+        parameters.linear(f"{ours}.into", [f"{theirs}.in_proj_{name}" for name in ("qkv", "z")], bias=False)
+        parameters.linear(f"{ours}.rates", [f"{theirs}.in_proj_{name}" for name in ("b", "a")], bias=False)
+    names = {"convolution.weight": "conv1d.weight", "out.weight": "out_proj.weight", "norm.weight": "norm.weight"}
+    names |= {"decay": "A_log", "step_bias": "dt_bias"}
+    parameters |= {f"{ours}.{mine}": Take(f"{theirs}.{name}") for mine, name in names.items()}
+
+
+def _layer(parameters: Parameters, ours: str, theirs: str, convolution: str, *biases: bool) -> None:
+    names = {"into": "in_proj", "convolution": convolution, "out": "out_proj"}
+    for (mine, name), bias in zip(names.items(), biases, strict=True):
+        parameters.linear(f"{ours}.{mine}", [f"{theirs}.{name}"], bias)

@@ -1,0 +1,29 @@
+"""The gated short convolution of LFM2 (Liquid AI, 2025), which takes the place of attention in most of its layers."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from gptcli.model.config import ShortConvolutionConfig
+from gptcli.model.convolution import Convolution
+from gptcli.model.linear import Linear
+from gptcli.model.position import Position
+
+
+class ShortConvolution(nn.Module):
+    """Projects to two gates and a value; one gate before the convolution, the other after it; projects back."""
+
+    def __init__(self, config: ShortConvolutionConfig, hidden_size: int) -> None:
+        super().__init__()
+        self.into = Linear(hidden_size, 3 * hidden_size, bias=config.bias)
+        self.convolution = Convolution(hidden_size, config.kernel, config.bias)
+        self.out = Linear(hidden_size, hidden_size, bias=config.bias)
+
+    def forward(self, x: Tensor, position: Position, block: int) -> Tensor:
+        """x: (B, T, hidden) to the same shape. block: its index in the decoder."""
+        before, after, value = self.into(x).chunk(3, -1)
+        (tail,) = position.states.now[block]
+        sums, tail = self.convolution(before * value, tail)
+        position.states.put(block, (tail,))
+        out: Tensor = self.out(after * sums)
+        return out

@@ -1,0 +1,95 @@
+"""What layers keep of a text besides keys and values: the last inputs of a convolution, and a state of fixed size.
+
+A state is of all tokens so far, so it cannot be cut back. Marks keep a few earlier ones, from which the rest is run
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gptcli.model.config import DecoderConfig
+
+_MOST_MARKS = 4  # of one text; each is as large as the state
+
+State = tuple[Tensor, ...]  # of one layer, each (rows, *shape); never written to once it is stored
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """The states of all layers after a text's first `length` tokens."""
+
+    length: int
+    states: tuple[State, ...]
+
+
+class States:
+    """The states of every layer, by its index, for the rows of a cache. Layers without one have an empty tuple.
+
+    `now` is of the cached tokens. What layers `put` is of the tokens that are being run, and replaces it in `advance`.
+    """
+
+    def __init__(self, config: DecoderConfig, device: torch.device, dtype: torch.dtype) -> None:
+        shapes = [block.state.state_shapes(config.hidden_size) if block.state else () for block in config.blocks]
+        self.any = config.keeps_states
+        # The last inputs are as exact as they were; what is summed over a whole text is kept in fp32.
+        self._empty = tuple(
+            tuple(
+                torch.zeros(1, *shape, device=device, dtype=torch.float32 if index else dtype)
+                for index, shape in enumerate(each)
+            )
+            for each in shapes
+        )
+        self.now: list[State] = list(self._empty)
+        self._next: dict[int, State] = {}
+        self._marks: list[_Mark] = []
+
+    def put(self, block: int, state: State) -> None:
+        """Takes a layer's state after the tokens that are being run."""
+        self._next[block] = state
+
+    def advance(self) -> None:
+        """Counts those tokens as cached."""
+        for block, state in self._next.items():
+            self.now[block] = state
+        self._next.clear()
+
+    def mark(self, length: int) -> None:
+        """Lets a text of `length` tokens come back to here; forgets another mark if there are too many.
+
+        Those that stay are the newest one and others as far apart as possible.
+        """
+        marks = self._marks
+        if not self.any or length == 0 or (marks and marks[-1].length == length):
+            return
+        marks.append(_Mark(length, tuple(self.now)))
+        if len(marks) > _MOST_MARKS:
+            ends = [0, *(mark.length for mark in marks)]
+            del marks[min(range(len(marks) - 1), key=lambda index: ends[index + 2] - ends[index])]
+
+    def latest(self, length: int) -> int:
+        """The length of the longest marked text of at most `length` tokens; 0 if there is none."""
+        return max((mark.length for mark in self._marks if mark.length <= length), default=0)
+
+    def back_to(self, length: int) -> None:
+        """Returns to a marked length, or to 0."""
+        self._marks = [mark for mark in self._marks if mark.length <= length]
+        self.now = list(self._marks[-1].states if self._marks else self._empty)
+        self._next.clear()
+
+    def fill(self, others: Sequence[States]) -> None:
+        """Copies others, each of one row, into its rows."""
+        self.now = [
+            tuple(torch.cat(tensors) for tensors in zip(*states, strict=True))
+            for states in zip(*(other.now for other in others), strict=True)
+        ]
+        self._marks.clear()
+
+    def drop(self, row: int, last: int) -> None:
+        """Removes a row; the last row moves to its index."""
+        kept = [last if index == row else index for index in range(last)]
+        self.now = [tuple(tensor[kept] for tensor in state) for state in self.now]
