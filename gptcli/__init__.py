@@ -12,18 +12,21 @@ from gptcli.version import VERSION as __version__
 if TYPE_CHECKING:
     from gptcli.chat.session import Session, TurnsDropped
     from gptcli.errors import GptcliError
-    from gptcli.generation.events import Finished, TextDelta
+    from gptcli.generation.events import Completed, Finished, TextDelta
+    from gptcli.generation.request import Request
     from gptcli.language_model import LanguageModel, load
     from gptcli.settings import ChatSettings, ConstraintConfig, SamplingConfig, StopConfig
     from gptcli.text.messages import Message
 
 __all__ = [
     "ChatSettings",
+    "Completed",
     "ConstraintConfig",
     "Finished",
     "GptcliError",
     "LanguageModel",
     "Message",
+    "Request",
     "SamplingConfig",
     "Session",
     "StopConfig",
@@ -35,11 +38,13 @@ __all__ = [
 
 _HOME = {
     "ChatSettings": "gptcli.settings",
+    "Completed": "gptcli.generation.events",
     "ConstraintConfig": "gptcli.settings",
     "Finished": "gptcli.generation.events",
     "GptcliError": "gptcli.errors",
     "LanguageModel": "gptcli.language_model",
     "Message": "gptcli.text.messages",
+    "Request": "gptcli.generation.request",
     "SamplingConfig": "gptcli.settings",
     "Session": "gptcli.chat.session",
     "StopConfig": "gptcli.settings",

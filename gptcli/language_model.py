@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,7 +13,8 @@ from gptcli.chat.session import Session
 from gptcli.chat.thinking import CLOSING, OPENING
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import generation_notes, generation_source, sampling_defaults
-from gptcli.errors import BrokenCheckpoint, ContextOverflow, UsageError
+from gptcli.errors import BrokenCheckpoint, ContextOverflow, GptcliError, UsageError
+from gptcli.generation.request import Request
 from gptcli.generation.request_checks import check_choices, check_request, check_scoring
 from gptcli.generation.sampling.banned_tokens import always_banned
 from gptcli.generation.sampling.native_sampler import native_can_sample
@@ -34,7 +35,6 @@ from gptcli.runtime.engine import (
 )
 from gptcli.runtime.loader import Loader
 from gptcli.settings import (
-    CONSTRAINT_FIELDS,
     ChatSettings,
     ConstraintConfig,
     Dtype,
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gptcli.generation.constraints.matcher import Compiler
-    from gptcli.generation.events import Finished, TextDelta
+    from gptcli.generation.events import Completed, Finished, TextDelta
     from gptcli.generation.sampling.constraint import Constraint
     from gptcli.generation.score_result import ChoiceScore, Score
     from gptcli.generation.speculation import Drafter
@@ -241,13 +241,66 @@ class LanguageModel:
         logprobs and explain are what each TextDelta brings of its tokens, and Finished of all: their log-probabilities
         with that many alternatives, and what each sampling filter did.
         """
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        sampling = {name: value for name, value in options.items() if name not in CONSTRAINT_FIELDS}
-        config = SamplingConfig.resolve(sampling, self.sampling_defaults)
-        constraint = ConstraintConfig.resolve(options)
-        strings = (stop,) if isinstance(stop, str) else tuple(stop)
-        stopping = StopConfig(max_tokens=max_tokens, strings=strings, ignore_eos=ignore_eos, overflow=overflow)
-        return self.stream(ids, config, stopping, constraint=constraint, logprobs=logprobs, explain=explain)
+        request = Request(
+            prompt,
+            max_tokens=max_tokens,
+            stop=stop,
+            ignore_eos=ignore_eos,
+            overflow=overflow,
+            logprobs=logprobs,
+            explain=explain,
+            **options,
+        )
+        return self._answer(request, never_cancelled)
+
+    def _answer(self, request: Request, cancelled: Cancelled) -> Iterator[TextDelta | Finished]:
+        prompt = request.prompt
+        return self.stream(
+            self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt,
+            SamplingConfig.resolve(request.given, self.sampling_defaults),
+            request.stopping,
+            constraint=request.constraint,
+            logprobs=request.logprobs,
+            explain=request.explain,
+            cancelled=cancelled,
+        )
+
+    def complete_many(
+        self,
+        requests: Iterable[Request | GptcliError],
+        *,
+        parallel: int | None = None,
+        ordered: bool = False,
+        cancelled: Cancelled = never_cancelled,
+    ) -> Iterator[tuple[int, Completed | GptcliError]]:
+        """Completes texts; yields each with the index of its request, as it ends, or in their order.
+
+        A request is taken when there is room for it. One that fails has its error in place of the text, and so has an
+        error that comes in place of a request. parallel: texts that share steps at most; None for as many as gain by it
+        and fit into memory. cancelled: once true, running texts end with reason "interrupt", and no request is taken.
+        Raises UsageError for a `parallel` below 1.
+        """
+        if parallel is not None and parallel < 1:
+            raise UsageError(f"parallel must be at least 1, not {parallel}")
+        return self._completions(requests, cancelled)
+
+    def _completions(
+        self, requests: Iterable[Request | GptcliError], cancelled: Cancelled
+    ) -> Iterator[tuple[int, Completed | GptcliError]]:
+        from gptcli.generation.events import Completed, TextDelta
+
+        for index, request in enumerate(requests):
+            try:
+                if isinstance(request, GptcliError):
+                    raise request
+                *deltas, finished = self._answer(request, cancelled)
+            except GptcliError as error:
+                yield index, error
+                continue
+            assert not isinstance(finished, TextDelta)
+            yield index, Completed(b"".join(delta.data for delta in deltas if isinstance(delta, TextDelta)), finished)
+            if cancelled():
+                return
 
     def check_request(
         self, prompt: Sequence[int], sampling: SamplingConfig, constraint: ConstraintConfig | None = None

@@ -106,3 +106,16 @@ class Finished:
     seed: int
     usage: Usage
     logprobs: tuple[StepLogprobs, ...] | None
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A whole text and how it ended."""
+
+    data: bytes
+    finished: Finished
+
+    @property
+    def text(self) -> str:
+        """The bytes as text, with U+FFFD for those that are not UTF-8."""
+        return self.data.decode("utf-8", "replace")

@@ -1,0 +1,55 @@
+"""One of many texts to complete, with settings of its own. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Unpack
+
+from gptcli.settings import (
+    CONSTRAINT_FIELDS,
+    ConstraintConfig,
+    GenerateKeywords,
+    Overflow,
+    SamplingConfig,
+    StopConfig,
+)
+
+
+@dataclass(frozen=True, init=False)
+class Request:
+    """A prompt, as text or token ids, and how it is completed.
+
+    given: the sampling settings that were given; the others are the model's defaults, else SamplingConfig's.
+    """
+
+    prompt: str | Sequence[int]
+    given: Mapping[str, Any]
+    stopping: StopConfig
+    constraint: ConstraintConfig | None
+    logprobs: int | None
+    explain: bool
+
+    def __init__(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = 256,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+        overflow: Overflow = "stop",
+        logprobs: int | None = None,
+        explain: bool = False,
+        **options: Unpack[GenerateKeywords],
+    ) -> None:
+        """See `LanguageModel.generate`. Raises UsageError for values out of range."""
+        strings = (stop,) if isinstance(stop, str) else tuple(stop)
+        vars(self).update(
+            prompt=prompt,
+            given={name: value for name, value in options.items() if name not in CONSTRAINT_FIELDS},
+            stopping=StopConfig(max_tokens=max_tokens, strings=strings, ignore_eos=ignore_eos, overflow=overflow),
+            constraint=ConstraintConfig.resolve(options),
+            logprobs=logprobs,
+            explain=explain,
+        )
+        SamplingConfig.resolve(self.given, {})  # checks the ranges

@@ -1,0 +1,109 @@
+"""Many requests: each text is what it would be alone, under the index of its request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from gptcli import Completed, Finished, LanguageModel, Request, TextDelta
+from gptcli.errors import ContextOverflow, GptcliError, InputError, UsageError
+
+REQUESTS = [
+    Request("In a small town", max_tokens=12, seed=3, temperature=1.5, ignore_eos=True),
+    Request([5, 6, 7], max_tokens=3, temperature=0.0, seed=5, ignore_eos=True),
+    Request("The clockmaker had", max_tokens=20, seed=9, stop=["e", "<"]),
+    Request("Yes or no?", choices=["yes", "no"], seed=1),
+    Request("12 small bells", max_tokens=5, seed=4, logprobs=2, ignore_eos=True),
+]
+
+
+def alone(lm: LanguageModel, request: Request) -> tuple[object, ...]:
+    """What `generate` makes of a request."""
+    *deltas, finished = lm.generate(
+        request.prompt,
+        max_tokens=request.stopping.max_tokens,
+        stop=request.stopping.strings,
+        ignore_eos=request.stopping.ignore_eos,
+        logprobs=request.logprobs,
+        choices=request.constraint.choices if request.constraint else (),
+        **request.given,
+    )
+    assert isinstance(finished, Finished)
+    return facts(Completed(b"".join(delta.data for delta in deltas if isinstance(delta, TextDelta)), finished))
+
+
+def facts(text: Completed | GptcliError) -> tuple[object, ...]:
+    """All of a completed text but its times."""
+    assert isinstance(text, Completed)
+    end = text.finished
+    logprobs = end.logprobs and [step.chosen.id for step in end.logprobs]
+    return text.data, end.ids, end.reason, end.stop, end.seed, end.usage.prompt_tokens, logprobs
+
+
+@pytest.mark.parametrize("parallel", [1, 2, None])
+def test_each_text_is_what_it_would_be_alone(tiny: LanguageModel, parallel: int | None) -> None:
+    answers = dict(tiny.complete_many(REQUESTS, parallel=parallel))
+    assert {index: facts(text) for index, text in answers.items()} == {
+        index: alone(tiny, request) for index, request in enumerate(REQUESTS)
+    }
+
+
+def test_texts_come_in_the_order_of_their_requests_if_asked_for(tiny: LanguageModel) -> None:
+    requests = [Request("In", max_tokens=count, ignore_eos=True) for count in (30, 1, 20, 2, 3)]
+    indices = [index for index, _ in tiny.complete_many(requests, ordered=True)]
+    assert indices == [0, 1, 2, 3, 4]
+
+
+def test_a_request_that_fails_has_its_error_and_the_others_go_on(tiny: LanguageModel) -> None:
+    requests = [
+        Request("In a", max_tokens=2, ignore_eos=True),
+        Request([3] * 300),
+        Request([9999]),
+        InputError("line 4: not JSON"),
+        Request([1] * 250, max_tokens=20, ignore_eos=True, overflow="error"),
+        Request("small", max_tokens=2, ignore_eos=True),
+    ]
+    answers = dict(tiny.complete_many(requests))
+    kinds = {index: type(answer) for index, answer in answers.items()}
+    assert kinds == {0: Completed, 1: ContextOverflow, 2: UsageError, 3: InputError, 4: ContextOverflow, 5: Completed}
+    assert answers[3] is requests[3]
+
+
+def test_a_value_out_of_range_is_an_error_of_the_request_itself() -> None:
+    with pytest.raises(UsageError, match="top-p"):
+        Request("In", top_p=0.0)
+
+
+def test_no_text_shares_steps_with_less_than_itself(tiny: LanguageModel) -> None:
+    with pytest.raises(UsageError, match="parallel must be at least 1, not 0"):
+        tiny.complete_many([], parallel=0)
+
+
+def test_requests_are_taken_when_there_is_room_for_them(tiny: LanguageModel) -> None:
+    taken = 0
+
+    def endless() -> Iterator[Request]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield Request("In a", max_tokens=3, ignore_eos=True)
+
+    answers = tiny.complete_many(endless(), parallel=4)
+    for read in range(1, 20):
+        next(answers)
+        assert taken <= read + 4
+
+
+def test_once_cancelled_running_texts_end_and_no_other_begins(tiny: LanguageModel) -> None:
+    asked = 0
+
+    def cancelled() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 5
+
+    requests = [Request("In a", max_tokens=200, ignore_eos=True)] * 3
+    answers = [answer for _, answer in tiny.complete_many(requests, parallel=1, cancelled=cancelled)]
+    [text] = [answer for answer in answers if isinstance(answer, Completed)]
+    assert text.finished.reason == "interrupt" and 0 < len(text.finished.ids) < 200
