@@ -158,7 +158,7 @@ def test_a_field_that_the_reference_does_not_read_either_is_one_note(
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "the same in every layer"),
         ({"auto_map": {"AutoModelForCausalLM": "modeling_quick.QuickForCausalLM"}}, "code of the model's own"),
         ({"auto_map": {"AutoConfig": "someone/else--configuration_quick.QuickConfig"}}, "code of the model's own"),
-        ({"model_type": "mamba2"}, "`mamba2` models are not supported"),
+        ({"model_type": "rwkv"}, "`rwkv` models are not supported"),
         ({"rope_interleaved": True}, "rope_interleaved"),
         ({"quantization_config": {"quant_method": "hqq"}}, "quantization 'hqq'"),
     ],

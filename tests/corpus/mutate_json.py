@@ -57,7 +57,7 @@ def config_fields_dropped(rng: Random, model: ModelDir) -> Expected:
 
 
 def config_types(rng: Random, model: ModelDir) -> Expected:
-    names = ["mamba2", "LLAMA", "llama ", "", None, 7, ["llama"], {}, "../llama", "\x1b[31mllama", "llama\0",
+    names = ["rwkv", "LLAMA", "llama ", "", None, 7, ["llama"], {}, "../llama", "\x1b[31mllama", "llama\0",
              "x" * 70_000,
              "__class__", "t5", "bert", "llama4", True]  # fmt: skip
     model.change("config.json", model_type=rng.choice(names))
