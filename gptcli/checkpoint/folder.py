@@ -23,6 +23,8 @@ from gptcli.model_notes import Note
 if TYPE_CHECKING:
     from gptcli.gguf.model import GgufModel
 
+_TEXT_ALONE = Note("text alone goes in, though the model reads images too")
+
 
 @dataclass(frozen=True)
 class ModelFolder:
@@ -67,7 +69,7 @@ class ModelFolder:
         }
         notes = [Note("fields that nothing reads", model.left_over)] if model.left_over else []
         if model.reads_images:
-            notes.append(Note("text alone goes in, though the model reads images too"))
+            notes.append(_TEXT_ALONE)
         folder = cls(path, model.config, model.generation_config, tensors, (), notes, model)
         if kinds := sorted({stored.about for stored in folder.weights.values() if is_expanded(stored)}):
             what = "expanded in memory, for nothing multiplies with them as stored: blocks of type"
@@ -90,7 +92,8 @@ class ModelFolder:
             "tensors that only the index names": self.not_in_shards,
             "eos_token_id outside the vocabulary": tuple(map(str, self._stops_outside)),
         }
-        return [*self.reading_notes, *(Note(what, names) for what, names in left_over.items() if names)]
+        about_images = [_TEXT_ALONE] if self.architecture.reads_images else []
+        return [*self.reading_notes, *about_images, *(Note(what, names) for what, names in left_over.items() if names)]
 
     @cached_property
     def architecture(self) -> Architecture:

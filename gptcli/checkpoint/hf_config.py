@@ -101,11 +101,19 @@ class HfConfig:
     def with_defaults(self, defaults: Mapping[str, Any]) -> HfConfig:
         """The same config, with the fields that it leaves out because its class in transformers has these defaults."""
         given = {name: value for name, value in self._fields.items() if value is not None or name != "rope_parameters"}
-        return self._like(HfConfig({**defaults, **given}, self._where), self._prefix)
+        return self._same(HfConfig({**defaults, **given}, self._where))
 
     def of_type(self, model_type: str) -> HfConfig:
         """The same config by the name of another family."""
-        return self._like(HfConfig({**self._fields, "model_type": model_type}, self._where), self._prefix)
+        return self.replaced(model_type=model_type)
+
+    def replaced(self, **fields: object) -> HfConfig:
+        """The same config with other values of these fields."""
+        return self._same(HfConfig({**self._fields, **fields}, self._where))
+
+    def has(self, name: str) -> bool:
+        """Whether a field is given and not null."""
+        return self._get(name) is not None
 
     def renamed(self, other_names: Mapping[str, str]) -> HfConfig:
         """The same config by the names that the family reads. Raises BrokenCheckpoint if both are given and differ."""
@@ -124,6 +132,10 @@ class HfConfig:
         if not isinstance(value, dict):
             raise self._wrong(name, "an object", value)
         return self._like(HfConfig(value, f"{self._where}: {name}"), f"{self._prefix}{name}.")
+
+    def _same(self, other: HfConfig) -> HfConfig:
+        other._read, other._rope_extras, other._rope_types = self._read, self._rope_extras, self._rope_types
+        return self._like(other, self._prefix)
 
     def _like(self, other: HfConfig, prefix: str) -> HfConfig:
         other._prefix, other.left_over = prefix, self.left_over

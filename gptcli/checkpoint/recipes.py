@@ -251,6 +251,7 @@ class Architecture:
 
     unused_suffixes: of tensors that carry nothing the model needs. unused_prefixes: of modules outside the decoder.
     ahead: the same of layers that predict tokens further ahead. left_over: fields of the config that nothing reads.
+    reads_images: whether the model does, beside the text that we read.
     """
 
     config: DecoderConfig
@@ -259,3 +260,4 @@ class Architecture:
     unused_prefixes: tuple[str, ...] = ()
     ahead: tuple[str, ...] = ()
     left_over: tuple[str, ...] = ()
+    reads_images: bool = False

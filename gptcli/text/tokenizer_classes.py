@@ -27,12 +27,12 @@ _CLASS_OF_TYPE = {
         "GPT2Tokenizer": "codegen gpt2 gpt_neo gptj opt phi starcoder2",
         "GPTNeoXTokenizer": "gpt_neox mamba2 mpt olmo olmoe",
         "OpenAIGPTTokenizer": "openai-gpt",
-        "Qwen2Tokenizer": "qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next",
+        "Qwen2Tokenizer": "internvl qwen2 qwen2_5_vl qwen2_moe qwen2_vl qwen3 qwen3_moe qwen3_next qwen3_vl",
         "Qwen3_5Tokenizer": "qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text",
         "XGLMTokenizer": "xglm",
-        "": "ernie4_5 ernie4_5_moe flex_olmo glm glm4 glm4_moe glm4_moe_lite gpt_bigcode granite granitemoe "
-        "granitemoehybrid granitemoeshared minicpm3 minimax_m2 ministral ministral3 mistral mixtral nemotron olmo2 "
-        "olmo3 phi3 phimoe stablelm",
+        "": "ernie4_5 ernie4_5_moe flex_olmo glm glm4 glm4_moe glm4_moe_lite glm4v gpt_bigcode granite granitemoe "
+        "granitemoehybrid granitemoeshared llava llava_next minicpm3 minimax_m2 ministral ministral3 mistral mistral3 "
+        "mixtral nemotron olmo2 olmo3 phi3 phimoe smolvlm stablelm",
     }.items()
     for type in types.split()
 }

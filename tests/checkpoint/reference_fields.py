@@ -21,7 +21,7 @@ from typing import Any
 
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from gptcli.checkpoint.reference_fields import PATH
 from gptcli.checkpoint.registry import FAMILIES, SAME_AS
@@ -60,7 +60,9 @@ def reference_fields() -> dict[str, Any]:
 
 def modules_of(model_type: str) -> list[ModuleType]:
     """The modules of a model type's config and model, and what these take their own parts from."""
-    config, model = CONFIG_MAPPING[model_type], MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[model_type]]
+    config = CONFIG_MAPPING[model_type]
+    mappings = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
+    model = next(mapping[config] for mapping in mappings if config in mapping)
     modules = {inspect.getmodule(base) for kind in (config, model) for base in kind.__mro__}
     for module in list(modules):
         if module is not None and module.__name__.startswith("transformers.models."):

@@ -16,7 +16,10 @@ from gptcli.checkpoint.registry import FAMILIES, SAME_AS, architecture_of
 from gptcli.errors import BrokenCheckpoint
 from tests.parity.reference import NO_DEFAULT
 
-WITH_VISION = {"gemma3", "qwen3_5", "qwen3_5_moe"}  # whose text_config is of another type
+# Whose text_config is of another type.
+WITH_VISION = set(
+    "gemma3 glm4v idefics3 internvl llava llava_next mistral3 qwen2_5_vl qwen2_vl qwen3_5 qwen3_5_moe qwen3_vl smolvlm".split()
+)
 WINDOW = {"use_sliding_window": True, "max_window_layers": 3}
 CASES = [
     (model_type, NO_DEFAULT.get(model_type, {}))

@@ -81,7 +81,7 @@ def gemma3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     text.expect("final_logit_softcapping")  # transformers does not read it here
     architecture = gemma3_text(text, tensors)
     text.check_unread(text.model_type)
-    return replace(architecture, unused_prefixes=_VISION)
+    return replace(architecture, unused_prefixes=_VISION, reads_images=True)
 
 
 def _gemma_config(hf: HfConfig, act: Activation | None = None, rope: RopeConfig | None = None) -> DecoderConfig:

@@ -24,6 +24,7 @@ _ROOTS = (
     "language_model.model.",
     "model.language_model.",
     "language_model.",
+    "model.text_model.",
     "backbone.",
 )
 

@@ -63,7 +63,7 @@ def _text_of(
     text.expect("model_type", defaults["model_type"])
     architecture = family(text, tensors)
     text.check_unread(text.model_type)
-    return replace(architecture, unused_prefixes=("model.visual.", "visual."))
+    return replace(architecture, unused_prefixes=("model.visual.", "visual."), reads_images=True)
 
 
 def _mixture(hf: HfConfig, *, experts: int, top_k: int, renormalize: bool) -> MoeConfig:

@@ -1,0 +1,131 @@
+"""The text part of models that read images, against transformers' class for the whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from gptcli.checkpoint.families.vision import TEXTS
+from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.hf_config import HfConfig
+from gptcli.checkpoint.registry import architecture_of
+from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
+from gptcli.kernels.tensors import library as kernels
+from tests.parity.reference import BASE, Reference, randomized
+from tests.parity.test_families import IDS, TOLERANCE, engine_of, relative_error
+
+TEXT = {name: value for name, value in BASE.items() if name != "pad_token_id"} | {"pad_token_id": 0}
+VISION = {
+    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14,
+}  # fmt: skip
+PIXTRAL = VISION | {"model_type": "pixtral", "head_dim": 16}
+CLIP = VISION | {"model_type": "clip_vision_model", "projection_dim": 32}
+QWEN_VISION = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64}
+MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "mistral3": ("mistral3", {"model_type": "mistral", "head_dim": 16, "sliding_window": 9}, PIXTRAL, {}),
+    "mistral3, untied": ("mistral3", {"model_type": "mistral", "head_dim": 16}, PIXTRAL,
+                         {"tie_word_embeddings": False}),
+    "mistral3, ministral3": ("mistral3", {"model_type": "ministral3", "head_dim": 16}, PIXTRAL, {}),
+    "llava": ("llava", {"model_type": "llama"}, CLIP, {}),
+    "llava, mistral": ("llava", {"model_type": "mistral", "head_dim": 16}, PIXTRAL, {}),
+    "llava_next": ("llava_next", {"model_type": "llama"}, CLIP, {}),
+    "internvl, qwen2": ("internvl", {"model_type": "qwen2"}, VISION | {"image_size": [28, 28], "patch_size": [14, 14]},
+                        {}),
+    "internvl, qwen3": ("internvl", {"model_type": "qwen3", "head_dim": 32},
+                        VISION | {"image_size": [28, 28], "patch_size": [14, 14]}, {"tie_word_embeddings": False}),
+    "idefics3": ("idefics3", {"model_type": "llama"}, VISION, {}),
+    "smolvlm": ("smolvlm", {"model_type": "llama"}, VISION, {}),
+    "qwen2_vl": ("qwen2_vl", {"rope_parameters": MROPE}, {"depth": 1, "embed_dim": 32, "hidden_size": 64,
+                 "num_heads": 2}, {}),
+    "qwen2_5_vl": ("qwen2_5_vl", {"rope_parameters": MROPE}, QWEN_VISION, {}),
+    "qwen3_vl": ("qwen3_vl", {"head_dim": 16, "rope_parameters": MROPE | {"mrope_interleaved": True}},
+                 QWEN_VISION | {"deepstack_visual_indexes": [0]}, {}),
+    "glm4v": ("glm4v", {"rope_parameters": MROPE | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}},
+              QWEN_VISION, {}),
+}  # fmt: skip
+
+
+def saved(path: Path, case: str) -> Reference:
+    """A whole model, vision included, as transformers writes it."""
+    model_type, text, vision, outer = CASES[case]
+    config = AutoConfig.for_model(model_type, text_config=TEXT | text, vision_config=vision, **outer)
+    model = randomized(AutoModelForImageTextToText.from_config(config, attn_implementation="eager"))
+    model.save_pretrained(path)
+    return Reference(path, model)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_text_is_the_references(tmp_path: Path, case: str) -> None:
+    reference = saved(tmp_path, case)
+    assert [note.what for note in ModelFolder.open(tmp_path).notes] == [
+        "text alone goes in, though the model reads images too"
+    ]
+    wanted, next_ids = reference.logits(IDS), reference.greedy(IDS, 12)
+    libraries = [None] if kernels() is None else [None, kernels()]
+    for library in libraries:
+        engine = engine_of(tmp_path, library=library)
+        assert relative_error(engine.logits(IDS), wanted) < TOLERANCE
+        ids = list(IDS)
+        for _ in next_ids:
+            ids.append(int(engine.logits(ids)[-1].argmax()))
+        assert ids[len(IDS) :] == next_ids
+
+
+@pytest.mark.parametrize("case", ["qwen2_vl", "qwen2_5_vl"])
+def test_a_flat_config_means_the_same(tmp_path: Path, case: str) -> None:
+    wanted = saved(tmp_path, case).logits(IDS)
+    config = json.loads((tmp_path / "config.json").read_text())
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    flat = text | config | {"rope_theta": rope["rope_theta"]}
+    flat["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    (tmp_path / "config.json").write_text(json.dumps(flat))
+    assert relative_error(engine_of(tmp_path).logits(IDS), wanted) < TOLERANCE
+
+
+@pytest.mark.parametrize("text_type", sorted(TEXTS.keys() - {"ministral3"}))
+def test_what_text_config_leaves_out_is_the_default_of_its_class(text_type: str) -> None:
+    whole = json.loads(AutoConfig.for_model(text_type).to_json_string(use_diff=False))
+    outer = {"model_type": "llava", "vision_config": {}}
+    short = {"model_type": text_type}
+    wanted = architecture_of(HfConfig(outer | {"text_config": whole}), ()).config
+    assert architecture_of(HfConfig(outer | {"text_config": short}), ()).config == wanted
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"])
+def test_a_default_left_out_changes_nothing(model_type: str) -> None:
+    fields = json.loads(AutoConfig.for_model(model_type).to_json_string(use_diff=False))
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    short = {name: fields["text_config"][name] for name in sizes}
+    wanted = architecture_of(HfConfig(fields), ()).config
+    assert architecture_of(HfConfig({"model_type": model_type, "text_config": short}), ()).config == wanted
+
+
+@pytest.mark.parametrize("model_type", ["llava", "qwen3_vl", "glm4v"])
+def test_a_flat_config_is_refused_where_the_reference_would_not_read_it(model_type: str) -> None:
+    with pytest.raises(BrokenCheckpoint, match="text_config must be an object"):
+        architecture_of(HfConfig({"model_type": model_type} | TEXT), ())
+
+
+def test_a_field_that_the_reference_reads_is_refused_beside_text_config() -> None:
+    fields = {"model_type": "llava", "text_config": {"model_type": "llama"}, "sliding_window": 8}
+    with pytest.raises(UnsupportedArchitecture, match="sliding_window = 8"):
+        architecture_of(HfConfig(fields), ())
+
+
+def test_a_text_of_another_family_is_refused_by_name() -> None:
+    fields = {"model_type": "llava", "text_config": {"model_type": "gpt2"}}
+    with pytest.raises(UnsupportedArchitecture, match="`llava` models around `gpt2`"):
+        architecture_of(HfConfig(fields), ())
+
+
+def test_a_value_that_is_not_known_is_refused_inside_of_a_wrapper() -> None:
+    fields = {"model_type": "llava", "text_config": {"model_type": "llama", "hidden_act": "tanhshrink"}}
+    with pytest.raises(UnsupportedArchitecture, match="tanhshrink"):
+        architecture_of(HfConfig(fields), ())
