@@ -17,9 +17,10 @@ from gptcli.errors import BrokenCheckpoint
 from tests.parity.reference import NO_DEFAULT
 
 # Whose text_config is of another type.
-WITH_VISION = set(
-    "gemma3 glm4v idefics3 internvl llava llava_next mistral3 qwen2_5_vl qwen2_vl qwen3_5 qwen3_5_moe qwen3_vl smolvlm".split()
-)
+WITH_VISION = {
+    "gemma3", "glm4v", "idefics3", "internvl", "llava", "llava_next", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_5",
+    "qwen3_5_moe", "qwen3_vl", "smolvlm",
+}  # fmt: skip
 WINDOW = {"use_sliding_window": True, "max_window_layers": 3}
 CASES = [
     (model_type, NO_DEFAULT.get(model_type, {}))

@@ -6,7 +6,7 @@ Source: transformers' modelling files of the same names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from gptcli.checkpoint.families.layer_norm import glm4
@@ -49,7 +49,7 @@ _QWEN = _SIZES | {
     "max_position_embeddings": 32_768,
     "sliding_window": 4096,
 }
-TEXTS: dict[str, tuple[_Family, dict[str, object]]] = {
+TEXTS: dict[str, tuple[_Family, Mapping[str, object]]] = {
     "llama": (llama, _SIZES),
     "mistral": (mistral, _MISTRAL),
     "ministral3": (ministral3, {"num_key_value_heads": 8}),
@@ -133,7 +133,7 @@ def _named_text(hf: HfConfig, tensors: Collection[str], default: str, tied: bool
 
 
 def _own_text(
-    hf: HfConfig, tensors: Collection[str], family: _Family, defaults: dict[str, object], flat: bool = False
+    hf: HfConfig, tensors: Collection[str], family: _Family, defaults: Mapping[str, object], flat: bool = False
 ) -> Architecture:
     """A text part of the wrapper's own type. flat: whether its fields may stand beside those of images."""
     text = hf
@@ -154,8 +154,7 @@ def _own_text(
 def _text(hf: HfConfig, text: HfConfig, tensors: Collection[str], family: _Family, tied: bool) -> Architecture:
     """The text part. tied: whether head and embedding are one if the outer config does not say."""
     hf.ignore(*_FIELDS)
-    if hf.flag("tie_word_embeddings", tied):
-        text = text.replaced(tie_word_embeddings=True)
+    text = text.replaced(tie_word_embeddings=hf.flag("tie_word_embeddings", tied))  # that of text_config ties nothing
     architecture = family(text, tensors)
     if hf.has("text_config"):
         text.check_unread(text.model_type)
