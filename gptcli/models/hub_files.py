@@ -48,11 +48,13 @@ def chosen_files(repository: str, sizes: Sizes, pattern: str | None) -> dict[str
 
 
 def _variants(names: Iterable[str]) -> dict[str, list[str]]:
-    """Files of weights by what they are called without the number of a part."""
+    """Files of weights by what they are called without the number of a part, or by a pattern if a file is called so."""
     variants: dict[str, list[str]] = {}
-    for name in sorted(names):
+    names = sorted(names)
+    for name in names:
         if name.endswith(_WEIGHTS):
-            variants.setdefault(_PART.sub("", name), []).append(name)
+            whole = _PART.sub("", name)
+            variants.setdefault(_PART.sub("-*", name) if whole != name and whole in names else whole, []).append(name)
     return variants
 
 

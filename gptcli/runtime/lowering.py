@@ -83,7 +83,7 @@ class DecoderProgram:
         self._tables: dict[tuple[RopeConfig, bool], RotaryTable] = {}
 
     def snapshot(self, most_positions: int, dtype: str, threads: int) -> Snapshot | None:
-        """Runs one text of up to `most_positions` without the decoder; None if that takes more than the program.
+        """Runs texts of up to `most_positions` each without the decoder; None if that takes more than the program.
 
         Shares its weights with the decoder.
         """

@@ -152,6 +152,7 @@ def test_without_an_end_a_text_ends_where_nothing_may_follow() -> None:
             {"json_schema": {"properties": {"a": {"items": {"not": {}}}}}},
             "json-schema: #/properties/a/items: not supported: not",
         ),
+        ({"json_schema": {"if": {}, "then": {}}}, "json-schema: #: not supported: if, then"),
         (
             {"json_schema": {"$defs": {"s": {"format": "x"}}, "anyOf": [{"type": "null"}, {"$ref": "#/$defs/s"}]}},
             "json-schema: #/$defs/s: Unknown format: x",
@@ -200,6 +201,7 @@ ENDLESS: dict[str, tuple[dict[str, Any], str]] = {
     "a cycle": ({"$defs": {"a/b": {"$ref": "#/$defs/c"}, "c": LEAF}, "$ref": "#/$defs/c"}, "#/$defs/c"),
     "a list": ({"type": "array", "minItems": 1, "items": {"$ref": "#"}}, "#"),
     "a first item": ({"type": "array", "minItems": 1, "prefixItems": [{"$ref": "#"}]}, "#"),
+    "a type in a list": (NODE | {"type": ["object"], "required": ["next"]}, "#"),
     "every choice": ({"anyOf": [NODE | {"required": ["next"]}, {"allOf": [{"$ref": "#"}]}]}, "#"),
 }
 
@@ -224,6 +226,22 @@ def test_a_schema_that_only_an_endless_text_could_meet_is_refused(name: str) -> 
             "type": "object",
             "properties": {"a": {"$ref": "#/$defs/a"}},
             "required": ["a"],
+        },
+        {"$ref": "#foo", "$defs": {"A": {"$anchor": "foo", "type": "integer"}}},
+        {
+            "$id": "http://x/r",
+            "type": "object",
+            "required": ["a"],
+            "properties": {
+                "a": {
+                    "$id": "http://x/a",
+                    "type": "object",
+                    "properties": {"n": {"$ref": "#/$defs/I"}},
+                    "required": ["n"],
+                    "$defs": {"I": {"type": "integer"}},
+                }
+            },
+            "$defs": {"I": {"$ref": "#"}},
         },
     ],
 )

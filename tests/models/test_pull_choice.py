@@ -81,6 +81,15 @@ def test_the_parts_of_a_split_file_are_one_choice_taken_whole() -> None:
         chosen_files("owner/big", parts | others, None)
 
 
+def test_a_whole_file_is_another_choice_than_parts_called_like_it() -> None:
+    parts = {f"model-0000{part}-of-00002.safetensors": 7 for part in (1, 2)}
+    files = parts | {"model.safetensors": 14, "config.json": 2}
+    assert chosen_files("owner/both", files, "model.*") == {"model.safetensors": 14, "config.json": 2}
+    assert chosen_files("owner/both", files, "model-*") == parts | {"config.json": 2}
+    with pytest.raises(UsageError, match=r"2 match .* model-\*.safetensors \(0.0 MB\), model.safetensors"):
+        chosen_files("owner/both", files, "model*")
+
+
 def test_a_variant_of_safetensors_is_installed_in_the_usual_place(hub: FakeHub) -> None:
     hub.files["model.other.safetensors"] = hub.files["model.safetensors"][:-4] + b"\0\0\0\0"
     path = pull_hub("owner/tiny", None, silent, pattern="*other*", name="mine")

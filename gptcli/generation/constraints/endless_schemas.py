@@ -11,9 +11,13 @@ from urllib.parse import unquote
 def endless_reference(schema: Mapping[str, Any]) -> str | None:
     """What a schema requires and what no text can end, as a JSON pointer with `#`; None if a text can meet it.
 
-    Only references make a schema endless. One to nowhere, or in a form that is not known here, counts as one that ends.
+    Only references make a schema endless. One to nowhere, or in a form that is not known here, counts as one that ends;
+    so do all where a part has an `$id`, which changes what they refer to.
     """
-    targets = {reference: target for reference in _references(schema) if (target := _target(schema, reference))}
+    if any(isinstance(part.get("$id"), str) for part in _parts(schema) if part is not schema):
+        return None
+    references = {part["$ref"] for part in _parts(schema) if isinstance(part.get("$ref"), str)}
+    targets = {reference: target for reference in references if (target := _target(schema, reference))}
     endless, unseen = set(targets), list(targets)
     waiting = defaultdict[str, list[str]](list)  # by what each is blocked by
     while unseen:
@@ -33,11 +37,11 @@ def _blocked_by(schema: object, endless: set[str]) -> str | None:
     if schema.get("$ref") in endless:
         return str(schema["$ref"])
     required = list(schema["allOf"]) if isinstance(schema.get("allOf"), list) else []
-    if schema.get("type") == "object" and isinstance(schema.get("required"), list):
+    if schema.get("type") in ("object", ["object"]) and isinstance(schema.get("required"), list):
         properties = schema.get("properties", {})
         required += [properties.get(name) for name in schema["required"]]
     least = schema.get("minItems", 0)
-    if schema.get("type") == "array" and isinstance(least, int | float):
+    if schema.get("type") in ("array", ["array"]) and isinstance(least, int | float):
         first = list(schema.get("prefixItems", ()))[: int(least)]
         required += [*first, schema.get("items")] if least > len(first) else first
     for each in required:
@@ -52,20 +56,19 @@ def _blocked_by(schema: object, endless: set[str]) -> str | None:
     return None
 
 
-def _references(schema: object) -> Iterator[str]:
+def _parts(schema: object) -> Iterator[Mapping[str, Any]]:
+    """A schema and every object within it."""
     if isinstance(schema, Mapping):
-        if isinstance(schema.get("$ref"), str):
-            yield schema["$ref"]
-        for each in schema.values():
-            yield from _references(each)
-    elif isinstance(schema, list):
+        yield schema
+        schema = list(schema.values())
+    if isinstance(schema, list):
         for each in schema:
-            yield from _references(each)
+            yield from _parts(each)
 
 
 def _target(schema: object, reference: str) -> object:
     """What a pointer within the document points to; None if it points to nothing."""
-    if not reference.startswith("#"):
+    if reference != "#" and not reference.startswith("#/"):
         return None
     for step in reference[1:].split("/")[1:]:
         name = unquote(step).replace("~1", "/").replace("~0", "~")

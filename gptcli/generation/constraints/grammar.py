@@ -85,7 +85,7 @@ def reason_of(error: str) -> str:
         return regex_error[1]
     for pattern, reason in _REASONS:
         if match := re.fullmatch(pattern, line):
-            return match.expand(reason)
+            return match.expand(reason).replace('", "', ", ")  # a list of keywords
     return line
 
 
