@@ -119,6 +119,17 @@ def test_a_field_that_the_reference_reads_is_refused_beside_text_config() -> Non
         architecture_of(HfConfig(fields), ())
 
 
+@pytest.mark.parametrize(
+    ("model_type", "image_token"), [("llava", "image_token_index"), ("idefics3", "image_token_id")]
+)
+def test_the_vocabulary_of_the_text_counts_where_older_files_name_one_beside_it(
+    model_type: str, image_token: str
+) -> None:
+    text = TEXT | {"model_type": "llama", "vocab_size": 320}
+    fields = {"model_type": model_type, "text_config": text, "vision_config": {}, "vocab_size": 128, image_token: 9}
+    assert architecture_of(HfConfig(fields), ()).config.vocab_size == 320
+
+
 def test_a_text_of_another_family_is_refused_by_name() -> None:
     fields = {"model_type": "llava", "text_config": {"model_type": "gpt2"}}
     with pytest.raises(UnsupportedArchitecture, match="`llava` models around `gpt2`"):

@@ -157,5 +157,6 @@ def _text(hf: HfConfig, text: HfConfig, tensors: Collection[str], family: _Famil
     text = text.replaced(tie_word_embeddings=hf.flag("tie_word_embeddings", tied))  # that of text_config ties nothing
     architecture = family(text, tensors)
     if hf.has("text_config"):
+        hf.ignore("vocab_size")  # that of text_config, or its default, counts
         text.check_unread(text.model_type)
     return replace(architecture, unused_prefixes=_PREFIXES, reads_images=True)
