@@ -39,6 +39,7 @@ EXIT_STATUS = {
     ExitCode.CONTEXT_FULL: "It does not fit the context.",
     ExitCode.NON_FINITE: "The model computed NaN or infinity.",
     ExitCode.NO_OUTPUT: "Output or state could not be written.",
+    ExitCode.REQUESTS_FAILED: "Some requests of a batch failed; its output says why.",
 }
 SIGNALS = ("129, 130, 141, 143", "Ended by SIGHUP, SIGINT, SIGPIPE, SIGTERM.")
 FILES = {

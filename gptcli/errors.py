@@ -17,6 +17,7 @@ class ExitCode(IntEnum):
     CONTEXT_FULL = 6  # ContextOverflow
     NON_FINITE = 7  # NonFiniteLogits
     NO_OUTPUT = 8  # OutputError
+    REQUESTS_FAILED = 9  # RequestsFailed
 
 
 class GptcliError(Exception):
@@ -108,3 +109,9 @@ class OutputError(GptcliError):
     """Output or state could not be written."""
 
     exit_code = ExitCode.NO_OUTPUT
+
+
+class RequestsFailed(GptcliError):
+    """Some of a batch's requests failed; the output says why."""
+
+    exit_code = ExitCode.REQUESTS_FAILED

@@ -24,7 +24,7 @@ COMMANDS = [
     "generate -m MODEL -n 2 hi", "generate -m MODEL -n 2 --chat hi",
     "generate -m MODEL -n 2 --json --logprobs 3 --quantize int8 hi", "chat -m MODEL -n 2 hi",
     "tokenize -m MODEL --text hi", "score -m MODEL FILE", "models show MODEL", "models verify MODEL", "models",
-    "models export MODEL OUT/tiny.gguf --gguf", "bench -m MODEL -p 8 -n 2 --repeats 1", "cache", "help generate",
+    "models export MODEL OUT/tiny.gguf --gguf", "batch REQUESTS -o OUT/answers -m MODEL -n 2 --chat", "bench -m MODEL -p 8 -n 2 --repeats 1", "cache", "help generate",
 ]  # fmt: skip
 # Files of Python, its libraries and the operating system may be read.
 LIBRARIES = {
@@ -51,6 +51,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     edit(model / "config.json", auto_map={"AutoModelForCausalLM": "modeling_tiny.LlamaForCausalLM"})
     edit(model / "tokenizer_config.json", chat_template=TEMPLATE + "{# not trusted #}")
     (model.parent / "secret").write_text("secret")
+    (model / "requests.jsonl").write_text('{"prompt": "hi"}\n')
     return model
 
 
@@ -58,7 +59,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_command_opens_no_socket_runs_nothing_of_a_model_and_reads_nothing_outside_of_it(
     hostile: Path, tmp_path: Path, command: str
 ) -> None:
-    names = {"MODEL": hostile, "FILE": hostile / "config.json", "OUT": tmp_path}
+    names = {"MODEL": hostile, "FILE": hostile / "config.json", "REQUESTS": hostile / "requests.jsonl", "OUT": tmp_path}
     arguments = reduce(lambda text, name: text.replace(name, str(names[name])), names, command).split()
     report = tmp_path / "report"
     done = subprocess.run(

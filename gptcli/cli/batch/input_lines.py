@@ -1,0 +1,109 @@
+"""Reads the lines of a batch as they come: JSON objects of a file or stdin, or rows of CSV."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from gptcli.errors import BrokenCheckpoint, InputError
+from gptcli.files import parse_json
+
+_MORE = "raise the limit with --max-input"
+_REST = 1 << 16  # bytes that are read at once of a line that is too long
+
+
+@dataclass(frozen=True)
+class InputLine:
+    """A line with its number from 1. fields: its object, or why there is none. key: tells its content from others."""
+
+    number: int
+    key: str  # 16 hexadecimal digits
+    fields: dict[str, Any] | InputError
+
+
+@dataclass
+class InputLines:
+    """The lines of a file, or of stdin for `-`, one at a time. Blank lines are none, but are counted.
+
+    limit: the most bytes of a line. size and read: bytes of the file, 0 if unknown, and those read so far. last: the
+    number of the last line so far.
+    """
+
+    path: Path
+    limit: int
+    note: Callable[[str], None]
+    size: int = 0
+    read: int = 0
+    last: int = 0
+
+    def __iter__(self) -> Iterator[InputLine]:
+        """Raises InputError where the file cannot be read, or is CSV and not UTF-8."""
+        if str(self.path) == "-":
+            if sys.stdin is None:
+                raise InputError("cannot read: standard input is closed")
+            yield from self._json(sys.stdin.buffer)
+            return
+        try:
+            with open(self.path, "rb") as file:
+                self.size = self.path.stat().st_size if self.path.is_file() else 0
+                yield from self._csv(file) if self.path.suffix.lower() == ".csv" else self._json(file)
+        except OSError as error:
+            raise InputError(f"cannot read: {self.path}: {error.strerror}") from None
+
+    def _json(self, file: IO[bytes]) -> Iterator[InputLine]:
+        while data := file.readline(self.limit + 2):
+            self.last = number = self.last + 1
+            hashed = hashlib.sha256(data)
+            self.read += len(data)
+            if number == 1 and data.startswith(codecs.BOM_UTF8):
+                self.note(f"byte-order mark dropped: {self.path}")
+            too_long = len(data.rstrip(b"\r\n")) > self.limit
+            while too_long and not data.endswith(b"\n") and (data := file.readline(_REST)):
+                hashed.update(data)
+                self.read += len(data)
+            fields: dict[str, Any] | InputError
+            if too_long:
+                fields = InputError(f"the line has more than {self.limit} bytes", _MORE)
+            elif not data.strip():
+                continue
+            else:
+                try:
+                    fields = parse_json(data, f"line {number}")
+                except BrokenCheckpoint as error:
+                    fields = InputError(error.message)
+            yield InputLine(number, hashed.hexdigest()[:16], fields)
+
+    def _csv(self, file: IO[bytes]) -> Iterator[InputLine]:
+        csv.field_size_limit(self.limit)
+        rows = csv.reader(self._texts(file), strict=True)
+        try:
+            if (names := next(rows, None)) is None:
+                return
+            for number, row in enumerate(rows, 1):
+                self.last = number
+                if not row:
+                    continue
+                key = hashlib.sha256(json.dumps([names, row]).encode()).hexdigest()[:16]
+                wrong = InputError(f"row {number} has {len(row)} fields, the first row {len(names)}")
+                yield InputLine(number, key, dict(zip(names, row, strict=True)) if len(row) == len(names) else wrong)
+        except csv.Error as error:
+            raise InputError(f"not CSV: {self.path}: line {rows.line_num}: {error}") from None
+
+    def _texts(self, file: IO[bytes]) -> Iterator[str]:
+        number = 0
+        while data := file.readline(self.limit + 1):
+            number += 1
+            self.read += len(data)
+            if len(data) > self.limit:
+                raise InputError(f"too large: {self.path}: line {number} has more than {self.limit} bytes", _MORE)
+            try:
+                yield data.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                raise InputError(f"not UTF-8: {self.path}: line {number}") from None

@@ -1,0 +1,168 @@
+"""The file of a batch's answers: it goes on where a process ended, however that ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from array import array
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Self
+
+from gptcli.cli.batch.input_lines import InputLine
+from gptcli.cli.terminal.stdout import StdoutSink
+from gptcli.errors import OutputError
+from gptcli.files import lock, written_whole
+
+_ID = re.compile(rb'\{"id": "batch_req_(\d{1,15})_([0-9a-f]{16})", ')
+
+
+def line_id(line: InputLine) -> str:
+    """What an answer's id says of the line that it answers: its number and its content."""
+    return f"{line.number}_{line.key}"
+
+
+class StdoutAnswers:
+    """Answers that go to stdout, where nothing is resumed."""
+
+    failed = torn = 0
+
+    def __init__(self) -> None:
+        self._sink = StdoutSink()
+        self.is_terminal = self._sink.is_terminal
+
+    def has(self, line: InputLine) -> bool:
+        """No line is answered yet."""
+        return False
+
+    def write(self, number: int, record: bytes) -> None:
+        """Writes a line."""
+        self._sink.write(record)
+
+    def close(self, last: int, *, sort: bool) -> None:
+        """Has nothing to do."""
+
+
+class AnswersFile:
+    """Answers in a file, locked until `close`. What it has is known by number and content, 8 bytes a line.
+
+    failed: answers that it had, and that are errors. torn: bytes of an incomplete last line that were cut off.
+    """
+
+    is_terminal = False
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path, self._descriptor = path, descriptor
+        self._keys = array("Q")  # by number; 0 where there is no answer
+        self._last, self._ordered = 0, True
+        self.failed = self.torn = 0
+
+    @classmethod
+    def open(cls, path: Path, *, retry_failed: bool) -> Self:
+        """Opens or makes the file. A torn last line is cut off, and with `retry_failed` so are all failed ones.
+
+        Raises OutputError for a file that is in use, that is no regular one, or that is no batch's output.
+        """
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0), 0o666)
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OutputError(f"cannot write: {path}: it is not a regular file", "-o - writes to a pipe")
+            if not lock(descriptor):
+                raise OutputError(f"cannot write: {path}: another process writes to it")
+        except OSError as error:
+            raise OutputError(f"cannot write: {path}: {error.strerror}") from None
+        answers = cls(path, descriptor)
+        answers._take(retry_failed)
+        return answers
+
+    def _take(self, retry_failed: bool) -> None:
+        end = 0
+        for number, key, start, line in self._lines():
+            end = start + len(line)
+            failed = not _succeeded(line)
+            self.failed += failed
+            if not (failed and retry_failed):
+                self._add(number, key)
+        self.torn = os.fstat(self._descriptor).st_size - end
+        os.ftruncate(self._descriptor, end)
+        if self.failed and retry_failed:
+            self._rewrite(start for _, _, start, line in self._lines() if _succeeded(line))
+            self.failed = 0
+
+    def _lines(self) -> Iterator[tuple[int, int, int, bytes]]:
+        """Number and key of the line that each whole line answers, where it starts, and its bytes."""
+        start = 0
+        with open(self._path, "rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                if (match := _ID.match(line)) is None:
+                    raise OutputError(
+                        f"cannot go on with: {self._path}: it is not the output of a batch", "choose another -o"
+                    )
+                yield int(match[1]), int(match[2], 16), start, line
+                start += len(line)
+
+    def _add(self, number: int, key: int) -> None:
+        if number >= len(self._keys):
+            self._keys.extend([0] * (number + 1 - len(self._keys)))
+        if self._keys[number]:
+            raise OutputError(f"cannot go on with: {self._path}: it answers line {number} twice", "choose another -o")
+        self._keys[number] = key
+        self._follow(number)
+
+    def _follow(self, number: int) -> None:
+        self._ordered = self._ordered and number > self._last
+        self._last = number
+
+    def has(self, line: InputLine) -> bool:
+        """Whether a line is answered. Raises OutputError if the line with its number was another one."""
+        key = self._keys[line.number] if line.number < len(self._keys) else 0
+        if key and key != int(line.key, 16):
+            raise self._of_another_input(f"it answers another line {line.number}")
+        return bool(key)
+
+    def write(self, number: int, record: bytes) -> None:
+        """Appends a whole line. Raises OutputError where the disk is full, say."""
+        self._follow(number)
+        view = memoryview(record)
+        try:
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+        except OSError as error:
+            raise OutputError(f"cannot write: {self._path}: {error.strerror}") from None
+
+    def close(self, last: int, *, sort: bool) -> None:
+        """Unlocks the file. sort: brings the lines into the order of the input, if they are in another.
+
+        last: the number of the input's last line. Raises OutputError if there are answers of later ones.
+        """
+        if any(islice(self._keys, last + 1, None)):
+            raise self._of_another_input(f"the input ends with line {last}, the answers do not")
+        if sort and not self._ordered:
+            order = sorted((number, start) for number, _, start, _ in self._lines())
+            self._rewrite(start for _, start in order)
+        os.close(self._descriptor)
+
+    def _of_another_input(self, why: str) -> OutputError:
+        return OutputError(f"cannot go on with: {self._path}: {why}", "choose another -o for another input")
+
+    def _rewrite(self, starts: Iterable[int]) -> None:
+        """Replaces the file by the lines that start there, at once; it stays locked."""
+        with written_whole(self._path) as draft:
+            descriptor = os.open(draft, os.O_RDWR | os.O_APPEND)
+            lock(descriptor)
+            with open(self._path, "rb") as file, open(descriptor, "wb", closefd=False) as new:
+                for start in starts:
+                    file.seek(start)
+                    new.write(file.readline())
+        os.close(self._descriptor)
+        self._descriptor = descriptor
+
+
+def _succeeded(line: bytes) -> bool:
+    response = json.loads(line)["response"]
+    return response is not None and response["status_code"] == 200

@@ -1,0 +1,63 @@
+"""How far a batch is: what the progress line shows while it runs, and the line at its end."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from gptcli.cli.batch.input_lines import InputLines
+from gptcli.cli.batch.requests import Work
+from gptcli.cli.terminal.stderr import ProgressLine
+
+
+@dataclass
+class BatchProgress:
+    """Counts of this run's requests and generated tokens. kept: those that the output had already."""
+
+    lines: InputLines
+    activity: ProgressLine
+    done: int = 0
+    failed: int = 0
+    kept: int = 0
+    tokens: int = 0
+    begun: float = field(default_factory=time.monotonic)
+    first_byte: int | None = None  # where the first line that is not kept begins, nearly
+
+    def took(self, work: Work) -> None:
+        """Counts a line that is answered, and updates the progress line.
+
+        The time left is that of the file's bytes that are left.
+        """
+        self.done += work.error is None
+        self.failed += work.error is not None
+        self.tokens += sum(text.finished.usage.completion_tokens for text in work.texts.values())
+        size, read = self.lines.size, self.lines.read
+        self.first_byte = read if self.first_byte is None else self.first_byte
+        figures = f"{self.done} done, {self.failed} failed, {self._rate():.0f} tok/s"
+        if size and read > self.first_byte:
+            left = self._seconds() * max(0, size - read) / (read - self.first_byte)
+            figures += f", {_duration(left)} left"
+        self.activity.bytes(figures, read if size else 0, size)
+
+    @property
+    def summary(self) -> str:
+        """One line for the end."""
+        kept = f", {self.kept} there already" if self.kept else ""
+        return (
+            f"{self.done} done, {self.failed} failed{kept} · {self.tokens} tok in {_duration(self._seconds())} · "
+            f"{self._rate():.1f} tok/s"
+        )
+
+    def _seconds(self) -> float:
+        return max(1e-9, time.monotonic() - self.begun)
+
+    def _rate(self) -> float:
+        return self.tokens / self._seconds()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

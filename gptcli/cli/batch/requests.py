@@ -1,0 +1,143 @@
+"""Makes requests of a batch's lines, one for each of a line's choices, and gathers their texts again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gptcli.cli.batch.answer_records import answer_record, error_record
+from gptcli.cli.batch.bodies import CHAT, Asked, BadParameter, PlainSettings, asked_of, filled
+from gptcli.cli.batch.input_lines import InputLine
+from gptcli.cli.batch.output_file import line_id
+from gptcli.errors import GptcliError
+from gptcli.generation.events import Completed
+from gptcli.generation.request import Request
+from gptcli.language_model import LanguageModel
+from gptcli.settings import CONSTRAINT_FIELDS
+from gptcli.text.chat_template import ChatTemplate, Switches
+from gptcli.text.messages import Message
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """What holds for every line that says nothing else.
+
+    options: by the names of `Request`. template: of a prompt, with `{field}`s. system: of conversations without one.
+    special: whether prompts spell control tokens.
+    """
+
+    options: Mapping[str, Any]
+    plain: PlainSettings
+    template: str | None = None
+    system: str | None = None
+    special: bool = False
+
+
+@dataclass
+class Work:
+    """A line and what came of its requests so far: texts by their place, or an error. open: requests without either."""
+
+    line: InputLine
+    asked: Asked | None = None
+    open: int = 1
+    texts: dict[int, Completed] = field(default_factory=dict)
+    error: GptcliError | None = None
+
+    @property
+    def custom_id(self) -> str | None:
+        """The line's own name for its answer, else its number."""
+        given = self.line.fields.get("custom_id") if isinstance(self.line.fields, dict) else None
+        return given if isinstance(given, str) else f"line-{self.line.number}"
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a text was cut off, so that the line counts as not answered."""
+        return any(text.finished.reason == "interrupt" for text in self.texts.values())
+
+    def record(self, model: str) -> dict[str, Any]:
+        """The line of the output, once no request is open."""
+        id = line_id(self.line)
+        if self.error is not None or self.asked is None:
+            assert self.error is not None
+            return error_record(id, self.custom_id, self.error)
+        texts = [self.texts[index] for index in sorted(self.texts)]
+        return answer_record(id, self.custom_id, self.asked.url, model, texts, len(self.asked.prompts))
+
+
+class Requests:
+    """The requests of lines, as `complete_many` takes them. Only lines that are under way are in memory."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        settings: BatchSettings,
+        template: Callable[[], tuple[ChatTemplate, Switches]],
+        note_model: Callable[[str], None],
+    ) -> None:
+        self._lm, self._settings, self._template, self._note_model = lm, settings, template, note_model
+        self._open: dict[int, tuple[Work, int]] = {}  # by the index of the request: its line, and which choice it is
+        self._index = 0
+
+    def of(self, lines: Iterable[InputLine]) -> Iterator[Request | GptcliError]:
+        """The requests, in the order of the lines; for a line that has none, why."""
+        for line in lines:
+            work = Work(line)
+            made: Sequence[Request | GptcliError]
+            try:
+                made = self._made(work)
+            except GptcliError as error:
+                made = [error]
+            work.open = len(made)
+            for choice, request in enumerate(made):
+                self._open[self._index] = work, choice
+                self._index += 1
+                yield request
+
+    def finished(self, index: int, answer: Completed | GptcliError) -> Work | None:
+        """Takes what came of the request with this index; the line, if that was its last one."""
+        work, choice = self._open.pop(index)
+        if isinstance(answer, Completed):
+            work.texts[choice] = answer
+        else:
+            work.error = work.error or answer
+        work.open -= 1
+        return None if work.open else work
+
+    def _made(self, work: Work) -> list[Request | GptcliError]:
+        if isinstance(work.line.fields, GptcliError):
+            raise work.line.fields
+        work.asked = asked = self._asked(work.line.fields)
+        if asked.model is not None:
+            self._note_model(asked.model)
+        base = dict(self._settings.options)
+        if any(name in asked.options for name in CONSTRAINT_FIELDS):
+            base = {name: value for name, value in base.items() if name not in CONSTRAINT_FIELDS}
+        options = base | dict(asked.options)
+        requests: list[Request | GptcliError] = []
+        for prompt in asked.prompts:
+            ids = self._ids(asked.url, prompt)
+            for choice in range(asked.choices):
+                seed = options.get("seed")
+                seeds = {} if type(seed) is not int else {"seed": (seed + choice) % 2**64}
+                requests.append(Request(ids, logprobs=asked.logprobs, **options | seeds))
+        return requests
+
+    def _asked(self, fields: Mapping[str, Any]) -> Asked:
+        if self._settings.template is not None:
+            return self._settings.plain.asked(filled(self._settings.template, fields))
+        return asked_of(fields, self._settings.plain)
+
+    def _ids(self, url: str, prompt: str | Sequence[int] | Sequence[Message]) -> Sequence[int]:
+        if url == CHAT:
+            messages = [message for message in prompt if isinstance(message, Message)]
+            system = self._lm.store.system if self._settings.system is None else self._settings.system
+            if system is not None and messages[0].role != "system":
+                messages = [Message("system", system), *messages]
+            template, switches = self._template()
+            return template.render(messages, self._lm.tokenizer, **switches)
+        if isinstance(prompt, str):
+            if not prompt:
+                raise BadParameter("prompt", "the prompt is empty")
+            return self._lm.tokenizer.encode(prompt, special=self._settings.special)
+        return [id for id in prompt if isinstance(id, int)]

@@ -1,0 +1,177 @@
+"""`gptcli batch`: answers the requests of a file together, and goes on where it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gptcli.cli import options
+from gptcli.cli.batch.bodies import PlainSettings
+from gptcli.cli.batch.input_lines import InputLine, InputLines
+from gptcli.cli.batch.output_file import AnswersFile, StdoutAnswers
+from gptcli.cli.batch.progress import BatchProgress
+from gptcli.cli.batch.requests import BatchSettings, Requests
+from gptcli.cli.config_file import configured
+from gptcli.cli.json_records import json_line
+from gptcli.cli.option_groups import only, option_group, panel, with_option_groups, without
+from gptcli.cli.prompt_input import argument_text
+from gptcli.cli.run_options import RunOptions, load_model
+from gptcli.cli.terminal.signals import interruptible
+from gptcli.cli.terminal.stderr import ProgressLine, print_line
+from gptcli.errors import InputError, RequestsFailed, UsageError
+from gptcli.language_model import LanguageModel
+from gptcli.models.catalog import DEFAULT_MODEL
+from gptcli.settings import SamplingConfig
+from gptcli.text.chat_template import ChatTemplate, Switches
+
+_batch_option = panel("Batch")
+
+Input = Annotated[Path, typer.Argument(metavar="IN", help="JSON lines, or CSV by the file's ending; `-` is stdin.")]
+
+
+@option_group
+class BatchOptions:
+    """Where answers go, in which order, and what each line's prompt is."""
+
+    out: Annotated[
+        Path,
+        _batch_option(
+            "Where the answers go: a file, which goes on where it ended, or `-`, stdout.",
+            "-o",
+            "--out",
+            metavar="FILE",
+            readable=False,
+        ),
+    ] = Path("-")
+    prompt: Annotated[
+        str | None, _batch_option("Each line's prompt; {name} is the line's field of that name.", metavar="TEMPLATE")
+    ] = None
+    parallel: Annotated[
+        int | None, _batch_option("Texts that share steps at most. (default: as gain by it)", min=1, metavar="N")
+    ] = None
+    unordered: Annotated[bool, _batch_option("Write answers as they come.", "--unordered")] = False
+    retry_failed: Annotated[bool, _batch_option("Try again what failed in the output.", "--retry-failed")] = False
+
+
+@with_option_groups
+def batch(
+    context: typer.Context,
+    file: Input,
+    *,
+    what: BatchOptions,
+    model: options.Model = DEFAULT_MODEL,
+    runtime: Annotated[options.RuntimeOptions, without("speculate", "draft_model")],
+    prompts: Annotated[options.PromptOptions, without("file", "lines", "errors")],
+    sampling: options.SamplingOptions,
+    samples: options.Samples = 1,
+    constraints: options.ConstraintOptions,
+    stopping: options.StopOptions,
+    output: Annotated[options.OutputOptions, only("logprobs", "quiet")],
+) -> None:
+    """Answer the requests of a file together: OpenAI's batch format, JSON lines or CSV; goes on where it ended."""
+    given = sampling.given()
+    SamplingConfig.resolve(given, {})  # a bad value fails before anything is read
+    run = RunOptions(
+        model=model, runtime=runtime, given=given, prompts=prompts, output=output, configured=configured(context)
+    )
+    if what.retry_failed and str(what.out) == "-":
+        raise UsageError("--retry-failed needs a file with answers: -o FILE")
+    if file.suffix.lower() == ".csv" and what.prompt is None:
+        raise UsageError("a CSV file needs --prompt, with {name} where a column's text goes")
+    if str(file) != "-" and not file.exists():
+        raise InputError(f"cannot open: {file}: No such file or directory")
+    if str(file) != "-" and file.exists() and what.out.exists() and file.samefile(what.out):
+        raise UsageError(f"the answers would go to the file of the requests: {file}")
+    stop = stopping.config()
+    settings = BatchSettings(
+        options=given
+        | constraints.given(run.decoding)
+        | {
+            "max_tokens": stop.max_tokens,
+            "stop": stop.strings,
+            "ignore_eos": stop.ignore_eos,
+            "overflow": stop.overflow,
+        },
+        template=None if what.prompt is None else argument_text(what.prompt),
+        plain=PlainSettings(prompts.chat, samples, output.logprobs),
+        system=run.system(),
+        special=prompts.special,
+    )
+    _run(run, file, what, settings)
+
+
+def _run(run: RunOptions, file: Path, what: BatchOptions, settings: BatchSettings) -> None:
+    """Answers what is not answered yet. Raises RequestsFailed at the end if any line failed."""
+    to_stdout = str(what.out) == "-"
+    answers = StdoutAnswers() if to_stdout else AnswersFile.open(what.out, retry_failed=what.retry_failed)
+    with ProgressLine(quiet=run.output.quiet) as activity, run.open_model(activity) as lm:
+        lines = InputLines(file, run.prompts.max_input, activity.note)
+        if answers.torn:
+            activity.note(f"an incomplete last line was cut off: {what.out}")
+        load_model(lm, activity)
+        progress = BatchProgress(lines, activity)
+        if answers.is_terminal:
+            activity.close()
+        requests = Requests(lm, settings, _templates(run, lm), _model_notes(lm, activity))
+        with interruptible() as cancelled:
+            answered = lm.complete_many(
+                requests.of(_unanswered(lines, answers, progress)),
+                parallel=what.parallel,
+                ordered=not what.unordered,
+                cancelled=cancelled,
+            )
+            for index, answer in answered:
+                work = requests.finished(index, answer)
+                if work is None or work.interrupted:
+                    continue
+                answers.write(work.line.number, json_line(work.record(lm.name)))
+                progress.took(work)
+            interrupted = cancelled()
+        activity.close()
+        if not interrupted:
+            answers.close(lines.last, sort=not what.unordered)
+        run.print_failures(lm)
+    if not run.output.quiet:
+        print_line(progress.summary)
+    if interrupted:
+        raise KeyboardInterrupt
+    if failed := progress.failed + answers.failed:
+        retry = "--retry-failed tries them again" if not to_stdout else None
+        raise RequestsFailed(f"{failed} of the requests failed; their lines say why", retry)
+
+
+def _unanswered(
+    lines: InputLines, answers: AnswersFile | StdoutAnswers, progress: BatchProgress
+) -> Iterator[InputLine]:
+    for line in lines:
+        if answers.has(line):
+            progress.kept += 1
+        else:
+            yield line
+
+
+def _templates(run: RunOptions, lm: LanguageModel) -> Callable[[], tuple[ChatTemplate, Switches]]:
+    """Finds the chat template when the first conversation asks for it."""
+
+    @cache
+    def found() -> tuple[ChatTemplate, Switches]:
+        template = run.template(lm) or lm.template
+        return template, run.switches(template)
+
+    return found
+
+
+def _model_notes(lm: LanguageModel, activity: ProgressLine) -> Callable[[str], None]:
+    """Notes, once, that the requests name another model than the one that answers them."""
+    noted = set[str]()
+
+    def note(name: str) -> None:
+        if name != lm.name and not noted:
+            noted.add(name)
+            activity.note(f"the requests name {name[:80]}; {lm.name} answers them")
+
+    return note

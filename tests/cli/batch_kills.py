@@ -1,0 +1,145 @@
+"""Kills batches with SIGKILL, over and over, and checks that each request is answered once.
+
+`python -m tests.cli.batch_kills 1000` runs a scripted model over a file of requests. Each process is killed at a random
+moment, or in a random write, after a part of the line. The next one goes on with the same output, in the order of the
+input or in another, or with failed requests tried again. When a process ends by itself, the output must have each
+request once, in order, and the next batch begins. Exits with 1 at the first loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gptcli.cli.commands.batch  # noqa: F401
+from gptcli.cli.app import run
+from gptcli.cli.batch import output_file
+from gptcli.errors import InputError
+from tests.chat.kills import is_torn
+from tests.cli.scripted import Script, follow
+from tests.tiny import make_model
+
+_LINES = 12
+_LATEST_S = 0.4  # a process is killed within this time after its start
+
+
+@dataclass
+class Report:
+    """The results. torn: kills that left an incomplete last line; completed: batches that came to their end."""
+
+    kills: int = 0
+    torn: int = 0
+    completed: int = 0
+
+
+class Loss(AssertionError):
+    """A request is not answered, or answered twice."""
+
+
+class _Unlike(Script):
+    """A model that takes its time, and fails now and then."""
+
+    def stream(self, *given: Any, **named: Any) -> Iterator[Any]:
+        if random.random() < 0.2:
+            raise InputError("bad luck")
+        return Script(pieces=("a ", "b"), piece_s=0.003).stream(*given, **named)
+
+
+def die_in_write(number: int, share: float) -> None:
+    """Makes this process die in its write of this number to the output, after this share of the line."""
+    writes = 0
+
+    def write(descriptor: int, line: bytes) -> int:
+        nonlocal writes
+        writes += 1
+        if writes < number:
+            return os.write(descriptor, line)
+        os.write(descriptor, line[: round(share * len(line))])
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("dead")
+
+    output_file.os = SimpleNamespace(**vars(os) | {"write": write})  # type: ignore[assignment]
+
+
+def work(arguments: Sequence[str], dice: random.Random) -> bool:
+    """Runs a batch in a fork of this process. Returns whether it was killed."""
+    in_write, number, share, moment = dice.random() < 0.5, dice.randint(1, 6), dice.random(), dice.uniform(0, _LATEST_S)
+    luck = dice.random()
+    process = os.fork()
+    if not process:
+        try:
+            random.seed(luck)
+            sys.stderr = open(os.devnull, "w")
+            if in_write:
+                die_in_write(number, share)
+            follow(_Unlike(), setattr)
+            os._exit(run(arguments))
+        finally:
+            os._exit(99)
+    if not in_write:
+        time.sleep(moment)
+        os.kill(process, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    if code not in (-signal.SIGKILL, 0, 9):
+        raise Loss(f"it ended with {code}: {arguments}")
+    return code == -signal.SIGKILL
+
+
+def check(out: Path) -> None:
+    """Raises Loss unless the output has each request once, in order."""
+    found = [json.loads(line)["custom_id"] for line in out.read_bytes().splitlines()]
+    if found != [f"r{number}" for number in range(_LINES)]:
+        raise Loss(f"the output has {found}")
+
+
+def kill(kills: int, seed: int, directory: Path) -> Report:
+    """Kills so many processes. Raises Loss."""
+    dice, report = random.Random(seed), Report()
+    source, out = directory / "in.jsonl", directory / "out.jsonl"
+    os.environ["GPTCLI_MODEL"] = str(make_model(directory / "tiny"))
+    source.write_text("".join(json.dumps({"custom_id": f"r{n}", "prompt": "hi"}) + "\n" for n in range(_LINES)))
+    while report.kills < kills:
+        ways = [option for option in ("--unordered", "--retry-failed") if dice.random() < 0.4]
+        if work(["batch", str(source), "-o", str(out), "-q", *ways], dice):
+            report.kills += 1
+            report.torn += is_torn(out) and out.stat().st_size > 0
+        elif "--unordered" not in ways:
+            check(out)
+            report.completed += 1
+            out.unlink()
+    return report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kills", type=int, nargs="?", default=1000)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments; how far a process is by then is chance")
+    given = parser.parse_args(arguments)
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            report = kill(given.kills, given.seed, Path(directory))
+        except Loss as loss:
+            print(f"lost: {loss}")
+            return 1
+    print(
+        f"{report.kills} kills in {time.monotonic() - begun:.0f} s, {report.torn} leaving a torn line: "
+        f"0 requests lost or answered twice in {report.completed} batches"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

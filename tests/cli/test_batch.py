@@ -1,0 +1,298 @@
+"""`gptcli batch`: a line of output for each request, whatever the line, in order, once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chat.kills import is_torn
+from tests.cli.batch_kills import kill
+from tests.cli.conftest import GPTCLI, ROOT, Cli, Result
+
+pytestmark = pytest.mark.usefixtures("tiny_by_default")
+OPTIONS = ("-t", "0", "-n", "4", "--ignore-eos")
+
+
+def lines(*records: dict[str, Any] | bytes) -> bytes:
+    return b"".join(each if isinstance(each, bytes) else json.dumps(each).encode() + b"\n" for each in records)
+
+
+def answers(out: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def chat(**body: Any) -> dict[str, Any]:
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, **body}
+    return {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+
+
+def completion(**body: Any) -> dict[str, Any]:
+    body = {"prompt": "In a small town", "max_tokens": 3, **body}
+    return {"custom_id": "b", "method": "POST", "url": "/v1/completions", "body": body}
+
+
+def asked(cli: Cli, *records: dict[str, Any] | bytes, options: tuple[str, ...] = OPTIONS) -> Result:
+    return cli("batch", "-", *options, stdin=lines(*records))
+
+
+def body_of(cli: Cli, record: dict[str, Any]) -> dict[str, Any]:
+    [answer] = answers(asked(cli, record).out)
+    body: dict[str, Any] = answer["response"]["body"]
+    return body
+
+
+def test_an_answer_has_openais_format(cli: Cli) -> None:
+    result = asked(cli, chat(model="tiny"), completion())
+    [talk, text] = answers(result.out)
+    assert result.code == 0
+    assert talk.keys() == text.keys() == {"id", "custom_id", "response", "error"}
+    assert (talk["custom_id"], text["custom_id"], talk["error"]) == ("a", "b", None)
+    assert talk["response"].keys() == {"status_code", "request_id", "body"}
+    assert talk["response"]["body"]["object"] == "chat.completion"
+    assert talk["response"]["body"]["choices"][0]["message"]["role"] == "assistant"
+    assert text["response"]["body"]["object"] == "text_completion"
+    assert text["response"]["body"]["choices"][0]["finish_reason"] == "length"
+    assert text["response"]["body"]["usage"]["completion_tokens"] == 3
+
+
+def test_a_line_is_answered_as_generate_answers_its_prompt(cli: Cli) -> None:
+    result = asked(cli, {"prompt": "one"}, {"prompt": "two", "temperature": 1.5, "seed": 4, "max-tokens": 7})
+    texts = [answer["response"]["body"]["choices"][0]["text"] for answer in answers(result.out)]
+    alone = [
+        cli("generate", "one", *OPTIONS, stdin=b"").out.decode("utf-8", "replace"),
+        cli("generate", "two", "--ignore-eos", "-t", "1.5", "-s", "4", "-n", "7", stdin=b"").out.decode(
+            "utf-8", "replace"
+        ),
+    ]
+    assert texts == alone
+
+
+def test_a_conversation_is_answered_as_generate_chat_answers_it(cli: Cli) -> None:
+    result = asked(cli, {"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "hi"}]})
+    [answer] = answers(result.out)
+    alone = cli("generate", "--chat", "hi", "--system", "S", *OPTIONS, stdin=b"").out.decode("utf-8", "replace")
+    assert answer["response"]["body"]["choices"][0]["message"]["content"] == alone
+
+
+def test_n_choices_have_seeds_that_count_up(cli: Cli) -> None:
+    several = body_of(cli, completion(n=3, seed=7, temperature=1.5))["choices"]
+    single = [body_of(cli, completion(seed=seed, temperature=1.5))["choices"][0]["text"] for seed in (7, 8, 9)]
+    assert [choice["text"] for choice in several] == single
+    assert [choice["index"] for choice in several] == [0, 1, 2]
+    assert len(set(single)) > 1
+
+
+def test_several_prompts_of_a_request_are_choices_in_their_order(cli: Cli) -> None:
+    body = body_of(cli, completion(prompt=["one", "two"], n=2))
+    texts = [choice["text"] for choice in body["choices"]]
+    one, two = (body_of(cli, completion(prompt=prompt)) for prompt in ("one", "two"))
+    assert texts == [one["choices"][0]["text"]] * 2 + [two["choices"][0]["text"]] * 2
+    assert body["usage"]["prompt_tokens"] == sum(each["usage"]["prompt_tokens"] for each in (one, two))
+
+
+def test_logprobs_of_a_conversation_name_each_token_and_its_alternatives(cli: Cli) -> None:
+    [choice] = body_of(cli, chat(logprobs=True, top_logprobs=2))["choices"]
+    steps = choice["logprobs"]["content"]
+    spelled = b"".join(bytes(step["bytes"]) for step in steps)
+    assert spelled.decode("utf-8", "replace") == choice["message"]["content"]
+    assert all(len(step["top_logprobs"]) == 2 and step["logprob"] <= 0 for step in steps)
+
+
+def test_logprobs_of_a_completion_have_lists(cli: Cli) -> None:
+    [choice] = body_of(cli, completion(logprobs=2))["choices"]
+    assert "".join(choice["logprobs"]["tokens"]) == choice["text"]
+    assert len(choice["logprobs"]["top_logprobs"]) == len(choice["logprobs"]["text_offset"]) == 3
+
+
+def test_a_response_format_replaces_the_commands_constraint(cli: Cli) -> None:
+    schema = {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"], "additionalProperties": False}
+    of_line = chat(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
+    of_line["body"]["max_tokens"] = 40
+    result = asked(cli, of_line, {"prompt": "x", "max_tokens": 40}, options=("-t", "0", "--choice", "yes"))
+    first, second = answers(result.out)
+    assert json.loads(first["response"]["body"]["choices"][0]["message"]["content"]) == {"a": 1}
+    assert second["response"]["body"]["choices"][0]["text"] == "yes"
+
+
+@pytest.mark.parametrize(
+    ("line", "parameter"),
+    [
+        (chat(tools=[]), "tools"),
+        (chat(temprature=1), "temprature"),
+        (chat(temperature=[1]), "temperature"),
+        (chat(n=0), "n"),
+        (chat(max_tokens="9"), "max_tokens"),
+        (chat(max_tokens=3, max_completion_tokens=4), "max_tokens"),
+        (chat(top_logprobs=2), "logprobs"),
+        (chat(stop=[""]), "stop"),
+        (chat(stream=True), "stream"),
+        (chat(response_format={"type": "xml"}), "response_format"),
+        (chat(messages=[]), "messages"),
+        (chat(messages=[{"role": "tool", "content": "x"}]), "messages[0]"),
+        (chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]), "messages[0].content"),
+        (chat(messages=[{"role": "user", "content": "x", "name": "y"}]), "messages[0].name"),
+        (completion(echo=True), "echo"),
+        (completion(prompt={}), "prompt"),
+        (completion(prompt=""), "prompt"),
+        (completion() | {"url": "/v1/embeddings"}, "url"),
+        (completion() | {"method": "GET"}, "method"),
+        (completion() | {"custom_id": 5}, "custom_id"),
+        ({"prompt": "x", "logit-bias": {"a": 1}}, "logit_bias"),
+        ({"prompt": "x", "suppress-tokens": 5}, "suppress_tokens"),
+        ({"prompt": "x", "messages": []}, "prompt"),
+        ({"prompt": "x", "tempreature": 1}, "tempreature"),
+    ],
+)
+def test_a_parameter_that_cannot_be_honoured_is_an_error_that_names_it(
+    cli: Cli, line: dict[str, Any], parameter: str
+) -> None:
+    result = asked(cli, line, {"prompt": "fine"})
+    failed, fine = answers(result.out)
+    assert failed["response"]["status_code"] == 400
+    assert failed["response"]["body"]["error"]["param"] == parameter
+    assert failed["response"]["body"]["error"]["type"] == "invalid_request_error"
+    assert fine["response"]["status_code"] == 200
+    assert result.code == 9
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"not JSON\n",
+        b'{"prompt": "\xff"}\n',
+        b"[1]\n",
+        b'{"prompt": "a", "prompt": "b"}\n',
+        b'{"prompt": "\\ud800"}\n',
+        b"[" * 100_000 + b"\n",
+        b'{"prompt": "' + b"long" * 500 + b'"}\n',
+    ],
+)
+def test_a_line_that_is_no_request_has_its_error_and_the_others_their_answers(cli: Cli, line: bytes) -> None:
+    result = asked(cli, {"prompt": "a"}, line, b"\n", {"prompt": "b"}, options=(*OPTIONS, "--max-input", "1000"))
+    first, failed, last = answers(result.out)
+    assert failed["response"] is None and failed["error"]["code"] == "invalid_json_line"
+    assert (first["custom_id"], failed["custom_id"], last["custom_id"]) == ("line-1", "line-2", "line-4")
+    assert last["response"]["status_code"] == 200 and result.code == 9
+
+
+def test_a_prompt_that_does_not_fit_is_an_error_of_its_line(cli: Cli) -> None:
+    [failed, fine] = answers(asked(cli, {"prompt": "long " * 400}, {"prompt": "a"}).out)
+    assert failed["response"]["body"]["error"]["code"] == "context_length_exceeded"
+    assert fine["response"]["status_code"] == 200
+
+
+def test_a_template_takes_fields_of_json_and_columns_of_csv(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_bytes(b'\xef\xbb\xbfname,First word\r\nAda,"a\nb"\r\nBob\r\n')
+    of_csv = cli("batch", tmp_path / "in.csv", "--prompt", '{First word} {name} {"n": 1}', *OPTIONS)
+    of_json = asked(
+        cli, {"name": "Ada", "First word": "a\nb"}, options=(*OPTIONS, "--prompt", '{First word} {name} {"n": 1}')
+    )
+    alone = cli("generate", 'a\nb Ada {"n": 1}', *OPTIONS, stdin=b"").out.decode("utf-8", "replace")
+    first, short = answers(of_csv.out)
+    assert first["response"]["body"]["choices"][0]["text"] == alone
+    assert answers(of_json.out)[0]["response"]["body"]["choices"][0]["text"] == alone
+    assert "2 has 1 fields" in short["error"]["message"]
+    lacking = asked(cli, {"x": 1}, options=("--prompt", "{name}"))
+    assert answers(lacking.out)[0]["response"]["body"]["error"]["param"] == "name"
+
+
+def test_with_chat_a_prompt_is_a_users_turn(cli: Cli) -> None:
+    [answer] = answers(asked(cli, {"prompt": "hi"}, options=(*OPTIONS, "--chat", "--system", "S")).out)
+    alone = cli("generate", "--chat", "hi", "--system", "S", *OPTIONS, stdin=b"").out.decode("utf-8", "replace")
+    assert answer["response"]["body"]["choices"][0]["message"]["content"] == alone
+
+
+def test_the_file_goes_on_where_it_ended_and_its_torn_line_is_cut_off(cli: Cli, tmp_path: Path) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(lines(*({"prompt": f"number {number}"} for number in range(6))))
+    assert cli("batch", source, "-o", out, *OPTIONS).code == 0
+    whole = out.read_bytes()
+    for cut in (0, 5, len(whole) // 2, len(whole) - 1, len(whole)):
+        out.write_bytes(whole[:cut])
+        torn = is_torn(out) and cut > 0
+        result = cli("batch", source, "-o", out, *OPTIONS)
+        assert result.code == 0 and ("was cut off" in result.err) == torn
+        assert without_times(out) == without_times_of(whole)
+
+
+def without_times(out: Path) -> list[dict[str, Any]]:
+    return without_times_of(out.read_bytes())
+
+
+def without_times_of(data: bytes) -> list[dict[str, Any]]:
+    found = answers(data)
+    for answer in found:
+        if answer["response"]:
+            answer["response"]["body"].pop("created", None)
+    return found
+
+
+def test_failed_lines_fail_the_next_run_too_until_they_are_tried_again(cli: Cli, tmp_path: Path) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(lines({"prompt": "a"}, {"prompt": "long " * 20}, {"prompt": "c"}))
+    small = cli("batch", source, "-o", out, *OPTIONS, "--ctx-size", "64")
+    assert small.code == 9 and "1 failed" in small.err and "--retry-failed" in small.err
+    before = out.read_bytes()
+    again = cli("batch", source, "-o", out, *OPTIONS)
+    assert again.code == 9 and out.read_bytes() == before
+    assert cli("batch", source, "-o", out, *OPTIONS, "--retry-failed").code == 0
+    assert [answer["custom_id"] for answer in answers(out.read_bytes())] == ["line-1", "line-2", "line-3"]
+    assert [answer["response"]["status_code"] for answer in answers(out.read_bytes())] == [200] * 3
+
+
+@pytest.mark.parametrize(
+    ("then", "says"),
+    [
+        (({"prompt": "a"}, {"prompt": "B"}), "answers another line 2"),
+        (({"prompt": "a"},), "the input ends with line 1"),
+    ],
+)
+def test_an_output_of_another_input_is_refused_and_left_alone(
+    cli: Cli, tmp_path: Path, then: tuple[dict[str, Any], ...], says: str
+) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(lines({"prompt": "a"}, {"prompt": "b"}))
+    cli("batch", source, "-o", out, *OPTIONS)
+    before = out.read_bytes()
+    source.write_bytes(lines(*then))
+    result = cli("batch", source, "-o", out, *OPTIONS)
+    assert result.code == 8 and says in result.err and out.read_bytes() == before
+
+
+def test_a_file_that_is_no_output_of_a_batch_is_refused_and_left_alone(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "out").write_bytes(b"my notes\n")
+    result = cli("batch", "-", "-o", tmp_path / "out", stdin=lines({"prompt": "a"}))
+    assert result.code == 8 and "not the output of a batch" in result.err
+    assert (tmp_path / "out").read_bytes() == b"my notes\n"
+
+
+def test_input_and_output_cannot_be_one_file(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(lines({"prompt": "a"}))
+    result = cli("batch", tmp_path / "in.jsonl", "-o", tmp_path / "in.jsonl")
+    assert result.code == 2 and (tmp_path / "in.jsonl").read_bytes() == lines({"prompt": "a"})
+
+
+def test_the_first_answer_comes_before_the_second_request_is_written(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "in.jsonl")
+    command = [*GPTCLI, "batch", str(tmp_path / "in.jsonl"), "--parallel", "1", *OPTIONS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as process:
+        watchdog = threading.Timer(100, process.kill)
+        watchdog.start()
+        assert process.stdout is not None
+        with open(tmp_path / "in.jsonl", "wb", buffering=0) as fifo:
+            for number in range(3):
+                fifo.write(lines({"prompt": str(number)}))
+                assert json.loads(process.stdout.readline())["custom_id"] == f"line-{number + 1}"
+        assert process.wait() == 0
+        watchdog.cancel()
+
+
+def test_kills_at_any_moment_lose_no_request_and_answer_none_twice(tmp_path: Path) -> None:
+    report = kill(24, seed=0, directory=tmp_path)
+    assert report.kills == 24 and report.torn > 0 and report.completed > 0
