@@ -24,7 +24,8 @@ COMMANDS = [
     "generate -m MODEL -n 2 hi", "generate -m MODEL -n 2 --chat hi",
     "generate -m MODEL -n 2 --json --logprobs 3 --quantize int8 hi", "chat -m MODEL -n 2 hi",
     "tokenize -m MODEL --text hi", "score -m MODEL FILE", "models show MODEL", "models verify MODEL", "models",
-    "models export MODEL OUT/tiny.gguf --gguf", "batch REQUESTS -o OUT/answers -m MODEL -n 2 --chat", "bench -m MODEL -p 8 -n 2 --repeats 1", "cache", "help generate",
+    "models export MODEL OUT/tiny.gguf --gguf", "bench -m MODEL -p 8 -n 2 --repeats 1", "cache", "help generate",
+    "batch REQUESTS -o OUT/answers -m MODEL -n 2 --chat",
 ]  # fmt: skip
 # Files of Python, its libraries and the operating system may be read.
 LIBRARIES = {
