@@ -51,7 +51,7 @@ class BatchOptions:
         str | None, _batch_option("Each line's prompt; {name} is the line's field of that name.", metavar="TEMPLATE")
     ] = None
     parallel: Annotated[
-        int | None, _batch_option("Texts that share steps at most. (default: as gain by it)", min=1, metavar="N")
+        int | None, _batch_option("Texts at once at most; today it is one, whatever N.", min=1, metavar="N")
     ] = None
     unordered: Annotated[bool, _batch_option("Write answers as they come.", "--unordered")] = False
     retry_failed: Annotated[bool, _batch_option("Try again what failed in the output.", "--retry-failed")] = False
