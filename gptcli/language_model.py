@@ -276,8 +276,9 @@ class LanguageModel:
         """Completes texts; yields each with the index of its request, as it ends, or in their order.
 
         A request is taken when there is room for it. One that fails has its error in place of the text, and so has an
-        error that comes in place of a request. Today texts run one after another, in order, so that `parallel`, the most
-        that may share steps, and `ordered` change nothing. cancelled: once true, running texts end with reason "interrupt", and no request is taken.
+        error that comes in place of a request. Today texts run one after another, in order, so that `parallel`, the
+        most that may share steps, and `ordered` change nothing. cancelled: once true, running texts end with reason
+        "interrupt", and no request is taken.
         Raises UsageError for a `parallel` below 1.
         """
         if parallel is not None and parallel < 1:
