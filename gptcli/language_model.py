@@ -269,25 +269,14 @@ class LanguageModel:
         self,
         requests: Iterable[Request | GptcliError],
         *,
-        parallel: int | None = None,
-        ordered: bool = False,
         cancelled: Cancelled = never_cancelled,
     ) -> Iterator[tuple[int, Completed | GptcliError]]:
-        """Completes texts; yields each with the index of its request, as it ends, or in their order.
+        """Completes texts, one after another; yields each with the index of its request.
 
-        A request is taken when there is room for it. One that fails has its error in place of the text, and so has an
-        error that comes in place of a request. Today texts run one after another, in order, so that `parallel`, the
-        most that may share steps, and `ordered` change nothing. cancelled: once true, running texts end with reason
-        "interrupt", and no request is taken.
-        Raises UsageError for a `parallel` below 1.
+        A request is taken when the one before has ended. One that fails has its error in place of the text, and so has
+        an error that comes in place of a request. cancelled: once true, the running text ends with reason "interrupt",
+        and no request is taken.
         """
-        if parallel is not None and parallel < 1:
-            raise UsageError(f"parallel must be at least 1, not {parallel}")
-        return self._completions(requests, cancelled)
-
-    def _completions(
-        self, requests: Iterable[Request | GptcliError], cancelled: Cancelled
-    ) -> Iterator[tuple[int, Completed | GptcliError]]:
         from gptcli.generation.events import Completed, TextDelta
 
         for index, request in enumerate(requests):

@@ -323,15 +323,11 @@ def _module(
         return TinygemmEmbedding(matrix) if isinstance(module, Embedding) else TinygemmLinear(matrix, module.bias)
     weight = matrix.to(plan.device)
     library = plan.library if can_compile(weight) else None
-    # Rounding to 8 bits in the head changes logits directly.
-    head_arithmetic: Arithmetic = "fp32" if plan.arithmetic == "int8" else plan.arithmetic
     match module:
         case Embedding():
-            return (
-                CompiledEmbedding(library, weight, head_arithmetic) if library else PackedEmbedding(weight, slot.dtype)
-            )
+            return CompiledEmbedding(library, weight) if library else PackedEmbedding(weight, slot.dtype)
         case Experts(bias=bias):
             return CompiledExperts(library, weight, bias, plan.arithmetic) if library else PackedExperts(weight, bias)
         case Linear(bias=bias):
-            arithmetic = head_arithmetic if slot.path == "head" else plan.arithmetic
+            arithmetic: Arithmetic = "fp32" if slot.path == "head" else plan.arithmetic
             return CompiledLinear(library, weight, bias, arithmetic) if library else PackedLinear(weight, bias)

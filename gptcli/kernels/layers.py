@@ -110,12 +110,11 @@ class CompiledExperts(nn.Module):
 
 
 class CompiledEmbedding(nn.Module):
-    """Token embeddings; also the head if it is tied. arithmetic: the head's, see `CompiledLinear`."""
+    """Token embeddings; also the head if it is tied."""
 
-    def __init__(self, library: Library, weight: StoredWeight, arithmetic: Arithmetic) -> None:
+    def __init__(self, library: Library, weight: StoredWeight) -> None:
         super().__init__()
-        self.matrix = _matrix(library, weight)
-        library.set_arithmetic(self.matrix, arithmetic)
+        self.matrix = _matrix(library, weight)  # in fp32: rounding in the head changes logits directly
         self._library = library
 
     def forward(self, tokens: Tensor) -> Tensor:

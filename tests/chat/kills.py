@@ -121,14 +121,14 @@ def spawn(name: str, dies_in_write: int | None, dice: random.Random) -> tuple[in
         return process, terminal
     sys.stdin, sys.stdout, sys.stderr = open(0, closefd=False), open(1, "w", closefd=False), open(2, "w", closefd=False)
     if dies_in_write is not None:
-        die_in_write(dies_in_write, share)
+        die_in_write(state, dies_in_write, share)
     follow(_Unlike(), setattr)
     sys.argv = ["gptcli", "chat", "--session", name]
     chat()
 
 
-def die_in_write(number: int, share: float) -> None:
-    """Makes this process die in its write of this number to a state file, after this share of the line."""
+def die_in_write(module: Any, number: int, share: float) -> None:
+    """Makes this process die in its module's write of this number to a file, after this share of the line."""
     writes = 0
 
     def write(descriptor: int, line: bytes) -> int:
@@ -140,7 +140,7 @@ def die_in_write(number: int, share: float) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("dead")
 
-    state.os = SimpleNamespace(**vars(os) | {"write": write})
+    module.os = SimpleNamespace(**vars(os) | {"write": write})
 
 
 def converse(name: str, talk: Talk, dice: random.Random, report: Report) -> tuple[Talk, Action | None]:

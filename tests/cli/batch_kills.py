@@ -19,14 +19,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import gptcli.cli.commands.batch  # noqa: F401
 from gptcli.cli.app import run
 from gptcli.cli.batch import output_file
 from gptcli.errors import InputError
-from tests.chat.kills import is_torn
+from tests.chat.kills import die_in_write, is_torn
 from tests.cli.scripted import Script, follow
 from tests.tiny import make_model
 
@@ -56,22 +55,6 @@ class _Unlike(Script):
         return Script(pieces=("a ", "b"), piece_s=0.003).stream(*given, **named)
 
 
-def die_in_write(number: int, share: float) -> None:
-    """Makes this process die in its write of this number to the output, after this share of the line."""
-    writes = 0
-
-    def write(descriptor: int, line: bytes) -> int:
-        nonlocal writes
-        writes += 1
-        if writes < number:
-            return os.write(descriptor, line)
-        os.write(descriptor, line[: round(share * len(line))])
-        os.kill(os.getpid(), signal.SIGKILL)
-        raise AssertionError("dead")
-
-    output_file.os = SimpleNamespace(**vars(os) | {"write": write})  # type: ignore[assignment]
-
-
 def work(arguments: Sequence[str], dice: random.Random) -> bool:
     """Runs a batch in a fork of this process. Returns whether it was killed."""
     in_write, number, share, moment = dice.random() < 0.5, dice.randint(1, 6), dice.random(), dice.uniform(0, _LATEST_S)
@@ -82,7 +65,7 @@ def work(arguments: Sequence[str], dice: random.Random) -> bool:
             random.seed(luck)
             sys.stderr = open(os.devnull, "w")
             if in_write:
-                die_in_write(number, share)
+                die_in_write(output_file, number, share)
             follow(_Unlike(), setattr)
             os._exit(run(arguments))
         finally:

@@ -280,7 +280,7 @@ def test_input_and_output_cannot_be_one_file(cli: Cli, tmp_path: Path) -> None:
 
 def test_the_first_answer_comes_before_the_second_request_is_written(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "in.jsonl")
-    command = [*GPTCLI, "batch", str(tmp_path / "in.jsonl"), "--parallel", "1", *OPTIONS]
+    command = [*GPTCLI, "batch", str(tmp_path / "in.jsonl"), *OPTIONS]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as process:
         watchdog = threading.Timer(100, process.kill)
         watchdog.start()

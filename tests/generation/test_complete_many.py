@@ -41,9 +41,8 @@ def facts(text: Completed | GptcliError) -> tuple[object, ...]:
     return text.data, end.ids, end.reason, end.stop, end.seed, end.usage.prompt_tokens, logprobs
 
 
-@pytest.mark.parametrize("parallel", [1, 2, None])
-def test_each_text_is_what_it_would_be_alone(tiny: LanguageModel, parallel: int | None) -> None:
-    answers = dict(tiny.complete_many(REQUESTS, parallel=parallel))
+def test_each_text_is_what_it_would_be_alone(tiny: LanguageModel) -> None:
+    answers = dict(tiny.complete_many(REQUESTS))
     assert {index: facts(text) for index, text in answers.items()} == {
         index: alone(tiny, request) for index, request in enumerate(REQUESTS)
     }
@@ -51,7 +50,7 @@ def test_each_text_is_what_it_would_be_alone(tiny: LanguageModel, parallel: int 
 
 def test_texts_come_in_the_order_of_their_requests_if_asked_for(tiny: LanguageModel) -> None:
     requests = [Request("In", max_tokens=count, ignore_eos=True) for count in (30, 1, 20, 2, 3)]
-    indices = [index for index, _ in tiny.complete_many(requests, ordered=True)]
+    indices = [index for index, _ in tiny.complete_many(requests)]
     assert indices == [0, 1, 2, 3, 4]
 
 
@@ -75,11 +74,6 @@ def test_a_value_out_of_range_is_an_error_of_the_request_itself() -> None:
         Request("In", top_p=0.0)
 
 
-def test_no_text_shares_steps_with_less_than_itself(tiny: LanguageModel) -> None:
-    with pytest.raises(UsageError, match="parallel must be at least 1, not 0"):
-        tiny.complete_many([], parallel=0)
-
-
 def test_requests_are_taken_when_there_is_room_for_them(tiny: LanguageModel) -> None:
     taken = 0
 
@@ -89,7 +83,7 @@ def test_requests_are_taken_when_there_is_room_for_them(tiny: LanguageModel) -> 
             taken += 1
             yield Request("In a", max_tokens=3, ignore_eos=True)
 
-    answers = tiny.complete_many(endless(), parallel=4)
+    answers = tiny.complete_many(endless())
     for read in range(1, 20):
         next(answers)
         assert taken <= read + 4
@@ -104,6 +98,6 @@ def test_once_cancelled_running_texts_end_and_no_other_begins(tiny: LanguageMode
         return asked > 5
 
     requests = [Request("In a", max_tokens=200, ignore_eos=True)] * 3
-    answers = [answer for _, answer in tiny.complete_many(requests, parallel=1, cancelled=cancelled)]
+    answers = [answer for _, answer in tiny.complete_many(requests, cancelled=cancelled)]
     [text] = [answer for answer in answers if isinstance(answer, Completed)]
     assert text.finished.reason == "interrupt" and 0 < len(text.finished.ids) < 200

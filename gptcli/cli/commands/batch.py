@@ -1,4 +1,4 @@
-"""`gptcli batch`: answers the requests of a file together, and goes on where it ended."""
+"""`gptcli batch`: answers the requests of a file, and goes on where it ended."""
 
 from __future__ import annotations
 
@@ -50,10 +50,7 @@ class BatchOptions:
     prompt: Annotated[
         str | None, _batch_option("Each line's prompt; {name} is the line's field of that name.", metavar="TEMPLATE")
     ] = None
-    parallel: Annotated[
-        int | None, _batch_option("Texts at once at most; today it is one, whatever N.", min=1, metavar="N")
-    ] = None
-    unordered: Annotated[bool, _batch_option("Write answers as they come.", "--unordered")] = False
+    unordered: Annotated[bool, _batch_option("Leave answers as they came.", "--unordered")] = False
     retry_failed: Annotated[bool, _batch_option("Try again what failed in the output.", "--retry-failed")] = False
 
 
@@ -72,7 +69,7 @@ def batch(
     stopping: options.StopOptions,
     output: Annotated[options.OutputOptions, only("logprobs", "quiet")],
 ) -> None:
-    """Answer the requests of a file together: OpenAI's batch format, JSON lines or CSV; goes on where it ended."""
+    """Answer the requests of a file: OpenAI's batch format, JSON lines or CSV; goes on where it ended."""
     given = sampling.given()
     SamplingConfig.resolve(given, {})  # a bad value fails before anything is read
     run = RunOptions(
@@ -118,12 +115,7 @@ def _run(run: RunOptions, file: Path, what: BatchOptions, settings: BatchSetting
             activity.close()
         requests = Requests(lm, settings, _templates(run, lm), _model_notes(lm, activity))
         with interruptible() as cancelled:
-            answered = lm.complete_many(
-                requests.of(_unanswered(lines, answers, progress)),
-                parallel=what.parallel,
-                ordered=not what.unordered,
-                cancelled=cancelled,
-            )
+            answered = lm.complete_many(requests.of(_unanswered(lines, answers, progress)), cancelled=cancelled)
             for index, answer in answered:
                 work = requests.finished(index, answer)
                 if work is None or work.interrupted:

@@ -146,15 +146,9 @@ INLINE void product(const uint16_t *a, const uint16_t *b, int64_t rows, int64_t 
 
 /* e^x of no positive x, as `exponential`. */
 INLINE floats power_of_e(floats x) {
-    const __m512 n = _mm512_roundscale_ps((__m512)(x * 1.44269504f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    floats r = (x - (floats)n * 0.693359375f) + (floats)n * 2.12194440e-4f;
-    floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1;
-    return (floats)_mm512_scalef_ps((__m512)p, n);
+    x = greatest(splat(-104), x); /* where zero begins */
+    floats n = (floats)_mm512_roundscale_ps((__m512)(x * 1.44269504f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return (floats)_mm512_scalef_ps((__m512)exponential_of_rest(x, n), (__m512)n);
 }
 
 /* Makes a row's scores over a span weights, and rescales its earlier results to the new greatest score. The row sees

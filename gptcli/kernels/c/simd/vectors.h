@@ -61,18 +61,23 @@ INLINE float greatest_lane(floats value) {
     return most;
 }
 
-/* e^x to 2 units in the last place: 2^n * e^r with |r| <= ln(2) / 2, a polynomial from Cephes (Moshier). */
-INLINE floats exponential(floats x) {
-    x = least(splat(89), greatest(splat(-104), x)); /* where infinity and zero begin */
-    ints n = nearest(x * 1.44269504f);
-    floats r = x - float_of_ints(n) * 0.693359375f; /* ln(2) as a sum, its first term exact in few bits */
-    r = r + float_of_ints(n) * 2.12194440e-4f;
+/* e^(x - n ln(2)) for the nearest n to x / ln(2), a polynomial from Cephes (Moshier). */
+INLINE floats exponential_of_rest(floats x, floats n) {
+    floats r = x - n * 0.693359375f; /* ln(2) as a sum, its first term exact in few bits */
+    r = r + n * 2.12194440e-4f;
     floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1;
+    return p * r * r + r + 1;
+}
+
+/* e^x to 2 units in the last place. */
+INLINE floats exponential(floats x) {
+    x = least(splat(89), greatest(splat(-104), x)); /* where infinity and zero begin */
+    ints n = nearest(x * 1.44269504f);
+    floats p = exponential_of_rest(x, float_of_ints(n));
     ints half = n >> 1; /* 2^n as two factors: n may exceed what one exponent holds */
     return p * (floats)((half + 127) << 23) * (floats)((n - half + 127) << 23);
 }
