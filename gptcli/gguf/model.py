@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import BrokenCheckpoint
 from gptcli.files import open_regular
-from gptcli.gguf.architectures import ARCHITECTURES, Fields
+from gptcli.gguf.architectures import ARCHITECTURES
+from gptcli.gguf.naming import Fields, tensor_name
 from gptcli.gguf.reader import GgufFile, GgufTensor
 from gptcli.gguf.tokenizer import stop_ids
 
@@ -41,7 +42,6 @@ _HARMLESS: dict[str, tuple[object, ...]] = {
     "expert_weights_scale": (0.0, 1.0),
     "expert_gating_func": (0, 1),  # softmax
     "leading_dense_block_count": (0,),
-    "nextn_predict_layers": (0,),
     "attention.max_alibi_bias": (0.0,),
     "attention.clamp_kqv": (0.0,),
     "logit_scale": (0.0,),
@@ -58,7 +58,7 @@ _OF_COMPUTING = re.compile(
     r"feed_forward|activation|hidden_act|swiglu|full_attention|interleave|deepstack|hyper|altup|laurel|shortconv|"
     r"pooling|use_parallel|dense|kda|ple"
 )
-_LAYER_TENSOR = re.compile(r"blk\.(\d{1,4})\.(.+?)(?:\.(\d{1,4}))?\.(weight|bias)")
+_LAYER_TENSOR = re.compile(r"blk\.(\d{1,4})\.(.+?)(?:\.(\d{1,4}))?(?:\.(weight|bias))?")
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,13 @@ class Edit:
     """What the converter did to a tensor, to be undone.
 
     pairs: the rows of each of this many heads were reordered. regrouped: rows of as many heads, [q k v] each, were
-    gathered to all q, k and v. minus: was added to every value.
+    gathered to all q, k and v. minus: was added to every value. rates: logarithms became negative rates.
     """
 
     pairs: int = 0
     regrouped: int = 0
     minus: float = 0.0
+    rates: bool = False
 
     def undone(self, data: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]:
         """The bytes (n,) of the tensor as it was, which has this many rows."""
@@ -79,6 +80,10 @@ class Edit:
 
         if self.minus:
             return (data.view(np.float32) - np.float32(self.minus)).view(np.uint8)
+        if self.rates:
+            with np.errstate(all="ignore"):  # of damaged files: NaN, which loading finds
+                logs: np.ndarray[Any, Any] = np.log(-data.view(np.float32))
+            return logs.view(np.uint8)
         undone: np.ndarray[Any, Any] = data.reshape(rows, -1)[self.order(rows)].reshape(-1)
         return undone
 
@@ -129,8 +134,8 @@ class GgufModel:
         if name not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
             raise file.unsupported(f"architecture {name[:40]!r}", f"these are read: {known}")
-        self._architecture = ARCHITECTURES[name]
         self._fields = Fields(file, f"{name}.")
+        self._architecture = ARCHITECTURES[name].variant(self._fields) or ARCHITECTURES[name]
         self.config = self._read_config()
         self.left_over = self._check_unread(f"{name}.")
 
@@ -150,8 +155,8 @@ class GgufModel:
     @property
     def _ahead(self) -> range:
         """The layers that predict tokens further ahead, which follow the others."""
-        layers = self.config.get("num_hidden_layers", 0)
-        return range(layers, layers + self.config.get("num_nextn_predict_layers", 0))
+        layers = self._fields.integer("block_count")
+        return range(layers - self._fields.integer("nextn_predict_layers", 0), layers)
 
     @property
     def reads_images(self) -> bool:
@@ -171,11 +176,12 @@ class GgufModel:
         embedding = file.tensors.get("token_embd.weight")
         if embedding is None:
             raise file.broken("tensor 'token_embd.weight' is missing")
-        width, heads = fields.integer("embedding_length"), fields.integer("attention.head_count")
-        kv_heads = fields.integer("attention.head_count_kv", heads)
-        if heads < 1 or kv_heads < 1 or width < 1:
+        number = fields.most if known.states else fields.integer
+        width, heads = fields.integer("embedding_length"), number("attention.head_count")
+        kv_heads = number("attention.head_count_kv", heads)
+        if width < 1 or min(heads, kv_heads) < (0 if known.states else 1):
             raise file.broken(f"{heads} attention heads with {kv_heads} for keys and values, of width {width}")
-        head_dim = fields.integer("attention.key_length", width // heads)
+        head_dim = fields.integer("attention.key_length", width // max(1, heads))
         latent = "attn_kv_a_mqa" in known.block
         if not latent and fields.integer("attention.value_length", head_dim) != head_dim:
             raise file.unsupported("values of another size than keys are not read")
@@ -183,8 +189,8 @@ class GgufModel:
             "model_type": known.model_type,
             "vocab_size": embedding.shape[0],
             "hidden_size": width,
-            "intermediate_size": fields.integer("feed_forward_length"),
-            "num_hidden_layers": fields.integer("block_count"),
+            "intermediate_size": number("feed_forward_length"),
+            "num_hidden_layers": self._ahead.start,
             "num_attention_heads": heads,
             "num_key_value_heads": kv_heads,
             "head_dim": head_dim,
@@ -212,6 +218,8 @@ class GgufModel:
 
     def _epsilon(self) -> float | None:
         rms, layer = (self._fields.number(f"attention.layer_norm_{kind}epsilon") for kind in ("rms_", ""))
+        if self._architecture.states:
+            return layer if rms is None else rms
         return rms if self._architecture.eps == "rms_norm_eps" else layer
 
     def _rope_scaling(self, config: dict[str, Any]) -> dict[str, Any] | None:
@@ -301,28 +309,26 @@ class GgufModel:
             if stem not in known.top or leaf not in ("weight", "bias"):
                 raise file.unsupported(f"tensor {tensor.name[:80]!r} belongs to no part of this architecture")
             return [(f"{known.top[stem]}.{leaf}", self._edited(tensor, stem, leaf))]
-        layer, stem, expert, leaf = match.groups()
+        layer, stem, expert, leaf = match.groups(default="")
         if int(layer) in self._ahead:
             return []
-        kind = stem if expert is None else f"{stem}.#"
+        kind = stem if not expert else f"{stem}.#"
         if kind == "attn_qkv" and kind not in known.block and "attn_q" in known.block:
             return self._by_projection(tensor, f"{known.layers}{layer}.", leaf)
         if kind not in known.block:
             raise file.unsupported(f"tensor {tensor.name[:80]!r} belongs to no part of this architecture")
-        name = f"{known.layers}{layer}.{known.block[kind]}".replace("#", expert or "")
-        if name.endswith((".sinks", ".e_score_correction_bias")):
-            return [(name, self._edited(tensor, stem, leaf))]
-        if name.endswith(".norms"):  # one in transformers for each head
-            return self._by_head(tensor, name)
-        return [(f"{name}.{leaf}", self._edited(tensor, stem, leaf))]
+        module = f"{known.layers}{layer}.{known.block[kind]}".replace("#", expert)
+        if module.endswith(".norms"):  # one in transformers for each head
+            return self._by_head(tensor, module)
+        return [(tensor_name(module, leaf or "weight"), self._edited(tensor, stem, leaf))]
 
     def _edited(self, tensor: GgufTensor, stem: str, leaf: str) -> ModelTensor:
         known, shape, edit = self._architecture, tensor.shape, None
         config = self.config
-        if stem.endswith("norm") and known.plus_one:
+        if stem.endswith("norm") and stem != "ssm_norm" and known.plus_one or stem == "ssm_a":
             if tensor.kind != "F32":
                 raise self.file.unsupported(f"tensor {tensor.name!r} is of type {tensor.kind}, not F32")
-            edit = Edit(minus=1.0)
+            edit = Edit(rates=True) if stem == "ssm_a" else Edit(minus=1.0)
         elif known.pairs and stem in ("attn_q", "attn_k"):
             heads = config["num_attention_heads" if stem == "attn_q" else "num_key_value_heads"]
             edit = Edit(pairs=heads)
@@ -332,6 +338,10 @@ class GgufModel:
             self._check_rows(tensor, 3 * config["num_attention_heads"])
         if stem == "ffn_gate_inp_shexp" and len(shape) == 1:
             shape = 1, *shape
+        elif stem in ("ssm_a", "ssm_d", "ssm_norm"):
+            shape = (math.prod(shape),)
+        elif stem in ("ssm_conv1d", "shortconv.conv") and len(shape) == 2:
+            shape = shape[0], 1, shape[1]
         return ModelTensor(tensor.kind, shape, tensor.file, tensor.offset, tensor.size, edit)
 
     def _check_rows(self, tensor: GgufTensor, unit: int) -> None:
