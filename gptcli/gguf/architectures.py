@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from gptcli.gguf.mixture_architectures import MIXTURE_ARCHITECTURES, granite_scales, routed_experts
 from gptcli.gguf.naming import (
     ATTENTION,
     FOUR_NORMS,
@@ -155,12 +156,7 @@ def _olmo2(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
 
 def _granite(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     fields.expect("rope.scaling.finetuned", True)  # false is a model without RoPE
-    return _llama(fields, config) | {
-        "attention_multiplier": fields.number("attention.scale", config["head_dim"] ** -0.5),
-        "embedding_multiplier": fields.number("embedding_scale", 1.0),
-        "residual_multiplier": fields.number("residual_scale", 1.0),
-        "logits_scaling": fields.number("logit_scale", 1.0),
-    }
+    return _llama(fields, config) | granite_scales(fields, config)
 
 
 def _minicpm(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
@@ -182,7 +178,58 @@ def _cohere(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     return {"logit_scale": scale, "sliding_window": window, "layer_types": types}
 
 
-def _glm4(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+def _exaone4(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    layers, window = config["num_hidden_layers"], fields.integer("attention.sliding_window", 0)
+    return {
+        "sliding_window": window or None,
+        "layer_types": fields.sliding(layers, 4) if window else ["full_attention"] * layers,
+    }
+
+
+def _without_positions(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    """BLOOM, MPT and StarCoder: no RoPE, and widths that follow from others."""
+    for name in ("head_dim", "rope_theta", "rope_scaling", "intermediate_size"):
+        config.pop(name)
+    return {}
+
+
+def _bloom(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    _no_groups(fields, config)
+    return _without_positions(fields, config)
+
+
+def _mpt(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    if fields.number("attention.max_alibi_bias") != 8:
+        raise fields.file.unsupported("attention.max_alibi_bias is not 8")
+    return _bloom(fields, config) | {"attn_config": {"clip_qkv": fields.number("attention.clamp_kqv")}}
+
+
+def _starcoder(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    inner = config["intermediate_size"]
+    if config["num_key_value_heads"] != 1:
+        raise fields.file.unsupported("more than one head for keys and values")
+    return _without_positions(fields, config) | {"multi_query": True, "n_inner": inner}
+
+
+def _falcon(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    config.pop("head_dim")
+    kv_heads, two_norms = config.pop("num_key_value_heads"), fields.has(".attn_norm_2.weight")
+    return {
+        "bias": fields.qkv_bias,
+        "new_decoder_architecture": two_norms or kv_heads > 1,
+        "num_kv_heads": kv_heads,
+        "num_ln_in_parallel_attn": 1 + two_norms,
+        "ffn_hidden_size": config.pop("intermediate_size"),
+    }
+
+
+def _falcon_of_two_norms(fields: Fields) -> GgufArchitecture | None:
+    if not fields.has(".attn_norm_2.weight"):
+        return None
+    return replace(_FALCON, block={**_FALCON.block, "attn_norm": "ln_mlp", "attn_norm_2": "ln_attn"})
+
+
+def _attention_bias(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     return {"attention_bias": fields.qkv_bias}
 
 
@@ -234,16 +281,10 @@ def _deepseek2(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     if not corrected:
         config |= {"model_type": "deepseek_v2", "topk_method": "group_limited_greedy" if groups > 1 else "greedy"}
     return _latent(fields, config) | {
+        **routed_experts(fields),
         "model_type": config["model_type"],
-        "first_k_dense_replace": fields.integer("leading_dense_block_count"),
-        "moe_intermediate_size": fields.integer("expert_feed_forward_length"),
         "n_group": groups,
-        "n_routed_experts": experts,
-        "n_shared_experts": fields.integer("expert_shared_count"),
-        "norm_topk_prob": fields.flag("expert_weights_norm", False),
-        "num_experts_per_tok": fields.integer("expert_used_count"),
         "num_nextn_predict_layers": 0,  # those of the file are left out
-        "routed_scaling_factor": fields.number("expert_weights_scale", 1.0),
         "topk_group": fields.integer("expert_group_used_count", used),
     }
 
@@ -276,6 +317,45 @@ _PHI_BLOCK = {
     "ffn_up": "mlp.fc1",
     "ffn_down": "mlp.fc2",
 }
+
+_GPT2_BLOCK = {
+    "attn_norm": "ln_1",
+    "attn_qkv": "attn.c_attn",
+    "attn_output": "attn.c_proj",
+    "ffn_norm": "ln_2",
+    "ffn_up": "mlp.c_fc",
+    "ffn_down": "mlp.c_proj",
+}
+_GPT2_NAMES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+    "intermediate_size": "n_inner",
+}
+_GPT = GgufArchitecture(
+    model_type="bloom",
+    read_only=True,
+    block={
+        "attn_norm": "input_layernorm",
+        "attn_qkv": "self_attention.query_key_value",
+        "attn_output": "self_attention.dense",
+        "ffn_norm": "post_attention_layernorm",
+        "ffn_up": "mlp.dense_h_to_4h",
+        "ffn_down": "mlp.dense_4h_to_h",
+    },
+    top={
+        "token_embd": "transformer.word_embeddings",
+        "token_embd_norm": "transformer.word_embeddings_layernorm",
+        "output_norm": "transformer.ln_f",
+        "output": "lm_head",
+    },
+    layers="transformer.h.",
+    eps="layer_norm_epsilon",
+    regrouped=True,
+)
+_FALCON = replace(_GPT, model_type="falcon", extra=_falcon, variant=_falcon_of_two_norms)
+_PLAIN_MLP = {name: module for name, module in LLAMA.items() if name != "ffn_gate"}
 
 ARCHITECTURES: dict[str, GgufArchitecture] = {
     "llama": GgufArchitecture(
@@ -357,14 +437,7 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     ),
     "gpt2": GgufArchitecture(
         model_type="gpt2",  # with MLX's names, whose matrices are (out, in) as here
-        block={
-            "attn_norm": "ln_1",
-            "attn_qkv": "attn.c_attn",
-            "attn_output": "attn.c_proj",
-            "ffn_norm": "ln_2",
-            "ffn_up": "mlp.c_fc",
-            "ffn_down": "mlp.c_proj",
-        },
+        block=_GPT2_BLOCK,
         top={
             "token_embd": "model.wte",
             "position_embd": "model.wpe",
@@ -373,13 +446,7 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
         },
         layers="model.h.",
         eps="layer_norm_epsilon",
-        renamed={
-            "hidden_size": "n_embd",
-            "max_position_embeddings": "n_positions",
-            "num_attention_heads": "n_head",
-            "num_hidden_layers": "n_layer",
-            "intermediate_size": "n_inner",
-        },
+        renamed=_GPT2_NAMES,
         extra=_gpt2,
     ),
     "starcoder2": GgufArchitecture(
@@ -439,7 +506,7 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
             "ffn_up": "mlp.gate_up_proj",
             "ffn_down": "mlp.down_proj",
         },
-        extra=_glm4,
+        extra=_attention_bias,
     ),
     "smollm3": GgufArchitecture(
         model_type="smollm3", pairs=True, constants={"no_rope_layer_interval": 4}, extra=_llama
@@ -457,4 +524,90 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
         | stacked_experts("mlp.experts"),
         extra=_gpt_oss,
     ),
-} | STATE_ARCHITECTURES
+    "arcee": GgufArchitecture(model_type="arcee", read_only=True, block=_PLAIN_MLP, pairs=True, extra=_llama),
+    "nemotron": GgufArchitecture(
+        model_type="nemotron",
+        read_only=True,
+        block=_PLAIN_MLP,
+        eps="norm_eps",
+        plus_one=True,
+        partial=True,
+        extra=_llama,
+    ),
+    "apertus": GgufArchitecture(
+        model_type="apertus",
+        read_only=True,
+        block=_PLAIN_MLP | QK_NORMS | {"attn_norm": "attention_layernorm", "ffn_norm": "feedforward_layernorm"},
+        extra=_attention_bias,
+    ),
+    "exaone4": GgufArchitecture(
+        model_type="exaone4",
+        read_only=True,
+        block=ATTENTION
+        | QK_NORMS
+        | MLP
+        | {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"},
+        extra=_exaone4,
+    ),
+    "hunyuan-dense": GgufArchitecture(
+        model_type="hunyuan_v1_dense",
+        read_only=True,
+        block=LLAMA | {"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"},
+        extra=_attention_bias,
+    ),
+    "chatglm": GgufArchitecture(
+        model_type="glm",
+        read_only=True,
+        partial=True,
+        block=ATTENTION | NORMS | {"ffn_up": "mlp.gate_up_proj", "ffn_down": "mlp.down_proj"},
+        extra=_attention_bias,
+    ),
+    "bloom": replace(
+        _GPT,
+        renamed={
+            "max_position_embeddings": "seq_length",
+            "num_attention_heads": "n_head",
+            "num_hidden_layers": "n_layer",
+        },
+        extra=_bloom,
+    ),
+    "falcon": _FALCON,
+    "mpt": replace(
+        _GPT,
+        model_type="mpt",
+        block={
+            "attn_norm": "norm_1",
+            "attn_qkv": "attn.Wqkv",
+            "attn_output": "attn.out_proj",
+            "ffn_norm": "norm_2",
+            "ffn_up": "ffn.up_proj",
+            "ffn_down": "ffn.down_proj",
+        },
+        top={"token_embd": "transformer.wte", "output_norm": "transformer.norm_f", "output": "lm_head"},
+        layers="transformer.blocks.",
+        regrouped=False,
+        renamed={
+            "hidden_size": "d_model",
+            "max_position_embeddings": "max_seq_len",
+            "num_attention_heads": "n_heads",
+            "num_hidden_layers": "n_layers",
+        },
+        extra=_mpt,
+    ),
+    "starcoder": replace(
+        _GPT,
+        model_type="gpt_bigcode",
+        block=_GPT2_BLOCK,
+        top={
+            "token_embd": "transformer.wte",
+            "position_embd": "transformer.wpe",
+            "output_norm": "transformer.ln_f",
+            "output": "lm_head",
+        },
+        regrouped=False,
+        renamed=_GPT2_NAMES,
+        extra=_starcoder,
+    ),
+    **MIXTURE_ARCHITECTURES,
+    **STATE_ARCHITECTURES,
+}

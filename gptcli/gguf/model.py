@@ -30,7 +30,7 @@ _WITHOUT_EFFECT = frozenset(
     rope.scaling.original_context_length use_parallel_residual
     """.split()
 )
-_NULLS = ("q_lora_rank",)  # fields of config.json for which null is not the default
+_NULLS = ("q_lora_rank", "sliding_window")  # fields of config.json for which null is not the default
 _OF_IMAGES = frozenset(("rope.dimension_sections", "n_deepstack_layers"))
 # Fields that mean what we do if they have these values.
 _HARMLESS: dict[str, tuple[object, ...]] = {
@@ -66,18 +66,23 @@ class Edit:
     """What the converter did to a tensor, to be undone.
 
     pairs: the rows of each of this many heads were reordered. regrouped: rows of as many heads, [q k v] each, were
-    gathered to all q, k and v. minus: was added to every value. rates: logarithms became negative rates.
+    gathered to all q, k and v, where those of q were `queries` times as many. minus: was added to every value. rates:
+    logarithms became negative rates. value: the tensor's only one, which is in a field of the file.
     """
 
     pairs: int = 0
     regrouped: int = 0
+    queries: int = 1
     minus: float = 0.0
     rates: bool = False
+    value: float | None = None
 
     def undone(self, data: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]:
         """The bytes (n,) of the tensor as it was, which has this many rows."""
         import numpy as np
 
+        if self.value is not None:
+            return np.array([self.value], np.float32).view(np.uint8)
         if self.minus:
             return (data.view(np.float32) - np.float32(self.minus)).view(np.uint8)
         if self.rates:
@@ -94,7 +99,9 @@ class Edit:
         stored = np.arange(rows)
         if self.pairs:
             return stored.reshape(self.pairs, -1, 2).transpose(0, 2, 1).reshape(-1)
-        return stored.reshape(3, self.regrouped, -1).transpose(1, 0, 2).reshape(-1)
+        unit = rows // (self.queries + 2)
+        parts = np.split(stored, [self.queries * unit, (self.queries + 1) * unit])
+        return np.concatenate([part.reshape(self.regrouped, -1) for part in parts], 1).reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,7 @@ class ModelTensor:
         if len(data) < self.size:
             raise BrokenCheckpoint(f"cannot read: {self.file}: it ends too early; truncated or damaged")
         array = np.frombuffer(data, np.uint8)
-        return array if self.edit is None else self.edit.undone(array, self.shape[0])
+        return array if self.edit is None else self.edit.undone(array, (*self.shape, 1)[0])
 
 
 class GgufModel:
@@ -150,7 +157,7 @@ class GgufModel:
                 if name in found:
                     raise self.file.broken(f"two tensors are {name}")
                 found[name] = part
-        return found
+        return found | self._xielu()
 
     @property
     def _ahead(self) -> range:
@@ -325,7 +332,8 @@ class GgufModel:
     def _edited(self, tensor: GgufTensor, stem: str, leaf: str) -> ModelTensor:
         known, shape, edit = self._architecture, tensor.shape, None
         config = self.config
-        if stem.endswith("norm") and stem != "ssm_norm" and known.plus_one or stem == "ssm_a":
+        added = known.plus_one and stem.endswith("norm") and stem != "ssm_norm" and leaf == "weight"
+        if added or stem == "ssm_a":
             if tensor.kind != "F32":
                 raise self.file.unsupported(f"tensor {tensor.name!r} is of type {tensor.kind}, not F32")
             edit = Edit(rates=True) if stem == "ssm_a" else Edit(minus=1.0)
@@ -334,9 +342,13 @@ class GgufModel:
             edit = Edit(pairs=heads)
             self._check_rows(tensor, 2 * heads)
         elif known.regrouped and stem == "attn_qkv":
-            edit = Edit(regrouped=config["num_attention_heads"])
-            self._check_rows(tensor, 3 * config["num_attention_heads"])
+            heads = self._fields.integer("attention.head_count")
+            groups = self._fields.integer("attention.head_count_kv", heads)
+            edit = Edit(regrouped=groups, queries=heads // groups)
+            self._check_rows(tensor, heads + 2 * groups)
         if stem == "ffn_gate_inp_shexp" and len(shape) == 1:
+            shape = 1, *shape
+        elif stem == "exp_probs_b" and known.model_type == "ernie4_5_moe" and len(shape) == 1:
             shape = 1, *shape
         elif stem in ("ssm_a", "ssm_d", "ssm_norm"):
             shape = (math.prod(shape),)
@@ -351,6 +363,21 @@ class GgufModel:
             )
         if len(tensor.shape) == 1 and tensor.kind not in ("F32", "F16", "BF16"):
             raise self.file.unsupported(f"tensor {tensor.name!r} is of type {tensor.kind}")
+
+    def _xielu(self) -> dict[str, ModelTensor]:
+        """The parameters of Apertus' activation, which are fields, as tensors."""
+        if self.config["model_type"] != "apertus":
+            return {}
+        shapes: dict[str, tuple[int, ...]] = {"alpha_p": (1,), "alpha_n": (1,), "beta": (), "eps": ()}
+        layers, found = self.config["num_hidden_layers"], {}
+        for name, shape in shapes.items():
+            values = self.file.values(f"xielu.{name}", float)
+            if len(values) < layers:
+                raise self.file.broken(f"xielu.{name} has {len(values)} values for {layers} layers")
+            for layer in range(layers):
+                part = ModelTensor("F32", shape, self.file.path, 0, 4, Edit(value=values[layer]))
+                found[f"{self._architecture.layers}{layer}.mlp.act_fn.{name}"] = part
+        return found
 
     def _by_projection(self, tensor: GgufTensor, layer: str, leaf: str) -> list[tuple[str, ModelTensor]]:
         """q, k and v, whose rows are in one tensor one after the other."""

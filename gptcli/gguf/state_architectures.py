@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from gptcli.gguf.mixture_architectures import granite_scales
 from gptcli.gguf.naming import (
     ATTENTION,
     MLP,
@@ -80,18 +81,18 @@ def _granite_hybrid(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     experts = fields.integer("expert_count", 0)
     dense, shared = config["intermediate_size"], fields.integer("expert_shared_feed_forward_length", 0)
     attends = _attends(fields, config)
-    return _mamba_fields(fields, config) | {
-        "num_local_experts": experts,
-        "num_experts_per_tok": fields.integer("expert_used_count", 0),
-        "shared_intermediate_size": shared or dense,
-        "layer_types": ["attention" if attention else "mamba" for attention in attends],
-        "position_embedding_type": "rope" if fields.flag("rope.scaling.finetuned", True) else "nope",
-        "attention_bias": fields.has_anywhere(".attn_q.bias"),
-        "attention_multiplier": fields.number("attention.scale", config["head_dim"] ** -0.5),
-        "embedding_multiplier": fields.number("embedding_scale", 1.0),
-        "residual_multiplier": fields.number("residual_scale", 1.0),
-        "logits_scaling": fields.number("logit_scale", 1.0),
-    }
+    return (
+        _mamba_fields(fields, config)
+        | {
+            "num_local_experts": experts,
+            "num_experts_per_tok": fields.integer("expert_used_count", 0),
+            "shared_intermediate_size": shared or dense,
+            "layer_types": ["attention" if attention else "mamba" for attention in attends],
+            "position_embedding_type": "rope" if fields.flag("rope.scaling.finetuned", True) else "nope",
+            "attention_bias": fields.has_anywhere(".attn_q.bias"),
+        }
+        | granite_scales(fields, config)
+    )
 
 
 def _falcon_h1(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,28 @@ COMMON = {
     "attention.layer_norm_epsilon": ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
 }
 # q and k are reordered
-PAIRS = ("llama", "olmo", "granite", "smollm3", "mistral3", "internlm2", "xverse", "minicpm", "granitehybrid")
+PAIRS = (
+    "llama",
+    "olmo",
+    "granite",
+    "smollm3",
+    "mistral3",
+    "internlm2",
+    "xverse",
+    "minicpm",
+    "granitehybrid",
+    "arcee",
+    "granitemoe",
+)
+# Names that the converter changes before it looks them up.
+RENAMED = (
+    (r"e_score_correction_bias", "e_score_correction.bias"),
+    (r"\.expert_bias", ".expert_bias.bias"),
+    (r"\.dt_bias", ".dt_proj.bias"),
+    (r"backbone(.*)mixer\.experts\.", r"model\1mlp.experts."),
+    (r"feed_forward\.experts\.(w\d)", r"block_sparse_moe.experts.\1"),
+)
+DELTA_NETS = ("qwen3next", "qwen35", "qwen35moe")
 Arrays = dict[str, np.ndarray]
 
 
@@ -55,6 +76,11 @@ def write_model(
         if value is not None:
             add_field(writer, f"{architecture}.{name}", value)
     also(writer)
+    for name in ("alpha_p", "alpha_n", "beta", "eps") if architecture == "apertus" else ():
+        values = load_file(checkpoint / "model.safetensors")
+        stem = "model.layers.{}.mlp.act_fn." + name
+        each = [float(values[stem.format(layer)].item()) for layer in range(config["num_hidden_layers"])]
+        add_field(writer, f"xielu.{name}", each)
     for name, values in (tensors_of(checkpoint, architecture, config) | more).items():
         writer.add_tensor(name, np.ascontiguousarray(values))
     writer.write_header_to_file()
@@ -67,12 +93,13 @@ def tensors_of(checkpoint: Path, architecture: str, config: dict[str, Any]) -> A
     """A checkpoint's tensors as llama.cpp's converter would name and change them."""
     names = get_tensor_name_map(ARCHITECTURES[architecture], 8)  # layers, more than any has
     result: Arrays = {}
-    tensors = load_file(checkpoint / "model.safetensors")
+    tensors = {name: values for name, values in load_file(checkpoint / "model.safetensors").items()
+               if ".act_fn." not in name}  # fmt: skip
     for name, values in _in_one(_split(_scaled(tensors, config), architecture, config)):
-        name = name.replace("e_score_correction_bias", "e_score_correction.bias").replace(".dt_bias", ".dt_proj.bias")
-        name = name.replace(".expert_bias", ".expert_bias.bias")
-        name = re.sub(r"backbone(.*)mixer\.experts\.", r"model\1mlp.experts.", name)
-        name = re.sub(r"feed_forward\.experts\.(w\d)", r"block_sparse_moe.experts.\1", name)
+        for pattern, replacement in RENAMED:
+            name = re.sub(pattern, replacement, name)
+        if architecture == "bloom":
+            name = name.removeprefix("transformer.")
         mapped = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert mapped is not None, name
         result[mapped] = _changed(mapped, values, architecture, config)
@@ -170,18 +197,24 @@ def _changed(name: str, values: np.ndarray, architecture: str, config: dict[str,
         return values.reshape(config.get("n_groups") or config["mamba_n_groups"], -1)
     if architecture.startswith("qwen35"):
         values = _tiled(name, values, config)
-    norms_plus_one = architecture.startswith("gemma") or architecture in ("qwen3next", "qwen35", "qwen35moe")
-    if norms_plus_one and stem.endswith("norm") and stem != "ssm_norm":
+    norms_plus_one = architecture.startswith("gemma") or architecture in (*DELTA_NETS, "nemotron")
+    if norms_plus_one and name.endswith("norm.weight") and stem != "ssm_norm":
         return values + np.float32(1)
     if architecture in PAIRS and stem in ("attn_q", "attn_k"):
         heads = config["num_attention_heads" if stem == "attn_q" else "num_key_value_heads"]
         half = len(values) // heads // 2
         rows = [head * 2 * half + part * half + row for head in range(heads) for row in range(half) for part in (0, 1)]
         return values[rows]
-    if architecture == "gptneox" and stem == "attn_qkv":
-        dim = len(values) // config["num_attention_heads"] // 3
-        heads = range(config["num_attention_heads"])
-        return np.concatenate([values[(3 * head + part) * dim :][:dim] for part in range(3) for head in heads])
+    if architecture in ("gptneox", "bloom", "falcon") and stem == "attn_qkv":
+        heads = config.get("n_head") or config["num_attention_heads"]
+        groups = config["num_kv_heads"] if config.get("new_decoder_architecture") else heads
+        if architecture == "falcon" and not config["new_decoder_architecture"]:
+            return values
+        of_groups = [np.split(group, len(group) * groups // (len(values) // (heads + 2 * groups)) // groups)
+                     for group in np.split(values, groups)]  # fmt: skip
+        queries = heads // groups
+        parts = (slice(queries), slice(queries, queries + 1), slice(queries + 1, None))
+        return np.concatenate([head for part in parts for group in of_groups for head in group[part]])
     if architecture == "gpt2" and stem in ("attn_qkv", "attn_output", "ffn_up", "ffn_down") and name.endswith("weight"):
         return values.T
     return values.reshape(-1) if stem == "ffn_gate_inp_shexp" else values
