@@ -27,6 +27,7 @@ CONTROL = ["<|endoftext|>", BOS, EOS]
 PRE_TOKENIZERS = (
     *("gpt-2", "smollm", "llama-bpe", "qwen2", "falcon", "default", "gpt-4o", "tekken"),
     *("deepseek-llm", "deepseek-coder", "deepseek-v3", "qwen35"),
+    *("minicpm5", "seed-coder", "kimi-k2", "bloom", "viking"),
 )  # one of each that split alike
 TOKENS = [*CONTROL, *byte_letters(), *("".join(merge) for merge in MERGES)]
 
