@@ -115,8 +115,10 @@ def write_gguf(
     for name, value in fields(pre, **changes).items():
         if name == "general.architecture":
             writer.kv_data[0][name].value = value
-            continue
-        add_field(writer, name, value)
+        elif name == "general.alignment":
+            writer.add_custom_alignment(value)
+        else:
+            add_field(writer, name, value)
     chosen: dict[str, np.ndarray | tuple[np.ndarray, Kind]] = {}
     for seed, (name, shape) in enumerate((tensor_shapes or shapes(tied)).items()):
         kind = Kind.F32 if len(shape) == 1 else _kind_of(name, kinds)
