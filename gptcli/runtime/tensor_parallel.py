@@ -94,6 +94,7 @@ def follow(ranks: Ranks) -> None:
     except RuntimeError as error:
         if "closed by peer" not in str(error) and "reset by peer" not in str(error):
             raise  # else rank 0 has died, and said why
+    dist.destroy_process_group()
 
 
 def dismiss() -> None:
@@ -101,6 +102,7 @@ def dismiss() -> None:
     if not _words.within:
         _start()
         _words.tell("end")
+        dist.destroy_process_group()  # its threads must not outlive the interpreter
 
 
 def _start() -> None:

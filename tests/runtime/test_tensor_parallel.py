@@ -26,7 +26,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {title: write_reference(root / title, rows[title].model_type, **rows[title].config).path for title in TITLES}
 
 
-def torchrun(ranks: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def torchrun(ranks: int, *arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
     command = [
         sys.executable,
         "-m",
@@ -37,7 +37,7 @@ def torchrun(ranks: int, *arguments: str | Path) -> subprocess.CompletedProcess[
         *map(str, arguments),
     ]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        command, capture_output=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
 
 
@@ -46,7 +46,7 @@ def test_ranks_compute_what_one_process_does(
     folders: dict[str, Path], tmp_path: Path, ranks: int, titles: tuple[str, ...]
 ) -> None:
     done = torchrun(ranks, "tests.runtime.ranks", tmp_path, *(folders[title] for title in titles))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr.decode()
     for title in titles:
         folder = folders[title]
         alone = outputs(folder, RuntimeConfig(device="cpu", dtype="fp32", quantize="none"))
@@ -57,7 +57,7 @@ def test_ranks_compute_what_one_process_does(
 
 def test_the_command_line_under_torchrun_prints_what_it_does_alone(tiny_model: Path) -> None:
     arguments = ("generate", "-m", tiny_model, "In a small town", "-n", "8", "--seed", "1", "--samples", "2")
-    alone = subprocess.run([sys.executable, "-m", "gptcli", *map(str, arguments)], capture_output=True, text=True)
+    alone = subprocess.run([sys.executable, "-m", "gptcli", *map(str, arguments)], capture_output=True)
     together = torchrun(2, "gptcli", *arguments)
     assert (together.returncode, together.stdout) == (0, alone.stdout) and alone.stdout
 
