@@ -351,7 +351,7 @@ class BlockConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """A whole decoder."""
+    """A whole decoder, or what one of several ranks holds of it."""
 
     vocab_size: int
     hidden_size: int
@@ -366,6 +366,7 @@ class DecoderConfig:
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    ranks: int = 1
 
     @property
     def attentions(self) -> list[AttentionConfig | LatentAttentionConfig]:
