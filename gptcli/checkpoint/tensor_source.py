@@ -69,7 +69,7 @@ class TensorSource:
         shape = (*info.shape[:-1], -1) if as_bytes else info.shape
         data = self._bytes(name, 0, info.size)
         if info.edit is not None:
-            edited = info.edit.undone(data.view(torch.uint8).numpy(), info.shape[0])
+            edited = info.edit.undone(data.view(torch.uint8).numpy(), (*info.shape, 1)[0])
             data = torch.from_numpy(edited).view(data.dtype)
         return data.view(shape)
 

@@ -300,7 +300,10 @@ class Mamba2Config:
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaNetConfig:
-    """Gated DeltaNet (Yang et al., 2024). `heads` of values share `key_heads` of keys and queries, evenly."""
+    """Gated DeltaNet (Yang et al., 2024). `heads` of values share `key_heads` of keys and queries, evenly.
+
+    tiled: the value heads of a key head are `key_heads` apart, not neighbours.
+    """
 
     heads: int
     key_heads: int
@@ -308,6 +311,7 @@ class DeltaNetConfig:
     value_dim: int
     kernel: int
     norm: NormConfig  # of what each head reads
+    tiled: bool = False
 
     @property
     def width(self) -> int:
