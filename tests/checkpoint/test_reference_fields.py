@@ -14,8 +14,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import gptcli
 from gptcli.checkpoint import reference_fields
+from gptcli.checkpoint.class_defaults import DEFAULTS, OTHER_NAMES
 from gptcli.checkpoint.hf_config import _COMMONPLACE, _QUIET, _WITHOUT_EFFECT, HfConfig
-from gptcli.checkpoint.registry import _DEFAULTS, FAMILIES, OTHER_NAMES, SAME_AS, architecture_of
+from gptcli.checkpoint.registry import FAMILIES, SAME_AS, architecture_of
 from tests.checkpoint.reference_fields import PATH
 from tests.checkpoint.reference_fields import reference_fields as made
 from tests.parity.reference import BASE, NO_DEFAULT
@@ -62,7 +63,7 @@ def test_a_field_without_effect_is_read_and_a_commonplace_one_is_not() -> None:
 def test_all_that_a_class_declares_and_reads_is_read_here_too(model_type: str) -> None:
     fields = json.loads(CONFIGS[model_type].to_json_string(use_diff=False))
     hf = HfConfig(fields | {"rope_parameters": None} if "rope_parameters" not in fields else fields)
-    hf = hf.with_defaults(_DEFAULTS.get(model_type, {}))
+    hf = hf.with_defaults(DEFAULTS.get(model_type, {}))
     FAMILIES[model_type](hf, ())
     declared = set(fields) - {"text_config", "vision_config"}
     unread = {name for name in declared - hf._read - _QUIET if reference_fields.reads(model_type, name)}

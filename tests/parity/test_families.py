@@ -91,6 +91,10 @@ MINICPM_LONGROPE = {
     "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1, 1.2, 1.3],
     "long_factor": [1.0, 2.0, 3.0, 6.0], "original_max_position_embeddings": 32, "factor": 4.0, "mscale_all_dim": 40.0,
 }  # fmt: skip
+LLAMA4 = {
+    "head_dim": 16, "num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size_mlp": 80,
+    "interleave_moe_layer_step": 2, "attention_chunk_size": 8,
+}  # fmt: skip
 GPT_OSS = {"head_dim": 16, "num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 8}
 OSS_YARN = {
     "rope_type": "yarn", "rope_theta": 150000.0, "factor": 4.0, "original_max_position_embeddings": 32,
@@ -198,6 +202,14 @@ ROWS = [
     Row("ministral3", "ministral3", {"rope_parameters": MINISTRAL | {"llama_4_scaling_beta": 0.2}}, {"head_dim": 16,
          "rope_parameters": MINISTRAL}),
     Row("mixtral", "mixtral", {"num_experts_per_tok": 1}, {"num_local_experts": 5}),
+    Row("llama4", "llama4_text", {"attention_chunk_size": 9}, LLAMA4 | {"floor_scale": 5, "attn_scale": 0.7},
+         ({"floor_scale": 6}, {"attn_scale": 0.5}, {"attn_temperature_tuning": False}, {"use_qk_norm": False},
+         {"no_rope_layers": [1, 1, 1, 1]}, {"num_experts_per_tok": 1}, {"layer_types": ["full_attention"] * 4})),
+    Row("llama4, every other switch", "llama4_text", {"rope_parameters": {"rope_theta": 500.0}}, LLAMA4 | {
+         "use_qk_norm": False, "attn_temperature_tuning": False, "attention_chunk_size": None, "moe_layers": [1],
+         "no_rope_layer_interval": 3, "tie_word_embeddings": True, "attention_bias": True, "num_experts_per_tok": 1,
+         "rope_parameters": LLAMA3 | {"high_freq_factor": 1.0, "original_max_position_embeddings": 16}},
+         ({"no_rope_layers": [1, 1, 1, 0]},)),
     Row("mixtral, gelu, window", "mixtral", {"hidden_act": "silu"}, {"num_local_experts": 4, "hidden_act": "gelu",
          "sliding_window": 8}, ({"sliding_window": 9},)),
     Row("qwen2_moe", "qwen2_moe", {"norm_topk_prob": True}, QWEN_MOE | {"shared_expert_intermediate_size": 40,
