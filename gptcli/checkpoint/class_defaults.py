@@ -31,6 +31,7 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
     "mpt": {"hidden_size": "d_model", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"},
     "olmoe": {"num_local_experts": "num_experts"},
     "openai-gpt": _GPT2_NAMES,
+    "qwen3_vl_moe": {"num_local_experts": "num_experts"},
     "xglm": {"hidden_size": "d_model", "num_attention_heads": "attention_heads", "num_hidden_layers": "num_layers"},
 }
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from gptcli.checkpoint.class_defaults import DEFAULTS, OTHER_NAMES
 from gptcli.checkpoint.families.deepseek import deepseek_v2, deepseek_v3, glm4_moe_lite, kimi_k2, minicpm3
-from gptcli.checkpoint.families.gemma import gemma, gemma2, gemma3, gemma3_text, vaultgemma
+from gptcli.checkpoint.families.gemma import gemma, gemma2, gemma3_text, vaultgemma
 from gptcli.checkpoint.families.gpt import gpt2, gpt_neo, gpt_neox, gptj, openai_gpt
 from gptcli.checkpoint.families.layer_norm import cohere, cohere2, glm, glm4, phi, stablelm, starcoder2
 from gptcli.checkpoint.families.lfm2 import lfm2, lfm2_moe
@@ -40,31 +40,18 @@ from gptcli.checkpoint.families.olmo import olmo, olmo2, olmo3
 from gptcli.checkpoint.families.open_gpts import bloom, codegen, falcon, gpt_bigcode, mpt, opt, xglm
 from gptcli.checkpoint.families.plain_mlp import apertus, arcee, nanochat, nemotron
 from gptcli.checkpoint.families.qwen_hybrid import (
-    qwen3_5,
-    qwen3_5_moe,
     qwen3_5_moe_text,
     qwen3_5_text,
     qwen3_next,
 )
-from gptcli.checkpoint.families.vision import (
-    glm4v,
-    idefics3,
-    internvl,
-    llava,
-    llava_next,
-    mistral3,
-    qwen2_5_vl,
-    qwen2_vl,
-    qwen3_vl,
-    smolvlm,
-)
+from gptcli.checkpoint.families.vision import WRAPPERS
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.errors import UnsupportedArchitecture
 
 Family = Callable[[HfConfig, Collection[str]], Architecture]
 
-FAMILIES: dict[str, Family] = {
+_TEXT_MODELS: dict[str, Family] = {
     "apertus": apertus,
     "arcee": arcee,
     "bamba": bamba,
@@ -84,13 +71,11 @@ FAMILIES: dict[str, Family] = {
     "flex_olmo": flex_olmo,
     "gemma": gemma,
     "gemma2": gemma2,
-    "gemma3": gemma3,
     "gemma3_text": gemma3_text,
     "glm": glm,
     "glm4": glm4,
     "glm4_moe": glm4_moe,
     "glm4_moe_lite": glm4_moe_lite,
-    "glm4v": glm4v,
     "gpt2": gpt2,
     "gpt_bigcode": gpt_bigcode,
     "gpt_neo": gpt_neo,
@@ -104,22 +89,17 @@ FAMILIES: dict[str, Family] = {
     "helium": helium,
     "hunyuan_v1_dense": hunyuan_v1_dense,
     "hunyuan_v1_moe": hunyuan_v1_moe,
-    "idefics3": idefics3,
-    "internvl": internvl,
     "kimi_k2": kimi_k2,
     "lfm2": lfm2,
     "lfm2_moe": lfm2_moe,
     "llama": llama,
     "llama4_text": llama4_text,
-    "llava": llava,
-    "llava_next": llava_next,
     "mamba2": mamba2,
     "minicpm3": minicpm3,
     "minimax_m2": minimax_m2,
     "ministral": ministral,
     "ministral3": ministral3,
     "mistral": mistral,
-    "mistral3": mistral3,
     "mixtral": mixtral,
     "mpt": mpt,
     "nanochat": nanochat,
@@ -135,25 +115,20 @@ FAMILIES: dict[str, Family] = {
     "phi3": phi3,
     "phimoe": phimoe,
     "qwen2": qwen2,
-    "qwen2_5_vl": qwen2_5_vl,
     "qwen2_moe": qwen2_moe,
-    "qwen2_vl": qwen2_vl,
     "qwen3": qwen3,
-    "qwen3_5": qwen3_5,
-    "qwen3_5_moe": qwen3_5_moe,
     "qwen3_5_moe_text": qwen3_5_moe_text,
     "qwen3_5_text": qwen3_5_text,
     "qwen3_moe": qwen3_moe,
     "qwen3_next": qwen3_next,
-    "qwen3_vl": qwen3_vl,
     "seed_oss": seed_oss,
     "smollm3": smollm3,
-    "smolvlm": smolvlm,
     "stablelm": stablelm,
     "starcoder2": starcoder2,
     "vaultgemma": vaultgemma,
     "xglm": xglm,
 }
+FAMILIES: dict[str, Family] = dict(sorted((_TEXT_MODELS | WRAPPERS).items()))
 
 # Model types that transformers has no class for, and whose class they say they are.
 SAME_AS = {"kimi_k2": "deepseek_v3"}
