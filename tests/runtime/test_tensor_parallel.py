@@ -36,9 +36,7 @@ def torchrun(ranks: int, *arguments: str | Path) -> subprocess.CompletedProcess[
         "-m",
         *map(str, arguments),
     ]
-    return subprocess.run(
-        command, capture_output=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    return subprocess.run(command, capture_output=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 @pytest.mark.parametrize(("ranks", "titles"), [(2, TITLES), (4, ("gemma3", "gpt_oss"))])
