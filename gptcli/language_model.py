@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from gptcli.generation.sampling.constraint import Constraint
     from gptcli.generation.score_result import ChoiceScore, Score
     from gptcli.generation.speculation import Drafter
-    from gptcli.runtime.torch_engine import TextCache, TorchEngine
+    from gptcli.runtime.torch_engine import TorchEngine
 
 DRAFTED_TOKENS = 4  # at most in a step by a draft model, unless --speculate says otherwise
 
@@ -77,7 +77,6 @@ class LanguageModel:
         self.runtime = runtime
         self._workload = workload
         self._draft_model: LanguageModel | None = None
-        self._draft_cache: TextCache | None = None
         self.store = store_settings(name)
         config = folder.architecture.config
         self.ctx_size = runtime.ctx_size or min(self.store.context or config.max_context, config.max_context)
@@ -381,7 +380,7 @@ class LanguageModel:
             samplers=list(map(make, samplings)),
             stop=stop,
             stop_ids=self.stop_ids,
-            drafter=self._drafter(run.get("cancelled", never_cancelled)),
+            drafter=self._drafter(run.get("cache"), run.get("cancelled", never_cancelled)),
             most_drafted=self._most_drafted,
             constrain=partial(self._constraint, constraint, prompt, forces),
             **run,
@@ -397,21 +396,20 @@ class LanguageModel:
                 f"the draft model has other tokens: {draft_model.name}: {difference}",
                 hint="take a smaller model of the same family",
             )
-        self._draft_model, self._draft_cache = draft_model, None
+        self._draft_model = draft_model
 
     @property
     def _most_drafted(self) -> int:
         return self.runtime.speculate or (DRAFTED_TOKENS if self._draft_model else 0)
 
-    def _drafter(self, cancelled: Cancelled) -> Drafter | None:
+    def _drafter(self, cache: PromptCache | None, cancelled: Cancelled) -> Drafter | None:
         from gptcli.generation.speculation import DraftModel, PromptLookup
 
         if self._draft_model is None:
             return PromptLookup() if self.runtime.speculate else None
         engine = self._draft_model.torch_engine()
-        if self._draft_cache is None:  # kept from one generation to the next, as in a conversation
-            self._draft_cache = engine.new_cache()
-        return DraftModel(engine, self._draft_cache, self.tokenizer.size, cancelled)
+        drafts = (cache or PromptCache()).drafts  # kept from one generation to the next, as in a conversation
+        return DraftModel(engine, drafts.for_engine(engine), self.tokenizer.size, cancelled)
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Logits at every position of a text, (T, vocab) in fp32. Raises UsageError or ContextOverflow."""
