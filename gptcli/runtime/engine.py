@@ -72,6 +72,10 @@ class Cache(Protocol):
     def length(self) -> int:
         """How many tokens are cached."""
 
+    @property
+    def tokens(self) -> list[int]:
+        """Their ids."""
+
     def keep_common(self, prompt: Sequence[int]) -> None:
         """Forgets all but the longest prefix shared with the prompt."""
 
