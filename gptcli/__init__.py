@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gptcli.generation.events import Completed, Finished, TextDelta
     from gptcli.generation.request import Request
     from gptcli.language_model import LanguageModel, load
+    from gptcli.scheduler import Scheduler
     from gptcli.settings import ChatSettings, ConstraintConfig, SamplingConfig, StopConfig
     from gptcli.text.messages import Message
 
@@ -28,6 +29,7 @@ __all__ = [
     "Message",
     "Request",
     "SamplingConfig",
+    "Scheduler",
     "Session",
     "StopConfig",
     "TextDelta",
@@ -46,6 +48,7 @@ _HOME = {
     "Message": "gptcli.text.messages",
     "Request": "gptcli.generation.request",
     "SamplingConfig": "gptcli.settings",
+    "Scheduler": "gptcli.scheduler",
     "Session": "gptcli.chat.session",
     "StopConfig": "gptcli.settings",
     "TextDelta": "gptcli.generation.events",

@@ -55,13 +55,15 @@ from gptcli.version import VERSION
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gptcli.generation.completion import Completion
     from gptcli.generation.constraints.grammar import CallGrammar
     from gptcli.generation.constraints.matcher import Compiler
     from gptcli.generation.events import Completed, Finished, TextDelta
+    from gptcli.generation.job import Job
     from gptcli.generation.sampling.constraint import Constraint
     from gptcli.generation.score_result import ChoiceScore, Score
     from gptcli.generation.speculation import Drafter
-    from gptcli.runtime.torch_engine import TextCache, TorchEngine
+    from gptcli.runtime.torch_engine import TorchEngine
 
 DRAFTED_TOKENS = 4  # at most in a step by a draft model, unless --speculate says otherwise
 
@@ -80,7 +82,6 @@ class LanguageModel:
         self.runtime = runtime
         self._workload = workload
         self._draft_model: LanguageModel | None = None
-        self._draft_cache: TextCache | None = None
         self.store = store_settings(name)
         config = folder.architecture.config
         self.ctx_size = runtime.ctx_size or min(self.store.context or config.max_context, config.max_context)
@@ -257,47 +258,63 @@ class LanguageModel:
             tools=tools,
             **options,
         )
-        return self._answer(request, never_cancelled)
-
-    def _answer(self, request: Request, cancelled: Cancelled) -> Iterator[TextDelta | Finished]:
-        prompt = request.prompt
         return self.stream(
-            self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt,
+            self._ids(request.prompt),
             SamplingConfig.resolve(request.given, self.sampling_defaults),
+            request.stopping,
+            constraint=request.constraint,
+            logprobs=logprobs,
+            explain=explain,
+            tools=tools,
+        )
+
+    def _ids(self, prompt: str | Sequence[int]) -> Sequence[int]:
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+
+    def complete_many(
+        self,
+        requests: Iterable[Request | GptcliError | None],
+        *,
+        parallel: int | None = None,
+        ordered: bool = False,
+        cancelled: Cancelled = never_cancelled,
+    ) -> Iterator[tuple[int, Completed | GptcliError]]:
+        """Completes texts together; yields each with the index of its request as soon as it has ended.
+
+        A request is taken once there is room for it; None in place of one says that there is none yet. One that fails
+        has its error in place of the text, and so has an error that comes in place of a request. Each text is what it
+        would be alone, except for the rounding of sums. Nothing is drafted.
+
+        parallel: how many texts share a step at most; None for as many as gain by it and fit into the memory. Engines
+        without the compiled program run one after another. ordered: yields them in the order of the requests.
+        cancelled: once true, running texts end with reason "interrupt", and no request is taken.
+        """
+        from gptcli.generation.complete_all import complete_all
+
+        return complete_all(map(self._job_or_error, requests), parallel, ordered=ordered, cancelled=cancelled)
+
+    def _job_or_error(self, request: Request | GptcliError | None) -> Job | GptcliError | None:
+        if not isinstance(request, Request):
+            return request
+        try:
+            return self.job(request)
+        except GptcliError as error:
+            return error
+
+    def job(self, request: Request) -> Job:
+        """A request, ready to run together with others. Raises UsageError and ContextOverflow."""
+        from gptcli.generation.job import Job
+
+        engine, [completion] = self._completions(
+            self._ids(request.prompt),
+            [SamplingConfig.resolve(request.given, self.sampling_defaults)],
             request.stopping,
             constraint=request.constraint,
             logprobs=request.logprobs,
             explain=request.explain,
             tools=request.tools,
-            cancelled=cancelled,
         )
-
-    def complete_many(
-        self,
-        requests: Iterable[Request | GptcliError],
-        *,
-        cancelled: Cancelled = never_cancelled,
-    ) -> Iterator[tuple[int, Completed | GptcliError]]:
-        """Completes texts, one after another; yields each with the index of its request.
-
-        A request is taken when the one before has ended. One that fails has its error in place of the text, and so has
-        an error that comes in place of a request. cancelled: once true, the running text ends with reason "interrupt",
-        and no request is taken.
-        """
-        from gptcli.generation.events import Completed, TextDelta
-
-        for index, request in enumerate(requests):
-            try:
-                if isinstance(request, GptcliError):
-                    raise request
-                *deltas, finished = self._answer(request, cancelled)
-            except GptcliError as error:
-                yield index, error
-                continue
-            assert not isinstance(finished, TextDelta)
-            yield index, Completed(b"".join(delta.data for delta in deltas if isinstance(delta, TextDelta)), finished)
-            if cancelled():
-                return
+        return Job(engine, completion)
 
     def check_request(
         self,
@@ -392,6 +409,26 @@ class LanguageModel:
 
         Each is what it would be alone, except for the rounding of sums. Raises as `stream` does.
         """
+        from gptcli.generation.loop import generate
+
+        engine, completions = self._completions(
+            prompt, samplings, stop, constraint=constraint, logprobs=logprobs, explain=explain, tools=tools
+        )
+        drafter = self._drafter(run.get("cache"), run.get("cancelled", never_cancelled))
+        return generate(engine, completions, drafter=drafter, most_drafted=self._most_drafted, **run)
+
+    def _completions(
+        self,
+        prompt: Sequence[int],
+        samplings: Sequence[SamplingConfig],
+        stop: StopConfig,
+        *,
+        constraint: ConstraintConfig | None,
+        logprobs: int | None,
+        explain: bool,
+        tools: ToolUse | None,
+    ) -> tuple[Engine, list[Completion]]:
+        """What is drawn for each config, and the engine for it. Raises as `stream` does."""
         samplings = [sampling.sparing(self.stop_ids) for sampling in samplings]
         stop = self.stopping(stop)
         forces = True  # what the settings ban is never forced
@@ -403,7 +440,7 @@ class LanguageModel:
             forces = forces and not never and not sampling.bans
         if logprobs is not None and logprobs < 0:
             raise UsageError(f"logprobs must be at least 0, not {logprobs}")
-        from gptcli.generation.loop import generate
+        from gptcli.generation.completion import Completion
 
         tokens = None if stop.max_tokens < 0 else len(prompt) + stop.max_tokens
         needs_tensors = explain or not all(map(native_can_sample, samplings))
@@ -412,19 +449,18 @@ class LanguageModel:
             engine = self.torch_engine()
         banned = self.stop_ids if stop.ignore_eos else frozenset[int]()
         make = partial(make_sampler, engine.library, self.tokenizer, banned=banned, logprobs=logprobs, explain=explain)
-        return generate(
-            engine,
-            self.tokenizer,
-            prompt,
-            samplers=list(map(make, samplings)),
-            stop=stop,
-            stop_ids=self.stop_ids,
-            drafter=self._drafter(run.get("cancelled", never_cancelled)),
-            most_drafted=self._most_drafted,
-            constrain=partial(self._constraint, constraint or self._call_grammar(tools), prompt, forces),
-            split_calls=partial(self._splitter, tools, prompt),
-            **run,
-        )
+        return engine, [
+            Completion(
+                self.tokenizer,
+                prompt,
+                make(sampling),
+                stop,
+                self.stop_ids,
+                self._constraint(constraint or self._call_grammar(tools), prompt, forces),
+                self._splitter(tools, prompt),
+            )
+            for sampling in samplings
+        ]
 
     def draft_with(self, draft_model: LanguageModel) -> None:
         """Lets a smaller model draft tokens from now on; the text stays the same.
@@ -436,21 +472,20 @@ class LanguageModel:
                 f"the draft model has other tokens: {draft_model.name}: {difference}",
                 hint="take a smaller model of the same family",
             )
-        self._draft_model, self._draft_cache = draft_model, None
+        self._draft_model = draft_model
 
     @property
     def _most_drafted(self) -> int:
         return self.runtime.speculate or (DRAFTED_TOKENS if self._draft_model else 0)
 
-    def _drafter(self, cancelled: Cancelled) -> Drafter | None:
+    def _drafter(self, cache: PromptCache | None, cancelled: Cancelled) -> Drafter | None:
         from gptcli.generation.speculation import DraftModel, PromptLookup
 
         if self._draft_model is None:
             return PromptLookup() if self.runtime.speculate else None
         engine = self._draft_model.torch_engine()
-        if self._draft_cache is None:  # kept from one generation to the next, as in a conversation
-            self._draft_cache = engine.new_cache()
-        return DraftModel(engine, self._draft_cache, self.tokenizer.size, cancelled)
+        drafts = (cache or PromptCache()).drafts  # kept from one generation to the next, as in a conversation
+        return DraftModel(engine, drafts.for_engine(engine), self.tokenizer.size, cancelled)
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Logits at every position of a text, (T, vocab) in fp32. Raises UsageError or ContextOverflow."""

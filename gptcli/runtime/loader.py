@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
 
 
 class Loader:
-    """One model's engine: a snapshot's without torch where that serves the workload, else the full one."""
+    """One model's engine: a snapshot's without torch where that serves the workload, else the full one.
+
+    Threads that ask for one take turns.
+    """
 
     def __init__(self, folder: ModelFolder, runtime: RuntimeConfig, ctx_size: int, announced: Workload | None) -> None:
         """announced: what is known of the workload; a snapshot that may serve it is read from now on."""
@@ -39,6 +43,7 @@ class Loader:
         self._snapshot_engine: SnapshotEngine | None = None
         self._slot: Slot | None = None  # for a snapshot of the weights that were read
         self._opened: OpenedSnapshot | None = None
+        self._lock = threading.RLock()
         self.failures: list[str] = []  # notes on why it is slower than it could be
         self._ranks = ranks_here()
         if self._ranks is not None or announced is None or announced.probabilities:
@@ -57,20 +62,22 @@ class Loader:
 
         Raises OutOfMemory or NoSuchDevice.
         """
-        if self._torch_engine is None and workload is not None:
-            if self._opened is not None and self._snapshot_engine is None:
-                with self._dropping(self._opened.slot):
-                    self._snapshot_engine = self._opened.engine(self._ctx_size, self._room(workload))
-            if self._snapshot_engine is not None and self._snapshot_engine.serves(workload):
-                return self._snapshot_engine
-        return self.load_with_torch(on_progress)
+        with self._lock:
+            if self._torch_engine is None and workload is not None:
+                if self._opened is not None and self._snapshot_engine is None:
+                    with self._dropping(self._opened.slot):
+                        self._snapshot_engine = self._opened.engine(self._ctx_size, self._room(workload))
+                if self._snapshot_engine is not None and self._snapshot_engine.serves(workload):
+                    return self._snapshot_engine
+            return self.load_with_torch(on_progress)
 
     def load_with_torch(self, on_progress: Progress = no_progress) -> TorchEngine:
         """The engine that serves every workload. Raises as `load` does, and UsageError."""
-        if self._torch_engine is None:
-            self._opened = self._snapshot_engine = None  # frees memory that the weights may need
-            self._torch_engine = self._read_weights(on_progress)
-        return self._torch_engine
+        with self._lock:
+            if self._torch_engine is None:
+                self._opened = self._snapshot_engine = None  # frees memory that the weights may need
+                self._torch_engine = self._read_weights(on_progress)
+            return self._torch_engine
 
     def keep_snapshot(self) -> None:
         """Keeps a snapshot for the next start, if the weights were read and can have one."""

@@ -33,6 +33,7 @@ from gptcli.model.linear import Linear
 from gptcli.model.mlp import Experts, Mlp, Moe
 from gptcli.model.norm import Norm
 from gptcli.model.rope import rotary_table
+from gptcli.runtime.engine import Extension
 from gptcli.runtime.fast_start.snapshot_file import RotaryTable, Snapshot
 from gptcli.runtime.program import Buffer, Program, Text, Vector
 from gptcli.runtime.program_cache import ProgramCache
@@ -103,23 +104,23 @@ class DecoderProgram:
         """An empty cache of a text of up to `limit` tokens."""
         return ProgramCache(self.program.layouts, limit)
 
-    def run(self, texts: Sequence[tuple[ProgramCache, Sequence[int]]], wanted: Sequence[int]) -> Tensor:
+    def run(self, texts: Sequence[Extension]) -> Tensor:
         """Appends tokens to each of several texts, and counts them as cached.
 
-        wanted: how many of each text's last tokens logits are computed of: (sum of wanted, vocab).
+        The logits that they want, (sum of wanted, vocab).
         """
         parts, asked, end = [], list[int](), 0
-        longest = max(cache.length + len(tokens) for cache, tokens in texts)  # a table must not be replaced meanwhile
-        for (cache, tokens), last in zip(texts, wanted, strict=True):
+        longest = max(cache.length + len(tokens) for cache, tokens, _ in texts)  # no table may be replaced meanwhile
+        for cache, tokens, wanted in texts:
             assert 0 <= min(tokens) <= max(tokens) < self._decoder.config.vocab_size
             rows = cache.rows(len(tokens))
             rotations = [self._table(rope, longest, cache.span).at(cache.length) for rope in self._ropes]
             parts.append(Text(tokens, cache.length, rotations, rows))
             end += len(tokens)
-            asked += range(end - last, end)
+            asked += range(end - wanted, end)
         logits = torch.empty(len(asked), self._decoder.config.vocab_size)
         self.program.run(parts, asked, logits.data_ptr())
-        for cache, tokens in texts:
+        for cache, tokens, _ in texts:
             cache.tokens += tokens
         return self._decoder.scaled(logits)
 
