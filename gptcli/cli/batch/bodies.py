@@ -45,7 +45,7 @@ class Asked:
     logprobs: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     tools: Sequence[Definition] = ()
-    tool_choice: str = AUTO
+    tool_choice: object = AUTO
     model: str | None = None
 
 
@@ -170,7 +170,8 @@ def _tools(given: dict[str, Any]) -> dict[str, Any]:
     except UsageError as error:
         raise BadParameter("tools", error.message) from None
     try:
-        return {"tools": tools, "tool_choice": checked_choice(choice, tools)}
+        # Without tools of its own, a line may choose one of the command's.
+        return {"tools": tools, "tool_choice": checked_choice(choice, tools) if tools else choice}
     except UsageError as error:
         raise BadParameter("tool_choice", error.message) from None
 

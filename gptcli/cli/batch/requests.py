@@ -117,10 +117,14 @@ class Requests:
         if any(name in asked.options for name in CONSTRAINT_FIELDS):
             base = {name: value for name, value in base.items() if name not in CONSTRAINT_FIELDS}
         options = base | dict(asked.options)
-        tools = self._offered(asked)
+        tools, choice = asked.tools, asked.tool_choice
+        if asked.url == CHAT and not tools:
+            tools, choice = self._settings.tools, self._settings.tool_choice if choice == AUTO else choice
+        if not tools and choice not in (AUTO, NONE):
+            raise BadParameter("tool_choice", "tool_choice needs tools")
+        tools = () if choice == NONE else tools
         if tools:
-            word = self._settings.tool_choice if asked.tool_choice == AUTO and not asked.tools else asked.tool_choice
-            options["tools"] = self._template()[0].tool_use(tools, word, self._lm.tokenizer)
+            options["tools"] = self._template()[0].tool_use(tools, choice, self._lm.tokenizer)
         requests: list[Request | GptcliError] = []
         for prompt in asked.prompts:
             ids = self._ids(asked.url, prompt, tools)
@@ -134,10 +138,6 @@ class Requests:
         if self._settings.template is not None:
             return self._settings.plain.asked(filled(self._settings.template, fields))
         return asked_of(fields, self._settings.plain)
-
-    def _offered(self, asked: Asked) -> Sequence[Definition]:
-        """The tools that a line's model is told of."""
-        return () if asked.url != CHAT or asked.tool_choice == NONE else asked.tools or self._settings.tools
 
     def _ids(
         self, url: str, prompt: str | Sequence[int] | Sequence[Message], tools: Sequence[Definition]
