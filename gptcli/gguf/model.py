@@ -13,6 +13,7 @@ from gptcli.errors import BrokenCheckpoint
 from gptcli.files import open_regular
 from gptcli.gguf.architectures import ARCHITECTURES
 from gptcli.gguf.naming import Fields, tensor_name
+from gptcli.gguf.other_files import refuse_other_files
 from gptcli.gguf.reader import GgufFile, GgufTensor
 from gptcli.gguf.tokenizer import stop_ids
 
@@ -137,6 +138,7 @@ class GgufModel:
 
     def __init__(self, file: GgufFile) -> None:
         self.file = file
+        refuse_other_files(file)
         name = file.get("general.architecture", str)
         if name not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)

@@ -34,9 +34,12 @@ class LocalModel:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What was recorded at installation; empty for a directory made by hand."""
+        """What was recorded at installation; empty for what was not installed, such as a file put beside what was."""
         file = self.directory / RECORD
-        return read_json(file) if file.exists() else {}
+        record = read_json(file) if file.exists() else {}
+        checksums = record.get("sha256")
+        beside = self.path.is_file() and not (isinstance(checksums, dict) and self.path.name in checksums)
+        return {} if beside else record
 
     @property
     def directory(self) -> Path:

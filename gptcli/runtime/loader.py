@@ -110,6 +110,8 @@ class Loader:
         from gptcli.runtime.torch_engine import TorchEngine
 
         plan = plan_for(self._folder, self._runtime, self._ranks)
+        if plan.library is None or self._ranks or any(block.state for block in self._folder.architecture.config.blocks):
+            self._check_kv(plan.dtype_name)  # no kernels will run it
         with memory_errors(plan.device, "loading the weights"):
             if self._ranks is None:
                 decoder = load_decoder(self._folder, plan.weights, on_progress)
@@ -118,8 +120,9 @@ class Loader:
 
                 decoder, plan = lead(self._folder, self._runtime, self._ctx_size, plan, on_progress, self._ranks)
         engine = TorchEngine(decoder, plan, self._ctx_size, load_s=time.perf_counter() - started)
-        if self._runtime.kv not in ("auto", engine.kv):
-            raise UsageError(
-                f"--kv {self._runtime.kv} is for the CPU kernels: here keys and values are kept in {engine.kv}"
-            )
+        self._check_kv(engine.kv)
         return engine
+
+    def _check_kv(self, kept: str) -> None:
+        if self._runtime.kv not in ("auto", kept):
+            raise UsageError(f"--kv {self._runtime.kv} is for the CPU kernels: here keys and values are kept in {kept}")
