@@ -348,7 +348,10 @@ class Mamba2Config:
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaNetConfig:
-    """Gated DeltaNet (Yang et al., 2024). `heads` of values share `key_heads` of keys and queries, evenly."""
+    """Gated DeltaNet (Yang et al., 2024). `heads` of values share `key_heads` of keys and queries, evenly.
+
+    tiled: the value heads of a key head are `key_heads` apart, not neighbours.
+    """
 
     heads: int
     key_heads: int
@@ -356,6 +359,7 @@ class DeltaNetConfig:
     value_dim: int
     kernel: int
     norm: NormConfig  # of what each head reads
+    tiled: bool = False
 
     @property
     def width(self) -> int:
@@ -400,7 +404,7 @@ class BlockConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """A whole decoder."""
+    """A whole decoder, or what one of several ranks holds of it."""
 
     vocab_size: int
     hidden_size: int
@@ -417,6 +421,7 @@ class DecoderConfig:
     logit_softcap: float | None = None
     layer_inputs: LayerInputsConfig | None = None
     altup: AltUpConfig | None = None
+    ranks: int = 1
 
     @property
     def attentions(self) -> list[AttentionConfig | LatentAttentionConfig]:

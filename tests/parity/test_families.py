@@ -527,7 +527,7 @@ def test_texts_that_share_their_steps_have_the_logits_they_have_alone(
         engine.prefill(prompt, cache)
     together = engine.rows(alone[0], len(texts))
     running = list(range(len(texts)))
-    for step in range(48 if engine.decoder.config.rope_borders else 24):
+    for step in range(48 if engine.decoder.config.rope_borders else 16):
         if step in (5, 11):  # the first text ends, and then the one that took its row
             together.drop(0)
             running[0] = running.pop()
@@ -565,11 +565,12 @@ def test_a_recorded_step_has_the_logits_of_a_plain_one(reference: Reference, mon
     monkeypatch.setattr(gptcli.model.attention, "_SPLIT", 5)
     monkeypatch.setattr(gptcli.model.mlp, "_few_on_a_gpu", lambda x: len(x) <= 3)
     plain, recorded = engine_of(reference.path), engine_of(reference.path, record=record)
+    if recorded.decoder.config.keeps_states:
+        recorded.decode(IDS[0], recorded.new_cache())
+        assert recorded.failures == ("slower than it could be: steps of layers that keep a state are not recorded",)
+        return
     assert relative_error(decoded(recorded), decoded(plain)) < TOLERANCE
-    states = recorded.decoder.config.keeps_states
-    assert (
-        recorded.failures == ("slower than it could be: steps of layers that keep a state are not recorded",) * states
-    )
+    assert not recorded.failures
 
 
 def decoded(engine: TorchEngine) -> Tensor:
@@ -577,12 +578,13 @@ def decoded(engine: TorchEngine) -> Tensor:
     after the text was truncated."""
     cache = engine.new_cache()
     engine.prefill(IDS[:25], cache)
-    logits = [engine.decode(token, cache)[None] for token in IDS[25:45]]
+    steps = 20 if engine.decoder.config.rope_borders else 12
+    logits = [engine.decode(token, cache)[None] for token in IDS[25 : 25 + steps]]
     rows = engine.rows(cache, 3)
     logits += [torch.stack(list(rows.step([token, token + 1, token + 2]))) for token in IDS[:5]]
     rows.drop(0)
     logits.append(torch.stack(list(rows.step([5, 6]))))
-    cache.truncate(40)
+    cache.truncate(20 + steps)
     logits += [engine.decode(token, cache)[None] for token in IDS[:2]]
     return torch.cat(logits)
 

@@ -15,6 +15,7 @@ from gptcli.checkpoint.families.moe import QWEN, expert_of, experts_of, qwen_lay
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture, GroupsToParts, PlusOne
 from gptcli.errors import BrokenCheckpoint
+from gptcli.gguf.tiled_heads import TILED
 from gptcli.model.config import DecoderConfig, DeltaNetConfig, MlpConfig, MoeConfig, NormConfig, QkNormConfig
 
 _MOST_CHANNELS = 4096  # of a head, and tokens of a convolution: more than any known model has
@@ -85,4 +86,5 @@ def _delta_net(hf: HfConfig, norm: NormConfig) -> DeltaNetConfig:
         value_dim=hf.integer("linear_value_head_dim", 128, high=_MOST_CHANNELS),
         kernel=hf.integer("linear_conv_kernel_dim", 4, high=_MOST_CHANNELS),
         norm=replace(norm, wide_scale=False),
+        tiled=hf.flag(TILED, False),
     )
