@@ -46,8 +46,8 @@ from gptcli.errors import BrokenCheckpoint
 from gptcli.kernels.bindings import Arithmetic
 from gptcli.kernels.layers import CompiledEmbedding, CompiledExperts, CompiledLinear, can_compile
 from gptcli.kernels.tensors import FLOATS, Library
-from gptcli.model.decoder import Decoder, Embedding
-from gptcli.model.linear import Linear
+from gptcli.model.decoder import Decoder
+from gptcli.model.linear import Embedding, Linear
 from gptcli.model.mlp import Experts
 from gptcli.quant.affine import quantize_affine
 from gptcli.quant.dense import DenseWeight

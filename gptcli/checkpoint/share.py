@@ -12,7 +12,14 @@ from functools import cached_property
 
 from gptcli.checkpoint.recipes import Part, Ranges, Recipe
 from gptcli.errors import UsageError
-from gptcli.model.config import AttentionConfig, BlockConfig, DecoderConfig, MlpConfig, MoeConfig
+from gptcli.model.config import (
+    AttentionConfig,
+    BlockConfig,
+    DecoderConfig,
+    DenseAndMoeConfig,
+    MlpConfig,
+    MoeConfig,
+)
 
 _UNITS = (256, 128, 64, 32)  # columns of a group or block of packed weights: a cut between them keeps them packed
 _ROWS, _COLUMNS = -2, -1
@@ -32,6 +39,8 @@ class Share:
     @cached_property
     def config(self) -> DecoderConfig:
         """The config of what this rank holds."""
+        if self.whole.layer_inputs is not None:
+            raise self._unsplittable("embeddings for layers")
         start, stop = self.vocabulary
         blocks = tuple(map(self._block, self.whole.blocks))
         return replace(self.whole, blocks=blocks, vocab_size=stop - start, ranks=self.ranks)
@@ -72,11 +81,15 @@ class Share:
                 raise self._unsplittable("latent attention")
             if attention.alibi is not None:
                 raise self._unsplittable("attention with ALiBi")
+            if attention.keys_of is not None:
+                raise self._unsplittable("layers that share keys and values")
             if attention.qk_norm is not None and attention.qk_norm.over == "full":
                 raise self._unsplittable("attention whose q and k are normalized over all heads")
             (first, last), (first_kv, last_kv) = self._heads(attention)
             attention = replace(attention, heads=last - first, kv_heads=last_kv - first_kv)
         mlp = block.mlp
+        if isinstance(mlp, DenseAndMoeConfig):
+            raise self._unsplittable("an MLP beside a mixture")
         if isinstance(mlp, MoeConfig):
             shared = None if mlp.shared is None else self._mlp(mlp.shared)
             mlp = replace(mlp, expert=self._mlp(mlp.expert), shared=shared)
@@ -85,6 +98,8 @@ class Share:
         return replace(block, attention=attention, mlp=mlp)
 
     def _mlp(self, mlp: MlpConfig) -> MlpConfig:
+        if mlp.sparsity:
+            raise self._unsplittable("an MLP whose channels depend on each other")
         start, stop = self._channels(mlp)
         return replace(mlp, width=stop - start)
 
@@ -118,7 +133,7 @@ class Share:
                 return self._attention_cut(block.attention, inner)
             case ["mlp", "shared", matrix, kind] if isinstance(mlp, MoeConfig) and mlp.shared:
                 return self._mlp_cut(mlp.shared, matrix, kind)
-            case ["mlp", matrix, kind] if mlp is not None:
+            case ["mlp", matrix, kind] if isinstance(mlp, MlpConfig | MoeConfig):
                 return self._mlp_cut(mlp.expert if isinstance(mlp, MoeConfig) else mlp, matrix, kind)
         return None
 

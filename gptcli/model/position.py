@@ -35,6 +35,9 @@ class Position(Protocol):
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Stores (rows, kv_heads, T, head_dim); returns all keys and values to attend to, with S in place of T."""
 
+    def read(self, block: int) -> tuple[Tensor, Tensor]:
+        """What `write` returned for an earlier block."""
+
     @property
     def states(self) -> States:
         """What layers keep besides keys and values."""
@@ -100,6 +103,10 @@ class AppendPosition:
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See `Position.write`."""
         return self._cache.write(block, keys, values)
+
+    def read(self, block: int) -> tuple[Tensor, Tensor]:
+        """See `Position.read`."""
+        return self._cache.read(block, self._T)
 
     @property
     def states(self) -> States:

@@ -25,11 +25,12 @@ from gptcli.model.config import (
     Llama3Scaling,
     LongRopeScaling,
     MlpConfig,
+    ProportionalScaling,
     RopeConfig,
     YarnScaling,
 )
-from gptcli.model.decoder import Block, Decoder, Embedding
-from gptcli.model.linear import Linear
+from gptcli.model.decoder import Block, Decoder
+from gptcli.model.linear import Embedding, Linear
 from gptcli.model.mlp import Experts, Mlp, Moe
 from gptcli.model.norm import Norm
 from gptcli.model.rope import rotary_table
@@ -156,6 +157,8 @@ def _check_rope(rope: RopeConfig) -> None:
             _handles(scaling, "factor", "original_context", "magnitude", "beta_fast", "beta_slow", "truncate")
         case LongRopeScaling() as scaling:
             _handles(scaling, "short", "long", "original_context", "magnitude")
+        case ProportionalScaling() as scaling:
+            _handles(scaling, "turned", "factor")
         case _:
             raise Unsupported
 
