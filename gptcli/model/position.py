@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gptcli.model.cache import KVCache
-from gptcli.model.config import RopeConfig
+from gptcli.model.config import DecoderConfig, RopeConfig
 from gptcli.model.rope import rotary_table
 from gptcli.model.state import States
 
@@ -88,6 +88,35 @@ class AppendPosition:
     def states(self) -> States:
         """See `Position.states`."""
         return self._cache.states
+
+
+class WholeTexts:
+    """The T tokens of whole texts, each a row. Nothing is kept of them, so gradients flow through all of them."""
+
+    def __init__(
+        self, config: DecoderConfig, tables: RotaryTables, shape: tuple[int, int], device: torch.device
+    ) -> None:
+        """shape: texts and their tokens."""
+        rows, self._T = shape
+        self._tables = tables
+        self.positions = torch.arange(self._T, device=device)
+        self.states = States(config, device, torch.float32, rows)
+        self._masks: dict[int | None, Tensor | None] = {}
+
+    def rotation(self, rope: RopeConfig) -> Rotation:
+        """See `Position.rotation`; in fp32."""
+        cos, sin = self._tables.of(rope, self._T, self._T, self.positions.device, torch.float32)
+        return cos[: self._T], sin[: self._T]
+
+    def mask(self, window: int | None) -> Tensor | None:
+        """See `Position.mask`."""
+        if window not in self._masks:
+            self._masks[window] = causal_mask(0, self._T, window, self.positions.device)
+        return self._masks[window]
+
+    def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Position.write`: returns what it gets."""
+        return keys, values
 
 
 def causal_mask(
