@@ -48,7 +48,8 @@ class RotaryTables:
         key = rope, rope.border is not None and span > rope.border
         table = self._tables.get(key)
         if table is None or len(table[0]) < positions:
-            table = self._tables[key] = rotary_table(rope, positions, span, device, dtype)
+            with torch.inference_mode(False):  # gradients may flow past it later
+                table = self._tables[key] = rotary_table(rope, positions, span, device, dtype)
         return table
 
 

@@ -58,7 +58,7 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
     multiplies dense ones faster; experts stay packed. A requested dtype is the least precision of activations: the
     kernels round dense matrices to a requested half. See `_arithmetic` for what they compute in.
     """
-    device = _device(runtime.device)
+    device = device_of(runtime.device)
     torch.set_num_threads(runtime.threads or min(torch.get_num_threads(), cpu_limit()))
     if device.type == "cuda":
         # cuDNN's attention plans every new prompt length for half a second.
@@ -169,7 +169,8 @@ def _is_packed(folder: ModelFolder) -> bool:
     return folder.kept_bytes(4) != folder.parameter_count * 4
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """A device as the command line spells it. Raises NoSuchDevice."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
