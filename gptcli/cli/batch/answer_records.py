@@ -54,10 +54,16 @@ def _chat_choice(index: int, text: Completed) -> dict[str, Any]:
     steps = text.finished.logprobs
     return {
         "index": index,
-        "message": {"role": "assistant", "content": text.text, "refusal": None},
+        "message": {"role": "assistant", **_said(text), "refusal": None},
         "logprobs": None if steps is None else {"content": list(map(_chat_step, steps)), "refusal": None},
         "finish_reason": text.finished.reason,
     }
+
+
+def _said(text: Completed) -> dict[str, Any]:
+    """The content of a message, and the calls if there are some; without a text, they alone."""
+    calls = [call.record for call in text.finished.tool_calls]
+    return {"content": text.text or None, "tool_calls": calls} if calls else {"content": text.text}
 
 
 def _chat_step(step: StepLogprobs) -> dict[str, Any]:

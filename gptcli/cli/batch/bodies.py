@@ -10,11 +10,11 @@ from typing import Any, cast
 
 from gptcli.errors import UsageError
 from gptcli.settings import CONSTRAINT_FIELDS, SAMPLING_FIELDS
-from gptcli.text.messages import Message, Role
+from gptcli.text.messages import BadMessage, Message, messages_of
+from gptcli.tools.definitions import AUTO, Definition, checked_choice, checked_tools
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 MOST_CHOICES = 128
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 # What has the same name in `Request`.
 _SAME = {"temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty", "logit_bias"}
 _WITHOUT_EFFECT = {"model", "user", "metadata", "store", "safety_identifier"}  # they change nothing in the text
@@ -35,7 +35,8 @@ class BadParameter(UsageError):
 class Asked:
     """What a line asks for. prompts: several texts, ids, or one conversation; each has `choices` answers.
 
-    options: by the names of `Request`. logprobs: alternatives of each token; None without log-probabilities.
+    options: by the names of `Request`. tools, tool_choice: of a conversation. logprobs: alternatives of each token;
+    None without log-probabilities.
     """
 
     url: str
@@ -43,6 +44,8 @@ class Asked:
     choices: int = 1
     logprobs: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    tools: Sequence[Definition] = ()
+    tool_choice: str = AUTO
     model: str | None = None
 
 
@@ -109,11 +112,12 @@ def _plain(fields: Mapping[str, Any], plain: PlainSettings) -> Asked:
     choices = _count("samples", options.pop("samples", plain.samples))
     logprobs = options.pop("logprobs", plain.logprobs)
     _check_alternatives("logprobs", logprobs, MOST_CHOICES)
+    tools = {} if turns is None else _tools(options)
     for name in sorted(options.keys() - _PLAIN):
         raise BadParameter(name, f"unknown option: {name}")
     _check_kinds(options)
     if turns is not None:
-        return Asked(CHAT, [_messages(turns)], choices, logprobs, options)
+        return Asked(CHAT, [_messages(turns)], choices, logprobs, options, **tools)
     if not isinstance(prompt, str):
         raise BadParameter("prompt", "prompt must be a text")
     return replace(plain.asked(prompt), choices=choices, logprobs=logprobs, options=options)
@@ -134,6 +138,7 @@ def _body(url: str, body: Mapping[str, Any]) -> Asked:
             raise BadParameter("max_tokens", "max_tokens must be one whole number, at least 1")
     choices = _count("n", given.pop("n", 1))
     prompts: Sequence[str | Sequence[int] | Sequence[Message]]
+    tools = {} if url != CHAT else _tools(given)
     if url == CHAT:
         prompts = [_messages(given.pop("messages", None))]
         options |= _response_format(given.pop("response_format", {"type": "text"}))
@@ -152,7 +157,22 @@ def _body(url: str, body: Mapping[str, Any]) -> Asked:
     for name in sorted(given):
         raise BadParameter(name, f"unknown or unsupported parameter: {name}")
     _check_kinds(options)
-    return Asked(url, prompts, choices, logprobs, options, model)
+    return Asked(url, prompts, choices, logprobs, options, **tools, model=model)
+
+
+def _tools(given: dict[str, Any]) -> dict[str, Any]:
+    """Takes the tools of a conversation out of what is given."""
+    if given.pop("parallel_tool_calls", True) is not True:
+        raise BadParameter("parallel_tool_calls", "not supported: parallel_tool_calls other than true")
+    tools, choice = given.pop("tools", None), given.pop("tool_choice", AUTO)
+    try:
+        tools = () if tools is None else checked_tools(tools)
+    except UsageError as error:
+        raise BadParameter("tools", error.message) from None
+    try:
+        return {"tools": tools, "tool_choice": checked_choice(choice, tools)}
+    except UsageError as error:
+        raise BadParameter("tool_choice", error.message) from None
 
 
 def _count(name: str, value: object) -> int:
@@ -225,23 +245,7 @@ def _response_format(asked: object) -> dict[str, Any]:
 
 
 def _messages(turns: object) -> list[Message]:
-    if not isinstance(turns, list) or not turns:
-        raise BadParameter("messages", "messages must be a list of messages")
-    return [_message(number, turn) for number, turn in enumerate(turns)]
-
-
-def _message(number: int, turn: object) -> Message:
-    where = f"messages[{number}]"
-    if not isinstance(turn, dict) or turn.get("role") not in _ROLES:
-        raise BadParameter(where, f"{where} must have a role: {', '.join(_ROLES)}")
-    for name, value in turn.items():
-        if name not in ("role", "content") and value is not None:
-            raise BadParameter(f"{where}.{name}", f"unknown or unsupported: {where}.{name}")
-    content = turn.get("content")
-    if isinstance(content, list):
-        if not all(isinstance(part, dict) and part.keys() == {"type", "text"} for part in content):
-            raise BadParameter(f"{where}.content", f"not supported: parts of {where}.content that are no text")
-        content = "".join(str(part["text"]) for part in content)
-    if not isinstance(content, str):
-        raise BadParameter(f"{where}.content", f"{where}.content must be a text")
-    return Message(cast(Role, _ROLES[turn["role"]]), content)
+    try:
+        return messages_of(turns)
+    except BadMessage as error:
+        raise BadParameter(error.name, error.message) from None

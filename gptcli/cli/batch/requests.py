@@ -17,6 +17,7 @@ from gptcli.language_model import LanguageModel
 from gptcli.settings import CONSTRAINT_FIELDS
 from gptcli.text.chat_template import ChatTemplate, Switches
 from gptcli.text.messages import Message
+from gptcli.tools.definitions import AUTO, NONE, Definition
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class BatchSettings:
     """What holds for every line that says nothing else.
 
     options: by the names of `Request`. template: of a prompt, with `{field}`s. system: of conversations without one.
-    special: whether prompts spell control tokens.
+    special: whether prompts spell control tokens. tools: of conversations that bring none.
     """
 
     options: Mapping[str, Any]
@@ -32,6 +33,8 @@ class BatchSettings:
     template: str | None = None
     system: str | None = None
     special: bool = False
+    tools: Sequence[Definition] = ()
+    tool_choice: str = AUTO
 
 
 @dataclass
@@ -114,9 +117,13 @@ class Requests:
         if any(name in asked.options for name in CONSTRAINT_FIELDS):
             base = {name: value for name, value in base.items() if name not in CONSTRAINT_FIELDS}
         options = base | dict(asked.options)
+        tools = self._offered(asked)
+        if tools:
+            word = self._settings.tool_choice if asked.tool_choice == AUTO and not asked.tools else asked.tool_choice
+            options["tools"] = self._template()[0].tool_use(tools, word, self._lm.tokenizer)
         requests: list[Request | GptcliError] = []
         for prompt in asked.prompts:
-            ids = self._ids(asked.url, prompt)
+            ids = self._ids(asked.url, prompt, tools)
             for choice in range(asked.choices):
                 seed = options.get("seed")
                 seeds = {} if type(seed) is not int else {"seed": (seed + choice) % 2**64}
@@ -128,13 +135,20 @@ class Requests:
             return self._settings.plain.asked(filled(self._settings.template, fields))
         return asked_of(fields, self._settings.plain)
 
-    def _ids(self, url: str, prompt: str | Sequence[int] | Sequence[Message]) -> Sequence[int]:
+    def _offered(self, asked: Asked) -> Sequence[Definition]:
+        """The tools that a line's model is told of."""
+        return () if asked.url != CHAT or asked.tool_choice == NONE else asked.tools or self._settings.tools
+
+    def _ids(
+        self, url: str, prompt: str | Sequence[int] | Sequence[Message], tools: Sequence[Definition]
+    ) -> Sequence[int]:
         if url == CHAT:
             messages = [message for message in prompt if isinstance(message, Message)]
             system = self._lm.store.system if self._settings.system is None else self._settings.system
             if system is not None and messages[0].role != "system":
                 messages = [Message("system", system), *messages]
             template, switches = self._template()
+            switches = {**switches, "tools": tools}
             return template.render(messages, self._lm.tokenizer, **switches)
         if isinstance(prompt, str):
             if not prompt:
