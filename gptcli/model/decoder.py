@@ -28,7 +28,7 @@ from gptcli.model.linear import Embedding, Linear
 from gptcli.model.mamba2 import Mamba2
 from gptcli.model.mlp import DenseAndMoe, Mlp, Moe
 from gptcli.model.norm import Norm
-from gptcli.model.position import AppendPosition, Position, RotaryTables
+from gptcli.model.position import AppendPosition, Position, RotaryTables, WholeTexts
 from gptcli.model.short_convolution import ShortConvolution
 
 
@@ -146,6 +146,11 @@ class Decoder(nn.Module):
         """
         cache.reserve(tokens.shape[1])
         return self.run(tokens, AppendPosition(self.tables, cache, tokens.shape[1]))
+
+    def run_whole(self, tokens: Tensor) -> Tensor:
+        """Runs whole texts, tokens (B, T), without a cache; returns hidden states (B, T, hidden), with gradients."""
+        B, T = tokens.shape
+        return self.run(tokens, WholeTexts(self.config, self.tables, (B, T), tokens.device))
 
     def run(self, tokens: Tensor, position: Position) -> Tensor:
         """Runs tokens (B, T) at their position; returns hidden states (B, T, hidden)."""

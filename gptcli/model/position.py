@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gptcli.model.cache import KVCache
-from gptcli.model.config import RopeConfig
+from gptcli.model.config import DecoderConfig, RopeConfig
 from gptcli.model.rope import rotary_table
 from gptcli.model.state import States
 
@@ -54,7 +54,8 @@ class RotaryTables:
         key = rope, rope.border is not None and span > rope.border
         table = self._tables.get(key)
         if table is None or len(table[0]) < positions:
-            table = self._tables[key] = rotary_table(rope, positions, span, device, dtype)
+            with torch.inference_mode(False):  # gradients may flow past it later
+                table = self._tables[key] = rotary_table(rope, positions, span, device, dtype)
         return table
 
 
@@ -112,6 +113,35 @@ class AppendPosition:
     def states(self) -> States:
         """See `Position.states`."""
         return self._cache.states
+
+
+class WholeTexts:
+    """The T tokens of whole texts, each a row. Nothing is kept of them, so gradients flow through all of them."""
+
+    def __init__(
+        self, config: DecoderConfig, tables: RotaryTables, shape: tuple[int, int], device: torch.device
+    ) -> None:
+        """shape: texts and their tokens."""
+        rows, self._T = shape
+        self._tables = tables
+        self.positions = torch.arange(self._T, device=device)
+        self.states = States(config, device, torch.float32, rows)
+        self._masks: dict[int | None, Tensor | None] = {}
+
+    def rotation(self, rope: RopeConfig) -> Rotation:
+        """See `Position.rotation`; in fp32."""
+        cos, sin = self._tables.of(rope, self._T, self._T, self.positions.device, torch.float32)
+        return cos[: self._T], sin[: self._T]
+
+    def mask(self, window: int | None) -> Tensor | None:
+        """See `Position.mask`."""
+        if window not in self._masks:
+            self._masks[window] = causal_mask(0, self._T, window, self.positions.device)
+        return self._masks[window]
+
+    def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Position.write`: returns what it gets."""
+        return keys, values
 
 
 def causal_mask(

@@ -32,8 +32,8 @@ class InputLine:
 class InputLines:
     """The lines of a file, or of stdin for `-`, one at a time. Blank lines are none, but are counted.
 
-    limit: the most bytes of a line. size and read: bytes of the file, 0 if unknown, and those read so far. last: the
-    number of the last line so far.
+    limit: the most bytes of a line. csv: whether it is CSV. size and read: bytes of the file, 0 if unknown, and those
+    read so far. last: the number of the last line so far.
     """
 
     path: Path
@@ -42,20 +42,26 @@ class InputLines:
     size: int = 0
     read: int = 0
     last: int = 0
+    csv: bool | None = None  # by its ending
 
     def __iter__(self) -> Iterator[InputLine]:
         """Raises InputError where the file cannot be read, or is CSV and not UTF-8."""
+        read = self._csv if self._is_csv else self._json
         if str(self.path) == "-":
             if sys.stdin is None:
                 raise InputError("cannot read: standard input is closed")
-            yield from self._json(sys.stdin.buffer)
+            yield from read(sys.stdin.buffer)
             return
         try:
             with open(self.path, "rb") as file:
                 self.size = self.path.stat().st_size if self.path.is_file() else 0
-                yield from self._csv(file) if self.path.suffix.lower() == ".csv" else self._json(file)
+                yield from read(file)
         except OSError as error:
             raise InputError(f"cannot read: {self.path}: {error.strerror}") from None
+
+    @property
+    def _is_csv(self) -> bool:
+        return self.path.suffix.lower() == ".csv" if self.csv is None else self.csv
 
     def _json(self, file: IO[bytes]) -> Iterator[InputLine]:
         while data := file.readline(self.limit + 2):

@@ -141,6 +141,13 @@ class ProgressLine:
                 _write_stderr("\r\x1b[K")
             self._print_note(message)
 
+    def result(self, message: str) -> None:
+        """Prints a line that stays, in place of the progress line; nothing if notes are not wanted."""
+        if not self._quiet:
+            if self._thread:
+                _write_stderr("\r\x1b[K")
+            print_line(message)
+
     def fetch(self, what: str, done: int, total: int) -> None:
         """Shows a fetch in bytes; if no line can be shown, a note announces it once."""
         if not self._announced:
