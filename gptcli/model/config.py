@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 CACHE_STEP = 512  # tokens by which the key-value cache grows
+
+
+def other_field(config: DataclassInstance, *names: str) -> str | None:
+    """The first field of a config that is not among `names` and differs from its default, such as `MlpConfig.bias`."""
+    for each in fields(config):
+        if each.name not in names and getattr(config, each.name) != each.default:
+            return f"{type(config).__name__}.{each.name}"
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,15 +91,10 @@ class AppendPosition:
     def _mask(self, window: int | None, chunked: bool) -> Tensor | None:
         cache, T = self._cache, self._T
         cached = cache.cached(window)
-        seen = causal_mask(cached, T, window, cache.device)
         if window is None or not chunked or cache.length + T <= window:
-            return seen
-        first = cache.length - cached  # the position of the oldest key
-        starts = self.positions // window * window - first
-        same = torch.arange(cached + T, device=cache.device) >= starts[:, None]  # (T, S)
-        if T > 1:
-            return same if seen is None else same & seen
-        return torch.zeros_like(same, dtype=cache.dtype).masked_fill(~same, float("-inf"))
+            return causal_mask(cached, T, window, cache.device)
+        mask = chunk_mask(cached, self.positions, window)
+        return mask if T > 1 else torch.zeros_like(mask, dtype=cache.dtype).masked_fill(~mask, float("-inf"))
 
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See `Position.write`."""
@@ -126,22 +121,42 @@ class WholeTexts:
         self._tables = tables
         self.positions = torch.arange(self._T, device=device)
         self.states = States(config, device, torch.float32, rows)
-        self._masks: dict[int | None, Tensor | None] = {}
+        self._masks: dict[tuple[int | None, bool], Tensor | None] = {}
+        self._written: dict[int, tuple[Tensor, Tensor]] = {}
 
     def rotation(self, rope: RopeConfig) -> Rotation:
         """See `Position.rotation`; in fp32."""
         cos, sin = self._tables.of(rope, self._T, self._T, self.positions.device, torch.float32)
         return cos[: self._T], sin[: self._T]
 
-    def mask(self, window: int | None) -> Tensor | None:
+    def mask(self, window: int | None, chunked: bool = False) -> Tensor | None:
         """See `Position.mask`."""
-        if window not in self._masks:
-            self._masks[window] = causal_mask(0, self._T, window, self.positions.device)
-        return self._masks[window]
+        key = window, chunked
+        if key not in self._masks:
+            if window is not None and chunked and self._T > window:
+                self._masks[key] = chunk_mask(0, self.positions, window)
+            else:
+                self._masks[key] = causal_mask(0, self._T, window, self.positions.device)
+        return self._masks[key]
 
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See `Position.write`: returns what it gets."""
+        self._written[block] = keys, values
         return keys, values
+
+    def read(self, block: int) -> tuple[Tensor, Tensor]:
+        """See `Position.read`."""
+        return self._written[block]
+
+
+def chunk_mask(cached: int, positions: Tensor, window: int) -> Tensor:
+    """Which keys new queries may see where a text is cut every `window` tokens: (T, cached + T) bool.
+
+    positions: (T,), of the queries. cached: keys before them.
+    """
+    keys = torch.arange(-cached, len(positions), device=positions.device) + positions[0]
+    own = positions[:, None]
+    return (keys <= own) & (keys >= own // window * window)
 
 
 def causal_mask(

@@ -8,7 +8,7 @@ config fields that it lowers. If any other field differs from its default, or th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast, get_args
 
 import torch
@@ -28,6 +28,7 @@ from gptcli.model.config import (
     ProportionalScaling,
     RopeConfig,
     YarnScaling,
+    other_field,
 )
 from gptcli.model.decoder import Block, Decoder
 from gptcli.model.linear import Embedding, Linear
@@ -57,9 +58,8 @@ class Unsupported(Exception):
 
 def _handles(config: DataclassInstance, *names: str) -> None:
     """Raises Unsupported if a field of a config that is not among `names` differs from its default."""
-    for each in fields(config):
-        if each.name not in names and getattr(config, each.name) != each.default:
-            raise Unsupported(f"{type(config).__name__}.{each.name}")
+    if (other := other_field(config, *names)) is not None:
+        raise Unsupported(other)
 
 
 def lower(decoder: Decoder, library: Library, kind: CacheKind = "fp32") -> DecoderProgram | None:
