@@ -92,7 +92,8 @@ def some_request(random: Random) -> Request:
 @given(st.integers(0, 2**32))
 def test_each_text_is_what_it_would_be_alone_whatever_comes_and_goes(lm: LanguageModel, seed: int) -> None:
     random = Random(seed)
-    batch, asked = ContinuousBatch(random.choice([2, 4, 8])), [some_request(random) for _ in range(random.randint(1, 8))]
+    batch = ContinuousBatch(random.choice([2, 4, 8]))
+    asked = [some_request(random) for _ in range(random.randint(1, 8))]
     wanted = [alone(lm, request) for request in asked]
     jobs, heard, cancelled = dict[Job, int](), list[list[Any]](), set[int]()
     while len(jobs) < len(asked) or not batch.idle:
