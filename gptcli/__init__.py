@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from gptcli.generation.request import Request
     from gptcli.language_model import LanguageModel, load
     from gptcli.settings import ChatSettings, ConstraintConfig, SamplingConfig, StopConfig
+    from gptcli.text.chat_template import ChatTemplate
     from gptcli.text.messages import Message
+    from gptcli.tools.definitions import ToolCall
 
 __all__ = [
     "ChatSettings",
+    "ChatTemplate",
     "Completed",
     "ConstraintConfig",
     "Finished",
@@ -31,6 +34,7 @@ __all__ = [
     "Session",
     "StopConfig",
     "TextDelta",
+    "ToolCall",
     "TurnsDropped",
     "__version__",
     "load",
@@ -38,6 +42,7 @@ __all__ = [
 
 _HOME = {
     "ChatSettings": "gptcli.settings",
+    "ChatTemplate": "gptcli.text.chat_template",
     "Completed": "gptcli.generation.events",
     "ConstraintConfig": "gptcli.settings",
     "Finished": "gptcli.generation.events",
@@ -49,6 +54,7 @@ _HOME = {
     "Session": "gptcli.chat.session",
     "StopConfig": "gptcli.settings",
     "TextDelta": "gptcli.generation.events",
+    "ToolCall": "gptcli.tools.definitions",
     "TurnsDropped": "gptcli.chat.session",
     "load": "gptcli.language_model",
 }
