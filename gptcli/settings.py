@@ -318,6 +318,7 @@ class ChatSettings:
         **sampling: Unpack[SamplingKeywords],
     ) -> None:
         """Raises UsageError for a value out of range. `sampling` is added to `given`: so `replace` works."""
+        tools = checked_tools(tools) if tools else ()
         vars(self).update(
             given=_given({**(given or {}), **sampling}),
             max_tokens=max_tokens,
@@ -331,7 +332,7 @@ class ChatSettings:
             regex=regex,
             grammar=grammar,
             choices=tuple(choices),
-            tools=checked_tools(tools) if tools else (),
+            tools=tools,
             tool_choice=checked_choice(tool_choice, tools),
         )
         if not tools and tool_choice not in (AUTO, NONE):

@@ -21,7 +21,8 @@ from tests.tiny import make_model
 from tests.tools.templates import HERMES, trust_templates
 
 CITY = {"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"]}
-TOOLS = checked_tools([{"name": "weather", "parameters": {**CITY, "additionalProperties": False}}, {"name": "now"}])
+BARE = [{"name": "weather", "parameters": {**CITY, "additionalProperties": False}}, {"name": "now"}]
+TOOLS = checked_tools(BARE)
 ROME = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
 NOW = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 IN_ROME = {"name": "weather", "arguments": '{"city": "Rome"}'}
@@ -231,7 +232,7 @@ def lm(model: Path) -> LanguageModel:
 
 
 def test_from_python_a_reply_ends_with_its_calls_and_answers_go_back(lm: LanguageModel) -> None:
-    settings = ChatSettings(temperature=0.0, max_tokens=150, tools=TOOLS, tool_choice="weather")
+    settings = ChatSettings(temperature=0.0, max_tokens=150, tools=BARE, tool_choice="weather")
     chat = lm.session(settings=settings)
     *deltas, finished = chat.send("Weather?")
     assert isinstance(finished, Finished)
