@@ -82,21 +82,9 @@ class AppendPosition:
         """See `Position.mask`."""
         key = window, chunked
         if key not in self._masks:
-            self._masks[key] = self._mask(window, chunked)
+            cache = self._cache
+            self._masks[key] = _mask(self.positions, cache.length, cache.cached(window), *key, cache.dtype)
         return self._masks[key]
-
-    def _mask(self, window: int | None, chunked: bool) -> Tensor | None:
-        cache, T = self._cache, self._T
-        cached = cache.cached(window)
-        seen = causal_mask(cached, T, window, cache.device)
-        if window is None or not chunked or cache.length + T <= window:
-            return seen
-        first = cache.length - cached  # the position of the oldest key
-        starts = self.positions // window * window - first
-        same = torch.arange(cached + T, device=cache.device) >= starts[:, None]  # (T, S)
-        if T > 1:
-            return same if seen is None else same & seen
-        return torch.zeros_like(same, dtype=cache.dtype).masked_fill(~same, float("-inf"))
 
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See `Position.write`."""
@@ -119,22 +107,39 @@ class WholeTexts:
         self._tables = tables
         self.positions = torch.arange(self._T, device=device)
         self.states = States(config, device, torch.float32, rows)
-        self._masks: dict[int | None, Tensor | None] = {}
+        self._masks: dict[tuple[int | None, bool], Tensor | None] = {}
 
     def rotation(self, rope: RopeConfig) -> Rotation:
         """See `Position.rotation`; in fp32."""
         cos, sin = self._tables.of(rope, self._T, self._T, self.positions.device, torch.float32)
         return cos[: self._T], sin[: self._T]
 
-    def mask(self, window: int | None) -> Tensor | None:
+    def mask(self, window: int | None, chunked: bool = False) -> Tensor | None:
         """See `Position.mask`."""
-        if window not in self._masks:
-            self._masks[window] = causal_mask(0, self._T, window, self.positions.device)
-        return self._masks[window]
+        key = window, chunked
+        if key not in self._masks:
+            self._masks[key] = _mask(self.positions, 0, 0, *key, torch.float32)
+        return self._masks[key]
 
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See `Position.write`: returns what it gets."""
         return keys, values
+
+
+def _mask(
+    positions: Tensor, length: int, cached: int, window: int | None, chunked: bool, dtype: torch.dtype
+) -> Tensor | None:
+    """`Position.mask` of tokens at these positions, after `length` others, of which `cached` are among the keys."""
+    T, device = len(positions), positions.device
+    seen = causal_mask(cached, T, window, device)
+    if window is None or not chunked or length + T <= window:
+        return seen
+    first = length - cached  # the position of the oldest key
+    starts = positions // window * window - first
+    same = torch.arange(cached + T, device=device) >= starts[:, None]  # (T, S)
+    if T > 1:
+        return same if seen is None else same & seen
+    return torch.zeros_like(same, dtype=dtype).masked_fill(~same, float("-inf"))
 
 
 def causal_mask(
