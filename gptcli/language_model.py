@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -13,7 +14,8 @@ from gptcli.chat.session import Session
 from gptcli.chat.thinking import CLOSING, OPENING
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import generation_notes, generation_source, sampling_defaults
-from gptcli.errors import BrokenCheckpoint, ContextOverflow, GptcliError, UsageError
+from gptcli.errors import BrokenCheckpoint, ContextOverflow, GptcliError, InputError, UsageError
+from gptcli.files import ADAPTER_CONFIG, is_there
 from gptcli.generation.request import Request
 from gptcli.generation.request_checks import check_choices, check_request, check_scoring
 from gptcli.generation.sampling.banned_tokens import always_banned
@@ -21,7 +23,7 @@ from gptcli.generation.sampling.native_sampler import native_can_sample
 from gptcli.generation.sampling.sampler import make_sampler
 from gptcli.model_notes import Note
 from gptcli.models.catalog import DEFAULT_MODEL, FetchProgress, fingerprint
-from gptcli.models.locate import locate
+from gptcli.models.locate import base_of_adapter, locate
 from gptcli.models.stores import store_settings
 from gptcli.runtime.engine import (
     Cancelled,
@@ -103,10 +105,18 @@ class LanguageModel:
     ) -> Self:
         """Finds a model by name or directory and reads all but its weights; the default model is fetched if missing.
 
+        An adapter's directory is its model with the adapter.
+
         The same for the draft model of `runtime`. workload: what will be asked of it; None for anything, which needs
         torch. Raises ModelNotFound, InvalidModel or UsageError.
         """
-        folder = ModelFolder.open(locate(name, offline=offline, on_progress=on_fetch))
+        path = locate(name, offline=offline, on_progress=on_fetch)
+        if (base := base_of_adapter(path)) is not None:
+            runtime, path = replace(runtime, adapter=(f"{path}=1", *runtime.adapter)), base
+        for adapter, _ in runtime.adapters:
+            if not is_there(Path(adapter) / ADAPTER_CONFIG):
+                raise InputError(f"not an adapter in PEFT's format: {adapter}: it has no {ADAPTER_CONFIG}")
+        folder = ModelFolder.open(path)
         lm = cls(name, folder, runtime, workload=workload)
         if runtime.draft_model:
             lm.draft_with(cls.open(runtime.draft_model, runtime.for_draft_model(), offline=offline, on_fetch=on_fetch))
@@ -193,7 +203,9 @@ class LanguageModel:
     @cached_property
     def fingerprint(self) -> str:
         """Tells this model from any other, for what is stored of its replies; see `models.catalog.fingerprint`."""
-        return fingerprint(self.folder.path)
+        own = fingerprint(self.folder.path)
+        adapters = [(fingerprint(Path(path)), weight) for path, weight in self.runtime.adapters]
+        return hashlib.sha256(repr([own, adapters]).encode()).hexdigest() if adapters else own
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -574,11 +586,13 @@ def load(
     threads: int | None = None,
     speculate: int = 0,
     draft_model: str | Path | None = None,
+    adapter: str | Path | Sequence[str | Path] = (),
     offline: bool = False,
 ) -> LanguageModel:
     """Loads a model by name, directory or GGUF file. Raises subclasses of GptcliError that say what is wrong.
 
-    speculate: most tokens drafted a step, from the text itself or with a smaller model, `draft_model`.
+    speculate: most tokens drafted a step, from the text itself or with a smaller model, `draft_model`. adapter: LoRA
+    adapters in PEFT's format, each perhaps with `=WEIGHT`.
     """
     runtime = RuntimeConfig(
         device=device,
@@ -589,6 +603,7 @@ def load(
         threads=threads,
         speculate=speculate,
         draft_model=None if draft_model is None else str(draft_model),
+        adapter=tuple(map(str, [adapter] if isinstance(adapter, str | Path) else adapter)),
     )
     lm = LanguageModel.open(str(model), runtime, offline=offline)
     lm.load()

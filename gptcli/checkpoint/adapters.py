@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.hf_config import HfConfig
-from gptcli.checkpoint.load import reordered_rows
+from gptcli.checkpoint.load import WeightPlan, reordered_rows
 from gptcli.checkpoint.recipes import (
     Concat,
     GroupsToParts,
@@ -30,19 +30,18 @@ from gptcli.checkpoint.registry import architecture_of
 from gptcli.checkpoint.safetensors_header import read_header
 from gptcli.checkpoint.tensor_source import TensorSource
 from gptcli.errors import BrokenCheckpoint, GptcliError, UnsupportedArchitecture
-from gptcli.files import ADAPTER_CONFIG, is_there, read_json
+from gptcli.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_there, read_json
 from gptcli.model.adapted_linear import AdaptedLinear
 from gptcli.model.decoder import Decoder
 
-WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 # Fields of adapter_config.json that change nothing of what an adapter computes, or only while it is trained.
 _WITHOUT_EFFECT = frozenset(
     """
-    auto_mapping base_model_name_or_path bias corda_config ensure_weight_tying eva_config exclude_modules fan_in_fan_out
-    inference_mode init_lora_weights layers_pattern layers_to_transform loftq_config lora_alpha lora_dropout peft_type
-    peft_version qalora_group_size r alpha_pattern rank_pattern revision runtime_config target_modules task_type
-    use_rslora
+    alpha_pattern auto_mapping base_model_name_or_path bias corda_config ensure_weight_tying eva_config
+    exclude_modules fan_in_fan_out inference_mode init_lora_weights layers_pattern layers_to_transform loftq_config
+    lora_alpha lora_dropout megatron_core peft_type peft_version qalora_group_size r rank_pattern revision
+    runtime_config target_modules task_type use_rslora
     """.split()
 )
 _KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
@@ -129,9 +128,9 @@ class Adapter:
         """
         config = read_json(path / ADAPTER_CONFIG)
         _check(config, path)
-        if not is_there(path / WEIGHTS):
-            raise BrokenCheckpoint(f"no weights: {path}: {WEIGHTS} is not there")
-        folder = ModelFolder(path, {}, None, read_header(path / WEIGHTS))
+        if not is_there(path / ADAPTER_WEIGHTS):
+            raise BrokenCheckpoint(f"no weights: {path}: {ADAPTER_WEIGHTS} is not there")
+        folder = ModelFolder(path, {}, None, read_header(path / ADAPTER_WEIGHTS))
         factors: dict[str, dict[str, Tensor]] = {}
         with TensorSource(folder) as source:
             for name in folder.tensors:
@@ -170,21 +169,30 @@ def _of_module(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
     return next((value for key, value in pattern.items() if re.fullmatch(rf"(.*\.)?({key})", module)), default)
 
 
-def apply_adapters(decoder: Decoder, folder: ModelFolder, adapters: Sequence[Adapter]) -> None:
-    """Puts adapters beside the layers of a loaded decoder. Raises BrokenCheckpoint for one of another model."""
-    device = decoder.embed.weight.device if isinstance(decoder.embed.weight, Tensor) else torch.device("cpu")
-    layers = adaptable(folder)
+def apply_adapters(decoder: Decoder, folder: ModelFolder, adapters: Sequence[Adapter], plan: WeightPlan) -> None:
+    """Puts adapters beside the layers of a loaded decoder. Raises as `updates_of` does."""
+    for path, factors in updates_of(folder, adapters).items():
+        down, up = (each.to(plan.device, plan.dtype) for each in factors)
+        decoder.set_submodule(path, AdaptedLinear(decoder.get_submodule(path), down, up))
+
+
+def updates_of(folder: ModelFolder, adapters: Sequence[Adapter]) -> dict[str, tuple[Tensor, Tensor]]:
+    """The factors of the whole update of each layer that has one, by its path: down (R, columns) and up (rows, R).
+
+    Raises BrokenCheckpoint for an adapter of another model.
+    """
+    layers = adaptable(folder) if adapters else {}
     for adapter in adapters:
         known = {module for rows in layers.values() for module, _ in rows.modules}
         if unknown := sorted(set(adapter.updates) - known):
             what = "an adapter of another model, or of layers that can have none"
             raise BrokenCheckpoint(f"{adapter.path}: {what}: {', '.join(unknown[:3])}")
+    updates = {}
     for path, rows in layers.items():
         factors = [pair for adapter in adapters if (pair := _joined(rows, adapter)) is not None]
         if factors:
-            base = decoder.get_submodule(path)
-            down, up = torch.cat([pair[0] for pair in factors]), torch.cat([pair[1] for pair in factors], 1)
-            decoder.set_submodule(path, AdaptedLinear(base, down.to(device), up.contiguous().to(device)))
+            updates[path] = torch.cat([pair[0] for pair in factors]), torch.cat([pair[1] for pair in factors], 1)
+    return updates
 
 
 def _joined(rows: Rows, adapter: Adapter) -> tuple[Tensor, Tensor] | None:

@@ -23,7 +23,6 @@ from gptcli.checkpoint.recipes import (
     GroupsToParts,
     HeadRows,
     HeadsToQkv,
-    LowRankUpdate,
     PairsToHalves,
     Part,
     PlusOne,
@@ -213,8 +212,6 @@ def cook(recipe: Recipe, source: TensorSource) -> Tensor | PackedWeight:
             value = cook(operand, source)
             order = torch.arange(value.shape[1]).view(-1, 2).t().flatten()
             return value[:, order] if isinstance(value, Tensor) else value.rows(order)
-        case LowRankUpdate(operand, up, down, scale):
-            return _fp32(operand, source) + scale * (_fp32(up, source) @ _fp32(down, source))
 
 
 def _part(recipe: Part, source: TensorSource) -> Tensor | PackedWeight:

@@ -18,4 +18,4 @@ class AdaptedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in_features) to (..., out_features)."""
         out: Tensor = self.base(x)
-        return out + F.linear(F.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
+        return out + F.linear(F.linear(x, self.down), self.up)

@@ -85,16 +85,9 @@ class AppendPosition:
         """See `Position.mask`."""
         key = window, chunked
         if key not in self._masks:
-            self._masks[key] = self._mask(window, chunked)
+            cache = self._cache
+            self._masks[key] = _mask(self.positions, cache.length, cache.cached(window), *key, cache.dtype)
         return self._masks[key]
-
-    def _mask(self, window: int | None, chunked: bool) -> Tensor | None:
-        cache, T = self._cache, self._T
-        cached = cache.cached(window)
-        if window is None or not chunked or cache.length + T <= window:
-            return causal_mask(cached, T, window, cache.device)
-        mask = chunk_mask(cached, self.positions, window)
-        return mask if T > 1 else torch.zeros_like(mask, dtype=cache.dtype).masked_fill(~mask, float("-inf"))
 
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See `Position.write`."""
@@ -133,10 +126,7 @@ class WholeTexts:
         """See `Position.mask`."""
         key = window, chunked
         if key not in self._masks:
-            if window is not None and chunked and self._T > window:
-                self._masks[key] = chunk_mask(0, self.positions, window)
-            else:
-                self._masks[key] = causal_mask(0, self._T, window, self.positions.device)
+            self._masks[key] = _mask(self.positions, 0, 0, *key, torch.float32)
         return self._masks[key]
 
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,14 +139,20 @@ class WholeTexts:
         return self._written[block]
 
 
-def chunk_mask(cached: int, positions: Tensor, window: int) -> Tensor:
-    """Which keys new queries may see where a text is cut every `window` tokens: (T, cached + T) bool.
-
-    positions: (T,), of the queries. cached: keys before them.
-    """
-    keys = torch.arange(-cached, len(positions), device=positions.device) + positions[0]
-    own = positions[:, None]
-    return (keys <= own) & (keys >= own // window * window)
+def _mask(
+    positions: Tensor, length: int, cached: int, window: int | None, chunked: bool, dtype: torch.dtype
+) -> Tensor | None:
+    """`Position.mask` of tokens at these positions, after `length` others, of which `cached` are among the keys."""
+    T, device = len(positions), positions.device
+    seen = causal_mask(cached, T, window, device)
+    if window is None or not chunked or length + T <= window:
+        return seen
+    first = length - cached  # the position of the oldest key
+    starts = positions // window * window - first
+    same = torch.arange(cached + T, device=device) >= starts[:, None]  # (T, S)
+    if T > 1:
+        return same if seen is None else same & seen
+    return torch.zeros_like(same, dtype=dtype).masked_fill(~same, float("-inf"))
 
 
 def causal_mask(

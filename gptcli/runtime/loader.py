@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptcli.checkpoint.folder import ModelFolder
@@ -104,6 +105,7 @@ class Loader:
         check_room_for_torch()
         # Asked first: a snapshot is of these files or, if they change meanwhile, of none.
         self._slot = None if self._ranks else slot_for(self._folder, self._runtime)
+        from gptcli.checkpoint.adapters import Adapter, apply_adapters
         from gptcli.checkpoint.load import load_decoder
         from gptcli.runtime.device_plan import plan_for
         from gptcli.runtime.memory_errors import memory_errors
@@ -112,9 +114,13 @@ class Loader:
         plan = plan_for(self._folder, self._runtime, self._ranks)
         if plan.library is None or self._ranks or any(block.state for block in self._folder.architecture.config.blocks):
             self._check_kv(plan.dtype_name)  # no kernels will run it
+        adapters = [Adapter.open(Path(path), weight) for path, weight in self._runtime.adapters]
         with memory_errors(plan.device, "loading the weights"):
             if self._ranks is None:
                 decoder = load_decoder(self._folder, plan.weights, on_progress)
+                apply_adapters(decoder, self._folder, adapters, plan.weights)
+            elif adapters:
+                raise UsageError("adapters are not split among processes", "put it into a model: `gptcli models merge`")
             else:
                 from gptcli.runtime.tensor_parallel import lead
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gptcli.kernels.bindings import ACTIVATIONS, Arithmetic, CacheKind, Matrix, Op
 from gptcli.kernels.layers import CompiledEmbedding, CompiledExperts, CompiledLinear
 from gptcli.kernels.tensors import Library
+from gptcli.model.adapted_linear import AdaptedLinear
 from gptcli.model.attention import Attention
 from gptcli.model.config import (
     CACHE_STEP,
@@ -242,6 +243,7 @@ class _Lowering:
         qkv = Buffer("qkv", (config.heads + 2 * config.kv_heads) * config.head_dim)
         heads = Buffer("heads", config.heads * config.head_dim)
         self._linear(attention.qkv, x, qkv)
+        qkv_layer = attention.qkv.base if isinstance(attention.qkv, AdaptedLinear) else attention.qkv
         after_rope = config.qk_norm is not None and config.qk_norm.after_rope
         if not after_rope:
             self._head_norms(attention, qkv)
@@ -270,7 +272,7 @@ class _Lowering:
             window=config.window or 0,
             factor=config.scale,
             softcap=config.softcap or 0.0,
-            arithmetic=get_args(Arithmetic).index(getattr(attention.qkv, "arithmetic", "fp32")),
+            arithmetic=get_args(Arithmetic).index(getattr(qkv_layer, "arithmetic", "fp32")),
         )
         self._linear(attention.out, heads, out)
 
@@ -390,6 +392,14 @@ class _Lowering:
         )
 
     def _linear(self, module: nn.Module, x: Buffer, out: Buffer | None) -> None:
+        if isinstance(module, AdaptedLinear):
+            assert out is not None
+            self._linear(module.base, x, out)
+            low_rank, update = Buffer("low_rank", len(module.down)), Buffer("update", out.width)
+            self._add("LINEAR", matrices=[self.library.dense(module.down.detach())], input=x, out=low_rank)
+            self._add("LINEAR", matrices=[self.library.dense(module.up.detach())], input=low_rank, out=update)
+            self._sum(out, update, 1.0)
+            return
         self._add("LINEAR", matrices=[self._matrix(module)], input=x, out=out, bias=getattr(module, "bias", None))
 
     def _sum(self, x: Buffer, addend: Buffer, scale: float) -> None:

@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptcli.checkpoint.adapters import PREFIX, WEIGHTS, Rows, adaptable
+from gptcli.checkpoint.adapters import PREFIX, Rows, adaptable
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.recipes import Transposed
 from gptcli.errors import UsageError
-from gptcli.files import ADAPTER_CONFIG
+from gptcli.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from gptcli.gguf.safetensors_writer import write_json
 from gptcli.model.decoder import Decoder
 
@@ -106,7 +106,7 @@ class Lora:
     def write(self, target: Path, base: str) -> None:
         """Writes adapter_config.json and adapter_model.safetensors into a directory. Raises OSError."""
         tensors = {f"{PREFIX}{name}": value.detach().cpu().contiguous() for name, value in self.parameters.items()}
-        save_file(tensors, target / WEIGHTS, {"format": "pt"})
+        save_file(tensors, target / ADAPTER_WEIGHTS, {"format": "pt"})
         write_json(
             target / ADAPTER_CONFIG,
             {

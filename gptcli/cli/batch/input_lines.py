@@ -49,14 +49,12 @@ class InputLines:
     last: int = 0
     csv: bool | None = None  # by its ending
 
-    def __iter__(self) -> Iterator[InputLine | None]:
-        """The lines, or None where a pipe has none yet.
+    def without_waiting(self) -> Iterator[InputLine | None]:
+        """The lines, or None where a pipe has none yet. Raises as reading them in a loop does."""
+        return iter(self) if self.path.is_file() else _as_they_come(iter(self))
 
-        Raises InputError where the file cannot be read, or is CSV and not UTF-8.
-        """
-        return self._read() if self.path.is_file() else _as_they_come(self._read())
-
-    def _read(self) -> Iterator[InputLine]:
+    def __iter__(self) -> Iterator[InputLine]:
+        """Raises InputError where the file cannot be read, or is CSV and not UTF-8."""
         if str(self.path) == "-" and sys.stdin is None:
             raise InputError("cannot read: standard input is closed")
         try:

@@ -154,7 +154,7 @@ def _run(run: RunOptions, file: Path, what: BatchOptions, settings: BatchSetting
 def _unanswered(
     lines: InputLines, answers: AnswersFile | StdoutAnswers, progress: BatchProgress
 ) -> Iterator[InputLine | None]:
-    for line in lines:
+    for line in lines.without_waiting():
         if line is not None and answers.has(line):
             progress.kept += 1
         else:
