@@ -105,11 +105,11 @@ def test_help_of_generate_mentions_every_option(cli: Cli, monkeypatch: pytest.Mo
     assert "--stats=json" in help
 
 
-@pytest.mark.parametrize("command", ["generate", "models"])
-def test_help_on_a_narrow_terminal_cuts_no_word(cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+@pytest.mark.parametrize("command", ["", "generate", "models"])
+def test_help_on_a_narrow_terminal_cuts_nothing(cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    help = cli(command, "--help").out.decode()
-    assert max(map(len, help.split("\n"))) <= 40 and "…" not in help
+    help = cli(*command.split(), "--help").out.decode()
+    assert max(map(len, help.split("\n"))) <= 40 and "…" not in help and not re.search(r"\w\.\.\.", help)
 
 
 @pytest.mark.parametrize(
