@@ -17,6 +17,7 @@ _OTHERS = {
     "controlvector": ("a control vector, not a model", "give the model's own file"),
 }
 _ARCHITECTURES = {"clip": "mmproj", "controlvector": "controlvector"}
+_OF_OLLAMA = ("gptoss", "mllama")  # which has forms of these models that no other program reads
 _NO_TEXT = re.compile(r".*bert.*|t5encoder|gemma-embedding|llama-embed|whisper|wavtokenizer.*|pockettts")
 
 
@@ -28,6 +29,8 @@ def refuse_other_files(file: GgufFile) -> None:
         what, hint = _OTHERS[kind]
     elif _NO_TEXT.fullmatch(name):
         what, hint = f"a model of architecture {name!r}, which writes no text", "give a language model's file"
+    elif name in _OF_OLLAMA:
+        what, hint = f"architecture {name!r} is a form of Ollama's own", "get the model as llama.cpp writes it"
     elif not file.tensors:
         what, hint = "a vocabulary without a model: it has no tensors", "`gptcli tokenize` takes the model's own file"
     else:
