@@ -251,9 +251,10 @@ class LanguageModel:
             explain=explain,
             **options,
         )
-        return self._answer(request, never_cancelled)
+        return self.answer(request)
 
-    def _answer(self, request: Request, cancelled: Cancelled) -> Iterator[TextDelta | Finished]:
+    def answer(self, request: Request, **run: Unpack[RunKeywords]) -> Iterator[TextDelta | Finished]:
+        """`generate` for a request."""
         prompt = request.prompt
         return self.stream(
             self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt,
@@ -262,7 +263,7 @@ class LanguageModel:
             constraint=request.constraint,
             logprobs=request.logprobs,
             explain=request.explain,
-            cancelled=cancelled,
+            **run,
         )
 
     def complete_many(
@@ -283,7 +284,7 @@ class LanguageModel:
             try:
                 if isinstance(request, GptcliError):
                     raise request
-                *deltas, finished = self._answer(request, cancelled)
+                *deltas, finished = self.answer(request, cancelled=cancelled)
             except GptcliError as error:
                 yield index, error
                 continue

@@ -1,0 +1,65 @@
+"""From what a request asks for to texts to complete: prompts become token ids, and settings those of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gptcli.generation.request import Request
+from gptcli.language_model import LanguageModel
+from gptcli.serve.openai_bodies import CHAT, Asked, BadParameter
+from gptcli.settings import CONSTRAINT_FIELDS
+from gptcli.text.chat_template import ChatTemplate, Switches
+from gptcli.text.messages import Message
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """How a model's requests are made.
+
+    options: by the names of `Request`, for requests that say nothing else. template: the chat template and what it is
+    asked for, found once a conversation needs it. system: of conversations without one; None is the model's own.
+    special: whether prompts spell control tokens.
+    """
+
+    lm: LanguageModel
+    options: Mapping[str, Any]
+    template: Callable[[], tuple[ChatTemplate, Switches]]
+    system: str | None = None
+    special: bool = False
+
+    def requests(self, asked: Asked) -> list[Request]:
+        """A request for each choice of each prompt, in their order; seeds count up. Raises GptcliError."""
+        base = dict(self.options)
+        if any(name in asked.options for name in CONSTRAINT_FIELDS):
+            base = {name: value for name, value in base.items() if name not in CONSTRAINT_FIELDS}
+        requests = []
+        for prompt in asked.prompts:
+            options = base | dict(asked.options)
+            ids = [*self._ids(asked, prompt), *asked.answer_ids]
+            for choice in range(asked.choices):
+                if choice and type(seed := options.get("seed")) is int:  # the first has found it in range
+                    options = options | {"seed": (seed + 1) % 2**64}
+                requests.append(Request(ids, logprobs=asked.logprobs, **options))
+        return requests
+
+    def _ids(self, asked: Asked, prompt: str | Sequence[int] | Sequence[Message]) -> Sequence[int]:
+        if asked.url == CHAT:
+            return self.rendered([message for message in prompt if isinstance(message, Message)], asked.switches)
+        if isinstance(prompt, str):
+            if not prompt:
+                raise BadParameter("prompt", "the prompt is empty")
+            return self.lm.tokenizer.encode(prompt, special=self.special)
+        return [id for id in prompt if isinstance(id, int)]
+
+    def rendered(self, messages: Sequence[Message], asked: Switches) -> list[int]:
+        """Token ids of a conversation. asked: switches that replace those of the settings."""
+        system = self.lm.store.system if self.system is None else self.system
+        if system is not None and messages[0].role != "system":
+            messages = [Message("system", system), *messages]
+        template, switches = self.template()
+        template.check_switches(**asked)
+        given: Any = {name: value for name, value in asked.items() if value is not None}
+        switches = {**switches, **given}
+        return template.render(messages, self.lm.tokenizer, **switches)
