@@ -11,13 +11,16 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
 from gptcli.errors import GptcliError
+from gptcli.serve.anthropic_messages import answer_message, anthropic_error, count_message_tokens
 from gptcli.serve.completions import complete
 from gptcli.serve.guards import Access, Guarded
 from gptcli.serve.metrics import Metrics, Observed
 from gptcli.serve.openai_answers import error_answer
 from gptcli.serve.openai_bodies import CHAT, TEXT
 from gptcli.serve.refusals import Refusal
+from gptcli.serve.responses import Responses
 from gptcli.serve.service import Service
+from gptcli.serve.texts import detokenize, embed, tokenize
 from gptcli.serve.transport import Call, Endpoint, ErrorAnswer, Handler
 
 _STARTED = 0  # what `created` is of a model: nobody knows
@@ -33,11 +36,19 @@ class Outlets:
 
 def make_app(service: Service, access: Access, outlets: Outlets, most_bytes: int) -> ASGIApp:
     """The server as an ASGI application. most_bytes: of a request's body."""
+    responses = Responses(service)
     metrics = Metrics(lambda: service.engine.waiting)
     paths: dict[str, dict[str, Handler]] = {
         CHAT: {"POST": partial(complete, service, CHAT)},
         TEXT: {"POST": partial(complete, service, TEXT)},
         "/v1/engines/{model:path}/completions": {"POST": partial(_with_path_model, service)},
+        "/v1/responses": {"POST": responses.create},
+        "/v1/responses/{id}": {"GET": responses.read, "DELETE": responses.delete},
+        "/v1/messages": {"POST": partial(answer_message, service)},
+        "/v1/messages/count_tokens": {"POST": partial(count_message_tokens, service)},
+        "/v1/embeddings": {"POST": partial(embed, service)},
+        "/tokenize": {"POST": partial(tokenize, service)},
+        "/detokenize": {"POST": partial(detokenize, service)},
         "/v1/models": {"GET": partial(_models, service)},
         "/v1/models/{model:path}": {"GET": partial(_model, service)},
         "/health": {"GET": _health},
@@ -55,7 +66,7 @@ def make_app(service: Service, access: Access, outlets: Outlets, most_bytes: int
 
 def _errors(path: str) -> ErrorAnswer:
     """How the API that a path belongs to spells errors."""
-    return _openai_error
+    return anthropic_error if path.startswith("/v1/messages") else _openai_error
 
 
 def _openai_error(error: GptcliError) -> tuple[int, dict[str, Any]]:

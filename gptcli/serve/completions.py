@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from gptcli.chat.thinking import Thoughts
 from gptcli.generation.events import Completed, Finished, StepLogprobs, TextDelta
+from gptcli.generation.score_result import Score
+from gptcli.language_model import LanguageModel
+from gptcli.runtime.engine import PromptCache
 from gptcli.serve.openai_answers import (
     answer_body,
     chat_choice,
@@ -17,6 +21,7 @@ from gptcli.serve.openai_answers import (
     heading,
     text_choice,
     text_logprobs,
+    token_columns,
     usage_record,
 )
 from gptcli.serve.openai_bodies import CHAT, Asked, asked_of_body
@@ -42,25 +47,47 @@ async def complete(service: Service, url: str, call: Call) -> dict[str, Any] | E
             else:
                 pieces[index].append(each.data)
     texts = [Completed(b"".join(pieces[index]), finished[index]) for index in range(len(pieces))]
-    choices = [_choice(service, prepared, asked, index, text) for index, text in enumerate(texts)]
+    if url == CHAT:
+        choices = [chat_choice(index, text, prepared.thoughts()) for index, text in enumerate(texts)]
+    else:
+        echoes = await _echoes(service, prepared, asked)
+        choices = [text_choice(index, text, *echoes[index // asked.choices]) for index, text in enumerate(texts)]
     usage = usage_record(call.prompt_tokens, call.completion_tokens)
     return answer_body(secrets.token_hex(12), url, prepared.name, choices, usage)
 
 
-def _choice(service: Service, prepared: Prepared, asked: Asked, index: int, text: Completed) -> dict[str, Any]:
-    if asked.url == CHAT:
-        return chat_choice(index, text, service.thoughts(prepared, asked))
-    return text_choice(index, text)
+async def _echoes(service: Service, prepared: Prepared, asked: Asked) -> list[tuple[str, dict[str, Any] | None]]:
+    """What each text has before it, and its log-probabilities: the prompt, if `echo` asks for it."""
+    if not asked.echo:
+        return [("", None)] * len(asked.prompts)
+    lm, echoes = prepared.prompting.lm, list[tuple[str, dict[str, Any] | None]]()
+    tokenizer = lm.tokenizer
+    for prompt, request in zip(asked.prompts, prepared.requests[:: asked.choices], strict=True):
+        ids, top = [int(id) for id in request.prompt], asked.logprobs
+        text = prompt if isinstance(prompt, str) else tokenizer.decode(ids).decode("utf-8", "replace")
+        if top is None:
+            echoes.append((text, None))
+            continue
+        score = await service.engine.call(partial(_scored, lm, ids, top))
+        names = map(tokenizer.token_name, ids)
+        echoes.append((text, token_columns(zip(names, score.logprobs, score.top, strict=True))))
+    return echoes
+
+
+def _scored(lm: LanguageModel, ids: list[int], top: int, cache: PromptCache) -> Score:
+    return lm.score_ids(ids, top=top, cache=cache)
 
 
 async def _streamed(service: Service, prepared: Prepared, asked: Asked, call: Call) -> Events:
     head = heading(secrets.token_hex(12), asked.url, prepared.name, chunk=True)
     if asked.include_usage:
         head["usage"] = None
-    make: Callable[[int], ChatChoice | TextChoice] = TextChoice
+    choices: list[ChatChoice] | list[TextChoice]
     if asked.url == CHAT:
-        make = lambda index: ChatChoice(index, service.thoughts(prepared, asked))  # noqa: E731
-    choices = [make(index) for index in range(len(prepared.requests))]
+        choices = [ChatChoice(index, prepared.thoughts()) for index in range(len(prepared.requests))]
+    else:
+        echoes = await _echoes(service, prepared, asked)
+        choices = [TextChoice(index, *echoes[index // asked.choices]) for index in range(len(prepared.requests))]
     async with aclosing(service.engine.texts(prepared.prompting.lm, prepared.requests)) as events:
         async for index, each in events:
             for choice in choices[index].said(each):
@@ -114,11 +141,17 @@ class TextChoice:
     """One text as a stream says it."""
 
     index: int
+    echo: str = ""
+    echoed: dict[str, Any] | None = None
+    begun: bool = False
     steps: int = 0  # whose log-probabilities were said
     offset: int = 0  # characters of their tokens
 
     def said(self, each: TextDelta | Finished) -> Iterator[dict[str, Any]]:
         """The choices of the chunks that say an event."""
+        if self.echo and not self.begun:
+            self.begun, self.offset = True, len(self.echo)
+            yield {"index": self.index, "text": self.echo, "logprobs": self.echoed, "finish_reason": None}
         if isinstance(each, Finished):
             yield self._chunk("", (each.logprobs or ())[self.steps :], each.reason)
         else:

@@ -43,8 +43,8 @@ class Asked:
     """What a request asks for. prompts: several texts, ids, or one conversation; each has `choices` answers.
 
     options: by the names of `Request`. logprobs: alternatives of each token; None without log-probabilities.
-    switches: what the chat template is asked for. answer_ids: what the answer to a conversation begins with.
-    echo: whether a text has its prompt before it. include_usage: whether a stream ends with the counts.
+    switches: what the chat template is asked for. answer_ids: what the answer to a conversation begins with, as ids or
+    text. echo: whether a text has its prompt before it. include_usage: whether a stream ends with the counts.
     """
 
     url: str
@@ -53,7 +53,7 @@ class Asked:
     logprobs: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     switches: Switches = field(default_factory=Switches)
-    answer_ids: Sequence[int] = ()
+    answer_ids: Sequence[int] | str = ()
     echo: bool = False
     stream: bool = False
     include_usage: bool = False
@@ -63,9 +63,6 @@ class Asked:
 def asked_of_body(url: str, body: Mapping[str, Any]) -> Asked:
     """What a body for `CHAT` or `TEXT` asks for. Raises BadParameter."""
     given = {name: value for name, value in body.items() if value is not None and name not in _WITHOUT_EFFECT}
-    model = body.get("model")
-    if model is not None and not isinstance(model, str):
-        raise BadParameter("model", "model must be a text")
     asked: dict[str, Any] = {"stream": check_flag("stream", given.pop("stream", False))}
     asked["include_usage"] = _include_usage(given.pop("stream_options", None), asked["stream"])
     asked["choices"] = check_count("n", given.pop("n", 1))
@@ -73,21 +70,21 @@ def asked_of_body(url: str, body: Mapping[str, Any]) -> Asked:
     if url == CHAT:
         options |= _limit(given, ("max_completion_tokens", "max_tokens"), 1)
         asked["prompts"] = [messages_of(given.pop("messages", None))]
-        options |= _response_format(given.pop("response_format", {"type": "text"}))
+        options |= response_format(given.pop("response_format", {"type": "text"}))
         asked["logprobs"] = _chat_logprobs(given)
         asked["switches"] = _switches(given)
         asked["answer_ids"] = check_ids("answer_ids", given.pop("answer_ids", []))
     else:
         asked["echo"] = check_flag("echo", given.pop("echo", False))
         options |= _limit(given, ("max_tokens",), 0 if asked["echo"] else 1)
-        asked["prompts"] = _prompts(given.pop("prompt", None))
+        asked["prompts"] = prompts_of("prompt", given.pop("prompt", None))
         asked["logprobs"] = given.pop("logprobs", None)
         check_alternatives("logprobs", asked["logprobs"], 20)
     for name in sorted(given):
         if name not in _NOTHING or given[name] != _NOTHING[name]:
             raise BadParameter(name, f"unknown or unsupported parameter: {name}")
     check_kinds(options)
-    return Asked(url=url, options=options, model=model, **asked)
+    return Asked(url=url, options=options, model=model_of(body), **asked)
 
 
 def _limit(given: dict[str, Any], names: Sequence[str], least: int) -> dict[str, Any]:
@@ -120,13 +117,34 @@ def _switches(given: dict[str, Any]) -> Switches:
     asked = given.pop("chat_template_kwargs", {})
     if not isinstance(asked, dict) or asked.keys() - {"enable_thinking", "thinking", "reasoning_effort"}:
         raise BadParameter("chat_template_kwargs", "chat_template_kwargs has enable_thinking and reasoning_effort")
-    effort = given.pop("reasoning_effort", asked.get("reasoning_effort"))
+    effort = check_effort(given.pop("reasoning_effort", asked.get("reasoning_effort")))
     thinking = asked.get("enable_thinking", asked.get("thinking"))
-    if effort is not None and effort not in get_args(ReasoningEffort):
-        raise BadParameter("reasoning_effort", "reasoning_effort must be low, medium or high")
     if thinking is not None and type(thinking) is not bool:
         raise BadParameter("chat_template_kwargs", "enable_thinking must be true or false")
     return {"thinking": thinking, "reasoning_effort": effort}
+
+
+def known_only(body: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
+    """What a body has that is not null. Raises BadParameter for what is not known."""
+    given = {name: value for name, value in body.items() if value is not None}
+    for name in sorted(given.keys() - known):
+        raise BadParameter(name, f"unknown or unsupported parameter: {name}")
+    return given
+
+
+def model_of(body: Mapping[str, Any]) -> str | None:
+    """The model that a body names. Raises BadParameter for what is no text."""
+    model = body.get("model")
+    if not isinstance(model, str | None):
+        raise BadParameter("model", "model must be a text")
+    return model
+
+
+def check_effort(value: object) -> str | None:
+    """Raises BadParameter for what is no effort of thinking, or None."""
+    if value is not None and value not in get_args(ReasoningEffort):
+        raise BadParameter("reasoning_effort", "reasoning_effort must be low, medium or high")
+    return cast("str | None", value)
 
 
 def check_flag(name: str, value: object) -> bool:
@@ -191,22 +209,24 @@ def check_ids(name: str, value: object) -> list[int]:
     return value
 
 
-def _prompts(prompt: object) -> Sequence[str | Sequence[int]]:
+def prompts_of(name: str, prompt: object) -> Sequence[str | Sequence[int]]:
+    """The texts, or token ids, that a parameter has. Raises BadParameter."""
     match prompt:
         case str():
             return [prompt]
         case [int(), *_]:
-            return [check_ids("prompt", prompt)]
+            return [check_ids(name, prompt)]
         case [_, *_] if len(prompt) > MOST_PROMPTS:
-            raise BadParameter("prompt", f"there must be at most {MOST_PROMPTS} prompts")
+            raise BadParameter(name, f"{name} must have at most {MOST_PROMPTS} texts")
         case [str(), *_] if all(isinstance(text, str) for text in prompt):
             return cast("list[str]", prompt)
         case [list(), *_]:
-            return [check_ids("prompt", ids) for ids in prompt]
-    raise BadParameter("prompt", "prompt must be a text or token ids, or several of these")
+            return [check_ids(name, ids) for ids in prompt]
+    raise BadParameter(name, f"{name} must be a text or token ids, or several of these")
 
 
-def _response_format(asked: object) -> dict[str, Any]:
+def response_format(asked: object) -> dict[str, Any]:
+    """The constraint that a `response_format` asks for. Raises BadParameter."""
     match asked:
         case {"type": "text", **rest} if not rest:
             return {}
@@ -217,15 +237,14 @@ def _response_format(asked: object) -> dict[str, Any]:
     raise BadParameter("response_format", "response_format must be of type text, json_object or json_schema")
 
 
-def messages_of(turns: object) -> list[Message]:
+def messages_of(turns: object, name: str = "messages") -> list[Message]:
     """The messages of a conversation. Raises BadParameter."""
     if not isinstance(turns, list) or not turns:
-        raise BadParameter("messages", "messages must be a list of messages")
-    return [_message(number, turn) for number, turn in enumerate(turns)]
+        raise BadParameter(name, f"{name} must be a list of messages")
+    return [_message(f"{name}[{number}]", turn) for number, turn in enumerate(turns)]
 
 
-def _message(number: int, turn: object) -> Message:
-    where = f"messages[{number}]"
+def _message(where: str, turn: object) -> Message:
     role = _ROLES.get(str(turn.get("role"))) if isinstance(turn, dict) else None
     if not isinstance(turn, dict) or role is None:
         raise BadParameter(where, f"{where} must have a role: {', '.join(_ROLES)}")

@@ -37,7 +37,7 @@ class Prompting:
         requests = []
         for prompt in asked.prompts:
             options = base | dict(asked.options)
-            ids = [*self._ids(asked, prompt), *asked.answer_ids]
+            ids = [*self._ids(asked, prompt), *self.answer_ids(asked)]
             for choice in range(asked.choices):
                 if choice and type(seed := options.get("seed")) is int:  # the first has found it in range
                     options = options | {"seed": (seed + 1) % 2**64}
@@ -52,6 +52,11 @@ class Prompting:
                 raise BadParameter("prompt", "the prompt is empty")
             return self.lm.tokenizer.encode(prompt, special=self.special)
         return [id for id in prompt if isinstance(id, int)]
+
+    def answer_ids(self, asked: Asked) -> Sequence[int]:
+        """What an answer begins with."""
+        begun = asked.answer_ids
+        return self.lm.tokenizer.encode(begun, add_special=False) if isinstance(begun, str) else begun
 
     def rendered(self, messages: Sequence[Message], asked: Switches) -> list[int]:
         """Token ids of a conversation. asked: switches that replace those of the settings."""

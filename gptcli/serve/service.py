@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from gptcli.chat.thinking import OPENING, Thoughts
+from gptcli.generation.events import Finished
 from gptcli.generation.request import Request
 from gptcli.serve.engine_thread import EngineThread
 from gptcli.serve.models import ServedModels
 from gptcli.serve.openai_bodies import CHAT, Asked
 from gptcli.serve.prompting import Prompting
+from gptcli.serve.transport import Call
 from gptcli.settings import SamplingConfig
 
 DEFAULT_TEXT_TOKENS = 16  # OpenAI's for `TEXT`; the answer in a conversation has none
@@ -22,11 +25,25 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that can be run: by whom, and what becomes a text each. inside_thoughts: whether answers begin so."""
+    """A request that can be run: by whom, and what becomes a text each."""
 
     name: str
     prompting: Prompting
+    asked: Asked
     requests: list[Request]
+
+    def thoughts(self) -> Thoughts | None:
+        """What tells the thoughts of an answer apart, if the model's template knows any."""
+        template, _ = self.prompting.template()
+        if OPENING not in template.source:
+            return None
+        tokenizer, prompt = self.prompting.lm.tokenizer, self.requests[0].prompt
+        begun = self.prompting.answer_ids(self.asked)
+        end = b"".join(tokenizer.token_bytes(int(id)) for id in prompt[: len(prompt) - len(begun)][-8:])
+        thoughts = Thoughts(inside=end.rstrip().endswith(OPENING.encode()))
+        for _ in thoughts.push(tokenizer.decode(begun).decode("utf-8", "replace")):
+            pass
+        return thoughts
 
 
 @dataclass
@@ -58,17 +75,18 @@ class Service:
             assert not isinstance(request.prompt, str)
             sampling = SamplingConfig.resolve(request.given, lm.sampling_defaults)
             lm.check_request(request.prompt, sampling, request.constraint)
-        return Prepared(name, prompting, requests)
+        return Prepared(name, prompting, asked, requests)
 
-    def thoughts(self, prepared: Prepared, asked: Asked) -> Thoughts | None:
-        """What tells an answer's thoughts apart, if the model's template knows any."""
-        template, _ = prepared.prompting.template()
-        if OPENING not in template.source:
-            return None
-        tokenizer, prompt = prepared.prompting.lm.tokenizer, prepared.requests[0].prompt
-        rendered = prompt[: len(prompt) - len(asked.answer_ids)]
-        end = b"".join(tokenizer.token_bytes(int(id)) for id in rendered[-8:])
-        thoughts = Thoughts(inside=end.rstrip().endswith(OPENING.encode()))
-        for _ in thoughts.push(tokenizer.decode(asked.answer_ids).decode("utf-8", "replace")):
-            pass
-        return thoughts
+    async def spoken(self, prepared: Prepared, call: Call) -> AsyncGenerator[tuple[str, bool] | Finished]:
+        """The one answer of a conversation: its pieces, each with whether it is a thought, and how it ended."""
+        thoughts = prepared.thoughts()
+        async with aclosing(self.engine.texts(prepared.prompting.lm, prepared.requests[:1])) as events:
+            async for _, each in events:
+                if isinstance(each, Finished):
+                    for piece in thoughts.flush() if thoughts else ():
+                        yield piece
+                    call.completion_tokens = each.usage.completion_tokens
+                    yield each
+                else:
+                    for piece in [(each.text, False)] if thoughts is None else thoughts.push(each.text):
+                        yield piece
