@@ -48,11 +48,14 @@ from gptcli.settings import (
 )
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.tokenizer import Tokenizer
+from gptcli.tools.formats import ToolUse
+from gptcli.tools.splitter import Splitter, splitter_of
 from gptcli.version import VERSION
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gptcli.generation.constraints.grammar import CallGrammar
     from gptcli.generation.constraints.matcher import Compiler
     from gptcli.generation.events import Completed, Finished, TextDelta
     from gptcli.generation.sampling.constraint import Constraint
@@ -230,6 +233,7 @@ class LanguageModel:
         overflow: Overflow = "stop",
         logprobs: int | None = None,
         explain: bool = False,
+        tools: ToolUse | None = None,
         **options: Unpack[GenerateKeywords],
     ) -> Iterator[TextDelta | Finished]:
         """Continues a text or token ids; yields TextDelta as text comes, then one Finished.
@@ -239,7 +243,8 @@ class LanguageModel:
         ContextOverflow for a prompt that does not fit.
 
         logprobs and explain are what each TextDelta brings of its tokens, and Finished of all: their log-probabilities
-        with that many alternatives, and what each sampling filter did.
+        with that many alternatives, and what each sampling filter did. tools: as `ChatTemplate.tool_use` makes it;
+        Finished then brings the calls, which are no part of the text.
         """
         request = Request(
             prompt,
@@ -249,6 +254,7 @@ class LanguageModel:
             overflow=overflow,
             logprobs=logprobs,
             explain=explain,
+            tools=tools,
             **options,
         )
         return self.answer(request)
@@ -263,6 +269,7 @@ class LanguageModel:
             constraint=request.constraint,
             logprobs=request.logprobs,
             explain=request.explain,
+            tools=request.tools,
             **run,
         )
 
@@ -294,15 +301,33 @@ class LanguageModel:
                 return
 
     def check_request(
-        self, prompt: Sequence[int], sampling: SamplingConfig, constraint: ConstraintConfig | None = None
+        self,
+        prompt: Sequence[int],
+        sampling: SamplingConfig,
+        constraint: ConstraintConfig | None = None,
+        tools: ToolUse | None = None,
     ) -> None:
         """Raises UsageError or ContextOverflow where a prompt cannot be continued so. Needs no weights.
 
-        Begins to compile the constraint, so that it is ready once the weights are.
+        Begins to compile the constraint, or the grammar of a call that is required, so that it is ready once the
+        weights are.
         """
         check_request(prompt, sampling, self.ctx_size, self.tokenizer.size)
-        if constraint is not None:
-            self._compiler.start(constraint)
+        if tools is not None and constraint is not None:
+            raise UsageError(
+                "a text that must be of a form cannot call tools", hint="--tool-choice none leaves them out"
+            )
+        limit = constraint or self._call_grammar(tools)
+        if limit is not None:
+            self._compiler.start(limit)
+
+    def _call_grammar(self, tools: ToolUse | None) -> CallGrammar | None:
+        """What limits a text that must be a call of a tool."""
+        if tools is None or (lark := tools.grammar(self.tokenizer.control_tokens.ids)) is None:
+            return None
+        from gptcli.generation.constraints.grammar import CallGrammar
+
+        return CallGrammar(lark, tools.schemas)
 
     @cached_property
     def _compiler(self) -> Compiler:
@@ -310,17 +335,28 @@ class LanguageModel:
 
         return Compiler(self.tokenizer, self.stop_ids)
 
-    def _constraint(self, config: ConstraintConfig | None, prompt: Sequence[int], forces: bool) -> Constraint | None:
+    def _constraint(
+        self, config: ConstraintConfig | CallGrammar | None, prompt: Sequence[int], forces: bool
+    ) -> Constraint | None:
         """What limits a text: from its beginning, or from the end of thoughts that the prompt opens."""
         if config is None:
             return None
         constraint = self._compiler.constraint(config, forces=forces)
-        end = b"".join(map(self.tokenizer.token_bytes, prompt[-8:]))
-        if not end.rstrip().endswith(OPENING.encode()):
+        if not self._opens_thoughts(prompt):
             return constraint
         from gptcli.generation.constraints.matcher import AfterThoughts
 
         return AfterThoughts(constraint, self.tokenizer, CLOSING.encode(), self.stop_ids)
+
+    def _opens_thoughts(self, prompt: Sequence[int]) -> bool:
+        return b"".join(map(self.tokenizer.token_bytes, prompt[-8:])).rstrip().endswith(OPENING.encode())
+
+    def _splitter(self, tools: ToolUse | None, prompt: Sequence[int]) -> Splitter | None:
+        """What keeps the calls of a text. Their ids depend on the prompt, so that no conversation has one twice."""
+        if tools is None:
+            return None
+        control_ids = self.tokenizer.control_tokens.ids
+        return splitter_of(tools, prompt, control_ids=control_ids, in_thoughts=self._opens_thoughts(prompt))
 
     def stream(
         self,
@@ -331,13 +367,14 @@ class LanguageModel:
         constraint: ConstraintConfig | None = None,
         logprobs: int | None = None,
         explain: bool = False,
+        tools: ToolUse | None = None,
         **run: Unpack[RunKeywords],
     ) -> Iterator[TextDelta | Finished]:
         """`generate` with resolved configs.
 
         Raises what `check_request` does, and UsageError for a negative `logprobs`, before anything is loaded.
         """
-        also: dict[str, Any] = {"constraint": constraint, "logprobs": logprobs, "explain": explain}
+        also: dict[str, Any] = {"constraint": constraint, "logprobs": logprobs, "explain": explain, "tools": tools}
         return next(self.streams(prompt, [sampling], stop, **also, **run))
 
     def streams(
@@ -349,6 +386,7 @@ class LanguageModel:
         constraint: ConstraintConfig | None = None,
         logprobs: int | None = None,
         explain: bool = False,
+        tools: ToolUse | None = None,
         **run: Unpack[RunKeywords],
     ) -> Iterator[Iterator[TextDelta | Finished]]:
         """`stream` for each of several configs, to be read in order; they decode together, which is far faster.
@@ -359,7 +397,7 @@ class LanguageModel:
         stop = self.stopping(stop)
         forces = True  # what the settings ban is never forced
         for sampling in dict.fromkeys(replace(sampling, seed=None) for sampling in samplings):
-            self.check_request(prompt, sampling, constraint)
+            self.check_request(prompt, sampling, constraint, tools)
             never = {token for token, bias in sampling.logit_bias if bias == float("-inf")} | always_banned(sampling)
             if never.union(self.stop_ids if stop.ignore_eos else ()).issuperset(range(self.tokenizer.size)):
                 raise UsageError("no token is left that may be drawn")
@@ -384,7 +422,8 @@ class LanguageModel:
             stop_ids=self.stop_ids,
             drafter=self._drafter(run.get("cancelled", never_cancelled)),
             most_drafted=self._most_drafted,
-            constrain=partial(self._constraint, constraint, prompt, forces),
+            constrain=partial(self._constraint, constraint or self._call_grammar(tools), prompt, forces),
+            split_calls=partial(self._splitter, tools, prompt),
             **run,
         )
 

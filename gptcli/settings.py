@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self, TypedDict, Unpack, get_args
 
 from gptcli.errors import UsageError
+from gptcli.tools.definitions import AUTO, NONE, Definition, checked_choice, checked_tools, parse_tools
 
 Overflow = Literal["error", "stop", "shift"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
@@ -281,7 +282,7 @@ class ChatSettings:
 
     given: the sampling settings that were given; the others are None, the model's default, else SamplingConfig's.
     thinking: whether the model is asked to think first, if its template has a switch for that. reasoning_effort: how
-    much, likewise.
+    much, likewise. tools: what the model is told it can call. tool_choice: auto, none, required, or a tool's name.
     """
 
     given: Mapping[str, Any]
@@ -296,6 +297,8 @@ class ChatSettings:
     regex: str | None
     grammar: str | None
     choices: tuple[str, ...]
+    tools: tuple[Definition, ...]
+    tool_choice: str
 
     def __init__(
         self,
@@ -312,6 +315,8 @@ class ChatSettings:
         regex: str | None = None,
         grammar: str | None = None,
         choices: Sequence[str] = (),
+        tools: Sequence[Definition] = (),
+        tool_choice: str = AUTO,
         **sampling: Unpack[SamplingKeywords],
     ) -> None:
         """Raises UsageError for a value out of range. `sampling` is added to `given`: so `replace` works."""
@@ -328,7 +333,11 @@ class ChatSettings:
             regex=regex,
             grammar=grammar,
             choices=tuple(choices),
+            tools=checked_tools(tools) if tools else (),
+            tool_choice=checked_choice(tool_choice, tools),
         )
+        if not tools and tool_choice not in (AUTO, NONE):
+            raise UsageError(f"tool-choice {tool_choice} needs tools")
         if reasoning_effort is not None:
             _check_choice("reasoning-effort", reasoning_effort, get_args(ReasoningEffort))
         _ = self.sampling({}), self.stopping, self.constraint  # these check the ranges
@@ -353,6 +362,11 @@ class ChatSettings:
     def constraint(self) -> ConstraintConfig | None:
         """What a reply must be."""
         return ConstraintConfig.resolve(vars(self))
+
+    @property
+    def offered(self) -> tuple[Definition, ...]:
+        """The tools that the model is told of."""
+        return () if self.tool_choice == NONE else self.tools
 
     @property
     def values(self) -> dict[str, Any]:
@@ -398,6 +412,8 @@ def _parsed(name: str, kind: str, text: str) -> Any:
             return parse_ids(name, [text])
         if name == "bad_words_ids":
             return parse_words(text.split())
+        if name == "tools":
+            return parse_tools(text, "tools")
         if name in ("stop", "choices"):
             return tuple(shlex.split(text))
         if kind.startswith("bool"):

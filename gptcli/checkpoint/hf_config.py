@@ -197,6 +197,11 @@ class HfConfig:
         """True or false. Absent or null gives the default."""
         return self._typed(name, default, "true or false")
 
+    def switch(self, name: str, default: bool) -> bool:
+        """True or false, or a number that stands for one of them. Absent or null gives the default."""
+        value = self._get(name)
+        return bool(value) if type(value) is int else self.flag(name, default)
+
     def string(self, name: str, default: str) -> str:
         """A string. Absent or null gives the default."""
         return self._typed(name, default, "a string")
@@ -356,8 +361,8 @@ class HfConfig:
                 return LinearScaling(factor=rope.number("factor"))
             case "llama3":
                 low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
-                if low >= high:
-                    raise BrokenCheckpoint(f"{self._where}: rope: low_freq_factor must be below high_freq_factor")
+                if low > high:
+                    raise BrokenCheckpoint(f"{self._where}: rope: low_freq_factor must not be above high_freq_factor")
                 return Llama3Scaling(
                     factor=rope.number("factor"), low_freq_factor=low, high_freq_factor=high, original_context=original
                 )

@@ -145,6 +145,21 @@ class LowRankUpdate:
     scale: float
 
 
+Ranges = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Ranges (start, stop) of an axis, one after the other: what a rank holds of a parameter.
+
+    axis: counted from the last, which is -1.
+    """
+
+    operand: Recipe
+    axis: int
+    ranges: Ranges
+
+
 Recipe = (
     Take
     | Concat
@@ -160,6 +175,7 @@ Recipe = (
     | Product
     | LowRankUpdate
     | Sinusoids
+    | Part
 )
 
 
@@ -215,6 +231,9 @@ def shape(recipe: Recipe, stored: Callable[[str], Stored]) -> Shape:
                 raise _misfit(recipe, shapes)
             *outer, rows, columns = first
             return (*outer, columns, rows)
+        case Part(axis=axis, ranges=ranges):
+            size = sum(stop - start for start, stop in ranges)
+            return (*first[:axis], size, *first[axis:][1:])
         case WithoutFirst(count=count):
             if not first or first[0] < count:
                 raise _misfit(recipe, shapes)

@@ -16,6 +16,7 @@ from gptcli.generation.steps import SharedSteps, SingleSteps, Steps
 from gptcli.runtime.engine import Cancelled, Engine, Logits, Progress, PromptCache, never_cancelled, no_progress
 from gptcli.settings import StopConfig
 from gptcli.text.tokenizer import Tokenizer
+from gptcli.tools.splitter import Splitter
 
 Event = TextDelta | Finished
 
@@ -32,6 +33,7 @@ def generate(
     drafter: Drafter | None = None,
     most_drafted: int = 0,
     constrain: Callable[[], Constraint | None] = lambda: None,
+    split_calls: Callable[[], Splitter | None] = lambda: None,
     on_prefill: Progress = no_progress,
     cancelled: Cancelled = never_cancelled,
 ) -> Iterator[Iterator[Event]]:
@@ -42,7 +44,7 @@ def generate(
 
     cache: its common prefix with the prompt is not run again; afterwards it holds the prompt and, for a single text,
     what was generated. drafter: drafts up to `most_drafted` tokens a step of a single text; the text stays the same.
-    constrain: makes what limits a text, for each of them.
+    constrain: makes what limits a text, for each of them. split_calls: likewise what keeps its calls of tools.
     cancelled: asked before every step and chunk; once true, running texts finish with reason "interrupt", and no other
     begins.
 
@@ -57,7 +59,7 @@ def generate(
         own = samplers[group * len(samplers) // groups : (group + 1) * len(samplers) // groups]
         constraints = [constrain() for _ in own]
         samples = [
-            Completion(tokenizer, prompt, sampler, stop, stop_ids, constraint)
+            Completion(tokenizer, prompt, sampler, stop, stop_ids, constraint, split_calls())
             for sampler, constraint in zip(own, constraints, strict=True)
         ]
         steps: Steps
@@ -160,4 +162,6 @@ class _Together:
                 forced_tokens=sample.forced,
             ),
             logprobs=None if sample.steps is None else tuple(sample.steps),
+            tool_calls=sample.tool_calls,
+            cut_call=sample.cut_call,
         )

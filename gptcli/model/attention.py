@@ -48,7 +48,7 @@ class Attention(nn.Module):
         if config.position_scale is not None:
             q = q * _position_scales(config.position_scale, position.positions, q)
         k, v = position.write(block, k.transpose(1, 2), v.transpose(1, 2))  # (B, kv_heads, S, head_dim)
-        attended = attend(config, q, k, v, position.mask(config.window), self.sinks)
+        attended = attend(config, q, k, v, position.mask(config.window, config.chunked), self.sinks)
         if config.gated:
             attended = attended * torch.sigmoid(gate.flatten(2))
         out: Tensor = self.out(attended)
@@ -70,7 +70,7 @@ def _head_norm(config: QkNormConfig | None, heads: int, head_dim: int) -> nn.Mod
 
 def _position_scales(config: PositionScale, positions: Tensor, q: Tensor) -> Tensor:
     """A factor for each position of q, (T, 1, 1)."""
-    steps = torch.floor(positions / config.original_context)
+    steps = torch.floor((positions + config.first) / config.original_context)
     return (1 + config.beta * torch.log(1 + steps)).to(q.dtype)[:, None, None]
 
 
@@ -81,7 +81,7 @@ def attend(
 
     q: (B, T, heads, head_dim); k and v: (B, kv_heads, S, head_dim). Without a mask, a single query sees all keys in its
     window, and T = S queries of a whole text each see the keys up to their own. A mask of several queries is bool, true
-    where they may see. That of a single query, over a cache's whole room, is added to the scores.
+    where they may see. That of a single query, over a cache's whole room or a window, is added to the scores.
     """
     B, T, heads, head_dim = q.shape
     if T == 1 and mask is not None:

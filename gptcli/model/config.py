@@ -93,10 +93,14 @@ class QkNormConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PositionScale:
-    """q scaled by 1 + beta * log(1 + floor(position / original_context)) (Llama 4)."""
+    """q scaled by 1 + beta * log(1 + floor(position / original_context)) (Llama 4).
+
+    first: what a text's first position counts as.
+    """
 
     beta: float
     original_context: int
+    first: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +124,7 @@ class AttentionConfig:
     rope: RopeConfig | None
     scale: float  # of the scores, commonly head_dim ** -0.5
     window: int | None = None
+    chunked: bool = False  # it does not slide: a text is cut every `window` tokens, and a query sees its own piece
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: QkNormConfig | None = None
@@ -241,6 +246,7 @@ class MoeConfig:
     added_to_sum: float = 0.0  # and what is added to it
     scale: float = 1.0  # of the chosen scores
     jitter: float = 0.0  # of sparsemixer: an expert is near if it is less than twice this below the best, relatively
+    scales_input: bool = False  # the scores multiply what experts see, not what they return
     shared: MlpConfig | None = None
     shared_gate: bool = True  # a sigmoid scales the shared expert, if there is one
 
@@ -300,7 +306,10 @@ class Mamba2Config:
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaNetConfig:
-    """Gated DeltaNet (Yang et al., 2024). `heads` of values share `key_heads` of keys and queries, evenly."""
+    """Gated DeltaNet (Yang et al., 2024). `heads` of values share `key_heads` of keys and queries, evenly.
+
+    tiled: the value heads of a key head are `key_heads` apart, not neighbours.
+    """
 
     heads: int
     key_heads: int
@@ -308,6 +317,7 @@ class DeltaNetConfig:
     value_dim: int
     kernel: int
     norm: NormConfig  # of what each head reads
+    tiled: bool = False
 
     @property
     def width(self) -> int:
@@ -351,7 +361,7 @@ class BlockConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """A whole decoder."""
+    """A whole decoder, or what one of several ranks holds of it."""
 
     vocab_size: int
     hidden_size: int
@@ -366,6 +376,7 @@ class DecoderConfig:
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    ranks: int = 1
 
     @property
     def attentions(self) -> list[AttentionConfig | LatentAttentionConfig]:

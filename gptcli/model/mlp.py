@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -136,8 +137,7 @@ class Moe(nn.Module):
         out = torch.zeros_like(x)
         for expert in torch.unique(chosen).tolist():
             token, choice = (chosen == expert).nonzero(as_tuple=True)
-            activated = activate(self.config.expert, self.up(expert, x[token]))
-            out.index_add_(0, token, self.down(expert, activated) * shares[token, choice, None])
+            out.index_add_(0, token, self._weighted(partial(self._one, expert), x[token], shares[token, choice, None]))
         return out
 
     def _side_by_side(self, x: Tensor, shares: Tensor, chosen: Tensor) -> Tensor:
@@ -147,13 +147,21 @@ class Moe(nn.Module):
         """
         tokens, top_k = chosen.shape
         if _COPYING * chosen.numel() > self.config.experts:
-            out = self._several(x.expand(self.config.experts, -1, -1), None)  # (experts, tokens, hidden)
-            all_shares = shares.new_zeros(tokens, self.config.experts).scatter(1, chosen, shares)
-            return (out * all_shares.t()[..., None]).sum(0)
-        out = self._several(x.repeat_interleave(top_k, 0)[:, None], chosen.flatten())  # (tokens * top_k, 1, hidden)
-        return (out.view(tokens, top_k, -1) * shares[..., None]).sum(1)
+            all_shares = shares.new_zeros(tokens, self.config.experts).scatter(1, chosen, shares).t()[..., None]
+            every = x.expand(self.config.experts, -1, -1)  # (experts, tokens, hidden)
+            return self._weighted(partial(self._several, None), every, all_shares).sum(0)
+        each = x.repeat_interleave(top_k, 0)[:, None]  # (tokens * top_k, 1, hidden)
+        out = self._weighted(partial(self._several, chosen.flatten()), each, shares.view(-1, 1, 1))
+        return out.view(tokens, top_k, -1).sum(1)
 
-    def _several(self, x: Tensor, experts: Tensor | None) -> Tensor:
+    def _weighted(self, run: Callable[[Tensor], Tensor], x: Tensor, shares: Tensor) -> Tensor:
+        return run(x * shares) if self.config.scales_input else run(x) * shares
+
+    def _one(self, expert: int, x: Tensor) -> Tensor:
+        out: Tensor = self.down(expert, activate(self.config.expert, self.up(expert, x)))
+        return out
+
+    def _several(self, experts: Tensor | None, x: Tensor) -> Tensor:
         return self.down.several(activate(self.config.expert, self.up.several(x, experts)), experts)
 
 

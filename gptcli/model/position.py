@@ -26,8 +26,11 @@ class Position(Protocol):
     def rotation(self, rope: RopeConfig) -> Rotation:
         """cos and sin for these positions, each (T, 1, dim)."""
 
-    def mask(self, window: int | None) -> Tensor | None:
-        """Which keys returned by `write` each token may see, (T, S), as `attend` takes it."""
+    def mask(self, window: int | None, chunked: bool = False) -> Tensor | None:
+        """Which keys returned by `write` each token may see, (T, S), as `attend` takes it.
+
+        chunked: the text is cut every `window` tokens; see `AttentionConfig.chunked`.
+        """
 
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Stores (rows, kv_heads, T, head_dim); returns all keys and values to attend to, with S in place of T."""
@@ -58,7 +61,7 @@ class AppendPosition:
     def __init__(self, tables: RotaryTables, cache: KVCache, T: int) -> None:
         self._tables, self._cache, self._T = tables, cache, T
         self._rotations: dict[RopeConfig, Rotation] = {}
-        self._masks: dict[int | None, Tensor | None] = {}
+        self._masks: dict[tuple[int | None, bool], Tensor | None] = {}
 
     @cached_property
     def positions(self) -> Tensor:
@@ -74,11 +77,25 @@ class AppendPosition:
             self._rotations[rope] = cos[rows], sin[rows]
         return self._rotations[rope]
 
-    def mask(self, window: int | None) -> Tensor | None:
+    def mask(self, window: int | None, chunked: bool = False) -> Tensor | None:
         """See `Position.mask`."""
-        if window not in self._masks:
-            self._masks[window] = causal_mask(self._cache.cached(window), self._T, window, self._cache.device)
-        return self._masks[window]
+        key = window, chunked
+        if key not in self._masks:
+            self._masks[key] = self._mask(window, chunked)
+        return self._masks[key]
+
+    def _mask(self, window: int | None, chunked: bool) -> Tensor | None:
+        cache, T = self._cache, self._T
+        cached = cache.cached(window)
+        seen = causal_mask(cached, T, window, cache.device)
+        if window is None or not chunked or cache.length + T <= window:
+            return seen
+        first = cache.length - cached  # the position of the oldest key
+        starts = self.positions // window * window - first
+        same = torch.arange(cached + T, device=cache.device) >= starts[:, None]  # (T, S)
+        if T > 1:
+            return same if seen is None else same & seen
+        return torch.zeros_like(same, dtype=cache.dtype).masked_fill(~same, float("-inf"))
 
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See `Position.write`."""

@@ -62,8 +62,8 @@ def _frequencies(rope: RopeConfig, span: int, device: torch.device) -> tuple[Ten
 
 def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
     turns = scaling.original_context * frequencies / (2 * math.pi)  # within the original context
-    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    keep = keep.clamp(0, 1)
+    blend = max(scaling.high_freq_factor - scaling.low_freq_factor, 1e-9)  # if they are equal, there is none
+    keep = ((turns - scaling.low_freq_factor) / blend).clamp(0, 1)
     return frequencies * keep + frequencies / scaling.factor * (1 - keep)
 
 

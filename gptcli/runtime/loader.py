@@ -20,6 +20,7 @@ from gptcli.runtime.fast_start.snapshots import (
     open_snapshot,
     slot_for,
 )
+from gptcli.runtime.ranks import ranks_here
 from gptcli.runtime.resource_limits import check_room_for_torch
 from gptcli.settings import RuntimeConfig
 
@@ -39,7 +40,10 @@ class Loader:
         self._slot: Slot | None = None  # for a snapshot of the weights that were read
         self._opened: OpenedSnapshot | None = None
         self.failures: list[str] = []  # notes on why it is slower than it could be
-        if announced is not None and not announced.probabilities and (slot := slot_for(folder, runtime)) is not None:
+        self._ranks = ranks_here()
+        if self._ranks is not None or announced is None or announced.probabilities:
+            return
+        if (slot := slot_for(folder, runtime)) is not None:
             with self._dropping(slot):
                 self._opened = open_snapshot(slot, runtime, self._room(announced))
 
@@ -92,15 +96,20 @@ class Loader:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
         check_room_for_torch()
         # Asked first: a snapshot is of these files or, if they change meanwhile, of none.
-        self._slot = slot_for(self._folder, self._runtime)
+        self._slot = None if self._ranks else slot_for(self._folder, self._runtime)
         from gptcli.checkpoint.load import load_decoder
         from gptcli.runtime.device_plan import plan_for
         from gptcli.runtime.memory_errors import memory_errors
         from gptcli.runtime.torch_engine import TorchEngine
 
-        plan = plan_for(self._folder, self._runtime)
+        plan = plan_for(self._folder, self._runtime, self._ranks)
         with memory_errors(plan.device, "loading the weights"):
-            decoder = load_decoder(self._folder, plan.weights, on_progress)
+            if self._ranks is None:
+                decoder = load_decoder(self._folder, plan.weights, on_progress)
+            else:
+                from gptcli.runtime.tensor_parallel import lead
+
+                decoder, plan = lead(self._folder, self._runtime, self._ctx_size, plan, on_progress, self._ranks)
         engine = TorchEngine(decoder, plan, self._ctx_size, load_s=time.perf_counter() - started)
         if self._runtime.kv not in ("auto", engine.kv):
             raise UsageError(

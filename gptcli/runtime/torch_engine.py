@@ -113,7 +113,7 @@ class TorchEngine:
 
     def _new_kv_cache(self) -> KVCache:
         config, plan = self.decoder.config, self.plan
-        return KVCache(config, self.ctx_size, plan.device, plan.weights.dtype, zeroed=self._recorded is not None)
+        return plan.new_cache(config, self.ctx_size, plan.device, plan.weights.dtype, zeroed=self._recorded is not None)
 
     @torch.inference_mode()
     def prefill(

@@ -117,6 +117,9 @@ class ChatChoice:
         if isinstance(each, Finished):
             for text, thought in self.thoughts.flush() if self.thoughts else ():
                 yield self._delta(text, thought)
+            if each.tool_calls:
+                calls = [{"index": number, **call.record} for number, call in enumerate(each.tool_calls)]
+                yield self._chunk({"tool_calls": calls})
             yield self._chunk({}, (each.logprobs or ())[self.steps :], each.reason)
             return
         pieces = [(each.text, False)] if self.thoughts is None else list(self.thoughts.push(each.text))

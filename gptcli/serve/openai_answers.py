@@ -53,12 +53,14 @@ def usage_of(texts: Sequence[Completed], prompts: int) -> dict[str, Any]:
 def chat_choice(index: int, text: Completed, thoughts: Thoughts | None = None) -> dict[str, Any]:
     """A whole answer of a conversation. thoughts: what tells thoughts from the answer, if there may be any."""
     steps = text.finished.logprobs
-    message = {"role": "assistant", "content": text.text, "refusal": None}
+    message: dict[str, Any] = {"role": "assistant", "content": text.text, "refusal": None}
     if thoughts is not None:
         pieces = [*thoughts.push(text.text), *thoughts.flush()]
         message["content"] = "".join(piece for piece, thought in pieces if not thought)
         if thought_text := "".join(piece for piece, thought in pieces if thought):
             message["reasoning_content"] = thought_text
+    if calls := text.finished.tool_calls:
+        message |= {"content": message["content"] or None, "tool_calls": [call.record for call in calls]}
     return {
         "index": index,
         "message": message,

@@ -9,11 +9,12 @@ from typing import Any, cast, get_args
 from gptcli.errors import UsageError
 from gptcli.settings import CONSTRAINT_FIELDS, SAMPLING_FIELDS, ReasoningEffort
 from gptcli.text.chat_template import Switches
-from gptcli.text.messages import Message, Role
+from gptcli.text.messages import BadMessage, Message
+from gptcli.text.messages import messages_of as checked_messages
+from gptcli.tools.definitions import AUTO, Definition, checked_choice, checked_tools
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 MOST_CHOICES, MOST_PROMPTS = 128, 2048
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 # What has the same name in `Request`; part of it is OpenAI's, the rest an extension.
 _SAME = {*SAMPLING_FIELDS, *CONSTRAINT_FIELDS, "stop", "ignore_eos", "overflow"}
 # What changes nothing in the text.
@@ -25,7 +26,6 @@ _WITHOUT_EFFECT = {
     "safety_identifier",
     "service_tier",
     "prompt_cache_key",
-    "parallel_tool_calls",
 }
 _NOTHING = {"suffix": "", "best_of": 1, "modalities": ["text"]}  # values that ask for nothing
 
@@ -42,9 +42,9 @@ class BadParameter(UsageError):
 class Asked:
     """What a request asks for. prompts: several texts, ids, or one conversation; each has `choices` answers.
 
-    options: by the names of `Request`. logprobs: alternatives of each token; None without log-probabilities.
-    switches: what the chat template is asked for. answer_ids: what the answer to a conversation begins with, as ids or
-    text. echo: whether a text has its prompt before it. include_usage: whether a stream ends with the counts.
+    options: by the names of `Request`. logprobs: alternatives of each token; None without log-probabilities. switches:
+    what the chat template is asked for. tools, tool_choice: of a conversation. answer_ids: what its answer begins with,
+    as ids or text. echo: whether a text has its prompt before it. include_usage: whether a stream ends with the counts.
     """
 
     url: str
@@ -53,6 +53,8 @@ class Asked:
     logprobs: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     switches: Switches = field(default_factory=Switches)
+    tools: Sequence[Definition] = ()
+    tool_choice: str = AUTO
     answer_ids: Sequence[int] | str = ()
     echo: bool = False
     stream: bool = False
@@ -73,6 +75,7 @@ def asked_of_body(url: str, body: Mapping[str, Any]) -> Asked:
         options |= response_format(given.pop("response_format", {"type": "text"}))
         asked["logprobs"] = _chat_logprobs(given)
         asked["switches"] = _switches(given)
+        asked |= tools_of(given)
         asked["answer_ids"] = check_ids("answer_ids", given.pop("answer_ids", []))
     else:
         asked["echo"] = check_flag("echo", given.pop("echo", False))
@@ -85,6 +88,21 @@ def asked_of_body(url: str, body: Mapping[str, Any]) -> Asked:
             raise BadParameter(name, f"unknown or unsupported parameter: {name}")
     check_kinds(options)
     return Asked(url=url, options=options, model=model_of(body), **asked)
+
+
+def tools_of(given: dict[str, Any]) -> dict[str, Any]:
+    """Takes the tools of a conversation out of what is given. Raises BadParameter."""
+    if given.pop("parallel_tool_calls", True) is not True:
+        raise BadParameter("parallel_tool_calls", "not supported: parallel_tool_calls other than true")
+    tools, choice = given.pop("tools", None), given.pop("tool_choice", AUTO)
+    try:
+        tools = () if tools is None else checked_tools(tools)
+    except UsageError as error:
+        raise BadParameter("tools", error.message) from None
+    try:
+        return {"tools": tools, "tool_choice": checked_choice(choice, tools)}
+    except UsageError as error:
+        raise BadParameter("tool_choice", error.message) from None
 
 
 def _limit(given: dict[str, Any], names: Sequence[str], least: int) -> dict[str, Any]:
@@ -238,31 +256,9 @@ def response_format(asked: object) -> dict[str, Any]:
 
 
 def messages_of(turns: object, name: str = "messages") -> list[Message]:
-    """The messages of a conversation. Raises BadParameter."""
-    if not isinstance(turns, list) or not turns:
-        raise BadParameter(name, f"{name} must be a list of messages")
-    return [_message(f"{name}[{number}]", turn) for number, turn in enumerate(turns)]
-
-
-def _message(where: str, turn: object) -> Message:
-    role = _ROLES.get(str(turn.get("role"))) if isinstance(turn, dict) else None
-    if not isinstance(turn, dict) or role is None:
-        raise BadParameter(where, f"{where} must have a role: {', '.join(_ROLES)}")
-    for name, value in turn.items():
-        # Templates drop the thoughts of earlier answers.
-        known = name in ("role", "content") or (name == "reasoning_content" and role == "assistant")
-        if not known and value not in (None, []):
-            raise BadParameter(f"{where}.{name}", f"unknown or unsupported: {where}.{name}")
-    content = turn.get("content")
-    if isinstance(content, list):
-        content = "".join(_part(f"{where}.content", part) for part in content)
-    if not isinstance(content, str):
-        raise BadParameter(f"{where}.content", f"{where}.content must be a text")
-    return Message(cast(Role, role), content)
-
-
-def _part(where: str, part: object) -> str:
-    match part:
-        case {"type": "text", "text": str(text), **rest} if not rest:
-            return text
-    raise BadParameter(where, f"not supported: parts of {where} that are no text")
+    """The messages of a conversation, which is called `name`. Raises BadParameter."""
+    try:
+        return checked_messages(turns)
+    except BadMessage as error:
+        where = name + error.name.removeprefix("messages")
+        raise BadParameter(where, error.message.replace(error.name, where, 1)) from None

@@ -12,6 +12,7 @@ from gptcli.serve.openai_bodies import CHAT, Asked, BadParameter
 from gptcli.settings import CONSTRAINT_FIELDS
 from gptcli.text.chat_template import ChatTemplate, Switches
 from gptcli.text.messages import Message
+from gptcli.tools.definitions import AUTO, NONE, Definition
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Prompting:
 
     options: by the names of `Request`, for requests that say nothing else. template: the chat template and what it is
     asked for, found once a conversation needs it. system: of conversations without one; None is the model's own.
-    special: whether prompts spell control tokens.
+    special: whether prompts spell control tokens. tools, tool_choice: of conversations that bring none.
     """
 
     lm: LanguageModel
@@ -28,25 +29,38 @@ class Prompting:
     template: Callable[[], tuple[ChatTemplate, Switches]]
     system: str | None = None
     special: bool = False
+    tools: Sequence[Definition] = ()
+    tool_choice: str = AUTO
 
     def requests(self, asked: Asked) -> list[Request]:
         """A request for each choice of each prompt, in their order; seeds count up. Raises GptcliError."""
         base = dict(self.options)
         if any(name in asked.options for name in CONSTRAINT_FIELDS):
             base = {name: value for name, value in base.items() if name not in CONSTRAINT_FIELDS}
+        tools, use = self._offered(asked), None
+        if tools:
+            choice = self.tool_choice if asked.tool_choice == AUTO and not asked.tools else asked.tool_choice
+            use = self.template()[0].tool_use(tools, choice, self.lm.tokenizer)
         requests = []
         for prompt in asked.prompts:
             options = base | dict(asked.options)
-            ids = [*self._ids(asked, prompt), *self.answer_ids(asked)]
-            for choice in range(asked.choices):
-                if choice and type(seed := options.get("seed")) is int:  # the first has found it in range
+            ids = [*self._ids(asked, prompt, tools), *self.answer_ids(asked)]
+            for number in range(asked.choices):
+                if number and type(seed := options.get("seed")) is int:  # the first has found it in range
                     options = options | {"seed": (seed + 1) % 2**64}
-                requests.append(Request(ids, logprobs=asked.logprobs, **options))
+                requests.append(Request(ids, logprobs=asked.logprobs, tools=use, **options))
         return requests
 
-    def _ids(self, asked: Asked, prompt: str | Sequence[int] | Sequence[Message]) -> Sequence[int]:
+    def _offered(self, asked: Asked) -> Sequence[Definition]:
+        """The tools that a request's model is told of."""
+        return () if asked.url != CHAT or asked.tool_choice == NONE else asked.tools or self.tools
+
+    def _ids(
+        self, asked: Asked, prompt: str | Sequence[int] | Sequence[Message], tools: Sequence[Definition]
+    ) -> Sequence[int]:
         if asked.url == CHAT:
-            return self.rendered([message for message in prompt if isinstance(message, Message)], asked.switches)
+            messages = [message for message in prompt if isinstance(message, Message)]
+            return self.rendered(messages, {**asked.switches, "tools": tools})
         if isinstance(prompt, str):
             if not prompt:
                 raise BadParameter("prompt", "the prompt is empty")
@@ -64,7 +78,7 @@ class Prompting:
         if system is not None and messages[0].role != "system":
             messages = [Message("system", system), *messages]
         template, switches = self.template()
-        template.check_switches(**asked)
+        template.check_switches(**{name: value for name, value in asked.items() if name != "tools"})  # type: ignore[arg-type]
         given: Any = {name: value for name, value in asked.items() if value is not None}
         switches = {**switches, **given}
         return template.render(messages, self.lm.tokenizer, **switches)

@@ -18,6 +18,8 @@ from gptcli.errors import ContextOverflow, OutOfMemory
 from gptcli.generation.events import Finished, FinishReason, TextDelta, Usage
 from gptcli.language_model import LanguageModel
 from gptcli.settings import SamplingConfig, StopConfig
+from gptcli.tools.formats import ToolUse
+from gptcli.tools.splitter import splitter_of
 
 ENGINE = SimpleNamespace(device_name="cpu", dtype_name="fp32", failures=())
 
@@ -69,6 +71,7 @@ class Script:
         constraint: object = None,
         logprobs: int | None = None,
         explain: bool = False,
+        tools: ToolUse | None = None,
         on_prefill: Callable[[int, int], None] = lambda done, total: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[TextDelta | Finished]:
@@ -77,20 +80,29 @@ class Script:
         time.sleep(self.prefill_s)
         if self.turn_error:
             raise OutOfMemory(self.turn_error)
+        splitter = None if tools is None else splitter_of(tools, prompt)
         for piece in self.pieces:
             time.sleep(self.piece_s)
             if cancelled():
                 reason = "interrupt"
                 break
+            if splitter is not None:
+                piece = splitter.push(str(piece))
             yield TextDelta(piece if isinstance(piece, bytes) else piece.encode())
             self._leave_mark()
+        if splitter is not None:
+            yield TextDelta(splitter.flush(ended=reason == "stop").encode())
+            reason = "tool_calls" if reason == "stop" and splitter.calls else reason
         if self.overflows:
             raise ContextOverflow("the context of 8 tokens is full")
         usage = Usage(
             prompt_tokens=len(prompt), completion_tokens=len(self.pieces), load_s=0.1, prefill_s=0.1, ttft_s=0.1,
             decode_s=0.1, prefill_tokens_per_s=10.0, decode_tokens_per_s=10.0,
         )  # fmt: skip
-        yield Finished(reason=reason, ids=(), stop=None, seed=sampling.seed or 0, usage=usage, logprobs=None)
+        yield Finished(
+            reason=reason, ids=(), stop=None, seed=sampling.seed or 0, usage=usage, logprobs=None,
+            tool_calls=tuple(splitter.calls) if splitter else (), cut_call=splitter is not None and splitter.cut,
+        )  # fmt: skip
 
     def streams(
         self, lm: LanguageModel, prompt: Sequence[int], samplings: Sequence[SamplingConfig], *given: Any, **named: Any

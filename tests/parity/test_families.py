@@ -13,14 +13,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import (
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
-    Qwen3_5Config,
-    Qwen3_5ForConditionalGeneration,
-    Qwen3_5MoeConfig,
-    Qwen3_5MoeForConditionalGeneration,
-)
 
 import gptcli.model.attention
 import gptcli.model.cache
@@ -40,7 +32,7 @@ from gptcli.runtime.fast_start.snapshot_file import read, write
 from gptcli.runtime.torch_engine import TorchEngine
 from tests.cuda.fake_cuda import OnTheDevice, fake_cuda, fake_model
 from tests.cuda.recorder import record
-from tests.parity.reference import BASE, Reference, randomized, write_reference
+from tests.parity.reference import Reference, write_reference
 
 TOLERANCE = 1e-5
 IDS = torch.randint(3, 96, (48,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -90,6 +82,10 @@ SCORED_YARN = YARN | {"mscale": 60.0, "mscale_all_dim": 40.0, "beta_fast": 32.0,
 MINICPM_LONGROPE = {
     "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1, 1.2, 1.3],
     "long_factor": [1.0, 2.0, 3.0, 6.0], "original_max_position_embeddings": 32, "factor": 4.0, "mscale_all_dim": 40.0,
+}  # fmt: skip
+LLAMA4 = {
+    "head_dim": 16, "num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size_mlp": 80,
+    "interleave_moe_layer_step": 2, "attention_chunk_size": 8,
 }  # fmt: skip
 GPT_OSS = {"head_dim": 16, "num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 8}
 OSS_YARN = {
@@ -198,6 +194,14 @@ ROWS = [
     Row("ministral3", "ministral3", {"rope_parameters": MINISTRAL | {"llama_4_scaling_beta": 0.2}}, {"head_dim": 16,
          "rope_parameters": MINISTRAL}),
     Row("mixtral", "mixtral", {"num_experts_per_tok": 1}, {"num_local_experts": 5}),
+    Row("llama4", "llama4_text", {"attention_chunk_size": 9}, LLAMA4 | {"floor_scale": 5, "attn_scale": 0.7},
+         ({"floor_scale": 6}, {"attn_scale": 0.5}, {"attn_temperature_tuning": False}, {"use_qk_norm": False},
+         {"no_rope_layers": [1, 1, 1, 1]}, {"num_experts_per_tok": 1}, {"layer_types": ["full_attention"] * 4})),
+    Row("llama4, every other switch", "llama4_text", {"rope_parameters": {"rope_theta": 500.0}}, LLAMA4 | {
+         "use_qk_norm": False, "attn_temperature_tuning": False, "attention_chunk_size": None, "moe_layers": [1],
+         "no_rope_layer_interval": 3, "tie_word_embeddings": True, "attention_bias": True, "num_experts_per_tok": 1,
+         "rope_parameters": LLAMA3 | {"high_freq_factor": 1.0, "original_max_position_embeddings": 16}},
+         ({"no_rope_layers": [1, 1, 1, 0]},)),
     Row("mixtral, gelu, window", "mixtral", {"hidden_act": "silu"}, {"num_local_experts": 4, "hidden_act": "gelu",
          "sliding_window": 8}, ({"sliding_window": 9},)),
     Row("qwen2_moe", "qwen2_moe", {"norm_topk_prob": True}, QWEN_MOE | {"shared_expert_intermediate_size": 40,
@@ -491,7 +495,7 @@ def test_texts_that_share_their_steps_have_the_logits_they_have_alone(
         engine.prefill(prompt, cache)
     together = engine.rows(alone[0], len(texts))
     running = list(range(len(texts)))
-    for step in range(48 if engine.decoder.config.rope_borders else 24):
+    for step in range(48 if engine.decoder.config.rope_borders else 16):
         if step in (5, 11):  # the first text ends, and then the one that took its row
             together.drop(0)
             running[0] = running.pop()
@@ -529,11 +533,12 @@ def test_a_recorded_step_has_the_logits_of_a_plain_one(reference: Reference, mon
     monkeypatch.setattr(gptcli.model.attention, "_SPLIT", 5)
     monkeypatch.setattr(gptcli.model.mlp, "_few_on_a_gpu", lambda x: len(x) <= 3)
     plain, recorded = engine_of(reference.path), engine_of(reference.path, record=record)
+    if recorded.decoder.config.keeps_states:
+        recorded.decode(IDS[0], recorded.new_cache())
+        assert recorded.failures == ("slower than it could be: steps of layers that keep a state are not recorded",)
+        return
     assert relative_error(decoded(recorded), decoded(plain)) < TOLERANCE
-    states = recorded.decoder.config.keeps_states
-    assert (
-        recorded.failures == ("slower than it could be: steps of layers that keep a state are not recorded",) * states
-    )
+    assert not recorded.failures
 
 
 def decoded(engine: TorchEngine) -> Tensor:
@@ -541,12 +546,13 @@ def decoded(engine: TorchEngine) -> Tensor:
     after the text was truncated."""
     cache = engine.new_cache()
     engine.prefill(IDS[:25], cache)
-    logits = [engine.decode(token, cache)[None] for token in IDS[25:45]]
+    steps = 20 if engine.decoder.config.rope_borders else 12
+    logits = [engine.decode(token, cache)[None] for token in IDS[25 : 25 + steps]]
     rows = engine.rows(cache, 3)
     logits += [torch.stack(list(rows.step([token, token + 1, token + 2]))) for token in IDS[:5]]
     rows.drop(0)
     logits.append(torch.stack(list(rows.step([5, 6]))))
-    cache.truncate(40)
+    cache.truncate(20 + steps)
     logits += [engine.decode(token, cache)[None] for token in IDS[:2]]
     return torch.cat(logits)
 
@@ -584,34 +590,6 @@ def test_the_numbers_depend_on_what_the_row_is_about(
     for change in (row.breaks, *row.also):
         (tmp_path / "config.json").write_text(json.dumps(config | change))
         assert relative_error(engine_of(tmp_path).logits(IDS), wanted) > 10 * TOLERANCE, change
-
-
-def test_the_text_of_a_gemma3_with_vision_is_the_references(tmp_path: Path) -> None:
-    text = {name: value for name, value in BASE.items() if name != "pad_token_id"} | GEMMA | {"num_hidden_layers": 7}
-    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = Gemma3Config(text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14})
-    model = randomized(Gemma3ForConditionalGeneration(config))
-    model.save_pretrained(tmp_path)
-    assert relative_error(engine_of(tmp_path).logits(IDS), Reference(tmp_path, model).logits(IDS)) < TOLERANCE
-
-
-@pytest.mark.parametrize(
-    ("config_class", "model_class", "fields"),
-    [
-        (Qwen3_5Config, Qwen3_5ForConditionalGeneration, {}),
-        (Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration, QWEN_MOE | {"shared_expert_intermediate_size": 40}),
-    ],
-)
-def test_the_text_of_a_qwen3_5_with_vision_is_the_references(
-    tmp_path: Path, config_class: Any, model_class: Any, fields: dict[str, Any]
-) -> None:
-    text = {name: value for name, value in BASE.items() if name != "pad_token_id"} | DELTA | fields
-    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64}
-    model = randomized(model_class(config_class(text_config=text, vision_config=vision)))
-    model.save_pretrained(tmp_path)
-    folder = ModelFolder.open(tmp_path)
-    assert [note.what for note in folder.notes] == ["text alone goes in, though the model reads images too"]
-    assert relative_error(engine_of(tmp_path).logits(IDS), Reference(tmp_path, model).logits(IDS)) < TOLERANCE
 
 
 def test_kimi_k2_is_deepseek_v3_by_another_name(tmp_path: Path) -> None:

@@ -24,17 +24,6 @@ _FOUR_NORMS = Names(
     post_mlp_norm="post_feedforward_layernorm",
 )
 
-_VISION = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
-
-# What the hub's configs of Gemma 3 leave out of `text_config`.
-_GEMMA3_DEFAULTS = {
-    "model_type": "gemma3_text",
-    "vocab_size": 262_208,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 131_072,
-}
-
 
 def gemma(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Gemma and CodeGemma: Llama's block with scaled embeddings and a GELU."""
@@ -70,18 +59,6 @@ def gemma3_text(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     config = with_attention(config, qk_norm=QkNormConfig(norm=config.norm, over="head"))
     ropes = [local if kind == "sliding_attention" else rope for kind in types]
     return _four_norms(hf, tensors, types, with_attention_per_layer(config, rope=ropes))
-
-
-def gemma3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """Gemma 3 4B and larger, for text alone: its vision modules stay unused."""
-    hf.ignore("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index", "image_token_index")
-    hf.expect("tie_word_embeddings", True)
-    text = hf.section("text_config").with_defaults(_GEMMA3_DEFAULTS)
-    text.expect("model_type", "gemma3_text")
-    text.expect("final_logit_softcapping")  # transformers does not read it here
-    architecture = gemma3_text(text, tensors)
-    text.check_unread(text.model_type)
-    return replace(architecture, unused_prefixes=_VISION, reads_images=True)
 
 
 def _gemma_config(hf: HfConfig, act: Activation | None = None, rope: RopeConfig | None = None) -> DecoderConfig:

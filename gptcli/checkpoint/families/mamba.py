@@ -113,7 +113,8 @@ def granitemoehybrid(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     config = with_state(config, state, [kind == "mamba" for kind in _kinds(types, "mamba", "attention")])
     if hf.integer("num_local_experts", 8, low=0) == 0:
         hf.ignore("num_experts_per_tok")
-        return llama_architecture(config, tensors, _GRANITE)
+        apart = any(name.endswith(".0.mlp.down_proj.weight") for name in tensors)  # as MLX and GGUF files have it
+        return llama_architecture(config, tensors, Names(state="mamba") if apart else _GRANITE)
     moe = granite_mixture(hf, shared)
     return with_experts(config, tensors, lambda layer: moe, GRANITE.recipes, _GRANITE)
 

@@ -19,7 +19,7 @@ from gptcli.checkpoint.families.llama import (
     rms,
 )
 from gptcli.checkpoint.families.llama_relatives import HUNYUAN, ernie_config, hunyuan_config
-from gptcli.checkpoint.families.moe import MIXTRAL, ExpertNames, expert_of, experts_of, with_experts
+from gptcli.checkpoint.families.moe import COMMON, MIXTRAL, ExpertNames, expert_of, experts_of, with_experts
 from gptcli.checkpoint.families.olmo import olmo2_config
 from gptcli.checkpoint.families.parameters import root_of
 from gptcli.checkpoint.hf_config import HfConfig
@@ -27,7 +27,6 @@ from gptcli.checkpoint.recipes import Architecture
 from gptcli.errors import UnsupportedArchitecture
 from gptcli.model.config import LongRopeScaling, MlpConfig, MoeConfig, NormConfig, QkNormConfig, RopeConfig
 
-COMMON = ExpertNames()
 GRANITE = ExpertNames(
     "block_sparse_moe.",
     "router.layer",

@@ -19,6 +19,7 @@ from gptcli.serve.openai_bodies import (
     check_count,
     check_kinds,
     messages_of,
+    tools_of,
 )
 from gptcli.settings import CONSTRAINT_FIELDS, SAMPLING_FIELDS
 from gptcli.text.messages import Message
@@ -95,11 +96,13 @@ def _plain(fields: Mapping[str, Any], plain: PlainSettings) -> Asked:
     choices = check_count("samples", options.pop("samples", plain.samples))
     logprobs = options.pop("logprobs", plain.logprobs)
     check_alternatives("logprobs", logprobs, MOST_CHOICES)
+    tools = {} if turns is None else tools_of(options)
     for name in sorted(options.keys() - _PLAIN):
         raise BadParameter(name, f"unknown option: {name}")
     check_kinds(options)
     if turns is not None:
-        return Asked(url=CHAT, prompts=[messages_of(turns)], choices=choices, logprobs=logprobs, options=options)
+        prompts = [messages_of(turns)]
+        return Asked(url=CHAT, prompts=prompts, choices=choices, logprobs=logprobs, options=options, **tools)
     if not isinstance(prompt, str):
         raise BadParameter("prompt", "prompt must be a text")
     return replace(plain.asked(prompt), choices=choices, logprobs=logprobs, options=options)

@@ -17,6 +17,7 @@ from gptcli.language_model import LanguageModel
 from gptcli.serve.openai_bodies import Asked
 from gptcli.serve.prompting import Prompting
 from gptcli.text.chat_template import ChatTemplate, Switches
+from gptcli.tools.definitions import AUTO, Definition
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class BatchSettings:
     """What holds for every line that says nothing else.
 
     options: by the names of `Request`. template: of a prompt, with `{field}`s. system: of conversations without one.
-    special: whether prompts spell control tokens.
+    special: whether prompts spell control tokens. tools: of conversations that bring none.
     """
 
     options: Mapping[str, Any]
@@ -32,6 +33,8 @@ class BatchSettings:
     template: str | None = None
     system: str | None = None
     special: bool = False
+    tools: Sequence[Definition] = ()
+    tool_choice: str = AUTO
 
 
 @dataclass
@@ -76,7 +79,9 @@ class Requests:
         note_model: Callable[[str], None],
     ) -> None:
         self._settings, self._note_model = settings, note_model
-        self._prompting = Prompting(lm, settings.options, template, settings.system, settings.special)
+        self._prompting = Prompting(
+            lm, settings.options, template, settings.system, settings.special, settings.tools, settings.tool_choice
+        )
         self._open: dict[int, tuple[Work, int]] = {}  # by the index of the request: its line, and which choice it is
         self._index = 0
 

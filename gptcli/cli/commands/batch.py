@@ -66,6 +66,7 @@ def batch(
     sampling: options.SamplingOptions,
     samples: options.Samples = 1,
     constraints: options.ConstraintOptions,
+    tools: options.ToolOptions,
     stopping: options.StopOptions,
     output: Annotated[options.OutputOptions, only("logprobs", "quiet")],
 ) -> None:
@@ -97,6 +98,7 @@ def batch(
         plain=PlainSettings(prompts.chat, samples, output.logprobs),
         system=run.system(),
         special=prompts.special,
+        **tools.given(run.decoding),
     )
     _run(run, file, what, settings)
 

@@ -30,6 +30,10 @@ COMMANDS = (
         "set", "[K [V]]", "Shows or changes settings. The value `default` resets one.", "/set temperature 0.2",
         chat.change_setting, complete.settings,
     ),
+    Command(
+        "tools", "[FILE]", "Lists what the model may call, or takes it from a file. `none` for nothing.",
+        "/tools weather.json", chat.tools, complete.paths,
+    ),
     Command("seed", "[N]", "Sets the seed, or shows the last answer's. `random` unsets it.", "/seed 42", chat.seed),
     Command(
         "model", "[NAME]", "Goes on with another model, or lists them.", "/model smollm2-135m-instruct",

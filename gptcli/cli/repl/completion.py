@@ -78,6 +78,11 @@ def sessions(argument: str) -> Iterable[str]:
     return session_names()
 
 
+def paths(argument: str) -> Iterable[str]:
+    """Files and directories."""
+    return _paths(argument)
+
+
 def exports(argument: str) -> Iterable[str]:
     """Export formats and paths."""
     form, blank, start = argument.partition(" ")

@@ -10,15 +10,19 @@ from typing import NoReturn
 
 from gptcli.chat.storage import SessionFile, delete_session, last_model, session_names, stored_sessions, unused_name
 from gptcli.chat.thinking import opens_thoughts, without_thoughts
+from gptcli.cli.options import MAX_INPUT
+from gptcli.cli.prompt_input import Decoding, read_text
 from gptcli.cli.repl.answer_display import SHOW_THINKING
 from gptcli.cli.repl.clipboard import copy
 from gptcli.cli.repl.slash_command import Leave, ReplControls, parse_switch
 from gptcli.cli.terminal.columns import excerpt, fitted, terminal_columns, width
+from gptcli.cli.terminal.stderr import print_prompt_note
 from gptcli.cli.terminal.stdout import clean
 from gptcli.errors import InputError, OutputError, UsageError
 from gptcli.language_model import ChatSession
 from gptcli.models.catalog import local_models
 from gptcli.text.messages import Role, as_json, as_markdown, code_blocks
+from gptcli.tools.definitions import parse_tools, tool_name, tool_parameters
 
 _EXPORTS = {"md": as_markdown, "json": as_json}
 
@@ -97,6 +101,8 @@ def _settings_in_use(repl: ReplControls) -> dict[str, object]:
 
 def _spelled(name: str, value: object) -> str:
     if isinstance(value, tuple) and value:
+        if name == "tools":
+            return " ".join(map(tool_name, value))
         if name == "logit_bias":
             return " ".join(f"{token}={bias}" for token, bias in value)
         if name == "bad_words_ids":
@@ -105,6 +111,20 @@ def _spelled(name: str, value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return "none" if value in (None, ()) else str(value)
+
+
+def tools(repl: ReplControls, argument: str) -> None:
+    """Lists the tools that the model may call, or takes those of a file."""
+    if argument == "none":
+        repl.session.offer(())
+    elif argument:
+        file = Path(os.path.expanduser(argument))
+        repl.session.offer(parse_tools(read_text(file, Decoding("strict", MAX_INPUT, print_prompt_note)), argument))
+    for tool in repl.session.settings.tools:
+        about = excerpt(tool["function"].get("description", ""), 60)
+        repl.say(f"{tool_name(tool)}({', '.join(tool_parameters(tool).get('properties', {}))})  {about}".rstrip())
+    if not repl.session.settings.tools:
+        repl.say("no tools; /tools FILE takes those of a file")
 
 
 def seed(repl: ReplControls, text: str) -> None:
