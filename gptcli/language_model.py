@@ -270,14 +270,19 @@ class LanguageModel:
             tools=tools,
             **options,
         )
+        return self.answer(request)
+
+    def answer(self, request: Request, **run: Unpack[RunKeywords]) -> Iterator[TextDelta | Finished]:
+        """`generate` for a request."""
         return self.stream(
             self._ids(request.prompt),
             SamplingConfig.resolve(request.given, self.sampling_defaults),
             request.stopping,
             constraint=request.constraint,
-            logprobs=logprobs,
-            explain=explain,
-            tools=tools,
+            logprobs=request.logprobs,
+            explain=request.explain,
+            tools=request.tools,
+            **run,
         )
 
     def _ids(self, prompt: str | Sequence[int]) -> Sequence[int]:
@@ -508,6 +513,17 @@ class LanguageModel:
             raise ContextOverflow(f"the text has {len(ids)} tokens, the context holds {self.ctx_size}")
         return self.torch_engine().logits(ids)
 
+    def embed(self, text: str | Sequence[int]) -> Tensor:
+        """The mean of a text's last hidden states at length 1, (hidden,) in fp32. Raises UsageError or ContextOverflow.
+
+        Models that were not trained for it tell texts apart by it, but not well.
+        """
+        ids = self.tokenizer.encode(text) if isinstance(text, str) else text
+        check_request(ids, SamplingConfig(), self.ctx_size + 1, self.tokenizer.size)
+        mean: Tensor = self.torch_engine().embed(ids)
+        unit: Tensor = mean / mean.norm().clamp(min=1e-12)
+        return unit
+
     @property
     def longest_stride(self) -> int:
         """Tokens that a window of a long text can score, after what the tokenizer puts before every text."""
@@ -534,16 +550,25 @@ class LanguageModel:
             raise UsageError("there is nothing to score in an empty text")
         from gptcli.generation.scoring import score
 
+        ids = self.tokenizer.encode(text, special=special)
         return score(
             self._scorer(),
             self.tokenizer,
-            text,
+            ids,
             stride=stride or max(1, self.longest_stride // 2),
+            size=len(text.encode()),
+            head=ids[: len(self.tokenizer.surroundings[0])],
             top=top,
-            special=special,
             cache=cache,
             on_progress=on_progress,
         )
+
+    def score_ids(self, ids: Sequence[int], *, top: int = 0, cache: PromptCache | None = None) -> Score:
+        """`score` of token ids that `check_request` accepts; the first has no log-probability."""
+        from gptcli.generation.scoring import score
+
+        size = len(self.tokenizer.decode(ids))
+        return score(self._scorer(), self.tokenizer, ids, stride=self.ctx_size, size=size, top=top, cache=cache)
 
     def _scorer(self) -> Engine:
         """An engine for texts as long as the context."""

@@ -20,7 +20,18 @@ from gptcli.errors import InputError, UsageError
 from gptcli.files import open_regular
 from gptcli.models.catalog import DEFAULT_MODEL
 
-COMMANDS = ("generate", "chat", "batch", "score", "tokenize", "bench", "train", "cache")  # those that have a table
+# Those that have a table.
+COMMANDS = (
+    "generate",
+    "chat",
+    "batch",
+    "serve",
+    "score",
+    "tokenize",
+    "bench",
+    "train",
+    "cache",
+)
 
 _VARIABLE = "GPTCLI_CONFIG"
 _CONFIGURED = "gptcli.configured"  # in a context's meta: the names of the parameters that the file gave

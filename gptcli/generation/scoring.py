@@ -38,20 +38,20 @@ def windows(tokens: int, context: int, stride: int, first: int = 1) -> Iterator[
 def score(
     engine: Engine,
     tokenizer: Tokenizer,
-    text: str,
+    ids: Sequence[int],
     *,
     stride: int,
-    special: bool = False,
+    size: int,
+    head: Sequence[int] = (),
     top: int = 0,
     cache: PromptCache | None = None,
     on_progress: Progress = no_progress,
 ) -> Score:
-    """Scores a text of at least a token.
+    """Scores a text of at least a token, and `size` bytes.
 
-    What the tokenizer puts before a text, such as BOS, begins every window. on_progress: tokens done and in all.
+    head: what of it the tokenizer puts before a text, such as BOS, which begins every window. on_progress: tokens done
+    and in all.
     """
-    ids = tokenizer.encode(text, special=special)
-    head = ids[: len(tokenizer.surroundings[0])]
     unscored = max(1, len(head))
     logprobs: list[float | None] = [None] * unscored
     likeliest: list[tuple[TokenLogprob, ...]] = [()] * unscored
@@ -65,7 +65,7 @@ def score(
                 for token in scores
             ]
             on_progress(len(logprobs), len(ids))
-    return Score(tuple(ids), tuple(logprobs), len(text.encode()), tuple(likeliest))
+    return Score(tuple(ids), tuple(logprobs), size, tuple(likeliest))
 
 
 def choose(

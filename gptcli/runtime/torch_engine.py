@@ -249,6 +249,23 @@ class TorchEngine:
         cache.span = len(tokens)
         return torch.cat([self._run(chunk, cache, wanted=len(chunk)) for chunk in self._chunks(tokens)])
 
+    @torch.inference_mode()
+    def embed(self, tokens: Sequence[int]) -> Tensor:
+        """The mean of a text's hidden states after the final norm, (hidden,) in fp32. Raises as `prefill` does."""
+        cache = self._new_kv_cache()
+        cache.span = len(tokens)
+        total: Tensor | float = 0.0
+        for chunk in self._chunks(tokens):
+            with memory_errors(self.plan.device, f"running token {cache.length + len(chunk)}"):
+                hidden = self.decoder(torch.tensor([chunk], device=self.plan.device), cache)
+                total = total + self.decoder.final_norm(hidden)[0].float().sum(0)
+                cache.advance(chunk)
+        mean = total / len(tokens)
+        assert isinstance(mean, Tensor)
+        if not mean.isfinite().all():
+            raise NonFiniteLogits(len(tokens), self.plan.dtype_name)
+        return mean
+
     def _chunks(self, tokens: Sequence[int], most: int | None = None) -> list[Sequence[int]]:
         most = most or CHUNK
         return [tokens[start : start + most] for start in range(0, len(tokens), most)]

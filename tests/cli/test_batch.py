@@ -134,6 +134,7 @@ def test_a_response_format_replaces_the_commands_constraint(cli: Cli) -> None:
         (chat(stream=True), "stream"),
         (chat(response_format={"type": "xml"}), "response_format"),
         (chat(messages=[]), "messages"),
+        (chat(messages=[{"role": "robot", "content": "x"}]), "messages[0]"),
         (chat(messages=[{"role": "tool", "content": "x"}]), "messages[0].tool_call_id"),
         (chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]), "messages[0].content"),
         (chat(messages=[{"role": "user", "content": "x", "name": "y"}]), "messages[0].name"),

@@ -1,0 +1,276 @@
+"""OpenAI's `/v1/responses`, whole and as a stream; what was answered is kept for as long as the process runs."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from gptcli.generation.events import Finished
+from gptcli.serve.openai_bodies import (
+    CHAT,
+    Asked,
+    BadParameter,
+    check_effort,
+    check_flag,
+    check_kinds,
+    known_only,
+    messages_of,
+    model_of,
+    response_format,
+)
+from gptcli.serve.refusals import Refusal
+from gptcli.serve.service import Prepared, Service
+from gptcli.serve.transport import Call, Events, event
+from gptcli.text.messages import Message
+
+_KNOWN = {
+    *("model", "input", "instructions", "max_output_tokens", "temperature", "top_p", "stream", "store", "text"),
+    *("previous_response_id", "reasoning", "metadata", "user", "safety_identifier", "service_tier"),
+    *("prompt_cache_key", "parallel_tool_calls"),
+}
+_MOST_KEPT = 1000
+
+
+@dataclass
+class Kept:
+    """A response, and the conversation up to its end."""
+
+    response: dict[str, Any]
+    messages: Sequence[Message]
+
+
+@dataclass
+class Responses:
+    """The endpoints. The latest thousand responses are kept, unless a request asks not to."""
+
+    service: Service
+    kept: OrderedDict[str, Kept] = field(default_factory=OrderedDict)
+
+    async def create(self, call: Call) -> dict[str, Any] | Events:
+        """Answers a body for `/v1/responses`."""
+        given = known_only(call.body, _KNOWN)
+        turns = [*self._earlier(given.get("previous_response_id")), *_turns(given.get("input"))]
+        asked = _asked(given, turns)
+        store = check_flag("store", given.get("store", True))
+        prepared = await self.service.prepared(asked)
+        call.prompt_tokens = len(prepared.requests[0].prompt)
+        response = _response(prepared, given)
+        events = self._events(prepared, response, call)
+        if asked.stream:
+            return self._streamed(events, response, turns, store)
+        async with aclosing(events):
+            async for _ in events:
+                pass
+        self._keep(response, turns, store)
+        return response
+
+    async def read(self, call: Call) -> dict[str, Any]:
+        """Answers for a response that is kept."""
+        return self._find(call.path["id"]).response
+
+    async def delete(self, call: Call) -> dict[str, Any]:
+        """Forgets a response."""
+        self._find(call.path["id"])
+        del self.kept[call.path["id"]]
+        return {"id": call.path["id"], "object": "response", "deleted": True}
+
+    def _find(self, id: str) -> Kept:
+        if id not in self.kept:
+            raise Refusal(404, f"there is no response {id[:80]}; this process keeps the latest {_MOST_KEPT}")
+        return self.kept[id]
+
+    def _earlier(self, id: object) -> Sequence[Message]:
+        if id is None:
+            return ()
+        if not isinstance(id, str):
+            raise BadParameter("previous_response_id", "previous_response_id must be a text")
+        return self._find(id).messages
+
+    def _keep(self, response: dict[str, Any], turns: Sequence[Message], store: bool) -> None:
+        if store:
+            said = "".join(item["content"][0]["text"] for item in response["output"] if item["type"] == "message")
+            self.kept[response["id"]] = Kept(response, [*turns, Message("assistant", said)])
+            while len(self.kept) > _MOST_KEPT:
+                self.kept.popitem(last=False)
+
+    async def _streamed(self, events: Any, response: dict[str, Any], turns: Sequence[Message], store: bool) -> Events:
+        numbers = itertools.count()
+        async with aclosing(events):
+            async for kind, fields in events:
+                yield event({"type": kind, "sequence_number": next(numbers), **fields}, kind)
+        self._keep(response, turns, store)
+
+    async def _events(self, prepared: Prepared, response: dict[str, Any], call: Call) -> Any:
+        """Fills a response with what is said, and yields the events of a stream that tells of it."""
+        begun, output = False, response["output"]
+        async with aclosing(self.service.spoken(prepared, call)) as pieces:
+            async for piece in pieces:
+                if not begun:
+                    begun = True
+                    yield "response.created", {"response": response}
+                    yield "response.in_progress", {"response": response}
+                if isinstance(piece, Finished):
+                    if not output:  # an empty answer is a message, too
+                        for each in _begun(output, False):
+                            yield each
+                    for each in _ended(output):
+                        yield each
+                    _finish(response, piece, call)
+                    yield f"response.{response['status']}", {"response": response}
+                    continue
+                text, thought = piece
+                if not output or (output[-1]["type"] == "reasoning") != thought:
+                    for each in _ended(output) if output else ():
+                        yield each
+                    for each in _begun(output, thought):
+                        yield each
+                output[-1]["content"][0]["text"] += text
+                yield f"response.{_part_kind(output)}.delta", _at(output) | {"delta": text}
+
+
+def _part_kind(output: list[dict[str, Any]]) -> str:
+    return "reasoning_text" if output[-1]["type"] == "reasoning" else "output_text"
+
+
+def _at(output: list[dict[str, Any]]) -> dict[str, Any]:
+    place = {"item_id": output[-1]["id"], "output_index": len(output) - 1, "content_index": 0}
+    return place if output[-1]["type"] == "reasoning" else place | {"logprobs": []}
+
+
+def _begun(output: list[dict[str, Any]], thought: bool) -> list[tuple[str, dict[str, Any]]]:
+    """Adds an item, and tells of it."""
+    id = secrets.token_hex(12)
+    item: dict[str, Any] = {"id": f"rs_{id}", "type": "reasoning", "summary": [], "status": "in_progress"}
+    part: dict[str, Any] = {"type": "reasoning_text", "text": ""}
+    if not thought:
+        item = {"id": f"msg_{id}", "type": "message", "role": "assistant", "status": "in_progress"}
+        part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+    output.append(item | {"content": [part]})
+    added = {"output_index": len(output) - 1, "item": item | {"content": []}}
+    return [
+        ("response.output_item.added", added),
+        ("response.content_part.added", _at(output) | {"part": dict(part)}),
+    ]
+
+
+def _ended(output: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    item = output[-1]
+    item["status"] = "completed"
+    [part] = item["content"]
+    return [
+        (f"response.{_part_kind(output)}.done", _at(output) | {"text": part["text"]}),
+        ("response.content_part.done", _at(output) | {"part": part}),
+        ("response.output_item.done", {"output_index": len(output) - 1, "item": item}),
+    ]
+
+
+def _response(prepared: Prepared, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A response in which nothing is said yet."""
+    return {
+        "id": f"resp_{secrets.token_hex(12)}",
+        "object": "response",
+        "created_at": int(time.time()),
+        "status": "in_progress",
+        "error": None,
+        "incomplete_details": None,
+        "instructions": given.get("instructions"),
+        "max_output_tokens": given.get("max_output_tokens"),
+        "metadata": given.get("metadata") or {},
+        "model": prepared.name,
+        "output": [],
+        "parallel_tool_calls": False,
+        "previous_response_id": given.get("previous_response_id"),
+        "store": given.get("store", True),
+        "temperature": given.get("temperature"),
+        "text": given.get("text") or {"format": {"type": "text"}},
+        "tool_choice": "none",
+        "tools": [],
+        "top_p": given.get("top_p"),
+        "usage": None,
+    }
+
+
+def _finish(response: dict[str, Any], finished: Finished, call: Call) -> None:
+    response["status"] = "completed" if finished.reason == "stop" else "incomplete"
+    if finished.reason != "stop":
+        response["incomplete_details"] = {"reason": "max_output_tokens"}
+    response["usage"] = {
+        "input_tokens": call.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": call.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": call.prompt_tokens + call.completion_tokens,
+    }
+
+
+def _asked(given: Mapping[str, Any], turns: list[Message]) -> Asked:
+    options = {name: given[name] for name in ("temperature", "top_p") if name in given}
+    if "max_output_tokens" in given:
+        options["max_tokens"] = most = given["max_output_tokens"]
+        if type(most) is not int or most < 1:
+            raise BadParameter("max_output_tokens", "max_output_tokens must be a whole number, at least 1")
+    if "text" in given:
+        options |= _text_format(given["text"])
+    reasoning = given.get("reasoning", {})
+    if not isinstance(reasoning, dict) or reasoning.keys() - {"effort", "summary"}:
+        raise BadParameter("reasoning", "reasoning has effort alone")
+    if "instructions" in given:
+        if not isinstance(given["instructions"], str):
+            raise BadParameter("instructions", "instructions must be a text")
+        turns = [Message("system", given["instructions"]), *turns]
+    check_kinds(options)
+    return Asked(
+        url=CHAT,
+        prompts=[turns],
+        options=options,
+        switches={"reasoning_effort": check_effort(reasoning.get("effort"))},
+        stream=check_flag("stream", given.get("stream", False)),
+        model=model_of(given),
+    )
+
+
+def _text_format(asked: object) -> dict[str, Any]:
+    match asked:
+        case {"format": {"type": "json_schema", "schema": schema}, **rest} if not rest:
+            return response_format({"type": "json_schema", "json_schema": {"schema": schema}})
+        case {"format": form, **rest} if not rest:
+            return response_format(form)
+        case {**rest} if not rest:
+            return {}
+    raise BadParameter("text", "text has format alone")
+
+
+def _turns(asked: object) -> list[Message]:
+    """The messages of an input. Items of earlier answers are taken back; their thoughts are dropped."""
+    if isinstance(asked, str):
+        return [Message("user", asked)]
+    if not isinstance(asked, list) or not asked:
+        raise BadParameter("input", "input must be a text, or a list of messages")
+    turns = []
+    for number, item in enumerate(asked):
+        match item:
+            case {"type": "reasoning"}:
+                continue
+            case {"role": role, "content": content, **rest} if not rest.keys() - {"type", "id", "status"}:
+                if rest.get("type", "message") == "message":
+                    turns.append({"role": role, "content": _parts(content)})
+                    continue
+        raise BadParameter(f"input[{number}]", f"not supported: input[{number}] is no message")
+    return messages_of(turns, "input")
+
+
+def _parts(content: object) -> object:
+    if not isinstance(content, list):
+        return content
+    return [
+        {"type": "text", "text": part.get("text")}
+        if isinstance(part, dict) and part.get("type") in ("input_text", "output_text", "text")
+        else part
+        for part in content
+    ]
