@@ -283,3 +283,20 @@ def test_marks_that_are_control_tokens_are_seen_and_never_shown(tmp_path: Path) 
     mark = lm.tokenizer.control_tokens.id_of("<tool_call>")
     assert finished.ids[0] == mark and [call.name for call in finished.tool_calls] == ["weather"]
     assert b"".join(delta.data for delta in deltas if isinstance(delta, TextDelta)) == b""
+
+
+def test_the_answer_of_a_tool_can_be_changed_and_the_answers_of_several_cannot(lm: LanguageModel) -> None:
+    chat = lm.session(settings=ChatSettings(temperature=0.0, max_tokens=150, tools=TOOLS, tool_choice="now"))
+    list(chat.send("When?"))
+    assert chat.question == "When?"
+    list(chat.answer(["noon"]))
+    assert chat.question == "noon"
+    list(chat.retry("midnight"))
+    assert [message.content for message in chat.messages if message.role == "tool"] == ["midnight"]
+    events = [*chat.events]
+    calls = [{"id": id, "type": "function", "function": {"name": "now"}} for id in "ab"]
+    events[3] = {**events[3], "tool_calls": calls}
+    events[4:] = [{"type": "message", "role": "tool", "content": ["1", "2"]}, events[-1]]
+    both = gptcli.Session.restored(lm, events)
+    with pytest.raises(UsageError, match="several tools"):
+        both.retry("3")

@@ -55,7 +55,9 @@ def edit(repl: ReplControls, text: str) -> None:
     """Asks another question instead of the last one."""
     if not text:
         with contextlib.suppress(EOFError):  # Ctrl-D gives up
-            text = repl.read("edit> ", repl.session.unanswered or _last_message(repl, "user")).strip()
+            if (question := repl.session.question) is None:
+                raise UsageError("there is nothing yet")
+            text = repl.read("edit> ", question).strip()
         if text.startswith("/"):
             raise UsageError("a question was expected, not a command", hint="Ctrl-D gives up an edit")
     if text:
