@@ -201,6 +201,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
          "init_device": "cpu", "learned_pos_emb": True, "logit_scale": None, "max_seq_len": 2048, "n_heads": 4,
          "n_layers": 2, "no_bias": True, "norm_type": "low_precision_layernorm", "resid_pdrop": 0, "verbose": 0,
          "tie_word_embeddings": True},
+    "MPT without a section": LLAMA_ONLY | {"model_type": "mpt", "attn_config": None, "d_model": 64, "n_heads": 4,
+         "n_layers": 2},
     "OPT 350M": LLAMA_ONLY | {"model_type": "opt", "_remove_final_layer_norm": False, "activation_function": "relu",
          "dropout": 0.1, "do_layer_norm_before": False, "ffn_dim": 128, "init_std": 0.02, "layerdrop": 0.0, "prefix":
          "</s>", "word_embed_proj_dim": 32, "tie_word_embeddings": True},
@@ -258,6 +260,10 @@ def test_a_config_from_the_hub_is_understood(fields: dict[str, Any]) -> None:
 )
 def test_nothing_of_a_config_with_latent_attention_is_left_over(name: str) -> None:
     assert architecture(CONFIGS[name]).left_over == ()
+
+
+def test_what_the_reference_does_not_do_of_a_routers_scores_is_left_over() -> None:
+    assert architecture(CONFIGS["DeepSeek V2.5"] | {"norm_topk_prob": True}).left_over == ("norm_topk_prob",)
 
 
 @pytest.mark.parametrize(
