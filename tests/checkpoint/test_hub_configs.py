@@ -253,9 +253,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 GEMMA4 = {
     "attention_bias": False, "attention_dropout": 0.0, "attention_k_eq_v": True, "dtype": "bfloat16",
-    "enable_moe_block": False, "expert_intermediate_size": None, "final_logit_softcapping": 30.0, "global_head_dim": 512, "head_dim": 256,
-    "hidden_activation": "gelu_pytorch_tanh", "hidden_size_per_layer_input": 0, "layer_types": ["sliding_attention",
-    "full_attention"], "max_position_embeddings": 262144, "model_type": "gemma4_text", "num_experts": None,
+    "enable_moe_block": False, "expert_intermediate_size": None, "final_logit_softcapping": 30.0, "global_head_dim":
+    512, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "hidden_size_per_layer_input": 0,
+    "layer_types": ["sliding_attention", "full_attention"], "max_position_embeddings": 262144,
+    "model_type": "gemma4_text", "num_experts": None,
     "num_global_key_value_heads": 4, "num_kv_shared_layers": 0, "pad_token_id": 0, "rms_norm_eps": 1e-06,
     "rope_parameters": {"full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1000000.0, "rope_type":
     "proportional"}, "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"}}, "sliding_window": 1024,
@@ -315,8 +316,8 @@ WITH_IMAGES: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
          "image_token_id": 151363, "video_end_token_id": 151342, "video_start_token_id": 151341, "video_token_id":
          151364, "vision_config": {}}, {"model_type": "glm4v_moe_text", "attention_bias": True, "first_k_dense_replace":
          1, "head_dim": 128, "moe_intermediate_size": 1408, "n_group": 1, "n_routed_experts": 128, "n_shared_experts":
-         1, "norm_topk_prob": True, "num_experts_per_tok": 8, "num_nextn_predict_layers": 1, "partial_rotary_factor": 0.5,
-         "rope_scaling": {"mrope_section": [8, 12, 12], "rope_type": "default"}, "rope_theta": 10000.0,
+         1, "norm_topk_prob": True, "num_experts_per_tok": 8, "num_nextn_predict_layers": 1, "partial_rotary_factor":
+         0.5, "rope_scaling": {"mrope_section": [8, 12, 12], "rope_type": "default"}, "rope_theta": 10000.0,
          "routed_scaling_factor": 1.0, "topk_group": 1, "use_qk_norm": False}, set()),
     "Qwen 3 VL 30B": ({"model_type": "qwen3_vl_moe", "image_token_id": 151655, "video_token_id": 151656,
          "vision_end_token_id": 151653, "vision_start_token_id": 151652, "vision_config": {}, "tie_word_embeddings":
@@ -337,10 +338,9 @@ WITH_IMAGES: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
          "vision_feature_select_strategy": "full"}, {"model_type": "cohere2", "attention_bias": False,
          "cache_implementation": "hybrid", "head_dim": 128, "layer_norm_eps": 1e-05, "layer_switch": 4, "logit_scale":
          0.25, "order_of_interleaved_layers": "local_attn_first", "position_embedding_type": "rope_gptj",
-         "rope_scaling": None, "rope_theta": 50000, "rotary_pct": 1.0, "sliding_window": 4096, "sliding_window_pattern": 4,
-         "use_embedding_sharing": True, "use_gated_activation": True, "use_parallel_block": True,
-         "use_parallel_embedding": True},
-         set()),
+         "rope_scaling": None, "rope_theta": 50000, "rotary_pct": 1.0, "sliding_window": 4096,
+         "sliding_window_pattern": 4, "use_embedding_sharing": True, "use_gated_activation": True,
+         "use_parallel_block": True, "use_parallel_embedding": True}, set()),
     "LFM2-VL 450M": ({"model_type": "lfm2_vl", "do_image_splitting": True, "downsample_factor": 2, "encoder_patch_size":
          16, "image_token_index": 396, "max_image_tokens": 256, "projector_bias": True, "projector_hidden_act": "gelu",
          "projector_hidden_size": 2560, "vision_config": {}, "vision_feature_layer": -1}, {"model_type": "lfm2",
