@@ -122,6 +122,7 @@ def test_a_long_question_is_edited_folded() -> None:
 
 def test_an_argument_that_a_command_does_not_take_is_refused(chat: Chat) -> None:
     chat.ask("one")
+    assert answer_to(chat, "/set parameter top-k 5") == ["top_k = 5  (session)"]
     assert answer_to(chat, "/undo 2") == ["error: /undo takes nothing behind it"]
     assert said() == ["one", "Hello."]
 
@@ -274,6 +275,17 @@ def test_the_screen_is_cleared_and_the_conversation_stays(chat: Chat) -> None:
     chat.ask("two")
     assert said()[::2] == ["one", "two"]
     assert len(sessions()) == 1
+    assert "the conversation goes on; /new begins another" in chat.lines
+
+
+def test_a_file_is_sent_with_a_question(chat: Chat, tmp_path: Path) -> None:
+    (tmp_path / "my notes").write_text("# Notes\nmilk\n")
+    chat.ask(f"/read '{tmp_path}/my notes' What's \"milk\"?")
+    chat.ask(f"/read {tmp_path}/my\\ notes")
+    assert said()[::2] == ['# Notes\nmilk\n\nWhat\'s "milk"?', "# Notes\nmilk\n"]
+    assert answer_to(chat, "/read")[0] == "error: which file?"
+    assert answer_to(chat, "/read 'notes")[0] == "error: a quote is not closed"
+    assert "No such file" in "".join(answer_to(chat, "/read notes"))
 
 
 def test_exit_leaves(chat: Chat) -> None:
