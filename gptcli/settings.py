@@ -240,7 +240,8 @@ class GenerateKeywords(SamplingKeywords, total=False):
 class RuntimeConfig:
     """Where and in which precision a model runs.
 
-    kv: how keys and values are stored. speculate: tokens to draft per step, 0 for none.
+    kv: how keys and values are stored. speculate: tokens to draft per step, 0 for none. adapter: directories of
+    adapters, each perhaps with `=WEIGHT`.
     """
 
     device: str = "auto"
@@ -251,6 +252,12 @@ class RuntimeConfig:
     threads: int | None = None
     speculate: int = 0
     draft_model: str | None = None
+    adapter: tuple[str, ...] = ()
+
+    @property
+    def adapters(self) -> list[tuple[str, float]]:
+        """The directories of adapters, each with the factor of its updates."""
+        return list(map(_with_weight, self.adapter))
 
     @property
     def cache_kind(self) -> Literal["fp32", "fp16", "int8"]:
@@ -261,7 +268,8 @@ class RuntimeConfig:
 
     def for_draft_model(self) -> Self:
         """The config of a draft model: as fast as possible, since its mistakes are discarded."""
-        return replace(self, ctx_size=None, speculate=0, draft_model=None, dtype="auto", quantize="auto", kv="auto")
+        own = replace(self, ctx_size=None, speculate=0, draft_model=None, adapter=())
+        return replace(own, dtype="auto", quantize="auto", kv="auto")
 
     def __post_init__(self) -> None:
         _check_whole("speculate", self.speculate, 0, 64, " (0 is off)")
@@ -274,6 +282,14 @@ class RuntimeConfig:
             _check_whole("ctx-size", self.ctx_size, 1, math.inf)
         if self.threads is not None:
             _check_whole("threads", self.threads, 1, 1024)
+
+
+def _with_weight(adapter: str) -> tuple[str, float]:
+    path, _, weight = adapter.rpartition("=")
+    try:
+        return (path, float(weight)) if path else (adapter, 1.0)
+    except ValueError:
+        return adapter, 1.0
 
 
 @dataclass(frozen=True, init=False)
@@ -320,6 +336,7 @@ class ChatSettings:
         **sampling: Unpack[SamplingKeywords],
     ) -> None:
         """Raises UsageError for a value out of range. `sampling` is added to `given`: so `replace` works."""
+        tools = checked_tools(tools) if tools else ()
         vars(self).update(
             given=_given({**(given or {}), **sampling}),
             max_tokens=max_tokens,
@@ -333,7 +350,7 @@ class ChatSettings:
             regex=regex,
             grammar=grammar,
             choices=tuple(choices),
-            tools=checked_tools(tools) if tools else (),
+            tools=tools,
             tool_choice=checked_choice(tool_choice, tools),
         )
         if not tools and tool_choice not in (AUTO, NONE):

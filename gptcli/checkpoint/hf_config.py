@@ -16,6 +16,7 @@ from gptcli.model.config import (
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
+    ProportionalScaling,
     RopeConfig,
     RopeScaling,
     YarnScaling,
@@ -133,6 +134,14 @@ class HfConfig:
             raise self._wrong(name, "an object", value)
         return self._like(HfConfig(value, f"{self._where}: {name}"), f"{self._prefix}{name}.")
 
+    def sections_by_layer(self, name: str) -> dict[int, HfConfig]:
+        """Nested configs by the number of their layer."""
+        fields = self._object(name)
+        if not all(layer.isdecimal() and isinstance(own, dict) for layer, own in fields.items()):
+            raise self._wrong(name, "objects by their layer", fields)
+        nested = self.section(name)
+        return {int(layer): nested.section(layer) for layer in fields}
+
     def _same(self, other: HfConfig) -> HfConfig:
         other._read, other._rope_extras, other._rope_types = self._read, self._rope_extras, self._rope_types
         return self._like(other, self._prefix)
@@ -224,7 +233,14 @@ class HfConfig:
             raise self._wrong(name, f"a list of {layers}", value)
         return value[:layers]
 
-    def integer_per_layer(self, name: str, layers: int, default: int) -> list[int]:
+    def shares_per_layer(self, name: str, layers: int) -> list[float] | None:
+        """A number from 0 to less than 1 for each layer, or None if absent or null."""
+        shares = self.per_layer(name, layers)
+        if shares is not None and any(type(share) not in (int, float) or not 0 <= share < 1 for share in shares):
+            raise self._wrong(name, "numbers from 0 to less than 1", shares)
+        return shares
+
+    def integer_per_layer(self, name: str, layers: int, default: int | None = None) -> list[int]:
         """A whole number of at least 1 for each layer, from a list or from one for all."""
         if isinstance(self._get(name), list):
             return [HfConfig({name: each}, self._where).integer(name) for each in self.per_layer(name, layers) or ()]
@@ -330,6 +346,12 @@ class HfConfig:
     ) -> RopeConfig:
         rope = self._like(HfConfig(parameters, f"{self._where}: rope"), f"{self._prefix}{name}.")
         theta = rope.number("rope_theta", theta, low=1.0)
+        if parameters.get("rope_type") == "proportional":
+            turned = int(rope.number("partial_rotary_factor", 1.0, high=1.0) * head_dim // 2)
+            proportional = ProportionalScaling(turned=turned, factor=rope.number("factor", 1.0))
+            rope.ignore("rope_type")
+            rope.check_unread(self.model_type, not_read=_OF_OTHER_ROPES)
+            return RopeConfig(theta=theta, dim=head_dim, scaling=proportional)
         if fraction is None:
             rope.expect("partial_rotary_factor", 1.0, 1)
         dim = int(head_dim * rope.number("partial_rotary_factor", fraction or 1.0))

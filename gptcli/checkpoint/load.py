@@ -23,7 +23,6 @@ from gptcli.checkpoint.recipes import (
     GroupsToParts,
     HeadRows,
     HeadsToQkv,
-    LowRankUpdate,
     PairsToHalves,
     Part,
     PlusOne,
@@ -46,8 +45,8 @@ from gptcli.errors import BrokenCheckpoint
 from gptcli.kernels.bindings import Arithmetic
 from gptcli.kernels.layers import CompiledEmbedding, CompiledExperts, CompiledLinear, can_compile
 from gptcli.kernels.tensors import FLOATS, Library
-from gptcli.model.decoder import Decoder, Embedding
-from gptcli.model.linear import Linear
+from gptcli.model.decoder import Decoder
+from gptcli.model.linear import Embedding, Linear
 from gptcli.model.mlp import Experts
 from gptcli.quant.affine import quantize_affine
 from gptcli.quant.dense import DenseWeight
@@ -194,16 +193,14 @@ def cook(recipe: Recipe, source: TensorSource) -> Tensor | PackedWeight:
             return _dense(value).mT.contiguous() if is_transposed(operand, source.stored) else value
         case PlusOne(operand):
             return _fp32(operand, source) + 1
-        case PairsToHalves(operand):
-            return _reordered(cook(operand, source), partial(_pairs_to_halves, recipe))
+        case PairsToHalves(operand) | HeadsToQkv(operand) | GroupsToParts(operand):
+            value = cook(operand, source)
+            return _rows(value, reordered_rows(recipe, value.shape[0]))
         case HeadRows(keys, values):
             return torch.cat([_fp32(keys, source).mT, _fp32(values, source)], 1).flatten(0, 1)
-        case HeadsToQkv():
-            return _reordered(cook(recipe.operand, source), partial(_heads_to_qkv, recipe))
-        case GroupsToParts(operand):
-            return _reordered(cook(operand, source), partial(_groups_to_parts, recipe))
         case WithoutFirst(operand, count):
-            return _reordered(cook(operand, source), lambda rows: rows[count:])
+            value = cook(operand, source)
+            return _rows(value, torch.arange(count, value.shape[0]))
         case Product(left, right, transposed):
             factor = _fp32(right, source)
             return _fp32(left, source) @ (factor.mT if transposed else factor)
@@ -215,8 +212,6 @@ def cook(recipe: Recipe, source: TensorSource) -> Tensor | PackedWeight:
             value = cook(operand, source)
             order = torch.arange(value.shape[1]).view(-1, 2).t().flatten()
             return value[:, order] if isinstance(value, Tensor) else value.rows(order)
-        case LowRankUpdate(operand, up, down, scale):
-            return _fp32(operand, source) + scale * (_fp32(up, source) @ _fp32(down, source))
 
 
 def _part(recipe: Part, source: TensorSource) -> Tensor | PackedWeight:
@@ -276,10 +271,20 @@ def _joined(
     return join_dense(list(map(_dense, values)))
 
 
-def _reordered(value: Tensor | PackedWeight, order: Callable[[Tensor], Tensor]) -> Tensor | PackedWeight:
-    """Rows in the order that `order` makes of their indices."""
-    indices = order(torch.arange(value.shape[0])).flatten()
+def _rows(value: Tensor | PackedWeight, indices: Tensor) -> Tensor | PackedWeight:
     return value[indices] if isinstance(value, Tensor) else value.rows(indices)
+
+
+def reordered_rows(recipe: PairsToHalves | HeadsToQkv | GroupsToParts, rows: int) -> Tensor:
+    """The order in which a recipe takes so many rows of its operand: their indices, (rows,)."""
+    indices = torch.arange(rows)
+    match recipe:
+        case PairsToHalves():
+            return _pairs_to_halves(recipe, indices)
+        case HeadsToQkv():
+            return _heads_to_qkv(recipe, indices)
+        case GroupsToParts():
+            return _groups_to_parts(recipe, indices)
 
 
 def _pairs_to_halves(recipe: PairsToHalves, rows: Tensor) -> Tensor:

@@ -132,19 +132,6 @@ class EvensThenOdds:
     operand: Recipe
 
 
-@dataclass(frozen=True)
-class LowRankUpdate:
-    """`operand + scale * (up @ down)`, in fp32: a LoRA adapter merged into a matrix (Hu et al., 2021).
-
-    operand: (rows, columns); up: (rows, rank); down: (rank, columns). A matrix stored (in, out) is transposed first.
-    """
-
-    operand: Recipe
-    up: Recipe
-    down: Recipe
-    scale: float
-
-
 Ranges = tuple[tuple[int, int], ...]
 
 
@@ -173,7 +160,6 @@ Recipe = (
     | WithoutFirst
     | EvensThenOdds
     | Product
-    | LowRankUpdate
     | Sinusoids
     | Part
 )
@@ -188,8 +174,6 @@ def operands_of(recipe: Recipe) -> tuple[Recipe, ...]:
             return operands
         case Product(left, right) | HeadRows(left, right):
             return left, right
-        case LowRankUpdate(operand, up, down):
-            return operand, up, down
         case _:
             return (recipe.operand,)
 
@@ -248,10 +232,6 @@ def shape(recipe: Recipe, stored: Callable[[str], Stored]) -> Shape:
             if not len(first) == len(values) == 3 or first[:2] != (values[0], values[2]):
                 raise _misfit(recipe, shapes)
             return (first[0] * (first[2] + values[1]), first[1])
-        case LowRankUpdate():
-            up, down = others
-            if not len(up) == len(down) == 2 or up[1] != down[0] or first != (up[0], down[1]):
-                raise _misfit(recipe, shapes)
     return first
 
 

@@ -20,7 +20,18 @@ from gptcli.errors import InputError, UsageError
 from gptcli.files import open_regular
 from gptcli.models.catalog import DEFAULT_MODEL
 
-COMMANDS = ("generate", "chat", "batch", "serve", "score", "tokenize", "bench", "cache")  # those that have a table
+# Those that have a table.
+COMMANDS = (
+    "generate",
+    "chat",
+    "batch",
+    "serve",
+    "score",
+    "tokenize",
+    "bench",
+    "train",
+    "cache",
+)
 
 _VARIABLE = "GPTCLI_CONFIG"
 _CONFIGURED = "gptcli.configured"  # in a context's meta: the names of the parameters that the file gave
@@ -125,7 +136,9 @@ def read_config(path: Path) -> dict[str, Any]:
         print_note(f"byte-order mark dropped: {path}")
     try:
         return tomllib.loads(data.decode("utf-8-sig"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: not TOML: {error}") from None
 
 

@@ -90,11 +90,19 @@ class RuntimeOptions:
             autocompletion=model_names,
         ),
     ] = None
+    adapter: Annotated[
+        list[str] | None,
+        _model_option(
+            "Put a LoRA adapter in PEFT's format on the model, perhaps with a factor. Repeatable.",
+            metavar="DIR[=WEIGHT]",
+        ),
+    ] = None
     offline: Offline = False
 
     def config(self) -> RuntimeConfig:
         """Raises UsageError for a value out of range."""
-        return RuntimeConfig(**{field.name: getattr(self, field.name) for field in fields(RuntimeConfig)})
+        given = {field.name: getattr(self, field.name) for field in fields(RuntimeConfig)}
+        return RuntimeConfig(**given | {"adapter": tuple(self.adapter or ())})
 
 
 Prompt = Annotated[

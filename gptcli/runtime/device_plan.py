@@ -62,7 +62,7 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig, ranks: Ranks | None = 
     multiplies dense ones faster; experts stay packed. A requested dtype is the least precision of activations: the
     kernels round dense matrices to a requested half. See `_arithmetic` for what they compute in.
     """
-    device = _device(runtime.device, ranks)
+    device = device_of(runtime.device, ranks)
     torch.set_num_threads(runtime.threads or min(torch.get_num_threads(), cpu_limit()))
     if device.type == "cuda":
         # cuDNN's attention plans every new prompt length for half a second.
@@ -173,7 +173,8 @@ def _is_packed(folder: ModelFolder) -> bool:
     return folder.kept_bytes(4) != folder.parameter_count * 4
 
 
-def _device(name: str, ranks: Ranks | None) -> torch.device:
+def device_of(name: str, ranks: Ranks | None = None) -> torch.device:
+    """A device as the command line spells it. Raises NoSuchDevice."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and ranks is not None:

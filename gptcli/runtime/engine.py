@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypedDict
 from weakref import ref
 
+from gptcli.errors import NonFiniteLogits, OutOfMemory
 from gptcli.kernels.bindings import Functions
 
 Logits: TypeAlias = Any
@@ -70,11 +72,27 @@ class Cache(Protocol):
     def length(self) -> int:
         """How many tokens are cached."""
 
+    @property
+    def tokens(self) -> list[int]:
+        """Their ids."""
+
     def keep_common(self, prompt: Sequence[int]) -> None:
         """Forgets all but the longest prefix shared with the prompt."""
 
     def truncate(self, length: int) -> None:
         """Forgets all but the first `length` tokens, or all of them."""
+
+
+class Extension(NamedTuple):
+    """Tokens that a step appends to a cached text. wanted: of how many of the last ones there are to be logits."""
+
+    cache: Any
+    tokens: Sequence[int]
+    wanted: int = 1
+
+
+Extended: TypeAlias = Sequence[Logits] | NonFiniteLogits | OutOfMemory
+"""The logits that an `Extension` wants, or why there are none."""
 
 
 class Rows(Protocol):
@@ -91,7 +109,10 @@ class Rows(Protocol):
 
 
 class Engine(Protocol):
-    """A loaded decoder with a context of `ctx_size` tokens. load_s: seconds that loading took."""
+    """A loaded decoder with a context of `ctx_size` tokens. load_s: seconds that loading took.
+
+    Threads may share it, each with caches of its own: they take turns step by step.
+    """
 
     ctx_size: int
     load_s: float
@@ -134,6 +155,19 @@ class Engine(Protocol):
     def step(self, tokens: Sequence[int], cache: Any) -> Sequence[Logits]:
         """Appends one token, and at most `most_ahead` more; the logits after each. Raises as `prefill` does."""
 
+    @property
+    def shares_steps(self) -> bool:
+        """Whether texts of any lengths run together in `extend`; elsewhere it runs them one by one."""
+
+    def extend(self, texts: Sequence[Extension]) -> list[Extended]:
+        """Appends tokens to several texts, each with a cache of its own, in one step; what came of each.
+
+        A text that ran out of memory may be cached in part, a non-finite one must be forgotten; the others go on.
+        """
+
+    def copy_of(self, cache: Any, length: int) -> Any:
+        """Another cache with the first `length` tokens, or with fewer. Raises OutOfMemory."""
+
     def score_tokens(
         self, tokens: Sequence[int], cache: Any, targets: Sequence[int], vocabulary: int, top: int
     ) -> Iterator[list[TokenScore]]:
@@ -165,3 +199,8 @@ class PromptCache:
         if self._cache is None or self._engine is None or self._engine() is not engine:
             self._engine, self._cache = ref(engine), engine.new_cache()
         return self._cache
+
+    @cached_property
+    def drafts(self) -> PromptCache:
+        """The same for the engine of a draft model."""
+        return PromptCache()

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Generic, Protocol, Self, TypeVar
 
+from gptcli.errors import GptcliError
 from gptcli.kernels.bindings import CacheKind, Row
 from gptcli.kernels.memory import Memory
 from gptcli.model.config import CACHE_STEP
-from gptcli.runtime.engine import Cancelled, Progress
+from gptcli.runtime.engine import Cancelled, Extension, Progress
 
 
 def planes(kind: CacheKind, head_dim: int) -> list[int]:
@@ -58,23 +59,28 @@ class ProgramCache:
 
     def truncate(self, length: int) -> None:
         """See `Cache.truncate`; keeps nothing if a window has already dropped keys that the next token needs."""
-        if any(part.first > max(0, length - part.window + 1) for part in self._parts if part.window):
-            length = 0
+        length = self._kept(length)
         if length == 0:
             for part in self._parts:
                 part.first = 0
         del self.tokens[length:]
+
+    def _kept(self, length: int) -> int:
+        needed = (part.first <= max(0, length - part.window + 1) for part in self._parts if part.window)
+        return length if all(needed) else 0
 
     def keep_common(self, prompt: Sequence[int]) -> None:
         """See `Cache.keep_common`."""
         pairs = zip(self.tokens, prompt, strict=False)
         self.truncate(sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
-    def copy(self) -> Self:
-        """Another cache with the same tokens."""
+    def copy(self, length: int | None = None) -> Self:
+        """Another cache with the first `length` tokens, by default all; with none where `truncate` would keep none."""
         other = type(self)([part.layout for part in self._parts], self.limit)
-        other.tokens, other.span = list(self.tokens), self.span
-        other._parts = [part.copy(self.length) for part in self._parts]
+        length = self.length if length is None else self._kept(length)
+        if length:
+            other.tokens, other.span = self.tokens[:length], self.span
+            other._parts = [part.copy(length) for part in self._parts]
         return other
 
 
@@ -125,7 +131,7 @@ class _Engine(Protocol[_Logits]):
         self, tokens: Sequence[int], cache: ProgramCache, on_progress: Progress = ..., cancelled: Cancelled = ...
     ) -> _Logits | None: ...
 
-    def decode_texts(self, texts: Sequence[tuple[ProgramCache, int]]) -> Sequence[_Logits]: ...
+    def extend(self, texts: Sequence[Extension]) -> Sequence[Sequence[_Logits] | GptcliError]: ...
 
 
 class ProgramRows(Generic[_Logits]):
@@ -136,7 +142,13 @@ class ProgramRows(Generic[_Logits]):
 
     def step(self, tokens: Sequence[int]) -> Sequence[_Logits]:
         """See `Rows.step`."""
-        return self._engine.decode_texts(list(zip(self._caches, tokens, strict=True)))
+        steps = [Extension(cache, [token]) for cache, token in zip(self._caches, tokens, strict=True)]
+        logits = []
+        for own in self._engine.extend(steps):
+            if isinstance(own, GptcliError):
+                raise own
+            logits.append(own[0])
+        return logits
 
     def replace(self, texts: Sequence[Sequence[int]], cancelled: Cancelled) -> Sequence[_Logits] | None:
         """See `Rows.replace`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import get_args
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from gptcli.cuda.graph import RecordedSteps
 from gptcli.cuda.static_step import all_finite
-from gptcli.errors import NonFiniteLogits
+from gptcli.errors import NonFiniteLogits, OutOfMemory
 from gptcli.kernels.bindings import Arithmetic, not_built
 from gptcli.kernels.layers import CompiledExperts, CompiledLinear
 from gptcli.kernels.tensors import Library
@@ -20,6 +21,8 @@ from gptcli.runtime.device_plan import DevicePlan, free_bytes
 from gptcli.runtime.engine import (
     MOST_ROWS,
     Cancelled,
+    Extended,
+    Extension,
     Progress,
     Rows,
     TokenScore,
@@ -47,6 +50,7 @@ class TorchEngine:
         self.plan = plan
         self.ctx_size = ctx_size
         self.load_s = load_s
+        self._step = threading.Lock()  # program, rotary tables and recorded step have one set of buffers
         self._program = lower(decoder, plan.library, plan.cache_kind) if plan.library else None
         self._recorded = RecordedSteps(decoder, plan.record) if plan.record else None
 
@@ -292,34 +296,74 @@ class TorchEngine:
 
     def _run(self, tokens: Sequence[int], cache: TextCache, wanted: int = 1) -> Tensor:
         """Appends tokens to a text; the logits of the last ones, (wanted, vocab)."""
-        if isinstance(cache, ProgramCache):
-            return self._run_program([(cache, tokens)], wanted)
-        return self._run_in_torch([tokens], cache, wanted)
-
-    def decode_texts(self, texts: Sequence[tuple[ProgramCache, int]]) -> list[Tensor]:
-        """Appends one token to each of several texts; the logits after each, (vocab,). Raises as `prefill` does."""
-        crossing = [self._crosses_border(1, cache) for cache, _ in texts]
-        together = [(cache, [token]) for (cache, token), crosses in zip(texts, crossing, strict=True) if not crosses]
-        logits = iter(self._run_program(together) if together else ())
-        return [self._anew(*text) if crosses else next(logits) for text, crosses in zip(texts, crossing, strict=True)]
-
-    def _anew(self, cache: ProgramCache, token: int) -> Tensor:
-        """Runs a whole text again, with one more token."""
-        tokens = [*cache.tokens, token]
-        cache.truncate(0)
-        logits = self.prefill(tokens, cache)
-        assert logits is not None
+        if not isinstance(cache, ProgramCache):
+            return self._run_in_torch([tokens], cache, wanted)
+        logits = self._run_program([Extension(cache, tokens, wanted)])
+        if not self._all_finite(logits):
+            raise NonFiniteLogits(cache.length, self.plan.dtype_name)
         return logits
 
-    def _run_program(self, texts: Sequence[tuple[ProgramCache, Sequence[int]]], wanted: int = 1) -> Tensor:
-        """Appends tokens to each of several texts; the logits of each one's last tokens, (texts * wanted, vocab)."""
+    @property
+    def shares_steps(self) -> bool:
+        """See `Engine.shares_steps`."""
+        return self._program is not None
+
+    def extend(self, texts: Sequence[Extension]) -> list[Extended]:
+        """See `Engine.extend`; each logits is (vocab,) in fp32. A text that crosses a RoPE border runs by itself."""
+        crossing = [self._crosses_border(len(text.tokens), text.cache) for text in texts]
+        if not self.shares_steps:
+            return [self._run_alone(text, anew=crosses) for text, crosses in zip(texts, crossing, strict=True)]
+        shared = iter(self._run_together([text for text, crosses in zip(texts, crossing, strict=True) if not crosses]))
+        return [
+            self._run_alone(text, anew=True) if crosses else next(shared)
+            for text, crosses in zip(texts, crossing, strict=True)
+        ]
+
+    def _run_together(self, texts: Sequence[Extension]) -> list[Extended]:
+        if not texts:
+            return []
+        try:
+            logits = self._run_program(texts)
+        except OutOfMemory as error:
+            return [error] * len(texts)
+        wanted = [text.wanted for text in texts]
+        if self._all_finite(logits):
+            return [own.unbind() for own in torch.split(logits, wanted)]
+        return [
+            own.unbind() if self._all_finite(own) else NonFiniteLogits(text.cache.length, self.plan.dtype_name)
+            for own, text in zip(torch.split(logits, wanted), texts, strict=True)
+        ]
+
+    def _run_alone(self, text: Extension, *, anew: bool) -> Extended:
+        """anew: runs the cached tokens again, too."""
+        cache, tokens = text.cache, text.tokens
+        if anew:
+            tokens = [*cache.tokens, *tokens]
+            cache.truncate(0)
+        try:
+            *earlier, last = self._chunks(tokens)
+            for chunk in earlier:
+                self._run(chunk, cache)
+            return self._run(last, cache, text.wanted).unbind()
+        except (NonFiniteLogits, OutOfMemory) as error:
+            return error
+
+    def copy_of(self, cache: TextCache, length: int) -> TextCache:
+        """See `Engine.copy_of`."""
+        with memory_errors(self.plan.device, f"copying {length} tokens"):
+            if isinstance(cache, ProgramCache):
+                return cache.copy(length)
+            other = self._new_kv_cache()
+            other.fill([cache])
+        other.truncate(length)
+        return other
+
+    def _run_program(self, texts: Sequence[Extension]) -> Tensor:
+        """Appends tokens to each of several texts; the wanted logits, (sum of wanted, vocab), finite or not."""
         assert self._program is not None
-        length = max(cache.length + len(tokens) for cache, tokens in texts)
-        with memory_errors(self.plan.device, f"running token {length}"):  # no torch modes: one costs as much as a layer
-            logits = self._program.run(texts, [wanted] * len(texts))
-            if not self._all_finite(logits):
-                raise NonFiniteLogits(length, self.plan.dtype_name)
-        return logits
+        length = max(text.cache.length + len(text.tokens) for text in texts)
+        with memory_errors(self.plan.device, f"running token {length}"), self._step:  # no torch modes: slow as a layer
+            return self._program.run(texts)
 
     def _all_finite(self, logits: Tensor) -> bool | Tensor:
         # Without torch operations in a step, torch's threads stay asleep instead of spinning for the next one.
@@ -332,7 +376,7 @@ class TorchEngine:
         """Appends tokens, equally many to each row; the logits of each row's last ones, (rows * wanted, vocab)."""
         length = cache.length + len(rows[0])
         finite: bool | Tensor
-        with memory_errors(self.plan.device, f"running token {length}"):
+        with memory_errors(self.plan.device, f"running token {length}"), self._step:
             if self._recorded is not None and len(rows[0]) == 1:
                 logits, finite = self._recorded.run([token for [token] in rows], cache)
             else:
@@ -340,6 +384,7 @@ class TorchEngine:
                 logits = self.decoder.logits(hidden[:, -wanted:].flatten(0, 1))
                 finite = self._all_finite(logits)
             cache.advance(*rows)
+            finite = bool(finite)  # a recorded one is written over by the next step
         if not finite:
             if self._recorded is not None:
                 cache.discard()  # a recorded step multiplies scratch with zero, and NaN stays NaN

@@ -54,7 +54,7 @@ class Asked:
     options: Mapping[str, Any] = field(default_factory=dict)
     switches: Switches = field(default_factory=Switches)
     tools: Sequence[Definition] = ()
-    tool_choice: str = AUTO
+    tool_choice: object = AUTO
     answer_ids: Sequence[int] | str = ()
     echo: bool = False
     stream: bool = False
@@ -100,7 +100,8 @@ def tools_of(given: dict[str, Any]) -> dict[str, Any]:
     except UsageError as error:
         raise BadParameter("tools", error.message) from None
     try:
-        return {"tools": tools, "tool_choice": checked_choice(choice, tools)}
+        # Without tools of its own, a line of a batch may choose one of the command's.
+        return {"tools": tools, "tool_choice": checked_choice(choice, tools) if tools else choice}
     except UsageError as error:
         raise BadParameter("tool_choice", error.message) from None
 

@@ -37,10 +37,8 @@ class Prompting:
         base = dict(self.options)
         if any(name in asked.options for name in CONSTRAINT_FIELDS):
             base = {name: value for name, value in base.items() if name not in CONSTRAINT_FIELDS}
-        tools, use = self._offered(asked), None
-        if tools:
-            choice = self.tool_choice if asked.tool_choice == AUTO and not asked.tools else asked.tool_choice
-            use = self.template()[0].tool_use(tools, choice, self.lm.tokenizer)
+        tools, choice = self._offered(asked)
+        use = self.template()[0].tool_use(tools, choice, self.lm.tokenizer) if tools else None
         requests = []
         for prompt in asked.prompts:
             options = base | dict(asked.options)
@@ -51,9 +49,14 @@ class Prompting:
                 requests.append(Request(ids, logprobs=asked.logprobs, tools=use, **options))
         return requests
 
-    def _offered(self, asked: Asked) -> Sequence[Definition]:
-        """The tools that a request's model is told of."""
-        return () if asked.url != CHAT or asked.tool_choice == NONE else asked.tools or self.tools
+    def _offered(self, asked: Asked) -> tuple[Sequence[Definition], object]:
+        """The tools that a request's model is told of, and which of them it must call."""
+        tools, choice = asked.tools, asked.tool_choice
+        if asked.url == CHAT and not tools:
+            tools, choice = self.tools, self.tool_choice if choice == AUTO else choice
+        if not tools and choice not in (AUTO, NONE):
+            raise BadParameter("tool_choice", "tool_choice needs tools")
+        return () if choice == NONE else tools, choice
 
     def _ids(
         self, asked: Asked, prompt: str | Sequence[int] | Sequence[Message], tools: Sequence[Definition]

@@ -54,6 +54,21 @@ GEMMA3_ROPES = {
     "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
 }
+GEMMA3N = {
+    "head_dim": 16, "sliding_window": 8, "hidden_size_per_layer_input": 12, "vocab_size_per_layer_input": 80,
+    "laurel_rank": 8, "altup_num_inputs": 3, "altup_active_idx": 1, "final_logit_softcapping": 3.0,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"] * 2 + ["full_attention"],
+    "activation_sparsity_pattern": [0.95, 0.8, 0.5, 0.0, 0.0, 0.0, 0.0], "tie_word_embeddings": True,
+}  # fmt: skip
+GEMMA4 = {
+    "head_dim": 16, "global_head_dim": 32, "sliding_window": 8, "hidden_size_per_layer_input": 12,
+    "vocab_size_per_layer_input": 96, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+    "num_hidden_layers": 6, "tie_word_embeddings": True,
+}  # fmt: skip
+GEMMA4_UNIFIED = {name: value for name, value in GEMMA4.items() if "per_layer_input" not in name} | {
+    "attention_k_eq_v": True, "num_kv_shared_layers": 2,
+}  # fmt: skip
+GEMMA4_ROPES = {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
 TWO_LONGROPES = {
     layer_type: {
         "rope_type": "longrope",
@@ -172,6 +187,23 @@ ROWS = [
     Row("gemma3, two borders of longrope", "gemma3_text",
          {"rope_parameters": {"full_attention": TWO_LONGROPES["full_attention"], "sliding_attention": {}}}, GEMMA |
          {"num_hidden_layers": 7, "rope_parameters": TWO_LONGROPES}),
+    Row("gemma3n", "gemma3n_text", {"sliding_window": 9}, GEMMA3N | {"num_hidden_layers": 7, "num_kv_shared_layers": 3},
+         ({"altup_active_idx": 0}, {"activation_sparsity_pattern": [0.0] * 7},
+         {"final_logit_softcapping": None})),
+    Row("gemma3n, nothing shared", "gemma3n_text", {"altup_active_idx": 1}, GEMMA3N | {"num_kv_shared_layers": 0,
+         "altup_active_idx": 0, "altup_num_inputs": 2, "intermediate_size": [48, 64, 80, 96], "attention_bias": True,
+         "activation_sparsity_pattern": None, "layer_types": ["sliding_attention", "full_attention"] * 2}),
+    Row("gemma4, as the small ones", "gemma4_text", {"sliding_window": 9}, GEMMA4 | {"num_hidden_layers": 8,
+         "num_kv_shared_layers": 4, "use_double_wide_mlp": True, "final_logit_softcapping": 3.0,
+         "layer_types": ["sliding_attention", "full_attention"] * 4},
+         ({"final_logit_softcapping": None}, {"rope_parameters": GEMMA4_ROPES | {"full_attention": {"rope_theta": 1e6,
+         "rope_type": "proportional", "partial_rotary_factor": 1.0}}})),
+    Row("gemma4, as the large one", "gemma4_text", {"sliding_window": 9}, GEMMA4 | {"hidden_size_per_layer_input": 0,
+         "attention_k_eq_v": True, "num_global_key_value_heads": 1, "attention_bias": True,
+         "tie_word_embeddings": False}),
+    Row("gemma4_unified", "gemma4_unified_text", {"rms_norm_eps": 0.1}, GEMMA4_UNIFIED),
+    Row("gemma4, experts", "gemma4_text", {"top_k_experts": 1}, GEMMA4 | {"enable_moe_block": True, "num_experts": 6,
+         "top_k_experts": 2, "moe_intermediate_size": 24, "hidden_size_per_layer_input": 0}),
     Row("phi", "phi", {"rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 1.0}}),
     Row("phi, qk norms", "phi", {"layer_norm_eps": 0.1}, {"qk_layernorm": True}),
     Row("phi3", "phi3", {"sliding_window": 8}, {"original_max_position_embeddings": 128}),

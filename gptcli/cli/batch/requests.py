@@ -85,9 +85,12 @@ class Requests:
         self._open: dict[int, tuple[Work, int]] = {}  # by the index of the request: its line, and which choice it is
         self._index = 0
 
-    def of(self, lines: Iterable[InputLine]) -> Iterator[Request | GptcliError]:
-        """The requests, in the order of the lines; for a line that has none, why."""
+    def of(self, lines: Iterable[InputLine | None]) -> Iterator[Request | GptcliError | None]:
+        """The requests, in the order of the lines; for a line that has none, why; None where there is no line yet."""
         for line in lines:
+            if line is None:
+                yield None
+                continue
             work = Work(line)
             made: Sequence[Request | GptcliError]
             try:
