@@ -97,7 +97,7 @@ async def _model(service: Service, call: Call) -> dict[str, Any]:
 def _record(service: Service, name: str) -> dict[str, Any]:
     """A model; `max_model_len`, its context in tokens, is called so by others too."""
     record = {"id": name, "object": "model", "created": _STARTED, "owned_by": "gptcli"}
-    return record | {"max_model_len": service.models.get(name).lm.ctx_size}
+    return record | {"max_model_len": service.models.opened(name).lm.ctx_size}
 
 
 async def _health(call: Call) -> dict[str, Any]:
