@@ -151,6 +151,11 @@ class LanguageModel:
         return self._loader.engine or self.load()
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether there is an engine."""
+        return self._loader.engine is not None
+
+    @property
     def failures(self) -> list[str]:
         """Notes on why the engine or its start is slower here than it could be, or rounds more than was asked for."""
         return [*self._loader.failures, *self.engine.failures]

@@ -148,10 +148,14 @@ def _model_table(tables: Mapping[str, Any], ctx: typer.Context, path: Path) -> d
         if not isinstance(table, dict) or "model" in table:
             raise UsageError(f"{path}: options of a model go in [{_MODELS}.NAME]; `model` cannot be one")
     name: Any = ctx.params.get("model")
+    if isinstance(name, list):  # of several, none has options of its own
+        if len(name) > 1:
+            return {}
+        [name] = name
     in_session = ctx.params.get("session") or ctx.params.get("continue_last")
     if in_session and not _is_given(ctx, "model"):
         return {}
-    found: dict[str, Any] = tables.get(name or DEFAULT_MODEL, {})
+    found: dict[str, Any] = tables.get(name or os.environ.get("GPTCLI_MODEL") or DEFAULT_MODEL, {})
     return found
 
 

@@ -17,6 +17,7 @@ from gptcli.serve.guards import Access, Guarded
 from gptcli.serve.metrics import Metrics, Observed
 from gptcli.serve.openai_answers import error_answer
 from gptcli.serve.openai_bodies import CHAT, TEXT
+from gptcli.serve.page import Page
 from gptcli.serve.refusals import Refusal
 from gptcli.serve.responses import Responses
 from gptcli.serve.service import Service
@@ -51,6 +52,7 @@ def make_app(service: Service, access: Access, outlets: Outlets, most_bytes: int
         "/detokenize": {"POST": partial(detokenize, service)},
         "/v1/models": {"GET": partial(_models, service)},
         "/v1/models/{model:path}": {"GET": partial(_model, service)},
+        "/": {"GET": Page().answer},
         "/health": {"GET": _health},
         "/metrics": {"GET": metrics.answer},
     }
@@ -95,7 +97,7 @@ async def _model(service: Service, call: Call) -> dict[str, Any]:
 def _record(service: Service, name: str) -> dict[str, Any]:
     """A model; `max_model_len`, its context in tokens, is called so by others too."""
     record = {"id": name, "object": "model", "created": _STARTED, "owned_by": "gptcli"}
-    return record | {"max_model_len": service.models.get(name).lm.ctx_size}
+    return record | {"max_model_len": service.models.opened(name).lm.ctx_size}
 
 
 async def _health(call: Call) -> dict[str, Any]:

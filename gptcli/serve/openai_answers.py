@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gptcli.chat.thinking import Thoughts
-from gptcli.errors import ContextOverflow, GptcliError, TemplateError, UsageError
+from gptcli.errors import ContextOverflow, GptcliError, OutOfMemory, TemplateError, UsageError
 from gptcli.generation.events import Completed, StepLogprobs, TokenLogprob
 from gptcli.serve.openai_bodies import CHAT, BadParameter
 from gptcli.serve.refusals import Refusal
@@ -117,7 +117,8 @@ def error_answer(error: GptcliError) -> tuple[int, dict[str, Any]]:
     if isinstance(error, Refusal):
         status, code = error.status, error.code
     else:
-        status = 400 if isinstance(error, UsageError | ContextOverflow | TemplateError) else 500
+        of_user = isinstance(error, UsageError | ContextOverflow | TemplateError)
+        status = 400 if of_user else 503 if isinstance(error, OutOfMemory) else 500
     if isinstance(error, ContextOverflow):
         code = "context_length_exceeded"
     kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}

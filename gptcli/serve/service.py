@@ -66,7 +66,7 @@ class Service:
 
     def _prepared(self, asked: Asked) -> Prepared:
         name = self.models.name(asked.model)
-        prompting = self.models.get(name)
+        prompting = self.models.loaded(name)
         limit = asked.options.get("max_tokens", -1 if asked.url == CHAT else DEFAULT_TEXT_TOKENS)
         limit = limit if self.most_tokens < 0 else self.most_tokens if limit < 0 else min(limit, self.most_tokens)
         requests = prompting.requests(replace(asked, options={**asked.options, "max_tokens": limit}))

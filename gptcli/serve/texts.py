@@ -28,7 +28,7 @@ async def embed(service: Service, call: Call) -> dict[str, Any]:
     if form not in ("float", "base64"):
         raise BadParameter("encoding_format", "encoding_format must be float or base64")
     name = service.models.name(model_of(call.body))
-    lm = (await service.read(lambda: service.models.get(name))).lm
+    lm = (await service.read(lambda: service.models.loaded(name))).lm
 
     def ids_of(each: str | Sequence[int]) -> Sequence[int]:
         ids = lm.tokenizer.encode(each) if isinstance(each, str) else each
@@ -58,7 +58,7 @@ async def tokenize(service: Service, call: Call) -> dict[str, Any]:
         raise BadParameter("prompt", "there must be either a prompt, a text, or messages")
 
     def tokens() -> dict[str, Any]:
-        prompting = service.models.get(name)
+        prompting = service.models.opened(name)
         tokenizer = prompting.lm.tokenizer
         if messages is not None:
             ids = prompting.rendered(messages, {})
@@ -77,7 +77,7 @@ async def detokenize(service: Service, call: Call) -> dict[str, Any]:
     name = service.models.name(model_of(call.body))
 
     def text() -> str:
-        lm = service.models.get(name).lm
+        lm = service.models.opened(name).lm
         if not all(0 <= id < lm.tokenizer.size for id in ids):
             raise BadParameter("tokens", f"tokens must be ids from 0 to {lm.tokenizer.size - 1}")
         return lm.tokenizer.decode(ids).decode("utf-8", "replace")

@@ -20,7 +20,6 @@ from gptcli.cli.run_options import RunOptions, load_model
 from gptcli.cli.terminal.signals import handled
 from gptcli.cli.terminal.stderr import ProgressLine, print_line, print_note
 from gptcli.errors import UsageError
-from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.serve.prompting import Prompting
 from gptcli.settings import SamplingConfig
@@ -76,7 +75,7 @@ class AccessOptions:
 def serve(
     context: typer.Context,
     *,
-    model: options.Model = DEFAULT_MODEL,
+    model: options.Models = None,
     server: ServerOptions,
     access: AccessOptions,
     runtime: Annotated[options.RuntimeOptions, without("speculate", "draft_model")],
@@ -91,29 +90,31 @@ def serve(
     given = sampling.given()
     SamplingConfig.resolve(given, {})  # a bad value fails before anything is read
     access.check(server.host)
-    run = RunOptions(
-        model=model, runtime=runtime, given=given, prompts=prompts, output=output, configured=configured(context)
-    )
+    names = model or [os.environ.get("GPTCLI_MODEL") or DEFAULT_MODEL]
+    runs = {
+        served_name(name): RunOptions(
+            model=name, runtime=runtime, given=given, prompts=prompts, output=output, configured=configured(context)
+        )
+        for name in names
+    }
+    if len(runs) < len(names):
+        raise UsageError(f"requests could not tell these models apart: {', '.join(names)}")
     from gptcli.serve.server import listen  # the libraries of the server take a while
 
-    with (
-        listen(server.host, server.port) as listening,
-        ProgressLine(quiet=output.quiet) as activity,
-        run.open_model(activity) as lm,
-    ):
-        prompting = _prompting(run, lm)
-        load_model(lm, activity)
-        activity.close()
-        run.print_failures(lm)
-        _run(run, server, access, {served_name(model): prompting}, listening)
+    with listen(server.host, server.port) as listening:
+        _run(runs, server, access, listening)
 
 
 def served_name(model: str) -> str:
     """What requests call a model: its name, or the name of its folder or file, but not where that is."""
-    return Path(model).resolve().name if os.path.exists(os.path.expanduser(model)) else model
+    path = os.path.expanduser(model)
+    return Path(path).resolve().name if os.path.exists(path) else model
 
 
-def _prompting(run: RunOptions, lm: LanguageModel) -> Prompting:
+def _opened(run: RunOptions, activity: ProgressLine) -> Prompting:
+    """A model that is to be served, with its chat template and system message. Raises GptcliError."""
+    lm = run.open_model(activity)
+
     @cache
     def template() -> tuple[ChatTemplate, Switches]:
         found = run.template(lm) or lm.template
@@ -124,9 +125,7 @@ def _prompting(run: RunOptions, lm: LanguageModel) -> Prompting:
     return Prompting(lm, run.given, template, run.system())
 
 
-def _run(
-    run: RunOptions, server: ServerOptions, access: AccessOptions, models: dict[str, Prompting], listening: Any
-) -> None:
+def _run(runs: dict[str, RunOptions], server: ServerOptions, access: AccessOptions, listening: Any) -> None:
     """Serves until a signal comes, and then dies by it."""
     from gptcli.serve.app import Outlets, make_app
     from gptcli.serve.engine_thread import EngineThread
@@ -135,7 +134,13 @@ def _run(
     from gptcli.serve.server import Server
     from gptcli.serve.service import Service
 
-    served = ServedModels({name: partial(lambda each: each, each) for name, each in models.items()}, run.note)
+    run = next(iter(runs.values()))
+    with ProgressLine(quiet=run.output.quiet) as activity:
+        served = ServedModels({name: partial(_opened, each, activity) for name, each in runs.items()}, run.note)
+        first, *_ = [served.opened(name) for name in runs]  # what is wrong with a model is said now
+        load_model(first.lm, activity)
+    run.print_failures(first.lm)
+    del first  # so that it can leave the memory
     service = Service(served, EngineThread(server.queue), server.max_tokens)
     outlets = Outlets(log=(lambda line: None) if run.output.quiet else print_line, on_bug=_note_bug)
     allowed = Access(
@@ -154,6 +159,7 @@ def _run(
             print_line(f"http://{f'[{host}]' if ':' in host else host}:{port}")
         asyncio.run(running.serve(sockets=[listening]))
     service.engine.close()
+    served.close()
     if received:
         if received[0] == signal.SIGINT:
             raise KeyboardInterrupt
