@@ -164,7 +164,7 @@ class GgufModel:
         return found | self._xielu()
 
     @property
-    def _ahead(self) -> range:
+    def ahead(self) -> range:
         """The layers that predict tokens further ahead, which follow the others."""
         layers = self._fields.integer("block_count")
         return range(layers - self._fields.integer("nextn_predict_layers", 0), layers)
@@ -201,7 +201,7 @@ class GgufModel:
             "vocab_size": embedding.shape[0],
             "hidden_size": width,
             "intermediate_size": number("feed_forward_length"),
-            "num_hidden_layers": self._ahead.start,
+            "num_hidden_layers": self.ahead.start,
             "num_attention_heads": heads,
             "num_key_value_heads": kv_heads,
             "head_dim": head_dim,
@@ -323,7 +323,7 @@ class GgufModel:
                 raise file.unsupported(f"tensor {tensor.name[:80]!r} belongs to no part of this architecture")
             return [(f"{known.top[stem]}.{leaf}", self._edited(tensor, stem, leaf))]
         layer, stem, expert, leaf = match.groups(default="")
-        if int(layer) in self._ahead:
+        if int(layer) in self.ahead:
             return []
         kind = stem if not expert else f"{stem}.#"
         if kind == "attn_qkv" and kind not in known.block and "attn_q" in known.block:
