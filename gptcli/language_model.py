@@ -616,7 +616,7 @@ def load(
     threads: int | None = None,
     speculate: int = 0,
     draft_model: str | Path | None = None,
-    adapter: str | Path | Sequence[str | Path] = (),
+    adapter: str | Path | Sequence[str | Path] | None = None,
     offline: bool = False,
 ) -> LanguageModel:
     """Loads a model by name, directory or GGUF file. Raises subclasses of GptcliError that say what is wrong.
@@ -633,7 +633,7 @@ def load(
         threads=threads,
         speculate=speculate,
         draft_model=None if draft_model is None else str(draft_model),
-        adapter=tuple(map(str, [adapter] if isinstance(adapter, str | Path) else adapter)),
+        adapter=tuple(map(str, [adapter] if isinstance(adapter, str | Path) else adapter or ())),
     )
     lm = LanguageModel.open(str(model), runtime, offline=offline)
     lm.load()

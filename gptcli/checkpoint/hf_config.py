@@ -40,12 +40,12 @@ _WITHOUT_EFFECT = frozenset(
 # Fields that nothing reads and that are in so many files that nobody wants to be told of them.
 _COMMONPLACE = frozenset(
     """
-    _commit_hash _flash_attn_2_enabled _num_labels attention_probs_dropout_prob cache_implementation
-    chunk_size_feed_forward cross_attention_hidden_size custom_pipelines decoder_start_token_id eod_token_id
-    finetuning_task hidden_dropout_prob is_decoder is_llama_config keys_to_ignore_at_inference max_sequence_length
-    model_max_length n_ctx n_special output_past predict_special_tokens prefix pruned_heads task_specific_params
-    tf_legacy_loss tie_encoder_decoder tokenizer_class torchscript transformers.js_config unsloth_fixed
-    unsloth_version use_bfloat16 use_flash_attention use_flash_attn xla_device
+    _attn_implementation_autoset _commit_hash _flash_attn_2_enabled _num_labels attention_probs_dropout_prob
+    cache_implementation chunk_size_feed_forward cross_attention_hidden_size custom_pipelines decoder_start_token_id
+    eod_token_id finetuning_task hidden_dropout_prob is_decoder is_llama_config keys_to_ignore_at_inference
+    max_sequence_length model_max_length n_ctx n_special output_past predict_special_tokens prefix pruned_heads
+    task_specific_params tf_legacy_loss tie_encoder_decoder tokenizer_class torchscript transformers.js_config
+    unsloth_fixed unsloth_version use_bfloat16 use_flash_attention use_flash_attn xla_device
     """.split()
 )
 # What some tools write of every generation; other values are worth a note.

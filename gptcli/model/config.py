@@ -260,6 +260,7 @@ class MoeConfig:
     renormalize: bool  # the chosen scores are divided by their sum
     router: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
     router_bias: bool = False
+    wide_router: bool = False  # it is in fp32, whatever the others compute in
     correction: bool = False  # each expert has a learned bias, added to its score for the choice alone
     groups: int = 1  # of consecutive experts; the choice is among the `top_groups` whose best experts are the best
     top_groups: int = 1
@@ -430,6 +431,7 @@ class DecoderConfig:
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    wide_residual: bool = False  # what layers add to is in fp32, whatever they compute in
     layer_inputs: LayerInputsConfig | None = None
     altup: AltUpConfig | None = None
     ranks: int = 1

@@ -41,6 +41,7 @@ class Block(nn.Module):
     def __init__(self, config: BlockConfig, decoder: DecoderConfig) -> None:
         super().__init__()
         self.config, hidden_size, norm = config, decoder.hidden_size, decoder.norm
+        self.wide_residual = decoder.wide_residual
         before = config.residual in ("pre", "sandwich", "parallel", "shared")
         after = config.residual in ("post", "sandwich", "after")
         mixes, mlp = bool(config.attention or config.state), config.mlp is not None
@@ -74,7 +75,7 @@ class Block(nn.Module):
 
     def _run(self, x: Tensor, position: Position, block: int) -> Tensor:
         residual, scale = self.config.residual, self.config.residual_scale
-        normalized = self.attention_norm(x)
+        normalized = self.attention_norm(x.to(_computed_in(self.attention_norm)) if self.wide_residual else x)
         mixers = [mixer for mixer in (self.attention, self.state) if mixer is not None]
         mixed = sum(mixer(normalized, position, block) for mixer in mixers)
         if residual in ("parallel", "shared"):
@@ -93,6 +94,10 @@ class Block(nn.Module):
             normalized: Tensor = norm(x + out)
             return normalized
         return torch.add(x, norm(out), alpha=self.config.residual_scale)
+
+
+def _computed_in(norm: nn.Module) -> torch.dtype:
+    return next(norm.parameters()).dtype
 
 
 def _state_layer(config: StateConfig, hidden_size: int) -> nn.Module:
@@ -164,6 +169,8 @@ class Decoder(nn.Module):
         inputs = None if self.layer_inputs is None else self.layer_inputs(tokens, x)
         if self.streams is not None:
             x = self.streams.expand(x)
+        if self.config.wide_residual:
+            x = x.float()
         for index, block in enumerate(self.blocks):
             x = block(x, position, index) if inputs is None else block(x, position, index, inputs[index])
         return x if self.streams is None else self.streams.merge(x)
@@ -171,6 +178,8 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., hidden) to logits (..., vocab) in fp32."""
         normalized = self.final_norm(hidden)
+        if self.config.wide_residual:
+            normalized = normalized.to(_computed_in(self.final_norm))
         project = self.embed.project if self.head is None else self.head
         return self.scaled(project(normalized))
 

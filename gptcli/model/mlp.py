@@ -141,7 +141,8 @@ class Moe(nn.Module):
     def forward(self, x: Tensor, routed: Tensor | None = None) -> Tensor:
         """x: (B, T, hidden) to the same shape. routed: what the router sees, if not x."""
         flat = x.reshape(-1, x.shape[-1])  # (tokens, hidden)
-        logits = self.router(flat if routed is None else routed.reshape(flat.shape)).float()
+        routed = flat if routed is None else routed.reshape(flat.shape)
+        logits = self.router(routed.float() if self.config.wide_router else routed).float()
         shares, chosen = route(self.config, logits, self.correction)
         if self.expert_scale is not None:
             shares = shares * self.expert_scale[chosen]

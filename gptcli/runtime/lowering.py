@@ -350,7 +350,7 @@ class _Lowering:
 
     def _mixture(self, moe: Moe, x: Buffer, out: Buffer) -> None:
         config, top_k = moe.config, moe.config.top_k
-        _handles(config, "expert", "experts", "top_k", "renormalize", "router_bias", "shared")
+        _handles(config, "expert", "experts", "top_k", "renormalize", "router_bias", "wide_router", "shared")
         if not config.expert.gated:
             raise Unsupported
         routed, choices = Buffer("routed", config.experts), Buffer("choices", top_k * _CHOICE_WIDTH)

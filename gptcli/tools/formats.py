@@ -84,7 +84,7 @@ def _call(head: str, tail: str = "", *, begins: str, ends: str = "", separator: 
 _JSON = Beginning(
     re.compile(r'\[?\s*\{\s*"(name|type|function|parameters|arguments)"'), re.compile(r'\[?\s*(\{\s*("\w*)?)?')
 )
-_PYTHON = Beginning(re.compile(r"\[\s*[A-Za-z_][\w.:/-]*\("), re.compile(r"\[\s*[\w.:/-]*"))
+_PYTHON = Beginning(re.compile(r"\[\s*[^\W\d][\w.:/-]*\("), re.compile(r"\[\s*[\w.:/-]*"))
 
 
 def _tags(call: str, key: str, blank: str = "\n") -> Tagged:

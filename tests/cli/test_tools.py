@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import gptcli
-from gptcli import ChatSettings, LanguageModel, Request
+from gptcli import ChatSettings, Completed, LanguageModel, Request
 from gptcli.errors import UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.tools.definitions import checked_tools
@@ -261,8 +261,12 @@ def test_many_requests_have_tools_of_their_own(lm: LanguageModel) -> None:
         Request("In", tools=lm.template.tool_use(TOOLS, choice, lm.tokenizer), temperature=0.0, max_tokens=150)
         for choice in ("weather", "now")
     ] + [Request("In", temperature=0.0, max_tokens=2)]
-    called = [answer.finished.tool_calls for _, answer in lm.complete_many(requests) if hasattr(answer, "finished")]
-    assert [[call.name for call in calls] for calls in called] == [["weather"], ["now"], []]
+    called = {
+        index: [call.name for call in answer.finished.tool_calls]
+        for index, answer in lm.complete_many(requests)
+        if isinstance(answer, Completed)
+    }
+    assert called == {0: ["weather"], 1: ["now"], 2: []}
 
 
 def test_marks_that_are_control_tokens_are_seen_and_never_shown(tmp_path: Path) -> None:
@@ -279,3 +283,20 @@ def test_marks_that_are_control_tokens_are_seen_and_never_shown(tmp_path: Path) 
     mark = lm.tokenizer.control_tokens.id_of("<tool_call>")
     assert finished.ids[0] == mark and [call.name for call in finished.tool_calls] == ["weather"]
     assert b"".join(delta.data for delta in deltas if isinstance(delta, TextDelta)) == b""
+
+
+def test_the_answer_of_a_tool_can_be_changed_and_the_answers_of_several_cannot(lm: LanguageModel) -> None:
+    chat = lm.session(settings=ChatSettings(temperature=0.0, max_tokens=150, tools=TOOLS, tool_choice="now"))
+    list(chat.send("When?"))
+    assert chat.question == "When?"
+    list(chat.answer(["noon"]))
+    assert chat.question == "noon"
+    list(chat.retry("midnight"))
+    assert [message.content for message in chat.messages if message.role == "tool"] == ["midnight"]
+    events = [*chat.events]
+    calls = [{"id": id, "type": "function", "function": {"name": "now"}} for id in "ab"]
+    events[3] = {**events[3], "tool_calls": calls}
+    events[4:] = [{"type": "message", "role": "tool", "content": ["1", "2"]}, events[-1]]
+    both = gptcli.Session.restored(lm, events)
+    with pytest.raises(UsageError, match="several tools"):
+        both.retry("3")

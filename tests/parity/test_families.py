@@ -111,7 +111,7 @@ DELTA = {
     "head_dim": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 12,
     "linear_value_head_dim": 16, "layer_types": ["linear_attention", "full_attention"] * 2,
 }  # fmt: skip
-MAMBA = {"hidden_size": 64, "num_heads": 8, "head_dim": 16, "residual_in_fp32": False}
+MAMBA = {"hidden_size": 64, "num_heads": 8, "head_dim": 16}
 HYBRID = {"mamba_n_heads": 8, "mamba_d_state": 12, "mamba_n_groups": 2}
 NEMOTRON = {
     "layers_block_type": ["linear_attention", "mlp", "full_attention", "moe", "linear_attention"], "head_dim": 16,
@@ -290,7 +290,7 @@ ROWS = [
     Row("ernie4_5_moe", "ernie4_5_moe", {"moe_norm_min": 0.9}, {"moe_num_experts": 6, "moe_k": 2, "use_bias": True,
          "moe_intermediate_size": 24}, ({"moe_k": 1},)),
     Row("ernie4_5_moe, some layers dense", "ernie4_5_moe", {"moe_k": 1}, {"moe_num_experts": 6, "moe_k": 2,
-         "moe_intermediate_size": 24, "moe_layer_interval": 2, "moe_num_shared_experts": 0}),
+         "moe_intermediate_size": 24, "moe_layer_interval": 2, "moe_num_shared_experts": 0, "moe_norm_min": 0.0}),
     Row("minimax_m2", "minimax_m2", {"num_experts_per_tok": 1}, {"num_local_experts": 6, "num_experts_per_tok": 2,
          "head_dim": 16, "rotary_dim": 8}, ({"rms_norm_eps": 0.1},)),
     Row("hunyuan, mixture", "hunyuan_v1_moe", {"moe_topk": 1}, {"num_experts": 6, "moe_topk": [2, 1, 3, 2],
@@ -299,6 +299,8 @@ ROWS = [
          "attention_bias": True, "lm_head_bias": True, "sliding_window": 8}, ({"sliding_window": 9},)),
     Row("phimoe, longrope within", "phimoe", {"rope_parameters": PHIMOE_LONGROPE | {"short_mscale": 1.0,
          "long_mscale": 1.0}}, {"num_local_experts": 4, "rope_parameters": PHIMOE_LONGROPE}),
+    Row("phimoe, longrope beyond", "phimoe", {"rope_parameters": PHIMOE_LONGROPE | {"short_factor": [2.0] * 8}},
+         {"num_local_experts": 4, "rope_parameters": PHIMOE_LONGROPE | {"original_max_position_embeddings": 16}}),
     Row("vaultgemma", "vaultgemma", {"attn_logit_softcapping": 1.0}, GEMMA | {"attn_logit_softcapping": 2.0,
          "final_logit_softcapping": 3.0}, ({"final_logit_softcapping": None}, {"sliding_window": 9})),
     Row("nanochat", "nanochat", {"rms_norm_eps": 0.1}, {"final_logit_softcapping": 3.0},
@@ -331,7 +333,8 @@ ROWS = [
          "routed_scaling_factor": 2.5}, ({"norm_topk_prob": False},)),
     Row("mamba2", "mamba2", {"layer_norm_epsilon": 0.1}, MAMBA | {"state_size": 12, "n_groups": 2}),
     Row("mamba2, biases, bounded steps", "mamba2", {"time_step_limit": [0.0, 1e9]}, MAMBA | {"state_size": 12,
-         "n_groups": 1, "use_bias": True, "use_conv_bias": False, "time_step_limit": [2.0, 3.0], "conv_kernel": 3}),
+         "n_groups": 1, "use_bias": True, "use_conv_bias": False, "time_step_limit": [2.0, 3.0], "conv_kernel": 3,
+         "residual_in_fp32": False}),
     Row("bamba", "bamba", {"rms_norm_eps": 0.1}, HYBRID | {"attn_layer_indices": [1, 3]},
          ({"rope_parameters": {"rope_theta": 500.0, "partial_rotary_factor": 0.5}},)),
     Row("bamba, biases", "bamba", {"rms_norm_eps": 0.1}, HYBRID | {"attn_layer_indices": [2], "mamba_proj_bias": True,

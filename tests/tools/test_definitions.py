@@ -43,6 +43,8 @@ def test_names_are_words_of_any_script(name: str) -> None:
         ('[{"name": "a\\"b"}]', "#/0/function/name"),
         ('[{"name": "<|im_end|>"}]', "#/0/function/name"),
         ('[{"name": ""}]', "#/0/function/name"),
+        ('[{"name": "auto"}]', "#/0/function/name: auto is a word of tool-choice"),
+        ('[{"name": "a", "parameters": {"x": ' + "[" * 500 + "]" * 500 + "}}]", "too deeply nested"),
         ('[{"name": "a", "description": 5}]', "#/0/function/description"),
         ('[{"name": "a", "parameters": []}]', "#/0/function/parameters: a JSON schema is wanted"),
         ('[{"name": "a", "parameters": {"type": "array"}}]', "#/0/function/parameters/type"),
