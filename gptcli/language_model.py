@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -13,7 +14,8 @@ from gptcli.chat.session import Session
 from gptcli.chat.thinking import CLOSING, OPENING
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import generation_notes, generation_source, sampling_defaults
-from gptcli.errors import BrokenCheckpoint, ContextOverflow, GptcliError, UsageError
+from gptcli.errors import BrokenCheckpoint, ContextOverflow, GptcliError, InputError, UsageError
+from gptcli.files import ADAPTER_CONFIG, is_there
 from gptcli.generation.request import Request
 from gptcli.generation.request_checks import check_choices, check_request, check_scoring
 from gptcli.generation.sampling.banned_tokens import always_banned
@@ -21,7 +23,7 @@ from gptcli.generation.sampling.native_sampler import native_can_sample
 from gptcli.generation.sampling.sampler import make_sampler
 from gptcli.model_notes import Note
 from gptcli.models.catalog import DEFAULT_MODEL, FetchProgress, fingerprint
-from gptcli.models.locate import locate
+from gptcli.models.locate import base_of_adapter, locate
 from gptcli.models.stores import store_settings
 from gptcli.runtime.engine import (
     Cancelled,
@@ -48,17 +50,22 @@ from gptcli.settings import (
 )
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.tokenizer import Tokenizer
+from gptcli.tools.formats import ToolUse
+from gptcli.tools.splitter import Splitter, splitter_of
 from gptcli.version import VERSION
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gptcli.generation.completion import Completion
+    from gptcli.generation.constraints.grammar import CallGrammar
     from gptcli.generation.constraints.matcher import Compiler
     from gptcli.generation.events import Completed, Finished, TextDelta
+    from gptcli.generation.job import Job
     from gptcli.generation.sampling.constraint import Constraint
     from gptcli.generation.score_result import ChoiceScore, Score
     from gptcli.generation.speculation import Drafter
-    from gptcli.runtime.torch_engine import TextCache, TorchEngine
+    from gptcli.runtime.torch_engine import TorchEngine
 
 DRAFTED_TOKENS = 4  # at most in a step by a draft model, unless --speculate says otherwise
 
@@ -77,7 +84,6 @@ class LanguageModel:
         self.runtime = runtime
         self._workload = workload
         self._draft_model: LanguageModel | None = None
-        self._draft_cache: TextCache | None = None
         self.store = store_settings(name)
         config = folder.architecture.config
         self.ctx_size = runtime.ctx_size or min(self.store.context or config.max_context, config.max_context)
@@ -99,10 +105,18 @@ class LanguageModel:
     ) -> Self:
         """Finds a model by name or directory and reads all but its weights; the default model is fetched if missing.
 
+        An adapter's directory is its model with the adapter.
+
         The same for the draft model of `runtime`. workload: what will be asked of it; None for anything, which needs
         torch. Raises ModelNotFound, InvalidModel or UsageError.
         """
-        folder = ModelFolder.open(locate(name, offline=offline, on_progress=on_fetch))
+        path = locate(name, offline=offline, on_progress=on_fetch)
+        if (base := base_of_adapter(path)) is not None:
+            runtime, path = replace(runtime, adapter=(f"{path}=1", *runtime.adapter)), base
+        for adapter, _ in runtime.adapters:
+            if not is_there(Path(adapter) / ADAPTER_CONFIG):
+                raise InputError(f"not an adapter in PEFT's format: {adapter}: it has no {ADAPTER_CONFIG}")
+        folder = ModelFolder.open(path)
         lm = cls(name, folder, runtime, workload=workload)
         if runtime.draft_model:
             lm.draft_with(cls.open(runtime.draft_model, runtime.for_draft_model(), offline=offline, on_fetch=on_fetch))
@@ -135,6 +149,11 @@ class LanguageModel:
     def engine(self) -> Engine:
         """What runs the decoder; loaded if nothing is yet."""
         return self._loader.engine or self.load()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether there is an engine."""
+        return self._loader.engine is not None
 
     @property
     def failures(self) -> list[str]:
@@ -189,7 +208,9 @@ class LanguageModel:
     @cached_property
     def fingerprint(self) -> str:
         """Tells this model from any other, for what is stored of its replies; see `models.catalog.fingerprint`."""
-        return fingerprint(self.folder.path)
+        own = fingerprint(self.folder.path)
+        adapters = [(fingerprint(Path(path)), weight) for path, weight in self.runtime.adapters]
+        return hashlib.sha256(repr([own, adapters]).encode()).hexdigest() if adapters else own
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -230,6 +251,7 @@ class LanguageModel:
         overflow: Overflow = "stop",
         logprobs: int | None = None,
         explain: bool = False,
+        tools: ToolUse | None = None,
         **options: Unpack[GenerateKeywords],
     ) -> Iterator[TextDelta | Finished]:
         """Continues a text or token ids; yields TextDelta as text comes, then one Finished.
@@ -239,7 +261,8 @@ class LanguageModel:
         ContextOverflow for a prompt that does not fit.
 
         logprobs and explain are what each TextDelta brings of its tokens, and Finished of all: their log-probabilities
-        with that many alternatives, and what each sampling filter did.
+        with that many alternatives, and what each sampling filter did. tools: as `ChatTemplate.tool_use` makes it;
+        Finished then brings the calls, which are no part of the text.
         """
         request = Request(
             prompt,
@@ -249,59 +272,100 @@ class LanguageModel:
             overflow=overflow,
             logprobs=logprobs,
             explain=explain,
+            tools=tools,
             **options,
         )
-        return self._answer(request, never_cancelled)
+        return self.answer(request)
 
-    def _answer(self, request: Request, cancelled: Cancelled) -> Iterator[TextDelta | Finished]:
-        prompt = request.prompt
+    def answer(self, request: Request, **run: Unpack[RunKeywords]) -> Iterator[TextDelta | Finished]:
+        """`generate` for a request."""
         return self.stream(
-            self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt,
+            self._ids(request.prompt),
             SamplingConfig.resolve(request.given, self.sampling_defaults),
             request.stopping,
             constraint=request.constraint,
             logprobs=request.logprobs,
             explain=request.explain,
-            cancelled=cancelled,
+            tools=request.tools,
+            **run,
         )
+
+    def _ids(self, prompt: str | Sequence[int]) -> Sequence[int]:
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
 
     def complete_many(
         self,
-        requests: Iterable[Request | GptcliError],
+        requests: Iterable[Request | GptcliError | None],
         *,
+        parallel: int | None = None,
+        ordered: bool = False,
         cancelled: Cancelled = never_cancelled,
     ) -> Iterator[tuple[int, Completed | GptcliError]]:
-        """Completes texts, one after another; yields each with the index of its request.
+        """Completes texts together; yields each with the index of its request as soon as it has ended.
 
-        A request is taken when the one before has ended. One that fails has its error in place of the text, and so has
-        an error that comes in place of a request. cancelled: once true, the running text ends with reason "interrupt",
-        and no request is taken.
+        A request is taken once there is room for it; None in place of one says that there is none yet. One that fails
+        has its error in place of the text, and so has an error that comes in place of a request. Each text is what it
+        would be alone, except for the rounding of sums. Nothing is drafted.
+
+        parallel: how many texts share a step at most; None for as many as gain by it and fit into the memory. Engines
+        without the compiled program run one after another. ordered: yields them in the order of the requests.
+        cancelled: once true, running texts end with reason "interrupt", and no request is taken.
         """
-        from gptcli.generation.events import Completed, TextDelta
+        from gptcli.generation.complete_all import complete_all
 
-        for index, request in enumerate(requests):
-            try:
-                if isinstance(request, GptcliError):
-                    raise request
-                *deltas, finished = self._answer(request, cancelled)
-            except GptcliError as error:
-                yield index, error
-                continue
-            assert not isinstance(finished, TextDelta)
-            yield index, Completed(b"".join(delta.data for delta in deltas if isinstance(delta, TextDelta)), finished)
-            if cancelled():
-                return
+        return complete_all(map(self._job_or_error, requests), parallel, ordered=ordered, cancelled=cancelled)
+
+    def _job_or_error(self, request: Request | GptcliError | None) -> Job | GptcliError | None:
+        if not isinstance(request, Request):
+            return request
+        try:
+            return self.job(request)
+        except GptcliError as error:
+            return error
+
+    def job(self, request: Request) -> Job:
+        """A request, ready to run together with others. Raises UsageError and ContextOverflow."""
+        from gptcli.generation.job import Job
+
+        engine, [completion] = self._completions(
+            self._ids(request.prompt),
+            [SamplingConfig.resolve(request.given, self.sampling_defaults)],
+            request.stopping,
+            constraint=request.constraint,
+            logprobs=request.logprobs,
+            explain=request.explain,
+            tools=request.tools,
+        )
+        return Job(engine, completion)
 
     def check_request(
-        self, prompt: Sequence[int], sampling: SamplingConfig, constraint: ConstraintConfig | None = None
+        self,
+        prompt: Sequence[int],
+        sampling: SamplingConfig,
+        constraint: ConstraintConfig | None = None,
+        tools: ToolUse | None = None,
     ) -> None:
         """Raises UsageError or ContextOverflow where a prompt cannot be continued so. Needs no weights.
 
-        Begins to compile the constraint, so that it is ready once the weights are.
+        Begins to compile the constraint, or the grammar of a call that is required, so that it is ready once the
+        weights are.
         """
         check_request(prompt, sampling, self.ctx_size, self.tokenizer.size)
-        if constraint is not None:
-            self._compiler.start(constraint)
+        if tools is not None and constraint is not None:
+            raise UsageError(
+                "a text that must be of a form cannot call tools", hint="--tool-choice none leaves them out"
+            )
+        limit = constraint or self._call_grammar(tools)
+        if limit is not None:
+            self._compiler.start(limit)
+
+    def _call_grammar(self, tools: ToolUse | None) -> CallGrammar | None:
+        """What limits a text that must be a call of a tool."""
+        if tools is None or (lark := tools.grammar(self.tokenizer.control_tokens.ids)) is None:
+            return None
+        from gptcli.generation.constraints.grammar import CallGrammar
+
+        return CallGrammar(lark, tools.schemas)
 
     @cached_property
     def _compiler(self) -> Compiler:
@@ -309,17 +373,28 @@ class LanguageModel:
 
         return Compiler(self.tokenizer, self.stop_ids)
 
-    def _constraint(self, config: ConstraintConfig | None, prompt: Sequence[int], forces: bool) -> Constraint | None:
+    def _constraint(
+        self, config: ConstraintConfig | CallGrammar | None, prompt: Sequence[int], forces: bool
+    ) -> Constraint | None:
         """What limits a text: from its beginning, or from the end of thoughts that the prompt opens."""
         if config is None:
             return None
         constraint = self._compiler.constraint(config, forces=forces)
-        end = b"".join(map(self.tokenizer.token_bytes, prompt[-8:]))
-        if not end.rstrip().endswith(OPENING.encode()):
+        if not self._opens_thoughts(prompt):
             return constraint
         from gptcli.generation.constraints.matcher import AfterThoughts
 
         return AfterThoughts(constraint, self.tokenizer, CLOSING.encode(), self.stop_ids)
+
+    def _opens_thoughts(self, prompt: Sequence[int]) -> bool:
+        return b"".join(map(self.tokenizer.token_bytes, prompt[-8:])).rstrip().endswith(OPENING.encode())
+
+    def _splitter(self, tools: ToolUse | None, prompt: Sequence[int]) -> Splitter | None:
+        """What keeps the calls of a text. Their ids depend on the prompt, so that no conversation has one twice."""
+        if tools is None:
+            return None
+        control_ids = self.tokenizer.control_tokens.ids
+        return splitter_of(tools, prompt, control_ids=control_ids, in_thoughts=self._opens_thoughts(prompt))
 
     def stream(
         self,
@@ -330,13 +405,14 @@ class LanguageModel:
         constraint: ConstraintConfig | None = None,
         logprobs: int | None = None,
         explain: bool = False,
+        tools: ToolUse | None = None,
         **run: Unpack[RunKeywords],
     ) -> Iterator[TextDelta | Finished]:
         """`generate` with resolved configs.
 
         Raises what `check_request` does, and UsageError for a negative `logprobs`, before anything is loaded.
         """
-        also: dict[str, Any] = {"constraint": constraint, "logprobs": logprobs, "explain": explain}
+        also: dict[str, Any] = {"constraint": constraint, "logprobs": logprobs, "explain": explain, "tools": tools}
         return next(self.streams(prompt, [sampling], stop, **also, **run))
 
     def streams(
@@ -348,24 +424,45 @@ class LanguageModel:
         constraint: ConstraintConfig | None = None,
         logprobs: int | None = None,
         explain: bool = False,
+        tools: ToolUse | None = None,
         **run: Unpack[RunKeywords],
     ) -> Iterator[Iterator[TextDelta | Finished]]:
         """`stream` for each of several configs, to be read in order; they decode together, which is far faster.
 
         Each is what it would be alone, except for the rounding of sums. Raises as `stream` does.
         """
+        from gptcli.generation.loop import generate
+
+        engine, completions = self._completions(
+            prompt, samplings, stop, constraint=constraint, logprobs=logprobs, explain=explain, tools=tools
+        )
+        drafter = self._drafter(run.get("cache"), run.get("cancelled", never_cancelled))
+        return generate(engine, completions, drafter=drafter, most_drafted=self._most_drafted, **run)
+
+    def _completions(
+        self,
+        prompt: Sequence[int],
+        samplings: Sequence[SamplingConfig],
+        stop: StopConfig,
+        *,
+        constraint: ConstraintConfig | None,
+        logprobs: int | None,
+        explain: bool,
+        tools: ToolUse | None,
+    ) -> tuple[Engine, list[Completion]]:
+        """What is drawn for each config, and the engine for it. Raises as `stream` does."""
         samplings = [sampling.sparing(self.stop_ids) for sampling in samplings]
         stop = self.stopping(stop)
         forces = True  # what the settings ban is never forced
         for sampling in dict.fromkeys(replace(sampling, seed=None) for sampling in samplings):
-            self.check_request(prompt, sampling, constraint)
+            self.check_request(prompt, sampling, constraint, tools)
             never = {token for token, bias in sampling.logit_bias if bias == float("-inf")} | always_banned(sampling)
             if never.union(self.stop_ids if stop.ignore_eos else ()).issuperset(range(self.tokenizer.size)):
                 raise UsageError("no token is left that may be drawn")
             forces = forces and not never and not sampling.bans
         if logprobs is not None and logprobs < 0:
             raise UsageError(f"logprobs must be at least 0, not {logprobs}")
-        from gptcli.generation.loop import generate
+        from gptcli.generation.completion import Completion
 
         tokens = None if stop.max_tokens < 0 else len(prompt) + stop.max_tokens
         needs_tensors = explain or not all(map(native_can_sample, samplings))
@@ -374,18 +471,18 @@ class LanguageModel:
             engine = self.torch_engine()
         banned = self.stop_ids if stop.ignore_eos else frozenset[int]()
         make = partial(make_sampler, engine.library, self.tokenizer, banned=banned, logprobs=logprobs, explain=explain)
-        return generate(
-            engine,
-            self.tokenizer,
-            prompt,
-            samplers=list(map(make, samplings)),
-            stop=stop,
-            stop_ids=self.stop_ids,
-            drafter=self._drafter(run.get("cancelled", never_cancelled)),
-            most_drafted=self._most_drafted,
-            constrain=partial(self._constraint, constraint, prompt, forces),
-            **run,
-        )
+        return engine, [
+            Completion(
+                self.tokenizer,
+                prompt,
+                make(sampling),
+                stop,
+                self.stop_ids,
+                self._constraint(constraint or self._call_grammar(tools), prompt, forces),
+                self._splitter(tools, prompt),
+            )
+            for sampling in samplings
+        ]
 
     def draft_with(self, draft_model: LanguageModel) -> None:
         """Lets a smaller model draft tokens from now on; the text stays the same.
@@ -397,21 +494,20 @@ class LanguageModel:
                 f"the draft model has other tokens: {draft_model.name}: {difference}",
                 hint="take a smaller model of the same family",
             )
-        self._draft_model, self._draft_cache = draft_model, None
+        self._draft_model = draft_model
 
     @property
     def _most_drafted(self) -> int:
         return self.runtime.speculate or (DRAFTED_TOKENS if self._draft_model else 0)
 
-    def _drafter(self, cancelled: Cancelled) -> Drafter | None:
+    def _drafter(self, cache: PromptCache | None, cancelled: Cancelled) -> Drafter | None:
         from gptcli.generation.speculation import DraftModel, PromptLookup
 
         if self._draft_model is None:
             return PromptLookup() if self.runtime.speculate else None
         engine = self._draft_model.torch_engine()
-        if self._draft_cache is None:  # kept from one generation to the next, as in a conversation
-            self._draft_cache = engine.new_cache()
-        return DraftModel(engine, self._draft_cache, self.tokenizer.size, cancelled)
+        drafts = (cache or PromptCache()).drafts  # kept from one generation to the next, as in a conversation
+        return DraftModel(engine, drafts.for_engine(engine), self.tokenizer.size, cancelled)
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Logits at every position of a text, (T, vocab) in fp32. Raises UsageError or ContextOverflow."""
@@ -421,6 +517,17 @@ class LanguageModel:
         if len(ids) > self.ctx_size:
             raise ContextOverflow(f"the text has {len(ids)} tokens, the context holds {self.ctx_size}")
         return self.torch_engine().logits(ids)
+
+    def embed(self, text: str | Sequence[int]) -> Tensor:
+        """The mean of a text's last hidden states at length 1, (hidden,) in fp32. Raises UsageError or ContextOverflow.
+
+        Models that were not trained for it tell texts apart by it, but not well.
+        """
+        ids = self.tokenizer.encode(text) if isinstance(text, str) else text
+        check_request(ids, SamplingConfig(), self.ctx_size + 1, self.tokenizer.size)
+        mean: Tensor = self.torch_engine().embed(ids)
+        unit: Tensor = mean / mean.norm().clamp(min=1e-12)
+        return unit
 
     @property
     def longest_stride(self) -> int:
@@ -444,20 +551,48 @@ class LanguageModel:
         text, and for a stride or top out of range.
         """
         check_scoring(stride, top, self.longest_stride)
-        if not text:
-            raise UsageError("there is nothing to score in an empty text")
         from gptcli.generation.scoring import score
 
+        ids = self.tokenizer.encode(_not_empty(text), special=special)
         return score(
             self._scorer(),
             self.tokenizer,
-            text,
+            ids,
             stride=stride or max(1, self.longest_stride // 2),
+            size=len(text.encode()),
+            head=ids[: len(self.tokenizer.surroundings[0])],
             top=top,
-            special=special,
             cache=cache,
             on_progress=on_progress,
         )
+
+    def score_ids(self, ids: Sequence[int], *, top: int = 0, cache: PromptCache | None = None) -> Score:
+        """`score` of token ids that `check_request` accepts; the first has no log-probability."""
+        from gptcli.generation.scoring import score
+
+        size = len(self.tokenizer.decode(ids))
+        return score(self._scorer(), self.tokenizer, ids, stride=self.ctx_size, size=size, top=top, cache=cache)
+
+    def score_many(
+        self, texts: Iterable[str], *, stride: int | None = None, top: int = 0, special: bool = False
+    ) -> Iterator[Score]:
+        """`score` for each of many texts; short ones share steps."""
+        check_scoring(stride, top, self.longest_stride)
+        from gptcli.generation.scoring import score_many
+
+        stride = stride or max(1, self.longest_stride // 2)
+        return score_many(
+            self._scorer(), self.tokenizer, map(_not_empty, texts), stride=stride, special=special, top=top
+        )
+
+    def choose_many(
+        self, prompts: Iterable[str], choices: Sequence[str], *, special: bool = False
+    ) -> Iterator[tuple[ChoiceScore, ...]]:
+        """`choose` for each of many prompts; they share steps."""
+        check_choices(choices)
+        from gptcli.generation.scoring import choose_many
+
+        return choose_many(self._scorer(), self.tokenizer, prompts, choices, special=special)
 
     def _scorer(self) -> Engine:
         """An engine for texts as long as the context."""
@@ -486,6 +621,12 @@ class LanguageModel:
         return Session(self, self.store.system if system is None else system, settings)
 
 
+def _not_empty(text: str) -> str:
+    if not text:
+        raise UsageError("there is nothing to score in an empty text")
+    return text
+
+
 ChatSession: TypeAlias = Session[LanguageModel]
 
 
@@ -500,11 +641,13 @@ def load(
     threads: int | None = None,
     speculate: int = 0,
     draft_model: str | Path | None = None,
+    adapter: str | Path | Sequence[str | Path] | None = None,
     offline: bool = False,
 ) -> LanguageModel:
     """Loads a model by name, directory or GGUF file. Raises subclasses of GptcliError that say what is wrong.
 
-    speculate: most tokens drafted a step, from the text itself or with a smaller model, `draft_model`.
+    speculate: most tokens drafted a step, from the text itself or with a smaller model, `draft_model`. adapter: LoRA
+    adapters in PEFT's format, each perhaps with `=WEIGHT`.
     """
     runtime = RuntimeConfig(
         device=device,
@@ -515,6 +658,7 @@ def load(
         threads=threads,
         speculate=speculate,
         draft_model=None if draft_model is None else str(draft_model),
+        adapter=tuple(map(str, [adapter] if isinstance(adapter, str | Path) else adapter or ())),
     )
     lm = LanguageModel.open(str(model), runtime, offline=offline)
     lm.load()

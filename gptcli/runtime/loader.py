@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptcli.checkpoint.folder import ModelFolder
@@ -20,6 +22,7 @@ from gptcli.runtime.fast_start.snapshots import (
     open_snapshot,
     slot_for,
 )
+from gptcli.runtime.ranks import ranks_here
 from gptcli.runtime.resource_limits import check_room_for_torch
 from gptcli.settings import RuntimeConfig
 
@@ -29,7 +32,10 @@ if TYPE_CHECKING:
 
 
 class Loader:
-    """One model's engine: a snapshot's without torch where that serves the workload, else the full one."""
+    """One model's engine: a snapshot's without torch where that serves the workload, else the full one.
+
+    Threads that ask for one take turns.
+    """
 
     def __init__(self, folder: ModelFolder, runtime: RuntimeConfig, ctx_size: int, announced: Workload | None) -> None:
         """announced: what is known of the workload; a snapshot that may serve it is read from now on."""
@@ -38,8 +44,12 @@ class Loader:
         self._snapshot_engine: SnapshotEngine | None = None
         self._slot: Slot | None = None  # for a snapshot of the weights that were read
         self._opened: OpenedSnapshot | None = None
+        self._lock = threading.RLock()
         self.failures: list[str] = []  # notes on why it is slower than it could be
-        if announced is not None and not announced.probabilities and (slot := slot_for(folder, runtime)) is not None:
+        self._ranks = ranks_here()
+        if self._ranks is not None or announced is None or announced.probabilities:
+            return
+        if (slot := slot_for(folder, runtime)) is not None:
             with self._dropping(slot):
                 self._opened = open_snapshot(slot, runtime, self._room(announced))
 
@@ -53,20 +63,22 @@ class Loader:
 
         Raises OutOfMemory or NoSuchDevice.
         """
-        if self._torch_engine is None and workload is not None:
-            if self._opened is not None and self._snapshot_engine is None:
-                with self._dropping(self._opened.slot):
-                    self._snapshot_engine = self._opened.engine(self._ctx_size, self._room(workload))
-            if self._snapshot_engine is not None and self._snapshot_engine.serves(workload):
-                return self._snapshot_engine
-        return self.load_with_torch(on_progress)
+        with self._lock:
+            if self._torch_engine is None and workload is not None:
+                if self._opened is not None and self._snapshot_engine is None:
+                    with self._dropping(self._opened.slot):
+                        self._snapshot_engine = self._opened.engine(self._ctx_size, self._room(workload))
+                if self._snapshot_engine is not None and self._snapshot_engine.serves(workload):
+                    return self._snapshot_engine
+            return self.load_with_torch(on_progress)
 
     def load_with_torch(self, on_progress: Progress = no_progress) -> TorchEngine:
         """The engine that serves every workload. Raises as `load` does, and UsageError."""
-        if self._torch_engine is None:
-            self._opened = self._snapshot_engine = None  # frees memory that the weights may need
-            self._torch_engine = self._read_weights(on_progress)
-        return self._torch_engine
+        with self._lock:
+            if self._torch_engine is None:
+                self._opened = self._snapshot_engine = None  # frees memory that the weights may need
+                self._torch_engine = self._read_weights(on_progress)
+            return self._torch_engine
 
     def keep_snapshot(self) -> None:
         """Keeps a snapshot for the next start, if the weights were read and can have one."""
@@ -92,17 +104,27 @@ class Loader:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
         check_room_for_torch()
         # Asked first: a snapshot is of these files or, if they change meanwhile, of none.
-        self._slot = slot_for(self._folder, self._runtime)
+        self._slot = None if self._ranks else slot_for(self._folder, self._runtime)
+        from gptcli.checkpoint.adapters import Adapter, apply_adapters
         from gptcli.checkpoint.load import load_decoder
         from gptcli.runtime.device_plan import plan_for
         from gptcli.runtime.memory_errors import memory_errors
         from gptcli.runtime.torch_engine import TorchEngine
 
-        plan = plan_for(self._folder, self._runtime)
-        if plan.library is None or any(block.state for block in self._folder.architecture.config.blocks):
+        plan = plan_for(self._folder, self._runtime, self._ranks)
+        if plan.library is None or self._ranks or any(block.state for block in self._folder.architecture.config.blocks):
             self._check_kv(plan.dtype_name)  # no kernels will run it
+        adapters = [Adapter.open(Path(path), weight) for path, weight in self._runtime.adapters]
         with memory_errors(plan.device, "loading the weights"):
-            decoder = load_decoder(self._folder, plan.weights, on_progress)
+            if self._ranks is None:
+                decoder = load_decoder(self._folder, plan.weights, on_progress)
+                apply_adapters(decoder, self._folder, adapters, plan.weights)
+            elif adapters:
+                raise UsageError("adapters are not split among processes", "put it into a model: `gptcli models merge`")
+            else:
+                from gptcli.runtime.tensor_parallel import lead
+
+                decoder, plan = lead(self._folder, self._runtime, self._ctx_size, plan, on_progress, self._ranks)
         engine = TorchEngine(decoder, plan, self._ctx_size, load_s=time.perf_counter() - started)
         self._check_kv(engine.kv)
         return engine

@@ -8,16 +8,20 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from gptcli.errors import ContextOverflow, OutOfMemory
-from gptcli.generation.events import Finished, FinishReason, TextDelta, Usage
+from gptcli.errors import ContextOverflow, GptcliError, OutOfMemory
+from gptcli.generation.events import Completed, Finished, FinishReason, TextDelta, Usage
+from gptcli.generation.request import Request
 from gptcli.language_model import LanguageModel
 from gptcli.settings import SamplingConfig, StopConfig
+from gptcli.tools.formats import ToolUse
+from gptcli.tools.splitter import splitter_of
 
 ENGINE = SimpleNamespace(device_name="cpu", dtype_name="fp32", failures=())
 
@@ -69,6 +73,7 @@ class Script:
         constraint: object = None,
         logprobs: int | None = None,
         explain: bool = False,
+        tools: ToolUse | None = None,
         on_prefill: Callable[[int, int], None] = lambda done, total: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[TextDelta | Finished]:
@@ -77,25 +82,64 @@ class Script:
         time.sleep(self.prefill_s)
         if self.turn_error:
             raise OutOfMemory(self.turn_error)
+        splitter = None if tools is None else splitter_of(tools, prompt)
         for piece in self.pieces:
             time.sleep(self.piece_s)
             if cancelled():
                 reason = "interrupt"
                 break
+            if splitter is not None:
+                piece = splitter.push(str(piece))
             yield TextDelta(piece if isinstance(piece, bytes) else piece.encode())
             self._leave_mark()
+        if splitter is not None:
+            yield TextDelta(splitter.flush(ended=reason == "stop").encode())
+            reason = "tool_calls" if reason == "stop" and splitter.calls else reason
         if self.overflows:
             raise ContextOverflow("the context of 8 tokens is full")
         usage = Usage(
             prompt_tokens=len(prompt), completion_tokens=len(self.pieces), load_s=0.1, prefill_s=0.1, ttft_s=0.1,
             decode_s=0.1, prefill_tokens_per_s=10.0, decode_tokens_per_s=10.0,
         )  # fmt: skip
-        yield Finished(reason=reason, ids=(), stop=None, seed=sampling.seed or 0, usage=usage, logprobs=None)
+        yield Finished(
+            reason=reason, ids=(), stop=None, seed=sampling.seed or 0, usage=usage, logprobs=None,
+            tool_calls=tuple(splitter.calls) if splitter else (), cut_call=splitter is not None and splitter.cut,
+        )  # fmt: skip
 
     def streams(
         self, lm: LanguageModel, prompt: Sequence[int], samplings: Sequence[SamplingConfig], *given: Any, **named: Any
     ) -> Iterator[Iterator[TextDelta | Finished]]:
         return (self.stream(lm, prompt, sampling, *given, **named) for sampling in samplings)
+
+    def complete_many(
+        self,
+        lm: LanguageModel,
+        requests: Iterable[Request | GptcliError],
+        *,
+        parallel: int | None = None,
+        ordered: bool = False,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Iterator[tuple[int, Completed | GptcliError]]:
+        """Answers three at a time, the last one first unless their order is kept."""
+        numbered = enumerate(requests)
+        while some := list(islice(numbered, 3)):
+            answers = [(index, self._answer(lm, request, cancelled)) for index, request in some]
+            yield from answers if ordered else reversed(answers)
+            if cancelled():
+                return
+
+    def _answer(
+        self, lm: LanguageModel, request: Request | GptcliError, cancelled: Callable[[], bool]
+    ) -> Completed | GptcliError:
+        if isinstance(request, GptcliError):
+            return request
+        try:
+            config = SamplingConfig.resolve(request.given, {})
+            *deltas, end = self.stream(lm, lm._ids(request.prompt), config, request.stopping, cancelled=cancelled)
+        except GptcliError as error:
+            return error
+        assert isinstance(end, Finished)
+        return Completed(b"".join(delta.data for delta in deltas if isinstance(delta, TextDelta)), end)
 
     def _leave_mark(self) -> None:
         if self.mark:
@@ -108,6 +152,7 @@ def follow(script: Script, set_attribute: Callable[[Any, str, Any], None]) -> No
     set_attribute(LanguageModel, "engine", ENGINE)
     set_attribute(LanguageModel, "stream", lambda lm, *given, **named: script.stream(lm, *given, **named))
     set_attribute(LanguageModel, "streams", lambda lm, *given, **named: script.streams(lm, *given, **named))
+    set_attribute(LanguageModel, "complete_many", lambda lm, *given, **named: script.complete_many(lm, *given, **named))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class BatchProgress:
         figures = f"{self.done} done, {self.failed} failed, {self._rate():.0f} tok/s"
         if size and read > self.first_byte:
             left = self._seconds() * max(0, size - read) / (read - self.first_byte)
-            figures += f", {_duration(left)} left"
+            figures += f", {duration(left)} left"
         self.activity.bytes(figures, read if size else 0, size)
 
     @property
@@ -44,7 +44,7 @@ class BatchProgress:
         """One line for the end."""
         kept = f", {self.kept} there already" if self.kept else ""
         return (
-            f"{self.done} done, {self.failed} failed{kept} · {self.tokens} tok in {_duration(self._seconds())} · "
+            f"{self.done} done, {self.failed} failed{kept} · {self.tokens} tok in {duration(self._seconds())} · "
             f"{self._rate():.1f} tok/s"
         )
 
@@ -55,7 +55,8 @@ class BatchProgress:
         return self.tokens / self._seconds()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time for a person."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

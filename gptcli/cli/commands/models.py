@@ -205,6 +205,39 @@ def quantize(
 
 
 @app.command(cls=Command)
+def merge(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A model, or the directory of an adapter.")],
+    adapter: Annotated[
+        list[str] | None, typer.Option("--adapter", metavar="DIR[=WEIGHT]", help="An adapter. Repeatable.")
+    ] = None,
+    new_name: Annotated[str | None, typer.Option("--name", help="Of the new model. (default: NAME-merged)")] = None,
+    force: Force = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Add adapters to a model's weights, as a new model in fp32; prints where it is."""
+    from gptcli.checkpoint.adapters import Adapter
+    from gptcli.export.dense_folder import refuse_gguf, write_merged
+    from gptcli.models.install import install_whole
+
+    lm = LanguageModel.open(name, RuntimeConfig(adapter=tuple(adapter or ())), offline=True)
+    refuse_gguf(lm.folder)
+    if not lm.runtime.adapters:
+        raise UsageError("there is nothing to merge", "--adapter DIR names an adapter")
+    adapters = [Adapter.open(Path(path), weight) for path, weight in lm.runtime.adapters]
+    new_name = new_name or f"{name if is_name(name) else Path(name).name}-merged"
+
+    def write(on_progress: FetchProgress) -> Path:
+        def fill(target: Path) -> None:
+            write_merged(lm.folder, adapters, target, lambda done, total: on_progress("merging", done, total))
+            _check(target)
+
+        source = {"merged": name, "adapters": list(lm.runtime.adapter), "of": lm.fingerprint}
+        return install_whole(new_name, 4 * lm.folder.parameter_count, fill, source)
+
+    _install(new_name, force, quiet, write)
+
+
+@app.command(cls=Command)
 def rm(name: InstalledName, quiet: options.Quiet = False) -> None:
     """Remove a model that gptcli installed."""
     from gptcli.models.install import remove
