@@ -230,6 +230,7 @@ class HarmonySplitter(_Calls):
         self._header: str | None = ""  # of the message that begins; None amid its text
         self._channel = self._recipient = ""
         self._body = ""  # of a call
+        self._gap = ""  # before the next text, if another message comes before it
 
     def push(self, text: str) -> str:
         """See `Splitter.push`."""
@@ -259,6 +260,8 @@ class HarmonySplitter(_Calls):
         if self._recipient:
             self._body += text
             return ""
+        if text:
+            text, self._gap = self._gap + text, ""
         return text
 
     def _mark(self, mark: str) -> str:
@@ -273,6 +276,8 @@ class HarmonySplitter(_Calls):
             return OPENING if self._channel == "analysis" and not self._recipient else ""
         elif mark in ("start", "end", "call", "return"):
             ended = self._end_call(ended=True) if self._recipient else self._end_thoughts()
+            if self._header is None and self._channel != "analysis" and not self._recipient:
+                self._gap = "\n\n"
             self._header, self._channel = "", ""
             return ended
         return ""

@@ -240,6 +240,11 @@ HARMONIES = [
         ["now"],
     ),
     ("<|channel|>final<|message|>a <| b <", "a <| b <", []),
+    (
+        "<|channel|>commentary<|message|>Wait.<|end|><|start|>assistant<|channel|>final<|message|>Hi.",
+        "Wait.\n\nHi.",
+        [],
+    ),
     ("<|channel|>analysis<|message|>hm", "<think>hm</think>\n\n", []),
     (OOPS, OOPS, []),
 ]
