@@ -210,12 +210,14 @@ FORMATS = (
 class ToolUse:
     """The tools of one text: which there are, which may be called, and how a call is written.
 
-    choice: "auto", "required", or the name of the tool that must be called.
+    choice: "auto", "required", or the name of the tool that must be called. parallel: whether there may be several
+    calls; if not, the first ends the text.
     """
 
     tools: tuple[Definition, ...]
     choice: str
     format: CallFormat
+    parallel: bool = True
 
     def grammar(self, control_ids: Mapping[str, int]) -> str | None:
         """The grammar of a text that must be a call, as `CallFormat.grammar`; None if it need not be one."""
