@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
 from gptcli.errors import OutOfMemory
+from gptcli.language_model import LanguageModel
 from gptcli.serve.prompting import Prompting
 from gptcli.serve.refusals import Refusal
 
@@ -14,14 +15,21 @@ from gptcli.serve.refusals import Refusal
 class ServedModels:
     """Loads a model when a request first names it; those used longest ago leave where memory does not suffice.
 
-    One that is served alone answers whatever name a request has. openers: open a model, again if it has left. note:
-    told of the first name that is not the model's own, and of models that leave. All but `name` is for one thread.
+    One that is served alone answers whatever name a request has. All but `name` is for one thread.
+
+    openers: open a model, again if it has left. note: told of the first name that is not the model's own, and of models
+    that leave. leave: lets go of a model's memory.
     """
 
-    def __init__(self, openers: Mapping[str, Callable[[], Prompting]], note: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        openers: Mapping[str, Callable[[], Prompting]],
+        note: Callable[[str], object],
+        leave: Callable[[LanguageModel], object] = lambda lm: None,
+    ) -> None:
         self._openers = openers
         self._opened: OrderedDict[str, Prompting] = OrderedDict()  # used longest ago first
-        self._note, self._noted = note, False
+        self._note, self._noted, self._leave = note, False, leave
         self.names = list(openers)
 
     def name(self, asked: str | None) -> str:
@@ -59,6 +67,6 @@ class ServedModels:
                 others = [other for other, each in self._opened.items() if other != name and each.lm.is_loaded]
                 if not others:
                     raise
-                del self._opened[others[0]]  # requests that run on it keep it until they end
+                self._leave(self._opened.pop(others[0]).lm)  # requests that run on it keep it until they end
                 self._note(f"{others[0]} leaves the memory for {name}")
             gc.collect()

@@ -1,4 +1,4 @@
-"""What all endpoints share: the models, the engine's thread, and where requests are read."""
+"""What all endpoints share: the models, what runs them, and where requests are read."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import TypeVar
 from gptcli.chat.thinking import OPENING, Thoughts
 from gptcli.generation.events import Finished
 from gptcli.generation.request import Request
-from gptcli.serve.engine_thread import EngineThread
 from gptcli.serve.models import ServedModels
 from gptcli.serve.openai_bodies import CHAT, Asked
 from gptcli.serve.prompting import Prompting
+from gptcli.serve.runner import Runner
 from gptcli.serve.transport import Call
 from gptcli.settings import SamplingConfig
 
@@ -51,7 +51,7 @@ class Service:
     """The models that are served, and how. most_tokens: of an answer; -1 is as many as the context holds."""
 
     models: ServedModels
-    engine: EngineThread
+    runner: Runner
     most_tokens: int = -1
     # One thread, for neither sandboxes nor templates are made for several.
     reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "reader"))
@@ -80,7 +80,7 @@ class Service:
     async def spoken(self, prepared: Prepared, call: Call) -> AsyncGenerator[tuple[str, bool] | Finished]:
         """The one answer of a conversation: its pieces, each with whether it is a thought, and how it ended."""
         thoughts = prepared.thoughts()
-        async with aclosing(self.engine.texts(prepared.prompting.lm, prepared.requests[:1])) as events:
+        async with aclosing(self.runner.texts(prepared.prompting.lm, prepared.requests[:1])) as events:
             async for _, each in events:
                 if isinstance(each, Finished):
                     for piece in thoughts.flush() if thoughts else ():

@@ -39,7 +39,7 @@ async def embed(service: Service, call: Call) -> dict[str, Any]:
     call.prompt_tokens = sum(map(len, texts))
     data = []
     for index, ids in enumerate(texts):
-        vector: list[float] = await service.engine.call(lambda cache, ids=ids: lm.embed(ids).tolist())  # type: ignore[misc]
+        vector: list[float] = await service.runner.call(lm, lambda ids=ids: lm.embed(ids).tolist())  # type: ignore[misc]
         packed = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
         data.append({"object": "embedding", "index": index, "embedding": packed if form == "base64" else vector})
     usage = {"prompt_tokens": call.prompt_tokens, "total_tokens": call.prompt_tokens}

@@ -127,7 +127,7 @@ def test_an_answer_is_stopped_and_what_was_said_stays(
         browser.until("document.querySelector('article.assistant .said')?.textContent.includes('word word')")
         browser.click("#stop")
         browser.until("!running && document.querySelector('#stop').hidden")
-        until(lambda: server.service.engine.waiting == 0)
+        until(lambda: server.service.runner.waiting == 0)
         assert browser.run("current.messages[1].content").startswith("word word")
 
 
