@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
@@ -15,7 +16,7 @@ from gptcli.serve.refusals import Refusal
 class ServedModels:
     """Loads a model when a request first names it; those used longest ago leave where memory does not suffice.
 
-    One that is served alone answers whatever name a request has. All but `name` is for one thread.
+    One that is served alone answers whatever name a request has. Threads that load one take turns.
 
     openers: open a model, again if it has left. note: told of the first name that is not the model's own, and of models
     that leave. leave: lets go of a model's memory.
@@ -30,6 +31,7 @@ class ServedModels:
         self._openers = openers
         self._opened: OrderedDict[str, Prompting] = OrderedDict()  # used longest ago first
         self._note, self._noted, self._leave = note, False, leave
+        self._lock = threading.RLock()
         self.names = list(openers)
 
     def name(self, asked: str | None) -> str:
@@ -46,9 +48,10 @@ class ServedModels:
 
     def opened(self, name: str) -> Prompting:
         """The model of this name, perhaps without its weights. Raises what opening it does."""
-        if name not in self._opened:
-            self._opened[name] = self._openers[name]()
-        return self._opened[name]
+        with self._lock:
+            if name not in self._opened:
+                self._opened[name] = self._openers[name]()
+            return self._opened[name]
 
     def close(self) -> None:
         """Keeps what makes the next start fast."""
@@ -57,6 +60,10 @@ class ServedModels:
 
     def loaded(self, name: str) -> Prompting:
         """The model of this name. Raises what opening and loading it do, OutOfMemory if no other can leave."""
+        with self._lock:
+            return self._loaded(name)
+
+    def _loaded(self, name: str) -> Prompting:
         while True:
             model = self.opened(name)
             self._opened.move_to_end(name)

@@ -53,12 +53,11 @@ class Service:
     models: ServedModels
     runner: Runner
     most_tokens: int = -1
-    # One thread, for neither sandboxes nor templates are made for several.
-    reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "reader"))
+    readers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "reader"))
 
     async def read(self, function: Callable[[], _Result]) -> _Result:
         """Runs what takes a while, such as encoding a text, beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self.reader, function)
+        return await asyncio.get_running_loop().run_in_executor(self.readers, function)
 
     async def prepared(self, asked: Asked) -> Prepared:
         """Makes requests of what was asked for. Raises GptcliError."""

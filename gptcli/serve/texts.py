@@ -28,10 +28,11 @@ async def embed(service: Service, call: Call) -> dict[str, Any]:
     if form not in ("float", "base64"):
         raise BadParameter("encoding_format", "encoding_format must be float or base64")
     name = service.models.name(model_of(call.body))
-    lm = (await service.read(lambda: service.models.loaded(name))).lm
+    prompting = await service.read(lambda: service.models.loaded(name))
+    lm = prompting.lm
 
     def ids_of(each: str | Sequence[int]) -> Sequence[int]:
-        ids = lm.tokenizer.encode(each) if isinstance(each, str) else each
+        ids = prompting.encoded(each) if isinstance(each, str) else each
         lm.check_request(ids, SamplingConfig())
         return ids
 
