@@ -13,7 +13,7 @@ from gptcli.chat.thinking import OPENING, Thoughts
 from gptcli.generation.events import Finished
 from gptcli.generation.request import Request
 from gptcli.serve.models import ServedModels
-from gptcli.serve.openai_bodies import CHAT, Asked
+from gptcli.serve.openai_bodies import CHAT, Asked, BadParameter
 from gptcli.serve.prompting import Prompting
 from gptcli.serve.runner import Runner
 from gptcli.serve.transport import Call
@@ -70,6 +70,8 @@ class Service:
         limit = limit if self.most_tokens < 0 else self.most_tokens if limit < 0 else min(limit, self.most_tokens)
         requests = prompting.requests(replace(asked, options={**asked.options, "max_tokens": limit}))
         lm = prompting.lm
+        if lm.stop_ids.intersection(prompting.answer_ids(asked)):
+            raise BadParameter("answer_ids", "answer_ids has a token that ends an answer")
         for request in requests[:: asked.choices]:
             assert not isinstance(request.prompt, str)
             sampling = SamplingConfig.resolve(request.given, lm.sampling_defaults)

@@ -226,6 +226,7 @@ WRONG: list[tuple[str, dict[str, Any], str | None]] = [
     (CHAT, {"messages": HI, "reasoning_effort": "huge"}, "reasoning_effort"),
     (CHAT, {"messages": HI, "reasoning_effort": "low"}, None),
     (CHAT, {"messages": HI, "answer_ids": [999]}, None),
+    (CHAT, {"messages": HI, "answer_ids": [2]}, "answer_ids"),
     (CHAT, {"messages": HI, "model": 3}, "model"),
     (TEXT, {}, "prompt"),
     (TEXT, {"prompt": ""}, "prompt"),
