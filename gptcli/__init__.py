@@ -15,11 +15,15 @@ if TYPE_CHECKING:
     from gptcli.generation.events import Completed, Finished, TextDelta
     from gptcli.generation.request import Request
     from gptcli.language_model import LanguageModel, load
+    from gptcli.scheduler import Scheduler
     from gptcli.settings import ChatSettings, ConstraintConfig, SamplingConfig, StopConfig
+    from gptcli.text.chat_template import ChatTemplate
     from gptcli.text.messages import Message
+    from gptcli.tools.definitions import ToolCall
 
 __all__ = [
     "ChatSettings",
+    "ChatTemplate",
     "Completed",
     "ConstraintConfig",
     "Finished",
@@ -28,9 +32,11 @@ __all__ = [
     "Message",
     "Request",
     "SamplingConfig",
+    "Scheduler",
     "Session",
     "StopConfig",
     "TextDelta",
+    "ToolCall",
     "TurnsDropped",
     "__version__",
     "load",
@@ -38,6 +44,7 @@ __all__ = [
 
 _HOME = {
     "ChatSettings": "gptcli.settings",
+    "ChatTemplate": "gptcli.text.chat_template",
     "Completed": "gptcli.generation.events",
     "ConstraintConfig": "gptcli.settings",
     "Finished": "gptcli.generation.events",
@@ -46,9 +53,11 @@ _HOME = {
     "Message": "gptcli.text.messages",
     "Request": "gptcli.generation.request",
     "SamplingConfig": "gptcli.settings",
+    "Scheduler": "gptcli.scheduler",
     "Session": "gptcli.chat.session",
     "StopConfig": "gptcli.settings",
     "TextDelta": "gptcli.generation.events",
+    "ToolCall": "gptcli.tools.definitions",
     "TurnsDropped": "gptcli.chat.session",
     "load": "gptcli.language_model",
 }

@@ -57,13 +57,15 @@ from gptcli.version import VERSION
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gptcli.generation.completion import Completion
     from gptcli.generation.constraints.grammar import CallGrammar
     from gptcli.generation.constraints.matcher import Compiler
     from gptcli.generation.events import Completed, Finished, TextDelta
+    from gptcli.generation.job import Job
     from gptcli.generation.sampling.constraint import Constraint
     from gptcli.generation.score_result import ChoiceScore, Score
     from gptcli.generation.speculation import Drafter
-    from gptcli.runtime.torch_engine import TextCache, TorchEngine
+    from gptcli.runtime.torch_engine import TorchEngine
 
 DRAFTED_TOKENS = 4  # at most in a step by a draft model, unless --speculate says otherwise
 
@@ -82,7 +84,6 @@ class LanguageModel:
         self.runtime = runtime
         self._workload = workload
         self._draft_model: LanguageModel | None = None
-        self._draft_cache: TextCache | None = None
         self.store = store_settings(name)
         config = folder.architecture.config
         self.ctx_size = runtime.ctx_size or min(self.store.context or config.max_context, config.max_context)
@@ -148,6 +149,11 @@ class LanguageModel:
     def engine(self) -> Engine:
         """What runs the decoder; loaded if nothing is yet."""
         return self._loader.engine or self.load()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether there is an engine."""
+        return self._loader.engine is not None
 
     @property
     def failures(self) -> list[str]:
@@ -269,47 +275,68 @@ class LanguageModel:
             tools=tools,
             **options,
         )
-        return self._answer(request, never_cancelled)
+        return self.answer(request)
 
-    def _answer(self, request: Request, cancelled: Cancelled) -> Iterator[TextDelta | Finished]:
-        prompt = request.prompt
+    def answer(self, request: Request, **run: Unpack[RunKeywords]) -> Iterator[TextDelta | Finished]:
+        """`generate` for a request."""
         return self.stream(
-            self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt,
+            self._ids(request.prompt),
             SamplingConfig.resolve(request.given, self.sampling_defaults),
             request.stopping,
             constraint=request.constraint,
             logprobs=request.logprobs,
             explain=request.explain,
             tools=request.tools,
-            cancelled=cancelled,
+            **run,
         )
+
+    def _ids(self, prompt: str | Sequence[int]) -> Sequence[int]:
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
 
     def complete_many(
         self,
-        requests: Iterable[Request | GptcliError],
+        requests: Iterable[Request | GptcliError | None],
         *,
+        parallel: int | None = None,
+        ordered: bool = False,
         cancelled: Cancelled = never_cancelled,
     ) -> Iterator[tuple[int, Completed | GptcliError]]:
-        """Completes texts, one after another; yields each with the index of its request.
+        """Completes texts together; yields each with the index of its request as soon as it has ended.
 
-        A request is taken when the one before has ended. One that fails has its error in place of the text, and so has
-        an error that comes in place of a request. cancelled: once true, the running text ends with reason "interrupt",
-        and no request is taken.
+        A request is taken once there is room for it; None in place of one says that there is none yet. One that fails
+        has its error in place of the text, and so has an error that comes in place of a request. Each text is what it
+        would be alone, except for the rounding of sums. Nothing is drafted.
+
+        parallel: how many texts share a step at most; None for as many as gain by it and fit into the memory. Engines
+        without the compiled program run one after another. ordered: yields them in the order of the requests.
+        cancelled: once true, running texts end with reason "interrupt", and no request is taken.
         """
-        from gptcli.generation.events import Completed, TextDelta
+        from gptcli.generation.complete_all import complete_all
 
-        for index, request in enumerate(requests):
-            try:
-                if isinstance(request, GptcliError):
-                    raise request
-                *deltas, finished = self._answer(request, cancelled)
-            except GptcliError as error:
-                yield index, error
-                continue
-            assert not isinstance(finished, TextDelta)
-            yield index, Completed(b"".join(delta.data for delta in deltas if isinstance(delta, TextDelta)), finished)
-            if cancelled():
-                return
+        return complete_all(map(self._job_or_error, requests), parallel, ordered=ordered, cancelled=cancelled)
+
+    def _job_or_error(self, request: Request | GptcliError | None) -> Job | GptcliError | None:
+        if not isinstance(request, Request):
+            return request
+        try:
+            return self.job(request)
+        except GptcliError as error:
+            return error
+
+    def job(self, request: Request) -> Job:
+        """A request, ready to run together with others. Raises UsageError and ContextOverflow."""
+        from gptcli.generation.job import Job
+
+        engine, [completion] = self._completions(
+            self._ids(request.prompt),
+            [SamplingConfig.resolve(request.given, self.sampling_defaults)],
+            request.stopping,
+            constraint=request.constraint,
+            logprobs=request.logprobs,
+            explain=request.explain,
+            tools=request.tools,
+        )
+        return Job(engine, completion)
 
     def check_request(
         self,
@@ -404,6 +431,26 @@ class LanguageModel:
 
         Each is what it would be alone, except for the rounding of sums. Raises as `stream` does.
         """
+        from gptcli.generation.loop import generate
+
+        engine, completions = self._completions(
+            prompt, samplings, stop, constraint=constraint, logprobs=logprobs, explain=explain, tools=tools
+        )
+        drafter = self._drafter(run.get("cache"), run.get("cancelled", never_cancelled))
+        return generate(engine, completions, drafter=drafter, most_drafted=self._most_drafted, **run)
+
+    def _completions(
+        self,
+        prompt: Sequence[int],
+        samplings: Sequence[SamplingConfig],
+        stop: StopConfig,
+        *,
+        constraint: ConstraintConfig | None,
+        logprobs: int | None,
+        explain: bool,
+        tools: ToolUse | None,
+    ) -> tuple[Engine, list[Completion]]:
+        """What is drawn for each config, and the engine for it. Raises as `stream` does."""
         samplings = [sampling.sparing(self.stop_ids) for sampling in samplings]
         stop = self.stopping(stop)
         forces = True  # what the settings ban is never forced
@@ -415,7 +462,7 @@ class LanguageModel:
             forces = forces and not never and not sampling.bans
         if logprobs is not None and logprobs < 0:
             raise UsageError(f"logprobs must be at least 0, not {logprobs}")
-        from gptcli.generation.loop import generate
+        from gptcli.generation.completion import Completion
 
         tokens = None if stop.max_tokens < 0 else len(prompt) + stop.max_tokens
         needs_tensors = explain or not all(map(native_can_sample, samplings))
@@ -424,19 +471,18 @@ class LanguageModel:
             engine = self.torch_engine()
         banned = self.stop_ids if stop.ignore_eos else frozenset[int]()
         make = partial(make_sampler, engine.library, self.tokenizer, banned=banned, logprobs=logprobs, explain=explain)
-        return generate(
-            engine,
-            self.tokenizer,
-            prompt,
-            samplers=list(map(make, samplings)),
-            stop=stop,
-            stop_ids=self.stop_ids,
-            drafter=self._drafter(run.get("cancelled", never_cancelled)),
-            most_drafted=self._most_drafted,
-            constrain=partial(self._constraint, constraint or self._call_grammar(tools), prompt, forces),
-            split_calls=partial(self._splitter, tools, prompt),
-            **run,
-        )
+        return engine, [
+            Completion(
+                self.tokenizer,
+                prompt,
+                make(sampling),
+                stop,
+                self.stop_ids,
+                self._constraint(constraint or self._call_grammar(tools), prompt, forces),
+                self._splitter(tools, prompt),
+            )
+            for sampling in samplings
+        ]
 
     def draft_with(self, draft_model: LanguageModel) -> None:
         """Lets a smaller model draft tokens from now on; the text stays the same.
@@ -448,21 +494,20 @@ class LanguageModel:
                 f"the draft model has other tokens: {draft_model.name}: {difference}",
                 hint="take a smaller model of the same family",
             )
-        self._draft_model, self._draft_cache = draft_model, None
+        self._draft_model = draft_model
 
     @property
     def _most_drafted(self) -> int:
         return self.runtime.speculate or (DRAFTED_TOKENS if self._draft_model else 0)
 
-    def _drafter(self, cancelled: Cancelled) -> Drafter | None:
+    def _drafter(self, cache: PromptCache | None, cancelled: Cancelled) -> Drafter | None:
         from gptcli.generation.speculation import DraftModel, PromptLookup
 
         if self._draft_model is None:
             return PromptLookup() if self.runtime.speculate else None
         engine = self._draft_model.torch_engine()
-        if self._draft_cache is None:  # kept from one generation to the next, as in a conversation
-            self._draft_cache = engine.new_cache()
-        return DraftModel(engine, self._draft_cache, self.tokenizer.size, cancelled)
+        drafts = (cache or PromptCache()).drafts  # kept from one generation to the next, as in a conversation
+        return DraftModel(engine, drafts.for_engine(engine), self.tokenizer.size, cancelled)
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Logits at every position of a text, (T, vocab) in fp32. Raises UsageError or ContextOverflow."""
@@ -472,6 +517,17 @@ class LanguageModel:
         if len(ids) > self.ctx_size:
             raise ContextOverflow(f"the text has {len(ids)} tokens, the context holds {self.ctx_size}")
         return self.torch_engine().logits(ids)
+
+    def embed(self, text: str | Sequence[int]) -> Tensor:
+        """The mean of a text's last hidden states at length 1, (hidden,) in fp32. Raises UsageError or ContextOverflow.
+
+        Models that were not trained for it tell texts apart by it, but not well.
+        """
+        ids = self.tokenizer.encode(text) if isinstance(text, str) else text
+        check_request(ids, SamplingConfig(), self.ctx_size + 1, self.tokenizer.size)
+        mean: Tensor = self.torch_engine().embed(ids)
+        unit: Tensor = mean / mean.norm().clamp(min=1e-12)
+        return unit
 
     @property
     def longest_stride(self) -> int:
@@ -495,20 +551,48 @@ class LanguageModel:
         text, and for a stride or top out of range.
         """
         check_scoring(stride, top, self.longest_stride)
-        if not text:
-            raise UsageError("there is nothing to score in an empty text")
         from gptcli.generation.scoring import score
 
+        ids = self.tokenizer.encode(_not_empty(text), special=special)
         return score(
             self._scorer(),
             self.tokenizer,
-            text,
+            ids,
             stride=stride or max(1, self.longest_stride // 2),
+            size=len(text.encode()),
+            head=ids[: len(self.tokenizer.surroundings[0])],
             top=top,
-            special=special,
             cache=cache,
             on_progress=on_progress,
         )
+
+    def score_ids(self, ids: Sequence[int], *, top: int = 0, cache: PromptCache | None = None) -> Score:
+        """`score` of token ids that `check_request` accepts; the first has no log-probability."""
+        from gptcli.generation.scoring import score
+
+        size = len(self.tokenizer.decode(ids))
+        return score(self._scorer(), self.tokenizer, ids, stride=self.ctx_size, size=size, top=top, cache=cache)
+
+    def score_many(
+        self, texts: Iterable[str], *, stride: int | None = None, top: int = 0, special: bool = False
+    ) -> Iterator[Score]:
+        """`score` for each of many texts; short ones share steps."""
+        check_scoring(stride, top, self.longest_stride)
+        from gptcli.generation.scoring import score_many
+
+        stride = stride or max(1, self.longest_stride // 2)
+        return score_many(
+            self._scorer(), self.tokenizer, map(_not_empty, texts), stride=stride, special=special, top=top
+        )
+
+    def choose_many(
+        self, prompts: Iterable[str], choices: Sequence[str], *, special: bool = False
+    ) -> Iterator[tuple[ChoiceScore, ...]]:
+        """`choose` for each of many prompts; they share steps."""
+        check_choices(choices)
+        from gptcli.generation.scoring import choose_many
+
+        return choose_many(self._scorer(), self.tokenizer, prompts, choices, special=special)
 
     def _scorer(self) -> Engine:
         """An engine for texts as long as the context."""
@@ -537,6 +621,12 @@ class LanguageModel:
         return Session(self, self.store.system if system is None else system, settings)
 
 
+def _not_empty(text: str) -> str:
+    if not text:
+        raise UsageError("there is nothing to score in an empty text")
+    return text
+
+
 ChatSession: TypeAlias = Session[LanguageModel]
 
 
@@ -551,7 +641,7 @@ def load(
     threads: int | None = None,
     speculate: int = 0,
     draft_model: str | Path | None = None,
-    adapter: str | Path | Sequence[str | Path] = (),
+    adapter: str | Path | Sequence[str | Path] | None = None,
     offline: bool = False,
 ) -> LanguageModel:
     """Loads a model by name, directory or GGUF file. Raises subclasses of GptcliError that say what is wrong.
@@ -568,7 +658,7 @@ def load(
         threads=threads,
         speculate=speculate,
         draft_model=None if draft_model is None else str(draft_model),
-        adapter=tuple(map(str, [adapter] if isinstance(adapter, str | Path) else adapter)),
+        adapter=tuple(map(str, [adapter] if isinstance(adapter, str | Path) else adapter or ())),
     )
     lm = LanguageModel.open(str(model), runtime, offline=offline)
     lm.load()

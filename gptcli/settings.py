@@ -8,6 +8,7 @@ import math
 import re
 import secrets
 import shlex
+import sys
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self, TypedDict, Unpack, get_args
@@ -25,6 +26,7 @@ ReasoningEffort = Literal["low", "medium", "high"]
 GREEDY_BELOW = 1e-5
 # fp32's greatest number: a masked logit, -inf, divided by infinity would be NaN.
 MAX_TEMPERATURE = 3.4028234663852886e38
+MAX_NUMBER = sys.float_info.max  # which even a whole number must not exceed
 
 
 def random_seed() -> int:
@@ -33,7 +35,7 @@ def random_seed() -> int:
 
 
 def _check(name: str, value: float, low: float, high: float, meaning: str = "") -> None:
-    if not (isinstance(value, int | float) and math.isfinite(value) and low <= value <= high):
+    if not (isinstance(value, int | float) and low <= value <= min(high, MAX_NUMBER)):
         bounds = f"between {low} and {high}" if math.isfinite(high) else f"at least {low}"
         raise UsageError(f"{name} must be {bounds}{meaning}, not {value}")
 
@@ -334,6 +336,7 @@ class ChatSettings:
         **sampling: Unpack[SamplingKeywords],
     ) -> None:
         """Raises UsageError for a value out of range. `sampling` is added to `given`: so `replace` works."""
+        tools = checked_tools(tools) if tools else ()
         vars(self).update(
             given=_given({**(given or {}), **sampling}),
             max_tokens=max_tokens,
@@ -347,7 +350,7 @@ class ChatSettings:
             regex=regex,
             grammar=grammar,
             choices=tuple(choices),
-            tools=checked_tools(tools) if tools else (),
+            tools=tools,
             tool_choice=checked_choice(tool_choice, tools),
         )
         if not tools and tool_choice not in (AUTO, NONE):

@@ -168,6 +168,12 @@ class Session(Generic[Model]):
         return None if question is None else question_text(question)
 
     @property
+    def question(self) -> str | None:
+        """What `retry` asks again: the `unanswered` question, else the last one, if there is one."""
+        question = self._history.unanswered or next(iter(self._history.turns[-2:-1]), None)
+        return None if question is None else question_text(question)
+
+    @property
     def open_calls(self) -> tuple[ToolCall, ...]:
         """The tools that the last reply called, whose answers `answer` gives."""
         return self._history.open_calls
@@ -287,6 +293,8 @@ class Session(Generic[Model]):
         question = self._history.unanswered
         if question is None:
             question = {**self._last_question("ask again"), "instead": True}
+        if text is not None and question["role"] == "tool" and len(question["content"]) != 1:
+            raise UsageError("the last question was the answers of several tools; one text cannot take their place")
         if text is not None:
             question = {**question, "content": text if question["role"] == "user" else [text]}
         return self._ask(question, **run)

@@ -35,6 +35,10 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
     "xglm": {"hidden_size": "d_model", "num_attention_heads": "attention_heads", "num_hidden_layers": "num_layers"},
 }
 
+_GEMMA4_ROPES = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+    "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
+}
 # Defaults of the config classes in transformers, which configs may leave out. A null stays null.
 DEFAULTS: dict[str, dict[str, object]] = {
     "apertus": {
@@ -93,6 +97,26 @@ DEFAULTS: dict[str, dict[str, object]] = {
         "final_logit_softcapping": 30.0,
     },
     "gemma3_text": {"max_position_embeddings": 131_072, "num_attention_heads": 8, "num_key_value_heads": 4},
+    "gemma3n_text": {
+        "max_position_embeddings": 32_768,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "num_kv_shared_layers": 15,
+        "final_logit_softcapping": 30.0,
+    },
+    "gemma4_text": {
+        "max_position_embeddings": 131_072,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "rope_parameters": _GEMMA4_ROPES,
+    },
+    "gemma4_unified_text": {
+        "max_position_embeddings": 262_144,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "rope_parameters": _GEMMA4_ROPES,
+        "sliding_window": 1024,
+    },
     "glm": {"max_position_embeddings": 131_072, "num_key_value_heads": 2},
     "glm4": {"max_position_embeddings": 131_072, "num_key_value_heads": 2},
     "glm4_moe": {"max_position_embeddings": 131_072, "num_key_value_heads": 8},

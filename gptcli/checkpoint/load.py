@@ -45,9 +45,9 @@ from gptcli.errors import BrokenCheckpoint
 from gptcli.kernels.bindings import Arithmetic
 from gptcli.kernels.layers import CompiledEmbedding, CompiledExperts, CompiledLinear, can_compile
 from gptcli.kernels.tensors import FLOATS, Library
-from gptcli.model.decoder import Decoder, Embedding
-from gptcli.model.linear import Linear
-from gptcli.model.mlp import Experts
+from gptcli.model.decoder import Decoder
+from gptcli.model.linear import Embedding, Linear
+from gptcli.model.mlp import Experts, Moe
 from gptcli.quant.affine import quantize_affine
 from gptcli.quant.dense import DenseWeight
 from gptcli.quant.ggml import GgmlWeight
@@ -110,7 +110,7 @@ def load_decoder(
         for name, whole in folder.architecture.parameters.items():
             recipe = share.part(name, whole) if share else whole
             # 1 + w needs more bits than w; so do choices among scores that are nearly equal, and exponents.
-            wide = isinstance(whole, PlusOne) or name.endswith(_NEVER_ROUNDED)
+            wide = isinstance(whole, PlusOne) or _is_never_rounded(decoder, name)
             dtype = torch.float32 if wide else plan.dtype
             of_blocks = any(isinstance(source.stored(each), Ggml) for each in sources(recipe))
             slot = _Slot(decoder, name, dtype, of_blocks)
@@ -123,6 +123,12 @@ def load_decoder(
             if source.read(name).any():
                 raise BrokenCheckpoint(f"{name} is not zero, but the architecture has no bias there")
     return decoder.eval()
+
+
+def _is_never_rounded(decoder: Decoder, name: str) -> bool:
+    path, of_router, _ = name.rpartition(".router.")
+    mixture = decoder.get_submodule(path) if of_router else None
+    return name.endswith(_NEVER_ROUNDED) or (isinstance(mixture, Moe) and mixture.config.wide_router)
 
 
 def empty_decoder(folder: ModelFolder) -> Decoder:
@@ -335,7 +341,8 @@ def _form(slot: _Slot, value: Tensor | PackedWeight, plan: WeightPlan) -> Tensor
         value = value.dequantize(torch.float32)
     if isinstance(value, Tensor) and plan.packing in ("int8", "int4"):
         value = _quantized(slot, value, plan.packing)
-    if isinstance(value, PackedWeight) and plan.tinygemm is not None and plan.packing != "dense":
+    in_bf16 = plan.packing != "dense" and slot.dtype == plan.dtype
+    if isinstance(value, PackedWeight) and plan.tinygemm is not None and in_bf16:
         matrix = plan.tinygemm.matrix(value, plan.device)
         if matrix is not None:
             return matrix

@@ -8,6 +8,7 @@ from dataclasses import replace
 from gptcli.checkpoint.class_defaults import DEFAULTS, OTHER_NAMES
 from gptcli.checkpoint.families.deepseek import deepseek_v2, deepseek_v3, glm4_moe_lite, kimi_k2, minicpm3
 from gptcli.checkpoint.families.gemma import gemma, gemma2, gemma3_text, vaultgemma
+from gptcli.checkpoint.families.gemma3n import gemma3n_text, gemma4_text, gemma4_unified_text
 from gptcli.checkpoint.families.gpt import gpt2, gpt_neo, gpt_neox, gptj, openai_gpt
 from gptcli.checkpoint.families.layer_norm import cohere, cohere2, glm, glm4, phi, stablelm, starcoder2
 from gptcli.checkpoint.families.lfm2 import lfm2, lfm2_moe
@@ -72,6 +73,9 @@ _TEXT_MODELS: dict[str, Family] = {
     "gemma": gemma,
     "gemma2": gemma2,
     "gemma3_text": gemma3_text,
+    "gemma3n_text": gemma3n_text,
+    "gemma4_text": gemma4_text,
+    "gemma4_unified_text": gemma4_unified_text,
     "glm": glm,
     "glm4": glm4,
     "glm4_moe": glm4_moe,

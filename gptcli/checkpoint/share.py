@@ -9,13 +9,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from gptcli.checkpoint.recipes import Part, Ranges, Recipe
 from gptcli.errors import UsageError
-from gptcli.model.config import AttentionConfig, BlockConfig, DecoderConfig, MlpConfig, MoeConfig
+from gptcli.model.config import (
+    AttentionConfig,
+    BlockConfig,
+    DecoderConfig,
+    DenseAndMoeConfig,
+    MlpConfig,
+    MoeConfig,
+    other_field,
+)
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _UNITS = (256, 128, 64, 32)  # columns of a group or block of packed weights: a cut between them keeps them packed
 _ROWS, _COLUMNS = -2, -1
+# The fields that may differ from their defaults in a decoder that is split.
+_WHOLE = (
+    "vocab_size", "hidden_size", "max_context", "blocks", "norm", "tied_head", "embedding_norm", "final_norm",
+    "head_bias", "learned_positions", "embedding_scale", "logit_scale", "logit_softcap",
+)  # fmt: skip
+_ATTENTION = (
+    "heads", "kv_heads", "head_dim", "rope", "scale", "window", "chunked", "qkv_bias", "out_bias", "qk_norm", "v_norm",
+    "position_scale", "clip", "softcap", "sinks", "gated", "out_scale",
+)  # fmt: skip
+_MOE = (
+    "expert", "experts", "top_k", "renormalize", "router", "router_bias", "correction", "groups", "top_groups",
+    "group_best", "least_sum", "added_to_sum", "scale", "jitter", "shared", "shared_gate", "scales_input",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,6 +57,7 @@ class Share:
     @cached_property
     def config(self) -> DecoderConfig:
         """The config of what this rank holds."""
+        self._check(self.whole, *_WHOLE)
         start, stop = self.vocabulary
         blocks = tuple(map(self._block, self.whole.blocks))
         return replace(self.whole, blocks=blocks, vocab_size=stop - start, ranks=self.ranks)
@@ -70,21 +96,25 @@ class Share:
         if attention is not None:
             if not isinstance(attention, AttentionConfig):
                 raise self._unsplittable("latent attention")
-            if attention.alibi is not None:
-                raise self._unsplittable("attention with ALiBi")
+            self._check(attention, *_ATTENTION)
             if attention.qk_norm is not None and attention.qk_norm.over == "full":
                 raise self._unsplittable("attention whose q and k are normalized over all heads")
             (first, last), (first_kv, last_kv) = self._heads(attention)
             attention = replace(attention, heads=last - first, kv_heads=last_kv - first_kv)
         mlp = block.mlp
+        if isinstance(mlp, DenseAndMoeConfig):
+            raise self._unsplittable("an MLP beside a mixture")
         if isinstance(mlp, MoeConfig):
+            self._check(mlp, *_MOE)
             shared = None if mlp.shared is None else self._mlp(mlp.shared)
             mlp = replace(mlp, expert=self._mlp(mlp.expert), shared=shared)
         elif mlp is not None:
             mlp = self._mlp(mlp)
+        self._check(block, "attention", "mlp", "residual", "residual_scale")
         return replace(block, attention=attention, mlp=mlp)
 
     def _mlp(self, mlp: MlpConfig) -> MlpConfig:
+        self._check(mlp, "width", "activation", "gated", "bias", "gate_scale", "out_scale")
         start, stop = self._channels(mlp)
         return replace(mlp, width=stop - start)
 
@@ -118,7 +148,7 @@ class Share:
                 return self._attention_cut(block.attention, inner)
             case ["mlp", "shared", matrix, kind] if isinstance(mlp, MoeConfig) and mlp.shared:
                 return self._mlp_cut(mlp.shared, matrix, kind)
-            case ["mlp", matrix, kind] if mlp is not None:
+            case ["mlp", matrix, kind] if isinstance(mlp, MlpConfig | MoeConfig):
                 return self._mlp_cut(mlp.expert if isinstance(mlp, MoeConfig) else mlp, matrix, kind)
         return None
 
@@ -152,6 +182,10 @@ class Share:
         if count < self.ranks:
             raise self._unsplittable(f"{count} {what}")
         return _range(count, self.rank, self.ranks)
+
+    def _check(self, config: DataclassInstance, *names: str) -> None:
+        if (other := other_field(config, *names)) is not None:
+            raise self._unsplittable(other)
 
     def _unsplittable(self, what: str) -> UsageError:
         return UsageError(f"{what} cannot be split among {self.ranks} processes", "run it in one, or in fewer")

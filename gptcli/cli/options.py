@@ -56,6 +56,15 @@ def _model_name(help: str) -> Any:
 
 _NAMED = "or a name that `gptcli models` lists."
 Model = Annotated[str, _model_name(f"A directory, a GGUF file, {_NAMED}")]
+Models = Annotated[
+    list[str] | None,
+    _model_option(
+        f"A directory, a GGUF file, {_NAMED} Repeatable. (default: GPTCLI_MODEL, else {DEFAULT_MODEL})",
+        "-m",
+        "--model",
+        autocompletion=model_names,
+    ),
+]
 ChatModel = Annotated[
     str | None, _model_name(f"A directory, a GGUF file, {_NAMED} (default: the session's, else {DEFAULT_MODEL})")
 ]

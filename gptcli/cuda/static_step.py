@@ -136,3 +136,7 @@ class _SlotPosition:
         for stored, new in zip(self.storage[block], (keys, values), strict=True):
             stored.index_copy_(2, slot, new)
         return self.storage[block]
+
+    def read(self, block: int) -> tuple[Tensor, Tensor]:
+        """See `Position.read`."""
+        return self.storage[block]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from gptcli.errors import GptcliError
-from gptcli.generation.events import FinishReason, StepLogprobs, TextDelta
+from gptcli.errors import ContextOverflow, GptcliError
+from gptcli.generation.events import Finished, FinishReason, StepLogprobs, TextDelta, Usage
 from gptcli.generation.sampling.constraint import Constraint
 from gptcli.generation.sampling.sampler import Sampler
 from gptcli.generation.stopping import StopMatcher
@@ -16,6 +17,20 @@ from gptcli.settings import StopConfig
 from gptcli.text.tokenizer import Tokenizer
 from gptcli.tools.definitions import ToolCall
 from gptcli.tools.splitter import Splitter
+
+
+@dataclass
+class Timing:
+    """When a text was asked for, on time.perf_counter's clock, and what its prompt and drafts took.
+
+    prefilled: tokens of the prompt that were not cached. prefill_s: seconds that they took.
+    """
+
+    asked_at: float = field(default_factory=time.perf_counter)
+    prefilled: int = 0
+    prefill_s: float = 0.0
+    drafted: int = 0
+    kept: int = 0
 
 
 class Completion:
@@ -38,7 +53,7 @@ class Completion:
         constraint: Constraint | None = None,
         splitter: Splitter | None = None,
     ) -> None:
-        self.history = list(prompt)
+        self.history, self.prompt_tokens = list(prompt), len(prompt)
         self.ids: list[int] = []
         self.forced = 0  # tokens that the constraint left no choice in
         self.said: deque[TextDelta] = deque()
@@ -48,9 +63,10 @@ class Completion:
         self.error: GptcliError | None = None
         self.first_token_at: float | None = None  # on time.perf_counter's clock
         self.ended_at = 0.0
-        self._tokenizer, self._stop, self._stop_ids = tokenizer, stop, stop_ids
+        self.stop, self.constraint = stop, constraint
+        self._tokenizer, self._stop_ids = tokenizer, stop_ids
         self._steps_said = 0
-        self._sampler, self._constraint, self._splitter = sampler, constraint, splitter
+        self._sampler, self._splitter = sampler, splitter
         self._detokenizer, self._matcher = tokenizer.detokenizer(prompt), StopMatcher(stop.strings)
 
     @property
@@ -73,7 +89,7 @@ class Completion:
 
         Raises UsageError if constraint and settings leave no token.
         """
-        if len(self.ids) == self._stop.max_tokens or self._finished:
+        if len(self.ids) == self.stop.max_tokens or self._finished:
             self.end("stop" if self._finished else "length")
             return
         token, step = self._next(logits)
@@ -87,7 +103,7 @@ class Completion:
             self.steps.append(step)
         text = b"" if self._hides(token) else self._detokenizer.push(token)
         self._say(self._matcher.push(text))
-        if self._matcher.matched is not None or len(self.ids) == self._stop.max_tokens or self._finished:
+        if self._matcher.matched is not None or len(self.ids) == self.stop.max_tokens or self._finished:
             self.end("stop" if self._finished else "length")
 
     def _hides(self, token: int) -> bool:
@@ -95,18 +111,18 @@ class Completion:
 
     @property
     def _finished(self) -> bool:
-        return self._constraint is not None and self._constraint.finished
+        return self.constraint is not None and self.constraint.finished
 
     def _next(self, logits: Logits) -> tuple[int, StepLogprobs | None]:
-        if self._constraint is None:
+        if self.constraint is None:
             return self._sampler.sample(logits, self.history)
-        forced = self._constraint.forced()
+        forced = self.constraint.forced()
         if forced:
             self.forced += 1
             token, step = forced[0], self._sampler.take(logits, forced[0])
         else:
-            token, step = self._sampler.sample(logits, self.history, self._constraint.allowed())
-        self._constraint.accept(token)
+            token, step = self._sampler.sample(logits, self.history, self.constraint.allowed())
+        self.constraint.accept(token)
         return token, step
 
     def end(self, reason: FinishReason, stopped_by: str | None = None) -> None:
@@ -121,6 +137,44 @@ class Completion:
         if reason == "stop" and self.tool_calls:
             reason = "tool_calls"
         self.reason, self.stopped_by, self.ended_at = reason, stopped_by, time.perf_counter()
+
+    def forced_next(self, most: int) -> Sequence[int]:
+        """At most so many tokens that the constraint leaves no choice in, if there are any."""
+        return () if self.constraint is None or most < 1 else self.constraint.forced()[:most]
+
+    def finished(self, load_s: float, timing: Timing) -> Finished:
+        """How it ended. load_s: seconds that loading the model took."""
+        assert self.reason is not None
+        first_token_at = self.first_token_at or self.ended_at
+        decode_s = self.ended_at - first_token_at
+        return Finished(
+            reason=self.reason,
+            ids=tuple(self.ids),
+            stop=self.stopped_by,
+            seed=self.seed,
+            usage=Usage(
+                prompt_tokens=self.prompt_tokens,
+                completion_tokens=len(self.ids),
+                load_s=load_s,
+                prefill_s=timing.prefill_s,
+                ttft_s=first_token_at - timing.asked_at,
+                decode_s=decode_s,
+                prefill_tokens_per_s=timing.prefilled / timing.prefill_s if timing.prefill_s else 0.0,
+                decode_tokens_per_s=max(0, len(self.ids) - 1) / decode_s if decode_s else 0.0,
+                drafted_tokens=timing.drafted,
+                kept_tokens=timing.kept,
+                forced_tokens=self.forced,
+            ),
+            logprobs=None if self.steps is None else tuple(self.steps),
+            tool_calls=self.tool_calls,
+            cut_call=self.cut_call,
+        )
+
+    def end_at_the_contexts_end(self, ctx_size: int) -> None:
+        """Ends the text where the context of so many tokens is full, which is an error if its settings say so."""
+        self.end("length")
+        if self.stop.overflow == "error":
+            self.error = ContextOverflow(f"the context of {ctx_size} tokens is full")
 
     def forget_older_half(self) -> None:
         """Keeps the newer half of the history, and the control token that began it, if one did."""

@@ -75,12 +75,18 @@ def _gemma2(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
 
 def _gemma3(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     layers, window = config["num_hidden_layers"], fields.integer("attention.sliding_window", 0)
+    softcap, local = fields.number("final_logit_softcapping"), fields.number("rope.local.freq_base")
+    if local is not None or fields.file.any(f"{fields.prefix}vision.block_count") is not None:
+        # Ollama's first files: the 1B has Gemma 2's softcap, and the others lack what stretches RoPE.
+        softcap = None if layers == 26 else softcap
+        if layers in (34, 48, 62) and config["rope_scaling"] is None:
+            config["rope_scaling"] = {"rope_type": "linear", "factor": 8.0}
     return {
         "layer_types": fields.sliding(layers, 6) if window else ["full_attention"] * layers,
         "sliding_window": window or None,
         "query_pre_attn_scalar": _gemma_scale(config, layers_of_27b=62),
-        "final_logit_softcapping": fields.number("final_logit_softcapping"),
-        "rope_local_base_freq": fields.number("rope.freq_base_swa", 10_000.0),
+        "final_logit_softcapping": softcap,
+        "rope_local_base_freq": fields.number("rope.freq_base_swa", local or 10_000.0),
     }
 
 
@@ -301,6 +307,7 @@ _LATENT_ATTENTION = {
     "attn_v_b": "self_attn.unembed_out",
     "attn_output": "self_attn.o_proj",
 }
+_QWEN2_VL = GgufArchitecture(model_type="qwen2", images=True)
 _QWEN3 = GgufArchitecture(model_type="qwen3", block=LLAMA | QK_NORMS)
 _QWEN3_MOE = GgufArchitecture(
     model_type="qwen3_moe",
@@ -380,7 +387,8 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
         constants={"norm_topk_prob": False},
         extra=_qwen_moe,
     ),
-    "qwen2vl": GgufArchitecture(model_type="qwen2", images=True),
+    "qwen2vl": _QWEN2_VL,
+    "qwen25vl": _QWEN2_VL,  # of Ollama
     "qwen3": _QWEN3,
     "qwen3moe": _QWEN3_MOE,
     "qwen3vl": replace(_QWEN3, images=True),
@@ -398,6 +406,7 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
         model_type="gemma3_text",
         others=("gemma3",),
         block=ATTENTION | QK_NORMS | MLP | FOUR_NORMS,
+        theta=1e6,
         plus_one=True,
         extra=_gemma3,
     ),

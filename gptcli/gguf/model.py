@@ -13,6 +13,7 @@ from gptcli.errors import BrokenCheckpoint
 from gptcli.files import open_regular
 from gptcli.gguf.architectures import ARCHITECTURES
 from gptcli.gguf.naming import Fields, tensor_name
+from gptcli.gguf.other_files import refuse_other_files
 from gptcli.gguf.reader import GgufFile, GgufTensor
 from gptcli.gguf.tokenizer import stop_ids
 
@@ -31,7 +32,9 @@ _WITHOUT_EFFECT = frozenset(
     """.split()
 )
 _NULLS = ("q_lora_rank", "sliding_window")  # fields of config.json for which null is not the default
-_OF_IMAGES = frozenset(("rope.dimension_sections", "n_deepstack_layers"))
+_OF_IMAGES = frozenset(("rope.dimension_sections", "rope.mrope_section", "n_deepstack_layers"))
+_IMAGE_PARTS = ("v.", "mm.")  # of tensors' names in Ollama's files, which have a whole model in one
+_IMAGE_FIELDS = ("vision.", "mm.", "image_token_index", "spatial_merge_size")
 # Fields that mean what we do if they have these values.
 _HARMLESS: dict[str, tuple[object, ...]] = {
     "attention.causal": (True,),
@@ -137,6 +140,7 @@ class GgufModel:
 
     def __init__(self, file: GgufFile) -> None:
         self.file = file
+        refuse_other_files(file)
         name = file.get("general.architecture", str)
         if name not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
@@ -151,7 +155,7 @@ class GgufModel:
         """All tensors by their names in transformers, or in MLX for those that only MLX stores in one."""
         found: dict[str, ModelTensor] = {}
         for tensor in self.file.tensors.values():
-            if tensor.name in _ROPE_TENSORS:
+            if tensor.name in _ROPE_TENSORS or tensor.name.startswith(_IMAGE_PARTS):
                 continue
             for name, part in self._as_stored(tensor):
                 if name in found:
@@ -160,7 +164,7 @@ class GgufModel:
         return found | self._xielu()
 
     @property
-    def _ahead(self) -> range:
+    def ahead(self) -> range:
         """The layers that predict tokens further ahead, which follow the others."""
         layers = self._fields.integer("block_count")
         return range(layers - self._fields.integer("nextn_predict_layers", 0), layers)
@@ -168,7 +172,7 @@ class GgufModel:
     @property
     def reads_images(self) -> bool:
         """Whether the model can read images, which nothing here does."""
-        return self._architecture.images
+        return self._architecture.images or any(name.startswith(_IMAGE_PARTS) for name in self.file.tensors)
 
     @property
     def generation_config(self) -> dict[str, Any]:
@@ -197,12 +201,12 @@ class GgufModel:
             "vocab_size": embedding.shape[0],
             "hidden_size": width,
             "intermediate_size": number("feed_forward_length"),
-            "num_hidden_layers": self._ahead.start,
+            "num_hidden_layers": self.ahead.start,
             "num_attention_heads": heads,
             "num_key_value_heads": kv_heads,
             "head_dim": head_dim,
             "max_position_embeddings": fields.integer("context_length"),
-            "rope_theta": fields.number("rope.freq_base", 10_000.0),
+            "rope_theta": fields.number("rope.freq_base", known.theta),
             "tie_word_embeddings": "output.weight" not in file.tensors,
             known.eps: self._epsilon(),
             **known.constants,
@@ -299,6 +303,8 @@ class GgufModel:
         left_over = []
         for name in self.file.unread(prefix):
             rest, value = name.removeprefix(prefix), self.file.fields[name]
+            if self.reads_images and rest.startswith(_IMAGE_FIELDS):
+                continue
             without_effect = _WITHOUT_EFFECT | (_OF_IMAGES if self.reads_images else frozenset())
             if rest in without_effect or any(value == known for known in _HARMLESS.get(rest, ())):
                 continue
@@ -317,7 +323,7 @@ class GgufModel:
                 raise file.unsupported(f"tensor {tensor.name[:80]!r} belongs to no part of this architecture")
             return [(f"{known.top[stem]}.{leaf}", self._edited(tensor, stem, leaf))]
         layer, stem, expert, leaf = match.groups(default="")
-        if int(layer) in self._ahead:
+        if int(layer) in self.ahead:
             return []
         kind = stem if not expert else f"{stem}.#"
         if kind == "attn_qkv" and kind not in known.block and "attn_q" in known.block:

@@ -140,6 +140,7 @@ class GgufArchitecture:
 
     model_type: transformers' name; extra may replace it. top, block: tensors outside of layers and in each one, by
     their names without `.weight` or `.bias`, # for an expert's number. eps: config.json's name for the norms' epsilon.
+    theta: RoPE's base where a file does not say.
     pairs: RoPE turns neighbouring channels, for which the converter has reordered the rows of q and k. plus_one: 1 was
     added to norms. regrouped: the rows of attn_qkv were regrouped from heads to q, k and v. partial: RoPE turns a part
     of each head unless config.json says otherwise. images: the model reads images too, of which files have only the
@@ -156,6 +157,7 @@ class GgufArchitecture:
     top: Mapping[str, str] = field(default_factory=lambda: TOP)
     layers: str = "model.layers."
     eps: str = "rms_norm_eps"
+    theta: float = 10_000.0
     pairs: bool = False
     plus_one: bool = False
     regrouped: bool = False

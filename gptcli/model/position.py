@@ -35,6 +35,9 @@ class Position(Protocol):
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Stores (rows, kv_heads, T, head_dim); returns all keys and values to attend to, with S in place of T."""
 
+    def read(self, block: int) -> tuple[Tensor, Tensor]:
+        """What `write` returned for an earlier block."""
+
     @property
     def states(self) -> States:
         """What layers keep besides keys and values."""
@@ -90,6 +93,10 @@ class AppendPosition:
         """See `Position.write`."""
         return self._cache.write(block, keys, values)
 
+    def read(self, block: int) -> tuple[Tensor, Tensor]:
+        """See `Position.read`."""
+        return self._cache.read(block, self._T)
+
     @property
     def states(self) -> States:
         """See `Position.states`."""
@@ -108,6 +115,7 @@ class WholeTexts:
         self.positions = torch.arange(self._T, device=device)
         self.states = States(config, device, torch.float32, rows)
         self._masks: dict[tuple[int | None, bool], Tensor | None] = {}
+        self._written: dict[int, tuple[Tensor, Tensor]] = {}
 
     def rotation(self, rope: RopeConfig) -> Rotation:
         """See `Position.rotation`; in fp32."""
@@ -123,7 +131,12 @@ class WholeTexts:
 
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See `Position.write`: returns what it gets."""
+        self._written[block] = keys, values
         return keys, values
+
+    def read(self, block: int) -> tuple[Tensor, Tensor]:
+        """See `Position.read`."""
+        return self._written[block]
 
 
 def _mask(

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypedDict
 from weakref import ref
 
+from gptcli.errors import NonFiniteLogits, OutOfMemory
 from gptcli.kernels.bindings import Functions
 
 Logits: TypeAlias = Any
@@ -70,6 +72,10 @@ class Cache(Protocol):
     def length(self) -> int:
         """How many tokens are cached."""
 
+    @property
+    def tokens(self) -> list[int]:
+        """Their ids."""
+
     def keep_common(self, prompt: Sequence[int]) -> None:
         """Forgets all but the longest prefix shared with the prompt."""
 
@@ -77,21 +83,23 @@ class Cache(Protocol):
         """Forgets all but the first `length` tokens, or all of them."""
 
 
-class Rows(Protocol):
-    """Texts that share steps, a row each. Nothing here promises that they are equally long."""
+class Extension(NamedTuple):
+    """Tokens that a step appends to a cached text. wanted: of how many of the last ones there are to be logits."""
 
-    def step(self, tokens: Sequence[int]) -> Sequence[Logits]:
-        """Appends one token to each row; the logits after each. Raises as `Engine.step` does."""
+    cache: Any
+    tokens: Sequence[int]
+    wanted: int = 1
 
-    def replace(self, texts: Sequence[Sequence[int]], cancelled: Cancelled) -> Sequence[Logits] | None:
-        """Makes other texts the rows; the logits after each, or None once cancelled."""
 
-    def drop(self, row: int) -> None:
-        """Forgets a row; the last one takes its index."""
+Extended: TypeAlias = Sequence[Logits] | NonFiniteLogits | OutOfMemory
+"""The logits that an `Extension` wants, or why there are none."""
 
 
 class Engine(Protocol):
-    """A loaded decoder with a context of `ctx_size` tokens. load_s: seconds that loading took."""
+    """A loaded decoder with a context of `ctx_size` tokens. load_s: seconds that loading took.
+
+    Threads may share it, each with caches of its own: they take turns step by step.
+    """
 
     ctx_size: int
     load_s: float
@@ -134,6 +142,19 @@ class Engine(Protocol):
     def step(self, tokens: Sequence[int], cache: Any) -> Sequence[Logits]:
         """Appends one token, and at most `most_ahead` more; the logits after each. Raises as `prefill` does."""
 
+    @property
+    def shares_steps(self) -> bool:
+        """Whether texts of any lengths run together in `extend`; elsewhere it runs them one by one."""
+
+    def extend(self, texts: Sequence[Extension]) -> list[Extended]:
+        """Appends tokens to several texts, each with a cache of its own, in one step; what came of each.
+
+        A text that ran out of memory may be cached in part, a non-finite one must be forgotten; the others go on.
+        """
+
+    def copy_of(self, cache: Any, length: int) -> Any:
+        """Another cache with the first `length` tokens, or with fewer. Raises OutOfMemory."""
+
     def score_tokens(
         self, tokens: Sequence[int], cache: Any, targets: Sequence[int], vocabulary: int, top: int
     ) -> Iterator[list[TokenScore]]:
@@ -143,14 +164,16 @@ class Engine(Protocol):
         `prefill` does.
         """
 
+    def score_texts(
+        self, texts: Sequence[Extension], targets: Sequence[Sequence[int]], vocabulary: int, top: int
+    ) -> list[list[TokenScore]]:
+        """The same for several texts in one step, on an engine that `shares_steps`: a target for each that it wants."""
+
     def most_ahead(self, cache: Any) -> int:
         """How many tokens may follow the next one in a step so that they can still be taken back."""
 
     def most_rows(self, tokens: int) -> int:
         """How many texts of so many tokens may share steps."""
-
-    def rows(self, cache: Any, count: int) -> Rows:
-        """So many texts that begin with a copy of a cache. Raises OutOfMemory."""
 
 
 class PromptCache:
@@ -165,3 +188,8 @@ class PromptCache:
         if self._cache is None or self._engine is None or self._engine() is not engine:
             self._engine, self._cache = ref(engine), engine.new_cache()
         return self._cache
+
+    @cached_property
+    def drafts(self) -> PromptCache:
+        """The same for the engine of a draft model."""
+        return PromptCache()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
 
 
 class Loader:
-    """One model's engine: a snapshot's without torch where that serves the workload, else the full one."""
+    """One model's engine: a snapshot's without torch where that serves the workload, else the full one.
+
+    Threads that ask for one take turns.
+    """
 
     def __init__(self, folder: ModelFolder, runtime: RuntimeConfig, ctx_size: int, announced: Workload | None) -> None:
         """announced: what is known of the workload; a snapshot that may serve it is read from now on."""
@@ -40,6 +44,7 @@ class Loader:
         self._snapshot_engine: SnapshotEngine | None = None
         self._slot: Slot | None = None  # for a snapshot of the weights that were read
         self._opened: OpenedSnapshot | None = None
+        self._lock = threading.RLock()
         self.failures: list[str] = []  # notes on why it is slower than it could be
         self._ranks = ranks_here()
         if self._ranks is not None or announced is None or announced.probabilities:
@@ -58,20 +63,22 @@ class Loader:
 
         Raises OutOfMemory or NoSuchDevice.
         """
-        if self._torch_engine is None and workload is not None:
-            if self._opened is not None and self._snapshot_engine is None:
-                with self._dropping(self._opened.slot):
-                    self._snapshot_engine = self._opened.engine(self._ctx_size, self._room(workload))
-            if self._snapshot_engine is not None and self._snapshot_engine.serves(workload):
-                return self._snapshot_engine
-        return self.load_with_torch(on_progress)
+        with self._lock:
+            if self._torch_engine is None and workload is not None:
+                if self._opened is not None and self._snapshot_engine is None:
+                    with self._dropping(self._opened.slot):
+                        self._snapshot_engine = self._opened.engine(self._ctx_size, self._room(workload))
+                if self._snapshot_engine is not None and self._snapshot_engine.serves(workload):
+                    return self._snapshot_engine
+            return self.load_with_torch(on_progress)
 
     def load_with_torch(self, on_progress: Progress = no_progress) -> TorchEngine:
         """The engine that serves every workload. Raises as `load` does, and UsageError."""
-        if self._torch_engine is None:
-            self._opened = self._snapshot_engine = None  # frees memory that the weights may need
-            self._torch_engine = self._read_weights(on_progress)
-        return self._torch_engine
+        with self._lock:
+            if self._torch_engine is None:
+                self._opened = self._snapshot_engine = None  # frees memory that the weights may need
+                self._torch_engine = self._read_weights(on_progress)
+            return self._torch_engine
 
     def keep_snapshot(self) -> None:
         """Keeps a snapshot for the next start, if the weights were read and can have one."""
@@ -105,6 +112,8 @@ class Loader:
         from gptcli.runtime.torch_engine import TorchEngine
 
         plan = plan_for(self._folder, self._runtime, self._ranks)
+        if plan.library is None or self._ranks or any(block.state for block in self._folder.architecture.config.blocks):
+            self._check_kv(plan.dtype_name)  # no kernels will run it
         adapters = [Adapter.open(Path(path), weight) for path, weight in self._runtime.adapters]
         with memory_errors(plan.device, "loading the weights"):
             if self._ranks is None:
@@ -117,8 +126,9 @@ class Loader:
 
                 decoder, plan = lead(self._folder, self._runtime, self._ctx_size, plan, on_progress, self._ranks)
         engine = TorchEngine(decoder, plan, self._ctx_size, load_s=time.perf_counter() - started)
-        if self._runtime.kv not in ("auto", engine.kv):
-            raise UsageError(
-                f"--kv {self._runtime.kv} is for the CPU kernels: here keys and values are kept in {engine.kv}"
-            )
+        self._check_kv(engine.kv)
         return engine
+
+    def _check_kv(self, kept: str) -> None:
+        if self._runtime.kv not in ("auto", kept):
+            raise UsageError(f"--kv {self._runtime.kv} is for the CPU kernels: here keys and values are kept in {kept}")

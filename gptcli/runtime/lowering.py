@@ -8,7 +8,7 @@ config fields that it lowers. If any other field differs from its default, or th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast, get_args
 
 import torch
@@ -26,14 +26,17 @@ from gptcli.model.config import (
     Llama3Scaling,
     LongRopeScaling,
     MlpConfig,
+    ProportionalScaling,
     RopeConfig,
     YarnScaling,
+    other_field,
 )
-from gptcli.model.decoder import Block, Decoder, Embedding
-from gptcli.model.linear import Linear
+from gptcli.model.decoder import Block, Decoder
+from gptcli.model.linear import Embedding, Linear
 from gptcli.model.mlp import Experts, Mlp, Moe
 from gptcli.model.norm import Norm
 from gptcli.model.rope import rotary_table
+from gptcli.runtime.engine import Extension
 from gptcli.runtime.fast_start.snapshot_file import RotaryTable, Snapshot
 from gptcli.runtime.program import Buffer, Program, Text, Vector
 from gptcli.runtime.program_cache import ProgramCache
@@ -56,9 +59,8 @@ class Unsupported(Exception):
 
 def _handles(config: DataclassInstance, *names: str) -> None:
     """Raises Unsupported if a field of a config that is not among `names` differs from its default."""
-    for each in fields(config):
-        if each.name not in names and getattr(config, each.name) != each.default:
-            raise Unsupported(f"{type(config).__name__}.{each.name}")
+    if (other := other_field(config, *names)) is not None:
+        raise Unsupported(other)
 
 
 def lower(decoder: Decoder, library: Library, kind: CacheKind = "fp32") -> DecoderProgram | None:
@@ -104,23 +106,23 @@ class DecoderProgram:
         """An empty cache of a text of up to `limit` tokens."""
         return ProgramCache(self.program.layouts, limit)
 
-    def run(self, texts: Sequence[tuple[ProgramCache, Sequence[int]]], wanted: Sequence[int]) -> Tensor:
+    def run(self, texts: Sequence[Extension]) -> Tensor:
         """Appends tokens to each of several texts, and counts them as cached.
 
-        wanted: how many of each text's last tokens logits are computed of: (sum of wanted, vocab).
+        The logits that they want, (sum of wanted, vocab).
         """
         parts, asked, end = [], list[int](), 0
-        longest = max(cache.length + len(tokens) for cache, tokens in texts)  # a table must not be replaced meanwhile
-        for (cache, tokens), last in zip(texts, wanted, strict=True):
+        longest = max(cache.length + len(tokens) for cache, tokens, _ in texts)  # no table may be replaced meanwhile
+        for cache, tokens, wanted in texts:
             assert 0 <= min(tokens) <= max(tokens) < self._decoder.config.vocab_size
             rows = cache.rows(len(tokens))
             rotations = [self._table(rope, longest, cache.span).at(cache.length) for rope in self._ropes]
             parts.append(Text(tokens, cache.length, rotations, rows))
             end += len(tokens)
-            asked += range(end - last, end)
+            asked += range(end - wanted, end)
         logits = torch.empty(len(asked), self._decoder.config.vocab_size)
         self.program.run(parts, asked, logits.data_ptr())
-        for cache, tokens in texts:
+        for cache, tokens, _ in texts:
             cache.tokens += tokens
         return self._decoder.scaled(logits)
 
@@ -156,6 +158,8 @@ def _check_rope(rope: RopeConfig) -> None:
             _handles(scaling, "factor", "original_context", "magnitude", "beta_fast", "beta_slow", "truncate")
         case LongRopeScaling() as scaling:
             _handles(scaling, "short", "long", "original_context", "magnitude")
+        case ProportionalScaling() as scaling:
+            _handles(scaling, "turned", "factor")
         case _:
             raise Unsupported
 
@@ -346,7 +350,7 @@ class _Lowering:
 
     def _mixture(self, moe: Moe, x: Buffer, out: Buffer) -> None:
         config, top_k = moe.config, moe.config.top_k
-        _handles(config, "expert", "experts", "top_k", "renormalize", "router_bias", "shared")
+        _handles(config, "expert", "experts", "top_k", "renormalize", "router_bias", "wide_router", "shared")
         if not config.expert.gated:
             raise Unsupported
         routed, choices = Buffer("routed", config.experts), Buffer("choices", top_k * _CHOICE_WIDTH)

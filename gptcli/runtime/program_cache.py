@@ -6,12 +6,11 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Self
 
 from gptcli.kernels.bindings import CacheKind, Row
 from gptcli.kernels.memory import Memory
 from gptcli.model.config import CACHE_STEP
-from gptcli.runtime.engine import Cancelled, Progress
 
 
 def planes(kind: CacheKind, head_dim: int) -> list[int]:
@@ -58,23 +57,28 @@ class ProgramCache:
 
     def truncate(self, length: int) -> None:
         """See `Cache.truncate`; keeps nothing if a window has already dropped keys that the next token needs."""
-        if any(part.first > max(0, length - part.window + 1) for part in self._parts if part.window):
-            length = 0
+        length = self._kept(length)
         if length == 0:
             for part in self._parts:
                 part.first = 0
         del self.tokens[length:]
+
+    def _kept(self, length: int) -> int:
+        needed = (part.first <= max(0, length - part.window + 1) for part in self._parts if part.window)
+        return length if all(needed) else 0
 
     def keep_common(self, prompt: Sequence[int]) -> None:
         """See `Cache.keep_common`."""
         pairs = zip(self.tokens, prompt, strict=False)
         self.truncate(sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
-    def copy(self) -> Self:
-        """Another cache with the same tokens."""
+    def copy(self, length: int | None = None) -> Self:
+        """Another cache with the first `length` tokens, by default all; with none where `truncate` would keep none."""
         other = type(self)([part.layout for part in self._parts], self.limit)
-        other.tokens, other.span = list(self.tokens), self.span
-        other._parts = [part.copy(self.length) for part in self._parts]
+        length = self.length if length is None else self._kept(length)
+        if length:
+            other.tokens, other.span = self.tokens[:length], self.span
+            other._parts = [part.copy(length) for part in self._parts]
         return other
 
 
@@ -113,41 +117,3 @@ class _Part:
             ctypes.memmove(memory.address + at * room, source, kept * size)
             at += size
         self.memory, self.room, self.first = memory, room, self.first + dropped
-
-
-_Logits = TypeVar("_Logits", covariant=True)
-
-
-class _Engine(Protocol[_Logits]):
-    """What `ProgramRows` needs of an engine."""
-
-    def prefill(
-        self, tokens: Sequence[int], cache: ProgramCache, on_progress: Progress = ..., cancelled: Cancelled = ...
-    ) -> _Logits | None: ...
-
-    def decode_texts(self, texts: Sequence[tuple[ProgramCache, int]]) -> Sequence[_Logits]: ...
-
-
-class ProgramRows(Generic[_Logits]):
-    """Texts that share steps, each with a cache of its own; see `Rows`."""
-
-    def __init__(self, engine: _Engine[_Logits], caches: list[ProgramCache]) -> None:
-        self._engine, self._caches = engine, caches
-
-    def step(self, tokens: Sequence[int]) -> Sequence[_Logits]:
-        """See `Rows.step`."""
-        return self._engine.decode_texts(list(zip(self._caches, tokens, strict=True)))
-
-    def replace(self, texts: Sequence[Sequence[int]], cancelled: Cancelled) -> Sequence[_Logits] | None:
-        """See `Rows.replace`."""
-        for cache, text in zip(self._caches, texts, strict=True):
-            cache.truncate(0)
-            if len(text) > 1 and self._engine.prefill(text[:-1], cache, cancelled=cancelled) is None:
-                return None
-        return self.step([text[-1] for text in texts])
-
-    def drop(self, row: int) -> None:
-        """See `Rows.drop`."""
-        last = self._caches.pop()
-        if row < len(self._caches):
-            self._caches[row] = last

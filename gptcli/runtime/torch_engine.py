@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import get_args
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from gptcli.cuda.graph import RecordedSteps
 from gptcli.cuda.static_step import all_finite
-from gptcli.errors import NonFiniteLogits
+from gptcli.errors import NonFiniteLogits, OutOfMemory
 from gptcli.kernels.bindings import Arithmetic, not_built
 from gptcli.kernels.layers import CompiledExperts, CompiledLinear
 from gptcli.kernels.tensors import Library
@@ -20,8 +21,9 @@ from gptcli.runtime.device_plan import DevicePlan, free_bytes
 from gptcli.runtime.engine import (
     MOST_ROWS,
     Cancelled,
+    Extended,
+    Extension,
     Progress,
-    Rows,
     TokenScore,
     Workload,
     never_cancelled,
@@ -31,7 +33,7 @@ from gptcli.runtime.fast_start.snapshot_file import Snapshot
 from gptcli.runtime.lowering import lower
 from gptcli.runtime.memory_errors import memory_errors
 from gptcli.runtime.program import CHUNK
-from gptcli.runtime.program_cache import ProgramCache, ProgramRows
+from gptcli.runtime.program_cache import ProgramCache
 
 TextCache = KVCache | ProgramCache
 
@@ -47,6 +49,7 @@ class TorchEngine:
         self.plan = plan
         self.ctx_size = ctx_size
         self.load_s = load_s
+        self._step = threading.Lock()  # program, rotary tables and recorded step have one set of buffers
         self._program = lower(decoder, plan.library, plan.cache_kind) if plan.library else None
         self._recorded = RecordedSteps(decoder, plan.record) if plan.record else None
 
@@ -182,11 +185,8 @@ class TorchEngine:
         with memory_errors(self.plan.device, f"sharing {caches[0].length} tokens among {len(caches)} texts"):
             cache.fill(caches)
 
-    def rows(self, cache: TextCache, count: int) -> Rows:
-        """See `Engine.rows`."""
-        if isinstance(cache, ProgramCache):
-            with memory_errors(self.plan.device, f"sharing {cache.length} tokens among {count} texts"):
-                return ProgramRows(self, [cache.copy() for _ in range(count)])
+    def rows(self, cache: KVCache, count: int) -> TensorRows:
+        """So many texts that begin with a copy of a cache, without a program. Raises OutOfMemory."""
         rows = self._new_kv_cache()
         self.fill(rows, [cache] * count)
         return TensorRows(self, rows)
@@ -224,12 +224,19 @@ class TorchEngine:
             logits = self._run(chunk, cache, wanted=max(1, len(asked)))[:, :vocabulary]
             if not asked:
                 continue
-            total = torch.cat([_log_sums(some) for some in torch.split(logits, _CACHED_ROWS)])  # (T, 1)
-            chosen = logits.gather(1, torch.tensor(asked, device=logits.device)[:, None]) - total
-            best = logits.topk(min(top, vocabulary))
-            ranked = zip(best.indices.tolist(), (best.values - total).tolist(), strict=True)
-            likeliest = [list(zip(*pair, strict=True)) for pair in ranked]
-            yield list(map(TokenScore, chosen[:, 0].tolist(), likeliest))
+            yield _scores(logits, asked, top)
+
+    @torch.inference_mode()
+    def score_texts(
+        self, texts: Sequence[Extension], targets: Sequence[Sequence[int]], vocabulary: int, top: int
+    ) -> list[list[TokenScore]]:
+        """See `Engine.score_texts`."""
+        whole = [Extension(cache, self._rotated_alike(tokens, cache), wanted) for cache, tokens, wanted in texts]
+        logits = self._run_program(whole)
+        if not self._all_finite(logits):
+            raise NonFiniteLogits(max(cache.length for cache, _, _ in whole), self.plan.dtype_name)
+        each = torch.split(logits[:, :vocabulary], [text.wanted for text in texts])
+        return [_scores(own, asked, top) for own, asked in zip(each, targets, strict=True)]
 
     def most_ahead(self, cache: TextCache) -> int:
         """See `Engine.most_ahead`: a text that crosses a RoPE border cannot go back, nor can a state."""
@@ -244,6 +251,23 @@ class TorchEngine:
         cache = self.new_cache()
         cache.span = len(tokens)
         return torch.cat([self._run(chunk, cache, wanted=len(chunk)) for chunk in self._chunks(tokens)])
+
+    @torch.inference_mode()
+    def embed(self, tokens: Sequence[int]) -> Tensor:
+        """The mean of a text's hidden states after the final norm, (hidden,) in fp32. Raises as `prefill` does."""
+        cache = self._new_kv_cache()
+        cache.span = len(tokens)
+        total: Tensor | float = 0.0
+        for chunk in self._chunks(tokens):
+            with memory_errors(self.plan.device, f"running token {cache.length + len(chunk)}"):
+                hidden = self.decoder(torch.tensor([chunk], device=self.plan.device), cache)
+                total = total + self.decoder.final_norm(hidden)[0].float().sum(0)
+                cache.advance(chunk)
+        mean = total / len(tokens)
+        assert isinstance(mean, Tensor)
+        if not mean.isfinite().all():
+            raise NonFiniteLogits(len(tokens), self.plan.dtype_name)
+        return mean
 
     def _chunks(self, tokens: Sequence[int], most: int | None = None) -> list[Sequence[int]]:
         most = most or CHUNK
@@ -275,34 +299,74 @@ class TorchEngine:
 
     def _run(self, tokens: Sequence[int], cache: TextCache, wanted: int = 1) -> Tensor:
         """Appends tokens to a text; the logits of the last ones, (wanted, vocab)."""
-        if isinstance(cache, ProgramCache):
-            return self._run_program([(cache, tokens)], wanted)
-        return self._run_in_torch([tokens], cache, wanted)
-
-    def decode_texts(self, texts: Sequence[tuple[ProgramCache, int]]) -> list[Tensor]:
-        """Appends one token to each of several texts; the logits after each, (vocab,). Raises as `prefill` does."""
-        crossing = [self._crosses_border(1, cache) for cache, _ in texts]
-        together = [(cache, [token]) for (cache, token), crosses in zip(texts, crossing, strict=True) if not crosses]
-        logits = iter(self._run_program(together) if together else ())
-        return [self._anew(*text) if crosses else next(logits) for text, crosses in zip(texts, crossing, strict=True)]
-
-    def _anew(self, cache: ProgramCache, token: int) -> Tensor:
-        """Runs a whole text again, with one more token."""
-        tokens = [*cache.tokens, token]
-        cache.truncate(0)
-        logits = self.prefill(tokens, cache)
-        assert logits is not None
+        if not isinstance(cache, ProgramCache):
+            return self._run_in_torch([tokens], cache, wanted)
+        logits = self._run_program([Extension(cache, tokens, wanted)])
+        if not self._all_finite(logits):
+            raise NonFiniteLogits(cache.length, self.plan.dtype_name)
         return logits
 
-    def _run_program(self, texts: Sequence[tuple[ProgramCache, Sequence[int]]], wanted: int = 1) -> Tensor:
-        """Appends tokens to each of several texts; the logits of each one's last tokens, (texts * wanted, vocab)."""
+    @property
+    def shares_steps(self) -> bool:
+        """See `Engine.shares_steps`."""
+        return self._program is not None
+
+    def extend(self, texts: Sequence[Extension]) -> list[Extended]:
+        """See `Engine.extend`; each logits is (vocab,) in fp32. A text that crosses a RoPE border runs by itself."""
+        crossing = [self._crosses_border(len(text.tokens), text.cache) for text in texts]
+        if not self.shares_steps:
+            return [self._run_alone(text, anew=crosses) for text, crosses in zip(texts, crossing, strict=True)]
+        shared = iter(self._run_together([text for text, crosses in zip(texts, crossing, strict=True) if not crosses]))
+        return [
+            self._run_alone(text, anew=True) if crosses else next(shared)
+            for text, crosses in zip(texts, crossing, strict=True)
+        ]
+
+    def _run_together(self, texts: Sequence[Extension]) -> list[Extended]:
+        if not texts:
+            return []
+        try:
+            logits = self._run_program(texts)
+        except OutOfMemory as error:
+            return [error] * len(texts)
+        wanted = [text.wanted for text in texts]
+        if self._all_finite(logits):
+            return [own.unbind() for own in torch.split(logits, wanted)]
+        return [
+            own.unbind() if self._all_finite(own) else NonFiniteLogits(text.cache.length, self.plan.dtype_name)
+            for own, text in zip(torch.split(logits, wanted), texts, strict=True)
+        ]
+
+    def _run_alone(self, text: Extension, *, anew: bool) -> Extended:
+        """anew: runs the cached tokens again, too."""
+        cache, tokens = text.cache, text.tokens
+        if anew:
+            tokens = [*cache.tokens, *tokens]
+            cache.truncate(0)
+        try:
+            *earlier, last = self._chunks(tokens)
+            for chunk in earlier:
+                self._run(chunk, cache)
+            return self._run(last, cache, text.wanted).unbind()
+        except (NonFiniteLogits, OutOfMemory) as error:
+            return error
+
+    def copy_of(self, cache: TextCache, length: int) -> TextCache:
+        """See `Engine.copy_of`."""
+        with memory_errors(self.plan.device, f"copying {length} tokens"):
+            if isinstance(cache, ProgramCache):
+                return cache.copy(length)
+            other = self._new_kv_cache()
+            other.fill([cache])
+        other.truncate(length)
+        return other
+
+    def _run_program(self, texts: Sequence[Extension]) -> Tensor:
+        """Appends tokens to each of several texts; the wanted logits, (sum of wanted, vocab), finite or not."""
         assert self._program is not None
-        length = max(cache.length + len(tokens) for cache, tokens in texts)
-        with memory_errors(self.plan.device, f"running token {length}"):  # no torch modes: one costs as much as a layer
-            logits = self._program.run(texts, [wanted] * len(texts))
-            if not self._all_finite(logits):
-                raise NonFiniteLogits(length, self.plan.dtype_name)
-        return logits
+        length = max(text.cache.length + len(text.tokens) for text in texts)
+        with memory_errors(self.plan.device, f"running token {length}"), self._step:  # no torch modes: slow as a layer
+            return self._program.run(texts)
 
     def _all_finite(self, logits: Tensor) -> bool | Tensor:
         # Without torch operations in a step, torch's threads stay asleep instead of spinning for the next one.
@@ -315,7 +379,7 @@ class TorchEngine:
         """Appends tokens, equally many to each row; the logits of each row's last ones, (rows * wanted, vocab)."""
         length = cache.length + len(rows[0])
         finite: bool | Tensor
-        with memory_errors(self.plan.device, f"running token {length}"):
+        with memory_errors(self.plan.device, f"running token {length}"), self._step:
             if self._recorded is not None and len(rows[0]) == 1:
                 logits, finite = self._recorded.run([token for [token] in rows], cache)
             else:
@@ -323,11 +387,24 @@ class TorchEngine:
                 logits = self.decoder.logits(hidden[:, -wanted:].flatten(0, 1))
                 finite = self._all_finite(logits)
             cache.advance(*rows)
+            finite = bool(finite)  # a recorded one is written over by the next step
         if not finite:
             if self._recorded is not None:
                 cache.discard()  # a recorded step multiplies scratch with zero, and NaN stays NaN
             raise NonFiniteLogits(length, self.plan.dtype_name)
         return logits
+
+
+def _scores(logits: Tensor, targets: Sequence[int], top: int) -> list[TokenScore]:
+    """The score of a target for each row of logits, (T, vocabulary)."""
+    total = torch.cat([_log_sums(some) for some in torch.split(logits, _CACHED_ROWS)])  # (T, 1)
+    chosen = logits.gather(1, torch.tensor(targets, device=logits.device)[:, None]) - total
+    if not top:
+        return [TokenScore(value, ()) for value in chosen[:, 0].tolist()]
+    best = logits.topk(min(top, logits.shape[1]))
+    ranked = zip(best.indices.tolist(), (best.values - total).tolist(), strict=True)
+    likeliest = [list(zip(*pair, strict=True)) for pair in ranked]
+    return list(map(TokenScore, chosen[:, 0].tolist(), likeliest))
 
 
 def _log_sums(logits: Tensor) -> Tensor:
@@ -337,20 +414,20 @@ def _log_sums(logits: Tensor) -> Tensor:
 
 
 class TensorRows:
-    """The rows of a cache that holds several texts; see `Rows`. Today they are equally long."""
+    """Texts of one length that share steps, as rows of one cache."""
 
     def __init__(self, engine: TorchEngine, cache: KVCache) -> None:
         self._engine, self._cache = engine, cache
 
     def step(self, tokens: Sequence[int]) -> Sequence[Tensor]:
-        """See `Rows.step`; each logits is (vocab,) in fp32."""
+        """Appends one token to each row; the logits (vocab,) in fp32 after each. Raises as `prefill` does."""
         return self._engine.decode_rows(tokens, self._cache).unbind()
 
     def replace(self, texts: Sequence[Sequence[int]], cancelled: Cancelled) -> Sequence[Tensor] | None:
-        """See `Rows.replace`."""
+        """Makes other texts the rows; the logits after each, or None once cancelled."""
         logits = self._engine.prefill_rows(texts, self._cache, cancelled)
         return None if logits is None else logits.unbind()
 
     def drop(self, row: int) -> None:
-        """See `Rows.drop`."""
+        """Forgets a row; the last one takes its index."""
         self._cache.drop(row)

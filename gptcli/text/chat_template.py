@@ -149,17 +149,10 @@ class ChatTemplate:
             **tokenizer.named_tokens,
         }
         try:
-            text = self._render(variables)
-            if not text.strip():
-                raise TemplateError("it makes nothing of the conversation")
-            if not self._includes_last_question(variables, text):
-                who = (
-                    "a tool answers"
-                    if said[-1]["role"] == "tool"
-                    else "the user says: it may be one for images beside texts"
-                )
-                raise TemplateError(f"it leaves out what {who}")
+            variables, text, parts = self._with_last_question(variables)
             guarded = _guarded(said, tools, tokenizer, beginnings=True)
+            if parts:
+                guarded["messages"] = _in_parts(guarded["messages"])
             return self._without_forged_controls(text, variables, guarded, tokenizer)
         except (TemplateError, SandboxFailure) as error:
             raise TemplateError(f"chat template: {self.where}: {error}") from None
@@ -195,15 +188,36 @@ class ChatTemplate:
         unmarked = tokenizer.control_tokens.unmarked
         return text if unmarked(marked) == unmarked(text) else marked
 
-    def _includes_last_question(self, variables: dict[str, Any], text: str) -> bool:
-        """Whether a rendered chat has what the user or a tool said last, in whatever form.
+    def _with_last_question(self, variables: dict[str, Any]) -> tuple[dict[str, Any], str, bool]:
+        """A rendered chat that has what was said last; its variables; and whether messages are lists of parts in them.
 
-        A template that expects a message to be a list of components silently drops a text.
+        A template that expects those, for images beside texts, silently drops a text. Raises TemplateError.
         """
+        text = self._render(variables)
+        if text.strip() and self._includes_last_question(variables, text):
+            return variables, text, False
+        in_parts = variables | {"messages": _in_parts(variables["messages"])}
+        try:
+            of_parts = self._render(in_parts)
+        except (TemplateError, SandboxFailure):  # it does not take them, either
+            of_parts = ""
+        if of_parts.strip() and self._includes_last_question(in_parts, of_parts):
+            return in_parts, of_parts, True
+        if not text.strip():
+            raise TemplateError("it makes nothing of the conversation")
+        answers = variables["messages"][-1]["role"] == "tool"
+        raise TemplateError(f"it leaves out what {'a tool answers' if answers else 'the user says'}")
+
+    def _includes_last_question(self, variables: dict[str, Any], text: str) -> bool:
+        """Whether a rendered chat has what the user or a tool said last, in whatever form."""
         match variables["messages"]:
-            case [*before, {"role": "user" | "tool", "content": said} as last] if said.strip() not in text:
-                probed = [*before, {**last, "content": _PROBE}]
-                return _PROBE in self._render(variables | {"messages": probed})
+            case [*before, {"role": "user" | "tool", "content": str(said)} as last]:
+                probed = variables | {"messages": [*before, {**last, "content": _PROBE}]}
+                return said.strip() in text or _PROBE in self._render(probed)
+            case [*before, {"role": "user" | "tool", "content": list()} as last]:
+                parts = [{"type": "text", "text": _PROBE}]
+                probe = self._render(variables | {"messages": [*before, {**last, "content": parts}]})
+                return _PROBE in probe and str(parts[0]) not in probe  # which would be Python's spelling of the list
         return True
 
     def _render(self, variables: dict[str, Any]) -> str:
@@ -214,6 +228,16 @@ class ChatTemplate:
         from gptcli.text.jinja_template import JinjaTemplate  # takes 30 ms, which a plain prompt need not pay
 
         return JinjaTemplate(self.source)
+
+
+def _in_parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages whose texts are lists of one part each."""
+    return [
+        {**message, "content": [{"type": "text", "text": content}]}
+        if isinstance(content := message["content"], str)
+        else dict(message)
+        for message in messages
+    ]
 
 
 def _guarded(

@@ -11,7 +11,7 @@ from gptcli.errors import UsageError
 from gptcli.tools.definitions import ToolCall, checked_call
 
 Role = Literal["system", "user", "assistant", "tool"]
-_ROLES: dict[object, Role] = {
+_ROLES: dict[str, Role] = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
 }  # fmt: skip
 
@@ -67,12 +67,13 @@ def messages_of(value: object) -> list[Message]:
 
 
 def _message(where: str, turn: object, names: Mapping[str, str]) -> Message:
-    if not isinstance(turn, dict) or turn.get("role") not in _ROLES:
-        raise BadMessage(where, f"{where} must have a role: {', '.join(map(str, _ROLES))}")
-    role = _ROLES[turn["role"]]
-    known = {"assistant": ("tool_calls",), "tool": ("tool_call_id", "name")}.get(role, ())
+    role = _ROLES.get(str(turn.get("role"))) if isinstance(turn, dict) else None
+    if not isinstance(turn, dict) or role is None:
+        raise BadMessage(where, f"{where} must have a role: {', '.join(_ROLES)}")
+    # Templates drop the thoughts of earlier answers.
+    known = {"assistant": ("tool_calls", "reasoning_content"), "tool": ("tool_call_id", "name")}.get(role, ())
     for name, value in turn.items():
-        if name not in ("role", "content", *known) and value is not None:
+        if name not in ("role", "content", *known) and value not in (None, []):
             raise BadMessage(f"{where}.{name}", f"unknown or unsupported: {where}.{name}")
     calls = turn.get("tool_calls") or []
     if not isinstance(calls, list):
@@ -92,12 +93,17 @@ def _message(where: str, turn: object, names: Mapping[str, str]) -> Message:
 
 def _content(where: str, content: object) -> str:
     if isinstance(content, list):
-        if not all(isinstance(part, dict) and part.keys() == {"type", "text"} for part in content):
-            raise BadMessage(f"{where}.content", f"not supported: parts of {where}.content that are no text")
-        content = "".join(str(part["text"]) for part in content)
+        content = "".join(_part(where, part) for part in content)
     if not isinstance(content, str):
         raise BadMessage(f"{where}.content", f"{where}.content must be a text")
     return content
+
+
+def _part(where: str, part: object) -> str:
+    match part:
+        case {"type": "text", "text": str(text), **rest} if not rest:
+            return text
+    raise BadMessage(f"{where}.content", f"not supported: parts of {where}.content that are no text")
 
 
 def as_json(messages: Sequence[Message], about: Mapping[str, Any]) -> str:

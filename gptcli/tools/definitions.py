@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gptcli.errors import UsageError
-from gptcli.tools.json_reading import read_whole
+from gptcli.tools.json_reading import read_whole, whole
 
 _NAME = re.compile(r"[\w./:-]{1,128}")
 _MOST = 1024  # tools
@@ -58,7 +58,10 @@ def checked_tools(value: object, where: str = "tools") -> tuple[Definition, ...]
     """Tools as templates take them, of a list in OpenAI's format, or of bare functions. Raises UsageError."""
     if not isinstance(value, list | tuple) or not value or len(value) > _MOST:
         raise UsageError(f"{where}: a list of 1 to {_MOST} tools is wanted, not {_excerpt(value)}")
-    tools = [_checked(tool, f"{where}: #/{number}") for number, tool in enumerate(value)]
+    try:
+        tools = [_checked(whole(tool), f"{where}: #/{number}") for number, tool in enumerate(value)]
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from None
     names = [tool_name(tool) for tool in tools]
     for number, name in enumerate(names):
         if name in names[:number]:
@@ -81,6 +84,8 @@ def _checked(tool: object, where: str) -> Definition:
         raise UsageError(
             f"{where}/function/name: letters, digits and any of _ . / : - are wanted, not {_excerpt(name)}"
         )
+    if name in (AUTO, NONE, REQUIRED):
+        raise UsageError(f"{where}/function/name: {name} is a word of tool-choice, and no name")
     if not isinstance(function.get("description", ""), str):
         raise UsageError(f"{where}/function/description: a text is wanted, not {_excerpt(function['description'])}")
     parameters = function.get("parameters")
@@ -131,6 +136,10 @@ def checked_call(value: object, where: str) -> ToolCall:
             raise UsageError(f"{where}.function.arguments: not JSON") from None
     if not isinstance(arguments, dict):
         raise UsageError(f"{where}.function.arguments: an object is wanted")
+    try:
+        arguments = whole(arguments)
+    except ValueError as error:
+        raise UsageError(f"{where}.function.arguments: {error}") from None
     id = rest.get("id")
     if not isinstance(id, str | None):
         raise UsageError(f"{where}.id: a text is wanted")

@@ -84,7 +84,7 @@ def _call(head: str, tail: str = "", *, begins: str, ends: str = "", separator: 
 _JSON = Beginning(
     re.compile(r'\[?\s*\{\s*"(name|type|function|parameters|arguments)"'), re.compile(r'\[?\s*(\{\s*("\w*)?)?')
 )
-_PYTHON = Beginning(re.compile(r"\[\s*[A-Za-z_][\w.:/-]*\("), re.compile(r"\[\s*[\w.:/-]*"))
+_PYTHON = Beginning(re.compile(r"\[\s*[^\W\d][\w.:/-]*\("), re.compile(r"\[\s*[\w.:/-]*"))
 
 
 def _tags(call: str, key: str, blank: str = "\n") -> Tagged:
@@ -105,6 +105,7 @@ def _tags(call: str, key: str, blank: str = "\n") -> Tagged:
     )  # fmt: skip
 
 
+_MISTRAL = r"\s*(?:\[TOOL_CALLS\])?\s*(?P<name>[^\s\[{]+)\s*(?:\[CALL_ID\](?P<id>\w+))?(?:\[ARGS\])?\s*"
 _LISTED = ("[", "]")
 
 HARMONY = CallFormat(
@@ -141,15 +142,8 @@ FORMATS = (
         "</minimax:tool_call>",
     ),
     CallFormat("seed", _tags("<function={name}>", "<parameter={name}>"), "<seed:tool_call>", "</seed:tool_call>"),
-    CallFormat(
-        "mistral",
-        _call(
-            "{name}[ARGS]",
-            begins=r"\s*(?:\[TOOL_CALLS\])?\s*(?P<name>[^\s\[{]+)\s*(?:\[CALL_ID\](?P<id>\w+))?(?:\[ARGS\])?\s*",
-        ),
-        "[TOOL_CALLS]",
-        others="[CALL_ID]",
-    ),
+    CallFormat("mistral_id", _call("{name}[CALL_ID]{id}[ARGS]", begins=_MISTRAL), "[TOOL_CALLS]", others="[CALL_ID]"),
+    CallFormat("mistral", _call("{name}[ARGS]", begins=_MISTRAL), "[TOOL_CALLS]", others="[CALL_ID]"),
     CallFormat("mistral_list", JsonCall(), "[TOOL_CALLS]", group=_LISTED),
     HARMONY,
     CallFormat("gemma", Braced('<|"|>'), "<|tool_call>", "<tool_call|>"),

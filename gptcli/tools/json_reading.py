@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -17,6 +18,7 @@ def _finite(number: str) -> float:
     return value
 
 
+_DEEPEST = 100  # what templates and grammars take, too
 _DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
 
 
@@ -26,9 +28,9 @@ def read_value(text: str, start: int = 0) -> tuple[Any, int]:
         start += 1
     try:
         value, end = _DECODER.raw_decode(text, start)
-        return without_surrogates(value), end
     except RecursionError:
         raise ValueError("too deeply nested") from None
+    return whole(value), end
 
 
 def read_whole(text: str) -> Any:
@@ -39,13 +41,18 @@ def read_whole(text: str) -> Any:
     return value
 
 
-def without_surrogates(value: Any) -> Any:
-    """A value without lone surrogates, which no text can have: U+FFFD in their place."""
+def whole(value: Any, depth: int = 0) -> Any:
+    """A value without lone surrogates, which no text can have: U+FFFD in their place.
+
+    Raises ValueError if it is nested too deeply.
+    """
+    if depth > _DEEPEST:
+        raise ValueError("too deeply nested")
     match value:
         case str():
             return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        case list():
-            return list(map(without_surrogates, value))
-        case dict():
-            return {without_surrogates(name): without_surrogates(each) for name, each in value.items()}
+        case list() | tuple():
+            return [whole(each, depth + 1) for each in value]
+        case Mapping():
+            return {whole(name): whole(each, depth + 1) for name, each in value.items()}
     return value

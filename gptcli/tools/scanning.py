@@ -8,7 +8,7 @@ import warnings
 from math import inf
 from typing import Any
 
-from gptcli.tools.json_reading import read_value, without_surrogates
+from gptcli.tools.json_reading import read_value, whole
 
 _END = re.compile(r"\s*,?\s*\)")
 _CALL = re.compile(r"\s*([\w./:-]+)\s*\(")
@@ -75,7 +75,7 @@ def _literal(text: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an unknown escape, such as "\d"
             tree = ast.parse(text.strip(), mode="eval").body
-        return without_surrogates(_value_of(tree))
+        return whole(_value_of(tree))
     except (SyntaxError, MemoryError, RecursionError):
         raise ValueError("not a literal") from None
 

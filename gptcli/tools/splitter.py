@@ -12,6 +12,7 @@ from gptcli.tools.formats import HARMONY, ToolUse
 from gptcli.tools.syntaxes import Written
 
 OPENING, CLOSING = "<think>", "</think>"
+_KEPT_ID = re.compile(r"[A-Za-z0-9]{9}|functions\.\S+:\d+")  # Mistral's and Kimi's, which their templates want back
 _HARMONY_MARK = re.compile(r"<\|(start|channel|message|constrain|end|call|return)\|>")
 
 
@@ -73,9 +74,9 @@ class _Calls:
 
     def _add(self, written: Sequence[Written]) -> None:
         for name, arguments, id in written:
-            if not id or id in [call.id for call in self.calls]:
+            if not _KEPT_ID.fullmatch(id or "") or id in [call.id for call in self.calls]:
                 id = call_id(self._salt, len(self.calls), name, json.dumps(arguments))
-            self.calls.append(ToolCall(id, name, arguments))
+            self.calls.append(ToolCall(str(id), name, arguments))
 
 
 class CallSplitter(_Calls):

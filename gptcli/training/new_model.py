@@ -29,9 +29,9 @@ from gptcli.checkpoint.registry import architecture_of
 from gptcli.errors import UnsupportedArchitecture
 from gptcli.gguf.safetensors_writer import SafetensorsWriter, write_json
 from gptcli.model.attention import Attention
-from gptcli.model.decoder import Decoder, Embedding
+from gptcli.model.decoder import Decoder
 from gptcli.model.latent_attention import HeadMatrices
-from gptcli.model.linear import Linear
+from gptcli.model.linear import Embedding, Linear
 from gptcli.model.mlp import Experts
 from gptcli.model.norm import Norm
 

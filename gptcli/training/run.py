@@ -20,6 +20,7 @@ from gptcli.errors import ContextOverflow, InputError, NoTemplate, UsageError
 from gptcli.export.dense_folder import refuse_gguf, write_dense
 from gptcli.export.quantized_folder import copy_texts
 from gptcli.files import ADAPTER_CONFIG, read_json
+from gptcli.generation.completion import Completion as Drawn
 from gptcli.generation.events import TextDelta
 from gptcli.generation.loop import generate
 from gptcli.generation.sampling.torch_sampler import TorchSampler
@@ -216,14 +217,9 @@ class Run:
         sampler = TorchSampler(
             SamplingConfig(seed=self.settings.seed), self.tokenizer.size, frozenset(), self.tokenizer.token_bytes
         )
-        (events,) = generate(
-            self._engine,
-            self.tokenizer,
-            ids,
-            samplers=[sampler],
-            stop=StopConfig(max_tokens=_SAMPLE_TOKENS),
-            stop_ids=frozenset(self.tokenizer.stop_ids).union(*self.folder.stop_ids.values()),
-        )
+        stop_ids = frozenset(self.tokenizer.stop_ids).union(*self.folder.stop_ids.values())
+        drawn = Drawn(self.tokenizer, ids, sampler, StopConfig(max_tokens=_SAMPLE_TOKENS), stop_ids)
+        (events,) = generate(self._engine, [drawn])
         text = b"".join(event.data for event in events if isinstance(event, TextDelta))
         self.decoder.train()
         return text.decode("utf-8", "replace")

@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from gptcli.errors import ContextOverflow, OutOfMemory
-from gptcli.generation.events import Finished, FinishReason, TextDelta, Usage
+from gptcli.errors import ContextOverflow, GptcliError, OutOfMemory
+from gptcli.generation.events import Completed, Finished, FinishReason, TextDelta, Usage
+from gptcli.generation.request import Request
 from gptcli.language_model import LanguageModel
 from gptcli.settings import SamplingConfig, StopConfig
 from gptcli.tools.formats import ToolUse
@@ -109,6 +111,36 @@ class Script:
     ) -> Iterator[Iterator[TextDelta | Finished]]:
         return (self.stream(lm, prompt, sampling, *given, **named) for sampling in samplings)
 
+    def complete_many(
+        self,
+        lm: LanguageModel,
+        requests: Iterable[Request | GptcliError],
+        *,
+        parallel: int | None = None,
+        ordered: bool = False,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Iterator[tuple[int, Completed | GptcliError]]:
+        """Answers three at a time, the last one first unless their order is kept."""
+        numbered = enumerate(requests)
+        while some := list(islice(numbered, 3)):
+            answers = [(index, self._answer(lm, request, cancelled)) for index, request in some]
+            yield from answers if ordered else reversed(answers)
+            if cancelled():
+                return
+
+    def _answer(
+        self, lm: LanguageModel, request: Request | GptcliError, cancelled: Callable[[], bool]
+    ) -> Completed | GptcliError:
+        if isinstance(request, GptcliError):
+            return request
+        try:
+            config = SamplingConfig.resolve(request.given, {})
+            *deltas, end = self.stream(lm, lm._ids(request.prompt), config, request.stopping, cancelled=cancelled)
+        except GptcliError as error:
+            return error
+        assert isinstance(end, Finished)
+        return Completed(b"".join(delta.data for delta in deltas if isinstance(delta, TextDelta)), end)
+
     def _leave_mark(self) -> None:
         if self.mark:
             Path(self.mark).touch()
@@ -120,6 +152,7 @@ def follow(script: Script, set_attribute: Callable[[Any, str, Any], None]) -> No
     set_attribute(LanguageModel, "engine", ENGINE)
     set_attribute(LanguageModel, "stream", lambda lm, *given, **named: script.stream(lm, *given, **named))
     set_attribute(LanguageModel, "streams", lambda lm, *given, **named: script.streams(lm, *given, **named))
+    set_attribute(LanguageModel, "complete_many", lambda lm, *given, **named: script.complete_many(lm, *given, **named))
 
 
 if __name__ == "__main__":

@@ -48,10 +48,11 @@ def test_each_text_is_what_it_would_be_alone(tiny: LanguageModel) -> None:
     }
 
 
-def test_texts_come_in_the_order_of_their_requests_if_asked_for(tiny: LanguageModel) -> None:
+def test_texts_come_as_they_end_or_in_the_order_of_their_requests(tiny: LanguageModel) -> None:
     requests = [Request("In", max_tokens=count, ignore_eos=True) for count in (30, 1, 20, 2, 3)]
-    indices = [index for index, _ in tiny.complete_many(requests)]
-    assert indices == [0, 1, 2, 3, 4]
+    assert [index for index, _ in tiny.complete_many(requests)] == [1, 3, 4, 2, 0]
+    assert [index for index, _ in tiny.complete_many(requests, ordered=True)] == [0, 1, 2, 3, 4]
+    assert [index for index, _ in tiny.complete_many(requests, parallel=1)] == [0, 1, 2, 3, 4]
 
 
 def test_a_request_that_fails_has_its_error_and_the_others_go_on(tiny: LanguageModel) -> None:
@@ -83,10 +84,26 @@ def test_requests_are_taken_when_there_is_room_for_them(tiny: LanguageModel) -> 
             taken += 1
             yield Request("In a", max_tokens=3, ignore_eos=True)
 
-    answers = tiny.complete_many(endless())
+    answers = tiny.complete_many(endless(), parallel=3)
     for read in range(1, 20):
         next(answers)
         assert taken <= read + 4
+
+
+def test_what_is_not_there_yet_is_asked_for_again_while_others_run(tiny: LanguageModel) -> None:
+    request = Request("In a", max_tokens=3, ignore_eos=True)
+    answers = tiny.complete_many(iter([None, request, None, None, request, None]))
+    assert [(index, type(answer)) for index, answer in answers] == [(0, Completed), (1, Completed)]
+
+
+def test_an_answer_waits_for_no_request_that_is_not_there_yet(tiny: LanguageModel) -> None:
+    def slow() -> Iterator[Request | None]:
+        yield Request("In a", max_tokens=3, ignore_eos=True)
+        while True:
+            yield None
+
+    index, answer = next(tiny.complete_many(slow()))
+    assert index == 0 and isinstance(answer, Completed)
 
 
 def test_once_cancelled_running_texts_end_and_no_other_begins(tiny: LanguageModel) -> None:
@@ -97,7 +114,8 @@ def test_once_cancelled_running_texts_end_and_no_other_begins(tiny: LanguageMode
         asked += 1
         return asked > 5
 
-    requests = [Request("In a", max_tokens=200, ignore_eos=True)] * 3
-    answers = [answer for _, answer in tiny.complete_many(requests, cancelled=cancelled)]
-    [text] = [answer for answer in answers if isinstance(answer, Completed)]
-    assert text.finished.reason == "interrupt" and 0 < len(text.finished.ids) < 200
+    requests = [Request("In a", max_tokens=200, ignore_eos=True)] * 5
+    answers = [answer for _, answer in tiny.complete_many(requests, parallel=2, cancelled=cancelled)]
+    ends = [answer.finished for answer in answers if isinstance(answer, Completed)]
+    assert [end.reason for end in ends] == ["interrupt"] * len(ends)
+    assert 0 < len(ends[0].ids) < 200 and len(ends) < 5

@@ -13,6 +13,7 @@ from gptcli import Finished, LanguageModel
 from gptcli.errors import UsageError
 from gptcli.generation.speculation import DraftModel
 from gptcli.generation.steps import SingleSteps
+from gptcli.runtime.engine import PromptCache
 from gptcli.runtime.torch_engine import TorchEngine
 from gptcli.settings import SamplingConfig, StopConfig
 from tests.parity.reference import write_reference
@@ -131,7 +132,7 @@ def test_a_cancelled_draft_is_none(tiny: LanguageModel) -> None:
     assert DraftModel(tiny.engine, tiny.engine.new_cache(), 320, cancelled=lambda: True).draft(PROMPT, 4) == []
 
 
-def test_a_draft_keeps_its_cache_from_one_generation_to_the_next(
+def test_a_draft_keeps_its_cache_from_one_generation_to_the_next_of_a_conversation(
     tiny_model: Path, other_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = gptcli.load(tiny_model, dtype="fp32", draft_model=other_model)
@@ -142,8 +143,10 @@ def test_a_draft_keeps_its_cache_from_one_generation_to_the_next(
     monkeypatch.setattr(
         smaller.engine, "prefill", lambda ids, *rest, **named: run.append(len(ids)) or prefill(ids, *rest, **named)
     )
+    cache = PromptCache()
     for _ in range(2):
-        list(lm.stream(PROMPT, SamplingConfig(temperature=0.0), StopConfig(max_tokens=8, ignore_eos=True)))
+        stop = StopConfig(max_tokens=8, ignore_eos=True)
+        list(lm.stream(PROMPT, SamplingConfig(temperature=0.0), stop, cache=cache))
     assert max(run) == run[0] >= len(PROMPT) and run.count(max(run)) == 1
 
 

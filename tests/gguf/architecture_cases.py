@@ -585,6 +585,32 @@ CASES += [
         DELTA | MOE | SHARED,
     ),
 ]
+OLLAMA_IMAGES = {"v.blk.0.attn_q.weight": np.ones((4, 4), np.float32), "mm.1.weight": np.ones(4, np.float32)}
+CASES += [
+    Case(
+        "gemma3, with what reads images, as Ollama has it",
+        "gemma3",
+        "gemma3_text",
+        {"rope.local.freq_base": 500.0},
+        WINDOW
+        | {
+            "attention.layer_norm_rms_epsilon": None,
+            "rope.local.freq_base": 2e4,
+            "vision.block_count": 1,
+            "mm.tokens_per_image": 256,
+        },
+        GEMMA
+        | {
+            "num_hidden_layers": 7,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
+            },
+        },
+        OLLAMA_IMAGES,
+    ),
+    Case("qwen25vl", "qwen25vl", "qwen2", EPSILON, {"vision.block_count": 1}, {}, OLLAMA_IMAGES),
+]
 SIGMOID = {"num_experts_per_tok": 2, "moe_intermediate_size": 24, "first_k_dense_replace": 1, "head_dim": 16}
 SIGMOID_FIELDS = EXPERTS | {
     "expert_shared_count": 1,

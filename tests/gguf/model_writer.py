@@ -52,6 +52,7 @@ RENAMED = (
     (r"backbone(.*)mixer\.experts\.", r"model\1mlp.experts."),
     (r"feed_forward\.experts\.(w\d)", r"block_sparse_moe.experts.\1"),
 )
+NAMED_AS = {"qwen25vl": "qwen2vl"}  # what the gguf package does not know
 DELTA_NETS = ("qwen3next", "qwen35", "qwen35moe")
 Arrays = dict[str, np.ndarray]
 
@@ -91,7 +92,7 @@ def write_model(
 
 def tensors_of(checkpoint: Path, architecture: str, config: dict[str, Any]) -> Arrays:
     """A checkpoint's tensors as llama.cpp's converter would name and change them."""
-    names = get_tensor_name_map(ARCHITECTURES[architecture], 8)  # layers, more than any has
+    names = get_tensor_name_map(ARCHITECTURES[NAMED_AS.get(architecture, architecture)], 8)  # layers, more than any has
     result: Arrays = {}
     tensors = {name: values for name, values in load_file(checkpoint / "model.safetensors").items()
                if ".act_fn." not in name}  # fmt: skip

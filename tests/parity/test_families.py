@@ -27,6 +27,7 @@ from gptcli.kernels.tensors import Library
 from gptcli.kernels.tensors import library as kernels
 from gptcli.model.config import MoeConfig
 from gptcli.runtime.device_plan import DevicePlan
+from gptcli.runtime.engine import Extension
 from gptcli.runtime.fast_start.snapshot_engine import SnapshotEngine, SnapshotLogits
 from gptcli.runtime.fast_start.snapshot_file import read, write
 from gptcli.runtime.torch_engine import TorchEngine
@@ -54,6 +55,21 @@ GEMMA3_ROPES = {
     "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
 }
+GEMMA3N = {
+    "head_dim": 16, "sliding_window": 8, "hidden_size_per_layer_input": 12, "vocab_size_per_layer_input": 80,
+    "laurel_rank": 8, "altup_num_inputs": 3, "altup_active_idx": 1, "final_logit_softcapping": 3.0,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"] * 2 + ["full_attention"],
+    "activation_sparsity_pattern": [0.95, 0.8, 0.5, 0.0, 0.0, 0.0, 0.0], "tie_word_embeddings": True,
+}  # fmt: skip
+GEMMA4 = {
+    "head_dim": 16, "global_head_dim": 32, "sliding_window": 8, "hidden_size_per_layer_input": 12,
+    "vocab_size_per_layer_input": 96, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+    "num_hidden_layers": 6, "tie_word_embeddings": True,
+}  # fmt: skip
+GEMMA4_UNIFIED = {name: value for name, value in GEMMA4.items() if "per_layer_input" not in name} | {
+    "attention_k_eq_v": True, "num_kv_shared_layers": 2,
+}  # fmt: skip
+GEMMA4_ROPES = {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
 TWO_LONGROPES = {
     layer_type: {
         "rope_type": "longrope",
@@ -96,7 +112,7 @@ DELTA = {
     "head_dim": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 12,
     "linear_value_head_dim": 16, "layer_types": ["linear_attention", "full_attention"] * 2,
 }  # fmt: skip
-MAMBA = {"hidden_size": 64, "num_heads": 8, "head_dim": 16, "residual_in_fp32": False}
+MAMBA = {"hidden_size": 64, "num_heads": 8, "head_dim": 16}
 HYBRID = {"mamba_n_heads": 8, "mamba_d_state": 12, "mamba_n_groups": 2}
 NEMOTRON = {
     "layers_block_type": ["linear_attention", "mlp", "full_attention", "moe", "linear_attention"], "head_dim": 16,
@@ -172,6 +188,23 @@ ROWS = [
     Row("gemma3, two borders of longrope", "gemma3_text",
          {"rope_parameters": {"full_attention": TWO_LONGROPES["full_attention"], "sliding_attention": {}}}, GEMMA |
          {"num_hidden_layers": 7, "rope_parameters": TWO_LONGROPES}),
+    Row("gemma3n", "gemma3n_text", {"sliding_window": 9}, GEMMA3N | {"num_hidden_layers": 7, "num_kv_shared_layers": 3},
+         ({"altup_active_idx": 0}, {"activation_sparsity_pattern": [0.0] * 7},
+         {"final_logit_softcapping": None})),
+    Row("gemma3n, nothing shared", "gemma3n_text", {"altup_active_idx": 1}, GEMMA3N | {"num_kv_shared_layers": 0,
+         "altup_active_idx": 0, "altup_num_inputs": 2, "intermediate_size": [48, 64, 80, 96], "attention_bias": True,
+         "activation_sparsity_pattern": None, "layer_types": ["sliding_attention", "full_attention"] * 2}),
+    Row("gemma4, as the small ones", "gemma4_text", {"sliding_window": 9}, GEMMA4 | {"num_hidden_layers": 8,
+         "num_kv_shared_layers": 4, "use_double_wide_mlp": True, "final_logit_softcapping": 3.0,
+         "layer_types": ["sliding_attention", "full_attention"] * 4},
+         ({"final_logit_softcapping": None}, {"rope_parameters": GEMMA4_ROPES | {"full_attention": {"rope_theta": 1e6,
+         "rope_type": "proportional", "partial_rotary_factor": 1.0}}})),
+    Row("gemma4, as the large one", "gemma4_text", {"sliding_window": 9}, GEMMA4 | {"hidden_size_per_layer_input": 0,
+         "attention_k_eq_v": True, "num_global_key_value_heads": 1, "attention_bias": True,
+         "tie_word_embeddings": False}),
+    Row("gemma4_unified", "gemma4_unified_text", {"rms_norm_eps": 0.1}, GEMMA4_UNIFIED),
+    Row("gemma4, experts", "gemma4_text", {"top_k_experts": 1}, GEMMA4 | {"enable_moe_block": True, "num_experts": 6,
+         "top_k_experts": 2, "moe_intermediate_size": 24, "hidden_size_per_layer_input": 0}),
     Row("phi", "phi", {"rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 1.0}}),
     Row("phi, qk norms", "phi", {"layer_norm_eps": 0.1}, {"qk_layernorm": True}),
     Row("phi3", "phi3", {"sliding_window": 8}, {"original_max_position_embeddings": 128}),
@@ -258,7 +291,7 @@ ROWS = [
     Row("ernie4_5_moe", "ernie4_5_moe", {"moe_norm_min": 0.9}, {"moe_num_experts": 6, "moe_k": 2, "use_bias": True,
          "moe_intermediate_size": 24}, ({"moe_k": 1},)),
     Row("ernie4_5_moe, some layers dense", "ernie4_5_moe", {"moe_k": 1}, {"moe_num_experts": 6, "moe_k": 2,
-         "moe_intermediate_size": 24, "moe_layer_interval": 2, "moe_num_shared_experts": 0}),
+         "moe_intermediate_size": 24, "moe_layer_interval": 2, "moe_num_shared_experts": 0, "moe_norm_min": 0.0}),
     Row("minimax_m2", "minimax_m2", {"num_experts_per_tok": 1}, {"num_local_experts": 6, "num_experts_per_tok": 2,
          "head_dim": 16, "rotary_dim": 8}, ({"rms_norm_eps": 0.1},)),
     Row("hunyuan, mixture", "hunyuan_v1_moe", {"moe_topk": 1}, {"num_experts": 6, "moe_topk": [2, 1, 3, 2],
@@ -267,6 +300,8 @@ ROWS = [
          "attention_bias": True, "lm_head_bias": True, "sliding_window": 8}, ({"sliding_window": 9},)),
     Row("phimoe, longrope within", "phimoe", {"rope_parameters": PHIMOE_LONGROPE | {"short_mscale": 1.0,
          "long_mscale": 1.0}}, {"num_local_experts": 4, "rope_parameters": PHIMOE_LONGROPE}),
+    Row("phimoe, longrope beyond", "phimoe", {"rope_parameters": PHIMOE_LONGROPE | {"short_factor": [2.0] * 8}},
+         {"num_local_experts": 4, "rope_parameters": PHIMOE_LONGROPE | {"original_max_position_embeddings": 16}}),
     Row("vaultgemma", "vaultgemma", {"attn_logit_softcapping": 1.0}, GEMMA | {"attn_logit_softcapping": 2.0,
          "final_logit_softcapping": 3.0}, ({"final_logit_softcapping": None}, {"sliding_window": 9})),
     Row("nanochat", "nanochat", {"rms_norm_eps": 0.1}, {"final_logit_softcapping": 3.0},
@@ -299,7 +334,8 @@ ROWS = [
          "routed_scaling_factor": 2.5}, ({"norm_topk_prob": False},)),
     Row("mamba2", "mamba2", {"layer_norm_epsilon": 0.1}, MAMBA | {"state_size": 12, "n_groups": 2}),
     Row("mamba2, biases, bounded steps", "mamba2", {"time_step_limit": [0.0, 1e9]}, MAMBA | {"state_size": 12,
-         "n_groups": 1, "use_bias": True, "use_conv_bias": False, "time_step_limit": [2.0, 3.0], "conv_kernel": 3}),
+         "n_groups": 1, "use_bias": True, "use_conv_bias": False, "time_step_limit": [2.0, 3.0], "conv_kernel": 3,
+         "residual_in_fp32": False}),
     Row("bamba", "bamba", {"rms_norm_eps": 0.1}, HYBRID | {"attn_layer_indices": [1, 3]},
          ({"rope_parameters": {"rope_theta": 500.0, "partial_rotary_factor": 0.5}},)),
     Row("bamba, biases", "bamba", {"rms_norm_eps": 0.1}, HYBRID | {"attn_layer_indices": [2], "mamba_proj_bias": True,
@@ -493,13 +529,20 @@ def test_texts_that_share_their_steps_have_the_logits_they_have_alone(
     alone = [engine.new_cache() for _ in texts]
     for cache in alone:
         engine.prefill(prompt, cache)
-    together = engine.rows(alone[0], len(texts))
+    copies = [engine.copy_of(alone[0], len(prompt)) for _ in texts] if engine.shares_steps else []
+    together = None if engine.shares_steps else engine.rows(alone[0], len(texts))
     running = list(range(len(texts)))
     for step in range(48 if engine.decoder.config.rope_borders else 16):
         if step in (5, 11):  # the first text ends, and then the one that took its row
-            together.drop(0)
             running[0] = running.pop()
-        got = torch.stack(list(together.step([texts[text][step] for text in running])))
+            if together:
+                together.drop(0)
+        tokens = [texts[text][step] for text in running]
+        if together:
+            got = torch.stack(list(together.step(tokens)))
+        else:
+            step_of_all = [Extension(copies[text], [token]) for text, token in zip(running, tokens, strict=True)]
+            got = torch.stack([own for [own] in engine.extend(step_of_all)])
         wanted = torch.stack([engine.decode(texts[text][step], alone[text]) for text in running])
         assert relative_error(got, wanted) < TOLERANCE
 

@@ -16,11 +16,14 @@ from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.registry import architecture_of
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
 from gptcli.kernels.tensors import library as kernels
-from tests.parity.reference import BASE, Reference, randomized
+from tests.parity.reference import BASE, Reference, randomized, write_reference
 from tests.parity.test_families import (
     DEEPSEEK,
     DELTA,
     GEMMA,
+    GEMMA3N,
+    GEMMA4,
+    GEMMA4_UNIFIED,
     GROUPS,
     IDS,
     LLAMA4,
@@ -43,7 +46,7 @@ LLAMA4_VISION = VISION | {"vision_output_dim": 32, "projector_input_dim": 32, "p
 COHERE2 = {"model_type": "cohere2", "sliding_window": 8, "logit_scale": 0.5}
 MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}
 GLM_MROPE = MROPE | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
-CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any] | None, dict[str, Any]]] = {
     "mistral3": ("mistral3", {"model_type": "mistral", "head_dim": 16, "sliding_window": 9}, PIXTRAL, {}),
     "mistral3, untied": ("mistral3", {"model_type": "mistral", "head_dim": 16}, PIXTRAL,
                          {"tie_word_embeddings": False}),
@@ -66,6 +69,8 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "qwen3_5_moe": ("qwen3_5_moe", DELTA | QWEN_MOE | {"shared_expert_intermediate_size": 40}, QWEN_VISION, {}),
     "gemma3": ("gemma3", GEMMA | {"num_hidden_layers": 7, "final_logit_softcapping": 2.0}, VISION, {}),
     "gemma3, untied": ("gemma3", GEMMA, VISION, {"tie_word_embeddings": False}),
+    "gemma4": ("gemma4", GEMMA4 | {"final_logit_softcapping": 3.0}, None, {}),
+    "gemma4_unified": ("gemma4_unified", GEMMA4_UNIFIED, None, {"tie_word_embeddings": False}),
     "llama4": ("llama4", LLAMA4, LLAMA4_VISION, {}),
     "llama4, tied": ("llama4", LLAMA4 | {"tie_word_embeddings": True}, LLAMA4_VISION, {}),
     "aya_vision": ("aya_vision", COHERE2, VISION, {}),
@@ -120,6 +125,24 @@ def test_the_text_is_the_references(tmp_path: Path, case: str) -> None:
         for _ in next_ids:
             ids.append(int(engine.logits(ids)[-1].argmax()))
         assert ids[len(IDS) :] == next_ids
+
+
+def test_the_text_of_a_gemma3n_is_that_of_its_class(tmp_path: Path) -> None:
+    """Whose class for the whole needs a library for its images; and its files keep what shared layers do not read."""
+    wanted = write_reference(
+        tmp_path, "gemma3n_text", **GEMMA3N | {"num_hidden_layers": 7, "num_kv_shared_layers": 3}
+    ).logits(IDS)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors = {f"model.language_model.{name.removeprefix('model.')}": tensors[name] for name in tensors}
+    shared = "model.language_model.layers.{}.self_attn.{}.weight"
+    for name in ("k_proj", "v_proj", "k_norm"):
+        tensors[shared.format(6, name)] = tensors[shared.format(1, name)].clone()
+    tensors["model.audio_tower.norm.weight"] = tensors["model.language_model.norm.weight"].clone()
+    save_file(tensors, tmp_path / "model.safetensors")
+    text = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3n", "text_config": text}))
+    assert [note.names for note in ModelFolder.open(tmp_path).notes] == [()]
+    assert relative_error(engine_of(tmp_path).logits(IDS), wanted) < TOLERANCE
 
 
 @pytest.mark.parametrize("case", ["qwen2_vl", "qwen2_5_vl"])

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,15 +12,17 @@ from safetensors.torch import load_file, save_file
 
 import gptcli
 from gptcli import LanguageModel
+from gptcli.checkpoint import load
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.cuda.graph import cuda_graph
-from gptcli.errors import NoSuchDevice, OutOfMemory, UsageError
+from gptcli.errors import NonFiniteLogits, NoSuchDevice, OutOfMemory, UsageError
 from gptcli.runtime import device_plan as device
 from gptcli.runtime import resource_limits
 from gptcli.runtime.device_plan import plan_for
+from gptcli.runtime.engine import Extension
 from gptcli.runtime.program_cache import ProgramCache
 from gptcli.settings import RuntimeConfig
-from tests.tiny import make_model
+from tests.tiny import CONFIG, make_model, make_weights
 
 
 @pytest.fixture(scope="module")
@@ -65,19 +68,35 @@ def test_texts_of_any_lengths_that_share_steps_are_what_each_is_alone(
 ) -> None:
     engine = tiny.torch_engine()
     running = list[tuple[ProgramCache, list[int]]]()
-    for _ in range(8):
-        if texts and (not running or data.draw(st.booleans())):  # one more text joins
+    for _ in range(6):
+        if texts and (not running or data.draw(st.booleans())):  # one more text joins, perhaps with a common beginning
             cache, text = engine.new_cache(), texts.pop()
+            if running and data.draw(st.booleans()):
+                other, before = data.draw(st.sampled_from(running))
+                length = data.draw(st.integers(0, len(before)))
+                cache, text = engine.copy_of(other, length), before[:length] + text
             assert isinstance(cache, ProgramCache)
-            engine.prefill(text, cache)
             running.append((cache, text))
         if len(running) > 1 and data.draw(st.booleans()):  # one leaves
             running.pop(data.draw(st.integers(0, len(running) - 1)))
-        tokens = [data.draw(st.integers(3, 303)) for _ in running]
-        together = engine.decode_texts([(cache, token) for (cache, _), token in zip(running, tokens, strict=True)])
-        for (_, text), token, logits in zip(running, tokens, together, strict=True):
-            text.append(token)
-            torch.testing.assert_close(logits, engine.logits(text)[-1], rtol=1e-4, atol=1e-4)
+        step = list[Extension]()
+        for cache, text in running:
+            text += data.draw(st.lists(st.integers(3, 303), min_size=cache.length == len(text), max_size=20))
+            tokens = text[cache.length :]
+            step.append(Extension(cache, tokens, data.draw(st.integers(1, len(tokens)))))
+        for (_, text), (_, _, wanted), logits in zip(running, step, engine.extend(step), strict=True):
+            assert isinstance(logits, Sequence)
+            torch.testing.assert_close(torch.stack(list(logits)), engine.logits(text)[-wanted:], rtol=1e-4, atol=1e-4)
+
+
+def test_a_text_of_nan_in_a_step_is_that_texts_alone(tmp_path: Path) -> None:
+    weights = make_weights(CONFIG | {"tie_word_embeddings": False})
+    weights["model.embed_tokens.weight"][7] = np.nan
+    lm = gptcli.load(make_model(tmp_path, weights=weights, tie_word_embeddings=False), dtype="fp32")
+    good, bad = lm.engine.new_cache(), lm.engine.new_cache()
+    [logits], failure = lm.engine.extend([Extension(good, [3, 4]), Extension(bad, [5, 7, 9])])
+    assert isinstance(failure, NonFiniteLogits) and "token 3" in failure.message
+    torch.testing.assert_close(logits, lm.logits([3, 4])[-1], rtol=1e-4, atol=1e-4)
 
 
 def test_a_step_of_as_many_tokens_as_may_be_has_logits_after_each(long: LanguageModel) -> None:
@@ -200,9 +219,10 @@ def test_keys_and_values_that_only_kernels_keep_are_refused_without(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device, "_kernels", lambda runtime: None)
+    gptcli.load(tiny_model, device="cpu", kv="fp32")
+    monkeypatch.setattr(load, "load_decoder", lambda *given: pytest.fail("weights are read before the refusal"))
     with pytest.raises(UsageError, match="kept in fp32"):
         gptcli.load(tiny_model, device="cpu", kv="int8")
-    gptcli.load(tiny_model, device="cpu", kv="fp32")
 
 
 def test_a_model_larger_than_the_memory_is_refused_before_it_is_read(

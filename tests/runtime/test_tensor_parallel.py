@@ -64,7 +64,7 @@ def test_the_command_line_under_torchrun_prints_what_it_does_alone(tiny_model: P
     ("title", "ranks", "what"),
     [
         ("bamba", 2, "layers with a state"),
-        ("bloom", 2, "ALiBi"),
+        ("bloom", 2, "AttentionConfig.alibi"),
         ("olmo2", 2, "normalized over all heads"),
         ("deepseek_v3", 2, "latent attention"),
         ("llama", 3, "4 heads, of which 2 of keys"),

@@ -94,9 +94,10 @@ def test_the_ids_of_calls_differ_within_a_text_and_between_texts() -> None:
 
 
 def test_an_id_that_the_model_gives_is_kept_unless_it_gives_it_twice() -> None:
-    text = '[TOOL_CALLS][{"name": "now", "arguments": {}, "id": "abcdefghi"}, {"name": "now", "id": "abcdefghi"}]'
-    first, second = found(text, "mistral_list").calls
+    calls = ", ".join(f'{{"name": "now", "arguments": {{}}, "id": "{id}"}}' for id in ("abcdefghi", "abcdefghi", "5"))
+    first, second, third = found(f"[TOOL_CALLS][{calls}]", "mistral_list").calls
     assert first.id == "abcdefghi" != second.id
+    assert len(third.id) == 9  # of another length, Mistral's templates refuse it
     assert found("<|tool_calls_section_begin|><|tool_call_begin|>functions.now:3<|tool_call_argument_begin|>{}"
                  "<|tool_call_end|><|tool_calls_section_end|>", "kimi").calls[0].id == "functions.now:3"  # fmt: skip
 
@@ -115,6 +116,7 @@ def test_an_id_that_the_model_gives_is_kept_unless_it_gives_it_twice() -> None:
         '{"arguments": {}}',
         '"now"',
         "",
+        '{"name": "now", "arguments": {"a": ' + "[" * 300 + "]" * 300 + "}}",
         "[" * 100_000,
         '{"a":' * 100_000,
         "9" * 5000,

@@ -15,7 +15,7 @@ from gptcli.text.messages import Message
 from gptcli.text.tokenizer import Tokenizer
 from gptcli.tools.definitions import ToolCall, checked_tools
 from tests.tiny import TEMPLATE, make_tokenizer
-from tests.tools.templates import FORGETFUL, HERMES, TEMPLATES
+from tests.tools.templates import FORGETFUL, HERMES, TEMPLATES, trust_templates
 
 TOOLS = checked_tools(
     [
@@ -55,15 +55,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer.open(file.parent)
 
 
-class _All:
-    def __contains__(self, digest: object) -> bool:
-        return True
-
-
 @pytest.fixture(autouse=True)
-def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Renders in this process, which is quicker."""
-    monkeypatch.setattr("gptcli.text.chat_template.TRUSTED_TEMPLATES", _All())
+def renders_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    trust_templates(monkeypatch)
 
 
 def template(family: str) -> ChatTemplate:

@@ -18,7 +18,7 @@ from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture, PlusOne
 from gptcli.model.config import Activation, DecoderConfig, QkNormConfig, RopeConfig
 
-_FOUR_NORMS = Names(
+FOUR_NORMS = Names(
     post_attention_norm="post_attention_layernorm",
     mlp_norm="pre_feedforward_layernorm",
     post_mlp_norm="post_feedforward_layernorm",
@@ -78,7 +78,7 @@ def _gemma_config(hf: HfConfig, act: Activation | None = None, rope: RopeConfig 
 
 def _four_norms(hf: HfConfig, tensors: Collection[str], types: Sequence[object], config: DecoderConfig) -> Architecture:
     config = with_blocks(_gemma2_config(hf, types, config), residual="sandwich")
-    return llama_architecture(config, tensors, _FOUR_NORMS, norm_weight=PlusOne)
+    return llama_architecture(config, tensors, FOUR_NORMS, norm_weight=PlusOne)
 
 
 def _gemma2_config(hf: HfConfig, types: Sequence[object], config: DecoderConfig) -> DecoderConfig:

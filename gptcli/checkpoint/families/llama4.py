@@ -5,7 +5,7 @@ Source: transformers' modelling file of the same name.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from gptcli.checkpoint.families.layer_configs import windows, with_attention_per_layer
@@ -13,7 +13,7 @@ from gptcli.checkpoint.families.llama import Names, llama_config, llama_head_dim
 from gptcli.checkpoint.families.moe import ExpertNames, expert_of, experts_of, stacked_recipes, with_experts
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture, Recipe, Take, Transposed
-from gptcli.model.config import MoeConfig, PositionScale, QkNormConfig
+from gptcli.model.config import MlpConfig, MoeConfig, PositionScale, QkNormConfig
 
 _NAMES = Names(up=("feed_forward.gate_proj", "feed_forward.up_proj"), down="feed_forward.down_proj")
 _EXPERTS = ExpertNames("feed_forward.", "router", shared="shared_expert.")
@@ -21,10 +21,13 @@ _EXPERTS = ExpertNames("feed_forward.", "router", shared="shared_expert.")
 
 def llama4_text(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Llama 4 Scout and Maverick, the part for text: layers in chunks with RoPE, and others without either."""
-    layers, interval = hf.layers, hf.integer("no_rope_layer_interval", 4)
-    turned = [bool((layer + 1) % interval) for layer in range(layers)]
+    layers = hf.layers
     if hf.integers("no_rope_layers"):  # 1 is a layer with RoPE, despite the name
-        turned = hf.per_layer("no_rope_layers", layers) or turned
+        hf.ignore("no_rope_layer_interval")
+        turned = hf.per_layer("no_rope_layers", layers) or []
+    else:
+        interval = hf.integer("no_rope_layer_interval", 4)
+        turned = [(layer + 1) % interval != 0 for layer in range(layers)]
     chunk = hf.optional_integer("attention_chunk_size")
     types = hf.per_layer("layer_types", layers)
     if types is None:
@@ -46,6 +49,20 @@ def llama4_text(hf: HfConfig, tensors: Collection[str]) -> Architecture:
         qk_norm=[norm_if_turned if has_rope else None for has_rope in turned],
         position_scale=[None if has_rope else scale_else for has_rope in turned],
     )
+    return with_experts(config, tensors, _mixture_of(hf, expert), _recipes, _NAMES, pairs=True)
+
+
+def _mixture_of(hf: HfConfig, expert: MlpConfig) -> Callable[[int], MoeConfig | None]:
+    """The mixture of a layer: those in `moe_layers` have one, else every `interleave_moe_layer_step`-th."""
+    if hf.has("moe_layers"):
+        hf.ignore("interleave_moe_layer_step")
+        mixed: Collection[int] = hf.integers("moe_layers")
+    else:
+        step = hf.integer("interleave_moe_layer_step", 1)
+        mixed = range(step - 1, hf.layers, step)
+    if not mixed:
+        hf.ignore("num_local_experts", "num_experts", "num_experts_per_tok")
+        return lambda layer: None
     moe = MoeConfig(
         expert=expert,
         experts=experts_of(hf, 16),
@@ -56,9 +73,7 @@ def llama4_text(hf: HfConfig, tensors: Collection[str]) -> Architecture:
         shared=expert,
         shared_gate=False,
     )
-    step = hf.integer("interleave_moe_layer_step", 1)
-    mixed = range(step - 1, layers, step) if not hf.has("moe_layers") else hf.integers("moe_layers")
-    return with_experts(config, tensors, lambda layer: moe if layer in mixed else None, _recipes, _NAMES, pairs=True)
+    return lambda layer: moe if layer in mixed else None
 
 
 def _recipes(layer: str, moe: MoeConfig, tensors: Collection[str]) -> dict[str, Recipe]:

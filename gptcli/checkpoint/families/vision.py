@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from gptcli.checkpoint.class_defaults import DEFAULTS, OTHER_NAMES
 from gptcli.checkpoint.families.deepseek import deepseek_v3
 from gptcli.checkpoint.families.gemma import gemma3_text
+from gptcli.checkpoint.families.gemma3n import gemma3n_text, gemma4_text, gemma4_unified_text
 from gptcli.checkpoint.families.layer_norm import cohere2, glm4
 from gptcli.checkpoint.families.lfm2 import lfm2
 from gptcli.checkpoint.families.llama import llama, ministral3, mistral, qwen2, qwen3
@@ -27,18 +28,21 @@ from gptcli.errors import UnsupportedArchitecture
 _Family = Callable[[HfConfig, Collection[str]], Architecture]
 
 _FIELDS = """
-    vision_config image_token_id image_token_index image_start_token_id image_end_token_id video_token_id
-    video_token_index video_start_token_id video_end_token_id vision_start_token_id vision_end_token_id
-    boi_token_index eoi_token_index mm_tokens_per_image image_seq_length video_seq_length image_grid_pinpoints
-    multimodal_projector_bias projector_bias projector_hidden_act projector_hidden_size projector_use_layernorm
-    projector_layernorm_eps projection_dim projection_hidden_size projection_layer_norm_eps perceiver_config
-    adapter_layer_norm_eps alignment_intermediate_size spatial_merge_size spatial_pool_mode spatial_pool_stride
-    vision_aspect_ratio vision_feature_layer vision_feature_layers vision_feature_select_strategy
-    visual_indicator_token_ids downsample_factor downsample_ratio scale_factor _pad_token_id
+    audio_config audio_token_id audio_soft_tokens_per_image vision_soft_tokens_per_image boa_token_id boi_token_id
+    eoa_token_id eoa_token_index eoi_token_id vision_config image_token_id image_token_index image_start_token_id
+    image_end_token_id video_token_id video_token_index video_start_token_id video_end_token_id
+    vision_start_token_id vision_end_token_id boi_token_index eoi_token_index mm_tokens_per_image image_seq_length
+    video_seq_length image_grid_pinpoints multimodal_projector_bias projector_bias projector_hidden_act
+    projector_hidden_size projector_use_layernorm projector_layernorm_eps projection_dim projection_hidden_size
+    projection_layer_norm_eps perceiver_config adapter_layer_norm_eps alignment_intermediate_size spatial_merge_size
+    spatial_pool_mode spatial_pool_stride vision_aspect_ratio vision_feature_layer vision_feature_layers
+    vision_feature_select_strategy visual_indicator_token_ids downsample_factor downsample_ratio scale_factor
+    _pad_token_id
 """.split()  # of images
 _MODULES = """
-    vision_tower. video_tower. image_tower. vision_model. vision_encoder. visual. visual_embeddings_table. image_newline
-    multi_modal_projector. mm_projector. projector. vision_projection. aligner. connector. vision_resampler.
+    audio_tower. embed_audio. embed_vision. vision_tower. video_tower. image_tower. vision_model. vision_encoder.
+    visual. visual_embeddings_table. image_newline multi_modal_projector. mm_projector. projector.
+    vision_projection. aligner. connector. vision_resampler.
 """.split()
 _PREFIXES = tuple(f"{root}{module}" for root in ("", "model.") for module in _MODULES)
 
@@ -110,6 +114,8 @@ _QWEN_VL = {
     "rope_theta": 1_000_000.0,
 }
 _LLAMA4 = {"vocab_size": 202_048, "hidden_size": 5120, "intermediate_size": 8192, "num_hidden_layers": 48}
+_GEMMA3N = {"vocab_size": 262_400, "hidden_size": 2048, "intermediate_size": 16_384, "num_hidden_layers": 35}
+_GEMMA4 = {"vocab_size": 262_144, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 30}
 TEXTS: dict[str, Text] = {
     "llama": Text(llama, _SIZES),
     "mistral": Text(mistral, _MISTRAL),
@@ -122,6 +128,9 @@ _OWN_TEXTS: dict[str, Text] = {
     "deepseek_v3": Text(deepseek_v3),
     "exaone4": Text(exaone4),
     "gemma3_text": Text(gemma3_text, {"vocab_size": 262_208}),
+    "gemma3n_text": Text(gemma3n_text, _GEMMA3N),
+    "gemma4_text": Text(gemma4_text, _GEMMA4),
+    "gemma4_unified_text": Text(gemma4_unified_text, _GEMMA4),
     "glm4v_text": Text(
         _by_three_positions(_glm4),
         {
@@ -170,6 +179,9 @@ _WRAPPERS = {
     "deepseek_vl": _Wrapper("DeepSeek VL 1.3B", "llama", TEXTS, tied=True),
     "exaone4_5": _Wrapper("EXAONE 4.5", "exaone4"),
     "gemma3": _Wrapper("Gemma 3 4B and larger", "gemma3_text", tied=True, unread={"final_logit_softcapping": None}),
+    "gemma3n": _Wrapper("Gemma 3n E2B and E4B", "gemma3n_text", tied=True),
+    "gemma4": _Wrapper("Gemma 4", "gemma4_text", tied=True),
+    "gemma4_unified": _Wrapper("Gemma 4 12B", "gemma4_unified_text", tied=True),
     "glm46v": _Wrapper("GLM-4.6V Flash", "glm4v_text"),
     "glm4v": _Wrapper("GLM-4.1V 9B", "glm4v_text"),
     "glm4v_moe": _Wrapper("GLM-4.5V and 4.6V", "glm4v_moe_text", unread={"use_qk_norm": False}),
@@ -233,4 +245,4 @@ def _text_of(wrapper: _Wrapper, hf: HfConfig, tensors: Collection[str]) -> Archi
     if nested:
         hf.ignore("vocab_size", "hidden_size")  # those of text_config, or its defaults, count
         text.check_unread(kind)
-    return replace(architecture, unused_prefixes=_PREFIXES, reads_images=True)
+    return replace(architecture, unused_prefixes=(*architecture.unused_prefixes, *_PREFIXES), reads_images=True)

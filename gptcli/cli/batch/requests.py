@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gptcli.cli.batch.answer_records import answer_record, error_record
-from gptcli.cli.batch.bodies import CHAT, Asked, BadParameter, PlainSettings, asked_of, filled
+from gptcli.cli.batch.bodies import PlainSettings, asked_of, filled
 from gptcli.cli.batch.input_lines import InputLine
 from gptcli.cli.batch.output_file import line_id
 from gptcli.errors import GptcliError
 from gptcli.generation.events import Completed
 from gptcli.generation.request import Request
 from gptcli.language_model import LanguageModel
-from gptcli.settings import CONSTRAINT_FIELDS
+from gptcli.serve.openai_bodies import Asked
+from gptcli.serve.prompting import Prompting
 from gptcli.text.chat_template import ChatTemplate, Switches
-from gptcli.text.messages import Message
-from gptcli.tools.definitions import AUTO, NONE, Definition
+from gptcli.tools.definitions import AUTO, Definition
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,19 @@ class Requests:
         template: Callable[[], tuple[ChatTemplate, Switches]],
         note_model: Callable[[str], None],
     ) -> None:
-        self._lm, self._settings, self._template, self._note_model = lm, settings, template, note_model
+        self._settings, self._note_model = settings, note_model
+        self._prompting = Prompting(
+            lm, settings.options, template, settings.system, settings.special, settings.tools, settings.tool_choice
+        )
         self._open: dict[int, tuple[Work, int]] = {}  # by the index of the request: its line, and which choice it is
         self._index = 0
 
-    def of(self, lines: Iterable[InputLine]) -> Iterator[Request | GptcliError]:
-        """The requests, in the order of the lines; for a line that has none, why."""
+    def of(self, lines: Iterable[InputLine | None]) -> Iterator[Request | GptcliError | None]:
+        """The requests, in the order of the lines; for a line that has none, why; None where there is no line yet."""
         for line in lines:
+            if line is None:
+                yield None
+                continue
             work = Work(line)
             made: Sequence[Request | GptcliError]
             try:
@@ -113,45 +119,9 @@ class Requests:
         work.asked = asked = self._asked(work.line.fields)
         if asked.model is not None:
             self._note_model(asked.model)
-        base = dict(self._settings.options)
-        if any(name in asked.options for name in CONSTRAINT_FIELDS):
-            base = {name: value for name, value in base.items() if name not in CONSTRAINT_FIELDS}
-        options = base | dict(asked.options)
-        tools = self._offered(asked)
-        if tools:
-            word = self._settings.tool_choice if asked.tool_choice == AUTO and not asked.tools else asked.tool_choice
-            options["tools"] = self._template()[0].tool_use(tools, word, self._lm.tokenizer)
-        requests: list[Request | GptcliError] = []
-        for prompt in asked.prompts:
-            ids = self._ids(asked.url, prompt, tools)
-            for choice in range(asked.choices):
-                seed = options.get("seed")
-                seeds = {} if type(seed) is not int else {"seed": (seed + choice) % 2**64}
-                requests.append(Request(ids, logprobs=asked.logprobs, **options | seeds))
-        return requests
+        return list(self._prompting.requests(asked))
 
     def _asked(self, fields: Mapping[str, Any]) -> Asked:
         if self._settings.template is not None:
             return self._settings.plain.asked(filled(self._settings.template, fields))
         return asked_of(fields, self._settings.plain)
-
-    def _offered(self, asked: Asked) -> Sequence[Definition]:
-        """The tools that a line's model is told of."""
-        return () if asked.url != CHAT or asked.tool_choice == NONE else asked.tools or self._settings.tools
-
-    def _ids(
-        self, url: str, prompt: str | Sequence[int] | Sequence[Message], tools: Sequence[Definition]
-    ) -> Sequence[int]:
-        if url == CHAT:
-            messages = [message for message in prompt if isinstance(message, Message)]
-            system = self._lm.store.system if self._settings.system is None else self._settings.system
-            if system is not None and messages[0].role != "system":
-                messages = [Message("system", system), *messages]
-            template, switches = self._template()
-            switches = {**switches, "tools": tools}
-            return template.render(messages, self._lm.tokenizer, **switches)
-        if isinstance(prompt, str):
-            if not prompt:
-                raise BadParameter("prompt", "the prompt is empty")
-            return self._lm.tokenizer.encode(prompt, special=self._settings.special)
-        return [id for id in prompt if isinstance(id, int)]

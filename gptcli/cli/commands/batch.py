@@ -50,6 +50,14 @@ class BatchOptions:
     prompt: Annotated[
         str | None, _batch_option("Each line's prompt; {name} is the line's field of that name.", metavar="TEMPLATE")
     ] = None
+    parallel: Annotated[
+        int | None,
+        _batch_option(
+            "Texts that run together at most. (default: as many as gain by it and fit into the memory, 32 at most)",
+            min=1,
+            metavar="N",
+        ),
+    ] = None
     unordered: Annotated[bool, _batch_option("Leave answers as they came.", "--unordered")] = False
     retry_failed: Annotated[bool, _batch_option("Try again what failed in the output.", "--retry-failed")] = False
 
@@ -117,7 +125,12 @@ def _run(run: RunOptions, file: Path, what: BatchOptions, settings: BatchSetting
             activity.close()
         requests = Requests(lm, settings, _templates(run, lm), _model_notes(lm, activity))
         with interruptible() as cancelled:
-            answered = lm.complete_many(requests.of(_unanswered(lines, answers, progress)), cancelled=cancelled)
+            answered = lm.complete_many(
+                requests.of(_unanswered(lines, answers, progress)),
+                parallel=what.parallel,
+                ordered=to_stdout and not what.unordered,
+                cancelled=cancelled,
+            )
             for index, answer in answered:
                 work = requests.finished(index, answer)
                 if work is None or work.interrupted:
@@ -140,9 +153,9 @@ def _run(run: RunOptions, file: Path, what: BatchOptions, settings: BatchSetting
 
 def _unanswered(
     lines: InputLines, answers: AnswersFile | StdoutAnswers, progress: BatchProgress
-) -> Iterator[InputLine]:
-    for line in lines:
-        if answers.has(line):
+) -> Iterator[InputLine | None]:
+    for line in lines.without_waiting():
+        if line is not None and answers.has(line):
             progress.kept += 1
         else:
             yield line

@@ -126,12 +126,16 @@ def pull(
     """Fetch a model; prints the directory it is in."""
     from gptcli.models.pull import pull_default, pull_hub
 
+    notes: list[str] = []
+
     def fetch(on_progress: FetchProgress) -> Path:
         if name == DEFAULT_MODEL and revision is None and new_name is None and file is None:
             return pull_default(on_progress)
-        return pull_hub(name, revision, on_progress, name=new_name, pattern=file, check=_check)
+        return pull_hub(name, revision, on_progress, name=new_name, pattern=file, check=_check, on_note=notes.append)
 
     _install(new_name or name, force, quiet, fetch)
+    for note in () if quiet else notes:
+        print_note(note)
 
 
 @app.command("import", cls=Command)

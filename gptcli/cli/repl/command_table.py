@@ -21,8 +21,13 @@ COMMANDS = (
             aliases=("quit", "q", "bye")),
     Command("new", "", "Begins another conversation. Model, system message and settings stay.", "/new", chat.new),
     Command("undo", "", "Takes the last question and its answer back.", "/undo", chat.undo),
-    Command("retry", "", "Asks the last question again. The answer takes the old one's place.", "/retry", chat.retry),
+    Command("retry", "", "Asks the last question again. The answer takes the old one's place.", "/retry", chat.retry,
+            aliases=("regen", "regenerate")),
     Command("edit", "[TEXT]", "Changes the last question and asks it again.", "/edit What is a monad?", chat.edit),
+    Command(
+        "read", "FILE [TEXT]", "Sends a file, with a question after it.", "/read notes.md Sum this up.",
+        chat.read_file, complete.paths, aliases=("file",),
+    ),
     Command(
         "system", "[TEXT]", "Shows or sets the system message. `none` removes it.", "/system Be brief.", chat.system
     ),

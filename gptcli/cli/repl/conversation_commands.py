@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -55,7 +57,9 @@ def edit(repl: ReplControls, text: str) -> None:
     """Asks another question instead of the last one."""
     if not text:
         with contextlib.suppress(EOFError):  # Ctrl-D gives up
-            text = repl.read("edit> ", repl.session.unanswered or _last_message(repl, "user")).strip()
+            if (question := repl.session.question) is None:
+                raise UsageError("there is nothing yet")
+            text = repl.read("edit> ", question).strip()
         if text.startswith("/"):
             raise UsageError("a question was expected, not a command", hint="Ctrl-D gives up an edit")
     if text:
@@ -69,9 +73,26 @@ def system(repl: ReplControls, text: str) -> None:
     repl.say(f"system: {repl.session.system or '(none)'}")
 
 
+def read_file(repl: ReplControls, argument: str) -> None:
+    """Sends the text of a file, and after it what is asked of it. A path with blanks is in quotes."""
+    words = shlex.shlex(typed := io.StringIO(argument), posix=True)
+    words.whitespace_split, words.commenters = True, ""
+    try:
+        path = words.get_token()
+    except ValueError:
+        raise UsageError("a quote is not closed") from None
+    if not path:
+        raise UsageError("which file?", hint="/read FILE [QUESTION]")
+    if not (text := _text_of(path)):
+        raise InputError(f"there is nothing in it: {path}")
+    question = typed.read().strip()
+    message = text.rstrip("\n") + "\n\n" + question if question else text
+    repl.answer(partial(repl.session.send, message))
+
+
 def change_setting(repl: ReplControls, argument: str) -> None:
     """Shows or changes settings, that of the display among them."""
-    name, _, text = argument.partition(" ")
+    name, _, text = argument.removeprefix("parameter ").partition(" ")  # `parameter`: Ollama's spelling
     name, text = name.replace("-", "_"), text.strip()
     if name == SHOW_THINKING:
         if text:
@@ -118,8 +139,7 @@ def tools(repl: ReplControls, argument: str) -> None:
     if argument == "none":
         repl.session.offer(())
     elif argument:
-        file = Path(os.path.expanduser(argument))
-        repl.session.offer(parse_tools(read_text(file, Decoding("strict", MAX_INPUT, print_prompt_note)), argument))
+        repl.session.offer(parse_tools(_text_of(argument), argument))
     for tool in repl.session.settings.tools:
         about = excerpt(tool["function"].get("description", ""), 60)
         repl.say(f"{tool_name(tool)}({', '.join(tool_parameters(tool).get('properties', {}))})  {about}".rstrip())
@@ -284,3 +304,7 @@ def _last_message(repl: ReplControls, role: Role) -> str:
 def _turn_count(session: ChatSession) -> str:
     count = sum(message.role == "user" for message in session.messages)
     return "1 turn" if count == 1 else f"{count} turns"
+
+
+def _text_of(path: str) -> str:
+    return read_text(Path(os.path.expanduser(path)), Decoding("strict", MAX_INPUT, print_prompt_note))

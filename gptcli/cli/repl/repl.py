@@ -208,11 +208,11 @@ class Repl:
         except KeyboardInterrupt:
             self.say("")
         except MemoryError:
-            print_error("out of memory", None)
+            print_error("out of memory", None, at_prompt=True)
         except GptcliError as error:
             if error is self._loading.failure:
                 raise
-            print_error(error.message, error.hint)
+            print_error(error.message, error.hint, at_prompt=True)
 
     def _take(self, typed: str) -> None:
         """Runs a command, or sends a message to the model."""

@@ -27,9 +27,9 @@ _FRAME_S = 0.1
 _BAR = 20  # characters
 
 
-def print_error(message: str, hint: str | None) -> None:
-    """`gptcli: error: ...`, and `hint: ...` if there is one."""
-    _print_labelled("gptcli: error:", "bold red", message)
+def print_error(message: str, hint: str | None, *, at_prompt: bool = False) -> None:
+    """`gptcli: error: ...`, and `hint: ...` if there is one; `error: ...` at a chat's prompt."""
+    _print_labelled("error:" if at_prompt else "gptcli: error:", "bold red", message)
     if hint:
         _print_labelled("hint:", "bold", hint)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
@@ -62,15 +63,19 @@ class Compiler:
     def __init__(self, tokenizer: Tokenizer, stop_ids: frozenset[int]) -> None:
         self._tokenizer, self._stop_ids = tokenizer, stop_ids
         self._compiled: dict[ConstraintConfig | CallGrammar, Future[LLMatcher]] = {}
-        self._thread = ThreadPoolExecutor(1)
+        self._thread, self._lock = ThreadPoolExecutor(1), threading.Lock()
 
-    def start(self, config: ConstraintConfig | CallGrammar) -> None:
+    def start(self, config: ConstraintConfig | CallGrammar) -> Future[LLMatcher]:
         """Checks a constraint, and begins to compile it. Raises UsageError as `checked_grammar` does.
 
         Raises it, too, for a tokenizer of which single tokens have no bytes of their own.
         """
-        if config in self._compiled:
-            return
+        with self._lock:
+            if config not in self._compiled:
+                self._begin(config)
+            return self._compiled[config]
+
+    def _begin(self, config: ConstraintConfig | CallGrammar) -> None:
         if not self._tokenizer.spelling.exact:
             raise UsageError("cannot constrain this model's text: its tokens have no bytes of their own")
         grammar = checked_grammar(config)
@@ -80,8 +85,7 @@ class Compiler:
 
     def constraint(self, config: ConstraintConfig | CallGrammar, *, forces: bool = True) -> Grammar:
         """What limits one text; forces: whether it may take tokens without a draw. Raises as `start` does."""
-        self.start(config)
-        return Grammar(self._compiled[config].result().deep_copy(), self._tokenizer.size, forces=forces)
+        return Grammar(self.start(config).result().deep_copy(), self._tokenizer.size, forces=forces)
 
     def _matcher(self, grammar: str) -> LLMatcher:
         from llguidance import LLMatcher

@@ -32,7 +32,7 @@ def ban(logits: Tensor, banned: Sequence[int]) -> Tensor:
 def add_bias(logits: Tensor, bias: Sequence[tuple[int, float]]) -> Tensor:
     """Adds to the logits (vocab,) of single tokens."""
     ids = [token for token, _ in bias]
-    values = torch.tensor([value for _, value in bias], device=logits.device)
+    values = torch.tensor([value for _, value in bias], dtype=logits.dtype, device=logits.device)
     return logits.index_add(0, torch.tensor(ids, device=logits.device), values)
 
 

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from gptcli.errors import NonFiniteLogits
+from gptcli.errors import GptcliError, NonFiniteLogits, OutOfMemory
 from gptcli.kernels.bindings import Functions
 from gptcli.kernels.memory import Memory
-from gptcli.runtime.engine import MOST_ROWS, Cancelled, Progress, TokenScore, Workload, never_cancelled, no_progress
+from gptcli.runtime.engine import (
+    MOST_ROWS,
+    Cancelled,
+    Extended,
+    Extension,
+    Progress,
+    TokenScore,
+    Workload,
+    never_cancelled,
+    no_progress,
+)
 from gptcli.runtime.fast_start.snapshot_file import Snapshot
 from gptcli.runtime.program import CHUNK, Text
-from gptcli.runtime.program_cache import ProgramCache, ProgramRows
+from gptcli.runtime.program_cache import ProgramCache
 from gptcli.runtime.resource_limits import free_memory
 
 if TYPE_CHECKING:
@@ -21,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class SnapshotLogits:
-    """One row of logits, valid until the next step."""
+    """One row of logits in memory that it keeps alive."""
 
     def __init__(self, memory: Memory, offset: int) -> None:
         self._memory, self._offset = memory, offset
@@ -53,6 +64,7 @@ class SnapshotEngine:
     """
 
     failures: tuple[str, ...] = ()
+    shares_steps = True
 
     def __init__(
         self, snapshot: Snapshot, library: Functions, ctx_size: int, room: int, drop: Callable[[], None]
@@ -63,7 +75,7 @@ class SnapshotEngine:
         self.library = library
         self._room, self._drop = room, drop
         self._snapshot = snapshot
-        self._logits = Memory(4 * snapshot.vocab_size)
+        self._step = threading.Lock()  # the program has one set of buffers
 
     def serves(self, workload: Workload) -> bool:
         """See `Engine.serves`."""
@@ -78,10 +90,6 @@ class SnapshotEngine:
         """As many as fit into the memory; see `Engine.most_rows`."""
         position_bytes = sum(layout.position_bytes for layout in self._snapshot.program.layouts)
         return max(1, min(MOST_ROWS, free_memory() // (2 * min(tokens, self._room) * position_bytes)))
-
-    def rows(self, cache: ProgramCache, count: int) -> ProgramRows[SnapshotLogits]:
-        """See `Engine.rows`. Raises MemoryError."""
-        return ProgramRows(self, [cache.copy() for _ in range(count)])
 
     def most_ahead(self, cache: ProgramCache) -> int:
         """See `Engine.most_ahead`."""
@@ -100,13 +108,31 @@ class SnapshotEngine:
             if cancelled():
                 return None
             chunk = tokens[start : start + CHUNK]
-            [logits] = self._run([(cache, chunk)], wanted=1)
+            [logits] = self._run(Extension(cache, chunk))
             on_progress(start + len(chunk), len(tokens))
         return logits
 
     def step(self, tokens: Sequence[int], cache: ProgramCache) -> list[SnapshotLogits]:
         """See `Engine.step`. Raises as `prefill` does."""
-        return self._run([(cache, tokens)], wanted=len(tokens))
+        return self._run(Extension(cache, tokens, len(tokens)))
+
+    def extend(self, texts: Sequence[Extension]) -> list[Extended]:
+        """See `Engine.extend`."""
+        try:
+            logits = self._logits_of(texts)
+        except MemoryError:
+            longest = max(text.cache.length + len(text.tokens) for text in texts)
+            return [OutOfMemory(f"out of memory on cpu while running token {longest}")] * len(texts)
+        ends = list(accumulate(text.wanted for text in texts))
+        own = [logits[end - text.wanted : end] for text, end in zip(texts, ends, strict=True)]
+        return [self._failure(text, rows) or rows for text, rows in zip(texts, own, strict=True)]
+
+    def copy_of(self, cache: ProgramCache, length: int) -> ProgramCache:
+        """See `Engine.copy_of`."""
+        try:
+            return cache.copy(length)
+        except MemoryError:
+            raise OutOfMemory(f"out of memory on cpu while copying {length} tokens") from None
 
     def score_tokens(
         self, tokens: Sequence[int], cache: ProgramCache, targets: Sequence[int], vocabulary: int, top: int
@@ -116,33 +142,49 @@ class SnapshotEngine:
         for start in range(0, len(tokens), CHUNK):
             chunk = tokens[start : start + CHUNK]
             asked = targets[max(0, start - before) : max(0, start - before + len(chunk))]
-            rows = self._run([(cache, chunk)], wanted=max(1, len(asked)))
+            rows = self._run(Extension(cache, chunk, max(1, len(asked))))
             if asked:
                 yield [_score(row.values(vocabulary), id, top) for row, id in zip(rows, asked, strict=True)]
 
-    def decode_texts(self, texts: Sequence[tuple[ProgramCache, int]]) -> list[SnapshotLogits]:
-        """Appends one token to each of several texts; the logits after each. Raises as `prefill` does."""
-        return self._run([(cache, [token]) for cache, token in texts], wanted=1)
+    def score_texts(
+        self, texts: Sequence[Extension], targets: Sequence[Sequence[int]], vocabulary: int, top: int
+    ) -> list[list[TokenScore]]:
+        """See `Engine.score_texts`."""
+        scores = []
+        for own, asked in zip(self.extend(texts), targets, strict=True):
+            if isinstance(own, GptcliError):
+                raise own
+            scores.append([_score(row.values(vocabulary), id, top) for row, id in zip(own, asked, strict=True)])
+        return scores
 
-    def _run(self, texts: Sequence[tuple[ProgramCache, Sequence[int]]], wanted: int) -> list[SnapshotLogits]:
-        """Appends tokens to each of several texts; the logits of each one's last tokens."""
+    def _run(self, text: Extension) -> list[SnapshotLogits]:
+        """The logits that one text wants."""
+        logits = self._logits_of([text])
+        if (failure := self._failure(text, logits)) is not None:
+            raise failure
+        return logits
+
+    def _failure(self, text: Extension, logits: Sequence[SnapshotLogits]) -> NonFiniteLogits | None:
+        if self.library.all_finite(logits[0].data_ptr(), len(logits) * self._snapshot.vocab_size):
+            return None
+        self._drop()
+        return NonFiniteLogits(text.cache.length, self.dtype_name)
+
+    def _logits_of(self, texts: Sequence[Extension]) -> list[SnapshotLogits]:
+        """Appends tokens to each of several texts; the logits that they want, one after another, finite or not."""
         snapshot, row = self._snapshot, 4 * self._snapshot.vocab_size
-        for cache, tokens in texts:
+        for cache, tokens, _ in texts:
             assert cache.length + len(tokens) <= self._room
             assert 0 <= min(tokens) <= max(tokens) < snapshot.vocab_size
-        count = wanted * len(texts)
-        if self._logits.size < count * row:
-            self._logits = Memory(count * row)
         parts = [
             Text(tokens, cache.length, [table.at(cache.length) for table in snapshot.tables], cache.rows(len(tokens)))
-            for cache, tokens in texts
+            for cache, tokens, _ in texts
         ]
-        ends = accumulate(len(tokens) for _, tokens in texts)
-        asked = [index for end in ends for index in range(end - wanted, end)]
-        snapshot.program.run(parts, asked, self._logits.address)
-        for cache, tokens in texts:
+        ends = accumulate(len(text.tokens) for text in texts)
+        asked = [index for end, text in zip(ends, texts, strict=True) for index in range(end - text.wanted, end)]
+        logits = Memory(len(asked) * row)
+        with self._step:
+            snapshot.program.run(parts, asked, logits.address)
+        for cache, tokens, _ in texts:
             cache.tokens += tokens
-        if not self.library.all_finite(self._logits.address, count * snapshot.vocab_size):
-            self._drop()
-            raise NonFiniteLogits(max(cache.length for cache, _ in texts), self.dtype_name)
-        return [SnapshotLogits(self._logits, index * row) for index in range(count)]
+        return [SnapshotLogits(logits, index * row) for index in range(len(asked))]

@@ -6,6 +6,7 @@ BPE makes a text of pieces that occur in it, by merges of such pieces. So with t
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -45,6 +46,7 @@ class PartialTokenizer:
         self._pieces = set(_BYTES if state["model"].get("byte_fallback") else ())
         self._last = self._bpe(self._pieces)
         self._work, self._is_whole = 0, False
+        self._lock = threading.RLock()  # the part must not change while it encodes
         self.normalizer, self.pre_tokenizer = self._part.normalizer, self._part.pre_tokenizer
         self.decoder = self._part.decoder
 
@@ -71,15 +73,18 @@ class PartialTokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tokenizers.Encoding:
         """The encoding of a text."""
-        return self._for([text]).encode(text, add_special_tokens=add_special_tokens)
+        with self._lock:
+            return self._for([text]).encode(text, add_special_tokens=add_special_tokens)
 
     def encode_batch(self, texts: list[str], *, add_special_tokens: bool = True) -> list[tokenizers.Encoding]:
         """The encodings of texts."""
-        return self._for(texts).encode_batch(texts, add_special_tokens=add_special_tokens)
+        with self._lock:
+            return self._for(texts).encode_batch(texts, add_special_tokens=add_special_tokens)
 
     def encode_batch_fast(self, texts: list[str], *, add_special_tokens: bool = True) -> list[tokenizers.Encoding]:
         """The same without offsets."""
-        return self._for(texts).encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+        with self._lock:
+            return self._for(texts).encode_batch_fast(texts, add_special_tokens=add_special_tokens)
 
     def _for(self, texts: list[str]) -> tokenizers.Tokenizer:
         """What encodes these texts as the whole tokenizer does."""
@@ -108,6 +113,7 @@ class PartialTokenizer:
         return models.BPE(vocab=renamed, merges=merges, **parameters)
 
     def _whole(self) -> tokenizers.Tokenizer:
-        if not self._is_whole:
-            self._part.model, self._is_whole = self._bpe(None), True
-        return self._part
+        with self._lock:
+            if not self._is_whole:
+                self._part.model, self._is_whole = self._bpe(None), True
+            return self._part

@@ -40,7 +40,10 @@ class SandboxFailure(Exception):
 
 
 class SandboxClient:
-    """A process that opens one template or tokenizer and answers about it. Starts when asked, also after it died."""
+    """A process that opens one template or tokenizer and answers about it. Starts when asked, also after it died.
+
+    Threads that ask take turns.
+    """
 
     def __init__(self, content: Content, data: bytes, *, seconds: float = 1.0, memory: int = 512 << 20) -> None:
         """data: what the process opens, in `seconds` of CPU time. memory: bytes that it may address."""
@@ -50,14 +53,18 @@ class SandboxClient:
         self._memory = memory
         self._process: subprocess.Popen[bytes] | None = None
         self._killed_for = ""
+        self._lock = threading.RLock()
 
     def __del__(self) -> None:
         self._end()
 
     def open(self) -> None:
         """Starts the process unless it runs. Raises SandboxFailure, and OutOfMemory if no process can be started."""
-        if self._process is not None:
-            return
+        with self._lock:
+            if self._process is None:
+                self._start()
+
+    def _start(self) -> None:
         homes = {_home(name): None for name in ("gptcli", *_LIBRARIES[self._content])}
         # -I and -S: neither environment variables nor site files influence what runs.
         command = [sys.executable, "-I", "-S", "-c", _PROGRAM, self._content, str(self._memory), *homes]
@@ -82,8 +89,9 @@ class SandboxClient:
 
     def ask(self, request: dict[str, Any], seconds: float = 1.0) -> Any:
         """The process's answer, within `seconds` of CPU time. Raises as `open` does."""
-        self.open()
-        return self._exchange(json.dumps(request).encode(), seconds)
+        with self._lock:
+            self.open()
+            return self._exchange(json.dumps(request).encode(), seconds)
 
     def _exchange(self, message: bytes, seconds: float) -> Any:
         assert self._process is not None and self._process.stdin is not None

@@ -1,0 +1,78 @@
+"""Caches of texts that run together: what a text has in common with another is copied, not run again. No torch."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from gptcli.errors import OutOfMemory
+from gptcli.runtime.engine import Cache, Engine
+
+WORTH_COPYING = 16  # tokens
+_MOST_KEPT = 32  # caches of texts that have ended, with no more tokens than a context holds
+
+
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two texts begin with in common."""
+    most = min(len(one), len(other))
+    if one[:most] == other[:most]:
+        return most
+    return next(index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+
+
+class CachePool:
+    """The caches of one engine: those in use, and those of texts that ended lately."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._in_use: list[Cache] = []
+        self._kept: deque[Cache] = deque()
+
+    def most_common(self, text: Sequence[int]) -> int:
+        """How many of a text's first tokens some cache holds."""
+        return max((self._common(cache, text) for cache in (*self._kept, *self._in_use)), default=0)
+
+    def take(self, text: Sequence[int]) -> Cache:
+        """A cache for a text. It holds as many of its first tokens as any other does, if copying them is worth it."""
+        cache = self._with_common(text) or self._engine.new_cache()
+        self._in_use.append(cache)
+        return cache
+
+    def give_back(self, cache: Cache) -> None:
+        """Keeps the cache of a text that has ended for a while."""
+        self.forget(cache)
+        self._kept.append(cache)
+        while len(self._kept) > _MOST_KEPT or sum(each.length for each in self._kept) > self._engine.ctx_size:
+            self._kept.popleft()
+
+    def forget(self, cache: Cache) -> None:
+        """Frees a cache."""
+        self._in_use = [each for each in self._in_use if each is not cache]
+
+    def drop_kept(self) -> bool:
+        """Frees those of texts that have ended; whether there were any."""
+        dropped = bool(self._kept)
+        self._kept.clear()
+        return dropped
+
+    def _common(self, cache: Cache, text: Sequence[int]) -> int:
+        tokens = cache.tokens
+        # Most texts differ at once: none of those is looked at token by token.
+        return common_length(tokens, text) if tokens[:WORTH_COPYING] == text[:WORTH_COPYING] else 0
+
+    def _with_common(self, text: Sequence[int]) -> Cache | None:
+        longest, best = WORTH_COPYING - 1, None
+        for cache in (*self._kept, *self._in_use):
+            if (common := self._common(cache, text)) > longest:
+                longest, best = common, cache
+        if best is None:
+            return None
+        if any(best is cache for cache in self._kept) and 2 * longest >= best.length:
+            self._kept = deque(cache for cache in self._kept if cache is not best)
+            best.truncate(longest)
+            return best
+        try:
+            copied: Cache = self._engine.copy_of(best, longest)
+        except OutOfMemory:
+            return None
+        return copied

@@ -1,0 +1,64 @@
+"""Whole texts from a stream of requests: a request is taken once there is room for it. No torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+
+from gptcli.errors import GptcliError
+from gptcli.generation.continuous_batch import ContinuousBatch
+from gptcli.generation.events import Completed, Finished
+from gptcli.generation.job import Job
+from gptcli.runtime.engine import Cancelled
+
+Answer = Completed | GptcliError
+
+_MOST_HELD = 256  # answers that wait for an earlier one
+_POLL_SECONDS = 0.01  # while nothing runs and no request is there
+
+
+def complete_all(
+    jobs: Iterable[Job | GptcliError | None], parallel: int | None, *, ordered: bool, cancelled: Cancelled
+) -> Iterator[tuple[int, Answer]]:
+    """See `LanguageModel.complete_many`; jobs: its requests, or why there is none."""
+    batch, source = ContinuousBatch(parallel), iter(jobs)
+    running = dict[Job, tuple[int, list[bytes]]]()
+    answers = dict[int, Answer]()
+    taken = given = 0
+    more = True
+    while more or running or answers:
+        if cancelled():
+            more = False
+            batch.cancel()
+        while more and not batch.full and len(answers) < _MOST_HELD:
+            try:
+                job = next(source)
+            except StopIteration:
+                more = False
+                break
+            if job is None:
+                break
+            if isinstance(job, GptcliError):
+                answers[taken] = job
+            else:
+                running[job] = taken, []
+                batch.add(job)
+            taken += 1
+        if more and batch.idle and not answers:
+            time.sleep(_POLL_SECONDS)
+        for job in batch.step():
+            index, data = running[job]
+            for event in job.events():
+                match event:
+                    case Finished():
+                        answers[index] = Completed(b"".join(data), event)
+                    case GptcliError():
+                        answers[index] = event
+                    case _:
+                        data.append(event.data)
+            if job.ended:
+                del running[job]
+        while answers and (not ordered or given in answers):
+            index = given if ordered else next(iter(answers))
+            given += 1
+            yield index, answers.pop(index)

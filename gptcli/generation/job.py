@@ -1,0 +1,84 @@
+"""One of many texts that run together: from waiting to its end. No torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from gptcli.errors import GptcliError
+from gptcli.generation.completion import Completion, Timing
+from gptcli.generation.events import Finished, TextDelta
+from gptcli.runtime.engine import Cache, Engine, Logits
+
+
+@dataclass(eq=False)
+class Job:
+    """A text among others. cancelled: once true, it ends with reason "interrupt" at the next step.
+
+    admitted: whether it has ever had a place in a step. cache: None while it has nothing to go on from.
+    """
+
+    engine: Engine
+    completion: Completion
+    cancelled: bool = False
+    admitted: bool = False
+    cache: Cache | None = None
+    timing: Timing = field(default_factory=Timing)
+    _begun_at: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is drawn any more."""
+        return self.completion.reason is not None or self.completion.error is not None
+
+    @property
+    def room(self) -> int:
+        """Tokens that it may come to have."""
+        most, context = self.completion.stop.max_tokens, self.engine.ctx_size
+        return context if most < 0 else min(context, self.completion.prompt_tokens + most)
+
+    @property
+    def uncached(self) -> int:
+        """How many tokens must be run before the next one is drawn, at least one."""
+        return len(self.completion.history) - (self.cache.length if self.cache else 0)
+
+    def begin(self, cache: Cache) -> None:
+        """Goes on from what a cache holds of it."""
+        self.cache = cache
+        if self._begun_at is None:
+            self._begun_at, self.timing.prefilled = time.perf_counter(), self.uncached
+
+    def take(self, tokens: Sequence[int], logits: Sequence[Logits]) -> None:
+        """Draws after each of the tokens that were run, as long as what is drawn is what was run ahead."""
+        completion, cache = self.completion, self.cache
+        assert cache is not None and self._begun_at is not None
+        self.timing.prefill_s = self.timing.prefill_s or time.perf_counter() - self._begun_at
+        try:
+            for ahead, own in zip([*tokens[len(tokens) - len(logits) + 1 :], None], logits, strict=True):
+                completion.take(own)
+                if self.ended or completion.history[-1] != ahead:
+                    break
+        except GptcliError as error:  # a constraint that cannot be met, say
+            completion.error = error
+        if not self.ended:
+            if self.uncached < 1:
+                cache.truncate(len(completion.history) - 1)
+            if len(completion.history) >= self.engine.ctx_size:
+                self._leave_the_context()
+
+    def _leave_the_context(self) -> None:
+        completion = self.completion
+        if completion.stop.overflow == "shift":
+            completion.forget_older_half()
+            assert self.cache is not None
+            self.cache.truncate(0)
+            return
+        completion.end_at_the_contexts_end(self.engine.ctx_size)
+
+    def events(self) -> Iterator[TextDelta | Finished | GptcliError]:
+        """What it has said since it was last asked; once it has ended, how."""
+        while self.completion.said:
+            yield self.completion.said.popleft()
+        if self.ended:
+            yield self.completion.error or self.completion.finished(self.engine.load_s, self.timing)

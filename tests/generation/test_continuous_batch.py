@@ -1,0 +1,202 @@
+"""Texts that share steps: each is what it would be alone, whatever else runs, comes, ends and fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gptcli
+from gptcli import Finished, LanguageModel, Request, TextDelta
+from gptcli.errors import ContextOverflow, GptcliError, NonFiniteLogits, OutOfMemory
+from gptcli.generation import continuous_batch
+from gptcli.generation.continuous_batch import ContinuousBatch
+from gptcli.generation.job import Job
+from gptcli.kernels.tensors import library
+from gptcli.runtime import device_plan
+from gptcli.runtime.engine import Extended, Extension
+from gptcli.settings import SamplingConfig
+from tests.tiny import CONFIG, make_model, make_weights
+
+WINDOWED = {"model_type": "mistral", "sliding_window": 20, "head_dim": 8}
+BEGINNINGS = [[], list(range(3, 40)), [*range(3, 30), *range(60, 72)], list(range(90, 110))]
+
+
+@pytest.fixture(scope="module", params=["kernels", "windows", "torch"])
+def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LanguageModel]:
+    kernels = None if request.param == "torch" else library()
+    if request.param != "torch" and kernels is None:
+        pytest.skip("the kernels are not built here")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device_plan, "kernels", lambda: kernels)
+        patch.setattr(continuous_batch, "STEP_TOKENS", 24)
+        path = make_model(tmp_path_factory.mktemp(request.param), **(WINDOWED if request.param == "windows" else {}))
+        yield gptcli.load(path, device="cpu", dtype="fp32", ctx_size=64)
+
+
+def outcome(events: Iterator[TextDelta | Finished | GptcliError]) -> tuple[Any, ...]:
+    """A text, and all of its end but times."""
+    data = b""
+    for event in events:
+        if isinstance(event, Finished):
+            logprobs = event.logprobs and [(step.chosen.id, [top.id for top in step.top]) for step in event.logprobs]
+            return data, event.ids, event.reason, event.stop, event.seed, event.usage.prompt_tokens, logprobs
+        if isinstance(event, GptcliError):
+            return data, type(event), event.message
+        data += event.data
+    raise AssertionError("a text has no end")
+
+
+def alone(lm: LanguageModel, request: Request) -> tuple[Any, ...]:
+    def events() -> Iterator[TextDelta | Finished | GptcliError]:
+        try:
+            yield from lm.stream(
+                request.prompt,  # type: ignore[arg-type]
+                SamplingConfig.resolve(request.given, {}),
+                request.stopping,
+                constraint=request.constraint,
+                logprobs=request.logprobs,
+            )
+        except GptcliError as error:
+            yield error
+
+    return outcome(events())
+
+
+def some_request(random: Random) -> Request:
+    prompt = random.choice(BEGINNINGS) + random.choices(range(3, 304), k=random.randint(1, 12))
+    overflow = random.choice(["stop", "stop", "error", "shift"])
+    forms: list[dict[str, Any]] = [{}] * 3 + [{"regex": "(ab|cd)+ small"}, {"choices": ("a clockmaker", "a town")}]
+    return Request(
+        prompt,
+        max_tokens=random.choice([0, 1, 5, 20, 60, 60 if overflow == "shift" else -1]),
+        stop=random.choice([(), ("e", " th")]),
+        ignore_eos=random.random() < 0.5,
+        overflow=overflow,
+        logprobs=random.choice([None, None, 2]),
+        temperature=random.choice([0.0, 1.5]),
+        seed=random.randint(0, 99),
+        logit_bias={2: 2.0},
+        repeat_penalty=random.choice([1.0, 1.3]),
+        **random.choice(forms),
+    )
+
+
+@settings(max_examples=6)
+@given(st.integers(0, 2**32))
+def test_each_text_is_what_it_would_be_alone_whatever_comes_and_goes(lm: LanguageModel, seed: int) -> None:
+    random = Random(seed)
+    batch = ContinuousBatch(random.choice([2, 4, 8]))
+    asked = [some_request(random) for _ in range(random.randint(1, 8))]
+    wanted = [alone(lm, request) for request in asked]
+    jobs, heard, cancelled = dict[Job, int](), list[list[Any]](), set[int]()
+    while len(jobs) < len(asked) or not batch.idle:
+        if len(jobs) < len(asked) and random.random() < 0.5:
+            job = lm.job(asked[len(jobs)])
+            jobs[job] = len(heard)
+            heard.append([])
+            batch.add(job)
+        if jobs and random.random() < 0.05 and not (job := random.choice(list(jobs))).ended:
+            job.cancelled = True
+            cancelled.add(jobs[job])
+        for job in batch.step():
+            heard[jobs[job]] += job.events()
+    for index, events in enumerate(heard):
+        found = outcome(iter(events))
+        if index in cancelled:
+            whole = wanted[index][1]
+            assert found[2] == "interrupt" and (whole is ContextOverflow or whole[: len(found[1])] == found[1])
+        else:
+            assert found == wanted[index]
+
+
+def steps_of(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """How many tokens of which texts each step from now on runs."""
+    steps, extend = list[list[int]](), lm.engine.extend
+
+    def counting(texts: list[Extension]) -> list[Extended]:
+        steps.append([len(text.tokens) for text in texts])
+        return extend(texts)
+
+    monkeypatch.setattr(lm.engine, "extend", counting)
+    return steps
+
+
+def finished(lm: LanguageModel, requests: list[Request]) -> list[tuple[Any, ...]]:
+    """What comes of requests together, in their order."""
+    batch, jobs = ContinuousBatch(len(requests)), [lm.job(request) for request in requests]
+    heard = {job: list[Any]() for job in jobs}
+    for job in jobs:
+        batch.add(job)
+    while not batch.idle:
+        for job in batch.step():
+            heard[job] += job.events()
+    return [outcome(iter(events)) for events in heard.values()]
+
+
+def test_a_common_beginning_is_run_once_and_a_prompt_waits_for_it(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = steps_of(lm, monkeypatch)
+    common = list(range(3, 43))
+    asked = [Request([*common, last, 7], max_tokens=2, seed=1, ignore_eos=True) for last in (50, 51, 52)]
+    found = finished(lm, asked)
+    assert [own[1] for own in found] == [alone(lm, request)[1] for request in asked]
+    if lm.engine.shares_steps and not any(part.window for part in lm.engine.new_cache()._parts):
+        assert steps == [[24], [18], [1, 2, 2], [1, 1]]
+
+
+def test_no_text_waits_for_longer_than_a_step_while_others_are_prefilled(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, drawing = ContinuousBatch(3), lm.job(Request([5], max_tokens=20, temperature=0.0, ignore_eos=True))
+    batch.add(drawing)
+    batch.step()
+    steps = steps_of(lm, monkeypatch)
+    for start in (100, 200):
+        batch.add(lm.job(Request(list(range(start, start + 60)), max_tokens=3, temperature=0.0, ignore_eos=True)))
+    for count in range(2, 8):
+        batch.step()
+        assert len(drawing.completion.ids) == count
+    assert steps[:3] == [[1, 23], [1, 23], [1, 14, 9]]
+    assert max(map(sum, steps)) <= 24
+
+
+def test_a_text_of_nan_ends_alone(tmp_path: Path) -> None:
+    weights = make_weights(CONFIG | {"tie_word_embeddings": False})
+    weights["model.embed_tokens.weight"][7] = np.nan
+    lm = gptcli.load(make_model(tmp_path, weights=weights, tie_word_embeddings=False), dtype="fp32")
+    common = list(range(20, 50))
+    asked = [Request([*common, token], max_tokens=5, seed=1, logit_bias={7: -100}) for token in (3, 7, 4)]
+    found = finished(lm, asked)
+    assert found[1][1] is NonFiniteLogits
+    assert [own[:2] for own in found[::2]] == [alone(lm, request)[:2] for request in asked[::2]]
+
+
+@pytest.mark.parametrize("fit", [0, 1, 2])
+def test_texts_that_do_not_fit_run_later_and_one_that_never_fits_fails(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, fit: int
+) -> None:
+    asked = [Request([5 + n] * 20, max_tokens=9, seed=n, ignore_eos=True) for n in range(4)]
+    wanted, extend = [alone(lm, request) for request in asked], lm.engine.extend
+    monkeypatch.setattr(
+        lm.engine,
+        "extend",
+        lambda texts: extend(texts) if len(texts) <= fit else [OutOfMemory("out of memory")] * len(texts),
+    )
+    found = finished(lm, asked)
+    assert found == wanted if fit else [own[1] for own in found] == [OutOfMemory] * 4
+
+
+def test_as_many_texts_run_as_the_memory_holds(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lm.engine, "most_rows", lambda tokens: 60 // tokens)
+    batch = ContinuousBatch(8)
+    for length in (20, 20, 5, 30, 5):
+        batch.add(lm.job(Request([9] * length, max_tokens=10, temperature=0.0, ignore_eos=True)))
+    assert len(batch.step()) <= 2 and len(batch._running) == 2
