@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+
 LINES = 48
 
 
