@@ -13,7 +13,6 @@ from typing import Any
 
 import psutil
 
-
 LINES = 48
 
 
