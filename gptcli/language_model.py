@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
 
 from gptcli.chat.session import Session
-from gptcli.chat.thinking import CLOSING, OPENING
+from gptcli.chat.thinking import CLOSING
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import generation_notes, generation_source, sampling_defaults
 from gptcli.errors import BrokenCheckpoint, ContextOverflow, GptcliError, InputError, UsageError
@@ -48,7 +48,7 @@ from gptcli.settings import (
     SamplingConfig,
     StopConfig,
 )
-from gptcli.text.chat_template import ChatTemplate
+from gptcli.text.chat_template import ChatTemplate, prompt_opens_thoughts
 from gptcli.text.tokenizer import Tokenizer
 from gptcli.tools.formats import ToolUse
 from gptcli.tools.splitter import Splitter, splitter_of
@@ -380,21 +380,20 @@ class LanguageModel:
         if config is None:
             return None
         constraint = self._compiler.constraint(config, forces=forces)
-        if not self._opens_thoughts(prompt):
+        if not prompt_opens_thoughts(prompt, self.tokenizer):
             return constraint
         from gptcli.generation.constraints.matcher import AfterThoughts
 
         return AfterThoughts(constraint, self.tokenizer, CLOSING.encode(), self.stop_ids)
-
-    def _opens_thoughts(self, prompt: Sequence[int]) -> bool:
-        return b"".join(map(self.tokenizer.token_bytes, prompt[-8:])).rstrip().endswith(OPENING.encode())
 
     def _splitter(self, tools: ToolUse | None, prompt: Sequence[int]) -> Splitter | None:
         """What keeps the calls of a text. Their ids depend on the prompt, so that no conversation has one twice."""
         if tools is None:
             return None
         control_ids = self.tokenizer.control_tokens.ids
-        return splitter_of(tools, prompt, control_ids=control_ids, in_thoughts=self._opens_thoughts(prompt))
+        return splitter_of(
+            tools, prompt, control_ids=control_ids, in_thoughts=prompt_opens_thoughts(prompt, self.tokenizer)
+        )
 
     def stream(
         self,

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gptcli.chat.session import Model, Session
+from gptcli.text.chat_template import prompt_opens_thoughts
 from gptcli.tools.splitter import CLOSING as CLOSING
 from gptcli.tools.splitter import OPENING as OPENING
+from gptcli.tools.splitter import overlap
 
 
 def opens_thoughts(session: Session[Model]) -> bool:
     """Whether the template itself ends the prompt with the opening tag, so that the reply begins inside thoughts."""
     if OPENING not in session.template.source:
         return False
-    end = session.prompt()[-8:]
-    return b"".join(map(session.lm.tokenizer.token_bytes, end)).rstrip().endswith(OPENING.encode())
+    return prompt_opens_thoughts(session.prompt(), session.lm.tokenizer)
 
 
 class Thoughts:
@@ -41,7 +42,7 @@ class Thoughts:
                 self._next_tag = ""
         if self._next_tag == CLOSING:
             thought, closed, answer = self._pending.partition(CLOSING)
-            border = len(thought) if closed else len(thought) - _overlap(thought, CLOSING)
+            border = len(thought) if closed else len(thought) - overlap(thought, CLOSING)
             yield from self._released(thought[:border], True)
             if not closed:
                 self._pending = thought[border:]
@@ -67,8 +68,3 @@ def without_thoughts(reply: str, *, inside: bool = False) -> str:
     """The answer alone. inside: as in `Thoughts`; then a reply without the closing tag is all answer."""
     thoughts = Thoughts(inside=inside and CLOSING in reply)
     return "".join(text for text, thought in [*thoughts.push(reply), *thoughts.flush()] if not thought)
-
-
-def _overlap(text: str, tag: str) -> int:
-    """Characters at the text's end that may be the beginning of the tag."""
-    return max((count for count in range(1, len(tag)) if text.endswith(tag[:count])), default=0)

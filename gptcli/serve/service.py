@@ -18,6 +18,7 @@ from gptcli.serve.prompting import Prompting
 from gptcli.serve.runner import Runner
 from gptcli.serve.transport import Call
 from gptcli.settings import SamplingConfig
+from gptcli.text.chat_template import prompt_opens_thoughts
 
 DEFAULT_TEXT_TOKENS = 16  # OpenAI's for `TEXT`; the answer in a conversation has none
 _Result = TypeVar("_Result")
@@ -39,8 +40,8 @@ class Prepared:
             return None
         tokenizer, prompt = self.prompting.lm.tokenizer, self.requests[0].prompt
         begun = self.prompting.answer_ids(self.asked)
-        end = b"".join(tokenizer.token_bytes(int(id)) for id in prompt[: len(prompt) - len(begun)][-8:])
-        thoughts = Thoughts(inside=end.rstrip().endswith(OPENING.encode()))
+        before = [int(id) for id in prompt[: len(prompt) - len(begun)]]
+        thoughts = Thoughts(inside=prompt_opens_thoughts(before, tokenizer))
         for _ in thoughts.push(tokenizer.decode(begun).decode("utf-8", "replace")):
             pass
         return thoughts

@@ -22,6 +22,7 @@ from gptcli.text.sandbox.client import SandboxClient, SandboxFailure
 from gptcli.text.tokenizer import Tokenizer
 from gptcli.tools.definitions import NONE, Definition, checked_choice
 from gptcli.tools.formats import ToolUse
+from gptcli.tools.splitter import OPENING
 
 if TYPE_CHECKING:
     from gptcli.text.jinja_template import JinjaTemplate
@@ -319,3 +320,8 @@ def _reads(source: str, variable: str) -> bool:
         if made:
             return False
     return False
+
+
+def prompt_opens_thoughts(prompt: Sequence[int], tokenizer: Tokenizer) -> bool:
+    """Whether a prompt ends with the tag that opens thoughts, so that the answer begins inside them."""
+    return b"".join(map(tokenizer.token_bytes, prompt[-8:])).rstrip().endswith(OPENING.encode())

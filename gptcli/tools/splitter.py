@@ -141,7 +141,7 @@ class CallSplitter(_Calls):
             at, _, self._opened = min(found)
             released, self._pending = self._pending[:at], self._pending[at + len(self._opened) :]
             return released
-        border = len(self._pending) - max((_overlap(self._pending, mark) for mark in self._format.openings), default=0)
+        border = len(self._pending) - max((overlap(self._pending, mark) for mark in self._format.openings), default=0)
         released, self._pending = self._pending[:border], self._pending[border:]
         return released or None
 
@@ -151,7 +151,7 @@ class CallSplitter(_Calls):
             border += len(CLOSING)
             self._in_thoughts = False
         else:
-            border = len(self._pending) - _overlap(self._pending, CLOSING)
+            border = len(self._pending) - overlap(self._pending, CLOSING)
         released, self._pending = self._pending[:border], self._pending[border:]
         return released or None
 
@@ -297,6 +297,6 @@ class HarmonySplitter(_Calls):
         return ""
 
 
-def _overlap(text: str, mark: str) -> int:
+def overlap(text: str, mark: str) -> int:
     """Characters at the text's end that may begin the mark."""
     return max((count for count in range(1, len(mark)) if text.endswith(mark[:count])), default=0)
