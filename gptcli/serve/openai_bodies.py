@@ -16,7 +16,7 @@ from gptcli.tools.definitions import AUTO, Definition, checked_choice, checked_t
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 MOST_CHOICES, MOST_PROMPTS = 128, 2048
 # What has the same name in `Request`; part of it is OpenAI's, the rest an extension.
-_SAME = {*SAMPLING_FIELDS, *CONSTRAINT_FIELDS, "stop", "ignore_eos", "overflow"}
+SAME_NAMES = {*SAMPLING_FIELDS, *CONSTRAINT_FIELDS, "stop", "ignore_eos", "overflow"}
 # What changes nothing in the text.
 _WITHOUT_EFFECT = {
     "model",
@@ -31,7 +31,7 @@ _NOTHING = {"suffix": "", "best_of": 1, "modalities": ["text"]}  # values that a
 
 
 class BadParameter(UsageError):
-    """A parameter of a line that is unknown, unsupported or wrong; `name` is its name."""
+    """A parameter of a request that is unknown, unsupported or wrong; `name` is its name."""
 
     def __init__(self, name: str, message: str) -> None:
         super().__init__(message)
@@ -70,7 +70,7 @@ def asked_of_body(url: str, body: Mapping[str, Any]) -> Asked:
     asked: dict[str, Any] = {"stream": check_flag("stream", given.pop("stream", False))}
     asked["include_usage"] = _include_usage(given.pop("stream_options", None), asked["stream"])
     asked["choices"] = check_count("n", given.pop("n", 1))
-    options = {name: given.pop(name) for name in _SAME & given.keys()}
+    options = {name: given.pop(name) for name in SAME_NAMES & given.keys()}
     if url == CHAT:
         options |= _limit(given, ("max_completion_tokens", "max_tokens"), 1)
         asked["prompts"] = [messages_of(given.pop("messages", None))]

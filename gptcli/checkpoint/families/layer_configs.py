@@ -38,6 +38,12 @@ def head_dim_of(hf: HfConfig, hidden: int, heads: int, default: int | None = Non
     return given or hidden // heads
 
 
+def check_shared(heads: int, kv_heads: int) -> None:
+    """Raises BrokenCheckpoint unless heads of queries can share those of keys and values evenly."""
+    if heads % kv_heads:
+        raise BrokenCheckpoint(f"config.json: {heads} attention heads cannot share {kv_heads} key-value heads evenly")
+
+
 def windows(
     types: Sequence[object], window: int | None, limited: str = "sliding_attention", field: str = "sliding_window"
 ) -> list[int | None]:

@@ -13,6 +13,7 @@ from functools import partial
 from gptcli.checkpoint.families.latent_attention import latent_attention_parameters
 from gptcli.checkpoint.families.layer_configs import (
     activation,
+    check_shared,
     head_dim_of,
     windows,
     with_attention,
@@ -183,8 +184,7 @@ def llama_config(
 def _attention(hf: HfConfig, bias: bool | None, head_dim: int | None, rope: RopeConfig | None) -> AttentionConfig:
     heads = hf.heads_of("num_attention_heads")
     kv_heads = hf.heads_of("num_key_value_heads", heads)
-    if heads % kv_heads:
-        raise BrokenCheckpoint(f"config.json: {heads} attention heads cannot share {kv_heads} key-value heads evenly")
+    check_shared(heads, kv_heads)
     head_dim = head_dim or llama_head_dim(hf)
     attention_bias = hf.flag("attention_bias", False)
     bias = attention_bias if bias is None else bias

@@ -6,7 +6,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from math import inf
 
-from gptcli.checkpoint.families.layer_configs import activation, check_types, head_dim_of, with_attention, with_state
+from gptcli.checkpoint.families.layer_configs import (
+    activation,
+    check_shared,
+    check_types,
+    head_dim_of,
+    with_attention,
+    with_state,
+)
 from gptcli.checkpoint.families.llama import (
     Names,
     granite_config,
@@ -182,8 +189,7 @@ def nemotron_h(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     )
     heads = hf.heads_of("num_attention_heads")
     kv_heads, head_dim = hf.heads_of("num_key_value_heads", heads), head_dim_of(hf, hidden, heads, 128)
-    if heads % kv_heads:
-        raise BrokenCheckpoint(f"config.json: {heads} attention heads cannot share {kv_heads} key-value heads evenly")
+    check_shared(heads, kv_heads)
     mlp = MlpConfig(
         width=hf.integer("intermediate_size", 21_504),
         activation=activation(hf, "mlp_hidden_act", "relu2"),

@@ -203,7 +203,6 @@ def _expert_recipes(
     mlx = f"{root}switch_mlp."
     if f"{mlx}down_proj.weight" in tensors:
         return stacked_recipes(mlx, "weight", gated=moe.expert.gated)
-
     if f"{root}experts.gate_up_proj" in tensors:  # as the files of Qwen 3.5 have them
         return {"up.weight": Take(f"{root}experts.gate_up_proj"), "down.weight": Take(f"{root}experts.down_proj")}
     rows = (gate, up) if moe.expert.gated else (up,)

@@ -20,7 +20,7 @@ from gptcli.checkpoint.families.gpt import (
     gpt_mlp,
     gptj_config,
 )
-from gptcli.checkpoint.families.layer_configs import activation, with_blocks
+from gptcli.checkpoint.families.layer_configs import activation, check_shared, with_blocks
 from gptcli.checkpoint.families.parameters import Transform
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import (
@@ -120,8 +120,7 @@ def falcon(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     elif multi_query:
         kv_heads = 1
     hf.ignore("num_kv_heads")
-    if heads % kv_heads:
-        raise BrokenCheckpoint(f"config.json: {heads} attention heads cannot share {kv_heads} key-value heads evenly")
+    check_shared(heads, kv_heads)
     if hf.flag("alibi", False):
         attention = replace(attention, kv_heads=kv_heads, alibi=Alibi(rounded=True))
         hf.ignore("rope_parameters", "rope_theta", "rope_scaling")

@@ -11,6 +11,7 @@ from typing import Any
 from gptcli.serve.openai_bodies import (
     CHAT,
     MOST_CHOICES,
+    SAME_NAMES,
     TEXT,
     Asked,
     BadParameter,
@@ -21,10 +22,9 @@ from gptcli.serve.openai_bodies import (
     messages_of,
     tools_of,
 )
-from gptcli.settings import CONSTRAINT_FIELDS, SAMPLING_FIELDS
 from gptcli.text.messages import Message
 
-_PLAIN = {*SAMPLING_FIELDS, *CONSTRAINT_FIELDS, "max_tokens", "stop", "ignore_eos", "overflow"}
+_PLAIN = SAME_NAMES | {"max_tokens"}
 _FIELD = re.compile(r"\{([^{}]+)\}")
 _NAME = re.compile(r"[\w .-]+")  # other text in braces is text, JSON for example
 
