@@ -9,12 +9,11 @@ from types import TracebackType
 from typing import Self
 
 from gptcli.generation.continuous_batch import ContinuousBatch
-from gptcli.generation.events import Finished, TextDelta
+from gptcli.generation.events import Event, TextDelta
 from gptcli.generation.job import Job
 from gptcli.generation.request import Request
 from gptcli.language_model import LanguageModel
 
-Event = TextDelta | Finished
 Deliver = Callable[[Event | BaseException], None]
 
 

@@ -113,6 +113,9 @@ class Finished:
     cut_call: bool = False
 
 
+Event = TextDelta | Finished
+
+
 @dataclass(frozen=True)
 class Completed:
     """A whole text and how it ended."""

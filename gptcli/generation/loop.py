@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 from gptcli.errors import GptcliError
 from gptcli.generation.completion import Completion, Timing
 from gptcli.generation.continuous_batch import ContinuousBatch
-from gptcli.generation.events import Finished, TextDelta
+from gptcli.generation.events import Event
 from gptcli.generation.job import Job
 from gptcli.generation.speculation import Drafter
 from gptcli.generation.steps import SharedSteps, SingleSteps, Steps
@@ -18,8 +18,6 @@ from gptcli.runtime.engine import Cancelled, Engine, Logits, Progress, PromptCac
 
 if TYPE_CHECKING:
     from gptcli.runtime.torch_engine import TorchEngine
-
-Event = TextDelta | Finished
 
 
 def generate(

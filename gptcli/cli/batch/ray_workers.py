@@ -16,9 +16,9 @@ from gptcli.cli.batch.requests import Answered, BatchSettings, Requests, templat
 from gptcli.cli.run_options import RunOptions
 from gptcli.cli.terminal.stderr import ProgressLine
 from gptcli.errors import GptcliError, NoSuchDevice, UsageError
-from gptcli.generation.events import Completed, Finished
+from gptcli.generation.events import Completed, Event, Finished
 from gptcli.language_model import LanguageModel
-from gptcli.scheduler import Event, Scheduler
+from gptcli.scheduler import Scheduler
 
 _LINES = 16  # that a worker is given at once
 _CHUNKS = 2  # that it has at once, so that it never waits for the next one
