@@ -1,6 +1,6 @@
 """Different prompts together and alone, and short lines scored together and one by one, in turns. Medians.
 
-python benchmarks/many_texts.py [--model NAME] [--quantize auto] [--dtype auto] [--threads N] [--lines 200] [--repeats N]
+python benchmarks/many_texts.py [--model NAME] [--quantize auto] [--dtype auto] [--threads N] [--lines N] [--repeats N]
 
 Generates 64 tokens after each prompt, with the default settings; prompts count, as they do for a user.
 """

@@ -19,6 +19,7 @@ DIRECTORY = Path(__file__).parent / "man"
 
 ENVIRONMENT = {
     "GPTCLI_MODEL": "The model of a command that names none.",
+    "GPTCLI_API_KEY": "The key that requests to `gptcli serve` must have.",
     "GPTCLI_CONFIG": "The configuration file; `off` for none.",
     "GPTCLI_WEIGHTS": "Directories of models, `:` between them; the first takes new ones.",
     "GPTCLI_PREPARED": "`off`: neither keep nor use snapshots of models.",

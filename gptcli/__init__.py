@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from gptcli.language_model import LanguageModel, load
     from gptcli.scheduler import Scheduler
     from gptcli.settings import ChatSettings, ConstraintConfig, SamplingConfig, StopConfig
+    from gptcli.text.chat_template import ChatTemplate
     from gptcli.text.messages import Message
+    from gptcli.tools.definitions import ToolCall
 
 __all__ = [
     "ChatSettings",
+    "ChatTemplate",
     "Completed",
     "ConstraintConfig",
     "Finished",
@@ -33,6 +36,7 @@ __all__ = [
     "Session",
     "StopConfig",
     "TextDelta",
+    "ToolCall",
     "TurnsDropped",
     "__version__",
     "load",
@@ -40,6 +44,7 @@ __all__ = [
 
 _HOME = {
     "ChatSettings": "gptcli.settings",
+    "ChatTemplate": "gptcli.text.chat_template",
     "Completed": "gptcli.generation.events",
     "ConstraintConfig": "gptcli.settings",
     "Finished": "gptcli.generation.events",
@@ -52,6 +57,7 @@ _HOME = {
     "Session": "gptcli.chat.session",
     "StopConfig": "gptcli.settings",
     "TextDelta": "gptcli.generation.events",
+    "ToolCall": "gptcli.tools.definitions",
     "TurnsDropped": "gptcli.chat.session",
     "load": "gptcli.language_model",
 }

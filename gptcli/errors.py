@@ -105,6 +105,12 @@ class NonFiniteLogits(GptcliError):
         )
 
 
+class Diverged(GptcliError):
+    """Training computed NaN or infinity."""
+
+    exit_code = ExitCode.NON_FINITE
+
+
 class OutputError(GptcliError):
     """Output or state could not be written."""
 

@@ -18,7 +18,7 @@ from gptcli.errors import BrokenCheckpoint, GptcliError, InputError, OutputError
 from gptcli.model_notes import Note
 
 RECORD = "gptcli.json"  # in a fetched model's directory: its origin and its files' checksums
-ADAPTER_CONFIG = "adapter_config.json"  # in a directory of an adapter
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # in an adapter's directory
 UNFINISHED = ".part"  # how the name of a file ends until it is written
 _FETCHED = (RECORD, ".git")  # what shows that others laid a directory out
 _MOST_CONTAINERS = 2_000_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -13,7 +14,8 @@ from gptcli.chat.session import Session
 from gptcli.chat.thinking import CLOSING, OPENING
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import generation_notes, generation_source, sampling_defaults
-from gptcli.errors import BrokenCheckpoint, ContextOverflow, GptcliError, UsageError
+from gptcli.errors import BrokenCheckpoint, ContextOverflow, GptcliError, InputError, UsageError
+from gptcli.files import ADAPTER_CONFIG, is_there
 from gptcli.generation.request import Request
 from gptcli.generation.request_checks import check_choices, check_request, check_scoring
 from gptcli.generation.sampling.banned_tokens import always_banned
@@ -21,7 +23,7 @@ from gptcli.generation.sampling.native_sampler import native_can_sample
 from gptcli.generation.sampling.sampler import make_sampler
 from gptcli.model_notes import Note
 from gptcli.models.catalog import DEFAULT_MODEL, FetchProgress, fingerprint
-from gptcli.models.locate import locate
+from gptcli.models.locate import base_of_adapter, locate
 from gptcli.models.stores import store_settings
 from gptcli.runtime.engine import (
     Cancelled,
@@ -48,12 +50,15 @@ from gptcli.settings import (
 )
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.tokenizer import Tokenizer
+from gptcli.tools.formats import ToolUse
+from gptcli.tools.splitter import Splitter, splitter_of
 from gptcli.version import VERSION
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from gptcli.generation.completion import Completion
+    from gptcli.generation.constraints.grammar import CallGrammar
     from gptcli.generation.constraints.matcher import Compiler
     from gptcli.generation.events import Completed, Finished, TextDelta
     from gptcli.generation.job import Job
@@ -100,10 +105,18 @@ class LanguageModel:
     ) -> Self:
         """Finds a model by name or directory and reads all but its weights; the default model is fetched if missing.
 
+        An adapter's directory is its model with the adapter.
+
         The same for the draft model of `runtime`. workload: what will be asked of it; None for anything, which needs
         torch. Raises ModelNotFound, InvalidModel or UsageError.
         """
-        folder = ModelFolder.open(locate(name, offline=offline, on_progress=on_fetch))
+        path = locate(name, offline=offline, on_progress=on_fetch)
+        if (base := base_of_adapter(path)) is not None:
+            runtime, path = replace(runtime, adapter=(f"{path}=1", *runtime.adapter)), base
+        for adapter, _ in runtime.adapters:
+            if not is_there(Path(adapter) / ADAPTER_CONFIG):
+                raise InputError(f"not an adapter in PEFT's format: {adapter}: it has no {ADAPTER_CONFIG}")
+        folder = ModelFolder.open(path)
         lm = cls(name, folder, runtime, workload=workload)
         if runtime.draft_model:
             lm.draft_with(cls.open(runtime.draft_model, runtime.for_draft_model(), offline=offline, on_fetch=on_fetch))
@@ -136,6 +149,11 @@ class LanguageModel:
     def engine(self) -> Engine:
         """What runs the decoder; loaded if nothing is yet."""
         return self._loader.engine or self.load()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether there is an engine."""
+        return self._loader.engine is not None
 
     @property
     def failures(self) -> list[str]:
@@ -190,7 +208,9 @@ class LanguageModel:
     @cached_property
     def fingerprint(self) -> str:
         """Tells this model from any other, for what is stored of its replies; see `models.catalog.fingerprint`."""
-        return fingerprint(self.folder.path)
+        own = fingerprint(self.folder.path)
+        adapters = [(fingerprint(Path(path)), weight) for path, weight in self.runtime.adapters]
+        return hashlib.sha256(repr([own, adapters]).encode()).hexdigest() if adapters else own
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -231,6 +251,7 @@ class LanguageModel:
         overflow: Overflow = "stop",
         logprobs: int | None = None,
         explain: bool = False,
+        tools: ToolUse | None = None,
         **options: Unpack[GenerateKeywords],
     ) -> Iterator[TextDelta | Finished]:
         """Continues a text or token ids; yields TextDelta as text comes, then one Finished.
@@ -240,7 +261,8 @@ class LanguageModel:
         ContextOverflow for a prompt that does not fit.
 
         logprobs and explain are what each TextDelta brings of its tokens, and Finished of all: their log-probabilities
-        with that many alternatives, and what each sampling filter did.
+        with that many alternatives, and what each sampling filter did. tools: as `ChatTemplate.tool_use` makes it;
+        Finished then brings the calls, which are no part of the text.
         """
         request = Request(
             prompt,
@@ -250,15 +272,22 @@ class LanguageModel:
             overflow=overflow,
             logprobs=logprobs,
             explain=explain,
+            tools=tools,
             **options,
         )
+        return self.answer(request)
+
+    def answer(self, request: Request, **run: Unpack[RunKeywords]) -> Iterator[TextDelta | Finished]:
+        """`generate` for a request."""
         return self.stream(
             self._ids(request.prompt),
             SamplingConfig.resolve(request.given, self.sampling_defaults),
             request.stopping,
             constraint=request.constraint,
-            logprobs=logprobs,
-            explain=explain,
+            logprobs=request.logprobs,
+            explain=request.explain,
+            tools=request.tools,
+            **run,
         )
 
     def _ids(self, prompt: str | Sequence[int]) -> Sequence[int]:
@@ -305,19 +334,38 @@ class LanguageModel:
             constraint=request.constraint,
             logprobs=request.logprobs,
             explain=request.explain,
+            tools=request.tools,
         )
         return Job(engine, completion)
 
     def check_request(
-        self, prompt: Sequence[int], sampling: SamplingConfig, constraint: ConstraintConfig | None = None
+        self,
+        prompt: Sequence[int],
+        sampling: SamplingConfig,
+        constraint: ConstraintConfig | None = None,
+        tools: ToolUse | None = None,
     ) -> None:
         """Raises UsageError or ContextOverflow where a prompt cannot be continued so. Needs no weights.
 
-        Begins to compile the constraint, so that it is ready once the weights are.
+        Begins to compile the constraint, or the grammar of a call that is required, so that it is ready once the
+        weights are.
         """
         check_request(prompt, sampling, self.ctx_size, self.tokenizer.size)
-        if constraint is not None:
-            self._compiler.start(constraint)
+        if tools is not None and constraint is not None:
+            raise UsageError(
+                "a text that must be of a form cannot call tools", hint="--tool-choice none leaves them out"
+            )
+        limit = constraint or self._call_grammar(tools)
+        if limit is not None:
+            self._compiler.start(limit)
+
+    def _call_grammar(self, tools: ToolUse | None) -> CallGrammar | None:
+        """What limits a text that must be a call of a tool."""
+        if tools is None or (lark := tools.grammar(self.tokenizer.control_tokens.ids)) is None:
+            return None
+        from gptcli.generation.constraints.grammar import CallGrammar
+
+        return CallGrammar(lark, tools.schemas)
 
     @cached_property
     def _compiler(self) -> Compiler:
@@ -325,17 +373,28 @@ class LanguageModel:
 
         return Compiler(self.tokenizer, self.stop_ids)
 
-    def _constraint(self, config: ConstraintConfig | None, prompt: Sequence[int], forces: bool) -> Constraint | None:
+    def _constraint(
+        self, config: ConstraintConfig | CallGrammar | None, prompt: Sequence[int], forces: bool
+    ) -> Constraint | None:
         """What limits a text: from its beginning, or from the end of thoughts that the prompt opens."""
         if config is None:
             return None
         constraint = self._compiler.constraint(config, forces=forces)
-        end = b"".join(map(self.tokenizer.token_bytes, prompt[-8:]))
-        if not end.rstrip().endswith(OPENING.encode()):
+        if not self._opens_thoughts(prompt):
             return constraint
         from gptcli.generation.constraints.matcher import AfterThoughts
 
         return AfterThoughts(constraint, self.tokenizer, CLOSING.encode(), self.stop_ids)
+
+    def _opens_thoughts(self, prompt: Sequence[int]) -> bool:
+        return b"".join(map(self.tokenizer.token_bytes, prompt[-8:])).rstrip().endswith(OPENING.encode())
+
+    def _splitter(self, tools: ToolUse | None, prompt: Sequence[int]) -> Splitter | None:
+        """What keeps the calls of a text. Their ids depend on the prompt, so that no conversation has one twice."""
+        if tools is None:
+            return None
+        control_ids = self.tokenizer.control_tokens.ids
+        return splitter_of(tools, prompt, control_ids=control_ids, in_thoughts=self._opens_thoughts(prompt))
 
     def stream(
         self,
@@ -346,13 +405,14 @@ class LanguageModel:
         constraint: ConstraintConfig | None = None,
         logprobs: int | None = None,
         explain: bool = False,
+        tools: ToolUse | None = None,
         **run: Unpack[RunKeywords],
     ) -> Iterator[TextDelta | Finished]:
         """`generate` with resolved configs.
 
         Raises what `check_request` does, and UsageError for a negative `logprobs`, before anything is loaded.
         """
-        also: dict[str, Any] = {"constraint": constraint, "logprobs": logprobs, "explain": explain}
+        also: dict[str, Any] = {"constraint": constraint, "logprobs": logprobs, "explain": explain, "tools": tools}
         return next(self.streams(prompt, [sampling], stop, **also, **run))
 
     def streams(
@@ -364,6 +424,7 @@ class LanguageModel:
         constraint: ConstraintConfig | None = None,
         logprobs: int | None = None,
         explain: bool = False,
+        tools: ToolUse | None = None,
         **run: Unpack[RunKeywords],
     ) -> Iterator[Iterator[TextDelta | Finished]]:
         """`stream` for each of several configs, to be read in order; they decode together, which is far faster.
@@ -373,7 +434,7 @@ class LanguageModel:
         from gptcli.generation.loop import generate
 
         engine, completions = self._completions(
-            prompt, samplings, stop, constraint=constraint, logprobs=logprobs, explain=explain
+            prompt, samplings, stop, constraint=constraint, logprobs=logprobs, explain=explain, tools=tools
         )
         drafter = self._drafter(run.get("cache"), run.get("cancelled", never_cancelled))
         return generate(engine, completions, drafter=drafter, most_drafted=self._most_drafted, **run)
@@ -387,13 +448,14 @@ class LanguageModel:
         constraint: ConstraintConfig | None,
         logprobs: int | None,
         explain: bool,
+        tools: ToolUse | None,
     ) -> tuple[Engine, list[Completion]]:
         """What is drawn for each config, and the engine for it. Raises as `stream` does."""
         samplings = [sampling.sparing(self.stop_ids) for sampling in samplings]
         stop = self.stopping(stop)
         forces = True  # what the settings ban is never forced
         for sampling in dict.fromkeys(replace(sampling, seed=None) for sampling in samplings):
-            self.check_request(prompt, sampling, constraint)
+            self.check_request(prompt, sampling, constraint, tools)
             never = {token for token, bias in sampling.logit_bias if bias == float("-inf")} | always_banned(sampling)
             if never.union(self.stop_ids if stop.ignore_eos else ()).issuperset(range(self.tokenizer.size)):
                 raise UsageError("no token is left that may be drawn")
@@ -416,7 +478,8 @@ class LanguageModel:
                 make(sampling),
                 stop,
                 self.stop_ids,
-                self._constraint(constraint, prompt, forces),
+                self._constraint(constraint or self._call_grammar(tools), prompt, forces),
+                self._splitter(tools, prompt),
             )
             for sampling in samplings
         ]
@@ -455,6 +518,17 @@ class LanguageModel:
             raise ContextOverflow(f"the text has {len(ids)} tokens, the context holds {self.ctx_size}")
         return self.torch_engine().logits(ids)
 
+    def embed(self, text: str | Sequence[int]) -> Tensor:
+        """The mean of a text's last hidden states at length 1, (hidden,) in fp32. Raises UsageError or ContextOverflow.
+
+        Models that were not trained for it tell texts apart by it, but not well.
+        """
+        ids = self.tokenizer.encode(text) if isinstance(text, str) else text
+        check_request(ids, SamplingConfig(), self.ctx_size + 1, self.tokenizer.size)
+        mean: Tensor = self.torch_engine().embed(ids)
+        unit: Tensor = mean / mean.norm().clamp(min=1e-12)
+        return unit
+
     @property
     def longest_stride(self) -> int:
         """Tokens that a window of a long text can score, after what the tokenizer puts before every text."""
@@ -479,16 +553,25 @@ class LanguageModel:
         check_scoring(stride, top, self.longest_stride)
         from gptcli.generation.scoring import score
 
+        ids = self.tokenizer.encode(_not_empty(text), special=special)
         return score(
             self._scorer(),
             self.tokenizer,
-            _not_empty(text),
+            ids,
             stride=stride or max(1, self.longest_stride // 2),
+            size=len(text.encode()),
+            head=ids[: len(self.tokenizer.surroundings[0])],
             top=top,
-            special=special,
             cache=cache,
             on_progress=on_progress,
         )
+
+    def score_ids(self, ids: Sequence[int], *, top: int = 0, cache: PromptCache | None = None) -> Score:
+        """`score` of token ids that `check_request` accepts; the first has no log-probability."""
+        from gptcli.generation.scoring import score
+
+        size = len(self.tokenizer.decode(ids))
+        return score(self._scorer(), self.tokenizer, ids, stride=self.ctx_size, size=size, top=top, cache=cache)
 
     def score_many(
         self, texts: Iterable[str], *, stride: int | None = None, top: int = 0, special: bool = False
@@ -558,11 +641,13 @@ def load(
     threads: int | None = None,
     speculate: int = 0,
     draft_model: str | Path | None = None,
+    adapter: str | Path | Sequence[str | Path] | None = None,
     offline: bool = False,
 ) -> LanguageModel:
     """Loads a model by name, directory or GGUF file. Raises subclasses of GptcliError that say what is wrong.
 
-    speculate: most tokens drafted a step, from the text itself or with a smaller model, `draft_model`.
+    speculate: most tokens drafted a step, from the text itself or with a smaller model, `draft_model`. adapter: LoRA
+    adapters in PEFT's format, each perhaps with `=WEIGHT`.
     """
     runtime = RuntimeConfig(
         device=device,
@@ -573,6 +658,7 @@ def load(
         threads=threads,
         speculate=speculate,
         draft_model=None if draft_model is None else str(draft_model),
+        adapter=tuple(map(str, [adapter] if isinstance(adapter, str | Path) else adapter or ())),
     )
     lm = LanguageModel.open(str(model), runtime, offline=offline)
     lm.load()

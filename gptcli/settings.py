@@ -8,11 +8,13 @@ import math
 import re
 import secrets
 import shlex
+import sys
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self, TypedDict, Unpack, get_args
 
 from gptcli.errors import UsageError
+from gptcli.tools.definitions import AUTO, NONE, Definition, checked_choice, checked_tools, parse_tools
 
 Overflow = Literal["error", "stop", "shift"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
@@ -24,6 +26,7 @@ ReasoningEffort = Literal["low", "medium", "high"]
 GREEDY_BELOW = 1e-5
 # fp32's greatest number: a masked logit, -inf, divided by infinity would be NaN.
 MAX_TEMPERATURE = 3.4028234663852886e38
+MAX_NUMBER = sys.float_info.max  # which even a whole number must not exceed
 
 
 def random_seed() -> int:
@@ -32,7 +35,7 @@ def random_seed() -> int:
 
 
 def _check(name: str, value: float, low: float, high: float, meaning: str = "") -> None:
-    if not (isinstance(value, int | float) and math.isfinite(value) and low <= value <= high):
+    if not (isinstance(value, int | float) and low <= value <= min(high, MAX_NUMBER)):
         bounds = f"between {low} and {high}" if math.isfinite(high) else f"at least {low}"
         raise UsageError(f"{name} must be {bounds}{meaning}, not {value}")
 
@@ -237,7 +240,8 @@ class GenerateKeywords(SamplingKeywords, total=False):
 class RuntimeConfig:
     """Where and in which precision a model runs.
 
-    kv: how keys and values are stored. speculate: tokens to draft per step, 0 for none.
+    kv: how keys and values are stored. speculate: tokens to draft per step, 0 for none. adapter: directories of
+    adapters, each perhaps with `=WEIGHT`.
     """
 
     device: str = "auto"
@@ -248,6 +252,12 @@ class RuntimeConfig:
     threads: int | None = None
     speculate: int = 0
     draft_model: str | None = None
+    adapter: tuple[str, ...] = ()
+
+    @property
+    def adapters(self) -> list[tuple[str, float]]:
+        """The directories of adapters, each with the factor of its updates."""
+        return list(map(_with_weight, self.adapter))
 
     @property
     def cache_kind(self) -> Literal["fp32", "fp16", "int8"]:
@@ -258,7 +268,8 @@ class RuntimeConfig:
 
     def for_draft_model(self) -> Self:
         """The config of a draft model: as fast as possible, since its mistakes are discarded."""
-        return replace(self, ctx_size=None, speculate=0, draft_model=None, dtype="auto", quantize="auto", kv="auto")
+        own = replace(self, ctx_size=None, speculate=0, draft_model=None, adapter=())
+        return replace(own, dtype="auto", quantize="auto", kv="auto")
 
     def __post_init__(self) -> None:
         _check_whole("speculate", self.speculate, 0, 64, " (0 is off)")
@@ -273,13 +284,21 @@ class RuntimeConfig:
             _check_whole("threads", self.threads, 1, 1024)
 
 
+def _with_weight(adapter: str) -> tuple[str, float]:
+    path, _, weight = adapter.rpartition("=")
+    try:
+        return (path, float(weight)) if path else (adapter, 1.0)
+    except ValueError:
+        return adapter, 1.0
+
+
 @dataclass(frozen=True, init=False)
 class ChatSettings:
     """What a user can change in the course of a conversation. Every setting can be read by its name.
 
     given: the sampling settings that were given; the others are None, the model's default, else SamplingConfig's.
     thinking: whether the model is asked to think first, if its template has a switch for that. reasoning_effort: how
-    much, likewise.
+    much, likewise. tools: what the model is told it can call. tool_choice: auto, none, required, or a tool's name.
     """
 
     given: Mapping[str, Any]
@@ -294,6 +313,8 @@ class ChatSettings:
     regex: str | None
     grammar: str | None
     choices: tuple[str, ...]
+    tools: tuple[Definition, ...]
+    tool_choice: str
 
     def __init__(
         self,
@@ -310,9 +331,12 @@ class ChatSettings:
         regex: str | None = None,
         grammar: str | None = None,
         choices: Sequence[str] = (),
+        tools: Sequence[Definition] = (),
+        tool_choice: str = AUTO,
         **sampling: Unpack[SamplingKeywords],
     ) -> None:
         """Raises UsageError for a value out of range. `sampling` is added to `given`: so `replace` works."""
+        tools = checked_tools(tools) if tools else ()
         vars(self).update(
             given=_given({**(given or {}), **sampling}),
             max_tokens=max_tokens,
@@ -326,7 +350,11 @@ class ChatSettings:
             regex=regex,
             grammar=grammar,
             choices=tuple(choices),
+            tools=tools,
+            tool_choice=checked_choice(tool_choice, tools),
         )
+        if not tools and tool_choice not in (AUTO, NONE):
+            raise UsageError(f"tool-choice {tool_choice} needs tools")
         if reasoning_effort is not None:
             _check_choice("reasoning-effort", reasoning_effort, get_args(ReasoningEffort))
         _ = self.sampling({}), self.stopping, self.constraint  # these check the ranges
@@ -351,6 +379,11 @@ class ChatSettings:
     def constraint(self) -> ConstraintConfig | None:
         """What a reply must be."""
         return ConstraintConfig.resolve(vars(self))
+
+    @property
+    def offered(self) -> tuple[Definition, ...]:
+        """The tools that the model is told of."""
+        return () if self.tool_choice == NONE else self.tools
 
     @property
     def values(self) -> dict[str, Any]:
@@ -396,6 +429,8 @@ def _parsed(name: str, kind: str, text: str) -> Any:
             return parse_ids(name, [text])
         if name == "bad_words_ids":
             return parse_words(text.split())
+        if name == "tools":
+            return parse_tools(text, "tools")
         if name in ("stop", "choices"):
             return tuple(shlex.split(text))
         if kind.startswith("bool"):

@@ -45,7 +45,8 @@ def test_what_needs_no_weights_leaves_torch_alone(code: str) -> None:
 
 def test_a_command_imports_no_other_command() -> None:
     commands = [
-        f"gptcli.cli.commands.{name}" for name in ("generate", "chat", "score", "tokenize", "bench", "models", "cache")
+        f"gptcli.cli.commands.{name}"
+        for name in ("generate", "chat", "score", "tokenize", "bench", "train", "models", "cache")
     ]
     code = "from gptcli.cli.app import run; run({!r})"
     for arguments in (["tokenize", "--help"], ["help", "tokenize"]):

@@ -12,6 +12,7 @@ from typing import Any
 from gptcli.errors import UsageError
 from gptcli.settings import ChatSettings
 from gptcli.text.messages import Message, Role
+from gptcli.tools.definitions import ToolCall, checked_call
 
 FORMAT_VERSION = 1
 
@@ -21,7 +22,8 @@ Record = Mapping[str, Any]
 class History:
     """A conversation as its events left it.
 
-    turns: the events of the user's and the assistant's messages, alternating. unanswered: the last question, if it was
+    turns: the events of questions and of the assistant's messages, alternating. A question is a message of the user, or
+    the answers of the tools that the assistant called, which are one event. unanswered: the last question, if it was
     taken back or its reply was lost. replies: how many there ever were, including those taken back.
     """
 
@@ -44,12 +46,23 @@ class History:
         replies = self.turns[1::2]
         return replies[-1]["hidden"] if replies else 0
 
+    @property
+    def open_calls(self) -> tuple[ToolCall, ...]:
+        """The calls of the last message."""
+        return _calls(self.turns[-1]) if self.turns and not self.asks else ()
+
     def messages(self, hidden: int = 0) -> list[Message]:
-        """The system message, if there is one, and all others but the first `hidden`."""
-        head = [] if self.system is None else [Message("system", self.system)]
-        return head + [
-            Message(event["role"], event["content"], bool(event.get("interrupted"))) for event in self.turns[hidden:]
-        ]
+        """The system message, if there is one, and all others but those of the first `hidden` events."""
+        messages = [] if self.system is None else [Message("system", self.system)]
+        calls: tuple[ToolCall, ...] = ()
+        for event in self.turns[hidden:]:
+            if event["role"] == "tool":
+                answers = zip(calls, event["content"], strict=True)
+                messages += [Message("tool", text, call_id=call.id, name=call.name) for call, text in answers]
+            else:
+                calls = _calls(event)
+                messages.append(Message(event["role"], event["content"], bool(event.get("interrupted")), calls))
+        return messages
 
     def apply(self, event: Record) -> None:
         """Checks an event and does what it says. Raises KeyError, TypeError, ValueError or UsageError if it is bad."""
@@ -90,13 +103,31 @@ class History:
 
     def _check_message(self, event: Record) -> None:
         role: Role = "assistant" if self.asks else "user"
-        if event["role"] != role:
+        if event["role"] == "tool" and not self.asks:
+            if len(event["content"]) != len(self.open_calls) or isinstance(event["content"], str):
+                raise ValueError(f"answers to {len(self.open_calls)} calls were expected")
+            for content in event["content"]:
+                _text(content)
+        elif event["role"] != role:
             raise ValueError(f"a message of the {role} was expected")
-        _text(event["content"])
+        else:
+            _text(event["content"])
+            _calls(event)
         if role == "assistant" and event["hidden"] not in range(0, len(self.turns), 2):
             raise ValueError(f"{event['hidden']} hidden messages are none that there could be")
         if role == "user" and event.get("instead") and not self.turns:
             raise ValueError("there is nothing in whose place it could be asked")
+
+
+def question_text(event: Record) -> str:
+    """What a question says, or tools answer, for a person to read."""
+    content: str | list[str] = event["content"]
+    return content if isinstance(content, str) else "\n".join(content)
+
+
+def _calls(event: Record) -> tuple[ToolCall, ...]:
+    """The calls of a message. Raises UsageError if they are none."""
+    return tuple(checked_call(call, "tool_calls") for call in event.get("tool_calls", ()))
 
 
 def _text(content: Any) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic, Literal, Protocol, TypeVar, Unpack
 
-from gptcli.chat.events import FORMAT_VERSION, History, Record
+from gptcli.chat.events import FORMAT_VERSION, History, Record, question_text
 from gptcli.errors import InputError, UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.runtime.engine import PromptCache, ReplyKeywords, RunKeywords
@@ -20,6 +20,8 @@ from gptcli.settings import ChatSettings, ConstraintConfig, SamplingConfig, Stop
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.messages import Message, message_record
 from gptcli.text.tokenizer import Tokenizer
+from gptcli.tools.definitions import AUTO, Definition, ToolCall
+from gptcli.tools.formats import ToolUse
 
 
 class ChatModel(Protocol):
@@ -41,7 +43,11 @@ class ChatModel(Protocol):
         """What a stored reply says of how it was computed."""
 
     def check_request(
-        self, prompt: Sequence[int], sampling: SamplingConfig, constraint: ConstraintConfig | None = None
+        self,
+        prompt: Sequence[int],
+        sampling: SamplingConfig,
+        constraint: ConstraintConfig | None = None,
+        tools: ToolUse | None = None,
     ) -> None:
         """Raises UsageError or ContextOverflow where a prompt cannot be continued."""
 
@@ -53,6 +59,7 @@ class ChatModel(Protocol):
         *,
         constraint: ConstraintConfig | None = None,
         logprobs: int | None = None,
+        tools: ToolUse | None = None,
         **run: Unpack[RunKeywords],
     ) -> Iterator[TextDelta | Finished]:
         """Continues a prompt: text as it comes, then one Finished."""
@@ -158,7 +165,18 @@ class Session(Generic[Model]):
     def unanswered(self) -> str | None:
         """The last question, if it was taken back or the process died before its reply; `retry` asks it again."""
         question = self._history.unanswered
-        return None if question is None else question["content"]
+        return None if question is None else question_text(question)
+
+    @property
+    def question(self) -> str | None:
+        """What `retry` asks again: the `unanswered` question, else the last one, if there is one."""
+        question = self._history.unanswered or next(iter(self._history.turns[-2:-1]), None)
+        return None if question is None else question_text(question)
+
+    @property
+    def open_calls(self) -> tuple[ToolCall, ...]:
+        """The tools that the last reply called, whose answers `answer` gives."""
+        return self._history.open_calls
 
     @property
     def system(self) -> str | None:
@@ -183,6 +201,14 @@ class Session(Generic[Model]):
         self._check_switches(settings)
         self._overrides, self._defaults = {}, {}
         self._record({"type": "settings", "settings": settings.record})
+
+    def offer(self, tools: Sequence[Definition]) -> None:
+        """Tells the model of tools from now on. Raises UsageError if they are none, or the template takes none."""
+        kept = replace(self._history.settings, tools=tuple(tools))
+        if tools:
+            self.template.tool_use(kept.tools, AUTO, self._lm.tokenizer)
+        if kept != self._history.settings:
+            self._record({"type": "settings", "settings": kept.record})
 
     def origin(self, name: str) -> Literal["option", "session", "file", "default"]:
         """Who gave a setting its value: `override`'s given, the events, `override`'s defaults, or nobody."""
@@ -220,12 +246,15 @@ class Session(Generic[Model]):
             for event in self.events[kept:]:
                 journal.append(event)
 
-    def preview(self, text: str) -> list[Message]:
-        """The messages that the model would be given with a question. Raises as `send` does; needs no weights."""
-        self._history.turns.append({"role": "user", "content": text})
+    def preview(self, said: str | Sequence[str]) -> list[Message]:
+        """The messages that the model would be given with a question, or with the answers of the tools it called.
+
+        Raises as `send` and `answer` do; needs no weights.
+        """
+        self._history.turns.append(self._question(said))
         try:
             hidden, prompt = self._fitting()
-            self._lm.check_request(prompt, self._next_sampling(), self.settings.constraint)
+            self._lm.check_request(prompt, self._next_sampling(), self.settings.constraint, self._tool_use())
             return self._history.messages(hidden)
         finally:
             self._history.turns.pop()
@@ -237,7 +266,23 @@ class Session(Generic[Model]):
         an interrupt, is taken back; so is one whose reply is not read to its end. Raises what LanguageModel.stream
         does, UsageError while another reply is being read, and ContextOverflow if the question alone does not fit.
         """
-        return self._ask({"type": "message", "role": "user", "content": text}, **run)
+        return self._ask(self._question(text), **run)
+
+    def answer(self, results: Sequence[str], **run: Unpack[ReplyKeywords]) -> Iterator[Event]:
+        """Gives the answers of the tools that the last reply called, one for each of `open_calls`.
+
+        Otherwise as `send`. Raises UsageError for another number of them.
+        """
+        return self._ask(self._question(results), **run)
+
+    def _question(self, said: str | Sequence[str]) -> Record:
+        if isinstance(said, str):
+            return {"type": "message", "role": "user", "content": said}
+        names = ", ".join(call.name for call in self.open_calls)
+        if len(said) != len(self.open_calls) or not said:
+            called = f"called {len(self.open_calls)} tools: {names}" if names else "called no tool"
+            raise UsageError(f"the last reply {called}; there are {len(said)} answers")
+        return {"type": "message", "role": "tool", "content": list(said)}
 
     def retry(self, text: str | None = None, **run: Unpack[ReplyKeywords]) -> Iterator[Event]:
         """Asks the last or the `unanswered` question again with the next seed, or another question instead of it.
@@ -248,13 +293,15 @@ class Session(Generic[Model]):
         question = self._history.unanswered
         if question is None:
             question = {**self._last_question("ask again"), "instead": True}
+        if text is not None and question["role"] == "tool" and len(question["content"]) != 1:
+            raise UsageError("the last question was the answers of several tools; one text cannot take their place")
         if text is not None:
-            question = {**question, "content": text}
+            question = {**question, "content": text if question["role"] == "user" else [text]}
         return self._ask(question, **run)
 
     def undo(self) -> str:
         """Takes the last turn back; returns its question. Raises UsageError if there is no turn."""
-        text: str = self._last_question("take back")["content"]
+        text = question_text(self._last_question("take back"))
         self._truncate(len(self._history.turns) - 2)
         return text
 
@@ -305,7 +352,15 @@ class Session(Generic[Model]):
             self._lm.tokenizer,
             thinking=self.settings.thinking,
             reasoning_effort=self.settings.reasoning_effort,
+            tools=self.settings.offered,
         )
+
+    def _tool_use(self) -> ToolUse | None:
+        """What finds the calls of the next reply."""
+        settings = self.settings
+        if not settings.offered:
+            return None
+        return self.template.tool_use(settings.tools, settings.tool_choice, self._lm.tokenizer)
 
     def _last_question(self, purpose: str) -> Record:
         self._check_ended()
@@ -331,7 +386,8 @@ class Session(Generic[Model]):
         hidden, prompt = self._fitting()
         sampling = self._next_sampling()
         stopping = self.settings.stopping
-        self._lm.check_request(prompt, sampling, self.settings.constraint)
+        tools = self._tool_use()
+        self._lm.check_request(prompt, sampling, self.settings.constraint, tools)
         if hidden > self._history.hidden:
             yield TurnsDropped((hidden - self._history.hidden) // 2)
         answer = b""
@@ -343,13 +399,14 @@ class Session(Generic[Model]):
             cache=self._cache,
             constraint=self.settings.constraint,
             logprobs=0 if self.records_probabilities else None,
+            tools=tools,
             **run,
         ):
             if isinstance(event, TextDelta):
                 answer += event.data
             else:
                 self.finished.append(event)
-                if answer or event.reason != "interrupt":
+                if answer or event.tool_calls or event.reason != "interrupt":
                     self._record(self._reply(answer.decode("utf-8", "replace"), event, hidden, sampling))
             yield event
 
@@ -364,7 +421,11 @@ class Session(Generic[Model]):
         room = size // 4 if longest < 0 else min(longest, size // 4)
         if self.settings.overflow != "shift" or len(prompt) + room <= size:
             return self._history.hidden, prompt
-        starts = range(self._history.hidden, len(self._history.turns), 2)
+        starts = [
+            start
+            for start in range(self._history.hidden, len(self._history.turns), 2)
+            if self._history.turns[start]["role"] == "user"  # an answer of a tool needs its call
+        ]
         first = bisect_left(starts, True, lo=1, key=lambda start: len(self._rendered(start)) <= size // 2)
         hidden = starts[min(first, len(starts) - 1)]
         return hidden, self._rendered(hidden)
@@ -381,7 +442,7 @@ class Session(Generic[Model]):
     def _reply(self, text: str, finished: Finished, hidden: int, sampling: SamplingConfig) -> dict[str, Any]:
         return {
             "type": "message",
-            **message_record(Message("assistant", text, interrupted=finished.reason == "interrupt")),
+            **message_record(Message("assistant", text, finished.reason == "interrupt", finished.tool_calls)),
             "hidden": hidden,
             "ids": finished.ids,
             "finish_reason": finished.reason,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gptcli.chat.session import Model, Session
-
-OPENING, CLOSING = "<think>", "</think>"
+from gptcli.tools.splitter import CLOSING as CLOSING
+from gptcli.tools.splitter import OPENING as OPENING
 
 
 def opens_thoughts(session: Session[Model]) -> bool:

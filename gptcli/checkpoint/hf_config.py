@@ -16,6 +16,7 @@ from gptcli.model.config import (
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
+    ProportionalScaling,
     RopeConfig,
     RopeScaling,
     YarnScaling,
@@ -39,12 +40,12 @@ _WITHOUT_EFFECT = frozenset(
 # Fields that nothing reads and that are in so many files that nobody wants to be told of them.
 _COMMONPLACE = frozenset(
     """
-    _commit_hash _flash_attn_2_enabled _num_labels attention_probs_dropout_prob cache_implementation
-    chunk_size_feed_forward cross_attention_hidden_size custom_pipelines decoder_start_token_id eod_token_id
-    finetuning_task hidden_dropout_prob is_decoder is_llama_config keys_to_ignore_at_inference max_sequence_length
-    model_max_length n_ctx n_special output_past predict_special_tokens prefix pruned_heads task_specific_params
-    tf_legacy_loss tie_encoder_decoder tokenizer_class torchscript transformers.js_config unsloth_fixed
-    unsloth_version use_bfloat16 use_flash_attention use_flash_attn xla_device
+    _attn_implementation_autoset _commit_hash _flash_attn_2_enabled _num_labels attention_probs_dropout_prob
+    cache_implementation chunk_size_feed_forward cross_attention_hidden_size custom_pipelines decoder_start_token_id
+    eod_token_id finetuning_task hidden_dropout_prob is_decoder is_llama_config keys_to_ignore_at_inference
+    max_sequence_length model_max_length n_ctx n_special output_past predict_special_tokens prefix pruned_heads
+    task_specific_params tf_legacy_loss tie_encoder_decoder tokenizer_class torchscript transformers.js_config
+    unsloth_fixed unsloth_version use_bfloat16 use_flash_attention use_flash_attn xla_device
     """.split()
 )
 # What some tools write of every generation; other values are worth a note.
@@ -133,6 +134,14 @@ class HfConfig:
             raise self._wrong(name, "an object", value)
         return self._like(HfConfig(value, f"{self._where}: {name}"), f"{self._prefix}{name}.")
 
+    def sections_by_layer(self, name: str) -> dict[int, HfConfig]:
+        """Nested configs by the number of their layer."""
+        fields = self._object(name)
+        if not all(layer.isdecimal() and isinstance(own, dict) for layer, own in fields.items()):
+            raise self._wrong(name, "objects by their layer", fields)
+        nested = self.section(name)
+        return {int(layer): nested.section(layer) for layer in fields}
+
     def _same(self, other: HfConfig) -> HfConfig:
         other._read, other._rope_extras, other._rope_types = self._read, self._rope_extras, self._rope_types
         return self._like(other, self._prefix)
@@ -197,6 +206,11 @@ class HfConfig:
         """True or false. Absent or null gives the default."""
         return self._typed(name, default, "true or false")
 
+    def switch(self, name: str, default: bool) -> bool:
+        """True or false, or a number that stands for one of them. Absent or null gives the default."""
+        value = self._get(name)
+        return bool(value) if type(value) is int else self.flag(name, default)
+
     def string(self, name: str, default: str) -> str:
         """A string. Absent or null gives the default."""
         return self._typed(name, default, "a string")
@@ -219,7 +233,14 @@ class HfConfig:
             raise self._wrong(name, f"a list of {layers}", value)
         return value[:layers]
 
-    def integer_per_layer(self, name: str, layers: int, default: int) -> list[int]:
+    def shares_per_layer(self, name: str, layers: int) -> list[float] | None:
+        """A number from 0 to less than 1 for each layer, or None if absent or null."""
+        shares = self.per_layer(name, layers)
+        if shares is not None and any(type(share) not in (int, float) or not 0 <= share < 1 for share in shares):
+            raise self._wrong(name, "numbers from 0 to less than 1", shares)
+        return shares
+
+    def integer_per_layer(self, name: str, layers: int, default: int | None = None) -> list[int]:
         """A whole number of at least 1 for each layer, from a list or from one for all."""
         if isinstance(self._get(name), list):
             return [HfConfig({name: each}, self._where).integer(name) for each in self.per_layer(name, layers) or ()]
@@ -325,6 +346,12 @@ class HfConfig:
     ) -> RopeConfig:
         rope = self._like(HfConfig(parameters, f"{self._where}: rope"), f"{self._prefix}{name}.")
         theta = rope.number("rope_theta", theta, low=1.0)
+        if parameters.get("rope_type") == "proportional":
+            turned = int(rope.number("partial_rotary_factor", 1.0, high=1.0) * head_dim // 2)
+            proportional = ProportionalScaling(turned=turned, factor=rope.number("factor", 1.0))
+            rope.ignore("rope_type")
+            rope.check_unread(self.model_type, not_read=_OF_OTHER_ROPES)
+            return RopeConfig(theta=theta, dim=head_dim, scaling=proportional)
         if fraction is None:
             rope.expect("partial_rotary_factor", 1.0, 1)
         dim = int(head_dim * rope.number("partial_rotary_factor", fraction or 1.0))
@@ -356,8 +383,8 @@ class HfConfig:
                 return LinearScaling(factor=rope.number("factor"))
             case "llama3":
                 low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
-                if low >= high:
-                    raise BrokenCheckpoint(f"{self._where}: rope: low_freq_factor must be below high_freq_factor")
+                if low > high:
+                    raise BrokenCheckpoint(f"{self._where}: rope: low_freq_factor must not be above high_freq_factor")
                 return Llama3Scaling(
                     factor=rope.number("factor"), low_freq_factor=low, high_freq_factor=high, original_context=original
                 )

@@ -16,17 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.formats import Ggml
+from gptcli.checkpoint.formats import Dense, Ggml
 from gptcli.checkpoint.recipes import (
     Concat,
     EvensThenOdds,
     GroupsToParts,
     HeadRows,
     HeadsToQkv,
-    LowRankUpdate,
     PairsToHalves,
+    Part,
     PlusOne,
     Product,
+    Ranges,
     Recipe,
     Sinusoids,
     Stack,
@@ -34,17 +35,19 @@ from gptcli.checkpoint.recipes import (
     Transposed,
     WithoutFirst,
     is_transposed,
+    shape,
     sources,
 )
+from gptcli.checkpoint.share import Share
 from gptcli.checkpoint.tensor_source import TensorSource
 from gptcli.cuda.int4 import Tinygemm, TinygemmEmbedding, TinygemmLinear, TinygemmMatrix
 from gptcli.errors import BrokenCheckpoint
 from gptcli.kernels.bindings import Arithmetic
 from gptcli.kernels.layers import CompiledEmbedding, CompiledExperts, CompiledLinear, can_compile
 from gptcli.kernels.tensors import FLOATS, Library
-from gptcli.model.decoder import Decoder, Embedding
-from gptcli.model.linear import Linear
-from gptcli.model.mlp import Experts
+from gptcli.model.decoder import Decoder
+from gptcli.model.linear import Embedding, Linear
+from gptcli.model.mlp import Experts, Moe
 from gptcli.quant.affine import quantize_affine
 from gptcli.quant.dense import DenseWeight
 from gptcli.quant.ggml import GgmlWeight
@@ -87,25 +90,45 @@ class WeightPlan:
     tinygemm: Tinygemm | None = None
 
 
-def load_decoder(folder: ModelFolder, plan: WeightPlan, on_progress: Progress = lambda done, total: None) -> Decoder:
-    """A decoder with the checkpoint's weights. Holds at most one parameter twice.
+def load_decoder(
+    folder: ModelFolder,
+    plan: WeightPlan,
+    on_progress: Progress = lambda done, total: None,
+    share: Share | None = None,
+) -> Decoder:
+    """A decoder with the checkpoint's weights, or what one of several ranks holds of it.
 
-    Raises BrokenCheckpoint if a shape does not fit the config, before any weight is read.
+    Holds at most one parameter twice. Raises BrokenCheckpoint if a shape does not fit the config, before any weight is
+    read, and UsageError if the decoder cannot be split.
     """
     decoder = empty_decoder(folder)
+    if share is not None:
+        with torch.device("meta"):
+            decoder = Decoder(share.config)
+    total = folder.weight_bytes // (share.ranks if share else 1)
     with TensorSource(folder) as source:
-        for name, recipe in folder.architecture.parameters.items():
+        for name, whole in folder.architecture.parameters.items():
+            recipe = share.part(name, whole) if share else whole
             # 1 + w needs more bits than w; so do choices among scores that are nearly equal, and exponents.
-            wide = isinstance(recipe, PlusOne) or name.endswith(_NEVER_ROUNDED)
+            wide = isinstance(whole, PlusOne) or _is_never_rounded(decoder, name)
             dtype = torch.float32 if wide else plan.dtype
             of_blocks = any(isinstance(source.stored(each), Ggml) for each in sources(recipe))
             slot = _Slot(decoder, name, dtype, of_blocks)
-            slot.fill(_holder(slot, cook(recipe, source), plan))
-            on_progress(source.bytes_read, folder.weight_bytes)
+            value = cook(recipe, source)
+            if share is not None and not share.adds(name):
+                value = torch.zeros_like(_dense(value))
+            slot.fill(_holder(slot, value, plan))
+            on_progress(min(source.bytes_read, total), total)
         for name in folder.surplus_biases:
             if source.read(name).any():
                 raise BrokenCheckpoint(f"{name} is not zero, but the architecture has no bias there")
     return decoder.eval()
+
+
+def _is_never_rounded(decoder: Decoder, name: str) -> bool:
+    path, of_router, _ = name.rpartition(".router.")
+    mixture = decoder.get_submodule(path) if of_router else None
+    return name.endswith(_NEVER_ROUNDED) or (isinstance(mixture, Moe) and mixture.config.wide_router)
 
 
 def empty_decoder(folder: ModelFolder) -> Decoder:
@@ -176,27 +199,62 @@ def cook(recipe: Recipe, source: TensorSource) -> Tensor | PackedWeight:
             return _dense(value).mT.contiguous() if is_transposed(operand, source.stored) else value
         case PlusOne(operand):
             return _fp32(operand, source) + 1
-        case PairsToHalves(operand):
-            return _reordered(cook(operand, source), partial(_pairs_to_halves, recipe))
+        case PairsToHalves(operand) | HeadsToQkv(operand) | GroupsToParts(operand):
+            value = cook(operand, source)
+            return _rows(value, reordered_rows(recipe, value.shape[0]))
         case HeadRows(keys, values):
             return torch.cat([_fp32(keys, source).mT, _fp32(values, source)], 1).flatten(0, 1)
-        case HeadsToQkv():
-            return _reordered(cook(recipe.operand, source), partial(_heads_to_qkv, recipe))
-        case GroupsToParts(operand):
-            return _reordered(cook(operand, source), partial(_groups_to_parts, recipe))
         case WithoutFirst(operand, count):
-            return _reordered(cook(operand, source), lambda rows: rows[count:])
+            value = cook(operand, source)
+            return _rows(value, torch.arange(count, value.shape[0]))
         case Product(left, right, transposed):
             factor = _fp32(right, source)
             return _fp32(left, source) @ (factor.mT if transposed else factor)
         case Sinusoids():
             return _sinusoids(recipe)
+        case Part():
+            return _part(recipe, source)
         case EvensThenOdds(operand):
             value = cook(operand, source)
             order = torch.arange(value.shape[1]).view(-1, 2).t().flatten()
             return value[:, order] if isinstance(value, Tensor) else value.rows(order)
-        case LowRankUpdate(operand, up, down, scale):
-            return _fp32(operand, source) + scale * (_fp32(up, source) @ _fp32(down, source))
+
+
+def _part(recipe: Part, source: TensorSource) -> Tensor | PackedWeight:
+    """Asks the operand's own operands for their parts where that is the same, to read no more than these."""
+    axis, ranges = recipe.axis, recipe.ranges
+    match recipe.operand:
+        case Take(name) if isinstance(source.stored(name), Dense):
+            return source.part(name, axis, ranges)
+        case Concat(operands, joined):
+            if joined - len(shape(operands[0], source.stored)) == axis:
+                return cook(Concat(_overlaps(operands, axis, ranges, source), joined), source)
+            return cook(Concat(tuple(Part(each, axis, ranges) for each in operands), joined), source)
+        case Stack(operands):
+            return cook(Stack(tuple(Part(each, axis, ranges) for each in operands)), source)
+        case Transposed(operand) if is_transposed(operand, source.stored):
+            return cook(Transposed(Part(operand, -3 - axis, ranges)), source)
+        case Transposed(operand):
+            return cook(Part(operand, axis, ranges), source)
+    value = cook(recipe.operand, source)
+    if isinstance(value, PackedWeight):
+        indices = torch.cat([torch.arange(*each) for each in ranges])
+        packed = value.rows(indices) if axis == -2 else value.columns(ranges)
+        if packed is not None:
+            return packed
+    return torch.cat([_dense(value).narrow(axis, start, stop - start) for start, stop in ranges], axis)
+
+
+def _overlaps(operands: tuple[Recipe, ...], axis: int, ranges: Ranges, source: TensorSource) -> tuple[Recipe, ...]:
+    """The parts of operands, joined along an axis, that are in ranges of the whole."""
+    parts, first = [], 0
+    for operand in operands:
+        end = first + shape(operand, source.stored)[axis]
+        inside = [(max(start, first) - first, min(stop, end) - first) for start, stop in ranges]
+        if within := tuple((start, stop) for start, stop in inside if start < stop):
+            parts.append(Part(operand, axis, within))
+        first = end
+    return tuple(parts)
 
 
 def _dense(value: Tensor | PackedWeight) -> Tensor:
@@ -219,10 +277,20 @@ def _joined(
     return join_dense(list(map(_dense, values)))
 
 
-def _reordered(value: Tensor | PackedWeight, order: Callable[[Tensor], Tensor]) -> Tensor | PackedWeight:
-    """Rows in the order that `order` makes of their indices."""
-    indices = order(torch.arange(value.shape[0])).flatten()
+def _rows(value: Tensor | PackedWeight, indices: Tensor) -> Tensor | PackedWeight:
     return value[indices] if isinstance(value, Tensor) else value.rows(indices)
+
+
+def reordered_rows(recipe: PairsToHalves | HeadsToQkv | GroupsToParts, rows: int) -> Tensor:
+    """The order in which a recipe takes so many rows of its operand: their indices, (rows,)."""
+    indices = torch.arange(rows)
+    match recipe:
+        case PairsToHalves():
+            return _pairs_to_halves(recipe, indices)
+        case HeadsToQkv():
+            return _heads_to_qkv(recipe, indices)
+        case GroupsToParts():
+            return _groups_to_parts(recipe, indices)
 
 
 def _pairs_to_halves(recipe: PairsToHalves, rows: Tensor) -> Tensor:
@@ -273,7 +341,8 @@ def _form(slot: _Slot, value: Tensor | PackedWeight, plan: WeightPlan) -> Tensor
         value = value.dequantize(torch.float32)
     if isinstance(value, Tensor) and plan.packing in ("int8", "int4"):
         value = _quantized(slot, value, plan.packing)
-    if isinstance(value, PackedWeight) and plan.tinygemm is not None and plan.packing != "dense":
+    in_bf16 = plan.packing != "dense" and slot.dtype == plan.dtype
+    if isinstance(value, PackedWeight) and plan.tinygemm is not None and in_bf16:
         matrix = plan.tinygemm.matrix(value, plan.device)
         if matrix is not None:
             return matrix

@@ -132,17 +132,19 @@ class EvensThenOdds:
     operand: Recipe
 
 
-@dataclass(frozen=True)
-class LowRankUpdate:
-    """`operand + scale * (up @ down)`, in fp32: a LoRA adapter merged into a matrix (Hu et al., 2021).
+Ranges = tuple[tuple[int, int], ...]
 
-    operand: (rows, columns); up: (rows, rank); down: (rank, columns). A matrix stored (in, out) is transposed first.
+
+@dataclass(frozen=True)
+class Part:
+    """Ranges (start, stop) of an axis, one after the other: what a rank holds of a parameter.
+
+    axis: counted from the last, which is -1.
     """
 
     operand: Recipe
-    up: Recipe
-    down: Recipe
-    scale: float
+    axis: int
+    ranges: Ranges
 
 
 Recipe = (
@@ -158,8 +160,8 @@ Recipe = (
     | WithoutFirst
     | EvensThenOdds
     | Product
-    | LowRankUpdate
     | Sinusoids
+    | Part
 )
 
 
@@ -172,8 +174,6 @@ def operands_of(recipe: Recipe) -> tuple[Recipe, ...]:
             return operands
         case Product(left, right) | HeadRows(left, right):
             return left, right
-        case LowRankUpdate(operand, up, down):
-            return operand, up, down
         case _:
             return (recipe.operand,)
 
@@ -215,6 +215,9 @@ def shape(recipe: Recipe, stored: Callable[[str], Stored]) -> Shape:
                 raise _misfit(recipe, shapes)
             *outer, rows, columns = first
             return (*outer, columns, rows)
+        case Part(axis=axis, ranges=ranges):
+            size = sum(stop - start for start, stop in ranges)
+            return (*first[:axis], size, *first[axis:][1:])
         case WithoutFirst(count=count):
             if not first or first[0] < count:
                 raise _misfit(recipe, shapes)
@@ -229,10 +232,6 @@ def shape(recipe: Recipe, stored: Callable[[str], Stored]) -> Shape:
             if not len(first) == len(values) == 3 or first[:2] != (values[0], values[2]):
                 raise _misfit(recipe, shapes)
             return (first[0] * (first[2] + values[1]), first[1])
-        case LowRankUpdate():
-            up, down = others
-            if not len(up) == len(down) == 2 or up[1] != down[0] or first != (up[0], down[1]):
-                raise _misfit(recipe, shapes)
     return first
 
 

@@ -30,5 +30,11 @@ def has_class(model_type: str, name: str) -> bool:
     return _plain(name) in map(_plain, _table()["classes"].get(model_type, ()))
 
 
+def causal_class(model_type: str) -> str | None:
+    """The name of transformers' class of this type that continues texts."""
+    endings = ("ForCausalLM", "LMHeadModel")
+    return next((name for name in _table()["classes"].get(model_type, ()) if name.endswith(endings)), None)
+
+
 def _plain(name: str) -> str:
     return name.lower().replace("_", "")

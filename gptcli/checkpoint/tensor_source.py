@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.formats import Affine, Awq, Fp8, Ggml, Gptq, Mxfp4, Stored
+from gptcli.checkpoint.recipes import Ranges
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
 from gptcli.files import open_within
 from gptcli.gguf.blocks import BLOCKS, decoded
@@ -30,6 +32,7 @@ _DTYPES = {
 }  # fmt: skip
 
 _CHUNK = 16 << 20  # bytes, a multiple of every dtype's size
+_PAGE = 4096  # bytes that are read at once, at least
 
 
 class TensorSource:
@@ -66,9 +69,38 @@ class TensorSource:
         shape = (*info.shape[:-1], -1) if as_bytes else info.shape
         data = self._bytes(name, 0, info.size)
         if info.edit is not None:
-            edited = info.edit.undone(data.view(torch.uint8).numpy(), info.shape[0])
+            edited = info.edit.undone(data.view(torch.uint8).numpy(), (*info.shape, 1)[0])
             data = torch.from_numpy(edited).view(data.dtype)
         return data.view(shape)
+
+    def part(self, name: str, axis: int, ranges: Ranges) -> Tensor:
+        """Ranges of an axis of a dense tensor, whose other bytes are not read, or not kept. Raises as `read` does.
+
+        axis: counted from the last, which is -1.
+        """
+        info = self._folder.tensors[name]
+        if info.edit is not None:
+            whole = self.read(name)
+            return torch.cat([whole.narrow(axis, start, stop - start) for start, stop in ranges], axis)
+        outer, size = math.prod(info.shape[:axis]), info.shape[axis]
+        inner = math.prod(info.shape[axis:][1:]) * (info.size // math.prod(info.shape))  # bytes
+        if min(stop - start for start, stop in ranges) * inner >= _PAGE:
+            pieces = [
+                self._bytes(name, (index * size + start) * inner, (stop - start) * inner)
+                for index in range(outer)
+                for start, stop in ranges
+            ]
+            values = torch.cat(pieces)
+        else:  # whole pages are read anyway
+            step = max(1, _CHUNK // (size * inner))
+            chunks = []
+            for first in range(0, outer, step):
+                count = min(step, outer - first)
+                rows = self._bytes(name, first * size * inner, count * size * inner).view(count, size, -1)
+                chunks.append(torch.cat([rows[:, start:stop] for start, stop in ranges], 1))
+            values = torch.cat(chunks)
+        kept = sum(stop - start for start, stop in ranges)
+        return values.view(*info.shape[:axis], kept, *info.shape[axis:][1:])
 
     def chunks(self, name: str) -> Iterator[Tensor]:
         """A tensor's values in flat chunks of a few MB, unedited. Raises as `read` does."""

@@ -16,6 +16,7 @@ from gptcli.cli.metavars import Command, Group
 from gptcli.cli.terminal.stderr import print_error
 from gptcli.cli.usage_errors import usage_error
 from gptcli.errors import ExitCode, GptcliError
+from gptcli.runtime.ranks import ranks_here
 from gptcli.version import VERSION
 
 _COMMANDS = (*COMMANDS, "models")  # each is in a module of its name
@@ -62,7 +63,7 @@ def _help(
     ] = None,
 ) -> None:
     """Show the help of gptcli or of a command, as --help does."""
-    _program([*(command or ()), "--help"])
+    _run_command([*(command or ()), "--help"])
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -103,6 +104,22 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _program(arguments: Sequence[str]) -> None:
+    """Runs a command; where several processes do so together, rank 0 runs it, and the others do as it says."""
+    if (ranks := ranks_here()) is None or arguments[:1] == ["train"]:
+        _run_command(arguments)
+        return
+    from gptcli.runtime.tensor_parallel import dismiss, follow
+
+    if ranks.rank > 0:
+        follow(ranks)
+        return
+    try:
+        _run_command(arguments)
+    finally:
+        dismiss()
+
+
+def _run_command(arguments: Sequence[str]) -> None:
     command = typer.main.get_command(program(arguments))
     with command.make_context("gptcli", _with_plain_stats(arguments), obj=_configured_commands) as context:
         command.invoke(context)

@@ -20,7 +20,18 @@ from gptcli.errors import InputError, UsageError
 from gptcli.files import open_regular
 from gptcli.models.catalog import DEFAULT_MODEL
 
-COMMANDS = ("generate", "chat", "batch", "score", "tokenize", "bench", "cache")  # those that have a table
+# Those that have a table.
+COMMANDS = (
+    "generate",
+    "chat",
+    "batch",
+    "serve",
+    "score",
+    "tokenize",
+    "bench",
+    "train",
+    "cache",
+)
 
 _VARIABLE = "GPTCLI_CONFIG"
 _CONFIGURED = "gptcli.configured"  # in a context's meta: the names of the parameters that the file gave
@@ -36,6 +47,7 @@ _OF_ONE_CALL = {
     "help",
     "list",
     "lines",
+    "messages",
     "out",
     "retry-failed",
     "script",
@@ -125,7 +137,9 @@ def read_config(path: Path) -> dict[str, Any]:
         print_note(f"byte-order mark dropped: {path}")
     try:
         return tomllib.loads(data.decode("utf-8-sig"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: not TOML: {error}") from None
 
 
@@ -135,10 +149,14 @@ def _model_table(tables: Mapping[str, Any], ctx: typer.Context, path: Path) -> d
         if not isinstance(table, dict) or "model" in table:
             raise UsageError(f"{path}: options of a model go in [{_MODELS}.NAME]; `model` cannot be one")
     name: Any = ctx.params.get("model")
+    if isinstance(name, list):  # of several, none has options of its own
+        if len(name) > 1:
+            return {}
+        [name] = name
     in_session = ctx.params.get("session") or ctx.params.get("continue_last")
     if in_session and not _is_given(ctx, "model"):
         return {}
-    found: dict[str, Any] = tables.get(name or DEFAULT_MODEL, {})
+    found: dict[str, Any] = tables.get(name or os.environ.get("GPTCLI_MODEL") or DEFAULT_MODEL, {})
     return found
 
 

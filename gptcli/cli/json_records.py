@@ -33,8 +33,9 @@ def sample_record(
     *,
     logprobs: bool,
     explain: bool,
+    tools: bool = False,
 ) -> dict[str, Any]:
-    """One sample, as `generate --json` writes it. logprobs, explain: whether the record has these fields."""
+    """One sample, as `generate --json` writes it. logprobs, explain, tools: whether the record has these fields."""
     settings = {
         **asdict(replace(sampling, seed=finished.seed)),
         "logit_bias": [(token, _number(bias)) for token, bias in sampling.logit_bias],
@@ -53,6 +54,7 @@ def sample_record(
         "completion_tokens": finished.usage.completion_tokens,
         "ids": finished.ids,
         "text": text.decode("utf-8", "replace"),
+        **({"tool_calls": [call.record for call in finished.tool_calls]} if tools else {}),
         "finish_reason": finished.reason,
         "stop": finished.stop,
         "seed": finished.seed,

@@ -59,7 +59,7 @@ def write_answers(
     KeyboardInterrupt after the record of an answer that Ctrl-C ended.
     """
     sink, output = StdoutSink(), run.output
-    also = {"logprobs": output.logprobs is not None, "explain": output.explain}
+    also = {"logprobs": output.logprobs is not None, "explain": output.explain, "tools": bool(run.tools.offered)}
     failed: GptcliError | None = None
     for number, prompt in enumerate(prompts, 1):
         try:

@@ -53,6 +53,8 @@ def _fit_to_terminal(command: Any, ctx: typer.Context, formatter: Any) -> None:
         command.rich_markup_mode = None
         formatter.width = columns
         formatter.write_dl = partial(formatter.write_dl, col_max=columns // 3)
+        for each in getattr(command, "commands", {}).values():
+            each.short_help = each.short_help or each.help.partition("\n\n")[0]  # click would cut it to a line
 
 
 def _name_values(command: Any, ctx: typer.Context) -> None:

@@ -30,6 +30,7 @@ from gptcli.settings import (
     parse_words,
 )
 from gptcli.text.chat_template import Switches
+from gptcli.tools.definitions import checked_choice, parse_tools
 
 MAX_INPUT = 16 << 20  # bytes
 
@@ -37,7 +38,7 @@ _SAMPLING, _STOPPING = SamplingConfig(), StopConfig()
 
 _model_option, _prompt_option = panel("Model"), panel("Prompt")
 _sampling_option, _stop_option, _output_option = panel("Sampling"), panel("Stopping"), panel("Output")
-_constraint_option = panel("Constraint")
+_constraint_option, _tool_option = panel("Constraint"), panel("Tools")
 
 
 def model_names() -> list[str]:
@@ -55,6 +56,15 @@ def _model_name(help: str) -> Any:
 
 _NAMED = "or a name that `gptcli models` lists."
 Model = Annotated[str, _model_name(f"A directory, a GGUF file, {_NAMED}")]
+Models = Annotated[
+    list[str] | None,
+    _model_option(
+        f"A directory, a GGUF file, {_NAMED} Repeatable. (default: GPTCLI_MODEL, else {DEFAULT_MODEL})",
+        "-m",
+        "--model",
+        autocompletion=model_names,
+    ),
+]
 ChatModel = Annotated[
     str | None, _model_name(f"A directory, a GGUF file, {_NAMED} (default: the session's, else {DEFAULT_MODEL})")
 ]
@@ -89,11 +99,19 @@ class RuntimeOptions:
             autocompletion=model_names,
         ),
     ] = None
+    adapter: Annotated[
+        list[str] | None,
+        _model_option(
+            "Put a LoRA adapter in PEFT's format on the model, perhaps with a factor. Repeatable.",
+            metavar="DIR[=WEIGHT]",
+        ),
+    ] = None
     offline: Offline = False
 
     def config(self) -> RuntimeConfig:
         """Raises UsageError for a value out of range."""
-        return RuntimeConfig(**{field.name: getattr(self, field.name) for field in fields(RuntimeConfig)})
+        given = {field.name: getattr(self, field.name) for field in fields(RuntimeConfig)}
+        return RuntimeConfig(**given | {"adapter": tuple(self.adapter or ())})
 
 
 Prompt = Annotated[
@@ -317,6 +335,30 @@ class ConstraintOptions:
         text = argument_text(self.json_schema)
         is_text = text.lstrip().startswith("{") or text in ("true", "false")
         return text if is_text else read_text(unless_dash(Path(text)), decoding)
+
+
+@option_group
+class ToolOptions:
+    """What a model is told it can call. Nothing is run: the text ends with the call."""
+
+    tools: Annotated[
+        Path | None, _tool_option("Tools of a chat that the model may call: JSON as in OpenAI's API.", readable=False)
+    ] = None
+    tool_choice: Annotated[
+        str | None,
+        _tool_option("auto, none, required, or the tool that must be called. (default: auto)", metavar="WORD|NAME"),
+    ] = None
+
+    def given(self, decoding: Decoding) -> dict[str, Any]:
+        """ChatSettings' fields, those that an option gave. Raises UsageError or InputError."""
+        given: dict[str, Any] = {}
+        if self.tools is not None:
+            given["tools"] = parse_tools(read_text(unless_dash(self.tools), decoding), str(self.tools))
+        if self.tool_choice is not None:
+            given["tool_choice"] = argument_text(self.tool_choice)
+            if self.tools is not None:
+                checked_choice(given["tool_choice"], given["tools"])
+        return given
 
 
 Json = Annotated[bool, _output_option("One JSON object a line instead of text.", "--json")]

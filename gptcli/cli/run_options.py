@@ -21,9 +21,10 @@ from gptcli.generation.events import Finished
 from gptcli.language_model import ChatSession, LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL, missing_root_notes
 from gptcli.runtime.engine import Workload
-from gptcli.settings import ConstraintConfig
+from gptcli.settings import ChatSettings, ConstraintConfig
 from gptcli.text.chat_template import ChatTemplate, Switches
 from gptcli.text.messages import Message
+from gptcli.tools.formats import ToolUse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class RunOptions:
 
     model: None is the default one. given: the settings that options gave, by the names of SamplingConfig's fields, or
     of ChatSettings' in a conversation. constraint: what a text must be, outside a conversation. configured: the
-    parameters whose values are the configuration file's.
+    parameters whose values are the configuration file's. tools: ChatSettings' fields of tools, outside a conversation.
     """
 
     model: str | None
@@ -42,6 +43,7 @@ class RunOptions:
     output: OutputOptions
     constraint: ConstraintConfig | None = None
     configured: frozenset[str] = frozenset()
+    tools: ChatSettings = ChatSettings()
 
     @property
     def decoding(self) -> Decoding:
@@ -116,7 +118,9 @@ class RunOptions:
         """
         if self.output.as_json:
             return
-        if finished.reason == "length" and constrained:
+        if finished.cut_call:
+            self.note("cut amid a call of a tool, which is left out; -n sets how many tokens")
+        elif finished.reason == "length" and constrained:
             self.note("cut before the text was what it had to be; -n sets how many tokens")
         if constrained or not all(stream and stream.isatty() for stream in (sys.stdout, sys.stderr)):
             return
@@ -133,7 +137,13 @@ class RunOptions:
         """What the template is asked for. A switch that it lacks raises UsageError, unless only the file has it."""
         switches = cast("Switches", self.without_missing_switches(self.prompts.switches, template))
         template.check_switches(**switches)
-        return switches
+        return {**switches, "tools": self.tools.offered}
+
+    def tool_use(self, template: ChatTemplate | None, lm: LanguageModel) -> ToolUse | None:
+        """What finds the calls in a text, outside a conversation. Raises as `ChatTemplate.tool_use` does."""
+        if template is None or not self.tools.offered:
+            return None
+        return template.tool_use(self.tools.tools, self.tools.tool_choice, lm.tokenizer)
 
     def without_missing_switches(self, values: Mapping[str, object], template: ChatTemplate) -> dict[str, object]:
         """The values without switches that the template lacks and only the configuration file has."""

@@ -11,6 +11,8 @@ from typing import Any
 import typer
 
 _WANTED = {"int_parsing": "a whole number", "float_parsing": "a number", "bool_parsing": "true or false"}
+# What other programs have beside the commands of `gptcli models`.
+_ELSEWHERE = {"run": "chat -m", "ls": "models", "list": "models", "version": "--version"}
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
@@ -26,8 +28,11 @@ def usage_error(error: typer.TyperException, arguments: Sequence[str]) -> tuple[
         name = max(parameter.opts, key=len) if (parameter := getattr(error, "param", None)) else "a value"
         return f"{name} {bad_value(error)}", see_help
     if (option := getattr(error, "option_name", None)) and context:
-        known = [name for names in context.command.params for name in names.opts]
+        known = _options(context.command)
         near = [name for name in known if name.startswith(option)] or get_close_matches(option, known, 1, 0.7)
+        if not near and (commands := getattr(context.command, "commands", {})):
+            owner = next((name for name, command in commands.items() if option in _options(command)), None)
+            see_help = f"options follow a command, as in `gptcli {owner} {option} ...`" if owner else see_help
         return f"there is no option {option}", f"did you mean {near[0]}? {see_help}" if near else see_help
     if option:
         return f"{option} {'needs a' if 'requires' in error.format_message() else 'takes no'} value", see_help
@@ -39,6 +44,10 @@ def usage_error(error: typer.TyperException, arguments: Sequence[str]) -> tuple[
         quoting = "put a text with blanks in quotes; " if takes_text else ""
         return f"too many arguments: {extra[1:-1]}", f"{quoting}{see_help}"
     return message, see_help
+
+
+def _options(command: Any) -> list[str]:
+    return [name for parameter in command.params for name in parameter.opts]
 
 
 def bad_value(error: typer.BadParameter) -> str:
@@ -64,6 +73,11 @@ def _no_command(name: str, context: Any, arguments: Sequence[str], see_help: str
     message = f"there is no command {' '.join([*within, name])}"
     near = get_close_matches(name, context.command.commands, 1)
     suggestion = f"did you mean {near[0]}? " if near else ""
+    models = getattr(context.command.commands.get("models"), "commands", ())
+    habit = f"models {name}" if name in models else _ELSEWHERE.get(name)
+    rest = arguments[len(within) + 1 :]
+    if habit and len(rest) <= 1:  # a longer line is rather a text
+        return message, f"did you mean `gptcli {' '.join([habit, *map(shlex.quote, rest)])}`?"
     if " " in (text := " ".join(arguments)) and name == arguments[0]:
         quoted = shlex.quote(text)
         see_help = f"to ask it, run `gptcli chat {quoted}`; to have it continued, `gptcli generate {quoted}`"

@@ -109,7 +109,7 @@ class _SlotPosition:
     tables: dict[RopeConfig, Rotation]
     states: States
     rotations: dict[RopeConfig, Rotation] = field(default_factory=dict)
-    masks: dict[int | None, Tensor] = field(default_factory=dict)
+    masks: dict[tuple[int | None, bool], Tensor] = field(default_factory=dict)
 
     def rotation(self, rope: RopeConfig) -> Rotation:
         """See `Position.rotation`."""
@@ -118,20 +118,25 @@ class _SlotPosition:
             self.rotations[rope] = cos.index_select(0, self.positions), sin.index_select(0, self.positions)
         return self.rotations[rope]
 
-    def mask(self, window: int | None) -> Tensor:
+    def mask(self, window: int | None, chunked: bool = False) -> Tensor:
         """See `Position.mask`."""
-        if window not in self.masks:
+        key = window, chunked
+        if key not in self.masks:
             slot, keys = self.slots[window], torch.arange(self.rooms[window], device=self.positions.device)
             hidden = keys > slot
             if window is not None:
-                hidden |= keys <= slot - window
+                hidden |= keys < slot - self.positions % window if chunked else keys <= slot - window
             zeros = torch.zeros(1, len(keys), dtype=self.storage[0][0].dtype, device=keys.device)
-            self.masks[window] = zeros.masked_fill_(hidden, float("-inf"))
-        return self.masks[window]
+            self.masks[key] = zeros.masked_fill_(hidden, float("-inf"))
+        return self.masks[key]
 
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See `Position.write`."""
         slot = self.slots[self.windows_of[block]]
         for stored, new in zip(self.storage[block], (keys, values), strict=True):
             stored.index_copy_(2, slot, new)
+        return self.storage[block]
+
+    def read(self, block: int) -> tuple[Tensor, Tensor]:
+        """See `Position.read`."""
         return self.storage[block]

@@ -59,16 +59,23 @@ def write_quantized(
                     bits, transposed = packed[name]
                     writer.add(_quantized(name, source.read(stored.tensors[0]), bits, transposed))
                 else:
-                    writer.add({each: _array(source.read(each), folder.tensors[each].dtype) for each in stored.tensors})
+                    writer.add(
+                        {each: array_of(source.read(each), folder.tensors[each].dtype) for each in stored.tensors}
+                    )
                 on_progress(source.bytes_read, folder.weight_bytes)
             writer.close()
-        for file in folder.path.iterdir():
-            if file.is_file() and file.name.endswith(_COPIED) and file.name not in _WRITTEN:
-                with open_within(file) as source_file, (target / file.name).open("wb") as copy:
-                    shutil.copyfileobj(source_file, copy)
+        copy_texts(folder, target)
         write_json(target / "config.json", {**folder.config, "quantization": settings})
     except OSError as error:
         raise OutputError(f"cannot write: {target}: {error.strerror or error}") from None
+
+
+def copy_texts(folder: ModelFolder, target: Path) -> None:
+    """Copies what is beside config.json and the weights: tokenizer, templates, licence. Raises OSError."""
+    for file in folder.path.iterdir():
+        if file.is_file() and file.name.endswith(_COPIED) and file.name not in _WRITTEN:
+            with open_within(file) as source_file, (target / file.name).open("wb") as copy:
+                shutil.copyfileobj(source_file, copy)
 
 
 def _packed_in(folder: ModelFolder, packing: Packing) -> dict[str, tuple[int, bool]]:
@@ -119,7 +126,7 @@ def _quantized(name: str, value: Tensor, bits: int, transposed: bool) -> dict[st
     return {name: words, f"{module}.scales": weight.scales.numpy(), f"{module}.biases": weight.biases.numpy()}
 
 
-def _array(value: Tensor, dtype: str) -> Any:
+def array_of(value: Tensor, dtype: str) -> Any:
     """A tensor as it is stored, without torch's types that numpy lacks."""
     if dtype == "U32":
         return value.contiguous().numpy().view("uint32")

@@ -27,7 +27,8 @@ from gptcli.checkpoint.recipes import (
 )
 from gptcli.checkpoint.registry import architecture_of
 from gptcli.errors import UnsupportedArchitecture
-from gptcli.gguf.architectures import ARCHITECTURES, GgufArchitecture
+from gptcli.gguf.architectures import ARCHITECTURES
+from gptcli.gguf.naming import GgufArchitecture, tensor_name
 
 # Model types -> the architecture to write: the first that has the type.
 WRITTEN_AS = {
@@ -99,7 +100,7 @@ def _file_names(known: GgufArchitecture, architecture: Architecture) -> dict[str
         places += [(f"blk.{layer}.", f"{known.layers}{layer}.", *item) for item in known.block.items()]
     for ours, theirs, stem, module in places:
         for leaf in ("weight", "bias"):
-            name = f"{theirs}{module}" if module.endswith(".sinks") else f"{theirs}{module}.{leaf}"
+            name = theirs + tensor_name(module, leaf)
             if not (stem == "output" and architecture.config.tied_head):
                 names.setdefault(name, f"{ours}{stem}.{leaf}")
     return names

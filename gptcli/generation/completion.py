@@ -15,6 +15,8 @@ from gptcli.generation.stopping import StopMatcher
 from gptcli.runtime.engine import Logits
 from gptcli.settings import StopConfig
 from gptcli.text.tokenizer import Tokenizer
+from gptcli.tools.definitions import ToolCall
+from gptcli.tools.splitter import Splitter
 
 
 @dataclass
@@ -37,7 +39,8 @@ class Completion:
     history: the ids that the model sees. ids: those that were drawn. said: text that nobody has taken yet. reason:
     None until the text has ended. error: what to raise once its text has been read.
 
-    constraint: limits what is drawn, if there is one, and is told each token.
+    constraint: limits what is drawn, if there is one, and is told each token. splitter: keeps the calls of tools, which
+    are not said.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Completion:
         stop: StopConfig,
         stop_ids: frozenset[int],
         constraint: Constraint | None = None,
+        splitter: Splitter | None = None,
     ) -> None:
         self.history, self.prompt_tokens = list(prompt), len(prompt)
         self.ids: list[int] = []
@@ -62,13 +66,23 @@ class Completion:
         self.stop, self.constraint = stop, constraint
         self._tokenizer, self._stop_ids = tokenizer, stop_ids
         self._steps_said = 0
-        self._sampler = sampler
+        self._sampler, self._splitter = sampler, splitter
         self._detokenizer, self._matcher = tokenizer.detokenizer(prompt), StopMatcher(stop.strings)
 
     @property
     def seed(self) -> int:
         """The seed that it is drawn with."""
         return self._sampler.seed
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The calls so far."""
+        return () if self._splitter is None else tuple(self._splitter.calls)
+
+    @property
+    def cut_call(self) -> bool:
+        """Whether the text ended amid a call."""
+        return self._splitter is not None and self._splitter.cut
 
     def take(self, logits: Logits) -> None:
         """Draws the next token from the model's logits (vocab,), unless the text is as long as it may be.
@@ -87,10 +101,15 @@ class Completion:
         self.history.append(token)
         if self.steps is not None and step is not None:
             self.steps.append(step)
-        text = b"" if self._tokenizer.is_control(token) else self._detokenizer.push(token)
+        text = b"" if self._hides(token) else self._detokenizer.push(token)
         self._say(self._matcher.push(text))
         if self._matcher.matched is not None or len(self.ids) == self.stop.max_tokens or self._finished:
             self.end("stop" if self._finished else "length")
+        elif self._splitter is not None and self._splitter.done:
+            self.end("stop")
+
+    def _hides(self, token: int) -> bool:
+        return self._tokenizer.is_control(token) and (self._splitter is None or token not in self._splitter.marks)
 
     @property
     def _finished(self) -> bool:
@@ -112,8 +131,13 @@ class Completion:
         """Says the text that is still pending. If that completes a stop text, the reason is "stop"."""
         if self._matcher.matched is None:
             self._say(self._matcher.push(self._detokenizer.flush()) + self._matcher.flush())
+        if self._splitter is not None:
+            ended = reason == "stop" and self._matcher.matched is None
+            self._show(self._splitter.flush(ended=ended).encode("utf-8", "surrogateescape"))
         if self._matcher.matched is not None:
             reason, stopped_by = "stop", self._matcher.matched
+        if reason == "stop" and self.tool_calls:
+            reason = "tool_calls"
         self.reason, self.stopped_by, self.ended_at = reason, stopped_by, time.perf_counter()
 
     def forced_next(self, most: int) -> Sequence[int]:
@@ -144,6 +168,8 @@ class Completion:
                 forced_tokens=self.forced,
             ),
             logprobs=None if self.steps is None else tuple(self.steps),
+            tool_calls=self.tool_calls,
+            cut_call=self.cut_call,
         )
 
     def end_at_the_contexts_end(self, ctx_size: int) -> None:
@@ -158,6 +184,12 @@ class Completion:
         self.history = head + self.history[len(self.history) // 2 + len(head) :]
 
     def _say(self, data: bytes) -> None:
+        if self._splitter is not None:
+            text = self._splitter.push(data.decode("utf-8", "surrogateescape"))
+            data = text.encode("utf-8", "surrogateescape")
+        self._show(data)
+
+    def _show(self, data: bytes) -> None:
         if data:
             steps = self.steps or []
             self.said.append(TextDelta(data, tuple(steps[self._steps_said :])))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "interrupt"]
+from gptcli.tools.definitions import ToolCall
+
+FinishReason = Literal["stop", "length", "interrupt", "tool_calls"]
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ class Finished:
     """The last event.
 
     ids: without the stop token. stop: the text or token that ended it, if one did. logprobs: one entry per id; None if
-    neither they nor explanations were asked for.
+    neither they nor explanations were asked for. tool_calls: what the model called; they are no part of the text.
+    cut_call: whether the text ended amid a call, which is no part of it either.
     """
 
     reason: FinishReason
@@ -106,6 +109,8 @@ class Finished:
     seed: int
     usage: Usage
     logprobs: tuple[StepLogprobs, ...] | None
+    tool_calls: tuple[ToolCall, ...] = ()
+    cut_call: bool = False
 
 
 @dataclass(frozen=True)

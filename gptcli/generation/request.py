@@ -14,13 +14,15 @@ from gptcli.settings import (
     SamplingConfig,
     StopConfig,
 )
+from gptcli.tools.formats import ToolUse
 
 
 @dataclass(frozen=True, init=False)
 class Request:
     """A prompt, as text or token ids, and how it is completed.
 
-    given: the sampling settings that were given; the others are the model's defaults, else SamplingConfig's.
+    given: the sampling settings that were given; the others are the model's defaults, else SamplingConfig's. tools:
+    what finds calls in the text, and may require one.
     """
 
     prompt: str | Sequence[int]
@@ -29,6 +31,7 @@ class Request:
     constraint: ConstraintConfig | None
     logprobs: int | None
     explain: bool
+    tools: ToolUse | None
 
     def __init__(
         self,
@@ -40,6 +43,7 @@ class Request:
         overflow: Overflow = "stop",
         logprobs: int | None = None,
         explain: bool = False,
+        tools: ToolUse | None = None,
         **options: Unpack[GenerateKeywords],
     ) -> None:
         """See `LanguageModel.generate`. Raises UsageError for values out of range."""
@@ -51,5 +55,6 @@ class Request:
             constraint=ConstraintConfig.resolve(options),
             logprobs=logprobs,
             explain=explain,
+            tools=tools,
         )
         SamplingConfig.resolve(self.given, {})  # checks the ranges

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from gptcli.errors import ContextOverflow, GptcliError, UsageError
 from gptcli.generation.cache_pool import CachePool
@@ -43,40 +43,41 @@ def windows(tokens: int, context: int, stride: int, first: int = 1) -> Iterator[
 def score(
     engine: Engine,
     tokenizer: Tokenizer,
-    text: str,
+    ids: Sequence[int],
     *,
     stride: int,
-    special: bool = False,
+    size: int,
+    head: Sequence[int] = (),
     top: int = 0,
     cache: PromptCache | None = None,
     on_progress: Progress = no_progress,
 ) -> Score:
-    """Scores a text of at least a token.
+    """Scores a text of at least a token, and `size` bytes.
 
-    What the tokenizer puts before a text, such as BOS, begins every window. on_progress: tokens done and in all.
+    head: what of it the tokenizer puts before a text, such as BOS, which begins every window. on_progress: tokens done
+    and in all.
     """
-    ids = tokenizer.encode(text, special=special)
-    head, unscored = ids[: len(tokenizer.surroundings[0])], _unscored(tokenizer)
-    found = list[TokenScore]()
+    unscored, found = max(1, len(head)), list[TokenScore]()
     own_cache = (cache or PromptCache()).for_engine(engine)
     for window in windows(len(ids), engine.ctx_size, stride, unscored):
         before = [*head, *ids[window.begin + len(head) : window.first]]
         for scores in _continued(engine, tokenizer, own_cache, before, ids[window.first : window.end], top):
             found += scores
             on_progress(unscored + len(found), len(ids))
-    return _scored(tokenizer, text, ids, found)
+    return _scored(tokenizer, size, ids, found)
 
 
 def score_many(
     engine: Engine, tokenizer: Tokenizer, texts: Iterable[str], *, stride: int, special: bool, top: int
 ) -> Iterator[Score]:
     """Scores texts, as `score` does; short ones share steps. What comes before a text that fails is yielded."""
-    unscored, caches = _unscored(tokenizer), list[Cache]()
-    encoded = ((text, tokenizer.encode(text, special=special)) for text in texts)
+    before, caches = len(tokenizer.surroundings[0]), list[Cache]()
+    unscored = max(1, before)
+    encoded = ((len(text.encode()), tokenizer.encode(text, special=special)) for text in texts)
     for group in _groups(encoded, lambda each: len(each[1])):
         if len(group) == 1 or not engine.shares_steps:
-            options: dict[str, Any] = {"stride": stride, "special": special, "top": top}
-            yield from (score(engine, tokenizer, text, **options) for text, _ in group)
+            for size, ids in group:
+                yield score(engine, tokenizer, ids, stride=stride, size=size, head=ids[:before], top=top)
             continue
         caches += [engine.new_cache() for _ in group[len(caches) :]]
         for cache in caches:
@@ -88,16 +89,11 @@ def score_many(
         yield from (_scored(tokenizer, *each, found.get(index, [])) for index, each in enumerate(group))
 
 
-def _unscored(tokenizer: Tokenizer) -> int:
-    """How many of a text's first tokens have no score."""
-    return max(1, len(tokenizer.surroundings[0]))
-
-
-def _scored(tokenizer: Tokenizer, text: str, ids: Sequence[int], found: Sequence[TokenScore]) -> Score:
+def _scored(tokenizer: Tokenizer, size: int, ids: Sequence[int], found: Sequence[TokenScore]) -> Score:
     before = len(ids) - len(found)
     likeliest = [tuple(TokenLogprob(id, tokenizer.token_bytes(id), p) for id, p in one.likeliest) for one in found]
     logprobs = (*[None] * before, *(token.logprob for token in found))
-    return Score(tuple(ids), logprobs, len(text.encode()), (*[()] * before, *likeliest))
+    return Score(tuple(ids), logprobs, size, (*[()] * before, *likeliest))
 
 
 def _groups(items: Iterable[_Item], tokens_of: Callable[[_Item], int]) -> Iterator[list[_Item]]:

@@ -5,129 +5,24 @@ Names, transformations and defaults are those of llama.cpp's converter and of it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-from gptcli.gguf.reader import GgufFile
-
-
-class Fields:
-    """The fields of a file's architecture, by their names without the architecture's."""
-
-    def __init__(self, file: GgufFile, prefix: str) -> None:
-        self.file, self._prefix = file, prefix
-
-    def integer(self, name: str, default: int | None = None) -> int:
-        """A whole number. A list of one for each layer must repeat it."""
-        value = self.file.any(self._prefix + name)
-        if isinstance(value, list) and value and all(each == value[0] for each in value):
-            value = value[0]
-        if isinstance(value, list):
-            raise self.file.unsupported(f"{self._prefix}{name} differs from layer to layer")
-        return self.file.get(self._prefix + name, int, default) if type(value) is not int else value
-
-    def number(self, name: str, default: float | None = None) -> float | None:
-        """A number, as the shortest that is its float32: 1e-05, not 9.999999747378752e-06."""
-        import numpy as np
-
-        value = self.file.optional(self._prefix + name, float)
-        return default if value is None else float(str(np.float32(value)))
-
-    def flag(self, name: str, default: bool) -> bool:
-        """True or false."""
-        return self.file.get(self._prefix + name, bool, default)
-
-    def text(self, name: str, default: str) -> str:
-        """A string."""
-        return self.file.get(self._prefix + name, str, default)
-
-    def has(self, tensor: str) -> bool:
-        """Whether the file has this tensor, or the first layer if the name begins with a dot."""
-        return (f"blk.0{tensor}" if tensor.startswith(".") else tensor) in self.file.tensors
-
-    @property
-    def qkv_bias(self) -> bool:
-        """Whether q, k and v have biases, in one tensor or in three."""
-        return self.has(".attn_q.bias") or self.has(".attn_qkv.bias")
-
-    def expect(self, name: str, *harmless: object) -> None:
-        """Refuses a field unless it is absent or has one of these values."""
-        value = self.file.any(self._prefix + name)
-        if value is not None and not any(value == known and type(value) is type(known) for known in harmless):
-            raise self.file.unsupported(f"{self._prefix}{name} = {str(value)[:40]!r} is not read")
-
-    def sliding(self, layers: int, period: int) -> list[str]:
-        """`layer_types`, from a pattern or a period in the file, or with every period-th layer attending to all."""
-        name = f"{self._prefix}attention.sliding_window_pattern"
-        pattern = self.file.any(name)
-        if pattern is None or type(pattern) is int:
-            period = period if pattern is None else pattern
-            pattern = [period == 0 or (layer + 1) % period != 0 for layer in range(layers)]
-        if not isinstance(pattern, list) or len(pattern) < layers or {*map(type, pattern)} - {bool, int}:
-            raise self.file.broken(f"{name} must be a period, or a list of {layers} true or false")
-        return ["sliding_attention" if slides else "full_attention" for slides in pattern[:layers]]
-
-
-Extra = Callable[[Fields, dict[str, Any]], dict[str, Any]]
-
-
-def _nothing(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
-    return {}
-
-
-_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_ATTENTION = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-}
-_QK_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
-_MLP = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
-_NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
-_LLAMA = _ATTENTION | _MLP | _NORMS
-_FOUR_NORMS = {
-    "attn_norm": "input_layernorm",
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
-
-
-def _experts(module: str) -> dict[str, str]:
-    return {f"ffn_{kind}_exps": f"{module}.{kind}_proj" for kind in ("gate", "up", "down")}
-
-
-@dataclass(frozen=True, kw_only=True)
-class GgufArchitecture:
-    """How a GGUF architecture is one of ours.
-
-    model_type: transformers' name; extra may replace it. top, block: tensors outside of layers and in each one, by
-    their names without `.weight` or `.bias`, # for an expert's number. eps: config.json's name for the norms' epsilon.
-    pairs: RoPE turns neighbouring channels, for which the converter has reordered the rows of q and k. plus_one: 1 was
-    added to norms. regrouped: the rows of attn_qkv were regrouped from heads to q, k and v. partial: RoPE turns a part
-    of each head unless config.json says otherwise. images: the model reads images too, of which files have only the
-    decoder; RoPE's sections are alike for text. constants: more of config.json. renamed: other names of config.json's
-    common fields. read_only: no such file is written. others: model types that are stored as this architecture, too; of
-    two architectures with a type, the first is written.
-    """
-
-    model_type: str
-    others: tuple[str, ...] = ()
-    block: Mapping[str, str] = field(default_factory=lambda: _LLAMA)
-    top: Mapping[str, str] = field(default_factory=lambda: _TOP)
-    layers: str = "model.layers."
-    eps: str = "rms_norm_eps"
-    pairs: bool = False
-    plus_one: bool = False
-    regrouped: bool = False
-    partial: bool = False
-    images: bool = False
-    read_only: bool = False
-    constants: Mapping[str, Any] = field(default_factory=dict)
-    renamed: Mapping[str, str] = field(default_factory=dict)
-    extra: Extra = _nothing
+from gptcli.gguf.mixture_architectures import MIXTURE_ARCHITECTURES, granite_scales, routed_experts
+from gptcli.gguf.naming import (
+    ATTENTION,
+    FOUR_NORMS,
+    LLAMA,
+    MLP,
+    NORMS,
+    QK_NORMS,
+    TOP,
+    Fields,
+    GgufArchitecture,
+    shared_expert,
+    stacked_experts,
+)
+from gptcli.gguf.state_architectures import STATE_ARCHITECTURES
 
 
 def _llama(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
@@ -180,12 +75,18 @@ def _gemma2(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
 
 def _gemma3(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     layers, window = config["num_hidden_layers"], fields.integer("attention.sliding_window", 0)
+    softcap, local = fields.number("final_logit_softcapping"), fields.number("rope.local.freq_base")
+    if local is not None or fields.file.any(f"{fields.prefix}vision.block_count") is not None:
+        # Ollama's first files: the 1B has Gemma 2's softcap, and the others lack what stretches RoPE.
+        softcap = None if layers == 26 else softcap
+        if layers in (34, 48, 62) and config["rope_scaling"] is None:
+            config["rope_scaling"] = {"rope_type": "linear", "factor": 8.0}
     return {
         "layer_types": fields.sliding(layers, 6) if window else ["full_attention"] * layers,
         "sliding_window": window or None,
         "query_pre_attn_scalar": _gemma_scale(config, layers_of_27b=62),
-        "final_logit_softcapping": fields.number("final_logit_softcapping"),
-        "rope_local_base_freq": fields.number("rope.freq_base_swa", 10_000.0),
+        "final_logit_softcapping": softcap,
+        "rope_local_base_freq": fields.number("rope.freq_base_swa", local or 10_000.0),
     }
 
 
@@ -261,12 +162,7 @@ def _olmo2(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
 
 def _granite(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     fields.expect("rope.scaling.finetuned", True)  # false is a model without RoPE
-    return _llama(fields, config) | {
-        "attention_multiplier": fields.number("attention.scale", config["head_dim"] ** -0.5),
-        "embedding_multiplier": fields.number("embedding_scale", 1.0),
-        "residual_multiplier": fields.number("residual_scale", 1.0),
-        "logits_scaling": fields.number("logit_scale", 1.0),
-    }
+    return _llama(fields, config) | granite_scales(fields, config)
 
 
 def _minicpm(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
@@ -288,7 +184,58 @@ def _cohere(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     return {"logit_scale": scale, "sliding_window": window, "layer_types": types}
 
 
-def _glm4(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+def _exaone4(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    layers, window = config["num_hidden_layers"], fields.integer("attention.sliding_window", 0)
+    return {
+        "sliding_window": window or None,
+        "layer_types": fields.sliding(layers, 4) if window else ["full_attention"] * layers,
+    }
+
+
+def _without_positions(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    """BLOOM, MPT and StarCoder: no RoPE, and widths that follow from others."""
+    for name in ("head_dim", "rope_theta", "rope_scaling", "intermediate_size"):
+        config.pop(name)
+    return {}
+
+
+def _bloom(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    _no_groups(fields, config)
+    return _without_positions(fields, config)
+
+
+def _mpt(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    if fields.number("attention.max_alibi_bias") != 8:
+        raise fields.file.unsupported("attention.max_alibi_bias is not 8")
+    return _bloom(fields, config) | {"attn_config": {"clip_qkv": fields.number("attention.clamp_kqv")}}
+
+
+def _starcoder(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    inner = config["intermediate_size"]
+    if config["num_key_value_heads"] != 1:
+        raise fields.file.unsupported("more than one head for keys and values")
+    return _without_positions(fields, config) | {"multi_query": True, "n_inner": inner}
+
+
+def _falcon(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    config.pop("head_dim")
+    kv_heads, two_norms = config.pop("num_key_value_heads"), fields.has(".attn_norm_2.weight")
+    return {
+        "bias": fields.qkv_bias,
+        "new_decoder_architecture": two_norms or kv_heads > 1,
+        "num_kv_heads": kv_heads,
+        "num_ln_in_parallel_attn": 1 + two_norms,
+        "ffn_hidden_size": config.pop("intermediate_size"),
+    }
+
+
+def _falcon_of_two_norms(fields: Fields) -> GgufArchitecture | None:
+    if not fields.has(".attn_norm_2.weight"):
+        return None
+    return replace(_FALCON, block={**_FALCON.block, "attn_norm": "ln_mlp", "attn_norm_2": "ln_attn"})
+
+
+def _attention_bias(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     return {"attention_bias": fields.qkv_bias}
 
 
@@ -325,8 +272,6 @@ def _latent(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _deepseek2(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
-    ahead = fields.integer("nextn_predict_layers", 0)
-    config["num_hidden_layers"] -= ahead
     scaling, weight = config["rope_scaling"], fields.number("rope.scaling.yarn_log_multiplier")
     if scaling:
         if scaling["rope_type"] != "yarn" or not weight:
@@ -342,16 +287,10 @@ def _deepseek2(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     if not corrected:
         config |= {"model_type": "deepseek_v2", "topk_method": "group_limited_greedy" if groups > 1 else "greedy"}
     return _latent(fields, config) | {
+        **routed_experts(fields),
         "model_type": config["model_type"],
-        "first_k_dense_replace": fields.integer("leading_dense_block_count"),
-        "moe_intermediate_size": fields.integer("expert_feed_forward_length"),
         "n_group": groups,
-        "n_routed_experts": experts,
-        "n_shared_experts": fields.integer("expert_shared_count"),
-        "norm_topk_prob": fields.flag("expert_weights_norm", False),
-        "num_experts_per_tok": fields.integer("expert_used_count"),
-        "num_nextn_predict_layers": ahead,
-        "routed_scaling_factor": fields.number("expert_weights_scale", 1.0),
+        "num_nextn_predict_layers": 0,  # those of the file are left out
         "topk_group": fields.integer("expert_group_used_count", used),
     }
 
@@ -368,30 +307,70 @@ _LATENT_ATTENTION = {
     "attn_v_b": "self_attn.unembed_out",
     "attn_output": "self_attn.o_proj",
 }
-_QWEN3 = GgufArchitecture(model_type="qwen3", block=_LLAMA | _QK_NORMS)
+_QWEN2_VL = GgufArchitecture(model_type="qwen2", images=True)
+_QWEN3 = GgufArchitecture(model_type="qwen3", block=LLAMA | QK_NORMS)
 _QWEN3_MOE = GgufArchitecture(
     model_type="qwen3_moe",
-    block=_ATTENTION | _QK_NORMS | _NORMS | _experts("mlp.switch_mlp") | {"ffn_gate_inp": "mlp.gate"},
+    block=ATTENTION | QK_NORMS | NORMS | stacked_experts("mlp.switch_mlp") | {"ffn_gate_inp": "mlp.gate"},
     constants={"norm_topk_prob": True},
     extra=_qwen_moe,
 )
 _MIXTRAL_EXPERT = {"gate": "w1", "up": "w3", "down": "w2"}  # in files of before experts were stacked
 _GEMMA = {"hidden_act": "gelu_pytorch_tanh"}
 _PHI_BLOCK = {
-    **_ATTENTION,
+    **ATTENTION,
     "attn_norm": "input_layernorm",
     "attn_output": "self_attn.dense",
     "ffn_up": "mlp.fc1",
     "ffn_down": "mlp.fc2",
 }
 
+_GPT2_BLOCK = {
+    "attn_norm": "ln_1",
+    "attn_qkv": "attn.c_attn",
+    "attn_output": "attn.c_proj",
+    "ffn_norm": "ln_2",
+    "ffn_up": "mlp.c_fc",
+    "ffn_down": "mlp.c_proj",
+}
+_GPT2_NAMES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+    "intermediate_size": "n_inner",
+}
+_GPT = GgufArchitecture(
+    model_type="bloom",
+    read_only=True,
+    block={
+        "attn_norm": "input_layernorm",
+        "attn_qkv": "self_attention.query_key_value",
+        "attn_output": "self_attention.dense",
+        "ffn_norm": "post_attention_layernorm",
+        "ffn_up": "mlp.dense_h_to_4h",
+        "ffn_down": "mlp.dense_4h_to_h",
+    },
+    top={
+        "token_embd": "transformer.word_embeddings",
+        "token_embd_norm": "transformer.word_embeddings_layernorm",
+        "output_norm": "transformer.ln_f",
+        "output": "lm_head",
+    },
+    layers="transformer.h.",
+    eps="layer_norm_epsilon",
+    regrouped=True,
+)
+_FALCON = replace(_GPT, model_type="falcon", extra=_falcon, variant=_falcon_of_two_norms)
+_PLAIN_MLP = {name: module for name, module in LLAMA.items() if name != "ffn_gate"}
+
 ARCHITECTURES: dict[str, GgufArchitecture] = {
     "llama": GgufArchitecture(
         model_type="llama",
         others=("mistral", "mixtral"),
-        block=_LLAMA
+        block=LLAMA
         | {"ffn_gate_inp": "block_sparse_moe.gate"}
-        | _experts("block_sparse_moe.switch_mlp")
+        | stacked_experts("block_sparse_moe.switch_mlp")
         | {f"ffn_{kind}.#": f"block_sparse_moe.experts.#.{name}" for kind, name in _MIXTRAL_EXPERT.items()},
         pairs=True,
         extra=_llama,
@@ -400,15 +379,16 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     "qwen2": GgufArchitecture(model_type="qwen2"),
     "qwen2moe": GgufArchitecture(
         model_type="qwen2_moe",
-        block=_ATTENTION
-        | _NORMS
-        | _experts("mlp.switch_mlp")
+        block=ATTENTION
+        | NORMS
+        | stacked_experts("mlp.switch_mlp")
         | {"ffn_gate_inp": "mlp.gate", "ffn_gate_inp_shexp": "mlp.shared_expert_gate"}
-        | {f"ffn_{kind}_shexp": f"mlp.shared_expert.{kind}_proj" for kind in ("gate", "up", "down")},
+        | shared_expert("mlp.shared_expert"),
         constants={"norm_topk_prob": False},
         extra=_qwen_moe,
     ),
-    "qwen2vl": GgufArchitecture(model_type="qwen2", images=True),
+    "qwen2vl": _QWEN2_VL,
+    "qwen25vl": _QWEN2_VL,  # of Ollama
     "qwen3": _QWEN3,
     "qwen3moe": _QWEN3_MOE,
     "qwen3vl": replace(_QWEN3, images=True),
@@ -418,16 +398,15 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     "ernie4_5": GgufArchitecture(model_type="llama", pairs=True, extra=_llama),
     "exaone": GgufArchitecture(model_type="llama", extra=_llama),
     "seed_oss": GgufArchitecture(
-        model_type="qwen2", block=_ATTENTION | _MLP | _NORMS | {"post_attention_norm": "post_attention_layernorm"}
+        model_type="qwen2", block=ATTENTION | MLP | NORMS | {"post_attention_norm": "post_attention_layernorm"}
     ),
     "gemma": GgufArchitecture(model_type="gemma", plus_one=True, constants=_GEMMA),
-    "gemma2": GgufArchitecture(
-        model_type="gemma2", block=_ATTENTION | _MLP | _FOUR_NORMS, plus_one=True, extra=_gemma2
-    ),
+    "gemma2": GgufArchitecture(model_type="gemma2", block=ATTENTION | MLP | FOUR_NORMS, plus_one=True, extra=_gemma2),
     "gemma3": GgufArchitecture(
         model_type="gemma3_text",
         others=("gemma3",),
-        block=_ATTENTION | _QK_NORMS | _MLP | _FOUR_NORMS,
+        block=ATTENTION | QK_NORMS | MLP | FOUR_NORMS,
+        theta=1e6,
         plus_one=True,
         extra=_gemma3,
     ),
@@ -435,12 +414,12 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
         model_type="phi",
         partial=True,
         block=_PHI_BLOCK,
-        top=_TOP | {"output_norm": "model.final_layernorm"},
+        top=TOP | {"output_norm": "model.final_layernorm"},
         eps="layer_norm_eps",
     ),
     "phi3": GgufArchitecture(
         model_type="phi3",
-        block=_NORMS
+        block=NORMS
         | {
             "attn_qkv": "self_attn.qkv_proj",
             "attn_output": "self_attn.o_proj",
@@ -452,7 +431,7 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     "gptneox": GgufArchitecture(
         model_type="gpt_neox",
         partial=True,
-        block=_NORMS
+        block=NORMS
         | {
             "attn_qkv": "attention.query_key_value",
             "attn_output": "attention.dense",
@@ -467,14 +446,7 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     ),
     "gpt2": GgufArchitecture(
         model_type="gpt2",  # with MLX's names, whose matrices are (out, in) as here
-        block={
-            "attn_norm": "ln_1",
-            "attn_qkv": "attn.c_attn",
-            "attn_output": "attn.c_proj",
-            "ffn_norm": "ln_2",
-            "ffn_up": "mlp.c_fc",
-            "ffn_down": "mlp.c_proj",
-        },
+        block=_GPT2_BLOCK,
         top={
             "token_embd": "model.wte",
             "position_embd": "model.wpe",
@@ -483,25 +455,19 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
         },
         layers="model.h.",
         eps="layer_norm_epsilon",
-        renamed={
-            "hidden_size": "n_embd",
-            "max_position_embeddings": "n_positions",
-            "num_attention_heads": "n_head",
-            "num_hidden_layers": "n_layer",
-            "intermediate_size": "n_inner",
-        },
+        renamed=_GPT2_NAMES,
         extra=_gpt2,
     ),
     "starcoder2": GgufArchitecture(
         model_type="starcoder2",
-        block=_ATTENTION | _NORMS | {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
+        block=ATTENTION | NORMS | {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
         eps="norm_epsilon",
         extra=_starcoder2,
     ),
     "stablelm": GgufArchitecture(
         model_type="stablelm",
         partial=True,
-        block=_LLAMA | {"attn_q_norm": "self_attn.q_layernorm.norms", "attn_k_norm": "self_attn.k_layernorm.norms"},
+        block=LLAMA | {"attn_q_norm": "self_attn.q_layernorm.norms", "attn_k_norm": "self_attn.k_layernorm.norms"},
         eps="layer_norm_eps",
         extra=_stablelm,
     ),
@@ -509,9 +475,9 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     "olmo2": GgufArchitecture(
         model_type="olmo2",
         others=("olmo3",),
-        block=_ATTENTION
-        | _QK_NORMS
-        | _MLP
+        block=ATTENTION
+        | QK_NORMS
+        | MLP
         | {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"},
         extra=_olmo2,
     ),
@@ -520,7 +486,7 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     "minicpm3": GgufArchitecture(
         model_type="minicpm3",
         read_only=True,
-        block=_LATENT_ATTENTION | _MLP | _NORMS,
+        block=_LATENT_ATTENTION | MLP | NORMS,
         constants={"dim_model_base": 256, "scale_depth": 1.4, "scale_emb": 12},  # which llama.cpp knows
         extra=_latent,
     ),
@@ -528,19 +494,19 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
         model_type="deepseek_v3",  # or deepseek_v2
         read_only=True,
         block=_LATENT_ATTENTION
-        | _MLP
-        | _NORMS
-        | _experts("mlp.switch_mlp")
+        | MLP
+        | NORMS
+        | stacked_experts("mlp.switch_mlp")
         | {"ffn_gate_inp": "mlp.gate", "exp_probs_b": "mlp.gate.e_score_correction_bias"}
-        | {f"ffn_{kind}_shexp": f"mlp.shared_experts.{kind}_proj" for kind in ("gate", "up", "down")},
+        | shared_expert("mlp.shared_experts"),
         extra=_deepseek2,
     ),
-    "command-r": GgufArchitecture(model_type="cohere", block=_LLAMA | _QK_NORMS, eps="layer_norm_eps", extra=_cohere),
+    "command-r": GgufArchitecture(model_type="cohere", block=LLAMA | QK_NORMS, eps="layer_norm_eps", extra=_cohere),
     "cohere2": GgufArchitecture(model_type="cohere2", eps="layer_norm_eps", extra=_cohere),
     "glm4": GgufArchitecture(
         model_type="glm4",
         partial=True,
-        block=_ATTENTION
+        block=ATTENTION
         | {
             "attn_norm": "input_layernorm",
             "post_attention_norm": "post_self_attn_layernorm",
@@ -549,14 +515,14 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
             "ffn_up": "mlp.gate_up_proj",
             "ffn_down": "mlp.down_proj",
         },
-        extra=_glm4,
+        extra=_attention_bias,
     ),
     "smollm3": GgufArchitecture(
         model_type="smollm3", pairs=True, constants={"no_rope_layer_interval": 4}, extra=_llama
     ),
     "gpt-oss": GgufArchitecture(
         model_type="gpt_oss",
-        block=_ATTENTION
+        block=ATTENTION
         | {
             "attn_norm": "input_layernorm",
             "post_attention_norm": "post_attention_layernorm",
@@ -564,7 +530,93 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
             "attn_sinks": "self_attn.sinks",
             "ffn_gate_inp": "mlp.router",
         }
-        | _experts("mlp.experts"),
+        | stacked_experts("mlp.experts"),
         extra=_gpt_oss,
     ),
+    "arcee": GgufArchitecture(model_type="arcee", read_only=True, block=_PLAIN_MLP, pairs=True, extra=_llama),
+    "nemotron": GgufArchitecture(
+        model_type="nemotron",
+        read_only=True,
+        block=_PLAIN_MLP,
+        eps="norm_eps",
+        plus_one=True,
+        partial=True,
+        extra=_llama,
+    ),
+    "apertus": GgufArchitecture(
+        model_type="apertus",
+        read_only=True,
+        block=_PLAIN_MLP | QK_NORMS | {"attn_norm": "attention_layernorm", "ffn_norm": "feedforward_layernorm"},
+        extra=_attention_bias,
+    ),
+    "exaone4": GgufArchitecture(
+        model_type="exaone4",
+        read_only=True,
+        block=ATTENTION
+        | QK_NORMS
+        | MLP
+        | {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"},
+        extra=_exaone4,
+    ),
+    "hunyuan-dense": GgufArchitecture(
+        model_type="hunyuan_v1_dense",
+        read_only=True,
+        block=LLAMA | {"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"},
+        extra=_attention_bias,
+    ),
+    "chatglm": GgufArchitecture(
+        model_type="glm",
+        read_only=True,
+        partial=True,
+        block=ATTENTION | NORMS | {"ffn_up": "mlp.gate_up_proj", "ffn_down": "mlp.down_proj"},
+        extra=_attention_bias,
+    ),
+    "bloom": replace(
+        _GPT,
+        renamed={
+            "max_position_embeddings": "seq_length",
+            "num_attention_heads": "n_head",
+            "num_hidden_layers": "n_layer",
+        },
+        extra=_bloom,
+    ),
+    "falcon": _FALCON,
+    "mpt": replace(
+        _GPT,
+        model_type="mpt",
+        block={
+            "attn_norm": "norm_1",
+            "attn_qkv": "attn.Wqkv",
+            "attn_output": "attn.out_proj",
+            "ffn_norm": "norm_2",
+            "ffn_up": "ffn.up_proj",
+            "ffn_down": "ffn.down_proj",
+        },
+        top={"token_embd": "transformer.wte", "output_norm": "transformer.norm_f", "output": "lm_head"},
+        layers="transformer.blocks.",
+        regrouped=False,
+        renamed={
+            "hidden_size": "d_model",
+            "max_position_embeddings": "max_seq_len",
+            "num_attention_heads": "n_heads",
+            "num_hidden_layers": "n_layers",
+        },
+        extra=_mpt,
+    ),
+    "starcoder": replace(
+        _GPT,
+        model_type="gpt_bigcode",
+        block=_GPT2_BLOCK,
+        top={
+            "token_embd": "transformer.wte",
+            "position_embd": "transformer.wpe",
+            "output_norm": "transformer.ln_f",
+            "output": "lm_head",
+        },
+        regrouped=False,
+        renamed=_GPT2_NAMES,
+        extra=_starcoder,
+    ),
+    **MIXTURE_ARCHITECTURES,
+    **STATE_ARCHITECTURES,
 }

@@ -17,6 +17,7 @@ from gptcli.errors import OutputError
 from gptcli.gguf.blocks import decoded
 from gptcli.gguf.model import GgufModel, ModelTensor, read_model
 from gptcli.gguf.safetensors_writer import SafetensorsWriter, write_json
+from gptcli.gguf.tiled_heads import TILED, grouped_order
 from gptcli.gguf.tokenizer import gguf_tokenizer
 
 if TYPE_CHECKING:
@@ -33,9 +34,10 @@ def convert(source: Path, target: Path, on_progress: Callable[[int, int], None])
     Raises InputError, InvalidModel or OutputError. on_progress gets tensors' bytes done and in all.
     """
     model = read_model(source)
+    config = {name: value for name, value in model.config.items() if name != TILED}
     tokenizer, settings = gguf_tokenizer(model.file)
     files = {
-        "config.json": model.config,
+        "config.json": config,
         "tokenizer.json": json.loads(Tokenizer.from_str(json.dumps(tokenizer)).to_str()),
         "tokenizer_config.json": {
             **settings,
@@ -46,7 +48,7 @@ def convert(source: Path, target: Path, on_progress: Callable[[int, int], None])
         "generation_config.json": model.generation_config,
     }
     try:
-        files["config.json"] = model.config | _quantization(_write_tensors(model, target, on_progress))
+        files["config.json"] = config | _quantization(_write_tensors(model, target, on_progress))
         for name, content in files.items():
             write_json(target / name, content)
     except OSError as error:
@@ -70,7 +72,7 @@ def _write_tensors(model: GgufModel, target: Path, on_progress: Callable[[int, i
     done = 0
     for name, tensor in model.tensors.items():
         module = name.removesuffix(".weight")
-        arrays, bits = _arrays(tensor, may_pack=module != name)
+        arrays, bits = _arrays(tensor, grouped_order(model.config, name), may_pack=module != name)
         if bits:
             packed[module] = bits
         writer.add({f"{module}.{part}" if part else name: array for part, array in arrays.items()})
@@ -80,19 +82,30 @@ def _write_tensors(model: GgufModel, target: Path, on_progress: Callable[[int, i
     return packed
 
 
-def _arrays(tensor: ModelTensor, *, may_pack: bool) -> tuple[Arrays, int | None]:
-    """A tensor as arrays by the last part of their names, "" for its own, and its bits if it stays packed."""
+def _arrays(
+    tensor: ModelTensor, order: tuple[int, np.ndarray[Any, Any]] | None, *, may_pack: bool
+) -> tuple[Arrays, int | None]:
+    """A tensor as arrays by the last part of their names, "" for its own, and its bits if it stays packed.
+
+    order: an axis, 0 or 1, and the indices to take along it. Columns of blocks are reordered as fp16.
+    """
     import numpy as np
 
     data, kind = tensor.data(), tensor.kind
     plain = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
     if kind in plain:
-        return {"": data.view(plain[kind]).reshape(tensor.shape)}, None
+        floats = data.view(plain[kind]).reshape(tensor.shape)
+        return {"": floats if order is None else floats.take(order[1], order[0])}, None
     rows = data.reshape(*tensor.shape[:-1], -1)
+    if order is not None and order[0] == 0:
+        rows, order = rows[order[1]], None
+    may_pack = may_pack and order is None
     if may_pack and kind in ("Q4_0", "Q4_1", "Q8_0") and len(tensor.shape) > 1 and (affine := _affine(rows, kind)):
         q, scales, biases, bits = affine
         return {"weight": q.view(np.uint32), "scales": scales, "biases": biases}, bits
     values = decoded(kind, rows)
+    if order is not None:
+        values = values.take(order[1], order[0])
     with np.errstate(all="ignore"):  # NaN and infinity stay: `models verify` finds them
         halves = values.astype(np.float16)
     return {"": halves if np.isfinite(halves).all() else values}, None

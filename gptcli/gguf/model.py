@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import BrokenCheckpoint
 from gptcli.files import open_regular
-from gptcli.gguf.architectures import ARCHITECTURES, Fields
+from gptcli.gguf.architectures import ARCHITECTURES
+from gptcli.gguf.naming import Fields, tensor_name
+from gptcli.gguf.other_files import refuse_other_files
 from gptcli.gguf.reader import GgufFile, GgufTensor
 from gptcli.gguf.tokenizer import stop_ids
 
@@ -29,8 +31,10 @@ _WITHOUT_EFFECT = frozenset(
     rope.scaling.original_context_length use_parallel_residual
     """.split()
 )
-_NULLS = ("q_lora_rank",)  # fields of config.json for which null is not the default
-_OF_IMAGES = frozenset(("rope.dimension_sections", "n_deepstack_layers"))
+_NULLS = ("q_lora_rank", "sliding_window")  # fields of config.json for which null is not the default
+_OF_IMAGES = frozenset(("rope.dimension_sections", "rope.mrope_section", "n_deepstack_layers"))
+_IMAGE_PARTS = ("v.", "mm.")  # of tensors' names in Ollama's files, which have a whole model in one
+_IMAGE_FIELDS = ("vision.", "mm.", "image_token_index", "spatial_merge_size")
 # Fields that mean what we do if they have these values.
 _HARMLESS: dict[str, tuple[object, ...]] = {
     "attention.causal": (True,),
@@ -41,7 +45,6 @@ _HARMLESS: dict[str, tuple[object, ...]] = {
     "expert_weights_scale": (0.0, 1.0),
     "expert_gating_func": (0, 1),  # softmax
     "leading_dense_block_count": (0,),
-    "nextn_predict_layers": (0,),
     "attention.max_alibi_bias": (0.0,),
     "attention.clamp_kqv": (0.0,),
     "logit_scale": (0.0,),
@@ -58,7 +61,7 @@ _OF_COMPUTING = re.compile(
     r"feed_forward|activation|hidden_act|swiglu|full_attention|interleave|deepstack|hyper|altup|laurel|shortconv|"
     r"pooling|use_parallel|dense|kda|ple"
 )
-_LAYER_TENSOR = re.compile(r"blk\.(\d{1,4})\.(.+?)(?:\.(\d{1,4}))?\.(weight|bias)")
+_LAYER_TENSOR = re.compile(r"blk\.(\d{1,4})\.(.+?)(?:\.(\d{1,4}))?(?:\.(weight|bias))?")
 
 
 @dataclass(frozen=True)
@@ -66,19 +69,29 @@ class Edit:
     """What the converter did to a tensor, to be undone.
 
     pairs: the rows of each of this many heads were reordered. regrouped: rows of as many heads, [q k v] each, were
-    gathered to all q, k and v. minus: was added to every value.
+    gathered to all q, k and v, where those of q were `queries` times as many. minus: was added to every value. rates:
+    logarithms became negative rates. value: the tensor's only one, which is in a field of the file.
     """
 
     pairs: int = 0
     regrouped: int = 0
+    queries: int = 1
     minus: float = 0.0
+    rates: bool = False
+    value: float | None = None
 
     def undone(self, data: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]:
         """The bytes (n,) of the tensor as it was, which has this many rows."""
         import numpy as np
 
+        if self.value is not None:
+            return np.array([self.value], np.float32).view(np.uint8)
         if self.minus:
             return (data.view(np.float32) - np.float32(self.minus)).view(np.uint8)
+        if self.rates:
+            with np.errstate(all="ignore"):  # of damaged files: NaN, which loading finds
+                logs: np.ndarray[Any, Any] = np.log(-data.view(np.float32))
+            return logs.view(np.uint8)
         undone: np.ndarray[Any, Any] = data.reshape(rows, -1)[self.order(rows)].reshape(-1)
         return undone
 
@@ -89,7 +102,9 @@ class Edit:
         stored = np.arange(rows)
         if self.pairs:
             return stored.reshape(self.pairs, -1, 2).transpose(0, 2, 1).reshape(-1)
-        return stored.reshape(3, self.regrouped, -1).transpose(1, 0, 2).reshape(-1)
+        unit = rows // (self.queries + 2)
+        parts = np.split(stored, [self.queries * unit, (self.queries + 1) * unit])
+        return np.concatenate([part.reshape(self.regrouped, -1) for part in parts], 1).reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -113,7 +128,7 @@ class ModelTensor:
         if len(data) < self.size:
             raise BrokenCheckpoint(f"cannot read: {self.file}: it ends too early; truncated or damaged")
         array = np.frombuffer(data, np.uint8)
-        return array if self.edit is None else self.edit.undone(array, self.shape[0])
+        return array if self.edit is None else self.edit.undone(array, (*self.shape, 1)[0])
 
 
 class GgufModel:
@@ -125,12 +140,13 @@ class GgufModel:
 
     def __init__(self, file: GgufFile) -> None:
         self.file = file
+        refuse_other_files(file)
         name = file.get("general.architecture", str)
         if name not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
             raise file.unsupported(f"architecture {name[:40]!r}", f"these are read: {known}")
-        self._architecture = ARCHITECTURES[name]
         self._fields = Fields(file, f"{name}.")
+        self._architecture = ARCHITECTURES[name].variant(self._fields) or ARCHITECTURES[name]
         self.config = self._read_config()
         self.left_over = self._check_unread(f"{name}.")
 
@@ -139,24 +155,24 @@ class GgufModel:
         """All tensors by their names in transformers, or in MLX for those that only MLX stores in one."""
         found: dict[str, ModelTensor] = {}
         for tensor in self.file.tensors.values():
-            if tensor.name in _ROPE_TENSORS:
+            if tensor.name in _ROPE_TENSORS or tensor.name.startswith(_IMAGE_PARTS):
                 continue
             for name, part in self._as_stored(tensor):
                 if name in found:
                     raise self.file.broken(f"two tensors are {name}")
                 found[name] = part
-        return found
+        return found | self._xielu()
 
     @property
-    def _ahead(self) -> range:
+    def ahead(self) -> range:
         """The layers that predict tokens further ahead, which follow the others."""
-        layers = self.config.get("num_hidden_layers", 0)
-        return range(layers, layers + self.config.get("num_nextn_predict_layers", 0))
+        layers = self._fields.integer("block_count")
+        return range(layers - self._fields.integer("nextn_predict_layers", 0), layers)
 
     @property
     def reads_images(self) -> bool:
         """Whether the model can read images, which nothing here does."""
-        return self._architecture.images
+        return self._architecture.images or any(name.startswith(_IMAGE_PARTS) for name in self.file.tensors)
 
     @property
     def generation_config(self) -> dict[str, Any]:
@@ -171,11 +187,14 @@ class GgufModel:
         embedding = file.tensors.get("token_embd.weight")
         if embedding is None:
             raise file.broken("tensor 'token_embd.weight' is missing")
-        width, heads = fields.integer("embedding_length"), fields.integer("attention.head_count")
-        kv_heads = fields.integer("attention.head_count_kv", heads)
-        if heads < 1 or kv_heads < 1 or width < 1:
+        number = fields.most if known.states else fields.integer
+        width, heads = fields.integer("embedding_length"), number("attention.head_count")
+        kv_heads = number("attention.head_count_kv", heads)
+        if width < 1 or min(heads, kv_heads) < (0 if known.states else 1):
             raise file.broken(f"{heads} attention heads with {kv_heads} for keys and values, of width {width}")
-        head_dim = fields.integer("attention.key_length", width // heads)
+        head_dim = fields.integer("attention.key_length", width // max(1, heads))
+        if head_dim < 1:
+            raise file.broken(f"{heads} attention heads of {head_dim} channels")
         latent = "attn_kv_a_mqa" in known.block
         if not latent and fields.integer("attention.value_length", head_dim) != head_dim:
             raise file.unsupported("values of another size than keys are not read")
@@ -183,13 +202,13 @@ class GgufModel:
             "model_type": known.model_type,
             "vocab_size": embedding.shape[0],
             "hidden_size": width,
-            "intermediate_size": fields.integer("feed_forward_length"),
-            "num_hidden_layers": fields.integer("block_count"),
+            "intermediate_size": number("feed_forward_length"),
+            "num_hidden_layers": self.ahead.start,
             "num_attention_heads": heads,
             "num_key_value_heads": kv_heads,
             "head_dim": head_dim,
             "max_position_embeddings": fields.integer("context_length"),
-            "rope_theta": fields.number("rope.freq_base", 10_000.0),
+            "rope_theta": fields.number("rope.freq_base", known.theta),
             "tie_word_embeddings": "output.weight" not in file.tensors,
             known.eps: self._epsilon(),
             **known.constants,
@@ -212,6 +231,8 @@ class GgufModel:
 
     def _epsilon(self) -> float | None:
         rms, layer = (self._fields.number(f"attention.layer_norm_{kind}epsilon") for kind in ("rms_", ""))
+        if self._architecture.states:
+            return layer if rms is None else rms
         return rms if self._architecture.eps == "rms_norm_eps" else layer
 
     def _rope_scaling(self, config: dict[str, Any]) -> dict[str, Any] | None:
@@ -284,6 +305,8 @@ class GgufModel:
         left_over = []
         for name in self.file.unread(prefix):
             rest, value = name.removeprefix(prefix), self.file.fields[name]
+            if self.reads_images and rest.startswith(_IMAGE_FIELDS):
+                continue
             without_effect = _WITHOUT_EFFECT | (_OF_IMAGES if self.reads_images else frozenset())
             if rest in without_effect or any(value == known for known in _HARMLESS.get(rest, ())):
                 continue
@@ -301,37 +324,44 @@ class GgufModel:
             if stem not in known.top or leaf not in ("weight", "bias"):
                 raise file.unsupported(f"tensor {tensor.name[:80]!r} belongs to no part of this architecture")
             return [(f"{known.top[stem]}.{leaf}", self._edited(tensor, stem, leaf))]
-        layer, stem, expert, leaf = match.groups()
-        if int(layer) in self._ahead:
+        layer, stem, expert, leaf = match.groups(default="")
+        if int(layer) in self.ahead:
             return []
-        kind = stem if expert is None else f"{stem}.#"
+        kind = stem if not expert else f"{stem}.#"
         if kind == "attn_qkv" and kind not in known.block and "attn_q" in known.block:
             return self._by_projection(tensor, f"{known.layers}{layer}.", leaf)
         if kind not in known.block:
             raise file.unsupported(f"tensor {tensor.name[:80]!r} belongs to no part of this architecture")
-        name = f"{known.layers}{layer}.{known.block[kind]}".replace("#", expert or "")
-        if name.endswith((".sinks", ".e_score_correction_bias")):
-            return [(name, self._edited(tensor, stem, leaf))]
-        if name.endswith(".norms"):  # one in transformers for each head
-            return self._by_head(tensor, name)
-        return [(f"{name}.{leaf}", self._edited(tensor, stem, leaf))]
+        module = f"{known.layers}{layer}.{known.block[kind]}".replace("#", expert)
+        if module.endswith(".norms"):  # one in transformers for each head
+            return self._by_head(tensor, module)
+        return [(tensor_name(module, leaf or "weight"), self._edited(tensor, stem, leaf))]
 
     def _edited(self, tensor: GgufTensor, stem: str, leaf: str) -> ModelTensor:
         known, shape, edit = self._architecture, tensor.shape, None
         config = self.config
-        if stem.endswith("norm") and known.plus_one:
+        added = known.plus_one and stem.endswith("norm") and stem != "ssm_norm" and leaf == "weight"
+        if added or stem == "ssm_a":
             if tensor.kind != "F32":
                 raise self.file.unsupported(f"tensor {tensor.name!r} is of type {tensor.kind}, not F32")
-            edit = Edit(minus=1.0)
+            edit = Edit(rates=True) if stem == "ssm_a" else Edit(minus=1.0)
         elif known.pairs and stem in ("attn_q", "attn_k"):
             heads = config["num_attention_heads" if stem == "attn_q" else "num_key_value_heads"]
             edit = Edit(pairs=heads)
             self._check_rows(tensor, 2 * heads)
         elif known.regrouped and stem == "attn_qkv":
-            edit = Edit(regrouped=config["num_attention_heads"])
-            self._check_rows(tensor, 3 * config["num_attention_heads"])
+            heads = self._fields.integer("attention.head_count")
+            groups = self._fields.integer("attention.head_count_kv", heads)
+            edit = Edit(regrouped=groups, queries=heads // groups)
+            self._check_rows(tensor, heads + 2 * groups)
         if stem == "ffn_gate_inp_shexp" and len(shape) == 1:
             shape = 1, *shape
+        elif stem == "exp_probs_b" and known.model_type == "ernie4_5_moe" and len(shape) == 1:
+            shape = 1, *shape
+        elif stem in ("ssm_a", "ssm_d", "ssm_norm"):
+            shape = (math.prod(shape),)
+        elif stem in ("ssm_conv1d", "shortconv.conv") and len(shape) == 2:
+            shape = shape[0], 1, shape[1]
         return ModelTensor(tensor.kind, shape, tensor.file, tensor.offset, tensor.size, edit)
 
     def _check_rows(self, tensor: GgufTensor, unit: int) -> None:
@@ -341,6 +371,21 @@ class GgufModel:
             )
         if len(tensor.shape) == 1 and tensor.kind not in ("F32", "F16", "BF16"):
             raise self.file.unsupported(f"tensor {tensor.name!r} is of type {tensor.kind}")
+
+    def _xielu(self) -> dict[str, ModelTensor]:
+        """The parameters of Apertus' activation, which are fields, as tensors."""
+        if self.config["model_type"] != "apertus":
+            return {}
+        shapes: dict[str, tuple[int, ...]] = {"alpha_p": (1,), "alpha_n": (1,), "beta": (), "eps": ()}
+        layers, found = self.config["num_hidden_layers"], {}
+        for name, shape in shapes.items():
+            values = self.file.values(f"xielu.{name}", float)
+            if len(values) < layers:
+                raise self.file.broken(f"xielu.{name} has {len(values)} values for {layers} layers")
+            for layer in range(layers):
+                part = ModelTensor("F32", shape, self.file.path, 0, 4, Edit(value=values[layer]))
+                found[f"{self._architecture.layers}{layer}.mlp.act_fn.{name}"] = part
+        return found
 
     def _by_projection(self, tensor: GgufTensor, layer: str, leaf: str) -> list[tuple[str, ModelTensor]]:
         """q, k and v, whose rows are in one tensor one after the other."""

@@ -31,22 +31,42 @@ _DEEPSEEK_LETTERS = (
     "\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
 )
 LAST_SPACES = r"\s+$"  # takes time by the square of the length of a run of spaces
+_HAN = (
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002b73f\U0002b740-\U0002b81f"
+    "\U0002b820-\U0002ceaf\U0002ceb0-\U0002ebef\U0002f800-\U0002fa1f"
+)
+_BLOOM = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
 _CHINESE = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 
 _ALIKE: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("gpt-2", "phi-2", "olmo", "mpt", "jais", "trillion", "granite-docling", "gigachat", "exaone4", "mellum"): (GPT2,),
+    (
+        "gpt-2",
+        "phi-2",
+        "olmo",
+        "mpt",
+        "jais",
+        "trillion",
+        "granite-docling",
+        "gigachat",
+        "exaone4",
+        "mellum",
+        "a.x-4.0",
+    ): (GPT2,),
     ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"): (DIGIT, GPT2),
-    ("qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez", "solar-open", "grok-2"): (_WORDS % "",),
+    (
+        *("qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez", "solar-open", "grok-2"),
+        *("kormo", "f2llmv2"),
+    ): (_WORDS % "",),
     (
         *("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
-        *("dbrx", "smaug-bpe", "chatglm-bpe", "glm4"),
+        *("dbrx", "smaug-bpe", "chatglm-bpe", "glm4", "glm5"),
     ): (_WORDS % "{1,3}",),
     ("qwen35",): (
         _ENGLISH + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|" + _SPACES,
     ),
     ("falcon",): (r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]"),
     ("default",): (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
-    ("gpt-4o", "llama4", "kanana2", "minimax-m2"): (_CASED % (_ENGLISH + "?", _ENGLISH + "?", "{1,3}"),),
+    ("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"): (_CASED % (_ENGLISH + "?", _ENGLISH + "?", "{1,3}"),),
     ("tekken",): (_CASED % ("", "", ""),),
     ("deepseek-llm",): (
         r"[\r\n]",
@@ -69,13 +89,23 @@ _ALIKE: dict[tuple[str, ...], tuple[str, ...]] = {
         rf"{_ASCII_PUNCTUATION}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+"
         rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|\s*[\r\n]+|{_SPACES}",
     ),
+    ("minicpm5",): (r"\p{N}{1,3}", _WORDS % "+"),
+    ("seed-coder",): (_ENGLISH + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|" + _SPACES,),
+    ("kimi-k2",): (
+        rf"[{_HAN}]+|[^\r\n\p{{L}}\p{{N}}]?(?:(?![{_HAN}])\p{{L}})+{_ENGLISH}?|\p{{N}}{{1,3}}"
+        rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|{_SPACES}",
+    ),
+    ("bloom", "gpt3-finnish", "poro-chat"): (_BLOOM,),
+    ("viking",): (_BLOOM, DIGIT),
 }
 SPLITTERS: dict[str, tuple[str, ...]] = {name: regexes for names, regexes in _ALIKE.items() for name in names}
 # Where a word in the vocabulary is one token, whatever the merges give.
 IGNORES_MERGES = frozenset(
-    ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "glm4", "tekken")
+    """
+    llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 glm4 glm5 tekken minicpm5
+    """.split()
 )
-ADDS_BOS = IGNORES_MERGES - {"glm4"}  # where files do not say
+ADDS_BOS = IGNORES_MERGES - {"glm4", "glm5", "minicpm5"}  # where files do not say
 COMPOSES = frozenset(
     ("qwen2", "deepseek-r1-qwen", "qwen35")
 )  # characters (NFC), as tokenizer.json of these models does

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 import struct
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,6 +31,7 @@ _TYPES = {block.number: name for name, block in BLOCKS.items()}
 _NOT_READ = {9: "Q8_1", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 42: "Q2_0"} | {
     31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"
 }  # fmt: skip
+_OLDER = (b"lmgg", b"tjgg", b"fmgg", b"algg")
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 
@@ -166,11 +168,19 @@ class _Header:
                     raise _broken(self._path, "a name or text in it is not UTF-8") from None
 
     def _parsed(self) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
-        if self._take(4) != b"GGUF":
+        magic = self._take(4)
+        if magic in _OLDER:
+            raise _unsupported(self._path, "a file of before GGUF", "get the model as GGUF, or convert it anew")
+        if magic == b"vers":
+            raise _broken(self._path, "a pointer of Git LFS, not the file itself", "fetch it: git lfs pull")
+        if magic != b"GGUF":
             raise _broken(self._path, "not a GGUF file")
         version = self._number("I")
+        if version in (2 << 24, 3 << 24):
+            hint = f"convert it with the gguf package: gguf-convert-endian {shlex.quote(str(self._path))} little"
+            raise _unsupported(self._path, "it is big-endian", hint)
         if version not in (2, 3):
-            raise _unsupported(self._path, f"GGUF version {version}; only 2 and 3 are read, little-endian")
+            raise _unsupported(self._path, f"GGUF version {version}; only 2 and 3 are read", "convert the model anew")
         tensor_count, field_count = self._number("Q"), self._number("Q")
         fields: dict[str, Any] = {}
         for _ in range(field_count):
@@ -259,8 +269,8 @@ class _Header:
         return list(struct.unpack(f"<{count}{code}", self._take(count * struct.calcsize(f"<{code}"))))
 
 
-def _broken(path: Path, why: str) -> BrokenCheckpoint:
-    return BrokenCheckpoint(f"cannot read: {path}: {why}")
+def _broken(path: Path, why: str, hint: str | None = None) -> BrokenCheckpoint:
+    return BrokenCheckpoint(f"cannot read: {path}: {why}", hint)
 
 
 def _unsupported(path: Path, why: str, hint: str | None = None) -> UnsupportedArchitecture:

@@ -29,12 +29,18 @@ def gguf_tokenizer(file: GgufFile) -> tuple[_Json, _Json]:
 
     Raises BrokenTokenizer for unknown types of tokenizers, and BrokenCheckpoint.
     """
-    kind = file.get("tokenizer.ggml.model", str)
+    kind = file.get("tokenizer.ggml.model", str, "none")
+    if kind in ("none", "no_vocab"):
+        raise BrokenTokenizer(
+            f"cannot read: {file.path}: it has no tokenizer", "convert the model anew, with its tokenizer beside it"
+        )
     if kind not in ("gpt2", "llama"):
         raise _unsupported(file, f"tokenizer {kind[:40]!r}; gpt2 (byte-level BPE) and llama (SentencePiece) are read")
     pre = file.get("tokenizer.ggml.pre", str, "default")
     if kind == "gpt2" and pre not in SPLITTERS:
-        raise _unsupported(file, f"pre-tokenizer {pre[:40]!r}; known are {', '.join(SPLITTERS)}")
+        raise BrokenTokenizer(
+            f"cannot read: {file.path}: pre-tokenizer {pre[:40]!r} is not known", f"known are {', '.join(SPLITTERS)}"
+        )
     tokens = file.values("tokenizer.ggml.tokens", str)
     if "" in tokens:
         tokens = [token or f"[EMPTY_{id}]" for id, token in enumerate(tokens)]
@@ -68,11 +74,18 @@ def gguf_tokenizer(file: GgufFile) -> tuple[_Json, _Json]:
         **components,
         "post_processor": _post_processor(components["post_processor"], around, tokens),
     }
+    template = file.optional("tokenizer.chat_template", str)
+    with_tools = file.optional("tokenizer.chat_template.tool_use", str)
     settings = {
         **{f"{role}_token": tokens[id] for role in ("bos", "eos", "unk", "pad") if (id := ids[role]) is not None},
-        "chat_template": file.optional("tokenizer.chat_template", str),
+        "chat_template": template if with_tools is None else _named(default=template, tool_use=with_tools),
     }
     return state, {name: value for name, value in settings.items() if value is not None}
+
+
+def _named(**templates: str | None) -> list[dict[str, str]]:
+    """Several chat templates, as tokenizer_config.json has them."""
+    return [{"name": name, "template": template} for name, template in templates.items() if template is not None]
 
 
 def stop_ids(file: GgufFile) -> list[int]:

@@ -22,11 +22,13 @@ class Attention(nn.Module):
         super().__init__()
         self.config = config
         width = config.heads * config.head_dim
-        rows = width * (2 if config.gated else 1) + 2 * config.kv_heads * config.head_dim
+        self.own_heads = config.kv_heads if config.keys_of is None else 0  # of keys, and of values
+        rows = width * (2 if config.gated else 1) + 2 * self.own_heads * config.head_dim
         self.qkv = Linear(hidden_size, rows, bias=config.qkv_bias)  # before them, if gated, the gate of q's heads
         self.out = Linear(width, hidden_size, bias=config.out_bias)
         self.q_norm = _head_norm(config.qk_norm, config.heads, config.head_dim)
-        self.k_norm = _head_norm(config.qk_norm, config.kv_heads, config.head_dim)
+        self.k_norm = _head_norm(config.qk_norm if self.own_heads else None, config.kv_heads, config.head_dim)
+        self.v_norm = nn.Identity() if config.v_norm is None else Norm(config.v_norm, config.head_dim)
         self.sinks = nn.Parameter(torch.empty(config.heads)) if config.sinks else None
 
     def forward(self, x: Tensor, position: Position, block: int) -> Tensor:
@@ -37,7 +39,7 @@ class Attention(nn.Module):
             projected = projected.clamp(-config.clip, config.clip)
         heads = projected.view(B, T, -1, config.head_dim)  # (B, T, q heads + k heads + v heads, head_dim)
         gates = config.heads if config.gated else 0
-        gate, qk, v = heads.tensor_split([gates, gates + config.heads + config.kv_heads], dim=2)
+        gate, qk, v = heads.tensor_split([gates, gates + config.heads + self.own_heads], dim=2)
         if config.qk_norm is not None and not config.qk_norm.after_rope:
             qk = self._normalized(qk, config.qk_norm)
         if config.rope is not None:
@@ -47,8 +49,11 @@ class Attention(nn.Module):
         q, k = qk.tensor_split([config.heads], dim=2)
         if config.position_scale is not None:
             q = q * _position_scales(config.position_scale, position.positions, q)
-        k, v = position.write(block, k.transpose(1, 2), v.transpose(1, 2))  # (B, kv_heads, S, head_dim)
-        attended = attend(config, q, k, v, position.mask(config.window), self.sinks)
+        if config.keys_of is None:  # (B, kv_heads, S, head_dim)
+            k, v = position.write(block, k.transpose(1, 2), self.v_norm(v).transpose(1, 2))
+        else:
+            k, v = position.read(config.keys_of)
+        attended = attend(config, q, k, v, position.mask(config.window, config.chunked), self.sinks)
         if config.gated:
             attended = attended * torch.sigmoid(gate.flatten(2))
         out: Tensor = self.out(attended)
@@ -70,7 +75,7 @@ def _head_norm(config: QkNormConfig | None, heads: int, head_dim: int) -> nn.Mod
 
 def _position_scales(config: PositionScale, positions: Tensor, q: Tensor) -> Tensor:
     """A factor for each position of q, (T, 1, 1)."""
-    steps = torch.floor(positions / config.original_context)
+    steps = torch.floor((positions + config.first) / config.original_context)
     return (1 + config.beta * torch.log(1 + steps)).to(q.dtype)[:, None, None]
 
 
@@ -81,7 +86,7 @@ def attend(
 
     q: (B, T, heads, head_dim); k and v: (B, kv_heads, S, head_dim). Without a mask, a single query sees all keys in its
     window, and T = S queries of a whole text each see the keys up to their own. A mask of several queries is bool, true
-    where they may see. That of a single query, over a cache's whole room, is added to the scores.
+    where they may see. That of a single query, over a cache's whole room or a window, is added to the scores.
     """
     B, T, heads, head_dim = q.shape
     if T == 1 and mask is not None:

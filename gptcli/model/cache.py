@@ -117,12 +117,16 @@ class KVCache:
 
         `advance` counts them as cached, once every block has written.
         """
+        all_keys, all_values = self.read(block, keys.shape[2])
         start = self.cached(self._windows[block])
-        end = start + keys.shape[2]
-        all_keys, all_values = (stored[block][: self.rows, :, :end] for stored in (self._keys, self._values))
         all_keys[:, :, start:] = keys
         all_values[:, :, start:] = values
         return all_keys, all_values
+
+    def read(self, block: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """A block's keys and values with so many after the cached ones, (rows, kv_heads, cached + tokens, head_dim)."""
+        end = self.cached(self._windows[block]) + tokens
+        return self._keys[block][: self.rows, :, :end], self._values[block][: self.rows, :, :end]
 
     def advance(self, *tokens: Sequence[int]) -> None:
         """Counts tokens that every block has written as cached: one sequence per row."""

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 CACHE_STEP = 512  # tokens by which the key-value cache grows
+
+
+def other_field(config: DataclassInstance, *names: str) -> str | None:
+    """The first field of a config that is not among `names` and differs from its default, such as `MlpConfig.bias`."""
+    for each in fields(config):
+        if each.name not in names and getattr(config, each.name) != each.default:
+            return f"{type(config).__name__}.{each.name}"
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +61,15 @@ class LongRopeScaling:
     magnitude: float
 
 
-RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling
+@dataclass(frozen=True, kw_only=True)
+class ProportionalScaling:
+    """The first `turned` channel pairs turn, as slowly as if all did; positions divided by `factor` (Gemma 4)."""
+
+    turned: int
+    factor: float = 1.0
+
+
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling | ProportionalScaling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +112,14 @@ class QkNormConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PositionScale:
-    """q scaled by 1 + beta * log(1 + floor(position / original_context)) (Llama 4)."""
+    """q scaled by 1 + beta * log(1 + floor(position / original_context)) (Llama 4).
+
+    first: what a text's first position counts as.
+    """
 
     beta: float
     original_context: int
+    first: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +143,7 @@ class AttentionConfig:
     rope: RopeConfig | None
     scale: float  # of the scores, commonly head_dim ** -0.5
     window: int | None = None
+    chunked: bool = False  # it does not slide: a text is cut every `window` tokens, and a query sees its own piece
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: QkNormConfig | None = None
@@ -130,11 +154,13 @@ class AttentionConfig:
     sinks: bool = False  # each head has a learned logit that takes part in the softmax and is dropped
     gated: bool = False  # what the heads return is multiplied by a sigmoid, projected with q
     out_scale: float = 1.0  # of what it adds to the residual stream
+    v_norm: NormConfig | None = None  # of each head's values
+    keys_of: int | None = None  # an earlier layer, whose keys and values it attends to instead of its own
 
     @property
     def cached_dims(self) -> tuple[int, int]:
         """Numbers that a cache keeps of each token's keys and values, for one key-value head."""
-        return self.head_dim, self.head_dim
+        return (self.head_dim, self.head_dim) if self.keys_of is None else (0, 0)
 
     @property
     def keeps_scores(self) -> bool:
@@ -217,6 +243,7 @@ class MlpConfig:
     bias: bool = False
     gate_scale: float = 1.0  # of what the activation sees
     out_scale: float = 1.0
+    sparsity: float = 0.0  # what the gate is cut off at, as a share of a normal distribution with its mean and spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +260,7 @@ class MoeConfig:
     renormalize: bool  # the chosen scores are divided by their sum
     router: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
     router_bias: bool = False
+    wide_router: bool = False  # it is in fp32, whatever the others compute in
     correction: bool = False  # each expert has a learned bias, added to its score for the choice alone
     groups: int = 1  # of consecutive experts; the choice is among the `top_groups` whose best experts are the best
     top_groups: int = 1
@@ -241,8 +269,40 @@ class MoeConfig:
     added_to_sum: float = 0.0  # and what is added to it
     scale: float = 1.0  # of the chosen scores
     jitter: float = 0.0  # of sparsemixer: an expert is near if it is less than twice this below the best, relatively
+    expert_scale: bool = False  # each expert has a learned number that its share is multiplied by
+    scales_input: bool = False  # the scores multiply what experts see, not what they return
     shared: MlpConfig | None = None
     shared_gate: bool = True  # a sigmoid scales the shared expert, if there is one
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseAndMoeConfig:
+    """An MLP and a mixture side by side, each between norms of its own (Gemma 4). Their sum is what the layer adds.
+
+    The router sees the residual stream in another norm. Experts' shares are multiplied by a learned scale of each.
+    """
+
+    dense: MlpConfig
+    moe: MoeConfig
+    norm: NormConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerInputsConfig:
+    """An embedding of each token for each layer, which the layer gates and adds (Gemma 3n)."""
+
+    vocab_size: int  # later tokens are embedded as token 0
+    width: int  # for one layer
+    activation: Activation
+
+
+@dataclass(frozen=True, kw_only=True)
+class AltUpConfig:
+    """Several residual streams (Baykal et al., 2023), and a residual of low rank beside attention."""
+
+    streams: int
+    active: int  # the one that layers run
+    laurel_rank: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,7 +360,10 @@ class Mamba2Config:
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaNetConfig:
-    """Gated DeltaNet (Yang et al., 2024). `heads` of values share `key_heads` of keys and queries, evenly."""
+    """Gated DeltaNet (Yang et al., 2024). `heads` of values share `key_heads` of keys and queries, evenly.
+
+    tiled: the value heads of a key head are `key_heads` apart, not neighbours.
+    """
 
     heads: int
     key_heads: int
@@ -308,6 +371,7 @@ class DeltaNetConfig:
     value_dim: int
     kernel: int
     norm: NormConfig  # of what each head reads
+    tiled: bool = False
 
     @property
     def width(self) -> int:
@@ -343,15 +407,16 @@ class BlockConfig:
     """
 
     attention: AttentionConfig | LatentAttentionConfig | None
-    mlp: MlpConfig | MoeConfig | None
+    mlp: MlpConfig | MoeConfig | DenseAndMoeConfig | None
     residual: Literal["pre", "post", "sandwich", "after", "parallel", "shared"] = "pre"
     residual_scale: float = 1.0
     state: StateConfig | None = None
+    scaled: bool = False  # what it returns is multiplied by a learned number
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """A whole decoder."""
+    """A whole decoder, or what one of several ranks holds of it."""
 
     vocab_size: int
     hidden_size: int
@@ -366,6 +431,10 @@ class DecoderConfig:
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    wide_residual: bool = False  # what layers add to is in fp32, whatever they compute in
+    layer_inputs: LayerInputsConfig | None = None
+    altup: AltUpConfig | None = None
+    ranks: int = 1
 
     @property
     def attentions(self) -> list[AttentionConfig | LatentAttentionConfig]:

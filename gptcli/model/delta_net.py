@@ -51,7 +51,11 @@ class DeltaNet(nn.Module):
                 strict=True,
             )
         )
-        q, k = (_of_length_1(each).repeat_interleave(config.heads // config.key_heads, 1) for each in (q, k))
+        shared = config.heads // config.key_heads
+        q, k = (
+            each.repeat(1, shared, 1, 1) if config.tiled else each.repeat_interleave(shared, 1)
+            for each in map(_of_length_1, (q, k))
+        )
         q = q * config.key_dim**-0.5
         b, logs = b.sigmoid(), F.softplus(a + self.step_bias.float()[:, None]) * -self.decay.float().exp()[:, None]
         read = []

@@ -1,4 +1,4 @@
-"""Linear layers that use all cores of a CPU for a single token."""
+"""Embeddings, and linear layers that use all cores of a CPU for a single token."""
 
 from __future__ import annotations
 
@@ -25,6 +25,17 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in_features) to (..., out_features)."""
         return project(x, self.weight, self.bias)
+
+
+class Embedding(nn.Embedding):
+    """Embeddings that can also serve as the output head."""
+
+    def reset_parameters(self) -> None:
+        """Does nothing: see `Linear`."""
+
+    def project(self, x: Tensor) -> Tensor:
+        """(..., hidden) to logits (..., vocab)."""
+        return project(x, self.weight)
 
 
 def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from statistics import NormalDist
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptcli.model.config import Activation, MlpConfig, MoeConfig
+from gptcli.model.config import Activation, DenseAndMoeConfig, MlpConfig, MoeConfig
 from gptcli.model.linear import Linear
+from gptcli.model.norm import Norm
 
 _FEW = 32  # tokens that go through a mixture without asking which experts they chose
 _COPYING = 3  # the cost of a copied weight: it is read, written, and read again
@@ -28,6 +32,11 @@ _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "relu_squared": lambda x: F.relu(x).square(),
 }
+
+
+def activation(name: Activation) -> Callable[[Tensor], Tensor]:
+    """An activation that works element by element."""
+    return _ACTIVATIONS[name]
 
 
 class Xielu(nn.Module):
@@ -55,9 +64,17 @@ def activate(config: MlpConfig, x: Tensor) -> Tensor:
     gate, up = x.chunk(2, -1)
     if config.gate_scale != 1:
         gate = gate * config.gate_scale
+    if config.sparsity > 0:
+        gate = _cut_off(gate, config.sparsity)
     if config.activation == "clamped_swiglu":
         return _clamped_swiglu(gate, up)
     return _ACTIVATIONS[config.activation](gate) * up
+
+
+def _cut_off(x: Tensor, share: float) -> Tensor:
+    """What is above the value that this share of a normal distribution is below, else 0."""
+    deviations = torch.tensor(NormalDist().inv_cdf(share), dtype=x.dtype)
+    return F.relu(x - (x.mean(-1, keepdim=True) + x.std(-1, keepdim=True, correction=0) * deviations))
 
 
 class Mlp(nn.Module):
@@ -117,13 +134,18 @@ class Moe(nn.Module):
         self.up = Experts(config.experts, hidden_size, expert.width * (2 if expert.gated else 1), bias=expert.bias)
         self.down = Experts(config.experts, expert.width, hidden_size, bias=expert.bias)
         self.correction = nn.Parameter(torch.empty(1, config.experts)) if config.correction else None
+        self.expert_scale = nn.Parameter(torch.empty(config.experts)) if config.expert_scale else None
         self.shared = Mlp(config.shared, hidden_size) if config.shared else None
         self.shared_gate = Linear(hidden_size, 1, bias=False) if config.shared and config.shared_gate else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, T, hidden) to the same shape."""
+    def forward(self, x: Tensor, routed: Tensor | None = None) -> Tensor:
+        """x: (B, T, hidden) to the same shape. routed: what the router sees, if not x."""
         flat = x.reshape(-1, x.shape[-1])  # (tokens, hidden)
-        shares, chosen = route(self.config, self.router(flat).float(), self.correction)
+        routed = flat if routed is None else routed.reshape(flat.shape)
+        logits = self.router(routed.float() if self.config.wide_router else routed).float()
+        shares, chosen = route(self.config, logits, self.correction)
+        if self.expert_scale is not None:
+            shares = shares * self.expert_scale[chosen]
         run = self._side_by_side if _few_on_a_gpu(flat) else self._one_by_one
         out = run(flat, shares.to(x.dtype), chosen)
         if self.shared is not None:
@@ -136,8 +158,7 @@ class Moe(nn.Module):
         out = torch.zeros_like(x)
         for expert in torch.unique(chosen).tolist():
             token, choice = (chosen == expert).nonzero(as_tuple=True)
-            activated = activate(self.config.expert, self.up(expert, x[token]))
-            out.index_add_(0, token, self.down(expert, activated) * shares[token, choice, None])
+            out.index_add_(0, token, self._weighted(partial(self._one, expert), x[token], shares[token, choice, None]))
         return out
 
     def _side_by_side(self, x: Tensor, shares: Tensor, chosen: Tensor) -> Tensor:
@@ -147,18 +168,47 @@ class Moe(nn.Module):
         """
         tokens, top_k = chosen.shape
         if _COPYING * chosen.numel() > self.config.experts:
-            out = self._several(x.expand(self.config.experts, -1, -1), None)  # (experts, tokens, hidden)
-            all_shares = shares.new_zeros(tokens, self.config.experts).scatter(1, chosen, shares)
-            return (out * all_shares.t()[..., None]).sum(0)
-        out = self._several(x.repeat_interleave(top_k, 0)[:, None], chosen.flatten())  # (tokens * top_k, 1, hidden)
-        return (out.view(tokens, top_k, -1) * shares[..., None]).sum(1)
+            all_shares = shares.new_zeros(tokens, self.config.experts).scatter(1, chosen, shares).t()[..., None]
+            every = x.expand(self.config.experts, -1, -1)  # (experts, tokens, hidden)
+            return self._weighted(partial(self._several, None), every, all_shares).sum(0)
+        each = x.repeat_interleave(top_k, 0)[:, None]  # (tokens * top_k, 1, hidden)
+        out = self._weighted(partial(self._several, chosen.flatten()), each, shares.view(-1, 1, 1))
+        return out.view(tokens, top_k, -1).sum(1)
 
-    def _several(self, x: Tensor, experts: Tensor | None) -> Tensor:
+    def _weighted(self, run: Callable[[Tensor], Tensor], x: Tensor, shares: Tensor) -> Tensor:
+        return run(x * shares) if self.config.scales_input else run(x) * shares
+
+    def _one(self, expert: int, x: Tensor) -> Tensor:
+        out: Tensor = self.down(expert, activate(self.config.expert, self.up(expert, x)))
+        return out
+
+    def _several(self, experts: Tensor | None, x: Tensor) -> Tensor:
         return self.down.several(activate(self.config.expert, self.up.several(x, experts)), experts)
 
 
 def _few_on_a_gpu(x: Tensor) -> bool:
     return x.is_cuda and len(x) <= _FEW
+
+
+class DenseAndMoe(nn.Module):
+    """An MLP and a mixture side by side; see `DenseAndMoeConfig`."""
+
+    def __init__(self, config: DenseAndMoeConfig, hidden_size: int) -> None:
+        super().__init__()
+        names = ("dense_norm", "post_dense_norm", "moe_norm", "post_moe_norm")
+        self.norms = nn.ModuleDict({name: Norm(config.norm, hidden_size) for name in names})
+        self.dense = Mlp(config.dense, hidden_size)
+        self.moe = Moe(config.moe, hidden_size)
+        self.router_norm = Norm(replace(config.norm, weight=False), hidden_size)
+        self.router_scale = nn.Parameter(torch.empty(hidden_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: the residual stream (B, T, hidden), to the same shape."""
+        norms = self.norms
+        dense = norms["post_dense_norm"](self.dense(norms["dense_norm"](x)))
+        seen = self.router_norm(x) * self.router_scale * x.shape[-1] ** -0.5
+        out: Tensor = dense + norms["post_moe_norm"](self.moe(norms["moe_norm"](x), seen))
+        return out
 
 
 class Experts(nn.Module):

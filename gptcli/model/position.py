@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gptcli.model.cache import KVCache
-from gptcli.model.config import RopeConfig
+from gptcli.model.config import DecoderConfig, RopeConfig
 from gptcli.model.rope import rotary_table
 from gptcli.model.state import States
 
@@ -26,11 +26,17 @@ class Position(Protocol):
     def rotation(self, rope: RopeConfig) -> Rotation:
         """cos and sin for these positions, each (T, 1, dim)."""
 
-    def mask(self, window: int | None) -> Tensor | None:
-        """Which keys returned by `write` each token may see, (T, S), as `attend` takes it."""
+    def mask(self, window: int | None, chunked: bool = False) -> Tensor | None:
+        """Which keys returned by `write` each token may see, (T, S), as `attend` takes it.
+
+        chunked: the text is cut every `window` tokens; see `AttentionConfig.chunked`.
+        """
 
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Stores (rows, kv_heads, T, head_dim); returns all keys and values to attend to, with S in place of T."""
+
+    def read(self, block: int) -> tuple[Tensor, Tensor]:
+        """What `write` returned for an earlier block."""
 
     @property
     def states(self) -> States:
@@ -48,7 +54,8 @@ class RotaryTables:
         key = rope, rope.border is not None and span > rope.border
         table = self._tables.get(key)
         if table is None or len(table[0]) < positions:
-            table = self._tables[key] = rotary_table(rope, positions, span, device, dtype)
+            with torch.inference_mode(False):  # gradients may flow past it later
+                table = self._tables[key] = rotary_table(rope, positions, span, device, dtype)
         return table
 
 
@@ -58,7 +65,7 @@ class AppendPosition:
     def __init__(self, tables: RotaryTables, cache: KVCache, T: int) -> None:
         self._tables, self._cache, self._T = tables, cache, T
         self._rotations: dict[RopeConfig, Rotation] = {}
-        self._masks: dict[int | None, Tensor | None] = {}
+        self._masks: dict[tuple[int | None, bool], Tensor | None] = {}
 
     @cached_property
     def positions(self) -> Tensor:
@@ -74,20 +81,78 @@ class AppendPosition:
             self._rotations[rope] = cos[rows], sin[rows]
         return self._rotations[rope]
 
-    def mask(self, window: int | None) -> Tensor | None:
+    def mask(self, window: int | None, chunked: bool = False) -> Tensor | None:
         """See `Position.mask`."""
-        if window not in self._masks:
-            self._masks[window] = causal_mask(self._cache.cached(window), self._T, window, self._cache.device)
-        return self._masks[window]
+        key = window, chunked
+        if key not in self._masks:
+            cache = self._cache
+            self._masks[key] = _mask(self.positions, cache.length, cache.cached(window), *key, cache.dtype)
+        return self._masks[key]
 
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See `Position.write`."""
         return self._cache.write(block, keys, values)
 
+    def read(self, block: int) -> tuple[Tensor, Tensor]:
+        """See `Position.read`."""
+        return self._cache.read(block, self._T)
+
     @property
     def states(self) -> States:
         """See `Position.states`."""
         return self._cache.states
+
+
+class WholeTexts:
+    """The T tokens of whole texts, each a row. Nothing is kept of them, so gradients flow through all of them."""
+
+    def __init__(
+        self, config: DecoderConfig, tables: RotaryTables, shape: tuple[int, int], device: torch.device
+    ) -> None:
+        """shape: texts and their tokens."""
+        rows, self._T = shape
+        self._tables = tables
+        self.positions = torch.arange(self._T, device=device)
+        self.states = States(config, device, torch.float32, rows)
+        self._masks: dict[tuple[int | None, bool], Tensor | None] = {}
+        self._written: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def rotation(self, rope: RopeConfig) -> Rotation:
+        """See `Position.rotation`; in fp32."""
+        cos, sin = self._tables.of(rope, self._T, self._T, self.positions.device, torch.float32)
+        return cos[: self._T], sin[: self._T]
+
+    def mask(self, window: int | None, chunked: bool = False) -> Tensor | None:
+        """See `Position.mask`."""
+        key = window, chunked
+        if key not in self._masks:
+            self._masks[key] = _mask(self.positions, 0, 0, *key, torch.float32)
+        return self._masks[key]
+
+    def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Position.write`: returns what it gets."""
+        self._written[block] = keys, values
+        return keys, values
+
+    def read(self, block: int) -> tuple[Tensor, Tensor]:
+        """See `Position.read`."""
+        return self._written[block]
+
+
+def _mask(
+    positions: Tensor, length: int, cached: int, window: int | None, chunked: bool, dtype: torch.dtype
+) -> Tensor | None:
+    """`Position.mask` of tokens at these positions, after `length` others, of which `cached` are among the keys."""
+    T, device = len(positions), positions.device
+    seen = causal_mask(cached, T, window, device)
+    if window is None or not chunked or length + T <= window:
+        return seen
+    first = length - cached  # the position of the oldest key
+    starts = positions // window * window - first
+    same = torch.arange(cached + T, device=device) >= starts[:, None]  # (T, S)
+    if T > 1:
+        return same if seen is None else same & seen
+    return torch.zeros_like(same, dtype=dtype).masked_fill(~same, float("-inf"))
 
 
 def causal_mask(

@@ -7,7 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from gptcli.model.config import LinearScaling, Llama3Scaling, LongRopeScaling, RopeConfig, YarnScaling
+from gptcli.model.config import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    ProportionalScaling,
+    RopeConfig,
+    YarnScaling,
+)
 
 
 def rotary_table(
@@ -56,14 +63,17 @@ def _frequencies(rope: RopeConfig, span: int, device: torch.device) -> tuple[Ten
         case LongRopeScaling() as scaling:
             factors = scaling.long if span > scaling.original_context else scaling.short
             return frequencies / torch.tensor(factors, device=device), scaling.magnitude
+        case ProportionalScaling(turned=turned, factor=factor):
+            turns = torch.arange(len(frequencies), device=device) < turned
+            return torch.where(turns, frequencies / factor, 0.0), 1.0
         case YarnScaling() as scaling:
             return _yarn(frequencies, rope, scaling), scaling.magnitude
 
 
 def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
     turns = scaling.original_context * frequencies / (2 * math.pi)  # within the original context
-    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    keep = keep.clamp(0, 1)
+    blend = max(scaling.high_freq_factor - scaling.low_freq_factor, 1e-9)  # if they are equal, there is none
+    keep = ((turns - scaling.low_freq_factor) / blend).clamp(0, 1)
     return frequencies * keep + frequencies / scaling.factor * (1 - keep)
 
 

@@ -33,13 +33,13 @@ class States:
     `now` is of the cached tokens. What layers `put` is of the tokens that are being run, and replaces it in `advance`.
     """
 
-    def __init__(self, config: DecoderConfig, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, config: DecoderConfig, device: torch.device, dtype: torch.dtype, rows: int = 1) -> None:
         shapes = [block.state.state_shapes(config.hidden_size) if block.state else () for block in config.blocks]
         self.any = config.keeps_states
         # The last inputs are as exact as they were; what is summed over a whole text is kept in fp32.
         self._empty = tuple(
             tuple(
-                torch.zeros(1, *shape, device=device, dtype=torch.float32 if index else dtype)
+                torch.zeros(rows, *shape, device=device, dtype=torch.float32 if index else dtype)
                 for index, shape in enumerate(each)
             )
             for each in shapes

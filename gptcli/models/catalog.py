@@ -34,9 +34,12 @@ class LocalModel:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What was recorded at installation; empty for a directory made by hand."""
+        """What was recorded at installation; empty for what was not installed, such as a file put beside what was."""
         file = self.directory / RECORD
-        return read_json(file) if file.exists() else {}
+        record = read_json(file) if file.exists() else {}
+        checksums = record.get("sha256")
+        beside = self.path.is_file() and not (isinstance(checksums, dict) and self.path.name in checksums)
+        return {} if beside else record
 
     @property
     def directory(self) -> Path:
@@ -144,7 +147,7 @@ def is_name(name: str) -> bool:
     """Whether this is a valid name of a model: NAME or OWNER/NAME, which cannot lead out of a directory."""
     parts = name.split("/")
     return len(parts) <= 2 and all(
-        part and part[0] not in ".-" and part.isprintable() and "\\" not in part and len(part.encode()) <= 96
+        part and part[0] not in ".-~" and part.isprintable() and "\\" not in part and len(part.encode()) <= 96
         for part in parts
     )
 
@@ -181,7 +184,8 @@ def missing(name: str, *, wanted: bool = True) -> ModelNotFound:
     """The error for a missing model, with a way to get it if it is `wanted`."""
     if wanted and (name == DEFAULT_MODEL or (name.count("/") == 1 and is_name(name))):
         return ModelNotFound(f"no such model: {name}", hint=f"run `gptcli models pull {name}`")
-    near = difflib.get_close_matches(name, [model.name for model in local_models()], 1)
+    names = [model.name for model in local_models()]
+    near = difflib.get_close_matches(name, names, 1) or [each for each in names if name.lower() in each.lower()]
     hint = f"did you mean {near[0]}? " if near else ""
     return ModelNotFound(f"no such model: {name}", hint=f"{hint}run `gptcli models` to see which are")
 

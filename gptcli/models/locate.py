@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gptcli.errors import GptcliError
+from gptcli.files import ADAPTER_CONFIG, is_there, read_json
 from gptcli.models.catalog import DEFAULT_MODEL, FetchProgress, find, missing
 
 
@@ -23,3 +25,16 @@ def locate(name: str, *, offline: bool = False, on_progress: FetchProgress | Non
     with one_at_a_time():
         model = find(name)
         return model.path if model else pull_default(on_progress or (lambda what, done, total: None))
+
+
+def base_of_adapter(path: Path) -> Path | None:
+    """The model that a LoRA adapter's directory is for; None if it is none, or its model is not on this machine."""
+    if not is_there(path / ADAPTER_CONFIG) or is_there(path / "config.json"):
+        return None
+    try:
+        config = read_json(path / ADAPTER_CONFIG)
+    except GptcliError:  # whoever opens it says why
+        return None
+    base = config.get("base_model_name_or_path")
+    model = find(base) if isinstance(base, str) and config.get("peft_type") == "LORA" else None
+    return None if model is None else model.path

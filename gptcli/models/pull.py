@@ -74,6 +74,7 @@ def pull_hub(
     name: str | None = None,
     pattern: str | None = None,
     check: Check = lambda model: None,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> Path:
     """Fetches a model's JSON, tokenizer, template and safetensors files from the Hugging Face hub, or resumes that.
 
@@ -103,7 +104,8 @@ def pull_hub(
             # By commit, not branch: files of two versions must never mix.
             with _hub_errors(repository), _watched(directory, f"fetching {file}", total, on_progress):
                 hf_hub_download(repository, file, revision=info.sha, local_dir=directory)
-            _check_hash(repository, directory / file, listed[file])
+            if not _check_hash(repository, directory / file, listed[file]):
+                on_note(f"the hub says no checksum of {file}: it is as it came")
         for extra in directory.iterdir():  # the hub client's notes, or files of an older commit
             if extra.is_dir():
                 shutil.rmtree(extra)
@@ -116,8 +118,11 @@ def pull_hub(
         return install(directory, name, {"hub": repository, "revision": info.sha})
 
 
-def _check_hash(repository: str, file: Path, listed: RepoSibling) -> None:
-    """Raises ModelNotFound for a file that is not the one that the hub lists, and removes it: it is fetched again."""
+def _check_hash(repository: str, file: Path, listed: RepoSibling) -> bool:
+    """Whether the hub says what a file must be.
+
+    Raises ModelNotFound for a file that is another one, and removes it: it is fetched again.
+    """
     if listed.lfs is not None:
         wrong = sha256(file) != listed.lfs.sha256
     elif listed.blob_id is not None:  # of git
@@ -127,10 +132,11 @@ def _check_hash(repository: str, file: Path, listed: RepoSibling) -> None:
                 digest.update(piece)
         wrong = digest.hexdigest() != listed.blob_id
     else:
-        return
+        return False
     if wrong:
         file.unlink()
         raise ModelNotFound(f"cannot fetch from the hub: {repository}: wrong checksum: {listed.rfilename}")
+    return True
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor
 
@@ -24,6 +26,11 @@ class Fp8Weight(PackedWeight):
     def shape(self) -> tuple[int, ...]:
         """(rows, columns), or (experts, rows, columns)."""
         return tuple(self.values.shape)
+
+    def columns(self, ranges: Sequence[tuple[int, int]]) -> Self | None:
+        """See `StoredWeight.columns`."""
+        whole_groups = self.width * self.scales.shape[-1] == self.shape[-1]
+        return super().columns(ranges) if whole_groups or self.scales.shape[-1] == 1 else None
 
     def expanded(self) -> Tensor:
         """The whole weight in fp32."""

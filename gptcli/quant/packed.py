@@ -97,7 +97,33 @@ class PackedEmbedding(nn.Module):
 
 
 def packed_linear(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tensor:
-    """x @ weight.T + bias, expanding a chunk of rows at a time."""
-    products = [F.linear(x, weight.rows(chunk).expanded().to(x.dtype)) for chunk in weight.chunks()]
-    out = torch.cat(products, dim=-1)
+    """x @ weight.T + bias, expanding a chunk of rows at a time. Gradients flow to x, and to no weight."""
+    out = _product(x, weight)
     return out if bias is None else out + bias
+
+
+def _product(x: Tensor, weight: StoredWeight) -> Tensor:
+    if x.requires_grad and torch.is_grad_enabled():
+        out: Tensor = _FrozenProduct.apply(x, weight)  # type: ignore[no-untyped-call]
+        return out
+    products = [F.linear(x, weight.rows(chunk).expanded().to(x.dtype)) for chunk in weight.chunks()]
+    return torch.cat(products, dim=-1)
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """x @ weight.T. Expands the weight again for the gradient: kept until then, all layers' would fill the memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: StoredWeight) -> Tensor:
+        """x: (..., columns) to (..., rows)."""
+        ctx.weight, ctx.dtype = weight, x.dtype
+        return _product(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """gradient: (..., rows) to (..., columns)."""
+        weight, flat = ctx.weight, gradient.flatten(0, -2)
+        total = flat.new_zeros(flat.shape[0], weight.shape[1])
+        for chunk in weight.chunks():
+            total.addmm_(flat[:, chunk], weight.rows(chunk).expanded().to(flat.dtype))
+        return total.view(*gradient.shape[:-1], -1).to(ctx.dtype), None

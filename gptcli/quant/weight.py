@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -47,6 +47,21 @@ class StoredWeight(ABC):
     def rows(self, index: slice | Tensor) -> Self:
         """The chosen rows, in the same form."""
         return self._changed(lambda tensor: tensor[..., index, :])
+
+    def columns(self, ranges: Sequence[tuple[int, int]]) -> Self | None:
+        """Ranges (start, stop) of columns, in the same form; None if one begins or ends within a group."""
+        count = self.shape[-1]
+        # What is there once counts for all columns.
+        split = [tensor.shape[-1] for tensor in self.tensors().values() if tensor.shape[-1] > 1]
+        if any(edge * width % count for each in ranges for edge in each for width in split):
+            return None
+
+        def chosen(tensor: Tensor) -> Tensor:
+            width = tensor.shape[-1]
+            parts = [tensor[..., start * width // count : stop * width // count] for start, stop in ranges]
+            return tensor if width == 1 else torch.cat(parts, -1)
+
+        return self._changed(chosen)
 
     def expert(self, index: int) -> Self:
         """One matrix of a stack."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,9 @@ from gptcli.errors import NoSuchDevice, OutOfMemory
 from gptcli.kernels.bindings import BF16_LEVELS, Arithmetic, CacheKind
 from gptcli.kernels.tensors import Library
 from gptcli.kernels.tensors import library as kernels
+from gptcli.model.cache import KVCache
 from gptcli.model.config import MoeConfig
+from gptcli.runtime.ranks import Ranks
 from gptcli.runtime.resource_limits import cpu_limit, free_memory
 from gptcli.settings import RuntimeConfig
 
@@ -30,7 +33,7 @@ class DevicePlan:
 
     library: the compiled kernels, or None for torch alone. cache_kind: how these store keys and values. rounding: why
     the weights' arithmetic rounds more than was asked for, if it does. record: records a token's step; None runs
-    plain steps.
+    plain steps. new_cache: makes a text's cache where torch runs the steps.
     """
 
     weights: WeightPlan
@@ -38,6 +41,7 @@ class DevicePlan:
     cache_kind: CacheKind = "fp32"
     rounding: str | None = None
     record: Record | None = None
+    new_cache: Callable[..., KVCache] = KVCache
 
     @property
     def device(self) -> torch.device:
@@ -50,20 +54,20 @@ class DevicePlan:
         return next(name for name, dtype in _DTYPES.items() if dtype == (self.weights.half or self.weights.dtype))
 
 
-def plan_for(folder: ModelFolder, runtime: RuntimeConfig) -> DevicePlan:
-    """The plan for one model. Raises NoSuchDevice or OutOfMemory.
+def plan_for(folder: ModelFolder, runtime: RuntimeConfig, ranks: Ranks | None = None) -> DevicePlan:
+    """The plan for one model, or of what each of several ranks holds of it. Raises NoSuchDevice or OutOfMemory.
 
     `auto` runs on CUDA in the checkpoint's precision, or on the CPU in fp32 if that fits. On the CPU the compiled
     kernels take weights as stored. Without kernels, packed weights are expanded where that fits easily, as torch
     multiplies dense ones faster; experts stay packed. A requested dtype is the least precision of activations: the
     kernels round dense matrices to a requested half. See `_arithmetic` for what they compute in.
     """
-    device = _device(runtime.device)
+    device = device_of(runtime.device, ranks)
     torch.set_num_threads(runtime.threads or min(torch.get_num_threads(), cpu_limit()))
     if device.type == "cuda":
         # cuDNN's attention plans every new prompt length for half a second.
         torch.backends.cuda.enable_cudnn_sdp(False)
-    free = free_bytes(device)
+    free = free_bytes(device) * (ranks.memories(device.type) if ranks else 1)
     library = _kernels(runtime) if device.type == "cpu" else None
     half = _DTYPES[runtime.dtype] if library is not None and runtime.dtype in ("bf16", "fp16") else None
     as_stored = library is not None and runtime.quantize != "none"
@@ -169,9 +173,12 @@ def _is_packed(folder: ModelFolder) -> bool:
     return folder.kept_bytes(4) != folder.parameter_count * 4
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str, ranks: Ranks | None = None) -> torch.device:
+    """A device as the command line spells it. Raises NoSuchDevice."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and ranks is not None:
+        name = f"cuda:{ranks.local_rank}"
     device = torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0

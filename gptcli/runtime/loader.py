@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptcli.checkpoint.folder import ModelFolder
@@ -21,6 +22,7 @@ from gptcli.runtime.fast_start.snapshots import (
     open_snapshot,
     slot_for,
 )
+from gptcli.runtime.ranks import ranks_here
 from gptcli.runtime.resource_limits import check_room_for_torch
 from gptcli.settings import RuntimeConfig
 
@@ -44,7 +46,10 @@ class Loader:
         self._opened: OpenedSnapshot | None = None
         self._lock = threading.RLock()
         self.failures: list[str] = []  # notes on why it is slower than it could be
-        if announced is not None and not announced.probabilities and (slot := slot_for(folder, runtime)) is not None:
+        self._ranks = ranks_here()
+        if self._ranks is not None or announced is None or announced.probabilities:
+            return
+        if (slot := slot_for(folder, runtime)) is not None:
             with self._dropping(slot):
                 self._opened = open_snapshot(slot, runtime, self._room(announced))
 
@@ -99,18 +104,31 @@ class Loader:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
         check_room_for_torch()
         # Asked first: a snapshot is of these files or, if they change meanwhile, of none.
-        self._slot = slot_for(self._folder, self._runtime)
+        self._slot = None if self._ranks else slot_for(self._folder, self._runtime)
+        from gptcli.checkpoint.adapters import Adapter, apply_adapters
         from gptcli.checkpoint.load import load_decoder
         from gptcli.runtime.device_plan import plan_for
         from gptcli.runtime.memory_errors import memory_errors
         from gptcli.runtime.torch_engine import TorchEngine
 
-        plan = plan_for(self._folder, self._runtime)
+        plan = plan_for(self._folder, self._runtime, self._ranks)
+        if plan.library is None or self._ranks or any(block.state for block in self._folder.architecture.config.blocks):
+            self._check_kv(plan.dtype_name)  # no kernels will run it
+        adapters = [Adapter.open(Path(path), weight) for path, weight in self._runtime.adapters]
         with memory_errors(plan.device, "loading the weights"):
-            decoder = load_decoder(self._folder, plan.weights, on_progress)
+            if self._ranks is None:
+                decoder = load_decoder(self._folder, plan.weights, on_progress)
+                apply_adapters(decoder, self._folder, adapters, plan.weights)
+            elif adapters:
+                raise UsageError("adapters are not split among processes", "put it into a model: `gptcli models merge`")
+            else:
+                from gptcli.runtime.tensor_parallel import lead
+
+                decoder, plan = lead(self._folder, self._runtime, self._ctx_size, plan, on_progress, self._ranks)
         engine = TorchEngine(decoder, plan, self._ctx_size, load_s=time.perf_counter() - started)
-        if self._runtime.kv not in ("auto", engine.kv):
-            raise UsageError(
-                f"--kv {self._runtime.kv} is for the CPU kernels: here keys and values are kept in {engine.kv}"
-            )
+        self._check_kv(engine.kv)
         return engine
+
+    def _check_kv(self, kept: str) -> None:
+        if self._runtime.kv not in ("auto", kept):
+            raise UsageError(f"--kv {self._runtime.kv} is for the CPU kernels: here keys and values are kept in {kept}")

@@ -8,7 +8,7 @@ config fields that it lowers. If any other field differs from its default, or th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast, get_args
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gptcli.kernels.bindings import ACTIVATIONS, Arithmetic, CacheKind, Matrix, Op
 from gptcli.kernels.layers import CompiledEmbedding, CompiledExperts, CompiledLinear
 from gptcli.kernels.tensors import Library
+from gptcli.model.adapted_linear import AdaptedLinear
 from gptcli.model.attention import Attention
 from gptcli.model.config import (
     CACHE_STEP,
@@ -25,11 +26,13 @@ from gptcli.model.config import (
     Llama3Scaling,
     LongRopeScaling,
     MlpConfig,
+    ProportionalScaling,
     RopeConfig,
     YarnScaling,
+    other_field,
 )
-from gptcli.model.decoder import Block, Decoder, Embedding
-from gptcli.model.linear import Linear
+from gptcli.model.decoder import Block, Decoder
+from gptcli.model.linear import Embedding, Linear
 from gptcli.model.mlp import Experts, Mlp, Moe
 from gptcli.model.norm import Norm
 from gptcli.model.rope import rotary_table
@@ -56,9 +59,8 @@ class Unsupported(Exception):
 
 def _handles(config: DataclassInstance, *names: str) -> None:
     """Raises Unsupported if a field of a config that is not among `names` differs from its default."""
-    for each in fields(config):
-        if each.name not in names and getattr(config, each.name) != each.default:
-            raise Unsupported(f"{type(config).__name__}.{each.name}")
+    if (other := other_field(config, *names)) is not None:
+        raise Unsupported(other)
 
 
 def lower(decoder: Decoder, library: Library, kind: CacheKind = "fp32") -> DecoderProgram | None:
@@ -156,6 +158,8 @@ def _check_rope(rope: RopeConfig) -> None:
             _handles(scaling, "factor", "original_context", "magnitude", "beta_fast", "beta_slow", "truncate")
         case LongRopeScaling() as scaling:
             _handles(scaling, "short", "long", "original_context", "magnitude")
+        case ProportionalScaling() as scaling:
+            _handles(scaling, "turned", "factor")
         case _:
             raise Unsupported
 
@@ -239,6 +243,7 @@ class _Lowering:
         qkv = Buffer("qkv", (config.heads + 2 * config.kv_heads) * config.head_dim)
         heads = Buffer("heads", config.heads * config.head_dim)
         self._linear(attention.qkv, x, qkv)
+        qkv_layer = attention.qkv.base if isinstance(attention.qkv, AdaptedLinear) else attention.qkv
         after_rope = config.qk_norm is not None and config.qk_norm.after_rope
         if not after_rope:
             self._head_norms(attention, qkv)
@@ -267,7 +272,7 @@ class _Lowering:
             window=config.window or 0,
             factor=config.scale,
             softcap=config.softcap or 0.0,
-            arithmetic=get_args(Arithmetic).index(getattr(attention.qkv, "arithmetic", "fp32")),
+            arithmetic=get_args(Arithmetic).index(getattr(qkv_layer, "arithmetic", "fp32")),
         )
         self._linear(attention.out, heads, out)
 
@@ -345,7 +350,7 @@ class _Lowering:
 
     def _mixture(self, moe: Moe, x: Buffer, out: Buffer) -> None:
         config, top_k = moe.config, moe.config.top_k
-        _handles(config, "expert", "experts", "top_k", "renormalize", "router_bias", "shared")
+        _handles(config, "expert", "experts", "top_k", "renormalize", "router_bias", "wide_router", "shared")
         if not config.expert.gated:
             raise Unsupported
         routed, choices = Buffer("routed", config.experts), Buffer("choices", top_k * _CHOICE_WIDTH)
@@ -387,6 +392,14 @@ class _Lowering:
         )
 
     def _linear(self, module: nn.Module, x: Buffer, out: Buffer | None) -> None:
+        if isinstance(module, AdaptedLinear):
+            assert out is not None
+            self._linear(module.base, x, out)
+            low_rank, update = Buffer("low_rank", len(module.down)), Buffer("update", out.width)
+            self._add("LINEAR", matrices=[self.library.dense(module.down.detach())], input=x, out=low_rank)
+            self._add("LINEAR", matrices=[self.library.dense(module.up.detach())], input=low_rank, out=update)
+            self._sum(out, update, 1.0)
+            return
         self._add("LINEAR", matrices=[self._matrix(module)], input=x, out=out, bias=getattr(module, "bias", None))
 
     def _sum(self, x: Buffer, addend: Buffer, scale: float) -> None:

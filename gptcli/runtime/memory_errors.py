@@ -9,11 +9,12 @@ import torch
 
 from gptcli.errors import OutOfMemory
 
+_HINT = "try a smaller --ctx-size, --quantize int4 or a smaller model"
 _REASONS = ("can't allocate memory", "bad_alloc")  # torch's words, and C++'s
 
 
 @contextmanager
-def memory_errors(device: torch.device, doing: str) -> Iterator[None]:
+def memory_errors(device: torch.device, doing: str, hint: str = _HINT) -> Iterator[None]:
     """Turns what the block raises for lack of memory into OutOfMemory."""
     try:
         yield
@@ -24,7 +25,4 @@ def memory_errors(device: torch.device, doing: str) -> Iterator[None]:
             raise
     else:
         return
-    raise OutOfMemory(
-        f"out of memory on {device} while {doing}",
-        hint="try a smaller --ctx-size, --quantize int4 or a smaller model",
-    )
+    raise OutOfMemory(f"out of memory on {device} while {doing}", hint)

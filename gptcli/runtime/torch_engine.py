@@ -116,7 +116,7 @@ class TorchEngine:
 
     def _new_kv_cache(self) -> KVCache:
         config, plan = self.decoder.config, self.plan
-        return KVCache(config, self.ctx_size, plan.device, plan.weights.dtype, zeroed=self._recorded is not None)
+        return plan.new_cache(config, self.ctx_size, plan.device, plan.weights.dtype, zeroed=self._recorded is not None)
 
     @torch.inference_mode()
     def prefill(
@@ -267,6 +267,23 @@ class TorchEngine:
         cache = self.new_cache()
         cache.span = len(tokens)
         return torch.cat([self._run(chunk, cache, wanted=len(chunk)) for chunk in self._chunks(tokens)])
+
+    @torch.inference_mode()
+    def embed(self, tokens: Sequence[int]) -> Tensor:
+        """The mean of a text's hidden states after the final norm, (hidden,) in fp32. Raises as `prefill` does."""
+        cache = self._new_kv_cache()
+        cache.span = len(tokens)
+        total: Tensor | float = 0.0
+        for chunk in self._chunks(tokens):
+            with memory_errors(self.plan.device, f"running token {cache.length + len(chunk)}"):
+                hidden = self.decoder(torch.tensor([chunk], device=self.plan.device), cache)
+                total = total + self.decoder.final_norm(hidden)[0].float().sum(0)
+                cache.advance(chunk)
+        mean = total / len(tokens)
+        assert isinstance(mean, Tensor)
+        if not mean.isfinite().all():
+            raise NonFiniteLogits(len(tokens), self.plan.dtype_name)
+        return mean
 
     def _chunks(self, tokens: Sequence[int], most: int | None = None) -> list[Sequence[int]]:
         most = most or CHUNK

@@ -8,43 +8,50 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from gptcli.errors import InputError, NoTemplate, TemplateError, UsageError
 from gptcli.files import is_there, read_json, read_within
+from gptcli.text.call_style import CallStyle, call_style
 from gptcli.text.messages import Message
 from gptcli.text.sandbox.allowlist import TRUSTED_TEMPLATES
 from gptcli.text.sandbox.client import SandboxClient, SandboxFailure
 from gptcli.text.tokenizer import Tokenizer
+from gptcli.tools.definitions import NONE, Definition, checked_choice
+from gptcli.tools.formats import ToolUse
 
 if TYPE_CHECKING:
     from gptcli.text.jinja_template import JinjaTemplate
 
 _FILE_LIMIT = 1 << 20  # bytes of a template
 _VARIABLES = {"thinking": ("enable_thinking", "thinking"), "reasoning_effort": ("reasoning_effort",)}  # by switch
-_DEFAULT = "default"
+_DEFAULT, _WITH_TOOLS = "default", "tool_use"
 _PROBE = "7193046582"  # digits, which filters such as `upper` leave alone
 
 
 class Switches(TypedDict, total=False):
     """What a template can be asked for by its variables. None leaves a variable undefined.
 
-    thinking: `enable_thinking` or `thinking`, whichever it reads. reasoning_effort: the variable of that name.
+    thinking: `enable_thinking` or `thinking`, whichever it reads. reasoning_effort: the variable of that name. tools:
+    what the model is told it can call.
     """
 
     thinking: bool | None
     reasoning_effort: str | None
+    tools: Sequence[Definition] | None
 
 
 class ChatTemplate:
-    """A model's chat template; `where` names it in errors."""
+    """A model's chat template; `where` names it in errors. with_tools: what renders in its place if there are tools."""
 
     def __init__(self, source: str, where: str) -> None:
         self.source = source
         self.where = where
+        self.with_tools: ChatTemplate | None = None
+        self._style: CallStyle | None = None
         # An untrusted template may never end, or fill the memory.
         trusted = hashlib.sha256(source.encode("utf-8", "replace")).hexdigest() in TRUSTED_TEMPLATES
         self._sandbox = None if trusted else SandboxClient("template", json.dumps(source).encode())
@@ -57,6 +64,8 @@ class ChatTemplate:
         """
         templates = _templates(path, tokenizer)
         if template := templates.get(name or _DEFAULT):
+            if name is None:
+                template.with_tools = templates.get(_WITH_TOOLS)
             return template
         if not templates:
             raise NoTemplate(
@@ -90,6 +99,33 @@ class ChatTemplate:
                 what = "thinking" if name == "thinking" else "the reasoning effort"
                 raise UsageError(f"this model's chat template has no switch for {what}")
 
+    def tool_use(
+        self, tools: Sequence[Definition], choice: object, tokenizer: Tokenizer, *, parallel: bool = True
+    ) -> ToolUse | None:
+        """What finds the calls in a text that follows a rendered conversation; None if nothing may be called.
+
+        tools: as `checked_tools` returns them. choice: as `checked_choice` takes it. parallel: whether there may be
+        several calls. Raises UsageError for another choice, and where the template takes no tools, or writes calls in a
+        way that is not known.
+        """
+        choice = checked_choice(choice, tools)
+        if choice == NONE or not tools:
+            return None
+        return ToolUse(tuple(tools), choice, (self.with_tools or self)._call_style(tokenizer).format, parallel)
+
+    def _call_style(self, tokenizer: Tokenizer) -> CallStyle:
+        if self._style is None:
+
+            def render(messages: Sequence[Mapping[str, Any]], tools: Sequence[Definition] | None) -> str:
+                base = {"add_generation_prompt": True, "documents": None, **tokenizer.named_tokens}
+                try:
+                    return self._render({**base, "messages": messages, "tools": tools})
+                except (TemplateError, SandboxFailure) as error:
+                    raise TemplateError(f"chat template: {self.where}: {error}") from None
+
+            self._style = call_style(render, lambda name: tokenizer.control_tokens.id_of(name) is not None)
+        return self._style
+
     def render(self, messages: Sequence[Message], tokenizer: Tokenizer, **switches: Unpack[Switches]) -> list[int]:
         """Token ids of a conversation, up to where the assistant speaks next.
 
@@ -103,27 +139,45 @@ class ChatTemplate:
         return tokenizer.control_tokens.unguard(self._text(messages, tokenizer, switches))
 
     def _text(self, messages: Sequence[Message], tokenizer: Tokenizer, switches: Switches) -> str:
-        given = {name: value for name, value in switches.items() if value is not None}
+        if switches.get("tools") and self.with_tools is not None:
+            return self.with_tools._text(messages, tokenizer, switches)
+        given = {name: value for name, value in switches.items() if value is not None and name != "tools"}
+        tools = switches.get("tools") or None
+        said = self._messages(messages, tools, tokenizer)
         variables = {
-            "messages": _guarded(messages, tokenizer),
+            **_guarded(said, tools, tokenizer),
             "add_generation_prompt": True,
-            "tools": None,
             "documents": None,
             **{variable: value for name, value in given.items() for variable in _VARIABLES[name]},
             **tokenizer.named_tokens,
         }
         try:
-            text = self._render(variables)
-            if not text.strip():
-                raise TemplateError("it makes nothing of the conversation")
-            if not self._includes_last_question(variables, text):
-                raise TemplateError("it leaves out what the user says: it may be one for images beside texts")
-            return self._without_forged_controls(text, variables, messages, tokenizer)
+            variables, text, parts = self._with_last_question(variables)
+            guarded = _guarded(said, tools, tokenizer, beginnings=True)
+            if parts:
+                guarded["messages"] = _in_parts(guarded["messages"])
+            return self._without_forged_controls(text, variables, guarded, tokenizer)
         except (TemplateError, SandboxFailure) as error:
             raise TemplateError(f"chat template: {self.where}: {error}") from None
 
+    def _messages(
+        self, messages: Sequence[Message], tools: Sequence[Definition] | None, tokenizer: Tokenizer
+    ) -> list[dict[str, Any]]:
+        """Messages as the template takes them."""
+        said = list[dict[str, Any]]()
+        calls = tools or any(message.calls for message in messages)
+        style = self._call_style(tokenizer) if calls else None
+        for message in messages:
+            taken: dict[str, Any] = {"role": message.role, "content": message.content}
+            if message.role == "tool":
+                taken |= {"tool_call_id": message.call_id, "name": message.name}
+            if message.role == "assistant" and style is not None:
+                taken |= style.variables(message.content, message.calls)
+            said.append(taken)
+        return said
+
     def _without_forged_controls(
-        self, text: str, variables: dict[str, Any], messages: Sequence[Message], tokenizer: Tokenizer
+        self, text: str, variables: dict[str, Any], guarded: dict[str, Any], tokenizer: Tokenizer
     ) -> str:
         """A rendered chat in which no message makes a control token.
 
@@ -131,22 +185,42 @@ class ChatTemplate:
         with each possible beginning marked. The model gets that only if it has other control tokens than the first
         rendering, because marks may mislead a template as well.
         """
-        guarded = _guarded(messages, tokenizer, beginnings=True)
-        if guarded == variables["messages"]:
+        if all(variables[name] == value for name, value in guarded.items()):
             return text
-        marked = self._render(variables | {"messages": guarded})
+        marked = self._render(variables | guarded)
         unmarked = tokenizer.control_tokens.unmarked
         return text if unmarked(marked) == unmarked(text) else marked
 
-    def _includes_last_question(self, variables: dict[str, Any], text: str) -> bool:
-        """Whether a rendered chat has what the user said last, in whatever form.
+    def _with_last_question(self, variables: dict[str, Any]) -> tuple[dict[str, Any], str, bool]:
+        """A rendered chat that has what was said last; its variables; and whether messages are lists of parts in them.
 
-        A template that expects a message to be a list of components silently drops a text.
+        A template that expects those, for images beside texts, silently drops a text. Raises TemplateError.
         """
+        text = self._render(variables)
+        if text.strip() and self._includes_last_question(variables, text):
+            return variables, text, False
+        in_parts = variables | {"messages": _in_parts(variables["messages"])}
+        try:
+            of_parts = self._render(in_parts)
+        except (TemplateError, SandboxFailure):  # it does not take them, either
+            of_parts = ""
+        if of_parts.strip() and self._includes_last_question(in_parts, of_parts):
+            return in_parts, of_parts, True
+        if not text.strip():
+            raise TemplateError("it makes nothing of the conversation")
+        answers = variables["messages"][-1]["role"] == "tool"
+        raise TemplateError(f"it leaves out what {'a tool answers' if answers else 'the user says'}")
+
+    def _includes_last_question(self, variables: dict[str, Any], text: str) -> bool:
+        """Whether a rendered chat has what the user or a tool said last, in whatever form."""
         match variables["messages"]:
-            case [*before, {"role": "user", "content": said}] if said.strip() not in text:
-                probed = [*before, {"role": "user", "content": _PROBE}]
-                return _PROBE in self._render(variables | {"messages": probed})
+            case [*before, {"role": "user" | "tool", "content": str(said)} as last]:
+                probed = variables | {"messages": [*before, {**last, "content": _PROBE}]}
+                return said.strip() in text or _PROBE in self._render(probed)
+            case [*before, {"role": "user" | "tool", "content": list()} as last]:
+                parts = [{"type": "text", "text": _PROBE}]
+                probe = self._render(variables | {"messages": [*before, {**last, "content": parts}]})
+                return _PROBE in probe and str(parts[0]) not in probe  # which would be Python's spelling of the list
         return True
 
     def _render(self, variables: dict[str, Any]) -> str:
@@ -159,9 +233,49 @@ class ChatTemplate:
         return JinjaTemplate(self.source)
 
 
-def _guarded(messages: Sequence[Message], tokenizer: Tokenizer, *, beginnings: bool = False) -> list[dict[str, str]]:
+def _in_parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages whose texts are lists of one part each."""
+    return [
+        {**message, "content": [{"type": "text", "text": content}]}
+        if isinstance(content := message["content"], str)
+        else dict(message)
+        for message in messages
+    ]
+
+
+def _guarded(
+    said: Sequence[Mapping[str, Any]],
+    tools: Sequence[Definition] | None,
+    tokenizer: Tokenizer,
+    *,
+    beginnings: bool = False,
+) -> dict[str, Any]:
+    """The variables `messages` and `tools`, in which no text makes a control token; see `ControlTokens.guard`.
+
+    What templates compare stays as it is: roles, kinds, ids, and names within tools.
+    """
     guard = tokenizer.control_tokens.guard
-    return [{"role": message.role, "content": guard(message.content, beginnings=beginnings)} for message in messages]
+
+    def guarded(value: Any, beginnings: bool) -> Any:
+        match value:
+            case str():
+                return guard(value, beginnings=beginnings)
+            case list() | tuple():
+                return [guarded(each, beginnings) for each in value]
+            case Mapping():
+                return {guard(name): guarded(each, beginnings) for name, each in value.items()}
+        return value
+
+    def guarded_call(call: Mapping[str, Any]) -> dict[str, Any]:
+        return {**call, "function": guarded(call["function"], beginnings)}
+
+    messages = []
+    for message in said:
+        made = {**message, "content": guarded(message["content"], beginnings)}
+        if calls := message.get("tool_calls"):
+            made["tool_calls"] = list(map(guarded_call, calls))
+        messages.append(made)
+    return {"messages": messages, "tools": None if tools is None else guarded(tools, False)}
 
 
 def _templates(path: Path, tokenizer: Tokenizer) -> dict[str, ChatTemplate]:

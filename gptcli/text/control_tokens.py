@@ -38,6 +38,11 @@ class ControlTokens:
         }
         self._mark = os.urandom(16).hex()  # in no text
 
+    @property
+    def ids(self) -> Mapping[str, int]:
+        """The id of each, by what it is spelled like."""
+        return self._ids
+
     def id_of(self, text: str) -> int | None:
         """The id of the control token that is spelled so, if there is one."""
         return self._ids.get(text)

@@ -105,6 +105,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
          "rope_scaling": {"alpha": 1000.0, "factor": 1.0, "type": "dynamic"}},
     "Helium 1 2B": {"model_type": "helium", "attention_bias": False, "head_dim": 16, "mlp_bias": False, "rms_norm_eps":
          1e-08, "rope_theta": 20000.0},
+    "MobileLLM-R1 950M": {"model_type": "llama4_text", "attention_chunk_size": 32768, "attn_scale": 0.1,
+         "attn_temperature_tuning": False, "floor_scale": 8192, "for_llm_compressor": False, "head_dim": 64,
+         "interleave_moe_layer_step": 0, "intermediate_size_mlp": 128, "layer_types": ["full_attention"] * 2,
+         "moe_layers": [], "no_rope_layer_interval": 0, "no_rope_layers": [1, 1], "num_experts_per_tok": 0,
+         "num_local_experts": 0, "output_router_logits": False, "rope_scaling": None, "rope_theta": 500000.0,
+         "use_qk_norm": True},
     "OLMoE 1B 7B": {"model_type": "olmoe", "attention_bias": False, "clip_qkv": None, "norm_topk_prob": False,
          "num_experts": 64, "num_experts_per_tok": 8, "router_aux_loss_coef": 0.01, "rope_theta": 10000.0},
     "Granite 3.1 3B A800M": {"model_type": "granitemoe", "attention_multiplier": 0.015625, "embedding_multiplier": 12.0,
@@ -201,6 +207,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
          "init_device": "cpu", "learned_pos_emb": True, "logit_scale": None, "max_seq_len": 2048, "n_heads": 4,
          "n_layers": 2, "no_bias": True, "norm_type": "low_precision_layernorm", "resid_pdrop": 0, "verbose": 0,
          "tie_word_embeddings": True},
+    "MPT without a section": LLAMA_ONLY | {"model_type": "mpt", "attn_config": None, "d_model": 64, "n_heads": 4,
+         "n_layers": 2},
     "OPT 350M": LLAMA_ONLY | {"model_type": "opt", "_remove_final_layer_norm": False, "activation_function": "relu",
          "dropout": 0.1, "do_layer_norm_before": False, "ffn_dim": 128, "init_std": 0.02, "layerdrop": 0.0, "prefix":
          "</s>", "word_embed_proj_dim": 32, "tie_word_embeddings": True},
@@ -243,6 +251,118 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+GEMMA4 = {
+    "attention_bias": False, "attention_dropout": 0.0, "attention_k_eq_v": True, "dtype": "bfloat16",
+    "enable_moe_block": False, "expert_intermediate_size": None, "final_logit_softcapping": 30.0, "global_head_dim":
+    512, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "hidden_size_per_layer_input": 0,
+    "layer_types": ["sliding_attention", "full_attention"], "max_position_embeddings": 262144,
+    "model_type": "gemma4_text", "num_experts": None,
+    "num_global_key_value_heads": 4, "num_kv_shared_layers": 0, "pad_token_id": 0, "rms_norm_eps": 1e-06,
+    "rope_parameters": {"full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1000000.0, "rope_type":
+    "proportional"}, "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"}}, "sliding_window": 1024,
+    "tie_word_embeddings": True, "top_k_experts": None, "use_bidirectional_attention": "vision", "use_cache": True,
+    "use_double_wide_mlp": False, "vocab_size_per_layer_input": 262144,
+}  # fmt: skip
+GEMMA4_AROUND = {
+    "model_type": "gemma4", "audio_config": None, "audio_token_id": 258881, "boa_token_id": 256000, "boi_token_id":
+    255999, "eoa_token_id": 258883, "eoa_token_index": 258883, "eoi_token_id": 258882, "image_token_id": 258880,
+    "initializer_range": 0.02, "tie_word_embeddings": True, "video_token_id": 258884, "vision_config": {},
+    "vision_soft_tokens_per_image": 280,
+}  # fmt: skip
+LLAMA4 = {
+    "_attn_implementation_autoset": True, "attention_bias": False, "attention_chunk_size": 8192, "for_llm_compressor":
+    False, "head_dim": 128, "interleave_moe_layer_step": 2, "intermediate_size_mlp": 16384, "model_type": "llama4_text",
+    "num_experts_per_tok": 1, "num_local_experts": 128, "output_router_logits": False, "pad_token_id": 200018,
+    "rope_scaling": None, "rope_theta": 500000.0, "router_aux_loss_coef": 0.001, "router_jitter_noise": 0.0,
+    "use_qk_norm": False,
+}  # fmt: skip
+LLAMA4_AROUND = {
+    "model_type": "llama4", "boi_token_index": 200080, "eoi_token_index": 200081, "image_token_index": 200092,
+    "vision_config": {},
+}  # fmt: skip
+WITH_IMAGES: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
+    "Gemma 4 31B": (GEMMA4_AROUND, GEMMA4, set()),
+    "Gemma 4 26B A4B": (GEMMA4_AROUND, GEMMA4 | {"enable_moe_block": True, "moe_intermediate_size": 704, "num_experts":
+         128, "top_k_experts": 8, "num_global_key_value_heads": 2}, set()),
+    "Gemma 4 E2B": (GEMMA4_AROUND | {"audio_config": {}}, GEMMA4 | {"attention_k_eq_v": False,
+         "hidden_size_per_layer_input": 256, "num_global_key_value_heads": None, "num_hidden_layers": 4,
+         "num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 512,
+         "use_bidirectional_attention": None, "use_double_wide_mlp": True}, set()),
+    "Gemma 3n E2B": ({"model_type": "gemma3n", "audio_config": {}, "audio_soft_tokens_per_image": 188, "audio_token_id":
+         262273, "boa_token_id": 256000, "boi_token_id": 255999, "eoa_token_id": 262272, "eoi_token_id": 262144,
+         "image_token_id": 262145, "vision_config": {}, "vision_soft_tokens_per_image": 256}, {"model_type":
+         "gemma3n_text", "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0], "altup_active_idx": 0,
+         "altup_coef_clip": 120.0, "altup_correct_scale": True, "altup_lr_multiplier": 1.0, "altup_num_inputs": 4,
+         "attention_bias": False, "final_logit_softcapping": 30.0, "head_dim": 256, "hidden_activation":
+         "gelu_pytorch_tanh", "hidden_size_per_layer_input": 256, "intermediate_size": [8192] * 4, "laurel_rank": 64,
+         "layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4, "num_kv_shared_layers": 2,
+         "query_pre_attn_scalar": 256, "rope_local_base_freq": 10000.0, "rope_scaling": None, "rope_theta": 1000000.0,
+         "sliding_window": 512, "vocab_size_per_layer_input": 262144},
+         {"text_config.altup_lr_multiplier", "text_config.query_pre_attn_scalar"}),
+    "Llama 4 Maverick": (LLAMA4_AROUND, LLAMA4, {"text_config.for_llm_compressor"}),
+    "Llama 4 Scout": (LLAMA4_AROUND, LLAMA4 | {"attn_scale": 0.1, "attn_temperature_tuning": 4, "floor_scale": 8192,
+         "interleave_moe_layer_step": 1, "moe_layers": [0, 1], "no_rope_layers": [], "num_local_experts": 16,
+         "rope_scaling": {"factor": 16.0, "high_freq_factor": 1.0, "low_freq_factor": 1.0,
+         "original_max_position_embeddings": 8192, "rope_type": "llama3"}, "use_qk_norm": True},
+         {"text_config.for_llm_compressor"}),
+    "Llama 4 by another name": (LLAMA4_AROUND, LLAMA4 | {"model_type": "llama4"}, {"text_config.for_llm_compressor"}),
+    "Kimi K2.5": ({"model_type": "kimi_k25", "media_placeholder_token_id": 163605, "pad_token_id": 163839,
+         "use_unified_vision_chunk": True, "video_placeholder": "<|kimi_k25_video_placeholder|>", "tie_word_embeddings":
+         False, "vision_config": {}}, DEEPSEEK_V3 | {"model_type": "kimi_k2", "n_group": 1, "n_routed_experts": 384,
+         "num_nextn_predict_layers": 0, "rms_norm_eps": 1e-05, "rope_theta": 50000.0, "topk_group": 1, "auto_map":
+         {"AutoConfig": "configuration_deepseek.DeepseekV3Config"}},
+         {"media_placeholder_token_id", "use_unified_vision_chunk", "video_placeholder"}),
+    "GLM 4.5V": ({"model_type": "glm4v_moe", "image_end_token_id": 151340, "image_start_token_id": 151339,
+         "image_token_id": 151363, "video_end_token_id": 151342, "video_start_token_id": 151341, "video_token_id":
+         151364, "vision_config": {}}, {"model_type": "glm4v_moe_text", "attention_bias": True, "first_k_dense_replace":
+         1, "head_dim": 128, "moe_intermediate_size": 1408, "n_group": 1, "n_routed_experts": 128, "n_shared_experts":
+         1, "norm_topk_prob": True, "num_experts_per_tok": 8, "num_nextn_predict_layers": 1, "partial_rotary_factor":
+         0.5, "rope_scaling": {"mrope_section": [8, 12, 12], "rope_type": "default"}, "rope_theta": 10000.0,
+         "routed_scaling_factor": 1.0, "topk_group": 1, "use_qk_norm": False}, set()),
+    "Qwen 3 VL 30B": ({"model_type": "qwen3_vl_moe", "image_token_id": 151655, "video_token_id": 151656,
+         "vision_end_token_id": 151653, "vision_start_token_id": 151652, "vision_config": {}, "tie_word_embeddings":
+         False}, {"model_type": "qwen3_vl_moe_text", "attention_bias": False, "decoder_sparse_step": 1, "head_dim": 128,
+         "mlp_only_layers": [], "moe_intermediate_size": 768, "norm_topk_prob": True, "num_experts": 128,
+         "num_experts_per_tok": 8, "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20],
+         "rope_type": "default"}, "rope_theta": 5000000}, set()),
+    "Idefics 2": ({"model_type": "idefics2", "image_token_id": 32001, "perceiver_config": {}, "tie_word_embeddings":
+         False, "vision_config": {}}, {"model_type": "mistral", "pad_token_id": 0, "sliding_window": 4096}, set()),
+    "LLaVA-OneVision": ({"model_type": "llava_onevision", "ignore_index": -100, "image_grid_pinpoints": [[384, 384]],
+         "image_token_index": 151646, "projector_hidden_act": "gelu", "use_image_newline_parameter": True,
+         "video_token_index": 151647, "vision_aspect_ratio": "anyres_max_9", "vision_config": {},
+         "vision_feature_layer": -1, "vision_feature_select_strategy": "full"}, {"model_type": "qwen2",
+         "max_window_layers": 28, "rope_theta": 1000000.0, "sliding_window": 131072, "use_sliding_window": False},
+         {"ignore_index", "use_image_newline_parameter"}),
+    "Aya Vision 8B": ({"model_type": "aya_vision", "adapter_layer_norm_eps": 1e-06, "downsample_factor": 2,
+         "image_token_index": 255036, "vision_config": {}, "vision_feature_layer": -1,
+         "vision_feature_select_strategy": "full"}, {"model_type": "cohere2", "attention_bias": False,
+         "cache_implementation": "hybrid", "head_dim": 128, "layer_norm_eps": 1e-05, "layer_switch": 4, "logit_scale":
+         0.25, "order_of_interleaved_layers": "local_attn_first", "position_embedding_type": "rope_gptj",
+         "rope_scaling": None, "rope_theta": 50000, "rotary_pct": 1.0, "sliding_window": 4096,
+         "sliding_window_pattern": 4, "use_embedding_sharing": True, "use_gated_activation": True,
+         "use_parallel_block": True, "use_parallel_embedding": True}, set()),
+    "LFM2-VL 450M": ({"model_type": "lfm2_vl", "do_image_splitting": True, "downsample_factor": 2, "encoder_patch_size":
+         16, "image_token_index": 396, "max_image_tokens": 256, "projector_bias": True, "projector_hidden_act": "gelu",
+         "projector_hidden_size": 2560, "vision_config": {}, "vision_feature_layer": -1}, {"model_type": "lfm2",
+         "block_auto_adjust_ff_dim": True, "block_dim": 1024, "block_ff_dim": 6656, "block_ffn_dim_multiplier": 1.0,
+         "block_multiple_of": 256, "block_norm_eps": 1e-05, "block_use_swiglu": True, "conv_L_cache": 3, "conv_bias":
+         False, "conv_dim": 1024, "layer_types": ["conv", "full_attention"], "norm_eps": 1e-05, "num_heads": 4,
+         "rope_theta": 1000000.0, "use_pos_enc": True},
+         {"do_image_splitting", "encoder_patch_size", "max_image_tokens", "text_config.block_dim",
+         "text_config.block_norm_eps", "text_config.block_use_swiglu", "text_config.conv_dim",
+         "text_config.use_pos_enc"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("around", "text", "left_over"), WITH_IMAGES.values(), ids=WITH_IMAGES)
+def test_a_config_of_a_model_with_images_is_understood(
+    around: dict[str, Any], text: dict[str, Any], left_over: set[str]
+) -> None:
+    found = architecture_of(HfConfig(around | {"text_config": SIZES | text}), ())
+    assert len(found.config.blocks) == text.get("num_hidden_layers", 2)
+    assert set(found.left_over) == left_over
+
+
 def architecture(fields: dict[str, Any]) -> Any:
     whole = {name: value for name, value in (COMMON | SIZES | fields).items() if value or name not in LLAMA_ONLY}
     return architecture_of(HfConfig(whole), ["model.embed_tokens.weight"])
@@ -258,6 +378,10 @@ def test_a_config_from_the_hub_is_understood(fields: dict[str, Any]) -> None:
 )
 def test_nothing_of_a_config_with_latent_attention_is_left_over(name: str) -> None:
     assert architecture(CONFIGS[name]).left_over == ()
+
+
+def test_what_the_reference_does_not_do_of_a_routers_scores_is_left_over() -> None:
+    assert architecture(CONFIGS["DeepSeek V2.5"] | {"norm_topk_prob": True}).left_over == ("norm_topk_prob",)
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import gptcli
 from gptcli.checkpoint import reference_fields
+from gptcli.checkpoint.class_defaults import DEFAULTS, OTHER_NAMES
+from gptcli.checkpoint.families.vision import WRAPPERS
 from gptcli.checkpoint.hf_config import _COMMONPLACE, _QUIET, _WITHOUT_EFFECT, HfConfig
-from gptcli.checkpoint.registry import _DEFAULTS, FAMILIES, OTHER_NAMES, SAME_AS, architecture_of
+from gptcli.checkpoint.registry import FAMILIES, SAME_AS, architecture_of
 from tests.checkpoint.reference_fields import PATH
 from tests.checkpoint.reference_fields import reference_fields as made
 from tests.parity.reference import BASE, NO_DEFAULT
-from tests.parity.test_class_defaults import WITH_VISION
 from tests.tiny import make_model
 
 TABLE: dict[str, Any] = json.loads(PATH.read_text())
@@ -58,18 +59,18 @@ def test_a_field_without_effect_is_read_and_a_commonplace_one_is_not() -> None:
     assert _WITHOUT_EFFECT - read == {"auto_map", "quantization", "transformers_version"}
 
 
-@pytest.mark.parametrize("model_type", sorted(CONFIGS.keys() - WITH_VISION))
+@pytest.mark.parametrize("model_type", sorted(CONFIGS.keys() - WRAPPERS.keys()))
 def test_all_that_a_class_declares_and_reads_is_read_here_too(model_type: str) -> None:
     fields = json.loads(CONFIGS[model_type].to_json_string(use_diff=False))
     hf = HfConfig(fields | {"rope_parameters": None} if "rope_parameters" not in fields else fields)
-    hf = hf.with_defaults(_DEFAULTS.get(model_type, {}))
+    hf = hf.with_defaults(DEFAULTS.get(model_type, {}))
     FAMILIES[model_type](hf, ())
     declared = set(fields) - {"text_config", "vision_config"}
     unread = {name for name in declared - hf._read - _QUIET if reference_fields.reads(model_type, name)}
     assert unread <= {"is_encoder_decoder", "add_cross_attention", "layer_types"}
 
 
-@pytest.mark.parametrize("model_type", sorted(CONFIGS.keys() - WITH_VISION))
+@pytest.mark.parametrize("model_type", sorted(CONFIGS.keys() - WRAPPERS.keys()))
 def test_the_other_names_of_fields_are_those_of_the_class(model_type: str) -> None:
     experts = {"num_experts": "num_local_experts"}  # which all families with experts read under both names
     names = CONFIG_MAPPING[model_type].attribute_map.items()

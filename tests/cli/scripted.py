@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,10 @@ from gptcli.errors import ContextOverflow, GptcliError, OutOfMemory
 from gptcli.generation.events import Completed, Finished, FinishReason, TextDelta, Usage
 from gptcli.generation.request import Request
 from gptcli.language_model import LanguageModel
+from gptcli.scheduler import Deliver, Scheduler
 from gptcli.settings import SamplingConfig, StopConfig
+from gptcli.tools.formats import ToolUse
+from gptcli.tools.splitter import splitter_of
 
 ENGINE = SimpleNamespace(device_name="cpu", dtype_name="fp32", failures=())
 
@@ -71,6 +75,7 @@ class Script:
         constraint: object = None,
         logprobs: int | None = None,
         explain: bool = False,
+        tools: ToolUse | None = None,
         on_prefill: Callable[[int, int], None] = lambda done, total: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[TextDelta | Finished]:
@@ -79,20 +84,29 @@ class Script:
         time.sleep(self.prefill_s)
         if self.turn_error:
             raise OutOfMemory(self.turn_error)
+        splitter = None if tools is None else splitter_of(tools, prompt)
         for piece in self.pieces:
             time.sleep(self.piece_s)
             if cancelled():
                 reason = "interrupt"
                 break
+            if splitter is not None:
+                piece = splitter.push(str(piece))
             yield TextDelta(piece if isinstance(piece, bytes) else piece.encode())
             self._leave_mark()
+        if splitter is not None:
+            yield TextDelta(splitter.flush(ended=reason == "stop").encode())
+            reason = "tool_calls" if reason == "stop" and splitter.calls else reason
         if self.overflows:
             raise ContextOverflow("the context of 8 tokens is full")
         usage = Usage(
             prompt_tokens=len(prompt), completion_tokens=len(self.pieces), load_s=0.1, prefill_s=0.1, ttft_s=0.1,
             decode_s=0.1, prefill_tokens_per_s=10.0, decode_tokens_per_s=10.0,
         )  # fmt: skip
-        yield Finished(reason=reason, ids=(), stop=None, seed=sampling.seed or 0, usage=usage, logprobs=None)
+        yield Finished(
+            reason=reason, ids=(), stop=None, seed=sampling.seed or 0, usage=usage, logprobs=None,
+            tool_calls=tuple(splitter.calls) if splitter else (), cut_call=splitter is not None and splitter.cut,
+        )  # fmt: skip
 
     def streams(
         self, lm: LanguageModel, prompt: Sequence[int], samplings: Sequence[SamplingConfig], *given: Any, **named: Any
@@ -129,6 +143,21 @@ class Script:
         assert isinstance(end, Finished)
         return Completed(b"".join(delta.data for delta in deltas if isinstance(delta, TextDelta)), end)
 
+    def start(self, scheduler: Any, request: Request, deliver: Deliver) -> Callable[[], None]:
+        """In place of `Scheduler.start`."""
+        cancelled = threading.Event()
+
+        def run() -> None:
+            how = {"tools": request.tools, "cancelled": cancelled.is_set}
+            try:
+                for event in self.stream(scheduler._lm, request.prompt, SamplingConfig(), request.stopping, **how):
+                    deliver(event)
+            except GptcliError as error:
+                deliver(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        return cancelled.set
+
     def _leave_mark(self) -> None:
         if self.mark:
             Path(self.mark).touch()
@@ -139,6 +168,7 @@ def follow(script: Script, set_attribute: Callable[[Any, str, Any], None]) -> No
     set_attribute(LanguageModel, "load", lambda lm, *given: script.load(*given))
     set_attribute(LanguageModel, "engine", ENGINE)
     set_attribute(LanguageModel, "stream", lambda lm, *given, **named: script.stream(lm, *given, **named))
+    set_attribute(Scheduler, "start", lambda scheduler, *given: script.start(scheduler, *given))
     set_attribute(LanguageModel, "streams", lambda lm, *given, **named: script.streams(lm, *given, **named))
     set_attribute(LanguageModel, "complete_many", lambda lm, *given, **named: script.complete_many(lm, *given, **named))
 

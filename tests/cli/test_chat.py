@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
+import os
+import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
-from gptcli.chat.storage import SessionFile, read_session, session_names
+from gptcli.chat.storage import SessionFile, StoredSession, read_session, session_names
+from gptcli.cli.repl import stored_sessions
 from tests.cli.conftest import SCRIPTED, Cli
 from tests.cli.scripted import Script
 from tests.tiny import make_model
@@ -152,6 +158,14 @@ def test_a_torn_session_is_repaired_and_says_so(chat: Cli) -> None:
     assert [event["content"] for event in read_session("s") if event.get("role") == "user"] == ["one", "two"]
 
 
+@pytest.mark.parametrize("state", ["nothing-yet", "/dev/null"])
+def test_listing_no_sessions_writes_nothing(chat: Cli, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", os.path.join(os.environ["XDG_STATE_HOME"], state))
+    result = chat("--list")
+    assert (result.code, result.err) == (0, "gptcli: note: no sessions yet\n")
+    assert state == "/dev/null" or not os.path.exists(os.environ["XDG_STATE_HOME"])
+
+
 def test_sessions_are_listed_for_scripts(chat: Cli) -> None:
     assert chat("--list").out == b""
     chat("--session", "s", "What is\ta town?\nAnd")
@@ -159,6 +173,24 @@ def test_sessions_are_listed_for_scripts(chat: Cli) -> None:
     assert (name, turns, question, error) == ("s", "1", "What is a town? And", "")
     assert Path(model).is_dir()
     assert json.loads(chat("--list", "--json").out)["question"] == "What is\ta town?\nAnd"
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [(120, "name modified turns model question"), (70, "name modified turns question"), (40, "name modified")],
+)
+def test_on_a_terminal_a_session_is_a_line_that_fits(
+    columns: int, shown: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    at = datetime.datetime(2026, 1, 1, 12)
+    session = StoredSession("2026-01-01-120000", at, 3, "a-model-with-a-name", "Why is it\nthere? 排序 " * 20)
+    monkeypatch.setattr(stored_sessions, "stored_sessions", lambda: [session, session])
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stored_sessions.print_sessions(as_json=False)
+    heading, *lines = re.sub(r"\x1b\[[0-9;]*m", "", capfd.readouterr().out).splitlines()
+    assert heading.split() == shown.split()
+    assert len(lines) == 2 and max(map(cell_len, [heading, *lines])) <= columns
 
 
 @pytest.mark.parametrize(

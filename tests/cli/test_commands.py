@@ -49,7 +49,7 @@ def test_an_unknown_command_suggests_the_nearest(typed: str, meant: str | None) 
 
 def test_an_unknown_command_is_not_sent_to_the_model(chat: Chat) -> None:
     shown = answer_to(chat, "/hlep me")
-    assert shown[0] == "gptcli: error: there is no command /hlep"
+    assert shown[0] == "error: there is no command /hlep"
     assert "did you mean /help?" in shown[1]
     assert said() == []
 
@@ -79,7 +79,7 @@ def test_undo_takes_a_turn_back(chat: Chat) -> None:
     assert answer_to(chat, "/undo") == ["taken back: two"]
     assert "1 turn" in answer_to(chat, "/context")[0]
     chat.ask("/undo")
-    assert answer_to(chat, "/undo") == ["gptcli: error: there is no turn to take back"]
+    assert answer_to(chat, "/undo") == ["error: there is no turn to take back"]
 
 
 def test_retry_and_edit_ask_again(chat: Chat) -> None:
@@ -122,7 +122,8 @@ def test_a_long_question_is_edited_folded() -> None:
 
 def test_an_argument_that_a_command_does_not_take_is_refused(chat: Chat) -> None:
     chat.ask("one")
-    assert answer_to(chat, "/undo 2") == ["gptcli: error: /undo takes nothing behind it"]
+    assert answer_to(chat, "/set parameter top-k 5") == ["top_k = 5  (session)"]
+    assert answer_to(chat, "/undo 2") == ["error: /undo takes nothing behind it"]
     assert said() == ["one", "Hello."]
 
 
@@ -188,7 +189,7 @@ def test_a_session_may_be_saved_under_its_own_name_and_not_loaded_into_itself(ch
     chat.ask("one")
     for _ in range(2):
         assert answer_to(chat, "/save mine") == ["saved as mine"]
-    assert answer_to(chat, "/load mine") == ["gptcli: error: session mine is the one that goes on here"]
+    assert answer_to(chat, "/load mine") == ["error: session mine is the one that goes on here"]
     [line] = answer_to(chat, "/sessions")
     assert re.fullmatch(r"\* mine  \d{4}-\d\d-\d\d \d\d:\d\d    1 turn   one", line)
 
@@ -248,7 +249,7 @@ def test_an_export_is_a_new_file(chat: Chat, tmp_path: Path) -> None:
 def test_a_dumb_terminal_has_no_clipboard() -> None:
     chat = Chat(HELLO, TERM="dumb").ready()
     chat.ask("one")
-    assert answer_to(chat, "/copy")[0].startswith("gptcli: error: nothing to copy with")
+    assert answer_to(chat, "/copy")[0].startswith("error: nothing to copy with")
     assert b"\x1b" not in chat.raw
 
 
@@ -274,6 +275,17 @@ def test_the_screen_is_cleared_and_the_conversation_stays(chat: Chat) -> None:
     chat.ask("two")
     assert said()[::2] == ["one", "two"]
     assert len(sessions()) == 1
+    assert "the conversation goes on; /new begins another" in chat.lines
+
+
+def test_a_file_is_sent_with_a_question(chat: Chat, tmp_path: Path) -> None:
+    (tmp_path / "my notes").write_text("# Notes\nmilk\n")
+    chat.ask(f"/read '{tmp_path}/my notes' What's \"milk\"?")
+    chat.ask(f"/read {tmp_path}/my\\ notes")
+    assert said()[::2] == ['# Notes\nmilk\n\nWhat\'s "milk"?', "# Notes\nmilk\n"]
+    assert answer_to(chat, "/read")[0] == "error: which file?"
+    assert answer_to(chat, "/read 'notes")[0] == "error: a quote is not closed"
+    assert "No such file" in "".join(answer_to(chat, "/read notes"))
 
 
 def test_exit_leaves(chat: Chat) -> None:

@@ -82,6 +82,11 @@ def test_what_cannot_be_meant_is_refused(cli: Cli, config: Path, content: str, s
     assert says in result.err
 
 
+def test_a_file_that_is_not_utf_8_is_refused(cli: Cli, config: Path) -> None:
+    config.write_bytes(b'stop = ["\xff"]')
+    assert cli("generate", "good morning", "-m", "tiny").err == f"gptcli: error: {config}: not UTF-8 at byte 9\n"
+
+
 def test_another_file_or_none_can_be_named(
     cli: Cli, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

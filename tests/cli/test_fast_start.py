@@ -118,9 +118,9 @@ def test_a_snapshot_generates_what_the_model_generates(
 
 
 def test_an_existing_snapshot_is_not_written_again(model: Path) -> None:
-    before = snapshot_path().stat()
+    before = snapshot_path().stat().st_ino  # of the file that a new one would replace
     keep(model)
-    assert snapshot_path().stat() == before
+    assert snapshot_path().stat().st_ino == before
 
 
 def test_the_model_does_what_a_snapshot_cannot(model: Path) -> None:

@@ -216,3 +216,11 @@ def test_a_table_is_aligned_and_becomes_a_list_where_it_has_no_room() -> None:
         "Quicksort          n²  in place, not",
     ]
     assert drawn(TABLE, 20)[:3] == ["Algorithm: Quicksort", "Worst case: n²", "Notes: in place, not"]
+
+
+@pytest.mark.parametrize("row", ["|  |  |", "| a |  |", "|  | b |", "| a |", "||"])
+@pytest.mark.parametrize("heading", ["|  |  |", "| A |  |", "|  | B |"])
+def test_a_table_may_have_empty_cells_rows_and_columns(heading: str, row: str) -> None:
+    table = f"{heading}\n|---|---|\n{row}\n"
+    for width in (1, 5, 40):
+        assert set(re.findall(r"\w", "".join(drawn(table, width)))) == set(re.findall(r"\w", table))

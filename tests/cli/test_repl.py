@@ -252,7 +252,7 @@ def test_an_error_ends_the_turn_and_the_chat_goes_on(script: Script, error: str)
     chat = Chat(script).ready()
     chat.ask("one")
     chat.ask("two")
-    assert chat.lines.count(f"gptcli: error: {error}") == 2
+    assert chat.lines.count(f"error: {error}") == 2
     assert chat.leave() == 0
 
 

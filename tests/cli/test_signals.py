@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -83,6 +84,24 @@ def test_a_signal_while_loading_ends_the_run_in_silence(tmp_path: Path, loses_ex
         process.send_signal(signum)
         assert process.communicate(timeout=5) == (b"", b"")
     assert process.returncode == -signum
+
+
+IN_NATIVE_CODE = """
+import hashlib, os, sys, threading
+from gptcli.cli.terminal.signals import deadly
+with deadly(lambda: None):
+    pass
+with deadly(lambda: print("tidied", flush=True)):
+    threading.Timer(0.3, os.kill, (os.getpid(), int(sys.argv[1]))).start()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 1 << 30)  # takes minutes, in which Python runs no handler
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_middle_of_native_code_ends_the_run_at_once(signum: int) -> None:
+    command = [sys.executable, "-c", IN_NATIVE_CODE, str(int(signum))]
+    done = subprocess.run(command, stdout=subprocess.PIPE, cwd=ROOT, timeout=20)
+    assert (done.returncode, done.stdout) == (-signum, b"tidied\n")
 
 
 def wait_for_main(process: subprocess.Popen[bytes]) -> None:

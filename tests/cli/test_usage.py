@@ -105,11 +105,11 @@ def test_help_of_generate_mentions_every_option(cli: Cli, monkeypatch: pytest.Mo
     assert "--stats=json" in help
 
 
-@pytest.mark.parametrize("command", ["generate", "models"])
-def test_help_on_a_narrow_terminal_cuts_no_word(cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+@pytest.mark.parametrize("command", ["", "generate", "models"])
+def test_help_on_a_narrow_terminal_cuts_nothing(cli: Cli, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    help = cli(command, "--help").out.decode()
-    assert max(map(len, help.split("\n"))) <= 40 and "…" not in help
+    help = cli(*command.split(), "--help").out.decode()
+    assert max(map(len, help.split("\n"))) <= 40 and "…" not in help and not re.search(r"\w\.\.\.", help)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +160,12 @@ def test_the_version_is_told(cli: Cli) -> None:
         ("models rm", "NAME is missing\nhint: run `gptcli models rm --help`"),
         ("generate -n", "-n needs a value\nhint: run `gptcli generate --help`"),
         ("generate --temp 1", "did you mean --temperature?"),
+        ("pull a/b", "did you mean `gptcli models pull a/b`?"),
+        ("ls", "did you mean `gptcli models`?"),
+        ("models list", "did you mean `gptcli models`?"),
+        ("run tiny", "did you mean `gptcli chat -m tiny`?"),
+        ("show me a poem", "to ask it, run `gptcli chat 'show me a poem'`"),
+        ("-m tiny hello", "options follow a command, as in `gptcli generate -m ...`"),
         ("bench 1", "too many arguments: 1\nhint: run `gptcli bench --help`"),
     ],
 )

@@ -218,7 +218,7 @@ def gguf_extra(rng: Random, model: ModelDir) -> Expected:
     """A tensor more, which shows another model."""
     raw = _raw()
     other = raw.tensors["output_norm.weight"]
-    names = ["blk.0.attn_q_norm.weight", "blk.2.attn_norm.weight", "blk.0.attn_norm.bias", "blk.0.ssm_a", "mm.0.weight",
+    names = ["blk.0.attn_q_norm.weight", "blk.2.attn_norm.weight", "blk.0.attn_norm.bias", "blk.0.ssm_a", "mn.0.weight",
              "blk.0.attn_sinks.weight", "output_norm.bias", "position_embd.weight"]  # fmt: skip
     raw.tensors[rng.choice(names)] = other
     _put(model, raw)

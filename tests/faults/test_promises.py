@@ -26,6 +26,7 @@ COMMANDS = [
     "tokenize -m MODEL --text hi", "score -m MODEL FILE", "models show MODEL", "models verify MODEL", "models",
     "models export MODEL OUT/tiny.gguf --gguf", "bench -m MODEL -p 8 -n 2 --repeats 1", "cache", "help generate",
     "batch REQUESTS -o OUT/answers -m MODEL -n 2 --chat",
+    "train FILE -o OUT/run -m MODEL --max-steps 1 --block-size 16 --sample hi",
 ]  # fmt: skip
 # Files of Python, its libraries and the operating system may be read.
 LIBRARIES = {
@@ -68,7 +69,8 @@ def test_a_command_opens_no_socket_runs_nothing_of_a_model_and_reads_nothing_out
         cwd=hostile,  # where a relative import would look
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        # Python tries whether it can write where temporary files go.
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(tmp_path)},
         timeout=120,
     )
     seen: dict[str, Any] = json.loads(report.read_text())
@@ -76,7 +78,8 @@ def test_a_command_opens_no_socket_runs_nothing_of_a_model_and_reads_nothing_out
     assert seen["sockets"] == []
     copies = f"{os.environ['XDG_CACHE_HOME']}/gptcli/prepared"
     outside = [path for path in seen["read"] if not _is_allowed(path, hostile) and not path.startswith(copies)]
-    assert [path for path in outside if path != str(tmp_path / "answers")] == []  # batch goes on at their end
+    own = (str(tmp_path / "answers"), str(tmp_path / "run"))  # batch and train go on with these
+    assert [path for path in outside if not path.startswith(own)] == []
     assert [path for path in seen["written"] if not path.startswith(("/dev/", "/proc/", copies, str(tmp_path)))] == []
     assert [name for name, file in seen["modules"].items() if file.startswith(str(hostile))] == []
     own = f"({sys.executable!r}, [{sys.executable!r}, '-I', '-S', '-c',"

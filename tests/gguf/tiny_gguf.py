@@ -27,6 +27,7 @@ CONTROL = ["<|endoftext|>", BOS, EOS]
 PRE_TOKENIZERS = (
     *("gpt-2", "smollm", "llama-bpe", "qwen2", "falcon", "default", "gpt-4o", "tekken"),
     *("deepseek-llm", "deepseek-coder", "deepseek-v3", "qwen35"),
+    *("minicpm5", "seed-coder", "kimi-k2", "bloom", "viking"),
 )  # one of each that split alike
 TOKENS = [*CONTROL, *byte_letters(), *("".join(merge) for merge in MERGES)]
 
@@ -114,8 +115,10 @@ def write_gguf(
     for name, value in fields(pre, **changes).items():
         if name == "general.architecture":
             writer.kv_data[0][name].value = value
-            continue
-        add_field(writer, name, value)
+        elif name == "general.alignment":
+            writer.add_custom_alignment(value)
+        else:
+            add_field(writer, name, value)
     chosen: dict[str, np.ndarray | tuple[np.ndarray, Kind]] = {}
     for seed, (name, shape) in enumerate((tensor_shapes or shapes(tied)).items()):
         kind = Kind.F32 if len(shape) == 1 else _kind_of(name, kinds)

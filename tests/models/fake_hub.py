@@ -24,6 +24,7 @@ class FakeHub:
         self.requests: list[str] = []
         self.refuse: tuple[int, str] | None = None  # a status and an X-Error-Code for every request
         self.before_file: Callable[[str], None] = lambda name: None
+        self.without_hash: set[str] = set()
         self.sent: dict[str, bytes] = {}  # in the place of what is listed
 
     def fetched(self) -> list[str]:
@@ -84,10 +85,11 @@ class FakeHub:
         etag = f'"{hashlib.sha256(data).hexdigest()}"'
         self._send(handler, 200, data, body, {"X-Repo-Commit": self.commit, "ETag": etag})
 
-    @staticmethod
-    def _listed(name: str, data: bytes) -> dict[str, Any]:
+    def _listed(self, name: str, data: bytes) -> dict[str, Any]:
         """A file as the hub lists it: large ones with the hash that Git LFS has, others with git's own."""
         listed: dict[str, Any] = {"rfilename": name, "size": len(data)}
+        if name in self.without_hash:
+            return listed
         if name.endswith((".safetensors", ".gguf")):
             digest = hashlib.sha256(data).hexdigest()
             return listed | {"lfs": {"sha256": digest, "size": len(data), "pointerSize": 134}, "blobId": "0" * 40}

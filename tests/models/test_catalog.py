@@ -168,6 +168,7 @@ def test_a_snapshot_may_link_to_blobs_that_all_models_of_the_hubs_client_share(h
         ("owner/name", "run `gptcli models pull owner/name`"),
         (DEFAULT_MODEL, f"run `gptcli models pull {DEFAULT_MODEL}`"),
         ("name", "run `gptcli models` to see which are"),
+        ("~/name", "run `gptcli models` to see which are"),
         ("x" * 5000, "run `gptcli models` to see which are"),
     ],
 )
@@ -216,10 +217,11 @@ def test_a_path_may_begin_at_home_or_be_a_file_of_weights(tmp_path: Path, monkey
 
 def test_a_near_name_is_proposed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPTCLI_WEIGHTS", str(tmp_path))
-    config_in(tmp_path / "smollm2-360m")
-    with pytest.raises(ModelNotFound) as error:
-        locate("smolm2-360m")
-    assert str(error.value.hint).startswith("did you mean smollm2-360m?")
+    config_in(tmp_path / "smollm2-360m-instruct")
+    for name in ("smolm2-360m-instruct", "smollm2", "360M"):
+        with pytest.raises(ModelNotFound) as error:
+            locate(name)
+        assert str(error.value.hint).startswith("did you mean smollm2-360m-instruct?")
 
 
 def test_a_snapshot_that_another_process_removes_meanwhile_is_not_taken(

@@ -167,6 +167,13 @@ def test_the_commit_is_pinned_and_recorded(hub: FakeHub) -> None:
     assert json.loads((path / RECORD).read_text())["source"] == {"hub": "owner/tiny", "revision": COMMIT}
 
 
+def test_a_file_of_which_the_hub_says_no_checksum_is_named(hub: FakeHub) -> None:
+    hub.without_hash = {"tokenizer_config.json"}
+    notes: list[str] = []
+    pull_hub("owner/tiny", None, silent, on_note=notes.append)
+    assert notes == ["the hub says no checksum of tokenizer_config.json: it is as it came"]
+
+
 def test_an_interrupted_pull_is_resumed_without_fetching_finished_files_again(hub: FakeHub) -> None:
     def interrupt(name: str) -> None:
         if name == "model.safetensors":

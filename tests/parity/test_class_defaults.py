@@ -10,21 +10,20 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
+from gptcli.checkpoint.families.vision import WRAPPERS
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.checkpoint.registry import FAMILIES, SAME_AS, architecture_of
 from gptcli.errors import BrokenCheckpoint
 from tests.parity.reference import NO_DEFAULT
 
-# Whose text_config is of another type.
-WITH_VISION = {
-    "gemma3", "glm4v", "idefics3", "internvl", "llava", "llava_next", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_5",
-    "qwen3_5_moe", "qwen3_vl", "smolvlm",
-}  # fmt: skip
 WINDOW = {"use_sliding_window": True, "max_window_layers": 3}
+# Whose class describes tens of thousands of experts' matrices.
+LARGE = ("deepseek_v3", "glm4_moe", "minimax_m2", "qwen3_5_moe_text", "qwen3_next")
+FEWER = {"num_hidden_layers": 8}
 CASES = [
-    (model_type, NO_DEFAULT.get(model_type, {}))
-    for model_type in sorted(FAMILIES.keys() - SAME_AS.keys() - WITH_VISION)
+    (model_type, FEWER if model_type in LARGE else NO_DEFAULT.get(model_type, {}))
+    for model_type in sorted(FAMILIES.keys() - SAME_AS.keys() - WRAPPERS.keys())
 ]
 CASES += [(model_type, WINDOW) for model_type in ("qwen2", "qwen2_moe", "qwen3")]
 # Fields that no real config leaves out, so we may refuse a config without them.

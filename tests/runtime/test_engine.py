@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import gptcli
 from gptcli import LanguageModel
+from gptcli.checkpoint import load
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.cuda.graph import cuda_graph
 from gptcli.errors import NonFiniteLogits, NoSuchDevice, OutOfMemory, UsageError
@@ -218,9 +219,10 @@ def test_keys_and_values_that_only_kernels_keep_are_refused_without(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device, "_kernels", lambda runtime: None)
+    gptcli.load(tiny_model, device="cpu", kv="fp32")
+    monkeypatch.setattr(load, "load_decoder", lambda *given: pytest.fail("weights are read before the refusal"))
     with pytest.raises(UsageError, match="kept in fp32"):
         gptcli.load(tiny_model, device="cpu", kv="int8")
-    gptcli.load(tiny_model, device="cpu", kv="fp32")
 
 
 def test_a_model_larger_than_the_memory_is_refused_before_it_is_read(

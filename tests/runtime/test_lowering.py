@@ -13,11 +13,14 @@ from gptcli.kernels.tensors import Library
 from gptcli.model import config as configs
 from gptcli.model.config import (
     Alibi,
+    AltUpConfig,
     AttentionConfig,
     BlockConfig,
     DecoderConfig,
     DeltaNetConfig,
+    DenseAndMoeConfig,
     LatentAttentionConfig,
+    LayerInputsConfig,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
@@ -26,6 +29,7 @@ from gptcli.model.config import (
     MoeConfig,
     NormConfig,
     PositionScale,
+    ProportionalScaling,
     QkNormConfig,
     RopeConfig,
     RopeScaling,
@@ -45,6 +49,7 @@ SCALINGS: list[RopeScaling | None] = [
     LINEAR,
     Llama3Scaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=16),
     YarnScaling(factor=4.0, original_context=16, magnitude=1.0),
+    ProportionalScaling(turned=2),
     LongRopeScaling(short=(1.0,) * 4, long=(2.0,) * 4, original_context=16, magnitude=1.0),
 ]
 NEVER_LOWERED = {
@@ -54,6 +59,9 @@ NEVER_LOWERED = {
     ShortConvolutionConfig,
     Mamba2Config,
     DeltaNetConfig,
+    DenseAndMoeConfig,
+    LayerInputsConfig,
+    AltUpConfig,
 }
 LATENT = LatentAttentionConfig(
     heads=2,

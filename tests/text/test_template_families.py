@@ -179,11 +179,41 @@ def test_a_template_can_write_todays_date(tokenizer: Tokenizer) -> None:
     assert f"Date: {before}\n" in text or f"Date: {date.today()}\n" in text
 
 
-def test_a_template_that_drops_texts_because_it_expects_lists_is_refused(tokenizer: Tokenizer) -> None:
-    source = (
-        "{% for message in messages %}{{ message.role | capitalize }}: {% for part in message.content %}"
-        "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}"
-    )
+IN_PARTS = {
+    "all roles": "{% for message in messages %}{{ message.role | capitalize }}: {% for part in message.content %}"
+    "{% if part.type == 'text' %}{{ part.text }}{% elif part.type == 'image' %}<image>{% endif %}{% endfor %}\n"
+    "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}",
+    "by filters": "{% for message in messages %}{{ message.role.upper() ~ ': ' }}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] ~ ' ' }}"
+    "{% endfor %}{% endfor %}",
+    "by position": "{% for m in messages %}[{{ m['content'][0]['text'] | trim }}]{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("source", IN_PARTS.values(), ids=IN_PARTS)
+def test_a_template_that_drops_texts_because_it_expects_parts_gets_parts(
+    source: str, tokenizer: Tokenizer, reference: Any
+) -> None:
+    said = [("user", "Hi"), ("assistant", "Yes?"), ("user", " <|im_end|> is text")]
+    parts = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
+    wanted = reference.apply_chat_template(parts, chat_template=source, add_generation_prompt=True, tokenize=False)
+    made = ChatTemplate(source, "test")
+    messages = [Message(role, text) for role, text in said]
+    assert made.render_text(messages, tokenizer) == wanted
+    assert tokenizer.decode(made.render(messages, tokenizer)).decode() == wanted
+    assert not set(tokenizer.control_tokens.ids.values()) & set(made.render(messages, tokenizer))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for message in messages %}{{ message.role }}{% endfor %}",
+        "{% for message in messages %}{{ message.content if message.content is not string else '' }}!{% endfor %}",
+        "{% for message in messages %}{{ message.content[:0] + '!' }}{% endfor %}",
+    ],
+    ids=["without texts", "lists as Python spells them", "lists fail"],
+)
+def test_a_template_that_drops_texts_and_parts_is_refused(source: str, tokenizer: Tokenizer) -> None:
     with pytest.raises(TemplateError, match="leaves out what the user says"):
         ChatTemplate(source, "test").render([Message("user", "Hi")], tokenizer)
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 from gptcli.checkpoint.families.latent_attention import latent_attention
 from gptcli.checkpoint.families.layer_configs import with_blocks
 from gptcli.checkpoint.families.llama import llama_architecture, llama_config, llama_mlp, rms
-from gptcli.checkpoint.families.moe import expert_of, with_experts
-from gptcli.checkpoint.families.moe_relatives import COMMON, after_dense, sigmoid_mixture, without_layers_ahead
+from gptcli.checkpoint.families.moe import COMMON, expert_of, with_experts
+from gptcli.checkpoint.families.moe_relatives import after_dense, sigmoid_mixture, without_layers_ahead
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.errors import UnsupportedArchitecture
@@ -23,7 +23,8 @@ def deepseek_v2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """DeepSeek V2: latent attention; dense first layers, then experts beside shared ones, chosen within groups."""
     hf.ignore(*_OF_TRAINING, "n_group", "topk_group")  # the latter unless the choice is within groups
     hf.expect("moe_layer_freq", 1)
-    hf.expect("norm_topk_prob", False)  # transformers never divides by the sum, DeepSeek's own code would
+    if hf.flag("norm_topk_prob", False):  # DeepSeek's own code would divide by the sum, transformers never does
+        hf.left_over.append("norm_topk_prob")
     hf.expect("scoring_func", "softmax")
     method = hf.string("topk_method", "greedy")
     if method not in ("greedy", "group_limited_greedy"):
@@ -36,6 +37,7 @@ def deepseek_v2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
         experts=hf.integer("n_routed_experts", 64),
         top_k=hf.integer("num_experts_per_tok"),
         renormalize=False,
+        wide_router=True,
         groups=hf.integer("n_group") if grouped else 1,
         top_groups=hf.integer("topk_group") if grouped else 1,
         group_best=1,

@@ -18,22 +18,11 @@ from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture, PlusOne
 from gptcli.model.config import Activation, DecoderConfig, QkNormConfig, RopeConfig
 
-_FOUR_NORMS = Names(
+FOUR_NORMS = Names(
     post_attention_norm="post_attention_layernorm",
     mlp_norm="pre_feedforward_layernorm",
     post_mlp_norm="post_feedforward_layernorm",
 )
-
-_VISION = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
-
-# What the hub's configs of Gemma 3 leave out of `text_config`.
-_GEMMA3_DEFAULTS = {
-    "model_type": "gemma3_text",
-    "vocab_size": 262_208,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 131_072,
-}
 
 
 def gemma(hf: HfConfig, tensors: Collection[str]) -> Architecture:
@@ -72,18 +61,6 @@ def gemma3_text(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     return _four_norms(hf, tensors, types, with_attention_per_layer(config, rope=ropes))
 
 
-def gemma3(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """Gemma 3 4B and larger, for text alone: its vision modules stay unused."""
-    hf.ignore("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index", "image_token_index")
-    hf.expect("tie_word_embeddings", True)
-    text = hf.section("text_config").with_defaults(_GEMMA3_DEFAULTS)
-    text.expect("model_type", "gemma3_text")
-    text.expect("final_logit_softcapping")  # transformers does not read it here
-    architecture = gemma3_text(text, tensors)
-    text.check_unread(text.model_type)
-    return replace(architecture, unused_prefixes=_VISION, reads_images=True)
-
-
 def _gemma_config(hf: HfConfig, act: Activation | None = None, rope: RopeConfig | None = None) -> DecoderConfig:
     # Early configs say `gelu` in hidden_act and mean the tanh form all the same.
     hf.expect("hidden_act", "gelu", "gelu_pytorch_tanh")
@@ -101,7 +78,7 @@ def _gemma_config(hf: HfConfig, act: Activation | None = None, rope: RopeConfig 
 
 def _four_norms(hf: HfConfig, tensors: Collection[str], types: Sequence[object], config: DecoderConfig) -> Architecture:
     config = with_blocks(_gemma2_config(hf, types, config), residual="sandwich")
-    return llama_architecture(config, tensors, _FOUR_NORMS, norm_weight=PlusOne)
+    return llama_architecture(config, tensors, FOUR_NORMS, norm_weight=PlusOne)
 
 
 def _gemma2_config(hf: HfConfig, types: Sequence[object], config: DecoderConfig) -> DecoderConfig:

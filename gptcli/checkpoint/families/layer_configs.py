@@ -38,12 +38,17 @@ def head_dim_of(hf: HfConfig, hidden: int, heads: int, default: int | None = Non
     return given or hidden // heads
 
 
-def windows(types: Sequence[object], window: int | None) -> list[int | None]:
-    """The attention window of each layer, from `layer_types` and the window of sliding layers; None attends to all."""
-    check_types(types, "full_attention", "sliding_attention")
-    if window is None and "sliding_attention" in types:
-        raise BrokenCheckpoint("config.json: layer_types has sliding_attention, but there is no sliding_window")
-    return [window if kind == "sliding_attention" else None for kind in types]
+def windows(
+    types: Sequence[object], window: int | None, limited: str = "sliding_attention", field: str = "sliding_window"
+) -> list[int | None]:
+    """The attention window of each layer, from `layer_types` and the window of one type; None attends to all.
+
+    limited: that type. field: which has its window.
+    """
+    check_types(types, "full_attention", limited)
+    if window is None and limited in types:
+        raise BrokenCheckpoint(f"config.json: layer_types has {limited}, but there is no {field}")
+    return [window if kind == limited else None for kind in types]
 
 
 def check_types(types: Sequence[object], *known: str) -> None:

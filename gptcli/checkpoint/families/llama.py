@@ -306,6 +306,7 @@ def attention_parameters(
     pairs: bool,
 ) -> None:
     """Adds the recipes of one layer's attention."""
+    own = attention.keys_of is None  # keys and values
     rows: Sequence[Transform] = () if q_rows is unchanged else (q_rows, unchanged, unchanged)
     channels: Transform = unchanged  # of weights (heads, head_dim)
     if pairs and attention.rope is not None:
@@ -316,12 +317,13 @@ def attention_parameters(
         def channels(weight: Recipe) -> Recipe:
             return Transposed(PairsToHalves(Transposed(weight), heads=1, dim=dim))
 
-    parameters.linear(f"{ours}attention.qkv", [theirs + name for name in names.qkv], attention.qkv_bias, rows)
+    projections = [theirs + name for name in (names.qkv if own else names.qkv[:1])]
+    parameters.linear(f"{ours}attention.qkv", projections, attention.qkv_bias, rows[: len(projections)])
     parameters.linear(f"{ours}attention.out", [theirs + names.out], attention.out_bias)
     if attention.sinks:
         parameters[f"{ours}attention.sinks"] = Take(f"{theirs}self_attn.sinks")
     if attention.qk_norm is not None:
-        for word, heads in (("query", attention.heads), ("key", attention.kv_heads)):
+        for word, heads in (("query", attention.heads), ("key", attention.kv_heads))[: 2 if own else 1]:
             letter = word[0]
             norm = f"{ours}attention.{letter}_norm"
             if "{head}" in names.qk_norm:

@@ -62,7 +62,7 @@ def mamba2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Mamba 2: no attention, and no limit to the length of a text but memory's."""
     hf.expect("hidden_act", "silu", "swish")
     hf.ignore("rescale_prenorm_residual", "chunk_size", "time_step_rank", "time_step_min", "time_step_max")
-    hf.ignore("time_step_floor", "residual_in_fp32")  # in bf16 we round what layers add to
+    hf.ignore("time_step_floor")
     hidden, norm = hf.integer("hidden_size"), NormConfig(kind="rms", eps=hf.number("layer_norm_epsilon", 1e-5))
     heads, head_dim = _integer(hf, "num_heads", 128), _integer(hf, "head_dim", 64)
     if heads * head_dim != int(hf.number("expand", 2.0) * hidden):
@@ -85,6 +85,7 @@ def mamba2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
         blocks=(BlockConfig(attention=None, mlp=None, state=_checked(state)),) * hf.layers,
         norm=norm,
         tied_head=hf.flag("tie_word_embeddings", False),
+        wide_residual=hf.flag("residual_in_fp32", True),
     )
     return llama_architecture(config, tensors, _MAMBA2)
 
@@ -113,7 +114,8 @@ def granitemoehybrid(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     config = with_state(config, state, [kind == "mamba" for kind in _kinds(types, "mamba", "attention")])
     if hf.integer("num_local_experts", 8, low=0) == 0:
         hf.ignore("num_experts_per_tok")
-        return llama_architecture(config, tensors, _GRANITE)
+        apart = any(name.endswith(".0.mlp.down_proj.weight") for name in tensors)  # as MLX and GGUF files have it
+        return llama_architecture(config, tensors, Names(state="mamba") if apart else _GRANITE)
     moe = granite_mixture(hf, shared)
     return with_experts(config, tensors, lambda layer: moe, GRANITE.recipes, _GRANITE)
 

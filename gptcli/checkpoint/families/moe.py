@@ -173,7 +173,7 @@ class ExpertNames:
         root = layer + self.root
         shared = layer + self.shared.removeprefix("../") if self.shared.startswith("../") else root + self.shared
         recipes = Parameters({"router.weight": Take(f"{root}{self.router}.weight")})
-        if self.stacked is not None:
+        if self.stacked is not None and f"{root}switch_mlp.down_proj.weight" not in tensors:
             up, down = self.stacked
             recipes |= {"up.weight": Take(root + up), "down.weight": Take(root + down)}
         else:
@@ -182,13 +182,16 @@ class ExpertNames:
             correction = Take(root + self.correction)
             recipes["correction"] = correction if self.correction_is_row else Stack((correction,))
         if moe.shared is not None:
-            recipes.linear("shared.up", [shared + name for name in self.shared_up], moe.shared.bias)
-            recipes.linear("shared.down", [shared + self.shared_down], moe.shared.bias)
+            apart = self.shared_down != COMMON.shared_down and f"{shared}{COMMON.shared_down}.weight" in tensors
+            names = COMMON if apart else self  # as GGUF files have them
+            recipes.linear("shared.up", [shared + name for name in names.shared_up], moe.shared.bias)
+            recipes.linear("shared.down", [shared + names.shared_down], moe.shared.bias)
             if moe.shared_gate:
                 recipes["shared_gate.weight"] = Take(f"{root}shared_expert_gate.weight")
         return recipes
 
 
+COMMON = ExpertNames()
 MIXTRAL = ExpertNames("block_sparse_moe.", gate="w1", up="w3", down="w2")
 QWEN = ExpertNames(shared="shared_expert.")
 
@@ -199,7 +202,7 @@ def _expert_recipes(
     """Experts' matrices, with one tensor each under these names, or all in one under MLX's names."""
     mlx = f"{root}switch_mlp."
     if f"{mlx}down_proj.weight" in tensors:
-        return _stacked_recipes(mlx, leaf="weight")
+        return stacked_recipes(mlx, "weight", gated=moe.expert.gated)
 
     if f"{root}experts.gate_up_proj" in tensors:  # as the files of Qwen 3.5 have them
         return {"up.weight": Take(f"{root}experts.gate_up_proj"), "down.weight": Take(f"{root}experts.down_proj")}
@@ -212,17 +215,18 @@ def _expert_recipes(
     return {"up.weight": stacked(*rows), "down.weight": stacked(down)}
 
 
-def _stacked_recipes(experts: str, leaf: str) -> dict[str, Recipe]:
+def stacked_recipes(experts: str, leaf: str, *, gated: bool = True) -> dict[str, Recipe]:
     """All experts' matrices or biases in one tensor per projection, as MLX names them."""
     gate, up = Take(f"{experts}gate_proj.{leaf}"), Take(f"{experts}up_proj.{leaf}")
-    return {f"up.{leaf}": Concat((gate, up), axis=1), f"down.{leaf}": Take(f"{experts}down_proj.{leaf}")}
+    both = Concat((gate, up), axis=1) if gated else up
+    return {f"up.{leaf}": both, f"down.{leaf}": Take(f"{experts}down_proj.{leaf}")}
 
 
 def _gpt_oss_recipes(layer: str, moe: MoeConfig, tensors: Collection[str]) -> dict[str, Recipe]:
     router, experts = f"{layer}mlp.router.", f"{layer}mlp.experts."
     recipes: dict[str, Recipe] = {f"router.{leaf}": Take(router + leaf) for leaf in ("weight", "bias")}
     if f"{experts}down_proj.weight" in tensors:
-        return recipes | _stacked_recipes(experts, "weight") | _stacked_recipes(experts, "bias")
+        return recipes | stacked_recipes(experts, "weight") | stacked_recipes(experts, "bias")
     return recipes | {
         "up.weight": EvensThenOdds(Transposed(Take(f"{experts}gate_up_proj"))),
         "up.bias": EvensThenOdds(Take(f"{experts}gate_up_proj_bias")),

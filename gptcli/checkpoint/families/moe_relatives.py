@@ -19,7 +19,7 @@ from gptcli.checkpoint.families.llama import (
     rms,
 )
 from gptcli.checkpoint.families.llama_relatives import HUNYUAN, ernie_config, hunyuan_config
-from gptcli.checkpoint.families.moe import MIXTRAL, ExpertNames, expert_of, experts_of, with_experts
+from gptcli.checkpoint.families.moe import COMMON, MIXTRAL, ExpertNames, expert_of, experts_of, with_experts
 from gptcli.checkpoint.families.olmo import olmo2_config
 from gptcli.checkpoint.families.parameters import root_of
 from gptcli.checkpoint.hf_config import HfConfig
@@ -27,7 +27,6 @@ from gptcli.checkpoint.recipes import Architecture
 from gptcli.errors import UnsupportedArchitecture
 from gptcli.model.config import LongRopeScaling, MlpConfig, MoeConfig, NormConfig, QkNormConfig, RopeConfig
 
-COMMON = ExpertNames()
 GRANITE = ExpertNames(
     "block_sparse_moe.",
     "router.layer",
@@ -135,6 +134,7 @@ def sigmoid_mixture(hf: HfConfig, *, renormalize: bool, experts: int, top_k: int
         top_k=hf.integer("num_experts_per_tok", top_k),
         renormalize=hf.flag("norm_topk_prob", renormalize),
         router="sigmoid",
+        wide_router=True,
         correction=True,
         groups=hf.integer("n_group", 1),
         top_groups=hf.integer("topk_group", 1),
@@ -161,8 +161,9 @@ def ernie4_5_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
         experts=hf.integer("moe_num_experts", 64),
         top_k=hf.integer("moe_k", 6),
         renormalize=True,
+        wide_router=True,
         correction=True,
-        least_sum=hf.number("moe_norm_min", 1e-12),
+        least_sum=hf.nonzero("moe_norm_min") or (0.0 if hf.has("moe_norm_min") else 1e-12),
         shared=wide if shared else None,
         shared_gate=False,
     )
@@ -200,7 +201,13 @@ def hunyuan_v1_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     """Hunyuan A13B: as Hunyuan, with a mixture and a shared expert in every layer."""
     expert = expert_of(hf, "intermediate_size")
     moe = MoeConfig(
-        expert=expert, experts=experts_of(hf, 1), top_k=1, renormalize=True, shared=expert, shared_gate=False
+        expert=expert,
+        experts=experts_of(hf, 1),
+        top_k=1,
+        renormalize=True,
+        wide_router=True,
+        shared=expert,
+        shared_gate=False,
     )
     chosen = hf.integer_per_layer("moe_topk", hf.layers, 1)
     config = hunyuan_config(hf)
@@ -227,11 +234,15 @@ def phimoe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 
 def _phimoe_rope(hf: HfConfig) -> RopeConfig:
-    """RoPE, in which `short_mscale` and `long_mscale` take the place of LongRoPE's magnitude."""
+    """RoPE, in which `short_mscale` and `long_mscale` take the place of LongRoPE's magnitude.
+
+    transformers never takes the long factors here, however long a text is.
+    """
     short, long = hf.rope_extra("short_mscale"), hf.rope_extra("long_mscale")
     rope = llama_rope(hf, theta=1_000_000.0)
     if rope.scaling is None:
         return rope
     if not isinstance(rope.scaling, LongRopeScaling) or short is None or short != long:
         raise UnsupportedArchitecture("config.json: rope: only longrope, with short_mscale = long_mscale, is supported")
-    return replace(rope, scaling=replace(rope.scaling, magnitude=short))
+    context = hf.integer("max_position_embeddings")
+    return replace(rope, scaling=replace(rope.scaling, magnitude=short, original_context=context))

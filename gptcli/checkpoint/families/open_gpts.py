@@ -166,7 +166,7 @@ def mpt(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     for field, harmless in _MPT_SWITCHES.items():
         hf.expect(field, harmless)
     hf.ignore("embedding_fraction", "learned_pos_emb", "init_device", "init_config", "emb_pdrop", "verbose")
-    own = hf.section("attn_config")
+    own = hf.section("attn_config") if hf.has("attn_config") else HfConfig({})
     for field, harmless in _MPT_ATTENTION_SWITCHES.items():
         own.expect(field, harmless)
     own.ignore("attn_impl")

@@ -15,11 +15,11 @@ from gptcli.checkpoint.families.moe import QWEN, expert_of, experts_of, qwen_lay
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture, GroupsToParts, PlusOne
 from gptcli.errors import BrokenCheckpoint
+from gptcli.gguf.tiled_heads import TILED
 from gptcli.model.config import DecoderConfig, DeltaNetConfig, MlpConfig, MoeConfig, NormConfig, QkNormConfig
 
 _MOST_CHANNELS = 4096  # of a head, and tokens of a convolution: more than any known model has
 _NAMES = Names(state="linear_attn")
-_OF_IMAGES = ("vision_config", "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
 def qwen3_next(hf: HfConfig, tensors: Collection[str]) -> Architecture:
@@ -38,32 +38,6 @@ def qwen3_5_moe_text(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     hf.ignore("intermediate_size")  # of dense layers
     moe = _mixture(hf, experts=256, top_k=8, renormalize=True)
     return _architecture(hf, tensors, moe.expert, lambda layer: moe)
-
-
-def qwen3_5(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """Qwen 3.5 0.8B to 27B, for text alone: its vision modules stay unused."""
-    return _text_of(hf, tensors, qwen3_5_text, {"model_type": "qwen3_5_text", "num_key_value_heads": 4})
-
-
-def qwen3_5_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """Qwen 3.5 35B and larger, for text alone: its vision modules stay unused."""
-    return _text_of(hf, tensors, qwen3_5_moe_text, {"model_type": "qwen3_5_moe_text", "num_key_value_heads": 2})
-
-
-def _text_of(
-    hf: HfConfig,
-    tensors: Collection[str],
-    family: Callable[[HfConfig, Collection[str]], Architecture],
-    defaults: dict[str, object],
-) -> Architecture:
-    hf.ignore(*_OF_IMAGES)
-    tied = hf.flag("tie_word_embeddings", False)
-    section = hf.section("text_config")
-    text = section.with_defaults({"max_position_embeddings": 32_768, "tie_word_embeddings": tied} | defaults)
-    text.expect("model_type", defaults["model_type"])
-    architecture = family(text, tensors)
-    text.check_unread(text.model_type)
-    return replace(architecture, unused_prefixes=("model.visual.", "visual."), reads_images=True)
 
 
 def _mixture(hf: HfConfig, *, experts: int, top_k: int, renormalize: bool) -> MoeConfig:
@@ -112,4 +86,5 @@ def _delta_net(hf: HfConfig, norm: NormConfig) -> DeltaNetConfig:
         value_dim=hf.integer("linear_value_head_dim", 128, high=_MOST_CHANNELS),
         kernel=hf.integer("linear_conv_kernel_dim", 4, high=_MOST_CHANNELS),
         norm=replace(norm, wide_scale=False),
+        tiled=hf.flag(TILED, False),
     )

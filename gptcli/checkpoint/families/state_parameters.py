@@ -30,14 +30,16 @@ def _delta_net(
     parameters: Parameters, ours: str, theirs: str, config: DeltaNetConfig, tensors: Collection[str]
 ) -> None:
     values = config.heads // config.key_heads  # value heads of each key head
-    if f"{theirs}.in_proj_qkvz.weight" in tensors:  # a group for each key head
-        parts = config.key_dim, config.key_dim, values * config.value_dim, values * config.value_dim
-        into, rates = Take(f"{theirs}.in_proj_qkvz.weight"), Take(f"{theirs}.in_proj_ba.weight")
-        parameters[f"{ours}.into.weight"] = GroupsToParts(into, config.key_heads, parts)
-        parameters[f"{ours}.rates.weight"] = GroupsToParts(rates, config.key_heads, (1, 1))
-    else:
-        parameters.linear(f"{ours}.into", [f"{theirs}.in_proj_{name}" for name in ("qkv", "z")], bias=False)
-        parameters.linear(f"{ours}.rates", [f"{theirs}.in_proj_{name}" for name in ("b", "a")], bias=False)
+    in_groups = {  # of a key head, where they are in one tensor
+        "into": ("qkvz", (config.key_dim, config.key_dim, values * config.value_dim, values * config.value_dim)),
+        "rates": ("ba", (1, 1)),
+    }
+    for mine, apart in {"into": ("qkv", "z"), "rates": ("b", "a")}.items():
+        name, parts = in_groups[mine]
+        if (whole := f"{theirs}.in_proj_{name}.weight") in tensors:
+            parameters[f"{ours}.{mine}.weight"] = GroupsToParts(Take(whole), config.key_heads, parts)
+        else:
+            parameters.linear(f"{ours}.{mine}", [f"{theirs}.in_proj_{each}" for each in apart], bias=False)
     names = {"convolution.weight": "conv1d.weight", "out.weight": "out_proj.weight", "norm.weight": "norm.weight"}
     names |= {"decay": "A_log", "step_bias": "dt_bias"}
     parameters |= {f"{ours}.{mine}": Take(f"{theirs}.{name}") for mine, name in names.items()}

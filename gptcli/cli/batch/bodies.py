@@ -4,46 +4,29 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-from gptcli.errors import UsageError
+from gptcli.serve.openai_bodies import (
+    CHAT,
+    MOST_CHOICES,
+    TEXT,
+    Asked,
+    BadParameter,
+    asked_of_body,
+    check_alternatives,
+    check_count,
+    check_kinds,
+    messages_of,
+    tools_of,
+)
 from gptcli.settings import CONSTRAINT_FIELDS, SAMPLING_FIELDS
-from gptcli.text.messages import Message, Role
+from gptcli.text.messages import Message
 
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-MOST_CHOICES = 128
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-# What has the same name in `Request`.
-_SAME = {"temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty", "logit_bias"}
-_WITHOUT_EFFECT = {"model", "user", "metadata", "store", "safety_identifier"}  # they change nothing in the text
 _PLAIN = {*SAMPLING_FIELDS, *CONSTRAINT_FIELDS, "max_tokens", "stop", "ignore_eos", "overflow"}
 _FIELD = re.compile(r"\{([^{}]+)\}")
 _NAME = re.compile(r"[\w .-]+")  # other text in braces is text, JSON for example
-
-
-class BadParameter(UsageError):
-    """A parameter of a line that is unknown, unsupported or wrong; `name` is its name."""
-
-    def __init__(self, name: str, message: str) -> None:
-        super().__init__(message)
-        self.name = name
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a line asks for. prompts: several texts, ids, or one conversation; each has `choices` answers.
-
-    options: by the names of `Request`. logprobs: alternatives of each token; None without log-probabilities.
-    """
-
-    url: str
-    prompts: Sequence[str | Sequence[int] | Sequence[Message]]
-    choices: int = 1
-    logprobs: int | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,8 +40,8 @@ class PlainSettings:
     def asked(self, prompt: str) -> Asked:
         """What a line with this prompt asks for."""
         if self.chat:
-            return Asked(CHAT, [[Message("user", prompt)]], self.samples, self.logprobs)
-        return Asked(TEXT, [prompt], self.samples, self.logprobs)
+            return Asked(url=CHAT, prompts=[[Message("user", prompt)]], choices=self.samples, logprobs=self.logprobs)
+        return Asked(url=TEXT, prompts=[prompt], choices=self.samples, logprobs=self.logprobs)
 
 
 def filled(template: str, fields: Mapping[str, Any]) -> str:
@@ -95,7 +78,11 @@ def asked_of(fields: Mapping[str, Any], plain: PlainSettings) -> Asked:
         raise BadParameter("url", f"not supported: url must be {CHAT} or {TEXT}")
     if not isinstance(body, dict):
         raise BadParameter("body", "body must be an object")
-    return _body(url, body)
+    asked = asked_of_body(url, body)
+    for name in ("stream", "echo"):
+        if getattr(asked, name):
+            raise BadParameter(name, f"not supported in a batch: {name}")
+    return asked
 
 
 def _plain(fields: Mapping[str, Any], plain: PlainSettings) -> Asked:
@@ -106,142 +93,16 @@ def _plain(fields: Mapping[str, Any], plain: PlainSettings) -> Asked:
         raise BadParameter("prompt", "a line has either a prompt or messages")
     if "choice" in options:
         options["choices"] = options.pop("choice")
-    choices = _count("samples", options.pop("samples", plain.samples))
+    choices = check_count("samples", options.pop("samples", plain.samples))
     logprobs = options.pop("logprobs", plain.logprobs)
-    _check_alternatives("logprobs", logprobs, MOST_CHOICES)
+    check_alternatives("logprobs", logprobs, MOST_CHOICES)
+    tools = {} if turns is None else tools_of(options)
     for name in sorted(options.keys() - _PLAIN):
         raise BadParameter(name, f"unknown option: {name}")
-    _check_kinds(options)
+    check_kinds(options)
     if turns is not None:
-        return Asked(CHAT, [_messages(turns)], choices, logprobs, options)
+        prompts = [messages_of(turns)]
+        return Asked(url=CHAT, prompts=prompts, choices=choices, logprobs=logprobs, options=options, **tools)
     if not isinstance(prompt, str):
         raise BadParameter("prompt", "prompt must be a text")
     return replace(plain.asked(prompt), choices=choices, logprobs=logprobs, options=options)
-
-
-def _body(url: str, body: Mapping[str, Any]) -> Asked:
-    given = {name: value for name, value in body.items() if value is not None and name not in _WITHOUT_EFFECT}
-    model = body.get("model")
-    if model is not None and not isinstance(model, str):
-        raise BadParameter("model", "model must be a text")
-    if given.pop("stream", False) is not False:
-        raise BadParameter("stream", "not supported in a batch: stream")
-    options = {name: given.pop(name) for name in _SAME & given.keys()}
-    limits = [given.pop(name) for name in ("max_completion_tokens", "max_tokens") if name in given]
-    if limits:
-        options["max_tokens"] = limits[0]
-        if not all(type(limit) is int and limit >= 1 for limit in limits) or limits[0] != limits[-1]:
-            raise BadParameter("max_tokens", "max_tokens must be one whole number, at least 1")
-    choices = _count("n", given.pop("n", 1))
-    prompts: Sequence[str | Sequence[int] | Sequence[Message]]
-    if url == CHAT:
-        prompts = [_messages(given.pop("messages", None))]
-        options |= _response_format(given.pop("response_format", {"type": "text"}))
-        wanted, top = given.pop("logprobs", False), given.pop("top_logprobs", None)
-        if type(wanted) is not bool or (top is not None and not wanted):
-            raise BadParameter("logprobs", "logprobs must be true or false, and true for top_logprobs")
-        _check_alternatives("top_logprobs", top, 20)
-        logprobs = (top or 0) if wanted else None
-    else:
-        prompts = _prompts(given.pop("prompt", None))
-        logprobs = given.pop("logprobs", None)
-        _check_alternatives("logprobs", logprobs, 20)
-        for name, without in (("echo", False), ("suffix", ""), ("best_of", 1)):
-            if given.get(name) == without:
-                del given[name]
-    for name in sorted(given):
-        raise BadParameter(name, f"unknown or unsupported parameter: {name}")
-    _check_kinds(options)
-    return Asked(url, prompts, choices, logprobs, options, model)
-
-
-def _count(name: str, value: object) -> int:
-    if type(value) is not int or not 1 <= value <= MOST_CHOICES:
-        raise BadParameter(name, f"{name} must be a whole number from 1 to {MOST_CHOICES}")
-    return value
-
-
-def _check_alternatives(name: str, value: object, most: int) -> None:
-    if value is not None and (type(value) is not int or not 0 <= value <= most):
-        raise BadParameter(name, f"{name} must be a whole number from 0 to {most}")
-
-
-def _check_kinds(options: dict[str, Any]) -> None:
-    """Raises BadParameter for a value of a kind that `Request` does not check itself."""
-    for name in ("stop", "choices"):
-        texts = options.get(name, ())
-        texts = [texts] if isinstance(texts, str) else texts
-        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) and text for text in texts):
-            raise BadParameter(name, f"{name} must be a text or several, and none empty")
-        if name in options:
-            options[name] = tuple(texts)
-    for name in ("temperature", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty"):
-        if type(options.get(name, 0)) not in (int, float):
-            raise BadParameter(name, f"{name} must be a number")
-    for name in ("ignore_eos", "json_object"):
-        if type(options.get(name, False)) is not bool:
-            raise BadParameter(name, f"{name} must be true or false")
-    for name in ("regex", "grammar", "overflow"):
-        if not isinstance(options.get(name, ""), str):
-            raise BadParameter(name, f"{name} must be a text")
-    if not isinstance(options.get("json_schema", {}), dict | str):
-        raise BadParameter("json_schema", "json_schema must be an object")
-    for name in ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids"):
-        values = options.get(name, [])
-        nested = name == "bad_words_ids"
-        if not isinstance(values, list) or not all(isinstance(value, list if nested else int) for value in values):
-            raise BadParameter(name, f"{name} must be a list of {'lists of ' if nested else ''}token ids")
-    if "logit_bias" in options:
-        options["logit_bias"] = _bias(options["logit_bias"])
-
-
-def _bias(value: object) -> dict[int, float]:
-    try:
-        return {int(token): float(bias) for token, bias in cast("dict[str, float]", value).items()}
-    except (AttributeError, TypeError, ValueError):
-        raise BadParameter("logit_bias", "logit_bias must be an object of numbers by token id") from None
-
-
-def _prompts(prompt: object) -> Sequence[str | Sequence[int]]:
-    match prompt:
-        case str():
-            return [prompt]
-        case [str(), *_] if all(isinstance(text, str) for text in prompt):
-            return cast("list[str]", prompt)
-        case [int(), *_] if all(type(id) is int for id in prompt):
-            return [cast("list[int]", prompt)]
-    raise BadParameter("prompt", "prompt must be a text, several texts, or token ids")
-
-
-def _response_format(asked: object) -> dict[str, Any]:
-    match asked:
-        case {"type": "text", **rest} if not rest:
-            return {}
-        case {"type": "json_object", **rest} if not rest:
-            return {"json_object": True}
-        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
-            return {"json_schema": schema}
-    raise BadParameter("response_format", "response_format must be of type text, json_object or json_schema")
-
-
-def _messages(turns: object) -> list[Message]:
-    if not isinstance(turns, list) or not turns:
-        raise BadParameter("messages", "messages must be a list of messages")
-    return [_message(number, turn) for number, turn in enumerate(turns)]
-
-
-def _message(number: int, turn: object) -> Message:
-    where = f"messages[{number}]"
-    if not isinstance(turn, dict) or turn.get("role") not in _ROLES:
-        raise BadParameter(where, f"{where} must have a role: {', '.join(_ROLES)}")
-    for name, value in turn.items():
-        if name not in ("role", "content") and value is not None:
-            raise BadParameter(f"{where}.{name}", f"unknown or unsupported: {where}.{name}")
-    content = turn.get("content")
-    if isinstance(content, list):
-        if not all(isinstance(part, dict) and part.keys() == {"type", "text"} for part in content):
-            raise BadParameter(f"{where}.content", f"not supported: parts of {where}.content that are no text")
-        content = "".join(str(part["text"]) for part in content)
-    if not isinstance(content, str):
-        raise BadParameter(f"{where}.content", f"{where}.content must be a text")
-    return Message(cast(Role, _ROLES[turn["role"]]), content)

@@ -37,8 +37,8 @@ class InputLine:
 class InputLines:
     """The lines of a file, or of stdin for `-`, one at a time. Blank lines are none, but are counted.
 
-    limit: the most bytes of a line. size and read: bytes of the file, 0 if unknown, and those read so far. last: the
-    number of the last line so far.
+    limit: the most bytes of a line. csv: whether it is CSV. size and read: bytes of the file, 0 if unknown, and those
+    read so far. last: the number of the last line so far.
     """
 
     path: Path
@@ -47,23 +47,27 @@ class InputLines:
     size: int = 0
     read: int = 0
     last: int = 0
+    csv: bool | None = None  # by its ending
 
-    def __iter__(self) -> Iterator[InputLine | None]:
-        """The lines, or None where a pipe has none yet.
+    def without_waiting(self) -> Iterator[InputLine | None]:
+        """The lines, or None where a pipe has none yet. Raises as reading them in a loop does."""
+        return iter(self) if self.path.is_file() else _as_they_come(iter(self))
 
-        Raises InputError where the file cannot be read, or is CSV and not UTF-8.
-        """
-        return self._read() if self.path.is_file() else _as_they_come(self._read())
-
-    def _read(self) -> Iterator[InputLine]:
+    def __iter__(self) -> Iterator[InputLine]:
+        """Raises InputError where the file cannot be read, or is CSV and not UTF-8."""
         if str(self.path) == "-" and sys.stdin is None:
             raise InputError("cannot read: standard input is closed")
         try:
+            read = self._csv if self._is_csv else self._json
             with _stdin() if str(self.path) == "-" else open(self.path, "rb") as file:
                 self.size = self.path.stat().st_size if self.path.is_file() else 0
-                yield from self._csv(file) if self.path.suffix.lower() == ".csv" else self._json(file)
+                yield from read(file)
         except OSError as error:
             raise InputError(f"cannot read: {self.path}: {error.strerror}") from None
+
+    @property
+    def _is_csv(self) -> bool:
+        return self.path.suffix.lower() == ".csv" if self.csv is None else self.csv
 
     def _json(self, file: IO[bytes]) -> Iterator[InputLine]:
         while data := file.readline(self.limit + 2):

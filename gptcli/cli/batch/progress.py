@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from gptcli.cli.batch.input_lines import InputLines
-from gptcli.cli.batch.requests import Work
+from gptcli.cli.batch.requests import Answered
 from gptcli.cli.terminal.stderr import ProgressLine
 
 
@@ -23,20 +23,20 @@ class BatchProgress:
     begun: float = field(default_factory=time.monotonic)
     first_byte: int | None = None  # where the first line that is not kept begins, nearly
 
-    def took(self, work: Work) -> None:
+    def took(self, answered: Answered) -> None:
         """Counts a line that is answered, and updates the progress line.
 
         The time left is that of the file's bytes that are left.
         """
-        self.done += work.error is None
-        self.failed += work.error is not None
-        self.tokens += sum(text.finished.usage.completion_tokens for text in work.texts.values())
+        self.done += not answered.failed
+        self.failed += answered.failed
+        self.tokens += answered.tokens
         size, read = self.lines.size, self.lines.read
         self.first_byte = read if self.first_byte is None else self.first_byte
         figures = f"{self.done} done, {self.failed} failed, {self._rate():.0f} tok/s"
         if size and read > self.first_byte:
             left = self._seconds() * max(0, size - read) / (read - self.first_byte)
-            figures += f", {_duration(left)} left"
+            figures += f", {duration(left)} left"
         self.activity.bytes(figures, read if size else 0, size)
 
     @property
@@ -44,7 +44,7 @@ class BatchProgress:
         """One line for the end."""
         kept = f", {self.kept} there already" if self.kept else ""
         return (
-            f"{self.done} done, {self.failed} failed{kept} · {self.tokens} tok in {_duration(self._seconds())} · "
+            f"{self.done} done, {self.failed} failed{kept} · {self.tokens} tok in {duration(self._seconds())} · "
             f"{self._rate():.1f} tok/s"
         )
 
@@ -55,7 +55,8 @@ class BatchProgress:
         return self.tokens / self._seconds()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time for a person."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

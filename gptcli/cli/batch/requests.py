@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from gptcli.cli.batch.answer_records import answer_record, error_record
-from gptcli.cli.batch.bodies import CHAT, Asked, BadParameter, PlainSettings, asked_of, filled
+from gptcli.cli.batch.bodies import PlainSettings, asked_of, filled
 from gptcli.cli.batch.input_lines import InputLine
 from gptcli.cli.batch.output_file import line_id
+from gptcli.cli.json_records import json_line
+from gptcli.cli.run_options import RunOptions
 from gptcli.errors import GptcliError
 from gptcli.generation.events import Completed
 from gptcli.generation.request import Request
 from gptcli.language_model import LanguageModel
-from gptcli.settings import CONSTRAINT_FIELDS
+from gptcli.serve.openai_bodies import Asked
+from gptcli.serve.prompting import Prompting
 from gptcli.text.chat_template import ChatTemplate, Switches
-from gptcli.text.messages import Message
+from gptcli.tools.definitions import AUTO, Definition
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class BatchSettings:
     """What holds for every line that says nothing else.
 
     options: by the names of `Request`. template: of a prompt, with `{field}`s. system: of conversations without one.
-    special: whether prompts spell control tokens.
+    special: whether prompts spell control tokens. tools: of conversations that bring none.
     """
 
     options: Mapping[str, Any]
@@ -32,6 +36,18 @@ class BatchSettings:
     template: str | None = None
     system: str | None = None
     special: bool = False
+    tools: Sequence[Definition] = ()
+    tool_choice: str = AUTO
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A line's answer: the line of the output, whether it is an error, and the tokens that were generated for it."""
+
+    number: int
+    record: bytes
+    failed: bool
+    tokens: int
 
 
 @dataclass
@@ -55,14 +71,29 @@ class Work:
         """Whether a text was cut off, so that the line counts as not answered."""
         return any(text.finished.reason == "interrupt" for text in self.texts.values())
 
-    def record(self, model: str) -> dict[str, Any]:
-        """The line of the output, once no request is open."""
+    def answered(self, model: str) -> Answered:
+        """What came of it, once no request is open."""
+        tokens = sum(text.finished.usage.completion_tokens for text in self.texts.values())
+        return Answered(self.line.number, json_line(self._record(model)), self.error is not None, tokens)
+
+    def _record(self, model: str) -> dict[str, Any]:
         id = line_id(self.line)
         if self.error is not None or self.asked is None:
             assert self.error is not None
             return error_record(id, self.custom_id, self.error)
         texts = [self.texts[index] for index in sorted(self.texts)]
         return answer_record(id, self.custom_id, self.asked.url, model, texts, len(self.asked.prompts))
+
+
+def template_of(run: RunOptions, lm: LanguageModel) -> Callable[[], tuple[ChatTemplate, Switches]]:
+    """Finds the chat template when the first conversation asks for it."""
+
+    @cache
+    def found() -> tuple[ChatTemplate, Switches]:
+        template = run.template(lm) or lm.template
+        return template, run.switches(template)
+
+    return found
 
 
 class Requests:
@@ -75,7 +106,10 @@ class Requests:
         template: Callable[[], tuple[ChatTemplate, Switches]],
         note_model: Callable[[str], None],
     ) -> None:
-        self._lm, self._settings, self._template, self._note_model = lm, settings, template, note_model
+        self._settings, self._note_model = settings, note_model
+        self._prompting = Prompting(
+            lm, settings.options, template, settings.system, settings.special, settings.tools, settings.tool_choice
+        )
         self._open: dict[int, tuple[Work, int]] = {}  # by the index of the request: its line, and which choice it is
         self._index = 0
 
@@ -113,34 +147,9 @@ class Requests:
         work.asked = asked = self._asked(work.line.fields)
         if asked.model is not None:
             self._note_model(asked.model)
-        base = dict(self._settings.options)
-        if any(name in asked.options for name in CONSTRAINT_FIELDS):
-            base = {name: value for name, value in base.items() if name not in CONSTRAINT_FIELDS}
-        options = base | dict(asked.options)
-        requests: list[Request | GptcliError] = []
-        for prompt in asked.prompts:
-            ids = self._ids(asked.url, prompt)
-            for choice in range(asked.choices):
-                seed = options.get("seed")
-                seeds = {} if type(seed) is not int else {"seed": (seed + choice) % 2**64}
-                requests.append(Request(ids, logprobs=asked.logprobs, **options | seeds))
-        return requests
+        return list(self._prompting.requests(asked))
 
     def _asked(self, fields: Mapping[str, Any]) -> Asked:
         if self._settings.template is not None:
             return self._settings.plain.asked(filled(self._settings.template, fields))
         return asked_of(fields, self._settings.plain)
-
-    def _ids(self, url: str, prompt: str | Sequence[int] | Sequence[Message]) -> Sequence[int]:
-        if url == CHAT:
-            messages = [message for message in prompt if isinstance(message, Message)]
-            system = self._lm.store.system if self._settings.system is None else self._settings.system
-            if system is not None and messages[0].role != "system":
-                messages = [Message("system", system), *messages]
-            template, switches = self._template()
-            return template.render(messages, self._lm.tokenizer, **switches)
-        if isinstance(prompt, str):
-            if not prompt:
-                raise BadParameter("prompt", "the prompt is empty")
-            return self._lm.tokenizer.encode(prompt, special=self._settings.special)
-        return [id for id in prompt if isinstance(id, int)]

@@ -12,6 +12,8 @@ from gptcli.cli.terminal.stderr import print_note
 from gptcli.cli.terminal.tables import print_records
 from gptcli.runtime.fast_start.snapshots import delete_snapshots, stored_snapshots
 
+_NONE = "there are no snapshots"
+
 
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Delete all of it; models stay.")] = False,
@@ -24,7 +26,7 @@ def cache(
         if as_json:
             print_records([{"deleted_bytes": size}], as_json)
         elif not quiet:
-            print_note(f"deleted {size / 1e6:.0f} MB")
+            print_note(f"deleted {size / 1e6:.0f} MB" if size else _NONE)
         return
     records = [
         {
@@ -38,7 +40,7 @@ def cache(
     ]
     print_records(records, as_json, _row)
     if not records and not as_json and not quiet:
-        print_note("there are no snapshots")
+        print_note(_NONE)
 
 
 def _row(record: dict[str, Any]) -> dict[str, str]:

@@ -26,6 +26,7 @@ from gptcli.cli.run_options import RunOptions, load_model, note_template_with_do
 from gptcli.cli.terminal.signals import interruptible
 from gptcli.cli.terminal.stderr import ProgressLine, print_note
 from gptcli.cli.terminal.stdout import StdoutSink
+from gptcli.cli.tool_calls import write_calls
 from gptcli.errors import UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import ChatSession
@@ -79,6 +80,7 @@ def chat(
     prompts: Annotated[options.PromptOptions, without("chat", "special")],
     sampling: options.SamplingOptions,
     constraints: options.ConstraintOptions,
+    tools: options.ToolOptions,
     stopping: options.ChatStopOptions,
     output: Annotated[
         options.OutputOptions, only("newline", "as_json", "prompt_report", "stats", "stats_json", "quiet")
@@ -98,7 +100,7 @@ def chat(
     run = RunOptions(
         model=model, runtime=runtime, given=given, prompts=prompts, output=output, configured=configured(context)
     )
-    run = replace(run, given=given | constraints.given(run.decoding))
+    run = replace(run, given=given | constraints.given(run.decoding) | tools.given(run.decoding))
     at_prompt = _is_at_prompt(run, sessions, prompt)
     _check_together(run, sessions, prompt, at_prompt=at_prompt)
     lines = line_prompts(run, prompt) if prompts.lines else None
@@ -134,7 +136,7 @@ def chat(
             _answer_lines(run, conversation, lines, activity)
         elif output.prompt_report:
             activity.close()
-            _report(run, conversation, questions[0])
+            _report(run, conversation, _next_said(conversation, list(questions)))
         else:
             _answer(run, conversation, questions, activity)
             lm.close()
@@ -153,6 +155,8 @@ def _override(conversation: ChatSession, run: RunOptions) -> None:
     defaults = {name: value for name, value in run.given.items() if name in run.configured}
     if defaults.keys() & Switches.__annotations__.keys():
         defaults = run.without_missing_switches(defaults, conversation.template)
+    if "tools" in given:  # of the conversation, as its system message is
+        conversation.offer(given.pop("tools"))
     conversation.override(given, defaults)
 
 
@@ -187,12 +191,31 @@ def _questions(run: RunOptions, sessions: SessionOptions, prompt: str | None) ->
     return messages_of_script(read_text(unless_dash(sessions.script), run.decoding), str(sessions.script))
 
 
-def _report(run: RunOptions, conversation: ChatSession, question: str) -> None:
+def _next_said(conversation: ChatSession, left: list[str]) -> str | list[str]:
+    """Takes what is said next: a question, or as many answers as the last reply called tools. Raises UsageError."""
+    calls = conversation.open_calls
+    if not calls:
+        return left.pop(0)
+    if len(left) < len(calls):
+        names = ", ".join(call.name for call in calls)
+        raise UsageError(
+            f"the last reply called {len(calls)} tools: {names}; there are {len(left)} answers",
+            hint="--script gives one a line",
+        )
+    answers, left[:] = left[: len(calls)], left[len(calls) :]
+    return answers
+
+
+def _report(run: RunOptions, conversation: ChatSession, question: str | list[str]) -> None:
     from gptcli.cli.prompt_report import print_prompt_report, rendered_prompt
 
     lm, settings = conversation.lm, conversation.settings
     messages = conversation.preview(question)
-    switches: Switches = {"thinking": settings.thinking, "reasoning_effort": settings.reasoning_effort}
+    switches: Switches = {
+        "thinking": settings.thinking,
+        "reasoning_effort": settings.reasoning_effort,
+        "tools": settings.offered,
+    }
     prompt = rendered_prompt(lm, messages, conversation.template, **switches)
     sampling = settings.sampling(lm.sampling_defaults)
     print_prompt_report(lm, prompt, settings.record, sampling, settings.stopping, run.output)
@@ -203,6 +226,7 @@ def _answer_lines(run: RunOptions, conversation: ChatSession, lines: Iterator[st
     lm, settings = conversation.lm, conversation.settings
     sampling = settings.sampling(lm.sampling_defaults)
     lm.check_request([0], sampling, settings.constraint)
+    run = replace(run, tools=settings)
     note_template_with_doubled_bos(conversation, activity.note)
     load_model(lm, activity)
     activity.close()
@@ -217,16 +241,18 @@ def _answer_lines(run: RunOptions, conversation: ChatSession, lines: Iterator[st
 
 def _answer(run: RunOptions, conversation: ChatSession, questions: Sequence[str], activity: ProgressLine) -> None:
     """Asks the questions in turn and writes the replies. Raises KeyboardInterrupt after a reply that Ctrl-C ended."""
-    lm, output = conversation.lm, run.output
-    conversation.preview(questions[0])  # one that does not fit is refused before the weights are read
+    lm, output, left = conversation.lm, run.output, list(questions)
+    conversation.preview(_next_said(conversation, list(left)))  # what does not fit is refused before weights are read
     note_template_with_doubled_bos(conversation, activity.note)
     load_model(lm, activity)
     sink = StdoutSink()
     with interruptible() as cancelled:
-        for number, question in enumerate(questions, 1):
-            reply = conversation.send(question, on_prefill=partial(activity.tokens, "prefill"), cancelled=cancelled)
+        while left:
+            said = _next_said(conversation, left)
+            ask = partial(conversation.send, said) if isinstance(said, str) else partial(conversation.answer, said)
+            reply = ask(on_prefill=partial(activity.tokens, "prefill"), cancelled=cancelled)
             finished = _written(run, reply, conversation, sink, activity)
-            if not output.as_json and (output.newline or number < len(questions)):
+            if not output.as_json and (output.newline or left):
                 sink.end_line()
             run.print_figures(finished, lm.ctx_size)
             settings = conversation.settings
@@ -256,9 +282,18 @@ def _written(
         lm, settings = conversation.lm, conversation.settings
         sampling = settings.sampling(lm.sampling_defaults)
         record = sample_record(
-            lm, b"".join(pieces), finished, sampling, settings.stopping, logprobs=False, explain=False
+            lm,
+            b"".join(pieces),
+            finished,
+            sampling,
+            settings.stopping,
+            logprobs=False,
+            explain=False,
+            tools=bool(settings.offered),
         )
         sink.write(json_line(record))
+    else:
+        write_calls(sink, finished)
     return finished
 
 

@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -13,7 +15,7 @@ from gptcli.cli import options
 from gptcli.cli.config_file import configured
 from gptcli.cli.json_records import json_line, sample_record
 from gptcli.cli.line_answers import line_prompts, write_answers
-from gptcli.cli.option_groups import with_option_groups
+from gptcli.cli.option_groups import panel, with_option_groups
 from gptcli.cli.probabilities.picture_files import PictureFiles
 from gptcli.cli.probabilities.sample_display import SampleDisplay
 from gptcli.cli.run_options import RunOptions, load_model, note_doubled_bos
@@ -21,14 +23,24 @@ from gptcli.cli.terminal.capabilities import is_dumb_terminal
 from gptcli.cli.terminal.signals import interruptible
 from gptcli.cli.terminal.stderr import ProgressLine
 from gptcli.cli.terminal.stdout import StdoutSink
+from gptcli.cli.tool_calls import read_messages, write_calls
 from gptcli.errors import UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.runtime.engine import Cancelled, Workload
-from gptcli.settings import ConstraintConfig, SamplingConfig, StopConfig
+from gptcli.settings import ChatSettings, ConstraintConfig, SamplingConfig, StopConfig
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.messages import Message
+
+MessagesFile = Annotated[
+    Path | None,
+    panel("Prompt")(
+        "The conversation so far, JSON as in OpenAI's API, with calls and their answers; PROMPT follows.",
+        metavar="FILE",
+        readable=False,
+    ),
+]
 
 
 @with_option_groups
@@ -42,6 +54,8 @@ def generate(
     sampling: options.SamplingOptions,
     samples: options.Samples = 1,
     constraints: options.ConstraintOptions,
+    tools: options.ToolOptions,
+    messages: MessagesFile = None,
     stopping: options.StopOptions,
     output: options.OutputOptions,
 ) -> None:
@@ -52,26 +66,32 @@ def generate(
     run = RunOptions(
         model=model, runtime=runtime, given=given, prompts=prompts, output=output, configured=configured(context)
     )
-    _check_together(run, samples)
-    run = replace(run, constraint=ConstraintConfig.resolve(constraints.given(run.decoding)))
+    _check_together(run, samples, tools, messages)
+    run = replace(
+        run,
+        constraint=ConstraintConfig.resolve(constraints.given(run.decoding)),
+        tools=ChatSettings(**(tools.given(run.decoding) if prompts.chat else {})),
+    )
+    said = [] if messages is None else read_messages(messages, run.decoding)
     pictures = PictureFiles(output.html, output.svg)
     system = run.system()
     if prompts.lines:
         _answer_lines(run, line_prompts(run, prompt), system, samples, stop)
         return
-    text = run.question(prompt)
+    text = "" if said and prompt is None and prompts.file is None else run.question(prompt)
     sink = StdoutSink()
     workload = Workload(samples, output.explain, None if stop.max_tokens < 0 else stop.max_tokens)
     with ProgressLine(quiet=output.quiet) as activity, run.open_model(activity, workload) as lm:
         template = _template(run, lm)
-        messages = _messages(lm, system, text)
-        ids = _ids(run, lm, template, messages)
+        asked = _messages(lm, system, text, said)
+        ids = _ids(run, lm, template, asked)
+        use = run.tool_use(template, lm)
         drawing, stop = SamplingConfig.resolve(given, lm.sampling_defaults), lm.stopping(stop)
         if output.prompt_report:
             activity.close()
-            _report(run, lm, template, messages, drawing, stop)
+            _report(run, lm, template, asked, drawing, stop)
             return
-        lm.check_request(ids, drawing, run.constraint)
+        lm.check_request(ids, drawing, run.constraint, use)
         note_doubled_bos(lm, ids, activity.note)
         with_prompt = None if workload.tokens is None else len(ids) + workload.tokens
         load_model(lm, activity, replace(workload, tokens=with_prompt))
@@ -84,6 +104,7 @@ def generate(
                 constraint=run.constraint,
                 logprobs=pictures.alternatives if output.logprobs is None and pictures.wanted else output.logprobs,
                 explain=output.explain,
+                tools=use,
                 on_prefill=partial(activity.tokens, "prefill"),
                 cancelled=cancelled,
             )
@@ -95,9 +116,11 @@ def generate(
             raise KeyboardInterrupt
 
 
-def _messages(lm: LanguageModel, system: str | None, text: str) -> list[Message]:
+def _messages(lm: LanguageModel, system: str | None, text: str, said: Sequence[Message] = ()) -> list[Message]:
+    """The conversation: a system message, unless what was said has one; that; and the text, if there is one."""
     system = lm.store.system if system is None else system
-    return [*([] if system is None else [Message("system", system)]), Message("user", text)]
+    head = [] if system is None or (said and said[0].role == "system") else [Message("system", system)]
+    return [*head, *said, *([Message("user", text)] if text else [])]
 
 
 def _answer_lines(
@@ -108,7 +131,8 @@ def _answer_lines(
     with ProgressLine(quiet=output.quiet) as activity, run.open_model(activity) as lm:
         template = _template(run, lm)
         sampling, stopping = SamplingConfig.resolve(run.given, lm.sampling_defaults), lm.stopping(stopping)
-        lm.check_request([0], sampling, run.constraint)
+        use = run.tool_use(template, lm)
+        lm.check_request([0], sampling, run.constraint, use)
         load_model(lm, activity)
         activity.close()
 
@@ -123,6 +147,7 @@ def _answer_lines(
                 constraint=run.constraint,
                 logprobs=output.logprobs,
                 explain=output.explain,
+                tools=use,
                 cancelled=cancelled,
             )
 
@@ -135,7 +160,7 @@ def _template(run: RunOptions, lm: LanguageModel) -> ChatTemplate | None:
     return (run.template(lm) or lm.template) if run.prompts.chat else None
 
 
-def _check_together(run: RunOptions, samples: int) -> None:
+def _check_together(run: RunOptions, samples: int, tools: options.ToolOptions, messages: Path | None) -> None:
     """Raises UsageError for options that mean nothing together."""
     prompts, output = run.prompts, run.output
     if run.runtime.draft_model is not None and samples > 1:
@@ -143,6 +168,11 @@ def _check_together(run: RunOptions, samples: int) -> None:
     of_chats = ("system", "system_file", "chat_template", "thinking", "reasoning_effort")
     if not prompts.chat and any(getattr(prompts, name) is not None for name in of_chats if name not in run.configured):
         raise UsageError("--system, --system-file, --chat-template, --think and --reasoning-effort need --chat")
+    of_tools = {"tools": tools.tools, "tool_choice": tools.tool_choice, "messages": messages}
+    if not prompts.chat and any(value for name, value in of_tools.items() if name not in run.configured):
+        raise UsageError("--tools, --tool-choice and --messages need --chat")
+    if messages is not None and prompts.lines:
+        raise UsageError("--messages and --lines exclude each other")
     if output.markdown and (output.as_json or output.logprobs is not None):
         raise UsageError(f"--markdown and {'--json' if output.as_json else '--logprobs'} exclude each other")
 
@@ -207,11 +237,13 @@ class _Writer:
                 stopping,
                 logprobs=output.logprobs is not None,
                 explain=output.explain,
+                tools=bool(self.run.tools.offered),
             )
             self.sink.write(json_line(record))
         else:
             with _shown(self.sink, output.markdown, views) as write:
                 finished = self._drain(events, write, views)
+            write_calls(self.sink, finished)
             if output.newline or number < self.samples:
                 self.sink.end_line()
             views.close(finished)

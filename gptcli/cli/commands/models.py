@@ -126,12 +126,16 @@ def pull(
     """Fetch a model; prints the directory it is in."""
     from gptcli.models.pull import pull_default, pull_hub
 
+    notes: list[str] = []
+
     def fetch(on_progress: FetchProgress) -> Path:
         if name == DEFAULT_MODEL and revision is None and new_name is None and file is None:
             return pull_default(on_progress)
-        return pull_hub(name, revision, on_progress, name=new_name, pattern=file, check=_check)
+        return pull_hub(name, revision, on_progress, name=new_name, pattern=file, check=_check, on_note=notes.append)
 
     _install(new_name or name, force, quiet, fetch)
+    for note in () if quiet else notes:
+        print_note(note)
 
 
 @app.command("import", cls=Command)
@@ -196,6 +200,39 @@ def quantize(
 
         source = {"quantized": name, "to": to, "of": fingerprint(folder.path)}
         return install_whole(new_name, quantized_size(folder, to), fill, source)
+
+    _install(new_name, force, quiet, write)
+
+
+@app.command(cls=Command)
+def merge(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A model, or the directory of an adapter.")],
+    adapter: Annotated[
+        list[str] | None, typer.Option("--adapter", metavar="DIR[=WEIGHT]", help="An adapter. Repeatable.")
+    ] = None,
+    new_name: Annotated[str | None, typer.Option("--name", help="Of the new model. (default: NAME-merged)")] = None,
+    force: Force = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Add adapters to a model's weights, as a new model in fp32; prints where it is."""
+    from gptcli.checkpoint.adapters import Adapter
+    from gptcli.export.dense_folder import refuse_gguf, write_merged
+    from gptcli.models.install import install_whole
+
+    lm = LanguageModel.open(name, RuntimeConfig(adapter=tuple(adapter or ())), offline=True)
+    refuse_gguf(lm.folder)
+    if not lm.runtime.adapters:
+        raise UsageError("there is nothing to merge", "--adapter DIR names an adapter")
+    adapters = [Adapter.open(Path(path), weight) for path, weight in lm.runtime.adapters]
+    new_name = new_name or f"{name if is_name(name) else Path(name).name}-merged"
+
+    def write(on_progress: FetchProgress) -> Path:
+        def fill(target: Path) -> None:
+            write_merged(lm.folder, adapters, target, lambda done, total: on_progress("merging", done, total))
+            _check(target)
+
+        source = {"merged": name, "adapters": list(lm.runtime.adapter), "of": lm.fingerprint}
+        return install_whole(new_name, 4 * lm.folder.parameter_count, fill, source)
 
     _install(new_name, force, quiet, write)
 

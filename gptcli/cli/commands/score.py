@@ -29,6 +29,7 @@ from gptcli.cli.probabilities.score_output import (
 from gptcli.cli.probabilities.shaded_tokens import scored_tokens
 from gptcli.cli.prompt_input import LINE, Decoding, argument_text, blocks_of_lines, read_prompt, read_text, unless_dash
 from gptcli.cli.run_options import RunOptions, load_model, note_doubled_bos
+from gptcli.cli.terminal.signals import deadly
 from gptcli.cli.terminal.stderr import ProgressLine
 from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.errors import InputError, UsageError
@@ -198,18 +199,20 @@ class _Scorer:
 
     def _score(self, text: str, doing: str, top: int) -> Score:
         self._note_doubled_bos(text)
-        return self.lm.score(
-            text,
-            stride=self.what.stride,
-            top=top,
-            special=self.run.prompts.special,
-            cache=self.cache,
-            on_progress=partial(self.activity.tokens, doing),
-        )
+        with deadly(self.activity.erase):
+            return self.lm.score(
+                text,
+                stride=self.what.stride,
+                top=top,
+                special=self.run.prompts.special,
+                cache=self.cache,
+                on_progress=partial(self.activity.tokens, doing),
+            )
 
     def _choose(self, prompt: str, choices: list[str]) -> tuple[ChoiceScore, ...]:
         self._note_doubled_bos(prompt)
-        return self.lm.choose(prompt, choices, special=self.run.prompts.special, cache=self.cache)
+        with deadly(self.activity.erase):
+            return self.lm.choose(prompt, choices, special=self.run.prompts.special, cache=self.cache)
 
 
 def _prompt_form(what: ScoreOptions) -> str:

@@ -21,14 +21,23 @@ COMMANDS = (
             aliases=("quit", "q", "bye")),
     Command("new", "", "Begins another conversation. Model, system message and settings stay.", "/new", chat.new),
     Command("undo", "", "Takes the last question and its answer back.", "/undo", chat.undo),
-    Command("retry", "", "Asks the last question again. The answer takes the old one's place.", "/retry", chat.retry),
+    Command("retry", "", "Asks the last question again. The answer takes the old one's place.", "/retry", chat.retry,
+            aliases=("regen", "regenerate")),
     Command("edit", "[TEXT]", "Changes the last question and asks it again.", "/edit What is a monad?", chat.edit),
+    Command(
+        "read", "FILE [TEXT]", "Sends a file, with a question after it.", "/read notes.md Sum this up.",
+        chat.read_file, complete.paths, aliases=("file",),
+    ),
     Command(
         "system", "[TEXT]", "Shows or sets the system message. `none` removes it.", "/system Be brief.", chat.system
     ),
     Command(
         "set", "[K [V]]", "Shows or changes settings. The value `default` resets one.", "/set temperature 0.2",
         chat.change_setting, complete.settings,
+    ),
+    Command(
+        "tools", "[FILE]", "Lists what the model may call, or takes it from a file. `none` for nothing.",
+        "/tools weather.json", chat.tools, complete.paths,
     ),
     Command("seed", "[N]", "Sets the seed, or shows the last answer's. `random` unsets it.", "/seed 42", chat.seed),
     Command(

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from gptcli.chat.storage import SessionFile, delete_session, last_model, session_names, stored_sessions, unused_name
 from gptcli.chat.thinking import opens_thoughts, without_thoughts
+from gptcli.cli.options import MAX_INPUT
+from gptcli.cli.prompt_input import Decoding, read_text
 from gptcli.cli.repl.answer_display import SHOW_THINKING
 from gptcli.cli.repl.clipboard import copy
 from gptcli.cli.repl.slash_command import Leave, ReplControls, parse_switch
 from gptcli.cli.terminal.columns import excerpt, fitted, terminal_columns, width
+from gptcli.cli.terminal.stderr import print_prompt_note
 from gptcli.cli.terminal.stdout import clean
 from gptcli.errors import InputError, OutputError, UsageError
 from gptcli.language_model import ChatSession
 from gptcli.models.catalog import local_models
 from gptcli.text.messages import Role, as_json, as_markdown, code_blocks
+from gptcli.tools.definitions import parse_tools, tool_name, tool_parameters
 
 _EXPORTS = {"md": as_markdown, "json": as_json}
 
@@ -51,7 +57,9 @@ def edit(repl: ReplControls, text: str) -> None:
     """Asks another question instead of the last one."""
     if not text:
         with contextlib.suppress(EOFError):  # Ctrl-D gives up
-            text = repl.read("edit> ", repl.session.unanswered or _last_message(repl, "user")).strip()
+            if (question := repl.session.question) is None:
+                raise UsageError("there is nothing yet")
+            text = repl.read("edit> ", question).strip()
         if text.startswith("/"):
             raise UsageError("a question was expected, not a command", hint="Ctrl-D gives up an edit")
     if text:
@@ -65,9 +73,26 @@ def system(repl: ReplControls, text: str) -> None:
     repl.say(f"system: {repl.session.system or '(none)'}")
 
 
+def read_file(repl: ReplControls, argument: str) -> None:
+    """Sends the text of a file, and after it what is asked of it. A path with blanks is in quotes."""
+    words = shlex.shlex(typed := io.StringIO(argument), posix=True)
+    words.whitespace_split, words.commenters = True, ""
+    try:
+        path = words.get_token()
+    except ValueError:
+        raise UsageError("a quote is not closed") from None
+    if not path:
+        raise UsageError("which file?", hint="/read FILE [QUESTION]")
+    if not (text := _text_of(path)):
+        raise InputError(f"there is nothing in it: {path}")
+    question = typed.read().strip()
+    message = text.rstrip("\n") + "\n\n" + question if question else text
+    repl.answer(partial(repl.session.send, message))
+
+
 def change_setting(repl: ReplControls, argument: str) -> None:
     """Shows or changes settings, that of the display among them."""
-    name, _, text = argument.partition(" ")
+    name, _, text = argument.removeprefix("parameter ").partition(" ")  # `parameter`: Ollama's spelling
     name, text = name.replace("-", "_"), text.strip()
     if name == SHOW_THINKING:
         if text:
@@ -97,6 +122,8 @@ def _settings_in_use(repl: ReplControls) -> dict[str, object]:
 
 def _spelled(name: str, value: object) -> str:
     if isinstance(value, tuple) and value:
+        if name == "tools":
+            return " ".join(map(tool_name, value))
         if name == "logit_bias":
             return " ".join(f"{token}={bias}" for token, bias in value)
         if name == "bad_words_ids":
@@ -105,6 +132,19 @@ def _spelled(name: str, value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return "none" if value in (None, ()) else str(value)
+
+
+def tools(repl: ReplControls, argument: str) -> None:
+    """Lists the tools that the model may call, or takes those of a file."""
+    if argument == "none":
+        repl.session.offer(())
+    elif argument:
+        repl.session.offer(parse_tools(_text_of(argument), argument))
+    for tool in repl.session.settings.tools:
+        about = excerpt(tool["function"].get("description", ""), 60)
+        repl.say(f"{tool_name(tool)}({', '.join(tool_parameters(tool).get('properties', {}))})  {about}".rstrip())
+    if not repl.session.settings.tools:
+        repl.say("no tools; /tools FILE takes those of a file")
 
 
 def seed(repl: ReplControls, text: str) -> None:
@@ -264,3 +304,7 @@ def _last_message(repl: ReplControls, role: Role) -> str:
 def _turn_count(session: ChatSession) -> str:
     count = sum(message.role == "user" for message in session.messages)
     return "1 turn" if count == 1 else f"{count} turns"
+
+
+def _text_of(path: str) -> str:
+    return read_text(Path(os.path.expanduser(path)), Decoding("strict", MAX_INPUT, print_prompt_note))

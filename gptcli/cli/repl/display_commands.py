@@ -82,3 +82,4 @@ def clear(repl: ReplControls, _: str) -> None:
     """Clears the screen."""
     if not is_dumb_terminal():
         shortcuts.clear()
+    repl.say("the conversation goes on; /new begins another")  # where others begin one

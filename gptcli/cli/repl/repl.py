@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -29,6 +30,7 @@ from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import ChatSession, LanguageModel
 from gptcli.runtime.engine import Workload
 from gptcli.text.chat_template import ChatTemplate
+from gptcli.tools.definitions import ToolCall
 
 _METER = 10  # characters
 _FIRST_ANSWER_S, _LAST_ANSWER_S = 0.1, 0.5  # of the terminal, after it was asked for its background
@@ -65,6 +67,7 @@ class Repl:
         self._used = 0  # tokens of the context
         self._warned_unsaved = False
         self._noted_failures: list[str] = []
+        self._unanswered: tuple[ToolCall, ...] = ()  # calls that the user does not want to answer
         self._unsaved: list[SessionFile] = []  # of earlier conversations
 
     def run(self) -> None:
@@ -186,6 +189,7 @@ class Repl:
             for message in answer:
                 with contextlib.closing(self._answer_display(ProgressLine(quiet=True))) as display:
                     display.take(TextDelta(message.content.encode()))
+                self._show_calls(message.calls)
             self.say("")
 
     def _turn(self) -> None:
@@ -194,17 +198,21 @@ class Repl:
         except TemplateError:  # shown when a message is sent
             self._used = 0
         try:
-            self._take(self._input.read())
+            calls = self.session.open_calls
+            if calls and calls != self._unanswered:
+                self._take_answers(calls)
+            else:
+                self._take(self._input.read())
         except EOFError:
             raise Leave from None
         except KeyboardInterrupt:
             self.say("")
         except MemoryError:
-            print_error("out of memory", None)
+            print_error("out of memory", None, at_prompt=True)
         except GptcliError as error:
             if error is self._loading.failure:
                 raise
-            print_error(error.message, error.hint)
+            print_error(error.message, error.hint, at_prompt=True)
 
     def _take(self, typed: str) -> None:
         """Runs a command, or sends a message to the model."""
@@ -219,11 +227,36 @@ class Repl:
             message = typed.lstrip()[1:] if text.startswith("//") else typed
             self.answer(partial(self.session.send, message))
 
+    def _take_answers(self, calls: Sequence[ToolCall]) -> None:
+        """Asks for the answer of each tool that was called, or takes a command. Ctrl-D leaves them unanswered."""
+        answers = list[str]()
+        for call in calls:
+            typed = ""
+            while not typed.strip():
+                try:
+                    typed = self._input.read(f"{call.name}> ")
+                except EOFError:
+                    self._unanswered = tuple(calls)
+                    print_note("not answered; Ctrl-D again leaves")
+                    return
+            if typed.lstrip().startswith("/") and not typed.lstrip().startswith("//"):
+                self._take(typed)
+                return
+            answers.append(typed.lstrip()[1:] if typed.lstrip().startswith("//") else typed)
+        self.answer(partial(self.session.answer, answers))
+
+    def _show_calls(self, calls: Sequence[ToolCall]) -> None:
+        for call in calls:
+            self.say(f"calls {call.name} {json.dumps(call.arguments, ensure_ascii=False)}")
+
     def _answer_display(self, progress: ProgressLine) -> AnswerDisplay:
         return AnswerDisplay(self.display, self._sink, progress, self.session, self._background.colour)
 
     def _conclude(self, finished: Finished, *, answered: bool) -> None:
-        """Notes and figures after an answer."""
+        """Calls, notes and figures after an answer."""
+        self._show_calls(finished.tool_calls)
+        if finished.cut_call:
+            print_note("cut amid a call of a tool, which is left out")
         if finished.reason == "interrupt":
             print_note("interrupted" if answered else "interrupted, and the question taken back; /retry asks it again")
         elif finished.reason == "length":

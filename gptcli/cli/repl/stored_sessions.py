@@ -8,12 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 from gptcli.chat.storage import SessionFile, read_session, session_names, stored_sessions, unused_name
-from gptcli.cli.terminal.columns import excerpt, terminal_columns
+from gptcli.cli.terminal.columns import fitted, terminal_columns, width
 from gptcli.cli.terminal.stderr import print_note
 from gptcli.cli.terminal.tables import print_records
 from gptcli.errors import InputError, OutputError
 
-_WITH_QUESTIONS = 72  # columns that a list with models and questions needs
+_SHORT, _LONG = ("name", "modified"), ("name", "modified", "turns", "model")
+_QUESTION = 24  # columns of a question that says enough
 
 _Events = Sequence[Mapping[str, Any]]
 
@@ -57,13 +58,28 @@ def print_sessions(as_json: bool) -> None:
     sessions = [
         asdict(session) | {"modified": session.modified.isoformat(" ", "minutes")} for session in stored_sessions()
     ]
-    print_records(sessions, as_json, _session_row)
+    shown = _columns(sessions)
+    room = terminal_columns() - _taken(sessions, shown)
+    print_records(sessions, as_json, lambda session: _row(session, shown, room))
     if not sessions and not as_json:
         print_note("no sessions yet")
 
 
-def _session_row(record: dict[str, Any]) -> dict[str, str]:
-    if terminal_columns() < _WITH_QUESTIONS:
-        return {key: record[key] for key in ("name", "modified")}
-    shown = {key: str(record[key]) for key in ("name", "modified", "turns", "model")}
-    return shown | {"question": excerpt(record["error"] or record["question"], 40)}
+def _columns(sessions: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What is shown before the questions: less on a narrow terminal, so that a session is one line."""
+    room = terminal_columns() - _QUESTION
+    choices = (_LONG[:count] for count in range(len(_LONG), len(_SHORT), -1))
+    return next((columns for columns in choices if _taken(sessions, columns) <= room), _SHORT)
+
+
+def _taken(sessions: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> int:
+    """Columns of the terminal that these take, with the gaps behind them."""
+    return sum(2 + max([width(key), *(width(str(session[key])) for session in sessions)]) for key in columns)
+
+
+def _row(session: Mapping[str, Any], columns: Sequence[str], room: int) -> dict[str, str]:
+    shown = {key: str(session[key]) for key in columns}
+    if room < _QUESTION:
+        return shown
+    question = " ".join((session["error"] or session["question"]).split())
+    return shown | {"question": fitted(question, room).rstrip()}

@@ -190,10 +190,9 @@ def _column_widths(rows: Sequence[Sequence[Text]], columns: int) -> list[int] | 
     """Widths of a table's columns, each at least as wide as its longest word; None if there is no room for that."""
     room = columns - _GAP * (len(rows[0]) - 1)
     cells = list(zip(*rows, strict=True))
-    whole = [max(1, *(cell.cell_len for cell in column)) for column in cells]
-    least = [
-        max(1, *(Text(word).cell_len for cell in column for word in _WORD.findall(cell.plain))) for column in cells
-    ]
+    whole = [max([1, *(cell.cell_len for cell in column)]) for column in cells]
+    words = [[word for cell in column for word in _WORD.findall(cell.plain)] for column in cells]
+    least = [max([1, *(Text(word).cell_len for word in column)]) for column in words]
     if sum(whole) <= room:
         return whole
     if sum(least) > room:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -100,15 +101,46 @@ def stoppable() -> Iterator[Stop]:
 
 @contextmanager
 def deadly(tidy: Callable[[], object]) -> Iterator[None]:
-    """Signals within the block end the process at once, after `tidy`.
+    """Signals within the block end the process at once, after `tidy`, also in the middle of native code.
 
-    For loading a model, when only the terminal needs tidying: imports such as numpy's swallow exceptions that a signal
-    handler raises.
+    For loading and scoring, when only the terminal needs tidying: imports such as numpy's swallow exceptions that a
+    signal handler raises.
     """
 
     def die(signum: int, frame: FrameType | None) -> NoReturn:
         tidy()
         die_by(signum)
 
-    with handled(die, "SIGINT", "SIGTERM", "SIGHUP"):
+    with handled(die, "SIGINT", "SIGTERM", "SIGHUP"), _watched(tidy):
         yield
+
+
+@contextmanager
+def _watched(tidy: Callable[[], object]) -> Iterator[None]:
+    """Ends the process as `deadly` says from a thread: the main one runs no handler before native code returns."""
+    if os.name == "nt":
+        yield
+        return
+    import ctypes
+
+    received, arrives = os.pipe()
+    os.set_blocking(arrives, False)
+    before = signal.set_wakeup_fd(arrives, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while signum := os.read(received, 1)[0]:  # 0 once the block has ended: a fork may keep the pipe open
+            if signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                tidy()
+                ctypes.CDLL(None).signal(signum, 0)  # SIG_DFL, which Python lets only the main thread set
+                os.kill(os.getpid(), signum)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.write(arrives, b"\0")
+        thread.join()
+        os.close(arrives)
+        os.close(received)

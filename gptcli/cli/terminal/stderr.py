@@ -27,9 +27,9 @@ _FRAME_S = 0.1
 _BAR = 20  # characters
 
 
-def print_error(message: str, hint: str | None) -> None:
-    """`gptcli: error: ...`, and `hint: ...` if there is one."""
-    _print_labelled("gptcli: error:", "bold red", message)
+def print_error(message: str, hint: str | None, *, at_prompt: bool = False) -> None:
+    """`gptcli: error: ...`, and `hint: ...` if there is one; `error: ...` at a chat's prompt."""
+    _print_labelled("error:" if at_prompt else "gptcli: error:", "bold red", message)
     if hint:
         _print_labelled("hint:", "bold", hint)
 
@@ -140,6 +140,13 @@ class ProgressLine:
             if self._thread:
                 _write_stderr("\r\x1b[K")
             self._print_note(message)
+
+    def result(self, message: str) -> None:
+        """Prints a line that stays, in place of the progress line; nothing if notes are not wanted."""
+        if not self._quiet:
+            if self._thread:
+                _write_stderr("\r\x1b[K")
+            print_line(message)
 
     def fetch(self, what: str, done: int, total: int) -> None:
         """Shows a fetch in bytes; if no line can be shown, a note announces it once."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,17 @@ _REASONS = (
 )
 
 
+@dataclass(frozen=True)
+class CallGrammar:
+    """The grammar of a text that is one call of a tool, in llguidance's Lark, with control tokens by their ids.
+
+    schemas: each tool's name, and the JSON schema of its arguments.
+    """
+
+    lark: str
+    schemas: tuple[tuple[str, str], ...]
+
+
 class _Bytes:
     """A tokenizer of single bytes, for checks: as llguidance asks for one."""
 
@@ -54,12 +66,14 @@ class _Bytes:
         return list(text.encode())
 
 
-def checked_grammar(config: ConstraintConfig) -> str:
+def checked_grammar(config: ConstraintConfig | CallGrammar) -> str:
     """The grammar as llguidance takes it.
 
     Raises UsageError, with the path in a schema, where it is not valid, not supported, too large, or cannot be met.
     """
     match config:
+        case CallGrammar():
+            return _of_calls(config)
         case ConstraintConfig(json_schema=str(text)):
             return _of_schema(text)
         case ConstraintConfig(json_object=True):
@@ -120,6 +134,18 @@ def _checked(form: str, lark: str) -> str:
     if error := _error_of(grammar):
         raise UsageError(f"{form}: {reason_of(error)}")
     return grammar
+
+
+def _of_calls(calls: CallGrammar) -> str:
+    from llguidance import LLMatcher
+
+    for name, schema in calls.schemas:
+        try:
+            _of_schema(schema)
+        except UsageError as error:
+            raise UsageError(f"the parameters of tool {name}: {error.message.removeprefix('json-schema: ')}") from None
+    _check_length("tools", calls.lark)
+    return LLMatcher.grammar_from_lark(calls.lark)
 
 
 def _of_schema(text: str) -> str:

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from gptcli.errors import GptcliError, UsageError
-from gptcli.generation.constraints.grammar import checked_grammar, limits, reason_of
+from gptcli.generation.constraints.grammar import CallGrammar, checked_grammar, limits, reason_of
 from gptcli.generation.sampling.constraint import Constraint, TokenMask, mask_words
 from gptcli.settings import ConstraintConfig
 from gptcli.text.tokenizer import Tokenizer
@@ -22,7 +22,7 @@ _MOST_COMPILED = 16  # constraints
 
 
 class _Tokens:
-    """A model's tokens as llguidance asks for them. Control tokens have no text, so that no grammar makes one."""
+    """A model's tokens as llguidance asks for them. Control tokens are no text: a grammar makes those that it names."""
 
     is_tokenizer_wrapper = True
     bos_token_id = None
@@ -32,9 +32,10 @@ class _Tokens:
         # The last token is none of the model's: llguidance needs one that ends a text.
         self.eos_ids = sorted(id for id in stop_ids if id < size) or [size]
         self.eos_token_id = self.eos_ids[0]
-        self.special_token_ids = [*(id for id in range(size) if tokenizer.is_control(id)), *self.eos_ids]
-        hidden = frozenset(self.special_token_ids)
-        self.tokens = [b"" if id in hidden else tokenizer.token_bytes(id) for id in range(size + 1)]
+        hidden = {*tokenizer.control_tokens.ids.values(), *self.eos_ids}
+        self.special_token_ids = sorted(id for id in hidden if id <= size)
+        # llguidance takes those with the same name for each other.
+        self.tokens = [b"<|%d|>" % id if id in hidden else tokenizer.token_bytes(id) for id in range(size + 1)]
         self._tokenizer = tokenizer
         self.greedy: Callable[[str], list[int]]  # llguidance's, which needs these tokens first
 
@@ -61,10 +62,10 @@ class Compiler:
 
     def __init__(self, tokenizer: Tokenizer, stop_ids: frozenset[int]) -> None:
         self._tokenizer, self._stop_ids = tokenizer, stop_ids
-        self._compiled: dict[ConstraintConfig, Future[LLMatcher]] = {}
+        self._compiled: dict[ConstraintConfig | CallGrammar, Future[LLMatcher]] = {}
         self._thread, self._lock = ThreadPoolExecutor(1), threading.Lock()
 
-    def start(self, config: ConstraintConfig) -> Future[LLMatcher]:
+    def start(self, config: ConstraintConfig | CallGrammar) -> Future[LLMatcher]:
         """Checks a constraint, and begins to compile it. Raises UsageError as `checked_grammar` does.
 
         Raises it, too, for a tokenizer of which single tokens have no bytes of their own.
@@ -74,7 +75,7 @@ class Compiler:
                 self._begin(config)
             return self._compiled[config]
 
-    def _begin(self, config: ConstraintConfig) -> None:
+    def _begin(self, config: ConstraintConfig | CallGrammar) -> None:
         if not self._tokenizer.spelling.exact:
             raise UsageError("cannot constrain this model's text: its tokens have no bytes of their own")
         grammar = checked_grammar(config)
@@ -82,7 +83,7 @@ class Compiler:
             del self._compiled[next(iter(self._compiled))]
         self._compiled[config] = self._thread.submit(self._matcher, grammar)
 
-    def constraint(self, config: ConstraintConfig, *, forces: bool = True) -> Grammar:
+    def constraint(self, config: ConstraintConfig | CallGrammar, *, forces: bool = True) -> Grammar:
         """What limits one text; forces: whether it may take tokens without a draw. Raises as `start` does."""
         return Grammar(self.start(config).result().deep_copy(), self._tokenizer.size, forces=forces)
 

@@ -21,7 +21,7 @@ import platformdirs
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.environment import switched_off
 from gptcli.errors import GptcliError, InputError, OutputError
-from gptcli.files import UNFINISHED, identity, program_identity
+from gptcli.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, UNFINISHED, identity, program_identity
 from gptcli.kernels.bindings import Functions, built_file, functions
 from gptcli.runtime.fast_start import snapshot_file
 from gptcli.runtime.fast_start.snapshot_engine import SnapshotEngine
@@ -93,6 +93,7 @@ def slot_for(folder: ModelFolder, runtime: RuntimeConfig) -> Slot | None:
         runtime.dtype,
         runtime.quantize,
         library.level,
+        runtime.adapters,
         # torch's number of threads follows from the cores and from what tells OpenMP how many to use.
         sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         cpu_limit(),
@@ -104,12 +105,16 @@ def slot_for(folder: ModelFolder, runtime: RuntimeConfig) -> Slot | None:
         key = {
             "version": VERSION,
             "sources": _sources(),
-            "model": {str(path): identity(path) for path in [*config, *weights]},
+            "model": {str(path): identity(path) for path in [*config, *weights, *_adapter_files(runtime)]},
             "way": way_of_running,
         }
     except OSError:  # a file is being replaced, or gone
         return None
     return Slot(_directory() / f"{_of_model(folder.path)}-{_hash(repr(way_of_running))}{_SUFFIX}", key)
+
+
+def _adapter_files(runtime: RuntimeConfig) -> list[Path]:
+    return [Path(path) / name for path, _ in runtime.adapters for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
 
 
 def open_snapshot(slot: Slot, runtime: RuntimeConfig, room: int) -> OpenedSnapshot | None:

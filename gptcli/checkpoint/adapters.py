@@ -1,0 +1,214 @@
+"""LoRA adapters in PEFT's format: which of our layers each of their matrices belongs to, and how they are applied."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.hf_config import HfConfig
+from gptcli.checkpoint.load import WeightPlan, reordered_rows
+from gptcli.checkpoint.recipes import (
+    Concat,
+    GroupsToParts,
+    HeadsToQkv,
+    PairsToHalves,
+    Recipe,
+    Take,
+    Transposed,
+    sources,
+)
+from gptcli.checkpoint.registry import architecture_of
+from gptcli.checkpoint.safetensors_header import read_header
+from gptcli.checkpoint.tensor_source import TensorSource
+from gptcli.errors import BrokenCheckpoint, GptcliError, UnsupportedArchitecture
+from gptcli.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_there, read_json
+from gptcli.model.adapted_linear import AdaptedLinear
+from gptcli.model.decoder import Decoder
+
+PREFIX = "base_model.model."
+# Fields of adapter_config.json that change nothing of what an adapter computes, or only while it is trained.
+_WITHOUT_EFFECT = frozenset(
+    """
+    alpha_pattern auto_mapping base_model_name_or_path bias corda_config ensure_weight_tying eva_config
+    exclude_modules fan_in_fan_out inference_mode init_lora_weights layers_pattern layers_to_transform loftq_config
+    lora_alpha lora_dropout megatron_core peft_type peft_version qalora_group_size r rank_pattern revision
+    runtime_config target_modules task_type use_rslora
+    """.split()
+)
+_KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The modules whose rows a layer has, one after another, and the order it has them in; None as they come.
+
+    modules: by their names in transformers, with their counts of rows.
+    """
+
+    modules: tuple[tuple[str, int], ...]
+    order: Tensor | None = None
+
+
+def adaptable(folder: ModelFolder) -> dict[str, Rows]:
+    """The rows of every matrix in the decoder's blocks that an adapter can be beside, by the path of its layer."""
+    canonical = _canonical_names(folder)
+    found = {}
+    for name, recipe in folder.architecture.parameters.items():
+        path, _, leaf = name.rpartition(".")
+        if leaf != "weight" or not path.startswith("blocks.") or len(folder.parameter_shape(recipe)) != 2:
+            continue
+        if (rows := _rows(recipe, folder)) is not None:
+            modules = tuple((canonical[each].removesuffix(".weight"), count) for each, count in rows.modules)
+            found[path] = Rows(modules, rows.order)
+    return found
+
+
+def _rows(recipe: Recipe, folder: ModelFolder) -> Rows | None:
+    """The tensors whose rows a matrix has; None if it is made in another way."""
+    match recipe:
+        case Take(name) | Transposed(Take(name)):
+            return Rows(((name, folder.parameter_shape(recipe)[0]),))
+        case Concat(operands, 0):
+            parts = [_rows(operand, folder) for operand in operands]
+            known = [part for part in parts if part is not None]
+            if len(known) < len(parts):
+                return None
+            start, orders = 0, []
+            for part in known:
+                count = sum(rows for _, rows in part.modules)
+                orders.append(start + (torch.arange(count) if part.order is None else part.order))
+                start += count
+            ordered = any(part.order is not None for part in known)
+            return Rows(tuple(each for part in known for each in part.modules), torch.cat(orders) if ordered else None)
+        case PairsToHalves(operand) | HeadsToQkv(operand) | GroupsToParts(operand):
+            inner = _rows(operand, folder)
+            if inner is None:
+                return None
+            order = reordered_rows(recipe, folder.parameter_shape(operand)[0])
+            return Rows(inner.modules, order if inner.order is None else inner.order[order])
+    return None
+
+
+def _canonical_names(folder: ModelFolder) -> dict[str, str]:
+    """The names of the checkpoint's tensors as transformers' classes save them, by what they are called here."""
+    names = {name: name for name in folder.weights}
+    with contextlib.suppress(GptcliError):
+        canonical = architecture_of(HfConfig(folder.config), ()).parameters
+        for ours, recipe in folder.architecture.parameters.items():
+            pairs = sources(recipe), sources(canonical[ours]) if ours in canonical else ()
+            if len(pairs[0]) == len(pairs[1]):
+                names |= dict(zip(*pairs, strict=True))
+    return names
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter: the factors of each module's update, by the module's name in transformers.
+
+    updates: down (rank, in_features) and up (out_features, rank), which includes the scale.
+    """
+
+    path: Path
+    updates: Mapping[str, tuple[Tensor, Tensor]]
+
+    @classmethod
+    def open(cls, path: Path, weight: float = 1.0) -> Adapter:
+        """Reads an adapter's directory; its updates are multiplied by a weight.
+
+        Raises BrokenCheckpoint, and UnsupportedArchitecture for what changes more than linear layers.
+        """
+        config = read_json(path / ADAPTER_CONFIG)
+        _check(config, path)
+        if not is_there(path / ADAPTER_WEIGHTS):
+            raise BrokenCheckpoint(f"no weights: {path}: {ADAPTER_WEIGHTS} is not there")
+        folder = ModelFolder(path, {}, None, read_header(path / ADAPTER_WEIGHTS))
+        factors: dict[str, dict[str, Tensor]] = {}
+        with TensorSource(folder) as source:
+            for name in folder.tensors:
+                if (match := _KEY.fullmatch(name)) is None:
+                    raise UnsupportedArchitecture(f"{path}: {name} is not an update of a linear layer")
+                factors.setdefault(match[1], {})[match[2]] = source.read(name).float()
+        updates = {}
+        for module, pair in factors.items():
+            down, up = pair.get("A"), pair.get("B")
+            if down is None or up is None or not down.dim() == up.dim() == 2 or down.shape[0] != up.shape[1]:
+                raise BrokenCheckpoint(f"{path}: {module} does not have two factors that go together")
+            updates[module] = down, up * (_scale(config, module, down.shape[0]) * weight)
+        return cls(path, updates)
+
+
+def _check(config: Mapping[str, Any], path: Path) -> None:
+    where = path / ADAPTER_CONFIG
+    if config.get("peft_type") != "LORA":
+        raise UnsupportedArchitecture(f"{where}: peft_type {config.get('peft_type')!r} is not supported: LORA is")
+    if config.get("bias", "none") != "none":
+        raise UnsupportedArchitecture(f"{where}: bias = {config['bias']!r} is not supported")
+    for name, value in config.items():
+        if name not in _WITHOUT_EFFECT and value not in (None, False, [], {}, ""):
+            raise UnsupportedArchitecture(f"{where}: {name} = {str(value)[:60]} is not supported")
+
+
+def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+    alpha = _of_module(config.get("alpha_pattern") or {}, module, config.get("lora_alpha", 8))
+    if not isinstance(alpha, int | float):
+        raise BrokenCheckpoint(f"{ADAPTER_CONFIG}: lora_alpha must be a number, not {str(alpha)[:40]}")
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _of_module(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
+    """The value of the first key that a module's name ends with, as PEFT finds it."""
+    return next((value for key, value in pattern.items() if re.fullmatch(rf"(.*\.)?({key})", module)), default)
+
+
+def apply_adapters(decoder: Decoder, folder: ModelFolder, adapters: Sequence[Adapter], plan: WeightPlan) -> None:
+    """Puts adapters beside the layers of a loaded decoder. Raises as `updates_of` does."""
+    for path, factors in updates_of(folder, adapters).items():
+        down, up = (each.to(plan.device, plan.dtype) for each in factors)
+        decoder.set_submodule(path, AdaptedLinear(decoder.get_submodule(path), down, up))
+
+
+def updates_of(folder: ModelFolder, adapters: Sequence[Adapter]) -> dict[str, tuple[Tensor, Tensor]]:
+    """The factors of the whole update of each layer that has one, by its path: down (R, columns) and up (rows, R).
+
+    Raises BrokenCheckpoint for an adapter of another model.
+    """
+    layers = adaptable(folder) if adapters else {}
+    for adapter in adapters:
+        known = {module for rows in layers.values() for module, _ in rows.modules}
+        if unknown := sorted(set(adapter.updates) - known):
+            what = "an adapter of another model, or of layers that can have none"
+            raise BrokenCheckpoint(f"{adapter.path}: {what}: {', '.join(unknown[:3])}")
+    updates = {}
+    for path, rows in layers.items():
+        factors = [pair for adapter in adapters if (pair := _joined(rows, adapter)) is not None]
+        if factors:
+            updates[path] = torch.cat([pair[0] for pair in factors]), torch.cat([pair[1] for pair in factors], 1)
+    return updates
+
+
+def _joined(rows: Rows, adapter: Adapter) -> tuple[Tensor, Tensor] | None:
+    """The factors of a layer's whole update: those of its modules, each beside its own rows."""
+    chosen = [(module, count, *adapter.updates[module]) for module, count in rows.modules if module in adapter.updates]
+    if not chosen:
+        return None
+    for module, count, down, up in chosen:
+        if up.shape[0] != count or down.shape[1] != chosen[0][2].shape[1]:
+            raise BrokenCheckpoint(f"{adapter.path}: {module}: {list(up.shape)} and {list(down.shape)} do not fit it")
+    whole = torch.zeros(sum(count for _, count in rows.modules), sum(down.shape[0] for _, _, down, _ in chosen))
+    start = rank = 0
+    for module, count in rows.modules:
+        if module in adapter.updates:
+            up = adapter.updates[module][1]
+            whole[start : start + count, rank : rank + up.shape[1]] = up
+            rank += up.shape[1]
+        start += count
+    return torch.cat([down for _, _, down, _ in chosen]), whole if rows.order is None else whole[rows.order]

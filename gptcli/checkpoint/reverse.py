@@ -1,0 +1,75 @@
+"""The way back: from a decoder's parameters to the tensors of a checkpoint that they are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gptcli.checkpoint.formats import Stored
+from gptcli.checkpoint.load import reordered_rows
+from gptcli.checkpoint.recipes import (
+    Concat,
+    EvensThenOdds,
+    GroupsToParts,
+    HeadsToQkv,
+    PairsToHalves,
+    PlusOne,
+    Recipe,
+    Stack,
+    Take,
+    Transposed,
+    WithoutFirst,
+    operands_of,
+    shape,
+    sources,
+)
+
+_REVERSIBLE = (
+    Take, Concat, Stack, Transposed, PlusOne, PairsToHalves, HeadsToQkv, GroupsToParts, EvensThenOdds, WithoutFirst,
+)  # fmt: skip
+
+
+def is_reversible(recipe: Recipe) -> bool:
+    """Whether a parameter's tensors can be told from its value: not those of a product, or one that it has twice."""
+    once = len(set(sources(recipe))) == len(sources(recipe))
+    return once and isinstance(recipe, _REVERSIBLE) and all(map(is_reversible, operands_of(recipe)))
+
+
+def tensors_of(
+    recipe: Recipe, value: Tensor, stored: Callable[[str], Stored], read: Callable[[str], Tensor]
+) -> dict[str, Tensor]:
+    """The dense tensors, by name, that a reversible recipe makes a value of. They may share its memory.
+
+    read: a tensor as the checkpoint has it, for rows that the recipe leaves out.
+    """
+    match recipe:
+        case Take(name):
+            return {name: value}
+        case Concat(operands, axis):
+            sizes = [shape(operand, stored)[axis] for operand in operands]
+            parts = torch.split(value, sizes, axis)
+        case Stack(operands):
+            parts = value.unbind()
+        case _:
+            operands, parts = operands_of(recipe), (_undone(recipe, value, read),)
+    found: dict[str, Tensor] = {}
+    for operand, part in zip(operands, parts, strict=True):
+        found |= tensors_of(operand, part, stored, read)
+    return found
+
+
+def _undone(recipe: Recipe, value: Tensor, read: Callable[[str], Tensor]) -> Tensor:
+    match recipe:
+        case Transposed():
+            return value.mT
+        case PlusOne():
+            return value - 1
+        case PairsToHalves() | HeadsToQkv() | GroupsToParts():
+            return value[reordered_rows(recipe, value.shape[0]).argsort()]
+        case EvensThenOdds():
+            return value[:, torch.arange(value.shape[1]).view(-1, 2).t().flatten().argsort()]
+        case WithoutFirst(Take(name), count):
+            return torch.cat([read(name)[:count].to(value.dtype), value])
+    raise AssertionError(recipe)

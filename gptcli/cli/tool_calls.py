@@ -1,0 +1,35 @@
+"""Calls of tools as they are written on stdout, and conversations that bring their answers back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gptcli.cli.json_records import json_line
+from gptcli.cli.prompt_input import Decoding, read_text, unless_dash
+from gptcli.cli.terminal.stdout import StdoutSink
+from gptcli.errors import UsageError
+from gptcli.generation.events import Finished
+from gptcli.text.messages import Message, messages_of
+from gptcli.tools.json_reading import read_whole
+
+
+def write_calls(sink: StdoutSink, finished: Finished) -> None:
+    """Writes the calls of a text that is written, each as a line of JSON."""
+    if finished.tool_calls:
+        sink.end_line()
+    for call in finished.tool_calls:
+        sink.write(json_line({"name": call.name, "arguments": call.arguments}))
+
+
+def read_messages(file: Path, decoding: Decoding) -> list[Message]:
+    """The messages of a file, a list of JSON as chat APIs have it, or an object with one. Raises as `read_text`.
+
+    Raises UsageError, with the place, where they are not what they must be.
+    """
+    try:
+        value = read_whole(read_text(unless_dash(file), decoding))
+        return messages_of(value["messages"] if isinstance(value, dict) and "messages" in value else value)
+    except ValueError as error:
+        raise UsageError(f"{file}: not JSON: {error}") from None
+    except UsageError as error:
+        raise UsageError(f"{file}: {error.message}") from None

@@ -1,0 +1,214 @@
+"""GGUF's architectures with mixtures of experts by other labs: what each calls things, as in `architectures`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from gptcli.gguf.naming import (
+    ATTENTION,
+    LLAMA,
+    NORMS,
+    QK_NORMS,
+    Fields,
+    GgufArchitecture,
+    shared_expert,
+    stacked_experts,
+)
+
+_PHI_MAGNITUDE = 1.243163121016122  # of LongRoPE in every Phi 3.5 MoE, which files do not say
+
+
+def routed_experts(fields: Fields) -> dict[str, Any]:
+    """The fields of a mixture behind dense first layers, chosen within groups, beside shared experts."""
+    return {
+        "first_k_dense_replace": fields.integer("leading_dense_block_count", 0),
+        "moe_intermediate_size": fields.integer("expert_feed_forward_length"),
+        "n_group": fields.integer("expert_group_count", 1),
+        "n_routed_experts": fields.integer("expert_count"),
+        "n_shared_experts": fields.integer("expert_shared_count"),
+        "norm_topk_prob": fields.flag("expert_weights_norm", False),
+        "num_experts_per_tok": fields.integer("expert_used_count"),
+        "routed_scaling_factor": fields.number("expert_weights_scale", 1.0),
+        "topk_group": fields.integer("expert_group_used_count", 1),
+    }
+
+
+def granite_scales(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    """Granite's multipliers."""
+    return {
+        "attention_multiplier": fields.number("attention.scale", config["head_dim"] ** -0.5),
+        "embedding_multiplier": fields.number("embedding_scale", 1.0),
+        "residual_multiplier": fields.number("residual_scale", 1.0),
+        "logits_scaling": fields.number("logit_scale", 1.0),
+    }
+
+
+def _granite_moe(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    shared = fields.integer("expert_shared_feed_forward_length", 0)
+    return granite_scales(fields, config) | {
+        "model_type": "granitemoeshared" if shared else "granitemoe",
+        "attention_bias": fields.qkv_bias,
+        "num_local_experts": fields.integer("expert_count"),
+        "num_experts_per_tok": fields.integer("expert_used_count"),
+        "shared_intermediate_size": shared or None,
+    }
+
+
+def _olmoe(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    config["intermediate_size"] = fields.integer("expert_feed_forward_length", config["intermediate_size"])
+    return {
+        "attention_bias": fields.qkv_bias,
+        "num_experts": fields.integer("expert_count"),
+        "num_experts_per_tok": fields.integer("expert_used_count"),
+        "norm_topk_prob": False,
+    }
+
+
+def _dots1(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    fields.expect("expert_gating_func", 0, 2)
+    return routed_experts(fields) | {"attention_bias": fields.qkv_bias}
+
+
+def _glm4_moe(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    return _dots1(fields, config) | {
+        "use_qk_norm": fields.has(".attn_q_norm.weight"),
+        "num_nextn_predict_layers": 0,  # those of the file are left out
+    }
+
+
+def _ernie_moe(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    shared = fields.integer("expert_shared_count", 0)
+    if shared:
+        fields.integer("expert_shared_feed_forward_length", 0)  # which files get wrong
+    return {
+        "moe_num_experts": fields.integer("expert_count"),
+        "moe_k": fields.integer("expert_used_count"),
+        "moe_intermediate_size": fields.integer("expert_feed_forward_length"),
+        "moe_num_shared_experts": shared,
+        "moe_layer_start_index": fields.integer("leading_dense_block_count", 0),
+        "moe_layer_interval": fields.integer("interleave_moe_layer_step", 1),
+        "use_bias": fields.qkv_bias,
+    }
+
+
+def _minimax_m2(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    fields.expect("expert_gating_func", 0, 2)
+    config["intermediate_size"] = fields.integer("expert_feed_forward_length")
+    return {
+        "num_local_experts": fields.integer("expert_count"),
+        "num_experts_per_tok": fields.integer("expert_used_count"),
+    }
+
+
+def _hunyuan_moe(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    width = fields.integer("expert_feed_forward_length")
+    fields.expect("expert_shared_feed_forward_length", width)
+    fields.expect("expert_shared_count", 1)
+    return {
+        "attention_bias": fields.qkv_bias,
+        "intermediate_size": width,
+        "num_experts": fields.integer("expert_count"),
+        "moe_topk": fields.integer("expert_used_count"),
+    }
+
+
+def _phimoe(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    if scaling := config["rope_scaling"]:
+        if scaling["rope_type"] != "longrope":
+            raise fields.file.unsupported(f"RoPE scaling {scaling['rope_type']!r} is not read")
+        scaling.pop("attention_factor")
+        scaling |= {"short_mscale": _PHI_MAGNITUDE, "long_mscale": _PHI_MAGNITUDE}
+    original = fields.integer("rope.scaling.original_context_length", config["max_position_embeddings"])
+    return {
+        "attention_bias": fields.qkv_bias,
+        "lm_head_bias": fields.has("output.bias"),
+        "num_local_experts": fields.integer("expert_count"),
+        "num_experts_per_tok": fields.integer("expert_used_count"),
+        "original_max_position_embeddings": original if scaling else None,
+        "sliding_window": fields.integer("attention.sliding_window", 0) or None,
+    }
+
+
+_ROUTER = {"ffn_gate_inp": "mlp.gate"}
+_CORRECTION = {"exp_probs_b": "mlp.gate.e_score_correction_bias"}
+_DOTS1 = GgufArchitecture(
+    model_type="dots1",
+    read_only=True,
+    block=LLAMA
+    | QK_NORMS
+    | stacked_experts("mlp.switch_mlp")
+    | shared_expert("mlp.shared_experts")
+    | _ROUTER
+    | _CORRECTION,
+    extra=_dots1,
+)
+
+MIXTURE_ARCHITECTURES: dict[str, GgufArchitecture] = {
+    "granitemoe": GgufArchitecture(
+        model_type="granitemoe",  # or granitemoeshared
+        read_only=True,
+        pairs=True,
+        block=ATTENTION
+        | NORMS
+        | stacked_experts("block_sparse_moe.switch_mlp")
+        | shared_expert("shared_mlp")
+        | {"ffn_gate_inp": "block_sparse_moe.router.layer"},
+        extra=_granite_moe,
+    ),
+    "olmoe": GgufArchitecture(
+        model_type="olmoe",
+        read_only=True,
+        block=ATTENTION | QK_NORMS | NORMS | stacked_experts("mlp.switch_mlp") | _ROUTER,
+        extra=_olmoe,
+    ),
+    "dots1": _DOTS1,
+    "glm4moe": replace(
+        _DOTS1,
+        model_type="glm4_moe",
+        partial=True,
+        block={**_DOTS1.block, "post_attention_norm": "post_attention_layernorm"},
+        extra=_glm4_moe,
+    ),
+    "ernie4_5-moe": GgufArchitecture(
+        model_type="ernie4_5_moe",
+        read_only=True,
+        block=LLAMA
+        | stacked_experts("mlp.switch_mlp")
+        | shared_expert("mlp.shared_experts")
+        | _ROUTER
+        | {"exp_probs_b": "mlp.moe_statics.e_score_correction_bias"},
+        extra=_ernie_moe,
+    ),
+    "minimax-m2": GgufArchitecture(
+        model_type="minimax_m2",
+        read_only=True,
+        partial=True,
+        block=ATTENTION
+        | QK_NORMS
+        | NORMS
+        | stacked_experts("block_sparse_moe.switch_mlp")
+        | {"ffn_gate_inp": "block_sparse_moe.gate", "exp_probs_b": "block_sparse_moe.e_score_correction_bias"},
+        extra=_minimax_m2,
+    ),
+    "hunyuan-moe": GgufArchitecture(
+        model_type="hunyuan_v1_moe",
+        read_only=True,
+        block=ATTENTION
+        | NORMS
+        | {"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"}
+        | stacked_experts("mlp.switch_mlp")
+        | shared_expert("mlp.shared_mlp")
+        | {"ffn_gate_inp": "mlp.gate.wg"},
+        extra=_hunyuan_moe,
+    ),
+    "phimoe": GgufArchitecture(
+        model_type="phimoe",
+        read_only=True,
+        block=ATTENTION
+        | NORMS
+        | stacked_experts("block_sparse_moe.switch_mlp")
+        | {"ffn_gate_inp": "block_sparse_moe.gate"},
+        extra=_phimoe,
+    ),
+}

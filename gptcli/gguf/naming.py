@@ -1,0 +1,171 @@
+"""What an architecture of GGUF is, as data, and the names that many of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gptcli.gguf.reader import GgufFile
+
+
+class Fields:
+    """The fields of a file's architecture, by their names without the architecture's."""
+
+    def __init__(self, file: GgufFile, prefix: str) -> None:
+        self.file, self.prefix = file, prefix
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        """A whole number. A list of one for each layer must repeat it."""
+        value = self.file.any(self.prefix + name)
+        if isinstance(value, list) and value and all(each == value[0] for each in value):
+            value = value[0]
+        if isinstance(value, list):
+            raise self.file.unsupported(f"{self.prefix}{name} differs from layer to layer")
+        return self.file.get(self.prefix + name, int, default) if type(value) is not int else value
+
+    def most(self, name: str, default: int | None = None) -> int:
+        """A whole number, or the largest of a list of one for each layer."""
+        value = self.file.any(self.prefix + name)
+        if isinstance(value, list) and value and {*map(type, value)} == {int}:
+            return int(max(value))
+        return self.integer(name, default)
+
+    def per_layer(self, name: str, layers: int) -> list[int]:
+        """A whole number for each layer, from a list of as many or more, or from one for all."""
+        value = self.file.any(self.prefix + name)
+        if not isinstance(value, list):
+            return [self.integer(name)] * layers
+        if len(value) < layers or {*map(type, value)} - {int, bool}:
+            raise self.file.broken(f"{self.prefix}{name} must have a whole number for each of {layers} layers")
+        return value[:layers]
+
+    def number(self, name: str, default: float | None = None) -> float | None:
+        """A number, as the shortest that is its float32: 1e-05, not 9.999999747378752e-06."""
+        import numpy as np
+
+        value = self.file.optional(self.prefix + name, float)
+        return default if value is None else float(str(np.float32(value)))
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false."""
+        return self.file.get(self.prefix + name, bool, default)
+
+    def text(self, name: str, default: str) -> str:
+        """A string."""
+        return self.file.get(self.prefix + name, str, default)
+
+    def has(self, tensor: str, layer: int = 0) -> bool:
+        """Whether the file has this tensor, or a layer has it if the name begins with a dot."""
+        return (f"blk.{layer}{tensor}" if tensor.startswith(".") else tensor) in self.file.tensors
+
+    def has_anywhere(self, tensor: str) -> bool:
+        """Whether any layer has this tensor, whose name begins with a dot."""
+        return any(name.startswith("blk.") and name.endswith(tensor) for name in self.file.tensors)
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether q, k and v have biases, in one tensor or in three."""
+        return self.has(".attn_q.bias") or self.has(".attn_qkv.bias")
+
+    def expect(self, name: str, *harmless: object) -> None:
+        """Refuses a field unless it is absent or has one of these values."""
+        value = self.file.any(self.prefix + name)
+        if value is not None and not any(value == known and type(value) is type(known) for known in harmless):
+            raise self.file.unsupported(f"{self.prefix}{name} = {str(value)[:40]!r} is not read")
+
+    def sliding(self, layers: int, period: int) -> list[str]:
+        """`layer_types`, from a pattern or a period in the file, or with every period-th layer attending to all."""
+        name = f"{self.prefix}attention.sliding_window_pattern"
+        pattern = self.file.any(name)
+        if pattern is None or type(pattern) is int:
+            period = period if pattern is None else pattern
+            pattern = [period == 0 or (layer + 1) % period != 0 for layer in range(layers)]
+        if not isinstance(pattern, list) or len(pattern) < layers or {*map(type, pattern)} - {bool, int}:
+            raise self.file.broken(f"{name} must be a period, or a list of {layers} true or false")
+        return ["sliding_attention" if slides else "full_attention" for slides in pattern[:layers]]
+
+
+Extra = Callable[[Fields, dict[str, Any]], dict[str, Any]]
+
+
+def _nothing(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+def _no_variant(fields: Fields) -> None:
+    return None
+
+
+TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+ATTENTION = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+}
+QK_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+MLP = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+LLAMA = ATTENTION | MLP | NORMS
+FOUR_NORMS = {
+    "attn_norm": "input_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+
+
+_BARE = (".sinks", ".e_score_correction_bias", ".expert_bias", ".A_log", ".dt_bias", ".D")
+
+
+def stacked_experts(module: str) -> dict[str, str]:
+    """The names of all experts' matrices, of which transformers or MLX has one for each kind."""
+    return {f"ffn_{kind}_exps": f"{module}.{kind}_proj" for kind in ("gate", "up", "down")}
+
+
+def shared_expert(module: str) -> dict[str, str]:
+    """The names of an expert that sees every token."""
+    return {f"ffn_{kind}_shexp": f"{module}.{kind}_proj" for kind in ("gate", "up", "down")}
+
+
+def tensor_name(module: str, leaf: str) -> str:
+    """A tensor's name in transformers, where some end without a leaf, `weight` or `bias`."""
+    return module if module.endswith(_BARE) else f"{module}.{leaf}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufArchitecture:
+    """How a GGUF architecture is one of ours.
+
+    model_type: transformers' name; extra may replace it. top, block: tensors outside of layers and in each one, by
+    their names without `.weight` or `.bias`, # for an expert's number. eps: config.json's name for the norms' epsilon.
+    theta: RoPE's base where a file does not say.
+    pairs: RoPE turns neighbouring channels, for which the converter has reordered the rows of q and k. plus_one: 1 was
+    added to norms. regrouped: the rows of attn_qkv were regrouped from heads to q, k and v. partial: RoPE turns a part
+    of each head unless config.json says otherwise. images: the model reads images too, of which files have only the
+    decoder; RoPE's sections are alike for text. states: some layers keep a state in place of keys and values, or beside
+    them, and for some numbers the file has one for each layer, 0 in others. constants: more of config.json. renamed:
+    other names of config.json's common fields. read_only: no such file is written. others: model types that are stored
+    as this architecture, too; of two architectures with a type, the first is written. variant: another architecture
+    that has the same name in files, if it is that.
+    """
+
+    model_type: str
+    others: tuple[str, ...] = ()
+    block: Mapping[str, str] = field(default_factory=lambda: LLAMA)
+    top: Mapping[str, str] = field(default_factory=lambda: TOP)
+    layers: str = "model.layers."
+    eps: str = "rms_norm_eps"
+    theta: float = 10_000.0
+    pairs: bool = False
+    plus_one: bool = False
+    regrouped: bool = False
+    partial: bool = False
+    images: bool = False
+    states: bool = False
+    read_only: bool = False
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    extra: Extra = _nothing
+    variant: Callable[[Fields], GgufArchitecture | None] = _no_variant

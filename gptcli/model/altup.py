@@ -1,0 +1,84 @@
+"""Alternating updates (Baykal et al., 2023): a layer runs one of several residual streams and predicts the others.
+
+And Gemma 3n's learned residual beside attention.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gptcli.model.config import AltUpConfig, NormConfig
+from gptcli.model.linear import Linear
+from gptcli.model.norm import Norm
+
+_LEAST_SQUARE = 1e-5  # of a stream, whose length is divided by
+
+
+class Streams(nn.Module):
+    """Makes the streams of the embedding, and one stream of all after the last layer."""
+
+    def __init__(self, config: AltUpConfig, hidden_size: int) -> None:
+        super().__init__()
+        others = range(config.streams - 1)
+        self.into = nn.ModuleList(Linear(hidden_size, hidden_size, bias=False) for _ in others)
+        self.out = nn.ModuleList(Linear(hidden_size, hidden_size, bias=False) for _ in others)
+
+    def expand(self, x: Tensor) -> Tensor:
+        """(B, T, hidden) to (streams, B, T, hidden)."""
+        return torch.stack([x, *(_as_long_as(x, project(x)) for project in self.into)])
+
+    def merge(self, streams: Tensor) -> Tensor:
+        """(streams, B, T, hidden) to (B, T, hidden)."""
+        first, *others = streams
+        projected = (project(stream) for project, stream in zip(self.out, others, strict=True))
+        return torch.stack([first, *(_as_long_as(first, each) for each in projected)]).mean(0)
+
+
+def _as_long_as(x: Tensor, other: Tensor) -> Tensor:
+    length = other.square().mean(-1, keepdim=True).clamp(min=_LEAST_SQUARE).sqrt()
+    return other * (x.square().mean(-1, keepdim=True) ** 0.5) / length
+
+
+class AltUp(nn.Module):
+    """Predicts all streams before a layer, and corrects them by what the layer made of the active one."""
+
+    def __init__(self, config: AltUpConfig, hidden_size: int, norm: NormConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.norm = Norm(norm, hidden_size)
+        self.router = Linear(hidden_size, config.streams, bias=False)
+        self.prediction = Linear(config.streams, config.streams**2, bias=False)
+        self.correction = Linear(config.streams, config.streams, bias=False)
+        self.scale = nn.Parameter(torch.empty(hidden_size))
+
+    def predict(self, streams: Tensor) -> Tensor:
+        """(streams, B, T, hidden) to the same shape."""
+        shares = self.prediction(self._modalities(streams[self.config.active]))
+        shares = shares.view(*shares.shape[:-1], self.config.streams, -1)  # (B, T, to, from)
+        predicted: Tensor = streams + torch.einsum("btij,jbth->ibth", shares, streams)
+        return predicted
+
+    def correct(self, predicted: Tensor, ran: Tensor) -> Tensor:
+        """All streams (streams, B, T, hidden), from what was predicted and what the layer returned (B, T, hidden)."""
+        shares = self.correction(self._modalities(ran)) + 1
+        corrected: Tensor = predicted + (ran - predicted[self.config.active]) * shares.movedim(-1, 0)[..., None]
+        return corrected
+
+    def _modalities(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.router(self.norm(x) / x.shape[-1]).float()).to(x.dtype)
+
+
+class Laurel(nn.Module):
+    """A learned augmented residual: x plus what is left of it in a few channels (Menghani et al., 2024)."""
+
+    def __init__(self, rank: int, hidden_size: int, norm: NormConfig) -> None:
+        super().__init__()
+        self.down = Linear(hidden_size, rank, bias=False)
+        self.up = Linear(rank, hidden_size, bias=False)
+        self.norm = Norm(norm, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, T, hidden) to the same shape."""
+        out: Tensor = x + self.norm(self.up(self.down(x)))
+        return out

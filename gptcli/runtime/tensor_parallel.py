@@ -1,0 +1,253 @@
+"""One decoder split among the processes that `torchrun` starts.
+
+Rank 0 leads. It runs a command as if alone; what its decoder runs, and what happens to its caches, it tells the others,
+which follow. `Share` says who holds what.
+"""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from typing import Any
+from weakref import finalize
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.load import Progress, WeightPlan, load_decoder
+from gptcli.checkpoint.share import Share
+from gptcli.errors import GptcliError
+from gptcli.model.cache import KVCache
+from gptcli.model.decoder import Decoder
+from gptcli.runtime.device_plan import DevicePlan, plan_for
+from gptcli.runtime.ranks import Ranks
+from gptcli.settings import RuntimeConfig
+
+_FOREVER = timedelta(days=365)  # a chat may wait for its user
+_CHOSEN = ("dtype", "packing", "half", "arithmetic")  # of WeightPlan, by the first rank for all
+
+
+class _Words:
+    """What rank 0 tells the others; all that was noted goes with what is next told.
+
+    within: whether a decoder runs. Other ranks then wait for its sums, and listen to nothing else.
+    """
+
+    def __init__(self) -> None:
+        self._noted: list[tuple[Any, ...]] = []
+        self.within = False
+
+    def note(self, *message: Any) -> None:
+        self._noted.append(message)
+
+    def tell(self, *message: Any) -> None:
+        if self.within:
+            raise GptcliError("a step ended in the middle, and the other processes still wait for its end")
+        noted, self._noted = self._noted, []
+        dist.broadcast_object_list([[*noted, message]])
+
+
+_words = _Words()
+_names = itertools.count()  # of decoders and caches
+
+
+def lead(
+    folder: ModelFolder, runtime: RuntimeConfig, ctx_size: int, plan: DevicePlan, on_progress: Progress, ranks: Ranks
+) -> tuple[Decoder, DevicePlan]:
+    """Loads a decoder with the other ranks: what this one holds, which runs all of it, and the plan for that.
+
+    Raises UsageError if it cannot be split among so many.
+    """
+    share = Share(folder.architecture.config, ranks.rank, ranks.ranks)
+    _ = share.config  # raises before the others hear of it
+    _start()
+    name = next(_names)
+    chosen = {each: getattr(plan.weights, each) for each in _CHOSEN}
+    _words.tell("load", name, folder, runtime, ctx_size, chosen)
+    decoder = load_decoder(folder, plan.weights, on_progress, share)
+    _join(decoder, share, name)
+    decoder.register_forward_pre_hook(partial(_tell_run, name))
+    decoder.register_forward_hook(_ran)
+    finalize(decoder, _words.note, "forget", name)
+    return decoder, replace(plan, record=None, new_cache=partial(_LedCache, name))
+
+
+def follow(ranks: Ranks) -> None:
+    """Does what rank 0 does, until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0
+    _start()
+    follower = _Follower(ranks)
+    heard: list[Any] = [()]
+    try:
+        while ("end",) not in heard[0]:
+            dist.broadcast_object_list(heard)
+            for kind, *message in heard[0]:
+                if kind != "end":
+                    getattr(follower, kind)(*message)
+    except RuntimeError as error:
+        if "closed by peer" not in str(error) and "reset by peer" not in str(error):
+            raise  # else rank 0 has died, and said why
+    dist.destroy_process_group()
+
+
+def dismiss() -> None:
+    """Lets the other ranks end."""
+    if not _words.within:
+        _start()
+        _words.tell("end")
+        dist.destroy_process_group()  # its threads must not outlive the interpreter
+
+
+def _start() -> None:
+    if not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_FOREVER)
+
+
+class _Follower:
+    """What a rank but the first holds. Its methods are called as rank 0's messages are."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._decoders: dict[int, tuple[Decoder, WeightPlan, int]] = {}
+        self._caches: dict[int, KVCache] = {}
+
+    def load(
+        self, name: int, folder: ModelFolder, runtime: RuntimeConfig, ctx_size: int, chosen: dict[str, Any]
+    ) -> None:
+        plan = replace(plan_for(folder, runtime, self._ranks).weights, **chosen)
+        share = Share(folder.architecture.config, self._ranks.rank, self._ranks.ranks)
+        decoder = load_decoder(folder, plan, share=share)
+        _join(decoder, share, name)
+        self._decoders[name] = decoder, plan, ctx_size
+
+    def forget(self, name: int) -> None:
+        del self._decoders[name]
+
+    def new_cache(self, name: int, decoder_name: int) -> None:
+        decoder, plan, limit = self._decoders[decoder_name]
+        self._caches[name] = KVCache(decoder.config, limit, plan.device, plan.dtype)
+
+    def forget_cache(self, name: int) -> None:
+        del self._caches[name]
+
+    def truncate(self, name: int, length: int) -> None:
+        self._caches[name].truncate(length)
+
+    def discard(self, name: int) -> None:
+        self._caches[name].discard()
+
+    def drop(self, name: int, row: int) -> None:
+        self._caches[name].drop(row)
+
+    @torch.inference_mode()
+    def fill(self, name: int, others: Sequence[int]) -> None:
+        self._caches[name].fill([self._caches[other] for other in others])
+
+    @torch.inference_mode()
+    def run(self, decoder_name: int, name: int, span: int, rows: Sequence[Sequence[int]]) -> None:
+        decoder, plan, _ = self._decoders[decoder_name]
+        cache = self._caches[name]
+        cache.span = span
+        decoder(torch.tensor(rows, device=plan.device), cache)
+        cache.advance(*rows)
+
+    @torch.inference_mode()
+    def project(self, decoder_name: int, shape: Sequence[int], dtype: torch.dtype) -> None:
+        decoder, plan, _ = self._decoders[decoder_name]
+        x = torch.empty(shape, dtype=dtype, device=plan.device)
+        (decoder.head or decoder.embed.project)(x)
+
+
+class _LedCache(KVCache):
+    """A cache that the other ranks have, too."""
+
+    def __init__(self, decoder_name: int, *arguments: Any, **options: Any) -> None:
+        self.name = next(_names)
+        _words.note("new_cache", self.name, decoder_name)
+        finalize(self, _words.note, "forget_cache", self.name)
+        super().__init__(*arguments, **options)
+
+    def truncate(self, length: int) -> None:
+        _words.note("truncate", self.name, length)
+        super().truncate(length)
+
+    def discard(self) -> None:
+        _words.note("discard", self.name)
+        super().discard()
+
+    def drop(self, row: int) -> None:
+        _words.note("drop", self.name, row)
+        super().drop(row)
+
+    def fill(self, caches: Sequence[KVCache]) -> None:
+        _words.note("fill", self.name, [cache.name for cache in caches if isinstance(cache, _LedCache)])
+        super().fill(caches)
+
+
+def _tell_run(decoder_name: int, decoder: nn.Module, inputs: tuple[Tensor, _LedCache]) -> None:
+    tokens, cache = inputs
+    _words.tell("run", decoder_name, cache.name, cache.span, tokens.tolist())
+    _words.within = True
+
+
+def _ran(decoder: nn.Module, inputs: tuple[Tensor, KVCache], hidden: Tensor) -> None:
+    _words.within = False
+
+
+def _join(decoder: Decoder, share: Share, name: int) -> None:
+    """Makes sums and logits of a share's decoder those of the whole one."""
+    for block in decoder.blocks:
+        for part in (block.get_submodule("attention"), block.get_submodule("mlp")):
+            part.register_forward_hook(_sum)
+    decoder.set_submodule("embed", _SplitVocabulary(decoder.embed, share, name))
+    if decoder.head is not None:
+        decoder.set_submodule("head", _SplitVocabulary(decoder.head, share, name))
+
+
+def _sum(part: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    out = out.contiguous()
+    dist.all_reduce(out)
+    return out
+
+
+class _SplitVocabulary(nn.Module):
+    """Embeddings or a head of which each rank has some of the vocabulary."""
+
+    def __init__(self, inner: nn.Module, share: Share, name: int) -> None:
+        super().__init__()
+        self.inner, self._name = inner, name
+        self._leads = share.rank == 0
+        self._first, self._end = share.vocabulary
+        self._sizes = [end - first for first, end in share.vocabularies]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Ids (B, T) to (B, T, hidden); of a head, what `project` returns."""
+        if x.is_floating_point():
+            return self.project(x)
+        embedded: Tensor = self.inner((x - self._first).clamp(0, self._end - self._first - 1))
+        here = (self._first <= x) & (x < self._end)
+        embedded = embedded * here[..., None]
+        dist.all_reduce(embedded)
+        return embedded
+
+    def project(self, x: Tensor) -> Tensor:
+        """(..., hidden) to logits (..., vocab) of all ranks, on rank 0."""
+        if self._leads:
+            _words.tell("project", self._name, x.shape, x.dtype)
+        x = x.contiguous()
+        dist.broadcast(x, 0)
+        logits: Tensor = getattr(self.inner, "project", self.inner)(x)
+        most = max(self._sizes)  # all ranks must send equally many
+        padded = F.pad(logits, (0, most - logits.shape[-1])).contiguous()
+        gathered = [torch.empty_like(padded) for _ in self._sizes] if self._leads else None
+        dist.gather(padded, gathered)
+        if gathered is None:
+            return logits
+        return torch.cat([each[..., :size] for each, size in zip(gathered, self._sizes, strict=True)], -1)

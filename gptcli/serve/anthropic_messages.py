@@ -1,0 +1,247 @@
+"""Anthropic's `/v1/messages`, whole and as a stream."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from gptcli.errors import GptcliError
+from gptcli.generation.events import Finished
+from gptcli.serve.openai_answers import error_answer
+from gptcli.serve.openai_bodies import (
+    CHAT,
+    Asked,
+    BadParameter,
+    check_flag,
+    check_kinds,
+    known_only,
+    messages_of,
+    model_of,
+    tools_of,
+)
+from gptcli.serve.service import Prepared, Service
+from gptcli.serve.transport import Call, Events, event
+from gptcli.tools.definitions import ToolCall
+
+_KNOWN = {
+    *("model", "messages", "system", "max_tokens", "stop_sequences", "temperature", "top_p", "top_k"),
+    *("stream", "thinking", "metadata", "service_tier", "tools", "tool_choice"),
+}
+_ERRORS = {
+    400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
+    413: "request_too_large", 429: "rate_limit_error",
+}  # fmt: skip
+
+
+def anthropic_error(error: GptcliError) -> tuple[int, dict[str, Any]]:
+    """An error's status and body, as Anthropic's API has them."""
+    status, openai = error_answer(error)
+    kind = _ERRORS.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return status, {"type": "error", "error": {"type": kind, "message": openai["message"]}}
+
+
+async def answer_message(service: Service, call: Call) -> dict[str, Any] | Events:
+    """Answers a body for `/v1/messages`."""
+    asked = asked_of_messages(call.body)
+    prepared = await service.prepared(asked)
+    call.prompt_tokens = len(prepared.requests[0].prompt)
+    message: dict[str, Any] = {
+        "id": f"msg_{secrets.token_hex(12)}",
+        "type": "message",
+        "role": "assistant",
+        "model": prepared.name,
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": {"input_tokens": call.prompt_tokens, "output_tokens": 0},
+    }
+    if asked.stream:
+        return _streamed(service, prepared, message, call)
+    blocks: list[dict[str, Any]] = message["content"]
+    async with aclosing(service.spoken(prepared, call)) as pieces:
+        async for piece in pieces:
+            if isinstance(piece, Finished):
+                blocks += map(_call_block, piece.tool_calls)
+                message |= _ending(piece, asked)
+                message["usage"]["output_tokens"] = call.completion_tokens
+            else:
+                text, thought = piece
+                kind = "thinking" if thought else "text"
+                if not blocks or blocks[-1]["type"] != kind:
+                    blocks.append(_block(thought))
+                blocks[-1][kind] += text
+    return message
+
+
+async def count_message_tokens(service: Service, call: Call) -> dict[str, Any]:
+    """Answers a body for `/v1/messages/count_tokens`."""
+    prepared = await service.prepared(asked_of_messages({"max_tokens": 1, **call.body}))
+    return {"input_tokens": len(prepared.requests[0].prompt)}
+
+
+async def _streamed(service: Service, prepared: Prepared, message: dict[str, Any], call: Call) -> Events:
+    blocks, inside = 0, None  # inside: the kind of block that is open: whether it is a thought
+    async with aclosing(service.spoken(prepared, call)) as pieces:
+        begun = False
+        async for piece in pieces:
+            if not begun:
+                begun = True
+                yield _event("message_start", message=message)
+            if isinstance(piece, Finished):
+                if inside is not None:
+                    yield _event("content_block_stop", index=blocks - 1)
+                for each in piece.tool_calls:
+                    block, text = _call_block(each), json.dumps(each.arguments, ensure_ascii=False)
+                    yield _event("content_block_start", index=blocks, content_block=block | {"input": {}})
+                    delta = {"type": "input_json_delta", "partial_json": text}
+                    yield _event("content_block_delta", index=blocks, delta=delta)
+                    yield _event("content_block_stop", index=blocks)
+                    blocks += 1
+                usage = {"output_tokens": call.completion_tokens}
+                yield _event("message_delta", delta=_ending(piece, prepared.asked), usage=usage)
+                continue
+            text, thought = piece
+            if inside is not thought:
+                if inside is not None:
+                    yield _event("content_block_stop", index=blocks - 1)
+                yield _event("content_block_start", index=blocks, content_block=_block(thought))
+                blocks, inside = blocks + 1, thought
+            kind = "thinking" if thought else "text"
+            yield _event("content_block_delta", index=blocks - 1, delta={"type": f"{kind}_delta", kind: text})
+    yield _event("message_stop")
+
+
+def _event(kind: str, **fields: Any) -> bytes:
+    return event({"type": kind, **fields}, kind)
+
+
+def _block(thought: bool) -> dict[str, Any]:
+    return {"type": "thinking", "thinking": "", "signature": ""} if thought else {"type": "text", "text": ""}
+
+
+def _call_block(call: ToolCall) -> dict[str, Any]:
+    return {"type": "tool_use", "id": call.id, "name": call.name, "input": dict(call.arguments)}
+
+
+def _ending(finished: Finished, asked: Asked) -> dict[str, Any]:
+    if finished.reason == "tool_calls":
+        return {"stop_reason": "tool_use", "stop_sequence": None}
+    if finished.reason == "length":
+        return {"stop_reason": "max_tokens", "stop_sequence": None}
+    if finished.stop in asked.options.get("stop", ()):
+        return {"stop_reason": "stop_sequence", "stop_sequence": finished.stop}
+    return {"stop_reason": "end_turn", "stop_sequence": None}
+
+
+def asked_of_messages(body: Mapping[str, Any]) -> Asked:
+    """What a body asks for. A last message of the assistant is what the answer goes on from. Raises BadParameter."""
+    given = known_only(body, _KNOWN)
+    most, turns = given.get("max_tokens"), given.get("messages")
+    if type(most) is not int or most < 1:
+        raise BadParameter("max_tokens", "max_tokens must be a whole number, at least 1")
+    if not isinstance(turns, list) or not turns:
+        raise BadParameter("messages", "messages must be a list of messages")
+    converted = [part for number, turn in enumerate(turns) for part in _turn(f"messages[{number}]", turn)]
+    if "system" in given:
+        converted.insert(0, {"role": "system", "content": _text("system", given["system"])})
+    messages = messages_of(converted)
+    begun = messages.pop().content if messages[-1].role == "assistant" and not messages[-1].calls else ""
+    if all(message.role == "system" for message in messages):
+        raise BadParameter("messages", "messages must begin with one of the user")
+    options: dict[str, Any] = {name: given[name] for name in ("temperature", "top_p", "top_k") if name in given}
+    options |= {"max_tokens": most, "stop": given.get("stop_sequences", [])}
+    if not isinstance(options["stop"], list):
+        raise BadParameter("stop_sequences", "stop_sequences must be a list of texts")
+    check_kinds(options)
+    return Asked(
+        url=CHAT,
+        prompts=[messages],
+        options=options,
+        switches={"thinking": _thinking(given.get("thinking"))},
+        answer_ids=begun,
+        stream=check_flag("stream", given.get("stream", False)),
+        model=model_of(given),
+        **tools_of(_tools(given)),
+    )
+
+
+def _tools(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Tools and the choice among them, as OpenAI's API has them."""
+    converted: dict[str, Any] = {}
+    if "tools" in given:
+        if not isinstance(given["tools"], list):
+            raise BadParameter("tools", "tools must be a list of tools")
+        converted["tools"] = [_tool(f"tools[{number}]", tool) for number, tool in enumerate(given["tools"])]
+    match given.get("tool_choice"):
+        case None:
+            pass
+        case {"type": "auto" | "any" | "none" as kind}:
+            converted["tool_choice"] = {"any": "required"}.get(kind, kind)
+        case {"type": "tool", "name": str(name)}:
+            converted["tool_choice"] = {"type": "function", "function": {"name": name}}
+        case _:
+            raise BadParameter("tool_choice", "tool_choice must be of type auto, any, tool or none")
+    return converted
+
+
+def _tool(where: str, tool: object) -> dict[str, Any]:
+    match tool:
+        case {"name": str(name), "input_schema": dict(schema), **rest} if rest.get("type", "custom") == "custom":
+            if not rest.keys() - {"type", "description", "cache_control"}:
+                function = {"name": name, "description": rest.get("description") or "", "parameters": schema}
+                return {"type": "function", "function": function}
+    raise BadParameter(where, f"not supported: {where} is no tool with a name and an input_schema")
+
+
+def _thinking(asked: object) -> bool | None:
+    match asked:
+        case None:
+            return None
+        case {"type": "enabled" | "adaptive"}:
+            return True
+        case {"type": "disabled"}:
+            return False
+    raise BadParameter("thinking", "thinking must be of type enabled, adaptive or disabled")
+
+
+def _turn(where: str, turn: object) -> Iterator[dict[str, Any]]:
+    """A message as OpenAI's API has it; answers of tools are messages of their own."""
+    match turn:
+        case {"role": "user" | "assistant" as role, "content": content, **rest} if not rest:
+            blocks = content if isinstance(content, list) else []
+        case _:
+            raise BadParameter(where, f"{where} must have a role, user or assistant, and content")
+    texts, calls = [], []
+    for block in blocks:
+        match block:
+            case {"type": "tool_use", "id": str(id), "name": str(name), "input": dict(given)} if role != "user":
+                calls.append({"id": id, "type": "function", "function": {"name": name, "arguments": given}})
+            case {"type": "tool_result", "tool_use_id": str(id), **rest} if role == "user":
+                said = _text(f"{where}.content", rest.get("content") or "")
+                yield {"role": "tool", "tool_call_id": id, "content": said}
+            case _:
+                texts.append(block)
+    if texts or calls or not blocks:
+        said = _text(f"{where}.content", texts if blocks else content)
+        yield {"role": role, "content": said} | ({"tool_calls": calls} if calls else {})
+
+
+def _text(where: str, content: object) -> str:
+    """A text, or blocks of text. Thoughts of earlier answers are dropped, as templates do; caching changes nothing."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise BadParameter(where, f"{where} must be a text, or blocks of text")
+    texts = []
+    for block in content:
+        match block:
+            case {"type": "thinking" | "redacted_thinking"}:
+                continue
+            case {"type": "text", "text": str(text), **rest} if not rest.keys() - {"cache_control", "citations"}:
+                texts.append(text)
+            case _:
+                raise BadParameter(where, f"not supported: blocks of {where} that are no text")
+    return "".join(texts)

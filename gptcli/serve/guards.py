@@ -1,0 +1,115 @@
+"""What every request passes first: from which page and by which name it comes, and with which key."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gptcli.serve.refusals import Refusal
+from gptcli.serve.transport import ErrorAnswer, to_json
+
+_METHODS = "GET, POST, DELETE, OPTIONS"
+# For every answer: nothing is sniffed, framed, embedded by another site's page, or told of where a link leads.
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may ask. hosts: names beside localhost and addresses. origins: of pages beside our own; `*` is all.
+
+    key: what a request must have, if any. open_paths: those that need none.
+    """
+
+    hosts: Collection[str] = ()
+    origins: Collection[str] = ()
+    key: str | None = None
+    open_paths: Collection[str] = ("/", "/health")
+
+    def check(self, path: str, headers: Headers) -> None:
+        """Raises Refusal."""
+        self._check_host(headers.getlist("host"))
+        origin = headers.get("origin")
+        if origin is not None and not self.allows_origin(origin, headers["host"]):
+            raise Refusal(403, f"pages of {origin[:80]} may not ask: --cors ORIGIN allows them")
+        if self.key is not None and path not in self.open_paths and not self._has_key(headers):
+            raise Refusal(
+                401,
+                "an API key is needed, as a bearer token",
+                "invalid_api_key",
+                {"WWW-Authenticate": "Bearer"},
+            )
+
+    def _check_host(self, hosts: list[str]) -> None:
+        """Another site's name can be made to lead here (DNS rebinding), unlike an address or localhost."""
+        if len(hosts) == 1:
+            try:
+                name = (urlsplit(f"//{hosts[0]}").hostname or "").rstrip(".")
+                if name == "localhost" or name.endswith(".localhost") or name in self.hosts:
+                    return
+                ipaddress.ip_address(name)
+                return
+            except ValueError:
+                pass
+        raise Refusal(403, f"not served under the name {', '.join(hosts)[:80] or 'none'}: --allow-host NAME allows one")
+
+    def allows_origin(self, origin: str, host: str) -> bool:
+        """Whether a page of this origin may ask: one of our own, or of those allowed."""
+        return origin in self.origins or "*" in self.origins or origin in (f"http://{host}", f"https://{host}")
+
+    def _has_key(self, headers: Headers) -> bool:
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = token if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        return hmac.compare_digest(given.strip().encode(), (self.key or "").encode())
+
+
+class Guarded:
+    """An ASGI application behind `Access`. errors: how the API that a path belongs to spells an error."""
+
+    def __init__(self, app: ASGIApp, access: Access, errors: Callable[[str], ErrorAnswer]) -> None:
+        self._app, self._access, self._errors = app, access, errors
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuses a request, answers a preflight, or passes it on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+
+        async def decorated(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answer = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    answer.setdefault(name, value)
+                if origin is not None and self._access.allows_origin(origin, headers.get("host", "")):
+                    answer["Access-Control-Allow-Origin"] = origin
+                    answer["Vary"] = "Origin"
+            await send(message)
+
+        preflight = scope["method"] == "OPTIONS" and origin is not None
+        try:
+            self._access.check("/" if preflight else scope["path"], headers)  # a preflight never has a key
+        except Refusal as refusal:
+            status, body = self._errors(scope["path"])(refusal)
+            await Response(to_json(body), status, refusal.headers, "application/json")(scope, receive, decorated)
+            return
+        if preflight:
+            asked = headers.get("access-control-request-headers", "")
+            allowed = {"Access-Control-Allow-Methods": _METHODS, "Access-Control-Allow-Headers": asked}
+            if "access-control-request-private-network" in headers:
+                allowed["Access-Control-Allow-Private-Network"] = "true"
+            await Response(b"", 204, allowed)(scope, receive, decorated)
+            return
+        await self._app(scope, receive, decorated)

@@ -1,0 +1,267 @@
+"""What a request body of OpenAI's API asks for. Whatever is not known, or not done here, is refused by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast, get_args
+
+from gptcli.errors import UsageError
+from gptcli.settings import CONSTRAINT_FIELDS, SAMPLING_FIELDS, ReasoningEffort
+from gptcli.text.chat_template import Switches
+from gptcli.text.messages import BadMessage, Message
+from gptcli.text.messages import messages_of as checked_messages
+from gptcli.tools.definitions import AUTO, Definition, checked_choice, checked_tools
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+MOST_CHOICES, MOST_PROMPTS = 128, 2048
+# What has the same name in `Request`; part of it is OpenAI's, the rest an extension.
+_SAME = {*SAMPLING_FIELDS, *CONSTRAINT_FIELDS, "stop", "ignore_eos", "overflow"}
+# What changes nothing in the text.
+_WITHOUT_EFFECT = {
+    "model",
+    "user",
+    "metadata",
+    "store",
+    "safety_identifier",
+    "service_tier",
+    "prompt_cache_key",
+}
+_NOTHING = {"suffix": "", "best_of": 1, "modalities": ["text"]}  # values that ask for nothing
+
+
+class BadParameter(UsageError):
+    """A parameter of a line that is unknown, unsupported or wrong; `name` is its name."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a request asks for. prompts: several texts, ids, or one conversation; each has `choices` answers.
+
+    options: by the names of `Request`. logprobs: alternatives of each token; None without log-probabilities. switches:
+    what the chat template is asked for. tools, tool_choice, parallel_tool_calls: of a conversation. answer_ids: what
+    its answer begins with, as ids or text. echo: whether a text has its prompt before it. include_usage: whether a
+    stream ends with the counts.
+    """
+
+    url: str
+    prompts: Sequence[str | Sequence[int] | Sequence[Message]]
+    choices: int = 1
+    logprobs: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    switches: Switches = field(default_factory=Switches)
+    tools: Sequence[Definition] = ()
+    tool_choice: object = AUTO
+    parallel_tool_calls: bool = True
+    answer_ids: Sequence[int] | str = ()
+    echo: bool = False
+    stream: bool = False
+    include_usage: bool = False
+    model: str | None = None
+
+
+def asked_of_body(url: str, body: Mapping[str, Any]) -> Asked:
+    """What a body for `CHAT` or `TEXT` asks for. Raises BadParameter."""
+    given = {name: value for name, value in body.items() if value is not None and name not in _WITHOUT_EFFECT}
+    asked: dict[str, Any] = {"stream": check_flag("stream", given.pop("stream", False))}
+    asked["include_usage"] = _include_usage(given.pop("stream_options", None), asked["stream"])
+    asked["choices"] = check_count("n", given.pop("n", 1))
+    options = {name: given.pop(name) for name in _SAME & given.keys()}
+    if url == CHAT:
+        options |= _limit(given, ("max_completion_tokens", "max_tokens"), 1)
+        asked["prompts"] = [messages_of(given.pop("messages", None))]
+        options |= response_format(given.pop("response_format", {"type": "text"}))
+        asked["logprobs"] = _chat_logprobs(given)
+        asked["switches"] = _switches(given)
+        asked |= tools_of(given)
+        asked["answer_ids"] = check_ids("answer_ids", given.pop("answer_ids", []))
+    else:
+        asked["echo"] = check_flag("echo", given.pop("echo", False))
+        options |= _limit(given, ("max_tokens",), 0 if asked["echo"] else 1)
+        asked["prompts"] = prompts_of("prompt", given.pop("prompt", None))
+        asked["logprobs"] = given.pop("logprobs", None)
+        check_alternatives("logprobs", asked["logprobs"], 20)
+    for name in sorted(given):
+        if name not in _NOTHING or given[name] != _NOTHING[name]:
+            raise BadParameter(name, f"unknown or unsupported parameter: {name}")
+    check_kinds(options)
+    return Asked(url=url, options=options, model=model_of(body), **asked)
+
+
+def tools_of(given: dict[str, Any]) -> dict[str, Any]:
+    """Takes the tools of a conversation out of what is given. Raises BadParameter."""
+    parallel = check_flag("parallel_tool_calls", given.pop("parallel_tool_calls", True))
+    tools, choice = given.pop("tools", None), given.pop("tool_choice", AUTO)
+    try:
+        tools = () if tools is None else checked_tools(tools)
+    except UsageError as error:
+        raise BadParameter("tools", error.message) from None
+    try:
+        # Without tools of its own, a line of a batch may choose one of the command's.
+        choice = checked_choice(choice, tools) if tools else choice
+        return {"tools": tools, "tool_choice": choice, "parallel_tool_calls": parallel}
+    except UsageError as error:
+        raise BadParameter("tool_choice", error.message) from None
+
+
+def _limit(given: dict[str, Any], names: Sequence[str], least: int) -> dict[str, Any]:
+    limits = [given.pop(name) for name in names if name in given]
+    if not all(type(limit) is int and least <= limit == limits[0] for limit in limits):
+        raise BadParameter("max_tokens", f"max_tokens must be one whole number, at least {least}")
+    return {"max_tokens": limits[0]} if limits else {}
+
+
+def _include_usage(options: object, stream: bool) -> bool:
+    if options is None:
+        return False
+    if not stream or not isinstance(options, dict) or options.keys() - {"include_usage", "include_obfuscation"}:
+        raise BadParameter("stream_options", "stream_options is for streams, and has include_usage alone")
+    if options.get("include_obfuscation"):
+        raise BadParameter("stream_options", "not supported: include_obfuscation")
+    return check_flag("include_usage", options.get("include_usage", False))
+
+
+def _chat_logprobs(given: dict[str, Any]) -> int | None:
+    wanted, top = given.pop("logprobs", False), given.pop("top_logprobs", None)
+    if type(wanted) is not bool or (top is not None and not wanted):
+        raise BadParameter("logprobs", "logprobs must be true or false, and true for top_logprobs")
+    check_alternatives("top_logprobs", top, 20)
+    return (top or 0) if wanted else None
+
+
+def _switches(given: dict[str, Any]) -> Switches:
+    """What the template is asked for: OpenAI's `reasoning_effort`, and `chat_template_kwargs`, an extension."""
+    asked = given.pop("chat_template_kwargs", {})
+    if not isinstance(asked, dict) or asked.keys() - {"enable_thinking", "thinking", "reasoning_effort"}:
+        raise BadParameter("chat_template_kwargs", "chat_template_kwargs has enable_thinking and reasoning_effort")
+    effort = check_effort(given.pop("reasoning_effort", asked.get("reasoning_effort")))
+    thinking = asked.get("enable_thinking", asked.get("thinking"))
+    if thinking is not None and type(thinking) is not bool:
+        raise BadParameter("chat_template_kwargs", "enable_thinking must be true or false")
+    return {"thinking": thinking, "reasoning_effort": effort}
+
+
+def known_only(body: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
+    """What a body has that is not null. Raises BadParameter for what is not known."""
+    given = {name: value for name, value in body.items() if value is not None}
+    for name in sorted(given.keys() - known):
+        raise BadParameter(name, f"unknown or unsupported parameter: {name}")
+    return given
+
+
+def model_of(body: Mapping[str, Any]) -> str | None:
+    """The model that a body names. Raises BadParameter for what is no text."""
+    model = body.get("model")
+    if not isinstance(model, str | None):
+        raise BadParameter("model", "model must be a text")
+    return model
+
+
+def check_effort(value: object) -> str | None:
+    """Raises BadParameter for what is no effort of thinking, or None."""
+    if value is not None and value not in get_args(ReasoningEffort):
+        raise BadParameter("reasoning_effort", "reasoning_effort must be low, medium or high")
+    return cast("str | None", value)
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Raises BadParameter for what is neither true nor false."""
+    if type(value) is not bool:
+        raise BadParameter(name, f"{name} must be true or false")
+    return value
+
+
+def check_count(name: str, value: object) -> int:
+    """Raises BadParameter for what is no number of choices."""
+    if type(value) is not int or not 1 <= value <= MOST_CHOICES:
+        raise BadParameter(name, f"{name} must be a whole number from 1 to {MOST_CHOICES}")
+    return value
+
+
+def check_alternatives(name: str, value: object, most: int) -> None:
+    """Raises BadParameter for what is no number of alternatives, or None."""
+    if value is not None and (type(value) is not int or not 0 <= value <= most):
+        raise BadParameter(name, f"{name} must be a whole number from 0 to {most}")
+
+
+def check_kinds(options: dict[str, Any]) -> None:
+    """Raises BadParameter for a value of a kind that `Request` does not check itself."""
+    for name in ("stop", "choices"):
+        texts = options.get(name, ())
+        texts = [texts] if isinstance(texts, str) else texts
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) and text for text in texts):
+            raise BadParameter(name, f"{name} must be a text or several, and none empty")
+        if name in options:
+            options[name] = tuple(texts)
+    for name in ("temperature", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty"):
+        if type(options.get(name, 0)) not in (int, float):
+            raise BadParameter(name, f"{name} must be a number")
+    for name in ("ignore_eos", "json_object"):
+        check_flag(name, options.get(name, False))
+    for name in ("regex", "grammar", "overflow"):
+        if not isinstance(options.get(name, ""), str):
+            raise BadParameter(name, f"{name} must be a text")
+    if not isinstance(options.get("json_schema", {}), dict | str):
+        raise BadParameter("json_schema", "json_schema must be an object")
+    for name in ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids"):
+        values = options.get(name, [])
+        nested = name == "bad_words_ids"
+        if not isinstance(values, list) or not all(isinstance(value, list if nested else int) for value in values):
+            raise BadParameter(name, f"{name} must be a list of {'lists of ' if nested else ''}token ids")
+    if "logit_bias" in options:
+        options["logit_bias"] = _bias(options["logit_bias"])
+
+
+def _bias(value: object) -> dict[int, float]:
+    try:
+        return {int(token): float(bias) for token, bias in cast("dict[str, float]", value).items()}
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        raise BadParameter("logit_bias", "logit_bias must be an object of numbers by token id") from None
+
+
+def check_ids(name: str, value: object) -> list[int]:
+    """Raises BadParameter for what is no list of token ids."""
+    if not isinstance(value, list) or not all(type(id) is int for id in value):
+        raise BadParameter(name, f"{name} must be a list of token ids")
+    return value
+
+
+def prompts_of(name: str, prompt: object) -> Sequence[str | Sequence[int]]:
+    """The texts, or token ids, that a parameter has. Raises BadParameter."""
+    match prompt:
+        case str():
+            return [prompt]
+        case [int(), *_]:
+            return [check_ids(name, prompt)]
+        case [_, *_] if len(prompt) > MOST_PROMPTS:
+            raise BadParameter(name, f"{name} must have at most {MOST_PROMPTS} texts")
+        case [str(), *_] if all(isinstance(text, str) for text in prompt):
+            return cast("list[str]", prompt)
+        case [list(), *_]:
+            return [check_ids(name, ids) for ids in prompt]
+    raise BadParameter(name, f"{name} must be a text or token ids, or several of these")
+
+
+def response_format(asked: object) -> dict[str, Any]:
+    """The constraint that a `response_format` asks for. Raises BadParameter."""
+    match asked:
+        case {"type": "text", **rest} if not rest:
+            return {}
+        case {"type": "json_object", **rest} if not rest:
+            return {"json_object": True}
+        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
+            return {"json_schema": schema}
+    raise BadParameter("response_format", "response_format must be of type text, json_object or json_schema")
+
+
+def messages_of(turns: object, name: str = "messages") -> list[Message]:
+    """The messages of a conversation, which is called `name`. Raises BadParameter."""
+    try:
+        return checked_messages(turns)
+    except BadMessage as error:
+        where = name + error.name.removeprefix("messages")
+        raise BadParameter(where, error.message.replace(error.name, where, 1)) from None

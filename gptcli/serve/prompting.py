@@ -1,0 +1,108 @@
+"""From what a request asks for to texts to complete: prompts become token ids, and settings those of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from gptcli.errors import ContextOverflow
+from gptcli.generation.request import Request
+from gptcli.language_model import LanguageModel
+from gptcli.serve.openai_bodies import CHAT, Asked, BadParameter
+from gptcli.settings import CONSTRAINT_FIELDS
+from gptcli.text.chat_template import ChatTemplate, Switches
+from gptcli.text.messages import Message
+from gptcli.tools.definitions import AUTO, NONE, Definition
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """How a model's requests are made.
+
+    options: by the names of `Request`, for requests that say nothing else. template: the chat template and what it is
+    asked for, found once a conversation needs it. system: of conversations without one; None is the model's own.
+    special: whether prompts spell control tokens. tools, tool_choice: of conversations that bring none.
+    """
+
+    lm: LanguageModel
+    options: Mapping[str, Any]
+    template: Callable[[], tuple[ChatTemplate, Switches]]
+    system: str | None = None
+    special: bool = False
+    tools: Sequence[Definition] = ()
+    tool_choice: str = AUTO
+
+    def requests(self, asked: Asked) -> list[Request]:
+        """A request for each choice of each prompt, in their order; seeds count up. Raises GptcliError."""
+        base = dict(self.options)
+        if any(name in asked.options for name in CONSTRAINT_FIELDS):
+            base = {name: value for name, value in base.items() if name not in CONSTRAINT_FIELDS}
+        tools, choice = self._offered(asked)
+        parallel = asked.parallel_tool_calls
+        use = self.template()[0].tool_use(tools, choice, self.lm.tokenizer, parallel=parallel) if tools else None
+        requests = []
+        for prompt in asked.prompts:
+            options = base | dict(asked.options)
+            ids = [*self._ids(asked, prompt, tools), *self.answer_ids(asked)]
+            for number in range(asked.choices):
+                if number and type(seed := options.get("seed")) is int:  # the first has found it in range
+                    options = options | {"seed": (seed + 1) % 2**64}
+                requests.append(Request(ids, logprobs=asked.logprobs, tools=use, **options))
+        return requests
+
+    def _offered(self, asked: Asked) -> tuple[Sequence[Definition], object]:
+        """The tools that a request's model is told of, and which of them it must call."""
+        tools, choice = asked.tools, asked.tool_choice
+        if asked.url == CHAT and not tools:
+            tools, choice = self.tools, self.tool_choice if choice == AUTO else choice
+        if not tools and choice not in (AUTO, NONE):
+            raise BadParameter("tool_choice", "tool_choice needs tools")
+        return () if choice == NONE else tools, choice
+
+    def _ids(
+        self, asked: Asked, prompt: str | Sequence[int] | Sequence[Message], tools: Sequence[Definition]
+    ) -> Sequence[int]:
+        if asked.url == CHAT:
+            messages = [message for message in prompt if isinstance(message, Message)]
+            return self.rendered(messages, {**asked.switches, "tools": tools})
+        if isinstance(prompt, str):
+            if not prompt:
+                raise BadParameter("prompt", "the prompt is empty")
+            return self.encoded(prompt)
+        return [id for id in prompt if isinstance(id, int)]
+
+    def encoded(self, text: str) -> list[int]:
+        """Token ids of a text. Raises ContextOverflow, for a text that cannot fit before it is encoded."""
+        self._check_length(len(text))
+        return self.lm.tokenizer.encode(text, special=self.special)
+
+    def _check_length(self, characters: int) -> None:
+        if characters > self.lm.ctx_size * self._longest_piece:
+            raise ContextOverflow(
+                f"the prompt does not fit: {characters} characters in a context of {self.lm.ctx_size} tokens"
+            )
+
+    @cached_property
+    def _longest_piece(self) -> int:
+        """Most bytes of a token."""
+        vocabulary = self.lm.tokenizer.library.get_vocab(with_added_tokens=True)
+        return max(len(piece.encode("utf-8", "replace")) for piece in vocabulary)
+
+    def answer_ids(self, asked: Asked) -> Sequence[int]:
+        """What an answer begins with."""
+        begun = asked.answer_ids
+        return self.lm.tokenizer.encode(begun, add_special=False) if isinstance(begun, str) else begun
+
+    def rendered(self, messages: Sequence[Message], asked: Switches) -> list[int]:
+        """Token ids of a conversation. asked: switches that replace those of the settings."""
+        system = self.lm.store.system if self.system is None else self.system
+        if system is not None and messages[0].role != "system":
+            messages = [Message("system", system), *messages]
+        self._check_length(sum(len(message.content) for message in messages))
+        template, switches = self.template()
+        template.check_switches(**{name: value for name, value in asked.items() if name != "tools"})  # type: ignore[arg-type]
+        given: Any = {name: value for name, value in asked.items() if value is not None}
+        switches = {**switches, **given}
+        return template.render(messages, self.lm.tokenizer, **switches)

@@ -1,0 +1,17 @@
+"""Why a request is turned away, as HTTP says it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gptcli.errors import GptcliError
+
+
+class Refusal(GptcliError):
+    """A request is turned away with a status. code: OpenAI's word for why."""
+
+    def __init__(
+        self, status: int, message: str, code: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.headers = status, code, headers or {}

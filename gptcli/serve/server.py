@@ -1,0 +1,89 @@
+"""Runs the application on a socket until a signal ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+from gptcli.errors import UsageError
+
+_HEADER_S = 30.0  # for a client to send a request's headers
+_MOST_HEADER_BYTES = 64 << 10
+
+
+class _ImpatientProtocol(H11Protocol):
+    """HTTP, closing connections on which no request comes."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begins to wait for the first request."""
+        super().connection_made(transport)
+        self._waiting = self.loop.call_later(_HEADER_S, transport.close)
+
+    def handle_events(self) -> None:
+        """Waits no longer once there is a request."""
+        super().handle_events()
+        if isinstance(self.cycle, RequestResponseCycle):
+            self._waiting.cancel()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Waits no longer."""
+        self._waiting.cancel()
+        super().connection_lost(exc)
+
+
+class Server(uvicorn.Server):
+    """A server whose signals are the caller's: it sets `should_exit`, and `force_exit` to wait for nobody."""
+
+    def __init__(self, app: ASGIApp, grace: float, most_connections: int) -> None:
+        """grace: seconds that running requests have to end in."""
+        settings: dict[str, Any] = {
+            "http": _ImpatientProtocol,
+            "ws": "none",
+            "lifespan": "off",
+            "log_config": None,
+            "log_level": "critical",  # what is worth a line is logged by `Observed`
+            "access_log": False,
+            "server_header": False,
+            "limit_concurrency": most_connections,
+            "h11_max_incomplete_event_size": _MOST_HEADER_BYTES,
+            "timeout_graceful_shutdown": grace,
+        }
+        super().__init__(uvicorn.Config(app, **settings))
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leaves signals alone."""
+        yield
+
+    def stop(self, *, at_once: bool = False) -> None:
+        """Takes no more requests, and ends when the running ones have, or at once. For signal handlers."""
+        self.should_exit = True
+        if at_once:
+            self.force_exit = True
+            for task in list(self.server_state.tasks):
+                task.get_loop().call_soon_threadsafe(task.cancel)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 is any free one. Raises UsageError where it cannot be had."""
+    try:
+        [(family, kind, protocol, _, address), *_] = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        with contextlib.ExitStack() as stack:
+            listening = stack.enter_context(socket.socket(family, kind, protocol))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen()
+            stack.pop_all()
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise UsageError(f"cannot listen on {host} port {port}: {why}", "--port chooses another; 0 is any") from None
+    return listening

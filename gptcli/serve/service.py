@@ -1,0 +1,93 @@
+"""What all endpoints share: the models, what runs them, and where requests are read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from gptcli.chat.thinking import OPENING, Thoughts
+from gptcli.generation.events import Finished
+from gptcli.generation.request import Request
+from gptcli.serve.models import ServedModels
+from gptcli.serve.openai_bodies import CHAT, Asked, BadParameter
+from gptcli.serve.prompting import Prompting
+from gptcli.serve.runner import Runner
+from gptcli.serve.transport import Call
+from gptcli.settings import SamplingConfig
+
+DEFAULT_TEXT_TOKENS = 16  # OpenAI's for `TEXT`; the answer in a conversation has none
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that can be run: by whom, and what becomes a text each."""
+
+    name: str
+    prompting: Prompting
+    asked: Asked
+    requests: list[Request]
+
+    def thoughts(self) -> Thoughts | None:
+        """What tells the thoughts of an answer apart, if the model's template knows any."""
+        template, _ = self.prompting.template()
+        if OPENING not in template.source:
+            return None
+        tokenizer, prompt = self.prompting.lm.tokenizer, self.requests[0].prompt
+        begun = self.prompting.answer_ids(self.asked)
+        end = b"".join(tokenizer.token_bytes(int(id)) for id in prompt[: len(prompt) - len(begun)][-8:])
+        thoughts = Thoughts(inside=end.rstrip().endswith(OPENING.encode()))
+        for _ in thoughts.push(tokenizer.decode(begun).decode("utf-8", "replace")):
+            pass
+        return thoughts
+
+
+@dataclass
+class Service:
+    """The models that are served, and how. most_tokens: of an answer; -1 is as many as the context holds."""
+
+    models: ServedModels
+    runner: Runner
+    most_tokens: int = -1
+    readers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "reader"))
+
+    async def read(self, function: Callable[[], _Result]) -> _Result:
+        """Runs what takes a while, such as encoding a text, beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self.readers, function)
+
+    async def prepared(self, asked: Asked) -> Prepared:
+        """Makes requests of what was asked for. Raises GptcliError."""
+        return await self.read(lambda: self._prepared(asked))
+
+    def _prepared(self, asked: Asked) -> Prepared:
+        name = self.models.name(asked.model)
+        prompting = self.models.loaded(name)
+        limit = asked.options.get("max_tokens", -1 if asked.url == CHAT else DEFAULT_TEXT_TOKENS)
+        limit = limit if self.most_tokens < 0 else self.most_tokens if limit < 0 else min(limit, self.most_tokens)
+        requests = prompting.requests(replace(asked, options={**asked.options, "max_tokens": limit}))
+        lm = prompting.lm
+        if lm.stop_ids.intersection(prompting.answer_ids(asked)):
+            raise BadParameter("answer_ids", "answer_ids has a token that ends an answer")
+        for request in requests[:: asked.choices]:
+            assert not isinstance(request.prompt, str)
+            sampling = SamplingConfig.resolve(request.given, lm.sampling_defaults)
+            lm.check_request(request.prompt, sampling, request.constraint)
+        return Prepared(name, prompting, asked, requests)
+
+    async def spoken(self, prepared: Prepared, call: Call) -> AsyncGenerator[tuple[str, bool] | Finished]:
+        """The one answer of a conversation: its pieces, each with whether it is a thought, and how it ended."""
+        thoughts = prepared.thoughts()
+        async with aclosing(self.runner.texts(prepared.prompting.lm, prepared.requests[:1])) as events:
+            async for _, each in events:
+                if isinstance(each, Finished):
+                    for piece in thoughts.flush() if thoughts else ():
+                        yield piece
+                    call.completion_tokens = each.usage.completion_tokens
+                    yield each
+                else:
+                    for piece in [(each.text, False)] if thoughts is None else thoughts.push(each.text):
+                        yield piece

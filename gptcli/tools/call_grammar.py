@@ -1,0 +1,79 @@
+"""The grammar of a text that is one call of a tool, in llguidance's Lark. Knows no tokenizer but its control tokens."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from gptcli.errors import UsageError
+
+# JSON on one line, spelled as Python's json does.
+_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+class Grammar:
+    """Rules of a grammar while it is written. control_ids: the id of each control token that it may need, by name."""
+
+    def __init__(self, control_ids: Mapping[str, int]) -> None:
+        self._ids = control_ids
+        names = sorted(control_ids, key=len, reverse=True)
+        self._controls = re.compile(f"({'|'.join(map(re.escape, names))})") if names else None
+        self._rules: list[str] = []
+
+    def text(self, text: str) -> str:
+        """This text; control tokens that it names are tokens."""
+        pieces = self._controls.split(text) if self._controls else [text]
+        spelled = [f"<[{self._ids[piece]}]>" if piece in self._ids else json.dumps(piece) for piece in pieces if piece]
+        return " ".join(spelled) or '""'
+
+    def until(self, closer: str, schema: Mapping[str, Any]) -> str:
+        """A text that meets a schema and does not contain this one, and then this one.
+
+        Raises UsageError for what only JSON can be held to.
+        """
+        if unmet := {"pattern", "format", "const", "allOf", "anyOf", "oneOf", "$ref"} & schema.keys():
+            raise UsageError(
+                f"tools: this model's calls cannot be held to {min(unmet)}, as their texts are not JSON",
+                hint="--tool-choice auto leaves the call to the model",
+            )
+        least, most = schema.get("minLength", 0), schema.get("maxLength", "")
+        any_text = f"/(?s:.{{{least},{most}}})/" if least or most != "" else "/(?s:.*)/"
+        if closer in self._ids:
+            return f"{any_text} {self.text(closer)}"
+        return self.rule(any_text, f"[suffix={json.dumps(closer)}]")
+
+    def json(self, schema: Mapping[str, Any]) -> str:
+        """JSON that meets a schema."""
+        return self.rule(f"%json {json.dumps({**schema, 'x-guidance': _STYLE})}")
+
+    def any_of(self, expressions: Iterable[str]) -> str:
+        """One of these."""
+        return self.rule(" | ".join(expressions))
+
+    def members(self, items: Sequence[tuple[str, bool]], separator: str) -> str:
+        """Items in this order, with a separator between two; those that are not required may be missing."""
+        first = rest = '""'
+        for item, required in reversed(items):
+            first, rest = (
+                self.rule(f"{item} {rest}" + ("" if required else f" | {first}")),
+                self.rule(f"{self.text(separator)} {item} {rest}" + ("" if required else f" | {rest}")),
+            )
+        return first
+
+    def rule(self, expression: str, options: str = "") -> str:
+        """Names an expression."""
+        name = f"r{len(self._rules)}"
+        self._rules.append(f"{name}{options}: {expression}")
+        return name
+
+    def whole(self, expression: str) -> str:
+        """The grammar of texts that are this."""
+        return "\n".join([f"start: {expression}", *self._rules])
+
+
+def resolved(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A part of a schema that can stand alone: with the definitions of the whole."""
+    named = {name: root[name] for name in ("$defs", "definitions") if name in root}
+    return {**named, **schema}

@@ -1,0 +1,1 @@
+"""Trains a decoder: data, losses, adapters, checkpoints."""

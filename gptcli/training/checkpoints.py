@@ -1,0 +1,136 @@
+"""The directory of a run, and its checkpoints: each is whole or not there, and the last two are kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gptcli.errors import OutputError
+from gptcli.files import UNFINISHED, lock, read_json, written_whole
+
+_KEPT = 2
+_RECORD, _STATE = "run.json", "state.json"
+INITIAL, DATA = "initial", "data"
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turns what the system refuses to write into OutputError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write: {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+class RunDirectory:
+    """The directory of a run. Raises OutputError for what cannot be written.
+
+    What it makes is in the directory itself, with log.jsonl, a line a step. What the run needs is in `training`:
+    run.json with its settings; the model that a run from nothing begins with; the encoded data; checkpoints.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._inside = path / "training"
+        self.initial, self.data = self._inside / INITIAL, self._inside / DATA
+        self.checkpoints, self.log = self._inside / "checkpoints", path / "log.jsonl"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the directory; no other process trains there within the block."""
+        with output_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            if not lock(descriptor):
+                raise OutputError(f"cannot write: {self.path}: another process trains there")
+            yield
+        finally:
+            os.close(descriptor)
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """What is known of the run; None if none began here."""
+        file = self._inside / _RECORD
+        return read_json(file) if file.exists() else None
+
+    @contextmanager
+    def begun(self, record: Mapping[str, Any]) -> Iterator[Path]:
+        """A directory for what the run needs; with the record, it is there once the block ends, or not at all."""
+        with written_directory(self._inside) as draft:
+            yield draft
+            (draft / _RECORD).write_text(_json(record), encoding="utf-8")
+
+    def is_foreign(self) -> bool:
+        """Whether something is here that is no run's."""
+        own = {self._inside.name, self._inside.name + UNFINISHED}
+        return self.record is None and any(each.name not in own for each in self.path.iterdir())
+
+    def steps(self) -> list[int]:
+        """The steps that there is a checkpoint of, in order."""
+        names = (each.name for each in self.checkpoints.glob("step-*") if each.name.removeprefix("step-").isdecimal())
+        return sorted(int(name.removeprefix("step-")) for name in names)
+
+    def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+        """Writes a checkpoint: files of tensors by their names, and a state; drops all but the last two."""
+        target = self.checkpoints / f"step-{step:08}"
+        with written_directory(target) as draft:
+            for name, named in tensors.items():
+                save_file({each: value.detach().cpu().contiguous() for each, value in named.items()}, draft / name)
+            (draft / _STATE).write_text(_json(state), encoding="utf-8")
+        for old in self.steps()[:-_KEPT]:
+            shutil.rmtree(self.checkpoints / f"step-{old:08}", ignore_errors=True)
+        return target
+
+    def load(self, step: int) -> tuple[Callable[[str], dict[str, Tensor]], dict[str, Any]]:
+        """What reads a checkpoint's tensors by the name of their file, and its state."""
+        source = self.checkpoints / f"step-{step:08}"
+        return lambda name: load_file(source / name), read_json(source / _STATE)
+
+    def finish(self) -> None:
+        """Says so in the record, and removes what only a run that goes on needs."""
+        with written_whole(self._inside / _RECORD) as draft:
+            draft.write_text(_json({**(self.record or {}), "finished": True}), encoding="utf-8")
+        for each in (self.checkpoints, self.data, self.initial):
+            shutil.rmtree(each, ignore_errors=True)
+
+
+@contextmanager
+def written_directory(target: Path) -> Iterator[Path]:
+    """A directory to write, which is called `target` once its bytes are on the disk, and is gone if that fails.
+
+    Raises OutputError for what the system refuses.
+    """
+    draft = target.with_name(target.name + UNFINISHED)
+    with output_errors(target):
+        shutil.rmtree(draft, ignore_errors=True)
+        try:
+            draft.mkdir(parents=True)
+            yield draft
+            for file in (*draft.rglob("*"), draft):
+                _flush(file)
+            os.replace(draft, target)
+            _flush(target.parent)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _json(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, indent=2) + "\n"
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,52 @@
+"""What happens in a training run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that is done: its mean loss in nats a learned token, rate, norm of the gradient, tokens and seconds."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    tokens: int
+    learned: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The held-out loss after so many steps, in nats a token."""
+
+    step: int
+    held_out_loss: float
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What the model says after so many steps."""
+
+    step: int
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint of so many steps is on the disk."""
+
+    step: int
+
+
+Event = Step | Evaluated | Sampled | Saved
+
+
+def event_record(event: Event) -> dict[str, Any]:
+    """An event as JSON."""
+    kinds = {Step: "step", Evaluated: "held-out", Sampled: "sample", Saved: "checkpoint"}
+    return {"event": kinds[type(event)], **asdict(event)}

@@ -1,0 +1,165 @@
+"""The loop: batches, gradients, optimizer steps, held-out losses, samples, checkpoints; it tells what happens."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gptcli.errors import Diverged
+from gptcli.model.decoder import Decoder
+from gptcli.training.checkpoints import RunDirectory
+from gptcli.training.corpus import Corpus
+from gptcli.training.events import Evaluated, Event, Sampled, Saved, Step
+from gptcli.training.loss import add_gradients, loss_of
+from gptcli.training.settings import TrainSettings
+
+_EVALUATIONS = 10  # in a run, unless the settings say otherwise
+_MOST_HELD_OUT = 128  # sequences that a held-out loss is of
+_WEIGHTS, _OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
+
+
+Sampler = Callable[[str], str]
+
+
+class Training:
+    """One run in the course of its steps.
+
+    parameters: those that are trained, by name. sample: continues a prompt. Whatever the run depends on is in its
+    checkpoints, so that a run which goes on from one computes what it would have computed.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        parameters: Mapping[str, nn.Parameter],
+        train: Corpus,
+        held_out: Corpus,
+        settings: TrainSettings,
+        directory: RunDirectory,
+        sample: Sampler,
+    ) -> None:
+        self.decoder, self.parameters, self.settings = decoder, dict(parameters), settings
+        self.step, self.steps = 0, settings.steps(len(train))
+        self._train, self._held_out, self._directory, self._sample = train, held_out, directory, sample
+        self._device = next(iter(parameters.values())).device
+        decayed = [each for each in parameters.values() if each.dim() > 1]
+        others = [each for each in parameters.values() if each.dim() < 2]
+        self._optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=settings.learning_rate,
+            fused=True,
+        )
+        self._order: tuple[int, list[int]] = (-1, [])
+        torch.manual_seed(settings.seed)
+
+    def resume(self) -> bool:
+        """Goes back to the newest checkpoint, if there is one."""
+        if not (steps := self._directory.steps()):
+            return False
+        self.step = steps[-1]
+        read, state = self._directory.load(self.step)
+        weights, moments = read(_WEIGHTS), read(_OPTIMIZER)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(weights[name])
+                if f"{name}.step" in moments:  # what never had a gradient has none
+                    named = {key: moments[f"{name}.{key}"].to(self._device) for key in _MOMENTS}
+                    self._optimizer.state[parameter] = named
+        torch.set_rng_state(torch.tensor(list(bytes.fromhex(state["generator"])), dtype=torch.uint8))
+        return True
+
+    def run(self, stopped: Callable[[], bool]) -> Iterator[Event]:
+        """Trains to the end, or until `stopped`, which leaves a checkpoint.
+
+        Raises Diverged for NaN or infinity, with the weights of the last step, and OutputError.
+        """
+        saved_at = time.monotonic()
+        every = self.settings.eval_every or max(1, math.ceil(self.steps / _EVALUATIONS))
+        if self.step == 0:
+            yield from self._look()
+        while self.step < self.steps and not stopped():
+            yield self._advance()
+            if self.step % every == 0 or self.step == self.steps:
+                yield from self._look()
+            due = time.monotonic() - saved_at >= 60 * self.settings.save_minutes
+            if due or (self.settings.save_every and self.step % self.settings.save_every == 0):
+                yield self._save_once()
+                saved_at = time.monotonic()
+        if self.step < self.steps:
+            yield self._save_once()
+
+    def _advance(self) -> Step:
+        started = time.monotonic()
+        rate = self.settings.rate(self.step, self.steps)
+        batch = self._batch()
+        total = sum(int(learned[:, 1:].sum()) for _, learned in batch)
+        self._optimizer.zero_grad()
+        with self._precision():
+            losses = [add_gradients(self.decoder, *self._moved(each), total) for each in batch]
+        loss = (torch.stack(losses).sum() / total).item()
+        trained = list(self.parameters.values())
+        norm = nn.utils.clip_grad_norm_(trained, self.settings.clip or math.inf).item()
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            self._save_once()
+            raise Diverged(
+                f"step {self.step + 1} computed NaN or infinity: its loss is {loss}, its gradient's norm {norm}; "
+                f"the checkpoint of step {self.step} is whole",
+                "train again with a smaller --learning-rate",
+            )
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self.step += 1
+        tokens = sum(each.numel() for each, _ in batch)
+        return Step(self.step, loss, rate, norm, tokens, total, time.monotonic() - started)
+
+    def _batch(self) -> list[tuple[Tensor, Tensor]]:
+        """The sequences of this step, in parts that are run one after another."""
+        size, rows = self.settings.batch_size, self.settings.rows
+        epoch, index = divmod(self.step, math.ceil(len(self._train) / size))
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.settings.seed + epoch)
+            self._order = epoch, torch.randperm(len(self._train), generator=generator).tolist()
+        chosen = self._order[1][index * size : (index + 1) * size]
+        return [self._train.batch(chosen[start : start + rows]) for start in range(0, len(chosen), rows)]
+
+    def _look(self) -> Iterator[Event]:
+        """The held-out loss, and samples."""
+        if len(self._held_out):
+            yield Evaluated(self.step, self.held_out_loss())
+        for prompt in self.settings.sample:
+            yield Sampled(self.step, prompt, self._sample(prompt))
+
+    def held_out_loss(self) -> float:
+        """The mean loss of the held-out sequences, or of so many of them, evenly spread."""
+        count = min(len(self._held_out), _MOST_HELD_OUT)
+        chosen = [index * len(self._held_out) // count for index in range(count)]
+        losses, total, rows = 0.0, 0, self.settings.rows
+        for start in range(0, count, rows):
+            tokens, learned = self._moved(self._held_out.batch(chosen[start : start + rows]))
+            with self._precision():
+                losses += loss_of(self.decoder, tokens, learned).item()
+            total += int(learned[:, 1:].sum())
+        return losses / total
+
+    def _save_once(self) -> Saved:
+        if self.step in self._directory.steps():
+            return Saved(self.step)
+        states = {name: self._optimizer.state.get(each, {}) for name, each in self.parameters.items()}
+        moments = {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
+        about: dict[str, Any] = {"step": self.step, "generator": bytes(torch.get_rng_state().tolist()).hex()}
+        self._directory.save(self.step, {_WEIGHTS: self.parameters, _OPTIMIZER: moments}, about)
+        return Saved(self.step)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self.settings.dtype == "bf16")
+
+    def _moved(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        tokens, learned = batch
+        return tokens.to(self._device), learned.to(self._device)

@@ -1,0 +1,124 @@
+"""Trains low-rank updates of linear layers (Hu et al., 2021), and writes them in PEFT's format."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gptcli.checkpoint.adapters import PREFIX, Rows, adaptable
+from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.recipes import Transposed
+from gptcli.errors import UsageError
+from gptcli.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from gptcli.gguf.safetensors_writer import write_json
+from gptcli.model.decoder import Decoder
+
+
+class Update(nn.Module):
+    """dropout(x) @ down.T @ up.T * scale; zero until it is trained, as up is."""
+
+    def __init__(self, columns: int, rows: int, rank: int, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(rank, columns))
+        self.up = nn.Parameter(torch.zeros(rows, rank))
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+        self.scale, self.dropout = scale, dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., columns) to (..., rows)."""
+        return F.linear(F.linear(F.dropout(x, self.dropout, self.training), self.down), self.up) * self.scale
+
+
+class TrainedLinear(nn.Module):
+    """A frozen linear layer with an update beside the rows of some of its modules."""
+
+    def __init__(self, base: nn.Module, rows: Rows, updates: Mapping[str, Update]) -> None:
+        """updates: by the names of modules in `rows`."""
+        super().__init__()
+        self.base, self.rows = base, rows
+        named = {str(index): updates.get(module) for index, (module, _) in enumerate(rows.modules)}
+        self.updates = nn.ModuleDict({index: update for index, update in named.items() if update is not None})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., in_features) to (..., out_features)."""
+        out: Tensor = self.base(x)
+        added: Tensor
+        if len(self.rows.modules) == 1:
+            added = self.updates["0"](x)
+        else:
+            parts = [
+                self.updates[str(i)](x) if str(i) in self.updates else x.new_zeros(*x.shape[:-1], count)
+                for i, (_, count) in enumerate(self.rows.modules)
+            ]
+            added = torch.cat(parts, -1)
+        return out + (added if self.rows.order is None else added[..., self.rows.order])
+
+
+class Lora:
+    """The updates of a decoder's layers, by their modules' names in transformers."""
+
+    def __init__(
+        self, folder: ModelFolder, decoder: Decoder, rank: int, alpha: float, dropout: float, targets: Collection[str]
+    ) -> None:
+        """Puts updates beside the layers of a decoder whose weights are frozen.
+
+        targets: the last parts of modules' names; none are all linear layers, but for states, routers and experts,
+        which PEFT does not take. Raises UsageError for one that no layer has.
+        """
+        self.rank, self.alpha, self.dropout = rank, alpha, dropout
+        self.updates: dict[str, Update] = {}
+        layers = adaptable(folder)
+        names = {module.rpartition(".")[2] for rows in layers.values() for module, _ in rows.modules}
+        if unknown := sorted(set(targets) - names):
+            raise UsageError(f"no layer is called {unknown[0]}", f"there are {', '.join(sorted(names))}")
+        for path, rows in layers.items():
+            if not targets and (".state." in path or path.endswith(("router", "shared_gate"))):
+                continue
+            base = decoder.get_submodule(path)
+            columns = folder.parameter_shape(folder.architecture.parameters[f"{path}.weight"])[1]
+            own = {
+                module: Update(columns, count, rank, alpha / rank, dropout)
+                for module, count in rows.modules
+                if not targets or module.rpartition(".")[2] in targets
+            }
+            if own:
+                decoder.set_submodule(path, TrainedLinear(base, rows, own))
+                self.updates |= own
+        if not self.updates:
+            raise UsageError("no layer of this model can have an adapter", "--full trains every weight")
+        recipes = folder.architecture.parameters.values()
+        self._transposed = any(isinstance(recipe, Transposed) for recipe in recipes)
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name."""
+        named: dict[str, nn.Parameter] = {}
+        for module, update in self.updates.items():
+            named |= {f"{module}.lora_A.weight": update.down, f"{module}.lora_B.weight": update.up}
+        return named
+
+    def write(self, target: Path, base: str) -> None:
+        """Writes adapter_config.json and adapter_model.safetensors into a directory. Raises OSError."""
+        tensors = {f"{PREFIX}{name}": value.detach().cpu().contiguous() for name, value in self.parameters.items()}
+        save_file(tensors, target / ADAPTER_WEIGHTS, {"format": "pt"})
+        write_json(
+            target / ADAPTER_CONFIG,
+            {
+                "base_model_name_or_path": base,
+                "bias": "none",
+                "fan_in_fan_out": self._transposed,
+                "inference_mode": True,
+                "lora_alpha": self.alpha,
+                "lora_dropout": self.dropout,
+                "peft_type": "LORA",
+                "r": self.rank,
+                "target_modules": sorted({module.rpartition(".")[2] for module in self.updates}),
+                "task_type": "CAUSAL_LM",
+            },
+        )

@@ -1,0 +1,315 @@
+"""Tools on the command line: offered, called, answered, never run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gptcli
+from gptcli import ChatSettings, Completed, LanguageModel, Request
+from gptcli.errors import UsageError
+from gptcli.generation.events import Finished, TextDelta
+from gptcli.tools.definitions import checked_tools
+from tests.cli.chatting import Chat, sessions
+from tests.cli.conftest import Cli
+from tests.cli.scripted import Script
+from tests.tiny import make_model
+from tests.tools.templates import HERMES, trust_templates
+
+CITY = {"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"]}
+BARE = [{"name": "weather", "parameters": {**CITY, "additionalProperties": False}}, {"name": "now"}]
+TOOLS = checked_tools(BARE)
+ROME = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+NOW = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+IN_ROME = {"name": "weather", "arguments": '{"city": "Rome"}'}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model whose template takes tools, and whose context holds them."""
+    return make_model(tmp_path_factory.mktemp("models") / "caller", template=HERMES, max_position_embeddings=4096)
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> Path:
+    (tmp_path / "tools.json").write_text(json.dumps(TOOLS))
+    return tmp_path / "tools.json"
+
+
+@pytest.fixture(autouse=True)
+def by_default(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPTCLI_MODEL", str(model))
+    trust_templates(monkeypatch)
+
+
+def functions(record: dict[str, Any]) -> list[dict[str, Any]]:
+    assert all(len(call["id"]) == 9 and call["type"] == "function" for call in record["tool_calls"])
+    return [call["function"] for call in record["tool_calls"]]
+
+
+@pytest.mark.parametrize("command", [("generate", "--chat"), ("chat",)])
+def test_a_required_call_is_one_of_a_tool_and_meets_its_schema(cli: Cli, tools: Path, command: tuple[str, ...]) -> None:
+    ask = (*command, "Weather?", "--tools", tools)
+    stdin = b"" if command == ("chat",) else None
+    done = cli(*ask, "--tool-choice", "weather", stdin=stdin)
+    assert done.code == 0
+    call = json.loads(done.out)
+    assert call["name"] == "weather" and call["arguments"]["city"] in ("Rome", "Oslo")
+    record = json.loads(cli(*ask, "--tool-choice", "required", "--json", stdin=stdin).out)
+    assert (record["text"], record["finish_reason"], len(functions(record))) == ("", "tool_calls", 1)
+
+
+def test_text_comes_before_calls_each_a_line_of_json(cli: Cli, tools: Path, says: Callable[..., None]) -> None:
+    says("Let me", " see.\n<tool", f"_call>{ROME.removeprefix('<tool_call>')}\n", NOW)
+    done = cli("generate", "--chat", "Weather?", "--tools", tools)
+    assert done.out == (
+        b'Let me see.\n{"name": "weather", "arguments": {"city": "Rome"}}\n{"name": "now", "arguments": {}}\n'
+    )
+    record = json.loads(cli("generate", "--chat", "Weather?", "--tools", tools, "--json").out)
+    assert record["text"] == "Let me see."
+    assert functions(record) == [IN_ROME, {"name": "now", "arguments": "{}"}]
+    assert record["finish_reason"] == "tool_calls"
+
+
+def test_an_answer_without_a_call_is_as_ever_and_its_record_has_no_calls(
+    cli: Cli, tools: Path, says: Callable[..., None]
+) -> None:
+    says("Hi <b", ">.\n")
+    assert cli("generate", "--chat", "Hi", "--tools", tools).out == b"Hi <b>.\n"
+    record = json.loads(cli("generate", "--chat", "Hi", "--tools", tools, "--json").out)
+    assert (record["text"], record["tool_calls"], record["finish_reason"]) == ("Hi <b>.\n", [], "stop")
+
+
+def test_without_tools_or_with_none_to_choose_nothing_is_a_call(
+    cli: Cli, tools: Path, says: Callable[..., None]
+) -> None:
+    says(ROME)
+    for options in ((), ("--tools", tools, "--tool-choice", "none")):
+        done = cli("generate", "--chat", "Weather?", *options)
+        assert (done.code, done.out) == (0, ROME.encode())
+        assert "tool_calls" not in json.loads(cli("generate", "--chat", "Weather?", *options, "--json").out)
+
+
+def test_a_call_that_is_cut_is_left_out_and_a_note_says_so(cli: Cli, tools: Path, says: Callable[..., None]) -> None:
+    says("Let me see.\n", ROME[:30], reason="length")
+    done = cli("generate", "--chat", "Weather?", "--tools", tools)
+    assert done.out == b"Let me see."
+    assert "cut amid a call of a tool" in done.err
+    record = json.loads(cli("generate", "--chat", "Weather?", "--tools", tools, "--json").out)
+    assert (record["text"], record["tool_calls"], record["finish_reason"]) == ("Let me see.", [], "length")
+
+
+def test_a_conversation_from_a_file_brings_calls_and_their_answers(cli: Cli, tools: Path, tmp_path: Path) -> None:
+    call = {"id": "call00001", "type": "function", "function": IN_ROME}
+    said = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call00001", "content": "18 degrees"},
+    ]
+    (tmp_path / "said.json").write_text(json.dumps(said))
+    options = ("--chat", "--tools", tools, "--messages", tmp_path / "said.json", "--prompt-report", "--json")
+    text = json.loads(cli("generate", *options).out)["text"]
+    assert f"<|im_start|>assistant\n{ROME}<|im_end|>" in text
+    assert text.endswith("18 degrees\n</tool_response><|im_end|>\n<|im_start|>assistant\n")
+    assert '"name": "weather"' in text.partition("</tools>")[0]
+    text = json.loads(cli("generate", *options, "And now?", "--system", "Be brief.").out)["text"]
+    assert "Be brief." in text and text.endswith("And now?<|im_end|>\n<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "messages must be a list"),
+        ('[{"role": "king"}]', "messages[0] must have a role"),
+        ('[{"role": "tool", "tool_call_id": "x", "content": ""}]', "messages[0].tool_call_id must be the id of a call"),
+        ('[{"role": "assistant", "tool_calls": [{}]}]', "messages[0].tool_calls[0]: a function with a name"),
+        ('[{"role": "assistant", "tool_calls": 5}]', "messages[0].tool_calls must be a list"),
+        ('[{"role": "assistant"}]', "messages[0].content must be a text"),
+        ('[{"role": "user", "content": "x", "tool_calls": [{}]}]', "unknown or unsupported: messages[0].tool_calls"),
+    ],
+)
+def test_a_conversation_that_is_none_is_refused_with_its_place(
+    cli: Cli, tmp_path: Path, said: str, message: str
+) -> None:
+    (tmp_path / "said.json").write_text(said)
+    done = cli("generate", "--chat", "--messages", tmp_path / "said.json")
+    assert (done.code, done.out) == (2, b"")
+    assert f"{tmp_path / 'said.json'}: " in done.err and message in done.err
+
+
+def test_options_that_mean_nothing_are_refused(cli: Cli, tools: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text('[{"name": "a b"}]')
+    chat = ("generate", "--chat", "x")
+    for options, code, message in (
+        (("generate", "x", "--tools", tools), 2, "need --chat"),
+        ((*chat, "--tools", tmp_path / "bad.json"), 2, f"{tmp_path / 'bad.json'}: #/0/function/name"),
+        ((*chat, "--tools", tmp_path / "none.json"), 4, "none.json"),
+        ((*chat, "--tool-choice", "required"), 2, "needs tools"),
+        ((*chat, "--tools", tools, "--tool-choice", "then"), 2, "auto, none, required, weather, now"),
+        ((*chat, "--tools", tools, "--regex", "a"), 2, "cannot call tools"),
+        (("chat", "x", "--tools", tools, "--json-object"), 2, "cannot call tools"),
+    ):  # fmt: skip
+        done = cli(*options, stdin=b"" if options[0] == "chat" else None)
+        assert (done.code, done.out) == (code, b""), options
+        assert message in done.err
+
+
+def test_tools_of_the_configuration_file_are_for_chats(
+    cli: Cli, tools: Path, says: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.toml").write_text(f'tools = "{tools}"\n')
+    monkeypatch.setenv("GPTCLI_CONFIG", str(tmp_path / "config.toml"))
+    says(ROME)
+    assert cli("generate", "Weather?").out == ROME.encode()
+    assert "tool_calls" not in json.loads(cli("generate", "Weather?", "--json").out)
+    for ask in (("generate", "--chat"), ("chat",)):
+        record = json.loads(cli(*ask, "Weather?", "--json", stdin=b"" if ask == ("chat",) else None).out)
+        assert functions(record) == [IN_ROME]
+
+
+def test_a_session_keeps_tools_and_calls_and_takes_what_is_said_next_as_their_answers(
+    cli: Cli, tools: Path, says: Callable[..., None]
+) -> None:
+    says(ROME, NOW)
+    cli("chat", "Weather?", "--session", "s", "--tools", tools, stdin=b"")
+    says("18, and noon.")
+    done = cli("chat", "18", "--session", "s", stdin=b"")
+    assert done.code == 2 and "called 2 tools: weather, now; there are 1 answers" in done.err
+    (tools.parent / "answers.txt").write_text("18\nnoon\nThanks\n")
+    done = cli("chat", "--script", tools.parent / "answers.txt", "--session", "s", stdin=b"")
+    assert (done.code, done.out) == (0, b"18, and noon.\n18, and noon.")
+    (events,) = sessions()
+    messages = [event for event in events if event["type"] == "message"]
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool", "assistant", "user", "assistant"]
+    assert functions(messages[1]) == [IN_ROME, {"name": "now", "arguments": "{}"}]
+    assert messages[2]["content"] == ["18", "noon"]
+    text = json.loads(cli("chat", "So?", "--session", "s", "--prompt-report", "--json", stdin=b"").out)["text"]
+    assert f"<|im_start|>assistant\n{ROME}\n{NOW}<|im_end|>" in text
+    assert "<tool_response>\n18\n</tool_response>\n<tool_response>\nnoon\n</tool_response><|im_end|>" in text
+    assert '"name": "weather"' in text.partition("</tools>")[0]
+
+
+def test_a_batch_offers_tools_and_writes_calls_as_openai_does(cli: Cli, tools: Path, says: Callable[..., None]) -> None:
+    call = {"id": "call00001", "type": "function", "function": IN_ROME}
+    messages = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call00001", "content": "18"},
+    ]
+    body = {"model": "x", "messages": messages, "tools": list(TOOLS), "parallel_tool_calls": False}
+    head = {"method": "POST", "url": "/v1/chat/completions"}
+    choice = {"type": "function", "function": {"name": "weather"}}
+    lines = [
+        {"custom_id": "called", **head, "body": body | {"tool_choice": choice}},
+        {"custom_id": "none", **head, "body": body | {"tool_choice": "none", "max_tokens": 1}},
+        {"custom_id": "unknown", **head, "body": body | {"tool_choice": "then"}},
+        {"messages": messages[:1], "tool_choice": "now"},
+    ]
+    done = cli("batch", "-", "-q", "--tools", tools, stdin="\n".join(map(json.dumps, lines)).encode())
+    called, none, unknown, plain = (json.loads(line)["response"]["body"] for line in done.out.splitlines())
+    (first,) = called["choices"]
+    assert (first["finish_reason"], first["message"]["content"]) == ("tool_calls", None)
+    assert [function["name"] for function in functions(first["message"])] == ["weather"]
+    assert "tool_calls" not in none["choices"][0]["message"]
+    assert unknown["error"]["param"] == "tool_choice"
+    assert [function["name"] for function in functions(plain["choices"][0]["message"])] == ["now"]
+
+
+def test_at_the_prompt_a_call_is_shown_and_what_is_typed_next_is_its_answer(tools: Path) -> None:
+    chat = Chat(Script(pieces=[ROME]), "--tools", str(tools)).ready()
+    chat.type("Weather?\r")
+    chat.expect('calls weather {"city": "Rome"}')
+    chat.expect("weather>")
+    chat.type("/tools\r")
+    chat.expect("weather(city)")
+    chat.type("18 degrees\r")
+    chat.wait_for(lambda: chat.raw.count(b"calls weather") == 2, "the next call")
+    chat.type("\x04")
+    chat.expect("not answered")
+    chat.type("/tools none\r")
+    chat.expect("no tools; /tools FILE")
+    assert chat.leave() == 0
+    (events,) = sessions()
+    said = [event["content"] for event in events if event["type"] == "message"]
+    assert said == ["Weather?", "", ["18 degrees"], ""]
+
+
+@pytest.fixture(scope="module")
+def lm(model: Path) -> LanguageModel:
+    return gptcli.load(model, device="cpu", dtype="fp32")
+
+
+def test_from_python_a_reply_ends_with_its_calls_and_answers_go_back(lm: LanguageModel) -> None:
+    settings = ChatSettings(temperature=0.0, max_tokens=150, tools=BARE, tool_choice="weather")
+    chat = lm.session(settings=settings)
+    *deltas, finished = chat.send("Weather?")
+    assert isinstance(finished, Finished)
+    assert (deltas, finished.reason, chat.open_calls) == ([], "tool_calls", finished.tool_calls)
+    (call,) = finished.tool_calls
+    assert call.name == "weather" and call.arguments["city"] in ("Rome", "Oslo")
+    with pytest.raises(UsageError, match="called 1 tools: weather; there are 2 answers"):
+        next(chat.answer(["18", "19"]))
+    chat.settings = ChatSettings(temperature=0.0, max_tokens=3, tools=TOOLS)
+    list(chat.answer(["18"]))
+    assert [message.role for message in chat.messages] == ["user", "assistant", "tool", "assistant"]
+    assert chat.undo() == "18" and chat.open_calls == (call,)
+    with pytest.raises(UsageError, match="called no tool"):
+        next(lm.session(settings=settings).answer(["18"]))
+
+
+def test_a_stop_text_within_a_call_cuts_it(lm: LanguageModel) -> None:
+    use = lm.template.tool_use(TOOLS, "weather", lm.tokenizer)
+    *deltas, finished = lm.generate("In", tools=use, temperature=0.0, stop='"arguments"')
+    assert isinstance(finished, Finished)
+    assert (deltas, finished.reason, finished.tool_calls, finished.cut_call) == ([], "stop", (), True)
+
+
+def test_many_requests_have_tools_of_their_own(lm: LanguageModel) -> None:
+    requests = [
+        Request("In", tools=lm.template.tool_use(TOOLS, choice, lm.tokenizer), temperature=0.0, max_tokens=150)
+        for choice in ("weather", "now")
+    ] + [Request("In", temperature=0.0, max_tokens=2)]
+    called = {
+        index: [call.name for call in answer.finished.tool_calls]
+        for index, answer in lm.complete_many(requests)
+        if isinstance(answer, Completed)
+    }
+    assert called == {0: ["weather"], 1: ["now"], 2: []}
+
+
+def test_marks_that_are_control_tokens_are_seen_and_never_shown(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    path = make_model(tmp_path / "m", template=HERMES, max_position_embeddings=4096, vocab_size=322)
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<tool_call>", "</tool_call>"])
+    tokenizer.save(str(path / "tokenizer.json"))
+    lm = gptcli.load(path, device="cpu", dtype="fp32")
+    use = lm.template.tool_use(TOOLS, "weather", lm.tokenizer)
+    *deltas, finished = lm.generate("In", tools=use, temperature=0.0, max_tokens=150)
+    assert isinstance(finished, Finished)
+    mark = lm.tokenizer.control_tokens.id_of("<tool_call>")
+    assert finished.ids[0] == mark and [call.name for call in finished.tool_calls] == ["weather"]
+    assert b"".join(delta.data for delta in deltas if isinstance(delta, TextDelta)) == b""
+
+
+def test_the_answer_of_a_tool_can_be_changed_and_the_answers_of_several_cannot(lm: LanguageModel) -> None:
+    chat = lm.session(settings=ChatSettings(temperature=0.0, max_tokens=150, tools=TOOLS, tool_choice="now"))
+    list(chat.send("When?"))
+    assert chat.question == "When?"
+    list(chat.answer(["noon"]))
+    assert chat.question == "noon"
+    list(chat.retry("midnight"))
+    assert [message.content for message in chat.messages if message.role == "tool"] == ["midnight"]
+    events = [*chat.events]
+    calls = [{"id": id, "type": "function", "function": {"name": "now"}} for id in "ab"]
+    events[3] = {**events[3], "tool_calls": calls}
+    events[4:] = [{"type": "message", "role": "tool", "content": ["1", "2"]}, events[-1]]
+    both = gptcli.Session.restored(lm, events)
+    with pytest.raises(UsageError, match="several tools"):
+        both.retry("3")

@@ -1,0 +1,240 @@
+"""`gptcli train` from a file to a model: what it makes, how it goes on, and what it refuses."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import gptcli
+from gptcli.training import checkpoints, loop
+from gptcli.training.checkpoints import RunDirectory
+from gptcli.training.corpus import HELD_OUT, TRAIN, Corpus
+from gptcli.training.loop import Training
+from tests.cli.conftest import Cli, Result
+from tests.tiny import TEXT, make_model
+
+SMALL = ("--block-size", "16", "--learning-rate", "0.01", "--seed", "3")
+NEW = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    (file := tmp_path / "data.txt").write_text(TEXT * 4)
+    return file
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps the encoded data of finished runs."""
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", lambda path, **_: None)
+
+
+def weights(out: Path) -> dict[str, Tensor]:
+    return load_file(next(path for path in out.iterdir() if path.suffix == ".safetensors"))
+
+
+def log(out: Path, event: str) -> list[dict[str, Any]]:
+    events = map(json.loads, (out / "log.jsonl").read_text().splitlines())
+    return [each for each in events if each["event"] == event]
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Presses Ctrl-C after a step of the next run, and of no other."""
+    run = Training.run
+
+    def stopped(self: Training, _: Any) -> Iterator[Any]:
+        return run(self, lambda: self.step >= step)
+
+    monkeypatch.setattr(Training, "run", stopped)
+
+
+def failed(result: Result, code: int, *parts: str) -> None:
+    assert result.code == code, result.err
+    lines = result.err.splitlines()
+    assert lines[0].startswith("gptcli: error: ") and len(lines) <= 2, result.err
+    assert all(part in result.err for part in parts), result.err
+
+
+def test_a_new_model_learns_and_opens_here_and_in_transformers(cli: Cli, data: Path, tmp_path: Path) -> None:
+    (config := tmp_path / "config.json").write_text(json.dumps(NEW))
+    out = tmp_path / "out"
+    done = cli("train", data, "--new", config, "--vocab-size", "300", "-o", out, *SMALL, "--sample", "In a")
+    assert (done.code, done.out) == (0, f"{out}\n".encode())
+    held_out = [each["held_out_loss"] for each in log(out, "held-out")]
+    assert held_out[-1] < held_out[0] - 1
+    assert len(log(out, "sample")) == len(held_out) == done.err.count("held-out")
+    assert (out / "loss.svg").read_text().startswith("<svg")
+    lm = gptcli.load(out, device="cpu", dtype="fp32")
+    ids = lm.tokenizer.encode("In a small town")
+    theirs = AutoModelForCausalLM.from_pretrained(out)(torch.tensor([ids])).logits[0]
+    assert (lm.logits(ids) - theirs).abs().max() < 1e-4
+    assert AutoTokenizer.from_pretrained(out)("In a small town").input_ids == ids
+
+
+def test_the_last_held_out_loss_is_that_of_the_model_on_disk(
+    cli: Cli, data: Path, tmp_path: Path, kept: None, tiny_model: Path
+) -> None:
+    out = tmp_path / "out"
+    assert cli("train", data, "-m", tiny_model, "--full", "-o", out, *SMALL, "-q").code == 0
+    tokens, learned = Corpus(RunDirectory(out).data, HELD_OUT).batch([0])
+    model = AutoModelForCausalLM.from_pretrained(out)
+    labels = tokens.masked_fill(~learned, -100)
+    theirs = model(tokens, labels=labels).loss.item()
+    assert abs(log(out, "held-out")[-1]["held_out_loss"] - theirs) < 1e-5
+
+
+@pytest.mark.parametrize("options", [("--full",), ("--lora", "4", "--lora-dropout", "0.2")], ids=["full", "adapter"])
+def test_a_run_that_was_stopped_ends_bit_for_bit_as_one_that_was_not(
+    cli: Cli, data: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    arguments = ("train", data, "-m", tiny_model, *options, *SMALL)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert cli(*arguments, "-o", whole).code == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            cli(*arguments, "-o", parts)
+    assert RunDirectory(parts).steps() == [5]
+    resumed = cli("train", "-o", parts, "--resume")
+    assert resumed.code == 0
+    ours, theirs = weights(parts), weights(whole)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    losses = [[each["loss"] for each in log(out, "step")] for out in (parts, whole)]
+    assert losses[0] == losses[1]
+    assert sorted(path.name for path in parts.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
+def test_only_the_assistants_words_and_the_ends_of_its_turns_are_learned(
+    cli: Cli, tmp_path: Path, tiny_model: Path, kept: None
+) -> None:
+    said = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello."), ("user", "Ok"), ("assistant", "Bye")]
+    messages = [{"role": role, "content": content} for role, content in said]
+    (data := tmp_path / "chat.jsonl").write_text(
+        json.dumps({"messages": messages}) + "\n" + json.dumps({"prompt": "One, two,", "completion": " three"}) + "\n"
+    )
+    out = tmp_path / "out"
+    assert cli("train", data, "-m", tiny_model, "-o", out, "--eval-share", "0", "-q").code == 0
+    tokenizer = gptcli.load(tiny_model).tokenizer
+    corpus = Corpus(RunDirectory(out).data, TRAIN)
+    learned = []
+    for index in range(2):
+        tokens, mask = corpus.batch([index])
+        learned.append(tokenizer.decode(tokens[mask].tolist()).decode())
+    assert learned == ["Hello.<|im_end|>Bye<|im_end|>", " three<|im_end|>"]
+    assert tokenizer.decode(corpus.batch([0])[0][0].tolist()).endswith(b"Bye<|im_end|>\n")
+
+
+def test_csv_has_the_columns_of_json_lines(cli: Cli, tmp_path: Path, tiny_model: Path, kept: None) -> None:
+    (table := tmp_path / "rows.csv").write_text("prompt,completion\nHi,Hello\nA,B\n")
+    (lines := tmp_path / "rows.jsonl").write_text(
+        '{"prompt": "Hi", "completion": "Hello"}\n{"prompt": "A", "completion": "B"}\n'
+    )
+    tokens = []
+    for file in (table, lines):
+        out = tmp_path / file.suffix[1:]
+        assert cli("train", file, "-m", tiny_model, "-o", out, "-q").code == 0
+        tokens.append(Corpus(RunDirectory(out).data, TRAIN).batch([0])[0].tolist())
+    assert tokens[0] == tokens[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "said"),
+    [
+        (b'{"text": "a"}\n{"text": }\n', 4, "line 2"),
+        (b'{"txt": "a"}\n', 4, "neither `text`"),
+        (b'{"messages": [{"role": "user", "content": "a"}]}\n', 4, "nothing to learn"),
+        (b'{"text": "\xff"}\n', 4, "line 1"),
+        (b'{"text": "' + b"a" * 3000 + b'"}\n', 4, "more than 2000 bytes"),
+        (b'{"prompt": "a", "completion": "' + b"b " * 200 + b'"}\n', 6, "do not fit in a block"),
+        (b"", 4, "nothing to learn"),
+    ],
+)
+def test_data_that_cannot_be_used_is_said_in_a_line_and_leaves_nothing(
+    cli: Cli, tmp_path: Path, tiny_model: Path, content: bytes, code: int, said: str
+) -> None:
+    (data := tmp_path / "data.jsonl").write_bytes(content)
+    out = tmp_path / "out"
+    failed(cli("train", data, "-m", tiny_model, "-o", out, "--max-input", "2000", *SMALL), code, said)
+    assert list(out.iterdir()) == []
+
+
+def test_a_text_that_is_not_utf8_is_refused(cli: Cli, tmp_path: Path, tiny_model: Path) -> None:
+    (data := tmp_path / "data.txt").write_bytes(b"caf\xe9")
+    failed(cli("train", data, "-m", tiny_model, "-o", tmp_path / "out"), 4, "UTF-8")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_weights_before_it(
+    cli: Cli, data: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = loop.add_gradients
+    calls = iter(range(100))
+    monkeypatch.setattr(loop, "add_gradients", lambda *each: add(*each) * (float("nan") if next(calls) == 4 else 1))
+    out = tmp_path / "out"
+    failed(cli("train", data, "-m", tiny_model, "-o", out, "-q", *SMALL), 7, "step 5", "step 4 is whole")
+    assert RunDirectory(out).steps() == [4]
+    read, _ = RunDirectory(out).load(4)
+    assert all(value.isfinite().all() for value in read("weights.safetensors").values())
+
+
+def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(
+    cli: Cli, data: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, calls = checkpoints.save_file, iter(range(100))
+
+    def full(tensors: dict[str, Tensor], path: Path) -> None:
+        save(tensors, path)
+        if next(calls) == 5:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = tmp_path / "out"
+    arguments = ("train", data, "-m", tiny_model, "-o", out, "--save-every", "1", "-q", *SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save_file", full)
+        failed(cli(*arguments), 8, "No space left on device")
+    assert RunDirectory(out).steps() == [1, 2]
+    assert [path.name for path in RunDirectory(out).checkpoints.iterdir() if path.name.endswith(".part")] == []
+    assert cli(*arguments, "--resume").code == 0
+
+
+def test_a_run_is_neither_overwritten_nor_changed_when_it_goes_on(
+    cli: Cli, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out = make_model(tmp_path / "model"), tmp_path / "out"
+    arguments = ("train", data, "-m", model, "-o", out, "-q", *SMALL)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, 2)
+        cli(*arguments)
+    failed(cli(*arguments), 2, "there is a run already", "--resume")
+    failed(cli(*arguments, "--resume", "--epochs", "5"), 2, "epochs is 3")
+    make_model(model, seed=1)
+    failed(cli(*arguments, "--resume"), 4, "has changed since")
+    (other := tmp_path / "other").mkdir()
+    (other / "file").touch()
+    failed(cli("train", data, "-m", model, "-o", other), 2, "not empty")
+    failed(cli("train", "-o", tmp_path / "nothing", "--resume"), 2, "there is no run")
+    failed(cli("train", "-o", tmp_path / "nothing"), 2, "there is no data")
+
+
+def test_a_finished_run_says_so_when_it_is_to_go_on(cli: Cli, data: Path, tmp_path: Path, tiny_model: Path) -> None:
+    out = tmp_path / "out"
+    assert cli("train", data, "-m", tiny_model, "-o", out, "--max-steps", "1", *SMALL, "-q").code == 0
+    again = cli("train", "-o", out, "--resume")
+    assert (again.code, again.out) == (0, f"{out}\n".encode())
+    assert "is finished" in again.err
+
+
+def test_json_is_an_object_an_event(cli: Cli, data: Path, tmp_path: Path, tiny_model: Path) -> None:
+    done = cli("train", data, "-m", tiny_model, "-o", tmp_path / "out", "--max-steps", "2", "--json", "-q", *SMALL)
+    events = [json.loads(line) for line in done.out.splitlines()]
+    assert [event["event"] for event in events] == ["held-out", "step", "held-out", "step", "held-out", "done"]
+    assert done.err == ""

@@ -1,0 +1,52 @@
+"""What each rank of `test_tensor_parallel` runs. Rank 0 writes the logits and ids of each model; the others follow."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from gptcli.checkpoint.folder import ModelFolder
+from gptcli.runtime.loader import Loader
+from gptcli.runtime.ranks import ranks_here
+from gptcli.settings import RuntimeConfig
+
+IDS = [7, 3, 3, 90, 41, 12, 66, 5, 28, 77, 54, 9, 31, 2, 88, 60, 17, 44, 23, 71, 8, 95, 36, 50]
+
+
+def outputs(folder: Path, runtime: RuntimeConfig) -> dict[str, torch.Tensor]:
+    """Logits of IDS as a prompt, of one token more, of rows that share steps, and after going back."""
+    engine = Loader(ModelFolder.open(folder), runtime, ctx_size=64, announced=None).load_with_torch()
+    cache = engine._new_kv_cache()
+    prompt = engine.prefill(IDS[:20], cache)
+    assert prompt is not None
+    rows = engine.rows(cache, 3)
+    shared = torch.stack([*rows.step([5, 6, 7])])
+    rows.drop(0)
+    after_drop = torch.stack([*rows.step([8, 9])])
+    cache.keep_common(IDS[:12])
+    again = engine.prefill(IDS[12:], cache)
+    assert again is not None
+    chunks = engine.score_tokens(IDS, engine._new_kv_cache(), IDS[1:], 96, 0)
+    scores = torch.tensor([score.logprob for chunk in chunks for score in chunk])
+    return {"prompt": prompt, "shared": shared, "after_drop": after_drop, "again": again, "scores": scores}
+
+
+def main() -> None:
+    out, *folders = map(Path, sys.argv[1:])
+    ranks = ranks_here()
+    assert ranks is not None
+    from gptcli.runtime.tensor_parallel import dismiss, follow
+
+    if ranks.rank > 0:
+        follow(ranks)
+        return
+    for folder in folders:
+        runtime = RuntimeConfig(device="cpu", dtype="fp32", quantize="none")
+        torch.save(outputs(folder, runtime), out / f"{folder.name}.pt")
+    dismiss()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""Who may ask: by which name, from which page, with which key; and how much."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gptcli import LanguageModel
+from gptcli.serve import transport
+from gptcli.serve.guards import Access
+from gptcli.serve.server import listen
+from tests.cli.conftest import Cli, cli  # noqa: F401 - a fixture
+from tests.serve.conftest import CHAT, TEXT, Running, serving, until
+
+KEY = {"Authorization": "Bearer secret"}
+
+
+@pytest.fixture(scope="module")
+def guarded(tiny: LanguageModel) -> Iterator[Running]:
+    access = Access(hosts={"my.lan"}, origins={"http://app.example"}, key="secret")
+    with serving(tiny, access=access, most_bytes=1000) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.0.0.1:80", "localhost:1", "LOCALHOST", "[::1]:8080", "192.168.0.2", "a.localhost"]
+)
+def test_an_address_and_localhost_are_names_that_nobody_else_can_have(server: Running, host: str) -> None:
+    assert server.ask("GET", "/health", headers={"Host": host}).status == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "",
+        "127.0.0.1@evil.example:1x",
+        "[::1",
+        "my.lan",
+    ],
+)
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/"])
+def test_another_name_is_refused_since_dns_may_lead_any_name_here(server: Running, host: str, path: str) -> None:
+    answer = server.ask("GET", path, headers={"Host": host})
+    assert (answer.status, answer.error["type"]) == (403, "permission_error")
+
+
+def test_a_name_that_is_allowed_is_served(guarded: Running) -> None:
+    assert guarded.ask("GET", "/health", headers={"Host": "my.lan:80"}).status == 200
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1", "http://localhost"])
+def test_a_page_of_another_site_may_not_ask(server: Running, origin: str) -> None:
+    for method in ("POST", "OPTIONS", "GET"):
+        answer = server.ask(method, TEXT, {}, {"Origin": origin, "Content-Type": "text/plain"})
+        assert answer.status == 403
+        assert "Access-Control-Allow-Origin" not in answer.headers
+
+
+def test_our_own_page_and_those_that_are_allowed_may(guarded: Running) -> None:
+    own = f"http://127.0.0.1:{guarded.port}"
+    for origin in (own, "http://app.example"):
+        answer = guarded.ask("GET", "/v1/models", headers=KEY | {"Origin": origin})
+        assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, origin)
+    asked = {"Origin": "http://app.example", "Access-Control-Request-Headers": "authorization"}
+    preflight = guarded.ask("OPTIONS", CHAT, headers=asked)
+    assert (preflight.status, preflight.headers["access-control-allow-headers"]) == (204, "authorization")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer Secret"},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Basic secret"},
+        {"x-api-key": "é"},
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/models", TEXT, "/metrics", "/nowhere"])
+def test_without_the_key_nothing_is_answered(guarded: Running, headers: dict[str, str], path: str) -> None:
+    answer = guarded.ask("GET", path, headers=headers)
+    assert (answer.status, answer.error["code"]) == (401, "invalid_api_key")
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_with_the_key_it_is(guarded: Running) -> None:
+    for headers in (KEY, {"Authorization": "bearer secret"}, {"x-api-key": "secret"}):
+        assert guarded.ask("GET", "/v1/models", headers=headers).status == 200
+    assert guarded.ask("GET", "/health").status == 200
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(guarded: Running) -> None:
+    assert guarded.post(TEXT, KEY, prompt="x" * 2000).status == 413
+    with socket.create_connection(("127.0.0.1", guarded.port)) as client:
+        head = f"POST {TEXT} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\n"
+        client.sendall(f"{head}Content-Length: 1000000000000\r\n\r\n".encode())
+        assert client.recv(100).startswith(b"HTTP/1.1 413")
+    with socket.create_connection(("127.0.0.1", guarded.port)) as client:
+        client.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + b"400\r\n" + b"x" * 1024 + b"\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_headers_that_are_too_large_and_what_is_no_http_are_refused(server: Running) -> None:
+    for data in (
+        b"GET / HTTP/1.1\r\nHost: localhost\r\na: " + b"x" * 70_000,
+        b"\x16\x03\x01 hello\r\n\r\n",
+    ):
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(data)
+            assert client.recv(100).startswith(b"HTTP/1.1 400")
+
+
+def test_a_method_that_a_path_does_not_know_is_refused(server: Running) -> None:
+    answer = server.ask("GET", TEXT)
+    assert (answer.status, answer.headers["allow"]) == (405, "POST")
+    assert server.ask("DELETE", "/v1/models").headers["allow"] == "GET"
+    assert server.ask("POST", "/nowhere", {}).status == 404
+    assert server.ask("HEAD", "/health").status == 200
+
+
+@pytest.fixture
+def busy(tiny: LanguageModel) -> Iterator[Running]:
+    """A server that takes at most two requests at once."""
+    with serving(tiny, queue=2) as running:
+        yield running
+
+
+def begun(server: Running, *, stream: bool = True) -> socket.socket:
+    """A client of an answer that never ends."""
+    client = socket.create_connection(("127.0.0.1", server.port))
+    body = {"prompt": "a", "stream": stream, "max_tokens": 10**9, "ignore_eos": True, "overflow": "shift", "n": 3}
+    data = json.dumps(body).encode()
+    client.sendall(f"POST {TEXT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
+    return client
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("half", [True, False])
+def test_a_client_that_leaves_ends_its_answer(busy: Running, stream: bool, half: bool) -> None:
+    client = begun(busy, stream=stream)
+    until(lambda: busy.service.runner.open == 3)
+    client.shutdown(socket.SHUT_WR) if half else client.close()
+    until(lambda: busy.service.runner.open == busy.service.runner.waiting == 0)
+    until(lambda: any(" 499 " in line for line in busy.lines))
+    client.close()
+
+
+def test_more_than_may_wait_are_told_to_come_again(busy: Running) -> None:
+    clients = [begun(busy), begun(busy)]
+    until(lambda: busy.service.runner.waiting == 2)
+    answer = busy.post(TEXT, prompt="a")
+    assert (answer.status, answer.headers["retry-after"]) == (429, "1")
+    for client in clients:
+        client.close()
+    until(lambda: busy.service.runner.waiting == 0)
+
+
+def test_a_client_that_is_too_busy_is_given_up(busy: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "PATIENCE_S", 0.05)
+    with socket.create_connection(("127.0.0.1", busy.port)) as client:
+        client.sendall(f"POST {TEXT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{{".encode())
+        assert client.recv(100).startswith(b"HTTP/1.1 408")
+
+
+def test_the_log_and_the_metrics_have_nothing_of_what_is_said(server: Running) -> None:
+    server.post(TEXT, prompt="my secret")
+    server.post(TEXT, prompt="my secret", unknown="my secret")
+    server.ask("GET", "/v1/models?key=secret")
+    metrics = server.ask("GET", "/metrics").data.decode()
+    assert re.search(rf'gptcli_requests_total{{path="{TEXT}",status="200"}} [1-9]', metrics)
+    assert re.search(r"gptcli_completion_tokens_total [1-9]", metrics)
+    until(lambda: "GET /metrics" in server.lines[-1])
+    assert "secret" not in metrics + "".join(server.lines)
+    assert re.search(rf"^127.0.0.1 POST {TEXT} 200 \d+\+\d+ tok \d+\.\d\d s$", "\n".join(server.lines), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--host", "0.0.0.0"), "others could reach 0.0.0.0 without a key"),
+        (("--api-key", ""), "an API key must be ASCII, and not empty"),
+        (("--port", "TAKEN"), "cannot listen on 127.0.0.1 port"),
+        (("--temperature", "-1"), "temperature must be"),
+        (("-m", "no-such-model"), "no-such-model"),
+    ],
+)
+def test_a_server_that_would_be_open_or_cannot_be_is_not_started(
+    cli: Cli,  # noqa: F811
+    tiny_model: Path,
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    with listen("127.0.0.1", 0) as taken:
+        given = [str(taken.getsockname()[1]) if option == "TAKEN" else option for option in options]
+        result = cli("serve", "--offline", "-m", tiny_model, *given)
+    assert result.code in (2, 4)
+    assert message in result.err

@@ -1,0 +1,85 @@
+"""Several models behind one server: requests name them, they load on demand, and leave where memory is short."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gptcli import LanguageModel
+from gptcli.errors import OutOfMemory
+from gptcli.serve.models import ServedModels
+from gptcli.serve.prompting import Prompting
+from gptcli.settings import RuntimeConfig
+from tests.cli.conftest import Cli, cli  # noqa: F401 - a fixture
+from tests.serve.conftest import TEXT, Running, prompting, serving
+from tests.tiny import make_model
+
+FP32 = RuntimeConfig(device="cpu", dtype="fp32")
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    return LanguageModel.open(str(make_model(tmp_path_factory.mktemp("models") / "other", seed=1)), FP32)
+
+
+@pytest.fixture(scope="module")
+def two(tiny: LanguageModel, other: LanguageModel) -> Iterator[Running]:
+    with serving(tiny, other) as running:
+        yield running
+
+
+def test_a_request_is_answered_by_the_model_that_it_names(
+    two: Running, tiny: LanguageModel, other: LanguageModel
+) -> None:
+    said = {}
+    for lm in (tiny, other, tiny):
+        name = lm.folder.path.name
+        answer = two.post(TEXT, model=name, prompt="In a small town", max_tokens=6).json
+        *deltas, _ = lm.generate("In a small town", max_tokens=6, temperature=0.0)
+        said[name] = answer["choices"][0]["text"]
+        assert (answer["model"], said[name]) == (name, "".join(delta.text for delta in deltas))  # type: ignore[union-attr]
+    assert said["tiny"] != said["other"]
+    assert [model["id"] for model in two.ask("GET", "/v1/models").json["data"]] == ["tiny", "other"]
+
+
+def test_the_first_answers_who_names_none_and_an_unknown_name_is_an_error(two: Running) -> None:
+    assert two.post(TEXT, prompt="a", max_tokens=1).json["model"] == "tiny"
+    answer = two.post(TEXT, model="third", prompt="a")
+    assert (answer.status, answer.error["code"]) == (404, "model_not_found")
+    assert "tiny, other" in answer.error["message"]
+
+
+def test_the_model_used_longest_ago_leaves_where_memory_does_not_suffice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = list[str]()
+    load: Callable[..., object] = LanguageModel.load
+
+    def limited(lm: LanguageModel, *given: object) -> object:
+        if (
+            not lm.is_loaded
+            and sum(name in models._opened and models._opened[name].lm.is_loaded for name in "abc") == 2
+        ):
+            raise OutOfMemory("two are all that fit")
+        loaded.append(lm.folder.path.name)
+        return load(lm, *given)
+
+    monkeypatch.setattr(LanguageModel, "load", limited)
+    paths = {name: str(make_model(tmp_path / name)) for name in "abc"}
+    openers: dict[str, Callable[[], Prompting]] = {
+        name: lambda path=path: prompting(LanguageModel.open(path, FP32), {}) for name, path in paths.items()
+    }  # type: ignore[misc]
+    notes = list[str]()
+    models = ServedModels(openers, notes.append)
+    for name in "abacb":
+        models.loaded(name)
+    assert loaded == ["a", "b", "a", "c", "b"]
+    assert notes == ["b leaves the memory for c", "a leaves the memory for b"]
+
+
+def test_models_that_requests_could_not_tell_apart_are_refused(cli: Cli, tiny_model: Path, tmp_path: Path) -> None:  # noqa: F811
+    result = cli("serve", "-m", tiny_model, "-m", make_model(tmp_path / "tiny"))
+    assert result.code == 2
+    assert "could not tell these models apart" in result.err

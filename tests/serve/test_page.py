@@ -1,0 +1,197 @@
+"""The page in a real browser: a question, its streamed answer, the lens by keyboard and by tap, and hostile texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from gptcli import LanguageModel
+from tests.cli.scripted import Script, follow
+from tests.serve.browser import PROGRAM, Browser, browsing
+from tests.serve.conftest import Running, serving, until
+
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium here")
+HOSTILE = (
+    '<img src=x onerror="window.taken=1"><script>window.taken=1</script><svg onload=window.taken=1>\n\n'
+    '[a](javascript:window.taken=1) [b](https://b.example/"onclick=window.taken=1) ![c](https://c.example/c.png)\n\n'
+    "```html\n<iframe srcdoc='<script>parent.taken=1</script>'></iframe>\n```\n\n|<b>a</b>|b|\n|-|-|\n|<i>c</i>|d|\n"
+)
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browsing(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(opened: Browser) -> Iterator[Browser]:
+    """The browser as if it were new; nothing may go wrong in it."""
+    opened.resize(1000, 700)
+    opened.problems.clear()
+    yield opened
+    assert opened.problems == []
+
+
+def fresh(browser: Browser, server: Running, **settings: object) -> None:
+    """The page with nothing kept."""
+    browser.load(f"http://127.0.0.1:{server.port}/")
+    browser.run(f"localStorage.clear(), localStorage.setItem('gptcli.settings', {json.dumps(json.dumps(settings))})")
+    browser.load(f"http://127.0.0.1:{server.port}/")
+    browser.until("document.querySelector('#model').value")
+
+
+def asked(browser: Browser, question: str) -> str:
+    """Asks, and waits for the whole answer."""
+    answers = int(browser.run("document.querySelectorAll('article.assistant').length"))
+    browser.run("document.querySelector('#prompt').focus()")
+    browser.write(question)
+    browser.key("Enter")
+    browser.until(f"document.querySelectorAll('article.assistant').length > {answers} && !running")
+    return str(browser.run("current.messages.at(-1).content"))
+
+
+def test_a_question_is_answered_edited_tried_again_and_still_there_after_a_reload(
+    browser: Browser, server: Running
+) -> None:
+    fresh(browser, server, max_tokens=6)
+    said = asked(browser, "In a small town")
+    assert said
+    assert browser.run("document.querySelector('#context span').textContent").endswith("of 256 tokens")
+    browser.click("article.assistant .actions button:nth-child(3)")
+    browser.until("document.querySelector('#seen').open")
+    assert "In a small town" in browser.run("document.querySelector('#seen .pieces').textContent")
+    assert browser.run("document.querySelector('#seen .control').textContent") == "<|im_start|>"
+    browser.key("Escape")
+    browser.click("article.user .actions button:nth-child(2)")
+    browser.run("document.activeElement.value = ''")
+    browser.write("The clockmaker")
+    browser.key("Enter")
+    browser.until("current.messages.length === 2 && !running && current.messages[0].content === 'The clockmaker'")
+    edited = browser.run("current.messages[1].content")
+    browser.click("article.assistant .actions button:nth-child(2)")
+    browser.until("running === null && current.messages.length === 2 && current.messages[1].content")
+    assert browser.run("current.messages[1].content") == edited  # the tests' server is greedy
+    browser.load(f"http://127.0.0.1:{server.port}/")
+    browser.until("document.querySelector('article.user .said')?.textContent === 'The clockmaker'")
+    assert browser.run("document.querySelectorAll('#conversations li').length") == 1
+    browser.click("#conversations li button:nth-child(2)")
+    browser.until("!document.querySelector('article')")
+
+
+def test_the_lens_opens_by_keyboard_and_goes_on_from_another_token(browser: Browser, server: Running) -> None:
+    fresh(browser, server, max_tokens=8)
+    asked(browser, "In a small town")
+    before = browser.run("current.messages[1].tokens.map((token) => token.id)")
+    browser.click("#lens")
+    assert browser.run("document.querySelectorAll('.lens .token').length") == len(before)
+    browser.run("document.querySelector('.lens .token').focus()")
+    browser.key("ArrowRight", "ArrowRight", "Enter")
+    assert browser.run("document.querySelectorAll('#alternatives button').length") == 8
+    browser.key("ArrowDown", "ArrowDown", "Escape")
+    assert browser.run("document.activeElement === document.querySelectorAll('.lens .token')[2]")
+    wanted = browser.run("current.messages[1].tokens[2].top[1].id")
+    browser.key("Enter", "ArrowDown", "Enter")
+    browser.until("!running && current.messages[1].tokens[2].picked")
+    after = browser.run("current.messages[1].tokens.map((token) => token.id)")
+    assert after[:3] == [*before[:2], wanted]
+    assert len(after) == 3 + 8
+    assert browser.run("document.querySelector('.lens .chosen').textContent === text([current.messages[1].tokens[2]])")
+    browser.run("pick(current.messages[1], 0, {...current.messages[1].tokens[0], id: 2})")  # which ends an answer
+    browser.until("!running && document.querySelector('#problem').textContent.includes('ends an answer')")
+    assert browser.run("current.messages[1].tokens.map((token) => token.id)") == after
+    browser.problems.clear()  # Chromium logs status 400
+
+
+def test_the_lens_opens_by_tap_on_a_narrow_screen(browser: Browser, server: Running) -> None:
+    browser.resize(390, 760, touch=True)
+    fresh(browser, server, max_tokens=6, lens=True)
+    asked(browser, "In a small town")
+    assert browser.run("document.documentElement.scrollWidth") <= 390
+    browser.tap(".lens .token:nth-child(4)")
+    browser.until("!document.querySelector('#alternatives').hidden")
+    box = browser.run("document.querySelector('#alternatives').getBoundingClientRect().toJSON()")
+    assert box["left"] >= 0 and box["right"] <= 390
+    wanted = browser.run("current.messages[1].tokens[3].top[2].id")
+    browser.tap("#alternatives button:nth-of-type(3)")
+    browser.until(f"!running && current.messages[1].tokens[3]?.id === {wanted}")
+
+
+def test_an_answer_is_stopped_and_what_was_said_stays(
+    browser: Browser, tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(Script(pieces=["word "] * 2000, piece_s=0.01), monkeypatch.setattr)
+    with serving(tiny) as server:
+        fresh(browser, server)
+        browser.run("document.querySelector('#prompt').focus()")
+        browser.write("hi")
+        browser.key("Enter")
+        browser.until("document.querySelector('article.assistant .said')?.textContent.includes('word word')")
+        browser.click("#stop")
+        browser.until("!running && document.querySelector('#stop').hidden")
+        until(lambda: server.service.runner.waiting == 0)
+        assert browser.run("current.messages[1].content").startswith("word word")
+
+
+def test_text_of_a_model_and_of_a_user_is_text_and_nothing_else(
+    browser: Browser, tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow(Script(pieces=["<think>", "<b>thought</b>", "</think>", *HOSTILE]), monkeypatch.setattr)
+    monkeypatch.setattr(tiny.template, "source", tiny.template.source + "{# <think> #}")
+    with serving(tiny) as server:
+        fresh(browser, server)
+        asked(browser, HOSTILE[:100])
+        browser.load(f"http://127.0.0.1:{server.port}/")  # and as it is read from the browser's store
+        browser.until("document.querySelector('article.assistant .said p')")
+        said = browser.run("document.querySelector('article.assistant .said').textContent")
+        names = "[...document.querySelectorAll('article *')].map((each) => each.localName)"
+        made = set(browser.run(names))
+        links = browser.run("[...document.querySelectorAll('article a')].map((each) => [each.href, each.rel])")
+        assert browser.run("window.taken") is None
+    assert '<img src=x onerror="window.taken=1"><script>' in said and "<b>thought</b>" in said
+    assert "[a](javascript:window.taken=1)" in said
+    assert made <= set("a button code details div h2 p pre summary table td th tr".split())
+    rel = "noopener noreferrer"
+    assert links == [["https://b.example/%22onclick=window.taken=1", rel], ["https://c.example/c.png", rel]]
+
+
+def test_the_page_can_run_and_fetch_nothing_from_elsewhere(browser: Browser, server: Running) -> None:
+    fresh(browser, server)
+    answer = server.ask("GET", "/")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    assert answer.headers["x-frame-options"] == "DENY"
+    assert b"http://" not in answer.data and answer.data.count(b"https://") == 0
+    refused = """new Promise((done) => {
+        addEventListener("securitypolicyviolation", (event) => done(event.effectiveDirective), { once: true });
+        %s
+    })"""
+    attempts = {
+        "require-trusted-types-for": "try { document.body.setAttribute('onclick', ''); } catch {}",
+        "connect-src": "fetch('http://127.0.0.1:9/').catch(() => {});",
+        "img-src": "document.body.append(Object.assign(new Image(), { src: '/health' }));",
+    }
+    for directive, attempt in attempts.items():
+        assert browser.run(refused % attempt) == directive
+    browser.problems.clear()  # each of these was one
+
+
+def test_a_key_is_asked_for_and_errors_are_shown(browser: Browser, tiny: LanguageModel) -> None:
+    from gptcli.serve.guards import Access
+
+    with serving(tiny, access=Access(key="secret")) as server:
+        browser.load(f"http://127.0.0.1:{server.port}/")
+        browser.until("document.querySelector('#options').open")
+        browser.run("document.querySelector('[name=key]').focus()")
+        browser.write("secret")
+        browser.key("Tab")
+        browser.until("document.querySelector('#model').value === 'tiny'")
+        browser.key("Escape")
+        browser.problems.clear()  # Chromium logs status 401 and 400
+        browser.run("document.querySelector('#prompt').focus()")
+        browser.write("x" * 2000)
+        browser.key("Enter")
+        browser.until("document.querySelector('#problem').textContent.includes('does not fit')")
+        browser.problems.clear()

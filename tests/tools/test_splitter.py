@@ -1,0 +1,306 @@
+"""Calls in a text: found whole, never shown by halves, and left alone where they are none."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+
+from gptcli.tools.definitions import ToolCall, checked_tools
+from gptcli.tools.formats import FORMATS, HARMONY, ToolUse
+from gptcli.tools.splitter import Split, split, splitter_of
+
+TOOLS = checked_tools(
+    [
+        {
+            "name": "get_weather",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "city": {"type": "string"}, "days": {"type": "integer"}, "deep": {"type": "object"}, "list": {},
+                },
+            },
+        },
+        {"name": "now", "parameters": {"type": "object", "properties": {}}},
+    ]
+)  # fmt: skip
+BY_NAME = {format.name: format for format in FORMATS}
+HARD: dict[str, Any] = {
+    "city": 'Par"is\\</x>\n{[früh 天気 🌤]}, it\'s "},{',
+    "days": -3,
+    "deep": {"a": [1.5, None, True, {"b": "c,d}"}], "é": {}},
+    "list": [],
+}
+WEATHER, NOW = ToolCall("a", "get_weather", HARD), ToolCall("b", "now", {})
+
+
+def use_of(format: str) -> ToolUse:
+    return ToolUse(TOOLS, "auto", BY_NAME[format])
+
+
+def found(text: str, format: str, *, ended: bool = True) -> Split:
+    return split(text, use_of(format), ended=ended)
+
+
+def named(result: Split) -> list[tuple[str, Any]]:
+    return [(call.name, call.arguments) for call in result.calls]
+
+
+def in_pieces(text: str, use: ToolUse, seed: int, *, ended: bool = True) -> Split:
+    """The same, with a text that comes in pieces; whatever was shown on the way stays shown."""
+    splitter, chance, content = splitter_of(use), random.Random(seed), ""
+    while text:
+        size = chance.choice([1, 1, 2, 7])
+        content += splitter.push(text[:size])
+        text = text[size:]
+    return Split(content + splitter.flush(ended=ended), tuple(splitter.calls), splitter.cut)
+
+
+@pytest.mark.parametrize("format", BY_NAME)
+def test_calls_are_read_as_they_were_written_in_whatever_pieces_they_come(format: str) -> None:
+    marked = BY_NAME[format].opening
+    for calls in ([WEATHER], [NOW], [WEATHER, NOW]):
+        if len(calls) > 1 and BY_NAME[format] is HARMONY:
+            continue  # calls once a turn
+        for words in ("", "Früh…\n\n") if marked else ("",):
+            text = words + BY_NAME[format].write(calls)
+            whole = found(text, format)
+            assert named(whole) == [(call.name, call.arguments) for call in calls]
+            assert (whole.content, whole.cut) == (words.rstrip(), False)
+            assert all(in_pieces(text, use_of(format), seed) == whole for seed in range(4))
+
+
+@pytest.mark.parametrize("format", BY_NAME)
+def test_a_call_that_is_cut_is_neither_shown_nor_made(format: str) -> None:
+    text = BY_NAME[format].write([WEATHER])
+    closing = BY_NAME[format].closing
+    for end in range(1, len(text) - len(closing) - 1):
+        result = in_pieces(text[:end], use_of(format), end, ended=False)
+        assert not result.calls
+        shown = result.content.strip()
+        # A mark that is cut itself is a text like any other, and so is JSON that names no tool yet.
+        assert shown == "" or (text.startswith(shown) and (len(shown) < len(BY_NAME[format].opening) or not closing))
+        assert "Par" not in shown
+
+
+def test_the_ids_of_calls_differ_within_a_text_and_between_texts() -> None:
+    text = BY_NAME["hermes"].write([NOW, NOW])
+    ids = [call.id for salt in "ab" for call in split(text, use_of("hermes"), salt).calls]
+    assert len(set(ids)) == 4
+    assert all(len(id) == 9 and id.isalnum() for id in ids)
+    assert ids[:2] == [call.id for call in split(text, use_of("hermes"), "a").calls]
+
+
+def test_an_id_that_the_model_gives_is_kept_unless_it_gives_it_twice() -> None:
+    calls = ", ".join(f'{{"name": "now", "arguments": {{}}, "id": "{id}"}}' for id in ("abcdefghi", "abcdefghi", "5"))
+    first, second, third = found(f"[TOOL_CALLS][{calls}]", "mistral_list").calls
+    assert first.id == "abcdefghi" != second.id
+    assert len(third.id) == 9  # of another length, Mistral's templates refuse it
+    assert found("<|tool_calls_section_begin|><|tool_call_begin|>functions.now:3<|tool_call_argument_begin|>{}"
+                 "<|tool_call_end|><|tool_calls_section_end|>", "kimi").calls[0].id == "functions.now:3"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"name": "now", "arguments": {}',
+        '{"name": "now", "arguments": {}}}',
+        "{'name': 'now', 'arguments': {}}",
+        '{"name": "now", "arguments": [1]}',
+        '{"name": "now", "arguments": {"a": NaN}}',
+        '{"name": "now", "arguments": {"a": 1e999}}',
+        '{"name": "now", "arguments": "x"}',
+        '{"name": "", "arguments": {}}',
+        '{"arguments": {}}',
+        '"now"',
+        "",
+        '{"name": "now", "arguments": {"a": ' + "[" * 300 + "]" * 300 + "}}",
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "9" * 5000,
+    ],
+)
+def test_a_malformed_call_that_the_model_ended_is_text(body: str) -> None:
+    text = f"So: <tool_call>\n{body}\n</tool_call>"
+    assert found(text, "hermes") == Split(text, (), False)
+    assert in_pieces(text[:5000], use_of("hermes"), 0) == Split(text[:5000], (), False)
+
+
+def test_what_follows_a_malformed_call_is_still_read() -> None:
+    text = 'a <tool_call>oops</tool_call> b <tool_call>{"name": "now", "arguments": {}}</tool_call> c'
+    result = found(text, "hermes")
+    assert result.content == "a <tool_call>oops</tool_call> b  c"
+    assert named(result) == [("now", {})]
+    assert in_pieces(text, use_of("hermes"), 1) == result
+
+
+def test_a_call_without_its_closing_mark_is_a_call_once_the_model_has_ended() -> None:
+    assert named(found('<tool_call>\n{"name": "now", "arguments": {}}', "hermes")) == [("now", {})]
+
+
+def test_lone_surrogates_in_a_call_become_replacement_characters() -> None:
+    (call,) = found('<tool_call>{"name": "now", "arguments": {"a\\ud800": "\\ud83c x \\ud83c\\udf24"}}', "hermes").calls
+    assert call.arguments == {"a\ufffd": "\ufffd x 🌤"}
+    json.dumps(call.record, ensure_ascii=False).encode()
+
+
+def test_arguments_that_are_text_of_json_are_read() -> None:
+    text = '<tool_call>{"name": "get_weather", "arguments": "{\\"city\\": \\"Rome\\"}"}</tool_call>'
+    assert named(found(text, "hermes")) == [("get_weather", {"city": "Rome"})]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "Ada", "age": 36}',
+        '{"name": "unknown_tool", "parameters": {}}',
+        '[{"name": "Ada"}]',
+        '{"name": "now", "parameters": {}} is what I would call.',
+        "{not JSON}",
+        "[1, 2]",
+        " \n ",
+        "",
+    ],
+)
+def test_an_answer_in_json_stays_an_answer_where_calls_have_no_mark(text: str) -> None:
+    assert found(text, "llama") == Split(text, (), False)
+    assert in_pieces(text, use_of("llama"), 2) == Split(text, (), False)
+
+
+def test_an_answer_in_json_that_is_cut_is_shown_unless_it_names_a_tool() -> None:
+    assert found('{"name": "Ada", "a', "llama", ended=False) == Split('{"name": "Ada", "a', (), False)
+    assert found('{"name": "now", "par', "llama", ended=False) == Split("", (), True)
+
+
+def test_text_is_shown_as_soon_as_it_can_be_no_call() -> None:
+    splitter = splitter_of(use_of("hermes"))
+    assert [splitter.push(piece) for piece in ("Hi", " <", "b> <tool", "_box> ", "x")] == [
+        "Hi", "", " <b>", " <tool_box>", " x",
+    ]  # fmt: skip
+    assert splitter_of(use_of("llama")).push("Hello") == "Hello"
+
+
+@pytest.mark.parametrize("format", BY_NAME)
+def test_where_there_may_be_one_call_the_first_ends_the_text(format: str) -> None:
+    use = ToolUse(TOOLS, "auto", BY_NAME[format], parallel=False)
+    calls = [NOW] if BY_NAME[format] is HARMONY else [NOW, WEATHER]
+    text = BY_NAME[format].write(calls)
+    result = split(text, use)
+    assert (result.content, named(result)) == ("", [("now", {})])
+    splitter, read = splitter_of(use), 0
+    while read < len(text) and not splitter.done:
+        splitter.push(text[read])
+        read += 1
+    own_marks = BY_NAME[format].closing and BY_NAME[format].group is None
+    assert not own_marks or text[:read] == BY_NAME[format].write([NOW])
+    assert (splitter.flush(ended=True), len(splitter.calls)) == ("", 1)
+
+
+def test_text_after_a_call_begins_without_blanks_and_text_before_one_ends_without() -> None:
+    call = BY_NAME["hermes"].write([NOW])
+    for text, content in (
+        (f"\n{call}\n\nDone. ", "Done."),
+        (f"\nHi \n{call}\n Bye", "\nHi \n\n Bye"),
+        ("\nHi ", "\nHi "),
+    ):
+        assert found(text, "hermes").content == content
+        assert all(in_pieces(text, use_of("hermes"), seed) == found(text, "hermes") for seed in range(5))
+
+
+def test_marks_within_thoughts_are_text() -> None:
+    text = '<think>I could <tool_call>{"name": "now"}</tool_call></think>\n\n<tool_call>{"name": "now"}</tool_call>'
+    result = found(text, "hermes")
+    assert result.content == '<think>I could <tool_call>{"name": "now"}</tool_call></think>'
+    assert named(result) == [("now", {})]
+    assert all(in_pieces(text, use_of("hermes"), seed) == result for seed in range(9))
+    inside = split(text.removeprefix("<think>"), use_of("hermes"), in_thoughts=True)
+    assert (inside.content, named(inside)) == (result.content.removeprefix("<think>"), [("now", {})])
+
+
+def test_a_call_without_a_mark_may_follow_thoughts() -> None:
+    result = found('<think>hm</think>\n\n{"name": "now", "parameters": {}}', "llama")
+    assert (result.content, named(result)) == ("<think>hm</think>", [("now", {})])
+
+
+ANALYSIS = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
+OOPS = "<|channel|>commentary to=functions.now<|message|>{oops"
+HARMONIES = [
+    (f"{ANALYSIS}<|channel|>final<|message|>Hi.", "<think>hm</think>\n\nHi.", []),
+    (
+        f"{ANALYSIS}<|channel|>commentary to=functions.now <|constrain|>json<|message|>{{}}",
+        "<think>hm</think>\n\n",
+        ["now"],
+    ),
+    (" to=functions.now<|channel|>commentary json<|message|>{}<|call|>", "", ["now"]),
+    (
+        "<|channel|>commentary<|message|>Wait.<|end|><|start|>assistant to=functions.now<|channel|>x<|message|>{}",
+        "Wait.",
+        ["now"],
+    ),
+    ("<|channel|>final<|message|>a <| b <", "a <| b <", []),
+    (
+        "<|channel|>commentary<|message|>Wait.<|end|><|start|>assistant<|channel|>final<|message|>Hi.",
+        "Wait.\n\nHi.",
+        [],
+    ),
+    ("<|channel|>analysis<|message|>hm", "<think>hm</think>\n\n", []),
+    (OOPS, OOPS, []),
+]
+
+
+@pytest.mark.parametrize(("text", "content", "calls"), HARMONIES)
+def test_the_channels_of_gpt_oss_are_thoughts_calls_and_answers(text: str, content: str, calls: list[str]) -> None:
+    result = found(text, "harmony")
+    assert (result.content, [call.name for call in result.calls]) == (content, calls)
+    assert all(in_pieces(text, use_of("harmony"), seed) == result for seed in range(6))
+
+
+TAGGED = "<tool_call>\n<function=get_weather>\n{}\n</function>\n</tool_call>"
+WRITTEN: list[tuple[str, str, dict[str, Any]]] = [
+    ("pythonic", "[get_weather(city='it\\'s', days=3)]", {"city": "it's", "days": 3}),
+    ("pythonic", "[get_weather(list=[True, None, -1.5, {'k': (1, 2)}])]", {"list": [True, None, -1.5, {"k": [1, 2]}]}),
+    ("lfm", "<|tool_call_start|>[get_weather(list=false)]<|tool_call_end|>", {"list": False}),
+    ("gemma", '<|tool_call>call:get_weather{city:<|"|>a,b}"<|"|>}<tool_call|>', {"city": 'a,b}"'}),
+    ("gemma", "<|tool_call>call:get_weather{deep:{k:[1,true,null]}}<tool_call|>", {"deep": {"k": [1, True, None]}}),
+    (
+        "function_gemma",
+        "<start_function_call>call:get_weather{city:<escape>5<escape>,days:<escape>5<escape>}<end_function_call>",
+        {"city": "5", "days": 5},
+    ),
+    ("tagged", TAGGED.format("<parameter=city>\n3\n\n</parameter>"), {"city": "3\n"}),
+    ("tagged", TAGGED.format("<parameter=list>\nFalse\n</parameter>"), {"list": False}),
+    ("glm", "<tool_call>get_weather<arg_key>city</arg_key><arg_value>a</arg_value></tool_call>", {"city": "a"}),
+    ("mistral", '[TOOL_CALLS]get_weather[CALL_ID]abc123def[ARGS]{"city": "[TOOL_CALLS]x"}', {"city": "[TOOL_CALLS]x"}),
+    ("llama", '<|python_tag|>{"type": "function", "name": "get_weather", "parameters": {"days": 1}}', {"days": 1}),
+]
+
+
+@pytest.mark.parametrize(("format", "text", "arguments"), WRITTEN)
+def test_what_models_write_is_read(format: str, text: str, arguments: dict[str, Any]) -> None:
+    assert named(found(text, format)) == [("get_weather", arguments)]
+
+
+@pytest.mark.parametrize(
+    ("format", "text"),
+    [
+        ("pythonic", "[get_weather(city=open('x'))]"),
+        ("pythonic", "[get_weather('x')]"),
+        ("pythonic", "[get_weather(city=__import__('os'))]"),
+        ("pythonic", "[get_weather(city='x'"),
+        ("pythonic", "[get_weather(city=" + "(" * 10_000 + ")" * 10_000 + ")]"),
+        ("pythonic", "[get_weather(days=1e999)]"),
+        ("gemma", "<|tool_call>call:get_weather{deep:" + "{a:" * 10_000 + "<tool_call|>"),
+        ("gemma", "<|tool_call>call:get_weather{city:<tool_call|>"),
+        ("gemma", "<|tool_call>get_weather<tool_call|>"),
+        ("tagged", "<tool_call>\n<parameter=city>\nx\n</parameter>\n</tool_call>"),
+    ],
+)
+def test_what_is_no_call_is_text(format: str, text: str) -> None:
+    assert found(text, format) == Split(text, (), False)
+
+
+def test_a_long_text_takes_time_in_proportion_to_its_length() -> None:
+    text = '<tool_call>{"name": "get_weather", "arguments": {"city": "' + "x</tool_call>" * 200 + '"}}</tool_call>'
+    assert in_pieces(text, use_of("hermes"), 3).calls

@@ -1,0 +1,177 @@
+"""Kills training runs with SIGKILL, over and over, and checks that they end as if nothing had happened.
+
+`python -m tests.training.kills 200` trains tiny models, with an adapter, as a whole, or from nothing. Each process is
+killed at a random moment, or in a random write, after a part of it; the next one goes on. After each kill, every
+checkpoint must open. When a run comes to its end, its weights and losses must be, bit for bit, those of a run that was
+never killed. Exits with 1 at the first difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gptcli.cli.commands.train
+import gptcli.training.run  # noqa: F401
+from gptcli.cli.app import run
+from gptcli.training import checkpoints
+from gptcli.training.checkpoints import RunDirectory
+from tests.tiny import TEXT, make_model
+
+_LATEST_S = 1.2  # a process is killed within this time after its start
+_LAST_WRITE = 24
+_OPTIONS = ("--block-size", "16", "--learning-rate", "0.01", "--save-every", "2", "--threads", "1", "-q")
+_NEW = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
+
+
+@dataclass
+class Report:
+    """The results. torn: kills that left something unfinished; checkpoints: those that were opened after kills."""
+
+    kills: int = 0
+    torn: int = 0
+    checkpoints: int = 0
+    completed: int = 0
+
+
+class Loss(AssertionError):
+    """A run did not end as it would have, or a checkpoint does not open."""
+
+
+def die_in_write(number: int, share: float) -> None:
+    """Kills this process in its number-th write of a file that is to be whole, after a share of its bytes."""
+    left = [number]
+
+    def dying(write: Any) -> Any:
+        def then(data: Any, path: Path, *rest: Any) -> None:
+            write(data, path, *rest)
+            left[0] -= 1
+            if left[0] == 0:
+                os.truncate(path, int(os.path.getsize(path) * share))
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        return then
+
+    checkpoints.save_file = dying(checkpoints.save_file)
+    write_text = Path.write_text
+    Path.write_text = lambda self, text, **how: dying(lambda t, p: write_text(p, t, **how))(text, self)  # type: ignore
+    flush = checkpoints._flush
+
+    def dying_flush(path: Path) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        flush(path)
+
+    checkpoints._flush = dying_flush
+
+
+def train(arguments: Sequence[str], dice: random.Random | None) -> bool:
+    """Trains in a fork of this process. Returns whether it was killed; never without dice."""
+    in_write = dice is not None and dice.random() < 0.5
+    number, share, moment = (
+        (dice.randint(1, _LAST_WRITE), dice.random(), dice.uniform(0, _LATEST_S)) if dice else (0, 0.0, 0.0)
+    )
+    process = os.fork()
+    if not process:
+        try:
+            sys.stdout = sys.stderr = open(os.devnull, "w")
+            if in_write:
+                die_in_write(number, share)
+            os._exit(run(arguments))
+        finally:
+            os._exit(99)
+    if dice is not None and not in_write:
+        time.sleep(moment)
+        os.kill(process, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    if code not in (-signal.SIGKILL, 0):
+        raise Loss(f"it ended with {code}: {arguments}")
+    return code == -signal.SIGKILL
+
+
+def made(out: Path) -> tuple[dict[str, bytes], list[float]]:
+    """The files that a run made, and the losses of its steps."""
+    files = {path.name: path.read_bytes() for path in out.iterdir() if path.suffix in (".safetensors", ".json")}
+    events = map(json.loads, (out / "log.jsonl").read_text().splitlines())
+    return files, [event["loss"] for event in events if event["event"] == "step"]
+
+
+def check_checkpoints(out: Path) -> int:
+    """Opens every checkpoint; how many there are."""
+    directory = RunDirectory(out)
+    for step in (steps := directory.steps()):
+        try:
+            read, state = directory.load(step)
+            found = state["step"], len(read("weights.safetensors")), len(read("optimizer.safetensors"))
+        except Exception as error:
+            raise Loss(f"the checkpoint of step {step} does not open: {error}") from None
+        if found[0] != step or not found[1]:
+            raise Loss(f"the checkpoint of step {step} holds another: {found}")
+    return len(steps)
+
+
+def kill(kills: int, seed: int, directory: Path) -> Report:
+    """Kills so many processes. Raises Loss."""
+    dice, report = random.Random(seed), Report()
+    model = make_model(directory / "tiny")
+    (data := directory / "data.txt").write_text(TEXT * 3)
+    (config := directory / "config.json").write_text(json.dumps(_NEW))
+    ways = {
+        "adapter": ("-m", str(model), "--lora", "2", "--lora-dropout", "0.3"),
+        "full": ("-m", str(model), "--full"),
+        "new": ("--new", str(config), "--vocab-size", "280"),
+    }
+    wanted = {}
+    for name, way in ways.items():
+        train(["train", str(data), *way, "-o", str(directory / name), *_OPTIONS], None)
+        wanted[name] = made(directory / name)
+    out = directory / "out"
+    while report.kills < kills:
+        name = dice.choice(list(ways))
+        arguments = ["train", str(data), *ways[name], "-o", str(out), "--resume", *_OPTIONS]
+        while report.kills < kills and train(arguments, dice):
+            report.kills += 1
+            report.torn += any(path.name.endswith(".part") for path in out.rglob("*"))
+            report.checkpoints += check_checkpoints(out)
+        train(arguments, None)
+        if made(out) != wanted[name]:
+            raise Loss(f"a run with {ways[name]} ended in other weights, files or losses")
+        report.completed += 1
+        shutil.rmtree(out)
+    return report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kills", type=int, nargs="?", default=200)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments; how far a process is by then is chance")
+    given = parser.parse_args(arguments)
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            report = kill(given.kills, given.seed, Path(directory))
+        except Loss as loss:
+            print(f"lost: {loss}")
+            return 1
+    print(
+        f"{report.kills} kills in {time.monotonic() - begun:.0f} s, {report.torn} leaving something unfinished: "
+        f"{report.checkpoints} checkpoints opened, {report.completed} runs ended bit for bit as if never killed"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""Adapters: PEFT and gptcli read each other's, live on every engine, or merged into a model."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import gptcli
+from gptcli.cli.app import run
+from gptcli.errors import BrokenCheckpoint, GptcliError, InputError
+from tests.cli.conftest import Cli
+from tests.parity.reference import write_reference
+from tests.parity.test_families import GPT
+from tests.tiny import TEXT, make_model, make_tokenizer
+
+IDS = torch.randint(3, 96, (24,), generator=torch.Generator().manual_seed(1)).tolist()
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "gpt2": GPT,
+    "gptj": GPT | {"rotary_dim": 8, "tie_word_embeddings": False},
+    "gpt_neox": {},
+    "phi3": {},
+    "qwen2_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 40},
+}  # fmt: skip
+
+
+def write_model(path: Path, model_type: str) -> Path:
+    model = write_reference(path, model_type, **FAMILIES[model_type]).path
+    make_tokenizer().save(str(model / "tokenizer.json"))
+    return model
+
+
+def theirs(model: Path, adapter: Path) -> Tensor:
+    base = AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager", dtype=torch.float32)
+    with torch.no_grad():
+        logits: Tensor = PeftModel.from_pretrained(base, adapter)(torch.tensor([IDS])).logits[0]
+    return logits
+
+
+def ours(model: Path, *adapters: str | Path, **options: Any) -> Tensor:
+    lm = gptcli.load(model, device="cpu", **({"dtype": "fp32", "adapter": adapters} | options))
+    return lm.logits(IDS)
+
+
+def close(left: Tensor, right: Tensor) -> bool:
+    return bool((left - right).abs().max() < 1e-4 * right.abs().max())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_an_adapter_that_we_train_gives_our_logits_in_peft(
+    model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out = write_model(tmp_path / "model", model_type), tmp_path / "out"
+    (data := tmp_path / "data.txt").write_bytes(bytes(range(97, 123)) * 20)
+    edit_vocabulary(model)
+    arguments = ["train", str(data), "-m", str(model), "-o", str(out), "--block-size", "32", "--lora", "3", "-q"]
+    assert run([*arguments, "--learning-rate", "0.03", "--max-steps", "4"]) == 0
+    wanted = theirs(model, out)
+    assert close(ours(model, out), wanted)
+    assert not close(ours(model), wanted)
+    monkeypatch.setenv("GPTCLI_KERNELS", "off")
+    assert close(ours(model, out), wanted)
+
+
+def edit_vocabulary(model: Path) -> None:
+    """Leaves a tokenizer of as many tokens as the reference's models have."""
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    kept = {piece: id for piece, id in vocabulary.items() if id < 96}
+    tokenizer["model"] |= {"vocab": kept, "merges": []}
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def write_adapter(path: Path, model: Path, seed: int, **config: Any) -> Path:
+    """An adapter made by PEFT, every factor random."""
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    targets = config.pop("target_modules", "all-linear")
+    adapted = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules=targets, **config))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0, 0.1)
+    adapted.save_pretrained(path)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"r": 4, "lora_alpha": 3},
+        {"r": 4, "lora_alpha": 3, "use_rslora": True},
+        {"r": 4, "rank_pattern": {"q_proj": 2, "model.layers.1.mlp.up_proj": 7}, "alpha_pattern": {"v_proj": 32}},
+        {"r": 2, "target_modules": ["q_proj", "v_proj", "down_proj"]},
+    ],
+)
+def test_an_adapter_of_peft_gives_its_logits_here(config: dict[str, Any], tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", "llama")
+    adapter = write_adapter(tmp_path / "adapter", model, 1, **config)
+    assert close(ours(model, adapter), theirs(model, adapter))
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A model and two adapters of it."""
+    model = write_model(tmp_path / "model", "llama")
+    return model, *(write_adapter(tmp_path / f"a{seed}", model, seed, r=3) for seed in (1, 2))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_several_adapters_add_up_with_their_weights(pair: tuple[Path, Path, Path]) -> None:
+    model, first, second = pair
+    base = AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager", dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, first, "first")
+    adapted.load_adapter(second, "second")
+    adapted.add_weighted_adapter(["first", "second"], [0.5, 1.0], "both", "cat")
+    adapted.set_adapter("both")
+    with torch.no_grad():
+        wanted = adapted(torch.tensor([IDS])).logits[0]
+    assert close(ours(model, f"{first}=0.5", second), wanted)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_merged_model_answers_as_the_adapted_one_here_and_in_transformers(
+    pair: tuple[Path, Path, Path],
+    cli: Cli,
+) -> None:
+    model, first, second = pair
+    done = cli("models", "merge", model, "--adapter", first, "--adapter", f"{second}=0.5", "--name", "merged", "-q")
+    assert done.code == 0, done.err
+    merged = Path(done.out.decode().strip())
+    live = ours(model, first, f"{second}=0.5")
+    assert close(ours(merged), live)
+    with torch.no_grad():
+        assert close(AutoModelForCausalLM.from_pretrained(merged)(torch.tensor([IDS])).logits[0], live)
+    again = cli("models", "merge", first, "--name", "one")
+    assert again.code == 0 and close(ours(Path(again.out.decode().strip())), ours(first))
+    assert cli("models", "merge", model).code == 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_command_takes_an_adapter_and_an_adapter_is_its_model(
+    tmp_path: Path,
+    cli: Cli,
+) -> None:
+    model = make_model(tmp_path / "model")
+    adapter = write_adapter(tmp_path / "adapter", model, 3, r=8, lora_alpha=64)
+    (text := tmp_path / "text").write_text(TEXT)
+    (requests := tmp_path / "requests.jsonl").write_text('{"prompt": "In a small", "custom_id": "a"}\n')
+    greedy = ("-t", "0", "-n", "6", "--ignore-eos")
+    commands = [
+        ("generate", *greedy, "In a small"), ("chat", *greedy, "In a small"), ("score", "--json", text),
+        ("batch", requests, *greedy),
+    ]  # fmt: skip
+    for command, *rest in commands:
+        chosen = ("-m", model), ("-m", model, "--adapter", adapter), ("-m", adapter)
+        plain, adapted, alone = (cli(command, *options, *rest).out for options in chosen)
+        assert adapted != plain, command
+        assert _without_names(alone) == _without_names(adapted), command
+
+
+def _without_names(out: bytes) -> bytes:
+    return re.sub(rb'"(model|request_id|id|created)": ("[^"]*"|\d+)', b"", out)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"use_dora": True}, "use_dora = True is not supported"),
+        ({"peft_type": "LOHA"}, "'LOHA' is not supported"),
+        ({"bias": "all"}, "bias = 'all' is not supported"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+    ],
+)
+def test_what_an_adapter_has_and_we_do_not_apply_is_refused(
+    change: dict[str, Any], said: str, pair: tuple[Path, Path, Path]
+) -> None:
+    model, adapter, _ = pair
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | change))
+    with pytest.raises(GptcliError, match=said):
+        ours(model, adapter)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_of_another_model_is_refused(pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    _, adapter, _ = pair
+    with pytest.raises(BrokenCheckpoint, match="an adapter of another model"):
+        ours(write_model(tmp_path / "other", "gpt2"), adapter)
+    smaller = make_model(tmp_path / "smaller", num_hidden_layers=4)
+    with pytest.raises(BrokenCheckpoint, match="do not fit it"):
+        ours(smaller, adapter)
+    with pytest.raises(InputError, match="not an adapter"):
+        ours(smaller, tmp_path)

@@ -1,0 +1,11 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.training.kills import kill
+
+
+def test_killed_runs_end_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    report = kill(6, 3, tmp_path)
+    assert report.kills == 6
+    assert report.completed > 0

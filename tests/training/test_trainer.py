@@ -1,0 +1,111 @@
+"""Every step's loss beside transformers' Trainer, on the same data, in the same order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+from gptcli.cli.app import run
+from gptcli.training.checkpoints import RunDirectory
+from gptcli.training.corpus import TRAIN, Corpus
+from tests.parity.reference import write_reference
+from tests.parity.test_families import GPT
+from tests.tiny import TEXT, make_tokenizer
+
+OPTIONS = [
+    "--full", "--block-size", "16", "-b", "3", "--epochs", "2", "--learning-rate", "0.01", "--eval-share", "0.1",
+    "--weight-decay", "0.1", "--warmup", "2", "--seed", "7",
+]  # fmt: skip
+
+
+def trained(model: Path, data: Path, out: Path, *options: str) -> list[float]:
+    """The losses that `gptcli train` logs."""
+    assert run(["train", str(data), "-m", str(model), "-o", str(out), "-q", *OPTIONS, *options]) == 0
+    events = map(json.loads, (out / "log.jsonl").read_text().splitlines())
+    return [event["loss"] for event in events if event["event"] == "step"]
+
+
+class Rows(torch.utils.data.Dataset[dict[str, Any]]):
+    def __init__(self, corpus: Corpus) -> None:
+        self._rows = [corpus.batch([index])[0][0] for index in range(len(corpus))]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self._rows[index]
+        # The Trainer divides by the count of labels, also of the first, which nothing comes before.
+        return {"input_ids": row, "labels": torch.cat([torch.tensor([-100]), row[1:]])}
+
+
+def padded(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    pad = torch.nn.utils.rnn.pad_sequence
+    return {
+        "input_ids": pad([row["input_ids"] for row in rows], batch_first=True),
+        "labels": pad([row["labels"] for row in rows], batch_first=True, padding_value=-100),
+    }
+
+
+def their_losses(model: Path, rows: Rows, out: Path) -> list[float]:
+    arguments = TrainingArguments(
+        str(out),
+        per_device_train_batch_size=3,
+        num_train_epochs=2,
+        learning_rate=0.01,
+        weight_decay=0.1,
+        warmup_steps=2,
+        lr_scheduler_type="cosine",
+        logging_strategy="no",
+        seed=7,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    reference = AutoModelForCausalLM.from_pretrained(model, attn_implementation="eager", dtype=torch.float32)
+    losses: list[float] = []
+
+    class Exact(Trainer):
+        """Keeps losses that are not rounded."""
+
+        def training_step(self, *given: Any, **named: Any) -> torch.Tensor:
+            loss: torch.Tensor = super().training_step(*given, **named)
+            losses.append(loss.item())
+            return loss
+
+    trainer = Exact(reference, arguments, train_dataset=rows, data_collator=padded)
+    trainer.train()
+    return losses
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("model_type", "config"),
+    [("gpt2", GPT | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}), ("llama", {})],
+)
+def test_every_step_has_the_loss_of_the_trainer(
+    model_type: str, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_reference(tmp_path / "model", model_type, **config | {"vocab_size": 320}).path
+    make_tokenizer().save(str(model / "tokenizer.json"))
+    (data := tmp_path / "data.txt").write_text(TEXT * 4)
+    kept: list[Rows] = []
+    finish: Callable[[RunDirectory], None] = RunDirectory.finish
+
+    def keep_rows(directory: RunDirectory) -> None:
+        kept.append(Rows(Corpus(directory.data, TRAIN)))
+        finish(directory)
+
+    monkeypatch.setattr(RunDirectory, "finish", keep_rows)
+    ours = trained(model, data, tmp_path / "out")
+    theirs = their_losses(model, kept[0], tmp_path / "theirs")
+    assert len(ours) > 10 and ours[-1] < ours[0] - 0.5
+    assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-4
+    in_parts = trained(model, data, tmp_path / "parts", "--micro-batch", "2", "--save-memory")
+    assert max(abs(a - b) for a, b in zip(ours, in_parts, strict=True)) < 1e-4
