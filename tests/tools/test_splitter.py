@@ -308,8 +308,8 @@ def test_a_long_text_takes_time_in_proportion_to_its_length() -> None:
     assert in_pieces(text, use_of("hermes"), 3).calls
 
 
-PIECES = """<think> </think> { } [ ] " \\ f( ) call:f < | > , : é null NaN 1e999 ``` {"name":"now" <parameter=a> </parameter>
-<arg_key> </arg_key> to=functions.now <|message|> <|channel|> <|end|> <|start|> \ud800 \x00""".split()
+PIECES = """<think> </think> { } [ ] " \\ f( ) call:f < | > , : é null NaN 1e999 ``` {"name":"now" <parameter=a>
+</parameter> <arg_key> </arg_key> to=functions.now <|message|> <|channel|> <|end|> <|start|> \ud800 \x00""".split()
 
 
 @pytest.mark.parametrize("format", BY_NAME)
@@ -317,7 +317,7 @@ def test_whatever_a_model_writes_is_split_the_same_in_pieces_and_can_be_written_
     known, chance = BY_NAME[format], random.Random(format)
     call = known.write([WEATHER])
     pieces = [*PIECES, "\n", " ", call, call[: len(call) // 2], call[len(call) // 2 :], known.opening, known.closing]
-    for seed in range(120):
+    for seed in range(60):
         text = "".join(chance.choice(pieces) for _ in range(chance.randint(1, 20)))
         ended = chance.random() < 0.5
         whole = found(text, format, ended=ended)
