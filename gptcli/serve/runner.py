@@ -42,8 +42,8 @@ class Runner:
         """Ends all texts and threads."""
         for lm in list(self._schedulers):
             self._schedulers.pop(lm).close()
-        self._starter.shutdown()
-        self._caller.shutdown()
+        for executor in (self._starter, self._caller):
+            executor.shutdown(wait=False, cancel_futures=True)
 
     @property
     def open(self) -> int:
