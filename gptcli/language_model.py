@@ -551,11 +551,9 @@ class LanguageModel:
         text, and for a stride or top out of range.
         """
         check_scoring(stride, top, self.longest_stride)
-        if not text:
-            raise UsageError("there is nothing to score in an empty text")
         from gptcli.generation.scoring import score
 
-        ids = self.tokenizer.encode(text, special=special)
+        ids = self.tokenizer.encode(_not_empty(text), special=special)
         return score(
             self._scorer(),
             self.tokenizer,
@@ -574,6 +572,27 @@ class LanguageModel:
 
         size = len(self.tokenizer.decode(ids))
         return score(self._scorer(), self.tokenizer, ids, stride=self.ctx_size, size=size, top=top, cache=cache)
+
+    def score_many(
+        self, texts: Iterable[str], *, stride: int | None = None, top: int = 0, special: bool = False
+    ) -> Iterator[Score]:
+        """`score` for each of many texts; short ones share steps."""
+        check_scoring(stride, top, self.longest_stride)
+        from gptcli.generation.scoring import score_many
+
+        stride = stride or max(1, self.longest_stride // 2)
+        return score_many(
+            self._scorer(), self.tokenizer, map(_not_empty, texts), stride=stride, special=special, top=top
+        )
+
+    def choose_many(
+        self, prompts: Iterable[str], choices: Sequence[str], *, special: bool = False
+    ) -> Iterator[tuple[ChoiceScore, ...]]:
+        """`choose` for each of many prompts; they share steps."""
+        check_choices(choices)
+        from gptcli.generation.scoring import choose_many
+
+        return choose_many(self._scorer(), self.tokenizer, prompts, choices, special=special)
 
     def _scorer(self) -> Engine:
         """An engine for texts as long as the context."""
@@ -600,6 +619,12 @@ class LanguageModel:
     def session(self, system: str | None = None, settings: ChatSettings | None = None) -> ChatSession:
         """A conversation with this model; what is left out is the model's own, else the command line's."""
         return Session(self, self.store.system if system is None else system, settings)
+
+
+def _not_empty(text: str) -> str:
+    if not text:
+        raise UsageError("there is nothing to score in an empty text")
+    return text
 
 
 ChatSession: TypeAlias = Session[LanguageModel]

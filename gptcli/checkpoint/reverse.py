@@ -23,6 +23,7 @@ from gptcli.checkpoint.recipes import (
     WithoutFirst,
     operands_of,
     shape,
+    sources,
 )
 
 _REVERSIBLE = (
@@ -31,8 +32,9 @@ _REVERSIBLE = (
 
 
 def is_reversible(recipe: Recipe) -> bool:
-    """Whether a parameter's tensors can be told from its value: not those of a product, say."""
-    return isinstance(recipe, _REVERSIBLE) and all(map(is_reversible, operands_of(recipe)))
+    """Whether a parameter's tensors can be told from its value: not those of a product, or one that it has twice."""
+    once = len(set(sources(recipe))) == len(sources(recipe))
+    return once and isinstance(recipe, _REVERSIBLE) and all(map(is_reversible, operands_of(recipe)))
 
 
 def tensors_of(

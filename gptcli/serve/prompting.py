@@ -40,7 +40,8 @@ class Prompting:
         if any(name in asked.options for name in CONSTRAINT_FIELDS):
             base = {name: value for name, value in base.items() if name not in CONSTRAINT_FIELDS}
         tools, choice = self._offered(asked)
-        use = self.template()[0].tool_use(tools, choice, self.lm.tokenizer) if tools else None
+        parallel = asked.parallel_tool_calls
+        use = self.template()[0].tool_use(tools, choice, self.lm.tokenizer, parallel=parallel) if tools else None
         requests = []
         for prompt in asked.prompts:
             options = base | dict(asked.options)
