@@ -24,8 +24,6 @@ from gptcli.serve.service import Service
 from gptcli.serve.texts import detokenize, embed, tokenize
 from gptcli.serve.transport import Call, Endpoint, ErrorAnswer, Handler
 
-_STARTED = 0  # what `created` is of a model: nobody knows
-
 
 @dataclass(frozen=True)
 class Outlets:
@@ -96,7 +94,7 @@ async def _model(service: Service, call: Call) -> dict[str, Any]:
 
 def _record(service: Service, name: str) -> dict[str, Any]:
     """A model; `max_model_len`, its context in tokens, is called so by others too."""
-    record = {"id": name, "object": "model", "created": _STARTED, "owned_by": "gptcli"}
+    record = {"id": name, "object": "model", "created": 0, "owned_by": "gptcli"}
     return record | {"max_model_len": service.models.opened(name).lm.ctx_size}
 
 

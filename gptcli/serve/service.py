@@ -55,6 +55,11 @@ class Service:
     most_tokens: int = -1
     readers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "reader"))
 
+    def close(self) -> None:
+        """Ends all texts and threads, but for what a thread is about."""
+        self.runner.close()
+        self.readers.shutdown(wait=False, cancel_futures=True)
+
     async def read(self, function: Callable[[], _Result]) -> _Result:
         """Runs what takes a while, such as encoding a text, beside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self.readers, function)

@@ -92,7 +92,7 @@ def serving(
     yield running
     server.stop()
     thread.join()
-    runner.close()
+    running.service.close()
     assert running.bugs == []
 
 
