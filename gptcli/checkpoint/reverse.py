@@ -23,6 +23,7 @@ from gptcli.checkpoint.recipes import (
     WithoutFirst,
     operands_of,
     shape,
+    sources,
 )
 
 _REVERSIBLE = (
@@ -31,8 +32,11 @@ _REVERSIBLE = (
 
 
 def is_reversible(recipe: Recipe) -> bool:
-    """Whether a parameter's tensors can be told from its value: not those of a product, say."""
-    return isinstance(recipe, _REVERSIBLE) and all(map(is_reversible, operands_of(recipe)))
+    """Whether a parameter's tensors can be told from its value: not those of a product, nor one that it has twice."""
+    each = sources(recipe)
+    return (
+        isinstance(recipe, _REVERSIBLE) and len(set(each)) == len(each) and all(map(is_reversible, operands_of(recipe)))
+    )
 
 
 def tensors_of(

@@ -66,7 +66,8 @@ class Block(nn.Module):
             active = self.altup.config.active
             x = self.altup.correct(predicted, self._run(predicted[active], position, block))
             if self.layer_input is not None:
-                x[1:] += self.layer_input(x[active] * self.altup.scale, layer_input)
+                added = self.layer_input(x[active] * self.altup.scale, layer_input)
+                x = torch.cat([x[:1], x[1:] + added])
             return x
         x = self._run(x, position, block)
         if self.layer_input is not None:
