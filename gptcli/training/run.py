@@ -183,7 +183,8 @@ class Run:
             if not any(parameter is each for each in found.values()):
                 found[name] = parameter
         if left:
-            note(f"not trained, for they are made of products or by a rule: {', '.join(left)}")
+            what = "not trained, for the checkpoint's tensors cannot be told from them"
+            note(f"{what}: {', '.join(left[:5])}{', ...' if len(left) > 5 else ''}")
         return found
 
     def events(self, stopped: Callable[[], bool]) -> Iterator[Event]:

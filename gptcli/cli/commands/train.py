@@ -167,7 +167,8 @@ def train(
     groups = (what, model, adapter, how, run)
     if not data and not run.resume:
         raise UsageError("there is no data", "gptcli train notes.txt -o OUT, or --resume to go on with a run")
-    asked = _settings(expanded(data or ()), groups)
+    typed = _typed(context)
+    asked = _settings(expanded(data or ()), groups, typed)
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # see gptcli/runtime/loader.py
     check_room_for_torch()
     with ProgressLine(quiet=run.quiet) as activity, ExitStack() as stack:
@@ -176,7 +177,7 @@ def train(
 
             directory = RunDirectory(out)
             stack.enter_context(directory.locked())
-            settings = _kept(directory, asked, _typed(context), resume=run.resume)
+            settings = _kept(directory, asked, typed, resume=run.resume)
             loaded = None if settings is None else _load(directory, settings, model.offline, run.max_input, activity)
         if loaded is None:
             activity.note(f"the run in {out} is finished")
@@ -204,16 +205,17 @@ def _typed(context: typer.Context) -> set[str]:
     return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
 
 
-def _settings(data: Sequence[str], groups: Sequence[Any]) -> TrainSettings:
+def _settings(data: Sequence[str], groups: Sequence[Any], typed: set[str]) -> TrainSettings:
     """The settings that options ask for. Raises UsageError for a value out of range."""
     given = {name: value for group in groups for name, value in vars(group).items()}
     if given["full"] and given["lora"]:
         raise UsageError("--full and --lora exclude each other")
     kind = "new" if given["new"] else "full" if given["full"] else "lora"
-    if given["model"] is None and given["new"] is None:
-        given["model"] = DEFAULT_MODEL
-    elif given["model"] and given["new"] is None and os.path.exists(given["model"]):
-        given["model"] = os.path.abspath(given["model"])
+    if given["new"] is None:
+        model = given["model"] or DEFAULT_MODEL
+        given["model"] = os.path.abspath(model) if os.path.exists(model) else model
+    elif "model" not in typed:  # it is the environment's
+        given["model"] = None
     given["data"] = tuple(data)
     given["lora"] = given["lora"] or _DEFAULTS.lora if kind == "lora" else None
     given["threads"] = given["threads"] or min(os.cpu_count() or 1, cpu_limit())
