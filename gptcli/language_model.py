@@ -551,11 +551,9 @@ class LanguageModel:
         text, and for a stride or top out of range.
         """
         check_scoring(stride, top, self.longest_stride)
-        if not text:
-            raise UsageError("there is nothing to score in an empty text")
         from gptcli.generation.scoring import score
 
-        ids = self.tokenizer.encode(text, special=special)
+        ids = self.tokenizer.encode(_not_empty(text), special=special)
         return score(
             self._scorer(),
             self.tokenizer,
@@ -574,6 +572,27 @@ class LanguageModel:
 
         size = len(self.tokenizer.decode(ids))
         return score(self._scorer(), self.tokenizer, ids, stride=self.ctx_size, size=size, top=top, cache=cache)
+
+    def score_many(
+        self, texts: Iterable[str], *, stride: int | None = None, top: int = 0, special: bool = False
+    ) -> Iterator[Score]:
+        """`score` for each of many texts; short ones share steps."""
+        check_scoring(stride, top, self.longest_stride)
+        from gptcli.generation.scoring import score_many
+
+        stride = stride or max(1, self.longest_stride // 2)
+        return score_many(
+            self._scorer(), self.tokenizer, map(_not_empty, texts), stride=stride, special=special, top=top
+        )
+
+    def choose_many(
+        self, prompts: Iterable[str], choices: Sequence[str], *, special: bool = False
+    ) -> Iterator[tuple[ChoiceScore, ...]]:
+        """`choose` for each of many prompts; they share steps."""
+        check_choices(choices)
+        from gptcli.generation.scoring import choose_many
+
+        return choose_many(self._scorer(), self.tokenizer, prompts, choices, special=special)
 
     def _scorer(self) -> Engine:
         """An engine for texts as long as the context."""
@@ -602,6 +621,12 @@ class LanguageModel:
         return Session(self, self.store.system if system is None else system, settings)
 
 
+def _not_empty(text: str) -> str:
+    if not text:
+        raise UsageError("there is nothing to score in an empty text")
+    return text
+
+
 ChatSession: TypeAlias = Session[LanguageModel]
 
 
@@ -616,7 +641,7 @@ def load(
     threads: int | None = None,
     speculate: int = 0,
     draft_model: str | Path | None = None,
-    adapter: str | Path | Sequence[str | Path] = (),
+    adapter: str | Path | Sequence[str | Path] | None = None,
     offline: bool = False,
 ) -> LanguageModel:
     """Loads a model by name, directory or GGUF file. Raises subclasses of GptcliError that say what is wrong.
@@ -633,7 +658,7 @@ def load(
         threads=threads,
         speculate=speculate,
         draft_model=None if draft_model is None else str(draft_model),
-        adapter=tuple(map(str, [adapter] if isinstance(adapter, str | Path) else adapter)),
+        adapter=tuple(map(str, [adapter] if isinstance(adapter, str | Path) else adapter or ())),
     )
     lm = LanguageModel.open(str(model), runtime, offline=offline)
     lm.load()

@@ -23,6 +23,7 @@ from gptcli.model_notes import Note
 if TYPE_CHECKING:
     from gptcli.gguf.model import GgufModel
 
+_AHEAD = "layers that predict tokens further ahead, and that nothing uses"
 _TEXT_ALONE = Note("text alone goes in, though the model reads images too")
 
 
@@ -70,6 +71,8 @@ class ModelFolder:
         notes = [Note("fields that nothing reads", model.left_over)] if model.left_over else []
         if model.reads_images:
             notes.append(_TEXT_ALONE)
+        if model.ahead:
+            notes.append(Note(_AHEAD, tuple(f"blk.{layer}" for layer in model.ahead)))
         folder = cls(path, model.config, model.generation_config, tensors, (), notes, model)
         if kinds := sorted({stored.about for stored in folder.weights.values() if is_expanded(stored)}):
             what = "expanded in memory, for nothing multiplies with them as stored: blocks of type"
@@ -84,7 +87,7 @@ class ModelFolder:
         left_over = {
             "config.json: fields that nothing reads": fields,
             "tensors that nothing uses": tuple(self._unused(self.architecture)),
-            "layers that predict tokens further ahead, and that nothing uses": tuple(
+            _AHEAD: tuple(
                 prefix.rstrip("._")
                 for prefix in self.architecture.ahead
                 if any(name.startswith(prefix) for name in self.weights)

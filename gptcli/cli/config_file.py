@@ -47,6 +47,7 @@ _OF_ONE_CALL = {
     "help",
     "list",
     "lines",
+    "messages",
     "out",
     "retry-failed",
     "script",

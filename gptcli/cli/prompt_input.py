@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Literal, Protocol, Self, cast
 
@@ -195,14 +196,23 @@ def text_lines(file: Path, decoding: Decoding, longest: int) -> Iterator[str]:
 
     Raises InputError for a line that is longer, and as `read_prompt` does.
     """
+    return chain.from_iterable(blocks_of_lines(file, decoding, longest))
+
+
+def blocks_of_lines(file: Path, decoding: Decoding, longest: int) -> Iterator[list[str]]:
+    """The same, in lists of those that came together."""
     rest = ""
     for block in TextBlocks(unless_dash(file), replace(decoding, max_input=None)):
         *lines, rest = (rest + block).split("\n")
-        for line in lines:
-            yield _short_enough(line.removesuffix("\r"), file, longest)
-        _short_enough(rest.removesuffix("\r"), file, longest)
+        lines = [line.removesuffix("\r") for line in lines]
+        whole = list(takewhile(lambda line: len(line) <= longest, lines))
+        if whole:
+            yield whole
+        for line in (*lines[len(whole) :], rest.removesuffix("\r")):
+            _check_length(line, file, longest)
     if rest:
-        yield _short_enough(rest, file, longest)
+        _check_length(rest, file, longest)
+        yield [rest]
 
 
 def _lines(text: str) -> list[str]:
@@ -211,12 +221,11 @@ def _lines(text: str) -> list[str]:
     return [*(line.removesuffix("\r") for line in lines), rest]
 
 
-def _short_enough(line: str, file: Path, limit: int) -> str:
+def _check_length(line: str, file: Path, limit: int) -> None:
     if len(line) > limit:
         raise InputError(
             f"too large: {file}: a line of more than {limit} characters", hint="raise the limit with --max-input"
         )
-    return line
 
 
 def _blocks(stream: _Readable, where: str, max_input: int | None) -> Iterator[bytes]:

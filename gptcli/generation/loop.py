@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 from gptcli.errors import GptcliError
 from gptcli.generation.completion import Completion, Timing
@@ -14,6 +15,9 @@ from gptcli.generation.job import Job
 from gptcli.generation.speculation import Drafter
 from gptcli.generation.steps import SharedSteps, SingleSteps, Steps
 from gptcli.runtime.engine import Cancelled, Engine, Logits, Progress, PromptCache, never_cancelled, no_progress
+
+if TYPE_CHECKING:
+    from gptcli.runtime.torch_engine import TorchEngine
 
 Event = TextDelta | Finished
 
@@ -54,7 +58,7 @@ def generate(
         if len(completions) == 1:
             steps = SingleSteps(engine, own_cache, drafter, most_drafted, own[0].constraint)
         else:
-            steps = SharedSteps(engine, own_cache)
+            steps = SharedSteps(cast("TorchEngine", engine), own_cache)
         together = _Together(engine, list(own), steps, on_prefill, cancelled)
         yield from map(together.events, own)
 

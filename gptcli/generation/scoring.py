@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import TypeVar
 
-from gptcli.errors import ContextOverflow, UsageError
+from gptcli.errors import ContextOverflow, GptcliError, UsageError
+from gptcli.generation.cache_pool import CachePool
 from gptcli.generation.events import TokenLogprob
 from gptcli.generation.score_result import ChoiceScore, Score
-from gptcli.runtime.engine import Cache, Engine, Progress, PromptCache, TokenScore, no_progress
+from gptcli.runtime.engine import Cache, Engine, Extension, Progress, PromptCache, TokenScore, no_progress
 from gptcli.text.tokenizer import Tokenizer
+
+_STEP_TOKENS, _MOST_TEXTS = 256, 64  # that share a step, of which all logits are kept
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -52,20 +57,62 @@ def score(
     head: what of it the tokenizer puts before a text, such as BOS, which begins every window. on_progress: tokens done
     and in all.
     """
-    unscored = max(1, len(head))
-    logprobs: list[float | None] = [None] * unscored
-    likeliest: list[tuple[TokenLogprob, ...]] = [()] * unscored
+    unscored, found = max(1, len(head)), list[TokenScore]()
     own_cache = (cache or PromptCache()).for_engine(engine)
     for window in windows(len(ids), engine.ctx_size, stride, unscored):
         before = [*head, *ids[window.begin + len(head) : window.first]]
         for scores in _continued(engine, tokenizer, own_cache, before, ids[window.first : window.end], top):
-            logprobs += [token.logprob for token in scores]
-            likeliest += [
-                tuple(TokenLogprob(id, tokenizer.token_bytes(id), value) for id, value in token.likeliest)
-                for token in scores
-            ]
-            on_progress(len(logprobs), len(ids))
-    return Score(tuple(ids), tuple(logprobs), size, tuple(likeliest))
+            found += scores
+            on_progress(unscored + len(found), len(ids))
+    return _scored(tokenizer, size, ids, found)
+
+
+def score_many(
+    engine: Engine, tokenizer: Tokenizer, texts: Iterable[str], *, stride: int, special: bool, top: int
+) -> Iterator[Score]:
+    """Scores texts, as `score` does; short ones share steps. What comes before a text that fails is yielded."""
+    before, caches = len(tokenizer.surroundings[0]), list[Cache]()
+    unscored = max(1, before)
+    encoded = ((len(text.encode()), tokenizer.encode(text, special=special)) for text in texts)
+    for group in _groups(encoded, lambda each: len(each[1])):
+        if len(group) == 1 or not engine.shares_steps:
+            for size, ids in group:
+                yield score(engine, tokenizer, ids, stride=stride, size=size, head=ids[:before], top=top)
+            continue
+        caches += [engine.new_cache() for _ in group[len(caches) :]]
+        for cache in caches:
+            cache.truncate(0)
+        asked = [index for index, (_, ids) in enumerate(group) if len(ids) > unscored]
+        parts = [Extension(caches[index], group[index][1][:-1], len(group[index][1]) - unscored) for index in asked]
+        targets = [group[index][1][unscored:] for index in asked]
+        found = dict(zip(asked, engine.score_texts(parts, targets, tokenizer.size, top), strict=True)) if asked else {}
+        yield from (_scored(tokenizer, *each, found.get(index, [])) for index, each in enumerate(group))
+
+
+def _scored(tokenizer: Tokenizer, size: int, ids: Sequence[int], found: Sequence[TokenScore]) -> Score:
+    before = len(ids) - len(found)
+    likeliest = [tuple(TokenLogprob(id, tokenizer.token_bytes(id), p) for id, p in one.likeliest) for one in found]
+    logprobs = (*[None] * before, *(token.logprob for token in found))
+    return Score(tuple(ids), logprobs, size, (*[()] * before, *likeliest))
+
+
+def _groups(items: Iterable[_Item], tokens_of: Callable[[_Item], int]) -> Iterator[list[_Item]]:
+    """Items that share a step. If the next item raises, what came before it is yielded first."""
+    group, tokens = list[_Item](), 0
+    try:
+        for item in items:
+            own = tokens_of(item)
+            if group and (tokens + own > _STEP_TOKENS or len(group) == _MOST_TEXTS):
+                yield group
+                group, tokens = [], 0
+            group.append(item)
+            tokens += own
+    except GptcliError:
+        if group:
+            yield group
+        raise
+    if group:
+        yield group
 
 
 def choose(
@@ -81,6 +128,49 @@ def choose(
 
     Raises UsageError for a choice that adds nothing and for a prompt without tokens, and ContextOverflow.
     """
+    shared, endings = _fitting(engine, tokenizer, prompt, choices, special)
+    own_cache = (cache or PromptCache()).for_engine(engine)
+    logprobs = [
+        [token.logprob for scores in _continued(engine, tokenizer, own_cache, shared, ending, 0) for token in scores]
+        for ending in endings
+    ]
+    return _chosen(choices, endings, logprobs)
+
+
+def choose_many(
+    engine: Engine, tokenizer: Tokenizer, prompts: Iterable[str], choices: Sequence[str], *, special: bool
+) -> Iterator[tuple[ChoiceScore, ...]]:
+    """As `choose`, for each prompt: they share steps, and what they begin with in common is run once."""
+    pool, cache = CachePool(engine), PromptCache()
+    if not engine.shares_steps:
+        yield from (choose(engine, tokenizer, prompt, choices, special=special, cache=cache) for prompt in prompts)
+        return
+    asked = (_fitting(engine, tokenizer, prompt, choices, special) for prompt in prompts)
+    for group in _groups(asked, lambda each: len(each[0]) - pool.most_common(each[0]) + max(map(len, each[1]))):
+        caches = [pool.take(shared[:-1]) for shared, _ in group]
+        for (shared, _), own in zip(group, caches, strict=True):
+            if len(shared) - own.length > _STEP_TOKENS:
+                engine.prefill(shared[own.length : -1], own)
+        rounds = []
+        for choice in range(len(choices)):
+            parts = [
+                Extension(own, [*shared, *endings[choice][:-1]][own.length :], len(endings[choice]))
+                for (shared, endings), own in zip(group, caches, strict=True)
+            ]
+            targets = [endings[choice] for _, endings in group]
+            rounds.append(engine.score_texts(parts, targets, tokenizer.size, 0))
+            for (shared, _), own in zip(group, caches, strict=True):
+                own.truncate(len(shared) - 1)
+        for own in caches:
+            pool.give_back(own)
+        for (_, endings), scores in zip(group, zip(*rounds, strict=True), strict=True):
+            yield _chosen(choices, endings, [[token.logprob for token in own] for own in scores])
+
+
+def _fitting(
+    engine: Engine, tokenizer: Tokenizer, prompt: str | Sequence[int], choices: Sequence[str], special: bool
+) -> tuple[list[int], list[list[int]]]:
+    """What `_common_prefix` finds. Raises ContextOverflow if the context does not hold it, and as that does."""
     shared, endings = _common_prefix(tokenizer, prompt, choices, special)
     longest = len(shared) + max(map(len, endings)) - 1
     if longest > engine.ctx_size:
@@ -88,11 +178,13 @@ def choose(
             f"the prompt and a choice do not fit: {longest} tokens in a context of {engine.ctx_size}",
             hint="shorten it; --ctx-size can be as large as the model's own context, and no larger",
         )
-    own_cache = (cache or PromptCache()).for_engine(engine)
-    logprobs = [
-        [token.logprob for scores in _continued(engine, tokenizer, own_cache, shared, ending, 0) for token in scores]
-        for ending in endings
-    ]
+    return shared, endings
+
+
+def _chosen(
+    choices: Sequence[str], endings: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]]
+) -> tuple[ChoiceScore, ...]:
+    """The choices with their log-probabilities, the most probable first."""
     sums = [math.fsum(each) for each in logprobs]
     weights = [math.exp(own - max(sums)) for own in sums]
     scores = [

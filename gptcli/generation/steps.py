@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from gptcli.generation.sampling.constraint import Constraint
 from gptcli.generation.speculation import Drafter, Pace
-from gptcli.runtime.engine import Cache, Cancelled, Engine, Logits, Progress, Rows, no_progress
+from gptcli.runtime.engine import Cache, Cancelled, Engine, Logits, Progress, no_progress
+
+if TYPE_CHECKING:
+    from gptcli.model.cache import KVCache
+    from gptcli.runtime.torch_engine import TensorRows, TorchEngine
 
 
 class Steps(Protocol):
@@ -125,16 +129,16 @@ class SingleSteps:
 
 
 class SharedSteps:
-    """The steps of several texts, each of which reads the weights once for all of them.
+    """The steps of several texts in torch, each of which reads the weights once for all of them.
 
     Nothing is drafted: a shared step would gain less by it, and each text would run ahead by another number of tokens.
     """
 
     drafted = kept = 0
 
-    def __init__(self, engine: Engine, cache: Cache) -> None:
+    def __init__(self, engine: TorchEngine, cache: KVCache) -> None:
         self._engine, self._cache = engine, cache
-        self._rows: Rows | None = None
+        self._rows: TensorRows | None = None
 
     def begin(
         self, prompt: Sequence[int], texts: int, on_progress: Progress, cancelled: Cancelled

@@ -164,7 +164,7 @@ class GgufModel:
         return found | self._xielu()
 
     @property
-    def _ahead(self) -> range:
+    def ahead(self) -> range:
         """The layers that predict tokens further ahead, which follow the others."""
         layers = self._fields.integer("block_count")
         return range(layers - self._fields.integer("nextn_predict_layers", 0), layers)
@@ -193,6 +193,8 @@ class GgufModel:
         if width < 1 or min(heads, kv_heads) < (0 if known.states else 1):
             raise file.broken(f"{heads} attention heads with {kv_heads} for keys and values, of width {width}")
         head_dim = fields.integer("attention.key_length", width // max(1, heads))
+        if head_dim < 1:
+            raise file.broken(f"{heads} attention heads of {head_dim} channels")
         latent = "attn_kv_a_mqa" in known.block
         if not latent and fields.integer("attention.value_length", head_dim) != head_dim:
             raise file.unsupported("values of another size than keys are not read")
@@ -201,7 +203,7 @@ class GgufModel:
             "vocab_size": embedding.shape[0],
             "hidden_size": width,
             "intermediate_size": number("feed_forward_length"),
-            "num_hidden_layers": self._ahead.start,
+            "num_hidden_layers": self.ahead.start,
             "num_attention_heads": heads,
             "num_key_value_heads": kv_heads,
             "head_dim": head_dim,
@@ -323,7 +325,7 @@ class GgufModel:
                 raise file.unsupported(f"tensor {tensor.name[:80]!r} belongs to no part of this architecture")
             return [(f"{known.top[stem]}.{leaf}", self._edited(tensor, stem, leaf))]
         layer, stem, expert, leaf = match.groups(default="")
-        if int(layer) in self._ahead:
+        if int(layer) in self.ahead:
             return []
         kind = stem if not expert else f"{stem}.#"
         if kind == "attn_qkv" and kind not in known.block and "attn_q" in known.block:

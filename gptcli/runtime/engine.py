@@ -95,19 +95,6 @@ Extended: TypeAlias = Sequence[Logits] | NonFiniteLogits | OutOfMemory
 """The logits that an `Extension` wants, or why there are none."""
 
 
-class Rows(Protocol):
-    """Texts that share steps, a row each. Nothing here promises that they are equally long."""
-
-    def step(self, tokens: Sequence[int]) -> Sequence[Logits]:
-        """Appends one token to each row; the logits after each. Raises as `Engine.step` does."""
-
-    def replace(self, texts: Sequence[Sequence[int]], cancelled: Cancelled) -> Sequence[Logits] | None:
-        """Makes other texts the rows; the logits after each, or None once cancelled."""
-
-    def drop(self, row: int) -> None:
-        """Forgets a row; the last one takes its index."""
-
-
 class Engine(Protocol):
     """A loaded decoder with a context of `ctx_size` tokens. load_s: seconds that loading took.
 
@@ -177,14 +164,16 @@ class Engine(Protocol):
         `prefill` does.
         """
 
+    def score_texts(
+        self, texts: Sequence[Extension], targets: Sequence[Sequence[int]], vocabulary: int, top: int
+    ) -> list[list[TokenScore]]:
+        """The same for several texts in one step, on an engine that `shares_steps`: a target for each that it wants."""
+
     def most_ahead(self, cache: Any) -> int:
         """How many tokens may follow the next one in a step so that they can still be taken back."""
 
     def most_rows(self, tokens: int) -> int:
         """How many texts of so many tokens may share steps."""
-
-    def rows(self, cache: Any, count: int) -> Rows:
-        """So many texts that begin with a copy of a cache. Raises OutOfMemory."""
 
 
 class PromptCache:

@@ -6,13 +6,11 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Self
 
-from gptcli.errors import GptcliError
 from gptcli.kernels.bindings import CacheKind, Row
 from gptcli.kernels.memory import Memory
 from gptcli.model.config import CACHE_STEP
-from gptcli.runtime.engine import Cancelled, Extension, Progress
 
 
 def planes(kind: CacheKind, head_dim: int) -> list[int]:
@@ -119,47 +117,3 @@ class _Part:
             ctypes.memmove(memory.address + at * room, source, kept * size)
             at += size
         self.memory, self.room, self.first = memory, room, self.first + dropped
-
-
-_Logits = TypeVar("_Logits", covariant=True)
-
-
-class _Engine(Protocol[_Logits]):
-    """What `ProgramRows` needs of an engine."""
-
-    def prefill(
-        self, tokens: Sequence[int], cache: ProgramCache, on_progress: Progress = ..., cancelled: Cancelled = ...
-    ) -> _Logits | None: ...
-
-    def extend(self, texts: Sequence[Extension]) -> Sequence[Sequence[_Logits] | GptcliError]: ...
-
-
-class ProgramRows(Generic[_Logits]):
-    """Texts that share steps, each with a cache of its own; see `Rows`."""
-
-    def __init__(self, engine: _Engine[_Logits], caches: list[ProgramCache]) -> None:
-        self._engine, self._caches = engine, caches
-
-    def step(self, tokens: Sequence[int]) -> Sequence[_Logits]:
-        """See `Rows.step`."""
-        steps = [Extension(cache, [token]) for cache, token in zip(self._caches, tokens, strict=True)]
-        logits = []
-        for own in self._engine.extend(steps):
-            if isinstance(own, GptcliError):
-                raise own
-            logits.append(own[0])
-        return logits
-
-    def replace(self, texts: Sequence[Sequence[int]], cancelled: Cancelled) -> Sequence[_Logits] | None:
-        """See `Rows.replace`."""
-        for cache, text in zip(self._caches, texts, strict=True):
-            cache.truncate(0)
-            if len(text) > 1 and self._engine.prefill(text[:-1], cache, cancelled=cancelled) is None:
-                return None
-        return self.step([text[-1] for text in texts])
-
-    def drop(self, row: int) -> None:
-        """See `Rows.drop`."""
-        last = self._caches.pop()
-        if row < len(self._caches):
-            self._caches[row] = last

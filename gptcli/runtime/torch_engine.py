@@ -24,7 +24,6 @@ from gptcli.runtime.engine import (
     Extended,
     Extension,
     Progress,
-    Rows,
     TokenScore,
     Workload,
     never_cancelled,
@@ -34,7 +33,7 @@ from gptcli.runtime.fast_start.snapshot_file import Snapshot
 from gptcli.runtime.lowering import lower
 from gptcli.runtime.memory_errors import memory_errors
 from gptcli.runtime.program import CHUNK
-from gptcli.runtime.program_cache import ProgramCache, ProgramRows
+from gptcli.runtime.program_cache import ProgramCache
 
 TextCache = KVCache | ProgramCache
 
@@ -186,11 +185,8 @@ class TorchEngine:
         with memory_errors(self.plan.device, f"sharing {caches[0].length} tokens among {len(caches)} texts"):
             cache.fill(caches)
 
-    def rows(self, cache: TextCache, count: int) -> Rows:
-        """See `Engine.rows`."""
-        if isinstance(cache, ProgramCache):
-            with memory_errors(self.plan.device, f"sharing {cache.length} tokens among {count} texts"):
-                return ProgramRows(self, [cache.copy() for _ in range(count)])
+    def rows(self, cache: KVCache, count: int) -> TensorRows:
+        """So many texts that begin with a copy of a cache, without a program. Raises OutOfMemory."""
         rows = self._new_kv_cache()
         self.fill(rows, [cache] * count)
         return TensorRows(self, rows)
@@ -228,12 +224,19 @@ class TorchEngine:
             logits = self._run(chunk, cache, wanted=max(1, len(asked)))[:, :vocabulary]
             if not asked:
                 continue
-            total = torch.cat([_log_sums(some) for some in torch.split(logits, _CACHED_ROWS)])  # (T, 1)
-            chosen = logits.gather(1, torch.tensor(asked, device=logits.device)[:, None]) - total
-            best = logits.topk(min(top, vocabulary))
-            ranked = zip(best.indices.tolist(), (best.values - total).tolist(), strict=True)
-            likeliest = [list(zip(*pair, strict=True)) for pair in ranked]
-            yield list(map(TokenScore, chosen[:, 0].tolist(), likeliest))
+            yield _scores(logits, asked, top)
+
+    @torch.inference_mode()
+    def score_texts(
+        self, texts: Sequence[Extension], targets: Sequence[Sequence[int]], vocabulary: int, top: int
+    ) -> list[list[TokenScore]]:
+        """See `Engine.score_texts`."""
+        whole = [Extension(cache, self._rotated_alike(tokens, cache), wanted) for cache, tokens, wanted in texts]
+        logits = self._run_program(whole)
+        if not self._all_finite(logits):
+            raise NonFiniteLogits(max(cache.length for cache, _, _ in whole), self.plan.dtype_name)
+        each = torch.split(logits[:, :vocabulary], [text.wanted for text in texts])
+        return [_scores(own, asked, top) for own, asked in zip(each, targets, strict=True)]
 
     def most_ahead(self, cache: TextCache) -> int:
         """See `Engine.most_ahead`: a text that crosses a RoPE border cannot go back, nor can a state."""
@@ -392,6 +395,18 @@ class TorchEngine:
         return logits
 
 
+def _scores(logits: Tensor, targets: Sequence[int], top: int) -> list[TokenScore]:
+    """The score of a target for each row of logits, (T, vocabulary)."""
+    total = torch.cat([_log_sums(some) for some in torch.split(logits, _CACHED_ROWS)])  # (T, 1)
+    chosen = logits.gather(1, torch.tensor(targets, device=logits.device)[:, None]) - total
+    if not top:
+        return [TokenScore(value, ()) for value in chosen[:, 0].tolist()]
+    best = logits.topk(min(top, logits.shape[1]))
+    ranked = zip(best.indices.tolist(), (best.values - total).tolist(), strict=True)
+    likeliest = [list(zip(*pair, strict=True)) for pair in ranked]
+    return list(map(TokenScore, chosen[:, 0].tolist(), likeliest))
+
+
 def _log_sums(logits: Tensor) -> Tensor:
     """The logarithm of each row's sum of e^logit, (rows, 1) in fp64."""
     most = logits.amax(-1, keepdim=True)
@@ -399,20 +414,20 @@ def _log_sums(logits: Tensor) -> Tensor:
 
 
 class TensorRows:
-    """The rows of a cache that holds several texts; see `Rows`. Today they are equally long."""
+    """Texts of one length that share steps, as rows of one cache."""
 
     def __init__(self, engine: TorchEngine, cache: KVCache) -> None:
         self._engine, self._cache = engine, cache
 
     def step(self, tokens: Sequence[int]) -> Sequence[Tensor]:
-        """See `Rows.step`; each logits is (vocab,) in fp32."""
+        """Appends one token to each row; the logits (vocab,) in fp32 after each. Raises as `prefill` does."""
         return self._engine.decode_rows(tokens, self._cache).unbind()
 
     def replace(self, texts: Sequence[Sequence[int]], cancelled: Cancelled) -> Sequence[Tensor] | None:
-        """See `Rows.replace`."""
+        """Makes other texts the rows; the logits after each, or None once cancelled."""
         logits = self._engine.prefill_rows(texts, self._cache, cancelled)
         return None if logits is None else logits.unbind()
 
     def drop(self, row: int) -> None:
-        """See `Rows.drop`."""
+        """Forgets a row; the last one takes its index."""
         self._cache.drop(row)

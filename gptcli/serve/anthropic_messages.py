@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
 from gptcli.errors import GptcliError
 from gptcli.generation.events import Finished
 from gptcli.serve.openai_answers import error_answer
-from gptcli.serve.openai_bodies import CHAT, Asked, BadParameter, check_flag, check_kinds, known_only, model_of
+from gptcli.serve.openai_bodies import (
+    CHAT,
+    Asked,
+    BadParameter,
+    check_flag,
+    check_kinds,
+    known_only,
+    messages_of,
+    model_of,
+    tools_of,
+)
 from gptcli.serve.service import Prepared, Service
 from gptcli.serve.transport import Call, Events, event
-from gptcli.text.messages import Message
+from gptcli.tools.definitions import ToolCall
 
 _KNOWN = {
     *("model", "messages", "system", "max_tokens", "stop_sequences", "temperature", "top_p", "top_k"),
-    *("stream", "thinking", "metadata", "service_tier"),
+    *("stream", "thinking", "metadata", "service_tier", "tools", "tool_choice"),
 }
 _ERRORS = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
@@ -53,6 +64,7 @@ async def answer_message(service: Service, call: Call) -> dict[str, Any] | Event
     async with aclosing(service.spoken(prepared, call)) as pieces:
         async for piece in pieces:
             if isinstance(piece, Finished):
+                blocks += map(_call_block, piece.tool_calls)
                 message |= _ending(piece, asked)
                 message["usage"]["output_tokens"] = call.completion_tokens
             else:
@@ -81,6 +93,13 @@ async def _streamed(service: Service, prepared: Prepared, message: dict[str, Any
             if isinstance(piece, Finished):
                 if inside is not None:
                     yield _event("content_block_stop", index=blocks - 1)
+                for each in piece.tool_calls:
+                    block, text = _call_block(each), json.dumps(each.arguments, ensure_ascii=False)
+                    yield _event("content_block_start", index=blocks, content_block=block | {"input": {}})
+                    delta = {"type": "input_json_delta", "partial_json": text}
+                    yield _event("content_block_delta", index=blocks, delta=delta)
+                    yield _event("content_block_stop", index=blocks)
+                    blocks += 1
                 usage = {"output_tokens": call.completion_tokens}
                 yield _event("message_delta", delta=_ending(piece, prepared.asked), usage=usage)
                 continue
@@ -103,7 +122,13 @@ def _block(thought: bool) -> dict[str, Any]:
     return {"type": "thinking", "thinking": "", "signature": ""} if thought else {"type": "text", "text": ""}
 
 
+def _call_block(call: ToolCall) -> dict[str, Any]:
+    return {"type": "tool_use", "id": call.id, "name": call.name, "input": dict(call.arguments)}
+
+
 def _ending(finished: Finished, asked: Asked) -> dict[str, Any]:
+    if finished.reason == "tool_calls":
+        return {"stop_reason": "tool_use", "stop_sequence": None}
     if finished.reason == "length":
         return {"stop_reason": "max_tokens", "stop_sequence": None}
     if finished.stop in asked.options.get("stop", ()):
@@ -119,12 +144,13 @@ def asked_of_messages(body: Mapping[str, Any]) -> Asked:
         raise BadParameter("max_tokens", "max_tokens must be a whole number, at least 1")
     if not isinstance(turns, list) or not turns:
         raise BadParameter("messages", "messages must be a list of messages")
-    messages = [_message(f"messages[{number}]", turn) for number, turn in enumerate(turns)]
-    begun = messages.pop().content if messages[-1].role == "assistant" else ""
-    if not messages:
-        raise BadParameter("messages", "messages must begin with one of the user")
+    converted = [part for number, turn in enumerate(turns) for part in _turn(f"messages[{number}]", turn)]
     if "system" in given:
-        messages.insert(0, Message("system", _text("system", given["system"])))
+        converted.insert(0, {"role": "system", "content": _text("system", given["system"])})
+    messages = messages_of(converted)
+    begun = messages.pop().content if messages[-1].role == "assistant" and not messages[-1].calls else ""
+    if all(message.role == "system" for message in messages):
+        raise BadParameter("messages", "messages must begin with one of the user")
     options: dict[str, Any] = {name: given[name] for name in ("temperature", "top_p", "top_k") if name in given}
     options |= {"max_tokens": most, "stop": given.get("stop_sequences", [])}
     if not isinstance(options["stop"], list):
@@ -138,7 +164,36 @@ def asked_of_messages(body: Mapping[str, Any]) -> Asked:
         answer_ids=begun,
         stream=check_flag("stream", given.get("stream", False)),
         model=model_of(given),
+        **tools_of(_tools(given)),
     )
+
+
+def _tools(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Tools and the choice among them, as OpenAI's API has them."""
+    converted: dict[str, Any] = {}
+    if "tools" in given:
+        if not isinstance(given["tools"], list):
+            raise BadParameter("tools", "tools must be a list of tools")
+        converted["tools"] = [_tool(f"tools[{number}]", tool) for number, tool in enumerate(given["tools"])]
+    match given.get("tool_choice"):
+        case None:
+            pass
+        case {"type": "auto" | "any" | "none" as kind}:
+            converted["tool_choice"] = {"any": "required"}.get(kind, kind)
+        case {"type": "tool", "name": str(name)}:
+            converted["tool_choice"] = {"type": "function", "function": {"name": name}}
+        case _:
+            raise BadParameter("tool_choice", "tool_choice must be of type auto, any, tool or none")
+    return converted
+
+
+def _tool(where: str, tool: object) -> dict[str, Any]:
+    match tool:
+        case {"name": str(name), "input_schema": dict(schema), **rest} if rest.get("type", "custom") == "custom":
+            if not rest.keys() - {"type", "description", "cache_control"}:
+                function = {"name": name, "description": rest.get("description") or "", "parameters": schema}
+                return {"type": "function", "function": function}
+    raise BadParameter(where, f"not supported: {where} is no tool with a name and an input_schema")
 
 
 def _thinking(asked: object) -> bool | None:
@@ -152,11 +207,26 @@ def _thinking(asked: object) -> bool | None:
     raise BadParameter("thinking", "thinking must be of type enabled, adaptive or disabled")
 
 
-def _message(where: str, turn: object) -> Message:
+def _turn(where: str, turn: object) -> Iterator[dict[str, Any]]:
+    """A message as OpenAI's API has it; answers of tools are messages of their own."""
     match turn:
         case {"role": "user" | "assistant" as role, "content": content, **rest} if not rest:
-            return Message(role, _text(f"{where}.content", content))
-    raise BadParameter(where, f"{where} must have a role, user or assistant, and content")
+            blocks = content if isinstance(content, list) else []
+        case _:
+            raise BadParameter(where, f"{where} must have a role, user or assistant, and content")
+    texts, calls = [], []
+    for block in blocks:
+        match block:
+            case {"type": "tool_use", "id": str(id), "name": str(name), "input": dict(given)} if role != "user":
+                calls.append({"id": id, "type": "function", "function": {"name": name, "arguments": given}})
+            case {"type": "tool_result", "tool_use_id": str(id), **rest} if role == "user":
+                said = _text(f"{where}.content", rest.get("content") or "")
+                yield {"role": "tool", "tool_call_id": id, "content": said}
+            case _:
+                texts.append(block)
+    if texts or calls or not blocks:
+        said = _text(f"{where}.content", texts if blocks else content)
+        yield {"role": role, "content": said} | ({"tool_calls": calls} if calls else {})
 
 
 def _text(where: str, content: object) -> str:

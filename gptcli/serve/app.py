@@ -38,7 +38,7 @@ class Outlets:
 def make_app(service: Service, access: Access, outlets: Outlets, most_bytes: int) -> ASGIApp:
     """The server as an ASGI application. most_bytes: of a request's body."""
     responses = Responses(service)
-    metrics = Metrics(lambda: service.engine.waiting)
+    metrics = Metrics(lambda: service.runner.waiting)
     paths: dict[str, dict[str, Handler]] = {
         CHAT: {"POST": partial(complete, service, CHAT)},
         TEXT: {"POST": partial(complete, service, TEXT)},

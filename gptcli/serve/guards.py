@@ -108,6 +108,8 @@ class Guarded:
         if preflight:
             asked = headers.get("access-control-request-headers", "")
             allowed = {"Access-Control-Allow-Methods": _METHODS, "Access-Control-Allow-Headers": asked}
+            if "access-control-request-private-network" in headers:
+                allowed["Access-Control-Allow-Private-Network"] = "true"
             await Response(b"", 204, allowed)(scope, receive, decorated)
             return
         await self._app(scope, receive, decorated)

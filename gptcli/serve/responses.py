@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import secrets
 import time
 from collections import OrderedDict
@@ -23,16 +24,18 @@ from gptcli.serve.openai_bodies import (
     messages_of,
     model_of,
     response_format,
+    tools_of,
 )
 from gptcli.serve.refusals import Refusal
 from gptcli.serve.service import Prepared, Service
 from gptcli.serve.transport import Call, Events, event
-from gptcli.text.messages import Message
+from gptcli.text.messages import Message, message_record
+from gptcli.tools.definitions import ToolCall
 
 _KNOWN = {
     *("model", "input", "instructions", "max_output_tokens", "temperature", "top_p", "stream", "store", "text"),
     *("previous_response_id", "reasoning", "metadata", "user", "safety_identifier", "service_tier"),
-    *("prompt_cache_key", "parallel_tool_calls"),
+    *("prompt_cache_key", "parallel_tool_calls", "tools", "tool_choice"),
 }
 _MOST_KEPT = 1000
 
@@ -55,7 +58,8 @@ class Responses:
     async def create(self, call: Call) -> dict[str, Any] | Events:
         """Answers a body for `/v1/responses`."""
         given = known_only(call.body, _KNOWN)
-        turns = [*self._earlier(given.get("previous_response_id")), *_turns(given.get("input"))]
+        earlier = self._earlier(given.get("previous_response_id"))
+        turns = messages_of([*map(message_record, earlier), *_turns(given.get("input"))], "input")
         asked = _asked(given, turns)
         store = check_flag("store", given.get("store", True))
         prepared = await self.service.prepared(asked)
@@ -94,8 +98,8 @@ class Responses:
 
     def _keep(self, response: dict[str, Any], turns: Sequence[Message], store: bool) -> None:
         if store:
-            said = "".join(item["content"][0]["text"] for item in response["output"] if item["type"] == "message")
-            self.kept[response["id"]] = Kept(response, [*turns, Message("assistant", said)])
+            said = messages_of([*map(message_record, turns), *_turns(response["output"])])
+            self.kept[response["id"]] = Kept(response, said)
             while len(self.kept) > _MOST_KEPT:
                 self.kept.popitem(last=False)
 
@@ -116,10 +120,12 @@ class Responses:
                     yield "response.created", {"response": response}
                     yield "response.in_progress", {"response": response}
                 if isinstance(piece, Finished):
-                    if not output:  # an empty answer is a message, too
+                    if not output and not piece.tool_calls:  # an empty answer is a message, too
                         for each in _begun(output, False):
                             yield each
-                    for each in _ended(output):
+                    for each in _ended(output) if output else ():
+                        yield each
+                    for each in (event for made in piece.tool_calls for event in _called(output, made)):
                         yield each
                     _finish(response, piece, call)
                     yield f"response.{response['status']}", {"response": response}
@@ -170,6 +176,21 @@ def _ended(output: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
+def _called(output: list[dict[str, Any]], call: ToolCall) -> list[tuple[str, dict[str, Any]]]:
+    """Adds a call of a tool, and tells of it."""
+    arguments = json.dumps(call.arguments, ensure_ascii=False)
+    item = {"id": f"fc_{secrets.token_hex(12)}", "type": "function_call", "call_id": call.id, "name": call.name}
+    place = {"output_index": len(output)}
+    output.append(item | {"arguments": arguments, "status": "completed"})
+    said = place | {"item_id": item["id"]}
+    return [
+        ("response.output_item.added", place | {"item": item | {"arguments": "", "status": "in_progress"}}),
+        ("response.function_call_arguments.delta", said | {"delta": arguments}),
+        ("response.function_call_arguments.done", said | {"name": call.name, "arguments": arguments}),
+        ("response.output_item.done", place | {"item": output[-1]}),
+    ]
+
+
 def _response(prepared: Prepared, given: Mapping[str, Any]) -> dict[str, Any]:
     """A response in which nothing is said yet."""
     return {
@@ -184,21 +205,21 @@ def _response(prepared: Prepared, given: Mapping[str, Any]) -> dict[str, Any]:
         "metadata": given.get("metadata") or {},
         "model": prepared.name,
         "output": [],
-        "parallel_tool_calls": False,
+        "parallel_tool_calls": given.get("parallel_tool_calls", True),
         "previous_response_id": given.get("previous_response_id"),
         "store": given.get("store", True),
         "temperature": given.get("temperature"),
         "text": given.get("text") or {"format": {"type": "text"}},
-        "tool_choice": "none",
-        "tools": [],
+        "tool_choice": given.get("tool_choice", "auto"),
+        "tools": given.get("tools") or [],
         "top_p": given.get("top_p"),
         "usage": None,
     }
 
 
 def _finish(response: dict[str, Any], finished: Finished, call: Call) -> None:
-    response["status"] = "completed" if finished.reason == "stop" else "incomplete"
-    if finished.reason != "stop":
+    response["status"] = "completed" if finished.reason in ("stop", "tool_calls") else "incomplete"
+    if response["status"] == "incomplete":
         response["incomplete_details"] = {"reason": "max_output_tokens"}
     response["usage"] = {
         "input_tokens": call.prompt_tokens,
@@ -232,7 +253,25 @@ def _asked(given: Mapping[str, Any], turns: list[Message]) -> Asked:
         switches={"reasoning_effort": check_effort(reasoning.get("effort"))},
         stream=check_flag("stream", given.get("stream", False)),
         model=model_of(given),
+        **tools_of(_tools(given)),
     )
+
+
+def _tools(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Tools and the choice among them, as conversations have them."""
+    names = ("tools", "tool_choice", "parallel_tool_calls")
+    converted: dict[str, Any] = {name: given[name] for name in names if name in given}
+    if isinstance(tools := converted.get("tools"), list):
+        converted["tools"] = [
+            {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
+            if isinstance(tool, dict) and tool.get("type") == "function"
+            else tool
+            for tool in tools
+        ]
+    match converted.get("tool_choice"):
+        case {"type": "function", "name": str(name)}:
+            converted["tool_choice"] = {"type": "function", "function": {"name": name}}
+    return converted
 
 
 def _text_format(asked: object) -> dict[str, Any]:
@@ -246,23 +285,35 @@ def _text_format(asked: object) -> dict[str, Any]:
     raise BadParameter("text", "text has format alone")
 
 
-def _turns(asked: object) -> list[Message]:
-    """The messages of an input. Items of earlier answers are taken back; their thoughts are dropped."""
+def _turns(asked: object) -> list[dict[str, Any]]:
+    """The messages of an input, as conversations have them; what calls and answers of one turn say is one message.
+
+    Items of earlier answers are taken back; their thoughts are dropped.
+    """
     if isinstance(asked, str):
-        return [Message("user", asked)]
+        return [{"role": "user", "content": asked}]
     if not isinstance(asked, list) or not asked:
         raise BadParameter("input", "input must be a text, or a list of messages")
-    turns = []
+    turns = list[dict[str, Any]]()
     for number, item in enumerate(asked):
-        match item:
+        match {name: value for name, value in item.items() if value is not None} if isinstance(item, dict) else item:
             case {"type": "reasoning"}:
+                continue
+            case {"type": "function_call", "call_id": id, "name": name, "arguments": arguments}:
+                if not turns or turns[-1]["role"] != "assistant":
+                    turns.append({"role": "assistant", "content": ""})
+                call = {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+                turns[-1].setdefault("tool_calls", []).append(call)
+                continue
+            case {"type": "function_call_output", "call_id": id, "output": output}:
+                turns.append({"role": "tool", "tool_call_id": id, "content": _parts(output)})
                 continue
             case {"role": role, "content": content, **rest} if not rest.keys() - {"type", "id", "status"}:
                 if rest.get("type", "message") == "message":
                     turns.append({"role": role, "content": _parts(content)})
                     continue
         raise BadParameter(f"input[{number}]", f"not supported: input[{number}] is no message")
-    return messages_of(turns, "input")
+    return turns
 
 
 def _parts(content: object) -> object:

@@ -105,6 +105,7 @@ def _tags(call: str, key: str, blank: str = "\n") -> Tagged:
     )  # fmt: skip
 
 
+_MISTRAL = r"\s*(?:\[TOOL_CALLS\])?\s*(?P<name>[^\s\[{]+)\s*(?:\[CALL_ID\](?P<id>\w+))?(?:\[ARGS\])?\s*"
 _LISTED = ("[", "]")
 
 HARMONY = CallFormat(
@@ -141,15 +142,8 @@ FORMATS = (
         "</minimax:tool_call>",
     ),
     CallFormat("seed", _tags("<function={name}>", "<parameter={name}>"), "<seed:tool_call>", "</seed:tool_call>"),
-    CallFormat(
-        "mistral",
-        _call(
-            "{name}[ARGS]",
-            begins=r"\s*(?:\[TOOL_CALLS\])?\s*(?P<name>[^\s\[{]+)\s*(?:\[CALL_ID\](?P<id>\w+))?(?:\[ARGS\])?\s*",
-        ),
-        "[TOOL_CALLS]",
-        others="[CALL_ID]",
-    ),
+    CallFormat("mistral_id", _call("{name}[CALL_ID]{id}[ARGS]", begins=_MISTRAL), "[TOOL_CALLS]", others="[CALL_ID]"),
+    CallFormat("mistral", _call("{name}[ARGS]", begins=_MISTRAL), "[TOOL_CALLS]", others="[CALL_ID]"),
     CallFormat("mistral_list", JsonCall(), "[TOOL_CALLS]", group=_LISTED),
     HARMONY,
     CallFormat("gemma", Braced('<|"|>'), "<|tool_call>", "<tool_call|>"),
@@ -216,12 +210,14 @@ FORMATS = (
 class ToolUse:
     """The tools of one text: which there are, which may be called, and how a call is written.
 
-    choice: "auto", "required", or the name of the tool that must be called.
+    choice: "auto", "required", or the name of the tool that must be called. parallel: whether there may be several
+    calls; if not, the first ends the text.
     """
 
     tools: tuple[Definition, ...]
     choice: str
     format: CallFormat
+    parallel: bool = True
 
     def grammar(self, control_ids: Mapping[str, int]) -> str | None:
         """The grammar of a text that must be a call, as `CallFormat.grammar`; None if it need not be one."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from gptcli.tools.call_grammar import Grammar, resolved
-from gptcli.tools.definitions import Definition, tool_name, tool_parameters
+from gptcli.tools.definitions import Definition, call_id, tool_name, tool_parameters
 from gptcli.tools.json_reading import read_value, read_whole
 from gptcli.tools.scanning import read_braced, read_pythonic
 
@@ -76,8 +76,8 @@ class JsonCall:
 class NamedJson:
     """A name, then its arguments as JSON, with text around them.
 
-    head, tail: what is written, with `{name}` in it. begins, ends: what is read; begins has the group `name`, and
-    perhaps `id`.
+    head, tail: what is written, with `{name}` in it, and perhaps `{id}`. begins, ends: what is read; begins has the
+    group `name`, and perhaps `id`.
     """
 
     head: str
@@ -98,11 +98,13 @@ class NamedJson:
 
     def write(self, name: str, arguments: Mapping[str, Any]) -> str:
         """See `Syntax.write`."""
-        return self.head.replace("{name}", name) + json.dumps(arguments, ensure_ascii=False) + self.tail
+        head = self.head.replace("{name}", name).replace("{id}", call_id(name, arguments))
+        return head + json.dumps(arguments, ensure_ascii=False) + self.tail
 
     def grammar(self, tool: Definition, grammar: Grammar) -> str:
         """See `Syntax.grammar`."""
-        head = grammar.text(self.head.replace("{name}", tool_name(tool)))
+        pieces = self.head.replace("{name}", tool_name(tool)).split("{id}")
+        head = " /[a-zA-Z0-9]{9}/ ".join(map(grammar.text, pieces))
         return f"{head} {grammar.json(tool_parameters(tool))} {grammar.text(self.tail)}"
 
 

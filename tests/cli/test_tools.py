@@ -159,6 +159,19 @@ def test_options_that_mean_nothing_are_refused(cli: Cli, tools: Path, tmp_path: 
         assert message in done.err
 
 
+def test_tools_of_the_configuration_file_are_for_chats(
+    cli: Cli, tools: Path, says: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.toml").write_text(f'tools = "{tools}"\n')
+    monkeypatch.setenv("GPTCLI_CONFIG", str(tmp_path / "config.toml"))
+    says(ROME)
+    assert cli("generate", "Weather?").out == ROME.encode()
+    assert "tool_calls" not in json.loads(cli("generate", "Weather?", "--json").out)
+    for ask in (("generate", "--chat"), ("chat",)):
+        record = json.loads(cli(*ask, "Weather?", "--json", stdin=b"" if ask == ("chat",) else None).out)
+        assert functions(record) == [IN_ROME]
+
+
 def test_a_session_keeps_tools_and_calls_and_takes_what_is_said_next_as_their_answers(
     cli: Cli, tools: Path, says: Callable[..., None]
 ) -> None:
@@ -188,7 +201,7 @@ def test_a_batch_offers_tools_and_writes_calls_as_openai_does(cli: Cli, tools: P
         {"role": "assistant", "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "call00001", "content": "18"},
     ]
-    body = {"model": "x", "messages": messages, "tools": list(TOOLS), "parallel_tool_calls": True}
+    body = {"model": "x", "messages": messages, "tools": list(TOOLS), "parallel_tool_calls": False}
     head = {"method": "POST", "url": "/v1/chat/completions"}
     choice = {"type": "function", "function": {"name": "weather"}}
     lines = [

@@ -144,6 +144,9 @@ def test_layers_that_predict_further_ahead_stay_unread(tmp_path: Path) -> None:
     ahead = replace(case, tensors={"blk.4.nextn.eh_proj.weight": np.ones((4, 4), np.float32)})
     file = written(ahead, reference, tmp_path, block_count=5, nextn_predict_layers=1)
     assert relative_error(engine_of(file).logits(IDS), reference.logits(IDS)) < TOLERANCE
+    assert [str(note) for note in ModelFolder.open(file).notes] == [
+        "layers that predict tokens further ahead, and that nothing uses: blk.4"
+    ]
     with pytest.raises(UnsupportedArchitecture, match="eh_proj"):
         _ = ModelFolder.open(written(ahead, reference, tmp_path, nextn_predict_layers=0)).architecture
 
@@ -187,6 +190,11 @@ REFUSED: dict[str, tuple[dict[str, Any], type[GptcliError], str]] = {
         "dimension_sections",
     ),
     "attention both ways": ({"attention.causal": False}, UnsupportedArchitecture, "attention.causal"),
+    "heads without channels": (
+        {"attention.key_length": 0, "attention.value_length": 0},
+        BrokenCheckpoint,
+        "heads of 0 channels",
+    ),
     "a layer too many": ({"block_count": 3}, BrokenCheckpoint, "does not use"),
     "a layer too few": ({"block_count": 5}, BrokenCheckpoint, "missing"),
     "extrapolation of yarn": (

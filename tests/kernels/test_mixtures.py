@@ -26,6 +26,7 @@ from gptcli.quant.ggml import ggml_weight
 from gptcli.quant.packed import PackedExperts
 from gptcli.quant.weight import StoredWeight
 from gptcli.runtime.device_plan import DevicePlan
+from gptcli.runtime.engine import Extension
 from gptcli.runtime.torch_engine import TorchEngine
 from tests.parity.test_families import relative_error
 from tests.quant.test_ggml import random_blocks
@@ -110,7 +111,11 @@ def every_way(engine: TorchEngine) -> Tensor:
     prompt = engine.prefill(IDS[:-8], cache)
     assert prompt is not None
     logits = [prompt[None], engine.decode(IDS[-8], cache)[None], torch.stack(list(engine.step(IDS[-7:], cache)))]
-    logits.append(torch.stack(list(engine.rows(cache, 5).step(IDS[:5]))))
+    if engine.shares_steps:
+        copies = [Extension(engine.copy_of(cache, cache.length), [token]) for token in IDS[:5]]
+        logits.append(torch.stack([own for [own] in engine.extend(copies)]))
+    else:
+        logits.append(torch.stack(list(engine.rows(cache, 5).step(IDS[:5]))))
     return torch.cat([*logits, engine.logits(IDS)])
 
 

@@ -138,6 +138,16 @@ TEMPLATES = {
 {{- '[TOOL_CALLS]' + call.function.name + '[ARGS]' + call.function.arguments | tojson }}{%- endfor %}{{- eos_token }}
 {%- elif message.role == 'tool' %}{{- '[TOOL_RESULTS]' + message.content + '[/TOOL_RESULTS]' }}
 {%- else %}{{- message.content + eos_token }}{%- endif %}{%- endfor %}""",
+    "mistral_id": """{{- bos_token }}{%- for message in messages %}
+{%- if message.role == 'user' %}
+{%- if tools and loop.last %}{{- '[AVAILABLE_TOOLS]' + (tools | tojson) + '[/AVAILABLE_TOOLS]' }}{%- endif %}
+{{- '[INST]' + message.content + '[/INST]' }}
+{%- elif message.get('tool_calls') %}{%- for call in message.tool_calls %}
+{{- '[TOOL_CALLS]' + call.function.name + '[CALL_ID]' + call.id + '[ARGS]' + call.function.arguments | tojson }}
+{%- endfor %}{{- eos_token }}
+{%- elif message.role == 'tool' %}
+{{- '[TOOL_RESULTS]' + message.tool_call_id + '[TOOL_CONTENT]' + message.content + '[/TOOL_RESULTS]' }}
+{%- else %}{{- message.content + eos_token }}{%- endif %}{%- endfor %}""",
     "harmony": """{{- '<|start|>system<|message|>Calls go to the commentary channel.<|end|>' }}
 {%- if tools %}{{- '<|start|>developer<|message|>namespace functions {\n' }}
 {%- for tool in tools %}{{- '// ' + tool.function.description + '\ntype ' + tool.function.name + ' = (_: {\n' }}

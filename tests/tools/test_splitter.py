@@ -182,6 +182,33 @@ def test_text_is_shown_as_soon_as_it_can_be_no_call() -> None:
     assert splitter_of(use_of("llama")).push("Hello") == "Hello"
 
 
+@pytest.mark.parametrize("format", BY_NAME)
+def test_where_there_may_be_one_call_the_first_ends_the_text(format: str) -> None:
+    use = ToolUse(TOOLS, "auto", BY_NAME[format], parallel=False)
+    calls = [NOW] if BY_NAME[format] is HARMONY else [NOW, WEATHER]
+    text = BY_NAME[format].write(calls)
+    result = split(text, use)
+    assert (result.content, named(result)) == ("", [("now", {})])
+    splitter, read = splitter_of(use), 0
+    while read < len(text) and not splitter.done:
+        splitter.push(text[read])
+        read += 1
+    own_marks = BY_NAME[format].closing and BY_NAME[format].group is None
+    assert not own_marks or text[:read] == BY_NAME[format].write([NOW])
+    assert (splitter.flush(ended=True), len(splitter.calls)) == ("", 1)
+
+
+def test_text_after_a_call_begins_without_blanks_and_text_before_one_ends_without() -> None:
+    call = BY_NAME["hermes"].write([NOW])
+    for text, content in (
+        (f"\n{call}\n\nDone. ", "Done."),
+        (f"\nHi \n{call}\n Bye", "\nHi \n\n Bye"),
+        ("\nHi ", "\nHi "),
+    ):
+        assert found(text, "hermes").content == content
+        assert all(in_pieces(text, use_of("hermes"), seed) == found(text, "hermes") for seed in range(5))
+
+
 def test_marks_within_thoughts_are_text() -> None:
     text = '<think>I could <tool_call>{"name": "now"}</tool_call></think>\n\n<tool_call>{"name": "now"}</tool_call>'
     result = found(text, "hermes")
@@ -213,6 +240,11 @@ HARMONIES = [
         ["now"],
     ),
     ("<|channel|>final<|message|>a <| b <", "a <| b <", []),
+    (
+        "<|channel|>commentary<|message|>Wait.<|end|><|start|>assistant<|channel|>final<|message|>Hi.",
+        "Wait.\n\nHi.",
+        [],
+    ),
     ("<|channel|>analysis<|message|>hm", "<think>hm</think>\n\n", []),
     (OOPS, OOPS, []),
 ]

@@ -70,7 +70,7 @@ def generate(
     run = replace(
         run,
         constraint=ConstraintConfig.resolve(constraints.given(run.decoding)),
-        tools=ChatSettings(**tools.given(run.decoding)),
+        tools=ChatSettings(**(tools.given(run.decoding) if prompts.chat else {})),
     )
     said = [] if messages is None else read_messages(messages, run.decoding)
     pictures = PictureFiles(output.html, output.svg)
@@ -168,7 +168,8 @@ def _check_together(run: RunOptions, samples: int, tools: options.ToolOptions, m
     of_chats = ("system", "system_file", "chat_template", "thinking", "reasoning_effort")
     if not prompts.chat and any(getattr(prompts, name) is not None for name in of_chats if name not in run.configured):
         raise UsageError("--system, --system-file, --chat-template, --think and --reasoning-effort need --chat")
-    if not prompts.chat and (tools.tools, tools.tool_choice, messages) != (None, None, None):
+    of_tools = {"tools": tools.tools, "tool_choice": tools.tool_choice, "messages": messages}
+    if not prompts.chat and any(value for name, value in of_tools.items() if name not in run.configured):
         raise UsageError("--tools, --tool-choice and --messages need --chat")
     if messages is not None and prompts.lines:
         raise UsageError("--messages and --lines exclude each other")

@@ -6,6 +6,7 @@ import csv
 import math
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from gptcli.cli.probabilities.score_output import (
     token_lines,
 )
 from gptcli.cli.probabilities.shaded_tokens import scored_tokens
-from gptcli.cli.prompt_input import LINE, Decoding, argument_text, read_prompt, read_text, text_lines, unless_dash
+from gptcli.cli.prompt_input import LINE, Decoding, argument_text, blocks_of_lines, read_prompt, read_text, unless_dash
 from gptcli.cli.run_options import RunOptions, load_model, note_doubled_bos
 from gptcli.cli.terminal.signals import deadly
 from gptcli.cli.terminal.stderr import ProgressLine
@@ -104,9 +105,10 @@ def score(
             scorer.write_choices(asked, choices)
         elif what.lines:
             for source in sources:
-                for line in text_lines(source, scorer.decoding, prompts.max_input):
+                for lines in blocks_of_lines(source, scorer.decoding, prompts.max_input):
                     activity.close()  # lines may come slowly, and what comes of them is the progress
-                    sink.write(scorer.chosen_line(line, choices) if choices else scorer.scored_line(line))
+                    for answer in scorer.chosen_lines(lines, choices) if choices else scorer.scored_lines(lines):
+                        sink.write(answer)
         else:
             scorer.write_texts(sources, pictures)
 
@@ -158,21 +160,34 @@ class _Scorer:
         else:
             self.sink.write(choice_lines(chosen, self.sink.is_terminal))
 
-    def scored_line(self, line: str) -> bytes:
-        """A line after its perplexity; an empty one has none."""
-        scored = self._score(line, "scoring", self.what.top or 0) if line else Score((), (), 0, ())
-        if self.run.output.as_json:
-            return json_line(score_record(self.lm, scored, {"text": line}, top=self.what.top is not None))
-        return f"{sortable(scored.perplexity)}\t{line}\n".encode()
+    def scored_lines(self, lines: list[str]) -> Iterator[bytes]:
+        """Each line after its perplexity; an empty one has none."""
+        top, special = self.what.top, self.run.prompts.special
+        scores = self.lm.score_many(self._noted(lines), stride=self.what.stride, top=top or 0, special=special)
+        for line in lines:
+            scored = next(scores) if line else Score((), (), 0, ())
+            if self.run.output.as_json:
+                yield json_line(score_record(self.lm, scored, {"text": line}, top=top is not None))
+            else:
+                yield f"{sortable(scored.perplexity)}\t{line}\n".encode()
 
-    def chosen_line(self, line: str, choices: list[str]) -> bytes:
-        """A line after its likeliest choice; an empty one has none."""
-        prompt = _prompt_form(self.what).replace(LINE, line)
-        chosen = self._choose(prompt, choices) if prompt else ()
-        if self.run.output.as_json:
-            return json_line(choices_record(self.lm, chosen, {"text": line, "prompt": prompt}))
-        probability, best = (chosen[0].probability, chosen[0].text) if chosen else (math.nan, "")
-        return f"{sortable(probability)}\t{best}\t{line}\n".encode()
+    def chosen_lines(self, lines: list[str], choices: list[str]) -> Iterator[bytes]:
+        """Each line after its likeliest choice; an empty one has none."""
+        prompts = [_prompt_form(self.what).replace(LINE, line) for line in lines]
+        answers = self.lm.choose_many(self._noted(prompts), choices, special=self.run.prompts.special)
+        for line, prompt in zip(lines, prompts, strict=True):
+            chosen = next(answers) if prompt else ()
+            if self.run.output.as_json:
+                yield json_line(choices_record(self.lm, chosen, {"text": line, "prompt": prompt}))
+                continue
+            probability, best = (chosen[0].probability, chosen[0].text) if chosen else (math.nan, "")
+            yield f"{sortable(probability)}\t{best}\t{line}\n".encode()
+
+    def _noted(self, texts: list[str]) -> Iterator[str]:
+        """Those that are not empty."""
+        for text in filter(None, texts):
+            self._note_doubled_bos(text)
+            yield text
 
     def _note_doubled_bos(self, text: str) -> None:
         """Notes, once, a text that begins with BOS and gets another. Only control tokens can be that."""

@@ -16,11 +16,13 @@ from gptcli.cli.repl.slash_command import Command, find
 from gptcli.errors import GptcliError
 from gptcli.models.catalog import local_models
 from gptcli.settings import ChatSettings, Overflow, ReasoningEffort
+from gptcli.tools.definitions import AUTO, NONE, REQUIRED
 
 _SETTING_VALUES = {
     **dict.fromkeys(("thinking", "ignore_eos", SHOW_THINKING), ("on", "off")),
     "overflow": get_args(Overflow),
     "reasoning_effort": get_args(ReasoningEffort),
+    "tool_choice": (AUTO, NONE, REQUIRED),
 }
 
 

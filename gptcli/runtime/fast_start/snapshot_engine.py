@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from gptcli.errors import NonFiniteLogits, OutOfMemory
+from gptcli.errors import GptcliError, NonFiniteLogits, OutOfMemory
 from gptcli.kernels.bindings import Functions
 from gptcli.kernels.memory import Memory
 from gptcli.runtime.engine import (
@@ -23,7 +23,7 @@ from gptcli.runtime.engine import (
 )
 from gptcli.runtime.fast_start.snapshot_file import Snapshot
 from gptcli.runtime.program import CHUNK, Text
-from gptcli.runtime.program_cache import ProgramCache, ProgramRows
+from gptcli.runtime.program_cache import ProgramCache
 from gptcli.runtime.resource_limits import free_memory
 
 if TYPE_CHECKING:
@@ -91,10 +91,6 @@ class SnapshotEngine:
         position_bytes = sum(layout.position_bytes for layout in self._snapshot.program.layouts)
         return max(1, min(MOST_ROWS, free_memory() // (2 * min(tokens, self._room) * position_bytes)))
 
-    def rows(self, cache: ProgramCache, count: int) -> ProgramRows[SnapshotLogits]:
-        """See `Engine.rows`. Raises MemoryError."""
-        return ProgramRows(self, [cache.copy() for _ in range(count)])
-
     def most_ahead(self, cache: ProgramCache) -> int:
         """See `Engine.most_ahead`."""
         return max(0, min(self._room - cache.length, CHUNK) - 1)
@@ -149,6 +145,17 @@ class SnapshotEngine:
             rows = self._run(Extension(cache, chunk, max(1, len(asked))))
             if asked:
                 yield [_score(row.values(vocabulary), id, top) for row, id in zip(rows, asked, strict=True)]
+
+    def score_texts(
+        self, texts: Sequence[Extension], targets: Sequence[Sequence[int]], vocabulary: int, top: int
+    ) -> list[list[TokenScore]]:
+        """See `Engine.score_texts`."""
+        scores = []
+        for own, asked in zip(self.extend(texts), targets, strict=True):
+            if isinstance(own, GptcliError):
+                raise own
+            scores.append([_score(row.values(vocabulary), id, top) for row, id in zip(own, asked, strict=True)])
+        return scores
 
     def _run(self, text: Extension) -> list[SnapshotLogits]:
         """The logits that one text wants."""
