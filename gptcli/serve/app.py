@@ -11,14 +11,14 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
 from gptcli.errors import GptcliError
+from gptcli.openai_api.answers import error_answer
+from gptcli.openai_api.bodies import CHAT, TEXT
+from gptcli.openai_api.refusals import Refusal
 from gptcli.serve.anthropic_messages import answer_message, anthropic_error, count_message_tokens
 from gptcli.serve.completions import complete
 from gptcli.serve.guards import Access, Guarded
 from gptcli.serve.metrics import Metrics, Observed
-from gptcli.serve.openai_answers import error_answer
-from gptcli.serve.openai_bodies import CHAT, TEXT
 from gptcli.serve.page import Page
-from gptcli.serve.refusals import Refusal
 from gptcli.serve.responses import Responses
 from gptcli.serve.service import Service
 from gptcli.serve.texts import detokenize, embed, tokenize

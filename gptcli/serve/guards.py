@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gptcli.serve.refusals import Refusal
+from gptcli.openai_api.refusals import Refusal
 from gptcli.serve.transport import ErrorAnswer, to_json
 
 _METHODS = "GET, POST, DELETE, OPTIONS"

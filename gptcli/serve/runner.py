@@ -14,8 +14,8 @@ from gptcli.errors import GptcliError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.generation.request import Request
 from gptcli.language_model import LanguageModel
+from gptcli.openai_api.refusals import Refusal
 from gptcli.scheduler import Scheduler
-from gptcli.serve.refusals import Refusal
 
 Event = TextDelta | Finished
 _Result = TypeVar("_Result")

@@ -12,9 +12,9 @@ from typing import TypeVar
 from gptcli.chat.thinking import OPENING, Thoughts
 from gptcli.generation.events import Finished
 from gptcli.generation.request import Request
+from gptcli.openai_api.bodies import CHAT, Asked, BadParameter
+from gptcli.openai_api.prompting import Prompting
 from gptcli.serve.models import ServedModels
-from gptcli.serve.openai_bodies import CHAT, Asked, BadParameter
-from gptcli.serve.prompting import Prompting
 from gptcli.serve.runner import Runner
 from gptcli.serve.transport import Call
 from gptcli.settings import SamplingConfig

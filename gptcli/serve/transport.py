@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from gptcli.errors import BrokenCheckpoint, GptcliError
 from gptcli.files import parse_json
-from gptcli.serve.refusals import Refusal
+from gptcli.openai_api.refusals import Refusal
 
 PATIENCE_S = 60.0  # for a client that sends its body, or reads its answer, slowly
 GONE = 499  # what others log for a client that left

@@ -21,7 +21,7 @@ from gptcli.cli.terminal.signals import handled
 from gptcli.cli.terminal.stderr import ProgressLine, print_line, print_note
 from gptcli.errors import UsageError
 from gptcli.models.catalog import DEFAULT_MODEL
-from gptcli.serve.prompting import Prompting
+from gptcli.openai_api.prompting import Prompting
 from gptcli.settings import SamplingConfig
 from gptcli.text.chat_template import ChatTemplate, Switches
 
