@@ -8,7 +8,6 @@ lost. The next process continues the same session. Exits with 1 at the first los
 
 from __future__ import annotations
 
-import argparse
 import os
 import pty
 import random
@@ -17,12 +16,10 @@ import secrets
 import select
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import gptcli.cli.repl.repl  # noqa: F401
@@ -34,6 +31,7 @@ from gptcli.cli.repl.prompt_history import PromptHistory
 from gptcli.language_model import LanguageModel
 from gptcli.settings import RuntimeConfig
 from tests.cli.scripted import Script, follow
+from tests.kills import Loss, die_in_write, is_torn, main
 from tests.tiny import make_model
 
 _KILLS_A_SESSION = 20
@@ -93,9 +91,13 @@ class Report:
     torn: int = 0  # kills that left a session with an incomplete last line
     questions: list[str] = field(default_factory=list)  # of the completed turns
 
-
-class Loss(AssertionError):
-    """Something that had been there is gone."""
+    @property
+    def summary(self) -> str:
+        """See `tests.kills.Report`."""
+        return (
+            f"{self.under_way} in the midst of something, {self.torn} leaving a torn line: "
+            f"0 of {self.completed} completed turns lost"
+        )
 
 
 def action(dice: random.Random, talk: Talk, number: int) -> Action:
@@ -125,22 +127,6 @@ def spawn(name: str, dies_in_write: int | None, dice: random.Random) -> tuple[in
     follow(_Unlike(), setattr)
     sys.argv = ["gptcli", "chat", "--session", name]
     chat()
-
-
-def die_in_write(module: Any, number: int, share: float) -> None:
-    """Makes this process die in its module's write of this number to a file, after this share of the line."""
-    writes = 0
-
-    def write(descriptor: int, line: bytes) -> int:
-        nonlocal writes
-        writes += 1
-        if writes < number:
-            return os.write(descriptor, line)
-        os.write(descriptor, line[: round(share * len(line))])
-        os.kill(os.getpid(), signal.SIGKILL)
-        raise AssertionError("dead")
-
-    module.os = SimpleNamespace(**vars(os) | {"write": write})
 
 
 def converse(name: str, talk: Talk, dice: random.Random, report: Report) -> tuple[Talk, Action | None]:
@@ -205,11 +191,6 @@ def left_of(name: str, lm: LanguageModel, *lost: Turns) -> Talk:
     return Talk(tuple(zip(said[::2], replies, strict=True)), asked.get(session.unanswered or "", ()))
 
 
-def is_torn(file: Path) -> bool:
-    """Whether a file's last line is incomplete."""
-    return file.exists() and not file.read_bytes().endswith(b"\n")
-
-
 def kill(kills: int, dice: random.Random, directory: Path) -> Report:
     """Runs all kills in a new state directory. Raises Loss."""
     os.environ |= {
@@ -235,25 +216,5 @@ def kill(kills: int, dice: random.Random, directory: Path) -> Report:
     return report
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kills", type=int, nargs="?", default=1000)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments; how far a process is by then is chance")
-    given = parser.parse_args(arguments)
-    begun = time.monotonic()
-    with tempfile.TemporaryDirectory() as directory:
-        try:
-            report = kill(given.kills, random.Random(given.seed), Path(directory))
-        except Loss as loss:
-            print(f"lost: {loss}")
-            return 1
-    print(
-        f"{report.kills} kills in {time.monotonic() - begun:.0f} s, {report.under_way} in the midst of something, "
-        f"{report.torn} leaving a torn line: 0 of {report.completed} completed turns lost"
-    )
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, 1000, kill))

@@ -8,14 +8,10 @@ request once, in order, and the next batch begins. Exits with 1 at the first los
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
-import signal
 import sys
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +21,8 @@ import gptcli.cli.commands.batch  # noqa: F401
 from gptcli.cli.app import run
 from gptcli.cli.batch import output_file
 from gptcli.errors import InputError
-from tests.chat.kills import die_in_write, is_torn
 from tests.cli.scripted import Script, follow
+from tests.kills import Loss, die_in_write, is_torn, main, was_killed
 from tests.tiny import make_model
 
 _LINES = 12
@@ -41,9 +37,10 @@ class Report:
     torn: int = 0
     completed: int = 0
 
-
-class Loss(AssertionError):
-    """A request is not answered, or answered twice."""
+    @property
+    def summary(self) -> str:
+        """See `tests.kills.Report`."""
+        return f"{self.torn} leaving a torn line: 0 requests lost or answered twice in {self.completed} batches"
 
 
 class _Unlike(Script):
@@ -59,24 +56,16 @@ def work(arguments: Sequence[str], dice: random.Random) -> bool:
     """Runs a batch in a fork of this process. Returns whether it was killed."""
     in_write, number, share, moment = dice.random() < 0.5, dice.randint(1, 6), dice.random(), dice.uniform(0, _LATEST_S)
     luck = dice.random()
-    process = os.fork()
-    if not process:
-        try:
-            random.seed(luck)
-            sys.stderr = open(os.devnull, "w")
-            if in_write:
-                die_in_write(output_file, number, share)
-            follow(_Unlike(), setattr)
-            os._exit(run(arguments))
-        finally:
-            os._exit(99)
-    if not in_write:
-        time.sleep(moment)
-        os.kill(process, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    if code not in (-signal.SIGKILL, 0, 9):
-        raise Loss(f"it ended with {code}: {arguments}")
-    return code == -signal.SIGKILL
+
+    def answer() -> int:
+        random.seed(luck)
+        sys.stderr = open(os.devnull, "w")
+        if in_write:
+            die_in_write(output_file, number, share)
+        follow(_Unlike(), setattr)
+        return run(arguments)
+
+    return was_killed(answer, None if in_write else moment, endings=(0, 9))
 
 
 def check(out: Path) -> None:
@@ -86,9 +75,9 @@ def check(out: Path) -> None:
         raise Loss(f"the output has {found}")
 
 
-def kill(kills: int, seed: int, directory: Path) -> Report:
+def kill(kills: int, dice: random.Random, directory: Path) -> Report:
     """Kills so many processes. Raises Loss."""
-    dice, report = random.Random(seed), Report()
+    report = Report()
     source, out = directory / "in.jsonl", directory / "out.jsonl"
     os.environ["GPTCLI_MODEL"] = str(make_model(directory / "tiny"))
     source.write_text("".join(json.dumps({"custom_id": f"r{n}", "prompt": "hi"}) + "\n" for n in range(_LINES)))
@@ -104,25 +93,5 @@ def kill(kills: int, seed: int, directory: Path) -> Report:
     return report
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kills", type=int, nargs="?", default=1000)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments; how far a process is by then is chance")
-    given = parser.parse_args(arguments)
-    begun = time.monotonic()
-    with tempfile.TemporaryDirectory() as directory:
-        try:
-            report = kill(given.kills, given.seed, Path(directory))
-        except Loss as loss:
-            print(f"lost: {loss}")
-            return 1
-    print(
-        f"{report.kills} kills in {time.monotonic() - begun:.0f} s, {report.torn} leaving a torn line: "
-        f"0 requests lost or answered twice in {report.completed} batches"
-    )
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, 1000, kill))

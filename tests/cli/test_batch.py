@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import threading
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.chat.kills import is_torn
 from tests.cli.batch_kills import kill
 from tests.cli.conftest import GPTCLI, ROOT, Cli, Result
+from tests.kills import is_torn
 
 pytestmark = pytest.mark.usefixtures("tiny_by_default")
 OPTIONS = ("-t", "0", "-n", "4", "--ignore-eos")
@@ -295,5 +296,5 @@ def test_the_first_answer_comes_before_the_second_request_is_written(tmp_path: P
 
 
 def test_kills_at_any_moment_lose_no_request_and_answer_none_twice(tmp_path: Path) -> None:
-    report = kill(24, seed=0, directory=tmp_path)
+    report = kill(24, random.Random(0), tmp_path)
     assert report.kills == 24 and report.torn > 0 and report.completed > 0

@@ -8,15 +8,11 @@ never killed. Exits with 1 at the first difference.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
 import shutil
-import signal
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +23,7 @@ import gptcli.training.run  # noqa: F401
 from gptcli.cli.app import run
 from gptcli.training import checkpoints
 from gptcli.training.checkpoints import RunDirectory
+from tests.kills import Loss, die, main, was_killed
 from tests.tiny import TEXT, make_model
 
 _LATEST_S = 1.2  # a process is killed within this time after its start
@@ -44,9 +41,13 @@ class Report:
     checkpoints: int = 0
     completed: int = 0
 
-
-class Loss(AssertionError):
-    """A run did not end as it would have, or a checkpoint does not open."""
+    @property
+    def summary(self) -> str:
+        """See `tests.kills.Report`."""
+        return (
+            f"{self.torn} leaving something unfinished: {self.checkpoints} checkpoints opened, "
+            f"{self.completed} runs ended bit for bit as if never killed"
+        )
 
 
 def die_in_write(number: int, share: float) -> None:
@@ -59,7 +60,7 @@ def die_in_write(number: int, share: float) -> None:
             left[0] -= 1
             if left[0] == 0:
                 os.truncate(path, int(os.path.getsize(path) * share))
-                os.kill(os.getpid(), signal.SIGKILL)
+                die()
 
         return then
 
@@ -71,7 +72,7 @@ def die_in_write(number: int, share: float) -> None:
     def dying_flush(path: Path) -> None:
         left[0] -= 1
         if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         flush(path)
 
     checkpoints._flush = dying_flush
@@ -83,22 +84,14 @@ def train(arguments: Sequence[str], dice: random.Random | None) -> bool:
     number, share, moment = (
         (dice.randint(1, _LAST_WRITE), dice.random(), dice.uniform(0, _LATEST_S)) if dice else (0, 0.0, 0.0)
     )
-    process = os.fork()
-    if not process:
-        try:
-            sys.stdout = sys.stderr = open(os.devnull, "w")
-            if in_write:
-                die_in_write(number, share)
-            os._exit(run(arguments))
-        finally:
-            os._exit(99)
-    if dice is not None and not in_write:
-        time.sleep(moment)
-        os.kill(process, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    if code not in (-signal.SIGKILL, 0):
-        raise Loss(f"it ended with {code}: {arguments}")
-    return code == -signal.SIGKILL
+
+    def work() -> int:
+        sys.stdout = sys.stderr = open(os.devnull, "w")
+        if in_write:
+            die_in_write(number, share)
+        return run(arguments)
+
+    return was_killed(work, None if dice is None or in_write else moment)
 
 
 def made(out: Path) -> tuple[dict[str, bytes], list[float]]:
@@ -122,9 +115,9 @@ def check_checkpoints(out: Path) -> int:
     return len(steps)
 
 
-def kill(kills: int, seed: int, directory: Path) -> Report:
+def kill(kills: int, dice: random.Random, directory: Path) -> Report:
     """Kills so many processes. Raises Loss."""
-    dice, report = random.Random(seed), Report()
+    report = Report()
     model = make_model(directory / "tiny")
     (data := directory / "data.txt").write_text(TEXT * 3)
     (config := directory / "config.json").write_text(json.dumps(_NEW))
@@ -153,25 +146,5 @@ def kill(kills: int, seed: int, directory: Path) -> Report:
     return report
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kills", type=int, nargs="?", default=200)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments; how far a process is by then is chance")
-    given = parser.parse_args(arguments)
-    begun = time.monotonic()
-    with tempfile.TemporaryDirectory() as directory:
-        try:
-            report = kill(given.kills, given.seed, Path(directory))
-        except Loss as loss:
-            print(f"lost: {loss}")
-            return 1
-    print(
-        f"{report.kills} kills in {time.monotonic() - begun:.0f} s, {report.torn} leaving something unfinished: "
-        f"{report.checkpoints} checkpoints opened, {report.completed} runs ended bit for bit as if never killed"
-    )
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, 200, kill))
