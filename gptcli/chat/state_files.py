@@ -12,9 +12,14 @@ from gptcli.errors import OutputError
 from gptcli.files import lock
 
 
+def state_path() -> Path:
+    """Where the directory of history and sessions is, or would be."""
+    return Path(platformdirs.user_state_dir("gptcli", appauthor=False))
+
+
 def state_directory() -> Path:
-    """The directory of history and sessions, which only its owner may read. Raises OutputError."""
-    directory = Path(platformdirs.user_state_dir("gptcli", appauthor=False))
+    """The directory of history and sessions, which only its owner may read, made if need be. Raises OutputError."""
+    directory = state_path()
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = directory.lstat()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from gptcli.chat.events import History, Record
-from gptcli.chat.state_files import AppendOnlyFile, state_directory
+from gptcli.chat.state_files import AppendOnlyFile, state_directory, state_path
 from gptcli.errors import GptcliError, InputError, OutputError, UsageError
 from gptcli.files import open_regular
 from gptcli.models.catalog import is_name
@@ -167,6 +167,8 @@ def read_session(name: str) -> list[Record]:
 def session_names() -> list[str]:
     """Names of all sessions in which something was said, the most recently used first."""
     modified = dict[str, int]()
+    if not os.path.lexists(state_path()):  # listing makes no directory
+        return []
     for path in _directory().glob(f"*{_SUFFIX}"):
         with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
             status = path.lstat()

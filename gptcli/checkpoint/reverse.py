@@ -32,11 +32,9 @@ _REVERSIBLE = (
 
 
 def is_reversible(recipe: Recipe) -> bool:
-    """Whether a parameter's tensors can be told from its value: not those of a product, nor one that it has twice."""
-    each = sources(recipe)
-    return (
-        isinstance(recipe, _REVERSIBLE) and len(set(each)) == len(each) and all(map(is_reversible, operands_of(recipe)))
-    )
+    """Whether a parameter's tensors can be told from its value: not those of a product, or one that it has twice."""
+    once = len(set(sources(recipe))) == len(sources(recipe))
+    return once and isinstance(recipe, _REVERSIBLE) and all(map(is_reversible, operands_of(recipe)))
 
 
 def tensors_of(

@@ -38,8 +38,8 @@ _ATTENTION = (
     "position_scale", "clip", "softcap", "sinks", "gated", "out_scale",
 )  # fmt: skip
 _MOE = (
-    "expert", "experts", "top_k", "renormalize", "router", "router_bias", "correction", "groups", "top_groups",
-    "group_best", "least_sum", "added_to_sum", "scale", "jitter", "shared", "shared_gate", "scales_input",
+    "expert", "experts", "top_k", "renormalize", "router", "router_bias", "wide_router", "correction", "groups",
+    "top_groups", "group_best", "least_sum", "added_to_sum", "scale", "jitter", "shared", "shared_gate", "scales_input",
 )  # fmt: skip
 
 

@@ -40,7 +40,10 @@ def tokenizer_fields(path: Path, tokenizer: Tokenizer, stop_ids: Iterable[int], 
     tokens, types = _tokens(tokenizer, state, rows)
     common = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types, **_roles(tokenizer, stop_ids, rows)}
     try:
-        common["tokenizer.chat_template"] = ChatTemplate.of_model(path, tokenizer).source
+        template = ChatTemplate.of_model(path, tokenizer)
+        common["tokenizer.chat_template"] = template.source
+        if template.with_tools is not None:
+            common["tokenizer.chat_template.tool_use"] = template.with_tools.source
     except NoTemplate:
         pass
     texts = [normalize("NFC", text) for text in _probes()]  # see `tokenizer_notes`

@@ -105,6 +105,8 @@ class Completion:
         self._say(self._matcher.push(text))
         if self._matcher.matched is not None or len(self.ids) == self.stop.max_tokens or self._finished:
             self.end("stop" if self._finished else "length")
+        elif self._splitter is not None and self._splitter.done:
+            self.end("stop")
 
     def _hides(self, token: int) -> bool:
         return self._tokenizer.is_control(token) and (self._splitter is None or token not in self._splitter.marks)

@@ -193,6 +193,8 @@ class GgufModel:
         if width < 1 or min(heads, kv_heads) < (0 if known.states else 1):
             raise file.broken(f"{heads} attention heads with {kv_heads} for keys and values, of width {width}")
         head_dim = fields.integer("attention.key_length", width // max(1, heads))
+        if head_dim < 1:
+            raise file.broken(f"{heads} attention heads of {head_dim} channels")
         latent = "attn_kv_a_mqa" in known.block
         if not latent and fields.integer("attention.value_length", head_dim) != head_dim:
             raise file.unsupported("values of another size than keys are not read")

@@ -74,11 +74,18 @@ def gguf_tokenizer(file: GgufFile) -> tuple[_Json, _Json]:
         **components,
         "post_processor": _post_processor(components["post_processor"], around, tokens),
     }
+    template = file.optional("tokenizer.chat_template", str)
+    with_tools = file.optional("tokenizer.chat_template.tool_use", str)
     settings = {
         **{f"{role}_token": tokens[id] for role in ("bos", "eos", "unk", "pad") if (id := ids[role]) is not None},
-        "chat_template": file.optional("tokenizer.chat_template", str),
+        "chat_template": template if with_tools is None else _named(default=template, tool_use=with_tools),
     }
     return state, {name: value for name, value in settings.items() if value is not None}
+
+
+def _named(**templates: str | None) -> list[dict[str, str]]:
+    """Several chat templates, as tokenizer_config.json has them."""
+    return [{"name": name, "template": template} for name, template in templates.items() if template is not None]
 
 
 def stop_ids(file: GgufFile) -> list[int]:

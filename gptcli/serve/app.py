@@ -24,8 +24,6 @@ from gptcli.serve.service import Service
 from gptcli.serve.texts import detokenize, embed, tokenize
 from gptcli.serve.transport import Call, Endpoint, ErrorAnswer, Handler
 
-_STARTED = 0  # what `created` is of a model: nobody knows
-
 
 @dataclass(frozen=True)
 class Outlets:
@@ -38,7 +36,7 @@ class Outlets:
 def make_app(service: Service, access: Access, outlets: Outlets, most_bytes: int) -> ASGIApp:
     """The server as an ASGI application. most_bytes: of a request's body."""
     responses = Responses(service)
-    metrics = Metrics(lambda: service.engine.waiting)
+    metrics = Metrics(lambda: service.runner.waiting)
     paths: dict[str, dict[str, Handler]] = {
         CHAT: {"POST": partial(complete, service, CHAT)},
         TEXT: {"POST": partial(complete, service, TEXT)},
@@ -96,7 +94,7 @@ async def _model(service: Service, call: Call) -> dict[str, Any]:
 
 def _record(service: Service, name: str) -> dict[str, Any]:
     """A model; `max_model_len`, its context in tokens, is called so by others too."""
-    record = {"id": name, "object": "model", "created": _STARTED, "owned_by": "gptcli"}
+    record = {"id": name, "object": "model", "created": 0, "owned_by": "gptcli"}
     return record | {"max_model_len": service.models.opened(name).lm.ctx_size}
 
 

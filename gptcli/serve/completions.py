@@ -11,9 +11,6 @@ from typing import Any
 
 from gptcli.chat.thinking import Thoughts
 from gptcli.generation.events import Completed, Finished, StepLogprobs, TextDelta
-from gptcli.generation.score_result import Score
-from gptcli.language_model import LanguageModel
-from gptcli.runtime.engine import PromptCache
 from gptcli.serve.openai_answers import (
     answer_body,
     chat_choice,
@@ -39,7 +36,7 @@ async def complete(service: Service, url: str, call: Call) -> dict[str, Any] | E
         return _streamed(service, prepared, asked, call)
     pieces: list[list[bytes]] = [[] for _ in prepared.requests]
     finished: dict[int, Finished] = {}
-    async with aclosing(service.engine.texts(prepared.prompting.lm, prepared.requests)) as events:
+    async with aclosing(service.runner.texts(prepared.prompting.lm, prepared.requests)) as events:
         async for index, each in events:
             if isinstance(each, Finished):
                 finished[index] = each
@@ -68,14 +65,10 @@ async def _echoes(service: Service, prepared: Prepared, asked: Asked) -> list[tu
         if top is None:
             echoes.append((text, None))
             continue
-        score = await service.engine.call(partial(_scored, lm, ids, top))
+        score = await service.runner.call(lm, partial(lm.score_ids, ids, top=top))
         names = map(tokenizer.token_name, ids)
         echoes.append((text, token_columns(zip(names, score.logprobs, score.top, strict=True))))
     return echoes
-
-
-def _scored(lm: LanguageModel, ids: list[int], top: int, cache: PromptCache) -> Score:
-    return lm.score_ids(ids, top=top, cache=cache)
 
 
 async def _streamed(service: Service, prepared: Prepared, asked: Asked, call: Call) -> Events:
@@ -88,7 +81,7 @@ async def _streamed(service: Service, prepared: Prepared, asked: Asked, call: Ca
     else:
         echoes = await _echoes(service, prepared, asked)
         choices = [TextChoice(index, *echoes[index // asked.choices]) for index in range(len(prepared.requests))]
-    async with aclosing(service.engine.texts(prepared.prompting.lm, prepared.requests)) as events:
+    async with aclosing(service.runner.texts(prepared.prompting.lm, prepared.requests)) as events:
         async for index, each in events:
             for choice in choices[index].said(each):
                 yield event({**head, "choices": [choice]})

@@ -27,9 +27,9 @@ _HEADERS = {
 
 @dataclass(frozen=True)
 class Access:
-    """Who may ask. hosts: names beside localhost and addresses. origins: of pages beside our own; `*` is all.
+    """Who may ask. hosts: names in lower case, beside localhost and addresses. origins: of pages beside our own.
 
-    key: what a request must have, if any. open_paths: those that need none.
+    An origin `*` is all. key: what a request must have, if any. open_paths: those that need none.
     """
 
     hosts: Collection[str] = ()
@@ -71,7 +71,7 @@ class Access:
     def _has_key(self, headers: Headers) -> bool:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        return hmac.compare_digest(given.strip().encode(), (self.key or "").encode())
+        return hmac.compare_digest(given.strip().encode(), (self.key or "").strip().encode())
 
 
 class Guarded:
@@ -108,6 +108,8 @@ class Guarded:
         if preflight:
             asked = headers.get("access-control-request-headers", "")
             allowed = {"Access-Control-Allow-Methods": _METHODS, "Access-Control-Allow-Headers": asked}
+            if "access-control-request-private-network" in headers:
+                allowed["Access-Control-Allow-Private-Network"] = "true"
             await Response(b"", 204, allowed)(scope, receive, decorated)
             return
         await self._app(scope, receive, decorated)

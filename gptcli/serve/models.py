@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
 from gptcli.errors import OutOfMemory
+from gptcli.language_model import LanguageModel
 from gptcli.serve.prompting import Prompting
 from gptcli.serve.refusals import Refusal
 
@@ -14,14 +16,22 @@ from gptcli.serve.refusals import Refusal
 class ServedModels:
     """Loads a model when a request first names it; those used longest ago leave where memory does not suffice.
 
-    One that is served alone answers whatever name a request has. openers: open a model, again if it has left. note:
-    told of the first name that is not the model's own, and of models that leave. All but `name` is for one thread.
+    One that is served alone answers whatever name a request has. Threads that load one take turns.
+
+    openers: open a model, again if it has left. note: told of the first name that is not the model's own, and of models
+    that leave. leave: lets go of a model's memory.
     """
 
-    def __init__(self, openers: Mapping[str, Callable[[], Prompting]], note: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        openers: Mapping[str, Callable[[], Prompting]],
+        note: Callable[[str], object],
+        leave: Callable[[LanguageModel], object] = lambda lm: None,
+    ) -> None:
         self._openers = openers
         self._opened: OrderedDict[str, Prompting] = OrderedDict()  # used longest ago first
-        self._note, self._noted = note, False
+        self._note, self._noted, self._leave = note, False, leave
+        self._lock = threading.RLock()
         self.names = list(openers)
 
     def name(self, asked: str | None) -> str:
@@ -38,9 +48,10 @@ class ServedModels:
 
     def opened(self, name: str) -> Prompting:
         """The model of this name, perhaps without its weights. Raises what opening it does."""
-        if name not in self._opened:
-            self._opened[name] = self._openers[name]()
-        return self._opened[name]
+        with self._lock:
+            if name not in self._opened:
+                self._opened[name] = self._openers[name]()
+            return self._opened[name]
 
     def close(self) -> None:
         """Keeps what makes the next start fast."""
@@ -49,6 +60,10 @@ class ServedModels:
 
     def loaded(self, name: str) -> Prompting:
         """The model of this name. Raises what opening and loading it do, OutOfMemory if no other can leave."""
+        with self._lock:
+            return self._loaded(name)
+
+    def _loaded(self, name: str) -> Prompting:
         while True:
             model = self.opened(name)
             self._opened.move_to_end(name)
@@ -59,6 +74,6 @@ class ServedModels:
                 others = [other for other, each in self._opened.items() if other != name and each.lm.is_loaded]
                 if not others:
                     raise
-                del self._opened[others[0]]  # requests that run on it keep it until they end
+                self._leave(self._opened.pop(others[0]).lm)  # requests that run on it keep it until they end
                 self._note(f"{others[0]} leaves the memory for {name}")
             gc.collect()

@@ -43,8 +43,9 @@ class Asked:
     """What a request asks for. prompts: several texts, ids, or one conversation; each has `choices` answers.
 
     options: by the names of `Request`. logprobs: alternatives of each token; None without log-probabilities. switches:
-    what the chat template is asked for. tools, tool_choice: of a conversation. answer_ids: what its answer begins with,
-    as ids or text. echo: whether a text has its prompt before it. include_usage: whether a stream ends with the counts.
+    what the chat template is asked for. tools, tool_choice, parallel_tool_calls: of a conversation. answer_ids: what
+    its answer begins with, as ids or text. echo: whether a text has its prompt before it. include_usage: whether a
+    stream ends with the counts.
     """
 
     url: str
@@ -55,6 +56,7 @@ class Asked:
     switches: Switches = field(default_factory=Switches)
     tools: Sequence[Definition] = ()
     tool_choice: object = AUTO
+    parallel_tool_calls: bool = True
     answer_ids: Sequence[int] | str = ()
     echo: bool = False
     stream: bool = False
@@ -92,8 +94,7 @@ def asked_of_body(url: str, body: Mapping[str, Any]) -> Asked:
 
 def tools_of(given: dict[str, Any]) -> dict[str, Any]:
     """Takes the tools of a conversation out of what is given. Raises BadParameter."""
-    if given.pop("parallel_tool_calls", True) is not True:
-        raise BadParameter("parallel_tool_calls", "not supported: parallel_tool_calls other than true")
+    parallel = check_flag("parallel_tool_calls", given.pop("parallel_tool_calls", True))
     tools, choice = given.pop("tools", None), given.pop("tool_choice", AUTO)
     try:
         tools = () if tools is None else checked_tools(tools)
@@ -101,7 +102,8 @@ def tools_of(given: dict[str, Any]) -> dict[str, Any]:
         raise BadParameter("tools", error.message) from None
     try:
         # Without tools of its own, a line of a batch may choose one of the command's.
-        return {"tools": tools, "tool_choice": checked_choice(choice, tools) if tools else choice}
+        choice = checked_choice(choice, tools) if tools else choice
+        return {"tools": tools, "tool_choice": choice, "parallel_tool_calls": parallel}
     except UsageError as error:
         raise BadParameter("tool_choice", error.message) from None
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from gptcli.errors import ContextOverflow
 from gptcli.generation.request import Request
 from gptcli.language_model import LanguageModel
 from gptcli.serve.openai_bodies import CHAT, Asked, BadParameter
@@ -38,7 +40,8 @@ class Prompting:
         if any(name in asked.options for name in CONSTRAINT_FIELDS):
             base = {name: value for name, value in base.items() if name not in CONSTRAINT_FIELDS}
         tools, choice = self._offered(asked)
-        use = self.template()[0].tool_use(tools, choice, self.lm.tokenizer) if tools else None
+        parallel = asked.parallel_tool_calls
+        use = self.template()[0].tool_use(tools, choice, self.lm.tokenizer, parallel=parallel) if tools else None
         requests = []
         for prompt in asked.prompts:
             options = base | dict(asked.options)
@@ -67,8 +70,25 @@ class Prompting:
         if isinstance(prompt, str):
             if not prompt:
                 raise BadParameter("prompt", "the prompt is empty")
-            return self.lm.tokenizer.encode(prompt, special=self.special)
+            return self.encoded(prompt)
         return [id for id in prompt if isinstance(id, int)]
+
+    def encoded(self, text: str) -> list[int]:
+        """Token ids of a text. Raises ContextOverflow, for a text that cannot fit before it is encoded."""
+        self._check_length(len(text))
+        return self.lm.tokenizer.encode(text, special=self.special)
+
+    def _check_length(self, characters: int) -> None:
+        if characters > self.lm.ctx_size * self._longest_piece:
+            raise ContextOverflow(
+                f"the prompt does not fit: {characters} characters in a context of {self.lm.ctx_size} tokens"
+            )
+
+    @cached_property
+    def _longest_piece(self) -> int:
+        """Most bytes of a token."""
+        vocabulary = self.lm.tokenizer.library.get_vocab(with_added_tokens=True)
+        return max(len(piece.encode("utf-8", "replace")) for piece in vocabulary)
 
     def answer_ids(self, asked: Asked) -> Sequence[int]:
         """What an answer begins with."""
@@ -80,6 +100,7 @@ class Prompting:
         system = self.lm.store.system if self.system is None else self.system
         if system is not None and messages[0].role != "system":
             messages = [Message("system", system), *messages]
+        self._check_length(sum(len(message.content) for message in messages))
         template, switches = self.template()
         template.check_switches(**{name: value for name, value in asked.items() if name != "tools"})  # type: ignore[arg-type]
         given: Any = {name: value for name, value in asked.items() if value is not None}

@@ -205,7 +205,7 @@ def _response(prepared: Prepared, given: Mapping[str, Any]) -> dict[str, Any]:
         "metadata": given.get("metadata") or {},
         "model": prepared.name,
         "output": [],
-        "parallel_tool_calls": True,
+        "parallel_tool_calls": given.get("parallel_tool_calls", True),
         "previous_response_id": given.get("previous_response_id"),
         "store": given.get("store", True),
         "temperature": given.get("temperature"),

@@ -1,4 +1,4 @@
-"""What all endpoints share: the models, the engine's thread, and where requests are read."""
+"""What all endpoints share: the models, what runs them, and where requests are read."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import TypeVar
 from gptcli.chat.thinking import OPENING, Thoughts
 from gptcli.generation.events import Finished
 from gptcli.generation.request import Request
-from gptcli.serve.engine_thread import EngineThread
 from gptcli.serve.models import ServedModels
-from gptcli.serve.openai_bodies import CHAT, Asked
+from gptcli.serve.openai_bodies import CHAT, Asked, BadParameter
 from gptcli.serve.prompting import Prompting
+from gptcli.serve.runner import Runner
 from gptcli.serve.transport import Call
 from gptcli.settings import SamplingConfig
 
@@ -51,14 +51,18 @@ class Service:
     """The models that are served, and how. most_tokens: of an answer; -1 is as many as the context holds."""
 
     models: ServedModels
-    engine: EngineThread
+    runner: Runner
     most_tokens: int = -1
-    # One thread, for neither sandboxes nor templates are made for several.
-    reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "reader"))
+    readers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "reader"))
+
+    def close(self) -> None:
+        """Ends all texts and threads, but for what a thread is about."""
+        self.runner.close()
+        self.readers.shutdown(wait=False, cancel_futures=True)
 
     async def read(self, function: Callable[[], _Result]) -> _Result:
         """Runs what takes a while, such as encoding a text, beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self.reader, function)
+        return await asyncio.get_running_loop().run_in_executor(self.readers, function)
 
     async def prepared(self, asked: Asked) -> Prepared:
         """Makes requests of what was asked for. Raises GptcliError."""
@@ -71,6 +75,8 @@ class Service:
         limit = limit if self.most_tokens < 0 else self.most_tokens if limit < 0 else min(limit, self.most_tokens)
         requests = prompting.requests(replace(asked, options={**asked.options, "max_tokens": limit}))
         lm = prompting.lm
+        if lm.stop_ids.intersection(prompting.answer_ids(asked)):
+            raise BadParameter("answer_ids", "answer_ids has a token that ends an answer")
         for request in requests[:: asked.choices]:
             assert not isinstance(request.prompt, str)
             sampling = SamplingConfig.resolve(request.given, lm.sampling_defaults)
@@ -80,7 +86,7 @@ class Service:
     async def spoken(self, prepared: Prepared, call: Call) -> AsyncGenerator[tuple[str, bool] | Finished]:
         """The one answer of a conversation: its pieces, each with whether it is a thought, and how it ended."""
         thoughts = prepared.thoughts()
-        async with aclosing(self.engine.texts(prepared.prompting.lm, prepared.requests[:1])) as events:
+        async with aclosing(self.runner.texts(prepared.prompting.lm, prepared.requests[:1])) as events:
             async for _, each in events:
                 if isinstance(each, Finished):
                     for piece in thoughts.flush() if thoughts else ():

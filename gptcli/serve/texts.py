@@ -28,10 +28,11 @@ async def embed(service: Service, call: Call) -> dict[str, Any]:
     if form not in ("float", "base64"):
         raise BadParameter("encoding_format", "encoding_format must be float or base64")
     name = service.models.name(model_of(call.body))
-    lm = (await service.read(lambda: service.models.loaded(name))).lm
+    prompting = await service.read(lambda: service.models.loaded(name))
+    lm = prompting.lm
 
     def ids_of(each: str | Sequence[int]) -> Sequence[int]:
-        ids = lm.tokenizer.encode(each) if isinstance(each, str) else each
+        ids = prompting.encoded(each) if isinstance(each, str) else each
         lm.check_request(ids, SamplingConfig())
         return ids
 
@@ -39,7 +40,7 @@ async def embed(service: Service, call: Call) -> dict[str, Any]:
     call.prompt_tokens = sum(map(len, texts))
     data = []
     for index, ids in enumerate(texts):
-        vector: list[float] = await service.engine.call(lambda cache, ids=ids: lm.embed(ids).tolist())  # type: ignore[misc]
+        vector: list[float] = await service.runner.call(lm, lambda ids=ids: lm.embed(ids).tolist())  # type: ignore[misc]
         packed = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
         data.append({"object": "embedding", "index": index, "embedding": packed if form == "base64" else vector})
     usage = {"prompt_tokens": call.prompt_tokens, "total_tokens": call.prompt_tokens}

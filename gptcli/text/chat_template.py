@@ -99,16 +99,19 @@ class ChatTemplate:
                 what = "thinking" if name == "thinking" else "the reasoning effort"
                 raise UsageError(f"this model's chat template has no switch for {what}")
 
-    def tool_use(self, tools: Sequence[Definition], choice: object, tokenizer: Tokenizer) -> ToolUse | None:
+    def tool_use(
+        self, tools: Sequence[Definition], choice: object, tokenizer: Tokenizer, *, parallel: bool = True
+    ) -> ToolUse | None:
         """What finds the calls in a text that follows a rendered conversation; None if nothing may be called.
 
-        tools: as `checked_tools` returns them. choice: as `checked_choice` takes it. Raises UsageError for another
-        choice, and where the template takes no tools, or writes calls in a way that is not known.
+        tools: as `checked_tools` returns them. choice: as `checked_choice` takes it. parallel: whether there may be
+        several calls. Raises UsageError for another choice, and where the template takes no tools, or writes calls in a
+        way that is not known.
         """
         choice = checked_choice(choice, tools)
         if choice == NONE or not tools:
             return None
-        return ToolUse(tuple(tools), choice, (self.with_tools or self)._call_style(tokenizer).format)
+        return ToolUse(tuple(tools), choice, (self.with_tools or self)._call_style(tokenizer).format, parallel)
 
     def _call_style(self, tokenizer: Tokenizer) -> CallStyle:
         if self._style is None:

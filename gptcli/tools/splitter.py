@@ -27,6 +27,10 @@ class Splitter(Protocol):
     cut: bool
     marks: frozenset[int]
 
+    @property
+    def done(self) -> bool:
+        """Whether the text ends here, because there may be no other call."""
+
     def push(self, text: str) -> str:
         """The next text that is no call; what may become one stays pending."""
 
@@ -72,8 +76,15 @@ class _Calls:
         self.marks = frozenset[int]()
         self._use, self._salt = use, salt
 
+    @property
+    def done(self) -> bool:
+        """See `Splitter.done`."""
+        return bool(self.calls) and not self._use.parallel
+
     def _add(self, written: Sequence[Written]) -> None:
         for name, arguments, id in written:
+            if self.done:
+                return
             if not _KEPT_ID.fullmatch(id or "") or id in [call.id for call in self.calls]:
                 id = call_id(self._salt, len(self.calls), name, json.dumps(arguments))
             self.calls.append(ToolCall(str(id), name, arguments))
@@ -90,21 +101,21 @@ class CallSplitter(_Calls):
         self._at_beginning = True
         self._in_thoughts = in_thoughts
         self._opened: str | None = None  # the mark of the call that has begun; empty if it has none
-        self._searched = self._failed = (
-            0  # up to where its end was looked for; after the first mark that did not end it
-        )
+        self._searched = 0  # up to where its end was looked for
+        self._failed = 0  # after the first mark that did not end it
+        self._said = False  # whether any text was released
 
     def push(self, text: str) -> str:
         """See `Splitter.push`."""
         self._pending += text
         released = ""
-        while (step := self._step()) is not None:
-            released += step
-        return self._released(released)
+        while not self.done and (step := self._step()) is not None:
+            released += self._released(step)
+        return released
 
     def flush(self, *, ended: bool) -> str:
         """See `Splitter.flush`."""
-        rest, self._pending = self._pending, ""
+        rest, self._pending = "" if self.done else self._pending, ""
         if self._opened is not None:
             if (ended or not self._format.closing) and self._take(rest):
                 rest = ""
@@ -112,7 +123,7 @@ class CallSplitter(_Calls):
                 rest = self._opened + rest
             else:
                 self.cut, rest = True, ""
-        rest = self._blanks + rest
+        rest = self._released(rest) + self._blanks
         return rest.rstrip() if self.calls or self.cut else rest
 
     def _step(self) -> str | None:
@@ -162,22 +173,24 @@ class CallSplitter(_Calls):
 
     def _closed(self) -> str | None:
         """Takes the call that has begun, if it has ended. A malformed one becomes text once another begins."""
-        closing, after = self._format.closing, 0
+        closing, opening = self._format.closing, self._format.opening
         if not closing:
             return None
-        while (at := self._pending.find(closing, self._searched)) >= 0:
-            after = at + len(closing)
+        while True:
+            at = self._pending.find(closing, self._searched)
+            again = self._pending.find(opening, self._failed) if self._failed else -1
+            if again >= 0 and not 0 <= at < again:
+                released = f"{self._opened}{self._pending[: self._failed]}"
+                self._leave_call(self._failed)
+                return released
+            if at < 0:
+                self._searched = max(self._searched, len(self._pending) - len(closing) + 1)
+                return None
+            self._searched = at + len(closing)
             if self._take(self._pending[:at]):
-                self._leave_call(after)
+                self._leave_call(self._searched)
                 return ""
-            self._searched = after
-            self._failed = self._failed or after
-        self._searched = max(self._searched, len(self._pending) - len(closing) + 1)
-        if self._failed and self._format.opening in self._pending[self._failed :]:
-            released = f"{self._opened}{self._pending[: self._failed]}"
-            self._leave_call(self._failed)
-            return released
-        return None
+            self._failed = self._failed or self._searched
 
     def _leave_call(self, end: int) -> None:
         self._pending, self._opened = self._pending[end:], None
@@ -202,8 +215,11 @@ class CallSplitter(_Calls):
 
     def _released(self, text: str) -> str:
         text = self._blanks + text
+        if self.calls and not self._said:
+            text = text.lstrip()
         shown = text.rstrip()
         self._blanks = text[len(shown) :]
+        self._said = self._said or bool(shown)
         return shown
 
 
@@ -216,6 +232,7 @@ class HarmonySplitter(_Calls):
         self._header: str | None = ""  # of the message that begins; None amid its text
         self._channel = self._recipient = ""
         self._body = ""  # of a call
+        self._gap = ""  # before the next text, if another message comes before it
 
     def push(self, text: str) -> str:
         """See `Splitter.push`."""
@@ -245,6 +262,8 @@ class HarmonySplitter(_Calls):
         if self._recipient:
             self._body += text
             return ""
+        if text:
+            text, self._gap = self._gap + text, ""
         return text
 
     def _mark(self, mark: str) -> str:
@@ -259,6 +278,8 @@ class HarmonySplitter(_Calls):
             return OPENING if self._channel == "analysis" and not self._recipient else ""
         elif mark in ("start", "end", "call", "return"):
             ended = self._end_call(ended=True) if self._recipient else self._end_thoughts()
+            if self._header is None and self._channel != "analysis" and not self._recipient:
+                self._gap = "\n\n"
             self._header, self._channel = "", ""
             return ended
         return ""
@@ -270,7 +291,7 @@ class HarmonySplitter(_Calls):
         header = f"<|channel|>commentary to=functions.{self._recipient}<|message|>"
         body, self._body, self._recipient = self._body, "", ""
         try:
-            self._add(self._use.format.syntax.read(header + body, self._use.tools))
+            self._add(self._use.format.read(header + body, self._use.tools))
         except ValueError:
             if ended:
                 return header + body

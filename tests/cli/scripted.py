@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from gptcli.errors import ContextOverflow, GptcliError, OutOfMemory
 from gptcli.generation.events import Completed, Finished, FinishReason, TextDelta, Usage
 from gptcli.generation.request import Request
 from gptcli.language_model import LanguageModel
+from gptcli.scheduler import Deliver, Scheduler
 from gptcli.settings import SamplingConfig, StopConfig
 from gptcli.tools.formats import ToolUse
 from gptcli.tools.splitter import splitter_of
@@ -141,6 +143,21 @@ class Script:
         assert isinstance(end, Finished)
         return Completed(b"".join(delta.data for delta in deltas if isinstance(delta, TextDelta)), end)
 
+    def start(self, scheduler: Any, request: Request, deliver: Deliver) -> Callable[[], None]:
+        """In place of `Scheduler.start`."""
+        cancelled = threading.Event()
+
+        def run() -> None:
+            how = {"tools": request.tools, "cancelled": cancelled.is_set}
+            try:
+                for event in self.stream(scheduler._lm, request.prompt, SamplingConfig(), request.stopping, **how):
+                    deliver(event)
+            except GptcliError as error:
+                deliver(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        return cancelled.set
+
     def _leave_mark(self) -> None:
         if self.mark:
             Path(self.mark).touch()
@@ -151,6 +168,7 @@ def follow(script: Script, set_attribute: Callable[[Any, str, Any], None]) -> No
     set_attribute(LanguageModel, "load", lambda lm, *given: script.load(*given))
     set_attribute(LanguageModel, "engine", ENGINE)
     set_attribute(LanguageModel, "stream", lambda lm, *given, **named: script.stream(lm, *given, **named))
+    set_attribute(Scheduler, "start", lambda scheduler, *given: script.start(scheduler, *given))
     set_attribute(LanguageModel, "streams", lambda lm, *given, **named: script.streams(lm, *given, **named))
     set_attribute(LanguageModel, "complete_many", lambda lm, *given, **named: script.complete_many(lm, *given, **named))
 

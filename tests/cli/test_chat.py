@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import os
 import re
 import subprocess
 import sys
@@ -155,6 +156,14 @@ def test_a_torn_session_is_repaired_and_says_so(chat: Cli) -> None:
     result = chat("--session", "s", "two")
     assert result.code == 0 and "torn" in result.err
     assert [event["content"] for event in read_session("s") if event.get("role") == "user"] == ["one", "two"]
+
+
+@pytest.mark.parametrize("state", ["nothing-yet", "/dev/null"])
+def test_listing_no_sessions_writes_nothing(chat: Cli, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", os.path.join(os.environ["XDG_STATE_HOME"], state))
+    result = chat("--list")
+    assert (result.code, result.err) == (0, "gptcli: note: no sessions yet\n")
+    assert state == "/dev/null" or not os.path.exists(os.environ["XDG_STATE_HOME"])
 
 
 def test_sessions_are_listed_for_scripts(chat: Cli) -> None:

@@ -201,7 +201,7 @@ def test_a_batch_offers_tools_and_writes_calls_as_openai_does(cli: Cli, tools: P
         {"role": "assistant", "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "call00001", "content": "18"},
     ]
-    body = {"model": "x", "messages": messages, "tools": list(TOOLS), "parallel_tool_calls": True}
+    body = {"model": "x", "messages": messages, "tools": list(TOOLS), "parallel_tool_calls": False}
     head = {"method": "POST", "url": "/v1/chat/completions"}
     choice = {"type": "function", "function": {"name": "weather"}}
     lines = [

@@ -12,6 +12,9 @@ from gptcli.generation.completion import Completion
 from gptcli.generation.sampling.constraint import TokenMask, mask_words
 from gptcli.generation.sampling.torch_sampler import TorchSampler
 from gptcli.settings import SamplingConfig, StopConfig
+from gptcli.tools.definitions import checked_tools
+from gptcli.tools.formats import FORMATS, ToolUse
+from gptcli.tools.splitter import splitter_of
 
 
 class Spelling:
@@ -96,3 +99,23 @@ def test_a_forced_token_is_taken_without_a_random_number(tiny: LanguageModel, fo
     for _ in range(3):
         free.take(logits)
     assert (text.ids[forced:], text.forced) == (free.ids, forced)
+
+
+NOW = '<tool_call>{"name": "now", "arguments": {}}</tool_call>'
+
+
+@pytest.mark.parametrize(("parallel", "calls"), [(True, 2), (False, 1)])
+def test_a_text_ends_with_its_first_call_where_there_may_be_no_other(
+    tiny: LanguageModel, parallel: bool, calls: int
+) -> None:
+    tools = checked_tools([{"name": "now"}])
+    hermes = next(format for format in FORMATS if format.name == "hermes")
+    splitter = splitter_of(ToolUse(tools, "auto", hermes, parallel))
+    one = tiny.tokenizer.encode(NOW)
+    constraint = Spelling([*one, *one], tiny.tokenizer.size, forces=True, ends=True)
+    sampler = TorchSampler(SamplingConfig(temperature=0), tiny.tokenizer.size, frozenset(), tiny.tokenizer.token_bytes)
+    text = Completion(tiny.tokenizer, [5], sampler, StopConfig(max_tokens=-1), frozenset({2}), constraint, splitter)
+    while text.reason is None:
+        text.take(torch.arange(float(tiny.tokenizer.size)))
+    assert (text.reason, len(text.tool_calls), len(text.ids)) == ("tool_calls", calls, calls * len(one))
+    assert not text.said

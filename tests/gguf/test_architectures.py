@@ -190,6 +190,11 @@ REFUSED: dict[str, tuple[dict[str, Any], type[GptcliError], str]] = {
         "dimension_sections",
     ),
     "attention both ways": ({"attention.causal": False}, UnsupportedArchitecture, "attention.causal"),
+    "heads without channels": (
+        {"attention.key_length": 0, "attention.value_length": 0},
+        BrokenCheckpoint,
+        "heads of 0 channels",
+    ),
     "a layer too many": ({"block_count": 3}, BrokenCheckpoint, "does not use"),
     "a layer too few": ({"block_count": 5}, BrokenCheckpoint, "missing"),
     "extrapolation of yarn": (

@@ -26,6 +26,7 @@ from gptcli.gguf.convert import convert
 from gptcli.language_model import LanguageModel
 from gptcli.model_notes import Note
 from gptcli.settings import RuntimeConfig
+from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.tokenizer import Tokenizer
 from tests.gguf.model_writer import tensors_of
 from tests.gguf.test_architectures import CASES, Case
@@ -174,7 +175,19 @@ def test_fields_are_what_the_gguf_package_reads(tiny_model: Path, tmp_path: Path
     assert fields["tokenizer.ggml.token_type"][:4] == [3, 3, 3, 1]
     assert fields["tokenizer.ggml.eos_token_id"] == 2
     assert fields["tokenizer.chat_template"] == tokenizer.settings["chat_template"]
+    assert "tokenizer.chat_template.tool_use" not in fields
     assert fields["general.file_type"] == 0
+
+
+def test_a_template_for_tools_goes_into_the_file_and_comes_out_of_it(tmp_path: Path) -> None:
+    path = make_model(tmp_path / "caller")
+    (path / "chat_template.jinja").write_text("{{ messages }}")
+    (path / "additional_chat_templates").mkdir()
+    (path / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    export(path, tmp_path / "x.gguf")
+    template = ChatTemplate.of_model(tmp_path / "x.gguf", Tokenizer.open(tmp_path / "x.gguf"))
+    assert template.source == "{{ messages }}"
+    assert template.with_tools is not None and template.with_tools.source == "{{ tools }}"
 
 
 def test_a_tokenizer_that_splits_in_its_own_way_is_refused(tmp_path: Path) -> None:

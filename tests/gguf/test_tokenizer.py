@@ -14,6 +14,7 @@ from gptcli.gguf.convert import convert
 from gptcli.gguf.reader import GgufFile
 from gptcli.gguf.tokenizer import stop_ids
 from gptcli.models.catalog import DEFAULT_MODEL
+from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.tokenizer import Tokenizer
 from tests.gguf.raw_gguf import RawGguf, texts
 from tests.gguf.record_llama_cpp_tokens import SENTENCEPIECE
@@ -149,6 +150,11 @@ def test_the_chat_template_is_kept(tmp_path: Path) -> None:
     template = "{{ '\u00e9\n' }}"
     tokenizer = tokenizer_of(tmp_path, "gpt-2", tokenizer__chat_template=template)
     assert tokenizer.settings["chat_template"] == template
+    both = {"tokenizer__chat_template": template, "tokenizer__chat_template__tool_use": "{{ tools }}"}
+    (tmp_path / "both").mkdir()
+    chosen = ChatTemplate.of_model(tmp_path / "both", tokenizer_of(tmp_path / "both", "gpt-2", **both))
+    assert chosen.source == template
+    assert chosen.with_tools is not None and chosen.with_tools.source == "{{ tools }}"
 
 
 def test_a_file_without_merges_is_refused(tmp_path: Path) -> None:

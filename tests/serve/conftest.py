@@ -16,10 +16,10 @@ import pytest
 
 from gptcli import LanguageModel
 from gptcli.serve.app import Outlets, make_app
-from gptcli.serve.engine_thread import EngineThread
 from gptcli.serve.guards import Access
 from gptcli.serve.models import ServedModels
 from gptcli.serve.prompting import Prompting
+from gptcli.serve.runner import Runner
 from gptcli.serve.server import Server, listen
 from gptcli.serve.service import Service
 
@@ -81,7 +81,8 @@ def serving(
     """A server of models by their names; options: of requests that say nothing else."""
     openers = {lm.folder.path.name: lambda lm=lm: prompting(lm, options) for lm in models}
     running = Running(0, None)  # type: ignore[arg-type]
-    running.service = Service(ServedModels(openers, running.lines.append), EngineThread(queue))
+    runner = Runner(queue)
+    running.service = Service(ServedModels(openers, running.lines.append, runner.leave), runner)
     outlets = Outlets(running.lines.append, running.bugs.append)
     server = Server(make_app(running.service, access or Access(), outlets, most_bytes), grace=5, most_connections=200)
     listening = listen("127.0.0.1", 0)
@@ -91,7 +92,7 @@ def serving(
     yield running
     server.stop()
     thread.join()
-    running.service.engine.close()
+    running.service.close()
     assert running.bugs == []
 
 

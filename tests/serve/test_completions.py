@@ -226,6 +226,7 @@ WRONG: list[tuple[str, dict[str, Any], str | None]] = [
     (CHAT, {"messages": HI, "reasoning_effort": "huge"}, "reasoning_effort"),
     (CHAT, {"messages": HI, "reasoning_effort": "low"}, None),
     (CHAT, {"messages": HI, "answer_ids": [999]}, None),
+    (CHAT, {"messages": HI, "answer_ids": [2]}, "answer_ids"),
     (CHAT, {"messages": HI, "model": 3}, "model"),
     (TEXT, {}, "prompt"),
     (TEXT, {"prompt": ""}, "prompt"),
@@ -252,9 +253,10 @@ def test_what_cannot_be_honoured_is_an_error_that_names_it(
 
 
 def test_a_prompt_that_does_not_fit_is_said_in_openais_words(server: Running) -> None:
-    error = server.post(TEXT, prompt="In a small town " * 200).error
-    assert error["code"] == "context_length_exceeded"
-    assert "in a context of 256" in error["message"]
+    for prompt in ("In a small town " * 200, "In a small town " * 20_000):  # the second is not even encoded
+        error = server.post(TEXT, prompt=prompt).error
+        assert error["code"] == "context_length_exceeded"
+        assert "in a context of 256" in error["message"]
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,10 @@ def test_the_lens_opens_by_keyboard_and_goes_on_from_another_token(browser: Brow
     assert after[:3] == [*before[:2], wanted]
     assert len(after) == 3 + 8
     assert browser.run("document.querySelector('.lens .chosen').textContent === text([current.messages[1].tokens[2]])")
+    browser.run("pick(current.messages[1], 0, {...current.messages[1].tokens[0], id: 2})")  # which ends an answer
+    browser.until("!running && document.querySelector('#problem').textContent.includes('ends an answer')")
+    assert browser.run("current.messages[1].tokens.map((token) => token.id)") == after
+    browser.problems.clear()  # Chromium logs status 400
 
 
 def test_the_lens_opens_by_tap_on_a_narrow_screen(browser: Browser, server: Running) -> None:
@@ -127,7 +131,7 @@ def test_an_answer_is_stopped_and_what_was_said_stays(
         browser.until("document.querySelector('article.assistant .said')?.textContent.includes('word word')")
         browser.click("#stop")
         browser.until("!running && document.querySelector('#stop').hidden")
-        until(lambda: server.service.engine.waiting == 0)
+        until(lambda: server.service.runner.waiting == 0)
         assert browser.run("current.messages[1].content").startswith("word word")
 
 

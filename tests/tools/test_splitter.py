@@ -144,6 +144,8 @@ def test_lone_surrogates_in_a_call_become_replacement_characters() -> None:
     (call,) = found('<tool_call>{"name": "now", "arguments": {"a\\ud800": "\\ud83c x \\ud83c\\udf24"}}', "hermes").calls
     assert call.arguments == {"a\ufffd": "\ufffd x 🌤"}
     json.dumps(call.record, ensure_ascii=False).encode()
+    (call,) = found("<tool_call>f\udcff\n<arg_key>a</arg_key><arg_value>\udcff</arg_value></tool_call>", "glm").calls
+    assert (call.name, call.arguments) == ("f\ufffd", {"a": "\ufffd"})
 
 
 def test_arguments_that_are_text_of_json_are_read() -> None:
@@ -182,6 +184,33 @@ def test_text_is_shown_as_soon_as_it_can_be_no_call() -> None:
     assert splitter_of(use_of("llama")).push("Hello") == "Hello"
 
 
+@pytest.mark.parametrize("format", BY_NAME)
+def test_where_there_may_be_one_call_the_first_ends_the_text(format: str) -> None:
+    use = ToolUse(TOOLS, "auto", BY_NAME[format], parallel=False)
+    calls = [NOW] if BY_NAME[format] is HARMONY else [NOW, WEATHER]
+    text = BY_NAME[format].write(calls)
+    result = split(text, use)
+    assert (result.content, named(result)) == ("", [("now", {})])
+    splitter, read = splitter_of(use), 0
+    while read < len(text) and not splitter.done:
+        splitter.push(text[read])
+        read += 1
+    own_marks = BY_NAME[format].closing and BY_NAME[format].group is None
+    assert not own_marks or text[:read] == BY_NAME[format].write([NOW])
+    assert (splitter.flush(ended=True), len(splitter.calls)) == ("", 1)
+
+
+def test_text_after_a_call_begins_without_blanks_and_text_before_one_ends_without() -> None:
+    call = BY_NAME["hermes"].write([NOW])
+    for text, content in (
+        (f"\n{call}\n\nDone. ", "Done."),
+        (f"\nHi \n{call}\n Bye", "\nHi \n\n Bye"),
+        ("\nHi ", "\nHi "),
+    ):
+        assert found(text, "hermes").content == content
+        assert all(in_pieces(text, use_of("hermes"), seed) == found(text, "hermes") for seed in range(5))
+
+
 def test_marks_within_thoughts_are_text() -> None:
     text = '<think>I could <tool_call>{"name": "now"}</tool_call></think>\n\n<tool_call>{"name": "now"}</tool_call>'
     result = found(text, "hermes")
@@ -213,6 +242,11 @@ HARMONIES = [
         ["now"],
     ),
     ("<|channel|>final<|message|>a <| b <", "a <| b <", []),
+    (
+        "<|channel|>commentary<|message|>Wait.<|end|><|start|>assistant<|channel|>final<|message|>Hi.",
+        "Wait.\n\nHi.",
+        [],
+    ),
     ("<|channel|>analysis<|message|>hm", "<think>hm</think>\n\n", []),
     (OOPS, OOPS, []),
 ]
@@ -272,3 +306,21 @@ def test_what_is_no_call_is_text(format: str, text: str) -> None:
 def test_a_long_text_takes_time_in_proportion_to_its_length() -> None:
     text = '<tool_call>{"name": "get_weather", "arguments": {"city": "' + "x</tool_call>" * 200 + '"}}</tool_call>'
     assert in_pieces(text, use_of("hermes"), 3).calls
+
+
+PIECES = """<think> </think> { } [ ] " \\ f( ) call:f < | > , : é null NaN 1e999 ``` {"name":"now" <parameter=a>
+</parameter> <arg_key> </arg_key> to=functions.now <|message|> <|channel|> <|end|> <|start|> \ud800 \x00""".split()
+
+
+@pytest.mark.parametrize("format", BY_NAME)
+def test_whatever_a_model_writes_is_split_the_same_in_pieces_and_can_be_written_as_json(format: str) -> None:
+    known, chance = BY_NAME[format], random.Random(format)
+    call = known.write([WEATHER])
+    pieces = [*PIECES, "\n", " ", call, call[: len(call) // 2], call[len(call) // 2 :], known.opening, known.closing]
+    for seed in range(60):
+        text = "".join(chance.choice(pieces) for _ in range(chance.randint(1, 20)))
+        ended = chance.random() < 0.5
+        whole = found(text, format, ended=ended)
+        assert in_pieces(text, use_of(format), seed, ended=ended) == whole, text
+        for made in whole.calls:
+            json.dumps(made.record, ensure_ascii=False, allow_nan=False).encode()

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from gptcli.cli.batch.input_lines import InputLines
-from gptcli.cli.batch.requests import Work
+from gptcli.cli.batch.requests import Answered
 from gptcli.cli.terminal.stderr import ProgressLine
 
 
@@ -23,14 +23,14 @@ class BatchProgress:
     begun: float = field(default_factory=time.monotonic)
     first_byte: int | None = None  # where the first line that is not kept begins, nearly
 
-    def took(self, work: Work) -> None:
+    def took(self, answered: Answered) -> None:
         """Counts a line that is answered, and updates the progress line.
 
         The time left is that of the file's bytes that are left.
         """
-        self.done += work.error is None
-        self.failed += work.error is not None
-        self.tokens += sum(text.finished.usage.completion_tokens for text in work.texts.values())
+        self.done += not answered.failed
+        self.failed += answered.failed
+        self.tokens += answered.tokens
         size, read = self.lines.size, self.lines.read
         self.first_byte = read if self.first_byte is None else self.first_byte
         figures = f"{self.done} done, {self.failed} failed, {self._rate():.0f} tok/s"

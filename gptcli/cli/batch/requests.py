@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from gptcli.cli.batch.answer_records import answer_record, error_record
 from gptcli.cli.batch.bodies import PlainSettings, asked_of, filled
 from gptcli.cli.batch.input_lines import InputLine
 from gptcli.cli.batch.output_file import line_id
+from gptcli.cli.json_records import json_line
+from gptcli.cli.run_options import RunOptions
 from gptcli.errors import GptcliError
 from gptcli.generation.events import Completed
 from gptcli.generation.request import Request
@@ -37,6 +40,16 @@ class BatchSettings:
     tool_choice: str = AUTO
 
 
+@dataclass(frozen=True)
+class Answered:
+    """A line's answer: the line of the output, whether it is an error, and the tokens that were generated for it."""
+
+    number: int
+    record: bytes
+    failed: bool
+    tokens: int
+
+
 @dataclass
 class Work:
     """A line and what came of its requests so far: texts by their place, or an error. open: requests without either."""
@@ -58,14 +71,29 @@ class Work:
         """Whether a text was cut off, so that the line counts as not answered."""
         return any(text.finished.reason == "interrupt" for text in self.texts.values())
 
-    def record(self, model: str) -> dict[str, Any]:
-        """The line of the output, once no request is open."""
+    def answered(self, model: str) -> Answered:
+        """What came of it, once no request is open."""
+        tokens = sum(text.finished.usage.completion_tokens for text in self.texts.values())
+        return Answered(self.line.number, json_line(self._record(model)), self.error is not None, tokens)
+
+    def _record(self, model: str) -> dict[str, Any]:
         id = line_id(self.line)
         if self.error is not None or self.asked is None:
             assert self.error is not None
             return error_record(id, self.custom_id, self.error)
         texts = [self.texts[index] for index in sorted(self.texts)]
         return answer_record(id, self.custom_id, self.asked.url, model, texts, len(self.asked.prompts))
+
+
+def template_of(run: RunOptions, lm: LanguageModel) -> Callable[[], tuple[ChatTemplate, Switches]]:
+    """Finds the chat template when the first conversation asks for it."""
+
+    @cache
+    def found() -> tuple[ChatTemplate, Switches]:
+        template = run.template(lm) or lm.template
+        return template, run.switches(template)
+
+    return found
 
 
 class Requests:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -14,9 +13,8 @@ from gptcli.cli.batch.bodies import PlainSettings
 from gptcli.cli.batch.input_lines import InputLine, InputLines
 from gptcli.cli.batch.output_file import AnswersFile, StdoutAnswers
 from gptcli.cli.batch.progress import BatchProgress
-from gptcli.cli.batch.requests import BatchSettings, Requests
+from gptcli.cli.batch.requests import Answered, BatchSettings, Requests, template_of
 from gptcli.cli.config_file import configured
-from gptcli.cli.json_records import json_line
 from gptcli.cli.option_groups import only, option_group, panel, with_option_groups, without
 from gptcli.cli.prompt_input import argument_text
 from gptcli.cli.run_options import RunOptions, load_model
@@ -26,7 +24,6 @@ from gptcli.errors import InputError, RequestsFailed, UsageError
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.settings import SamplingConfig
-from gptcli.text.chat_template import ChatTemplate, Switches
 
 _batch_option = panel("Batch")
 
@@ -58,6 +55,17 @@ class BatchOptions:
             metavar="N",
         ),
     ] = None
+    ray: Annotated[
+        str | None,
+        _batch_option(
+            "Spread texts over a Ray cluster: its address, `auto` for this machine's, or `local` for a new one here.",
+            metavar="ADDRESS",
+        ),
+    ] = None
+    workers: Annotated[
+        int | None,
+        _batch_option("Workers of --ray, each with a model. (default: one a GPU or machine)", min=1, metavar="N"),
+    ] = None
     unordered: Annotated[bool, _batch_option("Leave answers as they came.", "--unordered")] = False
     retry_failed: Annotated[bool, _batch_option("Try again what failed in the output.", "--retry-failed")] = False
 
@@ -84,6 +92,8 @@ def batch(
     run = RunOptions(
         model=model, runtime=runtime, given=given, prompts=prompts, output=output, configured=configured(context)
     )
+    if what.workers is not None and what.ray is None:
+        raise UsageError("--workers is for --ray")
     if what.retry_failed and str(what.out) == "-":
         raise UsageError("--retry-failed needs a file with answers: -o FILE")
     if file.suffix.lower() == ".csv" and what.prompt is None:
@@ -119,24 +129,24 @@ def _run(run: RunOptions, file: Path, what: BatchOptions, settings: BatchSetting
         lines = InputLines(file, run.prompts.max_input, activity.note)
         if answers.torn:
             activity.note(f"an incomplete last line was cut off: {what.out}")
-        load_model(lm, activity)
+        if what.ray is None:
+            load_model(lm, activity)
         progress = BatchProgress(lines, activity)
         if answers.is_terminal:
             activity.close()
-        requests = Requests(lm, settings, _templates(run, lm), _model_notes(lm, activity))
+        left, ordered = _unanswered(lines, answers, progress), to_stdout and not what.unordered
         with interruptible() as cancelled:
-            answered = lm.complete_many(
-                requests.of(_unanswered(lines, answers, progress)),
-                parallel=what.parallel,
-                ordered=to_stdout and not what.unordered,
-                cancelled=cancelled,
-            )
-            for index, answer in answered:
-                work = requests.finished(index, answer)
-                if work is None or work.interrupted:
-                    continue
-                answers.write(work.line.number, json_line(work.record(lm.name)))
-                progress.took(work)
+            if what.ray is None:
+                requests = Requests(lm, settings, template_of(run, lm), _model_notes(lm, activity))
+                answered = _answered_here(lm, requests, left, what.parallel, ordered=ordered, cancelled=cancelled)
+            else:
+                from gptcli.cli.batch.ray_workers import answered_by_workers
+
+                make = run, settings, what.parallel
+                answered = answered_by_workers(what.ray, what.workers, make, left, ordered=ordered, cancelled=cancelled)
+            for answer in answered:
+                answers.write(answer.number, answer.record)
+                progress.took(answer)
             interrupted = cancelled()
         activity.close()
         if not interrupted:
@@ -161,15 +171,20 @@ def _unanswered(
             yield line
 
 
-def _templates(run: RunOptions, lm: LanguageModel) -> Callable[[], tuple[ChatTemplate, Switches]]:
-    """Finds the chat template when the first conversation asks for it."""
-
-    @cache
-    def found() -> tuple[ChatTemplate, Switches]:
-        template = run.template(lm) or lm.template
-        return template, run.switches(template)
-
-    return found
+def _answered_here(
+    lm: LanguageModel,
+    requests: Requests,
+    lines: Iterator[InputLine | None],
+    parallel: int | None,
+    *,
+    ordered: bool,
+    cancelled: Callable[[], bool],
+) -> Iterator[Answered]:
+    """Answers lines with a model of this process; a line that is cut off stays unanswered."""
+    for index, answer in lm.complete_many(requests.of(lines), parallel=parallel, ordered=ordered, cancelled=cancelled):
+        work = requests.finished(index, answer)
+        if work is not None and not work.interrupted:
+            yield work.answered(lm.name)
 
 
 def _model_notes(lm: LanguageModel, activity: ProgressLine) -> Callable[[str], None]:

@@ -40,6 +40,9 @@ class ServerOptions:
         _server_option("Most tokens of an answer; -1: until the context is full.", "-n", "--max-tokens", min=-1),
     ] = -1
     queue: Annotated[int, _server_option("Requests that may run or wait; another gets status 429.", min=1)] = 64
+    parallel: Annotated[
+        int | None, _server_option("Texts that share a step at most. (default: as many as gain by it and fit)", min=1)
+    ] = None
     grace: Annotated[int, _server_option("Seconds that running requests have to end in, on SIGTERM.", min=0)] = 30
 
 
@@ -128,24 +131,25 @@ def _opened(run: RunOptions, activity: ProgressLine) -> Prompting:
 def _run(runs: dict[str, RunOptions], server: ServerOptions, access: AccessOptions, listening: Any) -> None:
     """Serves until a signal comes, and then dies by it."""
     from gptcli.serve.app import Outlets, make_app
-    from gptcli.serve.engine_thread import EngineThread
     from gptcli.serve.guards import Access
     from gptcli.serve.models import ServedModels
+    from gptcli.serve.runner import Runner
     from gptcli.serve.server import Server
     from gptcli.serve.service import Service
 
     run = next(iter(runs.values()))
+    runner = Runner(server.queue, server.parallel)
     with ProgressLine(quiet=run.output.quiet) as activity:
-        served = ServedModels({name: partial(_opened, each, activity) for name, each in runs.items()}, run.note)
+        openers = {name: partial(_opened, each, activity) for name, each in runs.items()}
+        served = ServedModels(openers, run.note, runner.leave)
         first, *_ = [served.opened(name) for name in runs]  # what is wrong with a model is said now
         load_model(first.lm, activity)
     run.print_failures(first.lm)
     del first  # so that it can leave the memory
-    service = Service(served, EngineThread(server.queue), server.max_tokens)
+    service = Service(served, runner, server.max_tokens)
     outlets = Outlets(log=(lambda line: None) if run.output.quiet else print_line, on_bug=_note_bug)
-    allowed = Access(
-        hosts={server.host, *(access.allow_host or ())}, origins=set(access.cors or ()), key=access.api_key
-    )
+    hosts = {name.lower() for name in (server.host, *(access.allow_host or ()))}
+    allowed = Access(hosts=hosts, origins=set(access.cors or ()), key=access.api_key)
     running = Server(make_app(service, allowed, outlets, run.prompts.max_input), server.grace, 4 * server.queue + 64)
     received = list[int]()
 
@@ -158,7 +162,7 @@ def _run(runs: dict[str, RunOptions], server: ServerOptions, access: AccessOptio
         if not run.output.quiet:
             print_line(f"http://{f'[{host}]' if ':' in host else host}:{port}")
         asyncio.run(running.serve(sockets=[listening]))
-    service.engine.close()
+    service.close()
     served.close()
     if received:
         if received[0] == signal.SIGINT:

@@ -128,11 +128,11 @@ def _watched(tidy: Callable[[], object]) -> Iterator[None]:
     before = signal.set_wakeup_fd(arrives, warn_on_full_buffer=False)
 
     def watch() -> None:
-        while signum := os.read(received, 1):  # nothing once the block has ended
-            if signum[0] in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        while signum := os.read(received, 1)[0]:  # 0 once the block has ended: a fork may keep the pipe open
+            if signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 tidy()
-                ctypes.CDLL(None).signal(signum[0], 0)  # SIG_DFL, which Python lets only the main thread set
-                os.kill(os.getpid(), signum[0])
+                ctypes.CDLL(None).signal(signum, 0)  # SIG_DFL, which Python lets only the main thread set
+                os.kill(os.getpid(), signum)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -140,6 +140,7 @@ def _watched(tidy: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        os.close(arrives)
+        os.write(arrives, b"\0")
         thread.join()
+        os.close(arrives)
         os.close(received)
