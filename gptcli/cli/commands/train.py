@@ -22,12 +22,14 @@ from gptcli.cli.training_progress import TrainingProgress
 from gptcli.errors import InputError, UsageError
 from gptcli.models.catalog import DEFAULT_MODEL, fingerprint
 from gptcli.models.locate import locate
+from gptcli.runtime.ranks import ranks_here
 from gptcli.runtime.resource_limits import check_room_for_torch, cpu_limit
 from gptcli.training.settings import Schedule, TrainSettings
 
 if TYPE_CHECKING:
     from gptcli.training.checkpoints import RunDirectory
     from gptcli.training.run import Run
+    from gptcli.training.together import Together
 
 _DEFAULTS = TrainSettings(data=())
 _LEARNING_RATES = {"lora": 5e-4, "full": 5e-5, "new": 1e-3}
@@ -171,19 +173,29 @@ def train(
     asked = _settings(expanded(data or ()), groups, typed)
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # see gptcli/runtime/loader.py
     check_room_for_torch()
-    with ProgressLine(quiet=run.quiet) as activity, ExitStack() as stack:
+    leads = (ranks := ranks_here()) is None or ranks.rank == 0
+    with ProgressLine(quiet=run.quiet or not leads) as activity, ExitStack() as stack:
         with deadly(activity.erase):
             from gptcli.training.checkpoints import RunDirectory
+            from gptcli.training.run import Run
+            from gptcli.training.together import Together
 
-            directory = RunDirectory(out)
-            stack.enter_context(directory.locked())
-            settings = _kept(directory, asked, typed, resume=run.resume)
-            loaded = None if settings is None else _load(directory, settings, model.offline, run.max_input, activity)
+            directory, together = RunDirectory(out), Together(ranks, asked.device)
+            settings: TrainSettings | None = asked
+            if leads:
+                stack.enter_context(directory.locked())
+                settings = _kept(directory, asked, typed, resume=run.resume)
+            settings = together.told(settings)
+            loaded = None
+            if settings is not None:
+                base = _base(directory, settings, model.offline, run.max_input, activity, together)
+                loaded = Run(directory, settings, base, activity.note, activity.bytes, together)
         if loaded is None:
             activity.note(f"the run in {out} is finished")
         else:
-            _train(loaded, activity, as_json=run.as_json)
-    StdoutSink().write(json_line({"event": "done", "path": str(out)}) if run.as_json else f"{out}\n".encode())
+            _train(loaded, activity, as_json=run.as_json and leads)
+    if leads:
+        StdoutSink().write(json_line({"event": "done", "path": str(out)}) if run.as_json else f"{out}\n".encode())
 
 
 def _train(run: Run, activity: ProgressLine, *, as_json: bool) -> None:
@@ -251,17 +263,24 @@ def _kept(directory: RunDirectory, asked: TrainSettings, typed: set[str], *, res
     return kept
 
 
-def _load(
-    directory: RunDirectory, settings: TrainSettings, offline: bool, max_input: int, activity: ProgressLine
-) -> Run:
-    """The run, ready to train."""
-    from gptcli.training.run import Run, begin
+def _base(
+    directory: RunDirectory,
+    settings: TrainSettings,
+    offline: bool,
+    max_input: int,
+    activity: ProgressLine,
+    together: Together,
+) -> Path:
+    """The folder of the model that is trained, once the first process has made what the run needs."""
+    from gptcli.training.run import begin
 
     base = None
     if settings.model is not None:
-        base = locate(settings.model, offline=offline, on_progress=activity.fetch)
-    if (record := directory.record) is None:
-        begin(directory, settings, base, documents_of(settings.format, max_input, activity.note), activity.note)
-    elif base is not None and record["fingerprint"] != fingerprint(base):
-        raise InputError(f"cannot go on: {settings.model} has changed since the run in {directory.path} began")
-    return Run(directory, settings, base or directory.initial, activity.note, activity.bytes)
+        base = locate(settings.model, offline=offline or not together.leads, on_progress=activity.fetch)
+    if together.leads:
+        if (record := directory.record) is None:
+            begin(directory, settings, base, documents_of(settings.format, max_input, activity.note), activity.note)
+        elif base is not None and record["fingerprint"] != fingerprint(base):
+            raise InputError(f"cannot go on: {settings.model} has changed since the run in {directory.path} began")
+    together.told(None)
+    return base or directory.initial
