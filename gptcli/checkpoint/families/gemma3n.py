@@ -18,6 +18,7 @@ from gptcli.checkpoint.families.layer_configs import (
     with_blocks,
 )
 from gptcli.checkpoint.families.llama import llama_architecture, llama_config, llama_head_dim, rms
+from gptcli.checkpoint.families.moe import stacked_recipes
 from gptcli.checkpoint.families.parameters import Parameters, root_of
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture, Concat, Take
@@ -218,7 +219,7 @@ def _architecture(tensors: Collection[str], config: DecoderConfig) -> Architectu
         if block.scaled:
             parameters[f"{ours}scale"] = Take(f"{theirs}layer_scalar")
         if isinstance(block.mlp, DenseAndMoeConfig):
-            _mixture_parameters(parameters, ours, theirs, block.mlp)
+            _mixture_parameters(parameters, ours, theirs, block.mlp, tensors)
         if isinstance(block.attention, AttentionConfig) and block.attention.keys_of is not None:
             unused += [f"{theirs}self_attn.{name}" for name in ("k_proj.", "v_proj.", "k_norm.", "v_norm.")]
     return replace(architecture, parameters=parameters, unused_prefixes=tuple(unused))
@@ -238,7 +239,9 @@ def _altup_parameters(parameters: Parameters, ours: str, theirs: str, config: De
     parameters[f"{ours}altup.scale"] = Take(f"{theirs}altup.correct_output_scale")
 
 
-def _mixture_parameters(parameters: Parameters, ours: str, theirs: str, both: DenseAndMoeConfig) -> None:
+def _mixture_parameters(
+    parameters: Parameters, ours: str, theirs: str, both: DenseAndMoeConfig, tensors: Collection[str]
+) -> None:
     parameters[f"{ours}mlp.norms.dense_norm.weight"] = parameters.pop(f"{ours}mlp_norm.weight")
     for mine, name in (
         ("post_dense_norm", "post_feedforward_layernorm_1"),
@@ -256,6 +259,9 @@ def _mixture_parameters(parameters: Parameters, ours: str, theirs: str, both: De
         ("moe.down.weight", "experts.down_proj"),
     ):
         parameters[f"{ours}mlp.{mine}"] = Take(theirs + name)
+    if f"{theirs}experts.down_proj.weight" in tensors:  # as GGUF files have them
+        for mine, recipe in stacked_recipes(f"{theirs}experts.", "weight", tensors).items():
+            parameters[f"{ours}mlp.moe.{mine}"] = recipe
 
 
 def _with_keys_as_values(architecture: Architecture, tensors: Collection[str], types: Sequence[object]) -> Architecture:
