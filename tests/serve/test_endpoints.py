@@ -203,7 +203,6 @@ def test_thoughts_are_told_from_the_answer_in_every_api(thinking: Running) -> No
     assert events[-1]["type"] == "response.completed"
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_bug_is_an_error_without_its_message_and_the_server_goes_on(
     tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch, stream: bool
