@@ -275,7 +275,7 @@ class TorchEngine:
         cache.span = len(tokens)
         total: Tensor | float = 0.0
         for chunk in self._chunks(tokens):
-            with memory_errors(self.plan.device, f"running token {cache.length + len(chunk)}"):
+            with memory_errors(self.plan.device, f"running token {cache.length + len(chunk)}"), self._step:
                 hidden = self.decoder(torch.tensor([chunk], device=self.plan.device), cache)
                 total = total + self.decoder.final_norm(hidden)[0].float().sum(0)
                 cache.advance(chunk)
