@@ -18,8 +18,8 @@ from gptcli.gguf.tokenizer import gguf_tokenizer
 from gptcli.gguf.tokenizer import stop_ids as gguf_stop_ids
 from gptcli.model_notes import Note
 from gptcli.text.chat_template import ChatTemplate
-from gptcli.text.hf_tokenizers import parse
 from gptcli.text.tokenizer import Tokenizer
+from gptcli.text.tokenizer_json import parse
 
 # Values of tokenizer.ggml.token_type.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6

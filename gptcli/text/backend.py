@@ -6,15 +6,19 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import tokenizers
 
 from gptcli.errors import BrokenCheckpoint, BrokenTokenizer
 from gptcli.files import parse_json
-from gptcli.text.hf_tokenizers import Encoded, Library, built, decode_batch, encode, encode_batch, parse
+from gptcli.text.hf_tokenizers import Encoded, decode_batch, encode, encode_batch
 from gptcli.text.sandbox.allowlist import TRUSTED_TOKENIZERS, is_harmless
 from gptcli.text.sandbox.client import SandboxClient, SandboxFailure
+from gptcli.text.tokenizer_json import built, parse
+
+if TYPE_CHECKING:
+    from gptcli.text.fast_open.partial_tokenizer import Library
 
 _SANDBOX_MEMORY = 512 << 20  # bytes, plus 16 for each byte of tokenizer.json
 _LONGEST_PIECE = 256  # characters; longer ones are slow and overflow the stack: the library's trees are as deep

@@ -6,14 +6,16 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
 from gptcli.errors import BrokenTokenizer
 from gptcli.files import is_there, read_json
 from gptcli.model_notes import Note
-from gptcli.text.hf_tokenizers import Library
+
+if TYPE_CHECKING:
+    from gptcli.text.fast_open.partial_tokenizer import Library
 
 _MOST_ADDED = 1 << 20  # characters of all
 # The order in which transformers adds them.

@@ -14,9 +14,9 @@ from transformers.models.auto import tokenization_auto
 
 from gptcli.checkpoint.registry import FAMILIES
 from gptcli.text import backend
-from gptcli.text.hf_tokenizers import built, parse
 from gptcli.text.tokenizer import Tokenizer
 from gptcli.text.tokenizer_classes import class_of, is_class
+from gptcli.text.tokenizer_json import built, parse
 from tests.text.tokenizer_kinds import KINDS, texts
 
 BYTE_LEVEL = {"eos_token": "<|end|>", "unk_token": "<|end|>", "bos_token": "<|end|>"}

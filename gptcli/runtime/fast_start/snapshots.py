@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import platformdirs
 
@@ -30,9 +30,6 @@ from gptcli.runtime.resource_limits import cpu_limit, free_memory
 from gptcli.settings import RuntimeConfig
 from gptcli.text.fast_open.tokenizer_snapshots import kept_tokenizers
 from gptcli.version import VERSION
-
-if TYPE_CHECKING:
-    from gptcli.runtime.torch_engine import TorchEngine
 
 _VARIABLE = "GPTCLI_PREPARED"
 _MOST_BYTES = 1 << 30  # of weights: larger models take long to read from any file
@@ -136,7 +133,18 @@ def open_snapshot(slot: Slot, runtime: RuntimeConfig, room: int) -> OpenedSnapsh
     return None if snapshot is None else OpenedSnapshot(slot, snapshot, library, runtime, started)
 
 
-def keep_snapshot(slot: Slot, folder: ModelFolder, runtime: RuntimeConfig, engine: TorchEngine) -> None:
+class _Lowered(Protocol):
+    """A loaded model, as far as a snapshot is made of it."""
+
+    @property
+    def library(self) -> Functions | None:
+        """See `Engine.library`."""
+
+    def snapshot(self, most_positions: int) -> Snapshot | None:
+        """What runs one text of up to `most_positions` tokens without torch; None where torch is needed."""
+
+
+def keep_snapshot(slot: Slot, folder: ModelFolder, runtime: RuntimeConfig, engine: _Lowered) -> None:
     """Writes a snapshot of a loaded model, if it can have one. slot: as it was before the weights were read.
 
     Nothing is kept of files that were replaced since, nor where it cannot be written.

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import tokenizers
 from tokenizers import AddedToken, models
 
 from gptcli.text.fast_open.flat_vocabulary import FlatVocabulary
-from gptcli.text.hf_tokenizers import parse
+from gptcli.text.tokenizer_json import parse
 
 NEVER = "\U0010ffff"  # a noncharacter, in no piece
 _PARSED_PER_FOUND = 16  # pieces that are parsed in the time in which those of a character are found
@@ -117,3 +117,6 @@ class PartialTokenizer:
             if not self._is_whole:
                 self._part.model, self._is_whole = self._bpe(None), True
             return self._part
+
+
+Library: TypeAlias = tokenizers.Tokenizer | PartialTokenizer

@@ -25,8 +25,7 @@ from gptcli.errors import InputError
 from gptcli.files import identity, open_own, program_identity, replaced
 from gptcli.model_notes import Note
 from gptcli.text.fast_open.flat_vocabulary import FlatVocabulary, flatten
-from gptcli.text.fast_open.partial_tokenizer import NEVER, PartialTokenizer
-from gptcli.text.hf_tokenizers import Library
+from gptcli.text.fast_open.partial_tokenizer import NEVER, Library, PartialTokenizer
 from gptcli.version import VERSION
 
 _SUFFIX = ".tokenizer"

@@ -34,7 +34,8 @@ def _open_template(source: bytes) -> Answer:
 
 
 def _open_tokenizer(data: bytes) -> Answer:
-    from gptcli.text.hf_tokenizers import decode_batch, encode, parse
+    from gptcli.text.hf_tokenizers import decode_batch, encode
+    from gptcli.text.tokenizer_json import parse
 
     library = parse(data)
 
