@@ -59,8 +59,10 @@ def begin(
     base: the folder of the model that is trained, if there is one. documents: opens data by its name.
     Raises InputError and others for data that cannot be used, and OutputError.
     """
+    ranks = ranks_here()
     record = {
         "settings": settings.record,
+        "ranks": 1 if ranks is None else ranks.ranks,
         "fingerprint": None if base is None else fingerprint(base),
         "packed": base is not None and settings.lora is not None and _stays_packed(ModelFolder.open(base)),
     }

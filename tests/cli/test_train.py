@@ -216,6 +216,9 @@ def test_a_run_is_neither_overwritten_nor_changed_when_it_goes_on(
         cli(*arguments)
     failed(cli(*arguments), 2, "there is a run already", "--resume")
     failed(cli(*arguments, "--resume", "--epochs", "5"), 2, "epochs is 3")
+    record = out / "training" / "run.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"ranks": 2}))
+    failed(cli(*arguments, "--resume"), 2, "number of processes: it is 2")
     make_model(model, seed=1)
     failed(cli(*arguments, "--resume"), 4, "has changed since")
     (other := tmp_path / "other").mkdir()

@@ -282,5 +282,7 @@ def _base(
             begin(directory, settings, base, documents_of(settings.format, max_input, activity.note), activity.note)
         elif base is not None and record["fingerprint"] != fingerprint(base):
             raise InputError(f"cannot go on: {settings.model} has changed since the run in {directory.path} began")
+        elif record["ranks"] != together.ranks:
+            raise UsageError(f"a run that goes on keeps its number of processes: it is {record['ranks']}")
     together.told(None)
     return base or directory.initial
