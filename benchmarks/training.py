@@ -100,13 +100,15 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as directory:
         prepare(Path(directory), given.layers, given.width, given.vocabulary)
+        # As gptcli sets it: by default threads starve each other where another process keeps a core busy.
+        environment = os.environ | {"GOMP_SPINCOUNT": "1000"}
         medians: dict[str, list[float]] = {"ours": [], "theirs": []}
         peaks: dict[str, float] = {}
         for _ in range(given.turns):
             for side, found in medians.items():
                 command = [sys.executable, __file__, "--side", side, "--work", directory]
                 command += ["--steps", str(given.steps), "--batch", str(given.batch)]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
                 figures = json.loads(done.stdout.splitlines()[-1])
                 found.append(statistics.median(figures["seconds"]))
                 peaks[side] = max(peaks.get(side, 0), figures["peak_mb"])

@@ -57,6 +57,7 @@ class Scheduler:
         self._changed = threading.Condition()
         self._new = list[Job]()
         self._closed = False
+        self._error: BaseException | None = None  # what ended it
         self._thread = threading.Thread(target=self._run, name="gptcli scheduler", daemon=True)
         self._thread.start()
 
@@ -100,7 +101,7 @@ class Scheduler:
     def _start(self, job: Job, deliver: Deliver) -> None:
         with self._changed:
             if self._closed:
-                raise RuntimeError("the scheduler is closed")
+                raise RuntimeError("the scheduler is closed") from self._error
             self._delivers[job] = deliver
             self._new.append(job)
             self._changed.notify()
@@ -116,10 +117,9 @@ class Scheduler:
                         deliver(event)
         except BaseException as error:  # nobody may wait for ever, whatever went wrong
             with self._changed:
-                self._closed = True
+                self._closed, self._error = True, error
             for deliver in self._delivers.values():
                 deliver(error)
-            raise
 
     def _take_new(self) -> bool:
         """Waits until there is something to do, and takes what is new; False once all is done and it is closed."""

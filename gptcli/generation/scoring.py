@@ -15,7 +15,7 @@ from gptcli.generation.score_result import ChoiceScore, Score
 from gptcli.runtime.engine import Cache, Engine, Extension, Progress, PromptCache, TokenScore, no_progress
 from gptcli.text.tokenizer import Tokenizer
 
-_STEP_TOKENS, _MOST_TEXTS = 256, 64  # that share a step, of which all logits are kept
+_STEP_TOKENS, _MOST_TEXTS = 512, 64  # that share a step, of which all logits are kept
 _Item = TypeVar("_Item")
 
 

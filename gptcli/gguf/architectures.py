@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from gptcli.gguf.gemma3n_architectures import GEMMA3N_ARCHITECTURES
 from gptcli.gguf.mixture_architectures import MIXTURE_ARCHITECTURES, granite_scales, routed_experts
 from gptcli.gguf.naming import (
     ATTENTION,
@@ -617,6 +618,7 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
         renamed=_GPT2_NAMES,
         extra=_starcoder,
     ),
+    **GEMMA3N_ARCHITECTURES,
     **MIXTURE_ARCHITECTURES,
     **STATE_ARCHITECTURES,
 }

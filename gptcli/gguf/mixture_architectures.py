@@ -8,6 +8,7 @@ from typing import Any
 from gptcli.gguf.naming import (
     ATTENTION,
     LLAMA,
+    MLP,
     NORMS,
     QK_NORMS,
     Fields,
@@ -130,6 +131,31 @@ def _phimoe(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _llama4(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    """Files leave chunks, RoPE's layers and the scale of far positions to the program that reads them."""
+    layers, experts = config["num_hidden_layers"], fields.integer("expert_count")
+    fields.expect("attention.sliding_window", _LLAMA4_CHUNK)  # llama.cpp takes any other for this one; 0 is unclear
+    fields.expect("expert_gating_func", 0, 2)
+    step = fields.integer("interleave_moe_layer_step")
+    kinds = {"sliding_attention": "chunked_attention"}
+    return {
+        "attention_chunk_size": _LLAMA4_CHUNK,
+        "attention_bias": fields.qkv_bias,
+        "attn_temperature_tuning": True,
+        "attn_scale": 0.1,
+        "floor_scale": _LLAMA4_CHUNK,
+        "intermediate_size": fields.integer("expert_feed_forward_length"),
+        "intermediate_size_mlp": config["intermediate_size"],
+        "layer_types": [kinds.get(kind, kind) for kind in fields.sliding(layers, 4)],
+        "moe_layers": [*range(step - 1, layers, step)] if step else [],
+        "no_rope_layer_interval": 4,
+        "num_local_experts": experts,
+        "num_experts_per_tok": fields.integer("expert_used_count"),
+        "use_qk_norm": experts != 128,  # Maverick has none
+    }
+
+
+_LLAMA4_CHUNK = 8192
 _ROUTER = {"ffn_gate_inp": "mlp.gate"}
 _CORRECTION = {"exp_probs_b": "mlp.gate.e_score_correction_bias"}
 _DOTS1 = GgufArchitecture(
@@ -145,6 +171,18 @@ _DOTS1 = GgufArchitecture(
 )
 
 MIXTURE_ARCHITECTURES: dict[str, GgufArchitecture] = {
+    "llama4": GgufArchitecture(
+        model_type="llama4_text",
+        read_only=True,
+        images=True,
+        block=ATTENTION
+        | NORMS
+        | {name: module.replace("mlp", "feed_forward") for name, module in MLP.items()}
+        | stacked_experts("feed_forward.experts")
+        | shared_expert("feed_forward.shared_expert")
+        | {"ffn_gate_inp": "feed_forward.router"},
+        extra=_llama4,
+    ),
     "granitemoe": GgufArchitecture(
         model_type="granitemoe",  # or granitemoeshared
         read_only=True,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gptcli.errors import BrokenCheckpoint
 from gptcli.files import open_regular
 from gptcli.gguf.architectures import ARCHITECTURES
-from gptcli.gguf.naming import Fields, tensor_name
+from gptcli.gguf.naming import APART, Fields, tensor_name
 from gptcli.gguf.other_files import refuse_other_files
 from gptcli.gguf.reader import GgufFile, GgufTensor
 from gptcli.gguf.tokenizer import stop_ids
@@ -187,7 +187,7 @@ class GgufModel:
         embedding = file.tensors.get("token_embd.weight")
         if embedding is None:
             raise file.broken("tensor 'token_embd.weight' is missing")
-        number = fields.most if known.states else fields.integer
+        number = fields.most if known.states or known.per_layer else fields.integer
         width, heads = fields.integer("embedding_length"), number("attention.head_count")
         kv_heads = number("attention.head_count_kv", heads)
         if width < 1 or min(heads, kv_heads) < (0 if known.states else 1):
@@ -323,18 +323,20 @@ class GgufModel:
             stem, _, leaf = tensor.name.rpartition(".")
             if stem not in known.top or leaf not in ("weight", "bias"):
                 raise file.unsupported(f"tensor {tensor.name[:80]!r} belongs to no part of this architecture")
+            if known.top[stem].endswith(APART):
+                return self._by_first(tensor, known.top[stem])
             return [(f"{known.top[stem]}.{leaf}", self._edited(tensor, stem, leaf))]
         layer, stem, expert, leaf = match.groups(default="")
         if int(layer) in self.ahead:
             return []
         kind = stem if not expert else f"{stem}.#"
         if kind == "attn_qkv" and kind not in known.block and "attn_q" in known.block:
-            return self._by_projection(tensor, f"{known.layers}{layer}.", leaf)
+            return self._by_projection(tensor, int(layer), leaf)
         if kind not in known.block:
             raise file.unsupported(f"tensor {tensor.name[:80]!r} belongs to no part of this architecture")
         module = f"{known.layers}{layer}.{known.block[kind]}".replace("#", expert)
-        if module.endswith(".norms"):  # one in transformers for each head
-            return self._by_head(tensor, module)
+        if module.endswith(APART):
+            return self._by_first(tensor, module)
         return [(tensor_name(module, leaf or "weight"), self._edited(tensor, stem, leaf))]
 
     def _edited(self, tensor: GgufTensor, stem: str, leaf: str) -> ModelTensor:
@@ -387,9 +389,11 @@ class GgufModel:
                 found[f"{self._architecture.layers}{layer}.mlp.act_fn.{name}"] = part
         return found
 
-    def _by_projection(self, tensor: GgufTensor, layer: str, leaf: str) -> list[tuple[str, ModelTensor]]:
+    def _by_projection(self, tensor: GgufTensor, layer: int, leaf: str) -> list[tuple[str, ModelTensor]]:
         """q, k and v, whose rows are in one tensor one after the other."""
         dim, kv = self.config["head_dim"], self.config["num_key_value_heads"]
+        if "global_head_dim" in self.config and self.config["layer_types"][layer] == "full_attention":
+            dim, kv = self.config["global_head_dim"], self.config["num_global_key_value_heads"]
         rows = {"attn_q": self.config["num_attention_heads"] * dim, "attn_k": kv * dim, "attn_v": kv * dim}
         if tensor.shape[0] != sum(rows.values()):
             raise self.file.broken(f"tensor {tensor.name!r} has {tensor.shape[0]} rows, not {sum(rows.values())}")
@@ -397,20 +401,23 @@ class GgufModel:
         for stem, count in rows.items():
             shape, size = (count, *tensor.shape[1:]), tensor.size // tensor.shape[0] * count
             part = replace(tensor, shape=shape, offset=offset, size=size)
-            parts.append((f"{layer}{self._architecture.block[stem]}.{leaf}", self._edited(part, stem, leaf)))
+            module = f"{self._architecture.layers}{layer}.{self._architecture.block[stem]}"
+            parts.append((f"{module}.{leaf}", self._edited(part, stem, leaf)))
             offset += size
         return parts
 
-    def _by_head(self, tensor: GgufTensor, name: str) -> list[tuple[str, ModelTensor]]:
-        if len(tensor.shape) != 2:
-            raise self.file.broken(f"tensor {tensor.name!r} has {len(tensor.shape)} dimensions, not 2")
-        heads, size = tensor.shape[0], tensor.size // tensor.shape[0]
+    def _by_first(self, tensor: GgufTensor, name: str) -> list[tuple[str, ModelTensor]]:
+        """One tensor for each place of its first dimension."""
+        if len(tensor.shape) < 2:
+            raise self.file.broken(f"tensor {tensor.name!r} has one dimension")
+        count, *shape = tensor.shape
+        size = tensor.size // count
         return [
             (
-                f"{name}.{head}.weight",
-                ModelTensor(tensor.kind, tensor.shape[1:], tensor.file, tensor.offset + head * size, size),
+                f"{name}.{place}.weight",
+                ModelTensor(tensor.kind, tuple(shape), tensor.file, tensor.offset + place * size, size),
             )
-            for head in range(heads)
+            for place in range(count)
         ]
 
 

@@ -116,12 +116,20 @@ FOUR_NORMS = {
 }
 
 
-_BARE = (".sinks", ".e_score_correction_bias", ".expert_bias", ".A_log", ".dt_bias", ".D")
+_BARE = (
+    *(".sinks", ".e_score_correction_bias", ".expert_bias", ".A_log", ".dt_bias", ".D"),
+    *(".correct_output_scale", ".layer_scalar", "router.scale", ".per_expert_scale"),
+)
+APART = (".norms", "altup_projections", "altup_unembed_projections")  # files have one tensor, transformers several
 
 
-def stacked_experts(module: str) -> dict[str, str]:
-    """The names of all experts' matrices, of which transformers or MLX has one for each kind."""
-    return {f"ffn_{kind}_exps": f"{module}.{kind}_proj" for kind in ("gate", "up", "down")}
+def stacked_experts(module: str, *, fused: bool = False) -> dict[str, str]:
+    """The names of all experts' matrices, of which transformers or MLX has one for each kind.
+
+    fused: gate and up may be in one tensor, too.
+    """
+    kinds = ("gate", "up", "down", *(["gate_up"] if fused else []))
+    return {f"ffn_{kind}_exps": f"{module}.{kind}_proj" for kind in kinds}
 
 
 def shared_expert(module: str) -> dict[str, str]:
@@ -164,6 +172,7 @@ class GgufArchitecture:
     partial: bool = False
     images: bool = False
     states: bool = False
+    per_layer: bool = False
     read_only: bool = False
     constants: Mapping[str, Any] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)

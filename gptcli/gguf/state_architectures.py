@@ -304,7 +304,7 @@ _QWEN35 = GgufArchitecture(
     extra=_qwen35,
 )
 _QWEN_EXPERTS = (
-    stacked_experts("mlp.switch_mlp")
+    stacked_experts("mlp.switch_mlp", fused=True)
     | shared_expert("mlp.shared_expert")
     | {"ffn_gate_inp": "mlp.gate", "ffn_gate_inp_shexp": "mlp.shared_expert_gate"}
 )

@@ -120,6 +120,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "gptcli_run": (c_int, [c_void_p, c_int64, POINTER(Frame)]),
     "gptcli_draw": (c_int64, [POINTER(Draw)]),
     "gptcli_all_finite": (c_int, [c_void_p, c_int64]),
+    "gptcli_log_sums": (None, [c_void_p, c_int64, c_int64, c_int64, c_void_p]),
     "gptcli_checksum": (None, [c_void_p, c_int64, POINTER(Checksum)]),
     "gptcli_read": (c_int, [c_int, c_void_p, c_int64, POINTER(Checksum)]),
 }
@@ -247,6 +248,12 @@ class Functions:
     def all_finite(self, address: int, size: int) -> bool:
         """Whether none of `size` fp32 values is infinite or NaN."""
         return bool(self._c.gptcli_all_finite(address, size))
+
+    def log_sums(self, address: int, rows: int, size: int, stride: int) -> list[float]:
+        """The logarithm of each row's sum of e^logit, for rows of `size` fp32 logits that lie `stride` apart."""
+        sums = (c_double * rows)()
+        self._c.gptcli_log_sums(address, rows, size, stride, sums)
+        return list(sums)
 
     def add_to_checksum(self, checksum: ctypes.Array[c_uint64], address: int, size: int) -> None:
         """Adds `size` bytes, a multiple of 64, to a `Checksum`."""

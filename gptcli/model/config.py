@@ -84,7 +84,10 @@ class RopeConfig:
     @property
     def border(self) -> int | None:
         """A text longer than this is rotated differently from its first position on; None if no text is."""
-        return self.scaling.original_context if isinstance(self.scaling, LongRopeScaling) else None
+        scaling = self.scaling
+        if not isinstance(scaling, LongRopeScaling) or scaling.short == scaling.long:
+            return None
+        return scaling.original_context
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -224,7 +224,7 @@ class TorchEngine:
             logits = self._run(chunk, cache, wanted=max(1, len(asked)))[:, :vocabulary]
             if not asked:
                 continue
-            yield _scores(logits, asked, top)
+            yield self._scores(logits, asked, top)
 
     @torch.inference_mode()
     def score_texts(
@@ -236,7 +236,23 @@ class TorchEngine:
         if not self._all_finite(logits):
             raise NonFiniteLogits(max(cache.length for cache, _, _ in whole), self.plan.dtype_name)
         each = torch.split(logits[:, :vocabulary], [text.wanted for text in texts])
-        return [_scores(own, asked, top) for own, asked in zip(each, targets, strict=True)]
+        return [self._scores(own, asked, top) for own, asked in zip(each, targets, strict=True)]
+
+    def _scores(self, logits: Tensor, targets: Sequence[int], top: int) -> list[TokenScore]:
+        """The score of a target for each row of logits, (T, vocabulary)."""
+        if self.library is not None and logits.stride(1) == 1:  # torch needs more time for these sums than for a layer
+            rows, size = logits.shape
+            sums = self.library.log_sums(logits.data_ptr(), rows, size, logits.stride(0))
+            total = torch.tensor(sums, dtype=torch.float64)[:, None]
+        else:
+            total = torch.cat([_log_sums(some) for some in torch.split(logits, _CACHED_ROWS)])  # (T, 1)
+        chosen = logits.gather(1, torch.tensor(targets, device=logits.device)[:, None]) - total
+        if not top:
+            return [TokenScore(value, ()) for value in chosen[:, 0].tolist()]
+        best = logits.topk(min(top, logits.shape[1]))
+        ranked = zip(best.indices.tolist(), (best.values - total).tolist(), strict=True)
+        likeliest = [list(zip(*pair, strict=True)) for pair in ranked]
+        return list(map(TokenScore, chosen[:, 0].tolist(), likeliest))
 
     def most_ahead(self, cache: TextCache) -> int:
         """See `Engine.most_ahead`: a text that crosses a RoPE border cannot go back, nor can a state."""
@@ -259,7 +275,7 @@ class TorchEngine:
         cache.span = len(tokens)
         total: Tensor | float = 0.0
         for chunk in self._chunks(tokens):
-            with memory_errors(self.plan.device, f"running token {cache.length + len(chunk)}"):
+            with memory_errors(self.plan.device, f"running token {cache.length + len(chunk)}"), self._step:
                 hidden = self.decoder(torch.tensor([chunk], device=self.plan.device), cache)
                 total = total + self.decoder.final_norm(hidden)[0].float().sum(0)
                 cache.advance(chunk)
@@ -393,18 +409,6 @@ class TorchEngine:
                 cache.discard()  # a recorded step multiplies scratch with zero, and NaN stays NaN
             raise NonFiniteLogits(length, self.plan.dtype_name)
         return logits
-
-
-def _scores(logits: Tensor, targets: Sequence[int], top: int) -> list[TokenScore]:
-    """The score of a target for each row of logits, (T, vocabulary)."""
-    total = torch.cat([_log_sums(some) for some in torch.split(logits, _CACHED_ROWS)])  # (T, 1)
-    chosen = logits.gather(1, torch.tensor(targets, device=logits.device)[:, None]) - total
-    if not top:
-        return [TokenScore(value, ()) for value in chosen[:, 0].tolist()]
-    best = logits.topk(min(top, logits.shape[1]))
-    ranked = zip(best.indices.tolist(), (best.values - total).tolist(), strict=True)
-    likeliest = [list(zip(*pair, strict=True)) for pair in ranked]
-    return list(map(TokenScore, chosen[:, 0].tolist(), likeliest))
 
 
 def _log_sums(logits: Tensor) -> Tensor:

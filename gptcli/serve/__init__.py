@@ -1,1 +1,1 @@
-"""The OpenAI API over a model: bodies of requests and answers, which `gptcli batch` shares, and the server."""
+"""The server of `gptcli serve`: APIs over HTTP, and a page to chat on."""

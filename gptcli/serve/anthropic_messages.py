@@ -10,8 +10,8 @@ from typing import Any
 
 from gptcli.errors import GptcliError
 from gptcli.generation.events import Finished
-from gptcli.serve.openai_answers import error_answer
-from gptcli.serve.openai_bodies import (
+from gptcli.openai_api.answers import error_answer
+from gptcli.openai_api.bodies import (
     CHAT,
     Asked,
     BadParameter,

@@ -11,20 +11,18 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
 from gptcli.errors import GptcliError
+from gptcli.openai_api.answers import error_answer
+from gptcli.openai_api.bodies import CHAT, TEXT
+from gptcli.openai_api.refusals import Refusal
 from gptcli.serve.anthropic_messages import answer_message, anthropic_error, count_message_tokens
 from gptcli.serve.completions import complete
 from gptcli.serve.guards import Access, Guarded
 from gptcli.serve.metrics import Metrics, Observed
-from gptcli.serve.openai_answers import error_answer
-from gptcli.serve.openai_bodies import CHAT, TEXT
 from gptcli.serve.page import Page
-from gptcli.serve.refusals import Refusal
 from gptcli.serve.responses import Responses
 from gptcli.serve.service import Service
 from gptcli.serve.texts import detokenize, embed, tokenize
 from gptcli.serve.transport import Call, Endpoint, ErrorAnswer, Handler
-
-_STARTED = 0  # what `created` is of a model: nobody knows
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ async def _model(service: Service, call: Call) -> dict[str, Any]:
 
 def _record(service: Service, name: str) -> dict[str, Any]:
     """A model; `max_model_len`, its context in tokens, is called so by others too."""
-    record = {"id": name, "object": "model", "created": _STARTED, "owned_by": "gptcli"}
+    record = {"id": name, "object": "model", "created": 0, "owned_by": "gptcli"}
     return record | {"max_model_len": service.models.opened(name).lm.ctx_size}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from gptcli.chat.thinking import Thoughts
 from gptcli.generation.events import Completed, Finished, StepLogprobs, TextDelta
-from gptcli.serve.openai_answers import (
+from gptcli.openai_api.answers import (
     answer_body,
     chat_choice,
     chat_logprobs,
@@ -21,7 +21,7 @@ from gptcli.serve.openai_answers import (
     token_columns,
     usage_record,
 )
-from gptcli.serve.openai_bodies import CHAT, Asked, asked_of_body
+from gptcli.openai_api.bodies import CHAT, Asked, asked_of_body
 from gptcli.serve.service import Prepared, Service
 from gptcli.serve.transport import Call, Events, event
 

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gptcli.serve.refusals import Refusal
+from gptcli.openai_api.refusals import Refusal
 from gptcli.serve.transport import ErrorAnswer, to_json
 
 _METHODS = "GET, POST, DELETE, OPTIONS"
@@ -27,9 +27,9 @@ _HEADERS = {
 
 @dataclass(frozen=True)
 class Access:
-    """Who may ask. hosts: names beside localhost and addresses. origins: of pages beside our own; `*` is all.
+    """Who may ask. hosts: names in lower case, beside localhost and addresses. origins: of pages beside our own.
 
-    key: what a request must have, if any. open_paths: those that need none.
+    An origin `*` is all. key: what a request must have, if any. open_paths: those that need none.
     """
 
     hosts: Collection[str] = ()
@@ -71,7 +71,7 @@ class Access:
     def _has_key(self, headers: Headers) -> bool:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        return hmac.compare_digest(given.strip().encode(), (self.key or "").encode())
+        return hmac.compare_digest(given.strip().encode(), (self.key or "").strip().encode())
 
 
 class Guarded:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 
 from gptcli.errors import OutOfMemory
 from gptcli.language_model import LanguageModel
-from gptcli.serve.prompting import Prompting
-from gptcli.serve.refusals import Refusal
+from gptcli.openai_api.prompting import Prompting
+from gptcli.openai_api.refusals import Refusal
 
 
 class ServedModels:

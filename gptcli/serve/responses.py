@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gptcli.generation.events import Finished
-from gptcli.serve.openai_bodies import (
+from gptcli.openai_api.bodies import (
     CHAT,
     Asked,
     BadParameter,
@@ -26,7 +26,7 @@ from gptcli.serve.openai_bodies import (
     response_format,
     tools_of,
 )
-from gptcli.serve.refusals import Refusal
+from gptcli.openai_api.refusals import Refusal
 from gptcli.serve.service import Prepared, Service
 from gptcli.serve.transport import Call, Events, event
 from gptcli.text.messages import Message, message_record

@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 from weakref import WeakSet
 
+from gptcli.errors import GptcliError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.generation.request import Request
 from gptcli.language_model import LanguageModel
+from gptcli.openai_api.refusals import Refusal
 from gptcli.scheduler import Scheduler
-from gptcli.serve.refusals import Refusal
 
 Event = TextDelta | Finished
 _Result = TypeVar("_Result")
@@ -41,8 +42,8 @@ class Runner:
         """Ends all texts and threads."""
         for lm in list(self._schedulers):
             self._schedulers.pop(lm).close()
-        self._starter.shutdown()
-        self._caller.shutdown()
+        for executor in (self._starter, self._caller):
+            executor.shutdown(wait=False, cancel_futures=True)
 
     @property
     def open(self) -> int:
@@ -83,6 +84,8 @@ class Runner:
             while running:
                 index, event = await received.get()
                 if isinstance(event, BaseException):
+                    if not isinstance(event, GptcliError):  # the scheduler has ended; the next request gets another
+                        self._forget(lm, scheduler)
                     raise event
                 yield index, event
                 running -= isinstance(event, Finished)
@@ -109,6 +112,11 @@ class Runner:
             if lm not in self._schedulers:
                 self._schedulers[lm] = Scheduler(lm, parallel=self._parallel)
             return self._schedulers[lm]
+
+    def _forget(self, lm: LanguageModel, scheduler: Scheduler) -> None:
+        with self._lock:
+            if self._schedulers.get(lm) is scheduler:
+                del self._schedulers[lm]
 
     def _end(self, lm: LanguageModel) -> None:
         with self._lock:

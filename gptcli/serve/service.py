@@ -12,9 +12,9 @@ from typing import TypeVar
 from gptcli.chat.thinking import OPENING, Thoughts
 from gptcli.generation.events import Finished
 from gptcli.generation.request import Request
+from gptcli.openai_api.bodies import CHAT, Asked, BadParameter
+from gptcli.openai_api.prompting import Prompting
 from gptcli.serve.models import ServedModels
-from gptcli.serve.openai_bodies import CHAT, Asked, BadParameter
-from gptcli.serve.prompting import Prompting
 from gptcli.serve.runner import Runner
 from gptcli.serve.transport import Call
 from gptcli.settings import SamplingConfig
@@ -55,6 +55,11 @@ class Service:
     runner: Runner
     most_tokens: int = -1
     readers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "reader"))
+
+    def close(self) -> None:
+        """Ends all texts and threads, but for what a thread is about."""
+        self.runner.close()
+        self.readers.shutdown(wait=False, cancel_futures=True)
 
     async def read(self, function: Callable[[], _Result]) -> _Result:
         """Runs what takes a while, such as encoding a text, beside the event loop."""

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-from gptcli.serve.openai_bodies import (
+from gptcli.openai_api.bodies import (
     BadParameter,
     check_flag,
     check_ids,

@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from gptcli.errors import BrokenCheckpoint, GptcliError
 from gptcli.files import parse_json
-from gptcli.serve.refusals import Refusal
+from gptcli.openai_api.refusals import Refusal
 
 PATIENCE_S = 60.0  # for a client that sends its body, or reads its answer, slowly
 GONE = 499  # what others log for a client that left
@@ -93,8 +93,12 @@ class Endpoint:
         except (GptcliError, ClientLeft):
             raise
         except Exception as error:
-            self._on_bug(error)
-            raise Refusal(500, "internal error") from error
+            raise self._bug(error) from error
+
+    def _bug(self, error: Exception) -> GptcliError:
+        """Tells of an exception that is none of ours; what the client is told."""
+        self._on_bug(error)
+        return Refusal(500, "internal error")
 
     async def _stream(self, events: Events, send: Send) -> None:
         """Sends events. An error before the first has a status of its own, a later one is an event."""
@@ -106,8 +110,10 @@ class Endpoint:
             try:
                 async for each in events:
                     await send({"type": "http.response.body", "body": each, "more_body": True})
-            except GptcliError as error:
-                _, body = self._error(error)
+            except ClientLeft:
+                raise
+            except Exception as error:
+                _, body = self._error(error if isinstance(error, GptcliError) else self._bug(error))
                 await send({"type": "http.response.body", "body": event(body, "error"), "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 

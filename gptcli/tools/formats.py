@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from gptcli.tools.call_grammar import Grammar
 from gptcli.tools.definitions import AUTO, REQUIRED, Definition, ToolCall, tool_name, tool_parameters
+from gptcli.tools.json_reading import whole
 from gptcli.tools.syntaxes import Braced, JsonCall, NamedJson, Pythonic, Syntax, Tagged, Written
 
 
@@ -56,7 +57,7 @@ class CallFormat:
         calls = self.syntax.read(body, tools)
         if not calls:
             raise ValueError("no call")
-        return calls
+        return [Written(whole(name), whole(arguments), id) for name, arguments, id in calls]
 
     def write(self, calls: Iterable[ToolCall]) -> str:
         """Calls as the model would write them."""

@@ -173,22 +173,24 @@ class CallSplitter(_Calls):
 
     def _closed(self) -> str | None:
         """Takes the call that has begun, if it has ended. A malformed one becomes text once another begins."""
-        closing, after = self._format.closing, 0
+        closing, opening = self._format.closing, self._format.opening
         if not closing:
             return None
-        while (at := self._pending.find(closing, self._searched)) >= 0:
-            after = at + len(closing)
+        while True:
+            at = self._pending.find(closing, self._searched)
+            again = self._pending.find(opening, self._failed) if self._failed else -1
+            if again >= 0 and not 0 <= at < again:
+                released = f"{self._opened}{self._pending[: self._failed]}"
+                self._leave_call(self._failed)
+                return released
+            if at < 0:
+                self._searched = max(self._searched, len(self._pending) - len(closing) + 1)
+                return None
+            self._searched = at + len(closing)
             if self._take(self._pending[:at]):
-                self._leave_call(after)
+                self._leave_call(self._searched)
                 return ""
-            self._searched = after
-            self._failed = self._failed or after
-        self._searched = max(self._searched, len(self._pending) - len(closing) + 1)
-        if self._failed and self._format.opening in self._pending[self._failed :]:
-            released = f"{self._opened}{self._pending[: self._failed]}"
-            self._leave_call(self._failed)
-            return released
-        return None
+            self._failed = self._failed or self._searched
 
     def _leave_call(self, end: int) -> None:
         self._pending, self._opened = self._pending[end:], None
@@ -289,7 +291,7 @@ class HarmonySplitter(_Calls):
         header = f"<|channel|>commentary to=functions.{self._recipient}<|message|>"
         body, self._body, self._recipient = self._body, "", ""
         try:
-            self._add(self._use.format.syntax.read(header + body, self._use.tools))
+            self._add(self._use.format.read(header + body, self._use.tools))
         except ValueError:
             if ended:
                 return header + body

@@ -17,6 +17,7 @@ from gptcli.training.corpus import Corpus
 from gptcli.training.events import Evaluated, Event, Sampled, Saved, Step
 from gptcli.training.loss import add_gradients, loss_of
 from gptcli.training.settings import TrainSettings
+from gptcli.training.together import Together
 
 _EVALUATIONS = 10  # in a run, unless the settings say otherwise
 _MOST_HELD_OUT = 128  # sequences that a held-out loss is of
@@ -43,9 +44,11 @@ class Training:
         settings: TrainSettings,
         directory: RunDirectory,
         sample: Sampler,
+        together: Together,
     ) -> None:
+        self._together, self._size = together, settings.batch_size * together.ranks  # sequences of a step
         self.decoder, self.parameters, self.settings = decoder, dict(parameters), settings
-        self.step, self.steps = 0, settings.steps(len(train))
+        self.step, self.steps = 0, settings.steps(len(train), self._size)
         self._train, self._held_out, self._directory, self._sample = train, held_out, directory, sample
         self._device = next(iter(parameters.values())).device
         decayed = [each for each in parameters.values() if each.dim() > 1]
@@ -56,7 +59,7 @@ class Training:
             fused=True,
         )
         self._order: tuple[int, list[int]] = (-1, [])
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(settings.seed + together.rank)
 
     def resume(self) -> bool:
         """Goes back to the newest checkpoint, if there is one."""
@@ -71,7 +74,8 @@ class Training:
                 if f"{name}.step" in moments:  # what never had a gradient has none
                     named = {key: moments[f"{name}.{key}"].to(self._device) for key in _MOMENTS}
                     self._optimizer.state[parameter] = named
-        torch.set_rng_state(torch.tensor(list(bytes.fromhex(state["generator"])), dtype=torch.uint8))
+        generator = bytes.fromhex(state["generators"][self._together.rank])
+        torch.set_rng_state(torch.tensor(list(generator), dtype=torch.uint8))
         return True
 
     def run(self, stopped: Callable[[], bool]) -> Iterator[Event]:
@@ -83,12 +87,12 @@ class Training:
         every = self.settings.eval_every or max(1, math.ceil(self.steps / _EVALUATIONS))
         if self.step == 0:
             yield from self._look()
-        while self.step < self.steps and not stopped():
+        while self.step < self.steps and not self._together.any(stopped(), self._device):
             yield self._advance()
             if self.step % every == 0 or self.step == self.steps:
                 yield from self._look()
-            due = time.monotonic() - saved_at >= 60 * self.settings.save_minutes
-            if due or (self.settings.save_every and self.step % self.settings.save_every == 0):
+            late = time.monotonic() - saved_at >= 60 * self.settings.save_minutes
+            if self._together.told(late) or (self.settings.save_every and self.step % self.settings.save_every == 0):
                 yield self._save_once()
                 saved_at = time.monotonic()
         if self.step < self.steps:
@@ -97,13 +101,18 @@ class Training:
     def _advance(self) -> Step:
         started = time.monotonic()
         rate = self.settings.rate(self.step, self.steps)
-        batch = self._batch()
-        total = sum(int(learned[:, 1:].sum()) for _, learned in batch)
+        chosen = self._chosen()
+        own, rows = self._together.part(chosen), self.settings.rows
+        batch = [self._train.batch(own[start : start + rows]) for start in range(0, len(own), rows)]
+        counts = torch.tensor([[each.numel(), learned[:, 1:].sum()] for each, learned in batch] or [[0, 0]])
+        tokens, total = map(int, self._together.sum(counts.sum(0).to(self._device)))
         self._optimizer.zero_grad()
         with self._precision():
             losses = [add_gradients(self.decoder, *self._moved(each), total) for each in batch]
-        loss = (torch.stack(losses).sum() / total).item()
+        own_loss = torch.stack(losses).sum() if losses else torch.zeros((), device=self._device)
+        loss = (self._together.sum(own_loss) / total).item()
         trained = list(self.parameters.values())
+        self._together.sum_gradients(trained)
         norm = nn.utils.clip_grad_norm_(trained, self.settings.clip or math.inf).item()
         if not math.isfinite(loss) or not math.isfinite(norm):
             self._save_once()
@@ -116,21 +125,21 @@ class Training:
             group["lr"] = rate
         self._optimizer.step()
         self.step += 1
-        tokens = sum(each.numel() for each, _ in batch)
         return Step(self.step, loss, rate, norm, tokens, total, time.monotonic() - started)
 
-    def _batch(self) -> list[tuple[Tensor, Tensor]]:
-        """The sequences of this step, in parts that are run one after another."""
-        size, rows = self.settings.batch_size, self.settings.rows
+    def _chosen(self) -> list[int]:
+        """The sequences of this step."""
+        size = self._size
         epoch, index = divmod(self.step, math.ceil(len(self._train) / size))
         if self._order[0] != epoch:
             generator = torch.Generator().manual_seed(self.settings.seed + epoch)
             self._order = epoch, torch.randperm(len(self._train), generator=generator).tolist()
-        chosen = self._order[1][index * size : (index + 1) * size]
-        return [self._train.batch(chosen[start : start + rows]) for start in range(0, len(chosen), rows)]
+        return self._order[1][index * size : (index + 1) * size]
 
     def _look(self) -> Iterator[Event]:
-        """The held-out loss, and samples."""
+        """The held-out loss, and samples; the other processes wait for the first."""
+        if not self._together.leads:
+            return
         if len(self._held_out):
             yield Evaluated(self.step, self.held_out_loss())
         for prompt in self.settings.sample:
@@ -149,12 +158,14 @@ class Training:
         return losses / total
 
     def _save_once(self) -> Saved:
-        if self.step in self._directory.steps():
+        if self._together.told(self.step in self._directory.steps()):
             return Saved(self.step)
         states = {name: self._optimizer.state.get(each, {}) for name, each in self.parameters.items()}
         moments = {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
-        about: dict[str, Any] = {"step": self.step, "generator": bytes(torch.get_rng_state().tolist()).hex()}
-        self._directory.save(self.step, {_WEIGHTS: self.parameters, _OPTIMIZER: moments}, about)
+        generators = self._together.gathered(bytes(torch.get_rng_state().tolist()).hex())
+        if self._together.leads:
+            about: dict[str, Any] = {"step": self.step, "generators": generators}
+            self._directory.save(self.step, {_WEIGHTS: self.parameters, _OPTIMIZER: moments}, about)
         return Saved(self.step)
 
     def _precision(self) -> torch.autocast:

@@ -28,6 +28,7 @@ from gptcli.model.config import MoeConfig
 from gptcli.models.catalog import fingerprint
 from gptcli.runtime.device_plan import DevicePlan, device_of
 from gptcli.runtime.memory_errors import memory_errors
+from gptcli.runtime.ranks import ranks_here
 from gptcli.runtime.resource_limits import free_memory
 from gptcli.runtime.torch_engine import TorchEngine
 from gptcli.settings import SamplingConfig, StopConfig
@@ -42,6 +43,7 @@ from gptcli.training.loop import Training
 from gptcli.training.lora import Lora
 from gptcli.training.new_model import train_tokenizer, write_new_model
 from gptcli.training.settings import TrainSettings
+from gptcli.training.together import Together
 
 _SAMPLE_TOKENS = 48
 Documents = Callable[[Sequence[str]], Iterable[Document]]
@@ -57,8 +59,10 @@ def begin(
     base: the folder of the model that is trained, if there is one. documents: opens data by its name.
     Raises InputError and others for data that cannot be used, and OutputError.
     """
+    ranks = ranks_here()
     record = {
         "settings": settings.record,
+        "ranks": 1 if ranks is None else ranks.ranks,
         "fingerprint": None if base is None else fingerprint(base),
         "packed": base is not None and settings.lora is not None and _stays_packed(ModelFolder.open(base)),
     }
@@ -138,12 +142,21 @@ class Run:
     """A prepared run with its model loaded."""
 
     def __init__(
-        self, directory: RunDirectory, settings: TrainSettings, base: Path, note: Note, progress: Progress
+        self,
+        directory: RunDirectory,
+        settings: TrainSettings,
+        base: Path,
+        note: Note,
+        progress: Progress,
+        together: Together,
     ) -> None:
-        """base: the model's folder. Raises InvalidModel, UsageError, OutOfMemory or NoSuchDevice."""
-        self.directory, self.settings = directory, settings
+        """base: the model's folder. together: the processes that share its batches.
+
+        Raises InvalidModel, UsageError, OutOfMemory or NoSuchDevice.
+        """
+        self.directory, self.settings, self.together = directory, settings, together
         torch.set_num_threads(settings.threads)
-        self.device = device_of(settings.device)
+        self.device = device_of(settings.device, ranks_here())
         self.folder = ModelFolder.open(base)
         if settings.lora is None:
             refuse_gguf(self.folder)
@@ -163,7 +176,7 @@ class Run:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         self._engine = TorchEngine(self.decoder, DevicePlan(plan), self.decoder.config.max_context, load_s=0.0)
         train, held_out = (Corpus(directory.data, name) for name in (TRAIN, HELD_OUT))
-        self.training = Training(self.decoder, parameters, train, held_out, settings, directory, self._sample)
+        self.training = Training(self.decoder, parameters, train, held_out, settings, directory, self._sample, together)
         self.training.resume()
 
     def _adapted(self, rank: int) -> Lora:
@@ -183,11 +196,15 @@ class Run:
             if not any(parameter is each for each in found.values()):
                 found[name] = parameter
         if left:
-            note(f"not trained, for they are made of products or by a rule: {', '.join(left)}")
+            what = "not trained, for the checkpoint's tensors cannot be told from them"
+            note(f"{what}: {', '.join(left[:5])}{', ...' if len(left) > 5 else ''}")
         return found
 
     def events(self, stopped: Callable[[], bool]) -> Iterator[Event]:
         """Trains, keeps the log, and writes the result if it comes to the end. Raises as `Training.run` does."""
+        if not self.together.leads:
+            yield from self.training.run(stopped)
+            return
         hint = "try a smaller --micro-batch or --block-size, or --save-memory"
         with Log(self.directory.log, self.training.step) as log, memory_errors(self.device, "training", hint):
             for event in self.training.run(stopped):

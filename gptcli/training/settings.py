@@ -77,9 +77,9 @@ class TrainSettings:
         """Sequences that are run at once."""
         return min(self.micro_batch or self.batch_size, self.batch_size)
 
-    def steps(self, sequences: int) -> int:
-        """Optimizer steps of the whole run."""
-        return self.max_steps or self.epochs * math.ceil(sequences / self.batch_size)
+    def steps(self, sequences: int, batch: int) -> int:
+        """Optimizer steps of the whole run, with so many sequences in each."""
+        return self.max_steps or self.epochs * math.ceil(sequences / batch)
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of a step, counted from 0: warm-up from 0, then the schedule down to 0."""

@@ -216,6 +216,9 @@ def test_a_run_is_neither_overwritten_nor_changed_when_it_goes_on(
         cli(*arguments)
     failed(cli(*arguments), 2, "there is a run already", "--resume")
     failed(cli(*arguments, "--resume", "--epochs", "5"), 2, "epochs is 3")
+    record = out / "training" / "run.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"ranks": 2}))
+    failed(cli(*arguments, "--resume"), 2, "number of processes: it is 2")
     make_model(model, seed=1)
     failed(cli(*arguments, "--resume"), 4, "has changed since")
     (other := tmp_path / "other").mkdir()
@@ -238,3 +241,27 @@ def test_json_is_an_object_an_event(cli: Cli, data: Path, tmp_path: Path, tiny_m
     events = [json.loads(line) for line in done.out.splitlines()]
     assert [event["event"] for event in events] == ["held-out", "step", "held-out", "step", "held-out", "done"]
     assert done.err == ""
+
+
+def test_an_adapter_learns_over_packed_weights_as_over_what_they_stand_for(
+    cli: Cli, data: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = cli("models", "quantize", tiny_model, "--to", "int4", "--name", "packed", "-q").out.decode().strip()
+    losses = []
+    for stays in (True, False):
+        monkeypatch.setattr("gptcli.training.run._stays_packed", lambda folder, stays=stays: stays)
+        out = tmp_path / str(stays)
+        assert cli("train", data, "-m", packed, "-o", out, "-q", *SMALL, "--max-steps", "6").code == 0
+        losses.append([each["loss"] for each in log(out, "step")])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert losses[0][-1] < losses[0][0] - 0.1
+
+
+def test_the_model_of_the_environment_gives_way_to_a_new_one(
+    cli: Cli, data: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTCLI_MODEL", str(tiny_model))
+    (config := tmp_path / "config.json").write_text(json.dumps(NEW))
+    options = ("--new", config, "-o", tmp_path / "out", "--max-steps", "1", "-q", *SMALL)
+    assert cli("train", data, *options, "--tokenizer", tiny_model).code == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "gpt2"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from transformers import AutoModelForCausalLM
 import gptcli
 from gptcli import LanguageModel
 from gptcli.errors import ContextOverflow, UsageError
+from gptcli.generation import scoring
 from gptcli.generation.events import Finished
 from gptcli.generation.score_result import Score
 from gptcli.generation.scoring import windows
 from gptcli.runtime import torch_engine as engine_module
+from gptcli.runtime.engine import Extension, TokenScore
 from tests.tiny import TEXT, make_model
 
 
@@ -214,3 +217,76 @@ def test_a_model_that_adds_bos_can_choose_without_a_prompt(with_bos: LanguageMod
     chosen = with_bos.choose("", ["In", "there"])
     for choice in chosen:
         assert choice.logprobs[0] == pytest.approx(logprob_after(with_bos, [1], choice.ids[0]), abs=1e-5)
+
+
+PROMPTS = [
+    "In a",
+    "In a small",
+    TEXT[:90] + "12",
+    TEXT[:90] + "bells",
+    "there",
+    "3 clocks, and 12 small bells. In a",
+    "x",
+]
+
+
+@pytest.fixture(params=["kernels", "torch", "bos"])
+def many(
+    request: pytest.FixtureRequest, tiny: LanguageModel, with_bos: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> LanguageModel:
+    """A model, whose steps hold a part of the texts."""
+    monkeypatch.setattr(scoring, "_STEP_TOKENS", 40)
+    if request.param == "torch":
+        monkeypatch.setattr(type(tiny.engine), "shares_steps", False)
+    return with_bos if request.param == "bos" else tiny
+
+
+def figures(score: Score) -> tuple[object, ...]:
+    known = [logprob for logprob in score.logprobs if logprob is not None]
+    return score.ids, len(known), pytest.approx(score.nll, abs=1e-3), [[t.id for t in top] for top in score.top]
+
+
+@pytest.mark.parametrize("top", [0, 2])
+def test_texts_that_are_scored_together_have_the_scores_they_have_alone(many: LanguageModel, top: int) -> None:
+    texts = [*PROMPTS, TEXT, *PROMPTS[::-1]]
+    for text, score in zip(texts, many.score_many(texts, top=top), strict=True):
+        assert figures(score) == figures(many.score(text, top=top))
+
+
+@pytest.mark.parametrize("choices", [["town", "bells"], [" in a small town", "3", " clocks and more"]])
+def test_choices_after_many_prompts_are_those_after_each(many: LanguageModel, choices: list[str]) -> None:
+    prompts = [
+        prompt for prompt in [*PROMPTS, *PROMPTS] if len(many.tokenizer.encode(prompt)) < 14 or many.ctx_size > 24
+    ]
+    for prompt, found in zip(prompts, many.choose_many(prompts, choices), strict=True):
+        wanted = many.choose(prompt, choices)
+        assert [one.text for one in found] == [one.text for one in wanted]
+        assert [one.logprob for one in found] == pytest.approx([one.logprob for one in wanted], abs=1e-3)
+
+
+def test_what_many_prompts_begin_with_is_run_a_few_times_only(
+    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran, score = list[int](), tiny.engine.score_texts
+
+    def counting(texts: list[Extension], *rest: Any) -> list[list[TokenScore]]:
+        ran.extend(len(text.tokens) for text in texts)
+        return score(texts, *rest)
+
+    monkeypatch.setattr(tiny.engine, "score_texts", counting)
+    monkeypatch.setattr(scoring, "_STEP_TOKENS", 100)
+    prompts = [f"{TEXT[:150]} {number}" for number in range(20)]
+    list(tiny.choose_many(prompts, ["town", "bells"]))
+    beginning = len(tiny.tokenizer.encode(TEXT[:150]))
+    assert beginning > 25 and sum(tokens >= beginning for tokens in ran) < 6
+
+
+def test_what_comes_before_a_text_that_fails_is_there(short: LanguageModel, tiny: LanguageModel) -> None:
+    scores = tiny.score_many(["In a", "small", ""])
+    assert [next(scores).ids, next(scores).ids] == [tiny.score("In a").ids, tiny.score("small").ids]
+    with pytest.raises(UsageError, match="empty text"):
+        next(scores)
+    chosen = short.choose_many(["In a", TEXT], ["one", "two"])
+    assert next(chosen)[0].probability >= 0.5
+    with pytest.raises(ContextOverflow):
+        next(chosen)

@@ -782,4 +782,125 @@ CASES += [
             "rope_factors_long.weight": np.array(PHI_ROPE["long_factor"], np.float32),
         },
     ),
+    Case(
+        "llama4",
+        "llama4",
+        "llama4_text",
+        {"expert_used_count": 1},
+        {
+            "feed_forward_length": 80,
+            "interleave_moe_layer_step": 2,
+            "expert_count": 5,
+            "expert_used_count": 2,
+            "expert_feed_forward_length": 112,
+            "rope.freq_base": 5e5,
+            "rope.dimension_count": 16,
+        },
+        FIVE | {"head_dim": 16, "intermediate_size_mlp": 80, "interleave_moe_layer_step": 2},
+    ),
+]
+GEMMA3N = {
+    "head_dim": 16,
+    "sliding_window": 8,
+    "hidden_size_per_layer_input": 12,
+    "vocab_size_per_layer_input": 96,
+    "laurel_rank": 8,
+    "final_logit_softcapping": 3.0,
+    "tie_word_embeddings": True,
+}
+GEMMA4 = {
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "sliding_window": 8,
+    "hidden_size_per_layer_input": 0,
+    "num_hidden_layers": 6,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+    "tie_word_embeddings": True,
+}
+GEMMA4_FIELDS = WINDOW | {
+    "attention.key_length": 32,
+    "attention.value_length": 32,
+    "attention.key_length_swa": 16,
+    "attention.value_length_swa": 16,
+    "attention.sliding_window_pattern": [True, True, False] * 2,
+    "attention.shared_kv_layers": 0,
+    "embedding_length_per_layer_input": 0,
+    "rope.freq_base": 1e6,
+    "rope.freq_base_swa": 1e4,
+    "rope.dimension_count": 32,
+    "rope.dimension_count_swa": 16,
+}
+TURNED = {"rope_freqs.weight": np.array([1.0] * 4 + [1e30] * 12, np.float32)}
+CASES += [
+    Case(
+        "gemma3n",
+        "gemma3n",
+        "gemma3n_text",
+        {"activation_sparsity_scale": [1.2815516] + [float("-inf")] * 6},
+        WINDOW
+        | {
+            "feed_forward_length": [112] * 7,
+            "embedding_length_per_layer_input": 12,
+            "altup.num_inputs": 3,
+            "altup.active_idx": 1,
+            "attention.shared_kv_layers": 3,
+            "attention.sliding_window_pattern": [True, False, True, True, False, True, False],
+            "activation_sparsity_scale": [1.6448536, 0.8416212, 0.0] + [float("-inf")] * 4,
+            "rope.freq_base": 1e6,
+            "rope.freq_base_swa": 1e4,
+            "final_logit_softcapping": 3.0,
+        },
+        GEMMA3N
+        | {
+            "num_hidden_layers": 7,
+            "num_kv_shared_layers": 3,
+            "altup_num_inputs": 3,
+            "altup_active_idx": 1,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"] * 2 + ["full_attention"],
+            "activation_sparsity_pattern": [0.95, 0.8, 0.5, 0.0, 0.0, 0.0, 0.0],
+        },
+    ),
+    Case(
+        "gemma4, as the small ones",
+        "gemma4",
+        "gemma4_text",
+        {"rope.freq_base_swa": 1e3},
+        GEMMA4_FIELDS
+        | {
+            "feed_forward_length": [112] * 4 + [224] * 4,
+            "attention.sliding_window_pattern": [True, False] * 4,
+            "attention.shared_kv_layers": 4,
+            "embedding_length_per_layer_input": 12,
+            "final_logit_softcapping": 3.0,
+        },
+        GEMMA4
+        | {
+            "num_hidden_layers": 8,
+            "num_kv_shared_layers": 4,
+            "use_double_wide_mlp": True,
+            "hidden_size_per_layer_input": 12,
+            "vocab_size_per_layer_input": 96,
+            "final_logit_softcapping": 3.0,
+            "layer_types": ["sliding_attention", "full_attention"] * 4,
+        },
+        TURNED,
+    ),
+    Case(
+        "gemma4, keys that are values",
+        "gemma4",
+        "gemma4_text",
+        {"attention.sliding_window": 9},
+        GEMMA4_FIELDS | {"attention.head_count_kv": [2, 2, 1] * 2},
+        GEMMA4 | {"attention_k_eq_v": True, "num_global_key_value_heads": 1},
+        TURNED,
+    ),
+    Case(
+        "gemma4, experts",
+        "gemma4",
+        "gemma4_text",
+        {"expert_used_count": 1},
+        GEMMA4_FIELDS | EXPERTS,
+        GEMMA4 | {"enable_moe_block": True, "num_experts": 6, "top_k_experts": 2, "moe_intermediate_size": 24},
+        TURNED,
+    ),
 ]

@@ -51,7 +51,9 @@ RENAMED = (
     (r"\.dt_bias", ".dt_proj.bias"),
     (r"backbone(.*)mixer\.experts\.", r"model\1mlp.experts."),
     (r"feed_forward\.experts\.(w\d)", r"block_sparse_moe.experts.\1"),
+    (r"(correct_output_scale|layer_scalar)$", r"\1.weight"),
 )
+SCALES = {"router.scale": "ffn_gate_inp.scale", "router.per_expert_scale": "ffn_down_exps.scale"}
 NAMED_AS = {"qwen25vl": "qwen2vl"}  # what the gguf package does not know
 DELTA_NETS = ("qwen3next", "qwen35", "qwen35moe")
 Arrays = dict[str, np.ndarray]
@@ -96,12 +98,14 @@ def tensors_of(checkpoint: Path, architecture: str, config: dict[str, Any]) -> A
     result: Arrays = {}
     tensors = {name: values for name, values in load_file(checkpoint / "model.safetensors").items()
                if ".act_fn." not in name}  # fmt: skip
-    for name, values in _in_one(_split(_scaled(tensors, config), architecture, config)):
+    for name, values in _in_one(_split(_scaled(tensors, config), architecture, config), architecture):
         for pattern, replacement in RENAMED:
             name = re.sub(pattern, replacement, name)
         if architecture == "bloom":
             name = name.removeprefix("transformer.")
         mapped = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if scale := re.fullmatch(r".*layers\.(\d+)\.(router\.\w*scale)", name):
+            mapped = f"blk.{scale[1]}.{SCALES[scale[2]]}"
         assert mapped is not None, name
         result[mapped] = _changed(mapped, values, architecture, config)
     return result
@@ -159,17 +163,20 @@ def _scaled(tensors: Arrays, config: dict[str, Any]) -> Arrays:
     return {name: (values * scales.get(name.split(".")[-2], 1)).astype(np.float32) for name, values in tensors.items()}
 
 
-def _in_one(tensors: Arrays) -> Iterator[tuple[str, np.ndarray]]:
-    """Experts and norms of heads, one each in transformers, stacked; gpt-oss's gate and up apart."""
+def _in_one(tensors: Arrays, architecture: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Experts and norms of heads, one each in transformers, stacked; gate and up of gpt-oss and Llama 4 apart."""
     numbered: dict[str, dict[int, np.ndarray]] = {}
     for name, values in tensors.items():
-        match = re.fullmatch(r"(.*\.(?:experts|norms))\.(\d+)\.(.*)", name)
+        match = re.fullmatch(r"(.*\.(?:experts|norms|altup_\w+))\.(\d+)\.(.*)", name)
         if match and match[1].endswith("norms"):
             numbered.setdefault(f"{match[1].removesuffix('.norms')}.weight", {})[int(match[2])] = values
         elif match:
             numbered.setdefault(f"{match[1]}.{match[3]}", {})[int(match[2])] = values
+        elif architecture == "gemma4" and ".experts." in name:
+            yield f"{name}.weight", values
         elif "gate_up_proj" in name and ".experts." in name:
-            gate, up = values[..., ::2], values[..., 1::2]
+            by_turns = (values[..., ::2], values[..., 1::2])
+            gate, up = np.split(values, 2, -1) if architecture == "llama4" else by_turns
             for kind, part in (("gate", gate), ("up", up)):
                 leaf = "bias" if name.endswith("_bias") else "weight"
                 stem = name.removesuffix("_bias").replace("gate_up_proj", f"{kind}_proj")
@@ -198,7 +205,7 @@ def _changed(name: str, values: np.ndarray, architecture: str, config: dict[str,
         return values.reshape(config.get("n_groups") or config["mamba_n_groups"], -1)
     if architecture.startswith("qwen35"):
         values = _tiled(name, values, config)
-    norms_plus_one = architecture.startswith("gemma") or architecture in (*DELTA_NETS, "nemotron")
+    norms_plus_one = architecture in ("gemma", "gemma2", "gemma3", *DELTA_NETS, "nemotron")
     if norms_plus_one and name.endswith("norm.weight") and stem != "ssm_norm":
         return values + np.float32(1)
     if architecture in PAIRS and stem in ("attn_q", "attn_k"):

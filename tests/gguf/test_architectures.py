@@ -103,6 +103,11 @@ def rewritten(tensors: dict[str, np.ndarray], layout: str) -> Iterator[tuple[str
         if layout == "experts apart" and "_exps." in name:
             for expert, part in enumerate(values):
                 yield name.replace("_exps.", f".{expert}."), part
+        elif layout == "gate and up in one" and "ffn_gate_exps" in name:
+            up = tensors[name.replace("gate", "up")]
+            yield name.replace("gate", "gate_up"), np.concatenate([values, up], 1)
+        elif layout == "gate and up in one" and "ffn_up_exps" in name:
+            continue
         elif layout == "q, k and v in one" and "attn_q." in name:
             parts = [tensors[name.replace("attn_q.", f"attn_{letter}.")] for letter in "qkv"]
             yield name.replace("attn_q.", "attn_qkv."), np.concatenate(parts)
@@ -111,7 +116,7 @@ def rewritten(tensors: dict[str, np.ndarray], layout: str) -> Iterator[tuple[str
             yield name.replace("_k_b.", "_kv_b."), heads.reshape(-1, heads.shape[-1])
         elif layout == "keys and values in one" and "attn_v_b." in name:
             continue
-        elif layout == "experts apart" or "attn_k." not in name and "attn_v." not in name:
+        elif layout in ("experts apart", "gate and up in one") or "attn_k." not in name and "attn_v." not in name:
             yield name, values
 
 
@@ -123,6 +128,7 @@ def rewritten(tensors: dict[str, np.ndarray], layout: str) -> Iterator[tuple[str
         ("llama, biases", "q, k and v in one"),
         ("qwen2", "q, k and v in one"),
         ("deepseek2", "keys and values in one"),
+        ("qwen3next", "gate and up in one"),
     ],
 )
 def test_other_layouts_of_tensors_have_the_same_logits(
@@ -133,7 +139,7 @@ def test_other_layouts_of_tensors_have_the_same_logits(
     plain = model_writer.tensors_of
     monkeypatch.setattr(model_writer, "tensors_of", lambda *given: dict(rewritten(plain(*given), layout)))
     file = written(case, reference, tmp_path)
-    changed = {"blk.0.ffn_up.0.weight", "blk.0.attn_qkv.weight", "blk.0.attn_kv_b.weight"}
+    changed = {f"blk.0.{name}.weight" for name in ("ffn_up.0", "attn_qkv", "attn_kv_b", "ffn_gate_up_exps")}
     assert changed & GgufFile(file).tensors.keys()
     assert relative_error(engine_of(file).logits(IDS), reference.logits(IDS)) < TOLERANCE
 
@@ -177,6 +183,15 @@ def test_latent_attention_is_read_as_it_is_known_or_refused(
     reference = write_reference(tmp_path / "reference", case.model_type, **case.config)
     with pytest.raises(UnsupportedArchitecture, match=message):
         ModelFolder.open(written(case, reference, tmp_path, **{field: value}))
+
+
+def test_a_llama4_has_the_chunks_and_scales_that_its_file_leaves_out(tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.title == "llama4")
+    reference = write_reference(tmp_path / "reference", case.model_type, **case.config)
+    file = ModelFolder.open(written(case, reference, tmp_path))
+    assert file.architecture.config == ModelFolder.open(reference.path).architecture.config
+    with pytest.raises(UnsupportedArchitecture, match="sliding_window"):
+        ModelFolder.open(written(case, reference, tmp_path, **{"attention.sliding_window": 0}))
 
 
 REFUSED: dict[str, tuple[dict[str, Any], type[GptcliError], str]] = {

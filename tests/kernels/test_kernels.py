@@ -458,6 +458,15 @@ def test_the_activation_of_gpt_oss(kernels: Operations) -> None:
     assert_close(kernels.activate("clamped_swiglu", gate, up), expected, 1e-6)
 
 
+@pytest.mark.parametrize(("rows", "size"), [(1, 1), (3, 1023), (9, 1025), (20, 5000)])
+def test_log_sums_to_seven_digits_of_rows_with_padding(kernels: Library, rows: int, size: int) -> None:
+    logits = torch.randn(rows, size + 3) * 30 - 200
+    logits[0, 0], logits[:, size:] = 90.0, 999.0
+    found = kernels.log_sums(logits.data_ptr(), rows, size, size + 3)
+    wanted = logits[:, :size].double().logsumexp(-1).tolist()
+    assert found == pytest.approx(wanted, rel=1e-7, abs=2e-7)
+
+
 def test_exp_to_six_digits(kernels: Operations) -> None:
     x = torch.cat([torch.linspace(-87, 88.7, 100003), torch.randn(1000)])
     expected = x.double().exp()

@@ -202,7 +202,6 @@ ROWS = [
     Row("gemma4, as the large one", "gemma4_text", {"sliding_window": 9}, GEMMA4 | {"hidden_size_per_layer_input": 0,
          "attention_k_eq_v": True, "num_global_key_value_heads": 1, "attention_bias": True,
          "tie_word_embeddings": False}),
-    Row("gemma4_unified", "gemma4_unified_text", {"rms_norm_eps": 0.1}, GEMMA4_UNIFIED),
     Row("gemma4, experts", "gemma4_text", {"top_k_experts": 1}, GEMMA4 | {"enable_moe_block": True, "num_experts": 6,
          "top_k_experts": 2, "moe_intermediate_size": 24, "hidden_size_per_layer_input": 0}),
     Row("phi", "phi", {"rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 1.0}}),

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from gptcli import LanguageModel
+from gptcli.openai_api.prompting import Prompting
 from gptcli.serve.app import Outlets, make_app
 from gptcli.serve.guards import Access
 from gptcli.serve.models import ServedModels
-from gptcli.serve.prompting import Prompting
 from gptcli.serve.runner import Runner
 from gptcli.serve.server import Server, listen
 from gptcli.serve.service import Service
@@ -92,7 +92,7 @@ def serving(
     yield running
     server.stop()
     thread.join()
-    runner.close()
+    running.service.close()
     assert running.bugs == []
 
 

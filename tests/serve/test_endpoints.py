@@ -12,6 +12,7 @@ import pytest
 
 import gptcli
 from gptcli import LanguageModel
+from gptcli.generation.continuous_batch import ContinuousBatch
 from gptcli.text.messages import Message
 from tests.cli.scripted import Script, follow
 from tests.serve.conftest import CHAT, TEXT, Running, serving
@@ -200,3 +201,22 @@ def test_thoughts_are_told_from_the_answer_in_every_api(thinking: Running) -> No
     events = thinking.post(RESPONSES, input="hi", stream=True).events
     assert [event["type"] for event in events].count("response.output_item.done") == 2
     assert events[-1]["type"] == "response.completed"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bug_is_an_error_without_its_message_and_the_server_goes_on(
+    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    def failing(batch: ContinuousBatch) -> None:
+        raise ValueError("a secret")
+
+    with serving(tiny) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(ContinuousBatch, "step", failing)
+            answer = server.post(CHAT, messages=HI, stream=stream)
+        assert (answer.status, answer.error["message"]) == (500, "internal error")
+        assert b"secret" not in answer.data
+        assert server.post(CHAT, messages=HI, max_tokens=1).status == 200
+        [bug] = server.bugs
+        assert str(bug) == "a secret"
+        server.bugs.clear()

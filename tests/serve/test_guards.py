@@ -163,7 +163,7 @@ def test_more_than_may_wait_are_told_to_come_again(busy: Running) -> None:
     until(lambda: busy.service.runner.waiting == 0)
 
 
-def test_a_client_that_is_too_busy_is_given_up(busy: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_is_too_slow_is_given_up(busy: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "PATIENCE_S", 0.05)
     with socket.create_connection(("127.0.0.1", busy.port)) as client:
         client.sendall(f"POST {TEXT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{{".encode())

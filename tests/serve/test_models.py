@@ -9,8 +9,8 @@ import pytest
 
 from gptcli import LanguageModel
 from gptcli.errors import OutOfMemory
+from gptcli.openai_api.prompting import Prompting
 from gptcli.serve.models import ServedModels
-from gptcli.serve.prompting import Prompting
 from gptcli.settings import RuntimeConfig
 from tests.cli.conftest import Cli, cli  # noqa: F401 - a fixture
 from tests.serve.conftest import TEXT, Running, prompting, serving

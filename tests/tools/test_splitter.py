@@ -144,6 +144,8 @@ def test_lone_surrogates_in_a_call_become_replacement_characters() -> None:
     (call,) = found('<tool_call>{"name": "now", "arguments": {"a\\ud800": "\\ud83c x \\ud83c\\udf24"}}', "hermes").calls
     assert call.arguments == {"a\ufffd": "\ufffd x 🌤"}
     json.dumps(call.record, ensure_ascii=False).encode()
+    (call,) = found("<tool_call>f\udcff\n<arg_key>a</arg_key><arg_value>\udcff</arg_value></tool_call>", "glm").calls
+    assert (call.name, call.arguments) == ("f\ufffd", {"a": "\ufffd"})
 
 
 def test_arguments_that_are_text_of_json_are_read() -> None:
@@ -304,3 +306,21 @@ def test_what_is_no_call_is_text(format: str, text: str) -> None:
 def test_a_long_text_takes_time_in_proportion_to_its_length() -> None:
     text = '<tool_call>{"name": "get_weather", "arguments": {"city": "' + "x</tool_call>" * 200 + '"}}</tool_call>'
     assert in_pieces(text, use_of("hermes"), 3).calls
+
+
+PIECES = """<think> </think> { } [ ] " \\ f( ) call:f < | > , : é null NaN 1e999 ``` {"name":"now" <parameter=a>
+</parameter> <arg_key> </arg_key> to=functions.now <|message|> <|channel|> <|end|> <|start|> \ud800 \x00""".split()
+
+
+@pytest.mark.parametrize("format", BY_NAME)
+def test_whatever_a_model_writes_is_split_the_same_in_pieces_and_can_be_written_as_json(format: str) -> None:
+    known, chance = BY_NAME[format], random.Random(format)
+    call = known.write([WEATHER])
+    pieces = [*PIECES, "\n", " ", call, call[: len(call) // 2], call[len(call) // 2 :], known.opening, known.closing]
+    for seed in range(60):
+        text = "".join(chance.choice(pieces) for _ in range(chance.randint(1, 20)))
+        ended = chance.random() < 0.5
+        whole = found(text, format, ended=ended)
+        assert in_pieces(text, use_of(format), seed, ended=ended) == whole, text
+        for made in whole.calls:
+            json.dumps(made.record, ensure_ascii=False, allow_nan=False).encode()

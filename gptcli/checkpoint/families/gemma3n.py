@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any
 
 from gptcli.checkpoint.families.gemma import FOUR_NORMS
 from gptcli.checkpoint.families.layer_configs import (
@@ -19,11 +18,13 @@ from gptcli.checkpoint.families.layer_configs import (
     with_blocks,
 )
 from gptcli.checkpoint.families.llama import llama_architecture, llama_config, llama_head_dim, rms
+from gptcli.checkpoint.families.moe import stacked_recipes
 from gptcli.checkpoint.families.parameters import Parameters, root_of
 from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture, Concat, Take
 from gptcli.errors import BrokenCheckpoint
 from gptcli.model.config import (
+    Activation,
     AltUpConfig,
     AttentionConfig,
     DecoderConfig,
@@ -67,8 +68,7 @@ def gemma3n_text(hf: HfConfig, tensors: Collection[str]) -> Architecture:
         active=hf.integer("altup_active_idx", 0, low=0, high=streams - 1),
         laurel_rank=hf.integer("laurel_rank", 64),
     )
-    blocks = tuple(replace(block, mlp=mlp) for block, mlp in zip(config.blocks, mlps, strict=True))
-    return _architecture(hf, types, tensors, replace(config, blocks=blocks, altup=altup))
+    return _architecture(tensors, replace(_with_mlps(config, mlps), altup=altup))
 
 
 def gemma4_text(hf: HfConfig, tensors: Collection[str]) -> Architecture:
@@ -78,9 +78,10 @@ def gemma4_text(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     types = hf.per_layer("layer_types", layers) or full_every(6, layers)
     types = [*types[:-1], "full_attention"]
     config = _config(hf, types, width)
-    full_dim, full_heads = _full_heads(hf, types)
-    heads = {"sliding_attention": (llama_head_dim(hf, 256), hf.heads_of("num_key_value_heads"))}
-    heads["full_attention"] = full_dim, full_heads
+    heads = {
+        "sliding_attention": (llama_head_dim(hf, 256), hf.heads_of("num_key_value_heads")),
+        "full_attention": _full_heads(hf, types),
+    }
     ropes = {kind: hf.rope_of_layer_type(kind, dim, 10_000.0) for kind, (dim, _) in heads.items()}
     config = with_attention_per_layer(
         config,
@@ -91,15 +92,14 @@ def gemma4_text(hf: HfConfig, tensors: Collection[str]) -> Architecture:
     mlp = MlpConfig(width=width, activation=_activation(hf))
     own = layers - _sharing(hf)
     wide = replace(mlp, width=2 * width) if hf.flag("use_double_wide_mlp", False) else mlp
-    mlps = [mlp] * own + [wide] * (layers - own)
+    dense = [mlp] * own + [wide] * (layers - own)
+    mlps: Sequence[MlpConfig | DenseAndMoeConfig] = dense
     if hf.flag("enable_moe_block", False):
         moe = _mixture(hf)
-        halves = (DenseAndMoeConfig(dense=each, moe=moe, norm=config.norm) for each in mlps)
-        blocks = tuple(replace(block, mlp=both) for block, both in zip(config.blocks, halves, strict=True))
+        mlps = [DenseAndMoeConfig(dense=each, moe=moe, norm=config.norm) for each in dense]
     else:
         hf.ignore("num_experts", "top_k_experts", "moe_intermediate_size")
-        blocks = tuple(replace(block, mlp=each) for block, each in zip(config.blocks, mlps, strict=True))
-    architecture = _architecture(hf, types, tensors, with_blocks(replace(config, blocks=blocks), scaled=True))
+    architecture = _architecture(tensors, with_blocks(_with_mlps(config, mlps), scaled=True))
     return _with_keys_as_values(architecture, tensors, types) if hf.flag("attention_k_eq_v", False) else architecture
 
 
@@ -115,7 +115,7 @@ def _full_heads(hf: HfConfig, types: Sequence[object]) -> tuple[int, int]:
         kv_heads = hf.heads_of("num_global_key_value_heads", kv_heads)
     hf.ignore("num_global_key_value_heads")
     if not hf.has("per_layer_config"):
-        return dim, kv_heads
+        return dim, _shared_evenly(hf, kv_heads)
     usual, found = (llama_head_dim(hf, 256), hf.heads_of("num_key_value_heads")), set()
     own = hf.sections_by_layer("per_layer_config")
     for layer, kind in enumerate(types):
@@ -128,10 +128,23 @@ def _full_heads(hf: HfConfig, types: Sequence[object]) -> tuple[int, int]:
             raise BrokenCheckpoint(f"config.json: per_layer_config: {layer}: heads of sliding layers must be alike")
     if len(found) != 1:
         raise BrokenCheckpoint("config.json: per_layer_config: heads of full layers must be alike")
-    return found.pop()
+    dim, kv_heads = found.pop()
+    return dim, _shared_evenly(hf, kv_heads)
 
 
-def _activation(hf: HfConfig) -> Any:
+def _shared_evenly(hf: HfConfig, kv_heads: int) -> int:
+    heads = hf.heads_of("num_attention_heads")
+    if heads % kv_heads:
+        raise BrokenCheckpoint(f"config.json: {heads} attention heads cannot share {kv_heads} key-value heads evenly")
+    return kv_heads
+
+
+def _with_mlps(config: DecoderConfig, mlps: Sequence[MlpConfig | DenseAndMoeConfig]) -> DecoderConfig:
+    blocks = zip(config.blocks, mlps, strict=True)
+    return replace(config, blocks=tuple(replace(block, mlp=mlp) for block, mlp in blocks))
+
+
+def _activation(hf: HfConfig) -> Activation:
     return activation(hf, "hidden_activation", "gelu_pytorch_tanh")
 
 
@@ -182,9 +195,7 @@ def _config(hf: HfConfig, types: Sequence[object], width: int) -> DecoderConfig:
     )
 
 
-def _architecture(
-    hf: HfConfig, types: Sequence[object], tensors: Collection[str], config: DecoderConfig
-) -> Architecture:
+def _architecture(tensors: Collection[str], config: DecoderConfig) -> Architecture:
     architecture = llama_architecture(config, tensors, FOUR_NORMS)
     root, config = root_of(tensors), architecture.config
     parameters = Parameters(architecture.parameters)
@@ -208,7 +219,7 @@ def _architecture(
         if block.scaled:
             parameters[f"{ours}scale"] = Take(f"{theirs}layer_scalar")
         if isinstance(block.mlp, DenseAndMoeConfig):
-            _mixture_parameters(parameters, ours, theirs, block.mlp)
+            _mixture_parameters(parameters, ours, theirs, block.mlp, tensors)
         if isinstance(block.attention, AttentionConfig) and block.attention.keys_of is not None:
             unused += [f"{theirs}self_attn.{name}" for name in ("k_proj.", "v_proj.", "k_norm.", "v_norm.")]
     return replace(architecture, parameters=parameters, unused_prefixes=tuple(unused))
@@ -228,7 +239,9 @@ def _altup_parameters(parameters: Parameters, ours: str, theirs: str, config: De
     parameters[f"{ours}altup.scale"] = Take(f"{theirs}altup.correct_output_scale")
 
 
-def _mixture_parameters(parameters: Parameters, ours: str, theirs: str, both: DenseAndMoeConfig) -> None:
+def _mixture_parameters(
+    parameters: Parameters, ours: str, theirs: str, both: DenseAndMoeConfig, tensors: Collection[str]
+) -> None:
     parameters[f"{ours}mlp.norms.dense_norm.weight"] = parameters.pop(f"{ours}mlp_norm.weight")
     for mine, name in (
         ("post_dense_norm", "post_feedforward_layernorm_1"),
@@ -246,6 +259,9 @@ def _mixture_parameters(parameters: Parameters, ours: str, theirs: str, both: De
         ("moe.down.weight", "experts.down_proj"),
     ):
         parameters[f"{ours}mlp.{mine}"] = Take(theirs + name)
+    if f"{theirs}experts.down_proj.weight" in tensors:  # as GGUF files have them
+        for mine, recipe in stacked_recipes(f"{theirs}experts.", "weight", tensors).items():
+            parameters[f"{ours}mlp.moe.{mine}"] = recipe
 
 
 def _with_keys_as_values(architecture: Architecture, tensors: Collection[str], types: Sequence[object]) -> Architecture:

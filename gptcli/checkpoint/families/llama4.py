@@ -79,7 +79,7 @@ def _mixture_of(hf: HfConfig, expert: MlpConfig) -> Callable[[int], MoeConfig | 
 def _recipes(layer: str, moe: MoeConfig, tensors: Collection[str]) -> dict[str, Recipe]:
     recipes, experts = _EXPERTS.recipes(layer, moe, tensors), f"{layer}feed_forward.experts."
     if f"{experts}down_proj.weight" in tensors:
-        return recipes | stacked_recipes(experts, "weight")
+        return recipes | stacked_recipes(experts, "weight", tensors)
     if f"{experts}down_proj" in tensors:
         names = {"up.weight": "gate_up_proj", "down.weight": "down_proj"}
         recipes |= {ours: Transposed(Take(experts + theirs)) for ours, theirs in names.items()}

@@ -202,7 +202,7 @@ def _expert_recipes(
     """Experts' matrices, with one tensor each under these names, or all in one under MLX's names."""
     mlx = f"{root}switch_mlp."
     if f"{mlx}down_proj.weight" in tensors:
-        return stacked_recipes(mlx, "weight", gated=moe.expert.gated)
+        return stacked_recipes(mlx, "weight", tensors, gated=moe.expert.gated)
     if f"{root}experts.gate_up_proj" in tensors:  # as the files of Qwen 3.5 have them
         return {"up.weight": Take(f"{root}experts.gate_up_proj"), "down.weight": Take(f"{root}experts.down_proj")}
     rows = (gate, up) if moe.expert.gated else (up,)
@@ -214,10 +214,12 @@ def _expert_recipes(
     return {"up.weight": stacked(*rows), "down.weight": stacked(down)}
 
 
-def stacked_recipes(experts: str, leaf: str, *, gated: bool = True) -> dict[str, Recipe]:
-    """All experts' matrices or biases in one tensor per projection, as MLX names them."""
+def stacked_recipes(experts: str, leaf: str, tensors: Collection[str], *, gated: bool = True) -> dict[str, Recipe]:
+    """All experts' matrices or biases in one tensor per projection, as MLX names them; gate and up may be one, too."""
     gate, up = Take(f"{experts}gate_proj.{leaf}"), Take(f"{experts}up_proj.{leaf}")
-    both = Concat((gate, up), axis=1) if gated else up
+    both: Recipe = Concat((gate, up), axis=1) if gated else up
+    if (fused := f"{experts}gate_up_proj.{leaf}") in tensors:
+        both = Take(fused)
     return {f"up.{leaf}": both, f"down.{leaf}": Take(f"{experts}down_proj.{leaf}")}
 
 
@@ -225,7 +227,7 @@ def _gpt_oss_recipes(layer: str, moe: MoeConfig, tensors: Collection[str]) -> di
     router, experts = f"{layer}mlp.router.", f"{layer}mlp.experts."
     recipes: dict[str, Recipe] = {f"router.{leaf}": Take(router + leaf) for leaf in ("weight", "bias")}
     if f"{experts}down_proj.weight" in tensors:
-        return recipes | stacked_recipes(experts, "weight") | stacked_recipes(experts, "bias")
+        return recipes | stacked_recipes(experts, "weight", tensors) | stacked_recipes(experts, "bias", tensors)
     return recipes | {
         "up.weight": EvensThenOdds(Transposed(Take(f"{experts}gate_up_proj"))),
         "up.bias": EvensThenOdds(Take(f"{experts}gate_up_proj_bias")),

@@ -244,5 +244,4 @@ def _phimoe_rope(hf: HfConfig) -> RopeConfig:
         return rope
     if not isinstance(rope.scaling, LongRopeScaling) or short is None or short != long:
         raise UnsupportedArchitecture("config.json: rope: only longrope, with short_mscale = long_mscale, is supported")
-    context = hf.integer("max_position_embeddings")
-    return replace(rope, scaling=replace(rope.scaling, magnitude=short, original_context=context))
+    return replace(rope, scaling=replace(rope.scaling, long=rope.scaling.short, magnitude=short))

@@ -7,8 +7,8 @@ from typing import Any
 
 from gptcli.errors import GptcliError, InputError
 from gptcli.generation.events import Completed
-from gptcli.serve.openai_answers import answer_body, chat_choice, error_answer, text_choice, usage_of
-from gptcli.serve.openai_bodies import CHAT
+from gptcli.openai_api.answers import answer_body, chat_choice, error_answer, text_choice, usage_of
+from gptcli.openai_api.bodies import CHAT
 
 
 def answer_record(

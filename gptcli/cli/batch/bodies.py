@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gptcli.serve.openai_bodies import (
+from gptcli.openai_api.bodies import (
     CHAT,
     MOST_CHOICES,
     SAME_NAMES,

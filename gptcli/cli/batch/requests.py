@@ -17,8 +17,8 @@ from gptcli.errors import GptcliError
 from gptcli.generation.events import Completed
 from gptcli.generation.request import Request
 from gptcli.language_model import LanguageModel
-from gptcli.serve.openai_bodies import Asked
-from gptcli.serve.prompting import Prompting
+from gptcli.openai_api.bodies import Asked
+from gptcli.openai_api.prompting import Prompting
 from gptcli.text.chat_template import ChatTemplate, Switches
 from gptcli.tools.definitions import AUTO, Definition
 

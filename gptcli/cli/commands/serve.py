@@ -21,7 +21,7 @@ from gptcli.cli.terminal.signals import handled
 from gptcli.cli.terminal.stderr import ProgressLine, print_line, print_note
 from gptcli.errors import UsageError
 from gptcli.models.catalog import DEFAULT_MODEL
-from gptcli.serve.prompting import Prompting
+from gptcli.openai_api.prompting import Prompting
 from gptcli.settings import SamplingConfig
 from gptcli.text.chat_template import ChatTemplate, Switches
 
@@ -148,9 +148,8 @@ def _run(runs: dict[str, RunOptions], server: ServerOptions, access: AccessOptio
     del first  # so that it can leave the memory
     service = Service(served, runner, server.max_tokens)
     outlets = Outlets(log=(lambda line: None) if run.output.quiet else print_line, on_bug=_note_bug)
-    allowed = Access(
-        hosts={server.host, *(access.allow_host or ())}, origins=set(access.cors or ()), key=access.api_key
-    )
+    hosts = {name.lower() for name in (server.host, *(access.allow_host or ()))}
+    allowed = Access(hosts=hosts, origins=set(access.cors or ()), key=access.api_key)
     running = Server(make_app(service, allowed, outlets, run.prompts.max_input), server.grace, 4 * server.queue + 64)
     received = list[int]()
 
@@ -163,7 +162,7 @@ def _run(runs: dict[str, RunOptions], server: ServerOptions, access: AccessOptio
         if not run.output.quiet:
             print_line(f"http://{f'[{host}]' if ':' in host else host}:{port}")
         asyncio.run(running.serve(sockets=[listening]))
-    runner.close()
+    service.close()
     served.close()
     if received:
         if received[0] == signal.SIGINT:

@@ -22,12 +22,14 @@ from gptcli.cli.training_progress import TrainingProgress
 from gptcli.errors import InputError, UsageError
 from gptcli.models.catalog import DEFAULT_MODEL, fingerprint
 from gptcli.models.locate import locate
+from gptcli.runtime.ranks import ranks_here
 from gptcli.runtime.resource_limits import check_room_for_torch, cpu_limit
 from gptcli.training.settings import Schedule, TrainSettings
 
 if TYPE_CHECKING:
     from gptcli.training.checkpoints import RunDirectory
     from gptcli.training.run import Run
+    from gptcli.training.together import Together
 
 _DEFAULTS = TrainSettings(data=())
 _LEARNING_RATES = {"lora": 5e-4, "full": 5e-5, "new": 1e-3}
@@ -167,22 +169,33 @@ def train(
     groups = (what, model, adapter, how, run)
     if not data and not run.resume:
         raise UsageError("there is no data", "gptcli train notes.txt -o OUT, or --resume to go on with a run")
-    asked = _settings(expanded(data or ()), groups)
+    typed = _typed(context)
+    asked = _settings(expanded(data or ()), groups, typed)
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # see gptcli/runtime/loader.py
     check_room_for_torch()
-    with ProgressLine(quiet=run.quiet) as activity, ExitStack() as stack:
+    leads = (ranks := ranks_here()) is None or ranks.rank == 0
+    with ProgressLine(quiet=run.quiet or not leads) as activity, ExitStack() as stack:
         with deadly(activity.erase):
             from gptcli.training.checkpoints import RunDirectory
+            from gptcli.training.run import Run
+            from gptcli.training.together import Together
 
-            directory = RunDirectory(out)
-            stack.enter_context(directory.locked())
-            settings = _kept(directory, asked, _typed(context), resume=run.resume)
-            loaded = None if settings is None else _load(directory, settings, model.offline, run.max_input, activity)
+            directory, together = RunDirectory(out), Together(ranks, asked.device)
+            settings: TrainSettings | None = asked
+            if leads:
+                stack.enter_context(directory.locked())
+                settings = _kept(directory, asked, typed, resume=run.resume)
+            settings = together.told(settings)
+            loaded = None
+            if settings is not None:
+                base = _base(directory, settings, model.offline, run.max_input, activity, together)
+                loaded = Run(directory, settings, base, activity.note, activity.bytes, together)
         if loaded is None:
             activity.note(f"the run in {out} is finished")
         else:
-            _train(loaded, activity, as_json=run.as_json)
-    StdoutSink().write(json_line({"event": "done", "path": str(out)}) if run.as_json else f"{out}\n".encode())
+            _train(loaded, activity, as_json=run.as_json and leads)
+    if leads:
+        StdoutSink().write(json_line({"event": "done", "path": str(out)}) if run.as_json else f"{out}\n".encode())
 
 
 def _train(run: Run, activity: ProgressLine, *, as_json: bool) -> None:
@@ -204,16 +217,17 @@ def _typed(context: typer.Context) -> set[str]:
     return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
 
 
-def _settings(data: Sequence[str], groups: Sequence[Any]) -> TrainSettings:
+def _settings(data: Sequence[str], groups: Sequence[Any], typed: set[str]) -> TrainSettings:
     """The settings that options ask for. Raises UsageError for a value out of range."""
     given = {name: value for group in groups for name, value in vars(group).items()}
     if given["full"] and given["lora"]:
         raise UsageError("--full and --lora exclude each other")
     kind = "new" if given["new"] else "full" if given["full"] else "lora"
-    if given["model"] is None and given["new"] is None:
-        given["model"] = DEFAULT_MODEL
-    elif given["model"] and given["new"] is None and os.path.exists(given["model"]):
-        given["model"] = os.path.abspath(given["model"])
+    if given["new"] is None:
+        model = given["model"] or DEFAULT_MODEL
+        given["model"] = os.path.abspath(model) if os.path.exists(model) else model
+    elif "model" not in typed:  # it is the environment's
+        given["model"] = None
     given["data"] = tuple(data)
     given["lora"] = given["lora"] or _DEFAULTS.lora if kind == "lora" else None
     given["threads"] = given["threads"] or min(os.cpu_count() or 1, cpu_limit())
@@ -249,17 +263,26 @@ def _kept(directory: RunDirectory, asked: TrainSettings, typed: set[str], *, res
     return kept
 
 
-def _load(
-    directory: RunDirectory, settings: TrainSettings, offline: bool, max_input: int, activity: ProgressLine
-) -> Run:
-    """The run, ready to train."""
-    from gptcli.training.run import Run, begin
+def _base(
+    directory: RunDirectory,
+    settings: TrainSettings,
+    offline: bool,
+    max_input: int,
+    activity: ProgressLine,
+    together: Together,
+) -> Path:
+    """The folder of the model that is trained, once the first process has made what the run needs."""
+    from gptcli.training.run import begin
 
     base = None
     if settings.model is not None:
-        base = locate(settings.model, offline=offline, on_progress=activity.fetch)
-    if (record := directory.record) is None:
-        begin(directory, settings, base, documents_of(settings.format, max_input, activity.note), activity.note)
-    elif base is not None and record["fingerprint"] != fingerprint(base):
-        raise InputError(f"cannot go on: {settings.model} has changed since the run in {directory.path} began")
-    return Run(directory, settings, base or directory.initial, activity.note, activity.bytes)
+        base = locate(settings.model, offline=offline or not together.leads, on_progress=activity.fetch)
+    if together.leads:
+        if (record := directory.record) is None:
+            begin(directory, settings, base, documents_of(settings.format, max_input, activity.note), activity.note)
+        elif base is not None and record["fingerprint"] != fingerprint(base):
+            raise InputError(f"cannot go on: {settings.model} has changed since the run in {directory.path} began")
+        elif record["ranks"] != together.ranks:
+            raise UsageError(f"a run that goes on keeps its number of processes: it is {record['ranks']}")
+    together.told(None)
+    return base or directory.initial

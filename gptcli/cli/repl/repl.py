@@ -23,7 +23,7 @@ from gptcli.cli.terminal.columns import excerpt, packed, terminal_columns, wrapp
 from gptcli.cli.terminal.signals import stoppable
 from gptcli.cli.terminal.stderr import ProgressLine, note_failures, print_error, stats_line
 from gptcli.cli.terminal.stderr import print_prompt_note as print_note
-from gptcli.cli.terminal.stdout import StdoutSink
+from gptcli.cli.terminal.stdout import StdoutSink, clean
 from gptcli.cli.terminal.type_ahead import CbreakTerminal
 from gptcli.errors import GptcliError, OutputError, TemplateError, UsageError
 from gptcli.generation.events import Finished, TextDelta
@@ -234,7 +234,7 @@ class Repl:
             typed = ""
             while not typed.strip():
                 try:
-                    typed = self._input.read(f"{call.name}> ")
+                    typed = self._input.read(f"{clean(excerpt(call.name))}> ")
                 except EOFError:
                     self._unanswered = tuple(calls)
                     print_note("not answered; Ctrl-D again leaves")

@@ -395,6 +395,9 @@ EXPORT int64_t gptcli_draw(const Draw *draw);
 /* Whether none of the values is infinite or not a number; 1 or 0. */
 EXPORT int gptcli_all_finite(const float *values, int64_t size);
 
+/* The logarithm of each row's sum of e^logit, for rows of `size` logits that lie `stride` apart. */
+EXPORT void gptcli_log_sums(const float *logits, int64_t rows, int64_t size, int64_t stride, double *out);
+
 /* ---- dispatch.c: instruction sets ---- */
 
 /* What simd/ implements for each instruction set; pointers as above. */

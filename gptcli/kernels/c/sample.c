@@ -246,3 +246,43 @@ int gptcli_all_finite(const float *values, int64_t size) {
     }
     return !odd;
 }
+
+enum { SUMMED = 1024, SUM_LANES = 16 }; /* logits at once, whose sums are in fp32; those of all in fp64 */
+
+typedef struct {
+    const float *logits;
+    int64_t size, stride;
+    double *out;
+} LogSums;
+
+static double log_sum(const float *logits, int64_t size) {
+    float greatest = logits[0], values[SUMMED];
+    double sum = 0;
+    for (int64_t i = 1; i < size; i++) greatest = logits[i] > greatest ? logits[i] : greatest;
+    for (int64_t begin = 0; begin < size; begin += SUMMED) {
+        int64_t count = size - begin < SUMMED ? size - begin : SUMMED;
+        float lanes[SUM_LANES] = {0};
+        for (int64_t i = 0; i < count; i++) values[i] = logits[begin + i] - greatest;
+        gptcli_exp(values, count, values);
+        for (int64_t i = count; i < SUMMED; i++) values[i] = 0;
+        for (int64_t i = 0; i < SUMMED; i += SUM_LANES)
+            for (int64_t lane = 0; lane < SUM_LANES; lane++) lanes[lane] += values[i + lane];
+        for (int64_t lane = 0; lane < SUM_LANES; lane++) sum += lanes[lane];
+    }
+    return greatest + log(sum);
+}
+
+static void log_sums_share(void *argument, int thread, int threads) {
+    const LogSums *job = argument;
+    (void)threads;
+    for (int64_t row, end; pool_take(thread, &row, &end);)
+        for (; row < end; row++) job->out[row] = log_sum(job->logits + row * job->stride, job->size);
+}
+
+void gptcli_log_sums(const float *logits, int64_t rows, int64_t size, int64_t stride, double *out) {
+    LogSums job = {logits, size, stride, out};
+    pool_lock();
+    pool_deal(rows, 1, 1);
+    pool_share(log_sums_share, &job);
+    pool_unlock();
+}

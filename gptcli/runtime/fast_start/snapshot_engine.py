@@ -48,10 +48,10 @@ class SnapshotLogits:
         return np.frombuffer(self._memory.view, np.float32, count, self._offset)
 
 
-def _score(logits: NDArray[np.float32], id: int, top: int) -> TokenScore:
+def _score(logits: NDArray[np.float32], total: float, id: int, top: int) -> TokenScore:
+    """total: the logarithm of the sum of e^logit."""
     import numpy as np
 
-    total = np.log(np.exp(logits - logits.max()).sum(dtype=np.float64)) + logits.max()
     best = np.argpartition(-logits, top - 1)[:top] if 0 < top < len(logits) else np.arange(len(logits))[: top or 0]
     best = best[np.argsort(-logits[best], kind="stable")]
     return TokenScore(float(logits[id] - total), [(int(each), float(logits[each] - total)) for each in best])
@@ -144,7 +144,7 @@ class SnapshotEngine:
             asked = targets[max(0, start - before) : max(0, start - before + len(chunk))]
             rows = self._run(Extension(cache, chunk, max(1, len(asked))))
             if asked:
-                yield [_score(row.values(vocabulary), id, top) for row, id in zip(rows, asked, strict=True)]
+                yield self._scores(rows, asked, vocabulary, top)
 
     def score_texts(
         self, texts: Sequence[Extension], targets: Sequence[Sequence[int]], vocabulary: int, top: int
@@ -154,8 +154,17 @@ class SnapshotEngine:
         for own, asked in zip(self.extend(texts), targets, strict=True):
             if isinstance(own, GptcliError):
                 raise own
-            scores.append([_score(row.values(vocabulary), id, top) for row, id in zip(own, asked, strict=True)])
+            scores.append(self._scores(own, asked, vocabulary, top))
         return scores
+
+    def _scores(
+        self, rows: Sequence[SnapshotLogits], targets: Sequence[int], vocabulary: int, top: int
+    ) -> list[TokenScore]:
+        """The score of a target for each of rows that lie side by side."""
+        sums = self.library.log_sums(rows[0].data_ptr(), len(rows), vocabulary, self._snapshot.vocab_size)
+        return [
+            _score(row.values(vocabulary), total, id, top) for row, total, id in zip(rows, sums, targets, strict=True)
+        ]
 
     def _run(self, text: Extension) -> list[SnapshotLogits]:
         """The logits that one text wants."""

@@ -10,7 +10,7 @@ from typing import Any
 from gptcli.errors import ContextOverflow
 from gptcli.generation.request import Request
 from gptcli.language_model import LanguageModel
-from gptcli.serve.openai_bodies import CHAT, Asked, BadParameter
+from gptcli.openai_api.bodies import CHAT, Asked, BadParameter
 from gptcli.settings import CONSTRAINT_FIELDS
 from gptcli.text.chat_template import ChatTemplate, Switches
 from gptcli.text.messages import Message

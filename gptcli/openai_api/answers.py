@@ -9,8 +9,8 @@ from typing import Any
 from gptcli.chat.thinking import Thoughts
 from gptcli.errors import ContextOverflow, GptcliError, OutOfMemory, TemplateError, UsageError
 from gptcli.generation.events import Completed, StepLogprobs, TokenLogprob
-from gptcli.serve.openai_bodies import CHAT, BadParameter
-from gptcli.serve.refusals import Refusal
+from gptcli.openai_api.bodies import CHAT, BadParameter
+from gptcli.openai_api.refusals import Refusal
 
 LEAST_LOGPROB = -9999.0  # what OpenAI says for impossible tokens; JSON has no infinity
 

@@ -1,0 +1,69 @@
+"""Data-parallel training: each process that `torchrun` started runs its part of a batch; their gradients are summed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from gptcli.runtime.device_plan import device_of
+from gptcli.runtime.ranks import Ranks
+
+_PATIENCE = timedelta(hours=12)  # rank 0 may encode data, or save to a slow disk, while the others wait
+
+
+class Together:
+    """The processes of a run. Alone, every method gives back what it gets."""
+
+    def __init__(self, ranks: Ranks | None, device: str = "cpu") -> None:
+        """device: as the command line spells it. Raises NoSuchDevice."""
+        self.rank, self.ranks = (0, 1) if ranks is None else (ranks.rank, ranks.ranks)
+        if ranks is not None and not dist.is_initialized():
+            backend = "nccl" if device_of(device, ranks).type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=_PATIENCE)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes and shows what happens."""
+        return self.rank == 0
+
+    def told(self, value: Any) -> Any:
+        """What rank 0 has."""
+        values = [value]
+        if self.ranks > 1:
+            dist.broadcast_object_list(values)
+        return values[0]
+
+    def gathered(self, value: Any) -> list[Any]:
+        """What each process has, by its rank."""
+        values = [value] * self.ranks
+        if self.ranks > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, in its place."""
+        if self.ranks > 1:
+            dist.all_reduce(value)
+        return value
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether a flag is set in any process."""
+        return flag if self.ranks == 1 else bool(self.sum(torch.tensor(float(flag), device=device)) > 0)
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sums gradients; a process without one for a parameter adds nothing."""
+        if self.ranks > 1:
+            for parameter in parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad)
+
+    def part(self, chosen: list[int]) -> list[int]:
+        """This process's part of the sequences of a step."""
+        size = -(-len(chosen) // self.ranks)
+        return chosen[self.rank * size : (self.rank + 1) * size]
