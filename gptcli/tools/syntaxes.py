@@ -244,7 +244,11 @@ class Braced:
                 return f"{grammar.text('{')} {grammar.members(items, ',')} {grammar.text('}')}"
             case {"type": "array", "items": dict(item)}:
                 each = grammar.rule(self._value(item, root, grammar))
-                return f'"[" ({each} ("," {each})*)? "]"'
+                least, most = schema.get("minItems", 0), schema.get("maxItems", "")
+                if most == 0:
+                    return '"[]"'
+                rest = f'("," {each}){{{max(least - 1, 0)},{most and most - 1}}}'
+                return f'"[" ({each} {rest}){"" if least else "?"} "]"'
             case {"type": "integer" | "number" | "boolean" | "null"}:
                 return grammar.json(resolved(schema, root))
             case {"type": "object"}:

@@ -187,6 +187,25 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
         {"json_schema": {"allOf": [{"anyOf": [{"properties": {f"{c}{i}": {}}} for c in "ab"]} for i in range(20)]}},
         "too large",
     ),
+    "properties beside each other": ({"json_schema": {"properties": {f"p{i}": {} for i in range(5000)}}}, "too large"),
+    "lists to choose from": ({"json_schema": {"enum": [[number] for number in range(12_000)]}}, "too large"),
+    "a chain of references": (
+        {"json_schema": {"$defs": {str(i): {"items": {"$ref": f"#/$defs/{i + 1}"}} for i in range(5000)}}},
+        "too large",
+    ),
+    "a large prime": ({"json_schema": {"type": "integer", "multipleOf": 99_991}}, "not supported: multipleOf"),
+    "a product of primes": (
+        {"json_schema": {"allOf": [{"type": "integer", "multipleOf": prime} for prime in (9973, 9967)]}},
+        "not supported: multipleOf",
+    ),
+    "patterns that exclude each other": (
+        {"json_schema": {"allOf": [{"type": "string", "pattern": f"(a|b)*a(a|b){{{i}}}"} for i in range(8, 20)]}},
+        "too complex",
+    ),
+    "an error among many schemas": (
+        {"json_schema": {"$defs": {str(i): {"minLength": i} for i in range(5000)}, "items": {"items": {"not": {}}}}},
+        "not supported: not",
+    ),
     "a deep grammar": ({"grammar": "start: " + "(" * 5000 + '"a"' + ")" * 5000}, "nested"),
     "a deep GBNF": ({"grammar": "root ::= " + "(" * 5000}, ""),
     "a large regex": ({"regex": "x" * 10_000_000}, "too large"),
@@ -263,6 +282,14 @@ def test_a_hostile_constraint_is_refused(name: str) -> None:
         {"json_schema": {"type": "integer", "minimum": 0, "maximum": 10**300}},
         {"json_schema": {"enum": [f"v{number}" for number in range(10_000)]}},
         {"json_schema": {"$defs": {"n": {"items": {"$ref": "#/$defs/n"}}}, "$ref": "#/$defs/n"}},
+        {
+            "json_schema": {
+                "$defs": {str(i): {"properties": {"a": {"$ref": f"#/$defs/{i + 1}"}}} for i in range(1400)}
+                | {"1400": {}},
+                "$ref": "#/$defs/0",
+            }
+        },
+        {"json_schema": {"type": "integer", "multipleOf": 86_400}},
         {"regex": "(a+)+$"},
         {"regex": "(a?){10000}a{10000}"},
         {"regex": "((((a{1,100}){1,100}){1,100}){1,100})"},

@@ -69,6 +69,18 @@ def test_a_text_of_tokens_drawn_at_random_is_a_call_that_meets_its_schema(
         jsonschema.validate(call.arguments, parameters)
 
 
+@pytest.mark.parametrize("least", [0, 1, 2])
+@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+def test_lists_in_a_call_have_as_many_items_as_they_may(format: CallFormat, tokenizer: Tokenizer, least: int) -> None:
+    numbers = {"type": "array", "items": {"type": "boolean"}, "minItems": least, "maxItems": 2}
+    parameters = {"type": "object", "properties": {"numbers": numbers}, "required": ["numbers"]}
+    parameters["additionalProperties"] = False
+    use = ToolUse(checked_tools([{"name": "f", "parameters": parameters}]), "required", format)
+    for seed in range(3):
+        (call,) = split(text_of(use, tokenizer, seed), use).calls
+        jsonschema.validate(call.arguments, parameters)
+
+
 def test_marks_are_control_tokens_where_the_tokenizer_has_them_and_text_where_not(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

@@ -14,9 +14,9 @@ def endless_reference(schema: Mapping[str, Any]) -> str | None:
     Only references make a schema endless. One to nowhere, or in a form that is not known here, counts as one that ends;
     so do all where a part has an `$id`, which changes what they refer to.
     """
-    if any(isinstance(part.get("$id"), str) for part in _parts(schema) if part is not schema):
+    if any(isinstance(part.get("$id"), str) for part in parts(schema) if part is not schema):
         return None
-    references = {part["$ref"] for part in _parts(schema) if isinstance(part.get("$ref"), str)}
+    references = {part["$ref"] for part in parts(schema) if isinstance(part.get("$ref"), str)}
     targets = {reference: target for reference in references if (target := _target(schema, reference))}
     endless, unseen = set(targets), list(targets)
     waiting = defaultdict[str, list[str]](list)  # by what each is blocked by
@@ -56,14 +56,14 @@ def _blocked_by(schema: object, endless: set[str]) -> str | None:
     return None
 
 
-def _parts(schema: object) -> Iterator[Mapping[str, Any]]:
+def parts(schema: object) -> Iterator[Mapping[str, Any]]:
     """A schema and every object within it."""
     if isinstance(schema, Mapping):
         yield schema
         schema = list(schema.values())
     if isinstance(schema, list):
         for each in schema:
-            yield from _parts(each)
+            yield from parts(each)
 
 
 def _target(schema: object, reference: str) -> object:

@@ -6,20 +6,29 @@ llguidance is imported by the functions that need it: most texts do without.
 from __future__ import annotations
 
 import json
+import math
 import re
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import UsageError
-from gptcli.generation.constraints.endless_schemas import endless_reference
+from gptcli.generation.constraints.endless_schemas import endless_reference, parts
 from gptcli.settings import ConstraintConfig
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+    from llguidance import LLMatcher, LLTokenizer
 
 _LONGEST = 256 << 10  # characters; llguidance takes seconds, or a gigabyte, only for more
+_MOST_PAIRS = 1500**2  # of properties or choices beside each other, which llguidance compares: a second
+_MOST_STATES = 250_000  # for multipleOf: a second
+_PROBED = 1 << 20  # characters of schemas that are tried to find the place of an error
+_STACK = 256 << 20  # bytes, of which only those in use take memory; llguidance recurses into each reference
+_STACK_LOCK = threading.Lock()
 # JSON on one line, spelled as Python's json does: more of it is forced, and whitespace cannot go on for ever.
 _JSON = {
     "whitespace_flexible": False,
@@ -40,6 +49,7 @@ _REASONS = (
     (r".*(?:too big|too large|TooComplex|limit exceeded).*|ParserTooComplex.*", "too large"),
     (r"Parser Error: token .*", "the model's tokens cannot spell what must come next"),
     (r"(?:at )?(\d+)\((\d+)\): (.*)", r"line \1, column \2: \3"),
+    (r"Unable to determine if regex is empty.*|fuel exhausted.*", "too complex"),
     (r"panic.*", "llguidance fails on it"),
 )
 
@@ -85,11 +95,26 @@ def checked_grammar(config: ConstraintConfig | CallGrammar) -> str:
     return _checked("choice", "start: " + " | ".join(map(json.dumps, config.choices)))
 
 
-def limits() -> LLParserLimits:
-    """llguidance's limits on time and memory, without the grammar's text in its errors."""
-    from llguidance import LLParserLimits
+def compiled(tokens: LLTokenizer, grammar: str) -> LLMatcher:
+    """A grammar for a tokenizer, which may have failed. Its errors do not repeat the grammar's text."""
+    from llguidance import LLMatcher, LLParserLimits
 
-    return LLParserLimits(verbose_errors=False)
+    made = Future[LLMatcher]()
+
+    def make() -> None:
+        try:
+            made.set_result(LLMatcher(tokens, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False)))
+        except BaseException as error:
+            made.set_exception(error)
+
+    with _STACK_LOCK:
+        before = threading.stack_size(_STACK)
+        try:
+            thread = threading.Thread(target=make, daemon=True)
+            thread.start()
+        finally:
+            threading.stack_size(before)
+    return made.result()
 
 
 def reason_of(error: str) -> str:
@@ -156,6 +181,7 @@ def _of_schema(text: str) -> str:
             schema = {}
         if not isinstance(schema, dict):
             raise UsageError(f"json-schema: a schema is an object, not {json.dumps(schema)[:40]}")
+        _check_costs(schema)
         grammar = _schema_grammar(schema)
     except RecursionError:
         raise UsageError("json-schema: too deeply nested") from None
@@ -178,11 +204,15 @@ def _schema_grammar(schema: dict[str, Any]) -> str:
 def _path_of(error: str, schema: dict[str, Any]) -> str:
     """The path of the innermost schema that fails for the same reason by itself."""
     named = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
-    path, found = "", True
+    path, found, probed = "", True, 0
     while found:
         found = False
         for step, inner in _inner_schemas(schema):
-            if _error_of(_schema_grammar(named | inner)) == error:
+            probe = named | inner
+            probed += len(json.dumps(probe))
+            if probed > _PROBED:
+                return path
+            if _error_of(_schema_grammar(probe)) == error:
                 path, schema, found = f"{path}/{step}", inner, True
                 break
     return path
@@ -202,6 +232,34 @@ def _inner_schemas(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]
         yield from ((f"{key}/{name}", each) for name, each in inner if isinstance(each, dict))
 
 
+def _check_costs(schema: dict[str, Any]) -> None:
+    """Raises UsageError for a short schema that would take long."""
+    everything = list(parts(schema))
+    pairs, divisors = len({str(part.get("$ref")) for part in everything}) ** 2, [1]
+    for part in everything:
+        for key in ("properties", "patternProperties", "anyOf", "oneOf", "enum"):
+            group = part.get(key)
+            if isinstance(group, dict) or (
+                isinstance(group, list) and not all(isinstance(each, str) for each in group)
+            ):
+                pairs += len(group) ** 2
+        divisor = part.get("multipleOf")
+        if isinstance(divisor, int | float) and 0 < divisor < math.inf:
+            divisors.append(Fraction(str(divisor)).numerator)
+    if pairs > _MOST_PAIRS:
+        raise UsageError("json-schema: too large: too many properties, choices or references")
+    if not any("allOf" in part for part in everything):
+        divisors = [max(divisors, key=_states)]
+    if _states(together := math.lcm(*divisors)) > _MOST_STATES:
+        raise UsageError(f"json-schema: not supported: multipleOf {together}")
+
+
+def _states(divisor: int) -> int:
+    """About how many states llguidance makes for the multiples of an integer; tens are only zeros at the end."""
+    twos_and_fives = math.gcd(divisor, 10 ** divisor.bit_length())
+    return 1 if str(divisor).strip("0") == "1" else divisor // twos_and_fives * 8 + divisor
+
+
 def _check_length(form: str, text: str) -> None:
     if len(text) > _LONGEST:
         raise UsageError(f"{form}: too large: {len(text)} characters, of at most {_LONGEST}")
@@ -209,9 +267,7 @@ def _check_length(form: str, text: str) -> None:
 
 def _error_of(grammar: str) -> str:
     """What is wrong with a grammar, or how it ends before it begins; empty if it is fine."""
-    from llguidance import LLMatcher
-
-    matcher: LLMatcher = LLMatcher(_byte_tokenizer(), grammar, log_level=0, limits=limits())
+    matcher = compiled(_byte_tokenizer(), grammar)
     if not matcher.is_error():
         matcher.compute_bitmask()
     return matcher.get_error()

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from gptcli.errors import GptcliError, UsageError
-from gptcli.generation.constraints.grammar import CallGrammar, checked_grammar, limits, reason_of
+from gptcli.generation.constraints.grammar import CallGrammar, checked_grammar, compiled, reason_of
 from gptcli.generation.sampling.constraint import Constraint, TokenMask, mask_words
 from gptcli.settings import ConstraintConfig
 from gptcli.text.tokenizer import Tokenizer
@@ -88,9 +88,7 @@ class Compiler:
         return Grammar(self.start(config).result().deep_copy(), self._tokenizer.size, forces=forces)
 
     def _matcher(self, grammar: str) -> LLMatcher:
-        from llguidance import LLMatcher
-
-        matcher = LLMatcher(self._tokens, grammar, log_level=0, limits=limits())
+        matcher = compiled(self._tokens, grammar)
         _check(matcher)
         return matcher
 
