@@ -180,7 +180,9 @@ class GgufModel:
         names = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
         given = {ours: self.file.any(f"general.sampling.{theirs}") for theirs, ours in names.items()}
         given = {name: value for name, value in given.items() if value is not None}
-        return {"eos_token_id": stop_ids(self.file), **({"do_sample": True} if given else {}), **given}
+        config = {"eos_token_id": stop_ids(self.file), **({"do_sample": True} if given else {}), **given}
+        suppressed = self.file.any("tokenizer.ggml.suppress_tokens")  # of images, in Gemma 4
+        return config if suppressed is None else config | {"suppress_tokens": suppressed}
 
     def _read_config(self) -> dict[str, Any]:
         file, fields, known = self.file, self._fields, self._architecture

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gptcli.errors import BrokenTokenizer
-from gptcli.gguf.pre_tokenizers import ADDS_BOS, COMPOSES, DIGIT, GPT2, IGNORES_MERGES, SPLITTERS
+from gptcli.gguf.pre_tokenizers import ADDS_BOS, COMPOSES, DIGIT, GPT2, IGNORES_MERGES, LINES, SPLITTERS
 from gptcli.gguf.reader import GgufFile
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # values of tokenizer.ggml.token_type
@@ -34,8 +34,9 @@ def gguf_tokenizer(file: GgufFile) -> tuple[_Json, _Json]:
         raise BrokenTokenizer(
             f"cannot read: {file.path}: it has no tokenizer", "convert the model anew, with its tokenizer beside it"
         )
-    if kind not in ("gpt2", "llama"):
-        raise _unsupported(file, f"tokenizer {kind[:40]!r}; gpt2 (byte-level BPE) and llama (SentencePiece) are read")
+    if kind not in ("gpt2", "llama", "gemma4"):
+        known = "gpt2 (byte-level BPE), llama (SentencePiece) and gemma4 are read"
+        raise _unsupported(file, f"tokenizer {kind[:40]!r}; {known}")
     pre = file.get("tokenizer.ggml.pre", str, "default")
     if kind == "gpt2" and pre not in SPLITTERS:
         raise BrokenTokenizer(
@@ -49,11 +50,14 @@ def gguf_tokenizer(file: GgufFile) -> tuple[_Json, _Json]:
     if len(types) != len(tokens) or len(vocabulary) != len(tokens):
         raise file.broken("token types do not match the tokens, or a token occurs twice")
     ids = _role_ids(file, len(tokens))
-    around = _around(file, ids, adds_bos=kind == "llama" or pre in ADDS_BOS)
+    around = _around(file, ids, adds_bos=kind != "gpt2" or pre in ADDS_BOS)
     if kind == "gpt2":
         components = _byte_level(file, pre, vocabulary)
-    else:
+    elif kind == "llama":
         components = _sentencepiece(file, tokens, types, vocabulary)
+    else:
+        components = _pieces(tokens, types, vocabulary, _merges(file, vocabulary))
+        components["pre_tokenizer"] = _split(LINES)
     state = {
         "version": "1.0",
         "truncation": None,
@@ -165,9 +169,13 @@ def _pre_tokenizer(regexes: Sequence[str]) -> _Json:
         if regex == DIGIT:
             steps.append({"type": "Digits", "individual_digits": True})
         else:
-            steps.append({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False})
+            steps.append(_split(regex))
     steps.append(_BYTE_LEVEL | {"add_prefix_space": False, "use_regex": last == GPT2})
     return steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps}
+
+
+def _split(regex: str) -> _Json:
+    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
 
 
 def _merges(file: GgufFile, vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
@@ -191,25 +199,37 @@ def _sentencepiece(file: GgufFile, tokens: Sequence[str], types: Sequence[int], 
         raise file.broken("token scores do not match the tokens")
     by_score = sorted(range(len(tokens)), key=scores.__getitem__, reverse=True)
     ranked = [tokens[id] for id in by_score if types[id] != _CONTROL]
-    normalizers: list[_Json] = [{"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
-    decoders: list[_Json] = [
-        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-    ]
+    components = _pieces(tokens, types, vocabulary, _pairs(ranked))
     if file.get("tokenizer.ggml.add_space_prefix", bool, True):
-        normalizers.insert(0, {"type": "Prepend", "prepend": "▁"})
-        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+        components["normalizer"]["normalizers"].insert(0, {"type": "Prepend", "prepend": "▁"})
+        components["decoder"]["decoders"].append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     file.any("tokenizer.ggml.remove_extra_whitespaces")  # which llama.cpp does not do for these
+    return components
+
+
+def _pieces(
+    tokens: Sequence[str], types: Sequence[int], vocabulary: Mapping[str, int], merges: list[tuple[str, str]]
+) -> _Json:
+    """BPE of characters, with a mark for spaces, and bytes for what is no token."""
     return {
-        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [{"type": "Replace", "pattern": {"String": " "}, "content": "▁"}],
+        },
         "pre_tokenizer": None,
         "post_processor": None,
-        "decoder": {"type": "Sequence", "decoders": decoders},
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+            ],
+        },
         "model": {
             "type": "BPE",
             "vocab": vocabulary,
-            "merges": _pairs(ranked),
+            "merges": merges,
             "unk_token": _unknown(tokens, types),
             "fuse_unk": False,
             "byte_fallback": True,

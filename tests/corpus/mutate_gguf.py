@@ -247,7 +247,7 @@ def gguf_vocabulary(rng: Random, model: ModelDir) -> Expected:
     tokens = ["a"] * 320
     changes: list[tuple[str, Any]] = [
         ("tokens", texts(tokens)), ("tokens", texts([])), ("token_type", numbers([3])),
-        ("merges", texts(["x"])), ("merges", texts(["zz yy"])), ("merges", texts([""])), ("model", (8, text("gemma4"))),
+        ("merges", texts(["x"])), ("merges", texts(["zz yy"])), ("merges", texts([""])), ("model", (8, text("bert"))),
         ("model", (8, text("llama"))), ("pre", (8, text("x"))), ("eos_token_id", (4, struct.pack("<I", 320))),
         ("add_eos_token", (4, b"\1\0\0\0")),
     ]  # fmt: skip

@@ -15,10 +15,15 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from tests.gguf.tiny_gguf import CONTROL, PRE_TOKENIZERS, byte_letters, write_sentencepiece, write_vocabulary
 
-SENTENCEPIECE = {"sentencepiece": True, "sentencepiece without a prefix": False}  # add_space_prefix
+SENTENCEPIECE: dict[str, dict[str, Any]] = {
+    "sentencepiece": {"prefix": True},
+    "sentencepiece without a prefix": {"prefix": False},
+    "gemma4": {"prefix": False, "model": "gemma4"},
+}  # for write_sentencepiece
 RECORDED = Path(__file__).with_name("llama_cpp_tokens.json")
 
 TEXTS: list[str] = json.loads(RECORDED.read_text())["texts"]
@@ -93,8 +98,8 @@ def main(default_model: str) -> None:
         for pre in PRE_TOKENIZERS:
             file = write_vocabulary(Path(directory) / f"{pre}.gguf", pre, merges)
             recorded[pre], special[pre] = ids(file, special=False), ids(file, special=True)
-        for name, prefix in SENTENCEPIECE.items():
-            file = write_sentencepiece(Path(directory) / f"{name}.gguf", pieces, prefix=prefix)
+        for name, options in SENTENCEPIECE.items():
+            file = write_sentencepiece(Path(directory) / f"{name}.gguf", pieces, **options)
             recorded[name], special[name] = ids(file, special=False), ids(file, special=True)
     content = {
         "llama_cpp_python": llama_cpp.__version__,

@@ -246,7 +246,6 @@ REFUSED: dict[str, tuple[dict[str, Any], type[GptcliError], str]] = {
         "rms_epsilon must be of type float",
     ),
     "a tokenizer of words": ({"tokenizer__ggml__model": "bert"}, BrokenTokenizer, "tokenizer 'bert'"),
-    "Gemma 4's tokenizer": ({"tokenizer__ggml__model": "gemma4"}, BrokenTokenizer, "tokenizer 'gemma4'"),
     "a SentencePiece tokenizer without scores": (
         {"tokenizer__ggml__model": "llama"},
         BrokenCheckpoint,

@@ -36,8 +36,8 @@ RECORDED: dict[str, Any] = json.loads(Path(__file__).with_name("llama_cpp_tokens
 def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Tokenizer]:
     """A tokenizer's name, and the tokenizer of a file with it."""
     file = tmp_path_factory.mktemp("kind") / "tiny.gguf"
-    if (prefix := SENTENCEPIECE.get(request.param)) is not None:
-        write_sentencepiece(file, RECORDED["pieces"], prefix=prefix)
+    if request.param in SENTENCEPIECE:
+        write_sentencepiece(file, RECORDED["pieces"], **SENTENCEPIECE[request.param])
     else:
         merges = [tuple(merge.split(" ")) for merge in RECORDED["merges"]]
         write_vocabulary(file, request.param, merges)
@@ -50,7 +50,7 @@ def is_comparable(name: str, text: str, ids: list[int]) -> bool:
         return unicodedata.is_normalized("NFC", text)
     if name in ("deepseek-llm", "deepseek-coder"):  # llama.cpp takes all whitespace out of ranges of letters
         return "\u2028" not in text
-    return name not in SENTENCEPIECE or not {*ids} & SENTENCEPIECE_CONTROL  # which it merges from what is typed
+    return "sentencepiece" not in name or not {*ids} & SENTENCEPIECE_CONTROL  # which it merges from what is typed
 
 
 def check(tokenizer: Tokenizer, name: str, *, special: bool) -> None:
@@ -125,6 +125,11 @@ def test_every_stop_token_is_in_the_generation_config(tmp_path: Path) -> None:
     assert Tokenizer.open(tmp_path).stop_ids == (2,)
 
 
+def test_tokens_that_are_never_drawn_are_in_the_generation_config(tmp_path: Path) -> None:
+    tokenizer_of(tmp_path, "gpt-2", tokenizer__ggml__suppress_tokens=[1, 2])
+    assert json.loads((tmp_path / "generation_config.json").read_text())["suppress_tokens"] == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("texts_of_control", "ends"),
     [
@@ -166,9 +171,9 @@ def test_a_file_without_merges_is_refused(tmp_path: Path) -> None:
         Tokenizer.open(file)
 
 
-@pytest.mark.parametrize("name", SENTENCEPIECE)
+@pytest.mark.parametrize("name", [name for name in SENTENCEPIECE if "sentencepiece" in name])
 def test_pieces_never_add_up_to_a_control_token(name: str, tmp_path: Path) -> None:
-    file = write_sentencepiece(tmp_path / "tiny.gguf", RECORDED["pieces"], prefix=SENTENCEPIECE[name])
+    file = write_sentencepiece(tmp_path / "tiny.gguf", RECORDED["pieces"], **SENTENCEPIECE[name])
     tokenizer = Tokenizer.open(file)
     typed = "a<|im_start|>user\nhi<|im_end|>\n</s> b"
     assert SENTENCEPIECE_CONTROL & {

@@ -147,20 +147,29 @@ def write_vocabulary(path: Path, pre: str, merges: list[tuple[str, str]]) -> Pat
     )
 
 
-def write_sentencepiece(path: Path, pieces: list[str], *, prefix: bool) -> Path:
-    """Writes a tiny file with a SentencePiece vocabulary: bytes, and pieces that are better the earlier they come."""
+def write_sentencepiece(path: Path, pieces: list[str], *, prefix: bool, model: str = "llama") -> Path:
+    """Writes a tiny file with a SentencePiece vocabulary: bytes, and pieces that are better the earlier they come.
+
+    model: `gemma4` has the merges of all pairs that make a piece, too.
+    """
+    merges = [
+        f"{piece[:at]} {piece[at:]}"
+        for piece in pieces
+        for at in range(1, len(piece))
+        if {piece[:at], piece[at:]} <= {*pieces}
+    ]
     control = ["<unk>", "<s>", "</s>", *CONTROL]
     tokens = [*control, *(f"<0x{byte:02X}>" for byte in range(256)), "<user>", "  two", *pieces]
     types = [2, *[3] * (len(control) - 1), *[6] * 256, 4, 4, *[1] * len(pieces)]
     return write_gguf(
         path,
         tensor_shapes=shapes(vocabulary=len(tokens)),
-        tokenizer__ggml__model="llama",
+        tokenizer__ggml__model=model,
         tokenizer__ggml__pre="default",
         tokenizer__ggml__tokens=tokens,
         tokenizer__ggml__scores=[0.0] * (len(control) + 258) + [float(-rank) for rank in range(len(pieces))],
         tokenizer__ggml__token_type=types,
-        tokenizer__ggml__merges=None,
+        tokenizer__ggml__merges=merges if model == "gemma4" else None,
         tokenizer__ggml__add_bos_token=True,
         tokenizer__ggml__add_space_prefix=prefix,
         llama__vocab_size=len(tokens),
