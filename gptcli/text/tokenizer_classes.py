@@ -22,17 +22,19 @@ _Json = dict[str, Any]
 _CLASS_OF_TYPE = {
     type: name
     for name, types in {
-        "CohereTokenizer": "cohere cohere2",
-        "GemmaTokenizer": "gemma gemma2 gemma3 gemma3_text",
+        "CohereTokenizer": "aya_vision cohere cohere2",
+        "GemmaTokenizer": "gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text",
         "GPT2Tokenizer": "codegen gpt2 gpt_neo gptj opt phi starcoder2",
         "GPTNeoXTokenizer": "gpt_neox mamba2 mpt olmo olmoe",
+        "LlamaTokenizer": "idefics2",
         "OpenAIGPTTokenizer": "openai-gpt",
-        "Qwen2Tokenizer": "internvl qwen2 qwen2_5_vl qwen2_moe qwen2_vl qwen3 qwen3_moe qwen3_next qwen3_vl",
+        "Qwen2Tokenizer": "internvl lighton_ocr ovis2 qwen2 qwen2_5_vl qwen2_moe qwen2_vl qwen3 qwen3_moe qwen3_next "
+        "qwen3_vl qwen3_vl_moe",
         "Qwen3_5Tokenizer": "qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text",
         "XGLMTokenizer": "xglm",
-        "": "ernie4_5 ernie4_5_moe flex_olmo glm glm4 glm4_moe glm4_moe_lite glm4v gpt_bigcode granite granitemoe "
-        "granitemoehybrid granitemoeshared llava llava_next minicpm3 minimax_m2 ministral ministral3 mistral mistral3 "
-        "mixtral nemotron olmo2 olmo3 phi3 phimoe smolvlm stablelm",
+        "": "ernie4_5 ernie4_5_moe flex_olmo glm glm4 glm4_moe glm4_moe_lite glm4v glm4v_moe got_ocr2 gpt_bigcode granite "
+        "granitemoe granitemoehybrid granitemoeshared kimi_k25 llava llava_next minicpm3 minimax_m2 ministral ministral3 mistral "
+        "mistral3 mixtral nemotron olmo2 olmo3 phi3 phimoe smolvlm stablelm vipllava",
     }.items()
     for type in types.split()
 }
