@@ -32,9 +32,10 @@ _CLASS_OF_TYPE = {
         "qwen3_vl qwen3_vl_moe",
         "Qwen3_5Tokenizer": "qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text",
         "XGLMTokenizer": "xglm",
-        "": "ernie4_5 ernie4_5_moe flex_olmo glm glm4 glm4_moe glm4_moe_lite glm4v glm4v_moe got_ocr2 gpt_bigcode granite "
-        "granitemoe granitemoehybrid granitemoeshared kimi_k25 llava llava_next minicpm3 minimax_m2 ministral ministral3 mistral "
-        "mistral3 mixtral nemotron olmo2 olmo3 phi3 phimoe smolvlm stablelm vipllava",
+        "": "ernie4_5 ernie4_5_moe flex_olmo glm glm4 glm4_moe glm4_moe_lite glm4v glm4v_moe got_ocr2 "
+        "gpt_bigcode granite granitemoe granitemoehybrid granitemoeshared kimi_k25 llava llava_next "
+        "minicpm3 minimax_m2 ministral ministral3 mistral mistral3 mixtral nemotron olmo2 olmo3 phi3 phimoe "
+        "smolvlm stablelm vipllava",
     }.items()
     for type in types.split()
 }
