@@ -106,6 +106,10 @@ def test_a_tool_that_is_named_is_the_one_that_is_called(tokenizer: Tokenizer) ->
         ({"properties": {"a": {"$ref": "#/nowhere"}}}, "hermes", "f: #.*there is nothing at"),
         ({"properties": {"a": {"type": "string", "pattern": "x"}}}, "tagged", "cannot be held to pattern"),
         ({"properties": {"a": {"anyOf": [{"type": "string"}]}}}, "gemma", "cannot be held to anyOf"),
+        ({"properties": {"a": {"type": "array"}}}, "gemma", "cannot be held to type .array. alone"),
+        ({"properties": {'a"b': {"type": "null"}}}, "gemma", "cannot spell the argument"),
+        ({"properties": {'a"b': {"type": "null"}}}, "minimax", "cannot spell the argument"),
+        ({"properties": {"a-b": {"type": "null"}}}, "pythonic", "cannot spell the argument"),
     ],
 )
 def test_a_schema_that_cannot_be_met_is_refused_with_its_place(
