@@ -156,7 +156,7 @@ class Tagged:
             head = grammar.text(self.key.replace("{name}", key))
             match value:
                 case {"enum": [*choices]} if all(isinstance(choice, str) for choice in choices):
-                    spelled = f"{grammar.any_of(map(grammar.text, choices))} {grammar.text(self.closer)}"
+                    spelled = f"{grammar.any_of(map(json.dumps, choices))} {grammar.text(self.closer)}"
                 case {"type": "string"}:
                     spelled = grammar.until(self.closer, value)
                 case _:
@@ -238,7 +238,10 @@ class Braced:
     def _value(self, schema: Mapping[str, Any], root: Mapping[str, Any], grammar: Grammar) -> str:
         match schema:
             case {"enum": [*choices]}:
-                return grammar.any_of(grammar.text(self._spelled(choice)) for choice in choices)
+                quote = f" {grammar.text(self.quote)} "  # the only token that a choice may have
+                return grammar.any_of(
+                    quote.join(map(json.dumps, self._spelled(choice).split(self.quote))) for choice in choices
+                )
             case {"type": "object", "properties": dict(properties)}:
                 required = schema.get("required", ())
                 items = [
