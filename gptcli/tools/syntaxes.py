@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from gptcli.errors import UsageError
 from gptcli.tools.call_grammar import Grammar, resolved
 from gptcli.tools.definitions import Definition, call_id, tool_name, tool_parameters
 from gptcli.tools.json_reading import read_value, read_whole
@@ -150,11 +151,12 @@ class Tagged:
         """See `Syntax.grammar`."""
         schema = tool_parameters(tool)
         items = []
+        _check_names(tool, _NAME)
         for key, value in _properties(tool).items():
             head = grammar.text(self.key.replace("{name}", key))
             match value:
                 case {"enum": [*choices]} if all(isinstance(choice, str) for choice in choices):
-                    spelled = f"{grammar.any_of(map(grammar.text, choices))} {grammar.text(self.closer)}"
+                    spelled = f"{grammar.any_of(map(json.dumps, choices))} {grammar.text(self.closer)}"
                 case {"type": "string"}:
                     spelled = grammar.until(self.closer, value)
                 case _:
@@ -182,6 +184,7 @@ class Pythonic:
     def grammar(self, tool: Definition, grammar: Grammar) -> str:
         """See `Syntax.grammar`."""
         schema = tool_parameters(tool)
+        _check_names(tool, _IDENTIFIER)
         items = [
             (f"{grammar.text(key + '=')} {grammar.json(resolved(value, schema))}", key in schema.get("required", ()))
             for key, value in _properties(tool).items()
@@ -228,13 +231,17 @@ class Braced:
 
     def grammar(self, tool: Definition, grammar: Grammar) -> str:
         """See `Syntax.grammar`."""
+        _check_names(tool, _NAME)
         schema = {**tool_parameters(tool), "type": "object"}
         return f"{grammar.text('call:' + tool_name(tool))} {self._value(schema, schema, grammar)}"
 
     def _value(self, schema: Mapping[str, Any], root: Mapping[str, Any], grammar: Grammar) -> str:
         match schema:
             case {"enum": [*choices]}:
-                return grammar.any_of(grammar.text(self._spelled(choice)) for choice in choices)
+                quote = f" {grammar.text(self.quote)} "  # the only token that a choice may have
+                return grammar.any_of(
+                    quote.join(map(json.dumps, self._spelled(choice).split(self.quote))) for choice in choices
+                )
             case {"type": "object", "properties": dict(properties)}:
                 required = schema.get("required", ())
                 items = [
@@ -253,10 +260,28 @@ class Braced:
                 return grammar.json(resolved(schema, root))
             case {"type": "object"}:
                 return '"{}"'
+            case {"type": kind} if "string" not in kind:
+                raise UsageError(
+                    f"tools: this model's calls cannot be held to type {json.dumps(kind)} alone",
+                    hint="--tool-choice auto leaves the call to the model",
+                )
         return f"{grammar.text(self.quote)} {grammar.until(self.quote, schema)}"
 
 
 _BRACED_NAME = re.compile(r"\s*call:\s*(?P<name>[^\s{]+)\s*(?={)")
+
+
+_NAME, _IDENTIFIER = re.compile(r"[\w.-]+"), re.compile(r"[^\W\d]\w*")
+
+
+def _check_names(tool: Definition, wanted: re.Pattern[str]) -> None:
+    """Raises UsageError for an argument's name that a call without quotes cannot spell."""
+    for key in _properties(tool):
+        if not wanted.fullmatch(key):
+            raise UsageError(
+                f"tools: this model's calls cannot spell the argument {json.dumps(key, ensure_ascii=False)}",
+                hint="--tool-choice auto leaves the call to the model",
+            )
 
 
 def _properties(tool: Definition) -> Mapping[str, Any]:

@@ -81,6 +81,14 @@ def test_lists_in_a_call_have_as_many_items_as_they_may(format: CallFormat, toke
         jsonschema.validate(call.arguments, parameters)
 
 
+@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+def test_a_choice_that_spells_a_control_token_is_text(format: CallFormat, tokenizer: Tokenizer) -> None:
+    parameters = {"type": "object", "properties": {"a": {"enum": ["<|im_end|>"]}}, "required": ["a"]}
+    parameters["additionalProperties"] = False
+    use = ToolUse(checked_tools([{"name": "f", "parameters": parameters}]), "required", format)
+    assert [dict(call.arguments) for call in split(text_of(use, tokenizer, 0), use).calls] == [{"a": "<|im_end|>"}]
+
+
 def test_marks_are_control_tokens_where_the_tokenizer_has_them_and_text_where_not(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -106,6 +114,10 @@ def test_a_tool_that_is_named_is_the_one_that_is_called(tokenizer: Tokenizer) ->
         ({"properties": {"a": {"$ref": "#/nowhere"}}}, "hermes", "f: #.*there is nothing at"),
         ({"properties": {"a": {"type": "string", "pattern": "x"}}}, "tagged", "cannot be held to pattern"),
         ({"properties": {"a": {"anyOf": [{"type": "string"}]}}}, "gemma", "cannot be held to anyOf"),
+        ({"properties": {"a": {"type": "array"}}}, "gemma", "cannot be held to type .array. alone"),
+        ({"properties": {'a"b': {"type": "null"}}}, "gemma", "cannot spell the argument"),
+        ({"properties": {'a"b': {"type": "null"}}}, "minimax", "cannot spell the argument"),
+        ({"properties": {"a-b": {"type": "null"}}}, "pythonic", "cannot spell the argument"),
     ],
 )
 def test_a_schema_that_cannot_be_met_is_refused_with_its_place(
