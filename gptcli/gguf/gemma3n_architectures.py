@@ -5,7 +5,17 @@ from __future__ import annotations
 from statistics import NormalDist
 from typing import Any
 
-from gptcli.gguf.naming import ATTENTION, FOUR_NORMS, MLP, QK_NORMS, TOP, Fields, GgufArchitecture, stacked_experts
+from gptcli.gguf.naming import (
+    ATTENTION,
+    FOUR_NORMS,
+    MLP,
+    QK_NORMS,
+    TOP,
+    Fields,
+    GgufArchitecture,
+    fraction_of,
+    stacked_experts,
+)
 
 
 def _gemma3n(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
@@ -29,7 +39,7 @@ def _gemma4(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     layers, types = config["num_hidden_layers"], fields.sliding(config["num_hidden_layers"], 6)
     shared = _inputs_and_sharing(fields)
     own = layers - shared["num_kv_shared_layers"]
-    full = [layer for layer in range(own) if types[layer] == "full_attention"]
+    full = [layer for layer in range(layers)[:own] if types[layer] == "full_attention"]
     values = (".attn_v.weight", ".attn_qkv.weight")
     keys_are_values = not all(any(fields.has(name, layer) for name in values) for layer in full)
     heads, full_heads = _heads(fields, types)
@@ -106,9 +116,9 @@ def _ropes(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     """RoPE by type of layer. Full ones turn the first pairs of channels, which a tensor of factors says."""
     factors = (config.pop("rope_scaling") or {}).get("short_factor", [])
     turned = factors.count(1.0)
-    if not turned or factors != [1.0] * turned + [_UNTURNED] * (len(factors) - turned):
-        raise fields.file.unsupported("RoPE of full layers without rope_freqs.weight of 1 and 1e30 is not read")
-    full = {"rope_type": "proportional", "partial_rotary_factor": turned / len(factors)}
+    if not turned or factors != [1.0] * turned + [_UNTURNED] * (config["head_dim"] // 2 - turned):
+        raise fields.file.unsupported("RoPE of full layers without rope_freqs.weight of 1, then 1e30, is not read")
+    full = {"rope_type": "proportional", "partial_rotary_factor": fraction_of(2 * turned, config["head_dim"])}
     return {
         "full_attention": full | {"rope_theta": config.pop("rope_theta")},
         "sliding_attention": {"rope_type": "default", "rope_theta": fields.number("rope.freq_base_swa", 10_000.0)},

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gptcli.errors import BrokenCheckpoint
 from gptcli.files import open_regular
 from gptcli.gguf.architectures import ARCHITECTURES
-from gptcli.gguf.naming import APART, Fields, tensor_name
+from gptcli.gguf.naming import APART, Fields, fraction_of, tensor_name
 from gptcli.gguf.other_files import refuse_other_files
 from gptcli.gguf.reader import GgufFile, GgufTensor
 from gptcli.gguf.tokenizer import stop_ids
@@ -219,7 +219,7 @@ class GgufModel:
             raise file.broken("it has no context or no layers")
         config["rope_scaling"] = self._rope_scaling(config)
         if known.partial or fields.integer("rope.dimension_count", head_dim) != head_dim:
-            config["partial_rotary_factor"] = _fraction(fields.integer("rope.dimension_count", head_dim), head_dim)
+            config["partial_rotary_factor"] = fraction_of(fields.integer("rope.dimension_count", head_dim), head_dim)
         config |= known.extra(fields, config)
         config = {
             known.renamed.get(name, name): value
@@ -394,7 +394,7 @@ class GgufModel:
     def _by_projection(self, tensor: GgufTensor, layer: int, leaf: str) -> list[tuple[str, ModelTensor]]:
         """q, k and v, whose rows are in one tensor one after the other."""
         dim, kv = self.config["head_dim"], self.config["num_key_value_heads"]
-        if "global_head_dim" in self.config and self.config["layer_types"][layer] == "full_attention":
+        if "global_head_dim" in self.config and self.config["layer_types"][layer : layer + 1] == ["full_attention"]:
             dim, kv = self.config["global_head_dim"], self.config["num_global_key_value_heads"]
         rows = {"attn_q": self.config["num_attention_heads"] * dim, "attn_k": kv * dim, "attn_v": kv * dim}
         if tensor.shape[0] != sum(rows.values()):
@@ -426,9 +426,3 @@ class GgufModel:
 def read_model(path: Path) -> GgufModel:
     """The model in a GGUF file, or in the parts of one. Raises as GgufFile and GgufModel do."""
     return GgufModel(GgufFile(path))
-
-
-def _fraction(dim: int, head_dim: int) -> float:
-    """What `int(head_dim * fraction)` makes `dim` of."""
-    fraction = dim / head_dim if head_dim else 0.0
-    return fraction if int(head_dim * fraction) == dim else math.nextafter(fraction, math.inf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -140,6 +141,12 @@ def shared_expert(module: str) -> dict[str, str]:
 def tensor_name(module: str, leaf: str) -> str:
     """A tensor's name in transformers, where some end without a leaf, `weight` or `bias`."""
     return module if module.endswith(_BARE) else f"{module}.{leaf}"
+
+
+def fraction_of(dim: int, head_dim: int) -> float:
+    """What `int(head_dim * fraction)` makes `dim` of."""
+    fraction = dim / head_dim if head_dim else 0.0
+    return fraction if int(head_dim * fraction) == dim else math.nextafter(fraction, math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
