@@ -202,7 +202,7 @@ def test_other_rope_factors_are_kept_as_they_are(tmp_path: Path) -> None:
     rope = folder.architecture.config.blocks[0].attention.rope
     assert rope is not None and isinstance(rope.scaling, LongRopeScaling)
     assert np.array_equal(np.float32(rope.scaling.short), factors) and rope.scaling.short == rope.scaling.long
-    assert rope.scaling.magnitude == 1.0 and rope.border == folder.architecture.config.max_context
+    assert rope.scaling.magnitude == 1.0 and rope.border is None  # the same factors for texts of any length
 
 
 def test_rope_factors_for_other_heads_are_refused(tmp_path: Path) -> None:
