@@ -122,6 +122,8 @@ class RunOptions:
             self.note("cut amid a call of a tool, which is left out; -n sets how many tokens")
         elif finished.reason == "length" and constrained:
             self.note("cut before the text was what it had to be; -n sets how many tokens")
+        elif finished.stop is not None and constrained:
+            self.note("cut at a stop text, so it may not be what it had to be")
         if constrained or not all(stream and stream.isatty() for stream in (sys.stdout, sys.stderr)):
             return
         to_ask = question is not None and _has_template(lm)

@@ -67,6 +67,12 @@ def test_a_text_that_was_cut_is_noted_in_a_pipe_too(generate: Cli) -> None:
     assert record["finish_reason"] == "length"
 
 
+def test_a_text_that_a_stop_text_cut_is_noted(generate: Cli) -> None:
+    done = generate("In", "--choice", "a small town", "--stop", "town")
+    assert (done.code, done.out) == (0, b"a small ")
+    assert "cut at a stop text, so it may not be what it had to be" in done.err
+
+
 def test_forced_tokens_are_counted(generate: Cli) -> None:
     done = generate("In", "--choice", "a small town", "--stats=json")
     stats = json.loads(done.err)
