@@ -117,6 +117,23 @@ def test_a_narrow_terminal_works(width: int, monkeypatch: pytest.MonkeyPatch) ->
             stream.write(document)
 
 
+def test_a_window_that_shrinks_just_after_a_drawing_keeps_what_is_above(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_at_every_text(monkeypatch)
+
+    class Shrinking(io.StringIO):
+        def write(self, text: str) -> int:
+            shown.width = 10
+            return super().write(text)
+
+    shown = Console(file=Shrinking(), force_terminal=True, width=40, height=10)
+    with MarkdownStream(shown) as stream:
+        stream.write("a line of more than ten columns")
+        drawn_first = len(written(shown))
+        stream.write(".")
+    last_redrawing = written(shown)[drawn_first:].split(".")[0]
+    assert last_redrawing.count("\x1b[1A") == 1  # the text's one line, and the hint's
+
+
 def test_an_interrupted_stream_prints_its_open_block() -> None:
     shown = console()
     with pytest.raises(KeyboardInterrupt), MarkdownStream(shown) as stream:

@@ -109,9 +109,10 @@ class MarkdownStream:
             segments.pop()
         # Cleaned again: HTML entities can spell control characters.
         cleaned = [Segment(clean(text), style) for text, style, _ in segments]
+        # The width is taken before: a window that shrinks just after the drawing has not wrapped these lines.
+        self._live, self._width = live, self._console.width
         # Not cropped: the terminal wraps long lines of code, so that they can be copied whole.
         self._console.print(Control(*erase), Segments(cleaned), end="", sep="", crop=False)
-        self._live, self._width = live, self._console.width
 
     def _rows_shown(self) -> int:
         """Rows that the live lines take now: others than when they were drawn if the terminal has rewrapped them."""
