@@ -30,8 +30,7 @@ async def complete(service: Service, url: str, call: Call) -> dict[str, Any] | E
     """Answers a body for `CHAT` or `TEXT`."""
     asked = asked_of_body(url, call.body)
     prepared = await service.prepared(asked)
-    prompts = prepared.requests[:: asked.choices]
-    call.prompt_tokens = sum(len(request.prompt) for request in prompts)
+    call.prompt_tokens = prepared.prompt_tokens
     if asked.stream:
         return _streamed(service, prepared, call)
     heard: list[list[Event]] = [[] for _ in prepared.requests]

@@ -33,6 +33,11 @@ class Prepared:
     asked: Asked
     requests: list[Request]
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts, each of which counts once."""
+        return sum(len(request.prompt) for request in self.requests[:: self.asked.choices])
+
     def thoughts(self) -> Thoughts | None:
         """What tells the thoughts of an answer apart, if the model's template knows any."""
         template, _ = self.prompting.template()

@@ -12,8 +12,8 @@ from threading import Lock
 from typing import Any
 
 from gptcli.cli.batch.input_lines import InputLine
-from gptcli.cli.batch.requests import Answered, BatchSettings, Requests, template_of
-from gptcli.cli.run_options import RunOptions
+from gptcli.cli.batch.requests import Answered, BatchSettings, Requests
+from gptcli.cli.run_options import RunOptions, template_of
 from gptcli.cli.terminal.stderr import ProgressLine
 from gptcli.errors import GptcliError, NoSuchDevice, UsageError
 from gptcli.generation.events import Completed, Event
