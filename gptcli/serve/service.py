@@ -14,8 +14,8 @@ from gptcli.generation.events import Finished
 from gptcli.generation.request import Request
 from gptcli.openai_api.bodies import CHAT, Asked, BadParameter
 from gptcli.openai_api.prompting import Prompting
-from gptcli.serve.models import ServedModels
 from gptcli.serve.runner import Runner
+from gptcli.serve.served_models import ServedModels
 from gptcli.serve.transport import Call
 from gptcli.settings import SamplingConfig
 from gptcli.text.chat_template import prompt_opens_thoughts

@@ -126,8 +126,8 @@ def _run(runs: dict[str, RunOptions], server: ServerOptions, access: AccessOptio
     """Serves until a signal comes, and then dies by it."""
     from gptcli.serve.app import Outlets, make_app
     from gptcli.serve.guards import Access
-    from gptcli.serve.models import ServedModels
     from gptcli.serve.runner import Runner
+    from gptcli.serve.served_models import ServedModels
     from gptcli.serve.server import Server
     from gptcli.serve.service import Service
 
