@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from gptcli.generation.completion import Completion
     from gptcli.generation.constraints.grammar import CallGrammar
     from gptcli.generation.constraints.matcher import Compiler
-    from gptcli.generation.events import Completed, Finished, TextDelta
+    from gptcli.generation.events import Completed, Event
     from gptcli.generation.job import Job
     from gptcli.generation.sampling.constraint import Constraint
     from gptcli.generation.score_result import ChoiceScore, Score
@@ -253,7 +253,7 @@ class LanguageModel:
         explain: bool = False,
         tools: ToolUse | None = None,
         **options: Unpack[GenerateKeywords],
-    ) -> Iterator[TextDelta | Finished]:
+    ) -> Iterator[Event]:
         """Continues a text or token ids; yields TextDelta as text comes, then one Finished.
 
         options: SamplingConfig's fields; those left out are the model's own defaults, else the command line's. And one
@@ -277,21 +277,9 @@ class LanguageModel:
         )
         return self.answer(request)
 
-    def answer(self, request: Request, **run: Unpack[RunKeywords]) -> Iterator[TextDelta | Finished]:
+    def answer(self, request: Request, **run: Unpack[RunKeywords]) -> Iterator[Event]:
         """`generate` for a request."""
-        return self.stream(
-            self._ids(request.prompt),
-            SamplingConfig.resolve(request.given, self.sampling_defaults),
-            request.stopping,
-            constraint=request.constraint,
-            logprobs=request.logprobs,
-            explain=request.explain,
-            tools=request.tools,
-            **run,
-        )
-
-    def _ids(self, prompt: str | Sequence[int]) -> Sequence[int]:
-        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        return next(self._run(*self._completions_of(request), **run))
 
     def complete_many(
         self,
@@ -327,15 +315,7 @@ class LanguageModel:
         """A request, ready to run together with others. Raises UsageError and ContextOverflow."""
         from gptcli.generation.job import Job
 
-        engine, [completion] = self._completions(
-            self._ids(request.prompt),
-            [SamplingConfig.resolve(request.given, self.sampling_defaults)],
-            request.stopping,
-            constraint=request.constraint,
-            logprobs=request.logprobs,
-            explain=request.explain,
-            tools=request.tools,
-        )
+        engine, [completion] = self._completions_of(request)
         return Job(engine, completion)
 
     def check_request(
@@ -406,7 +386,7 @@ class LanguageModel:
         explain: bool = False,
         tools: ToolUse | None = None,
         **run: Unpack[RunKeywords],
-    ) -> Iterator[TextDelta | Finished]:
+    ) -> Iterator[Event]:
         """`generate` with resolved configs.
 
         Raises what `check_request` does, and UsageError for a negative `logprobs`, before anything is loaded.
@@ -425,18 +405,34 @@ class LanguageModel:
         explain: bool = False,
         tools: ToolUse | None = None,
         **run: Unpack[RunKeywords],
-    ) -> Iterator[Iterator[TextDelta | Finished]]:
+    ) -> Iterator[Iterator[Event]]:
         """`stream` for each of several configs, to be read in order; they decode together, which is far faster.
 
         Each is what it would be alone, except for the rounding of sums. Raises as `stream` does.
         """
-        from gptcli.generation.loop import generate
-
         engine, completions = self._completions(
             prompt, samplings, stop, constraint=constraint, logprobs=logprobs, explain=explain, tools=tools
         )
+        return self._run(engine, completions, **run)
+
+    def _run(
+        self, engine: Engine, completions: Sequence[Completion], **run: Unpack[RunKeywords]
+    ) -> Iterator[Iterator[Event]]:
+        from gptcli.generation.loop import generate
+
         drafter = self._drafter(run.get("cache"), run.get("cancelled", never_cancelled))
         return generate(engine, completions, drafter=drafter, most_drafted=self._most_drafted, **run)
+
+    def _completions_of(self, request: Request) -> tuple[Engine, list[Completion]]:
+        return self._completions(
+            self.tokenizer.encode(request.prompt) if isinstance(request.prompt, str) else request.prompt,
+            [SamplingConfig.resolve(request.given, self.sampling_defaults)],
+            request.stopping,
+            constraint=request.constraint,
+            logprobs=request.logprobs,
+            explain=request.explain,
+            tools=request.tools,
+        )
 
     def _completions(
         self,

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, cast
 
 from gptcli.cli.json_records import json_line, stats_record
@@ -155,6 +155,17 @@ class RunOptions:
     def print_failures(self, lm: LanguageModel) -> None:
         """Says why text came slower than it could, unless notes are not wanted."""
         note_failures(() if self.output.quiet else lm.failures)
+
+
+def template_of(run: RunOptions, lm: LanguageModel) -> Callable[[], tuple[ChatTemplate, Switches]]:
+    """Finds the chat template when the first conversation asks for it, and what it is asked for. Raises as both do."""
+
+    @cache
+    def found() -> tuple[ChatTemplate, Switches]:
+        template = run.template(lm) or lm.template
+        return template, run.switches(template)
+
+    return found
 
 
 def load_model(lm: LanguageModel, activity: ProgressLine, workload: Workload | None = None) -> None:

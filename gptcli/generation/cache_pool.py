@@ -6,18 +6,11 @@ from collections import deque
 from collections.abc import Sequence
 
 from gptcli.errors import OutOfMemory
+from gptcli.model.common_prefix import common_length
 from gptcli.runtime.engine import Cache, Engine
 
 WORTH_COPYING = 16  # tokens
 _MOST_KEPT = 32  # caches of texts that have ended, with no more tokens than a context holds
-
-
-def common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two texts begin with in common."""
-    most = min(len(one), len(other))
-    if one[:most] == other[:most]:
-        return most
-    return next(index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
 
 
 class CachePool:

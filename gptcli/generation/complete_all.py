@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from gptcli.errors import GptcliError
 from gptcli.generation.continuous_batch import ContinuousBatch
-from gptcli.generation.events import Completed, Finished
+from gptcli.generation.events import Completed, Event
 from gptcli.generation.job import Job
 from gptcli.runtime.engine import Cancelled
 
@@ -22,7 +22,7 @@ def complete_all(
 ) -> Iterator[tuple[int, Answer]]:
     """See `LanguageModel.complete_many`; jobs: its requests, or why there is none."""
     batch, source = ContinuousBatch(parallel), iter(jobs)
-    running = dict[Job, tuple[int, list[bytes]]]()
+    running = dict[Job, tuple[int, list[Event]]]()
     answers = dict[int, Answer]()
     taken = given = 0
     more = True
@@ -47,17 +47,11 @@ def complete_all(
         if more and batch.idle and not answers:
             time.sleep(_POLL_SECONDS)
         for job in batch.step():
-            index, data = running[job]
-            for event in job.events():
-                match event:
-                    case Finished():
-                        answers[index] = Completed(b"".join(data), event)
-                    case GptcliError():
-                        answers[index] = event
-                    case _:
-                        data.append(event.data)
+            index, events = running[job]
+            events += (event for event in job.events() if not isinstance(event, GptcliError))
             if job.ended:
                 del running[job]
+                answers[index] = job.completion.error or Completed.of(events)
         while answers and (not ordered or given in answers):
             index = given if ordered else next(iter(answers))
             given += 1

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections import deque
 
 from gptcli.errors import GptcliError, NonFiniteLogits, OutOfMemory
-from gptcli.generation.cache_pool import WORTH_COPYING, CachePool, common_length
+from gptcli.generation.cache_pool import WORTH_COPYING, CachePool
 from gptcli.generation.job import Job
+from gptcli.model.common_prefix import common_length
 from gptcli.runtime.engine import MOST_ROWS, Engine, Extension
 
 STEP_TOKENS = 512  # that a step runs at most, so that no text waits long for the prompts of others

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from gptcli.tools.definitions import ToolCall
 
@@ -122,6 +123,13 @@ class Completed:
 
     data: bytes
     finished: Finished
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> Self:
+        """The text of all events of a generation. Raises what reading them does."""
+        *deltas, finished = events
+        assert isinstance(finished, Finished)
+        return cls(b"".join(delta.data for delta in deltas if isinstance(delta, TextDelta)), finished)
 
     @property
     def text(self) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from gptcli.errors import GptcliError
 from gptcli.generation.completion import Completion, Timing
-from gptcli.generation.events import Finished, TextDelta
+from gptcli.generation.events import Event
 from gptcli.runtime.engine import Cache, Engine, Logits
 
 
@@ -76,7 +76,7 @@ class Job:
             return
         completion.end_at_the_contexts_end(self.engine.ctx_size)
 
-    def events(self) -> Iterator[TextDelta | Finished | GptcliError]:
+    def events(self) -> Iterator[Event | GptcliError]:
         """What it has said since it was last asked; once it has ended, how."""
         while self.completion.said:
             yield self.completion.said.popleft()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import TypeVar
 
 from gptcli.errors import ContextOverflow, GptcliError, UsageError
 from gptcli.generation.cache_pool import CachePool
 from gptcli.generation.events import TokenLogprob
 from gptcli.generation.score_result import ChoiceScore, Score
+from gptcli.model.common_prefix import common_length
 from gptcli.runtime.engine import Cache, Engine, Extension, Progress, PromptCache, TokenScore, no_progress
 from gptcli.text.tokenizer import Tokenizer
 
@@ -210,8 +210,7 @@ def _common_prefix(
         encoded = [tokenizer.encode(prompt + choice, special=special) for choice in ("", *choices)]
         shared, *texts = [ids[: len(ids) - suffix] for ids in encoded]
         for ids in texts:
-            pairs = takewhile(lambda pair: pair[0] == pair[1], zip(shared, ids, strict=False))
-            shared = shared[: sum(1 for _ in pairs)]
+            shared = shared[: common_length(shared, ids)]
     if not shared:
         raise UsageError(
             "there is no prompt for the choices to continue",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import takewhile
 
 import torch
 from torch import Tensor
 
+from gptcli.model.common_prefix import common_length
 from gptcli.model.config import CACHE_STEP, DecoderConfig
 from gptcli.model.state import States
 
@@ -166,8 +166,7 @@ class KVCache:
 
     def keep_common(self, prompt: Sequence[int]) -> None:
         """Keeps the longest prefix that it shares with the prompt."""
-        pairs = zip(self.tokens, prompt, strict=False)
-        self.truncate(sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        self.truncate(common_length(self.tokens, prompt))
 
     def fill(self, caches: Sequence[KVCache]) -> None:
         """Copies other caches, each of one row, into its rows. Their texts must be equally long and windowed alike."""

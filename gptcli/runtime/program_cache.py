@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Self
 
 from gptcli.kernels.bindings import CacheKind, Row
 from gptcli.kernels.memory import Memory
+from gptcli.model.common_prefix import common_length
 from gptcli.model.config import CACHE_STEP
 
 
@@ -69,8 +69,7 @@ class ProgramCache:
 
     def keep_common(self, prompt: Sequence[int]) -> None:
         """See `Cache.keep_common`."""
-        pairs = zip(self.tokens, prompt, strict=False)
-        self.truncate(sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        self.truncate(common_length(self.tokens, prompt))
 
     def copy(self, length: int | None = None) -> Self:
         """Another cache with the first `length` tokens, by default all; with none where `truncate` would keep none."""

@@ -34,7 +34,7 @@ _FOREVER = timedelta(days=365)  # a chat may wait for its user
 _CHOSEN = ("dtype", "packing", "half", "arithmetic")  # of WeightPlan, by the first rank for all
 
 
-class _Words:
+class _Channel:
     """What rank 0 tells the others; all that was noted goes with what is next told.
 
     within: whether a decoder runs. Other ranks then wait for its sums, and listen to nothing else.
@@ -54,7 +54,7 @@ class _Words:
         dist.broadcast_object_list([[*noted, message]])
 
 
-_words = _Words()
+_channel = _Channel()
 _names = itertools.count()  # of decoders and caches
 
 
@@ -70,12 +70,12 @@ def lead(
     _start()
     name = next(_names)
     chosen = {each: getattr(plan.weights, each) for each in _CHOSEN}
-    _words.tell("load", name, folder, runtime, ctx_size, chosen)
+    _channel.tell("load", name, folder, runtime, ctx_size, chosen)
     decoder = load_decoder(folder, plan.weights, on_progress, share)
     _join(decoder, share, name)
     decoder.register_forward_pre_hook(partial(_tell_run, name))
     decoder.register_forward_hook(_ran)
-    finalize(decoder, _words.note, "forget", name)
+    finalize(decoder, _channel.note, "forget", name)
     return decoder, replace(plan, record=None, new_cache=partial(_LedCache, name))
 
 
@@ -99,9 +99,9 @@ def follow(ranks: Ranks) -> None:
 
 def dismiss() -> None:
     """Lets the other ranks end."""
-    if not _words.within:
+    if not _channel.within:
         _start()
-        _words.tell("end")
+        _channel.tell("end")
         dist.destroy_process_group()  # its threads must not outlive the interpreter
 
 
@@ -170,35 +170,35 @@ class _LedCache(KVCache):
 
     def __init__(self, decoder_name: int, *arguments: Any, **options: Any) -> None:
         self.name = next(_names)
-        _words.note("new_cache", self.name, decoder_name)
-        finalize(self, _words.note, "forget_cache", self.name)
+        _channel.note("new_cache", self.name, decoder_name)
+        finalize(self, _channel.note, "forget_cache", self.name)
         super().__init__(*arguments, **options)
 
     def truncate(self, length: int) -> None:
-        _words.note("truncate", self.name, length)
+        _channel.note("truncate", self.name, length)
         super().truncate(length)
 
     def discard(self) -> None:
-        _words.note("discard", self.name)
+        _channel.note("discard", self.name)
         super().discard()
 
     def drop(self, row: int) -> None:
-        _words.note("drop", self.name, row)
+        _channel.note("drop", self.name, row)
         super().drop(row)
 
     def fill(self, caches: Sequence[KVCache]) -> None:
-        _words.note("fill", self.name, [cache.name for cache in caches if isinstance(cache, _LedCache)])
+        _channel.note("fill", self.name, [cache.name for cache in caches if isinstance(cache, _LedCache)])
         super().fill(caches)
 
 
 def _tell_run(decoder_name: int, decoder: nn.Module, inputs: tuple[Tensor, _LedCache]) -> None:
     tokens, cache = inputs
-    _words.tell("run", decoder_name, cache.name, cache.span, tokens.tolist())
-    _words.within = True
+    _channel.tell("run", decoder_name, cache.name, cache.span, tokens.tolist())
+    _channel.within = True
 
 
 def _ran(decoder: nn.Module, inputs: tuple[Tensor, KVCache], hidden: Tensor) -> None:
-    _words.within = False
+    _channel.within = False
 
 
 def _join(decoder: Decoder, share: Share, name: int) -> None:
@@ -240,7 +240,7 @@ class _SplitVocabulary(nn.Module):
     def project(self, x: Tensor) -> Tensor:
         """(..., hidden) to logits (..., vocab) of all ranks, on rank 0."""
         if self._leads:
-            _words.tell("project", self._name, x.shape, x.dtype)
+            _channel.tell("project", self._name, x.shape, x.dtype)
         x = x.contiguous()
         dist.broadcast(x, 0)
         logits: Tensor = getattr(self.inner, "project", self.inner)(x)

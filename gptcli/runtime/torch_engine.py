@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import compress
 from typing import get_args
 
 import torch
@@ -147,10 +148,13 @@ class TorchEngine:
 
     def step(self, tokens: Sequence[int], cache: TextCache) -> Sequence[Tensor]:
         """See `Engine.step`; each logits is (vocab,) in fp32."""
-        *earlier, last = self._chunks(self._rotated_alike(tokens, cache))
+        return self._append(Extension(cache, self._rotated_alike(tokens, cache), len(tokens)))
+
+    def _append(self, text: Extension) -> Sequence[Tensor]:
+        *earlier, last = self._chunks(text.tokens)
         for chunk in earlier:
-            self._run(chunk, cache)
-        return self._run(last, cache, wanted=len(tokens)).unbind()
+            self._run(chunk, text.cache)
+        return self._run(last, text.cache, text.wanted).unbind()
 
     @torch.inference_mode()
     def decode_rows(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
@@ -231,10 +235,9 @@ class TorchEngine:
         self, texts: Sequence[Extension], targets: Sequence[Sequence[int]], vocabulary: int, top: int
     ) -> list[list[TokenScore]]:
         """See `Engine.score_texts`."""
-        whole = [Extension(cache, self._rotated_alike(tokens, cache), wanted) for cache, tokens, wanted in texts]
-        logits = self._run_program(whole)
+        logits = self._run_program(self._all_rotated_alike(texts))
         if not self._all_finite(logits):
-            raise NonFiniteLogits(max(cache.length for cache, _, _ in whole), self.plan.dtype_name)
+            raise NonFiniteLogits(max(text.cache.length for text in texts), self.plan.dtype_name)
         each = torch.split(logits[:, :vocabulary], [text.wanted for text in texts])
         return [self._scores(own, asked, top) for own, asked in zip(each, targets, strict=True)]
 
@@ -307,6 +310,9 @@ class TorchEngine:
         cache.truncate(0)
         return tokens
 
+    def _all_rotated_alike(self, texts: Sequence[Extension]) -> list[Extension]:
+        return [text._replace(tokens=self._rotated_alike(text.tokens, text.cache)) for text in texts]
+
     def _crosses_border(self, tokens: int, cache: TextCache) -> bool:
         """Whether this many more tokens make the text cross a border, past which its cached keys are wrong."""
         before, cache.span = cache.span, cache.length + tokens
@@ -329,14 +335,10 @@ class TorchEngine:
 
     def extend(self, texts: Sequence[Extension]) -> list[Extended]:
         """See `Engine.extend`; each logits is (vocab,) in fp32. A text that crosses a RoPE border runs by itself."""
-        crossing = [self._crosses_border(len(text.tokens), text.cache) for text in texts]
-        if not self.shares_steps:
-            return [self._run_alone(text, anew=crosses) for text, crosses in zip(texts, crossing, strict=True)]
-        shared = iter(self._run_together([text for text, crosses in zip(texts, crossing, strict=True) if not crosses]))
-        return [
-            self._run_alone(text, anew=True) if crosses else next(shared)
-            for text, crosses in zip(texts, crossing, strict=True)
-        ]
+        whole = self._all_rotated_alike(texts)
+        shares = [self.shares_steps and own.tokens is text.tokens for own, text in zip(whole, texts, strict=True)]
+        shared = iter(self._run_together(list(compress(whole, shares))))
+        return [next(shared) if sharing else self._run_alone(own) for own, sharing in zip(whole, shares, strict=True)]
 
     def _run_together(self, texts: Sequence[Extension]) -> list[Extended]:
         if not texts:
@@ -353,17 +355,9 @@ class TorchEngine:
             for own, text in zip(torch.split(logits, wanted), texts, strict=True)
         ]
 
-    def _run_alone(self, text: Extension, *, anew: bool) -> Extended:
-        """anew: runs the cached tokens again, too."""
-        cache, tokens = text.cache, text.tokens
-        if anew:
-            tokens = [*cache.tokens, *tokens]
-            cache.truncate(0)
+    def _run_alone(self, text: Extension) -> Extended:
         try:
-            *earlier, last = self._chunks(tokens)
-            for chunk in earlier:
-                self._run(chunk, cache)
-            return self._run(last, cache, text.wanted).unbind()
+            return self._append(text)
         except (NonFiniteLogits, OutOfMemory) as error:
             return error
 

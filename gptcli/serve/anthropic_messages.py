@@ -24,7 +24,6 @@ from gptcli.openai_api.bodies import (
 )
 from gptcli.serve.service import Prepared, Service
 from gptcli.serve.transport import Call, Events, event
-from gptcli.tools.definitions import ToolCall
 
 _KNOWN = {
     *("model", "messages", "system", "max_tokens", "stop_sequences", "temperature", "top_p", "top_k"),
@@ -47,7 +46,7 @@ async def answer_message(service: Service, call: Call) -> dict[str, Any] | Event
     """Answers a body for `/v1/messages`."""
     asked = asked_of_messages(call.body)
     prepared = await service.prepared(asked)
-    call.prompt_tokens = len(prepared.requests[0].prompt)
+    call.prompt_tokens = prepared.prompt_tokens
     message: dict[str, Any] = {
         "id": f"msg_{secrets.token_hex(12)}",
         "type": "message",
@@ -58,72 +57,59 @@ async def answer_message(service: Service, call: Call) -> dict[str, Any] | Event
         "stop_sequence": None,
         "usage": {"input_tokens": call.prompt_tokens, "output_tokens": 0},
     }
+    events = _events(service, prepared, message, call)
     if asked.stream:
-        return _streamed(service, prepared, message, call)
-    blocks: list[dict[str, Any]] = message["content"]
-    async with aclosing(service.spoken(prepared, call)) as pieces:
-        async for piece in pieces:
-            if isinstance(piece, Finished):
-                blocks += map(_call_block, piece.tool_calls)
-                message |= _ending(piece, asked)
-                message["usage"]["output_tokens"] = call.completion_tokens
-            else:
-                text, thought = piece
-                kind = "thinking" if thought else "text"
-                if not blocks or blocks[-1]["type"] != kind:
-                    blocks.append(_block(thought))
-                blocks[-1][kind] += text
+        return events
+    async with aclosing(events):
+        async for _ in events:
+            pass
     return message
 
 
 async def count_message_tokens(service: Service, call: Call) -> dict[str, Any]:
     """Answers a body for `/v1/messages/count_tokens`."""
     prepared = await service.prepared(asked_of_messages({"max_tokens": 1, **call.body}))
-    return {"input_tokens": len(prepared.requests[0].prompt)}
+    return {"input_tokens": prepared.prompt_tokens}
 
 
-async def _streamed(service: Service, prepared: Prepared, message: dict[str, Any], call: Call) -> Events:
-    blocks, inside = 0, None  # inside: the kind of block that is open: whether it is a thought
+async def _events(service: Service, prepared: Prepared, message: dict[str, Any], call: Call) -> Events:
+    """Fills a message with what is said, and yields the events of a stream that tells of it."""
+    begun, blocks = False, message["content"]
     async with aclosing(service.spoken(prepared, call)) as pieces:
-        begun = False
         async for piece in pieces:
             if not begun:
                 begun = True
                 yield _event("message_start", message=message)
             if isinstance(piece, Finished):
-                if inside is not None:
-                    yield _event("content_block_stop", index=blocks - 1)
+                if blocks:
+                    yield _event("content_block_stop", index=len(blocks) - 1)
                 for each in piece.tool_calls:
-                    block, text = _call_block(each), json.dumps(each.arguments, ensure_ascii=False)
-                    yield _event("content_block_start", index=blocks, content_block=block | {"input": {}})
+                    text = json.dumps(each.arguments, ensure_ascii=False)
+                    block = {"type": "tool_use", "id": each.id, "name": each.name, "input": dict(each.arguments)}
+                    yield _event("content_block_start", index=len(blocks), content_block=block | {"input": {}})
                     delta = {"type": "input_json_delta", "partial_json": text}
-                    yield _event("content_block_delta", index=blocks, delta=delta)
-                    yield _event("content_block_stop", index=blocks)
-                    blocks += 1
-                usage = {"output_tokens": call.completion_tokens}
-                yield _event("message_delta", delta=_ending(piece, prepared.asked), usage=usage)
+                    yield _event("content_block_delta", index=len(blocks), delta=delta)
+                    yield _event("content_block_stop", index=len(blocks))
+                    blocks.append(block)
+                usage, ending = {"output_tokens": call.completion_tokens}, _ending(piece, prepared.asked)
+                message |= ending
+                message["usage"] |= usage
+                yield _event("message_delta", delta=ending, usage=usage)
                 continue
             text, thought = piece
-            if inside is not thought:
-                if inside is not None:
-                    yield _event("content_block_stop", index=blocks - 1)
-                yield _event("content_block_start", index=blocks, content_block=_block(thought))
-                blocks, inside = blocks + 1, thought
             kind = "thinking" if thought else "text"
-            yield _event("content_block_delta", index=blocks - 1, delta={"type": f"{kind}_delta", kind: text})
+            if not blocks or blocks[-1]["type"] != kind:
+                if blocks:
+                    yield _event("content_block_stop", index=len(blocks) - 1)
+                blocks.append({"type": kind, kind: ""} | ({"signature": ""} if thought else {}))
+                yield _event("content_block_start", index=len(blocks) - 1, content_block=blocks[-1])
+            blocks[-1][kind] += text
+            yield _event("content_block_delta", index=len(blocks) - 1, delta={"type": f"{kind}_delta", kind: text})
     yield _event("message_stop")
 
 
 def _event(kind: str, **fields: Any) -> bytes:
     return event({"type": kind, **fields}, kind)
-
-
-def _block(thought: bool) -> dict[str, Any]:
-    return {"type": "thinking", "thinking": "", "signature": ""} if thought else {"type": "text", "text": ""}
-
-
-def _call_block(call: ToolCall) -> dict[str, Any]:
-    return {"type": "tool_use", "id": call.id, "name": call.name, "input": dict(call.arguments)}
 
 
 def _ending(finished: Finished, asked: Asked) -> dict[str, Any]:

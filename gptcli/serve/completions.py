@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from gptcli.chat.thinking import Thoughts
-from gptcli.generation.events import Completed, Finished, StepLogprobs, TextDelta
+from gptcli.generation.events import Completed, Event, Finished, StepLogprobs
 from gptcli.openai_api.answers import (
     answer_body,
     chat_choice,
@@ -21,7 +21,7 @@ from gptcli.openai_api.answers import (
     token_columns,
     usage_record,
 )
-from gptcli.openai_api.bodies import CHAT, Asked, asked_of_body
+from gptcli.openai_api.bodies import CHAT, asked_of_body
 from gptcli.serve.service import Prepared, Service
 from gptcli.serve.transport import Call, Events, event
 
@@ -30,31 +30,28 @@ async def complete(service: Service, url: str, call: Call) -> dict[str, Any] | E
     """Answers a body for `CHAT` or `TEXT`."""
     asked = asked_of_body(url, call.body)
     prepared = await service.prepared(asked)
-    prompts = prepared.requests[:: asked.choices]
-    call.prompt_tokens = sum(len(request.prompt) for request in prompts)
+    call.prompt_tokens = prepared.prompt_tokens
     if asked.stream:
-        return _streamed(service, prepared, asked, call)
-    pieces: list[list[bytes]] = [[] for _ in prepared.requests]
-    finished: dict[int, Finished] = {}
+        return _streamed(service, prepared, call)
+    heard: list[list[Event]] = [[] for _ in prepared.requests]
     async with aclosing(service.runner.texts(prepared.prompting.lm, prepared.requests)) as events:
         async for index, each in events:
+            heard[index].append(each)
             if isinstance(each, Finished):
-                finished[index] = each
                 call.completion_tokens += each.usage.completion_tokens
-            else:
-                pieces[index].append(each.data)
-    texts = [Completed(b"".join(pieces[index]), finished[index]) for index in range(len(pieces))]
+    texts = list(map(Completed.of, heard))
     if url == CHAT:
         choices = [chat_choice(index, text, prepared.thoughts()) for index, text in enumerate(texts)]
     else:
-        echoes = await _echoes(service, prepared, asked)
+        echoes = await _echoes(service, prepared)
         choices = [text_choice(index, text, *echoes[index // asked.choices]) for index, text in enumerate(texts)]
     usage = usage_record(call.prompt_tokens, call.completion_tokens)
     return answer_body(secrets.token_hex(12), url, prepared.name, choices, usage)
 
 
-async def _echoes(service: Service, prepared: Prepared, asked: Asked) -> list[tuple[str, dict[str, Any] | None]]:
+async def _echoes(service: Service, prepared: Prepared) -> list[tuple[str, dict[str, Any] | None]]:
     """What each text has before it, and its log-probabilities: the prompt, if `echo` asks for it."""
+    asked = prepared.asked
     if not asked.echo:
         return [("", None)] * len(asked.prompts)
     lm, echoes = prepared.prompting.lm, list[tuple[str, dict[str, Any] | None]]()
@@ -71,7 +68,8 @@ async def _echoes(service: Service, prepared: Prepared, asked: Asked) -> list[tu
     return echoes
 
 
-async def _streamed(service: Service, prepared: Prepared, asked: Asked, call: Call) -> Events:
+async def _streamed(service: Service, prepared: Prepared, call: Call) -> Events:
+    asked = prepared.asked
     head = heading(secrets.token_hex(12), asked.url, prepared.name, chunk=True)
     if asked.include_usage:
         head["usage"] = None
@@ -79,7 +77,7 @@ async def _streamed(service: Service, prepared: Prepared, asked: Asked, call: Ca
     if asked.url == CHAT:
         choices = [ChatChoice(index, prepared.thoughts()) for index in range(len(prepared.requests))]
     else:
-        echoes = await _echoes(service, prepared, asked)
+        echoes = await _echoes(service, prepared)
         choices = [TextChoice(index, *echoes[index // asked.choices]) for index in range(len(prepared.requests))]
     async with aclosing(service.runner.texts(prepared.prompting.lm, prepared.requests)) as events:
         async for index, each in events:
@@ -102,7 +100,7 @@ class ChatChoice:
     begun: bool = False
     steps: int = 0  # whose log-probabilities were said
 
-    def said(self, each: TextDelta | Finished) -> Iterator[dict[str, Any]]:
+    def said(self, each: Event) -> Iterator[dict[str, Any]]:
         """The choices of the chunks that say an event."""
         if not self.begun:
             self.begun = True
@@ -143,7 +141,7 @@ class TextChoice:
     steps: int = 0  # whose log-probabilities were said
     offset: int = 0  # characters of their tokens
 
-    def said(self, each: TextDelta | Finished) -> Iterator[dict[str, Any]]:
+    def said(self, each: Event) -> Iterator[dict[str, Any]]:
         """The choices of the chunks that say an event."""
         if self.echo and not self.begun:
             self.begun, self.offset = True, len(self.echo)

@@ -63,7 +63,7 @@ class Responses:
         asked = _asked(given, turns)
         store = check_flag("store", given.get("store", True))
         prepared = await self.service.prepared(asked)
-        call.prompt_tokens = len(prepared.requests[0].prompt)
+        call.prompt_tokens = prepared.prompt_tokens
         response = _response(prepared, given)
         events = self._events(prepared, response, call)
         if asked.stream:

@@ -7,25 +7,24 @@ import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 from weakref import WeakSet
 
 from gptcli.errors import GptcliError
-from gptcli.generation.events import Finished, TextDelta
+from gptcli.generation.events import Event, Finished
 from gptcli.generation.request import Request
 from gptcli.language_model import LanguageModel
 from gptcli.openai_api.refusals import Refusal
 from gptcli.scheduler import Scheduler
 
-Event = TextDelta | Finished
 _Result = TypeVar("_Result")
 
 
 class Runner:
     """Runs the texts of requests together, by model. `leave` may come from any thread.
 
-    most_waiting: requests that may run or wait; another is refused. parallel: texts that share a step at most. waiting:
-    how many requests there are.
+    most_waiting: requests that may run or wait; another is refused. parallel: texts that share a step at most.
     """
 
     def __init__(self, most_waiting: int, parallel: int | None = None) -> None:
@@ -36,7 +35,6 @@ class Runner:
         self._lock = threading.Lock()  # of these three
         # Starting waits for a grammar to be compiled, and scoring for the engine.
         self._starter, self._caller = ThreadPoolExecutor(1, "starter"), ThreadPoolExecutor(1, "caller")
-        self.waiting = 0
 
     def close(self) -> None:
         """Ends all texts and threads."""
@@ -44,6 +42,11 @@ class Runner:
             self._schedulers.pop(lm).close()
         for executor in (self._starter, self._caller):
             executor.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests run or wait."""
+        return self._requests.total()
 
     @property
     def open(self) -> int:
@@ -75,7 +78,7 @@ class Runner:
             for index, request in enumerate(requests):
                 if given_up.is_set():
                     return
-                cancels.append(scheduler.start(request, lambda event, index=index: deliver(index, event)))  # type: ignore[misc]
+                cancels.append(scheduler.start(request, partial(deliver, index)))
                 if given_up.is_set():
                     cancels[-1]()
 
@@ -107,7 +110,6 @@ class Runner:
         if self.waiting >= self._most_waiting:
             raise Refusal(429, "too many requests wait", headers={"Retry-After": "1"})
         with self._lock:
-            self.waiting += 1
             self._requests[lm] += 1
             if lm not in self._schedulers:
                 self._schedulers[lm] = Scheduler(lm, parallel=self._parallel)
@@ -120,7 +122,6 @@ class Runner:
 
     def _end(self, lm: LanguageModel) -> None:
         with self._lock:
-            self.waiting -= 1
             self._requests[lm] -= 1
             if self._requests[lm]:
                 return

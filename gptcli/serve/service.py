@@ -14,8 +14,8 @@ from gptcli.generation.events import Finished
 from gptcli.generation.request import Request
 from gptcli.openai_api.bodies import CHAT, Asked, BadParameter
 from gptcli.openai_api.prompting import Prompting
-from gptcli.serve.models import ServedModels
 from gptcli.serve.runner import Runner
+from gptcli.serve.served_models import ServedModels
 from gptcli.serve.transport import Call
 from gptcli.settings import SamplingConfig
 from gptcli.text.chat_template import prompt_opens_thoughts
@@ -32,6 +32,11 @@ class Prepared:
     prompting: Prompting
     asked: Asked
     requests: list[Request]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts, each of which counts once."""
+        return sum(len(request.prompt) for request in self.requests[:: self.asked.choices])
 
     def thoughts(self) -> Thoughts | None:
         """What tells the thoughts of an answer apart, if the model's template knows any."""

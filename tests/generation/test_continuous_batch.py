@@ -24,11 +24,15 @@ from gptcli.runtime.engine import Extended, Extension
 from gptcli.settings import SamplingConfig
 from tests.tiny import CONFIG, make_model, make_weights
 
-WINDOWED = {"model_type": "mistral", "sliding_window": 20, "head_dim": 8}
+_LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 3.0, 4.0]}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "windows": {"model_type": "mistral", "sliding_window": 20, "head_dim": 8},
+    "borders": {"rope_parameters": _LONGROPE | {"original_max_position_embeddings": 30, "factor": 4.0}},
+}
 BEGINNINGS = [[], list(range(3, 40)), [*range(3, 30), *range(60, 72)], list(range(90, 110))]
 
 
-@pytest.fixture(scope="module", params=["kernels", "windows", "torch"])
+@pytest.fixture(scope="module", params=["kernels", "windows", "borders", "torch"])
 def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LanguageModel]:
     kernels = None if request.param == "torch" else library()
     if request.param != "torch" and kernels is None:
@@ -36,7 +40,7 @@ def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device_plan, "kernels", lambda: kernels)
         patch.setattr(continuous_batch, "STEP_TOKENS", 24)
-        path = make_model(tmp_path_factory.mktemp(request.param), **(WINDOWED if request.param == "windows" else {}))
+        path = make_model(tmp_path_factory.mktemp(request.param), **CONFIGS.get(request.param, {}))
         yield gptcli.load(path, device="cpu", dtype="fp32", ctx_size=64)
 
 

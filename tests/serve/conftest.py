@@ -18,8 +18,8 @@ from gptcli import LanguageModel
 from gptcli.openai_api.prompting import Prompting
 from gptcli.serve.app import Outlets, make_app
 from gptcli.serve.guards import Access
-from gptcli.serve.models import ServedModels
 from gptcli.serve.runner import Runner
+from gptcli.serve.served_models import ServedModels
 from gptcli.serve.server import Server, listen
 from gptcli.serve.service import Service
 

@@ -12,11 +12,12 @@ from threading import Lock
 from typing import Any
 
 from gptcli.cli.batch.input_lines import InputLine
-from gptcli.cli.batch.requests import Answered, BatchSettings, Requests, template_of
-from gptcli.cli.run_options import RunOptions
+from gptcli.cli.batch.requests import Answered, BatchSettings, Requests
+from gptcli.cli.run_options import RunOptions, template_of
 from gptcli.cli.terminal.stderr import ProgressLine
 from gptcli.errors import GptcliError, NoSuchDevice, UsageError
-from gptcli.generation.events import Completed, Event, Finished
+from gptcli.generation.events import Completed, Event
+from gptcli.generation.request import Request
 from gptcli.language_model import LanguageModel
 from gptcli.scheduler import Scheduler
 
@@ -41,7 +42,7 @@ class Worker:
         """Answers lines. Threads that call it at once share the model's steps."""
         lm, scheduler = self._model()
         requests = Requests(lm, self._settings, template_of(self._run, lm), lambda name: None)
-        started = [_started(scheduler, request) for request in requests.of(lines)]
+        started = [_started(scheduler, request) for request in requests.of(lines) if request is not None]
         ended = (requests.finished(index, _ended(events)) for index, events in enumerate(started))
         return [work.answered(lm.name) for work in ended if work is not None]
 
@@ -55,27 +56,18 @@ class Worker:
             return self._loaded
 
 
-def _started(scheduler: Scheduler, request: Any) -> Iterator[Event] | GptcliError:
-    if isinstance(request, GptcliError):
-        return request
+def _started(scheduler: Scheduler, request: Request | GptcliError) -> Iterator[Event] | GptcliError:
     try:
-        return scheduler.submit(request)
+        return request if isinstance(request, GptcliError) else scheduler.submit(request)
     except GptcliError as error:
         return error
 
 
 def _ended(events: Iterator[Event] | GptcliError) -> Completed | GptcliError:
-    if isinstance(events, GptcliError):
-        return events
-    data = list[bytes]()
     try:
-        for event in events:
-            if isinstance(event, Finished):
-                return Completed(b"".join(data), event)
-            data.append(event.data)
+        return events if isinstance(events, GptcliError) else Completed.of(events)
     except GptcliError as error:
         return error
-    raise AssertionError("a text without an end")
 
 
 def answered_by_workers(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 from gptcli.cli.batch.answer_records import answer_record, error_record
@@ -12,7 +11,6 @@ from gptcli.cli.batch.bodies import PlainSettings, asked_of, filled
 from gptcli.cli.batch.input_lines import InputLine
 from gptcli.cli.batch.output_file import line_id
 from gptcli.cli.json_records import json_line
-from gptcli.cli.run_options import RunOptions
 from gptcli.errors import GptcliError
 from gptcli.generation.events import Completed
 from gptcli.generation.request import Request
@@ -83,17 +81,6 @@ class Work:
             return error_record(id, self.custom_id, self.error)
         texts = [self.texts[index] for index in sorted(self.texts)]
         return answer_record(id, self.custom_id, self.asked.url, model, texts, len(self.asked.prompts))
-
-
-def template_of(run: RunOptions, lm: LanguageModel) -> Callable[[], tuple[ChatTemplate, Switches]]:
-    """Finds the chat template when the first conversation asks for it."""
-
-    @cache
-    def found() -> tuple[ChatTemplate, Switches]:
-        template = run.template(lm) or lm.template
-        return template, run.switches(template)
-
-    return found
 
 
 class Requests:

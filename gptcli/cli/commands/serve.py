@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import traceback
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -16,14 +16,13 @@ import typer
 from gptcli.cli import options
 from gptcli.cli.config_file import configured
 from gptcli.cli.option_groups import only, option_group, panel, with_option_groups, without
-from gptcli.cli.run_options import RunOptions, load_model
+from gptcli.cli.run_options import RunOptions, load_model, template_of
 from gptcli.cli.terminal.signals import handled
 from gptcli.cli.terminal.stderr import ProgressLine, print_line, print_note
 from gptcli.errors import UsageError
 from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.openai_api.prompting import Prompting
 from gptcli.settings import SamplingConfig
-from gptcli.text.chat_template import ChatTemplate, Switches
 
 _server_option, _access_option = panel("Server"), panel("Access")
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -117,12 +116,7 @@ def served_name(model: str) -> str:
 def _opened(run: RunOptions, activity: ProgressLine) -> Prompting:
     """A model that is to be served, with its chat template and system message. Raises GptcliError."""
     lm = run.open_model(activity)
-
-    @cache
-    def template() -> tuple[ChatTemplate, Switches]:
-        found = run.template(lm) or lm.template
-        return found, run.switches(found)
-
+    template = template_of(run, lm)
     if run.prompts.chat_template is not None:
         template()  # one that cannot be read fails now
     return Prompting(lm, run.given, template, run.system())
@@ -132,8 +126,8 @@ def _run(runs: dict[str, RunOptions], server: ServerOptions, access: AccessOptio
     """Serves until a signal comes, and then dies by it."""
     from gptcli.serve.app import Outlets, make_app
     from gptcli.serve.guards import Access
-    from gptcli.serve.models import ServedModels
     from gptcli.serve.runner import Runner
+    from gptcli.serve.served_models import ServedModels
     from gptcli.serve.server import Server
     from gptcli.serve.service import Service
 

@@ -1,4 +1,4 @@
-"""What can be asked of texts beside continuing them: embeddings, and their tokens."""
+"""The embeddings of texts, and their tokens."""
 
 from __future__ import annotations
 

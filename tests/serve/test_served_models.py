@@ -10,7 +10,7 @@ import pytest
 from gptcli import LanguageModel
 from gptcli.errors import OutOfMemory
 from gptcli.openai_api.prompting import Prompting
-from gptcli.serve.models import ServedModels
+from gptcli.serve.served_models import ServedModels
 from gptcli.settings import RuntimeConfig
 from tests.cli.conftest import Cli, cli  # noqa: F401 - a fixture
 from tests.serve.conftest import TEXT, Running, prompting, serving
