@@ -17,8 +17,8 @@ from gptcli.cli.option_groups import option_group, panel, with_option_groups
 from gptcli.cli.terminal.signals import deadly, stoppable
 from gptcli.cli.terminal.stderr import ProgressLine
 from gptcli.cli.terminal.stdout import StdoutSink
-from gptcli.cli.training_inputs import documents_of, expanded
-from gptcli.cli.training_progress import TrainingProgress
+from gptcli.cli.training.inputs import documents_of, expanded
+from gptcli.cli.training.progress import TrainingProgress
 from gptcli.errors import InputError, UsageError
 from gptcli.models.catalog import DEFAULT_MODEL, fingerprint
 from gptcli.models.locate import locate
