@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 from weakref import WeakSet
 
@@ -75,7 +76,7 @@ class Runner:
             for index, request in enumerate(requests):
                 if given_up.is_set():
                     return
-                cancels.append(scheduler.start(request, lambda event, index=index: deliver(index, event)))  # type: ignore[misc]
+                cancels.append(scheduler.start(request, partial(deliver, index)))
                 if given_up.is_set():
                     cancels[-1]()
 
