@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from gptcli.cli.app import program
-from gptcli.cli.metavars import value_name
+from gptcli.cli.metavars import Group, value_name
 from gptcli.errors import ExitCode
 from gptcli.version import VERSION
 
@@ -55,8 +55,8 @@ FILES = {
 def pages() -> dict[str, str]:
     """Every page by its file name."""
     main = typer.main.get_command(program())
-    commands = {"gptcli": main}
-    commands |= {f"gptcli {name}": command for name, command in main.commands.items()}  # type: ignore[attr-defined]
+    assert isinstance(main, Group)
+    commands = {"gptcli": main, **{f"gptcli {name}": command for name, command in main.commands.items()}}
     return {
         f"{_dashed(name)}.1": "\n".join(_page(name, command, commands)) + "\n" for name, command in commands.items()
     }

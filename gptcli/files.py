@@ -226,7 +226,7 @@ class Unusable:
     def __bool__(self) -> bool:
         return self == True  # noqa: E712 - raises
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # comparing raises
 
 
 def read_json(

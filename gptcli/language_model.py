@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
 
 from gptcli.chat.session import Session
-from gptcli.chat.thinking import CLOSING
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.generation_config import generation_notes, generation_source, sampling_defaults
 from gptcli.errors import BrokenCheckpoint, ContextOverflow, GptcliError, InputError, UsageError
@@ -50,8 +49,7 @@ from gptcli.settings import (
 )
 from gptcli.text.chat_template import ChatTemplate, prompt_opens_thoughts
 from gptcli.text.tokenizer import Tokenizer
-from gptcli.tools.formats import ToolUse
-from gptcli.tools.splitter import Splitter, splitter_of
+from gptcli.tools.thought_tags import CLOSING
 from gptcli.version import VERSION
 
 if TYPE_CHECKING:
@@ -66,6 +64,8 @@ if TYPE_CHECKING:
     from gptcli.generation.score_result import ChoiceScore, Score
     from gptcli.generation.speculation import Drafter
     from gptcli.runtime.torch_engine import TorchEngine
+    from gptcli.tools.formats import ToolUse
+    from gptcli.tools.splitter import Splitter
 
 DRAFTED_TOKENS = 4  # at most in a step by a draft model, unless --speculate says otherwise
 
@@ -370,6 +370,8 @@ class LanguageModel:
         """What keeps the calls of a text. Their ids depend on the prompt, so that no conversation has one twice."""
         if tools is None:
             return None
+        from gptcli.tools.splitter import splitter_of
+
         control_ids = self.tokenizer.control_tokens.ids
         return splitter_of(
             tools, prompt, control_ids=control_ids, in_thoughts=prompt_opens_thoughts(prompt, self.tokenizer)

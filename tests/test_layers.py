@@ -53,6 +53,12 @@ def test_a_command_imports_no_other_command() -> None:
         assert loaded_by(code.format(arguments), *commands) == {"gptcli.cli.commands.tokenize"}
 
 
+def test_a_text_without_tools_does_not_pay_for_how_calls_are_written() -> None:
+    calls = ("gptcli.tools.formats", "gptcli.tools.splitter", "gptcli.text.call_style")
+    code = "import gptcli.cli.commands.chat, gptcli.cli.commands.generate, gptcli.generation.completion"
+    assert loaded_by(code, *calls) == set()
+
+
 def test_describing_a_model_leaves_torch_alone(tiny_model: Path) -> None:
     code = (
         "from gptcli.language_model import LanguageModel; from gptcli.settings import RuntimeConfig\n"

@@ -10,7 +10,7 @@ import datetime
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Generic, Literal, Protocol, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, Unpack
 
 from gptcli.chat.events import FORMAT_VERSION, History, Record, question_text
 from gptcli.errors import InputError, UsageError
@@ -21,7 +21,9 @@ from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.messages import Message, message_record
 from gptcli.text.tokenizer import Tokenizer
 from gptcli.tools.definitions import AUTO, Definition, ToolCall
-from gptcli.tools.formats import ToolUse
+
+if TYPE_CHECKING:
+    from gptcli.tools.formats import ToolUse
 
 
 class ChatModel(Protocol):

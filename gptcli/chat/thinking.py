@@ -6,9 +6,7 @@ from collections.abc import Iterator
 
 from gptcli.chat.session import Model, Session
 from gptcli.text.chat_template import prompt_opens_thoughts
-from gptcli.tools.splitter import CLOSING as CLOSING
-from gptcli.tools.splitter import OPENING as OPENING
-from gptcli.tools.splitter import overlap
+from gptcli.tools.thought_tags import CLOSING, OPENING, overlap
 
 
 def opens_thoughts(session: Session[Model]) -> bool:

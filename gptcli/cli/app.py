@@ -126,8 +126,9 @@ def _run_command(arguments: Sequence[str]) -> None:
 
 
 def _configured_commands() -> list[ConfiguredCommand]:
-    commands = typer.main.get_command(program()).commands.values()  # type: ignore[attr-defined]
-    return [command for command in commands if isinstance(command, ConfiguredCommand)]
+    whole = typer.main.get_command(program())
+    assert isinstance(whole, Group)
+    return [command for command in whole.commands.values() if isinstance(command, ConfiguredCommand)]
 
 
 def _with_plain_stats(arguments: Sequence[str]) -> list[str]:

@@ -61,8 +61,7 @@ _EXCLUDED_BY = {"system": "system_file", "system_file": "system"}
 class ConfiguredCommand(Command):
     """A command whose options have defaults in the configuration file. A context's obj returns all such commands."""
 
-    # typer.Context is the one that callers get; typer's own annotations name its vendored base.
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # of click's own
         """Parses arguments, then fills in what neither they nor the environment gave. Raises UsageError."""
         rest = super().parse_args(ctx, args)
         path = config_path()

@@ -31,7 +31,7 @@ def value_name(annotation: Any) -> str:
 class Command(TyperCommand):
     """A command whose help names values as `value_name` does."""
 
-    def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+    def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]  # of click's own
         """Writes the help."""
         _fit_to_terminal(self, ctx, formatter)
         super().format_help(ctx, formatter)
@@ -40,7 +40,7 @@ class Command(TyperCommand):
 class Group(TyperGroup):
     """The same for a group of commands."""
 
-    def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+    def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]  # of click's own
         """Writes the help."""
         _fit_to_terminal(self, ctx, formatter)
         super().format_help(ctx, formatter)

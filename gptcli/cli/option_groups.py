@@ -72,7 +72,7 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
 
     flattened.__name__, flattened.__doc__, flattened.__module__ = command.__name__, command.__doc__, command.__module__
     flattened.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
-    flattened.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
+    flattened.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]  # which `inspect` reads
     return flattened
 
 

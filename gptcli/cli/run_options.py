@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from gptcli.cli.json_records import json_line, stats_record
 from gptcli.cli.model_facts import doubled_bos
@@ -24,7 +24,9 @@ from gptcli.runtime.engine import Workload
 from gptcli.settings import ChatSettings, ConstraintConfig
 from gptcli.text.chat_template import ChatTemplate, Switches
 from gptcli.text.messages import Message
-from gptcli.tools.formats import ToolUse
+
+if TYPE_CHECKING:
+    from gptcli.tools.formats import ToolUse
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ Record = Callable[[Callable[[], Outputs], torch.device], Callable[[], Outputs]]
 
 def cuda_graph(run: Callable[[], Outputs], device: torch.device) -> Callable[[], Outputs]:
     """A `Record` with CUDA graphs. Raises RuntimeError if the function cannot be recorded."""
-    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    side = torch.cuda.Stream(device)
     current = torch.cuda.current_stream(device)
     side.wait_stream(current)
     # torch.cuda.graph would leave its own stream current when recording fails.

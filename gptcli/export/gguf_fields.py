@@ -129,13 +129,14 @@ def _offered(name: str, config: DecoderConfig) -> Iterator[tuple[str, Any]]:
     first, blocks = config.blocks[0], config.blocks
     attention, mlp = first.attention, first.mlp
     assert isinstance(attention, AttentionConfig)
-    widest = next((block.mlp for block in blocks if isinstance(block.mlp, MlpConfig)), None)
     expert = mlp.expert if isinstance(mlp, MoeConfig) else None
+    dense = next((block.mlp for block in blocks if isinstance(block.mlp, MlpConfig)), expert)
+    assert dense is not None
     yield "context_length", config.max_context
     yield "embedding_length", config.hidden_size
     yield "block_count", len(blocks)
     yield "vocab_size", config.vocab_size
-    yield "feed_forward_length", (widest or expert or mlp).width  # type: ignore[union-attr]
+    yield "feed_forward_length", dense.width
     yield "attention.head_count", attention.heads
     yield "attention.head_count_kv", attention.kv_heads
     yield "attention.key_length", attention.head_dim

@@ -111,8 +111,9 @@ class _RawSource(TensorSource):
 
     def weight(self, name: str) -> Tensor | PackedWeight:
         stored = self.stored(name)
-        data = self.read(name) if isinstance(stored, Ggml) and len(stored.shape) > 1 else None
-        return super().weight(name) if data is None else GgmlWeight(data, stored.kind)  # type: ignore[attr-defined]
+        if isinstance(stored, Ggml) and len(stored.shape) > 1:
+            return GgmlWeight(self.read(name), stored.kind)
+        return super().weight(name)
 
 
 def _blocks(

@@ -121,14 +121,14 @@ def _solved(theirs: Recipe, ours: Recipe) -> Iterator[tuple[str, Recipe, int | N
                 yield operand.name, ours, part
         case Concat(wanted, axis=1), Stack(given) if all(isinstance(each, Concat) for each in given):
             for index, operand in enumerate(wanted):
-                yield from _solved(operand, Stack(tuple(each.operands[index] for each in given)))  # type: ignore[union-attr]
+                yield from _solved(operand, Stack(tuple(each.operands[index] for each in given)))  # type: ignore[union-attr]  # Concat
         case Concat(wanted, axis), Concat(given, other) if axis == other and len(wanted) == len(given):
             for operand, operands in zip(wanted, given, strict=True):
                 yield from _solved(operand, operands)
         case (Transposed(wanted), Transposed(given)):
             yield from _solved(wanted, given)
         case ((PairsToHalves() | HeadsToQkv()), _) if replace(theirs, operand=_NOTHING) == _without_operand(ours):
-            yield from _solved(theirs.operand, ours.operand)  # type: ignore[union-attr]
+            yield from _solved(theirs.operand, ours.operand)  # type: ignore[union-attr]  # of theirs' class
         case _:
             raise UnsupportedArchitecture(f"cannot write as GGUF: {sources(ours)[0]} has another form there")
 

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from gptcli.errors import ContextOverflow, GptcliError
 from gptcli.generation.events import Finished, FinishReason, StepLogprobs, TextDelta, Usage
@@ -16,7 +17,9 @@ from gptcli.runtime.engine import Logits
 from gptcli.settings import StopConfig
 from gptcli.text.tokenizer import Tokenizer
 from gptcli.tools.definitions import ToolCall
-from gptcli.tools.splitter import Splitter
+
+if TYPE_CHECKING:
+    from gptcli.tools.splitter import Splitter
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from gptcli.settings import (
     CONSTRAINT_FIELDS,
@@ -14,7 +14,9 @@ from gptcli.settings import (
     SamplingConfig,
     StopConfig,
 )
-from gptcli.tools.formats import ToolUse
+
+if TYPE_CHECKING:
+    from gptcli.tools.formats import ToolUse
 
 
 @dataclass(frozen=True, init=False)

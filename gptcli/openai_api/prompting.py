@@ -102,7 +102,7 @@ class Prompting:
             messages = [Message("system", system), *messages]
         self._check_length(sum(len(message.content) for message in messages))
         template, switches = self.template()
-        template.check_switches(**{name: value for name, value in asked.items() if name != "tools"})  # type: ignore[arg-type]
+        template.check_switches(**asked)
         given: Any = {name: value for name, value in asked.items() if value is not None}
         switches = {**switches, **given}
         return template.render(messages, self.lm.tokenizer, **switches)

@@ -104,7 +104,7 @@ def packed_linear(x: Tensor, weight: StoredWeight, bias: Tensor | None) -> Tenso
 
 def _product(x: Tensor, weight: StoredWeight) -> Tensor:
     if x.requires_grad and torch.is_grad_enabled():
-        out: Tensor = _FrozenProduct.apply(x, weight)  # type: ignore[no-untyped-call]
+        out: Tensor = _FrozenProduct.apply(x, weight)  # type: ignore[no-untyped-call]  # of torch
         return out
     products = [F.linear(x, weight.rows(chunk).expanded().to(x.dtype)) for chunk in weight.chunks()]
     return torch.cat(products, dim=-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from gptcli.openai_api.bodies import (
@@ -36,11 +37,15 @@ async def embed(service: Service, call: Call) -> dict[str, Any]:
         lm.check_request(ids, SamplingConfig())
         return ids
 
+    def embedded(ids: Sequence[int]) -> list[float]:
+        vector: list[float] = lm.embed(ids).tolist()
+        return vector
+
     texts = await service.read(lambda: [ids_of(each) for each in inputs])
     call.prompt_tokens = sum(map(len, texts))
     data = []
     for index, ids in enumerate(texts):
-        vector: list[float] = await service.runner.call(lm, lambda ids=ids: lm.embed(ids).tolist())  # type: ignore[misc]
+        vector = await service.runner.call(lm, partial(embedded, ids))
         packed = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
         data.append({"object": "embedding", "index": index, "embedding": packed if form == "base64" else vector})
     usage = {"prompt_tokens": call.prompt_tokens, "total_tokens": call.prompt_tokens}

@@ -21,7 +21,7 @@ _MOST_HEADER_BYTES = 64 << 10
 class _ImpatientProtocol(H11Protocol):
     """HTTP, closing connections on which no request comes."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # of H11Protocol's own
         """Begins to wait for the first request."""
         super().connection_made(transport)
         self._waiting = self.loop.call_later(_HEADER_S, transport.close)

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from gptcli.chat.thinking import OPENING, Thoughts
+from gptcli.chat.thinking import Thoughts
 from gptcli.generation.events import Finished
 from gptcli.generation.request import Request
 from gptcli.openai_api.bodies import CHAT, Asked, BadParameter
@@ -19,6 +19,7 @@ from gptcli.serve.served_models import ServedModels
 from gptcli.serve.transport import Call
 from gptcli.settings import SamplingConfig
 from gptcli.text.chat_template import prompt_opens_thoughts
+from gptcli.tools.thought_tags import OPENING
 
 DEFAULT_TEXT_TOKENS = 16  # OpenAI's for `TEXT`; the answer in a conversation has none
 _Result = TypeVar("_Result")

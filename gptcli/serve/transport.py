@@ -92,7 +92,7 @@ class Endpoint:
             await answer(scope, _nothing, send)
         except (GptcliError, ClientLeft):
             raise
-        except Exception as error:
+        except Exception as error:  # a bug, and the server goes on
             raise self._bug(error) from error
 
     def _bug(self, error: Exception) -> GptcliError:
@@ -112,7 +112,7 @@ class Endpoint:
                     await send({"type": "http.response.body", "body": each, "more_body": True})
             except ClientLeft:
                 raise
-            except Exception as error:
+            except Exception as error:  # likewise, once the answer has begun
                 _, body = self._error(error if isinstance(error, GptcliError) else self._bug(error))
                 await send({"type": "http.response.body", "body": event(body, "error"), "more_body": True})
         await send({"type": "http.response.body", "body": b""})

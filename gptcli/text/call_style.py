@@ -10,8 +10,9 @@ from typing import Any
 from gptcli.errors import TemplateError, UsageError
 from gptcli.tools.definitions import AUTO, Definition, ToolCall
 from gptcli.tools.formats import FORMATS, HARMONY, CallFormat, ToolUse
-from gptcli.tools.splitter import CLOSING, OPENING, split
+from gptcli.tools.splitter import split
 from gptcli.tools.syntaxes import Pythonic
+from gptcli.tools.thought_tags import CLOSING, OPENING
 
 Render = Callable[[Sequence[Mapping[str, Any]], Sequence[Definition] | None], str]
 

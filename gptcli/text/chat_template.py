@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from gptcli.errors import InputError, NoTemplate, TemplateError, UsageError
 from gptcli.files import is_there, read_json, read_within
-from gptcli.text.call_style import CallStyle, call_style
 from gptcli.text.messages import Message
 from gptcli.text.sandbox.allowlist import TRUSTED_TEMPLATES
 from gptcli.text.sandbox.client import SandboxClient, SandboxFailure
 from gptcli.text.tokenizer import Tokenizer
 from gptcli.tools.definitions import NONE, Definition, checked_choice
-from gptcli.tools.formats import ToolUse
-from gptcli.tools.splitter import OPENING
+from gptcli.tools.thought_tags import OPENING
 
 if TYPE_CHECKING:
+    from gptcli.text.call_style import CallStyle
     from gptcli.text.jinja_template import JinjaTemplate
+    from gptcli.tools.formats import ToolUse
 
 _FILE_LIMIT = 1 << 20  # bytes of a template
 _VARIABLES = {"thinking": ("enable_thinking", "thinking"), "reasoning_effort": ("reasoning_effort",)}  # by switch
@@ -112,10 +112,13 @@ class ChatTemplate:
         choice = checked_choice(choice, tools)
         if choice == NONE or not tools:
             return None
+        from gptcli.tools.formats import ToolUse
+
         return ToolUse(tuple(tools), choice, (self.with_tools or self)._call_style(tokenizer).format, parallel)
 
     def _call_style(self, tokenizer: Tokenizer) -> CallStyle:
         if self._style is None:
+            from gptcli.text.call_style import call_style  # takes 25 ms, which a chat without tools need not pay
 
             def render(messages: Sequence[Mapping[str, Any]], tools: Sequence[Definition] | None) -> str:
                 base = {"add_generation_prompt": True, "documents": None, **tokenizer.named_tokens}

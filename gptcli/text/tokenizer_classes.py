@@ -379,11 +379,12 @@ def _plain(settings: _Json) -> _Json:
         if isinstance(settings.get(role), list)
     }
     names = [*roles.values(), *(name for listed in lists.values() for name in listed)]
+    plain = settings | roles | lists
     decoder = settings.get("added_tokens_decoder")
     if isinstance(decoder, dict):
         special = {"special": True, "normalized": False}
-        lists["added_tokens_decoder"] = {  # type: ignore[assignment]
+        plain["added_tokens_decoder"] = {
             id: {"content": content(token), **special} if content(token) in names else token
             for id, token in decoder.items()
         }
-    return settings | roles | lists
+    return plain

@@ -10,8 +10,8 @@ from typing import NamedTuple, Protocol
 from gptcli.tools.definitions import ToolCall, call_id, tool_name
 from gptcli.tools.formats import HARMONY, ToolUse
 from gptcli.tools.syntaxes import Written
+from gptcli.tools.thought_tags import CLOSING, OPENING, overlap
 
-OPENING, CLOSING = "<think>", "</think>"
 _KEPT_ID = re.compile(r"[A-Za-z0-9]{9}|functions\.\S+:\d+")  # Mistral's and Kimi's, which their templates want back
 _HARMONY_MARK = re.compile(r"<\|(start|channel|message|constrain|end|call|return)\|>")
 
@@ -297,8 +297,3 @@ class HarmonySplitter(_Calls):
                 return header + body
             self.cut = True
         return ""
-
-
-def overlap(text: str, mark: str) -> int:
-    """Characters at the text's end that may begin the mark."""
-    return max((count for count in range(1, len(mark)) if text.endswith(mark[:count])), default=0)

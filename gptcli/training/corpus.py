@@ -16,7 +16,7 @@ from torch import Tensor
 from gptcli.errors import ContextOverflow, InputError
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.tokenizer import Tokenizer
-from gptcli.training.documents import Completion, Conversation, Document, Text, example_tokens, text_tokens
+from gptcli.training.documents import Conversation, Document, PromptCompletion, Text, example_tokens, text_tokens
 
 _NOT_LEARNED = 1 << 31
 TRAIN, HELD_OUT = "train", "held-out"
@@ -116,7 +116,7 @@ class Encoder:
         if len(packed) > 1:
             yield packed, None
 
-    def _example(self, document: Completion | Conversation) -> tuple[list[int], list[bool]]:
+    def _example(self, document: PromptCompletion | Conversation) -> tuple[list[int], list[bool]]:
         ids, learned = example_tokens(document, self._tokenizer, self._template, self._end)
         if len(ids) > self._block_size:
             if not self._truncate:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast, get_args
+from typing import Any
 
 from gptcli.errors import InputError
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.chat_tokens import transcript
 from gptcli.text.long_text.chunks import encode_chunks
-from gptcli.text.messages import Message, Role
+from gptcli.text.messages import Message
 from gptcli.text.tokenizer import Tokenizer
 
 _PIECE = 1 << 24  # characters without a place to cut that are encoded at once
+_NO_CALLS = "calls of tools cannot be learned, nor what tools answer"
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Completion:
+class PromptCompletion:
     """A prompt, and what the model is to answer: only that is learned."""
 
     prompt: str
@@ -41,20 +42,22 @@ class Conversation:
     where: str
 
 
-Document = Text | Completion | Conversation
+Document = Text | PromptCompletion | Conversation
 Tokens = tuple[list[int], list[bool]]  # ids, and which of them are learned
 
 
 def document_of(fields: Mapping[str, Any], where: str) -> Document:
     """The document that a line of JSON, or a row of CSV, holds. Raises InputError for anything else."""
     match fields:
+        case {"messages": list(), "tools": [_, *_]}:
+            raise InputError(f"{where}: {_NO_CALLS}")
         case {"messages": list(messages)} if messages:
             conversation = Conversation(tuple(_message(each, where) for each in messages), where)
             if not any(message.role == "assistant" for message in conversation.messages):
                 raise InputError(f"{where}: the assistant says nothing in these messages, so there is nothing to learn")
             return conversation
         case {"prompt": str(prompt), "completion": str(completion)} if completion:
-            return Completion(prompt, completion, where)
+            return PromptCompletion(prompt, completion, where)
         case {"text": str(text)}:
             return Text((text,), where)
     has = ", ".join(fields)[:200] or "nothing"
@@ -63,9 +66,11 @@ def document_of(fields: Mapping[str, Any], where: str) -> Document:
 
 def _message(fields: Any, where: str) -> Message:
     match fields:
-        case {"role": role, "content": str(content)} if role in get_args(Role):
-            return Message(cast(Role, role), content)
-    raise InputError(f"{where}: a message must have a role, of {', '.join(get_args(Role))}, and a text as its content")
+        case {"role": "tool"} | {"tool_calls": [_, *_]}:
+            raise InputError(f"{where}: {_NO_CALLS}")
+        case {"role": "system" | "user" | "assistant" as role, "content": str(content)}:
+            return Message(role, content)
+    raise InputError(f"{where}: a message must have a role, of system, user, assistant, and a text as its content")
 
 
 def text_tokens(text: Text, tokenizer: Tokenizer, end: Sequence[int]) -> Iterator[list[int]]:
@@ -77,10 +82,10 @@ def text_tokens(text: Text, tokenizer: Tokenizer, end: Sequence[int]) -> Iterato
 
 
 def example_tokens(
-    document: Completion | Conversation, tokenizer: Tokenizer, template: ChatTemplate | None, end: Sequence[int]
+    document: PromptCompletion | Conversation, tokenizer: Tokenizer, template: ChatTemplate | None, end: Sequence[int]
 ) -> Tokens:
     """The ids of an example, and which are learned. Raises InputError, and TemplateError where the template fails."""
-    if isinstance(document, Completion):
+    if isinstance(document, PromptCompletion):
         before, after = tokenizer.surroundings
         prompt = [*before, *tokenizer.encode(document.prompt, add_special=False)]
         completion = [*tokenizer.encode(document.completion, add_special=False), *(after or end)]

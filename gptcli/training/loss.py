@@ -31,10 +31,10 @@ def add_gradients(decoder: Decoder, tokens: Tensor, learned: Tensor, total: int)
     losses = hidden.new_zeros(())
     for chunk in _chunks(decoder, leaf, targets):
         loss = _sum(decoder, *chunk)
-        (loss / total).backward()  # type: ignore[no-untyped-call]
+        (loss / total).backward()
         losses += loss.detach()
     if hidden.requires_grad and leaf.grad is not None:
-        hidden.backward(leaf.grad)  # type: ignore[no-untyped-call]
+        hidden.backward(leaf.grad)
     return losses
 
 

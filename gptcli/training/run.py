@@ -20,7 +20,7 @@ from gptcli.errors import ContextOverflow, InputError, NoTemplate, UsageError
 from gptcli.export.dense_folder import refuse_gguf, write_dense
 from gptcli.export.quantized_folder import copy_texts
 from gptcli.files import ADAPTER_CONFIG, read_json
-from gptcli.generation.completion import Completion as Drawn
+from gptcli.generation.completion import Completion
 from gptcli.generation.events import TextDelta
 from gptcli.generation.loop import generate
 from gptcli.generation.sampling.torch_sampler import TorchSampler
@@ -36,7 +36,7 @@ from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.tokenizer import Tokenizer
 from gptcli.training.checkpoints import DATA, INITIAL, RunDirectory, output_errors, written_directory
 from gptcli.training.corpus import HELD_OUT, TRAIN, Corpus, CorpusWriter, Encoder
-from gptcli.training.documents import Completion, Document, Text
+from gptcli.training.documents import Document, PromptCompletion, Text
 from gptcli.training.events import Event
 from gptcli.training.log import Log, write_curve
 from gptcli.training.loop import Training
@@ -105,7 +105,7 @@ def _texts(documents: Iterable[Document]) -> Iterator[str]:
         match document:
             case Text(blocks):
                 yield from blocks
-            case Completion(prompt, completion):
+            case PromptCompletion(prompt, completion):
                 yield from (prompt, completion)
             case _:
                 yield from (message.content for message in document.messages)
@@ -235,7 +235,7 @@ class Run:
             SamplingConfig(seed=self.settings.seed), self.tokenizer.size, frozenset(), self.tokenizer.token_bytes
         )
         stop_ids = frozenset(self.tokenizer.stop_ids).union(*self.folder.stop_ids.values())
-        drawn = Drawn(self.tokenizer, ids, sampler, StopConfig(max_tokens=_SAMPLE_TOKENS), stop_ids)
+        drawn = Completion(self.tokenizer, ids, sampler, StopConfig(max_tokens=_SAMPLE_TOKENS), stop_ids)
         (events,) = generate(self._engine, [drawn])
         text = b"".join(event.data for event in events if isinstance(event, TextDelta))
         self.decoder.train()

@@ -152,6 +152,9 @@ def test_csv_has_the_columns_of_json_lines(cli: Cli, tmp_path: Path, tiny_model:
         (b'{"text": "a"}\n{"text": }\n', 4, "line 2"),
         (b'{"txt": "a"}\n', 4, "neither `text`"),
         (b'{"messages": [{"role": "user", "content": "a"}]}\n', 4, "nothing to learn"),
+        (b'{"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}\n', 4, "line 1: calls of tools"),
+        (b'{"messages": [{"role": "assistant", "content": "a"}], "tools": [{}]}\n', 4, "line 1: calls of tools"),
+        (b'{"messages": [{"role": "tool", "content": "a"}]}\n', 4, "line 1: calls of tools"),
         (b'{"text": "\xff"}\n', 4, "line 1"),
         (b'{"text": "' + b"a" * 3000 + b'"}\n', 4, "more than 2000 bytes"),
         (b'{"prompt": "a", "completion": "' + b"b " * 200 + b'"}\n', 6, "do not fit in a block"),
@@ -165,6 +168,26 @@ def test_data_that_cannot_be_used_is_said_in_a_line_and_leaves_nothing(
     out = tmp_path / "out"
     failed(cli("train", data, "-m", tiny_model, "-o", out, "--max-input", "2000", *SMALL), code, said)
     assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--lora", "0"), "lora must be at least 1, not 0"),
+        (("--full", "--lora", "0"), "--full and --lora exclude each other"),
+        (("--new", "config.json", "--lora", "8"), "--new and --lora exclude each other"),
+    ],
+)
+def test_a_value_that_cannot_be_is_never_taken_for_none(
+    cli: Cli, data: Path, tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
+    failed(cli("train", data, "-o", tmp_path / "out", *options), 2, said)
+
+
+def test_a_learning_rate_of_0_is_kept(cli: Cli, data: Path, tmp_path: Path, tiny_model: Path) -> None:
+    out = tmp_path / "out"
+    cli("train", data, "-m", tiny_model, "-o", out, "--block-size", "16", "--learning-rate", "0", "--max-steps", "1")
+    assert RunDirectory(out).record["settings"]["learning_rate"] == 0
 
 
 def test_a_text_that_is_not_utf8_is_refused(cli: Cli, tmp_path: Path, tiny_model: Path) -> None:

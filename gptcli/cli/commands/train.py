@@ -17,8 +17,8 @@ from gptcli.cli.option_groups import option_group, panel, with_option_groups
 from gptcli.cli.terminal.signals import deadly, stoppable
 from gptcli.cli.terminal.stderr import ProgressLine
 from gptcli.cli.terminal.stdout import StdoutSink
-from gptcli.cli.training_inputs import documents_of, expanded
-from gptcli.cli.training_progress import TrainingProgress
+from gptcli.cli.training.inputs import documents_of, expanded
+from gptcli.cli.training.progress import TrainingProgress
 from gptcli.errors import InputError, UsageError
 from gptcli.models.catalog import DEFAULT_MODEL, fingerprint
 from gptcli.models.locate import locate
@@ -220,18 +220,22 @@ def _typed(context: typer.Context) -> set[str]:
 def _settings(data: Sequence[str], groups: Sequence[Any], typed: set[str]) -> TrainSettings:
     """The settings that options ask for. Raises UsageError for a value out of range."""
     given = {name: value for group in groups for name, value in vars(group).items()}
-    if given["full"] and given["lora"]:
-        raise UsageError("--full and --lora exclude each other")
     kind = "new" if given["new"] else "full" if given["full"] else "lora"
+    if kind != "lora" and given["lora"] is not None:
+        raise UsageError(f"--{kind} and --lora exclude each other")
     if given["new"] is None:
         model = given["model"] or DEFAULT_MODEL
         given["model"] = os.path.abspath(model) if os.path.exists(model) else model
     elif "model" not in typed:  # it is the environment's
         given["model"] = None
     given["data"] = tuple(data)
-    given["lora"] = given["lora"] or _DEFAULTS.lora if kind == "lora" else None
+    if kind != "lora":
+        given["lora"] = None
+    elif given["lora"] is None:
+        given["lora"] = _DEFAULTS.lora
+    if given["learning_rate"] is None:
+        given["learning_rate"] = _LEARNING_RATES[kind]
     given["threads"] = given["threads"] or min(os.cpu_count() or 1, cpu_limit())
-    given["learning_rate"] = given["learning_rate"] or _LEARNING_RATES[kind]
     given["sample"], given["lora_targets"] = tuple(given["sample"] or ()), tuple(given["lora_targets"] or ())
     return TrainSettings(**{field.name: given[field.name] for field in fields(TrainSettings)})
 

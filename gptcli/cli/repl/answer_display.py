@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gptcli.chat.session import TurnsDropped
-from gptcli.chat.thinking import CLOSING, OPENING, Thoughts, opens_thoughts
+from gptcli.chat.thinking import Thoughts, opens_thoughts
 from gptcli.cli.probabilities.sample_display import SampleDisplay
 from gptcli.cli.terminal.capabilities import is_dumb_terminal, uses_colour
 from gptcli.cli.terminal.stderr import ProgressLine
@@ -16,6 +16,7 @@ from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.errors import OutputError
 from gptcli.generation.events import TextDelta
 from gptcli.language_model import ChatSession
+from gptcli.tools.thought_tags import CLOSING, OPENING
 
 if TYPE_CHECKING:
     from gptcli.cli.terminal.background import Rgb

@@ -1,5 +1,8 @@
 """What a slash command is, what it may do, and how a typed name finds it."""
 
+# `Repl` has the docstrings of `ReplControls`.
+# ruff: noqa: D102
+
 from __future__ import annotations
 
 import difflib
@@ -20,7 +23,7 @@ class Leave(Exception):
 
 
 class ReplControls(Protocol):
-    """What a command sees of the conversation at the prompt, and can do to it. `Repl` has the docstrings."""
+    """What a command sees of the conversation at the prompt, and can do to it."""
 
     session: ChatSession
     file: SessionFile | None
@@ -28,12 +31,12 @@ class ReplControls(Protocol):
     display: DisplaySettings
     commands: Sequence[Command]
 
-    def say(self, text: str) -> None: ...  # noqa: D102
-    def draw(self, text: str) -> None: ...  # noqa: D102
-    def read(self, prompt: str, default: str) -> str: ...  # noqa: D102
-    def answer(self, ask: Callable[..., Iterator[Event]]) -> None: ...  # noqa: D102
-    def switch_model(self, name: str) -> None: ...  # noqa: D102
-    def change_session(self, session: ChatSession, file: SessionFile | None) -> None: ...  # noqa: D102
+    def say(self, text: str) -> None: ...
+    def draw(self, text: str) -> None: ...
+    def read(self, prompt: str, default: str) -> str: ...
+    def answer(self, ask: Callable[..., Iterator[Event]]) -> None: ...
+    def switch_model(self, name: str) -> None: ...
+    def change_session(self, session: ChatSession, file: SessionFile | None) -> None: ...
 
 
 @dataclass(frozen=True)

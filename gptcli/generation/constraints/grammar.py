@@ -22,6 +22,7 @@ from gptcli.settings import ConstraintConfig
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
 
 _LONGEST = 256 << 10  # characters; llguidance takes seconds, or a gigabyte, only for more
 _MOST_PAIRS = 1500**2  # of properties or choices beside each other, which llguidance compares: a second
@@ -30,7 +31,7 @@ _PROBED = 1 << 20  # characters of schemas that are tried to find the place of a
 _STACK = 256 << 20  # bytes, of which only those in use take memory; llguidance recurses into each reference
 _STACK_LOCK = threading.Lock()
 # JSON on one line, spelled as Python's json does: more of it is forced, and whitespace cannot go on for ever.
-_JSON = {
+_JSON: JsonCompileOptions = {
     "whitespace_flexible": False,
     "whitespace_pattern": None,
     "item_separator": ", ",
@@ -104,7 +105,7 @@ def compiled(tokens: LLTokenizer, grammar: str) -> LLMatcher:
     def make() -> None:
         try:
             made.set_result(LLMatcher(tokens, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False)))
-        except BaseException as error:
+        except BaseException as error:  # raised where the grammar is wanted
             made.set_exception(error)
 
     with _STACK_LOCK:
@@ -198,7 +199,7 @@ def _of_schema(text: str) -> str:
 def _schema_grammar(schema: dict[str, Any]) -> str:
     from llguidance import LLMatcher
 
-    return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_JSON)  # type: ignore[arg-type]
+    return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_JSON)
 
 
 def _path_of(error: str, schema: dict[str, Any]) -> str:
@@ -277,4 +278,4 @@ def _error_of(grammar: str) -> str:
 def _byte_tokenizer() -> LLTokenizer:
     from llguidance import LLTokenizer
 
-    return LLTokenizer(_Bytes())  # type: ignore[arg-type]
+    return LLTokenizer(_Bytes())  # type: ignore[arg-type]  # has what a TokenizerWrapper is asked for

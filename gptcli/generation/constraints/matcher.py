@@ -97,7 +97,7 @@ class Compiler:
         from llguidance import LLTokenizer
 
         tokens = _Tokens(self._tokenizer, self._stop_ids)
-        made = LLTokenizer(tokens, eos_token=tokens.eos_ids)  # type: ignore[arg-type]
+        made = LLTokenizer(tokens, eos_token=tokens.eos_ids)  # type: ignore[arg-type]  # as in `_byte_tokenizer`
         tokens.greedy = made.greedy_tokenize
         return made
 

@@ -1,0 +1,1 @@
+"""What `gptcli train` reads and shows."""
