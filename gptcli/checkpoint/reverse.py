@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gptcli.checkpoint.cook import evens_then_odds, reordered_rows
 from gptcli.checkpoint.formats import Stored
-from gptcli.checkpoint.load import reordered_rows
 from gptcli.checkpoint.recipes import (
     Concat,
     EvensThenOdds,
@@ -69,7 +69,7 @@ def _undone(recipe: Recipe, value: Tensor, read: Callable[[str], Tensor]) -> Ten
         case PairsToHalves() | HeadsToQkv() | GroupsToParts():
             return value[reordered_rows(recipe, value.shape[0]).argsort()]
         case EvensThenOdds():
-            return value[:, torch.arange(value.shape[1]).view(-1, 2).t().flatten().argsort()]
+            return value[:, evens_then_odds(value.shape[1]).argsort()]
         case WithoutFirst(Take(name), count):
             return torch.cat([read(name)[:count].to(value.dtype), value])
     raise AssertionError(recipe)
