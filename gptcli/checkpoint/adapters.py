@@ -19,10 +19,8 @@ from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.load import WeightPlan
 from gptcli.checkpoint.recipes import (
     Concat,
-    GroupsToParts,
-    HeadsToQkv,
-    PairsToHalves,
     Recipe,
+    ReorderedRows,
     Take,
     Transposed,
     sources,
@@ -90,7 +88,7 @@ def _rows(recipe: Recipe, folder: ModelFolder) -> Rows | None:
                 start += count
             ordered = any(part.order is not None for part in known)
             return Rows(tuple(each for part in known for each in part.modules), torch.cat(orders) if ordered else None)
-        case PairsToHalves(operand) | HeadsToQkv(operand) | GroupsToParts(operand):
+        case ReorderedRows(operand):
             inner = _rows(operand, folder)
             if inner is None:
                 return None
@@ -205,5 +203,6 @@ def _joined(rows: Rows, adapter: Adapter) -> tuple[Tensor, Tensor] | None:
         if up.shape[0] != count or down.shape[1] != chosen[0][2].shape[1]:
             raise BrokenCheckpoint(f"{adapter.path}: {module}: {list(up.shape)} and {list(down.shape)} do not fit it")
     ups = {module: up for module, _, _, up in chosen}
-    whole = torch.block_diag(*(ups.get(module, torch.zeros(count, 0)) for module, count in rows.modules))
+    blocks = (ups.get(module, torch.zeros(count, 0)) for module, count in rows.modules)
+    whole = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
     return torch.cat([down for _, _, down, _ in chosen]), whole if rows.order is None else whole[rows.order]

@@ -22,6 +22,7 @@ from gptcli.checkpoint.recipes import (
     Product,
     Ranges,
     Recipe,
+    ReorderedRows,
     Sinusoids,
     Stack,
     Take,
@@ -48,7 +49,7 @@ def cook(recipe: Recipe, source: TensorSource) -> Tensor | PackedWeight:
             return dense(value).mT.contiguous() if is_transposed(operand, source.stored) else value
         case PlusOne(operand):
             return fp32(cook(operand, source)) + 1
-        case PairsToHalves(operand) | HeadsToQkv(operand) | GroupsToParts(operand):
+        case ReorderedRows(operand):
             value = cook(operand, source)
             return rows_of(value, reordered_rows(recipe, value.shape[0]))
         case HeadRows(keys, values):

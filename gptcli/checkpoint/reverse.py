@@ -12,11 +12,9 @@ from gptcli.checkpoint.formats import Stored
 from gptcli.checkpoint.recipes import (
     Concat,
     EvensThenOdds,
-    GroupsToParts,
-    HeadsToQkv,
-    PairsToHalves,
     PlusOne,
     Recipe,
+    ReorderedRows,
     Stack,
     Take,
     Transposed,
@@ -26,9 +24,7 @@ from gptcli.checkpoint.recipes import (
     sources,
 )
 
-_REVERSIBLE = (
-    Take, Concat, Stack, Transposed, PlusOne, PairsToHalves, HeadsToQkv, GroupsToParts, EvensThenOdds, WithoutFirst,
-)  # fmt: skip
+_REVERSIBLE = (Take, Concat, Stack, Transposed, PlusOne, ReorderedRows, EvensThenOdds, WithoutFirst)
 
 
 def is_reversible(recipe: Recipe) -> bool:
@@ -66,7 +62,7 @@ def _undone(recipe: Recipe, value: Tensor, read: Callable[[str], Tensor]) -> Ten
             return value.mT
         case PlusOne():
             return value - 1
-        case PairsToHalves() | HeadsToQkv() | GroupsToParts():
+        case ReorderedRows():
             return value[reordered_rows(recipe, value.shape[0]).argsort()]
         case EvensThenOdds():
             return value[:, evens_then_odds(value.shape[1]).argsort()]
