@@ -13,15 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptcli.checkpoint.cook import reordered_rows
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.hf_config import HfConfig
-from gptcli.checkpoint.load import WeightPlan, reordered_rows
+from gptcli.checkpoint.load import WeightPlan
 from gptcli.checkpoint.recipes import (
     Concat,
-    GroupsToParts,
-    HeadsToQkv,
-    PairsToHalves,
     Recipe,
+    ReorderedRows,
     Take,
     Transposed,
     sources,
@@ -89,7 +88,7 @@ def _rows(recipe: Recipe, folder: ModelFolder) -> Rows | None:
                 start += count
             ordered = any(part.order is not None for part in known)
             return Rows(tuple(each for part in known for each in part.modules), torch.cat(orders) if ordered else None)
-        case PairsToHalves(operand) | HeadsToQkv(operand) | GroupsToParts(operand):
+        case ReorderedRows(operand):
             inner = _rows(operand, folder)
             if inner is None:
                 return None
@@ -203,12 +202,7 @@ def _joined(rows: Rows, adapter: Adapter) -> tuple[Tensor, Tensor] | None:
     for module, count, down, up in chosen:
         if up.shape[0] != count or down.shape[1] != chosen[0][2].shape[1]:
             raise BrokenCheckpoint(f"{adapter.path}: {module}: {list(up.shape)} and {list(down.shape)} do not fit it")
-    whole = torch.zeros(sum(count for _, count in rows.modules), sum(down.shape[0] for _, _, down, _ in chosen))
-    start = rank = 0
-    for module, count in rows.modules:
-        if module in adapter.updates:
-            up = adapter.updates[module][1]
-            whole[start : start + count, rank : rank + up.shape[1]] = up
-            rank += up.shape[1]
-        start += count
+    ups = {module: up for module, _, _, up in chosen}
+    blocks = (ups.get(module, torch.zeros(count, 0)) for module, count in rows.modules)
+    whole = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
     return torch.cat([down for _, _, down, _ in chosen]), whole if rows.order is None else whole[rows.order]

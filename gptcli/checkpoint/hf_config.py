@@ -5,24 +5,14 @@ A field that we do not read is left over if transformers does not read it either
 
 from __future__ import annotations
 
-import math
-import sys
 from collections.abc import Collection, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from gptcli.checkpoint import reference_fields
+from gptcli.checkpoint.rope_scaling import rope_scaling
+from gptcli.checkpoint.typed_fields import TypedFields
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
-from gptcli.model.config import (
-    LinearScaling,
-    Llama3Scaling,
-    LongRopeScaling,
-    ProportionalScaling,
-    RopeConfig,
-    RopeScaling,
-    YarnScaling,
-)
-
-T = TypeVar("T")
+from gptcli.model.config import ProportionalScaling, RopeConfig
 
 # Fields that transformers reads and that change no logits: about training, outputs, other heads and other files.
 _WITHOUT_EFFECT = frozenset(
@@ -79,21 +69,12 @@ _OF_OTHER_ROPES = frozenset(
     """.split()
 )
 
-_INFINITY = ("Infinity", "{'__float__': 'Infinity'}", "inf")  # as older and newer files have it
 
-_MAX_COUNT = 1 << 24  # larger than any known width or vocabulary
-_MAX_LAYERS = 1024
-_MAX_HEADS = 1024
-_MIN_TURNS, _MAX_TURNS = 1e-9, 1e9  # of a rotation within a context
-
-
-class HfConfig:
-    """The fields of one config.json. It remembers which were read, for `check_unread`."""
+class HfConfig(TypedFields):
+    """The fields of one config.json, all of which `check_unread` accounts for."""
 
     def __init__(self, fields: Mapping[str, Any], where: str = "config.json") -> None:
-        self._fields = fields
-        self._where = where
-        self._read: set[str] = set()
+        super().__init__(fields, where)
         self._rope_extras: set[str] = set()
         self._rope_types: dict[str, str] = {}
         self._prefix = ""  # of the names of fields that are left over
@@ -102,7 +83,7 @@ class HfConfig:
     def with_defaults(self, defaults: Mapping[str, Any]) -> HfConfig:
         """The same config, with the fields that it leaves out because its class in transformers has these defaults."""
         given = {name: value for name, value in self._fields.items() if value is not None or name != "rope_parameters"}
-        return self._same(HfConfig({**defaults, **given}, self._where))
+        return self._same(HfConfig({**defaults, **given}, self.where))
 
     def of_type(self, model_type: str) -> HfConfig:
         """The same config by the name of another family."""
@@ -110,11 +91,7 @@ class HfConfig:
 
     def replaced(self, **fields: object) -> HfConfig:
         """The same config with other values of these fields."""
-        return self._same(HfConfig({**self._fields, **fields}, self._where))
-
-    def has(self, name: str) -> bool:
-        """Whether a field is given and not null."""
-        return self._get(name) is not None
+        return self._same(HfConfig({**self._fields, **fields}, self.where))
 
     def renamed(self, other_names: Mapping[str, str]) -> HfConfig:
         """The same config by the names that the family reads. Raises BrokenCheckpoint if both are given and differ."""
@@ -123,20 +100,20 @@ class HfConfig:
             if (value := fields.pop(other, None)) is None:
                 continue
             if fields.get(name) not in (None, value):
-                raise BrokenCheckpoint(f"{self._where}: {name} = {fields[name]!r} contradicts {other} = {value!r}")
+                raise BrokenCheckpoint(f"{self.where}: {name} = {fields[name]!r} contradicts {other} = {value!r}")
             fields[name] = value
-        return self._like(HfConfig(fields, self._where), self._prefix)
+        return self._like(HfConfig(fields, self.where), self._prefix)
 
     def section(self, name: str) -> HfConfig:
         """A nested config, such as `text_config`."""
         value = self._get(name)
         if not isinstance(value, dict):
             raise self._wrong(name, "an object", value)
-        return self._like(HfConfig(value, f"{self._where}: {name}"), f"{self._prefix}{name}.")
+        return self._like(HfConfig(value, f"{self.where}: {name}"), f"{self._prefix}{name}.")
 
     def sections_by_layer(self, name: str) -> dict[int, HfConfig]:
         """Nested configs by the number of their layer."""
-        fields = self._object(name)
+        fields = self.mapping(name)
         if not all(layer.isdecimal() and isinstance(own, dict) for layer, own in fields.items()):
             raise self._wrong(name, "objects by their layer", fields)
         nested = self.section(name)
@@ -155,134 +132,8 @@ class HfConfig:
         """The name of the family."""
         value = self._fields.get("model_type")
         if not isinstance(value, str):
-            raise BrokenCheckpoint(f"{self._where}: model_type must be a string, not {value!r}")
+            raise BrokenCheckpoint(f"{self.where}: model_type must be a string, not {value!r}")
         return value
-
-    def _get(self, name: str) -> Any:
-        self._read.add(name)
-        return self._fields.get(name)
-
-    def _wrong(self, name: str, expected: str, value: Any) -> BrokenCheckpoint:
-        return BrokenCheckpoint(f"{self._where}: {name} must be {expected}, not {str(value)[:60]!r}")
-
-    def integer(self, name: str, default: int | None = None, *, low: int = 1, high: int = _MAX_COUNT) -> int:
-        """A whole number in [low, high]. Absent or null gives the default, or an error if there is none."""
-        value = self._get(name)
-        if value is None and default is not None:
-            return default
-        if type(value) is not int or not low <= value <= high:
-            raise self._wrong(name, f"a whole number between {low} and {high}", value)
-        return value
-
-    @property
-    def layers(self) -> int:
-        """The number of layers."""
-        return self.layers_of("num_hidden_layers")
-
-    def layers_of(self, name: str) -> int:
-        """The number of layers, from the field that has it."""
-        return self.integer(name, high=_MAX_LAYERS)
-
-    def heads_of(self, name: str, default: int | None = None) -> int:
-        """A number of attention heads, from the field that has it."""
-        return self.integer(name, default, high=_MAX_HEADS)
-
-    def optional_integer(self, name: str) -> int | None:
-        """A whole number of at least 1, or None if absent or null."""
-        return None if self._get(name) is None else self.integer(name)
-
-    def number(
-        self, name: str, default: float | None = None, *, low: float = 0.0, high: float = sys.float_info.max
-    ) -> float:
-        """A number above `low`, at most `high`. Absent or null gives the default, or an error if there is none."""
-        value = self._get(name)
-        if value is None and default is not None:
-            return default
-        if type(value) not in (int, float) or not low < value <= high:
-            raise self._wrong(name, f"a number above {low:g}", value)
-        return float(value)
-
-    def flag(self, name: str, default: bool) -> bool:
-        """True or false. Absent or null gives the default."""
-        return self._typed(name, default, "true or false")
-
-    def switch(self, name: str, default: bool) -> bool:
-        """True or false, or a number that stands for one of them. Absent or null gives the default."""
-        value = self._get(name)
-        return bool(value) if type(value) is int else self.flag(name, default)
-
-    def string(self, name: str, default: str) -> str:
-        """A string. Absent or null gives the default."""
-        return self._typed(name, default, "a string")
-
-    def _typed(self, name: str, default: T, expected: str) -> T:
-        """A value of the default's type."""
-        value = self._get(name)
-        if value is None:
-            return default
-        if not isinstance(value, type(default)):
-            raise self._wrong(name, expected, value)
-        return value
-
-    def per_layer(self, name: str, layers: int) -> list[Any] | None:
-        """A list with one entry per layer, or None if absent or null. Longer lists are cut."""
-        value = self._get(name)
-        if value is None:
-            return None
-        if not isinstance(value, list) or len(value) < layers:
-            raise self._wrong(name, f"a list of {layers}", value)
-        return value[:layers]
-
-    def shares_per_layer(self, name: str, layers: int) -> list[float] | None:
-        """A number from 0 to less than 1 for each layer, or None if absent or null."""
-        shares = self.per_layer(name, layers)
-        if shares is not None and any(type(share) not in (int, float) or not 0 <= share < 1 for share in shares):
-            raise self._wrong(name, "numbers from 0 to less than 1", shares)
-        return shares
-
-    def integer_per_layer(self, name: str, layers: int, default: int | None = None) -> list[int]:
-        """A whole number of at least 1 for each layer, from a list or from one for all."""
-        if isinstance(self._get(name), list):
-            return [HfConfig({name: each}, self._where).integer(name) for each in self.per_layer(name, layers) or ()]
-        return [self.integer(name, default)] * layers
-
-    def integers(self, name: str) -> list[int]:
-        """A list of whole numbers. Absent or null gives an empty one."""
-        value = self._get(name)
-        if value is None:
-            return []
-        if not isinstance(value, list) or any(type(item) is not int for item in value):
-            raise self._wrong(name, "a list of whole numbers", value)
-        return value
-
-    def strings(self, name: str) -> list[str]:
-        """A list of strings. Absent or null gives an empty one."""
-        value: list[Any] = self._typed(name, [], "a list of strings")
-        if not all(isinstance(item, str) for item in value):
-            raise self._wrong(name, "a list of strings", value)
-        return value
-
-    def limits(self, name: str) -> tuple[float, float]:
-        """A least and a largest number, which may be infinite. Absent or null gives 0 and infinity."""
-        value = self._get(name)
-        if value is None:
-            return 0.0, math.inf
-        given = value if isinstance(value, list) else []
-        limits = [math.inf if str(item) in _INFINITY else item for item in given]
-        if len(limits) != 2 or any(type(item) not in (int, float) for item in limits) or limits[0] > limits[1]:
-            raise self._wrong(name, "a least and a largest number", value)
-        return float(limits[0]), float(limits[1])
-
-    def optional_number(self, name: str) -> float | None:
-        """A number above 0, or None if absent or null."""
-        return None if self._get(name) is None else self.number(name)
-
-    def nonzero(self, name: str, *, low: float = 0.0, high: float = sys.float_info.max) -> float | None:
-        """A number above `low`, or None if absent, null or 0, which some settings treat as absent."""
-        value = self._get(name)
-        if value is None or (type(value) in (int, float) and value == 0):
-            return None
-        return self.number(name, low=low, high=high)
 
     def rope(self, head_dim: int, default_theta: float = 10_000.0, fraction: float | None = None) -> RopeConfig:
         """RoPE's settings, from `rope_theta` and `rope_scaling`, or else from `rope_parameters`.
@@ -291,9 +142,9 @@ class HfConfig:
         all of them, and any other factor is refused.
         """
         theta = self.number("rope_theta", default_theta, low=1.0)
-        new, old = self._object("rope_parameters"), self._object("rope_scaling")
+        new, old = self.mapping("rope_parameters"), self.mapping("rope_scaling")
         if _is_nested(old or new):
-            raise UnsupportedArchitecture(f"{self._where}: in this family RoPE is the same in every layer")
+            raise UnsupportedArchitecture(f"{self.where}: in this family RoPE is the same in every layer")
         return self._rope_config("rope_scaling" if old else "rope_parameters", old or new, head_dim, theta, fraction)
 
     def rope_of_layer_type(self, layer_type: str, head_dim: int, theta: float) -> RopeConfig:
@@ -301,15 +152,15 @@ class HfConfig:
 
         theta: the base, unless the settings give another.
         """
-        new, old = self._object("rope_parameters"), self._object("rope_scaling")
+        new, old = self.mapping("rope_parameters"), self.mapping("rope_scaling")
         if (new and not _is_nested(new)) or _is_nested(old):  # transformers would ignore these
             raise UnsupportedArchitecture(
-                f"{self._where}: in this family rope_parameters must be by layer type, and rope_scaling must not"
+                f"{self.where}: in this family rope_parameters must be by layer type, and rope_scaling must not"
             )
-        parameters = dict(HfConfig(new, f"{self._where}: rope_parameters")._object(layer_type))
+        parameters = dict(HfConfig(new, f"{self.where}: rope_parameters").mapping(layer_type))
         if layer_type == "full_attention":
             parameters |= old
-        rope = HfConfig(parameters, f"{self._where}: rope")
+        rope = HfConfig(parameters, f"{self.where}: rope")
         rope.expect("truncate", True)
         if parameters.get("type") is not None:
             rope.expect("type", parameters.get("rope_type"))
@@ -318,8 +169,7 @@ class HfConfig:
     def rope_extra(self, name: str) -> float | None:
         """A number that a family keeps among RoPE's settings. Call it before `rope`, which then accepts the field."""
         self._rope_extras.add(name)
-        parameters = self._object("rope_scaling") or self._object("rope_parameters")
-        return HfConfig(parameters, f"{self._where}: rope").nonzero(name)
+        return self._rope_settings.nonzero(name)
 
     def ignore_in_rope(self, *names: str) -> None:
         """Accepts fields among RoPE's settings that have no effect in this model. Call it before `rope`."""
@@ -328,23 +178,20 @@ class HfConfig:
     @property
     def rope_type(self) -> str:
         """The name of RoPE's type."""
-        parameters = self._object("rope_scaling") or self._object("rope_parameters")
-        return HfConfig(parameters, f"{self._where}: rope").string("rope_type", str(parameters.get("type", "default")))
+        return _rope_type(self._rope_settings)
+
+    @property
+    def _rope_settings(self) -> TypedFields:
+        return TypedFields(self.mapping("rope_scaling") or self.mapping("rope_parameters"), f"{self.where}: rope")
 
     def rename_rope_type(self, old: str, new: str) -> None:
         """Lets `rope` take one name of a RoPE type for another, as a family's early files need it."""
         self._rope_types[old] = new
 
-    def _object(self, name: str) -> dict[str, Any]:
-        value = self._get(name)
-        if value is not None and not isinstance(value, dict):
-            raise self._wrong(name, "an object", value)
-        return value or {}
-
     def _rope_config(
         self, name: str, parameters: Mapping[str, Any], head_dim: int, theta: float, fraction: float | None
     ) -> RopeConfig:
-        rope = self._like(HfConfig(parameters, f"{self._where}: rope"), f"{self._prefix}{name}.")
+        rope = self._like(HfConfig(parameters, f"{self.where}: rope"), f"{self._prefix}{name}.")
         theta = rope.number("rope_theta", theta, low=1.0)
         if parameters.get("rope_type") == "proportional":
             turned = int(rope.number("partial_rotary_factor", 1.0, high=1.0) * head_dim // 2)
@@ -356,8 +203,13 @@ class HfConfig:
             rope.expect("partial_rotary_factor", 1.0, 1)
         dim = int(head_dim * rope.number("partial_rotary_factor", fraction or 1.0))
         if dim % 2 or not 0 < dim <= head_dim:
-            raise BrokenCheckpoint(f"{self._where}: RoPE cannot turn {dim} of {head_dim} channels: see rotary factors")
-        scaling = self._rope_scaling(rope, dim)
+            raise BrokenCheckpoint(f"{self.where}: RoPE cannot turn {dim} of {head_dim} channels: see rotary factors")
+        kind = _rope_type(rope)
+        context = self.integer("max_position_embeddings")
+        original = rope.integer("original_max_position_embeddings", context)
+        # Phi 3 keeps it at the top level, where it takes precedence.
+        original = self.integer("original_max_position_embeddings", original)
+        scaling = rope_scaling(rope, self._rope_types.get(kind, kind), dim, context, original)
         rope._read |= self._rope_extras
         rope.ignore("finetuned")  # written by the authors of Yarn
         if parameters.get("max_position_embeddings") == self._fields.get("max_position_embeddings"):
@@ -365,77 +217,14 @@ class HfConfig:
         rope.check_unread(self.model_type, not_read=_OF_OTHER_ROPES)
         return RopeConfig(theta=theta, dim=dim, scaling=scaling)
 
-    def _rope_scaling(self, rope: HfConfig, dim: int) -> RopeScaling | None:
-        kind = rope.string("type", "default")
-        kind = rope.string("rope_type", kind)
-        kind = self._rope_types.get(kind, kind)
-        context = self.integer("max_position_embeddings")
-        original = rope.integer("original_max_position_embeddings", context)
-        # Phi 3 keeps it at the top level, where it takes precedence.
-        original = self.integer("original_max_position_embeddings", original)
-        match kind:
-            case "default":
-                return None
-            case "dynamic":
-                rope.number("factor")  # takes effect beyond `max_position_embeddings`, where our context ends
-                return None
-            case "linear":
-                return LinearScaling(factor=rope.number("factor"))
-            case "llama3":
-                low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
-                if low > high:
-                    raise BrokenCheckpoint(f"{self._where}: rope: low_freq_factor must not be above high_freq_factor")
-                return Llama3Scaling(
-                    factor=rope.number("factor"), low_freq_factor=low, high_freq_factor=high, original_context=original
-                )
-            case "yarn":
-                factor = rope.number("factor", context / original)
-                return YarnScaling(
-                    factor=factor,
-                    original_context=original,
-                    magnitude=_yarn_magnitude(rope, factor),
-                    beta_fast=rope.nonzero("beta_fast", low=_MIN_TURNS, high=_MAX_TURNS) or 32.0,
-                    beta_slow=rope.nonzero("beta_slow", low=_MIN_TURNS, high=_MAX_TURNS) or 1.0,
-                    truncate=rope.flag("truncate", True),
-                )
-            case "longrope" | "su":
-                if original < 2:
-                    raise BrokenCheckpoint(f"{self._where}: rope: original_max_position_embeddings must be at least 2")
-                return LongRopeScaling(
-                    short=rope.numbers("short_factor", dim // 2),
-                    long=rope.numbers("long_factor", dim // 2),
-                    original_context=original,
-                    magnitude=_longrope_magnitude(rope, context, original),
-                )
-        raise UnsupportedArchitecture(f"{self._where}: rope type {kind!r} is not supported")
-
-    def numbers(self, name: str, count: int, default: tuple[float, ...] | None = None) -> tuple[float, ...]:
-        """A list of `count` numbers above 0. Absent or null gives the default, or an error if there is none."""
-        value = self._get(name)
-        if value is None and default is not None:
-            return default
-        if not isinstance(value, list) or len(value) != count:
-            raise self._wrong(name, f"a list of {count} numbers", value)
-        return tuple(HfConfig({name: item}, self._where).number(name) for item in value)
-
-    def expect(self, name: str, *harmless: Any) -> None:
-        """Refuses a field unless it is absent, null or one of these values, which do not change the mathematics."""
-        value = self._get(name)
-        if value is not None and not any(value == known and type(value) is type(known) for known in harmless):
-            raise UnsupportedArchitecture(f"{self._where}: {name} = {str(value)[:60]!r} is not supported")
-
-    def ignore(self, *names: str) -> None:
-        """Accepts fields with any value, because they have no effect in this model."""
-        self._read.update(names)
-
     def refuse_own_code(self) -> None:
         """Raises UnsupportedArchitecture if `auto_map` names classes that transformers does not have for this type."""
-        classes = self._object("auto_map")
+        classes = self.mapping("auto_map")
         for kind in ("AutoConfig", "AutoModel", "AutoModelForCausalLM"):
             name = classes.get(kind)
             if isinstance(name, str) and not reference_fields.has_class(self.model_type, name.rpartition(".")[2]):
                 raise UnsupportedArchitecture(
-                    f"{self._where}: auto_map: {name} is code of the model's own, and no class of `{self.model_type}`",
+                    f"{self.where}: auto_map: {name} is code of the model's own, and no class of `{self.model_type}`",
                     hint="gptcli runs no code that comes with a model; if that code computes what "
                     f"`{self.model_type}` does, take auto_map out of config.json",
                 )
@@ -453,7 +242,7 @@ class HfConfig:
             listed = ", ".join(f"{name} = {str(self._fields[name])[:40]}" for name in refused[:5])
             more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
             raise UnsupportedArchitecture(
-                f"{self._where}: not supported: {listed}{more}",
+                f"{self.where}: not supported: {listed}{more}",
                 hint="these fields may change what the model computes, so they are not ignored",
             )
         self.left_over += [self._prefix + name for name in unread]
@@ -471,26 +260,9 @@ class HfConfig:
         return name in _OF_GENERATION and value == _OF_GENERATION[name]
 
 
+def _rope_type(rope: TypedFields) -> str:
+    return rope.string("rope_type", rope.string("type", "default"))
+
+
 def _is_nested(fields: Mapping[str, Any]) -> bool:
     return any(isinstance(value, dict) for value in fields.values())
-
-
-def yarn_mscale(factor: float, weight: float) -> float:
-    """What a context stretched by a factor multiplies queries and keys by (Peng et al., 2023)."""
-    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
-
-
-def _yarn_magnitude(rope: HfConfig, factor: float) -> float:
-    given = rope.optional_number("attention_factor")
-    numerator, denominator = rope.nonzero("mscale"), rope.nonzero("mscale_all_dim")
-    if given is not None:
-        return given
-    if numerator is None or denominator is None:
-        return yarn_mscale(factor, 1.0)
-    return yarn_mscale(factor, numerator) / yarn_mscale(factor, denominator)
-
-
-def _longrope_magnitude(rope: HfConfig, context: int, original: int) -> float:
-    factor = rope.number("factor", context / original)
-    default = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
-    return rope.number("attention_factor", default)

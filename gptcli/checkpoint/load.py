@@ -1,43 +1,22 @@
 """Fills a decoder from a checkpoint, one parameter after the other.
 
-`cook` makes a value from the checkpoint's tensors, `_form` decides how it is multiplied, `_module` makes the layer for
+`cook` makes a value of the checkpoint's tensors, `_form` decides how it is multiplied, `_module` makes the layer for
 that form, and `_Slot.fill` puts it into the decoder.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from gptcli.checkpoint.cook import cook, dense
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.formats import Dense, Ggml
-from gptcli.checkpoint.recipes import (
-    Concat,
-    EvensThenOdds,
-    GroupsToParts,
-    HeadRows,
-    HeadsToQkv,
-    PairsToHalves,
-    Part,
-    PlusOne,
-    Product,
-    Ranges,
-    Recipe,
-    Sinusoids,
-    Stack,
-    Take,
-    Transposed,
-    WithoutFirst,
-    is_transposed,
-    shape,
-    sources,
-)
+from gptcli.checkpoint.formats import Ggml
+from gptcli.checkpoint.recipes import PlusOne, sources
 from gptcli.checkpoint.share import Share
 from gptcli.checkpoint.tensor_source import TensorSource
 from gptcli.cuda.int4 import Tinygemm, TinygemmEmbedding, TinygemmLinear, TinygemmMatrix
@@ -56,9 +35,6 @@ from gptcli.quant.packed import (
     PackedExperts,
     PackedLinear,
     PackedWeight,
-    alike,
-    concat_rows,
-    stack,
 )
 from gptcli.quant.weight import StoredWeight
 
@@ -116,7 +92,7 @@ def load_decoder(
             slot = _Slot(decoder, name, dtype, of_blocks)
             value = cook(recipe, source)
             if share is not None and not share.adds(name):
-                value = torch.zeros_like(_dense(value))
+                value = torch.zeros_like(dense(value))
             slot.fill(_holder(slot, value, plan))
             on_progress(min(source.bytes_read, total), total)
         for name in folder.surplus_biases:
@@ -183,145 +159,6 @@ class _Slot:
             setattr(self.decoder.get_submodule(self.path), self.name.rsplit(".", 1)[1], holder)
         else:
             self.decoder.set_submodule(self.path, holder)
-
-
-def cook(recipe: Recipe, source: TensorSource) -> Tensor | PackedWeight:
-    """What a recipe makes of a checkpoint's tensors. Raises as `TensorSource.weight` does."""
-    match recipe:
-        case Take(name):
-            return source.weight(name)
-        case Concat(operands, axis):
-            return _joined([cook(each, source) for each in operands], concat_rows, partial(torch.cat, dim=axis))
-        case Stack(operands):
-            return _joined([cook(each, source) for each in operands], stack, torch.stack)
-        case Transposed(operand):
-            value = cook(operand, source)
-            return _dense(value).mT.contiguous() if is_transposed(operand, source.stored) else value
-        case PlusOne(operand):
-            return _fp32(operand, source) + 1
-        case PairsToHalves(operand) | HeadsToQkv(operand) | GroupsToParts(operand):
-            value = cook(operand, source)
-            return _rows(value, reordered_rows(recipe, value.shape[0]))
-        case HeadRows(keys, values):
-            return torch.cat([_fp32(keys, source).mT, _fp32(values, source)], 1).flatten(0, 1)
-        case WithoutFirst(operand, count):
-            value = cook(operand, source)
-            return _rows(value, torch.arange(count, value.shape[0]))
-        case Product(left, right, transposed):
-            factor = _fp32(right, source)
-            return _fp32(left, source) @ (factor.mT if transposed else factor)
-        case Sinusoids():
-            return _sinusoids(recipe)
-        case Part():
-            return _part(recipe, source)
-        case EvensThenOdds(operand):
-            value = cook(operand, source)
-            order = torch.arange(value.shape[1]).view(-1, 2).t().flatten()
-            return value[:, order] if isinstance(value, Tensor) else value.rows(order)
-
-
-def _part(recipe: Part, source: TensorSource) -> Tensor | PackedWeight:
-    """Asks the operand's own operands for their parts where that is the same, to read no more than these."""
-    axis, ranges = recipe.axis, recipe.ranges
-    match recipe.operand:
-        case Take(name) if isinstance(source.stored(name), Dense):
-            return source.part(name, axis, ranges)
-        case Concat(operands, joined):
-            if joined - len(shape(operands[0], source.stored)) == axis:
-                return cook(Concat(_overlaps(operands, axis, ranges, source), joined), source)
-            return cook(Concat(tuple(Part(each, axis, ranges) for each in operands), joined), source)
-        case Stack(operands):
-            return cook(Stack(tuple(Part(each, axis, ranges) for each in operands)), source)
-        case Transposed(operand) if is_transposed(operand, source.stored):
-            return cook(Transposed(Part(operand, -3 - axis, ranges)), source)
-        case Transposed(operand):
-            return cook(Part(operand, axis, ranges), source)
-    value = cook(recipe.operand, source)
-    if isinstance(value, PackedWeight):
-        indices = torch.cat([torch.arange(*each) for each in ranges])
-        packed = value.rows(indices) if axis == -2 else value.columns(ranges)
-        if packed is not None:
-            return packed
-    return torch.cat([_dense(value).narrow(axis, start, stop - start) for start, stop in ranges], axis)
-
-
-def _overlaps(operands: tuple[Recipe, ...], axis: int, ranges: Ranges, source: TensorSource) -> tuple[Recipe, ...]:
-    """The parts of operands, joined along an axis, that are in ranges of the whole."""
-    parts, first = [], 0
-    for operand in operands:
-        end = first + shape(operand, source.stored)[axis]
-        inside = [(max(start, first) - first, min(stop, end) - first) for start, stop in ranges]
-        if within := tuple((start, stop) for start, stop in inside if start < stop):
-            parts.append(Part(operand, axis, within))
-        first = end
-    return tuple(parts)
-
-
-def _dense(value: Tensor | PackedWeight) -> Tensor:
-    return value.dequantize(torch.float32) if isinstance(value, PackedWeight) else value
-
-
-def _fp32(recipe: Recipe, source: TensorSource) -> Tensor:
-    return _dense(cook(recipe, source)).float()
-
-
-def _joined(
-    values: list[Tensor | PackedWeight],
-    join_packed: Callable[[list[PackedWeight]], PackedWeight],
-    join_dense: Callable[[list[Tensor]], Tensor],
-) -> Tensor | PackedWeight:
-    """Several values as one, which stays packed if all are packed alike."""
-    packed = [value for value in values if isinstance(value, PackedWeight)]
-    if len(packed) == len(values) and alike(packed):
-        return join_packed(packed)
-    return join_dense(list(map(_dense, values)))
-
-
-def _rows(value: Tensor | PackedWeight, indices: Tensor) -> Tensor | PackedWeight:
-    return value[indices] if isinstance(value, Tensor) else value.rows(indices)
-
-
-def reordered_rows(recipe: PairsToHalves | HeadsToQkv | GroupsToParts, rows: int) -> Tensor:
-    """The order in which a recipe takes so many rows of its operand: their indices, (rows,)."""
-    indices = torch.arange(rows)
-    match recipe:
-        case PairsToHalves():
-            return _pairs_to_halves(recipe, indices)
-        case HeadsToQkv():
-            return _heads_to_qkv(recipe, indices)
-        case GroupsToParts():
-            return _groups_to_parts(recipe, indices)
-
-
-def _pairs_to_halves(recipe: PairsToHalves, rows: Tensor) -> Tensor:
-    """Row indices of heads and others; of the `dim` that turn in each of the heads, even ones now precede odd ones."""
-    heads, rest = rows.view(recipe.heads + recipe.others, -1).tensor_split([recipe.heads])
-    before, turned, after = heads.tensor_split([recipe.skipped, recipe.skipped + recipe.dim], dim=1)
-    ordered = torch.cat([before, turned[:, ::2], turned[:, 1::2], after], dim=1)
-    return torch.cat([ordered.flatten(), rest.flatten()])
-
-
-def _heads_to_qkv(recipe: HeadsToQkv, rows: Tensor) -> Tensor:
-    """Row indices (rows,), now those of q, then of k, then of v."""
-    queries = recipe.queries
-    q, first, second = rows.view(recipe.groups, queries + 2, -1).tensor_split([queries, queries + 1], dim=1)
-    k, v = (second, first) if recipe.values_first else (first, second)
-    return torch.cat([q.flatten(), k.flatten(), v.flatten()])
-
-
-def _groups_to_parts(recipe: GroupsToParts, rows: Tensor) -> Tensor:
-    """Row indices (rows,), now those of one part in all groups, then of the next."""
-    grouped = rows.view(recipe.groups, -1)
-    unit = grouped.shape[1] // sum(recipe.parts)
-    parts = torch.split(grouped, [unit * part for part in recipe.parts], 1)
-    return torch.cat([parts[index].flatten() for index in recipe.order or range(len(parts))])
-
-
-def _sinusoids(recipe: Sinusoids) -> Tensor:
-    half = recipe.columns // 2
-    frequencies = torch.exp(torch.arange(half).float() * -(math.log(10_000) / (half - 1)))
-    angles = torch.arange(recipe.first, recipe.first + recipe.rows).float()[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], 1)
 
 
 def _holder(slot: _Slot, value: Tensor | PackedWeight, plan: WeightPlan) -> nn.Parameter | nn.Module:

@@ -48,14 +48,20 @@ class PlusOne:
 
 
 @dataclass(frozen=True)
-class PairsToHalves:
+class ReorderedRows:
+    """The same rows in another order, which each kind knows."""
+
+    operand: Recipe
+
+
+@dataclass(frozen=True)
+class PairsToHalves(ReorderedRows):
     """Rows of q or k for RoPE on neighbouring channels, reordered for RoPE by halves.
 
     Reorders the first `dim` rows of each of `heads` heads, or those after `skipped` rows; other heads may follow.
     Products of q and k do not change.
     """
 
-    operand: Recipe
     heads: int
     dim: int
     others: int = 0
@@ -74,26 +80,24 @@ class HeadRows:
 
 
 @dataclass(frozen=True)
-class HeadsToQkv:
+class HeadsToQkv(ReorderedRows):
     """Rows stored as [q k v] per group of heads, regrouped as all q, all k, all v (GPT-NeoX).
 
     queries: how many times the rows of k those of q are. values_first: they are [q v k] (CodeGen).
     """
 
-    operand: Recipe
     groups: int
     queries: int = 1
     values_first: bool = False
 
 
 @dataclass(frozen=True)
-class GroupsToParts:
+class GroupsToParts(ReorderedRows):
     """Rows stored as parts of these sizes per group, regrouped as all of one part, then all of the next.
 
     parts: relative sizes. order: of the parts in the result; None keeps theirs.
     """
 
-    operand: Recipe
     groups: int
     parts: tuple[int, ...]
     order: tuple[int, ...] | None = None

@@ -7,16 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gptcli.checkpoint.cook import evens_then_odds, reordered_rows
 from gptcli.checkpoint.formats import Stored
-from gptcli.checkpoint.load import reordered_rows
 from gptcli.checkpoint.recipes import (
     Concat,
     EvensThenOdds,
-    GroupsToParts,
-    HeadsToQkv,
-    PairsToHalves,
     PlusOne,
     Recipe,
+    ReorderedRows,
     Stack,
     Take,
     Transposed,
@@ -26,9 +24,7 @@ from gptcli.checkpoint.recipes import (
     sources,
 )
 
-_REVERSIBLE = (
-    Take, Concat, Stack, Transposed, PlusOne, PairsToHalves, HeadsToQkv, GroupsToParts, EvensThenOdds, WithoutFirst,
-)  # fmt: skip
+_REVERSIBLE = (Take, Concat, Stack, Transposed, PlusOne, ReorderedRows, EvensThenOdds, WithoutFirst)
 
 
 def is_reversible(recipe: Recipe) -> bool:
@@ -66,10 +62,10 @@ def _undone(recipe: Recipe, value: Tensor, read: Callable[[str], Tensor]) -> Ten
             return value.mT
         case PlusOne():
             return value - 1
-        case PairsToHalves() | HeadsToQkv() | GroupsToParts():
+        case ReorderedRows():
             return value[reordered_rows(recipe, value.shape[0]).argsort()]
         case EvensThenOdds():
-            return value[:, torch.arange(value.shape[1]).view(-1, 2).t().flatten().argsort()]
+            return value[:, evens_then_odds(value.shape[1]).argsort()]
         case WithoutFirst(Take(name), count):
             return torch.cat([read(name)[:count].to(value.dtype), value])
     raise AssertionError(recipe)

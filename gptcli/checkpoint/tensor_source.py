@@ -80,8 +80,7 @@ class TensorSource:
         """
         info = self._folder.tensors[name]
         if info.edit is not None:
-            whole = self.read(name)
-            return torch.cat([whole.narrow(axis, start, stop - start) for start, stop in ranges], axis)
+            return ranges_of(self.read(name), axis, ranges)
         outer, size = math.prod(info.shape[:axis]), info.shape[axis]
         inner = math.prod(info.shape[axis:][1:]) * (info.size // math.prod(info.shape))  # bytes
         if min(stop - start for start, stop in ranges) * inner >= _PAGE:
@@ -146,6 +145,11 @@ class TensorSource:
                 group_of = g_idx[0] if g_idx else None
                 return gptq_weight(qweight, qzeros, scales, group_of, bits=bits, group_size=size, zero_offset=offset)
         return tensors[0]
+
+
+def ranges_of(value: Tensor, axis: int, ranges: Ranges) -> Tensor:
+    """Ranges (start, stop) of an axis of a tensor, one after the other."""
+    return torch.cat([value.narrow(axis, start, stop - start) for start, stop in ranges], axis)
 
 
 def non_finite_tensors(folder: ModelFolder) -> list[str]:

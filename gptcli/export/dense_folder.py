@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 
 from gptcli.checkpoint.adapters import Adapter, updates_of
+from gptcli.checkpoint.cook import cook, dense, fp32
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.load import cook
 from gptcli.checkpoint.recipes import sources
 from gptcli.checkpoint.reverse import is_reversible, tensors_of
 from gptcli.checkpoint.tensor_source import TensorSource
 from gptcli.errors import UsageError
 from gptcli.export.quantized_folder import array_of, copy_texts
 from gptcli.gguf.safetensors_writer import SafetensorsWriter, write_json
-from gptcli.quant.packed import PackedWeight
 
 _OF_PACKED = ("quantization", "quantization_config", "torch_dtype")
 
@@ -50,9 +49,7 @@ def write_dense(
                 written |= tensors.keys()
             on_progress(index, len(parameters))
         for name in sorted(folder.weights.keys() - written):
-            value = source.weight(name)
-            if isinstance(value, PackedWeight):
-                value = value.dequantize(torch.float32)
+            value = dense(source.weight(name))
             if value.is_floating_point():  # the others are masks
                 writer.add({name: array_of(value, "BF16" if value.dtype == torch.bfloat16 else "")})
         writer.close()
@@ -73,7 +70,6 @@ def write_merged(
             if leaf != "weight" or path not in updates:
                 return None
             down, up = updates[path]
-            value = cook(folder.architecture.parameters[name], source)
-            return (value.dequantize(torch.float32) if isinstance(value, PackedWeight) else value.float()) + up @ down
+            return fp32(cook(folder.architecture.parameters[name], source)) + up @ down
 
         write_dense(folder, target, merged, on_progress)

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gptcli.checkpoint.cook import cook, fp32, rows_of
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.formats import Dense, Ggml
-from gptcli.checkpoint.load import cook
 from gptcli.checkpoint.recipes import sources
 from gptcli.checkpoint.tensor_source import TensorSource
 from gptcli.errors import OutputError
@@ -128,9 +128,9 @@ def _blocks(
     for target in plan.targets:
         value = _value(target, source, plan.edits.get(target.name))
         if not target.is_matrix:
-            yield float_blocks(_fp32(value))
+            yield float_blocks(fp32(value))
         elif to is not None and (kind := _kind(target, to)) != "F32":
-            yield rounded_blocks(_fp32(value), kind)
+            yield rounded_blocks(fp32(value), kind)
         else:
             blocks = exact_blocks(value)
             if isinstance(value, PackedWeight) and blocks.kind in ("F32", "F16", "BF16"):
@@ -150,12 +150,8 @@ def _value(target: Target, source: TensorSource, edit: Edit | None) -> Tensor | 
         value = value.rows(part) if isinstance(value, PackedWeight) else value[:, part]
     if edit is not None:
         order = torch.from_numpy(edit.order(value.shape[0])).argsort()
-        value = value.rows(order) if isinstance(value, PackedWeight) else value[order]
+        value = rows_of(value, order)
     return value
-
-
-def _fp32(value: Tensor | PackedWeight) -> Tensor:
-    return value.dequantize(torch.float32) if isinstance(value, PackedWeight) else value.float()
 
 
 def _kind(target: Target, to: str) -> str:

@@ -16,10 +16,9 @@ from gptcli.checkpoint.recipes import (
     Architecture,
     Concat,
     EvensThenOdds,
-    HeadsToQkv,
-    PairsToHalves,
     PlusOne,
     Recipe,
+    ReorderedRows,
     Stack,
     Take,
     Transposed,
@@ -125,19 +124,12 @@ def _solved(theirs: Recipe, ours: Recipe) -> Iterator[tuple[str, Recipe, int | N
         case Concat(wanted, axis), Concat(given, other) if axis == other and len(wanted) == len(given):
             for operand, operands in zip(wanted, given, strict=True):
                 yield from _solved(operand, operands)
-        case (Transposed(wanted), Transposed(given)):
+        case Transposed(wanted), Transposed(given):
             yield from _solved(wanted, given)
-        case ((PairsToHalves() | HeadsToQkv()), _) if replace(theirs, operand=_NOTHING) == _without_operand(ours):
-            yield from _solved(theirs.operand, ours.operand)  # type: ignore[union-attr]  # of theirs' class
+        case ReorderedRows(wanted), ReorderedRows(given) if theirs == replace(ours, operand=wanted):
+            yield from _solved(wanted, given)
         case _:
             raise UnsupportedArchitecture(f"cannot write as GGUF: {sources(ours)[0]} has another form there")
-
-
-_NOTHING = Take("")
-
-
-def _without_operand(recipe: Recipe) -> Recipe | None:
-    return replace(recipe, operand=_NOTHING) if isinstance(recipe, PairsToHalves | HeadsToQkv) else None
 
 
 def _shape(folder: ModelFolder, name: str, recipe: Recipe, part: int | None) -> Shape:

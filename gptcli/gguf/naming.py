@@ -138,6 +138,39 @@ def shared_expert(module: str) -> dict[str, str]:
     return {f"ffn_{kind}_shexp": f"{module}.{kind}_proj" for kind in ("gate", "up", "down")}
 
 
+def experts_of(fields: Fields, name: str = "num_experts") -> dict[str, Any]:
+    """How many experts a mixture has, by config.json's name for that, and how many see each token."""
+    return {name: fields.integer("expert_count"), "num_experts_per_tok": fields.integer("expert_used_count")}
+
+
+def routed_experts(fields: Fields) -> dict[str, Any]:
+    """The fields of a mixture behind dense first layers, chosen within groups, beside shared experts."""
+    return experts_of(fields, "n_routed_experts") | {
+        "first_k_dense_replace": fields.integer("leading_dense_block_count", 0),
+        "moe_intermediate_size": fields.integer("expert_feed_forward_length"),
+        "n_group": fields.integer("expert_group_count", 1),
+        "n_shared_experts": fields.integer("expert_shared_count"),
+        "norm_topk_prob": fields.flag("expert_weights_norm", False),
+        "routed_scaling_factor": fields.number("expert_weights_scale", 1.0),
+        "topk_group": fields.integer("expert_group_used_count", 1),
+    }
+
+
+def granite_scales(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    """Granite's multipliers."""
+    return {
+        "attention_multiplier": fields.number("attention.scale", config["head_dim"] ** -0.5),
+        "embedding_multiplier": fields.number("embedding_scale", 1.0),
+        "residual_multiplier": fields.number("residual_scale", 1.0),
+        "logits_scaling": fields.number("logit_scale", 1.0),
+    }
+
+
+def original_context(fields: Fields, config: dict[str, Any]) -> int:
+    """The context that a model had before its RoPE was stretched."""
+    return fields.integer("rope.scaling.original_context_length", config["max_position_embeddings"])
+
+
 def tensor_name(module: str, leaf: str) -> str:
     """A tensor's name in transformers, where some end without a leaf, `weight` or `bias`."""
     return module if module.endswith(_BARE) else f"{module}.{leaf}"

@@ -14,11 +14,9 @@ from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import (
     Concat,
     EvensThenOdds,
-    GroupsToParts,
-    HeadsToQkv,
-    PairsToHalves,
     PlusOne,
     Recipe,
+    ReorderedRows,
     Stack,
     Take,
     Transposed,
@@ -101,13 +99,7 @@ def _shapes(recipe: Recipe, shape: tuple[int, ...], decoder: Decoder, name: str)
             return _shapes(operand, (*outer, columns, rows), decoder, name)
         case WithoutFirst(operand, count):
             return _shapes(operand, (shape[0] + count, *shape[1:]), decoder, name)
-        case (
-            PlusOne(operand)
-            | PairsToHalves(operand)
-            | HeadsToQkv(operand)
-            | GroupsToParts(operand)
-            | EvensThenOdds(operand)
-        ):
+        case PlusOne(operand) | ReorderedRows(operand) | EvensThenOdds(operand):
             return _shapes(operand, shape, decoder, name)
         case Stack(operands):
             parts = [shape[1:]] * len(operands)

@@ -18,9 +18,9 @@ from transformers import AutoConfig, AutoModel
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.errors import BrokenCheckpoint, GptcliError, UnsupportedArchitecture
-from gptcli.gguf import architectures
 from gptcli.gguf.architectures import ARCHITECTURES
 from gptcli.gguf.convert import convert
+from gptcli.gguf.families import latent_attention
 from gptcli.gguf.reader import GgufFile
 from tests.gguf import model_writer, tiny_gguf
 from tests.gguf.architecture_cases import CASES, YARN_FIELDS, Case
@@ -164,7 +164,7 @@ def test_groups_that_an_old_file_does_not_name_are_known_by_its_size(
     reference = write_reference(tmp_path / "reference", case.model_type, **case.config)
     file = written(case, reference, tmp_path, expert_group_count=None, expert_group_used_count=None)
     assert relative_error(engine_of(file).logits(IDS), reference.logits(IDS)) > 10 * TOLERANCE
-    monkeypatch.setattr(architectures, "_GROUPS", {(4, 8): (4, 2)})
+    monkeypatch.setattr(latent_attention, "_GROUPS", {(4, 8): (4, 2)})
     assert relative_error(engine_of(file).logits(IDS), reference.logits(IDS)) < TOLERANCE
 
 

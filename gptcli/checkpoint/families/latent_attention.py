@@ -9,8 +9,9 @@ from collections.abc import Collection
 from functools import partial
 
 from gptcli.checkpoint.families.parameters import Parameters, Transform, unchanged
-from gptcli.checkpoint.hf_config import HfConfig, yarn_mscale
+from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import HeadRows, PairsToHalves, Take
+from gptcli.checkpoint.rope_scaling import yarn_mscale
 from gptcli.errors import BrokenCheckpoint
 from gptcli.model.config import LatentAttentionConfig, NormConfig
 

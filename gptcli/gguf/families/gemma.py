@@ -1,4 +1,4 @@
-"""GGUF's architectures of Gemma 3n and 4: what each calls things, as in `architectures`."""
+"""GGUF's architectures of Gemma: what each calls things."""
 
 from __future__ import annotations
 
@@ -16,6 +16,40 @@ from gptcli.gguf.naming import (
     fraction_of,
     stacked_experts,
 )
+
+
+def _gemma2(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "layer_types": fields.sliding(config["num_hidden_layers"], 2),
+        "sliding_window": fields.integer("attention.sliding_window", 4096),
+        "query_pre_attn_scalar": _gemma_scale(config, layers_of_27b=46),
+        "attn_logit_softcapping": fields.number("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": fields.number("final_logit_softcapping", 30.0),
+    }
+
+
+def _gemma3(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    layers, window = config["num_hidden_layers"], fields.integer("attention.sliding_window", 0)
+    softcap, local = fields.number("final_logit_softcapping"), fields.number("rope.local.freq_base")
+    if local is not None or fields.file.any(f"{fields.prefix}vision.block_count") is not None:
+        # Ollama's first files: the 1B has Gemma 2's softcap, and the others lack what stretches RoPE.
+        softcap = None if layers == 26 else softcap
+        if layers in (34, 48, 62) and config["rope_scaling"] is None:
+            config["rope_scaling"] = {"rope_type": "linear", "factor": 8.0}
+    return {
+        "layer_types": fields.sliding(layers, 6) if window else ["full_attention"] * layers,
+        "sliding_window": window or None,
+        "query_pre_attn_scalar": _gemma_scale(config, layers_of_27b=62),
+        "final_logit_softcapping": softcap,
+        "rope_local_base_freq": fields.number("rope.freq_base_swa", local or 10_000.0),
+    }
+
+
+def _gemma_scale(config: dict[str, Any], layers_of_27b: int) -> float:
+    """What scores are divided by the root of, which files do not say: llama.cpp knows it by the number of layers."""
+    if config["num_hidden_layers"] == layers_of_27b:
+        return float(config["hidden_size"] // config["num_attention_heads"])
+    return float(config["head_dim"])
 
 
 def _gemma3n(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
@@ -143,7 +177,18 @@ _BLOCK = (
     }
 )
 
-GEMMA3N_ARCHITECTURES: dict[str, GgufArchitecture] = {
+_GEMMA = {"hidden_act": "gelu_pytorch_tanh"}
+ARCHITECTURES: dict[str, GgufArchitecture] = {
+    "gemma": GgufArchitecture(model_type="gemma", plus_one=True, constants=_GEMMA),
+    "gemma2": GgufArchitecture(model_type="gemma2", block=ATTENTION | MLP | FOUR_NORMS, plus_one=True, extra=_gemma2),
+    "gemma3": GgufArchitecture(
+        model_type="gemma3_text",
+        others=("gemma3",),
+        block=ATTENTION | QK_NORMS | MLP | FOUR_NORMS,
+        theta=1e6,
+        plus_one=True,
+        extra=_gemma3,
+    ),
     "gemma3n": GgufArchitecture(
         model_type="gemma3n_text",
         read_only=True,

@@ -1,4 +1,4 @@
-"""GGUF's architectures with mixtures of experts by other labs: what each calls things, as in `architectures`."""
+"""GGUF's architectures with mixtures of experts: what each calls things."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from gptcli.gguf.naming import (
     QK_NORMS,
     Fields,
     GgufArchitecture,
+    experts_of,
+    granite_scales,
+    original_context,
+    routed_experts,
     shared_expert,
     stacked_experts,
 )
@@ -20,28 +24,31 @@ from gptcli.gguf.naming import (
 _PHI_MAGNITUDE = 1.243163121016122  # of LongRoPE in every Phi 3.5 MoE, which files do not say
 
 
-def routed_experts(fields: Fields) -> dict[str, Any]:
-    """The fields of a mixture behind dense first layers, chosen within groups, beside shared experts."""
-    return {
-        "first_k_dense_replace": fields.integer("leading_dense_block_count", 0),
-        "moe_intermediate_size": fields.integer("expert_feed_forward_length"),
-        "n_group": fields.integer("expert_group_count", 1),
-        "n_routed_experts": fields.integer("expert_count"),
-        "n_shared_experts": fields.integer("expert_shared_count"),
-        "norm_topk_prob": fields.flag("expert_weights_norm", False),
-        "num_experts_per_tok": fields.integer("expert_used_count"),
-        "routed_scaling_factor": fields.number("expert_weights_scale", 1.0),
-        "topk_group": fields.integer("expert_group_used_count", 1),
+def _qwen_moe(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    top_k = fields.integer("expert_used_count")
+    if top_k < 1:
+        raise fields.file.broken(f"{top_k} experts are used")
+    width = fields.integer("expert_feed_forward_length", config["intermediate_size"] // top_k)
+    extra = {
+        "num_experts": fields.integer("expert_count"),
+        "num_experts_per_tok": top_k,
+        "moe_intermediate_size": width,
     }
+    if config["model_type"] == "qwen2_moe":
+        shared = fields.integer("expert_shared_feed_forward_length", config["intermediate_size"])
+        extra["shared_expert_intermediate_size"] = shared
+    return extra
 
 
-def granite_scales(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
-    """Granite's multipliers."""
+def _gpt_oss(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
+    config["intermediate_size"] = fields.integer("expert_feed_forward_length", config["intermediate_size"])
+    if config["rope_scaling"]:
+        config["rope_scaling"] |= {"truncate": False}  # llama.cpp rounds, the model does not
     return {
-        "attention_multiplier": fields.number("attention.scale", config["head_dim"] ** -0.5),
-        "embedding_multiplier": fields.number("embedding_scale", 1.0),
-        "residual_multiplier": fields.number("residual_scale", 1.0),
-        "logits_scaling": fields.number("logit_scale", 1.0),
+        "attention_bias": fields.qkv_bias,
+        **experts_of(fields, "num_local_experts"),
+        "sliding_window": fields.integer("attention.sliding_window"),
+        "layer_types": fields.sliding(config["num_hidden_layers"], 2),
     }
 
 
@@ -50,8 +57,7 @@ def _granite_moe(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     return granite_scales(fields, config) | {
         "model_type": "granitemoeshared" if shared else "granitemoe",
         "attention_bias": fields.qkv_bias,
-        "num_local_experts": fields.integer("expert_count"),
-        "num_experts_per_tok": fields.integer("expert_used_count"),
+        **experts_of(fields, "num_local_experts"),
         "shared_intermediate_size": shared or None,
     }
 
@@ -60,8 +66,7 @@ def _olmoe(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     config["intermediate_size"] = fields.integer("expert_feed_forward_length", config["intermediate_size"])
     return {
         "attention_bias": fields.qkv_bias,
-        "num_experts": fields.integer("expert_count"),
-        "num_experts_per_tok": fields.integer("expert_used_count"),
+        **experts_of(fields),
         "norm_topk_prob": False,
     }
 
@@ -97,8 +102,7 @@ def _minimax_m2(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     fields.expect("expert_gating_func", 0, 2)
     config["intermediate_size"] = fields.integer("expert_feed_forward_length")
     return {
-        "num_local_experts": fields.integer("expert_count"),
-        "num_experts_per_tok": fields.integer("expert_used_count"),
+        **experts_of(fields, "num_local_experts"),
     }
 
 
@@ -120,12 +124,11 @@ def _phimoe(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
             raise fields.file.unsupported(f"RoPE scaling {scaling['rope_type']!r} is not read")
         scaling.pop("attention_factor")
         scaling |= {"short_mscale": _PHI_MAGNITUDE, "long_mscale": _PHI_MAGNITUDE}
-    original = fields.integer("rope.scaling.original_context_length", config["max_position_embeddings"])
+    original = original_context(fields, config)
     return {
         "attention_bias": fields.qkv_bias,
         "lm_head_bias": fields.has("output.bias"),
-        "num_local_experts": fields.integer("expert_count"),
-        "num_experts_per_tok": fields.integer("expert_used_count"),
+        **experts_of(fields, "num_local_experts"),
         "original_max_position_embeddings": original if scaling else None,
         "sliding_window": fields.integer("attention.sliding_window", 0) or None,
     }
@@ -170,7 +173,38 @@ _DOTS1 = GgufArchitecture(
     extra=_dots1,
 )
 
-MIXTURE_ARCHITECTURES: dict[str, GgufArchitecture] = {
+_QWEN3_MOE = GgufArchitecture(
+    model_type="qwen3_moe",
+    block=ATTENTION | QK_NORMS | NORMS | stacked_experts("mlp.switch_mlp") | {"ffn_gate_inp": "mlp.gate"},
+    constants={"norm_topk_prob": True},
+    extra=_qwen_moe,
+)
+ARCHITECTURES: dict[str, GgufArchitecture] = {
+    "qwen2moe": GgufArchitecture(
+        model_type="qwen2_moe",
+        block=ATTENTION
+        | NORMS
+        | stacked_experts("mlp.switch_mlp")
+        | {"ffn_gate_inp": "mlp.gate", "ffn_gate_inp_shexp": "mlp.shared_expert_gate"}
+        | shared_expert("mlp.shared_expert"),
+        constants={"norm_topk_prob": False},
+        extra=_qwen_moe,
+    ),
+    "qwen3moe": _QWEN3_MOE,
+    "qwen3vlmoe": replace(_QWEN3_MOE, images=True),
+    "gpt-oss": GgufArchitecture(
+        model_type="gpt_oss",
+        block=ATTENTION
+        | {
+            "attn_norm": "input_layernorm",
+            "post_attention_norm": "post_attention_layernorm",
+            "ffn_norm": "post_attention_layernorm",
+            "attn_sinks": "self_attn.sinks",
+            "ffn_gate_inp": "mlp.router",
+        }
+        | stacked_experts("mlp.experts"),
+        extra=_gpt_oss,
+    ),
     "llama4": GgufArchitecture(
         model_type="llama4_text",
         read_only=True,

@@ -1,11 +1,10 @@
-"""GGUF's architectures in which layers keep a state: what each calls things, as in `architectures`."""
+"""GGUF's architectures in which layers keep a state: what each calls things."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-from gptcli.gguf.mixture_architectures import granite_scales
 from gptcli.gguf.naming import (
     ATTENTION,
     MLP,
@@ -14,6 +13,8 @@ from gptcli.gguf.naming import (
     TOP,
     Fields,
     GgufArchitecture,
+    experts_of,
+    granite_scales,
     shared_expert,
     stacked_experts,
 )
@@ -121,8 +122,7 @@ def _nemotron_h(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
         fields.expect("expert_gating_func", 0, 2)
         width = fields.most("expert_feed_forward_length")
         extra = {
-            "n_routed_experts": fields.integer("expert_count"),
-            "num_experts_per_tok": fields.integer("expert_used_count"),
+            **experts_of(fields, "n_routed_experts"),
             "moe_intermediate_size": width,
             "moe_shared_expert_intermediate_size": fields.integer("expert_shared_feed_forward_length"),
             "n_shared_experts": 1,
@@ -163,8 +163,7 @@ def _lfm2_moe(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     extra = _lfm2(fields, config)
     _without(extra, "block_auto_adjust_ff_dim")
     return extra | {
-        "num_experts": fields.integer("expert_count"),
-        "num_experts_per_tok": fields.integer("expert_used_count"),
+        **experts_of(fields),
         "moe_intermediate_size": fields.most("expert_feed_forward_length"),
         "num_dense_layers": fields.integer("leading_dense_block_count", 0),
         "norm_topk_prob": True,
@@ -193,8 +192,7 @@ def _delta_net(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
 
 def _qwen_experts(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     return _delta_net(fields, config) | {
-        "num_experts": fields.integer("expert_count"),
-        "num_experts_per_tok": fields.integer("expert_used_count"),
+        **experts_of(fields),
         "moe_intermediate_size": fields.integer("expert_feed_forward_length"),
         "shared_expert_intermediate_size": fields.integer("expert_shared_feed_forward_length"),
     }
@@ -329,7 +327,7 @@ _NEMOTRON_H = GgufArchitecture(
     extra=_nemotron_h,
 )
 
-STATE_ARCHITECTURES: dict[str, GgufArchitecture] = {
+ARCHITECTURES: dict[str, GgufArchitecture] = {
     "mamba2": _MAMBA2,
     "granitehybrid": GgufArchitecture(
         model_type="granitemoehybrid",

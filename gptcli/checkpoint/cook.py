@@ -1,0 +1,182 @@
+"""Makes values of a checkpoint's tensors, as recipes say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from gptcli.checkpoint.formats import Dense
+from gptcli.checkpoint.recipes import (
+    Concat,
+    EvensThenOdds,
+    GroupsToParts,
+    HeadRows,
+    HeadsToQkv,
+    PairsToHalves,
+    Part,
+    PlusOne,
+    Product,
+    Ranges,
+    Recipe,
+    ReorderedRows,
+    Sinusoids,
+    Stack,
+    Take,
+    Transposed,
+    WithoutFirst,
+    is_transposed,
+    shape,
+)
+from gptcli.checkpoint.tensor_source import TensorSource, ranges_of
+from gptcli.quant.packed import PackedWeight, alike, concat_rows, stack
+
+
+def cook(recipe: Recipe, source: TensorSource) -> Tensor | PackedWeight:
+    """What a recipe makes of a checkpoint's tensors. Raises as `TensorSource.weight` does."""
+    match recipe:
+        case Take(name):
+            return source.weight(name)
+        case Concat(operands, axis):
+            return _joined([cook(each, source) for each in operands], concat_rows, partial(torch.cat, dim=axis))
+        case Stack(operands):
+            return _joined([cook(each, source) for each in operands], stack, torch.stack)
+        case Transposed(operand):
+            value = cook(operand, source)
+            return dense(value).mT.contiguous() if is_transposed(operand, source.stored) else value
+        case PlusOne(operand):
+            return fp32(cook(operand, source)) + 1
+        case ReorderedRows(operand):
+            value = cook(operand, source)
+            return rows_of(value, reordered_rows(recipe, value.shape[0]))
+        case HeadRows(keys, values):
+            return torch.cat([fp32(cook(keys, source)).mT, fp32(cook(values, source))], 1).flatten(0, 1)
+        case WithoutFirst(operand, count):
+            value = cook(operand, source)
+            return rows_of(value, torch.arange(count, value.shape[0]))
+        case Product(left, right, transposed):
+            factor = fp32(cook(right, source))
+            return fp32(cook(left, source)) @ (factor.mT if transposed else factor)
+        case Sinusoids():
+            return _sinusoids(recipe)
+        case Part():
+            return _part(recipe, source)
+        case EvensThenOdds(operand):
+            value = cook(operand, source)
+            order = evens_then_odds(value.shape[1])
+            return value[:, order] if isinstance(value, Tensor) else value.rows(order)
+
+
+def evens_then_odds(count: int) -> Tensor:
+    """The order in which `EvensThenOdds` takes entries: their indices, (count,)."""
+    return torch.arange(count).view(-1, 2).t().flatten()
+
+
+def _part(recipe: Part, source: TensorSource) -> Tensor | PackedWeight:
+    """Asks the operand's own operands for their parts where that is the same, to read no more than these."""
+    axis, ranges = recipe.axis, recipe.ranges
+    match recipe.operand:
+        case Take(name) if isinstance(source.stored(name), Dense):
+            return source.part(name, axis, ranges)
+        case Concat(operands, joined):
+            if joined - len(shape(operands[0], source.stored)) == axis:
+                return cook(Concat(_overlaps(operands, axis, ranges, source), joined), source)
+            return cook(Concat(tuple(Part(each, axis, ranges) for each in operands), joined), source)
+        case Stack(operands):
+            return cook(Stack(tuple(Part(each, axis, ranges) for each in operands)), source)
+        case Transposed(operand) if is_transposed(operand, source.stored):
+            return cook(Transposed(Part(operand, -3 - axis, ranges)), source)
+        case Transposed(operand):
+            return cook(Part(operand, axis, ranges), source)
+    value = cook(recipe.operand, source)
+    if isinstance(value, PackedWeight):
+        indices = torch.cat([torch.arange(*each) for each in ranges])
+        packed = value.rows(indices) if axis == -2 else value.columns(ranges)
+        if packed is not None:
+            return packed
+    return ranges_of(dense(value), axis, ranges)
+
+
+def _overlaps(operands: tuple[Recipe, ...], axis: int, ranges: Ranges, source: TensorSource) -> tuple[Recipe, ...]:
+    """The parts of operands, joined along an axis, that are in ranges of the whole."""
+    parts, first = [], 0
+    for operand in operands:
+        end = first + shape(operand, source.stored)[axis]
+        inside = [(max(start, first) - first, min(stop, end) - first) for start, stop in ranges]
+        if within := tuple((start, stop) for start, stop in inside if start < stop):
+            parts.append(Part(operand, axis, within))
+        first = end
+    return tuple(parts)
+
+
+def dense(value: Tensor | PackedWeight) -> Tensor:
+    """A value as a tensor: in fp32 if it is packed, else as it is."""
+    return value.dequantize(torch.float32) if isinstance(value, PackedWeight) else value
+
+
+def fp32(value: Tensor | PackedWeight) -> Tensor:
+    """A value as a tensor in fp32."""
+    return dense(value).float()
+
+
+def _joined(
+    values: list[Tensor | PackedWeight],
+    join_packed: Callable[[list[PackedWeight]], PackedWeight],
+    join_dense: Callable[[list[Tensor]], Tensor],
+) -> Tensor | PackedWeight:
+    """Several values as one, which stays packed if all are packed alike."""
+    packed = [value for value in values if isinstance(value, PackedWeight)]
+    if len(packed) == len(values) and alike(packed):
+        return join_packed(packed)
+    return join_dense(list(map(dense, values)))
+
+
+def rows_of(value: Tensor | PackedWeight, indices: Tensor) -> Tensor | PackedWeight:
+    """The chosen rows of a value, in the same form. indices: (n,)."""
+    return value[indices] if isinstance(value, Tensor) else value.rows(indices)
+
+
+def reordered_rows(recipe: PairsToHalves | HeadsToQkv | GroupsToParts, rows: int) -> Tensor:
+    """The order in which a recipe takes so many rows of its operand: their indices, (rows,)."""
+    indices = torch.arange(rows)
+    match recipe:
+        case PairsToHalves():
+            return _pairs_to_halves(recipe, indices)
+        case HeadsToQkv():
+            return _heads_to_qkv(recipe, indices)
+        case GroupsToParts():
+            return _groups_to_parts(recipe, indices)
+
+
+def _pairs_to_halves(recipe: PairsToHalves, rows: Tensor) -> Tensor:
+    """Row indices of heads and others; of the `dim` that turn in each of the heads, even ones now precede odd ones."""
+    heads, rest = rows.view(recipe.heads + recipe.others, -1).tensor_split([recipe.heads])
+    before, turned, after = heads.tensor_split([recipe.skipped, recipe.skipped + recipe.dim], dim=1)
+    ordered = torch.cat([before, turned[:, ::2], turned[:, 1::2], after], dim=1)
+    return torch.cat([ordered.flatten(), rest.flatten()])
+
+
+def _heads_to_qkv(recipe: HeadsToQkv, rows: Tensor) -> Tensor:
+    """Row indices (rows,), now those of q, then of k, then of v."""
+    queries = recipe.queries
+    q, first, second = rows.view(recipe.groups, queries + 2, -1).tensor_split([queries, queries + 1], dim=1)
+    k, v = (second, first) if recipe.values_first else (first, second)
+    return torch.cat([q.flatten(), k.flatten(), v.flatten()])
+
+
+def _groups_to_parts(recipe: GroupsToParts, rows: Tensor) -> Tensor:
+    """Row indices (rows,), now those of one part in all groups, then of the next."""
+    grouped = rows.view(recipe.groups, -1)
+    unit = grouped.shape[1] // sum(recipe.parts)
+    parts = torch.split(grouped, [unit * part for part in recipe.parts], 1)
+    return torch.cat([parts[index].flatten() for index in recipe.order or range(len(parts))])
+
+
+def _sinusoids(recipe: Sinusoids) -> Tensor:
+    half = recipe.columns // 2
+    frequencies = torch.exp(torch.arange(half).float() * -(math.log(10_000) / (half - 1)))
+    angles = torch.arange(recipe.first, recipe.first + recipe.rows).float()[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], 1)
