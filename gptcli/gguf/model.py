@@ -269,17 +269,17 @@ class GgufModel:
         return parts
 
     def _by_first(self, tensor: GgufTensor, name: str) -> list[tuple[str, ModelTensor]]:
-        """One tensor for each place of its first dimension."""
+        """One tensor for each index of its first dimension."""
         if len(tensor.shape) < 2:
             raise self.file.broken(f"tensor {tensor.name!r} has one dimension")
         count, *shape = tensor.shape
         size = tensor.size // count
         return [
             (
-                f"{name}.{place}.weight",
-                ModelTensor(tensor.kind, tuple(shape), tensor.file, tensor.offset + place * size, size),
+                f"{name}.{index}.weight",
+                ModelTensor(tensor.kind, tuple(shape), tensor.file, tensor.offset + index * size, size),
             )
-            for place in range(count)
+            for index in range(count)
         ]
 
 

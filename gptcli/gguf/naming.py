@@ -144,7 +144,7 @@ def experts_of(fields: Fields, name: str = "num_experts") -> dict[str, Any]:
 
 
 def routed_experts(fields: Fields) -> dict[str, Any]:
-    """The fields of a mixture behind dense first layers, chosen within groups, beside shared experts."""
+    """The fields of a mixture after dense first layers, chosen within groups, beside shared experts."""
     return experts_of(fields, "n_routed_experts") | {
         "first_k_dense_replace": fields.integer("leading_dense_block_count", 0),
         "moe_intermediate_size": fields.integer("expert_feed_forward_length"),

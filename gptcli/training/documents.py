@@ -74,7 +74,7 @@ def _message(fields: Any, where: str) -> Message:
 
 
 def text_tokens(text: Text, tokenizer: Tokenizer, end: Sequence[int]) -> Iterator[list[int]]:
-    """The ids of a text in pieces, with what the tokenizer puts before a text, and `end` behind it."""
+    """The ids of a text in pieces, with what the tokenizer puts before a text, and `end` after it."""
     yield list(tokenizer.surroundings[0])
     for chunk in encode_chunks(tokenizer, text.blocks, special=False, largest=_PIECE, where=text.where):
         yield chunk.ids

@@ -14,7 +14,7 @@ from gptcli.errors import Diverged
 from gptcli.model.decoder import Decoder
 from gptcli.training.checkpoints import RunDirectory
 from gptcli.training.corpus import Corpus
-from gptcli.training.events import Evaluated, Event, Sampled, Saved, Step
+from gptcli.training.events import Evaluated, Sampled, Saved, Step, TrainingEvent
 from gptcli.training.loss import add_gradients, loss_of
 from gptcli.training.settings import TrainSettings
 from gptcli.training.together import Together
@@ -78,7 +78,7 @@ class Training:
         torch.set_rng_state(torch.tensor(list(generator), dtype=torch.uint8))
         return True
 
-    def run(self, stopped: Callable[[], bool]) -> Iterator[Event]:
+    def run(self, stopped: Callable[[], bool]) -> Iterator[TrainingEvent]:
         """Trains to the end, or until `stopped`, which leaves a checkpoint.
 
         Raises Diverged for NaN or infinity, with the weights of the last step, and OutputError.
@@ -136,7 +136,7 @@ class Training:
             self._order = epoch, torch.randperm(len(self._train), generator=generator).tolist()
         return self._order[1][index * size : (index + 1) * size]
 
-    def _look(self) -> Iterator[Event]:
+    def _look(self) -> Iterator[TrainingEvent]:
         """The held-out loss, and samples; the other processes wait for the first."""
         if not self._together.leads:
             return

@@ -37,7 +37,7 @@ from gptcli.text.tokenizer import Tokenizer
 from gptcli.training.checkpoints import DATA, INITIAL, RunDirectory, output_errors, written_directory
 from gptcli.training.corpus import HELD_OUT, TRAIN, Corpus, CorpusWriter, Encoder
 from gptcli.training.documents import Document, PromptCompletion, Text
-from gptcli.training.events import Event
+from gptcli.training.events import TrainingEvent
 from gptcli.training.log import Log, write_curve
 from gptcli.training.loop import Training
 from gptcli.training.lora import Lora
@@ -200,7 +200,7 @@ class Run:
             note(f"{what}: {', '.join(left[:5])}{', ...' if len(left) > 5 else ''}")
         return found
 
-    def events(self, stopped: Callable[[], bool]) -> Iterator[Event]:
+    def events(self, stopped: Callable[[], bool]) -> Iterator[TrainingEvent]:
         """Trains, keeps the log, and writes the result if it comes to the end. Raises as `Training.run` does."""
         if not self.together.leads:
             yield from self.training.run(stopped)
