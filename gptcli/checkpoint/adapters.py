@@ -204,5 +204,5 @@ def _joined(rows: Rows, adapter: Adapter) -> tuple[Tensor, Tensor] | None:
             raise BrokenCheckpoint(f"{adapter.path}: {module}: {list(up.shape)} and {list(down.shape)} do not fit it")
     ups = {module: up for module, _, _, up in chosen}
     blocks = (ups.get(module, torch.zeros(count, 0)) for module, count in rows.modules)
-    whole = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    whole = torch.block_diag(*blocks)
     return torch.cat([down for _, _, down, _ in chosen]), whole if rows.order is None else whole[rows.order]
