@@ -73,7 +73,7 @@ def lead(
     _channel.tell("load", name, folder, runtime, ctx_size, chosen)
     decoder = load_decoder(folder, plan.weights, on_progress, share)
     _join(decoder, share, name)
-    decoder.register_forward_pre_hook(partial(_tell_run, name))
+    decoder.register_forward_pre_hook(partial(_tell_run, name), with_kwargs=True)
     decoder.register_forward_hook(_ran)
     finalize(decoder, _channel.note, "forget", name)
     return decoder, replace(plan, record=None, new_cache=partial(_LedCache, name))
@@ -151,12 +151,18 @@ class _Follower:
         self._caches[name].fill([self._caches[other] for other in others])
 
     @torch.inference_mode()
-    def run(self, decoder_name: int, name: int, span: int, rows: Sequence[Sequence[int]]) -> None:
+    def run(
+        self, decoder_name: int, names: Sequence[int], spans: Sequence[int], counts: Sequence[int], rows: list[list[int]]
+    ) -> None:
         decoder, plan, _ = self._decoders[decoder_name]
-        cache = self._caches[name]
-        cache.span = span
-        decoder(torch.tensor(rows, device=plan.device), cache)
-        cache.advance(*rows)
+        caches = [self._caches[name] for name in names]
+        for cache, span in zip(caches, spans, strict=True):
+            cache.span = span
+        decoder(torch.tensor(rows, device=plan.device), *caches, counts=counts)
+        if not counts:
+            caches[0].advance(*rows)
+        for cache, count, end in zip(caches, counts, itertools.accumulate(counts), strict=bool(counts)):
+            cache.advance(rows[0][end - count : end])
 
     @torch.inference_mode()
     def project(self, decoder_name: int, shape: Sequence[int], dtype: torch.dtype) -> None:
@@ -191,13 +197,14 @@ class _LedCache(KVCache):
         super().fill(caches)
 
 
-def _tell_run(decoder_name: int, decoder: nn.Module, inputs: tuple[Tensor, _LedCache]) -> None:
-    tokens, cache = inputs
-    _channel.tell("run", decoder_name, cache.name, cache.span, tokens.tolist())
+def _tell_run(decoder_name: int, decoder: nn.Module, inputs: tuple[Any, ...], named: dict[str, Sequence[int]]) -> None:
+    tokens, *caches = inputs
+    names, spans = [cache.name for cache in caches], [cache.span for cache in caches]
+    _channel.tell("run", decoder_name, names, spans, named.get("counts", ()), tokens.tolist())
     _channel.within = True
 
 
-def _ran(decoder: nn.Module, inputs: tuple[Tensor, KVCache], hidden: Tensor) -> None:
+def _ran(decoder: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> None:
     _channel.within = False
 
 

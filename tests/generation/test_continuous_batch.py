@@ -152,7 +152,7 @@ def test_a_common_beginning_is_run_once_and_a_prompt_waits_for_it(
     asked = [Request([*common, last, 7], max_tokens=2, seed=1, ignore_eos=True) for last in (50, 51, 52)]
     found = finished(lm, asked)
     assert [own[1] for own in found] == [alone(lm, request)[1] for request in asked]
-    if lm.engine.shares_steps and not any(part.window for part in lm.engine.new_cache()._parts):
+    if not any(block.attention.window for block in lm.folder.architecture.config.blocks):
         assert steps == [[24], [18], [1, 2, 2], [1, 1]]
 
 
