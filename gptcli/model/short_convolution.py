@@ -29,6 +29,7 @@ class ShortConvolution(nn.Module):
 
     def _convolved(self, block: int, position: TextPosition, x: Tensor) -> Tensor:
         (tail,) = position.states.now[block]
+        sums: Tensor
         sums, tail = self.convolution(x, tail)
         position.states.put(block, (tail,))
         return sums

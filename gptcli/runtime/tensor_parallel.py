@@ -143,26 +143,20 @@ class _Follower:
     def discard(self, name: int) -> None:
         self._caches[name].discard()
 
-    def drop(self, name: int, row: int) -> None:
-        self._caches[name].drop(row)
-
     @torch.inference_mode()
     def fill(self, name: int, others: Sequence[int]) -> None:
         self._caches[name].fill([self._caches[other] for other in others])
 
     @torch.inference_mode()
-    def run(
-        self, decoder_name: int, names: Sequence[int], spans: Sequence[int], counts: Sequence[int], rows: list[list[int]]
-    ) -> None:
+    def run(self, decoder_name: int, names: Sequence[int], spans: Sequence[int], texts: Sequence[list[int]]) -> None:
         decoder, plan, _ = self._decoders[decoder_name]
         caches = [self._caches[name] for name in names]
         for cache, span in zip(caches, spans, strict=True):
             cache.span = span
-        decoder(torch.tensor(rows, device=plan.device), *caches, counts=counts)
-        if not counts:
-            caches[0].advance(*rows)
-        for cache, count, end in zip(caches, counts, itertools.accumulate(counts), strict=bool(counts)):
-            cache.advance(rows[0][end - count : end])
+        ids = torch.tensor([[*itertools.chain(*texts)]], device=plan.device)
+        decoder(ids, *caches, counts=[len(text) for text in texts])
+        for cache, text in zip(caches, texts, strict=True):
+            cache.advance(text)
 
     @torch.inference_mode()
     def project(self, decoder_name: int, shape: Sequence[int], dtype: torch.dtype) -> None:
@@ -188,19 +182,15 @@ class _LedCache(KVCache):
         _channel.note("discard", self.name)
         super().discard()
 
-    def drop(self, row: int) -> None:
-        _channel.note("drop", self.name, row)
-        super().drop(row)
-
     def fill(self, caches: Sequence[KVCache]) -> None:
         _channel.note("fill", self.name, [cache.name for cache in caches if isinstance(cache, _LedCache)])
         super().fill(caches)
 
 
 def _tell_run(decoder_name: int, decoder: nn.Module, inputs: tuple[Any, ...], named: dict[str, Sequence[int]]) -> None:
-    tokens, *caches = inputs
-    names, spans = [cache.name for cache in caches], [cache.span for cache in caches]
-    _channel.tell("run", decoder_name, names, spans, named.get("counts", ()), tokens.tolist())
+    [tokens], *caches = inputs  # one row
+    texts = [text.tolist() for text in torch.split(tokens, list(named.get("counts", [len(tokens)])))]
+    _channel.tell("run", decoder_name, [cache.name for cache in caches], [cache.span for cache in caches], texts)
     _channel.within = True
 
 
