@@ -64,7 +64,7 @@ class SnapshotEngine:
     """
 
     failures: tuple[str, ...] = ()
-    shares_steps = True
+    records_rows = False
 
     def __init__(
         self, snapshot: Snapshot, library: Functions, ctx_size: int, room: int, drop: Callable[[], None]
