@@ -142,7 +142,7 @@ def choose_many(
 ) -> Iterator[tuple[ChoiceScore, ...]]:
     """As `choose`, for each prompt: they share steps, and what they begin with in common is run once."""
     pool, cache = CachePool(engine), PromptCache()
-    if not engine.shares_steps:
+    if not engine.shares_steps or not engine.most_ahead(cache.for_engine(engine)):  # a state is not cut back
         yield from (choose(engine, tokenizer, prompt, choices, special=special, cache=cache) for prompt in prompts)
         return
     asked = (_fitting(engine, tokenizer, prompt, choices, special) for prompt in prompts)
