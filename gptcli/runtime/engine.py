@@ -90,6 +90,11 @@ class Extension(NamedTuple):
     tokens: Sequence[int]
     wanted: int = 1
 
+    def split(self) -> tuple[Extension, Extension]:
+        """What comes before the tokens whose logits are wanted, and those."""
+        before, after = self.tokens[: -self.wanted], self.tokens[-self.wanted :]
+        return self._replace(tokens=before, wanted=1), self._replace(tokens=after)
+
 
 Extended: TypeAlias = Sequence[Logits] | NonFiniteLogits | OutOfMemory
 """The logits that an `Extension` wants, or why there are none."""

@@ -31,7 +31,7 @@ from gptcli.runtime.engine import (
     no_progress,
 )
 from gptcli.runtime.fast_start.snapshot_file import Snapshot
-from gptcli.runtime.lowering import lower
+from gptcli.runtime.lowering.decoder import lower
 from gptcli.runtime.memory_errors import memory_errors
 from gptcli.runtime.program import CHUNK
 from gptcli.runtime.program_cache import ProgramCache
@@ -136,7 +136,7 @@ class TorchEngine:
         for chunk in chunks:
             if cancelled():
                 return None
-            self._mark(cache)
+            cache.mark()
             logits = self._run(chunk, cache)
             done += len(chunk)
             on_progress(done, len(tokens))
@@ -222,7 +222,7 @@ class TorchEngine:
         before = len(tokens) - len(targets)  # tokens that nothing is scored after
         first = max(0, before) if self.decoder.config.keeps_states else 0
         for chunk in self._chunks(tokens[:first]) + self._chunks(tokens[first:]):
-            self._mark(cache)
+            cache.mark()
             asked = targets[max(0, -before) :][: max(0, len(chunk) - max(0, before))]
             before -= len(chunk)
             logits = self._run(chunk, cache, wanted=max(1, len(asked)))[:, :vocabulary]
@@ -237,12 +237,11 @@ class TorchEngine:
         """See `Engine.score_texts`."""
         texts = self._all_rotated_alike(texts)
         if self.decoder.config.keeps_states:  # the same text with another end needs what is before that
-            before = [text._replace(tokens=text.tokens[: -text.wanted], wanted=1) for text in texts]
+            before, texts = zip(*(text.split() for text in texts), strict=True)
             if any(text.tokens for text in before):
                 self._run_texts([text for text in before if text.tokens])
-            texts = [text._replace(tokens=text.tokens[-text.wanted :]) for text in texts]
             for text in texts:
-                self._mark(text.cache)
+                text.cache.mark()
         logits = self._run_texts(texts)
         if not self._all_finite(logits):
             raise NonFiniteLogits(max(text.cache.length for text in texts), self.plan.dtype_name)
@@ -305,10 +304,6 @@ class TorchEngine:
         """Prompt tokens per pass: more where attention runs in a fused CUDA kernel, which keeps no scores."""
         keeps_scores = any(attention.keeps_scores for attention in self.decoder.config.attentions)
         return _CUDA_CHUNK if self.plan.device.type == "cuda" and not keeps_scores else CHUNK
-
-    def _mark(self, cache: TextCache) -> None:
-        if isinstance(cache, KVCache):
-            cache.mark()
 
     def _rotated_alike(self, tokens: Sequence[int], cache: TextCache) -> Sequence[int]:
         """The tokens to run so that all keys are rotated alike: the whole text if it crosses a RoPE border."""
