@@ -219,9 +219,9 @@ class LanguageModel(OpenedModel):
         has its error in place of the text, and so has an error that comes in place of a request. Each text is what it
         would be alone, except for the rounding of sums. Nothing is drafted.
 
-        parallel: how many texts share a step at most; None for as many as gain by it and fit into the memory. Engines
-        without the compiled program run one after another. ordered: yields them in the order of the requests.
-        cancelled: once true, running texts end with reason "interrupt", and no request is taken.
+        parallel: how many texts share a step at most; None for as many as gain by it and fit into the memory. ordered:
+        yields them in the order of the requests. cancelled: once true, running texts end with reason "interrupt", and
+        no request is taken.
         """
         from gptcli.generation.complete_all import complete_all
 
