@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import UsageError
 from gptcli.generation.constraints.endless_schemas import endless_reference, parts
+from gptcli.generation.constraints.schema_rewrites import rewritten
 from gptcli.settings import ConstraintConfig
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _LONGEST = 256 << 10  # characters; llguidance takes seconds, or a gigabyte, only for more
 _MOST_PAIRS = 1500**2  # of properties or choices beside each other, which llguidance compares: a second
+_EXACT, _LARGEST = 2**53, 10**300  # all integers up to the first are doubles
 _MOST_STATES = 250_000  # for multipleOf: a second
 _PROBED = 1 << 20  # characters of schemas that are tried to find the place of an error
 _STACK = 256 << 20  # bytes, of which only those in use take memory; llguidance recurses into each reference
@@ -183,6 +185,7 @@ def _of_schema(text: str) -> str:
         if not isinstance(schema, dict):
             raise UsageError(f"json-schema: a schema is an object, not {json.dumps(schema)[:40]}")
         _check_costs(schema)
+        _check_numbers(schema)
         grammar = _schema_grammar(schema)
     except RecursionError:
         raise UsageError("json-schema: too deeply nested") from None
@@ -199,7 +202,7 @@ def _of_schema(text: str) -> str:
 def _schema_grammar(schema: dict[str, Any]) -> str:
     from llguidance import LLMatcher
 
-    return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_JSON)
+    return LLMatcher.grammar_from_json_schema(json.dumps(rewritten(schema)), overrides=_JSON)
 
 
 def _path_of(error: str, schema: dict[str, Any]) -> str:
@@ -231,6 +234,27 @@ def _inner_schemas(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]
         else:
             continue
         yield from ((f"{key}/{name}", each) for name, each in inner if isinstance(each, dict))
+
+
+def _check_numbers(schema: dict[str, Any], path: str = "") -> None:
+    """Raises UsageError for numbers that llguidance rounds, and numbers of members that it cannot count."""
+    for key in ("const", "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
+        for number in _numbers_in(schema.get(key)):
+            if abs(number) > _EXACT and not (abs(number) < _LARGEST and Fraction(str(number)) == float(number)):
+                raise UsageError(f"json-schema: #{path}: not supported: {key} {str(number)[:40]}, which is no double")
+    least, required = schema.get("minProperties", 0), schema.get("required", ())
+    if isinstance(least, int) and least > max(1, len(required) if isinstance(required, list) else 0):
+        raise UsageError(f"json-schema: #{path}: not supported: minProperties {least} with fewer required")
+    for step, inner in _inner_schemas(schema):
+        _check_numbers(inner, f"{path}/{step}")
+
+
+def _numbers_in(value: object) -> Iterator[int | float]:
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, list | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _numbers_in(each)
 
 
 def _check_costs(schema: dict[str, Any]) -> None:
