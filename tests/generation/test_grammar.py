@@ -239,6 +239,24 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
         {"json_schema": {"allOf": [{"type": "integer", "multipleOf": prime} for prime in (9973, 9967)]}},
         "not supported: multipleOf",
     ),
+    "many primes": (
+        {"json_schema": {"anyOf": [{"type": "integer", "multipleOf": 20_011 + 2 * i} for i in range(50)]}},
+        "not supported: multipleOf",
+    ),
+    "many patterns of names": (
+        {"json_schema": {"patternProperties": {f"^a{i}x": {} for i in range(400)}}},
+        "too large",
+    ),
+    "a pattern that counts far": ({"json_schema": {"pattern": "^a{1000000}$"}}, "too large"),
+    "a regex that counts far": ({"regex": "(a{1000}){1000}"}, "too large"),
+    "choices to compare": (
+        {"json_schema": {"anyOf": [{"oneOf": [{"const": i} for i in range(100)]} for _ in range(90)]}},
+        "not supported: oneOf",
+    ),
+    "choices that go round": (
+        {"json_schema": {"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}] * 9}}, "oneOf": [{"$ref": "#/$defs/a"}] * 2}},
+        "not supported: oneOf",
+    ),
     "patterns that exclude each other": (
         {"json_schema": {"allOf": [{"type": "string", "pattern": f"(a|b)*a(a|b){{{i}}}"} for i in range(8, 20)]}},
         "too complex",

@@ -64,7 +64,7 @@ _BOUNDS = {
 }
 _CLASS = re.compile(r"\\.|\[(?:\\.|[^\]\\])*", re.DOTALL)  # or an escape outside
 _SET_SIGN = re.compile(r"\\.|[\[&~]", re.DOTALL)  # or an escape
-_MOST_COMPARED = 50_000  # pairs of schemas
+_MOST_COMPARED, _DEEPEST = 20_000, 12  # pairs of schemas, within each other
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 _ONE = ("items", "additionalItems", "additionalProperties")
@@ -153,11 +153,27 @@ def _limit_names(schema: dict[str, Any]) -> None:
     schema["additionalProperties"] = False
 
 
+def original_path(path: str, schema: object) -> str:
+    """The path in a schema of what is at a path in the rewritten one."""
+    kept, steps = list[str](), path.split("/")[1:]
+    for step in steps:
+        if isinstance(schema, Mapping) and step == "anyOf" and step not in schema:
+            step = "oneOf"
+        if isinstance(schema, list) and step.isdigit() and int(step) < len(schema):
+            schema = schema[int(step)]
+        elif isinstance(schema, Mapping) and step in schema:
+            schema = schema[step]
+        else:
+            break
+        kept.append(step)
+    return "".join(f"/{step}" for step in kept)
+
+
 class _Comparison:
     """Finds schemas that no value can meet both. root: what their references refer to."""
 
     def __init__(self, root: Mapping[str, Any]) -> None:
-        self._root, self._left = root, _MOST_COMPARED
+        self._root, self._left, self._depth = root, _MOST_COMPARED, 0
 
     def exclude_each_other(self, choices: list[Any]) -> bool:
         """Whether no value can meet two of the schemas, as far as can be seen; then `oneOf` is `anyOf`."""
@@ -165,9 +181,16 @@ class _Comparison:
 
     def _disjoint(self, one: Any, other: Any) -> bool:
         self._left -= 1
-        if one is False or other is False:
-            return True
-        if not isinstance(one, Mapping) or not isinstance(other, Mapping) or self._left < 0:
+        if self._left < 0 or self._depth == _DEEPEST:
+            return False
+        self._depth += 1
+        try:
+            return one is False or other is False or self._differ(one, other)
+        finally:
+            self._depth -= 1
+
+    def _differ(self, one: Any, other: Any) -> bool:
+        if not isinstance(one, Mapping) or not isinstance(other, Mapping):
             return False
         for part, rest in ((one, other), (other, one)):
             reference = part.get("$ref")
