@@ -43,9 +43,12 @@ _JSON: JsonCompileOptions = {
     "lenient": False,  # would ignore keywords
 }
 _SCHEMA_MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions"})
+_GBNF_RULE = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
 _LARK_TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)+/|(?://|#).*|(<[^\s<>]+>)')
 _REGEX_PART = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{(?P<counts>[0-9]{1,18}(?:,[0-9]{0,18})?)\}|.", re.DOTALL)
 _REASONS = (
+    (r".*lookarounds not supported yet; Word.*", r"not supported: \\b"),
+    (r".*lookarounds not supported yet.*", "not supported: ^ or $ amid an expression"),
     (r'Unimplemented keys: \["(.*)"\]', r"not supported: \1"),
     (r"oneOf constraints are not supported.*", "not supported: oneOf where a value may meet two of its schemas"),
     (r"Resource '(.*?)' is not present.*", r"$ref: another document: \1"),
@@ -145,10 +148,10 @@ def _of_regex(text: str) -> str:
 
 def _of_grammar(text: str) -> str:
     _check_length("grammar", text)
-    from llguidance.gbnf_to_lark import any_to_lark
+    from llguidance.gbnf_to_lark import gbnf_to_lark
 
     try:
-        lark = any_to_lark(text)
+        lark = gbnf_to_lark(text) if _GBNF_RULE.search(text) else text
     except RecursionError:
         raise UsageError("grammar: too deeply nested") from None
     except Exception as error:  # its classes are not promised
