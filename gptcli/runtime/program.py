@@ -11,6 +11,7 @@ from itertools import accumulate
 
 from gptcli.kernels.bindings import CACHE_KINDS, CacheKind, Frame, Functions, Matrix, Op, Rotation, Row, State
 from gptcli.kernels.memory import Memory
+from gptcli.model.marks import MOST_MARKS
 from gptcli.runtime.program_cache import Layout, planes
 
 CHUNK = 512  # prompt tokens per forward pass: bounds memory, costs a tenth of the speed at 4,096
@@ -107,6 +108,11 @@ class Program:
             op.keys_at = layout.position_bytes
             layout.planes += planes(kind, op.size) * ((1 if index in latent else 2) * op.kv_heads)
         return [layouts[window] for window in sorted(layouts)]
+
+    @property
+    def most_state_bytes(self) -> int:
+        """What a text's states take at most: those before and after a step, and earlier ones."""
+        return (2 + MOST_MARKS) * self.state_bytes
 
     def _lay_out_states(self) -> int:
         """Tells each operation where its state is among those of a text; their size in bytes."""

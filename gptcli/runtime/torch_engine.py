@@ -210,6 +210,8 @@ class TorchEngine:
     def most_rows(self, tokens: int) -> int:
         """As many as gain by sharing steps, and as fit into the memory; see `Engine.most_rows`."""
         row_bytes = self.cache_bytes(min(tokens, self.ctx_size))
+        if self._program is not None:
+            row_bytes += self._program.program.most_state_bytes
         # A text that is run again needs three: the old row, its own cache, and the new row.
         return max(1, min(MOST_ROWS, int(free_bytes(self.plan.device) / (3 * row_bytes))))
 
