@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, Unpa
 from gptcli.chat.events import FORMAT_VERSION, History, Record, question_text
 from gptcli.errors import InputError, UsageError
 from gptcli.generation.events import Finished, TextDelta
-from gptcli.runtime.engine import PromptCache, ReplyKeywords, RunKeywords
+from gptcli.generation.request import StreamKeywords
+from gptcli.runtime.engine import PromptCache, ReplyKeywords
 from gptcli.settings import ChatSettings, ConstraintConfig, SamplingConfig, StopConfig
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.messages import Message, message_record
@@ -54,15 +55,7 @@ class ChatModel(Protocol):
         """Raises UsageError or ContextOverflow where a prompt cannot be continued."""
 
     def stream(
-        self,
-        prompt: Sequence[int],
-        sampling: SamplingConfig,
-        stop: StopConfig,
-        *,
-        constraint: ConstraintConfig | None = None,
-        logprobs: int | None = None,
-        tools: ToolUse | None = None,
-        **run: Unpack[RunKeywords],
+        self, prompt: Sequence[int], sampling: SamplingConfig, stop: StopConfig, **options: Unpack[StreamKeywords]
     ) -> Iterator[TextDelta | Finished]:
         """Continues a prompt: text as it comes, then one Finished."""
 

@@ -237,7 +237,14 @@ class TorchEngine:
         self, texts: Sequence[Extension], targets: Sequence[Sequence[int]], vocabulary: int, top: int
     ) -> list[list[TokenScore]]:
         """See `Engine.score_texts`."""
-        logits = self._run_program(self._all_rotated_alike(texts))
+        texts = self._all_rotated_alike(texts)
+        if self.decoder.config.keeps_states:  # the same text with another end needs what is before that
+            before, texts = zip(*(text.split() for text in texts), strict=True)
+            if any(text.tokens for text in before):
+                self._run_texts([text for text in before if text.tokens])
+            for text in texts:
+                text.cache.mark()
+        logits = self._run_texts(texts)
         if not self._all_finite(logits):
             raise NonFiniteLogits(max(text.cache.length for text in texts), self.plan.dtype_name)
         each = torch.split(logits[:, :vocabulary], [text.wanted for text in texts])
@@ -321,20 +328,24 @@ class TorchEngine:
         """Appends tokens to a text; the logits of the last ones, (wanted, vocab)."""
         if not isinstance(cache, ProgramCache):
             return self._run_in_torch([tokens], cache, wanted)
-        logits = self._run_program([Extension(cache, tokens, wanted)])
+        logits = self._run_texts([Extension(cache, tokens, wanted)])
         if not self._all_finite(logits):
             raise NonFiniteLogits(cache.length, self.plan.dtype_name)
         return logits
 
     @property
-    def shares_steps(self) -> bool:
-        """See `Engine.shares_steps`."""
-        return self._program is not None
+    def records_rows(self) -> bool:
+        """See `Engine.records_rows`."""
+        return self._recorded is not None and self._recorded.failure is None
 
     def extend(self, texts: Sequence[Extension]) -> list[Extended]:
-        """See `Engine.extend`; each logits is (vocab,) in fp32. A text that crosses a RoPE border runs by itself."""
+        """See `Engine.extend`; each logits is (vocab,) in fp32. A text that crosses a RoPE border runs by itself.
+
+        Steps of one text may be recorded, those of several are not.
+        """
         whole = self._all_rotated_alike(texts)
-        shares = [self.shares_steps and own.tokens is text.tokens for own, text in zip(whole, texts, strict=True)]
+        several = self._program is not None or len(texts) > 1
+        shares = [several and own.tokens is text.tokens for own, text in zip(whole, texts, strict=True)]
         shared = iter(self._run_together(list(compress(whole, shares))))
         return [next(shared) if sharing else self._run_alone(own) for own, sharing in zip(whole, shares, strict=True)]
 
@@ -342,7 +353,7 @@ class TorchEngine:
         if not texts:
             return []
         try:
-            logits = self._run_program(texts)
+            logits = self._run_texts(texts)
         except OutOfMemory as error:
             return [error] * len(texts)
         wanted = [text.wanted for text in texts]
@@ -369,12 +380,22 @@ class TorchEngine:
         other.truncate(length)
         return other
 
-    def _run_program(self, texts: Sequence[Extension]) -> Tensor:
+    def _run_texts(self, texts: Sequence[Extension]) -> Tensor:
         """Appends tokens to each of several texts; the wanted logits, (sum of wanted, vocab), finite or not."""
-        assert self._program is not None
         length = max(text.cache.length + len(text.tokens) for text in texts)
-        with memory_errors(self.plan.device, f"running token {length}"), self._step:  # no torch modes: slow as a layer
-            return self._program.run(texts)
+        with memory_errors(self.plan.device, f"running token {length}"), self._step:
+            # No torch modes around a program: they are as slow as a layer.
+            return self._run_side_by_side(texts) if self._program is None else self._program.run(texts)
+
+    @torch.inference_mode()
+    def _run_side_by_side(self, texts: Sequence[Extension]) -> Tensor:
+        counts = [len(text.tokens) for text in texts]
+        ids = torch.tensor([token for text in texts for token in text.tokens], device=self.plan.device)
+        [hidden] = self.decoder(ids[None], *(text.cache for text in texts), counts=counts)
+        for text in texts:
+            text.cache.advance(text.tokens)
+        ends = [own[-text.wanted :] for own, text in zip(torch.split(hidden, counts), texts, strict=True)]
+        return self.decoder.logits(torch.cat(ends))
 
     def _all_finite(self, logits: Tensor) -> bool | Tensor:
         # Without torch operations in a step, torch's threads stay asleep instead of spinning for the next one.

@@ -64,7 +64,7 @@ class SnapshotEngine:
     """
 
     failures: tuple[str, ...] = ()
-    shares_steps = True
+    records_rows = False
 
     def __init__(
         self, snapshot: Snapshot, library: Functions, ctx_size: int, room: int, drop: Callable[[], None]
@@ -111,9 +111,8 @@ class SnapshotEngine:
     ) -> SnapshotLogits | None:
         """See `Engine.prefill`. Raises NonFiniteLogits and MemoryError."""
         logits, done = None, 0
-        for chunk in chunks(
-            tokens, len(tokens) - 1 if self._keeps_states else 0
-        ):  # the same again needs its last token
+        before = len(tokens) - 1 if self._keeps_states else 0  # the same again needs its last token
+        for chunk in chunks(tokens, before):
             if cancelled():
                 return None
             [logits] = self._run(Extension(cache, chunk))
@@ -160,12 +159,22 @@ class SnapshotEngine:
         self, texts: Sequence[Extension], targets: Sequence[Sequence[int]], vocabulary: int, top: int
     ) -> list[list[TokenScore]]:
         """See `Engine.score_texts`."""
-        scores = []
-        for own, asked in zip(self.extend(texts), targets, strict=True):
+        if self._keeps_states:  # the same text with another end needs what is before that
+            before, texts = zip(*(text.split() for text in texts), strict=True)
+            self._run_texts([text for text in before if text.tokens])
+            for text in texts:
+                text.cache.mark()
+        rows = self._run_texts(texts)
+        return [self._scores(own, asked, vocabulary, top) for own, asked in zip(rows, targets, strict=True)]
+
+    def _run_texts(self, texts: Sequence[Extension]) -> list[Sequence[SnapshotLogits]]:
+        """`extend` that raises what befalls a text."""
+        rows = []
+        for own in self.extend(texts) if texts else []:
             if isinstance(own, GptcliError):
                 raise own
-            scores.append(self._scores(own, asked, vocabulary, top))
-        return scores
+            rows.append(own)
+        return rows
 
     def _scores(
         self, rows: Sequence[SnapshotLogits], targets: Sequence[int], vocabulary: int, top: int
