@@ -110,6 +110,17 @@ class Program:
         return [layouts[window] for window in sorted(layouts)]
 
     @property
+    def bytes_a_token(self) -> int:
+        """Bytes of weights that one token is multiplied with; of a mixture, only its chosen experts'."""
+        sizes: dict[int, float] = {}  # by address: some are multiplied with twice
+        for index, matrix in self.matrices:
+            op = self.ops[index]
+            if op.code != self._library.code("EMBED"):
+                share = op.rows / op.size if op.code == self._library.code("EXPERTS") else 1
+                sizes[matrix.address] = matrix.size * share
+        return int(sum(sizes.values()))
+
+    @property
     def most_state_bytes(self) -> int:
         """What a text's states take at most: those before and after a step, and earlier ones."""
         return (2 + MOST_MARKS) * self.state_bytes

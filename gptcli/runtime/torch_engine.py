@@ -200,6 +200,11 @@ class TorchEngine:
         """How keys and values are kept, as the command line spells it."""
         return self.dtype_name if self._program is None else self.plan.cache_kind
 
+    @property
+    def program_bytes_a_token(self) -> int | None:
+        """Bytes of weights that a program multiplies one token with; None where torch runs the steps."""
+        return None if self._program is None else self._program.program.bytes_a_token
+
     def cache_bytes(self, tokens: int) -> int:
         """Bytes of a text's keys and values."""
         itemsize = self.plan.weights.dtype.itemsize
