@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-_MOST_MARKS = 4  # of one text; each is as large as the state
+MOST_MARKS = 4  # of one text; each is as large as the state
 
 State = TypeVar("State")
 
@@ -24,7 +24,7 @@ class Marks(Generic[State]):
         if length == 0 or (marks and marks[-1][0] == length):
             return
         marks.append((length, state))
-        if len(marks) > _MOST_MARKS:
+        if len(marks) > MOST_MARKS:
             ends = [0, *(end for end, _ in marks)]
             del marks[min(range(len(marks) - 1), key=lambda index: ends[index + 2] - ends[index])]
 

@@ -11,7 +11,7 @@ from gptcli.settings import CONSTRAINT_FIELDS, SAMPLING_FIELDS, ReasoningEffort
 from gptcli.text.chat_template import Switches
 from gptcli.text.messages import BadMessage, Message
 from gptcli.text.messages import messages_of as checked_messages
-from gptcli.tools.definitions import AUTO, Definition, checked_choice, checked_tools
+from gptcli.tools.definitions import AUTO, NONE, Definition, checked_choice, checked_tools
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 MOST_CHOICES, MOST_PROMPTS = 128, 2048
@@ -32,7 +32,7 @@ WITHOUT_EFFECT = {
 }
 # Values that ask for nothing.
 NOTHING = {
-    "suffix": "", "best_of": 1, "modalities": ["text"], "verbosity": "medium", "tools": [], "include": [],
+    "suffix": "", "best_of": 1, "modalities": ["text"], "verbosity": "medium", "include": [],
     "background": False, "truncation": "disabled", "context_management": [], "speed": "standard",
 }  # fmt: skip
 
@@ -103,8 +103,10 @@ def tools_of(given: dict[str, Any]) -> dict[str, Any]:
     """Takes the tools of a conversation out of what is given. Raises BadParameter."""
     parallel = check_flag("parallel_tool_calls", given.pop("parallel_tool_calls", True))
     tools, choice = given.pop("tools", None), given.pop("tool_choice", AUTO)
+    if tools == [] and choice == AUTO:  # not the command's either
+        choice = NONE
     try:
-        tools = () if tools is None else checked_tools(tools)
+        tools = () if tools in (None, []) else checked_tools(tools)
     except UsageError as error:
         raise BadParameter("tools", error.message) from None
     try:

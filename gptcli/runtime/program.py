@@ -11,6 +11,7 @@ from itertools import accumulate
 
 from gptcli.kernels.bindings import CACHE_KINDS, CacheKind, Frame, Functions, Matrix, Op, Rotation, Row, State
 from gptcli.kernels.memory import Memory
+from gptcli.model.marks import MOST_MARKS
 from gptcli.runtime.program_cache import Layout, planes
 
 CHUNK = 512  # prompt tokens per forward pass: bounds memory, costs a tenth of the speed at 4,096
@@ -107,6 +108,22 @@ class Program:
             op.keys_at = layout.position_bytes
             layout.planes += planes(kind, op.size) * ((1 if index in latent else 2) * op.kv_heads)
         return [layouts[window] for window in sorted(layouts)]
+
+    @property
+    def bytes_a_token(self) -> int:
+        """Bytes of weights that one token is multiplied with; of a mixture, only its chosen experts'."""
+        sizes: dict[int, float] = {}  # by address: some are multiplied with twice
+        for index, matrix in self.matrices:
+            op = self.ops[index]
+            if op.code != self._library.code("EMBED"):
+                share = op.rows / op.size if op.code == self._library.code("EXPERTS") else 1
+                sizes[matrix.address] = matrix.size * share
+        return int(sum(sizes.values()))
+
+    @property
+    def most_state_bytes(self) -> int:
+        """What a text's states take at most: those before and after a step, and earlier ones."""
+        return (2 + MOST_MARKS) * self.state_bytes
 
     def _lay_out_states(self) -> int:
         """Tells each operation where its state is among those of a text; their size in bytes."""

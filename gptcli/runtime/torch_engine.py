@@ -200,6 +200,11 @@ class TorchEngine:
         """How keys and values are kept, as the command line spells it."""
         return self.dtype_name if self._program is None else self.plan.cache_kind
 
+    @property
+    def program_bytes_a_token(self) -> int | None:
+        """Bytes of weights that a program multiplies one token with; None where torch runs the steps."""
+        return None if self._program is None else self._program.program.bytes_a_token
+
     def cache_bytes(self, tokens: int) -> int:
         """Bytes of a text's keys and values."""
         itemsize = self.plan.weights.dtype.itemsize
@@ -210,6 +215,8 @@ class TorchEngine:
     def most_rows(self, tokens: int) -> int:
         """As many as gain by sharing steps, and as fit into the memory; see `Engine.most_rows`."""
         row_bytes = self.cache_bytes(min(tokens, self.ctx_size))
+        if self._program is not None:
+            row_bytes += self._program.program.most_state_bytes
         # A text that is run again needs three: the old row, its own cache, and the new row.
         return max(1, min(MOST_ROWS, int(free_bytes(self.plan.device) / (3 * row_bytes))))
 

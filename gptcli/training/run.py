@@ -135,6 +135,9 @@ def _encode(draft: Path, settings: TrainSettings, base: Path, documents: Documen
         encoder.write(documents(settings.data), train, held_out, round(1 / share) if share else 0)
         if settings.eval:
             encoder.write(documents([settings.eval]), held_out, held_out, 0)
+        if encoder.left_out:
+            first = f"the first is {encoder.left_out[0]}"
+            note(f"{len(encoder.left_out)} examples were left out: nothing to learn is in their first tokens; {first}")
         if not train.sequences:
             raise InputError(f"there is nothing to learn in {', '.join(settings.data)}")
         if not held_out.sequences:

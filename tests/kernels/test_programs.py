@@ -33,11 +33,12 @@ from gptcli.model.config import (
     ShortConvolutionConfig,
 )
 from gptcli.model.decoder import Decoder
+from gptcli.runtime.bench import weight_bytes
 from gptcli.runtime.device_plan import DevicePlan
 from gptcli.runtime.torch_engine import TorchEngine
 from tests.kernels.test_mixtures import engine_of, every_way
 from tests.parity.reference import write_reference
-from tests.parity.test_families import DEEPSEEK, GROUPS, relative_error
+from tests.parity.test_families import DEEPSEEK, GROUPS, needed_library, relative_error
 
 TOLERANCE = 1e-5
 NORM = NormConfig(kind="rms", eps=1e-5)
@@ -128,6 +129,12 @@ def decoder_of(config: DecoderConfig) -> Decoder:
 def test_every_way_to_run_a_layer_has_the_logits_that_it_has_in_torch(kernels: Library, case: str) -> None:
     decoder = decoder_of(CASES[case])
     assert relative_error(every_way(engine_of(decoder, kernels)), every_way(engine_of(decoder, None))) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_program_reads_as_many_bytes_of_weights_as_the_decoder_has(case: str) -> None:
+    decoder = decoder_of(CASES[case])
+    assert engine_of(decoder, needed_library()).program_bytes_a_token == weight_bytes(decoder)
 
 
 @pytest.mark.parametrize("packing", ["dense", "int8", "int4"])

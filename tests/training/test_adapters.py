@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from transformers import AutoModelForCausalLM
 import gptcli
 from gptcli.cli.app import run
 from gptcli.errors import BrokenCheckpoint, GptcliError, InputError
-from tests.cli.conftest import Cli
+from tests.cli.conftest import GPTCLI, Cli
 from tests.parity.reference import write_reference
 from tests.parity.test_families import GPT
 from tests.tiny import TEXT, make_model, make_tokenizer
@@ -175,6 +177,42 @@ def test_every_command_takes_an_adapter_and_an_adapter_is_its_model(
         plain, adapted, alone = (cli(command, *options, *rest).out for options in chosen)
         assert adapted != plain, command
         assert _without_names(alone) == _without_names(adapted), command
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_server_and_a_benchmark_take_an_adapter(tmp_path: Path, cli: Cli) -> None:
+    model = make_model(tmp_path / "model")
+    adapter = write_adapter(tmp_path / "adapter", model, 3, r=8, lora_alpha=64)
+    options = ("-m", str(model), "--adapter", str(adapter))
+    said = cli("generate", *options, "-t", "0", "-n", "6", "--ignore-eos", "In a small").out.decode()
+    with subprocess.Popen([*GPTCLI, "serve", *options, "--port", "0"], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        (port,) = re.findall(r"http://127\.0\.0\.1:(\d+)", next(line for line in process.stderr if "http://" in line))
+        body = {"prompt": "In a small", "temperature": 0, "max_tokens": 6, "ignore_eos": True}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request) as answer:
+            assert json.load(answer)["choices"][0]["text"] == said
+        process.terminate()
+    bench = ("bench", "-p", "8", "-n", "2", "--repeats", "1")
+    assert cli(*bench, *options).code == 0
+    assert cli(*bench, "-m", make_model(tmp_path / "other", num_hidden_layers=1), "--adapter", adapter).code == 3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_is_merged_with_what_packed_weights_stand_for(tmp_path: Path, cli: Cli) -> None:
+    model = make_model(tmp_path / "model")
+    adapter = write_adapter(tmp_path / "adapter", model, 3, r=8, lora_alpha=64)
+    packed = Path(cli("models", "quantize", model, "--to", "int4", "--name", "packed", "-q").out.decode().strip())
+    done = cli("models", "merge", packed, "--adapter", adapter, "--name", "merged", "-q")
+    assert done.code == 0, done.err
+    merged = Path(done.out.decode().strip())
+    live = ours(packed, adapter, quantize="none")
+    assert close(ours(merged), live)
+    assert not close(ours(packed, quantize="none"), live)
+    with torch.no_grad():
+        assert close(AutoModelForCausalLM.from_pretrained(merged)(torch.tensor([IDS])).logits[0], live)
 
 
 def _without_names(out: bytes) -> bytes:

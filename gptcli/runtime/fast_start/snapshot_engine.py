@@ -89,8 +89,10 @@ class SnapshotEngine:
 
     def most_rows(self, tokens: int) -> int:
         """As many as fit into the memory; see `Engine.most_rows`."""
-        position_bytes = sum(layout.position_bytes for layout in self._snapshot.program.layouts)
-        return max(1, min(MOST_ROWS, free_memory() // (2 * min(tokens, self._room) * position_bytes)))
+        program = self._snapshot.program
+        position_bytes = sum(layout.position_bytes for layout in program.layouts)
+        row_bytes = 2 * min(tokens, self._room) * position_bytes + program.most_state_bytes
+        return max(1, min(MOST_ROWS, free_memory() // row_bytes))
 
     def most_ahead(self, cache: ProgramCache) -> int:
         """See `Engine.most_ahead`."""
