@@ -42,9 +42,9 @@ def stored_models() -> Iterator[tuple[str, Path]]:
     """The name, which begins with the store's, and the file of each model. None with GPTCLI_STORES=off."""
     if switched_off("GPTCLI_STORES"):
         return
-    stores = {"ollama": _ollama, "lmstudio": _lm_studio, "llama.cpp": _llama_cpp, HUB: lambda: _hub(hub_cache())}
-    for store, models in stores.items():
-        for name, file in models():
+    hub = _hub(hub_cache())
+    for store, models in (("ollama", _ollama()), ("lmstudio", _lm_studio()), ("llama.cpp", _llama_cpp()), (HUB, hub)):
+        for name, file in models:
             yield f"{store}:{name}", file
 
 
