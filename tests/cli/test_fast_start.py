@@ -217,7 +217,7 @@ def test_the_second_run_needs_no_torch(tmp_path: Path) -> None:
 def test_the_record_of_a_run_is_the_same(cli: Cli, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = []
     for switch in ("off", "on"):
-        monkeypatch.setenv("GPTCLI_SNAPSHOTS", switch)
+        monkeypatch.setenv("GPTCLI_PREPARED", switch)
         result = cli("generate", "-m", model, "--device", "cpu", "--json", "--seed", "4", "-n", "9", "In a", stdin=None)
         record = json.loads(result.out)
         assert record.pop("timings")["load_s"] > 0
@@ -235,7 +235,7 @@ def test_a_snapshot_serves_only_the_settings_it_was_made_with(model: Path, runti
 
 
 def test_snapshots_can_be_switched_off(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GPTCLI_SNAPSHOTS", "off")
+    monkeypatch.setenv("GPTCLI_PREPARED", "off")
     assert not has_snapshot(model, device="cpu")
     shutil.rmtree(snapshot_path().parent)
     keep(model)

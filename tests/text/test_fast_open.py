@@ -133,7 +133,7 @@ def let_others_write(model: Path) -> None:
 
 
 def switch_off(model: Path) -> None:
-    os.environ["GPTCLI_SNAPSHOTS"] = "off"
+    os.environ["GPTCLI_PREPARED"] = "off"
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def switch_off(model: Path) -> None:
 def test_a_kept_tokenizer_is_not_used_after_anything_has_changed(
     tmp_path: Path, change: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GPTCLI_SNAPSHOTS", "on")
+    monkeypatch.setenv("GPTCLI_PREPARED", "on")
     model = save("llama3", tmp_path / "model")
     assert is_partial(kept(model)[1])
     assert callable(change)

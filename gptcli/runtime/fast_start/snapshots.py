@@ -31,7 +31,7 @@ from gptcli.settings import RuntimeConfig
 from gptcli.text.fast_open.tokenizer_snapshots import kept_tokenizers
 from gptcli.version import VERSION
 
-_VARIABLE = "GPTCLI_SNAPSHOTS"
+_VARIABLE = "GPTCLI_PREPARED"
 _MOST_BYTES = 1 << 30  # of weights: larger models take long to read from any file
 _MOST_WEIGHTS = 4  # files of weights
 _MOST_POSITIONS = 32_768  # of the rotary tables
