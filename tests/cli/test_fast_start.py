@@ -64,7 +64,7 @@ def has_snapshot(path: Path, room: int = ROOM, **runtime: Any) -> bool:
 
 
 def snapshot_path(pattern: str = "*.snapshot") -> Path:
-    [path] = (Path(os.environ["XDG_CACHE_HOME"]) / "gptcli" / "snapshots").glob(pattern)
+    [path] = (Path(os.environ["XDG_CACHE_HOME"]) / "gptcli" / "prepared").glob(pattern)
     return path
 
 
@@ -374,7 +374,7 @@ def test_ways_of_running_share_the_weights_that_are_the_same(model: Path, cli: C
         "weights in fp32",
     ]  # dense weights are rounded to bf16
     assert (
-        len(list((Path(os.environ["XDG_CACHE_HOME"]) / "gptcli" / "snapshots").glob("*.snapshot"))) == 3
+        len(list((Path(os.environ["XDG_CACHE_HOME"]) / "gptcli" / "prepared").glob("*.snapshot"))) == 3
     )  # the first was made with --dtype auto
 
 

@@ -98,7 +98,7 @@ def test_a_long_text_takes_the_whole_vocabulary(tmp_path: Path) -> None:
 
 
 def snapshot_path() -> Path:
-    [path] = (Path(os.environ["XDG_CACHE_HOME"]) / "gptcli" / "snapshots").glob("*.tokenizer")
+    [path] = (Path(os.environ["XDG_CACHE_HOME"]) / "gptcli" / "prepared").glob("*.tokenizer")
     return path
 
 

@@ -155,7 +155,7 @@ def keep_tokenizer(slot: TokenizerSlot, library: Library, opened: OpenedTokenize
 
 
 def _directory() -> Path:
-    return platformdirs.user_cache_path("gptcli", appauthor=False) / "snapshots"
+    return platformdirs.user_cache_path("gptcli", appauthor=False) / "prepared"
 
 
 def _aligned(size: int) -> int:
