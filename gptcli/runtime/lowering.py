@@ -36,7 +36,7 @@ from gptcli.model.linear import Embedding, Linear
 from gptcli.model.mlp import Experts, Mlp, Moe
 from gptcli.model.norm import Norm
 from gptcli.model.rope import rotary_table
-from gptcli.runtime.engine import Extension
+from gptcli.runtime.engine import Cancelled, Extension, never_cancelled
 from gptcli.runtime.fast_start.snapshot_file import RotaryTable, Snapshot
 from gptcli.runtime.program import Buffer, Program, Text, Vector
 from gptcli.runtime.program_cache import ProgramCache
@@ -106,8 +106,8 @@ class DecoderProgram:
         """An empty cache of a text of up to `limit` tokens."""
         return ProgramCache(self.program.layouts, limit)
 
-    def run(self, texts: Sequence[Extension]) -> Tensor:
-        """Appends tokens to each of several texts, and counts them as cached.
+    def run(self, texts: Sequence[Extension], cancelled: Cancelled = never_cancelled) -> Tensor:
+        """Appends tokens to each of several texts, and counts them as cached. Raises StepCancelled once cancelled.
 
         The logits that they want, (sum of wanted, vocab).
         """
@@ -121,7 +121,7 @@ class DecoderProgram:
             end += len(tokens)
             asked += range(end - wanted, end)
         logits = torch.empty(len(asked), self._decoder.config.vocab_size)
-        self.program.run(parts, asked, logits.data_ptr())
+        self.program.run(parts, asked, logits.data_ptr(), cancelled)
         for cache, tokens, _ in texts:
             cache.tokens += tokens
         return self._decoder.scaled(logits)

@@ -11,9 +11,11 @@ from itertools import accumulate
 
 from gptcli.kernels.bindings import CACHE_KINDS, CacheKind, Frame, Functions, Matrix, Op, Rotation, Row
 from gptcli.kernels.memory import Memory
+from gptcli.runtime.engine import Cancelled, StepCancelled, never_cancelled
 from gptcli.runtime.program_cache import Layout, planes
 
 CHUNK = 512  # prompt tokens per forward pass: bounds memory, costs a tenth of the speed at 4,096
+
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,17 @@ class Program:
                 layout.planes += planes(kind, op.size) * (2 * op.kv_heads)
         return [layouts[window] for window in sorted(layouts)]
 
-    def run(self, texts: Sequence[Text], wanted: Sequence[int], logits: int) -> None:
+    def run(
+        self,
+        texts: Sequence[Text],
+        wanted: Sequence[int],
+        logits: int,
+        cancelled: Cancelled = never_cancelled,
+    ) -> None:
         """Runs tokens of each of several texts, for which their caches have room.
 
         wanted: the indices of tokens, counted over all texts, in ascending order; the logits after these go to the
-        address `logits`, (len(wanted), vocab) in fp32. Raises MemoryError.
+        address `logits`, (len(wanted), vocab) in fp32. Raises MemoryError, and StepCancelled once cancelled.
         """
         starts = list(accumulate((len(text.tokens) for text in texts), initial=0))
         assert 0 <= wanted[0] <= wanted[-1] < starts[-1]
@@ -108,7 +116,8 @@ class Program:
         asked = (c_int64 * len(wanted))(*wanted)
         addresses = [ctypes.addressof(array) for array in (ids, begins, positions, tables, rows, asked)]
         frame = Frame(starts[-1], len(texts), ropes, windows, len(wanted), *addresses, logits)
-        self._library.run(self.ops, frame)
+        if not self._library.run(self.ops, frame, cancelled):
+            raise StepCancelled
 
     def _make_room(self, tokens: int) -> None:
         widths: dict[str, int] = {}

@@ -367,8 +367,9 @@ typedef struct Frame {
  * its own, Python notices a library that was compiled from another header. */
 EXPORT int64_t gptcli_record_bytes(int record);
 
-/* Runs a step; -1: no memory, or no such operation. */
-EXPORT int gptcli_run(const Op *ops, int64_t count, const Frame *frame);
+/* Runs operations of a step for as long as a pause is away, but at least one; how many ran, for the caller to go on with
+ * the others. -1: no memory, or no such operation. */
+EXPORT int64_t gptcli_run(const Op *ops, int64_t count, const Frame *frame, int64_t pause_nanoseconds);
 
 /* ---- sample.c ---- */
 
@@ -514,5 +515,8 @@ int pool_take(int thread, int64_t *begin, int64_t *end);
 
 /* At least this many bytes, 64-byte aligned, valid until the pool is unlocked; NULL: no memory. The pool is locked. */
 void *pool_workspace(int64_t bytes);
+
+/* Of a clock that only goes forward. */
+int64_t nanoseconds(void);
 
 #endif

@@ -16,6 +16,7 @@ from gptcli.runtime.engine import (
     Extended,
     Extension,
     Progress,
+    StepCancelled,
     TokenScore,
     Workload,
     never_cancelled,
@@ -108,7 +109,10 @@ class SnapshotEngine:
             if cancelled():
                 return None
             chunk = tokens[start : start + CHUNK]
-            [logits] = self._run(Extension(cache, chunk))
+            try:
+                [logits] = self._run(Extension(cache, chunk), cancelled)
+            except StepCancelled:
+                return None
             on_progress(start + len(chunk), len(tokens))
         return logits
 
@@ -166,9 +170,9 @@ class SnapshotEngine:
             _score(row.values(vocabulary), total, id, top) for row, total, id in zip(rows, sums, targets, strict=True)
         ]
 
-    def _run(self, text: Extension) -> list[SnapshotLogits]:
+    def _run(self, text: Extension, cancelled: Cancelled = never_cancelled) -> list[SnapshotLogits]:
         """The logits that one text wants."""
-        logits = self._logits_of([text])
+        logits = self._logits_of([text], cancelled)
         if (failure := self._failure(text, logits)) is not None:
             raise failure
         return logits
@@ -179,7 +183,7 @@ class SnapshotEngine:
         self._drop()
         return NonFiniteLogits(text.cache.length, self.dtype_name)
 
-    def _logits_of(self, texts: Sequence[Extension]) -> list[SnapshotLogits]:
+    def _logits_of(self, texts: Sequence[Extension], cancelled: Cancelled = never_cancelled) -> list[SnapshotLogits]:
         """Appends tokens to each of several texts; the logits that they want, one after another, finite or not."""
         snapshot, row = self._snapshot, 4 * self._snapshot.vocab_size
         for cache, tokens, _ in texts:
@@ -193,7 +197,7 @@ class SnapshotEngine:
         asked = [index for end, text in zip(ends, texts, strict=True) for index in range(end - text.wanted, end)]
         logits = Memory(len(asked) * row)
         with self._step:
-            snapshot.program.run(parts, asked, logits.address)
+            snapshot.program.run(parts, asked, logits.address, cancelled)
         for cache, tokens, _ in texts:
             cache.tokens += tokens
         return [SnapshotLogits(logits, index * row) for index in range(len(asked))]
