@@ -531,6 +531,11 @@ class LanguageModel:
         """Tokens that a window of a long text can score, after what the tokenizer puts before every text."""
         return self.ctx_size + 1 - max(1, len(self.tokenizer.surroundings[0]))
 
+    @property
+    def _default_stride(self) -> int:
+        """Leaves each token of a long text an eighth of the context before it."""
+        return self.longest_stride - self.longest_stride // 8
+
     def score(
         self,
         text: str,
@@ -543,7 +548,7 @@ class LanguageModel:
     ) -> Score:
         """Log-probability of every token of a text, with those of the `top` likeliest tokens at its position.
 
-        A text longer than the context is scored in windows that advance by `stride` tokens (by default half the
+        A text longer than the context is scored in windows that advance by `stride` tokens (by default 7/8 of the
         context); each token is scored once, given as many tokens as a window holds. Raises UsageError for an empty
         text, and for a stride or top out of range.
         """
@@ -555,7 +560,7 @@ class LanguageModel:
             self._scorer(),
             self.tokenizer,
             ids,
-            stride=stride or max(1, self.longest_stride // 2),
+            stride=stride or self._default_stride,
             size=len(text.encode()),
             head=ids[: len(self.tokenizer.surroundings[0])],
             top=top,
@@ -577,10 +582,8 @@ class LanguageModel:
         check_scoring(stride, top, self.longest_stride)
         from gptcli.generation.scoring import score_many
 
-        stride = stride or max(1, self.longest_stride // 2)
-        return score_many(
-            self._scorer(), self.tokenizer, map(_not_empty, texts), stride=stride, special=special, top=top
-        )
+        texts, stride = map(_not_empty, texts), stride or self._default_stride
+        return score_many(self._scorer(), self.tokenizer, texts, stride=stride, special=special, top=top)
 
     def choose_many(
         self, prompts: Iterable[str], choices: Sequence[str], *, special: bool = False

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gptcli.kernels.bindings import ACTIVATIONS, Arithmetic, CacheKind, Matrix, Op
 from gptcli.kernels.layers import CompiledEmbedding, CompiledExperts, CompiledLinear
+from gptcli.kernels.memory import Memory
 from gptcli.kernels.tensors import Library
 from gptcli.model.adapted_linear import AdaptedLinear
 from gptcli.model.attention import Attention
@@ -38,7 +39,7 @@ from gptcli.model.norm import Norm
 from gptcli.model.rope import rotary_table
 from gptcli.runtime.engine import Cancelled, Extension, never_cancelled
 from gptcli.runtime.fast_start.snapshot_file import RotaryTable, Snapshot
-from gptcli.runtime.program import Buffer, Program, Text, Vector
+from gptcli.runtime.program import MANY_LOGITS, Buffer, Program, Text, Vector
 from gptcli.runtime.program_cache import ProgramCache
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class DecoderProgram:
             parts.append(Text(tokens, cache.length, rotations, rows))
             end += len(tokens)
             asked += range(end - wanted, end)
-        logits = torch.empty(len(asked), self._decoder.config.vocab_size)
+        logits = _room(len(asked), self._decoder.config.vocab_size)
         self.program.run(parts, asked, logits.data_ptr(), cancelled)
         for cache, tokens, _ in texts:
             cache.tokens += tokens
@@ -134,6 +135,14 @@ class DecoderProgram:
             table = _rotary(*rotary_table(rope, positions, span, torch.device("cpu"), torch.float32))
             self._tables[key] = table
         return table
+
+
+def _room(rows: int, columns: int) -> Tensor:
+    """(rows, columns) in fp32, of any values."""
+    if rows < MANY_LOGITS:
+        return torch.empty(rows, columns)
+    memory = Memory(4 * rows * columns, huge_pages=True)
+    return torch.frombuffer(memory.view, dtype=torch.float32).view(rows, columns)
 
 
 def _rotary(cos: Tensor, sin: Tensor) -> RotaryTable:

@@ -16,6 +16,7 @@ from gptcli.runtime.program_cache import Layout, planes
 
 CHUNK = 512  # prompt tokens per forward pass: bounds memory, costs a tenth of the speed at 4,096
 
+MANY_LOGITS = 64  # rows for which getting small pages takes longer than computing a layer
 
 
 @dataclass(frozen=True)

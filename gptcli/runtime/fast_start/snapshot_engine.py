@@ -23,7 +23,7 @@ from gptcli.runtime.engine import (
     no_progress,
 )
 from gptcli.runtime.fast_start.snapshot_file import Snapshot
-from gptcli.runtime.program import CHUNK, Text
+from gptcli.runtime.program import CHUNK, MANY_LOGITS, Text
 from gptcli.runtime.program_cache import ProgramCache
 from gptcli.runtime.resource_limits import free_memory
 
@@ -195,7 +195,7 @@ class SnapshotEngine:
         ]
         ends = accumulate(len(text.tokens) for text in texts)
         asked = [index for end, text in zip(ends, texts, strict=True) for index in range(end - text.wanted, end)]
-        logits = Memory(len(asked) * row)
+        logits = Memory(len(asked) * row, huge_pages=len(asked) >= MANY_LOGITS)
         with self._step:
             snapshot.program.run(parts, asked, logits.address, cancelled)
         for cache, tokens, _ in texts:
