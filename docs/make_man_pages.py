@@ -47,7 +47,7 @@ FILES = {
     "~/.config/gptcli/config.toml": "Defaults of options.",
     "~/.local/share/gptcli/models": "Models that were fetched or imported; in a source checkout, `weights/`.",
     "~/.cache/huggingface/hub": "Models that other programs fetched.",
-    "~/.cache/gptcli/snapshots": "Snapshots of models, for a fast start. They can be deleted.",
+    "~/.cache/gptcli/prepared": "Snapshots of models, for a fast start. They can be deleted.",
     "~/.local/state/gptcli": "Sessions of `gptcli chat`, and what was typed at its prompt.",
 }
 
