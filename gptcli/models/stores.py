@@ -8,9 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,12 @@ def stored_models() -> Iterator[tuple[str, Path]]:
     """The name, which begins with the store's, and the file of each model. None with GPTCLI_STORES=off."""
     if switched_off("GPTCLI_STORES"):
         return
-    stores = {"ollama": _ollama, "lmstudio": _lm_studio, "llama.cpp": _llama_cpp, HUB: partial(_hub, hub_cache())}
+    stores: dict[str, Callable[[], Iterator[tuple[str, Path]]]] = {
+        "ollama": _ollama,
+        "lmstudio": _lm_studio,
+        "llama.cpp": _llama_cpp,
+        HUB: lambda: _hub(hub_cache()),
+    }
     for store, models in stores.items():
         for name, file in models():
             yield f"{store}:{name}", file
