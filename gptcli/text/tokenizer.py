@@ -13,7 +13,10 @@ from gptcli.files import is_gguf, is_there, read_within
 from gptcli.model_notes import Note
 from gptcli.text.backend import BackendTokenizer
 from gptcli.text.control_tokens import ControlTokens
-from gptcli.text.detokenizer import ExactDetokenizer, TokenDetokenizer
+from gptcli.text.decoding.detokenizer import ExactDetokenizer, TokenDetokenizer
+from gptcli.text.decoding.library_detokenizer import LibraryDetokenizer
+from gptcli.text.decoding.spelling import spelling_of
+from gptcli.text.decoding.tidied_text import TidyDetokenizer, wants_tidied
 from gptcli.text.fast_open.tokenizer_snapshots import (
     OpenedTokenizer,
     TokenizerSlot,
@@ -22,13 +25,10 @@ from gptcli.text.fast_open.tokenizer_snapshots import (
     tokenizer_slot,
 )
 from gptcli.text.hf_tokenizers import decoder_name
-from gptcli.text.library_detokenizer import LibraryDetokenizer
-from gptcli.text.named_tokens import read_settings, with_named_tokens
-from gptcli.text.sentencepiece_model import read_sentencepiece
-from gptcli.text.spelling import spelling_of
-from gptcli.text.tidied_text import TidyDetokenizer, wants_tidied
-from gptcli.text.tokenizer_classes import class_of, is_class, rebuilt_by
-from gptcli.text.vocab_and_merges import read_vocab_and_merges
+from gptcli.text.tokenizer_files.named_tokens import read_settings, with_named_tokens
+from gptcli.text.tokenizer_files.sentencepiece_model import read_sentencepiece
+from gptcli.text.tokenizer_files.tokenizer_classes import class_of, is_class, rebuilt_by
+from gptcli.text.tokenizer_files.vocab_and_merges import read_vocab_and_merges
 
 if TYPE_CHECKING:
     from gptcli.gguf.reader import GgufFile

@@ -79,11 +79,8 @@ def document_of(fields: Mapping[str, Any], where: str) -> tuple[Document, frozen
             return Text((text,), where), frozenset({"text"})
     for question, about, answer in _ANSWERED:
         match fields.get(question), fields.get(about or "") or "", fields.get(answer):
-            case str(asked), str(context), str(answered) if answered:
-                said = [
-                    _message("user", f"{asked}\n\n{context}" if context else asked),
-                    _message("assistant", answered),
-                ]
+            case str(task), str(context), str(reply) if reply:
+                said = [_message("user", f"{task}\n\n{context}" if context else task), _message("assistant", reply)]
                 read = frozenset({question, answer, "system"} | ({about} if about else set()))
                 return _conversation(_after_system(fields, said), where), read
     has = ", ".join(fields)[:200] or "nothing"

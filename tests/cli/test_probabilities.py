@@ -19,7 +19,7 @@ from gptcli.cli.probabilities.shaded_tokens import STEPS, EmittedTokens, ShadedT
 from gptcli.cli.probabilities.svg import picture
 from gptcli.generation.events import StepLogprobs, TextDelta, TokenLogprob
 from gptcli.settings import RuntimeConfig
-from gptcli.text.tidied_text import TidyStream
+from gptcli.text.decoding.tidied_text import TidyStream
 from tests.cli.conftest import GPTCLI, Cli
 from tests.cli.terminal import Terminal
 

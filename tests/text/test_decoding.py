@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Library
 
 from gptcli.errors import BrokenTokenizer
 from gptcli.text.decode_check import decode_differences
-from gptcli.text.spelling import Spelling
+from gptcli.text.decoding.spelling import Spelling
 from gptcli.text.tokenizer import Tokenizer
 from tests.text.tokenizer_kinds import KINDS, gpt2, llama2, ours
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.text.detokenizer import Detokenizer
+from gptcli.text.decoding.detokenizer import Detokenizer
 
 
 @given(st.lists(st.binary(max_size=5), max_size=20))

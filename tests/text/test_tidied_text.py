@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from gptcli.text.tidied_text import TidyStream, wants_tidied
+from gptcli.text.decoding.tidied_text import TidyStream, wants_tidied
 from gptcli.text.tokenizer import Tokenizer
 from tests.text.tokenizer_kinds import KINDS, texts
 

@@ -15,7 +15,7 @@ from transformers.models.auto import tokenization_auto
 from gptcli.checkpoint.registry import FAMILIES
 from gptcli.text import backend
 from gptcli.text.tokenizer import Tokenizer
-from gptcli.text.tokenizer_classes import class_of, is_class
+from gptcli.text.tokenizer_files.tokenizer_classes import class_of, is_class
 from gptcli.text.tokenizer_json import built, parse
 from tests.text.tokenizer_kinds import KINDS, texts
 

@@ -10,7 +10,7 @@ from gptcli.cli.prompt_input import Decoding
 from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.cli.tokens.inputs import BlockWindow, TextReader, bytes_before, input_name, read_ids
 from gptcli.errors import BrokenTokenizer
-from gptcli.text.detokenizer import Detokenizer
+from gptcli.text.decoding.detokenizer import Detokenizer
 from gptcli.text.tokenizer import Tokenizer
 
 _BATCH = 4096  # tokens decoded together

@@ -8,7 +8,7 @@ from typing import Any
 
 from gptcli.errors import BrokenCheckpoint, BrokenTokenizer
 from gptcli.files import parse_json, read_within
-from gptcli.text.tokenizer_classes import built, class_without_tokenizer_json, with_roles
+from gptcli.text.tokenizer_files.tokenizer_classes import built, class_without_tokenizer_json, with_roles
 
 _LIMIT = 32 << 20  # bytes of each file
 _Json = dict[str, Any]

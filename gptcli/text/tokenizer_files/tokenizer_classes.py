@@ -14,7 +14,7 @@ from typing import Any
 
 from gptcli.errors import BrokenCheckpoint, BrokenTokenizer
 from gptcli.files import is_there, parse_json, read_json
-from gptcli.text.named_tokens import Vocabulary, named_tokens
+from gptcli.text.tokenizer_files.named_tokens import Vocabulary, named_tokens
 
 _Json = dict[str, Any]
 

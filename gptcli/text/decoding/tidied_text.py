@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gptcli.text.detokenizer import TokenDetokenizer
+from gptcli.text.decoding.detokenizer import TokenDetokenizer
 
 # What transformers' clean_up_tokenization replaces, in this order; all but the space is kept.
 _UNTIDY = (b" .", b" ?", b" !", b" ,", b" ' ", b" n't", b" 'm", b" 's", b" 've", b" 're")

@@ -15,7 +15,7 @@ from typing import Any
 
 from gptcli.errors import BrokenTokenizer
 from gptcli.files import read_within
-from gptcli.text.tokenizer_classes import (
+from gptcli.text.tokenizer_files.tokenizer_classes import (
     built,
     class_without_tokenizer_json,
     sentencepiece_decoder,

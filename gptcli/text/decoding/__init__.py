@@ -1,0 +1,1 @@
+"""From token ids back to bytes and text, as they arrive."""
