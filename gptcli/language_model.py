@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -288,6 +289,7 @@ class LanguageModel:
         parallel: int | None = None,
         ordered: bool = False,
         cancelled: Cancelled = never_cancelled,
+        wait: Callable[[], object] = lambda: time.sleep(0.01),
     ) -> Iterator[tuple[int, Completed | GptcliError]]:
         """Completes texts together; yields each with the index of its request as soon as it has ended.
 
@@ -295,12 +297,17 @@ class LanguageModel:
         has its error in place of the text, and so has an error that comes in place of a request. Each text is what it
         would be alone, except for the rounding of sums. Nothing is drafted.
 
-        parallel: how many texts share a step at most; None for as many as gain by it and fit into the memory. ordered: yields them in the order of the requests.
-        cancelled: once true, running texts end with reason "interrupt", and no request is taken.
+        parallel: how many texts share a step at most; None for as many as gain by it and fit into the memory. ordered:
+        yields them in the order of the requests. cancelled: once true, running texts end with reason "interrupt", and
+        no request is taken.
+        wait: waits for the next request, for a while, where nothing runs and there is none yet.
+
+        What reading the requests raises is raised once those before it are answered.
         """
         from gptcli.generation.complete_all import complete_all
 
-        return complete_all(map(self._job_or_error, requests), parallel, ordered=ordered, cancelled=cancelled)
+        jobs = map(self._job_or_error, requests)
+        return complete_all(jobs, parallel, ordered=ordered, cancelled=cancelled, wait=wait)
 
     def _job_or_error(self, request: Request | GptcliError | None) -> Job | GptcliError | None:
         if not isinstance(request, Request):

@@ -1,7 +1,7 @@
 """A decoder's step with the same operations for every token, so that a CUDA graph can replay it.
 
-It runs the decoder's own blocks with another `TextPosition`. Everything that changes is in tensors at fixed addresses: keys
-and values are written to the slot that a tensor names, and a mask covers the rest of the cache's room.
+It runs the decoder's own blocks with another `TextPosition`. Everything that changes is in tensors at fixed addresses:
+keys and values are written to the slot that a tensor names, and a mask covers the rest of the cache's room.
 """
 
 from __future__ import annotations
