@@ -138,7 +138,7 @@ class Script:
             return request
         try:
             config = SamplingConfig.resolve(request.given, {})
-            *deltas, end = self.stream(lm, lm._ids(request.prompt), config, request.stopping, cancelled=cancelled)
+            *deltas, end = self.stream(lm, request.prompt, config, request.stopping, cancelled=cancelled)
         except GptcliError as error:
             return error
         assert isinstance(end, Finished)
