@@ -61,11 +61,11 @@ class Target:
 
 
 def architecture_name(model_type: str) -> str:
-    """The GGUF architecture for a model type. Raises UnsupportedArchitecture if there is none."""
+    """The GGUF architecture to write a model type as. Raises UnsupportedArchitecture if there is none."""
     if model_type not in WRITTEN_AS:
         raise UnsupportedArchitecture(
-            f"cannot write as GGUF: there is no architecture for `{model_type}`",
-            f"there is one for: {', '.join(sorted(WRITTEN_AS))}",
+            f"cannot write as GGUF: a model of type `{model_type}`",
+            f"types that can be written: {', '.join(sorted(WRITTEN_AS))}",
         )
     return WRITTEN_AS[model_type]
 
@@ -94,10 +94,10 @@ def targets_of(folder: ModelFolder, known: GgufArchitecture) -> tuple[dict[str, 
 def _file_names(known: GgufArchitecture, architecture: Architecture) -> dict[str, str]:
     """Every tensor that a file of this architecture may have: its name for `GgufModel.tensors` -> that in the file."""
     names: dict[str, str] = {}
-    places = [("", "", stem, module) for stem, module in known.top.items()]
+    modules = [("", "", stem, module) for stem, module in known.top.items()]
     for layer in range(len(architecture.config.blocks)):
-        places += [(f"blk.{layer}.", f"{known.layers}{layer}.", *item) for item in known.block.items()]
-    for ours, theirs, stem, module in places:
+        modules += [(f"blk.{layer}.", f"{known.layers}{layer}.", *item) for item in known.block.items()]
+    for ours, theirs, stem, module in modules:
         for leaf in ("weight", "bias"):
             name = theirs + tensor_name(module, leaf)
             if not (stem == "output" and architecture.config.tied_head):

@@ -103,6 +103,8 @@ class ContinuousBatch:
             if job not in parts and left > 0 and (job.cache is not None or self._begins(job)):
                 start = job.cache.length if job.cache else 0
                 tokens = job.completion.history[start : start + left]
+                if 1 < len(tokens) == job.uncached and not job.engine.most_ahead(job.cache):
+                    tokens = tokens[:-1]  # a state goes back to where a step ended: other texts copy it from there
                 left -= len(tokens)
                 parts[job] = Extension(job.cache, tokens)
         return parts

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
+from collections.abc import Callable
 from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_float, c_int, c_int64, c_uint64, c_void_p, sizeof
 from dataclasses import dataclass
 from functools import cache
@@ -24,15 +25,20 @@ CacheKind = Literal["fp32", "fp16", "int8"]  # in the order of kernels.h's Cache
 _VARIABLE = "GPTCLI_KERNELS"
 _NO_MEMORY, _NO_TOKEN = -1, -2  # of gptcli_draw
 BF16_LEVELS: tuple[Level, ...] = ("avx512_bf16", "amx")  # those with products in bf16
+PAUSE_NANOSECONDS = 100_000_000  # between the pauses of a program
 _MOST_THREADS = 256  # kernels.h's MOST_THREADS
 CACHE_KINDS: tuple[CacheKind, ...] = get_args(CacheKind)
 # The numbers of config.Activation's; one without any runs in torch.
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "clamped_swiglu": 4, "relu_squared": 5}
+LOGISTIC, IDENTITY, TANH = 6, 7, 8  # beside those
+ROUTERS = ("softmax", "sigmoid", "sparsemixer")  # in the order of kernels.h's Router
+MOST_GROUPS = 64  # kernels.h's MOST_GROUPS
 
 # In the order of kernels.h's Code.
 _CODES = (
     "EMBED", "RMS_NORM", "LAYER_NORM", "LINEAR", "CHOOSE", "EXPERTS", "MIX", "GATE", "ROTATE", "ATTEND", "ACTIVATE",
-    "ADD",
+    "ADD", "BY_HEAD", "SHARE", "CONVOLVE", "RECUR", "XIELU", "CUT_OFF", "MULTIPLY", "SCALE",
+    "SCALE_BY_POSITION", "CLAMP", "ADD_SHARE", "LENGTHEN",
 )  # fmt: skip
 
 
@@ -41,11 +47,18 @@ class Op(Structure):
 
     _fields_ = [
         ("code", c_int64),
-        *((name, c_void_p) for name in ("matrices", "input", "out", "choices", "weight", "bias")),
+        *((name, c_void_p) for name in ("matrices", "input", "out", "choices", "keys", "queries", "steps")),
+        *((name, c_void_p) for name in ("weight", "bias")),
         *((name, c_int64) for name in ("rows", "size", "stride", "weight_step", "table")),
-        *((name, c_int64) for name in ("heads", "kv_heads", "window", "cache_kind", "keys_at", "arithmetic")),
-        ("factor", c_float),
-        ("softcap", c_float),
+        *(
+            (name, c_int64)
+            for name in ("heads", "kv_heads", "window", "cache_kind", "keys_at", "arithmetic", "chunked")
+        ),
+        *((name, c_int64) for name in ("borrows", "out_stride", "out_step", "copied")),
+        *((name, c_int64) for name in ("router", "groups", "top_groups", "group_best", "renormalize")),
+        *((name, c_int64) for name in ("state_at", "corrected", "tiled")),
+        *((name, c_float) for name in ("factor", "softcap", "rounded", "least_sum", "added_to_sum", "jitter")),
+        *((name, c_float) for name in ("least", "most")),
     ]
 
 
@@ -61,12 +74,19 @@ class Row(Structure):
     _fields_ = [("memory", c_void_p), ("room", c_int64), ("cached", c_int64)]
 
 
+class State(Structure):
+    """kernels.h's State: a text's states, before a step and after it."""
+
+    _fields_ = [("before", c_void_p), ("after", c_void_p)]
+
+
 class Frame(Structure):
     """kernels.h's Frame: what changes from step to step."""
 
     _fields_ = [
         *((name, c_int64) for name in ("tokens", "texts", "ropes", "windows", "wanted")),
-        *((name, c_void_p) for name in ("ids", "starts", "positions", "rotations", "rows", "wanted_tokens", "logits")),
+        *((name, c_void_p) for name in ("ids", "starts", "positions", "rotations", "rows", "states")),
+        *((name, c_void_p) for name in ("wanted_tokens", "logits")),
     ]
 
 
@@ -117,7 +137,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "gptcli_matrix_restored": (c_void_p, [c_char_p, c_void_p]),
     "gptcli_matrix_row": (None, [c_void_p, c_int64, c_void_p]),
     "gptcli_linear": (c_int, [c_void_p, c_void_p, c_int64, c_void_p, c_void_p]),
-    "gptcli_run": (c_int, [c_void_p, c_int64, POINTER(Frame)]),
+    "gptcli_run": (c_int64, [c_void_p, c_int64, POINTER(Frame), c_int64]),
     "gptcli_draw": (c_int64, [POINTER(Draw)]),
     "gptcli_all_finite": (c_int, [c_void_p, c_int64]),
     "gptcli_log_sums": (None, [c_void_p, c_int64, c_int64, c_int64, c_void_p]),
@@ -233,10 +253,22 @@ class Functions:
         """The number of an operation of a program."""
         return _CODES.index(operation)
 
-    def run(self, ops: ctypes.Array[Op], frame: Frame) -> None:
-        """Runs a program, whose addresses must be valid. Raises MemoryError."""
-        if self._c.gptcli_run(ctypes.addressof(ops), len(ops), byref(frame)) != 0:
-            raise MemoryError
+    def run(self, ops: ctypes.Array[Op], frame: Frame, cancelled: Callable[[], bool]) -> bool:
+        """Runs a program, whose addresses must be valid; False once cancelled. Raises MemoryError.
+
+        Pauses a few times a second, so that signals are handled, and asks `cancelled`.
+        """
+        done = 0
+        while True:
+            address = ctypes.addressof(ops) + done * sizeof(Op)
+            ran = self._c.gptcli_run(address, len(ops) - done, byref(frame), PAUSE_NANOSECONDS)
+            if ran < 0:
+                raise MemoryError
+            done += ran
+            if done == len(ops):
+                return True
+            if cancelled():
+                return False
 
     def draw(self, draw: Draw) -> int | None:
         """Draws a token; None if none is left that may be drawn. Raises MemoryError."""

@@ -114,12 +114,18 @@ def attend(
     return out.transpose(1, 2).reshape(B, T, -1)
 
 
-def alibi_bias(config: AttentionConfig, alibi: Alibi, keys: int, device: torch.device) -> Tensor:
-    """What is added to the scores of a text's first keys, the same for all queries: (heads, keys) in fp32."""
+def alibi_slopes(config: AttentionConfig, alibi: Alibi, device: torch.device) -> Tensor:
+    """What each head's scores gain from one key to the next, (heads,) in fp32."""
     power = 1 << (config.heads - 1).bit_length()  # at least the number of heads
     slopes = torch.exp2(torch.arange(1, power + 1, device=device) * (-alibi.most / power))
     if power != config.heads:
         slopes = torch.cat([slopes[1::2], slopes[::2]])[: config.heads]
+    return slopes.bfloat16().float() if alibi.rounded else slopes
+
+
+def alibi_bias(config: AttentionConfig, alibi: Alibi, keys: int, device: torch.device) -> Tensor:
+    """What is added to the scores of a text's first keys, the same for all queries: (heads, keys) in fp32."""
+    slopes = alibi_slopes(config, alibi, device)
     if alibi.rounded:
         return (slopes[:, None].bfloat16() * torch.arange(keys, device=device)).float() * config.scale
     return slopes[:, None] * torch.arange(1 - keys, 1, device=device)

@@ -150,7 +150,7 @@ class Decoder(nn.Module):
     def forward(self, tokens: Tensor, *caches: KVCache, counts: Sequence[int] = ()) -> Tensor:
         """Appends tokens (B, T) to a cache; returns hidden states (B, T, hidden).
 
-        Of several caches, each gets as many tokens of the one row as `counts` says. The caller must then `advance`.
+        Of several caches, each gets as many tokens of the one row as `counts` says. The caller must `advance` them.
         """
         counts = counts or [tokens.shape[1]]
         for cache, count in zip(caches, counts, strict=True):

@@ -20,7 +20,7 @@ from gptcli.model.norm import Norm
 from gptcli.model.position import Position, TextPosition
 from gptcli.model.scan import CHUNK, decays
 
-_LEAST_SQUARE = 1e-6  # added to the squared lengths of q and k
+LEAST_SQUARE = 1e-6  # added to the squared lengths of q and k
 
 
 class DeltaNet(nn.Module):
@@ -80,7 +80,7 @@ class DeltaNet(nn.Module):
 
 
 def _of_length_1(x: Tensor) -> Tensor:
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + _LEAST_SQUARE)
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + LEAST_SQUARE)
 
 
 def _scan(

@@ -17,6 +17,7 @@ class ShortConvolution(nn.Module):
 
     def __init__(self, config: ShortConvolutionConfig, hidden_size: int) -> None:
         super().__init__()
+        self.config = config
         self.into = Linear(hidden_size, 3 * hidden_size, bias=config.bias)
         self.convolution = Convolution(hidden_size, config.kernel, config.bias)
         self.out = Linear(hidden_size, hidden_size, bias=config.bias)

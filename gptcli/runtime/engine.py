@@ -32,6 +32,10 @@ def never_cancelled() -> bool:
     return False
 
 
+class StepCancelled(Exception):
+    """A step was given up in the middle; its tokens are not cached."""
+
+
 class ReplyKeywords(TypedDict, total=False):
     """How a generation is followed. on_prefill: as `Engine.prefill` reports. cancelled: once true, the text ends."""
 
@@ -90,6 +94,11 @@ class Extension(NamedTuple):
     tokens: Sequence[int]
     wanted: int = 1
 
+    def split(self) -> tuple[Extension, Extension]:
+        """What comes before the tokens whose logits are wanted, and those."""
+        before, after = self.tokens[: -self.wanted], self.tokens[-self.wanted :]
+        return self._replace(tokens=before, wanted=1), self._replace(tokens=after)
+
 
 Extended: TypeAlias = Sequence[Logits] | NonFiniteLogits | OutOfMemory
 """The logits that an `Extension` wants, or why there are none."""
@@ -135,8 +144,8 @@ class Engine(Protocol):
     ) -> Logits | None:
         """Appends one or more tokens to the cached ones; the last one's logits, or None once cancelled.
 
-        on_progress: called with the tokens done and all of them after every chunk. cancelled: asked before each.
-        Raises NonFiniteLogits and OutOfMemory.
+        on_progress: called with the tokens done and all of them after every chunk. cancelled: asked before each, and
+        in a program about every tenth of a second. Raises NonFiniteLogits and OutOfMemory.
         """
 
     def step(self, tokens: Sequence[int], cache: Any) -> Sequence[Logits]:
