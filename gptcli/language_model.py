@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -212,6 +213,7 @@ class LanguageModel(OpenedModel):
         parallel: int | None = None,
         ordered: bool = False,
         cancelled: Cancelled = never_cancelled,
+        wait: Callable[[], object] = lambda: time.sleep(0.01),
     ) -> Iterator[tuple[int, Completed | GptcliError]]:
         """Completes texts together; yields each with the index of its request as soon as it has ended.
 
@@ -222,10 +224,14 @@ class LanguageModel(OpenedModel):
         parallel: how many texts share a step at most; None for as many as gain by it and fit into the memory. ordered:
         yields them in the order of the requests. cancelled: once true, running texts end with reason "interrupt", and
         no request is taken.
+        wait: waits for the next request, for a while, where nothing runs and there is none yet.
+
+        What reading the requests raises is raised once those before it are answered.
         """
         from gptcli.generation.complete_all import complete_all
 
-        return complete_all(map(self._job_or_error, requests), parallel, ordered=ordered, cancelled=cancelled)
+        jobs = map(self._job_or_error, requests)
+        return complete_all(jobs, parallel, ordered=ordered, cancelled=cancelled, wait=wait)
 
     def _job_or_error(self, request: Request | GptcliError | None) -> Job | GptcliError | None:
         if not isinstance(request, Request):

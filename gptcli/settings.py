@@ -125,6 +125,11 @@ class SamplingConfig:
         last_n = self.repeat_last_n
         return history[0 if last_n < 0 else max(0, len(history) - last_n) :]
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """Every field by its name, as `resolve` takes them."""
+        return {name: getattr(self, name) for name in SAMPLING_FIELDS}
+
     def for_samples(self, count: int) -> list[Self]:
         """One config per sample; their seeds count up from this one's, or from a random one."""
         first = random_seed() if self.seed is None else self.seed

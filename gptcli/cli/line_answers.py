@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from gptcli.chat.session import TurnsDropped
+from gptcli.cli.arrivals import Arrivals, wait_for
 from gptcli.cli.json_records import json_line, sample_record
 from gptcli.cli.prompt_input import LINE, argument_text, text_lines
 from gptcli.cli.run_options import RunOptions
 from gptcli.cli.terminal.signals import interruptible
 from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.errors import ContextOverflow, GptcliError, TemplateError, UsageError
-from gptcli.generation.events import Finished, TextDelta
+from gptcli.generation.request import Request
 from gptcli.language_model import LanguageModel
-from gptcli.runtime.engine import Cancelled
-from gptcli.settings import SamplingConfig, StopConfig
-
-Events = Iterator[TextDelta | TurnsDropped | Finished]
+from gptcli.settings import CONSTRAINT_FIELDS, ConstraintConfig, SamplingConfig, StopConfig
+from gptcli.tools.formats import ToolUse
 
 
-def line_prompts(run: RunOptions, prompt: str | None) -> Iterator[str]:
-    """The prompts, as the lines come, those of stdin before those of the file.
+def line_prompts(run: RunOptions, prompt: str | None) -> Iterator[str | None]:
+    """The prompts, as the lines come, those of stdin before those of the file; None where there is none yet.
 
     prompt: has `{}` where the line goes; without one the line is the prompt.
 
@@ -38,45 +39,79 @@ def line_prompts(run: RunOptions, prompt: str | None) -> Iterator[str]:
     piped = sys.stdin is not None and not sys.stdin.isatty()
     file = run.prompts.file
     sources = [*([Path("-")] if piped or file is None else []), *([] if file is None else [file])]
-    return (
+    prompts = (
         form.replace(LINE, line)
         for source in dict.fromkeys(sources)
         for line in text_lines(source, run.decoding, run.prompts.max_input)
     )
+    return prompts if all(source.is_file() for source in sources) else Arrivals(prompts)
 
 
 def write_answers(
     run: RunOptions,
     lm: LanguageModel,
-    prompts: Iterable[str],
-    answers: Callable[[str, Cancelled], Iterable[Events]],
-    sampling: SamplingConfig,
-    stopping: StopConfig,
+    prompts: Iterator[str | None],
+    ids_of: Callable[[str], Sequence[int]],
+    samplings: Sequence[SamplingConfig],
+    what: Mapping[str, Any],
 ) -> None:
-    """Writes a record for each of a prompt's answers, with the line's number from 1.
+    """Writes a record for each of a prompt's answers, with the line's number from 1. Prompts are answered together.
 
-    A prompt that cannot be answered has its error in the record. Raises the first of these errors at the end, and
-    KeyboardInterrupt after the record of an answer that Ctrl-C ended.
+    samplings: one an answer. what: how a `Request` says the rest. A prompt that cannot be answered has its error in the
+    record. Raises the first of these errors at the end, and KeyboardInterrupt after the records of answers that Ctrl-C
+    ended.
     """
     sink, output = StdoutSink(), run.output
     also = {"logprobs": output.logprobs is not None, "explain": output.explain, "tools": bool(run.tools.offered)}
+    asked = deque[tuple[int, Request | GptcliError]]()  # with the number of the line
+
+    def requests() -> Iterator[Request | GptcliError | None]:
+        number = 0
+        for prompt in prompts:
+            if prompt is None:
+                yield None
+                continue
+            number += 1
+            for request in _requests(partial(ids_of, prompt), samplings, what):
+                asked.append((number, request))
+                yield request
+
     failed: GptcliError | None = None
-    for number, prompt in enumerate(prompts, 1):
-        try:
-            with interruptible() as cancelled:
-                for events in answers(prompt, cancelled):
-                    text = b""
-                    for event in events:
-                        if isinstance(event, TextDelta):
-                            text += event.data
-                        elif isinstance(event, Finished):
-                            record = sample_record(lm, text, event, sampling, stopping, **also)
-                            sink.write(json_line({"line": number, **record}))
-                            run.print_figures(event, lm.ctx_size)
-                    if cancelled():
-                        raise KeyboardInterrupt
-        except (ContextOverflow, TemplateError, UsageError) as error:
-            sink.write(json_line({"line": number, "error": error.message}))
-            failed = failed or type(error)(f"line {number}: {error.message}", error.hint)
+    failed_line = 0
+    with interruptible() as cancelled:
+        for _, answer in lm.complete_many(requests(), ordered=True, cancelled=cancelled, wait=wait_for(prompts)):
+            number, request = asked.popleft()
+            if isinstance(answer, ContextOverflow | TemplateError | UsageError):
+                if number != failed_line:
+                    sink.write(json_line({"line": number, "error": answer.message}))
+                failed_line = number
+                failed = failed or type(answer)(f"line {number}: {answer.message}", answer.hint)
+            elif isinstance(answer, GptcliError):
+                raise answer
+            elif answer.finished.ids or answer.finished.reason != "interrupt":
+                assert isinstance(request, Request)
+                sampling = SamplingConfig.resolve(request.given, {})
+                record = sample_record(lm, answer.data, answer.finished, sampling, request.stopping, **also)
+                sink.write(json_line({"line": number, **record}))
+                run.print_figures(answer.finished, lm.ctx_size)
+        if cancelled():
+            raise KeyboardInterrupt
     if failed is not None:
         raise failed
+
+
+def _requests(
+    ids_of: Callable[[], Sequence[int]], samplings: Sequence[SamplingConfig], what: Mapping[str, Any]
+) -> Sequence[Request | GptcliError]:
+    try:
+        ids = ids_of()
+        return [Request(ids, **what, **sampling.given) for sampling in samplings]
+    except GptcliError as error:
+        return [error]
+
+
+def request_fields(stop: StopConfig, constraint: ConstraintConfig | None, tools: ToolUse | None) -> dict[str, Any]:
+    """How a `Request` is told when a text ends and what it must be."""
+    forms = {} if constraint is None else {name: getattr(constraint, name) for name in CONSTRAINT_FIELDS}
+    ends = {"max_tokens": stop.max_tokens, "stop": stop.strings, "ignore_eos": stop.ignore_eos}
+    return {**ends, "overflow": stop.overflow, "tools": tools, **forms}

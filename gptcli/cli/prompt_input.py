@@ -16,6 +16,7 @@ from itertools import chain, takewhile
 from pathlib import Path
 from typing import Literal, Protocol, Self, cast
 
+from gptcli.cli.arrivals import readable_stdin
 from gptcli.errors import InputError, UsageError
 
 DecodingErrors = Literal["strict", "replace"]
@@ -143,7 +144,8 @@ class TextBlocks:
         if self._file is None:
             if sys.stdin is None:
                 raise InputError("cannot read: standard input is closed")
-            yield from self._decoded(cast(_Readable, sys.stdin.buffer))
+            with readable_stdin() as stream:
+                yield from self._decoded(cast(_Readable, stream))
             return
         try:
             stream = open(self._file, "rb")
@@ -157,12 +159,12 @@ class TextBlocks:
         done, pending = 0, 0
         for data in self._without_mark(_blocks(stream, self._where, self._decoding.max_input)):
             first = self.start + done
-            if b"\0" in data:
-                raise InputError(f"not a text: {self._where}: a NUL byte at {first + data.index(0)}; it looks binary")
+            before, nul, _ = data.partition(b"\0")
             pending = len(decoder.getstate()[0])
             try:
-                text = decoder.decode(data, final=not data)
+                text = decoder.decode(before, final=not data)
             except UnicodeDecodeError as error:
+                yield error.object[: error.start].decode()
                 replace = "--errors replace takes it with U+FFFD in its place"
                 raise InputError(
                     f"not UTF-8: {self._where}: byte {first - pending + error.start}",
@@ -171,6 +173,8 @@ class TextBlocks:
             done += len(data)
             if text:
                 yield text
+            if nul:
+                raise InputError(f"not a text: {self._where}: a NUL byte at {first + len(before)}; it looks binary")
 
     def _without_mark(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
         """Raises InputError for the mark of another encoding, which --errors replace would make nonsense of."""

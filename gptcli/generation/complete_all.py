@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from gptcli.errors import GptcliError
 from gptcli.generation.continuous_batch import ContinuousBatch
@@ -14,18 +13,22 @@ from gptcli.runtime.engine import Cancelled
 Answer = Completed | GptcliError
 
 _MOST_HELD = 256  # answers that wait for an earlier one
-_POLL_SECONDS = 0.01  # while nothing runs and no request is there
 
 
 def complete_all(
-    jobs: Iterable[Job | GptcliError | None], parallel: int | None, *, ordered: bool, cancelled: Cancelled
+    jobs: Iterable[Job | GptcliError | None],
+    parallel: int | None,
+    *,
+    ordered: bool,
+    cancelled: Cancelled,
+    wait: Callable[[], object],
 ) -> Iterator[tuple[int, Answer]]:
     """See `LanguageModel.complete_many`; jobs: its requests, or why there is none."""
     batch, source = ContinuousBatch(parallel), iter(jobs)
     running = dict[Job, tuple[int, list[Event]]]()
     answers = dict[int, Answer]()
     taken = given = 0
-    more = True
+    more, failure = True, None
     while more or running or answers:
         if cancelled():
             more = False
@@ -36,6 +39,9 @@ def complete_all(
             except StopIteration:
                 more = False
                 break
+            except GptcliError as error:
+                more, failure = False, error
+                break
             if job is None:
                 break
             if isinstance(job, GptcliError):
@@ -45,7 +51,8 @@ def complete_all(
                 batch.add(job)
             taken += 1
         if more and batch.idle and not answers:
-            time.sleep(_POLL_SECONDS)
+            wait()
+            continue
         for job in batch.step():
             index, events = running[job]
             events += (event for event in job.events() if not isinstance(event, GptcliError))
@@ -56,3 +63,5 @@ def complete_all(
             index = given if ordered else next(iter(answers))
             given += 1
             yield index, answers.pop(index)
+    if failure is not None:
+        raise failure

@@ -121,9 +121,10 @@ class Script:
         parallel: int | None = None,
         ordered: bool = False,
         cancelled: Callable[[], bool] = lambda: False,
+        wait: Callable[[], object] = lambda: None,
     ) -> Iterator[tuple[int, Completed | GptcliError]]:
         """Answers three at a time, the last one first unless their order is kept."""
-        numbered = enumerate(requests)
+        numbered = enumerate(request for request in requests if request is not None or wait())
         while some := list(islice(numbered, 3)):
             answers = [(index, self._answer(lm, request, cancelled)) for index, request in some]
             yield from answers if ordered else reversed(answers)

@@ -62,6 +62,16 @@ def test_an_answer_has_openais_format(cli: Cli) -> None:
     assert text["response"]["body"]["usage"]["completion_tokens"] == 3
 
 
+def test_lines_of_other_services_are_accepted_as_they_are(cli: Cli) -> None:
+    talk, text = chat(model="m"), completion()
+    of_azure = talk | {"url": "/chat/completions"}
+    without = [{name: line[name] for name in ("custom_id", "body")} for line in (talk, text)]  # Mistral, Together
+    found = [
+        answer["response"]["body"]["choices"][0] for answer in answers(asked(cli, talk, text, *without, of_azure).out)
+    ]
+    assert found == [found[0], found[1], found[0], found[1], found[0]]
+
+
 def test_a_line_is_answered_as_generate_answers_its_prompt(cli: Cli) -> None:
     result = asked(cli, {"prompt": "one"}, {"prompt": "two", "temperature": 1.5, "seed": 4, "max-tokens": 7})
     texts = [answer["response"]["body"]["choices"][0]["text"] for answer in answers(result.out)]

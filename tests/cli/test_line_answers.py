@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from tests.cli.conftest import Cli
+from gptcli.runtime.engine import Extended, Extension
+from gptcli.runtime.torch_engine import TorchEngine
+from tests.cli.conftest import GPTCLI, ROOT, Cli
 
 pytestmark = pytest.mark.usefixtures("tiny_by_default")
 GREEDY = ("-t", "0", "-n", "4", "--ignore-eos")
@@ -48,6 +55,43 @@ def test_a_line_that_does_not_fit_has_its_error_and_the_others_their_answers(cli
     assert result.code == 6 and "line 2: " in result.err
 
 
+def test_lines_share_steps(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, extend = list[int](), TorchEngine.extend
+
+    def counting(engine: TorchEngine, texts: list[Extension]) -> list[Extended]:
+        steps.append(len(texts))
+        return extend(engine, texts)
+
+    monkeypatch.setattr(TorchEngine, "extend", counting)
+    assert len(records(cli("generate", "--lines", *GREEDY, stdin=b"one\ntwo\nand three\n" * 4).out)) == 12
+    assert max(steps) > 4 and len(steps) < 24
+
+
+@pytest.mark.parametrize(("wrong", "says"), [(b"\xff", "not UTF-8"), (b"a\0b", "a NUL byte at 9")])
+def test_what_cannot_be_read_ends_the_run_after_the_lines_before_it(cli: Cli, wrong: bytes, says: str) -> None:
+    result = cli("generate", "--lines", *GREEDY, stdin=b"one\ntwo\n" + wrong + b"\n")
+    assert [record["line"] for record in records(result.out)] == [1, 2]
+    assert result.code == 4 and says in result.err
+
+
+def test_the_first_answer_comes_before_the_second_line_is_written_and_ctrl_c_ends_the_wait(tiny_model: Path) -> None:
+    command = [*GPTCLI, "generate", "--lines", "-m", str(tiny_model), *GREEDY]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as process:
+        watchdog = threading.Timer(100, process.kill)
+        watchdog.start()
+        assert process.stdin is not None and process.stdout is not None
+        for number in range(1, 3):
+            process.stdin.write(b"a line\n")
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["line"] == number
+        before = sum(psutil.Process(process.pid).cpu_times()[:2])
+        time.sleep(1)
+        assert sum(psutil.Process(process.pid).cpu_times()[:2]) - before < 0.5  # a busy wait takes all of it
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == -signal.SIGINT and not process.stdout.read()
+        watchdog.cancel()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -55,6 +99,8 @@ def test_a_line_that_does_not_fit_has_its_error_and_the_others_their_answers(cli
         ("generate --lines --echo", "--lines writes JSON alone"),
         ("chat --lines --session s", "a conversation of its own"),
         ("chat --lines --prompt-report", "--lines writes JSON alone"),
+        ("generate --lines --draft-model x", "--draft-model is for one text"),
+        ("chat --lines --draft-model x", "--draft-model is for one text"),
         ("generate --lines --logit-bias 999999=1", "999999"),
     ],
 )

@@ -71,13 +71,15 @@ def asked_of(fields: Mapping[str, Any], plain: PlainSettings) -> Asked:
             raise BadParameter(name, f"unknown field: {name}")
     if not isinstance(fields.get("custom_id"), str):
         raise BadParameter("custom_id", "custom_id must be a text")
-    if fields.get("method") != "POST":
+    if fields.get("method", "POST") != "POST":
         raise BadParameter("method", "method must be POST")
-    url, body = fields.get("url"), fields.get("body")
-    if url not in (CHAT, TEXT):
-        raise BadParameter("url", f"not supported: url must be {CHAT} or {TEXT}")
+    body = fields.get("body")
     if not isinstance(body, dict):
         raise BadParameter("body", "body must be an object")
+    url = fields.get("url", CHAT if "messages" in body else TEXT)  # Mistral's and Together's batches have none
+    url = url if url in (CHAT, TEXT) else f"/v1{url}"  # Azure's have no version
+    if url not in (CHAT, TEXT):
+        raise BadParameter("url", f"not supported: url must be {CHAT} or {TEXT}")
     asked = asked_of_body(url, body)
     for name in ("stream", "echo"):
         if getattr(asked, name):

@@ -5,23 +5,19 @@ from __future__ import annotations
 import codecs
 import csv
 import hashlib
-import io
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, Queue
-from threading import Thread
 from typing import IO, Any
 
+from gptcli.cli.arrivals import Arrivals, readable_stdin
 from gptcli.errors import BrokenCheckpoint, InputError
 from gptcli.files import parse_json
 
 _MORE = "raise the limit with --max-input"
 _REST = 1 << 16  # bytes that are read at once of a line that is too long
-_AHEAD = 64  # lines that are read ahead of a pipe
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ class InputLines:
 
     def without_waiting(self) -> Iterator[InputLine | None]:
         """The lines, or None where a pipe has none yet. Raises as reading them in a loop does."""
-        return iter(self) if self.path.is_file() else _as_they_come(iter(self))
+        return iter(self) if self.path.is_file() else Arrivals(iter(self))
 
     def __iter__(self) -> Iterator[InputLine]:
         """Raises InputError where the file cannot be read, or is CSV and not UTF-8."""
@@ -59,7 +55,7 @@ class InputLines:
             raise InputError("cannot read: standard input is closed")
         try:
             read = self._csv if self._is_csv else self._json
-            with _stdin() if str(self.path) == "-" else open(self.path, "rb") as file:
+            with readable_stdin() if str(self.path) == "-" else open(self.path, "rb") as file:
                 self.size = self.path.stat().st_size if self.path.is_file() else 0
                 yield from read(file)
         except OSError as error:
@@ -119,38 +115,3 @@ class InputLines:
                 yield data.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError:
                 raise InputError(f"not UTF-8: {self.path}: line {number}") from None
-
-
-def _stdin() -> IO[bytes]:
-    """Not Python's own reader, which cannot be closed at the end while a thread waits for its next line."""
-    try:
-        return open(os.dup(sys.stdin.fileno()), "rb")
-    except io.UnsupportedOperation:  # it was replaced by one that is no file
-        return sys.stdin.buffer
-
-
-def _as_they_come(lines: Iterator[InputLine]) -> Iterator[InputLine | None]:
-    """Lines that a thread reads, so that nothing waits for them; None where there is none yet."""
-    queue = Queue[InputLine | BaseException | None](_AHEAD)
-
-    def read() -> None:
-        try:
-            for line in lines:
-                queue.put(line)
-        except BaseException as error:  # raised where the lines are taken
-            queue.put(error)
-        else:
-            queue.put(None)
-
-    Thread(target=read, daemon=True).start()
-    while True:
-        try:
-            line = queue.get_nowait()
-        except Empty:
-            yield None
-            continue
-        if line is None:
-            return
-        if isinstance(line, BaseException):
-            raise line
-        yield line

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from gptcli.cli import options
+from gptcli.cli.arrivals import wait_for
 from gptcli.cli.batch.bodies import PlainSettings
 from gptcli.cli.batch.input_lines import InputLine, InputLines
 from gptcli.cli.batch.output_file import AnswersFile, StdoutAnswers
@@ -20,7 +21,8 @@ from gptcli.cli.prompt_input import argument_text
 from gptcli.cli.run_options import RunOptions, load_model, template_of
 from gptcli.cli.terminal.signals import interruptible
 from gptcli.cli.terminal.stderr import ProgressLine, print_line
-from gptcli.errors import InputError, RequestsFailed, UsageError
+from gptcli.errors import GptcliError, InputError, RequestsFailed, UsageError
+from gptcli.generation.events import Completed
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.settings import SamplingConfig
@@ -134,11 +136,19 @@ def _run(run: RunOptions, file: Path, what: BatchOptions, settings: BatchSetting
         progress = BatchProgress(lines, activity)
         if answers.is_terminal:
             activity.close()
-        left, ordered = _unanswered(lines, answers, progress), to_stdout and not what.unordered
+        source, ordered = lines.without_waiting(), to_stdout and not what.unordered
+        left = _unanswered(source, answers, progress)
         with interruptible() as cancelled:
             if what.ray is None:
                 requests = Requests(lm, settings, template_of(run, lm), _model_notes(lm, activity))
-                answered = _answered_here(lm, requests, left, what.parallel, ordered=ordered, cancelled=cancelled)
+                texts = lm.complete_many(
+                    requests.of(left),
+                    parallel=what.parallel,
+                    ordered=ordered,
+                    cancelled=cancelled,
+                    wait=wait_for(source),
+                )
+                answered = _answered_here(lm, requests, texts)
             else:
                 from gptcli.cli.batch.ray_workers import answered_by_workers
 
@@ -162,9 +172,9 @@ def _run(run: RunOptions, file: Path, what: BatchOptions, settings: BatchSetting
 
 
 def _unanswered(
-    lines: InputLines, answers: AnswersFile | StdoutAnswers, progress: BatchProgress
+    lines: Iterator[InputLine | None], answers: AnswersFile | StdoutAnswers, progress: BatchProgress
 ) -> Iterator[InputLine | None]:
-    for line in lines.without_waiting():
+    for line in lines:
         if line is not None and answers.has(line):
             progress.kept += 1
         else:
@@ -172,16 +182,10 @@ def _unanswered(
 
 
 def _answered_here(
-    lm: LanguageModel,
-    requests: Requests,
-    lines: Iterator[InputLine | None],
-    parallel: int | None,
-    *,
-    ordered: bool,
-    cancelled: Callable[[], bool],
+    lm: LanguageModel, requests: Requests, texts: Iterator[tuple[int, Completed | GptcliError]]
 ) -> Iterator[Answered]:
-    """Answers lines with a model of this process; a line that is cut off stays unanswered."""
-    for index, answer in lm.complete_many(requests.of(lines), parallel=parallel, ordered=ordered, cancelled=cancelled):
+    """Answers lines with texts of this process; a line that is cut off stays unanswered."""
+    for index, answer in texts:
         work = requests.finished(index, answer)
         if work is not None and not work.interrupted:
             yield work.answered(lm.name)

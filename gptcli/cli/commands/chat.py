@@ -17,7 +17,7 @@ from gptcli.chat.storage import SessionFile, delete_session, last_model, session
 from gptcli.cli import options
 from gptcli.cli.config_file import configured
 from gptcli.cli.json_records import json_line, sample_record
-from gptcli.cli.line_answers import line_prompts, write_answers
+from gptcli.cli.line_answers import line_prompts, request_fields, write_answers
 from gptcli.cli.option_groups import only, option_group, panel, with_option_groups, without
 from gptcli.cli.prompt_input import messages_of_script, read_text, unless_dash
 from gptcli.cli.repl.answer_display import AnswerDisplay, DisplaySettings, dropped_note
@@ -30,7 +30,7 @@ from gptcli.cli.tool_calls import write_calls
 from gptcli.errors import UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import ChatSession
-from gptcli.runtime.engine import Cancelled, Workload
+from gptcli.runtime.engine import Workload
 from gptcli.settings import ChatSettings
 from gptcli.text.chat_template import ChatTemplate, Switches
 
@@ -180,6 +180,8 @@ def _check_together(run: RunOptions, sessions: SessionOptions, prompt: str | Non
         raise UsageError("--script and a prompt exclude each other")
     if run.prompts.lines and (sessions.script is not None or sessions.session is not None or sessions.continue_last):
         raise UsageError("--lines asks each line in a conversation of its own: no --session, --continue or --script")
+    if run.prompts.lines and run.runtime.draft_model is not None:
+        raise UsageError("--draft-model is for one text: lines share every step already, and draft nothing")
     if at_prompt and run.output.as_json:
         raise UsageError("--json needs a prompt")
 
@@ -211,17 +213,22 @@ def _report(run: RunOptions, conversation: ChatSession, question: str | list[str
 
     lm, settings = conversation.lm, conversation.settings
     messages = conversation.preview(question)
-    switches: Switches = {
-        "thinking": settings.thinking,
-        "reasoning_effort": settings.reasoning_effort,
-        "tools": settings.offered,
-    }
-    prompt = rendered_prompt(lm, messages, conversation.template, **switches)
+    prompt = rendered_prompt(lm, messages, conversation.template, **_switches(settings))
     sampling = settings.sampling(lm.sampling_defaults)
     print_prompt_report(lm, prompt, settings.record, sampling, settings.stopping, run.output)
 
 
-def _answer_lines(run: RunOptions, conversation: ChatSession, lines: Iterator[str], activity: ProgressLine) -> None:
+def _switches(settings: ChatSettings) -> Switches:
+    return {
+        "thinking": settings.thinking,
+        "reasoning_effort": settings.reasoning_effort,
+        "tools": settings.offered,
+    }
+
+
+def _answer_lines(
+    run: RunOptions, conversation: ChatSession, lines: Iterator[str | None], activity: ProgressLine
+) -> None:
     """Asks each line in a conversation of its own; raises as `write_answers` does."""
     lm, settings = conversation.lm, conversation.settings
     sampling = settings.sampling(lm.sampling_defaults)
@@ -231,10 +238,15 @@ def _answer_lines(run: RunOptions, conversation: ChatSession, lines: Iterator[st
     load_model(lm, activity)
     activity.close()
 
-    def answers(text: str, cancelled: Cancelled) -> Iterator[Iterator[ReplyEvent]]:
-        yield conversation.successor().send(text, cancelled=cancelled)
+    def ids_of(text: str) -> Sequence[int]:
+        messages = conversation.successor().preview(text)
+        return conversation.template.render(messages, lm.tokenizer, **_switches(settings))
 
-    write_answers(run, lm, lines, answers, sampling, settings.stopping)
+    use = run.tool_use(conversation.template, lm)
+    stopping = settings.stopping
+    if stopping.overflow == "shift":  # whole turns would go, and there is one
+        stopping = replace(stopping, overflow="stop")
+    write_answers(run, lm, lines, ids_of, [sampling], request_fields(stopping, settings.constraint, use))
     run.print_failures(lm)
     lm.close()
 

@@ -14,7 +14,7 @@ import typer
 from gptcli.cli import options
 from gptcli.cli.config_file import configured
 from gptcli.cli.json_records import json_line, sample_record
-from gptcli.cli.line_answers import line_prompts, write_answers
+from gptcli.cli.line_answers import line_prompts, request_fields, write_answers
 from gptcli.cli.option_groups import panel, with_option_groups
 from gptcli.cli.probabilities.picture_files import PictureFiles
 from gptcli.cli.probabilities.sample_display import SampleDisplay
@@ -28,7 +28,7 @@ from gptcli.errors import UsageError
 from gptcli.generation.events import Finished, TextDelta
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import DEFAULT_MODEL
-from gptcli.runtime.engine import Cancelled, Workload
+from gptcli.runtime.engine import Workload
 from gptcli.settings import ChatSettings, ConstraintConfig, SamplingConfig, StopConfig
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.messages import Message
@@ -124,9 +124,9 @@ def _messages(lm: LanguageModel, system: str | None, text: str, said: Sequence[M
 
 
 def _answer_lines(
-    run: RunOptions, texts: Iterator[str], system: str | None, samples: int, stopping: StopConfig
+    run: RunOptions, texts: Iterator[str | None], system: str | None, samples: int, stopping: StopConfig
 ) -> None:
-    """Completes each prompt by itself; raises as `write_answers` does."""
+    """Completes each prompt; raises as `write_answers` does."""
     output = run.output
     with ProgressLine(quiet=output.quiet) as activity, run.open_model(activity) as lm:
         template = _template(run, lm)
@@ -136,22 +136,11 @@ def _answer_lines(
         load_model(lm, activity)
         activity.close()
 
-        def answers(text: str, cancelled: Cancelled) -> Iterator[Iterator[TextDelta | Finished]]:
-            ids = _ids(run, lm, template, _messages(lm, system, text))
-            lm.check_request(ids, sampling)
-            drawing = sampling.for_samples(samples)
-            return lm.streams(
-                ids,
-                drawing,
-                stopping,
-                constraint=run.constraint,
-                logprobs=output.logprobs,
-                explain=output.explain,
-                tools=use,
-                cancelled=cancelled,
-            )
+        def ids_of(text: str) -> Sequence[int]:
+            return _ids(run, lm, template, _messages(lm, system, text))
 
-        write_answers(run, lm, texts, answers, sampling, stopping)
+        what = request_fields(stopping, run.constraint, use) | {"logprobs": output.logprobs, "explain": output.explain}
+        write_answers(run, lm, texts, ids_of, sampling.for_samples(samples), what)
         run.print_failures(lm)
 
 
@@ -171,6 +160,8 @@ def _check_together(run: RunOptions, samples: int, tools: options.ToolOptions, m
     of_tools = {"tools": tools.tools, "tool_choice": tools.tool_choice, "messages": messages}
     if not prompts.chat and any(value for name, value in of_tools.items() if name not in run.configured):
         raise UsageError("--tools, --tool-choice and --messages need --chat")
+    if run.runtime.draft_model is not None and prompts.lines:
+        raise UsageError("--draft-model is for one text: lines share every step already, and draft nothing")
     if messages is not None and prompts.lines:
         raise UsageError("--messages and --lines exclude each other")
     if output.markdown and (output.as_json or output.logprobs is not None):
