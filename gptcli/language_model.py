@@ -368,6 +368,11 @@ class LanguageModel(OpenedModel):
         """Tokens that a window of a long text can score, after what the tokenizer puts before every text."""
         return self.ctx_size + 1 - max(1, len(self.tokenizer.surroundings[0]))
 
+    @property
+    def _default_stride(self) -> int:
+        """Leaves each token of a long text an eighth of the context before it."""
+        return self.longest_stride - self.longest_stride // 8
+
     def score(
         self,
         text: str,
@@ -380,7 +385,7 @@ class LanguageModel(OpenedModel):
     ) -> Score:
         """Log-probability of every token of a text, with those of the `top` likeliest tokens at its position.
 
-        A text longer than the context is scored in windows that advance by `stride` tokens (by default half the
+        A text longer than the context is scored in windows that advance by `stride` tokens (by default 7/8 of the
         context); each token is scored once, given as many tokens as a window holds. Raises UsageError for an empty
         text, and for a stride or top out of range.
         """
@@ -392,7 +397,7 @@ class LanguageModel(OpenedModel):
             self._engine_for(Workload()),
             self.tokenizer,
             ids,
-            stride=stride or max(1, self.longest_stride // 2),
+            stride=stride or self._default_stride,
             size=len(text.encode()),
             head=ids[: len(self.tokenizer.surroundings[0])],
             top=top,
@@ -416,15 +421,9 @@ class LanguageModel(OpenedModel):
         check_scoring(stride, top, self.longest_stride)
         from gptcli.generation.scoring import score_many
 
-        stride = stride or max(1, self.longest_stride // 2)
-        return score_many(
-            self._engine_for(Workload()),
-            self.tokenizer,
-            map(_not_empty, texts),
-            stride=stride,
-            special=special,
-            top=top,
-        )
+        texts, stride = map(_not_empty, texts), stride or self._default_stride
+        engine = self._engine_for(Workload())
+        return score_many(engine, self.tokenizer, texts, stride=stride, special=special, top=top)
 
     def choose_many(
         self, prompts: Iterable[str], choices: Sequence[str], *, special: bool = False

@@ -69,7 +69,9 @@ def _help(
 def run(arguments: Sequence[str]) -> int:
     """Runs the command line and returns its exit code. KeyboardInterrupt and BrokenPipeError pass through."""
     if "_GPTCLI_COMPLETE" in os.environ:  # a shell asks for completions
-        program()(prog_name="gptcli")
+        from gptcli.cli.completion import complete
+
+        complete(lambda: program()(prog_name="gptcli"))
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")

@@ -20,6 +20,7 @@ from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Recipe
 from gptcli.checkpoint.registry import architecture_of
 from gptcli.errors import GptcliError, UnsupportedArchitecture
+from gptcli.gguf.architectures import ARCHITECTURES
 from gptcli.gguf.model import GgufModel
 from gptcli.gguf.model_tensor import Edit
 from gptcli.gguf.reader import GgufFile, GgufTensor
@@ -142,7 +143,8 @@ def _offered(name: str, config: DecoderConfig) -> Iterator[tuple[str, Any]]:
     yield "attention.head_count_kv", attention.kv_heads
     yield "attention.key_length", attention.head_dim
     yield "attention.value_length", attention.head_dim
-    yield f"attention.layer_norm_{'rms_' if config.norm.kind == 'rms' else ''}epsilon", config.norm.eps
+    yield f"attention.layer_norm_{'rms_' if ARCHITECTURES[name].eps == 'rms_norm_eps' else ''}epsilon", config.norm.eps
+    yield "attention.max_alibi_bias", 8.0 if attention.alibi else None
     yield "attention.scale", attention.scale
     yield "attention.clamp_kqv", attention.clip
     yield "attn_logit_softcapping", attention.softcap

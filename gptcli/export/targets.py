@@ -61,11 +61,11 @@ class Target:
 
 
 def architecture_name(model_type: str) -> str:
-    """The GGUF architecture for a model type. Raises UnsupportedArchitecture if there is none."""
+    """The GGUF architecture to write a model type as. Raises UnsupportedArchitecture if there is none."""
     if model_type not in WRITTEN_AS:
         raise UnsupportedArchitecture(
-            f"cannot write as GGUF: there is no architecture for `{model_type}`",
-            f"there is one for: {', '.join(sorted(WRITTEN_AS))}",
+            f"cannot write as GGUF: a model of type `{model_type}`",
+            f"types that can be written: {', '.join(sorted(WRITTEN_AS))}",
         )
     return WRITTEN_AS[model_type]
 

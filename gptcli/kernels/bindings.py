@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
+from collections.abc import Callable
 from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_float, c_int, c_int64, c_uint64, c_void_p, sizeof
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +25,7 @@ CacheKind = Literal["fp32", "fp16", "int8"]  # in the order of kernels.h's Cache
 _VARIABLE = "GPTCLI_KERNELS"
 _NO_MEMORY, _NO_TOKEN = -1, -2  # of gptcli_draw
 BF16_LEVELS: tuple[Level, ...] = ("avx512_bf16", "amx")  # those with products in bf16
+PAUSE_NANOSECONDS = 100_000_000  # between the pauses of a program
 _MOST_THREADS = 256  # kernels.h's MOST_THREADS
 CACHE_KINDS: tuple[CacheKind, ...] = get_args(CacheKind)
 # The numbers of config.Activation's; one without any runs in torch.
@@ -135,7 +137,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "gptcli_matrix_restored": (c_void_p, [c_char_p, c_void_p]),
     "gptcli_matrix_row": (None, [c_void_p, c_int64, c_void_p]),
     "gptcli_linear": (c_int, [c_void_p, c_void_p, c_int64, c_void_p, c_void_p]),
-    "gptcli_run": (c_int, [c_void_p, c_int64, POINTER(Frame)]),
+    "gptcli_run": (c_int64, [c_void_p, c_int64, POINTER(Frame), c_int64]),
     "gptcli_draw": (c_int64, [POINTER(Draw)]),
     "gptcli_all_finite": (c_int, [c_void_p, c_int64]),
     "gptcli_log_sums": (None, [c_void_p, c_int64, c_int64, c_int64, c_void_p]),
@@ -251,10 +253,22 @@ class Functions:
         """The number of an operation of a program."""
         return _CODES.index(operation)
 
-    def run(self, ops: ctypes.Array[Op], frame: Frame) -> None:
-        """Runs a program, whose addresses must be valid. Raises MemoryError."""
-        if self._c.gptcli_run(ctypes.addressof(ops), len(ops), byref(frame)) != 0:
-            raise MemoryError
+    def run(self, ops: ctypes.Array[Op], frame: Frame, cancelled: Callable[[], bool]) -> bool:
+        """Runs a program, whose addresses must be valid; False once cancelled. Raises MemoryError.
+
+        Pauses a few times a second, so that signals are handled, and asks `cancelled`.
+        """
+        done = 0
+        while True:
+            address = ctypes.addressof(ops) + done * sizeof(Op)
+            ran = self._c.gptcli_run(address, len(ops) - done, byref(frame), PAUSE_NANOSECONDS)
+            if ran < 0:
+                raise MemoryError
+            done += ran
+            if done == len(ops):
+                return True
+            if cancelled():
+                return False
 
     def draw(self, draw: Draw) -> int | None:
         """Draws a token; None if none is left that may be drawn. Raises MemoryError."""

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 from gptcli.errors import ModelNotFound, UsageError
 from gptcli.files import ADAPTER_CONFIG, RECORD
+from gptcli.models.stores import VISION_MODULE
 
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _PART = re.compile(r"-(\d{5}-of-\d{5})(?=\.(?:gguf|safetensors)$)")
@@ -23,17 +24,18 @@ def chosen_files(repository: str, sizes: Sizes, pattern: str | None) -> dict[str
     there is to choose from, and ModelNotFound.
     """
     top = {name: size for name, size in sizes.items() if "/" not in name and name != RECORD}
-    variants = _variants(top)
+    in_folders = [name for name in sizes if name.endswith(".gguf") and not {"", ".", ".."} & {*name.split("/")}]
+    variants = _variants({*top, *in_folders})
     beside = {name: size for name, size in top.items() if name.endswith(_BESIDE)}
     if pattern is not None:
         matching = [name for name, files in variants.items() if any(fnmatchcase(file, pattern) for file in files)]
         if len(matching) != 1:
             found = f"{len(matching)} match {pattern!r}" if matching else f"none matches {pattern!r}"
-            raise _choice(repository, found, {name: variants[name] for name in matching or variants}, top)
+            raise _choice(repository, found, {name: variants[name] for name in matching or variants}, sizes)
         files = variants[matching[0]]
         if files[0].endswith(".safetensors") and len(files) > 1 and not _SHARD.fullmatch(files[0]):
             raise UsageError(f"cannot fetch from the hub: {repository}: {matching[0]} in parts of these names")
-        return {name: top[name] for name in files} | ({} if files[0].endswith(".gguf") else beside)
+        return {name: sizes[name] for name in files} | ({} if files[0].endswith(".gguf") else beside)
     usual = ["model.safetensors"] if "model.safetensors" in top else [*filter(_SHARD.fullmatch, top)]
     if "config.json" in top and usual:
         return beside | {name: top[name] for name in usual}
@@ -43,16 +45,19 @@ def chosen_files(repository: str, sizes: Sizes, pattern: str | None) -> dict[str
             hint=f"run `hf download {repository}`; `gptcli models show {repository}` then says how to merge it",
         )
     if variants:
-        raise _choice(repository, "several are there", variants, top)
+        raise _choice(repository, "several are there", variants, sizes)
     raise ModelNotFound(f"cannot fetch from the hub: {repository}: it has no config.json with safetensors weights")
 
 
 def _variants(names: Iterable[str]) -> dict[str, list[str]]:
-    """Files of weights by what they are called without the number of a part, or by a pattern if a file is called so."""
+    """Files of weights by what they are called without the number of a part, or by a pattern if a file is called so.
+
+    Vision modules, which lie beside their models, are none.
+    """
     variants: dict[str, list[str]] = {}
     names = sorted(names)
     for name in names:
-        if name.endswith(_WEIGHTS):
+        if name.endswith(_WEIGHTS) and not VISION_MODULE.search(name):
             whole = _PART.sub("", name)
             variants.setdefault(_PART.sub("-*", name) if whole != name and whole in names else whole, []).append(name)
     return variants

@@ -106,10 +106,13 @@ def pull_hub(
                 hf_hub_download(repository, file, revision=info.sha, local_dir=directory)
             if not _check_hash(repository, directory / file, listed[file]):
                 on_note(f"the hub says no checksum of {file}: it is as it came")
+        for file in sizes:  # one may be in a folder of the repository
+            (directory / file).rename(directory / Path(file).name)
+        names = {Path(file).name for file in sizes}
         for extra in directory.iterdir():  # the hub client's notes, or files of an older commit
             if extra.is_dir():
                 shutil.rmtree(extra)
-            elif extra.name not in sizes:
+            elif extra.name not in names:
                 extra.unlink()
         whole = [file for file in sizes if file.endswith(".safetensors")]
         if len(whole) == 1:  # a variant may be called otherwise

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,21 +35,16 @@ _OLLAMA_WITHOUT_EFFECT = frozenset(
 _LONGEST_SYSTEM = 1 << 20  # bytes
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
-_NO_MODEL = re.compile(r"(^|[-_./])mmproj", re.IGNORECASE)  # vision modules, which lie beside their models
+VISION_MODULE = re.compile(r"(^|[-_./])mmproj", re.IGNORECASE)  # such files lie beside their models
 
 
 def stored_models() -> Iterator[tuple[str, Path]]:
     """The name, which begins with the store's, and the file of each model. None with GPTCLI_STORES=off."""
     if switched_off("GPTCLI_STORES"):
         return
-    stores: dict[str, Callable[[], Iterator[tuple[str, Path]]]] = {
-        "ollama": _ollama,
-        "lmstudio": _lm_studio,
-        "llama.cpp": _llama_cpp,
-        HUB: lambda: _hub(hub_cache()),
-    }
-    for store, models in stores.items():
-        for name, file in models():
+    hub = _hub(hub_cache())
+    for store, models in (("ollama", _ollama()), ("lmstudio", _lm_studio()), ("llama.cpp", _llama_cpp()), (HUB, hub)):
+        for name, file in models:
             yield f"{store}:{name}", file
 
 
@@ -228,7 +223,7 @@ def _files(root: Path, files: Iterable[Path]) -> Iterator[tuple[str, Path]]:
     """Models by their paths below a directory; of a split one, the first part."""
     for file in sorted(files):
         name = file.relative_to(root).as_posix()
-        if os.path.isfile(file) and not _LATER_PART.search(name) and not _NO_MODEL.search(name):
+        if os.path.isfile(file) and not _LATER_PART.search(name) and not VISION_MODULE.search(name):
             yield name.removesuffix(".gguf"), file
 
 

@@ -32,6 +32,10 @@ def never_cancelled() -> bool:
     return False
 
 
+class StepCancelled(Exception):
+    """A step was given up in the middle; its tokens are not cached."""
+
+
 class ReplyKeywords(TypedDict, total=False):
     """How a generation is followed. on_prefill: as `Engine.prefill` reports. cancelled: once true, the text ends."""
 
@@ -140,8 +144,8 @@ class Engine(Protocol):
     ) -> Logits | None:
         """Appends one or more tokens to the cached ones; the last one's logits, or None once cancelled.
 
-        on_progress: called with the tokens done and all of them after every chunk. cancelled: asked before each.
-        Raises NonFiniteLogits and OutOfMemory.
+        on_progress: called with the tokens done and all of them after every chunk. cancelled: asked before each, and
+        in a program about every tenth of a second. Raises NonFiniteLogits and OutOfMemory.
         """
 
     def step(self, tokens: Sequence[int], cache: Any) -> Sequence[Logits]:

@@ -12,9 +12,12 @@ from itertools import accumulate
 from gptcli.kernels.bindings import CACHE_KINDS, CacheKind, Frame, Functions, Matrix, Op, Rotation, Row, State
 from gptcli.kernels.memory import Memory
 from gptcli.model.marks import MOST_MARKS
+from gptcli.runtime.engine import Cancelled, StepCancelled, never_cancelled
 from gptcli.runtime.program_cache import Layout, planes
 
 CHUNK = 512  # prompt tokens per forward pass: bounds memory, costs a tenth of the speed at 4,096
+
+MANY_LOGITS = 64  # rows for which getting small pages takes longer than computing a layer
 
 
 @dataclass(frozen=True)
@@ -136,11 +139,17 @@ class Program:
                 size += 4 * op.heads * op.rows * op.size
         return size
 
-    def run(self, texts: Sequence[Text], wanted: Sequence[int], logits: int) -> None:
+    def run(
+        self,
+        texts: Sequence[Text],
+        wanted: Sequence[int],
+        logits: int,
+        cancelled: Cancelled = never_cancelled,
+    ) -> None:
         """Runs tokens of each of several texts, for which their caches have room.
 
         wanted: the indices of tokens, counted over all texts, in ascending order; the logits after these go to the
-        address `logits`, (len(wanted), vocab) in fp32. Raises MemoryError.
+        address `logits`, (len(wanted), vocab) in fp32. Raises MemoryError, and StepCancelled once cancelled.
         """
         starts = list(accumulate((len(text.tokens) for text in texts), initial=0))
         assert 0 <= wanted[0] <= wanted[-1] < starts[-1]
@@ -156,7 +165,8 @@ class Program:
         asked = (c_int64 * len(wanted))(*wanted)
         addresses = [ctypes.addressof(array) for array in (ids, begins, positions, tables, rows, states, asked)]
         frame = Frame(starts[-1], len(texts), ropes, windows, len(wanted), *addresses, logits)
-        self._library.run(self.ops, frame)
+        if not self._library.run(self.ops, frame, cancelled):
+            raise StepCancelled
 
     def _make_room(self, tokens: int) -> None:
         widths: dict[str, int] = {}

@@ -25,6 +25,7 @@ from gptcli.runtime.engine import (
     Extended,
     Extension,
     Progress,
+    StepCancelled,
     TokenScore,
     Workload,
     never_cancelled,
@@ -137,7 +138,10 @@ class TorchEngine:
             if cancelled():
                 return None
             cache.mark()
-            logits = self._run(chunk, cache)
+            try:
+                logits = self._run(chunk, cache, cancelled=cancelled)
+            except StepCancelled:
+                return None
             done += len(chunk)
             on_progress(done, len(tokens))
         return logits[-1]
@@ -329,11 +333,13 @@ class TorchEngine:
         crossed = any((before > border) != (cache.span > border) for border in self.decoder.config.rope_borders)
         return crossed and cache.length > 0
 
-    def _run(self, tokens: Sequence[int], cache: TextCache, wanted: int = 1) -> Tensor:
+    def _run(
+        self, tokens: Sequence[int], cache: TextCache, wanted: int = 1, cancelled: Cancelled = never_cancelled
+    ) -> Tensor:
         """Appends tokens to a text; the logits of the last ones, (wanted, vocab)."""
         if not isinstance(cache, ProgramCache):
             return self._run_in_torch([tokens], cache, wanted)
-        logits = self._run_texts([Extension(cache, tokens, wanted)])
+        logits = self._run_texts([Extension(cache, tokens, wanted)], cancelled)
         if not self._all_finite(logits):
             raise NonFiniteLogits(cache.length, self.plan.dtype_name)
         return logits
@@ -385,12 +391,12 @@ class TorchEngine:
         other.truncate(length)
         return other
 
-    def _run_texts(self, texts: Sequence[Extension]) -> Tensor:
+    def _run_texts(self, texts: Sequence[Extension], cancelled: Cancelled = never_cancelled) -> Tensor:
         """Appends tokens to each of several texts; the wanted logits, (sum of wanted, vocab), finite or not."""
         length = max(text.cache.length + len(text.tokens) for text in texts)
         with memory_errors(self.plan.device, f"running token {length}"), self._step:
             # No torch modes around a program: they are as slow as a layer.
-            return self._run_side_by_side(texts) if self._program is None else self._program.run(texts)
+            return self._run_side_by_side(texts) if self._program is None else self._program.run(texts, cancelled)
 
     @torch.inference_mode()
     def _run_side_by_side(self, texts: Sequence[Extension]) -> Tensor:

@@ -120,7 +120,8 @@ class Training:
         trained = list(self.parameters.values())
         if not self.settings.fsdp:  # which has summed them
             self._together.sum_gradients(trained)
-        norm = whole(nn.utils.clip_grad_norm_(trained, self.settings.clip or math.inf)).item()
+        total_norm = nn.utils.get_total_norm([each.grad for each in trained if each.grad is not None])
+        norm = whole(total_norm).item()
         if not math.isfinite(loss) or not math.isfinite(norm):
             self._save_once()
             raise Diverged(
@@ -128,6 +129,8 @@ class Training:
                 f"the checkpoint of step {self.step} is whole",
                 "train again with a smaller --learning-rate",
             )
+        if norm > (self.settings.clip or math.inf):
+            nn.utils.clip_grads_with_norm_(trained, self.settings.clip, total_norm)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()

@@ -21,7 +21,7 @@ from gptcli.model.decoder import Decoder
 
 
 class Update(nn.Module):
-    """dropout(x) @ down.T @ up.T * scale; zero until it is trained, as up is."""
+    """The factors of dropout(x) @ down.T @ up.T * scale; it is zero until it is trained, as up is."""
 
     def __init__(self, columns: int, rows: int, rank: int, scale: float, dropout: float) -> None:
         super().__init__()
@@ -30,9 +30,9 @@ class Update(nn.Module):
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
         self.scale, self.dropout = scale, dropout
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (..., columns) to (..., rows)."""
-        return F.linear(F.linear(F.dropout(x, self.dropout, self.training), self.down), self.up) * self.scale
+    def lowered(self, x: Tensor) -> Tensor:
+        """x: (..., columns) to (..., rank), scaled."""
+        return F.linear(F.dropout(x, self.dropout, self.training), self.down) * self.scale
 
 
 class TrainedLinear(nn.Module):
@@ -48,16 +48,17 @@ class TrainedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in_features) to (..., out_features)."""
         out: Tensor = self.base(x)
-        added: Tensor
-        if len(self.rows.modules) == 1:
-            added = self.updates["0"](x)
-        else:
-            parts = [
-                self.updates[str(i)](x) if str(i) in self.updates else x.new_zeros(*x.shape[:-1], count)
-                for i, (_, count) in enumerate(self.rows.modules)
-            ]
-            added = torch.cat(parts, -1)
-        return out + (added if self.rows.order is None else added[..., self.rows.order])
+        # One product for all modules, added as it is computed: what the rows of others would get is zero.
+        lowered = torch.cat([update.lowered(x) for update in self.updates.values()], -1).flatten(0, -2)
+        return torch.addmm(out.flatten(0, -2), lowered, self._up().mT).view_as(out)
+
+    def _up(self) -> Tensor:
+        """The factor of all rows, (out_features, ranks of all updates)."""
+        updates = {index: update.up for index, update in self.updates.items()}
+        empty = next(iter(updates.values())).new_zeros
+        blocks = [updates.get(str(index), empty(rows, 0)) for index, (_, rows) in enumerate(self.rows.modules)]
+        up: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+        return up if self.rows.order is None else up[self.rows.order]
 
 
 class Lora:

@@ -79,12 +79,12 @@ def centred(rows: int, columns: int, bits: int, group: int = 32) -> Affine:
     return Affine(affine(rows, columns, bits, group).q, scales, scales * -(2 ** (bits - 1)), bits)
 
 
-def quantized(x: Tensor) -> Tensor:
-    """x as the affine kernels round it: to signed 8 bits, with a scale per 32 columns."""
-    segments = x.view(*x.shape[:-1], -1, 32)
+def quantized(x: Tensor, terms: int = 1) -> Tensor:
+    """x as the affine kernels round it: to terms of signed 8 bits, with a scale per 32 columns."""
+    segments, steps = x.view(*x.shape[:-1], -1, 32), 127 * 256 ** (terms - 1)
     most = segments.abs().amax(-1, keepdim=True)
-    inverse = torch.where(most < 1e-30, 0, torch.tensor(127.0) / most)  # `127 / most` is 127 times a reciprocal
-    values: Tensor = (segments * inverse).round().double() * (most / 127).double()
+    inverse = torch.where(most < 1e-30, 0, torch.tensor(float(steps)) / most)  # `127 / most` is 127 times a reciprocal
+    values: Tensor = (segments * inverse).round().double() * (most / steps).double()
     return values.view(x.shape)
 
 
@@ -348,7 +348,47 @@ def test_coded_weights_in_bf16_give_the_numbers_of_plain_ones(bf16_kernels: Libr
 
 def test_a_few_tokens_are_multiplied_in_fp32(kernels: Library) -> None:
     weight, x = affine(100, 192, 4, 32), torch.randn(16, 192)
-    assert_product(kernels.linear(weight.matrix(kernels, "bf16"), x), x, weight.expanded())
+    few = x[:3] if kernels.level == "amx" else x
+    assert_product(kernels.linear(weight.matrix(kernels, "bf16"), few), few, weight.expanded())
+
+
+@pytest.mark.parametrize("make", [affine, centred])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_several_tokens_keep_16_bits_with_amx(kernels: Library, make: Callable[..., Affine], bits: int) -> None:
+    if kernels.level != "amx":
+        pytest.skip(f"{kernels.level} multiplies them in fp32")
+    weight, x = make(100, 192, bits, 64), torch.randn(8, 192)
+    for tokens in range(4, 9):
+        out = kernels.linear(weight.matrix(kernels, "bf16"), x[:tokens])
+        assert_product(out, quantized(x[:tokens], 2), weight.expanded())
+
+
+def in_fewer_bits(kernels: Library, rows: int, columns: int, constants: tensors.Constants) -> Matrix:
+    """Weights in 6 bits with groups of 16 columns, or of 4 bits that are looked up."""
+    if constants == "nested_centred":
+        q, factors = torch.randint(0, 64, (rows, columns), dtype=torch.uint8), torch.rand(rows, columns // 256).half()
+        scales = torch.randint(-128, 128, (rows, columns // 16)).to(torch.int8)
+        return kernels.quants(q, 6, constants, factors, None, scales)
+    q, scales = torch.randint(0, 16, (rows, columns), dtype=torch.uint8), torch.rand(rows, columns // 32).half()
+    return kernels.quants(q, 4, constants, scales, codes=range(-128, 128, 16))
+
+
+@pytest.mark.parametrize("columns", [96, 256, 576, 768])
+def test_integers_in_tiles_give_the_bits_of_those_in_vectors(kernels: Library, columns: int) -> None:
+    if kernels.level != "amx":
+        pytest.skip(f"{kernels.level} has no tiles")
+    shapes = [(make, bits) for make in (affine, centred) for bits in (4, 8)]
+    matrices = [make(100, columns, bits, 32).matrix(kernels, "fp32") for make, bits in shapes]
+    for constants in ("nested_centred", "looked_up"):
+        if tensors.fits(columns, constants):
+            matrices.append(in_fewer_bits(kernels, 100, columns, constants))
+    x, bias = torch.randn(16, columns), torch.randn(100)
+    for matrix in matrices:
+        for tokens in range(1, 17):
+            in_tiles = kernels.linear(matrix, x[:tokens], bias)
+            kernels.set_level("avx512")
+            assert torch.equal(in_tiles, kernels.linear(matrix, x[:tokens], bias))
+            kernels.set_level("amx")
 
 
 def test_an_arithmetic_is_used_where_weights_and_level_allow_it(kernels: Library) -> None:

@@ -72,6 +72,19 @@ def test_a_pattern_must_choose_one(pattern: str, found: str, ggufs: dict[str, Pa
     assert found in raised.value.message and hub.fetched() == []
 
 
+def test_a_file_in_a_folder_of_the_repository_is_a_choice_and_a_vision_module_is_none(
+    ggufs: dict[str, Path], hub: FakeHub
+) -> None:
+    data = hub.files.pop("tiny-Q8_0.gguf")
+    hub.files |= {"Q8/tiny-Q8_0.gguf": data, "mmproj-tiny-Q8_0.gguf": b"", "../outside-Q2.gguf": b"", "/Q2.gguf": b""}
+    with pytest.raises(UsageError, match=r"none matches '\*Q2\*': Q8/tiny-Q8_0.gguf \(0.1 MB\), tiny-Q4_0.gguf"):
+        pull_hub("owner/tiny", None, silent, pattern="*Q2*")
+    directory = pull_hub("owner/tiny", None, silent, pattern="*Q8_0*")
+    assert sorted(file.name for file in directory.iterdir()) == [RECORD, "tiny-Q8_0.gguf"]
+    model = find("owner/tiny")
+    assert model is not None and model.path.read_bytes() == data and hub.fetched() == ["tiny-Q8_0.gguf"]
+
+
 def test_the_parts_of_a_split_file_are_one_choice_taken_whole() -> None:
     parts = {f"big-Q8_0-0000{part}-of-00002.gguf": 700_000_000 for part in (1, 2)}
     others = {"big-Q4_0.gguf": 5, "config.json": 2, "big-imatrix/x.gguf": 9}

@@ -6,6 +6,8 @@ import errno
 import hashlib
 import json
 import os
+import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import find, fingerprint, local_models, missing
 from gptcli.models.stores import StoreSettings, store_settings
 from gptcli.settings import RuntimeConfig, StopConfig
-from tests.cli.conftest import Cli
+from tests.cli.conftest import GPTCLI, Cli
 from tests.gguf.tiny_gguf import BOS, CONTROL, TOKENS, Kind, write_gguf
 
 
@@ -134,6 +136,15 @@ def test_a_store_that_another_user_keeps_to_himself_is_left_out_with_a_note(
     assert listed.code == 0 and b"owner_tiny" in listed.out and b"ollama:" not in listed.out
     assert f"note: cannot read {home / '.ollama/models'}: Permission denied" in listed.err
     assert find("ollama:tiny") is None
+
+
+@pytest.mark.parametrize("typed", ["ollama:ti", "ollama:", "ollama:tiny:la", "oll", "lla"])
+def test_bash_completes_their_names_though_it_splits_words_at_colons(typed: str) -> None:
+    words = ["gptcli", "generate", "-m", *re.findall(":|[^:]+", typed)]
+    asked = {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1), "_GPTCLI_COMPLETE": "complete_bash"}
+    done = subprocess.run(GPTCLI, env=os.environ | asked, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    before = typed[: typed.rfind(":") + 1]
+    assert [before + rest for rest in done.stdout.splitlines()] == [name for name in NAMES if name.startswith(typed)]
 
 
 def test_they_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -543,10 +543,11 @@ def test_texts_that_share_their_steps_have_the_logits_they_have_alone(
         assert relative_error(got, wanted) < TOLERANCE
 
 
-def test_keys_and_values_in_fewer_bits_round_little(wanted: Tensor, reference: Reference) -> None:
+def test_keys_and_values_in_fewer_bits_round_little(row: Row, wanted: Tensor, reference: Reference) -> None:
     exact, least = engine_of(reference.path, library=needed_library()), 0.0
-    if exact._program is None:
-        return
+    assert exact._program is not None
+    if not exact.decoder.config.attentions or row.model_type == "apertus":
+        return  # it keeps nothing; or its activation, with every parameter random, jumps at 0
     mixture = any(isinstance(block.mlp, MoeConfig) for block in exact.decoder.config.blocks)
     most_int8 = 0.3 if mixture else 5e-2  # a router may choose another expert
     for kind, most in (("fp32", TOLERANCE), ("fp16", 2e-3), ("int8", most_int8)):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from gptcli.checkpoint import load
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.cuda.graph import cuda_graph
 from gptcli.errors import NonFiniteLogits, NoSuchDevice, OutOfMemory, UsageError
+from gptcli.kernels import bindings
 from gptcli.runtime import device_plan as device
 from gptcli.runtime import resource_limits
 from gptcli.runtime.device_plan import plan_for
-from gptcli.runtime.engine import Extension
+from gptcli.runtime.engine import Engine, Extension
+from gptcli.runtime.fast_start.snapshot_engine import SnapshotEngine
 from gptcli.runtime.program_cache import ProgramCache
 from gptcli.settings import RuntimeConfig
 from tests.tiny import CONFIG, make_model, make_weights
@@ -112,11 +115,39 @@ def test_progress_is_told_after_every_chunk(long: LanguageModel) -> None:
     assert told == [(512, 1100), (1024, 1100), (1100, 1100)]
 
 
-def test_a_cancelled_prefill_stops_within_a_chunk(long: LanguageModel) -> None:
+def test_a_cancelled_prefill_stops_within_a_chunk(long: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bindings, "PAUSE_NANOSECONDS", 10**15)
     answers = iter([False, True])
     cache = long.engine.new_cache()
     assert long.engine.prefill([5] * 1100, cache, cancelled=lambda: next(answers)) is None
     assert cache.length == 512
+
+
+@pytest.mark.parametrize("fast_start", [False, True])
+def test_a_prefill_is_cancelled_in_the_middle_of_a_step(
+    long: LanguageModel, monkeypatch: pytest.MonkeyPatch, fast_start: bool
+) -> None:
+    engine: Engine = long.torch_engine()
+    snapshot, library = long.torch_engine().snapshot(2048), engine.library
+    if snapshot is None or library is None:
+        pytest.skip("torch runs the steps")
+    if fast_start:
+        engine = SnapshotEngine(snapshot, library, 2048, 2048, lambda: None)
+    monkeypatch.setattr(bindings, "PAUSE_NANOSECONDS", 0)
+    asked = 0
+
+    def cancelled() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked == 5
+
+    cache = engine.new_cache()
+    assert engine.prefill([5] * 30, cache, cancelled=cancelled) is None
+    assert (asked, cache.length) == (5, 0)
+    paused = engine.step([5] * 30, cache)[-1]
+    monkeypatch.setattr(bindings, "PAUSE_NANOSECONDS", 10**15)
+    whole = engine.step([5] * 30, engine.new_cache())[-1]
+    assert ctypes.string_at(paused.data_ptr(), 4 * 320) == ctypes.string_at(whole.data_ptr(), 4 * 320)
 
 
 def test_a_cuda_device_that_is_not_there_is_an_error_and_auto_falls_back(

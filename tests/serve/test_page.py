@@ -178,6 +178,38 @@ def test_the_page_can_run_and_fetch_nothing_from_elsewhere(browser: Browser, ser
     browser.problems.clear()  # each of these was one
 
 
+def test_what_another_window_keeps_stays_when_this_one_keeps(browser: Browser, server: Running) -> None:
+    fresh(browser, server, max_tokens=2)
+    asked(browser, "mine")
+    browser.run("""
+        localStorage.setItem(
+            "gptcli.conversations", JSON.stringify([{id: "1", title: "other", messages: []}, current])
+        ),
+        dispatchEvent(new StorageEvent("storage", {key: "gptcli.conversations"}))
+    """)
+    asked(browser, "again")
+    kept = "JSON.parse(localStorage.getItem('gptcli.conversations')).map((each) => [each.title, each.messages.length])"
+    assert browser.run(kept) == [["other", 0], ["mine", 4]]
+    assert browser.run("document.querySelector('#conversations ul').textContent") == "other✕mine✕"
+
+
+@pytest.mark.parametrize(
+    ("fetched", "problem"),
+    [
+        ("Promise.resolve(new Response('<html>', {status: 502, statusText: 'Bad Gateway'}))", "502 Bad Gateway"),
+        ("Promise.reject(new TypeError('Failed to fetch'))", "The server does not answer."),
+    ],
+)
+def test_a_server_that_is_gone_is_said_to_be(browser: Browser, server: Running, fetched: str, problem: str) -> None:
+    fresh(browser, server)
+    browser.run(f"window.fetch = () => {fetched}, null")
+    browser.run("document.querySelector('#prompt').focus()")
+    browser.write("hi")
+    browser.key("Enter")
+    browser.until(f"document.querySelector('#problem').textContent.includes({problem!r})")
+    assert browser.run("current.messages.map((each) => each.content)") == ["hi"]  # what was typed stays
+
+
 def test_a_key_is_asked_for_and_errors_are_shown(browser: Browser, tiny: LanguageModel) -> None:
     from gptcli.serve.guards import Access
 

@@ -53,7 +53,9 @@ class ScoreOptions:
 
     stride: Annotated[
         int | None,
-        _what_option("Tokens that each further window of a long text scores. (default: half the context)", metavar="N"),
+        _what_option(
+            "Tokens that each further window of a long text scores. (default: 7/8 of the context)", metavar="N"
+        ),
     ] = None
     lines: Annotated[bool, _what_option("Score each line by itself, as it comes: FIGURE TAB LINE.", "--lines")] = False
     choices: Annotated[

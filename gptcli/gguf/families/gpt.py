@@ -107,7 +107,6 @@ _GPT2_NAMES = {
 }
 _GPT = GgufArchitecture(
     model_type="bloom",
-    read_only=True,
     block={
         "attn_norm": "input_layernorm",
         "attn_qkv": "self_attention.query_key_value",

@@ -187,10 +187,9 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     "smollm3": GgufArchitecture(
         model_type="smollm3", pairs=True, constants={"no_rope_layer_interval": 4}, extra=_llama
     ),
-    "arcee": GgufArchitecture(model_type="arcee", read_only=True, block=_PLAIN_MLP, pairs=True, extra=_llama),
+    "arcee": GgufArchitecture(model_type="arcee", block=_PLAIN_MLP, pairs=True, extra=_llama),
     "nemotron": GgufArchitecture(
         model_type="nemotron",
-        read_only=True,
         block=_PLAIN_MLP,
         eps="norm_eps",
         plus_one=True,
@@ -205,7 +204,6 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     ),
     "exaone4": GgufArchitecture(
         model_type="exaone4",
-        read_only=True,
         block=ATTENTION
         | QK_NORMS
         | MLP
@@ -214,13 +212,11 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     ),
     "hunyuan-dense": GgufArchitecture(
         model_type="hunyuan_v1_dense",
-        read_only=True,
         block=LLAMA | {"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"},
         extra=_attention_bias,
     ),
     "chatglm": GgufArchitecture(
         model_type="glm",
-        read_only=True,
         partial=True,
         block=ATTENTION | NORMS | {"ffn_up": "mlp.gate_up_proj", "ffn_down": "mlp.down_proj"},
         extra=_attention_bias,

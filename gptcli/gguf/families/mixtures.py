@@ -230,7 +230,6 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     ),
     "olmoe": GgufArchitecture(
         model_type="olmoe",
-        read_only=True,
         block=ATTENTION | QK_NORMS | NORMS | stacked_experts("mlp.switch_mlp") | _ROUTER,
         extra=_olmoe,
     ),
@@ -265,7 +264,6 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     ),
     "hunyuan-moe": GgufArchitecture(
         model_type="hunyuan_v1_moe",
-        read_only=True,
         block=ATTENTION
         | NORMS
         | {"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"}
@@ -276,7 +274,7 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     ),
     "phimoe": GgufArchitecture(
         model_type="phimoe",
-        read_only=True,
+        read_only=True,  # llama.cpp chooses experts otherwise
         block=ATTENTION
         | NORMS
         | stacked_experts("block_sparse_moe.switch_mlp")

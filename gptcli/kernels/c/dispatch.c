@@ -28,12 +28,13 @@ static int has_avx512_bf16(void) {
     return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && eax >> 5 & 1;
 }
 
-/* Whether there are tiles for bf16 and the system lets the process use them, which is asked for here. */
+/* Whether there are tiles for bf16 and 8 bits, and the system lets the process use them, which is asked for here. */
 static int has_amx(void) {
 #if defined(__linux__)
     enum { ASK_FOR_STATE = 0x1023, TILE_DATA = 18 }; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA */
+    const unsigned all = 1u << 22 | 1u << 24 | 1u << 25; /* AMX-BF16, AMX-TILE, AMX-INT8 */
     unsigned eax, ebx, ecx, edx = 0;
-    int known = __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && edx >> 22 & 1 && edx >> 24 & 1;
+    int known = __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & all) == all;
     return known && syscall(SYS_arch_prctl, ASK_FOR_STATE, TILE_DATA) == 0;
 #else
     return 0;
@@ -52,6 +53,9 @@ static const Level *named(const char *name) {
 #if GPTCLI_BF16
     if (avx512 && strcmp(name, "amx") == 0 && has_avx512_bf16() && has_amx()) {
         with_bf16(&amx_level, "amx", amx_panels);
+        amx_level.affine_blocks = amx_affine_blocks;
+        amx_level.few_in_bf16 = 8;
+        amx_level.terms_in_bf16 = 2;
         amx_level.attend_split = amx_attend_passage;
         amx_level.split_span = amx_split_span;
         return &amx_level;

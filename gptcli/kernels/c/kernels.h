@@ -68,10 +68,11 @@ typedef enum {
     LOOKED_UP_WIDE, /* scales in bf16; a q is an index in `codes` */
 } Constants;
 
-/* How a matrix multiplies more than a few tokens. A few are always multiplied in fp32, unless it is INT8_PRODUCTS. */
+/* How a matrix multiplies more than a few tokens. A few are multiplied in fp32, unless it is INT8_PRODUCTS. */
 typedef enum {
     FP32_PRODUCTS,
-    BF16_PRODUCTS, /* weights and activations are rounded to bf16, sums are fp32; fp32 where the level has no such products */
+    BF16_PRODUCTS, /* weights and activations are rounded to bf16, sums are fp32; fp32 where the level has no such products.
+                      With AMX, 4 to 8 tokens are rounded to 16 bits for affine weights. */
     INT8_PRODUCTS, /* activations are rounded to 8 bits */
 } Arithmetic;
 
@@ -196,10 +197,10 @@ void chunk_release(struct Chunk *owner);
 
 /* ---- linear.c ---- */
 
-/* Activations as integers: value = round(x / scale), one scale per SEGMENT columns. One term holds 8 bits. Three terms,
- * the greatest first, hold 24: no fewer than fp32, so products with them are those of fp32. They lie in tiles of `width`
- * tokens, where the tokens of a segment are side by side: values (tiles, segments, width, terms, SEGMENT), scales and
- * sums (tiles, segments, width), offsets (tiles, segments, width, terms, 2). */
+/* Activations as integers: value = round(x / scale), one scale per SEGMENT columns. One term holds 8 bits, two
+ * hold 16. Three, the greatest first, hold 24: no fewer than fp32, so products with them are those of fp32. They lie in
+ * tiles of `width` tokens, where the tokens of a segment are side by side: values (tiles, segments, width, terms,
+ * SEGMENT), scales and sums (tiles, segments, width), offsets (tiles, segments, width, terms, 2). */
 typedef struct Activations {
     int8_t *values;
     float *scales;
@@ -443,8 +444,9 @@ void recur_heads(const Op *op, const Frame *frame);
  * its own, Python notices a library that was compiled from another header. */
 EXPORT int64_t gptcli_record_bytes(int record);
 
-/* Runs a step; -1: no memory, or no such operation. */
-EXPORT int gptcli_run(const Op *ops, int64_t count, const Frame *frame);
+/* Runs operations of a step for as long as a pause is away, but at least one; how many ran, for the caller to go on with
+ * the others. -1: no memory, or no such operation. */
+EXPORT int64_t gptcli_run(const Op *ops, int64_t count, const Frame *frame, int64_t pause_nanoseconds);
 
 /* ---- sample.c ---- */
 
@@ -491,6 +493,7 @@ typedef struct Recurrence {
 typedef struct Level {
     const char *name;
     int64_t few; /* tokens for which affine_blocks with three terms are faster than panels */
+    int64_t few_in_bf16, terms_in_bf16; /* the same for BF16_PRODUCTS, and the terms from several tokens on */
     void (*quantize)(const float *x, int64_t segments, int64_t width, int64_t terms, int8_t *values, float *scales,
                      float *sums, int32_t *offsets);
     /* Codes records [begin, end) and lists those with upper bytes that are not in `tops`; `listed` are listed so far.
@@ -548,6 +551,7 @@ void avx512_bf16_panels(const Matrix *, const uint16_t *x, int64_t tokens, int64
                         const Output *);
 void amx_panels(const Matrix *, const uint16_t *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
                 const Output *);
+void amx_affine_blocks(const Matrix *, const Activations *, int64_t begin, int64_t end, const Output *);
 void avx512_bf16_round(const float *x, int64_t columns, int64_t token, uint16_t *out);
 void amx_attend_passage(const Passage *, int64_t kv_head, int64_t begin, int64_t end, const float *spans,
                         float *workspace);
@@ -600,5 +604,8 @@ int pool_take(int thread, int64_t *begin, int64_t *end);
 
 /* At least this many bytes, 64-byte aligned, valid until the pool is unlocked; NULL: no memory. The pool is locked. */
 void *pool_workspace(int64_t bytes);
+
+/* Of a clock that only goes forward. */
+int64_t nanoseconds(void);
 
 #endif

@@ -47,7 +47,7 @@ static pthread_mutex_t owner = PTHREAD_MUTEX_INITIALIZER; /* one region at a tim
 static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
 
-static int64_t nanoseconds(void) {
+int64_t nanoseconds(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return now.tv_sec * 1000000000LL + now.tv_nsec;

@@ -339,10 +339,12 @@ static int run_op(const Op *op, const Frame *frame) {
     return -1;
 }
 
-int gptcli_run(const Op *ops, int64_t count, const Frame *frame) {
-    for (int64_t i = 0; i < count; i++)
-        if (run_op(&ops[i], frame) != 0) return -1;
-    return 0;
+int64_t gptcli_run(const Op *ops, int64_t count, const Frame *frame, int64_t pause_nanoseconds) {
+    int64_t pause = nanoseconds() + pause_nanoseconds, done = 0;
+    do
+        if (run_op(&ops[done++], frame) != 0) return -1;
+    while (done < count && nanoseconds() < pause);
+    return done;
 }
 
 int64_t gptcli_record_bytes(int record) {

@@ -237,14 +237,37 @@ int64_t gptcli_draw(const Draw *draw) {
     return token;
 }
 
-int gptcli_all_finite(const float *values, int64_t size) {
+typedef struct {
+    const float *values;
+    atomic_int odd;
+} Checked;
+
+static int is_odd(const float *values, int64_t size) {
     uint32_t odd = 0;
     for (int64_t i = 0; i < size; i++) {
         uint32_t bits;
         memcpy(&bits, values + i, sizeof bits);
         odd |= (bits & 0x7f800000) == 0x7f800000;
     }
-    return !odd;
+    return odd != 0;
+}
+
+static void check_share(void *argument, int thread, int threads) {
+    Checked *job = argument;
+    (void)threads;
+    for (int64_t begin, end; pool_take(thread, &begin, &end);)
+        if (is_odd(job->values + begin, end - begin)) atomic_store(&job->odd, 1);
+}
+
+int gptcli_all_finite(const float *values, int64_t size) {
+    enum { SHARED = 1 << 20 }; /* values that are worth sharing */
+    if (size < SHARED) return !is_odd(values, size);
+    Checked job = {values, 0};
+    pool_lock();
+    pool_deal(size, SHARED / 4, 1);
+    pool_share(check_share, &job);
+    pool_unlock();
+    return !atomic_load(&job.odd);
 }
 
 enum { SUMMED = 1024, SUM_LANES = 16 }; /* logits at once, whose sums are in fp32; those of all in fp64 */
@@ -256,20 +279,20 @@ typedef struct {
 } LogSums;
 
 static double log_sum(const float *logits, int64_t size) {
-    float greatest = logits[0], values[SUMMED];
+    const float most = level()->greatest(logits, size);
+    float values[SUMMED];
     double sum = 0;
-    for (int64_t i = 1; i < size; i++) greatest = logits[i] > greatest ? logits[i] : greatest;
     for (int64_t begin = 0; begin < size; begin += SUMMED) {
         int64_t count = size - begin < SUMMED ? size - begin : SUMMED;
         float lanes[SUM_LANES] = {0};
-        for (int64_t i = 0; i < count; i++) values[i] = logits[begin + i] - greatest;
+        for (int64_t i = 0; i < count; i++) values[i] = logits[begin + i] - most;
         gptcli_exp(values, count, values);
         for (int64_t i = count; i < SUMMED; i++) values[i] = 0;
         for (int64_t i = 0; i < SUMMED; i += SUM_LANES)
             for (int64_t lane = 0; lane < SUM_LANES; lane++) lanes[lane] += values[i + lane];
         for (int64_t lane = 0; lane < SUM_LANES; lane++) sum += lanes[lane];
     }
-    return greatest + log(sum);
+    return most + log(sum);
 }
 
 static void log_sums_share(void *argument, int thread, int threads) {

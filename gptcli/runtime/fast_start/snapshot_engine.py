@@ -16,13 +16,14 @@ from gptcli.runtime.engine import (
     Extended,
     Extension,
     Progress,
+    StepCancelled,
     TokenScore,
     Workload,
     never_cancelled,
     no_progress,
 )
 from gptcli.runtime.fast_start.snapshot_file import Snapshot
-from gptcli.runtime.program import CHUNK, Text, chunks
+from gptcli.runtime.program import CHUNK, MANY_LOGITS, Text, chunks
 from gptcli.runtime.program_cache import ProgramCache
 from gptcli.runtime.resource_limits import free_memory
 
@@ -115,7 +116,10 @@ class SnapshotEngine:
         for chunk in chunks(tokens, before):
             if cancelled():
                 return None
-            [logits] = self._run(Extension(cache, chunk))
+            try:
+                [logits] = self._run(Extension(cache, chunk), cancelled)
+            except StepCancelled:
+                return None
             done += len(chunk)
             on_progress(done, len(tokens))
         return logits
@@ -185,9 +189,9 @@ class SnapshotEngine:
             _score(row.values(vocabulary), total, id, top) for row, total, id in zip(rows, sums, targets, strict=True)
         ]
 
-    def _run(self, text: Extension) -> list[SnapshotLogits]:
+    def _run(self, text: Extension, cancelled: Cancelled = never_cancelled) -> list[SnapshotLogits]:
         """The logits that one text wants."""
-        logits = self._logits_of([text])
+        logits = self._logits_of([text], cancelled)
         if (failure := self._failure(text, logits)) is not None:
             raise failure
         return logits
@@ -198,7 +202,7 @@ class SnapshotEngine:
         self._drop()
         return NonFiniteLogits(text.cache.length, self.dtype_name)
 
-    def _logits_of(self, texts: Sequence[Extension]) -> list[SnapshotLogits]:
+    def _logits_of(self, texts: Sequence[Extension], cancelled: Cancelled = never_cancelled) -> list[SnapshotLogits]:
         """Appends tokens to each of several texts; the logits that they want, one after another, finite or not."""
         snapshot, row = self._snapshot, 4 * self._snapshot.vocab_size
         for cache, tokens, _ in texts:
@@ -216,9 +220,9 @@ class SnapshotEngine:
         ]
         ends = accumulate(len(text.tokens) for text in texts)
         asked = [index for end, text in zip(ends, texts, strict=True) for index in range(end - text.wanted, end)]
-        logits = Memory(len(asked) * row)
+        logits = Memory(len(asked) * row, huge_pages=len(asked) >= MANY_LOGITS)
         with self._step:
-            snapshot.program.run(parts, asked, logits.address)
+            snapshot.program.run(parts, asked, logits.address, cancelled)
         for cache, tokens, _ in texts:
             cache.advance(tokens)
         return [SnapshotLogits(logits, index * row) for index in range(len(asked))]

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.kernels.bindings import CacheKind
+from gptcli.kernels.memory import Memory
 from gptcli.kernels.tensors import Library
 from gptcli.model.config import CACHE_STEP, RopeConfig
 from gptcli.model.decoder import Block, Decoder
 from gptcli.model.rope import rotary_table
-from gptcli.runtime.engine import Extension
+from gptcli.runtime.engine import Cancelled, Extension, never_cancelled
 from gptcli.runtime.fast_start.snapshot_file import RotaryTable, Snapshot
 from gptcli.runtime.lowering.attention import lower_attention
 from gptcli.runtime.lowering.mlp import lower_mlp
@@ -30,7 +31,7 @@ from gptcli.runtime.lowering.streams import (
     lower_layer_input,
     lower_layer_inputs,
 )
-from gptcli.runtime.program import Buffer, Program, Text
+from gptcli.runtime.program import MANY_LOGITS, Buffer, Program, Text
 from gptcli.runtime.program_cache import ProgramCache
 
 # The fields of DecoderConfig that the program computes, and those that `Decoder.scaled` applies to its logits.
@@ -85,8 +86,8 @@ class DecoderProgram:
         """An empty cache of a text of up to `limit` tokens."""
         return ProgramCache(self.program.layouts, limit, self.program.state_bytes)
 
-    def run(self, texts: Sequence[Extension]) -> Tensor:
-        """Appends tokens to each of several texts, and counts them as cached.
+    def run(self, texts: Sequence[Extension], cancelled: Cancelled = never_cancelled) -> Tensor:
+        """Appends tokens to each of several texts, and counts them as cached. Raises StepCancelled once cancelled.
 
         The logits that they want, (sum of wanted, vocab).
         """
@@ -99,8 +100,8 @@ class DecoderProgram:
             parts.append(Text(tokens, cache.length, rotations, rows, cache.state()))
             end += len(tokens)
             asked += range(end - wanted, end)
-        logits = torch.empty(len(asked), self._decoder.config.vocab_size)
-        self.program.run(parts, asked, logits.data_ptr())
+        logits = _room(len(asked), self._decoder.config.vocab_size)
+        self.program.run(parts, asked, logits.data_ptr(), cancelled)
         for cache, tokens, _ in texts:
             cache.advance(tokens)
         return self._decoder.scaled(logits)
@@ -113,6 +114,14 @@ class DecoderProgram:
             table = _rotary(*rotary_table(rope, positions, span, torch.device("cpu"), torch.float32))
             self._tables[key] = table
         return table
+
+
+def _room(rows: int, columns: int) -> Tensor:
+    """(rows, columns) in fp32, of any values."""
+    if rows < MANY_LOGITS:
+        return torch.empty(rows, columns)
+    memory = Memory(4 * rows * columns, huge_pages=True)
+    return torch.frombuffer(memory.view, dtype=torch.float32).view(rows, columns)
 
 
 def _rotary(cos: Tensor, sin: Tensor) -> RotaryTable:

@@ -59,11 +59,11 @@ INLINE void start_dots(const int32_t *offsets, const int begin, const int end, c
         }
 }
 
-/* The dot product of all terms. The upper two fit into 32 bits together. */
+/* The dot product of all terms. */
 INLINE floats joined_dots(Dots dots, int token, int vector, const int terms) {
     if (terms == 1) return float_of_ints(dots[0][token][vector]);
-    ints upper = (dots[0][token][vector] << 8) + dots[1][token][vector];
-    return float_of_ints(upper) * 256 + float_of_ints(dots[2][token][vector]);
+    const ints each[] = {dots[0][token][vector], dots[1][token][vector], dots[2][token][vector]};
+    return joined_terms(each, terms);
 }
 
 /* Stores (tokens, vectors) values. noinline: memcpy would spill the vector registers of the caller's loops. */
