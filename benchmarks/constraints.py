@@ -1,6 +1,6 @@
 """Constrained texts beside unconstrained ones of as many tokens, in turns: the median of the pairs' ratios.
 
-python benchmarks/constraints.py [--model NAME] [--repeats 9]
+python benchmarks/constraints.py [--model NAME] [--repeats 9] [--temperature 0]
 
 Also the time in which a constraint is ready: checked alone, and compiled with the model's tokens the first time. And
 its work for a token: the least processor time of nine runs.
@@ -40,12 +40,17 @@ FORMS = {
 }
 
 
-def decoded(lm: LanguageModel, prompt: list[int], stop: StopConfig, constraint: ConstraintConfig | None) -> Finished:
+def decoded(
+    lm: LanguageModel,
+    prompt: list[int],
+    sampling: SamplingConfig,
+    stop: StopConfig,
+    constraint: ConstraintConfig | None,
+) -> Finished:
     """How a text ended, its prompt cached before."""
     cache = PromptCache()
-    greedy = SamplingConfig(temperature=0)
-    list(lm.stream(prompt, greedy, StopConfig(max_tokens=1), cache=cache))
-    *_, last = lm.stream(prompt, greedy, stop, cache=cache, constraint=constraint)
+    list(lm.stream(prompt, sampling, StopConfig(max_tokens=1), cache=cache))
+    *_, last = lm.stream(prompt, sampling, stop, cache=cache, constraint=constraint)
     assert isinstance(last, Finished)
     return last
 
@@ -65,7 +70,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--temperature", type=float, default=0.0)
     options = parser.parse_args()
+    sampling = SamplingConfig(temperature=options.temperature, seed=1)
     lm = gptcli.load(options.model, device="cpu")
     prompt = lm.tokenizer.encode("An author in a small town, who is 42 years old, writes of herself as JSON:\n")
     print(
@@ -79,11 +86,11 @@ def main() -> None:
         compiler = Compiler(lm.tokenizer, lm.stop_ids)
         compiler.constraint(config)
         compiled = time.perf_counter()
-        rates, last = [], decoded(lm, prompt, StopConfig(max_tokens=200), config)
+        rates, last = [], decoded(lm, prompt, sampling, StopConfig(max_tokens=200), config)
         count = len(last.ids)
         for _ in range(options.repeats):
-            free = decoded(lm, prompt, StopConfig(max_tokens=count, ignore_eos=True), None)
-            last = decoded(lm, prompt, StopConfig(max_tokens=200), config)
+            free = decoded(lm, prompt, sampling, StopConfig(max_tokens=count, ignore_eos=True), None)
+            last = decoded(lm, prompt, sampling, StopConfig(max_tokens=200), config)
             rates.append((last.usage.decode_tokens_per_s, free.usage.decode_tokens_per_s))
         ours, theirs = (statistics.median(column) for column in zip(*rates, strict=True))
         ratio = statistics.median(one / other for one, other in rates)

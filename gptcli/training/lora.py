@@ -45,16 +45,20 @@ class TrainedLinear(nn.Module):
         named = {str(index): updates.get(module) for index, (module, _) in enumerate(rows.modules)}
         self.updates = nn.ModuleDict({index: update for index, update in named.items() if update is not None})
 
+    @property
+    def _own(self) -> dict[str, Update]:
+        return {index: update for index, update in self.updates.items() if isinstance(update, Update)}
+
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in_features) to (..., out_features)."""
         out: Tensor = self.base(x)
         # One product for all modules, added as it is computed: what the rows of others would get is zero.
-        lowered = torch.cat([update.lowered(x) for update in self.updates.values()], -1).flatten(0, -2)
+        lowered = torch.cat([update.lowered(x) for update in self._own.values()], -1).flatten(0, -2)
         return torch.addmm(out.flatten(0, -2), lowered, self._up().mT).view_as(out)
 
     def _up(self) -> Tensor:
         """The factor of all rows, (out_features, ranks of all updates)."""
-        updates = {index: update.up for index, update in self.updates.items()}
+        updates = {index: update.up for index, update in self._own.items()}
         empty = next(iter(updates.values())).new_zeros
         blocks = [updates.get(str(index), empty(rows, 0)) for index, (_, rows) in enumerate(self.rows.modules)]
         up: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]

@@ -25,10 +25,10 @@ def shard(decoder: Decoder, device: torch.device) -> None:
         raise UsageError("--fsdp cannot share out weights that several layers have in common", "leave --fsdp out")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for module in (*decoder.blocks, decoder):
-        fully_shard(module, mesh=mesh, reshard_after_forward=module is not decoder)
-        module.set_gradient_divide_factor(1.0)  # a sum, which gloo has
-        module.set_force_sum_reduction_for_comms(True)
-    decoder.set_reduce_scatter_unused_params(True)  # type: ignore[operator]  # an expert may have no token somewhere
+        sharded = fully_shard(module, mesh=mesh, reshard_after_forward=module is not decoder)
+        sharded.set_gradient_divide_factor(1.0)  # a sum, which gloo has
+        sharded.set_force_sum_reduction_for_comms(True)
+        sharded.set_reduce_scatter_unused_params(True, recurse=False)  # an expert may have no token somewhere
     register_fsdp_forward_method(decoder, "run_whole")
 
 

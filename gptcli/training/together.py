@@ -49,8 +49,9 @@ class Together:
 
     def agreed(self, work: Callable[[], _Result]) -> _Result:
         """Does work in every process. Raises in each the first error of any: none waits for one that failed."""
+        error: GptcliError | None = None
         try:
-            result, error = work(), None
+            result = work()
         except GptcliError as failure:
             error = failure
         for each in self.gathered(error):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,43 @@ def test_nothing_is_imported_for_texts_without_constraint(tiny_model: Path) -> N
 
     code = f"import gptcli; list(gptcli.load({str(tiny_model)!r}).generate('a', max_tokens=2))"
     assert loaded_by(code, "llguidance", "gptcli.generation.constraints.grammar") == set()
+
+
+FORMS: dict[str, tuple[tuple[str, ...], str]] = {
+    "schema": (("--json-schema", '{"enum": ["a", {"b": [1, 2]}]}'), r'"a"|\{"b": \[1, 2\]\}'),
+    "regex": (("--regex", "(In|a) [0-9]{2}(, small)?"), "(In|a) [0-9]{2}(, small)?"),
+    "choice": (("--choice", "a small town", "--choice", "12"), "a small town|12"),
+    "grammar": (("--grammar", "grammar.lark"), "a+b"),
+}
+BESIDE: dict[str, tuple[str, ...]] = {
+    "stop": ("--stop", "zzz"),
+    "logprobs": ("--logprobs", "2"),
+    "explain": ("--explain",),
+    "samples": ("--samples", "3"),
+    "speculate": ("--speculate", "4"),
+    "draft model": ("--draft-model", "MODEL"),
+    "lines": ("--lines",),
+    "chat": ("--chat",),
+    "drawn": ("-t", "1.5"),
+    "penalties": ("--repeat-penalty", "1.3", "--presence-penalty", "1"),
+    "no repeats": ("--no-repeat-ngram-size", "3"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("beside", BESIDE)
+def test_the_text_has_its_form_whatever_is_beside_it(
+    generate: Cli, tiny_model: Path, tmp_path: Path, form: str, beside: str
+) -> None:
+    (tmp_path / "grammar.lark").write_text('start: "a"+ "b"')
+    named = {"grammar.lark": str(tmp_path / "grammar.lark"), "MODEL": str(tiny_model)}
+    options, pattern = FORMS[form]
+    prompt, stdin = ("In a {}", b"One\nTwo\n") if beside == "lines" else ("In a", b"")
+    given = [named.get(each, each) for each in options + BESIDE[beside]]
+    done = generate(prompt, "--json", "-n", "60", *given, stdin=stdin)
+    assert done.code == 0, done.err
+    records = [json.loads(line) for line in done.out.splitlines()]
+    assert len(records) == {"lines": 2, "samples": 3}.get(beside, 1)
+    for record in records:
+        ended = record["finish_reason"] == "stop"
+        assert re.fullmatch(pattern, record["text"]) if ended else form == "grammar"

@@ -35,8 +35,10 @@ class Spelling:
         return self.script[len(self.accepted) :] if self.forces else ()
 
     def fitting(self, tokens: Sequence[int]) -> int:
-        asked = zip(tokens, self.script[len(self.accepted) :], strict=False)
-        return next((count for count, (token, wanted) in enumerate(asked) if token != wanted), len(tokens))
+        wanted = self.script[len(self.accepted) :]
+        return next(
+            (count for count, pair in enumerate(zip(tokens, wanted, strict=False)) if pair[0] != pair[1]), len(tokens)
+        )
 
     def allowed(self) -> TokenMask | None:
         if len(self.accepted) >= len(self.script):

@@ -187,6 +187,7 @@ def test_without_an_end_a_text_ends_where_nothing_may_follow() -> None:
             "json-schema: #/properties/a/items: not supported: not",
         ),
         ({"json_schema": {"if": {}, "then": {}}}, "json-schema: #: not supported: if, then"),
+        ({"json_schema": {"items": {"format": ""}}}, "json-schema: #/items: Unknown format:"),
         (
             {"json_schema": {"$defs": {"s": {"format": "x"}}, "anyOf": [{"type": "null"}, {"$ref": "#/$defs/s"}]}},
             "json-schema: #/$defs/s: Unknown format: x",

@@ -46,12 +46,16 @@ ASKED: dict[str, tuple[str, dict[str, Any]]] = {
     }),
     # src/core/api/providers/openai.ts
     "cline": (CHAT, {
-        "model": "tiny", "temperature": 0, "max_tokens": None, "reasoning_effort": None, "stream": True,
+        "model": "tiny", "temperature": 0, "stream": True,
         "stream_options": {"include_usage": True},
         "messages": [
             {"role": "system", "content": "You are Cline."},
-            {"role": "user", "content": [{"type": "text", "text": "<task>\nhi\n</task>", **CACHED}]},
+            {"role": "user", "content": [{"type": "text", "text": "<task>\nhi\n</task>"}]},
         ],
+    }),
+    # With cache_control_injection_points
+    "litellm": (CHAT, {
+        "model": "tiny", "messages": [{"role": "user", "content": [{"type": "text", "text": "hi", **CACHED}]}],
     }),
     # codex-rs/codex-api/src/common.rs, ResponsesApiRequest
     "codex": (RESPONSES, {
@@ -72,7 +76,7 @@ ASKED: dict[str, tuple[str, dict[str, Any]]] = {
         "model": "tiny", "input": [{"role": "user", "content": "hi"}], "include": [], "tools": [],
         "instructions": "Be brief.", "truncation": "disabled", "background": False,
     }),
-    # With ANTHROPIC_BASE_URL
+    # With ANTHROPIC_BASE_URL; what its caching and tools need, by Anthropic's documentation
     "claude code": (f"{MESSAGES}?beta=true", {
         "model": "claude", "max_tokens": 32000, "stream": True, "temperature": 1, "metadata": {"user_id": "user_1"},
         "system": [{"type": "text", "text": "You are an agent.", **CACHED}, {"type": "text", "text": "Be brief."}],

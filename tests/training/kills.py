@@ -129,7 +129,7 @@ def kill(kills: int, dice: random.Random, directory: Path) -> Report:
         "full": ("-m", str(model), "--full"),
         "new": ("--new", str(config), "--vocab-size", "280"),
     }
-    wanted, seconds = {}, {}
+    wanted, seconds = dict[str, Any](), dict[str, float]()
     for name, way in ways.items():
         begun = time.monotonic()
         train(["train", str(data), *way, "-o", str(directory / name), *_OPTIONS], None)

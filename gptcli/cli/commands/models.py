@@ -348,6 +348,7 @@ def _list_row(entry: dict[str, Any]) -> dict[str, str]:
         "type": entry["type"],
         "weights": weights if count else "",
         "size": size(entry["bytes"]),
+        "store": entry["store"],
     }
 
 

@@ -236,7 +236,7 @@ def _path_of(error: str, schema: dict[str, Any]) -> str:
 def _places_of(error: str, schema: dict[str, Any], path: str = "") -> Iterator[str]:
     """The paths of the schemas with the keywords, or the format, that an error names."""
     if match := re.match(r'Unimplemented keys: \["(.*)"\]|Unknown format: (.*)', error):
-        if schema.get("format") == match[2] if match[2] else schema.keys() >= set(match[1].split('", "')):
+        if schema.keys() >= set(match[1].split('", "')) if match[1] else schema.get("format") == match[2]:
             yield path
         for step, inner in _inner_schemas(schema):
             yield from _places_of(error, inner, f"{path}/{step}")
