@@ -61,7 +61,7 @@ class TrainedLinear(nn.Module):
         updates = {index: update.up for index, update in self._own.items()}
         empty = next(iter(updates.values())).new_zeros
         blocks = [updates.get(str(index), empty(rows, 0)) for index, (_, rows) in enumerate(self.rows.modules)]
-        up: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+        up: Tensor = torch.block_diag(*blocks)
         return up if self.rows.order is None else up[self.rows.order]
 
 
