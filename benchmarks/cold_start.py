@@ -36,7 +36,7 @@ def main() -> None:
     runs = {
         "gptcli": (gptcli, {}),
         "llama-cpp-python": (llama, {}),
-        "gptcli, no snapshot": (gptcli, {"GPTCLI_PREPARED": "off"}),
+        "gptcli, no snapshot": (gptcli, {"GPTCLI_SNAPSHOTS": "off"}),
     }
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(options.repeats + 1):  # the first makes the snapshot and warms the page cache

@@ -22,7 +22,7 @@ ENVIRONMENT = {
     "GPTCLI_API_KEY": "The key that requests to `gptcli serve` must have.",
     "GPTCLI_CONFIG": "The configuration file; `off` for none.",
     "GPTCLI_WEIGHTS": "Directories of models, `:` between them; the first takes new ones.",
-    "GPTCLI_PREPARED": "`off`: neither keep nor use snapshots of models.",
+    "GPTCLI_SNAPSHOTS": "`off`: neither keep nor use snapshots of models.",
     "GPTCLI_KERNELS": "`off`: compute in torch alone; or a level: `portable`, `avx2`, `avx512`, `avx512_bf16`, `amx`.",
     "GPTCLI_STORES": "`off`: leave out the models of Ollama, LM Studio and llama.cpp.",
     "GPTCLI_DEBUG": "`1`: show the traceback of an error.",
@@ -47,7 +47,7 @@ FILES = {
     "~/.config/gptcli/config.toml": "Defaults of options.",
     "~/.local/share/gptcli/models": "Models that were fetched or imported; in a source checkout, `weights/`.",
     "~/.cache/huggingface/hub": "Models that other programs fetched.",
-    "~/.cache/gptcli/prepared": "Snapshots of models, for a fast start. They can be deleted.",
+    "~/.cache/gptcli/snapshots": "Snapshots of models, for a fast start. They can be deleted.",
     "~/.local/state/gptcli": "Sessions of `gptcli chat`, and what was typed at its prompt.",
 }
 

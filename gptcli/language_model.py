@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
 
 from gptcli.chat.session import Session
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.generation_config import generation_notes, generation_source, sampling_defaults
-from gptcli.errors import BrokenCheckpoint, ContextOverflow, GptcliError, InputError, UsageError
+from gptcli.errors import ContextOverflow, GptcliError, InputError, UsageError
 from gptcli.files import ADAPTER_CONFIG, is_there
-from gptcli.generation.request import Request
+from gptcli.generation.completion_factory import CompletionFactory
+from gptcli.generation.request import Request, StreamKeywords
 from gptcli.generation.request_checks import check_choices, check_request, check_scoring
-from gptcli.generation.sampling.banned_tokens import always_banned
-from gptcli.generation.sampling.native_sampler import native_can_sample
-from gptcli.generation.sampling.sampler import make_sampler
-from gptcli.model_notes import Note
-from gptcli.models.catalog import DEFAULT_MODEL, FetchProgress, fingerprint
+from gptcli.models.catalog import DEFAULT_MODEL, FetchProgress
 from gptcli.models.locate import base_of_adapter, locate
 from gptcli.models.stores import store_settings
+from gptcli.opened_model import OpenedModel, context_size
 from gptcli.runtime.engine import (
     Cancelled,
     Engine,
@@ -47,30 +42,23 @@ from gptcli.settings import (
     SamplingConfig,
     StopConfig,
 )
-from gptcli.text.chat_template import ChatTemplate, prompt_opens_thoughts
-from gptcli.text.tokenizer import Tokenizer
-from gptcli.tools.thought_tags import CLOSING
 from gptcli.version import VERSION
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from gptcli.generation.completion import Completion
-    from gptcli.generation.constraints.grammar import CallGrammar
-    from gptcli.generation.constraints.matcher import Compiler
     from gptcli.generation.events import Completed, Event
     from gptcli.generation.job import Job
-    from gptcli.generation.sampling.constraint import Constraint
     from gptcli.generation.score_result import ChoiceScore, Score
     from gptcli.generation.speculation import Drafter
     from gptcli.runtime.torch_engine import TorchEngine
     from gptcli.tools.formats import ToolUse
-    from gptcli.tools.splitter import Splitter
 
 DRAFTED_TOKENS = 4  # at most in a step by a draft model, unless --speculate says otherwise
 
 
-class LanguageModel:
+class LanguageModel(OpenedModel):
     """An opened model. Its weights are read, and torch imported if need be, by `load` or the first use.
 
     As a context manager it ends with `close`, unless an error ends the block.
@@ -79,19 +67,13 @@ class LanguageModel:
     def __init__(
         self, name: str, folder: ModelFolder, runtime: RuntimeConfig, *, workload: Workload | None = None
     ) -> None:
-        self.name = name
-        self.folder = folder
-        self.runtime = runtime
+        store = store_settings(name)
+        ctx_size = context_size(folder, runtime, store)
+        # The first, for a snapshot may be read from now on, while the tokenizer is opened.
+        self._loader = Loader(folder, runtime, ctx_size, None if runtime.draft_model else workload)
+        super().__init__(name, folder, runtime, store, ctx_size)
         self._workload = workload
         self._draft_model: LanguageModel | None = None
-        self.store = store_settings(name)
-        config = folder.architecture.config
-        self.ctx_size = runtime.ctx_size or min(self.store.context or config.max_context, config.max_context)
-        if self.ctx_size > config.max_context:
-            raise UsageError(f"ctx-size {self.ctx_size} is beyond the model's context of {config.max_context}")
-        self._loader = Loader(folder, runtime, self.ctx_size, None if runtime.draft_model else workload)
-        self.tokenizer = Tokenizer.open(folder.path, folder.gguf.file if folder.gguf else None)
-        self.tokenizer.limit(config.vocab_size)
 
     @classmethod
     def open(
@@ -164,53 +146,9 @@ class LanguageModel:
         """The engine that serves every workload and whose logits are tensors; loaded if it is not yet."""
         return self._loader.load_with_torch()
 
-    @property
-    def notes(self) -> list[Note]:
-        """What of the model's files has no effect here."""
-        where, fields = generation_source(self.folder)
-        context = self.folder.architecture.config.max_context
-        return [
-            *self.folder.notes,
-            *generation_notes(fields, where, context),
-            *self.tokenizer.notes,
-            *self._store_notes,
-        ]
-
-    @property
-    def _store_notes(self) -> Iterator[Note]:
-        if self.store.not_done:
-            yield Note("not done, though Ollama's parameters ask for it", self.store.not_done)
-        if self.store.go_template and "chat_template" not in self.tokenizer.settings:
-            yield Note("Ollama's chat template is Go's and not read, and the file has none: --chat-template gives one")
-
-    @cached_property
-    def sampling_defaults(self) -> dict[str, Any]:
-        """Sampling defaults that the model, or its store, brings. Raises BrokenCheckpoint."""
-        where, fields = generation_source(self.folder)
-        defaults = sampling_defaults(fields, where) | self.store.sampling
-        try:
-            SamplingConfig.resolve({}, defaults)
-        except UsageError as error:
-            raise BrokenCheckpoint(f"{self.name}: Ollama's parameters: {error.message}") from None
-        return defaults
-
-    @cached_property
-    def template(self) -> ChatTemplate:
-        """The chat template that the model brings. Raises TemplateError where there is none."""
-        return ChatTemplate.of_model(self.folder.path, self.tokenizer)
-
-    @property
-    def reference(self) -> str:
-        """What finds this model again from wherever: a name, or an absolute path."""
-        path = os.path.expanduser(self.name)
-        return os.path.abspath(path) if os.path.exists(path) else self.name
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Tells this model from any other, for what is stored of its replies; see `models.catalog.fingerprint`."""
-        own = fingerprint(self.folder.path)
-        adapters = [(fingerprint(Path(path)), weight) for path, weight in self.runtime.adapters]
-        return hashlib.sha256(repr([own, adapters]).encode()).hexdigest() if adapters else own
+    def _engine_for(self, workload: Workload) -> Engine:
+        """What is loaded if it serves the workload, else the engine that serves every one."""
+        return self.engine if self.engine.serves(workload) else self.torch_engine()
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -226,20 +164,6 @@ class LanguageModel:
                 "version": VERSION,
             },
         }
-
-    @cached_property
-    def stop_ids(self) -> frozenset[int]:
-        """Every id that config, generation config, tokenizer or store name as the end."""
-        ids = map(self.tokenizer.control_tokens.id_of, self.store.stop)
-        of_store = frozenset(id for id in ids if id is not None)
-        return of_store.union(self.tokenizer.stop_ids, *self.folder.stop_ids.values())
-
-    def stopping(self, asked: StopConfig) -> StopConfig:
-        """What ends a generation: the texts that are asked for, else those of the store that are no control tokens."""
-        if asked.strings:
-            return asked
-        id_of = self.tokenizer.control_tokens.id_of
-        return replace(asked, strings=tuple(text for text in self.store.stop if id_of(text) is None))
 
     def generate(
         self,
@@ -279,7 +203,7 @@ class LanguageModel:
 
     def answer(self, request: Request, **run: Unpack[RunKeywords]) -> Iterator[Event]:
         """`generate` for a request."""
-        return next(self._run(*self._completions_of(request), **run))
+        return next(self._run(*self._completion(request), **run))
 
     def complete_many(
         self,
@@ -295,9 +219,9 @@ class LanguageModel:
         has its error in place of the text, and so has an error that comes in place of a request. Each text is what it
         would be alone, except for the rounding of sums. Nothing is drafted.
 
-        parallel: how many texts share a step at most; None for as many as gain by it and fit into the memory. Engines
-        without the compiled program run one after another. ordered: yields them in the order of the requests.
-        cancelled: once true, running texts end with reason "interrupt", and no request is taken.
+        parallel: how many texts share a step at most; None for as many as gain by it and fit into the memory. ordered:
+        yields them in the order of the requests. cancelled: once true, running texts end with reason "interrupt", and
+        no request is taken.
         """
         from gptcli.generation.complete_all import complete_all
 
@@ -315,8 +239,12 @@ class LanguageModel:
         """A request, ready to run together with others. Raises UsageError and ContextOverflow."""
         from gptcli.generation.job import Job
 
-        engine, [completion] = self._completions_of(request)
+        engine, [completion] = self._completion(request)
         return Job(engine, completion)
+
+    @cached_property
+    def _completions(self) -> CompletionFactory:
+        return CompletionFactory(self.tokenizer, self.stop_ids, self.ctx_size)
 
     def check_request(
         self,
@@ -330,71 +258,16 @@ class LanguageModel:
         Begins to compile the constraint, or the grammar of a call that is required, so that it is ready once the
         weights are.
         """
-        check_request(prompt, sampling, self.ctx_size, self.tokenizer.size)
-        if tools is not None and constraint is not None:
-            raise UsageError(
-                "a text that must be of a form cannot call tools", hint="--tool-choice none leaves them out"
-            )
-        limit = constraint or self._call_grammar(tools)
-        if limit is not None:
-            self._compiler.start(limit)
-
-    def _call_grammar(self, tools: ToolUse | None) -> CallGrammar | None:
-        """What limits a text that must be a call of a tool."""
-        if tools is None or (lark := tools.grammar(self.tokenizer.control_tokens.ids)) is None:
-            return None
-        from gptcli.generation.constraints.grammar import CallGrammar
-
-        return CallGrammar(lark, tools.schemas)
-
-    @cached_property
-    def _compiler(self) -> Compiler:
-        from gptcli.generation.constraints.matcher import Compiler  # most texts do without
-
-        return Compiler(self.tokenizer, self.stop_ids)
-
-    def _constraint(
-        self, config: ConstraintConfig | CallGrammar | None, prompt: Sequence[int], forces: bool
-    ) -> Constraint | None:
-        """What limits a text: from its beginning, or from the end of thoughts that the prompt opens."""
-        if config is None:
-            return None
-        constraint = self._compiler.constraint(config, forces=forces)
-        if not prompt_opens_thoughts(prompt, self.tokenizer):
-            return constraint
-        from gptcli.generation.constraints.matcher import AfterThoughts
-
-        return AfterThoughts(constraint, self.tokenizer, CLOSING.encode(), self.stop_ids)
-
-    def _splitter(self, tools: ToolUse | None, prompt: Sequence[int]) -> Splitter | None:
-        """What keeps the calls of a text. Their ids depend on the prompt, so that no conversation has one twice."""
-        if tools is None:
-            return None
-        from gptcli.tools.splitter import splitter_of
-
-        control_ids = self.tokenizer.control_tokens.ids
-        return splitter_of(
-            tools, prompt, control_ids=control_ids, in_thoughts=prompt_opens_thoughts(prompt, self.tokenizer)
-        )
+        self._completions.check(prompt, sampling, constraint, tools)
 
     def stream(
-        self,
-        prompt: Sequence[int],
-        sampling: SamplingConfig,
-        stop: StopConfig,
-        *,
-        constraint: ConstraintConfig | None = None,
-        logprobs: int | None = None,
-        explain: bool = False,
-        tools: ToolUse | None = None,
-        **run: Unpack[RunKeywords],
+        self, prompt: Sequence[int], sampling: SamplingConfig, stop: StopConfig, **options: Unpack[StreamKeywords]
     ) -> Iterator[Event]:
         """`generate` with resolved configs.
 
         Raises what `check_request` does, and UsageError for a negative `logprobs`, before anything is loaded.
         """
-        also: dict[str, Any] = {"constraint": constraint, "logprobs": logprobs, "explain": explain, "tools": tools}
-        return next(self.streams(prompt, [sampling], stop, **also, **run))
+        return next(self.streams(prompt, [sampling], stop, **options))
 
     def streams(
         self,
@@ -412,8 +285,15 @@ class LanguageModel:
 
         Each is what it would be alone, except for the rounding of sums. Raises as `stream` does.
         """
-        engine, completions = self._completions(
-            prompt, samplings, stop, constraint=constraint, logprobs=logprobs, explain=explain, tools=tools
+        engine, completions = self._completions.make(
+            self._engine_for,
+            prompt,
+            samplings,
+            self.stopping(stop),
+            constraint=constraint,
+            logprobs=logprobs,
+            explain=explain,
+            tools=tools,
         )
         return self._run(engine, completions, **run)
 
@@ -425,61 +305,18 @@ class LanguageModel:
         drafter = self._drafter(run.get("cache"), run.get("cancelled", never_cancelled))
         return generate(engine, completions, drafter=drafter, most_drafted=self._most_drafted, **run)
 
-    def _completions_of(self, request: Request) -> tuple[Engine, list[Completion]]:
-        return self._completions(
+    def _completion(self, request: Request) -> tuple[Engine, list[Completion]]:
+        """The engine and the one completion of a request."""
+        return self._completions.make(
+            self._engine_for,
             self.tokenizer.encode(request.prompt) if isinstance(request.prompt, str) else request.prompt,
             [SamplingConfig.resolve(request.given, self.sampling_defaults)],
-            request.stopping,
+            self.stopping(request.stopping),
             constraint=request.constraint,
             logprobs=request.logprobs,
             explain=request.explain,
             tools=request.tools,
         )
-
-    def _completions(
-        self,
-        prompt: Sequence[int],
-        samplings: Sequence[SamplingConfig],
-        stop: StopConfig,
-        *,
-        constraint: ConstraintConfig | None,
-        logprobs: int | None,
-        explain: bool,
-        tools: ToolUse | None,
-    ) -> tuple[Engine, list[Completion]]:
-        """What is drawn for each config, and the engine for it. Raises as `stream` does."""
-        samplings = [sampling.sparing(self.stop_ids) for sampling in samplings]
-        stop = self.stopping(stop)
-        forces = True  # what the settings ban is never forced
-        for sampling in dict.fromkeys(replace(sampling, seed=None) for sampling in samplings):
-            self.check_request(prompt, sampling, constraint, tools)
-            never = {token for token, bias in sampling.logit_bias if bias == float("-inf")} | always_banned(sampling)
-            if never.union(self.stop_ids if stop.ignore_eos else ()).issuperset(range(self.tokenizer.size)):
-                raise UsageError("no token is left that may be drawn")
-            forces = forces and not never and not sampling.bans
-        if logprobs is not None and logprobs < 0:
-            raise UsageError(f"logprobs must be at least 0, not {logprobs}")
-        from gptcli.generation.completion import Completion
-
-        tokens = None if stop.max_tokens < 0 else len(prompt) + stop.max_tokens
-        needs_tensors = explain or not all(map(native_can_sample, samplings))
-        engine = self.engine
-        if not engine.serves(Workload(len(samplings), needs_tensors, tokens)):
-            engine = self.torch_engine()
-        banned = self.stop_ids if stop.ignore_eos else frozenset[int]()
-        make = partial(make_sampler, engine.library, self.tokenizer, banned=banned, logprobs=logprobs, explain=explain)
-        return engine, [
-            Completion(
-                self.tokenizer,
-                prompt,
-                make(sampling),
-                stop,
-                self.stop_ids,
-                self._constraint(constraint or self._call_grammar(tools), prompt, forces),
-                self._splitter(tools, prompt),
-            )
-            for sampling in samplings
-        ]
 
     def draft_with(self, draft_model: LanguageModel) -> None:
         """Lets a smaller model draft tokens from now on; the text stays the same.
@@ -557,7 +394,7 @@ class LanguageModel:
 
         ids = self.tokenizer.encode(_not_empty(text), special=special)
         return score(
-            self._scorer(),
+            self._engine_for(Workload()),
             self.tokenizer,
             ids,
             stride=stride or self._default_stride,
@@ -573,7 +410,9 @@ class LanguageModel:
         from gptcli.generation.scoring import score
 
         size = len(self.tokenizer.decode(ids))
-        return score(self._scorer(), self.tokenizer, ids, stride=self.ctx_size, size=size, top=top, cache=cache)
+        return score(
+            self._engine_for(Workload()), self.tokenizer, ids, stride=self.ctx_size, size=size, top=top, cache=cache
+        )
 
     def score_many(
         self, texts: Iterable[str], *, stride: int | None = None, top: int = 0, special: bool = False
@@ -583,7 +422,8 @@ class LanguageModel:
         from gptcli.generation.scoring import score_many
 
         texts, stride = map(_not_empty, texts), stride or self._default_stride
-        return score_many(self._scorer(), self.tokenizer, texts, stride=stride, special=special, top=top)
+        engine = self._engine_for(Workload())
+        return score_many(engine, self.tokenizer, texts, stride=stride, special=special, top=top)
 
     def choose_many(
         self, prompts: Iterable[str], choices: Sequence[str], *, special: bool = False
@@ -592,11 +432,7 @@ class LanguageModel:
         check_choices(choices)
         from gptcli.generation.scoring import choose_many
 
-        return choose_many(self._scorer(), self.tokenizer, prompts, choices, special=special)
-
-    def _scorer(self) -> Engine:
-        """An engine for texts as long as the context."""
-        return self.engine if self.engine.serves(Workload()) else self.torch_engine()
+        return choose_many(self._engine_for(Workload()), self.tokenizer, prompts, choices, special=special)
 
     def choose(
         self,
@@ -614,7 +450,7 @@ class LanguageModel:
         check_choices(choices)
         from gptcli.generation.scoring import choose
 
-        return choose(self._scorer(), self.tokenizer, prompt, choices, special=special, cache=cache)
+        return choose(self._engine_for(Workload()), self.tokenizer, prompt, choices, special=special, cache=cache)
 
     def session(self, system: str | None = None, settings: ChatSettings | None = None) -> ChatSession:
         """A conversation with this model; what is left out is the model's own, else the command line's."""

@@ -33,7 +33,7 @@ def _a_home_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
     monkeypatch.setenv("GPTCLI_STORES", "off")
-    caches = ("GPTCLI_PREPARED", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
+    caches = ("GPTCLI_SNAPSHOTS", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
     for name in ("GPTCLI_MODEL", "GPTCLI_DEBUG", "NO_COLOR", "COLUMNS", "LINES", *caches):
         monkeypatch.delenv(name, raising=False)
 

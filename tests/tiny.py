@@ -94,6 +94,14 @@ def make_model(
     config = {name: value for name, value in (CONFIG | overrides).items() if value is not None}
     (path / "config.json").write_text(json.dumps(config))
     save_file(make_weights(config, seed) if weights is None else weights, path / "model.safetensors")
+    write_tokenizer(path, template, adds_bos)
+    if generation_config is not None:
+        (path / "generation_config.json").write_text(json.dumps(generation_config))
+    return path
+
+
+def write_tokenizer(path: Path, template: str | None = TEMPLATE, adds_bos: bool = False) -> None:
+    """Writes a tokenizer's files; see `make_model`."""
     tokenizer = make_tokenizer()
     if adds_bos:
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -102,6 +110,3 @@ def make_model(
     tokenizer.save(str(path / "tokenizer.json"))
     settings = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "chat_template": template}
     (path / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))
-    if generation_config is not None:
-        (path / "generation_config.json").write_text(json.dumps(generation_config))
-    return path

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, Unpa
 from gptcli.chat.events import FORMAT_VERSION, History, Record, question_text
 from gptcli.errors import InputError, UsageError
 from gptcli.generation.events import Finished, TextDelta
-from gptcli.runtime.engine import PromptCache, ReplyKeywords, RunKeywords
+from gptcli.generation.request import StreamKeywords
+from gptcli.runtime.engine import PromptCache, ReplyKeywords
 from gptcli.settings import ChatSettings, ConstraintConfig, SamplingConfig, StopConfig
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.messages import Message, message_record
@@ -54,15 +55,7 @@ class ChatModel(Protocol):
         """Raises UsageError or ContextOverflow where a prompt cannot be continued."""
 
     def stream(
-        self,
-        prompt: Sequence[int],
-        sampling: SamplingConfig,
-        stop: StopConfig,
-        *,
-        constraint: ConstraintConfig | None = None,
-        logprobs: int | None = None,
-        tools: ToolUse | None = None,
-        **run: Unpack[RunKeywords],
+        self, prompt: Sequence[int], sampling: SamplingConfig, stop: StopConfig, **options: Unpack[StreamKeywords]
     ) -> Iterator[TextDelta | Finished]:
         """Continues a prompt: text as it comes, then one Finished."""
 
@@ -90,7 +83,7 @@ class TurnsDropped:
     turns: int
 
 
-Event = TextDelta | TurnsDropped | Finished
+ReplyEvent = TextDelta | TurnsDropped | Finished
 
 
 class Session(Generic[Model]):
@@ -261,7 +254,7 @@ class Session(Generic[Model]):
         finally:
             self._history.turns.pop()
 
-    def send(self, text: str, **run: Unpack[ReplyKeywords]) -> Iterator[Event]:
+    def send(self, text: str, **run: Unpack[ReplyKeywords]) -> Iterator[ReplyEvent]:
         """Asks a question; yields the reply as it comes. Nothing happens until the first event is read.
 
         Once `cancelled` is true the reply ends, and is kept and marked. A question without any reply, after an error or
@@ -270,7 +263,7 @@ class Session(Generic[Model]):
         """
         return self._ask(self._question(text), **run)
 
-    def answer(self, results: Sequence[str], **run: Unpack[ReplyKeywords]) -> Iterator[Event]:
+    def answer(self, results: Sequence[str], **run: Unpack[ReplyKeywords]) -> Iterator[ReplyEvent]:
         """Gives the answers of the tools that the last reply called, one for each of `open_calls`.
 
         Otherwise as `send`. Raises UsageError for another number of them.
@@ -286,7 +279,7 @@ class Session(Generic[Model]):
             raise UsageError(f"the last reply {called}; there are {len(said)} answers")
         return {"type": "message", "role": "tool", "content": list(said)}
 
-    def retry(self, text: str | None = None, **run: Unpack[ReplyKeywords]) -> Iterator[Event]:
+    def retry(self, text: str | None = None, **run: Unpack[ReplyKeywords]) -> Iterator[ReplyEvent]:
         """Asks the last or the `unanswered` question again with the next seed, or another question instead of it.
 
         Keeps the old turn if the new one produces no reply, even if the process dies. Otherwise as `send`. Raises
@@ -374,7 +367,7 @@ class Session(Generic[Model]):
         if self._history.asks:
             raise UsageError("the reply before has not ended: read it to its end, or close it")
 
-    def _ask(self, question: Record, **run: Unpack[ReplyKeywords]) -> Iterator[Event]:
+    def _ask(self, question: Record, **run: Unpack[ReplyKeywords]) -> Iterator[ReplyEvent]:
         self._check_ended()
         self._record(question)
         try:
@@ -384,7 +377,7 @@ class Session(Generic[Model]):
             if self._journal is not None:
                 self._journal.sync()
 
-    def _answer(self, **run: Unpack[ReplyKeywords]) -> Iterator[Event]:
+    def _answer(self, **run: Unpack[ReplyKeywords]) -> Iterator[ReplyEvent]:
         hidden, prompt = self._fitting()
         sampling = self._next_sampling()
         stopping = self.settings.stopping

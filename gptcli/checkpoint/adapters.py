@@ -38,11 +38,13 @@ PREFIX = "base_model.model."
 _WITHOUT_EFFECT = frozenset(
     """
     alpha_pattern auto_mapping base_model_name_or_path bias corda_config ensure_weight_tying eva_config
-    exclude_modules fan_in_fan_out inference_mode init_lora_weights layers_pattern layers_to_transform loftq_config
+    exclude_modules fan_in_fan_out inference_mode layers_pattern layers_to_transform loftq_config
     lora_alpha lora_dropout megatron_core peft_type peft_version qalora_group_size r rank_pattern revision
     runtime_config target_modules task_type use_rslora
     """.split()
 )
+# How factors began, where the base weights stay as they are. PiSSA, OLoRA and others take something out of those.
+_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
 _KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
 
 
@@ -151,8 +153,13 @@ def _check(config: Mapping[str, Any], path: Path) -> None:
         raise UnsupportedArchitecture(f"{where}: peft_type {config.get('peft_type')!r} is not supported: LORA is")
     if config.get("bias", "none") != "none":
         raise UnsupportedArchitecture(f"{where}: bias = {config['bias']!r} is not supported")
+    if (beginning := config.get("init_lora_weights")) not in _BEGINNINGS:
+        raise UnsupportedArchitecture(
+            f"{where}: init_lora_weights = {str(beginning)[:60]!r} is not supported: it changes the base weights",
+            "PEFT's save_pretrained(path_initial_model_for_weight_conversion=...) writes a plain adapter",
+        )
     for name, value in config.items():
-        if name not in _WITHOUT_EFFECT and value not in (None, False, [], {}, ""):
+        if name not in ("init_lora_weights", *_WITHOUT_EFFECT) and value not in (None, False, [], {}, ""):
             raise UnsupportedArchitecture(f"{where}: {name} = {str(value)[:60]} is not supported")
 
 
@@ -204,5 +211,5 @@ def _joined(rows: Rows, adapter: Adapter) -> tuple[Tensor, Tensor] | None:
             raise BrokenCheckpoint(f"{adapter.path}: {module}: {list(up.shape)} and {list(down.shape)} do not fit it")
     ups = {module: up for module, _, _, up in chosen}
     blocks = (ups.get(module, torch.zeros(count, 0)) for module, count in rows.modules)
-    whole = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    whole = torch.block_diag(*blocks)
     return torch.cat([down for _, _, down, _ in chosen]), whole if rows.order is None else whole[rows.order]

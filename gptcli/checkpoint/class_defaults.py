@@ -35,6 +35,20 @@ OTHER_NAMES: dict[str, dict[str, str]] = {
     "xglm": {"hidden_size": "d_model", "num_attention_heads": "attention_heads", "num_hidden_layers": "num_layers"},
 }
 
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+_YARN_ROPE = {"rope_type": "yarn", "beta_fast": 32.0, "beta_slow": 1.0}
+_GEMMA2: dict[str, object] = {
+    "max_position_embeddings": 8192,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+}
 _GEMMA4_ROPES = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
     "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
@@ -43,14 +57,7 @@ _GEMMA4_ROPES = {
 DEFAULTS: dict[str, dict[str, object]] = {
     "apertus": {
         "max_position_embeddings": 65_536,
-        "rope_parameters": {
-            "rope_type": "llama3",
-            "rope_theta": 12_000_000.0,
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        },
+        "rope_parameters": _LLAMA3_ROPE | {"rope_theta": 12_000_000.0, "factor": 8.0},
     },
     "arcee": {"max_position_embeddings": 4096},
     "bamba": {"max_position_embeddings": 262_144, "num_key_value_heads": 8},
@@ -62,14 +69,7 @@ DEFAULTS: dict[str, dict[str, object]] = {
         "max_position_embeddings": 131_072,
         "num_key_value_heads": 8,
         "sliding_window": 8192,
-        "rope_parameters": {
-            "rope_type": "llama3",
-            "rope_theta": 1_000_000.0,
-            "factor": 16.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        },
+        "rope_parameters": _LLAMA3_ROPE | {"rope_theta": 1_000_000.0, "factor": 16.0},
     },
     "deepseek_v2": {"max_position_embeddings": 2048, "q_lora_rank": 1536},
     "deepseek_v3": {
@@ -89,13 +89,7 @@ DEFAULTS: dict[str, dict[str, object]] = {
     "falcon_h1": {"max_position_embeddings": 8192, "num_key_value_heads": 8, "mamba_d_ssm": 1024},
     "flex_olmo": {"max_position_embeddings": 4096},
     "gemma": {"max_position_embeddings": 8192, "num_key_value_heads": 16},
-    "gemma2": {
-        "max_position_embeddings": 8192,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "attn_logit_softcapping": 50.0,
-        "final_logit_softcapping": 30.0,
-    },
+    "gemma2": _GEMMA2,
     "gemma3_text": {"max_position_embeddings": 131_072, "num_attention_heads": 8, "num_key_value_heads": 4},
     "gemma3n_text": {
         "max_position_embeddings": 32_768,
@@ -136,14 +130,7 @@ DEFAULTS: dict[str, dict[str, object]] = {
     "gpt_oss": {
         "max_position_embeddings": 131_072,
         "num_key_value_heads": 8,
-        "rope_parameters": {
-            "rope_type": "yarn",
-            "factor": 32.0,
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
-            "truncate": False,
-            "original_max_position_embeddings": 4096,
-        },
+        "rope_parameters": _YARN_ROPE | {"factor": 32.0, "truncate": False, "original_max_position_embeddings": 4096},
     },
     "gptj": {"n_positions": 2048, "rotary_dim": 64},
     "granite": {"max_position_embeddings": 2048},
@@ -177,12 +164,10 @@ DEFAULTS: dict[str, dict[str, object]] = {
     "ministral3": {
         "max_position_embeddings": 262_144,
         "num_key_value_heads": 8,
-        "rope_parameters": {
-            "rope_type": "yarn",
+        "rope_parameters": _YARN_ROPE
+        | {
             "rope_theta": 1_000_000.0,
             "factor": 16.0,
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
             "mscale": 1.0,
             "mscale_all_dim": 1.0,
             "original_max_position_embeddings": 16_384,
@@ -215,12 +200,6 @@ DEFAULTS: dict[str, dict[str, object]] = {
     "smollm3": {"max_position_embeddings": 32_768, "num_key_value_heads": 4},
     "stablelm": {"max_position_embeddings": 4096, "num_key_value_heads": 32},
     "starcoder2": {"max_position_embeddings": 4096, "num_key_value_heads": 2},
-    "vaultgemma": {
-        "max_position_embeddings": 8192,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "attn_logit_softcapping": 50.0,
-        "final_logit_softcapping": 30.0,
-    },
+    "vaultgemma": _GEMMA2,
     "xglm": {"max_position_embeddings": 2048, "attention_heads": 16, "num_layers": 24},
 }

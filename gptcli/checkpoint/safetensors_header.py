@@ -16,7 +16,7 @@ from gptcli.errors import BrokenCheckpoint
 from gptcli.files import open_within, parse_json
 
 if TYPE_CHECKING:
-    from gptcli.gguf.model import Edit
+    from gptcli.gguf.model_tensor import Edit
 
 DTYPE_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,

@@ -33,11 +33,15 @@ _MARKS = [codecs.BOM_UTF8, *_FOREIGN_MARKS]
 
 @dataclass(frozen=True)
 class Decoding:
-    """How bytes become texts. max_input: the most bytes; None is no limit. note: is told what is dropped."""
+    """How bytes become texts. max_input: the most bytes; None is no limit. note: is told what is dropped.
+
+    has_option: whether the user can choose `errors` here.
+    """
 
     errors: DecodingErrors
     max_input: int | None
     note: Callable[[str], None]
+    has_option: bool = True
 
 
 class _Readable(Protocol):
@@ -159,9 +163,10 @@ class TextBlocks:
             try:
                 text = decoder.decode(data, final=not data)
             except UnicodeDecodeError as error:
+                replace = "--errors replace takes it with U+FFFD in its place"
                 raise InputError(
                     f"not UTF-8: {self._where}: byte {first - pending + error.start}",
-                    hint="--errors replace takes it with U+FFFD in its place",
+                    hint=replace if self._decoding.has_option else "convert it: iconv -f ENCODING -t UTF-8",
                 ) from None
             done += len(data)
             if text:

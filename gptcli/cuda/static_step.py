@@ -1,7 +1,7 @@
 """A decoder's step with the same operations for every token, so that a CUDA graph can replay it.
 
-It runs the decoder's own blocks with another `Position`. Everything that changes is in tensors at fixed addresses: keys
-and values are written to the slot that a tensor names, and a mask covers the rest of the cache's room.
+It runs the decoder's own blocks with another `TextPosition`. Everything that changes is in tensors at fixed addresses:
+keys and values are written to the slot that a tensor names, and a mask covers the rest of the cache's room.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from gptcli.model.cache import KVCache
 from gptcli.model.config import RopeConfig
 from gptcli.model.decoder import Decoder
-from gptcli.model.position import Rotation
+from gptcli.model.position import Mix, Rotation
 from gptcli.model.state import States
 
 Outputs = tuple[Tensor, Tensor]  # logits (rows, vocab) in fp32, and whether all of them are finite, () bool
@@ -99,7 +99,7 @@ def all_finite(logits: Tensor) -> Tensor:
 
 @dataclass
 class _SlotPosition:
-    """The `Position` of one run, computed from tensors by recordable operations."""
+    """The `TextPosition` of one run, computed from tensors by recordable operations."""
 
     positions: Tensor
     slots: dict[int | None, Tensor]
@@ -119,7 +119,7 @@ class _SlotPosition:
         return self.rotations[rope]
 
     def mask(self, window: int | None, chunked: bool = False) -> Tensor:
-        """See `Position.mask`."""
+        """See `TextPosition.mask`."""
         key = window, chunked
         if key not in self.masks:
             slot, keys = self.slots[window], torch.arange(self.rooms[window], device=self.positions.device)
@@ -131,12 +131,16 @@ class _SlotPosition:
         return self.masks[key]
 
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Position.write`."""
+        """See `TextPosition.write`."""
         slot = self.slots[self.windows_of[block]]
         for stored, new in zip(self.storage[block], (keys, values), strict=True):
             stored.index_copy_(2, slot, new)
         return self.storage[block]
 
     def read(self, block: int) -> tuple[Tensor, Tensor]:
-        """See `Position.read`."""
+        """See `TextPosition.read`."""
         return self.storage[block]
+
+    def text_by_text(self, mix: Mix, *tensors: Tensor) -> Tensor:
+        """See `Position.text_by_text`."""
+        return mix(self, *tensors)

@@ -20,7 +20,8 @@ from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Recipe
 from gptcli.checkpoint.registry import architecture_of
 from gptcli.errors import GptcliError, UnsupportedArchitecture
-from gptcli.gguf.model import Edit, GgufModel
+from gptcli.gguf.model import GgufModel
+from gptcli.gguf.model_tensor import Edit
 from gptcli.gguf.reader import GgufFile, GgufTensor
 from gptcli.model.config import (
     AttentionConfig,

@@ -27,7 +27,7 @@ from gptcli.export.targets import Target, architecture_name, targets_of
 from gptcli.files import written_whole
 from gptcli.gguf.architectures import ARCHITECTURES
 from gptcli.gguf.blocks import BLOCKS
-from gptcli.gguf.model import Edit
+from gptcli.gguf.model_tensor import Edit
 from gptcli.gguf.writer import Blocks, write_gguf
 from gptcli.model_notes import Note
 from gptcli.quant.ggml import GgmlWeight

@@ -94,10 +94,10 @@ def targets_of(folder: ModelFolder, known: GgufArchitecture) -> tuple[dict[str, 
 def _file_names(known: GgufArchitecture, architecture: Architecture) -> dict[str, str]:
     """Every tensor that a file of this architecture may have: its name for `GgufModel.tensors` -> that in the file."""
     names: dict[str, str] = {}
-    places = [("", "", stem, module) for stem, module in known.top.items()]
+    modules = [("", "", stem, module) for stem, module in known.top.items()]
     for layer in range(len(architecture.config.blocks)):
-        places += [(f"blk.{layer}.", f"{known.layers}{layer}.", *item) for item in known.block.items()]
-    for ours, theirs, stem, module in places:
+        modules += [(f"blk.{layer}.", f"{known.layers}{layer}.", *item) for item in known.block.items()]
+    for ours, theirs, stem, module in modules:
         for leaf in ("weight", "bias"):
             name = theirs + tensor_name(module, leaf)
             if not (stem == "output" and architecture.config.tied_head):

@@ -126,9 +126,16 @@ class Completion:
             self.forced += 1
             token, step = forced[0], self._sampler.take(logits, forced[0])
         else:
-            token, step = self._sampler.sample(logits, self.history, self.constraint.allowed())
+            token, step = self._drawn(logits, self.constraint)
         self.constraint.accept(token)
         return token, step
+
+    def _drawn(self, logits: Logits, constraint: Constraint) -> tuple[int, StepLogprobs | None]:
+        if self._sampler.repeats:  # the likeliest of all is mostly allowed, which is sooner known than all that are
+            token, step = self._sampler.sample(logits, self.history)
+            if constraint.fitting([token]):
+                return token, step
+        return self._sampler.sample(logits, self.history, constraint.allowed())
 
     def end(self, reason: FinishReason, stopped_by: str | None = None) -> None:
         """Says the text that is still pending. If that completes a stop text, the reason is "stop"."""

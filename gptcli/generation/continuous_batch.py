@@ -19,8 +19,7 @@ STEP_TOKENS = 512  # that a step runs at most, so that no text waits long for th
 class ContinuousBatch:
     """Texts that share steps.
 
-    parallel: how many at most; None for as many as gain by it and fit into the memory, which is one where an engine
-    shares no steps.
+    parallel: how many at most; None for as many as gain by it and fit into the memory.
     """
 
     def __init__(self, parallel: int | None = None) -> None:
@@ -82,8 +81,7 @@ class ContinuousBatch:
 
     def _has_room(self, job: Job) -> bool:
         count = len(self._running)
-        most = self._parallel or (MOST_ROWS if job.engine.shares_steps else 1)
-        if count >= min(most, self._most):
+        if count >= min(self._parallel or MOST_ROWS, self._most):
             return count == 0
         longest = max(each.room for each in (*self._running, job))
         fits = count < job.engine.most_rows(longest)
@@ -105,6 +103,8 @@ class ContinuousBatch:
             if job not in parts and left > 0 and (job.cache is not None or self._begins(job)):
                 start = job.cache.length if job.cache else 0
                 tokens = job.completion.history[start : start + left]
+                if 1 < len(tokens) == job.uncached and not job.engine.most_ahead(job.cache):
+                    tokens = tokens[:-1]  # a state goes back to where a step ended: other texts copy it from there
                 left -= len(tokens)
                 parts[job] = Extension(job.cache, tokens)
         return parts

@@ -42,7 +42,7 @@ def generate(
 
     A stream raises ContextOverflow at the end of the context if `stop.overflow` is "error".
     """
-    if len(completions) > 1 and engine.shares_steps:
+    if len(completions) > 1 and not engine.records_rows:
         yield from _in_a_batch(engine, completions, on_prefill, cancelled)
         return
     own_cache = (cache or PromptCache()).for_engine(engine)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Unpack
 
+from gptcli.runtime.engine import RunKeywords
 from gptcli.settings import (
     CONSTRAINT_FIELDS,
     ConstraintConfig,
@@ -17,6 +18,15 @@ from gptcli.settings import (
 
 if TYPE_CHECKING:
     from gptcli.tools.formats import ToolUse
+
+
+class StreamKeywords(RunKeywords, total=False):
+    """What may be asked of a text beside its settings, and how it is run. See `LanguageModel.generate`."""
+
+    constraint: ConstraintConfig | None
+    logprobs: int | None
+    explain: bool
+    tools: ToolUse | None
 
 
 @dataclass(frozen=True, init=False)

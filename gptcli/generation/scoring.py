@@ -75,7 +75,7 @@ def score_many(
     unscored = max(1, before)
     encoded = ((len(text.encode()), tokenizer.encode(text, special=special)) for text in texts)
     for group in _groups(encoded, lambda each: len(each[1])):
-        if len(group) == 1 or not engine.shares_steps:
+        if len(group) == 1:
             for size, ids in group:
                 yield score(engine, tokenizer, ids, stride=stride, size=size, head=ids[:before], top=top)
             continue
@@ -141,10 +141,7 @@ def choose_many(
     engine: Engine, tokenizer: Tokenizer, prompts: Iterable[str], choices: Sequence[str], *, special: bool
 ) -> Iterator[tuple[ChoiceScore, ...]]:
     """As `choose`, for each prompt: they share steps, and what they begin with in common is run once."""
-    pool, cache = CachePool(engine), PromptCache()
-    if not engine.shares_steps:
-        yield from (choose(engine, tokenizer, prompt, choices, special=special, cache=cache) for prompt in prompts)
-        return
+    pool = CachePool(engine)
     asked = (_fitting(engine, tokenizer, prompt, choices, special) for prompt in prompts)
     for group in _groups(asked, lambda each: len(each[0]) - pool.most_common(each[0]) + max(map(len, each[1]))):
         caches = [pool.take(shared[:-1]) for shared, _ in group]

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gptcli.errors import BrokenCheckpoint
-from gptcli.files import open_regular
 from gptcli.gguf.architectures import ARCHITECTURES
+from gptcli.gguf.model_tensor import Edit, ModelTensor
 from gptcli.gguf.naming import APART, Fields, fraction_of, tensor_name
 from gptcli.gguf.other_files import refuse_other_files
 from gptcli.gguf.reader import GgufFile, GgufTensor
+from gptcli.gguf.rope_scaling import ROPE_TENSORS, rope_scaling
 from gptcli.gguf.tokenizer import stop_ids
 
-if TYPE_CHECKING:
-    import numpy as np
-
-_ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-# Llama 3.1's and 3.2's RoPE scaling is stored as the resulting factors only; these are all known settings.
-_LLAMA3_FACTORS = (8.0, 32.0)
-_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 # Fields that no computation reads, or that repeat what is known: after the architecture's name.
 _WITHOUT_EFFECT = frozenset(
     """
@@ -61,74 +54,8 @@ _OF_COMPUTING = re.compile(
     r"feed_forward|activation|hidden_act|swiglu|full_attention|interleave|deepstack|hyper|altup|laurel|shortconv|"
     r"pooling|use_parallel|dense|kda|ple"
 )
+_ROWS = (".shared_expert_gate", ".moe_statics.e_score_correction_bias")  # matrices there, vectors in files
 _LAYER_TENSOR = re.compile(r"blk\.(\d{1,4})\.(.+?)(?:\.(\d{1,4}))?(?:\.(weight|bias))?")
-
-
-@dataclass(frozen=True)
-class Edit:
-    """What the converter did to a tensor, to be undone.
-
-    pairs: the rows of each of this many heads were reordered. regrouped: rows of as many heads, [q k v] each, were
-    gathered to all q, k and v, where those of q were `queries` times as many. minus: was added to every value. rates:
-    logarithms became negative rates. value: the tensor's only one, which is in a field of the file.
-    """
-
-    pairs: int = 0
-    regrouped: int = 0
-    queries: int = 1
-    minus: float = 0.0
-    rates: bool = False
-    value: float | None = None
-
-    def undone(self, data: np.ndarray[Any, Any], rows: int) -> np.ndarray[Any, Any]:
-        """The bytes (n,) of the tensor as it was, which has this many rows."""
-        import numpy as np
-
-        if self.value is not None:
-            return np.array([self.value], np.float32).view(np.uint8)
-        if self.minus:
-            return (data.view(np.float32) - np.float32(self.minus)).view(np.uint8)
-        if self.rates:
-            with np.errstate(all="ignore"):  # of damaged files: NaN, which loading finds
-                logs: np.ndarray[Any, Any] = np.log(-data.view(np.float32))
-            return logs.view(np.uint8)
-        undone: np.ndarray[Any, Any] = data.reshape(rows, -1)[self.order(rows)].reshape(-1)
-        return undone
-
-    def order(self, rows: int) -> np.ndarray[Any, Any]:
-        """Where in the file each of this many rows of the tensor is, if rows were moved."""
-        import numpy as np
-
-        stored = np.arange(rows)
-        if self.pairs:
-            return stored.reshape(self.pairs, -1, 2).transpose(0, 2, 1).reshape(-1)
-        unit = rows // (self.queries + 2)
-        parts = np.split(stored, [self.queries * unit, (self.queries + 1) * unit])
-        return np.concatenate([part.reshape(self.regrouped, -1) for part in parts], 1).reshape(-1)
-
-
-@dataclass(frozen=True)
-class ModelTensor:
-    """A tensor as a checkpoint of transformers has it, stored in blocks of a type. edit: None if it is as it was."""
-
-    kind: str
-    shape: tuple[int, ...]
-    file: Path
-    offset: int
-    size: int
-    edit: Edit | None = None
-
-    def data(self) -> np.ndarray[Any, Any]:
-        """Its bytes (n,), as the model has them."""
-        import numpy as np
-
-        with open_regular(self.file) as file:
-            file.seek(self.offset)
-            data = file.read(self.size)
-        if len(data) < self.size:
-            raise BrokenCheckpoint(f"cannot read: {self.file}: it ends too early; truncated or damaged")
-        array = np.frombuffer(data, np.uint8)
-        return array if self.edit is None else self.edit.undone(array, (*self.shape, 1)[0])
 
 
 class GgufModel:
@@ -155,7 +82,7 @@ class GgufModel:
         """All tensors by their names in transformers, or in MLX for those that only MLX stores in one."""
         found: dict[str, ModelTensor] = {}
         for tensor in self.file.tensors.values():
-            if tensor.name in _ROPE_TENSORS or tensor.name.startswith(_IMAGE_PARTS):
+            if tensor.name in ROPE_TENSORS or tensor.name.startswith(_IMAGE_PARTS):
                 continue
             for name, part in self._as_stored(tensor):
                 if name in found:
@@ -217,7 +144,7 @@ class GgufModel:
         }
         if config["max_position_embeddings"] < 1 or config["num_hidden_layers"] < 1:
             raise file.broken("it has no context or no layers")
-        config["rope_scaling"] = self._rope_scaling(config)
+        config["rope_scaling"] = rope_scaling(fields, config)
         if known.partial or fields.integer("rope.dimension_count", head_dim) != head_dim:
             config["partial_rotary_factor"] = fraction_of(fields.integer("rope.dimension_count", head_dim), head_dim)
         config |= known.extra(fields, config)
@@ -236,71 +163,6 @@ class GgufModel:
         if self._architecture.states:
             return layer if rms is None else rms
         return rms if self._architecture.eps == "rms_norm_eps" else layer
-
-    def _rope_scaling(self, config: dict[str, Any]) -> dict[str, Any] | None:
-        fields = self._fields
-        kind = fields.text("rope.scaling.type", "none")
-        factor = fields.number("rope.scaling.factor") or fields.number("rope.scale_linear")
-        stored = [name for name in _ROPE_TENSORS if name in self.file.tensors]
-        if stored and (kind not in ("none", "longrope") or factor not in (None, 0.0, 1.0)):
-            raise self.file.unsupported(f"{stored[0]} with RoPE scaling {kind!r} is not read")
-        if "rope_factors_long.weight" in stored:
-            return {
-                "rope_type": "longrope",
-                "long_factor": self._factors("rope_factors_long.weight"),
-                "short_factor": self._factors("rope_factors_short.weight"),
-                "attention_factor": fields.number("rope.scaling.attn_factor", 1.0),
-            }
-        if stored == ["rope_freqs.weight"]:
-            return self._stored_factors(config)
-        if kind == "yarn" and factor:
-            scaling = {
-                "rope_type": "yarn",
-                "factor": factor,
-                "original_max_position_embeddings": fields.integer(
-                    "rope.scaling.original_context_length", config["max_position_embeddings"]
-                ),
-                "attention_factor": fields.number("rope.scaling.yarn_attn_factor"),
-                "beta_fast": fields.number("rope.scaling.yarn_beta_fast"),
-                "beta_slow": fields.number("rope.scaling.yarn_beta_slow"),
-            }
-            fields.expect("rope.scaling.yarn_ext_factor", 1.0, -1.0)
-            return {name: value for name, value in scaling.items() if value is not None}
-        if kind == "none" or (kind == "linear" and factor in (None, 1.0)):
-            fields.expect("rope.scaling.factor", 0.0, 1.0)
-            return None
-        if kind == "linear":
-            return {"rope_type": "linear", "factor": factor}
-        raise self.file.unsupported(f"RoPE scaling {kind!r} with factor {factor} is not read")
-
-    def _stored_factors(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Llama 3's scaling if the file's factors are its; else the factors themselves, for texts of any length."""
-        import numpy as np
-
-        factors = np.array(self._factors("rope_freqs.weight"))
-        dim, theta = 2 * len(factors), config["rope_theta"]
-        turns = _LLAMA3["original_max_position_embeddings"] * theta ** -(np.arange(0, dim, 2) / dim) / (2 * np.pi)
-        low, high = _LLAMA3["low_freq_factor"], _LLAMA3["high_freq_factor"]
-        keep = np.clip((turns - low) / (high - low), 0, 1)
-        for factor in _LLAMA3_FACTORS:
-            if np.allclose(1 / (keep + (1 - keep) / factor), factors, rtol=1e-4):
-                return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
-        values, context = factors.tolist(), max(2, config["max_position_embeddings"])
-        return {
-            "rope_type": "longrope",
-            "short_factor": values,
-            "long_factor": values,
-            "attention_factor": 1.0,
-            "original_max_position_embeddings": context,
-        }
-
-    def _factors(self, name: str) -> list[float]:
-        import numpy as np
-
-        tensor = self.file.tensors.get(name)
-        if tensor is None or tensor.kind != "F32" or len(tensor.shape) != 1:
-            raise self.file.broken(f"{name} must be a list of numbers in fp32")
-        return [float(str(value)) for value in self.file.data(tensor).view(np.float32)]
 
     def _check_unread(self, prefix: str) -> tuple[str, ...]:
         """The fields of the architecture that nothing reads. Raises where one may change what is computed."""
@@ -358,9 +220,7 @@ class GgufModel:
             groups = self._fields.integer("attention.head_count_kv", heads)
             edit = Edit(regrouped=groups, queries=heads // groups)
             self._check_rows(tensor, heads + 2 * groups)
-        if stem == "ffn_gate_inp_shexp" and len(shape) == 1:
-            shape = 1, *shape
-        elif stem == "exp_probs_b" and known.model_type == "ernie4_5_moe" and len(shape) == 1:
+        if known.block.get(stem, "").endswith(_ROWS) and len(shape) == 1:
             shape = 1, *shape
         elif stem in ("ssm_a", "ssm_d", "ssm_norm"):
             shape = (math.prod(shape),)
@@ -409,17 +269,17 @@ class GgufModel:
         return parts
 
     def _by_first(self, tensor: GgufTensor, name: str) -> list[tuple[str, ModelTensor]]:
-        """One tensor for each place of its first dimension."""
+        """One tensor for each index of its first dimension."""
         if len(tensor.shape) < 2:
             raise self.file.broken(f"tensor {tensor.name!r} has one dimension")
         count, *shape = tensor.shape
         size = tensor.size // count
         return [
             (
-                f"{name}.{place}.weight",
-                ModelTensor(tensor.kind, tuple(shape), tensor.file, tensor.offset + place * size, size),
+                f"{name}.{index}.weight",
+                ModelTensor(tensor.kind, tuple(shape), tensor.file, tensor.offset + index * size, size),
             )
-            for place in range(count)
+            for index in range(count)
         ]
 
 

@@ -144,7 +144,7 @@ def experts_of(fields: Fields, name: str = "num_experts") -> dict[str, Any]:
 
 
 def routed_experts(fields: Fields) -> dict[str, Any]:
-    """The fields of a mixture behind dense first layers, chosen within groups, beside shared experts."""
+    """The fields of a mixture after dense first layers, chosen within groups, beside shared experts."""
     return experts_of(fields, "n_routed_experts") | {
         "first_k_dense_replace": fields.integer("leading_dense_block_count", 0),
         "moe_intermediate_size": fields.integer("expert_feed_forward_length"),
@@ -192,11 +192,11 @@ class GgufArchitecture:
     pairs: RoPE turns neighbouring channels, for which the converter has reordered the rows of q and k. plus_one: 1 was
     added to norms. regrouped: the rows of attn_qkv were regrouped from heads to q, k and v. partial: RoPE turns a part
     of each head unless config.json says otherwise. images: the model reads images too, of which files have only the
-    decoder; RoPE's sections are alike for text. states: some layers keep a state in place of keys and values, or beside
-    them, and for some numbers the file has one for each layer, 0 in others. constants: more of config.json. renamed:
-    other names of config.json's common fields. read_only: no such file is written. others: model types that are stored
-    as this architecture, too; of two architectures with a type, the first is written. variant: another architecture
-    that has the same name in files, if it is that.
+    decoder; RoPE's sections are alike for text. per_layer: for some numbers the file has one for each layer. states:
+    the same, 0 in some, for some layers keep a state in place of keys and values, or beside them. constants: more of
+    config.json. renamed: other names of config.json's common fields. read_only: no such file is written. others: model
+    types that are stored as this architecture, too; of two architectures with a type, the first is written. variant:
+    another architecture that has the same name in files, if it is that.
     """
 
     model_type: str

@@ -30,11 +30,15 @@ _MOST_THREADS = 256  # kernels.h's MOST_THREADS
 CACHE_KINDS: tuple[CacheKind, ...] = get_args(CacheKind)
 # The numbers of config.Activation's; one without any runs in torch.
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "clamped_swiglu": 4, "relu_squared": 5}
+LOGISTIC, IDENTITY, TANH = 6, 7, 8  # beside those
+ROUTERS = ("softmax", "sigmoid", "sparsemixer")  # in the order of kernels.h's Router
+MOST_GROUPS = 64  # kernels.h's MOST_GROUPS
 
 # In the order of kernels.h's Code.
 _CODES = (
     "EMBED", "RMS_NORM", "LAYER_NORM", "LINEAR", "CHOOSE", "EXPERTS", "MIX", "GATE", "ROTATE", "ATTEND", "ACTIVATE",
-    "ADD",
+    "ADD", "BY_HEAD", "SHARE", "CONVOLVE", "RECUR", "XIELU", "CUT_OFF", "MULTIPLY", "SCALE",
+    "SCALE_BY_POSITION", "CLAMP", "ADD_SHARE", "LENGTHEN",
 )  # fmt: skip
 
 
@@ -43,11 +47,18 @@ class Op(Structure):
 
     _fields_ = [
         ("code", c_int64),
-        *((name, c_void_p) for name in ("matrices", "input", "out", "choices", "weight", "bias")),
+        *((name, c_void_p) for name in ("matrices", "input", "out", "choices", "keys", "queries", "steps")),
+        *((name, c_void_p) for name in ("weight", "bias")),
         *((name, c_int64) for name in ("rows", "size", "stride", "weight_step", "table")),
-        *((name, c_int64) for name in ("heads", "kv_heads", "window", "cache_kind", "keys_at", "arithmetic")),
-        ("factor", c_float),
-        ("softcap", c_float),
+        *(
+            (name, c_int64)
+            for name in ("heads", "kv_heads", "window", "cache_kind", "keys_at", "arithmetic", "chunked")
+        ),
+        *((name, c_int64) for name in ("borrows", "out_stride", "out_step", "copied")),
+        *((name, c_int64) for name in ("router", "groups", "top_groups", "group_best", "renormalize")),
+        *((name, c_int64) for name in ("state_at", "corrected", "tiled")),
+        *((name, c_float) for name in ("factor", "softcap", "rounded", "least_sum", "added_to_sum", "jitter")),
+        *((name, c_float) for name in ("least", "most")),
     ]
 
 
@@ -63,12 +74,19 @@ class Row(Structure):
     _fields_ = [("memory", c_void_p), ("room", c_int64), ("cached", c_int64)]
 
 
+class State(Structure):
+    """kernels.h's State: a text's states, before a step and after it."""
+
+    _fields_ = [("before", c_void_p), ("after", c_void_p)]
+
+
 class Frame(Structure):
     """kernels.h's Frame: what changes from step to step."""
 
     _fields_ = [
         *((name, c_int64) for name in ("tokens", "texts", "ropes", "windows", "wanted")),
-        *((name, c_void_p) for name in ("ids", "starts", "positions", "rotations", "rows", "wanted_tokens", "logits")),
+        *((name, c_void_p) for name in ("ids", "starts", "positions", "rotations", "rows", "states")),
+        *((name, c_void_p) for name in ("wanted_tokens", "logits")),
     ]
 
 

@@ -12,7 +12,7 @@ from gptcli.model.config import AltUpConfig, NormConfig
 from gptcli.model.linear import Linear
 from gptcli.model.norm import Norm
 
-_LEAST_SQUARE = 1e-5  # of a stream, whose length is divided by
+LEAST_SQUARE = 1e-5  # of a stream, whose length is divided by
 
 
 class Streams(nn.Module):
@@ -36,7 +36,7 @@ class Streams(nn.Module):
 
 
 def _as_long_as(x: Tensor, other: Tensor) -> Tensor:
-    length = other.square().mean(-1, keepdim=True).clamp(min=_LEAST_SQUARE).sqrt()
+    length = other.square().mean(-1, keepdim=True).clamp(min=LEAST_SQUARE).sqrt()
     return other * (x.square().mean(-1, keepdim=True) ** 0.5) / length
 
 

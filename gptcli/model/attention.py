@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 from gptcli.model.config import Alibi, AttentionConfig, PositionScale, QkNormConfig
 from gptcli.model.linear import Linear
 from gptcli.model.norm import Norm
-from gptcli.model.position import Position, causal_mask
+from gptcli.model.position import Position, TextPosition, causal_mask
 from gptcli.model.rope import rotate
 
 _SPLIT = 512  # keys in one sum over a cache's room; the sums are computed in parallel
@@ -49,15 +51,19 @@ class Attention(nn.Module):
         q, k = qk.tensor_split([config.heads], dim=2)
         if config.position_scale is not None:
             q = q * _position_scales(config.position_scale, position.positions, q)
-        if config.keys_of is None:  # (B, kv_heads, S, head_dim)
-            k, v = position.write(block, k.transpose(1, 2), self.v_norm(v).transpose(1, 2))
-        else:
-            k, v = position.read(config.keys_of)
-        attended = attend(config, q, k, v, position.mask(config.window, config.chunked), self.sinks)
+        attended = position.text_by_text(partial(self._attended, block), q, k, v)
         if config.gated:
             attended = attended * torch.sigmoid(gate.flatten(2))
         out: Tensor = self.out(attended)
         return out if config.out_scale == 1 else out * config.out_scale
+
+    def _attended(self, block: int, position: TextPosition, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        config = self.config
+        if config.keys_of is None:  # (B, kv_heads, S, head_dim)
+            k, v = position.write(block, k.transpose(1, 2), self.v_norm(v).transpose(1, 2))
+        else:
+            k, v = position.read(config.keys_of)
+        return attend(config, q, k, v, position.mask(config.window, config.chunked), self.sinks)
 
     def _normalized(self, qk: Tensor, config: QkNormConfig) -> Tensor:
         q, k = qk.tensor_split([self.config.heads], dim=2)
@@ -108,12 +114,18 @@ def attend(
     return out.transpose(1, 2).reshape(B, T, -1)
 
 
-def alibi_bias(config: AttentionConfig, alibi: Alibi, keys: int, device: torch.device) -> Tensor:
-    """What is added to the scores of a text's first keys, the same for all queries: (heads, keys) in fp32."""
+def alibi_slopes(config: AttentionConfig, alibi: Alibi, device: torch.device) -> Tensor:
+    """What each head's scores gain from one key to the next, (heads,) in fp32."""
     power = 1 << (config.heads - 1).bit_length()  # at least the number of heads
     slopes = torch.exp2(torch.arange(1, power + 1, device=device) * (-alibi.most / power))
     if power != config.heads:
         slopes = torch.cat([slopes[1::2], slopes[::2]])[: config.heads]
+    return slopes.bfloat16().float() if alibi.rounded else slopes
+
+
+def alibi_bias(config: AttentionConfig, alibi: Alibi, keys: int, device: torch.device) -> Tensor:
+    """What is added to the scores of a text's first keys, the same for all queries: (heads, keys) in fp32."""
+    slopes = alibi_slopes(config, alibi, device)
     if alibi.rounded:
         return (slopes[:, None].bfloat16() * torch.arange(keys, device=device)).float() * config.scale
     return slopes[:, None] * torch.arange(1 - keys, 1, device=device)

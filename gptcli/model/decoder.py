@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +30,7 @@ from gptcli.model.linear import Embedding, Linear
 from gptcli.model.mamba2 import Mamba2
 from gptcli.model.mlp import DenseAndMoe, Mlp, Moe
 from gptcli.model.norm import Norm
-from gptcli.model.position import AppendPosition, Position, RotaryTables, WholeTexts
+from gptcli.model.position import AppendPosition, Position, RotaryTables, SideBySide, WholeTexts
 from gptcli.model.short_convolution import ShortConvolution
 
 
@@ -145,13 +147,17 @@ class Decoder(nn.Module):
         self.streams = None if config.altup is None else Streams(config.altup, config.hidden_size)
         self.tables = RotaryTables()
 
-    def forward(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """Appends tokens (B, T) to the cache; returns hidden states (B, T, hidden).
+    def forward(self, tokens: Tensor, *caches: KVCache, counts: Sequence[int] = ()) -> Tensor:
+        """Appends tokens (B, T) to a cache; returns hidden states (B, T, hidden).
 
-        The caller must then `advance` the cache.
+        Of several caches, each gets as many tokens of the one row as `counts` says. The caller must `advance` them.
         """
-        cache.reserve(tokens.shape[1])
-        return self.run(tokens, AppendPosition(self.tables, cache, tokens.shape[1]))
+        counts = counts or [tokens.shape[1]]
+        for cache, count in zip(caches, counts, strict=True):
+            cache.reserve(count)
+        if len(caches) == 1:
+            return self.run(tokens, AppendPosition(self.tables, caches[0], counts[0]))
+        return self.run(tokens, SideBySide(self.tables, caches, counts))
 
     def run_whole(self, tokens: Tensor) -> Tensor:
         """Runs whole texts, tokens (B, T), without a cache; returns hidden states (B, T, hidden), with gradients."""

@@ -7,6 +7,8 @@ triangular system says.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,10 +17,10 @@ from gptcli.model.config import DeltaNetConfig
 from gptcli.model.convolution import Convolution
 from gptcli.model.linear import Linear
 from gptcli.model.norm import Norm
-from gptcli.model.position import Position
+from gptcli.model.position import Position, TextPosition
 from gptcli.model.scan import CHUNK, decays
 
-_LEAST_SQUARE = 1e-6  # added to the squared lengths of q and k
+LEAST_SQUARE = 1e-6  # added to the squared lengths of q and k
 
 
 class DeltaNet(nn.Module):
@@ -37,9 +39,17 @@ class DeltaNet(nn.Module):
 
     def forward(self, x: Tensor, position: Position, block: int) -> Tensor:
         """x: (B, T, hidden) to the same shape. block: its index in the decoder."""
-        config, (B, T, _) = self.config, x.shape
-        mixed, gate = torch.split(self.into(x), [config.channels, config.width], -1)
-        b, a = (rate.float().transpose(1, 2) for rate in self.rates(x).chunk(2, -1))  # (B, heads, T)
+        mixed, gate = torch.split(self.into(x), [self.config.channels, self.config.width], -1)
+        read = position.text_by_text(partial(self._read, block), mixed, self.rates(x))
+        scanned = self.norm(read.to(x.dtype))  # (B, T, heads, value_dim)
+        gated = scanned.flatten(2) * F.silu(gate.float())
+        out: Tensor = self.out(gated.to(x.dtype))
+        return out
+
+    def _read(self, block: int, position: TextPosition, mixed: Tensor, rates: Tensor) -> Tensor:
+        """What tokens read, (B, T, heads, value_dim). mixed: (B, T, channels); rates: (B, T, 2 * heads)."""
+        config, (B, T, _) = self.config, mixed.shape
+        b, a = (rate.float().transpose(1, 2) for rate in rates.chunk(2, -1))  # (B, heads, T)
         tail, state = position.states.now[block]
         mixed, tail = self.convolution(mixed, tail)
         keys, values = config.key_heads * config.key_dim, config.width
@@ -66,14 +76,11 @@ class DeltaNet(nn.Module):
             )
             read.append(some)
         position.states.put(block, (tail, state))
-        scanned = self.norm(torch.cat(read, 2).transpose(1, 2).to(x.dtype))  # (B, T, heads, value_dim)
-        gated = scanned.flatten(2) * F.silu(gate.float())
-        out: Tensor = self.out(gated.to(x.dtype))
-        return out
+        return torch.cat(read, 2).transpose(1, 2)
 
 
 def _of_length_1(x: Tensor) -> Tensor:
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + _LEAST_SQUARE)
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + LEAST_SQUARE)
 
 
 def _scan(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,7 +12,7 @@ from gptcli.model.attention import attend
 from gptcli.model.config import LatentAttentionConfig
 from gptcli.model.linear import Linear
 from gptcli.model.norm import Norm
-from gptcli.model.position import Position
+from gptcli.model.position import Position, TextPosition
 from gptcli.model.rope import rotate
 
 
@@ -38,11 +40,16 @@ class LatentAttention(nn.Module):
         q = x if self.q_down is None or self.q_norm is None else self.q_norm(self.q_down(x))
         plain, turned = self.q(q).view(B, T, config.heads, -1).tensor_split([config.plain_dim], -1)
         latent, key = self.latent(x).tensor_split([config.latent_dim], -1)
-        new = torch.cat([self.latent_norm(latent), rotate(key[:, :, None], *rotation)[:, :, 0]], -1)[:, None]
-        cached, _ = position.write(block, new, new[..., :0])  # (B, 1, S, latent_dim + rope.dim)
-        run = self._absorbed if T < config.expands_from else self._expanded
-        out: Tensor = self.out(run(plain, rotate(turned, *rotation), cached, position.mask(None)))
+        new = torch.cat([self.latent_norm(latent), rotate(key[:, :, None], *rotation)[:, :, 0]], -1)
+        turned = rotate(turned, *rotation)
+        out: Tensor = self.out(position.text_by_text(partial(self._attended, block), plain, turned, new))
         return out
+
+    def _attended(self, block: int, position: TextPosition, plain: Tensor, turned: Tensor, new: Tensor) -> Tensor:
+        new = new[:, None]
+        cached, _ = position.write(block, new, new[..., :0])  # (B, 1, S, latent_dim + rope.dim)
+        run = self._absorbed if plain.shape[1] < self.config.expands_from else self._expanded
+        return run(plain, turned, cached, position.mask(None))
 
     def _absorbed(self, plain: Tensor, turned: Tensor, cached: Tensor, mask: Tensor | None) -> Tensor:
         """Scores plain (B, T, heads, plain_dim) and turned queries with latents: (B, T, heads * value_dim)."""

@@ -6,6 +6,8 @@ share, makes it exp(-a d) h + d x b^T, and reads h c.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,7 +15,7 @@ from torch.nn import functional as F
 from gptcli.model.config import Mamba2Config
 from gptcli.model.convolution import Convolution
 from gptcli.model.linear import Linear
-from gptcli.model.position import Position
+from gptcli.model.position import Position, TextPosition
 from gptcli.model.scan import CHUNK, decays
 
 
@@ -34,12 +36,19 @@ class Mamba2(nn.Module):
 
     def forward(self, x: Tensor, position: Position, block: int) -> Tensor:
         """x: (B, T, hidden) to the same shape. block: its index in the decoder."""
-        config, (B, T, _) = self.config, x.shape
+        config = self.config
         projected = self.into(x)
         if config.part_scales is not None:
             parts = zip(torch.split(projected, list(self.parts), -1), config.part_scales, strict=True)
             projected = torch.cat([part * scale for part, scale in parts], -1)
         gate, mixed, steps = torch.split(projected, [config.width, config.channels, config.heads], -1)
+        scanned = position.text_by_text(partial(self._scanned, block), mixed, steps)
+        out: Tensor = self.out(self._gated(scanned.flatten(2), gate.float()).to(x.dtype))
+        return out if config.out_scale == 1 else out * config.out_scale
+
+    def _scanned(self, block: int, position: TextPosition, mixed: Tensor, steps: Tensor) -> Tensor:
+        """What tokens read, (B, T, heads, head_dim). mixed: (B, T, channels); steps: (B, T, heads)."""
+        config, (B, T, _) = self.config, mixed.shape
         tail, state = position.states.now[block]
         mixed, tail = self.convolution(mixed, tail)
         values, b, c = torch.split(F.silu(mixed).float(), list(self.parts[1:4]), -1)
@@ -52,9 +61,7 @@ class Mamba2(nn.Module):
             some, state = self._scan(values[:, chunk], steps[:, chunk], b[:, chunk], c[:, chunk], state)
             read.append(some)
         position.states.put(block, (tail, state))
-        scanned = torch.cat(read, 1) + values * self.skip.float()[:, None]
-        out: Tensor = self.out(self._gated(scanned.flatten(2), gate.float()).to(x.dtype))
-        return out if config.out_scale == 1 else out * config.out_scale
+        return torch.cat(read, 1) + values * self.skip.float()[:, None]
 
     def _scan(self, x: Tensor, steps: Tensor, b: Tensor, c: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """What a chunk's tokens read (B, T, heads, head_dim), and the state after them."""

@@ -195,6 +195,7 @@ class DenseAndMoe(nn.Module):
 
     def __init__(self, config: DenseAndMoeConfig, hidden_size: int) -> None:
         super().__init__()
+        self.config = config
         names = ("dense_norm", "post_dense_norm", "moe_norm", "post_moe_norm")
         self.norms = nn.ModuleDict({name: Norm(config.norm, hidden_size) for name in names})
         self.dense = Mlp(config.dense, hidden_size)

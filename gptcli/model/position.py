@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Protocol
 
@@ -17,14 +18,21 @@ Rotation = tuple[Tensor, Tensor]  # cos and sin
 
 
 class Position(Protocol):
-    """The positions of T tokens in their text, as the blocks ask for them."""
+    """The positions of T tokens in their texts, as the blocks ask for them."""
 
     @property
     def positions(self) -> Tensor:
-        """(T,) int64, 0 for the first token of the text."""
+        """(T,) int64, 0 for the first token of a text."""
 
     def rotation(self, rope: RopeConfig) -> Rotation:
         """cos and sin for these positions, each (T, 1, dim)."""
+
+    def text_by_text(self, mix: Mix, *tensors: Tensor) -> Tensor:
+        """Mixes tokens, each (rows, T, ...), with those of their own text; (rows, T, ...)."""
+
+
+class TextPosition(Position, Protocol):
+    """The same for tokens of one text, or of rows that are equally long."""
 
     def mask(self, window: int | None, chunked: bool = False) -> Tensor | None:
         """Which keys returned by `write` each token may see, (T, S), as `attend` takes it.
@@ -41,6 +49,10 @@ class Position(Protocol):
     @property
     def states(self) -> States:
         """What layers keep besides keys and values."""
+
+
+Mix = Callable[..., Tensor]
+"""Takes a `TextPosition` and tensors (rows, T, ...) of that text's tokens; returns one such tensor."""
 
 
 class RotaryTables:
@@ -82,7 +94,7 @@ class AppendPosition:
         return self._rotations[rope]
 
     def mask(self, window: int | None, chunked: bool = False) -> Tensor | None:
-        """See `Position.mask`."""
+        """See `TextPosition.mask`."""
         key = window, chunked
         if key not in self._masks:
             cache = self._cache
@@ -90,17 +102,48 @@ class AppendPosition:
         return self._masks[key]
 
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Position.write`."""
+        """See `TextPosition.write`."""
         return self._cache.write(block, keys, values)
 
     def read(self, block: int) -> tuple[Tensor, Tensor]:
-        """See `Position.read`."""
+        """See `TextPosition.read`."""
         return self._cache.read(block, self._T)
 
     @property
     def states(self) -> States:
-        """See `Position.states`."""
+        """See `TextPosition.states`."""
         return self._cache.states
+
+    def text_by_text(self, mix: Mix, *tensors: Tensor) -> Tensor:
+        """See `Position.text_by_text`."""
+        return mix(self, *tensors)
+
+
+class SideBySide:
+    """Tokens of several texts in one row, each after the tokens of its own cache, which has reserved room for them."""
+
+    def __init__(self, tables: RotaryTables, caches: Sequence[KVCache], counts: Sequence[int]) -> None:
+        """counts: how many tokens each text has, in the row's order."""
+        self._counts = list(counts)
+        self._texts = [AppendPosition(tables, cache, count) for cache, count in zip(caches, counts, strict=True)]
+        self._rotations: dict[RopeConfig, Rotation] = {}
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """See `Position.positions`."""
+        return torch.cat([text.positions for text in self._texts])
+
+    def rotation(self, rope: RopeConfig) -> Rotation:
+        """See `Position.rotation`."""
+        if rope not in self._rotations:
+            cos, sin = zip(*(text.rotation(rope) for text in self._texts), strict=True)
+            self._rotations[rope] = torch.cat(cos), torch.cat(sin)
+        return self._rotations[rope]
+
+    def text_by_text(self, mix: Mix, *tensors: Tensor) -> Tensor:
+        """See `Position.text_by_text`."""
+        parts = zip(self._texts, *(torch.split(tensor, self._counts, 1) for tensor in tensors), strict=True)
+        return torch.cat([mix(*part) for part in parts], 1)
 
 
 class WholeTexts:
@@ -123,26 +166,30 @@ class WholeTexts:
         return cos[: self._T], sin[: self._T]
 
     def mask(self, window: int | None, chunked: bool = False) -> Tensor | None:
-        """See `Position.mask`."""
+        """See `TextPosition.mask`."""
         key = window, chunked
         if key not in self._masks:
             self._masks[key] = _mask(self.positions, 0, 0, *key, torch.float32)
         return self._masks[key]
 
     def write(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Position.write`: returns what it gets."""
+        """See `TextPosition.write`: returns what it gets."""
         self._written[block] = keys, values
         return keys, values
 
     def read(self, block: int) -> tuple[Tensor, Tensor]:
-        """See `Position.read`."""
+        """See `TextPosition.read`."""
         return self._written[block]
+
+    def text_by_text(self, mix: Mix, *tensors: Tensor) -> Tensor:
+        """See `Position.text_by_text`."""
+        return mix(self, *tensors)
 
 
 def _mask(
     positions: Tensor, length: int, cached: int, window: int | None, chunked: bool, dtype: torch.dtype
 ) -> Tensor | None:
-    """`Position.mask` of tokens at these positions, after `length` others, of which `cached` are among the keys."""
+    """`TextPosition.mask` of tokens at these positions, after `length` others, of which `cached` are among the keys."""
     T, device = len(positions), positions.device
     seen = causal_mask(cached, T, window, device)
     if window is None or not chunked or length + T <= window:

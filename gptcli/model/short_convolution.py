@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from gptcli.model.config import ShortConvolutionConfig
 from gptcli.model.convolution import Convolution
 from gptcli.model.linear import Linear
-from gptcli.model.position import Position
+from gptcli.model.position import Position, TextPosition
 
 
 class ShortConvolution(nn.Module):
@@ -15,6 +17,7 @@ class ShortConvolution(nn.Module):
 
     def __init__(self, config: ShortConvolutionConfig, hidden_size: int) -> None:
         super().__init__()
+        self.config = config
         self.into = Linear(hidden_size, 3 * hidden_size, bias=config.bias)
         self.convolution = Convolution(hidden_size, config.kernel, config.bias)
         self.out = Linear(hidden_size, hidden_size, bias=config.bias)
@@ -22,8 +25,12 @@ class ShortConvolution(nn.Module):
     def forward(self, x: Tensor, position: Position, block: int) -> Tensor:
         """x: (B, T, hidden) to the same shape. block: its index in the decoder."""
         before, after, value = self.into(x).chunk(3, -1)
-        (tail,) = position.states.now[block]
-        sums, tail = self.convolution(before * value, tail)
-        position.states.put(block, (tail,))
-        out: Tensor = self.out(after * sums)
+        out: Tensor = self.out(after * position.text_by_text(partial(self._convolved, block), before * value))
         return out
+
+    def _convolved(self, block: int, position: TextPosition, x: Tensor) -> Tensor:
+        (tail,) = position.states.now[block]
+        sums: Tensor
+        sums, tail = self.convolution(x, tail)
+        position.states.put(block, (tail,))
+        return sums

@@ -7,24 +7,14 @@ again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gptcli.model.config import DecoderConfig
-
-_MOST_MARKS = 4  # of one text; each is as large as the state
+from gptcli.model.marks import Marks
 
 State = tuple[Tensor, ...]  # of one layer, each (rows, *shape); never written to once it is stored
-
-
-@dataclass(frozen=True)
-class _Mark:
-    """The states of all layers after a text's first `length` tokens."""
-
-    length: int
-    states: tuple[State, ...]
 
 
 class States:
@@ -46,7 +36,7 @@ class States:
         )
         self.now: list[State] = list(self._empty)
         self._next: dict[int, State] = {}
-        self._marks: list[_Mark] = []
+        self._marks = Marks[tuple[State, ...]]()
 
     def put(self, block: int, state: State) -> None:
         """Takes a layer's state after the tokens that are being run."""
@@ -59,26 +49,18 @@ class States:
         self._next.clear()
 
     def mark(self, length: int) -> None:
-        """Lets a text of `length` tokens come back to here; forgets another mark if there are too many.
-
-        Those that stay are the newest one and others as far apart as possible.
-        """
-        marks = self._marks
-        if not self.any or length == 0 or (marks and marks[-1].length == length):
-            return
-        marks.append(_Mark(length, tuple(self.now)))
-        if len(marks) > _MOST_MARKS:
-            ends = [0, *(mark.length for mark in marks)]
-            del marks[min(range(len(marks) - 1), key=lambda index: ends[index + 2] - ends[index])]
+        """Lets a text of `length` tokens come back to here; see `Marks.add`."""
+        if self.any:
+            self._marks.add(length, tuple(self.now))
 
     def latest(self, length: int) -> int:
         """The length of the longest marked text of at most `length` tokens; 0 if there is none."""
-        return max((mark.length for mark in self._marks if mark.length <= length), default=0)
+        return self._marks.latest(length)
 
     def back_to(self, length: int) -> None:
         """Returns to a marked length, or to 0."""
-        self._marks = [mark for mark in self._marks if mark.length <= length]
-        self.now = list(self._marks[-1].states if self._marks else self._empty)
+        self._marks.drop_after(length)
+        self.now = list(self._marks.at(length) or self._empty)
         self._next.clear()
 
     def fill(self, others: Sequence[States]) -> None:
@@ -87,7 +69,7 @@ class States:
             tuple(torch.cat(tensors) for tensors in zip(*states, strict=True))
             for states in zip(*(other.now for other in others), strict=True)
         ]
-        self._marks.clear()
+        self._marks.drop_after(0)
 
     def drop(self, row: int, last: int) -> None:
         """Removes a row; the last row moves to its index."""

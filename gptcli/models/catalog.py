@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,14 @@ import platformdirs
 
 from gptcli.errors import ModelNotFound
 from gptcli.files import ADAPTER_CONFIG, RECORD, open_regular, open_within, read_json
-from gptcli.models.stores import find_stored, stored_models
+from gptcli.models.hub_cache import holds_only_ggufs, hub_cache, hub_snapshot, hub_snapshots
+from gptcli.models.stores import HUB, find_stored, only_stored, stored_models
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 SCRATCH = ".fetch-"  # begins the names of directories that models are written to
 _SMALL = 16 << 20  # bytes
+_FIRST_PART = re.compile(r"(.*)-00001(-of-\d{5}\.gguf)", re.DOTALL)
 
 FetchProgress = Callable[[str, int, int], None]  # the current action, bytes done, bytes in all (0: unknown)
 
@@ -49,14 +54,22 @@ class LocalModel:
     @property
     def store(self) -> str:
         """What keeps it: another program's name, or nothing for a directory."""
+        if hub_cache() in self.path.parents:
+            return HUB
         return self.name.partition(":")[0] if ":" in self.name and self.path.is_file() else ""
 
     @property
     def size(self) -> int:
         """Bytes on disk."""
-        if self.path.is_file():
-            return self.path.stat().st_size
-        return sum(file.stat().st_size for file in self.path.iterdir() if file.is_file())
+        return sum(file.stat().st_size for file in files_of(self.path) if file.is_file())
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of a model: all in its directory, or its GGUF file with the other parts of it."""
+    if path.is_dir():
+        return sorted(path.iterdir())
+    first = _FIRST_PART.fullmatch(path.name)
+    return sorted(path.parent.glob(f"{glob.escape(first[1])}-?????{first[2]}")) if first else [path]
 
 
 def install_root() -> Path:
@@ -102,10 +115,8 @@ def local_models() -> list[LocalModel]:
                 path = directory if (directory / "config.json").is_file() else first_gguf(directory)
                 if path is not None:
                     found.setdefault(name, LocalModel(name, path))
-    for directory in sorted(_hub_cache().glob("models--*")):
-        name = directory.name.removeprefix("models--").replace("--", "/")
-        if snapshot := _hub_snapshot(name):
-            found.setdefault(name, LocalModel(name, snapshot))
+    for name, folder in hub_snapshots(hub_cache(), partial(_is_folder, file="config.json")):
+        found.setdefault(name, LocalModel(name, folder))
     for name, file in stored_models():
         found.setdefault(name, LocalModel(name, file))
     return sorted(found.values(), key=lambda model: model.name)
@@ -134,7 +145,7 @@ def fingerprint(path: Path) -> str:
         return hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
     digest = hashlib.sha256()
     whole = path.is_file()  # a GGUF file
-    for file in [path] if whole else sorted(path.iterdir()):
+    for file in files_of(path):
         if whole or (file.suffix in (".json", ".jinja", ".safetensors") and file.is_file()):
             with open_regular(file) if whole else open_within(file) as stream:
                 status = os.fstat(stream.fileno())
@@ -166,8 +177,8 @@ def _named(name: str, file: str) -> LocalModel | None:
             return LocalModel(name, root / name)
         if (gguf := first_gguf(root / name)) is not None:
             return LocalModel(name, gguf)
-    snapshot = _hub_snapshot(name, file)
-    return LocalModel(name, snapshot) if snapshot else None
+    cached = hub_snapshot(hub_cache(), name, partial(_is_folder, file=file)) or only_stored(name)
+    return LocalModel(name, cached) if cached else None
 
 
 def first_gguf(directory: Path) -> Path | None:
@@ -182,20 +193,14 @@ def _being_fetched(directory: Path) -> bool:
 
 def missing(name: str, *, wanted: bool = True) -> ModelNotFound:
     """The error for a missing model, with a way to get it if it is `wanted`."""
-    if wanted and (name == DEFAULT_MODEL or (name.count("/") == 1 and is_name(name))):
-        return ModelNotFound(f"no such model: {name}", hint=f"run `gptcli models pull {name}`")
     names = [model.name for model in local_models()]
+    if files := [each for each in names if each.startswith(f"{HUB}:{name}/")]:
+        return ModelNotFound(f"several models: {name}", hint=f"one of them: {', '.join(files)}")
+    if wanted and (name == DEFAULT_MODEL or (name.count("/") == 1 and is_name(name) and ":" not in name)):
+        return ModelNotFound(f"no such model: {name}", hint=f"run `gptcli models pull {name}`")
     near = difflib.get_close_matches(name, names, 1) or [each for each in names if name.lower() in each.lower()]
     hint = f"did you mean {near[0]}? " if near else ""
     return ModelNotFound(f"no such model: {name}", hint=f"{hint}run `gptcli models` to see which are")
-
-
-def _hub_cache() -> Path:
-    """Where huggingface_hub keeps its cache, by the same variables in the same order."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    home = os.environ.get("HF_HOME") or os.path.join(cache, "huggingface")
-    chosen = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    return _at_home(os.path.expandvars(chosen or os.path.join(home, "hub")))
 
 
 def _at_home(path: str | Path) -> Path:
@@ -203,24 +208,6 @@ def _at_home(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def _hub_snapshot(name: str, file: str = "config.json") -> Path | None:
-    """A model in the Hugging Face cache that has such a file: the main revision, or the newest if that is not there.
-
-    Fetching a revision by another name, or by its commit, leaves no `refs/main`; pruning may leave it to no snapshot.
-    """
-    directory = _hub_cache() / f"models--{name.replace('/', '--')}"
-    snapshots, reference = directory / "snapshots", directory / "refs" / "main"
-    if os.path.isfile(reference):
-        revision = reference.read_text(errors="replace").strip()
-        if revision and os.path.isdir(main := snapshots / revision):
-            return main if os.path.isfile(main / file) else None
-    candidates = (snapshot for snapshot in snapshots.glob("*/") if os.path.isfile(snapshot / file))
-    return max(candidates, key=lambda snapshot: (_modified(snapshot), snapshot.name), default=None)
-
-
-def _modified(path: Path) -> int:
-    """When a directory was last changed, in nanoseconds; 0 if another process has removed it by now."""
-    try:
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
+def _is_folder(snapshot: Path, file: str) -> bool:
+    """Whether a snapshot in the Hugging Face cache has such a file, and is read as a folder."""
+    return os.path.isfile(snapshot / file) and not holds_only_ggufs(snapshot)

@@ -1,21 +1,27 @@
-"""GGUF files that other programs keep: Ollama, LM Studio and llama.cpp. Read in place, never written or removed.
+"""GGUF files that other programs keep: Ollama, LM Studio, llama.cpp, Hugging Face. Read in place, never written.
 
 Ollama keeps more of a model beside its file: parameters, a system message, a template of Go. See `StoreSettings`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import platformdirs
 
 from gptcli.environment import switched_off
 from gptcli.errors import BrokenCheckpoint, GptcliError, UnsupportedArchitecture
 from gptcli.files import open_regular, read_json
+from gptcli.models.hub_cache import gguf_files, hub_cache, hub_snapshot, hub_snapshots
 
+HUB = "huggingface"
 _OLLAMA_HOST, _OLLAMA_OWNER = "registry.ollama.ai", "library"  # which its names leave out
 _OLLAMA_LAYER = "application/vnd.ollama.image."
 # Ollama's parameters that are settings of ours by the same names, and those that change no text.
@@ -37,17 +43,36 @@ def stored_models() -> Iterator[tuple[str, Path]]:
     """The name, which begins with the store's, and the file of each model. None with GPTCLI_STORES=off."""
     if switched_off("GPTCLI_STORES"):
         return
-    for store, models in (("ollama", _ollama()), ("lmstudio", _lm_studio()), ("llama.cpp", _llama_cpp())):
-        for name, file in models:
+    stores = {"ollama": _ollama, "lmstudio": _lm_studio, "llama.cpp": _llama_cpp, HUB: partial(_hub, hub_cache())}
+    for store, models in stores.items():
+        for name, file in models():
             yield f"{store}:{name}", file
 
 
 def find_stored(name: str) -> Path | None:
-    """The file of a model by its name, such as `ollama:qwen3:0.6b`. A tag that is left out is `latest`."""
-    if not name.startswith(("ollama:", "lmstudio:", "llama.cpp:")):
+    """The file of a model by its name, such as `ollama:qwen3:0.6b`."""
+    if not name.startswith(("ollama:", "lmstudio:", "llama.cpp:", f"{HUB}:")):
         return None
-    wanted = {name, f"{name}:latest"} if name.startswith("ollama:") else {name}
-    return next((file for known, file in stored_models() if known in wanted), None)
+    return next((file for known, file in stored_models() if known == name or _is_ollamas(known, name)), None)
+
+
+def _is_ollamas(known: str, name: str) -> bool:
+    """Whether Ollama knows a model by this name: in any case, with or without its host, owner and the tag `latest`."""
+    asked = name.lower().removeprefix("ollama:").removeprefix(f"{_OLLAMA_HOST}/").removeprefix(f"{_OLLAMA_OWNER}/")
+    return name.startswith("ollama:") and known.lower() in (f"ollama:{asked}", f"ollama:{asked}:latest")
+
+
+def only_stored(name: str) -> Path | None:
+    """The one GGUF file of OWNER/NAME in the Hugging Face cache; None if there are several."""
+    snapshot = None if switched_off("GPTCLI_STORES") else hub_snapshot(hub_cache(), name, gguf_files)
+    files = [file for _, file in _files(snapshot, gguf_files(snapshot))] if snapshot else []
+    return files[0] if len(files) == 1 else None
+
+
+def unreadable_stores() -> list[str]:
+    """Notes of the directories that this user may not read, as another user's Ollama."""
+    roots = [] if switched_off("GPTCLI_STORES") else _ollama_roots()
+    return [f"cannot read {root}: Permission denied" for root in roots if not _readable(root)]
 
 
 @dataclass(frozen=True)
@@ -71,10 +96,10 @@ def store_settings(name: str) -> StoreSettings:
 
     Raises BrokenCheckpoint or InputError for what cannot be read, UnsupportedArchitecture for an adapter.
     """
-    if not name.startswith("ollama:") or os.environ.get("GPTCLI_STORES") == "off":
+    if not name.startswith("ollama:") or switched_off("GPTCLI_STORES"):
         return StoreSettings()
     for known, layers in _ollama_models():
-        if f"ollama:{known}" in (name, f"{name}:latest"):
+        if _is_ollamas(f"ollama:{known}", name):
             if "adapter" in layers:
                 raise UnsupportedArchitecture(f"cannot run: {name}: it has an adapter, which is not applied")
             parameters = read_json(layers["params"]) if "params" in layers else {}
@@ -104,6 +129,7 @@ def _settings(where: str, parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(blob: Path) -> str:
+    """Raises BrokenCheckpoint for what is no text of a reasonable length, or InputError."""
     with open_regular(blob) as file:
         data = file.read(_LONGEST_SYSTEM + 1)
     try:
@@ -122,13 +148,27 @@ def _ollama() -> Iterator[tuple[str, Path]]:
 
 def _ollama_models() -> Iterator[tuple[str, dict[str, Path]]]:
     """Each model's name, and its blobs by what they are; a manifest is `manifests/HOST/OWNER/MODEL/TAG`."""
-    chosen = os.environ.get("OLLAMA_MODELS")
-    for root in [Path(chosen)] if chosen else [_home() / ".ollama/models", Path("/usr/share/ollama/.ollama/models")]:
+    for root in filter(_readable, _ollama_roots()):
         for manifest in sorted(root.glob("manifests/*/*/*/*")):
             host, owner, model, tag = manifest.parts[-4:]
             prefix = "" if host == _OLLAMA_HOST else f"{host}/"
             prefix += "" if not prefix and owner == _OLLAMA_OWNER else f"{owner}/"
             yield f"{prefix}{model}:{tag}", _blobs(root, manifest)
+
+
+def _ollama_roots() -> list[Path]:
+    """The second is of the service, whose home others may be kept from reading."""
+    chosen = os.environ.get("OLLAMA_MODELS")
+    return [Path(chosen)] if chosen else [_home() / ".ollama/models", Path("/usr/share/ollama/.ollama/models")]
+
+
+def _readable(root: Path) -> bool:
+    """Whether a directory is not kept from this user; one that is not there is not."""
+    try:
+        with os.scandir(root):
+            return True
+    except OSError as error:
+        return not isinstance(error, PermissionError)
 
 
 def _blobs(root: Path, manifest: Path) -> dict[str, Path]:
@@ -142,26 +182,49 @@ def _blobs(root: Path, manifest: Path) -> dict[str, Path]:
         match layer:
             case {"mediaType": str(kind), "digest": str(digest)} if hexadecimal := _DIGEST.fullmatch(digest):
                 blob = root / "blobs" / f"sha256-{hexadecimal[1]}"
-                if kind.startswith(_OLLAMA_LAYER) and blob.is_file():
+                if kind.startswith(_OLLAMA_LAYER) and os.path.isfile(blob):
                     blobs.setdefault(kind.removeprefix(_OLLAMA_LAYER), blob)
     return blobs
 
 
 def _lm_studio() -> Iterator[tuple[str, Path]]:
-    for root in (_home() / ".lmstudio/models", _cache() / "lm-studio/models"):
-        yield from _files(root, "*/*/*.gguf")
+    homes = [*_lm_studio_pointer(), _home() / ".lmstudio", _cache() / "lm-studio"]
+    for root in dict.fromkeys([*_downloads(homes), *(home / "models" for home in homes)]):
+        yield from _files(root, root.glob("*/*/*.gguf"))
+
+
+def _lm_studio_pointer() -> Iterator[Path]:
+    """The directory that LM Studio has been moved to, if its pointer names one."""
+    with contextlib.suppress(GptcliError):
+        yield Path(_text(_home() / ".lmstudio-home-pointer").strip())
+
+
+def _downloads(homes: Iterable[Path]) -> Iterator[Path]:
+    """The directories of models that LM Studio's settings name."""
+    for home in homes:
+        with contextlib.suppress(GptcliError):
+            if isinstance(folder := read_json(home / "settings.json").get("downloadsFolder"), str):
+                yield Path(folder)
 
 
 def _llama_cpp() -> Iterator[tuple[str, Path]]:
+    """It once kept files by name, and now keeps repositories as Hugging Face's client does."""
     chosen = os.environ.get("LLAMA_CACHE")
-    yield from _files(Path(chosen) if chosen else _cache() / "llama.cpp", "*.gguf")
+    root = Path(chosen or platformdirs.user_cache_dir("llama.cpp", appauthor=False, opinion=False))
+    yield from _files(root, root.glob("*.gguf"))
+    yield from _hub(root)
 
 
-def _files(root: Path, pattern: str) -> Iterator[tuple[str, Path]]:
+def _hub(cache: Path) -> Iterator[tuple[str, Path]]:
+    for model, snapshot in hub_snapshots(cache, gguf_files):
+        yield from ((f"{model}/{name}", file) for name, file in _files(snapshot, gguf_files(snapshot)))
+
+
+def _files(root: Path, files: Iterable[Path]) -> Iterator[tuple[str, Path]]:
     """Models by their paths below a directory; of a split one, the first part."""
-    for file in sorted(root.glob(pattern)):
+    for file in sorted(files):
         name = file.relative_to(root).as_posix()
-        if file.is_file() and not _LATER_PART.search(name) and not _NO_MODEL.search(name):
+        if os.path.isfile(file) and not _LATER_PART.search(name) and not _NO_MODEL.search(name):
             yield name.removesuffix(".gguf"), file
 
 

@@ -11,14 +11,14 @@ from gptcli.settings import CONSTRAINT_FIELDS, SAMPLING_FIELDS, ReasoningEffort
 from gptcli.text.chat_template import Switches
 from gptcli.text.messages import BadMessage, Message
 from gptcli.text.messages import messages_of as checked_messages
-from gptcli.tools.definitions import AUTO, Definition, checked_choice, checked_tools
+from gptcli.tools.definitions import AUTO, NONE, Definition, checked_choice, checked_tools
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 MOST_CHOICES, MOST_PROMPTS = 128, 2048
 # What has the same name in `Request`; part of it is OpenAI's, the rest an extension.
 SAME_NAMES = {*SAMPLING_FIELDS, *CONSTRAINT_FIELDS, "stop", "ignore_eos", "overflow"}
 # What changes nothing in the text.
-_WITHOUT_EFFECT = {
+WITHOUT_EFFECT = {
     "model",
     "user",
     "metadata",
@@ -26,8 +26,15 @@ _WITHOUT_EFFECT = {
     "safety_identifier",
     "service_tier",
     "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "client_metadata",  # of OpenAI's Codex
 }
-_NOTHING = {"suffix": "", "best_of": 1, "modalities": ["text"]}  # values that ask for nothing
+# Values that ask for nothing.
+NOTHING = {
+    "suffix": "", "best_of": 1, "modalities": ["text"], "verbosity": "medium", "include": [],
+    "background": False, "truncation": "disabled", "context_management": [], "speed": "standard",
+}  # fmt: skip
 
 
 class BadParameter(UsageError):
@@ -66,14 +73,14 @@ class Asked:
 
 def asked_of_body(url: str, body: Mapping[str, Any]) -> Asked:
     """What a body for `CHAT` or `TEXT` asks for. Raises BadParameter."""
-    given = {name: value for name, value in body.items() if value is not None and name not in _WITHOUT_EFFECT}
+    given = {name: value for name, value in asking(body).items() if name not in WITHOUT_EFFECT}
     asked: dict[str, Any] = {"stream": check_flag("stream", given.pop("stream", False))}
     asked["include_usage"] = _include_usage(given.pop("stream_options", None), asked["stream"])
     asked["choices"] = check_count("n", given.pop("n", 1))
     options = {name: given.pop(name) for name in SAME_NAMES & given.keys()}
+    prompts = given.pop("messages" if url == CHAT else "prompt", None)
     if url == CHAT:
         options |= _limit(given, ("max_completion_tokens", "max_tokens"), 1)
-        asked["prompts"] = [messages_of(given.pop("messages", None))]
         options |= response_format(given.pop("response_format", {"type": "text"}))
         asked["logprobs"] = _chat_logprobs(given)
         asked["switches"] = _switches(given)
@@ -82,12 +89,12 @@ def asked_of_body(url: str, body: Mapping[str, Any]) -> Asked:
     else:
         asked["echo"] = check_flag("echo", given.pop("echo", False))
         options |= _limit(given, ("max_tokens",), 0 if asked["echo"] else 1)
-        asked["prompts"] = prompts_of("prompt", given.pop("prompt", None))
         asked["logprobs"] = given.pop("logprobs", None)
         check_alternatives("logprobs", asked["logprobs"], 20)
-    for name in sorted(given):
-        if name not in _NOTHING or given[name] != _NOTHING[name]:
-            raise BadParameter(name, f"unknown or unsupported parameter: {name}")
+    known_only(given, set())
+    asked["prompts"] = [messages_of(prompts)] if url == CHAT else prompts_of("prompt", prompts)
+    if len(asked["prompts"]) * asked["choices"] > MOST_PROMPTS:
+        raise BadParameter("n", f"there must be at most {MOST_PROMPTS} texts: n for each prompt")
     check_kinds(options)
     return Asked(url=url, options=options, model=model_of(body), **asked)
 
@@ -96,8 +103,10 @@ def tools_of(given: dict[str, Any]) -> dict[str, Any]:
     """Takes the tools of a conversation out of what is given. Raises BadParameter."""
     parallel = check_flag("parallel_tool_calls", given.pop("parallel_tool_calls", True))
     tools, choice = given.pop("tools", None), given.pop("tool_choice", AUTO)
+    if tools == [] and choice == AUTO:  # not the command's either
+        choice = NONE
     try:
-        tools = () if tools is None else checked_tools(tools)
+        tools = () if tools in (None, []) else checked_tools(tools)
     except UsageError as error:
         raise BadParameter("tools", error.message) from None
     try:
@@ -110,8 +119,8 @@ def tools_of(given: dict[str, Any]) -> dict[str, Any]:
 
 def _limit(given: dict[str, Any], names: Sequence[str], least: int) -> dict[str, Any]:
     limits = [given.pop(name) for name in names if name in given]
-    if not all(type(limit) is int and least <= limit == limits[0] for limit in limits):
-        raise BadParameter("max_tokens", f"max_tokens must be one whole number, at least {least}")
+    if not all(type(limit) is int and (least <= limit or limit == -1) and limit == limits[0] for limit in limits):
+        raise BadParameter("max_tokens", f"max_tokens must be one whole number, at least {least}, or -1 for no limit")
     return {"max_tokens": limits[0]} if limits else {}
 
 
@@ -127,7 +136,7 @@ def _include_usage(options: object, stream: bool) -> bool:
 
 def _chat_logprobs(given: dict[str, Any]) -> int | None:
     wanted, top = given.pop("logprobs", False), given.pop("top_logprobs", None)
-    if type(wanted) is not bool or (top is not None and not wanted):
+    if type(wanted) is not bool or (top and not wanted):
         raise BadParameter("logprobs", "logprobs must be true or false, and true for top_logprobs")
     check_alternatives("top_logprobs", top, 20)
     return (top or 0) if wanted else None
@@ -145,12 +154,22 @@ def _switches(given: dict[str, Any]) -> Switches:
     return {"thinking": thinking, "reasoning_effort": effort}
 
 
+def asking(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a body that ask for something: neither null, nor a value that asks for nothing."""
+    return {name: value for name, value in body.items() if value is not None and value != NOTHING.get(name)}
+
+
 def known_only(body: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
-    """What a body has that is not null. Raises BadParameter for what is not known."""
-    given = {name: value for name, value in body.items() if value is not None}
+    """What a body asks for. Raises BadParameter for what is not known."""
+    given = asking(body)
     for name in sorted(given.keys() - known):
         raise BadParameter(name, f"unknown or unsupported parameter: {name}")
     return given
+
+
+def missing_or(name: str, value: object, wanted: str) -> BadParameter:
+    """The error for a parameter that there must be, and that is not what is wanted."""
+    return BadParameter(name, f"{name} is missing: {wanted}" if value is None else f"{name} must be {wanted}")
 
 
 def model_of(body: Mapping[str, Any]) -> str | None:
@@ -212,6 +231,8 @@ def check_kinds(options: dict[str, Any]) -> None:
         nested = name == "bad_words_ids"
         if not isinstance(values, list) or not all(isinstance(value, list if nested else int) for value in values):
             raise BadParameter(name, f"{name} must be a list of {'lists of ' if nested else ''}token ids")
+    if type(seed := options.get("seed")) is int and -(2**63) <= seed < 0:  # OpenAI's are signed
+        options["seed"] = seed % 2**64
     if "logit_bias" in options:
         options["logit_bias"] = _bias(options["logit_bias"])
 
@@ -243,7 +264,7 @@ def prompts_of(name: str, prompt: object) -> Sequence[str | Sequence[int]]:
             return cast("list[str]", prompt)
         case [list(), *_]:
             return [check_ids(name, ids) for ids in prompt]
-    raise BadParameter(name, f"{name} must be a text or token ids, or several of these")
+    raise missing_or(name, prompt, "a text or token ids, or several of these")
 
 
 def response_format(asked: object) -> dict[str, Any]:
@@ -253,6 +274,8 @@ def response_format(asked: object) -> dict[str, Any]:
             return {}
         case {"type": "json_object", **rest} if not rest:
             return {"json_object": True}
+        case {"type": "json_object", "schema": dict(schema), **rest} if not rest:  # what llama.cpp's server takes
+            return {"json_schema": schema}
         case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
             return {"json_schema": schema}
     raise BadParameter("response_format", "response_format must be of type text, json_object or json_schema")
@@ -260,6 +283,8 @@ def response_format(asked: object) -> dict[str, Any]:
 
 def messages_of(turns: object, name: str = "messages") -> list[Message]:
     """The messages of a conversation, which is called `name`. Raises BadParameter."""
+    if turns is None:
+        raise missing_or(name, turns, "a list of messages")
     try:
         return checked_messages(turns)
     except BadMessage as error:

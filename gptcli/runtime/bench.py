@@ -73,7 +73,9 @@ def measure(
         decodes.append(decode_tokens / (_settled(engine.plan.device) - started))
         bandwidth.measure()
     context = prompt_tokens + decode_tokens // 2
-    bytes_a_token = weight_bytes(engine.decoder) + engine.cache_bytes(context)
+    program_bytes = engine.program_bytes_a_token
+    weights = weight_bytes(engine.decoder) if program_bytes is None else program_bytes
+    bytes_a_token = weights + engine.cache_bytes(context)
     bandwidth.best = max(bandwidth.best, max(decodes) * bytes_a_token)
     return Point(prompt_tokens, _rate(prefills[1:]), _rate(decodes[1:]), bytes_a_token)
 
@@ -96,7 +98,7 @@ def weight_bytes(decoder: nn.Module) -> int:
     tied = getattr(decoder, "head", None) is None
     total = 0.0
     for name, module in decoder.named_modules():
-        if name == "positions" or (name == "embed" and not tied):
+        if name in ("positions", "layer_inputs.embed") or (name == "embed" and not tied):
             continue
         total += _module_bytes(module) * shares.get(id(module), 1.0)
     return int(total)

@@ -94,6 +94,11 @@ class Extension(NamedTuple):
     tokens: Sequence[int]
     wanted: int = 1
 
+    def split(self) -> tuple[Extension, Extension]:
+        """What comes before the tokens whose logits are wanted, and those."""
+        before, after = self.tokens[: -self.wanted], self.tokens[-self.wanted :]
+        return self._replace(tokens=before, wanted=1), self._replace(tokens=after)
+
 
 Extended: TypeAlias = Sequence[Logits] | NonFiniteLogits | OutOfMemory
 """The logits that an `Extension` wants, or why there are none."""
@@ -147,8 +152,8 @@ class Engine(Protocol):
         """Appends one token, and at most `most_ahead` more; the logits after each. Raises as `prefill` does."""
 
     @property
-    def shares_steps(self) -> bool:
-        """Whether texts of any lengths run together in `extend`; elsewhere it runs them one by one."""
+    def records_rows(self) -> bool:
+        """Whether samples of one prompt run fastest as rows of one cache, for which a step is recorded."""
 
     def extend(self, texts: Sequence[Extension]) -> list[Extended]:
         """Appends tokens to several texts, each with a cache of its own, in one step; what came of each.
@@ -171,7 +176,7 @@ class Engine(Protocol):
     def score_texts(
         self, texts: Sequence[Extension], targets: Sequence[Sequence[int]], vocabulary: int, top: int
     ) -> list[list[TokenScore]]:
-        """The same for several texts in one step, on an engine that `shares_steps`: a target for each that it wants."""
+        """The same for several texts in one step: a target for each of the last tokens that a text wants."""
 
     def most_ahead(self, cache: Any) -> int:
         """How many tokens may follow the next one in a step so that they can still be taken back."""

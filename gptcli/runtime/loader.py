@@ -112,7 +112,7 @@ class Loader:
         from gptcli.runtime.torch_engine import TorchEngine
 
         plan = plan_for(self._folder, self._runtime, self._ranks)
-        if plan.library is None or self._ranks or any(block.state for block in self._folder.architecture.config.blocks):
+        if plan.library is None or self._ranks:
             self._check_kv(plan.dtype_name)  # no kernels will run it
         adapters = [Adapter.open(Path(path), weight) for path, weight in self._runtime.adapters]
         with memory_errors(plan.device, "loading the weights"):

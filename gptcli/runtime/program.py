@@ -9,8 +9,9 @@ from ctypes import c_int64
 from dataclasses import dataclass
 from itertools import accumulate
 
-from gptcli.kernels.bindings import CACHE_KINDS, CacheKind, Frame, Functions, Matrix, Op, Rotation, Row
+from gptcli.kernels.bindings import CACHE_KINDS, CacheKind, Frame, Functions, Matrix, Op, Rotation, Row, State
 from gptcli.kernels.memory import Memory
+from gptcli.model.marks import MOST_MARKS
 from gptcli.runtime.engine import Cancelled, StepCancelled, never_cancelled
 from gptcli.runtime.program_cache import Layout, planes
 
@@ -27,6 +28,10 @@ class Buffer:
     width: int
     offset: int = 0
 
+    def at(self, offset: int) -> Buffer:
+        """What begins so much further on."""
+        return Buffer(self.name, self.width, self.offset + offset)
+
 
 @dataclass(frozen=True)
 class Vector:
@@ -41,21 +46,29 @@ class Vector:
 class Text:
     """Tokens that a step appends to a text, which has `position` tokens already.
 
-    rotations: of these tokens, for each kind of rope. rows: its cache, see `ProgramCache.rows`.
+    rotations: of these tokens, for each kind of rope. rows, state: its cache, see `ProgramCache`.
     """
 
     tokens: Sequence[int]
     position: int
     rotations: Sequence[Rotation]
     rows: Sequence[Row]
+    state: State
+
+
+def chunks(tokens: Sequence[int], border: int = 0) -> list[Sequence[int]]:
+    """Tokens in pieces of at most CHUNK, of which one ends at `border`."""
+    if border > 0:
+        return chunks(tokens[:border]) + chunks(tokens[border:])
+    return [tokens[start : start + CHUNK] for start in range(0, len(tokens), CHUNK)]
 
 
 class Program:
     """Operations, the buffers between them, and the weights that they read.
 
-    uses, matrices and vectors begin with an operation's index and say what it has in a field: `uses` in "input", "out"
-    or "choices", `vectors` in "weight" or "bias". An operation's matrices are in their order, by expert if there are
-    several. cache_kind: how texts' keys and values are stored.
+    uses, matrices and vectors begin with an operation's index and say what it has in a field: `uses` in "input", "out",
+    "choices", "keys", "queries" or "steps", `vectors` in "weight" or "bias". An operation's matrices are in order, by
+    expert or by head if there are several. cache_kind: how texts' keys and values are stored.
     """
 
     def __init__(
@@ -79,18 +92,52 @@ class Program:
             setattr(self.ops[index], name, vector.address)
         self._library = library
         self.layouts = self._lay_out(cache_kind)
+        self.state_bytes = self._lay_out_states()
         self._buffers: list[Memory] = []
         self._room = 0  # tokens that fit in the buffers
 
     def _lay_out(self, kind: CacheKind) -> list[Layout]:
         """Tells each block where its keys and values are in a cache; the layouts, by the number of their window."""
         layouts: dict[int, Layout] = {}
-        for op in self.ops:
-            if op.code == self._library.code("ATTEND"):
-                layout = layouts.setdefault(op.table, Layout(op.window or None, []))
-                op.cache_kind, op.keys_at = CACHE_KINDS.index(kind), layout.position_bytes
-                layout.planes += planes(kind, op.size) * (2 * op.kv_heads)
+        latent = {index for index, name, _ in self.uses if name == "keys"}  # whose values are the keys
+        for index, op in enumerate(self.ops):
+            if op.code != self._library.code("ATTEND"):
+                continue
+            op.cache_kind = CACHE_KINDS.index(kind)
+            if op.borrows:
+                op.keys_at = self.ops[op.borrows - 1].keys_at
+                continue
+            layout = layouts.setdefault(op.table, Layout(op.window or None, []))
+            op.keys_at = layout.position_bytes
+            layout.planes += planes(kind, op.size) * ((1 if index in latent else 2) * op.kv_heads)
         return [layouts[window] for window in sorted(layouts)]
+
+    @property
+    def bytes_a_token(self) -> int:
+        """Bytes of weights that one token is multiplied with; of a mixture, only its chosen experts'."""
+        sizes: dict[int, float] = {}  # by address: some are multiplied with twice
+        for index, matrix in self.matrices:
+            op = self.ops[index]
+            if op.code != self._library.code("EMBED"):
+                share = op.rows / op.size if op.code == self._library.code("EXPERTS") else 1
+                sizes[matrix.address] = matrix.size * share
+        return int(sum(sizes.values()))
+
+    @property
+    def most_state_bytes(self) -> int:
+        """What a text's states take at most: those before and after a step, and earlier ones."""
+        return (2 + MOST_MARKS) * self.state_bytes
+
+    def _lay_out_states(self) -> int:
+        """Tells each operation where its state is among those of a text; their size in bytes."""
+        size = 0
+        for op in self.ops:
+            op.state_at = size
+            if op.code == self._library.code("CONVOLVE"):
+                size += 4 * (op.rows - 1) * op.size
+            elif op.code == self._library.code("RECUR"):
+                size += 4 * op.heads * op.rows * op.size
+        return size
 
     def run(
         self,
@@ -114,8 +161,9 @@ class Program:
         ropes, windows = len(texts[0].rotations), len(self.layouts)
         tables = (Rotation * max(1, len(texts) * ropes))(*(table for text in texts for table in text.rotations))
         rows = (Row * (len(texts) * windows))(*(row for text in texts for row in text.rows))
+        states = (State * len(texts))(*(text.state for text in texts))
         asked = (c_int64 * len(wanted))(*wanted)
-        addresses = [ctypes.addressof(array) for array in (ids, begins, positions, tables, rows, asked)]
+        addresses = [ctypes.addressof(array) for array in (ids, begins, positions, tables, rows, states, asked)]
         frame = Frame(starts[-1], len(texts), ropes, windows, len(wanted), *addresses, logits)
         if not self._library.run(self.ops, frame, cancelled):
             raise StepCancelled

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from gptcli.kernels.bindings import CacheKind, Row
+from gptcli.kernels.bindings import CacheKind, Row, State
 from gptcli.kernels.memory import Memory
 from gptcli.model.common_prefix import common_length
 from gptcli.model.config import CACHE_STEP
+from gptcli.model.marks import Marks
 
 
 def planes(kind: CacheKind, head_dim: int) -> list[int]:
@@ -34,14 +35,17 @@ class Layout:
 class ProgramCache:
     """Keys and values of one text of up to `limit` tokens; `tokens` are the cached ids. Raises MemoryError.
 
-    Memory grows with the text; blocks with a window keep little more than that.
+    Memory grows with the text; blocks with a window keep little more than that. state_bytes: of what else layers keep;
+    see `model.state.States`.
     """
 
-    def __init__(self, layouts: Sequence[Layout], limit: int) -> None:
+    def __init__(self, layouts: Sequence[Layout], limit: int, state_bytes: int) -> None:
         self.tokens: list[int] = []
         self.span = 0  # tokens of the whole text that the keys are rotated for
         self.limit = limit
         self._parts = [_Part(layout) for layout in layouts]
+        self._state, self._next = Memory(state_bytes), Memory(state_bytes)
+        self._marks = Marks[Memory]()
 
     @property
     def length(self) -> int:
@@ -55,15 +59,42 @@ class ProgramCache:
             part.reserve(self.length, tokens, self.limit)
         return [Row(part.memory.address, part.room, self.length - part.first) for part in self._parts]
 
+    def state(self) -> State:
+        """What layers keep besides: before the next step, and where that writes it."""
+        return State(self._state.address, self._next.address)
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """Counts tokens that a step has run as cached. After several, `truncate` can come back to here."""
+        marked = self._marks.at(self.length) is self._state
+        self.tokens += tokens
+        self._state, self._next = self._next, Memory(self._state.size) if marked else self._state
+        if len(tokens) > 1:
+            self.mark()
+
+    def mark(self) -> None:
+        """See `KVCache.mark`."""
+        if self._state.size:
+            self._marks.add(self.length, self._state)
+
     def truncate(self, length: int) -> None:
-        """See `Cache.truncate`; keeps nothing if a window has already dropped keys that the next token needs."""
+        """See `Cache.truncate`; keeps nothing if a window has already dropped keys that the next token needs.
+
+        Where layers keep states, it keeps as many tokens as were last marked.
+        """
+        if length >= self.length:
+            return
         length = self._kept(length)
         if length == 0:
             for part in self._parts:
                 part.first = 0
+        self._marks.drop_after(length)
+        if self._state.size:
+            self._state = self._marks.at(length) or Memory(self._state.size)
         del self.tokens[length:]
 
     def _kept(self, length: int) -> int:
+        if self._state.size and length < self.length:
+            length = self._marks.latest(length)
         needed = (part.first <= max(0, length - part.window + 1) for part in self._parts if part.window)
         return length if all(needed) else 0
 
@@ -73,9 +104,11 @@ class ProgramCache:
 
     def copy(self, length: int | None = None) -> Self:
         """Another cache with the first `length` tokens, by default all; with none where `truncate` would keep none."""
-        other = type(self)([part.layout for part in self._parts], self.limit)
+        other = type(self)([part.layout for part in self._parts], self.limit, self._state.size)
         length = self.length if length is None else self._kept(length)
         if length:
+            state = self._state if length == self.length else self._marks.at(length) or self._state
+            ctypes.memmove(other._state.address, state.address, state.size)
             other.tokens, other.span = self.tokens[:length], self.span
             other._parts = [part.copy(length) for part in self._parts]
         return other

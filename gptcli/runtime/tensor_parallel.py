@@ -73,7 +73,7 @@ def lead(
     _channel.tell("load", name, folder, runtime, ctx_size, chosen)
     decoder = load_decoder(folder, plan.weights, on_progress, share)
     _join(decoder, share, name)
-    decoder.register_forward_pre_hook(partial(_tell_run, name))
+    decoder.register_forward_pre_hook(partial(_tell_run, name), with_kwargs=True)
     decoder.register_forward_hook(_ran)
     finalize(decoder, _channel.note, "forget", name)
     return decoder, replace(plan, record=None, new_cache=partial(_LedCache, name))
@@ -143,20 +143,20 @@ class _Follower:
     def discard(self, name: int) -> None:
         self._caches[name].discard()
 
-    def drop(self, name: int, row: int) -> None:
-        self._caches[name].drop(row)
-
     @torch.inference_mode()
     def fill(self, name: int, others: Sequence[int]) -> None:
         self._caches[name].fill([self._caches[other] for other in others])
 
     @torch.inference_mode()
-    def run(self, decoder_name: int, name: int, span: int, rows: Sequence[Sequence[int]]) -> None:
+    def run(self, decoder_name: int, names: Sequence[int], spans: Sequence[int], texts: Sequence[list[int]]) -> None:
         decoder, plan, _ = self._decoders[decoder_name]
-        cache = self._caches[name]
-        cache.span = span
-        decoder(torch.tensor(rows, device=plan.device), cache)
-        cache.advance(*rows)
+        caches = [self._caches[name] for name in names]
+        for cache, span in zip(caches, spans, strict=True):
+            cache.span = span
+        ids = torch.tensor([[*itertools.chain(*texts)]], device=plan.device)
+        decoder(ids, *caches, counts=[len(text) for text in texts])
+        for cache, text in zip(caches, texts, strict=True):
+            cache.advance(text)
 
     @torch.inference_mode()
     def project(self, decoder_name: int, shape: Sequence[int], dtype: torch.dtype) -> None:
@@ -182,22 +182,19 @@ class _LedCache(KVCache):
         _channel.note("discard", self.name)
         super().discard()
 
-    def drop(self, row: int) -> None:
-        _channel.note("drop", self.name, row)
-        super().drop(row)
-
     def fill(self, caches: Sequence[KVCache]) -> None:
         _channel.note("fill", self.name, [cache.name for cache in caches if isinstance(cache, _LedCache)])
         super().fill(caches)
 
 
-def _tell_run(decoder_name: int, decoder: nn.Module, inputs: tuple[Tensor, _LedCache]) -> None:
-    tokens, cache = inputs
-    _channel.tell("run", decoder_name, cache.name, cache.span, tokens.tolist())
+def _tell_run(decoder_name: int, decoder: nn.Module, inputs: tuple[Any, ...], named: dict[str, Sequence[int]]) -> None:
+    [tokens], *caches = inputs  # one row
+    texts = [text.tolist() for text in torch.split(tokens, list(named.get("counts", [len(tokens)])))]
+    _channel.tell("run", decoder_name, [cache.name for cache in caches], [cache.span for cache in caches], texts)
     _channel.within = True
 
 
-def _ran(decoder: nn.Module, inputs: tuple[Tensor, KVCache], hidden: Tensor) -> None:
+def _ran(decoder: nn.Module, inputs: tuple[Any, ...], hidden: Tensor) -> None:
     _channel.within = False
 
 

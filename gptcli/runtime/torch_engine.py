@@ -32,7 +32,7 @@ from gptcli.runtime.engine import (
     no_progress,
 )
 from gptcli.runtime.fast_start.snapshot_file import Snapshot
-from gptcli.runtime.lowering import lower
+from gptcli.runtime.lowering.decoder import lower
 from gptcli.runtime.memory_errors import memory_errors
 from gptcli.runtime.program import CHUNK
 from gptcli.runtime.program_cache import ProgramCache
@@ -137,7 +137,7 @@ class TorchEngine:
         for chunk in chunks:
             if cancelled():
                 return None
-            self._mark(cache)
+            cache.mark()
             try:
                 logits = self._run(chunk, cache, cancelled=cancelled)
             except StepCancelled:
@@ -204,6 +204,11 @@ class TorchEngine:
         """How keys and values are kept, as the command line spells it."""
         return self.dtype_name if self._program is None else self.plan.cache_kind
 
+    @property
+    def program_bytes_a_token(self) -> int | None:
+        """Bytes of weights that a program multiplies one token with; None where torch runs the steps."""
+        return None if self._program is None else self._program.program.bytes_a_token
+
     def cache_bytes(self, tokens: int) -> int:
         """Bytes of a text's keys and values."""
         itemsize = self.plan.weights.dtype.itemsize
@@ -214,6 +219,8 @@ class TorchEngine:
     def most_rows(self, tokens: int) -> int:
         """As many as gain by sharing steps, and as fit into the memory; see `Engine.most_rows`."""
         row_bytes = self.cache_bytes(min(tokens, self.ctx_size))
+        if self._program is not None:
+            row_bytes += self._program.program.most_state_bytes
         # A text that is run again needs three: the old row, its own cache, and the new row.
         return max(1, min(MOST_ROWS, int(free_bytes(self.plan.device) / (3 * row_bytes))))
 
@@ -226,7 +233,7 @@ class TorchEngine:
         before = len(tokens) - len(targets)  # tokens that nothing is scored after
         first = max(0, before) if self.decoder.config.keeps_states else 0
         for chunk in self._chunks(tokens[:first]) + self._chunks(tokens[first:]):
-            self._mark(cache)
+            cache.mark()
             asked = targets[max(0, -before) :][: max(0, len(chunk) - max(0, before))]
             before -= len(chunk)
             logits = self._run(chunk, cache, wanted=max(1, len(asked)))[:, :vocabulary]
@@ -239,7 +246,14 @@ class TorchEngine:
         self, texts: Sequence[Extension], targets: Sequence[Sequence[int]], vocabulary: int, top: int
     ) -> list[list[TokenScore]]:
         """See `Engine.score_texts`."""
-        logits = self._run_program(self._all_rotated_alike(texts))
+        texts = self._all_rotated_alike(texts)
+        if self.decoder.config.keeps_states:  # the same text with another end needs what is before that
+            before, texts = zip(*(text.split() for text in texts), strict=True)
+            if any(text.tokens for text in before):
+                self._run_texts([text for text in before if text.tokens])
+            for text in texts:
+                text.cache.mark()
+        logits = self._run_texts(texts)
         if not self._all_finite(logits):
             raise NonFiniteLogits(max(text.cache.length for text in texts), self.plan.dtype_name)
         each = torch.split(logits[:, :vocabulary], [text.wanted for text in texts])
@@ -302,10 +316,6 @@ class TorchEngine:
         keeps_scores = any(attention.keeps_scores for attention in self.decoder.config.attentions)
         return _CUDA_CHUNK if self.plan.device.type == "cuda" and not keeps_scores else CHUNK
 
-    def _mark(self, cache: TextCache) -> None:
-        if isinstance(cache, KVCache):
-            cache.mark()
-
     def _rotated_alike(self, tokens: Sequence[int], cache: TextCache) -> Sequence[int]:
         """The tokens to run so that all keys are rotated alike: the whole text if it crosses a RoPE border."""
         if not self._crosses_border(len(tokens), cache):
@@ -329,20 +339,24 @@ class TorchEngine:
         """Appends tokens to a text; the logits of the last ones, (wanted, vocab)."""
         if not isinstance(cache, ProgramCache):
             return self._run_in_torch([tokens], cache, wanted)
-        logits = self._run_program([Extension(cache, tokens, wanted)], cancelled)
+        logits = self._run_texts([Extension(cache, tokens, wanted)], cancelled)
         if not self._all_finite(logits):
             raise NonFiniteLogits(cache.length, self.plan.dtype_name)
         return logits
 
     @property
-    def shares_steps(self) -> bool:
-        """See `Engine.shares_steps`."""
-        return self._program is not None
+    def records_rows(self) -> bool:
+        """See `Engine.records_rows`."""
+        return self._recorded is not None and self._recorded.failure is None
 
     def extend(self, texts: Sequence[Extension]) -> list[Extended]:
-        """See `Engine.extend`; each logits is (vocab,) in fp32. A text that crosses a RoPE border runs by itself."""
+        """See `Engine.extend`; each logits is (vocab,) in fp32. A text that crosses a RoPE border runs by itself.
+
+        Steps of one text may be recorded, those of several are not.
+        """
         whole = self._all_rotated_alike(texts)
-        shares = [self.shares_steps and own.tokens is text.tokens for own, text in zip(whole, texts, strict=True)]
+        several = self._program is not None or len(texts) > 1
+        shares = [several and own.tokens is text.tokens for own, text in zip(whole, texts, strict=True)]
         shared = iter(self._run_together(list(compress(whole, shares))))
         return [next(shared) if sharing else self._run_alone(own) for own, sharing in zip(whole, shares, strict=True)]
 
@@ -350,7 +364,7 @@ class TorchEngine:
         if not texts:
             return []
         try:
-            logits = self._run_program(texts)
+            logits = self._run_texts(texts)
         except OutOfMemory as error:
             return [error] * len(texts)
         wanted = [text.wanted for text in texts]
@@ -377,12 +391,22 @@ class TorchEngine:
         other.truncate(length)
         return other
 
-    def _run_program(self, texts: Sequence[Extension], cancelled: Cancelled = never_cancelled) -> Tensor:
+    def _run_texts(self, texts: Sequence[Extension], cancelled: Cancelled = never_cancelled) -> Tensor:
         """Appends tokens to each of several texts; the wanted logits, (sum of wanted, vocab), finite or not."""
-        assert self._program is not None
         length = max(text.cache.length + len(text.tokens) for text in texts)
-        with memory_errors(self.plan.device, f"running token {length}"), self._step:  # no torch modes: slow as a layer
-            return self._program.run(texts, cancelled)
+        with memory_errors(self.plan.device, f"running token {length}"), self._step:
+            # No torch modes around a program: they are as slow as a layer.
+            return self._run_side_by_side(texts) if self._program is None else self._program.run(texts, cancelled)
+
+    @torch.inference_mode()
+    def _run_side_by_side(self, texts: Sequence[Extension]) -> Tensor:
+        counts = [len(text.tokens) for text in texts]
+        ids = torch.tensor([token for text in texts for token in text.tokens], device=self.plan.device)
+        [hidden] = self.decoder(ids[None], *(text.cache for text in texts), counts=counts)
+        for text in texts:
+            text.cache.advance(text.tokens)
+        ends = [own[-text.wanted :] for own, text in zip(torch.split(hidden, counts), texts, strict=True)]
+        return self.decoder.logits(torch.cat(ends))
 
     def _all_finite(self, logits: Tensor) -> bool | Tensor:
         # Without torch operations in a step, torch's threads stay asleep instead of spinning for the next one.

@@ -15,10 +15,12 @@ from gptcli.openai_api.bodies import (
     CHAT,
     Asked,
     BadParameter,
+    check_effort,
     check_flag,
     check_kinds,
     known_only,
     messages_of,
+    missing_or,
     model_of,
     tools_of,
 )
@@ -27,7 +29,8 @@ from gptcli.serve.transport import Call, Events, event
 
 _KNOWN = {
     *("model", "messages", "system", "max_tokens", "stop_sequences", "temperature", "top_p", "top_k"),
-    *("stream", "thinking", "metadata", "service_tier", "tools", "tool_choice"),
+    *("stream", "thinking", "metadata", "service_tier", "tools", "tool_choice", "output_config"),
+    *("cache_control", "inference_geo"),  # which change no text
 }
 _ERRORS = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
@@ -68,8 +71,8 @@ async def answer_message(service: Service, call: Call) -> dict[str, Any] | Event
 
 async def count_message_tokens(service: Service, call: Call) -> dict[str, Any]:
     """Answers a body for `/v1/messages/count_tokens`."""
-    prepared = await service.prepared(asked_of_messages({"max_tokens": 1, **call.body}))
-    return {"input_tokens": prepared.prompt_tokens}
+    asked = asked_of_messages({"max_tokens": 1, **call.body})
+    return {"input_tokens": await service.read(lambda: service.count(asked))}
 
 
 async def _events(service: Service, prepared: Prepared, message: dict[str, Any], call: Call) -> Events:
@@ -127,9 +130,9 @@ def asked_of_messages(body: Mapping[str, Any]) -> Asked:
     given = known_only(body, _KNOWN)
     most, turns = given.get("max_tokens"), given.get("messages")
     if type(most) is not int or most < 1:
-        raise BadParameter("max_tokens", "max_tokens must be a whole number, at least 1")
+        raise missing_or("max_tokens", most, "a whole number, at least 1")
     if not isinstance(turns, list) or not turns:
-        raise BadParameter("messages", "messages must be a list of messages")
+        raise missing_or("messages", turns, "a list of messages")
     converted = [part for number, turn in enumerate(turns) for part in _turn(f"messages[{number}]", turn)]
     if "system" in given:
         converted.insert(0, {"role": "system", "content": _text("system", given["system"])})
@@ -139,14 +142,15 @@ def asked_of_messages(body: Mapping[str, Any]) -> Asked:
         raise BadParameter("messages", "messages must begin with one of the user")
     options: dict[str, Any] = {name: given[name] for name in ("temperature", "top_p", "top_k") if name in given}
     options |= {"max_tokens": most, "stop": given.get("stop_sequences", [])}
+    form, effort = _output(given.get("output_config", {}))
     if not isinstance(options["stop"], list):
         raise BadParameter("stop_sequences", "stop_sequences must be a list of texts")
     check_kinds(options)
     return Asked(
         url=CHAT,
         prompts=[messages],
-        options=options,
-        switches={"thinking": _thinking(given.get("thinking"))},
+        options=options | form,
+        switches={"thinking": _thinking(given.get("thinking")), "reasoning_effort": effort},
         answer_ids=begun,
         stream=check_flag("stream", given.get("stream", False)),
         model=model_of(given),
@@ -161,25 +165,41 @@ def _tools(given: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(given["tools"], list):
             raise BadParameter("tools", "tools must be a list of tools")
         converted["tools"] = [_tool(f"tools[{number}]", tool) for number, tool in enumerate(given["tools"])]
-    match given.get("tool_choice"):
-        case None:
-            pass
-        case {"type": "auto" | "any" | "none" as kind}:
+    match given.get("tool_choice", {"type": "auto"}):
+        case {"type": "auto" | "any" | "none" as kind, **rest}:
             converted["tool_choice"] = {"any": "required"}.get(kind, kind)
-        case {"type": "tool", "name": str(name)}:
+        case {"type": "tool", "name": str(name), **rest}:
             converted["tool_choice"] = {"type": "function", "function": {"name": name}}
         case _:
             raise BadParameter("tool_choice", "tool_choice must be of type auto, any, tool or none")
-    return converted
+    alone = check_flag("tool_choice.disable_parallel_tool_use", rest.pop("disable_parallel_tool_use", False))
+    if rest:
+        raise BadParameter("tool_choice", f"unknown or unsupported: tool_choice.{next(iter(rest))}")
+    return converted | {"parallel_tool_calls": not alone}
 
 
 def _tool(where: str, tool: object) -> dict[str, Any]:
     match tool:
         case {"name": str(name), "input_schema": dict(schema), **rest} if rest.get("type", "custom") == "custom":
-            if not rest.keys() - {"type", "description", "cache_control"}:
+            if not rest.keys() - {"type", "description", "cache_control", "eager_input_streaming", "strict"}:
                 function = {"name": name, "description": rest.get("description") or "", "parameters": schema}
                 return {"type": "function", "function": function}
     raise BadParameter(where, f"not supported: {where} is no tool with a name and an input_schema")
+
+
+def _output(asked: object) -> tuple[dict[str, Any], str | None]:
+    """The constraint and the effort that an `output_config` asks for."""
+    match asked:
+        case {"format": {"type": "json_schema", "schema": dict(schema), **other}, **rest} if not other:
+            form = {"json_schema": schema}
+        case {**rest}:
+            form = {}
+        case _:
+            raise BadParameter("output_config", "output_config must be an object")
+    effort = check_effort(rest.pop("effort", None))
+    if rest:
+        raise BadParameter("output_config", "output_config has a format, of type json_schema, and an effort")
+    return form, effort
 
 
 def _thinking(asked: object) -> bool | None:

@@ -22,7 +22,7 @@ from gptcli.serve.metrics import Metrics, Observed
 from gptcli.serve.page import Page
 from gptcli.serve.responses import Responses
 from gptcli.serve.service import Service
-from gptcli.serve.transport import Call, Endpoint, ErrorAnswer, Handler
+from gptcli.serve.transport import Bodies, Call, Endpoint, ErrorAnswer, Handler
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Outlets:
 def make_app(service: Service, access: Access, outlets: Outlets, most_bytes: int) -> ASGIApp:
     """The server as an ASGI application. most_bytes: of a request's body."""
     responses = Responses(service)
+    bodies = Bodies(most_bytes)
     metrics = Metrics(lambda: service.runner.waiting)
     paths: dict[str, dict[str, Handler]] = {
         CHAT: {"POST": partial(complete, service, CHAT)},
@@ -56,7 +57,7 @@ def make_app(service: Service, access: Access, outlets: Outlets, most_bytes: int
     }
 
     def endpoint(path: str, handlers: Mapping[str, Handler]) -> Endpoint:
-        return Endpoint(handlers, most_bytes=most_bytes, error=_errors(path), on_bug=outlets.on_bug)
+        return Endpoint(handlers, bodies=bodies, error=_errors(path), on_bug=outlets.on_bug)
 
     routes = [Route(path, endpoint(path, handlers)) for path, handlers in paths.items()]
     nowhere = endpoint("", {"GET": _nowhere, "POST": _nowhere})

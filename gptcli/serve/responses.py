@@ -15,42 +15,46 @@ from typing import Any
 from gptcli.generation.events import Finished
 from gptcli.openai_api.bodies import (
     CHAT,
+    WITHOUT_EFFECT,
     Asked,
     BadParameter,
+    asking,
     check_effort,
     check_flag,
     check_kinds,
     known_only,
     messages_of,
+    missing_or,
     model_of,
     response_format,
     tools_of,
 )
 from gptcli.openai_api.refusals import Refusal
 from gptcli.serve.service import Prepared, Service
-from gptcli.serve.transport import Call, Events, event
+from gptcli.serve.transport import Call, Events, event, to_json
 from gptcli.text.messages import Message, message_record
 from gptcli.tools.definitions import ToolCall
 
 _KNOWN = {
     *("model", "input", "instructions", "max_output_tokens", "temperature", "top_p", "stream", "store", "text"),
-    *("previous_response_id", "reasoning", "metadata", "user", "safety_identifier", "service_tier"),
-    *("prompt_cache_key", "parallel_tool_calls", "tools", "tool_choice"),
+    *("previous_response_id", "reasoning", "parallel_tool_calls", "tools", "tool_choice", *WITHOUT_EFFECT),
+    "include",
 }
-_MOST_KEPT = 1000
+_MOST_KEPT, _MOST_KEPT_BYTES = 1000, 64 << 20
 
 
 @dataclass
 class Kept:
-    """A response, and the conversation up to its end."""
+    """A response, and the conversation up to its end. size: about how many bytes they have."""
 
     response: dict[str, Any]
     messages: Sequence[Message]
+    size: int
 
 
 @dataclass
 class Responses:
-    """The endpoints. The latest thousand responses are kept, unless a request asks not to."""
+    """The endpoints. The latest responses are kept, a thousand and 64 MB at most, unless a request asks not to."""
 
     service: Service
     kept: OrderedDict[str, Kept] = field(default_factory=OrderedDict)
@@ -99,8 +103,9 @@ class Responses:
     def _keep(self, response: dict[str, Any], turns: Sequence[Message], store: bool) -> None:
         if store:
             said = messages_of([*map(message_record, turns), *_turns(response["output"])])
-            self.kept[response["id"]] = Kept(response, said)
-            while len(self.kept) > _MOST_KEPT:
+            size = len(to_json(response)) + sum(len(to_json(message_record(message))) for message in said)
+            self.kept[response["id"]] = Kept(response, said, size)
+            while len(self.kept) > _MOST_KEPT or sum(each.size for each in self.kept.values()) > _MOST_KEPT_BYTES:
                 self.kept.popitem(last=False)
 
     async def _streamed(self, events: Any, response: dict[str, Any], turns: Sequence[Message], store: bool) -> Events:
@@ -238,6 +243,8 @@ def _asked(given: Mapping[str, Any], turns: list[Message]) -> Asked:
             raise BadParameter("max_output_tokens", "max_output_tokens must be a whole number, at least 1")
     if "text" in given:
         options |= _text_format(given["text"])
+    if given.get("include") not in (None, ["reasoning.encrypted_content"]):  # no thoughts are: they come as they are
+        raise BadParameter("include", "include may have reasoning.encrypted_content alone")
     reasoning = given.get("reasoning", {})
     if not isinstance(reasoning, dict) or reasoning.keys() - {"effort", "summary"}:
         raise BadParameter("reasoning", "reasoning has effort alone")
@@ -275,7 +282,7 @@ def _tools(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text_format(asked: object) -> dict[str, Any]:
-    match asked:
+    match asking(asked) if isinstance(asked, dict) else asked:
         case {"format": {"type": "json_schema", "schema": schema}, **rest} if not rest:
             return response_format({"type": "json_schema", "json_schema": {"schema": schema}})
         case {"format": form, **rest} if not rest:
@@ -293,7 +300,7 @@ def _turns(asked: object) -> list[dict[str, Any]]:
     if isinstance(asked, str):
         return [{"role": "user", "content": asked}]
     if not isinstance(asked, list) or not asked:
-        raise BadParameter("input", "input must be a text, or a list of messages")
+        raise missing_or("input", asked, "a text, or a list of messages")
     turns = list[dict[str, Any]]()
     for number, item in enumerate(asked):
         match {name: value for name, value in item.items() if value is not None} if isinstance(item, dict) else item:

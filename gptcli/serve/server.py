@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gptcli.errors import UsageError
 
@@ -19,23 +21,44 @@ _MOST_HEADER_BYTES = 64 << 10
 
 
 class _ImpatientProtocol(H11Protocol):
-    """HTTP, closing connections on which no request comes."""
+    """HTTP that closes connections on which no request comes, and sees a client leave whatever it sent before."""
+
+    _idle_since = math.inf  # never, while a request runs
+    _waiting: asyncio.TimerHandle
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # of H11Protocol's own
-        """Begins to wait for the first request."""
+        """Begins to wait for a request. Where there are too many connections, the one idle longest makes room."""
         super().connection_made(transport)
-        self._waiting = self.loop.call_later(_HEADER_S, transport.close)
+        self._wait()
+        if len(self.connections) >= (self.limit_concurrency or math.inf):
+            others = cast("set[_ImpatientProtocol]", self.connections - {self})
+            oldest = min(others, key=lambda each: each._idle_since)
+            if oldest._idle_since < math.inf:
+                self.connections.discard(oldest)
+                oldest.transport.close()
 
     def handle_events(self) -> None:
-        """Waits no longer once there is a request."""
+        """Waits no longer once there is a request. Reads on during an answer: else its client's leaving goes unseen."""
         super().handle_events()
-        if isinstance(self.cycle, RequestResponseCycle):
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._idle_since = math.inf
             self._waiting.cancel()
+            if self.conn.their_state is h11.DONE and len(self.conn.trailing_data[0]) <= _MOST_HEADER_BYTES:
+                self.flow.resume_reading()
+
+    def on_response_complete(self) -> None:
+        """Begins to wait for the next request."""
+        self._wait()
+        super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Waits no longer."""
         self._waiting.cancel()
         super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        self._idle_since = self.loop.time()
+        self._waiting = self.loop.call_later(_HEADER_S, self.transport.close)
 
 
 class Server(uvicorn.Server):

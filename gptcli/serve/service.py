@@ -90,6 +90,11 @@ class Service:
             lm.check_request(request.prompt, sampling, request.constraint)
         return Prepared(name, prompting, asked, requests)
 
+    def count(self, asked: Asked) -> int:
+        """The tokens of a conversation, which need not fit. Raises GptcliError."""
+        [request] = self.models.opened(self.models.name(asked.model)).requests(asked)
+        return len(request.prompt)
+
     async def spoken(self, prepared: Prepared, call: Call) -> AsyncGenerator[tuple[str, bool] | Finished]:
         """The one answer of a conversation: its pieces, each with whether it is a thought, and how it ended."""
         thoughts = prepared.thoughts()

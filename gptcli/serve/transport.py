@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping, MutableMapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from gptcli.errors import BrokenCheckpoint, GptcliError
 from gptcli.files import parse_json
 from gptcli.openai_api.refusals import Refusal
 
+_BODIES = 4  # of the largest size are held at once, or more smaller ones
 PATIENCE_S = 60.0  # for a client that sends its body, or reads its answer, slowly
 GONE = 499  # what others log for a client that left
 
@@ -50,6 +51,37 @@ def to_json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
 
 
+class Bodies:
+    """The requests' bodies that are in memory: each has at most so many bytes, and all of them a few times as many."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes, self._held = most_bytes, 0
+
+    @contextmanager
+    def one(self) -> Iterator[Callable[[int], None]]:
+        """For a body, until its request has ended: tells how many bytes came. That raises Refusal for too many."""
+        own = 0
+
+        def take(size: int) -> None:
+            nonlocal own
+            own += size
+            self._held += size
+            if own > self.most_bytes:
+                raise self.too_large()
+            if self._held > _BODIES * self.most_bytes:
+                headers = {"Retry-After": "1", "Connection": "close"}
+                raise Refusal(429, "the bodies of other requests fill the memory that there is for them", None, headers)
+
+        try:
+            yield take
+        finally:
+            self._held -= own
+
+    def too_large(self) -> Refusal:
+        """For a body that is."""
+        return Refusal(413, f"the body is larger than {self.most_bytes} bytes", headers={"Connection": "close"})
+
+
 class Endpoint:
     """An ASGI application for one path: a JSON object in, or nothing; JSON, another response or an event stream out.
 
@@ -60,12 +92,12 @@ class Endpoint:
         self,
         handlers: Mapping[str, Handler],
         *,
-        most_bytes: int,
+        bodies: Bodies,
         error: ErrorAnswer,
         on_bug: Callable[[Exception], object],
     ) -> None:
         """handlers: by method."""
-        self._handlers, self._most_bytes, self._error, self._on_bug = handlers, most_bytes, error, on_bug
+        self._handlers, self._bodies, self._error, self._on_bug = handlers, bodies, error, on_bug
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request. Raises ClientLeft."""
@@ -74,10 +106,11 @@ class Endpoint:
             if method not in self._handlers:
                 allowed = ", ".join(self._handlers)
                 raise Refusal(405, f"the method must be {allowed}", headers={"Allow": allowed, "Connection": "close"})
-            body = await read_object(scope, receive, self._most_bytes) if method == "POST" else {}
-            call = scope["state"]["call"] = Call(body, scope.get("path_params", {}))
-            reply = _Reply(send)
-            await _while_connected(receive, reply, self._answer(self._handlers[method], call, scope, reply))
+            with self._bodies.one() as take:
+                body = await read_object(scope, receive, self._bodies, take) if method == "POST" else {}
+                call = scope["state"]["call"] = Call(body, scope.get("path_params", {}))
+                reply = _Reply(send)
+                await _while_connected(receive, reply, self._answer(self._handlers[method], call, scope, reply))
         except GptcliError as error:
             await self._refuse(error, scope, receive, send)
 
@@ -123,11 +156,10 @@ class Endpoint:
         await Response(to_json(body), status, headers, "application/json")(scope, receive, send)
 
 
-async def read_object(scope: Scope, receive: Receive, most_bytes: int) -> dict[str, Any]:
-    """A request's JSON object. Raises Refusal, and ClientLeft."""
-    too_large = Refusal(413, f"the body is larger than {most_bytes} bytes", headers={"Connection": "close"})
-    if int(dict(scope["headers"]).get(b"content-length", b"0")) > most_bytes:
-        raise too_large
+async def read_object(scope: Scope, receive: Receive, bodies: Bodies, take: Callable[[int], None]) -> dict[str, Any]:
+    """A request's JSON object. take: told of what comes of it. Raises Refusal, and ClientLeft."""
+    if int(dict(scope["headers"]).get(b"content-length", b"0")) > bodies.most_bytes:
+        raise bodies.too_large()
     body = bytearray()
     try:
         async with asyncio.timeout(PATIENCE_S):
@@ -135,9 +167,8 @@ async def read_object(scope: Scope, receive: Receive, most_bytes: int) -> dict[s
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise ClientLeft
+                take(len(message["body"]))
                 body += message["body"]
-                if len(body) > most_bytes:
-                    raise too_large
                 if not message["more_body"]:
                     break
     except TimeoutError:

@@ -101,7 +101,7 @@ def _content(where: str, content: object) -> str:
 
 def _part(where: str, part: object) -> str:
     match part:
-        case {"type": "text", "text": str(text), **rest} if not rest:
+        case {"type": "text", "text": str(text), **rest} if not rest.keys() - {"cache_control"}:  # changes no text
             return text
     raise BadMessage(f"{where}.content", f"not supported: parts of {where}.content that are no text")
 

@@ -35,9 +35,9 @@ class TidyStream:
         for index, untidy in enumerate(_UNTIDY):
             *before, last = (self._kept[index] + data).split(untidy)
             lengths = range(len(untidy) - 1, 0, -1)
-            held = 0 if ends else next((length for length in lengths if last.endswith(untidy[:length])), 0)
-            self._kept[index] = last[len(last) - held :]
-            data = untidy.strip().join([*before, last[: len(last) - held]])
+            pending = 0 if ends else next((length for length in lengths if last.endswith(untidy[:length])), 0)
+            self._kept[index] = last[len(last) - pending :]
+            data = untidy.strip().join([*before, last[: len(last) - pending]])
         return data
 
 

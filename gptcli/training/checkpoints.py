@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gptcli.errors import OutputError
 from gptcli.files import UNFINISHED, lock, read_json, written_whole
+from gptcli.training.together import Together
 
 _KEPT = 2
 _RECORD, _STATE = "run.json", "state.json"
@@ -80,16 +81,34 @@ class RunDirectory:
         names = (each.name for each in self.checkpoints.glob("step-*") if each.name.removeprefix("step-").isdecimal())
         return sorted(int(name.removeprefix("step-")) for name in names)
 
-    def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-        """Writes a checkpoint: files of tensors by their names, and a state; drops all but the last two."""
+    def save(
+        self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], together: Together
+    ) -> None:
+        """Writes a checkpoint: files of tensors by their names, and a state; drops all but the last two.
+
+        Every process calls it. Each writes its files; the first makes the directory, and names it when all have.
+        """
         target = self.checkpoints / f"step-{step:08}"
-        with written_directory(target) as draft:
-            for name, named in tensors.items():
-                save_file({each: value.detach().cpu().contiguous() for each, value in named.items()}, draft / name)
-            (draft / _STATE).write_text(_json(state), encoding="utf-8")
-        for old in self.steps()[:-_KEPT]:
-            shutil.rmtree(self.checkpoints / f"step-{old:08}", ignore_errors=True)
-        return target
+        with ExitStack() as stack:
+            if together.leads:
+                draft = together.agreed(lambda: stack.enter_context(written_directory(target)))
+            else:
+                draft = together.agreed(lambda: _draft(target))
+
+            def write() -> None:
+                with output_errors(target):
+                    for name, named in tensors.items():
+                        values = {each: value.detach().cpu().contiguous() for each, value in named.items()}
+                        save_file(values, draft / name)
+                        _flush(draft / name)
+                    if together.leads:
+                        (draft / _STATE).write_text(_json(state), encoding="utf-8")
+
+            together.agreed(write)
+            together.agreed(stack.close)
+        if together.leads:
+            for old in self.steps()[:-_KEPT]:
+                shutil.rmtree(self.checkpoints / f"step-{old:08}", ignore_errors=True)
 
     def load(self, step: int) -> tuple[Callable[[str], dict[str, Tensor]], dict[str, Any]]:
         """What reads a checkpoint's tensors by the name of their file, and its state."""
@@ -110,7 +129,7 @@ def written_directory(target: Path) -> Iterator[Path]:
 
     Raises OutputError for what the system refuses.
     """
-    draft = target.with_name(target.name + UNFINISHED)
+    draft = _draft(target)
     with output_errors(target):
         shutil.rmtree(draft, ignore_errors=True)
         try:
@@ -122,6 +141,10 @@ def written_directory(target: Path) -> Iterator[Path]:
             _flush(target.parent)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def _draft(target: Path) -> Path:
+    return target.with_name(target.name + UNFINISHED)
 
 
 def _json(record: Mapping[str, Any]) -> str:

@@ -88,6 +88,8 @@ class Encoder:
         self._tokenizer, self._template, self._end = tokenizer, template, end
         self._block_size, self._truncate = block_size, truncate
         self.cut = 0  # examples that were longer than a block
+        self.left_out: list[str] = []  # where those were of which nothing was left to learn
+        self._too_long: list[tuple[str, int]] = []  # where, and how many tokens
 
     def write(self, documents: Iterable[Document], train: CorpusWriter, held_out: CorpusWriter, every: int) -> None:
         """Writes every document; every so many sequences one is held out. 0 holds out none.
@@ -101,12 +103,21 @@ class Encoder:
             last = sequence
         if last is not None:  # it is held out if nothing else is
             (held_out if every and train.sequences and not held_out.sequences else train).add(*last)
+        if self._too_long:
+            (where, count), number = self._too_long[0], len(self._too_long)
+            most = max(count for _, count in self._too_long)
+            raise ContextOverflow(
+                f"{where}: {count} tokens do not fit in a block of {self._block_size}"
+                + (f"; of {number} such examples the longest has {most}" if number > 1 else ""),
+                f"--block-size {most} holds all, --truncate cuts them",
+            )
 
     def _sequences(self, documents: Iterable[Document]) -> Iterator[tuple[Sequence[int], Sequence[bool] | None]]:
         packed = list[int]()
         for document in documents:
             if not isinstance(document, Text):
-                yield self._example(document)
+                if (example := self._example(document)) is not None:
+                    yield example
                 continue
             for ids in text_tokens(document, self._tokenizer, self._end):
                 packed += ids
@@ -116,16 +127,17 @@ class Encoder:
         if len(packed) > 1:
             yield packed, None
 
-    def _example(self, document: PromptCompletion | Conversation) -> tuple[list[int], list[bool]]:
+    def _example(self, document: PromptCompletion | Conversation) -> tuple[list[int], list[bool]] | None:
         ids, learned = example_tokens(document, self._tokenizer, self._template, self._end)
         if len(ids) > self._block_size:
             if not self._truncate:
-                raise ContextOverflow(
-                    f"{document.where}: {len(ids)} tokens do not fit in a block of {self._block_size}",
-                    "a larger --block-size holds them, --truncate cuts them",
-                )
+                self._too_long.append((document.where, len(ids)))
+                return None
+            if not any(learned[1 : self._block_size]):
+                self.left_out.append(document.where)
+                return None
             self.cut += 1
             ids, learned = ids[: self._block_size], learned[: self._block_size]
         if not any(learned[1:]):
-            raise InputError(f"{document.where}: nothing is left to learn in a block of {self._block_size} tokens")
+            raise InputError(f"{document.where}: there is nothing to learn")
         return ids, learned

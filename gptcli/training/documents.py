@@ -10,7 +10,7 @@ from gptcli.errors import InputError
 from gptcli.text.chat_template import ChatTemplate
 from gptcli.text.chat_tokens import transcript
 from gptcli.text.long_text.chunks import encode_chunks
-from gptcli.text.messages import Message
+from gptcli.text.messages import BadMessage, Message, messages_of
 from gptcli.text.tokenizer import Tokenizer
 
 _PIECE = 1 << 24  # characters without a place to cut that are encoded at once
@@ -36,45 +36,95 @@ class PromptCompletion:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages. What the assistant says is learned."""
+    """Messages. What the assistant says is learned, from the message numbered `first`, counted from 0."""
 
     messages: tuple[Message, ...]
     where: str
+    first: int = 0
 
 
 Document = Text | PromptCompletion | Conversation
 Tokens = tuple[list[int], list[bool]]  # ids, and which of them are learned
 
 
-def document_of(fields: Mapping[str, Any], where: str) -> Document:
-    """The document that a line of JSON, or a row of CSV, holds. Raises InputError for anything else."""
+# What data calls a question, what it is about, and its answer.
+_ANSWERED = (
+    ("instruction", "input", "output"),
+    ("instruction", "context", "response"),
+    ("prompt", None, "response"),
+    ("question", None, "answer"),
+)
+_SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
+
+
+def document_of(fields: Mapping[str, Any], where: str) -> tuple[Document, frozenset[str]]:
+    """The document that a line of JSON, or a row of CSV, holds, and the fields that it is made of.
+
+    Raises InputError for anything else.
+    """
+    if any(fields.get(name) for name in ("tools", "functions")):
+        raise InputError(f"{where}: {_NO_CALLS}")
     match fields:
-        case {"messages": list(), "tools": [_, *_]}:
-            raise InputError(f"{where}: {_NO_CALLS}")
-        case {"messages": list(messages)} if messages:
-            conversation = Conversation(tuple(_message(each, where) for each in messages), where)
-            if not any(message.role == "assistant" for message in conversation.messages):
-                raise InputError(f"{where}: the assistant says nothing in these messages, so there is nothing to learn")
-            return conversation
+        case {"messages": list(messages)}:
+            return _conversation(messages, where), frozenset({"messages", "tools"})
+        case {"conversations": list(turns)}:
+            said = [_said(turn, where) for turn in turns]
+            return _conversation(_after_system(fields, said), where), frozenset({"conversations", "system"})
+        case {"prompt": list(asked), "completion": list(answered)}:
+            whole = _conversation([*asked, *answered], where)
+            return Conversation(whole.messages, where, len(asked)), frozenset({"prompt", "completion"})
         case {"prompt": str(prompt), "completion": str(completion)} if completion:
-            return PromptCompletion(prompt, completion, where)
+            return PromptCompletion(prompt, completion, where), frozenset({"prompt", "completion"})
         case {"text": str(text)}:
-            return Text((text,), where)
+            return Text((text,), where), frozenset({"text"})
+    for question, about, answer in _ANSWERED:
+        match fields.get(question), fields.get(about or "") or "", fields.get(answer):
+            case str(asked), str(context), str(answered) if answered:
+                said = [
+                    _message("user", f"{asked}\n\n{context}" if context else asked),
+                    _message("assistant", answered),
+                ]
+                read = frozenset({question, answer, "system"} | ({about} if about else set()))
+                return _conversation(_after_system(fields, said), where), read
     has = ", ".join(fields)[:200] or "nothing"
-    raise InputError(f"{where}: neither `text`, nor `prompt` and `completion`, nor `messages`: it has {has}")
+    known = ["text", "messages", "conversations", "prompt and completion", *(f"{q} and {a}" for q, _, a in _ANSWERED)]
+    raise InputError(f"{where}: it has {has}", f"what can be learned is called {', '.join(known)}")
 
 
-def _message(fields: Any, where: str) -> Message:
-    match fields:
-        case {"role": "tool"} | {"tool_calls": [_, *_]}:
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _said(turn: Any, where: str) -> dict[str, str]:
+    """A turn as ShareGPT has it, as a message."""
+    match turn:
+        case {"from": str(speaker), "value": str(value)}:
+            return _message(_SPEAKERS.get(speaker, speaker), value)
+    raise InputError(f"{where}: a turn of conversations must have a `from` and a `value`, both texts")
+
+
+def _after_system(fields: Mapping[str, Any], messages: Sequence[Any]) -> list[Any]:
+    system = fields.get("system")
+    return [_message("system", system), *messages] if isinstance(system, str) and system else list(messages)
+
+
+def _conversation(messages: Sequence[Any], where: str) -> Conversation:
+    for each in messages:
+        if isinstance(each, dict) and (each.get("role") == "tool" or each.get("tool_calls")):
             raise InputError(f"{where}: {_NO_CALLS}")
-        case {"role": "system" | "user" | "assistant" as role, "content": str(content)}:
-            return Message(role, content)
-    raise InputError(f"{where}: a message must have a role, of system, user, assistant, and a text as its content")
+        if isinstance(each, dict) and each.get("reasoning_content"):
+            raise InputError(f"{where}: thoughts (reasoning_content) cannot be learned")
+    try:
+        conversation = Conversation(tuple(messages_of(list(messages))), where)
+    except BadMessage as error:
+        raise InputError(f"{where}: {error.message}", error.hint) from None
+    if not any(message.role == "assistant" for message in conversation.messages):
+        raise InputError(f"{where}: the assistant says nothing in these messages, so there is nothing to learn")
+    return conversation
 
 
 def text_tokens(text: Text, tokenizer: Tokenizer, end: Sequence[int]) -> Iterator[list[int]]:
-    """The ids of a text in pieces, with what the tokenizer puts before a text, and `end` behind it."""
+    """The ids of a text in pieces, with what the tokenizer puts before a text, and `end` after it."""
     yield list(tokenizer.surroundings[0])
     for chunk in encode_chunks(tokenizer, text.blocks, special=False, largest=_PIECE, where=text.where):
         yield chunk.ids
@@ -105,7 +155,7 @@ def _conversation_tokens(conversation: Conversation, tokenizer: Tokenizer, templ
     for index, message in enumerate(messages):
         own = [token for token in tokens if token.message == index]
         last = max([last, *(token.position + 1 for token in own)])
-        if message.role != "assistant":
+        if message.role != "assistant" or index < conversation.first:
             continue
         if not own:
             raise InputError(f"{conversation.where}: the chat template hides what the assistant says")

@@ -43,10 +43,10 @@ class Saved:
     step: int
 
 
-Event = Step | Evaluated | Sampled | Saved
+TrainingEvent = Step | Evaluated | Sampled | Saved
 
 
-def event_record(event: Event) -> dict[str, Any]:
+def event_record(event: TrainingEvent) -> dict[str, Any]:
     """An event as JSON."""
     kinds = {Step: "step", Evaluated: "held-out", Sampled: "sample", Saved: "checkpoint"}
     return {"event": kinds[type(event)], **asdict(event)}

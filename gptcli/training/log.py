@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from gptcli.files import written_whole
 from gptcli.training.checkpoints import output_errors
-from gptcli.training.events import Event, event_record
+from gptcli.training.events import TrainingEvent, event_record
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 720.0, 400.0, 56.0, 40.0, 24.0, 44.0
 _STYLE = """svg { color-scheme: light dark; font: 13px system-ui, sans-serif; }
@@ -36,7 +36,7 @@ class Log:
     def __exit__(self, *failure: object) -> None:
         self._file.close()
 
-    def add(self, event: Event) -> None:
+    def add(self, event: TrainingEvent) -> None:
         """Adds a line. Raises OutputError."""
         with output_errors(self.path):
             self._file.write(_line(event_record(event)))
@@ -74,21 +74,21 @@ def _curve(losses: Sequence[tuple[float, float]], held_out: Sequence[tuple[float
     high = max((loss for _, loss in points), default=1.0)
     span = (high - low) or 1.0
 
-    def place(step: float, loss: float) -> tuple[float, float]:
+    def point(step: float, loss: float) -> tuple[float, float]:
         x = _LEFT + (_WIDTH - _LEFT - _RIGHT) * step / last
         return x, _TOP + (_HEIGHT - _TOP - _BOTTOM) * (high - loss) / span
 
     def path(kind: str, values: Sequence[tuple[float, float]]) -> str:
-        line = " L".join(f"{x:.1f} {y:.1f}" for x, y in (place(*value) for value in values))
+        line = " L".join(f"{x:.1f} {y:.1f}" for x, y in (point(*value) for value in values))
         return f'<path class="{kind}" d="M{line}"/>' if values else ""
 
     grid, ticks = "", 4
     for tick in range(ticks + 1):
         loss = low + span * tick / ticks
-        _, y = place(0, loss)
+        _, y = point(0, loss)
         grid += f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
         grid += f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{loss:.2f}</text>'
-        x, _ = place(last * tick / ticks, low)
+        x, _ = point(last * tick / ticks, low)
         grid += f'<text x="{x:.1f}" y="{_HEIGHT - 24}" text-anchor="middle">{round(last * tick / ticks)}</text>'
     safe = title.replace("&", "&amp;").replace("<", "&lt;")
     legend = f'<text x="{_LEFT}" y="24">{safe}: loss a step, and held-out loss (bold), in nats a token</text>'

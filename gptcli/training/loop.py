@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +13,15 @@ from gptcli.errors import Diverged
 from gptcli.model.decoder import Decoder
 from gptcli.training.checkpoints import RunDirectory
 from gptcli.training.corpus import Corpus
-from gptcli.training.events import Evaluated, Event, Sampled, Saved, Step
+from gptcli.training.events import Evaluated, Sampled, Saved, Step, TrainingEvent
 from gptcli.training.loss import add_gradients, loss_of
 from gptcli.training.settings import TrainSettings
+from gptcli.training.sharding import share, whole
 from gptcli.training.together import Together
 
 _EVALUATIONS = 10  # in a run, unless the settings say otherwise
 _MOST_HELD_OUT = 128  # sequences that a held-out loss is of
-_WEIGHTS, _OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
+_WEIGHTS, _OPTIMIZER = "weights", "optimizer"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
 
 
@@ -67,18 +67,25 @@ class Training:
             return False
         self.step = steps[-1]
         read, state = self._directory.load(self.step)
-        weights, moments = read(_WEIGHTS), read(_OPTIMIZER)
+        weights, moments = read(self._file(_WEIGHTS)), read(self._file(_OPTIMIZER))
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                parameter.copy_(weights[name])
-                if f"{name}.step" in moments:  # what never had a gradient has none
-                    named = {key: moments[f"{name}.{key}"].to(self._device) for key in _MOMENTS}
-                    self._optimizer.state[parameter] = named
+                share(parameter).copy_(weights[name])
+                if f"{name}.step" not in moments:  # it never had a gradient
+                    continue
+                kept = {key: moments[f"{name}.{key}"] for key in _MOMENTS}
+                named = {
+                    key: torch.zeros_like(parameter if value.dim() else value, device=self._device)
+                    for key, value in kept.items()
+                }
+                for key, value in kept.items():
+                    share(named[key]).copy_(value)
+                self._optimizer.state[parameter] = named
         generator = bytes.fromhex(state["generators"][self._together.rank])
         torch.set_rng_state(torch.tensor(list(generator), dtype=torch.uint8))
         return True
 
-    def run(self, stopped: Callable[[], bool]) -> Iterator[Event]:
+    def run(self, stopped: Callable[[], bool]) -> Iterator[TrainingEvent]:
         """Trains to the end, or until `stopped`, which leaves a checkpoint.
 
         Raises Diverged for NaN or infinity, with the weights of the last step, and OutputError.
@@ -102,8 +109,7 @@ class Training:
         started = time.monotonic()
         rate = self.settings.rate(self.step, self.steps)
         chosen = self._chosen()
-        own, rows = self._together.part(chosen), self.settings.rows
-        batch = [self._train.batch(own[start : start + rows]) for start in range(0, len(own), rows)]
+        batch = self._batches(chosen)
         counts = torch.tensor([[each.numel(), learned[:, 1:].sum()] for each, learned in batch] or [[0, 0]])
         tokens, total = map(int, self._together.sum(counts.sum(0).to(self._device)))
         self._optimizer.zero_grad()
@@ -112,8 +118,9 @@ class Training:
         own_loss = torch.stack(losses).sum() if losses else torch.zeros((), device=self._device)
         loss = (self._together.sum(own_loss) / total).item()
         trained = list(self.parameters.values())
-        self._together.sum_gradients(trained)
-        norm = nn.utils.clip_grad_norm_(trained, self.settings.clip or math.inf).item()
+        if not self.settings.fsdp:  # which has summed them
+            self._together.sum_gradients(trained)
+        norm = whole(nn.utils.clip_grad_norm_(trained, self.settings.clip or math.inf)).item()
         if not math.isfinite(loss) or not math.isfinite(norm):
             self._save_once()
             raise Diverged(
@@ -127,6 +134,16 @@ class Training:
         self.step += 1
         return Step(self.step, loss, rate, norm, tokens, total, time.monotonic() - started)
 
+    def _batches(self, chosen: list[int]) -> list[tuple[Tensor, Tensor]]:
+        """What this process runs of the sequences of a step."""
+        own, rows = self._together.part(chosen), self.settings.rows
+        batches = [self._train.batch(own[start : start + rows]) for start in range(0, len(own), rows)]
+        if self.settings.fsdp:  # all run as many, for all have a share of what each needs
+            tokens, learned = self._train.batch(chosen[:1])
+            most = len(self._together.part(chosen, 0))
+            batches += [(tokens, torch.zeros_like(learned))] * (math.ceil(most / rows) - len(batches))
+        return batches
+
     def _chosen(self) -> list[int]:
         """The sequences of this step."""
         size = self._size
@@ -136,9 +153,9 @@ class Training:
             self._order = epoch, torch.randperm(len(self._train), generator=generator).tolist()
         return self._order[1][index * size : (index + 1) * size]
 
-    def _look(self) -> Iterator[Event]:
-        """The held-out loss, and samples; the other processes wait for the first."""
-        if not self._together.leads:
+    def _look(self) -> Iterator[TrainingEvent]:
+        """The held-out loss, and samples. The other processes wait for the first, unless it needs their shares."""
+        if not (self._together.leads or self.settings.fsdp):
             return
         if len(self._held_out):
             yield Evaluated(self.step, self.held_out_loss())
@@ -160,13 +177,18 @@ class Training:
     def _save_once(self) -> Saved:
         if self._together.told(self.step in self._directory.steps()):
             return Saved(self.step)
-        states = {name: self._optimizer.state.get(each, {}) for name, each in self.parameters.items()}
-        moments = {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}
+        files = dict[str, dict[str, Tensor]]()
+        if self._together.leads or self.settings.fsdp:
+            states = {name: self._optimizer.state.get(each, {}) for name, each in self.parameters.items()}
+            moments = {f"{name}.{key}": share(value) for name, state in states.items() for key, value in state.items()}
+            weights = {name: share(each) for name, each in self.parameters.items()}
+            files = {self._file(_WEIGHTS): weights, self._file(_OPTIMIZER): moments}
         generators = self._together.gathered(bytes(torch.get_rng_state().tolist()).hex())
-        if self._together.leads:
-            about: dict[str, Any] = {"step": self.step, "generators": generators}
-            self._directory.save(self.step, {_WEIGHTS: self.parameters, _OPTIMIZER: moments}, about)
+        self._directory.save(self.step, files, {"step": self.step, "generators": generators}, self._together)
         return Saved(self.step)
+
+    def _file(self, name: str) -> str:
+        return f"{name}-{self._together.rank}.safetensors" if self.settings.fsdp else f"{name}.safetensors"
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self.settings.dtype == "bf16")

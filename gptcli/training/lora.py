@@ -103,9 +103,12 @@ class Lora:
             named |= {f"{module}.lora_A.weight": update.down, f"{module}.lora_B.weight": update.up}
         return named
 
-    def write(self, target: Path, base: str) -> None:
-        """Writes adapter_config.json and adapter_model.safetensors into a directory. Raises OSError."""
-        tensors = {f"{PREFIX}{name}": value.detach().cpu().contiguous() for name, value in self.parameters.items()}
+    def write(self, target: Path, base: str, values: Mapping[str, Tensor]) -> None:
+        """Writes adapter_config.json and adapter_model.safetensors into a directory. Raises OSError.
+
+        values: of `parameters`, whole.
+        """
+        tensors = {f"{PREFIX}{name}": value.cpu().contiguous() for name, value in values.items()}
         save_file(tensors, target / ADAPTER_WEIGHTS, {"format": "pt"})
         write_json(
             target / ADAPTER_CONFIG,

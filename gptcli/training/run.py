@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gptcli.checkpoint.folder import ModelFolder
@@ -37,12 +38,13 @@ from gptcli.text.tokenizer import Tokenizer
 from gptcli.training.checkpoints import DATA, INITIAL, RunDirectory, output_errors, written_directory
 from gptcli.training.corpus import HELD_OUT, TRAIN, Corpus, CorpusWriter, Encoder
 from gptcli.training.documents import Document, PromptCompletion, Text
-from gptcli.training.events import Event
+from gptcli.training.events import TrainingEvent
 from gptcli.training.log import Log, write_curve
 from gptcli.training.loop import Training
 from gptcli.training.lora import Lora
 from gptcli.training.new_model import train_tokenizer, write_new_model
 from gptcli.training.settings import TrainSettings
+from gptcli.training.sharding import reshard, shard, whole
 from gptcli.training.together import Together
 
 _SAMPLE_TOKENS = 48
@@ -64,7 +66,10 @@ def begin(
         "settings": settings.record,
         "ranks": 1 if ranks is None else ranks.ranks,
         "fingerprint": None if base is None else fingerprint(base),
-        "packed": base is not None and settings.lora is not None and _stays_packed(ModelFolder.open(base)),
+        "packed": base is not None
+        and settings.lora is not None
+        and not settings.fsdp
+        and _stays_packed(ModelFolder.open(base)),
     }
     with directory.begun(record) as draft:
         if base is None:
@@ -130,6 +135,9 @@ def _encode(draft: Path, settings: TrainSettings, base: Path, documents: Documen
         encoder.write(documents(settings.data), train, held_out, round(1 / share) if share else 0)
         if settings.eval:
             encoder.write(documents([settings.eval]), held_out, held_out, 0)
+        if encoder.left_out:
+            first = f"the first is {encoder.left_out[0]}"
+            note(f"{len(encoder.left_out)} examples were left out: nothing to learn is in their first tokens; {first}")
         if not train.sequences:
             raise InputError(f"there is nothing to learn in {', '.join(settings.data)}")
         if not held_out.sequences:
@@ -162,7 +170,8 @@ class Run:
             refuse_gguf(self.folder)
         self.tokenizer = Tokenizer.open(base, self.folder.gguf.file if self.folder.gguf else None)
         packed = (directory.record or {}).get("packed", False)
-        plan = WeightPlan(self.device, torch.float32, "keep" if packed else "dense")
+        loaded_on = torch.device("cpu") if settings.fsdp else self.device
+        plan = WeightPlan(loaded_on, torch.float32, "keep" if packed else "dense")
         with memory_errors(self.device, "loading the weights"):
             self.decoder = load_decoder(self.folder, plan, partial(progress, "loading"))
         torch.manual_seed(settings.seed)
@@ -170,10 +179,14 @@ class Run:
         parameters = self.lora.parameters if self.lora else self._all(note)
         for parameter in parameters.values():
             parameter.requires_grad_()
-        self.decoder.to(self.device).train()
         if settings.save_memory:
             for block in self.decoder.blocks:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        if settings.fsdp:
+            shard(self.decoder, self.device)
+            parameters = self.lora.parameters if self.lora else self._now(parameters)
+        self.decoder.to(self.device).train()
+        plan = replace(plan, device=self.device)
         self._engine = TorchEngine(self.decoder, DevicePlan(plan), self.decoder.config.max_context, load_s=0.0)
         train, held_out = (Corpus(directory.data, name) for name in (TRAIN, HELD_OUT))
         self.training = Training(self.decoder, parameters, train, held_out, settings, directory, self._sample, together)
@@ -200,10 +213,16 @@ class Run:
             note(f"{what}: {', '.join(left[:5])}{', ...' if len(left) > 5 else ''}")
         return found
 
-    def events(self, stopped: Callable[[], bool]) -> Iterator[Event]:
+    def _now(self, names: Iterable[str]) -> dict[str, nn.Parameter]:
+        reshard(self.decoder)
+        return {name: self.decoder.get_parameter(name) for name in names}
+
+    def events(self, stopped: Callable[[], bool]) -> Iterator[TrainingEvent]:
         """Trains, keeps the log, and writes the result if it comes to the end. Raises as `Training.run` does."""
         if not self.together.leads:
             yield from self.training.run(stopped)
+            if self.training.step == self.training.steps:
+                self._result()
             return
         hint = "try a smaller --micro-batch or --block-size, or --save-memory"
         with Log(self.directory.log, self.training.step) as log, memory_errors(self.device, "training", hint):
@@ -213,15 +232,23 @@ class Run:
         if self.training.step == self.training.steps:
             self._write_result()
 
+    def _result(self) -> dict[str, Tensor]:
+        """The values of what is written, from the shares of all processes."""
+        if self.lora is not None:
+            parameters = self.lora.parameters
+        else:
+            self.decoder.requires_grad_(False)
+            parameters = self._now(self.folder.architecture.parameters)
+        return {name: whole(parameter.detach()) for name, parameter in parameters.items()}
+
     def _write_result(self) -> None:
-        directory = self.directory
+        directory, values = self.directory, self._result()
         write_curve(directory.log, directory.path / "loss.svg", directory.path.name)
         with written_directory(directory.path / "result") as draft:
             if self.lora is None:
-                self.decoder.requires_grad_(False)
-                write_dense(self.folder, draft, self.decoder.get_parameter)
+                write_dense(self.folder, draft, values.__getitem__)
             else:
-                self.lora.write(draft, self.settings.model or "")
+                self.lora.write(draft, self.settings.model or "", values)
                 if self.folder.gguf is None:
                     copy_texts(self.folder, draft)
         move_result(directory)

@@ -23,7 +23,7 @@ class TrainSettings:
     data: tuple[str, ...]
     eval: str | None = None
     eval_share: float = 0.05
-    format: Literal["auto", "text", "jsonl", "csv"] = "auto"
+    format: Literal["auto", "text", "jsonl", "json", "csv"] = "auto"
     model: str | None = None
     new: str | None = None
     vocab_size: int = 8192
@@ -45,6 +45,7 @@ class TrainSettings:
     clip: float = 1.0
     dtype: Literal["fp32", "bf16"] = "fp32"
     save_memory: bool = False
+    fsdp: bool = False
     device: str = "auto"
     threads: int = 1
     seed: int = 42

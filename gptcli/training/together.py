@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from gptcli.errors import GptcliError
 from gptcli.runtime.device_plan import device_of
 from gptcli.runtime.ranks import Ranks
 
+_Result = TypeVar("_Result")
 _PATIENCE = timedelta(hours=12)  # rank 0 may encode data, or save to a slow disk, while the others wait
 
 
@@ -45,6 +47,17 @@ class Together:
             dist.all_gather_object(values, value)
         return values
 
+    def agreed(self, work: Callable[[], _Result]) -> _Result:
+        """Does work in every process. Raises in each the first error of any: none waits for one that failed."""
+        try:
+            result, error = work(), None
+        except GptcliError as failure:
+            error = failure
+        for each in self.gathered(error):
+            if each is not None:
+                raise each
+        return result
+
     def sum(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all processes, in its place."""
         if self.ranks > 1:
@@ -63,7 +76,7 @@ class Together:
                     parameter.grad = torch.zeros_like(parameter)
                 dist.all_reduce(parameter.grad)
 
-    def part(self, chosen: list[int]) -> list[int]:
-        """This process's part of the sequences of a step."""
-        size = -(-len(chosen) // self.ranks)
-        return chosen[self.rank * size : (self.rank + 1) * size]
+    def part(self, chosen: list[int], rank: int | None = None) -> list[int]:
+        """This process's part of the sequences of a step, or another's; the first has most."""
+        size, rank = -(-len(chosen) // self.ranks), self.rank if rank is None else rank
+        return chosen[rank * size : (rank + 1) * size]

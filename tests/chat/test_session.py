@@ -9,7 +9,7 @@ import pytest
 
 import gptcli
 from gptcli import ChatSettings, Finished, LanguageModel, Session, TextDelta
-from gptcli.chat.session import Event, TurnsDropped
+from gptcli.chat.session import ReplyEvent, TurnsDropped
 from gptcli.chat.storage import last_model
 from gptcli.errors import ContextOverflow, InputError, NonFiniteLogits, UsageError
 from gptcli.models.catalog import DEFAULT_MODEL
@@ -39,7 +39,7 @@ def counted_prefills(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list
     return counts
 
 
-def finish(events: Iterable[Event]) -> Finished:
+def finish(events: Iterable[ReplyEvent]) -> Finished:
     """The end of a reply."""
     *_, finished = events
     assert isinstance(finished, Finished)
@@ -77,7 +77,7 @@ def test_a_reply_given_up_in_its_midst_takes_the_question_back(tiny: LanguageMod
 
 def test_an_interrupted_reply_is_kept_and_marked(tiny: LanguageModel) -> None:
     session = tiny.session(settings=GREEDY)
-    said: list[Event] = []
+    said: list[ReplyEvent] = []
     for event in session.send("In a small town", cancelled=lambda: bool(said)):
         said.append(event)
     assert isinstance(said[0], TextDelta)

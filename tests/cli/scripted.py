@@ -137,7 +137,8 @@ class Script:
             return request
         try:
             config = SamplingConfig.resolve(request.given, {})
-            *deltas, end = self.stream(lm, lm._ids(request.prompt), config, request.stopping, cancelled=cancelled)
+            ids = lm.tokenizer.encode(request.prompt) if isinstance(request.prompt, str) else request.prompt
+            *deltas, end = self.stream(lm, ids, config, request.stopping, cancelled=cancelled)
         except GptcliError as error:
             return error
         assert isinstance(end, Finished)

@@ -124,7 +124,7 @@ def test_a_response_format_replaces_the_commands_constraint(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("line", "parameter"),
     [
-        (chat(tools=[]), "tools"),
+        (chat(tools=[1]), "tools"),
         (chat(temprature=1), "temprature"),
         (chat(temperature=[1]), "temperature"),
         (chat(n=0), "n"),

@@ -123,7 +123,7 @@ def test_a_long_question_is_edited_folded() -> None:
 def test_an_argument_that_a_command_does_not_take_is_refused(chat: Chat) -> None:
     chat.ask("one")
     assert answer_to(chat, "/set parameter top-k 5") == ["top_k = 5  (session)"]
-    assert answer_to(chat, "/undo 2") == ["error: /undo takes nothing behind it"]
+    assert answer_to(chat, "/undo 2") == ["error: /undo takes no arguments"]
     assert said() == ["one", "Hello."]
 
 

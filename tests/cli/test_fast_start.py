@@ -64,7 +64,7 @@ def has_snapshot(path: Path, room: int = ROOM, **runtime: Any) -> bool:
 
 
 def snapshot_path(pattern: str = "*.snapshot") -> Path:
-    [path] = (Path(os.environ["XDG_CACHE_HOME"]) / "gptcli" / "prepared").glob(pattern)
+    [path] = (Path(os.environ["XDG_CACHE_HOME"]) / "gptcli" / "snapshots").glob(pattern)
     return path
 
 
@@ -217,7 +217,7 @@ def test_the_second_run_needs_no_torch(tmp_path: Path) -> None:
 def test_the_record_of_a_run_is_the_same(cli: Cli, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = []
     for switch in ("off", "on"):
-        monkeypatch.setenv("GPTCLI_PREPARED", switch)
+        monkeypatch.setenv("GPTCLI_SNAPSHOTS", switch)
         result = cli("generate", "-m", model, "--device", "cpu", "--json", "--seed", "4", "-n", "9", "In a", stdin=None)
         record = json.loads(result.out)
         assert record.pop("timings")["load_s"] > 0
@@ -235,7 +235,7 @@ def test_a_snapshot_serves_only_the_settings_it_was_made_with(model: Path, runti
 
 
 def test_snapshots_can_be_switched_off(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GPTCLI_PREPARED", "off")
+    monkeypatch.setenv("GPTCLI_SNAPSHOTS", "off")
     assert not has_snapshot(model, device="cpu")
     shutil.rmtree(snapshot_path().parent)
     keep(model)
@@ -374,7 +374,7 @@ def test_ways_of_running_share_the_weights_that_are_the_same(model: Path, cli: C
         "weights in fp32",
     ]  # dense weights are rounded to bf16
     assert (
-        len(list((Path(os.environ["XDG_CACHE_HOME"]) / "gptcli" / "prepared").glob("*.snapshot"))) == 3
+        len(list((Path(os.environ["XDG_CACHE_HOME"]) / "gptcli" / "snapshots").glob("*.snapshot"))) == 3
     )  # the first was made with --dtype auto
 
 

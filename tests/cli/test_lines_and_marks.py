@@ -52,7 +52,7 @@ def test_a_message_of_a_script_has_the_characters_that_only_some_programs_end_li
 def test_scored_lines_are_the_same_with_and_without_carriage_returns(
     cli: Cli, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GPTCLI_PREPARED", "off")  # a snapshot's last digit may differ
+    monkeypatch.setenv("GPTCLI_SNAPSHOTS", "off")  # a snapshot's last digit may differ
 
     def scored(text: bytes, *options: str) -> bytes:
         return cli("score", "-m", tiny_model, "--lines", *options, stdin=text).out

@@ -146,11 +146,84 @@ def test_csv_has_the_columns_of_json_lines(cli: Cli, tmp_path: Path, tiny_model:
     assert tokens[0] == tokens[1]
 
 
+def learned(cli: Cli, data: Path, model: Path, out: Path) -> tuple[list[tuple[bytes, bytes]], str]:
+    """What a run sees of its data and what of it it learns, sequence by sequence; and stderr."""
+    done = cli("train", data, "-m", model, "-o", out, "--eval-share", "0", "--max-steps", "1", "--block-size", "128")
+    assert done.code == 0, done.err
+    tokenizer = gptcli.load(model).tokenizer
+    corpus = Corpus(RunDirectory(out).data, TRAIN)
+    batches = [corpus.batch([index]) for index in range(len(corpus))]
+    seen = [(tokenizer.decode(ids[0].tolist()), tokenizer.decode(ids[mask].tolist())) for ids, mask in batches]
+    return seen, done.err
+
+
+@pytest.mark.parametrize(
+    ("row", "asked", "answer", "left"),
+    [
+        ({"prompt": "Hi", "response": "Ho"}, "Hi", "Ho", ""),
+        ({"question": "Hi", "answer": "Ho", "id": 3}, "Hi", "Ho", "id"),
+        ({"instruction": "Add", "input": "1 2", "output": "3"}, "Add\n\n1 2", "3", ""),
+        ({"instruction": "Add", "input": "", "output": "3"}, "Add", "3", ""),
+        ({"instruction": "Hi", "context": "", "response": "Ho", "category": "qa"}, "Hi", "Ho", "category"),
+        ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]}, "Hi", "Ho", ""),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+            {"role": "assistant", "content": "Ho"}]}, "Hi", "Ho", ""),
+        ({"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Ho"}]},
+            "Hi", "Ho", ""),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("list_of_json", [False, True])
+def test_questions_and_answers_are_conversations_whatever_they_are_called(
+    cli: Cli, tmp_path: Path, tiny_model: Path, kept: None, row: Any, asked: str, answer: str, left: str,
+    list_of_json: bool,
+) -> None:  # fmt: skip
+    data = tmp_path / ("data.json" if list_of_json else "data.jsonl")
+    data.write_text(json.dumps([row, row], indent=1) if list_of_json else (json.dumps(row) + "\r\n") * 2)
+    seen, said = learned(cli, data, tiny_model, tmp_path / "out")
+    turns = f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
+    assert [(whole.decode().endswith(turns), mask.decode()) for whole, mask in seen] == [
+        (True, f"{answer}<|im_end|>")
+    ] * 2
+    assert (f"nothing is learned of {left}" in said) == bool(left)
+
+
+def test_of_a_prompt_of_messages_nothing_is_learned(cli: Cli, tmp_path: Path, tiny_model: Path, kept: None) -> None:
+    said = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Ho"), ("user", "Ok"), ("assistant", "Bye")]
+    messages = [{"role": role, "content": content} for role, content in said]
+    (data := tmp_path / "data.jsonl").write_text(
+        json.dumps({"prompt": messages[:4], "completion": messages[4:]}) + "\n"
+    )
+    seen, _ = learned(cli, data, tiny_model, tmp_path / "out")
+    assert [mask for _, mask in seen] == [b"Bye<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "said"),
+    [
+        (b'[{"text": "a"}, {"text": }]', 4, "element 2"),
+        (b'[{"text": "a"}, 3]', 4, "element 2: it is no object"),
+        (b'[{"text": "a"}', 4, "element 2"),
+        (b'[{"text": "' + b"a" * 70000 + b'"}]', 4, "more than 2000 characters"),
+        (b'[{"text": "\xff"}]', 4, "not UTF-8"),
+        (b"[]", 4, "nothing to learn"),
+        (b'{"version": "v2", "data": [{"text": "a"}]}', 4, "line 1: it has version, data"),
+    ],
+)
+def test_a_list_of_json_that_cannot_be_used_is_said_in_a_line(
+    cli: Cli, tmp_path: Path, tiny_model: Path, content: bytes, code: int, said: str
+) -> None:
+    (data := tmp_path / "data.json").write_bytes(content)
+    failed(cli("train", data, "-m", tiny_model, "-o", tmp_path / "out", "--max-input", "2000", *SMALL), code, said)
+
+
 @pytest.mark.parametrize(
     ("content", "code", "said"),
     [
         (b'{"text": "a"}\n{"text": }\n', 4, "line 2"),
-        (b'{"txt": "a"}\n', 4, "neither `text`"),
+        (b'{"txt": "a"}\n', 4, "line 1: it has txt"),
+        (b'{"messages": [{"role": "assistant", "content": "a", "reasoning_content": "b"}]}\n', 4, "reasoning_content"),
+        (b'{"messages": [{"role": "assistant", "content": "a", "weight": 0}]}\n', 4, "messages[0].weight"),
+        (b'{"conversations": [{"from": "function_call", "value": "a"}]}\n', 4, "must have a role"),
         (b'{"messages": [{"role": "user", "content": "a"}]}\n', 4, "nothing to learn"),
         (b'{"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}\n', 4, "line 1: calls of tools"),
         (b'{"messages": [{"role": "assistant", "content": "a"}], "tools": [{}]}\n', 4, "line 1: calls of tools"),
@@ -158,6 +231,16 @@ def test_csv_has_the_columns_of_json_lines(cli: Cli, tmp_path: Path, tiny_model:
         (b'{"text": "\xff"}\n', 4, "line 1"),
         (b'{"text": "' + b"a" * 3000 + b'"}\n', 4, "more than 2000 bytes"),
         (b'{"prompt": "a", "completion": "' + b"b " * 200 + b'"}\n', 6, "do not fit in a block"),
+        (
+            b'{"prompt": "a", "completion": "'
+            + b"b " * 20
+            + b'"}\n'
+            + b'{"prompt": "a", "completion": "'
+            + b"b " * 90
+            + b'"}\n',
+            6,
+            "of 2 such examples the longest has 182",
+        ),
         (b"", 4, "nothing to learn"),
     ],
 )
@@ -168,6 +251,22 @@ def test_data_that_cannot_be_used_is_said_in_a_line_and_leaves_nothing(
     out = tmp_path / "out"
     failed(cli("train", data, "-m", tiny_model, "-o", out, "--max-input", "2000", *SMALL), code, said)
     assert list(out.iterdir()) == []
+
+
+def test_examples_of_which_nothing_is_left_to_learn_are_counted(
+    cli: Cli, tmp_path: Path, tiny_model: Path, kept: None
+) -> None:
+    rows = [("a" * 100, "b"), ("a", "c" * 100), ("a", "d")]
+    lines = [json.dumps({"prompt": prompt, "completion": completion}) for prompt, completion in rows]
+    (data := tmp_path / "data.jsonl").write_text("\n".join(lines))
+    options = ("-m", tiny_model, "--eval-share", "0", "--truncate", *SMALL)
+    done = cli("train", data, "-o", tmp_path / "out", *options)
+    assert done.code == 0
+    assert "1 examples were cut at 16 tokens" in done.err
+    assert "1 examples were left out" in done.err and "line 1" in done.err
+    assert len(Corpus(RunDirectory(tmp_path / "out").data, TRAIN)) == 2
+    data.write_text(lines[0])
+    failed(cli("train", data, "-o", tmp_path / "none", *options, "-q"), 4, "nothing to learn")
 
 
 @pytest.mark.parametrize(
@@ -192,7 +291,9 @@ def test_a_learning_rate_of_0_is_kept(cli: Cli, data: Path, tmp_path: Path, tiny
 
 def test_a_text_that_is_not_utf8_is_refused(cli: Cli, tmp_path: Path, tiny_model: Path) -> None:
     (data := tmp_path / "data.txt").write_bytes(b"caf\xe9")
-    failed(cli("train", data, "-m", tiny_model, "-o", tmp_path / "out"), 4, "UTF-8")
+    done = cli("train", data, "-m", tiny_model, "-o", tmp_path / "out")
+    failed(done, 4, "not UTF-8", "byte 3", "iconv")
+    assert "--errors" not in done.err, "which train does not have"
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_weights_before_it(
@@ -249,6 +350,12 @@ def test_a_run_is_neither_overwritten_nor_changed_when_it_goes_on(
     failed(cli("train", data, "-m", model, "-o", other), 2, "not empty")
     failed(cli("train", "-o", tmp_path / "nothing", "--resume"), 2, "there is no run")
     failed(cli("train", "-o", tmp_path / "nothing"), 2, "there is no data")
+
+
+def test_two_runs_do_not_train_in_one_directory(cli: Cli, data: Path, tmp_path: Path, tiny_model: Path) -> None:
+    out = tmp_path / "out"
+    with RunDirectory(out).locked():
+        failed(cli("train", data, "-m", tiny_model, "-o", out, *SMALL), 8, "another process trains there")
 
 
 def test_a_finished_run_says_so_when_it_is_to_go_on(cli: Cli, data: Path, tmp_path: Path, tiny_model: Path) -> None:

@@ -76,7 +76,7 @@ def test_a_command_opens_no_socket_runs_nothing_of_a_model_and_reads_nothing_out
     seen: dict[str, Any] = json.loads(report.read_text())
     assert seen["code"] == 0, done.stderr
     assert seen["sockets"] == []
-    copies = f"{os.environ['XDG_CACHE_HOME']}/gptcli/prepared"
+    copies = f"{os.environ['XDG_CACHE_HOME']}/gptcli/snapshots"
     outside = [path for path in seen["read"] if not _is_allowed(path, hostile) and not path.startswith(copies)]
     own = (str(tmp_path / "answers"), str(tmp_path / "run"))  # batch and train go on with these
     assert [path for path in outside if not path.startswith(own)] == []

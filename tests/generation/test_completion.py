@@ -35,7 +35,8 @@ class Spelling:
         return self.script[len(self.accepted) :] if self.forces else ()
 
     def fitting(self, tokens: Sequence[int]) -> int:
-        return len(tokens)
+        asked = zip(tokens, self.script[len(self.accepted) :], strict=False)
+        return next((count for count, (token, wanted) in enumerate(asked) if token != wanted), len(tokens))
 
     def allowed(self) -> TokenMask | None:
         if len(self.accepted) >= len(self.script):

@@ -203,3 +203,18 @@ def test_a_constraint_that_cannot_be_met_is_refused_before_the_weights_are_read(
     monkeypatch.setattr(LanguageModel, "load", lambda self, *given: pytest.fail("weights were read"))
     with pytest.raises(UsageError, match="#/items: not supported: not"):
         lm.generate("In", json_schema={"items": {"not": {}}})
+
+
+def test_a_mask_is_made_only_where_the_likeliest_token_is_not_allowed(
+    tiny: LanguageModel, closing: dict[int, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptcli.generation.constraints.matcher import Grammar
+
+    masks, allowed = list[bool](), Grammar.allowed
+    monkeypatch.setattr(Grammar, "allowed", lambda self: (masks.append(True), allowed(self))[1])
+    ascii = {id: 100.0 for id in range(tiny.tokenizer.size) if tiny.tokenizer.token_bytes(id).isascii()}
+    options: dict[str, Any] = {"temperature": 0.0, "max_tokens": 8, "logit_bias": ascii, "ignore_eos": True}
+    assert generated(tiny, regex="(?s).*", **options)[1].ids == generated(tiny, **options)[1].ids
+    assert not masks
+    text, finished = generated(tiny, temperature=0.0, logit_bias=closing, json_schema=SCHEMAS["person"])
+    assert 0 < len(masks) < len(finished.ids)

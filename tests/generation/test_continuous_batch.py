@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import gptcli
 from gptcli import Finished, LanguageModel, Request, TextDelta
+from gptcli.cuda.graph import RecordedSteps
 from gptcli.errors import ContextOverflow, GptcliError, NonFiniteLogits, OutOfMemory
 from gptcli.generation import continuous_batch
 from gptcli.generation.continuous_batch import ContinuousBatch
@@ -22,6 +23,9 @@ from gptcli.kernels.tensors import library
 from gptcli.runtime import device_plan
 from gptcli.runtime.engine import Extended, Extension
 from gptcli.settings import SamplingConfig
+from tests.cuda.recorder import record
+from tests.parity.reference import make_of_family
+from tests.parity.test_families import ROWS
 from tests.tiny import CONFIG, make_model, make_weights
 
 _LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 3.0, 4.0]}
@@ -32,16 +36,26 @@ CONFIGS: dict[str, dict[str, Any]] = {
 BEGINNINGS = [[], list(range(3, 40)), [*range(3, 30), *range(60, 72)], list(range(90, 110))]
 
 
-@pytest.fixture(scope="module", params=["kernels", "windows", "borders", "torch"])
+IN_TORCH = ["torch", "windows in torch", "borders in torch", "recorded", "qwen3_next", "deepseek_v3"]
+
+
+@pytest.fixture(scope="module", params=["kernels", "windows", "borders", *IN_TORCH])
 def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LanguageModel]:
-    kernels = None if request.param == "torch" else library()
-    if request.param != "torch" and kernels is None:
+    kernels = None if request.param in IN_TORCH else library()
+    if request.param not in IN_TORCH and kernels is None:
         pytest.skip("the kernels are not built here")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device_plan, "kernels", lambda: kernels)
         patch.setattr(continuous_batch, "STEP_TOKENS", 24)
-        path = make_model(tmp_path_factory.mktemp(request.param), **CONFIGS.get(request.param, {}))
-        yield gptcli.load(path, device="cpu", dtype="fp32", ctx_size=64)
+        path = tmp_path_factory.mktemp("model")
+        if row := next((row for row in ROWS if row.title == request.param), None):
+            make_of_family(path, row.model_type, **row.config)
+        else:
+            make_model(path, **CONFIGS.get(request.param.split()[0], {}))
+        lm = gptcli.load(path, device="cpu", dtype="fp32", ctx_size=64)
+        if request.param == "recorded":
+            lm.torch_engine()._recorded = RecordedSteps(lm.torch_engine().decoder, record)
+        yield lm
 
 
 def outcome(events: Iterator[TextDelta | Finished | GptcliError]) -> tuple[Any, ...]:
@@ -152,7 +166,9 @@ def test_a_common_beginning_is_run_once_and_a_prompt_waits_for_it(
     asked = [Request([*common, last, 7], max_tokens=2, seed=1, ignore_eos=True) for last in (50, 51, 52)]
     found = finished(lm, asked)
     assert [own[1] for own in found] == [alone(lm, request)[1] for request in asked]
-    if lm.engine.shares_steps and not any(part.window for part in lm.engine.new_cache()._parts):
+    if not lm.folder.architecture.config.keeps_states and not any(
+        attention.window for attention in lm.folder.architecture.config.attentions
+    ):
         assert steps == [[24], [18], [1, 2, 2], [1, 1]]
 
 
@@ -168,7 +184,8 @@ def test_no_text_waits_for_longer_than_a_step_while_others_are_prefilled(
     for count in range(2, 8):
         batch.step()
         assert len(drawing.completion.ids) == count
-    assert steps[:3] == [[1, 23], [1, 23], [1, 14, 9]]
+    last = 13 if lm.folder.architecture.config.keeps_states else 14  # a state waits before a prompt's last token
+    assert steps[:3] == [[1, 23], [1, 23], [1, last, 23 - last]]
     assert max(map(sum, steps)) <= 24
 
 

@@ -97,9 +97,41 @@ def all_texts(compiler: Compiler, seeds: int = 40, **form: Any) -> set[str]:
         ({"grammar": 'start: "a" b\nb: "c" | "d"'}, {"ac", "ad"}),
         ({"grammar": 'root ::= "a" b\nb ::= "c" | "d"'}, {"ac", "ad"}),
         ({"grammar": "start: /<x>/ // <|end|>"}, {"<x>"}),
+        ({"grammar": '?start: A\nA: "a"'}, {"a"}),
+        ({"grammar": '// A grammar\n\n%import common.DIGIT\nstart: DIGIT "::=" /[b-c]/'}, None),
+        ({"grammar": '# A grammar\n\nroot ::= a-b\na-b ::= "c" | "d"'}, {"c", "d"}),
         ({"choices": ["yes", "no"]}, {"yes", "no"}),
         ({"json_schema": True}, None),
         ({"json_schema": {"enum": [[1, {"a": None}], "x"]}}, {'[1, {"a": null}]', '"x"'}),
+        ({"json_schema": {"pattern": "^[[a]$", "type": "string"}}, {'"a"', '"["'}),
+        ({"json_schema": {"pattern": r"^\[[a&&~]]$", "type": "string"}}, {'"[a]"', '"[&]"', '"[~]"'}),
+        ({"json_schema": {"oneOf": [{"const": 1}, {"const": 2}]}}, {"1", "2"}),
+        (
+            {"json_schema": {"oneOf": [{"$ref": "#/$defs/a"}, {"type": "null"}], "$defs": {"a": {"const": 1}}}},
+            {"1", "null"},
+        ),
+        (
+            {
+                "json_schema": {
+                    "oneOf": [{"type": "integer", "minimum": 5}, {"maximum": 4, "minimum": 4, "type": "integer"}],
+                    "maximum": 5,
+                }
+            },
+            {"4", "5"},
+        ),
+        (
+            {
+                "json_schema": {
+                    "type": "object",
+                    "propertyNames": {"enum": ["a"]},
+                    "maxProperties": 1,
+                    "additionalProperties": {"const": 1},
+                }
+            },
+            {"{}", '{"a": 1}'},
+        ),
+        ({"json_schema": {"type": "array", "uniqueItems": False, "items": {"const": 1}, "maxItems": 1}}, {"[]", "[1]"}),
+        ({"json_schema": {"type": "integer", "format": "int32", "minimum": 2**31 - 2}}, {"2147483646", "2147483647"}),
     ],
 )
 def test_a_form_describes_these_texts(compiler: Compiler, form: dict[str, Any], texts: set[str] | None) -> None:
@@ -137,6 +169,8 @@ def test_without_an_end_a_text_ends_where_nothing_may_follow() -> None:
         ({"regex": "(abc"}, "regex: unclosed group"),
         ({"regex": r"(a)\1"}, "regex: backreferences are not supported"),
         ({"regex": r"[^\s\S]"}, "regex: no text can meet it"),
+        ({"regex": r"\ba\b"}, "regex: not supported: \\b"),
+        ({"regex": "^a$\n^b$"}, "regex: not supported: ^ or $ amid an expression"),
         ({"grammar": "start: other"}, 'grammar: line 1, column 8: unknown name: "other"'),
         ({"grammar": "start: <|end|>"}, "grammar: <|end|> is a token, and a grammar can describe text alone"),
         ({"grammar": "start: <[0]>"}, "grammar: <[0]> is a token, and a grammar can describe text alone"),
@@ -160,6 +194,18 @@ def test_without_an_end_a_text_ends_where_nothing_may_follow() -> None:
         (
             {"json_schema": {"prefixItems": [{}, {"oneOf": [{"type": "number"}, {"type": "integer"}]}]}},
             "json-schema: #/prefixItems/1: not supported: oneOf where a value may meet two of its schemas",
+        ),
+        (
+            {"json_schema": {"enum": [2**53 + 1]}},
+            "json-schema: #: not supported: enum 9007199254740993, which is no double",
+        ),
+        (
+            {"json_schema": {"items": {"minimum": 1e300}}},
+            "json-schema: #/items: not supported: minimum 1e+300, which is no double",
+        ),
+        (
+            {"json_schema": {"type": "object", "minProperties": 2, "required": ["a"]}},
+            "json-schema: #: not supported: minProperties 2 with fewer required",
         ),
         (
             {"json_schema": {"x-guidance": {"lenient": True}, "items": {"not": {}}}},
@@ -198,6 +244,24 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
         {"json_schema": {"allOf": [{"type": "integer", "multipleOf": prime} for prime in (9973, 9967)]}},
         "not supported: multipleOf",
     ),
+    "many primes": (
+        {"json_schema": {"anyOf": [{"type": "integer", "multipleOf": 20_011 + 2 * i} for i in range(50)]}},
+        "not supported: multipleOf",
+    ),
+    "many patterns of names": (
+        {"json_schema": {"patternProperties": {f"^a{i}x": {} for i in range(400)}}},
+        "too large",
+    ),
+    "a pattern that counts far": ({"json_schema": {"pattern": "^a{1000000}$"}}, "too large"),
+    "a regex that counts far": ({"regex": "(a{1000}){1000}"}, "too large"),
+    "choices to compare": (
+        {"json_schema": {"anyOf": [{"oneOf": [{"const": i} for i in range(100)]} for _ in range(90)]}},
+        "not supported: oneOf",
+    ),
+    "choices that go round": (
+        {"json_schema": {"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}] * 9}}, "oneOf": [{"$ref": "#/$defs/a"}] * 2}},
+        "not supported: oneOf",
+    ),
     "patterns that exclude each other": (
         {"json_schema": {"allOf": [{"type": "string", "pattern": f"(a|b)*a(a|b){{{i}}}"} for i in range(8, 20)]}},
         "too complex",
@@ -211,6 +275,55 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "a large regex": ({"regex": "x" * 10_000_000}, "too large"),
     "many choices": ({"choices": [str(number) for number in range(200_000)]}, "too large"),
 }
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        [{"const": 1}, {"const": 1.0}],
+        [{"type": "integer", "maximum": 4}, {"type": "number", "minimum": 4}],
+        [{"enum": ["a"]}, {"type": "string", "pattern": "^a"}],
+        [{"$ref": "#/$defs/missing"}, {"type": "null"}],
+        [{"required": ["a"]}, {"required": ["b"]}],
+        [{"anyOf": [{"type": "null"}, {"type": "string"}]}, {"type": "null"}],
+        [
+            {"type": "object", "required": ["a"], "properties": {"b": {"const": 1}}},
+            {"type": "object", "properties": {"b": {"const": 2}}},
+        ],
+    ],
+)
+def test_choices_that_a_value_may_both_meet_are_refused(choices: list[Any]) -> None:
+    schema = {"$defs": {"missing": True}, "oneOf": choices}
+    assert refusal(json_schema=schema).endswith("not supported: oneOf where a value may meet two of its schemas")
+
+
+FORMATS = {
+    "date": ("2024-02-29 2000-02-29 0001-01-31", "2023-02-29 1900-02-29 0000-01-01 2024-04-31 2024-13-01"),
+    "time": ("23:59:59Z 00:00:00.5+01:30", "24:00:00Z 12:00:00 12:60:00Z"),
+    "date-time": ("2024-02-29T10:00:00Z", "2023-02-29T10:00:00Z 2024-02-29"),
+    "uri-reference": ("http://a.b/c?d#e /a/b a/b?c #d ../a", "http://[ a:b//c:// %zz a|b"),
+    "uri-template": ("http://a.b/{c}{?d,e*} {+a:3} a", "{ {a {a:0} }"),
+    "json-pointer": ("/a/~0b~1/0 /", "a /~2"),
+    "relative-json-pointer": ("0# 1/a 12/b/c", "/a 01/a #"),
+    "ipvanyaddress": ("1.2.3.4 ::1 fe80::1 1:2:3:4:5:6:7:8", "1.2.3.256 1:2:3 1::2::3"),
+    "ipv4network": ("10.0.0.0/8 1.2.3.4/32", "10.0.0.1/8 1.2.3.4"),
+    "ipv6interface": ("::1/128", "::1/129"),
+    "base64": ("YWJj YWI= YQ==", "YWJ Y==="),
+    "hostname": ("a.b-c.d localhost", "-a a..b a_b " + "a." * 127 + "a"),
+    "url": ("https://a.b/c", "a b"),
+    "uuid4": ("123e4567-e89b-42d3-a456-426614174000", "123"),
+    "path": ("/a/b.txt anything", ""),
+}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_format_allows_its_texts(compiler: Compiler, format: str) -> None:
+    tokenizer = made("llama3")[1]
+    good, bad = FORMATS[format]
+    for text in (good + " " + bad).split():
+        constraint = compiler.constraint(ConstraintConfig(json_schema={"type": "string", "format": format}))
+        tokens = tokenizer.encode(f'"{text}"', add_special=False)
+        assert (constraint.fitting(tokens) == len(tokens)) == (text in good.split()), text
 
 
 NODE = {"type": "object", "properties": {"next": {"$ref": "#"}}}
@@ -279,7 +392,7 @@ def test_a_hostile_constraint_is_refused(name: str) -> None:
     [
         {"json_schema": {"type": "array", "items": {"type": "null"}, "minItems": 10**9}},
         {"json_schema": {"type": "string", "minLength": 10**9}},
-        {"json_schema": {"type": "integer", "minimum": 0, "maximum": 10**300}},
+        {"json_schema": {"type": "integer", "minimum": 0, "maximum": 10**18}},
         {"json_schema": {"enum": [f"v{number}" for number in range(10_000)]}},
         {"json_schema": {"$defs": {"n": {"items": {"$ref": "#/$defs/n"}}}, "$ref": "#/$defs/n"}},
         {

@@ -11,12 +11,14 @@ import pytest
 
 import gptcli
 from gptcli import Finished, LanguageModel, TextDelta
+from gptcli.cuda.graph import RecordedSteps
 from gptcli.errors import ContextOverflow, GptcliError, UsageError
 from gptcli.generation.steps import SharedSteps
 from gptcli.kernels.tensors import library
 from gptcli.runtime import device_plan as device
 from gptcli.runtime import torch_engine as engine
 from gptcli.settings import SamplingConfig, StopConfig
+from tests.cuda.recorder import record
 
 PROMPT = list(range(3, 40))
 # Ends at different lengths, if the end of text is not ignored.
@@ -24,14 +26,17 @@ VARIED = SamplingConfig(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, logit_bi
 Outcome = tuple[bytes, Finished | GptcliError]
 
 
-@pytest.fixture(scope="module", params=["torch", "kernels"])
+@pytest.fixture(scope="module", params=["torch", "recorded", "kernels"])
 def lm(request: pytest.FixtureRequest, tiny_model: Path) -> LanguageModel:
     kernels = library() if request.param == "kernels" else None
     if request.param == "kernels" and kernels is None:
         pytest.skip("the kernels are not built here")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "kernels", lambda: kernels)
-        return gptcli.load(tiny_model, device="cpu", dtype="fp32", ctx_size=64)
+        lm = gptcli.load(tiny_model, device="cpu", dtype="fp32", ctx_size=64)
+        if request.param == "recorded":
+            lm.torch_engine()._recorded = RecordedSteps(lm.torch_engine().decoder, record)
+        return lm
 
 
 def outcome(events: Iterator[TextDelta | Finished]) -> Outcome:
@@ -117,13 +122,14 @@ def test_more_than_fit_into_a_step_take_turns_and_run_the_prompt_once(
 ) -> None:
     monkeypatch.setattr(engine, "MOST_ROWS", 3)
     prefilled, steps = list[int](), steps_of(lm, monkeypatch)
-    run = lm.engine._run_program if lm.engine.shares_steps else lm.engine.prefill
-    if lm.engine.shares_steps:
-        monkeypatch.setattr(
-            lm.engine, "_run_program", lambda texts: prefilled.extend(len(text.tokens) for text in texts) or run(texts)
-        )
-    else:
+    if lm.engine.records_rows:
+        run = lm.engine.prefill
         monkeypatch.setattr(lm.engine, "prefill", lambda ids, *rest: prefilled.append(len(ids)) or run(ids, *rest))
+    else:
+        extend = lm.engine.extend
+        monkeypatch.setattr(
+            lm.engine, "extend", lambda texts: prefilled.extend(len(text.tokens) for text in texts) or extend(texts)
+        )
     samplings = VARIED.for_samples(7)
     got = together(lm, samplings, StopConfig())
     assert prefilled[0] == len(PROMPT) and set(prefilled[1:]) == {1}

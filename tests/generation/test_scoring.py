@@ -19,6 +19,8 @@ from gptcli.generation.score_result import Score
 from gptcli.generation.scoring import windows
 from gptcli.runtime import torch_engine as engine_module
 from gptcli.runtime.engine import Extension, TokenScore
+from tests.parity.reference import make_of_family
+from tests.parity.test_families import ROWS
 from tests.tiny import TEXT, make_model
 
 
@@ -230,15 +232,19 @@ PROMPTS = [
 ]
 
 
-@pytest.fixture(params=["kernels", "torch", "bos"])
-def many(
-    request: pytest.FixtureRequest, tiny: LanguageModel, with_bos: LanguageModel, monkeypatch: pytest.MonkeyPatch
-) -> LanguageModel:
+@pytest.fixture(scope="module")
+def with_states(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    row = next(row for row in ROWS if row.title == "qwen3_next")
+    path = make_of_family(tmp_path_factory.mktemp("models") / "states", row.model_type, **row.config)
+    return gptcli.load(path, device="cpu", dtype="fp32")
+
+
+@pytest.fixture(params=["tiny", "with_bos", "with_states"])
+def many(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> LanguageModel:
     """A model, whose steps hold a part of the texts."""
     monkeypatch.setattr(scoring, "_STEP_TOKENS", 40)
-    if request.param == "torch":
-        monkeypatch.setattr(type(tiny.engine), "shares_steps", False)
-    return with_bos if request.param == "bos" else tiny
+    lm: LanguageModel = request.getfixturevalue(request.param)
+    return lm
 
 
 def figures(score: Score) -> tuple[object, ...]:

@@ -73,6 +73,12 @@ def written(case: Case, reference: Reference, path: Path, **changes: Any) -> Pat
     return file
 
 
+def chosen(title: str, path: Path) -> tuple[Case, Reference]:
+    """The case of this title, and its reference, written below a path."""
+    case = next(case for case in CASES if case.title == title)
+    return case, write_reference(path / "reference", case.model_type, **case.config)
+
+
 def test_logits_are_those_of_transformers(
     case: Case, reference: Reference, wanted: torch.Tensor, tmp_path: Path
 ) -> None:
@@ -134,8 +140,7 @@ def rewritten(tensors: dict[str, np.ndarray], layout: str) -> Iterator[tuple[str
 def test_other_layouts_of_tensors_have_the_same_logits(
     title: str, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = next(case for case in CASES if case.title == title)
-    reference = write_reference(tmp_path / "reference", case.model_type, **case.config)
+    case, reference = chosen(title, tmp_path)
     plain = model_writer.tensors_of
     monkeypatch.setattr(model_writer, "tensors_of", lambda *given: dict(rewritten(plain(*given), layout)))
     file = written(case, reference, tmp_path)
@@ -145,8 +150,7 @@ def test_other_layouts_of_tensors_have_the_same_logits(
 
 
 def test_layers_that_predict_further_ahead_stay_unread(tmp_path: Path) -> None:
-    case = next(case for case in CASES if case.title == "deepseek2")
-    reference = write_reference(tmp_path / "reference", case.model_type, **case.config)
+    case, reference = chosen("deepseek2", tmp_path)
     ahead = replace(case, tensors={"blk.4.nextn.eh_proj.weight": np.ones((4, 4), np.float32)})
     file = written(ahead, reference, tmp_path, block_count=5, nextn_predict_layers=1)
     assert relative_error(engine_of(file).logits(IDS), reference.logits(IDS)) < TOLERANCE
@@ -160,8 +164,7 @@ def test_layers_that_predict_further_ahead_stay_unread(tmp_path: Path) -> None:
 def test_groups_that_an_old_file_does_not_name_are_known_by_its_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = next(case for case in CASES if case.title == "deepseek2")
-    reference = write_reference(tmp_path / "reference", case.model_type, **case.config)
+    case, reference = chosen("deepseek2", tmp_path)
     file = written(case, reference, tmp_path, expert_group_count=None, expert_group_used_count=None)
     assert relative_error(engine_of(file).logits(IDS), reference.logits(IDS)) > 10 * TOLERANCE
     monkeypatch.setattr(latent_attention, "_GROUPS", {(4, 8): (4, 2)})
@@ -179,15 +182,13 @@ def test_groups_that_an_old_file_does_not_name_are_known_by_its_size(
 def test_latent_attention_is_read_as_it_is_known_or_refused(
     field: str, value: object, message: str, tmp_path: Path
 ) -> None:
-    case = next(case for case in CASES if case.title == "deepseek2")
-    reference = write_reference(tmp_path / "reference", case.model_type, **case.config)
+    case, reference = chosen("deepseek2", tmp_path)
     with pytest.raises(UnsupportedArchitecture, match=message):
         ModelFolder.open(written(case, reference, tmp_path, **{field: value}))
 
 
 def test_a_llama4_has_the_chunks_and_scales_that_its_file_leaves_out(tmp_path: Path) -> None:
-    case = next(case for case in CASES if case.title == "llama4")
-    reference = write_reference(tmp_path / "reference", case.model_type, **case.config)
+    case, reference = chosen("llama4", tmp_path)
     file = ModelFolder.open(written(case, reference, tmp_path))
     assert file.architecture.config == ModelFolder.open(reference.path).architecture.config
     with pytest.raises(UnsupportedArchitecture, match="sliding_window"):
@@ -247,8 +248,7 @@ def test_models_that_read_images_get_text_alone_with_a_note(tmp_path: Path) -> N
     ids=["multipliers that are missing", "a model without RoPE"],
 )
 def test_what_a_file_leaves_open_is_refused(title: str, field: str, value: object, tmp_path: Path) -> None:
-    case = next(case for case in CASES if case.title == title)
-    reference = write_reference(tmp_path / "reference", case.model_type, **case.config)
+    case, reference = chosen(title, tmp_path)
     with pytest.raises(UnsupportedArchitecture, match=field):
         ModelFolder.open(written(case, reference, tmp_path, **{field: value}))
 

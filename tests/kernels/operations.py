@@ -17,10 +17,9 @@ class Attention(Structure):
     """kernels.h's Attention."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("queries", "keys", "values", "sinks", "out")),
+        *((name, c_void_p) for name in ("queries", "keys", "values", "sinks", "slopes", "out")),
         *((name, c_int64) for name in ("kind", "heads", "kv_heads", "head_dim", "room", "start", "length")),
-        ("scale", c_float),
-        ("softcap", c_float),
+        *((name, c_float) for name in ("scale", "softcap", "rounded")),
     ]
 
 
@@ -28,11 +27,10 @@ class Passage(Structure):
     """kernels.h's Passage."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("queries", "sinks", "keys", "values", "out")),
-        *((name, c_int64) for name in ("tokens", "first", "window", "kind", "heads", "kv_heads", "head_dim")),
-        *((name, c_int64) for name in ("room", "query_stride")),
-        ("scale", c_float),
-        ("softcap", c_float),
+        *((name, c_void_p) for name in ("queries", "sinks", "slopes", "keys", "values", "out")),
+        *((name, c_int64) for name in ("tokens", "first", "window", "chunked", "dropped", "kind", "heads")),
+        *((name, c_int64) for name in ("kv_heads", "head_dim", "room", "query_stride")),
+        *((name, c_float) for name in ("scale", "softcap", "rounded")),
         ("arithmetic", c_int64),
     ]
 
@@ -92,8 +90,8 @@ class Operations(Library):
         assert 0 <= start and 0 < length and start + length <= room and (sinks is None or sinks.shape == (heads,))
         out, stored = torch.empty(heads, head_dim), [stored_as(kind, keys), stored_as(kind, values)]
         attention = Attention(
-            queries.data_ptr(), stored[0].data_ptr(), stored[1].data_ptr(), address(sinks), out.data_ptr(),
-            CACHE_KINDS.index(kind), heads, kv_heads, head_dim, room, start, length, scale, softcap or 0.0,
+            queries.data_ptr(), stored[0].data_ptr(), stored[1].data_ptr(), address(sinks), None, out.data_ptr(),
+            CACHE_KINDS.index(kind), heads, kv_heads, head_dim, room, start, length, scale, softcap or 0.0, 0.0,
         )  # fmt: skip
         assert self._c.gptcli_attention(byref(attention), 1) == 0
         return out
@@ -117,9 +115,9 @@ class Operations(Library):
         out = torch.empty(tokens, heads, head_dim)
         stored = [stored_as(kind, keys), stored_as(kind, values)]
         passage = Passage(
-            address(queries), address(sinks), stored[0].data_ptr(), stored[1].data_ptr(), address(out),
-            tokens, positions - tokens, window, CACHE_KINDS.index(kind), heads, kv_heads, head_dim,
-            positions, heads * head_dim, 1.0, softcap, get_args(Arithmetic).index(arithmetic),
+            address(queries), address(sinks), None, stored[0].data_ptr(), stored[1].data_ptr(), address(out),
+            tokens, positions - tokens, window, 0, 0, CACHE_KINDS.index(kind), heads, kv_heads, head_dim,
+            positions, heads * head_dim, 1.0, softcap, 0.0, get_args(Arithmetic).index(arithmetic),
         )  # fmt: skip
         assert self._c.gptcli_passage(byref(passage)) == 0
         return out

@@ -111,11 +111,8 @@ def every_way(engine: TorchEngine) -> Tensor:
     prompt = engine.prefill(IDS[:-8], cache)
     assert prompt is not None
     logits = [prompt[None], engine.decode(IDS[-8], cache)[None], torch.stack(list(engine.step(IDS[-7:], cache)))]
-    if engine.shares_steps:
-        copies = [Extension(engine.copy_of(cache, cache.length), [token]) for token in IDS[:5]]
-        logits.append(torch.stack([own for [own] in engine.extend(copies)]))
-    else:
-        logits.append(torch.stack(list(engine.rows(cache, 5).step(IDS[:5]))))
+    copies = [Extension(engine.copy_of(cache, cache.length), [token]) for token in IDS[:5]]
+    logits.append(torch.stack([own for [own] in engine.extend(copies)]))
     return torch.cat([*logits, engine.logits(IDS)])
 
 

@@ -15,7 +15,7 @@ from gptcli.model.config import LatentAttentionConfig, NormConfig, RopeConfig
 from gptcli.settings import SamplingConfig, StopConfig
 from tests.chat.test_session import counted_prefills, finish
 from tests.parity.reference import write_reference
-from tests.parity.test_families import DEEPSEEK, GROUPS, IDS, SCORED_YARN, engine_of, relative_error
+from tests.parity.test_families import DEEPSEEK, GROUPS, IDS, SCORED_YARN, engine_of, needed_library, relative_error
 from tests.tiny import make_model
 
 REPEATED = "In a small town there lived a clockmaker. In a small town there lived a clockmaker. In a"
@@ -70,6 +70,13 @@ def test_only_latents_are_cached(path: Path) -> None:
         assert keys.shape == (1, 1, cache.capacity, 24 + 8)
         assert values.shape == (1, 1, cache.capacity, 0)
     assert engine.cache_bytes(10) == 4 * 10 * (24 + 8) * 4
+
+
+def test_a_program_caches_only_latents(path: Path) -> None:
+    program = engine_of(path, library=needed_library())._program
+    assert program is not None
+    [layout] = program.program.layouts
+    assert layout.planes == [4 * (24 + 8)] * 4
 
 
 def test_samples_are_what_each_would_be_alone(lm: LanguageModel) -> None:

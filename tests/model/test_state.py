@@ -6,47 +6,67 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 
 import gptcli
 import gptcli.model.delta_net
 import gptcli.model.mamba2
+from gptcli import Finished
+from gptcli.errors import OutOfMemory
 from gptcli.generation.speculation import PromptLookup
 from gptcli.generation.steps import SingleSteps
-from gptcli.model.cache import KVCache
+from gptcli.kernels.tensors import Library
 from gptcli.model.decoder import Decoder
-from gptcli.runtime.engine import never_cancelled, no_progress
-from gptcli.runtime.torch_engine import TorchEngine
+from gptcli.runtime.engine import Extension, never_cancelled, no_progress
+from gptcli.runtime.program_cache import ProgramCache
+from gptcli.runtime.torch_engine import TextCache, TorchEngine
+from gptcli.settings import SamplingConfig, StopConfig
 from tests.parity.reference import write_reference
-from tests.parity.test_families import IDS, ROWS, engine_of, relative_error
+from tests.parity.test_families import IDS, ROWS, engine_of, needed_library, relative_error
 from tests.tiny import make_model
 
 KINDS = ("lfm2", "mamba2", "falcon_h1", "qwen3_next")
 
 
+@pytest.fixture(scope="module", params=["torch", "kernels"])
+def library(request: pytest.FixtureRequest) -> Library | None:
+    return needed_library() if request.param == "kernels" else None
+
+
 @pytest.fixture(scope="module", params=KINDS)
-def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
+def engine(
+    request: pytest.FixtureRequest, library: Library | None, tmp_path_factory: pytest.TempPathFactory
+) -> TorchEngine:
     row = next(row for row in ROWS if row.title == request.param)
-    return engine_of(write_reference(tmp_path_factory.mktemp("model"), row.model_type, **row.config).path)
+    path = write_reference(tmp_path_factory.mktemp("model"), row.model_type, **row.config).path
+    return engine_of(path, library=library)
 
 
 def afresh(engine: TorchEngine, text: list[int]) -> Tensor:
     return engine.logits(text)[-1]
 
 
-def cached(engine: TorchEngine, text: list[int]) -> KVCache:
-    cache: Any = engine.new_cache()
+def cached(engine: TorchEngine, text: list[int]) -> TextCache:
+    cache = engine.new_cache()
     engine.prefill(text, cache)
     return cache
 
 
-def goes_on(engine: TorchEngine, cache: KVCache, text: list[int]) -> bool:
+def goes_on(engine: TorchEngine, cache: TextCache, text: list[int]) -> bool:
     """Whether a cache goes on with what a text has beyond it as a fresh run of the text does."""
     assert cache.tokens == text[: cache.length]
     logits = engine.prefill(text[cache.length :], cache)
     assert logits is not None
     return relative_error(logits, afresh(engine, text)) < 1e-5
+
+
+def tokenized(tmp_path: Path, title: str) -> Path:
+    """A model with a tokenizer."""
+    row = next(row for row in ROWS if row.title == title)
+    path = write_reference(tmp_path / "model", row.model_type, **(row.config | {"vocab_size": 320})).path
+    for file in make_model(tmp_path / "tiny").glob("tokenizer*.json"):
+        file.rename(path / file.name)
+    return path
 
 
 def test_a_prompt_that_is_run_again_runs_its_last_token_only(engine: TorchEngine) -> None:
@@ -85,10 +105,11 @@ def test_nothing_is_lost_where_nothing_is_cut(engine: TorchEngine) -> None:
 
 
 def test_few_marks_are_kept_far_apart_and_the_newest_among_them(engine: TorchEngine) -> None:
-    cache: Any = engine.new_cache()
+    cache = engine.new_cache()
     for start in range(0, 48, 3):
         engine.prefill(IDS[start : start + 3], cache)
-    lengths = [mark.length for mark in cache.states._marks]
+    marks = cache._marks if isinstance(cache, ProgramCache) else cache.states._marks
+    lengths = [length for length, _ in marks._marks]
     assert len(lengths) == 4 and lengths[-1] == 47
     assert all(later - earlier < 24 for earlier, later in zip([0, *lengths], lengths, strict=False))
     for length in (lengths[1] + 1, lengths[0]):
@@ -98,17 +119,32 @@ def test_few_marks_are_kept_far_apart_and_the_newest_among_them(engine: TorchEng
 
 def test_a_step_that_fails_halfway_changes_nothing(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = cached(engine, IDS[:20])
+    run = Library.run
 
-    def failing(self: Decoder, hidden: Tensor) -> Tensor:
+    def failing(*arguments: Any) -> Tensor:
+        if len(arguments) == 3:
+            run(*arguments)
         raise MemoryError
 
     with monkeypatch.context() as patch:
         patch.setattr(Decoder, "logits", failing)
-        with pytest.raises(MemoryError), torch.inference_mode():
-            engine.decoder.logits(engine.decoder(torch.tensor([[5]]), cache))
+        patch.setattr(Library, "run", failing)
+        with pytest.raises(OutOfMemory):
+            engine.decode(5, cache)
     assert goes_on(engine, cache, IDS[:22])
 
 
+def test_copies_go_their_own_ways_and_the_prompt_can_be_continued_after_them(engine: TorchEngine) -> None:
+    cache = cached(engine, IDS[:20])
+    copies = [engine.copy_of(cache, 20) for _ in range(3)]
+    for tokens in ([5, 6, 7], [8, 9, 10]):
+        step = [Extension(copy, [token]) for copy, token in zip(copies, tokens, strict=True)]
+        for copy, [logits] in zip(copies, engine.extend(step), strict=True):
+            assert relative_error(logits, afresh(engine, copy.tokens)) < 1e-5
+    assert goes_on(engine, cache, IDS[:25])
+
+
+@pytest.mark.parametrize("library", ["torch"], indirect=True)  # a program has no rows of one cache
 def test_rows_go_their_own_ways_and_the_prompt_can_be_continued_after_them(engine: TorchEngine) -> None:
     cache = cached(engine, IDS[:20])
     rows = engine.rows(cache, 3)
@@ -143,10 +179,7 @@ def test_choices_after_one_prompt_do_not_run_it_again(engine: TorchEngine, monke
 
 @pytest.mark.parametrize("title", KINDS)
 def test_a_conversation_that_goes_back_answers_as_one_that_never_went_there(tmp_path: Path, title: str) -> None:
-    row = next(row for row in ROWS if row.title == title)
-    path = write_reference(tmp_path, row.model_type, **(row.config | {"vocab_size": 320})).path
-    for file in make_model(tmp_path / "tiny").glob("tokenizer*.json"):
-        file.rename(path / file.name)
+    path = tokenized(tmp_path, title)
 
     def conversation() -> Any:
         session = gptcli.load(path, device="cpu", dtype="fp32", quantize="none").session()
@@ -181,3 +214,19 @@ def test_nothing_is_drafted_and_the_text_is_the_same(engine: TorchEngine) -> Non
         assert relative_error(logits[0], afresh(engine, text[:-1])) < 1e-5
         logits = steps.after([text])
     assert steps.drafted == 0
+
+
+def test_samples_run_their_prompt_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed_library()
+    lm = gptcli.load(tokenized(tmp_path, "qwen3_5"), device="cpu", dtype="fp32")
+    engine = lm.torch_engine()
+    run, ran = engine._run_texts, list[int]()
+    monkeypatch.setattr(
+        engine, "_run_texts", lambda texts: ran.extend(len(text.tokens) for text in texts) or run(texts)
+    )
+    prompt = lm.tokenizer.encode(
+        "In a small town there lived a clockmaker. The clockmaker had 3 clocks, and 12 small bells. 1 2 3 4"
+    )
+    streams = lm.streams(prompt, SamplingConfig(seed=1).for_samples(3), StopConfig(max_tokens=4, ignore_eos=True))
+    assert len([event for events in streams for event in events if isinstance(event, Finished)]) == 3
+    assert ran[0] == len(prompt) - 1 and set(ran[1:]) == {1}

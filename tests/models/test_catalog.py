@@ -13,13 +13,13 @@ from gptcli.checkpoint.folder import ModelFolder
 from gptcli.errors import ModelNotFound
 from gptcli.models.catalog import (
     DEFAULT_MODEL,
-    _hub_cache,
     find,
     find_named,
     install_root,
     local_models,
     missing_root_notes,
 )
+from gptcli.models.hub_cache import hub_cache
 from gptcli.models.locate import locate
 from tests.models.fake_hub import FakeHub
 from tests.tiny import make_model
@@ -119,8 +119,8 @@ def test_the_hubs_cache_is_where_its_client_looks(tmp_path: Path, monkeypatch: p
             monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
         client = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(client)
-        assert _hub_cache() == Path(client.HF_HUB_CACHE), values
-        places.add(_hub_cache())
+        assert hub_cache() == Path(client.HF_HUB_CACHE), values
+        places.add(hub_cache())
     assert len(places) == 1 + 2 + 2 + 3 + 2
 
 
@@ -233,7 +233,7 @@ def test_a_snapshot_that_another_process_removes_meanwhile_is_not_taken(
 
     def is_file_until_now(path: Path) -> bool:
         found = is_file(path)
-        if path.parent == removed:
+        if path.parent == removed and found:
             shutil.rmtree(removed)
         return found
 

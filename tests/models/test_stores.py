@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ import pytest
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture, UsageError
 from gptcli.generation.events import TextDelta
 from gptcli.language_model import LanguageModel
-from gptcli.models.catalog import find, local_models
+from gptcli.models.catalog import find, fingerprint, local_models, missing
+from gptcli.models.stores import StoreSettings, store_settings
 from gptcli.settings import RuntimeConfig, StopConfig
 from tests.cli.conftest import Cli
 from tests.gguf.tiny_gguf import BOS, CONTROL, TOKENS, Kind, write_gguf
@@ -30,7 +33,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     data = write_gguf(tmp_path / "tiny.gguf", Kind.Q8_0).read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     layers = [
-        {"mediaType": "application/vnd.ollama.image.template", "digest": "sha256:" + "0" * 64},
+        {"mediaType": "application/vnd.ollama.image.template", "digest": f"sha256:{digest}"},
         {"mediaType": "application/vnd.ollama.image.model", "digest": f"sha256:{digest}"},
     ]
     outside = [{"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:../../../x"}]
@@ -52,10 +55,27 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for path, content in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+    hub_gguf(tmp_path, "owner/One-GGUF", ["One-Q8_0.gguf"], data)
+    hub_gguf(tmp_path, "owner/Two-GGUF", ["Two-Q8_0.gguf", "BF16/Two-00001-of-00002.gguf", "mmproj-F16.gguf"], data)
+    (tmp_path / "huggingface/hub/models--owner--Two-GGUF/snapshots/abc/Two-Q4_0.gguf").symlink_to("../../blobs/gone")
     return home
 
 
+def hub_gguf(tmp_path: Path, name: str, files: list[str], data: bytes) -> None:
+    """A repository of GGUF files as the hub's client keeps it: links to blobs."""
+    directory = tmp_path / "huggingface/hub" / f"models--{name.replace('/', '--')}"
+    for file in files:
+        link = directory / "snapshots/abc" / file
+        link.parent.mkdir(parents=True, exist_ok=True)
+        (directory / "blobs").mkdir(exist_ok=True)
+        (directory / "blobs/whole").write_bytes(data)
+        link.symlink_to(directory / "blobs/whole")
+
+
 NAMES = [
+    "huggingface:owner/One-GGUF/One-Q8_0",
+    "huggingface:owner/Two-GGUF/BF16/Two-00001-of-00002",
+    "huggingface:owner/Two-GGUF/Two-Q8_0",
     "llama.cpp:big-00001-of-00002",
     "llama.cpp:owner_tiny",
     "lmstudio:owner/Tiny-GGUF/Tiny-Q8_0",
@@ -80,6 +100,42 @@ def test_a_model_is_found_by_its_name() -> None:
         assert find(name) is None
 
 
+@pytest.mark.parametrize(
+    "name", ["ollama:Tiny", "ollama:library/tiny", "ollama:registry.ollama.ai/library/tiny:latest"]
+)
+def test_ollamas_names_may_be_whole_or_short_in_any_case(name: str) -> None:
+    found = find(name)
+    assert found is not None and found.path.read_bytes()[:4] == b"GGUF"
+    assert store_settings(name) == store_settings("ollama:tiny:latest") != StoreSettings()
+
+
+def test_a_cached_repository_is_its_file_if_it_holds_one(tmp_path: Path) -> None:
+    found = find("owner/One-GGUF")
+    assert found is not None and found.path.name == "One-Q8_0.gguf" and found.store == "huggingface"
+    (tmp_path / "huggingface/hub/models--owner--One-GGUF/snapshots/abc/config.json").write_text("{}")
+    assert find("owner/One-GGUF") == found and [model.name for model in local_models()] == NAMES
+    assert find("owner/Two-GGUF") is None
+    several = "huggingface:owner/Two-GGUF/BF16/Two-00001-of-00002, huggingface:owner/Two-GGUF/Two-Q8_0"
+    assert missing("owner/Two-GGUF").hint == f"one of them: {several}"
+
+
+def test_a_store_that_another_user_keeps_to_himself_is_left_out_with_a_note(
+    cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = os.scandir
+
+    def kept(path: Any = ".") -> Any:
+        if str(path).startswith(str(home / ".ollama")):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", kept)
+    listed = cli("models")
+    assert listed.code == 0 and b"owner_tiny" in listed.out and b"ollama:" not in listed.out
+    assert f"note: cannot read {home / '.ollama/models'}: Permission denied" in listed.err
+    assert find("ollama:tiny") is None
+
+
 def test_they_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPTCLI_STORES", "no")
     with pytest.raises(UsageError, match="GPTCLI_STORES is on or off, not no"):
@@ -96,6 +152,40 @@ def test_the_programs_own_variables_say_where_they_are(
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "elsewhere"))
     monkeypatch.setenv("LLAMA_CACHE", str(tmp_path / "none"))
     assert find("ollama:tiny") is not None and find("llama.cpp:owner_tiny") is None
+
+
+def test_lm_studio_may_have_been_moved_and_its_models_too(home: Path, tmp_path: Path) -> None:
+    models = home / ".lmstudio/models"
+    elsewhere = tmp_path / "more/owner/Other-GGUF"
+    elsewhere.parent.mkdir(parents=True)
+    (models / "owner/Tiny-GGUF").rename(elsewhere)
+    (home / ".lmstudio/settings.json").write_text(json.dumps({"downloadsFolder": str(tmp_path / "more")}))
+    assert find("lmstudio:owner/Other-GGUF/Tiny-Q8_0") is not None
+    (home / ".lmstudio").rename(tmp_path / "studio")
+    assert find("lmstudio:owner/Other-GGUF/Tiny-Q8_0") is None
+    (home / ".lmstudio-home-pointer").write_text(f"{tmp_path / 'studio'}\n")
+    assert find("lmstudio:owner/Other-GGUF/Tiny-Q8_0") is not None
+    for broken in ("{", '{"downloadsFolder": 3}', "[]"):
+        (tmp_path / "studio/settings.json").write_text(broken)
+        assert find("lmstudio:owner/Other-GGUF/Tiny-Q8_0") is None
+    elsewhere.rename(tmp_path / "studio/models/owner/Other-GGUF")
+    assert find("lmstudio:owner/Other-GGUF/Tiny-Q8_0") is not None
+
+
+def test_llama_cpps_cache_may_be_of_repositories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "none"))
+    monkeypatch.setenv("LLAMA_CACHE", str(tmp_path / "huggingface/hub"))
+    assert find("llama.cpp:owner/Two-GGUF/Two-Q8_0") is not None and find("owner/One-GGUF") is None
+
+
+def test_a_split_file_is_as_large_as_its_parts_and_another_one_if_one_changes(home: Path) -> None:
+    split = find("llama.cpp:big-00001-of-00002")
+    assert split is not None
+    first, second = (split.path.with_name(f"big-0000{part}-of-00002.gguf") for part in (1, 2))
+    assert split.size == first.stat().st_size + second.stat().st_size > first.stat().st_size > 0
+    before = fingerprint(first)
+    second.write_bytes(second.read_bytes() + b"0")
+    assert fingerprint(first) != before
 
 
 def test_they_run_where_they_are_and_stay_as_they_are(cli: Cli, home: Path) -> None:

@@ -523,26 +523,23 @@ def test_texts_that_share_their_steps_have_the_logits_they_have_alone(
     engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_steps(monkeypatch, 4)
-    prompt = IDS[:16]
-    texts = [IDS[start:] + IDS[:start] for start in (16, 5, 30, 11)]  # what follows the prompt
+    texts = [IDS[start:] + IDS[:start] for start in (16, 5, 30, 11)]  # what follows the prompts
     alone = [engine.new_cache() for _ in texts]
-    for cache in alone:
-        engine.prefill(prompt, cache)
-    copies = [engine.copy_of(alone[0], len(prompt)) for _ in texts] if engine.shares_steps else []
-    together = None if engine.shares_steps else engine.rows(alone[0], len(texts))
+    for length, cache in zip((16, 16, 9, 3), alone, strict=True):
+        engine.prefill(IDS[:length], cache)
+    together = [engine.copy_of(cache, cache.length) for cache in alone]
     running = list(range(len(texts)))
     for step in range(48 if engine.decoder.config.rope_borders else 16):
-        if step in (5, 11):  # the first text ends, and then the one that took its row
+        if step in (5, 11):  # the first text ends
             running[0] = running.pop()
-            if together:
-                together.drop(0)
-        tokens = [texts[text][step] for text in running]
-        if together:
-            got = torch.stack(list(together.step(tokens)))
-        else:
-            step_of_all = [Extension(copies[text], [token]) for text, token in zip(running, tokens, strict=True)]
-            got = torch.stack([own for [own] in engine.extend(step_of_all)])
+        step_of_all = [Extension(together[text], [texts[text][step]]) for text in running]
         wanted = torch.stack([engine.decode(texts[text][step], alone[text]) for text in running])
+        if step == 7:  # a prompt begins beside them
+            step_of_all.insert(1, Extension(engine.new_cache(), IDS[:8]))
+            begun = engine.prefill(IDS[:8], engine.new_cache())
+            assert begun is not None
+            wanted = torch.cat([wanted[:1], begun[None], wanted[1:]])
+        got = torch.stack([own for [own] in engine.extend(step_of_all)])
         assert relative_error(got, wanted) < TOLERANCE
 
 

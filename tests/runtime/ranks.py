@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from gptcli.checkpoint.folder import ModelFolder
+from gptcli.runtime.engine import Extension
 from gptcli.runtime.loader import Loader
 from gptcli.runtime.ranks import ranks_here
+from gptcli.runtime.torch_engine import TextCache, TorchEngine
 from gptcli.settings import RuntimeConfig
 
 IDS = [7, 3, 3, 90, 41, 12, 66, 5, 28, 77, 54, 9, 31, 2, 88, 60, 17, 44, 23, 71, 8, 95, 36, 50]
 
 
+def together(engine: TorchEngine, texts: Iterable[tuple[TextCache, list[int]]]) -> torch.Tensor:
+    return torch.stack([*itertools.chain(*engine.extend([Extension(*text) for text in texts]))])
+
+
 def outputs(folder: Path, runtime: RuntimeConfig) -> dict[str, torch.Tensor]:
-    """Logits of IDS as a prompt, of one token more, of rows that share steps, and after going back."""
+    """Logits of IDS as a prompt, of one token more, of texts that share steps, and after going back."""
     engine = Loader(ModelFolder.open(folder), runtime, ctx_size=64, announced=None).load_with_torch()
-    cache = engine._new_kv_cache()
+    cache = engine.new_cache()
     prompt = engine.prefill(IDS[:20], cache)
     assert prompt is not None
-    rows = engine.rows(cache, 3)
-    shared = torch.stack([*rows.step([5, 6, 7])])
-    rows.drop(0)
-    after_drop = torch.stack([*rows.step([8, 9])])
+    caches = [engine.copy_of(cache, length) for length in (20, 20, 7)]
+    shared = together(engine, [*zip(caches, [[5], [6], IDS[7:11]], strict=True), (engine.new_cache(), IDS[:3])])
+    after_end = together(engine, zip(caches[1:], [[8], [9]], strict=True))
     cache.keep_common(IDS[:12])
     again = engine.prefill(IDS[12:], cache)
     assert again is not None
-    chunks = engine.score_tokens(IDS, engine._new_kv_cache(), IDS[1:], 96, 0)
+    chunks = engine.score_tokens(IDS, engine.new_cache(), IDS[1:], 96, 0)
     scores = torch.tensor([score.logprob for chunk in chunks for score in chunk])
-    return {"prompt": prompt, "shared": shared, "after_drop": after_drop, "again": again, "scores": scores}
+    return {"prompt": prompt, "shared": shared, "after_end": after_end, "again": again, "scores": scores}
 
 
 def main() -> None:

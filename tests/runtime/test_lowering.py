@@ -37,7 +37,7 @@ from gptcli.model.config import (
     YarnScaling,
 )
 from gptcli.model.decoder import Decoder
-from gptcli.runtime.lowering import lower
+from gptcli.runtime.lowering.decoder import lower
 from tests.parity.test_families import needed_library
 
 NORM = NormConfig(kind="rms", eps=1e-5)
@@ -52,17 +52,12 @@ SCALINGS: list[RopeScaling | None] = [
     ProportionalScaling(turned=2),
     LongRopeScaling(short=(1.0,) * 4, long=(2.0,) * 4, original_context=16, magnitude=1.0),
 ]
-NEVER_LOWERED = {
-    Alibi,
-    PositionScale,
-    LatentAttentionConfig,
-    ShortConvolutionConfig,
-    Mamba2Config,
-    DeltaNetConfig,
-    DenseAndMoeConfig,
-    LayerInputsConfig,
-    AltUpConfig,
-}
+STATES = (
+    ShortConvolutionConfig(kernel=3),
+    Mamba2Config(heads=2, head_dim=8, groups=1, state_dim=4, kernel=4),
+    DeltaNetConfig(heads=2, key_heads=1, key_dim=4, value_dim=8, kernel=4, norm=NORM),
+)
+INPUTS = LayerInputsConfig(vocab_size=32, width=8, activation="silu")
 LATENT = LatentAttentionConfig(
     heads=2,
     latent_dim=8,
@@ -135,8 +130,26 @@ def with_field(config: DecoderConfig, kind: type, value: int) -> DecoderConfig:
     return made
 
 
+def with_block(**changes: Any) -> DecoderConfig:
+    """A config with another attention, state or MLP in its blocks."""
+    config = decoder_config()
+    return replace(config, blocks=tuple(replace(block, **changes) for block in config.blocks))
+
+
+ATTENTION = decoder_config().blocks[0].attention
+assert isinstance(ATTENTION, AttentionConfig)
 KINDS = [
     *((kind, decoder_config()) for kind in (DecoderConfig, BlockConfig, AttentionConfig, MlpConfig)),
+    (
+        PositionScale,
+        with_block(attention=replace(ATTENTION, position_scale=PositionScale(beta=0.1, original_context=8))),
+    ),
+    (Alibi, with_block(attention=replace(ATTENTION, alibi=Alibi()))),
+    (LatentAttentionConfig, with_block(attention=LATENT)),
+    (DenseAndMoeConfig, with_block(mlp=DenseAndMoeConfig(dense=MLP, moe=MOE, norm=NORM))),
+    *((type(state), with_block(state=state, attention=None)) for state in STATES),
+    (LayerInputsConfig, replace(decoder_config(), layer_inputs=INPUTS)),
+    (AltUpConfig, replace(decoder_config(), altup=AltUpConfig(streams=2, active=0, laurel_rank=4))),
     *((kind, decoder_config()) for kind in (NormConfig, QkNormConfig, RopeConfig)),
     *((kind, with_mlp(decoder_config(), MOE)) for kind in (MoeConfig, MlpConfig)),
     *((type(scaling), decoder_config(scaling)) for scaling in SCALINGS if scaling is not None),
@@ -145,7 +158,7 @@ KINDS = [
 
 def test_every_kind_of_config_is_tested_here() -> None:
     kinds = {each for each in vars(configs).values() if isinstance(each, type) and is_dataclass(each)}
-    assert kinds == {kind for kind, _ in KINDS} | NEVER_LOWERED
+    assert kinds == {kind for kind, _ in KINDS}
 
 
 @pytest.mark.parametrize(("kind", "config"), KINDS)
@@ -160,17 +173,13 @@ def test_a_field_that_lowering_does_not_know_is_refused_unless_it_has_its_defaul
     "change",
     [
         lambda block: replace(block, residual="between"),
-        lambda block: replace(block, state=ShortConvolutionConfig(kernel=3)),
-        lambda block: replace(block, attention=None),
-        lambda block: replace(block, mlp=None),
-        lambda block: replace(block, mlp=replace(MOE, expert=replace(MLP, gated=False))),
         lambda block: replace(block, mlp=replace(MLP, activation="mish")),
-        lambda block: replace(block, attention=LATENT),
-        lambda block: replace(block, attention=replace(block.attention, clip=8.0)),
-        lambda block: replace(
-            block,
-            attention=replace(block.attention, position_scale=PositionScale(beta=0.1, original_context=16)),
-        ),
+        lambda block: replace(block, mlp=replace(MOE, router="sparsemixer", top_k=3)),
+        lambda block: replace(block, mlp=replace(MOE, scales_input=True, expert=replace(MLP, bias=True))),
+        lambda block: replace(block, mlp=replace(MOE, expert=replace(MLP, gate_scale=2.0))),
+        lambda block: replace(block, attention=replace(block.attention, alibi=Alibi(), softcap=5.0)),
+        lambda block: replace(block, attention=replace(block.attention, alibi=Alibi(), window=8)),
+        lambda block: replace(block, attention=replace(block.attention, alibi=Alibi(), sinks=True)),
         lambda block: replace(
             block,
             attention=replace(block.attention, qk_norm=QkNormConfig(norm=replace(NORM, bias=True), over="head")),
@@ -178,14 +187,13 @@ def test_a_field_that_lowering_does_not_know_is_refused_unless_it_has_its_defaul
     ],
     ids=[
         "residual",
-        "state",
-        "no attention",
-        "no mlp",
-        "experts without gates",
         "activation",
-        "latents",
-        "clip",
-        "position scale",
+        "sparsemixer for three",
+        "a scaled input beside a bias",
+        "a scaled gate of experts",
+        "a bound beside alibi",
+        "alibi in a window",
+        "alibi beside sinks",
         "bias of an rms norm",
     ],
 )

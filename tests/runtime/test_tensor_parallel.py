@@ -26,16 +26,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {title: write_reference(root / title, rows[title].model_type, **rows[title].config).path for title in TITLES}
 
 
+def torchrun_command(ranks: int, *arguments: str | Path) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "-m"]
+    return [*launcher, *map(str, arguments)]
+
+
 def torchrun(ranks: int, *arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        str(ranks),
-        "-m",
-        *map(str, arguments),
-    ]
+    command = torchrun_command(ranks, *arguments)
     return subprocess.run(command, capture_output=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 

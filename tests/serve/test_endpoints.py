@@ -13,6 +13,7 @@ import pytest
 import gptcli
 from gptcli import LanguageModel
 from gptcli.generation.continuous_batch import ContinuousBatch
+from gptcli.serve import responses
 from gptcli.text.messages import Message
 from tests.cli.scripted import Script, follow
 from tests.serve.conftest import CHAT, TEXT, Running, serving
@@ -129,6 +130,15 @@ def test_a_response_that_is_not_stored_cannot_be_gone_on_from(server: Running) -
     id = server.post(RESPONSES, input="hi", store=False, max_output_tokens=2).json["id"]
     assert server.post(RESPONSES, input="hi", previous_response_id=id).status == 404
     assert server.ask("GET", f"{RESPONSES}/{id}").status == 404
+
+
+def test_the_oldest_responses_go_where_there_are_too_many_bytes(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(responses, "_MOST_KEPT_BYTES", 8000)
+    tools = [{"type": "function", "name": "f", "description": "x" * 5000}]
+    ids = [server.post(RESPONSES, input="hi", tools=tools, tool_choice="none").json["id"] for _ in range(2)]
+    assert [server.ask("GET", f"{RESPONSES}/{id}").status for id in ids] == [404, 200]
 
 
 def test_a_response_takes_its_own_output_back(server: Running) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import select
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gptcli import LanguageModel
+from gptcli.serve import server as server_module
 from gptcli.serve import transport
 from gptcli.serve.guards import Access
 from gptcli.serve.server import listen
@@ -108,6 +111,19 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(guarded: Running)
         assert client.recv(100).startswith(b"HTTP/1.1 413")
 
 
+def test_bodies_that_are_too_large_together_are_refused_until_there_is_room(guarded: Running) -> None:
+    head = f"POST {TEXT} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\nContent-Length: 990\r\n\r\n"
+    clients = [socket.create_connection(("127.0.0.1", guarded.port)) for _ in range(5)]
+    for client in clients:
+        client.sendall(head.encode() + b" " * 900)
+    answer = b"".join(client.recv(100) for client in select.select(clients, [], [], 20)[0])
+    assert answer.startswith(b"HTTP/1.1 429")
+    assert guarded.post(TEXT, KEY, prompt="x" * 500).headers["retry-after"] == "1"
+    for client in clients:
+        client.close()
+    until(lambda: guarded.post(TEXT, KEY, prompt="x", max_tokens=1).status == 200)
+
+
 def test_headers_that_are_too_large_and_what_is_no_http_are_refused(server: Running) -> None:
     for data in (
         b"GET / HTTP/1.1\r\nHost: localhost\r\na: " + b"x" * 70_000,
@@ -144,9 +160,12 @@ def begun(server: Running, *, stream: bool = True) -> socket.socket:
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("half", [True, False])
-def test_a_client_that_leaves_ends_its_answer(busy: Running, stream: bool, half: bool) -> None:
+@pytest.mark.parametrize("after", [b"", b"\r\n", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+def test_a_client_that_leaves_ends_its_answer(busy: Running, stream: bool, half: bool, after: bytes) -> None:
     client = begun(busy, stream=stream)
     until(lambda: busy.service.runner.open == 3)
+    client.sendall(after)
+    time.sleep(0.05)  # so that it is read by itself
     client.shutdown(socket.SHUT_WR) if half else client.close()
     until(lambda: busy.service.runner.open == busy.service.runner.waiting == 0)
     until(lambda: any(" 499 " in line for line in busy.lines))
@@ -168,6 +187,27 @@ def test_a_client_that_is_too_slow_is_given_up(busy: Running, monkeypatch: pytes
     with socket.create_connection(("127.0.0.1", busy.port)) as client:
         client.sendall(f"POST {TEXT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{{".encode())
         assert client.recv(100).startswith(b"HTTP/1.1 408")
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+def test_a_client_whose_request_does_not_come_is_given_up(
+    busy: Running, monkeypatch: pytest.MonkeyPatch, before: bytes
+) -> None:
+    monkeypatch.setattr(server_module, "_HEADER_S", 0.2)
+    with socket.create_connection(("127.0.0.1", busy.port), timeout=20) as client:
+        client.sendall(before + b"GET /hea")
+        received = b"".join(iter(lambda: client.recv(1000), b""))  # until the server closes
+    assert received.count(b"HTTP/1.1 200") == bool(before)
+
+
+def test_connections_that_ask_nothing_keep_nobody_out(busy: Running) -> None:
+    asking = begun(busy)
+    until(lambda: busy.service.runner.open == 3)
+    idle = [socket.create_connection(("127.0.0.1", busy.port)) for _ in range(300)]  # the server takes 200
+    assert busy.post(TEXT, prompt="a", max_tokens=1).status == 200
+    assert busy.service.runner.open == 3
+    for client in (*idle, asking):
+        client.close()
 
 
 def test_the_log_and_the_metrics_have_nothing_of_what_is_said(server: Running) -> None:

@@ -98,7 +98,7 @@ def test_a_long_text_takes_the_whole_vocabulary(tmp_path: Path) -> None:
 
 
 def snapshot_path() -> Path:
-    [path] = (Path(os.environ["XDG_CACHE_HOME"]) / "gptcli" / "prepared").glob("*.tokenizer")
+    [path] = (Path(os.environ["XDG_CACHE_HOME"]) / "gptcli" / "snapshots").glob("*.tokenizer")
     return path
 
 
@@ -133,7 +133,7 @@ def let_others_write(model: Path) -> None:
 
 
 def switch_off(model: Path) -> None:
-    os.environ["GPTCLI_PREPARED"] = "off"
+    os.environ["GPTCLI_SNAPSHOTS"] = "off"
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def switch_off(model: Path) -> None:
 def test_a_kept_tokenizer_is_not_used_after_anything_has_changed(
     tmp_path: Path, change: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GPTCLI_PREPARED", "on")
+    monkeypatch.setenv("GPTCLI_SNAPSHOTS", "on")
     model = save("llama3", tmp_path / "model")
     assert is_partial(kept(model)[1])
     assert callable(change)

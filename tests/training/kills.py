@@ -13,6 +13,7 @@ import os
 import random
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,6 @@ from gptcli.training.checkpoints import RunDirectory
 from tests.kills import Loss, die, main, was_killed
 from tests.tiny import TEXT, make_model
 
-_LATEST_S = 1.2  # a process is killed within this time after its start
 _LAST_WRITE = 24
 _OPTIONS = ("--block-size", "16", "--learning-rate", "0.01", "--save-every", "2", "--threads", "1", "-q")
 _NEW = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
@@ -78,11 +78,14 @@ def die_in_write(number: int, share: float) -> None:
     checkpoints._flush = dying_flush
 
 
-def train(arguments: Sequence[str], dice: random.Random | None) -> bool:
-    """Trains in a fork of this process. Returns whether it was killed; never without dice."""
+def train(arguments: Sequence[str], dice: random.Random | None, latest_s: float = 0.0) -> bool:
+    """Trains in a fork of this process. Returns whether it was killed; never without dice.
+
+    latest_s: it is killed within this time after its start.
+    """
     in_write = dice is not None and dice.random() < 0.5
     number, share, moment = (
-        (dice.randint(1, _LAST_WRITE), dice.random(), dice.uniform(0, _LATEST_S)) if dice else (0, 0.0, 0.0)
+        (dice.randint(1, _LAST_WRITE), dice.random(), dice.uniform(0, latest_s)) if dice else (0, 0.0, 0.0)
     )
 
     def work() -> int:
@@ -126,15 +129,16 @@ def kill(kills: int, dice: random.Random, directory: Path) -> Report:
         "full": ("-m", str(model), "--full"),
         "new": ("--new", str(config), "--vocab-size", "280"),
     }
-    wanted = {}
+    wanted, seconds = {}, {}
     for name, way in ways.items():
+        begun = time.monotonic()
         train(["train", str(data), *way, "-o", str(directory / name), *_OPTIONS], None)
-        wanted[name] = made(directory / name)
+        wanted[name], seconds[name] = made(directory / name), time.monotonic() - begun
     out = directory / "out"
     while report.kills < kills:
         name = dice.choice(list(ways))
         arguments = ["train", str(data), *ways[name], "-o", str(out), "--resume", *_OPTIONS]
-        while report.kills < kills and train(arguments, dice):
+        while report.kills < kills and train(arguments, dice, seconds[name]):
             report.kills += 1
             report.torn += any(path.name.endswith(".part") for path in out.rglob("*"))
             report.checkpoints += check_checkpoints(out)

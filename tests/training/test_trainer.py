@@ -9,19 +9,34 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from gptcli.cli.app import run
 from gptcli.training.checkpoints import RunDirectory
 from gptcli.training.corpus import TRAIN, Corpus
 from tests.parity.reference import write_reference
-from tests.parity.test_families import GPT
+from tests.parity.test_families import ROWS
 from tests.tiny import TEXT, make_tokenizer
 
 OPTIONS = [
     "--full", "--block-size", "16", "-b", "3", "--epochs", "2", "--learning-rate", "0.01", "--eval-share", "0.1",
     "--weight-decay", "0.1", "--warmup", "2", "--seed", "7",
 ]  # fmt: skip
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    (file := tmp_path / "data.txt").write_text(TEXT * 4)
+    return file
+
+
+def write_model(path: Path, title: str) -> Path:
+    row = next(row for row in ROWS if row.title == title)
+    off = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0) if row.model_type == "gpt2" else {}
+    model = write_reference(path, row.model_type, **row.config | off | {"vocab_size": 320}).path
+    make_tokenizer().save(str(model / "tokenizer.json"))
+    return model
 
 
 def trained(model: Path, data: Path, out: Path, *options: str) -> list[float]:
@@ -85,16 +100,11 @@ def their_losses(model: Path, rows: Rows, out: Path) -> list[float]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    ("model_type", "config"),
-    [("gpt2", GPT | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}), ("llama", {})],
-)
+@pytest.mark.parametrize("title", ["gpt2", "llama", "qwen3", "gemma3", "phi3", "mixtral"])
 def test_every_step_has_the_loss_of_the_trainer(
-    model_type: str, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    title: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = write_reference(tmp_path / "model", model_type, **config | {"vocab_size": 320}).path
-    make_tokenizer().save(str(model / "tokenizer.json"))
-    (data := tmp_path / "data.txt").write_text(TEXT * 4)
+    model = write_model(tmp_path / "model", title)
     kept: list[Rows] = []
     finish: Callable[[RunDirectory], None] = RunDirectory.finish
 
@@ -109,3 +119,20 @@ def test_every_step_has_the_loss_of_the_trainer(
     assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-4
     in_parts = trained(model, data, tmp_path / "parts", "--micro-batch", "2", "--save-memory")
     assert max(abs(a - b) for a, b in zip(ours, in_parts, strict=True)) < 1e-4
+
+
+def test_bf16_learns_as_fp32_does_and_keeps_its_weights_and_moments_in_fp32(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, saved = write_model(tmp_path / "model", "llama"), tmp_path / "bf16"
+    exact = trained(model, data, tmp_path / "fp32")
+    monkeypatch.setattr(RunDirectory, "finish", lambda directory: None)  # its checkpoints stay
+    rounded = trained(model, data, saved, "--dtype", "bf16", "--save-every", "2")
+    apart = [abs(a - b) for a, b in zip(exact, rounded, strict=True)]
+    assert 0 < max(apart) < 0.05
+    directory = RunDirectory(saved)
+    read, _ = directory.load(directory.steps()[-1])
+    for tensors in (load_file(saved / "model.safetensors"), read("weights.safetensors"), read("optimizer.safetensors")):
+        assert {value.dtype for value in tensors.values()} == {torch.float32}
+    name, after = next(iter(read("weights.safetensors").items()))
+    assert not torch.equal(after, after.bfloat16().float()), f"{name} was rounded"

@@ -11,6 +11,7 @@ from dataclasses import replace
 from gptcli.checkpoint.families.gemma import FOUR_NORMS
 from gptcli.checkpoint.families.layer_configs import (
     activation,
+    check_shared,
     full_every,
     windows,
     with_attention,
@@ -82,6 +83,7 @@ def gemma4_text(hf: HfConfig, tensors: Collection[str]) -> Architecture:
         "sliding_attention": (llama_head_dim(hf, 256), hf.heads_of("num_key_value_heads")),
         "full_attention": _full_heads(hf, types),
     }
+    check_shared(hf.heads_of("num_attention_heads"), heads["full_attention"][1])
     ropes = {kind: hf.rope_of_layer_type(kind, dim, 10_000.0) for kind, (dim, _) in heads.items()}
     config = with_attention_per_layer(
         config,
@@ -115,7 +117,7 @@ def _full_heads(hf: HfConfig, types: Sequence[object]) -> tuple[int, int]:
         kv_heads = hf.heads_of("num_global_key_value_heads", kv_heads)
     hf.ignore("num_global_key_value_heads")
     if not hf.has("per_layer_config"):
-        return dim, _shared_evenly(hf, kv_heads)
+        return dim, kv_heads
     usual, found = (llama_head_dim(hf, 256), hf.heads_of("num_key_value_heads")), set()
     own = hf.sections_by_layer("per_layer_config")
     for layer, kind in enumerate(types):
@@ -128,15 +130,7 @@ def _full_heads(hf: HfConfig, types: Sequence[object]) -> tuple[int, int]:
             raise BrokenCheckpoint(f"config.json: per_layer_config: {layer}: heads of sliding layers must be alike")
     if len(found) != 1:
         raise BrokenCheckpoint("config.json: per_layer_config: heads of full layers must be alike")
-    dim, kv_heads = found.pop()
-    return dim, _shared_evenly(hf, kv_heads)
-
-
-def _shared_evenly(hf: HfConfig, kv_heads: int) -> int:
-    heads = hf.heads_of("num_attention_heads")
-    if heads % kv_heads:
-        raise BrokenCheckpoint(f"config.json: {heads} attention heads cannot share {kv_heads} key-value heads evenly")
-    return kv_heads
+    return found.pop()
 
 
 def _with_mlps(config: DecoderConfig, mlps: Sequence[MlpConfig | DenseAndMoeConfig]) -> DecoderConfig:

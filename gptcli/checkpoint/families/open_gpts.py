@@ -109,7 +109,7 @@ def codegen(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 
 def falcon(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """Falcon: attention and MLP in parallel, behind one norm or two; one key-value head, or a few; RoPE or ALiBi."""
+    """Falcon: attention and MLP in parallel, after one norm or two; one key-value head, or a few; RoPE or ALiBi."""
     fields = Fields(_hidden(hf), "num_attention_heads", "num_hidden_layers", "max_position_embeddings")
     new, parallel = hf.flag("new_decoder_architecture", False), hf.flag("parallel_attn", True)
     multi_query, bias = hf.flag("multi_query", True), hf.flag("bias", False)

@@ -33,7 +33,7 @@ def arcee(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 
 def nanochat(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """nanochat: norms without weights, also of the embedding and behind RoPE, which turns backward; a softcap."""
+    """nanochat: norms without weights, also of the embedding and after RoPE, which turns backward; a softcap."""
     norm = replace(rms(hf, 1e-6), weight=False)
     mlp = llama_mlp(hf, act=activation(hf, "hidden_act", "relu2"), gated=False)
     config = llama_config(hf, norm=norm, mlp=mlp, rope=replace(llama_rope(hf), backward=True))

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from gptcli.chat.session import Event, Session, TurnsDropped
+from gptcli.chat.session import ReplyEvent, Session, TurnsDropped
 from gptcli.chat.storage import SessionFile, delete_session, last_model, session_names
 from gptcli.cli import options
 from gptcli.cli.config_file import configured
@@ -231,7 +231,7 @@ def _answer_lines(run: RunOptions, conversation: ChatSession, lines: Iterator[st
     load_model(lm, activity)
     activity.close()
 
-    def answers(text: str, cancelled: Cancelled) -> Iterator[Iterator[Event]]:
+    def answers(text: str, cancelled: Cancelled) -> Iterator[Iterator[ReplyEvent]]:
         yield conversation.successor().send(text, cancelled=cancelled)
 
     write_answers(run, lm, lines, answers, sampling, settings.stopping)
@@ -263,7 +263,7 @@ def _answer(run: RunOptions, conversation: ChatSession, questions: Sequence[str]
 
 
 def _written(
-    run: RunOptions, reply: Iterator[Event], conversation: ChatSession, sink: StdoutSink, activity: ProgressLine
+    run: RunOptions, reply: Iterator[ReplyEvent], conversation: ChatSession, sink: StdoutSink, activity: ProgressLine
 ) -> Finished:
     """Writes a reply as it comes, or as a JSON object, and returns how it ended."""
     pieces = list[bytes]()

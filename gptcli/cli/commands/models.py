@@ -37,6 +37,7 @@ from gptcli.models.catalog import (
     missing,
     missing_root_notes,
 )
+from gptcli.models.stores import unreadable_stores
 from gptcli.settings import RuntimeConfig, SamplingConfig
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def models(
     print_records(found, as_json, _list_row)
     if as_json:
         return
-    for note in missing_root_notes():
+    for note in [*missing_root_notes(), *unreadable_stores()]:
         print_note(note)
     for entry in found:
         if entry["error"]:

@@ -52,7 +52,7 @@ class DataOptions:
     eval: Annotated[str | None, _data_option("Held-out data. (default: a share of DATA)", metavar="FILE")] = None
     eval_share: Annotated[float, _data_option("The share of DATA that is held out; 0 is none.")] = _DEFAULTS.eval_share
     format: Annotated[
-        Literal["auto", "text", "jsonl", "csv"], _data_option("What DATA holds; auto: by each file's ending.")
+        Literal["auto", "text", "jsonl", "json", "csv"], _data_option("What DATA holds; auto: by each file's ending.")
     ] = _DEFAULTS.format
     block_size: Annotated[int, _data_option("Tokens of a sequence.")] = _DEFAULTS.block_size
     truncate: Annotated[bool, _data_option("Cut examples that are longer.", "--truncate")] = False
@@ -86,6 +86,9 @@ class ModelOptions:
     threads: Annotated[int | None, _model_option("CPU threads. (default: one a core)", min=1)] = None
     save_memory: Annotated[
         bool, _model_option("Compute each layer twice instead of keeping what it computed.", "--save-memory")
+    ] = False
+    fsdp: Annotated[
+        bool, _model_option("Share every weight out among the processes of torchrun; each holds a part.", "--fsdp")
     ] = False
     offline: options.Offline = False
 
@@ -171,9 +174,12 @@ def train(
         raise UsageError("there is no data", "gptcli train notes.txt -o OUT, or --resume to go on with a run")
     typed = _typed(context)
     asked = _settings(expanded(data or ()), groups, typed)
+    ranks = ranks_here()
+    if asked.fsdp and ranks is None:
+        raise UsageError("--fsdp needs several processes", "torchrun --nproc-per-node 2 -m gptcli train ... --fsdp")
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # see gptcli/runtime/loader.py
     check_room_for_torch()
-    leads = (ranks := ranks_here()) is None or ranks.rank == 0
+    leads = ranks is None or ranks.rank == 0
     with ProgressLine(quiet=run.quiet or not leads) as activity, ExitStack() as stack:
         with deadly(activity.erase):
             from gptcli.training.checkpoints import RunDirectory

@@ -307,4 +307,4 @@ def _turn_count(session: ChatSession) -> str:
 
 
 def _text_of(path: str) -> str:
-    return read_text(Path(os.path.expanduser(path)), Decoding("strict", MAX_INPUT, print_prompt_note))
+    return read_text(Path(os.path.expanduser(path)), Decoding("strict", MAX_INPUT, print_prompt_note, has_option=False))

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from gptcli.chat.session import Event, TurnsDropped
+from gptcli.chat.session import ReplyEvent, TurnsDropped
 from gptcli.chat.storage import SessionFile
 from gptcli.cli.repl.answer_display import AnswerDisplay, DisplaySettings, dropped_note
 from gptcli.cli.repl.background_load import BackgroundLoad
@@ -101,7 +101,7 @@ class Repl:
         """Asks the user to edit a line. Raises EOFError for Ctrl-D."""
         return self._input.read(prompt, default)
 
-    def answer(self, ask: Callable[..., Iterator[Event]]) -> None:
+    def answer(self, ask: Callable[..., Iterator[ReplyEvent]]) -> None:
         """Shows the reply that a method of the session yields. Ctrl-C ends it, and keeps what came so far."""
         finished: Finished | None = None
         answer: AnswerDisplay | None = None
@@ -221,7 +221,7 @@ class Repl:
             name, *argument = text[1:].split(maxsplit=1) or [""]
             command = find(name, self.commands)
             if argument and not command.arguments:
-                raise UsageError(f"/{command.name} takes nothing behind it")
+                raise UsageError(f"/{command.name} takes no arguments")
             command.run(self, *argument or [""])
         elif text:
             message = typed.lstrip()[1:] if text.startswith("//") else typed

@@ -73,7 +73,7 @@ def _columns(sessions: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def _taken(sessions: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> int:
-    """Columns of the terminal that these take, with the gaps behind them."""
+    """Columns of the terminal that these take, with the gaps after them."""
     return sum(2 + max([width(key), *(width(str(session[key])) for session in sessions)]) for key in columns)
 
 

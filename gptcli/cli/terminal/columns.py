@@ -58,7 +58,7 @@ def wrapped(text: str, columns: int) -> str:
 
 
 def hanging(head: str, text: str, columns: int) -> str:
-    """A text behind a head, with its further lines below its first one."""
+    """A text after a head; its further lines are indented to its first."""
     start = width(head)
     return head + wrapped(text, columns - start).replace("\n", "\n" + " " * start)
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from gptcli.cli.batch.input_lines import InputLines
 from gptcli.cli.prompt_input import Decoding, TextBlocks, unless_dash
 from gptcli.errors import InputError
 from gptcli.training.documents import Document, Text, document_of
 
-Format = Literal["auto", "text", "jsonl", "csv"]
-_ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
+Format = Literal["auto", "text", "jsonl", "json", "csv"]
+_ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv"}
+_BLOCK = 1 << 16
+_BLANK = " \t\r\n"
 
 
 def expanded(names: Sequence[str]) -> list[str]:
@@ -42,12 +46,85 @@ def documents_of(
             path = Path(name)
             kind = _ENDINGS.get(path.suffix.lower(), "text") if format == "auto" else format
             if kind == "text":
-                yield Text(TextBlocks(unless_dash(path), Decoding("strict", None, note)), name)
+                decoding = Decoding("strict", None, note, has_option=False)
+                yield Text(TextBlocks(unless_dash(path), decoding), name)
                 continue
-            for line in InputLines(path, max_line, note, csv=kind == "csv"):
-                where = f"{name}: {'row' if kind == 'csv' else 'line'} {line.number}"
-                if isinstance(line.fields, InputError):
-                    raise InputError(f"{where}: {line.fields.message}", line.fields.hint)
-                yield document_of(line.fields, where)
+            left = dict[str, None]()
+            for where, fields in _records(path, kind, max_line, note):
+                if isinstance(fields, InputError):
+                    raise InputError(f"{where}: {fields.message}", fields.hint)
+                document, known = document_of(fields, where)
+                left |= dict.fromkeys(field for field in fields if field not in known)
+                yield document
+            if left:
+                note(f"nothing is learned of {', '.join(left)[:200]}: {name}")
 
     return read
+
+
+def _records(
+    path: Path, kind: str, max_line: int, note: Callable[[str], None]
+) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
+    """The objects of a file, with where they are."""
+    if kind == "json" and str(path) != "-" and _is_list(path):
+        for number, element in enumerate(_elements(path, max_line), 1):
+            where = f"{path}: element {number}"
+            yield where, element if isinstance(element, dict) else InputError("it is no object")
+        return
+    for line in InputLines(path, max_line, note, csv=kind == "csv"):
+        yield f"{path}: {'row' if kind == 'csv' else 'line'} {line.number}", line.fields
+
+
+def _is_list(path: Path) -> bool:
+    """Whether a file holds one JSON list. Others of that ending hold an object a line."""
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            while block := file.read(_BLOCK):
+                if begun := block.lstrip(_BLANK):
+                    return begun[0] == "["
+    except OSError as error:
+        raise InputError(f"cannot open: {path}: {error.strerror}") from None
+    return False
+
+
+def _elements(path: Path, limit: int) -> Iterator[Any]:
+    """The elements of a JSON list, read one after another. limit: the most characters of one. Raises InputError."""
+    decode = json.JSONDecoder().raw_decode
+    with path.open("rb") as file:
+        texts = codecs.getreader("utf-8-sig")(file)
+        rest, number, more, wanted = "", 0, True, _BLOCK
+
+        def fill() -> None:
+            nonlocal rest, more
+            try:
+                block = texts.read(wanted)
+            except UnicodeDecodeError:
+                raise InputError(f"not UTF-8: {path}: after element {number}") from None
+            rest, more = rest + block, bool(block)
+
+        while more and not rest.strip(_BLANK):
+            fill()
+        rest = rest.lstrip(_BLANK)[1:]
+        while True:
+            rest = rest.lstrip(_BLANK)
+            if number and rest.startswith(","):
+                rest = rest[1:].lstrip(_BLANK)
+            if rest.startswith("]"):
+                return
+            try:
+                element, end = decode(rest)
+                if end == len(rest) and more:  # a number could go on
+                    raise ValueError
+            except ValueError:
+                if not more:
+                    raise InputError(f"not JSON: {path}: element {number + 1}") from None
+                if len(rest) > limit:
+                    raise InputError(
+                        f"too large: {path}: element {number + 1} has more than {limit} characters, or is no JSON",
+                        "raise the limit with --max-input",
+                    ) from None
+                fill()
+                wanted *= 2
+                continue
+            yield element
+            rest, number, wanted = rest[end:], number + 1, _BLOCK

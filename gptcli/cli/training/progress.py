@@ -9,7 +9,7 @@ from gptcli.cli.batch.progress import duration
 from gptcli.cli.json_records import json_line
 from gptcli.cli.terminal.stderr import ProgressLine
 from gptcli.cli.terminal.stdout import StdoutSink
-from gptcli.training.events import Evaluated, Event, Sampled, Step, event_record
+from gptcli.training.events import Evaluated, Sampled, Step, TrainingEvent, event_record
 
 if TYPE_CHECKING:
     from gptcli.training.loop import Training
@@ -25,7 +25,7 @@ class TrainingProgress:
         self._losses, self._tokens, self._seconds = list[float](), 0, 0.0
         self._held_out: float | None = None
 
-    def took(self, event: Event) -> None:
+    def took(self, event: TrainingEvent) -> None:
         """Shows one event."""
         if self._sink is not None:
             self._sink.write(json_line(event_record(event)))

@@ -17,7 +17,7 @@ def endless_reference(schema: Mapping[str, Any]) -> str | None:
     if any(isinstance(part.get("$id"), str) for part in parts(schema) if part is not schema):
         return None
     references = {part["$ref"] for part in parts(schema) if isinstance(part.get("$ref"), str)}
-    targets = {reference: target for reference in references if (target := _target(schema, reference))}
+    targets = {reference: found for reference in references if (found := target(schema, reference))}
     endless, unseen = set(targets), list(targets)
     waiting = defaultdict[str, list[str]](list)  # by what each is blocked by
     while unseen:
@@ -66,7 +66,7 @@ def parts(schema: object) -> Iterator[Mapping[str, Any]]:
             yield from parts(each)
 
 
-def _target(schema: object, reference: str) -> object:
+def target(schema: object, reference: str) -> object:
     """What a pointer within the document points to; None if it points to nothing."""
     if reference != "#" and not reference.startswith("#/"):
         return None

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import UsageError
 from gptcli.generation.constraints.endless_schemas import endless_reference, parts
+from gptcli.generation.constraints.schema_rewrites import original_path, rewritten
 from gptcli.settings import ConstraintConfig
 
 if TYPE_CHECKING:
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 
 _LONGEST = 256 << 10  # characters; llguidance takes seconds, or a gigabyte, only for more
 _MOST_PAIRS = 1500**2  # of properties or choices beside each other, which llguidance compares: a second
+_EXACT, _LARGEST = 2**53, 10**300  # all integers up to the first are doubles
+_MOST_EXPANDED = 250_000  # characters
 _MOST_STATES = 250_000  # for multipleOf: a second
-_PROBED = 1 << 20  # characters of schemas that are tried to find the place of an error
+_PROBED = 1 << 18  # characters of schemas that are tried to find the place of an error
 _STACK = 256 << 20  # bytes, of which only those in use take memory; llguidance recurses into each reference
 _STACK_LOCK = threading.Lock()
 # JSON on one line, spelled as Python's json does: more of it is forced, and whitespace cannot go on for ever.
@@ -40,8 +43,12 @@ _JSON: JsonCompileOptions = {
     "lenient": False,  # would ignore keywords
 }
 _SCHEMA_MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions"})
+_GBNF_RULE = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
 _LARK_TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)+/|(?://|#).*|(<[^\s<>]+>)')
+_REGEX_PART = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{(?P<counts>[0-9]{1,18}(?:,[0-9]{0,18})?)\}|.", re.DOTALL)
 _REASONS = (
+    (r".*lookarounds not supported yet; Word.*", r"not supported: \\b"),
+    (r".*lookarounds not supported yet.*", "not supported: ^ or $ amid an expression"),
     (r'Unimplemented keys: \["(.*)"\]', r"not supported: \1"),
     (r"oneOf constraints are not supported.*", "not supported: oneOf where a value may meet two of its schemas"),
     (r"Resource '(.*?)' is not present.*", r"$ref: another document: \1"),
@@ -132,16 +139,19 @@ def reason_of(error: str) -> str:
 def _of_regex(text: str) -> str:
     from llguidance import regex_to_lark
 
+    _check_length("regex", text)
+    if (size := _expanded(text)) > _MOST_EXPANDED:
+        raise UsageError(f"regex: too large: {size} characters, once it is spelled out")
     # \d is 0-9, as in JSON Schema. An empty expression cannot be spelled.
     return _checked("regex", f"start: /{regex_to_lark(text, 'd')}/" if text else 'start: ""')
 
 
 def _of_grammar(text: str) -> str:
     _check_length("grammar", text)
-    from llguidance.gbnf_to_lark import any_to_lark
+    from llguidance.gbnf_to_lark import gbnf_to_lark
 
     try:
-        lark = any_to_lark(text)
+        lark = gbnf_to_lark(text) if _GBNF_RULE.search(text) else text
     except RecursionError:
         raise UsageError("grammar: too deeply nested") from None
     except Exception as error:  # its classes are not promised
@@ -183,14 +193,16 @@ def _of_schema(text: str) -> str:
         if not isinstance(schema, dict):
             raise UsageError(f"json-schema: a schema is an object, not {json.dumps(schema)[:40]}")
         _check_costs(schema)
-        grammar = _schema_grammar(schema)
+        _check_numbers(schema)
+        new = rewritten(schema)
+        grammar = _schema_grammar(new)
     except RecursionError:
         raise UsageError("json-schema: too deeply nested") from None
     except ValueError as error:  # of json, or of llguidance, which nests less deeply
         deep = "recursion limit" in str(error)
         raise UsageError(f"json-schema: {'too deeply nested' if deep else f'not JSON: {error}'}") from None
     if failure := _error_of(grammar):
-        raise UsageError(f"json-schema: #{_path_of(failure, schema)}: {reason_of(failure)}")
+        raise UsageError(f"json-schema: #{original_path(_path_of(failure, new), schema)}: {reason_of(failure)}")
     if (endless := endless_reference(schema)) is not None:
         raise UsageError(f"json-schema: {endless}: no text can meet it: it requires itself, and never ends")
     return grammar
@@ -204,6 +216,8 @@ def _schema_grammar(schema: dict[str, Any]) -> str:
 
 def _path_of(error: str, schema: dict[str, Any]) -> str:
     """The path of the innermost schema that fails for the same reason by itself."""
+    if len(places := list(_places_of(error, schema))) == 1:
+        return places[0]
     named = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
     path, found, probed = "", True, 0
     while found:
@@ -217,6 +231,15 @@ def _path_of(error: str, schema: dict[str, Any]) -> str:
                 path, schema, found = f"{path}/{step}", inner, True
                 break
     return path
+
+
+def _places_of(error: str, schema: dict[str, Any], path: str = "") -> Iterator[str]:
+    """The paths of the schemas with the keywords, or the format, that an error names."""
+    if match := re.match(r'Unimplemented keys: \["(.*)"\]|Unknown format: (.*)', error):
+        if schema.get("format") == match[2] if match[2] else schema.keys() >= set(match[1].split('", "')):
+            yield path
+        for step, inner in _inner_schemas(schema):
+            yield from _places_of(error, inner, f"{path}/{step}")
 
 
 def _inner_schemas(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -233,12 +256,37 @@ def _inner_schemas(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]
         yield from ((f"{key}/{name}", each) for name, each in inner if isinstance(each, dict))
 
 
+def _check_numbers(schema: dict[str, Any], path: str = "") -> None:
+    """Raises UsageError for numbers that llguidance rounds, and numbers of members that it cannot count."""
+    for key in ("const", "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
+        for number in _numbers_in(schema.get(key)):
+            if abs(number) > _EXACT and not (abs(number) < _LARGEST and Fraction(str(number)) == float(number)):
+                raise UsageError(f"json-schema: #{path}: not supported: {key} {str(number)[:40]}, which is no double")
+    least, required = schema.get("minProperties", 0), schema.get("required", ())
+    if isinstance(least, int) and least > max(1, len(required) if isinstance(required, list) else 0):
+        raise UsageError(f"json-schema: #{path}: not supported: minProperties {least} with fewer required")
+    for step, inner in _inner_schemas(schema):
+        _check_numbers(inner, f"{path}/{step}")
+
+
+def _numbers_in(value: object) -> Iterator[int | float]:
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, list | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _numbers_in(each)
+
+
 def _check_costs(schema: dict[str, Any]) -> None:
     """Raises UsageError for a short schema that would take long."""
     everything = list(parts(schema))
     pairs, divisors = len({str(part.get("$ref")) for part in everything}) ** 2, [1]
     for part in everything:
-        for key in ("properties", "patternProperties", "anyOf", "oneOf", "enum"):
+        if isinstance(patterns := part.get("patternProperties"), dict):
+            pairs += 1000 * len(patterns) ** 2
+        if (size := _expanded(part.get("pattern"))) > _MOST_EXPANDED:
+            raise UsageError(f"json-schema: too large: a pattern of {size} characters, once it is spelled out")
+        for key in ("properties", "anyOf", "oneOf", "enum"):
             group = part.get(key)
             if isinstance(group, dict) or (
                 isinstance(group, list) and not all(isinstance(each, str) for each in group)
@@ -249,10 +297,26 @@ def _check_costs(schema: dict[str, Any]) -> None:
             divisors.append(Fraction(str(divisor)).numerator)
     if pairs > _MOST_PAIRS:
         raise UsageError("json-schema: too large: too many properties, choices or references")
-    if not any("allOf" in part for part in everything):
-        divisors = [max(divisors, key=_states)]
-    if _states(together := math.lcm(*divisors)) > _MOST_STATES:
+    together = math.lcm(*divisors) if any("allOf" in part for part in everything) else max(divisors, key=_states)
+    if max(_states(together), sum(map(_states, set(divisors)))) > _MOST_STATES:
         raise UsageError(f"json-schema: not supported: multipleOf {together}")
+
+
+def _expanded(pattern: object) -> int:
+    """About how long a regular expression is, once its counts are spelled out."""
+    sizes, last = [0], 0  # of the groups around, and of what a count would repeat
+    for part in _REGEX_PART.finditer(pattern if isinstance(pattern, str) else ""):
+        if part[0] == "(":
+            sizes.append(0)
+        elif part[0] == ")":
+            last = sizes.pop() if len(sizes) > 1 else 0
+            sizes[-1] += last
+        elif part["counts"]:
+            sizes[-1] += last * (max(map(int, re.findall("[0-9]+", part["counts"]))) - 1)
+        else:
+            last = 1
+            sizes[-1] += last
+    return sum(sizes)
 
 
 def _states(divisor: int) -> int:

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 _MOST_COMPILED = 16  # constraints
+# What tokens often are: where all of a kind may come next, llguidance need not look at each. Its own, and lower case.
+_SLICES = [
+    r"[a-z]{1,16}",
+    r" [a-z]{1,16}",
+    r'[^"\\\x00-\x1F\x7F]{1,10}',
+    r'[^"\\\x00-\x1F\x7F]{1,30}',
+    r'[^"\\\x00-\x1F\x7F]+',
+]
 
 
 class _Tokens:
@@ -97,7 +105,7 @@ class Compiler:
         from llguidance import LLTokenizer
 
         tokens = _Tokens(self._tokenizer, self._stop_ids)
-        made = LLTokenizer(tokens, eos_token=tokens.eos_ids)  # type: ignore[arg-type]  # as in `_byte_tokenizer`
+        made = LLTokenizer(tokens, eos_token=tokens.eos_ids, slices=_SLICES)  # type: ignore[arg-type]  # as there
         tokens.greedy = made.greedy_tokenize
         return made
 
@@ -146,6 +154,7 @@ class AfterThoughts:
     def __init__(self, inner: Constraint, tokenizer: Tokenizer, closing: bytes, stop_ids: frozenset[int]) -> None:
         self._inner, self._tokenizer, self._closing = inner, tokenizer, closing
         self._tail: bytes | None = b""  # of the thoughts; None once they are closed
+        self._stop_ids = stop_ids
         self._mask = (ctypes.c_uint32 * mask_words(tokenizer.size))(*[2**32 - 1] * mask_words(tokenizer.size))
         for id in stop_ids:
             if id < tokenizer.size:
@@ -165,11 +174,13 @@ class AfterThoughts:
         return self._inner.forced() if self._tail is None else ()
 
     def fitting(self, tokens: Sequence[int]) -> int:
-        """See `Constraint.fitting`: among thoughts, drafts may not go beyond their end."""
+        """See `Constraint.fitting`: among thoughts, tokens may not go beyond their end."""
         if self._tail is None:
             return self._inner.fitting(tokens)
         tail = self._tail
         for count, token in enumerate(tokens, 1):
+            if token in self._stop_ids:
+                return count - 1
             tail += self._tokenizer.token_bytes(token)
             if self._closing in tail:
                 return count

@@ -45,6 +45,7 @@ class NativeSampler:
     def __init__(self, library: Functions, config: SamplingConfig, vocabulary: int, banned: frozenset[int]) -> None:
         assert native_can_sample(config)
         self.seed = random_seed() if config.seed is None else config.seed
+        self.repeats = config.greedy and not config.bans
         self._library, self._config, self._random = library, config, Random(self.seed)
         biased = [token for token, _ in config.logit_bias]
         # Draw has only the addresses of these arrays, so that they must live as long.

@@ -17,7 +17,7 @@ class RecordingSampler:
     vocabulary, banned: the other's. alternatives: how many of the likeliest tokens are recorded with each.
     """
 
-    records = True
+    records, repeats = True, False
 
     def __init__(
         self,

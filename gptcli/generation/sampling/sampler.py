@@ -20,6 +20,8 @@ class Sampler(Protocol):
 
     records: bool
     """Whether `sample` records how each token was drawn."""
+    repeats: bool
+    """Whether `sample` draws the same again from the same: greedily, without a state."""
 
     @property
     def seed(self) -> int:

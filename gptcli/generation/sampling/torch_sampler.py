@@ -35,6 +35,7 @@ class TorchSampler:
         explain: bool = False,
     ) -> None:
         self.records = explain or logprobs is not None
+        self.repeats = config.greedy and not config.bans and not self.records
         self.seed = random_seed() if config.seed is None else config.seed
         self._config, self._random, self._vocabulary = config, Random(self.seed), vocabulary
         self._banned = within(vocabulary, banned)

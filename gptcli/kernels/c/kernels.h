@@ -4,6 +4,9 @@
  *   coded.c      dense weights in fewer bytes, bit for bit
  *   linear.c     out = x @ W.T + bias on all threads
  *   attention.c  attention over a cache of keys and values
+ *   mixture.c    mixtures of experts
+ *   heads.c      products of each head by itself
+ *   recurrence.c convolutions and states that follow a text
  *   program.c    a decoder's step as a list of operations
  *   sample.c     draws a token from logits
  *   dispatch.c   chooses the instruction set; norms, rotary embeddings and activation functions
@@ -11,7 +14,7 @@
  *   pool.c       the threads
  *   simd/        the inner loops, written once in its headers and compiled once per instruction set
  *
- * No file calls one before it: program, attention, linear, coded, matrix, dispatch, simd, pool, memory.
+ * No file calls one before it: program, mixture, heads, recurrence, attention, linear, coded, matrix, dispatch, simd, pool, memory.
  * Sizes and strides count elements unless they are called bytes. Functions that return int return 0, or -1 if there is
  * not enough memory.
  */
@@ -247,11 +250,13 @@ static inline int64_t head_bytes(CacheKind kind, int64_t head_dim, int64_t room)
 typedef struct Attention {
     const float *queries;
     const uint8_t *keys, *values;
-    const float *sinks; /* (heads) logits without a value, or NULL */
-    float *out;         /* (heads, head_dim) */
+    const float *sinks;  /* (heads) logits without a value, or NULL */
+    const float *slopes; /* (heads) what a score gains from one position to the next (ALiBi), or NULL */
+    float *out;          /* (heads, head_dim) */
     int64_t kind, heads, kv_heads, head_dim, room, start, length;
     float scale;
     float softcap; /* scores become softcap * tanh(score / softcap); 0: none */
+    float rounded; /* what ALiBi's gains are multiplied by, which are then rounded to bf16; 0: they are not rounded */
 } Attention;
 
 /* A head's result over one RANGE, unnormalized: the greatest score, the sum of exp(score - greatest), and the values
@@ -262,13 +267,14 @@ enum { GREATEST, SUM, WEIGHTED };
 EXPORT int gptcli_attention(const Attention *tokens, int64_t count);
 
 /* The attention of several tokens of one text, at positions `first` on. Each sees the `window` positions up to its own,
- * or all of them if that is 0. A token's queries: (heads, head_dim) at queries + token * query_stride. */
+ * or all of them if that is 0. If `chunked`, the text is cut every `window` positions, after `dropped` ones that are no
+ * longer cached, and a token sees its piece. A token's queries: (heads, head_dim) at queries + token * query_stride. */
 typedef struct Passage {
-    const float *queries, *sinks; /* as above, and so on */
+    const float *queries, *sinks, *slopes; /* as above, and so on */
     const uint8_t *keys, *values;
     float *out; /* (tokens, heads, head_dim) */
-    int64_t tokens, first, window, kind, heads, kv_heads, head_dim, room, query_stride;
-    float scale, softcap;
+    int64_t tokens, first, window, chunked, dropped, kind, heads, kv_heads, head_dim, room, query_stride;
+    float scale, softcap, rounded;
     int64_t arithmetic; /* BF16_PRODUCTS allows products to lose 2^-16, where that is faster */
 } Passage;
 
@@ -277,7 +283,7 @@ EXPORT int gptcli_passage(const Passage *passage);
 
 /* ---- dispatch.c: n rows of `size`, on the calling thread; out may be x; exported for tests ---- */
 
-typedef enum { SILU, GELU, GELU_TANH, RELU, CLAMPED_SWIGLU, RELU_SQUARED } Activation;
+typedef enum { SILU, GELU, GELU_TANH, RELU, CLAMPED_SWIGLU, RELU_SQUARED, LOGISTIC, IDENTITY, TANH } Activation;
 
 /* x / sqrt(mean(x^2) + epsilon) * weight; weight (size) or NULL. */
 EXPORT void gptcli_rms_norm(const float *x, const float *weight, float epsilon, int64_t n, int64_t size, float *out);
@@ -297,23 +303,47 @@ EXPORT void gptcli_activate(int activation, const float *gate, const float *up, 
 /* e^x, elementwise. */
 EXPORT void gptcli_exp(const float *x, int64_t size, float *out);
 
-/* ---- program.c ---- */
+/* ---- what program.c runs ---- */
 
 /* The operations of a step, as lowering.py makes them of a decoder. Buffers have a row for each token. */
 typedef enum {
-    EMBED,      /* out (size) = the token's row of matrix * factor, plus its position's row of weight if given */
+    EMBED,      /* out (size) = the token's row of matrix, or its first one if it has none, * factor, plus its position's
+                   row of weight if given */
     RMS_NORM,   /* `rows` vectors of `size` in a row of `stride`, weights `weight_step` apart; factor is epsilon */
     LAYER_NORM, /* as RMS_NORM, with a bias beside the weight */
     LINEAR,     /* out = in @ matrix.T + bias; out NULL: the logits */
-    CHOOSE,     /* choices: the `rows` greatest of out (size), their shares of its softmax, of themselves if `table` */
+    CHOOSE,     /* choices: `rows` of the experts whose logits are `in` (size), which become scores; out (size): ranks.
+                   weight (size): added to the ranks; bias (size): multiplies the shares; both may be NULL */
     EXPERTS,    /* out: in @ matrix.T + bias for each choice, by expert; in: by token if `table`, else by expert */
     MIX,        /* out (size) = the sum of the token's choices in `in`, times their shares */
     GATE,       /* out (size) *= the logistic function of in (1) */
     ROTATE,     /* `rows` heads of `size` channels in a row of `stride`, by rotation number `table` */
-    ATTEND,     /* in: queries, keys, values in a row of `stride`; out (heads * size); sinks: weight; rows[table] */
+    ATTEND,     /* in: queries, keys, values in a row of `stride`, or only queries if there are `keys`, which are the values,
+                   too; out (heads * size); sinks: weight; slopes: bias; rows[table] */
     ACTIVATE,   /* `rows` times: out (size) = activation `table` of in, times what follows if stride is 2 * size */
-    ADD,        /* out (size) += in * factor */
+    ADD,        /* out (size) += in * factor, or replaced by it if `table` */
+    BY_HEAD,    /* `heads` times: out = in @ matrix.T, then `copied` numbers that follow in `in`; heads are `size` apart in a
+                   row of `stride`, and `out_step` in a row of `out_stride` */
+    SHARE,      /* out (size) of each choice *= its share, which becomes 1 */
+    CONVOLVE,   /* out (size) = the sum of each channel's newest `rows` values in a row of `stride`, times weight (rows, size),
+                   plus bias; the state has the last rows - 1 */
+    RECUR,      /* out (heads * rows): what heads read of their states. in: values (heads * rows), keys and queries (kv_heads *
+                   size), in rows of `stride`; steps in rows of `out_stride`, behind each head's rate if `corrected`; weight
+                   (2 * heads): the decays, what is added to steps; bias (heads): what is added of the values, or NULL */
+    XIELU,      /* out (size) = xIELU of in, with weight (4) */
+    CUT_OFF,    /* out (size) in a row of `stride`: less its mean and `factor` standard deviations, at least 0 */
+    MULTIPLY,   /* out (size) in a row of `out_stride` *= activation `table` of in, in a row of `stride`, or of weight */
+    SCALE,      /* out (size) in a row of `stride` *= factor */
+    SCALE_BY_POSITION, /* the same by 1 + factor * log(1 + floor((position + table) / rows)) */
+    CLAMP,      /* out (size): at most factor, at least -factor */
+    ADD_SHARE,  /* out (size) += in * (factor + steps (1) in a row of `stride`), or replaced by it if `table` */
+    LENGTHEN,   /* out (size) gets the length of in; its own square counts as at least `factor` of an element */
 } Code;
+
+/* How a mixture makes scores of its router's logits; see model/mlp.py. */
+typedef enum { SOFTMAX_ROUTER, SIGMOID_ROUTER, SPARSE_MIXER } Router;
+
+enum { MOST_GROUPS = 64 }; /* of experts, and of the best of a group */
 
 /* An expert that a token chose. A row of choices has `rows` of them, the greatest share first. */
 typedef struct Choice {
@@ -328,12 +358,18 @@ typedef struct Op {
     const float *in;
     float *out;
     Choice *choices;
+    const float *keys, *queries, *steps;
     const float *weight, *bias;
     int64_t rows, size, stride, weight_step, table, heads, kv_heads, window;
     int64_t cache_kind; /* a CacheKind */
     int64_t keys_at;    /* bytes of a position in the blocks before this one that have the same window */
-    int64_t arithmetic; /* of ATTEND: see Passage */
-    float factor, softcap;
+    int64_t arithmetic, chunked; /* of ATTEND: see Passage */
+    int64_t borrows; /* 1 + the number of the ATTEND whose keys and values it reads instead of storing any; 0: it stores */
+    int64_t out_stride, out_step, copied;
+    int64_t router, groups, top_groups, group_best, renormalize; /* of CHOOSE: see model/config.py's MoeConfig */
+    int64_t state_at; /* bytes of a text's states before those of this operation */
+    int64_t corrected, tiled; /* of RECUR */
+    float factor, softcap, rounded, least_sum, added_to_sum, jitter, least, most;
 } Op;
 
 /* cos and sin of a text's tokens in a step, (tokens, dim). */
@@ -350,6 +386,12 @@ typedef struct Row {
     int64_t cached; /* positions that it holds before this step */
 } Row;
 
+/* A text's states of all operations that keep one: before this step, and where those after it go. */
+typedef struct State {
+    const uint8_t *before;
+    uint8_t *after;
+} State;
+
 /* What changes from step to step: consecutive tokens of each of one or more texts. */
 typedef struct Frame {
     int64_t tokens, texts, ropes, windows;
@@ -359,9 +401,44 @@ typedef struct Frame {
     const int64_t *positions; /* (texts) where each first token is in its text */
     const Rotation *rotations; /* (texts, ropes) */
     const Row *rows;           /* (texts, windows) */
+    const State *states;       /* (texts) */
     const int64_t *wanted_tokens; /* (wanted) their indices, ascending */
     float *logits;                /* (wanted, vocabulary) */
 } Frame;
+
+/* The text of a token, by halves. */
+static inline int64_t text_of(const Frame *frame, int64_t token) {
+    int64_t text = 0, past = frame->texts;
+    while (past - text > 1) {
+        int64_t middle = (text + past) / 2;
+        if (frame->starts[middle] <= token)
+            text = middle;
+        else
+            past = middle;
+    }
+    return text;
+}
+
+/* An operation that computes each token by itself, for tokens [begin, end). */
+typedef void TokenOp(const Op *op, const Frame *frame, int64_t begin, int64_t end);
+
+/* ---- mixture.c ---- */
+
+TokenOp choose_experts, share_choices, mix_experts;
+int sort_choices(const Op *op, const Frame *frame); /* says each choice its slot */
+int multiply_experts(const Op *op, const Frame *frame);
+
+/* ---- heads.c ---- */
+
+int multiply_heads(const Op *op, const Frame *frame);
+
+/* ---- recurrence.c ---- */
+
+TokenOp convolve;
+void keep_tails(const Op *op, const Frame *frame); /* after `convolve` */
+void recur_heads(const Op *op, const Frame *frame);
+
+/* ---- program.c ---- */
 
 /* Bytes of a struct: 0 Op, 1 Rotation, 2 Row, 3 Frame, 4 Draw, 5 Matrix, 6 Attention, 7 Passage. By comparing them with
  * its own, Python notices a library that was compiled from another header. */
@@ -402,6 +479,16 @@ EXPORT void gptcli_log_sums(const float *logits, int64_t rows, int64_t size, int
 
 /* ---- dispatch.c: instruction sets ---- */
 
+/* A head's state (rows, size), and what a token does to it: it decays by a factor, gains the outer product of values and
+ * keys times `rate`, and is read with queries. If `corrected`, what the state holds for the keys is subtracted from the
+ * values first. */
+typedef struct Recurrence {
+    int64_t rows, size, corrected;
+    float decay, rate;
+    const float *values;         /* (rows) */
+    const float *keys, *queries; /* (size) */
+} Recurrence;
+
 /* What simd/ implements for each instruction set; pointers as above. */
 typedef struct Level {
     const char *name;
@@ -437,6 +524,8 @@ typedef struct Level {
                        float *out);
     void (*rope)(float *head, const float *cosines, const float *sines, int64_t dim);
     void (*activate)(int activation, const float *gate, const float *up, int64_t size, float *out);
+    /* after: the state after a token, may be `before`; out: (rows) what it reads. */
+    void (*recur)(const Recurrence *, const float *before, float *after, float *out);
     void (*exp)(const float *x, int64_t size, float *out);
     float (*greatest)(const float *x, int64_t size); /* -infinity of none; NaNs are not allowed */
     /* As panels, in bf16, and the rounding of a token for it; NULL: the processor has no such products. See simd/bf16.h

@@ -32,6 +32,13 @@ static inline uint16_t half_of_float(float value) {
     return (uint16_t)(sign | (size - (112u << 23) + 0xfff + (size >> 13 & 1)) >> 13);
 }
 
+/* Rounded to the nearest, ties to even, for what is not NaN. */
+static inline uint16_t bfloat_of_float(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
 static inline float float_of_bfloat(uint16_t bfloat) { return float_of_bits((uint32_t)bfloat << 16); }
 
 #endif

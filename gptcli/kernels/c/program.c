@@ -5,23 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* An operation that computes each token by itself, for tokens [begin, end). */
-typedef void TokenOp(const Op *op, const Frame *frame, int64_t begin, int64_t end);
-
 enum { TOKENS_AT_ONCE = 16 }; /* that a thread takes */
-
-/* The text of a token, by halves. */
-static int64_t text_of(const Frame *frame, int64_t token) {
-    int64_t text = 0, past = frame->texts;
-    while (past - text > 1) {
-        int64_t middle = (text + past) / 2;
-        if (frame->starts[middle] <= token)
-            text = middle;
-        else
-            past = middle;
-    }
-    return text;
-}
 
 typedef struct {
     TokenOp *run;
@@ -54,7 +38,8 @@ static void on_tokens(TokenOp *run, const Op *op, const Frame *frame) {
 static void embed(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
     for (int64_t token = begin; token < end; token++) {
         float *out = op->out + token * op->size;
-        gptcli_matrix_row(op->matrices[0], frame->ids[token], out);
+        int64_t id = frame->ids[token];
+        gptcli_matrix_row(op->matrices[0], id < op->matrices[0]->rows ? id : 0, out);
         for (int64_t i = 0; i < op->size; i++) out[i] *= op->factor;
         if (op->weight == NULL) continue;
         int64_t text = text_of(frame, token);
@@ -97,9 +82,101 @@ static void activate(const Op *op, const Frame *frame, int64_t begin, int64_t en
     }
 }
 
+/* weight: what multiplies x^2 above 0 and e^x - 1 - x below, the slope at 0, and the greatest x that e^x is of. */
+static void xielu(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
+    (void)frame;
+    const float above = op->weight[0], below = op->weight[1], slope = op->weight[2], least = op->weight[3];
+    for (int64_t token = begin; token < end; token++) {
+        const float *in = op->in + token * op->size;
+        float *out = op->out + token * op->size;
+        for (int64_t i = 0; i < op->size; i++) out[i] = in[i] < least ? in[i] : least;
+        gptcli_exp(out, op->size, out);
+        for (int64_t i = 0; i < op->size; i++) {
+            float x = in[i], curve = x > 0 ? above * x * x : below * (out[i] - 1 - x);
+            out[i] = curve + slope * x;
+        }
+    }
+}
+
+static void cut_off(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
+    (void)frame;
+    for (int64_t token = begin; token < end; token++) {
+        float *out = op->out + token * op->stride;
+        double sum = 0, squares = 0;
+        for (int64_t i = 0; i < op->size; i++) sum += out[i];
+        double mean = sum / (double)op->size;
+        for (int64_t i = 0; i < op->size; i++) squares += (out[i] - mean) * (out[i] - mean);
+        float least = (float)(mean + op->factor * sqrt(squares / (double)op->size));
+        for (int64_t i = 0; i < op->size; i++) out[i] = out[i] < least ? 0 : out[i] - least;
+    }
+}
+
+static void multiply(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
+    (void)frame;
+    for (int64_t token = begin; token < end; token++) {
+        float *out = op->out + token * op->out_stride;
+        const float *in = op->weight != NULL ? op->weight : op->in + token * op->stride;
+        level()->activate((int)op->table, in, out, op->size, out);
+    }
+}
+
+static void scale_row(float *out, int64_t size, float factor) {
+    for (int64_t i = 0; i < size; i++) out[i] *= factor;
+}
+
+static void scale(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
+    (void)frame;
+    for (int64_t token = begin; token < end; token++) scale_row(op->out + token * op->stride, op->size, op->factor);
+}
+
+static void scale_by_position(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
+    for (int64_t token = begin; token < end; token++) {
+        int64_t text = text_of(frame, token), position = frame->positions[text] + token - frame->starts[text];
+        float steps = floorf((float)(position + op->table) / (float)op->rows);
+        scale_row(op->out + token * op->stride, op->size, 1 + op->factor * logf(1 + steps));
+    }
+}
+
+static void clamp(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
+    (void)frame;
+    for (int64_t i = begin * op->size; i < end * op->size; i++) {
+        float value = op->out[i] > op->factor ? op->factor : op->out[i]; /* NaN stays */
+        op->out[i] = value < -op->factor ? -op->factor : value;
+    }
+}
+
+static void add_scaled(const Op *op, int64_t token, float factor) {
+    float *out = op->out + token * op->size;
+    const float *in = op->in + token * op->size;
+    if (op->table)
+        for (int64_t i = 0; i < op->size; i++) out[i] = in[i] * factor;
+    else
+        for (int64_t i = 0; i < op->size; i++) out[i] += in[i] * factor;
+}
+
 static void add(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
     (void)frame;
-    for (int64_t i = begin * op->size; i < end * op->size; i++) op->out[i] += op->in[i] * op->factor;
+    for (int64_t token = begin; token < end; token++) add_scaled(op, token, op->factor);
+}
+
+static void add_share(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
+    (void)frame;
+    for (int64_t token = begin; token < end; token++) add_scaled(op, token, op->factor + op->steps[token * op->stride]);
+}
+
+static float mean_square(const float *x, int64_t size) {
+    double sum = 0;
+    for (int64_t i = 0; i < size; i++) sum += (double)x[i] * x[i];
+    return (float)(sum / (double)size);
+}
+
+static void lengthen(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
+    (void)frame;
+    for (int64_t token = begin; token < end; token++) {
+        float *out = op->out + token * op->size, own = mean_square(out, op->size);
+        float wanted = mean_square(op->in + token * op->size, op->size);
+        scale_row(out, op->size, sqrtf(wanted) / sqrtf(own < op->factor ? op->factor : own));
+    }
 }
 
 /* Where a block's keys of a text begin, and its values, which follow them. */
@@ -110,6 +187,7 @@ static const Row *row_of(const Op *op, const Frame *frame, int64_t text) {
 }
 
 static uint8_t *values_of(const Op *op, const Row *row) {
+    if (op->keys != NULL) return keys_of(op, row);
     return keys_of(op, row) + op->kv_heads * head_bytes((CacheKind)op->cache_kind, op->size, row->room);
 }
 
@@ -120,11 +198,14 @@ static void store_heads(const Op *op, const Frame *frame, int64_t begin, int64_t
         int64_t text = text_of(frame, token);
         const Row *row = row_of(op, frame, text);
         const float *from = op->in + token * op->stride;
+        const float *keys = op->keys != NULL ? op->keys + token * op->size : from + keys_at;
         int64_t position = row->cached + token - frame->starts[text], bytes = head_bytes(kind, op->size, row->room);
         for (int64_t head = 0; head < op->kv_heads; head++) {
-            const float *key = from + keys_at + head * op->size, *value = from + values_at + head * op->size;
-            level()->cache(kind, key, op->size, row->room, position, keys_of(op, row) + head * bytes);
-            level()->cache(kind, value, op->size, row->room, position, values_of(op, row) + head * bytes);
+            level()->cache(kind, keys + head * op->size, op->size, row->room, position,
+                           keys_of(op, row) + head * bytes);
+            if (op->keys != NULL) continue;
+            level()->cache(kind, from + values_at + head * op->size, op->size, row->room, position,
+                           values_of(op, row) + head * bytes);
         }
     }
 }
@@ -132,15 +213,17 @@ static void store_heads(const Op *op, const Frame *frame, int64_t begin, int64_t
 /* Attention of a text's tokens one by one: describes each. */
 static void describe_tokens(const Op *op, const Frame *frame, int64_t text, Attention *tokens) {
     const Row *row = row_of(op, frame, text);
-    int64_t seen = row->cached;
+    int64_t seen = row->cached, dropped = frame->positions[text] - row->cached;
     for (int64_t token = frame->starts[text]; token < frame->starts[text + 1]; token++) {
         seen++;
         int64_t length = op->window != 0 && op->window < seen ? op->window : seen;
+        if (op->chunked) length = (dropped + seen - 1) % op->window + 1;
         *tokens++ = (Attention){
             .queries = op->in + token * op->stride,
             .keys = keys_of(op, row),
             .values = values_of(op, row),
             .sinks = op->weight,
+            .slopes = op->bias,
             .out = op->out + token * op->heads * op->size,
             .kind = op->cache_kind,
             .heads = op->heads,
@@ -151,6 +234,7 @@ static void describe_tokens(const Op *op, const Frame *frame, int64_t text, Atte
             .length = length,
             .scale = op->factor,
             .softcap = op->softcap,
+            .rounded = op->rounded,
         };
     }
 }
@@ -163,10 +247,13 @@ static int attend_many(const Op *op, const Frame *frame, int64_t text) {
         .keys = keys_of(op, row),
         .values = values_of(op, row),
         .sinks = op->weight,
+        .slopes = op->bias,
         .out = op->out + begin * op->heads * op->size,
         .tokens = frame->starts[text + 1] - begin,
         .first = row->cached,
         .window = op->window,
+        .chunked = op->chunked,
+        .dropped = frame->positions[text] - row->cached,
         .kind = op->cache_kind,
         .heads = op->heads,
         .kv_heads = op->kv_heads,
@@ -176,6 +263,7 @@ static int attend_many(const Op *op, const Frame *frame, int64_t text) {
         .arithmetic = op->arithmetic,
         .scale = op->factor,
         .softcap = op->softcap,
+        .rounded = op->rounded,
     };
     return gptcli_passage(&passage);
 }
@@ -185,7 +273,7 @@ static int attend_many(const Op *op, const Frame *frame, int64_t text) {
 static int attend(const Op *op, const Frame *frame) {
     Attention *tokens = malloc((size_t)frame->tokens * sizeof *tokens);
     if (tokens == NULL) return -1;
-    on_tokens(store_heads, op, frame);
+    if (!op->borrows) on_tokens(store_heads, op, frame);
     int64_t count = 0;
     int status = 0;
     for (int64_t text = 0; text < frame->texts && status == 0; text++) {
@@ -213,96 +301,6 @@ static int linear(const Op *op, const Frame *frame) {
     return gptcli_linear(matrix, in, frame->wanted, op->bias, frame->logits);
 }
 
-/* The `count` greatest of logits (size), in descending order; among equals, the first ones. */
-static void choose_greatest(const float *logits, int64_t size, int64_t count, Choice *choices) {
-    for (int64_t i = 0; i < size; i++) {
-        if (i >= count && !(logits[i] > logits[choices[count - 1].expert])) continue;
-        int64_t at = i < count ? i : count - 1;
-        for (; at > 0 && logits[i] > logits[choices[at - 1].expert]; at--) choices[at] = choices[at - 1];
-        choices[at].expert = (int32_t)i;
-    }
-}
-
-/* The softmax is over all experts, so that a NaN among the logits is not lost. */
-static void choose(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
-    (void)frame;
-    for (int64_t token = begin; token < end; token++) {
-        float *logits = op->out + token * op->size, all = 0, chosen = 0;
-        Choice *choices = op->choices + token * op->rows;
-        choose_greatest(logits, op->size, op->rows, choices);
-        float greatest = logits[choices[0].expert];
-        for (int64_t i = 0; i < op->size; i++) logits[i] -= greatest;
-        gptcli_exp(logits, op->size, logits);
-        for (int64_t i = 0; i < op->size; i++) all += logits[i];
-        for (int64_t i = 0; i < op->rows; i++) chosen += choices[i].share = logits[choices[i].expert] / all;
-        for (int64_t i = 0; i < op->rows && op->table; i++) choices[i].share /= chosen;
-    }
-}
-
-static int sort_choices(const Op *op, const Frame *frame) {
-    int64_t *next = calloc((size_t)op->size + 1, sizeof *next); /* slot of each expert */
-    Choice *end = op->choices + frame->tokens * op->rows;
-    if (next == NULL) return -1;
-    for (Choice *choice = op->choices; choice < end; choice++) next[choice->expert + 1]++;
-    for (int64_t expert = 0; expert < op->size; expert++) next[expert + 1] += next[expert];
-    for (Choice *choice = op->choices; choice < end; choice++) choice->slot = (int32_t)next[choice->expert]++;
-    free(next);
-    return 0;
-}
-
-/* One product for each expert that was chosen; from: for each slot. Returns how many. */
-static int64_t products_of(const Op *op, int64_t slots, int32_t *from, Product *products) {
-    int64_t count = 0, last = -1;
-    for (int64_t i = 0; i < slots; i++) from[op->choices[i].slot] = (int32_t)i;
-    for (int64_t slot = 0; slot < slots; slot++) {
-        int64_t expert = op->choices[from[slot]].expert;
-        from[slot] /= (int32_t)op->rows; /* from the choice's number to its token's */
-        if (expert == last) {
-            Product *product = &products[count - 1];
-            product->tokens++;
-            if (op->table) { /* they do not lie side by side */
-                product->x = op->in;
-                product->from = from + slot + 1 - product->tokens;
-            }
-            continue;
-        }
-        const Matrix *matrix = op->matrices[last = expert];
-        products[count++] = (Product){
-            .matrix = matrix,
-            .x = op->in + (op->table ? from[slot] : slot) * matrix->columns,
-            .tokens = 1,
-            .bias = op->bias != NULL ? op->bias + expert * matrix->rows : NULL,
-            .out = op->out + slot * matrix->rows,
-        };
-    }
-    return count;
-}
-
-static int experts(const Op *op, const Frame *frame) {
-    int64_t slots = frame->tokens * op->rows, most = slots < op->size ? slots : op->size;
-    int32_t *from = malloc((size_t)slots * sizeof *from);
-    Product *products = malloc((size_t)most * sizeof *products);
-    int status = -1;
-    if (from != NULL && products != NULL)
-        status = linear_products(products, products_of(op, slots, from, products));
-    free(products);
-    free(from);
-    return status;
-}
-
-static void mix(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
-    (void)frame;
-    for (int64_t token = begin; token < end; token++) {
-        float *out = op->out + token * op->size;
-        memset(out, 0, (size_t)op->size * sizeof *out);
-        for (int64_t i = 0; i < op->rows; i++) {
-            Choice choice = op->choices[token * op->rows + i];
-            const float *in = op->in + choice.slot * op->size;
-            for (int64_t column = 0; column < op->size; column++) out[column] += choice.share * in[column];
-        }
-    }
-}
-
 static void gate(const Op *op, const Frame *frame, int64_t begin, int64_t end) {
     (void)frame;
     for (int64_t token = begin; token < end; token++) {
@@ -317,14 +315,26 @@ static int run_op(const Op *op, const Frame *frame) {
     case RMS_NORM:
     case LAYER_NORM: on_tokens(norm, op, frame); return 0;
     case LINEAR: return linear(op, frame);
-    case CHOOSE: on_tokens(choose, op, frame); return sort_choices(op, frame);
-    case EXPERTS: return experts(op, frame);
-    case MIX: on_tokens(mix, op, frame); return 0;
+    case BY_HEAD: return multiply_heads(op, frame);
+    case CHOOSE: on_tokens(choose_experts, op, frame); return sort_choices(op, frame);
+    case EXPERTS: return multiply_experts(op, frame);
+    case SHARE: on_tokens(share_choices, op, frame); return 0;
+    case MIX: on_tokens(mix_experts, op, frame); return 0;
     case GATE: on_tokens(gate, op, frame); return 0;
     case ROTATE: on_tokens(rotate, op, frame); return 0;
     case ATTEND: return attend(op, frame);
+    case CONVOLVE: on_tokens(convolve, op, frame); keep_tails(op, frame); return 0;
+    case RECUR: recur_heads(op, frame); return 0;
     case ACTIVATE: on_tokens(activate, op, frame); return 0;
+    case XIELU: on_tokens(xielu, op, frame); return 0;
+    case CUT_OFF: on_tokens(cut_off, op, frame); return 0;
+    case MULTIPLY: on_tokens(multiply, op, frame); return 0;
+    case SCALE: on_tokens(scale, op, frame); return 0;
+    case SCALE_BY_POSITION: on_tokens(scale_by_position, op, frame); return 0;
+    case CLAMP: on_tokens(clamp, op, frame); return 0;
     case ADD: on_tokens(add, op, frame); return 0;
+    case ADD_SHARE: on_tokens(add_share, op, frame); return 0;
+    case LENGTHEN: on_tokens(lengthen, op, frame); return 0;
     }
     return -1;
 }

@@ -23,7 +23,7 @@ from gptcli.runtime.engine import (
     no_progress,
 )
 from gptcli.runtime.fast_start.snapshot_file import Snapshot
-from gptcli.runtime.program import CHUNK, MANY_LOGITS, Text
+from gptcli.runtime.program import CHUNK, MANY_LOGITS, Text, chunks
 from gptcli.runtime.program_cache import ProgramCache
 from gptcli.runtime.resource_limits import free_memory
 
@@ -65,7 +65,7 @@ class SnapshotEngine:
     """
 
     failures: tuple[str, ...] = ()
-    shares_steps = True
+    records_rows = False
 
     def __init__(
         self, snapshot: Snapshot, library: Functions, ctx_size: int, room: int, drop: Callable[[], None]
@@ -85,16 +85,23 @@ class SnapshotEngine:
 
     def new_cache(self) -> ProgramCache:
         """See `Engine.new_cache`."""
-        return ProgramCache(self._snapshot.program.layouts, self._room)
+        program = self._snapshot.program
+        return ProgramCache(program.layouts, self._room, program.state_bytes)
 
     def most_rows(self, tokens: int) -> int:
         """As many as fit into the memory; see `Engine.most_rows`."""
-        position_bytes = sum(layout.position_bytes for layout in self._snapshot.program.layouts)
-        return max(1, min(MOST_ROWS, free_memory() // (2 * min(tokens, self._room) * position_bytes)))
+        program = self._snapshot.program
+        position_bytes = sum(layout.position_bytes for layout in program.layouts)
+        row_bytes = 2 * min(tokens, self._room) * position_bytes + program.most_state_bytes
+        return max(1, min(MOST_ROWS, free_memory() // row_bytes))
 
     def most_ahead(self, cache: ProgramCache) -> int:
         """See `Engine.most_ahead`."""
-        return max(0, min(self._room - cache.length, CHUNK) - 1)
+        return 0 if self._keeps_states else max(0, min(self._room - cache.length, CHUNK) - 1)
+
+    @property
+    def _keeps_states(self) -> bool:
+        return self._snapshot.program.state_bytes > 0
 
     def prefill(
         self,
@@ -104,16 +111,17 @@ class SnapshotEngine:
         cancelled: Cancelled = never_cancelled,
     ) -> SnapshotLogits | None:
         """See `Engine.prefill`. Raises NonFiniteLogits and MemoryError."""
-        logits = None
-        for start in range(0, len(tokens), CHUNK):
+        logits, done = None, 0
+        before = len(tokens) - 1 if self._keeps_states else 0  # the same again needs its last token
+        for chunk in chunks(tokens, before):
             if cancelled():
                 return None
-            chunk = tokens[start : start + CHUNK]
             try:
                 [logits] = self._run(Extension(cache, chunk), cancelled)
             except StepCancelled:
                 return None
-            on_progress(start + len(chunk), len(tokens))
+            done += len(chunk)
+            on_progress(done, len(tokens))
         return logits
 
     def step(self, tokens: Sequence[int], cache: ProgramCache) -> list[SnapshotLogits]:
@@ -143,9 +151,10 @@ class SnapshotEngine:
     ) -> Iterator[list[TokenScore]]:
         """See `Engine.score_tokens`."""
         before = len(tokens) - len(targets)  # tokens that nothing is scored after
-        for start in range(0, len(tokens), CHUNK):
-            chunk = tokens[start : start + CHUNK]
+        start = 0
+        for chunk in chunks(tokens, before if self._keeps_states else 0):
             asked = targets[max(0, start - before) : max(0, start - before + len(chunk))]
+            start += len(chunk)
             rows = self._run(Extension(cache, chunk, max(1, len(asked))))
             if asked:
                 yield self._scores(rows, asked, vocabulary, top)
@@ -154,12 +163,22 @@ class SnapshotEngine:
         self, texts: Sequence[Extension], targets: Sequence[Sequence[int]], vocabulary: int, top: int
     ) -> list[list[TokenScore]]:
         """See `Engine.score_texts`."""
-        scores = []
-        for own, asked in zip(self.extend(texts), targets, strict=True):
+        if self._keeps_states:  # the same text with another end needs what is before that
+            before, texts = zip(*(text.split() for text in texts), strict=True)
+            self._run_texts([text for text in before if text.tokens])
+            for text in texts:
+                text.cache.mark()
+        rows = self._run_texts(texts)
+        return [self._scores(own, asked, vocabulary, top) for own, asked in zip(rows, targets, strict=True)]
+
+    def _run_texts(self, texts: Sequence[Extension]) -> list[Sequence[SnapshotLogits]]:
+        """`extend` that raises what befalls a text."""
+        rows = []
+        for own in self.extend(texts) if texts else []:
             if isinstance(own, GptcliError):
                 raise own
-            scores.append(self._scores(own, asked, vocabulary, top))
-        return scores
+            rows.append(own)
+        return rows
 
     def _scores(
         self, rows: Sequence[SnapshotLogits], targets: Sequence[int], vocabulary: int, top: int
@@ -190,7 +209,13 @@ class SnapshotEngine:
             assert cache.length + len(tokens) <= self._room
             assert 0 <= min(tokens) <= max(tokens) < snapshot.vocab_size
         parts = [
-            Text(tokens, cache.length, [table.at(cache.length) for table in snapshot.tables], cache.rows(len(tokens)))
+            Text(
+                tokens,
+                cache.length,
+                [table.at(cache.length) for table in snapshot.tables],
+                cache.rows(len(tokens)),
+                cache.state(),
+            )
             for cache, tokens, _ in texts
         ]
         ends = accumulate(len(text.tokens) for text in texts)
@@ -199,5 +224,5 @@ class SnapshotEngine:
         with self._step:
             snapshot.program.run(parts, asked, logits.address, cancelled)
         for cache, tokens, _ in texts:
-            cache.tokens += tokens
+            cache.advance(tokens)
         return [SnapshotLogits(logits, index * row) for index in range(len(asked))]

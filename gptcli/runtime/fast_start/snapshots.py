@@ -31,7 +31,7 @@ from gptcli.settings import RuntimeConfig
 from gptcli.text.fast_open.tokenizer_snapshots import kept_tokenizers
 from gptcli.version import VERSION
 
-_VARIABLE = "GPTCLI_PREPARED"
+_VARIABLE = "GPTCLI_SNAPSHOTS"
 _MOST_BYTES = 1 << 30  # of weights: larger models take long to read from any file
 _MOST_WEIGHTS = 4  # files of weights
 _MOST_POSITIONS = 32_768  # of the rotary tables
@@ -250,7 +250,7 @@ def _may_have_gpu() -> bool:
 
 
 def _directory() -> Path:
-    return platformdirs.user_cache_path("gptcli", appauthor=False) / "prepared"
+    return platformdirs.user_cache_path("gptcli", appauthor=False) / "snapshots"
 
 
 def _of_model(path: Path) -> str:
@@ -277,7 +277,7 @@ def _remove_old(directory: Path) -> None:
             if weights in kept or sum(path.suffix == WEIGHTS for path in kept) < _MOST_WEIGHTS:
                 kept |= {path, weights}
     abandoned = [path for path in directory.glob(f"*{UNFINISHED}") if path.stat().st_mtime < time.time() - 86_400]
-    old = [path for suffix in (_SUFFIX, WEIGHTS, ".prepared") for path in directory.glob(f"*{suffix}")]
+    old = [path for suffix in (_SUFFIX, WEIGHTS) for path in directory.glob(f"*{suffix}")]
     for path in [*abandoned, *old]:
         if path not in kept:
             path.unlink(missing_ok=True)

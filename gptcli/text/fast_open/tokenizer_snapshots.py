@@ -59,7 +59,7 @@ class OpenedTokenizer:
 
 def tokenizer_slot(path: Path) -> TokenizerSlot | None:
     """The slot for the tokenizer of a model's directory or GGUF file; None if there can be none."""
-    if os.environ.get("GPTCLI_PREPARED") == "off":
+    if os.environ.get("GPTCLI_SNAPSHOTS") == "off":
         return None
     try:
         files = [path / name for name in _FILES] if path.is_dir() else [path]
@@ -155,7 +155,7 @@ def keep_tokenizer(slot: TokenizerSlot, library: Library, opened: OpenedTokenize
 
 
 def _directory() -> Path:
-    return platformdirs.user_cache_path("gptcli", appauthor=False) / "prepared"
+    return platformdirs.user_cache_path("gptcli", appauthor=False) / "snapshots"
 
 
 def _aligned(size: int) -> int:

@@ -95,5 +95,5 @@ def _encode(tokenizer: Tokenizer, cuts: list[_Cut], special: bool, offsets: bool
     for index, cut in enumerate(cuts):
         skip = len(cut.lead_ids)
         if list(cut.lead_ids) != encodings[index].ids[:skip]:
-            raise BrokenTokenizer("cannot encode in parts: what is far behind a place changes the tokens before it")
+            raise BrokenTokenizer("cannot encode in parts: what comes much later in a text changes its tokens")
         yield Chunk(cut.text, cut.lead, encodings[index], skip)

@@ -219,6 +219,7 @@ void amx_attend_passage(const Passage *passage, int64_t kv_head, int64_t begin, 
         for (int64_t row = 0; row < rows; row++) {
             int64_t first, last;
             seen_in_span(passage, begin + row / group, from, &first, &last);
+            add_distances_of_row(passage, kv_head, row, from, scores + row * SPAN);
             floats total = load(totals + row * LANES);
             weigh_row(passage, scores + row * SPAN, first, last, greatest_scores + row, &total, out + row * depth,
                       depth, weights + row / TILE_LINES * SPAN_STEPS * PAIR + row % TILE_LINES * SEGMENT);

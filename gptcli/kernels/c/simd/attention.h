@@ -8,6 +8,7 @@
 
 #include "../kernels.h"
 #include "cached.h"
+#include "distances.h"
 #include "vectors.h"
 
 enum {
@@ -105,13 +106,16 @@ INLINE void weigh(const Attention *attention, const float *values, const float *
         }
 }
 
+/* slopes: of these heads, or NULL; first: what the first position counts as for them. */
 INLINE void attend_heads(const Attention *attention, const float *queries, const float *keys, const float *values,
-                         int64_t positions, float *partial, int64_t stride, const int heads) {
+                         int64_t positions, const float *slopes, int64_t first, float *partial, int64_t stride,
+                         const int heads) {
     const int64_t head_dim = attention->head_dim;
     const float *next = keys + positions * head_dim;
     float scores[HEADS][RANGE];
     multiply_keys(attention, queries, keys, values, positions, scores, heads);
     for (int h = 0; h < heads; h++) {
+        if (slopes != NULL) add_distances(scores[h], positions, slopes[h], first, attention->rounded);
         float most = bounded(scores[h], positions, attention->softcap);
         partial[h * stride + GREATEST] = most;
         partial[h * stride + SUM] = exponentiate(scores[h], positions, most);
@@ -134,16 +138,29 @@ static void attend(const Attention *attention, int64_t kv_head, int64_t begin, i
     const float *values = (const float *)(attention->values + first) + begin * head_dim;
     if (kind != CACHE_FP32) {
         keys = expand(kind, attention->keys + first, head_dim, room, begin, end, workspace);
-        values = expand(kind, attention->values + first, head_dim, room, begin, end, workspace + RANGE * head_dim);
+        values = attention->values == attention->keys
+                     ? keys
+                     : expand(kind, attention->values + first, head_dim, room, begin, end, workspace + RANGE * head_dim);
     }
+    const int64_t newest = attention->start + attention->length - 1;
+    const int64_t from = attention->rounded != 0 ? begin : begin - newest; /* ALiBi counts from there */
     for (int64_t head = 0; head < group; head += HEADS) {
         const float *queries = attention->queries + (kv_head * group + head) * head_dim;
+        const float *slopes = attention->slopes != NULL ? attention->slopes + kv_head * group + head : NULL;
         float *out = partial + head * stride;
         switch (group - head) {
-        case 1: attend_heads(attention, queries, keys, values, end - begin, out, stride, 1); break;
-        case 2: attend_heads(attention, queries, keys, values, end - begin, out, stride, 2); break;
-        case 3: attend_heads(attention, queries, keys, values, end - begin, out, stride, 3); break;
-        default: attend_heads(attention, queries, keys, values, end - begin, out, stride, HEADS); break;
+        case 1:
+            attend_heads(attention, queries, keys, values, end - begin, slopes, from, out, stride, 1);
+            break;
+        case 2:
+            attend_heads(attention, queries, keys, values, end - begin, slopes, from, out, stride, 2);
+            break;
+        case 3:
+            attend_heads(attention, queries, keys, values, end - begin, slopes, from, out, stride, 3);
+            break;
+        default:
+            attend_heads(attention, queries, keys, values, end - begin, slopes, from, out, stride, HEADS);
+            break;
         }
     }
 }

@@ -30,9 +30,10 @@
 #include "panels.h"
 #include "passage.h"
 #include "quantize.h"
+#include "recurrence.h"
 #include "vector_ops.h"
 
 #define LEVEL(name)                                                                                                   \
     {name,     FEW,      FEW,      MOST_TERMS,     quantize,     encode,        dense_blocks, affine_blocks, panels,  \
      cache,    expand,   attend,   merge,          attend_passage, rms_norm,    layer_norm,                           \
-     rope,     activate, exponentials, greatest_of, NULL, NULL, NULL, NULL}
+     rope,     activate, recur,        exponentials,  greatest_of,   NULL, NULL, NULL, NULL}

@@ -102,6 +102,7 @@ static void attend_passage(const Passage *passage, int64_t kv_head, int64_t begi
         for (int64_t row = 0; row < rows; row++) {
             int64_t first, last;
             seen_in_span(passage, begin + row / group, from, &first, &last);
+            add_distances_of_row(passage, kv_head, row, from, scores + row * SPAN);
             weights_of_row(passage, scores + row * SPAN, first, last, greatest + row, totals + row,
                            out + row * head_dim);
         }

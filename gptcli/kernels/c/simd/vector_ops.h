@@ -67,6 +67,9 @@ INLINE floats activation(const int kind, floats gate) {
     case SILU: return gate * sigmoid(gate);
     case GELU: return gelu(gate);
     case GELU_TANH: return gelu_tanh(gate);
+    case LOGISTIC: return sigmoid(gate);
+    case IDENTITY: return gate;
+    case TANH: return hyperbolic_tangent(gate);
     case RELU_SQUARED: return choose(gate < 0, (floats){0}, gate * gate);
     default: return choose(gate < 0, (floats){0}, gate);
     }
@@ -94,6 +97,9 @@ static void activate(int kind, const float *gate, const float *up, int64_t size,
     case GELU_TANH: activate_kind(GELU_TANH, gate, up, size, out); break;
     case RELU: activate_kind(RELU, gate, up, size, out); break;
     case RELU_SQUARED: activate_kind(RELU_SQUARED, gate, up, size, out); break;
+    case LOGISTIC: activate_kind(LOGISTIC, gate, up, size, out); break;
+    case IDENTITY: activate_kind(IDENTITY, gate, up, size, out); break;
+    case TANH: activate_kind(TANH, gate, up, size, out); break;
     case CLAMPED_SWIGLU: activate_kind(CLAMPED_SWIGLU, gate, up, size, out); break;
     }
 }

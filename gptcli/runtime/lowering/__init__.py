@@ -1,0 +1,1 @@
+"""Lowers a decoder to a program that the compiled kernels run."""

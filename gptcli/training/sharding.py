@@ -1,0 +1,49 @@
+"""Fully sharded training (Rajbhandari et al., 2020): each process holds a share of every weight.
+
+Its gradient and moments are shared alike. A block's weights are whole in a process only while the block runs there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from gptcli.errors import UsageError
+from gptcli.model.decoder import Decoder
+
+
+def shard(decoder: Decoder, device: torch.device) -> None:
+    """Shares a decoder's parameters among all processes, on their devices. Raises UsageError if that cannot be."""
+    held = Counter(parameter for block in decoder.blocks for parameter in set(block.parameters()))
+    if any(count > 1 for count in held.values()):
+        raise UsageError("--fsdp cannot share out weights that several layers have in common", "leave --fsdp out")
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for module in (*decoder.blocks, decoder):
+        fully_shard(module, mesh=mesh, reshard_after_forward=module is not decoder)
+        module.set_gradient_divide_factor(1.0)  # a sum, which gloo has
+        module.set_force_sum_reduction_for_comms(True)
+    decoder.set_reduce_scatter_unused_params(True)  # type: ignore[operator]  # an expert may have no token somewhere
+    register_fsdp_forward_method(decoder, "run_whole")
+
+
+def reshard(decoder: nn.Module) -> None:
+    """Leaves each process its shares alone; does nothing to a decoder that is not sharded."""
+    for module in decoder.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor from the shares of all processes, which all must ask for; others as they are."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def share(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, in the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
