@@ -102,7 +102,7 @@ class Library(Functions):
         """x @ W.T + bias: (..., columns) to (..., rows).
 
         In int8, x is rounded to signed 8 bits with a scale per 32 columns, and products are exact. In bf16, the weights
-        and more than a few tokens are rounded to that. All else multiplies and adds in fp32. Raises MemoryError.
+        and more than 16 tokens are rounded to that. All else multiplies and adds in fp32. Raises MemoryError.
         """
         x = contiguous(x)
         assert x.shape[-1] == matrix.columns and (bias is None or bias.shape == (matrix.rows,))

@@ -68,11 +68,10 @@ typedef enum {
     LOOKED_UP_WIDE, /* scales in bf16; a q is an index in `codes` */
 } Constants;
 
-/* How a matrix multiplies more than a few tokens. A few are multiplied in fp32, unless it is INT8_PRODUCTS. */
+/* How a matrix multiplies more than a few tokens. A few are always multiplied in fp32, unless it is INT8_PRODUCTS. */
 typedef enum {
     FP32_PRODUCTS,
-    BF16_PRODUCTS, /* weights and activations are rounded to bf16, sums are fp32; fp32 where the level has no such products.
-                      With AMX, 4 to 8 tokens are rounded to 16 bits for affine weights. */
+    BF16_PRODUCTS, /* weights and activations are rounded to bf16, sums are fp32; fp32 where the level has no such products */
     INT8_PRODUCTS, /* activations are rounded to 8 bits */
 } Arithmetic;
 
@@ -197,10 +196,10 @@ void chunk_release(struct Chunk *owner);
 
 /* ---- linear.c ---- */
 
-/* Activations as integers: value = round(x / scale), one scale per SEGMENT columns. One term holds 8 bits, two
- * hold 16. Three, the greatest first, hold 24: no fewer than fp32, so products with them are those of fp32. They lie in
- * tiles of `width` tokens, where the tokens of a segment are side by side: values (tiles, segments, width, terms,
- * SEGMENT), scales and sums (tiles, segments, width), offsets (tiles, segments, width, terms, 2). */
+/* Activations as integers: value = round(x / scale), one scale per SEGMENT columns. One term holds 8 bits. Three terms,
+ * the greatest first, hold 24: no fewer than fp32, so products with them are those of fp32. They lie in tiles of `width`
+ * tokens, where the tokens of a segment are side by side: values (tiles, segments, width, terms, SEGMENT), scales and
+ * sums (tiles, segments, width), offsets (tiles, segments, width, terms, 2). */
 typedef struct Activations {
     int8_t *values;
     float *scales;
@@ -493,7 +492,6 @@ typedef struct Recurrence {
 typedef struct Level {
     const char *name;
     int64_t few; /* tokens for which affine_blocks with three terms are faster than panels */
-    int64_t few_in_bf16, terms_in_bf16; /* the same for BF16_PRODUCTS, and the terms from several tokens on */
     void (*quantize)(const float *x, int64_t segments, int64_t width, int64_t terms, int8_t *values, float *scales,
                      float *sums, int32_t *offsets);
     /* Codes records [begin, end) and lists those with upper bytes that are not in `tops`; `listed` are listed so far.

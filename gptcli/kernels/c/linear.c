@@ -10,7 +10,6 @@ enum {
     PANEL_BLOCKS = 2,               /* of a task with panels: one panel of the widest vectors */
     SLICE = 128,                    /* tokens that are worth filling a panel again for */
     MANY = 16,                      /* more tokens than this are multiplied by panels */
-    SEVERAL = 4,                    /* tokens that no longer just wait for memory */
     SOLO_MULTIPLICATIONS = 1 << 17, /* fewer than this take less time than sharing them would */
 };
 
@@ -72,24 +71,18 @@ typedef struct {
 
 static Way way_of(const Product *product) {
     const Matrix *matrix = product->matrix;
-    int64_t few = matrix->arithmetic == BF16_PRODUCTS ? level()->few_in_bf16 : level()->few;
-    if (matrix->kind != AFFINE) few = MANY;
+    int64_t few = matrix->kind == AFFINE ? level()->few : MANY;
     if (product->tokens <= few || matrix->arithmetic == INT8_PRODUCTS) return matrix->kind == AFFINE ? DOTS : ROWS;
     return matrix->arithmetic == BF16_PRODUCTS && level()->bf16_panels != NULL ? BF16_PANELS : PANELS;
 }
 
-/* In which a product by DOTS takes its tokens. */
-static int64_t terms_of(const Product *product) {
-    if (product->matrix->arithmetic == INT8_PRODUCTS) return 1;
-    if (product->matrix->arithmetic == BF16_PRODUCTS && product->tokens >= SEVERAL) return level()->terms_in_bf16;
-    return MOST_TERMS;
-}
+static int64_t terms_of(const Matrix *matrix) { return matrix->arithmetic == INT8_PRODUCTS ? 1 : MOST_TERMS; }
 
 /* Bytes of the tokens in the form that the product takes. */
 static int64_t prepared_bytes(const Product *product, Way way) {
     int64_t tokens = product->tokens, columns = product->matrix->columns, bytes = 0;
     if (way == DOTS)
-        bytes = activations_bytes(tokens, columns, terms_of(product));
+        bytes = activations_bytes(tokens, columns, terms_of(product->matrix));
     else if (way == BF16_PANELS)
         bytes = round_up(tokens, BF16_TOKENS) * round_up(columns, SEGMENT) * (int64_t)sizeof(uint16_t);
     else if (product->from != NULL)
@@ -101,7 +94,7 @@ static Part part_of(const Product *product, void *memory) {
     Part part = {.product = product, .way = way_of(product), .x = product->x, .prepares = 1};
     if (part.way == DOTS)
         part.activations =
-            activations_in(memory, product->tokens, product->matrix->columns, terms_of(product));
+            activations_in(memory, product->tokens, product->matrix->columns, terms_of(product->matrix));
     else if (part.way == BF16_PANELS)
         part.rounded = memory;
     else if (product->from != NULL)
@@ -114,7 +107,7 @@ static Part part_of(const Product *product, void *memory) {
 /* Whether a product takes the same tokens in the same form as another. */
 static int takes_the_same(const Product *a, const Product *b) {
     return a->x == b->x && a->from == b->from && a->tokens == b->tokens && a->matrix->columns == b->matrix->columns &&
-           way_of(a) == way_of(b) && terms_of(a) == terms_of(b);
+           way_of(a) == way_of(b) && terms_of(a->matrix) == terms_of(b->matrix);
 }
 
 /* The part of a task of the region at hand: the last that begins no later. */

@@ -60,10 +60,9 @@ INLINE words four_columns(const Matrix *matrix, const uint8_t *lines, int step, 
     return is_looked_up(constants) ? look_up(matrix->codes, word) : word;
 }
 
-/* The number that two or three terms stand for, the greatest first. The upper two fit into 32 bits together. */
-INLINE floats joined_terms(const ints *each, const int terms) {
-    floats upper = float_of_ints((each[0] << 8) + each[1]);
-    return terms == 2 ? upper : upper * 256 + float_of_ints(each[2]);
+/* The number that three terms stand for, the greatest first. The upper two fit into 32 bits together. */
+INLINE floats joined_terms(const ints *each) {
+    return float_of_ints((each[0] << 8) + each[1]) * 256 + float_of_ints(each[2]);
 }
 
 INLINE void prefetch_constants(const uint8_t *record, const Constants constants) {

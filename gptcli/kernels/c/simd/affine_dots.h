@@ -63,7 +63,7 @@ INLINE void start_dots(const int32_t *offsets, const int begin, const int end, c
 INLINE floats joined_dots(Dots dots, int token, int vector, const int terms) {
     if (terms == 1) return float_of_ints(dots[0][token][vector]);
     const ints each[] = {dots[0][token][vector], dots[1][token][vector], dots[2][token][vector]};
-    return joined_terms(each, terms);
+    return joined_terms(each);
 }
 
 /* Stores (tokens, vectors) values. noinline: memcpy would spill the vector registers of the caller's loops. */

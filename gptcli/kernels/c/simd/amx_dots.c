@@ -1,4 +1,4 @@
-/* Affine weights times activations in two or three terms, in tiles of 8 bits. Sums have the bits of affine_dots.h.
+/* Affine weights times activations in three terms, in tiles of 8 bits. Sums have the bits of affine_dots.h.
  *
  * A unit is a group's columns of a segment: all 32, or 16 where groups are half segments. Its tiles:
  *   activations   a line is a term of a token, side by side as Activations has them
@@ -87,28 +87,28 @@ INLINE void unpack(const Matrix *matrix, Cursor *at, int64_t count, Units *units
         _tile_stored(products_tile, products, CACHE_LINE);                                                             \
     } while (0)
 
-/* products: (count, TILE * terms, 16). values: of the first unit's segment, whose lines are `lines`. */
+/* products: (count, TILE * MOST_TERMS, 16). values: of the first unit's segment, whose lines are `lines`. */
 INLINE void multiply_units(const Units *units, int64_t count, const int8_t *values, int64_t lines, int32_t *products,
-                           const Constants constants, const int terms) {
+                           const Constants constants) {
     const int parts = parts_of(constants);
-    for (int64_t unit = 0; unit < count; unit++, products += TILE * terms * BLOCK) {
+    for (int64_t unit = 0; unit < count; unit++, products += TILE * MOST_TERMS * BLOCK) {
         const int8_t *first = values + unit / parts * lines * SEGMENT + unit % parts * HALF_SEGMENT;
         _tile_loadd(2, units->weights[unit], CACHE_LINE);
         MULTIPLY(3, 0, first, products, constants);
-        if (TILE * terms > TILE_LINES && lines > TILE_LINES)
+        if (TILE * MOST_TERMS > TILE_LINES && lines > TILE_LINES)
             MULTIPLY(4, 1, first + TILE_LINES * SEGMENT, products + TILE_LINES * BLOCK, constants);
     }
 }
 
 /* Adds to a token's sums what some units add. products: its first term's; index: of its first segment's scale. */
 INLINE floats add_units(floats sum, const Units *units, int64_t count, const int32_t *products, const Activations *x,
-                        int64_t index, const Constants constants, const int terms) {
+                        int64_t index, const Constants constants) {
     const int parts = parts_of(constants);
-    UNROLL for (int64_t unit = 0; unit < count; unit++, products += TILE * terms * BLOCK) {
+    UNROLL for (int64_t unit = 0; unit < count; unit++, products += TILE * MOST_TERMS * BLOCK) {
         const int64_t segment = index + unit / parts * x->width;
         ints each[MOST_TERMS];
-        UNROLL for (int term = 0; term < terms; term++) memcpy(&each[term], products + term * BLOCK, sizeof(ints));
-        sum += joined_terms(each, terms) * (units->scales[unit] * x->scales[segment]);
+        UNROLL for (int term = 0; term < MOST_TERMS; term++) memcpy(&each[term], products + term * BLOCK, sizeof(ints));
+        sum += joined_terms(each) * (units->scales[unit] * x->scales[segment]);
         if (has_biases(constants)) sum += units->biases[unit] * x->sums[segment];
     }
     return sum;
@@ -116,32 +116,31 @@ INLINE floats add_units(floats sum, const Units *units, int64_t count, const int
 
 /* Adds what some units of a block add to the sums of tokens [begin, end). */
 INLINE void multiply_some(const Matrix *matrix, const Activations *x, Cursor *at, int64_t unit, int64_t count,
-                          int64_t begin, int64_t end, floats *sums, const int bits, const Constants constants,
-                          const int terms) {
+                          int64_t begin, int64_t end, floats *sums, const int bits, const Constants constants) {
     Units units;
     _Alignas(CACHE_LINE) int32_t products[UNITS * TILE * MOST_TERMS * BLOCK];
     unpack(matrix, at, count, &units, bits, constants);
     atomic_signal_fence(memory_order_seq_cst); /* compilers do not know that tiles are loaded from memory */
     for (int64_t tile = begin; tile < end; tile += x->width, sums += x->width) {
         const int64_t first = tile * x->segments + unit / parts_of(constants) * x->width; /* index of a scale */
-        multiply_units(&units, count, x->values + first * terms * SEGMENT, x->width * terms, products, constants,
-                       terms);
+        multiply_units(&units, count, x->values + first * MOST_TERMS * SEGMENT, x->width * MOST_TERMS, products,
+                       constants);
         for (int64_t t = 0; t < x->width && tile + t < end; t++)
-            sums[t] = add_units(sums[t], &units, count, products + t * terms * BLOCK, x, first + t, constants, terms);
+            sums[t] = add_units(sums[t], &units, count, products + t * MOST_TERMS * BLOCK, x, first + t, constants);
     }
 }
 
 /* A block of rows times tokens [begin, end), at most TOKENS. begin: a multiple of x->width. */
 INLINE void multiply_block(const Matrix *matrix, const Activations *x, int64_t block, int64_t begin, int64_t end,
-                           const Output *output, const int bits, const Constants constants, const int terms) {
+                           const Output *output, const int bits, const Constants constants) {
     const int64_t all = x->segments * parts_of(constants);
     const uint8_t *packed = matrix->packed + block * matrix->block_bytes;
     Cursor at = {packed, packed, 0, 0};
     floats sums[TOKENS] = {{0}};
     int64_t unit = 0;
     for (; unit + UNITS <= all; unit += UNITS)
-        multiply_some(matrix, x, &at, unit, UNITS, begin, end, sums, bits, constants, terms);
-    if (unit < all) multiply_some(matrix, x, &at, unit, all - unit, begin, end, sums, bits, constants, terms);
+        multiply_some(matrix, x, &at, unit, UNITS, begin, end, sums, bits, constants);
+    if (unit < all) multiply_some(matrix, x, &at, unit, all - unit, begin, end, sums, bits, constants);
     const int64_t row = block * BLOCK;
     for (int64_t token = begin; token < end; token++) {
         floats bias = output->bias != NULL ? load_some(output->bias, row, matrix->rows) : (floats){0};
@@ -153,17 +152,13 @@ INLINE void multiply_range(const Matrix *matrix, const Activations *x, int64_t b
                            const Output *output, const int bits, const Constants constants) {
     for (int64_t token = 0; token < x->tokens; token += TOKENS) {
         const int64_t last = token + TOKENS < x->tokens ? token + TOKENS : x->tokens;
-        if (x->terms == MOST_TERMS)
-            for (int64_t block = begin; block < end; block++)
-                multiply_block(matrix, x, block, token, last, output, bits, constants, MOST_TERMS);
-        else
-            for (int64_t block = begin; block < end; block++)
-                multiply_block(matrix, x, block, token, last, output, bits, constants, 2);
+        for (int64_t block = begin; block < end; block++)
+            multiply_block(matrix, x, block, token, last, output, bits, constants);
     }
 }
 
 void amx_affine_blocks(const Matrix *matrix, const Activations *x, int64_t begin, int64_t end, const Output *output) {
-    if (x->terms == 1 || (x->terms == MOST_TERMS && x->tokens < FEWEST)) {
+    if (x->terms < MOST_TERMS || x->tokens < FEWEST) {
         avx512_level.affine_blocks(matrix, x, begin, end, output);
         return;
     }
