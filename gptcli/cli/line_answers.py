@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gptcli.cli.arrivals import Arrivals, wait_for
 from gptcli.cli.json_records import json_line, sample_record
@@ -19,7 +19,9 @@ from gptcli.errors import ContextOverflow, GptcliError, TemplateError, UsageErro
 from gptcli.generation.request import Request
 from gptcli.language_model import LanguageModel
 from gptcli.settings import CONSTRAINT_FIELDS, ConstraintConfig, SamplingConfig, StopConfig
-from gptcli.tools.formats import ToolUse
+
+if TYPE_CHECKING:
+    from gptcli.tools.formats import ToolUse
 
 
 def line_prompts(run: RunOptions, prompt: str | None) -> Iterator[str | None]:

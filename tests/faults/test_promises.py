@@ -54,6 +54,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     edit(model / "tokenizer_config.json", chat_template=TEMPLATE + "{# not trusted #}")
     (model.parent / "secret").write_text("secret")
     (model / "requests.jsonl").write_text('{"prompt": "hi"}\n')
+    (model / "text.txt").write_text("a b c d e f g h\n" * 20)
     return model
 
 
@@ -61,7 +62,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_command_opens_no_socket_runs_nothing_of_a_model_and_reads_nothing_outside_of_it(
     hostile: Path, tmp_path: Path, command: str
 ) -> None:
-    names = {"MODEL": hostile, "FILE": hostile / "config.json", "REQUESTS": hostile / "requests.jsonl", "OUT": tmp_path}
+    names = {"MODEL": hostile, "FILE": hostile / "text.txt", "REQUESTS": hostile / "requests.jsonl", "OUT": tmp_path}
     arguments = reduce(lambda text, name: text.replace(name, str(names[name])), names, command).split()
     report = tmp_path / "report"
     done = subprocess.run(

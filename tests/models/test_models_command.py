@@ -20,7 +20,7 @@ from gptcli.cli.app import run
 from gptcli.files import RECORD
 from gptcli.models.catalog import DEFAULT_MODEL, install_root
 from gptcli.text import decode_check
-from tests.gguf.tiny_gguf import write_gguf
+from tests.gguf.tiny_gguf import Kind, write_gguf
 from tests.models.fake_hub import FakeHub
 from tests.tiny import make_model
 
@@ -269,6 +269,16 @@ def test_a_terminal_shows_a_table_that_fits(tiny_model: Path) -> None:
     assert wide[3].startswith("gptcli: note: broken cannot be used: cannot read:")
     narrow = on_terminal(40)
     assert [line.split()[0] for line in narrow[:3]] == ["name", "broken", "tiny"]
+
+
+def test_a_terminal_shows_which_store_a_model_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("GPTCLI_STORES", "on"), ("HOME", "home"), ("LLAMA_CACHE", "cache")):
+        monkeypatch.setenv(name, value if value == "on" else str(tmp_path / value))
+    (tmp_path / "cache").mkdir()
+    write_gguf(tmp_path / "cache" / "tiny.gguf", Kind.Q8_0)
+    shown = on_terminal(80)
+    assert shown[0].split() == ["name", "type", "weights", "size", "store"]
+    assert (shown[1].split()[0], shown[1].split()[-1]) == ("llama.cpp:tiny", "llama.cpp")
 
 
 def test_a_terminal_shows_facts_in_units_a_person_reads(tiny_model: Path) -> None:

@@ -1,4 +1,7 @@
-"""What editors, agents and other apps ask, as their sources and manuals have it, is answered."""
+"""What editors, agents and other apps ask is answered.
+
+A path names the source that a request follows; the others follow what is publicly known of the app.
+"""
 
 from __future__ import annotations
 

@@ -83,7 +83,8 @@ def models(
         print_records(types, as_json)
         return
     found = [_list_entry(model) for model in local_models()]
-    print_records(found, as_json, _list_row)
+    in_stores = any(entry["store"] for entry in found)
+    print_records(found, as_json, partial(_list_row, in_stores=in_stores))
     if as_json:
         return
     for note in [*missing_root_notes(), *unreadable_stores()]:
@@ -340,16 +341,16 @@ def _list_entry(model: LocalModel) -> dict[str, Any]:
     }
 
 
-def _list_row(entry: dict[str, Any]) -> dict[str, str]:
+def _list_row(entry: dict[str, Any], *, in_stores: bool) -> dict[str, str]:
     count = entry["parameters"]
     weights = f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.0f}M" if count >= 1e6 else f"{count:,}"
-    return {
+    row = {
         "name": entry["name"],
         "type": entry["type"],
         "weights": weights if count else "",
         "size": size(entry["bytes"]),
-        "store": entry["store"],
     }
+    return row | {"store": entry["store"]} if in_stores else row
 
 
 def _fact_row(fact: dict[str, Any]) -> dict[str, str]:
