@@ -55,7 +55,7 @@ def ours(work: Path, of: str, steps: int, batch: int) -> Clock:
         clock.end()
         return step
 
-    Training._advance = timed  # type: ignore[method-assign]
+    Training._advance = timed  # type: ignore[method-assign]  # to time each step: training has no hook around it
 
     out = work / f"out-{os.getpid()}"
     options = ["--max-steps", str(steps), "-b", str(batch), "--block-size", str(_BLOCK), "--eval-share", "0", "-q"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 import platformdirs
 import pytest
@@ -12,9 +13,13 @@ from hypothesis import settings
 
 import gptcli
 from gptcli import LanguageModel
+from gptcli.kernels.bindings import Level
 from gptcli.models.catalog import DEFAULT_MODEL
 from gptcli.models.locate import locate
 from tests.tiny import make_model
+
+if TYPE_CHECKING:
+    from gptcli.kernels.tensors import Library
 
 # As the program has it, which is too late here: torch's threads must not keep cores from what the tests start.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -36,6 +41,22 @@ def _a_home_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     caches = ("GPTCLI_PREPARED", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
     for name in ("GPTCLI_MODEL", "GPTCLI_DEBUG", "NO_COLOR", "COLUMNS", "LINES", *caches):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(params=get_args(Level))
+def kernels(request: pytest.FixtureRequest) -> Iterator[Library]:
+    """The kernels at each level that this processor has, with two threads."""
+    from gptcli.kernels.tensors import Library
+
+    library = Library.built()
+    if library is None or request.param not in library.levels():
+        pytest.skip(f"there are no {request.param} kernels")
+    before, threads = library.level, library.threads
+    library.set_level(request.param)
+    library.set_threads(2)
+    yield library
+    library.set_level(before)
+    library.set_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import get_args
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from gptcli.checkpoint.load import WeightPlan
 from gptcli.errors import NonFiniteLogits
-from gptcli.kernels.bindings import Arithmetic, Level
+from gptcli.kernels.bindings import Arithmetic
 from gptcli.kernels.layers import CompiledExperts
 from gptcli.kernels.tensors import Library
 from gptcli.model.config import AttentionConfig, BlockConfig, DecoderConfig, MlpConfig, MoeConfig, NormConfig
@@ -41,19 +40,6 @@ GPT_OSS = MoeConfig(
     renormalize=True,
     router_bias=True,
 )
-
-
-@pytest.fixture(params=get_args(Level))
-def kernels(request: pytest.FixtureRequest) -> Iterator[Library]:
-    library = Library.built()
-    if library is None or request.param not in library.levels():
-        pytest.skip(f"there are no {request.param} kernels")
-    before = library.level
-    library.set_level(request.param)
-    library.set_threads(2)
-    yield library
-    library.set_level(before)
-    library.set_threads(1)
 
 
 def decoder_of(moe: MoeConfig, hidden: int = 64, seed: int = 0) -> Decoder:

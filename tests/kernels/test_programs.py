@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
@@ -13,7 +11,6 @@ from torch import nn
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import WeightPlan, load_decoder
-from gptcli.kernels.bindings import Level
 from gptcli.kernels.tensors import Library
 from gptcli.model.config import (
     Alibi,
@@ -102,19 +99,6 @@ CASES = {
     "scaled inputs": mixing(router="sigmoid", scales_input=True, renormalize=False),
     "experts without gates": mixing(expert=replace(MLP, gated=False, activation="relu_squared")),
 }
-
-
-@pytest.fixture(params=get_args(Level))
-def kernels(request: pytest.FixtureRequest) -> Iterator[Library]:
-    library = Library.built()
-    if library is None or request.param not in library.levels():
-        pytest.skip(f"there are no {request.param} kernels")
-    before = library.level
-    library.set_level(request.param)
-    library.set_threads(2)
-    yield library
-    library.set_level(before)
-    library.set_threads(1)
 
 
 def decoder_of(config: DecoderConfig) -> Decoder:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import get_args
-
 import gguf
 import numpy as np
 import pytest
@@ -12,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptcli.kernels.bindings import BF16_LEVELS, Level
+from gptcli.kernels.bindings import BF16_LEVELS
 from gptcli.kernels.layers import CompiledLinear, can_compile
 from gptcli.kernels.tensors import Library
 from gptcli.quant.ggml_blocks import packed_from_ggml
@@ -55,19 +52,6 @@ def packed(kind: str, data: np.ndarray) -> PackedWeight:
 @pytest.fixture(autouse=True)
 def same_numbers() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture(params=get_args(Level))
-def kernels(request: pytest.FixtureRequest) -> Iterator[Library]:
-    library = Library.built()
-    if library is None or request.param not in library.levels():
-        pytest.skip(f"there are no {request.param} kernels")
-    before = library.level
-    library.set_level(request.param)
-    library.set_threads(2)
-    yield library
-    library.set_level(before)
-    library.set_threads(1)
 
 
 @pytest.mark.parametrize("kind", TYPES)

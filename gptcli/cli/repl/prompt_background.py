@@ -31,7 +31,7 @@ class PromptBackground:
         if self._chosen is None and isinstance(input, Vt100Input) and may_ask():
             self._answers = answers = BackgroundAnswers()
             read = input.stdin_reader.read
-            # prompt_toolkit would take the answer for keys, and has no hook before it.
+            # prompt_toolkit would take the answer for keys, and has no hook before it: its method is replaced.
             input.stdin_reader.read = lambda count=1024: answers.without(read(count))  # type: ignore[method-assign]
             ask_background()
 
