@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.cook import reordered_rows
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.load import WeightPlan
 from gptcli.checkpoint.recipes import (
     Concat,

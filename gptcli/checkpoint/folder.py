@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.formats import Dense, Gptq, Shape, Stored, check_floats, is_expanded, stored_weights
 from gptcli.checkpoint.generation_config import GENERATION_FIELDS, GGUF_METADATA, generation_source
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.not_a_model import refuse_adapter, refuse_pickle
 from gptcli.checkpoint.recipes import Architecture, Recipe, shape, sources
 from gptcli.checkpoint.registry import architecture_of

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gptcli.checkpoint.config.hf_config import HfConfig
+from gptcli.checkpoint.config.reference_fields import causal_class
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import (
     Concat,
     EvensThenOdds,
@@ -22,7 +23,6 @@ from gptcli.checkpoint.recipes import (
     Transposed,
     WithoutFirst,
 )
-from gptcli.checkpoint.reference_fields import causal_class
 from gptcli.checkpoint.registry import architecture_of
 from gptcli.errors import UnsupportedArchitecture
 from gptcli.gguf.safetensors_writer import SafetensorsWriter, write_json

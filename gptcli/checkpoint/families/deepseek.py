@@ -6,12 +6,12 @@ import math
 from collections.abc import Collection
 from dataclasses import replace
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.families.latent_attention import latent_attention
 from gptcli.checkpoint.families.layer_configs import with_blocks
 from gptcli.checkpoint.families.llama import llama_architecture, llama_config, llama_mlp, rms
 from gptcli.checkpoint.families.moe import COMMON, expert_of, with_experts
 from gptcli.checkpoint.families.moe_relatives import after_dense, sigmoid_mixture, without_layers_ahead
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.errors import UnsupportedArchitecture
 from gptcli.model.config import MoeConfig

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from math import inf
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.families.layer_configs import (
     activation,
     check_shared,
@@ -25,7 +26,6 @@ from gptcli.checkpoint.families.llama import (
 )
 from gptcli.checkpoint.families.moe import ExpertNames, with_experts
 from gptcli.checkpoint.families.moe_relatives import GRANITE, granite_mixture, sigmoid_mixture
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.errors import BrokenCheckpoint
 from gptcli.model.config import (

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.families.layer_configs import windows, with_attention, with_attention_per_layer
 from gptcli.checkpoint.families.llama import (
     POST_NORMS,
@@ -22,7 +23,6 @@ from gptcli.checkpoint.families.llama_relatives import HUNYUAN, ernie_config, hu
 from gptcli.checkpoint.families.moe import COMMON, MIXTRAL, ExpertNames, expert_of, experts_of, with_experts
 from gptcli.checkpoint.families.olmo import olmo2_config
 from gptcli.checkpoint.families.parameters import root_of
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.errors import UnsupportedArchitecture
 from gptcli.model.config import LongRopeScaling, MlpConfig, MoeConfig, NormConfig, QkNormConfig, RopeConfig

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from gptcli.checkpoint import reference_fields
-from gptcli.checkpoint.rope_scaling import rope_scaling
-from gptcli.checkpoint.typed_fields import TypedFields
+from gptcli.checkpoint.config import reference_fields
+from gptcli.checkpoint.config.rope_scaling import rope_scaling
+from gptcli.checkpoint.config.typed_fields import TypedFields
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
 from gptcli.model.config import ProportionalScaling, RopeConfig
 
