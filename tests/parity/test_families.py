@@ -17,8 +17,8 @@ from torch import Tensor
 import gptcli.model.attention
 import gptcli.model.cache
 import gptcli.model.mlp
+import gptcli.runtime.program
 import gptcli.runtime.program_cache
-import gptcli.runtime.torch_engine
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import WeightPlan, load_decoder
 from gptcli.cuda.graph import Record, cuda_graph
@@ -459,7 +459,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
 
 
 def test_all_logits_agree_in_chunks(wanted: Tensor, engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gptcli.runtime.torch_engine, "CHUNK", 7)
+    monkeypatch.setattr(gptcli.runtime.program, "CHUNK", 7)
     small_steps(monkeypatch, 4)
     assert relative_error(engine.logits(IDS), wanted) < TOLERANCE
 
