@@ -254,7 +254,7 @@ class Architecture:
 
     unused_suffixes: of tensors that carry nothing the model needs. unused_prefixes: of modules outside the decoder.
     ahead: the same of layers that predict tokens further ahead. left_over: fields of the config that nothing reads.
-    reads_images: whether the model does, beside the text that we read.
+    reads_images: whether the model also reads images; we read text alone.
     """
 
     config: DecoderConfig

@@ -301,7 +301,7 @@ class LayerInputsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AltUpConfig:
-    """Several residual streams (Baykal et al., 2023), and a residual of low rank beside attention."""
+    """Several residual streams (Baykal et al., 2023), and a low-rank residual parallel to attention."""
 
     streams: int
     active: int  # the one that layers run
@@ -405,7 +405,7 @@ class BlockConfig:
     parallel:  x + A(N(x)) + M(N(x)), with two norms
     shared:    the same with one norm
 
-    A layer with a `state` keeps that instead of keys and values, or beside them: A is then the sum of both. Without
+    A layer with a `state` keeps that instead of keys and values, or as well: A is then the sum of both. Without
     attention and state, or without an MLP, a layer is its other half.
     """
 

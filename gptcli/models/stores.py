@@ -1,6 +1,6 @@
 """GGUF files that other programs keep: Ollama, LM Studio, llama.cpp, Hugging Face. Read in place, never written.
 
-Ollama keeps more of a model beside its file: parameters, a system message, a template of Go. See `StoreSettings`.
+Ollama keeps more of a model than its file: parameters, a system message, a template of Go. See `StoreSettings`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def unreadable_stores() -> list[str]:
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """What a store says of a model beside its file, each below what a user asks for.
+    """What a store says of a model apart from its file; a user's own choices come first.
 
     sampling: settings by SamplingConfig's names. stop: texts that end a generation. context: in tokens. go_template:
     whether there is a chat template that is not Jinja. not_done: names of parameters that nothing does.

@@ -169,7 +169,7 @@ class Engine(Protocol):
     ) -> Iterator[list[TokenScore]]:
         """Appends tokens; scores `targets`, each of which follows one of the last tokens, chunk by chunk.
 
-        vocabulary: ids that count, for those after them pad it. top: likeliest ids that are scored too. Raises as
+        vocabulary: how many ids count; later logits are padding. top: likeliest ids that are scored too. Raises as
         `prefill` does.
         """
 

@@ -93,7 +93,7 @@ def follow(ranks: Ranks) -> None:
                     getattr(follower, kind)(*message)
     except RuntimeError as error:
         if "closed by peer" not in str(error) and "reset by peer" not in str(error):
-            raise  # else rank 0 has died, and said why
+            raise  # otherwise rank 0 has died, and has printed why
     dist.destroy_process_group()
 
 

@@ -36,7 +36,7 @@ class Update(nn.Module):
 
 
 class TrainedLinear(nn.Module):
-    """A frozen linear layer with an update beside the rows of some of its modules."""
+    """A frozen linear layer with an update for the rows of some of its modules."""
 
     def __init__(self, base: nn.Module, rows: Rows, updates: Mapping[str, Update]) -> None:
         """updates: by the names of modules in `rows`."""
@@ -71,7 +71,7 @@ class Lora:
     def __init__(
         self, folder: ModelFolder, decoder: Decoder, rank: int, alpha: float, dropout: float, targets: Collection[str]
     ) -> None:
-        """Puts updates beside the layers of a decoder whose weights are frozen.
+        """Adds updates to the layers of a decoder whose weights are frozen.
 
         targets: the last parts of modules' names; none are all linear layers, but for states, routers and experts,
         which PEFT does not take. Raises UsageError for one that no layer has.

@@ -20,7 +20,7 @@ _OF_TRAINING = ("aux_loss_alpha", "ep_size", "seq_aux")
 
 
 def deepseek_v2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """DeepSeek V2: latent attention; dense first layers, then experts beside shared ones, chosen within groups."""
+    """DeepSeek V2: latent attention; dense first layers, then experts chosen within groups, and shared ones."""
     hf.ignore(*_OF_TRAINING, "n_group", "topk_group")  # the latter unless the choice is within groups
     hf.expect("moe_layer_freq", 1)
     if hf.flag("norm_topk_prob", False):  # DeepSeek's own code would divide by the sum, transformers never does

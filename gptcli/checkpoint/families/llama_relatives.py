@@ -59,7 +59,7 @@ def ernie_config(hf: HfConfig, head_dim: int) -> DecoderConfig:
 
 
 def exaone4(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """EXAONE 4: norms after attention and MLP; beside layers with a window, the others have no RoPE."""
+    """EXAONE 4: norms after attention and MLP; where some layers have a window, the others have no RoPE."""
     window = hf.optional_integer("sliding_window")
     types = hf.per_layer("layer_types", hf.layers)
     if types is None:

@@ -110,7 +110,7 @@ def bamba(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 
 def granitemoehybrid(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """Granite 4: as Granite, with Mamba 2 in most layers, a shared expert, and others or none beside it."""
+    """Granite 4: as Granite, with Mamba 2 in most layers, a shared expert, and perhaps others."""
     shared = replace(llama_mlp(hf), width=hf.integer("shared_intermediate_size", 1024))
     config = granite_config(hf, shared)
     kind = hf.string("position_embedding_type", "nope")

@@ -95,7 +95,7 @@ def granite_mixture(hf: HfConfig, shared: MlpConfig | None) -> MoeConfig:
 
 
 def glm4_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """GLM-4.5 to 4.7: dense first layers, then experts beside a shared one; RoPE on half of each head."""
+    """GLM-4.5 to 4.7: dense first layers, then experts and a shared one; RoPE on half of each head."""
     head_dim = llama_head_dim(hf, 128)
     rope = llama_rope(hf, head_dim=head_dim, fraction=0.5)
     config = llama_config(hf, norm=rms(hf, 1e-5), bias=False, head_dim=head_dim, rope=rope)
@@ -112,7 +112,7 @@ def without_layers_ahead(hf: HfConfig, tensors: Collection[str], architecture: A
 
 
 def dots1(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """dots.llm1: as Qwen 3, with dense first layers, then experts beside a shared one."""
+    """dots.llm1: as Qwen 3, with dense first layers, then experts and a shared one."""
     window, first = hf.optional_integer("sliding_window"), hf.integer("max_window_layers", 62, low=0)
     types = hf.per_layer("layer_types", hf.layers)
     if types is None:
