@@ -43,7 +43,7 @@ _WITHOUT_EFFECT = frozenset(
     runtime_config target_modules task_type use_rslora
     """.split()
 )
-# How factors began, where the base weights stay as they are. PiSSA, OLoRA and others take something out of those.
+# Initializations that leave the base weights alone. PiSSA, OLoRA and others change those.
 _BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
 _KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
 

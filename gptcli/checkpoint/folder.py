@@ -196,7 +196,7 @@ class ModelFolder:
 
 
 def _read_generation_config(path: Path, notes: list[Note]) -> dict[str, Any] | None:
-    """Raises BrokenCheckpoint as `read_json` does, but for what is no JSON at all: transformers goes on without it."""
+    """Raises BrokenCheckpoint as `read_json` does, except for what is not JSON: transformers goes on without it."""
     file = path / "generation_config.json"
     if not is_there(file):
         return None
@@ -208,7 +208,7 @@ def _read_generation_config(path: Path, notes: list[Note]) -> dict[str, Any] | N
 
 
 def _is_bias_of(name: str, wanted: Container[str]) -> bool:
-    """Whether this is the bias of a weight that is used: a model that has it is not ours."""
+    """Whether this is the bias of a weight in use: then the model is not the one described."""
     return name.endswith(".bias") and f"{name.removesuffix('bias')}weight" in wanted
 
 

@@ -70,7 +70,7 @@ class PairsToHalves(ReorderedRows):
 
 @dataclass(frozen=True)
 class HeadRows:
-    """Rows of each head's keys, then of its values, in fp32, of what makes both of a latent.
+    """The matrix that makes keys and values of a latent: each head's keys, then its values, in fp32.
 
     keys: a matrix for each head that takes queries to latents, (heads, columns, dim). values: (heads, dim, columns).
     """

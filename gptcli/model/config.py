@@ -79,7 +79,7 @@ class RopeConfig:
     theta: float
     dim: int
     scaling: RopeScaling | None = None
-    backward: bool = False  # turns the other way
+    backward: bool = False  # rotates the other way
 
     @property
     def border(self) -> int | None:
@@ -209,7 +209,7 @@ class LatentAttentionConfig:
 
     @property
     def expands_from(self) -> float:
-        """As many queries make it cheaper to expand all keys and values than to project each query to latents."""
+        """From this many queries on, expanding all keys and values is cheaper than projecting each query to latents."""
         saved = 2 * self.latent_dim - self.plain_dim - self.value_dim
         return self.latent_dim * (self.plain_dim + self.value_dim) / saved if saved > 0 else math.inf
 

@@ -17,7 +17,7 @@ from gptcli.runtime.program_cache import Layout, planes
 
 CHUNK = 512  # prompt tokens per forward pass: bounds memory, costs a tenth of the speed at 4,096
 
-MANY_LOGITS = 64  # rows for which getting small pages takes longer than computing a layer
+MANY_LOGITS = 64  # rows for which mapping small pages takes longer than computing a layer
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Buffer:
     offset: int = 0
 
     def at(self, offset: int) -> Buffer:
-        """What begins so much further on."""
+        """The same buffer, `offset` numbers further on."""
         return Buffer(self.name, self.width, self.offset + offset)
 
 

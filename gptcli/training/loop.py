@@ -1,4 +1,4 @@
-"""The loop: batches, gradients, optimizer steps, held-out losses, samples, checkpoints; it tells what happens."""
+"""The loop: batches, gradients, optimizer steps, held-out losses, samples, checkpoints; yields events."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Training:
     """One run in the course of its steps.
 
     parameters: those that are trained, by name. sample: continues a prompt. Whatever the run depends on is in its
-    checkpoints, so that a run which goes on from one computes what it would have computed.
+    checkpoints, so that a resumed run computes what it would have computed.
     """
 
     def __init__(

@@ -52,7 +52,7 @@ class TrainedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in_features) to (..., out_features)."""
         out: Tensor = self.base(x)
-        # One product for all modules, added as it is computed: what the rows of others would get is zero.
+        # One product for all modules, added as it is computed: the rows of other modules get zero.
         lowered = torch.cat([update.lowered(x) for update in self._own.values()], -1).flatten(0, -2)
         return torch.addmm(out.flatten(0, -2), lowered, self._up().mT).view_as(out)
 
