@@ -15,7 +15,6 @@ from gptcli.cuda.static_step import all_finite
 from gptcli.errors import NonFiniteLogits, OutOfMemory
 from gptcli.kernels.bindings import Arithmetic, not_built
 from gptcli.kernels.layers import CompiledExperts, CompiledLinear
-from gptcli.kernels.tensors import Library
 from gptcli.model.cache import KVCache
 from gptcli.model.decoder import Decoder
 from gptcli.runtime.device_plan import DevicePlan, free_bytes
@@ -51,6 +50,7 @@ class TorchEngine:
         self.plan = plan
         self.ctx_size = ctx_size
         self.load_s = load_s
+        self.library, self.device_name, self.dtype_name = plan.library, str(plan.device), plan.dtype_name
         self._step = threading.Lock()  # program, rotary tables and recorded step have one set of buffers
         self._program = lower(decoder, plan.library, plan.cache_kind) if plan.library else None
         self._recorded = RecordedSteps(decoder, plan.record) if plan.record else None
@@ -86,21 +86,6 @@ class TorchEngine:
     def threads(self) -> int:
         """CPU threads that share the work."""
         return torch.get_num_threads()
-
-    @property
-    def library(self) -> Library | None:
-        """See `Engine.library`."""
-        return self.plan.library
-
-    @property
-    def device_name(self) -> str:
-        """See `Engine.device_name`."""
-        return str(self.plan.device)
-
-    @property
-    def dtype_name(self) -> str:
-        """See `Engine.dtype_name`."""
-        return self.plan.dtype_name
 
     def serves(self, workload: Workload) -> bool:
         """See `Engine.serves`."""
