@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.formats import Dense, Gptq, Shape, Stored, check_floats, is_expanded, stored_weights
 from gptcli.checkpoint.generation_config import GENERATION_FIELDS, GGUF_METADATA, generation_source
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.not_a_model import refuse_adapter, refuse_pickle
 from gptcli.checkpoint.recipes import Architecture, Recipe, shape, sources
 from gptcli.checkpoint.registry import architecture_of
@@ -196,7 +196,7 @@ class ModelFolder:
 
 
 def _read_generation_config(path: Path, notes: list[Note]) -> dict[str, Any] | None:
-    """Raises BrokenCheckpoint as `read_json` does, but for what is no JSON at all: transformers goes on without it."""
+    """Raises BrokenCheckpoint as `read_json` does, except for what is not JSON: transformers goes on without it."""
     file = path / "generation_config.json"
     if not is_there(file):
         return None
@@ -208,7 +208,7 @@ def _read_generation_config(path: Path, notes: list[Note]) -> dict[str, Any] | N
 
 
 def _is_bias_of(name: str, wanted: Container[str]) -> bool:
-    """Whether this is the bias of a weight that is used: a model that has it is not ours."""
+    """Whether this is the bias of a weight in use: then the model is not the one described."""
     return name.endswith(".bias") and f"{name.removesuffix('bias')}weight" in wanted
 
 

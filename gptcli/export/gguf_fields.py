@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.formats import Shape
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Recipe
 from gptcli.checkpoint.registry import architecture_of
 from gptcli.errors import GptcliError, UnsupportedArchitecture

@@ -23,7 +23,7 @@ from gptcli.runtime.resource_limits import cpu_limit, free_memory
 from gptcli.settings import RuntimeConfig
 
 _PACKED_BYTES = {"int8": 1.125, "int4": 0.625}  # a weight: its bits and its share of a scale and bias in fp16
-_LARGE = 4 << 30  # bytes of packed weights beside which a prompt in fp32 takes minutes on a few cores
+_LARGE = 4 << 30  # bytes of packed weights for which a prompt in fp32 takes minutes on a few cores
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -32,7 +32,7 @@ class Update(nn.Module):
 
 
 class TrainedLinear(nn.Module):
-    """A frozen linear layer with an update beside the rows of some of its modules."""
+    """A frozen linear layer with an update for the rows of some of its modules."""
 
     def __init__(self, base: nn.Module, rows: Rows, updates: Mapping[str, Update]) -> None:
         """updates: by the names of modules in `rows`."""
@@ -48,7 +48,7 @@ class TrainedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in_features) to (..., out_features)."""
         out: Tensor = self.base(x)
-        # One product for all modules, added as it is computed: what the rows of others would get is zero.
+        # One product for all modules, added as it is computed: the rows of other modules get zero.
         return torch.addmm(out.flatten(0, -2), self._lowered(x.flatten(0, -2)), self._up().mT).view_as(out)
 
     def _lowered(self, x: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class Lora:
     def __init__(
         self, folder: ModelFolder, decoder: Decoder, rank: int, alpha: float, dropout: float, targets: Collection[str]
     ) -> None:
-        """Puts updates beside the layers of a decoder whose weights are frozen.
+        """Adds updates to the layers of a decoder whose weights are frozen.
 
         targets: the last parts of modules' names; none are all linear layers, but for states, routers and experts,
         which PEFT does not take. Raises UsageError for one that no layer has.
