@@ -138,6 +138,18 @@ def all_texts(compiler: Compiler, seeds: int = 40, **form: Any) -> set[str]:
             },
             {"{}", '{"a": 1}'},
         ),
+        (
+            {
+                "json_schema": {
+                    "type": "array",
+                    "prefixItems": [{"const": 1}],
+                    "additionalItems": {"const": 3},
+                    "items": {"const": 2},
+                    "maxItems": 2,
+                }
+            },
+            {"[]", "[1]", "[1, 2]"},
+        ),
         ({"json_schema": {"type": "array", "uniqueItems": False, "items": {"const": 1}, "maxItems": 1}}, {"[]", "[1]"}),
         ({"json_schema": {"type": "integer", "format": "int32", "minimum": 2**31 - 2}}, {"2147483646", "2147483647"}),
     ],

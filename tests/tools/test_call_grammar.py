@@ -137,7 +137,9 @@ def test_a_token_that_goes_beyond_a_mark_begins_a_call_or_is_not_allowed(tmp_pat
     for token in (">\n", '>\n{"name'):
         constraint = held(use, plain, "So: <tool_call")
         constraint.accept(plain.library.token_to_id(token))
-        for call in split("<tool_call" + token + begun_call(constraint, plain, 0), use).calls:
+        calls = split("<tool_call" + token + begun_call(constraint, plain, 0), use).calls
+        assert calls
+        for call in calls:
             jsonschema.validate(call.arguments, PARAMETERS)
 
 

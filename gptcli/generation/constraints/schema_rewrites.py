@@ -105,6 +105,8 @@ def _rewritten(schema: Mapping[str, Any], comparison: _Comparison) -> dict[str, 
             new[key] = list(map(inner, value))
         elif key in _ONE:
             new[key] = inner(value)
+    if not isinstance(new.get("items"), list):  # else it says nothing, and llguidance would leave out prefixItems
+        new.pop("additionalItems", None)
     _limit_names(new)
     _narrow_bounds(new)
     if isinstance(new.get("pattern"), str):
