@@ -123,6 +123,7 @@ def chat(
         conversation = Session.restored(lm, events, template=template)
         conversation.borrows_model = name not in ("", lm.reference)
         _override(conversation, run)
+        run.tool_use(template, lm)  # for its note
         if file is not None:
             conversation.keep_in(file, kept=len(file.events))
         has_own = conversation.system is not None and run.configured & {"system", "system_file"}
