@@ -120,12 +120,14 @@ class ModelFolder:
         """Size of all tensors as stored, in bytes."""
         return sum(tensor.size for tensor in self.tensors.values())
 
-    @property
-    def bytes_for_kernels(self) -> int:
-        """Bytes of the weights in memory where kernels multiply with them as stored: some of ggml's blocks as fp16."""
+    def bytes_for_kernels(self, expanded_bytes: int) -> int:
+        """Bytes of the weights in memory where kernels multiply with them as stored.
+
+        expanded_bytes: of a number of those of ggml's blocks that are not.
+        """
         expanded = (stored for stored in self.weights.values() if is_expanded(stored))
         return self.weight_bytes + sum(
-            2 * math.prod(stored.shape) - self.tensors[stored.tensors[0]].size for stored in expanded
+            expanded_bytes * math.prod(stored.shape) - self.tensors[stored.tensors[0]].size for stored in expanded
         )
 
     @property
