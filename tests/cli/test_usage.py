@@ -156,7 +156,7 @@ def test_the_version_is_told(cli: Cli) -> None:
         ),
         ("chatt", "did you mean chat? run `gptcli --help`"),
         ("hello", "did you mean help? run `gptcli --help`; to ask it, run `gptcli chat hello`; to have it continued"),
-        ("perhaps", "run `gptcli --help`; to ask it, run `gptcli chat perhaps`; to have it continued, `gptcli generate"),
+        ("perhaps", "run `gptcli --help`; to ask it, run `gptcli chat perhaps`; to have it continued, `gptcli gen"),
         ("tokenise --text a", "did you mean tokenize? run `gptcli --help`\n"),
         ("sing of rain -n 5", "to ask it, run `gptcli chat 'sing of rain' -n 5`; to have it continued"),
         ("generate --temprature 1", "did you mean --temperature? run `gptcli generate --help`"),
