@@ -191,11 +191,11 @@ class Repl:
 
     def show_last_turn(self) -> None:
         """Shows the last question and its answer, or that it has none."""
-        question, *answer = self.session.messages[-2:] or [None]
-        if question is not None and question.role == "user":
-            self.say(f"> {excerpt(question.content, 300)}")
+        last = self.session.messages[-2:]
+        if last and last[0].role == "user":
+            self.say(f"> {excerpt(last[0].content, 300)}")
             self._background.wait(_FIRST_ANSWER_S)
-            for message in answer:
+            for message in last[1:]:
                 with contextlib.closing(self._answer_display(ProgressLine(quiet=True))) as display:
                     display.take(TextDelta(message.content.encode()))
                 self._show_calls(message.calls)

@@ -86,10 +86,20 @@ class DecoderProgram:
         """An empty cache of a text of up to `limit` tokens."""
         return ProgramCache(self.program.layouts, limit, self.program.state_bytes)
 
-    def run(self, texts: Sequence[Extension], cancelled: Cancelled = never_cancelled) -> Tensor:
+    def room(self, rows: int) -> Tensor:
+        """Room for logits, (rows, vocab) in fp32, of any values."""
+        columns = self._decoder.config.vocab_size
+        if rows < MANY_LOGITS:
+            return torch.empty(rows, columns)
+        memory = Memory(4 * rows * columns, huge_pages=True)
+        return torch.frombuffer(memory.view, dtype=torch.float32).view(rows, columns)
+
+    def run(
+        self, texts: Sequence[Extension], cancelled: Cancelled = never_cancelled, room: Tensor | None = None
+    ) -> Tensor:
         """Appends tokens to each of several texts, and counts them as cached. Raises StepCancelled once cancelled.
 
-        The logits that they want, (sum of wanted, vocab).
+        The logits that they want, (sum of wanted, vocab). room: where they go, over those of an earlier step.
         """
         parts, asked, end = [], list[int](), 0
         longest = max(cache.length + len(tokens) for cache, tokens, _ in texts)  # no table may be replaced meanwhile
@@ -100,7 +110,7 @@ class DecoderProgram:
             parts.append(Text(tokens, cache.length, rotations, rows, cache.state()))
             end += len(tokens)
             asked += range(end - wanted, end)
-        logits = _room(len(asked), self._decoder.config.vocab_size)
+        logits = self.room(len(asked)) if room is None else room[: len(asked)]
         self.program.run(parts, asked, logits.data_ptr(), cancelled)
         for cache, tokens, _ in texts:
             cache.advance(tokens)
@@ -114,14 +124,6 @@ class DecoderProgram:
             table = _rotary(*rotary_table(rope, positions, span, torch.device("cpu"), torch.float32))
             self._tables[key] = table
         return table
-
-
-def _room(rows: int, columns: int) -> Tensor:
-    """(rows, columns) in fp32, of any values."""
-    if rows < MANY_LOGITS:
-        return torch.empty(rows, columns)
-    memory = Memory(4 * rows * columns, huge_pages=True)
-    return torch.frombuffer(memory.view, dtype=torch.float32).view(rows, columns)
 
 
 def _rotary(cos: Tensor, sin: Tensor) -> RotaryTable:
