@@ -232,12 +232,11 @@ class TorchEngine:
         tokens = self._rotated_alike(tokens, cache)
         before = len(tokens) - len(targets)  # tokens that nothing is scored after
         first = max(0, before) if self.decoder.config.keeps_states else 0
-        room = None if self._program is None else self._program.room(min(CHUNK, max(1, len(targets))))
         for chunk in self._chunks(tokens[:first]) + self._chunks(tokens[first:]):
             cache.mark()
             asked = targets[max(0, -before) :][: max(0, len(chunk) - max(0, before))]
             before -= len(chunk)
-            logits = self._run(chunk, cache, wanted=max(1, len(asked)), room=room)[:, :vocabulary]
+            logits = self._run(chunk, cache, wanted=max(1, len(asked)))[:, :vocabulary]
             if not asked:
                 continue
             yield self._scores(logits, asked, top)
@@ -335,17 +334,12 @@ class TorchEngine:
         return crossed and cache.length > 0
 
     def _run(
-        self,
-        tokens: Sequence[int],
-        cache: TextCache,
-        wanted: int = 1,
-        cancelled: Cancelled = never_cancelled,
-        room: Tensor | None = None,
+        self, tokens: Sequence[int], cache: TextCache, wanted: int = 1, cancelled: Cancelled = never_cancelled
     ) -> Tensor:
-        """Appends tokens to a text; the logits of the last ones, (wanted, vocab). room: see `DecoderProgram.run`."""
+        """Appends tokens to a text; the logits of the last ones, (wanted, vocab)."""
         if not isinstance(cache, ProgramCache):
             return self._run_in_torch([tokens], cache, wanted)
-        logits = self._run_texts([Extension(cache, tokens, wanted)], cancelled, room)
+        logits = self._run_texts([Extension(cache, tokens, wanted)], cancelled)
         if not self._all_finite(logits):
             raise NonFiniteLogits(cache.length, self.plan.dtype_name)
         return logits
@@ -397,14 +391,12 @@ class TorchEngine:
         other.truncate(length)
         return other
 
-    def _run_texts(
-        self, texts: Sequence[Extension], cancelled: Cancelled = never_cancelled, room: Tensor | None = None
-    ) -> Tensor:
+    def _run_texts(self, texts: Sequence[Extension], cancelled: Cancelled = never_cancelled) -> Tensor:
         """Appends tokens to each of several texts; the wanted logits, (sum of wanted, vocab), finite or not."""
         length = max(text.cache.length + len(text.tokens) for text in texts)
         with memory_errors(self.plan.device, f"running token {length}"), self._step:
             # No torch modes around a program: they are as slow as a layer.
-            return self._run_side_by_side(texts) if self._program is None else self._program.run(texts, cancelled, room)
+            return self._run_side_by_side(texts) if self._program is None else self._program.run(texts, cancelled)
 
     @torch.inference_mode()
     def _run_side_by_side(self, texts: Sequence[Extension]) -> Tensor:

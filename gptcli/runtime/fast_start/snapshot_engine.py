@@ -153,11 +153,11 @@ class SnapshotEngine:
     ) -> Iterator[list[TokenScore]]:
         """See `Engine.score_tokens`."""
         before = len(tokens) - len(targets)  # tokens that nothing is scored after
-        start, room = 0, self._room_for(min(CHUNK, max(1, len(targets))))
+        start = 0
         for chunk in chunks(tokens, before if self._keeps_states else 0):
             asked = targets[max(0, start - before) : max(0, start - before + len(chunk))]
             start += len(chunk)
-            rows = self._run(Extension(cache, chunk, max(1, len(asked))), room=room)
+            rows = self._run(Extension(cache, chunk, max(1, len(asked))))
             if asked:
                 yield self._scores(rows, asked, vocabulary, top)
 
@@ -191,15 +191,9 @@ class SnapshotEngine:
             _score(row.values(vocabulary), total, id, top) for row, total, id in zip(rows, sums, targets, strict=True)
         ]
 
-    def _room_for(self, rows: int) -> Memory:
-        """Memory of as many logits."""
-        return Memory(rows * 4 * self._snapshot.vocab_size, huge_pages=rows >= MANY_LOGITS)
-
-    def _run(
-        self, text: Extension, cancelled: Cancelled = never_cancelled, room: Memory | None = None
-    ) -> list[SnapshotLogits]:
-        """The logits that one text wants. room: as for `_logits_of`."""
-        logits = self._logits_of([text], cancelled, room)
+    def _run(self, text: Extension, cancelled: Cancelled = never_cancelled) -> list[SnapshotLogits]:
+        """The logits that one text wants."""
+        logits = self._logits_of([text], cancelled)
         if (failure := self._failure(text, logits)) is not None:
             raise failure
         return logits
@@ -210,13 +204,8 @@ class SnapshotEngine:
         self._drop()
         return NonFiniteLogits(text.cache.length, self.dtype_name)
 
-    def _logits_of(
-        self, texts: Sequence[Extension], cancelled: Cancelled = never_cancelled, room: Memory | None = None
-    ) -> list[SnapshotLogits]:
-        """Appends tokens to each of several texts; the logits that they want, one after another, finite or not.
-
-        room: where they go, over those of an earlier step.
-        """
+    def _logits_of(self, texts: Sequence[Extension], cancelled: Cancelled = never_cancelled) -> list[SnapshotLogits]:
+        """Appends tokens to each of several texts; the logits that they want, one after another, finite or not."""
         snapshot, row = self._snapshot, 4 * self._snapshot.vocab_size
         for cache, tokens, _ in texts:
             assert cache.length + len(tokens) <= self._room
@@ -233,7 +222,7 @@ class SnapshotEngine:
         ]
         ends = accumulate(len(text.tokens) for text in texts)
         asked = [index for end, text in zip(ends, texts, strict=True) for index in range(end - text.wanted, end)]
-        logits = room or self._room_for(len(asked))
+        logits = Memory(len(asked) * row, huge_pages=len(asked) >= MANY_LOGITS)
         with self._step:
             snapshot.program.run(parts, asked, logits.address, cancelled)
         for cache, tokens, _ in texts:

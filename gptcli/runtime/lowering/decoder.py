@@ -86,20 +86,10 @@ class DecoderProgram:
         """An empty cache of a text of up to `limit` tokens."""
         return ProgramCache(self.program.layouts, limit, self.program.state_bytes)
 
-    def room(self, rows: int) -> Tensor:
-        """Room for logits, (rows, vocab) in fp32, of any values."""
-        columns = self._decoder.config.vocab_size
-        if rows < MANY_LOGITS:
-            return torch.empty(rows, columns)
-        memory = Memory(4 * rows * columns, huge_pages=True)
-        return torch.frombuffer(memory.view, dtype=torch.float32).view(rows, columns)
-
-    def run(
-        self, texts: Sequence[Extension], cancelled: Cancelled = never_cancelled, room: Tensor | None = None
-    ) -> Tensor:
+    def run(self, texts: Sequence[Extension], cancelled: Cancelled = never_cancelled) -> Tensor:
         """Appends tokens to each of several texts, and counts them as cached. Raises StepCancelled once cancelled.
 
-        The logits that they want, (sum of wanted, vocab). room: where they go, over those of an earlier step.
+        The logits that they want, (sum of wanted, vocab).
         """
         parts, asked, end = [], list[int](), 0
         longest = max(cache.length + len(tokens) for cache, tokens, _ in texts)  # no table may be replaced meanwhile
@@ -110,7 +100,7 @@ class DecoderProgram:
             parts.append(Text(tokens, cache.length, rotations, rows, cache.state()))
             end += len(tokens)
             asked += range(end - wanted, end)
-        logits = self.room(len(asked)) if room is None else room[: len(asked)]
+        logits = _room(len(asked), self._decoder.config.vocab_size)
         self.program.run(parts, asked, logits.data_ptr(), cancelled)
         for cache, tokens, _ in texts:
             cache.advance(tokens)
@@ -124,6 +114,14 @@ class DecoderProgram:
             table = _rotary(*rotary_table(rope, positions, span, torch.device("cpu"), torch.float32))
             self._tables[key] = table
         return table
+
+
+def _room(rows: int, columns: int) -> Tensor:
+    """(rows, columns) in fp32, of any values."""
+    if rows < MANY_LOGITS:
+        return torch.empty(rows, columns)
+    memory = Memory(4 * rows * columns, huge_pages=True)
+    return torch.frombuffer(memory.view, dtype=torch.float32).view(rows, columns)
 
 
 def _rotary(cos: Tensor, sin: Tensor) -> RotaryTable:
