@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from gptcli.cli.app import program
-from gptcli.cli.metavars import Group, value_name
+from gptcli.cli.parsing.metavars import Group, value_name
 from gptcli.errors import ExitCode
 from gptcli.version import VERSION
 

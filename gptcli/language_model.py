@@ -50,9 +50,9 @@ if TYPE_CHECKING:
 
     from gptcli.generation.completion import Completion
     from gptcli.generation.events import Completed, Event
-    from gptcli.generation.job import Job
     from gptcli.generation.score_result import ChoiceScore, Score
     from gptcli.generation.speculation import Drafter
+    from gptcli.generation.together.job import Job
     from gptcli.runtime.torch_engine import TorchEngine
     from gptcli.tools.formats import ToolUse
 
@@ -228,7 +228,7 @@ class LanguageModel(OpenedModel):
 
         What reading the requests raises is raised once those before it are answered.
         """
-        from gptcli.generation.complete_all import complete_all
+        from gptcli.generation.together.complete_all import complete_all
 
         jobs = map(self._job_or_error, requests)
         return complete_all(jobs, parallel, ordered=ordered, cancelled=cancelled, wait=wait)
@@ -243,7 +243,7 @@ class LanguageModel(OpenedModel):
 
     def job(self, request: Request) -> Job:
         """A request, ready to run together with others. Raises UsageError and ContextOverflow."""
-        from gptcli.generation.job import Job
+        from gptcli.generation.together.job import Job
 
         engine, [completion] = self._completion(request)
         return Job(engine, completion)

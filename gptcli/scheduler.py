@@ -8,10 +8,10 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
-from gptcli.generation.continuous_batch import ContinuousBatch
 from gptcli.generation.events import Event, TextDelta
-from gptcli.generation.job import Job
 from gptcli.generation.request import Request
+from gptcli.generation.together.continuous_batch import ContinuousBatch
+from gptcli.generation.together.job import Job
 from gptcli.language_model import LanguageModel
 
 Deliver = Callable[[Event | BaseException], None]

@@ -145,6 +145,7 @@ class SamplingConfig:
 
 
 SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingConfig))
+SAMPLING_NUMBERS = tuple(field.name for field in fields(SamplingConfig) if field.type == "float")
 ID_LISTS = {"suppress_tokens", "begin_suppress_tokens"}  # the fields that are token ids
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.cook import reordered_rows
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.load import WeightPlan
 from gptcli.checkpoint.recipes import (
     Concat,
@@ -43,7 +43,7 @@ _WITHOUT_EFFECT = frozenset(
     runtime_config target_modules task_type use_rslora
     """.split()
 )
-# How factors began, where the base weights stay as they are. PiSSA, OLoRA and others take something out of those.
+# Initializations that leave the base weights alone. PiSSA, OLoRA and others change those.
 _BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
 _KEY = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
 
@@ -60,7 +60,7 @@ class Rows:
 
 
 def adaptable(folder: ModelFolder) -> dict[str, Rows]:
-    """The rows of every matrix in the decoder's blocks that an adapter can be beside, by the path of its layer."""
+    """The rows of every matrix in the decoder's blocks that an adapter can update, by the path of its layer."""
     canonical = _canonical_names(folder)
     found = {}
     for name, recipe in folder.architecture.parameters.items():
@@ -176,7 +176,7 @@ def _of_module(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
 
 
 def apply_adapters(decoder: Decoder, folder: ModelFolder, adapters: Sequence[Adapter], plan: WeightPlan) -> None:
-    """Puts adapters beside the layers of a loaded decoder. Raises as `updates_of` does."""
+    """Adds adapters to the layers of a loaded decoder. Raises as `updates_of` does."""
     for path, factors in updates_of(folder, adapters).items():
         down, up = (each.to(plan.device, plan.dtype) for each in factors)
         decoder.set_submodule(path, AdaptedLinear(decoder.get_submodule(path), down, up))
@@ -202,7 +202,7 @@ def updates_of(folder: ModelFolder, adapters: Sequence[Adapter]) -> dict[str, tu
 
 
 def _joined(rows: Rows, adapter: Adapter) -> tuple[Tensor, Tensor] | None:
-    """The factors of a layer's whole update: those of its modules, each beside its own rows."""
+    """The factors of a layer's whole update: those of its modules, each for its own rows."""
     chosen = [(module, count, *adapter.updates[module]) for module, count in rows.modules if module in adapter.updates]
     if not chosen:
         return None

@@ -30,6 +30,7 @@ from gptcli.checkpoint.recipes import (
     WithoutFirst,
     is_transposed,
     shape,
+    sources,
 )
 from gptcli.checkpoint.tensor_source import TensorSource, ranges_of
 from gptcli.quant.packed import PackedWeight, alike, concat_rows, stack
@@ -70,6 +71,17 @@ def cook(recipe: Recipe, source: TensorSource) -> Tensor | PackedWeight:
             return value[:, order] if isinstance(value, Tensor) else value.rows(order)
 
 
+def stored_apart(recipe: Recipe, source: TensorSource) -> tuple[Recipe, ...]:
+    """Recipes of rows that a recipe joins and that are stored in several forms; else the recipe alone."""
+    whole = recipe
+    if isinstance(recipe, Part):
+        whole = _of_operands(recipe, source) or recipe
+    if not isinstance(whole, Concat) or whole.axis != 0:
+        return (recipe,)
+    forms = {frozenset((type(s), s.about) for s in map(source.stored, sources(each))) for each in whole.operands}
+    return whole.operands if len(forms) > 1 else (recipe,)
+
+
 def evens_then_odds(count: int) -> Tensor:
     """The order in which `EvensThenOdds` takes entries: their indices, (count,)."""
     return torch.arange(count).view(-1, 2).t().flatten()
@@ -78,19 +90,10 @@ def evens_then_odds(count: int) -> Tensor:
 def _part(recipe: Part, source: TensorSource) -> Tensor | PackedWeight:
     """Asks the operand's own operands for their parts where that is the same, to read no more than these."""
     axis, ranges = recipe.axis, recipe.ranges
-    match recipe.operand:
-        case Take(name) if isinstance(source.stored(name), Dense):
-            return source.part(name, axis, ranges)
-        case Concat(operands, joined):
-            if joined - len(shape(operands[0], source.stored)) == axis:
-                return cook(Concat(_overlaps(operands, axis, ranges, source), joined), source)
-            return cook(Concat(tuple(Part(each, axis, ranges) for each in operands), joined), source)
-        case Stack(operands):
-            return cook(Stack(tuple(Part(each, axis, ranges) for each in operands)), source)
-        case Transposed(operand) if is_transposed(operand, source.stored):
-            return cook(Transposed(Part(operand, -3 - axis, ranges)), source)
-        case Transposed(operand):
-            return cook(Part(operand, axis, ranges), source)
+    if isinstance(recipe.operand, Take) and isinstance(source.stored(recipe.operand.name), Dense):
+        return source.part(recipe.operand.name, axis, ranges)
+    if (same := _of_operands(recipe, source)) is not None:
+        return cook(same, source)
     value = cook(recipe.operand, source)
     if isinstance(value, PackedWeight):
         indices = torch.cat([torch.arange(*each) for each in ranges])
@@ -98,6 +101,23 @@ def _part(recipe: Part, source: TensorSource) -> Tensor | PackedWeight:
         if packed is not None:
             return packed
     return ranges_of(dense(value), axis, ranges)
+
+
+def _of_operands(recipe: Part, source: TensorSource) -> Recipe | None:
+    """The same part as a recipe of parts of its operand's own operands, if there are such."""
+    axis, ranges = recipe.axis, recipe.ranges
+    match recipe.operand:
+        case Concat(operands, joined):
+            if joined - len(shape(operands[0], source.stored)) == axis:
+                return Concat(_overlaps(operands, axis, ranges, source), joined)
+            return Concat(tuple(Part(each, axis, ranges) for each in operands), joined)
+        case Stack(operands):
+            return Stack(tuple(Part(each, axis, ranges) for each in operands))
+        case Transposed(operand) if is_transposed(operand, source.stored):
+            return Transposed(Part(operand, -3 - axis, ranges))
+        case Transposed(operand):
+            return Part(operand, axis, ranges)
+    return None
 
 
 def _overlaps(operands: tuple[Recipe, ...], axis: int, ranges: Ranges, source: TensorSource) -> tuple[Recipe, ...]:

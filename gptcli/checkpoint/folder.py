@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.formats import Dense, Gptq, Shape, Stored, check_floats, is_expanded, stored_weights
 from gptcli.checkpoint.generation_config import GENERATION_FIELDS, GGUF_METADATA, generation_source
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.not_a_model import refuse_adapter, refuse_pickle
 from gptcli.checkpoint.recipes import Architecture, Recipe, shape, sources
 from gptcli.checkpoint.registry import architecture_of
@@ -120,12 +120,14 @@ class ModelFolder:
         """Size of all tensors as stored, in bytes."""
         return sum(tensor.size for tensor in self.tensors.values())
 
-    @property
-    def bytes_for_kernels(self) -> int:
-        """Bytes of the weights in memory where kernels multiply with them as stored: some of ggml's blocks as fp16."""
+    def bytes_for_kernels(self, expanded_bytes: int) -> int:
+        """Bytes of the weights in memory where kernels multiply with them as stored.
+
+        expanded_bytes: of a number of those of ggml's blocks that are not.
+        """
         expanded = (stored for stored in self.weights.values() if is_expanded(stored))
         return self.weight_bytes + sum(
-            2 * math.prod(stored.shape) - self.tensors[stored.tensors[0]].size for stored in expanded
+            expanded_bytes * math.prod(stored.shape) - self.tensors[stored.tensors[0]].size for stored in expanded
         )
 
     @property
@@ -196,7 +198,7 @@ class ModelFolder:
 
 
 def _read_generation_config(path: Path, notes: list[Note]) -> dict[str, Any] | None:
-    """Raises BrokenCheckpoint as `read_json` does, but for what is no JSON at all: transformers goes on without it."""
+    """Raises BrokenCheckpoint as `read_json` does, except for what is not JSON: transformers goes on without it."""
     file = path / "generation_config.json"
     if not is_there(file):
         return None
@@ -208,7 +210,7 @@ def _read_generation_config(path: Path, notes: list[Note]) -> dict[str, Any] | N
 
 
 def _is_bias_of(name: str, wanted: Container[str]) -> bool:
-    """Whether this is the bias of a weight that is used: a model that has it is not ours."""
+    """Whether this is the bias of a weight in use: then the model is not the one described."""
     return name.endswith(".bias") and f"{name.removesuffix('bias')}weight" in wanted
 
 

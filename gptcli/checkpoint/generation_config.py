@@ -28,7 +28,7 @@ _NEVER_OFF = {"temperature", "repetition_penalty"}
 _USUAL = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None}  # transformers' defaults, which say nothing
 _TINY_TOP_P = 1e-9  # transformers takes 0, which leaves the likeliest token alone
 
-# Fields that change a text and are not done, each with the values that are off beside null and -1.
+# Fields that change a text and are not done, each with the values that mean off, as null and -1 do.
 NOTED: dict[str, tuple[Any, ...]] = {
     "max_length": (20,),  # transformers' default, for which we have our own
     "max_new_tokens": (),

@@ -13,16 +13,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gptcli.checkpoint.cook import cook, dense
+from gptcli.checkpoint.cook import cook, dense, stored_apart
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.formats import Ggml
-from gptcli.checkpoint.recipes import PlusOne, sources
+from gptcli.checkpoint.recipes import PlusOne, Recipe, sources
 from gptcli.checkpoint.share import Share
 from gptcli.checkpoint.tensor_source import TensorSource
 from gptcli.cuda.int4 import Tinygemm, TinygemmEmbedding, TinygemmLinear, TinygemmMatrix
 from gptcli.errors import BrokenCheckpoint
 from gptcli.kernels.bindings import Arithmetic
-from gptcli.kernels.layers import CompiledEmbedding, CompiledExperts, CompiledLinear, can_compile
+from gptcli.kernels.layers import CompiledEmbedding, CompiledExperts, CompiledLinear, JoinedLinear, can_compile
 from gptcli.kernels.tensors import FLOATS, Library
 from gptcli.model.decoder import Decoder
 from gptcli.model.linear import Embedding, Linear
@@ -54,6 +54,7 @@ class WeightPlan:
     library: the CPU's kernels, for every matrix they can multiply, in fp32. They take dense ones in the precision they
     are stored in. half: the precision that dense ones are rounded to for them instead.
     arithmetic: the kernels' for more than a few tokens.
+    exact: whether what ggml's blocks expand to stays in fp32; else it is rounded to fp16, which takes half the memory.
     tinygemm: torch's int4 kernel on CUDA, for every packed matrix it can multiply, in bf16.
     """
 
@@ -63,6 +64,7 @@ class WeightPlan:
     library: Library | None = None
     half: torch.dtype | None = None
     arithmetic: Arithmetic = "fp32"
+    exact: bool = False
     tinygemm: Tinygemm | None = None
 
 
@@ -88,17 +90,21 @@ def load_decoder(
             # 1 + w needs more bits than w; so do choices among scores that are nearly equal, and exponents.
             wide = isinstance(whole, PlusOne) or _is_never_rounded(decoder, name)
             dtype = torch.float32 if wide else plan.dtype
-            of_blocks = any(isinstance(source.stored(each), Ggml) for each in sources(recipe))
-            slot = _Slot(decoder, name, dtype, of_blocks)
-            value = cook(recipe, source)
+            slot = _Slot(decoder, name, dtype)
+            parts = stored_apart(recipe, source) if slot.is_joined(plan) else (recipe,)
+            values = [_Value(cook(part, source), _is_of_blocks(part, source)) for part in parts]
             if share is not None and not share.adds(name):
-                value = torch.zeros_like(dense(value))
-            slot.fill(_holder(slot, value, plan))
+                values = [_Value(torch.zeros_like(dense(value.content))) for value in values]
+            slot.fill(_holder(slot, values, plan))
             on_progress(min(source.bytes_read, total), total)
         for name in folder.surplus_biases:
             if source.read(name).any():
                 raise BrokenCheckpoint(f"{name} is not zero, but the architecture has no bias there")
     return decoder.eval()
+
+
+def _is_of_blocks(recipe: Recipe, source: TensorSource) -> bool:
+    return any(isinstance(source.stored(name), Ggml) for name in sources(recipe))
 
 
 def _is_never_rounded(decoder: Decoder, name: str) -> bool:
@@ -126,15 +132,11 @@ def empty_decoder(folder: ModelFolder) -> Decoder:
 
 @dataclass(frozen=True)
 class _Slot:
-    """A parameter of the decoder that waits for its value.
-
-    dtype: its precision if it becomes dense. of_blocks: whether it is made of ggml's blocks.
-    """
+    """A parameter of the decoder that waits for its value. dtype: its precision if it becomes dense."""
 
     decoder: Decoder
     name: str
     dtype: torch.dtype
-    of_blocks: bool
 
     @property
     def path(self) -> str:
@@ -147,6 +149,10 @@ class _Slot:
         module = self.decoder.get_submodule(self.path)
         is_matrix = self.name.endswith(".weight") and self.path != "positions"
         return module if is_matrix and isinstance(module, Linear | Embedding | Experts) else None
+
+    def is_joined(self, plan: WeightPlan) -> bool:
+        """Whether what multiplies with it can have its rows in several forms."""
+        return plan.library is not None and plan.packing != "dense" and isinstance(self.multiplied_by, Linear)
 
     @property
     def chooses_experts(self) -> bool:
@@ -161,19 +167,43 @@ class _Slot:
             self.decoder.set_submodule(self.path, holder)
 
 
-def _holder(slot: _Slot, value: Tensor | PackedWeight, plan: WeightPlan) -> nn.Parameter | nn.Module:
-    """What holds a value: a dense parameter, or a module that multiplies with it in another form."""
-    if (module := slot.multiplied_by) is not None:
+@dataclass(frozen=True)
+class _Value:
+    """What a parameter is made of, or some of its rows. of_blocks: whether that was ggml's blocks."""
+
+    content: Tensor | PackedWeight
+    of_blocks: bool = False
+
+
+def _holder(slot: _Slot, values: list[_Value], plan: WeightPlan) -> nn.Parameter | nn.Module:
+    """What holds values that follow each other: a dense parameter, or a module that multiplies with another form."""
+    if (module := slot.multiplied_by) is not None and len(values) > 1:
+        forms = [_form(slot, value, plan) for value in values]
+        stored = [form for form in forms if isinstance(form, StoredWeight) and can_compile(form)]
+        if len(stored) == len(forms):
+            return _joined(slot, module, stored, plan)
+    value = values[0]
+    if len(values) > 1:
+        value = _Value(torch.cat([dense(each.content) for each in values]), all(each.of_blocks for each in values))
+    content = value.content
+    if module is not None:
         form = _form(slot, value, plan)
         if not isinstance(form, Tensor):
             return _module(slot, module, form, plan)
-        value = form
-    dense = value.dequantize(slot.dtype) if isinstance(value, PackedWeight) else value
-    return nn.Parameter(dense.to(plan.device, slot.dtype), requires_grad=False)
+        content = form
+    numbers = content.dequantize(slot.dtype) if isinstance(content, PackedWeight) else content
+    return nn.Parameter(numbers.to(plan.device, slot.dtype), requires_grad=False)
 
 
-def _form(slot: _Slot, value: Tensor | PackedWeight, plan: WeightPlan) -> Tensor | StoredWeight | TinygemmMatrix:
+def _joined(slot: _Slot, module: nn.Module, weights: list[StoredWeight], plan: WeightPlan) -> nn.Module:
+    assert isinstance(module, Linear) and plan.library is not None
+    parts = [CompiledLinear(plan.library, weight, None, plan.arithmetic) for weight in weights]
+    return JoinedLinear(parts, module.bias)
+
+
+def _form(slot: _Slot, given: _Value, plan: WeightPlan) -> Tensor | StoredWeight | TinygemmMatrix:
     """The form that a matrix is multiplied in: dense, packed, or in the layout of torch's int4 kernel."""
+    value = given.content
     if isinstance(value, GgmlWeight) and (plan.library is None or not can_compile(value)):
         value = value.dequantize(torch.float32)
     if isinstance(value, Tensor) and plan.packing in ("int8", "int4"):
@@ -191,7 +221,7 @@ def _form(slot: _Slot, value: Tensor | PackedWeight, plan: WeightPlan) -> Tensor
     if isinstance(value, Tensor) and plan.library is not None:
         if half is not None:
             value = value.to(half)
-        elif slot.of_blocks and plan.packing != "dense":
+        elif given.of_blocks and plan.packing != "dense" and not plan.exact:
             value = _halved(value)
         return DenseWeight(value) if value.dtype in FLOATS else value
     return value
@@ -217,7 +247,7 @@ def _bits(slot: _Slot, columns: int, packing: Literal["int8", "int4"]) -> int | 
 
 def quantized_bits(decoder: Decoder, name: str, columns: int, packing: Literal["int8", "int4"]) -> int | None:
     """The bits that `load_decoder` packs one of a decoder's parameters in, which is dense; None if it stays so."""
-    slot = _Slot(decoder, name, torch.float32, of_blocks=False)
+    slot = _Slot(decoder, name, torch.float32)
     return None if slot.multiplied_by is None else _bits(slot, columns, packing)
 
 

@@ -70,7 +70,7 @@ class PairsToHalves(ReorderedRows):
 
 @dataclass(frozen=True)
 class HeadRows:
-    """Rows of each head's keys, then of its values, in fp32, of what makes both of a latent.
+    """The matrix that makes keys and values of a latent: each head's keys, then its values, in fp32.
 
     keys: a matrix for each head that takes queries to latents, (heads, columns, dim). values: (heads, dim, columns).
     """
@@ -254,7 +254,7 @@ class Architecture:
 
     unused_suffixes: of tensors that carry nothing the model needs. unused_prefixes: of modules outside the decoder.
     ahead: the same of layers that predict tokens further ahead. left_over: fields of the config that nothing reads.
-    reads_images: whether the model does, beside the text that we read.
+    reads_images: whether the model also reads images; we read text alone.
     """
 
     config: DecoderConfig

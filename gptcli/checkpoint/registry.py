@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from gptcli.checkpoint.class_defaults import DEFAULTS, OTHER_NAMES
+from gptcli.checkpoint.config.class_defaults import DEFAULTS, OTHER_NAMES
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.families.deepseek import deepseek_v2, deepseek_v3, glm4_moe_lite, kimi_k2, minicpm3
 from gptcli.checkpoint.families.gemma import gemma, gemma2, gemma3_text, vaultgemma
 from gptcli.checkpoint.families.gemma3n import gemma3n_text, gemma4_text, gemma4_unified_text
@@ -46,7 +47,6 @@ from gptcli.checkpoint.families.qwen_hybrid import (
     qwen3_next,
 )
 from gptcli.checkpoint.families.vision import WRAPPERS
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.errors import UnsupportedArchitecture
 

@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-from gptcli.cli.config_file import COMMANDS, ConfiguredCommand
-from gptcli.cli.metavars import Command, Group
+from gptcli.cli.parsing.config_file import COMMANDS, ConfiguredCommand
+from gptcli.cli.parsing.metavars import Command, Group
+from gptcli.cli.parsing.usage_errors import usage_error
 from gptcli.cli.terminal.stderr import print_error
-from gptcli.cli.usage_errors import usage_error
 from gptcli.errors import ExitCode, GptcliError
 from gptcli.runtime.ranks import ranks_here
 from gptcli.version import VERSION
@@ -69,7 +69,7 @@ def _help(
 def run(arguments: Sequence[str]) -> int:
     """Runs the command line and returns its exit code. KeyboardInterrupt and BrokenPipeError pass through."""
     if "_GPTCLI_COMPLETE" in os.environ:  # a shell asks for completions
-        from gptcli.cli.completion import complete
+        from gptcli.cli.parsing.completion import complete
 
         complete(lambda: program()(prog_name="gptcli"))
     for stream in (sys.stdout, sys.stderr):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from gptcli.cli.option_groups import option_group, panel
+from gptcli.cli.parsing.option_groups import option_group, panel
 from gptcli.cli.prompt_input import Decoding, DecodingErrors, argument_text, read_text, unless_dash
 from gptcli.errors import UsageError
 from gptcli.models.catalog import DEFAULT_MODEL, local_models

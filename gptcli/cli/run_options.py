@@ -147,7 +147,10 @@ class RunOptions:
         """What finds the calls in a text, outside a conversation. Raises as `ChatTemplate.tool_use` does."""
         if template is None or not self.tools.offered:
             return None
-        return template.tool_use(self.tools.tools, self.tools.tool_choice, lm.tokenizer)
+        use = template.tool_use(self.tools.tools, self.tools.tool_choice, lm.tokenizer)
+        if use is not None and use.unheld:
+            self.note("strict tools are not held to their schemas: this model marks no beginning of a call")
+        return use
 
     def without_missing_switches(self, values: Mapping[str, object], template: ChatTemplate) -> dict[str, object]:
         """The values without switches that the template lacks and only the configuration file has."""

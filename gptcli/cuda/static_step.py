@@ -59,7 +59,7 @@ class StaticStep:
         self._feed(cache.length + ahead, [slot + ahead for slot in slots], [0] * self._rows)
 
     def _feed(self, position: int, slots: Sequence[int], tokens: Sequence[int]) -> None:
-        # The driver copies so few numbers before this returns, so nothing waits and nothing must stay alive.
+        # The driver copies so few numbers at once: nothing waits, and nothing must stay alive.
         self._inputs.copy_(torch.tensor([position, *slots, *tokens]), non_blocking=True)
 
     def run(self) -> Outputs:

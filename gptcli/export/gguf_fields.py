@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.formats import Shape
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Recipe
 from gptcli.checkpoint.registry import architecture_of
 from gptcli.errors import GptcliError, UnsupportedArchitecture
+from gptcli.export.llama_cpp_limits import WITHOUT_WINDOWS, condition_of_llama_cpp
 from gptcli.gguf.architectures import ARCHITECTURES
 from gptcli.gguf.model import GgufModel
 from gptcli.gguf.model_tensor import Edit
@@ -71,6 +72,8 @@ def gguf_config(name: str, folder: ModelFolder, shapes: Mapping[str, Shape], tak
         draft = _Draft(offered, shapes, factors)
         GgufModel(draft)
         unread = set(draft.never_read(f"{name}.")) - {f"{name}.{field}" for field in _KEPT}
+        if name in WITHOUT_WINDOWS:
+            unread |= offered.keys() & {f"{name}.attention.sliding_window"}
         chosen = {field: value for field, value in offered.items() if field not in unread}
         window = min((attention.window for attention in config.attentions if attention.window), default=0)
         if f"{name}.attention.sliding_window" in unread and window < config.max_context:
@@ -88,6 +91,8 @@ def gguf_config(name: str, folder: ModelFolder, shapes: Mapping[str, Shape], tak
         raise UnsupportedArchitecture(
             f"cannot write as GGUF: in a file of architecture {name} this model would have {difference}"
         )
+    if (condition := condition_of_llama_cpp(name, config)) is not None:
+        raise UnsupportedArchitecture(f"cannot write as GGUF: llama.cpp reads {name} only {condition}")
     return GgufConfig(chosen, factors, _edits(model), notes)
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.formats import Shape
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import (
     Architecture,
     Concat,

@@ -98,12 +98,12 @@ class CompletionFactory:
         ]
 
     def _call_grammar(self, tools: ToolUse | None) -> CallGrammar | None:
-        """What limits a text that must be a call of a tool."""
+        """What limits a text that must be a call of a tool, or the calls of strict ones."""
         if tools is None or (lark := tools.grammar(self._tokenizer.control_tokens.ids)) is None:
             return None
         from gptcli.generation.constraints.grammar import CallGrammar
 
-        return CallGrammar(lark, tools.schemas)
+        return CallGrammar(lark, tools.schemas, tools.held_after)
 
     @cached_property
     def _compiler(self) -> Compiler:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, cast
 
 from gptcli.errors import GptcliError
 from gptcli.generation.completion import Completion, Timing
-from gptcli.generation.continuous_batch import ContinuousBatch
 from gptcli.generation.events import Event
-from gptcli.generation.job import Job
 from gptcli.generation.speculation import Drafter
 from gptcli.generation.steps import SharedSteps, SingleSteps, Steps
+from gptcli.generation.together.continuous_batch import ContinuousBatch
+from gptcli.generation.together.job import Job
 from gptcli.runtime.engine import Cancelled, Engine, Logits, Progress, PromptCache, never_cancelled, no_progress
 
 if TYPE_CHECKING:

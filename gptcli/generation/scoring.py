@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from gptcli.errors import ContextOverflow, GptcliError, UsageError
-from gptcli.generation.cache_pool import CachePool
 from gptcli.generation.events import TokenLogprob
 from gptcli.generation.score_result import ChoiceScore, Score
+from gptcli.generation.together.cache_pool import CachePool
 from gptcli.model.common_prefix import common_length
 from gptcli.runtime.engine import Cache, Engine, Extension, Progress, PromptCache, TokenScore, no_progress
 from gptcli.text.tokenizer import Tokenizer

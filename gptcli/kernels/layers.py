@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import get_args
 
 import torch
@@ -89,6 +90,21 @@ class CompiledLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., columns) to (..., rows)."""
         return self._library.linear(self.matrix, x, self.bias)
+
+
+class JoinedLinear(nn.Module):
+    """A linear layer whose rows are stored in several forms, one after the other. arithmetic: see `CompiledLinear`."""
+
+    def __init__(self, parts: Sequence[CompiledLinear], bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.arithmetic = max((part.arithmetic for part in parts), key=get_args(Arithmetic).index)
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., columns) to (..., rows)."""
+        out = torch.cat([part(x) for part in self.parts], -1)
+        return out if self.bias is None else out + self.bias
 
 
 class CompiledExperts(nn.Module):

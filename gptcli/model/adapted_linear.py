@@ -1,4 +1,4 @@
-"""Linear layers with low-rank updates beside their weights (Hu et al., 2021)."""
+"""Linear layers plus low-rank updates (Hu et al., 2021)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Alternating updates (Baykal et al., 2023): a layer runs one of several residual streams and predicts the others.
 
-And Gemma 3n's learned residual beside attention.
+And Gemma 3n's learned residual, parallel to attention.
 """
 
 from __future__ import annotations

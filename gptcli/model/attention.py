@@ -41,14 +41,14 @@ class Attention(nn.Module):
             projected = projected.clamp(-config.clip, config.clip)
         heads = projected.view(B, T, -1, config.head_dim)  # (B, T, q heads + k heads + v heads, head_dim)
         gates = config.heads if config.gated else 0
-        gate, qk, v = heads.tensor_split([gates, gates + config.heads + self.own_heads], dim=2)
+        gate, qk, v = heads.split([gates, config.heads + self.own_heads, self.own_heads], dim=2)
         if config.qk_norm is not None and not config.qk_norm.after_rope:
             qk = self._normalized(qk, config.qk_norm)
         if config.rope is not None:
             qk = rotate(qk, *position.rotation(config.rope))
         if config.qk_norm is not None and config.qk_norm.after_rope:
             qk = self._normalized(qk, config.qk_norm)
-        q, k = qk.tensor_split([config.heads], dim=2)
+        q, k = qk.split([config.heads, self.own_heads], dim=2)
         if config.position_scale is not None:
             q = q * _position_scales(config.position_scale, position.positions, q)
         attended = position.text_by_text(partial(self._attended, block), q, k, v)
@@ -66,7 +66,7 @@ class Attention(nn.Module):
         return attend(config, q, k, v, position.mask(config.window, config.chunked), self.sinks)
 
     def _normalized(self, qk: Tensor, config: QkNormConfig) -> Tensor:
-        q, k = qk.tensor_split([self.config.heads], dim=2)
+        q, k = qk.split([self.config.heads, self.own_heads], dim=2)
         if config.over != "full":
             return torch.cat([self.q_norm(q), self.k_norm(k)], dim=2)
         return torch.cat([self.q_norm(q.flatten(2)), self.k_norm(k.flatten(2))], dim=2).view_as(qk)

@@ -79,7 +79,7 @@ class RopeConfig:
     theta: float
     dim: int
     scaling: RopeScaling | None = None
-    backward: bool = False  # turns the other way
+    backward: bool = False  # rotates the other way
 
     @property
     def border(self) -> int | None:
@@ -209,7 +209,7 @@ class LatentAttentionConfig:
 
     @property
     def expands_from(self) -> float:
-        """As many queries make it cheaper to expand all keys and values than to project each query to latents."""
+        """From this many queries on, expanding all keys and values is cheaper than projecting each query to latents."""
         saved = 2 * self.latent_dim - self.plain_dim - self.value_dim
         return self.latent_dim * (self.plain_dim + self.value_dim) / saved if saved > 0 else math.inf
 
@@ -301,7 +301,7 @@ class LayerInputsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AltUpConfig:
-    """Several residual streams (Baykal et al., 2023), and a residual of low rank beside attention."""
+    """Several residual streams (Baykal et al., 2023), and a low-rank residual parallel to attention."""
 
     streams: int
     active: int  # the one that layers run
@@ -405,7 +405,7 @@ class BlockConfig:
     parallel:  x + A(N(x)) + M(N(x)), with two norms
     shared:    the same with one norm
 
-    A layer with a `state` keeps that instead of keys and values, or beside them: A is then the sum of both. Without
+    A layer with a `state` keeps that instead of keys and values, or as well: A is then the sum of both. Without
     attention and state, or without an MLP, a layer is its other half.
     """
 

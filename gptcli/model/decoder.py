@@ -23,15 +23,15 @@ from gptcli.model.config import (
     ShortConvolutionConfig,
     StateConfig,
 )
-from gptcli.model.delta_net import DeltaNet
 from gptcli.model.latent_attention import LatentAttention
 from gptcli.model.layer_inputs import LayerInput, LayerInputs
 from gptcli.model.linear import Embedding, Linear
-from gptcli.model.mamba2 import Mamba2
 from gptcli.model.mlp import DenseAndMoe, Mlp, Moe
 from gptcli.model.norm import Norm
 from gptcli.model.position import AppendPosition, Position, RotaryTables, SideBySide, WholeTexts
-from gptcli.model.short_convolution import ShortConvolution
+from gptcli.model.recurrence.delta_net import DeltaNet
+from gptcli.model.recurrence.mamba2 import Mamba2
+from gptcli.model.recurrence.short_convolution import ShortConvolution
 
 
 class Block(nn.Module):

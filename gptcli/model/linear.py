@@ -43,7 +43,7 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     A decode step multiplies every weight with one vector. Some BLAS libraries do that on one core, at a third of the
     memory bandwidth; there a batch of products with slices of the matrix uses all cores. Elsewhere it is slower
-    (docs/benchmarks.md), so the first call measures. Both ways round alike, but not equally.
+    (docs/benchmarks.md), so the first call measures. Both round equally much, but not to the same bits.
     """
     rows, columns = weight.shape
     slices = math.gcd(rows, _MOST_SLICES)

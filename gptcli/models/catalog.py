@@ -40,7 +40,7 @@ class LocalModel:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What was recorded at installation; empty for what was not installed, such as a file put beside what was."""
+        """What was recorded at installation; empty for what was not, such as a file added to an installed model."""
         file = self.directory / RECORD
         record = read_json(file) if file.exists() else {}
         checksums = record.get("sha256")

@@ -29,7 +29,7 @@ def hub_snapshots(cache: Path, has: Callable[[Path], object]) -> Iterator[tuple[
 def hub_snapshot(cache: Path, name: str, has: Callable[[Path], object]) -> Path | None:
     """A model's snapshot that has what is wanted: the main revision, or the newest if that is not there.
 
-    Fetching a revision by another name, or by its commit, leaves no `refs/main`; pruning may leave it to no snapshot.
+    Fetching another revision leaves no `refs/main`; pruning may leave it without a snapshot.
     """
     directory = cache / f"models--{name.replace('/', '--')}"
     snapshots, reference = directory / "snapshots", directory / "refs" / "main"

@@ -78,10 +78,9 @@ def pull_hub(
 ) -> Path:
     """Fetches a model's JSON, tokenizer, template and safetensors files from the Hugging Face hub, or resumes that.
 
-    pattern: chooses the weights, which may also be a GGUF file or the parts of one. Raises UsageError for a choice that
-    is still to be made, ModelNotFound if the hub cannot be reached, has no such model, or sends other bytes than it
-    says, and what `check` raises, if possible before weights are fetched. on_progress is also called from another
-    thread.
+    pattern: chooses the weights, which may also be a GGUF file or the parts of one. on_progress: called from other
+    threads too. Raises UsageError if there are several weights to choose from, and what `check` raises, if possible
+    before weights are fetched. Raises ModelNotFound if the hub cannot be reached, lacks it, or sends wrong bytes.
     """
     name = name or repository
     check_name(name)

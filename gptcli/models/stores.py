@@ -1,6 +1,6 @@
 """GGUF files that other programs keep: Ollama, LM Studio, llama.cpp, Hugging Face. Read in place, never written.
 
-Ollama keeps more of a model beside its file: parameters, a system message, a template of Go. See `StoreSettings`.
+Ollama keeps more of a model than its file: parameters, a system message, a template of Go. See `StoreSettings`.
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ def only_stored(name: str) -> Path | None:
 
 
 def unreadable_stores() -> list[str]:
-    """Notes of the directories that this user may not read, as another user's Ollama."""
+    """Notes of the directories that this user may not read, such as another user's Ollama."""
     roots = [] if switched_off("GPTCLI_STORES") else _ollama_roots()
     return [f"cannot read {root}: Permission denied" for root in roots if not _readable(root)]
 
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """What a store says of a model beside its file, each below what a user asks for.
+    """What a store says of a model apart from its file; a user's own choices come first.
 
     sampling: settings by SamplingConfig's names. stop: texts that end a generation. context: in tokens. go_template:
     whether there is a chat template that is not Jinja. not_done: names of parameters that nothing does.
@@ -156,13 +156,13 @@ def _ollama_models() -> Iterator[tuple[str, dict[str, Path]]]:
 
 
 def _ollama_roots() -> list[Path]:
-    """The second is of the service, whose home others may be kept from reading."""
+    """The second belongs to the service, whose home other users may be unable to read."""
     chosen = os.environ.get("OLLAMA_MODELS")
     return [Path(chosen)] if chosen else [_home() / ".ollama/models", Path("/usr/share/ollama/.ollama/models")]
 
 
 def _readable(root: Path) -> bool:
-    """Whether a directory is not kept from this user; one that is not there is not."""
+    """Whether this user may read a directory; also true if it is missing."""
     try:
         with os.scandir(root):
             return True

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast, get_args
 
 from gptcli.errors import UsageError
-from gptcli.settings import CONSTRAINT_FIELDS, SAMPLING_FIELDS, ReasoningEffort
+from gptcli.settings import CONSTRAINT_FIELDS, SAMPLING_FIELDS, SAMPLING_NUMBERS, ReasoningEffort
 from gptcli.text.chat_template import Switches
 from gptcli.text.messages import BadMessage, Message
 from gptcli.text.messages import messages_of as checked_messages
@@ -216,7 +216,7 @@ def check_kinds(options: dict[str, Any]) -> None:
             raise BadParameter(name, f"{name} must be a text or several, and none empty")
         if name in options:
             options[name] = tuple(texts)
-    for name in ("temperature", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty"):
+    for name in SAMPLING_NUMBERS:
         if type(options.get(name, 0)) not in (int, float):
             raise BadParameter(name, f"{name} must be a number")
     for name in ("ignore_eos", "json_object"):

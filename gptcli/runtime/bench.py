@@ -22,7 +22,7 @@ from gptcli.runtime.torch_engine import TorchEngine
 _READ_BYTES = 256 << 20  # more than caches hold
 _READS = 3
 _CUDA_READ_BYTES = 1 << 30
-_CUDA_READS = 20  # in a row, beside which the launch and the wait are little
+_CUDA_READS = 20  # in a row: the launch and the wait are then a small share
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from gptcli.runtime.resource_limits import cpu_limit, free_memory
 from gptcli.settings import RuntimeConfig
 
 _PACKED_BYTES = {"int8": 1.125, "int4": 0.625}  # a weight: its bits and its share of a scale and bias in fp16
-_LARGE = 4 << 30  # bytes of packed weights beside which a prompt in fp32 takes minutes on a few cores
+_LARGE = 4 << 30  # bytes of packed weights for which a prompt in fp32 takes minutes on a few cores
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -89,7 +89,7 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig, ranks: Ranks | None = 
             packing = runtime.quantize
             needed = _bytes_in_fp32(folder, runtime, as_stored)
         case "auto":
-            kept_bytes = folder.bytes_for_kernels if as_stored and half is None else folder.kept_bytes(itemsize)
+            kept_bytes = _bytes_for_kernels(folder, runtime) if as_stored and not half else folder.kept_bytes(itemsize)
             # Most experts of a mixture are idle: expanding them would waste memory.
             mixture = any(isinstance(block.mlp, MoeConfig) for block in folder.architecture.config.blocks)
             expand = kept_bytes == dense_bytes or (dense_bytes < free / 4 and not mixture)
@@ -110,6 +110,7 @@ def plan_for(folder: ModelFolder, runtime: RuntimeConfig, ranks: Ranks | None = 
         library if as_stored or half else None,
         half,
         arithmetic,
+        _is_exact(runtime),
         Tinygemm() if _has_tinygemm(device) and dtype == torch.bfloat16 else None,
     )
     return DevicePlan(weights, library, runtime.cache_kind, rounding, record)
@@ -122,7 +123,16 @@ def _bytes_in_fp32(folder: ModelFolder, runtime: RuntimeConfig, as_stored: bool)
             return folder.parameter_count * 4
         case "int8" | "int4":
             return int(folder.parameter_count * _PACKED_BYTES[runtime.quantize])
-    return folder.bytes_for_kernels if as_stored else folder.kept_bytes(4)
+    return _bytes_for_kernels(folder, runtime) if as_stored else folder.kept_bytes(4)
+
+
+def _bytes_for_kernels(folder: ModelFolder, runtime: RuntimeConfig) -> int:
+    return folder.bytes_for_kernels(_DTYPES["fp32" if _is_exact(runtime) else "fp16"].itemsize)
+
+
+def _is_exact(runtime: RuntimeConfig) -> bool:
+    """Whether nothing may be rounded: in fp16, what ggml's blocks expand to moves logits by up to a thousandth."""
+    return runtime.dtype == "fp32"
 
 
 def _kernels(runtime: RuntimeConfig) -> Library | None:

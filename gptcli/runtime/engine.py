@@ -88,14 +88,14 @@ class Cache(Protocol):
 
 
 class Extension(NamedTuple):
-    """Tokens that a step appends to a cached text. wanted: of how many of the last ones there are to be logits."""
+    """Tokens that a step appends to a cached text. wanted: how many of the last ones need logits."""
 
     cache: Any
     tokens: Sequence[int]
     wanted: int = 1
 
     def split(self) -> tuple[Extension, Extension]:
-        """What comes before the tokens whose logits are wanted, and those."""
+        """The tokens before those whose logits are wanted, and these."""
         before, after = self.tokens[: -self.wanted], self.tokens[-self.wanted :]
         return self._replace(tokens=before, wanted=1), self._replace(tokens=after)
 
@@ -169,7 +169,7 @@ class Engine(Protocol):
     ) -> Iterator[list[TokenScore]]:
         """Appends tokens; scores `targets`, each of which follows one of the last tokens, chunk by chunk.
 
-        vocabulary: ids that count, for those after them pad it. top: likeliest ids that are scored too. Raises as
+        vocabulary: how many ids count; later logits are padding. top: likeliest ids that are scored too. Raises as
         `prefill` does.
         """
 
@@ -186,7 +186,7 @@ class Engine(Protocol):
 
 
 class PromptCache:
-    """Keeps an engine's cache from one generation to the next; begins anew where another engine takes over."""
+    """Keeps an engine's cache from one generation to the next; starts again when the engine changes."""
 
     def __init__(self) -> None:
         self._engine: ref[Engine] | None = None

@@ -103,7 +103,7 @@ class Loader:
         # they starve each other where another process keeps a core busy (docs/benchmarks.md).
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
         check_room_for_torch()
-        # Asked first: a snapshot is of these files or, if they change meanwhile, of none.
+        # Before reading: if the files change meanwhile, no snapshot is kept.
         self._slot = None if self._ranks else slot_for(self._folder, self._runtime)
         from gptcli.checkpoint.adapters import Adapter, apply_adapters
         from gptcli.checkpoint.load import load_decoder

@@ -7,17 +7,17 @@ from collections import defaultdict
 from collections.abc import Sequence
 from ctypes import c_int64
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 
 from gptcli.kernels.bindings import CACHE_KINDS, CacheKind, Frame, Functions, Matrix, Op, Rotation, Row, State
 from gptcli.kernels.memory import Memory
 from gptcli.model.marks import MOST_MARKS
-from gptcli.runtime.engine import Cancelled, StepCancelled, never_cancelled
+from gptcli.runtime.engine import Cancelled, Extension, StepCancelled, never_cancelled
 from gptcli.runtime.program_cache import Layout, planes
 
 CHUNK = 512  # prompt tokens per forward pass: bounds memory, costs a tenth of the speed at 4,096
 
-MANY_LOGITS = 64  # rows for which getting small pages takes longer than computing a layer
+MANY_LOGITS = 64  # rows for which mapping small pages takes longer than computing a layer
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Buffer:
     offset: int = 0
 
     def at(self, offset: int) -> Buffer:
-        """What begins so much further on."""
+        """The same buffer, `offset` numbers further on."""
         return Buffer(self.name, self.width, self.offset + offset)
 
 
@@ -42,25 +42,12 @@ class Vector:
     owner: object
 
 
-@dataclass(frozen=True)
-class Text:
-    """Tokens that a step appends to a text, which has `position` tokens already.
-
-    rotations: of these tokens, for each kind of rope. rows, state: its cache, see `ProgramCache`.
-    """
-
-    tokens: Sequence[int]
-    position: int
-    rotations: Sequence[Rotation]
-    rows: Sequence[Row]
-    state: State
-
-
-def chunks(tokens: Sequence[int], border: int = 0) -> list[Sequence[int]]:
-    """Tokens in pieces of at most CHUNK, of which one ends at `border`."""
+def chunks(tokens: Sequence[int], border: int = 0, most: int | None = None) -> list[Sequence[int]]:
+    """Tokens in pieces of at most `most`, by default CHUNK, of which one ends at `border`."""
     if border > 0:
-        return chunks(tokens[:border]) + chunks(tokens[border:])
-    return [tokens[start : start + CHUNK] for start in range(0, len(tokens), CHUNK)]
+        return chunks(tokens[:border], most=most) + chunks(tokens[border:], most=most)
+    most = most or CHUNK
+    return [tokens[start : start + most] for start in range(0, len(tokens), most)]
 
 
 class Program:
@@ -141,32 +128,35 @@ class Program:
 
     def run(
         self,
-        texts: Sequence[Text],
-        wanted: Sequence[int],
+        texts: Sequence[Extension],
+        rotations: Sequence[Sequence[Rotation]],
         logits: int,
         cancelled: Cancelled = never_cancelled,
     ) -> None:
-        """Runs tokens of each of several texts, for which their caches have room.
+        """Appends tokens to each of several texts, and counts them as cached.
 
-        wanted: the indices of tokens, counted over all texts, in ascending order; the logits after these go to the
-        address `logits`, (len(wanted), vocab) in fp32. Raises MemoryError, and StepCancelled once cancelled.
+        rotations: for each text, its next tokens' of every kind of rope. logits: the address of those that the texts
+        want, (sum of wanted, vocab) in fp32. Raises MemoryError, and StepCancelled once cancelled.
         """
         starts = list(accumulate((len(text.tokens) for text in texts), initial=0))
+        wanted = [index for end, text in zip(starts[1:], texts, strict=True) for index in range(end - text.wanted, end)]
         assert 0 <= wanted[0] <= wanted[-1] < starts[-1]
         if starts[-1] > self._room:
             self._make_room(starts[-1])
         ids = (c_int64 * starts[-1])(*(token for text in texts for token in text.tokens))
         begins = (c_int64 * len(starts))(*starts)
-        positions = (c_int64 * len(texts))(*(text.position for text in texts))
-        ropes, windows = len(texts[0].rotations), len(self.layouts)
-        tables = (Rotation * max(1, len(texts) * ropes))(*(table for text in texts for table in text.rotations))
-        rows = (Row * (len(texts) * windows))(*(row for text in texts for row in text.rows))
-        states = (State * len(texts))(*(text.state for text in texts))
+        positions = (c_int64 * len(texts))(*(text.cache.length for text in texts))
+        ropes, windows = len(rotations[0]), len(self.layouts)
+        tables = (Rotation * max(1, len(texts) * ropes))(*chain(*rotations))
+        rows = (Row * (len(texts) * windows))(*(row for text in texts for row in text.cache.rows(len(text.tokens))))
+        states = (State * len(texts))(*(text.cache.state() for text in texts))
         asked = (c_int64 * len(wanted))(*wanted)
         addresses = [ctypes.addressof(array) for array in (ids, begins, positions, tables, rows, states, asked)]
         frame = Frame(starts[-1], len(texts), ropes, windows, len(wanted), *addresses, logits)
         if not self._library.run(self.ops, frame, cancelled):
             raise StepCancelled
+        for cache, tokens, _ in texts:
+            cache.advance(tokens)
 
     def _make_room(self, tokens: int) -> None:
         widths: dict[str, int] = {}

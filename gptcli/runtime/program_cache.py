@@ -53,14 +53,14 @@ class ProgramCache:
         return len(self.tokens)
 
     def rows(self, tokens: int) -> list[Row]:
-        """Where this many more tokens go, for each window; makes room for them. Exceeding `limit` is a bug."""
+        """Makes room for this many more tokens; returns where they go, for each window. Exceeding `limit` is a bug."""
         assert self.length + tokens <= self.limit, f"{self.length + tokens} tokens in a cache limited to {self.limit}"
         for part in self._parts:
             part.reserve(self.length, tokens, self.limit)
         return [Row(part.memory.address, part.room, self.length - part.first) for part in self._parts]
 
     def state(self) -> State:
-        """What layers keep besides: before the next step, and where that writes it."""
+        """The layers' states: before the next step, and where that step writes them."""
         return State(self._state.address, self._next.address)
 
     def advance(self, tokens: Sequence[int]) -> None:

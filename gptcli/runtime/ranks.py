@@ -16,7 +16,7 @@ class Ranks:
     local_ranks: int
 
     def memories(self, device_type: str) -> int:
-        """How many devices' memory they have together; those on a machine share what the CPU has."""
+        """How many memories they have together: one a GPU, or one a machine on CPUs."""
         return self.ranks if device_type == "cuda" else self.ranks // self.local_ranks
 
 

@@ -57,7 +57,7 @@ def free_address_space() -> int:
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep memory that is freed, for who asks for as much again and again; elsewhere it does nothing.
+    """Makes glibc keep freed memory for the next block of that size; does nothing elsewhere.
 
     By default it gives large blocks back at once, and each page of the next one costs a fault.
     """

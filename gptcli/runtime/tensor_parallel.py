@@ -1,7 +1,7 @@
 """One decoder split among the processes that `torchrun` starts.
 
-Rank 0 leads. It runs a command as if alone; what its decoder runs, and what happens to its caches, it tells the others,
-which follow. `Share` says who holds what.
+Rank 0 leads. It runs a command as if alone, and tells the others what its decoder runs and what happens to its caches.
+The others follow. `Share` says who holds what.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def lead(
     Raises UsageError if it cannot be split among so many.
     """
     share = Share(folder.architecture.config, ranks.rank, ranks.ranks)
-    _ = share.config  # raises before the others hear of it
+    _ = share.config  # raises before the others are told
     _start()
     name = next(_names)
     chosen = {each: getattr(plan.weights, each) for each in _CHOSEN}
@@ -93,7 +93,7 @@ def follow(ranks: Ranks) -> None:
                     getattr(follower, kind)(*message)
     except RuntimeError as error:
         if "closed by peer" not in str(error) and "reset by peer" not in str(error):
-            raise  # else rank 0 has died, and said why
+            raise  # otherwise rank 0 has died, and has printed why
     dist.destroy_process_group()
 
 

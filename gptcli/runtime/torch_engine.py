@@ -15,7 +15,6 @@ from gptcli.cuda.static_step import all_finite
 from gptcli.errors import NonFiniteLogits, OutOfMemory
 from gptcli.kernels.bindings import Arithmetic, not_built
 from gptcli.kernels.layers import CompiledExperts, CompiledLinear
-from gptcli.kernels.tensors import Library
 from gptcli.model.cache import KVCache
 from gptcli.model.decoder import Decoder
 from gptcli.runtime.device_plan import DevicePlan, free_bytes
@@ -34,7 +33,7 @@ from gptcli.runtime.engine import (
 from gptcli.runtime.fast_start.snapshot_file import Snapshot
 from gptcli.runtime.lowering.decoder import lower
 from gptcli.runtime.memory_errors import memory_errors
-from gptcli.runtime.program import CHUNK
+from gptcli.runtime.program import CHUNK, chunks
 from gptcli.runtime.program_cache import ProgramCache
 
 TextCache = KVCache | ProgramCache
@@ -51,6 +50,7 @@ class TorchEngine:
         self.plan = plan
         self.ctx_size = ctx_size
         self.load_s = load_s
+        self.library, self.device_name, self.dtype_name = plan.library, str(plan.device), plan.dtype_name
         self._step = threading.Lock()  # program, rotary tables and recorded step have one set of buffers
         self._program = lower(decoder, plan.library, plan.cache_kind) if plan.library else None
         self._recorded = RecordedSteps(decoder, plan.record) if plan.record else None
@@ -87,21 +87,6 @@ class TorchEngine:
         """CPU threads that share the work."""
         return torch.get_num_threads()
 
-    @property
-    def library(self) -> Library | None:
-        """See `Engine.library`."""
-        return self.plan.library
-
-    @property
-    def device_name(self) -> str:
-        """See `Engine.device_name`."""
-        return str(self.plan.device)
-
-    @property
-    def dtype_name(self) -> str:
-        """See `Engine.dtype_name`."""
-        return self.plan.dtype_name
-
     def serves(self, workload: Workload) -> bool:
         """See `Engine.serves`."""
         return True
@@ -133,8 +118,7 @@ class TorchEngine:
         done = 0
         # The same prompt again needs what was before its last token.
         states = self.decoder.config.keeps_states and len(tokens) > 1
-        chunks = self._chunks(tokens[:-1] if states else tokens, self._prompt_chunk) + [tokens[-1:]] * states
-        for chunk in chunks:
+        for chunk in chunks(tokens, len(tokens) - 1 if states else 0, self._prompt_chunk):
             if cancelled():
                 return None
             cache.mark()
@@ -155,7 +139,7 @@ class TorchEngine:
         return self._append(Extension(cache, self._rotated_alike(tokens, cache), len(tokens)))
 
     def _append(self, text: Extension) -> Sequence[Tensor]:
-        *earlier, last = self._chunks(text.tokens)
+        *earlier, last = chunks(text.tokens)
         for chunk in earlier:
             self._run(chunk, text.cache)
         return self._run(last, text.cache, text.wanted).unbind()
@@ -232,7 +216,7 @@ class TorchEngine:
         tokens = self._rotated_alike(tokens, cache)
         before = len(tokens) - len(targets)  # tokens that nothing is scored after
         first = max(0, before) if self.decoder.config.keeps_states else 0
-        for chunk in self._chunks(tokens[:first]) + self._chunks(tokens[first:]):
+        for chunk in chunks(tokens, first):
             cache.mark()
             asked = targets[max(0, -before) :][: max(0, len(chunk) - max(0, before))]
             before -= len(chunk)
@@ -287,7 +271,7 @@ class TorchEngine:
         """Logits at every position of a text, (T, vocab) in fp32. Raises as `prefill` does."""
         cache = self.new_cache()
         cache.span = len(tokens)
-        return torch.cat([self._run(chunk, cache, wanted=len(chunk)) for chunk in self._chunks(tokens)])
+        return torch.cat([self._run(chunk, cache, wanted=len(chunk)) for chunk in chunks(tokens)])
 
     @torch.inference_mode()
     def embed(self, tokens: Sequence[int]) -> Tensor:
@@ -295,7 +279,7 @@ class TorchEngine:
         cache = self._new_kv_cache()
         cache.span = len(tokens)
         total: Tensor | float = 0.0
-        for chunk in self._chunks(tokens):
+        for chunk in chunks(tokens):
             with memory_errors(self.plan.device, f"running token {cache.length + len(chunk)}"), self._step:
                 hidden = self.decoder(torch.tensor([chunk], device=self.plan.device), cache)
                 total = total + self.decoder.final_norm(hidden)[0].float().sum(0)
@@ -306,15 +290,11 @@ class TorchEngine:
             raise NonFiniteLogits(len(tokens), self.plan.dtype_name)
         return mean
 
-    def _chunks(self, tokens: Sequence[int], most: int | None = None) -> list[Sequence[int]]:
-        most = most or CHUNK
-        return [tokens[start : start + most] for start in range(0, len(tokens), most)]
-
     @property
-    def _prompt_chunk(self) -> int:
-        """Prompt tokens per pass: more where attention runs in a fused CUDA kernel, which keeps no scores."""
+    def _prompt_chunk(self) -> int | None:
+        """Prompt tokens per pass, by default CHUNK: more where a fused CUDA kernel keeps no scores of attention."""
         keeps_scores = any(attention.keeps_scores for attention in self.decoder.config.attentions)
-        return _CUDA_CHUNK if self.plan.device.type == "cuda" and not keeps_scores else CHUNK
+        return _CUDA_CHUNK if self.plan.device.type == "cuda" and not keeps_scores else None
 
     def _rotated_alike(self, tokens: Sequence[int], cache: TextCache) -> Sequence[int]:
         """The tokens to run so that all keys are rotated alike: the whole text if it crosses a RoPE border."""

@@ -1,4 +1,4 @@
-"""How a chat template writes calls of tools, found out by what it renders: no template says so itself."""
+"""How a chat template writes calls of tools, as its output shows: no template says so itself."""
 
 from __future__ import annotations
 

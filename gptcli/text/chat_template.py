@@ -118,7 +118,7 @@ class ChatTemplate:
 
     def _call_style(self, tokenizer: Tokenizer) -> CallStyle:
         if self._style is None:
-            from gptcli.text.call_style import call_style  # takes 25 ms, which a chat without tools need not pay
+            from gptcli.text.call_style import call_style  # takes 25 ms, and only tools need it
 
             def render(messages: Sequence[Mapping[str, Any]], tools: Sequence[Definition] | None) -> str:
                 base = {"add_generation_prompt": True, "documents": None, **tokenizer.named_tokens}
@@ -196,9 +196,9 @@ class ChatTemplate:
         return text if unmarked(marked) == unmarked(text) else marked
 
     def _with_last_question(self, variables: dict[str, Any]) -> tuple[dict[str, Any], str, bool]:
-        """A rendered chat that has what was said last; its variables; and whether messages are lists of parts in them.
+        """A rendered chat that has the last message: its variables, its text, and whether messages are lists of parts.
 
-        A template that expects those, for images beside texts, silently drops a text. Raises TemplateError.
+        A template that expects parts, for texts and images, silently drops a plain text. Raises TemplateError.
         """
         text = self._render(variables)
         if text.strip() and self._includes_last_question(variables, text):
@@ -232,7 +232,7 @@ class ChatTemplate:
 
     @cached_property
     def _template(self) -> JinjaTemplate:
-        from gptcli.text.jinja_template import JinjaTemplate  # takes 30 ms, which a plain prompt need not pay
+        from gptcli.text.jinja_template import JinjaTemplate  # takes 30 ms, and plain prompts do without
 
         return JinjaTemplate(self.source)
 

@@ -1,4 +1,4 @@
-"""Control tokens, such as `<|im_end|>`, and how those that somebody types stay text.
+"""Control tokens, such as `<|im_end|>`, and how typed ones stay text.
 
 - A text: if it spells one, `renamed_backend` encodes it, in which control tokens have names that nobody can type.
 - A chat: `guard` marks those that messages spell. The template renders, writing its own. `resolve` renames the
@@ -22,7 +22,7 @@ from gptcli.text.fast_open.partial_tokenizer import PartialTokenizer
 from gptcli.text.hf_tokenizers import description, steps
 from gptcli.text.literal_regex import regex_for_any
 
-# Control tokens by their looks: some vocabularies do not mark theirs as special.
+# Looks like a control token: some vocabularies do not mark theirs as special.
 _BARRED = re.compile(r"<[|｜].*[|｜]>")
 
 
@@ -40,11 +40,11 @@ class ControlTokens:
 
     @property
     def ids(self) -> Mapping[str, int]:
-        """The id of each, by what it is spelled like."""
+        """The id of each, by its spelling."""
         return self._ids
 
     def id_of(self, text: str) -> int | None:
-        """The id of the control token that is spelled so, if there is one."""
+        """The id of the control token with this spelling, if there is one."""
         return self._ids.get(text)
 
     def spelled_in(self, text: str) -> tuple[str, ...]:

@@ -19,8 +19,8 @@ def decode_differences(tokenizer: Tokenizer) -> list[str]:
     """How our text of ids differs from the library's, for a person to read; empty where it does not.
 
     Tries every id by itself and between others, and random sequences, for about ten seconds at most, and names the
-    first twenty differences. Beside a byte that is not UTF-8, SentencePiece's decoder gives up whole characters that we
-    keep, so byte tokens are tried as whole characters. Raises BrokenTokenizer.
+    first twenty differences. Next to a byte that is not UTF-8, SentencePiece's decoder gives up whole characters that
+    we keep, so byte tokens are tried as whole characters. Raises BrokenTokenizer.
     """
     found: list[str] = []
     deadline = time.monotonic() + _SECONDS

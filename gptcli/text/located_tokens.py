@@ -41,7 +41,7 @@ def tokens_of(
     """
     before, after = tokenizer.surroundings if add_special else ((), ())
     offsets = Offsets(tokenizer)
-    position, byte, char = 0, 0, 0  # of what comes next
+    position, byte, char = 0, 0, 0  # of the next block
     for id in before:
         yield Token(position, id, tokenizer.surface(id), 0, 0, 0, 0, tokenizer.is_control(id))
         position += 1

@@ -110,7 +110,7 @@ class Tokenizer:
     @classmethod
     def _read(cls, path: Path, gguf: GgufFile | None) -> Self:
         if gguf is not None or is_gguf(path):
-            from gptcli.gguf.reader import GgufFile  # which most models do without
+            from gptcli.gguf.reader import GgufFile  # most models do not need it
             from gptcli.gguf.tokenizer import gguf_tokenizer
 
             return cls(*gguf_tokenizer(gguf or GgufFile(path)), path)
@@ -132,7 +132,7 @@ class Tokenizer:
         return tokenizer
 
     def limit(self, rows: int) -> None:
-        """Leaves out the tokens from an id on, for which a model has no rows: texts that make them are refused."""
+        """Leaves out ids from `rows` on, which the model has no rows for: texts that need them are refused."""
         if self.size <= rows:
             return
         vocabulary = self.library.get_vocab(with_added_tokens=True)  # ids may be far apart
@@ -165,7 +165,7 @@ class Tokenizer:
     def unknown_id(self) -> int | None:
         """The id for whatever the vocabulary cannot spell, if it has one."""
         name = getattr(self.library.model, "unk_token", None)
-        if name is None and type(self.library.model).__name__ == "Unigram":  # whose id only its state tells
+        if name is None and type(self.library.model).__name__ == "Unigram":  # only its state has the id
             id = json.loads(self.library.to_str())["model"]["unk_id"]
             return id if isinstance(id, int) else None
         return None if name is None else self.library.token_to_id(name)
@@ -230,7 +230,7 @@ class Tokenizer:
         surface = self._surfaces.get(id)
         if surface is None:
             surface = self._surface(id)
-            if surface:  # ids without a token, of which there is no end, are not cached
+            if surface:  # ids without a token are not cached: there are too many
                 self._surfaces[id] = surface
         return surface
 

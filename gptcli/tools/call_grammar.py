@@ -11,6 +11,14 @@ from gptcli.errors import UsageError
 
 # JSON on one line, spelled as Python's json does.
 _STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+LEFT_TO_THE_MODEL = "--tool-choice auto, and no tool that is strict, leave the call to the model"
+
+
+def cannot_be_held_to(keyword: str) -> UsageError:
+    """The error for what only JSON can be held to."""
+    return UsageError(
+        f"tools: this model's calls cannot be held to {keyword}, as their texts are not JSON", hint=LEFT_TO_THE_MODEL
+    )
 
 
 class Grammar:
@@ -34,10 +42,7 @@ class Grammar:
         Raises UsageError for what only JSON can be held to.
         """
         if unmet := {"pattern", "format", "const", "allOf", "anyOf", "oneOf", "$ref"} & schema.keys():
-            raise UsageError(
-                f"tools: this model's calls cannot be held to {min(unmet)}, as their texts are not JSON",
-                hint="--tool-choice auto leaves the call to the model",
-            )
+            raise cannot_be_held_to(min(unmet))
         least, most = schema.get("minLength", 0), schema.get("maxLength", "")
         any_text = f"/(?s:.{{{least},{most}}})/" if least or most != "" else "/(?s:.*)/"
         if closer in self._ids:
@@ -73,7 +78,9 @@ class Grammar:
         return "\n".join([f"start: {expression}", *self._rules])
 
 
-def resolved(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
+def resolved(schema: Mapping[str, Any] | bool, root: Mapping[str, Any]) -> Mapping[str, Any]:
     """A part of a schema that can stand alone: with the definitions of the whole."""
+    if schema is False:
+        raise cannot_be_held_to("false")
     named = {name: root[name] for name in ("$defs", "definitions") if name in root}
-    return {**named, **schema}
+    return named if schema is True else {**named, **schema}

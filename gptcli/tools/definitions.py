@@ -88,6 +88,8 @@ def _checked(tool: object, where: str) -> Definition:
         raise UsageError(f"{where}/function/name: {name} is a word of tool-choice, and no name")
     if not isinstance(function.get("description", ""), str):
         raise UsageError(f"{where}/function/description: a text is wanted, not {_excerpt(function['description'])}")
+    if not isinstance(function.get("strict"), bool | None):
+        raise UsageError(f"{where}/function/strict: true or false is wanted, not {_excerpt(function['strict'])}")
     parameters = function.get("parameters")
     if not isinstance(parameters, Mapping | None):
         raise UsageError(f"{where}/function/parameters: a JSON schema is wanted, not {_excerpt(parameters)}")
@@ -99,6 +101,11 @@ def _checked(tool: object, where: str) -> Definition:
 def tool_name(tool: Definition) -> str:
     """The name of a checked tool."""
     return str(tool["function"]["name"])
+
+
+def is_strict(tool: Definition) -> bool:
+    """Whether a checked tool wants its calls held to its schema, even where the model may choose not to call."""
+    return tool["function"].get("strict") is True
 
 
 def tool_parameters(tool: Definition) -> Mapping[str, Any]:

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from gptcli.tools.call_grammar import Grammar
-from gptcli.tools.definitions import AUTO, REQUIRED, Definition, ToolCall, tool_name, tool_parameters
+from gptcli.errors import UsageError
+from gptcli.tools.call_grammar import LEFT_TO_THE_MODEL, Grammar
+from gptcli.tools.definitions import AUTO, REQUIRED, Definition, ToolCall, is_strict, tool_name, tool_parameters
 from gptcli.tools.json_reading import whole
 from gptcli.tools.syntaxes import Braced, JsonCall, NamedJson, Pythonic, Syntax, Tagged, Written
 
@@ -67,15 +68,18 @@ class CallFormat:
         before, after = self.group
         return f"{self.opening}{before}{self.syntax.separator.join(spelled)}{after}{self.closing}"
 
-    def grammar(self, tools: Iterable[Definition], control_ids: Mapping[str, int]) -> str:
+    def grammar(self, tools: Iterable[Definition], control_ids: Mapping[str, int], *, opened: bool = False) -> str:
         """The grammar of a text that is one call of one of the tools, in llguidance's Lark.
 
-        control_ids: ids of the tokenizer's control tokens by name.
+        control_ids: ids of the tokenizer's control tokens by name. opened: leaves the opening mark out, after which
+        there may be as many calls as fit between the marks.
         """
         grammar = Grammar(control_ids)
         before, after = self.group or ("", "")
         call = grammar.any_of(self.syntax.grammar(tool, grammar) for tool in tools)
-        return grammar.whole(f"{grammar.text(self.opening + before)} {call} {grammar.text(after + self.closing)}")
+        more = f" ({grammar.text(self.syntax.separator)} {call})*" if opened and self.group else ""
+        start = before if opened else self.opening + before
+        return grammar.whole(f"{grammar.text(start)} {call}{more} {grammar.text(after + self.closing)}")
 
 
 def _call(head: str, tail: str = "", *, begins: str, ends: str = "", separator: str = "") -> NamedJson:
@@ -221,14 +225,43 @@ class ToolUse:
     parallel: bool = True
 
     def grammar(self, control_ids: Mapping[str, int]) -> str | None:
-        """The grammar of a text that must be a call, as `CallFormat.grammar`; None if it need not be one."""
-        return None if self.choice == AUTO else self.format.grammar(self._wanted, control_ids)
+        """The grammar of a text that must be a call, or of what follows `held_after`; None if all is free.
+
+        See `CallFormat.grammar`. Raises UsageError where calls cannot be held to the schemas.
+        """
+        if self.choice != AUTO:
+            return self.format.grammar(self._held, control_ids)
+        return self.format.grammar(self._held, control_ids, opened=True) if self.held_after else None
+
+    @property
+    def held_after(self) -> tuple[str, ...]:
+        """The marks after which a call is held to its tool's schema, as a strict tool wants, where none is required."""
+        return self.format.openings if self.format.opening and self._some_strict else ()
+
+    @property
+    def unheld(self) -> bool:
+        """Whether a tool is strict in vain: nothing marks where this model's calls begin."""
+        return self._some_strict and not self.format.opening
 
     @property
     def schemas(self) -> tuple[tuple[str, str], ...]:
-        """The name and the arguments' JSON schema of each tool that a call must be one of."""
-        return tuple((tool_name(tool), json.dumps(tool_parameters(tool))) for tool in self._wanted)
+        """The name and the arguments' JSON schema of each tool that a call is held to."""
+        return tuple((tool_name(tool), json.dumps(tool_parameters(tool))) for tool in self._held)
 
     @property
-    def _wanted(self) -> list[Definition]:
-        return [tool for tool in self.tools if self.choice in (REQUIRED, tool_name(tool))]
+    def _some_strict(self) -> bool:
+        return self.choice == AUTO and any(map(is_strict, self.tools))
+
+    @property
+    def _held(self) -> list[Definition]:
+        """The tools that may be called, those that are not strict with any arguments where none must be called."""
+        if self.choice != AUTO:
+            return [tool for tool in self.tools if self.choice in (REQUIRED, tool_name(tool))]
+        if not all(map(is_strict, self.tools)) and not isinstance(self.format.syntax, JsonCall | NamedJson):
+            raise UsageError(
+                "tools: this model's calls are not JSON: all tools can be strict, or none", hint=LEFT_TO_THE_MODEL
+            )
+        anything = {"parameters": {"type": "object"}}
+        return [
+            tool if is_strict(tool) else {**tool, "function": {**tool["function"], **anything}} for tool in self.tools
+        ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from gptcli.errors import UsageError
-from gptcli.tools.call_grammar import Grammar, resolved
+from gptcli.tools.call_grammar import LEFT_TO_THE_MODEL, Grammar, cannot_be_held_to, resolved
 from gptcli.tools.definitions import Definition, call_id, tool_name, tool_parameters
 from gptcli.tools.json_reading import read_value, read_whole
 from gptcli.tools.scanning import read_braced, read_pythonic
@@ -151,7 +151,7 @@ class Tagged:
         """See `Syntax.grammar`."""
         schema = tool_parameters(tool)
         items = []
-        _check_names(tool, _NAME)
+        _check_members(schema, _NAME)
         for key, value in _properties(tool).items():
             head = grammar.text(self.key.replace("{name}", key))
             match value:
@@ -184,7 +184,7 @@ class Pythonic:
     def grammar(self, tool: Definition, grammar: Grammar) -> str:
         """See `Syntax.grammar`."""
         schema = tool_parameters(tool)
-        _check_names(tool, _IDENTIFIER)
+        _check_members(schema, _IDENTIFIER)
         items = [
             (f"{grammar.text(key + '=')} {grammar.json(resolved(value, schema))}", key in schema.get("required", ()))
             for key, value in _properties(tool).items()
@@ -231,7 +231,6 @@ class Braced:
 
     def grammar(self, tool: Definition, grammar: Grammar) -> str:
         """See `Syntax.grammar`."""
-        _check_names(tool, _NAME)
         schema = {**tool_parameters(tool), "type": "object"}
         return f"{grammar.text('call:' + tool_name(tool))} {self._value(schema, schema, grammar)}"
 
@@ -243,6 +242,7 @@ class Braced:
                     quote.join(map(json.dumps, self._spelled(choice).split(self.quote))) for choice in choices
                 )
             case {"type": "object", "properties": dict(properties)}:
+                _check_members(schema, _NAME)
                 required = schema.get("required", ())
                 items = [
                     (f"{grammar.text(key + ':')} {self._value(properties[key], root, grammar)}", key in required)
@@ -259,11 +259,12 @@ class Braced:
             case {"type": "integer" | "number" | "boolean" | "null"}:
                 return grammar.json(resolved(schema, root))
             case {"type": "object"}:
+                _check_members(schema, _NAME)
                 return '"{}"'
             case {"type": kind} if "string" not in kind:
                 raise UsageError(
                     f"tools: this model's calls cannot be held to type {json.dumps(kind)} alone",
-                    hint="--tool-choice auto leaves the call to the model",
+                    hint=LEFT_TO_THE_MODEL,
                 )
         return f"{grammar.text(self.quote)} {grammar.until(self.quote, schema)}"
 
@@ -274,13 +275,24 @@ _BRACED_NAME = re.compile(r"\s*call:\s*(?P<name>[^\s{]+)\s*(?={)")
 _NAME, _IDENTIFIER = re.compile(r"[\w.-]+"), re.compile(r"[^\W\d]\w*")
 
 
-def _check_names(tool: Definition, wanted: re.Pattern[str]) -> None:
-    """Raises UsageError for an argument's name that a call without quotes cannot spell."""
-    for key in _properties(tool):
+# What a schema says of an object's members beside each one's own schema.
+_OF_MEMBERS = frozenset(
+    "$ref allOf anyOf const enum maxProperties minProperties oneOf patternProperties propertyNames".split()
+)
+
+
+def _check_members(schema: Mapping[str, Any], wanted: re.Pattern[str]) -> None:
+    """Raises UsageError for what only JSON can be held to, and for names that a call without quotes cannot spell."""
+    properties = schema.get("properties", {})
+    if unmet := (_OF_MEMBERS & schema.keys()) | {
+        "required" for name in schema.get("required", ()) if name not in properties
+    }:
+        raise cannot_be_held_to(min(unmet))
+    for key in properties:
         if not wanted.fullmatch(key):
             raise UsageError(
                 f"tools: this model's calls cannot spell the argument {json.dumps(key, ensure_ascii=False)}",
-                hint="--tool-choice auto leaves the call to the model",
+                hint=LEFT_TO_THE_MODEL,
             )
 
 

@@ -60,7 +60,7 @@ class RunDirectory:
 
     @property
     def record(self) -> dict[str, Any] | None:
-        """What is known of the run; None if none began here."""
+        """The record of the run; None if none began here."""
         file = self._inside / _RECORD
         return read_json(file) if file.exists() else None
 
@@ -72,7 +72,7 @@ class RunDirectory:
             (draft / _RECORD).write_text(_json(record), encoding="utf-8")
 
     def is_foreign(self) -> bool:
-        """Whether something is here that is no run's."""
+        """Whether there are files here that belong to no run."""
         own = {self._inside.name, self._inside.name + UNFINISHED}
         return self.record is None and any(each.name not in own for each in self.path.iterdir())
 
@@ -116,7 +116,7 @@ class RunDirectory:
         return lambda name: load_file(source / name), read_json(source / _STATE)
 
     def finish(self) -> None:
-        """Says so in the record, and removes what only a run that goes on needs."""
+        """Records that the run is finished, and removes what only resuming needs."""
         with written_whole(self._inside / _RECORD) as draft:
             draft.write_text(_json({**(self.record or {}), "finished": True}), encoding="utf-8")
         for each in (self.checkpoints, self.data, self.initial):
@@ -125,7 +125,7 @@ class RunDirectory:
 
 @contextmanager
 def written_directory(target: Path) -> Iterator[Path]:
-    """A directory to write, which is called `target` once its bytes are on the disk, and is gone if that fails.
+    """A directory to write; it is renamed to `target` once its bytes are on disk, and removed if that fails.
 
     Raises OutputError for what the system refuses.
     """

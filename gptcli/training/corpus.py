@@ -1,6 +1,6 @@
 """Encoded sequences in flat files, which a run reads again and again without holding them in memory.
 
-A token is 4 bytes: its id, and a bit for those that are not learned. Beside them, 8 bytes say where each sequence ends.
+A token is 4 bytes: its id, and a bit for those that are not learned. Another file has 8 bytes for each sequence's end.
 """
 
 from __future__ import annotations
@@ -88,11 +88,11 @@ class Encoder:
         self._tokenizer, self._template, self._end = tokenizer, template, end
         self._block_size, self._truncate = block_size, truncate
         self.cut = 0  # examples that were longer than a block
-        self.left_out: list[str] = []  # where those were of which nothing was left to learn
+        self.left_out: list[str] = []  # where examples were that had nothing left to learn
         self._too_long: list[tuple[str, int]] = []  # where, and how many tokens
 
     def write(self, documents: Iterable[Document], train: CorpusWriter, held_out: CorpusWriter, every: int) -> None:
-        """Writes every document; every so many sequences one is held out. 0 holds out none.
+        """Writes every document; holds out one of `every` sequences, none if that is 0.
 
         Raises InputError, ContextOverflow for an example that is too long, and OSError.
         """

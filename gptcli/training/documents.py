@@ -13,7 +13,7 @@ from gptcli.text.long_text.chunks import encode_chunks
 from gptcli.text.messages import BadMessage, Message, messages_of
 from gptcli.text.tokenizer import Tokenizer
 
-_PIECE = 1 << 24  # characters without a place to cut that are encoded at once
+_PIECE = 1 << 24  # most characters that are encoded at once for lack of a place to cut
 _NO_CALLS = "calls of tools cannot be learned, nor what tools answer"
 
 
@@ -143,7 +143,7 @@ def example_tokens(
 
 
 def _conversation_tokens(conversation: Conversation, tokenizer: Tokenizer, template: ChatTemplate) -> Tokens:
-    """Learned of a turn of the assistant's: from where the model begins to speak to the token that ends the turn."""
+    """A turn of the assistant is learned from where the model begins to speak to the token that ends the turn."""
     messages = conversation.messages
     tokens = transcript(messages, template, tokenizer)
     ids = [token.id for token in tokens]

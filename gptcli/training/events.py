@@ -21,7 +21,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The held-out loss after so many steps, in nats a token."""
+    """The held-out loss after `step` steps, in nats a token."""
 
     step: int
     held_out_loss: float
@@ -29,7 +29,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Sampled:
-    """What the model says after so many steps."""
+    """What the model says after `step` steps."""
 
     step: int
     prompt: str
@@ -38,7 +38,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint of so many steps is on the disk."""
+    """A checkpoint of `step` steps is on disk."""
 
     step: int
 

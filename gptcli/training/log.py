@@ -19,7 +19,7 @@ _STYLE = """svg { color-scheme: light dark; font: 13px system-ui, sans-serif; }
 
 
 class Log:
-    """log.jsonl. A run that goes on forgets what was logged after its checkpoint."""
+    """log.jsonl. A resumed run drops what was logged after its checkpoint."""
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
@@ -48,7 +48,7 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """The log's lines; a last one that is torn is left out."""
+    """The log's lines; an incomplete last one is left out."""
     with path.open(encoding="utf-8") as file:
         for line in file:
             if line.endswith("\n"):

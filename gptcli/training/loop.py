@@ -1,4 +1,4 @@
-"""The loop: batches, gradients, optimizer steps, held-out losses, samples, checkpoints; it tells what happens."""
+"""The loop: batches, gradients, optimizer steps, held-out losses, samples, checkpoints; yields events."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Training:
     """One run in the course of its steps.
 
     parameters: those that are trained, by name. sample: continues a prompt. Whatever the run depends on is in its
-    checkpoints, so that a run which goes on from one computes what it would have computed.
+    checkpoints, so that a resumed run computes what it would have computed.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Training:
         """What this process runs of the sequences of a step."""
         own, rows = self._together.part(chosen), self.settings.rows
         batches = [self._train.batch(own[start : start + rows]) for start in range(0, len(own), rows)]
-        if self.settings.fsdp:  # all run as many, for all have a share of what each needs
+        if self.settings.fsdp:  # all run equally many: each needs the others' shares of the weights
             tokens, learned = self._train.batch(chosen[:1])
             most = len(self._together.part(chosen, 0))
             batches += [(tokens, torch.zeros_like(learned))] * (math.ceil(most / rows) - len(batches))
@@ -166,7 +166,7 @@ class Training:
             yield Sampled(self.step, prompt, self._sample(prompt))
 
     def held_out_loss(self) -> float:
-        """The mean loss of the held-out sequences, or of so many of them, evenly spread."""
+        """The mean loss of the held-out sequences, at most _MOST_HELD_OUT of them, evenly spread."""
         count = min(len(self._held_out), _MOST_HELD_OUT)
         chosen = [index * len(self._held_out) // count for index in range(count)]
         losses, total, rows = 0.0, 0, self.settings.rows

@@ -30,13 +30,9 @@ class Update(nn.Module):
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
         self.scale, self.dropout = scale, dropout
 
-    def lowered(self, x: Tensor) -> Tensor:
-        """x: (..., columns) to (..., rank), scaled."""
-        return F.linear(F.dropout(x, self.dropout, self.training), self.down) * self.scale
-
 
 class TrainedLinear(nn.Module):
-    """A frozen linear layer with an update beside the rows of some of its modules."""
+    """A frozen linear layer with an update for the rows of some of its modules."""
 
     def __init__(self, base: nn.Module, rows: Rows, updates: Mapping[str, Update]) -> None:
         """updates: by the names of modules in `rows`."""
@@ -52,13 +48,19 @@ class TrainedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in_features) to (..., out_features)."""
         out: Tensor = self.base(x)
-        # One product for all modules, added as it is computed: what the rows of others would get is zero.
-        lowered = torch.cat([update.lowered(x) for update in self._own.values()], -1).flatten(0, -2)
-        return torch.addmm(out.flatten(0, -2), lowered, self._up().mT).view_as(out)
+        # One product for all modules, added as it is computed: the rows of other modules get zero.
+        return torch.addmm(out.flatten(0, -2), self._lowered(x.flatten(0, -2)), self._up().mT).view_as(out)
+
+    def _lowered(self, x: Tensor) -> Tensor:
+        """x: (n, in_features) to (n, ranks of all updates)."""
+        updates = self._own.values()
+        if self.training and any(update.dropout for update in updates):  # each drops others of x
+            return torch.cat([F.linear(F.dropout(x, update.dropout), update.down) for update in updates], -1)
+        return F.linear(x, torch.cat([update.down for update in updates]))
 
     def _up(self) -> Tensor:
-        """The factor of all rows, (out_features, ranks of all updates)."""
-        updates = {index: update.up for index, update in self._own.items()}
+        """The scaled factor of all rows, (out_features, ranks of all updates)."""
+        updates = {index: update.up * update.scale for index, update in self._own.items()}
         empty = next(iter(updates.values())).new_zeros
         blocks = [updates.get(str(index), empty(rows, 0)) for index, (_, rows) in enumerate(self.rows.modules)]
         up: Tensor = torch.block_diag(*blocks)
@@ -71,7 +73,7 @@ class Lora:
     def __init__(
         self, folder: ModelFolder, decoder: Decoder, rank: int, alpha: float, dropout: float, targets: Collection[str]
     ) -> None:
-        """Puts updates beside the layers of a decoder whose weights are frozen.
+        """Adds updates to the layers of a decoder whose weights are frozen.
 
         targets: the last parts of modules' names; none are all linear layers, but for states, routers and experts,
         which PEFT does not take. Raises UsageError for one that no layer has.

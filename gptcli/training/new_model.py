@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gptcli.checkpoint.config.hf_config import HfConfig
+from gptcli.checkpoint.config.reference_fields import causal_class
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import (
     Concat,
     EvensThenOdds,
@@ -22,7 +23,6 @@ from gptcli.checkpoint.recipes import (
     Transposed,
     WithoutFirst,
 )
-from gptcli.checkpoint.reference_fields import causal_class
 from gptcli.checkpoint.registry import architecture_of
 from gptcli.errors import UnsupportedArchitecture
 from gptcli.gguf.safetensors_writer import SafetensorsWriter, write_json
@@ -62,7 +62,7 @@ def train_tokenizer(texts: Iterable[str], size: int, target: Path) -> int:
 def write_new_model(config: Mapping[str, Any], end: int | None, target: Path, seed: int) -> None:
     """Writes config.json and random weights as transformers initializes them, but drawn in another order.
 
-    GPT-2's rule is for all: normal, less spread where a layer adds to the residual stream; norms of 1, biases of 0.
+    All follow GPT-2's rule: normal, less spread where a layer adds to the residual stream; norms of 1, biases of 0.
     end: the id that ends a text. Raises InvalidModel for a config that is none, and OSError.
     """
     fields = dict(config)
@@ -116,7 +116,7 @@ def _shapes(recipe: Recipe, shape: tuple[int, ...], decoder: Decoder, name: str)
 
 
 def _sizes(parent: nn.Module, whole: int, count: int) -> list[int]:
-    """How many rows each part of a joined matrix has: q, k and v their heads, others as many as each other."""
+    """How many rows each part of a joined matrix has: q, k and v their heads, others in equal shares."""
     if isinstance(parent, Attention) and count == 3:
         keys = parent.config.kv_heads * parent.config.head_dim
         return [whole - 2 * keys, keys, keys]

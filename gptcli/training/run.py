@@ -197,7 +197,7 @@ class Run:
         return Lora(self.folder, self.decoder, rank, alpha, self.settings.lora_dropout, self.settings.lora_targets)
 
     def _all(self, note: Note) -> dict[str, nn.Parameter]:
-        """Every parameter that its tensors can be told from; those that are made of the same tensors are one."""
+        """Every parameter whose tensors can be computed from it; those made of the same tensors are shared."""
         of_sources, found, left = dict[tuple[str, ...], nn.Parameter](), dict[str, nn.Parameter](), list[str]()
         for name, recipe in self.folder.architecture.parameters.items():
             if not is_reversible(recipe):
@@ -255,7 +255,7 @@ class Run:
 
     @torch.no_grad()
     def _sample(self, prompt: str) -> str:
-        """Continues a prompt; the same weights always say the same, and training does not notice."""
+        """Continues a prompt; the same weights always give the same text, and training is not affected."""
         ids = self.tokenizer.encode(prompt) or list(self.tokenizer.stop_ids)
         self.decoder.eval()
         sampler = TorchSampler(
@@ -274,7 +274,7 @@ def move_result(directory: RunDirectory) -> None:
     result = directory.path / "result"
     if result.exists():
         with output_errors(directory.path):
-            # What makes a folder a model comes last.
+            # The file that makes a folder a model comes last.
             for file in sorted(result.iterdir(), key=lambda file: file.name in ("config.json", ADAPTER_CONFIG)):
                 os.replace(file, directory.path / file.name)
             result.rmdir()

@@ -15,11 +15,11 @@ from gptcli.runtime.device_plan import device_of
 from gptcli.runtime.ranks import Ranks
 
 _Result = TypeVar("_Result")
-_PATIENCE = timedelta(hours=12)  # rank 0 may encode data, or save to a slow disk, while the others wait
+_PATIENCE = timedelta(hours=12)  # rank 0 may encode data, or save to a slow disk, for that long
 
 
 class Together:
-    """The processes of a run. Alone, every method gives back what it gets."""
+    """The processes of a run. With a single process, every method returns what it gets."""
 
     def __init__(self, ranks: Ranks | None, device: str = "cpu") -> None:
         """device: as the command line spells it. Raises NoSuchDevice."""

@@ -1,6 +1,6 @@
 """Finds the fields of a config.json that transformers reads for a model type, in its own source.
 
-`python -m tests.checkpoint.reference_fields` writes them to gptcli/checkpoint/reference_fields.json.
+`python -m tests.checkpoint.reference_fields` writes them to gptcli/checkpoint/config/reference_fields.json.
 
 A name counts as read where it is an attribute of a config, an argument of getattr or hasattr, a key that is popped or
 looked up, or, where the name looked up is not in the source, any string of that function. What a class declares and
@@ -23,7 +23,7 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from gptcli.checkpoint.reference_fields import PATH
+from gptcli.checkpoint.config.reference_fields import PATH
 from gptcli.checkpoint.registry import FAMILIES, SAME_AS
 
 # What every text model runs through, besides what its own modules import.

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gptcli.checkpoint.hf_config import HfConfig
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.registry import architecture_of
 from gptcli.errors import InvalidModel
 

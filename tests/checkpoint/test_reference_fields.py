@@ -13,10 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import gptcli
-from gptcli.checkpoint import reference_fields
-from gptcli.checkpoint.class_defaults import DEFAULTS, OTHER_NAMES
+from gptcli.checkpoint.config import reference_fields
+from gptcli.checkpoint.config.class_defaults import DEFAULTS, OTHER_NAMES
+from gptcli.checkpoint.config.hf_config import _COMMONPLACE, _QUIET, _WITHOUT_EFFECT, HfConfig
 from gptcli.checkpoint.families.vision import WRAPPERS
-from gptcli.checkpoint.hf_config import _COMMONPLACE, _QUIET, _WITHOUT_EFFECT, HfConfig
 from gptcli.checkpoint.registry import FAMILIES, SAME_AS, architecture_of
 from tests.checkpoint.reference_fields import PATH
 from tests.checkpoint.reference_fields import reference_fields as made

@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.cli.conftest import SCRIPTED
 from tests.cli.scripted import Script
-from tests.cli.terminal import Terminal
+from tests.cli.terminal.pty_terminal import Terminal
 
 HELLO = Script(pieces=["Hello."], reason="stop")
 

@@ -21,7 +21,7 @@ from gptcli.generation.events import StepLogprobs, TextDelta, TokenLogprob
 from gptcli.settings import RuntimeConfig
 from gptcli.text.decoding.tidied_text import TidyStream
 from tests.cli.conftest import GPTCLI, Cli
-from tests.cli.terminal import Terminal
+from tests.cli.terminal.pty_terminal import Terminal
 
 HOSTILE = '<script>alert(1)</script> & "quoted" \x1b[31m\x00\u202e ]]> {y} \ufffe'
 

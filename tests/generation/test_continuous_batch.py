@@ -16,9 +16,9 @@ import gptcli
 from gptcli import Finished, LanguageModel, Request, TextDelta
 from gptcli.cuda.graph import RecordedSteps
 from gptcli.errors import ContextOverflow, GptcliError, NonFiniteLogits, OutOfMemory
-from gptcli.generation import continuous_batch
-from gptcli.generation.continuous_batch import ContinuousBatch
-from gptcli.generation.job import Job
+from gptcli.generation.together import continuous_batch
+from gptcli.generation.together.continuous_batch import ContinuousBatch
+from gptcli.generation.together.job import Job
 from gptcli.kernels.tensors import library
 from gptcli.runtime import device_plan
 from gptcli.runtime.engine import Extended, Extension

@@ -5,7 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.generation.sampling.filters import keep_min_p, keep_top_k, keep_top_p, penalize
+from gptcli.generation.sampling import filters
+from gptcli.generation.sampling.filters import keep_min_p, keep_top_k, keep_top_p, penalize, stages
+from gptcli.settings import SamplingConfig
 
 logit_lists = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=60)
 
@@ -60,3 +62,14 @@ def test_min_p_keeps_what_is_within_its_share_of_the_best(values: list[float], p
     assert kept >= 1
     assert (share[:kept] >= p - 1e-5).all()
     assert (share[kept:] <= p + 1e-5).all()
+
+
+def test_a_new_filter_is_applied_where_all_others_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.full((5000,), -20.0)
+    logits[7] = 20.0  # with all of the probability
+    config = SamplingConfig(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
+    cut = ("half", lambda ordered, total: ordered[: len(ordered) // 2])
+    monkeypatch.setattr(filters, "_cuts", lambda config: [cut])
+    *_, half, last = stages(logits, None, None, config)
+    assert half.name == "half" and half.ids is not None and half.ids[0] == 7
+    assert len(half.logits) == len(last.logits) == 2500

@@ -6,6 +6,7 @@ import json
 import random
 import re
 from array import array
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,10 +29,17 @@ def ids_in(mask: TokenMask | None, size: int) -> list[int]:
     return [id for id in range(size) if words[id // 32] >> id % 32 & 1]
 
 
-def walk(tokenizer: Tokenizer, constraint: Constraint, end: int, seed: int = 0, most: int = 300) -> bytes:
+def walk(
+    tokenizer: Tokenizer,
+    constraint: Constraint,
+    end: int,
+    seed: int = 0,
+    most: int = 300,
+    until: Callable[[], bool] = lambda: False,
+) -> bytes:
     """The text of tokens chosen at random among those that are allowed, until one ends it or nothing may follow."""
     chance, ids = random.Random(seed), list[int]()
-    while not constraint.finished and len(ids) < most:
+    while not constraint.finished and not until() and len(ids) < most:
         forced = constraint.forced()
         token = forced[0] if forced else chance.choice(ids_in(constraint.allowed(), tokenizer.size))
         constraint.accept(token)
@@ -130,6 +138,18 @@ def all_texts(compiler: Compiler, seeds: int = 40, **form: Any) -> set[str]:
             },
             {"{}", '{"a": 1}'},
         ),
+        (
+            {
+                "json_schema": {
+                    "type": "array",
+                    "prefixItems": [{"const": 1}],
+                    "additionalItems": {"const": 3},
+                    "items": {"const": 2},
+                    "maxItems": 2,
+                }
+            },
+            {"[]", "[1]", "[1, 2]"},
+        ),
         ({"json_schema": {"type": "array", "uniqueItems": False, "items": {"const": 1}, "maxItems": 1}}, {"[]", "[1]"}),
         ({"json_schema": {"type": "integer", "format": "int32", "minimum": 2**31 - 2}}, {"2147483646", "2147483647"}),
     ],
@@ -203,6 +223,10 @@ def test_without_an_end_a_text_ends_where_nothing_may_follow() -> None:
         (
             {"json_schema": {"items": {"minimum": 1e300}}},
             "json-schema: #/items: not supported: minimum 1e+300, which is no double",
+        ),
+        (
+            {"json_schema": {"type": "integer", "minimum": 2**63, "maximum": 2**64}},
+            "json-schema: #: not supported: minimum 9223372036854775808, which is no double below 2**63",
         ),
         (
             {"json_schema": {"type": "object", "minProperties": 2, "required": ["a"]}},
@@ -298,6 +322,38 @@ def test_choices_that_a_value_may_both_meet_are_refused(choices: list[Any]) -> N
     assert refusal(json_schema=schema).endswith("not supported: oneOf where a value may meet two of its schemas")
 
 
+SIGNS = [
+    ".",
+    *(rf"\{letter}" for letter in "sSdDwW"),
+    *(rf"[{no}\{letter}]" for letter in "sSdDwW" for no in ("", "^")),
+]
+LETTERS = "a_5- \x1c\x1f\x85\xa0\xe9\u0660\u2028\ufeff\n"
+
+
+@pytest.mark.parametrize("sign", [*SIGNS, r"[\s\S]", r"[^\W]", r"[\w.-]", r"[^\d.]"])
+def test_what_stands_for_several_characters_allows_those_that_every_checker_takes(
+    compiler: Compiler, sign: str
+) -> None:
+    tokenizer, config = made("llama3")[1], ConstraintConfig(json_schema={"type": "string", "pattern": f"^{sign}$"})
+    taken = [letter for letter in LETTERS if json_text_fits(tokenizer, compiler.constraint(config), letter)]
+    assert taken and all(re.search(f"^{sign}$", letter) for letter in taken)
+    in_javascript = {r"\s": "5\x85_a", r"\S": " \xa0\u2028\ufeff\n", r"\w": "\xe9\u0660", r"\W": "a_5", r"\d": "\u0660"}
+    assert not set(in_javascript.get(sign, "")) & set(taken)
+    assert sign != r"[\s\S]" or taken == list(LETTERS)
+
+
+def json_text_fits(tokenizer: Tokenizer, constraint: Constraint, text: str) -> bool:
+    ids = tokenizer.encode(json.dumps(text, ensure_ascii=False), add_special=False)
+    return constraint.fitting(ids) == len(ids)
+
+
+def test_bounds_that_are_no_doubles_are_met(compiler: Compiler) -> None:
+    bounds = {"type": "integer", "exclusiveMinimum": 2**53 + 1, "maximum": 2**53 + 5}
+    assert {int(text) for text in all_texts(compiler, json_schema=bounds)} <= set(range(2**53 + 2, 2**53 + 6))
+    wide = {"type": "number", "minimum": -1e308, "maximum": 2**63 - 1}
+    assert all(-1e308 <= float(text) <= 2**63 - 1 for text in all_texts(compiler, json_schema=wide))
+
+
 FORMATS = {
     "date": ("2024-02-29 2000-02-29 0001-01-31", "2023-02-29 1900-02-29 0000-01-01 2024-04-31 2024-13-01"),
     "time": ("23:59:59Z 00:00:00.5+01:30", "24:00:00Z 12:00:00 12:60:00Z"),
@@ -310,7 +366,7 @@ FORMATS = {
     "ipv4network": ("10.0.0.0/8 1.2.3.4/32", "10.0.0.1/8 1.2.3.4"),
     "ipv6interface": ("::1/128", "::1/129"),
     "base64": ("YWJj YWI= YQ==", "YWJ Y==="),
-    "hostname": ("a.b-c.d localhost", "-a a..b a_b " + "a." * 127 + "a"),
+    "hostname": ("a.b-c.d localhost", "-a a..b a_b a--b xn--X.org " + "a." * 127 + "a"),
     "url": ("https://a.b/c", "a b"),
     "uuid4": ("123e4567-e89b-42d3-a456-426614174000", "123"),
     "path": ("/a/b.txt anything", ""),

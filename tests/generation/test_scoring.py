@@ -17,7 +17,7 @@ from gptcli.generation import scoring
 from gptcli.generation.events import Finished
 from gptcli.generation.score_result import Score
 from gptcli.generation.scoring import windows
-from gptcli.runtime import torch_engine as engine_module
+from gptcli.runtime import program
 from gptcli.runtime.engine import Extension, TokenScore
 from tests.parity.reference import make_of_family
 from tests.parity.test_families import ROWS
@@ -109,7 +109,7 @@ def test_what_the_tokenizer_puts_before_a_text_begins_every_window_and_has_no_pr
 
 def test_the_logits_of_a_whole_text_are_never_in_memory(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tiny.score(TEXT, top=2)
-    monkeypatch.setattr(engine_module, "CHUNK", 7)
+    monkeypatch.setattr(program, "CHUNK", 7)
     rows = []
     run = type(tiny.engine)._run
 

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from tests.parity.configs import DELTA, GEMMA3_ROPES, GPT, LATENT, LONGROPE, MINISTRAL, YARN
+from tests.parity.configs import QWEN_MOE as MOE
+
 GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8, "tie_word_embeddings": True}
 WINDOW = {"attention.sliding_window": 8}
-MOE = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 EXPERTS = {"expert_count": 6, "expert_used_count": 2, "expert_feed_forward_length": 24}
 LLAMA3 = {
     "rope_type": "llama3",
@@ -20,25 +22,12 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
-YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
 YARN_FIELDS = {
     "rope.scaling.type": "yarn",
     "rope.scaling.factor": 4.0,
     "rope.scaling.original_context_length": 16,
 }
-MINISTRAL = YARN | {"llama_4_scaling_beta": 0.5, "mscale": 1.0, "mscale_all_dim": 1.0}
-LONGROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 10000.0,
-    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
-    "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 6.0],
-    "partial_rotary_factor": 0.75,
-}
 OSS_YARN = YARN | {"rope_theta": 150000.0, "original_max_position_embeddings": 32, "truncate": False}
-GEMMA3_ROPES = {
-    "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
-    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-}
 MULTIPLIERS = {"embedding_scale": 6.0, "residual_scale": 0.3, "logit_scale": 4.0}
 GRANITE = {
     "attention_multiplier": 0.25,
@@ -72,14 +61,6 @@ def llama3_factors() -> np.ndarray:
     return (plain / scaled).numpy().astype(np.float32)
 
 
-LATENT = {
-    "num_key_value_heads": 4,
-    "kv_lora_rank": 24,
-    "q_lora_rank": 40,
-    "qk_nope_head_dim": 16,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 12,
-}
 LATENT_FIELDS = {
     "attention.kv_lora_rank": 24,
     "attention.q_lora_rank": 40,
@@ -425,13 +406,6 @@ LFM2_FIELDS = {
     "shortconv.l_cache": 3,
     "rope.freq_base": 1e6,
 }
-DELTA = LAYERS | {
-    "head_dim": 32,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 12,
-    "linear_value_head_dim": 16,
-}
 DELTA_FIELDS = {
     "ssm.conv_kernel": 4,
     "ssm.inner_size": 64,
@@ -623,7 +597,6 @@ FIVE = {"num_local_experts": 5, "num_experts_per_tok": 2}
 FIVE_FIELDS = {"expert_count": 5, "expert_used_count": 2}
 SIX = {"num_local_experts": 6, "num_experts_per_tok": 2}
 WIDE_EXPERTS = EXPERTS | {"expert_feed_forward_length": 112}
-GPT = {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 128, "tie_word_embeddings": True}
 PHI_ROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,

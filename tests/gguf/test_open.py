@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import torch
 
 from gptcli.checkpoint import load
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.load import Packing
 from gptcli.errors import BrokenCheckpoint, GptcliError, UnsupportedArchitecture
 from gptcli.gguf.convert import convert
+from gptcli.kernels.layers import JoinedLinear
 from gptcli.kernels.tensors import library as kernels
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import LocalModel, fingerprint
@@ -23,7 +24,7 @@ from gptcli.quant.dense import DenseWeight
 from gptcli.settings import RuntimeConfig
 from gptcli.text.tokenizer import Tokenizer
 from tests.gguf.raw_gguf import RawGguf
-from tests.gguf.tiny_gguf import BOS, EOS, HEAD_DIM, KV_HEADS, WIDTH, Kind, shapes, write_gguf
+from tests.gguf.tiny_gguf import BOS, EOS, HEAD_DIM, KV_HEADS, LAYERS, MLP, WIDTH, Kind, shapes, write_gguf
 
 FP32 = RuntimeConfig(device="cpu", dtype="fp32", quantize="none")
 IDS = [5, 17, 200, 3, 99, 2, 150, 260]
@@ -121,17 +122,45 @@ def test_parts_that_are_missing_wrong_or_not_the_first_are_refused(parts: list[P
         ModelFolder.open(parts[0])
 
 
-@pytest.mark.parametrize(("packing", "dtype"), [("expand", torch.float16), ("dense", torch.float32)])
-def test_types_that_are_joined_and_not_alike_are_expanded_no_further_than_asked(
-    packing: Packing, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+MIXED = {"attn_v.weight": Kind.Q8_0, "attn_k.weight": Kind.F32, "weight": Kind.Q4_0}  # q, k and v are one matrix here
+
+
+def test_types_that_are_joined_and_not_alike_stay_as_they_are_stored(tmp_path: Path) -> None:
+    if (library := kernels()) is None:
+        pytest.skip("the kernels are not built here")
+    plan = load.WeightPlan(torch.device("cpu"), torch.float32, "expand", library)
+    decoder = load.load_decoder(ModelFolder.open(write_gguf(tmp_path / "tiny.gguf", MIXED)), plan)
+    joined = [module for module in decoder.modules() if isinstance(module, JoinedLinear)]
+    keys, values = (KV_HEADS * HEAD_DIM * columns for columns in (WIDTH, WIDTH + 2 * WIDTH // 32))
+    assert len(joined) == LAYERS
+    for module in joined:
+        q, k, v = (part.matrix.size for part in module.parts)
+        assert q < WIDTH * WIDTH and keys * 3 < k <= keys * 4 and v == values
+
+
+@pytest.mark.parametrize("kinds", [MIXED, MIXED | {"attn_q.weight": Kind.TQ2_0, "ffn_up.weight": Kind.TQ1_0}])
+def test_fp32_rounds_nothing_that_a_file_has(kinds: dict[str, Kind], tmp_path: Path) -> None:
+    changes = {"llama__embedding_length": 256, "llama__rope__dimension_count": 64}
+    file = write_gguf(tmp_path / "tiny.gguf", kinds, tensor_shapes=shapes(width=256), **changes)
+    found = LanguageModel.open(str(file), replace(FP32, quantize="auto", kv="fp32")).logits(IDS)
+    wanted = LanguageModel.open(str(file), FP32).logits(IDS)
+    assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_blocks_that_nothing_multiplies_with_take_half_the_memory_unless_fp32_is_asked_for(
+    exact: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """q, k and v are one matrix here, and often of two types in a file."""
     if (library := kernels()) is None:
         pytest.skip("the kernels are not built here")
     dense: list[DenseWeight] = []
     monkeypatch.setattr(load, "DenseWeight", lambda values: dense.append(DenseWeight(values)) or dense[-1])
-    file = write_gguf(tmp_path / "tiny.gguf", {"attn_v.weight": Kind.Q8_0, "weight": Kind.Q4_0})
-    plan = load.WeightPlan(torch.device("cpu"), torch.float32, packing, library)
-    load.load_decoder(ModelFolder.open(file), plan)
-    rows = WIDTH + 2 * KV_HEADS * HEAD_DIM
-    assert {weight.values.dtype for weight in dense if weight.shape == (rows, WIDTH)} == {dtype}
+    changes = {"llama__embedding_length": 256, "llama__rope__dimension_count": 64}
+    kinds = {"ffn_up.weight": Kind.TQ2_0, "ffn_gate.weight": Kind.TQ2_0}
+    folder = ModelFolder.open(write_gguf(tmp_path / "tiny.gguf", kinds, tensor_shapes=shapes(width=256), **changes))
+    load.load_decoder(folder, load.WeightPlan(torch.device("cpu"), torch.float32, "expand", library, exact=exact))
+    assert {each.values.dtype for each in dense if each.shape == (2 * MLP, 256)} == {
+        torch.float32 if exact else torch.float16
+    }
+    needed = [folder.bytes_for_kernels(size) for size in (4, 2)]
+    assert needed[0] - needed[1] == 2 * LAYERS * 2 * MLP * 256

@@ -11,6 +11,7 @@ from torch import nn
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import WeightPlan, load_decoder
+from gptcli.kernels.layers import CompiledLinear, JoinedLinear
 from gptcli.kernels.tensors import Library
 from gptcli.model.config import (
     Alibi,
@@ -30,6 +31,8 @@ from gptcli.model.config import (
     ShortConvolutionConfig,
 )
 from gptcli.model.decoder import Decoder
+from gptcli.quant.affine import quantize_affine
+from gptcli.quant.dense import DenseWeight
 from gptcli.runtime.bench import weight_bytes
 from gptcli.runtime.device_plan import DevicePlan
 from gptcli.runtime.torch_engine import TorchEngine
@@ -119,6 +122,24 @@ def test_every_way_to_run_a_layer_has_the_logits_that_it_has_in_torch(kernels: L
 def test_a_program_reads_as_many_bytes_of_weights_as_the_decoder_has(case: str) -> None:
     decoder = decoder_of(CASES[case])
     assert engine_of(decoder, needed_library()).program_bytes_a_token == weight_bytes(decoder)
+
+
+def in_pieces(linear: nn.Linear, library: Library) -> JoinedLinear:
+    """The same layer whose rows are held in several forms, some of them in fewer bits."""
+    hold = (DenseWeight, lambda weight: quantize_affine(weight, 8), lambda weight: quantize_affine(weight, 4))
+    pieces = linear.weight.data.split([3, 50, 1, 16, 33, 2, 7, 40, 5, linear.out_features - 157])
+    weights = [hold[index % len(hold)](piece.contiguous()) for index, piece in enumerate(pieces)]
+    return JoinedLinear([CompiledLinear(library, weight, None, "fp32") for weight in weights], linear.bias)
+
+
+def test_rows_in_several_forms_are_multiplied_as_those_of_one_matrix(kernels: Library) -> None:
+    config = of(*[replace(BLOCK, attention=replace(ATTENTION, heads=8, qkv_bias=True))] * 2, hidden_size=64)
+    decoder = decoder_of(config)
+    for block in decoder.blocks:
+        block.attention.qkv = in_pieces(block.attention.qkv, kernels)
+    engine, plain = engine_of(decoder, kernels), engine_of(decoder, None)
+    assert relative_error(every_way(engine), every_way(plain)) < TOLERANCE
+    assert engine.program_bytes_a_token == weight_bytes(decoder)
 
 
 @pytest.mark.parametrize("packing", ["dense", "int8", "int4"])

@@ -9,8 +9,8 @@ import pytest
 from torch import Tensor
 
 import gptcli
-import gptcli.model.delta_net
-import gptcli.model.mamba2
+import gptcli.model.recurrence.delta_net
+import gptcli.model.recurrence.mamba2
 from gptcli import Finished
 from gptcli.errors import OutOfMemory
 from gptcli.generation.speculation import PromptLookup
@@ -91,7 +91,7 @@ def test_a_text_that_leaves_a_prompt_before_its_end_runs_again_from_an_earlier_m
 
 def test_a_scan_in_short_chunks_is_the_scan_in_one(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = engine.logits(IDS)
-    for module in (gptcli.model.mamba2, gptcli.model.delta_net):
+    for module in (gptcli.model.recurrence.mamba2, gptcli.model.recurrence.delta_net):
         monkeypatch.setattr(module, "CHUNK", 5)
     assert relative_error(engine.logits(IDS), whole) < 1e-5
 

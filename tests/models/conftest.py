@@ -17,6 +17,10 @@ from tests.models.fake_hub import FakeHub, files_of
 __all__ = ["cli"]
 
 
+def silent(what: str, done: int, total: int) -> None:
+    """No progress."""
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """By default pip finds nothing and the hub refuses connections."""

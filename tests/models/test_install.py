@@ -18,10 +18,7 @@ from gptcli.models.catalog import find, install_root, local_models
 from gptcli.models.install import changed_files, install, one_at_a_time, remove, scratch
 from gptcli.models.pull import import_gguf
 from tests.gguf.tiny_gguf import write_gguf
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """No progress."""
+from tests.models.conftest import silent
 
 
 def put(name: str, text: str = "{}") -> Path:

@@ -19,12 +19,8 @@ from gptcli.models.catalog import DEFAULT_MODEL, FetchProgress, find, install_ro
 from gptcli.models.locate import locate
 from gptcli.models.pull import import_gguf, pull_default, pull_hub
 from tests.gguf.tiny_gguf import Kind, write_gguf
-from tests.models.conftest import use_hub
+from tests.models.conftest import silent, use_hub
 from tests.models.fake_hub import COMMIT, FakeHub
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """No progress."""
 
 
 def leftovers() -> list[str]:

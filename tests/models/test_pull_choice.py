@@ -20,15 +20,12 @@ from gptcli.models.install import remove
 from gptcli.models.pull import pull_hub
 from gptcli.settings import RuntimeConfig
 from tests.gguf.tiny_gguf import Kind, write_gguf
+from tests.models.conftest import silent
 from tests.models.fake_hub import FakeHub
 from tests.models.test_models_command import models
 
 __all__ = ["models"]
 IDS = [5, 17, 200, 3]
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """No progress."""
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.families.vision import WRAPPERS
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.checkpoint.registry import FAMILIES, SAME_AS, architecture_of
 from gptcli.errors import BrokenCheckpoint

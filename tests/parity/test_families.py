@@ -17,8 +17,8 @@ from torch import Tensor
 import gptcli.model.attention
 import gptcli.model.cache
 import gptcli.model.mlp
+import gptcli.runtime.program
 import gptcli.runtime.program_cache
-import gptcli.runtime.torch_engine
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import WeightPlan, load_decoder
 from gptcli.cuda.graph import Record, cuda_graph
@@ -33,28 +33,19 @@ from gptcli.runtime.fast_start.snapshot_file import read, write
 from gptcli.runtime.torch_engine import TorchEngine
 from tests.cuda.fake_cuda import OnTheDevice, fake_cuda, fake_model
 from tests.cuda.recorder import record
+from tests.parity.configs import DELTA, GEMMA3_ROPES, GPT, LATENT, LONGROPE, MINISTRAL, QWEN_MOE, YARN
 from tests.parity.reference import Reference, write_reference
 
 TOLERANCE = 1e-5
 IDS = torch.randint(3, 96, (48,), generator=torch.Generator().manual_seed(1)).tolist()
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
-LONGROPE = {
-    "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
-    "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 6.0], "partial_rotary_factor": 0.75,
-}  # fmt: skip
 ALPHA = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 1.0, "alpha": 50.0}
 PHIMOE_LONGROPE = {
     "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
     "long_factor": [2.0] * 8, "short_mscale": 1.2, "long_mscale": 1.2, "original_max_position_embeddings": 96,
 }  # fmt: skip
-MINISTRAL = YARN | {"llama_4_scaling_beta": 0.5, "mscale": 1.0, "mscale_all_dim": 1.0}
 GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 8, "tie_word_embeddings": True}
-GEMMA3_ROPES = {
-    "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
-    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-}
 GEMMA3N = {
     "head_dim": 16, "sliding_window": 8, "hidden_size_per_layer_input": 12, "vocab_size_per_layer_input": 80,
     "laurel_rank": 8, "altup_num_inputs": 3, "altup_active_idx": 1, "final_logit_softcapping": 3.0,
@@ -80,14 +71,9 @@ TWO_LONGROPES = {
     }
     for layer_type, border in (("full_attention", 20), ("sliding_attention", 36))
 }
-QWEN_MOE = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 SIGMOID = {
     "num_experts_per_tok": 2, "moe_intermediate_size": 24, "first_k_dense_replace": 1, "routed_scaling_factor": 2.5,
     "head_dim": 16,
-}  # fmt: skip
-LATENT = {
-    "num_key_value_heads": 4, "kv_lora_rank": 24, "q_lora_rank": 40, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
-    "v_head_dim": 12,
 }  # fmt: skip
 DEEPSEEK = LATENT | {
     "n_routed_experts": 8, "num_experts_per_tok": 3, "n_shared_experts": 2, "moe_intermediate_size": 24,
@@ -108,10 +94,6 @@ OSS_YARN = {
     "rope_type": "yarn", "rope_theta": 150000.0, "factor": 4.0, "original_max_position_embeddings": 32,
     "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
 }  # fmt: skip
-DELTA = {
-    "head_dim": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 12,
-    "linear_value_head_dim": 16, "layer_types": ["linear_attention", "full_attention"] * 2,
-}  # fmt: skip
 MAMBA = {"hidden_size": 64, "num_heads": 8, "head_dim": 16}
 HYBRID = {"mamba_n_heads": 8, "mamba_d_state": 12, "mamba_n_groups": 2}
 NEMOTRON = {
@@ -119,7 +101,6 @@ NEMOTRON = {
     "mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 12, "n_routed_experts": 6,
     "moe_intermediate_size": 24, "moe_shared_expert_intermediate_size": 40, "routed_scaling_factor": 2.5,
 }  # fmt: skip
-GPT = {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 128, "tie_word_embeddings": True}
 
 
 @dataclass(frozen=True)
@@ -459,7 +440,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
 
 
 def test_all_logits_agree_in_chunks(wanted: Tensor, engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gptcli.runtime.torch_engine, "CHUNK", 7)
+    monkeypatch.setattr(gptcli.runtime.program, "CHUNK", 7)
     small_steps(monkeypatch, 4)
     assert relative_error(engine.logits(IDS), wanted) < TOLERANCE
 

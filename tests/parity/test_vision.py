@@ -10,9 +10,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.families.vision import TEXTS, WRAPPERS
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.registry import architecture_of
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
 from gptcli.kernels.tensors import library as kernels

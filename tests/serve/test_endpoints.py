@@ -12,7 +12,7 @@ import pytest
 
 import gptcli
 from gptcli import LanguageModel
-from gptcli.generation.continuous_batch import ContinuousBatch
+from gptcli.generation.together.continuous_batch import ContinuousBatch
 from gptcli.serve import responses
 from gptcli.text.messages import Message
 from tests.cli.scripted import Script, follow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import pytest
 from gptcli.errors import UsageError
 from gptcli.generation.constraints.grammar import CallGrammar
 from gptcli.generation.constraints.matcher import Compiler
+from gptcli.generation.sampling.constraint import Constraint
 from gptcli.text.tokenizer import Tokenizer
 from gptcli.tools.definitions import checked_tools, tool_name, tool_parameters
 from gptcli.tools.formats import FORMATS, CallFormat, ToolUse
 from gptcli.tools.splitter import split
-from tests.generation.test_grammar import walk
+from tests.generation.test_grammar import ids_in, walk
 from tests.tiny import make_tokenizer
 
 END = 2
@@ -36,9 +38,10 @@ MARKS = """<tool_call> </tool_call> [TOOL_CALLS] [ARGS] <|channel|> <|message|> 
 <|tool_call_begin|> <|tool_call_end|> <|tool_call_argument_begin|> <|START_ACTION|> <|END_ACTION|> <escape>""".split()
 
 
-def tokenizer_with(directory: Path, marks: list[str]) -> Tokenizer:
+def tokenizer_with(directory: Path, marks: list[str], words: Sequence[str] = ()) -> Tokenizer:
     tokenizer = make_tokenizer()
     tokenizer.add_special_tokens(marks)
+    tokenizer.add_tokens(list(words))
     tokenizer.save(str(directory / "tokenizer.json"))
     (directory / "tokenizer_config.json").write_text("{}")
     return Tokenizer.open(directory)
@@ -67,6 +70,126 @@ def test_a_text_of_tokens_drawn_at_random_is_a_call_that_meets_its_schema(
         assert content == ""
         parameters = next(tool_parameters(tool) for tool in TOOLS if tool_name(tool) == call.name)
         jsonschema.validate(call.arguments, parameters)
+
+
+def strict(*tools: dict[str, Any]) -> tuple[Any, ...]:
+    return checked_tools([tool | {"strict": True} for tool in tools])
+
+
+def held(use: ToolUse, tokenizer: Tokenizer, text: str, compiler: Compiler | None = None) -> Constraint:
+    """What limits the calls that the model may make of itself, after a text."""
+    lark = use.grammar(tokenizer.control_tokens.ids)
+    assert lark is not None and use.held_after
+    compiler = compiler or Compiler(tokenizer, frozenset([END]))
+    constraint = compiler.constraint(CallGrammar(lark, use.schemas, use.held_after))
+    ids = [tokenizer.control_tokens.id_of(text)] if tokenizer.control_tokens.id_of(text) else tokenizer.encode(text)
+    for token in ids:
+        assert token is not None and constraint.fitting([token]) == 1
+        constraint.accept(token)
+    return constraint
+
+
+MARKED = [format for format in FORMATS if format.opening]
+
+
+def begun_call(constraint: Constraint, tokenizer: Tokenizer, seed: int) -> str:
+    text = walk(tokenizer, constraint, END, seed, 2000, until=lambda: constraint.allowed() is None)
+    return text.decode(errors="replace")
+
+
+@pytest.mark.parametrize("format", MARKED, ids=lambda format: format.name)
+def test_a_call_of_a_strict_tool_meets_its_schema_once_it_has_begun(
+    format: CallFormat, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    use = ToolUse(strict({"name": "get_weather", "parameters": PARAMETERS}), "auto", format)
+    for marked in (tokenizer, tokenizer_with(tmp_path, [])):
+        compiler = Compiler(marked, frozenset([END]))
+        for count in (1, 2) if format.closing else (1, 1):
+            constraints = [held(use, marked, format.opening, compiler) for _ in range(count)]
+            text = "".join(format.opening + begun_call(each, marked, count) for each in constraints)
+            content, calls, _ = split(text, use)
+            assert content == "" and len(calls) >= count
+            for call in calls:
+                assert call.name == "get_weather"
+                jsonschema.validate(call.arguments, PARAMETERS)
+
+
+def test_all_but_a_call_is_free_and_so_are_thoughts(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    use = ToolUse(strict({"name": "get_weather", "parameters": PARAMETERS}), "auto", FORMATS[0])
+    for marked in (tokenizer, tokenizer_with(tmp_path, [])):
+        assert held(use, marked, "A town, <tool_cal").fitting([END]) == 1
+        begun = held(use, marked, "\n<think>Perhaps <tool_call>")
+        assert begun.allowed() is None and begun.forced() == () and not begun.finished
+        after = held(use, marked, "<think><tool_call></think>ok<tool_call>")
+        assert after.fitting([END]) == 0 and after.forced()
+
+
+def test_a_token_that_goes_beyond_a_mark_begins_a_call_or_is_not_allowed(tmp_path: Path) -> None:
+    plain = tokenizer_with(
+        tmp_path, [], [">\n", '>\n{"name', ">\n{'", ">!", "l>\n{", "<tool_call>?", "a<tool_call>\n{"]
+    )
+    use = ToolUse(strict({"name": "get_weather", "parameters": PARAMETERS}), "auto", FORMATS[0])
+    for before, unfit in (("So: ", {"<tool_call>?"}), ("So: <tool_call", {">\n{'", ">!", "<tool_call>?"})):
+        constraint = held(use, plain, before)
+        allowed = set(ids_in(constraint.allowed(), plain.size))
+        assert {plain.token_bytes(id).decode() for id in range(plain.size) if id not in allowed} == unfit
+        assert allowed == {id for id in range(plain.size) if constraint.fitting([id])}
+    for token in (">\n", '>\n{"name'):
+        constraint = held(use, plain, "So: <tool_call")
+        constraint.accept(plain.library.token_to_id(token))
+        calls = split("<tool_call" + token + begun_call(constraint, plain, 0), use).calls
+        assert calls
+        for call in calls:
+            jsonschema.validate(call.arguments, PARAMETERS)
+
+
+def test_tools_that_are_not_strict_take_any_arguments_beside_one_that_is(tokenizer: Tokenizer) -> None:
+    hermes, tagged = FORMATS[:2]
+    tools = checked_tools(
+        [{"name": "a", "parameters": PARAMETERS, "strict": True}, {"name": "b", "parameters": PARAMETERS}]
+    )
+    constraint = held(ToolUse(tools, "auto", hermes), tokenizer, "<tool_call>")
+    assert constraint.fitting(tokenizer.encode('\n{"name": "b", "arguments": {"x": 1}}')) > 0
+    whole = tokenizer.encode('\n{"name": "b", "arguments": {"x": 1}}\n')
+    assert constraint.fitting(whole) == len(whole)
+    whole = tokenizer.encode('\n{"name": "a", "arguments": {"x": 1}}\n')
+    assert constraint.fitting(whole) < len(whole)
+    with pytest.raises(UsageError, match="all tools can be strict, or none"):
+        ToolUse(tools, "auto", tagged).grammar({})
+
+
+def test_without_a_mark_strict_tools_are_said_not_to_be_held() -> None:
+    tools = strict({"name": "a", "parameters": PARAMETERS})
+    assert [use.unheld for use in (ToolUse(tools, "auto", format) for format in FORMATS)] == [
+        not format.opening for format in FORMATS
+    ]
+    assert not any(ToolUse(tools, "required", format).unheld for format in FORMATS)
+    assert not ToolUse(TOOLS, "auto", FORMATS[-1]).unheld and ToolUse(TOOLS, "auto", FORMATS[0]).grammar({}) is None
+
+
+REWRITTEN: dict[str, dict[str, Any]] = {
+    "format": {"type": "string", "format": "byte", "maxLength": 8},
+    "date": {"type": "string", "format": "date"},
+    "class": {"type": "string", "pattern": "^[a[]$"},
+    "names": {
+        "type": "object",
+        "propertyNames": {"pattern": "^[a-c]$"},
+        "additionalProperties": {"type": "null"},
+        "maxProperties": 2,
+    },
+    "choices": {"oneOf": [{"type": "boolean"}, {"type": "integer", "minimum": 0, "maximum": 9}]},
+    "bound": {"type": "integer", "minimum": 2**63 - 5000, "maximum": 2**63 - 1},
+}
+
+
+@pytest.mark.parametrize("name", REWRITTEN)
+def test_the_arguments_of_a_call_are_held_to_all_that_json_is(name: str, tokenizer: Tokenizer) -> None:
+    parameters = {"properties": {"a": REWRITTEN[name]}, "required": ["a"], "additionalProperties": False}
+    use = ToolUse(checked_tools([{"name": "f", "parameters": parameters}]), "required", FORMATS[0])
+    validator = jsonschema.Draft202012Validator
+    for seed in range(5):
+        (call,) = split(text_of(use, tokenizer, seed), use).calls
+        validator(parameters, format_checker=validator.FORMAT_CHECKER).validate(call.arguments)
 
 
 @pytest.mark.parametrize("least", [0, 1, 2])
@@ -118,6 +241,11 @@ def test_a_tool_that_is_named_is_the_one_that_is_called(tokenizer: Tokenizer) ->
         ({"properties": {'a"b': {"type": "null"}}}, "gemma", "cannot spell the argument"),
         ({"properties": {'a"b': {"type": "null"}}}, "minimax", "cannot spell the argument"),
         ({"properties": {"a-b": {"type": "null"}}}, "pythonic", "cannot spell the argument"),
+        ({"anyOf": [{"required": ["a"]}, {"required": ["b"]}]}, "tagged", "cannot be held to anyOf"),
+        ({"properties": {"a": {"type": "null"}}, "minProperties": 1}, "pythonic", "cannot be held to minProperties"),
+        ({"properties": {"a": {"type": "object", "required": ["b"]}}}, "gemma", "cannot be held to required"),
+        ({"$defs": {"p": {"required": ["a"]}}, "$ref": "#/$defs/p"}, "glm", r"cannot be held to \$ref"),
+        ({"properties": {"a": False}}, "glm", "cannot be held to false"),
     ],
 )
 def test_a_schema_that_cannot_be_met_is_refused_with_its_place(

@@ -6,12 +6,12 @@ import math
 from collections.abc import Collection
 from dataclasses import replace
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.families.latent_attention import latent_attention
 from gptcli.checkpoint.families.layer_configs import with_blocks
 from gptcli.checkpoint.families.llama import llama_architecture, llama_config, llama_mlp, rms
 from gptcli.checkpoint.families.moe import COMMON, expert_of, with_experts
 from gptcli.checkpoint.families.moe_relatives import after_dense, sigmoid_mixture, without_layers_ahead
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.errors import UnsupportedArchitecture
 from gptcli.model.config import MoeConfig
@@ -20,7 +20,7 @@ _OF_TRAINING = ("aux_loss_alpha", "ep_size", "seq_aux")
 
 
 def deepseek_v2(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """DeepSeek V2: latent attention; dense first layers, then experts beside shared ones, chosen within groups."""
+    """DeepSeek V2: latent attention; dense first layers, then experts chosen within groups, and shared ones."""
     hf.ignore(*_OF_TRAINING, "n_group", "topk_group")  # the latter unless the choice is within groups
     hf.expect("moe_layer_freq", 1)
     if hf.flag("norm_topk_prob", False):  # DeepSeek's own code would divide by the sum, transformers never does

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.families.layer_configs import (
     activation,
     full_every,
@@ -14,7 +15,6 @@ from gptcli.checkpoint.families.layer_configs import (
     with_blocks,
 )
 from gptcli.checkpoint.families.llama import Names, llama_architecture, llama_config, llama_head_dim, llama_mlp, rms
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture, PlusOne
 from gptcli.model.config import Activation, DecoderConfig, QkNormConfig, RopeConfig
 

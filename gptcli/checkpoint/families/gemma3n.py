@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.families.gemma import FOUR_NORMS
 from gptcli.checkpoint.families.layer_configs import (
     activation,
@@ -21,7 +22,6 @@ from gptcli.checkpoint.families.layer_configs import (
 from gptcli.checkpoint.families.llama import llama_architecture, llama_config, llama_head_dim, rms
 from gptcli.checkpoint.families.moe import stacked_recipes
 from gptcli.checkpoint.families.parameters import Parameters, root_of
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture, Concat, Take
 from gptcli.errors import BrokenCheckpoint
 from gptcli.model.config import (

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.families.layer_configs import (
     activation,
     head_dim_of,
@@ -16,7 +17,6 @@ from gptcli.checkpoint.families.layer_configs import (
     with_blocks,
 )
 from gptcli.checkpoint.families.parameters import Parameters, Transform, unchanged
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture, HeadsToQkv, PairsToHalves, Take, Transposed
 from gptcli.errors import BrokenCheckpoint
 from gptcli.model.config import AttentionConfig, BlockConfig, DecoderConfig, MlpConfig, NormConfig, RopeConfig

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from functools import partial
 
+from gptcli.checkpoint.config.hf_config import HfConfig
+from gptcli.checkpoint.config.rope_scaling import yarn_mscale
 from gptcli.checkpoint.families.parameters import Parameters, Transform, unchanged
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import HeadRows, PairsToHalves, Take
-from gptcli.checkpoint.rope_scaling import yarn_mscale
 from gptcli.errors import BrokenCheckpoint
 from gptcli.model.config import LatentAttentionConfig, NormConfig
 

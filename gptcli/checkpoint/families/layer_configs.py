@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from gptcli.checkpoint.hf_config import HfConfig
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
 from gptcli.model.config import Activation, DecoderConfig, StateConfig
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.families.layer_configs import (
     activation,
     full_every,
@@ -25,7 +26,6 @@ from gptcli.checkpoint.families.llama import (
     llama_rope,
     rms,
 )
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.model.config import DecoderConfig, NormConfig, QkNormConfig
 

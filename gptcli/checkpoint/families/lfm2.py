@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.families.layer_configs import check_types, with_attention, with_state
 from gptcli.checkpoint.families.llama import Names, llama_architecture, llama_config, llama_rope
 from gptcli.checkpoint.families.moe import ExpertNames, expert_of, experts_of, with_experts
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.model.config import (
     DecoderConfig,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.families.latent_attention import latent_attention_parameters
 from gptcli.checkpoint.families.layer_configs import (
     activation,
@@ -22,7 +23,6 @@ from gptcli.checkpoint.families.layer_configs import (
 )
 from gptcli.checkpoint.families.parameters import Parameters, Transform, root_of, unchanged
 from gptcli.checkpoint.families.state_parameters import state_parameters
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture, PairsToHalves, Recipe, Stack, Take, Transposed
 from gptcli.errors import BrokenCheckpoint
 from gptcli.model.config import (

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.families.layer_configs import windows, with_attention_per_layer
 from gptcli.checkpoint.families.llama import Names, llama_config, llama_head_dim, llama_mlp, llama_rope, rms
 from gptcli.checkpoint.families.moe import ExpertNames, expert_of, experts_of, stacked_recipes, with_experts
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture, Recipe, Take, Transposed
 from gptcli.model.config import MlpConfig, MoeConfig, PositionScale, QkNormConfig
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.families.layer_configs import (
     full_every,
     windows,
@@ -25,7 +26,6 @@ from gptcli.checkpoint.families.llama import (
     llama_rope,
     rms,
 )
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.model.config import DecoderConfig, QkNormConfig
 
@@ -59,7 +59,7 @@ def ernie_config(hf: HfConfig, head_dim: int) -> DecoderConfig:
 
 
 def exaone4(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """EXAONE 4: norms after attention and MLP; beside layers with a window, the others have no RoPE."""
+    """EXAONE 4: norms after attention and MLP; where some layers have a window, the others have no RoPE."""
     window = hf.optional_integer("sliding_window")
     types = hf.per_layer("layer_types", hf.layers)
     if types is None:

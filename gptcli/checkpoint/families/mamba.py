@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from math import inf
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.families.layer_configs import (
     activation,
     check_shared,
@@ -25,7 +26,6 @@ from gptcli.checkpoint.families.llama import (
 )
 from gptcli.checkpoint.families.moe import ExpertNames, with_experts
 from gptcli.checkpoint.families.moe_relatives import GRANITE, granite_mixture, sigmoid_mixture
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.errors import BrokenCheckpoint
 from gptcli.model.config import (
@@ -110,7 +110,7 @@ def bamba(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 
 def granitemoehybrid(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """Granite 4: as Granite, with Mamba 2 in most layers, a shared expert, and others or none beside it."""
+    """Granite 4: as Granite, with Mamba 2 in most layers, a shared expert, and perhaps others."""
     shared = replace(llama_mlp(hf), width=hf.integer("shared_intermediate_size", 1024))
     config = granite_config(hf, shared)
     kind = hf.string("position_embedding_type", "nope")

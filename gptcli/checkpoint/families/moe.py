@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.families.layer_configs import (
     activation,
     full_every,
@@ -24,7 +25,6 @@ from gptcli.checkpoint.families.llama import (
     rms,
 )
 from gptcli.checkpoint.families.parameters import Parameters, joined, root_of
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture, Concat, EvensThenOdds, Recipe, Stack, Take, Transposed
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
 from gptcli.model.config import DecoderConfig, MlpConfig, MoeConfig, QkNormConfig

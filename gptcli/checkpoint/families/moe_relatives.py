@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.families.layer_configs import windows, with_attention, with_attention_per_layer
 from gptcli.checkpoint.families.llama import (
     POST_NORMS,
@@ -22,7 +23,6 @@ from gptcli.checkpoint.families.llama_relatives import HUNYUAN, ernie_config, hu
 from gptcli.checkpoint.families.moe import COMMON, MIXTRAL, ExpertNames, expert_of, experts_of, with_experts
 from gptcli.checkpoint.families.olmo import olmo2_config
 from gptcli.checkpoint.families.parameters import root_of
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.errors import UnsupportedArchitecture
 from gptcli.model.config import LongRopeScaling, MlpConfig, MoeConfig, NormConfig, QkNormConfig, RopeConfig
@@ -95,7 +95,7 @@ def granite_mixture(hf: HfConfig, shared: MlpConfig | None) -> MoeConfig:
 
 
 def glm4_moe(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """GLM-4.5 to 4.7: dense first layers, then experts beside a shared one; RoPE on half of each head."""
+    """GLM-4.5 to 4.7: dense first layers, then experts and a shared one; RoPE on half of each head."""
     head_dim = llama_head_dim(hf, 128)
     rope = llama_rope(hf, head_dim=head_dim, fraction=0.5)
     config = llama_config(hf, norm=rms(hf, 1e-5), bias=False, head_dim=head_dim, rope=rope)
@@ -112,7 +112,7 @@ def without_layers_ahead(hf: HfConfig, tensors: Collection[str], architecture: A
 
 
 def dots1(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """dots.llm1: as Qwen 3, with dense first layers, then experts beside a shared one."""
+    """dots.llm1: as Qwen 3, with dense first layers, then experts and a shared one."""
     window, first = hf.optional_integer("sliding_window"), hf.integer("max_window_layers", 62, low=0)
     types = hf.per_layer("layer_types", hf.layers)
     if types is None:

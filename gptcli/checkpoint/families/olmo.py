@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.families.layer_configs import (
     full_every,
     windows,
@@ -12,7 +13,6 @@ from gptcli.checkpoint.families.layer_configs import (
     with_blocks,
 )
 from gptcli.checkpoint.families.llama import POST_NORMS, llama_architecture, llama_config, llama_head_dim, rms
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.model.config import DecoderConfig, NormConfig, QkNormConfig, RopeConfig
 

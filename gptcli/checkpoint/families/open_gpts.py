@@ -9,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.families.gpt import (
     GPT2,
     GPTJ,
@@ -22,7 +23,6 @@ from gptcli.checkpoint.families.gpt import (
 )
 from gptcli.checkpoint.families.layer_configs import activation, check_shared, with_blocks
 from gptcli.checkpoint.families.parameters import Transform
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import (
     Architecture,
     HeadsToQkv,

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.families.layer_configs import activation, with_attention
 from gptcli.checkpoint.families.llama import Names, llama_architecture, llama_config, llama_mlp, llama_rope, rms
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture, PlusOne
 from gptcli.model.config import MlpConfig, NormConfig, QkNormConfig
 

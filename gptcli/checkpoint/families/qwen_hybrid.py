@@ -9,10 +9,10 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.families.layer_configs import check_types, with_attention, with_state
 from gptcli.checkpoint.families.llama import Names, llama_config, llama_head_dim, llama_mlp, llama_rope, rms
 from gptcli.checkpoint.families.moe import QWEN, expert_of, experts_of, qwen_layers, with_experts
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture, GroupsToParts, PlusOne
 from gptcli.errors import BrokenCheckpoint
 from gptcli.gguf.tiled_heads import TILED

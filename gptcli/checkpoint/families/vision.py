@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from gptcli.checkpoint.class_defaults import DEFAULTS, OTHER_NAMES
+from gptcli.checkpoint.config.class_defaults import DEFAULTS, OTHER_NAMES
+from gptcli.checkpoint.config.hf_config import HfConfig
 from gptcli.checkpoint.families.deepseek import deepseek_v3
 from gptcli.checkpoint.families.gemma import gemma3_text
 from gptcli.checkpoint.families.gemma3n import gemma3n_text, gemma4_text, gemma4_unified_text
@@ -21,7 +22,6 @@ from gptcli.checkpoint.families.llama_relatives import exaone4
 from gptcli.checkpoint.families.moe import qwen3_moe
 from gptcli.checkpoint.families.moe_relatives import glm4_moe
 from gptcli.checkpoint.families.qwen_hybrid import qwen3_5_moe_text, qwen3_5_text
-from gptcli.checkpoint.hf_config import HfConfig
 from gptcli.checkpoint.recipes import Architecture
 from gptcli.errors import UnsupportedArchitecture
 

@@ -15,8 +15,8 @@ from gptcli.cli.batch.input_lines import InputLine, InputLines
 from gptcli.cli.batch.output_file import AnswersFile, StdoutAnswers
 from gptcli.cli.batch.progress import BatchProgress
 from gptcli.cli.batch.requests import Answered, BatchSettings, Requests
-from gptcli.cli.config_file import configured
-from gptcli.cli.option_groups import only, option_group, panel, with_option_groups, without
+from gptcli.cli.parsing.config_file import configured
+from gptcli.cli.parsing.option_groups import only, option_group, panel, with_option_groups, without
 from gptcli.cli.prompt_input import argument_text
 from gptcli.cli.run_options import RunOptions, load_model, template_of
 from gptcli.cli.terminal.signals import interruptible

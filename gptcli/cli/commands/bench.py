@@ -11,7 +11,7 @@ import typer
 
 from gptcli.cli import options
 from gptcli.cli.json_records import json_line
-from gptcli.cli.option_groups import only, with_option_groups, without
+from gptcli.cli.parsing.option_groups import only, with_option_groups, without
 from gptcli.cli.run_options import RunOptions, load_model
 from gptcli.cli.terminal.signals import interruptible
 from gptcli.cli.terminal.stderr import ProgressLine, size

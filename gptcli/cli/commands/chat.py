@@ -15,10 +15,10 @@ import typer
 from gptcli.chat.session import ReplyEvent, Session, TurnsDropped
 from gptcli.chat.storage import SessionFile, delete_session, last_model, session_names
 from gptcli.cli import options
-from gptcli.cli.config_file import configured
 from gptcli.cli.json_records import json_line, sample_record
 from gptcli.cli.line_answers import line_prompts, request_fields, write_answers
-from gptcli.cli.option_groups import only, option_group, panel, with_option_groups, without
+from gptcli.cli.parsing.config_file import configured
+from gptcli.cli.parsing.option_groups import only, option_group, panel, with_option_groups, without
 from gptcli.cli.prompt_input import messages_of_script, read_text, unless_dash
 from gptcli.cli.repl.answer_display import AnswerDisplay, DisplaySettings, dropped_note
 from gptcli.cli.repl.stored_sessions import opened, print_sessions
@@ -123,6 +123,7 @@ def chat(
         conversation = Session.restored(lm, events, template=template)
         conversation.borrows_model = name not in ("", lm.reference)
         _override(conversation, run)
+        run.tool_use(template, lm)  # for its note
         if file is not None:
             conversation.keep_in(file, kept=len(file.events))
         has_own = conversation.system is not None and run.configured & {"system", "system_file"}

@@ -12,10 +12,10 @@ from typing import Annotated
 import typer
 
 from gptcli.cli import options
-from gptcli.cli.config_file import configured
 from gptcli.cli.json_records import json_line, sample_record
 from gptcli.cli.line_answers import line_prompts, request_fields, write_answers
-from gptcli.cli.option_groups import panel, with_option_groups
+from gptcli.cli.parsing.config_file import configured
+from gptcli.cli.parsing.option_groups import panel, with_option_groups
 from gptcli.cli.probabilities.picture_files import PictureFiles
 from gptcli.cli.probabilities.sample_display import SampleDisplay
 from gptcli.cli.run_options import RunOptions, load_model, note_doubled_bos

@@ -15,9 +15,9 @@ from gptcli.checkpoint.generation_config import MODEL_SETTINGS
 from gptcli.checkpoint.registry import FAMILIES
 from gptcli.cli import options
 from gptcli.cli.json_records import json_line
-from gptcli.cli.metavars import Command, Group
 from gptcli.cli.model_checks import template_state, verification
 from gptcli.cli.model_facts import sampling_facts, stop_sources, weight_bytes
+from gptcli.cli.parsing.metavars import Command, Group
 from gptcli.cli.terminal.columns import hanging, terminal_columns
 from gptcli.cli.terminal.stderr import ProgressLine, print_note, size
 from gptcli.cli.terminal.stdout import StdoutSink

@@ -16,7 +16,7 @@ import typer
 
 from gptcli.cli import options
 from gptcli.cli.json_records import choices_record, json_line, score_record
-from gptcli.cli.option_groups import only, option_group, panel, with_option_groups, without
+from gptcli.cli.parsing.option_groups import only, option_group, panel, with_option_groups, without
 from gptcli.cli.probabilities.picture_files import PictureFiles
 from gptcli.cli.probabilities.score_output import (
     ScoreDisplay,

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from gptcli.cli import options
-from gptcli.cli.config_file import configured
-from gptcli.cli.option_groups import only, option_group, panel, with_option_groups, without
+from gptcli.cli.parsing.config_file import configured
+from gptcli.cli.parsing.option_groups import only, option_group, panel, with_option_groups, without
 from gptcli.cli.run_options import RunOptions, load_model, template_of
 from gptcli.cli.terminal.signals import handled
 from gptcli.cli.terminal.stderr import ProgressLine, print_line, print_note

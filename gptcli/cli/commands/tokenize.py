@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from gptcli.cli import options
-from gptcli.cli.option_groups import option_group, panel, with_option_groups
+from gptcli.cli.parsing.option_groups import option_group, panel, with_option_groups
 from gptcli.cli.prompt_input import Decoding, argument_text
 from gptcli.cli.terminal.capabilities import uses_colour
 from gptcli.cli.terminal.columns import terminal_columns

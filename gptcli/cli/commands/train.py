@@ -13,7 +13,7 @@ import typer
 
 from gptcli.cli import options
 from gptcli.cli.json_records import json_line
-from gptcli.cli.option_groups import option_group, panel, with_option_groups
+from gptcli.cli.parsing.option_groups import option_group, panel, with_option_groups
 from gptcli.cli.terminal.signals import deadly, stoppable
 from gptcli.cli.terminal.stderr import ProgressLine
 from gptcli.cli.terminal.stdout import StdoutSink

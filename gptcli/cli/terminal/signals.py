@@ -1,4 +1,8 @@
-"""Signal handlers. The process dies by the signal itself, so that a shell loop around it stops too."""
+"""Signal handlers. The process dies by the signal itself, so that a shell loop around it stops too.
+
+`deadly` is for loading and scoring, `interruptible` for a text, `stoppable` for a chat's reply and training. Any other
+Ctrl-C is caught by `__main__.py`.
+"""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ from gptcli.cli.terminal.tables import spelled
 from gptcli.cli.terminal.token_flow import spell
 from gptcli.cli.tokens import formats
 from gptcli.cli.tokens.inputs import ConversationReader, TextReader, from_start_of_file, input_name
+from gptcli.cli.tokens.statistics import Totals
 from gptcli.errors import GptcliError
 from gptcli.text.located_tokens import Token
-from gptcli.text.token_statistics import Totals
 from gptcli.text.tokenizer import Tokenizer
 
 

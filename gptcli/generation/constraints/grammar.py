@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptcli.errors import UsageError
 from gptcli.generation.constraints.endless_schemas import endless_reference, parts
-from gptcli.generation.constraints.schema_rewrites import original_path, rewritten
+from gptcli.generation.constraints.schema_rewrites import BOUNDS, LARGEST_BOUND, original_path, rewritten
 from gptcli.settings import ConstraintConfig
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ _JSON: JsonCompileOptions = {
 _SCHEMA_MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions"})
 _GBNF_RULE = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
 _LARK_TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)+/|(?://|#).*|(<[^\s<>]+>)')
+_INLINE_SCHEMA = re.compile(r"^(r[0-9]+: %json )(.*)$", re.MULTILINE)
 _REGEX_PART = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{(?P<counts>[0-9]{1,18}(?:,[0-9]{0,18})?)\}|.", re.DOTALL)
 _REASONS = (
     (r".*lookarounds not supported yet; Word.*", r"not supported: \\b"),
@@ -66,11 +67,13 @@ _REASONS = (
 class CallGrammar:
     """The grammar of a text that is one call of a tool, in llguidance's Lark, with control tokens by their ids.
 
-    schemas: each tool's name, and the JSON schema of its arguments.
+    schemas: each tool's name, and the JSON schema of its arguments. after: the marks that the grammar begins after,
+    each time, while the rest of the text is free; none if it is the whole text's.
     """
 
     lark: str
     schemas: tuple[tuple[str, str], ...]
+    after: tuple[str, ...] = ()
 
 
 class _Bytes:
@@ -180,8 +183,9 @@ def _of_calls(calls: CallGrammar) -> str:
             _of_schema(schema)
         except UsageError as error:
             raise UsageError(f"the parameters of tool {name}: {error.message.removeprefix('json-schema: ')}") from None
-    _check_length("tools", calls.lark)
-    return LLMatcher.grammar_from_lark(calls.lark)
+    lark = _INLINE_SCHEMA.sub(lambda rule: rule[1] + json.dumps(rewritten(json.loads(rule[2]))), calls.lark)
+    _check_length("tools", lark)
+    return LLMatcher.grammar_from_lark(lark)
 
 
 def _of_schema(text: str) -> str:
@@ -258,10 +262,15 @@ def _inner_schemas(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]
 
 def _check_numbers(schema: dict[str, Any], path: str = "") -> None:
     """Raises UsageError for numbers that llguidance rounds, and numbers of members that it cannot count."""
-    for key in ("const", "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
+    for key in ("const", "enum"):
         for number in _numbers_in(schema.get(key)):
             if abs(number) > _EXACT and not (abs(number) < _LARGEST and Fraction(str(number)) == float(number)):
                 raise UsageError(f"json-schema: #{path}: not supported: {key} {str(number)[:40]}, which is no double")
+    for key, within in BOUNDS.items():
+        for bound in _numbers_in(schema.get(key)):
+            if bound * within > LARGEST_BOUND:
+                what = f"{key} {str(bound)[:40]}, which is no double below 2**63"
+                raise UsageError(f"json-schema: #{path}: not supported: {what}")
     least, required = schema.get("minProperties", 0), schema.get("required", ())
     if isinstance(least, int) and least > max(1, len(required) if isinstance(required, list) else 0):
         raise UsageError(f"json-schema: #{path}: not supported: minProperties {least} with fewer required")

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from gptcli.errors import GptcliError, UsageError
 from gptcli.generation.constraints.grammar import CallGrammar, checked_grammar, compiled, reason_of
 from gptcli.generation.sampling.constraint import Constraint, TokenMask, mask_words
 from gptcli.settings import ConstraintConfig
 from gptcli.text.tokenizer import Tokenizer
+from gptcli.tools import thought_tags
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
+OPENING, CLOSING = thought_tags.OPENING.encode(), thought_tags.CLOSING.encode()
 _MOST_COMPILED = 16  # constraints
 # What tokens often are: where all of a kind may come next, llguidance need not look at each. Its own, and lower case.
 _SLICES = [
@@ -65,12 +68,20 @@ class _Tokens:
         return self.greedy(text)
 
 
+class BeginningWith(Protocol):
+    """The tokens that begin with a text and go on; within: those, too, that begin with something else."""
+
+    def __call__(self, text: bytes, *, within: bool) -> Sequence[int]:
+        """Their ids."""
+
+
 class Compiler:
     """Compiles constraints for a model's tokens in the background, and keeps the last ones."""
 
     def __init__(self, tokenizer: Tokenizer, stop_ids: frozenset[int]) -> None:
         self._tokenizer, self._stop_ids = tokenizer, stop_ids
         self._compiled: dict[ConstraintConfig | CallGrammar, Future[LLMatcher]] = {}
+        self._beginnings: dict[tuple[bytes, bool], list[int]] = {}
         self._thread, self._lock = ThreadPoolExecutor(1), threading.Lock()
 
     def start(self, config: ConstraintConfig | CallGrammar) -> Future[LLMatcher]:
@@ -91,9 +102,26 @@ class Compiler:
             del self._compiled[next(iter(self._compiled))]
         self._compiled[config] = self._thread.submit(self._matcher, grammar)
 
-    def constraint(self, config: ConstraintConfig | CallGrammar, *, forces: bool = True) -> Grammar:
+    def constraint(self, config: ConstraintConfig | CallGrammar, *, forces: bool = True) -> Constraint:
         """What limits one text; forces: whether it may take tokens without a draw. Raises as `start` does."""
-        return Grammar(self.start(config).result().deep_copy(), self._tokenizer.size, forces=forces)
+        matcher = self.start(config).result()
+
+        def begin() -> Grammar:
+            return Grammar(matcher.deep_copy(), self._tokenizer.size, forces=forces)
+
+        if not (isinstance(config, CallGrammar) and config.after):
+            return begin()
+        return AfterMarks(begin, self._tokenizer, config.after, self._tokens.greedy_tokenize, self._beginning_with)
+
+    def _beginning_with(self, text: bytes, *, within: bool) -> Sequence[int]:
+        """See `BeginningWith`."""
+        if (text, within) not in self._beginnings:
+            every = ((token, self._tokenizer.token_bytes(token)) for token in range(self._tokenizer.size))
+            fit = bytes.__contains__ if within else bytes.startswith
+            self._beginnings[text, within] = [
+                token for token, data in every if fit(data, text) and not data.endswith(text)
+            ]
+        return self._beginnings[text, within]
 
     def _matcher(self, grammar: str) -> LLMatcher:
         matcher = compiled(self._tokens, grammar)
@@ -193,6 +221,118 @@ class AfterThoughts:
             return
         tail = self._tail + self._tokenizer.token_bytes(token)
         self._tail = None if self._closing in tail else tail[-len(self._closing) :]
+
+
+class AfterMarks:
+    """A `Constraint` that begins anew after each of these marks; until then, and once it is met, all is allowed.
+
+    Thoughts that the text begins with are free, marks or not. spell: tokens of a text, whichever. beginning_with: see
+    `BeginningWith`.
+    """
+
+    def __init__(
+        self,
+        begin: Callable[[], Grammar],
+        tokenizer: Tokenizer,
+        marks: Sequence[str],
+        spell: Callable[[str], list[int]],
+        beginning_with: BeginningWith,
+    ) -> None:
+        self._begin, self._tokenizer, self._spell = begin, tokenizer, spell
+        self._beginning_with = beginning_with
+        self._marks = [mark.encode() for mark in marks]
+        self._shown = {id: name.encode() for name, id in tokenizer.control_tokens.ids.items() if name in marks}
+        self._inner: Grammar | None = None
+        self._tail = b""  # of the free text, as long as a mark may begin in it
+        self._begins = True  # only blanks, or what may become the tag of thoughts
+        self._in_thoughts = False
+        self._fit: dict[bytes, bool] = {}
+
+    @property
+    def finished(self) -> bool:
+        """See `Constraint.finished`: the model ends the text."""
+        return False
+
+    def allowed(self) -> TokenMask | None:
+        """See `Constraint.allowed`: a token that goes beyond a mark must begin what follows."""
+        if self._inner is not None:
+            return self._inner.allowed()
+        unfit = [] if self._in_thoughts else [token for token in self._beyond() if not self._fits(token)]
+        if not unfit:
+            return None
+        words = mask_words(self._tokenizer.size)
+        mask = (ctypes.c_uint32 * words)(*[2**32 - 1] * words)
+        for token in unfit:
+            mask[token // 32] &= ~(1 << token % 32)
+        return mask
+
+    def forced(self) -> Sequence[int]:
+        """See `Constraint.forced`."""
+        return () if self._inner is None else self._inner.forced()
+
+    def fitting(self, tokens: Sequence[int]) -> int:
+        """See `Constraint.fitting`: as far as the next mark, or within what follows it."""
+        if self._inner is not None:
+            return self._inner.fitting(tokens)
+        ahead = copy(self)
+        for count, token in enumerate(tokens):
+            if not ahead._fits(token):
+                return count
+            ahead.accept(token)
+            if ahead._inner is not None:
+                return count + 1
+        return len(tokens)
+
+    def accept(self, token: int) -> None:
+        """See `Constraint.accept`."""
+        if self._inner is not None:
+            self._inner.accept(token)
+            if self._inner.finished:
+                self._inner = None
+            return
+        self._tail += self._bytes(token)
+        if self._begins:
+            start = self._tail.lstrip()
+            self._begins = OPENING.startswith(start) and start != OPENING
+            self._in_thoughts = start.startswith(OPENING)
+        if self._in_thoughts and CLOSING in self._tail:
+            self._tail, self._in_thoughts = self._tail.partition(CLOSING)[2], False
+        if not self._in_thoughts and (rest := self._rest(self._tail)) is not None:
+            self._inner, self._tail = self._begin(), b""
+            for spelled in self._spell(rest.decode()):
+                self._inner.accept(spelled)
+        elif not self._begins:
+            self._tail = self._tail[-max(map(len, (CLOSING, *self._marks))) :]
+
+    def _bytes(self, token: int) -> bytes:
+        if self._tokenizer.is_control(token):
+            return self._shown.get(token, b"")
+        return self._tokenizer.token_bytes(token)
+
+    def _rest(self, text: bytes) -> bytes | None:
+        """What follows the first mark in a text; None if there is none."""
+        found = [(at, -len(mark)) for mark in self._marks if (at := text.find(mark)) >= 0]
+        return text[min(found)[0] - min(found)[1] :] if found else None
+
+    def _fits(self, token: int) -> bool:
+        """Whether what a token has beyond a mark, if it has one, may follow it."""
+        rest = None if self._in_thoughts else self._rest(self._tail + self._bytes(token))
+        if not rest:
+            return True
+        if rest not in self._fit:
+            try:
+                spelled = self._spell(rest.decode())
+            except UnicodeDecodeError:  # half a character
+                return False
+            self._fit[rest] = self._begin().fitting(spelled) == len(spelled)
+        return self._fit[rest]
+
+    def _beyond(self) -> Iterator[int]:
+        """The tokens that complete a mark and go on."""
+        for mark in self._marks:
+            for kept in range(len(mark)):
+                if self._tail.endswith(mark[:kept]):
+                    yield from self._beginning_with(mark[kept:], within=not kept)
 
 
 def _check(matcher: LLMatcher) -> None:

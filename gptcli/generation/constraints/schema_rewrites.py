@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from itertools import combinations
@@ -58,12 +59,29 @@ _SAME = {
 }
 # Pydantic's and OpenAPI's hints to forms and type checkers, which say nothing of the text.
 _ANY_TEXT = frozenset({"path", "file-path", "directory-path", "binary", "password", "textarea", "multi-line", "string"})
-_BOUNDS = {
+LARGEST_BOUND = 2**63 - 1024  # a double
+BOUNDS = {"minimum": 1, "exclusiveMinimum": 1, "maximum": -1, "exclusiveMaximum": -1}  # and the sign of what is within
+_FORMAT_BOUNDS = {
     "int32": {"minimum": -(2**31), "maximum": 2**31 - 1},
-    "int64": {"minimum": -(2**63) + 1024, "maximum": 2**63 - 1024},  # doubles
+    "int64": {"minimum": -LARGEST_BOUND, "maximum": LARGEST_BOUND},
 }
-_CLASS = re.compile(r"\\.|\[(?:\\.|[^\]\\])*", re.DOTALL)  # or an escape outside
+_CLASS = re.compile(r"\\.|\.|\[(?:\\.|[^\]\\])*", re.DOTALL)  # or, outside, an escape or any character
 _SET_SIGN = re.compile(r"\\.|[\[&~]", re.DOTALL)  # or an escape
+# What stands for several characters, where what is meant differs between JavaScript, Python and Rust: those that all of
+# them mean. In a class that excludes characters: those that any of them means.
+_MEANT = {
+    ".": r"[^\n\r\u2028\u2029]",
+    r"\s": r"[\s--\x85]",
+    r"\S": r"[^\s\x1c-\x1f\ufeff]",
+    r"\D": r"[^\p{Nd}]",
+    r"\W": r"[^\p{L}\p{N}_]",
+}
+_EXCLUDED = {
+    r"\s": r"[\s\x1c-\x1f\ufeff]",
+    r"\S": r"[^[\s--\x85]]",
+    r"\d": r"\p{Nd}",
+    r"\w": r"[\p{L}\p{N}_]",
+}
 _MOST_COMPARED, _DEEPEST = 20_000, 12  # pairs of schemas, within each other
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
@@ -87,7 +105,10 @@ def _rewritten(schema: Mapping[str, Any], comparison: _Comparison) -> dict[str, 
             new[key] = list(map(inner, value))
         elif key in _ONE:
             new[key] = inner(value)
+    if not isinstance(new.get("items"), list):  # else it says nothing, and llguidance would leave out prefixItems
+        new.pop("additionalItems", None)
     _limit_names(new)
+    _narrow_bounds(new)
     if isinstance(new.get("pattern"), str):
         new["pattern"] = _pattern(new["pattern"])
     if isinstance(new.get("patternProperties"), dict):
@@ -105,11 +126,17 @@ def _rewritten(schema: Mapping[str, Any], comparison: _Comparison) -> dict[str, 
 
 def _pattern(text: str) -> str:
     """JavaScript's regular expression as Rust's: in a class, brackets and operators of sets stand for themselves."""
-    return _CLASS.sub(lambda part: part[0] if part[0][0] == "\\" else "[" + _SET_SIGN.sub(_escaped, part[0][1:]), text)
+    return _CLASS.sub(_part_of_pattern, text)
 
 
-def _escaped(part: re.Match[str]) -> str:
-    return part[0] if len(part[0]) == 2 else f"\\{part[0]}"
+def _part_of_pattern(part: re.Match[str]) -> str:
+    text = part[0]
+    if text[0] != "[":
+        return _MEANT.get(text, text)
+    signs = set(_SET_SIGN.findall(text[1:]))
+    meant = _EXCLUDED if text.startswith("[^") else _MEANT
+    meant = {sign: meant.get(sign, sign) for sign in signs if sign.swapcase() not in signs}  # [\s\S] is anything
+    return "[" + _SET_SIGN.sub(lambda sign: meant.get(sign[0], sign[0]) if sign[0][1:] else f"\\{sign[0]}", text[1:])
 
 
 def _conditions(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -120,14 +147,29 @@ def _conditions(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if format in _SAME:
         format = schema["format"] = _SAME[format]
     if format == "hostname":
-        yield {"maxLength": 253}
+        yield {"maxLength": 253, "pattern": "^[^-]+(?:-[^-]+)*$"}  # "--" is punycode's, which not every text decodes
     if format in _PATTERNS:
         del schema["format"]
         yield {"pattern": f"^(?:{_PATTERNS[format]})$"}
     elif format in _ANY_TEXT:
         del schema["format"]
-    elif format in _BOUNDS:
-        yield _BOUNDS[format]
+    elif format in _FORMAT_BOUNDS:
+        yield _FORMAT_BOUNDS[format]
+
+
+def _narrow_bounds(schema: dict[str, Any]) -> None:
+    """Moves the bounds that llguidance would round to doubles within them, and within 64 bits."""
+    for key, within in BOUNDS.items():
+        bound = schema.get(key)
+        if not isinstance(bound, int | float) or isinstance(bound, bool):
+            continue
+        if bound * within < -LARGEST_BOUND:
+            schema[key] = -LARGEST_BOUND * within
+        elif isinstance(bound, int) and abs(bound) <= LARGEST_BOUND:
+            rounded = float(bound)
+            schema[key] = int(
+                rounded if rounded * within >= bound * within else math.nextafter(rounded, within * math.inf)
+            )
 
 
 def _limit_names(schema: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ min-p, temperature. `kernels/c/sample.c` has the same in C.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -110,19 +110,25 @@ def stages(
         best = logits.argmax(0, keepdim=True)
         yield Stage("greedy", logits[best], best)
         return
-    if not config.top_k and config.top_p == 1 and config.min_p == 0:
+    cuts = list(_cuts(config))
+    if not config.top_k and not cuts:
         yield Stage("temperature", _at_temperature(logits, logits.max(), config))
         return
     ordered, ids, total = _candidates(logits, config, whole)
     if config.top_k:
         yield Stage("top_k", ordered, ids)
-    ordered = keep_top_p(ordered, config.top_p, total)
-    if config.top_p < 1:
-        yield Stage("top_p", ordered, ids[: len(ordered)])
-    ordered = keep_min_p(ordered, config.min_p)
-    if config.min_p > 0:
-        yield Stage("min_p", ordered, ids[: len(ordered)])
+    for name, cut in cuts:
+        ordered = cut(ordered, total)
+        yield Stage(name, ordered, ids[: len(ordered)])
     yield Stage("temperature", _at_temperature(ordered, ordered[0], config), ids[: len(ordered)])
+
+
+def _cuts(config: SamplingConfig) -> Iterator[tuple[str, Callable[[Tensor, Tensor], Tensor]]]:
+    """The active filters after top-k: each keeps the first of descending logits (n,), given the total for top-p."""
+    if config.top_p < 1:
+        yield "top_p", lambda ordered, total: keep_top_p(ordered, config.top_p, total)
+    if config.min_p > 0:
+        yield "min_p", lambda ordered, total: keep_min_p(ordered, config.min_p)
 
 
 def _at_temperature(logits: Tensor, greatest: Tensor, config: SamplingConfig) -> Tensor:
@@ -141,6 +147,7 @@ def _candidates(logits: Tensor, config: SamplingConfig, whole: bool) -> tuple[Te
     total = logits.logsumexp(0)
     ordered, ids = keep_top_k(logits, 0 if whole else _FIRST_CANDIDATES)
     share = (ordered - total).exp()
-    if share.sum() < config.top_p and share[-1] >= config.min_p * share[0]:
+    enough = share.sum() >= config.top_p < 1 or share[-1] < config.min_p * share[0]
+    if not enough:
         ordered, ids = keep_top_k(logits, 0)
     return ordered, ids, total

@@ -39,6 +39,7 @@ int multiply_heads(const Op *op, const Frame *frame) {
                 .x = x + head * count * columns,
                 .tokens = count,
                 .out = out + head * count * rows,
+                .stride = rows,
             };
         status = linear_products(products, op->heads);
         if (status == 0) copy_heads(op, begin, count, rows, out, 1);

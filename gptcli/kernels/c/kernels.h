@@ -223,10 +223,15 @@ typedef struct Product {
     int64_t tokens;
     const float *bias; /* (rows) or NULL */
     float *out;
+    int64_t stride; /* from a token's results to the next one's */
 } Product;
 
 /* One or more products on all threads, as if they were of one matrix. */
 int linear_products(const Product *products, int64_t count);
+
+/* The same for matrices whose rows follow each other: out (tokens, all rows), bias (all rows) or NULL. */
+int linear_joined(const Matrix *const *matrices, int64_t count, const float *x, int64_t tokens, const float *bias,
+                  float *out);
 
 /* out (tokens, rows) = x (tokens, columns) @ W.T + bias, on all threads. bias: (rows) or NULL. */
 EXPORT int gptcli_linear(const Matrix *matrix, const float *x, int64_t tokens, const float *bias, float *out);
@@ -310,7 +315,7 @@ typedef enum {
                    row of weight if given */
     RMS_NORM,   /* `rows` vectors of `size` in a row of `stride`, weights `weight_step` apart; factor is epsilon */
     LAYER_NORM, /* as RMS_NORM, with a bias beside the weight */
-    LINEAR,     /* out = in @ matrix.T + bias; out NULL: the logits */
+    LINEAR,     /* out = in @ matrix.T + bias, of `rows` matrices whose rows follow each other; out NULL: the logits, of one */
     CHOOSE,     /* choices: `rows` of the experts whose logits are `in` (size), which become scores; out (size): ranks.
                    weight (size): added to the ranks; bias (size): multiplies the shares; both may be NULL */
     EXPERTS,    /* out: in @ matrix.T + bias for each choice, by expert; in: by token if `table`, else by expert */
@@ -353,7 +358,7 @@ typedef struct Choice {
 
 typedef struct Op {
     int64_t code;
-    const Matrix *const *matrices; /* one, or `size` of EXPERTS */
+    const Matrix *const *matrices; /* one, `rows` of LINEAR, `heads` of BY_HEAD, or `size` of EXPERTS */
     const float *in;
     float *out;
     Choice *choices;

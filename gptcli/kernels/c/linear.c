@@ -9,6 +9,7 @@ enum {
     STEP_BYTES = 1 << 16,           /* at least, for few tokens */
     PANEL_BLOCKS = 2,               /* of a task with panels: one panel of the widest vectors */
     SLICE = 128,                    /* tokens that are worth filling a panel again for */
+    JOINED = 8,                     /* matrices that are multiplied together, if so many follow each other */
     MANY = 16,                      /* more tokens than this are multiplied by panels */
     SOLO_MULTIPLICATIONS = 1 << 17, /* fewer than this take less time than sharing them would */
 };
@@ -168,7 +169,7 @@ static void prepare_share(void *argument, int thread, int threads) {
 }
 
 static Output output_of(const Product *product) {
-    return (Output){product->out, product->matrix->rows, product->bias};
+    return (Output){product->out, product->stride, product->bias};
 }
 
 static void blocks_share(void *argument, int thread, int threads) {
@@ -284,13 +285,29 @@ int linear_products(const Product *products, int64_t count) {
     return status;
 }
 
-int gptcli_linear(const Matrix *matrix, const float *x, int64_t tokens, const float *bias, float *out) {
+int linear_joined(const Matrix *const *matrices, int64_t count, const float *x, int64_t tokens, const float *bias,
+                  float *out) {
+    int64_t stride = 0;
     int status = 0;
+    for (int64_t i = 0; i < count; i++) stride += matrices[i]->rows;
     for (int64_t first = 0; first < tokens && status == 0; first += SLAB) {
-        Product product = {.matrix = matrix, .tokens = smaller(SLAB, tokens - first), .bias = bias};
-        product.x = x + first * matrix->columns;
-        product.out = out + first * matrix->rows;
-        status = linear_products(&product, 1);
+        Product products[JOINED];
+        for (int64_t i = 0, row = 0; i < count && status == 0; i++) {
+            products[i % JOINED] = (Product){
+                .matrix = matrices[i],
+                .x = x + first * matrices[i]->columns,
+                .tokens = smaller(SLAB, tokens - first),
+                .bias = bias != NULL ? bias + row : NULL,
+                .out = out + first * stride + row,
+                .stride = stride,
+            };
+            row += matrices[i]->rows;
+            if (i % JOINED == JOINED - 1 || i == count - 1) status = linear_products(products, i % JOINED + 1);
+        }
     }
     return status;
+}
+
+int gptcli_linear(const Matrix *matrix, const float *x, int64_t tokens, const float *bias, float *out) {
+    return linear_joined(&matrix, 1, x, tokens, bias, out);
 }

@@ -128,6 +128,7 @@ static int64_t products_of(const Op *op, int64_t slots, int32_t *from, Product *
             .tokens = 1,
             .bias = op->bias != NULL ? op->bias + expert * matrix->rows : NULL,
             .out = op->out + slot * matrix->rows,
+            .stride = matrix->rows,
         };
     }
     return count;

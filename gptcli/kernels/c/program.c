@@ -293,7 +293,7 @@ static int attend(const Op *op, const Frame *frame) {
 /* Logits are computed for the wanted tokens only, whose rows are moved together. */
 static int linear(const Op *op, const Frame *frame) {
     const Matrix *matrix = op->matrices[0];
-    if (op->out != NULL) return gptcli_linear(matrix, op->in, frame->tokens, op->bias, op->out);
+    if (op->out != NULL) return linear_joined(op->matrices, op->rows, op->in, frame->tokens, op->bias, op->out);
     int64_t columns = matrix->columns, first = frame->wanted_tokens[0];
     float *in = (float *)op->in + first * columns; /* a buffer of the program, which nothing reads afterwards */
     for (int64_t i = 1; i < frame->wanted; i++)

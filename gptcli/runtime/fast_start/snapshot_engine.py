@@ -23,7 +23,7 @@ from gptcli.runtime.engine import (
     no_progress,
 )
 from gptcli.runtime.fast_start.snapshot_file import Snapshot
-from gptcli.runtime.program import CHUNK, MANY_LOGITS, Text, chunks
+from gptcli.runtime.program import CHUNK, MANY_LOGITS, chunks
 from gptcli.runtime.program_cache import ProgramCache
 from gptcli.runtime.resource_limits import free_memory
 
@@ -63,7 +63,7 @@ def _score(logits: NDArray[np.float32], total: float, id: int, top: int) -> Toke
 class SnapshotEngine:
     """An `Engine` for texts of up to `room` tokens, whose logits are addresses. Raises MemoryError.
 
-    drop: is called where logits are not finite, lest the next run starts from this snapshot.
+    drop: is called where logits are not finite, so that the next run does not start from this snapshot.
     """
 
     failures: tuple[str, ...] = ()
@@ -174,7 +174,7 @@ class SnapshotEngine:
         return [self._scores(own, asked, vocabulary, top) for own, asked in zip(rows, targets, strict=True)]
 
     def _run_texts(self, texts: Sequence[Extension]) -> list[Sequence[SnapshotLogits]]:
-        """`extend` that raises what befalls a text."""
+        """`extend`, but raises a text's error."""
         rows = []
         for own in self.extend(texts) if texts else []:
             if isinstance(own, GptcliError):
@@ -185,7 +185,7 @@ class SnapshotEngine:
     def _scores(
         self, rows: Sequence[SnapshotLogits], targets: Sequence[int], vocabulary: int, top: int
     ) -> list[TokenScore]:
-        """The score of a target for each of rows that lie side by side."""
+        """The score of a target for each row; rows are contiguous."""
         sums = self.library.log_sums(rows[0].data_ptr(), len(rows), vocabulary, self._snapshot.vocab_size)
         return [
             _score(row.values(vocabulary), total, id, top) for row, total, id in zip(rows, sums, targets, strict=True)
@@ -210,21 +210,9 @@ class SnapshotEngine:
         for cache, tokens, _ in texts:
             assert cache.length + len(tokens) <= self._room
             assert 0 <= min(tokens) <= max(tokens) < snapshot.vocab_size
-        parts = [
-            Text(
-                tokens,
-                cache.length,
-                [table.at(cache.length) for table in snapshot.tables],
-                cache.rows(len(tokens)),
-                cache.state(),
-            )
-            for cache, tokens, _ in texts
-        ]
-        ends = accumulate(len(text.tokens) for text in texts)
-        asked = [index for end, text in zip(ends, texts, strict=True) for index in range(end - text.wanted, end)]
-        logits = Memory(len(asked) * row, huge_pages=len(asked) >= MANY_LOGITS)
+        rotations = [[table.at(text.cache.length) for table in snapshot.tables] for text in texts]
+        wanted = sum(text.wanted for text in texts)
+        logits = Memory(wanted * row, huge_pages=wanted >= MANY_LOGITS)
         with self._step:
-            snapshot.program.run(parts, asked, logits.address, cancelled)
-        for cache, tokens, _ in texts:
-            cache.advance(tokens)
-        return [SnapshotLogits(logits, index * row) for index in range(len(asked))]
+            snapshot.program.run(texts, rotations, logits.address, cancelled)
+        return [SnapshotLogits(logits, index * row) for index in range(wanted)]

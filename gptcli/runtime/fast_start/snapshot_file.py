@@ -92,7 +92,7 @@ class _BackgroundRead(Thread):
     def run(self) -> None:
         """Fills the memory, and closes the file."""
         with self._file:
-            found = Checksum()  # all in one call: this thread need not wait for the others' Python in between
+            found = Checksum()  # one call, so that this thread never waits for other threads' Python
             read = self._library.read_into(found, self._file.fileno(), self._data.address, self._data.size)
             self._whole = read and _name(found) == self._checksum
 

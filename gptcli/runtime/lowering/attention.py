@@ -114,7 +114,7 @@ def _attend(ops: Operations, index: int, attention: Attention, q: Buffer, out: B
 
 
 def _arithmetic(layer: nn.Module) -> Arithmetic:
-    """What a layer is multiplied in, and attention beside it."""
+    """What a layer is multiplied in, and its attention too."""
     layer = layer.base if isinstance(layer, AdaptedLinear) else layer
     arithmetic: Arithmetic = getattr(layer, "arithmetic", "fp32")
     return arithmetic

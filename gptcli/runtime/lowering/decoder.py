@@ -31,7 +31,7 @@ from gptcli.runtime.lowering.streams import (
     lower_layer_input,
     lower_layer_inputs,
 )
-from gptcli.runtime.program import MANY_LOGITS, Buffer, Program, Text
+from gptcli.runtime.program import MANY_LOGITS, Buffer, Program
 from gptcli.runtime.program_cache import ProgramCache
 
 # The fields of DecoderConfig that the program computes, and those that `Decoder.scaled` applies to its logits.
@@ -91,19 +91,13 @@ class DecoderProgram:
 
         The logits that they want, (sum of wanted, vocab).
         """
-        parts, asked, end = [], list[int](), 0
+        vocabulary, rotations = self._decoder.config.vocab_size, []
         longest = max(cache.length + len(tokens) for cache, tokens, _ in texts)  # no table may be replaced meanwhile
-        for cache, tokens, wanted in texts:
-            assert 0 <= min(tokens) <= max(tokens) < self._decoder.config.vocab_size
-            rows = cache.rows(len(tokens))
-            rotations = [self._table(rope, longest, cache.span).at(cache.length) for rope in self._ropes]
-            parts.append(Text(tokens, cache.length, rotations, rows, cache.state()))
-            end += len(tokens)
-            asked += range(end - wanted, end)
-        logits = _room(len(asked), self._decoder.config.vocab_size)
-        self.program.run(parts, asked, logits.data_ptr(), cancelled)
         for cache, tokens, _ in texts:
-            cache.advance(tokens)
+            assert 0 <= min(tokens) <= max(tokens) < vocabulary
+            rotations.append([self._table(rope, longest, cache.span).at(cache.length) for rope in self._ropes])
+        logits = _room(sum(text.wanted for text in texts), vocabulary)
+        self.program.run(texts, rotations, logits.data_ptr(), cancelled)
         return self._decoder.scaled(logits)
 
     def _table(self, rope: RopeConfig, positions: int, span: int) -> RotaryTable:

@@ -15,7 +15,7 @@ from gptcli.model.mlp import DenseAndMoe, Experts, Mlp, Moe, Xielu
 from gptcli.runtime.lowering.operations import Operations, Unsupported, activation_number, handles
 from gptcli.runtime.program import Buffer
 
-_CHOICE_WIDTH = 3  # of kernels.h's Choice, beside fp32
+_CHOICE_WIDTH = 3  # of kernels.h's Choice, in units of fp32
 
 
 def lower_mlp(ops: Operations, mlp: nn.Module, x: Buffer, out: Buffer) -> None:

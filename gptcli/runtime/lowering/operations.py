@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.kernels.bindings import ACTIVATIONS, IDENTITY, Matrix, Op
-from gptcli.kernels.layers import CompiledEmbedding, CompiledLinear
+from gptcli.kernels.layers import CompiledEmbedding, CompiledLinear, JoinedLinear
 from gptcli.kernels.tensors import Library
 from gptcli.model.adapted_linear import AdaptedLinear
 from gptcli.model.config import DecoderConfig, other_field
@@ -94,11 +94,15 @@ class Operations:
             assert out is not None
             self.linear(module.base, x, out)
             low_rank, update = Buffer("low_rank", len(module.down)), Buffer("update", out.width)
-            self.add("LINEAR", matrices=[self.library.dense(module.down.detach())], input=x, out=low_rank)
-            self.add("LINEAR", matrices=[self.library.dense(module.up.detach())], input=low_rank, out=update)
+            self._product([self.library.dense(module.down.detach())], x, low_rank)
+            self._product([self.library.dense(module.up.detach())], low_rank, update)
             self.sum(out, update)
             return
-        self.add("LINEAR", matrices=[self.matrix(module)], input=x, out=out, bias=getattr(module, "bias", None))
+        parts = module.parts if isinstance(module, JoinedLinear) else [module]
+        self._product([self.matrix(part) for part in parts], x, out, getattr(module, "bias", None))
+
+    def _product(self, matrices: list[Matrix], x: Buffer, out: Buffer | None, bias: Tensor | None = None) -> None:
+        self.add("LINEAR", matrices=matrices, input=x, out=out, bias=bias, rows=len(matrices))
 
     def matrix(self, module: nn.Module) -> Matrix:
         """What a module multiplies with."""

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from gptcli.kernels.bindings import ACTIVATIONS
 from gptcli.model.config import DeltaNetConfig, Mamba2Config
-from gptcli.model.convolution import Convolution
-from gptcli.model.delta_net import LEAST_SQUARE, DeltaNet
-from gptcli.model.mamba2 import Mamba2
-from gptcli.model.short_convolution import ShortConvolution
+from gptcli.model.recurrence.convolution import Convolution
+from gptcli.model.recurrence.delta_net import LEAST_SQUARE, DeltaNet
+from gptcli.model.recurrence.mamba2 import Mamba2
+from gptcli.model.recurrence.short_convolution import ShortConvolution
 from gptcli.runtime.lowering.operations import Operations, Unsupported, handles
 from gptcli.runtime.program import Buffer
 

@@ -85,7 +85,7 @@ class _Rules:
         if not self.are_local or not ids:
             return 0
         if self._has_bytes and self._may_be_byte(ids[-1]):
-            # One wrong byte changes what the library makes of all bytes beside it.
+            # One wrong byte changes what the library makes of all adjacent bytes.
             count = len(ids) - 1
             while count and self._may_be_byte(ids[count - 1]):
                 count -= 1

@@ -35,7 +35,7 @@ class Spelling:
     pieces such as `<0x0A>` are bytes. continuation: how pieces within a word begin. word_end: how the last piece of a
     word ends. strips_lead: whether a decoded text loses a space at its beginning. first_without_spaces: whether the
     first piece of a text loses all of them. tidy: whether decoding drops spaces before punctuation. separate: whether
-    decoding puts a space between any two pieces. exact: False where the decoder does what none of these says.
+    decoding puts a space between any two pieces. exact: False if none of these describes the decoder.
     """
 
     space: str = " "

@@ -40,9 +40,9 @@ class SandboxFailure(Exception):
 
 
 class SandboxClient:
-    """A process that opens one template or tokenizer and answers about it. Starts when asked, also after it died.
+    """A process that opens one template or tokenizer and answers about it.
 
-    Threads that ask take turns.
+    It starts at the first question, and again after it died. Threads take turns.
     """
 
     def __init__(self, content: Content, data: bytes, *, seconds: float = 1.0, memory: int = 512 << 20) -> None:

@@ -82,7 +82,7 @@ def main(content: str, memory: str) -> None:
 
 
 def _limit(memory: int) -> None:
-    """Limits bytes of memory and open files, and allows no written ones, as far as the system can."""
+    """Limits bytes of memory and open files, and allows no written ones, as far as the system supports it."""
     try:
         import resource
     except ImportError:  # Windows: the client watches

@@ -1,4 +1,4 @@
-"""Tokens that only the files beside tokenizer.json name: they are tokens as well, as transformers makes them."""
+"""Tokens that tokenizer.json lacks and other files name: they count too, as in transformers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _Named:
 
     @property
     def complete(self) -> _Named:
-        """The same with no field unsaid."""
+        """The same with every field set."""
         return replace(self, normalized=not self.special) if self.normalized is None else self
 
 
@@ -89,7 +89,7 @@ def named_tokens(
 ) -> list[_Json] | None:
     """The `added_tokens` of a tokenizer.json with those that are named, as for `with_named_tokens`."""
     roles, extra = _roles(settings, where), _extra(settings, where)
-    # Which of added_tokens.json are special: as in transformers, others become so later, but stay normalized.
+    # Which of added_tokens.json are special. As in transformers, later ones become special, but stay normalized.
     known = {*_roles({role: settings.get(role) for role in _ROLES if _is_plain(settings.get(role))}, where)}
     if "extra_special_tokens" in settings:
         known |= extra.keys()

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptcli.model.config import DeltaNetConfig
-from gptcli.model.convolution import Convolution
 from gptcli.model.linear import Linear
 from gptcli.model.norm import Norm
 from gptcli.model.position import Position, TextPosition
-from gptcli.model.scan import CHUNK, decays
+from gptcli.model.recurrence.convolution import Convolution
+from gptcli.model.recurrence.scan import CHUNK, decays
 
 LEAST_SQUARE = 1e-6  # added to the squared lengths of q and k
 

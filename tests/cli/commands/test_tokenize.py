@@ -14,7 +14,7 @@ import pytest
 from gptcli import LanguageModel
 from gptcli.text.tokenizer import Tokenizer
 from tests.cli.conftest import CLOSED, GPTCLI, ROOT, Cli, Result
-from tests.cli.terminal import Terminal
+from tests.cli.terminal.pty_terminal import Terminal
 from tests.test_layers import HEAVY
 from tests.text.tokenizer_kinds import KINDS
 from tests.tiny import CONTROL

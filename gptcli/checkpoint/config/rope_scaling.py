@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from gptcli.checkpoint.typed_fields import TypedFields
+from gptcli.checkpoint.config.typed_fields import TypedFields
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
 from gptcli.model.config import (
     LinearScaling,

@@ -1,4 +1,4 @@
-"""Reads the fields of a JSON object strictly: typed and within range. No field is read unnoticed."""
+"""Reads the fields of a JSON object strictly: typed and within range. Remembers every field that was read."""
 
 from __future__ import annotations
 

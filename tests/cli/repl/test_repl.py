@@ -12,7 +12,7 @@ import pytest
 from tests.cli.chatting import HELLO, Chat, said, sessions, state
 from tests.cli.conftest import GPTCLI, SCRIPTED
 from tests.cli.scripted import Script
-from tests.cli.terminal import Terminal
+from tests.cli.terminal.pty_terminal import Terminal
 
 ENDLESS = Script(pieces=["word "] * 1000, piece_s=0.02)
 pytestmark = pytest.mark.usefixtures("tiny_by_default")

@@ -8,7 +8,7 @@ from gptcli.cli.terminal.background import BackgroundAnswers, Rgb, background_of
 from tests.cli.chatting import Chat, said
 from tests.cli.conftest import SCRIPTED
 from tests.cli.scripted import Script
-from tests.cli.terminal import QUESTION, Terminal
+from tests.cli.terminal.pty_terminal import QUESTION, Terminal
 
 CODE = Script(pieces=list("`code`\n\n```python\n@a\ndef f(x: int):  # c\n    return x + 'y' + 1\n```\n"))
 DARK, LIGHT = "1e1e/1e1e/2e2e", "fdfd/f6f6/e3e3"

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptcli.model.config import Mamba2Config
-from gptcli.model.convolution import Convolution
 from gptcli.model.linear import Linear
 from gptcli.model.position import Position, TextPosition
-from gptcli.model.scan import CHUNK, decays
+from gptcli.model.recurrence.convolution import Convolution
+from gptcli.model.recurrence.scan import CHUNK, decays
 
 
 class Mamba2(nn.Module):

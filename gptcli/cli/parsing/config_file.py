@@ -13,9 +13,9 @@ from typing import Any
 import platformdirs
 import typer
 
-from gptcli.cli.metavars import Command
+from gptcli.cli.parsing.metavars import Command
+from gptcli.cli.parsing.usage_errors import bad_value
 from gptcli.cli.terminal.stderr import print_note
-from gptcli.cli.usage_errors import bad_value
 from gptcli.errors import InputError, UsageError
 from gptcli.files import open_regular
 from gptcli.models.catalog import DEFAULT_MODEL

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections import deque
 
 from gptcli.errors import GptcliError, NonFiniteLogits, OutOfMemory
-from gptcli.generation.cache_pool import WORTH_COPYING, CachePool
-from gptcli.generation.job import Job
+from gptcli.generation.together.cache_pool import WORTH_COPYING, CachePool
+from gptcli.generation.together.job import Job
 from gptcli.model.common_prefix import common_length
 from gptcli.runtime.engine import MOST_ROWS, Engine, Extension
 

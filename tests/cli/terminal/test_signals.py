@@ -17,7 +17,7 @@ import pytest
 from tests.cli.conftest import GPTCLI, ROOT, SCRIPTED
 from tests.cli.forked import gptcli_with
 from tests.cli.scripted import Script
-from tests.cli.terminal import Terminal
+from tests.cli.terminal.pty_terminal import Terminal
 
 ENDLESS = Script(pieces=["text "] * 1000, piece_s=0.02)
 

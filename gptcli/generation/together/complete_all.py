@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from gptcli.errors import GptcliError
-from gptcli.generation.continuous_batch import ContinuousBatch
 from gptcli.generation.events import Completed, Event
-from gptcli.generation.job import Job
+from gptcli.generation.together.continuous_batch import ContinuousBatch
+from gptcli.generation.together.job import Job
 from gptcli.runtime.engine import Cancelled
 
 Answer = Completed | GptcliError

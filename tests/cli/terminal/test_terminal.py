@@ -7,7 +7,7 @@ import pytest
 from gptcli.cli.terminal.columns import wrapped
 from tests.cli.conftest import SCRIPTED
 from tests.cli.scripted import Script
-from tests.cli.terminal import Terminal
+from tests.cli.terminal.pty_terminal import Terminal
 
 pytestmark = pytest.mark.usefixtures("tiny_by_default")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.batch_kills import kill
+from tests.cli.batch.kills import kill
 from tests.cli.conftest import GPTCLI, ROOT, Cli, Result
 from tests.kills import is_torn
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from gptcli.checkpoint import reference_fields
-from gptcli.checkpoint.rope_scaling import rope_scaling
-from gptcli.checkpoint.typed_fields import TypedFields
+from gptcli.checkpoint.config import reference_fields
+from gptcli.checkpoint.config.rope_scaling import rope_scaling
+from gptcli.checkpoint.config.typed_fields import TypedFields
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture
 from gptcli.model.config import ProportionalScaling, RopeConfig
 
@@ -27,7 +27,7 @@ _WITHOUT_EFFECT = frozenset(
     transformers_version use_cache
     """.split()
 )
-# Fields that nothing reads and that are in so many files that nobody wants to be told of them.
+# Fields that nothing reads, and too common to be worth a note.
 _COMMONPLACE = frozenset(
     """
     _attn_implementation_autoset _commit_hash _flash_attn_2_enabled _num_labels attention_probs_dropout_prob
@@ -248,7 +248,7 @@ class HfConfig(TypedFields):
         self.left_over += [self._prefix + name for name in unread]
 
     def _is_default(self, name: str) -> bool:
-        """Whether a field that we do not read says what is so anyway."""
+        """Whether a field that we do not read repeats what holds anyway."""
         value = self._fields[name]
         match name:
             case "is_encoder_decoder" | "add_cross_attention" | "use_mrope":

@@ -7,9 +7,9 @@ from functools import partial
 from torch import Tensor, nn
 
 from gptcli.model.config import ShortConvolutionConfig
-from gptcli.model.convolution import Convolution
 from gptcli.model.linear import Linear
 from gptcli.model.position import Position, TextPosition
+from gptcli.model.recurrence.convolution import Convolution
 
 
 class ShortConvolution(nn.Module):

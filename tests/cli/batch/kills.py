@@ -1,6 +1,6 @@
 """Kills batches with SIGKILL, over and over, and checks that each request is answered once.
 
-`python -m tests.cli.batch_kills 1000` runs a scripted model over a file of requests. Each process is killed at a random
+`python -m tests.cli.batch.kills 1000` runs a scripted model over a file of requests. Each process is killed at a random
 moment, or in a random write, after a part of the line. The next one goes on with the same output, in the order of the
 input or in another, or with failed requests tried again. When a process ends by itself, the output must have each
 request once, in order, and the next batch begins. Exits with 1 at the first loss.

@@ -1,0 +1,1 @@
+"""How options are declared, read, completed and refused, and what a configuration file says of them."""

@@ -1,0 +1,1 @@
+"""Many texts that share an engine's steps."""
