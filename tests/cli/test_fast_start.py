@@ -23,7 +23,7 @@ from gptcli.runtime.fast_start import snapshot_file, snapshots
 from gptcli.runtime.fast_start.snapshot_engine import SnapshotEngine
 from gptcli.settings import ChatSettings, RuntimeConfig, SamplingConfig, StopConfig
 from tests.cli.conftest import GPTCLI, Cli
-from tests.cli.terminal import Terminal
+from tests.cli.terminal.pty_terminal import Terminal
 from tests.tiny import make_model
 
 PROMPT = [7, 30, 41, 30, 41, 30]
