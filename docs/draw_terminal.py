@@ -35,11 +35,11 @@ TOKENIZE = [
     'gptcli tokenize --table --text "Köln 😀"',
 ]
 # Lines typed in a conversation, and what the screen shows once each is answered.
-TALK = "gptcli chat -s 7 -t 0.3"
+TALK = "gptcli chat -s 2 -t 0.3"
 TYPED = [
     ("What is a clock, in one sentence?", "ctx · "),
-    ("Give me a short list of three things to eat in Rome.", "ctx · "),
-    ("/edit Give me a short list of three kinds of tea.", "ctx · "),
+    ("Give me a short list of three fruits.", "ctx · "),
+    ("/edit Give me a short list of three musical instruments.", "ctx · "),
     ("/tokens Buongiorno, Roma!", "tokens"),
     ("/hlep", "hint:"),
     ("/stats", "loaded in"),

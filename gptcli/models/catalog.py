@@ -22,6 +22,7 @@ from gptcli.models.hub_cache import holds_only_ggufs, hub_cache, hub_snapshot, h
 from gptcli.models.stores import HUB, find_stored, only_stored, stored_models
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+SEE_MODELS = "run `gptcli models` to see which are"  # a way out
 
 SCRATCH = ".fetch-"  # begins the names of directories that models are written to
 _SMALL = 16 << 20  # bytes
@@ -200,7 +201,7 @@ def missing(name: str, *, wanted: bool = True) -> ModelNotFound:
         return ModelNotFound(f"no such model: {name}", hint=f"run `gptcli models pull {name}`")
     near = difflib.get_close_matches(name, names, 1) or [each for each in names if name.lower() in each.lower()]
     hint = f"did you mean {near[0]}? " if near else ""
-    return ModelNotFound(f"no such model: {name}", hint=f"{hint}run `gptcli models` to see which are")
+    return ModelNotFound(f"no such model: {name}", hint=f"{hint}{SEE_MODELS}")
 
 
 def _at_home(path: str | Path) -> Path:

@@ -169,7 +169,8 @@ def test_another_model_goes_on_with_the_conversation(chat: Chat, tmp_path: Path)
     assert answer_to(chat, "/model other")[-1] == "model: other, context of 256 tokens"
     chat.ask("two")
     assert said() == ["one", "Hello.", "two", "Hello."]
-    assert "no such model: nonesuch" in answer_to(chat, "/model nonesuch")[0]
+    refused = answer_to(chat, "/model nonesuch")
+    assert refused == ["error: no such model: nonesuch", "hint: /model lists them"]
     assert sessions()[0][-1]["model"] == "other"
 
 
@@ -183,6 +184,24 @@ def test_a_session_is_saved_under_a_name_and_loaded_again(chat: Chat) -> None:
     assert chat.leave() == 0
     assert [file.name for file in (state() / "sessions").iterdir()] == ["town.jsonl"]
     assert said() == ["one", "Hello.", "two", "Hello."]
+
+
+def test_a_loaded_session_shows_its_last_turn(chat: Chat) -> None:
+    chat.ask("one")
+    chat.ask("/save town")
+    chat.ask("/new")
+    chat.ask("/load town")
+    assert chat.lines[chat.lines.index("session town: 1 turn so far") + 1 :][:2] == ["> one", "Hello."]
+
+
+@pytest.mark.parametrize("away", ["/exit", "/new"])
+def test_a_conversation_of_which_all_was_taken_back_is_not_kept(chat: Chat, away: str) -> None:
+    chat.ask("one")
+    chat.ask("/save town")
+    chat.ask("/undo")
+    assert len(sessions()) == 1
+    chat.type(f"{away}\r")
+    chat.wait_for(lambda: sessions() == [], "removal of the session")
 
 
 def test_a_session_may_be_saved_under_its_own_name_and_not_loaded_into_itself(chat: Chat) -> None:

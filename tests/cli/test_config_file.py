@@ -61,6 +61,7 @@ def test_an_option_that_only_another_command_has_is_no_error(cli: Cli, config: P
         ("[models.tiny]\ntemprature = 1", "there is no option temprature\nhint: did you mean temperature?"),
         ("[generate]\nstride = 1", "there is no option stride"),
         ("[generat]", "there is no table generat\nhint: did you mean generate?"),
+        ("[qwen3-0_6b]", "there is no table qwen3-0_6b\nhint: a model's options go in [models.NAME]"),
         ("[models]\ntiny = 1", "options of a model go in [models.NAME]"),
         ('[models.tiny]\nmodel = "other"', "`model` cannot be one"),
         ('[generate]\ntemperature = "hot"', "temperature must be a number, not hot"),

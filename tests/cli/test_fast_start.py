@@ -22,7 +22,8 @@ from gptcli.runtime.engine import Workload
 from gptcli.runtime.fast_start import snapshot_file, snapshots
 from gptcli.runtime.fast_start.snapshot_engine import SnapshotEngine
 from gptcli.settings import ChatSettings, RuntimeConfig, SamplingConfig, StopConfig
-from tests.cli.conftest import Cli
+from tests.cli.conftest import GPTCLI, Cli
+from tests.cli.terminal.pty_terminal import Terminal
 from tests.tiny import make_model
 
 PROMPT = [7, 30, 41, 30, 41, 30]
@@ -539,3 +540,10 @@ def test_what_is_kept_is_listed_and_deleted(model: Path, cli: Cli) -> None:
     assert "deleted_bytes" in json.loads(cli("cache", "--clear", "--json").out)
     assert cli("cache", "--json").out == b""
     assert not has_snapshot(model)
+
+
+@pytest.mark.parametrize(("width", "header"), [(40, "size  content"), (80, "size  used"), (200, "size  used")])
+def test_what_is_kept_has_no_dates_where_there_is_no_room(model: Path, width: int, header: str) -> None:
+    terminal = Terminal(*GPTCLI, "cache", environment=dict(os.environ), width=width)
+    terminal.finish()
+    assert terminal.lines[0].lstrip().startswith(header)

@@ -8,10 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from gptcli.cli import options
+from gptcli.cli.terminal.columns import terminal_columns
 from gptcli.cli.terminal.stderr import print_note
 from gptcli.cli.terminal.tables import print_records
 from gptcli.runtime.fast_start.snapshots import delete_snapshots, stored_snapshots
 
+_WIDE = 60  # columns that leave paths some room beside dates
 _NONE = "there are no snapshots"
 
 
@@ -44,9 +46,5 @@ def cache(
 
 
 def _row(record: dict[str, Any]) -> dict[str, str]:
-    return {
-        "size": f"{record['size'] / 1e6:.0f} MB",
-        "used": record["used"],
-        "content": record["content"],
-        "model": record["model"],
-    }
+    shown = ("content", "model") if terminal_columns() < _WIDE else ("used", "content", "model")
+    return {"size": f"{record['size'] / 1e6:.0f} MB"} | {key: record[key] for key in shown}

@@ -182,4 +182,5 @@ def _as_typed(value: Any, on: bool) -> Any:
 def _refuse_unknown(kind: str, names: Iterable[str], known: set[str], path: Path) -> None:
     for name in sorted(set(names) - known):
         near = [option for option in sorted(known) if option.startswith(name)] or difflib.get_close_matches(name, known)
-        raise UsageError(f"{path}: there is no {kind} {name}", hint=f"did you mean {near[0]}?" if near else None)
+        hint = f"a model's options go in [{_MODELS}.NAME]" if kind == "table" else None
+        raise UsageError(f"{path}: there is no {kind} {name}", hint=f"did you mean {near[0]}?" if near else hint)

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from difflib import get_close_matches
+from itertools import takewhile
 from typing import Any
 
 import typer
@@ -78,7 +79,10 @@ def _no_command(name: str, context: Any, arguments: Sequence[str], see_help: str
     rest = arguments[len(within) + 1 :]
     if habit and len(rest) <= 1:  # a longer line is rather a text
         return message, f"did you mean `gptcli {' '.join([habit, *map(shlex.quote, rest)])}`?"
-    if " " in (text := " ".join(arguments)) and name == arguments[0]:
-        quoted = shlex.quote(text)
-        see_help = f"to ask it, run `gptcli chat {quoted}`; to have it continued, `gptcli generate {quoted}`"
+    words = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
+    options = arguments[len(words) :]
+    if name == arguments[0] and not (near and options):
+        line = " ".join([shlex.quote(text := " ".join(words)), *map(shlex.quote, options)])
+        ways = f"to ask it, run `gptcli chat {line}`; to have it continued, `gptcli generate {line}`"
+        see_help = ways if " " in text else f"{see_help}; {ways}"
     return message, suggestion + see_help

@@ -20,9 +20,9 @@ from gptcli.cli.repl.slash_command import Leave, ReplControls, parse_switch
 from gptcli.cli.terminal.columns import excerpt, fitted, terminal_columns, width
 from gptcli.cli.terminal.stderr import print_prompt_note
 from gptcli.cli.terminal.stdout import clean
-from gptcli.errors import InputError, OutputError, UsageError
+from gptcli.errors import InputError, ModelNotFound, OutputError, UsageError
 from gptcli.language_model import ChatSession
-from gptcli.models.catalog import local_models
+from gptcli.models.catalog import SEE_MODELS, local_models
 from gptcli.text.messages import Role, as_json, as_markdown, code_blocks
 from gptcli.tools.definitions import parse_tools, tool_name, tool_parameters
 
@@ -159,8 +159,11 @@ def seed(repl: ReplControls, text: str) -> None:
 
 def model(repl: ReplControls, name: str) -> None:
     """Goes on with another model, or lists them."""
-    if name:
-        repl.switch_model(os.path.expanduser(name))
+    try:
+        if name:
+            repl.switch_model(os.path.expanduser(name))
+    except ModelNotFound as error:
+        raise ModelNotFound(error.message, error.hint and error.hint.replace(SEE_MODELS, "/model lists them")) from None
     for model in [] if name else local_models():
         repl.say(f"{'*' if model.name == repl.session.lm.name else ' '} {model.name}")
     lm = repl.session.lm
@@ -198,6 +201,7 @@ def load(repl: ReplControls, name: str) -> None:
     session.keep_in(file, kept=len(file.events))
     repl.change_session(session, file)
     repl.say(f"session {name}: {_turn_count(session)} so far")
+    repl.show_last_turn()
 
 
 def rename(repl: ReplControls, name: str) -> None:

@@ -78,6 +78,7 @@ class Repl:
             with contextlib.suppress(Leave):
                 while True:
                     self._turn()
+            self._drop_emptied()
             self._background.wait(_LAST_ANSWER_S)  # it would be typed into the shell
             if self.file is not None and self.file.problem is None and self.session.messages[1:]:
                 command = f"gptcli chat --session {shlex.quote(self.file.name)}"
@@ -161,6 +162,7 @@ class Repl:
 
     def change_session(self, session: ChatSession, file: SessionFile | None) -> None:
         """Goes on with another conversation. The present one is kept, and saved again if that failed."""
+        self._drop_emptied()
         self.session.keep_in(None)
         if self.file is not None:
             if self.file.problem is not None:
@@ -172,25 +174,34 @@ class Repl:
         session.share_cache(self.session)
         self.session, self.file, self._warned_unsaved = session, file, False
 
-    def _greet(self) -> None:
-        asked = [message.content for message in self.session.messages if message.role == "user"]
-        what = f"session {self.file.name}" if asked and self.file else "a new conversation"
-        self.say(f"{_short_name(self.session.lm)}: {what}. /help lists commands, Ctrl-D leaves.")
-        if asked:
-            self._show_last_turn()
-        if self.session.unanswered is not None:
-            print_note(f"without an answer: {excerpt(self.session.unanswered)}; /retry asks it again")
+    def _drop_emptied(self) -> None:
+        """Deletes the file of a conversation of which everything was taken back."""
+        if self.file is not None and not self._is_begun:
+            self.file.delete()
 
-    def _show_last_turn(self) -> None:
-        question, *answer = self.session.messages[-2:]
-        if question.role == "user":
-            self.say(f"> {excerpt(question.content, 300)}")
+    def _greet(self) -> None:
+        what = f"session {self.file.name}" if self._is_begun and self.file else "a new conversation"
+        self.say(f"{_short_name(self.session.lm)}: {what}. /help lists commands, Ctrl-D leaves.")
+        self.show_last_turn()
+
+    @property
+    def _is_begun(self) -> bool:
+        """Whether anything was said that was not taken back."""
+        return any(message.role == "user" for message in self.session.messages) or self.session.unanswered is not None
+
+    def show_last_turn(self) -> None:
+        """Shows the last question and its answer, or that it has none."""
+        last = self.session.messages[-2:]
+        if last and last[0].role == "user":
+            self.say(f"> {excerpt(last[0].content, 300)}")
             self._background.wait(_FIRST_ANSWER_S)
-            for message in answer:
+            for message in last[1:]:
                 with contextlib.closing(self._answer_display(ProgressLine(quiet=True))) as display:
                     display.take(TextDelta(message.content.encode()))
                 self._show_calls(message.calls)
             self.say("")
+        if self.session.unanswered is not None:
+            print_note(f"without an answer: {excerpt(self.session.unanswered)}; /retry asks it again")
 
     def _turn(self) -> None:
         try:

@@ -51,9 +51,11 @@ class SnapshotLogits:
 
 def _score(logits: NDArray[np.float32], total: float, id: int, top: int) -> TokenScore:
     """total: the logarithm of the sum of e^logit."""
+    if not top:
+        return TokenScore(float(logits[id] - total), ())
     import numpy as np
 
-    best = np.argpartition(-logits, top - 1)[:top] if 0 < top < len(logits) else np.arange(len(logits))[: top or 0]
+    best = np.argpartition(-logits, top - 1)[:top] if top < len(logits) else np.arange(len(logits))
     best = best[np.argsort(-logits[best], kind="stable")]
     return TokenScore(float(logits[id] - total), [(int(each), float(logits[each] - total)) for each in best])
 
