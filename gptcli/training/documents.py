@@ -14,6 +14,7 @@ from gptcli.text.messages import BadMessage, Message, messages_of
 from gptcli.text.tokenizer import Tokenizer
 
 _PIECE = 1 << 24  # most characters that are encoded at once for lack of a place to cut
+_NO_TOOLS: tuple[Any, ...] = (None, "", "[]", "null", [], {})
 _NO_CALLS = "calls of tools cannot be learned, nor what tools answer"
 
 
@@ -54,7 +55,8 @@ _ANSWERED = (
     ("prompt", None, "response"),
     ("question", None, "answer"),
 )
-_SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
+_SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
+_LEARNED = ("weight", "loss", "train")  # what turns call it whether they are learned
 
 
 def document_of(fields: Mapping[str, Any], where: str) -> tuple[Document, frozenset[str]]:
@@ -62,14 +64,14 @@ def document_of(fields: Mapping[str, Any], where: str) -> tuple[Document, frozen
 
     Raises InputError for anything else.
     """
-    if any(fields.get(name) for name in ("tools", "functions")):
+    if any(fields.get(name) not in _NO_TOOLS for name in ("tools", "functions")):
         raise InputError(f"{where}: {_NO_CALLS}")
     match fields:
         case {"messages": list(messages)}:
             return _conversation(messages, where), frozenset({"messages", "tools"})
         case {"conversations": list(turns)}:
             said = [_said(turn, where) for turn in turns]
-            return _conversation(_after_system(fields, said), where), frozenset({"conversations", "system"})
+            return _conversation(_after_system(fields, said), where), frozenset({"conversations", "system", "tools"})
         case {"prompt": list(asked), "completion": list(answered)}:
             whole = _conversation([*asked, *answered], where)
             return Conversation(whole.messages, where, len(asked)), frozenset({"prompt", "completion"})
@@ -83,6 +85,10 @@ def document_of(fields: Mapping[str, Any], where: str) -> tuple[Document, frozen
                 said = [_message("user", f"{task}\n\n{context}" if context else task), _message("assistant", reply)]
                 read = frozenset({question, answer, "system"} | ({about} if about else set()))
                 return _conversation(_after_system(fields, said), where), read
+    for names in (("text",), ("prompt", "completion"), *((question, answer) for question, _, answer in _ANSWERED)):
+        if fields.keys() >= set(names):
+            wrong = next((name for name in names if not isinstance(fields[name], str)), names[-1])
+            raise InputError(f"{where}: its {wrong} is empty, or no text")
     has = ", ".join(fields)[:200] or "nothing"
     known = ["text", "messages", "conversations", "prompt and completion", *(f"{q} and {a}" for q, _, a in _ANSWERED)]
     raise InputError(f"{where}: it has {has}", f"what can be learned is called {', '.join(known)}")
@@ -92,12 +98,15 @@ def _message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def _said(turn: Any, where: str) -> dict[str, str]:
-    """A turn as ShareGPT has it, as a message."""
+def _said(turn: Any, where: str) -> dict[str, Any]:
+    """A turn as ShareGPT has it, as a message; one that is a message already as it is."""
     match turn:
         case {"from": str(speaker), "value": str(value)}:
-            return _message(_SPEAKERS.get(speaker, speaker), value)
-    raise InputError(f"{where}: a turn of conversations must have a `from` and a `value`, both texts")
+            refused = {name: turn[name] for name in _LEARNED if turn.get(name) == 0}
+            return _message(_SPEAKERS.get(speaker, speaker), value) | refused
+        case {"role": _, "content": _}:
+            return dict(turn)
+    raise InputError(f"{where}: a turn of conversations must have a `from` and a `value`, or a `role` and a `content`")
 
 
 def _after_system(fields: Mapping[str, Any], messages: Sequence[Any]) -> list[Any]:

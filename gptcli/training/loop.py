@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gptcli.errors import Diverged
 from gptcli.model.decoder import Decoder
+from gptcli.model.norm import Norm
 from gptcli.training.checkpoints import RunDirectory
 from gptcli.training.corpus import Corpus
 from gptcli.training.events import Evaluated, Sampled, Saved, Step, TrainingEvent
@@ -26,6 +27,13 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
 
 
 Sampler = Callable[[str], str]
+
+
+def not_decayed(decoder: Decoder) -> set[nn.Parameter]:
+    """What weight decay spares: biases and the weights of norms, whatever their shapes, as transformers' Trainer."""
+    norms = {each for module in decoder.modules() if isinstance(module, Norm) for each in module.parameters()}
+    named = ((name.rpartition(".")[2], each) for name, each in decoder.named_parameters())
+    return norms | {each for leaf, each in named if "bias" in leaf or "norm" in leaf or leaf == "correction"}
 
 
 class Training:
@@ -51,8 +59,9 @@ class Training:
         self.step, self.steps = 0, settings.steps(len(train), self._size)
         self._train, self._held_out, self._directory, self._sample = train, held_out, directory, sample
         self._device = next(iter(parameters.values())).device
-        decayed = [each for each in parameters.values() if each.dim() > 1]
-        others = [each for each in parameters.values() if each.dim() < 2]
+        kept = not_decayed(decoder)
+        decayed = [each for each in parameters.values() if each not in kept]
+        others = [each for each in parameters.values() if each in kept]
         self._optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=settings.learning_rate,

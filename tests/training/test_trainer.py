@@ -12,9 +12,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
+from gptcli.checkpoint.folder import ModelFolder
+from gptcli.checkpoint.load import WeightPlan, load_decoder
 from gptcli.cli.app import run
 from gptcli.training.checkpoints import RunDirectory
 from gptcli.training.corpus import TRAIN, Corpus
+from gptcli.training.loop import not_decayed
 from tests.parity.reference import write_reference
 from tests.parity.test_families import ROWS
 from tests.tiny import TEXT, make_tokenizer
@@ -100,7 +103,7 @@ def their_losses(model: Path, rows: Rows, out: Path) -> list[float]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("title", ["gpt2", "llama", "qwen3", "gemma3", "phi3", "mixtral"])
+@pytest.mark.parametrize("title", ["gpt2", "llama", "qwen3", "gemma3", "phi3", "mixtral", "gpt_oss"])
 def test_every_step_has_the_loss_of_the_trainer(
     title: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +122,16 @@ def test_every_step_has_the_loss_of_the_trainer(
     assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-4
     in_parts = trained(model, data, tmp_path / "parts", "--micro-batch", "2", "--save-memory")
     assert max(abs(a - b) for a, b in zip(ours, in_parts, strict=True)) < 1e-4
+
+
+def test_decay_spares_norms_and_biases_of_whatever_shape(tmp_path: Path) -> None:
+    row = next(row for row in ROWS if row.title == "gpt_oss")
+    folder = ModelFolder.open(write_reference(tmp_path, row.model_type, **row.config).path)
+    decoder = load_decoder(folder, WeightPlan(torch.device("cpu"), torch.float32, "dense"))
+    spared = not_decayed(decoder)
+    names = {name: each in spared for name, each in decoder.named_parameters()}
+    assert all(spares == ("norm" in name or name.endswith("bias")) for name, spares in names.items())
+    assert any(each.dim() > 1 for each in spared), "the experts' biases"
 
 
 def test_bf16_learns_as_fp32_does_and_keeps_its_weights_and_moments_in_fp32(

@@ -94,6 +94,8 @@ class InputLines:
         try:
             if (names := next(rows, None)) is None:
                 return
+            if twice := [name for index, name in enumerate(names) if name in names[:index]]:
+                raise InputError(f"not CSV: {self.path}: two columns are called {twice[0]}")
             for number, row in enumerate(rows, 1):
                 self.last = number
                 if not row:

@@ -125,7 +125,7 @@ class TrainingOptions:
     ] = None
     schedule: Annotated[Schedule, _training_option("How the rate falls.")] = _DEFAULTS.schedule
     warmup: Annotated[int, _training_option("Steps in which the rate rises.")] = _DEFAULTS.warmup
-    weight_decay: Annotated[float, _training_option("AdamW's, of matrices.")] = _DEFAULTS.weight_decay
+    weight_decay: Annotated[float, _training_option("AdamW's, of all but norms and biases.")] = _DEFAULTS.weight_decay
     clip: Annotated[float, _training_option("The gradient's largest norm; 0 is off.")] = _DEFAULTS.clip
     seed: Annotated[int, _training_option("For the same run again.", "-s", "--seed")] = _DEFAULTS.seed
 

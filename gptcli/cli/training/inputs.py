@@ -16,6 +16,7 @@ from gptcli.training.documents import Document, Text, document_of
 
 Format = Literal["auto", "text", "jsonl", "json", "csv"]
 _ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv"}
+_NO_TEXTS = (".parquet", ".arrow", ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".pdf", ".docx", ".xlsx", ".epub")
 _BLOCK = 1 << 16
 _BLANK = " \t\r\n"
 
@@ -45,6 +46,8 @@ def documents_of(
         for name in names:
             path = Path(name)
             kind = _ENDINGS.get(path.suffix.lower(), "text") if format == "auto" else format
+            if kind == "text" and format == "auto" and path.suffix.lower() in _NO_TEXTS:
+                raise InputError(f"no text: {name}", "unpack it, or make text, JSON lines or CSV of it")
             if kind == "text":
                 decoding = Decoding("strict", None, note, has_option=False)
                 yield Text(TextBlocks(unless_dash(path), decoding), name)

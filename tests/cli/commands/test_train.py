@@ -166,6 +166,10 @@ def learned(cli: Cli, data: Path, model: Path, out: Path) -> tuple[list[tuple[by
         ({"instruction": "Add", "input": "", "output": "3"}, "Add", "3", ""),
         ({"instruction": "Hi", "context": "", "response": "Ho", "category": "qa"}, "Hi", "Ho", "category"),
         ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]}, "Hi", "Ho", ""),
+        ({"conversations": [{"from": "user", "value": "Hi"}, {"from": "model", "value": "Ho", "weight": 1}],
+            "tools": "[]"}, "Hi", "Ho", ""),
+        ({"conversations": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]},
+            "Hi", "Ho", ""),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]},
             {"role": "assistant", "content": "Ho"}]}, "Hi", "Ho", ""),
         ({"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Ho"}]},
@@ -224,6 +228,12 @@ def test_a_list_of_json_that_cannot_be_used_is_said_in_a_line(
         (b'{"messages": [{"role": "assistant", "content": "a", "reasoning_content": "b"}]}\n', 4, "reasoning_content"),
         (b'{"messages": [{"role": "assistant", "content": "a", "weight": 0}]}\n', 4, "messages[0].weight"),
         (b'{"conversations": [{"from": "function_call", "value": "a"}]}\n', 4, "must have a role"),
+        (b'{"conversations": [{"from": "gpt", "value": "a", "weight": 0}]}\n', 4, "messages[0].weight"),
+        (b'{"conversations": [{"from": "gpt", "value": "a", "loss": false}]}\n', 4, "messages[0].loss"),
+        (b'{"conversations": [{"role": "assistant", "content": "a", "weight": 0}]}\n', 4, "messages[0].weight"),
+        (b'{"conversations": ["a"]}\n', 4, "line 1: a turn of conversations"),
+        (b'{"prompt": "a", "completion": ""}\n', 4, "line 1: its completion is empty, or no text"),
+        (b'{"text": null}\n', 4, "line 1: its text is empty, or no text"),
         (b'{"messages": [{"role": "user", "content": "a"}]}\n', 4, "nothing to learn"),
         (b'{"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}\n', 4, "line 1: calls of tools"),
         (b'{"messages": [{"role": "assistant", "content": "a"}], "tools": [{}]}\n', 4, "line 1: calls of tools"),
@@ -287,6 +297,17 @@ def test_a_learning_rate_of_0_is_kept(cli: Cli, data: Path, tmp_path: Path, tiny
     out = tmp_path / "out"
     cli("train", data, "-m", tiny_model, "-o", out, "--block-size", "16", "--learning-rate", "0", "--max-steps", "1")
     assert RunDirectory(out).record["settings"]["learning_rate"] == 0
+
+
+def test_columns_of_one_name_are_refused(cli: Cli, tmp_path: Path, tiny_model: Path) -> None:
+    (data := tmp_path / "data.csv").write_text("text,id,text\na,1,b\n")
+    failed(cli("train", data, "-m", tiny_model, "-o", tmp_path / "out", *SMALL), 4, "two columns are called text")
+
+
+def test_what_is_packed_is_not_taken_for_text(cli: Cli, tmp_path: Path, tiny_model: Path) -> None:
+    (data := tmp_path / "data.jsonl.gz").write_bytes(b"plain")
+    failed(cli("train", data, "-m", tiny_model, "-o", tmp_path / "out", *SMALL), 4, "no text", "hint: unpack it")
+    assert cli("train", data, "--format", "text", "-m", tiny_model, "-o", tmp_path / "out", *SMALL).code == 0
 
 
 def test_a_text_that_is_not_utf8_is_refused(cli: Cli, tmp_path: Path, tiny_model: Path) -> None:
