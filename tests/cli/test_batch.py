@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
+import struct
 import subprocess
 import threading
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from gptcli import LanguageModel
 from tests.cli.batch_kills import kill
 from tests.cli.conftest import GPTCLI, ROOT, Cli, Result
 from tests.kills import is_torn
@@ -36,6 +39,10 @@ def chat(**body: Any) -> dict[str, Any]:
 def completion(**body: Any) -> dict[str, Any]:
     body = {"prompt": "In a small town", "max_tokens": 3, **body}
     return {"custom_id": "b", "method": "POST", "url": "/v1/completions", "body": body}
+
+
+def vectors(**body: Any) -> dict[str, Any]:
+    return {"custom_id": "c", "method": "POST", "url": "/v1/embeddings", "body": {"input": "In a small town", **body}}
 
 
 def asked(cli: Cli, *records: dict[str, Any] | bytes, options: tuple[str, ...] = OPTIONS) -> Result:
@@ -89,6 +96,20 @@ def test_a_conversation_is_answered_as_generate_chat_answers_it(cli: Cli) -> Non
     [answer] = answers(result.out)
     alone = cli("generate", "--chat", "hi", "--system", "S", *OPTIONS, stdin=b"").out.decode("utf-8", "replace")
     assert answer["response"]["body"]["choices"][0]["message"]["content"] == alone
+
+
+def test_embeddings_come_in_the_order_of_the_lines_as_python_gives_them(cli: Cli, tiny: LanguageModel) -> None:
+    packed = vectors(input=["one", "two"], encoding_format="base64")
+    out = answers(asked(cli, {"prompt": "a"}, vectors(model="tiny"), {"prompt": "b"}, packed).out)
+    assert [answer["custom_id"] for answer in out] == ["line-1", "c", "line-3", "c"]
+    [one] = out[1]["response"]["body"]["data"]
+    assert (one["object"], one["index"]) == ("embedding", 0)
+    assert one["embedding"] == pytest.approx(tiny.embed("In a small town").tolist(), abs=1e-6)
+    count = len(tiny.tokenizer.encode("In a small town"))
+    assert out[1]["response"]["body"]["usage"] == {"prompt_tokens": count, "total_tokens": count}
+    for text, each in zip(("one", "two"), out[3]["response"]["body"]["data"], strict=True):
+        numbers = struct.unpack(f"<{tiny.embed(text).numel()}f", base64.b64decode(each["embedding"]))
+        assert numbers == pytest.approx(tiny.embed(text).tolist(), abs=1e-6)
 
 
 def test_n_choices_have_seeds_that_count_up(cli: Cli) -> None:
@@ -152,7 +173,11 @@ def test_a_response_format_replaces_the_commands_constraint(cli: Cli) -> None:
         (completion(echo=True), "echo"),
         (completion(prompt={}), "prompt"),
         (completion(prompt=""), "prompt"),
-        (completion() | {"url": "/v1/embeddings"}, "url"),
+        (completion() | {"url": "/v1/moderations"}, "url"),
+        (completion() | {"url": "/v1/embeddings"}, "max_tokens"),
+        (vectors(input=[]), "input"),
+        (vectors(dimensions=8), "dimensions"),
+        (vectors(encoding_format="int8"), "encoding_format"),
         (completion() | {"method": "GET"}, "method"),
         (completion() | {"custom_id": 5}, "custom_id"),
         ({"prompt": "x", "logit-bias": {"a": 1}}, "logit_bias"),
