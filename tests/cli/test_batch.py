@@ -9,6 +9,7 @@ import random
 import struct
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,26 @@ def test_an_output_of_another_input_is_refused_and_left_alone(
     source.write_bytes(lines(*then))
     result = cli("batch", source, "-o", out, *OPTIONS)
     assert result.code == 8 and says in result.err and out.read_bytes() == before
+
+
+@pytest.mark.parametrize("edit", [lambda line: line[:60] + b"\n", lambda line: line[:50] + b' "response": [1]}\n'])
+def test_an_output_with_an_edited_line_is_refused_and_left_alone(
+    cli: Cli, tmp_path: Path, edit: Callable[[bytes], bytes]
+) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(lines({"prompt": "a"}, {"prompt": "b"}))
+    cli("batch", source, "-o", out, *OPTIONS)
+    first, second = out.read_bytes().splitlines(keepends=True)
+    out.write_bytes(edit(first) + second)
+    result = cli("batch", source, "-o", out, *OPTIONS)
+    assert result.code == 8 and "not the output of a batch" in result.err
+    assert out.read_bytes() == edit(first) + second
+
+
+def test_columns_of_one_name_are_refused(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_bytes(b"text,,text,\na,b,c,d\n")
+    result = cli("batch", tmp_path / "in.csv", "--prompt", "{text}", *OPTIONS)
+    assert result.code == 4 and "several columns are called text" in result.err
 
 
 def test_a_file_that_is_no_output_of_a_batch_is_refused_and_left_alone(cli: Cli, tmp_path: Path) -> None:
