@@ -48,6 +48,7 @@ from gptcli.version import VERSION
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gptcli.generation.complete_all import Ready
     from gptcli.generation.completion import Completion
     from gptcli.generation.events import Completed, Event
     from gptcli.generation.score_result import ChoiceScore, Score
@@ -208,18 +209,18 @@ class LanguageModel(OpenedModel):
 
     def complete_many(
         self,
-        requests: Iterable[Request | GptcliError | None],
+        requests: Iterable[Request | Ready | None],
         *,
         parallel: int | None = None,
         ordered: bool = False,
         cancelled: Cancelled = never_cancelled,
         wait: Callable[[], object] = lambda: time.sleep(0.01),
-    ) -> Iterator[tuple[int, Completed | GptcliError]]:
+    ) -> Iterator[tuple[int, Completed | GptcliError | Ready]]:
         """Completes texts together; yields each with the index of its request as soon as it has ended.
 
         A request is taken once there is room for it; None in place of one says that there is none yet. One that fails
-        has its error in place of the text, and so has an error that comes in place of a request. Each text is what it
-        would be alone, except for the rounding of sums. Nothing is drafted.
+        has its error in place of the text. What comes in place of a request, an error say, is yielded as it is. Each
+        text is what it would be alone, except for the rounding of sums. Nothing is drafted.
 
         parallel: how many texts share a step at most; None for as many as gain by it and fit into the memory. ordered:
         yields them in the order of the requests. cancelled: once true, running texts end with reason "interrupt", and
@@ -230,10 +231,10 @@ class LanguageModel(OpenedModel):
         """
         from gptcli.generation.together.complete_all import complete_all
 
-        jobs = map(self._job_or_error, requests)
+        jobs = (self._job_or_error(request) for request in requests)
         return complete_all(jobs, parallel, ordered=ordered, cancelled=cancelled, wait=wait)
 
-    def _job_or_error(self, request: Request | GptcliError | None) -> Job | GptcliError | None:
+    def _job_or_error(self, request: Request | Ready | None) -> Job | GptcliError | Ready | None:
         if not isinstance(request, Request):
             return request
         try:

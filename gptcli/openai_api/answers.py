@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import struct
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -109,6 +111,20 @@ def token_columns(
         columns["text_offset"].append(offset)
         offset += len(token)
     return columns
+
+
+def vectors_body(model: str, vectors: Sequence[Sequence[float]], tokens: int, *, packed: bool) -> dict[str, Any]:
+    """The body of an answer with embeddings of texts of so many tokens. packed: as base64 of fp32 numbers."""
+    data = [
+        {"object": "embedding", "index": index, "embedding": _packed(vector) if packed else vector}
+        for index, vector in enumerate(vectors)
+    ]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {"object": "list", "data": data, "model": model, "usage": usage}
+
+
+def _packed(vector: Sequence[float]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
 def error_answer(error: GptcliError) -> tuple[int, dict[str, Any]]:

@@ -13,7 +13,7 @@ from gptcli.text.messages import BadMessage, Message
 from gptcli.text.messages import messages_of as checked_messages
 from gptcli.tools.definitions import AUTO, NONE, Definition, checked_choice, checked_tools
 
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+CHAT, TEXT, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 MOST_CHOICES, MOST_PROMPTS = 128, 2048
 # What has the same name in `Request`; part of it is OpenAI's, the rest an extension.
 SAME_NAMES = {*SAMPLING_FIELDS, *CONSTRAINT_FIELDS, "stop", "ignore_eos", "overflow"}
@@ -97,6 +97,25 @@ def asked_of_body(url: str, body: Mapping[str, Any]) -> Asked:
         raise BadParameter("n", f"there must be at most {MOST_PROMPTS} texts: n for each prompt")
     check_kinds(options)
     return Asked(url=url, options=options, model=model_of(body), **asked)
+
+
+@dataclass(frozen=True)
+class AskedVectors:
+    """What a request for `EMBEDDINGS` asks for. inputs: texts or ids. packed: as base64 of fp32 numbers."""
+
+    inputs: Sequence[str | Sequence[int]]
+    packed: bool
+    model: str | None
+    url: str = EMBEDDINGS
+
+
+def asked_vectors(body: Mapping[str, Any]) -> AskedVectors:
+    """What a body for `EMBEDDINGS` asks for. Raises BadParameter."""
+    given = known_only(body, {"model", "user", "input", "encoding_format"})
+    inputs, form = prompts_of("input", given.get("input")), given.get("encoding_format", "float")
+    if form not in ("float", "base64"):
+        raise BadParameter("encoding_format", "encoding_format must be float or base64")
+    return AskedVectors(inputs, form == "base64", model_of(body))
 
 
 def tools_of(given: dict[str, Any]) -> dict[str, Any]:

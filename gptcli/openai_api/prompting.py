@@ -10,8 +10,8 @@ from typing import Any
 from gptcli.errors import ContextOverflow
 from gptcli.generation.request import Request
 from gptcli.language_model import LanguageModel
-from gptcli.openai_api.bodies import CHAT, Asked, BadParameter
-from gptcli.settings import CONSTRAINT_FIELDS
+from gptcli.openai_api.bodies import CHAT, Asked, AskedVectors, BadParameter
+from gptcli.settings import CONSTRAINT_FIELDS, SamplingConfig
 from gptcli.text.chat_template import ChatTemplate, Switches
 from gptcli.text.messages import Message
 from gptcli.tools.definitions import AUTO, NONE, Definition
@@ -72,6 +72,13 @@ class Prompting:
                 raise BadParameter("prompt", "the prompt is empty")
             return self.encoded(prompt)
         return [id for id in prompt if isinstance(id, int)]
+
+    def ids_to_embed(self, asked: AskedVectors) -> list[Sequence[int]]:
+        """Token ids of the texts whose embeddings are asked for. Raises UsageError or ContextOverflow."""
+        texts = [self.encoded(each) if isinstance(each, str) else each for each in asked.inputs]
+        for ids in texts:
+            self.lm.check_request(ids, SamplingConfig())
+        return texts
 
     def encoded(self, text: str) -> list[int]:
         """Token ids of a text. Raises ContextOverflow, for a text that cannot fit before it is encoded."""

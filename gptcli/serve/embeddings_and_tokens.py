@@ -2,54 +2,39 @@
 
 from __future__ import annotations
 
-import base64
-import struct
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from gptcli.openai_api.answers import vectors_body
 from gptcli.openai_api.bodies import (
     BadParameter,
+    asked_vectors,
     check_flag,
     check_ids,
     known_only,
     messages_of,
     model_of,
-    prompts_of,
 )
 from gptcli.serve.service import Service
 from gptcli.serve.transport import Call
-from gptcli.settings import SamplingConfig
 
 
 async def embed(service: Service, call: Call) -> dict[str, Any]:
     """`/v1/embeddings`: the mean of each text's last hidden states, of length 1."""
-    given = known_only(call.body, {"model", "user", "input", "encoding_format"})
-    inputs, form = prompts_of("input", given.get("input")), given.get("encoding_format", "float")
-    if form not in ("float", "base64"):
-        raise BadParameter("encoding_format", "encoding_format must be float or base64")
-    name = service.models.name(model_of(call.body))
+    asked = asked_vectors(call.body)
+    name = service.models.name(asked.model)
     prompting = await service.read(lambda: service.models.loaded(name))
     lm = prompting.lm
-
-    def ids_of(each: str | Sequence[int]) -> Sequence[int]:
-        ids = prompting.encoded(each) if isinstance(each, str) else each
-        lm.check_request(ids, SamplingConfig())
-        return ids
 
     def embedded(ids: Sequence[int]) -> list[float]:
         vector: list[float] = lm.embed(ids).tolist()
         return vector
 
-    texts = await service.read(lambda: [ids_of(each) for each in inputs])
+    texts = await service.read(lambda: prompting.ids_to_embed(asked))
     call.prompt_tokens = sum(map(len, texts))
-    data = []
-    for index, ids in enumerate(texts):
-        vector = await service.runner.call(lm, partial(embedded, ids))
-        packed = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
-        data.append({"object": "embedding", "index": index, "embedding": packed if form == "base64" else vector})
-    usage = {"prompt_tokens": call.prompt_tokens, "total_tokens": call.prompt_tokens}
-    return {"object": "list", "data": data, "model": name, "usage": usage}
+    vectors = [await service.runner.call(lm, partial(embedded, ids)) for ids in texts]
+    return vectors_body(name, vectors, call.prompt_tokens, packed=asked.packed)
 
 
 async def tokenize(service: Service, call: Call) -> dict[str, Any]:

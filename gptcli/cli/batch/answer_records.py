@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from gptcli.errors import GptcliError, InputError
 from gptcli.generation.events import Completed
-from gptcli.openai_api.answers import answer_body, chat_choice, error_answer, text_choice, usage_of
+from gptcli.openai_api.answers import answer_body, chat_choice, error_answer, text_choice, usage_of, vectors_body
 from gptcli.openai_api.bodies import CHAT
 
 
@@ -18,6 +19,21 @@ def answer_record(
     choice = chat_choice if url == CHAT else text_choice
     choices = [choice(index, text) for index, text in enumerate(texts)]
     return _record(id, custom_id, 200, answer_body(id, url, model, choices, usage_of(texts, prompts)))
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """The embeddings of a request's texts. tokens: of all of them. packed: see `vectors_body`."""
+
+    numbers: Sequence[Sequence[float]]
+    tokens: int
+    packed: bool
+
+
+def vectors_record(id: str, custom_id: str | None, model: str, vectors: Vectors) -> dict[str, Any]:
+    """The line of a request for embeddings that succeeded."""
+    body = vectors_body(model, vectors.numbers, vectors.tokens, packed=vectors.packed)
+    return _record(id, custom_id, 200, body)
 
 
 def error_record(id: str, custom_id: str | None, error: GptcliError) -> dict[str, Any]:

@@ -10,12 +10,15 @@ from typing import Any
 
 from gptcli.openai_api.bodies import (
     CHAT,
+    EMBEDDINGS,
     MOST_CHOICES,
     SAME_NAMES,
     TEXT,
     Asked,
+    AskedVectors,
     BadParameter,
     asked_of_body,
+    asked_vectors,
     check_alternatives,
     check_count,
     check_kinds,
@@ -62,7 +65,7 @@ def filled(template: str, fields: Mapping[str, Any]) -> str:
     return _FIELD.sub(value, template)
 
 
-def asked_of(fields: Mapping[str, Any], plain: PlainSettings) -> Asked:
+def asked_of(fields: Mapping[str, Any], plain: PlainSettings) -> Asked | AskedVectors:
     """What a line's object asks for. Raises BadParameter."""
     if not {"url", "body", "method"} & fields.keys():
         return _plain(fields, plain)
@@ -76,10 +79,13 @@ def asked_of(fields: Mapping[str, Any], plain: PlainSettings) -> Asked:
     body = fields.get("body")
     if not isinstance(body, dict):
         raise BadParameter("body", "body must be an object")
-    url = fields.get("url", CHAT if "messages" in body else TEXT)  # Mistral's and Together's batches have none
-    url = url if url in (CHAT, TEXT) else f"/v1{url}"  # Azure's have no version
-    if url not in (CHAT, TEXT):
-        raise BadParameter("url", f"not supported: url must be {CHAT} or {TEXT}")
+    implied = CHAT if "messages" in body else EMBEDDINGS if "input" in body else TEXT
+    url, known = fields.get("url", implied), (CHAT, TEXT, EMBEDDINGS)  # Mistral's and Together's batches have none
+    url = url if url in known else f"/v1{url}"  # Azure's have no version
+    if url not in known:
+        raise BadParameter("url", f"not supported: url must be {CHAT}, {TEXT} or {EMBEDDINGS}")
+    if url == EMBEDDINGS:
+        return asked_vectors(body)
     asked = asked_of_body(url, body)
     for name in ("stream", "echo"):
         if getattr(asked, name):

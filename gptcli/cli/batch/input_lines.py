@@ -50,7 +50,7 @@ class InputLines:
         return iter(self) if self.path.is_file() else Arrivals(iter(self))
 
     def __iter__(self) -> Iterator[InputLine]:
-        """Raises InputError where the file cannot be read, or is CSV and not UTF-8."""
+        """Raises InputError where the file cannot be read, or is CSV and not UTF-8, or with a name twice."""
         if str(self.path) == "-" and sys.stdin is None:
             raise InputError("cannot read: standard input is closed")
         try:
@@ -94,8 +94,8 @@ class InputLines:
         try:
             if (names := next(rows, None)) is None:
                 return
-            if twice := [name for index, name in enumerate(names) if name in names[:index]]:
-                raise InputError(f"not CSV: {self.path}: two columns are called {twice[0]}")
+            if twice := next((name for name in names if name and names.count(name) > 1), None):
+                raise InputError(f"ambiguous: {self.path}: several columns are called {twice}", "rename one")
             for number, row in enumerate(rows, 1):
                 self.last = number
                 if not row:

@@ -18,6 +18,7 @@ from gptcli.errors import OutputError
 from gptcli.files import lock, written_whole
 
 _ID = re.compile(rb'\{"id": "batch_req_(\d{1,15})_([0-9a-f]{16})", ')
+_SUCCEEDED = re.compile(rb'[^,]*, "custom_id": "(?:[^"\\]|\\.)*", "response": \{"status_code": 200, ')
 
 
 def line_id(line: InputLine) -> str:
@@ -82,14 +83,14 @@ class AnswersFile:
         end = 0
         for number, key, start, line in self._lines():
             end = start + len(line)
-            failed = not _succeeded(line)
+            failed = not self._succeeded(line)
             self.failed += failed
             if not (failed and retry_failed):
                 self._add(number, key)
         self.torn = os.fstat(self._descriptor).st_size - end
         os.ftruncate(self._descriptor, end)
         if self.failed and retry_failed:
-            self._rewrite(start for _, _, start, line in self._lines() if _succeeded(line))
+            self._rewrite(start for _, _, start, line in self._lines() if self._succeeded(line))
             self.failed = 0
 
     def _lines(self) -> Iterator[tuple[int, int, int, bytes]]:
@@ -100,11 +101,22 @@ class AnswersFile:
                 if not line.endswith(b"\n"):
                     return
                 if (match := _ID.match(line)) is None:
-                    raise OutputError(
-                        f"cannot go on with: {self._path}: it is not the output of a batch", "choose another -o"
-                    )
+                    raise self._of_no_batch()
                 yield int(match[1]), int(match[2], 16), start, line
                 start += len(line)
+
+    def _succeeded(self, line: bytes) -> bool:
+        """Raises OutputError for a line that is no answer. One that succeeded is known by its beginning and its end."""
+        if _SUCCEEDED.match(line) and line.endswith(b', "error": null}\n'):
+            return True
+        try:
+            response = json.loads(line)["response"]
+            return response is not None and bool(response["status_code"] == 200)
+        except (ValueError, LookupError, TypeError):
+            raise self._of_no_batch() from None
+
+    def _of_no_batch(self) -> OutputError:
+        return OutputError(f"cannot go on with: {self._path}: it is not the output of a batch", "choose another -o")
 
     def _add(self, number: int, key: int) -> None:
         if number >= len(self._keys):
@@ -161,8 +173,3 @@ class AnswersFile:
                     new.write(file.readline())
         os.close(self._descriptor)
         self._descriptor = descriptor
-
-
-def _succeeded(line: bytes) -> bool:
-    response = json.loads(line)["response"]
-    return response is not None and response["status_code"] == 200

@@ -11,6 +11,7 @@ from dataclasses import replace
 from threading import Lock
 from typing import Any
 
+from gptcli.cli.batch.answer_records import Vectors
 from gptcli.cli.batch.input_lines import InputLine
 from gptcli.cli.batch.requests import Answered, BatchSettings, Requests
 from gptcli.cli.run_options import RunOptions, template_of
@@ -56,16 +57,16 @@ class Worker:
             return self._loaded
 
 
-def _started(scheduler: Scheduler, request: Request | GptcliError) -> Iterator[Event] | GptcliError:
+def _started(scheduler: Scheduler, request: Request | Vectors | GptcliError) -> Iterator[Event] | Vectors | GptcliError:
     try:
-        return request if isinstance(request, GptcliError) else scheduler.submit(request)
+        return scheduler.submit(request) if isinstance(request, Request) else request
     except GptcliError as error:
         return error
 
 
-def _ended(events: Iterator[Event] | GptcliError) -> Completed | GptcliError:
+def _ended(events: Iterator[Event] | Vectors | GptcliError) -> Completed | Vectors | GptcliError:
     try:
-        return events if isinstance(events, GptcliError) else Completed.of(events)
+        return events if isinstance(events, Vectors | GptcliError) else Completed.of(events)
     except GptcliError as error:
         return error
 

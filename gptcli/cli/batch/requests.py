@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gptcli.cli.batch.answer_records import answer_record, error_record
+from gptcli.cli.batch.answer_records import Vectors, answer_record, error_record, vectors_record
 from gptcli.cli.batch.bodies import PlainSettings, asked_of, filled
 from gptcli.cli.batch.input_lines import InputLine
 from gptcli.cli.batch.output_file import line_id
@@ -15,7 +15,7 @@ from gptcli.errors import GptcliError
 from gptcli.generation.events import Completed
 from gptcli.generation.request import Request
 from gptcli.language_model import LanguageModel
-from gptcli.openai_api.bodies import Asked
+from gptcli.openai_api.bodies import Asked, AskedVectors
 from gptcli.openai_api.prompting import Prompting
 from gptcli.text.chat_template import ChatTemplate, Switches
 from gptcli.tools.definitions import AUTO, Definition
@@ -50,12 +50,16 @@ class Answered:
 
 @dataclass
 class Work:
-    """A line and what came of its requests so far: texts by their place, or an error. open: requests without either."""
+    """A line and what came of its requests so far: texts by their place, or vectors, or an error.
+
+    open: requests without any of these.
+    """
 
     line: InputLine
     asked: Asked | None = None
     open: int = 1
     texts: dict[int, Completed] = field(default_factory=dict)
+    vectors: Vectors | None = None
     error: GptcliError | None = None
 
     @property
@@ -76,6 +80,8 @@ class Work:
 
     def _record(self, model: str) -> dict[str, Any]:
         id = line_id(self.line)
+        if self.vectors is not None:
+            return vectors_record(id, self.custom_id, model, self.vectors)
         if self.error is not None or self.asked is None:
             assert self.error is not None
             return error_record(id, self.custom_id, self.error)
@@ -93,21 +99,23 @@ class Requests:
         template: Callable[[], tuple[ChatTemplate, Switches]],
         note_model: Callable[[str], None],
     ) -> None:
-        self._settings, self._note_model = settings, note_model
+        self._lm, self._settings, self._note_model = lm, settings, note_model
         self._prompting = Prompting(
             lm, settings.options, template, settings.system, settings.special, settings.tools, settings.tool_choice
         )
         self._open: dict[int, tuple[Work, int]] = {}  # by the index of the request: its line, and which choice it is
         self._index = 0
 
-    def of(self, lines: Iterable[InputLine | None]) -> Iterator[Request | GptcliError | None]:
-        """The requests, in the order of the lines; for a line that has none, why; None where there is no line yet."""
+    def of(self, lines: Iterable[InputLine | None]) -> Iterator[Request | Vectors | GptcliError | None]:
+        """The requests, in the order of the lines; for a line that has none, its vectors or why; None where there is no
+        line yet.
+        """
         for line in lines:
             if line is None:
                 yield None
                 continue
             work = Work(line)
-            made: Sequence[Request | GptcliError]
+            made: Sequence[Request | Vectors | GptcliError]
             try:
                 made = self._made(work)
             except GptcliError as error:
@@ -118,25 +126,32 @@ class Requests:
                 self._index += 1
                 yield request
 
-    def finished(self, index: int, answer: Completed | GptcliError) -> Work | None:
+    def finished(self, index: int, answer: Completed | Vectors | GptcliError) -> Work | None:
         """Takes what came of the request with this index; the line, if that was its last one."""
         work, choice = self._open.pop(index)
         if isinstance(answer, Completed):
             work.texts[choice] = answer
+        elif isinstance(answer, Vectors):
+            work.vectors = answer
         else:
             work.error = work.error or answer
         work.open -= 1
         return None if work.open else work
 
-    def _made(self, work: Work) -> list[Request | GptcliError]:
+    def _made(self, work: Work) -> Sequence[Request | Vectors]:
         if isinstance(work.line.fields, GptcliError):
             raise work.line.fields
-        work.asked = asked = self._asked(work.line.fields)
+        asked = self._asked(work.line.fields)
         if asked.model is not None:
             self._note_model(asked.model)
-        return list(self._prompting.requests(asked))
+        if isinstance(asked, AskedVectors):
+            texts = self._prompting.ids_to_embed(asked)
+            numbers = [self._lm.embed(ids).tolist() for ids in texts]
+            return [Vectors(numbers, sum(map(len, texts)), asked.packed)]
+        work.asked = asked
+        return self._prompting.requests(asked)
 
-    def _asked(self, fields: Mapping[str, Any]) -> Asked:
+    def _asked(self, fields: Mapping[str, Any]) -> Asked | AskedVectors:
         if self._settings.template is not None:
             return self._settings.plain.asked(filled(self._settings.template, fields))
         return asked_of(fields, self._settings.plain)

@@ -10,6 +10,7 @@ import typer
 
 from gptcli.cli import options
 from gptcli.cli.arrivals import wait_for
+from gptcli.cli.batch.answer_records import Vectors
 from gptcli.cli.batch.bodies import PlainSettings
 from gptcli.cli.batch.input_lines import InputLine, InputLines
 from gptcli.cli.batch.output_file import AnswersFile, StdoutAnswers
@@ -141,7 +142,7 @@ def _run(run: RunOptions, file: Path, what: BatchOptions, settings: BatchSetting
         with interruptible() as cancelled:
             if what.ray is None:
                 requests = Requests(lm, settings, template_of(run, lm), _model_notes(lm, activity))
-                texts = lm.complete_many(
+                texts: Iterator[tuple[int, Completed | Vectors | GptcliError]] = lm.complete_many(
                     requests.of(left),
                     parallel=what.parallel,
                     ordered=ordered,
@@ -182,7 +183,7 @@ def _unanswered(
 
 
 def _answered_here(
-    lm: LanguageModel, requests: Requests, texts: Iterator[tuple[int, Completed | GptcliError]]
+    lm: LanguageModel, requests: Requests, texts: Iterator[tuple[int, Completed | Vectors | GptcliError]]
 ) -> Iterator[Answered]:
     """Answers lines with texts of this process; a line that is cut off stays unanswered."""
     for index, answer in texts:

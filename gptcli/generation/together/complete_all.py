@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from gptcli.errors import GptcliError
 from gptcli.generation.events import Completed, Event
@@ -10,23 +11,23 @@ from gptcli.generation.together.continuous_batch import ContinuousBatch
 from gptcli.generation.together.job import Job
 from gptcli.runtime.engine import Cancelled
 
-Answer = Completed | GptcliError
+Ready = TypeVar("Ready")  # what is an answer already
 
 _MOST_HELD = 256  # answers that wait for an earlier one
 
 
 def complete_all(
-    jobs: Iterable[Job | GptcliError | None],
+    jobs: Iterable[Job | Ready | None],
     parallel: int | None,
     *,
     ordered: bool,
     cancelled: Cancelled,
     wait: Callable[[], object],
-) -> Iterator[tuple[int, Answer]]:
-    """See `LanguageModel.complete_many`; jobs: its requests, or why there is none."""
+) -> Iterator[tuple[int, Completed | GptcliError | Ready]]:
+    """See `LanguageModel.complete_many`; jobs: its requests, or answers in place of them."""
     batch, source = ContinuousBatch(parallel), iter(jobs)
     running = dict[Job, tuple[int, list[Event]]]()
-    answers = dict[int, Answer]()
+    answers = dict[int, Completed | GptcliError | Ready]()
     taken = given = 0
     more, failure = True, None
     while more or running or answers:
@@ -44,11 +45,11 @@ def complete_all(
                 break
             if job is None:
                 break
-            if isinstance(job, GptcliError):
-                answers[taken] = job
-            else:
+            if isinstance(job, Job):
                 running[job] = taken, []
                 batch.add(job)
+            else:
+                answers[taken] = job
             taken += 1
         if more and batch.idle and not answers:
             wait()

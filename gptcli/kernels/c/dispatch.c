@@ -54,6 +54,8 @@ static const Level *named(const char *name) {
     if (avx512 && strcmp(name, "amx") == 0 && has_avx512_bf16() && has_amx()) {
         with_bf16(&amx_level, "amx", amx_panels);
         amx_level.affine_blocks = amx_affine_blocks;
+        amx_level.quantize = amx_quantize;
+        amx_level.digits_from = AMX_FEWEST;
         amx_level.attend_split = amx_attend_passage;
         amx_level.split_span = amx_split_span;
         return &amx_level;

@@ -42,6 +42,7 @@ enum {
     SEGMENT = 32,    /* columns whose quantized activations share a scale */
     SUPER_BLOCK = 256, /* columns that share the factors of nested constants */
     MOST_TERMS = 3,  /* of 8 bits, in which an activation is written */
+    DIGITS = 4,      /* the same in digits of 8, 4, 8 and 4 bits */
     TILE = 8,        /* tokens that are computed together */
     CACHE_LINE = 64, /* bytes */
     PANEL_FLOATS = 1 << 13, /* fp32 weights that stay in the L1 cache while many tokens are multiplied with them */
@@ -199,7 +200,8 @@ void chunk_release(struct Chunk *owner);
 /* Activations as integers: value = round(x / scale), one scale per SEGMENT columns. One term holds 8 bits. Three terms,
  * the greatest first, hold 24: no fewer than fp32, so products with them are those of fp32. They lie in tiles of `width`
  * tokens, where the tokens of a segment are side by side: values (tiles, segments, width, terms, SEGMENT), scales and
- * sums (tiles, segments, width), offsets (tiles, segments, width, terms, 2). */
+ * sums (tiles, segments, width), offsets (tiles, segments, width, terms, 2). DIGITS are the same 24 bits for tiles and
+ * weights of 4 bits, without offsets: see simd/amx_dots.c. */
 typedef struct Activations {
     int8_t *values;
     float *scales;
@@ -497,6 +499,7 @@ typedef struct Recurrence {
 typedef struct Level {
     const char *name;
     int64_t few; /* tokens for which affine_blocks with three terms are faster than panels */
+    int64_t digits_from; /* tokens from which weights of 4 bits take DIGITS; 0: never */
     void (*quantize)(const float *x, int64_t segments, int64_t width, int64_t terms, int8_t *values, float *scales,
                      float *sums, int32_t *offsets);
     /* Codes records [begin, end) and lists those with upper bytes that are not in `tops`; `listed` are listed so far.
@@ -555,6 +558,9 @@ void avx512_bf16_panels(const Matrix *, const uint16_t *x, int64_t tokens, int64
 void amx_panels(const Matrix *, const uint16_t *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
                 const Output *);
 void amx_affine_blocks(const Matrix *, const Activations *, int64_t begin, int64_t end, const Output *);
+void amx_quantize(const float *x, int64_t segments, int64_t width, int64_t terms, int8_t *values, float *scales,
+                  float *sums, int32_t *offsets);
+enum { AMX_FEWEST = 4 }; /* tokens that are worth tiles of integers; fewer wait for memory */
 void avx512_bf16_round(const float *x, int64_t columns, int64_t token, uint16_t *out);
 void amx_attend_passage(const Passage *, int64_t kv_head, int64_t begin, int64_t end, const float *spans,
                         float *workspace);

@@ -77,13 +77,18 @@ static Way way_of(const Product *product) {
     return matrix->arithmetic == BF16_PRODUCTS && level()->bf16_panels != NULL ? BF16_PANELS : PANELS;
 }
 
-static int64_t terms_of(const Matrix *matrix) { return matrix->arithmetic == INT8_PRODUCTS ? 1 : MOST_TERMS; }
+static int64_t terms_of(const Product *product) {
+    const Matrix *matrix = product->matrix;
+    if (matrix->arithmetic == INT8_PRODUCTS) return 1;
+    int digits = matrix->bits == 4 && !is_looked_up(matrix->constants) && level()->digits_from > 0;
+    return digits && product->tokens >= level()->digits_from ? DIGITS : MOST_TERMS;
+}
 
 /* Bytes of the tokens in the form that the product takes. */
 static int64_t prepared_bytes(const Product *product, Way way) {
     int64_t tokens = product->tokens, columns = product->matrix->columns, bytes = 0;
     if (way == DOTS)
-        bytes = activations_bytes(tokens, columns, terms_of(product->matrix));
+        bytes = activations_bytes(tokens, columns, terms_of(product));
     else if (way == BF16_PANELS)
         bytes = round_up(tokens, BF16_TOKENS) * round_up(columns, SEGMENT) * (int64_t)sizeof(uint16_t);
     else if (product->from != NULL)
@@ -95,7 +100,7 @@ static Part part_of(const Product *product, void *memory) {
     Part part = {.product = product, .way = way_of(product), .x = product->x, .prepares = 1};
     if (part.way == DOTS)
         part.activations =
-            activations_in(memory, product->tokens, product->matrix->columns, terms_of(product->matrix));
+            activations_in(memory, product->tokens, product->matrix->columns, terms_of(product));
     else if (part.way == BF16_PANELS)
         part.rounded = memory;
     else if (product->from != NULL)
@@ -108,7 +113,7 @@ static Part part_of(const Product *product, void *memory) {
 /* Whether a product takes the same tokens in the same form as another. */
 static int takes_the_same(const Product *a, const Product *b) {
     return a->x == b->x && a->from == b->from && a->tokens == b->tokens && a->matrix->columns == b->matrix->columns &&
-           way_of(a) == way_of(b) && terms_of(a->matrix) == terms_of(b->matrix);
+           way_of(a) == way_of(b) && terms_of(a) == terms_of(b);
 }
 
 /* The part of a task of the region at hand: the last that begins no later. */

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import random
+import struct
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gptcli import LanguageModel
 from tests.cli.batch.kills import kill
 from tests.cli.conftest import GPTCLI, ROOT, Cli, Result
 from tests.kills import is_torn
@@ -36,6 +40,10 @@ def chat(**body: Any) -> dict[str, Any]:
 def completion(**body: Any) -> dict[str, Any]:
     body = {"prompt": "In a small town", "max_tokens": 3, **body}
     return {"custom_id": "b", "method": "POST", "url": "/v1/completions", "body": body}
+
+
+def vectors(**body: Any) -> dict[str, Any]:
+    return {"custom_id": "c", "method": "POST", "url": "/v1/embeddings", "body": {"input": "In a small town", **body}}
 
 
 def asked(cli: Cli, *records: dict[str, Any] | bytes, options: tuple[str, ...] = OPTIONS) -> Result:
@@ -89,6 +97,20 @@ def test_a_conversation_is_answered_as_generate_chat_answers_it(cli: Cli) -> Non
     [answer] = answers(result.out)
     alone = cli("generate", "--chat", "hi", "--system", "S", *OPTIONS, stdin=b"").out.decode("utf-8", "replace")
     assert answer["response"]["body"]["choices"][0]["message"]["content"] == alone
+
+
+def test_embeddings_come_in_the_order_of_the_lines_as_python_gives_them(cli: Cli, tiny: LanguageModel) -> None:
+    packed = vectors(input=["one", "two"], encoding_format="base64")
+    out = answers(asked(cli, {"prompt": "a"}, vectors(model="tiny"), {"prompt": "b"}, packed).out)
+    assert [answer["custom_id"] for answer in out] == ["line-1", "c", "line-3", "c"]
+    [one] = out[1]["response"]["body"]["data"]
+    assert (one["object"], one["index"]) == ("embedding", 0)
+    assert one["embedding"] == pytest.approx(tiny.embed("In a small town").tolist(), abs=1e-6)
+    count = len(tiny.tokenizer.encode("In a small town"))
+    assert out[1]["response"]["body"]["usage"] == {"prompt_tokens": count, "total_tokens": count}
+    for text, each in zip(("one", "two"), out[3]["response"]["body"]["data"], strict=True):
+        numbers = struct.unpack(f"<{tiny.embed(text).numel()}f", base64.b64decode(each["embedding"]))
+        assert numbers == pytest.approx(tiny.embed(text).tolist(), abs=1e-6)
 
 
 def test_n_choices_have_seeds_that_count_up(cli: Cli) -> None:
@@ -152,7 +174,11 @@ def test_a_response_format_replaces_the_commands_constraint(cli: Cli) -> None:
         (completion(echo=True), "echo"),
         (completion(prompt={}), "prompt"),
         (completion(prompt=""), "prompt"),
-        (completion() | {"url": "/v1/embeddings"}, "url"),
+        (completion() | {"url": "/v1/moderations"}, "url"),
+        (completion() | {"url": "/v1/embeddings"}, "max_tokens"),
+        (vectors(input=[]), "input"),
+        (vectors(dimensions=8), "dimensions"),
+        (vectors(encoding_format="int8"), "encoding_format"),
         (completion() | {"method": "GET"}, "method"),
         (completion() | {"custom_id": 5}, "custom_id"),
         ({"prompt": "x", "logit-bias": {"a": 1}}, "logit_bias"),
@@ -275,6 +301,26 @@ def test_an_output_of_another_input_is_refused_and_left_alone(
     source.write_bytes(lines(*then))
     result = cli("batch", source, "-o", out, *OPTIONS)
     assert result.code == 8 and says in result.err and out.read_bytes() == before
+
+
+@pytest.mark.parametrize("edit", [lambda line: line[:60] + b"\n", lambda line: line[:50] + b' "response": [1]}\n'])
+def test_an_output_with_an_edited_line_is_refused_and_left_alone(
+    cli: Cli, tmp_path: Path, edit: Callable[[bytes], bytes]
+) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(lines({"prompt": "a"}, {"prompt": "b"}))
+    cli("batch", source, "-o", out, *OPTIONS)
+    first, second = out.read_bytes().splitlines(keepends=True)
+    out.write_bytes(edit(first) + second)
+    result = cli("batch", source, "-o", out, *OPTIONS)
+    assert result.code == 8 and "not the output of a batch" in result.err
+    assert out.read_bytes() == edit(first) + second
+
+
+def test_columns_of_one_name_are_refused(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_bytes(b"text,,text,\na,b,c,d\n")
+    result = cli("batch", tmp_path / "in.csv", "--prompt", "{text}", *OPTIONS)
+    assert result.code == 4 and "several columns are called text" in result.err
 
 
 def test_a_file_that_is_no_output_of_a_batch_is_refused_and_left_alone(cli: Cli, tmp_path: Path) -> None:

@@ -301,7 +301,7 @@ def test_a_learning_rate_of_0_is_kept(cli: Cli, data: Path, tmp_path: Path, tiny
 
 def test_columns_of_one_name_are_refused(cli: Cli, tmp_path: Path, tiny_model: Path) -> None:
     (data := tmp_path / "data.csv").write_text("text,id,text\na,1,b\n")
-    failed(cli("train", data, "-m", tiny_model, "-o", tmp_path / "out", *SMALL), 4, "two columns are called text")
+    failed(cli("train", data, "-m", tiny_model, "-o", tmp_path / "out", *SMALL), 4, "several columns are called text")
 
 
 def test_what_is_packed_is_not_taken_for_text(cli: Cli, tmp_path: Path, tiny_model: Path) -> None:

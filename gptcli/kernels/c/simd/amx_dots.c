@@ -1,9 +1,13 @@
-/* Affine weights times activations in three terms, in tiles of 8 bits. Sums have the bits of affine_dots.h.
+/* Affine weights times activations of 24 bits, in tiles of 8 bits. Sums have the bits of affine_dots.h.
  *
  * A unit is a group's columns of a segment: all 32, or 16 where groups are half segments. Its tiles:
  *   activations   a line is a term of a token, side by side as Activations has them
  *   weights       a line has four columns of 16 rows, side by side as a block has them
  *   products      (activations' lines, 16) integers
+ *
+ * Weights of 4 bits leave room in their bytes: 16 times a weight fits, too. So DIGITS are two lines a token instead of
+ * three. A line has the upper digits of 32 columns, in 8 bits, then the lower ones, in 4 bits from 0 to 15. The tile of
+ * weights has them times 16, then as they are. A line's products are those of 12 bits of the activations.
  */
 #include "../kernels.h"
 
@@ -25,11 +29,11 @@
 #include "amx.h"
 
 enum {
-    UNITS = 4,                                /* multiplied at once */
-    TOKENS = 4 * TILE,                        /* that share unpacked weights */
-    COLUMN_LINES = SEGMENT / 4,               /* of a segment's weights */
-    UNIT_BYTES = COLUMN_LINES * CACHE_LINE,
-    FEWEST = 4,                               /* tokens; fewer wait for memory */
+    RING = 8,                         /* units under way, at least LATEST + 1; a power of two */
+    MULTIPLIED = 2, LATEST = 4,       /* units after which one that is unpacked is multiplied, and added */
+    COLUMN_LINES = SEGMENT / 4,       /* of a segment's weights */
+    LINES = TILE * MOST_TERMS,        /* of a unit's products, at most */
+    DIGIT_LINES = 2,                  /* of a token */
 };
 
 typedef uint8_t line_bytes __attribute__((vector_size(CACHE_LINE)));
@@ -40,45 +44,50 @@ typedef struct {
     int64_t group, column; /* of the record, of the group */
 } Cursor;
 
-/* Some units of a block, as signed or unsigned bytes, with the constants of their rows. */
+/* A unit of a block: its weights as signed or unsigned bytes, the constants of its rows, and its products. */
 typedef struct {
-    _Alignas(CACHE_LINE) uint8_t weights[UNITS][UNIT_BYTES];
-    floats scales[UNITS], biases[UNITS];
-} Units;
+    _Alignas(CACHE_LINE) uint8_t weights[2 * COLUMN_LINES * CACHE_LINE];
+    _Alignas(CACHE_LINE) int32_t products[LINES * BLOCK];
+    floats scales, biases;
+} Unit;
 
 INLINE int parts_of(const Constants constants) { return constants == NESTED_CENTRED ? 2 : 1; }
+INLINE int lines_of(const int terms) { return terms == DIGITS ? DIGIT_LINES : terms; } /* of a token */
 
-INLINE void unpack(const Matrix *matrix, Cursor *at, int64_t count, Units *units, const int bits,
+/* second: whether it is the second half of a segment. */
+INLINE void unpack(const Matrix *matrix, Cursor *at, int second, Unit *unit, const int terms, const int bits,
                    const Constants constants) {
     const int parts = parts_of(constants), steps = COLUMN_LINES / parts;
-    for (int64_t unit = 0; unit < count; unit++) {
-        if (at->group == groups_in_record(constants)) *at = (Cursor){at->lines, at->lines, 0, 0};
-        if (at->lines == at->record) {
-            prefetch_constants(at->record, constants);
-            at->lines += constants_bytes(constants);
-        }
-        units->scales[unit] = load_scale(at->record, at->group, 0, constants);
-        if (has_biases(constants)) units->biases[unit] = load_bias(at->record, at->group, 0, constants);
-        const int second = parts == 2 && unit % 2 == 1; /* half of a segment */
-        UNROLL for (int step = 0; step < steps; step++) {
-            words word = second ? four_columns(matrix, at->lines, steps + step, bits, constants)
-                                : four_columns(matrix, at->lines, step, bits, constants);
-            if (!has_biases(constants)) word = (words)((line_bytes)word - (uint8_t)zero_of(bits, constants));
-            memcpy(units->weights[unit] + step * CACHE_LINE, &word, sizeof word);
-        }
-        if (parts == 1 || second) {
-            UNROLL for (int line = 0; line < bits; line++) prefetch(at->lines + line * CACHE_LINE, AHEAD);
-            at->lines += SEGMENT * BLOCK * bits / 8;
-        }
-        at->column += SEGMENT / parts;
-        if (at->column == matrix->group) at->column = 0, at->group++;
+    if (at->group == groups_in_record(constants)) *at = (Cursor){at->lines, at->lines, 0, 0};
+    if (at->lines == at->record) {
+        prefetch_constants(at->record, constants);
+        at->lines += constants_bytes(constants);
     }
+    unit->scales = load_scale(at->record, at->group, 0, constants);
+    if (has_biases(constants)) unit->biases = load_bias(at->record, at->group, 0, constants);
+    uint8_t *to = unit->weights;
+    UNROLL for (int step = 0; step < steps; step++, to += CACHE_LINE) {
+        words word = parts == 2 && second ? four_columns(matrix, at->lines, steps + step, bits, constants)
+                                          : four_columns(matrix, at->lines, step, bits, constants);
+        if (!has_biases(constants)) word = (words)((line_bytes)word - (uint8_t)zero_of(bits, constants));
+        if (terms == DIGITS) {
+            const words times_16 = word << 4 & 0xf0f0f0f0;
+            memcpy(to, &times_16, sizeof times_16);
+        }
+        memcpy(to + (terms == DIGITS ? steps * CACHE_LINE : 0), &word, sizeof word);
+    }
+    if (parts == 1 || second) {
+        UNROLL for (int line = 0; line < bits; line++) prefetch(at->lines + line * CACHE_LINE, AHEAD);
+        at->lines += SEGMENT * BLOCK * bits / 8;
+    }
+    at->column += SEGMENT / parts;
+    if (at->column == matrix->group) at->column = 0, at->group++;
 }
 
 /* The products of a unit with some lines of activations, in one tile of each. */
-#define MULTIPLY(lines_tile, products_tile, lines, products, constants)                                                \
+#define MULTIPLY(lines_tile, products_tile, lines, stride, products, constants)                                        \
     do {                                                                                                               \
-        _tile_loadd(lines_tile, lines, SEGMENT);                                                                       \
+        _tile_loadd(lines_tile, lines, stride);                                                                        \
         _tile_zero(products_tile);                                                                                     \
         if (has_biases(constants))                                                                                     \
             _tile_dpbsud(products_tile, lines_tile, 2);                                                                \
@@ -87,91 +96,126 @@ INLINE void unpack(const Matrix *matrix, Cursor *at, int64_t count, Units *units
         _tile_stored(products_tile, products, CACHE_LINE);                                                             \
     } while (0)
 
-/* products: (count, TILE * MOST_TERMS, 16). values: of the first unit's segment, whose lines are `lines`. */
-INLINE void multiply_units(const Units *units, int64_t count, const int8_t *values, int64_t lines, int32_t *products,
+/* values: of the unit's columns. */
+INLINE void multiply(Unit *unit, const int8_t *values, const int width, const int terms, const Constants constants) {
+    atomic_signal_fence(memory_order_seq_cst); /* compilers do not know that tiles are loaded from memory */
+    _tile_loadd(2, unit->weights, CACHE_LINE);
+    MULTIPLY(3, 0, values, terms == DIGITS ? 2 * SEGMENT : SEGMENT, unit->products, constants);
+    if (width * lines_of(terms) > (int)TILE_LINES) /* never of DIGITS */
+        MULTIPLY(4, 1, values + TILE_LINES * SEGMENT, SEGMENT, unit->products + TILE_LINES * BLOCK, constants);
+    atomic_signal_fence(memory_order_seq_cst);
+}
+
+/* Adds to the sums of `width` tokens what a unit adds. segment: the index of its first scale. */
+INLINE void add_unit(floats *sums, const Unit *unit, const Activations *x, int64_t segment, const int width,
+                     const int terms, const Constants constants) {
+    const int32_t *products = unit->products;
+    UNROLL for (int t = 0; t < width; t++, products += lines_of(terms) * BLOCK) {
+        ints each[MOST_TERMS];
+        UNROLL for (int i = 0; i < lines_of(terms); i++) memcpy(&each[i], products + i * BLOCK, sizeof(ints));
+        /* Both are exact before the last addition. */
+        floats joined = terms == DIGITS ? float_of_ints(each[0]) * 4096 + float_of_ints(each[1]) : joined_terms(each);
+        sums[t] += joined * (unit->scales * x->scales[segment + t]);
+        if (has_biases(constants)) sums[t] += unit->biases * x->sums[segment + t];
+    }
+}
+
+/* A block of rows times the tokens of a tile of `width`, of which `count` exist. While tiles multiply a unit, vectors
+ * unpack a later one and add up an earlier one. */
+INLINE void multiply_block(const Matrix *matrix, const Activations *x, int64_t block, int64_t tile, int64_t count,
+                           const Output *output, const int width, const int terms, const int bits,
                            const Constants constants) {
     const int parts = parts_of(constants);
-    for (int64_t unit = 0; unit < count; unit++, products += TILE * MOST_TERMS * BLOCK) {
-        const int8_t *first = values + unit / parts * lines * SEGMENT + unit % parts * HALF_SEGMENT;
-        _tile_loadd(2, units->weights[unit], CACHE_LINE);
-        MULTIPLY(3, 0, first, products, constants);
-        if (TILE * MOST_TERMS > TILE_LINES && lines > TILE_LINES)
-            MULTIPLY(4, 1, first + TILE_LINES * SEGMENT, products + TILE_LINES * BLOCK, constants);
-    }
-}
-
-/* Adds to a token's sums what some units add. products: its first term's; index: of its first segment's scale. */
-INLINE floats add_units(floats sum, const Units *units, int64_t count, const int32_t *products, const Activations *x,
-                        int64_t index, const Constants constants) {
-    const int parts = parts_of(constants);
-    UNROLL for (int64_t unit = 0; unit < count; unit++, products += TILE * MOST_TERMS * BLOCK) {
-        const int64_t segment = index + unit / parts * x->width;
-        ints each[MOST_TERMS];
-        UNROLL for (int term = 0; term < MOST_TERMS; term++) memcpy(&each[term], products + term * BLOCK, sizeof(ints));
-        sum += joined_terms(each) * (units->scales[unit] * x->scales[segment]);
-        if (has_biases(constants)) sum += units->biases[unit] * x->sums[segment];
-    }
-    return sum;
-}
-
-/* Adds what some units of a block add to the sums of tokens [begin, end). */
-INLINE void multiply_some(const Matrix *matrix, const Activations *x, Cursor *at, int64_t unit, int64_t count,
-                          int64_t begin, int64_t end, floats *sums, const int bits, const Constants constants) {
-    Units units;
-    _Alignas(CACHE_LINE) int32_t products[UNITS * TILE * MOST_TERMS * BLOCK];
-    unpack(matrix, at, count, &units, bits, constants);
-    atomic_signal_fence(memory_order_seq_cst); /* compilers do not know that tiles are loaded from memory */
-    for (int64_t tile = begin; tile < end; tile += x->width, sums += x->width) {
-        const int64_t first = tile * x->segments + unit / parts_of(constants) * x->width; /* index of a scale */
-        multiply_units(&units, count, x->values + first * MOST_TERMS * SEGMENT, x->width * MOST_TERMS, products,
-                       constants);
-        for (int64_t t = 0; t < x->width && tile + t < end; t++)
-            sums[t] = add_units(sums[t], &units, count, products + t * MOST_TERMS * BLOCK, x, first + t, constants);
-    }
-}
-
-/* A block of rows times tokens [begin, end), at most TOKENS. begin: a multiple of x->width. */
-INLINE void multiply_block(const Matrix *matrix, const Activations *x, int64_t block, int64_t begin, int64_t end,
-                           const Output *output, const int bits, const Constants constants) {
-    const int64_t all = x->segments * parts_of(constants);
+    const int64_t all = x->segments * parts, first = tile * x->segments;
     const uint8_t *packed = matrix->packed + block * matrix->block_bytes;
+    const int8_t *values = x->values + first * terms * SEGMENT;
     Cursor at = {packed, packed, 0, 0};
-    floats sums[TOKENS] = {{0}};
-    int64_t unit = 0;
-    for (; unit + UNITS <= all; unit += UNITS)
-        multiply_some(matrix, x, &at, unit, UNITS, begin, end, sums, bits, constants);
-    if (unit < all) multiply_some(matrix, x, &at, unit, all - unit, begin, end, sums, bits, constants);
-    const int64_t row = block * BLOCK;
-    for (int64_t token = begin; token < end; token++) {
-        floats bias = output->bias != NULL ? load_some(output->bias, row, matrix->rows) : (floats){0};
-        store_some(output->out + token * output->stride, row, matrix->rows, sums[token - begin] + bias);
+    Unit ring[RING];
+    floats sums[TILE] = {{0}};
+    for (int64_t unit = 0; unit < all + LATEST; unit++) {
+        const int64_t now = unit - MULTIPLIED, done = unit - LATEST;
+        if (unit < all) unpack(matrix, &at, unit % 2, &ring[unit % RING], terms, bits, constants);
+        if (now >= 0 && now < all)
+            multiply(&ring[now % RING], values + now / parts * width * terms * SEGMENT + now % parts * HALF_SEGMENT,
+                     width, terms, constants);
+        if (done >= 0) add_unit(sums, &ring[done % RING], x, first + done / parts * width, width, terms, constants);
     }
+    const int64_t row = block * BLOCK;
+    for (int64_t t = 0; t < count; t++) {
+        floats bias = output->bias != NULL ? load_some(output->bias, row, matrix->rows) : (floats){0};
+        store_some(output->out + (tile + t) * output->stride, row, matrix->rows, sums[t] + bias);
+    }
+}
+
+INLINE void multiply_tile(const Matrix *matrix, const Activations *x, int64_t block, int64_t tile, int64_t count,
+                          const Output *output, const int width, const int bits, const Constants constants) {
+    if (bits == 4 && !is_looked_up(constants)) /* always DIGITS, see amx_affine_blocks */
+        multiply_block(matrix, x, block, tile, count, output, width, DIGITS, bits, constants);
+    else
+        multiply_block(matrix, x, block, tile, count, output, width, MOST_TERMS, bits, constants);
 }
 
 INLINE void multiply_range(const Matrix *matrix, const Activations *x, int64_t begin, int64_t end,
                            const Output *output, const int bits, const Constants constants) {
-    for (int64_t token = 0; token < x->tokens; token += TOKENS) {
-        const int64_t last = token + TOKENS < x->tokens ? token + TOKENS : x->tokens;
-        for (int64_t block = begin; block < end; block++)
-            multiply_block(matrix, x, block, token, last, output, bits, constants);
-    }
+    for (int64_t block = begin; block < end; block++)
+        for (int64_t tile = 0; tile < x->tokens; tile += x->width) {
+            const int64_t count = x->tokens - tile < x->width ? x->tokens - tile : x->width;
+            switch (x->width) {
+#define TILE_OF(width) case width: multiply_tile(matrix, x, block, tile, count, output, width, bits, constants); break;
+                TILE_OF(4) TILE_OF(5) TILE_OF(6) TILE_OF(7) TILE_OF(8)
+#undef TILE_OF
+            }
+        }
 }
 
 void amx_affine_blocks(const Matrix *matrix, const Activations *x, int64_t begin, int64_t end, const Output *output) {
-    if (x->terms < MOST_TERMS || x->tokens < FEWEST) {
+    if (x->terms < MOST_TERMS || x->tokens < AMX_FEWEST) {
         avx512_level.affine_blocks(matrix, x, begin, end, output);
         return;
     }
     TileShapes tiles = whole_tiles();
-    const int64_t lines = x->width * x->terms, parts = parts_of(matrix->constants);
+    const int64_t lines = x->width * lines_of((int)x->terms), parts = parts_of(matrix->constants);
     const int64_t first = lines < TILE_LINES ? lines : TILE_LINES;
     tiles.lines[0] = tiles.lines[3] = (uint8_t)first;
     if (lines > first) tiles.lines[1] = tiles.lines[4] = (uint8_t)(lines - first);
-    tiles.lines[2] = (uint8_t)(COLUMN_LINES / parts);
-    tiles.line_bytes[3] = tiles.line_bytes[4] = (uint16_t)(SEGMENT / parts);
+    if (x->terms != DIGITS) {
+        tiles.lines[2] = (uint8_t)(COLUMN_LINES / parts);
+        tiles.line_bytes[3] = tiles.line_bytes[4] = (uint16_t)(SEGMENT / parts);
+    }
     _tile_loadconfig(&tiles);
     BY_FORMAT(multiply_range, matrix, x, begin, end, output);
     _tile_release();
+}
+
+INLINE ints load_bytes(const int8_t *from) { return (ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)from)); }
+INLINE void store_bytes(int8_t *to, ints values) { _mm_storeu_si128((void *)to, _mm512_cvtepi32_epi8((__m512i)values)); }
+
+/* Stores the upper digits of numbers of 12 bits, and behind those of a segment the lower ones. */
+INLINE void store_digits(int8_t *line, ints numbers) {
+    store_bytes(line, numbers >> 4);
+    store_bytes(line + SEGMENT, numbers & 15);
+}
+
+/* See Level. DIGITS are made of three terms. */
+void amx_quantize(const float *x, int64_t segments, int64_t width, int64_t terms, int8_t *values, float *scales,
+                  float *sums, int32_t *offsets) {
+    if (terms != DIGITS) {
+        avx512_level.quantize(x, segments, width, terms, values, scales, sums, offsets);
+        return;
+    }
+    for (int64_t segment = 0; segment < segments; segment++) {
+        int8_t each[MOST_TERMS * SEGMENT], *to = values + segment * width * DIGITS * SEGMENT;
+        int32_t unused[2 * MOST_TERMS];
+        avx512_level.quantize(x + segment * SEGMENT, 1, 1, MOST_TERMS, each, scales + segment * width,
+                              sums + segment * width, unused);
+        for (int column = 0; column < SEGMENT; column += LANES) {
+            const ints value = (ints)((words)load_bytes(each + column) << 16) +
+                               (load_bytes(each + SEGMENT + column) * 256 + load_bytes(each + 2 * SEGMENT + column));
+            const ints lower = (ints)((words)value << 20) >> 20;
+            store_digits(to + column, (ints)((words)value - (words)lower) >> 12);
+            store_digits(to + 2 * SEGMENT + column, lower);
+        }
+    }
 }
 
 #ifdef __clang__

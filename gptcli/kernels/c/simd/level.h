@@ -34,6 +34,6 @@
 #include "vector_ops.h"
 
 #define LEVEL(name)                                                                                                   \
-    {name,     FEW,      quantize, encode,         dense_blocks, affine_blocks, panels,                               \
+    {name,     FEW,      0,        quantize,       encode,         dense_blocks, affine_blocks, panels,               \
      cache,    expand,   attend,   merge,          attend_passage, rms_norm,    layer_norm,                           \
      rope,     activate, recur,        exponentials,  greatest_of,   NULL, NULL, NULL, NULL}
