@@ -48,11 +48,11 @@ from gptcli.version import VERSION
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gptcli.generation.complete_all import Ready
     from gptcli.generation.completion import Completion
     from gptcli.generation.events import Completed, Event
     from gptcli.generation.score_result import ChoiceScore, Score
     from gptcli.generation.speculation import Drafter
+    from gptcli.generation.together.complete_all import Ready
     from gptcli.generation.together.job import Job
     from gptcli.runtime.torch_engine import TorchEngine
     from gptcli.tools.formats import ToolUse
