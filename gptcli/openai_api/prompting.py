@@ -73,16 +73,17 @@ class Prompting:
             return self.encoded(prompt)
         return [id for id in prompt if isinstance(id, int)]
 
-    def encoded(self, text: str) -> list[int]:
+    def encoded(self, text: str, *, add_special: bool = True) -> list[int]:
         """Token ids of a text. Raises ContextOverflow, for a text that cannot fit before it is encoded."""
         self._check_length(len(text))
-        return self.lm.tokenizer.encode(text, special=self.special)
+        return self.lm.tokenizer.encode(text, special=self.special, add_special=add_special)
 
-    def _check_length(self, characters: int) -> None:
-        if characters > self.lm.ctx_size * self._longest_piece:
-            raise ContextOverflow(
-                f"the prompt does not fit: {characters} characters in a context of {self.lm.ctx_size} tokens"
-            )
+    def _check_length(self, characters: int, messages: int = 0) -> None:
+        """A message becomes at least one token, and a token stands for no more than the longest piece."""
+        ctx_size = self.lm.ctx_size
+        if characters > ctx_size * self._longest_piece or messages > ctx_size:
+            what = f"{messages} messages" if messages > ctx_size else f"{characters} characters"
+            raise ContextOverflow(f"the prompt does not fit: {what} in a context of {ctx_size} tokens")
 
     @cached_property
     def _longest_piece(self) -> int:
@@ -100,7 +101,7 @@ class Prompting:
         system = self.lm.store.system if self.system is None else self.system
         if system is not None and messages[0].role != "system":
             messages = [Message("system", system), *messages]
-        self._check_length(sum(len(message.content) for message in messages))
+        self._check_length(sum(len(message.content) for message in messages), len(messages))
         template, switches = self.template()
         template.check_switches(**asked)
         given: Any = {name: value for name, value in asked.items() if value is not None}

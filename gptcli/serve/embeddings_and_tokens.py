@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from gptcli.errors import UsageError
 from gptcli.openai_api.bodies import (
     BadParameter,
     check_flag,
@@ -34,7 +35,10 @@ async def embed(service: Service, call: Call) -> dict[str, Any]:
 
     def ids_of(each: str | Sequence[int]) -> Sequence[int]:
         ids = prompting.encoded(each) if isinstance(each, str) else each
-        lm.check_request(ids, SamplingConfig())
+        try:
+            lm.check_request(ids, SamplingConfig())
+        except UsageError as error:
+            raise BadParameter("input", error.message) from None
         return ids
 
     def embedded(ids: Sequence[int]) -> list[float]:
@@ -69,9 +73,12 @@ async def tokenize(service: Service, call: Call) -> dict[str, Any]:
         if messages is not None:
             ids = prompting.rendered(messages, {})
         else:
-            ids = tokenizer.encode(texts[0], add_special=special)
-        pieces = [{"id": id, "piece": tokenizer.token_name(id), "special": tokenizer.is_control(id)} for id in ids]
-        return {"count": len(ids), "max_model_len": prompting.lm.ctx_size, "tokens": ids, "pieces": pieces}
+            ids = prompting.encoded(texts[0], add_special=special)
+        most = prompting.lm.ctx_size
+        pieces = [
+            {"id": id, "piece": tokenizer.token_name(id), "special": tokenizer.is_control(id)} for id in ids[:most]
+        ]
+        return {"count": len(ids), "max_model_len": most, "tokens": ids, "pieces": pieces}
 
     return await service.read(tokens)
 

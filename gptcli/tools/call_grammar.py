@@ -37,6 +37,7 @@ class Grammar:
             raise UsageError(
                 f"tools: this model's calls cannot be held to {min(unmet)}, as their texts are not JSON",
                 hint="--tool-choice auto leaves the call to the model",
+                setting="tools",
             )
         least, most = schema.get("minLength", 0), schema.get("maxLength", "")
         any_text = f"/(?s:.{{{least},{most}}})/" if least or most != "" else "/(?s:.*)/"

@@ -264,6 +264,7 @@ class Braced:
                 raise UsageError(
                     f"tools: this model's calls cannot be held to type {json.dumps(kind)} alone",
                     hint="--tool-choice auto leaves the call to the model",
+                    setting="tools",
                 )
         return f"{grammar.text(self.quote)} {grammar.until(self.quote, schema)}"
 
@@ -281,6 +282,7 @@ def _check_names(tool: Definition, wanted: re.Pattern[str]) -> None:
             raise UsageError(
                 f"tools: this model's calls cannot spell the argument {json.dumps(key, ensure_ascii=False)}",
                 hint="--tool-choice auto leaves the call to the model",
+                setting="tools",
             )
 
 

@@ -106,6 +106,29 @@ ASKED: dict[str, tuple[str, dict[str, Any]]] = {
         "model": "tiny", "messages": [USER],
         "response_format": {"type": "json_object", "schema": {"type": "object", "properties": {}}}, "seed": -1,
     }),
+    # README.md of tools/server, again: what changes no text
+    "llama.cpp's fields": (TEXT, {
+        "model": "tiny", "prompt": "def add(a, b):", "max_tokens": 8, "cache_prompt": True, "id_slot": -1,
+        "stream": True, "top_k": 40, "min_p": 0.05, "timings_per_token": False,
+    }),
+    # vllm/entrypoints/openai/protocol.py, values that ask for nothing
+    "vllm's fields": (CHAT, {
+        "model": "tiny", "messages": [USER], "skip_special_tokens": True, "add_generation_prompt": True, "priority": 0,
+        "continue_final_message": False, "stop_token_ids": [], "min_tokens": 0, "request_id": "1", "ignore_eos": False,
+    }),
+    # lua/minuet/backends/openai_base.lua, whose template puts the code after the cursor into the prompt
+    "minuet": (TEXT, {
+        "model": "tiny", "stream": True, "max_tokens": 256, "top_p": 0.9, "stop": ["\n\n"],
+        "prompt": "<|fim_prefix|>def add(a, b):\n<|fim_suffix|>\n<|fim_middle|>",
+    }),
+    # aider/models.py, through litellm
+    "aider": (CHAT, {
+        "model": "tiny", "stream": True, "temperature": 0,
+        "messages": [
+            {"role": "system", "content": "Act as an expert software developer."}, USER,
+            {"role": "assistant", "content": "Ok."}, {"role": "user", "content": "a.py\n```\nprint(1)\n```"},
+        ],
+    }),
     # As langchain-openai's with_structured_output asks, through the client's parse()
     "langchain": (CHAT, {
         "model": "tiny", "messages": [USER], "n": 1, "stream": False, "max_completion_tokens": 50, "top_p": 0.9,

@@ -47,6 +47,13 @@ def test_an_address_and_localhost_are_names_that_nobody_else_can_have(server: Ru
         "127.0.0.1@evil.example:1x",
         "[::1",
         "my.lan",
+        "localhost/.evil.example",
+        "localhost#.evil.example",
+        "localhost@evil.example",
+        "localhost, evil.example",
+        "localhost:80a",
+        "[::1]evil.example",
+        "2130706433",
     ],
 )
 @pytest.mark.parametrize("path", ["/health", "/v1/models", "/"])
@@ -65,6 +72,29 @@ def test_a_page_of_another_site_may_not_ask(server: Running, origin: str) -> Non
         answer = server.ask(method, TEXT, {}, {"Origin": origin, "Content-Type": "text/plain"})
         assert answer.status == 403
         assert "Access-Control-Allow-Origin" not in answer.headers
+
+
+def test_a_second_origin_is_checked_like_the_first(server: Running) -> None:
+    head = f"GET /health HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nOrigin: http://127.0.0.1:{server.port}\r\n"
+    for other, status in (("", b"200"), ("Origin: http://evil.example\r\n", b"403")):
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(f"{head}{other}\r\n".encode())
+            assert client.recv(100).split()[1] == status
+
+
+@pytest.mark.parametrize(
+    ("site", "mode", "status"),
+    [
+        ("cross-site", "no-cors", 403),  # <img src="http://localhost:8080/v1/models">
+        ("same-site", "no-cors", 403),  # the same of a page of another port
+        ("cross-site", "navigate", 200),  # a link to here
+        ("same-origin", "cors", 200),
+        ("none", "navigate", 200),  # typed by the user
+    ],
+)
+def test_a_page_of_another_site_may_not_embed_an_answer(server: Running, site: str, mode: str, status: int) -> None:
+    headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode}
+    assert server.ask("GET", "/v1/models", headers=headers).status == status
 
 
 def test_our_own_page_and_those_that_are_allowed_may(guarded: Running) -> None:
