@@ -39,6 +39,7 @@ NOTHING = {
     "functions": [], "function_call": "none", "top_logprobs": 0, "min_tokens": 0, "stop_token_ids": [],
     "skip_special_tokens": True, "add_generation_prompt": True, "continue_final_message": False,
     "use_beam_search": False, "include_stop_str_in_output": False, "timings_per_token": False,
+    "stream_options": {"include_obfuscation": False},
 }  # fmt: skip
 
 

@@ -79,6 +79,10 @@ ASKED: dict[str, tuple[str, dict[str, Any]]] = {
         "model": "tiny", "input": [{"role": "user", "content": "hi"}], "include": [], "tools": [],
         "instructions": "Be brief.", "truncation": "disabled", "background": False,
     }),
+    # The API's reference: padding of streams, switched off for trusted networks
+    "unpadded": (RESPONSES, {
+        "model": "tiny", "input": "hi", "stream": True, "stream_options": {"include_obfuscation": False},
+    }),
     # With ANTHROPIC_BASE_URL; what its caching and tools need, by Anthropic's documentation
     "claude code": (f"{MESSAGES}?beta=true", {
         "model": "claude", "max_tokens": 32000, "stream": True, "temperature": 1, "metadata": {"user_id": "user_1"},
@@ -185,6 +189,7 @@ def test_what_a_request_asks_for_is_never_ignored(server: Running) -> None:
             "background": True, "truncation": "auto", "include": ["message.output_text.logprobs"], "conversation": "a",
             "prompt": {"id": "a"}, "max_tool_calls": 1, "context_management": [{"type": "compaction"}],
             "top_logprobs": 1, "text": {"verbosity": "high"}, "moderation": {}, "tools": [{"type": "web_search"}],
+            "stream_options": {"include_obfuscation": True},
         }.items()),
         *((MESSAGES, {name: value}) for name, value in {
             "container": "a", "speed": "fast", "output_config": {"surprise": 1}, "mcp_servers": [],

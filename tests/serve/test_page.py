@@ -157,7 +157,7 @@ def test_text_of_a_model_and_of_a_user_is_text_and_nothing_else(
     assert links == [["https://b.example/%22onclick=window.taken=1", rel], ["https://c.example/c.png", rel]]
 
 
-LISTS = "- one\n  - two\n    - three\n  - four\n\n- five\n\n1. a\n   1. b\n2. c\n"
+LISTS = "- one\n  - two\n    - three\n  - four\n\n- five\n\n1. a\n   1. b\n2. c\n\n   - d\n   - e\n"
 
 
 def test_lists_are_as_deep_as_they_are_written(browser: Browser, server: Running) -> None:
@@ -168,7 +168,7 @@ def test_lists_are_as_deep_as_they_are_written(browser: Browser, server: Running
                 ? [...child.children].map(outline) : [])] : []);
         return markdown({json.dumps(LISTS)}).map(outline);
     }})()"""
-    assert browser.run(script) == [["one", ["two", ["three"], "four"]], ["five"], ["a", ["b"], "c"]]
+    assert browser.run(script) == [["one", ["two", ["three"], "four"]], ["five"], ["a", ["b"], "c"], ["d", "e"]]
 
 
 def test_who_reads_elsewhere_stays_there(browser: Browser, server: Running) -> None:
