@@ -32,9 +32,13 @@ class GptcliError(Exception):
 
 
 class UsageError(GptcliError):
-    """An option or argument is invalid, alone or together with another."""
+    """An option or argument is invalid, alone or together with another. setting: its name, if it is a setting's."""
 
     exit_code = ExitCode.USAGE
+
+    def __init__(self, message: str, hint: str | None = None, *, setting: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.setting = setting
 
 
 class InvalidModel(GptcliError):

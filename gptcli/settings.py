@@ -37,13 +37,18 @@ def random_seed() -> int:
 def _check(name: str, value: float, low: float, high: float, meaning: str = "") -> None:
     if not (isinstance(value, int | float) and low <= value <= min(high, MAX_NUMBER)):
         bounds = f"between {low} and {high}" if math.isfinite(high) else f"at least {low}"
-        raise UsageError(f"{name} must be {bounds}{meaning}, not {value}")
+        raise UsageError(f"{name} must be {bounds}{meaning}, not {value}", setting=_setting(name))
+
+
+def _setting(name: str) -> str:
+    """The setting that a name in an error begins with."""
+    return name.split()[0].rstrip(":").replace("-", "_")
 
 
 def _check_whole(name: str, value: int, low: int, high: float = math.inf, meaning: str = "") -> None:
     _check(name, value, low, high, meaning)
     if type(value) is not int:
-        raise UsageError(f"{name} must be a whole number, not {value}")
+        raise UsageError(f"{name} must be a whole number, not {value}", setting=_setting(name))
 
 
 def _check_ids(name: str, ids: Sequence[int]) -> None:
@@ -53,7 +58,7 @@ def _check_ids(name: str, ids: Sequence[int]) -> None:
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise UsageError(f"{name} must be one of {', '.join(choices)}, not {value}")
+        raise UsageError(f"{name} must be one of {', '.join(choices)}, not {value}", setting=_setting(name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +84,7 @@ class SamplingConfig:
         _check("temperature", self.temperature, 0, math.inf, " (0 is greedy)")
         _check_whole("top-k", self.top_k, 0, math.inf, " (0 is off)")
         if not 0 < self.top_p <= 1:
-            raise UsageError(f"top-p must be above 0 and at most 1, not {self.top_p}")
+            raise UsageError(f"top-p must be above 0 and at most 1, not {self.top_p}", setting="top_p")
         _check("min-p", self.min_p, 0, 1)
         _check("repeat-penalty", self.repeat_penalty, 0.01, 100, " (1 is off)")
         _check_whole("repeat-last-n", self.repeat_last_n, -1, math.inf, " (0 is off, -1 the whole context)")
@@ -94,7 +99,7 @@ class SamplingConfig:
         for word in self.bad_words_ids:
             _check_ids("bad-words-ids", word)
             if not word:
-                raise UsageError("bad-words-ids: a word must have at least one token")
+                raise UsageError("bad-words-ids: a word must have at least one token", setting="bad_words_ids")
         _check_whole("no-repeat-ngram-size", self.no_repeat_ngram_size, 0, math.inf, " (0 is off)")
         if self.seed is not None:
             _check_whole("seed", self.seed, 0, 2**64 - 1)
@@ -221,6 +226,11 @@ class ConstraintConfig:
             raise UsageError(f"a constraint has one form, not {' and '.join(given) or 'none'}")
         if not all(isinstance(choice, str) and choice for choice in self.choices):
             raise UsageError("a choice must be a text, and not empty")
+
+    @property
+    def form(self) -> str:
+        """The name of the field that is given."""
+        return next(name for name in CONSTRAINT_FIELDS if getattr(self, name) not in (None, False, ()))
 
     @classmethod
     def resolve(cls, given: Mapping[str, Any]) -> Self | None:

@@ -15,12 +15,13 @@ def check_request(prompt: Sequence[int], sampling: SamplingConfig, ctx_size: int
     """
     tokens = len(prompt)
     if not all(type(token) is int and 0 <= token < vocabulary for token in prompt):
-        raise UsageError(f"a prompt consists of token ids from 0 to {vocabulary - 1}")
+        raise UsageError(f"a prompt consists of token ids from 0 to {vocabulary - 1}", setting="prompt")
     for token, _ in sampling.logit_bias:
         if token >= vocabulary:
-            raise UsageError(f"logit-bias id {token} is outside the vocabulary of {vocabulary}")
+            raise UsageError(f"logit-bias id {token} is outside the vocabulary of {vocabulary}", setting="logit_bias")
     if tokens == 0:
-        raise UsageError("the prompt is empty", hint="this model has no token that begins a text by itself")
+        hint = "this model has no token that begins a text by itself"
+        raise UsageError("the prompt is empty", hint, setting="prompt")
     if tokens >= ctx_size:
         raise ContextOverflow(
             f"the prompt does not fit: {tokens} tokens, and at least one to come, in a context of {ctx_size}",

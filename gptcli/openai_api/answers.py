@@ -11,7 +11,7 @@ from typing import Any
 from gptcli.chat.thinking import Thoughts
 from gptcli.errors import ContextOverflow, GptcliError, OutOfMemory, TemplateError, UsageError
 from gptcli.generation.events import Completed, StepLogprobs, TokenLogprob
-from gptcli.openai_api.bodies import CHAT, BadParameter
+from gptcli.openai_api.bodies import CHAT
 from gptcli.openai_api.refusals import Refusal
 
 LEAST_LOGPROB = -9999.0  # what OpenAI says for impossible tokens; JSON has no infinity
@@ -141,7 +141,7 @@ def error_answer(error: GptcliError) -> tuple[int, dict[str, Any]]:
     return status, {
         "message": error.message,
         "type": kind.get(status, "server_error" if status >= 500 else "invalid_request_error"),
-        "param": error.name if isinstance(error, BadParameter) else None,
+        "param": error.setting if isinstance(error, UsageError) else None,
         "code": code,
     }
 

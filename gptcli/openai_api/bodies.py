@@ -14,7 +14,7 @@ from gptcli.text.messages import messages_of as checked_messages
 from gptcli.tools.definitions import AUTO, NONE, Definition, checked_choice, checked_tools
 
 CHAT, TEXT, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
-MOST_CHOICES, MOST_PROMPTS = 128, 2048
+MOST_CHOICES, MOST_PROMPTS, MOST_SOUGHT = 128, 2048, 1000
 # What has the same name in `Request`; part of it is OpenAI's, the rest an extension.
 SAME_NAMES = {*SAMPLING_FIELDS, *CONSTRAINT_FIELDS, "stop", "ignore_eos", "overflow"}
 # What changes nothing in the text.
@@ -29,20 +29,25 @@ WITHOUT_EFFECT = {
     "prompt_cache_options",
     "prompt_cache_retention",
     "client_metadata",  # of OpenAI's Codex
+    *("cache_prompt", "id_slot"),  # of llama.cpp's server
+    *("priority", "request_id"),  # of vLLM's
 }
 # Values that ask for nothing.
 NOTHING = {
     "suffix": "", "best_of": 1, "modalities": ["text"], "verbosity": "medium", "include": [],
     "background": False, "truncation": "disabled", "context_management": [], "speed": "standard",
+    "functions": [], "function_call": "none", "top_logprobs": 0, "min_tokens": 0, "stop_token_ids": [],
+    "skip_special_tokens": True, "add_generation_prompt": True, "continue_final_message": False,
+    "use_beam_search": False, "include_stop_str_in_output": False, "timings_per_token": False,
+    "stream_options": {"include_obfuscation": False},
 }  # fmt: skip
 
 
 class BadParameter(UsageError):
-    """A parameter of a request that is unknown, unsupported or wrong; `name` is its name."""
+    """A parameter of a request, or a part of one, is unknown, unsupported or wrong."""
 
     def __init__(self, name: str, message: str) -> None:
-        super().__init__(message)
-        self.name = name
+        super().__init__(message, setting=name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +238,8 @@ def check_kinds(options: dict[str, Any]) -> None:
         texts = [texts] if isinstance(texts, str) else texts
         if not isinstance(texts, list | tuple) or not all(isinstance(text, str) and text for text in texts):
             raise BadParameter(name, f"{name} must be a text or several, and none empty")
+        if name == "stop":
+            check_fewness(name, texts)
         if name in options:
             options[name] = tuple(texts)
     for name in SAMPLING_NUMBERS:
@@ -250,6 +257,8 @@ def check_kinds(options: dict[str, Any]) -> None:
         nested = name == "bad_words_ids"
         if not isinstance(values, list) or not all(isinstance(value, list if nested else int) for value in values):
             raise BadParameter(name, f"{name} must be a list of {'lists of ' if nested else ''}token ids")
+        if nested:
+            check_fewness(name, values)
     if type(seed := options.get("seed")) is int and -(2**63) <= seed < 0:  # OpenAI's are signed
         options["seed"] = seed % 2**64
     if "logit_bias" in options:
@@ -261,6 +270,12 @@ def _bias(value: object) -> dict[int, float]:
         return {int(token): float(bias) for token, bias in cast("dict[str, float]", value).items()}
     except (AttributeError, TypeError, ValueError, OverflowError):
         raise BadParameter("logit_bias", "logit_bias must be an object of numbers by token id") from None
+
+
+def check_fewness(name: str, values: Sequence[object]) -> None:
+    """Raises BadParameter for more than each step of all texts may have to look for."""
+    if len(values) > MOST_SOUGHT:
+        raise BadParameter(name, f"{name} must have at most {MOST_SOUGHT} entries")
 
 
 def check_ids(name: str, value: object) -> list[int]:
@@ -295,8 +310,9 @@ def response_format(asked: object) -> dict[str, Any]:
             return {"json_object": True}
         case {"type": "json_object", "schema": dict(schema), **rest} if not rest:  # what llama.cpp's server takes
             return {"json_schema": schema}
-        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
-            return {"json_schema": schema}
+        case {"type": "json_schema", "json_schema": {"schema": dict(schema), **named}, **rest} if not rest:
+            if not named.keys() - {"name", "description", "strict"}:
+                return {"json_schema": schema}
     raise BadParameter("response_format", "response_format must be of type text, json_object or json_schema")
 
 

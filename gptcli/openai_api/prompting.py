@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from gptcli.errors import ContextOverflow
+from gptcli.errors import ContextOverflow, UsageError
 from gptcli.generation.request import Request
 from gptcli.language_model import LanguageModel
 from gptcli.openai_api.bodies import CHAT, Asked, AskedVectors, BadParameter
@@ -74,22 +74,26 @@ class Prompting:
         return [id for id in prompt if isinstance(id, int)]
 
     def ids_to_embed(self, asked: AskedVectors) -> list[Sequence[int]]:
-        """Token ids of the texts whose embeddings are asked for. Raises UsageError or ContextOverflow."""
+        """Token ids of the texts whose embeddings are asked for. Raises BadParameter or ContextOverflow."""
         texts = [self.encoded(each) if isinstance(each, str) else each for each in asked.inputs]
-        for ids in texts:
-            self.lm.check_request(ids, SamplingConfig())
+        try:
+            for ids in texts:
+                self.lm.check_request(ids, SamplingConfig())
+        except UsageError as error:
+            raise BadParameter("input", error.message) from None
         return texts
 
-    def encoded(self, text: str) -> list[int]:
+    def encoded(self, text: str, *, add_special: bool = True) -> list[int]:
         """Token ids of a text. Raises ContextOverflow, for a text that cannot fit before it is encoded."""
         self._check_length(len(text))
-        return self.lm.tokenizer.encode(text, special=self.special)
+        return self.lm.tokenizer.encode(text, special=self.special, add_special=add_special)
 
-    def _check_length(self, characters: int) -> None:
-        if characters > self.lm.ctx_size * self._longest_piece:
-            raise ContextOverflow(
-                f"the prompt does not fit: {characters} characters in a context of {self.lm.ctx_size} tokens"
-            )
+    def _check_length(self, characters: int, messages: int = 0) -> None:
+        """A message becomes at least one token, and a token stands for no more than the longest piece."""
+        ctx_size = self.lm.ctx_size
+        if characters > ctx_size * self._longest_piece or messages > ctx_size:
+            what = f"{messages} messages" if messages > ctx_size else f"{characters} characters"
+            raise ContextOverflow(f"the prompt does not fit: {what} in a context of {ctx_size} tokens")
 
     @cached_property
     def _longest_piece(self) -> int:
@@ -107,7 +111,7 @@ class Prompting:
         system = self.lm.store.system if self.system is None else self.system
         if system is not None and messages[0].role != "system":
             messages = [Message("system", system), *messages]
-        self._check_length(sum(len(message.content) for message in messages))
+        self._check_length(sum(len(message.content) for message in messages), len(messages))
         template, switches = self.template()
         template.check_switches(**asked)
         given: Any = {name: value for name, value in asked.items() if value is not None}

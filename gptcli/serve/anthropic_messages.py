@@ -143,8 +143,8 @@ def asked_of_messages(body: Mapping[str, Any]) -> Asked:
     options: dict[str, Any] = {name: given[name] for name in ("temperature", "top_p", "top_k") if name in given}
     options |= {"max_tokens": most, "stop": given.get("stop_sequences", [])}
     form, effort = _output(given.get("output_config", {}))
-    if not isinstance(options["stop"], list):
-        raise BadParameter("stop_sequences", "stop_sequences must be a list of texts")
+    if not isinstance(options["stop"], list) or not all(isinstance(text, str) and text for text in options["stop"]):
+        raise BadParameter("stop_sequences", "stop_sequences must be a list of texts, and none empty")
     check_kinds(options)
     return Asked(
         url=CHAT,

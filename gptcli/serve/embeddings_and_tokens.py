@@ -54,9 +54,12 @@ async def tokenize(service: Service, call: Call) -> dict[str, Any]:
         if messages is not None:
             ids = prompting.rendered(messages, {})
         else:
-            ids = tokenizer.encode(texts[0], add_special=special)
-        pieces = [{"id": id, "piece": tokenizer.token_name(id), "special": tokenizer.is_control(id)} for id in ids]
-        return {"count": len(ids), "max_model_len": prompting.lm.ctx_size, "tokens": ids, "pieces": pieces}
+            ids = prompting.encoded(texts[0], add_special=special)
+        most = prompting.lm.ctx_size
+        pieces = [
+            {"id": id, "piece": tokenizer.token_name(id), "special": tokenizer.is_control(id)} for id in ids[:most]
+        ]
+        return {"count": len(ids), "max_model_len": most, "tokens": ids, "pieces": pieces}
 
     return await service.read(tokens)
 

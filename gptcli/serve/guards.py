@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gptcli.openai_api.refusals import Refusal
 from gptcli.serve.transport import ErrorAnswer, to_json
 
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^][:/?#@,\s]+))(?::[0-9]*)?", re.IGNORECASE)
 _METHODS = "GET, POST, DELETE, OPTIONS"
 # For every answer: nothing is sniffed, framed, embedded by another site's page, or told of where a link leads.
 _HEADERS = {
@@ -40,9 +41,14 @@ class Access:
     def check(self, path: str, headers: Headers) -> None:
         """Raises Refusal."""
         self._check_host(headers.getlist("host"))
-        origin = headers.get("origin")
-        if origin is not None and not self.allows_origin(origin, headers["host"]):
-            raise Refusal(403, f"pages of {origin[:80]} may not ask: --cors ORIGIN allows them")
+        origins = headers.getlist("origin")
+        for origin in origins:
+            if not self.allows_origin(origin, headers["host"]):
+                raise Refusal(403, f"pages of {origin[:80]} may not ask: --cors ORIGIN allows them")
+        # Browsers name no origin where a page embeds an address, as an image, say; a link to here is no such thing.
+        foreign = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+        if foreign and not origins and headers.get("sec-fetch-mode") != "navigate":
+            raise Refusal(403, "pages of other sites may not ask: --cors ORIGIN allows them")
         if self.key is not None and path not in self.open_paths and not self._has_key(headers):
             raise Refusal(
                 401,
@@ -54,14 +60,10 @@ class Access:
     def _check_host(self, hosts: list[str]) -> None:
         """Another site's name can be made to lead here (DNS rebinding), unlike an address or localhost."""
         if len(hosts) == 1:
-            try:
-                name = (urlsplit(f"//{hosts[0]}").hostname or "").rstrip(".")
-                if name == "localhost" or name.endswith(".localhost") or name in self.hosts:
-                    return
-                ipaddress.ip_address(name)
+            found = _HOST.fullmatch(hosts[0])
+            name = (found[1] or found[2]).lower().rstrip(".") if found else ""
+            if name == "localhost" or name.endswith(".localhost") or name in self.hosts or _is_address(name):
                 return
-            except ValueError:
-                pass
         raise Refusal(403, f"not served under the name {', '.join(hosts)[:80] or 'none'}: --allow-host NAME allows one")
 
     def allows_origin(self, origin: str, host: str) -> bool:
@@ -72,6 +74,14 @@ class Access:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         return hmac.compare_digest(given.strip().encode(), (self.key or "").strip().encode())
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 class Guarded:

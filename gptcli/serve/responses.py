@@ -283,8 +283,8 @@ def _tools(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _text_format(asked: object) -> dict[str, Any]:
     match asking(asked) if isinstance(asked, dict) else asked:
-        case {"format": {"type": "json_schema", "schema": schema}, **rest} if not rest:
-            return response_format({"type": "json_schema", "json_schema": {"schema": schema}})
+        case {"format": {"type": "json_schema", **named}, **rest} if not rest:
+            return response_format({"type": "json_schema", "json_schema": named})
         case {"format": form, **rest} if not rest:
             return response_format(form)
         case {**rest} if not rest:

@@ -82,8 +82,11 @@ class Service:
         limit = limit if self.most_tokens < 0 else self.most_tokens if limit < 0 else min(limit, self.most_tokens)
         requests = prompting.requests(replace(asked, options={**asked.options, "max_tokens": limit}))
         lm = prompting.lm
-        if lm.stop_ids.intersection(prompting.answer_ids(asked)):
+        begun = prompting.answer_ids(asked)
+        if lm.stop_ids.intersection(begun):
             raise BadParameter("answer_ids", "answer_ids has a token that ends an answer")
+        if not all(0 <= id < lm.tokenizer.size for id in begun):
+            raise BadParameter("answer_ids", f"answer_ids must be token ids from 0 to {lm.tokenizer.size - 1}")
         for request in requests[:: asked.choices]:
             assert not isinstance(request.prompt, str)
             sampling = SamplingConfig.resolve(request.given, lm.sampling_defaults)

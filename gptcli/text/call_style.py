@@ -86,7 +86,9 @@ def call_style(render: Render, is_token: Callable[[str], bool]) -> CallStyle:
         if marked:
             return CallStyle(marked[0], written=False)
     raise UsageError(
-        "it is not known how this chat template's calls are written", hint="--chat-template gives another one"
+        "it is not known how this chat template's calls are written",
+        hint="--chat-template gives another one",
+        setting="tools",
     )
 
 
@@ -106,6 +108,7 @@ def _instructions(render: Render) -> str:
     raise UsageError(
         "this model's chat template takes no tools",
         hint="--chat-template gives another one; the model itself must have learned to call",
+        setting="tools",
     )
 
 

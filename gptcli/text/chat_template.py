@@ -98,7 +98,7 @@ class ChatTemplate:
         for name, value in switches.items():
             if value is not None and name in self.missing_switches:
                 what = "thinking" if name == "thinking" else "the reasoning effort"
-                raise UsageError(f"this model's chat template has no switch for {what}")
+                raise UsageError(f"this model's chat template has no switch for {what}", setting=name)
 
     def tool_use(
         self, tools: Sequence[Definition], choice: object, tokenizer: Tokenizer, *, parallel: bool = True

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from gptcli.text.fast_open.partial_tokenizer import Library
 
 
+_SHORT = 1 << 13  # characters; of a longer text, the library's other way keeps no thread waiting
+
+
 @dataclass(frozen=True)
 class Encoded:
     """The fields of an encoding that are used, where it comes out of another process."""
@@ -33,7 +36,10 @@ class Encoded:
 @raises_broken_tokenizer
 def encode(library: Library, text: str, add_special: bool) -> tokenizers.Encoding:
     """The encoding of a text. Raises BrokenTokenizer as `parse` does."""
-    return library.encode(text, add_special_tokens=add_special)
+    if len(text) <= _SHORT:
+        return library.encode(text, add_special_tokens=add_special)
+    [encoding] = library.encode_batch([text], add_special_tokens=add_special)  # which lets go of Python's lock
+    return encoding
 
 
 @raises_broken_tokenizer

@@ -17,7 +17,9 @@ LEFT_TO_THE_MODEL = "--tool-choice auto, and no tool that is strict, leave the c
 def cannot_be_held_to(keyword: str) -> UsageError:
     """The error for what only JSON can be held to."""
     return UsageError(
-        f"tools: this model's calls cannot be held to {keyword}, as their texts are not JSON", hint=LEFT_TO_THE_MODEL
+        f"tools: this model's calls cannot be held to {keyword}, as their texts are not JSON",
+        hint=LEFT_TO_THE_MODEL,
+        setting="tools",
     )
 
 

@@ -265,6 +265,7 @@ class Braced:
                 raise UsageError(
                     f"tools: this model's calls cannot be held to type {json.dumps(kind)} alone",
                     hint=LEFT_TO_THE_MODEL,
+                    setting="tools",
                 )
         return f"{grammar.text(self.quote)} {grammar.until(self.quote, schema)}"
 
@@ -293,6 +294,7 @@ def _check_members(schema: Mapping[str, Any], wanted: re.Pattern[str]) -> None:
             raise UsageError(
                 f"tools: this model's calls cannot spell the argument {json.dumps(key, ensure_ascii=False)}",
                 hint=LEFT_TO_THE_MODEL,
+                setting="tools",
             )
 
 

@@ -79,6 +79,10 @@ ASKED: dict[str, tuple[str, dict[str, Any]]] = {
         "model": "tiny", "input": [{"role": "user", "content": "hi"}], "include": [], "tools": [],
         "instructions": "Be brief.", "truncation": "disabled", "background": False,
     }),
+    # The API's reference: padding of streams, switched off for trusted networks
+    "unpadded": (RESPONSES, {
+        "model": "tiny", "input": "hi", "stream": True, "stream_options": {"include_obfuscation": False},
+    }),
     # With ANTHROPIC_BASE_URL; what its caching and tools need, by Anthropic's documentation
     "claude code": (f"{MESSAGES}?beta=true", {
         "model": "claude", "max_tokens": 32000, "stream": True, "temperature": 1, "metadata": {"user_id": "user_1"},
@@ -105,6 +109,29 @@ ASKED: dict[str, tuple[str, dict[str, Any]]] = {
     "llama.cpp": (CHAT, {
         "model": "tiny", "messages": [USER],
         "response_format": {"type": "json_object", "schema": {"type": "object", "properties": {}}}, "seed": -1,
+    }),
+    # README.md of tools/server, again: what changes no text
+    "llama.cpp's fields": (TEXT, {
+        "model": "tiny", "prompt": "def add(a, b):", "max_tokens": 8, "cache_prompt": True, "id_slot": -1,
+        "stream": True, "top_k": 40, "min_p": 0.05, "timings_per_token": False,
+    }),
+    # vllm/entrypoints/openai/protocol.py, values that ask for nothing
+    "vllm's fields": (CHAT, {
+        "model": "tiny", "messages": [USER], "skip_special_tokens": True, "add_generation_prompt": True, "priority": 0,
+        "continue_final_message": False, "stop_token_ids": [], "min_tokens": 0, "request_id": "1", "ignore_eos": False,
+    }),
+    # lua/minuet/backends/openai_base.lua, whose template puts the code after the cursor into the prompt
+    "minuet": (TEXT, {
+        "model": "tiny", "stream": True, "max_tokens": 256, "top_p": 0.9, "stop": ["\n\n"],
+        "prompt": "<|fim_prefix|>def add(a, b):\n<|fim_suffix|>\n<|fim_middle|>",
+    }),
+    # aider/models.py, through litellm
+    "aider": (CHAT, {
+        "model": "tiny", "stream": True, "temperature": 0,
+        "messages": [
+            {"role": "system", "content": "Act as an expert software developer."}, USER,
+            {"role": "assistant", "content": "Ok."}, {"role": "user", "content": "a.py\n```\nprint(1)\n```"},
+        ],
     }),
     # As langchain-openai's with_structured_output asks, through the client's parse()
     "langchain": (CHAT, {
@@ -162,6 +189,7 @@ def test_what_a_request_asks_for_is_never_ignored(server: Running) -> None:
             "background": True, "truncation": "auto", "include": ["message.output_text.logprobs"], "conversation": "a",
             "prompt": {"id": "a"}, "max_tool_calls": 1, "context_management": [{"type": "compaction"}],
             "top_logprobs": 1, "text": {"verbosity": "high"}, "moderation": {}, "tools": [{"type": "web_search"}],
+            "stream_options": {"include_obfuscation": True},
         }.items()),
         *((MESSAGES, {name: value}) for name, value in {
             "container": "a", "speed": "fast", "output_config": {"surprise": 1}, "mcp_servers": [],

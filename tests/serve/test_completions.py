@@ -195,6 +195,10 @@ def test_a_model_served_alone_answers_to_any_name_and_says_its_own(server: Runni
     assert sum("gpt-4o" in line for line in server.lines) == 1
 
 
+def form(json_schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": json_schema}
+
+
 WRONG: list[tuple[str, dict[str, Any], str | None]] = [
     (CHAT, {}, "messages"),
     (CHAT, {"messages": []}, "messages"),
@@ -206,9 +210,9 @@ WRONG: list[tuple[str, dict[str, Any], str | None]] = [
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "image", "text": "a"}]}]}, "messages[0].content"),
     (CHAT, {"messages": HI, "temprature": 1}, "temprature"),
     (CHAT, {"messages": HI, "temperature": "1"}, "temperature"),
-    (CHAT, {"messages": HI, "temperature": -1}, None),
-    (CHAT, {"messages": HI, "temperature": 10**400}, None),
-    (CHAT, {"messages": HI, "seed": 10**400}, None),
+    (CHAT, {"messages": HI, "temperature": -1}, "temperature"),
+    (CHAT, {"messages": HI, "temperature": 10**400}, "temperature"),
+    (CHAT, {"messages": HI, "seed": 10**400}, "seed"),
     (CHAT, {"messages": HI, "max_tokens": 0}, "max_tokens"),
     (CHAT, {"messages": HI, "max_tokens": 2, "max_completion_tokens": 3}, "max_tokens"),
     (CHAT, {"messages": HI, "n": 0}, "n"),
@@ -220,12 +224,21 @@ WRONG: list[tuple[str, dict[str, Any], str | None]] = [
     (CHAT, {"messages": HI, "logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     (CHAT, {"messages": HI, "logit_bias": {"a": 1}}, "logit_bias"),
     (CHAT, {"messages": HI, "logit_bias": {"1": 10**400}}, "logit_bias"),
-    (CHAT, {"messages": HI, "logit_bias": {"9999": 1}}, None),
+    (CHAT, {"messages": HI, "logit_bias": {"9999": 1}}, "logit_bias"),
     (CHAT, {"messages": HI, "response_format": {"type": "xml"}}, "response_format"),
-    (CHAT, {"messages": HI, "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": 3}}}}, None),
+    (CHAT, {"messages": HI, "response_format": form({"schema": {"type": 3}})}, "json_schema"),
+    (CHAT, {"messages": HI, "response_format": form({"schema": {}, "surprise": 1})}, "response_format"),
+    (CHAT, {"messages": HI, "response_format": form({"schema": {}}) | {"surprise": 1}}, "response_format"),
+    (CHAT, {"messages": HI, "regex": "("}, "regex"),
+    (CHAT, {"messages": HI, "top_p": 2}, "top_p"),
+    (CHAT, {"messages": HI, "stop": ["a"] * 1001}, "stop"),
+    (CHAT, {"messages": HI, "bad_words_ids": [[1]] * 1001}, "bad_words_ids"),
+    (CHAT, {"messages": HI, "bad_words_ids": [[]]}, "bad_words_ids"),
+    (CHAT, {"messages": HI, "tools": [{"type": "function", "function": {"name": "a"}}]}, "tools"),
+    (CHAT, {"messages": HI, "chat_template_kwargs": {"enable_thinking": True}}, "thinking"),
     (CHAT, {"messages": HI, "reasoning_effort": "huge"}, "reasoning_effort"),
-    (CHAT, {"messages": HI, "reasoning_effort": "low"}, None),
-    (CHAT, {"messages": HI, "answer_ids": [999]}, None),
+    (CHAT, {"messages": HI, "reasoning_effort": "low"}, "reasoning_effort"),
+    (CHAT, {"messages": HI, "answer_ids": [999]}, "answer_ids"),
     (CHAT, {"messages": HI, "answer_ids": [2]}, "answer_ids"),
     (CHAT, {"messages": HI, "model": 3}, "model"),
     (TEXT, {}, "prompt"),
@@ -234,10 +247,14 @@ WRONG: list[tuple[str, dict[str, Any], str | None]] = [
     (TEXT, {"prompt": [1, "a"]}, "prompt"),
     (TEXT, {"prompt": [[1], "a"]}, "prompt"),
     (TEXT, {"prompt": [True]}, "prompt"),
-    (TEXT, {"prompt": [400]}, None),
+    (TEXT, {"prompt": [400]}, "prompt"),
     (TEXT, {"prompt": ["a"] * 2049}, "prompt"),
     (TEXT, {"prompt": "a", "suffix": "b"}, "suffix"),
     (TEXT, {"prompt": "a", "best_of": 2}, "best_of"),
+    (TEXT, {"prompt": "a", "n_predict": 2}, "n_predict"),  # of llama.cpp's server
+    (TEXT, {"prompt": "a", "repetition_penalty": 1.0}, "repetition_penalty"),  # of vLLM
+    ("/v1/embeddings", {"input": [400]}, "input"),
+    ("/v1/embeddings", {"input": "a", "dimensions": 3}, "dimensions"),
 ]  # fmt: skip
 
 
@@ -246,7 +263,8 @@ WRONG: list[tuple[str, dict[str, Any], str | None]] = [
 def test_what_cannot_be_honoured_is_an_error_that_names_it(
     server: Running, path: str, body: dict[str, Any], parameter: str | None, stream: bool
 ) -> None:
-    answer = server.ask("POST", path, {"stream": True, **body} if stream and parameter != "stream_options" else body)
+    streams = stream and parameter != "stream_options" and path != "/v1/embeddings"
+    answer = server.ask("POST", path, {"stream": True, **body} if streams else body)
     assert answer.status == 400
     assert answer.error.keys() == {"message", "type", "param", "code"}
     assert (answer.error["type"], answer.error["param"]) == ("invalid_request_error", parameter)

@@ -132,10 +132,11 @@ def test_a_response_that_is_not_stored_cannot_be_gone_on_from(server: Running) -
     assert server.ask("GET", f"{RESPONSES}/{id}").status == 404
 
 
-def test_the_oldest_responses_go_where_there_are_too_many_bytes(
-    server: Running, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("bound", "most"), [("_MOST_KEPT_BYTES", 8000), ("_MOST_KEPT", 1)])
+def test_the_oldest_responses_go_where_there_are_too_many(
+    server: Running, monkeypatch: pytest.MonkeyPatch, bound: str, most: int
 ) -> None:
-    monkeypatch.setattr(responses, "_MOST_KEPT_BYTES", 8000)
+    monkeypatch.setattr(responses, bound, most)
     tools = [{"type": "function", "name": "f", "description": "x" * 5000}]
     ids = [server.post(RESPONSES, input="hi", tools=tools, tool_choice="none").json["id"] for _ in range(2)]
     assert [server.ask("GET", f"{RESPONSES}/{id}").status for id in ids] == [404, 200]

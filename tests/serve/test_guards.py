@@ -6,9 +6,12 @@ import json
 import re
 import select
 import socket
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +50,13 @@ def test_an_address_and_localhost_are_names_that_nobody_else_can_have(server: Ru
         "127.0.0.1@evil.example:1x",
         "[::1",
         "my.lan",
+        "localhost/.evil.example",
+        "localhost#.evil.example",
+        "localhost@evil.example",
+        "localhost, evil.example",
+        "localhost:80a",
+        "[::1]evil.example",
+        "2130706433",
     ],
 )
 @pytest.mark.parametrize("path", ["/health", "/v1/models", "/"])
@@ -64,7 +74,33 @@ def test_a_page_of_another_site_may_not_ask(server: Running, origin: str) -> Non
     for method in ("POST", "OPTIONS", "GET"):
         answer = server.ask(method, TEXT, {}, {"Origin": origin, "Content-Type": "text/plain"})
         assert answer.status == 403
-        assert "Access-Control-Allow-Origin" not in answer.headers
+        assert "access-control-allow-origin" not in answer.headers
+
+
+def test_a_second_origin_is_checked_like_the_first(server: Running) -> None:
+    head = f"GET /health HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nOrigin: http://127.0.0.1:{server.port}\r\n"
+    for other, status in (("", b"200"), ("Origin: http://evil.example\r\n", b"403")):
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(f"{head}{other}\r\n".encode())
+            assert client.recv(100).split()[1] == status
+
+
+@pytest.mark.parametrize(
+    ("site", "mode", "status"),
+    [
+        ("cross-site", "no-cors", 403),  # <img src="http://localhost:8080/v1/models">
+        ("same-site", "no-cors", 403),  # the same of a page of another port
+        ("cross-site", "navigate", 200),  # a link to here
+        ("same-origin", "cors", 200),
+        ("none", "navigate", 200),  # typed by the user
+    ],
+)
+def test_a_page_of_another_site_may_not_embed_an_answer(server: Running, site: str, mode: str, status: int) -> None:
+    headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode}
+    answer = server.ask("GET", "/v1/models", headers=headers)
+    assert answer.status == status
+    assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+    assert answer.headers["x-frame-options"] == "DENY"
 
 
 def test_our_own_page_and_those_that_are_allowed_may(guarded: Running) -> None:
@@ -208,6 +244,48 @@ def test_connections_that_ask_nothing_keep_nobody_out(busy: Running) -> None:
     assert busy.service.runner.open == 3
     for client in (*idle, asking):
         client.close()
+
+
+def test_no_answer_is_longer_than_it_may_be(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.service, "most_tokens", 3)
+    for asked, given in ((2, 2), (3, 3), (50, 3), (-1, 3)):
+        usage = server.post(TEXT, prompt="a", max_tokens=asked, ignore_eos=True).json["usage"]
+        assert usage["completion_tokens"] == given
+
+
+def test_no_request_opens_a_file(server: Running) -> None:
+    paths = ("/", "/etc/passwd", "/../../etc/passwd", "/v1/models/..%2f..%2fetc%2fpasswd", "/page.html", "//etc/passwd")
+    asked: dict[str, dict[str, Any]] = {
+        TEXT: {"prompt": "a"},
+        CHAT: {"messages": [{"role": "user", "content": "hi"}], "json_schema": {"$ref": "file:///etc/passwd"}},
+        "/v1/responses": {"input": "hi"},
+        "/v1/messages": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},
+        "/v1/embeddings": {"input": "file:///etc/passwd"},
+        "/tokenize": {"prompt": "/etc/passwd"},
+    }
+
+    def ask() -> list[int]:
+        return [server.ask("GET", path).status for path in paths] + [
+            server.post(path, model="tiny", **body).status for path, body in asked.items()
+        ]
+
+    ask()  # what is imported when it is first needed
+    with opened_files() as opened:
+        statuses = ask()
+        assert {path for path in opened if not path.startswith(("/proc/", "/sys/"))} == set()  # the memory that is free
+        Path(__file__).read_bytes()
+        assert opened[-1] == __file__
+    assert statuses == [200, *[404] * 5, 200, 400, *[200] * 4]
+
+
+@contextmanager
+def opened_files() -> Iterator[list[str]]:
+    """The paths that are opened meanwhile, for reading or for writing."""
+    paths: list[str] = []
+    sys.addaudithook(lambda event, given: paths.append(str(given[0])) if event == "open" and watching else None)
+    watching = True
+    yield paths
+    watching = False
 
 
 def test_the_log_and_the_metrics_have_nothing_of_what_is_said(server: Running) -> None:

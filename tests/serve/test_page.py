@@ -157,6 +157,48 @@ def test_text_of_a_model_and_of_a_user_is_text_and_nothing_else(
     assert links == [["https://b.example/%22onclick=window.taken=1", rel], ["https://c.example/c.png", rel]]
 
 
+LISTS = "- one\n  - two\n    - three\n  - four\n\n- five\n\n1. a\n   1. b\n2. c\n\n   - d\n   - e\n"
+
+
+def test_lists_are_as_deep_as_they_are_written(browser: Browser, server: Running) -> None:
+    fresh(browser, server)
+    script = f"""(() => {{
+        const outline = (each) => [...each.children].flatMap((child) => child.matches("ul, ol, li")
+            ? [child.matches("li") ? child.firstChild.data.trim() : outline(child), ...(child.matches("li")
+                ? [...child.children].map(outline) : [])] : []);
+        return markdown({json.dumps(LISTS)}).map(outline);
+    }})()"""
+    assert browser.run(script) == [["one", ["two", ["three"], "four"]], ["five"], ["a", ["b"], "c"], ["d", "e"]]
+
+
+def test_who_reads_elsewhere_stays_there(browser: Browser, server: Running) -> None:
+    fresh(browser, server, max_tokens=4)
+    asked(browser, "a\n" * 60)
+    top = "document.querySelector('main').scrollTop"
+    assert browser.run(top) > 100  # an answer is in sight
+    browser.run(f"{top} = 50")
+    browser.run("draw()")
+    assert browser.run(top) == 50
+    browser.run("redraw(document.querySelector('article.assistant'), current.messages[1])")
+    assert browser.run(top) == 50
+    asked(browser, "And?")
+    assert browser.run("atEnd()")
+
+
+def test_a_long_conversation_is_laid_out_once(browser: Browser, server: Running) -> None:
+    fresh(browser, server)
+    script = """(() => {
+        current.messages = Array.from({length: 200}, (_, n) => ({role: n % 2 ? "assistant" : "user", content: `${n}`}));
+        const main = document.querySelector("main");
+        const { get } = Object.getOwnPropertyDescriptor(Element.prototype, "scrollHeight");
+        let asked = 0;
+        Object.defineProperty(main, "scrollHeight", {get() { asked += 1; return get.call(main); }});
+        draw();
+        return [document.querySelectorAll("article").length, asked <= 2];
+    })()"""
+    assert browser.run(script) == [200, True]
+
+
 def test_the_page_can_run_and_fetch_nothing_from_elsewhere(browser: Browser, server: Running) -> None:
     fresh(browser, server)
     answer = server.ask("GET", "/")

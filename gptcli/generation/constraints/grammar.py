@@ -92,9 +92,15 @@ def checked_grammar(config: ConstraintConfig | CallGrammar) -> str:
 
     Raises UsageError, with the path in a schema, where it is not valid, not supported, too large, or cannot be met.
     """
+    try:
+        return _of_calls(config) if isinstance(config, CallGrammar) else _of_constraint(config)
+    except UsageError as error:
+        error.setting = "tools" if isinstance(config, CallGrammar) else config.form
+        raise
+
+
+def _of_constraint(config: ConstraintConfig) -> str:
     match config:
-        case CallGrammar():
-            return _of_calls(config)
         case ConstraintConfig(json_schema=str(text)):
             return _of_schema(text)
         case ConstraintConfig(json_object=True):
