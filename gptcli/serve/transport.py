@@ -207,6 +207,7 @@ async def _while_connected(receive: Receive, reply: _Reply, work: Coroutine[Any,
         for task in (working, leaving):
             task.cancel()
         await asyncio.gather(working, leaving, return_exceptions=True)
+        del working, leaving, task  # an error that a task keeps has this frame, which would keep the request with it
 
 
 async def _disconnected(receive: Receive) -> None:

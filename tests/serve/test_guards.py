@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import select
@@ -20,6 +21,7 @@ from gptcli.serve import server as server_module
 from gptcli.serve import transport
 from gptcli.serve.guards import Access
 from gptcli.serve.server import listen
+from gptcli.serve.transport import Call
 from tests.cli.conftest import Cli, cli  # noqa: F401 - a fixture
 from tests.serve.conftest import CHAT, TEXT, Running, serving, until
 
@@ -251,6 +253,21 @@ def test_no_answer_is_longer_than_it_may_be(server: Running, monkeypatch: pytest
     for asked, given in ((2, 2), (3, 3), (50, 3), (-1, 3)):
         usage = server.post(TEXT, prompt="a", max_tokens=asked, ignore_eos=True).json["usage"]
         assert usage["completion_tokens"] == given
+
+
+def test_a_request_leaves_no_cycle_that_keeps_its_body(server: Running) -> None:
+    def kept() -> list[Call]:
+        return [each for each in gc.get_objects() if type(each) is Call]
+
+    until(lambda: gc.collect() >= 0 and not kept())
+    gc.disable()
+    try:
+        for prompt, options in (([1] * 9999, {}), ("a", {"stream": True}), ("a", {"n": 0}), ([400], {})):
+            server.post(TEXT, prompt=prompt, **options)
+        server.ask("POST", TEXT, b"{")
+        until(lambda: not kept())
+    finally:
+        gc.enable()
 
 
 def test_no_request_opens_a_file(server: Running) -> None:
