@@ -237,6 +237,13 @@ def test_at_the_prompt_a_call_is_shown_and_what_is_typed_next_is_its_answer(tool
     (events,) = sessions()
     said = [event["content"] for event in events if event["type"] == "message"]
     assert said == ["Weather?", "", ["18 degrees"], ""]
+    again = Chat(Script(pieces=[ROME]), "--continue")
+    again.expect("weather>", times=2)
+    call = 'calls weather {"city": "Rome"}'
+    assert [line for line in again.lines if line.strip()][1:5] == ["> Weather?", call, "weather> 18 degrees", call]
+    again.type("\x04")
+    again.expect("not answered")
+    assert again.leave() == 0
 
 
 @pytest.fixture(scope="module")

@@ -190,15 +190,19 @@ class Repl:
         return any(message.role == "user" for message in self.session.messages) or self.session.unanswered is not None
 
     def show_last_turn(self) -> None:
-        """Shows the last question and its answer, or that it has none."""
-        last = self.session.messages[-2:]
-        if last and last[0].role == "user":
-            self.say(f"> {excerpt(last[0].content, 300)}")
+        """Shows the last question and what came of it, tools' calls and answers included, or that it has no answer."""
+        messages = self.session.messages
+        asked = max((index for index, each in enumerate(messages) if each.role == "user"), default=len(messages))
+        for message in messages[asked:]:
+            if message.role != "assistant":
+                self.say(f"{clean(excerpt(message.name or ''))}> {excerpt(message.content, 300)}")
+                continue
             self._background.wait(_FIRST_ANSWER_S)
-            for message in last[1:]:
+            if message.content:
                 with contextlib.closing(self._answer_display(ProgressLine(quiet=True))) as display:
                     display.take(TextDelta(message.content.encode()))
-                self._show_calls(message.calls)
+            self._show_calls(message.calls)
+        if messages[asked:]:
             self.say("")
         if self.session.unanswered is not None:
             print_note(f"without an answer: {excerpt(self.session.unanswered)}; /retry asks it again")
