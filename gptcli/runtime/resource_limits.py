@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
 
 from gptcli.errors import OutOfMemory
 
-_MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # of glibc's mallopt
+_MMAP_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -4, -3, -1  # of glibc's mallopt
 _CGROUP = Path("/sys/fs/cgroup")
 _CPU_MAX = _CGROUP / "cpu.max"  # microseconds of CPU time, and the period they are for
 
@@ -61,9 +62,21 @@ def keep_freed_memory() -> None:
 
     By default it gives large blocks back at once, and each page of the next one costs a fault.
     """
+    _mallopt({_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1})
+
+
+def return_freed_memory() -> None:
+    """Makes glibc give every block of 1 MiB and more back once it is freed; does nothing elsewhere.
+
+    By default it keeps blocks of up to 32 MiB once there have been such.
+    """
+    _mallopt({_MMAP_THRESHOLD: 2**20})
+
+
+def _mallopt(values: Mapping[int, int]) -> None:
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
-        mallopt(_MMAP_MAX, 0)
-        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        for option, value in values.items():
+            mallopt(option, value)
 
 
 def check_room_for_torch() -> None:

@@ -23,7 +23,7 @@ from gptcli.errors import InputError, UsageError
 from gptcli.models.catalog import DEFAULT_MODEL, fingerprint
 from gptcli.models.locate import locate
 from gptcli.runtime.ranks import ranks_here
-from gptcli.runtime.resource_limits import check_room_for_torch, cpu_limit, keep_freed_memory
+from gptcli.runtime.resource_limits import check_room_for_torch, cpu_limit, keep_freed_memory, return_freed_memory
 from gptcli.training.settings import Schedule, TrainSettings
 
 if TYPE_CHECKING:
@@ -179,7 +179,10 @@ def train(
         raise UsageError("--fsdp needs several processes", "torchrun --nproc-per-node 2 -m gptcli train ... --fsdp")
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # see gptcli/runtime/loader.py
     check_room_for_torch()
-    keep_freed_memory()
+    if asked.fsdp:  # whose weights come and go
+        return_freed_memory()
+    else:
+        keep_freed_memory()
     leads = ranks is None or ranks.rank == 0
     with ProgressLine(quiet=run.quiet or not leads) as activity, ExitStack() as stack:
         with deadly(activity.erase):
