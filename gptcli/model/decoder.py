@@ -40,6 +40,8 @@ class Block(nn.Module):
     The mixer is attention, a layer with a state, or the sum of both. A block may lack it, or the MLP.
     """
 
+    CONSTANTS = ("scale",)  # that no training changes
+
     def __init__(self, config: BlockConfig, decoder: DecoderConfig) -> None:
         super().__init__()
         self.config, hidden_size, norm = config, decoder.hidden_size, decoder.norm

@@ -42,6 +42,8 @@ def activation(name: Activation) -> Callable[[Tensor], Tensor]:
 class Xielu(nn.Module):
     """xIELU (Huang and Schlag, 2024): a parabola above 0, an exponential below, with a learned curvature for each."""
 
+    CONSTANTS = ("beta", "eps")  # that no training changes
+
     def __init__(self) -> None:
         super().__init__()
         self.alpha_p = nn.Parameter(torch.empty(1))

@@ -197,15 +197,21 @@ class Run:
         return Lora(self.folder, self.decoder, rank, alpha, self.settings.lora_dropout, self.settings.lora_targets)
 
     def _all(self, note: Note) -> dict[str, nn.Parameter]:
-        """Every parameter whose tensors can be computed from it; those made of the same tensors are shared."""
+        """Every parameter whose tensors can be computed from it; those made of the same tensors are shared.
+
+        Constants are left out, as they are no parameters in transformers.
+        """
         of_sources, found, left = dict[tuple[str, ...], nn.Parameter](), dict[str, nn.Parameter](), list[str]()
         for name, recipe in self.folder.architecture.parameters.items():
+            path, _, leaf = name.rpartition(".")
+            module = self.decoder.get_submodule(path)
+            if leaf in getattr(module, "CONSTANTS", ()):
+                continue
             if not is_reversible(recipe):
                 left.append(name)
                 continue
             parameter = of_sources.setdefault(sources(recipe), self.decoder.get_parameter(name))
-            path, _, leaf = name.rpartition(".")
-            setattr(self.decoder.get_submodule(path), leaf, parameter)
+            setattr(module, leaf, parameter)
             if not any(parameter is each for each in found.values()):
                 found[name] = parameter
         if left:

@@ -103,7 +103,7 @@ def their_losses(model: Path, rows: Rows, out: Path) -> list[float]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("title", ["gpt2", "llama", "qwen3", "gemma3", "phi3", "mixtral", "gpt_oss"])
+@pytest.mark.parametrize("title", ["gpt2", "llama", "qwen3", "gemma3", "phi3", "mixtral", "gpt_oss", "apertus"])
 def test_every_step_has_the_loss_of_the_trainer(
     title: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
