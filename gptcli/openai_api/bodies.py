@@ -142,10 +142,12 @@ def tools_of(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _limit(given: dict[str, Any], names: Sequence[str], least: int) -> dict[str, Any]:
-    limits = [given.pop(name) for name in names if name in given]
-    if not all(type(limit) is int and (least <= limit or limit == -1) and limit == limits[0] for limit in limits):
-        raise BadParameter("max_tokens", f"max_tokens must be one whole number, at least {least}, or -1 for no limit")
-    return {"max_tokens": limits[0]} if limits else {}
+    limits = {name: given.pop(name) for name in names if name in given}
+    first = next(iter(limits.values()), None)
+    for name, limit in limits.items():
+        if type(limit) is not int or (limit < least and limit != -1) or limit != first:
+            raise BadParameter(name, f"{name} must be one whole number, at least {least}, or -1 for no limit")
+    return {"max_tokens": first} if limits else {}
 
 
 def _include_usage(options: object, stream: bool) -> bool:

@@ -215,6 +215,7 @@ WRONG: list[tuple[str, dict[str, Any], str | None]] = [
     (CHAT, {"messages": HI, "seed": 10**400}, "seed"),
     (CHAT, {"messages": HI, "max_tokens": 0}, "max_tokens"),
     (CHAT, {"messages": HI, "max_tokens": 2, "max_completion_tokens": 3}, "max_tokens"),
+    (CHAT, {"messages": HI, "max_completion_tokens": 0}, "max_completion_tokens"),
     (CHAT, {"messages": HI, "n": 0}, "n"),
     (CHAT, {"messages": HI, "n": 129}, "n"),
     (CHAT, {"messages": HI, "stream": 1}, "stream"),
