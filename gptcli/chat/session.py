@@ -205,6 +205,14 @@ class Session(Generic[Model]):
         if kept != self._history.settings:
             self._record({"type": "settings", "settings": kept.record})
 
+    @property
+    def tool_use(self) -> ToolUse | None:
+        """What finds the calls of the next reply. Raises as `ChatTemplate.tool_use` does."""
+        settings = self.settings
+        if not settings.offered:
+            return None
+        return self.template.tool_use(settings.tools, settings.tool_choice, self._lm.tokenizer)
+
     def origin(self, name: str) -> Literal["option", "session", "file", "default"]:
         """Who gave a setting its value: `override`'s given, the events, `override`'s defaults, or nobody."""
         if name in self._overrides:
@@ -249,7 +257,7 @@ class Session(Generic[Model]):
         self._history.turns.append(self._question(said))
         try:
             hidden, prompt = self._fitting()
-            self._lm.check_request(prompt, self._next_sampling(), self.settings.constraint, self._tool_use())
+            self._lm.check_request(prompt, self._next_sampling(), self.settings.constraint, self.tool_use)
             return self._history.messages(hidden)
         finally:
             self._history.turns.pop()
@@ -350,13 +358,6 @@ class Session(Generic[Model]):
             tools=self.settings.offered,
         )
 
-    def _tool_use(self) -> ToolUse | None:
-        """What finds the calls of the next reply."""
-        settings = self.settings
-        if not settings.offered:
-            return None
-        return self.template.tool_use(settings.tools, settings.tool_choice, self._lm.tokenizer)
-
     def _last_question(self, purpose: str) -> Record:
         self._check_ended()
         if not self._history.turns:
@@ -381,7 +382,7 @@ class Session(Generic[Model]):
         hidden, prompt = self._fitting()
         sampling = self._next_sampling()
         stopping = self.settings.stopping
-        tools = self._tool_use()
+        tools = self.tool_use
         self._lm.check_request(prompt, sampling, self.settings.constraint, tools)
         if hidden > self._history.hidden:
             yield TurnsDropped((hidden - self._history.hidden) // 2)

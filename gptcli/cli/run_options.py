@@ -148,8 +148,7 @@ class RunOptions:
         if template is None or not self.tools.offered:
             return None
         use = template.tool_use(self.tools.tools, self.tools.tool_choice, lm.tokenizer)
-        if use is not None and use.unheld:
-            self.note("strict tools are not held to their schemas: this model marks no beginning of a call")
+        note_unheld(use, self.note)
         return use
 
     def without_missing_switches(self, values: Mapping[str, object], template: ChatTemplate) -> dict[str, object]:
@@ -196,6 +195,12 @@ def note_template_with_doubled_bos(session: ChatSession, note: Callable[[str], N
     with contextlib.suppress(TemplateError):
         ids = session.template.render(messages, session.lm.tokenizer, thinking=session.settings.thinking)
         note_doubled_bos(session.lm, ids, note)
+
+
+def note_unheld(use: ToolUse | None, note: Callable[[str], None]) -> None:
+    """Notes that tools are strict in vain."""
+    if use is not None and use.unheld:
+        note("strict tools are not held to their schemas: this model marks no beginning of a call")
 
 
 def _has_template(lm: LanguageModel) -> bool:

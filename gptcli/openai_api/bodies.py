@@ -111,7 +111,6 @@ class AskedVectors:
     inputs: Sequence[str | Sequence[int]]
     packed: bool
     model: str | None
-    url: str = EMBEDDINGS
 
 
 def asked_vectors(body: Mapping[str, Any]) -> AskedVectors:

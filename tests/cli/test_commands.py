@@ -204,6 +204,17 @@ def test_a_conversation_of_which_all_was_taken_back_is_not_kept(chat: Chat, away
     chat.wait_for(lambda: sessions() == [], "removal of the session")
 
 
+@pytest.mark.parametrize("away", ["/exit", "/new"])
+def test_what_was_saved_before_anything_was_said_stays(chat: Chat, away: str) -> None:
+    chat.ask("/system Be a pirate.")
+    chat.ask("/save pirate")
+    if away == "/exit":
+        assert chat.leave() == 0
+    else:
+        chat.ask(away)
+    assert [event["content"] for events in sessions() for event in events if event["type"] == "system"]
+
+
 def test_a_session_may_be_saved_under_its_own_name_and_not_loaded_into_itself(chat: Chat) -> None:
     chat.ask("one")
     for _ in range(2):

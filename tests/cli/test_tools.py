@@ -18,7 +18,7 @@ from tests.cli.chatting import Chat, sessions
 from tests.cli.conftest import Cli
 from tests.cli.scripted import Script
 from tests.tiny import make_model
-from tests.tools.templates import HERMES, trust_templates
+from tests.tools.templates import HERMES, TEMPLATES, trust_templates
 
 CITY = {"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"]}
 BARE = [{"name": "weather", "parameters": {**CITY, "additionalProperties": False}}, {"name": "now"}]
@@ -170,6 +170,26 @@ def test_tools_of_the_configuration_file_are_for_chats(
     for ask in (("generate", "--chat"), ("chat",)):
         record = json.loads(cli(*ask, "Weather?", "--json", stdin=b"" if ask == ("chat",) else None).out)
         assert functions(record) == [IN_ROME]
+
+
+def test_strict_tools_that_cannot_be_held_are_noted_everywhere(cli: Cli, tmp_path: Path) -> None:
+    llama = make_model(tmp_path / "llama", template=TEMPLATES["llama"], max_position_embeddings=4096)
+    (strict := tmp_path / "strict.json").write_text(json.dumps([{**BARE[0], "strict": True}]))
+    note = "note: strict tools are not held to their schemas"
+    ask = ("Hi", "-n", "1", "-m", llama)
+    for command in (("generate", "--chat"), ("chat",), ("chat", "--session", "s")):
+        stdin = b"" if command[0] == "chat" else None
+        assert cli(*command, *ask, "--tools", strict, stdin=stdin).err.count(note) == 1
+    assert cli("chat", *ask, "--session", "s", stdin=b"").err.count(note) == 1
+    for command in (("generate", "--chat", "--lines"), ("chat", "--lines")):
+        assert cli(*command, "{}", *ask[1:], "--tools", strict, stdin=b"Hi\nHo\n").err.count(note) == 1
+    body = json.dumps({"messages": [{"role": "user", "content": "Hi"}]}).encode() + b"\n"
+    done = cli("batch", "-", "-n", "1", "-m", llama, "--tools", strict, stdin=body * 2)
+    assert (done.code, done.err.count(note)) == (0, 1)
+    chat = Chat(Script(pieces=["Hi"]), "-m", str(llama)).ready()
+    chat.type(f"/tools {strict}\r")
+    chat.expect(note)
+    assert chat.leave() == 0
 
 
 def test_a_session_keeps_tools_and_calls_and_takes_what_is_said_next_as_their_answers(

@@ -70,6 +70,18 @@ def test_a_request_that_fails_has_its_error_and_the_others_go_on(tiny: LanguageM
     assert answers[3] is requests[3]
 
 
+def test_what_is_an_answer_already_is_given_before_the_next_is_taken(tiny: LanguageModel) -> None:
+    taken = list[int]()
+
+    def answers() -> Iterator[InputError]:
+        for number in range(9):
+            taken.append(number)
+            yield InputError(f"line {number}")
+
+    given = tiny.complete_many(answers(), cancelled=lambda: len(taken) > 3)
+    assert [(index, len(taken)) for index, _ in given] == [(0, 1), (1, 2), (2, 3), (3, 4)]
+
+
 def test_a_value_out_of_range_is_an_error_of_the_request_itself() -> None:
     with pytest.raises(UsageError, match="top-p"):
         Request("In", top_p=0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from gptcli.cli.batch.answer_records import Vectors, answer_record, error_record, vectors_record
@@ -11,6 +12,7 @@ from gptcli.cli.batch.bodies import PlainSettings, asked_of, filled
 from gptcli.cli.batch.input_lines import InputLine
 from gptcli.cli.batch.output_file import line_id
 from gptcli.cli.json_records import json_line
+from gptcli.cli.run_options import note_unheld
 from gptcli.errors import GptcliError
 from gptcli.generation.events import Completed
 from gptcli.generation.request import Request
@@ -97,9 +99,10 @@ class Requests:
         lm: LanguageModel,
         settings: BatchSettings,
         template: Callable[[], tuple[ChatTemplate, Switches]],
-        note_model: Callable[[str], None],
+        note: Callable[[str], None],
     ) -> None:
-        self._lm, self._settings, self._note_model = lm, settings, note_model
+        self._lm, self._settings, self._note = lm, settings, note
+        self._noted = set[str]()
         self._prompting = Prompting(
             lm, settings.options, template, settings.system, settings.special, settings.tools, settings.tool_choice
         )
@@ -142,14 +145,21 @@ class Requests:
         if isinstance(work.line.fields, GptcliError):
             raise work.line.fields
         asked = self._asked(work.line.fields)
-        if asked.model is not None:
-            self._note_model(asked.model)
+        if asked.model not in (None, self._lm.name):
+            self._note_once("model", f"the requests name {asked.model[:80]}; {self._lm.name} answers them")
         if isinstance(asked, AskedVectors):
             texts = self._prompting.ids_to_embed(asked)
             numbers = [self._lm.embed(ids).tolist() for ids in texts]
             return [Vectors(numbers, sum(map(len, texts)), asked.packed)]
         work.asked = asked
-        return self._prompting.requests(asked)
+        requests = self._prompting.requests(asked)
+        note_unheld(requests[0].tools, partial(self._note_once, "strict"))
+        return requests
+
+    def _note_once(self, about: str, text: str) -> None:
+        if about not in self._noted:
+            self._noted.add(about)
+            self._note(text)
 
     def _asked(self, fields: Mapping[str, Any]) -> Asked | AskedVectors:
         if self._settings.template is not None:

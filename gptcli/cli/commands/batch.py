@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -141,7 +141,7 @@ def _run(run: RunOptions, file: Path, what: BatchOptions, settings: BatchSetting
         left = _unanswered(source, answers, progress)
         with interruptible() as cancelled:
             if what.ray is None:
-                requests = Requests(lm, settings, template_of(run, lm), _model_notes(lm, activity))
+                requests = Requests(lm, settings, template_of(run, lm), activity.note)
                 texts: Iterator[tuple[int, Completed | Vectors | GptcliError]] = lm.complete_many(
                     requests.of(left),
                     parallel=what.parallel,
@@ -190,15 +190,3 @@ def _answered_here(
         work = requests.finished(index, answer)
         if work is not None and not work.interrupted:
             yield work.answered(lm.name)
-
-
-def _model_notes(lm: LanguageModel, activity: ProgressLine) -> Callable[[str], None]:
-    """Notes, once, that the requests name another model than the one that answers them."""
-    noted = set[str]()
-
-    def note(name: str) -> None:
-        if name != lm.name and not noted:
-            noted.add(name)
-            activity.note(f"the requests name {name[:80]}; {lm.name} answers them")
-
-    return note

@@ -22,7 +22,7 @@ from gptcli.cli.parsing.option_groups import only, option_group, panel, with_opt
 from gptcli.cli.prompt_input import messages_of_script, read_text, unless_dash
 from gptcli.cli.repl.answer_display import AnswerDisplay, DisplaySettings, dropped_note
 from gptcli.cli.repl.stored_sessions import opened, print_sessions
-from gptcli.cli.run_options import RunOptions, load_model, note_template_with_doubled_bos
+from gptcli.cli.run_options import RunOptions, load_model, note_template_with_doubled_bos, note_unheld
 from gptcli.cli.terminal.signals import interruptible
 from gptcli.cli.terminal.stderr import ProgressLine, print_note
 from gptcli.cli.terminal.stdout import StdoutSink
@@ -123,7 +123,7 @@ def chat(
         conversation = Session.restored(lm, events, template=template)
         conversation.borrows_model = name not in ("", lm.reference)
         _override(conversation, run)
-        run.tool_use(template, lm)  # for its note
+        note_unheld(conversation.tool_use, run.note)
         if file is not None:
             conversation.keep_in(file, kept=len(file.events))
         has_own = conversation.system is not None and run.configured & {"system", "system_file"}
@@ -243,8 +243,7 @@ def _answer_lines(
         messages = conversation.successor().preview(text)
         return conversation.template.render(messages, lm.tokenizer, **_switches(settings))
 
-    use = run.tool_use(conversation.template, lm)
-    stopping = settings.stopping
+    use, stopping = conversation.tool_use, settings.stopping
     if stopping.overflow == "shift":  # whole turns would go, and there is one
         stopping = replace(stopping, overflow="stop")
     write_answers(run, lm, lines, ids_of, [sampling], request_fields(stopping, settings.constraint, use))

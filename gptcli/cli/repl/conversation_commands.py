@@ -17,6 +17,7 @@ from gptcli.cli.prompt_input import Decoding, read_text
 from gptcli.cli.repl.answer_display import SHOW_THINKING
 from gptcli.cli.repl.clipboard import copy
 from gptcli.cli.repl.slash_command import Leave, ReplControls, parse_switch
+from gptcli.cli.run_options import note_unheld
 from gptcli.cli.terminal.columns import excerpt, fitted, terminal_columns, width
 from gptcli.cli.terminal.stderr import print_prompt_note
 from gptcli.cli.terminal.stdout import clean
@@ -140,6 +141,7 @@ def tools(repl: ReplControls, argument: str) -> None:
         repl.session.offer(())
     elif argument:
         repl.session.offer(parse_tools(_text_of(argument), argument))
+        note_unheld(repl.session.tool_use, print_prompt_note)
     for tool in repl.session.settings.tools:
         about = excerpt(tool["function"].get("description", ""), 60)
         repl.say(f"{tool_name(tool)}({', '.join(tool_parameters(tool).get('properties', {}))})  {about}".rstrip())

@@ -176,7 +176,7 @@ class Repl:
 
     def _drop_emptied(self) -> None:
         """Deletes the file of a conversation of which everything was taken back."""
-        if self.file is not None and not self._is_begun:
+        if self.file is not None and not self._is_begun and any(each["type"] == "message" for each in self.file.events):
             self.file.delete()
 
     def _greet(self) -> None:

@@ -45,12 +45,12 @@ def complete_all(
                 break
             if job is None:
                 break
-            if isinstance(job, Job):
-                running[job] = taken, []
-                batch.add(job)
-            else:
-                answers[taken] = job
-            taken += 1
+            index, taken = taken, taken + 1
+            if not isinstance(job, Job):
+                answers[index] = job
+                break  # it took time to make, and is given before the next
+            running[job] = index, []
+            batch.add(job)
         if more and batch.idle and not answers:
             wait()
             continue
