@@ -90,21 +90,15 @@ def load_decoder(
             # 1 + w needs more bits than w; so do choices among scores that are nearly equal, and exponents.
             wide = isinstance(whole, PlusOne) or _is_never_rounded(decoder, name)
             dtype = torch.float32 if wide else plan.dtype
-            slot = _Slot(decoder, name, dtype)
-            parts = stored_apart(recipe, source) if slot.is_joined(plan) else (recipe,)
-            values = [_Value(cook(part, source), _is_of_blocks(part, source)) for part in parts]
-            if share is not None and not share.adds(name):
-                values = [_Value(torch.zeros_like(dense(value.content))) for value in values]
-            slot.fill(_holder(slot, values, plan))
+            slot, zero = _Slot(decoder, name, dtype), share is not None and not share.adds(name)
+            parts = stored_apart(recipe, source) if slot.is_joined(plan) else ()
+            holder = _joined(slot, [_value(part, source, zero) for part in parts], plan) if len(parts) > 1 else None
+            slot.fill(_holder(slot, _value(recipe, source, zero), plan) if holder is None else holder)
             on_progress(min(source.bytes_read, total), total)
         for name in folder.surplus_biases:
             if source.read(name).any():
                 raise BrokenCheckpoint(f"{name} is not zero, but the architecture has no bias there")
     return decoder.eval()
-
-
-def _is_of_blocks(recipe: Recipe, source: TensorSource) -> bool:
-    return any(isinstance(source.stored(name), Ggml) for name in sources(recipe))
 
 
 def _is_never_rounded(decoder: Decoder, name: str) -> bool:
@@ -172,21 +166,20 @@ class _Value:
     """What a parameter is made of, or some of its rows. of_blocks: whether that was ggml's blocks."""
 
     content: Tensor | PackedWeight
-    of_blocks: bool = False
+    of_blocks: bool
 
 
-def _holder(slot: _Slot, values: list[_Value], plan: WeightPlan) -> nn.Parameter | nn.Module:
-    """What holds values that follow each other: a dense parameter, or a module that multiplies with another form."""
-    if (module := slot.multiplied_by) is not None and len(values) > 1:
-        forms = [_form(slot, value, plan) for value in values]
-        stored = [form for form in forms if isinstance(form, StoredWeight) and can_compile(form)]
-        if len(stored) == len(forms):
-            return _joined(slot, module, stored, plan)
-    value = values[0]
-    if len(values) > 1:
-        value = _Value(torch.cat([dense(each.content) for each in values]), all(each.of_blocks for each in values))
+def _value(recipe: Recipe, source: TensorSource, zero: bool) -> _Value:
+    """zero: zeros in the place of what the recipe makes."""
+    content = cook(recipe, source)
+    of_blocks = any(isinstance(source.stored(name), Ggml) for name in sources(recipe))
+    return _Value(torch.zeros_like(dense(content)) if zero else content, of_blocks)
+
+
+def _holder(slot: _Slot, value: _Value, plan: WeightPlan) -> nn.Parameter | nn.Module:
+    """What holds a value: a dense parameter, or a module that multiplies with it in another form."""
     content = value.content
-    if module is not None:
+    if (module := slot.multiplied_by) is not None:
         form = _form(slot, value, plan)
         if not isinstance(form, Tensor):
             return _module(slot, module, form, plan)
@@ -195,7 +188,12 @@ def _holder(slot: _Slot, values: list[_Value], plan: WeightPlan) -> nn.Parameter
     return nn.Parameter(numbers.to(plan.device, slot.dtype), requires_grad=False)
 
 
-def _joined(slot: _Slot, module: nn.Module, weights: list[StoredWeight], plan: WeightPlan) -> nn.Module:
+def _joined(slot: _Slot, values: list[_Value], plan: WeightPlan) -> nn.Module | None:
+    """What multiplies with values whose rows follow each other; None if kernels cannot with all of them."""
+    module, forms = slot.multiplied_by, [_form(slot, value, plan) for value in values]
+    weights = [form for form in forms if isinstance(form, StoredWeight) and can_compile(form)]
+    if len(weights) < len(forms):
+        return None
     assert isinstance(module, Linear) and plan.library is not None
     parts = [CompiledLinear(plan.library, weight, None, plan.arithmetic) for weight in weights]
     return JoinedLinear(parts, module.bias)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from ctypes import c_float
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,10 +44,11 @@ class Fields:
 
     def number(self, name: str, default: float | None = None) -> float | None:
         """A number, as the shortest that is its float32: 1e-05, not 9.999999747378752e-06."""
-        import numpy as np
-
-        value = self.file.optional(self.prefix + name, float)
-        return default if value is None else float(str(np.float32(value)))
+        if (value := self.file.optional(self.prefix + name, float)) is None:
+            return default
+        single = c_float(value).value
+        found = (float(f"{single:.{digits}g}") for digits in range(1, 10))
+        return next((each for each in found if c_float(each).value == single), single)  # NaN equals nothing
 
     def flag(self, name: str, default: bool) -> bool:
         """True or false."""

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from gptcli.errors import Diverged
 from gptcli.model.decoder import Decoder
-from gptcli.model.norm import Norm
 from gptcli.training.checkpoints import RunDirectory
 from gptcli.training.corpus import Corpus
 from gptcli.training.events import Evaluated, Sampled, Saved, Step, TrainingEvent
@@ -31,9 +30,11 @@ Sampler = Callable[[str], str]
 
 def not_decayed(decoder: Decoder) -> set[nn.Parameter]:
     """What weight decay spares: biases and the weights of norms, whatever their shapes, as transformers' Trainer."""
-    norms = {each for module in decoder.modules() if isinstance(module, Norm) for each in module.parameters()}
-    named = ((name.rpartition(".")[2], each) for name, each in decoder.named_parameters())
-    return norms | {each for leaf, each in named if "bias" in leaf or "norm" in leaf or leaf == "correction"}
+    return {
+        each
+        for name, each in decoder.named_parameters()
+        if "norm" in name or "bias" in (leaf := name.rpartition(".")[2]) or leaf == "correction"
+    }
 
 
 class Training:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from dataclasses import replace
@@ -14,13 +15,16 @@ import torch
 
 from gptcli.checkpoint import load
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.errors import BrokenCheckpoint, GptcliError, UnsupportedArchitecture
+from gptcli.checkpoint.share import Share
+from gptcli.errors import BrokenCheckpoint, GptcliError, OutOfMemory, UnsupportedArchitecture
 from gptcli.gguf.convert import convert
 from gptcli.kernels.layers import JoinedLinear
 from gptcli.kernels.tensors import library as kernels
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import LocalModel, fingerprint
 from gptcli.quant.dense import DenseWeight
+from gptcli.runtime import device_plan
+from gptcli.runtime.device_plan import plan_for
 from gptcli.settings import RuntimeConfig
 from gptcli.text.tokenizer import Tokenizer
 from tests.gguf.raw_gguf import RawGguf
@@ -138,11 +142,28 @@ def test_types_that_are_joined_and_not_alike_stay_as_they_are_stored(tmp_path: P
         assert q < WIDTH * WIDTH and keys * 3 < k <= keys * 4 and v == values
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_has_its_rows_of_each_type(rank: int, tmp_path: Path) -> None:
+    if (library := kernels()) is None:
+        pytest.skip("the kernels are not built here")
+    folder = ModelFolder.open(write_gguf(tmp_path / "tiny.gguf", MIXED))
+    plan = load.WeightPlan(torch.device("cpu"), torch.float32, "expand", library)
+    share = Share(folder.architecture.config, rank, 2)
+    x = torch.randn(1, 3, WIDTH, generator=torch.Generator().manual_seed(1))
+    whole, own = (load.load_decoder(folder, plan, share=each).blocks[0].attention.qkv for each in (None, share))
+    assert isinstance(own, JoinedLinear)
+    sizes = [WIDTH, KV_HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM]
+    wanted = [part.chunk(2, -1)[rank] for part in whole(x).split(sizes, -1)]
+    assert torch.equal(own(x), torch.cat(wanted, -1))
+
+
 @pytest.mark.parametrize("kinds", [MIXED, MIXED | {"attn_q.weight": Kind.TQ2_0, "ffn_up.weight": Kind.TQ1_0}])
 def test_fp32_rounds_nothing_that_a_file_has(kinds: dict[str, Kind], tmp_path: Path) -> None:
     changes = {"llama__embedding_length": 256, "llama__rope__dimension_count": 64}
     file = write_gguf(tmp_path / "tiny.gguf", kinds, tensor_shapes=shapes(width=256), **changes)
-    found = LanguageModel.open(str(file), replace(FP32, quantize="auto", kv="fp32")).logits(IDS)
+    as_stored = replace(FP32, quantize="auto", kv="fp32")
+    assert plan_for(ModelFolder.open(file), as_stored).weights.exact
+    found = LanguageModel.open(str(file), as_stored).logits(IDS)
     wanted = LanguageModel.open(str(file), FP32).logits(IDS)
     assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
 
@@ -164,3 +185,8 @@ def test_blocks_that_nothing_multiplies_with_take_half_the_memory_unless_fp32_is
     }
     needed = [folder.bytes_for_kernels(size) for size in (4, 2)]
     assert needed[0] - needed[1] == 2 * LAYERS * 2 * MLP * 256
+    runtime = replace(FP32, quantize="auto", dtype="fp32" if exact else "fp16")
+    for free in needed:
+        monkeypatch.setattr(device_plan, "free_memory", lambda free=free: free)
+        with pytest.raises(OutOfMemory) if exact and free < needed[0] else contextlib.nullcontext():
+            plan_for(folder, runtime)

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from gptcli.checkpoint.folder import ModelFolder
 from gptcli.checkpoint.load import WeightPlan, load_decoder
+from gptcli.checkpoint.recipes import sources
 from gptcli.cli.app import run
 from gptcli.training.checkpoints import RunDirectory
 from gptcli.training.corpus import TRAIN, Corpus
@@ -124,14 +125,20 @@ def test_every_step_has_the_loss_of_the_trainer(
     assert max(abs(a - b) for a, b in zip(ours, in_parts, strict=True)) < 1e-4
 
 
-def test_decay_spares_norms_and_biases_of_whatever_shape(tmp_path: Path) -> None:
-    row = next(row for row in ROWS if row.title == "gpt_oss")
-    folder = ModelFolder.open(write_reference(tmp_path, row.model_type, **row.config).path)
+@pytest.mark.parametrize("title", ["gpt_oss", "bamba", "gemma2"])
+def test_decay_spares_what_the_trainer_spares(title: str, tmp_path: Path) -> None:
+    row = next(row for row in ROWS if row.title == title)
+    reference = write_reference(tmp_path, row.model_type, **row.config)
+    decayed = Trainer.get_decay_parameter_names(None, reference.model)
+    theirs = {name: name not in decayed for name, _ in reference.model.named_parameters()}
+    folder = ModelFolder.open(reference.path)
     decoder = load_decoder(folder, WeightPlan(torch.device("cpu"), torch.float32, "dense"))
-    spared = not_decayed(decoder)
-    names = {name: each in spared for name, each in decoder.named_parameters()}
-    assert all(spares == ("norm" in name or name.endswith("bias")) for name, spares in names.items())
-    assert any(each.dim() > 1 for each in spared), "the experts' biases"
+    spared, compared = not_decayed(decoder), set[bool]()
+    for name, recipe in folder.architecture.parameters.items():
+        for tensor in theirs.keys() & {*sources(recipe)}:
+            assert theirs[tensor] == (decoder.get_parameter(name) in spared), name
+            compared.add(theirs[tensor])
+    assert compared == {True, False}
 
 
 def test_bf16_learns_as_fp32_does_and_keeps_its_weights_and_moments_in_fp32(
