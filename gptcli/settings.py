@@ -34,31 +34,31 @@ def random_seed() -> int:
     return secrets.randbits(53)
 
 
-def _check(name: str, value: float, low: float, high: float, meaning: str = "") -> None:
+def _wrong(name: str, part: str, message: str) -> UsageError:
+    """The error of an option, or of a part of its value."""
+    return UsageError(f"{name}{part} must be {message}", setting=name.replace("-", "_"))
+
+
+def _check(name: str, value: float, low: float, high: float, meaning: str = "", *, part: str = "") -> None:
     if not (isinstance(value, int | float) and low <= value <= min(high, MAX_NUMBER)):
         bounds = f"between {low} and {high}" if math.isfinite(high) else f"at least {low}"
-        raise UsageError(f"{name} must be {bounds}{meaning}, not {value}", setting=_setting(name))
+        raise _wrong(name, part, f"{bounds}{meaning}, not {value}")
 
 
-def _setting(name: str) -> str:
-    """The setting that a name in an error begins with."""
-    return name.split()[0].rstrip(":").replace("-", "_")
-
-
-def _check_whole(name: str, value: int, low: int, high: float = math.inf, meaning: str = "") -> None:
-    _check(name, value, low, high, meaning)
+def _check_whole(name: str, value: int, low: int, high: float = math.inf, meaning: str = "", *, part: str = "") -> None:
+    _check(name, value, low, high, meaning, part=part)
     if type(value) is not int:
-        raise UsageError(f"{name} must be a whole number, not {value}", setting=_setting(name))
+        raise _wrong(name, part, f"a whole number, not {value}")
 
 
 def _check_ids(name: str, ids: Sequence[int]) -> None:
     for id in ids:
-        _check_whole(f"{name}: an id", id, 0)
+        _check_whole(name, id, 0, part=": an id")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise UsageError(f"{name} must be one of {', '.join(choices)}, not {value}", setting=_setting(name))
+        raise _wrong(name, "", f"one of {', '.join(choices)}, not {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +91,9 @@ class SamplingConfig:
         _check("presence-penalty", self.presence_penalty, -100, 100)
         _check("frequency-penalty", self.frequency_penalty, -100, 100)
         for token, bias in self.logit_bias:
-            _check_whole("logit-bias id", token, 0, math.inf)
+            _check_whole("logit-bias", token, 0, part=" id")
             if bias != -math.inf:
-                _check(f"logit-bias of token {token}", bias, -1e6, 1e6, " or -inf")
+                _check("logit-bias", bias, -1e6, 1e6, " or -inf", part=f" of token {token}")
         _check_ids("suppress-tokens", self.suppress_tokens)
         _check_ids("begin-suppress-tokens", self.begin_suppress_tokens)
         for word in self.bad_words_ids:

@@ -35,6 +35,15 @@ def test_a_value_out_of_range_is_refused_by_its_options_name(field: dict[str, An
         SamplingConfig(**field)
 
 
+@pytest.mark.parametrize(
+    "given", [{"logit_bias": ((5, 1e39),)}, {"logit_bias": ((-1, 0.0),)}, {"suppress_tokens": (-1,)}, {"top_k": 2.5}]
+)
+def test_an_error_of_a_setting_names_it_apart_from_its_text(given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError) as error:
+        SamplingConfig(**given)
+    assert [error.value.setting] == list(given)
+
+
 def test_what_the_user_gives_beats_the_model_which_beats_our_defaults() -> None:
     model = {"temperature": 0.6, "top_p": 0.9}
     resolved = SamplingConfig.resolve({"temperature": 0.1, "top_k": None}, model)

@@ -24,7 +24,8 @@ class History:
 
     turns: the events of questions and of the assistant's messages, alternating. A question is a message of the user, or
     the answers of the tools that the assistant called, which are one event. unanswered: the last question, if it was
-    taken back or its reply was lost. replies: how many there ever were, including those taken back.
+    taken back or its reply was lost. replies: how many there ever were, including those taken back. seeded: how many of
+    them there were when the seed was set.
     """
 
     def __init__(self) -> None:
@@ -33,6 +34,7 @@ class History:
         self.turns: list[Record] = []
         self.unanswered: Record | None = None
         self.replies = 0
+        self.seeded = 0
         self._replaced: list[Record] = []  # the turn that the open question would replace
 
     @property
@@ -74,6 +76,8 @@ class History:
                 self.system = None if event["content"] is None else _text(event["content"])
             case "settings":
                 self.settings = ChatSettings.from_record(event["settings"])
+                if event.get("seeds"):
+                    self.seeded = self.replies
             case "message":
                 self._check_message(event)
                 self.add_message(event)

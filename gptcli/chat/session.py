@@ -228,7 +228,7 @@ class Session(Generic[Model]):
         name = name.replace("-", "_")
         self._overrides.pop(name, None)
         kept = replace(self._history.settings, **{name: changed.values[name]})
-        self._record({"type": "settings", "settings": kept.record})
+        self._record({"type": "settings", "settings": kept.record, **({"seeds": True} if name == "seed" else {})})
 
     def override(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         """Changes settings for as long as this object lives, without an event. Raises UsageError.
@@ -427,13 +427,12 @@ class Session(Generic[Model]):
         return hidden, self._rendered(hidden)
 
     def _next_sampling(self) -> SamplingConfig:
-        """The sampling of the next reply; a seed that was set counts up, so that a retry gives another reply."""
+        """The sampling of the next reply; a seed counts up from where it was set, so that a retry differs."""
         sampling = self.settings.sampling(self._lm.sampling_defaults)
-        return (
-            sampling
-            if sampling.seed is None
-            else replace(sampling, seed=(sampling.seed + self._history.replies) % 2**64)
-        )
+        if sampling.seed is None:
+            return sampling
+        since = self._history.seeded if self.origin("seed") == "session" else 0
+        return replace(sampling, seed=(sampling.seed + self._history.replies - since) % 2**64)
 
     def _reply(self, text: str, finished: Finished, hidden: int, sampling: SamplingConfig) -> dict[str, Any]:
         return {

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +16,7 @@ from gptcli.cli.parsing.config_file import COMMANDS, ConfiguredCommand
 from gptcli.cli.parsing.metavars import Command, Group
 from gptcli.cli.parsing.usage_errors import usage_error
 from gptcli.cli.terminal.stderr import print_error
-from gptcli.errors import ExitCode, GptcliError
+from gptcli.errors import ExitCode, GptcliError, UsageError
 from gptcli.runtime.ranks import ranks_here
 from gptcli.version import VERSION
 
@@ -63,7 +64,14 @@ def _help(
     ] = None,
 ) -> None:
     """Show the help of gptcli or of a command, as --help does."""
-    _run_command([*(command or ()), "--help"])
+    words = command or []
+    level: Any = typer.main.get_command(program(words))
+    for number, word in enumerate(words):
+        if not isinstance(level, Group):
+            named = shlex.join(words[:number])
+            raise UsageError(f"there is no command {shlex.join(words)}", f"run `gptcli help {named}`")
+        level = level.commands.get(word, level)  # running it refuses a name that is none
+    _run_command([*words, "--help"])
 
 
 def run(arguments: Sequence[str]) -> int:

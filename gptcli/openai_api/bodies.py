@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast, get_args
 
-from gptcli.errors import UsageError
+from gptcli.errors import GptcliError, UsageError
 from gptcli.settings import CONSTRAINT_FIELDS, SAMPLING_FIELDS, SAMPLING_NUMBERS, ReasoningEffort
 from gptcli.text.chat_template import Switches
 from gptcli.text.messages import BadMessage, Message
@@ -57,7 +57,7 @@ class Asked:
     options: by the names of `Request`. logprobs: alternatives of each token; None without log-probabilities. switches:
     what the chat template is asked for. tools, tool_choice, parallel_tool_calls: of a conversation. answer_ids: what
     its answer begins with, as ids or text. echo: whether a text has its prompt before it. include_usage: whether a
-    stream ends with the counts.
+    stream ends with the counts. schema_parameter: where a schema is from, for errors.
     """
 
     url: str
@@ -73,7 +73,14 @@ class Asked:
     echo: bool = False
     stream: bool = False
     include_usage: bool = False
+    schema_parameter: str = "json_schema"
     model: str | None = None
+
+    def named(self, error: GptcliError) -> GptcliError:
+        """An error of these options, whose setting has the name that the request gives it."""
+        if isinstance(error, UsageError) and error.setting == "json_schema":
+            error.setting = self.schema_parameter
+        return error
 
 
 def asked_of_body(url: str, body: Mapping[str, Any]) -> Asked:
@@ -86,7 +93,9 @@ def asked_of_body(url: str, body: Mapping[str, Any]) -> Asked:
     prompts = given.pop("messages" if url == CHAT else "prompt", None)
     if url == CHAT:
         options |= _limit(given, ("max_completion_tokens", "max_tokens"), 1)
-        options |= response_format(given.pop("response_format", {"type": "text"}))
+        if form := response_format(given.pop("response_format", {"type": "text"})):
+            options |= form
+            asked["schema_parameter"] = "response_format"
         asked["logprobs"] = _chat_logprobs(given)
         asked["switches"] = _switches(given)
         asked |= tools_of(given)
@@ -106,20 +115,27 @@ def asked_of_body(url: str, body: Mapping[str, Any]) -> Asked:
 
 @dataclass(frozen=True)
 class AskedVectors:
-    """What a request for `EMBEDDINGS` asks for. inputs: texts or ids. packed: as base64 of fp32 numbers."""
+    """What a request for `EMBEDDINGS` asks for. inputs: texts or ids. packed: as base64 of fp32 numbers.
+
+    dimensions: how many numbers a text must have; None for as many as the model gives.
+    """
 
     inputs: Sequence[str | Sequence[int]]
     packed: bool
+    dimensions: int | None
     model: str | None
 
 
 def asked_vectors(body: Mapping[str, Any]) -> AskedVectors:
     """What a body for `EMBEDDINGS` asks for. Raises BadParameter."""
-    given = known_only(body, {"model", "user", "input", "encoding_format"})
+    given = known_only(body, {"model", "user", "input", "encoding_format", "dimensions"})
     inputs, form = prompts_of("input", given.get("input")), given.get("encoding_format", "float")
     if form not in ("float", "base64"):
         raise BadParameter("encoding_format", "encoding_format must be float or base64")
-    return AskedVectors(inputs, form == "base64", model_of(body))
+    dimensions = given.get("dimensions")
+    if dimensions is not None and type(dimensions) is not int:
+        raise BadParameter("dimensions", "dimensions must be a whole number")
+    return AskedVectors(inputs, form == "base64", dimensions, model_of(body))
 
 
 def tools_of(given: dict[str, Any]) -> dict[str, Any]:

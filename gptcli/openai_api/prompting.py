@@ -75,6 +75,9 @@ class Prompting:
 
     def ids_to_embed(self, asked: AskedVectors) -> list[Sequence[int]]:
         """Token ids of the texts whose embeddings are asked for. Raises BadParameter or ContextOverflow."""
+        size = self.lm.folder.architecture.config.hidden_size
+        if asked.dimensions not in (None, size):
+            raise BadParameter("dimensions", f"dimensions must be {size}: the model's embeddings are not shortened")
         texts = [self.encoded(each) if isinstance(each, str) else each for each in asked.inputs]
         try:
             for ids in texts:

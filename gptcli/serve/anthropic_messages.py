@@ -150,6 +150,7 @@ def asked_of_messages(body: Mapping[str, Any]) -> Asked:
         url=CHAT,
         prompts=[messages],
         options=options | form,
+        schema_parameter="output_config",
         switches={"thinking": _thinking(given.get("thinking")), "reasoning_effort": effort},
         answer_ids=begun,
         stream=check_flag("stream", given.get("stream", False)),

@@ -257,6 +257,7 @@ def _asked(given: Mapping[str, Any], turns: list[Message]) -> Asked:
         url=CHAT,
         prompts=[turns],
         options=options,
+        schema_parameter="text",
         switches={"reasoning_effort": check_effort(reasoning.get("effort"))},
         stream=check_flag("stream", given.get("stream", False)),
         model=model_of(given),

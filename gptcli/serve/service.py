@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from gptcli.chat.thinking import Thoughts
+from gptcli.errors import UsageError
 from gptcli.generation.events import Finished
 from gptcli.generation.request import Request
 from gptcli.openai_api.bodies import CHAT, Asked, BadParameter
@@ -73,7 +74,10 @@ class Service:
 
     async def prepared(self, asked: Asked) -> Prepared:
         """Makes requests of what was asked for. Raises GptcliError."""
-        return await self.read(lambda: self._prepared(asked))
+        try:
+            return await self.read(lambda: self._prepared(asked))
+        except UsageError as error:
+            raise asked.named(error) from None
 
     def _prepared(self, asked: Asked) -> Prepared:
         name = self.models.name(asked.model)

@@ -124,6 +124,17 @@ def test_retry_draws_with_the_next_seed_and_the_seeds_are_those_recorded(tiny: L
     assert texts(session)[0] == "In a town" and len(session.messages) == 2
 
 
+def test_a_seed_that_is_set_amid_a_conversation_is_that_of_the_next_reply(tiny: LanguageModel) -> None:
+    session = tiny.session(settings=ChatSettings(max_tokens=2, seed=5))
+    finish(session.send("In a town"))
+    for _ in range(2):
+        session.change("seed", "5")
+        assert finish(session.send("and then")).seed == 5
+    session.change("temperature", "0.5")
+    again = Session.restored(tiny, session.events)
+    assert [finish(each.retry()).seed for each in (session, again)] == [6, 6]
+
+
 def test_a_retry_that_brings_nothing_leaves_the_reply_before(tiny: LanguageModel) -> None:
     session = tiny.session(settings=GREEDY)
     finish(session.send("In a town"))

@@ -63,6 +63,13 @@ def test_help_lists_commands_and_keys_and_explains_a_command(chat: Chat) -> None
     assert all(len(f"{command.usage:17}  {command.help.split('.')[0]}") <= 80 for command in COMMANDS)
 
 
+def test_help_on_a_narrow_terminal_leaves_arguments_out(tiny_by_default: None) -> None:
+    shown = answer_to(Chat(HELLO, width=40, height=80).ready(), "/help")
+    assert [line.split()[0] for line in shown if line.startswith("/")] == [f"/{each.name}" for each in COMMANDS]
+    assert "/seed      Sets the seed, or shows the" in shown
+    assert len(shown) < 60
+
+
 def test_new_begins_another_session(chat: Chat) -> None:
     chat.ask("one")
     chat.ask("/system Be brief.")

@@ -133,6 +133,13 @@ def test_help_shows_the_help_of_a_command(cli: Cli, command: list[str]) -> None:
     assert cli("help", *command) == cli(*command, "--help")
 
 
+@pytest.mark.parametrize(("command", "known"), [("generate nope", "generate"), ("models show a b", "models show")])
+def test_help_of_more_than_a_command_is_a_usage_error(cli: Cli, command: str, known: str) -> None:
+    result = cli("help", *command.split())
+    assert (result.code, result.out) == (2, b"")
+    assert result.err == f"gptcli: error: there is no command {command}\nhint: run `gptcli help {known}`\n"
+
+
 @pytest.mark.parametrize("command", [["nonsense"], ["models", "nonsense"]])
 def test_help_of_an_unknown_command_is_a_usage_error(cli: Cli, command: list[str]) -> None:
     result = cli("help", *command)

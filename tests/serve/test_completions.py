@@ -227,7 +227,8 @@ WRONG: list[tuple[str, dict[str, Any], str | None]] = [
     (CHAT, {"messages": HI, "logit_bias": {"1": 10**400}}, "logit_bias"),
     (CHAT, {"messages": HI, "logit_bias": {"9999": 1}}, "logit_bias"),
     (CHAT, {"messages": HI, "response_format": {"type": "xml"}}, "response_format"),
-    (CHAT, {"messages": HI, "response_format": form({"schema": {"type": 3}})}, "json_schema"),
+    (CHAT, {"messages": HI, "response_format": form({"schema": {"type": 3}})}, "response_format"),
+    (CHAT, {"messages": HI, "json_schema": {"type": 3}}, "json_schema"),
     (CHAT, {"messages": HI, "response_format": form({"schema": {}, "surprise": 1})}, "response_format"),
     (CHAT, {"messages": HI, "response_format": form({"schema": {}}) | {"surprise": 1}}, "response_format"),
     (CHAT, {"messages": HI, "regex": "("}, "regex"),
@@ -256,6 +257,7 @@ WRONG: list[tuple[str, dict[str, Any], str | None]] = [
     (TEXT, {"prompt": "a", "repetition_penalty": 1.0}, "repetition_penalty"),  # of vLLM
     ("/v1/embeddings", {"input": [400]}, "input"),
     ("/v1/embeddings", {"input": "a", "dimensions": 3}, "dimensions"),
+    ("/v1/embeddings", {"input": "a", "dimensions": "3"}, "dimensions"),
 ]  # fmt: skip
 
 

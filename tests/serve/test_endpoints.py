@@ -114,6 +114,7 @@ def test_anthropics_errors_have_their_own_shape(
         ({"input": "a", "tools": [{"type": "web_search"}]}, "tools"),
         ({"input": "a", "text": {"format": {"type": "xml"}}}, "response_format"),
         ({"input": "a", "text": {"verbosity": "low"}}, "text"),
+        ({"input": "a", "text": {"format": {"type": "json_schema", "schema": {"type": 3}}}}, "text"),
         ({"input": "a", "reasoning": {"effort": "huge"}}, "reasoning_effort"),
         ({"input": "a", "instructions": 1}, "instructions"),
         ({"input": "a", "previous_response_id": 1}, "previous_response_id"),
@@ -157,6 +158,8 @@ def test_embeddings_come_as_numbers_or_as_bytes(server: Running, tiny: LanguageM
         "embedding"
     ]
     assert numbers == pytest.approx(tiny.embed("In a small town").tolist(), abs=1e-6)
+    as_many = server.post("/v1/embeddings", input="In a small town", dimensions=len(numbers)).json
+    assert as_many["data"][0]["embedding"] == pytest.approx(numbers, abs=1e-6)
     assert struct.unpack(f"<{len(numbers)}f", base64.b64decode(packed)) == pytest.approx(numbers, abs=1e-6)
     for body in (
         {},

@@ -137,7 +137,7 @@ class Requests:
         elif isinstance(answer, Vectors):
             work.vectors = answer
         else:
-            work.error = work.error or answer
+            work.error = work.error or (answer if work.asked is None else work.asked.named(answer))
         work.open -= 1
         return None if work.open else work
 

@@ -10,6 +10,8 @@ from gptcli.cli.terminal.columns import hanging, terminal_columns
 from gptcli.cli.terminal.token_flow import TokenFlow, grouped
 from gptcli.errors import UsageError
 
+_WIDE = 60  # columns that commands with their arguments take, and what they do beside them
+
 _KEYS = (
     ("Enter", "sends"),
     ("Alt-Enter, Ctrl-J", 'begins a line in the message; """ begins and ends many lines'),
@@ -28,10 +30,13 @@ def help(repl: ReplControls, name: str) -> None:
         also = f"\n  also: {' '.join(f'/{alias}' for alias in command.aliases)}" if command.aliases else ""
         repl.say(f"{command.usage}\n  {command.help}\n  example: {command.example}{also}")
         return
-    rows = [(command.usage, command.summary) for command in repl.commands]
-    start = max(len(usage) for usage, _ in rows) + 2
-    for names, about in (*rows, ("", ""), *_KEYS):
-        repl.draw(hanging(f"{names:{start}}", about, terminal_columns()).rstrip() + "\n")
+    columns = terminal_columns()
+    narrow = columns < _WIDE  # then arguments are left to `/help NAME`
+    rows = [(f"/{command.name}" if narrow else command.usage, command.summary) for command in repl.commands]
+    for table in (rows, (("", ""),), _KEYS):
+        start = max(len(names) for names, _ in (table if narrow else (*rows, *_KEYS))) + 2
+        for names, about in table:
+            repl.draw(hanging(f"{names:{start}}", about, columns).rstrip() + "\n")
 
 
 def tokens(repl: ReplControls, text: str) -> None:

@@ -55,7 +55,7 @@ def documents_of(
             left = dict[str, None]()
             for where, fields in _records(path, kind, max_line, note):
                 if isinstance(fields, InputError):
-                    raise InputError(f"{where}: {fields.message}", fields.hint)
+                    raise InputError(f"{name}: {fields.message}", fields.hint)
                 document, known = document_of(fields, where)
                 left |= dict.fromkeys(field for field in fields if field not in known)
                 yield document
@@ -68,11 +68,11 @@ def documents_of(
 def _records(
     path: Path, kind: str, max_line: int, note: Callable[[str], None]
 ) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
-    """The objects of a file, with where they are."""
+    """The objects of a file, with where they are; what is none is an error that says which it is."""
     if kind == "json" and str(path) != "-" and _is_list(path):
         for number, element in enumerate(_elements(path, max_line), 1):
             where = f"{path}: element {number}"
-            yield where, element if isinstance(element, dict) else InputError("it is no object")
+            yield where, element if isinstance(element, dict) else InputError(f"element {number}: it is no object")
         return
     for line in InputLines(path, max_line, note, csv=kind == "csv"):
         yield f"{path}: {'row' if kind == 'csv' else 'line'} {line.number}", line.fields

@@ -166,6 +166,7 @@ def test_a_response_format_replaces_the_commands_constraint(cli: Cli) -> None:
         (chat(stop=[""]), "stop"),
         (chat(stream=True), "stream"),
         (chat(response_format={"type": "xml"}), "response_format"),
+        (chat(response_format={"type": "json_schema", "json_schema": {"schema": {"type": 3}}}), "response_format"),
         (chat(messages=[]), "messages"),
         (chat(messages=[{"role": "robot", "content": "x"}]), "messages[0]"),
         (chat(messages=[{"role": "tool", "content": "x"}]), "messages[0].tool_call_id"),

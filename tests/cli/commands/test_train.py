@@ -300,6 +300,8 @@ def test_a_learning_rate_of_0_is_kept(cli: Cli, data: Path, tmp_path: Path, tiny
 
 
 def test_columns_of_one_name_are_refused(cli: Cli, tmp_path: Path, tiny_model: Path) -> None:
+    (data := tmp_path / "data.csv").write_text("text,id\na\n")
+    failed(cli("train", data, "-m", tiny_model, "-o", tmp_path / "out"), 4, f"{data}: row 1 has 1 fields")
     (data := tmp_path / "data.csv").write_text("text,id,text\na,1,b\n")
     failed(cli("train", data, "-m", tiny_model, "-o", tmp_path / "out", *SMALL), 4, "several columns are called text")
 
