@@ -238,7 +238,7 @@ def test_what_another_window_keeps_stays_when_this_one_keeps(browser: Browser, s
 @pytest.mark.parametrize(
     "text",
     [">" * 50_000, "> " * 50_000, "`a` " * 150_000, "a\n\n" * 150_000, "- a\n" + "  b\n" * 150_000]
-    + ["[" * 300_000, "a" + "`" * 300_000, "[a](https://" * 30_000, "|\n" + "-" * 300_000 + "x", "**" + "*a " * 100_000],
+    + ["[" * 300_000, "a" + "`" * 300_000, "[a](https://" * 30_000, "|\n" + "-" * 300_000 + "x"],
     ids=lambda text: text[:12],
 )
 def test_no_text_of_a_model_is_too_much_to_draw(browser: Browser, server: Running, text: str) -> None:
