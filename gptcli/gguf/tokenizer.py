@@ -237,7 +237,6 @@ def _pieces(
     }
 
 
-
 def _pairs(ranked: Sequence[str]) -> list[tuple[str, str]]:
     """Every pair of tokens that makes a token, in the tokens' order."""
     known = frozenset(ranked)
