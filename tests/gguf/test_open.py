@@ -145,6 +145,18 @@ def parts(tmp_path: Path) -> list[Path]:
     return in_parts(whole, tmp_path / "parts", (5, 9, len(shapes()) - 14))
 
 
+def test_parts_in_capitals_are_found(parts: list[Path], tmp_path: Path) -> None:
+    first, *_ = capitals = [part.rename(part.with_suffix(".GGUF")) for part in parts]
+    assert torch.equal(logits(first), logits(tmp_path / "whole.gguf"))
+    assert LocalModel("tiny", first).size == sum(part.stat().st_size for part in capitals)
+
+
+def test_a_file_called_gguf_in_any_case_is_read_as_one(tmp_path: Path) -> None:
+    (tmp_path / "empty.GGUF").write_bytes(b"")
+    with pytest.raises(BrokenCheckpoint, match="ends too early"):
+        ModelFolder.open(tmp_path / "empty.GGUF")
+
+
 def test_a_split_file_is_one_model(parts: list[Path], tmp_path: Path) -> None:
     assert torch.equal(logits(parts[0]), logits(tmp_path / "whole.gguf"))
 
