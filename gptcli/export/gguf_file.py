@@ -148,9 +148,10 @@ def _value(target: Target, source: TensorSource, edit: Edit | None) -> Tensor | 
     """A tensor's values, in the order that files have their rows in."""
     value = cook(target.recipe, source)
     if target.part is not None:
-        rows = value.shape[1] // 2
-        part = slice(target.part * rows, (target.part + 1) * rows)
-        value = value.rows(part) if isinstance(value, PackedWeight) else value[:, part]
+        axis, which = target.part
+        rows = value.shape[axis] // 2
+        part = slice(which * rows, (which + 1) * rows)
+        value = value.rows(part) if isinstance(value, PackedWeight) else value.narrow(axis, part.start, rows)
     if edit is not None:
         order = torch.from_numpy(edit.order(value.shape[0])).argsort()
         value = rows_of(value, order)
