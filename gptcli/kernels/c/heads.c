@@ -65,20 +65,20 @@ int multiply_heads(const Op *op, const Frame *frame) {
 
 /* ---- latent attention of many tokens ----
  *
- * Products with keys and values of each head cost less than those with latents, once there are enough queries to pay for
- * making them. They are made anew for each step, of a few heads at a time, and of a few positions at a time, whose
- * latents then stay in the second cache.
+ * Products with each head's keys and values cost less than those with latents, once there are enough queries to pay for
+ * making keys and values. Each step makes them anew, for a few heads at a time, and for these POSITIONS at a time, whose
+ * latents then stay in the level-2 cache.
  */
 
 enum {
-    MOST_FLOATS = 1 << 22, /* of keys and values at once, unless those of a head are more */
+    MOST_FLOATS = 1 << 22, /* of keys and values at once, unless a single head has more */
     POSITIONS = 512,
 };
 
 typedef struct {
     const Op *op;
     const uint8_t *cached;
-    int64_t room, positions, latent, turned; /* latent: numbers of a latent; turned: those behind it, of all keys */
+    int64_t room, positions, latent, turned; /* latent: its channels; turned: rotated ones after it, of all heads' keys */
     float *latents, *behind;                 /* (positions, latent), (positions, turned) */
     float *whole;                            /* (threads, latent + turned) */
     int64_t first, heads;                    /* that are made at once */
@@ -87,7 +87,7 @@ typedef struct {
     atomic_llong next;
 } Expansion;
 
-/* Takes the latents of some positions apart. */
+/* Splits what is cached of some positions into latents and rotated channels. */
 static void latents_share(void *argument, int thread, int threads) {
     Expansion *job = argument;
     int64_t width = job->latent + job->turned;
@@ -101,7 +101,7 @@ static void latents_share(void *argument, int thread, int threads) {
         }
 }
 
-/* Fills up keys with their last channels, and values with zeros: both are as wide in attention. */
+/* Appends the rotated channels to keys, and zeros to values: attention needs both of one width. */
 static void filling_share(void *argument, int thread, int threads) {
     Expansion *job = argument;
     int64_t size = job->op->size, plain = size - job->turned, value = job->op->matrices[job->op->heads]->rows;
