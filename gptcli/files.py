@@ -73,12 +73,17 @@ def program_identity() -> str:
     return hashlib.sha256(repr([identity(path) for path in sorted(package.glob("**/*.py"))]).encode()).hexdigest()[:24]
 
 
+def called_gguf(name: str) -> bool:
+    """Whether a file has the name of a GGUF file, in any case."""
+    return name[-5:].lower() == ".gguf"
+
+
 def is_gguf(path: Path) -> bool:
     """Whether a path is a file that begins as a GGUF file does, or is called one."""
     if not path.is_file():
         return False
     with open_regular(path) as file:
-        return file.read(4) == b"GGUF" or path.suffix == ".gguf"
+        return file.read(4) == b"GGUF" or called_gguf(path.name)
 
 
 def is_there(path: Path) -> bool:

@@ -114,6 +114,7 @@ class LanguageModel(OpenedModel):
 
     def close(self) -> None:
         """Keeps what makes the next start fast; weights only if a workload was announced and they had to be read."""
+        self.folder.keep()
         self.tokenizer.keep()
         if self._workload is not None:
             self._loader.keep_snapshot()

@@ -21,6 +21,7 @@ from gptcli.files import NotJson, is_gguf, is_there, read_json
 from gptcli.model_notes import Note
 
 if TYPE_CHECKING:
+    from gptcli.checkpoint.kept_headers import HeaderSlot
     from gptcli.gguf.model import GgufModel
 
 _AHEAD = "layers that predict tokens further ahead, and that nothing uses"
@@ -31,7 +32,8 @@ _TEXT_ALONE = Note("text alone goes in, though the model reads images too")
 class ModelFolder:
     """An opened model directory, or a GGUF file read as one.
 
-    generation_config: None if it is missing or no JSON, as in transformers.
+    generation_config: None if it is missing or no JSON, as in transformers. gguf: the opened file, unless a kept header
+    stands for it. unkept: the slot in which `keep` keeps the header.
     """
 
     path: Path
@@ -40,7 +42,9 @@ class ModelFolder:
     tensors: dict[str, TensorInfo]
     not_in_shards: tuple[str, ...] = ()  # tensors that the index names and no file has
     reading_notes: list[Note] = field(default_factory=list)
+    is_gguf: bool = False
     gguf: GgufModel | None = field(default=None, compare=False)
+    unkept: HeaderSlot | None = field(default=None, compare=False)
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -61,7 +65,12 @@ class ModelFolder:
 
     @classmethod
     def _open_gguf(cls, path: Path) -> Self:
-        from gptcli.gguf.model import read_model  # most models need none of it
+        from gptcli.checkpoint.kept_headers import header_slot, kept_header  # most models need none of it
+
+        slot = header_slot(path)
+        if slot is not None and (kept := kept_header(slot)) is not None:
+            return cls(path, kept.config, kept.generation_config, kept.tensors, (), kept.notes, is_gguf=True)
+        from gptcli.gguf.model import read_model
 
         model = read_model(path)
         tensors = {
@@ -73,11 +82,19 @@ class ModelFolder:
             notes.append(_TEXT_ALONE)
         if model.ahead:
             notes.append(Note(_AHEAD, tuple(f"blk.{layer}" for layer in model.ahead)))
-        folder = cls(path, model.config, model.generation_config, tensors, (), notes, model)
+        folder = cls(path, model.config, model.generation_config, tensors, (), notes, True, model, slot)
         if kinds := sorted({stored.about for stored in folder.weights.values() if is_expanded(stored)}):
             what = "expanded in memory, for nothing multiplies with them as stored: blocks of type"
             notes.append(Note(what, tuple(kinds)))
         return folder
+
+    def keep(self) -> None:
+        """Keeps what a GGUF file said, which makes the next start faster."""
+        if self.unkept is not None:
+            from gptcli.checkpoint.kept_headers import ReadFile, keep_header
+
+            generation_config = self.generation_config or {}
+            keep_header(self.unkept, ReadFile(self.config, generation_config, self.tensors, self.reading_notes))
 
     @cached_property
     def notes(self) -> list[Note]:
@@ -104,7 +121,7 @@ class ModelFolder:
 
         Raises UnsupportedArchitecture or BrokenCheckpoint.
         """
-        where = str(self.path) if self.gguf else "config.json"
+        where = str(self.path) if self.is_gguf else "config.json"
         architecture = architecture_of(HfConfig(self.config, where), self.weights)
         self._check_complete(architecture)
         _ = self.stop_ids  # raises for invalid ids
@@ -139,7 +156,7 @@ class ModelFolder:
     def stop_ids(self) -> dict[str, tuple[int, ...]]:
         """Ids that end a generation, by the name of the file that lists them."""
         sources = {"config.json": self.config, "generation_config.json": self.generation_config or {}}
-        if self.gguf:
+        if self.is_gguf:
             sources = {GGUF_METADATA: self.generation_config or {}}
         return {name: ids for name, fields in sources.items() if (ids := _eos_ids(fields, name))}
 
@@ -175,7 +192,7 @@ class ModelFolder:
                 check_floats(name, self.tensors)
         unused = self._unused(architecture)
         used = {_without_numbers(name) for name in wanted}
-        other = [name for name in unused if self.gguf or _is_bias_of(name, wanted) or _without_numbers(name) in used]
+        other = [name for name in unused if self.is_gguf or _is_bias_of(name, wanted) or _without_numbers(name) in used]
         if other:
             raise BrokenCheckpoint(_listed("tensors that the architecture does not use", other))
 

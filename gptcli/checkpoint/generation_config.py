@@ -88,14 +88,14 @@ class _Folder(Protocol):
     @property
     def generation_config(self) -> Mapping[str, Any] | None: ...
     @property
-    def gguf(self) -> object | None: ...
+    def is_gguf(self) -> bool: ...
 
 
 def generation_source(folder: _Folder) -> tuple[str, Mapping[str, Any]]:
     """The name and fields of the generation config; as in transformers, config.json if there is nothing else."""
     if folder.generation_config is None:
         return "config.json", folder.config
-    return GGUF_METADATA if folder.gguf else "generation_config.json", folder.generation_config
+    return GGUF_METADATA if folder.is_gguf else "generation_config.json", folder.generation_config
 
 
 def sampling_defaults(fields: Mapping[str, Any], where: str = "generation_config.json") -> dict[str, Any]:

@@ -175,7 +175,7 @@ class _Steps:
         SamplingConfig.resolve({}, defaults)
         where, fields = generation_source(self._lm.folder)
         order = f"; {_ORDER} is gptcli's, which has temperature last" if self._reordered else ""
-        says_nothing = fields.get("do_sample") is None and self._lm.folder.gguf is None
+        says_nothing = fields.get("do_sample") is None and not self._lm.folder.is_gguf
         greedy = "; greedy in transformers, and drawn here" if says_nothing else ""
         of_store = len(self._lm.store.sampling)
         of = f"{len(defaults) - of_store} of {where}" if len(defaults) > of_store else "none of the model"
@@ -184,7 +184,7 @@ class _Steps:
 
     def numbers(self) -> tuple[None, str]:
         """What cannot be checked here."""
-        if self._lm.folder.gguf is None:
+        if not self._lm.folder.is_gguf:
             return None, f"logits were not compared: {REFERENCE} is no part of gptcli"
         return None, "logits were not compared: neither llama.cpp nor the model that the file was made of is here"
 

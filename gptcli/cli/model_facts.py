@@ -23,7 +23,7 @@ def doubled_bos(tokenizer: Tokenizer, ids: Sequence[int]) -> str | None:
 
 def stop_sources(lm: LanguageModel) -> dict[str, Sequence[int]]:
     """The ids that end a generation, by the file or store that names them."""
-    own = {"tokenizer_config.json": lm.tokenizer.stop_ids} if lm.tokenizer.stop_ids and not lm.folder.gguf else {}
+    own = {"tokenizer_config.json": lm.tokenizer.stop_ids} if lm.tokenizer.stop_ids and not lm.folder.is_gguf else {}
     named: dict[str, Sequence[int]] = {**lm.folder.stop_ids, **own}
     of_store = sorted(lm.stop_ids.difference(*named.values()))
     return {**named, "Ollama": of_store} if of_store else named

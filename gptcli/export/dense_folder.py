@@ -23,7 +23,7 @@ _OF_PACKED = ("quantization", "quantization_config", "torch_dtype")
 
 def refuse_gguf(folder: ModelFolder) -> None:
     """Raises UsageError for a GGUF file, which has no config.json and tokenizer.json to write beside weights."""
-    if folder.gguf is not None:
+    if folder.is_gguf:
         raise UsageError("a GGUF file has no config.json to keep", "run `gptcli models import` first")
 
 

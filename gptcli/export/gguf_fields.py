@@ -42,6 +42,7 @@ from gptcli.model_notes import Note
 _KEPT = frozenset(
     {"vocab_size", "expert_count", "expert_used_count", "rope.dimension_count"}
 )  # read by llama.cpp alone
+_DIVIDES = ("granite", "granitemoe")  # by the scale of logits
 _TOLERANCE = 1e-6  # relative, of numbers that files have in fp32
 Floats = dict[str, np.ndarray[Any, Any]]
 
@@ -134,10 +135,10 @@ def _edits(model: GgufModel) -> dict[str, Edit]:
 def _offered(name: str, config: DecoderConfig) -> Iterator[tuple[str, Any]]:
     """Every field that a decoder may have a value for, by its name without the architecture's; None: it has none."""
     first, blocks = config.blocks[0], config.blocks
-    attention, mlp = first.attention, first.mlp
+    attention = first.attention
     assert isinstance(attention, AttentionConfig)
-    expert = mlp.expert if isinstance(mlp, MoeConfig) else None
-    dense = next((block.mlp for block in blocks if isinstance(block.mlp, MlpConfig)), expert)
+    moe = next((block.mlp for block in blocks if isinstance(block.mlp, MoeConfig)), None)
+    dense = next((block.mlp for block in blocks if isinstance(block.mlp, MlpConfig)), moe.expert if moe else None)
     assert dense is not None
     yield "context_length", config.max_context
     yield "embedding_length", config.hidden_size
@@ -158,12 +159,21 @@ def _offered(name: str, config: DecoderConfig) -> Iterator[tuple[str, Any]]:
     yield "use_parallel_residual", first.residual in ("parallel", "shared")
     yield "embedding_scale", config.embedding_scale
     yield "residual_scale", first.residual_scale
-    yield "logit_scale", 1 / config.logit_scale if name == "granite" else config.logit_scale  # which divides by it
-    if isinstance(mlp, MoeConfig):
-        yield "expert_count", mlp.experts
-        yield "expert_used_count", mlp.top_k
-        yield "expert_feed_forward_length", mlp.expert.width
-        yield "expert_shared_feed_forward_length", mlp.shared.width if mlp.shared else None
+    yield "logit_scale", config.logit_scale if name not in _DIVIDES else 1 / config.logit_scale
+    if moe is not None:
+        yield "expert_count", moe.experts
+        yield "expert_used_count", moe.top_k
+        yield "expert_feed_forward_length", moe.expert.width
+        yield "expert_shared_feed_forward_length", moe.shared.width if moe.shared else None
+        yield "expert_shared_count", moe.shared.width // moe.expert.width if moe.shared else None
+        yield "expert_group_count", moe.groups if moe.groups > 1 else None
+        yield "expert_group_used_count", moe.top_groups if moe.groups > 1 else None
+        yield "expert_gating_func", {"softmax": 1, "sigmoid": 2}.get(moe.router)
+        yield "expert_weights_norm", moe.renormalize
+        yield "expert_weights_scale", moe.scale
+        dense_first = next(at for at, block in enumerate(blocks) if isinstance(block.mlp, MoeConfig))
+        yield "leading_dense_block_count", dense_first
+        yield "interleave_moe_layer_step", 1
     if attention.position_scale is not None:
         yield "attention.temperature_scale", attention.position_scale.beta
     full = _rope(config, sliding=False)

@@ -6,7 +6,7 @@ from gptcli.model.config import AttentionConfig, DecoderConfig, MlpConfig
 
 WITHOUT_WINDOWS = frozenset({"phi3"})  # whose windows it ignores
 _LARGE = 64  # layers of models that it recognises by their number
-_OWN_HEAD = frozenset({"qwen2moe", "phi2", "gptneox", "stablelm", "olmo2", "olmoe", "gpt-oss", "nemotron"})
+_OWN_HEAD = frozenset("qwen2moe phi2 gptneox stablelm olmo2 olmoe gpt-oss nemotron dots1 minimax-m2".split())
 _TIED_HEAD = frozenset({"gemma", "gemma2", "command-r", "cohere2"})
 _NARROW = frozenset(
     """
@@ -43,6 +43,6 @@ def condition_of_llama_cpp(name: str, config: DecoderConfig) -> str | None:
             return f"with {_LARGE} layers or more, if queries and keys have norms"
         case "exaone4" if layers != _LARGE and any(each.window for each in config.attentions):
             return f"with {_LARGE} layers, if some have windows"
-        case "olmoe" if attention.kv_heads != attention.heads:
+        case "olmoe" | "dots1" if attention.kv_heads != attention.heads:
             return "with as many heads for keys and values as for queries"
     return None

@@ -80,7 +80,7 @@ def copy_texts(folder: ModelFolder, target: Path) -> None:
 
 def _packed_in(folder: ModelFolder, packing: Packing) -> dict[str, tuple[int, bool]]:
     """The bits of each dense matrix that becomes packed, and whether it is stored (in, out)."""
-    if folder.gguf is not None:
+    if folder.is_gguf:
         raise UsageError("a GGUF file has no config.json to keep", "run `gptcli models import` first, or --to q8_0")
     decoder = empty_decoder(folder)
     found: dict[str, tuple[int, bool]] = {}

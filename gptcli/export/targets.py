@@ -40,12 +40,15 @@ WRITTEN_AS = {
 
 @dataclass(frozen=True)
 class Target:
-    """A tensor of a file: `recipe` of the model's tensors, or the `part`-th of two equal parts of its rows."""
+    """A tensor of a file: `recipe` of the model's tensors, or one of two equal parts of what that makes.
+
+    part: the axis of the parts, and which it is.
+    """
 
     name: str
     shape: Shape
     recipe: Recipe
-    part: int | None = None
+    part: tuple[int, int] | None = None
 
     @property
     def is_matrix(self) -> bool:
@@ -98,15 +101,15 @@ def _file_names(known: GgufArchitecture, architecture: Architecture) -> dict[str
     for layer in range(len(architecture.config.blocks)):
         modules += [(f"blk.{layer}.", f"{known.layers}{layer}.", *item) for item in known.block.items()]
     for ours, theirs, stem, module in modules:
-        for leaf in ("weight", "bias"):
+        for leaf in ("bias",) if stem == "exp_probs_b" else ("weight", "bias"):
             name = theirs + tensor_name(module, leaf)
             if not (stem == "output" and architecture.config.tied_head):
                 names.setdefault(name, f"{ours}{stem}.{leaf}")
     return names
 
 
-def _solved(theirs: Recipe, ours: Recipe) -> Iterator[tuple[str, Recipe, int | None]]:
-    """For each tensor that `theirs` takes: its name, and the recipe (and half) with which `theirs` equals `ours`."""
+def _solved(theirs: Recipe, ours: Recipe) -> Iterator[tuple[str, Recipe, tuple[int, int] | None]]:
+    """For each tensor of `theirs`: its name, the recipe with which `theirs` equals `ours`, the part as in `Target`."""
     match theirs, ours:
         case Take(name), _:
             yield name, ours, None
@@ -114,10 +117,11 @@ def _solved(theirs: Recipe, ours: Recipe) -> Iterator[tuple[str, Recipe, int | N
             yield name, ours, None  # in files, 1 is added already
         case Stack((Take(name), *_)), Stack() if ".norms." in name:  # one for each head, which files have in one
             yield name.replace(".norms.0.", ".norms."), ours, None
-        case Concat(wanted, axis=1), EvensThenOdds() if len(wanted) == 2:
-            for part, operand in enumerate(wanted):
-                assert isinstance(operand, Take)
-                yield operand.name, ours, part
+        case Stack((Take(name),)), Stack((given,)):  # a vector seen as a row
+            yield name, given, None
+        case Concat((Take(gate), Take(up)), axis), EvensThenOdds() | Take():
+            yield gate, ours, (axis, 0)
+            yield up, ours, (axis, 1)
         case Concat(wanted, axis=1), Stack(given) if all(isinstance(each, Concat) for each in given):
             for index, operand in enumerate(wanted):
                 yield from _solved(operand, Stack(tuple(each.operands[index] for each in given)))  # type: ignore[union-attr]  # Concat
@@ -132,8 +136,10 @@ def _solved(theirs: Recipe, ours: Recipe) -> Iterator[tuple[str, Recipe, int | N
             raise UnsupportedArchitecture(f"cannot write as GGUF: {sources(ours)[0]} has another form there")
 
 
-def _shape(folder: ModelFolder, name: str, recipe: Recipe, part: int | None) -> Shape:
+def _shape(folder: ModelFolder, name: str, recipe: Recipe, part: tuple[int, int] | None) -> Shape:
     whole = folder.parameter_shape(recipe)
     if part is not None:
-        whole = (whole[0], whole[1] // 2, *whole[2:])
-    return whole[1:] if ".ffn_gate_inp_shexp." in name else whole  # a vector there
+        axis, _ = part
+        whole = (*whole[:axis], whole[axis] // 2, *whole[axis + 1 :])
+    is_vector = ".ffn_gate_inp_shexp." in name or ".exp_probs_b." in name  # there
+    return whole[-1:] if is_vector else whole

@@ -37,7 +37,7 @@ MOST_GROUPS = 64  # kernels.h's MOST_GROUPS
 # In the order of kernels.h's Code.
 _CODES = (
     "EMBED", "RMS_NORM", "LAYER_NORM", "LINEAR", "CHOOSE", "EXPERTS", "MIX", "GATE", "ROTATE", "ATTEND", "ACTIVATE",
-    "ADD", "BY_HEAD", "SHARE", "CONVOLVE", "RECUR", "XIELU", "CUT_OFF", "MULTIPLY", "SCALE",
+    "ADD", "BY_HEAD", "EXPAND", "SHARE", "CONVOLVE", "RECUR", "XIELU", "CUT_OFF", "MULTIPLY", "SCALE",
     "SCALE_BY_POSITION", "CLAMP", "ADD_SHARE", "LENGTHEN",
 )  # fmt: skip
 
@@ -54,7 +54,7 @@ class Op(Structure):
             (name, c_int64)
             for name in ("heads", "kv_heads", "window", "cache_kind", "keys_at", "arithmetic", "chunked")
         ),
-        *((name, c_int64) for name in ("borrows", "out_stride", "out_step", "copied")),
+        *((name, c_int64) for name in ("borrows", "out_stride", "out_step", "copied", "expands_from")),
         *((name, c_int64) for name in ("router", "groups", "top_groups", "group_best", "renormalize")),
         *((name, c_int64) for name in ("state_at", "corrected", "tiled")),
         *((name, c_float) for name in ("factor", "softcap", "rounded", "least_sum", "added_to_sum", "jitter")),

@@ -17,7 +17,7 @@ from typing import Any
 import platformdirs
 
 from gptcli.errors import ModelNotFound
-from gptcli.files import ADAPTER_CONFIG, RECORD, open_regular, open_within, read_json
+from gptcli.files import ADAPTER_CONFIG, RECORD, called_gguf, open_regular, open_within, read_json
 from gptcli.models.hub_cache import holds_only_ggufs, hub_cache, hub_snapshot, hub_snapshots
 from gptcli.models.stores import HUB, find_stored, only_stored, stored_models
 
@@ -26,7 +26,7 @@ SEE_MODELS = "run `gptcli models` to see which are"  # a hint
 
 SCRATCH = ".fetch-"  # begins the names of directories that models are written to
 _SMALL = 16 << 20  # bytes
-_FIRST_PART = re.compile(r"(.*)-00001(-of-\d{5}\.gguf)", re.DOTALL)
+_FIRST_PART = re.compile(r"(.*)-00001(-of-\d{5}\.gguf)", re.DOTALL | re.IGNORECASE)
 
 FetchProgress = Callable[[str, int, int], None]  # the current action, bytes done, bytes in all (0: unknown)
 
@@ -184,8 +184,9 @@ def _named(name: str, file: str) -> LocalModel | None:
 
 def first_gguf(directory: Path) -> Path | None:
     """The GGUF file that was fetched into a directory, or its first part; None without one."""
-    files = sorted(directory.glob("*.gguf")) if (directory / RECORD).exists() or _being_fetched(directory) else []
-    return files[0] if files else None
+    if not (directory / RECORD).exists() and not _being_fetched(directory):
+        return None
+    return min((file for file in directory.glob("*") if called_gguf(file.name)), default=None)
 
 
 def _being_fetched(directory: Path) -> bool:

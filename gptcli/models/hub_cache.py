@@ -9,6 +9,8 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from gptcli.files import called_gguf
+
 
 def hub_cache() -> Path:
     """The path of huggingface_hub's cache, by the same variables in the same order."""
@@ -43,7 +45,7 @@ def hub_snapshot(cache: Path, name: str, has: Callable[[Path], object]) -> Path 
 
 def gguf_files(directory: Path) -> list[Path]:
     """The GGUF files in and below a directory; links count if they lead to a file."""
-    found = (Path(folder, name) for folder, _, names in os.walk(directory) for name in names if name.endswith(".gguf"))
+    found = (Path(folder, name) for folder, _, names in os.walk(directory) for name in names if called_gguf(name))
     return sorted(file for file in found if os.path.isfile(file))
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from gptcli.errors import ModelNotFound
 from gptcli.gguf.convert import convert
 from gptcli.models.catalog import DEFAULT_MODEL, FetchProgress
-from gptcli.models.hub_files import chosen_files
+from gptcli.models.hub_files import chosen_files, is_weights
 from gptcli.models.install import check_name, install, install_whole, need_space, scratch, sha256
 
 if TYPE_CHECKING:
@@ -94,11 +94,11 @@ def pull_hub(
     listed = {file.rfilename: file for file in info.siblings or []}
     sizes = chosen_files(repository, {name: file.size or 0 for name, file in listed.items()}, pattern)
     total = sum(sizes.values())
-    weights_last = sorted(sizes, key=lambda file: (file.endswith((".safetensors", ".gguf")), file))
+    weights_last = sorted(sizes, key=lambda file: (is_weights(file), file))
     with scratch(name) as directory:
         need_space(total - _bytes_below(directory))
         for file in weights_last:
-            if file.endswith((".safetensors", ".gguf")) and not (directory / file).exists():
+            if is_weights(file) and not (directory / file).exists():
                 check(directory)
             # By commit, not branch: files of two versions must never mix.
             with _hub_errors(repository), _watched(directory, f"fetching {file}", total, on_progress):

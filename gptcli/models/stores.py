@@ -17,7 +17,7 @@ import platformdirs
 
 from gptcli.environment import switched_off
 from gptcli.errors import BrokenCheckpoint, GptcliError, UnsupportedArchitecture
-from gptcli.files import open_regular, read_json
+from gptcli.files import called_gguf, open_regular, read_json
 from gptcli.models.hub_cache import gguf_files, hub_cache, hub_snapshot, hub_snapshots
 
 HUB = "huggingface"
@@ -34,7 +34,7 @@ _OLLAMA_WITHOUT_EFFECT = frozenset(
 )
 _LONGEST_SYSTEM = 1 << 20  # bytes
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
-_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
+_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 VISION_MODULE = re.compile(r"(^|[-_./])mmproj", re.IGNORECASE)  # such files lie beside their models
 
 
@@ -189,7 +189,7 @@ def _blobs(root: Path, manifest: Path) -> dict[str, Path]:
 def _lm_studio() -> Iterator[tuple[str, Path]]:
     homes = [*_lm_studio_pointer(), _home() / ".lmstudio", _cache() / "lm-studio"]
     for root in dict.fromkeys([*_downloads(homes), *(home / "models" for home in homes)]):
-        yield from _files(root, root.glob("*/*/*.gguf"))
+        yield from _files(root, root.glob("*/*/*"))
 
 
 def _lm_studio_pointer() -> Iterator[Path]:
@@ -210,7 +210,7 @@ def _llama_cpp() -> Iterator[tuple[str, Path]]:
     """llama.cpp once kept files by name, and now keeps repositories as Hugging Face's client does."""
     chosen = os.environ.get("LLAMA_CACHE")
     root = Path(chosen or platformdirs.user_cache_dir("llama.cpp", appauthor=False, opinion=False))
-    yield from _files(root, root.glob("*.gguf"))
+    yield from _files(root, root.glob("*"))
     yield from _hub(root)
 
 
@@ -223,8 +223,13 @@ def _files(root: Path, files: Iterable[Path]) -> Iterator[tuple[str, Path]]:
     """The name and file of each model below a directory; of a split one, the first part."""
     for file in sorted(files):
         name = file.relative_to(root).as_posix()
-        if os.path.isfile(file) and not _LATER_PART.search(name) and not VISION_MODULE.search(name):
-            yield name.removesuffix(".gguf"), file
+        if (
+            called_gguf(name)
+            and os.path.isfile(file)
+            and not _LATER_PART.search(name)
+            and not VISION_MODULE.search(name)
+        ):
+            yield name[: -len(".gguf")], file
 
 
 def _home() -> Path:

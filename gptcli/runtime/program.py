@@ -88,7 +88,7 @@ class Program:
         layouts: dict[int, Layout] = {}
         latent = {index for index, name, _ in self.uses if name == "keys"}  # whose values are the keys
         for index, op in enumerate(self.ops):
-            if op.code != self._library.code("ATTEND"):
+            if op.code not in (self._library.code("ATTEND"), self._library.code("EXPAND")):
                 continue
             op.cache_kind = CACHE_KINDS.index(kind)
             if op.borrows:
@@ -105,7 +105,7 @@ class Program:
         sizes: dict[int, float] = {}  # by address: some are multiplied with twice
         for index, matrix in self.matrices:
             op = self.ops[index]
-            if op.code != self._library.code("EMBED"):
+            if op.code not in (self._library.code("EMBED"), self._library.code("EXPAND")):
                 share = op.rows / op.size if op.code == self._library.code("EXPERTS") else 1
                 sizes[matrix.address] = matrix.size * share
         return int(sum(sizes.values()))

@@ -255,7 +255,7 @@ class Run:
                 write_dense(self.folder, draft, values.__getitem__)
             else:
                 self.lora.write(draft, self.settings.model or "", values)
-                if self.folder.gguf is None:
+                if not self.folder.is_gguf:
                     copy_texts(self.folder, draft)
         move_result(directory)
 

@@ -93,6 +93,15 @@ def test_logits_depend_on_what_the_file_says(
     assert relative_error(engine.logits(IDS), wanted) > 10 * TOLERANCE
 
 
+def test_what_is_kept_of_a_file_is_what_it_says(case: Case, reference: Reference, tmp_path: Path) -> None:
+    read = ModelFolder.open(written(case, reference, tmp_path))
+    _ = read.architecture, read.notes
+    read.keep()
+    kept = ModelFolder.open(read.path)
+    assert (read.gguf is not None, kept.gguf) == (True, None)
+    assert kept == read == replace(ModelFolder._open_gguf(read.path), unkept=read.unkept)
+
+
 def test_every_architecture_has_a_case() -> None:
     assert {case.architecture for case in CASES} == ARCHITECTURES.keys()
 

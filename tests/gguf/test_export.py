@@ -45,6 +45,7 @@ OPENED: dict[str, dict[str, Any]] = {
     "gptneox, one after the other": {"attention_bias": True},
     "command-r": {"use_qk_norm": False},
     "olmoe": {"num_key_value_heads": 4},
+    "dots1": {"num_key_value_heads": 4},
 }
 WRITTEN = [
     replace(case, config=case.config | OPENED.get(case.title, {}))
@@ -117,6 +118,12 @@ REFUSED = {
     "another activation": ("mixtral", {"hidden_act": "gelu"}, "activation = silu, not gelu"),
     "two norms": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}, "no tensor for .*ln_attn"),
     "a head that llama.cpp wants apart": ("olmo2", {"tie_word_embeddings": True}, "only with a head that is not"),
+    "a head that a mixture wants apart": ("minimax_m2", {"tie_word_embeddings": True}, "only with a head that is not"),
+    "a mixture in every other layer": (
+        "ernie4_5_moe",
+        {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24, "moe_layer_interval": 2},
+        r"blocks\[\d\].mlp",
+    ),
     "a head that it wants shared": (
         "cohere2",
         {"tie_word_embeddings": False},

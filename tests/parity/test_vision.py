@@ -158,6 +158,14 @@ def test_a_flat_config_means_the_same(tmp_path: Path, case: str) -> None:
     assert relative_error(engine_of(tmp_path).logits(IDS), wanted) < TOLERANCE
 
 
+def test_the_first_files_of_exaone_4_5_name_its_text_otherwise(tmp_path: Path) -> None:
+    wanted = saved(tmp_path, "exaone4_5").logits(IDS)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["model_type"] = "exaone4_5_text"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert relative_error(engine_of(tmp_path).logits(IDS), wanted) < TOLERANCE
+
+
 @pytest.mark.parametrize("text_type", sorted(TEXTS.keys() - {"ministral3"}))
 def test_what_text_config_leaves_out_is_the_default_of_its_class(text_type: str) -> None:
     whole = json.loads(AutoConfig.for_model(text_type).to_json_string(use_diff=False))

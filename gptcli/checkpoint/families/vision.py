@@ -127,6 +127,7 @@ _OWN_TEXTS: dict[str, Text] = {
     "cohere2": Text(cohere2),
     "deepseek_v3": Text(deepseek_v3),
     "exaone4": Text(exaone4),
+    "exaone4_5_text": Text(exaone4, listed_as="exaone4"),  # what the first files say
     "gemma3_text": Text(gemma3_text, {"vocab_size": 262_208}),
     "gemma3n_text": Text(gemma3n_text, _GEMMA3N),
     "gemma4_text": Text(gemma4_text, _GEMMA4),
@@ -177,7 +178,7 @@ _WRAPPERS = {
     "aya_vision": _Wrapper("Aya Vision", "cohere2", tied=True, unread=_WITHOUT_LOGIT_SCALE),
     "cohere2_vision": _Wrapper("Command A Vision", "cohere2", tied=True, unread=_WITHOUT_LOGIT_SCALE),
     "deepseek_vl": _Wrapper("DeepSeek VL 1.3B", "llama", TEXTS, tied=True),
-    "exaone4_5": _Wrapper("EXAONE 4.5", "exaone4"),
+    "exaone4_5": _Wrapper("EXAONE 4.5", "exaone4", ("exaone4_5_text",)),
     "gemma3": _Wrapper("Gemma 3 4B and larger", "gemma3_text", tied=True, unread={"final_logit_softcapping": None}),
     "gemma3n": _Wrapper("Gemma 3n E2B and E4B", "gemma3n_text", tied=True),
     "gemma4": _Wrapper("Gemma 4", "gemma4_text", tied=True),

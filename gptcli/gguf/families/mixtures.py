@@ -161,7 +161,6 @@ _ROUTER = {"ffn_gate_inp": "mlp.gate"}
 _CORRECTION = {"exp_probs_b": "mlp.gate.e_score_correction_bias"}
 _DOTS1 = GgufArchitecture(
     model_type="dots1",
-    read_only=True,
     block=LLAMA
     | QK_NORMS
     | stacked_experts("mlp.switch_mlp")
@@ -216,8 +215,8 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
         extra=_llama4,
     ),
     "granitemoe": GgufArchitecture(
-        model_type="granitemoe",  # or granitemoeshared
-        read_only=True,
+        model_type="granitemoe",
+        others=("granitemoeshared",),
         pairs=True,
         block=ATTENTION
         | NORMS
@@ -236,12 +235,11 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
         _DOTS1,
         model_type="glm4_moe",
         partial=True,
-        block={**_DOTS1.block, "post_attention_norm": "post_attention_layernorm"},
+        block={"post_attention_norm": "post_attention_layernorm", **_DOTS1.block},
         extra=_glm4_moe,
     ),
     "ernie4_5-moe": GgufArchitecture(
         model_type="ernie4_5_moe",
-        read_only=True,
         block=LLAMA
         | stacked_experts("mlp.switch_mlp")
         | shared_expert("mlp.shared_experts")
@@ -251,7 +249,6 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     ),
     "minimax-m2": GgufArchitecture(
         model_type="minimax_m2",
-        read_only=True,
         partial=True,
         block=ATTENTION
         | QK_NORMS

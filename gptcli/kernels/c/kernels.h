@@ -5,7 +5,7 @@
  *   linear.c     out = x @ W.T + bias on all threads
  *   attention.c  attention over a cache of keys and values
  *   mixture.c    mixtures of experts
- *   heads.c      products of each head by itself
+ *   heads.c      products of each head by itself, and what latent attention does with many tokens
  *   recurrence.c convolutions and states that follow a text
  *   program.c    a decoder's step as a list of operations
  *   sample.c     draws a token from logits
@@ -328,7 +328,10 @@ typedef enum {
     ACTIVATE,   /* `rows` times: out (size) = activation `table` of in, times what follows if stride is 2 * size */
     ADD,        /* out (size) += in * factor, or replaced by it if `table` */
     BY_HEAD,    /* `heads` times: out = in @ matrix.T, then `copied` numbers that follow in `in`; heads are `size` apart in a
-                   row of `stride`, and `out_step` in a row of `out_stride` */
+                   row of `stride`, and `out_step` in a row of `out_stride`; but for texts that EXPAND attends for */
+    EXPAND,     /* out (heads, values): attention with keys and values of each head, which are made of the latents that the
+                   ATTEND `borrows` stored, for texts with `expands_from` tokens and more. in: queries of `size` in a row of
+                   `stride`; matrices: `heads` for keys, whose last channels are those behind the latents, and for values */
     SHARE,      /* out (size) of each choice *= its share, which becomes 1 */
     CONVOLVE,   /* out (size) = the sum of each channel's newest `rows` values in a row of `stride`, times weight (rows, size),
                    plus bias; the state has the last rows - 1 */
@@ -359,7 +362,7 @@ typedef struct Choice {
 
 typedef struct Op {
     int64_t code;
-    const Matrix *const *matrices; /* one, `rows` of LINEAR, `heads` of BY_HEAD, or `size` of EXPERTS */
+    const Matrix *const *matrices; /* one, `rows` of LINEAR, `heads` of BY_HEAD, twice those of EXPAND, or `size` of EXPERTS */
     const float *in;
     float *out;
     Choice *choices;
@@ -371,6 +374,7 @@ typedef struct Op {
     int64_t arithmetic, chunked; /* of ATTEND: see Passage */
     int64_t borrows; /* 1 + the number of the ATTEND whose keys and values it reads instead of storing any; 0: it stores */
     int64_t out_stride, out_step, copied;
+    int64_t expands_from; /* tokens of a text in a step, which EXPAND then attends for; 0: no number of tokens */
     int64_t router, groups, top_groups, group_best, renormalize; /* of CHOOSE: see model/config.py's MoeConfig */
     int64_t state_at; /* bytes of a text's states before those of this operation */
     int64_t corrected, tiled; /* of RECUR */
@@ -424,6 +428,11 @@ static inline int64_t text_of(const Frame *frame, int64_t token) {
     return text;
 }
 
+/* Whether EXPAND attends for a text. */
+static inline int is_expanded(const Op *op, const Frame *frame, int64_t text) {
+    return op->expands_from > 0 && frame->starts[text + 1] - frame->starts[text] >= op->expands_from;
+}
+
 /* An operation that computes each token by itself, for tokens [begin, end). */
 typedef void TokenOp(const Op *op, const Frame *frame, int64_t begin, int64_t end);
 
@@ -436,6 +445,9 @@ int multiply_experts(const Op *op, const Frame *frame);
 /* ---- heads.c ---- */
 
 int multiply_heads(const Op *op, const Frame *frame);
+
+/* EXPAND for one text, whose latents of all blocks are in `row`, those of this one at `latents`. */
+int attend_expanded(const Op *op, const Frame *frame, int64_t text, const Row *row, const uint8_t *latents);
 
 /* ---- recurrence.c ---- */
 

@@ -16,10 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import platformdirs
-
 from gptcli.checkpoint.folder import ModelFolder
-from gptcli.environment import switched_off
+from gptcli.checkpoint.kept_headers import kept_headers
+from gptcli.environment import prepared_directory, switched_off
 from gptcli.errors import GptcliError, InputError, OutputError
 from gptcli.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, UNFINISHED, identity, program_identity
 from gptcli.kernels.bindings import Functions, built_file, functions
@@ -97,7 +96,7 @@ def slot_for(folder: ModelFolder, runtime: RuntimeConfig) -> Slot | None:
         [os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")],
     ]
     weights = sorted({info.file for info in folder.tensors.values()})
-    config = [] if folder.gguf else [folder.path / "config.json"]
+    config = [] if folder.is_gguf else [folder.path / "config.json"]
     try:
         key = {
             "version": VERSION,
@@ -107,7 +106,7 @@ def slot_for(folder: ModelFolder, runtime: RuntimeConfig) -> Slot | None:
         }
     except OSError:  # a file is being replaced, or gone
         return None
-    return Slot(_directory() / f"{_of_model(folder.path)}-{_hash(repr(way_of_running))}{_SUFFIX}", key)
+    return Slot(prepared_directory() / f"{_of_model(folder.path)}-{_hash(repr(way_of_running))}{_SUFFIX}", key)
 
 
 def _adapter_files(runtime: RuntimeConfig) -> list[Path]:
@@ -174,7 +173,7 @@ def drop_snapshot(slot: Slot) -> None:
 
 @dataclass(frozen=True)
 class StoredSnapshot:
-    """A file of weights or of a tokenizer in the cache. used: seconds since 1970.
+    """A file of weights, of a tokenizer or of a header in the cache. used: seconds since 1970.
 
     model: the directory or GGUF file that it was made from. content: a description, of weights with their dtypes.
     """
@@ -189,7 +188,7 @@ class StoredSnapshot:
 def stored_snapshots() -> list[StoredSnapshot]:
     """Every snapshot, the last used first."""
     headers: dict[Path, list[tuple[float, snapshot_file.Header]]] = {}
-    for path in _directory().glob(f"*{_SUFFIX}"):
+    for path in prepared_directory().glob(f"*{_SUFFIX}"):
         with contextlib.suppress(OSError, InputError, DamagedSnapshot):  # another process may remove it
             header, used = snapshot_file.read_header(path), path.stat().st_mtime
             if snapshot_file.has_weights(path, header):
@@ -202,17 +201,18 @@ def stored_snapshots() -> list[StoredSnapshot]:
         model = str(source.parent if source.name == "config.json" else source)
         dtypes = dict.fromkeys(header["dtype"] for _, header in entries)
         found.append(StoredSnapshot(path, model, f"weights in {', '.join(dtypes)}", header["size"], used))
-    for path, of_model in kept_tokenizers().items():
-        with contextlib.suppress(OSError):
-            status = path.stat()
-            found.append(StoredSnapshot(path, str(of_model), "tokenizer", status.st_size, status.st_mtime))
+    for content, kept in (("tokenizer", kept_tokenizers()), ("header", kept_headers())):
+        for path, of_model in kept.items():
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                found.append(StoredSnapshot(path, str(of_model), content, status.st_size, status.st_mtime))
     return sorted(found, key=lambda snapshot: -snapshot.used)
 
 
 def delete_snapshots() -> int:
     """Deletes all snapshots, unfinished ones too; returns their bytes. Raises OutputError."""
     size = 0
-    for path in _directory().glob("*"):
+    for path in prepared_directory().glob("*"):
         try:
             size += path.stat().st_size
             path.unlink(missing_ok=True)
@@ -225,7 +225,7 @@ def delete_snapshots() -> int:
 
 def forget_snapshots(model: Path) -> None:
     """Removes the snapshots of the model in this directory, its tokenizer's included."""
-    for path in _directory().glob(f"{_of_model(model)}*"):
+    for path in prepared_directory().glob(f"{_of_model(model)}*"):
         path.unlink(missing_ok=True)
 
 
@@ -247,10 +247,6 @@ def _may_have_gpu() -> bool:
         return False
     devices = ("/dev/nvidiactl", "/dev/nvhost-ctrl-gpu", "/dev/dxg", "/dev/kfd")
     return os.name != "posix" or any(map(os.path.exists, devices))
-
-
-def _directory() -> Path:
-    return platformdirs.user_cache_path("gptcli", appauthor=False) / "prepared"
 
 
 def _of_model(path: Path) -> str:

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import tokenizers
 
+from gptcli.environment import prepared_directory
 from gptcli.errors import InputError
 from gptcli.files import identity, open_own, program_identity, replaced
 from gptcli.model_notes import Note
@@ -70,7 +70,7 @@ def tokenizer_slot(path: Path) -> TokenizerSlot | None:
     except OSError:  # a file is being replaced, or gone
         return None
     name = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:24]
-    return TokenizerSlot(path, _directory() / (name + _SUFFIX), key)
+    return TokenizerSlot(path, prepared_directory() / (name + _SUFFIX), key)
 
 
 def read_tokenizer(slot: TokenizerSlot) -> tuple[PartialTokenizer, OpenedTokenizer] | None:
@@ -106,7 +106,7 @@ def read_tokenizer(slot: TokenizerSlot) -> tuple[PartialTokenizer, OpenedTokeniz
 def kept_tokenizers() -> dict[Path, Path]:
     """The model's directory or GGUF file, by the file of its snapshot."""
     found = {}
-    for path in _directory().glob(f"*{_SUFFIX}"):
+    for path in prepared_directory().glob(f"*{_SUFFIX}"):
         with contextlib.suppress(OSError, InputError, ValueError), open_own(path) as file:
             file.seek(32)
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
@@ -152,10 +152,6 @@ def keep_tokenizer(slot: TokenizerSlot, library: Library, opened: OpenedTokenize
         kept = sorted(slot.path.parent.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime)
         for path in kept[:-_MOST_SNAPSHOTS]:
             path.unlink(missing_ok=True)
-
-
-def _directory() -> Path:
-    return platformdirs.user_cache_path("gptcli", appauthor=False) / "prepared"
 
 
 def _aligned(size: int) -> int:
