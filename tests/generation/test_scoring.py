@@ -239,7 +239,7 @@ def with_states(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
 
 @pytest.fixture(params=["tiny", "with_bos", "with_states"])
 def many(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> LanguageModel:
-    """A model, whose steps hold a part of the texts."""
+    """A model whose steps are too short for all texts."""
     monkeypatch.setattr(scoring, "_STEP_TOKENS", 40)
     lm: LanguageModel = request.getfixturevalue(request.param)
     return lm

@@ -77,7 +77,7 @@ def strict(*tools: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def held(use: ToolUse, tokenizer: Tokenizer, text: str, compiler: Compiler | None = None) -> Constraint:
-    """What limits the calls that the model may make of itself, after a text."""
+    """The constraint of calls that the model may choose to make, after a text."""
     lark = use.grammar(tokenizer.control_tokens.ids)
     assert lark is not None and use.held_after
     compiler = compiler or Compiler(tokenizer, frozenset([END]))
