@@ -65,8 +65,8 @@ def write_model(
 ) -> list[Note]:
     """Writes a GGUF file, whole or not at all. to: a key of ROUNDINGS; None keeps every value.
 
-    Returns what somebody who reads the file should know. Raises UnsupportedArchitecture or BrokenTokenizer for what
-    files cannot have, BrokenCheckpoint, and OutputError.
+    Returns notes for those who read the file. Raises UnsupportedArchitecture or BrokenTokenizer for what files cannot
+    have, BrokenCheckpoint, and OutputError.
     """
     if not file.parent.is_dir():
         raise OutputError(f"cannot write: {file}: {file.parent} is not a directory")
@@ -145,7 +145,7 @@ def _blocks(
 
 
 def _value(target: Target, source: TensorSource, edit: Edit | None) -> Tensor | PackedWeight:
-    """A tensor's values, in the order that files have their rows in."""
+    """A tensor's values, with its rows in the file's order."""
     value = cook(target.recipe, source)
     if target.part is not None:
         axis, which = target.part
@@ -177,7 +177,7 @@ def _rounding_notes(plan: _Plan, folder: ModelFolder, to: str) -> list[Note]:
 
 
 def _need_space(file: Path, plan: _Plan, folder: ModelFolder, to: str | None) -> None:
-    """Raises OutputError unless the file will fit: at its size, or at most twice that of what it is made of."""
+    """Raises OutputError unless the file will fit. Unrounded weights count as stored; they may take twice that."""
     if to is None:
         size = folder.weight_bytes
     else:

@@ -1,7 +1,7 @@
-"""Which tensors a GGUF file of a model has, and what each is made of: the reader's tables, read backwards.
+"""The tensors of a model's GGUF file, and what each is made of: the reader's tables, read backwards.
 
-The families say what our parameters are made of, once for the names of the model and once for those of the file. Where
-the two recipes agree, they cancel, and each tensor of the file is left with a recipe of tensors of the model.
+A family gives each parameter's recipe twice: over the model's tensors, and over the file's. Where the two agree they
+cancel, which leaves each tensor of the file a recipe over tensors of the model.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Target:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether activations are multiplied with it, and it may be in any type of blocks; others are in fp32."""
+        """Whether activations are multiplied with it: then it may be in any type of blocks, else it is in fp32."""
         stem = self.name.split(".")[-2]
         added = self.name.endswith(".bias") or stem.endswith("norm") or stem in ("position_embd", "attn_sinks", "conv")
         return len(self.shape) > 1 and not added and not stem.startswith("ffn_gate_inp")
@@ -74,7 +74,7 @@ def architecture_name(model_type: str) -> str:
 
 
 def targets_of(folder: ModelFolder, known: GgufArchitecture) -> tuple[dict[str, Target], Mapping[str, Recipe]]:
-    """A file's tensors by their names there, and our parameters' recipes of them.
+    """A file's tensors by their names there, and our parameters' recipes over them.
 
     Raises UnsupportedArchitecture for what the architecture has no name for.
     """
@@ -95,7 +95,7 @@ def targets_of(folder: ModelFolder, known: GgufArchitecture) -> tuple[dict[str, 
 
 
 def _file_names(known: GgufArchitecture, architecture: Architecture) -> dict[str, str]:
-    """Every tensor that a file of this architecture may have: its name for `GgufModel.tensors` -> that in the file."""
+    """Names of every tensor that a file of this architecture may have: in `GgufModel.tensors` -> in the file."""
     names: dict[str, str] = {}
     modules = [("", "", stem, module) for stem, module in known.top.items()]
     for layer in range(len(architecture.config.blocks)):
@@ -109,10 +109,7 @@ def _file_names(known: GgufArchitecture, architecture: Architecture) -> dict[str
 
 
 def _solved(theirs: Recipe, ours: Recipe) -> Iterator[tuple[str, Recipe, tuple[int, int] | None]]:
-    """For each tensor that `theirs` takes: its name, and what it must be for `theirs` to make what `ours` makes.
-
-    The third is as in `Target`.
-    """
+    """For each tensor of `theirs`: its name, the recipe with which `theirs` equals `ours`, the part as in `Target`."""
     match theirs, ours:
         case Take(name), _:
             yield name, ours, None

@@ -48,7 +48,7 @@ class GgufTensor:
 
 
 class GgufFile:
-    """A GGUF file's typed fields, and its tensors by name; those of all parts, if it is the first part of a split one.
+    """A GGUF file's typed fields, and its tensors by name; the first part of a split file has those of all parts.
 
     Raises BrokenCheckpoint for damage and UnsupportedArchitecture for what is unknown, made by `broken` and
     `unsupported`.
@@ -142,7 +142,7 @@ class _TooShort(Exception):
 
 
 class _Header:
-    """Reads a header from the start of a file. Whatever it says of sizes, no more is read than is there."""
+    """Reads a header from the start of a file; never more than the file has, whatever sizes the header says."""
 
     def __init__(self, path: Path, target: Path) -> None:
         self._path, self._target = path, target

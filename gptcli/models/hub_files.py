@@ -1,4 +1,4 @@
-"""Which files of a repository on the Hugging Face hub make a model."""
+"""Chooses the files of a model in a repository of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Sizes = Mapping[str, int]
 
 
 def chosen_files(repository: str, sizes: Sizes, pattern: str | None) -> dict[str, int]:
-    """The files of one model and their sizes, of all files of a repository.
+    """The files of one model and their sizes. sizes: of all files of a repository.
 
-    pattern: of the weights' names; without one, those that transformers would read. Raises UsageError, which lists what
-    there is to choose from, and ModelNotFound.
+    pattern: of the weights' names; None: the weights that transformers would read. Raises UsageError, which lists the
+    choices, and ModelNotFound.
     """
     top = {name: size for name, size in sizes.items() if "/" not in name and name != RECORD}
     in_folders = [name for name in sizes if called_gguf(name) and not {"", ".", ".."} & {*name.split("/")}]
@@ -54,9 +54,9 @@ def is_weights(name: str) -> bool:
 
 
 def _variants(names: Iterable[str]) -> dict[str, list[str]]:
-    """Files of weights by what they are called without the number of a part, or by a pattern if a file is called so.
+    """Files of weights by their name without a part's number; by a pattern if a whole file has that name.
 
-    Vision modules, which lie beside their models, are none.
+    Vision modules, which lie beside their models, do not count.
     """
     variants: dict[str, list[str]] = {}
     names = sorted(names)

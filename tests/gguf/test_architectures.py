@@ -1,4 +1,4 @@
-"""Every architecture's logits against transformers, from a GGUF file as it is; and that each case can fail."""
+"""Every architecture's logits against transformers, from GGUF files; each case can fail."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def llama(tmp_path: Path, **changes: Any) -> ModelFolder:
 
 
 def rewritten(tensors: dict[str, np.ndarray], layout: str) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors of a file as other converters lay them out."""
+    """A file's tensors in the layout of another converter."""
     for name, values in tensors.items():
         if layout == "experts apart" and "_exps." in name:
             for expert, part in enumerate(values):

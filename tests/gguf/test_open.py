@@ -1,4 +1,4 @@
-"""A GGUF file as a model, as it is: commands, parts, notes."""
+"""A GGUF file opened as a model: logits, notes, split files."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_file_has_the_logits_of_what_it_converts_to(kind: Kind, tmp_path: Path
 
 def test_the_ends_of_a_text_are_those_of_the_file(tmp_path: Path) -> None:
     lm = LanguageModel.open(str(write_gguf(tmp_path / "tiny.gguf", tokenizer__ggml__eot_token_id=1)), FP32)
-    assert lm.stop_ids == {0, 1, 2}  # 0 is <|endoftext|>, which ends a text whatever the file says
+    assert lm.stop_ids == {0, 1, 2}  # 0 is <|endoftext|>, which ends every text
     assert (lm.tokenizer.named_tokens["bos_token"], lm.tokenizer.named_tokens["eos_token"]) == (BOS, EOS)
 
 
@@ -63,10 +63,8 @@ def test_sampling_defaults_are_those_of_the_file(tmp_path: Path) -> None:
 
 
 def test_blocks_that_nothing_multiplies_with_are_named(tmp_path: Path) -> None:
-    wide = shapes(width=256)
-    kinds = {name: Kind.TQ2_0 if shape[-1] == 256 and len(shape) == 2 else Kind.F32 for name, shape in wide.items()}
-    changes = {"llama__embedding_length": 256, "llama__rope__dimension_count": 64}
-    folder = ModelFolder.open(write_gguf(tmp_path / "tiny.gguf", kinds, tensor_shapes=wide, **changes))
+    kinds = {"ffn_down.weight": Kind.F32, "weight": Kind.TQ2_0}
+    folder = ModelFolder.open(write_gguf(tmp_path / "tiny.gguf", kinds, width=256))
     assert ["blocks of type: TQ2_0" in str(note) for note in folder.notes] == [True]
 
 
@@ -123,7 +121,7 @@ def test_nothing_is_kept_of_several_parts(tmp_path: Path) -> None:
 
 
 def in_parts(whole: Path, directory: Path, counts: tuple[int, ...]) -> list[Path]:
-    """A file's tensors in several files, whose first has the fields."""
+    """A file's tensors in several files; the first has the fields."""
     directory.mkdir(exist_ok=True)
     raw = RawGguf.of(whole)
     tensors, paths = iter(raw.tensors.items()), []
@@ -217,8 +215,7 @@ def test_a_rank_has_its_rows_of_each_type(rank: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kinds", [MIXED, MIXED | {"attn_q.weight": Kind.TQ2_0, "ffn_up.weight": Kind.TQ1_0}])
 def test_fp32_rounds_nothing_that_a_file_has(kinds: dict[str, Kind], tmp_path: Path) -> None:
-    changes = {"llama__embedding_length": 256, "llama__rope__dimension_count": 64}
-    file = write_gguf(tmp_path / "tiny.gguf", kinds, tensor_shapes=shapes(width=256), **changes)
+    file = write_gguf(tmp_path / "tiny.gguf", kinds, width=256)
     as_stored = replace(FP32, quantize="auto", kv="fp32")
     assert plan_for(ModelFolder.open(file), as_stored).weights.exact
     found = LanguageModel.open(str(file), as_stored).logits(IDS)
@@ -234,9 +231,8 @@ def test_blocks_that_nothing_multiplies_with_take_half_the_memory_unless_fp32_is
         pytest.skip("the kernels are not built here")
     dense: list[DenseWeight] = []
     monkeypatch.setattr(load, "DenseWeight", lambda values: dense.append(DenseWeight(values)) or dense[-1])
-    changes = {"llama__embedding_length": 256, "llama__rope__dimension_count": 64}
     kinds = {"ffn_up.weight": Kind.TQ2_0, "ffn_gate.weight": Kind.TQ2_0}
-    folder = ModelFolder.open(write_gguf(tmp_path / "tiny.gguf", kinds, tensor_shapes=shapes(width=256), **changes))
+    folder = ModelFolder.open(write_gguf(tmp_path / "tiny.gguf", kinds, width=256))
     load.load_decoder(folder, load.WeightPlan(torch.device("cpu"), torch.float32, "expand", library, exact=exact))
     assert {each.values.dtype for each in dense if each.shape == (2 * MLP, 256)} == {
         torch.float32 if exact else torch.float16

@@ -108,7 +108,7 @@ def show(name: Name = DEFAULT_MODEL, as_json: options.Json = False) -> None:
     for key, value in facts.items():
         inner = value if isinstance(value, dict) else {"": value}
         for name, item in inner.items():
-            # Also in a pipe a setting with its source is one value, and a number stays a number.
+            # In a pipe, too, a setting and its source are one value; a number stays a number.
             shown = item if isinstance(item, int) else spelled(item)
             rows.append({"": f"{key}.{name}".rstrip("."), "value": shown})
     print_records(rows, as_json=False, row=_fact_row, header=False)

@@ -1,4 +1,4 @@
-"""GGUF's architectures with mixtures of experts: what each calls things."""
+"""GGUF's architectures with mixtures of experts: their names and fields."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gptcli.gguf.naming import (
     stacked_experts,
 )
 
-_PHI_MAGNITUDE = 1.243163121016122  # of LongRoPE in every Phi 3.5 MoE, which files do not say
+_PHI_MAGNITUDE = 1.243163121016122  # of LongRoPE in every Phi 3.5 MoE; files lack it
 
 
 def _qwen_moe(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
@@ -101,9 +101,7 @@ def _ernie_moe(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
 def _minimax_m2(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
     fields.expect("expert_gating_func", 0, 2)
     config["intermediate_size"] = fields.integer("expert_feed_forward_length")
-    return {
-        **experts_of(fields, "num_local_experts"),
-    }
+    return experts_of(fields, "num_local_experts")
 
 
 def _hunyuan_moe(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +133,7 @@ def _phimoe(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _llama4(fields: Fields, config: dict[str, Any]) -> dict[str, Any]:
-    """Files leave chunks, RoPE's layers and the scale of far positions to the program that reads them."""
+    """Files lack the chunks, the layers with RoPE and the scale of far positions, which are these."""
     layers, experts = config["num_hidden_layers"], fields.integer("expert_count")
     fields.expect("attention.sliding_window", _LLAMA4_CHUNK)  # llama.cpp takes any other for this one; 0 is unclear
     fields.expect("expert_gating_func", 0, 2)

@@ -1,11 +1,11 @@
 """Keeps snapshots of trusted tokenizers in the cache directory, so that a large vocabulary need not be parsed again.
 
-    32 bytes    the SHA-256 of what follows
+    32 bytes    the SHA-256 of the rest
     8 bytes     size of the header, little-endian
-    header      JSON: the key, the tokenizer.json without its pieces and merges, and what was found beside it
+    header      JSON: the key, the tokenizer.json without pieces and merges, and its settings
     arrays      of `FlatVocabulary`, each at a multiple of 8 bytes of the file
 
-A snapshot is used only while all that it was made from is unchanged, and may be deleted at any time.
+A snapshot is used only while the files that it was made from are unchanged, and may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class TokenizerSlot:
 
 @dataclass(frozen=True)
 class OpenedTokenizer:
-    """What opening a tokenizer gave, but its library's. The fields are `Tokenizer`'s; size: as it has no limit."""
+    """The fields of an opened `Tokenizer`, but its library. size: before `Tokenizer.limit`."""
 
     settings: dict[str, Any]
     notes: tuple[Note, ...]
@@ -58,7 +58,7 @@ class OpenedTokenizer:
 
 
 def tokenizer_slot(path: Path) -> TokenizerSlot | None:
-    """The slot for the tokenizer of a model's directory or GGUF file; None if there can be none."""
+    """The slot for the tokenizer of a model's directory or GGUF file; None if snapshots are off or a file is gone."""
     if os.environ.get("GPTCLI_PREPARED") == "off":
         return None
     try:
@@ -74,7 +74,7 @@ def tokenizer_slot(path: Path) -> TokenizerSlot | None:
 
 
 def read_tokenizer(slot: TokenizerSlot) -> tuple[PartialTokenizer, OpenedTokenizer] | None:
-    """The tokenizer in a slot, if it has a whole snapshot with the slot's key."""
+    """The tokenizer in a slot; None without a whole snapshot that has the slot's key."""
     try:
         with open_own(slot.path) as file:
             digest, data = file.read(32), memoryview(file.read())
@@ -104,7 +104,7 @@ def read_tokenizer(slot: TokenizerSlot) -> tuple[PartialTokenizer, OpenedTokeniz
 
 
 def kept_tokenizers() -> dict[Path, Path]:
-    """The files of the snapshots, and of what model each is: its directory or GGUF file."""
+    """The model's directory or GGUF file, by the file of its snapshot."""
     found = {}
     for path in prepared_directory().glob(f"*{_SUFFIX}"):
         with contextlib.suppress(OSError, InputError, ValueError), open_own(path) as file:
@@ -115,9 +115,9 @@ def kept_tokenizers() -> dict[Path, Path]:
 
 
 def keep_tokenizer(slot: TokenizerSlot, library: Library, opened: OpenedTokenizer) -> None:
-    """Writes a snapshot of a tokenizer that is trusted, if it can have one. slot: as it was before it was opened.
+    """Writes a snapshot of a trusted tokenizer of a large vocabulary; a failure to write is ignored.
 
-    Nothing is kept where it cannot be written.
+    slot: from before the tokenizer was opened.
     """
     if type(library.model).__name__ != "BPE" or library.get_vocab_size() < _FEWEST_PIECES:
         return
@@ -140,7 +140,7 @@ def keep_tokenizer(slot: TokenizerSlot, library: Library, opened: OpenedTokenize
     }
     try:
         encoded = json.dumps(header, separators=(",", ":")).encode()
-    except TypeError:  # settings that are no JSON
+    except TypeError:  # settings that JSON cannot spell
         return
     data = len(encoded).to_bytes(8, "little") + encoded
     for part in parts:
