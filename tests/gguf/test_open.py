@@ -25,7 +25,7 @@ from gptcli.models.catalog import LocalModel, fingerprint
 from gptcli.quant.dense import DenseWeight
 from gptcli.runtime import device_plan
 from gptcli.runtime.device_plan import plan_for
-from gptcli.runtime.fast_start.snapshots import forget_snapshots
+from gptcli.runtime.fast_start.snapshots import forget_snapshots, stored_snapshots
 from gptcli.settings import RuntimeConfig
 from gptcli.text.tokenizer import Tokenizer
 from tests.gguf.raw_gguf import RawGguf
@@ -83,8 +83,9 @@ def test_what_is_kept_of_a_file_is_used_only_while_nothing_has_changed(
     change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_gguf(tmp_path / "tiny.gguf", Kind.Q8_0)
-    ModelFolder.open(file).keep()
+    LanguageModel.open(str(file), FP32).close()
     [kept] = prepared_directory().glob("*.header")
+    assert [(each.path, each.model, each.content) for each in stored_snapshots()] == [(kept, str(file), "header")]
     assert ModelFolder.open(file).gguf is None
     match change:
         case "the file":
