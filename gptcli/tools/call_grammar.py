@@ -56,7 +56,12 @@ class Grammar:
         any_text = f"/(?s:.{{{least},{most}}})/" if least or most != "" else "/(?s:.*)/"
         if closer in self._ids:
             return f"{any_text} {self.text(closer)}"
-        return self.rule(any_text, f"[suffix={json.dumps(closer)}]")
+        end = json.dumps(closer)
+        if least:  # a suffix may come before the least length is reached
+            early = f"/(?s:.{{0,{least - 1}}})/ {end} /(?s:.*)/"
+            any_text, text = f"T{len(self._rules)}", any_text
+            self._rules.append(f"{any_text}: {text} & ~({early})")
+        return self.rule(any_text, f"[suffix={end}]")
 
     def json(self, schema: Mapping[str, Any]) -> str:
         """JSON that meets a schema."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from gptcli.generation.constraints.grammar import CallGrammar, checked_grammar
 from gptcli.generation.constraints.matcher import Compiler, tokens_beyond
 from gptcli.generation.sampling.constraint import Constraint
 from gptcli.text.tokenizer import Tokenizer
+from gptcli.tools.call_grammar import Grammar
 from gptcli.tools.definitions import ToolCall, checked_tools, tool_name, tool_parameters
 from gptcli.tools.formats import FORMATS, CallFormat, ToolUse
 from gptcli.tools.splitter import split
-from gptcli.tools.syntaxes import Tagged
+from gptcli.tools.syntaxes import Braced, Tagged
 from tests.generation.test_grammar import ids_in, walk
 from tests.tiny import make_tokenizer
 
@@ -234,6 +235,7 @@ def test_without_a_mark_strict_tools_are_said_not_to_be_held() -> None:
         not format.opening for format in FORMATS
     ]
     assert not any(ToolUse(tools, "required", format).unheld for format in FORMATS)
+    assert all(ToolUse(tools, "auto", format).holds is bool(format.opening) for format in FORMATS)
     assert not ToolUse(TOOLS, "auto", FORMATS[-1]).unheld and not ToolUse(TOOLS, "auto", FORMATS[0]).holds
 
 
@@ -361,12 +363,80 @@ def test_what_is_no_schema_is_refused_however_calls_are_written(
         assert caught.value.setting == "tools"
 
 
+def calls_that_fit(use: ToolUse, tokenizer: Tokenizer) -> Callable[[str], bool]:
+    """Whether a text may come, from its beginning."""
+    compiler = Compiler(tokenizer, frozenset([END]))
+
+    def fits(text: str) -> bool:
+        ids = ids_of(text, tokenizer)
+        return compiler.constraint(grammar_of(use, tokenizer)).fitting(ids) == len(ids)
+
+    return fits
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+def test_arguments_that_are_not_required_may_be_missing_and_no_others(format: CallFormat, tokenizer: Tokenizer) -> None:
+    properties = {name: {"$ref": "#/definitions/n"} if name == "c" else {"type": "null"} for name in "abcd"}
+    if isinstance(format.syntax, Braced):
+        properties["c"] = {"type": "null"}
+    parameters = {"properties": properties, "required": ["b", "d"], "additionalProperties": False}
+    parameters["definitions"] = {"n": {"type": "null"}}
+    use = ToolUse(checked_tools([{"name": "f", "parameters": parameters}]), "required", format)
+    fits = calls_that_fit(use, tokenizer)
+    for names in ("bd", "abd", "bcd", "abcd", "", "a", "b", "d", "ab", "ad", "bc", "acd", "abc"):
+        call = format.write([ToolCall("", "f", dict.fromkeys(names))])
+        assert fits(call) is ({"b", "d"} <= set(names)), names
+
+
+@pytest.mark.parametrize("format", MARKED, ids=lambda format: format.name)
+def test_between_the_marks_of_a_group_there_may_be_several_calls_of_strict_tools(
+    format: CallFormat, tokenizer: Tokenizer
+) -> None:
+    parameters = {"properties": {"a": {"type": "null"}}, "required": ["a"], "additionalProperties": False}
+    use = ToolUse(strict({"name": "f", "parameters": parameters}), "auto", format)
+    compiler = Compiler(tokenizer, frozenset([END]))
+    call, wrong = ToolCall("", "f", {"a": None}), ToolCall("", "f", {})
+    for calls, fits in ([call], True), ([call] * 3, format.group is not None), ([call, wrong], False):
+        constraint = held(use, tokenizer, format.opening, compiler)
+        rest = ids_of(format.write(calls).removeprefix(format.opening), tokenizer)
+        assert (constraint.fitting(rest) == len(rest)) is fits, calls
+
+
+def test_json_in_a_call_is_spelled_on_one_line_as_python_does(tokenizer: Tokenizer) -> None:
+    parameters = {"properties": {name: {"type": "null"} for name in "ab"}, "required": ["a", "b"]}
+    use = ToolUse(checked_tools([{"name": "f", "parameters": parameters}]), "required", FORMATS[0])
+    fits = calls_that_fit(use, tokenizer)
+    for arguments, fit in (
+        ('{"a": null, "b": null}', True),
+        ('{"a":null, "b": null}', False),
+        ('{"a": null,"b": null}', False),
+        ('{ "a": null, "b": null}', False),
+    ):
+        assert fits(f'<tool_call>\n{{"name": "f", "arguments": {arguments}}}\n</tool_call>') is fit
+
+
+@pytest.mark.parametrize(("bounds", "lengths"), [({"minLength": 2}, {2, 3, 9}), ({"maxLength": 2}, {0, 1, 2})])
+@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+def test_texts_are_as_long_as_they_may_be(
+    format: CallFormat, bounds: dict[str, int], lengths: set[int], tokenizer: Tokenizer
+) -> None:
+    parameters = {"properties": {"a": {"type": "string", **bounds}}, "required": ["a"], "additionalProperties": False}
+    use = ToolUse(checked_tools([{"name": "f", "parameters": parameters}]), "required", format)
+    fits = calls_that_fit(use, tokenizer)
+    for length in (0, 1, 2, 3, 9):
+        assert fits(format.write([ToolCall("", "f", {"a": "x" * length})])) is (length in lengths)
+
+
+def test_a_mark_that_begins_with_another_is_the_longer_one() -> None:
+    assert Grammar({"<a": 1, "<a>": 2, ">": 3}, dict).text("<a>b<a") == '<[2]> "b" <[1]>'
+
+
 @pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
 def test_true_and_false_are_schemas_of_arguments(format: CallFormat, tokenizer: Tokenizer) -> None:
     properties = {"a": True, "b": False, "c": {"type": "array", "items": False}, "d": True}
     parameters = {"properties": properties, "required": ["a", "c"], "additionalProperties": False}
     use = ToolUse(checked_tools([{"name": "f", "parameters": parameters}]), "required", format)
-    compiler = Compiler(tokenizer, frozenset([END]))
+    fitting = calls_that_fit(use, tokenizer)
     for arguments, fits in (
         ({"a": "x", "c": []}, True),
         ({"a": "x", "c": [], "d": "y"}, True),
@@ -374,9 +444,7 @@ def test_true_and_false_are_schemas_of_arguments(format: CallFormat, tokenizer: 
         ({"a": "x", "c": ["y"]}, False),
         ({"c": []}, False),
     ):
-        constraint = compiler.constraint(grammar_of(use, tokenizer))
-        call = ids_of(written(use, arguments), tokenizer)
-        assert (constraint.fitting(call) == len(call)) is fits, arguments
+        assert fitting(written(use, arguments)) is fits, arguments
 
 
 def written(use: ToolUse, arguments: dict[str, Any]) -> str:
