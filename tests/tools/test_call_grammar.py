@@ -376,9 +376,9 @@ def calls_that_fit(use: ToolUse, tokenizer: Tokenizer) -> Callable[[str], bool]:
 
 @pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
 def test_arguments_that_are_not_required_may_be_missing_and_no_others(format: CallFormat, tokenizer: Tokenizer) -> None:
-    properties = {name: {"$ref": "#/definitions/n"} if name == "c" else {"type": "null"} for name in "abcd"}
-    if isinstance(format.syntax, Braced):
-        properties["c"] = {"type": "null"}
+    braced = isinstance(format.syntax, Braced)  # in which members are in alphabetical order
+    referred = {"type": "null"} if braced else {"$ref": "#/definitions/n"}
+    properties = {name: referred if name == "c" else {"type": "null"} for name in ("dcba" if braced else "abcd")}
     parameters = {"properties": properties, "required": ["b", "d"], "additionalProperties": False}
     parameters["definitions"] = {"n": {"type": "null"}}
     use = ToolUse(checked_tools([{"name": "f", "parameters": parameters}]), "required", format)
