@@ -1,4 +1,4 @@
-"""The grammar of a text that is one call of a tool, in llguidance's Lark. Knows no tokenizer but its control tokens."""
+"""Writes grammars of calls in llguidance's Lark. Of a tokenizer it knows only the control tokens."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ class Grammar:
         self._rules: list[str] = []
 
     def text(self, text: str) -> str:
-        """This text; control tokens that it names are tokens."""
+        """The expression of a text, in which names of control tokens are those tokens."""
         pieces = self._controls.split(text) if self._controls else [text]
         spelled = [f"<[{self._ids[piece]}]>" if piece in self._ids else json.dumps(piece) for piece in pieces if piece]
         return " ".join(spelled) or '""'
 
     def until(self, closer: str, schema: Mapping[str, Any]) -> str:
-        """A text that meets a schema and does not contain this one, and then this one.
+        """A text that meets a schema and does not contain `closer`, then `closer`.
 
-        Raises UsageError for what only JSON can be held to.
+        Raises UsageError for a keyword that only JSON can be held to.
         """
         refuse((OF_VALUES | {"pattern", "format"}) & schema.keys())
         least, most = schema.get("minLength", 0), schema.get("maxLength", "")
@@ -68,11 +68,11 @@ class Grammar:
         return self.rule(f"%json {json.dumps({**self._rewrite(schema), 'x-guidance': _STYLE})}")
 
     def any_of(self, expressions: Iterable[str]) -> str:
-        """One of these."""
+        """One of these expressions."""
         return self.rule(" | ".join(expressions))
 
     def members(self, items: Sequence[tuple[str, bool]], separator: str) -> str:
-        """Items in this order, with a separator between two; those that are not required may be missing."""
+        """Items in this order, separated; items that are not required may be missing."""
         first = rest = '""'
         for item, required in reversed(items):
             first, rest = (
@@ -82,13 +82,13 @@ class Grammar:
         return first
 
     def rule(self, expression: str, options: str = "") -> str:
-        """Names an expression."""
+        """Adds a rule for an expression; returns its name."""
         name = f"r{len(self._rules)}"
         self._rules.append(f"{name}{options}: {expression}")
         return name
 
     def whole(self, expression: str) -> str:
-        """The grammar of texts that are this."""
+        """The whole grammar, with this expression as its start."""
         return "\n".join([f"start: {expression}", *self._rules])
 
 

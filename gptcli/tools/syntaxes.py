@@ -1,4 +1,4 @@
-"""How calls are spelled between the marks around them: read, written, and as a grammar. Nothing here keeps a state."""
+"""The spellings of calls between marks: reads them, writes them, and gives their grammars. Stateless."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PYTHON = {"True": True, "False": False, "None": None}
 
 
 class Written(NamedTuple):
-    """A call as a model wrote it; id: the one that it gave it, if any."""
+    """A call as a model wrote it. id: the model's, if it gave one."""
 
     name: str
     arguments: dict[str, Any]
@@ -31,10 +31,10 @@ class Syntax(Protocol):
 
     @property
     def separator(self) -> str:
-        """What stands between two calls."""
+        """The text between two calls."""
 
     def read(self, body: str, tools: Sequence[Definition]) -> list[Written]:
-        """The calls of a text that is nothing else. Raises ValueError if it is not."""
+        """The calls in a text of calls alone. Raises ValueError for anything else."""
 
     def write(self, name: str, arguments: Mapping[str, Any]) -> str:
         """One call."""
@@ -77,8 +77,8 @@ class JsonCall:
 class NamedJson:
     """A name, then its arguments as JSON, with text around them.
 
-    head, tail: what is written, with `{name}` in it, and perhaps `{id}`. begins, ends: what is read; begins has the
-    group `name`, and perhaps `id`.
+    head, tail: written around arguments; head has `{name}`, and perhaps `{id}`. begins, ends: patterns that read them;
+    begins has the group `name`, and perhaps `id`.
     """
 
     head: str
@@ -113,8 +113,8 @@ class NamedJson:
 class Tagged:
     """A name, then each argument between tags; texts stand as they are, all else is JSON.
 
-    head, key, closer, tail: what is written, with `{name}` in the first two. begins, item, ends: what is read; the
-    first has the group `name`, the second `name` and `value`.
+    head, key, closer, tail: the texts to write, with `{name}` in the first two. begins, item, ends: patterns to read;
+    begins has the group `name`, item the groups `name` and `value`.
     """
 
     head: str
@@ -328,7 +328,7 @@ def _type(value: object) -> str:
 
 
 def _call_of(value: object) -> Written:
-    """The call that is written as an object of JSON. Raises ValueError."""
+    """The call in a JSON object. Raises ValueError."""
     if not isinstance(value, dict):
         raise ValueError("a call is an object")
     name = next((value[key] for key in ("name", "tool_name", "function") if isinstance(value.get(key), str)), None)
@@ -340,7 +340,7 @@ def _call_of(value: object) -> Written:
 
 
 def _object(arguments: object) -> dict[str, Any]:
-    """Arguments as an object: nothing is an empty one, and a text is read. Raises ValueError."""
+    """Arguments as an object; None or a blank text is empty, another text is JSON. Raises ValueError."""
     if isinstance(arguments, str):
         arguments = read_whole(arguments) if arguments.strip() else None
     if arguments is None:
