@@ -1,4 +1,4 @@
-"""Makes the completions of one model's texts: checks what is asked, limits each text, finds its calls. No weights."""
+"""Makes the completions of a model's texts: checks requests, makes samplers, constraints and splitters. No weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class CompletionFactory:
-    """Makes completions for a tokenizer, the ids that end its texts, and a context of so many tokens."""
+    """Makes completions. stop_ids: the ids that end texts. ctx_size: the context in tokens."""
 
     def __init__(self, tokenizer: Tokenizer, stop_ids: frozenset[int], ctx_size: int) -> None:
         self._tokenizer, self._stop_ids, self._ctx_size = tokenizer, stop_ids, ctx_size
@@ -62,12 +62,12 @@ class CompletionFactory:
         explain: bool = False,
         tools: ToolUse | None = None,
     ) -> tuple[Engine, list[Completion]]:
-        """A completion for each config, and the engine for them, which is loaded once everything is checked.
+        """A completion for each of `samplings`, and their engine, which is loaded once all is checked.
 
         Raises UsageError and ContextOverflow.
         """
         samplings = [sampling.sparing(self._stop_ids) for sampling in samplings]
-        forces = True  # what the settings ban is never forced
+        forces = True  # not with bans: a banned token must not be forced
         for sampling in dict.fromkeys(replace(sampling, seed=None) for sampling in samplings):
             self.check(prompt, sampling, constraint, tools)
             never = {token for token, bias in sampling.logit_bias if bias == float("-inf")} | always_banned(sampling)
@@ -98,7 +98,7 @@ class CompletionFactory:
         ]
 
     def _call_grammar(self, tools: ToolUse | None) -> CallGrammar | None:
-        """What limits a text that must be a call of a tool, or the calls of strict ones."""
+        """The grammar of a required call, or of calls of strict tools; None without either."""
         if tools is None or (lark := tools.grammar(self._tokenizer.control_tokens.ids)) is None:
             return None
         from gptcli.generation.constraints.grammar import CallGrammar
@@ -114,7 +114,7 @@ class CompletionFactory:
     def _constraint(
         self, config: ConstraintConfig | CallGrammar | None, prompt: Sequence[int], forces: bool
     ) -> Constraint | None:
-        """What limits a text: from its beginning, or from the end of thoughts that the prompt opens."""
+        """The constraint of a text, from its beginning or from the end of thoughts that the prompt opens."""
         if config is None:
             return None
         constraint = self._compiler.constraint(config, forces=forces)
@@ -125,7 +125,7 @@ class CompletionFactory:
         return AfterThoughts(constraint, self._tokenizer, CLOSING.encode(), self._stop_ids)
 
     def _splitter(self, tools: ToolUse | None, prompt: Sequence[int]) -> Splitter | None:
-        """What keeps the calls of a text. Their ids depend on the prompt, so that no conversation has one twice."""
+        """Splits calls from a text. Their ids depend on the prompt, so that they differ within a conversation."""
         if tools is None:
             return None
         from gptcli.tools.splitter import splitter_of

@@ -1,4 +1,4 @@
-"""The grammar of a text that is one call of a tool, in llguidance's Lark. Knows no tokenizer but its control tokens."""
+"""Writes grammars of calls in llguidance's Lark. Of a tokenizer it knows only the control tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LEFT_TO_THE_MODEL = "--tool-choice auto, and no tool that is strict, leave the c
 
 
 def cannot_be_held_to(keyword: str) -> UsageError:
-    """The error for what only JSON can be held to."""
+    """The error for a keyword that only JSON can be held to."""
     return UsageError(
         f"tools: this model's calls cannot be held to {keyword}, as their texts are not JSON",
         hint=LEFT_TO_THE_MODEL,
@@ -24,7 +24,7 @@ def cannot_be_held_to(keyword: str) -> UsageError:
 
 
 class Grammar:
-    """Rules of a grammar while it is written. control_ids: the id of each control token that it may need, by name."""
+    """A grammar that is being written. control_ids: the ids of control tokens by name."""
 
     def __init__(self, control_ids: Mapping[str, int]) -> None:
         self._ids = control_ids
@@ -33,15 +33,15 @@ class Grammar:
         self._rules: list[str] = []
 
     def text(self, text: str) -> str:
-        """This text; control tokens that it names are tokens."""
+        """The expression of a text, in which names of control tokens are those tokens."""
         pieces = self._controls.split(text) if self._controls else [text]
         spelled = [f"<[{self._ids[piece]}]>" if piece in self._ids else json.dumps(piece) for piece in pieces if piece]
         return " ".join(spelled) or '""'
 
     def until(self, closer: str, schema: Mapping[str, Any]) -> str:
-        """A text that meets a schema and does not contain this one, and then this one.
+        """A text that meets a schema and does not contain `closer`, then `closer`.
 
-        Raises UsageError for what only JSON can be held to.
+        Raises UsageError for a keyword that only JSON can be held to.
         """
         if unmet := {"pattern", "format", "const", "allOf", "anyOf", "oneOf", "$ref"} & schema.keys():
             raise cannot_be_held_to(min(unmet))
@@ -56,11 +56,11 @@ class Grammar:
         return self.rule(f"%json {json.dumps({**schema, 'x-guidance': _STYLE})}")
 
     def any_of(self, expressions: Iterable[str]) -> str:
-        """One of these."""
+        """One of these expressions."""
         return self.rule(" | ".join(expressions))
 
     def members(self, items: Sequence[tuple[str, bool]], separator: str) -> str:
-        """Items in this order, with a separator between two; those that are not required may be missing."""
+        """Items in this order, separated; items that are not required may be missing."""
         first = rest = '""'
         for item, required in reversed(items):
             first, rest = (
@@ -70,18 +70,18 @@ class Grammar:
         return first
 
     def rule(self, expression: str, options: str = "") -> str:
-        """Names an expression."""
+        """Adds a rule for an expression; returns its name."""
         name = f"r{len(self._rules)}"
         self._rules.append(f"{name}{options}: {expression}")
         return name
 
     def whole(self, expression: str) -> str:
-        """The grammar of texts that are this."""
+        """The whole grammar, with this expression as its start."""
         return "\n".join([f"start: {expression}", *self._rules])
 
 
 def resolved(schema: Mapping[str, Any] | bool, root: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A part of a schema that can stand alone: with the definitions of the whole."""
+    """A subschema that can stand alone, with the definitions of the root."""
     if schema is False:
         raise cannot_be_held_to("false")
     named = {name: root[name] for name in ("$defs", "definitions") if name in root}

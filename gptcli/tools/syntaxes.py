@@ -1,4 +1,4 @@
-"""How calls are spelled between the marks around them: read, written, and as a grammar. Nothing here keeps a state."""
+"""The spellings of calls between marks: reads them, writes them, and gives their grammars. Stateless."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PYTHON = {"True": True, "False": False, "None": None}
 
 
 class Written(NamedTuple):
-    """A call as a model wrote it; id: the one that it gave it, if any."""
+    """A call as a model wrote it. id: the model's, if it gave one."""
 
     name: str
     arguments: dict[str, Any]
@@ -31,10 +31,10 @@ class Syntax(Protocol):
 
     @property
     def separator(self) -> str:
-        """What stands between two calls."""
+        """The text between two calls."""
 
     def read(self, body: str, tools: Sequence[Definition]) -> list[Written]:
-        """The calls of a text that is nothing else. Raises ValueError if it is not."""
+        """The calls in a text of calls alone. Raises ValueError for anything else."""
 
     def write(self, name: str, arguments: Mapping[str, Any]) -> str:
         """One call."""
@@ -77,8 +77,8 @@ class JsonCall:
 class NamedJson:
     """A name, then its arguments as JSON, with text around them.
 
-    head, tail: what is written, with `{name}` in it, and perhaps `{id}`. begins, ends: what is read; begins has the
-    group `name`, and perhaps `id`.
+    head, tail: written around arguments; head has `{name}`, and perhaps `{id}`. begins, ends: patterns that read them;
+    begins has the group `name`, and perhaps `id`.
     """
 
     head: str
@@ -113,8 +113,8 @@ class NamedJson:
 class Tagged:
     """A name, then each argument between tags; texts stand as they are, all else is JSON.
 
-    head, key, closer, tail: what is written, with `{name}` in the first two. begins, item, ends: what is read; the
-    first has the group `name`, the second `name` and `value`.
+    head, key, closer, tail: the texts to write, with `{name}` in the first two. begins, item, ends: patterns to read;
+    begins has the group `name`, item the groups `name` and `value`.
     """
 
     head: str
@@ -237,7 +237,7 @@ class Braced:
     def _value(self, schema: Mapping[str, Any], root: Mapping[str, Any], grammar: Grammar) -> str:
         match schema:
             case {"enum": [*choices]}:
-                quote = f" {grammar.text(self.quote)} "  # the only token that a choice may have
+                quote = f" {grammar.text(self.quote)} "  # the only control token in a choice
                 return grammar.any_of(
                     quote.join(map(json.dumps, self._spelled(choice).split(self.quote))) for choice in choices
                 )
@@ -276,14 +276,14 @@ _BRACED_NAME = re.compile(r"\s*call:\s*(?P<name>[^\s{]+)\s*(?={)")
 _NAME, _IDENTIFIER = re.compile(r"[\w.-]+"), re.compile(r"[^\W\d]\w*")
 
 
-# What a schema says of an object's members beside each one's own schema.
+# Keywords that limit an object's members, beside each member's own schema.
 _OF_MEMBERS = frozenset(
     "$ref allOf anyOf const enum maxProperties minProperties oneOf patternProperties propertyNames".split()
 )
 
 
 def _check_members(schema: Mapping[str, Any], wanted: re.Pattern[str]) -> None:
-    """Raises UsageError for what only JSON can be held to, and for names that a call without quotes cannot spell."""
+    """Raises UsageError for keywords that only JSON can be held to, and for names that need quotes."""
     properties = schema.get("properties", {})
     if unmet := (_OF_MEMBERS & schema.keys()) | {
         "required" for name in schema.get("required", ()) if name not in properties
@@ -304,7 +304,7 @@ def _properties(tool: Definition) -> Mapping[str, Any]:
 
 
 def _call_of(value: object) -> Written:
-    """The call that is written as an object of JSON. Raises ValueError."""
+    """The call in a JSON object. Raises ValueError."""
     if not isinstance(value, dict):
         raise ValueError("a call is an object")
     name = next((value[key] for key in ("name", "tool_name", "function") if isinstance(value.get(key), str)), None)
@@ -316,7 +316,7 @@ def _call_of(value: object) -> Written:
 
 
 def _object(arguments: object) -> dict[str, Any]:
-    """Arguments as an object: nothing is an empty one, and a text is read. Raises ValueError."""
+    """Arguments as an object; None or a blank text is empty, another text is JSON. Raises ValueError."""
     if isinstance(arguments, str):
         arguments = read_whole(arguments) if arguments.strip() else None
     if arguments is None:
@@ -327,7 +327,7 @@ def _object(arguments: object) -> dict[str, Any]:
 
 
 def _typed(text: str, name: str, key: str, tools: Sequence[Definition]) -> Any:
-    """A value that is spelled without quotes: a text where the tool's schema wants one, else JSON or Python's word."""
+    """A value without quotes: a text if the tool's schema wants one, else JSON, a word of Python, or a text."""
     properties = next((_properties(tool) for tool in tools if tool_name(tool) == name), {})
     schema = properties.get(key)
     if isinstance(schema, Mapping) and schema.get("type") == "string":

@@ -1,4 +1,4 @@
-"""Configs as various tools wrote them on the Hugging Face hub are understood. Sizes are shrunk."""
+"""Configs from the Hugging Face hub, as various tools wrote them, are understood. Sizes are shrunk."""
 
 from __future__ import annotations
 

@@ -57,10 +57,11 @@ class Mutant:
     model: ModelDir
 
 
-def mutants(seed: int, count: int) -> Iterator[Mutant]:
-    """The first `count` mutants of a seed, the kinds in turn."""
+def mutants(seed: int, count: int, only: str = "") -> Iterator[Mutant]:
+    """The first `count` mutants of a seed, the kinds in turn. only: how the names of kinds begin."""
+    chosen = [mutator for mutator in MUTATORS if mutator.__name__.startswith(only)]
     for index in range(count):
-        mutator = MUTATORS[index % len(MUTATORS)]
+        mutator = chosen[index % len(chosen)]
         kind = mutator.__name__
         model = ModelDir.base()
         expected = mutator(Random(f"{seed}/{index}/{kind}"), model)

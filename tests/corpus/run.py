@@ -47,15 +47,15 @@ class Outcome:
     complaint: str
 
 
-def run(seed: int, count: int, *, cold: int = 0, jobs: int = 2) -> Iterator[Outcome]:
-    """The outcome of each mutant. Every `cold`-th runs in a new process, without a fork."""
+def run(seed: int, count: int, *, only: str = "", cold: int = 0, jobs: int = 2) -> Iterator[Outcome]:
+    """The outcome of each of `mutants`. Every `cold`-th runs in a new process, without a fork."""
     _warm()
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         os.environ |= {"GPTCLI_WEIGHTS": f"{root}/weights", "XDG_DATA_HOME": f"{root}/data", "HF_HOME": f"{root}/hf"}
         ModelDir.base().write(root / "base")
         reference = {chat: _answer(_finished(_Job(root / "base", chat, cold=True))[1]) for chat in (False, True)}
-        pending = enumerate(mutants(seed, count))
+        pending = enumerate(mutants(seed, count, only))
         running: list[tuple[Mutant, _Job]] = []
         while True:
             while len(running) < jobs and (following := next(pending, None)):
@@ -214,12 +214,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--only", default="", help="how the names of the kinds of mutants begin, such as gguf")
     parser.add_argument("--cold", type=int, default=0, help="every how many mutants one runs in a new process")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", action="store_true", help="a JSON object a mutant instead of the table")
     given = parser.parse_args()
     outcomes = []
-    for outcome in run(given.seed, given.count, cold=given.cold, jobs=given.jobs):
+    for outcome in run(given.seed, given.count, only=given.only, cold=given.cold, jobs=given.jobs):
         outcomes.append(outcome)
         if given.json:
             print(json.dumps(asdict(outcome)), flush=True)

@@ -19,8 +19,7 @@ from gptcli.generation.score_result import Score
 from gptcli.generation.scoring import windows
 from gptcli.runtime import program
 from gptcli.runtime.engine import Extension, TokenScore
-from tests.parity.reference import make_of_family
-from tests.parity.test_families import ROWS
+from tests.parity.test_families import ROW
 from tests.tiny import TEXT, make_model
 
 
@@ -234,8 +233,7 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def with_states(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
-    row = next(row for row in ROWS if row.title == "qwen3_next")
-    path = make_of_family(tmp_path_factory.mktemp("models") / "states", row.model_type, **row.config)
+    path = ROW["qwen3_next"].make(tmp_path_factory.mktemp("models") / "states")
     return gptcli.load(path, device="cpu", dtype="fp32")
 
 

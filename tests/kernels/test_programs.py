@@ -147,10 +147,10 @@ def test_long_prompts_read_the_same_latents_as_single_tokens_beside_other_texts(
 
 
 def in_pieces(linear: nn.Linear, library: Library) -> JoinedLinear:
-    """The same layer whose rows are held in several forms, some of them in fewer bits."""
-    hold = (DenseWeight, lambda weight: quantize_affine(weight, 8), lambda weight: quantize_affine(weight, 4))
+    """The same layer with rows in several forms, some of them in fewer bits."""
+    forms = (DenseWeight, lambda weight: quantize_affine(weight, 8), lambda weight: quantize_affine(weight, 4))
     pieces = linear.weight.data.split([3, 50, 1, 16, 33, 2, 7, 40, 5, linear.out_features - 157])
-    weights = [hold[index % len(hold)](piece.contiguous()) for index, piece in enumerate(pieces)]
+    weights = [forms[index % len(forms)](piece.contiguous()) for index, piece in enumerate(pieces)]
     return JoinedLinear([CompiledLinear(library, weight, None, "fp32") for weight in weights], linear.bias)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from gptcli.cli.options import model_names
 from gptcli.errors import BrokenCheckpoint, UnsupportedArchitecture, UsageError
 from gptcli.generation.events import TextDelta
 from gptcli.language_model import LanguageModel
@@ -90,6 +91,19 @@ NAMES = [
 def test_every_model_is_listed_by_the_name_of_its_store() -> None:
     assert [model.name for model in local_models()] == NAMES
     assert [model.store for model in local_models()] == [name.partition(":")[0] for name in NAMES]
+
+
+def test_files_in_capitals_are_models_by_the_same_names(home: Path, tmp_path: Path) -> None:
+    for root in (home, tmp_path / "cache", tmp_path / "huggingface"):
+        for file in root.rglob("*.gguf"):
+            file.rename(file.with_suffix(".GGUF"))
+    assert [model.name for model in local_models()] == NAMES == model_names()
+    model = find("lmstudio:owner/Tiny-GGUF/Tiny-Q8_0")
+    assert (
+        model is not None and LanguageModel.open(model.name, RuntimeConfig(device="cpu")).logits([5, 3]).shape[0] == 2
+    )
+    one = find("owner/One-GGUF")
+    assert one is not None and one.path.name == "One-Q8_0.GGUF"
 
 
 def test_a_model_is_found_by_its_name() -> None:

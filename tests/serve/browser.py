@@ -63,8 +63,9 @@ class Browser:
         return answer
 
     def run(self, script: str) -> Any:
-        """What an expression is, once its promise is kept."""
-        result = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        """What an expression is, once its promise is kept; one that computes for a minute is stopped."""
+        options = {"awaitPromise": True, "returnByValue": True, "timeout": 60_000}
+        result = self.call("Runtime.evaluate", expression=script, **options)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 

@@ -1,4 +1,4 @@
-"""Adapters: PEFT and gptcli read each other's, live on every engine, or merged into a model."""
+"""Adapters: PEFT and gptcli read each other's; they apply on every engine or are merged into a model."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_an_adapter_that_we_train_gives_our_logits_in_peft(
 
 
 def edit_vocabulary(model: Path) -> None:
-    """Leaves a tokenizer of as many tokens as the reference's models have."""
+    """Shrinks the tokenizer to the 96 tokens of the reference's models."""
     tokenizer = json.loads((model / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
     kept = {piece: id for piece, id in vocabulary.items() if id < 96}

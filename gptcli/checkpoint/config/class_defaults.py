@@ -1,4 +1,4 @@
-"""What transformers' config classes say of fields: their other names, and defaults that files leave out."""
+"""Fields of transformers' config classes: their other names, and defaults that files leave out."""
 
 from __future__ import annotations
 

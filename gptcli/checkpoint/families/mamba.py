@@ -57,8 +57,8 @@ _BAMBA = Names(
 )
 _GRANITE = Names(up=("shared_mlp.input_linear",), down="shared_mlp.output_linear", state="mamba")
 
-_MOST_STATES = 4096  # channels of a state, and tokens of a convolution: more than any known model has
-# Layer types by all their names.
+_MOST_STATES = 4096  # channels of a state, and tokens of a convolution: more than in any known model
+# Layer types, by all their names.
 _KINDS = {
     "M": "mamba", "mamba": "mamba", "linear_attention": "mamba", "*": "attention", "attention": "attention",
     "full_attention": "attention", "-": "mlp", "mlp": "mlp", "E": "moe", "moe": "moe",
@@ -238,7 +238,7 @@ def _kinds(types: Sequence[object], *known: str) -> list[str]:
 
 
 def _bamba_state(hf: HfConfig, width: int, norm: NormConfig) -> Mamba2Config:
-    """Mamba 2 with so many channels and such a norm, from the fields that all hybrids but Nemotron have."""
+    """Mamba 2 of `width` channels, from the fields that all hybrids but Nemotron have. norm: gives the epsilon."""
     hf.ignore("mamba_chunk_size")
     heads = _integer(hf, "mamba_n_heads", 128)
     hf.expect("mamba_d_head", "auto", width // heads)

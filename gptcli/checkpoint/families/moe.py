@@ -219,7 +219,7 @@ def _expert_recipes(
 
 
 def stacked_recipes(experts: str, leaf: str, tensors: Collection[str], *, gated: bool = True) -> dict[str, Recipe]:
-    """All experts' matrices or biases in one tensor per projection, as MLX names them; gate and up may be one, too."""
+    """Recipes for MLX's names: a tensor per projection with all experts' matrices or biases; gate and up may be one."""
     gate, up = Take(f"{experts}gate_proj.{leaf}"), Take(f"{experts}up_proj.{leaf}")
     both: Recipe = Concat((gate, up), axis=1) if gated else up
     if (fused := f"{experts}gate_up_proj.{leaf}") in tensors:

@@ -17,12 +17,12 @@ from gptcli.errors import BrokenCheckpoint, InputError
 from gptcli.files import parse_json
 
 _MORE = "raise the limit with --max-input"
-_REST = 1 << 16  # bytes that are read at once of a line that is too long
+_REST = 1 << 16  # bytes of a read in a line that is too long
 
 
 @dataclass(frozen=True)
 class InputLine:
-    """A line with its number from 1. fields: its object, or why there is none. key: tells its content from others."""
+    """A line. number: from 1. key: a hash of its content. fields: its object, or why there is none."""
 
     number: int
     key: str  # 16 hexadecimal digits
@@ -31,10 +31,10 @@ class InputLine:
 
 @dataclass
 class InputLines:
-    """The lines of a file, or of stdin for `-`, one at a time. Blank lines are none, but are counted.
+    """The lines of a file, or of stdin for `-`, one at a time. Blank lines are counted and skipped.
 
-    limit: the most bytes of a line. csv: whether it is CSV. size and read: bytes of the file, 0 if unknown, and those
-    read so far. last: the number of the last line so far.
+    limit: the most bytes of a line. size: bytes of the file, 0 if unknown. read: bytes read so far. last: the number of
+    the last line so far. csv: whether it is CSV; None asks the file's ending.
     """
 
     path: Path
@@ -43,14 +43,14 @@ class InputLines:
     size: int = 0
     read: int = 0
     last: int = 0
-    csv: bool | None = None  # by its ending
+    csv: bool | None = None
 
     def without_waiting(self) -> Iterator[InputLine | None]:
-        """The lines, or None where a pipe has none yet. Raises as reading them in a loop does."""
+        """The lines, or None while a pipe has none yet. Raises as iterating does."""
         return iter(self) if self.path.is_file() else Arrivals(iter(self))
 
     def __iter__(self) -> Iterator[InputLine]:
-        """Raises InputError where the file cannot be read, or is CSV and not UTF-8, or with a name twice."""
+        """Raises InputError for a file that cannot be read, and for CSV that is not UTF-8 or names a column twice."""
         if str(self.path) == "-" and sys.stdin is None:
             raise InputError("cannot read: standard input is closed")
         try:

@@ -1,4 +1,4 @@
-"""The file of a batch's answers: it goes on where a process ended, however that ended."""
+"""The file of a batch's answers, which is resumed after any end of the process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SUCCEEDED = re.compile(rb'[^,]*, "custom_id": "(?:[^"\\]|\\.)*", "response": \{
 
 
 def line_id(line: InputLine) -> str:
-    """What an answer's id says of the line that it answers: its number and its content."""
+    """The part of an answer's id that identifies its line: number and hash."""
     return f"{line.number}_{line.key}"
 
 
@@ -48,9 +48,9 @@ class StdoutAnswers:
 
 
 class AnswersFile:
-    """Answers in a file, locked until `close`. What it has is known by number and content, 8 bytes a line.
+    """Answers in a file, locked until `close`. Each is known by its line's number and hash, 8 bytes in memory.
 
-    failed: answers that it had, and that are errors. torn: bytes of an incomplete last line that were cut off.
+    failed: answers found in it that are errors. torn: bytes of an incomplete last line that were cut off.
     """
 
     is_terminal = False
@@ -63,9 +63,9 @@ class AnswersFile:
 
     @classmethod
     def open(cls, path: Path, *, retry_failed: bool) -> Self:
-        """Opens or makes the file. A torn last line is cut off, and with `retry_failed` so are all failed ones.
+        """Opens or makes the file. Cuts off a torn last line, and with `retry_failed` every failed answer.
 
-        Raises OutputError for a file that is in use, that is no regular one, or that is no batch's output.
+        Raises OutputError for a file that is in use, not regular, or not the output of a batch.
         """
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0), 0o666)
@@ -94,7 +94,7 @@ class AnswersFile:
             self.failed = 0
 
     def _lines(self) -> Iterator[tuple[int, int, int, bytes]]:
-        """Number and key of the line that each whole line answers, where it starts, and its bytes."""
+        """Each whole answer: number and key of its line, offset in the file, bytes."""
         start = 0
         with open(self._path, "rb") as file:
             for line in file:
@@ -106,7 +106,7 @@ class AnswersFile:
                 start += len(line)
 
     def _succeeded(self, line: bytes) -> bool:
-        """Raises OutputError for a line that is no answer. One that succeeded is known by its beginning and its end."""
+        """Whether an answer succeeded; its beginning and end tell. Raises OutputError for a line that is no answer."""
         if _SUCCEEDED.match(line) and line.endswith(b', "error": null}\n'):
             return True
         try:
@@ -131,14 +131,14 @@ class AnswersFile:
         self._last = number
 
     def has(self, line: InputLine) -> bool:
-        """Whether a line is answered. Raises OutputError if the line with its number was another one."""
+        """Whether a line is answered. Raises OutputError if the answer with its number is of another line."""
         key = self._keys[line.number] if line.number < len(self._keys) else 0
         if key and key != int(line.key, 16):
             raise self._of_another_input(f"it answers another line {line.number}")
         return bool(key)
 
     def write(self, number: int, record: bytes) -> None:
-        """Appends a whole line. Raises OutputError where the disk is full, say."""
+        """Appends a whole line. Raises OutputError, on a full disk for example."""
         self._follow(number)
         view = memoryview(record)
         try:
@@ -148,9 +148,9 @@ class AnswersFile:
             raise OutputError(f"cannot write: {self._path}: {error.strerror}") from None
 
     def close(self, last: int, *, sort: bool) -> None:
-        """Unlocks the file. sort: brings the lines into the order of the input, if they are in another.
+        """Unlocks the file. sort: brings the lines into the order of the input.
 
-        last: the number of the input's last line. Raises OutputError if there are answers of later ones.
+        last: the number of the input's last line. Raises OutputError if there are answers of later lines.
         """
         if any(islice(self._keys, last + 1, None)):
             raise self._of_another_input(f"the input ends with line {last}, the answers do not")
@@ -163,7 +163,7 @@ class AnswersFile:
         return OutputError(f"cannot go on with: {self._path}: {why}", "choose another -o for another input")
 
     def _rewrite(self, starts: Iterable[int]) -> None:
-        """Replaces the file by the lines that start there, at once; it stays locked."""
+        """Replaces the file at once by its lines at these offsets; it stays locked."""
         with written_whole(self._path) as draft:
             descriptor = os.open(draft, os.O_RDWR | os.O_APPEND)
             lock(descriptor)

@@ -25,7 +25,7 @@ from gptcli.tools.definitions import AUTO, Definition
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """What holds for every line that says nothing else.
+    """Settings of every line that has none of its own.
 
     options: by the names of `Request`. template: of a prompt, with `{field}`s. system: of conversations without one.
     special: whether prompts spell control tokens. tools: of conversations that bring none.
@@ -52,10 +52,7 @@ class Answered:
 
 @dataclass
 class Work:
-    """A line and what came of its requests so far: texts by their place, or vectors, or an error.
-
-    open: requests without any of these.
-    """
+    """A line and the results of its requests so far. open: requests without a result. texts: by the choice's index."""
 
     line: InputLine
     asked: Asked | None = None
@@ -66,17 +63,17 @@ class Work:
 
     @property
     def custom_id(self) -> str | None:
-        """The line's own name for its answer, else its number."""
+        """The line's own id for its answer, else one of its number."""
         given = self.line.fields.get("custom_id") if isinstance(self.line.fields, dict) else None
         return given if isinstance(given, str) else f"line-{self.line.number}"
 
     @property
     def interrupted(self) -> bool:
-        """Whether a text was cut off, so that the line counts as not answered."""
+        """Whether Ctrl-C cut a text off, so that the line counts as not answered."""
         return any(text.finished.reason == "interrupt" for text in self.texts.values())
 
     def answered(self, model: str) -> Answered:
-        """What came of it, once no request is open."""
+        """Its answer, once no request is open."""
         tokens = sum(text.finished.usage.completion_tokens for text in self.texts.values())
         return Answered(self.line.number, json_line(self._record(model)), self.error is not None, tokens)
 
@@ -92,7 +89,7 @@ class Work:
 
 
 class Requests:
-    """The requests of lines, as `complete_many` takes them. Only lines that are under way are in memory."""
+    """The requests of lines, as `complete_many` takes them. Only lines with open requests are in memory."""
 
     def __init__(
         self,
@@ -106,13 +103,11 @@ class Requests:
         self._prompting = Prompting(
             lm, settings.options, template, settings.system, settings.special, settings.tools, settings.tool_choice
         )
-        self._open: dict[int, tuple[Work, int]] = {}  # by the index of the request: its line, and which choice it is
+        self._open: dict[int, tuple[Work, int]] = {}  # by index of the request: its line, and the choice
         self._index = 0
 
     def of(self, lines: Iterable[InputLine | None]) -> Iterator[Request | Vectors | GptcliError | None]:
-        """The requests, in the order of the lines; for a line that has none, its vectors or why; None where there is no
-        line yet.
-        """
+        """Requests in the order of the lines; vectors or an error for a line without one, None for no line yet."""
         for line in lines:
             if line is None:
                 yield None
@@ -130,7 +125,7 @@ class Requests:
                 yield request
 
     def finished(self, index: int, answer: Completed | Vectors | GptcliError) -> Work | None:
-        """Takes what came of the request with this index; the line, if that was its last one."""
+        """Takes the result of the request with this index; returns the line if that was its last one."""
         work, choice = self._open.pop(index)
         if isinstance(answer, Completed):
             work.texts[choice] = answer

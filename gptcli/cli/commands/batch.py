@@ -1,4 +1,4 @@
-"""`gptcli batch`: answers the requests of a file, and goes on where it ended."""
+"""`gptcli batch`: answers the requests of a file; a further run resumes it."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def batch(
 
 
 def _run(run: RunOptions, file: Path, what: BatchOptions, settings: BatchSettings) -> None:
-    """Answers what is not answered yet. Raises RequestsFailed at the end if any line failed."""
+    """Answers the lines without an answer. Raises RequestsFailed at the end if any line failed."""
     to_stdout = str(what.out) == "-"
     answers = StdoutAnswers() if to_stdout else AnswersFile.open(what.out, retry_failed=what.retry_failed)
     with ProgressLine(quiet=run.output.quiet) as activity, run.open_model(activity) as lm:
@@ -185,7 +185,7 @@ def _unanswered(
 def _answered_here(
     lm: LanguageModel, requests: Requests, texts: Iterator[tuple[int, Completed | Vectors | GptcliError]]
 ) -> Iterator[Answered]:
-    """Answers lines with texts of this process; a line that is cut off stays unanswered."""
+    """Answers lines with texts of this process. A line that Ctrl-C cuts off stays unanswered."""
     for index, answer in texts:
         work = requests.finished(index, answer)
         if work is not None and not work.interrupted:

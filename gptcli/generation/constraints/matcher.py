@@ -1,4 +1,4 @@
-"""Follows a text through a grammar: which tokens may come next, and which must. No torch."""
+"""Follows a text through a grammar: the tokens that may come next, and those that must. No torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 OPENING, CLOSING = thought_tags.OPENING.encode(), thought_tags.CLOSING.encode()
 _MOST_COMPILED = 16  # constraints
-# What tokens often are: where all of a kind may come next, llguidance need not look at each. Its own, and lower case.
+# Kinds of tokens: where all of a kind may come next, llguidance skips them. Its own kinds, and lower case.
 _SLICES = [
     r"[a-z]{1,16}",
     r" [a-z]{1,16}",
@@ -33,30 +33,30 @@ _SLICES = [
 
 
 class _Tokens:
-    """A model's tokens as llguidance asks for them. Control tokens are no text: a grammar makes those that it names."""
+    """A model's tokens, with llguidance's interface. Control tokens have no text; a grammar can name them."""
 
     is_tokenizer_wrapper = True
     bos_token_id = None
 
     def __init__(self, tokenizer: Tokenizer, stop_ids: frozenset[int]) -> None:
         size = tokenizer.size
-        # The last token is none of the model's: llguidance needs one that ends a text.
+        # The token after the model's last: llguidance needs one that ends a text.
         self.eos_ids = sorted(id for id in stop_ids if id < size) or [size]
         self.eos_token_id = self.eos_ids[0]
         hidden = {*tokenizer.control_tokens.ids.values(), *self.eos_ids}
         self.special_token_ids = sorted(id for id in hidden if id <= size)
-        # llguidance takes those with the same name for each other.
+        # Names are unique: llguidance confuses tokens with the same bytes.
         self.tokens = [b"<|%d|>" % id if id in hidden else tokenizer.token_bytes(id) for id in range(size + 1)]
         self._tokenizer = tokenizer
-        self.greedy: Callable[[str], list[int]]  # llguidance's, which needs these tokens first
+        self.greedy: Callable[[str], list[int]]  # llguidance's, set once it has these tokens
 
     def __call__(self, text: str) -> list[int]:
-        """The tokens of forced text, which is amid another: without the space that some tokenizers put first."""
+        """The tokens of forced text amid another text: without the space that some tokenizers put first."""
         wanted = text.encode()
         for before in ("", "\n"):
             try:
                 ids = self._tokenizer.encode(before + text, add_special=False)
-            except GptcliError:  # a tokenizer that cannot spell a piece
+            except GptcliError:  # the tokenizer cannot spell it
                 continue
             rest = sum(len(self.tokens[id]) for id in ids) - len(wanted)
             start = 0
@@ -69,14 +69,14 @@ class _Tokens:
 
 
 class BeginningWith(Protocol):
-    """The tokens that begin with a text and go on; within: those, too, that begin with something else."""
+    """Finds tokens that begin with a text and go on. within: also those that have the text later."""
 
     def __call__(self, text: bytes, *, within: bool) -> Sequence[int]:
         """Their ids."""
 
 
 class Compiler:
-    """Compiles constraints for a model's tokens in the background, and keeps the last ones."""
+    """Compiles constraints for a model's tokens in the background, and keeps the latest."""
 
     def __init__(self, tokenizer: Tokenizer, stop_ids: frozenset[int]) -> None:
         self._tokenizer, self._stop_ids = tokenizer, stop_ids
@@ -87,7 +87,7 @@ class Compiler:
     def start(self, config: ConstraintConfig | CallGrammar) -> Future[LLMatcher]:
         """Checks a constraint, and begins to compile it. Raises UsageError as `checked_grammar` does.
 
-        Raises it, too, for a tokenizer of which single tokens have no bytes of their own.
+        Raises UsageError, too, for a tokenizer whose tokens have no bytes of their own.
         """
         with self._lock:
             if config not in self._compiled:
@@ -103,7 +103,7 @@ class Compiler:
         self._compiled[config] = self._thread.submit(self._matcher, grammar)
 
     def constraint(self, config: ConstraintConfig | CallGrammar, *, forces: bool = True) -> Constraint:
-        """What limits one text; forces: whether it may take tokens without a draw. Raises as `start` does."""
+        """The constraint of one text. forces: whether it may force tokens. Raises as `start` does."""
         matcher = self.start(config).result()
 
         def begin() -> Grammar:
@@ -139,7 +139,7 @@ class Compiler:
 
 
 class Grammar:
-    """A `Constraint` that is a grammar. Raises UsageError once the text makes it too complex to follow."""
+    """A `Constraint` of a grammar. Raises UsageError once the text makes it too complex to follow."""
 
     def __init__(self, matcher: LLMatcher, vocabulary: int, *, forces: bool) -> None:
         self._matcher, self._forces = matcher, forces
@@ -158,7 +158,7 @@ class Grammar:
         return self._mask
 
     def forced(self) -> Sequence[int]:
-        """See `Constraint.forced`: as the tokenizer spells the text that the grammar leaves no choice in."""
+        """See `Constraint.forced`: the tokenizer's spelling of the forced text."""
         if self._forced is None:
             self._forced = [] if self.finished or not self._forces else self._matcher.compute_ff_tokens()
             _check(self._matcher)
@@ -172,16 +172,16 @@ class Grammar:
         """See `Constraint.accept`."""
         self._matcher.consume_token(token)
         _check(self._matcher)
-        # The rest of what is forced stays so; after a token that was drawn, it is not known.
+        # The rest of the forced tokens stays forced; after another token it is unknown.
         self._forced = self._forced[1:] or None if self._forced and self._forced[0] == token else None
 
 
 class AfterThoughts:
-    """A `Constraint` that begins after a text, such as `</think>`; until then all but the end is allowed."""
+    """A `Constraint` that begins after a text, such as `</think>`; before that, all but the stop tokens are allowed."""
 
     def __init__(self, inner: Constraint, tokenizer: Tokenizer, closing: bytes, stop_ids: frozenset[int]) -> None:
         self._inner, self._tokenizer, self._closing = inner, tokenizer, closing
-        self._tail: bytes | None = b""  # of the thoughts; None once they are closed
+        self._tail: bytes | None = b""  # end of the thoughts; None once they are closed
         self._stop_ids = stop_ids
         self._mask = (ctypes.c_uint32 * mask_words(tokenizer.size))(*[2**32 - 1] * mask_words(tokenizer.size))
         for id in stop_ids:
@@ -202,7 +202,7 @@ class AfterThoughts:
         return self._inner.forced() if self._tail is None else ()
 
     def fitting(self, tokens: Sequence[int]) -> int:
-        """See `Constraint.fitting`: among thoughts, tokens may not go beyond their end."""
+        """See `Constraint.fitting`: in thoughts, tokens up to their end."""
         if self._tail is None:
             return self._inner.fitting(tokens)
         tail = self._tail
@@ -224,9 +224,9 @@ class AfterThoughts:
 
 
 class AfterMarks:
-    """A `Constraint` that begins anew after each of these marks; until then, and once it is met, all is allowed.
+    """A `Constraint` that begins again after each of these marks; before, and once it is met, all is allowed.
 
-    Thoughts that the text begins with are free, marks or not. spell: tokens of a text, whichever. beginning_with: see
+    Thoughts at the text's beginning are free, marks or not. spell: gives tokens of a text. beginning_with: see
     `BeginningWith`.
     """
 
@@ -243,8 +243,8 @@ class AfterMarks:
         self._marks = [mark.encode() for mark in marks]
         self._shown = {id: name.encode() for name, id in tokenizer.control_tokens.ids.items() if name in marks}
         self._inner: Grammar | None = None
-        self._tail = b""  # of the free text, as long as a mark may begin in it
-        self._begins = True  # only blanks, or what may become the tag of thoughts
+        self._tail = b""  # end of the free text, in which a mark may begin
+        self._begins = True  # whether there are only blanks, or a beginning of the tag of thoughts
         self._in_thoughts = False
         self._fit: dict[bytes, bool] = {}
 
@@ -254,7 +254,7 @@ class AfterMarks:
         return False
 
     def allowed(self) -> TokenMask | None:
-        """See `Constraint.allowed`: a token that goes beyond a mark must begin what follows."""
+        """See `Constraint.allowed`: a token that goes beyond a mark must fit the constraint after it."""
         if self._inner is not None:
             return self._inner.allowed()
         unfit = [] if self._in_thoughts else [token for token in self._beyond() if not self._fits(token)]
@@ -271,7 +271,7 @@ class AfterMarks:
         return () if self._inner is None else self._inner.forced()
 
     def fitting(self, tokens: Sequence[int]) -> int:
-        """See `Constraint.fitting`: as far as the next mark, or within what follows it."""
+        """See `Constraint.fitting`: up to the next mark, or within the constraint after one."""
         if self._inner is not None:
             return self._inner.fitting(tokens)
         ahead = copy(self)
@@ -310,12 +310,12 @@ class AfterMarks:
         return self._tokenizer.token_bytes(token)
 
     def _rest(self, text: bytes) -> bytes | None:
-        """What follows the first mark in a text; None if there is none."""
+        """The text after the first mark; None without a mark."""
         found = [(at, -len(mark)) for mark in self._marks if (at := text.find(mark)) >= 0]
         return text[min(found)[0] - min(found)[1] :] if found else None
 
     def _fits(self, token: int) -> bool:
-        """Whether what a token has beyond a mark, if it has one, may follow it."""
+        """Whether the text that a token has beyond a mark, if any, may follow the mark."""
         rest = None if self._in_thoughts else self._rest(self._tail + self._bytes(token))
         if not rest:
             return True

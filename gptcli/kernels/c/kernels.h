@@ -250,7 +250,6 @@ static inline int64_t head_bytes(CacheKind kind, int64_t head_dim, int64_t room)
     return room * (number_bytes(kind) * head_dim + (kind == CACHE_INT8 ? (int64_t)sizeof(float) : 0));
 }
 
-
 /* The attention of one token: queries (heads, head_dim) over positions [start, start + length) of a cache. Consecutive
  * heads / kv_heads queries share a kv head. The heads' keys, and their values, have `room` positions each. */
 typedef struct Attention {
@@ -337,8 +336,8 @@ typedef enum {
     CONVOLVE,   /* out (size) = the sum of each channel's newest `rows` values in a row of `stride`, times weight (rows, size),
                    plus bias; the state has the last rows - 1 */
     RECUR,      /* out (heads * rows): what heads read of their states. in: values (heads * rows), keys and queries (kv_heads *
-                   size), in rows of `stride`; steps in rows of `out_stride`, behind each head's rate if `corrected`; weight
-                   (2 * heads): the decays, what is added to steps; bias (heads): what is added of the values, or NULL */
+                   size), in rows of `stride`; steps in rows of `out_stride`, after all heads' rates if `corrected`; weight
+                   (2 * heads): the decays, then biases of steps; bias (heads): the share of values to add, or NULL */
     XIELU,      /* out (size) = xIELU of in, with weight (4) */
     CUT_OFF,    /* out (size) in a row of `stride`: less its mean and `factor` standard deviations, at least 0 */
     MULTIPLY,   /* out (size) in a row of `out_stride` *= activation `table` of in, in a row of `stride`, or of weight */
@@ -371,7 +370,7 @@ typedef struct Op {
     const float *weight, *bias;
     int64_t rows, size, stride, weight_step, table, heads, kv_heads, window;
     int64_t cache_kind; /* a CacheKind */
-    int64_t keys_at;    /* bytes of a position in the blocks before this one that have the same window */
+    int64_t keys_at;    /* bytes of a position in earlier blocks with the same window */
     int64_t arithmetic, chunked; /* of ATTEND: see Passage */
     int64_t borrows; /* 1 + the number of the ATTEND whose keys and values it reads instead of storing any; 0: it stores */
     int64_t out_stride, out_step, copied;
@@ -393,7 +392,7 @@ typedef struct Rotation {
 typedef struct Row {
     uint8_t *memory;
     int64_t room;
-    int64_t cached; /* positions that it holds before this step */
+    int64_t cached; /* positions in it before this step */
 } Row;
 
 /* A text's states of all operations that keep one: before this step, and where those after it go. */
@@ -440,7 +439,7 @@ typedef void TokenOp(const Op *op, const Frame *frame, int64_t begin, int64_t en
 /* ---- mixture.c ---- */
 
 TokenOp choose_experts, share_choices, mix_experts;
-int sort_choices(const Op *op, const Frame *frame); /* says each choice its slot */
+int sort_choices(const Op *op, const Frame *frame); /* sets each choice's slot */
 int multiply_experts(const Op *op, const Frame *frame);
 
 /* ---- heads.c ---- */
@@ -498,8 +497,8 @@ EXPORT void gptcli_log_sums(const float *logits, int64_t rows, int64_t size, int
 /* ---- dispatch.c: instruction sets ---- */
 
 /* A head's state (rows, size), and what a token does to it: it decays by a factor, gains the outer product of values and
- * keys times `rate`, and is read with queries. If `corrected`, what the state holds for the keys is subtracted from the
- * values first. */
+ * keys times `rate`, and is read with queries. If `corrected`, what keys read of the decayed state is first subtracted
+ * from the values. */
 typedef struct Recurrence {
     int64_t rows, size, corrected;
     float decay, rate;
@@ -615,7 +614,7 @@ void pool_unlock(void);
  * so nobody waits for a thread whose core is busy elsewhere. The pool is locked. */
 void pool_share(Task *task, void *argument);
 
-/* Deals [0, count) out to the tasks of the next pool_share, a range for each thread, ending at a multiple of `even`.
+/* Splits [0, count) among the tasks of the next pool_share: a range for each thread, ending at a multiple of `even`.
  * The pool is locked. */
 void pool_deal(int64_t count, int64_t step, int64_t even);
 

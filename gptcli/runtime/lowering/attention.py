@@ -1,4 +1,4 @@
-"""Lowers attention: grouped-query attention, and latent attention with what the latents stand for absorbed."""
+"""Lowers attention: grouped-query attention, and latent attention whose queries are projected to latents."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _attend(ops: Operations, index: int, attention: Attention, q: Buffer, out: B
 
 
 def _arithmetic(layer: nn.Module) -> Arithmetic:
-    """What a layer is multiplied in, and its attention too."""
+    """The arithmetic of a layer's products, also for its attention."""
     layer = layer.base if isinstance(layer, AdaptedLinear) else layer
     arithmetic: Arithmetic = getattr(layer, "arithmetic", "fp32")
     return arithmetic
@@ -215,7 +215,7 @@ def _head_matrices(ops: Operations, weights: Tensor, arithmetic: Arithmetic) -> 
 def _by_head(
     ops: Operations, matrices: list[Matrix], x: Buffer, out: Buffer, expands_from: int, copied: int = 0
 ) -> None:
-    """Multiplies each head of x. copied: numbers that follow what is multiplied, and its result."""
+    """Multiplies each head of x by its matrix. copied: numbers of x after these, copied after the result."""
     ops.add(
         "BY_HEAD",
         matrices=matrices,
