@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import torch
 from torch import Tensor, nn
 
-from gptcli.kernels.bindings import LOGISTIC, Arithmetic, Matrix
+from gptcli.kernels.bindings import ATTENTION_PRODUCTS, LOGISTIC, Arithmetic, Matrix
 from gptcli.model.adapted_linear import AdaptedLinear
 from gptcli.model.attention import Attention, alibi_slopes
 from gptcli.model.config import (
@@ -109,7 +107,7 @@ def _attend(ops: Operations, index: int, attention: Attention, q: Buffer, out: B
         factor=config.scale,
         softcap=config.softcap or 0.0,
         rounded=rounded,
-        arithmetic=get_args(Arithmetic).index(_arithmetic(attention.qkv)),
+        arithmetic=ATTENTION_PRODUCTS[_arithmetic(attention.qkv)],
     )
 
 
@@ -175,7 +173,7 @@ def _latent(ops: Operations, attention: LatentAttention, x: Buffer, out: Buffer)
         heads=config.heads,
         kv_heads=1,
         factor=config.scale,
-        arithmetic=get_args(Arithmetic).index(arithmetic),
+        arithmetic=ATTENTION_PRODUCTS[arithmetic],
     )
     _by_head(ops, _head_matrices(ops, for_values, arithmetic), read, values)
     ops.linear(attention.out, values, out)
