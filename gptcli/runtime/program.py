@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections import defaultdict
 from collections.abc import Sequence
-from ctypes import c_int64
+from ctypes import c_double, c_int64
 from dataclasses import dataclass
 from itertools import accumulate, chain
 
@@ -17,12 +18,12 @@ from gptcli.runtime.program_cache import Layout, planes
 
 CHUNK = 512  # prompt tokens per forward pass: bounds memory, costs a tenth of the speed at 4,096
 
-MANY_LOGITS = 64  # rows for which mapping small pages takes longer than computing a layer
+MANY_LOGITS = 64  # rows for which mapping small pages takes longer than computing a layer; scores keep none of so many
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """A buffer by its name, the width of a token's row in it, and where in the row an operation begins; in fp32."""
+    """An fp32 buffer's name, the width of a token's row in it, and the offset in the row where an operation begins."""
 
     name: str
     width: int
@@ -42,8 +43,29 @@ class Vector:
     owner: object
 
 
+class Scored:
+    """Targets of the wanted tokens and their log-probabilities among `vocabulary` ids, which a step computes."""
+
+    def __init__(self, targets: Sequence[int], vocabulary: int) -> None:
+        assert 0 <= min(targets) <= max(targets) < vocabulary
+        self._targets = (c_int64 * len(targets))(*targets)
+        self._vocabulary = vocabulary
+        self._logprobs = (c_double * len(targets))()
+
+    @property
+    def fields(self) -> tuple[int, int, int]:
+        """Those of kernels.h's Frame."""
+        return ctypes.addressof(self._targets), self._vocabulary, ctypes.addressof(self._logprobs)
+
+    @property
+    def logprobs(self) -> list[float] | None:
+        """In nats; None if a logit was not finite."""
+        found = list(self._logprobs)
+        return found if all(map(math.isfinite, found)) else None
+
+
 def chunks(tokens: Sequence[int], border: int = 0, most: int | None = None) -> list[Sequence[int]]:
-    """Tokens in pieces of at most `most`, by default CHUNK, of which one ends at `border`."""
+    """Tokens in pieces of at most `most`, by default CHUNK; one piece ends at `border`."""
     if border > 0:
         return chunks(tokens[:border], most=most) + chunks(tokens[border:], most=most)
     most = most or CHUNK
@@ -53,9 +75,9 @@ def chunks(tokens: Sequence[int], border: int = 0, most: int | None = None) -> l
 class Program:
     """Operations, the buffers between them, and the weights that they read.
 
-    uses, matrices and vectors begin with an operation's index and say what it has in a field: `uses` in "input", "out",
-    "choices", "keys", "queries" or "steps", `vectors` in "weight" or "bias". An operation's matrices are in order, by
-    expert or by head if there are several. cache_kind: how texts' keys and values are stored.
+    uses, matrices and vectors begin with an operation's index. Uses are buffers in its field "input", "out", "choices",
+    "keys", "queries" or "steps"; vectors are in "weight" or "bias". An operation's matrices are in order, by expert or
+    by head if there are several. cache_kind: the format of texts' keys and values.
     """
 
     def __init__(
@@ -84,11 +106,11 @@ class Program:
         self._room = 0  # tokens that fit in the buffers
 
     def _lay_out(self, kind: CacheKind) -> list[Layout]:
-        """Tells each block where its keys and values are in a cache; the layouts, by the number of their window."""
+        """Sets each block's offset of keys and values in a cache; returns the layouts, by number of their window."""
         layouts: dict[int, Layout] = {}
         latent = {index for index, name, _ in self.uses if name == "keys"}  # whose values are the keys
         for index, op in enumerate(self.ops):
-            if op.code != self._library.code("ATTEND"):
+            if op.code not in (self._library.code("ATTEND"), self._library.code("EXPAND")):
                 continue
             op.cache_kind = CACHE_KINDS.index(kind)
             if op.borrows:
@@ -101,22 +123,22 @@ class Program:
 
     @property
     def bytes_a_token(self) -> int:
-        """Bytes of weights that one token is multiplied with; of a mixture, only its chosen experts'."""
+        """Bytes of weights that one token is multiplied with; in a mixture, those of the chosen experts only."""
         sizes: dict[int, float] = {}  # by address: some are multiplied with twice
         for index, matrix in self.matrices:
             op = self.ops[index]
-            if op.code != self._library.code("EMBED"):
+            if op.code not in (self._library.code("EMBED"), self._library.code("EXPAND")):
                 share = op.rows / op.size if op.code == self._library.code("EXPERTS") else 1
                 sizes[matrix.address] = matrix.size * share
         return int(sum(sizes.values()))
 
     @property
     def most_state_bytes(self) -> int:
-        """What a text's states take at most: those before and after a step, and earlier ones."""
+        """The most bytes that a text's states take: before and after a step, and marked ones."""
         return (2 + MOST_MARKS) * self.state_bytes
 
     def _lay_out_states(self) -> int:
-        """Tells each operation where its state is among those of a text; their size in bytes."""
+        """Sets each operation's offset of its state in a text's states; returns their size in bytes."""
         size = 0
         for op in self.ops:
             op.state_at = size
@@ -132,11 +154,13 @@ class Program:
         rotations: Sequence[Sequence[Rotation]],
         logits: int,
         cancelled: Cancelled = never_cancelled,
+        scored: Scored | None = None,
     ) -> None:
         """Appends tokens to each of several texts, and counts them as cached.
 
-        rotations: for each text, its next tokens' of every kind of rope. logits: the address of those that the texts
-        want, (sum of wanted, vocab) in fp32. Raises MemoryError, and StepCancelled once cancelled.
+        rotations: for each text and rope, those of its next tokens. logits: the address for the wanted ones,
+        (sum of wanted, vocab) in fp32. scored: filled instead of logits. Raises MemoryError, and StepCancelled once
+        cancelled.
         """
         starts = list(accumulate((len(text.tokens) for text in texts), initial=0))
         wanted = [index for end, text in zip(starts[1:], texts, strict=True) for index in range(end - text.wanted, end)]
@@ -152,7 +176,8 @@ class Program:
         states = (State * len(texts))(*(text.cache.state() for text in texts))
         asked = (c_int64 * len(wanted))(*wanted)
         addresses = [ctypes.addressof(array) for array in (ids, begins, positions, tables, rows, states, asked)]
-        frame = Frame(starts[-1], len(texts), ropes, windows, len(wanted), *addresses, logits)
+        scores = scored.fields if scored is not None else (None, 0, None)
+        frame = Frame(starts[-1], len(texts), ropes, windows, len(wanted), *addresses, logits, *scores)
         if not self._library.run(self.ops, frame, cancelled):
             raise StepCancelled
         for cache, tokens, _ in texts:

@@ -278,6 +278,7 @@ static int attend(const Op *op, const Frame *frame) {
     int status = 0;
     for (int64_t text = 0; text < frame->texts && status == 0; text++) {
         int64_t own = frame->starts[text + 1] - frame->starts[text];
+        if (is_expanded(op, frame, text)) continue;
         if (own > TILE) {
             status = attend_many(op, frame, text);
         } else {
@@ -290,7 +291,16 @@ static int attend(const Op *op, const Frame *frame) {
     return status;
 }
 
-/* Logits are computed for the wanted tokens only, whose rows are moved together. */
+static int expand(const Op *op, const Frame *frame) {
+    int status = 0;
+    for (int64_t text = 0; text < frame->texts && status == 0; text++) {
+        const Row *row = row_of(op, frame, text);
+        if (is_expanded(op, frame, text)) status = attend_expanded(op, frame, text, row, keys_of(op, row));
+    }
+    return status;
+}
+
+/* Logits, or scores, are computed for the wanted tokens only, whose rows are moved together. */
 static int linear(const Op *op, const Frame *frame) {
     const Matrix *matrix = op->matrices[0];
     if (op->out != NULL) return linear_joined(op->matrices, op->rows, op->in, frame->tokens, op->bias, op->out);
@@ -298,6 +308,8 @@ static int linear(const Op *op, const Frame *frame) {
     float *in = (float *)op->in + first * columns; /* a buffer of the program, which nothing reads afterwards */
     for (int64_t i = 1; i < frame->wanted; i++)
         memmove(in + i * columns, op->in + frame->wanted_tokens[i] * columns, (size_t)columns * sizeof(float));
+    if (frame->targets != NULL)
+        return gptcli_linear_scores(matrix, in, frame->wanted, op->bias, frame->targets, frame->scored, frame->scores);
     return gptcli_linear(matrix, in, frame->wanted, op->bias, frame->logits);
 }
 
@@ -316,6 +328,7 @@ static int run_op(const Op *op, const Frame *frame) {
     case LAYER_NORM: on_tokens(norm, op, frame); return 0;
     case LINEAR: return linear(op, frame);
     case BY_HEAD: return multiply_heads(op, frame);
+    case EXPAND: return expand(op, frame);
     case CHOOSE: on_tokens(choose_experts, op, frame); return sort_choices(op, frame);
     case EXPERTS: return multiply_experts(op, frame);
     case SHARE: on_tokens(share_choices, op, frame); return 0;

@@ -1,8 +1,8 @@
 """Lowers a decoder to a program that the compiled kernels run, and runs it.
 
 Nothing here computes: blocks become operations on buffers, in the order of `model/decoder.py`. Each function names the
-config fields that it lowers. If any other field differs from its default, or there is no operation for something,
-`lower` returns None, and torch runs the decoder.
+config fields that it lowers. If another field differs from its default, or an operation is missing, `lower` returns
+None, and torch runs the decoder.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from gptcli.kernels.bindings import CacheKind
+from gptcli.kernels.bindings import CacheKind, Rotation
 from gptcli.kernels.memory import Memory
 from gptcli.kernels.tensors import Library
 from gptcli.model.config import CACHE_STEP, RopeConfig
@@ -31,7 +31,7 @@ from gptcli.runtime.lowering.streams import (
     lower_layer_input,
     lower_layer_inputs,
 )
-from gptcli.runtime.program import MANY_LOGITS, Buffer, Program
+from gptcli.runtime.program import MANY_LOGITS, Buffer, Program, Scored
 from gptcli.runtime.program_cache import ProgramCache
 
 # The fields of DecoderConfig that the program computes, and those that `Decoder.scaled` applies to its logits.
@@ -44,9 +44,9 @@ _AFTER_PROGRAM = ("logit_scale", "logit_softcap")
 
 
 def lower(decoder: Decoder, library: Library, kind: CacheKind = "fp32") -> DecoderProgram | None:
-    """The decoder's step as a program; None if something in it has no operation. Its weights must stay alive.
+    """The decoder's step as a program; None if it needs an operation that there is not. Its weights must stay alive.
 
-    kind: how keys and values are stored.
+    kind: the format of keys and values.
     """
     ops = Operations(decoder.config, library)
     try:
@@ -66,9 +66,9 @@ class DecoderProgram:
         self._tables: dict[tuple[RopeConfig, bool], RotaryTable] = {}
 
     def snapshot(self, most_positions: int, dtype: str, threads: int) -> Snapshot | None:
-        """Runs texts of up to `most_positions` each without the decoder; None if that takes more than the program.
+        """The program for texts of up to `most_positions`, without the decoder; None if it needs the decoder, too.
 
-        Shares its weights with the decoder.
+        Shares the decoder's weights.
         """
         config = self._decoder.config
         try:
@@ -87,18 +87,32 @@ class DecoderProgram:
         return ProgramCache(self.program.layouts, limit, self.program.state_bytes)
 
     def run(self, texts: Sequence[Extension], cancelled: Cancelled = never_cancelled) -> Tensor:
-        """Appends tokens to each of several texts, and counts them as cached. Raises StepCancelled once cancelled.
+        """Appends tokens to each of several texts; returns the wanted logits, (sum of wanted, vocab).
 
-        The logits that they want, (sum of wanted, vocab).
+        Raises StepCancelled once cancelled.
         """
+        logits = _room(sum(text.wanted for text in texts), self._decoder.config.vocab_size)
+        self.program.run(texts, self._rotations(texts), logits.data_ptr(), cancelled)
+        return self._decoder.scaled(logits)
+
+    @property
+    def scores(self) -> bool:
+        """Whether the program's logits are those of the model, so that `score` may sum them up."""
+        return self._decoder.config.logit_scale == 1 and self._decoder.config.logit_softcap is None
+
+    def score(self, texts: Sequence[Extension], targets: Sequence[int], vocabulary: int) -> list[float] | None:
+        """The same, but for the log-probability of a target after each wanted token; None if a logit is not finite."""
+        scored = Scored(targets, vocabulary)
+        self.program.run(texts, self._rotations(texts), 0, scored=scored)
+        return scored.logprobs
+
+    def _rotations(self, texts: Sequence[Extension]) -> list[list[Rotation]]:
         vocabulary, rotations = self._decoder.config.vocab_size, []
         longest = max(cache.length + len(tokens) for cache, tokens, _ in texts)  # no table may be replaced meanwhile
         for cache, tokens, _ in texts:
             assert 0 <= min(tokens) <= max(tokens) < vocabulary
             rotations.append([self._table(rope, longest, cache.span).at(cache.length) for rope in self._ropes])
-        logits = _room(sum(text.wanted for text in texts), vocabulary)
-        self.program.run(texts, rotations, logits.data_ptr(), cancelled)
-        return self._decoder.scaled(logits)
+        return rotations
 
     def _table(self, rope: RopeConfig, positions: int, span: int) -> RotaryTable:
         key = rope, rope.border is not None and span > rope.border
@@ -111,7 +125,7 @@ class DecoderProgram:
 
 
 def _room(rows: int, columns: int) -> Tensor:
-    """(rows, columns) in fp32, of any values."""
+    """(rows, columns) in fp32, not initialized."""
     if rows < MANY_LOGITS:
         return torch.empty(rows, columns)
     memory = Memory(4 * rows * columns, huge_pages=True)
@@ -171,7 +185,7 @@ def _block_of_one(ops: Operations, index: int, block: Block, x: Buffer) -> None:
 
 
 def _block(ops: Operations, index: int, block: Block, x: Buffer) -> None:
-    """What `Block._run` does."""
+    """Lowers `Block._run`."""
     config = block.config
     handles(config, "attention", "mlp", "residual", "residual_scale", "state", "scaled")
     residual, mixes = config.residual, block.attention is not None or block.state is not None
@@ -203,7 +217,7 @@ def _block(ops: Operations, index: int, block: Block, x: Buffer) -> None:
 
 
 def _add(ops: Operations, block: Block, x: Buffer, out: Buffer, norm: nn.Module) -> None:
-    """Adds what half a layer returned to the residual stream x."""
+    """Adds the output of half a layer to the residual stream x."""
     if block.config.residual == "after":
         ops.sum(x, out)
         ops.norm(norm, x, x)
