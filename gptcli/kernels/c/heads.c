@@ -88,8 +88,8 @@ typedef struct {
     atomic_llong next;
 } Expansion;
 
-/* Takes latents out of the cache. What is behind them becomes the last channels of all keys; values end in zeros, for
- * attention wants them as wide. */
+/* Takes latents out of the cache. The rotated channels after them become the last ones of all keys; values end in zeros:
+ * attention needs both of one width. */
 static void latents_share(void *argument, int thread, int threads) {
     Expansion *job = argument;
     const int64_t size = job->op->size, latent = job->op->matrices[0]->columns, turned = size - job->plain;
