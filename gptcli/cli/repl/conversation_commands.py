@@ -24,7 +24,7 @@ from gptcli.cli.terminal.stdout import clean
 from gptcli.errors import InputError, ModelNotFound, OutputError, UsageError
 from gptcli.language_model import ChatSession
 from gptcli.models.catalog import SEE_MODELS, local_models
-from gptcli.text.messages import Role, as_json, as_markdown, code_blocks
+from gptcli.text.messages import as_json, as_markdown, code_blocks
 from gptcli.tools.definitions import parse_tools, tool_name, tool_properties
 
 _EXPORTS = {"md": as_markdown, "json": as_json}
