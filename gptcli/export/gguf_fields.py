@@ -35,6 +35,7 @@ from gptcli.model.config import (
     MlpConfig,
     MoeConfig,
     RopeConfig,
+    ShortConvolutionConfig,
     YarnScaling,
 )
 from gptcli.model_notes import Note
@@ -64,6 +65,8 @@ def gguf_config(name: str, folder: ModelFolder, shapes: Mapping[str, Shape], tak
     would read is not this decoder.
     """
     config = folder.architecture.config
+    if not config.attentions:
+        raise UnsupportedArchitecture("cannot write as GGUF: no layer has attention")
     factors = _rope_factors(config)
     shapes = {**shapes, **{each: values.shape for each, values in factors.items()}}
     offered = {f"{name}.{field}": value for field, value in _offered(name, config) if value is not None}
@@ -135,7 +138,7 @@ def _edits(model: GgufModel) -> dict[str, Edit]:
 def _offered(name: str, config: DecoderConfig) -> Iterator[tuple[str, Any]]:
     """Every field that a decoder may have a value for, by its name without the architecture's; None: it has none."""
     first, blocks = config.blocks[0], config.blocks
-    attention = first.attention
+    attention = config.attentions[0]
     assert isinstance(attention, AttentionConfig)
     moe = next((block.mlp for block in blocks if isinstance(block.mlp, MoeConfig)), None)
     dense = next((block.mlp for block in blocks if isinstance(block.mlp, MlpConfig)), moe.expert if moe else None)
@@ -146,7 +149,8 @@ def _offered(name: str, config: DecoderConfig) -> Iterator[tuple[str, Any]]:
     yield "vocab_size", config.vocab_size
     yield "feed_forward_length", dense.width
     yield "attention.head_count", attention.heads
-    yield "attention.head_count_kv", attention.kv_heads
+    attends = [block.attention is not None for block in blocks]
+    yield "attention.head_count_kv", attention.kv_heads if all(attends) else [attention.kv_heads * at for at in attends]
     yield "attention.key_length", attention.head_dim
     yield "attention.value_length", attention.head_dim
     yield f"attention.layer_norm_{'rms_' if ARCHITECTURES[name].eps == 'rms_norm_eps' else ''}epsilon", config.norm.eps
@@ -174,6 +178,9 @@ def _offered(name: str, config: DecoderConfig) -> Iterator[tuple[str, Any]]:
         dense_first = next(at for at, block in enumerate(blocks) if isinstance(block.mlp, MoeConfig))
         yield "leading_dense_block_count", dense_first
         yield "interleave_moe_layer_step", 1
+    state = next((block.state for block in blocks if block.state is not None), None)
+    if isinstance(state, ShortConvolutionConfig):
+        yield "shortconv.l_cache", state.kernel
     if attention.position_scale is not None:
         yield "attention.temperature_scale", attention.position_scale.beta
     full = _rope(config, sliding=False)

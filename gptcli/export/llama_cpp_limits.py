@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gptcli.model.config import AttentionConfig, DecoderConfig, MlpConfig
+from gptcli.model.config import AttentionConfig, DecoderConfig, MlpConfig, MoeConfig, ShortConvolutionConfig
 
 WITHOUT_WINDOWS = frozenset({"phi3"})  # whose windows it ignores
 _LARGE = 64  # layers of models that it recognises by their number
@@ -20,7 +20,8 @@ _BIASED_OR_NOT = frozenset({"llama", "mistral3", "granite", "nemotron", "mpt"})
 
 def condition_of_llama_cpp(name: str, config: DecoderConfig) -> str | None:
     """The condition that a decoder misses for llama.cpp to compute the same as architecture `name`; None if none."""
-    attention, mlp, layers = config.blocks[0].attention, config.blocks[0].mlp, len(config.blocks)
+    blocks, attention, mlp = config.blocks, config.attentions[0], config.blocks[0].mlp
+    layers = len(blocks)
     assert isinstance(attention, AttentionConfig)
     mlp_bias = isinstance(mlp, MlpConfig) and mlp.bias
     biased = _BIASED | {"gpt-oss"}
@@ -45,4 +46,10 @@ def condition_of_llama_cpp(name: str, config: DecoderConfig) -> str | None:
             return f"with {_LARGE} layers, if some have windows"
         case "olmoe" | "dots1" if attention.kv_heads != attention.heads:
             return "with as many heads for keys and values as for queries"
+        case "lfm2" | "lfm2moe" if any(
+            isinstance(each.state, ShortConvolutionConfig) and each.state.bias for each in blocks
+        ):
+            return "with convolutions without biases"
+        case "lfm2moe" if any(isinstance(each.mlp, MoeConfig) and each.mlp.scale != 1 for each in blocks):
+            return "with shares of experts that are not scaled"
     return None

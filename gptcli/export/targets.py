@@ -54,7 +54,7 @@ class Target:
     def is_matrix(self) -> bool:
         """Whether activations are multiplied with it: then it may be in any type of blocks, else it is in fp32."""
         stem = self.name.split(".")[-2]
-        added = self.name.endswith(".bias") or stem.endswith("norm") or stem in ("position_embd", "attn_sinks")
+        added = self.name.endswith(".bias") or stem.endswith("norm") or stem in ("position_embd", "attn_sinks", "conv")
         return len(self.shape) > 1 and not added and not stem.startswith("ffn_gate_inp")
 
     @property
@@ -141,5 +141,6 @@ def _shape(folder: ModelFolder, name: str, recipe: Recipe, part: tuple[int, int]
     if part is not None:
         axis, _ = part
         whole = (*whole[:axis], whole[axis] // 2, *whole[axis + 1 :])
-    is_vector = ".ffn_gate_inp_shexp." in name or ".exp_probs_b." in name  # there
-    return whole[-1:] if is_vector else whole
+    if name.endswith(".shortconv.conv.weight"):  # (channels, 1, kernel) here
+        return whole[0], whole[2]
+    return whole[1:] if ".ffn_gate_inp_shexp." in name else whole  # a vector there

@@ -124,6 +124,17 @@ REFUSED = {
         {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24, "moe_layer_interval": 2},
         r"blocks\[\d\].mlp",
     ),
+    "no layer with attention": ("lfm2", {"layer_types": ["conv"] * 4}, "no layer has attention"),
+    "biases of convolutions": (
+        "lfm2",
+        {"layer_types": ["conv", "full_attention"] * 2, "conv_bias": True},
+        "with convolutions without biases",
+    ),
+    "experts whose shares are scaled": (
+        "lfm2_moe",
+        {"layer_types": ["conv", "full_attention"] * 2, "routed_scaling_factor": 1.5},
+        "shares of experts that are not scaled",
+    ),
     "a head that it wants shared": (
         "cohere2",
         {"tie_word_embeddings": False},

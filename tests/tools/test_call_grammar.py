@@ -97,7 +97,7 @@ def ids_of(text: str, tokenizer: Tokenizer) -> list[int]:
 
 
 def held(use: ToolUse, tokenizer: Tokenizer, text: str, compiler: Compiler | None = None) -> Constraint:
-    """What limits the calls that the model may make of itself, after a text."""
+    """The constraint of calls that the model may choose to make, after a text."""
     assert use.holds and use.held_after
     compiler = compiler or Compiler(tokenizer, frozenset([END]))
     constraint = compiler.constraint(grammar_of(use, tokenizer))

@@ -249,7 +249,6 @@ def _granite_or_bamba(fields: Fields) -> GgufArchitecture | None:
 
 _LFM2 = GgufArchitecture(
     model_type="lfm2",
-    read_only=True,
     states=True,
     block=ATTENTION
     | {

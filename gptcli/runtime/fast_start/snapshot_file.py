@@ -214,9 +214,9 @@ def read(
         return Vector(data.address + offset, size, data)
 
     def matrix(record: str, rows: int, columns: int, offset: int) -> Matrix:
-        return library.restored(base64.b85decode(record), data.address + offset, rows, columns, data)
+        return library.restored(base64.b64decode(record), data.address + offset, rows, columns, data)
 
-    ops = base64.b85decode(header["ops"])
+    ops = base64.b64decode(header["ops"])
     program = Program(
         library,
         list((Op * (len(ops) // ctypes.sizeof(Op))).from_buffer_copy(ops)),
@@ -250,4 +250,4 @@ def _name(checksum: ctypes.Array[ctypes.c_uint64]) -> str:
 
 
 def _text(data: bytes) -> str:
-    return base64.b85encode(data).decode()
+    return base64.b64encode(data).decode()
