@@ -239,6 +239,16 @@ def test_without_a_mark_strict_tools_are_said_not_to_be_held() -> None:
     assert not ToolUse(TOOLS, "auto", FORMATS[-1]).unheld and not ToolUse(TOOLS, "auto", FORMATS[0]).holds
 
 
+@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+def test_an_integer_is_a_number_among_choices(format: CallFormat, tokenizer: Tokenizer) -> None:
+    schema = {"type": "number", "enum": [2, 2.5, "2"]}
+    parameters = {"properties": {"a": schema}, "required": ["a"], "additionalProperties": False}
+    fits = calls_that_fit(
+        ToolUse(checked_tools([{"name": "f", "parameters": parameters}]), "required", format), tokenizer
+    )
+    assert all(fits(format.write([ToolCall("", "f", {"a": number})])) for number in (2, 2.5))
+
+
 NULLS = {"type": "array", "items": {"type": "null"}}
 PAIR = {"type": "array", "prefixItems": [{"type": "null"}], "items": {"type": "boolean"}}
 REWRITTEN: dict[str, dict[str, Any]] = {
