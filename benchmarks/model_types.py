@@ -97,60 +97,65 @@ UNREAD = {
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def write_model(path: Path, model_type: str, dtype: str) -> int:
+def write_model(path: Path, model_type: str, dtype: str, layers: int | None) -> int:
     """Writes a model; returns the number of its weights."""
-    config = {name: value for name, value in BASE.items() if name not in UNREAD.get(model_type, ())}
+    config = {name: value for name, value in BASE.items() if name not in UNREAD.get(model_type, ())} | TYPES[model_type]
+    if layers is not None:
+        config = {name: value[:layers] if isinstance(value, list) else value for name, value in config.items()}
+        config["num_hidden_layers"] = layers
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **config | TYPES[model_type]))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **config))
     model.to(DTYPES[dtype]).save_pretrained(path)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+Clock = Callable[[], float]
 Speeds = Callable[[list[int], int], tuple[float, float]]  # tokens a second of a prompt, and of tokens behind it
 
 
-def ours(engine: TorchEngine) -> Speeds:
+def ours(engine: TorchEngine, clock: Clock) -> Speeds:
     """Of one of our engines."""
 
     def speeds(prompt: list[int], decode: int) -> tuple[float, float]:
         cache = engine.new_cache()
-        started = time.perf_counter()
+        started = clock()
         logits = engine.prefill(prompt, cache)
-        between = time.perf_counter()
+        between = clock()
         for _ in range(decode):
             assert logits is not None
             logits = engine.decode(int(logits.argmax()), cache)
-        return len(prompt) / (between - started), decode / (time.perf_counter() - between)
+        return len(prompt) / (between - started), decode / (clock() - between)
 
     return speeds
 
 
-def theirs(path: Path, dtype: str) -> Speeds:
+def theirs(path: Path, dtype: str, clock: Clock) -> Speeds:
     """Of transformers, with the attention that it chooses."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype]).eval()
 
     @torch.inference_mode()
     def speeds(prompt: list[int], decode: int) -> tuple[float, float]:
-        started = time.perf_counter()
+        started = clock()
         out = model(torch.tensor([prompt]), use_cache=True, logits_to_keep=1)
-        between = time.perf_counter()
+        between = clock()
         kept = "cache_params" if "cache_params" in out else "past_key_values"
         for _ in range(decode):
             out = model(out.logits[:, -1:].argmax(-1), use_cache=True, **{kept: out[kept]})
-        return len(prompt) / (between - started), decode / (time.perf_counter() - between)
+        return len(prompt) / (between - started), decode / (clock() - between)
 
     return speeds
 
 
 def measure(model_type: str, options: argparse.Namespace) -> None:
     """Prints a row of the table for each prompt."""
+    threads, clock = (1, time.thread_time) if options.cpu else (None, time.perf_counter)
     with tempfile.TemporaryDirectory() as directory:
-        count = write_model(Path(directory), model_type, options.dtype)
+        count = write_model(Path(directory), model_type, options.dtype, options.layers)
         folder = ModelFolder.open(Path(directory))
-        plan = plan_for(folder, RuntimeConfig(device="cpu", dtype=options.ours))
+        plan = plan_for(folder, RuntimeConfig(device="cpu", dtype=options.ours, threads=threads))
         decoder = load_decoder(folder, plan.weights)
         program, in_torch = (TorchEngine(decoder, each, 8192, 0.0) for each in (plan, replace(plan, library=None)))
-        sides = [theirs(Path(directory), options.dtype), ours(in_torch), ours(program)]
+        sides = [theirs(Path(directory), options.dtype, clock), ours(in_torch, clock), ours(program, clock)]
     for prompt in options.prompts:
         tokens = [(7 * position + 3) % 16000 for position in range(prompt)]
         runs = [[side(tokens, options.decode) for side in sides] for _ in range(options.repeats + 1)][1:]
@@ -170,6 +175,8 @@ def main() -> None:
     parser.add_argument("--decode", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of weights, and of transformers")
+    parser.add_argument("--layers", type=int, help="fewer than the model has")
+    parser.add_argument("--cpu", action="store_true", help="one thread, and only the time that it gets")
     parser.add_argument("--ours", choices=("auto", "fp32"), default="auto", help="our --dtype")
     options = parser.parse_args()
     sides = "transformers | torch | program | ratio | ratio"

@@ -32,8 +32,8 @@ _TEXT_ALONE = Note("text alone goes in, though the model reads images too")
 class ModelFolder:
     """An opened model directory, or a GGUF file read as one.
 
-    generation_config: None if it is missing or no JSON, as in transformers. gguf: the opened file, unless a kept header
-    stands for it. unkept: the slot in which `keep` keeps the header.
+    generation_config: None if it is missing or no JSON, as in transformers. gguf: the opened file; None if a kept
+    header was read instead. unkept: the slot for `keep`.
     """
 
     path: Path
@@ -89,7 +89,7 @@ class ModelFolder:
         return folder
 
     def keep(self) -> None:
-        """Keeps what a GGUF file said, which makes the next start faster."""
+        """Keeps a GGUF file's header, which makes the next start faster."""
         if self.unkept is not None:
             from gptcli.checkpoint.kept_headers import ReadFile, keep_header
 

@@ -1,9 +1,9 @@
-"""Keeps what opening a GGUF file gave in the cache directory, so that its vocabulary need not be read to run it again.
+"""Keeps parsed headers of GGUF files in the cache directory, so that the next start need not read their vocabularies.
 
     32 bytes    the SHA-256 of what follows
     JSON        the key, and the fields of a `ReadFile`
 
-It is used only while the file is unchanged, and may be deleted at any time.
+A header is used only while its GGUF file is unchanged, and may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MOST_HEADERS = 32  # of some 50 KB each
 
 @dataclass(frozen=True)
 class HeaderSlot:
-    """Where that of a GGUF file is kept, and the key that it must have now."""
+    """A GGUF file, the path of its kept header, and the key that the header must have."""
 
     file: Path
     path: Path
@@ -39,7 +39,7 @@ class HeaderSlot:
 
 @dataclass(frozen=True)
 class ReadFile:
-    """What opening a GGUF file gave. The fields are `ModelFolder`'s."""
+    """The parsed header of a GGUF file. The fields are `ModelFolder`'s."""
 
     config: dict[str, Any]
     generation_config: dict[str, Any]
@@ -48,7 +48,7 @@ class ReadFile:
 
 
 def header_slot(file: Path) -> HeaderSlot | None:
-    """The slot of a GGUF file; None if there can be none."""
+    """The slot of a GGUF file; None if headers are not kept, or the file is gone."""
     if os.environ.get("GPTCLI_PREPARED") == "off":
         return None
     target = os.path.realpath(file)
@@ -61,7 +61,7 @@ def header_slot(file: Path) -> HeaderSlot | None:
 
 
 def kept_header(slot: HeaderSlot) -> ReadFile | None:
-    """What a slot has, if it is whole and has the slot's key."""
+    """The header in a slot; None unless it is whole and has the slot's key."""
     try:
         with open_own(slot.path) as file:
             digest, data = file.read(32), file.read()
@@ -73,7 +73,7 @@ def kept_header(slot: HeaderSlot) -> ReadFile | None:
 
 
 def kept_headers() -> dict[Path, Path]:
-    """The files that are kept, and of which GGUF file each is."""
+    """The paths of all kept headers, each with its GGUF file."""
     found = {}
     for path in prepared_directory().glob(f"*{_SUFFIX}"):
         with contextlib.suppress(OSError, InputError, ValueError), open_own(path) as file:
@@ -83,9 +83,9 @@ def kept_headers() -> dict[Path, Path]:
 
 
 def keep_header(slot: HeaderSlot, read: ReadFile) -> None:
-    """Keeps what was read of a file. slot: as it was before that.
+    """Keeps a file's header, unless the file is split or the cache cannot be written.
 
-    Nothing is kept of a file in several parts, nor where it cannot be written.
+    slot: the file's slot before it was read.
     """
     if header_slot(slot.file) != slot or {os.path.realpath(each.file) for each in read.tensors.values()} != {
         slot.key["file"]

@@ -16,7 +16,6 @@ from gptcli.runtime.engine import Engine, Workload
 from gptcli.settings import ConstraintConfig, SamplingConfig, StopConfig
 from gptcli.text.chat_template import prompt_opens_thoughts
 from gptcli.text.tokenizer import Tokenizer
-from gptcli.tools.thought_tags import CLOSING
 
 if TYPE_CHECKING:
     from gptcli.generation.completion import Completion
@@ -98,12 +97,13 @@ class CompletionFactory:
         ]
 
     def _call_grammar(self, tools: ToolUse | None) -> CallGrammar | None:
-        """The grammar of a required call, or of calls of strict tools; None without either."""
-        if tools is None or (lark := tools.grammar(self._tokenizer.control_tokens.ids)) is None:
+        """What limits a text that must be a call of a tool, or the calls of strict ones."""
+        if tools is None or not tools.holds:
             return None
         from gptcli.generation.constraints.grammar import CallGrammar
 
-        return CallGrammar(lark, tools.schemas, tools.held_after)
+        write = partial(tools.grammar, self._tokenizer.control_tokens.ids)
+        return CallGrammar(tools.format.name, tools.schemas, tools.held_after, write)
 
     @cached_property
     def _compiler(self) -> Compiler:
@@ -117,12 +117,8 @@ class CompletionFactory:
         """The constraint of a text, from its beginning or from the end of thoughts that the prompt opens."""
         if config is None:
             return None
-        constraint = self._compiler.constraint(config, forces=forces)
-        if not prompt_opens_thoughts(prompt, self._tokenizer):
-            return constraint
-        from gptcli.generation.constraints.matcher import AfterThoughts
-
-        return AfterThoughts(constraint, self._tokenizer, CLOSING.encode(), self._stop_ids)
+        in_thoughts = prompt_opens_thoughts(prompt, self._tokenizer)
+        return self._compiler.constraint(config, forces=forces, in_thoughts=in_thoughts)
 
     def _splitter(self, tools: ToolUse | None, prompt: Sequence[int]) -> Splitter | None:
         """Splits calls from a text. Their ids depend on the prompt, so that they differ within a conversation."""

@@ -230,15 +230,11 @@ def _pieces(
             "type": "BPE",
             "vocab": vocabulary,
             "merges": merges,
-            "unk_token": _unknown(tokens, types),
+            "unk_token": tokens[types.index(_UNKNOWN)] if _UNKNOWN in types else None,
             "fuse_unk": False,
             "byte_fallback": True,
         },
     }
-
-
-def _unknown(tokens: Sequence[str], types: Sequence[int]) -> str | None:
-    return tokens[types.index(_UNKNOWN)] if _UNKNOWN in types else None
 
 
 def _pairs(ranked: Sequence[str]) -> list[tuple[str, str]]:

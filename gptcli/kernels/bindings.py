@@ -24,6 +24,7 @@ CacheKind = Literal["fp32", "fp16", "int8"]  # in the order of kernels.h's Cache
 
 _VARIABLE = "GPTCLI_KERNELS"
 _NO_MEMORY, _NO_TOKEN = -1, -2  # of gptcli_draw
+ATTENTION_PRODUCTS: dict[Arithmetic, int] = {"fp32": 0, "bf16": 3, "int8": 3}  # a layer's, as kernels.h's Arithmetic
 BF16_LEVELS: tuple[Level, ...] = ("avx512_bf16", "amx")  # those with products in bf16
 PAUSE_NANOSECONDS = 100_000_000  # between the pauses of a program
 _MOST_THREADS = 256  # kernels.h's MOST_THREADS
@@ -86,7 +87,9 @@ class Frame(Structure):
     _fields_ = [
         *((name, c_int64) for name in ("tokens", "texts", "ropes", "windows", "wanted")),
         *((name, c_void_p) for name in ("ids", "starts", "positions", "rotations", "rows", "states")),
-        *((name, c_void_p) for name in ("wanted_tokens", "logits")),
+        *((name, c_void_p) for name in ("wanted_tokens", "logits", "targets")),
+        ("scored", c_int64),
+        ("scores", c_void_p),
     ]
 
 

@@ -276,6 +276,8 @@ class MoeConfig:
     scales_input: bool = False  # the scores multiply what experts see, not what they return
     shared: MlpConfig | None = None
     shared_gate: bool = True  # a sigmoid scales the shared expert, if there is one
+    latent: int | None = None  # experts see x projected to so many numbers; what is mixed of them is projected back
+    latent_bias: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

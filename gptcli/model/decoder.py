@@ -118,7 +118,9 @@ _LAYERS: dict[type, Callable[[Any, int], nn.Module]] = {
 
 
 def _layer(config: object, hidden_size: int) -> nn.Module | None:
-    return None if config is None else _LAYERS[type(config)](config, hidden_size)
+    if config is None:
+        return None
+    return next(layer for kind, layer in _LAYERS.items() if isinstance(config, kind))(config, hidden_size)
 
 
 class Decoder(nn.Module):

@@ -133,8 +133,11 @@ class Moe(nn.Module):
         super().__init__()
         self.config, expert = config, config.expert
         self.router = Linear(hidden_size, config.experts, bias=config.router_bias)
-        self.up = Experts(config.experts, hidden_size, expert.width * (2 if expert.gated else 1), bias=expert.bias)
-        self.down = Experts(config.experts, expert.width, hidden_size, bias=expert.bias)
+        latent, bias = config.latent or hidden_size, config.latent_bias
+        self.latent_in = Linear(hidden_size, latent, bias=bias) if config.latent else None
+        self.latent_out = Linear(latent, hidden_size, bias=bias) if config.latent else None
+        self.up = Experts(config.experts, latent, expert.width * (2 if expert.gated else 1), bias=expert.bias)
+        self.down = Experts(config.experts, expert.width, latent, bias=expert.bias)
         self.correction = nn.Parameter(torch.empty(1, config.experts)) if config.correction else None
         self.expert_scale = nn.Parameter(torch.empty(config.experts)) if config.expert_scale else None
         self.shared = Mlp(config.shared, hidden_size) if config.shared else None
@@ -149,7 +152,9 @@ class Moe(nn.Module):
         if self.expert_scale is not None:
             shares = shares * self.expert_scale[chosen]
         run = self._side_by_side if _few_on_a_gpu(flat) else self._one_by_one
-        out = run(flat, shares.to(x.dtype), chosen)
+        out = run(flat if self.latent_in is None else self.latent_in(flat), shares.to(x.dtype), chosen)
+        if self.latent_out is not None:
+            out = self.latent_out(out)
         if self.shared is not None:
             shared = self.shared(flat)
             out = out + (shared if self.shared_gate is None else shared * torch.sigmoid(self.shared_gate(flat)))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections import defaultdict
 from collections.abc import Sequence
-from ctypes import c_int64
+from ctypes import c_double, c_int64
 from dataclasses import dataclass
 from itertools import accumulate, chain
 
@@ -17,7 +18,7 @@ from gptcli.runtime.program_cache import Layout, planes
 
 CHUNK = 512  # prompt tokens per forward pass: bounds memory, costs a tenth of the speed at 4,096
 
-MANY_LOGITS = 64  # rows for which mapping small pages takes longer than computing a layer
+MANY_LOGITS = 64  # rows for which mapping small pages takes longer than computing a layer; scores keep none of so many
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,27 @@ class Vector:
     address: int
     size: int
     owner: object
+
+
+class Scored:
+    """Targets of the wanted tokens and their log-probabilities among `vocabulary` ids, which a step computes."""
+
+    def __init__(self, targets: Sequence[int], vocabulary: int) -> None:
+        assert 0 <= min(targets) <= max(targets) < vocabulary
+        self._targets = (c_int64 * len(targets))(*targets)
+        self._vocabulary = vocabulary
+        self._logprobs = (c_double * len(targets))()
+
+    @property
+    def fields(self) -> tuple[int, int, int]:
+        """Those of kernels.h's Frame."""
+        return ctypes.addressof(self._targets), self._vocabulary, ctypes.addressof(self._logprobs)
+
+    @property
+    def logprobs(self) -> list[float] | None:
+        """In nats; None if a logit was not finite."""
+        found = list(self._logprobs)
+        return found if all(map(math.isfinite, found)) else None
 
 
 def chunks(tokens: Sequence[int], border: int = 0, most: int | None = None) -> list[Sequence[int]]:
@@ -132,11 +154,13 @@ class Program:
         rotations: Sequence[Sequence[Rotation]],
         logits: int,
         cancelled: Cancelled = never_cancelled,
+        scored: Scored | None = None,
     ) -> None:
         """Appends tokens to each of several texts, and counts them as cached.
 
         rotations: for each text and rope, those of its next tokens. logits: the address for the wanted ones,
-        (sum of wanted, vocab) in fp32. Raises MemoryError, and StepCancelled once cancelled.
+        (sum of wanted, vocab) in fp32. scored: filled instead of logits. Raises MemoryError, and StepCancelled once
+        cancelled.
         """
         starts = list(accumulate((len(text.tokens) for text in texts), initial=0))
         wanted = [index for end, text in zip(starts[1:], texts, strict=True) for index in range(end - text.wanted, end)]
@@ -152,7 +176,8 @@ class Program:
         states = (State * len(texts))(*(text.cache.state() for text in texts))
         asked = (c_int64 * len(wanted))(*wanted)
         addresses = [ctypes.addressof(array) for array in (ids, begins, positions, tables, rows, states, asked)]
-        frame = Frame(starts[-1], len(texts), ropes, windows, len(wanted), *addresses, logits)
+        scores = scored.fields if scored is not None else (None, 0, None)
+        frame = Frame(starts[-1], len(texts), ropes, windows, len(wanted), *addresses, logits, *scores)
         if not self._library.run(self.ops, frame, cancelled):
             raise StepCancelled
         for cache, tokens, _ in texts:

@@ -33,7 +33,7 @@ from gptcli.runtime.engine import (
 from gptcli.runtime.fast_start.snapshot_file import Snapshot
 from gptcli.runtime.lowering.decoder import lower
 from gptcli.runtime.memory_errors import memory_errors
-from gptcli.runtime.program import CHUNK, chunks
+from gptcli.runtime.program import CHUNK, MANY_LOGITS, chunks
 from gptcli.runtime.program_cache import ProgramCache
 
 TextCache = KVCache | ProgramCache
@@ -220,10 +220,12 @@ class TorchEngine:
             cache.mark()
             asked = targets[max(0, -before) :][: max(0, len(chunk) - max(0, before))]
             before -= len(chunk)
-            logits = self._run(chunk, cache, wanted=max(1, len(asked)))[:, :vocabulary]
-            if not asked:
+            if asked and self._sums_up(len(asked), top):
+                yield self._score_texts([Extension(cache, chunk, len(asked))], asked, vocabulary)
                 continue
-            yield self._scores(logits, asked, top)
+            logits = self._run(chunk, cache, wanted=max(1, len(asked)))[:, :vocabulary]
+            if asked:
+                yield self._scores(logits, asked, top)
 
     @torch.inference_mode()
     def score_texts(
@@ -237,11 +239,27 @@ class TorchEngine:
                 self._run_texts([text for text in before if text.tokens])
             for text in texts:
                 text.cache.mark()
+        if self._sums_up(sum(text.wanted for text in texts), top):
+            rest = iter(self._score_texts(texts, [target for own in targets for target in own], vocabulary))
+            return [[next(rest) for _ in own] for own in targets]
         logits = self._run_texts(texts)
         if not self._all_finite(logits):
             raise NonFiniteLogits(max(text.cache.length for text in texts), self.plan.dtype_name)
         each = torch.split(logits[:, :vocabulary], [text.wanted for text in texts])
         return [self._scores(own, asked, top) for own, asked in zip(each, targets, strict=True)]
+
+    def _sums_up(self, targets: int, top: int) -> bool:
+        """Whether the program sums up the logits for so many targets, of which it then keeps none."""
+        return self._program is not None and self._program.scores and targets >= MANY_LOGITS and not top
+
+    def _score_texts(self, texts: Sequence[Extension], targets: Sequence[int], vocabulary: int) -> list[TokenScore]:
+        assert self._program is not None
+        length = max(text.cache.length + len(text.tokens) for text in texts)
+        with memory_errors(self.plan.device, f"running token {length}"), self._step:
+            logprobs = self._program.score(texts, targets, vocabulary)
+        if logprobs is None:
+            raise NonFiniteLogits(length, self.plan.dtype_name)
+        return [TokenScore(logprob, ()) for logprob in logprobs]
 
     def _scores(self, logits: Tensor, targets: Sequence[int], top: int) -> list[TokenScore]:
         """The score of a target for each row of logits, (T, vocabulary)."""

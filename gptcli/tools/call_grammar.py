@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from gptcli.errors import UsageError
 
+Rewrite = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 # JSON on one line, spelled as Python's json does.
 _STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 LEFT_TO_THE_MODEL = "--tool-choice auto, and no tool that is strict, leave the call to the model"
 
 
-def cannot_be_held_to(keyword: str) -> UsageError:
-    """The error for a keyword that only JSON can be held to."""
-    return UsageError(
-        f"tools: this model's calls cannot be held to {keyword}, as their texts are not JSON",
-        hint=LEFT_TO_THE_MODEL,
-        setting="tools",
-    )
+# What a schema says of values of every type beside their own.
+OF_VALUES = frozenset("$ref allOf anyOf const enum oneOf".split())
+
+
+def refuse(keywords: Set[str]) -> None:
+    """Raises UsageError for keywords, if there are any, that only JSON can be held to."""
+    if keywords:
+        raise UsageError(
+            f"tools: this model's calls cannot be held to {min(keywords)}, as their texts are not JSON",
+            hint=LEFT_TO_THE_MODEL,
+        )
 
 
 class Grammar:
-    """A grammar that is being written. control_ids: the ids of control tokens by name."""
+    """Rules of a grammar while it is written.
 
-    def __init__(self, control_ids: Mapping[str, int]) -> None:
-        self._ids = control_ids
+    control_ids: the id of each control token that it may need, by name. rewrite: what is written of a schema.
+    """
+
+    def __init__(self, control_ids: Mapping[str, int], rewrite: Rewrite) -> None:
+        self._ids, self._rewrite = control_ids, rewrite
         names = sorted(control_ids, key=len, reverse=True)
         self._controls = re.compile(f"({'|'.join(map(re.escape, names))})") if names else None
         self._rules: list[str] = []
@@ -43,17 +51,21 @@ class Grammar:
 
         Raises UsageError for a keyword that only JSON can be held to.
         """
-        if unmet := {"pattern", "format", "const", "allOf", "anyOf", "oneOf", "$ref"} & schema.keys():
-            raise cannot_be_held_to(min(unmet))
+        refuse((OF_VALUES | {"pattern", "format"}) & schema.keys())
         least, most = schema.get("minLength", 0), schema.get("maxLength", "")
         any_text = f"/(?s:.{{{least},{most}}})/" if least or most != "" else "/(?s:.*)/"
         if closer in self._ids:
             return f"{any_text} {self.text(closer)}"
-        return self.rule(any_text, f"[suffix={json.dumps(closer)}]")
+        end = json.dumps(closer)
+        if least:  # a suffix may come before the least length is reached
+            early = f"/(?s:.{{0,{least - 1}}})/ {end} /(?s:.*)/"
+            any_text, text = f"T{len(self._rules)}", any_text
+            self._rules.append(f"{any_text}: {text} & ~({early})")
+        return self.rule(any_text, f"[suffix={end}]")
 
     def json(self, schema: Mapping[str, Any]) -> str:
         """JSON that meets a schema."""
-        return self.rule(f"%json {json.dumps({**schema, 'x-guidance': _STYLE})}")
+        return self.rule(f"%json {json.dumps({**self._rewrite(schema), 'x-guidance': _STYLE})}")
 
     def any_of(self, expressions: Iterable[str]) -> str:
         """One of these expressions."""
@@ -80,9 +92,6 @@ class Grammar:
         return "\n".join([f"start: {expression}", *self._rules])
 
 
-def resolved(schema: Mapping[str, Any] | bool, root: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A subschema that can stand alone, with the definitions of the root."""
-    if schema is False:
-        raise cannot_be_held_to("false")
-    named = {name: root[name] for name in ("$defs", "definitions") if name in root}
-    return named if schema is True else {**named, **schema}
+def resolved(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A part of a schema that can stand alone: with the definitions of the whole."""
+    return {**{name: root[name] for name in ("$defs", "definitions") if name in root}, **schema}

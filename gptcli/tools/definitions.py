@@ -114,6 +114,12 @@ def tool_parameters(tool: Definition) -> Mapping[str, Any]:
     return {"type": "object", **(tool["function"].get("parameters") or nothing)}
 
 
+def tool_properties(tool: Definition) -> Mapping[str, Any]:
+    """The schemas of a checked tool's arguments by name, as far as its own is one."""
+    properties = tool_parameters(tool).get("properties")
+    return properties if isinstance(properties, Mapping) else {}
+
+
 def checked_choice(choice: object, tools: Sequence[Definition]) -> str:
     """The choice among tools: auto, none, required, or the name of the required one. Raises UsageError.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gptcli.errors import UsageError
-from gptcli.tools.call_grammar import LEFT_TO_THE_MODEL, Grammar
+from gptcli.tools.call_grammar import LEFT_TO_THE_MODEL, Grammar, Rewrite
 from gptcli.tools.definitions import AUTO, REQUIRED, Definition, ToolCall, is_strict, tool_name, tool_parameters
 from gptcli.tools.json_reading import whole
 from gptcli.tools.syntaxes import Braced, JsonCall, NamedJson, Pythonic, Syntax, Tagged, Written
@@ -68,13 +68,12 @@ class CallFormat:
         before, after = self.group
         return f"{self.opening}{before}{self.syntax.separator.join(spelled)}{after}{self.closing}"
 
-    def grammar(self, tools: Iterable[Definition], control_ids: Mapping[str, int], *, opened: bool = False) -> str:
+    def grammar(self, tools: Iterable[Definition], grammar: Grammar, *, opened: bool) -> str:
         """The grammar of a text that is one call of one of the tools, in llguidance's Lark.
 
-        control_ids: ids of the tokenizer's control tokens by name. opened: leaves the opening mark out, and allows as
-        many calls as may stand between the marks.
+        opened: leaves the opening mark out, after which there may be as many calls as fit between the marks. Raises
+        UsageError where calls cannot be held to a schema, all of which are valid.
         """
-        grammar = Grammar(control_ids)
         before, after = self.group or ("", "")
         call = grammar.any_of(self.syntax.grammar(tool, grammar) for tool in tools)
         more = f" ({grammar.text(self.syntax.separator)} {call})*" if opened and self.group else ""
@@ -201,7 +200,7 @@ FORMATS = (
         _LISTED,
     ),
     CallFormat("function_call", JsonCall(" ", separator="\n<function_call>"), "<function_call>", group=("", "")),
-    CallFormat("phi", JsonCall(), "functools", group=_LISTED),
+    CallFormat("phi", JsonCall(), "functools[", "]", ("", "")),  # "functools" alone is a word of Python
     CallFormat("nemotron", JsonCall(), "<TOOLCALL>", "</TOOLCALL>", _LISTED),
     CallFormat("tool_calls", JsonCall(), "<tool_calls>", "</tool_calls>", _LISTED),
     CallFormat("internlm", JsonCall("\n"), "<|action_start|><|plugin|>", "<|action_end|>"),
@@ -224,14 +223,17 @@ class ToolUse:
     format: CallFormat
     parallel: bool = True
 
-    def grammar(self, control_ids: Mapping[str, int]) -> str | None:
-        """The grammar of a text that must be a call, or of the text after `held_after`; None if all is free.
+    @property
+    def holds(self) -> bool:
+        """Whether the text must be a call, or calls in it are held."""
+        return self.choice != AUTO or bool(self.held_after)
 
-        See `CallFormat.grammar`. Raises UsageError if calls cannot be held to the schemas.
+    def grammar(self, control_ids: Mapping[str, int], rewrite: Rewrite) -> str:
+        """The grammar of a text that must be a call, or of what follows `held_after`: see `CallFormat.grammar`.
+
+        control_ids: ids of the tokenizer's control tokens by name. rewrite: what is written of a valid schema.
         """
-        if self.choice != AUTO:
-            return self.format.grammar(self._held, control_ids)
-        return self.format.grammar(self._held, control_ids, opened=True) if self.held_after else None
+        return self.format.grammar(self._held, Grammar(control_ids, rewrite), opened=bool(self.held_after))
 
     @property
     def held_after(self) -> tuple[str, ...]:
@@ -259,7 +261,9 @@ class ToolUse:
             return [tool for tool in self.tools if self.choice in (REQUIRED, tool_name(tool))]
         if not all(map(is_strict, self.tools)) and not isinstance(self.format.syntax, JsonCall | NamedJson):
             raise UsageError(
-                "tools: this model's calls are not JSON: all tools can be strict, or none", hint=LEFT_TO_THE_MODEL
+                "tools: this model's calls are not JSON: all tools can be strict, or none",
+                hint=LEFT_TO_THE_MODEL,
+                setting="tools",
             )
         anything = {"parameters": {"type": "object"}}
         return [

@@ -24,7 +24,7 @@ _NOTHING_LEFT = (KeyError, ValueError, TypeError, IndexError, AttributeError, Re
 
 
 def several(rng: Random, model: ModelDir) -> Expected:
-    """Several faults, each as far as the one before leaves it something to damage."""
+    """Several faults; one that finds nothing left to damage is skipped."""
     for mutator in rng.choices(_SINGLE, k=rng.randint(2, 4)):
         with contextlib.suppress(*_NOTHING_LEFT):
             mutator(rng, model)

@@ -35,7 +35,7 @@ _ARGUMENTS = ["generate", "In a small town", "-n", "3", "-t", "0", "--json", "--
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one mutant. complaint: what is wrong with that, or nothing."""
+    """The outcome of one mutant. complaint: what is wrong with it, or ""."""
 
     name: str
     kind: str
@@ -77,7 +77,7 @@ class _Job:
     """One run of gptcli, with its output in files beside the model."""
 
     def __init__(self, path: Path, chat: bool, entry: Path | None = None, *, cold: bool) -> None:
-        """entry: what names the model, if it is not its directory."""
+        """entry: the model's path, if it is not its directory."""
         self.path = path
         self.out, self.err = path.with_name(f"{path.name}.out"), path.with_name(f"{path.name}.err")
         self.late = False

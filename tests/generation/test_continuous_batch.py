@@ -134,7 +134,7 @@ def test_each_text_is_what_it_would_be_alone_whatever_comes_and_goes(lm: Languag
 
 
 def steps_of(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """How many tokens of which texts each step from now on runs."""
+    """The tokens of each text in each step from now on."""
     steps, extend = list[list[int]](), lm.engine.extend
 
     def counting(texts: list[Extension]) -> list[Extended]:
@@ -146,7 +146,7 @@ def steps_of(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[list[in
 
 
 def finished(lm: LanguageModel, requests: list[Request]) -> list[tuple[Any, ...]]:
-    """What comes of requests together, in their order."""
+    """The outcomes of requests that run together, in their order."""
     batch, jobs = ContinuousBatch(len(requests)), [lm.job(request) for request in requests]
     heard = {job: list[Any]() for job in jobs}
     for job in jobs:

@@ -12,13 +12,15 @@ from transformers import AutoModelForCausalLM
 
 import gptcli
 from gptcli import LanguageModel
-from gptcli.errors import ContextOverflow, UsageError
+from gptcli.errors import ContextOverflow, NonFiniteLogits, UsageError
 from gptcli.generation import scoring
 from gptcli.generation.events import Finished
 from gptcli.generation.score_result import Score
 from gptcli.generation.scoring import windows
 from gptcli.runtime import program
 from gptcli.runtime.engine import Extension, TokenScore
+from gptcli.runtime.lowering import decoder
+from gptcli.runtime.torch_engine import TorchEngine
 from tests.parity.test_families import ROW
 from tests.tiny import TEXT, make_model
 
@@ -122,6 +124,27 @@ def test_the_logits_of_a_whole_text_are_never_in_memory(tiny: LanguageModel, mon
     assert max(rows) == 7
     assert in_pieces.logprobs[1:] == pytest.approx(whole.logprobs[1:], abs=1e-5)
     assert [[t.id for t in top] for top in in_pieces.top] == [[t.id for t in top] for top in whole.top]
+
+
+@pytest.mark.parametrize("text", [TEXT, TEXT * 3])
+def test_scores_whose_logits_are_summed_up_in_the_kernels_are_those_of_kept_ones(
+    tiny: LanguageModel, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tiny.score(text, top=1)
+    monkeypatch.setattr(decoder, "_room", None)  # makes room for logits
+    summed = tiny.score(text)
+    assert len(summed.ids) > program.MANY_LOGITS
+    assert summed.logprobs[1:] == pytest.approx(kept.logprobs[1:], abs=1e-6)
+
+
+def test_scores_whose_logits_are_summed_up_are_refused_if_one_is_not_finite(tmp_path: Path) -> None:
+    lm = gptcli.load(make_model(tmp_path / "tiny"), device="cpu", dtype="fp32")
+    engine = lm.engine
+    assert isinstance(engine, TorchEngine)
+    with torch.no_grad():
+        engine.decoder.final_norm.weight[3] = math.nan
+    with pytest.raises(NonFiniteLogits):
+        lm.score(TEXT)
 
 
 def test_the_likeliest_tokens_are_those_at_its_position(tiny: LanguageModel) -> None:
@@ -239,7 +262,7 @@ def with_states(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
 
 @pytest.fixture(params=["tiny", "with_bos", "with_states"])
 def many(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> LanguageModel:
-    """A model, whose steps hold a part of the texts."""
+    """A model whose steps are too short for all texts."""
     monkeypatch.setattr(scoring, "_STEP_TOKENS", 40)
     lm: LanguageModel = request.getfixturevalue(request.param)
     return lm

@@ -20,7 +20,6 @@ from gptcli.environment import prepared_directory
 from gptcli.errors import BrokenCheckpoint, GptcliError, OutOfMemory, UnsupportedArchitecture
 from gptcli.gguf.convert import convert
 from gptcli.kernels.layers import JoinedLinear
-from gptcli.kernels.tensors import library as kernels
 from gptcli.language_model import LanguageModel
 from gptcli.models.catalog import LocalModel, fingerprint
 from gptcli.quant.dense import DenseWeight
@@ -31,6 +30,7 @@ from gptcli.settings import RuntimeConfig
 from gptcli.text.tokenizer import Tokenizer
 from tests.gguf.raw_gguf import RawGguf
 from tests.gguf.tiny_gguf import BOS, EOS, HEAD_DIM, KV_HEADS, LAYERS, MLP, WIDTH, Kind, shapes, write_gguf
+from tests.parity.test_families import needed_library
 
 FP32 = RuntimeConfig(device="cpu", dtype="fp32", quantize="none")
 IDS = [5, 17, 200, 3, 99, 2, 150, 260]
@@ -186,9 +186,7 @@ MIXED = {"attn_v.weight": Kind.Q8_0, "attn_k.weight": Kind.F32, "weight": Kind.Q
 
 
 def test_types_that_are_joined_and_not_alike_stay_as_they_are_stored(tmp_path: Path) -> None:
-    if (library := kernels()) is None:
-        pytest.skip("the kernels are not built here")
-    plan = load.WeightPlan(torch.device("cpu"), torch.float32, "expand", library)
+    plan = load.WeightPlan(torch.device("cpu"), torch.float32, "expand", needed_library())
     decoder = load.load_decoder(ModelFolder.open(write_gguf(tmp_path / "tiny.gguf", MIXED)), plan)
     joined = [module for module in decoder.modules() if isinstance(module, JoinedLinear)]
     keys, values = (KV_HEADS * HEAD_DIM * columns for columns in (WIDTH, WIDTH + 2 * WIDTH // 32))
@@ -200,10 +198,8 @@ def test_types_that_are_joined_and_not_alike_stay_as_they_are_stored(tmp_path: P
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_has_its_rows_of_each_type(rank: int, tmp_path: Path) -> None:
-    if (library := kernels()) is None:
-        pytest.skip("the kernels are not built here")
     folder = ModelFolder.open(write_gguf(tmp_path / "tiny.gguf", MIXED))
-    plan = load.WeightPlan(torch.device("cpu"), torch.float32, "expand", library)
+    plan = load.WeightPlan(torch.device("cpu"), torch.float32, "expand", needed_library())
     share = Share(folder.architecture.config, rank, 2)
     x = torch.randn(1, 3, WIDTH, generator=torch.Generator().manual_seed(1))
     whole, own = (load.load_decoder(folder, plan, share=each).blocks[0].attention.qkv for each in (None, share))
@@ -227,8 +223,7 @@ def test_fp32_rounds_nothing_that_a_file_has(kinds: dict[str, Kind], tmp_path: P
 def test_blocks_that_nothing_multiplies_with_take_half_the_memory_unless_fp32_is_asked_for(
     exact: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if (library := kernels()) is None:
-        pytest.skip("the kernels are not built here")
+    library = needed_library()
     dense: list[DenseWeight] = []
     monkeypatch.setattr(load, "DenseWeight", lambda values: dense.append(DenseWeight(values)) or dense[-1])
     kinds = {"ffn_up.weight": Kind.TQ2_0, "ffn_gate.weight": Kind.TQ2_0}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_int64, c_void_p, sizeof
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from gptcli.kernels.bindings import ACTIVATIONS, CACHE_KINDS, Arithmetic, CacheKind
+from gptcli.kernels.bindings import ACTIVATIONS, CACHE_KINDS, Arithmetic, CacheKind, Matrix
 from gptcli.kernels.tensors import Library, address, contiguous
 
 
@@ -43,6 +43,10 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "gptcli_layer_norm": (None, [c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p]),
     "gptcli_rope": (None, [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64]),
     "gptcli_activate": (None, [c_int, c_void_p, c_void_p, c_int64, c_void_p]),
+    "gptcli_linear_scores": (
+        c_int,
+        [c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_void_p],
+    ),
     "gptcli_exp": (None, [c_void_p, c_int64, c_void_p]),
 }
 
@@ -101,7 +105,7 @@ class Operations(Library):
         queries: Tensor,
         keys: Tensor,
         values: Tensor,
-        arithmetic: Arithmetic,
+        arithmetic: Arithmetic | Literal["rounded"],
         window: int = 0,
         softcap: float = 0.0,
         sinks: Tensor | None = None,
@@ -117,9 +121,19 @@ class Operations(Library):
         passage = Passage(
             address(queries), address(sinks), None, stored[0].data_ptr(), stored[1].data_ptr(), address(out),
             tokens, positions - tokens, window, 0, 0, CACHE_KINDS.index(kind), heads, kv_heads, head_dim,
-            positions, heads * head_dim, 1.0, softcap, 0.0, get_args(Arithmetic).index(arithmetic),
+            positions, heads * head_dim, 1.0, softcap, 0.0, (*get_args(Arithmetic), "rounded").index(arithmetic),
         )  # fmt: skip
         assert self._c.gptcli_passage(byref(passage)) == 0
+        return out
+
+    def scores(self, matrix: Matrix, x: Tensor, targets: Tensor, scored: int, bias: Tensor | None = None) -> Tensor:
+        """Each target's log-probability in fp64, (tokens,), from logits x @ W.T + bias of the first `scored` rows."""
+        out = torch.empty(len(x), dtype=torch.float64)
+        assert targets.dtype == torch.int64 and len(targets) == len(x) and x.shape[1] == matrix.columns
+        status = self._c.gptcli_linear_scores(
+            matrix.handle, address(x), len(x), address(bias), targets.data_ptr(), scored, out.data_ptr()
+        )
+        assert status == 0
         return out
 
     def rms_norm(self, x: Tensor, weight: Tensor | None, epsilon: float) -> Tensor:

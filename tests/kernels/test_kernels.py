@@ -584,6 +584,112 @@ def test_attention_of_many_tokens_to_one_key_among_many(kernels: Operations) -> 
     assert_close(out, values[0, 200].expand(20, 2, -1), 5e-5)
 
 
+# Scores of tokens
+
+
+@pytest.mark.parametrize(("rows", "scored"), [(1, 1), (31, 20), (33, 33), (64, 32), (1000, 970), (9000, 9000)])
+@pytest.mark.parametrize(("tokens", "size"), [(1, 0.3), (70, 3.0), (600, 40.0)])
+def test_scores_are_the_logarithms_of_a_softmax(
+    kernels: Operations, rows: int, scored: int, tokens: int, size: float
+) -> None:
+    weight = torch.randn(rows, 64)
+    weight[rows // 2 :] *= 2  # greater logits than any before
+    x, bias, targets = torch.randn(tokens, 64) * size, torch.randn(rows), torch.randint(0, scored, (tokens,))
+    for matrix, given in ((kernels.dense(weight), bias), (kernels.dense(weight.half()), None)):
+        exact = weight if given is not None else weight.half()
+        logits = F.linear(x.double(), exact.double(), None if given is None else given.double())[:, :scored]
+        expected = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+        out = kernels.scores(matrix, x, targets, scored, given)
+        assert ((out - expected).abs() <= 1e-6 * (1 + logits.abs().amax(-1))).all()
+
+
+def test_scores_of_packed_weights_are_those_of_their_logits(kernels: Operations) -> None:
+    weight, x, targets = affine(500, 96, 8, 32), torch.randn(100, 96), torch.randint(0, 490, (100,))
+    matrix = weight.matrix(kernels, "fp32")
+    logits = F.linear(x.double(), weight.expanded())[:, :490]
+    expected = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    assert_close(kernels.scores(matrix, x, targets, 490), expected, 1e-6)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("row", [0, 40, 95, 99])
+def test_a_logit_that_is_not_finite_is_no_score(kernels: Operations, value: float, row: int) -> None:
+    bias, targets = torch.zeros(100), torch.full((70,), 7)
+    matrix, x = kernels.dense(torch.randn(100, 8)), torch.randn(70, 8)
+    assert kernels.scores(matrix, x, targets, 95, bias).isfinite().all()
+    bias[row] = value
+    assert not kernels.scores(matrix, x, targets, 95, bias).isfinite().any()
+    x[3, 2], bias[row] = value, 0
+    assert kernels.scores(matrix, x, targets, 95, bias).isfinite().tolist() == [token != 3 for token in range(70)]
+
+
+def in_words(vectors: Tensor) -> Tensor:
+    """As attention in products of 16 bits rounds queries and keys: integers times a scale for each vector."""
+    most = vectors.abs().amax(-1, keepdim=True).double()
+    steps = (46000 / (vectors.double() / most).norm(dim=-1, keepdim=True)).clamp(max=32767)
+    return (vectors.double() / most * steps).round() / steps * most
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(9, 3, 64), (2, 2, 6), (3, 1, 80), (2, 1, 1100)])
+@pytest.mark.parametrize(("tokens", "before"), [(9, 0), (64, 64), (70, 300)])
+def test_attention_of_many_tokens_whose_products_may_be_rounded(
+    kernels: Operations, heads: int, kv_heads: int, head_dim: int, tokens: int, before: int
+) -> None:
+    queries = torch.randn(tokens, heads, head_dim) * 2 * head_dim**-0.5
+    keys, values = torch.randn(2, kv_heads, before + tokens, head_dim)
+    rounds = kernels.level == "avx512_bf16" and head_dim <= 1024
+    read, read_keys, read_values = queries.double(), keys.half().double(), values.half().double()
+    if rounds:
+        read, read_keys, read_values = in_words(queries), in_words(keys.half()), values.half().bfloat16().double()
+    for window, softcap, sinks in [(0, 0.0, None), (17, 0.0, None), (0, 3.0, torch.randn(heads)), (100, 0.0, None)]:
+        out = kernels.passage(queries, keys, values, "rounded", window, softcap, sinks, kind="fp16")
+        for token, query in enumerate(read):
+            end = before + token + 1
+            seen = slice(max(0, end - window) if window else 0, end)
+            weighted = partial(attended, query, read_keys[:, seen], scale=1.0, softcap=softcap or None, sinks=sinks)
+            expected = weighted(values=read_values[:, seen])
+            if rounds:  # each weight to bf16, then their sum to one
+                lost = weighted(values=read_values[:, seen].abs()) * 2**-8 + 1e-6
+                assert ((out[token] - expected).abs() <= lost).all()
+            else:
+                assert_close(out[token], expected, 5e-5)
+
+
+def test_rounded_weights_add_up_to_one(kernels: Operations) -> None:
+    queries, keys = torch.randn(30, 6, 64), torch.randn(2, 200, 64)
+    values = torch.randn(2, 1, 64).bfloat16().float().expand(-1, 200, -1).contiguous()
+    out = kernels.passage(queries, keys, values, "rounded")
+    assert_close(out, values[:, 0].repeat_interleave(3, 0).expand(30, -1, -1), 1e-6)
+
+
+def test_the_weights_of_rounded_attention_are_those_of_its_queries_and_keys(kernels: Operations) -> None:
+    queries, keys = torch.randn(40, 2, 64) * 0.5, torch.randn(1, 64, 64)
+    out = kernels.passage(queries, keys, torch.eye(64)[None].contiguous(), "rounded").double()
+    for token, query in enumerate(queries.double()):
+        expected = (query @ keys[0, : 25 + token].double().T).softmax(-1)
+        assert ((out[token, :, : 25 + token] / expected - 1).abs() < 2**-7).all()
+        assert (out[token, :, 25 + token :] == 0).all()
+
+
+def test_rounded_attention_to_one_key_among_many(kernels: Operations) -> None:
+    queries, keys, values = torch.ones(20, 2, 64), torch.zeros(1, 300, 64), torch.randn(1, 300, 64).bfloat16().float()
+    keys[0, 200] = 100
+    out = kernels.passage(queries, keys, values, "rounded")
+    assert_close(out, values[0, 200].expand(20, 2, -1), 1e-6)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_attention_whose_products_may_be_rounded_keeps_what_is_not_finite_to_its_row(
+    kernels: Operations, value: float
+) -> None:
+    queries, (keys, values) = torch.randn(40, 2, 64), torch.randn(2, 1, 90, 64)
+    queries[7, 1, 5] = value
+    out = kernels.passage(queries, keys, values, "rounded")
+    assert not out[7, 1].isfinite().any()
+    out[7, 1] = 0
+    assert out.isfinite().all()
+
+
 # Which kernels
 
 

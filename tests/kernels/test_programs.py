@@ -102,6 +102,7 @@ CASES = {
     "groups by their best": mixing(groups=2, group_best=1, renormalize=False, expert_scale=True),
     "sparsemixer": mixing(router="sparsemixer", top_k=2, jitter=0.3),
     "scaled inputs": mixing(router="sigmoid", scales_input=True, renormalize=False),
+    "experts of a latent": mixing(latent=20, latent_bias=True, shared=MLP),
     "experts without gates": mixing(expert=replace(MLP, gated=False, activation="relu_squared")),
 }
 

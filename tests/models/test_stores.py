@@ -27,7 +27,7 @@ from tests.gguf.tiny_gguf import BOS, CONTROL, TOKENS, Kind, write_gguf
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home with a model in each store, and what is no model beside."""
+    """A home with a model in each store, and files that are no models."""
     monkeypatch.delenv("GPTCLI_STORES")
     monkeypatch.delenv("OLLAMA_MODELS", raising=False)
     monkeypatch.delenv("LLAMA_CACHE", raising=False)
@@ -282,9 +282,7 @@ def test_ollamas_system_message_is_the_first_unless_another_is_given(ollama: Cal
     assert b"terse" not in cli("generate", "Hello", *report).out
 
 
-def test_what_of_ollamas_layers_is_not_read_is_noted_or_refused(
-    ollama: Callable[..., None], home: Path, tmp_path: Path
-) -> None:
+def test_what_of_ollamas_layers_is_not_read_is_noted_or_refused(ollama: Callable[..., None]) -> None:
     ollama(params={"mirostat": 2}, template="{{ .Prompt }}")
     assert [str(note) for note in opened().notes] == ["not done, though Ollama's parameters ask for it: mirostat"]
     ollama(adapter="x")
@@ -299,9 +297,7 @@ def test_what_of_ollamas_layers_is_not_read_is_noted_or_refused(
         opened()
 
 
-def test_a_template_of_go_is_noted_where_the_file_has_none_of_jinja(
-    ollama: Callable[..., None], home: Path, tmp_path: Path
-) -> None:
+def test_a_template_of_go_is_noted_where_the_file_has_none_of_jinja(ollama: Callable[..., None]) -> None:
     ollama(template="{{ .Prompt }}")
     assert opened().notes == []
     blob = find("ollama:tiny")

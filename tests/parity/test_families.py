@@ -354,6 +354,8 @@ ROWS = [
          {"mlp_hidden_act": "relu"}, {"norm_topk_prob": False})),
     Row("nemotron_h, biases, bounded steps", "nemotron_h", {"time_step_min": 0.001}, NEMOTRON | {"use_bias": True,
          "mlp_bias": True, "use_conv_bias": False, "time_step_min": 2.0, "norm_topk_prob": False}),
+    Row("nemotron_h, experts of a latent", "nemotron_h", {"routed_scaling_factor": 1.0}, NEMOTRON | {
+         "moe_latent_size": 24, "mlp_bias": True, "n_group": 2, "topk_group": 1}),
     Row("qwen3_next", "qwen3_next", {"norm_topk_prob": False}, DELTA | QWEN_MOE | {"mlp_only_layers": [1],
          "shared_expert_intermediate_size": 40},
          ({"rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 1.0}}, {"rms_norm_eps": 0.1})),

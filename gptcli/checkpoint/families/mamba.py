@@ -164,10 +164,10 @@ def falcon_h1(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 
 
 def nemotron_h(hf: HfConfig, tensors: Collection[str]) -> Architecture:
-    """Nemotron H and Nemotron Nano 2 and 3: each layer is Mamba 2, attention, an MLP or a mixture, by a pattern."""
+    """Nemotron H, Nano 2 and Nemotron 3: each layer is Mamba 2, attention, an MLP or a mixture, by a pattern."""
     hf.expect("mamba_hidden_act", "silu", "swish")
     hf.expect("sliding_window")
-    hf.expect("moe_latent_size")
+    hf.ignore("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")  # there is none
     hf.ignore(
         "residual_in_fp32", "rescale_prenorm_residual", "chunk_size", "expand", "num_hidden_layers",
         "num_logits_to_keep", "use_mamba_kernels", "mamba_proj_bias", "mamba_ssm_cache_dtype", "hidden_dropout",
@@ -219,7 +219,9 @@ def nemotron_h(hf: HfConfig, tensors: Collection[str]) -> Architecture:
 def _nemotron_mixture(hf: HfConfig, mlp: MlpConfig) -> MoeConfig:
     moe = sigmoid_mixture(hf, renormalize=True, experts=8, top_k=2, width=7688)
     shared = replace(mlp, width=hf.integer("moe_shared_expert_intermediate_size", 7688))
-    return replace(moe, expert=replace(mlp, width=moe.expert.width, bias=False), shared=shared)
+    latent = hf.optional_integer("moe_latent_size")
+    expert = replace(mlp, width=moe.expert.width, bias=False)
+    return replace(moe, expert=expert, shared=shared, latent=latent, latent_bias=latent is not None and mlp.bias)
 
 
 def _nemotron_kinds(hf: HfConfig) -> list[str]:

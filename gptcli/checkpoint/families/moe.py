@@ -167,6 +167,7 @@ class ExpertNames:
     shared_up: tuple[str, ...] = ("gate_proj", "up_proj")
     shared_down: str = "down_proj"
     stacked: tuple[str, str] | None = None  # all experts' gate and up, and down, in one tensor each
+    latent: tuple[str, str] = ("fc1_latent_proj", "fc2_latent_proj")  # what projects to what experts see, and back
 
     def recipes(self, layer: str, moe: MoeConfig, tensors: Collection[str]) -> dict[str, Recipe]:
         """Recipes by our names after `mlp.`, from a layer's prefix and the names of all tensors."""
@@ -181,6 +182,9 @@ class ExpertNames:
         if moe.correction:
             correction = Take(root + self.correction)
             recipes["correction"] = correction if self.correction_is_row else Stack((correction,))
+        if moe.latent is not None:
+            for name, source in zip(("latent_in", "latent_out"), self.latent, strict=True):
+                recipes.linear(name, [root + source], moe.latent_bias)
         if moe.shared is not None:
             apart = self.shared_down != COMMON.shared_down and f"{shared}{COMMON.shared_down}.weight" in tensors
             names = COMMON if apart else self  # as GGUF files have them

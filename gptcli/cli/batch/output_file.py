@@ -17,8 +17,13 @@ from gptcli.cli.terminal.stdout import StdoutSink
 from gptcli.errors import OutputError
 from gptcli.files import lock, written_whole
 
-_ID = re.compile(rb'\{"id": "batch_req_(\d{1,15})_([0-9a-f]{16})", ')
-_SUCCEEDED = re.compile(rb'[^,]*, "custom_id": "(?:[^"\\]|\\.)*", "response": \{"status_code": 200, ')
+# What an answer begins with: its id, and if it succeeded, what it was made with.
+_BEGINNING = re.compile(
+    rb'\{"id": "batch_req_(\d{1,15})_([0-9a-f]{16})", '
+    rb'(?:"custom_id": "[^"\\]*(?:\\.[^"\\]*)*", "response": '
+    rb'\{"status_code": 200, "request_id": "req_\d+_[0-9a-f]+_?([0-9a-f]*)", )?'
+)
+_END = b', "error": null}\n'
 
 
 def line_id(line: InputLine) -> str:
@@ -30,6 +35,7 @@ class StdoutAnswers:
     """Answers that go to stdout, where nothing is resumed."""
 
     failed = torn = 0
+    made_with = frozenset[bytes]()
 
     def __init__(self) -> None:
         self._sink = StdoutSink()
@@ -51,6 +57,7 @@ class AnswersFile:
     """Answers in a file, locked until `close`. Each is known by its line's number and hash, 8 bytes in memory.
 
     failed: answers found in it that are errors. torn: bytes of an incomplete last line that were cut off.
+    made_with: the hashes of settings in its other answers; see `BatchSettings`.
     """
 
     is_terminal = False
@@ -60,6 +67,7 @@ class AnswersFile:
         self._keys = array("Q")  # by number; 0 where there is no answer
         self._last, self._ordered = 0, True
         self.failed = self.torn = 0
+        self.made_with = set[bytes]()
 
     @classmethod
     def open(cls, path: Path, *, retry_failed: bool) -> Self:
@@ -81,34 +89,40 @@ class AnswersFile:
 
     def _take(self, retry_failed: bool) -> None:
         end = 0
-        for number, key, start, line in self._lines():
+        for number, key, made_with, start, line in self._lines():
             end = start + len(line)
-            failed = not self._succeeded(line)
-            self.failed += failed
-            if not (failed and retry_failed):
+            if made_with is None:
+                self.failed += 1
+            elif made_with:
+                self.made_with.add(made_with)
+            if made_with is not None or not retry_failed:
                 self._add(number, key)
         self.torn = os.fstat(self._descriptor).st_size - end
         os.ftruncate(self._descriptor, end)
         if self.failed and retry_failed:
-            self._rewrite(start for _, _, start, line in self._lines() if self._succeeded(line))
+            self._rewrite(start for _, _, made_with, start, _ in self._lines() if made_with is not None)
             self.failed = 0
 
-    def _lines(self) -> Iterator[tuple[int, int, int, bytes]]:
-        """Each whole answer: number and key of its line, offset in the file, bytes."""
+    def _lines(self) -> Iterator[tuple[int, int, bytes | None, int, bytes]]:
+        """Each whole answer: number and key of its line, what it was made with, offset in the file, bytes.
+
+        What it was made with is empty where it does not say, and None of an error. The beginning and the end of a line
+        tell. Raises OutputError for a line that is no answer.
+        """
         start = 0
         with open(self._path, "rb") as file:
             for line in file:
                 if not line.endswith(b"\n"):
                     return
-                if (match := _ID.match(line)) is None:
+                if (match := _BEGINNING.match(line)) is None:
                     raise self._of_no_batch()
-                yield int(match[1]), int(match[2], 16), start, line
+                number, key, made_with = match.groups()
+                if made_with is None or not line.endswith(_END):
+                    made_with = b"" if self._succeeded(line) else None
+                yield int(number), int(key, 16), made_with, start, line
                 start += len(line)
 
     def _succeeded(self, line: bytes) -> bool:
-        """Whether an answer succeeded; its beginning and end tell. Raises OutputError for a line that is no answer."""
-        if _SUCCEEDED.match(line) and line.endswith(b', "error": null}\n'):
-            return True
         try:
             response = json.loads(line)["response"]
             return response is not None and bool(response["status_code"] == 200)
@@ -155,8 +169,11 @@ class AnswersFile:
         if any(islice(self._keys, last + 1, None)):
             raise self._of_another_input(f"the input ends with line {last}, the answers do not")
         if sort and not self._ordered:
-            order = sorted((number, start) for number, _, start, _ in self._lines())
-            self._rewrite(start for _, start in order)
+            starts = array("q")  # by number
+            for number, _, _, start, _ in self._lines():
+                starts.extend([-1] * (number + 1 - len(starts)))
+                starts[number] = start
+            self._rewrite(start for start in starts if start >= 0)
         os.close(self._descriptor)
 
     def _of_another_input(self, why: str) -> OutputError:

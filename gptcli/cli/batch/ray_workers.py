@@ -45,7 +45,7 @@ class Worker:
         requests = Requests(lm, self._settings, template_of(self._run, lm), lambda name: None)
         started = [_started(scheduler, request) for request in requests.of(lines) if request is not None]
         ended = (requests.finished(index, _ended(events)) for index, events in enumerate(started))
-        return [work.answered(lm.name) for work in ended if work is not None]
+        return [work.answered(lm.name, self._settings.made_with) for work in ended if work is not None]
 
     def _model(self) -> tuple[LanguageModel, Scheduler]:
         with self._lock:

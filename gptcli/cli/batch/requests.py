@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
-from gptcli.cli.batch.answer_records import Vectors, answer_record, error_record, vectors_record
+from gptcli.cli.batch.answer_records import RecordId, Vectors, answer_record, error_record, vectors_record
 from gptcli.cli.batch.bodies import PlainSettings, asked_of, filled
 from gptcli.cli.batch.input_lines import InputLine
 from gptcli.cli.batch.output_file import line_id
@@ -28,7 +29,8 @@ class BatchSettings:
     """Settings of every line that has none of its own.
 
     options: by the names of `Request`. template: of a prompt, with `{field}`s. system: of conversations without one.
-    special: whether prompts spell control tokens. tools: of conversations that bring none.
+    special: whether prompts spell control tokens. tools: of conversations that bring none. made_with: a hash of all
+    this and of the model, which answers carry.
     """
 
     options: Mapping[str, Any]
@@ -38,6 +40,11 @@ class BatchSettings:
     special: bool = False
     tools: Sequence[Definition] = ()
     tool_choice: str = AUTO
+    made_with: str = ""
+
+    def with_model(self, *facts: object) -> Self:
+        """The same with its hash. facts: what else answers depend on."""
+        return replace(self, made_with=hashlib.sha256(repr((self, facts)).encode()).hexdigest()[:8])
 
 
 @dataclass(frozen=True)
@@ -72,13 +79,13 @@ class Work:
         """Whether Ctrl-C cut a text off, so that the line counts as not answered."""
         return any(text.finished.reason == "interrupt" for text in self.texts.values())
 
-    def answered(self, model: str) -> Answered:
-        """Its answer, once no request is open."""
+    def answered(self, model: str, made_with: str) -> Answered:
+        """Its answer, once no request is open. made_with: see `BatchSettings`."""
         tokens = sum(text.finished.usage.completion_tokens for text in self.texts.values())
-        return Answered(self.line.number, json_line(self._record(model)), self.error is not None, tokens)
+        return Answered(self.line.number, json_line(self._record(model, made_with)), self.error is not None, tokens)
 
-    def _record(self, model: str) -> dict[str, Any]:
-        id = line_id(self.line)
+    def _record(self, model: str, made_with: str) -> dict[str, Any]:
+        id = RecordId(line_id(self.line), made_with)
         if self.vectors is not None:
             return vectors_record(id, self.custom_id, model, self.vectors)
         if self.error is not None or self.asked is None:

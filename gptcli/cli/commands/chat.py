@@ -285,15 +285,8 @@ def _written(
     if run.output.as_json:
         lm, settings = conversation.lm, conversation.settings
         sampling = settings.sampling(lm.sampling_defaults)
-        record = sample_record(
-            lm,
-            b"".join(pieces),
-            finished,
-            sampling,
-            settings.stopping,
-            tools=bool(settings.offered),
-        )
-        sink.write(json_line(record))
+        tools = bool(settings.offered)
+        sink.write(json_line(sample_record(lm, b"".join(pieces), finished, sampling, settings.stopping, tools=tools)))
     else:
         write_calls(sink, finished)
     return finished

@@ -25,7 +25,7 @@ from gptcli.errors import InputError, ModelNotFound, OutputError, UsageError
 from gptcli.language_model import ChatSession
 from gptcli.models.catalog import SEE_MODELS, local_models
 from gptcli.text.messages import as_json, as_markdown, code_blocks
-from gptcli.tools.definitions import parse_tools, tool_name, tool_parameters
+from gptcli.tools.definitions import parse_tools, tool_name, tool_properties
 
 _EXPORTS = {"md": as_markdown, "json": as_json}
 
@@ -144,7 +144,7 @@ def tools(repl: ReplControls, argument: str) -> None:
         note_unheld(repl.session.tool_use, print_prompt_note)
     for tool in repl.session.settings.tools:
         about = excerpt(tool["function"].get("description", ""), 60)
-        repl.say(f"{tool_name(tool)}({', '.join(tool_parameters(tool).get('properties', {}))})  {about}".rstrip())
+        repl.say(f"{tool_name(tool)}({', '.join(tool_properties(tool))})  {about}".rstrip())
     if not repl.session.settings.tools:
         repl.say("no tools; /tools FILE takes those of a file")
 

@@ -9,9 +9,9 @@ import json
 import math
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,6 @@ _JSON: JsonCompileOptions = {
 _SCHEMA_MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions"})
 _GBNF_RULE = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
 _LARK_TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)+/|(?://|#).*|(<[^\s<>]+>)')
-_INLINE_SCHEMA = re.compile(r"^(r[0-9]+: %json )(.*)$", re.MULTILINE)
 _REGEX_PART = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{(?P<counts>[0-9]{1,18}(?:,[0-9]{0,18})?)\}|.", re.DOTALL)
 _REASONS = (
     (r".*lookarounds not supported yet; Word.*", r"not supported: \\b"),
@@ -65,15 +64,17 @@ _REASONS = (
 
 @dataclass(frozen=True)
 class CallGrammar:
-    """The grammar of a text that is one call of a tool, in llguidance's Lark, with control tokens by their ids.
+    """The grammar of a text that is one call of a tool.
 
-    schemas: each tool's name, and the JSON schema of its arguments. after: the marks that the grammar begins after,
-    each time, while the rest of the text is free; none if it is the whole text's.
+    format: the name of how calls are written. schemas: each tool's name, and the JSON schema of its arguments. after:
+    the marks that the grammar begins after, each time, while the rest of the text is free; none if it is the whole
+    text's. write: spells it in llguidance's Lark for one tokenizer, if the schemas are valid, each as it is rewritten.
     """
 
-    lark: str
+    format: str
     schemas: tuple[tuple[str, str], ...]
-    after: tuple[str, ...] = ()
+    after: tuple[str, ...]
+    write: Callable[[Callable[[Mapping[str, Any]], Mapping[str, Any]]], str] = field(compare=False)
 
 
 class _Bytes:
@@ -189,7 +190,7 @@ def _of_calls(calls: CallGrammar) -> str:
             _of_schema(schema)
         except UsageError as error:
             raise UsageError(f"the parameters of tool {name}: {error.message.removeprefix('json-schema: ')}") from None
-    lark = _INLINE_SCHEMA.sub(lambda rule: rule[1] + json.dumps(rewritten(json.loads(rule[2]))), calls.lark)
+    lark = calls.write(rewritten)
     _check_length("tools", lark)
     return LLMatcher.grammar_from_lark(lark)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from gptcli.errors import GptcliError, UsageError
 from gptcli.generation.constraints.grammar import CallGrammar, checked_grammar, compiled, reason_of
@@ -68,20 +68,13 @@ class _Tokens:
         return self.greedy(text)
 
 
-class BeginningWith(Protocol):
-    """Finds tokens that begin with a text and go on. within: also those that have the text later."""
-
-    def __call__(self, text: bytes, *, within: bool) -> Sequence[int]:
-        """Their ids."""
-
-
 class Compiler:
     """Compiles constraints for a model's tokens in the background, and keeps the latest."""
 
     def __init__(self, tokenizer: Tokenizer, stop_ids: frozenset[int]) -> None:
         self._tokenizer, self._stop_ids = tokenizer, stop_ids
         self._compiled: dict[ConstraintConfig | CallGrammar, Future[LLMatcher]] = {}
-        self._beginnings: dict[tuple[bytes, bool], list[int]] = {}
+        self._beyond: dict[bytes, list[list[int]]] = {}  # by mark, see `tokens_beyond`
         self._thread, self._lock = ThreadPoolExecutor(1), threading.Lock()
 
     def start(self, config: ConstraintConfig | CallGrammar) -> Future[LLMatcher]:
@@ -100,42 +93,57 @@ class Compiler:
         grammar = checked_grammar(config)
         if len(self._compiled) == _MOST_COMPILED:
             del self._compiled[next(iter(self._compiled))]
-        self._compiled[config] = self._thread.submit(self._matcher, grammar)
+        after = config.after if isinstance(config, CallGrammar) else ()
+        self._compiled[config] = self._thread.submit(self._matcher, grammar, after)
 
-    def constraint(self, config: ConstraintConfig | CallGrammar, *, forces: bool = True) -> Constraint:
-        """The constraint of one text. forces: whether it may force tokens. Raises as `start` does."""
+    def constraint(
+        self, config: ConstraintConfig | CallGrammar, *, forces: bool = True, in_thoughts: bool = False
+    ) -> Constraint:
+        """What limits one text. Raises as `start` does.
+
+        forces: whether it may take tokens without a draw. in_thoughts: whether the text begins amid thoughts, which are
+        free.
+        """
         matcher = self.start(config).result()
 
         def begin() -> Grammar:
             return Grammar(matcher.deep_copy(), self._tokenizer.size, forces=forces)
 
-        if not (isinstance(config, CallGrammar) and config.after):
-            return begin()
-        return AfterMarks(begin, self._tokenizer, config.after, self._tokens.greedy_tokenize, self._beginning_with)
+        if isinstance(config, CallGrammar) and config.after:
+            beyond = {mark: self._beyond[mark] for mark in map(str.encode, config.after)}
+            return AfterMarks(begin, self._tokenizer, beyond, self._library.greedy_tokenize, in_thoughts=in_thoughts)
+        return AfterThoughts(begin(), self._tokenizer, CLOSING, self._stop_ids) if in_thoughts else begin()
 
-    def _beginning_with(self, text: bytes, *, within: bool) -> Sequence[int]:
-        """See `BeginningWith`."""
-        if (text, within) not in self._beginnings:
-            every = ((token, self._tokenizer.token_bytes(token)) for token in range(self._tokenizer.size))
-            fit = bytes.__contains__ if within else bytes.startswith
-            self._beginnings[text, within] = [
-                token for token, data in every if fit(data, text) and not data.endswith(text)
-            ]
-        return self._beginnings[text, within]
-
-    def _matcher(self, grammar: str) -> LLMatcher:
-        matcher = compiled(self._tokens, grammar)
+    def _matcher(self, grammar: str, after: Sequence[str]) -> LLMatcher:
+        matcher = compiled(self._library, grammar)
         _check(matcher)
+        for mark in map(str.encode, after):
+            self._beyond[mark] = self._beyond.get(mark) or tokens_beyond(mark, self._tokens.tokens)
         return matcher
 
     @cached_property
-    def _tokens(self) -> LLTokenizer:
+    def _tokens(self) -> _Tokens:
+        return _Tokens(self._tokenizer, self._stop_ids)
+
+    @cached_property
+    def _library(self) -> LLTokenizer:
         from llguidance import LLTokenizer
 
-        tokens = _Tokens(self._tokenizer, self._stop_ids)
-        made = LLTokenizer(tokens, eos_token=tokens.eos_ids, slices=_SLICES)  # type: ignore[arg-type]  # as there
-        tokens.greedy = made.greedy_tokenize
+        made = LLTokenizer(self._tokens, eos_token=self._tokens.eos_ids, slices=_SLICES)  # type: ignore[arg-type]  # as there
+        self._tokens.greedy = made.greedy_tokenize
         return made
+
+
+def tokens_beyond(mark: bytes, tokens: Sequence[bytes]) -> list[list[int]]:
+    """The tokens that complete a mark and go on, by how many of its bytes come before them."""
+    beyond = [list[int]() for _ in mark]
+    for token, data in enumerate(tokens):
+        text = data[:-1]
+        if mark[-1] in text:  # few are
+            for before, ids in enumerate(beyond):
+                if text.startswith(mark[before:]) or (before == 0 and mark in text):
+                    ids.append(token)
+    return beyond
 
 
 class Grammar:
@@ -226,26 +234,27 @@ class AfterThoughts:
 class AfterMarks:
     """A `Constraint` that begins again after each of these marks; before, and once it is met, all is allowed.
 
-    Thoughts at the text's beginning are free, marks or not. spell: gives tokens of a text. beginning_with: see
-    `BeginningWith`.
+    Thoughts that the text begins with are free, marks or not. marks: what `tokens_beyond` finds for each. spell: tokens
+    of a text, whichever. in_thoughts: whether thoughts are open already.
     """
 
     def __init__(
         self,
         begin: Callable[[], Grammar],
         tokenizer: Tokenizer,
-        marks: Sequence[str],
+        marks: Mapping[bytes, Sequence[Sequence[int]]],
         spell: Callable[[str], list[int]],
-        beginning_with: BeginningWith,
+        *,
+        in_thoughts: bool,
     ) -> None:
         self._begin, self._tokenizer, self._spell = begin, tokenizer, spell
-        self._beginning_with = beginning_with
-        self._marks = [mark.encode() for mark in marks]
-        self._shown = {id: name.encode() for name, id in tokenizer.control_tokens.ids.items() if name in marks}
+        self._marks = marks
+        controls = {id: name.encode() for name, id in tokenizer.control_tokens.ids.items()}
+        self._shown = {id: name for id, name in controls.items() if any(name in mark for mark in marks)}
         self._inner: Grammar | None = None
-        self._tail = b""  # end of the free text, in which a mark may begin
-        self._begins = True  # whether there are only blanks, or a beginning of the tag of thoughts
-        self._in_thoughts = False
+        self._tail = b""  # of the free text, as long as a mark may begin in it
+        self._begins = not in_thoughts  # only blanks since the text or its thoughts, or what may become their tag
+        self._in_thoughts = in_thoughts
         self._fit: dict[bytes, bool] = {}
 
     @property
@@ -291,18 +300,25 @@ class AfterMarks:
                 self._inner = None
             return
         self._tail += self._bytes(token)
-        if self._begins:
-            start = self._tail.lstrip()
-            self._begins = OPENING.startswith(start) and start != OPENING
-            self._in_thoughts = start.startswith(OPENING)
-        if self._in_thoughts and CLOSING in self._tail:
-            self._tail, self._in_thoughts = self._tail.partition(CLOSING)[2], False
+        self._look_for_thoughts()
         if not self._in_thoughts and (rest := self._rest(self._tail)) is not None:
             self._inner, self._tail = self._begin(), b""
             for spelled in self._spell(rest.decode()):
                 self._inner.accept(spelled)
         elif not self._begins:
             self._tail = self._tail[-max(map(len, (CLOSING, *self._marks))) :]
+
+    def _look_for_thoughts(self) -> None:
+        """As the splitter does: where thoughts end, others may begin."""
+        if self._in_thoughts and CLOSING in self._tail:
+            self._tail = self._tail.partition(CLOSING)[2]
+            self._begins, self._in_thoughts = True, False
+        start = self._tail.lstrip()
+        if self._begins and start.startswith(OPENING):
+            self._tail, self._begins, self._in_thoughts = start.removeprefix(OPENING), False, True
+            self._look_for_thoughts()
+        elif self._begins:
+            self._begins = OPENING.startswith(start)
 
     def _bytes(self, token: int) -> bytes:
         if self._tokenizer.is_control(token):
@@ -329,10 +345,10 @@ class AfterMarks:
 
     def _beyond(self) -> Iterator[int]:
         """The tokens that complete a mark and go on."""
-        for mark in self._marks:
-            for kept in range(len(mark)):
-                if self._tail.endswith(mark[:kept]):
-                    yield from self._beginning_with(mark[kept:], within=not kept)
+        for mark, beyond in self._marks.items():
+            for before, tokens in enumerate(beyond):
+                if tokens and self._tail.endswith(mark[:before]):
+                    yield from tokens
 
 
 def _check(matcher: LLMatcher) -> None:

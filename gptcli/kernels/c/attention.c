@@ -101,15 +101,14 @@ int gptcli_attention(const Attention *tokens, int64_t count) {
  */
 
 enum {
-    QUERIES = 48,        /* of a task, which share what is loaded of keys and values */
-    SPLIT_QUERIES = 192, /* the same in tiles, which wait for the third cache with fewer */
-    MOST_ROWS = 32,      /* to which queries are padded at most */
+    QUERIES = 48,   /* of a task, which share what is loaded of keys and values */
+    MOST_ROWS = 32, /* to which queries are padded at most */
 };
 
 typedef struct {
     const Passage *passage;
     float *prepared, *slices; /* prepared: keys, and what else a span needs */
-    int split;                /* whether in tiles */
+    int split;                /* whether in products of 16 bits */
     int64_t spans, tile, tiles; /* tile: tokens of a task */
     int64_t span_floats;
     int64_t slice; /* floats of a thread's workspace */
@@ -170,12 +169,18 @@ static void tiles_share(void *argument, int thread, int threads) {
     }
 }
 
+static int is_split(const Passage *passage) {
+    if (level()->attend_split == NULL) return 0;
+    if (level()->split_rounds) return passage->arithmetic == ROUNDED_PRODUCTS && passage->head_dim <= MOST_DEPTH;
+    return passage->arithmetic == ROUNDED_PRODUCTS || passage->arithmetic == BF16_PRODUCTS;
+}
+
 int gptcli_passage(const Passage *passage) {
     int64_t group = passage->heads / passage->kv_heads, head_dim = passage->head_dim;
     PassageJob job = {.passage = passage};
-    job.split = passage->arithmetic == BF16_PRODUCTS && level()->attend_split != NULL;
+    job.split = is_split(passage);
     if (job.split) head_dim = round_up(head_dim, SEGMENT);
-    job.tile = larger(1, (job.split ? SPLIT_QUERIES : QUERIES) / group);
+    job.tile = larger(1, (job.split ? level()->split_queries : QUERIES) / group);
     job.spans = (passage->first + passage->tokens + SPAN - 1) / SPAN;
     job.span_floats = (job.split ? 2 : 1) * SPAN * head_dim;
     job.tiles = (passage->tokens + job.tile - 1) / job.tile;

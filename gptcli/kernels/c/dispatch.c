@@ -58,10 +58,17 @@ static const Level *named(const char *name) {
         amx_level.digits_from = AMX_FEWEST;
         amx_level.attend_split = amx_attend_passage;
         amx_level.split_span = amx_split_span;
+        amx_level.split_queries = AMX_QUERIES;
         return &amx_level;
     }
-    if (avx512 && strcmp(name, "avx512_bf16") == 0 && has_avx512_bf16())
-        return with_bf16(&avx512_bf16_level, "avx512_bf16", avx512_bf16_panels);
+    if (avx512 && strcmp(name, "avx512_bf16") == 0 && has_avx512_bf16()) {
+        with_bf16(&avx512_bf16_level, "avx512_bf16", avx512_bf16_panels);
+        avx512_bf16_level.attend_split = rounded_attend;
+        avx512_bf16_level.split_span = rounded_span;
+        avx512_bf16_level.split_queries = ROUNDED_QUERIES;
+        avx512_bf16_level.split_rounds = 1;
+        return &avx512_bf16_level;
+    }
 #endif
     if (avx512 && strcmp(name, avx512_level.name) == 0) return &avx512_level;
     if (avx2 && strcmp(name, avx2_level.name) == 0) return &avx2_level;

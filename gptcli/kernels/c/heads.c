@@ -78,73 +78,55 @@ enum {
 typedef struct {
     const Op *op;
     const uint8_t *cached;
-    int64_t room, positions, latent, turned; /* latent: numbers of a latent; turned: those behind it, of all keys */
-    float *latents, *behind;                 /* (positions, latent), (positions, turned) */
-    float *whole;                            /* (threads, latent + turned) */
-    int64_t first, heads;                    /* that are made at once */
-    float *keys, *values;                    /* (heads, positions, size) */
-    float *out;                              /* (tokens, heads, size) */
+    int64_t room, positions, plain, value; /* plain, value: channels of a head that are made of latents */
+    int64_t first, heads;                  /* that are made at once */
+    int64_t begin, end;                    /* positions that are made at once */
+    float *latents;                        /* (POSITIONS, columns of a matrix) */
+    float *whole;                          /* (threads, the same and the channels behind them) */
+    float *keys, *values;                  /* (heads, positions, size) */
+    float *out;                            /* (tokens, heads, size) */
     atomic_llong next;
 } Expansion;
 
-/* Takes the latents of some positions apart. */
+/* Takes latents out of the cache. The rotated channels after them become the last ones of all keys; values end in zeros:
+ * attention needs both of one width. */
 static void latents_share(void *argument, int thread, int threads) {
     Expansion *job = argument;
-    int64_t width = job->latent + job->turned;
-    float *whole = job->whole + thread * width;
+    const int64_t size = job->op->size, latent = job->op->matrices[0]->columns, turned = size - job->plain;
+    float *whole = job->whole + thread * (latent + turned);
     (void)threads;
-    for (int64_t begin; (begin = atomic_fetch_add(&job->next, SPAN)) < job->positions;)
-        for (int64_t position = begin; position < smaller(begin + SPAN, job->positions); position++) {
-            level()->expand((CacheKind)job->op->cache_kind, job->cached, width, job->room, position, position + 1, whole);
-            memcpy(job->latents + position * job->latent, whole, (size_t)job->latent * sizeof(float));
-            memcpy(job->behind + position * job->turned, whole + job->latent, (size_t)job->turned * sizeof(float));
+    for (int64_t position; (position = atomic_fetch_add(&job->next, 1)) < job->end;) {
+        level()->expand((CacheKind)job->op->cache_kind, job->cached, latent + turned, job->room, position, position + 1,
+                        whole);
+        memcpy(job->latents + (position - job->begin) * latent, whole, (size_t)latent * sizeof(float));
+        for (int64_t row = position; row < job->heads * job->positions; row += job->positions) {
+            memcpy(job->keys + row * size + job->plain, whole + latent, (size_t)turned * sizeof(float));
+            memset(job->values + row * size + job->value, 0, (size_t)(size - job->value) * sizeof(float));
         }
+    }
 }
 
-/* Fills up keys with their last channels, and values with zeros: both are as wide in attention. */
-static void filling_share(void *argument, int thread, int threads) {
-    Expansion *job = argument;
-    int64_t size = job->op->size, plain = size - job->turned, value = job->op->matrices[job->op->heads]->rows;
-    (void)thread, (void)threads;
-    for (int64_t begin; (begin = atomic_fetch_add(&job->next, SPAN)) < job->heads * job->positions;)
-        for (int64_t row = begin; row < smaller(begin + SPAN, job->heads * job->positions); row++) {
-            memcpy(job->keys + row * size + plain, job->behind + row % job->positions * job->turned,
-                   (size_t)job->turned * sizeof(float));
-            memset(job->values + row * size + value, 0, (size_t)(size - value) * sizeof(float));
-        }
-}
-
-static void share(Task *task, Expansion *job) {
-    atomic_store(&job->next, 0);
-    pool_lock();
-    pool_share(task, job);
-    pool_unlock();
-}
-
+/* Keys and values of positions [begin, end). */
 static int make_keys_and_values(Expansion *job, Product *products) {
     const Op *op = job->op;
-    int status = 0;
-    for (int64_t begin = 0; begin < job->positions && status == 0; begin += POSITIONS) {
-        for (int64_t i = 0; i < 2 * job->heads; i++) {
-            int64_t head = i % job->heads;
-            float *to = (i < job->heads ? job->keys : job->values) + (head * job->positions + begin) * op->size;
-            products[i] = (Product){
-                .matrix = op->matrices[(i < job->heads ? 0 : op->heads) + job->first + head],
-                .x = job->latents + begin * job->latent,
-                .tokens = smaller(POSITIONS, job->positions - begin),
-                .out = to,
+    atomic_store(&job->next, job->begin);
+    pool_lock();
+    pool_share(latents_share, job);
+    pool_unlock();
+    for (int64_t head = 0; head < job->heads; head++)
+        for (int of_values = 0; of_values < 2; of_values++)
+            products[2 * head + of_values] = (Product){
+                .matrix = op->matrices[of_values * op->heads + job->first + head],
+                .x = job->latents,
+                .tokens = job->end - job->begin,
+                .out = (of_values ? job->values : job->keys) + (head * job->positions + job->begin) * op->size,
                 .stride = op->size,
             };
-        }
-        status = linear_products(products, 2 * job->heads);
-    }
-    share(filling_share, job);
-    return status;
+    return linear_products(products, 2 * job->heads);
 }
 
 static int attend_heads(const Expansion *job, int64_t tokens, const float *queries, float *out) {
     const Op *op = job->op;
-    int64_t value = op->matrices[op->heads]->rows;
     Passage passage = {
         .queries = queries + job->first * op->size,
         .keys = (const uint8_t *)job->keys,
@@ -162,45 +144,37 @@ static int attend_heads(const Expansion *job, int64_t tokens, const float *queri
         .scale = op->factor,
     };
     int status = gptcli_passage(&passage);
-    for (int64_t row = 0; row < tokens * job->heads; row++)
-        memcpy(out + (row / job->heads * op->heads + job->first + row % job->heads) * value, job->out + row * op->size,
-               (size_t)value * sizeof(float));
+    for (int64_t row = 0; row < tokens * job->heads && status == 0; row++)
+        memcpy(out + (row / job->heads * op->heads + job->first + row % job->heads) * job->value,
+               job->out + row * op->size, (size_t)job->value * sizeof(float));
     return status;
 }
 
 int attend_expanded(const Op *op, const Frame *frame, int64_t text, const Row *row, const uint8_t *latents) {
     int64_t begin = frame->starts[text], tokens = frame->starts[text + 1] - begin, positions = row->cached + tokens;
-    int64_t latent = op->matrices[0]->columns, turned = op->size - op->matrices[0]->rows;
+    int64_t plain = op->matrices[0]->rows, value = op->matrices[op->heads]->rows, latent = op->matrices[0]->columns;
     int64_t most = smaller(op->heads, larger(1, MOST_FLOATS / (2 * positions * op->size)));
-    int64_t rounds = (op->heads + most - 1) / most;
+    int64_t rounds = (op->heads + most - 1) / most, whole = gptcli_threads() * (latent + op->size - plain);
     most = (op->heads + rounds - 1) / rounds; /* about as many in each */
-    int64_t floats = (positions + gptcli_threads()) * (latent + turned) + most * op->size * (2 * positions + tokens);
+    int64_t floats = POSITIONS * latent + whole + most * op->size * (2 * positions + tokens);
     float *memory = malloc((size_t)floats * sizeof *memory);
     Product *products = malloc((size_t)(2 * most) * sizeof *products);
-    Expansion job = {
-        .op = op,
-        .cached = latents,
-        .room = row->room,
-        .positions = positions,
-        .latent = latent,
-        .turned = turned,
-        .latents = memory,
-    };
     int status = memory == NULL || products == NULL ? -1 : 0;
-    if (status == 0) {
-        job.behind = job.latents + positions * latent;
-        job.whole = job.behind + positions * turned;
-        job.keys = job.whole + gptcli_threads() * (latent + turned);
-        job.values = job.keys + most * positions * op->size;
-        job.out = job.values + most * positions * op->size;
-        share(latents_share, &job);
-    }
+    Expansion job = {.op = op, .cached = latents, .room = row->room, .positions = positions};
+    job.plain = plain, job.value = value;
+    job.latents = memory;
     for (; job.first < op->heads && status == 0; job.first += most) {
         job.heads = smaller(most, op->heads - job.first);
-        status = make_keys_and_values(&job, products);
+        job.whole = job.latents + POSITIONS * latent;
+        job.keys = job.whole + whole;
+        job.values = job.keys + job.heads * positions * op->size;
+        job.out = job.values + job.heads * positions * op->size;
+        for (job.begin = 0; job.begin < positions && status == 0; job.begin += POSITIONS) {
+            job.end = smaller(job.begin + POSITIONS, positions);
+            status = make_keys_and_values(&job, products);
+        }
         if (status == 0)
-            status = attend_heads(&job, tokens, op->in + begin * op->stride,
-                                  op->out + begin * op->heads * op->matrices[op->heads]->rows);
+            status = attend_heads(&job, tokens, op->in + begin * op->stride, op->out + begin * op->heads * value);
     }
     free(products);
     free(memory);

@@ -3,9 +3,10 @@
  *   matrix.c     matrices: dense weights read in place, affine ones repacked
  *   coded.c      dense weights in fewer bytes, bit for bit
  *   linear.c     out = x @ W.T + bias on all threads
+ *   score.c      log-probabilities of tokens, without keeping logits
  *   attention.c  attention over a cache of keys and values
  *   mixture.c    mixtures of experts
- *   heads.c      products of each head by itself, and what latent attention does with many tokens
+ *   heads.c      products of each head by itself, and latent attention of many tokens
  *   recurrence.c convolutions and states that follow a text
  *   program.c    a decoder's step as a list of operations
  *   sample.c     draws a token from logits
@@ -14,7 +15,7 @@
  *   pool.c       the threads
  *   simd/        the inner loops, written once in its headers and compiled once per instruction set
  *
- * No file calls one before it: program, mixture, heads, recurrence, attention, linear, coded, matrix, dispatch, simd, pool, memory.
+ * No file calls one before it: program, mixture, heads, recurrence, attention, score, linear, coded, matrix, dispatch, simd, pool, memory.
  * Sizes and strides count elements unless they are called bytes. Functions that return int return 0, or -1 if there is
  * not enough memory.
  */
@@ -51,7 +52,9 @@ enum {
     RECORD = 64,     /* columns of a row that are coded together */
     CODE_BYTES = RECORD / 2,
     BF16_TOKENS = 32, /* tokens that are multiplied at once in bf16 */
+    SCORED_ROWS = 2 * BLOCK, /* of a head, whose logits are summed at once */
     MOST_THREADS = 256,
+    MOST_DEPTH = 1024, /* numbers of a head that are rounded to 16 bits */
 };
 
 /* ---- matrix.c ---- */
@@ -74,6 +77,7 @@ typedef enum {
     FP32_PRODUCTS,
     BF16_PRODUCTS, /* weights and activations are rounded to bf16, sums are fp32; fp32 where the level has no such products */
     INT8_PRODUCTS, /* activations are rounded to 8 bits */
+    ROUNDED_PRODUCTS, /* of attention only: queries and keys may be rounded to 16 bits, weights and values to bf16 */
 } Arithmetic;
 
 struct Chunk;
@@ -238,6 +242,13 @@ int linear_joined(const Matrix *const *matrices, int64_t count, const float *x, 
 /* out (tokens, rows) = x (tokens, columns) @ W.T + bias, on all threads. bias: (rows) or NULL. */
 EXPORT int gptcli_linear(const Matrix *matrix, const float *x, int64_t tokens, const float *bias, float *out);
 
+/* ---- score.c ---- */
+
+/* The log-probability of a target for each token, as logits x @ W.T + bias give it whose rows below `scored` count; not
+ * finite if any logit is not. out: (tokens). The logits are never in memory together. */
+EXPORT int gptcli_linear_scores(const Matrix *matrix, const float *x, int64_t tokens, const float *bias,
+                                const int64_t *targets, int64_t scored, double *out);
+
 /* ---- attention.c ---- */
 
 /* How keys and values are stored. In 8 bits, a vector's numbers are multiples of a scale in fp32. */
@@ -280,7 +291,7 @@ typedef struct Passage {
     float *out; /* (tokens, heads, head_dim) */
     int64_t tokens, first, window, chunked, dropped, kind, heads, kv_heads, head_dim, room, query_stride;
     float scale, softcap, rounded;
-    int64_t arithmetic; /* BF16_PRODUCTS allows products to lose 2^-16, where that is faster */
+    int64_t arithmetic; /* BF16_PRODUCTS allows products to lose 2^-16, where that is faster; see ROUNDED_PRODUCTS */
 } Passage;
 
 /* On all threads; exported for tests. */
@@ -328,10 +339,10 @@ typedef enum {
     ACTIVATE,   /* `rows` times: out (size) = activation `table` of in, times what follows if stride is 2 * size */
     ADD,        /* out (size) += in * factor, or replaced by it if `table` */
     BY_HEAD,    /* `heads` times: out = in @ matrix.T, then `copied` numbers that follow in `in`; heads are `size` apart in a
-                   row of `stride`, and `out_step` in a row of `out_stride`; but for texts that EXPAND attends for */
-    EXPAND,     /* out (heads, values): attention with keys and values of each head, which are made of the latents that the
-                   ATTEND `borrows` stored, for texts with `expands_from` tokens and more. in: queries of `size` in a row of
-                   `stride`; matrices: `heads` for keys, whose last channels are those behind the latents, and for values */
+                   row of `stride`, and `out_step` in a row of `out_stride`; skips texts of EXPAND */
+    EXPAND,     /* out (heads, values): attention of texts with at least `expands_from` tokens, by keys and values of each
+                   head, made from the latents that the ATTEND `borrows` stored. in: queries of `size` in a row of `stride`;
+                   matrices: `heads` for keys, whose last channels follow the latents, then `heads` for values */
     SHARE,      /* out (size) of each choice *= its share, which becomes 1 */
     CONVOLVE,   /* out (size) = the sum of each channel's newest `rows` values in a row of `stride`, times weight (rows, size),
                    plus bias; the state has the last rows - 1 */
@@ -374,7 +385,7 @@ typedef struct Op {
     int64_t arithmetic, chunked; /* of ATTEND: see Passage */
     int64_t borrows; /* 1 + the number of the ATTEND whose keys and values it reads instead of storing any; 0: it stores */
     int64_t out_stride, out_step, copied;
-    int64_t expands_from; /* tokens of a text in a step, which EXPAND then attends for; 0: no number of tokens */
+    int64_t expands_from; /* the fewest tokens of a text in a step that make it one of EXPAND's; 0: none is */
     int64_t router, groups, top_groups, group_best, renormalize; /* of CHOOSE: see model/config.py's MoeConfig */
     int64_t state_at; /* bytes of a text's states before those of this operation */
     int64_t corrected, tiled; /* of RECUR */
@@ -413,6 +424,9 @@ typedef struct Frame {
     const State *states;       /* (texts) */
     const int64_t *wanted_tokens; /* (wanted) their indices, ascending */
     float *logits;                /* (wanted, vocabulary) */
+    const int64_t *targets; /* (wanted) or NULL: instead of logits, the log-probabilities of these tokens are computed */
+    int64_t scored;         /* rows of the head that have a probability */
+    double *scores;         /* (wanted), not finite where a logit is not */
 } Frame;
 
 /* The text of a token, by halves. */
@@ -428,7 +442,7 @@ static inline int64_t text_of(const Frame *frame, int64_t token) {
     return text;
 }
 
-/* Whether EXPAND attends for a text. */
+/* Whether a text is one of EXPAND's. */
 static inline int is_expanded(const Op *op, const Frame *frame, int64_t text) {
     return op->expands_from > 0 && frame->starts[text + 1] - frame->starts[text] >= op->expands_from;
 }
@@ -446,7 +460,7 @@ int multiply_experts(const Op *op, const Frame *frame);
 
 int multiply_heads(const Op *op, const Frame *frame);
 
-/* EXPAND for one text, whose latents of all blocks are in `row`, those of this one at `latents`. */
+/* EXPAND of one text. row: its latents of all blocks; latents: those of this block. */
 int attend_expanded(const Op *op, const Frame *frame, int64_t text, const Row *row, const uint8_t *latents);
 
 /* ---- recurrence.c ---- */
@@ -545,16 +559,21 @@ typedef struct Level {
     void (*recur)(const Recurrence *, const float *before, float *after, float *out);
     void (*exp)(const float *x, int64_t size, float *out);
     float (*greatest)(const float *x, int64_t size); /* -infinity of none; NaNs are not allowed */
+    /* Adds e^(logit - most) of `count` logits to BLOCK sums, and NaN if one of `present` logits is not finite; most may
+     * become greater, and the sums are then scaled. Both counts are at most SCORED_ROWS, and so many floats are read. */
+    void (*add_powers)(const float *logits, int64_t count, int64_t present, float *most, float *sums);
     /* As panels, in bf16, and the rounding of a token for it; NULL: the processor has no such products. See simd/bf16.h
      * for the layout of x. */
     void (*bf16_panels)(const Matrix *, const uint16_t *x, int64_t tokens, int64_t begin, int64_t end, float *panel,
                         const Output *);
     void (*round_token)(const float *x, int64_t columns, int64_t token, uint16_t *out);
-    /* As attend_passage, for BF16_PRODUCTS, and what makes a span's keys and values ready for it; NULL: fp32 is as fast.
-     * See simd/amx_attention.c for the layouts. */
+    /* As attend_passage, in products of 16 bits, and what makes a span's keys and values ready for it; NULL: fp32 is as
+     * fast. See simd/amx_attention.c and simd/rounded_attention.c for the layouts. */
     void (*attend_split)(const Passage *, int64_t kv_head, int64_t begin, int64_t end, const float *spans,
                          float *workspace);
     void (*split_span)(const float *keys, const float *values, int64_t present, int64_t head_dim, float *to);
+    int64_t split_queries; /* of a task of these, which share what is loaded of keys and values */
+    int split_rounds;      /* whether they are for ROUNDED_PRODUCTS only */
 } Level;
 
 extern const Level portable_level;
@@ -573,6 +592,9 @@ void amx_quantize(const float *x, int64_t segments, int64_t width, int64_t terms
                   float *sums, int32_t *offsets);
 enum { AMX_FEWEST = 4 }; /* tokens that are worth tiles of integers; fewer wait for memory */
 void avx512_bf16_round(const float *x, int64_t columns, int64_t token, uint16_t *out);
+enum { AMX_QUERIES = 192, ROUNDED_QUERIES = 48 }; /* tiles wait for the third cache with fewer */
+void rounded_attend(const Passage *, int64_t kv_head, int64_t begin, int64_t end, const float *spans, float *workspace);
+void rounded_span(const float *keys, const float *values, int64_t present, int64_t head_dim, float *to);
 void amx_attend_passage(const Passage *, int64_t kv_head, int64_t begin, int64_t end, const float *spans,
                         float *workspace);
 void amx_split_span(const float *keys, const float *values, int64_t present, int64_t head_dim, float *to);

@@ -300,7 +300,7 @@ static int expand(const Op *op, const Frame *frame) {
     return status;
 }
 
-/* Logits are computed for the wanted tokens only, whose rows are moved together. */
+/* Logits, or scores, are computed for the wanted tokens only, whose rows are moved together. */
 static int linear(const Op *op, const Frame *frame) {
     const Matrix *matrix = op->matrices[0];
     if (op->out != NULL) return linear_joined(op->matrices, op->rows, op->in, frame->tokens, op->bias, op->out);
@@ -308,6 +308,8 @@ static int linear(const Op *op, const Frame *frame) {
     float *in = (float *)op->in + first * columns; /* a buffer of the program, which nothing reads afterwards */
     for (int64_t i = 1; i < frame->wanted; i++)
         memmove(in + i * columns, op->in + frame->wanted_tokens[i] * columns, (size_t)columns * sizeof(float));
+    if (frame->targets != NULL)
+        return gptcli_linear_scores(matrix, in, frame->wanted, op->bias, frame->targets, frame->scored, frame->scores);
     return gptcli_linear(matrix, in, frame->wanted, op->bias, frame->logits);
 }
 

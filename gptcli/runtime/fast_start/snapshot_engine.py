@@ -23,7 +23,7 @@ from gptcli.runtime.engine import (
     no_progress,
 )
 from gptcli.runtime.fast_start.snapshot_file import Snapshot
-from gptcli.runtime.program import CHUNK, MANY_LOGITS, chunks
+from gptcli.runtime.program import CHUNK, MANY_LOGITS, Scored, chunks
 from gptcli.runtime.program_cache import ProgramCache
 from gptcli.runtime.resource_limits import free_memory
 
@@ -157,6 +157,9 @@ class SnapshotEngine:
         for chunk in chunks(tokens, before if self._keeps_states else 0):
             asked = targets[max(0, start - before) : max(0, start - before + len(chunk))]
             start += len(chunk)
+            if len(asked) >= MANY_LOGITS and not top:
+                yield self._summed([Extension(cache, chunk, len(asked))], asked, vocabulary)
+                continue
             rows = self._run(Extension(cache, chunk, max(1, len(asked))))
             if asked:
                 yield self._scores(rows, asked, vocabulary, top)
@@ -170,6 +173,9 @@ class SnapshotEngine:
             self._run_texts([text for text in before if text.tokens])
             for text in texts:
                 text.cache.mark()
+        if sum(text.wanted for text in texts) >= MANY_LOGITS and not top:
+            rest = iter(self._summed(texts, [target for own in targets for target in own], vocabulary))
+            return [[next(rest) for _ in own] for own in targets]
         rows = self._run_texts(texts)
         return [self._scores(own, asked, vocabulary, top) for own, asked in zip(rows, targets, strict=True)]
 
@@ -181,6 +187,19 @@ class SnapshotEngine:
                 raise own
             rows.append(own)
         return rows
+
+    def _summed(self, texts: Sequence[Extension], targets: Sequence[int], vocabulary: int) -> list[TokenScore]:
+        """The scores of all texts' targets, for which no logits are kept."""
+        scored = Scored(targets, vocabulary)
+        length = max(text.cache.length + len(text.tokens) for text in texts)
+        try:
+            self._run_program(texts, 0, scored=scored)
+        except MemoryError:
+            raise OutOfMemory(f"out of memory on cpu while running token {length}") from None
+        if scored.logprobs is None:
+            self._drop()
+            raise NonFiniteLogits(length, self.dtype_name)
+        return [TokenScore(logprob, ()) for logprob in scored.logprobs]
 
     def _scores(
         self, rows: Sequence[SnapshotLogits], targets: Sequence[int], vocabulary: int, top: int
@@ -206,13 +225,23 @@ class SnapshotEngine:
 
     def _logits_of(self, texts: Sequence[Extension], cancelled: Cancelled = never_cancelled) -> list[SnapshotLogits]:
         """Appends tokens to each of several texts; the logits that they want, one after another, finite or not."""
-        snapshot, row = self._snapshot, 4 * self._snapshot.vocab_size
+        row, wanted = 4 * self._snapshot.vocab_size, sum(text.wanted for text in texts)
+        logits = Memory(wanted * row, huge_pages=wanted >= MANY_LOGITS)
+        self._run_program(texts, logits.address, cancelled)
+        return [SnapshotLogits(logits, index * row) for index in range(wanted)]
+
+    def _run_program(
+        self,
+        texts: Sequence[Extension],
+        logits: int,
+        cancelled: Cancelled = never_cancelled,
+        scored: Scored | None = None,
+    ) -> None:
+        """See `Program.run`."""
+        snapshot = self._snapshot
         for cache, tokens, _ in texts:
             assert cache.length + len(tokens) <= self._room
             assert 0 <= min(tokens) <= max(tokens) < snapshot.vocab_size
         rotations = [[table.at(text.cache.length) for table in snapshot.tables] for text in texts]
-        wanted = sum(text.wanted for text in texts)
-        logits = Memory(wanted * row, huge_pages=wanted >= MANY_LOGITS)
         with self._step:
-            snapshot.program.run(texts, rotations, logits.address, cancelled)
-        return [SnapshotLogits(logits, index * row) for index in range(wanted)]
+            snapshot.program.run(texts, rotations, logits, cancelled, scored)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from gptcli.kernels.bindings import LOGISTIC, Arithmetic, Matrix
+from gptcli.kernels.bindings import ATTENTION_PRODUCTS, LOGISTIC, Arithmetic, Matrix
 from gptcli.model.adapted_linear import AdaptedLinear
 from gptcli.model.attention import Attention, alibi_slopes
 from gptcli.model.config import (
@@ -110,7 +109,7 @@ def _attend(ops: Operations, index: int, attention: Attention, q: Buffer, out: B
         factor=config.scale,
         softcap=config.softcap or 0.0,
         rounded=rounded,
-        arithmetic=get_args(Arithmetic).index(_arithmetic(attention.qkv)),
+        arithmetic=ATTENTION_PRODUCTS[_arithmetic(attention.qkv)],
     )
 
 
@@ -180,7 +179,7 @@ def _latent(ops: Operations, attention: LatentAttention, x: Buffer, out: Buffer)
         heads=config.heads,
         kv_heads=1,
         factor=config.scale,
-        arithmetic=get_args(Arithmetic).index(arithmetic),
+        arithmetic=ATTENTION_PRODUCTS[arithmetic],
         expands_from=expands_from,
     )
     _by_head(ops, values_of, read, values, expands_from)
@@ -196,7 +195,7 @@ def _latent(ops: Operations, attention: LatentAttention, x: Buffer, out: Buffer)
             heads=config.heads,
             borrows=1 + attends,
             factor=config.scale,
-            arithmetic=get_args(Arithmetic).index(arithmetic),
+            arithmetic=ATTENTION_PRODUCTS[arithmetic],
             expands_from=expands_from,
         )
     ops.linear(attention.out, values, out)

@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from gptcli.kernels.bindings import CacheKind
+from gptcli.kernels.bindings import CacheKind, Rotation
 from gptcli.kernels.memory import Memory
 from gptcli.kernels.tensors import Library
 from gptcli.model.config import CACHE_STEP, RopeConfig
@@ -31,7 +31,7 @@ from gptcli.runtime.lowering.streams import (
     lower_layer_input,
     lower_layer_inputs,
 )
-from gptcli.runtime.program import MANY_LOGITS, Buffer, Program
+from gptcli.runtime.program import MANY_LOGITS, Buffer, Program, Scored
 from gptcli.runtime.program_cache import ProgramCache
 
 # The fields of DecoderConfig that the program computes, and those that `Decoder.scaled` applies to its logits.
@@ -91,14 +91,28 @@ class DecoderProgram:
 
         Raises StepCancelled once cancelled.
         """
+        logits = _room(sum(text.wanted for text in texts), self._decoder.config.vocab_size)
+        self.program.run(texts, self._rotations(texts), logits.data_ptr(), cancelled)
+        return self._decoder.scaled(logits)
+
+    @property
+    def scores(self) -> bool:
+        """Whether the program's logits are those of the model, so that `score` may sum them up."""
+        return self._decoder.config.logit_scale == 1 and self._decoder.config.logit_softcap is None
+
+    def score(self, texts: Sequence[Extension], targets: Sequence[int], vocabulary: int) -> list[float] | None:
+        """The same, but for the log-probability of a target after each wanted token; None if a logit is not finite."""
+        scored = Scored(targets, vocabulary)
+        self.program.run(texts, self._rotations(texts), 0, scored=scored)
+        return scored.logprobs
+
+    def _rotations(self, texts: Sequence[Extension]) -> list[list[Rotation]]:
         vocabulary, rotations = self._decoder.config.vocab_size, []
         longest = max(cache.length + len(tokens) for cache, tokens, _ in texts)  # no table may be replaced meanwhile
         for cache, tokens, _ in texts:
             assert 0 <= min(tokens) <= max(tokens) < vocabulary
             rotations.append([self._table(rope, longest, cache.span).at(cache.length) for rope in self._ropes])
-        logits = _room(sum(text.wanted for text in texts), vocabulary)
-        self.program.run(texts, rotations, logits.data_ptr(), cancelled)
-        return self._decoder.scaled(logits)
+        return rotations
 
     def _table(self, rope: RopeConfig, positions: int, span: int) -> RotaryTable:
         key = rope, rope.border is not None and span > rope.border

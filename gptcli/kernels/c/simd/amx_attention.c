@@ -24,16 +24,13 @@
 #include "vectors.h"
 
 #include "amx.h"
-#include "passage_rows.h"
+#include "span_weights.h"
 
 enum {
     PAIR = 2 * TILE_NUMBERS,
     SPAN_TILES = SPAN / TILE_LINES,
     SPAN_STEPS = SPAN / SEGMENT,
-    SPAN_VECTORS = SPAN / LANES,
 };
-
-static int64_t depth_of(int64_t head_dim) { return (head_dim + SEGMENT - 1) / SEGMENT * SEGMENT; }
 
 /* 32 numbers in bf16, and what is left of them. */
 INLINE void split(floats low, floats high, __m512i *upper, __m512i *rest) {
@@ -41,10 +38,6 @@ INLINE void split(floats low, floats high, __m512i *upper, __m512i *rest) {
     low -= (floats)(words_of_halves((halves)_mm512_castsi512_si256(*upper)) << 16);
     high -= (floats)(words_of_halves((halves)_mm512_extracti64x4_epi64(*upper, 1)) << 16);
     *rest = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
-}
-
-INLINE floats load_channels(const float *row, int64_t channel, int64_t head_dim) {
-    return channel < head_dim ? load_some(row, channel, head_dim) : (floats){0};
 }
 
 static void split_keys(const float *keys, int64_t present, int64_t head_dim, int64_t depth, uint16_t *to) {
@@ -144,39 +137,12 @@ INLINE void product(const uint16_t *a, const uint16_t *b, int64_t rows, int64_t 
                    width, add);
 }
 
-/* e^x of no positive x, as `exponential`. */
-INLINE floats power_of_e(floats x) {
-    x = greatest(splat(-104), x); /* where zero begins */
-    floats n = (floats)_mm512_roundscale_ps((__m512)(x * 1.44269504f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    return (floats)_mm512_scalef_ps((__m512)exponential_of_rest(x, n), (__m512)n);
-}
-
-/* Makes a row's scores over a span weights, and rescales its earlier results to the new greatest score. The row sees
- * positions [first, last) of the span. */
+/* Replaces a row's scores over a span by weights; see `weights_over_span`. */
 INLINE void weigh_row(const Passage *passage, const float *scores, int64_t first, int64_t last, float *most,
                       floats *total, float *out, int64_t depth, uint16_t *weights) {
     floats values[SPAN_VECTORS];
-    uint64_t seen = last == 0 ? 0 : ~(uint64_t)0 >> (SPAN - last);
-    seen = first == SPAN ? 0 : seen >> first << first;
-    floats greatest_values = splat(-INFINITY);
-    UNROLL for (int v = 0; v < SPAN_VECTORS; v++) {
-        values[v] = load(scores + v * LANES);
-        if (passage->softcap != 0) values[v] = hyperbolic_tangent(values[v] / passage->softcap) * passage->softcap;
-        __mmask16 mask = (__mmask16)(seen >> v * LANES);
-        values[v] = (floats)_mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), mask, (__m512)values[v]);
-        greatest_values = (floats)_mm512_max_ps((__m512)greatest_values, (__m512)values[v]);
-    }
-    const float here = _mm512_reduce_max_ps((__m512)greatest_values);
-    if (here > *most) {
-        const float shrink = expf(*most - here);
-        for (int64_t i = 0; i < depth; i += LANES) store(out + i, load(out + i) * shrink);
-        *total *= shrink;
-        *most = here;
-    }
-    UNROLL for (int v = 0; v < SPAN_VECTORS; v++) {
-        values[v] = seen == 0 ? (floats){0} : power_of_e(values[v] - *most);
-        *total += values[v];
-    }
+    weights_over_span(passage, scores, first, last, most, total, out, depth, values);
+    UNROLL for (int v = 0; v < SPAN_VECTORS; v++) *total += values[v];
     UNROLL for (int step = 0; step < SPAN_STEPS; step++, weights += PAIR) {
         __m512i upper, rest;
         split(values[2 * step], values[2 * step + 1], &upper, &rest);

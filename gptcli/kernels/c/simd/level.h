@@ -36,4 +36,4 @@
 #define LEVEL(name)                                                                                                   \
     {name,     FEW,      0,        quantize,       encode,         dense_blocks, affine_blocks, panels,               \
      cache,    expand,   attend,   merge,          attend_passage, rms_norm,    layer_norm,                           \
-     rope,     activate, recur,        exponentials,  greatest_of,   NULL, NULL, NULL, NULL}
+     rope,     activate, recur,        exponentials,  greatest_of,   add_powers, NULL, NULL, NULL, NULL, 0, 0}

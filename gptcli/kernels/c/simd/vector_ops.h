@@ -108,6 +108,41 @@ static void exponentials(const float *x, int64_t size, float *out) {
     for (int64_t i = 0; i < size; i += LANES) store_some(out, i, size, exponential(load_some(x, i, size)));
 }
 
+/* See Level. Sums stay far below infinity when `most` is a little behind, so it is rarely changed. */
+static void add_powers(const float *logits, int64_t count, int64_t present, float *most, float *sums) {
+    enum { VECTORS_OF_ROWS = SCORED_ROWS / LANES, VECTORS_OF_SUMS = BLOCK / LANES };
+    const float slack = 40;
+    floats values[VECTORS_OF_ROWS], poison = {0};
+    ints above = {0};
+    for (int v = 0; v < VECTORS_OF_ROWS; v++) {
+        values[v] = load(logits + v * LANES);
+        if ((v + 1) * LANES > count) {
+            for (int64_t i = 0; i < LANES; i++) {
+                if (v * LANES + i < present) poison[i] += values[v][i] * 0;
+                if (v * LANES + i >= count) values[v][i] = -INFINITY;
+            }
+        } else {
+            poison += values[v] * 0;
+        }
+        above |= values[v] > splat(*most + slack);
+    }
+    if (largest(-above) > 0) {
+        floats greatest_values = values[0];
+        for (int v = 1; v < VECTORS_OF_ROWS; v++) greatest_values = greatest(greatest_values, values[v]);
+        const float now = greatest_lane(greatest_values), shrink = expf(*most - now);
+        for (int64_t i = 0; i < BLOCK; i++) sums[i] *= shrink;
+        *most = now;
+    }
+    if (*most == -INFINITY) { /* nothing counts yet */
+        store(sums, load(sums) + poison);
+        return;
+    }
+    for (int v = 0; v < VECTORS_OF_ROWS; v++) {
+        float *to = sums + v % VECTORS_OF_SUMS * LANES;
+        store(to, load(to) + exponential(values[v] - *most) + poison);
+    }
+}
+
 static float greatest_of(const float *x, int64_t size) {
     floats most = splat(-INFINITY);
     int64_t i = 0;
